@@ -28,13 +28,55 @@ from .fusion_models import BEVFusion
 def build_model(cfg, test_cfg=None):
     return BEVFusion(**{name: cfg[name] for name in ('encoders', 'decoder', 'heads')})
 """
+DATASETS = """
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmcv.parallel import DataContainer
+
+
+class Moments:
+    def __init__(self, cfg):
+        self.infos = pickle.loads(Path(cfg['ann_file']).read_bytes())['infos']
+        steps = {step['type']: step for step in cfg['pipeline']}
+        self.limits = np.float32(steps['PointsRangeFilter']['point_cloud_range'])
+
+    def prepare_test_data(self, index):
+        info = self.infos[index]
+        points = np.fromfile(info['lidar_path'], np.float32).reshape(-1, 5)
+        points[:, 4] = 0
+        clouds = [points] if info['sweeps'] else [points, far(points), far(points)]
+        for sweep in info['sweeps'][:2]:
+            cloud = far(np.fromfile(sweep['data_path'], np.float32).reshape(-1, 5))
+            cloud[:, :3] = cloud[:, :3] @ sweep['sensor2lidar_rotation'].T
+            cloud[:, :3] += sweep['sensor2lidar_translation']
+            cloud[:, 4] = info['timestamp'] / 1e6 - sweep['timestamp'] / 1e6
+            clouds.append(cloud)
+        points = np.concatenate(clouds)
+        inside = ((points[:, :3] > self.limits[:3]) & (points[:, :3] < self.limits[3:])).all(1)
+        return dict(points=DataContainer(torch.from_numpy(points[inside])), metas=DataContainer({}))
+
+
+def far(points):
+    return points[(np.abs(points[:, :2]) >= 1.0).any(1)]
+
+
+def build_dataset(cfg):
+    return Moments(cfg)
+"""
 BEVFUSION = """
 import copy
 
-import mmdeploy_ext.models.mmdet3d
 from mmdeploy_ext.families.bevfusion.runtime.frames import in_lidar_columns
+from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.models.bevfusion import fusion
 from mmdeploy_ext.models.sparse_backbone.model import LidarBackbone
+
+
+for name in ('BEVFusionSparseEncoder', 'TransFusionHead', 'TransFusionBBoxCoder'):
+    catalogue.register(name)
 
 
 class Lidar(LidarBackbone):
@@ -89,13 +131,14 @@ def plain(value):
     return json.loads(json.dumps(value))
 
 
-def repository(folder, change=''):
-    """Write the repository with a change of its class into a folder."""
+def repository(folder, change='', datasets=DATASETS):
+    """Write the repository with a change of its class, and a module of data sets, into a folder."""
     text = BEVFUSION if not change else BEVFUSION.replace(*CHANGES[change])
     assert not change or text != BEVFUSION
     package = folder / 'mmdet3d'
     for place, content in (
         ('__init__.py', PACKAGE),
+        ('datasets/__init__.py', datasets),
         ('models/__init__.py', MODELS),
         ('models/fusion_models/__init__.py', 'from .bevfusion import BEVFusion\n'),
         ('models/fusion_models/bevfusion.py', text),

@@ -18,7 +18,7 @@ from mmdeploy_ext.core.model_classes import ModelClass
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.bevfusion import autoware, cuda_graphs
 from mmdeploy_ext.families.bevfusion.followed_code import differing_code
-from mmdeploy_ext.families.bevfusion.fork import Fork, ForkReference, adapt
+from mmdeploy_ext.families.bevfusion.fork import Fork, ForkReference, RepositoryMoments, adapt, with_truth
 from mmdeploy_ext.families.bevfusion.graphs import graphs, postprocess_facts
 from mmdeploy_ext.families.bevfusion.head_limits import heads_with_other_limits
 from mmdeploy_ext.families.bevfusion.options import AUTOWARE, CUDA, PORTABLE
@@ -116,7 +116,11 @@ class BEVFusionFamily(SequenceFamily):
     def generated_dataset(self, folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any]:
         """Write moments of the sensors that a model has."""
         default = 'NuScenesDataset' if rule.views is None else 'FusionNuScenesDataset'
-        return generated_dataset(folder, cfg, default, rule.views, rule.voxels)
+        dataset = generated_dataset(folder, cfg, default, rule.views, rule.voxels)
+        if cfg.get('fork'):
+            with_truth(Path(dataset['ann_file']))
+            dataset.update(type=RepositoryMoments, fork=cfg.fork)
+        return dataset
 
     def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[Sweep]:
         """Yield moments each of which changes one thing more of the rig."""
@@ -194,7 +198,7 @@ class BEVFusionFamily(SequenceFamily):
         """See `Family.build`."""
         check_model(cfg)
         model = build_without_weights(cfg, build_model)
-        model.fork = Fork(cfg.fork.root, cfg.fork.cfg.to_dict()) if cfg.get('fork') else None
+        model.fork = cfg.get('fork')
         return model
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:

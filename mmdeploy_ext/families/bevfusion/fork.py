@@ -17,12 +17,13 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mmcv.parallel import DataContainer
 
 import mmdeploy_ext
 from mmdeploy_ext.core.errors import ConfigError, InferenceError
@@ -42,25 +43,23 @@ MARK = Path('mmdet3d', 'models', 'fusion_models')
 ENCODERS = {'SparseEncoder': 'BEVFusionSparseEncoder'}
 """Type of a sparse encoder in these repositories -> the same one here."""
 META_KEYS = *MATRICES, 'filename', 'sample_idx', 'box_mode_3d', 'box_type_3d'
-LEFT_OUT = (
-    'LoadRadarPointsMultiSweeps',
-    'LoadAnnotations3D',
-    'LoadBEVSegmentation',
-    'GlobalRotScaleTrans',
-    'GTDepth',
-)
+OF_TRUTH = 'LoadRadarPointsMultiSweeps', 'LoadAnnotations3D', 'LoadBEVSegmentation', 'GTDepth'
+"""Steps of test pipelines that load what no model of cameras and LiDAR takes."""
+LEFT_OUT = (*OF_TRUTH, 'GlobalRotScaleTrans')
 """Steps of test pipelines that change neither pictures nor points."""
 OF_PICTURES = 'LoadMultiViewImageFromFiles', 'ImageAug3D', 'ImageNormalize'
 IMAGE_KEYS = 'type', 'final_dim', 'resize_lim', 'bot_pct_lim'
 """What ImageAug3D takes here; the other keys are of training."""
-UNMOVED = dict(resize_lim=[1.0, 1.0], rot_lim=[0.0, 0.0], trans_lim=0.0)
-"""Of GlobalRotScaleTrans in a test pipeline."""
 BEAMS = 32
 """Of nuScenes' LiDAR; a repository's loader drops points where it is told to keep fewer."""
 CONVENTIONS = {
     '0.x': 'mmdet3d 0.x (columns w, l, h; yaw from -y, clockwise)',
     '1.x': 'mmdet3d 1.x (columns l, w, h; yaw from x, counter-clockwise)',
 }
+
+
+JOB = 'root', 'cfg', 'steps', 'checkpoint'
+"""What the process is given of a `Fork`."""
 
 
 @dataclasses.dataclass
@@ -70,11 +69,13 @@ class Fork:
     Attributes:
         root: folder with its `mmdet3d`.
         cfg: its config as plain values, as it was read.
+        steps: of its test pipeline, those that make pictures, points and matrices.
         checkpoint: path of the weights; '' before they are loaded.
     """
 
     root: str
     cfg: dict[str, Any]
+    steps: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     checkpoint: str = ''
 
     @functools.cached_property
@@ -103,7 +104,7 @@ def adapt(cfg: Any) -> None:
     root = root_of(cfg.filename)
     if root is None or 'fork' in cfg or 'encoders' not in cfg.model:
         return
-    fork = dict(root=str(root), cfg=copy.deepcopy(cfg._cfg_dict.to_dict()))
+    fork = Fork(str(root), copy.deepcopy(cfg._cfg_dict.to_dict()))
     model, dataset = cfg.model, (cfg.get('data') or {}).get('test') or {}
     lidar, camera = (model.encoders.get(name) for name in ('lidar', 'camera'))
     if lidar:
@@ -119,7 +120,8 @@ def adapt(cfg: Any) -> None:
         head.pop('train_cfg', None)  # names classes of the repository that training builds
     classes = list(dataset.get('object_classes') or cfg.get('object_classes') or ())
     cfg.class_names = classes
-    steps = dataset.get('pipeline') or cfg.get('test_pipeline') or ()
+    steps = [dict(step) for step in dataset.get('pipeline') or cfg.get('test_pipeline') or ()]
+    fork.steps = _own_steps(steps, bool(camera))
     test = dict(
         type='FusionNuScenesDataset' if camera else 'NuScenesDataset',
         classes=classes,
@@ -147,8 +149,11 @@ def _pipeline(cfg: Any, steps: Any, classes: list[str], has_camera: bool) -> lis
     pipeline = []
     for step in steps:
         kind = step['type']
-        if kind == 'GlobalRotScaleTrans':
-            _check_unmoved(cfg, step)
+        if kind == 'GlobalRotScaleTrans' and step.get('is_train'):
+            raise ConfigError(
+                f'{cfg.filename}: GlobalRotScaleTrans of the test pipeline has is_train=True, which turns '
+                f'and scales points; expected False'
+            )
         if kind in left_out:
             continue
         if kind in endings:
@@ -162,13 +167,16 @@ def _pipeline(cfg: Any, steps: Any, classes: list[str], has_camera: bool) -> lis
     return pipeline
 
 
-def _check_unmoved(cfg: Any, step: Mapping[str, Any]) -> None:
-    limits = {key: step[key] for key in UNMOVED}
-    if limits != UNMOVED:
-        raise ConfigError(
-            f'{cfg.filename}: the test pipeline turns or scales points: GlobalRotScaleTrans has {limits}; '
-            f'expected {UNMOVED}'
-        )
+def _own_steps(steps: Iterable[dict[str, Any]], has_camera: bool) -> list[dict[str, Any]]:
+    """Return the steps of a repository that make what its model takes; sweeps of the past are the nearest."""
+    left_out = OF_TRUTH if has_camera else (*OF_TRUTH, *OF_PICTURES)
+    steps = [copy.deepcopy(step) for step in steps if step['type'] not in left_out]
+    for step in steps:
+        if step['type'] == 'LoadPointsFromMultiSweeps':
+            step['test_mode'] = True
+        if step['type'] == 'Collect3D':
+            step['keys'] = [key for key in step['keys'] if key == 'points' or (has_camera and key == 'img')]
+    return steps
 
 
 def _points_step(cfg: Any, step: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -201,7 +209,7 @@ class ForkProcess:
         self.folder = tempfile.TemporaryDirectory(prefix='mm2onnx_fork_')
         self.operators: list[str] = []
         job = Path(self.folder.name, 'job.pkl')
-        job.write_bytes(pickle.dumps(dict(root=fork.root, cfg=fork.cfg, checkpoint=fork.checkpoint)))
+        job.write_bytes(pickle.dumps({name: getattr(fork, name) for name in JOB}))
         paths = [fork.root, str(Path(mmdeploy_ext.__file__).parents[1]), os.environ.get('PYTHONPATH', '')]
         self.process = subprocess.Popen(
             [sys.executable, '-W', 'ignore', '-m', PROGRAM, str(job)],
@@ -243,6 +251,52 @@ def _end(process: subprocess.Popen, folder: tempfile.TemporaryDirectory) -> None
         stream.close()
     process.wait()
     folder.cleanup()
+
+
+class RepositoryMoments(torch.utils.data.Dataset):
+    """Moments of an info file as the test pipeline of a repository prepares them.
+
+    Args:
+        ann_file: path of the info file.
+        fork: the repository.
+        data_root: folder of the files.
+        others: of mmdet3d's data sets; they are not used.
+    """
+
+    def __init__(self, ann_file: str, fork: Fork, data_root: str = '', **others: Any) -> None:
+        self.ann_file, self.fork, self.data_root = ann_file, fork, data_root
+        self.data_infos = pickle.loads(Path(ann_file).read_bytes())['infos']
+
+    def __len__(self) -> int:
+        return len(self.data_infos)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        moment = self.fork.process.call('moment', dict(infos=self.ann_file, index=index))
+        arrays = {name: torch.from_numpy(moment[name]) for name in ('points', 'img') if name in moment}
+        names = MATRICES if 'camera2lidar' in moment else ()
+        meta = {name: moment[name] for name in names if name in moment}
+        containers = {name: DataContainer(array, stack=name == 'img') for name, array in arrays.items()}
+        meta['sample_idx'] = self.data_infos[index]['token']
+        return dict(containers, img_metas=DataContainer(meta, cpu_only=True))
+
+
+def with_truth(infos: Path) -> None:
+    """Add to an info file what data sets of repositories read besides: no boxes, poses of the cameras."""
+    content = pickle.loads(infos.read_bytes())
+    for info in content['infos']:
+        info.update(
+            location='',
+            gt_boxes=np.zeros((0, 7)),
+            gt_names=np.zeros(0, str),
+            gt_velocity=np.zeros((0, 2)),
+            num_lidar_pts=np.zeros(0, np.int64),
+            valid_flag=np.zeros(0, bool),
+        )
+        for camera in info['cams'].values():
+            camera.setdefault('camera_intrinsics', camera['cam_intrinsic'])  # its name before 2023
+            camera.setdefault('sensor2ego_rotation', [1.0, 0.0, 0.0, 0.0])
+            camera.setdefault('sensor2ego_translation', [0.0, 0.0, 0.0])
+    infos.write_bytes(pickle.dumps(content))
 
 
 class ForkReference(Reference):
@@ -301,6 +355,8 @@ class ForkReference(Reference):
         lines = [
             f'the reference is the code of {facts["root"]}, through its test path, in a process of its own; '
             f'the graphs are of our implementation with the same weights',
+            'preprocessing was compared with its test pipeline, without annotations, maps and radar, and '
+            'with the nearest sweeps of the past',
             f'its boxes are those of {CONVENTIONS[facts["box_convention"]]}; they were turned into those of '
             f'mmdet3d 1.x to be compared',
             *(f'patched in the reference: {patch["name"]}: {patch["reason"]}' for patch in facts['patches']),

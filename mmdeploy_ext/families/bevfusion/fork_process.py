@@ -33,6 +33,7 @@ compat.apply()
 stand_in_for_operators()
 
 import torch  # noqa: E402 - after the patches
+from mmcv import ConfigDict  # noqa: E402
 
 TURN = 0.3
 """Heading of the box that shows which convention a `LiDARInstance3DBoxes` has, rad."""
@@ -44,15 +45,17 @@ class ForkModel:
     Args:
         root: of the repository.
         cfg: the config as `tools/test.py` of the repository reads it.
+        steps: of the test pipeline, which `moment` runs.
         checkpoint: path of the weights, whose names have to be those of the model; '' loads none.
     """
 
-    def __init__(self, root: str, cfg: Mapping[str, Any], checkpoint: str) -> None:
+    def __init__(
+        self, root: str, cfg: Mapping[str, Any], steps: list[dict[str, Any]], checkpoint: str
+    ) -> None:
         import mmdet.models  # noqa: F401 - patches that it takes are none of the repository
 
         self.general = compat.effective()
         import mmdet3d
-        from mmcv import ConfigDict
         from mmcv.runner import load_checkpoint
         from mmdet3d.models import build_model
 
@@ -60,7 +63,8 @@ class ForkModel:
         package = Path(mmdet3d.__file__ or '').resolve()
         if not package.is_relative_to(self.root):
             raise ImportError(f'mmdet3d is {package}, not the copy in {self.root}')
-        cfg = ConfigDict(cfg)
+        self.cfg = cfg = ConfigDict(cfg)
+        self.steps = steps
         cfg.model.pretrained = None
         cfg.model.train_cfg = None
         camera = cfg.model.encoders.get('camera')
@@ -161,6 +165,20 @@ class ForkModel:
             boxes=results['boxes_3d'].tensor, scores=results['scores_3d'], labels=results['labels_3d'].long()
         )
         return {name: value.detach().numpy() for name, value in {**self.captured, **boxes}.items()}
+
+    def moment(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the arrays that the test pipeline makes of the moment `index` of the file `infos`.
+
+        These are `points` (P, V), `img` (N, 3, H, W), and the matrices of `Collect3D`.
+        """
+        from mmdet3d.datasets import build_dataset
+
+        source = dict(self.cfg.data.test)
+        modality = dict(source.get('modality') or {}, use_camera='camera' in self.model.encoders)
+        source.update(ann_file=str(arrays['infos']), pipeline=self.steps, modality=modality, test_mode=True)
+        sample = build_dataset(ConfigDict(source)).prepare_test_data(int(arrays['index']))
+        values = {name: getattr(value, 'data', value) for name, value in sample.items()}
+        return {name: value.numpy() for name, value in values.items() if isinstance(value, torch.Tensor)}
 
     def boxes_of(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return boxes, scores and labels that the head makes of the values of its queries.

@@ -50,7 +50,7 @@ def verdict(toy):
 def test_the_files_equal_what_the_code_of_the_repository_gives(verdict, repository):
     assert verdict.passed, verdict.reasons
     assert verdict.summary()['matched'] >= 30
-    assert verdict.preprocessing.passed
+    assert verdict.preprocessing.passed and len(verdict.preprocessing.samples) == 2
     text = ' '.join(verdict.notes)
     assert f'the reference is the code of {repository[0]}' in text
     assert 'boxes are those of mmdet3d 1.x (columns l, w, h' in text
@@ -97,7 +97,7 @@ def test_the_config_is_put_into_the_terms_of_the_family(repository):
     ('options', 'words'),
     [
         ({'model.encoders.lidar.voxelize_reduce': False}, 'voxelize_reduce=False'),
-        ({'data.test.pipeline.5.rot_lim': [0.0, 0.1]}, 'rot_lim'),
+        ({'data.test.pipeline.5.is_train': True}, 'is_train=True'),
         ({'data.test.pipeline.1.reduce_beams': 16}, 'reduce_beams=16'),
         ({'data.test.pipeline.2.load_augmented': 'mvp'}, "load_augmented='?mvp"),
     ],
@@ -112,6 +112,17 @@ def test_contracts_of_other_engines_are_refused(repository):
     family = find_family(cfg)
     with pytest.raises(ConfigError, match='--contract autoware'):
         family.check(cfg, family.choose(opset=0, contract='autoware'))
+
+
+@pytest.mark.matrix
+def test_points_that_the_repository_prepares_otherwise_are_not_proven(toy, tmp_path):
+    datasets = toy_bevfusion_fork.DATASETS
+    changed = datasets.replace(
+        "cloud[:, 4] = info['timestamp'] / 1e6 -", "cloud[:, 4] = 0.01 + info['timestamp'] / 1e6 -"
+    )
+    assert changed != datasets
+    verdict = proof_of(toy, toy_bevfusion_fork.repository(tmp_path, datasets=changed))
+    assert not verdict.passed and not verdict.preprocessing.passed
 
 
 @pytest.mark.matrix
