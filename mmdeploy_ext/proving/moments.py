@@ -95,7 +95,9 @@ def _compare(
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
         raise DataError(f'{type(error).__name__}: {error}') from error
     unused = ('points',) if getattr(rule, 'voxels', rule) is None else ()
-    return expected.name, list(_differences(expected, moment, _points_range(deployment.cfg), unused))
+    rounding = float(getattr(dataset, 'picture_rtol', 0.0))  # of a data set that normalises otherwise
+    limits = _points_range(deployment.cfg)
+    return expected.name, list(_differences(expected, moment, limits, unused, rounding))
 
 
 def _points_range(cfg: Any) -> Sequence[float] | None:
@@ -107,7 +109,11 @@ def _points_range(cfg: Any) -> Sequence[float] | None:
 
 
 def _differences(
-    expected: Frame | Sweep, moment: Frame | Sweep, limits: Sequence[float] | None, unused: Collection[str]
+    expected: Frame | Sweep,
+    moment: Frame | Sweep,
+    limits: Sequence[float] | None,
+    unused: Collection[str],
+    picture_rtol: float = 0.0,
 ) -> Iterator[PreprocessingDifference]:
     """Yield what two moments differ in, but for values that the model does not use."""
     for name, wanted, got, rtol in _values(expected, moment):
@@ -115,7 +121,7 @@ def _differences(
             continue
         if name == 'points' and limits is not None:
             wanted, got = (_in_range(points, limits) for points in (wanted, got))
-        words = _unlike(got, wanted, rtol)
+        words = _unlike(got, wanted, picture_rtol if name == 'images' else rtol)
         if words:
             yield PreprocessingDifference(expected.name, name, *words)
 
