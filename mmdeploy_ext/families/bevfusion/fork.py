@@ -264,7 +264,7 @@ class RepositoryMoments(torch.utils.data.Dataset):
     """
 
     picture_rtol = 1e-6
-    """Of the largest value of a picture: torchvision divides by 255, then by the deviation; the rule in a file
+    """Of the largest value of a picture: torchvision divides by 255, then by the deviation; a rule
     multiplies once. Measured: 4e-7."""
 
     def __init__(self, ann_file: str, fork: Fork, data_root: str = '', **others: Any) -> None:
