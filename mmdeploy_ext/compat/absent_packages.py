@@ -108,7 +108,7 @@ def offer() -> None:
         sys.meta_path.append(_AbsentFinder())
 
 
-@after(*PACKAGES, versions='StreamPETR 95f6470')
+@after(*PACKAGES, versions='exiawsh 95f6470 of 2024-06')
 def packages_that_this_model_does_not_call(module: ModuleType) -> bool:
     """Repositories import einops, flash_attn, fvcore or IPython at their top, for a few functions."""
     return isinstance(module, AbsentModule)

@@ -24,7 +24,8 @@ CASES = {
     'a module that a package lacks': (
         LEAF + "custom_imports = dict(imports=['mmdet.no_such_heads'])\n",
         [
-            "bad.py: custom_imports=['mmdet.no_such_heads']: No module named 'mmdet.no_such_heads'; mmdet is /",
+            "bad.py: custom_imports=['mmdet.no_such_heads']: No module named 'mmdet.no_such_heads'",
+            'mmdet is /',
             'which has no such module',
         ],
     ),
