@@ -29,7 +29,7 @@ PAGES = {
         'imports',
         'exported',
         'verdict',
-        'worst IoU, score',
+        'worst IoU or distance, score',
         'CPU s',
         'patched for it',
     ),
@@ -38,7 +38,7 @@ PAGES = {
         '可导入',
         '已导出',
         '结论',
-        '最差 IoU、分数',
+        '最差 IoU 或距离、分数',
         'CPU 秒',
         '所需补丁',
     ),
@@ -47,24 +47,29 @@ PAGES = {
 BEGIN, END = '<!-- forks -->', '<!-- end of forks -->'
 MODES = {'mm2onnx': '', 'PYTHONPATH=.': '.'}
 """How a command is started -> what is on PYTHONPATH."""
-PROVEN = ('verdict', 'worst_iou', 'worst_score', 'matched')
+PROVEN = ('verdict', 'worst_iou', 'worst_distance', 'worst_score', 'matched')
 """Figures of a proof."""
 EXAMINE = """
 import json, sys, warnings
 warnings.simplefilter('ignore')
 from mmdeploy_ext import compat
 compat.apply()
+from mmdeploy_ext.families.base import find_family, load_families
+replaced = []
 if len(sys.argv) > 1:
     from mmdeploy_ext.cli.options import parse_cfg_options
+    from mmdeploy_ext.compat.flash_attention import notes_on
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.families.base import find_family
     cfg = load_config(sys.argv[1], parse_cfg_options(sys.argv[2:]))
     family = find_family(cfg)
-    family.build(cfg)
+    if notes_on(family.build(cfg)):
+        replaced.append('flash_attention')
 else:
     import mmdet.apis, mmdet3d.datasets
+    load_families()
 import mmdet
-print(json.dumps(dict(patches=[patch.name for patch in compat.effective()], mmdet=mmdet.__version__)))
+patches = [patch.name for patch in compat.effective()] + replaced
+print(json.dumps(dict(patches=patches, mmdet=mmdet.__version__)))
 """
 """Prints the patches that were in effect, of a config or, without one, of the installed libraries."""
 
@@ -89,8 +94,9 @@ def run(words: list[str], folder: Path, path: str, log: Path) -> tuple[int, str,
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hash of a file, 64 hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Return the hash of a file, or of the files of a folder together, 64 hexadecimal digits."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()
 
 
 def commit_of(folder: Path) -> str:
@@ -138,7 +144,7 @@ def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
         tool = ['-m', 'mmdeploy_ext']
         if not checkpoint.is_file():
             run([*tool, 'synthetic', 'seeded', config, str(checkpoint), *overrides], folder, path, log)
-        output = checkpoint.with_suffix('.onnx')
+        output = checkpoint.with_suffix(row.get('suffix', '.onnx'))
         first = next((other for other in result.values() if 'verdict' in other), None)
         before = sha256_of(output) if first else ''
         verdict = checkpoint.with_suffix('.json')
@@ -156,7 +162,12 @@ def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
         content = json.loads(verdict.read_text(encoding='utf-8'))
         summary = content['summary']
         figures['verdict'] = last_line(text, 'PROVEN', 'NOT PROVEN').replace(str(output), output.name)
-        figures.update({name: summary[name] for name in PROVEN if name != 'verdict'})
+        figures.update({name: summary[name] for name in PROVEN if name in summary})
+        figures['worst_distance'] = None
+        if drives := content['sequence']:  # boxes in 3D, matched by distance
+            figures.update(
+                {name: max(drive[name] for drive in drives) for name in ('worst_distance', 'worst_score')}
+            )
     return result
 
 
@@ -171,14 +182,21 @@ def cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
     texts.append(_both(['yes' if 'verdict' in figures else figures.get('error', 'no') for figures in modes]))
     claims = [figures.get('verdict', '').partition(' equals')[0] for figures in modes]
     texts.append(_both([claim.rpartition(' ')[0] or claim for claim in claims]))
-    proven = [figures for figures in modes if figures.get('worst_iou') is not None]
-    worst = min((figures['worst_iou'] for figures in proven), default=None)
-    score = max((figures['worst_score'] for figures in proven), default=None)
-    texts.append('' if worst is None else f'{worst:.6f}, {score:.1e}')
+    texts.append(worst_of([figures for figures in modes if 'verdict' in figures]))
     texts.append(', '.join(str(figures['seconds']) for figures in modes if 'seconds' in figures))
     patches = dict.fromkeys(name for figures in modes for name in figures['patches'])
     texts.append(', '.join(f'`{name}`' for name in patches))
     return [text.replace('|', '\\|') for text in texts]
+
+
+def worst_of(proven: list[dict[str, Any]]) -> str:
+    """Return the worst IoU, or the largest distance of boxes in 3D, and the largest difference of scores."""
+    overlaps = [figures['worst_iou'] for figures in proven if figures.get('worst_iou') is not None]
+    distances = [figures['worst_distance'] for figures in proven if figures.get('worst_distance') is not None]
+    if not overlaps and not distances:
+        return ''
+    score = max(figures['worst_score'] for figures in proven)
+    return f'{max(distances):.1e} m, {score:.1e}' if distances else f'{min(overlaps):.6f}, {score:.1e}'
 
 
 def _both(texts: list[str]) -> str:
