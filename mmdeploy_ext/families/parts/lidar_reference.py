@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmdet3d.core.bbox import LiDARInstance3DBoxes
+from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.core.taps import tap
@@ -65,7 +65,13 @@ class LidarReference(abc.ABC):
         points = check_points(sweep.points, self.width, sweep.name)
         check_in_range(points, self.parts.voxel_layer.point_cloud_range, sweep.name)
         tap('points', torch.from_numpy(points))
-        meta = dict(box_type_3d=LiDARInstance3DBoxes)
+        meta = dict(
+            box_type_3d=LiDARInstance3DBoxes,
+            box_mode_3d=Box3DMode.LIDAR,
+            sample_idx=sweep.name,
+            pts_filename=sweep.name,
+            flip=False,
+        )
         hooks = {
             self.parts.middle_encoder: lambda _, output: dict(bev=output),
             self.parts.head: lambda _, output: dict(head=output),
