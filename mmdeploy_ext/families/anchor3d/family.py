@@ -23,6 +23,8 @@ from mmdeploy_ext.runtime.frames import Stepper
 
 PER_CLASS_HEAD = 'ShapeAwareHead'
 HEADS = ('Anchor3DHead', 'FreeAnchor3DHead', PER_CLASS_HEAD)
+OF_TWO_STAGES = 'PartA2RPNHead'
+"""A head of mmdet3d that is derived from `Anchor3DHead` and proposes regions."""
 DETECTORS = ('VoxelNet', 'MVXFasterRCNN', DYNAMIC_DETECTOR)
 CODER = 'DeltaXYZWLHRBBoxCoder'
 FOLLOWED = (
@@ -53,7 +55,7 @@ class AnchorFamily(LidarFamily):
             return Claim.NO
         head = cfg.model.get(f'{prefix_of(cfg.model)}bbox_head') or {}
         heads = set(names_of_class(builder.HEADS, head.get('type')))
-        return Claim.DETECTOR if heads & set(HEADS) else Claim.NO
+        return Claim.DETECTOR if heads & set(HEADS) and OF_TWO_STAGES not in heads else Claim.NO
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
         """See `LidarFamily.check_parts`."""
