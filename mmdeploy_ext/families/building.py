@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.compat.flash_attention import use_plain_attention
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.unregistered import unregistered
 
@@ -68,6 +67,8 @@ def build_without_weights(
     `build` is `build_detector` of a library, `backbone` the key of a part that would load pretrained weights
     of its own. ConfigError: it cannot be built; the message names the file and the reason.
     """
+    from mmdeploy_ext.compat.flash_attention import use_plain_attention
+
     model_cfg = cfg.model.copy()
     model_cfg.pop('pretrained', None)
     if model_cfg.get(backbone, {}).get('init_cfg'):
