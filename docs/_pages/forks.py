@@ -174,10 +174,9 @@ def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
 def cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
     """Return the cells of a row: those of both modes are one where they agree."""
     modes = list(result.values())
-    title = (
-        f'{row["name"]} ([{row["commit"][:8]}](https://github.com/{row["repository"]}/tree/{row["commit"]}))'
-    )
-    texts = [f'{title}, `{row["config"]}`']
+    tree = f'https://github.com/{row["repository"]}/tree/{row["commit"]}'
+    config = '/'.join(filter(None, (row.get('folder', ''), row['config'])))
+    texts = [f'{row["name"]} ([{row["commit"][:8]}]({tree})), [{Path(config).name}]({tree}/{config})']
     texts.append(_both(['yes' if figures['imports'] == 'yes' else figures['imports'] for figures in modes]))
     texts.append(_both(['yes' if 'verdict' in figures else figures.get('error', 'no') for figures in modes]))
     claims = [figures.get('verdict', '').partition(' equals')[0] for figures in modes]
