@@ -244,6 +244,16 @@ ENTRIES = (
         test=TOOLS + 'test_panoptic_loop.py::test_both_engines_have_the_same_panoptic_quality',
     ),
     Entry(
+        r'python docs/_pages/forks\.py CHECKOUTS',
+        why='placeholder',
+        test='tests/test_forks_page.py::test_the_pages_have_the_figures_that_are_kept',
+    ),
+    Entry(
+        r'mm2onnx export projects/configs/StreamPETR/stream_petr_r50_flash_\S+ CKPT ',
+        why='placeholder',
+        test=SELF + 'families/test_streampetr_fork.py::test_the_fork_is_proven_against_its_own_classes',
+    ),
+    Entry(
         r'mm2onnx run work_dirs/streampetr INFOS',
         why='placeholder',
         test=TOOLS + 'test_streaming_page.py::test_the_program_on_the_page_gives_what_the_data_set_gives',

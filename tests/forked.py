@@ -32,6 +32,7 @@ def write_streampetr(folder: Path) -> Path:
         test_pipeline=test_pipeline(image),
     )
     text = ''.join(f'{name} = {value!r}\n' for name, value in settings.items())
+    (root / CONFIG).parent.mkdir(exist_ok=True)
     (root / CONFIG).write_text(text, encoding='utf-8')
     return root
 

@@ -121,7 +121,7 @@ CHANGES = {
     'extra layer': ('found = self.predictions(', """self.heads['object'].shared_conv.register_forward_hook(
             lambda module, inputs, output: output.relu())
         found = self.predictions("""),
-    'voxels': ('found = self.predictions(img, points', 'found = self.predictions(img, [points[0].flip(0)]'),
+    'voxels': ('found = self.predictions(img, points', 'found = self.predictions(img, [points[0][::2]]'),
 }  # fmt: skip
 """Change -> a text of the repository's class, and what replaces it."""
 

@@ -80,7 +80,7 @@ def notes_on(model: nn.Module) -> list[str]:
     """Return a sentence of a verdict for each class of a model that computes without its kernel."""
     kinds = {type(module) for module in model.modules() if type(module).forward is _forward}
     return [
-        f'{kind.__module__}.{kind.__qualname__} computes by operators of PyTorch, in its inputs\' type, and '
+        f"{kind.__module__}.{kind.__qualname__} computes by operators of PyTorch, in its inputs' type, and "
         f'not by a kernel of flash_attn, which needs a GPU and float16'
         for kind in sorted(kinds, key=lambda kind: kind.__qualname__)
     ]

@@ -61,14 +61,16 @@ class OperatorModule(ModuleType):
 class OperatorFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds the compiled modules of `mmdet3d.ops` that no other finder finds."""
 
-    def find_spec(  # noqa: D102 - of the finders' interface
+    def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        """Return how a compiled module is made; None for other modules."""
         if fullname.startswith('mmdet3d.ops.') and fullname.rpartition('.')[2] in COMPILED:
             return importlib.machinery.ModuleSpec(fullname, self)
         return None
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:  # noqa: D102
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        """Return an empty module."""
         return OperatorModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:

@@ -86,7 +86,6 @@ class ImageFamily(Family):
         return build_without_weights(cfg, build_detector, 'backbone')
 
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:
-        """See `Family.preprocess_rule`."""
         return rule_from_pipeline(test_pipeline(cfg))
 
     @abc.abstractmethod

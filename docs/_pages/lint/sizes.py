@@ -1,5 +1,5 @@
 """Sizes that become fixed numbers; they matter for axes that stay dynamic."""
-# ruff: noqa: D101, D102 - the examples are shown in the documentation, as short as users write them
+# ruff: noqa: D101 - the examples are shown in the documentation, as short as users write them
 
 from __future__ import annotations
 

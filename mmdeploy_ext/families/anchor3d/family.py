@@ -50,7 +50,6 @@ class AnchorFamily(LidarFamily):
     reference = staticmethod(AnchorReference)
 
     def claims(self, cfg: Any) -> Claim:
-        """See `Family.claims`."""
         if not set(names_of_class(builder.DETECTORS, cfg.model.get('type'))) & set(DETECTORS):
             return Claim.NO
         head = cfg.model.get(f'{prefix_of(cfg.model)}bbox_head') or {}
@@ -58,7 +57,6 @@ class AnchorFamily(LidarFamily):
         return Claim.DETECTOR if heads & set(HEADS) and OF_TWO_STAGES not in heads else Claim.NO
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
-        """See `LidarFamily.check_parts`."""
         check_points_side(filename, model, 'a LiDAR detector with anchors', HEADS)
         key = f'{prefix_of(model)}bbox_head'
         head = model[key]
@@ -90,9 +88,7 @@ class AnchorFamily(LidarFamily):
         return synthetic_outputs(runner.box_rule, spec)
 
     def num_classes(self, model: nn.Module) -> int:
-        """See `Family.num_classes`."""
         return int(parts_of(model).head.num_classes)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        """See `SequenceFamily.runner`."""
         return AnchorOnnx(paths, **engine)

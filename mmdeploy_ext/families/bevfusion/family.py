@@ -77,7 +77,6 @@ class BEVFusionFamily(SequenceFamily):
     compared = ('cells', 'depth', 'bev')
 
     def claims(self, cfg: Any) -> Claim:
-        """See `Family.claims`."""
         return Claim.DETECTOR if cfg.model.get('type') == 'BEVFusion' else Claim.NO
 
     def adapt(self, cfg: Any) -> None:
@@ -92,11 +91,9 @@ class BEVFusionFamily(SequenceFamily):
         return lidar.voxel_layer, 'xyz', int(lidar.in_channels)
 
     def crowded_sweeps(self, rule: FusionRule, options: Options) -> Iterable[Sweep]:
-        """See `SequenceFamily.crowded_sweeps`."""
         return crowded(rule.voxels) if rule.voxels is not None else ()
 
     def check(self, cfg: Any, options: Options) -> None:
-        """See `SequenceFamily.check`."""
         if cfg.get('fork') and options.contract != PORTABLE:
             raise ConfigError(
                 f'{cfg.filename}: is of the repository {cfg.fork.root}, whose own code is the reference of a '
@@ -154,17 +151,14 @@ class BEVFusionFamily(SequenceFamily):
         return heads_with_other_limits(model, options, Reference(model), sample)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
-        """See `SequenceFamily.graphs`."""
         if options.contract == AUTOWARE:
             return autoware.graphs(model)
         return cuda_graphs.graphs(model, CAMERAS) if options.contract == CUDA else graphs(model, options)
 
     def names_of(self, options: Options) -> tuple[str, ...]:
-        """See `Family.names_of`."""
         return {CUDA: CUDA_FILES, AUTOWARE: AUTOWARE_FILES}.get(options.contract, self.files)
 
     def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
-        """See `Family.companions`."""
         return autoware.companions(model, model.CLASSES) if options.contract == AUTOWARE else {}
 
     def model_classes(self, model: nn.Module) -> tuple[ModelClass, ...]:
@@ -185,17 +179,14 @@ class BEVFusionFamily(SequenceFamily):
         return ForkReference(model) if fork and fork.checkpoint else Reference(model)
 
     def reference_of(self, model: nn.Module, options: Options) -> Stepper:
-        """See `SequenceFamily.reference_of`."""
         return PartsReference(model) if options.contract == CUDA else self.reference(model)
 
     def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-        """See `SequenceFamily.between_files`."""
         if options.contract == AUTOWARE:
             return autoware.between()
         return cuda_graphs.between() if options.contract == CUDA else ()
 
     def build(self, cfg: Any) -> nn.Module:
-        """See `Family.build`."""
         check_model(cfg)
         model = build_without_weights(cfg, build_model)
         model.fork = cfg.get('fork')
@@ -217,23 +208,19 @@ class BEVFusionFamily(SequenceFamily):
             super().load_weights(model, checkpoint)
 
     def num_classes(self, model: nn.Module) -> int:
-        """See `Family.num_classes`."""
         return int(model.heads['object'].num_classes)
 
     def preprocess_rule(self, cfg: Any) -> FusionRule:
-        """See `Family.preprocess_rule`."""
         check_model(cfg)
         return fusion_rule(cfg)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        """See `SequenceFamily.runner`."""
         if tuple(Path(path).stem for path in paths) == AUTOWARE_FILES:
             return AutowareBEVFusion(paths, **engine)
         more = dict(to_compare=True) if is_cuda(paths) else {}
         return opened(paths, **more, **engine)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-        """See `SequenceFamily.timed_methods`."""
         found: dict[str, list[tuple[object, str]]] = dict(frame=[(model, 'joined')])
         if 'camera' in model.sensors:
             transform = model.encoders['camera']['vtransform']

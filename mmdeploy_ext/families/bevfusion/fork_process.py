@@ -33,7 +33,6 @@ compat.apply()
 stand_in_for_operators()
 
 import torch  # noqa: E402 - after the patches
-from mmcv import ConfigDict  # noqa: E402
 
 TURN = 0.3
 """Heading of the box that shows which convention a `LiDARInstance3DBoxes` has, rad."""
@@ -56,6 +55,7 @@ class ForkModel:
 
         self.general = compat.effective()
         import mmdet3d
+        from mmcv import ConfigDict
         from mmcv.runner import load_checkpoint
         from mmdet3d.models import build_model
 
@@ -171,6 +171,7 @@ class ForkModel:
 
         These are `points` (P, V), `img` (N, 3, H, W), and the matrices of `Collect3D`.
         """
+        from mmcv import ConfigDict
         from mmdet3d.datasets import build_dataset
 
         source = dict(self.cfg.data.test)

@@ -136,7 +136,6 @@ class PartsReference(Reference):
         self.output = backbone_graph(self.exact).output
 
     def hooks(self) -> dict[torch.nn.Module, Watch]:
-        """See `Reference`."""
         transform = transform_of(self.model)
 
         def lifted(_: object, joint: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -156,7 +155,6 @@ class PartsReference(Reference):
         return dict(cells=transform_of(self.model).cells(rig)[0])
 
     def more(self, found: dict[str, torch.Tensor], cloud: Any) -> dict[str, torch.Tensor]:
-        """See `Reference`."""
         features, coordinates = self.model.encoders['lidar'].voxelize(cloud)
         head = dict(found, score=self.model.heads['object'].scores(found), reg=found['center'])
         exact = {UNROUNDED: self.exact(features, coordinates, 1)}

@@ -65,26 +65,21 @@ class CenterPointFamily(LidarFamily):
             )
 
     def claims(self, cfg: Any) -> Claim:
-        """See `Family.claims`."""
         is_centerpoint = 'CenterPoint' in names_of_class(DETECTORS, cfg.model.get('type'))
         return Claim.DETECTOR if is_centerpoint else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
-        """See `SequenceFamily.check`."""
         super().check(cfg, options)
         if options.contract == AUTOWARE:
             autoware.check(cfg.filename, cfg.model)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
-        """See `SequenceFamily.graphs`."""
         return autoware.graphs(model) if options.contract == AUTOWARE else graphs(model, options)
 
     def names_of(self, options: Options) -> tuple[str, ...]:
-        """See `Family.names_of`."""
         return AUTOWARE_FILES if options.contract == AUTOWARE else self.files
 
     def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
-        """See `Family.companions`."""
         return autoware.companions(model, model.CLASSES) if options.contract == AUTOWARE else {}
 
     def companion_differences(self, folder: Path, cfg: Any) -> list[str]:
@@ -92,11 +87,9 @@ class CenterPointFamily(LidarFamily):
         return list(autoware.manifest_differences(folder, cfg.model))
 
     def reference_of(self, model: nn.Module, options: Options) -> Stepper:
-        """See `SequenceFamily.reference_of`."""
         return NodeReference(model) if options.contract == AUTOWARE else self.reference(model)
 
     def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-        """See `SequenceFamily.between_files`."""
         return autoware.between() if options.contract == AUTOWARE else ()
 
     def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
@@ -115,10 +108,8 @@ class CenterPointFamily(LidarFamily):
         return synthetic_outputs(runner.box_rule, spec) if hasattr(runner, 'box_rule') else ()
 
     def num_classes(self, model: nn.Module) -> int:
-        """See `Family.num_classes`."""
         return sum(model.pts_bbox_head.num_classes)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        """See `SequenceFamily.runner`."""
         own = sorted(Path(path).stem for path in paths) == sorted(AUTOWARE_FILES)
         return (AutowareCenterPoint if own else CenterPointOnnx)(paths, **engine)

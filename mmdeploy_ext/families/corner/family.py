@@ -79,7 +79,6 @@ class CornerFamily(ImageFamily):
         detector_parts.check(cfg.model, options)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """See `Family.postprocess_facts`."""
         return dict(thresholds(model.bbox_head.test_cfg), num_classes=self.num_classes(model))
 
     @contextlib.contextmanager
@@ -107,5 +106,4 @@ class CornerFamily(ImageFamily):
         ]
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
-        """See `ImageFamily.result_limit`."""
         return ResultLimit(model.bbox_head.test_cfg, available=PAIRS)

@@ -111,7 +111,6 @@ class DenseFamily(ImageFamily):
         return min(height, width) >= max(int(stride[0]) for stride in generator_of(model.bbox_head).strides)
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
-        """See `ImageFamily.result_limit`."""
         return ResultLimit(model.bbox_head.test_cfg, kind_of(model.bbox_head).limit)
 
     def limits(self, model: nn.Module) -> list[Limit]:
@@ -127,7 +126,6 @@ class DenseFamily(ImageFamily):
 
     @contextlib.contextmanager
     def exaggerated(self, model: nn.Module) -> Iterator[None]:
-        """See `ImageFamily.exaggerated`."""
         head, facts = model.bbox_head, described(model.bbox_head)
         names, levels = facts.names, len(generator_of(head).strides)
         coder, scored = kind_of(head).coder(head), facts.activation == 'sigmoid'
@@ -156,7 +154,6 @@ class DenseFamily(ImageFamily):
         return dict(thresholds(model.bbox_head).to_json(), **facts_of(model.bbox_head) | head)
 
     def results_left_out(self, options: Mapping[str, Any]) -> str:
-        """See `ImageFamily.results_left_out`."""
         if options.get('score_form') != 'product':
             return ''
         return (

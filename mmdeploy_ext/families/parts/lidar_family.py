@@ -87,7 +87,6 @@ class LidarFamily(SequenceFamily):
         return generated_dataset(folder, cfg, 'NuScenesDataset', voxels=rule)
 
     def check(self, cfg: Any, options: Options) -> None:
-        """See `SequenceFamily.check`."""
         if options.fp16_io:
             raise UsageError(f'--fp16-io: points and the map between both graphs of {self.name} stay float32')
         self.check_parts(cfg.filename, cfg.model)
@@ -137,7 +136,6 @@ class LidarFamily(SequenceFamily):
         yield 'all limits raised', _with_limits(model, runner, more)
 
     def build(self, cfg: Any) -> nn.Module:
-        """See `Family.build`."""
         self.check_parts(cfg.filename, cfg.model)
         model = build_without_weights(cfg, build_model, 'img_backbone')
         if not has_pillars(model):
@@ -160,7 +158,6 @@ class LidarFamily(SequenceFamily):
         return rule_of_layer(cfg.model[f'{prefix}voxel_layer'], points_width(cfg.model)[1], 'zyx')
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-        """See `SequenceFamily.timed_methods`."""
         parts = parts_of(model)
         encoders = parts.voxel_encoder, parts.middle_encoder
         return dict(

@@ -57,7 +57,7 @@ class Flow(Regions):
         self.heads = roi_head.mask_head
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> Seen:
-        """See `Stages.forward`."""
+        """Return the regions that the last head looks at, and the logits of every head."""
         features, before, found = self.features(maps, boxes), None, []
         for head in self.heads:
             logits, before = head(features, before)
@@ -74,7 +74,7 @@ class Relayed(Regions):
         self.box = Branch(roi_head, 'bbox', stages_of(roi_head) - 1, constant)
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> Seen:
-        """See `Stages.forward`."""
+        """Return what the head looks at in each region, and its logits."""
         shared = self.box.head(self.box.features(maps, boxes), return_shared_feat=True)[-1]
         features = self.features(maps, boxes) + self.relay(shared)
         return features, [self.head(features)]

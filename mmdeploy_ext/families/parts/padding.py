@@ -110,7 +110,6 @@ class PaddedSinePositions(SinePositions):
             self.register_buffer('none', waves(none, self.periods), persistent=False)
 
     def forward(self, level: Level) -> torch.Tensor:
-        """See `SinePositions`."""
         y, x = (waves(self._along(one), self.periods) for one in (level.rows, level.columns))
         shows_y, shows_x = (one.inside > 0 for one in (level.rows, level.columns))
         y = torch.where(shows_x[:, None, :, None], y[:, :, None], self.none)

@@ -135,7 +135,6 @@ class DetrNetwork(QueryNetwork):
     def queries(
         self, maps: Sequence[torch.Tensor], levels: Sequence[Level]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `QueryNetwork`."""
         head, (level,) = self.head, levels
         position = self.positions(level)
         padded = level.inside()[:, None, None] < 0.5
@@ -163,7 +162,6 @@ class DeformableNetwork(QueryNetwork):
     def queries(
         self, maps: Sequence[torch.Tensor], levels: Sequence[Level]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `QueryNetwork`."""
         head = self.head
         keep = torch.cat([level.inside() for level in levels], 1)[..., None]
         ratios = torch.stack([level.ratios() for level in levels], 1)  # (B, L, 2)
@@ -291,7 +289,6 @@ class DinoNetwork(DeformableNetwork):
         return self.head.transformer.decoder.ref_point_head(encoded)
 
     def found(self, query: torch.Tensor) -> torch.Tensor:
-        """See `DeformableNetwork`."""
         return self.head.transformer.decoder.norm(query)
 
 

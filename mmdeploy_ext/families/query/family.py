@@ -77,7 +77,6 @@ class QueryFamily(ImageFamily):
         return super().build(copy.deepcopy(cfg))
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """See `Family.postprocess_facts`."""
         head = query_head(model)
         return dict(max_per_img=postprocess.max_per_img(head), num_classes=int(head.num_classes))
 
@@ -86,7 +85,6 @@ class QueryFamily(ImageFamily):
         return not (hasattr(model, 'query_head') and query_head(model).test_cfg.get('nms'))
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
-        """See `ImageFamily.result_limit`."""
         head = query_head(model)
         suppressed = not self.finds_always(model)
         return ResultLimit(
@@ -149,7 +147,6 @@ class QueryMasksFamily(ImageFamily):
         return int(model.panoptic_head.num_things_classes)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """See `Family.postprocess_facts`."""
         most = masks.max_per_image(model.panoptic_fusion_head)
         return dict(max_per_img=most, num_classes=self.num_classes(model))
 
@@ -158,7 +155,6 @@ class QueryMasksFamily(ImageFamily):
         return True
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
-        """See `ImageFamily.result_limit`."""
         head, fusion = model.panoptic_head, model.panoptic_fusion_head
         return ResultLimit(
             fusion.test_cfg,
@@ -191,7 +187,6 @@ class QueryPanopticFamily(QueryMasksFamily):
         return int(model.panoptic_fusion_head.num_classes)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """See `Family.postprocess_facts`."""
         return panoptic.facts_of(model.panoptic_fusion_head)
 
     def limits(self, model: nn.Module) -> list[Limit]:
@@ -262,11 +257,9 @@ class QueryRegionsFamily(ImageFamily):
         pasting.check(least, options)
 
     def num_classes(self, model: nn.Module) -> int:
-        """See `Family.num_classes`."""
         return int(model.roi_head.bbox_head[-1].num_classes)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """See `Family.postprocess_facts`."""
         return dict(max_per_img=int(model.roi_head.test_cfg.max_per_img), num_classes=self.num_classes(model))
 
     def finds_always(self, model: nn.Module) -> bool:
@@ -274,7 +267,6 @@ class QueryRegionsFamily(ImageFamily):
         return True
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
-        """See `ImageFamily.result_limit`."""
         return ResultLimit(model.roi_head.test_cfg, available=regions.pairs(model))
 
     def exaggerated(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -294,5 +286,4 @@ class QueryRegionsMasksFamily(QueryRegionsFamily):
     feeds = staticmethod(feeds_with_sizes)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """See `Family.postprocess_facts`."""
         return dict(super().postprocess_facts(model), mask_thr=threshold(model.roi_head.test_cfg))

@@ -55,7 +55,6 @@ class RtDetrFamily(ImageFamily):
         return model
 
     def claims(self, cfg: Any) -> Claim:
-        """See `Family.claims`."""
         is_rtdetr = 'RTDETR' in names_of_class(DETECTORS, cfg.model.get('type'))
         return Claim.DETECTOR if is_rtdetr else Claim.NO
 
@@ -94,7 +93,6 @@ class RtDetrFamily(ImageFamily):
         return rule
 
     def num_classes(self, model: nn.Module) -> int:
-        """See `Family.num_classes`."""
         return int(model.decoder.num_classes)
 
     def finds_always(self, model: nn.Module) -> bool:

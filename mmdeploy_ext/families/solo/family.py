@@ -79,7 +79,6 @@ class SoloFamily(ImageFamily):
         ]
 
     def claims(self, cfg: Any) -> Claim:
-        """See `Family.claims`."""
         return Claim.HEAD if (cfg.model.get('mask_head') or {}).get('type') in LEVELS else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
@@ -92,7 +91,6 @@ class SoloFamily(ImageFamily):
         mask_config(cfg.model.get('test_cfg') or cfg.get('test_cfg') or {})
 
     def build(self, cfg: Any) -> nn.Module:
-        """See `Family.build`."""
         _check_levels(cfg.filename, cfg.model.mask_head)
         return super().build(cfg)
 

@@ -24,7 +24,7 @@ def encoder(model: nn.Module) -> nn.Module:
 
 
 def settings(cfg: Any, model: nn.Module) -> EncoderSettings:
-    """See `SparseFamily.settings`."""
+    """Return order of axes, grid and channels of the encoder of a config."""
     parts, module = parts_of(cfg), encoder(model)
     order, shape = axes(module), module.sparse_shape
     cells = cells_of(cfg, parts)

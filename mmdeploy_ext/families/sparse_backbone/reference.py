@@ -8,12 +8,12 @@ from mmdeploy_ext.families.sparse_backbone.graphs import encoder
 
 
 def voxel_layer(model: torch.nn.Module) -> torch.nn.Module:
-    """See `SparseFamily.voxel_layer`."""
+    """Return the module of a detector that makes voxels of points."""
     return model.pts_voxel_layer if hasattr(model, 'pts_voxel_layer') else model.voxel_layer
 
 
 def run_encoder(model: torch.nn.Module, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
-    """See `SparseFamily.run_encoder`."""
+    """Return the map that the encoder gives of voxels, in PyTorch on one thread."""
     with compat.single_thread(), torch.no_grad():
         dense = encoder(model)(torch.from_numpy(features), torch.from_numpy(coordinates), 1)
     return dense.numpy()

@@ -117,7 +117,6 @@ class StreamPetrFamily(SequenceFamily):
         return Claim.HEAD if head in HEADS else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
-        """See `SequenceFamily.check`."""
         _check_model(cfg.filename, cfg.model)
         stride, (height, width) = int(cfg.model.get('stride', 16)), self.preprocess_rule(cfg).input_size
         if height % stride or width % stride:
@@ -152,27 +151,22 @@ class StreamPetrFamily(SequenceFamily):
         return dict(dict(collect_keys=[]), **found)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
-        """See `SequenceFamily.graphs`."""
         return (autoware.graphs if options.contract == AUTOWARE else graphs)(model, options)
 
     def names_of(self, options: Options) -> tuple[str, ...]:
-        """See `Family.names_of`."""
         return NODE_FILES if options.contract == AUTOWARE else self.files
 
     def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
-        """See `Family.companions`."""
         if options.contract != AUTOWARE:
             return {}
         return autoware.companions(model, sizes(model, *model.input_sizes, 'last'))
 
     def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-        """See `SequenceFamily.between_files`."""
         if options.contract != AUTOWARE:
             return ()
         return autoware.between(sizes(model, *model.input_sizes, 'last'), options)
 
     def default_output(self, stem: str, options: Options) -> str:
-        """See `Family.default_output`."""
         return f'{stem}_fork.onnx' if self.one_file(options) else stem
 
     def one_file(self, options: Options) -> bool:
@@ -193,7 +187,6 @@ class StreamPetrFamily(SequenceFamily):
         )
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        """See `SequenceFamily.runner`."""
         # the published model knows no time gap: the proof and the metrics compare like with like
         return StreamPetrOnnx(paths, max_gap_s=None, **engine)
 
@@ -229,7 +222,6 @@ class StreamPetrFamily(SequenceFamily):
             yield title, _with_limits(model, runner, limits)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-        """See `SequenceFamily.timed_methods`."""
         head = model.pts_bbox_head
         embedding = 'embed_positions' if is_ours(head) else 'position_embeding'
         return dict(backbone=[(model, 'extract_img_feat')], embedding=[(head, embedding)])

@@ -110,11 +110,9 @@ class TwoStageFamily(ImageFamily):
     inner_inputs, choose_as = staticmethod(reference.inner_inputs), staticmethod(reference.choose_as)
 
     def spec(self, model: nn.Module, options: Options) -> GraphSpec:
-        """See `ImageFamily.spec`."""
         return (split if options.form in split.FORMS else graphs).spec(model, options)
 
     def stages(self, model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-        """See `ImageFamily.stages`."""
         return (split if options.form in split.FORMS else graphs).stages(model, options, fold)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
@@ -165,7 +163,6 @@ class TwoStageFamily(ImageFamily):
         }
 
     def num_classes(self, model: nn.Module) -> int:
-        """See `Family.num_classes`."""
         roi_head = region_maps.roi_head_of(model)
         head = proposals.last_stage(model.rpn_head) if roi_head is None else boxes.last_head(roi_head)
         return int(head.num_classes)
@@ -185,7 +182,6 @@ class TwoStageFamily(ImageFamily):
         return mmdet_reference.detections(model, images, rescale, reference.outputs_of_first(model, outputs))
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """See `Family.postprocess_facts`."""
         first = proposals.thresholds(model.rpn_head) if self.proposes else None
         alone = region_maps.roi_head_of(model) is None
         last = first if alone else boxes.thresholds(result_cfg(model))
@@ -194,7 +190,6 @@ class TwoStageFamily(ImageFamily):
 
     @property
     def first(self) -> str:
-        """See `ImageFamily`."""
         return graphs.PROPOSALS if self.proposes else ''
 
     def limits(self, model: nn.Module) -> list[Limit]:
@@ -292,7 +287,6 @@ class TwoStageFamily(ImageFamily):
         return region_maps.roi_head_of(model) is None
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
-        """See `ImageFamily.result_limit`."""
         return ResultLimit(result_cfg(model))
 
 
@@ -308,7 +302,6 @@ class TwoStageMasksFamily(TwoStageFamily):
     feeds = staticmethod(image_feeds.feeds_with_sizes)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """See `Family.postprocess_facts`."""
         return dict(super().postprocess_facts(model), mask_thr=mask_settings.threshold(result_cfg(model)))
 
 
@@ -353,7 +346,6 @@ class TwoStagePanopticFamily(TwoStageMasksFamily):
         return ImageFamily.scores_of(self, model, images, name)
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """See `ImageFamily.inner_lists`."""
         if 'dets' not in outputs:
             return super().inner_lists(outputs)
         (boxes,), (labels,) = outputs['dets'], outputs['labels']
@@ -369,11 +361,9 @@ class TwoStagePanopticFamily(TwoStageMasksFamily):
         return graphs.with_proposals(chain[1:], (*outputs, *missing))
 
     def picture(self, model: nn.Module, options: Options) -> TensorSpec:
-        """See `ImageFamily.picture`."""
         return self.spec(model, options).inputs[0]
 
     def claims(self, cfg: Any) -> Claim:
-        """See `Family.claims`."""
         return Claim.DETECTOR if detector_parts.detects(cfg, PANOPTIC) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
@@ -387,7 +377,6 @@ class TwoStagePanopticFamily(TwoStageMasksFamily):
         return int(model.panoptic_fusion_head.num_classes)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """See `Family.postprocess_facts`."""
         return super().postprocess_facts(model) | panoptic.facts_of(model)
 
 

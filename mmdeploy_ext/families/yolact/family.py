@@ -72,7 +72,6 @@ class YolactFamily(ImageFamily):
         detector_parts.check(cfg.model, options)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """See `Family.postprocess_facts`."""
         found = thresholds(model.bbox_head.test_cfg)
         return dict(found, num_classes=self.num_classes(model), mask_thr=MASK_THR)
 

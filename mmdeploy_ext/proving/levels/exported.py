@@ -43,17 +43,17 @@ class ExportedFile:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """See `Proof.read`."""
+        """Options that the file was exported with."""
         return self.metadata.options
 
     @property
     def hashes(self) -> dict[str, str]:
-        """See `Proof.read`."""
+        """Hashes of the checkpoint and the config that it was made of."""
         return dict(checkpoint=self.metadata.checkpoint_sha256, config=self.metadata.config_sha256)
 
     @property
     def model_classes(self) -> Sequence[Mapping[str, Any]]:
-        """See `Proof.read`."""
+        """Classes of the model that no installed library has, as the export found them."""
         return self.metadata.model_classes
 
 
@@ -87,7 +87,6 @@ class ExportedProof(Proof):
         return [file.metadata for file in self.files]
 
     def read(self, path: str) -> ExportedFile:
-        """See `Proof.read`."""
         file, family = open_file(path), self.deployment.family.name
         if file.metadata.family != family:
             raise ModelFileError(
@@ -97,7 +96,6 @@ class ExportedProof(Proof):
         return file
 
     def facts(self) -> dict[str, Any]:
-        """See `Proof.facts`."""
         options, last = self.files[-1].options, self.metadata[-1]
         named = {name: options[name] for name in ('opset', 'exporter')}
         return dict(options=options, **named, exported_with=last.versions)
@@ -107,11 +105,9 @@ class ExportedProof(Proof):
         """Return what the graph of a file is compared with, how samples become its input, its contract."""
 
     def graph(self, file: ExportedFile) -> GraphResult:
-        """See `Proof.graph`."""
         return judge(file.model, file.metadata, self.expected(file)[0], file.name)
 
     def checks(self, file: ExportedFile) -> list[Check]:
-        """See `Proof.checks`."""
         promised = self.expected(file)[1:]
         if is_sparse(file.model):
             checks, notes = check_dialect(file.path, file.model)
@@ -122,6 +118,5 @@ class ExportedProof(Proof):
         return [*checks, *provenance(self.deployment, file.metadata, *promised)]
 
     def notes(self) -> list[str]:
-        """See `Proof.notes`."""
         files = 'the files were' if self.deployment.family.files else 'the file was'
         return override_notes(self.deployment, self.metadata[-1], files)

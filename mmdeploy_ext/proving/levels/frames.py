@@ -49,12 +49,10 @@ class FramesProof(ExportedProof):
     unit = 'frame'
 
     def read(self, path: str) -> ExportedFile:
-        """See `Proof.read`."""
         file = super().read(path)
         return ExportedFile(path, file.model, file.metadata, file.metadata.form)
 
     def facts(self) -> dict[str, Any]:
-        """See `Proof.facts`."""
         from mmdeploy_ext.engines import title_of
 
         options = self.files[-1].options
@@ -87,7 +85,6 @@ class FramesProof(ExportedProof):
         return {graph.name: graph for graph in self.deployment.family.graphs(self.deployment.model, asked)}
 
     def expected(self, file: ExportedFile) -> tuple[fresh.Reference, Any, GraphSpec | None]:
-        """See `ExportedProof.expected`."""
         graph = self.graphs.get(file.name)
         reference = fresh.of_graph(self.deployment, self.asked_for, file.metadata, graph)
         contract = fresh.contract_after(graph.spec, file.metadata) if graph else None
@@ -122,7 +119,6 @@ class FramesProof(ExportedProof):
         return dataclasses.replace(result, differences=differences, error=voxels.error)
 
     def start(self, stack: contextlib.ExitStack) -> None:
-        """See `Proof.start`."""
         written = {file.name for file in self.files}
         if absent := [f'{name}.onnx' for name in self.graphs if name not in written]:
             raise ModelFileError(
@@ -144,7 +140,6 @@ class FramesProof(ExportedProof):
         return runner
 
     def timing(self) -> dict[str, float]:
-        """See `Proof.timing`."""
         return self.clock.medians(*self.who)
 
     def notes(self) -> list[str]:
@@ -165,7 +160,6 @@ class SweepProof(FramesProof):
     )
 
     def cases(self, one: Sweep) -> tuple[list[Case], list[Pair]]:
-        """See `Proof.cases`."""
         run = functools.partial(self.clock.run, self.who[1], functools.partial(self.runner.step, one))
         expected = self.clock.run(self.who[0], lambda: self.reference.step(one))
         self.first = self.first or one

@@ -47,7 +47,6 @@ class ImageProof(ExportedProof):
         self.picture_files = picture_files
 
     def read(self, path: str) -> ExportedFile:
-        """See `Proof.read`."""
         file, deployment = super().read(path), self.deployment
         metadata, family = file.metadata, deployment.family
         metadata.require(path, family.name, family.forms)
@@ -63,7 +62,6 @@ class ImageProof(ExportedProof):
         return file
 
     def facts(self) -> dict[str, Any]:
-        """See `Proof.facts`."""
         (file,) = self.files
         return dict(
             file_sha256=sha256_file(file.path),
@@ -74,7 +72,6 @@ class ImageProof(ExportedProof):
         )
 
     def expected(self, file: ExportedFile) -> tuple[fresh.Reference, Any, GraphSpec]:
-        """See `ExportedProof.expected`."""
         deployment, options = self.deployment, self.asked_for
         reference = fresh.of_images(deployment, options, file.metadata, self.samples[0][1])
         exported = make_metadata(deployment, fresh.exported_with(options, file.metadata))
@@ -101,7 +98,6 @@ class ImageProof(ExportedProof):
         return result
 
     def start(self, stack: contextlib.ExitStack) -> None:
-        """See `Proof.start`."""
         (file,), self.first, self.empty, self.prepared = self.files, None, None, []
         options = {key: value for key, value in self.engine.items() if key != 'engine'}
         self.backend = stack.enter_context(build_backend(self.kind, file.path, **options))
@@ -152,14 +148,12 @@ class ImageProof(ExportedProof):
         return more_inputs(self.deployment, self.asked_for, self.samples[0])
 
     def run(self, one: ProofInput | Trial) -> None:
-        """See `Proof.run`."""
         if isinstance(one, Trial):
             self.verdict.trials.append(one.case())
         else:
             super().run(one)
 
     def cases(self, one: ProofInput) -> tuple[list[Case], list[Pair]]:
-        """See `Proof.cases`."""
         prepared = [reference for reference in self.prepared if reference.input is one]
         reference = prepared[0] if prepared else Reference(self.deployment, one)
         self.first = self.first or reference
@@ -177,7 +171,6 @@ class ImageProof(ExportedProof):
         return super().reasons() or excused_ties(self.verdict.trials)
 
     def notes(self) -> list[str]:
-        """See `Proof.notes`."""
         left_out = self.deployment.family.results_left_out(self.files[0].options)
         return [*normalisation_notes(self.deployment), *super().notes(), *[left_out] * bool(left_out)]
 

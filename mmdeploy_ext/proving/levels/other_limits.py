@@ -372,7 +372,6 @@ class LimitsLowered(Trial):
     covered = True
 
     def values(self) -> Values:
-        """See `Trial.values`."""
         values = [(limit, lowered(limit)) for limit in self.trials.limits if limit.kind not in COUNTED]
         values += [(limit, limit.value * self._share()) for limit in self.of_kind(Kind.SCORE)]
         *inner, last = self.of_kind(Kind.ROWS) or [None]
@@ -406,7 +405,6 @@ class LimitsRaised(Trial):
     covered = False
 
     def boxes(self) -> contextlib.AbstractContextManager[None]:
-        """See `Trial.boxes`."""
         return self.trials.deployment.family.exaggerated(self.trials.deployment.model)
 
     def values(self) -> Values:
@@ -478,11 +476,9 @@ class FirstLimitsRaised(LimitsRaised):
 
     @property
     def name(self) -> str:
-        """See `Trial`."""
         return f'limits of {self.trials.deployment.family.first} raised'
 
     def values(self) -> Values:
-        """See `Trial.values`."""
         limits = [limit for limit in self.trials.limits if self._is_first(limit)]
         values = [(limit, raised(limit)) for limit in limits if limit.kind is not Kind.ROWS]
         for limit in (limit for limit in limits if limit.kind is Kind.ROWS):
@@ -491,11 +487,9 @@ class FirstLimitsRaised(LimitsRaised):
         return values
 
     def expected(self) -> dict[str, Any]:
-        """See `Trial.expected`."""
         return self.trials.first_list()
 
     def found(self) -> dict[str, Any]:
-        """See `Trial.found`."""
         return self.trials.exported_first_list()
 
 
@@ -546,7 +540,6 @@ class NothingPasses(Trial):
     name = 'nothing passes'
 
     def values(self) -> Values:
-        """See `Trial.values`."""
         return [(limit, limit.nothing) for limit in self.trials.limits if limit.nothing is not None]
 
 

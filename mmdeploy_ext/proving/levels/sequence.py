@@ -104,7 +104,6 @@ class DriveProof(FramesProof):
         self.first: Frame | None = None
 
     def start(self, stack: contextlib.ExitStack) -> None:
-        """See `Proof.start`."""
         super().start(stack)
         family, runners = self.deployment.family, dict(teacher=self.open_runner(stack), free=self.runner)
         memory = family.memory_spec(self.metadata[-1].postprocess)
@@ -115,14 +114,12 @@ class DriveProof(FramesProof):
         self.count, self.shape = 0, ''
 
     def inputs(self) -> NearOrigin:
-        """See `Proof.inputs`."""
         self.drive = NearOrigin(self.samples)
         total, parts = len(self.drive), 2 * self.most_pictures
         self.shown = {min(part * total // parts, total - 1) for part in range(1, parts, 2)}
         return self.drive
 
     def run(self, one: Frame) -> None:
-        """See `Proof.run`."""
         self.first = self.first or one
         expected, results = self.modes.add(one)
         self.shape = self.shape or 'x'.join(map(str, one.images.shape))
@@ -131,7 +128,6 @@ class DriveProof(FramesProof):
         self.count += 1
 
     def conclude(self) -> None:
-        """See `Proof.conclude`."""
         rows = self.modes.finish()
         self.verdict.sequence = list(rows.values())
         self.verdict.cases = [_case(rows['teacher'], self.shape)]
@@ -164,7 +160,6 @@ class DriveProof(FramesProof):
             self.verdict.reasons += [f'{SPECIAL}: {reason}' for reason in row.reasons]
 
     def timing(self) -> dict[str, float]:
-        """See `Proof.timing`."""
         return dict(zip(self.who, self.modes.clock.medians('reference', 'free').values(), strict=False))
 
     def reasons(self) -> list[str]:
@@ -174,7 +169,6 @@ class DriveProof(FramesProof):
         return too_few(self.verdict.sequence[0].series['matched'], self.unit, self.advice)
 
     def notes(self) -> list[str]:
-        """See `Proof.notes`."""
         row, bars, notes = self.verdict.sequence[-1], self.bars, []
         if bars.frames < FULL_DRIVE.frames and row.frames < FULL_DRIVE.frames:
             notes.append(f'{row.frames} frames ran; a claim about drift needs {FULL_DRIVE.frames} (--frames)')

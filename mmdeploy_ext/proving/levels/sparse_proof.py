@@ -73,11 +73,9 @@ class SparseProof(Proof):
         return self.files[0]
 
     def read(self, path: str) -> Subject:
-        """See `Proof.read`."""
         return subject_of(self.deployment, path, self.ranges)
 
     def facts(self) -> dict[str, Any]:
-        """See `Proof.facts`."""
         subject, options = self.subject, self.subject.asked_for
         return dict(
             file_sha256=sha256_file(subject.path),
@@ -90,11 +88,9 @@ class SparseProof(Proof):
         )
 
     def graph(self, file: Subject) -> GraphResult:
-        """See `Proof.graph`."""
         return compare_graph(file)
 
     def checks(self, file: Subject) -> list[Check]:
-        """See `Proof.checks`."""
         if file.asked_for.target == 'libspconv':
             checks, notes = sparse_structure.check_dialect(file.path, file.model, self.max_voxels)
             self.verdict.notes += notes
@@ -135,7 +131,6 @@ class SparseProof(Proof):
             self.candidate = found
 
     def inputs(self) -> list[VoxelSet]:
-        """See `Proof.inputs`."""
         settings = self.deployment.settings
         sets = [*proof_sets(settings.spatial_shape, settings.in_channels), *self.samples]
         return sets if self.candidate else []

@@ -102,18 +102,18 @@ class Subject:
 
     @property
     def options(self) -> dict[str, Any]:
-        """See `Proof.read`."""
+        """Options that the file was exported with."""
         return stored_fact(self.model, self.path, 'options')
 
     @property
     def hashes(self) -> dict[str, str]:
-        """See `Proof.read`."""
+        """Hashes of the checkpoint and the config that it was made of."""
         titles = 'checkpoint', 'config'
         return {title: stored_fact(self.model, self.path, f'{title}_sha256') for title in titles}
 
     @property
     def model_classes(self) -> list[dict[str, Any]]:
-        """See `Proof.read`."""
+        """Classes of the model that no installed library has, as the export found them."""
         return stored_fact(self.model, self.path, 'model_classes')
 
     @property

@@ -81,7 +81,6 @@ class BEVFusionOnnx(Detecting):
         return export_files(paths, [name for name in GRAPHS if needed[name]])
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """See `Detecting.step`."""
         given = self._before_frame(frame)
         start = time.perf_counter()
         outputs = self._infer('frame', given)
