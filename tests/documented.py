@@ -246,12 +246,12 @@ ENTRIES = (
     Entry(
         r'python docs/_pages/forks\.py CHECKOUTS',
         why='placeholder',
-        test='tests/test_forks_page.py::test_the_pages_have_the_figures_that_are_kept',
     ),
     Entry(
         r'mm2onnx export projects/configs/StreamPETR/stream_petr_r50_flash_\S+ CKPT ',
         why='placeholder',
-        test=SELF + 'families/test_streampetr_fork.py::test_the_fork_is_proven_against_its_own_classes',
+        test=TOOLS
+        + 'test_streaming_export.py::test_the_deploy_contract_is_exported_and_proven_on_the_data_set',
     ),
     Entry(
         r'mm2onnx run work_dirs/streampetr INFOS',
