@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.compat.cpu_kernels import MMCV_MODULES
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting import deployment as deploy
@@ -44,9 +45,6 @@ CHECKED_SIZE = (1024, 1024)
 """(H, W) that every network takes; a config is checked with it before the model is built."""
 MIN_SIDE = 512
 """Shortest side in pixels if a network refuses the size of the run: SSD512 has a level of stride 512."""
-
-OWN_KERNELS = ('MaskedConv2d', 'CARAFEPack', 'DeformRoIPoolPack', 'ModulatedDeformRoIPoolPack')
-"""Modules of mmcv without a CPU kernel, for which this project has a patch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +88,7 @@ def prove_config(
     except Exception as error:
         return dataclasses.replace(record, fixed=outcome_of_error(error))
     types = {type(module).__name__ for module in deployment.model.modules()}
-    own_kernels = tuple(sorted(types & set(OWN_KERNELS)))
+    own_kernels = tuple(sorted(types & set(MMCV_MODULES)))
     record = dataclasses.replace(record, family=deployment.family.name, own_kernels=own_kernels)
     for kind in EXPORT_KINDS if _takes_pictures(deployment.family) else ('fixed',):
         outcome = getattr(earlier, kind, None)

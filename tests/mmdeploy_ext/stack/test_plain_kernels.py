@@ -2,12 +2,17 @@
 
 import itertools
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from mmdeploy_ext import compat
+from mmdeploy_ext.compat import cpu_kernels
+from mmdeploy_ext.compat.dcnv3 import dcnv3_forward
 
 compat.apply()
 
@@ -82,32 +87,48 @@ def slow_dcnv3(features, offset, mask, kernel, stride, pad, dilation, groups, sc
     size = channels // groups
     for image, row, column, group in itertools.product(*map(range, (batch, rows, columns, groups))):
         for point, (i, j) in enumerate(itertools.product(range(kernel[1]), range(kernel[0]))):
-            place = (group * kernel[0] * kernel[1] + point)
+            place = group * kernel[0] * kernel[1] + point
             half = [(dilation[axis] * (kernel[axis] - 1)) // 2 for axis in (0, 1)]
-            y = (row * stride[0] - pad[0] + half[0]
-                 + (j * dilation[0] - half[0] + offset[image, row, column, 2 * place + 1].item()) * scale)
-            x = (column * stride[1] - pad[1] + half[1]
-                 + (i * dilation[1] - half[1] + offset[image, row, column, 2 * place].item()) * scale)
+            y = (
+                row * stride[0]
+                - pad[0]
+                + half[0]
+                + (j * dilation[0] - half[0] + offset[image, row, column, 2 * place + 1].item()) * scale
+            )
+            x = (
+                column * stride[1]
+                - pad[1]
+                + half[1]
+                + (i * dilation[1] - half[1] + offset[image, row, column, 2 * place].item()) * scale
+            )
             for down, across in itertools.product((0, 1), (0, 1)):
                 corner = math.floor(y) + down, math.floor(x) + across
                 weight = (1 - abs(y - corner[0])) * (1 - abs(x - corner[1]))
                 if 0 <= corner[0] < height and 0 <= corner[1] < width:
-                    value = features[image, corner[0], corner[1], group * size:(group + 1) * size]
-                    result[image, row, column, group * size:(group + 1) * size] += (
-                        weight * mask[image, row, column, place] * value)
+                    value = features[image, corner[0], corner[1], group * size : (group + 1) * size]
+                    result[image, row, column, group * size : (group + 1) * size] += (
+                        weight * mask[image, row, column, place] * value
+                    )
     return result
 
 
-@pytest.mark.parametrize(('kernel', 'stride', 'pad', 'dilation', 'scale'), [
-    ((3, 3), (1, 1), (1, 1), (1, 1), 1.0), ((3, 1), (2, 1), (1, 0), (1, 1), 0.5),
-    ((3, 3), (1, 2), (2, 2), (2, 2), 2.0)])
+@pytest.mark.parametrize(
+    ('kernel', 'stride', 'pad', 'dilation', 'scale'),
+    [
+        ((3, 3), (1, 1), (1, 1), (1, 1), 1.0),
+        ((3, 1), (2, 1), (1, 0), (1, 1), 0.5),
+        ((3, 3), (1, 2), (2, 2), (2, 2), 2.0),
+    ],
+)
 def test_dcnv3_is_its_definition(kernel, stride, pad, dilation, scale):
     from mmdeploy_ext.compat.dcnv3 import dcnv3_forward
 
     torch.manual_seed(0)
     height, width, groups, size = 5, 4, 2, 3
-    rows, columns = ((side + 2 * pad[axis] - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
-                     for axis, side in enumerate((height, width)))
+    rows, columns = (
+        (side + 2 * pad[axis] - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
+        for axis, side in enumerate((height, width))
+    )
     points = groups * kernel[0] * kernel[1]
     features = torch.randn(2, height, width, groups * size, dtype=torch.float64)
     offset = torch.randn(2, rows, columns, points * 2, dtype=torch.float64) * 2
@@ -116,3 +137,18 @@ def test_dcnv3_is_its_definition(kernel, stride, pad, dilation, scale):
     found = dcnv3_forward(features, offset, mask, *both, groups, size, scale, 256)
     expected = slow_dcnv3(features, offset, mask, kernel, stride, pad, dilation, groups, scale)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_verdict_notes_each_class_that_computes_without_its_compiled_kernel(monkeypatch):
+    module = types.ModuleType('ops_of_a_user')
+    function = type('DCNv3Function', (), dict(apply=staticmethod(dcnv3_forward)))
+    kinds = {
+        name: type(name, (nn.Module,), dict(__module__=module.__name__))
+        for name in ('DCNv3', 'DCNv3_pytorch')
+    }
+    vars(module).update(kinds, DCNv3Function=function)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), *(kind() for kind in kinds.values()))
+    (note,) = cpu_kernels.notes_on(model)
+    assert note.startswith('ops_of_a_user.DCNv3 computes by the reference of mm2onnx')
+    assert cpu_kernels.notes_on(nn.Sequential(nn.Conv2d(1, 1, 1))) == []
