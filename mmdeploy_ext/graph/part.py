@@ -16,7 +16,8 @@ def part(
 ) -> onnx.ModelProto:
     """Return a model of some nodes of a graph, ascending, and of the constants and functions that they use.
 
-    A constant of the name of one of the `inputs` becomes an input.
+    A constant of the name of one of the `inputs` becomes an input. So does an output of a node that stays for
+    another one of its outputs: what the node makes has another name then, which nothing reads.
     """
     source, model = index.model, onnx.ModelProto()
     for field in ('ir_version', 'producer_name', 'producer_version', 'domain', 'model_version', 'doc_string'):
@@ -35,6 +36,10 @@ def part(
     drop_functions(model)
 
     input_names = {value.name for value in graph.input}
+    for node in graph.node:
+        for position, name in enumerate(node.output):
+            if name in input_names:
+                node.output[position] = _unused_name(index, name)
     output_names = {value.name for value in graph.output}
     used = {name for node in graph.node for name in reads(node)} | output_names
     constants = used - input_names
@@ -50,6 +55,14 @@ def part(
         entry for entry in source.quantization_annotation if entry.tensor_name in tensors
     )
     return model
+
+
+def _unused_name(index: Index, name: str) -> str:
+    """Return a name that no tensor of a graph has, for the output of a node that nothing reads."""
+    unused = f'{name}_unused'
+    while unused in index.tensors:
+        unused += '_'
+    return unused
 
 
 def drop_functions(model: onnx.ModelProto) -> None:

@@ -4,10 +4,11 @@ All numbers come from numpy's PCG64, seeded by the CRC of a name, and are float6
 rules: FILL.md of the goldens in shared/golden, which were made with these weights.
 """
 
+import functools
 import math
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -185,30 +186,31 @@ STREAMPETR_GAINS = {
 def streampetr_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
     """Return the state dict of a StreamPETR."""
     norms = {key.removesuffix('.weight') for key, shape in shapes.items() if len(shape) == 1}
+    return state_dict_by_name(shapes, functools.partial(_streampetr_values, norms))
 
-    def rule(key: str, shape: tuple[int, ...]) -> np.ndarray:
-        if key in STREAMPETR_CONSTANTS:
-            return np.array(STREAMPETR_CONSTANTS[key])
-        if key == 'pts_bbox_head.coords_d':
-            index = torch.arange(shape[0]).float()
-            return (1 + torch.tensor(61.2 - 1) / (shape[0] * (1 + shape[0])) * index * (index + 1)).numpy()
-        # the six branches are one module
-        rng = name_rng(re.sub(r'(pts_bbox_head\.(cls|reg)_branches)\.\d+\.', r'\1.0.', key))
-        if key.endswith('reference_points.weight'):
-            return rng.uniform(0.0, 1.0, shape)
-        normal = rng.standard_normal(shape)
-        if key.endswith('running_var'):
-            return 1 + 0.1 * np.abs(normal)
-        if len(shape) < 2:
-            module, leaf = key.rsplit('.', 1)
-            is_norm = module in norms and leaf in ('weight', 'bias')
-            offset, scale = _first_match(STREAMPETR_VECTORS, f'norm.{leaf}' if is_norm else key)
-            return offset + scale * normal
-        if key.endswith('in_proj_weight'):
-            return _centred(normal, _projection_gain(len(normal), 0.6, 2.0))
-        return _centred(normal, _first_match(STREAMPETR_GAINS, key))
 
-    return state_dict_by_name(shapes, rule)
+def _streampetr_values(norms: Container[str], key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the values of a parameter by key; `norms` are keys of normalisations without `.weight`."""
+    if key in STREAMPETR_CONSTANTS:
+        return np.array(STREAMPETR_CONSTANTS[key])
+    if key == 'pts_bbox_head.coords_d':
+        index = torch.arange(shape[0]).float()
+        return (1 + torch.tensor(61.2 - 1) / (shape[0] * (1 + shape[0])) * index * (index + 1)).numpy()
+    # the six branches are one module
+    rng = name_rng(re.sub(r'(pts_bbox_head\.(cls|reg)_branches)\.\d+\.', r'\1.0.', key))
+    if key.endswith('reference_points.weight'):
+        return rng.uniform(0.0, 1.0, shape)
+    normal = rng.standard_normal(shape)
+    if key.endswith('running_var'):
+        return 1 + 0.1 * np.abs(normal)
+    if len(shape) < 2:
+        module, leaf = key.rsplit('.', 1)
+        is_norm = module in norms and leaf in ('weight', 'bias')
+        offset, scale = _first_match(STREAMPETR_VECTORS, f'norm.{leaf}' if is_norm else key)
+        return offset + scale * normal
+    if key.endswith('in_proj_weight'):
+        return _centred(normal, _projection_gain(len(normal), 0.6, 2.0))
+    return _centred(normal, _first_match(STREAMPETR_GAINS, key))
 
 
 # ---------------------------------------------------------------- SOLO
@@ -225,29 +227,29 @@ def solo_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
     decoupled = any('conv_mask_list_x.' in key for key in shapes)
     originals = {key: original_name(key, decoupled) for key in shapes}
     bottlenecks = {name.rpartition('.bn3.')[0] for name in originals.values() if '.bn3.' in name}
+    return state_dict_by_name(shapes, lambda key, shape: _solo_values(bottlenecks, originals[key], shape))
 
-    def rule(key: str, shape: tuple[int, ...]) -> np.ndarray:
-        name = originals[key]
-        normal = name_rng(name).standard_normal(shape)
-        if name.endswith('running_var'):
-            return 1 + 0.1 * np.abs(normal)
-        if re.match(r'^bbox_head\.d?solo_cate\.bias$', name):
-            return np.full(shape, SOLO_CLASS_BIAS)
-        if name.endswith(('running_mean', '.bias')):
-            return 0.02 * normal
-        if len(shape) == 4:
-            kernel = normal * math.sqrt(2 / math.prod(shape[1:]))
-            if name.startswith('neck.lateral_convs.'):
-                kernel *= SOLO_LATERAL_GAIN
-            if shape[1] in (257, 258):  # with coordinates as the last inputs
-                kernel[:, 256:] *= SOLO_COORDINATE_GAIN
-            return kernel
-        block, _, norm = name.removesuffix('.weight').rpartition('.')
-        last_norm = 'bn3' if block in bottlenecks else 'bn2'
-        is_residual = re.match(r'^backbone\.layer\d\.\d+$', block) and norm == last_norm
-        return (1 + 0.05 * normal) * (SOLO_RESIDUAL_GAIN if is_residual else 1.0)
 
-    return state_dict_by_name(shapes, rule)
+def _solo_values(bottlenecks: Container[str], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the values of a parameter by its name; `bottlenecks` are blocks of three convolutions."""
+    normal = name_rng(name).standard_normal(shape)
+    if name.endswith('running_var'):
+        return 1 + 0.1 * np.abs(normal)
+    if re.match(r'^bbox_head\.d?solo_cate\.bias$', name):
+        return np.full(shape, SOLO_CLASS_BIAS)
+    if name.endswith(('running_mean', '.bias')):
+        return 0.02 * normal
+    if len(shape) == 4:
+        kernel = normal * math.sqrt(2 / math.prod(shape[1:]))
+        if name.startswith('neck.lateral_convs.'):
+            kernel *= SOLO_LATERAL_GAIN
+        if shape[1] in (257, 258):  # with coordinates as the last inputs
+            kernel[:, 256:] *= SOLO_COORDINATE_GAIN
+        return kernel
+    block, _, norm = name.removesuffix('.weight').rpartition('.')
+    last_norm = 'bn3' if block in bottlenecks else 'bn2'
+    is_residual = re.match(r'^backbone\.layer\d\.\d+$', block) and norm == last_norm
+    return (1 + 0.05 * normal) * (SOLO_RESIDUAL_GAIN if is_residual else 1.0)
 
 
 def solo_image(height: int, width: int) -> torch.Tensor:

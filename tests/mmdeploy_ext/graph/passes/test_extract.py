@@ -62,6 +62,16 @@ def test_a_cut_keeps_what_its_outputs_need_and_nothing_else():
     assert cut(conv_net()) == conv_net()
 
 
+def test_one_output_of_a_node_becomes_an_input_and_another_one_is_still_computed():
+    nodes = [
+        helper.make_node('Split', ['x'], ['a', 'b'], axis=0),
+        helper.make_node('Add', ['a', 'b'], ['z']),
+    ]
+    part = cut(model_of(nodes, [('x', [4])], [('z', [2])]), ['x', 'b'], ['z'])
+    onnx.checker.check_model(part, full_check=True)
+    assert names(part.graph.input) == ['x', 'b'] and part.graph.node[0].output == ['a', 'b_unused']
+
+
 def test_a_constant_can_become_an_input():
     part = cut(conv_net(), ['e', 'fc.weight'])
     assert names(part.graph.input) == ['e', 'fc.weight'] and names(part.graph.initializer) == ['fc.bias']
