@@ -6,7 +6,6 @@ import copy
 import hashlib
 import importlib
 import importlib.util
-import re
 import shlex
 import sys
 import traceback
@@ -18,15 +17,13 @@ from mmdeploy_ext.core.commands import command
 from mmdeploy_ext.core.errors import ConfigError, UsageError, root_cause
 from mmdeploy_ext.core.files import will_read
 from mmdeploy_ext.core.import_errors import import_failure
-from mmdeploy_ext.core.library_copies import is_older_copy, without_older_copies
+from mmdeploy_ext.core.library_copies import FITTING, has_copy, is_older_copy, without_older_copies
 from mmdeploy_ext.core.yaml_config import SUFFIXES, read_yaml_config
 
 CATALOGUE = 'mmdeploy_ext.models.catalogue'
 """The module that registers our models, for types of a config that nobody else has registered."""
 CHECKOUT = Path(__file__).resolve().parents[2]
 """Folder that holds this package: a checkout, or `site-packages`."""
-LIBRARIES = dict(mmdet=3, mmdet3d=2, mmseg=1)
-"""Library that research repositories have copies of -> first number of the version that is another world."""
 
 
 def mmdet_config(relative: str, library: str = 'mmdet') -> str:
@@ -299,24 +296,15 @@ def use_libraries_of(path: str) -> None:
 
     ConfigError: this process has imported another copy.
     """
-    for library, too_new in LIBRARIES.items():
+    for library in FITTING:
         for folder in user_folders(path):
             if is_older_copy(folder, library):
                 with without_older_copies(library):
                     importlib.import_module(library)
                 break
-            if (folder / library / '__init__.py').is_file() and _major_version(folder / library) < too_new:
+            if has_copy(folder, library):
                 _take_first(library, folder, f'{path}: is a config of the repository {folder}')
                 break
-
-
-def _major_version(package: Path) -> int:
-    """Return the first number of the version of a copy of a library; 0 if it does not tell one."""
-    file = package / 'version.py'
-    if not file.is_file():
-        file = package / '__init__.py'
-    match = re.search(r'__version__ = [\'"](\d+)', file.read_text(encoding='utf-8'))
-    return int(match[1]) if match else 0
 
 
 def _find_modules(modules: Sequence[str], path: str) -> None:

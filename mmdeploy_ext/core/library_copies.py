@@ -11,24 +11,32 @@ from pathlib import Path
 
 from mmdeploy_ext.core.errors import ConfigError
 
-LEAST_MAJOR = {'mmdet3d': 1}
-"""Library -> first major version that families can be written with."""
+FITTING = {'mmdet': range(3), 'mmdet3d': range(1, 2), 'mmseg': range(1)}
+"""Library that repositories have copies of -> major versions beside which families can be imported."""
+
+
+def has_copy(folder: Path, library: str) -> bool:
+    """Return whether a folder has a copy of a library that fits, as a package."""
+    return _major_version(folder / library) in FITTING[library]
 
 
 def is_older_copy(folder: Path, library: str) -> bool:
-    """Return whether a folder has a copy of a library, as a package, that is older than `LEAST_MAJOR`.
+    """Return whether a folder has a copy of a library, as a package, that is older than those that fit."""
+    major = _major_version(folder / library)
+    return major is not None and major < FITTING[library].start
 
-    One without a `version.py`, such as that of mit-han-lab/bevfusion, is of a version 0.
+
+def _major_version(package: Path) -> int | None:
+    """Return the first number of the version of a package; None: there is none.
+
+    A copy that does not tell its version, such as that of mit-han-lab/bevfusion, is of a version 0.
     """
-    package = folder / library
-    if library not in LEAST_MAJOR or not (package / '__init__.py').is_file():
-        return False
-    try:
-        text = (package / 'version.py').read_text(encoding='utf-8')
-    except OSError:
-        return True
-    version = re.search(r'^__version__\s*=\s*[\'"](\d+)', text, re.MULTILINE)
-    return version is None or int(version.group(1)) < LEAST_MAJOR[library]
+    if not (package / '__init__.py').is_file():
+        return None
+    files = [file for file in (package / 'version.py', package / '__init__.py') if file.is_file()]
+    texts = (file.read_text(encoding='utf-8') for file in files)
+    versions = (re.search(r'^__version__\s*=\s*[\'"](\d+)', text, re.MULTILINE) for text in texts)
+    return next((int(version[1]) for version in versions if version), 0)
 
 
 @contextlib.contextmanager
@@ -41,7 +49,7 @@ def without_older_copies(library: str) -> Iterator[None]:
     file = getattr(sys.modules.get(library), '__file__', None)
     if file and is_older_copy(folder := Path(file).resolve().parents[1], library):
         raise ConfigError(
-            f'{library} was imported from {folder}, which is older than {LEAST_MAJOR[library]}.0; '
+            f'{library} was imported from {folder}, which is older than {FITTING[library].start}.0; '
             f'this process needs the installed one: import nothing of this copy before'
         )
     before = list(sys.path)

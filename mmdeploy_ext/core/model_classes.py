@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import mmdeploy_ext
 from mmdeploy_ext.core.source_code import (
-    DISTRIBUTIONS,
     file_of_class,
     is_installed,
     module_of,
@@ -79,7 +78,7 @@ def _described(kind: type) -> Iterator[ModelClass]:
     path = file_of_class(kind)
     if path is None:
         return
-    if package in DISTRIBUTIONS and is_installed(package, path):
+    if is_installed(package, path):
         yield from _replaced_methods(kind)
         return
     source = source_of_class(kind)
@@ -97,7 +96,7 @@ def _replaced_methods(kind: type) -> Iterator[ModelClass]:
         path = Path(code.co_filename)
         if package in (*LIBRARIES, mmdeploy_ext.__name__) or package in sys.stdlib_module_names:
             continue
-        if package not in DISTRIBUTIONS or not is_installed(package, path):
+        if not is_installed(package, path):
             source = source_of_function(function)
             yield ModelClass(f'{kind.__qualname__}.{name}', source.file, source.sha256, False)
 

@@ -183,8 +183,11 @@ def is_installed(package: str, path: Path) -> bool:
 
 @functools.lru_cache
 def _installed_files(package: str) -> tuple[Path | None, dict[str, str]]:
-    """Return the folder of an installed package, and path -> hash of its files as they were installed."""
-    for name in DISTRIBUTIONS.get(package, (package,)):
+    """Return the folder of an installed package, and path -> hash of its files as they were installed.
+
+    None and nothing of a package that is not OpenMMLab's.
+    """
+    for name in DISTRIBUTIONS.get(package, ()):
         try:
             distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:

@@ -272,12 +272,12 @@ def load_families(library: str | None = None) -> None:
     """Import the families that need a library, see `register_family`; None: all that can be imported."""
     for registration in registered().values():
         needed = registration.library
-        if needed == library or (library is None and not (needed and import_failure(needed))):
+        if needed == library or (library is None and not (needed and library_failure(needed))):
             FAMILIES.get(registration.name)
 
 
 @functools.cache
-def import_failure(library: str) -> str:
+def library_failure(library: str) -> str:
     """Return why a library cannot be imported, such as beside the mmdet of a repository; '' if it can."""
     if importlib.util.find_spec(library) is None:
         return NOT_INSTALLED
@@ -328,6 +328,6 @@ def _refuse(cfg: Any, product: str) -> NoReturn:
         what += f' as a {product}; only its {others[0].product} is exported ({tool("export-backbone")})'
     libraries = {registration.library for registration in registered().values()} - {''}
     for library in sorted(libraries):
-        if (reason := import_failure(library)) not in ('', NOT_INSTALLED):
+        if (reason := library_failure(library)) not in ('', NOT_INSTALLED):
             what += f' (families of {library} are left out: {reason})'
     raise refusal(cfg, [family for family in FAMILIES.values() if family.product == product], what)

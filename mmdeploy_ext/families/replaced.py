@@ -2,8 +2,8 @@
 
 A graph runs the user's own layers, but what stands around them it computes by itself: `get_bboxes`, a
 memory. A family names these methods (`Family.replaced`); hashes of the versions that its graphs follow are
-in the file `replaced_methods.json` of its folder, which
-`python -m mmdeploy_ext.families.replaced FAMILY...` writes again for the installed libraries.
+in the file `replaced_methods.json` of its folder, which `python docs/_pages/replaced_methods.py` writes again
+for the installed libraries.
 """
 
 from __future__ import annotations

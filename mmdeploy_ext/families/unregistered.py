@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from mmdeploy_ext.core.registries import registries, types_of
 
 MOST_FILES = 20_000
 """Python files that are searched for a class."""
@@ -17,31 +18,6 @@ LISTED = 3
 NO_CLASSES = ('.nms.type', '.roi_layer.type', '.conv_op.type')
 """What keys end in whose types are functions, or names in a module, and are in no registry."""
 SKIPPED_FOLDERS = ('site-packages', 'node_modules', '__pycache__', 'build')
-
-
-def types_of(part: Any, prefix: str = 'model') -> Iterator[tuple[str, str]]:
-    """Yield the key and the name of each `type` in a part of a config: `model.neck.type`, `FPN`."""
-    if isinstance(part, Mapping):
-        if isinstance(part.get('type'), str):
-            yield f'{prefix}.type', part['type']
-        for key, value in part.items():
-            yield from types_of(value, f'{prefix}.{key}')
-    elif isinstance(part, list | tuple):
-        for index, value in enumerate(part):
-            yield from types_of(value, f'{prefix}.{index}')
-
-
-def registered_types() -> set[str]:
-    """Return the names of all classes and functions in the registries of imported modules."""
-    from mmcv.utils import Registry
-
-    registries = [
-        value
-        for module in list(sys.modules.values())
-        for value in list(vars(module).values())
-        if issubclass(type(value), Registry)  # isinstance() asks old torch attributes, which warn
-    ]
-    return {name for registry in registries for name in registry.module_dict}
 
 
 def python_files(folder: Path) -> Iterator[Path]:
@@ -88,8 +64,8 @@ def repository_of(config: str) -> Path:
 
 def missing_types(cfg: Any) -> dict[str, str]:
     """Return key -> name of the types in the model of a config that nobody has registered."""
-    registered = registered_types()
-    types = types_of(cfg.get('model'))
+    registered = {name for registry in registries() for name in registry.module_dict}
+    types = types_of(cfg.get('model'), 'model')
     return {key: name for key, name in types if name not in registered and not key.endswith(NO_CLASSES)}
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.source_code import DISTRIBUTIONS, file_of_class, is_installed
+from mmdeploy_ext.core.source_code import file_of_class, is_installed
 from mmdeploy_ext.lint.check import check
 from mmdeploy_ext.lint.nested import tensors_in
 
@@ -64,7 +64,7 @@ def _is_of_library(kind: type) -> bool:
     package, path = kind.__module__.partition('.')[0], file_of_class(kind)
     if path is None or package == 'mmdeploy_ext':
         return True
-    return package in DISTRIBUTIONS and is_installed(package, path)
+    return is_installed(package, path)
 
 
 def _failure(part: torch.nn.Module, inputs: Sequence[Any], expected: Any) -> str:

@@ -10,10 +10,11 @@ by mmcv alone.
 import contextlib
 import dataclasses
 import importlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 from unittest import mock
+
+from mmdeploy_ext.core.registries import registries, types_of
 
 Class = TypeVar('Class', bound=type)
 
@@ -68,8 +69,8 @@ MODULES = {
     for name in names
 }
 """Type -> the module that offers it."""
-PLACES = ('mmcv', 'mmdet', 'mmdet3d', 'mmseg')
-"""Packages that define registries."""
+LIBRARIES = ('mmcv', 'mmdet', 'mmdet3d', 'mmseg')
+"""Packages whose registries models are built from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +105,15 @@ def offered(registry: Any, builds: Sequence[str] = ()) -> Callable[[Class], Clas
 
 
 def register(name: str) -> None:
-    """Register the class that this package has for a type, and what it builds, unless the type is taken."""
-    if _registered(name):
+    """Register the class that this package has for a type, and what it builds.
+
+    A type that is taken, or that this package does not have, stays as it is.
+    """
+    if name not in MODULES or _is_registered(name):
         return
     importlib.import_module(MODULES[name])  # imports the library, which may have the type
     offer = _OFFERS[name]
-    if not _registered(name):
+    if not _is_registered(name):
         offer.registry.register_module(module=offer.cls)
     for other in offer.builds:
         register(other)
@@ -117,7 +121,7 @@ def register(name: str) -> None:
 
 def register_named(cfg: Any) -> None:
     """Register the types of this package that an mmcv Config names and that nobody has registered."""
-    for name in sorted(set(_types(dict(cfg.items()))) & MODULES.keys()):
+    for name in sorted({name for _, name in types_of(dict(cfg.items()))}):
         register(name)
 
 
@@ -147,25 +151,6 @@ def giving_way() -> Iterator[None]:
         yield
 
 
-def _registered(name: str) -> bool:
-    """Return whether a registry of the imported libraries, or of their plugins, has a type."""
-    from mmcv.utils import Registry
-
-    for module in [module for module in sys.modules if module.partition('.')[0] in PLACES]:
-        if module.rpartition('.')[2] in ('builder', 'registry', 'hook'):
-            for registry in vars(sys.modules[module]).values():
-                if isinstance(registry, Registry) and name in registry.module_dict:
-                    return True
-    return False
-
-
-def _types(value: Any) -> Iterator[str]:
-    """Yield every string below a key `type` of nested dictionaries and lists."""
-    if isinstance(value, dict):
-        if isinstance(value.get('type'), str):
-            yield value['type']
-        for content in value.values():
-            yield from _types(content)
-    elif isinstance(value, list | tuple):
-        for content in value:
-            yield from _types(content)
+def _is_registered(name: str) -> bool:
+    """Return whether a registry of the libraries has a type: of their own, of a plugin or of this package."""
+    return any(name in registry.module_dict for registry in registries(LIBRARIES))

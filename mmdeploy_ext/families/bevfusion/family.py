@@ -1,6 +1,6 @@
 """BEVFusion's family: which configs it claims, what it refuses, and what the other modules give."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,9 +44,13 @@ from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.samples import arrays
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.parts.special_frames import changed_rigs, plain_moment
-from mmdeploy_ext.families.replaced import DifferingMethod
+from mmdeploy_ext.families.replaced import DifferingMethod, Followed, Replaced, replaced_of_class
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.models.bevfusion.fusion import SENSORS, check_parts
+from mmdeploy_ext.models.bevfusion.center_head import BEVFusionCenterHead
+from mmdeploy_ext.models.bevfusion.coder import TransFusionBBoxCoder
+from mmdeploy_ext.models.bevfusion.fusion import SENSORS, BEVFusion, check_parts
+from mmdeploy_ext.models.bevfusion.head import TransFusionHead
+from mmdeploy_ext.models.bevfusion.view_transform import ViewTransform
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
@@ -54,6 +58,16 @@ from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 CAMERAS = 6
 DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
+
+
+FOLLOWED: Followed = (
+    (BEVFusion, ('forward', 'forward_test', 'simple_test', 'predictions', 'camera_view', 'lidar_view')),
+    (ViewTransform, ('pool',)),
+    (TransFusionHead, ('get_bboxes', 'spread_out')),
+    (BEVFusionCenterHead, ('get_bboxes', '_decoded', '_suppressed', 'spread_out')),
+    (TransFusionBBoxCoder, ('decode',)),
+)
+"""Classes of this package and their methods that the graphs do without."""
 
 
 class BEVFusionFamily(SequenceFamily):
@@ -73,7 +87,7 @@ class BEVFusionFamily(SequenceFamily):
     postprocess_facts = staticmethod(postprocess_facts)
     frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
     dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped)
-    generated_sweeps = staticmethod(generated)
+    generated_sweeps, followed = staticmethod(generated), FOLLOWED
     compared = ('cells', 'depth', 'bev')
 
     def claims(self, cfg: Any) -> Claim:
@@ -166,17 +180,24 @@ class BEVFusionFamily(SequenceFamily):
         classes = super().model_classes(model)
         if not model.fork:
             return classes
-        classes = tuple(entry for entry in classes if entry.name != Fork.__name__)
+        classes = tuple(entry for entry in classes if (entry.name, entry.ours) != (Fork.__name__, True))
         return *(ModelClass(**entry) for entry in model.fork.process.facts['classes']), *classes
 
     def differing_methods(self, model: nn.Module) -> list[DifferingMethod]:
-        """Return the functions of a repository that are other ones than the graphs follow."""
-        return differing_code(model.fork.process.facts['sources']) if model.fork else []
+        """Return what differs in a repository's code, or in methods of a class that is derived from ours."""
+        if model.fork:
+            return differing_code(model.fork.process.facts['sources'])
+        return super().differing_methods(model)
+
+    def replaced(self, model: nn.Module) -> Iterator[Replaced]:
+        """Yield the methods of the detector's modules, and of its box coder, that the graphs do without."""
+        parts = [*model.modules(), getattr(model.heads['object'], 'bbox_coder', None)]
+        for part in parts:
+            yield from replaced_of_class(part, FOLLOWED)
 
     def reference(self, model: nn.Module) -> Stepper:
         """Return the model as a stepper; a repository with a copy of mmdet3d runs its own code."""
-        fork = getattr(model, 'fork', None)
-        return ForkReference(model) if fork and fork.checkpoint else Reference(model)
+        return ForkReference(model) if model.fork and model.fork.checkpoint else Reference(model)
 
     def reference_of(self, model: nn.Module, options: Options) -> Stepper:
         return PartsReference(model) if options.contract == CUDA else self.reference(model)

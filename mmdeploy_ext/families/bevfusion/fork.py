@@ -26,6 +26,8 @@ import torch
 from mmcv.parallel import DataContainer
 
 import mmdeploy_ext
+from mmdeploy_ext.core import plain_pickle
+from mmdeploy_ext.core.config import user_folders
 from mmdeploy_ext.core.errors import ConfigError, InferenceError
 from mmdeploy_ext.families.bevfusion.cuda_graphs import transform_of
 from mmdeploy_ext.families.bevfusion.graphs import TABLES
@@ -89,7 +91,7 @@ class Fork:
 
 def root_of(filename: str | None) -> Path | None:
     """Return the repository of a config: the working directory, or else the nearest folder above."""
-    folders = [Path.cwd(), *(Path(filename).resolve().parents if filename else ())]
+    folders = user_folders(filename) if filename else [Path.cwd()]
     return next((folder for folder in folders if (folder / MARK).is_dir()), None)
 
 
@@ -269,7 +271,7 @@ class RepositoryMoments(torch.utils.data.Dataset):
 
     def __init__(self, ann_file: str, fork: Fork, data_root: str = '', **others: Any) -> None:
         self.ann_file, self.fork, self.data_root = ann_file, fork, data_root
-        self.data_infos = pickle.loads(Path(ann_file).read_bytes())['infos']
+        self.data_infos = plain_pickle.loads(Path(ann_file).read_bytes())['infos']
 
     def __len__(self) -> int:
         return len(self.data_infos)
@@ -286,7 +288,7 @@ class RepositoryMoments(torch.utils.data.Dataset):
 
 def with_truth(infos: Path) -> None:
     """Add to an info file what data sets of repositories read besides: no boxes, poses of the cameras."""
-    content = pickle.loads(infos.read_bytes())
+    content = plain_pickle.loads(infos.read_bytes())
     for info in content['infos']:
         info.update(
             location='',

@@ -17,6 +17,7 @@ from pyquaternion import Quaternion
 
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.families.parts.nuscenes_source import CAMERAS
+from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.zoo.configs import without_augmentation
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def generated_dataset(
         if isinstance(kind, type) and issubclass(kind, NuScenesDataset):
             return dict(own, **files)
     modality = dict(use_camera=views is not None, use_lidar=voxels is not None)
+    catalogue.register(default)
     return dict(type=default, pipeline=steps, modality=modality, **files)
 
 

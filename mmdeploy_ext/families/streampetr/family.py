@@ -40,7 +40,6 @@ from mmdeploy_ext.families.streampetr.samples import (
 )
 from mmdeploy_ext.families.streampetr.spec import sizes
 from mmdeploy_ext.families.streampetr.synthetic import synthetic_outputs
-from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 
@@ -146,7 +145,6 @@ class StreamPetrFamily(SequenceFamily):
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         """Write moments of all cameras; the data set has no keys to collect, since it trains no model."""
-        catalogue.register('CustomNuScenesDataset')  # unless the user's plugin has
         found = generated_dataset(folder, cfg, 'CustomNuScenesDataset', views=rule)
         return dict(dict(collect_keys=[]), **found)
 

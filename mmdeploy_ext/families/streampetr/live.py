@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from unittest import mock
 
-import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
@@ -197,13 +196,8 @@ def tap_geometry(model: nn.Module, lidar2img: Tensor, intrinsics: Tensor, images
     """Name what our detector computes from images (N, 3, H, W) and a rig (1, N, 4, 4), beside a user's."""
     if is_ours(model.pts_bbox_head):
         return
-    steps = steps_of(model.pts_bbox_head)
     tap('img', images)
-    frustum = steps.frustum(images.shape[-2:], len(images))
-    tokens_per_camera = frustum.shape[0] // len(images)
-    img2lidar = torch.linalg.inv(lidar2img.double()).to(lidar2img.dtype)
-    tap('img2lidar', img2lidar.repeat_interleave(tokens_per_camera, dim=1))
-    steps.focal_per_token(intrinsics, tokens_per_camera)
+    steps_of(model.pts_bbox_head).embed_positions(lidar2img, intrinsics, images.shape[-2:])
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:

@@ -110,6 +110,9 @@ class BEVFusion(BaseModule):
                 else:
                     found.append(child)
 
+    fork: Any = None
+    """The repository whose code is the reference of a proof, see `families/bevfusion/fork.py`; None: ours."""
+
     @property
     def sensors(self) -> tuple[str, ...]:
         """The sensors that it has, in the order of the fuser."""

@@ -6,7 +6,6 @@ Shapes: B batch, N cameras, C channels, h w feature map, T = N h w tokens, D dep
 and propagated), L decoder layers, K classes, M memory rows inside a frame.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,20 +47,6 @@ class StreamPETRHead(HeadLayers):
     def reset_memory(self) -> None:
         """Forget the state: the next frame starts a stream."""
         self.memory = None
-
-    def embed_positions(
-        self, lidar2img: Tensor, intrinsics: Tensor, pad_shape: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        """Run `position_embedding` on `lidar2img`, `intrinsics` (B, N, 4, 4) and the padded size in px."""
-        num_cameras = lidar2img.shape[1]
-        frustum = self.frustum(pad_shape, num_cameras)
-        tokens_per_camera = frustum.shape[0] // num_cameras
-        # in float64: a float32 inverse of a real calibration alone moves boxes by up to 5 mm
-        img2lidar = lidar2img.double().inverse().to(lidar2img.dtype)
-        tap('img2lidar', img2lidar.repeat_interleave(tokens_per_camera, dim=1))
-        return self.position_embedding(
-            img2lidar, self.focal_per_token(intrinsics, tokens_per_camera), frustum
-        )
 
     def forward(
         self, img_feats: Tensor, img_metas: list[dict], topk_indexes: None = None, **data: Tensor

@@ -91,6 +91,20 @@ class FrameSteps:
         cone = torch.cat([focal, points[:, :, -1], points[:, :, CONE_BIN]], dim=-1)
         return self.position_encoder(inverse_sigmoid(points.flatten(-2))), cone
 
+    def embed_positions(
+        self, lidar2img: Tensor, intrinsics: Tensor, pad_shape: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Run `position_embedding` on `lidar2img`, `intrinsics` (B, N, 4, 4) and the padded size in px."""
+        num_cameras = lidar2img.shape[1]
+        frustum = self.frustum(pad_shape, num_cameras)
+        tokens_per_camera = frustum.shape[0] // num_cameras
+        # in float64: a float32 inverse of a real calibration alone moves boxes by up to 5 mm
+        img2lidar = lidar2img.double().inverse().to(lidar2img.dtype)
+        tap('img2lidar', img2lidar.repeat_interleave(tokens_per_camera, dim=1))
+        return self.position_embedding(
+            img2lidar, self.focal_per_token(intrinsics, tokens_per_camera), frustum
+        )
+
     def align_tokens(self, img_feats: Tensor, pos_embed_raw: Tensor, cone: Tensor) -> tuple[Tensor, Tensor]:
         """Turn features (B, N, C, h, w) into tokens (B, T, C) by their rays, and gate the positions."""
         features = img_feats.permute(0, 1, 3, 4, 2).flatten(1, 3)

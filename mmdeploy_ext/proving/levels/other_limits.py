@@ -61,8 +61,8 @@ BOXED = 'bbox2d', 'boxed_mask'
 LEAST_GAP = 2e-5
 """Smallest difference of the scores on both sides of a threshold: rounding changes them by far less."""
 COVERED_FROM, COVERED_STEP = 0.95, 1.02
-"""Largest share that may be covered and that is tried (the smallest is what it lacks to 1), and by how much a
-share that lets another mask in is larger than one that does not."""
+"""The largest share of a mask that may be covered which is tried (the smallest is 1 minus that), and the
+ratio of the two shares between which one more mask is laid."""
 PASSING = (0.75, 0.5, 0.25, 0.125)
 """Share of the scores of a full list that a raised threshold leaves at most."""
 BISECTIONS = 12
@@ -258,8 +258,8 @@ class Trial(abc.ABC):
     Attributes:
         name: of the case.
         area: limit of areas, as a share of the area of a segment; 0 leaves the one of `values`.
-        covered: whether the share that may be covered lets a mask in which a slightly smaller one leaves out
-            (True), or leaves one out which a slightly larger one lets in; None leaves the one of `values`.
+        covered: on which side of a real mask the largest share is that better masks may cover: True if the
+            mask is just laid, False if it is just left out; None leaves the share of `values`.
         trials: what it has in common with others.
     """
 
@@ -309,7 +309,11 @@ class Trial(abc.ABC):
         return values
 
     def with_covered_share(self, values: Values) -> Values:
-        """Return values in which the share of a mask that may be covered is close to that of some mask."""
+        """Return values in which the share that may be covered is close to that of a mask of the picture.
+
+        It is found by bisection: with the smallest share the map has the fewest segments, and with a larger
+        one at least as many. Where no share adds a segment, the values stay as they are.
+        """
         for limit in self.of_kind(Kind.COVERED) if self.covered is not None else ():
             low, high = 1 - COVERED_FROM, COVERED_FROM
             fewest = self._segments([*values, (limit, low)])

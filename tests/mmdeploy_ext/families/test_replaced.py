@@ -18,7 +18,10 @@ TOYS = [
     *sorted(REPO.glob('configs/demo/*_toy.py')),
     *(
         REPO / f'projects/configs/{path}_toy.py'
-        for path in ('BEVFusion/centerpoint', 'Autoware/centerpoint_pillar', 'PointPillars/pointpillars')
+        for path in (
+            *('BEVFusion/bevfusion', 'BEVFusion/centerpoint', 'Autoware/centerpoint_pillar'),
+            'PointPillars/pointpillars',
+        )
     ),
 ]
 TABLES = {replaced.folder_of(family): family.followed for family in FAMILIES.values() if family.followed}
@@ -45,6 +48,20 @@ def test_models_of_queries_have_the_methods_that_graphs_follow(kind):
     cfg = toy_query.toy(kind)
     family = find_family(cfg)
     assert family.differing_methods(family.build(cfg)) == []
+
+
+def test_a_method_of_a_class_that_is_derived_from_our_implementation_is_named(monkeypatch):
+    cfg = load_config(str(REPO / 'projects/configs/BEVFusion/bevfusion_toy.py'))
+    family = find_family(cfg)
+    model = family.build(cfg)
+    head = model.heads['object']
+
+    class LowerHead(type(head)):
+        def get_bboxes(self, found):
+            return super().get_bboxes(found)
+
+    monkeypatch.setattr(head, '__class__', LowerHead)
+    assert [method.name for method in family.differing_methods(model)] == ['LowerHead.get_bboxes']
 
 
 def test_a_changed_method_of_a_library_is_named():
