@@ -2,8 +2,8 @@
 
 A copy of mmdet3d in a research repository builds its operators for CUDA when it is installed. `MODULES` names
 those of its modules whose functions are here; the results are those of the compiled ones on a CPU, and depend
-on no thread. They share no code with `preprocess/points.py` and `sparse/rulebook.py`, by which files run: a proof
-would not see a fault of both.
+on no thread. They share no code with `preprocess/points.py` and `sparse/rulebook.py`, by which files run: a
+proof would not see a fault of both.
 
 Glossary: P points, D axes of a grid, N voxels before and M after a convolution, K cells of a kernel, I and O
 channels before and after it, L intervals.
