@@ -97,7 +97,8 @@ def _compare(
     unused = ('points',) if getattr(rule, 'voxels', rule) is None else ()
     rounding = float(getattr(dataset, 'picture_rtol', 0.0))  # of a data set that normalises otherwise
     limits = _points_range(deployment.cfg)
-    return expected.name, list(_differences(expected, moment, limits, unused, rounding))
+    title = expected.name or f'moment {index}'
+    return title, list(_differences(title, expected, moment, limits, unused, rounding))
 
 
 def _points_range(cfg: Any) -> Sequence[float] | None:
@@ -109,6 +110,7 @@ def _points_range(cfg: Any) -> Sequence[float] | None:
 
 
 def _differences(
+    title: str,
     expected: Frame | Sweep,
     moment: Frame | Sweep,
     limits: Sequence[float] | None,
@@ -123,7 +125,7 @@ def _differences(
             wanted, got = (_in_range(points, limits) for points in (wanted, got))
         words = _unlike(got, wanted, picture_rtol if name == 'images' else rtol)
         if words:
-            yield PreprocessingDifference(expected.name, name, *words)
+            yield PreprocessingDifference(title, name, *words)
 
 
 def _values(expected: Any, moment: Any) -> Iterator[tuple[str, Any, Any, float]]:
