@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
     from planting import Change
 
-KINDS, FORMS = 'mmdeploy_ext.families.dense.kinds', 'mmdeploy_ext.families.dense.forms'
+KINDS, FORMS = 'mmdeploy_ext.families.dense.heads', 'mmdeploy_ext.families.dense.forms'
 POSTPROCESS = 'mmdeploy_ext.exporting.postprocess.bbox2d:DenseBoxPostprocess.forward'
 DECODE, FULL = f'{FORMS}:Decode.forward', f'{FORMS}:FullForm.forward'
 FACTORS = 'mmdeploy_ext.families.parts.runtime.box_coders:factors_of'
 WRITTEN = 'mmdeploy_ext.families.dense.family:DenseFamily.postprocess_facts'
-SELECT = 'mmdeploy_ext.families.dense.runtime.select:postprocess_image'
+SELECT = 'mmdeploy_ext.families.dense.runtime:postprocess_image'
 
 
 def thresholds(**changes: Callable) -> Change:
@@ -342,7 +342,7 @@ planted(
     'numpy: priors half a stride off',
     'atss',
     (
-        'mmdeploy_ext.families.dense.runtime.model:priors_of',
+        'mmdeploy_ext.families.dense.runtime:priors_of',
         result(lambda levels, *_: [one + 4 * 2**level for level, one in enumerate(levels)]),
     ),
     form='raw',

@@ -71,14 +71,14 @@ def test_every_fault_finds_its_place_and_leaves_it_as_it_was(toy):
 
 def test_a_function_is_wrong_in_modules_tables_and_classes_but_not_in_the_reference():
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.families.dense import forms, graphs, kinds, reference
+    from mmdeploy_ext.families.dense import forms, graphs, heads, reference
     from mmdeploy_ext.preprocess import pictures
 
-    original = kinds.thresholds
-    with replaced('mmdeploy_ext.families.dense.kinds:thresholds', result(lambda right, *_: right)):
-        assert forms.thresholds is graphs.thresholds is kinds.thresholds is not original
+    original = heads.thresholds
+    with replaced('mmdeploy_ext.families.dense.heads:thresholds', result(lambda right, *_: right)):
+        assert forms.thresholds is graphs.thresholds is heads.thresholds is not original
         assert reference.thresholds is original
-    assert forms.thresholds is graphs.thresholds is kinds.thresholds is original
+    assert forms.thresholds is graphs.thresholds is heads.thresholds is original
     resize = pictures.resize_cv2
     with replaced('mmdeploy_ext.preprocess.pictures:resize_cv2', result(lambda right, *_: right)):
         assert pictures.RESIZERS['cv2'] is pictures.resize_cv2 is not resize

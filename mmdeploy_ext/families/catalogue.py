@@ -59,7 +59,7 @@ register_family(
     'mmdeploy_ext.families.dense.family:DenseFamily',
     options=dense.OPTIONS,
     postprocess=dense.POSTPROCESS,
-    runtime='mmdeploy_ext.families.dense.runtime.model',
+    runtime='mmdeploy_ext.families.dense.runtime',
 )
 register_family(
     'query',

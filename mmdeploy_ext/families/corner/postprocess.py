@@ -25,7 +25,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     number,
     positive,
 )
-from mmdeploy_ext.families.parts.own_heads import side_of_peaks
+from mmdeploy_ext.families.parts.dense_heads import peak_window
 from mmdeploy_ext.families.parts.priors import rows_of
 from mmdeploy_ext.families.parts.runtime.box_coders import peaks_of
 
@@ -41,7 +41,7 @@ LARGE, CENTRAL = 3500.0, (2.4, 2.1)
 def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
     """Return what `test_cfg` decides; ConfigError names an entry that is missing or not repeated."""
     found = {key: positive(key, test_cfg.get(key)) for key in ('corner_topk', 'max_per_img')}
-    found['local_maximum_kernel'] = side_of_peaks(test_cfg)
+    found['local_maximum_kernel'] = peak_window(test_cfg)
     if found['corner_topk'] < FEWEST_CORNERS:
         raise ConfigError(f'test_cfg.corner_topk={found["corner_topk"]}: expected {FEWEST_CORNERS} or more')
     if found['max_per_img'] > PAIRS:

@@ -1,6 +1,6 @@
 """The graphs of dense heads: their contracts, and the chain of modules that keeps them.
 
-The modules are in `forms.py`; what a head is, `kinds.py` says. Glossary: see `forms.py`.
+The modules are in `forms.py`; `heads.py` describes a head. Glossary: see `forms.py`.
 """
 
 import operator
@@ -28,50 +28,19 @@ from mmdeploy_ext.families.dense.forms import (
     num_levels,
     raw_names,
 )
-from mmdeploy_ext.families.dense.kinds import facts_of, generator_of, kind_of, thresholds
+from mmdeploy_ext.families.dense.heads import facts_of, generator_of, kind_of, thresholds
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.image_tensors import box_outputs, image_input, optional_inputs
 
-DECODED = dict(
+PIXELS = ColumnGroup(name='xyxy', unit='pixel')
+FACTOR_MEANINGS = dict(
     centerness='centerness, 0..1',
     objectness='objectness, 0..1',
     iou_pred='predicted IoU, 0..1',
     confidence='confidence of the sides, 0..1',
 )
-"""Score factors -> what they are."""
-PIXELS = ColumnGroup(name='xyxy', unit='pixel')
-
-
-def _full_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-    batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
-    outputs = box_outputs(batch, capped(cap, thresholds(model.bbox_head).max_per_img) if cap else 'n')
-    if not cap:
-        return outputs
-    meaning = f'(prior, class) pairs over the score threshold; more than {cap}: the rest was cut off'
-    return (*outputs, TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections'))
-
-
-def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-    head = described(model)
-    batch, priors = 'B', 'A'
-    if not options.dynamic:
-        per_cell = generator_of(model.bbox_head).num_base_priors
-        cells = [height * width for height, width in feature_shapes(model, options)]
-        batch, priors = options.batch, sum(map(operator.mul, cells, per_cell))
-    meaning = f'class score times {head.factor}' if options.score_form == 'product' else 'class scores, 0..1'
-    shape = (batch, priors, int(model.bbox_head.num_classes))
-    boxes = 'x1 y1 x2 y2 per prior, level by level, not clipped'
-    specs = dict(
-        boxes=TensorSpec('boxes', 'float32', (batch, priors, 4), boxes, 'pixel', (PIXELS,)),
-        scores=TensorSpec('scores', 'float32', shape, meaning),
-        level_sizes=TensorSpec('level_sizes', 'int64', (num_levels(model),), 'rows of boxes per level'),
-    )
-    if head.factor:
-        specs[head.factor] = TensorSpec(head.factor, 'float32', (batch, priors), DECODED[head.factor])
-    return tuple(specs[name] for name in decode_names(model, options))
-
-
-RAW = dict(
+"""Name of a score factor -> meaning."""
+RAW_MEANINGS = dict(
     cls_score=('class logits', 'logit'),
     centerness=('centerness logits', 'logit'),
     objectness=('objectness logits', 'logit'),
@@ -85,8 +54,8 @@ RAW = dict(
     offset=('place of the centre in its cell, strides', ''),
     pred_map=('per anchor x y logits, w h logarithms, objectness and class logits', ''),
 )
-"""Kind of raw output -> meaning and unit."""
-BOXES = dict(
+"""Name of a raw output -> meaning and unit."""
+BOX_MEANINGS = dict(
     delta='box deltas dx dy dw dh',
     guided='box deltas dx dy dw dh',
     tblr='box sides top bottom left right',
@@ -99,21 +68,69 @@ BOXES = dict(
 """Coder -> meaning of `bbox_pred`."""
 
 
+def spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a form; ConfigError: the maps have another stride than the head decodes by."""
+    _check_stride(model)
+    bordered, stride = described(model).bordered, max(facts_of(model.bbox_head)['strides'])
+    smallest = detector_parts.smallest(model.bbox_head, stride, detector_parts.round_down(model))
+    padded = 'all around' if bordered else 'bottom and right'
+    image = image_input(options, smallest, detector_parts.multiple(model), padded)
+    inputs = [image]
+    if options.form == 'full':
+        clips = bool(kind_of(model.bbox_head).clips(model.bbox_head))
+        inputs += optional_inputs(image.axes[0], clips, bordered)
+        outputs = _full_outputs(model, options)
+    elif options.form == 'decode':
+        outputs = _decode_outputs(model, options)
+    else:
+        outputs = _raw_outputs(model, options)
+    return GraphSpec(f'dense/{options.form}', tuple(inputs), outputs)
+
+
+def _full_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
+    if not cap:
+        return box_outputs(batch, 'n')
+    meaning = f'(prior, class) pairs over the score threshold; more than {cap}: the rest was cut off'
+    candidates = TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections')
+    return (*box_outputs(batch, capped(cap, thresholds(model.bbox_head).max_per_img)), candidates)
+
+
+def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    head = described(model)
+    batch, priors = 'B', 'A'
+    if not options.dynamic:
+        priors_per_cell = generator_of(model.bbox_head).num_base_priors
+        cells = [height * width for height, width in feature_shapes(model, options)]
+        batch, priors = options.batch, sum(map(operator.mul, cells, priors_per_cell))
+    meaning = f'class score times {head.factor}' if options.score_form == 'product' else 'class scores, 0..1'
+    shape = (batch, priors, int(model.bbox_head.num_classes))
+    boxes = 'x1 y1 x2 y2 per prior, level by level, not clipped'
+    specs = dict(
+        boxes=TensorSpec('boxes', 'float32', (batch, priors, 4), boxes, 'pixel', (PIXELS,)),
+        scores=TensorSpec('scores', 'float32', shape, meaning),
+        level_sizes=TensorSpec('level_sizes', 'int64', (num_levels(model),), 'rows of boxes per level'),
+    )
+    if head.factor:
+        specs[head.factor] = TensorSpec(head.factor, 'float32', (batch, priors), FACTOR_MEANINGS[head.factor])
+    return tuple(specs[name] for name in decode_names(model, options))
+
+
 def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
     head, generator = described(model), generator_of(model.bbox_head)
     coder = kind_of(model.bbox_head).coder(model.bbox_head)['type']
-    meanings = dict(RAW, bbox_pred=(BOXES.get(coder, ''), ''))
+    meanings = dict(RAW_MEANINGS, bbox_pred=(BOX_MEANINGS.get(coder, ''), ''))
     if head.activation == 'none':
         meanings['cls_score'] = ('class scores, 0..1', '')
     batch = 'B' if options.dynamic else options.batch
     shapes = feature_shapes(model, options)
     outputs = []
-    for kind, columns in head.outputs:
-        meaning, unit = meanings[kind]
-        for level, per_cell in enumerate(generator.num_base_priors):
+    for name, columns in head.outputs:
+        meaning, unit = meanings[name]
+        for level, priors_per_cell in enumerate(generator.num_base_priors):
             size = (f'h{level}', f'w{level}') if options.dynamic else shapes[level]
-            axes = (batch, columns * per_cell, *size)
-            outputs.append(TensorSpec(f'{kind}_{level}', 'float32', axes, f'{meaning}, level {level}', unit))
+            axes = (batch, columns * priors_per_cell, *size)
+            outputs.append(TensorSpec(f'{name}_{level}', 'float32', axes, f'{meaning}, level {level}', unit))
     return tuple(outputs)
 
 
@@ -125,21 +142,21 @@ def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
     """Return (h, w) of each level at the size of an export; UsageError: the model does not take it."""
     if options.dynamic:
         return [(0, 0)] * num_levels(model)
-    known = _SHAPES.setdefault(model, {})
+    shapes = _SHAPES.setdefault(model, {})
     size = options.height, options.width
-    if size not in known:
+    if size not in shapes:
         image = next(model.parameters()).new_zeros((1, 3, *size))
         try:
             with torch.no_grad():
                 outputs = flat_outputs(model, image)
         except RuntimeError as error:
             raise UsageError(f'--shape {size[0]} {size[1]}: the model does not take it: {error}') from error
-        known[size] = [tuple(one.shape[2:]) for one in outputs[: num_levels(model)]]
-    return known[size]
+        shapes[size] = [tuple(maps.shape[2:]) for maps in outputs[: num_levels(model)]]
+    return shapes[size]
 
 
 def _check_stride(model: nn.Module) -> None:
-    """Refuse (ConfigError) maps of another stride than a head without priors of its own is decoded by."""
+    """Refuse (ConfigError) maps of another stride than a head without a generator of priors is decoded by."""
     head = model.bbox_head
     if isinstance(kind_of(head).generator, str):
         return
@@ -149,24 +166,6 @@ def _check_stride(model: nn.Module) -> None:
         raise ConfigError(
             f'{type(head).__name__}: its maps have a stride of {side / shape[0]:g} pixels; expected {stride}'
         )
-
-
-OUTPUTS = dict(full=_full_outputs, decode=_decode_outputs, raw=_raw_outputs)
-"""Form -> its outputs."""
-
-
-def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a form."""
-    _check_stride(model)
-    bordered, stride = described(model).bordered, max(facts_of(model.bbox_head)['strides'])
-    smallest = detector_parts.smallest(model.bbox_head, stride, detector_parts.round_down(model))
-    padded = 'all around' if bordered else 'bottom and right'
-    image = image_input(options, smallest, detector_parts.multiple(model), padded)
-    batch = image.axes[0]
-    outputs = OUTPUTS[options.form](model, options)
-    clips = bool(kind_of(model.bbox_head).clips(model.bbox_head))
-    inputs = (image, *optional_inputs(batch, clips, bordered)) if options.form == 'full' else (image,)
-    return GraphSpec(f'dense/{options.form}', inputs, outputs)
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:

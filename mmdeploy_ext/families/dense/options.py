@@ -1,4 +1,4 @@
-"""Dense heads: their options, and what their files tell `families/dense/runtime`."""
+"""Options of dense heads, and the check of the `postprocess` entry of their files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,10 @@ from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, LIMIT, STRIDES, 
 OPTIONS = (MAX_CANDIDATES,)
 
 
-def _dense(facts: Mapping[str, Any], where: str) -> None:
+def _check_levels(facts: Mapping[str, Any], path: str) -> None:
     """Refuse levels of unequal number, and a head that does not go with its coder and priors."""
-    equal_lengths('strides', 'base_anchors')(facts, where)
-    dense_head.together(facts, where)
+    equal_lengths('strides', 'base_anchors')(facts, path)
+    dense_head.together(facts, path)
 
 
 POSTPROCESS = open_record(
@@ -29,5 +29,5 @@ POSTPROCESS = open_record(
     coder=dense_head.coder,
     head=dense_head.HEAD,
     num_classes=COUNT,
-    also=_dense,
+    also=_check_levels,
 )

@@ -1,4 +1,7 @@
-"""Dense heads as mmdet runs them, unpatched: what a proof compares the graphs with."""
+"""Dense heads as mmdet runs them, unpatched: what a proof compares the graphs with.
+
+Glossary: B batch, A priors of all levels, C classes, L levels.
+"""
 
 import contextlib
 import functools
@@ -10,10 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.dense.forms import described, flat_outputs, raw_names
-from mmdeploy_ext.families.dense.kinds import generator_of, kind_of, thresholds
+from mmdeploy_ext.families.dense.heads import generator_of, kind_of, thresholds
 from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes, metas_of, tested
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, count_bounds
@@ -28,57 +30,108 @@ def tensors(
     """Return the tensors of `raw` or `decode` by mmdet's own head, priors and box coder."""
     with torch.no_grad():
         image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
-        named = dict(zip(raw_names(model), flat_outputs(model, image), strict=True))
+        outputs = dict(zip(raw_names(model), flat_outputs(model, image), strict=True))
         if form != 'raw':
-            named = _decode_by_mmdet(model, named)
+            outputs = decode_by_mmdet(model, outputs)
             factor = described(model).factor
             if score_form == 'product' and factor:
-                named['scores'] = named['scores'] * named.pop(factor)[..., None]
-    return {name: tensor.cpu().numpy() for name, tensor in named.items()}
+                outputs['scores'] = outputs['scores'] * outputs.pop(factor)[..., None]
+    return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+
+
+def decode_by_mmdet(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of `decode` by mmdet's own functions, level by level and image by image."""
+    head, kind, description = model.bbox_head, kind_of(model.bbox_head), described(model)
+    generator = generator_of(head)
+    level_boxes, level_scores, level_factors = [], [], []
+    for level in range(len(generator.strides)):
+        maps = kind.maps(head, {name: raw[f'{name}_{level}'] for name in description.names})
+        batch, _, *size = maps[description.names[0]].shape
+        priors = generator.single_level_grid_priors(size, level, device=maps[description.names[0]].device)
+        rows = {
+            name: maps[name].permute(0, 2, 3, 1).reshape(batch, -1, columns)
+            for name, columns in description.outputs
+        }
+        image_rows = [{name: tensor[image] for name, tensor in rows.items()} for image in range(batch)]
+        level_boxes.append(torch.stack([kind.boxes(head, level, image, priors) for image in image_rows]))
+        scores, factors = zip(*(kind.scores(head, image, priors) for image in image_rows), strict=True)
+        level_scores.append(torch.stack(scores))
+        if description.factor:
+            level_factors.append(torch.stack(factors))
+    outputs = dict(boxes=torch.cat(level_boxes, 1), scores=torch.cat(level_scores, 1))
+    if description.factor:
+        outputs[description.factor] = torch.cat(level_factors, 1)
+    if not description.maps_by_stride:
+        outputs['level_sizes'] = torch.tensor([boxes.shape[1] for boxes in level_boxes])
+    return outputs
 
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-    """Return the results of the detector's own test path."""
-    with _deployed_nms_pre(model.bbox_head):
-        results = tested(model, images, metas_of(images), rescale)
-    return [_without_padding(boxes_of_classes(result), described(model)) for result in results]
+    """Return the results of the detector's own test path, with `deploy_nms_pre` in place of `nms_pre`.
 
-
-def _without_padding(found: Detections, head: Head) -> Detections:
-    """Return one image's results without rows that are none.
-
-    Where boxes vote, upstream divides zero by zero for a box without an area: such rows are no results. Nor
-    are those of score 0, by which upstream fills up a list of peaks.
+    Rows that are no results are left out: boxes without an area if boxes vote, for which upstream divides
+    zero by zero, and those of score 0, by which upstream fills up a list of peaks.
     """
-    kept = found.scores > 0 if head.peaks else np.ones(len(found), bool)
-    if head.votes:
-        kept = ~(np.isnan(found.bboxes_xyxy).any(1) | np.isnan(found.scores))
-    return Detections(found.bboxes_xyxy[kept], found.scores[kept], found.labels[kept])
+    test_cfg, description = model.bbox_head.test_cfg, described(model)
+    deployed = contextlib.nullcontext()
+    if (nms_pre := test_cfg.get('deploy_nms_pre')) is not None:
+        deployed = replaced_entry(test_cfg, 'nms_pre', nms_pre if nms_pre > 0 else sys.maxsize)
+    with deployed:
+        results = tested(model, images, metas_of(images), rescale)
+    image_detections = [boxes_of_classes(result) for result in results]
+    if description.votes:
+        return [
+            image[~(np.isnan(image.bboxes_xyxy).any(1) | np.isnan(image.scores))]
+            for image in image_detections
+        ]
+    if description.peaks:
+        return [image[image.scores > 0] for image in image_detections]
+    return image_detections
 
 
 def candidate_bounds(
     model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float, **_: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return how many (prior, class) pairs of the best of every level pass; see `ImageFamily`."""
-    config, head = thresholds(model.bbox_head), described(model)
+    """Return the least and largest number (B,) of (prior, class) pairs that pass the threshold.
+
+    Of each level those count that `Head.choose` lets through; see `ImageFamily.candidate_bounds`.
+    """
+    config, description = thresholds(model.bbox_head), described(model)
     decoded = tensors(model, feeds, 'decode')
-    scores, factor = decoded['scores'], decoded.get(head.factor)
+    scores, factor = decoded['scores'], decoded.get(description.factor)
     ranks = scores if factor is None else scores * factor[..., None]
-    ranks = np.sqrt(np.maximum(ranks, 0)) if head.root else ranks
-    judged = ranks if head.judged == 'product' else scores
-    if head.conf_thr > 0:
-        judged = np.where(factor[..., None] >= head.conf_thr, judged, -1)
-    most = config.nms_pre if config.nms_pre > 0 else np.iinfo(np.int64).max
+    if description.root:
+        ranks = np.sqrt(np.maximum(ranks, 0))
+    judged = ranks if description.judged == 'product' else scores
+    if description.conf_thr > 0:
+        judged = np.where(factor[..., None] >= description.conf_thr, judged, -1)
+    nms_pre = config.nms_pre if config.nms_pre > 0 else np.iinfo(np.int64).max
+
+    sizes = _level_sizes(model, feeds)
+    ends = np.cumsum(sizes)[:-1]
     least, largest = 0, 0
-    for level, chosen in zip(
-        *(np.split(one, _ends(model, feeds), 1) for one in (judged, ranks)), strict=True
-    ):
-        level = CHOICES[head.choose](level, chosen, most)
-        bounds = count_bounds(level, config.score_thr, slack)
-        if head.choose == 'pairs':
-            bounds = tuple(np.minimum(one, most) for one in bounds)
-        least, largest = least + bounds[0], largest + bounds[1]
+    for level_judged, level_ranks in zip(np.split(judged, ends, 1), np.split(ranks, ends, 1), strict=True):
+        if description.choose == 'best':
+            level_judged = level_judged.max(2)
+        elif description.choose == 'priors':
+            rows = np.argsort(-level_ranks.max(2), 1, kind='stable')[:, :nms_pre]
+            level_judged = np.take_along_axis(level_judged, rows[..., None], 1)
+        level_least, level_largest = count_bounds(level_judged, config.score_thr, slack)
+        if description.choose == 'pairs':
+            level_least = np.minimum(level_least, nms_pre)
+            level_largest = np.minimum(level_largest, nms_pre)
+        least, largest = least + level_least, largest + level_largest
     return dict(candidates=(least, largest))
+
+
+def _level_sizes(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> list[int]:
+    """Return how many priors each level has."""
+    raw = tensors(model, feeds, 'raw')
+    name = described(model).names[0]
+    priors_per_cell = generator_of(model.bbox_head).num_base_priors
+    return [
+        count * int(np.prod(raw[f'{name}_{level}'].shape[2:])) for level, count in enumerate(priors_per_cell)
+    ]
 
 
 def interchangeable_zeros(
@@ -86,84 +139,24 @@ def interchangeable_zeros(
 ) -> dict[str, np.ndarray]:
     """Return the scores of ties between neighbouring cells that are no results; see `ImageFamily`.
 
-    Of two cells that differ by rounding either engine may see the other one as the peak.
+    Of two cells that differ by rounding either engine may take the other one for the peak.
     """
-    head = described(model)
-    if not head.peaks:
+    description = described(model)
+    if not description.peaks:
         return {}
-    maps = torch.from_numpy(tensors(model, feeds, 'raw')[f'{head.scores}_0'])
-    kept, edge = tensors(model, feeds, 'decode')['scores'], head.peaks // 2
-    most = min(thresholds(model.bbox_head).nms_pre, kept[0].size)
-    least = torch.from_numpy(kept).flatten(1).topk(most).values[:, -1].view(-1, 1, 1, 1)
+    maps = torch.from_numpy(tensors(model, feeds, 'raw')[f'{description.scores}_0'])
+    scores = torch.from_numpy(tensors(model, feeds, 'decode')['scores']).flatten(1)
+    topk = min(thresholds(model.bbox_head).nms_pre, scores.shape[1])
+    lowest_result = scores.topk(topk).values[:, -1].view(-1, 1, 1, 1)
+    edge, (height, width) = description.peaks // 2, maps.shape[2:]
     padded = torch.nn.functional.pad(maps, [edge] * 4, value=-1.0)
     windows = [
-        padded[..., row : row + maps.shape[2], column : column + maps.shape[3]]
-        for row in range(head.peaks)
-        for column in range(head.peaks)
+        padded[..., row : row + height, column : column + width]
+        for row in range(description.peaks)
+        for column in range(description.peaks)
         if (row, column) != (edge, edge)
     ]
-    beside = functools.reduce(torch.maximum, windows)
-    tied = ((beside - maps).abs() <= TIE * maps.max()) & (maps < least)
-    other = torch.where(tied, maps, torch.full_like(maps, torch.nan))
-    return dict(scores=other.flatten(2).transpose(1, 2).numpy())
-
-
-def _best_priors(judged: np.ndarray, ranks: np.ndarray, most: int) -> np.ndarray:
-    rows = np.argsort(-ranks.max(2), 1, kind='stable')[:, :most]
-    return np.take_along_axis(judged, rows[..., None], 1)
-
-
-CHOICES = dict(
-    pairs=lambda judged, ranks, most: judged,
-    all=lambda judged, ranks, most: judged,
-    best=lambda judged, ranks, most: judged.max(2),
-    priors=_best_priors,
-)
-"""`Head.choose` -> the scores of a level that are counted."""
-
-
-def _ends(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> list[int]:
-    """Return where levels end in the rows of all, but the last."""
-    raw = tensors(model, feeds, 'raw')
-    first = described(model).names[0]
-    per_cell = generator_of(model.bbox_head).num_base_priors
-    sizes = [count * int(np.prod(raw[f'{first}_{level}'].shape[2:])) for level, count in enumerate(per_cell)]
-    return np.cumsum(sizes)[:-1].tolist()
-
-
-def _deployed_nms_pre(head: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which a head takes `deploy_nms_pre` for `nms_pre`, where its config has it.
-
-    -1 is more than there are candidates.
-    """
-    wanted = head.test_cfg.get('deploy_nms_pre')
-    if wanted is None:
-        return contextlib.nullcontext()
-    return replaced_entry(head.test_cfg, 'nms_pre', wanted if wanted > 0 else sys.maxsize)
-
-
-def _decode_by_mmdet(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Decode with mmdet's own functions, level by level and image by image."""
-    head, kind, described_head = model.bbox_head, kind_of(model.bbox_head), described(model)
-    generator = generator_of(head)
-    found: dict[str, list[torch.Tensor]] = dict(boxes=[], scores=[], factor=[])
-    for level in range(len(generator.strides)):
-        maps = kind.maps(head, {name: raw[f'{name}_{level}'] for name, _ in described_head.outputs})
-        first = next(iter(maps.values()))
-        priors = generator.single_level_grid_priors(first.shape[-2:], level, device=first.device)
-        rows = {
-            name: maps[name].permute(0, 2, 3, 1).reshape(len(first), -1, columns)
-            for name, columns in described_head.outputs
-        }
-        images = [{name: one[image] for name, one in rows.items()} for image in range(len(first))]
-        found['boxes'].append(torch.stack([kind.boxes(head, level, image, priors) for image in images]))
-        scores, factors = zip(*(kind.scores(head, image, priors) for image in images), strict=True)
-        found['scores'].append(torch.stack(scores))
-        if described_head.factor:
-            found['factor'].append(torch.stack(factors))
-    named = dict(boxes=torch.cat(found['boxes'], 1), scores=torch.cat(found['scores'], 1))
-    if described_head.factor:
-        named[described_head.factor] = torch.cat(found['factor'], 1)
-    if not described_head.maps_by_stride:
-        named['level_sizes'] = torch.tensor([one.shape[1] for one in found['boxes']])
-    return named
+    highest_neighbour = functools.reduce(torch.maximum, windows)
+    tied = ((highest_neighbour - maps).abs() <= TIE * maps.max()) & (maps < lowest_result)
+    tied_scores = torch.where(tied, maps, torch.full_like(maps, torch.nan))
+    return dict(scores=tied_scores.flatten(2).transpose(1, 2).numpy())

@@ -11,8 +11,7 @@ from mmdet.models.roi_heads import bbox_heads
 from torch import nn
 
 from mmdeploy_ext.exporting.postprocess.suppression import clip_to
-from mmdeploy_ext.families.parts.own_heads import bucket_settings
-from mmdeploy_ext.families.parts.plain_heads import border_inset, chosen_coder, clips
+from mmdeploy_ext.families.parts.dense_heads import border_inset, bucket_settings, chosen_coder, clips
 from mmdeploy_ext.families.parts.runtime.box_coders import CODERS, bucket_choice
 
 BUCKETS = 'bucket'

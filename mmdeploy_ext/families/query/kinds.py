@@ -15,7 +15,7 @@ from torch import nn
 from mmdeploy_ext.compat.older_mmdet import missing_class, mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts import detector_parts, followed
-from mmdeploy_ext.families.parts.plain_heads import chosen_coder
+from mmdeploy_ext.families.parts.dense_heads import chosen_coder
 from mmdeploy_ext.families.parts.regions import EXTRACTORS, check_extractor, part_of, stages_of
 from mmdeploy_ext.families.replaced import Replaced
 from mmdeploy_ext.models import dino

@@ -26,8 +26,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     positive,
 )
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.own_heads import OWN
-from mmdeploy_ext.families.parts.plain_heads import chosen_coder, clips, plain_head
+from mmdeploy_ext.families.parts.dense_heads import KINDS, chosen_coder, clips, plain_head
 from mmdeploy_ext.families.parts.priors import rows_of, same_priors
 from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, scores_of
 from mmdeploy_ext.families.two_stage import staged
@@ -38,7 +37,7 @@ METHODS = (
     *('get_anchors', '_get_guided_anchors_single'),
 )
 """Methods of heads of proposals that the graphs compute by themselves."""
-GUIDED = OWN['GuidedAnchorHead']
+GUIDED = KINDS['GuidedAnchorHead']
 STRICTLY_LONGER = {True: (2, 15), False: (2, 14)}
 """Whether a head is a plain one -> release of mmdet since which sides have to be longer than a minimum
 (compared: 2.11.0, 2.14.0 and 2.25.3)."""

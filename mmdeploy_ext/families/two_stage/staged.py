@@ -11,7 +11,7 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import clip_to
-from mmdeploy_ext.families.parts.plain_heads import border_inset, chosen_coder, clips
+from mmdeploy_ext.families.parts.dense_heads import border_inset, chosen_coder, clips
 from mmdeploy_ext.families.parts.priors import rows_of
 from mmdeploy_ext.families.parts.runtime.box_coders import CODERS
 

@@ -13,7 +13,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.parts import detector_parts, followed
-from mmdeploy_ext.families.parts.plain_heads import chosen_coder
+from mmdeploy_ext.families.parts.dense_heads import chosen_coder
 from mmdeploy_ext.families.replaced import Replaced
 from mmdeploy_ext.families.yolact import graphs, reference, samples
 from mmdeploy_ext.families.yolact.postprocess import MASK_THR, thresholds

@@ -113,7 +113,7 @@ def test_a_fault_that_pictures_hide_is_refused(fault):
 
 
 WRITTEN = 'mmdeploy_ext.families.dense.family:DenseFamily.postprocess_facts'
-SELECT = 'mmdeploy_ext.families.dense.runtime.select:postprocess_image'
+SELECT = 'mmdeploy_ext.families.dense.runtime:postprocess_image'
 OF_RUNTIME = {
     'metadata: nms_pre 297 of 300': (WRITTEN, settings(nms_pre=lambda most: most - max(most // 100, 1))),
     'nms_pre of all levels together': (SELECT, argument(1, lambda sizes: [sum(sizes)])),

@@ -15,9 +15,9 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract import dense_head
 from mmdeploy_ext.contract.schema import Mismatch
 from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.families.dense.family import DenseFamily
 from mmdeploy_ext.families.dense.forms import Decode, raw_names
-from mmdeploy_ext.families.dense.runtime import model as runtime
 from mmdeploy_ext.families.parts.runtime import box_coders
 from mmdeploy_ext.runtime.detections import Detections, results_from_padded, sigmoid
 

@@ -9,7 +9,7 @@ import torch
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.dense.family import DenseFamily
-from mmdeploy_ext.families.dense.kinds import facts_of, generator_of, kind_of
+from mmdeploy_ext.families.dense.heads import facts_of, generator_of, kind_of
 
 FAMILY = DenseFamily()
 CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
@@ -103,7 +103,7 @@ def nested(head, raw):
     kinds = [raw[start * levels : (start + 1) * levels] for start in range(len(names))]
     if names[1:] == ['bbox_cls', 'bbox_reg']:
         kinds = [kinds[0], list(zip(kinds[1], kinds[2], strict=True))]
-    assert all(a is b for a, b in zip(kind_of(head).flat(kinds), raw, strict=True))
+    assert all(a is b for a, b in zip(kind_of(head).flatten(kinds), raw, strict=True))
     return kinds
 
 

@@ -15,10 +15,9 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.families.dense import kinds, reference
-from mmdeploy_ext.families.dense.family import candidates_there
+from mmdeploy_ext.families.dense import heads, reference, runtime
+from mmdeploy_ext.families.dense.family import largest_num_candidates
 from mmdeploy_ext.families.dense.forms import DecodeForm, FullForm, decode_names, raw_names
-from mmdeploy_ext.families.dense.runtime import model as runtime
 
 SIZE = (128, 192)
 CLIPS = (121.0, 180.0)
@@ -93,7 +92,7 @@ def test_detections_are_those_of_get_bboxes(head):
 def test_a_limit_that_no_image_reaches_changes_nothing(head):
     raw, clips, scales = images(head)
     size = types.SimpleNamespace(height=SIZE[0], width=SIZE[1])
-    cap = min(2000, candidates_there(head, kinds.facts_of(head), size))
+    cap = min(2000, largest_num_candidates(head, heads.facts_of(head), size))
     same(
         eager(FullForm(detector(head), cap), raw, clips, scales),
         by_mmdet(head, raw, clips, scales),
@@ -105,7 +104,7 @@ def test_decoded_tensors_are_those_of_mmdets_own_functions(head):
     raw, _, _ = images(head)
     model = detector(head)
     named = dict(zip(raw_names(model), raw, strict=True))
-    wanted = {name: value.numpy() for name, value in reference._decode_by_mmdet(model, named).items()}
+    wanted = {name: value.numpy() for name, value in reference.decode_by_mmdet(model, named).items()}
     with torch.no_grad():
         found = dict(
             zip(
@@ -135,7 +134,7 @@ def test_the_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(name
     axes = [('B', 3, 'H', 'W'), ('B', 2), ('B', 4), ('B', 2)][: len(first)]
     maps = zip(names[len(first) :], raw, strict=True)
     axes += [('B', tensor.shape[1], f'{one}h', f'{one}w') for one, tensor in maps]
-    clipped = bool(kinds.kind_of(head).clips(head))
+    clipped = bool(heads.kind_of(head).clips(head))
     contract = GraphSpec(
         'postprocess',
         tuple(
@@ -251,7 +250,7 @@ def test_a_planted_fault_gives_other_detections(fault):
 def test_a_head_that_is_derived_from_another_is_of_its_kind():
     head = make_head('FCOSHead')
     head.__class__ = type('MyHead', (type(head),), {})
-    assert kinds.kind_of(head) is kinds.KINDS['FCOSHead']
+    assert heads.kind_of(head) is heads.KINDS['FCOSHead']
 
 
 def test_maps_of_another_stride_than_the_head_decodes_by_are_refused():

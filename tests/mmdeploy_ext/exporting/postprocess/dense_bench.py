@@ -14,9 +14,9 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.families.dense.family import DenseFamily
 from mmdeploy_ext.families.dense.forms import FullForm, raw_names
-from mmdeploy_ext.families.dense.runtime import model as runtime
 
 STRIDES = (8, 16, 32)
 CLASSES = 5
@@ -155,7 +155,7 @@ def run(session, raw, size, **optional):
 
 
 def by_numpy(head, raw, size, form='raw', img_shape=None, scale_factor=None):
-    """Return what `families/dense/runtime/model.py` makes of the outputs of a `raw` or `decode` graph."""
+    """Return what `families/dense/runtime.py` makes of the outputs of a `raw` or `decode` graph."""
     facts = DenseFamily().postprocess_facts(detector(head))
     batch = raw[0].shape[0]
     outputs = dict(zip(RAW_NAMES, (tensor.numpy() for tensor in raw), strict=True))

@@ -32,8 +32,8 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.nms import nms_of_sorted
 from mmdeploy_ext.exporting.postprocess.suppression import capped
+from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.families.dense.forms import FULL_NAMES, FullForm
-from mmdeploy_ext.families.dense.runtime import model as runtime
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
 
 SIZE = (64, 96)

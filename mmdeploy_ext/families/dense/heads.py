@@ -1,0 +1,125 @@
+"""What the graphs read of a dense head of mmdet 2.28.2: its kind, outputs, priors, coder and thresholds.
+
+A detector exports because its head is of one of the kinds in `families/parts/dense_heads.py`. If a class of
+the user overrides one of `METHODS`, a proof decides on inputs.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from torch import nn
+
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.contract.dense_head import Head
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.postprocess.suppression import NmsConfig, nms_config, positive
+from mmdeploy_ext.families.parts import followed
+from mmdeploy_ext.families.parts.dense_heads import KINDS, HeadKind
+
+MlvlPointGenerator = mmdet_module('mmdet.core.anchor.point_generator').MlvlPointGenerator
+
+QUERY_HEAD = mmdet_module('mmdet.models.dense_heads').DETRHead
+"""Base class of heads of queries: dense ones by inheritance alone; they have no priors."""
+METHODS = (
+    'simple_test',
+    'simple_test_bboxes',
+    'get_bboxes',
+    '_get_bboxes_single',
+    '_bbox_post_process',
+    '_bboxes_nms',
+    '_bbox_decode',
+    'decode_heatmap',
+)
+"""Methods of heads that the graphs compute by themselves."""
+FOLLOWED = (
+    *followed.SINGLE_STAGE,
+    *((kind.upstream, METHODS) for kind in KINDS.values()),
+    *followed.CODERS,
+    *followed.FUNCTIONS,
+)
+"""Classes and modules of mmdet, and the methods that the graphs compute, as `Family.followed` has them."""
+INVERTING_CODERS = ('tblr', 'distance', 'scaled', 'bucket')
+"""Coders whose boxes may end before they begin; those of the others have sizes that are no less than zero."""
+
+
+def kind_of(head: nn.Module) -> HeadKind:
+    """Return the kind of a head; ConfigError: its class is derived from none that is exported."""
+    for base in type(head).__mro__:
+        if base.__name__ in KINDS:
+            return KINDS[base.__name__]
+    raise ConfigError(f'{type(head).__name__}: no kind of dense head that is exported')
+
+
+def check_library_head(head: nn.Module) -> None:
+    """Refuse (ConfigError) a head of mmdet that is derived from a kind and makes its results in another way.
+
+    A head of the user's own code is not refused: a proof decides on inputs.
+    """
+    upstream = kind_of(head).upstream
+    if type(head).__name__ in KINDS or not type(head).__module__.startswith('mmdet.'):
+        return
+    for name in METHODS:
+        if getattr(type(head), name, None) is not getattr(upstream, name, None):
+            raise ConfigError(
+                f'{type(head).__name__} has a {name}() of its own; expected that of {upstream.__name__}'
+            )
+
+
+def generator_of(head: nn.Module) -> Any:
+    """Return the generator of a head's priors."""
+    generator = kind_of(head).generator
+    return generator(head) if callable(generator) else getattr(head, generator)
+
+
+def base_priors(head: nn.Module) -> list[list[list[float]]]:
+    """Return the priors of the first cell of each level: anchors xyxy or points x, y; pixels."""
+    generator = generator_of(head)
+    if isinstance(generator, MlvlPointGenerator):
+        return [[[side * generator.offset for side in stride]] for stride in generator.strides]
+    return [base.tolist() for base in generator.base_anchors]
+
+
+def described(head: nn.Module) -> Head:
+    """Return the description of a head: its outputs, and how they become candidates."""
+    kind = kind_of(head)
+    inverted = kind.coder(head)['type'] in INVERTING_CODERS
+    return dataclasses.replace(kind.head(head), inverted=inverted)
+
+
+def json_of(description: Head) -> dict[str, Any]:
+    """Return a description with lists in place of tuples, as the metadata of a file have it."""
+    return json.loads(json.dumps(description.to_json()))
+
+
+def facts_of(head: nn.Module) -> dict[str, Any]:
+    """Return what the metadata tell about the decoding of a head: all of `POSTPROCESS` but its thresholds."""
+    kind = kind_of(head)
+    coder = kind.coder(head)  # refuses coders that are not exported, before their other settings are read
+    return dict(
+        clip_border=bool(kind.clips(head)),
+        strides=[int(stride[0]) for stride in generator_of(head).strides],
+        base_anchors=base_priors(head),
+        coder=coder,
+        num_classes=int(head.num_classes),
+        head=json_of(described(head)),
+    )
+
+
+def thresholds(head: nn.Module) -> NmsConfig:
+    """Return the thresholds of a head; those that its `get_bboxes` does not read have no effect.
+
+    ConfigError: `test_cfg` lacks an entry that upstream reads, or has one that the graph does not reproduce.
+    """
+    kind = kind_of(head)
+    test_cfg = head.test_cfg or {}
+    needed = [key for key in kind.needed if key not in kind.fixed]
+    if missing := [key for key in needed if test_cfg.get(key) is None]:
+        raise ConfigError(
+            f'model.test_cfg has no {", ".join(missing)}, which {type(head).__name__} reads; expected '
+            f'{", ".join(needed)}'
+        )
+    if kind.limit == 'topk':  # the best cells, without a suppression
+        topk = positive('topk', test_cfg['topk'])
+        return NmsConfig(score_thr=0.0, nms_pre=topk, iou_threshold=1.0, max_per_img=topk)
+    return dataclasses.replace(nms_config(test_cfg), **kind.fixed)

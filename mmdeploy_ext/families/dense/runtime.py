@@ -1,0 +1,272 @@
+"""Dense heads without PyTorch: numpy post-processing of the `decode` and `raw` forms, equal to `full`.
+
+Glossary: B batch, L levels, A priors of a level or of all, C classes, H, W network input in pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, factors_of, peaks_of, scores_of
+from mmdeploy_ext.families.parts.runtime.box_votes import VOTE_SPREAD, VOTES_ABOVE
+from mmdeploy_ext.runtime.detections import Detections, Rows, check_cap, nms, results_from_padded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.runtime.detections import Arrays
+
+RUNNERS = {'full': 'with_postprocess', 'decode': 'no_topk_nms', 'raw': 'no_topk_nms'}
+
+
+def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
+    """Turn the outputs of a graph of any form into detections, see `runtime/family_runtime.py`.
+
+    A `decode` file of `--score-form product` has no class scores of their own: the threshold applies to the
+    product, which keeps fewer boxes than `full` does. Feeds hold `input`, and may hold `img_shape`,
+    `scale_factor` and `border`.
+    """
+    if metadata.form == 'full':
+        results = results_from_padded(outputs)
+        check_cap(metadata, outputs, results)
+        return results
+    batch, _, height, width = feeds['input'].shape
+    facts = metadata.postprocess
+    if metadata.form == 'raw':
+        outputs = decode_raw(outputs, height, width, facts)
+    sizes = _level_sizes(outputs, height, width, facts)
+    priors = Level(outputs['boxes'], outputs['scores'], outputs.get(facts['head']['factor']))
+    clip_hw = feeds.get('img_shape', np.full((batch, 2), [height, width], np.float32))
+    scale_factor = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
+    border = feeds.get('border', np.zeros((batch, 2), np.float32))
+    return [
+        postprocess_image(priors[image], sizes, clip_hw[image], scale_factor[image], facts, border[image])
+        for image in range(batch)
+    ]
+
+
+# --- from raw outputs to boxes and scores ---------------------------------------------------------------
+
+
+def level_shapes(height: int, width: int, strides: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (h, w) of each level's feature map for an input of `height` x `width` pixels."""
+    return [(-(-height // stride), -(-width // stride)) for stride in strides]
+
+
+def priors_of(
+    shapes: Sequence[tuple[int, int]], strides: Sequence[int], bases: Sequence[Sequence[Sequence[float]]]
+) -> list[np.ndarray]:
+    """Return the priors of each level, row by row: (h * w * priors per cell, columns) float32, pixels.
+
+    `bases` are those of the first cell of each level: anchors xyxy, or points x, y.
+    """
+    levels = []
+    for shape, stride, base in zip(shapes, strides, bases, strict=True):
+        y, x = (cells.astype(np.float32) * stride for cells in np.indices(shape))
+        columns = len(base[0])
+        shifts = np.stack([x, y] * (columns // 2), axis=-1).reshape(-1, 1, columns)
+        levels.append((shifts + np.asarray(base, np.float32)).reshape(-1, columns))
+    return levels
+
+
+def decode_raw(outputs: Arrays, height: int, width: int, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Turn the outputs of a `raw` graph into those of a `decode` graph.
+
+    Args:
+        outputs: `<name>_<level>` (B, a*columns, h, w) for each entry of `head.outputs` of the facts.
+        height: H, of the input.
+        width: W, of the input.
+        facts: the `postprocess` entry of the file's metadata.
+
+    Returns:
+        `boxes` (B, A, 4), `scores` (B, A, C), the score factor (B, A) if the head has one, and `level_sizes`
+        (L,).
+
+    Raises:
+        ShapeError: a feature map is not of the size that H and W give, or has other channels.
+    """
+    head = facts['head']
+    shapes = _checked_shapes(outputs, height, width, facts)
+    level_boxes, level_scores, level_factors = [], [], []
+    for level, priors in enumerate(priors_of(shapes, facts['strides'], facts['base_anchors'])):
+        rows = {}
+        for name, columns in head['outputs']:
+            maps = outputs[f'{name}_{level}']
+            if name == head['scores'] and head['peaks']:
+                maps = peaks_of(np, maps, head['peaks'])
+            rows[name] = maps.transpose(0, 2, 3, 1).reshape(maps.shape[0], -1, columns)
+        level_boxes.append(boxes_of(np, facts, rows, priors, level))
+        level_scores.append(scores_of(np, facts, rows))
+        level_factors.append(factors_of(np, facts, rows))
+    decoded = dict(boxes=np.concatenate(level_boxes, 1), scores=np.concatenate(level_scores, 1))
+    if head['factor']:
+        decoded[head['factor']] = np.concatenate(level_factors, 1)
+    decoded['level_sizes'] = np.asarray([boxes.shape[1] for boxes in level_boxes])
+    return decoded
+
+
+def _checked_shapes(
+    outputs: Arrays, height: int, width: int, facts: Mapping[str, Any]
+) -> list[tuple[int, int]]:
+    """Return (h, w) of each level; ShapeError: an output is missing, or of another size or width."""
+    levels, head = range(len(facts['strides'])), facts['head']
+    names = [f'{name}_{level}' for name, _ in head['outputs'] for level in levels]
+    if missing := [name for name in names if name not in outputs]:
+        raise ShapeError(f'{missing[0]}: is not an output of the graph, which has {", ".join(outputs)}')
+    first = head['outputs'][0][0]
+    shapes = [tuple(outputs[f'{first}_{level}'].shape[2:]) for level in levels]
+    expected = level_shapes(height, width, facts['strides'])
+    if shapes != expected and head['maps_by_stride']:
+        raise ShapeError(
+            f'{first}_*: feature maps are {shapes}, expected {expected} for an input of '
+            f'{height}x{width} (strides)'
+        )
+    for level, base in enumerate(facts['base_anchors']):
+        for name, columns in head['outputs']:
+            channels, expected_channels = outputs[f'{name}_{level}'].shape[1], len(base) * columns
+            if channels != expected_channels:
+                unit = 'classes (num_classes)' if name == head['scores'] else 'columns (head.outputs)'
+                raise ShapeError(
+                    f'{name}_{level}: has {channels} channels, expected {expected_channels}: '
+                    f'{columns} {unit} for {len(base)} priors per cell (base_anchors)'
+                )
+    return shapes
+
+
+def _level_sizes(outputs: Arrays, height: int, width: int, facts: Mapping[str, Any]) -> list[int]:
+    """Return how many rows of boxes each level has."""
+    rows = outputs['boxes'].shape[1]
+    if facts['head']['maps_by_stride']:
+        shapes = level_shapes(height, width, facts['strides'])
+        sizes = [h * w * len(base) for (h, w), base in zip(shapes, facts['base_anchors'], strict=True)]
+        expected = f'{sum(sizes)} for an input of {height}x{width} (strides, base_anchors)'
+    elif 'level_sizes' in outputs:
+        sizes = [int(size) for size in outputs['level_sizes']]
+        expected = f'{sum(sizes)} by level_sizes'
+    else:
+        raise ShapeError('level_sizes: is not an output of the graph, which head.maps_by_stride says it has')
+    if sum(sizes) != rows:
+        raise ShapeError(f'boxes: got {rows} rows, expected {expected}')
+    return sizes
+
+
+# --- from boxes and scores to detections: threshold, top-k, suppression ---------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Level(Rows):
+    """Decoded priors of one image.
+
+    Attributes:
+        boxes: (A, 4) xyxy, pixels of the network input, not clipped.
+        scores: (A, C) class scores.
+        factors: (A,) score factors, or None.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    factors: np.ndarray | None
+
+    def ranks(self, facts: Mapping[str, Any]) -> np.ndarray:
+        """Return the scores (A, C) that results are ordered by."""
+        if self.factors is None:
+            return self.scores
+        product = self.scores * self.factors[:, None]
+        return np.sqrt(np.maximum(product, 0)) if facts['head']['root'] else product
+
+
+def postprocess_image(
+    priors: Level,
+    level_sizes: Sequence[int],
+    clip_hw: Sequence[float],
+    scale_factor: np.ndarray,
+    facts: Mapping[str, Any],
+    border: Sequence[float] = (0.0, 0.0),
+) -> Detections:
+    """Post-process one image exactly as the `full` graph and mmdet's `get_bboxes` do.
+
+    Args:
+        priors: of all levels.
+        level_sizes: number of priors of each level.
+        clip_hw: height and width that boxes are clipped to.
+        scale_factor: (4,) `w h w h` that boxes are divided by.
+        facts: the `postprocess` entry of the file's metadata.
+        border: padding above and left of the image, which the boxes of some heads lose.
+    """
+    boxes, head = priors.boxes, facts['head']
+    if facts['clip_border']:
+        upper = np.asarray([clip_hw[1], clip_hw[0]] * 2, np.float32) - np.float32(head['clip_inset'])
+        boxes = np.minimum(np.maximum(boxes, np.float32(0)), upper)
+    if head['bordered']:
+        boxes = boxes - np.asarray([border[1], border[0]] * 2, np.float32)
+    boxes = boxes / np.asarray(scale_factor, np.float32)
+    priors = dataclasses.replace(priors, boxes=boxes)
+    starts = np.concatenate([[0], np.cumsum(level_sizes)])
+    levels = [priors[start:end] for start, end in itertools.pairwise(starts)]
+    if head['choose'] == 'priors':
+        levels = [level[_best(level.ranks(facts).max(1), facts['nms_pre'])] for level in levels]
+    candidates = [_candidates(level, facts) for level in levels]
+    boxes, scores, labels = (np.concatenate(columns) for columns in zip(*candidates, strict=True))
+    if head['suppresses']:
+        separated = boxes
+        if len(boxes) and not facts['class_agnostic']:
+            separated = boxes + (labels.astype(np.float32) * (boxes.max() + np.float32(1)))[:, None]
+        rows = nms(separated, scores, facts['iou_threshold'])
+    else:
+        rows = np.argsort(-scores, kind='stable')
+    if facts['max_per_img'] > 0:
+        rows = rows[: facts['max_per_img']]
+    results = Detections(boxes[rows], scores[rows], labels[rows].astype(np.int64))
+    return _voted(results, levels, facts) if head['votes'] else results
+
+
+def _best(scores: np.ndarray, nms_pre: int) -> np.ndarray:
+    """Return the indices of the `nms_pre` best scores, best first; of all if it is not positive."""
+    order = np.argsort(-scores, kind='stable')
+    return order[:nms_pre] if nms_pre > 0 else order
+
+
+def _candidates(level: Level, facts: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
+    """Return boxes, scores and labels of the pairs that pass the threshold, at most `nms_pre`."""
+    head, ranks = facts['head'], level.ranks(facts)
+    judged = ranks if head['judged'] == 'product' else level.scores
+    passes = judged >= facts['score_thr'] if head['inclusive'] else judged > facts['score_thr']
+    if head['choose'] == 'best':
+        passes &= np.arange(judged.shape[1]) == level.scores.argmax(1)[:, None]
+    if head['conf_thr'] > 0:
+        passes &= level.factors[:, None] >= np.float32(head['conf_thr'])
+    priors, labels = np.nonzero(passes)
+    if head['choose'] == 'pairs':
+        order = _best(level.scores[priors, labels], facts['nms_pre'])
+        priors, labels = priors[order], labels[order]
+    return level.boxes[priors], ranks[priors, labels], labels
+
+
+def _voted(results: Detections, levels: Sequence[Level], facts: Mapping[str, Any]) -> Detections:
+    """Replace each box by the mean of the candidates of its class that overlap it.
+
+    A box without an area overlaps none, and is left out.
+    """
+    boxes = np.concatenate([level.boxes for level in levels])
+    ranks = np.concatenate([level.ranks(facts) for level in levels])[:, results.labels].T
+    overlap = ious(results.bboxes_xyxy, boxes)
+    weights = np.exp(-((1 - overlap) ** 2) / np.float32(VOTE_SPREAD)) * ranks
+    weights = np.where((overlap > VOTES_ABOVE) & (ranks > facts['score_thr']), weights, 0)
+    total = weights.sum(1)
+    results, weights, total = results[total > 0], weights[total > 0], total[total > 0]
+    return dataclasses.replace(results, bboxes_xyxy=(weights @ boxes / total[:, None]).astype(np.float32))
+
+
+def ious(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return the IoU (n, m) float32 of boxes (n, 4) and (m, 4) xyxy; unions of at least 1e-6."""
+    low = np.maximum(rows[:, None, :2], columns[:, :2])
+    high = np.minimum(rows[:, None, 2:], columns[:, 2:])
+    overlap = np.prod(np.maximum(high - low, 0), -1)
+    row_areas, column_areas = (np.prod(boxes[:, 2:] - boxes[:, :2], -1) for boxes in (rows, columns))
+    return overlap / np.maximum(row_areas[:, None] + column_areas - overlap, np.float32(1e-6))

@@ -1,1 +1,0 @@
-"""Dense heads without torch: from outputs of a graph to detections."""
