@@ -15,7 +15,7 @@ from mmdeploy_ext.contract.metadata_entries import PREFIX
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError, named
 from mmdeploy_ext.runtime import run_images
-from mmdeploy_ext.runtime.exported import Opened, model_files
+from mmdeploy_ext.runtime.exported import Runtime, model_files
 from mmdeploy_ext.runtime.family_runtime import has_runtime, runner_of, runtime_of
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def check_inputs(args: argparse.Namespace, samples: str) -> None:
             raise UsageError(f'--black-if-missing: goes with frames; {args.model} takes {TAKES[samples]}')
 
 
-def opened(args: argparse.Namespace, metadata: Metadata) -> Opened:
+def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
     """Open the files of a model of sweeps or frames; ModelFileError if its family gives no boxes."""
     cls = getattr(runtime_of(metadata.family), 'OPENS', None) if has_runtime(metadata.family) else None
     if cls is None:

@@ -13,7 +13,7 @@ from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.evaluate.loop import Network, scene_tokens
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.runtime.detections import Detections, Instances, ScoredMasks
+from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.draw import draw_detections, draw_instances, write_picture
 from mmdeploy_ext.runtime.panoptic import Segments
 
@@ -194,7 +194,7 @@ class Show:
         height, width = meta['img_shape'][:2]
         top, left = _border(meta)
         picture = imresize(picture[top : top + height, left : left + width], meta['ori_shape'][1::-1])
-        draw = draw_instances if isinstance(detections, Instances) else draw_detections
+        draw = draw_detections if isinstance(detections, Detections) else draw_instances
         picture = draw(picture, detections, self.classes, self.score_thr)
         write_picture(self.folder / meta['ori_filename'], picture)
 
@@ -231,13 +231,15 @@ def to_mmdet_result(detections: Detections | Instances | Segments, num_classes: 
     """
     if isinstance(detections, Segments):
         return dict(pan_results=detections.to_map(num_classes))
-    boxes = getattr(detections, 'bboxes_xyxy', np.zeros((len(detections), 4), np.float32))
+    boxes = detections.bboxes_xyxy
+    if boxes is None:
+        boxes = np.zeros((len(detections), 4), np.float32)
     rows = np.concatenate([boxes, detections.scores[:, None]], axis=1).astype(np.float32)
     of_class = [detections.labels == label for label in range(num_classes)]
     boxes_by_class = [rows[selected] for selected in of_class]
-    if not isinstance(detections, Instances):
+    if isinstance(detections, Detections):
         return boxes_by_class
     masks = [list(detections.masks[selected]) for selected in of_class]
-    if not isinstance(detections, ScoredMasks):
+    if detections.mask_scores is None:
         return boxes_by_class, masks
     return boxes_by_class, (masks, [detections.mask_scores[selected] for selected in of_class])

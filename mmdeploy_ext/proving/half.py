@@ -83,7 +83,7 @@ class HalfBars:
             {
                 f'matched {name}': np.asarray(getattr(results, name), np.float32)[list(order)]
                 for name in ('bboxes_xyxy', 'masks', 'scores')
-                if hasattr(results, name)
+                if getattr(results, name, None) is not None
             }
             for results, order in ((reference, pairs.keys()), (candidate, pairs.values()))
         ]

@@ -89,43 +89,39 @@ class Detections(Scored):
 
 @dataclasses.dataclass(frozen=True)
 class Instances(Scored):
-    """Masks (n, h, w) bool of one image, of its original size; only `BoxedInstances` has boxes."""
+    """Masks of one image, of its original size, and what their detector gives besides.
+
+    Attributes:
+        masks: (n, h, w) bool.
+        bboxes_xyxy: (n, 4) float32, in pixels of the image; None: the detector has no boxes.
+        mask_scores: (n,) float32, scores of the masks, by which they are evaluated; None: those of the boxes.
+    """
 
     masks: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+    bboxes_xyxy: np.ndarray | None = None
+    mask_scores: np.ndarray | None = None
 
     def scaled(self, scale_factor: np.ndarray) -> Self:
         """Return the instances as they are: masks are of the original size already."""
         return self
 
     def place(self, index: int) -> dict[str, Any]:
-        """Return the mask as COCO's uncompressed run lengths, its area and the box round it."""
-        mask = self.masks[index]
-        return dict(
-            area=int(mask.sum()),
-            bbox_xyxy=bounding_box(mask),
-            segmentation=dict(size=list(mask.shape), counts=run_lengths(mask)),
-        )
+        """Return the mask, its area, and the box of the detector, or else the box round the mask."""
+        place = mask_place(self.masks[index])
+        if self.bboxes_xyxy is not None:
+            place['bbox_xyxy'] = [round(float(value), 3) for value in self.bboxes_xyxy[index]]
+        return place
 
 
-@dataclasses.dataclass(frozen=True)
-class BoxedInstances(Instances):
-    """Instances of a detector of boxes (n, 4) float32, in pixels of the image of the masks."""
-
-    bboxes_xyxy: np.ndarray
-
-    def place(self, index: int) -> dict[str, Any]:
-        """Return the mask, its area, and the box of the detector."""
-        box = [round(float(value), 3) for value in self.bboxes_xyxy[index]]
-        return dict(super().place(index), bbox_xyxy=box)
-
-
-@dataclasses.dataclass(frozen=True)
-class ScoredMasks(BoxedInstances):
-    """Instances with scores of their masks (n,) float32, by which they are evaluated, besides the boxes'."""
-
-    mask_scores: np.ndarray
+def mask_place(mask: np.ndarray) -> dict[str, Any]:
+    """Return the area of a mask (h, w) bool, the box round it, and COCO's uncompressed run lengths."""
+    return dict(
+        area=int(mask.sum()),
+        bbox_xyxy=bounding_box(mask),
+        segmentation=dict(size=list(mask.shape), counts=run_lengths(mask)),
+    )
 
 
 def bounding_box(mask: np.ndarray) -> list[int]:

@@ -29,28 +29,22 @@ SHARED_FIELDS = ('family', 'checkpoint_sha256', 'config_sha256', 'options')
 """Fields of the metadata that all files of one export share."""
 
 
-class Opened(contextlib.ExitStack):
-    """A model whose files are open: a context manager that closes them, as `close` does."""
+class Runtime(contextlib.ExitStack):
+    """An exported model whose files are open: a context manager that closes them, as `close` does.
 
-    def opened(
-        self, engine: str, path: str | Path, options: Mapping[str, Any], build: Callable = build_backend
-    ) -> Backend:
-        """Return an engine with a file, open until `close`.
-
-        Several share the cores: a thread pool that still spins slows the next one (StreamPETR of R50 on 2
-        cores: 1131 against 1101 ms per frame).
-        """
-        return self.enter_context(build(engine, str(path), **{**BACKENDS[engine].shared, **options}))
-
-
-class Runtime(Opened):
-    """A detector whose files are open.
+    It has the parts of a `Stepper` that models without a memory share; a model with one overrides them.
 
     Attributes:
         metadata: of the file whose outputs are the results.
+        state: the memory; None without one.
+        fed_bytes: bytes copied to the engine for the last frame, besides the images; None if not counted.
+        seconds: spent so far, by part of the model; set by the model.
     """
 
     metadata: Metadata
+    state: Any = None
+    fed_bytes: int | None = None
+    seconds: dict[str, float]
 
     @property
     def rule(self) -> Any:
@@ -62,18 +56,15 @@ class Runtime(Opened):
         """Class names, by label."""
         return self.metadata.classes
 
+    def opened(
+        self, engine: str, path: str | Path, options: Mapping[str, Any], build: Callable = build_backend
+    ) -> Backend:
+        """Return an engine with a file, open until `close`.
 
-class Memoryless(Runtime):
-    """The base of `Stepper`s without a memory, whose parts are timed.
-
-    Attributes:
-        state: None, always.
-        seconds: spent so far, by part; set by the model.
-    """
-
-    state = None
-    fed_bytes = None
-    seconds: dict[str, float]
+        Several share the cores: a thread pool that still spins slows the next one (StreamPETR of R50 on 2
+        cores: 1131 against 1101 ms per frame).
+        """
+        return self.enter_context(build(engine, str(path), **{**BACKENDS[engine].shared, **options}))
 
     def passed(self, part: str, start: float) -> float:
         """Count the seconds since `start` (of `time.perf_counter`) for a part; return the present time."""
@@ -86,7 +77,7 @@ class Memoryless(Runtime):
         return dict(self.seconds)
 
     def reset(self) -> None:
-        """Do nothing: there is no memory."""
+        """Empty the memory, if there is one."""
 
 
 def check_finite(outputs: Mapping[str, np.ndarray], name: str) -> None:

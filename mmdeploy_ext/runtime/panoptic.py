@@ -19,7 +19,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.families.parts.runtime.box_coders import softmax
-from mmdeploy_ext.runtime.detections import Instances
+from mmdeploy_ext.runtime.detections import Scored, mask_place
 from mmdeploy_ext.runtime.mask_resize import resizing
 
 if TYPE_CHECKING:
@@ -34,14 +34,18 @@ FAINTEST = -80.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Segments(Instances):
+class Segments(Scored):
     """Segments of one image, which share no pixel; all scores are 1, as mmdet gives none.
 
     Attributes:
+        masks: (n, h, w) bool.
         ids: (n,) int64 values of a panoptic map.
     """
 
     scored = False
+    masks: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
     ids: np.ndarray
 
     @classmethod
@@ -61,7 +65,7 @@ class Segments(Instances):
 
     def place(self, index: int) -> dict[str, Any]:
         """Return the mask, its area and box, and the value in the map."""
-        return dict(super().place(index), id=int(self.ids[index]))
+        return dict(mask_place(self.masks[index]), id=int(self.ids[index]))
 
 
 def segments_of(outputs: Mapping[str, np.ndarray], classes: int) -> list[Segments]:

@@ -225,7 +225,7 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
     from mmdeploy_ext.preprocess.pictures import read_image
     from mmdeploy_ext.runtime import draw
     from mmdeploy_ext.runtime.detect import detect
-    from mmdeploy_ext.runtime.detections import Instances
+    from mmdeploy_ext.runtime.detections import Detections
 
     image = read_image(source)
     start = time.perf_counter()
@@ -233,7 +233,7 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
         results = detect(backend, image)
     milliseconds = (time.perf_counter() - start) * 1000
     classes = backend.metadata.classes
-    draw_results = draw.draw_instances if isinstance(results, Instances) else draw.draw_detections
+    draw_results = draw.draw_detections if isinstance(results, Detections) else draw.draw_instances
     draw_results = getattr(runtime_of(backend.metadata.family), 'draw', draw_results)
     picture = draw_results(*draw.enlarged(image, results), classes, score_thr)
     draw.write_picture(target, picture)

@@ -21,7 +21,7 @@ from mmdeploy_ext.consumers.autoware.centerpoint_rules import ENCODER, HEAD
 from mmdeploy_ext.consumers.autoware.pillars import decorated, scattered
 from mmdeploy_ext.consumers.autoware.settings import Settings, read_settings
 from mmdeploy_ext.core.errors import PointsError
-from mmdeploy_ext.runtime.exported import Memoryless, check_finite, export_files
+from mmdeploy_ext.runtime.exported import Runtime, check_finite, export_files
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 
@@ -36,7 +36,7 @@ LONGEST_LAG_S = 10.0
 SPATIAL, PILLARS = 'spatial_features', 'pillar_features'
 
 
-class AutowareCenterPoint(Memoryless):
+class AutowareCenterPoint(Runtime):
     """The files of lidar_centerpoint: a `Stepper` of sweeps, without a memory.
 
     Attributes:

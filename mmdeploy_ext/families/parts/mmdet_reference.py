@@ -3,7 +3,6 @@
 Proofs compare the graphs with it.
 """
 
-import dataclasses
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from torch import nn
 
 from mmdeploy_ext.families.parts.image_feeds import pasted_size, proposals_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.runtime.detections import BoxedInstances, Detections, ScoredMasks
+from mmdeploy_ext.runtime.detections import Detections, Instances
 
 
 def batch_of(model: nn.Module, images: Sequence[PreparedImage]) -> torch.Tensor:
@@ -118,7 +117,7 @@ def boxes_of_classes(result: Sequence[np.ndarray]) -> Detections:
 
 def instances_of_classes(
     boxes: Sequence[np.ndarray], masks: Sequence[Sequence[np.ndarray]], size: tuple[int, int]
-) -> BoxedInstances:
+) -> Instances:
     """Return the instances of an image of all classes, masks of `size`, in descending score order.
 
     With heads that judge masks, `masks` is a pair: masks and their scores, of all classes.
@@ -127,11 +126,10 @@ def instances_of_classes(
     rows, labels, order = _in_order(boxes)
     every = [mask for one in masks for mask in one]
     whole = np.stack([every[row] for row in order]) if every else np.zeros((0, *size), bool)
-    found = BoxedInstances(whole, rows[order, 4], labels[order], rows[order, :4])
-    if scores is None:
-        return found
-    judged = np.asarray([score for one in scores for score in one], np.float32)
-    return ScoredMasks(*(getattr(found, field.name) for field in dataclasses.fields(found)), judged[order])
+    mask_scores = None
+    if scores is not None:
+        mask_scores = np.asarray([score for of_class in scores for score in of_class], np.float32)[order]
+    return Instances(whole, rows[order, 4], labels[order], rows[order, :4], mask_scores)
 
 
 def _in_order(result: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,10 +7,10 @@ from torch import nn
 
 from mmdeploy_ext.families.parts.mmdet_reference import instances_of_classes, metas_of, tested
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.runtime.detections import BoxedInstances
+from mmdeploy_ext.runtime.detections import Instances
 
 
-def instances(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[BoxedInstances]:
+def instances(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:
     """Return the detector's own results, masks of the original size whatever `rescale` says."""
     metas = [
         meta | dict(scale_factor=np.asarray(meta['scale_factor'] if rescale else np.ones(4), np.float32))

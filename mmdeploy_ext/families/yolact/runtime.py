@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.runtime.detections import BoxedInstances, unpadded
+from mmdeploy_ext.runtime.detections import Instances, unpadded
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 RUNNERS = {'full': 'with_postprocess'}
 
 
-def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[BoxedInstances]:
+def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Instances]:
     """Return the instances per image of the outputs of a `full` graph."""
     dets, columns = outputs['dets'], dict(masks=outputs['masks'], labels=outputs['labels'])
-    return unpadded(BoxedInstances, bboxes_xyxy=dets[..., :4], scores=dets[..., 4], **columns)
+    return unpadded(Instances, bboxes_xyxy=dets[..., :4], scores=dets[..., 4], **columns)

@@ -11,7 +11,7 @@ from mmdeploy_ext.proving.tasks import bbox2d, mask, matching
 
 if TYPE_CHECKING:
     from mmdeploy_ext.proving.tasks.matching import Pairing
-    from mmdeploy_ext.runtime.detections import BoxedInstances
+    from mmdeploy_ext.runtime.detections import Instances
 
 RESULTS, PLACE = 'masks', 'worst IoU'
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
@@ -29,8 +29,8 @@ higher boxes 3 of thousands.
 
 
 def pair_up(
-    reference: BoxedInstances,
-    candidate: BoxedInstances,
+    reference: Instances,
+    candidate: Instances,
     iou_bar: float = mask.IOU_BAR,
     score_bar: float = bbox2d.SCORE_BAR,
 ) -> Pairing:
@@ -44,7 +44,10 @@ def pair_up(
     sides = reference.bboxes_xyxy[:, 2:] - reference.bboxes_xyxy[:, :2]
     mask_bars = np.where(sides.min(1, initial=np.inf) < SLIVER, min(iou_bar, SLIVER_IOU), iou_bar)
     near = (boxes >= box_bar) & (masks >= mask_bars[:, None])
-    judged = [getattr(one, 'mask_scores', np.zeros(len(one), np.float32)) for one in (reference, candidate)]
+    judged = [
+        np.zeros(len(side), np.float32) if side.mask_scores is None else side.mask_scores
+        for side in (reference, candidate)
+    ]
     others = [('mask score', matching.score_gaps(*judged), score_bar)]
     nearness = np.minimum(boxes, masks)
     return matching.pair_lists(reference, candidate, near, nearness, mask.PAIR_IOU, score_bar, others)

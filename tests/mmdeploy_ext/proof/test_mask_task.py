@@ -8,7 +8,7 @@ from mmdeploy_ext.proving.results import Pair
 from mmdeploy_ext.proving.tasks import boxed_mask
 from mmdeploy_ext.proving.tasks.mask import class_iou, draw_pair, fit_pair, match_detections
 from mmdeploy_ext.proving.tensors import without_ties
-from mmdeploy_ext.runtime.detections import BoxedInstances, Instances, bounding_box, run_lengths
+from mmdeploy_ext.runtime.detections import Instances, bounding_box, run_lengths
 from mmdeploy_ext.runtime.draw import draw_instances
 
 SIZE = (80, 100)
@@ -158,6 +158,6 @@ def test_pixels_of_the_one_row_of_a_sliver_may_be_on_the_other_side_of_the_thres
     masks[1, 0, 40, :flipped] = False
     box = np.array([[0, 40.1, 100, 40.1 + height]], np.float32)
     reference, candidate = (
-        BoxedInstances(mask, np.array([0.9], np.float32), np.array([0]), box) for mask in masks
+        Instances(mask, np.array([0.9], np.float32), np.array([0]), box) for mask in masks
     )
     assert boxed_mask.match_detections('image', reference, candidate).passed is passes

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.runtime.exported import Memoryless
+from mmdeploy_ext.runtime.exported import Runtime
 from mmdeploy_ext.runtime.frames import FusedFrame, invert_pose
 from mmdeploy_ext.runtime.infos import find_file, past_sweeps
 from mmdeploy_ext.runtime.points import read_points
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 NO_POINTS = np.zeros((0, 5), np.float32)
 
 
-class Detecting(Memoryless):
+class Detecting(Runtime):
     """What the runtimes of all contracts share: a moment as a camera and a LiDAR gave it, to its boxes."""
 
     _rig: tuple[bytes, Any] = b'', None

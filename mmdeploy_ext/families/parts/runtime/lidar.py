@@ -13,7 +13,7 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.families.parts.runtime.pillars import PILLARS, PillarsOnnx
 from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
-from mmdeploy_ext.runtime.exported import Memoryless, check_finite, check_forms, export_files
+from mmdeploy_ext.runtime.exported import Runtime, check_finite, check_forms, export_files
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 
@@ -29,7 +29,7 @@ GRAPHS = ('backbone', 'head')
 """Files of one export, by their `form`."""
 
 
-class LidarOnnx(Memoryless):
+class LidarOnnx(Runtime):
     """An exported LiDAR detector on ONNX Runtime or OpenVINO: a `Stepper` of sweeps, without a memory.
 
     Attributes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.families.parts.runtime.result_checks import check_caps, check_form
-from mmdeploy_ext.runtime.detections import BoxedInstances, ScoredMasks
+from mmdeploy_ext.runtime.detections import Instances
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 RUNNERS = {'full': 'with_postprocess'}
 
 
-def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[BoxedInstances]:
+def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Instances]:
     """Return the instances per image of the outputs of a `full` graph, see `consumers`.
 
     These are `dets` (B, n, 5), `labels` (B, n) and `masks` (B, n, m, m), 0..1 in the frame of the box, or of
@@ -47,7 +47,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Boxed
             pasted = paste(masks[kept], boxes, height, width, threshold)
         columns = pasted, dets[kept, 4], labels[kept], dets[kept, :4]
         judged = outputs['mask_scores'][len(found)][kept] if 'mask_scores' in outputs else None
-        found.append(BoxedInstances(*columns) if judged is None else ScoredMasks(*columns, judged))
+        found.append(Instances(*columns, judged))
     check_caps(metadata, outputs, found)
     return found
 

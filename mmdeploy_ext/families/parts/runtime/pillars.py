@@ -5,11 +5,12 @@ Glossary: P points, D values per point, N voxels, M points of a voxel, C channel
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata_entries import damaged
+from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.preprocess.points import assigned, pillars
-from mmdeploy_ext.runtime.exported import Opened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +25,7 @@ DYNAMIC_INPUTS = ('points', 'rows', 'coors')
 """Where voxels hold all their points: those in range, the voxel of each, and the voxels' places."""
 
 
-class PillarsOnnx(Opened):
+class PillarsOnnx(contextlib.ExitStack):
     """One file of pillars, written by `pytorch2onnx.py`, on any engine.
 
     Attributes:
@@ -35,7 +36,8 @@ class PillarsOnnx(Opened):
     def __init__(self, path: str | Path, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
         """Open the file; errors and arguments as of `LidarOnnx`."""
         super().__init__()
-        self.session = self.opened(engine, path, options)
+        options = {**BACKENDS[engine].shared, **options}
+        self.session = self.enter_context(build_backend(engine, str(path), **options))
         self.rule, self.props = self.session.metadata.preprocess, self.session.metadata.to_props()
         axes = {tensor.name: tensor.axes for tensor in self.session.spec.inputs}
         points = axes.get(INPUTS[0], ())[1:2]

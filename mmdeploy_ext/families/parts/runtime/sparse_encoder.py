@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
-from mmdeploy_ext.runtime.exported import Opened
 from mmdeploy_ext.sparse.buckets import BEV, FACTS, VOXELS
 from mmdeploy_ext.sparse.buckets import feeds as table_feeds
 from mmdeploy_ext.sparse.engine import checked_features
@@ -46,7 +46,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-class ScnOnnx(Opened):
+class ScnOnnx(contextlib.ExitStack):
     """One portable file on ONNX Runtime or OpenVINO; a context manager.
 
     Attributes:
