@@ -20,7 +20,7 @@ RULE, HEAD, FLAT = (
     f'{PARTS}.lidar_graphs:DenseHead.forward',
     f'{HERE}.graphs:flat_outputs',
 )
-DECODE, TASK, SUPPRESS = (f'{RUNTIME}.boxes:{name}' for name in ('decode', 'task_boxes', 'suppress'))
+DECODE, TASK, SUPPRESS = (f'{RUNTIME}:{name}' for name in ('decode', 'task_boxes', 'suppress'))
 CIRCLES, ROTATED = (f'mmdeploy_ext.runtime.bev_nms:{name}_nms' for name in ('circle', 'rotated'))
 TOY, CIRCLE = 'centerpoint_rotate', 'centerpoint_circle'
 BOTH = f'{TOY} {CIRCLE}'

@@ -23,7 +23,7 @@ register_family(
     'mmdeploy_ext.families.anchor3d.family:AnchorFamily',
     options=anchor3d.OPTIONS,
     postprocess=anchor3d.POSTPROCESS,
-    runtime='mmdeploy_ext.families.anchor3d.runtime.model',
+    runtime='mmdeploy_ext.families.anchor3d.runtime',
     library=MMDET3D,
 )
 register_family('bevfusion', 'mmdeploy_ext.families.sparse_backbone.family:BEVFusion', library=MMDET3D)
@@ -40,7 +40,7 @@ register_family(
     'mmdeploy_ext.families.centerpoint.family:CenterPointFamily',
     options=centerpoint.OPTIONS,
     postprocess=centerpoint.POSTPROCESS,
-    runtime='mmdeploy_ext.families.centerpoint.runtime.model',
+    runtime='mmdeploy_ext.families.centerpoint.runtime',
     library=MMDET3D,
 )
 register_family(

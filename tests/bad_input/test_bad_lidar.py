@@ -6,7 +6,7 @@ import pytest
 import toy_anchor3d
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, PointsError
-from mmdeploy_ext.families.anchor3d.runtime.model import AnchorOnnx
+from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep

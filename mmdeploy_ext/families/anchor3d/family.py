@@ -1,4 +1,4 @@
-"""The family of LiDAR detectors with anchors: which configs it claims, and what it refuses."""
+"""The family of LiDAR detectors with anchors: the configs that it claims and refuses, and its modules."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,20 +11,20 @@ from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.graphs import GENERATORS, PER_CLASS, graphs, postprocess_facts
 from mmdeploy_ext.families.anchor3d.reference import AnchorReference
-from mmdeploy_ext.families.anchor3d.runtime.model import AnchorOnnx
-from mmdeploy_ext.families.anchor3d.samples import result
+from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.families.anchor3d.synthetic import synthetic_outputs
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.parts import lidar_family
 from mmdeploy_ext.families.parts.lidar_family import DYNAMIC_DETECTOR, LidarFamily, check_points_side
 from mmdeploy_ext.families.parts.parts import parts_of, prefix_of
+from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.runtime.frames import Stepper
 
 PER_CLASS_HEAD = 'ShapeAwareHead'
 HEADS = ('Anchor3DHead', 'FreeAnchor3DHead', PER_CLASS_HEAD)
-OF_TWO_STAGES = 'PartA2RPNHead'
-"""A head of mmdet3d that is derived from `Anchor3DHead` and proposes regions."""
+REGION_PROPOSAL_HEAD = 'PartA2RPNHead'
+"""A head of mmdet3d that is derived from `Anchor3DHead` and belongs to a detector of two stages."""
 DETECTORS = ('VoxelNet', 'MVXFasterRCNN', DYNAMIC_DETECTOR)
 CODER = 'DeltaXYZWLHRBBoxCoder'
 FOLLOWED = (
@@ -54,7 +54,7 @@ class AnchorFamily(LidarFamily):
             return Claim.NO
         head = cfg.model.get(f'{prefix_of(cfg.model)}bbox_head') or {}
         heads = set(names_of_class(builder.HEADS, head.get('type')))
-        return Claim.DETECTOR if heads & set(HEADS) and OF_TWO_STAGES not in heads else Claim.NO
+        return Claim.DETECTOR if heads & set(HEADS) and REGION_PROPOSAL_HEAD not in heads else Claim.NO
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
         check_points_side(filename, model, 'a LiDAR detector with anchors', HEADS)
@@ -84,7 +84,6 @@ class AnchorFamily(LidarFamily):
     def synthetic_outputs(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield outputs of the head with anchors."""
         return synthetic_outputs(runner.box_rule, spec)
 
     def num_classes(self, model: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""Graphs of LiDAR detectors with anchors: the points' side of `parts/lidar_graphs.py`, and a dense head.
+"""The two graphs of LiDAR detectors with anchors: a sparse backbone or pillars, and the dense head.
 
 Glossary: A anchors of a cell, C classes, D values of a box, H, W bird's-eye view.
 """
@@ -12,7 +12,7 @@ from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.anchor3d.runtime.boxes import AnchorRule
+from mmdeploy_ext.families.anchor3d.runtime import AnchorRule
 from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, head_graph, head_spec, points_graph
 from mmdeploy_ext.families.parts.parts import parts_of
 from mmdeploy_ext.families.parts.pillars import points_facts
@@ -30,11 +30,11 @@ MEANINGS = dict(
 
 def flat_outputs(outputs: tuple[list[torch.Tensor], ...]) -> tuple[torch.Tensor, ...]:
     """Return what `Anchor3DHead.forward` gives as one tuple, in the order of `AnchorRule.output_names`."""
-    return tuple(one for level in zip(*outputs, strict=True) for one in level)
+    return tuple(tensor for level in zip(*outputs, strict=True) for tensor in level)
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the points' side, a sparse backbone or pillars, and the dense head."""
+    """Return the graph of the points, a sparse backbone or pillars, and the graph of the dense head."""
     points = points_graph(model, options, 'anchor3d')
     head = DenseHead(fuse(model), flat_outputs)
     return [points, head_graph(head, dense_spec(model, points.spec.outputs[0].axes))]
@@ -44,21 +44,21 @@ def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
     """Return the contract of the dense head, whose input is the bird's-eye view (1, C, H, W)."""
     names = anchor_rule(parts_of(model).head).output_names
     bev = TensorSpec('bev', 'float32', tuple(bev_shape), "bird's-eye view of the points")
-    facts = [
+    meanings_and_units = [
         (f'{MEANINGS[kind]}, level {level}', '' if kind == 'bbox_pred' else 'logit')
         for kind, level in (name.rsplit('_', 1) for name in names)
     ]
-    return head_spec('anchor3d/head', DenseHead(model, flat_outputs), bev, names, facts)
+    return head_spec('anchor3d/head', DenseHead(model, flat_outputs), bev, names, meanings_and_units)
 
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:
-    """Return what the metadata tells about decoding: an `AnchorRule`."""
+    """Return the metadata's entry about decoding: an `AnchorRule`, without `cells` where they are empty."""
     facts = anchor_rule(parts_of(model).head, cells_of(model)).to_json() | points_facts(model)
     return {key: value for key, value in facts.items() if key != 'cells' or value}
 
 
 def cells_of(model: nn.Module) -> tuple[int, ...]:
-    """Return `AnchorRule.cells` of a detector, which a `ShapeAwareHead` knows after it has run."""
+    """Return `AnchorRule.cells` of a detector; a `ShapeAwareHead` has to run once to compute them."""
     parts = parts_of(model)
     if not hasattr(parts.head, 'featmap_sizes'):
         return ()
@@ -71,7 +71,11 @@ def cells_of(model: nn.Module) -> tuple[int, ...]:
 
 
 def anchor_rule(head: nn.Module, cells: tuple[int, ...] = ()) -> AnchorRule:
-    """Return how an `Anchor3DHead` decodes; for `cells` see `AnchorRule`."""
+    """Return the settings by which an `Anchor3DHead` decodes; for `cells` see `AnchorRule`."""
+
+    def flat(rows: Any) -> tuple[float, ...]:
+        return tuple(float(value) for row in rows for value in row)
+
     anchors, test = head.anchor_generator, head.test_cfg
     return AnchorRule(
         num_classes=int(head.num_classes),
@@ -79,8 +83,8 @@ def anchor_rule(head: nn.Module, cells: tuple[int, ...] = ()) -> AnchorRule:
         levels=int(anchors.num_levels),
         aligned=GENERATORS[type(anchors).__name__],
         align_corner=bool(getattr(anchors, 'align_corner', False)),
-        ranges=_flat(anchors.ranges),
-        sizes=_flat(anchors.sizes),
+        ranges=flat(anchors.ranges),
+        sizes=flat(anchors.sizes),
         rotations=tuple(map(float, anchors.rotations)),
         scales=tuple(map(float, anchors.scales)),
         size_per_range=bool(anchors.size_per_range),
@@ -93,7 +97,3 @@ def anchor_rule(head: nn.Module, cells: tuple[int, ...] = ()) -> AnchorRule:
         max_num=int(test['max_num']),
         cells=cells,
     )
-
-
-def _flat(rows: Any) -> tuple[float, ...]:
-    return tuple(float(value) for row in rows for value in row)

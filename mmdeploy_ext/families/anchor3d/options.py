@@ -1,4 +1,4 @@
-"""Detectors with anchors in 3D: their options, and what their files tell `families/anchor3d/runtime`."""
+"""LiDAR detectors with anchors: options, and the schema of the post-processing in their metadata."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from mmdeploy_ext.contract.values import COUNT, FLAG
 from mmdeploy_ext.families.parts import options_lidar
 
 METRES, SIZES = number(-1e6, 1e6), number(above=0, most=1e6)
-"""Of anchors: float32 has room for the squares of their sides."""
+"""Ranges of numbers of anchors: float32 has room for the squares of their sides."""
 NUMBERS_PER_ENTRY = dict(ranges=6, sizes=3, cells=2)
-"""List of numbers -> how many of them belong together."""
+"""List of numbers -> how many of them make up one entry."""
 
 
-def _anchors(facts: Mapping[str, Any], where: str) -> None:
-    """Refuse lists that are cut, and numbers of ranges, sizes, maps and levels that do not go together."""
+def check_anchors(facts: Mapping[str, Any], where: str) -> None:
+    """Refuse incomplete entries, and numbers of ranges, sizes, maps and levels that do not fit together."""
     counts = {}
     for key, size in NUMBERS_PER_ENTRY.items():
         counts[key], rest = divmod(len(facts.get(key, ())), size)
@@ -53,5 +53,5 @@ POSTPROCESS = open_record(
     rotated=FLAG,
     max_num=COUNT,
     cells=items(COUNT, 2),
-    also=_anchors,
+    also=check_anchors,
 )

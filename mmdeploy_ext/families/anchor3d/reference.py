@@ -1,4 +1,4 @@
-"""LiDAR detectors with anchors in PyTorch as a stepper: mmdet3d's detectors as they are."""
+"""LiDAR detectors with anchors in PyTorch as a stepper: mmdet3d's detectors, unpatched."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from mmdeploy_ext.families.anchor3d.graphs import anchor_rule, flat_outputs
-from mmdeploy_ext.families.anchor3d.runtime.boxes import OUTPUTS
+from mmdeploy_ext.families.anchor3d.runtime import OUTPUTS
 from mmdeploy_ext.families.parts.lidar_reference import LidarReference
 
 
 class AnchorReference(LidarReference):
-    """The stepper with the outputs of `Anchor3DHead`."""
+    """The unpatched detector with the outputs of `Anchor3DHead`."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__(model, anchor_rule, flat_outputs)

@@ -54,23 +54,23 @@ class Encoder(nn.Module):
         self.pfn_layers = encoder.pfn_layers
 
     def forward(self, input_features: Tensor) -> Tensor:
-        """Return (V, 1, 32) of (V, 32, F); rows of zeros give what nobody reads."""
+        """Return (V, 1, 32) of (V, 32, F)."""
         for layer in self.pfn_layers:
             input_features = layer(input_features)
         return input_features
 
 
 def node_outputs(task_outputs: tuple[list[dict[str, Tensor]], ...]) -> tuple[Tensor, ...]:
-    """Return what a `CenterHead` of one task gives in the node's order and convention.
+    """Return the outputs of a `CenterHead` of one task in the node's order and convention.
 
     mmdet3d 1.0 has length, width, height and a yaw from x to y; 0.x, which the node takes, has width, length,
     height and yaw' = -yaw - pi / 2: sine' = -cosine, cosine' = -sine.
     """
-    ((found,),) = task_outputs
-    length_first, rot = found['dim'], found['rot']
+    ((outputs,),) = task_outputs
+    length_first, rot = outputs['dim'], outputs['rot']
     order = torch.tensor([1, 0, 2], device=length_first.device)
     swapped = dict(dim=length_first.index_select(1, order), rot=torch.cat([-rot[:, 1:], -rot[:, :1]], dim=1))
-    return tuple((found | swapped)[name] for name in OUTPUTS)
+    return tuple((outputs | swapped)[name] for name in OUTPUTS)
 
 
 def graphs(model: nn.Module) -> list[Graph]:
@@ -80,12 +80,14 @@ def graphs(model: nn.Module) -> list[Graph]:
     generator = torch.Generator().manual_seed(0)
     width = int(parts.voxel_encoder.in_channels)
     example = torch.rand(EXAMPLE, node.POINTS, width, generator=generator).to(device)
-    taken = TensorSpec('input_features', 'float32', ('V', node.POINTS, width), 'decorated points, then zeros')
-    given = TensorSpec(PILLARS, 'float32', ('V', 1, node.CHANNELS), 'of each pillar')
+    points = TensorSpec(
+        'input_features', 'float32', ('V', node.POINTS, width), 'decorated points, then zeros'
+    )
+    pillars = TensorSpec(PILLARS, 'float32', ('V', 1, node.CHANNELS), 'of each pillar')
     encoder = Graph(
         node.ENCODER,
         Encoder(parts.voxel_encoder).eval(),
-        GraphSpec(f'centerpoint/{node.ENCODER}', (taken,), (given,)),
+        GraphSpec(f'centerpoint/{node.ENCODER}', (points,), (pillars,)),
         dict(input_features=example),
     )
     head = DenseHead(fuse(model), node_outputs).eval()
@@ -98,37 +100,39 @@ def graphs(model: nn.Module) -> list[Graph]:
 
 
 def between() -> tuple[TensorSpec, ...]:
-    """Return what the node computes between the files."""
+    """Return the tensor that the node computes between the two files."""
     return (TensorSpec(SPATIAL, 'float32', (), 'pillars on the map'),)
 
 
 def check(filename: str, model: Mapping[str, Any]) -> None:
-    """Raise ConfigError, which lists all that differs, for a config that does not fit the node."""
-    found = list(_differs(model))
-    if found:
+    """Raise ConfigError, which lists every difference, for a config that does not fit the node."""
+    differences = _differences(model)
+    if differences:
         raise ConfigError(
-            f'{filename}: --contract autoware: lidar_centerpoint cannot take this model: {"; ".join(found)}; '
+            f'{filename}: --contract autoware: lidar_centerpoint cannot take this model: '
+            f'{"; ".join(differences)}; '
             f'projects/configs/Autoware/centerpoint_pillar032_nus.py is one that fits'
         )
     tasks = model[f'{prefix_of(model)}bbox_head']['tasks']
     class_words(tasks[0]['class_names'], node.CLASSES, f'{filename}: class_names of the task')
 
 
-def _differs(model: Mapping[str, Any]) -> list[str]:
-    """Return what of a config's model the node has otherwise: constants, and parts that it computes."""
+def _differences(model: Mapping[str, Any]) -> list[str]:
+    """Return how a config's model differs from the constants and computations of the node."""
     prefix = prefix_of(model)
     layer, encoder, head = (
         model[f'{prefix}{name}'] for name in ('voxel_layer', 'voxel_encoder', 'bbox_head')
     )
-    kinds = model[f'{prefix}middle_encoder']['type'], encoder['type']
+    scatter = model[f'{prefix}middle_encoder']
+    kinds = scatter['type'], encoder['type']
     if kinds != (SCATTER, 'PillarFeatureNet'):
         return [
             f'{prefix}middle_encoder and {prefix}voxel_encoder are {" and ".join(kinds)}, expected {SCATTER} '
             f'and PillarFeatureNet'
         ]
     width, coder = encoder.get('in_channels', 4), head['bbox_coder']
-    heads = {name: one[0] for name, one in head['common_heads'].items()}
-    rows = [
+    channels_of_heads = {name: layers[0] for name, layers in head['common_heads'].items()}
+    settings = [
         ('max_num_points of the voxel layer', layer['max_num_points'], node.POINTS),
         ('channels of a pillar', list(encoder.get('feat_channels', (64,)))[-1], node.CHANNELS),
         ('tasks of the head', len(head['tasks']), 1),
@@ -138,35 +142,33 @@ def _differs(model: Mapping[str, Any]) -> list[str]:
         ('with_cluster_center of the encoder', bool(encoder.get('with_cluster_center', True)), True),
         ('with_voxel_center of the encoder', bool(encoder.get('with_voxel_center', True)), True),
         ('norm_bbox of the head', bool(head.get('norm_bbox', True)), True),
-        ('common_heads', heads, dict(reg=2, height=1, dim=3, rot=2, vel=2)),
+        ('common_heads', channels_of_heads, dict(reg=2, height=1, dim=3, rot=2, vel=2)),
         ('pc_range of the coder', list(coder['pc_range'][:2]), list(layer['point_cloud_range'][:2])),
     ]
-    said = [f'{what} {got}, expected {wanted}' for what, got, wanted in rows if got != wanted]
+    differences = [
+        f'{name} {value}, expected {expected}' for name, value, expected in settings if value != expected
+    ]
     if width not in (4, 5):
-        said.append(
+        differences.append(
             f'in_channels of the encoder {width}, expected 4 (x, y, z, time lag) or 5 (with intensity)'
         )
-    return [*said, *_grid(layer, model[f'{prefix}middle_encoder'])]
-
-
-def _grid(layer: Mapping[str, Any], scatter: Mapping[str, Any]) -> list[str]:
-    """Return axes on which the node counts other cells, and a voxel that is no pillar."""
     cloud, size = layer['point_cloud_range'], layer['voxel_size']
-    said = []
-    for axis, place in ((0, 1), (1, 0)):
+    for axis, name, columns in ((0, 'x', scatter['output_shape'][1]), (1, 'y', scatter['output_shape'][0])):
         cells = node_cells(cloud[axis], cloud[axis + 3], size[axis])
-        if cells != scatter['output_shape'][place]:
-            said.append(
-                f'{scatter["output_shape"][place]} cells along {"xy"[axis]}, and {cells} by the float32 '
-                f'quotient of the node: change point_cloud_range or voxel_size'
+        if cells != columns:
+            differences.append(
+                f'{columns} cells along {name}, and {cells} by the float32 quotient of the node: change '
+                f'point_cloud_range or voxel_size'
             )
     if abs(size[2] - (cloud[5] - cloud[2])) > 1e-4:
-        said.append(f'voxels {size[2]} m high, expected {cloud[5] - cloud[2]:g} m, the height of the range')
-    return said
+        differences.append(
+            f'voxels {size[2]} m high, expected {cloud[5] - cloud[2]:g} m, the height of the range'
+        )
+    return differences
 
 
 def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
-    """Return the manifest of a model that `check` has nothing against; `classes` are names by label.
+    """Return the manifest of a model that `check` accepts; `classes` are names by label.
 
     A class that the node does not know raises ConfigError.
     """
@@ -175,8 +177,8 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
     cloud = [float(value) for value in layer.point_cloud_range]
     names = class_words(classes, node.CLASSES, 'CLASSES of the checkpoint or config')
     furthest = math.hypot(*(max(abs(cloud[axis]), abs(cloud[axis + 3])) for axis in (0, 1)))
-    least = float(head.bbox_coder.score_threshold or 0.0)
-    most = layer.max_voxels[1] if isinstance(layer.max_voxels, list | tuple) else layer.max_voxels
+    threshold = float(head.bbox_coder.score_threshold or 0.0)
+    max_voxels = layer.max_voxels[1] if isinstance(layer.max_voxels, list | tuple) else layer.max_voxels
     width = int(parts.voxel_encoder.in_channels)
     return dict(
         version='4.1',
@@ -191,7 +193,7 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
             has_twist=True,
             point_feature_size=node.POINT_WIDTH[width],
             has_variance=False,
-            max_voxel_size=int(most),
+            max_voxel_size=int(max_voxels),
             point_cloud_range=cloud,
             voxel_size=[float(value) for value in layer.voxel_size],
             downsample_factor=int(head.bbox_coder.out_size_factor),
@@ -199,7 +201,7 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
             yaw_norm_thresholds=[0.0] * len(names),
             detection_score_thresholds=dict(
                 distance_bin_upper_limits=[float(math.ceil(furthest) + 1)],
-                min_confidence_scores={name: [least] for name in names},
+                min_confidence_scores={name: [threshold] for name in names},
             ),
         ),
     )
@@ -211,7 +213,7 @@ def companions(model: nn.Module, classes: Sequence[str]) -> dict[str, str]:
 
 
 def manifest_differences(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a manifest says otherwise than a config's model that no result of a proof shows."""
+    """Yield how a manifest differs from a config's model, where no result of a proof would show it."""
     import yaml
 
     (node_parameters,) = yaml.safe_load((folder / node.MANIFEST).read_text()).values()
@@ -220,11 +222,15 @@ def manifest_differences(folder: Path, model: Mapping[str, Any]) -> Iterator[str
     voxels = model[f'{prefix}voxel_layer']['max_voxels']
     tasks = model[f'{prefix}bbox_head']['tasks']
     names = [str(name).upper() for task in tasks for name in task['class_names']]
-    own = written['model_params']
+    params = written['model_params']
     for key, got, expected in (
         ('trt_precision', written['trt_precision'], 'fp32'),
-        ('max_voxel_size', own['max_voxel_size'], voxels[-1] if isinstance(voxels, list | tuple) else voxels),
-        ('class_names', [name.replace('MOTORBIKE', 'MOTORCYCLE') for name in own['class_names']], names),
+        (
+            'max_voxel_size',
+            params['max_voxel_size'],
+            voxels[-1] if isinstance(voxels, list | tuple) else voxels,
+        ),
+        ('class_names', [name.replace('MOTORBIKE', 'MOTORCYCLE') for name in params['class_names']], names),
     ):
         if got != expected:
             yield f'{node.MANIFEST}: {key} is {got}, the config has {expected}'

@@ -1,4 +1,4 @@
-"""CenterPoint's family: which configs it claims, what it refuses, and what the other modules give."""
+"""The family of CenterPoint: the configs that it claims and refuses, its graphs, reference and runtime."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,17 +18,15 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.centerpoint import autoware
-from mmdeploy_ext.families.centerpoint.autoware_reference import NodeReference
 from mmdeploy_ext.families.centerpoint.graphs import graphs, postprocess_facts
-from mmdeploy_ext.families.centerpoint.reference import Reference
-from mmdeploy_ext.families.centerpoint.runtime.boxes import NMS_TYPES
-from mmdeploy_ext.families.centerpoint.runtime.model import CenterPointOnnx
-from mmdeploy_ext.families.centerpoint.samples import result
+from mmdeploy_ext.families.centerpoint.reference import CenterPointReference, NodeReference
+from mmdeploy_ext.families.centerpoint.runtime import NMS_TYPES, CenterPointOnnx
 from mmdeploy_ext.families.centerpoint.synthetic import synthetic_outputs
 from mmdeploy_ext.families.parts import lidar_family
 from mmdeploy_ext.families.parts.generated import crowded, in_order_of_columns
 from mmdeploy_ext.families.parts.lidar_family import LidarFamily, check_points_side
 from mmdeploy_ext.families.parts.options_lidar import AUTOWARE
+from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.runtime.frames import Stepper, Sweep
 
@@ -52,10 +50,9 @@ class CenterPointFamily(LidarFamily):
     }
     followed = FOLLOWED
     result, postprocess_facts = staticmethod(result), staticmethod(postprocess_facts)
-    reference = staticmethod(Reference)
+    reference = staticmethod(CenterPointReference)
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
-        """Refuse detectors whose parts are not exported."""
         check_points_side(filename, model, 'CenterPoint', ('CenterHead',))
         test = (model.get('test_cfg') or {}).get('pts') or {}
         if test.get('nms_type') not in NMS_TYPES:
@@ -83,7 +80,6 @@ class CenterPointFamily(LidarFamily):
         return autoware.companions(model, model.CLASSES) if options.contract == AUTOWARE else {}
 
     def companion_differences(self, folder: Path, cfg: Any) -> list[str]:
-        """Compare class names, voxels and precision of a manifest with a config."""
         return list(autoware.manifest_differences(folder, cfg.model))
 
     def reference_of(self, model: nn.Module, options: Options) -> Stepper:
@@ -93,23 +89,22 @@ class CenterPointFamily(LidarFamily):
         return autoware.between() if options.contract == AUTOWARE else ()
 
     def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
-        """Yield sweeps that reach a rule's limits.
-
-        The node leaves the last pillars in the order of their cells out, mmdet3d those in the order of their
-        first points: a sweep for the node has both in one order.
-        """
         sweeps = crowded(rule)
-        return (in_order_of_columns(one, rule) for one in sweeps) if options.contract == AUTOWARE else sweeps
+        if options.contract == AUTOWARE:
+            # beyond max_voxels the node drops the last pillars in the order of their cells, mmdet3d those in
+            # the order of their first points: in a sweep for the node both orders are the same
+            return (in_order_of_columns(sweep, rule) for sweep in sweeps)
+        return sweeps
 
     def synthetic_outputs(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield outputs of the head; nodes have rules of their own."""
+        # Autoware's node has a rule of its own
         return synthetic_outputs(runner.box_rule, spec) if hasattr(runner, 'box_rule') else ()
 
     def num_classes(self, model: nn.Module) -> int:
         return sum(model.pts_bbox_head.num_classes)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        own = sorted(Path(path).stem for path in paths) == sorted(AUTOWARE_FILES)
-        return (AutowareCenterPoint if own else CenterPointOnnx)(paths, **engine)
+        is_for_node = sorted(Path(path).stem for path in paths) == sorted(AUTOWARE_FILES)
+        return (AutowareCenterPoint if is_for_node else CenterPointOnnx)(paths, **engine)

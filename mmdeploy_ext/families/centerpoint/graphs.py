@@ -3,6 +3,7 @@
 Glossary: C channels, H, W bird's-eye view, K classes of a task.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.centerpoint.runtime.boxes import VALUES, BoxRule
+from mmdeploy_ext.families.centerpoint.runtime import VALUES, BoxRule
 from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, head_graph, head_spec, points_graph
 from mmdeploy_ext.families.parts.pillars import points_facts
 
@@ -20,44 +21,48 @@ UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='lo
 
 
 def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tuple[torch.Tensor, ...]:
-    """Return what `CenterHead.forward` gives as one tuple, in the order of `BoxRule.output_names`."""
+    """Return the outputs of `CenterHead.forward` as one tuple, in the order of `BoxRule.output_names`."""
     names = (*VALUES, 'heatmap')
     return tuple(level[name] for (level,) in task_outputs for name in names if name in level)
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the points' side, a sparse backbone or pillars, and the dense head."""
+    """Return the graph of the points, a sparse backbone or pillars, and the graph of the dense head."""
     folded, points = fuse(model), points_graph(model, options, 'centerpoint')
     shape = points.spec.outputs[0].axes
     return [points, head_graph(DenseHead(folded, flat_outputs), dense_spec(model, shape))]
 
 
 def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
-    """Return the contract of `DenseHead` behind a backbone's result (1, C, H, W)."""
+    """Return the contract of `DenseHead` on a bird's-eye view of a shape (1, C, H, W)."""
     names = box_rule(model.pts_bbox_head).output_names
     bev = TensorSpec('bev', 'float32', tuple(bev_shape), "bird's-eye view of the sparse backbone")
-    facts = [
+    meanings_and_units = [
         (f'{kind} of task {task}', UNITS[kind]) for kind, task in (name.rsplit('_', 1) for name in names)
     ]
-    return head_spec('centerpoint/head', DenseHead(model, flat_outputs), bev, names, facts)
+    return head_spec('centerpoint/head', DenseHead(model, flat_outputs), bev, names, meanings_and_units)
 
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:
-    """Return what the metadata tells about decoding: a `BoxRule`."""
+    """Return the metadata's entry about decoding: a `BoxRule`."""
     return box_rule(model.pts_bbox_head).to_json() | points_facts(model)
 
 
 def box_rule(head: nn.Module) -> BoxRule:
-    """Return how a `CenterHead` decodes."""
+    """Return the settings by which a `CenterHead` decodes."""
+
+    def floats(values: Iterable[Any]) -> tuple[float, ...]:
+        return tuple(float(value) for value in values)
+
     coder, test = head.bbox_coder, head.test_cfg
     return BoxRule(
         num_classes=tuple(int(count) for count in head.num_classes),
-        voxel_size=_floats(coder.voxel_size[:2]),
-        pc_origin=_floats(coder.pc_range[:2]),
+        voxel_size=floats(coder.voxel_size[:2]),
+        pc_origin=floats(coder.pc_range[:2]),
         out_size_factor=int(coder.out_size_factor),
         max_num=int(coder.max_num),
         score_threshold=coder.score_threshold,
-        post_center_range=_floats(coder.post_center_range),
+        post_center_range=floats(coder.post_center_range),
         norm_bbox=bool(head.norm_bbox),
         with_velocity=bool(head.with_velocity),
         nms_type=str(test['nms_type']),
@@ -65,10 +70,6 @@ def box_rule(head: nn.Module) -> BoxRule:
         nms_score_threshold=float(test.get('score_threshold') or 0.0),
         pre_max_size=test.get('pre_max_size'),
         post_max_size=test.get('post_max_size'),
-        min_radius=_floats(test.get('min_radius') or ()),
-        post_center_limit_range=_floats(test.get('post_center_limit_range') or ()),
+        min_radius=floats(test.get('min_radius') or ()),
+        post_center_limit_range=floats(test.get('post_center_limit_range') or ()),
     )
-
-
-def _floats(values: Any) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)

@@ -1,4 +1,4 @@
-"""CenterPoint: which files it is written as, and what they tell `families/centerpoint/runtime`."""
+"""CenterPoint: its options, and the schema of the post-processing in the metadata of its files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +10,8 @@ from mmdeploy_ext.families.parts.options_lidar import OPTIONS
 __all__ = ['OPTIONS', 'POSTPROCESS']
 
 
-def _circles(facts: Mapping[str, Any], where: str) -> None:
-    """Refuse radii that are not one per task, where they are read, and a range of other than six numbers."""
+def check_lengths(facts: Mapping[str, Any], where: str) -> None:
+    """Refuse radii of circle NMS that are not one per task, and a range of other than six numbers."""
     if facts.get('nms_type') == 'circle':
         equal_lengths('num_classes', 'min_radius')(facts, where)
     if (count := len(facts.get('post_center_limit_range', ()))) not in (0, 6):
@@ -36,5 +36,5 @@ POSTPROCESS = open_record(
     post_max_size=LIMIT,
     min_radius=items(number(0), 0, 64),
     post_center_limit_range=items(number(), 0, 6),
-    also=_circles,
+    also=check_lengths,
 )

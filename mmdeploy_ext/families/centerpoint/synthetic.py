@@ -1,4 +1,4 @@
-"""Synthetic outputs of CenterPoint's head that reach all limits of its decoding.
+"""Synthetic outputs of CenterPoint's head that reach every limit of its decoding.
 
 Glossary: K classes of a task, H, W heat map.
 """
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.families.centerpoint.runtime.boxes import BoxRule
+from mmdeploy_ext.families.centerpoint.runtime import BoxRule
 from mmdeploy_ext.proving.inputs.head_outputs import (
     HIGH,
     about_limits,
@@ -19,16 +19,15 @@ from mmdeploy_ext.proving.inputs.head_outputs import (
     scores_about,
 )
 
-NOTHING = -20.0
-"""Logit of a cell in which nothing is."""
+EMPTY_LOGIT = -20.0
+"""Logit of a cell without an object."""
 SMALL, OFFSET = 0.2, 0.005
-"""Of a cell: sides of boxes that overlap no other one; how far centres are from those of cells."""
-FEW = 60
-"""Boxes about limits, at most."""
+"""Sides of boxes that overlap no other box, and distances of centres from those of cells, in cells."""
+MAX_BOXES_ABOUT_LIMITS = 60
 
 
 def synthetic_outputs(rule: BoxRule, spec: GraphSpec) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yield outputs of the head for a model that decodes by a rule, by the names of its file."""
+    """Yield titles and outputs of the head, by the names of its file, for a model that decodes by a rule."""
     rng = np.random.default_rng(0)
     shapes = {tensor.name: tuple(tensor.axes) for tensor in spec.outputs}
     sides = {
@@ -42,12 +41,13 @@ def synthetic_outputs(rule: BoxRule, spec: GraphSpec) -> Iterator[tuple[str, dic
             classes, height, width = shapes[f'heatmap_{task}'][1:]
             cells = classes * height * width
             ranks = rng.permutation(cells)
-            if title == 'all classes in a cell':  # one behind the other, beginning with another class
-                ranks = _ranks_of_cells(classes, height * width, rng)
+            if title == 'all classes in a cell':  # classes of a cell have successive ranks, from any class on
+                turns = np.arange(classes)[:, None] + rng.integers(0, classes, height * width)
+                ranks = (classes * rng.permutation(height * width) + turns % classes).ravel()
             scores = np.linspace(0.2, 0.98, cells)[ranks]
             cell = np.float32(rule.voxel_size[0]) * rule.out_size_factor
-            own = clear_size(rule.nms_thr) if side is None else side
-            maps = _maps(rule, shapes, task, own * cell, rng)
+            side_in_cells = clear_size(rule.nms_thr) if side is None else side
+            maps = _maps(rule, shapes, task, side_in_cells * cell, rng)
             if side is None:  # a turn would make other overlaps
                 maps[f'rot_{task}'] = np.zeros_like(maps[f'rot_{task}'])
                 maps[f'rot_{task}'][:, 1] = 1
@@ -57,20 +57,17 @@ def synthetic_outputs(rule: BoxRule, spec: GraphSpec) -> Iterator[tuple[str, dic
     for title in ('scores', 'places'):
         yield f'{title} about their limits', _about_limits(rule, shapes, title == 'places', rng)
     nothing = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    nothing |= {name: array + NOTHING for name, array in nothing.items() if name.startswith('heatmap')}
+    nothing |= {name: array + EMPTY_LOGIT for name, array in nothing.items() if name.startswith('heatmap')}
     yield 'nothing', {name: array.astype(np.float32) for name, array in nothing.items()}
-
-
-def _ranks_of_cells(classes: int, cells: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a rank (classes * cells,) for each class and cell: those of a cell are one behind the other."""
-    turns = (np.arange(classes)[:, None] + rng.integers(0, classes, cells)) % classes
-    return (classes * rng.permutation(cells) + turns).ravel()
 
 
 def _maps(
     rule: BoxRule, shapes: Mapping[str, Any], task: int, side: float, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Return the maps of a task but its heat map: boxes of a side in m, at centres of cells, all headings."""
+    """Return the maps of a task except its heat map.
+
+    Each cell has a box with this side in m, at the centre of the cell; together they have all headings.
+    """
     plane = shapes[f'heatmap_{task}'][2:]
     count = int(np.prod(plane))
     turn, length = headings(count, rng), rng.uniform(0.5, 2.0, count)
@@ -92,10 +89,11 @@ def _maps(
 def _about_limits(
     rule: BoxRule, shapes: Mapping[str, Any], of_places: bool, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Return no more small boxes than are kept, with scores or places on both sides of their limits."""
+    """Return few small boxes, all of which are kept, with scores or centres on both sides of their limits."""
     outputs = {}
     step = np.float32(rule.voxel_size) * rule.out_size_factor
-    most = min(count for count in (FEW, rule.max_num, rule.post_max_size, rule.pre_max_size) if count)
+    counts = (MAX_BOXES_ABOUT_LIMITS, rule.max_num, rule.post_max_size, rule.pre_max_size)
+    num_boxes = min(count for count in counts if count)
     ranges = dict.fromkeys([rule.post_center_range, rule.post_center_limit_range or rule.post_center_range])
     places = [
         (axis, place)
@@ -107,9 +105,9 @@ def _about_limits(
         _, height, width = shapes[f'heatmap_{task}'][1:]
         maps = _maps(rule, shapes, task, SMALL * float(step[0]), rng)
         rows, columns = (axis.ravel() for axis in np.mgrid[1:height:2, 1:width:2])
-        order = rng.permutation(len(rows))[:most]
+        order = rng.permutation(len(rows))[:num_boxes]
         rows, columns = rows[order], columns[order]
-        heat = np.full(shapes[f'heatmap_{task}'], NOTHING, np.float32)
+        heat = np.full(shapes[f'heatmap_{task}'], EMPTY_LOGIT, np.float32)
         thresholds = {rule.score_threshold or 0.0, rule.nms_score_threshold}
         scores = scores_about(sorted(thresholds), len(rows), rng)
         heat[0, 0, rows, columns] = logits(np.linspace(*HIGH, len(rows)) if of_places else scores)
@@ -118,7 +116,8 @@ def _about_limits(
             if axis == 2:
                 maps[f'height_{task}'][0, 0, row, column] = place
             else:
-                cells = (place - rule.pc_origin[axis]) / step[axis] - (column, row)[axis]
-                maps[f'reg_{task}'][0, axis, row, column] = cells
+                cell = column if axis == 0 else row
+                offset = (place - rule.pc_origin[axis]) / step[axis] - cell
+                maps[f'reg_{task}'][0, axis, row, column] = offset
         outputs |= {**maps, f'heatmap_{task}': heat}
     return outputs

@@ -10,8 +10,8 @@ import toy_anchor3d
 import toy_centerpoint
 import toy_streampetr_deploy as petr
 import toy_streampetr_export as petr_files
-from mmdeploy_ext.families.anchor3d.runtime import boxes as anchors
-from mmdeploy_ext.families.centerpoint.runtime import boxes as points
+from mmdeploy_ext.families.anchor3d import runtime as anchors
+from mmdeploy_ext.families.centerpoint import runtime as points
 from mmdeploy_ext.families.streampetr.runtime import boxes as queries
 from mmdeploy_ext.families.streampetr.runtime import model as streams
 from mmdeploy_ext.proving.levels.synthetic import cases_of_family
@@ -113,8 +113,8 @@ def of_best_classes(original):
 
 def decoding(runtime, change):
     """Return a fault of what the runtime of centers or anchors decodes with."""
-    from mmdeploy_ext.families.anchor3d.runtime.model import AnchorOnnx
-    from mmdeploy_ext.families.centerpoint.runtime.model import CenterPointOnnx
+    from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
+    from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 
     kind = CenterPointOnnx if runtime is points else AnchorOnnx
     return lambda patch: patch.setattr(kind, 'decode', staticmethod(change(kind.decode)))

@@ -12,7 +12,7 @@ import toy_anchor3d
 from mmdeploy_ext.cli.quantize_app import main
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.families.anchor3d.runtime.model import AnchorOnnx
+from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.tasks.bbox3d import match_detections
 from mmdeploy_ext.quantize.dense_target import find_target

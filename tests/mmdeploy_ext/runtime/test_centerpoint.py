@@ -15,7 +15,7 @@ import metadata_fuzz
 import toy_centerpoint
 from mmdeploy_ext.cli import run_app
 from mmdeploy_ext.core.errors import DataError, InferenceError, ModelFileError
-from mmdeploy_ext.families.centerpoint.runtime.model import CenterPointOnnx
+from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.points import read_points
 from toy_atss import REPO
@@ -222,7 +222,7 @@ def test_it_runs_where_there_is_no_torch(graphs):
     program = (
         'import sys; sys.modules.update(torch=None, mmcv=None, spconv=None, onnx=None)\n'
         'import numpy as np\n'
-        'from mmdeploy_ext.families.centerpoint.runtime.model import CenterPointOnnx\n'
+        'from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx\n'
         'points = np.random.default_rng(0).uniform(-6, 6, (200, 5)).astype(np.float32)\n'
         f'print(len(CenterPointOnnx({str(graphs)!r}).detect(points)))'
     )

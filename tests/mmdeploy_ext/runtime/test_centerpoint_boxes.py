@@ -13,7 +13,7 @@ from mmdet3d.models import build_head
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.families.centerpoint.graphs import box_rule
-from mmdeploy_ext.families.centerpoint.runtime.boxes import BoxRule, decode
+from mmdeploy_ext.families.centerpoint.runtime import BoxRule, decode
 from mmdeploy_ext.runtime import bev_loops
 from mmdeploy_ext.runtime.bev_nms import bev_corners, circle_nms, rotated_nms
 

@@ -17,9 +17,8 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, PointsError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files
-from mmdeploy_ext.families.anchor3d.runtime import boxes
-from mmdeploy_ext.families.anchor3d.runtime import model as anchor_model
-from mmdeploy_ext.families.anchor3d.runtime.model import AnchorOnnx
+from mmdeploy_ext.families.anchor3d import runtime
+from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts.pillars import DynamicPillars
 from mmdeploy_ext.families.parts.runtime import pillars as pillars_model
@@ -51,7 +50,7 @@ def test_both_files_are_proven_on_sweeps_that_were_not_traced(kind):
     names = {row.tensor for case in verdict.cases for row in case.tensors}
     levels = 2 if kind in ('nuscenes', 'mvx') else 1
     assert {read_metadata(path).spec.name.split('/')[0] for path in paths_of(folder)} == {'anchor3d'}
-    assert names == {'bev', *(f'{name}_{level}' for name in boxes.OUTPUTS for level in range(levels))}
+    assert names == {'bev', *(f'{name}_{level}' for name in runtime.OUTPUTS for level in range(levels))}
 
 
 @pytest.mark.parametrize('kind', [kind for kind in toy_anchor3d.KINDS if kind != 'shapes'])
@@ -65,18 +64,18 @@ def test_anchors_equal_mmdet3ds(kind):
     expected = head.anchor_generator.grid_anchors(sizes, device='cpu')
     for level, (height, width) in enumerate(sizes):
         wanted = expected[level].reshape(-1, head.box_code_size).numpy()
-        np.testing.assert_allclose(boxes.anchors_of(rule, level, height, width), wanted, atol=2e-6)
+        np.testing.assert_allclose(runtime.anchors_of(rule, level, height, width), wanted, atol=2e-6)
 
 
 def test_anchors_of_classes_with_maps_of_their_own_equal_mmdet3ds():
     deployment, folder, *_ = toy_anchor3d.exported('shapes')
-    rule = boxes.AnchorRule.from_json(read_metadata(paths_of(folder)[-1]).postprocess)
+    rule = runtime.AnchorRule.from_json(read_metadata(paths_of(folder)[-1]).postprocess)
     assert rule.cells == (16, 16, 16, 16, 8, 8)
     generator = deployment.model.pts_bbox_head.anchor_generator
     other = dataclasses.replace(rule, cells=(6, 4, 6, 4, 3, 2))
     for chosen, sizes in ((rule, [(16, 16), (16, 16), (8, 8)]), (other, [(6, 4), (6, 4), (3, 2)])):
         (expected,) = generator.grid_anchors(sizes, device='cpu')
-        np.testing.assert_allclose(boxes.anchors_by_range(chosen), torch.cat(expected).numpy(), atol=2e-6)
+        np.testing.assert_allclose(runtime.anchors_by_range(chosen), torch.cat(expected).numpy(), atol=2e-6)
 
 
 @pytest.mark.parametrize('kind', ['shapes', 'dynamic'])
@@ -117,8 +116,8 @@ def test_pillars_of_all_their_points_equal_upstreams_encoder(mode, distance):
 
 
 def changed(name):
-    """Return a fault: another function for one of `boxes`."""
-    original = getattr(boxes, name)
+    """Return a fault: another function for one of the runtime."""
+    original = getattr(runtime, name)
 
     def directions(outputs, rule, level):
         found, scores, turned = original(outputs, rule, level)
@@ -135,13 +134,16 @@ def changed(name):
     def of_all_classes(found, scores, rule):
         return original(found, scores, rule)[::2]
 
-    return dict(_level=directions, _boxes=diagonal, _centres=shifted, _suppress=of_all_classes)[name]
+    faults = dict(
+        decode_level=directions, decode_deltas=diagonal, anchor_centres=shifted, suppress=of_all_classes
+    )
+    return faults[name]
 
 
-@pytest.mark.parametrize('name', ['_level', '_boxes', '_centres', '_suppress'])
+@pytest.mark.parametrize('name', ['decode_level', 'decode_deltas', 'anchor_centres', 'suppress'])
 def test_a_fault_in_our_own_post_processing_is_not_proven(monkeypatch, name):
     deployment, folder, *_ = toy_anchor3d.exported('kitti')
-    monkeypatch.setattr(boxes, name, changed(name))
+    monkeypatch.setattr(runtime, name, changed(name))
     verdict, _ = prove(deployment, paths_of(folder), sweeps(1), ENGINE)
     assert not all(row.passed for case in verdict.cases for row in case.detections)
 
@@ -153,7 +155,7 @@ def inside(points):
 
 
 LIMITS = {
-    'all results': (anchor_model.AnchorOnnx, 'decode', dict(max_num=40)),
+    'all results': (AnchorOnnx, 'decode', dict(max_num=40)),
     'all voxels': (pillars_model, 'pillars', dict(max_voxels=10**5)),
     'points on the far edge': (pillars_model, 'pillars', inside),
 }
@@ -244,7 +246,7 @@ def test_the_page_names_the_outputs_of_the_head():
     page = (REPO / 'mmdeploy_ext/families/anchor3d/README.md').read_text()
     page = page.split('## head.onnx')[1].split('\n## ')[0]
     stated = {line.split('`')[1] for line in page.splitlines() if line.startswith('| `')}
-    assert stated == {'bev', *(f'{name}_l' for name in boxes.OUTPUTS)}
+    assert stated == {'bev', *(f'{name}_l' for name in runtime.OUTPUTS)}
 
 
 def test_the_memory_of_its_files_is_measured_without_a_plugin_in_the_config():

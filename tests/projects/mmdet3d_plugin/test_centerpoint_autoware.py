@@ -14,7 +14,7 @@ from mmdeploy_ext.consumers.autoware.settings import read_settings
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, PointsError, UsageError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.centerpoint.runtime.model import CenterPointOnnx
+from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.preprocess import points as inputs
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.views.commands import next_command

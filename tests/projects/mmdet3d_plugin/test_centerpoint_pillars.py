@@ -11,7 +11,7 @@ import toy_centerpoint
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, PointsError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.centerpoint.runtime.model import CenterPointOnnx
+from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.families.parts import pillars
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep

@@ -1,4 +1,10 @@
-"""Boxes of anchors in 3D without PyTorch: anchors, their deltas, NMS of each class from above, directions.
+"""LiDAR detectors with anchors from points to boxes: a sparse backbone or pillars, and the dense head.
+
+    runtime = AnchorOnnx('work_dirs/pointpillars')     # the folder that pytorch2onnx.py wrote
+    boxes = runtime.detect(read_points('000008.bin', runtime.width))
+
+Boxes are decoded from anchors and deltas, suppressed class by class in the bird's-eye view, and turned by the
+direction classifier. Needs numpy, numba and ONNX Runtime, no PyTorch.
 
 Source: mmdet3d 1.0.0rc6, models/dense_heads/{anchor3d,shape_aware}_head.py `get_bboxes_single`, core/anchor/
 anchor_3d_generator.py, core/bbox/coders/delta_xyzwhlr_bbox_coder.py, core/post_processing/box3d_nms.py.
@@ -13,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from mmdeploy_ext.families.parts.runtime.lidar import LidarOnnx
 from mmdeploy_ext.runtime.bev_nms import rotated_nms
 from mmdeploy_ext.runtime.detections import nms, sigmoid
 from mmdeploy_ext.runtime.detections3d import Detections3D, HeadRule
@@ -27,31 +34,32 @@ PI = np.float32(np.pi)
 
 @dataclasses.dataclass(frozen=True)
 class AnchorRule(HeadRule):
-    """What turns the head's outputs into boxes; `num_classes` is C, `code_size` D, `levels` L.
+    """The settings that turn the head's outputs into boxes; `num_classes` is C, `code_size` D, `levels` L.
 
     Attributes:
         aligned: anchors lie in the middle of cells, not from edge to edge of their range.
         align_corner: aligned anchors lie at the corner of cells.
         ranges: six numbers of each range, metres, one after the other.
         sizes: three numbers of each anchor, metres, one after the other.
-        rotations: radians.
-        scales: of the sizes, per level.
+        rotations: yaws of the anchors of a cell, radians.
+        scales: factor of the sizes, per level.
         size_per_range: each range has one size; otherwise the first range has all.
         dir_offset: radians.
-        dir_limit_offset: of a half turn.
-        nms_pre: anchors of a level that are looked at; 0 or less takes all.
-        score_thr: scores have to be above it.
-        nms_thr: largest IoU from above.
-        rotated: boxes are turned when their IoU is computed.
-        max_num: boxes that come out.
-        cells: rows and columns of the map of each range, one after the other, where each has its own (SSN's
-            head, whose outputs hold all anchors, range by range); empty: all have the map of their level.
+        dir_limit_offset: in half turns.
+        nms_pre: number of anchors of a level that are decoded; 0 or less takes all.
+        score_thr: scores have to exceed it.
+        nms_thr: largest IoU, in the bird's-eye view, of two boxes that stay.
+        rotated: the IoU is that of rotated boxes.
+        max_num: largest number of results.
+        cells: rows and columns of the map of each range, one after the other, for heads whose ranges have
+            maps of their own (SSN's head, whose outputs hold all anchors, range by range); empty for heads
+            whose ranges share the map of their level.
     """
 
     limit: ClassVar[str] = 'max_num'
-    """Name of the number of results that are kept at most."""
+    """Name of the attribute that limits the number of results."""
     candidates: ClassVar[tuple[str, ...]] = ('nms_pre',)
-    """Names of the numbers of boxes that are looked at."""
+    """Names of the attributes that limit the number of boxes before NMS."""
 
     num_classes: int
     code_size: int
@@ -74,12 +82,11 @@ class AnchorRule(HeadRule):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Names of the head's outputs."""
+        """Names of the head's outputs: those of level 0, then those of level 1, ..."""
         return tuple(f'{name}_{level}' for level in range(self.levels) for name in OUTPUTS)
 
     @property
     def output_axes(self) -> dict[str, tuple[int | None, ...]]:
-        """The outputs that `decode` takes, see `HeadRule.output_axes`."""
         columns = self.num_classes, self.code_size, 2
         if self.cells:
             maps = np.reshape(self.cells, (-1, 2)).tolist()
@@ -94,7 +101,7 @@ class AnchorRule(HeadRule):
         }
 
     def groups(self, labels: np.ndarray) -> np.ndarray:
-        """Return (n,) zeros: `limit` is for the results of all labels (n,) together."""
+        """Return (n,) zeros: `limit` holds for the results of all labels (n,) together."""
         return np.zeros(len(labels), np.int64)
 
 
@@ -103,8 +110,8 @@ def anchors_of(rule: AnchorRule, level: int, height: int, width: int) -> np.ndar
     ranges = np.float32(rule.ranges).reshape(-1, 6)
     sizes = np.float32(rule.sizes).reshape(-1, 3) * np.float32(rule.scales[level])
     pairs = zip(ranges, sizes[:, None], strict=True) if rule.size_per_range else [(ranges[0], sizes)]
-    blocks = [_block(rule, limits, own, height, width) for limits, own in pairs]
-    return np.concatenate(blocks, axis=2).reshape(-1, rule.code_size)
+    grids = [anchor_grid(rule, limits, sizes_of_range, height, width) for limits, sizes_of_range in pairs]
+    return np.concatenate(grids, axis=2).reshape(-1, rule.code_size)
 
 
 def anchors_by_range(rule: AnchorRule) -> np.ndarray:
@@ -112,23 +119,26 @@ def anchors_by_range(rule: AnchorRule) -> np.ndarray:
     ranges = np.float32(rule.ranges).reshape(-1, 6)
     sizes = np.float32(rule.sizes).reshape(-1, 1, 3) * np.float32(rule.scales[0])
     maps = zip(ranges, sizes, np.reshape(rule.cells, (-1, 2)).tolist(), strict=True)
-    blocks = [_block(rule, limits, own, *cells) for limits, own, cells in maps]
-    return np.concatenate([block.transpose(2, 3, 0, 1, 4).reshape(-1, rule.code_size) for block in blocks])
+    grids = [anchor_grid(rule, limits, size, *map_size) for limits, size, map_size in maps]
+    return np.concatenate([grid.transpose(2, 3, 0, 1, 4).reshape(-1, rule.code_size) for grid in grids])
 
 
-def _block(rule: AnchorRule, limits: np.ndarray, sizes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return the anchors of a range (height, width, sizes, rotations, D) float32."""
+def anchor_grid(
+    rule: AnchorRule, limits: np.ndarray, sizes: np.ndarray, height: int, width: int
+) -> np.ndarray:
+    """Return the anchors of a range of six numbers: (height, width, sizes, rotations, D) float32."""
     (z,), y, x = (
-        _centres(rule, limits[axis], limits[axis + 3], count)
+        anchor_centres(rule, limits[axis], limits[axis + 3], count)
         for axis, count in ((2, 1), (1, height), (0, width))
     )
-    block = np.zeros((height, width, len(sizes), len(rule.rotations), rule.code_size), np.float32)
-    block[..., 0], block[..., 1], block[..., 2] = x[:, None, None], y[:, None, None, None], z
-    block[..., 3:6], block[..., 6] = sizes[:, None], np.float32(rule.rotations)
-    return block
+    grid = np.zeros((height, width, len(sizes), len(rule.rotations), rule.code_size), np.float32)
+    grid[..., 0], grid[..., 1], grid[..., 2] = x[:, None, None], y[:, None, None, None], z
+    grid[..., 3:6], grid[..., 6] = sizes[:, None], np.float32(rule.rotations)
+    return grid
 
 
-def _centres(rule: AnchorRule, low: float, high: float, count: int) -> np.ndarray:
+def anchor_centres(rule: AnchorRule, low: float, high: float, count: int) -> np.ndarray:
+    """Return the places of `count` anchors along one axis of a range, metres."""
     if not rule.aligned:
         return np.linspace(low, high, count, dtype=np.float32)
     edges = np.linspace(low, high, count + 1, dtype=np.float32)
@@ -136,19 +146,20 @@ def _centres(rule: AnchorRule, low: float, high: float, count: int) -> np.ndarra
 
 
 def decode(outputs: Arrays, rule: AnchorRule) -> Detections3D:
-    """Decode the head's outputs of one sweep, best first; without velocities they are zero.
+    """Decode the head's outputs of one sweep, best first; velocities are zero for heads without them.
 
-    These are, per level: `cls_score_l` (1, A * C, H, W) logits, `bbox_pred_l` (1, A * D, H, W),
-    `dir_cls_pred_l` (1, A * 2, H, W); with `cells` (1, n, C), (1, n, D), (1, n, 2) of all anchors.
+    The outputs of level l are `cls_score_l` (1, A * C, H, W) logits, `bbox_pred_l` (1, A * D, H, W),
+    `dir_cls_pred_l` (1, A * 2, H, W); with `cells` they are (1, n, C), (1, n, D), (1, n, 2) of all anchors.
     """
-    parts = [_level(outputs, rule, level) for level in range(rule.levels)]
-    boxes, scores, turned = (np.concatenate(column) for column in zip(*parts, strict=True))
-    kept = []
+    levels = [decode_level(outputs, rule, level) for level in range(rule.levels)]
+    boxes, scores, turned = (np.concatenate(column) for column in zip(*levels, strict=True))
+    rows_of_classes, labels = [], []
     for label in range(rule.num_classes):
         candidates = np.flatnonzero(scores[:, label] > np.float32(rule.score_thr))
-        rows = candidates[_suppress(boxes[candidates], scores[candidates, label], rule)]
-        kept.append(np.stack([rows, np.full_like(rows, label)]))
-    row, label = np.concatenate(kept, axis=1)
+        rows = candidates[suppress(boxes[candidates], scores[candidates, label], rule)]
+        rows_of_classes.append(rows)
+        labels.append(np.full_like(rows, label))
+    row, label = np.concatenate(rows_of_classes), np.concatenate(labels)
     order = np.argsort(-scores[row, label], kind='stable')[: rule.max_num]
     row, label = row[order], label[order]
     boxes = np.pad(boxes[row], [(0, 0), (0, 9 - rule.code_size)])
@@ -158,25 +169,25 @@ def decode(outputs: Arrays, rule: AnchorRule) -> Detections3D:
     return Detections3D(boxes, scores[row, label], label)
 
 
-def _level(outputs: Arrays, rule: AnchorRule, level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return boxes (n, D), scores (n, C) and whether boxes of the best anchors are turned by half (n,)."""
+def decode_level(outputs: Arrays, rule: AnchorRule, level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return boxes (n, D), scores (n, C) and which boxes point the other way (n,), of the best anchors."""
     maps = [outputs[f'{name}_{level}'][0] for name in OUTPUTS]
     if rule.cells:
-        (scores, deltas, ways), anchors = maps, anchors_by_range(rule)
+        (logits, deltas, directions), anchors = maps, anchors_by_range(rule)
     else:
         widths = rule.num_classes, rule.code_size, 2
-        scores, deltas, ways = (
-            one.transpose(1, 2, 0).reshape(-1, columns) for one, columns in zip(maps, widths, strict=True)
+        logits, deltas, directions = (
+            array.transpose(1, 2, 0).reshape(-1, columns) for array, columns in zip(maps, widths, strict=True)
         )
         anchors = anchors_of(rule, level, *maps[0].shape[1:])
-    scores = sigmoid(scores)
+    scores = sigmoid(logits)
     if 0 < rule.nms_pre < len(scores):
         best = np.argsort(-scores.max(axis=1), kind='stable')[: rule.nms_pre]
-        anchors, scores, deltas, ways = anchors[best], scores[best], deltas[best], ways[best]
-    return _boxes(anchors, deltas), scores, (ways[:, 1] > ways[:, 0]).astype(np.float32)
+        anchors, scores, deltas, directions = anchors[best], scores[best], deltas[best], directions[best]
+    return decode_deltas(anchors, deltas), scores, (directions[:, 1] > directions[:, 0]).astype(np.float32)
 
 
-def _boxes(anchors: np.ndarray, deltas: np.ndarray) -> np.ndarray:
+def decode_deltas(anchors: np.ndarray, deltas: np.ndarray) -> np.ndarray:
     """Return boxes (n, D) float32, z at the bottom, of anchors and their deltas (n, D)."""
     boxes = anchors + deltas
     diagonal = np.sqrt(anchors[:, 4] ** 2 + anchors[:, 3] ** 2)
@@ -188,10 +199,21 @@ def _boxes(anchors: np.ndarray, deltas: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def _suppress(boxes: np.ndarray, scores: np.ndarray, rule: AnchorRule) -> np.ndarray:
-    """Return which boxes of a class are kept, best first."""
+def suppress(boxes: np.ndarray, scores: np.ndarray, rule: AnchorRule) -> np.ndarray:
+    """Return the rows of the boxes of one class that NMS keeps, best first."""
     if not rule.rotated:
-        centre, half = boxes[:, :2], boxes[:, 3:5] / np.float32(2)
-        return nms(np.concatenate([centre - half, centre + half], axis=1), scores, rule.nms_thr)
+        centres, half_sizes = boxes[:, :2], boxes[:, 3:5] / np.float32(2)
+        return nms(np.concatenate([centres - half_sizes, centres + half_sizes], axis=1), scores, rule.nms_thr)
     order = np.argsort(-scores, kind='stable')
     return order[rotated_nms(boxes[order][:, [0, 1, 3, 4, 6]], rule.nms_thr)]
+
+
+class AnchorOnnx(LidarOnnx):
+    """An exported detector with `Anchor3DHead`."""
+
+    family = 'anchor3d'
+    rules = AnchorRule
+    decode = staticmethod(decode)
+
+
+OPENS, QUANTISED = AnchorOnnx, 'head'

@@ -1,1 +1,0 @@
-"""LiDAR detectors with anchors without PyTorch: from a sweep to boxes."""

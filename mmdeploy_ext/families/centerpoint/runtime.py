@@ -1,0 +1,168 @@
+"""CenterPoint from points to boxes: the sparse backbone, or pillars, and the dense head on ONNX Runtime.
+
+    runtime = CenterPointOnnx('work_dirs/centerpoint')     # the folder that pytorch2onnx.py wrote
+    boxes = runtime.detect(read_points('sweep.pcd.bin', runtime.width))
+
+Boxes are decoded at the peaks of the heat maps, and suppressed by NMS in the bird's-eye view. Needs numpy,
+numba and ONNX Runtime, no PyTorch.
+
+Glossary: T tasks, K classes of a task, H, W heat map, n boxes of a task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from mmdeploy_ext.families.parts.runtime.lidar import LidarOnnx
+from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
+from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
+from mmdeploy_ext.runtime.detections3d import Detections3D, HeadRule, in_range
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NMS_TYPES = ('rotate', 'circle')
+VALUES = dict(reg=2, height=1, dim=3, rot=2, vel=2)
+"""Outputs of a task besides its `heatmap` -> channels, in the order of a box's columns before decoding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxRule(HeadRule):
+    """The settings that turn the head's outputs into boxes.
+
+    Attributes:
+        num_classes: number of classes of each task; labels are numbered through all tasks.
+        voxel_size: (x, y) metres.
+        pc_origin: (x, y) metres of the first cell's corner.
+        out_size_factor: voxels per cell of the heat map.
+        max_num: peaks that are decoded per task.
+        score_threshold: a peak's score has to exceed it; None or 0 keeps all peaks.
+        post_center_range: range of box centres in metres, ends included.
+        norm_bbox: `dim` holds logarithms of the sizes.
+        with_velocity: the head has an output `vel`.
+        nms_type: 'rotate' or 'circle'.
+        nms_thr: largest IoU of two boxes that stay ('rotate').
+        nms_score_threshold: a second threshold before NMS, inclusive ('rotate').
+        pre_max_size: boxes per task that go into NMS ('rotate'); None takes all.
+        post_max_size: boxes per task that come out of NMS.
+        min_radius: one number per task; see `circle_nms` ('circle').
+        post_center_limit_range: range of box centres in metres after NMS, ends included ('rotate'); an empty
+            one keeps all boxes.
+    """
+
+    limit: ClassVar[str] = 'post_max_size'
+    """Name of the attribute that limits the number of results."""
+    candidates: ClassVar[tuple[str, ...]] = ('max_num', 'pre_max_size')
+    """Names of the attributes that limit the number of boxes before NMS."""
+
+    num_classes: tuple[int, ...]
+    voxel_size: tuple[float, float]
+    pc_origin: tuple[float, float]
+    out_size_factor: int
+    max_num: int
+    score_threshold: float | None
+    post_center_range: tuple[float, ...]
+    norm_bbox: bool
+    with_velocity: bool
+    nms_type: str
+    nms_thr: float
+    nms_score_threshold: float
+    pre_max_size: int | None
+    post_max_size: int | None
+    min_radius: tuple[float, ...]
+    post_center_limit_range: tuple[float, ...]
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the head's outputs: `reg_0`, ..., `heatmap_0`, `reg_1`, ..."""
+        values = [name for name in VALUES if name != 'vel' or self.with_velocity]
+        return tuple(
+            f'{name}_{task}' for task in range(len(self.num_classes)) for name in (*values, 'heatmap')
+        )
+
+    @property
+    def output_axes(self) -> dict[str, tuple[int | None, ...]]:
+        channels = {
+            f'{name}_{task}': VALUES.get(name, classes)
+            for task, classes in enumerate(self.num_classes)
+            for name in (*VALUES, 'heatmap')
+        }
+        return {name: (None, channels[name], None, None) for name in self.output_names}
+
+    def groups(self, labels: np.ndarray) -> np.ndarray:
+        """Return the task of each label (n,); `limit` holds for each task."""
+        return np.searchsorted(np.cumsum(self.num_classes), labels, side='right')
+
+
+def decode(outputs: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
+    """Decode the head's outputs of one sweep, best first; of equal scores the earlier task comes first.
+
+    The outputs of task t are `heatmap_t` (1, K, H, W) logits, `reg_t` (1, 2, H, W) cells, `height_t`
+    (1, 1, H, W) m, `dim_t` (1, 3, H, W), `rot_t` (1, 2, H, W) sine and cosine, `vel_t` (1, 2, H, W) m/s.
+
+    Source: mmdet3d 1.0.0rc6, models/dense_heads/centerpoint_head.py `get_bboxes` and
+    core/bbox/coders/centerpoint_bbox_coders.py.
+    """
+    tasks = []
+    for task in range(len(rule.num_classes)):
+        kinds = [kind for kind in (*VALUES, 'heatmap') if f'{kind}_{task}' in outputs]
+        candidates = task_boxes({kind: outputs[f'{kind}_{task}'] for kind in kinds}, rule)
+        detections = suppress(candidates, task, rule)
+        first_label = sum(rule.num_classes[:task])
+        tasks.append((detections.boxes, detections.scores, detections.labels + first_label))
+    boxes, scores, labels = (np.concatenate(column) for column in zip(*tasks, strict=True))
+    boxes[:, 2] -= boxes[:, 5] * np.float32(0.5)
+    return Detections3D(boxes, scores, labels).best_first()
+
+
+def task_boxes(maps: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
+    """Return the boxes of one task, best first, with z in the middle; without `vel` velocities are 0."""
+    heat = sigmoid(maps['heatmap'][0])
+    _, height, width = heat.shape
+    scores = heat.reshape(-1)
+    peaks = top_rows(scores, rule.max_num)
+    labels, cells = np.divmod(peaks, height * width)
+    values = {
+        kind: array[0].reshape(array.shape[1], -1)[:, cells].T.astype(np.float32)
+        for kind, array in maps.items()
+    }
+    grid = np.stack([cells % width, cells // width], axis=1).astype(np.float32)
+    xy = (grid + values['reg']) * np.float32(rule.out_size_factor)
+    xy = xy * np.float32(rule.voxel_size) + np.float32(rule.pc_origin)
+    sizes = np.exp(values['dim']) if rule.norm_bbox else values['dim']
+    yaw = np.arctan2(values['rot'][:, :1], values['rot'][:, 1:])
+    velocity = values['vel'] if rule.with_velocity else np.zeros((len(xy), 2), np.float32)
+    boxes = np.concatenate([xy, values['height'], sizes, yaw, velocity], axis=1).astype(np.float32)
+    detections = Detections3D(boxes, scores[peaks], labels)
+    valid = in_range(boxes, rule.post_center_range)
+    if rule.score_threshold:
+        valid &= detections.scores > np.float32(rule.score_threshold)
+    return detections[valid]
+
+
+def suppress(detections: Detections3D, task: int, rule: BoxRule) -> Detections3D:
+    """Apply NMS to the boxes of one task, best first, regardless of their classes."""
+    if rule.nms_type == 'circle':
+        rows = circle_nms(detections.boxes[:, :2], rule.min_radius[task])
+        return detections[rows[: rule.post_max_size]]
+    if rule.nms_score_threshold > 0:
+        detections = detections[detections.scores >= np.float32(rule.nms_score_threshold)]
+    boxes_bev = detections.boxes[: rule.pre_max_size, [0, 1, 3, 4, 6]]
+    detections = detections[rotated_nms(boxes_bev, rule.nms_thr)[: rule.post_max_size]]
+    if rule.post_center_limit_range:
+        detections = detections[in_range(detections.boxes, rule.post_center_limit_range)]
+    return detections
+
+
+class CenterPointOnnx(LidarOnnx):
+    """An exported CenterPoint."""
+
+    family = 'centerpoint'
+    rules = BoxRule
+    decode = staticmethod(decode)
+
+
+OPENS, QUANTISED = CenterPointOnnx, 'head'

@@ -1,1 +1,0 @@
-"""CenterPoint without torch: from points to boxes."""
