@@ -119,7 +119,10 @@ planted('stuff: content of the first image', FPN, (RESIZING, argument(1, first_o
 planted(
     'stuff: half of the resolution',
     FPN,
-    (f'{FPN_PACKAGE}:PanopticNetwork.found', result(lambda right, *_: [*right[:-1], _halved(right[-1])])),
+    (
+        f'{FPN_PACKAGE}:PanopticNetwork.head_outputs',
+        result(lambda right, *_: [*right[:-1], _halved(right[-1])]),
+    ),
 )
 
 

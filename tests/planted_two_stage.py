@@ -293,7 +293,7 @@ planted(
     (f'{PROPOSALS}:needed', result(lambda count, *_: count - 1)),
     **CAPPED,
 )
-SPLIT = 'mmdeploy_ext.families.two_stage.split'
+SPLIT = 'mmdeploy_ext.families.two_stage.graphs'
 planted(
     'two graphs: proposals in another order',
     'faster_rcnn',

@@ -12,8 +12,6 @@ from mmdeploy_ext.families.rtdetr import options as rtdetr
 from mmdeploy_ext.families.solo import options as solo
 from mmdeploy_ext.families.streampetr import options as streampetr
 from mmdeploy_ext.families.two_stage import options as two_stage
-from mmdeploy_ext.families.two_stage import options_masks as two_stage_masks
-from mmdeploy_ext.families.two_stage import options_panoptic as two_stage_panoptic
 from mmdeploy_ext.families.yolact import options as yolact
 
 MMDET3D = 'mmdet3d'
@@ -130,14 +128,14 @@ register_family(
 register_family(
     'two_stage_masks',
     'mmdeploy_ext.families.two_stage.family:TwoStageMasksFamily',
-    options=two_stage_masks.OPTIONS,
-    postprocess=two_stage_masks.POSTPROCESS,
-    runtime='mmdeploy_ext.families.two_stage.runtime.masks',
+    options=two_stage.MASK_OPTIONS,
+    postprocess=two_stage.MASK_POSTPROCESS,
+    runtime='mmdeploy_ext.families.parts.runtime.pasted_masks',
 )
 register_family(
     'two_stage_panoptic',
     'mmdeploy_ext.families.two_stage.family:TwoStagePanopticFamily',
-    postprocess=two_stage_panoptic.POSTPROCESS,
+    postprocess=two_stage.PANOPTIC_POSTPROCESS,
     runtime='mmdeploy_ext.families.two_stage.runtime.panoptic',
 )
 register_family(

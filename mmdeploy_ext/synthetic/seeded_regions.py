@@ -16,12 +16,11 @@ from mmdeploy_ext.families.parts.mask_logits import heads_of, judge_of, logits_o
 from mmdeploy_ext.families.parts.mask_settings import points_of
 from mmdeploy_ext.families.parts.region_maps import grid_of, region_maps
 from mmdeploy_ext.families.parts.regions import Branch, stages_of
-from mmdeploy_ext.families.two_stage.boxes import last_head
-from mmdeploy_ext.families.two_stage.grid import Grid
-from mmdeploy_ext.families.two_stage.kinds import result_cfg
+from mmdeploy_ext.families.two_stage.boxes import Grid, last_head
 from mmdeploy_ext.families.two_stage.masks import Masks
 from mmdeploy_ext.families.two_stage.proposals import generator_of
 from mmdeploy_ext.families.two_stage.proposals import outputs_of as outputs_of_proposals
+from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
 from mmdeploy_ext.synthetic.seeded_dense import BACKGROUND, for_head, scale_outputs
 from mmdeploy_ext.synthetic.seeded_dense import stages_of as stages_of_proposals
 from mmdeploy_ext.synthetic.seeded_layers import Target, outputs_of_all, rescale

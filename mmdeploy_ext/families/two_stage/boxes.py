@@ -1,7 +1,8 @@
-"""From the outputs of box heads to detections: cascades, decoding, suppression within classes.
+"""From the outputs of box heads to detections: cascades, decoding, suppression within classes, grids.
 
-Source: mmdet 2.28.2 `roi_heads/{standard_roi_head,cascade_roi_head,test_mixins}.py`,
-`bbox_heads/bbox_head.py`, `core/post_processing/bbox_nms.py`. Glossary: see `parts/regions.py`.
+Source: mmdet 2.28.2 `roi_heads/{standard_roi_head,cascade_roi_head,grid_roi_head,test_mixins}.py`,
+`bbox_heads/bbox_head.py`, `mask_heads/grid_head.py`, `core/post_processing/bbox_nms.py`. Glossary: see
+`parts/regions.py`; P points of a grid, column by column.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,8 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     nms_config,
 )
 from mmdeploy_ext.families.parts.region_boxes import coder_of, decoded
-from mmdeploy_ext.families.parts.regions import Branch, part_of, stages_of
+from mmdeploy_ext.families.parts.region_maps import grid_of
+from mmdeploy_ext.families.parts.regions import Branch, Pool, part_of, stages_of
 from mmdeploy_ext.families.parts.runtime.box_coders import softmax
 
 METHODS = ('get_bboxes', 'regress_by_class', 'refine_bboxes')
@@ -41,7 +43,7 @@ def check_head(head: nn.Module) -> None:
 
 
 def thresholds(test_cfg: Mapping[str, Any]) -> NmsConfig:
-    """Return what `test_cfg.rcnn` decides; `soft_nms` is taken."""
+    """Return the settings of `test_cfg.rcnn`, which may have `soft_nms`."""
     return nms_config(test_cfg, soft=True, key='model.test_cfg.rcnn')
 
 
@@ -82,7 +84,7 @@ class Boxes(nn.Module):
         present: torch.Tensor,
         clip_hw: torch.Tensor,
         scale_factor: torch.Tensor,
-        seen: list[dict[str, torch.Tensor]] | None = None,
+        stage_tensors: list[dict[str, torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Return dets (B, n, 5) and labels (B, n), with a cap also candidates (B,), see `Suppression`.
 
@@ -92,38 +94,41 @@ class Boxes(nn.Module):
             present: (B, K) bool; other rows are padding.
             clip_hw: (B, 2) float32 height and width that boxes are clipped to.
             scale_factor: (B, 4) float32 `w h w h`; boxes are divided by it.
-            seen: gets, per stage, what its head looks at and gives, by name, a row per region.
+            stage_tensors: gets, per stage, the inputs and outputs of its head by name, a row per region.
         """
         regions, logits = proposals, []
         for index, stage in enumerate(self.stages):
-            given = () if seen is None else (seen,)
-            scores, *deltas = (one.reshape(*regions.shape[:2], -1) for one in stage(maps, regions, *given))
+            outputs = stage(maps, regions, stage_tensors)
+            scores, *deltas = (tensor.reshape(*regions.shape[:2], -1) for tensor in outputs)
             if self.padded_at_top:
                 inside = regions[..., 3:] != 0
-                scores, *deltas = (torch.where(inside, one, 0.0) for one in (scores, *deltas))
+                scores, *deltas = (torch.where(inside, tensor, 0.0) for tensor in (scores, *deltas))
             logits.append(scores)
-            if seen is not None:
-                outputs = dict(zip(output_names(stage.head), (scores, *deltas), strict=True))
-                seen[-1] = {f'{name}_{index}': one for name, one in (seen[-1] | outputs).items()}
-                if index:
-                    seen[-1] = {f'regions_{index}': regions} | seen[-1]
+            if stage_tensors is not None:
+                tensors = stage_tensors[-1] | dict(
+                    zip(output_names(stage.head), (scores, *deltas), strict=True)
+                )
+                stage_tensors[-1] = {f'regions_{index}': regions} if index else {}
+                stage_tensors[-1] |= {f'{name}_{index}': tensor for name, tensor in tensors.items()}
             boxes, factors = decoded(stage.head, regions, deltas, clip_hw)
             if index + 1 < len(self.stages):
                 regions = _of_best_class(stage.head, boxes, scores)
         scores = activated(self.stages[-1].head, sum(logits) / float(len(logits)))
         boxes = boxes / scale_factor[:, None, None]
-        candidates = (scores > self.config.score_thr) & present[..., None]
+        config = self.config
+        candidates = (scores > config.score_thr) & present[..., None]
         scores = scores if factors is None else scores * factors[..., None]
         scores = torch.where(candidates, scores, torch.full_like(scores, NO_CANDIDATE))
         labels = torch.arange(scores.shape[2], device=scores.device).expand_as(scores)
         boxes = boxes.expand(-1, -1, scores.shape[2], -1)
-        config = self.config
         suppress = Suppression(
-            *(config.iou_threshold, config.max_per_img, config.class_agnostic),
+            config.iou_threshold,
+            config.max_per_img,
+            config.class_agnostic,
             cap=self.cap,
             soft=config if isinstance(config, SoftNmsConfig) else None,
         )
-        return suppress(*(one.flatten(1, 2) for one in (boxes, scores, labels, candidates)))
+        return suppress(*(tensor.flatten(1, 2) for tensor in (boxes, scores, labels, candidates)))
 
 
 def _of_best_class(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -134,3 +139,50 @@ def _of_best_class(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor) -
         scores = head.loss_cls.get_activation(scores)
     best = scores[..., :-1].argmax(dim=2)
     return boxes.gather(2, best[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
+
+
+class Grid(nn.Module):
+    """The maps of points of every detection of Grid R-CNN, and the box that they vote for.
+
+    Each side of a box is where the points on it are the likeliest. mmdet clips a copy of the boxes: they
+    reach beyond the image.
+    """
+
+    def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
+        """Keep extractor and head, and which points lie on which side; for `constant` see `pool_level`."""
+        super().__init__()
+        self.pool, self.head = Pool(roi_head.grid_roi_extractor, constant), grid_of(roi_head)
+        side, points = self.head.grid_size, range(self.head.grid_points)
+        columns, rows = ([point // side for point in points], [point % side for point in points])
+        ends = [(columns, 0), (rows, 0), (columns, side - 1), (rows, side - 1)]
+        self.sides = [[point for point in points if places[point] == end] for places, end in ends]
+        corners = torch.tensor(self.head.sub_regions)[:, :2]
+        self.register_buffer('corners', corners, persistent=False)
+
+    def forward(
+        self,
+        maps: Sequence[torch.Tensor],
+        dets: torch.Tensor,
+        labels: torch.Tensor,
+        scale_factor: torch.Tensor,
+    ) -> tuple[torch.Tensor]:
+        """Return dets (B, n, 5) with the boxes that the points vote for, divided by `scale_factor` (B, 4).
+
+        `dets` (B, n, 5) are boxes in pixels of the network input, and scores; labels are -1 where a
+        row is padding.
+        """
+        images = torch.arange(dets.shape[0], device=dets.device)[:, None].expand(-1, dets.shape[1])
+        boxes = dets[..., :4].flatten(0, 1)
+        logits = self.head(self.pool(maps, boxes, images.flatten()))['fused']
+        side = logits.shape[-1]
+        votes, cells = logits.sigmoid().flatten(2).max(dim=2)
+        cells = torch.stack([cells % side, cells // side], dim=2) + self.corners
+        size = (boxes[:, 2:] - boxes[:, :2])[:, None]
+        places = (cells.to(boxes) + 0.5) / side * size + (boxes[:, None, :2] - size / 2)
+        sides = [
+            (places[:, points, axis % 2] * votes[:, points]).sum(dim=1) / votes[:, points].sum(dim=1)
+            for axis, points in enumerate(self.sides)
+        ]
+        voted = torch.stack(sides, dim=1).reshape(*dets.shape[:2], 4)
+        voted = torch.cat([voted / scale_factor[:, None], dets[..., 4:]], dim=2)
+        return (torch.where(labels[..., None] >= 0, voted, torch.zeros_like(voted)),)

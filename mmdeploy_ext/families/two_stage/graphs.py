@@ -29,10 +29,8 @@ from mmdeploy_ext.families.parts.region_maps import (
     roi_head_of,
 )
 from mmdeploy_ext.families.parts.regions import part_of, stages_of
-from mmdeploy_ext.families.two_stage.boxes import Boxes, thresholds
-from mmdeploy_ext.families.two_stage.caps import COUNTS, rows_of
-from mmdeploy_ext.families.two_stage.grid import Grid
-from mmdeploy_ext.families.two_stage.kinds import result_cfg
+from mmdeploy_ext.families.two_stage.boxes import Boxes, Grid, thresholds
+from mmdeploy_ext.families.two_stage.candidate_limits import COUNTS, rows_of
 from mmdeploy_ext.families.two_stage.masks import Masks
 from mmdeploy_ext.families.two_stage.proposals import (
     generator_of,
@@ -42,9 +40,24 @@ from mmdeploy_ext.families.two_stage.proposals import (
     proposals_of,
     smallest_input,
 )
+from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
 
+COUNT_MEANINGS = dict(
+    candidates='(region, class) pairs over the score threshold; more than {}: the rest was cut off',
+    proposal_candidates='boxes that could be proposals, where some are lacking; more than {}: the rest '
+    'was cut off',
+)
 MASK_NAMES = ('masks', 'mask_scores')
-"""Outputs of mask heads; the second where a head judges masks."""
+"""Outputs of mask heads; the second only of a detector with a head that scores masks."""
+PROPOSALS = 'proposals'
+SCORED = TensorSpec(
+    PROPOSALS,
+    'float32',
+    (1, 'K', 5),
+    'x1 y1 x2 y2 score; rows that an image does not have are zero',
+    compare='detections',
+)
+"""The list of boxes that the results are made from, as a proof compares it."""
 
 
 def proposes(model: nn.Module) -> bool:
@@ -53,7 +66,7 @@ def proposes(model: nn.Module) -> bool:
 
 
 def proposal_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the outputs of the head of proposals: by kind, then by level; none without one."""
+    """Return the names of the outputs of the head of proposals, by kind, then by level; () without one."""
     if not proposes(model):
         return ()
     levels = range(len(generator_of(model.rpn_head).strides))
@@ -72,24 +85,24 @@ class Network(nn.Module):
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Return the maps that regions are pooled from, and the outputs of the head of proposals.
 
-        Of images (B, 3, H, W); `img_shape` (B, 2), see `FullForm`, where stages refine anchors.
+        `image` is (B, 3, H, W); `img_shape` (B, 2), see `FullForm`, is an input if stages refine anchors.
         """
-        found = self.found(self.model.extract_feat(image), image, img_shape)
-        return tuple(tap(name, tensor) for name, tensor in zip(self.names, found, strict=True))
+        outputs = self.head_outputs(self.model.extract_feat(image), image, img_shape)
+        return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))
 
-    def found(
+    def head_outputs(
         self, maps: tuple[torch.Tensor, ...], image: torch.Tensor, img_shape: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        """Return what the heads give of the maps of all levels."""
-        found = []
+        """Return the tensors of `names`, from the maps of all levels."""
+        outputs = []
         if proposes(self.model):
             clip_hw = None if img_shape is None else clip_size(image, img_shape)
-            found = outputs_of(self.model.rpn_head, maps, clip_hw, self.priors)
-        return [*region_maps(self.model, maps), *found]
+            outputs = outputs_of(self.model.rpn_head, maps, clip_hw, self.priors)
+        return [*region_maps(self.model, maps), *outputs]
 
 
 class FullForm(nn.Module):
-    """What the `full` form adds to the network: proposals, regions, results."""
+    """The part of a `full` graph behind the network: proposals, regions, results."""
 
     def __init__(self, model: nn.Module, max_proposals: int = 0, max_candidates: int = 0) -> None:
         """Keep the heads of regions, and the settings of all post-processing; see `Suppression.cap`."""
@@ -106,44 +119,45 @@ class FullForm(nn.Module):
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, scale_factor: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Find proposals and look at their regions; return what `full_names` names.
+        """Find proposals and look at their regions; return the outputs of `spec`.
 
-        `maps` are what `Network` gives, and before it proposals (B, K, 4) where the model finds none; for the
-        other inputs see `dense.forms.FullForm`. Where proposals are shown they come last, (B, K, 5) with
+        `maps` are the outputs of `Network`, and before them proposals (B, K, 4) if the model finds none; for
+        the other inputs see `dense.forms.FullForm`. With `shows_proposals` they come last, (B, K, 5) with
         scores.
         """
         clip_hw = clip_size(image, img_shape)
         if self.proposals is None:
-            given, *features = maps
-            return self._results(features, given, with_area(given), clip_hw, scale_factor)
+            regions, *features = maps
+            return self._results(features, regions, with_area(regions), clip_hw, scale_factor)
         features, heads = maps[: self.features], maps[self.features :]
-        proposals, levels, *count = self.proposals(heads, clip_hw)
+        proposals, levels, *counts = self.proposals(heads, clip_hw)
         if self.boxes is None:
             boxes, scores = proposals[..., :4] / scale_factor[:, None], proposals[..., 4:]
-            return tap('dets', torch.cat([boxes, scores], dim=2)), tap('labels', levels.clamp(max=0)), *count
+            return tap('dets', torch.cat([boxes, scores], dim=2)), tap('labels', levels.clamp(max=0)), *counts
         results = self._results(features, proposals[..., :4], levels >= 0, clip_hw, scale_factor)
-        return *results, *count, *((proposals,) if self.shows_proposals else ())
+        return (*results, *counts, proposals) if self.shows_proposals else (*results, *counts)
 
     def _results(
         self,
         features: Sequence[torch.Tensor],
         proposals: torch.Tensor,
         present: torch.Tensor,
-        *sizes: torch.Tensor,
-        seen: list[dict[str, torch.Tensor]] | None = None,
+        clip_hw: torch.Tensor,
+        scale_factor: torch.Tensor,
+        stage_tensors: list[dict[str, torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Look at regions; `sizes` are what boxes are clipped to and divided by, for `seen` see `Boxes`."""
+        """Look at regions; the arguments are those of `Boxes.forward`."""
+        regions = features, proposals, present, clip_hw
         if self.grid is None:
-            dets, labels, *count = self.boxes(features, proposals, present, *sizes, seen=seen)
+            dets, labels, *counts = self.boxes(*regions, scale_factor, stage_tensors)
         else:
-            clip_hw, scale = sizes
-            dets, labels, *count = self.boxes(features, proposals, present, clip_hw, torch.ones_like(scale))
-            (dets,) = self._of_rows(self.grid, features, dets, labels, scale)
-        found = [tap('dets', dets), tap('labels', labels)]
+            dets, labels, *counts = self.boxes(*regions, torch.ones_like(scale_factor), stage_tensors)
+            (dets,) = self._of_rows(self.grid, features, dets, labels, scale_factor)
+        outputs = [tap('dets', dets), tap('labels', labels)]
         if self.masks is not None:
-            every = self._of_rows(self.masks, features, dets, labels, sizes[1])
-            found += [tap(name, one) for name, one in zip(MASK_NAMES, every, strict=False)]
-        return *found, *count
+            masks = self._of_rows(self.masks, features, dets, labels, scale_factor)
+            outputs += [tap(name, tensor) for name, tensor in zip(MASK_NAMES, masks, strict=False)]
+        return *outputs, *counts
 
     def _of_rows(
         self,
@@ -153,7 +167,7 @@ class FullForm(nn.Module):
         labels: torch.Tensor,
         scale_factor: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """Return what a head gives for detections and one row of padding, which is dropped from the result.
+        """Return the outputs of a head for detections and one row of padding, which is dropped from them.
 
         So no head sees zero rows: ONNX's Reshape reads a size of 0 as that of its input.
         """
@@ -162,11 +176,30 @@ class FullForm(nn.Module):
         spare = dets.new_zeros(1, 1, dets.shape[2]).expand(dets.shape[0], -1, -1)
         dets = torch.cat([dets, spare], dim=1)
         labels = torch.cat([labels, torch.full_like(spare[..., 0], -1, dtype=labels.dtype)], dim=1)
-        return tuple(one[:, :-1] for one in head(features, dets, labels, scale_factor))
+        return tuple(tensor[:, :-1] for tensor in head(features, dets, labels, scale_factor))
+
+
+class ProposalsForm(nn.Module):
+    """The part behind the network that makes proposals alone."""
+
+    def __init__(self, model: nn.Module, columns: int) -> None:
+        """Keep the settings; `columns` is 5 for proposals with scores, 4 without."""
+        super().__init__()
+        self.proposals, self.columns = proposals_of(model.rpn_head), columns
+
+    def forward(
+        self, image: torch.Tensor, img_shape: torch.Tensor, *maps: torch.Tensor
+    ) -> tuple[torch.Tensor]:
+        """Return proposals (B, K, columns) of the head's outputs; rows that an image does not have are zero.
+
+        For the inputs see `FullForm.forward`.
+        """
+        dets, *_ = self.proposals(maps, clip_size(image, img_shape))
+        return (tap(PROPOSALS, dets[..., : self.columns]),)
 
 
 def with_area(boxes: torch.Tensor) -> torch.Tensor:
-    """Return which of given proposals (B, K, 4) are some: (B, K) bool."""
+    """Return which boxes (B, K, 4) end behind their beginning: (B, K) bool."""
     return (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
 
 
@@ -187,107 +220,54 @@ def clips_regions(model: nn.Module) -> bool:
     return any(clips(head) if getattr(head, 'with_reg', True) else True for head in heads)
 
 
-def mask_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the outputs of the mask heads of a detector that has some."""
-    return MASK_NAMES if judge_of(roi_head_of(model)) is not None else MASK_NAMES[:1]
-
-
-def full_names(model: nn.Module, options: Options) -> tuple[str, ...]:
-    """Return the outputs of the `full` form."""
-    masks = mask_names(model) if has_masks(model) else ()
-    counts = [name for name, option in COUNTS.items() if options.get(option)]
-    return ('dets', 'labels', *masks, *counts)
-
-
-def _count_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the specs of those of `COUNTS` that a file has."""
-    meanings = dict(
-        candidates='(region, class) pairs over the score threshold; more than {}: the rest was cut off',
-        proposal_candidates='boxes that could be proposals, where some are lacking; more than {}: the rest '
-        'was cut off',
-    )
-    return tuple(
-        TensorSpec(name, 'int64', (batch,), meanings[name].format(options[option]), compare='detections')
-        for name, option in COUNTS.items()
-        if options.get(option)
-    )
-
-
-def _rows(model: nn.Module, options: Options) -> int | str:
-    """Return how many results a file has per image."""
-    roi_head = roi_head_of(model)
-    cap = options.get('max_proposals' if roi_head is None else 'max_candidates')
-    return rows_of(cap, roi_head or model.rpn_head) if cap else 'n'
-
-
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a form."""
     image = image_input(options, smallest_input(model), detector_parts.multiple(model))
-    batch = image.axes[0]
-    rows = _rows(model, options)
+    batch, roi_head = image.axes[0], roi_head_of(model)
+    cap = options.get('max_proposals' if roi_head is None else 'max_candidates')
+    rows = rows_of(cap, roi_head or model.rpn_head) if cap else 'n'
     outputs = box_outputs(batch, rows)
     if has_masks(model):
         outputs += (mask_output(model, options, batch, rows),)
-        if MASK_NAMES[1] in mask_names(model):
+        if judge_of(roi_head) is not None:
             meaning = 'scores of the masks: of the box times the predicted IoU; zero where dets is padding'
             outputs += (TensorSpec(MASK_NAMES[1], 'float32', (batch, rows), meaning, compare='detections'),)
-    outputs += _count_outputs(model, options, batch)
+    for name, option in COUNTS.items():
+        if options.get(option):
+            meaning = COUNT_MEANINGS[name].format(options[option])
+            outputs += (TensorSpec(name, 'int64', (batch,), meaning, compare='detections'),)
     clipped = clips_proposals(model) or clips_regions(model)
-    inputs = (image, *optional_inputs(batch, clipped))
-    inputs += size_inputs(options, batch)
+    inputs = (image, *optional_inputs(batch, clipped), *size_inputs(options, batch))
     if not proposes(model):
         meaning = 'x1 y1 x2 y2 of regions to look at, pixels of the network input; without an area: none'
-        inputs += (TensorSpec('proposals', 'float32', (batch, 'K', 4), meaning, 'pixel'),)
+        inputs += (TensorSpec(PROPOSALS, 'float32', (batch, 'K', 4), meaning, 'pixel'),)
     return GraphSpec(f'two_stage/{options.form}', inputs, outputs)
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and what the form adds to it."""
-    own = fuse(model) if fold else model
-    network, given = Network(own), () if proposes(model) else ('proposals',)
-    form = FullForm(own, options.get('max_proposals', 0), options.get('max_candidates', 0))
+    """Return the network, and the part of the form behind it."""
+    folded = fuse(model) if fold else model
+    network = Network(folded)
+    form = FullForm(folded, options.get('max_proposals', 0), options.get('max_candidates', 0))
     first = ('input', 'img_shape') if proposes(model) and is_staged(model.rpn_head) else ('input',)
-    inputs, names = ('input', 'img_shape', 'scale_factor', *given, *network.names), full_names(model, options)
-    found = [Stage('network', network, first, network.names), Stage('regions', form, inputs, names)]
-    return with_pasting(found, options, threshold(result_cfg(model))) if has_masks(model) else found
-
-
-PROPOSALS = 'proposals'
-SCORED = TensorSpec(
-    PROPOSALS,
-    'float32',
-    (1, 'K', 5),
-    'x1 y1 x2 y2 score; rows that an image does not have are zero',
-    compare='detections',
-)
-"""The list of boxes that the results are made from, as a proof compares it."""
+    inputs = ('input', 'img_shape', 'scale_factor')
+    inputs += network.names if proposes(model) else (PROPOSALS, *network.names)
+    outputs = tuple(spec(model, options).output_names)
+    chain = [Stage('network', network, first, network.names), Stage('regions', form, inputs, outputs)]
+    return with_pasting(chain, options, threshold(result_cfg(model))) if has_masks(model) else chain
 
 
 def with_proposals(
     chain: list[Stage], outputs: tuple[TensorSpec, ...]
 ) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-    """Return stages behind the network and all their outputs; the first one gives its proposals, too."""
+    """Return stages behind the network and all their outputs; the first stage gives its proposals, too."""
     regions, *others = chain
     regions.module.shows_proposals = True
     regions = dataclasses.replace(regions, outputs=(*regions.outputs, PROPOSALS))
     return [regions, *others], (*outputs, SCORED)
 
 
-class ScoredProposals(nn.Module):
-    """What makes proposals of the outputs of the network, alone."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.proposals = proposals_of(model.rpn_head)
-
-    def forward(
-        self, image: torch.Tensor, img_shape: torch.Tensor, *maps: torch.Tensor
-    ) -> tuple[torch.Tensor]:
-        """Return proposals with scores (B, K, 5); see `FullForm.forward`."""
-        return (self.proposals(maps, clip_size(image, img_shape))[0],)
-
-
-def proposals_stage(model: nn.Module) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-    """Return the stage that makes proposals alone, and its output."""
+def proposals_stage(model: nn.Module, columns: int = 5) -> Stage:
+    """Return the stage behind the network that makes proposals alone; see `ProposalsForm`."""
     inputs = ('input', 'img_shape', *proposal_names(model))
-    return [Stage(PROPOSALS, ScoredProposals(model), inputs, (PROPOSALS,))], (SCORED,)
+    return Stage(PROPOSALS, ProposalsForm(model, columns), inputs, (PROPOSALS,))

@@ -1,7 +1,8 @@
 """Masks of boxes, in the frame of the box: equal to mmdet 2.28.2's `simple_test_mask` before pasting.
 
-Source: `roi_heads/{test_mixins,cascade_roi_head}.py`, `mask_heads/fcn_mask_head.py`. Glossary: see
-`parts/regions.py`; n detections, m side of a mask.
+Source: `roi_heads/{test_mixins,cascade_roi_head,point_rend_roi_head}.py`,
+`mask_heads/{fcn_mask_head,mask_point_head}.py`. Glossary: see `parts/regions.py`; n detections, m side of a
+mask, P points of a region.
 """
 
 from collections.abc import Sequence
@@ -9,11 +10,15 @@ from collections.abc import Sequence
 import torch
 from mmdet.models.roi_heads import mask_heads
 from torch import nn
+from torch.nn import functional
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.mask_logits import heads_of, judge_of, logits_of, own_class, own_rows
 from mmdeploy_ext.families.parts.mask_settings import points_of
-from mmdeploy_ext.families.two_stage.points import Points
+from mmdeploy_ext.families.parts.region_sampling import sampled
+
+POINT_METHODS = ('_mask_point_forward_test', '_get_fine_grained_point_feats')
+"""Methods of a PointRend head that the graphs compute by themselves."""
 
 
 def check_head(head: nn.Module) -> None:
@@ -25,7 +30,7 @@ def check_head(head: nn.Module) -> None:
 
 
 class Masks(nn.Module):
-    """All stages of the mask heads: probabilities of each detection's own class, and what judges them."""
+    """All stages of the mask heads: probabilities of each detection's class, and scores of the masks."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
         """Keep the heads; `constant`: no shape of the graph may depend on values."""
@@ -47,26 +52,71 @@ class Masks(nn.Module):
         `dets` (B, n, 5) are boxes that were divided by `scale_factor` (B, 4), and scores; labels are -1 where
         a row is padding.
         """
-        boxes, rows = dets[..., :4] * scale_factor[:, None], labels.flatten()
-        features, own = self._own(maps, boxes, rows)
-        found = [one.sigmoid() for one in own]
-        masks = sum(found) / float(len(found)) if len(found) > 1 else found[0]
-        masks = torch.where(rows[:, None, None, None] >= 0, masks, torch.zeros_like(masks))
+        boxes, classes = dets[..., :4] * scale_factor[:, None], labels.flatten()
+        features, logits = self._logits_of_classes(maps, boxes, classes)
+        masks = [tensor.sigmoid() for tensor in logits]
+        masks = sum(masks) / float(len(masks)) if len(masks) > 1 else masks[0]
+        masks = torch.where(classes[:, None, None, None] >= 0, masks, torch.zeros_like(masks))
         masks = masks.reshape(*labels.shape, *masks.shape[2:])
         if self.judge is None:
             return (masks,)
-        judged = own_rows(self.judge(features, own[-1][:, 0]), rows)[:, 0].reshape(labels.shape)
-        return masks, torch.where(labels >= 0, judged * dets[..., 4], torch.zeros_like(judged))
+        ious = own_rows(self.judge(features, logits[-1][:, 0]), classes)[:, 0].reshape(labels.shape)
+        return masks, torch.where(labels >= 0, ious * dets[..., 4], torch.zeros_like(ious))
 
-    def _own(
-        self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, labels: torch.Tensor
+    def _logits_of_classes(
+        self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, classes: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return features of regions, and the logits (R, 1, m, m) of the own class by every stage."""
+        """Return features of regions, and the logits (R, 1, m, m) of each one's class by every stage."""
         if self.points is None and self.by_class:
-            with own_class(self.heads, labels.clamp(min=0)):
+            with own_class(self.heads, classes.clamp(min=0)):
                 return self.logits(maps, boxes)
-        features, found = self.logits(maps, boxes)
+        features, logits = self.logits(maps, boxes)
         if self.points is None:
-            return features, found
-        own = own_rows(found[0], labels) if self.by_class else found[0]
-        return features, [self.points(maps, boxes, found[0], own, labels)]
+            return features, logits
+        of_class = own_rows(logits[0], classes) if self.by_class else logits[0]
+        return features, [self.points(maps, boxes, logits[0], of_class, classes)]
+
+
+class Points(nn.Module):
+    """Masks of PointRend: enlarged step by step, where the least certain cells are looked at again.
+
+    mmdet refines the masks of all classes, of which one is used: here it is that one.
+    """
+
+    def __init__(self, roi_head: nn.Module) -> None:
+        super().__init__()
+        self.head, config = points_of(roi_head), roi_head.test_cfg
+        self.scales = [1.0 / stride for stride in roi_head.mask_roi_extractor.featmap_strides]
+        self.points, self.factor = int(config.subdivision_num_points), int(config.scale_factor)
+        self.steps, self.by_class = int(config.subdivision_steps), not self.head.class_agnostic
+
+    def forward(
+        self,
+        maps: Sequence[torch.Tensor],
+        boxes: torch.Tensor,
+        coarse: torch.Tensor,
+        logits: torch.Tensor,
+        classes: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return refined logits (R, 1, m, m) of boxes (B, n, 4), pixels of the network input.
+
+        `coarse` (R, C, h, h) are logits of the mask head, `logits` (R, 1, h, h) those of each region's class.
+        """
+        boxes, side = boxes.flatten(0, 1), int(logits.shape[-1])
+        for step in range(self.steps):
+            side *= self.factor
+            logits = functional.interpolate(logits, size=(side, side), mode='bilinear', align_corners=False)
+            if self.points >= (self.factor * side) ** 2 and step < self.steps - 1:
+                continue
+            cells = (-logits.flatten(1).abs()).topk(min(side * side, self.points), dim=1).indices
+            points = torch.stack([cells % side, cells // side], dim=2).to(logits)
+            points = 1.0 / side / 2.0 + points * (1.0 / side)
+            fine = [
+                sampled(level, boxes, points, scale) for level, scale in zip(maps, self.scales, strict=False)
+            ]
+            grid = points[:, :, None] * 2.0 - 1.0
+            of_points = functional.grid_sample(coarse, grid, align_corners=False)[..., 0]
+            refined = self.head(torch.cat(fine, dim=1), of_points)
+            refined = own_rows(refined, classes) if self.by_class else refined
+            logits = logits.flatten(2).scatter(2, cells[:, None], refined).reshape(-1, 1, side, side)
+        return logits

@@ -1,12 +1,22 @@
-"""Two-stage detectors: their options, and what their files tell `families/two_stage/runtime`."""
+"""Options of two-stage detectors, and what their files tell `families/two_stage/runtime`."""
 
 from mmdeploy_ext.contract.options import MAX_CANDIDATES, MAX_PROPOSALS
 from mmdeploy_ext.contract.schema import number, open_record
 from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, LIMIT
+from mmdeploy_ext.families.parts.options import PASTE_MASKS
 
 OPTIONS = (MAX_CANDIDATES, MAX_PROPOSALS)
+MASK_OPTIONS = (*OPTIONS, PASTE_MASKS)
 LIMITS = dict(
     score_thr=number(), nms_pre=LIMIT, iou_threshold=FRACTION, max_per_img=LIMIT, class_agnostic=FLAG
 )
 FACTS = dict(LIMITS, num_classes=COUNT, proposals=open_record(**LIMITS))
 POSTPROCESS = open_record(**FACTS)
+MASK_POSTPROCESS = open_record(**FACTS, mask_thr=FRACTION)
+PANOPTIC_POSTPROCESS = open_record(
+    **FACTS,
+    mask_thr=FRACTION,
+    num_things=COUNT,
+    mask_overlap=FRACTION,
+    stuff_area_limit=number(0, 10**9, whole=True),
+)

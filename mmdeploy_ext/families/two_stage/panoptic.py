@@ -8,10 +8,10 @@ input in pixels, H4, W4 a quarter of it, h, w size of the map.
 """
 
 import contextlib
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from mmdet.models.builder import HEADS
 from torch import nn
@@ -27,36 +27,38 @@ from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.panoptic import InstanceFusion, map_output
 from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.image_feeds import feeds, grouped, one_size, pasted_size
 from mmdeploy_ext.families.parts.image_tensors import box_outputs, image_input, optional_inputs
 from mmdeploy_ext.families.parts.mask_settings import side_of, threshold
 from mmdeploy_ext.families.parts.pasting import Paste
 from mmdeploy_ext.families.two_stage import graphs
-from mmdeploy_ext.families.two_stage.kinds import result_cfg
 from mmdeploy_ext.families.two_stage.proposals import smallest_input
+from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
+from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 seg_heads = mmdet_module('mmdet.models.seg_heads')
 
 RATIO, MULTIPLE = 4, 32
 """Pixels of the input per pixel of the logits; sides of an input at which maps of all levels fit."""
 SEMANTIC = 'semantic_logits'
-GIVEN = ('img_shape', 'scale_factor', 'ori_shape', 'dets', 'labels', 'box_masks', SEMANTIC)
-"""What a map is made of."""
-INSTANCES, WHOLE = 'instances', 10**9
-"""The list of boxes whose masks are laid over each other, and an area that no picture has."""
+INSTANCES = 'instances'
+"""The list of boxes whose masks are laid over each other."""
+LARGEST_AREA = 10**9
+"""Pixels; no picture has as many."""
 TIE_SCORE = 1e-6
 """Scores of two instances this close are a tie: the one that is laid first has the pixels of both."""
 
 
 def check_heads(cfg: Any, roi_head: nn.Module) -> None:
-    """Refuse (ConfigError) heads that the graph does not repeat, or of other classes each."""
+    """Refuse (ConfigError) heads that the graph does not repeat, or whose numbers of classes differ."""
     for key, upstream in (
         ('semantic_head', seg_heads.PanopticFPNHead),
         ('panoptic_fusion_head', seg_heads.HeuristicFusionHead),
     ):
-        own = HEADS.get((cfg.model.get(key) or {}).get('type') or '')
-        if own is None or not issubclass(own, upstream):
-            found = (cfg.model.get(key) or {}).get('type')
-            raise ConfigError(f'model.{key}.type={found}: expected {upstream.__name__}')
+        name = (cfg.model.get(key) or {}).get('type')
+        head = HEADS.get(name or '')
+        if head is None or not issubclass(head, upstream):
+            raise ConfigError(f'model.{key}.type={name}: expected {upstream.__name__}')
     fusion, things = cfg.model.panoptic_fusion_head, int(roi_head.bbox_head.num_classes)
     stuff = cfg.model.semantic_head.get('num_stuff_classes', 53)
     got = fusion.get('num_things_classes', 80), fusion.get('num_stuff_classes', 53)
@@ -89,15 +91,15 @@ class PanopticNetwork(graphs.Network):
         super().__init__(model)
         self.names = (*self.names, SEMANTIC)
 
-    def found(
+    def head_outputs(
         self, maps: tuple[torch.Tensor, ...], image: torch.Tensor, img_shape: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        """See `Network`: with the logits of stuff (B, S + 1, H4, W4) after the rest."""
-        return [*super().found(maps, image, img_shape), self.model.semantic_head(maps)['seg_preds']]
+        """Return the tensors of `names`; the logits of stuff (B, S + 1, H4, W4) come last."""
+        return [*super().head_outputs(maps, image, img_shape), self.model.semantic_head(maps)['seg_preds']]
 
 
 class MapFullForm(nn.Module):
-    """What the `full` form adds to regions and stuff: both at the size of the original, fused into a map."""
+    """The end of a `full` graph: instances and stuff at the size of the original, fused into a map."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -116,8 +118,9 @@ class MapFullForm(nn.Module):
     ) -> tuple[torch.Tensor]:
         """Return the map (B, h, w) int32 of images of size `ori_shape` (2,).
 
-        Of boxes that were divided by `scale_factor`, and scores, (B, n, 5), labels (B, n) int64, -1 where a
-        row is padding, masks (B, n, m, m) in 0..1, and logits `semantic` (B, S + 1, H4, W4).
+        `dets` (B, n, 5) are boxes that were divided by `scale_factor`, and scores; `labels` (B, n) int64 are
+        -1 where a row is padding; `box_masks` (B, n, m, m) are in 0..1; `semantic` (B, S + 1, H4, W4) are
+        logits.
         """
         (masks,) = self.paste(dets, scale_factor, ori_shape[None], box_masks)
         rows, columns = resizing_of(semantic, img_shape, ori_shape, RATIO)
@@ -152,21 +155,38 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, what looks at regions, and for `full` what fuses both."""
-    own = fuse(model) if fold else model
-    network, regions = PanopticNetwork(own), graphs.FullForm(own)
-    looks = ('input', 'img_shape', 'scale_factor', *network.names[:-1])
-    outputs = ('dets', 'labels', 'masks')
-    found = [Stage('network', network, ('input',), network.names), Stage('regions', regions, looks, outputs)]
+    """Return the network, the part that looks at regions, and for `full` the fusion behind both."""
+    folded = fuse(model) if fold else model
+    network, regions = PanopticNetwork(folded), graphs.FullForm(folded)
+    inputs = ('input', 'img_shape', 'scale_factor', *network.names[:-1])
+    first = Stage('network', network, ('input',), network.names)
     if options.form == 'raw':
-        return found
+        return [first, Stage('regions', regions, inputs, ('dets', 'labels', 'masks'))]
     outputs = ('dets', 'labels', 'box_masks')
-    found[1] = dataclasses.replace(found[1], outputs=outputs, varying=outputs)
-    return [*found, Stage('fusion', MapFullForm(own), GIVEN, ('panoptic',))]
+    fused = ('img_shape', 'scale_factor', 'ori_shape', *outputs, SEMANTIC)
+    return [
+        first,
+        Stage('regions', regions, inputs, outputs, varying=outputs),
+        Stage('fusion', MapFullForm(folded), fused, ('panoptic',)),
+    ]
+
+
+def batches_of_one_size(images: Sequence[PreparedImage]) -> list[list[int]]:
+    """Return which images one run may take together: maps of one batch have one size."""
+    return grouped([pasted_size(image, True) for image in images])
+
+
+def feeds_with_size(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+    """Return the inputs of a batch, and `ori_shape` (2,) int64; maps are of the original size in any case.
+
+    ShapeError: the images have several.
+    """
+    sizes = [pasted_size(image, True) for image in images]
+    return dict(feeds(images, True), ori_shape=one_size(sizes, 'maps'))
 
 
 def other_order(scores: torch.Tensor) -> torch.Tensor:
-    """Return the order (n,) of scores (n,) from the best down, where ties are the other way round."""
+    """Return the order (n,) of scores (n,) from the best down, with ties the other way round."""
     order = torch.argsort(-scores, stable=True)
     group = (-scores[order].diff() > TIE_SCORE).cumsum(0)
     group = torch.cat([torch.zeros_like(order[:1]), group])
@@ -174,8 +194,8 @@ def other_order(scores: torch.Tensor) -> torch.Tensor:
 
 
 def rounded_choices(model: nn.Module) -> Iterator[contextlib.AbstractContextManager[None]]:
-    """Yield the order of instances whose scores are a tie, decided otherwise; see `ImageFamily`."""
-    own = model.panoptic_fusion_head.simple_test
+    """Yield a context in which ties of the scores of instances are decided otherwise; see `ImageFamily`."""
+    simple_test = model.panoptic_fusion_head.simple_test
 
     def laid_otherwise(
         dets: torch.Tensor, labels: torch.Tensor, masks: torch.Tensor, *rest: torch.Tensor
@@ -183,6 +203,6 @@ def rounded_choices(model: nn.Module) -> Iterator[contextlib.AbstractContextMana
         order = other_order(dets[:, 4])
         dets = dets[order].clone()
         dets[:, 4] = torch.linspace(1, 0.5, len(dets)).to(dets)  # mmdet sorts them again
-        return own(dets, labels[order], masks[order], *rest)
+        return simple_test(dets, labels[order], masks[order], *rest)
 
     yield replaced_entry(vars(model.panoptic_fusion_head), 'simple_test', laid_otherwise)

@@ -1,10 +1,10 @@
 """From the outputs of a region proposal network to boxes: equal to mmdet 2.28.2's `get_bboxes`.
 
-Source: `dense_heads/{rpn_head,ga_rpn_head,cascade_rpn_head}.py`. Glossary: B batch, A anchors of a level, K
-proposals kept per image at most.
+Source: `dense_heads/{rpn_head,ga_rpn_head,cascade_rpn_head}.py`. Glossary: B batch, A anchors of a level, one
+per cell in a Cascade RPN, K proposals kept per image at most.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,17 +26,29 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     positive,
 )
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.dense_heads import KINDS, chosen_coder, clips, plain_head
+from mmdeploy_ext.families.parts.dense_heads import KINDS, border_inset, chosen_coder, clips, plain_head
 from mmdeploy_ext.families.parts.priors import rows_of, same_priors
-from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, scores_of
-from mmdeploy_ext.families.two_stage import staged
+from mmdeploy_ext.families.parts.runtime.box_coders import CODERS, boxes_of, scores_of
 
 HEADS = (heads.GARPNHead, heads.CascadeRPNHead, heads.RPNHead)
 METHODS = (
-    *('simple_test_rpn', 'get_bboxes', '_get_bboxes_single', '_bbox_post_process'),
-    *('get_anchors', '_get_guided_anchors_single'),
+    'simple_test_rpn',
+    'get_bboxes',
+    '_get_bboxes_single',
+    '_bbox_post_process',
+    'get_anchors',
+    '_get_guided_anchors_single',
 )
 """Methods of heads of proposals that the graphs compute by themselves."""
+STAGE_METHODS = (
+    'forward',
+    'forward_single',
+    'anchor_offset',
+    'refine_bboxes',
+    'get_bboxes',
+    '_get_bboxes_single',
+)
+"""The same of the stages of a Cascade RPN."""
 GUIDED = KINDS['GuidedAnchorHead']
 STRICTLY_LONGER = {True: (2, 15), False: (2, 14)}
 """Whether a head is a plain one -> release of mmdet since which sides have to be longer than a minimum
@@ -46,10 +58,13 @@ STRICTLY_LONGER = {True: (2, 15), False: (2, 14)}
 def check_head(head: nn.Module) -> None:
     """Refuse (ConfigError) a head of proposals that the graph does not repeat."""
     if not isinstance(head, HEADS):
-        known = ', '.join(one.__name__ for one in HEADS)
-        raise ConfigError(f'model.rpn_head.type={type(head).__name__}: proposals export from {known}')
+        names = ', '.join(kind.__name__ for kind in HEADS)
+        raise ConfigError(f'model.rpn_head.type={type(head).__name__}: proposals export from {names}')
     if is_staged(head):
-        staged.check_stages(head)
+        if any(count != 1 for stage in head.stages for count in stage.prior_generator.num_base_priors):
+            raise ConfigError('model.rpn_head.stages: Cascade RPN has one anchor per cell')
+        if not head.stages[-1].with_cls:
+            raise ConfigError('model.rpn_head.stages[-1].with_cls=False: the last stage gives the scores')
     thresholds(head)
     if is_guided(head):
         positive('rpn.nms_post', head.test_cfg.get('nms_post'))
@@ -58,12 +73,12 @@ def check_head(head: nn.Module) -> None:
 
 
 def thresholds(head: nn.Module) -> NmsConfig:
-    """Return what `test_cfg.rpn` decides; scores have no threshold there."""
+    """Return the settings of `test_cfg.rpn`, which has no threshold of scores."""
     return nms_config(dict(head.test_cfg, score_thr=0.0), key='model.test_cfg.rpn')
 
 
 def smallest_side(head: nn.Module) -> float:
-    """Return what sides of proposals have to be longer than, pixels; below 0 any will do.
+    """Return the length that sides of proposals have to exceed, pixels; below 0 any will do.
 
     It is `min_bbox_size`. An mmdet before `STRICTLY_LONGER` keeps sides of that length, and with 0 also boxes
     without area.
@@ -85,7 +100,7 @@ def facts_of(head: nn.Module) -> dict[str, Any]:
 
 
 def is_guided(head: nn.Module) -> bool:
-    """Return whether the network says where anchors are, and of which size."""
+    """Return whether the network predicts the places and sizes of anchors."""
     return isinstance(head, heads.GARPNHead)
 
 
@@ -100,7 +115,7 @@ def last_stage(head: nn.Module) -> nn.Module:
 
 
 def generator_of(head: nn.Module) -> Any:
-    """Return what makes the anchors of a head."""
+    """Return the generator of the anchors of a head."""
     if is_guided(head):
         return head.square_anchor_generator
     return (head.stages[0] if is_staged(head) else head).prior_generator
@@ -112,7 +127,7 @@ def smallest_input(model: nn.Module) -> int:
         return 1
     return detector_parts.smallest(
         model.rpn_head,
-        max(int(one[0]) for one in generator_of(model.rpn_head).strides),
+        max(int(stride[0]) for stride in generator_of(model.rpn_head).strides),
         detector_parts.round_down(model),
     )
 
@@ -128,26 +143,77 @@ def outputs_of(
     head: nn.Module, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor, priors: Any
 ) -> list[torch.Tensor]:
     """Return the outputs of a head, kind by kind; staged heads refine `priors` and clip to `clip_hw`."""
-    found = staged.outputs_of(head, maps, clip_hw, priors) if is_staged(head) else head(maps)
-    return [one for kind in found for one in kind]
+    outputs = refined_outputs(head, maps, clip_hw, priors) if is_staged(head) else head(maps)
+    return [tensor for levels in outputs for tensor in levels]
 
 
-def needed(count: torch.Tensor, labels: torch.Tensor, cap: int, most: int) -> torch.Tensor:
+def refined_outputs(
+    head: nn.Module, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor, priors: Any
+) -> tuple[Sequence[torch.Tensor], ...]:
+    """Return class logits (B, 1, h, w), deltas (B, 4, h, w) and anchors (B, A, 4) of a Cascade RPN.
+
+    They are those of the last stage. `priors` makes the anchors of the first stage; refined ones are clipped
+    to `clip_hw` (B, 2) height, width.
+    """
+    batch = maps[0].shape[0]
+    anchors = [
+        priors.single_level_grid_priors(tensor.shape[-2:], level, dtype=tensor.dtype, device=tensor.device)[
+            None
+        ]
+        for level, tensor in enumerate(maps)
+    ]
+    anchors = [boxes.expand(batch, -1, -1) for boxes in anchors]
+    for index, stage in enumerate(head.stages):
+        offsets = None
+        if stage.adapt_cfg['type'] == 'offset':
+            levels = zip(anchors, maps, stage.anchor_strides, strict=True)
+            offsets = [kernel_offsets(boxes, tensor, stride) for boxes, tensor, stride in levels]
+        maps, logits, deltas = stage(maps, offsets)
+        if index + 1 < len(head.stages):
+            levels = zip(anchors, deltas, strict=True)
+            anchors = [_refined(stage, boxes, tensor, clip_hw) for boxes, tensor in levels]
+    return logits, deltas, anchors
+
+
+def _refined(
+    stage: nn.Module, anchors: torch.Tensor, deltas: torch.Tensor, clip_hw: torch.Tensor
+) -> torch.Tensor:
+    """Return anchors (B, A, 4) moved by the deltas (B, 4, h, w) of a stage."""
+    settings = chosen_coder(stage, 'model.rpn_head.stages')
+    boxes = CODERS[settings['type']](torch, anchors, dict(bbox_pred=rows_of(deltas, 4)), settings, 0)
+    return clip_to(boxes, clip_hw, border_inset(stage)) if clips(stage) else boxes
+
+
+def kernel_offsets(anchors: torch.Tensor, level: torch.Tensor, stride: float) -> torch.Tensor:
+    """Return offsets of a 3 x 3 kernel that samples the regions of anchors: (B, A, 18), y before x, in cells.
+
+    `anchors` (B, A, 4) are xyxy and `stride` is in pixels; A is h * w of `level` (B, C, h, w).
+    """
+    centres = (anchors[..., :2] + anchors[..., 2:]) * 0.5 / stride
+    rows, columns = (torch.arange(side, device=anchors.device).to(anchors) for side in level.shape[-2:])
+    cells = torch.stack(torch.meshgrid(columns, rows, indexing='xy'), dim=-1).reshape(-1, 2)
+    size = (anchors[..., 2:] - anchors[..., :2]) / stride / 2 - 1
+    taps = anchors.new_tensor([[x, y] for y in (-1, 0, 1) for x in (-1, 0, 1)])
+    offsets = size[:, :, None] * taps + (centres - cells)[:, :, None]
+    return offsets.flip(-1).flatten(2)
+
+
+def needed(count: torch.Tensor, labels: torch.Tensor, cap: int, max_per_img: int) -> torch.Tensor:
     """Return how many of `count` (B,) candidates a suppression had to look at, of the best `cap`.
 
-    Its `labels` (B, n) are -1 where a row is padding; a list of `most` results lacks none, and none is full
-    where that is more than the cap.
+    Its `labels` (B, n) are -1 where a row is padding. A list of `max_per_img` results lacks none, and none is
+    full where that is more than the cap.
     """
-    if not 0 < most <= cap:
+    if not 0 < max_per_img <= cap:
         return count
-    return torch.where((labels >= 0).sum(dim=1) >= most, count.clamp(max=cap), count)
+    return torch.where((labels >= 0).sum(dim=1) >= max_per_img, count.clamp(max=cap), count)
 
 
 class Proposals(nn.Module):
     """Per level the `nms_pre` best anchors, decoded and clipped, those that are large enough; suppression."""
 
     def __init__(self, head: nn.Module, trimmed: bool = False, cap: int = 0) -> None:
-        """Keep what makes the anchors, and the settings; none of the head's layers is used.
+        """Keep the generator of the anchors, and the settings; none of the head's layers is used.
 
         `trimmed` cuts off rows that no image of the batch has; for `cap` see `Suppression`.
         """
@@ -158,10 +224,11 @@ class Proposals(nn.Module):
         self.kinds = output_kinds(head)
 
     def forward(self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Choose proposals, of the kinds of `output_kinds` in turn, every level of each.
+        """Choose proposals.
 
         Args:
-            maps: class logits (B, a, h, w), deltas (B, a*4, h, w), and what else there is.
+            maps: all levels of each of `output_kinds` in turn: class logits (B, a, h, w), deltas (B, a*4, h,
+                w), then the other kinds.
             clip_hw: (B, 2) float32 height and width that boxes are clipped to.
 
         Returns:
@@ -169,75 +236,82 @@ class Proposals(nn.Module):
             not have are zero with level -1. With a cap also (B,) int64: how many boxes had to enter the
             suppression: all where there are fewer proposals than there may be, else no more than the cap.
         """
-        boxes, scores, ids = (torch.cat(some, dim=1) for some in zip(*self._levels(maps), strict=True))
-        scores, candidates = self._large(boxes := self._clipped(boxes, clip_hw), scores)
         config = self.config
+        boxes, scores, levels = (
+            torch.cat(tensors, dim=1) for tensors in zip(*self._levels(maps), strict=True)
+        )
+        boxes, scores, candidates = self._large(boxes, scores, clip_hw)
         suppress = Suppression(
-            *(config.iou_threshold, config.max_per_img, config.class_agnostic),
+            config.iou_threshold,
+            config.max_per_img,
+            config.class_agnostic,
             cap=self.cap,
             trimmed=self.trimmed,
         )
-        dets, ids, *count = suppress(boxes, scores, ids, candidates)
-        return dets, ids, *(needed(one, ids, self.cap, config.max_per_img) for one in count)
+        dets, levels, *counts = suppress(boxes, scores, levels, candidates)
+        return dets, levels, *(needed(count, levels, self.cap, config.max_per_img) for count in counts)
 
-    def _clipped(self, boxes: torch.Tensor, clip_hw: torch.Tensor) -> torch.Tensor:
-        return clip_to(boxes, clip_hw, self.facts['head']['clip_inset']) if self.facts['clip'] else boxes
+    def _large(
+        self, boxes: torch.Tensor, scores: torch.Tensor, clip_hw: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return clipped boxes (B, K, 4), scores and (B, K) bool, which are candidates.
 
-    def _large(self, boxes: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scores (B, K), `NO_CANDIDATE` where a box is too small, and which rows are candidates."""
+        The scores (B, K) of boxes that are too small become `NO_CANDIDATE`.
+        """
+        if self.facts['clip']:
+            boxes = clip_to(boxes, clip_hw, self.facts['head']['clip_inset'])
         candidates = scores > NO_CANDIDATE
         if self.smallest >= 0:
             candidates = candidates & (boxes[..., 2:] - boxes[..., :2] > self.smallest).all(dim=2)
-        return torch.where(candidates, scores, torch.full_like(scores, NO_CANDIDATE)), candidates
+        return boxes, torch.where(candidates, scores, torch.full_like(scores, NO_CANDIDATE)), candidates
 
-    def _levels(self, maps: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
+    def _levels(
+        self, maps: Sequence[torch.Tensor]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Yield boxes (B, K, 4), not clipped, scores and level numbers (B, K) of every level."""
         count = len(maps) // len(self.kinds)
         for level in range(count):
-            yield self._level(level, dict(zip(self.kinds, maps[level::count], strict=True)))
-
-    def _level(
-        self, level: int, maps: Mapping[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        deltas, priors = maps['reg'], maps.get('prior')
-        if priors is None:
-            priors = self.priors.single_level_grid_priors(
-                deltas.shape[-2:], level, dtype=deltas.dtype, device=deltas.device
-            )
-        outputs = self.facts['head']['outputs']
-        rows = {name: rows_of(maps[kind], size) for kind, (name, size) in zip(maps, outputs, strict=False)}
-        scores = scores_of(torch, self.facts, rows)[..., 0]
-        most = self.config.nms_pre
-        if most > 0:
-            scores, chosen = scores.topk(limit(most, scores.shape[1]), dim=1)
-            rows = {name: gather_rows(one, chosen) for name, one in rows.items()}
-            priors = priors[chosen] if 'prior' not in maps else gather_rows(priors, chosen)
-        boxes = boxes_of(torch, self.facts, rows, priors, level)
-        return boxes, scores, torch.full_like(scores, level, dtype=torch.int64)
+            outputs = dict(zip(self.kinds, maps[level::count], strict=True))
+            deltas, priors = outputs['reg'], outputs.get('prior')
+            if priors is None:
+                priors = self.priors.single_level_grid_priors(
+                    deltas.shape[-2:], level, dtype=deltas.dtype, device=deltas.device
+                )
+            columns = self.facts['head']['outputs']
+            rows = {
+                name: rows_of(outputs[kind], size)
+                for kind, (name, size) in zip(outputs, columns, strict=False)
+            }
+            scores = scores_of(torch, self.facts, rows)[..., 0]
+            if self.config.nms_pre > 0:
+                scores, best = scores.topk(limit(self.config.nms_pre, scores.shape[1]), dim=1)
+                rows = {name: gather_rows(tensor, best) for name, tensor in rows.items()}
+                priors = gather_rows(priors, best) if 'prior' in outputs else priors[best]
+            boxes = boxes_of(torch, self.facts, rows, priors, level)
+            yield boxes, scores, torch.full_like(scores, level, dtype=torch.int64)
 
 
 class GuidedProposals(Proposals):
     """Proposals of guided anchors: suppressed level by level, the best `nms_post` of each, then the best."""
 
     def __init__(self, head: nn.Module, trimmed: bool = False, cap: int = 0) -> None:
-        """See `Proposals`; there is no cap."""
-        super().__init__(head, trimmed)
-        self.most_of_level = int(head.test_cfg.nms_post)
+        super().__init__(head, trimmed)  # there is no cap
+        self.max_per_level = int(head.test_cfg.nms_post)
         self.across = bool(head.test_cfg.get('nms_across_levels', False))
 
     def forward(self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """See `Proposals.forward`; all are of level 0."""
-        found, threshold = [], self.config.iou_threshold
+        """Choose proposals as `Proposals` does; all are of level 0."""
+        best, threshold = [], self.config.iou_threshold
         for boxes, scores, _ in self._levels(maps):
-            scores, candidates = self._large(boxes := self._clipped(boxes, clip_hw), scores)
-            within = Suppression(threshold, self.most_of_level, class_agnostic=True, trimmed=False)
-            found.append(within(boxes, scores, torch.zeros_like(scores, dtype=torch.int64), candidates))
-        dets, levels = (torch.cat(some, dim=1) for some in zip(*found, strict=True))
+            boxes, scores, candidates = self._large(boxes, scores, clip_hw)
+            within = Suppression(threshold, self.max_per_level, class_agnostic=True, trimmed=False)
+            best.append(within(boxes, scores, torch.zeros_like(scores, dtype=torch.int64), candidates))
+        dets, levels = (torch.cat(tensors, dim=1) for tensors in zip(*best, strict=True))
         scores = torch.where(levels >= 0, dets[..., 4], torch.full_like(dets[..., 4], NO_CANDIDATE))
         across = Suppression(threshold, self.config.max_per_img, True, self.across, trimmed=self.trimmed)
         return across(dets[..., :4], scores, levels.clamp(min=0), levels >= 0)
 
 
 def proposals_of(head: nn.Module, trimmed: bool = False, cap: int = 0) -> Proposals:
-    """Return what makes proposals of the outputs of a head; see `Proposals`."""
+    """Return the module that makes proposals of the outputs of a head; its arguments are `Proposals`'s."""
     return (GuidedProposals if is_guided(head) else Proposals)(head, trimmed, cap)

@@ -1,4 +1,4 @@
-"""Two-stage detectors as mmdet runs them, unpatched: what a proof compares the graphs with."""
+"""Two-stage detectors as mmdet runs them, unpatched: the reference of proofs."""
 
 import contextlib
 import copy
@@ -15,34 +15,44 @@ from mmdeploy_ext.families.parts.region_maps import feature_names
 from mmdeploy_ext.families.parts.regions import flat, part_of
 from mmdeploy_ext.families.two_stage.boxes import output_names
 from mmdeploy_ext.families.two_stage.graphs import proposal_names
-from mmdeploy_ext.families.two_stage.samples import stacked
-from mmdeploy_ext.families.two_stage.split import PROPOSALS, REGIONS
+from mmdeploy_ext.families.two_stage.proposals import needed, thresholds
+from mmdeploy_ext.families.two_stage.split_graphs import PROPOSALS, REGIONS
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.panoptic import Segments
 
+EDGE = 1e-4
+"""Overlaps this close to the threshold, and sides (pixels) this close to the smallest, are a tie."""
+
 
 def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
-    """Return what one of two graphs compares by value; of regions see `_region_tensors`."""
+    """Return the tensors of one of two graphs that are compared by value."""
     if form != PROPOSALS:
         return _region_tensors(model, feeds, {})
     with torch.no_grad():
         maps = maps_of(model, feeds)
-        found = [*maps[: len(feature_names(model))], *(one for kind in model.rpn_head(maps) for one in kind)]
+        outputs = [tensor for levels in model.rpn_head(maps) for tensor in levels]
+    features = maps[: len(feature_names(model))]
     names = (*feature_names(model), *proposal_names(model))
-    return {name: one.cpu().numpy() for name, one in zip(names, found, strict=True)}
+    return {name: tensor.cpu().numpy() for name, tensor in zip(names, (*features, *outputs), strict=True)}
 
 
 def inner_inputs(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str) -> dict[str, np.ndarray]:
-    """Return the features and the proposals that a graph of regions is given; see `ImageFamily`."""
+    """Return the features and the proposals that a graph of regions takes; see `ImageFamily`."""
     if form != REGIONS:
         return {}
     with torch.no_grad():
         maps = maps_of(model, feeds)
-        every = model.rpn_head.simple_test_rpn(maps, metas_of(feeds))
-    found = {name: one.cpu().numpy() for name, one in zip(feature_names(model), maps, strict=False)}
-    proposals = stacked([one[:, :4].cpu().numpy() for one in every])
-    return dict(found, proposals=proposals, img_shape=sizes_of(feeds).astype(np.float32))
+        proposals = model.rpn_head.simple_test_rpn(maps, metas_of(feeds))
+    features = {name: level.cpu().numpy() for name, level in zip(feature_names(model), maps, strict=False)}
+    rows = stacked([boxes[:, :4].cpu().numpy() for boxes in proposals])
+    return dict(features, proposals=rows, img_shape=sizes_of(feeds).astype(np.float32))
+
+
+def stacked(boxes: Sequence[np.ndarray]) -> np.ndarray:
+    """Return boxes (K, 4) of each image as (B, K, 4): rows that an image does not have are zero."""
+    rows = max(1, *map(len, boxes))
+    return np.stack([np.pad(of_image, ((0, rows - len(of_image)), (0, 0))) for of_image in boxes])
 
 
 def choose_as(
@@ -52,9 +62,10 @@ def choose_as(
     reference: Mapping[str, np.ndarray],
     ties_rtol: float = 0.0,
 ) -> dict[str, np.ndarray]:
-    """Return the reference with the heads of later stages given the engine's regions; see `ImageFamily`.
+    """Return the reference with the engine's regions as inputs of the heads of later stages.
 
-    Regions that differ by rounding may be pooled from other levels, and with other numbers of samples.
+    See `ImageFamily`. Regions that differ by rounding may be pooled from other levels, and with other numbers
+    of samples.
     """
     later = {name: array for name, array in outputs.items() if name.startswith('regions_')}
     fitting = later and all(array.shape == reference[name].shape for name, array in later.items())
@@ -64,78 +75,126 @@ def choose_as(
 def _region_tensors(
     model: nn.Module, feeds: Mapping[str, np.ndarray], later: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Return what mmdet's heads look at and give, stage by stage, of the proposals in `inner_inputs`.
+    """Return the inputs and outputs of mmdet's heads, stage by stage, for the proposals of `inner_inputs`.
 
-    The unpatched model's `_bbox_forward` is watched; for `later` see `_Watcher`.
+    The unpatched model's `_bbox_forward` is watched; `later` are regions of later stages, which its heads get
+    in place of its own.
     """
+    roi_head, recorded_tensors = model.roi_head, {}
+    forward = roi_head._bbox_forward
+
+    def watched(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        *stage, maps, rois = args
+        number = stage[0] if stage else 0
+        if number:
+            name = f'regions_{number}'
+            recorded_tensors[name] = regions = rois[:, 1:]
+            regions = torch.from_numpy(later.get(name, regions.cpu().numpy()))
+            rois = torch.cat([rois[:, :1], regions.reshape(-1, 4).to(rois)], dim=1)
+        head = part_of(roi_head, 'bbox_head', number)
+
+        def record_features(_: nn.Module, features: Sequence[torch.Tensor]) -> None:
+            recorded_tensors[f'region_features_{number}'] = features[0]
+
+        with head.register_forward_pre_hook(record_features):
+            result = forward(*stage, maps, rois, **kwargs)
+        names = [f'{name}_{number}' for name in output_names(head)]
+        outputs = flat((result['cls_score'], result['bbox_pred']))
+        recorded_tensors.update(zip(names, outputs, strict=True))
+        return result
+
     maps, _ = outputs_of_first(model, feeds)
-    every = [torch.from_numpy(one).to(maps[0]) for one in feeds['proposals']]
-    watcher = _Watcher(model.roi_head, later)
-    watched = replaced_entry(vars(model.roi_head), '_bbox_forward', watcher)
-    with torch.no_grad(), boxes_alone(model.roi_head), watched:
-        model.roi_head.simple_test(maps, every, metas_of(feeds), rescale=True)
-    batch, rows = feeds['proposals'].shape[:2]
+    proposals = [torch.from_numpy(boxes).to(maps[0]) for boxes in feeds['proposals']]
+    with torch.no_grad(), all_boxes(roi_head), replaced_entry(vars(roi_head), '_bbox_forward', watched):
+        roi_head.simple_test(maps, proposals, metas_of(feeds), rescale=True)
+    rows = feeds['proposals'].shape[:2]
     return {
-        name: one.reshape(batch, rows, *(one.shape[1:] if one.dim() == 4 else (-1,))).cpu().numpy()
-        for name, one in watcher.found.items()
+        name: tensor.reshape(*rows, *(tensor.shape[1:] if tensor.dim() == 4 else (-1,))).cpu().numpy()
+        for name, tensor in recorded_tensors.items()
     }
 
 
-class _Watcher:
-    """A `_bbox_forward` of mmdet that keeps what it is given and gives: `found`, a row per region."""
-
-    def __init__(self, roi_head: nn.Module, later: Mapping[str, np.ndarray]) -> None:
-        """Keep the head; `later` are regions of later stages, given to it in place of its own."""
-        self.roi_head, self.forward, self.later = roi_head, roi_head._bbox_forward, later
-        self.found: dict[str, torch.Tensor] = {}
-
-    def __call__(self, *args: Any, **more: Any) -> dict[str, Any]:
-        *stage, maps, rois = args
-        place = stage[0] if stage else 0
-        if place:
-            self.found[f'regions_{place}'] = own = rois[:, 1:]
-            given = torch.from_numpy(self.later.get(f'regions_{place}', own.cpu().numpy()))
-            rois = torch.cat([rois[:, :1], given.reshape(-1, 4).to(rois)], dim=1)
-        head = part_of(self.roi_head, 'bbox_head', place)
-        with head.register_forward_pre_hook(
-            lambda _, features: self.found.update({f'region_features_{place}': features[0]})
-        ):
-            result = self.forward(*stage, maps, rois, **more)
-        outputs = flat((result['cls_score'], result['bbox_pred']))
-        self.found.update(zip([f'{name}_{place}' for name in output_names(head)], outputs, strict=True))
-        return result
-
-
 def outputs_of_first(model: nn.Module, outputs: Mapping[str, np.ndarray]) -> Given:
-    """Return features and proposals that a file gives as mmdet takes them; rows of padding are left out."""
+    """Return features and proposals of a file as mmdet takes them; rows of padding are left out."""
     like = next(model.parameters())
     maps = [torch.from_numpy(outputs[name]).to(like) for name in feature_names(model)]
-    rows = [torch.from_numpy(one).to(like) for one in outputs['proposals']]
-    return maps, [one[(one[:, 2:] > one[:, :2]).all(dim=1)] for one in rows]
+    proposals = [torch.from_numpy(boxes).to(like) for boxes in outputs['proposals']]
+    return maps, [boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)] for boxes in proposals]
+
+
+def candidate_bounds(
+    model: nn.Module,
+    feeds: Mapping[str, np.ndarray],
+    slack: float,
+    max_proposals: int = 0,
+    max_candidates: int = 0,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the bounds of the outputs that count candidates; see `ImageFamily`."""
+    bounds = {}
+    with torch.no_grad():
+        maps, metas = maps_of(model, feeds), metas_of(feeds)
+        if max_proposals:
+            bounds['proposal_candidates'] = _needed_proposals(model.rpn_head, maps, metas, max_proposals)
+        if max_candidates:
+            roi_head = model.roi_head
+            proposals = model.rpn_head.simple_test_rpn(maps, metas)
+            counts = []
+            for step in (slack, -slack):
+                score_thr = roi_head.test_cfg.score_thr + step
+                with all_boxes(roi_head, score_thr=score_thr, nms=dict(type='nms', iou_threshold=1.0)):
+                    results = roi_head.simple_test(maps, proposals, metas, rescale=True)
+                counts.append(np.asarray([sum(map(len, of_classes)) for of_classes in results]))
+            bounds['candidates'] = tuple(counts)
+    return bounds
+
+
+def _needed_proposals(
+    head: nn.Module, maps: Sequence[torch.Tensor], metas: Sequence[dict[str, Any]], cap: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least and the largest number of boxes (B,) that the suppression has to look at."""
+    config, outputs = thresholds(head), head(maps)
+
+    def counts(iou_threshold: float, step: float, max_per_img: int) -> torch.Tensor:
+        cfg = copy.deepcopy(head.test_cfg)
+        cfg.update(nms=dict(cfg.nms, iou_threshold=iou_threshold), max_per_img=max_per_img)
+        if cfg.get('min_bbox_size', -1) > 0:
+            cfg.min_bbox_size += step
+        return torch.tensor([len(boxes) for boxes in head.get_bboxes(*outputs, img_metas=metas, cfg=cfg)])
+
+    needed_counts = []
+    for step in (-EDGE, EDGE):
+        all_candidates = counts(1.0, step, sum(logits[0].numel() for logits in outputs[0]))
+        for edge in (-EDGE, 0.0, EDGE):
+            rows = counts(config.iou_threshold + edge, step, head.test_cfg.max_per_img)
+            labels = torch.where(torch.arange(max(int(rows.max()), 1)) < rows[:, None], 0, -1)
+            needed_counts.append(needed(all_candidates, labels, cap, config.max_per_img).numpy())
+    return np.min(needed_counts, 0), np.max(needed_counts, 0)
+
+
+def without_masks(roi_head: nn.Module | None) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which a head of regions gives boxes alone."""
+    if roi_head is None:
+        return contextlib.nullcontext()
+    return replaced_entry(roi_head._modules, 'mask_head', None)
 
 
 @contextlib.contextmanager
-def without_masks(roi_head: nn.Module | None) -> Iterator[None]:
-    """Inside the block a head of regions gives boxes alone."""
-    masks = getattr(roi_head, 'mask_head', None)
-    if masks is None:
+def all_boxes(roi_head: nn.Module, **test_cfg: Any) -> Iterator[None]:
+    """Inside the block a head of regions gives no masks, all boxes, and has other entries of `test_cfg`."""
+    changed = copy.deepcopy(roi_head.test_cfg)
+    changed.update(max_per_img=10**9, **test_cfg)
+    with without_masks(roi_head), replaced_entry(vars(roi_head), 'test_cfg', changed):
         yield
-        return
-    roi_head.mask_head = None
-    try:
-        yield
-    finally:
-        roi_head.mask_head = masks
 
 
 @contextlib.contextmanager
-def recorded(owner: Any, name: str, keep: Callable[..., None]) -> Iterator[None]:
-    """Inside the block a method of upstream also gives its result and its arguments to `keep`."""
+def recorded(owner: Any, name: str, record: Callable[..., None]) -> Iterator[None]:
+    """Inside the block a method of upstream also gives its result and its arguments to `record`."""
     method = getattr(owner, name)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         result = method(*args, **kwargs)
-        keep(result, *args)
+        record(result, *args)
         return result
 
     with replaced_entry(vars(owner), name, watched):
@@ -144,8 +203,8 @@ def recorded(owner: Any, name: str, keep: Callable[..., None]) -> Iterator[None]
 
 def rows_of_proposals(proposals: Sequence[torch.Tensor]) -> list[Detections]:
     """Return proposals with scores (K, 5) of every image as boxes of one class."""
-    every = (one.cpu().numpy() for one in proposals)
-    return [Detections(one[:, :4], one[:, 4], np.zeros(len(one), np.int64)) for one in every]
+    arrays = (boxes.cpu().numpy() for boxes in proposals)
+    return [Detections(rows[:, :4], rows[:, 4], np.zeros(len(rows), np.int64)) for rows in arrays]
 
 
 def proposals_alone(model: nn.Module, images: Sequence[PreparedImage]) -> list[Detections]:
@@ -156,13 +215,13 @@ def proposals_alone(model: nn.Module, images: Sequence[PreparedImage]) -> list[D
 
 
 def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
-    """Return the maps of all levels that the unpatched model gives."""
+    """Return the maps of all levels of the unpatched model."""
     image = torch.from_numpy(feeds['input']).contiguous().to(next(model.parameters()).device)
     return model.extract_feat(image)
 
 
 def metas_of(feeds: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return what mmdet wants to know about every image, by what a graph is fed."""
+    """Return mmdet's `img_metas` of every image, from the inputs of a graph."""
     batch, _, *size = feeds['input'].shape
     shapes = [(*map(int, shape), 3) for shape in sizes_of(feeds)]
     scales = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
@@ -173,21 +232,9 @@ def metas_of(feeds: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 
 
 def sizes_of(feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return height and width (B, 2) of the contents of images; where they are not fed, of the input."""
+    """Return height and width (B, 2) of the contents of images, those of the input if they are not fed."""
     batch, _, *size = feeds['input'].shape
     return feeds.get('img_shape', np.full((batch, 2), size))
-
-
-@contextlib.contextmanager
-def boxes_alone(roi_head: nn.Module, **test_cfg: Any) -> Iterator[None]:
-    """Inside the block a head of regions gives no masks, all boxes, and has other entries of `test_cfg`."""
-    masks, own = getattr(roi_head, 'mask_head', None), roi_head.test_cfg
-    roi_head.mask_head, roi_head.test_cfg = None, copy.deepcopy(own)
-    roi_head.test_cfg.update(max_per_img=10**9, **test_cfg)
-    try:
-        yield
-    finally:
-        roi_head.mask_head, roi_head.test_cfg = masks, own
 
 
 def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
@@ -195,8 +242,8 @@ def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -
 
     For all images of a batch mmdet takes the sizes of the first one where it resizes its semantic map.
     """
-    classes, found = int(model.panoptic_fusion_head.num_classes), []
+    classes, results = int(model.panoptic_fusion_head.num_classes), []
     for image in images:
         (result,) = tested(model, [image], metas_of_images([image], True), True)
-        found.append(Segments.of_map(result['pan_results'], classes))
-    return found
+        results.append(Segments.of_map(result['pan_results'], classes))
+    return results

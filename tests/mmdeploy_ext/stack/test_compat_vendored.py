@@ -138,7 +138,7 @@ def test_proposals_as_small_as_the_minimum_are_kept_by_an_older_mmdet(monkeypatc
 
 def test_methods_of_an_older_mmdet_are_those_of_its_release(monkeypatch):
     from mmdeploy_ext.families.replaced import Replaced
-    from mmdeploy_ext.families.two_stage.kinds import of_release
+    from mmdeploy_ext.families.two_stage.supported_parts import of_release
 
     entry = Replaced(object(), 'RPNHead', ('get_bboxes',))
     assert of_release(entry) == entry

@@ -15,7 +15,7 @@ from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.exporter import check_operators, default_opset
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts.regions import Pool
-from mmdeploy_ext.families.two_stage.kinds import result_cfg
+from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
 from toy_two_stage import (
     KINDS,
     SIZE,

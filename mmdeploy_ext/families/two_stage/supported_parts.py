@@ -1,4 +1,4 @@
-"""Which parts of two-stage detectors export: classes of mmdet 2.28.2 whose methods the graphs repeat."""
+"""The parts of two-stage detectors that export: classes of mmdet 2.28.2 whose methods the graphs repeat."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,19 +21,23 @@ from mmdeploy_ext.families.parts.regions import (
     stages_of,
 )
 from mmdeploy_ext.families.replaced import Replaced, table_of
-from mmdeploy_ext.families.two_stage import boxes, masks, points, proposals, staged
-from mmdeploy_ext.families.two_stage.grid import check_grid
+from mmdeploy_ext.families.two_stage import boxes, masks, proposals
 
 detectors, roi_heads = mmdet_module('mmdet.models.detectors'), mmdet_module('mmdet.models.roi_heads')
 dense_heads, seg_heads = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.seg_heads')
 mask_heads = mmdet_module('mmdet.models.roi_heads.mask_heads')
 
 PANOPTIC = detectors.TwoStagePanopticSegmentor
-KNOWN = (detectors.TridentFasterRCNN, PANOPTIC, detectors.TwoStageDetector, detectors.RPN)
+DETECTOR_CLASSES = (detectors.TridentFasterRCNN, PANOPTIC, detectors.TwoStageDetector, detectors.RPN)
 """Detectors that the graphs follow."""
 ROI_METHODS = (
-    *('simple_test', 'simple_test_bboxes', '_bbox_forward', 'simple_test_mask', '_mask_forward'),
-    *('_fuse_glbctx', *points.METHODS),
+    'simple_test',
+    'simple_test_bboxes',
+    '_bbox_forward',
+    'simple_test_mask',
+    '_mask_forward',
+    '_fuse_glbctx',
+    *masks.POINT_METHODS,
 )
 """Methods of heads of regions that the graphs compute by themselves."""
 ROI_HEADS = (
@@ -50,9 +54,12 @@ ROI_HEADS = (
 )
 """Heads of regions that the graphs follow."""
 FOLLOWED = (
-    *((kind, (*followed.DETECTOR_METHODS, 'extract_feat')) for kind in (*KNOWN, detectors.FastRCNN)),
+    *(
+        (kind, (*followed.DETECTOR_METHODS, 'extract_feat'))
+        for kind in (*DETECTOR_CLASSES, detectors.FastRCNN)
+    ),
     *((kind, proposals.METHODS) for kind in proposals.HEADS),
-    (dense_heads.StageCascadeRPNHead, staged.METHODS),
+    (dense_heads.StageCascadeRPNHead, proposals.STAGE_METHODS),
     *((kind, ROI_METHODS) for kind in ROI_HEADS),
     *((kind, ('forward',)) for kind in EXTRACTORS),
     *((kind, boxes.METHODS) for kind in boxes.HEADS),
@@ -67,17 +74,15 @@ FOLLOWED = (
 
 
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
-    """Yield what the graphs of a detector compute by themselves, see `Family.replaced`."""
+    """Yield the methods that the graphs of a detector compute by themselves, see `Family.replaced`."""
     keys = 'rpn_head', 'roi_head', 'semantic_head', 'panoptic_fusion_head'
     heads = [getattr(model, key, None) for key in keys]
-    for entry in followed.replaced_of_class(model, FOLLOWED):
-        yield of_release(entry)
-    for entry in followed.replaced_in(heads, FOLLOWED):
-        yield of_release(entry)
+    yield from map(of_release, followed.replaced_of_class(model, FOLLOWED))
+    yield from map(of_release, followed.replaced_in(heads, FOLLOWED))
 
 
 def of_release(entry: Replaced) -> Replaced:
-    """Return methods with the versions that an older mmdet has of them, where the table has these apart.
+    """Return methods under the name of the versions that an older mmdet has of them, if the table has it.
 
     The graphs do what that release does, which another release with these methods would not.
     """
@@ -87,12 +92,12 @@ def of_release(entry: Replaced) -> Replaced:
 
 
 def result_key(detector: type) -> str:
-    """Return the entry of `test_cfg` that decides which boxes of regions are results."""
+    """Return the entry of `test_cfg` by which boxes of regions become results."""
     return 'panoptic' if issubclass(detector, PANOPTIC) else 'rcnn'
 
 
 def result_cfg(model: nn.Module) -> Any:
-    """Return what `test_cfg` says of the results of a detector."""
+    """Return the entry of `test_cfg` by which rows become results of a detector."""
     if getattr(model, 'roi_head', None) is None:
         return model.rpn_head.test_cfg
     return model.test_cfg.panoptic if isinstance(model, PANOPTIC) else model.roi_head.test_cfg
@@ -100,12 +105,16 @@ def result_cfg(model: nn.Module) -> Any:
 
 def check_detector(model: Mapping[str, Any]) -> None:
     """Refuse (ConfigError) a detector, of the config's `model`, whose test path is another."""
-    own = DETECTORS.get(model['type'])
-    upstream = next(one for one in KNOWN if issubclass(own, one))
-    given = issubclass(own, detectors.FastRCNN)
-    for key in ([] if given else ['rpn_head']) + ([] if upstream is detectors.RPN else ['roi_head']):
+    detector = DETECTORS.get(model['type'])
+    upstream = next(kind for kind in DETECTOR_CLASSES if issubclass(detector, kind))
+    keys = []
+    if not issubclass(detector, detectors.FastRCNN):
+        keys.append('rpn_head')
+    if upstream is not detectors.RPN:
+        keys.append('roi_head')
+    for key in keys:
         if not model.get(key):
-            raise ConfigError(f'model.{key} is missing; {own.__name__} exports with one')
+            raise ConfigError(f'model.{key} is missing; {detector.__name__} exports with one')
     if upstream is detectors.TridentFasterRCNN and model['roi_head'].get('test_branch_idx') == -1:
         raise ConfigError('model.roi_head.test_branch_idx=-1: TridentNet exports with one branch, 0 to 2')
 
@@ -116,21 +125,24 @@ def check_roi_head(roi_head: nn.Module) -> None:
         raise ConfigError(
             f'model.roi_head.type={type(roi_head).__name__}: no head of regions that is exported'
         )
+    has_grid = grid_of(roi_head) is not None
     for stage in range(stages_of(roi_head)):
         check_extractor(part_of(roi_head, 'bbox_roi_extractor', stage))
-        boxes.check_head(part_of(roi_head, 'bbox_head', stage))
-        if grid_of(roi_head) is None and not getattr(part_of(roi_head, 'bbox_head', stage), 'with_reg', True):
+        box_head = part_of(roi_head, 'bbox_head', stage)
+        boxes.check_head(box_head)
+        if not has_grid and not getattr(box_head, 'with_reg', True):
             raise ConfigError('model.roi_head.bbox_head.with_reg=False: exports in a GridRoIHead alone')
         if roi_head.with_mask:
             check_extractor(part_of(roi_head, 'mask_roi_extractor', stage))
             masks.check_head(part_of(roi_head, 'mask_head', stage))
-    if grid_of(roi_head) is not None:
-        check_grid(roi_head)
-    for name in context_names(roi_head):
-        if name == 'semantic':
-            check_extractor(roi_head.semantic_roi_extractor)
-    for kind in ('bbox', 'mask')[: 1 + roi_head.with_mask]:
-        Regions(roi_head, kind, 0)
+    if has_grid:
+        check_extractor(roi_head.grid_roi_extractor)
+        if roi_head.with_mask:  # mmdet scales boxes otherwise then
+            raise ConfigError('model.roi_head: GridRoIHead exports without a mask_head')
+    if 'semantic' in context_names(roi_head):
+        check_extractor(roi_head.semantic_roi_extractor)
+    Regions(roi_head, 'bbox', 0)  # refuses semantic maps whose cells do not fit
     if roi_head.with_mask:
+        Regions(roi_head, 'mask', 0)
         check_flow(roi_head)
         mask_settings.threshold(roi_head.test_cfg)

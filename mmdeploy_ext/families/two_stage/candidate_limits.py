@@ -1,4 +1,4 @@
-"""Limits of how many boxes enter the suppressions: which ones a model takes, and what they make constant."""
+"""Limits of how many boxes enter the suppressions: which ones a model takes, and the rows of its results."""
 
 import math
 from collections.abc import Mapping
@@ -18,26 +18,26 @@ COUNTS = dict(candidates='max_candidates', proposal_candidates='max_proposals')
 
 
 def check(heads: Mapping[str, nn.Module], options: Options) -> None:
-    """Refuse (UsageError) limits that have no effect alone, or are larger than what there is."""
-    given = {name: options[name] for name in LIMITS if options.get(name)}
-    if not given:
+    """Refuse (UsageError) limits that have no effect alone, or are larger than what they limit."""
+    limits = {name: options[name] for name in LIMITS if options.get(name)}
+    if not limits:
         return
-    first = f'--{next(iter(given)).replace("_", "-")} {next(iter(given.values()))}'
+    first = f'--{next(iter(limits)).replace("_", "-")} {next(iter(limits.values()))}'
     if options.dynamic:
         raise UsageError(f'{first}: its shapes are constant; export it without --dynamic-export')
     if 'roi_head' not in heads:
-        if 'max_candidates' in given:
+        if 'max_candidates' in limits:
             raise UsageError(f'{first}: proposals are the results of this model; use --max-proposals')
     elif isinstance(boxes.thresholds(heads['roi_head'].test_cfg), SoftNmsConfig):
         raise UsageError(f'{first}: soft_nms takes turns in a Loop; export it without limits of candidates')
-    elif len(given) < len(LIMITS):
+    elif len(limits) < len(LIMITS):
         raise UsageError(
             f'{first}: the shapes are constant with --max-proposals and --max-candidates together; give both'
         )
-    for name, there in _there(heads, options).items():
-        if given.get(name, 0) > there:
+    for name, available in _available(heads, options).items():
+        if limits.get(name, 0) > available:
             raise UsageError(
-                f'--{name.replace("_", "-")} {given[name]}: the model has only {there} candidates at '
+                f'--{name.replace("_", "-")} {limits[name]}: the model has only {available} candidates at '
                 f'{options.height} x {options.width}'
             )
 
@@ -50,19 +50,18 @@ def check_proposals(head: nn.Module, options: Options) -> None:
         raise UsageError(f'--max-proposals {options.max_proposals}: {type(head).__name__} exports without')
 
 
-def _there(heads: Mapping[str, nn.Module], options: Options) -> dict[str, int]:
+def _available(heads: Mapping[str, nn.Module], options: Options) -> dict[str, int]:
     """Return option -> how many boxes can enter the suppression that it limits."""
     rpn_head, roi_head = heads['rpn_head'], heads.get('roi_head')
-    generator, most = generator_of(rpn_head), thresholds(rpn_head).nms_pre
-    anchors = sum(
-        capped(math.ceil(options.height / stride[1]) * math.ceil(options.width / stride[0]) * of_cell, most)
-        for stride, of_cell in zip(generator.strides, generator.num_base_priors, strict=True)
-    )
-    found = dict(max_proposals=anchors)
-    if roi_head is not None:
-        rows = rows_of(options.max_proposals, rpn_head)
-        found['max_candidates'] = rows * int(boxes.last_head(roi_head).num_classes)
-    return found
+    generator, nms_pre = generator_of(rpn_head), thresholds(rpn_head).nms_pre
+    anchors = 0
+    for stride, anchors_per_cell in zip(generator.strides, generator.num_base_priors, strict=True):
+        cells = math.ceil(options.height / stride[1]) * math.ceil(options.width / stride[0])
+        anchors += capped(cells * anchors_per_cell, nms_pre)
+    if roi_head is None:
+        return dict(max_proposals=anchors)
+    pairs = rows_of(options.max_proposals, rpn_head) * int(boxes.last_head(roi_head).num_classes)
+    return dict(max_proposals=anchors, max_candidates=pairs)
 
 
 def rows_of(cap: int, head: nn.Module) -> int:

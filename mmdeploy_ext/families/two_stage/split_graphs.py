@@ -1,9 +1,9 @@
 """A detector in two graphs, for those who schedule them apart: pictures to proposals, regions to results.
 
-An output of the first graph is an input of the second by its name. Both also give what their results were
-made from, so that a proof compares tensors: the first the outputs of its head of proposals, the second, given
-PyTorch's own proposals, the features of regions and the outputs of its heads. Glossary: B batch, K proposals,
-n detections, H, W network input in pixels.
+An output of the first graph is an input of the second by its name. Both also give the tensors from which
+their results were made, for a proof to compare: the first the outputs of its head of proposals, the second,
+with PyTorch's own proposals as input, the features of regions and the outputs of its heads. Glossary: B
+batch, K proposals, n detections, H, W network input in pixels.
 """
 
 import dataclasses
@@ -18,13 +18,11 @@ from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.parts import image_tensors, region_maps
-from mmdeploy_ext.families.parts.region_maps import grid_of
+from mmdeploy_ext.families.parts.region_maps import feature_names, grid_of
 from mmdeploy_ext.families.parts.regions import context_names
 from mmdeploy_ext.families.two_stage import graphs
-from mmdeploy_ext.families.two_stage.proposals import Proposals, is_guided, is_staged, smallest_side
+from mmdeploy_ext.families.two_stage.proposals import is_guided, is_staged, smallest_side
 
 PROPOSALS, REGIONS = FORMS = ('proposals', 'regions')
 """The two graphs."""
@@ -39,7 +37,7 @@ MEANINGS = dict(
     bbox_cls='bucket logits of the sides of regions',
     bbox_reg='offsets in the buckets of the sides of regions',
 )
-"""Kind of a tensor -> what it is."""
+"""Kind of a tensor -> its meaning."""
 UNITS = dict(rpn_cls='logit', cls_score='logit', bbox_cls='logit', regions='pixel')
 SEED = 0
 
@@ -47,7 +45,7 @@ SEED = 0
 def check(heads: Mapping[str, nn.Module], options: Options) -> None:
     """Refuse two graphs of a detector that is one of them, and half precision of the second graph.
 
-    ConfigError: proposals without an area, which the second graph would take for none.
+    ConfigError: proposals without an area, which the second graph would take for padding.
     """
     if options.form not in FORMS:
         return
@@ -59,40 +57,23 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
         raise UsageError(
             f'--precision {options.precision}: the graph of regions stays float32; export it without'
         )
-    roi_head = heads['roi_head']
+    rpn_head, roi_head = heads['rpn_head'], heads['roi_head']
     if context_names(roi_head) or grid_of(roi_head) is not None:
         raise UsageError(
             f'--postprocess {options.form}: {type(roi_head).__name__}: results are made of more than regions '
             f'of these levels, or scaled twice; it is one graph, export full'
         )
-    if is_guided(heads['rpn_head']) or is_staged(heads['rpn_head']):
-        raise UsageError(
-            f'--postprocess {options.form}: {type(heads["rpn_head"]).__name__} is one graph, export full'
-        )
-    if smallest_side(heads['rpn_head']) < 0:
+    if is_guided(rpn_head) or is_staged(rpn_head):
+        raise UsageError(f'--postprocess {options.form}: {type(rpn_head).__name__} is one graph, export full')
+    if smallest_side(rpn_head) < 0:
         raise ConfigError(
-            f'test_cfg.rpn.min_bbox_size={smallest_side(heads["rpn_head"]):g}: expected 0 or more for '
-            f'--postprocess {options.form}, where a proposal without an area is none'
+            f'test_cfg.rpn.min_bbox_size={smallest_side(rpn_head):g}: expected 0 or more for '
+            f'--postprocess {options.form}, which takes proposals without an area for padding'
         )
-
-
-class ProposalsForm(nn.Module):
-    """What the first graph adds to the network."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.proposals = Proposals(model.rpn_head)
-
-    def forward(
-        self, image: torch.Tensor, img_shape: torch.Tensor, *maps: torch.Tensor
-    ) -> tuple[torch.Tensor]:
-        """Return proposals (B, K, 4) of the head's outputs; rows that an image does not have are zero."""
-        dets, *_ = self.proposals(maps, image_tensors.clip_size(image, img_shape))
-        return (tap('proposals', dets[..., :4]),)
 
 
 class RegionsForm(graphs.FullForm):
-    """The second graph: regions to results, with what these were made from."""
+    """The second graph: regions to results, with the tensors from which these were made."""
 
     def forward(
         self,
@@ -101,26 +82,31 @@ class RegionsForm(graphs.FullForm):
         proposals: torch.Tensor,
         *features: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """Return what `full` gives, and what `inner_names` names, a row per region.
+        """Return the outputs of the `full` form, and the tensors of `inner_names`, a row per region.
 
-        Boxes are clipped to `img_shape` (B, 2) h, w; `proposals` (B, K, 4) without an area are none;
+        Boxes are clipped to `img_shape` (B, 2) h, w; `proposals` (B, K, 4) without an area are padding;
         `features` are of all levels.
         """
         results, inner = self.look(features, proposals, img_shape, scale_factor)
         return *results, *inner.values()
 
     def look(
-        self, features: Sequence[torch.Tensor], proposals: torch.Tensor, *sizes: torch.Tensor
+        self,
+        features: Sequence[torch.Tensor],
+        proposals: torch.Tensor,
+        img_shape: torch.Tensor,
+        scale_factor: torch.Tensor,
     ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
-        """Return what `full` gives, and name -> what heads look at and give (B, K, ...)."""
-        seen: list[dict[str, torch.Tensor]] = []
+        """Return the outputs of the `full` form, and name -> inputs and outputs of heads (B, K, ...)."""
+        stage_tensors: list[dict[str, torch.Tensor]] = []
         present, rows = graphs.with_area(proposals), proposals.shape[:2]
-        results = self._results(features, proposals, present, *sizes, seen=seen)
-        inner = {name: one for stage in seen for name, one in stage.items()}
-        return results, {
-            name: one.reshape(*rows, *one.shape[-3 if one.dim() == 4 else -1 :])
-            for name, one in inner.items()
-        }
+        results = self._results(features, proposals, present, img_shape, scale_factor, stage_tensors)
+        inner = {}
+        for tensors in stage_tensors:
+            for name, tensor in tensors.items():
+                is_map = tensor.dim() == 4
+                inner[name] = tensor.reshape(*rows, *tensor.shape[-3 if is_map else -1 :])
+        return results, inner
 
 
 _SHAPES: weakref.WeakKeyDictionary[nn.Module, dict[Any, dict[str, tuple[int, ...]]]] = (
@@ -131,91 +117,95 @@ PROBED = 3
 
 
 def shapes(model: nn.Module, options: Options) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors between the graphs, and of what the heads give, of one image.
+    """Return the shapes of all tensors between the graphs, and of the outputs of the heads, of one image.
 
     UsageError: the model does not take images of that size.
     """
-    known = _SHAPES.setdefault(model, {})
+    shapes_of_sizes = _SHAPES.setdefault(model, {})
     size = options.height, options.width
-    if size not in known:
+    if size not in shapes_of_sizes:
         network, form = graphs.Network(model), RegionsForm(model).eval()
         like = next(model.parameters())
         try:
             with torch.no_grad():
-                found = dict(zip(network.names, network(like.new_zeros((1, 3, *size))), strict=True))
+                tensors = dict(zip(network.names, network(like.new_zeros((1, 3, *size))), strict=True))
         except RuntimeError as error:
             raise UsageError(f'--shape {size[0]} {size[1]}: the model does not take it: {error}') from error
-        features = [found[name] for name in region_maps.feature_names(model)]
+        features = [tensors[name] for name in feature_names(model)]
         boxes = like.new_tensor([[[0.0, 0.0, 8.0, 8.0]] * PROBED])
         with torch.no_grad():
-            found |= form.look(features, boxes, like.new_tensor([size]), like.new_ones((1, 4)))[1]
-        known[size] = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    return known[size]
+            tensors |= form.look(features, boxes, like.new_tensor([size]), like.new_ones((1, 4)))[1]
+        shapes_of_sizes[size] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return shapes_of_sizes[size]
 
 
 def inner_names(model: nn.Module, options: Options) -> tuple[str, ...]:
-    """Return the names of what heads of regions give, and are given, stage by stage."""
-    outside = (*region_maps.feature_names(model), *graphs.proposal_names(model))
+    """Return the names of the inputs and outputs of heads of regions, stage by stage."""
+    outside = (*feature_names(model), *graphs.proposal_names(model))
     return tuple(name for name in shapes(model, options) if name not in outside)
 
 
-def _tensor(name: str, shape: Sequence[int], options: Options, regions: bool) -> TensorSpec:
-    """Return the spec of a map of a level, or of rows of regions."""
-    kind, place = name.rsplit('_', 1)
+def _tensor(name: str, options: Options, shape: Sequence[int], of_regions: bool) -> TensorSpec:
+    """Return the spec of a map of a level, or of rows of regions; `shape` is of one image."""
+    kind, number = name.rsplit('_', 1)
     batch = 'B' if options.dynamic else options.batch
-    axes = (batch, 'K', *shape[2:]) if regions else (batch, *shape[1:])
-    if options.dynamic and not regions:
-        axes = (*axes[:2], f'h{place}', f'w{place}')
-    meaning = f'{MEANINGS[kind]}, {"stage" if regions else "level"} {place}'
+    axes = (batch, 'K', *shape[2:]) if of_regions else (batch, *shape[1:])
+    if options.dynamic and not of_regions:
+        axes = (*axes[:2], f'h{number}', f'w{number}')
+    meaning = f'{MEANINGS[kind]}, {"stage" if of_regions else "level"} {number}'
     groups = (ColumnGroup(name='xyxy', unit='pixel'),) if UNITS.get(kind) == 'pixel' else ()
     return TensorSpec(name, 'float32', axes, meaning, UNITS.get(kind, ''), groups)
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of one of the two graphs."""
-    full, known = graphs.spec(model, options), shapes(model, options)
+
+    def tensors(names: Sequence[str], of_regions: bool = False) -> tuple[TensorSpec, ...]:
+        shape_of = shapes(model, options)
+        return tuple(_tensor(name, options, shape_of[name], of_regions) for name in names)
+
+    full = graphs.spec(model, options)
     image, img_shape, scale_factor = full.inputs
-    features = tuple(_tensor(name, known[name], options, False) for name in region_maps.feature_names(model))
+    features = tensors(feature_names(model))
     meaning = 'x1 y1 x2 y2 of regions to look at, pixels of the network input; without an area: none'
     proposals = TensorSpec('proposals', 'float32', (image.axes[0], 'K', 4), meaning, 'pixel')
     if options.form == PROPOSALS:
-        heads = tuple(_tensor(name, known[name], options, False) for name in graphs.proposal_names(model))
         inputs = image, dataclasses.replace(img_shape, unused=not graphs.clips_proposals(model))
-        outputs = *features, dataclasses.replace(proposals, compare='detections'), *heads
+        scored = dataclasses.replace(proposals, compare='detections')
+        outputs = *features, scored, *tensors(graphs.proposal_names(model))
     else:
         meaning = 'height and width before padding, which boxes are clipped to'
         size = dataclasses.replace(
             img_shape, meaning=meaning, default=None, positive=True, unused=not graphs.clips_regions(model)
         )
         inputs = *features, proposals, size, scale_factor
-        inner = (_tensor(name, known[name], options, True) for name in inner_names(model, options))
-        outputs = *full.outputs, *inner
-    return GraphSpec(f'two_stage/{options.form}', inputs, tuple(outputs))
+        outputs = *full.outputs, *tensors(inner_names(model, options), of_regions=True)
+    return GraphSpec(f'two_stage/{options.form}', inputs, outputs)
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the chain of modules of one of the two graphs."""
-    own, features = fuse(model) if fold else model, region_maps.feature_names(model)
+    folded = fuse(model) if fold else model
     if options.form == REGIONS:
-        names = (*graphs.full_names(model, options), *inner_names(model, options))
-        inputs = ('img_shape', 'scale_factor', 'proposals', *features)
-        return [Stage('regions', RegionsForm(own), inputs, names)]
-    network, heads = graphs.Network(own), graphs.proposal_names(model)
+        names = (*graphs.spec(model, options).output_names, *inner_names(model, options))
+        inputs = ('img_shape', 'scale_factor', 'proposals', *feature_names(model))
+        return [Stage('regions', RegionsForm(folded), inputs, names)]
+    network = graphs.Network(folded)
     return [
         Stage('network', network, ('input',), network.names),
-        Stage('proposals', ProposalsForm(own), ('input', 'img_shape', *heads), ('proposals',)),
+        graphs.proposals_stage(folded, columns=4),
     ]
 
 
 def example(model: nn.Module, options: Options) -> dict[str, torch.Tensor]:
-    """Return what the second graph is traced with: seeded features, and windows of several sizes."""
-    known, numbers = shapes(model, options), torch.Generator().manual_seed(SEED)
-    found = {
-        name: torch.randn((options.batch, *known[name][1:]), generator=numbers)
-        for name in region_maps.feature_names(model)
+    """Return tensors to trace the second graph with: seeded features, and windows of several sizes."""
+    shape_of, numbers = shapes(model, options), torch.Generator().manual_seed(SEED)
+    features = {
+        name: torch.randn((options.batch, *shape_of[name][1:]), generator=numbers)
+        for name in feature_names(model)
     }
     size = torch.tensor([[options.height, options.width]] * options.batch, dtype=torch.float32)
     low = torch.rand((options.batch, 40, 2), generator=numbers) * 0.75
     boxes = torch.cat([low, low + 0.05 + 0.2 * torch.rand(low.shape, generator=numbers)], dim=2)
     boxes = boxes * size.flip(1).repeat(1, 2)[:, None]
-    return dict(found, proposals=boxes, img_shape=size, scale_factor=torch.ones(options.batch, 4))
+    return dict(features, proposals=boxes, img_shape=size, scale_factor=torch.ones(options.batch, 4))
