@@ -68,13 +68,13 @@ planted('pairs: 990 enter the suppression', TOY, (f'{POST}:PAIRS', one_percent_l
 planted('pairs: 100 enter the suppression', TOY, (f'{POST}:PAIRS', lambda most: 100))
 planted('corners grouped across classes', BOTH, corners(labels=lambda labels: labels * 0))
 planted('classes in the reverse order', TOY, corners(labels=lambda labels: 5 - labels))
-planted('corners of the peak beside', TOY, corners(places=lambda places: places.roll(1, 1)))
-planted('corners half a cell off', BOTH, corners(places=lambda places: places + 0.5))
-planted('corners as y x', TOY, corners(places=swapped))
-planted('corners of whole cells', TOY, corners(places=torch.floor))
-planted('embeddings of the first image', TOY, corners(more=first_of_batch))
-planted('embeddings rounded to 1 / 4', TOY, corners(more=lambda more: (more * 4).round() / 4))
-planted('embeddings of the peak beside', TOY, corners(more=lambda more: more.roll(1, 1)))
+planted('corners of the peak beside', TOY, corners(points=lambda points: points.roll(1, 1)))
+planted('corners half a cell off', BOTH, corners(points=lambda points: points + 0.5))
+planted('corners as y x', TOY, corners(points=swapped))
+planted('corners of whole cells', TOY, corners(points=torch.floor))
+planted('embeddings of the first image', TOY, corners(pairing=first_of_batch))
+planted('embeddings rounded to 1 / 4', TOY, corners(pairing=lambda pairing: (pairing * 4).round() / 4))
+planted('embeddings of the peak beside', TOY, corners(pairing=lambda pairing: pairing.roll(1, 1)))
 planted('scores of the corners multiplied', TOY, corners(scores=lambda scores: scores**2))
 planted('scores rounded to float16', TOY, corners(scores=lambda scores: scores.half().float()))
 planted('offsets left out', TOY, maps(lambda a, off, b, c, off2, d: (a, off * 0, b, c, off2 * 0, d)))
@@ -169,6 +169,6 @@ planted('large boxes begin at 350 pixels', CENTRIPETAL, (f'{POST}:LARGE', lambda
 planted(
     'shifts that are no exponentials',
     CENTRIPETAL,
-    corners(more=lambda more: (1 + more).clamp(min=1e-6).log()),
+    corners(pairing=lambda pairing: (1 + pairing).clamp(min=1e-6).log()),
 )
-planted('shifts as y x', CENTRIPETAL, corners(more=swapped))
+planted('shifts as y x', CENTRIPETAL, corners(pairing=swapped))

@@ -50,7 +50,7 @@ register_family(
     'corner',
     'mmdeploy_ext.families.corner.family:CornerFamily',
     postprocess=query.POSTPROCESS,
-    runtime='mmdeploy_ext.families.corner.runtime',
+    runtime='mmdeploy_ext.families.parts.runtime.padded_results',
 )
 register_family(
     'dense',

@@ -1,8 +1,8 @@
-"""The family of detectors of corners: what it claims and refuses, and what the other modules give."""
+"""The family of detectors of corners: which configs it claims and refuses, and what a proof changes."""
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,35 +13,44 @@ from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.corner import graphs, reference, samples
+from mmdeploy_ext.families.corner import graphs
 from mmdeploy_ext.families.corner.postprocess import FEWEST_CORNERS, PAIRS, suppression, thresholds
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Kind, Limit
-from mmdeploy_ext.families.parts import detector_parts, followed
+from mmdeploy_ext.families.parts import detector_parts, followed, image_feeds
 from mmdeploy_ext.families.parts.exaggerated import changed_forward
+from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes, metas_of, tested
 from mmdeploy_ext.families.replaced import Replaced
+from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.runtime.detections import Detections
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 HEADS = (dense_heads.CentripetalHead, dense_heads.CornerHead)
 METHODS = (
-    *('simple_test', 'simple_test_bboxes', 'get_bboxes', '_get_bboxes_single'),
-    *('_bboxes_nms', 'decode_heatmap'),
+    'simple_test',
+    'simple_test_bboxes',
+    'get_bboxes',
+    '_get_bboxes_single',
+    '_bboxes_nms',
+    'decode_heatmap',
 )
+"""Methods of heads that the graph computes by itself."""
 FOLLOWED = (
     (detectors.CornerNet, followed.DETECTOR_METHODS),
     *((head, METHODS) for head in HEADS),
     *followed.FUNCTIONS,
 )
-"""See `Family.followed`."""
+"""Classes and modules of mmdet, and the methods that the graph computes, as `Family.followed` has them."""
 CLOSER, BAND = 4.0, 3
-"""What shifts are divided by in every second band of so many rows of cells: pairs of corners as near as that
-make boxes below the size from which on the central region is another one."""
+"""Divisor of the shifts in every second band of rows, and rows of a band: pairs of corners as close as that
+make boxes below the area from which on the central region has another size."""
 
 
-def closer(shifts: torch.Tensor) -> torch.Tensor:
+def closer(log_shifts: torch.Tensor) -> torch.Tensor:
     """Return logarithms of shifts (B, 2, h, w), in cells, that are shorter in every second band of rows."""
-    banded = torch.arange(shifts.shape[2], device=shifts.device) // BAND % 2 == 0
-    return torch.where(banded[:, None], shifts - math.log(CLOSER), shifts)
+    rows = torch.arange(log_shifts.shape[2], device=log_shifts.device)
+    in_band = (rows // BAND % 2 == 0)[:, None]
+    return torch.where(in_band, log_shifts - math.log(CLOSER), log_shifts)
 
 
 class CornerFamily(ImageFamily):
@@ -52,23 +61,19 @@ class CornerFamily(ImageFamily):
     near = ('CornerNet', 'CornerHead', 'CentripetalHead')
     task = 'bbox2d'
     forms = ('full',)
-    spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds = staticmethod(samples.feeds)
-    reference_detections = staticmethod(reference.detections)
-
     followed = FOLLOWED
+    spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    feeds = staticmethod(image_feeds.feeds)
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield the methods of the detector and of its head."""
         yield from followed.replaced_of_class(model, FOLLOWED)
         yield from followed.replaced_in([model.bbox_head], FOLLOWED)
 
     def claims(self, cfg: Any) -> Claim:
-        """See `Family.claims`: those of other parts are refused by `check`, by the part."""
+        """Claim every CornerNet; `check` refuses those with other heads, by the key."""
         return Claim.DETECTOR if detector_parts.detects(cfg, detectors.CornerNet) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
-        """See `ImageFamily.check`: parts, thresholds, sizes."""
         test_cfg = detector_parts.test_cfg_of(cfg)
         with refused_by_name(cfg):
             head = detector_parts.tested_head(cfg, 'bbox_head', test_cfg)
@@ -81,6 +86,12 @@ class CornerFamily(ImageFamily):
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         return dict(thresholds(model.bbox_head.test_cfg), num_classes=self.num_classes(model))
 
+    def reference_detections(
+        self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
+    ) -> list[Detections]:
+        """Return the results of the detector's own test path, of images without a flipped one beside."""
+        return [boxes_of_classes(result) for result in tested(model, images, metas_of(images), rescale)]
+
     @contextlib.contextmanager
     def exaggerated(self, model: nn.Module) -> Iterator[None]:
         """Let half of the corners of a CentripetalNet point at centres of small boxes."""
@@ -90,14 +101,14 @@ class CornerFamily(ImageFamily):
             return
 
         def change(outputs: Any) -> Any:
-            *others, first_shifts, last_shifts = outputs
-            return *others, [closer(maps) for maps in first_shifts], [closer(maps) for maps in last_shifts]
+            *maps, first_shifts, last_shifts = outputs
+            return *maps, [closer(level) for level in first_shifts], [closer(level) for level in last_shifts]
 
         with changed_forward(head, change):
             yield
 
     def limits(self, model: nn.Module) -> list[Limit]:
-        """See `ImageFamily.limits`: of corners, of pairs, and of their suppression."""
+        """Return the limits of corners, of pairs, and of their suppression."""
         config = model.bbox_head.test_cfg
         return [
             Limit(config, 'corner_topk', Kind.CANDIDATES, least=FEWEST_CORNERS),

@@ -9,13 +9,13 @@ from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.corner.postprocess import FULL, FullForm, outputs_of, thresholds
+from mmdeploy_ext.families.corner.postprocess import FULL_NAMES, FullForm, corner_maps, thresholds
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.image_tensors import box_outputs, image_input, optional_inputs
 
 STRIDE = 4
-"""Of the maps of an hourglass, pixels."""
-NAMES = tuple(f'{corner}_{kind}' for corner in ('tl', 'br') for kind in ('heat', 'off', 'pair'))
+"""Stride of the maps of an hourglass, pixels."""
+MAP_NAMES = ('tl_heat', 'tl_off', 'tl_pair', 'br_heat', 'br_off', 'br_pair')
 
 
 class Network(nn.Module):
@@ -27,8 +27,8 @@ class Network(nn.Module):
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the maps of corners of (B, 3, H, W) float32 normalised images."""
-        found = outputs_of(self.model.bbox_head, self.model.extract_feat(image))
-        return tuple(tap(name, one) for name, one in zip(NAMES, found, strict=True))
+        maps = corner_maps(self.model.bbox_head, self.model.extract_feat(image))
+        return tuple(tap(name, tensor) for name, tensor in zip(MAP_NAMES, maps, strict=True))
 
 
 def smallest(model: nn.Module) -> int:
@@ -48,7 +48,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and the post-processing after it."""
+    inputs = ('input', 'scale_factor', 'border', *MAP_NAMES)
     return [
-        Stage('network', Network(fuse(model) if fold else model), ('input',), NAMES),
-        Stage('postprocess', FullForm(model.bbox_head), ('input', 'scale_factor', 'border', *NAMES), FULL),
+        Stage('network', Network(fuse(model) if fold else model), ('input',), MAP_NAMES),
+        Stage('postprocess', FullForm(model.bbox_head), inputs, FULL_NAMES),
     ]

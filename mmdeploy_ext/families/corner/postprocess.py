@@ -2,8 +2,8 @@
 
 Source of the algorithm: mmdet 2.28.2 `dense_heads/corner_head.py` and `dense_heads/centripetal_head.py`.
 
-Glossary: B batch, C classes, h, w size of the maps, k corners of a kind, P pairs, n results, H, W network
-input in pixels.
+Glossary: B batch, C classes, h, w size of the maps, k corners of a kind (top left or bottom right), P pairs,
+n results, H, W network input in pixels.
 """
 
 import dataclasses
@@ -29,32 +29,35 @@ from mmdeploy_ext.families.parts.dense_heads import peak_window
 from mmdeploy_ext.families.parts.priors import rows_of
 from mmdeploy_ext.families.parts.runtime.box_coders import peaks_of
 
-FULL = ('dets', 'labels')
+FULL_NAMES = ('dets', 'labels')
 PAIRS = 1000
-"""Of the best pairs, which are suppressed: mmdet's `num_dets`."""
+"""Number of the best pairs, which enter the suppression: mmdet's `num_dets`."""
 FEWEST_CORNERS = 32
 """Corners of a kind that make as many pairs."""
 LARGE, CENTRAL = 3500.0, (2.4, 2.1)
-"""Boxes larger than this, pixels, have a central region of 1 / 2.1 of their sides; others of 1 / 2.4."""
+"""Area in square pixels above which a box is large, and the sides of a small and of a large box in those of
+its central region."""
 
 
 def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
-    """Return what `test_cfg` decides; ConfigError names an entry that is missing or not repeated."""
-    found = {key: positive(key, test_cfg.get(key)) for key in ('corner_topk', 'max_per_img')}
-    found['local_maximum_kernel'] = peak_window(test_cfg)
-    if found['corner_topk'] < FEWEST_CORNERS:
-        raise ConfigError(f'test_cfg.corner_topk={found["corner_topk"]}: expected {FEWEST_CORNERS} or more')
-    if found['max_per_img'] > PAIRS:
-        raise ConfigError(f'test_cfg.max_per_img={found["max_per_img"]}: expected 1 to {PAIRS}')
-    found['distance_threshold'] = number('distance_threshold', test_cfg.get('distance_threshold'), float)
-    return found
+    """Return the numbers of `test_cfg`; ConfigError names an entry that is missing or not reproduced."""
+    config = {key: positive(key, test_cfg.get(key)) for key in ('corner_topk', 'max_per_img')}
+    config['local_maximum_kernel'] = peak_window(test_cfg)
+    if config['corner_topk'] < FEWEST_CORNERS:
+        raise ConfigError(f'test_cfg.corner_topk={config["corner_topk"]}: expected {FEWEST_CORNERS} or more')
+    if config['max_per_img'] > PAIRS:
+        raise ConfigError(f'test_cfg.max_per_img={config["max_per_img"]}: expected 1 to {PAIRS}')
+    config['distance_threshold'] = number('distance_threshold', test_cfg.get('distance_threshold'), float)
+    return config
 
 
 def suppression(test_cfg: Mapping[str, Any]) -> Suppression:
-    """Return what suppresses pairs, by `nms` or `soft_nms`; ConfigError names what ONNX has no form of."""
+    """Return the suppression of pairs, by `nms` or `soft_nms`; ConfigError names what ONNX has no form of."""
     config = nms_config(dict(test_cfg, nms=test_cfg.get('nms') or test_cfg.get('nms_cfg')), soft=True)
     return Suppression(
-        *(config.iou_threshold, config.max_per_img, config.class_agnostic),
+        config.iou_threshold,
+        config.max_per_img,
+        config.class_agnostic,
         trimmed=False,
         soft=config if isinstance(config, SoftNmsConfig) else None,
     )
@@ -62,28 +65,37 @@ def suppression(test_cfg: Mapping[str, Any]) -> Suppression:
 
 @dataclasses.dataclass(frozen=True)
 class Corners:
-    """The best corners of a kind."""
+    """The best corners of a kind.
 
-    scores: torch.Tensor  # (B, k)
-    labels: torch.Tensor  # (B, k) int64
-    places: torch.Tensor  # (B, k, 2) x, y in cells, with their offsets
-    more: torch.Tensor  # (B, k, columns) what else the head says of them: embeddings, or shifts
+    Attributes:
+        scores: (B, k) float32.
+        labels: (B, k) int64.
+        points: (B, k, 2) x, y in cells, with their offsets.
+        pairing: (B, k, 1) embeddings, or (B, k, 2) logarithms of the shift to the centre of the box, cells.
+    """
+
+    scores: torch.Tensor
+    labels: torch.Tensor
+    points: torch.Tensor
+    pairing: torch.Tensor
 
 
 def best_corners(
-    heat: torch.Tensor, offsets: torch.Tensor, more: torch.Tensor, side: int, count: int
+    heat: torch.Tensor, offsets: torch.Tensor, pairing: torch.Tensor, window: int, count: int
 ) -> Corners:
-    """Return the best `count` peaks of all classes, each the highest of `side` cells on both axes.
+    """Return the best `count` peaks of all classes, each the highest of a square of `window` cells.
 
-    `heat` (B, C, h, w) are logits, `offsets` (B, 2, h, w) of corners in cells, `more` (B, columns, h, w).
+    `heat` (B, C, h, w) are logits, `offsets` (B, 2, h, w) of corners in cells, `pairing` (B, 1 or 2, h, w).
     """
-    scores, index = peaks_of(torch, heat.sigmoid(), side).flatten(1).topk(count, 1)
+    scores, index = peaks_of(torch, heat.sigmoid(), window).flatten(1).topk(count, 1)
     height, width = hw(heat).unbind()  # tensors: torch.export has no remainder by a symbol
     cells = height * width
-    labels, place = torch.div(index, cells, rounding_mode='floor'), index % cells
-    grid = torch.stack([place % width, torch.div(place, width, rounding_mode='floor')], 2)
-    own, others = (gather_rows(rows_of(one, one.shape[1]), place) for one in (offsets, more))
-    return Corners(scores, labels, grid.to(own.dtype) + own, others)
+    labels, cell = torch.div(index, cells, rounding_mode='floor'), index % cells
+    grid = torch.stack([cell % width, torch.div(cell, width, rounding_mode='floor')], 2)
+    corner_offsets, corner_pairing = (
+        gather_rows(rows_of(maps, maps.shape[1]), cell) for maps in (offsets, pairing)
+    )
+    return Corners(scores, labels, grid.to(corner_offsets.dtype) + corner_offsets, corner_pairing)
 
 
 class FullForm(nn.Module):
@@ -99,65 +111,65 @@ class FullForm(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return dets (B, n, 5) and labels (B, n); rows behind the results are zero with label -1.
 
-        `maps` are heat, offsets, and embeddings or shifts, of the upper left corners and then of the others;
-        for the other inputs see `dense.forms.FullForm`.
+        `maps` are heat, offsets, and embeddings or shifts, of the top left corners and then of the bottom
+        right ones; for the other inputs see `dense.forms.FullForm`.
         """
-        config, size = self.config, hw(maps[0])
-        settings = config['local_maximum_kernel'], config['corner_topk']
-        first, last = best_corners(*maps[:3], *settings), best_corners(*maps[3:], *settings)
+        window, count = self.config['local_maximum_kernel'], self.config['corner_topk']
+        threshold = self.config['distance_threshold']
+        size = hw(maps[0])
+        first, last = best_corners(*maps[:3], window, count), best_corners(*maps[3:], window, count)
         stride = (hw(image).to(border) / size.to(border)).flip(0)
-        above = border.flip(1)[:, None]
-        low, high = ((one.places * stride - above).clamp(min=0) for one in (first, last))
+        padding = border.flip(1)[:, None]
+        low, high = ((corners.points * stride - padding).clamp(min=0) for corners in (first, last))
         low, high = low[:, :, None], high[:, None]
         if self.embedded:
-            fits = (first.more[:, :, None, 0] - last.more[:, None, :, 0]).abs() <= config[
-                'distance_threshold'
-            ]
+            fits = (first.pairing[:, :, None, 0] - last.pairing[:, None, :, 0]).abs() <= threshold
         else:
-            centres = first.places + first.more.exp(), last.places - last.more.exp()
-            inner = [(one * stride - above).clamp(min=0) for one in centres]
-            fits = _central(low, high, inner[0][:, :, None], inner[1][:, None], config['distance_threshold'])
+            centres = first.points + first.pairing.exp(), last.points - last.pairing.exp()
+            first_centres, last_centres = [(points * stride - padding).clamp(min=0) for points in centres]
+            fits = _centres_fit(low, high, first_centres[:, :, None], last_centres[:, None], threshold)
         fits = fits & (first.labels[:, :, None] == last.labels[:, None]) & (high > low).all(3)
         scores = (first.scores[:, :, None] + last.scores[:, None]) / 2
         scores = torch.where(fits, scores, torch.full_like(scores, NO_CANDIDATE))
         boxes = torch.cat([low.expand_as(high - low), high.expand_as(high - low)], 3)
         labels = first.labels[:, :, None].expand_as(scores)
-        return self._suppressed(*(one.flatten(1, 2) for one in (boxes, scores, labels)), scale_factor)
-
-    def _suppressed(
-        self, boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, scale_factor: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the results of pairs: boxes (B, P, 4), scores and labels (B, P)."""
+        boxes, scores, labels = boxes.flatten(1, 2), scores.flatten(1, 2), labels.flatten(1, 2)
         scores, best = scores.topk(PAIRS, 1)
         boxes, labels = gather_rows(boxes, best) / scale_factor[:, None], labels.gather(1, best)
-        found = self.suppress(boxes, scores, labels, scores > NO_CANDIDATE)
-        return tuple(tap(name, one) for name, one in zip(FULL, found, strict=True))
+        outputs = self.suppress(boxes, scores, labels, scores > NO_CANDIDATE)
+        return tuple(tap(name, tensor) for name, tensor in zip(FULL_NAMES, outputs, strict=True))
 
 
-def _central(
-    low: torch.Tensor, high: torch.Tensor, first: torch.Tensor, last: torch.Tensor, threshold: float
+def _centres_fit(
+    low: torch.Tensor,
+    high: torch.Tensor,
+    first_centres: torch.Tensor,
+    last_centres: torch.Tensor,
+    threshold: float,
 ) -> torch.Tensor:
     """Return whether the centres that both corners point at fit: (B, k, k) bool.
 
-    They have to lie inside a central region, and what is between them must be no larger a share of it than
-    the threshold. Corners and the centres that they point at are in pixels, `low` and `first` (B, k, 1, 2),
-    `high` and `last` (B, 1, k, 2).
+    They have to lie inside a central region, and the rectangle between them must be no larger a share of it
+    than the threshold. Corners and centres are in pixels, those of top left corners (B, k, 1, 2), those of
+    bottom right ones (B, 1, k, 2).
     """
     small, large = (1 / share for share in CENTRAL)
     area = (high - low).prod(3).abs()[..., None]
     share = torch.where(area > LARGE, torch.full_like(area, large), torch.full_like(area, small))
-    middle, half = (low + high) / 2, share * (high - low) / 2
-    begin, end = middle - half, middle + half
-    ratio = (last - first).prod(3).abs() / (end - begin).prod(3).abs()
-    inside = [(one > begin) & (one < end) for one in (first, last)]
-    return (inside[0] & inside[1]).all(3) & ~(ratio > threshold)
+    middle, half_size = (low + high) / 2, share * (high - low) / 2
+    begin, end = middle - half_size, middle + half_size
+    ratio = (last_centres - first_centres).prod(3).abs() / (end - begin).prod(3).abs()
+    first_inside, last_inside = [
+        (points > begin) & (points < end) for points in (first_centres, last_centres)
+    ]
+    return (first_inside & last_inside).all(3) & ~(ratio > threshold)
 
 
-def outputs_of(head: nn.Module, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the maps of `FullForm.forward` that a head gives of its last level."""
-    outputs = [one[-1] for one in head(maps)]
+def corner_maps(head: nn.Module, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the maps of `FullForm.forward` that a head outputs for its last level."""
+    outputs = [levels[-1] for levels in head(maps)]
     if head.with_corner_emb:
-        first_heat, last_heat, first, last, first_offset, last_offset = outputs
+        first_heat, last_heat, first_pairing, last_pairing, first_offset, last_offset = outputs
     else:
-        first_heat, last_heat, first_offset, last_offset, _, _, first, last = outputs
-    return [first_heat, first_offset, first, last_heat, last_offset, last]
+        first_heat, last_heat, first_offset, last_offset, _, _, first_pairing, last_pairing = outputs
+    return [first_heat, first_offset, first_pairing, last_heat, last_offset, last_pairing]

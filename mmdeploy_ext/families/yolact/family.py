@@ -1,8 +1,9 @@
-"""The family of YOLACT: what it claims and refuses, and what the other modules give."""
+"""The family of YOLACT: which configs it claims and refuses, and how it is run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from mmdet.core.post_processing import bbox_nms
 from torch import nn
 
@@ -12,14 +13,16 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.parts import detector_parts, followed
+from mmdeploy_ext.families.parts import detector_parts, followed, image_feeds
 from mmdeploy_ext.families.parts.dense_heads import chosen_coder
+from mmdeploy_ext.families.parts.mmdet_reference import instances_of_classes, metas_of, tested
 from mmdeploy_ext.families.replaced import Replaced
-from mmdeploy_ext.families.yolact import graphs, reference, samples
+from mmdeploy_ext.families.yolact import graphs
 from mmdeploy_ext.families.yolact.postprocess import MASK_THR, thresholds
+from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.runtime.detections import Instances
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
-HEADS = dict(bbox_head=dense_heads.YOLACTHead, mask_head=dense_heads.YOLACTProtonet)
 FOLLOWED = (
     (detectors.YOLACT, followed.DETECTOR_METHODS),
     (dense_heads.YOLACTHead, ('simple_test', 'simple_test_bboxes', 'get_bboxes', '_get_bboxes_single')),
@@ -31,7 +34,7 @@ FOLLOWED = (
     *followed.FUNCTIONS,
     (bbox_nms, ('fast_nms',)),
 )
-"""See `Family.followed`."""
+"""Classes and modules of mmdet, and the methods that the graph computes, as `Family.followed` has them."""
 
 
 class YolactFamily(ImageFamily):
@@ -42,41 +45,55 @@ class YolactFamily(ImageFamily):
     near = ('YOLACT', 'Protonet')
     task = 'boxed_mask'
     forms = ('full',)
-    spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds, batches = staticmethod(samples.feeds), staticmethod(samples.batches)
-    reference_detections = staticmethod(reference.instances)
-
     followed = FOLLOWED
+    spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    batches = staticmethod(image_feeds.batches)
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield the methods of the detector and of its heads."""
         yield from followed.replaced_of_class(model, FOLLOWED)
         yield from followed.replaced_in([model.bbox_head, model.mask_head], FOLLOWED)
 
     def claims(self, cfg: Any) -> Claim:
-        """See `Family.claims`: those of other parts are refused by `check`, by the part."""
+        """Claim every YOLACT; `check` refuses those with other heads, by the key."""
         return Claim.DETECTOR if detector_parts.detects(cfg, detectors.YOLACT) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
-        """See `ImageFamily.check`: parts, thresholds, sizes."""
         test_cfg = detector_parts.test_cfg_of(cfg)
         with refused_by_name(cfg):
-            for key, upstream in HEADS.items():
-                own = dict(train_cfg=None, test_cfg=test_cfg) if key == 'bbox_head' else {}
-                head = detector_parts.built_head(dict(cfg.model.get(key) or {}, **own), f'model.{key}')
-                if not isinstance(head, upstream):
-                    raise ConfigError(f'model.{key}.type={type(head).__name__}: expected {upstream.__name__}')
-                if key == 'bbox_head':
-                    chosen_coder(head)
-                    _check_limit(head, thresholds(test_cfg))
+            head = detector_parts.tested_head(cfg, 'bbox_head', test_cfg)
+            _check_type('bbox_head', head, dense_heads.YOLACTHead)
+            chosen_coder(head)
+            config = thresholds(test_cfg)
+            # the smallest input has one cell a level
+            results_per_class = min(int(config['top_k']), sum(head.prior_generator.num_base_priors))
+            most_results = int(head.num_classes) * results_per_class
+            detector_parts.check_limit('max_per_img', config['max_per_img'], most_results)
+            mask_head = detector_parts.built_head(cfg.model.get('mask_head') or {}, 'model.mask_head')
+            _check_type('mask_head', mask_head, dense_heads.YOLACTProtonet)
         detector_parts.check(cfg.model, options)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        found = thresholds(model.bbox_head.test_cfg)
-        return dict(found, num_classes=self.num_classes(model), mask_thr=MASK_THR)
+        config = thresholds(model.bbox_head.test_cfg)
+        return dict(config, num_classes=self.num_classes(model), mask_thr=MASK_THR)
+
+    def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+        """Return the inputs of a batch; masks are of the original size whatever `rescale` says."""
+        return image_feeds.mask_feeds(images, rescale) | image_feeds.feeds(images, rescale)
+
+    def reference_detections(
+        self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
+    ) -> list[Instances]:
+        """Return the detector's own results, masks of the original size whatever `rescale` says."""
+        metas = metas_of(images)
+        for meta in metas:
+            scale_factor = meta['scale_factor'] if rescale else np.ones(4)
+            meta['scale_factor'] = np.asarray(scale_factor, np.float32)
+        return [
+            instances_of_classes(boxes, masks, tuple(image.ori_shape))
+            for (boxes, masks), image in zip(tested(model, images, metas, True), images, strict=True)
+        ]
 
 
-def _check_limit(head: nn.Module, config: Mapping[str, float]) -> None:
-    """Refuse (ConfigError) more results than the smallest input, of one cell a level, can have."""
-    of_class = min(int(config['top_k']), sum(head.prior_generator.num_base_priors))
-    detector_parts.check_limit('max_per_img', config['max_per_img'], int(head.num_classes) * of_class)
+def _check_type(key: str, head: nn.Module, expected: type) -> None:
+    if not isinstance(head, expected):
+        raise ConfigError(f'model.{key}.type={type(head).__name__}: expected {expected.__name__}')

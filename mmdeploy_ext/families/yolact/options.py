@@ -1,4 +1,4 @@
-"""YOLACT: what its files tell `families/yolact/runtime`."""
+"""YOLACT: the check of the `postprocess` entry of its files."""
 
 from mmdeploy_ext.contract.schema import number, open_record
 from mmdeploy_ext.contract.values import COUNT, FRACTION, LIMIT

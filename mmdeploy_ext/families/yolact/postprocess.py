@@ -29,42 +29,50 @@ from mmdeploy_ext.families.parts.image_tensors import clip_size
 from mmdeploy_ext.families.parts.priors import rows_of, same_priors
 from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, scores_of
 
-KINDS = ('cls', 'reg', 'coeff')
+HEAD_OUTPUTS = ('cls', 'reg', 'coeff')
 """Outputs of the head, each of every level."""
-FULL = ('dets', 'labels', 'masks')
+FULL_NAMES = ('dets', 'labels', 'masks')
 EDGE = 1.0
-"""Cells that a crop is larger than its box, on every side."""
+"""Cells by which a crop is larger than its box, on every side."""
 MASK_THR = 0.5
-"""What the probability of a pixel has to exceed."""
+"""Probability that a pixel of an instance has to exceed."""
 
 
 def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
-    """Return what `test_cfg` decides; ConfigError names an entry that is missing, or no number."""
-    found = {key: number(key, test_cfg.get(key), float) for key in ('score_thr', 'iou_thr')}
-    found |= {key: positive(key, test_cfg.get(key)) for key in ('top_k', 'max_per_img')}
-    return dict(found, nms_pre=number('nms_pre', test_cfg.get('nms_pre', -1), int))
+    """Return the numbers of `test_cfg`; ConfigError names an entry that is missing, or no number."""
+    return dict(
+        score_thr=number('score_thr', test_cfg.get('score_thr'), float),
+        iou_thr=number('iou_thr', test_cfg.get('iou_thr'), float),
+        top_k=positive('top_k', test_cfg.get('top_k')),
+        max_per_img=positive('max_per_img', test_cfg.get('max_per_img')),
+        nms_pre=number('nms_pre', test_cfg.get('nms_pre', -1), int),
+    )
 
 
 def fast_suppression(
     boxes: torch.Tensor, scores: torch.Tensor, config: Mapping[str, float]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Suppress, in every class, boxes (B, A, 4) by all better ones, also by those that are suppressed.
+    """Suppress, in every class, boxes by all better ones, also by those that are suppressed.
 
-    Of scores (B, A, C); for `config` see `thresholds`.
+    Args:
+        boxes: (B, A, 4) xyxy.
+        scores: (B, A, C).
+        config: see `thresholds`.
 
     Returns:
-        Scores (B, n), labels (B, n) and rows of the priors (B, n), the best first; where there are fewer
-        results the score is `NO_CANDIDATE`.
+        Scores (B, n), labels (B, n) and rows of the priors (B, n), the best first; rows behind the results
+        have the score `NO_CANDIDATE`.
     """
     best, rows = scores.transpose(1, 2).topk(limit(config['top_k'], scores.shape[1]), 2)
-    own = gather_rows(boxes, rows.flatten(1)).reshape(*rows.shape, 4)
+    best_boxes = gather_rows(boxes, rows.flatten(1)).reshape(*rows.shape, 4)
     ranks = torch.arange(rows.shape[2], device=rows.device)
-    over = (pairwise_iou(own.flatten(0, 1)) > config['iou_thr']) & (ranks[:, None] < ranks)
-    kept = (over.to(best.dtype).amax(1).reshape(best.shape) < 0.5) & (best > config['score_thr'])
-    best = torch.where(kept, best, torch.full_like(best, NO_CANDIDATE)).flatten(1)
-    found, order = best.topk(config['max_per_img'], 1)
+    overlaps = (pairwise_iou(best_boxes.flatten(0, 1)) > config['iou_thr']) & (ranks[:, None] < ranks)
+    suppressed = overlaps.to(best.dtype).amax(1).reshape(best.shape)
+    passes = (suppressed < 0.5) & (best > config['score_thr'])
+    best = torch.where(passes, best, torch.full_like(best, NO_CANDIDATE)).flatten(1)
+    result_scores, order = best.topk(config['max_per_img'], 1)
     labels = torch.arange(rows.shape[1], device=rows.device)[None, :, None].expand_as(rows)
-    return found, labels.flatten(1).gather(1, order), rows.flatten(1).gather(1, order)
+    return result_scores, labels.flatten(1).gather(1, order), rows.flatten(1).gather(1, order)
 
 
 class FullForm(nn.Module):
@@ -73,9 +81,10 @@ class FullForm(nn.Module):
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
         self.priors, self.config = same_priors(head.prior_generator), thresholds(head.test_cfg)
-        described = plain_head(head)
-        self.facts = dict(coder=chosen_coder(head), head=described.to_json())
-        self.columns = (*(columns for _, columns in described.outputs), int(head.num_protos))
+        description = plain_head(head)
+        self.facts = dict(coder=chosen_coder(head), head=description.to_json())
+        columns = [columns for _, columns in description.outputs]
+        self.columns = dict(cls_score=columns[0], bbox_pred=columns[1], coefficients=int(head.num_protos))
         self.clips, self.inset = clips(head), border_inset(head)
 
     def forward(
@@ -90,39 +99,38 @@ class FullForm(nn.Module):
         """Return dets (B, n, 5), labels (B, n) and masks (B, n, h, w) bool; label -1 where a row is padding.
 
         `ori_shape` (2,) int64 is height and width of the results, 0 means the input size; `prototypes` are
-        (B, P, hp, wp); `maps` are of the head, `KINDS` in turn, each of every level. For the other inputs see
+        (B, P, hp, wp); `maps` are `HEAD_OUTPUTS` in turn, each of every level. For the other inputs see
         `dense.forms.FullForm`.
         """
-        content, scale = clip_size(image, img_shape), scale_factor[:, None]
-        boxes, scores, weights = (torch.cat(some, 1) for some in zip(*self._levels(maps), strict=True))
-        boxes = (clip_to(boxes, content, self.inset) if self.clips else boxes) / scale
+        clip_hw, scale = clip_size(image, img_shape), scale_factor[:, None]
+        boxes, scores, weights = (torch.cat(levels, 1) for levels in zip(*self._levels(maps), strict=True))
+        boxes = (clip_to(boxes, clip_hw, self.inset) if self.clips else boxes) / scale
         best, labels, rows = fast_suppression(boxes, scores, self.config)
         present, boxes = best > NO_CANDIDATE, gather_rows(boxes, rows)
         dets = torch.cat([boxes, best[..., None]], 2)
-        relative = boxes * scale / content.flip(1).repeat(1, 2)[:, None]
+        relative = boxes * scale / clip_hw.flip(1).repeat(1, 2)[:, None]
         target = torch.where(ori_shape > 0, ori_shape, hw(image).to(ori_shape))
         masks = masks_of(prototypes, gather_rows(weights, rows), relative, target)
-        found = (
+        outputs = (
             torch.where(present[..., None], dets, torch.zeros_like(dets)),
             torch.where(present, labels, torch.full_like(labels, -1)),
             masks & present[..., None, None],
         )
-        return tuple(tap(name, one) for name, one in zip(FULL, found, strict=True))
+        return tuple(tap(name, tensor) for name, tensor in zip(FULL_NAMES, outputs, strict=True))
 
     def _levels(self, maps: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
         """Yield boxes (B, A, 4), scores (B, A, C) and coefficients (B, A, P) of the best of every level."""
-        count = len(maps) // len(KINDS)
-        names = ('cls_score', 'bbox_pred', 'coefficients')
-        for level in range(count):
-            own = zip(names, maps[level::count], self.columns, strict=True)
-            rows = {name: rows_of(one, columns) for name, one, columns in own}
+        num_levels = len(maps) // len(HEAD_OUTPUTS)
+        for level in range(num_levels):
+            level_maps = zip(self.columns.items(), maps[level::num_levels], strict=True)
+            rows = {name: rows_of(tensor, columns) for (name, columns), tensor in level_maps}
             scores, (height, width) = scores_of(torch, self.facts, rows), maps[level].shape[2:]
             priors = self.priors.single_level_grid_priors((height, width), level, device=scores.device)
             if self.config['nms_pre'] > 0:
-                most = limit(self.config['nms_pre'], scores.shape[1])
-                chosen = scores.amax(2).topk(most, 1)[1]
-                rows = {name: gather_rows(one, chosen) for name, one in rows.items()}
-                scores, priors = gather_rows(scores, chosen), priors[chosen]
+                count = limit(self.config['nms_pre'], scores.shape[1])
+                best = scores.amax(2).topk(count, 1)[1]
+                rows = {name: gather_rows(tensor, best) for name, tensor in rows.items()}
+                scores, priors = gather_rows(scores, best), priors[best]
             yield boxes_of(torch, self.facts, rows, priors, level), scores, rows['coefficients']
 
 
@@ -134,12 +142,15 @@ def masks_of(
     They are cropped to boxes `relative` (B, n, 4), shares of the image; `target` (2,) int64 is h, w.
     """
     size = hw(prototypes)
-    soft = (weights @ prototypes.flatten(2)).sigmoid()
-    soft = soft.reshape(soft.shape[0], soft.shape[1], prototypes.shape[2], prototypes.shape[3])
-    columns, rows = (_inside(relative[..., axis::2], size[1 - axis]) for axis in (0, 1))
-    soft = soft * (rows[..., None] * columns[:, :, None])
-    lines, across = (resizing(size[axis], target[axis]) for axis in (0, 1))
-    return lines @ (soft @ across.T) > MASK_THR
+    probabilities = (weights @ prototypes.flatten(2)).sigmoid()
+    probabilities = probabilities.reshape(
+        probabilities.shape[0], probabilities.shape[1], prototypes.shape[2], prototypes.shape[3]
+    )
+    columns = _inside(relative[..., 0::2], size[1])
+    rows = _inside(relative[..., 1::2], size[0])
+    probabilities = probabilities * (rows[..., None] * columns[:, :, None])
+    row_weights, column_weights = (resizing(size[axis], target[axis]) for axis in (0, 1))
+    return row_weights @ (probabilities @ column_weights.T) > MASK_THR
 
 
 def _inside(span: torch.Tensor, size: torch.Tensor) -> torch.Tensor:

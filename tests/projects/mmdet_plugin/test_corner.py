@@ -14,7 +14,7 @@ from mmdeploy_ext.exporting.exporter import default_opset
 from mmdeploy_ext.exporting.ops.replaced_modules import AXES, replace_class
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.corner import postprocess
-from mmdeploy_ext.families.corner.runtime import detections
+from mmdeploy_ext.families.parts.runtime.padded_results import detections
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from mmdeploy_ext.synthetic.seeded import seeded_model
 from planting import altered
@@ -100,8 +100,8 @@ def settings(**change):
 
 EVERY = {
     'corners grouped across classes': corners(labels=lambda one: one * 0),
-    'corners of another peak': corners(places=lambda one: one.roll(1, 1)),
-    'half a cell off': corners(places=lambda one: one + 0.5),
+    'corners of another peak': corners(points=lambda points: points.roll(1, 1)),
+    'half a cell off': corners(points=lambda points: points + 0.5),
     'peaks of a larger window': settings(local_maximum_kernel=7),
     'fewer corners': settings(corner_topk=40),
     'border left in': altered(
@@ -118,7 +118,7 @@ FAULTS = [
     *(('corner', name, fault) for name, fault in EVERY.items()),
     ('corner', 'another distance', settings(distance_threshold=0.3)),
     ('centripetal', 'another share', settings(distance_threshold=0.2)),
-    ('centripetal', 'shifts that are no exponentials', corners(more=lambda one: (1 + one).log())),
+    ('centripetal', 'shifts that are no exponentials', corners(pairing=lambda pairing: (1 + pairing).log())),
     ('centripetal', 'one size of regions', altered(postprocess, 'CENTRAL', lambda right: (1.5, 1.5))),
 ]
 
