@@ -33,10 +33,10 @@ def rotated_nms(boxes: np.ndarray, threshold: float) -> np.ndarray:
         return np.arange(min(len(boxes), 1))
     from mmdeploy_ext.runtime import bev_loops
 
-    boxes = boxes.astype(np.float64)
+    boxes = np.ascontiguousarray(boxes, np.float64)
     areas, reach = np.prod(boxes[:, 2:4], axis=1), np.linalg.norm(boxes[:, 2:4], axis=1) / 2
-    centres = np.ascontiguousarray(boxes[:, :2])
-    return np.flatnonzero(bev_loops.keep_best(bev_corners(boxes), areas, centres, reach, threshold))
+    corners, centres = (np.ascontiguousarray(array) for array in (bev_corners(boxes), boxes[:, :2]))
+    return np.flatnonzero(bev_loops.keep_best(corners, areas, centres, reach, float(threshold)))
 
 
 def bev_corners(boxes: np.ndarray) -> np.ndarray:

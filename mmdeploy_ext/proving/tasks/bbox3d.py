@@ -1,6 +1,6 @@
 """Level 3 of a proof for boxes in 3D: match by class and place, draw both engines.
 
-Glossary: R reference detections (rows), C candidate detections (columns), N cameras.
+Glossary: R reference detections (rows), C candidate detections (columns), P pairs of them, N cameras.
 """
 
 from __future__ import annotations
@@ -67,12 +67,27 @@ def pair_up(
         corner_bar: metres; largest distance of corners, and in m/s of velocities, in place of the bars of
             float32 for sizes, yaw and velocity.
     """
-    here, there = boxes_centre(reference.boxes), boxes_centre(candidate.boxes)
-    nearness = -np.linalg.norm(here[:, None] - there[None], axis=-1)
-    nearness[reference.labels[:, None] != candidate.labels[None]] = -np.inf
-    others = _other_gaps(reference, candidate, corner_bar)
+    nearness = _nearness(reference, candidate)
+    close = np.nonzero(nearness >= -max(distance_bar, PAIR_DISTANCE))
+    others = []
+    for title, difference, bar in _other_gaps(reference, candidate, close, corner_bar):
+        gap = np.full(nearness.shape, np.inf)
+        gap[close] = difference
+        others.append((title, gap, bar))
     near = nearness >= -distance_bar
     return matching.pair_lists(reference, candidate, near, nearness, -PAIR_DISTANCE, score_bar, others)
+
+
+def _nearness(reference: Detections3D, candidate: Detections3D) -> np.ndarray:
+    """Return minus the distances (R, C) float64 of centres, and minus infinity between classes."""
+    centres, candidate_centres = boxes_centre(reference.boxes), boxes_centre(candidate.boxes)
+    nearness = np.full((len(centres), len(candidate_centres)), -np.inf)
+    for label in np.unique(reference.labels):
+        rows = np.flatnonzero(reference.labels == label)
+        columns = np.flatnonzero(candidate.labels == label)
+        gap = centres[rows][:, None] - candidate_centres[columns][None]
+        nearness[np.ix_(rows, columns)] = -np.linalg.norm(gap, axis=-1)
+    return nearness
 
 
 def _figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, Any], str]:
@@ -118,18 +133,29 @@ def boxes_centre(boxes: np.ndarray) -> np.ndarray:
 
 
 def _other_gaps(
-    reference: Detections3D, candidate: Detections3D, corner_bar: float | None = None
+    reference: Detections3D,
+    candidate: Detections3D,
+    pairs: tuple[np.ndarray, np.ndarray],
+    corner_bar: float | None = None,
 ) -> list[tuple[str, np.ndarray, float]]:
-    """Return title, largest absolute difference (R, C) and bar of sizes, yaw and velocity, or of corners."""
-    one, two = reference.boxes[:, None].astype(np.float64), candidate.boxes[None].astype(np.float64)
-    gap = np.abs(one - two)
-    velocity = gap[..., 7:9].max(axis=-1)
+    """Return title, largest absolute difference (P,) and bar of sizes, yaw and velocity, or of corners.
+
+    Args:
+        reference: R boxes.
+        candidate: C boxes.
+        pairs: rows (P,) and columns (P,) of those that are measured.
+        corner_bar: see `pair_up`.
+    """
+    rows, columns = pairs
+    difference = reference.boxes.astype(np.float64)[rows] - candidate.boxes.astype(np.float64)[columns]
+    gap = np.abs(difference)
+    velocity = gap[:, 7:9].max(axis=-1)
     if corner_bar is not None:
-        here, there = (_corners(boxes.boxes) for boxes in (reference, candidate))
-        far = np.linalg.norm(here[:, None] - there[None], axis=-1).max(axis=-1)
-        return [('corner', far, corner_bar), ('velocity', velocity, corner_bar)]
-    turns = np.abs((one[..., 6] - two[..., 6] + np.pi) % (2 * np.pi) - np.pi)
-    size = gap[..., 3:6].max(axis=-1)
+        corners, candidate_corners = _corners(reference.boxes), _corners(candidate.boxes)
+        corner = np.linalg.norm(corners[rows] - candidate_corners[columns], axis=-1).max(axis=-1)
+        return [('corner', corner, corner_bar), ('velocity', velocity, corner_bar)]
+    turns = np.abs((difference[:, 6] + np.pi) % (2 * np.pi) - np.pi)
+    size = gap[:, 3:6].max(axis=-1)
     return [('size', size, SIZE_BAR), ('yaw', turns, YAW_BAR), ('velocity', velocity, VELOCITY_BAR)]
 
 
