@@ -16,8 +16,8 @@ import numpy as np
 from pyquaternion import Quaternion
 
 from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.families.parts.nuscenes_source import CAMERAS
 from mmdeploy_ext.models import catalogue
+from mmdeploy_ext.preprocess.cameras import CAMERAS
 from mmdeploy_ext.zoo.configs import without_augmentation
 
 if TYPE_CHECKING:

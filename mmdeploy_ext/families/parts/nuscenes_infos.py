@@ -1,73 +1,59 @@
 """Info files of nuScenes, as mmdet3d 1.0.0rc6 and StreamPETR read them, from the devkit's tables.
 
-Scenes of neither split, or whose files are absent, are left out; `nuscenes_samples.py` has what a key frame's
-entry holds.
+Scenes of neither split, and scenes without their files, are left out. Boxes are rows x y z l w h yaw in the
+LiDAR frame of their key frame, centre of the box, yaw in radians counter-clockwise from x (mmdet3d 1.0's
+`LiDARInstance3DBoxes` with `origin=(0.5, 0.5, 0.5)`); velocities are vx vy in that frame, m/s, NaN if the
+devkit gives none.
+
+Sources of the format, as facts: mmdetection3d v1.0.0rc6 `tools/data_converter/nuscenes_converter.py`,
+exiawsh/StreamPETR@68c1bdf `tools/data_converter/nuscenes_converter.py`. Differs in: pictures are not opened,
+their sizes come from `sample_data`; camera lists without boxes keep their last axis, (0, 4) or (0, 7).
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
+from pyquaternion import Quaternion
 from rich.progress import track
 
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import atomic_path, check_writable
-from mmdeploy_ext.families.parts.nuscenes_samples import sample_info
-from mmdeploy_ext.families.parts.nuscenes_source import (
-    SPLITS,
-    check_root,
-    check_sample,
-    load_tables,
-    present_scenes,
-    refuse_empty,
-    scene_samples,
-    whole_tables,
-)
+from mmdeploy_ext.preprocess.cameras import CAMERAS
 
 if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes
+    from nuscenes.utils.data_classes import Box
 
-_ONLY_TEMPORAL = (
+    Record = dict[str, Any]
+    """A record of one of the devkit's tables."""
+
+LIDAR = 'LIDAR_TOP'
+SPLITS = {'v1.0-trainval': ('train', 'val'), 'v1.0-mini': ('mini_train', 'mini_val'), 'v1.0-test': ('test',)}
+"""Version -> its splits."""
+TABLES = (
+    'category', 'attribute', 'visibility', 'instance', 'sensor', 'calibrated_sensor', 'ego_pose', 'log',
+    'scene', 'sample', 'sample_data', 'sample_annotation', 'map',
+)  # fmt: skip
+CLASSES = (
+    'car', 'truck', 'trailer', 'bus', 'construction_vehicle',
+    'bicycle', 'motorcycle', 'pedestrian', 'traffic_cone', 'barrier',
+)  # fmt: skip
+"""Classes in mmdet3d's order, whose indices are `labels2d`."""
+ONLY_TEMPORAL = (
     'prev', 'next', 'scene_token', 'frame_idx', 'bboxes2d', 'bboxes3d_cams', 'labels2d', 'centers2d',
     'depths', 'bboxes_ignore', 'visibilities',
 )  # fmt: skip
-"""What the plain mmdet3d info files do not have."""
-
-
-def split_infos(
-    nusc: NuScenes, split: str, *, max_sweeps: int = 10, quiet: bool = False
-) -> list[dict[str, Any]]:
-    """Describe all key frames of a split, scene by scene, each in the order of time."""
-    from nuscenes.utils.splits import create_splits_scenes
-
-    scenes = present_scenes(nusc, create_splits_scenes()[split])
-    samples = [pair for scene in scenes for pair in enumerate(scene_samples(nusc, scene))]
-    for _, sample in samples:
-        check_sample(nusc, sample)
-    shown = track(samples, f'{split}: {len(scenes)} scenes', console=cli.stderr(), disable=quiet)
-    return [
-        sample_info(nusc, sample, number, max_sweeps=max_sweeps, annotated=split != 'test')
-        for number, sample in shown
-    ]
-
-
-def info_paths(out_dir: str | os.PathLike[str], tag: str, split: str) -> tuple[Path, Path]:
-    """Name the temporal and the plain info file of a split (`train`, `val` or `test`).
-
-    The temporal one is `<tag>2d_temporal_infos_<split>.pkl`; a tag that ends with `2d`, as StreamPETR's own
-    command has it, gets no second one.
-    """
-    stem = tag.removesuffix('2d')
-    return Path(out_dir) / f'{stem}2d_temporal_infos_{split}.pkl', Path(out_dir) / f'{stem}_infos_{split}.pkl'
-
-
-def _dump(path: Path, content: dict[str, Any]) -> None:
-    with atomic_path(path) as temporary, open(temporary, 'wb') as stream:
-        pickle.dump(content, stream, protocol=4)
+"""Entries that the plain mmdet3d info files do not have."""
 
 
 def create_infos(
@@ -89,11 +75,11 @@ def create_infos(
         quiet: Show no progress bar.
 
     Returns:
-        The files written, and how many key frames each holds.
+        Path of each file -> number of its key frames.
 
     Raises:
         UsageError: An option is out of its range.
-        DataError: The data set is not whole.
+        DataError: A table, a sensor or a file of the data set is missing.
     """
     if max_sweeps < 0:
         raise UsageError(f'--max-sweeps: got {max_sweeps}, expected 0 or more')
@@ -101,17 +87,342 @@ def create_infos(
         raise UsageError(f'--extra-tag: got {tag!r}, expected the beginning of a file name')
     check_root(Path(root), version)
     targets = {split: info_paths(out_dir, tag, split.removeprefix('mini_')) for split in SPLITS[version]}
-    for path in (path for pair in targets.values() for path in pair):
-        check_writable(path)
+    for temporal_path, plain_path in targets.values():
+        check_writable(temporal_path)
+        check_writable(plain_path)
     nusc = load_tables(Path(root), version)
     with whole_tables(Path(root) / version):
-        found = {split: split_infos(nusc, split, max_sweeps=max_sweeps, quiet=quiet) for split in targets}
-    if not any(found.values()):
+        infos_of_split = {split: split_infos(nusc, split, max_sweeps, quiet) for split in targets}
+    if not any(infos_of_split.values()):
         refuse_empty(nusc)
     written = {}
-    for split, infos in found.items():
-        less = [{key: value for key, value in info.items() if key not in _ONLY_TEMPORAL} for info in infos]
-        for path, rows in zip(targets[split], (infos, less), strict=True):
-            _dump(path, {'infos': rows, 'metadata': {'version': version}})
+    for split, infos in infos_of_split.items():
+        temporal_path, plain_path = targets[split]
+        plain = [{key: value for key, value in info.items() if key not in ONLY_TEMPORAL} for info in infos]
+        for path, rows in ((temporal_path, infos), (plain_path, plain)):
+            with atomic_path(path) as temporary, open(temporary, 'wb') as stream:
+                pickle.dump({'infos': rows, 'metadata': {'version': version}}, stream, protocol=4)
             written[path] = len(rows)
     return written
+
+
+def info_paths(out_dir: str | os.PathLike[str], tag: str, split: str) -> tuple[Path, Path]:
+    """Return the paths of the temporal and the plain info file of a split (`train`, `val` or `test`).
+
+    The temporal one is `<tag>2d_temporal_infos_<split>.pkl`; a tag that ends with `2d`, as StreamPETR's own
+    command has it, gets no second one.
+    """
+    stem = tag.removesuffix('2d')
+    return Path(out_dir) / f'{stem}2d_temporal_infos_{split}.pkl', Path(out_dir) / f'{stem}_infos_{split}.pkl'
+
+
+def split_infos(nusc: NuScenes, split: str, max_sweeps: int, quiet: bool) -> list[dict[str, Any]]:
+    """Return the entries of all key frames of a split, scene by scene, each in the order of time."""
+    from nuscenes.utils.splits import create_splits_scenes
+
+    scenes = present_scenes(nusc, create_splits_scenes()[split])
+    samples = [pair for scene in scenes for pair in enumerate(scene_samples(nusc, scene))]
+    for _, sample in samples:
+        check_sample(nusc, sample)
+    progress = track(samples, f'{split}: {len(scenes)} scenes', console=cli.stderr(), disable=quiet)
+    return [
+        sample_info(nusc, sample, number, max_sweeps, annotated=split != 'test')
+        for number, sample in progress
+    ]
+
+
+# --- tables --------------------------------------------------------------------------------------------
+
+
+def check_root(root: Path, version: str) -> None:
+    """Refuse a folder that is no nuScenes data set of that version, before the devkit reads it.
+
+    Raises:
+        UsageError: The version is unknown.
+        DataError: The folder or a table is missing.
+    """
+    if version not in SPLITS:
+        raise UsageError(f'--version: got {version!r}, expected one of {", ".join(SPLITS)}')
+    if not root.is_dir():
+        raise DataError(f'{root}: no such folder; --root-path names the one with {version}/ and samples/')
+    if not (root / version).is_dir():
+        versions = sorted(path.name for path in root.glob('v*') if path.is_dir())
+        raise DataError(
+            f'{root / version}: no such folder; versions there: {", ".join(versions) or "none"} '
+            f'(choose with --version)'
+        )
+    missing = [name for name in TABLES if not (root / version / f'{name}.json').is_file()]
+    if missing:
+        raise DataError(
+            f'{root / version}: the tables {", ".join(missing)} are missing; '
+            f'a nuScenes version has {len(TABLES)} tables, unpack its metadata again'
+        )
+
+
+def load_tables(root: Path, version: str) -> NuScenes:
+    """Load all tables with the devkit; raises as `check_root` and `whole_tables`."""
+    check_root(root, version)
+    from nuscenes.nuscenes import NuScenes
+
+    with whole_tables(root / version):
+        return NuScenes(version=version, dataroot=str(root), verbose=False)
+
+
+@contextlib.contextmanager
+def whole_tables(folder: Path) -> Iterator[None]:
+    """Turn the devkit's errors inside the block into a DataError about the tables in `folder`."""
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        raise DataError(f'{_damaged_table(folder)}: is not valid JSON ({error})') from error
+    except KeyError as error:
+        raise DataError(f'{folder}: the tables do not fit together, no record or field {error}') from error
+    except AssertionError as error:  # the devkit's own words: "map mask ... does not exist"
+        raise DataError(f'{folder}: {error}') from error
+
+
+def _damaged_table(folder: Path) -> Path:
+    """Return the path of the first table that is no JSON."""
+    for name in TABLES:
+        try:
+            json.loads((folder / f'{name}.json').read_text(encoding='utf-8'))
+        except ValueError:
+            return folder / f'{name}.json'
+    return folder
+
+
+def scene_samples(nusc: NuScenes, scene: Record) -> list[Record]:
+    """Return the key frames of a scene in the order of time."""
+    samples, token = [], scene['first_sample_token']
+    while token:
+        samples.append(nusc.get('sample', token))
+        token = samples[-1]['next']
+    return samples
+
+
+def check_sample(nusc: NuScenes, sample: Record) -> None:
+    """Refuse a key frame that lacks a sensor or a file."""
+    for channel in (*CAMERAS, LIDAR):
+        if channel not in sample['data']:
+            raise DataError(f'{nusc.version}/sample_data.json: key frame {sample["token"]} has no {channel}')
+        path = Path(nusc.get_sample_data_path(sample['data'][channel]))
+        if not path.is_file():
+            raise DataError(
+                f'{path}: no such file, but {nusc.version}/sample_data.json lists it '
+                f'(key frame {sample["token"]}); unpack the set again'
+            )
+
+
+def present_scenes(nusc: NuScenes, names: list[str]) -> list[Record]:
+    """Return the scenes of a split whose first sweep is there: parts of nuScenes may be unpacked alone."""
+    scenes = []
+    for scene in nusc.scene:
+        data = nusc.get('sample', scene['first_sample_token'])['data']
+        is_present = LIDAR not in data or Path(nusc.get_sample_data_path(data[LIDAR])).is_file()
+        if scene['name'] in names and is_present:
+            scenes.append(scene)
+    return scenes
+
+
+def refuse_empty(nusc: NuScenes) -> NoReturn:
+    """Raise a DataError that says why no scene of any split is there."""
+    from nuscenes.utils.splits import create_splits_scenes
+
+    splits = create_splits_scenes()
+    listed = {name for split in SPLITS[nusc.version] for name in splits[split]}
+    if not any(scene['name'] in listed for scene in nusc.scene):
+        raise DataError(
+            f'{nusc.dataroot}/{nusc.version}: none of the {len(nusc.scene)} scenes is in the split lists of '
+            f'the devkit ({", ".join(SPLITS[nusc.version])})'
+        )
+    raise DataError(
+        f'{nusc.dataroot}: none of the {len(nusc.scene)} scenes has its first {LIDAR} sweep; '
+        f'unpack samples/ beside {nusc.version}/'
+    )
+
+
+# --- key frames ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class SensorPose:
+    """Where a sensor is at one time.
+
+    Attributes:
+        calibration: record of `calibrated_sensor`, sensor to ego.
+        ego_pose: record of `ego_pose`, ego to global.
+        to_global: sensor to global (4, 4) float64.
+    """
+
+    calibration: Record
+    ego_pose: Record
+    to_global: np.ndarray
+
+
+def _sensor_pose(nusc: NuScenes, data: Record) -> SensorPose:
+    calibration = nusc.get('calibrated_sensor', data['calibrated_sensor_token'])
+    ego_pose = nusc.get('ego_pose', data['ego_pose_token'])
+    return SensorPose(calibration, ego_pose, _matrix(ego_pose) @ _matrix(calibration))
+
+
+def _matrix(record: Record) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3] = Quaternion(record['rotation']).rotation_matrix
+    matrix[:3, 3] = record['translation']
+    return matrix
+
+
+def _data_path(nusc: NuScenes, data: Record) -> str:
+    """Return the path of a file, relative to the working folder if it lies below it, as mmdet3d does."""
+    path = os.path.join(str(nusc.dataroot), data['filename'])
+    return path.removeprefix(f'{os.getcwd()}/')
+
+
+def sample_info(
+    nusc: NuScenes, sample: Record, frame_idx: int, max_sweeps: int, annotated: bool
+) -> dict[str, Any]:
+    """Return the entry of one key frame, number `frame_idx` of its scene.
+
+    Up to `max_sweeps` LiDAR sweeps before it are listed; versions that are not `annotated` have no ground
+    truth.
+    """
+    data = nusc.get('sample_data', sample['data'][LIDAR])
+    lidar = _sensor_pose(nusc, data)
+    info = {
+        'lidar_path': _data_path(nusc, data),
+        'token': sample['token'],
+        'prev': sample['prev'],
+        'next': sample['next'],
+        'frame_idx': frame_idx,
+        'scene_token': sample['scene_token'],
+        'sweeps': [],
+        'cams': {},
+        'lidar2ego_translation': lidar.calibration['translation'],
+        'lidar2ego_rotation': lidar.calibration['rotation'],
+        'ego2global_translation': lidar.ego_pose['translation'],
+        'ego2global_rotation': lidar.ego_pose['rotation'],
+        'timestamp': sample['timestamp'],
+    }
+    while len(info['sweeps']) < max_sweeps and data['prev']:
+        data = nusc.get('sample_data', data['prev'])
+        info['sweeps'].append(_sensor_info(nusc, data, 'lidar', lidar))
+    for camera in CAMERAS:
+        data = nusc.get('sample_data', sample['data'][camera])
+        calibration = nusc.get('calibrated_sensor', data['calibrated_sensor_token'])
+        info['cams'][camera] = {
+            **_sensor_info(nusc, data, camera, lidar),
+            'cam_intrinsic': np.array(calibration['camera_intrinsic']),
+        }
+    if annotated:
+        annotations = [nusc.get('sample_annotation', token) for token in sample['anns']]
+        info.update(_annotations_3d(nusc, annotations, lidar), **_annotations_2d(nusc, annotations, sample))
+    return info
+
+
+def _sensor_info(nusc: NuScenes, data: Record, sensor_type: str, lidar: SensorPose) -> dict[str, Any]:
+    """Return the entry of one camera picture or sweep, with its place in the key frame's LiDAR frame."""
+    pose = _sensor_pose(nusc, data)
+    to_lidar = np.linalg.inv(lidar.to_global) @ pose.to_global
+    return {
+        'data_path': _data_path(nusc, data),
+        'type': sensor_type,
+        'sample_data_token': data['token'],
+        'sensor2ego_translation': pose.calibration['translation'],
+        'sensor2ego_rotation': pose.calibration['rotation'],
+        'ego2global_translation': pose.ego_pose['translation'],
+        'ego2global_rotation': pose.ego_pose['rotation'],
+        'timestamp': data['timestamp'],
+        'sensor2lidar_rotation': to_lidar[:3, :3],
+        'sensor2lidar_translation': to_lidar[:3, 3],
+    }
+
+
+def _class_name(category: str) -> str | None:
+    """Return the detection class of a category of nuScenes; None: it has none."""
+    from nuscenes.eval.detection.utils import category_to_detection_name
+
+    return category_to_detection_name(category)
+
+
+def _boxes(nusc: NuScenes, annotations: list[Record], pose: SensorPose) -> list[Box]:
+    """Return the boxes of annotations in the frame of a sensor."""
+    boxes = [nusc.get_box(annotation['token']) for annotation in annotations]
+    for box in boxes:
+        for record in (pose.ego_pose, pose.calibration):
+            box.translate(-np.array(record['translation']))
+            box.rotate(Quaternion(record['rotation']).inverse)
+    return boxes
+
+
+def _annotations_3d(nusc: NuScenes, annotations: list[Record], lidar: SensorPose) -> dict[str, Any]:
+    """Return the ground truth in the LiDAR frame."""
+    boxes = _boxes(nusc, annotations, lidar)
+    rows = [[*box.center, *box.wlh[[1, 0, 2]], box.orientation.yaw_pitch_roll[0]] for box in boxes]
+    velocities = [[*nusc.box_velocity(annotation['token'])[:2], 0] for annotation in annotations]
+    velocities = np.array(velocities).reshape(-1, 3)
+    num_lidar_pts, num_radar_pts = (
+        np.array([annotation[key] for annotation in annotations], np.int64)
+        for key in ('num_lidar_pts', 'num_radar_pts')
+    )
+    return {
+        'gt_boxes': np.array(rows, np.float64).reshape(-1, 7),
+        'gt_names': np.array([_class_name(box.name) or box.name for box in boxes], dtype=np.str_),
+        'gt_velocity': (velocities @ lidar.to_global[:3, :3])[:, :2],
+        'num_lidar_pts': num_lidar_pts,
+        'num_radar_pts': num_radar_pts,
+        'valid_flag': num_lidar_pts + num_radar_pts > 0,
+    }
+
+
+def clip_to_canvas(
+    corners: np.ndarray, intrinsic: np.ndarray, size: tuple[int, int]
+) -> tuple[float, float, float, float] | None:
+    """Return the bounds x1 y1 x2 y2 of the part of a 3D box that lies in a picture of (W, H) px, or None.
+
+    That is the convex hull of the projected corners, given as (3, 8) m in the camera frame; those behind the
+    camera are left out, as upstream does.
+    """
+    from shapely.geometry import MultiPoint, box
+
+    ahead = corners[:, corners[2] > 0]
+    if not ahead.size:
+        return None
+    points = intrinsic @ ahead
+    hull = MultiPoint((points[:2] / points[2]).T).convex_hull.intersection(box(0, 0, *size))
+    return None if hull.is_empty else hull.bounds
+
+
+def _annotations_2d(nusc: NuScenes, annotations: list[Record], sample: Record) -> dict[str, list]:
+    """Return the lists per camera: float32 arrays, labels int64, visibility tokens as strings."""
+    shapes = {'bboxes2d': (-1, 4), 'bboxes3d_cams': (-1, 7), 'centers2d': (-1, 2), 'depths': (-1,)}
+    info: dict[str, list] = {key: [] for key in (*shapes, 'labels2d', 'bboxes_ignore', 'visibilities')}
+    for camera in CAMERAS:
+        rows = list(_camera_rows(nusc, annotations, nusc.get('sample_data', sample['data'][camera])))
+        for key, shape in shapes.items():
+            info[key].append(np.array([row[key] for row in rows], np.float32).reshape(shape))
+        info['labels2d'].append(np.array([row['labels2d'] for row in rows], np.int64))
+        info['visibilities'].append([row['visibilities'] for row in rows])
+        info['bboxes_ignore'].append(np.zeros((0, 4), np.float32))
+    return info
+
+
+def _camera_rows(nusc: NuScenes, annotations: list[Record], data: Record) -> Iterator[dict[str, Any]]:
+    """Yield one row per object of the ten classes that is at least a pixel wide and high in a picture."""
+    pose = _sensor_pose(nusc, data)
+    intrinsic, size = np.array(pose.calibration['camera_intrinsic']), (data['width'], data['height'])
+    for annotation, box in zip(annotations, _boxes(nusc, annotations, pose), strict=True):
+        name = _class_name(box.name)
+        if name is None or box.center[2] <= 0:
+            continue
+        bounds = clip_to_canvas(box.corners(), intrinsic, size)
+        if bounds is None or bounds[2] - bounds[0] < 1 or bounds[3] - bounds[1] < 1:
+            continue
+        x, y, depth = intrinsic @ box.center
+        yield {
+            'bboxes2d': bounds,
+            'labels2d': CLASSES.index(name),
+            'centers2d': (x / depth, y / depth),
+            'depths': depth,
+            'visibilities': annotation['visibility_token'],
+            'bboxes3d_cams': [*box.center, *box.wlh[[1, 2, 0]], -box.orientation.yaw_pitch_roll[0]],
+        }

@@ -12,7 +12,7 @@ from pyquaternion import Quaternion
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.families.parts import nuscenes_infos, nuscenes_samples, nuscenes_source
+from mmdeploy_ext.families.parts import nuscenes_infos
 from mmdeploy_ext.synthetic import nuscenes as toy
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -29,7 +29,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def nusc(root):
-    return nuscenes_source.load_tables(root, 'v1.0-trainval')
+    return nuscenes_infos.load_tables(root, 'v1.0-trainval')
 
 
 @pytest.fixture(scope='module')
@@ -96,7 +96,7 @@ def test_mmdet3ds_boxes_have_the_corners_of_the_devkits(nusc, infos):
 def test_cameras_map_to_lidar_through_the_global_frame(nusc, infos):
     point = np.array([3.0, -1.0, 12.0])
     for info in infos:
-        assert tuple(info['cams']) == nuscenes_source.CAMERAS
+        assert tuple(info['cams']) == nuscenes_infos.CAMERAS
         for camera in info['cams'].values():
             moved = point
             for kind, owner in (('sensor2ego', camera), ('ego2global', camera)):
@@ -210,7 +210,7 @@ def test_2d_boxes_lie_in_the_picture_and_empty_lists_keep_their_axes(infos):
 )
 def test_clipping_leaves_out_what_is_behind_or_beside(corners, expected):
     intrinsic = np.array([[100.0, 0, 50], [0, 100, 30], [0, 0, 1]])
-    assert nuscenes_samples.clip_to_canvas(corners, intrinsic, (100, 60)) == expected
+    assert nuscenes_infos.clip_to_canvas(corners, intrinsic, (100, 60)) == expected
 
 
 def test_mmdet3d_reads_the_plain_infos(root, written, tmp_path):
