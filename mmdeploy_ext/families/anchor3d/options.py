@@ -6,7 +6,7 @@ from typing import Any
 
 from mmdeploy_ext.contract.schema import Mismatch, items, number, one_of, open_record
 from mmdeploy_ext.contract.values import COUNT, FLAG
-from mmdeploy_ext.families.parts import options_lidar
+from mmdeploy_ext.families.parts.options import LIDAR_CONTRACT, LIDAR_OPTIONS
 
 METRES, SIZES = number(-1e6, 1e6), number(above=0, most=1e6)
 """Ranges of numbers of anchors: float32 has room for the squares of their sides."""
@@ -30,8 +30,8 @@ def check_anchors(facts: Mapping[str, Any], where: str) -> None:
 
 
 OPTIONS = tuple(
-    dataclasses.replace(option, choices=option.choices[:1]) if option == options_lidar.CONTRACTS else option
-    for option in options_lidar.OPTIONS
+    dataclasses.replace(option, choices=option.choices[:1]) if option == LIDAR_CONTRACT else option
+    for option in LIDAR_OPTIONS
 )
 POSTPROCESS = open_record(
     points=one_of('pillars'),

@@ -5,9 +5,9 @@ from typing import Any
 
 from mmdeploy_ext.contract.schema import Mismatch, exactly, items, maybe, number, one_of, open_record
 from mmdeploy_ext.contract.values import COUNT, FLAG, LIMIT, POSITIVE, RANGE, equal_lengths
-from mmdeploy_ext.families.parts.options_lidar import OPTIONS
+from mmdeploy_ext.families.parts.options import LIDAR_OPTIONS
 
-__all__ = ['OPTIONS', 'POSTPROCESS']
+OPTIONS = LIDAR_OPTIONS
 
 
 def check_lengths(facts: Mapping[str, Any], where: str) -> None:

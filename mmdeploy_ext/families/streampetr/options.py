@@ -2,10 +2,9 @@
 
 from mmdeploy_ext.contract.schema import maybe, number, open_record
 from mmdeploy_ext.contract.values import COUNT, RANGE
-from mmdeploy_ext.families.parts.options_frames import OPTIONS
+from mmdeploy_ext.families.parts.options import STREAM_OPTIONS
 
-__all__ = ['OPTIONS', 'POSTPROCESS']
-
+OPTIONS = STREAM_OPTIONS
 POSTPROCESS = open_record(
     max_num=COUNT,
     post_center_range=RANGE,
