@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.contract.metadata_entries import read_entry
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import LoadError, ModelFileError, after_weights
 from mmdeploy_ext.engines import build_backend
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.proving.results import MetricRow
     from mmdeploy_ext.proving.verdict import Verdict
@@ -83,6 +82,7 @@ class Source:
 
 def _family_of(cfg: Any, path: str) -> Family | None:
     """Return the family that a file names, if it is registered and claims the config."""
+    from mmdeploy_ext.contract.metadata import read_entry
     from mmdeploy_ext.graph.io.files import read
 
     named = None
@@ -224,7 +224,7 @@ def export(
     """
     source = Source.read(config, checkpoint, cfg_options, device)
     chosen = source.family.choose(**{'opset': 0, **options})
-    chosen.check(given=options)
+    chosen.check(names=options)
     output = str(output_file) or source.family.default_output(Path(config).stem, chosen)
     return export_source(source, output, chosen, picture=picture, mean=mean, std=std)
 

@@ -7,7 +7,7 @@ import functools
 
 import torch
 
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family

@@ -17,8 +17,7 @@ from mmdeploy_ext.benchmark.clocks import NetworkClock
 from mmdeploy_ext.benchmark.measure import COMPILED_FORM, Contender, Run
 from mmdeploy_ext.benchmark.ort_profile import profile_graph
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
-from mmdeploy_ext.contract.option import Options
-from mmdeploy_ext.contract.options import IMAGE
+from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES
 from mmdeploy_ext.exporting import deployment as deploy

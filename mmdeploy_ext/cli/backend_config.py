@@ -12,7 +12,7 @@ from mmdeploy_ext.engines import BACKENDS
 from mmdeploy_ext.engines.registry import check_engine
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.families.base import Family
 
 RUN_KEYS = ('onnx_file', 'check_dump', 'dump_dir')

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.exporting.deployment import Deployment
 
 
@@ -126,7 +126,7 @@ class Export:
         self.family = self.source.family
         self.check_family()
         self.options = self.family.choose(**values)
-        self.options.check(given=values)
+        self.options.check(names=values)
         if getattr(args, 'check', False):
             return print_exports(self.source.cfg, self.family, self.options)
         if args.verify:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries
+from mmdeploy_ext.contract.metadata import PREFIX, check_entries
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, ModelFileError
 from mmdeploy_ext.core.files import read_json, sha256_file, write_json

@@ -16,7 +16,7 @@ from mmdeploy_ext.proving.inputs.user_samples import read_images
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.exporting.deployment import Deployment
 
 Feeds = dict[str, torch.Tensor]

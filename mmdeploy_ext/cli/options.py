@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext.contract.option import Option
+from mmdeploy_ext.contract.options import Option
 from mmdeploy_ext.contract.precision import PRECISIONS
 from mmdeploy_ext.contract.registry import detector_options
 from mmdeploy_ext.core import cli

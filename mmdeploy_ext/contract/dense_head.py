@@ -1,10 +1,14 @@
-"""What a dense head is, as plain data: what its graphs are built from, and what the metadata keep."""
+"""The description of a dense head, as plain data, from which its graphs are built; the metadata keep it."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from mmdeploy_ext.contract.schema import (
+    COUNT,
+    FLAG,
+    POSITIVE,
+    STRIDES,
     Check,
     Mismatch,
     anything,
@@ -17,7 +21,6 @@ from mmdeploy_ext.contract.schema import (
     record,
     text,
 )
-from mmdeploy_ext.contract.values import COUNT, FLAG, POSITIVE, STRIDES
 from mmdeploy_ext.core.plain import Plain
 
 
@@ -28,26 +31,26 @@ class Head(Plain):
     Attributes:
         outputs: (name, columns per prior) of each kind of output; the graph's are `<name>_<level>`
             (B, priors per cell * columns, h, w).
-        scores: the output with class scores.
+        scores: name of the output with class scores.
         first_class: column of its first class.
         activation: 'sigmoid', 'softmax' (the background is the last column) or 'none'.
         factor: name of the score factor in the `decode` form; '' without one.
-        factor_from: output and column of the factor's logits; empty where the coder gives it.
+        factor_from: output and column of the factor's logits; empty if the coder computes the factor.
         root: results are ordered by the root of score * factor instead of the product.
         choose: 'pairs': the `nms_pre` best (prior, class) pairs of a level; 'priors': the `nms_pre` best
             priors; 'best': each prior's best class; 'all': all pairs.
-        judged: what the threshold looks at: 'class' scores, or their 'product' with the factor.
-        inclusive: what equals the threshold passes.
-        conf_thr: factors below this are left out.
+        judged: what the threshold is compared with: 'class' scores, or their 'product' with the factor.
+        inclusive: a score that equals the threshold passes.
+        conf_thr: candidates with a smaller factor are left out.
         votes: boxes are replaced by the mean of the candidates that overlap them.
         clip_inset: boxes are clipped to this many pixels inside the right and bottom border.
-        visible: output with logits (B, 1, h, w) of where there are priors at all; '' everywhere. Such heads
-            (guided anchors) take one image at a time.
-        visible_thr: that they have to reach, after the sigmoid.
-        inverted: boxes may end before they begin. Upstream never suppresses these, nor others by them.
+        visible: name of the output with logits (B, 1, h, w) of cells with priors; '' if every cell has some.
+            Such heads (guided anchors) take one image at a time.
+        visible_thr: score, after the sigmoid, from which on a cell has priors.
+        inverted: boxes may end before they begin. Upstream neither suppresses these nor others by them.
         maps_by_stride: feature maps have ceil(H / stride) rows, and columns likewise.
-        peaks: scores are zero where the square of this side around the cell has a higher one of the class; 0
-            keeps all.
+        peaks: side of the square around a cell in which its score has to be the highest of the class, else it
+            becomes zero; 0 keeps all scores.
         suppresses: boxes that overlap a better one of their class are left out.
         bordered: boxes lose the padding above and left of the image (input `border`).
     """
@@ -80,7 +83,7 @@ class Head(Plain):
 
 
 def factor_head(num_classes: int, factor: str) -> Head:
-    """Return the head of ATSS, FCOS and their like: sigmoid scores, deltas, a factor of its own."""
+    """Return the head of ATSS, FCOS and similar: sigmoid scores, deltas and an output for the factor."""
     outputs = (('cls_score', num_classes), ('bbox_pred', 4), (factor, 1))
     return Head(outputs, factor=factor, factor_from=(factor, 0))
 
@@ -101,23 +104,23 @@ CODERS: dict[str, dict[str, Check]] = dict(
     centre=dict(strides=STRIDES),
     bucket=dict(buckets=COUNT, num_buckets=COUNT, scale_factor=POSITIVE),
 )
-"""Coder of `families/parts/runtime/box_coders.py` -> what it reads of its settings."""
+"""Coder of `families/parts/runtime/box_coders.py` -> checks of the settings that it reads."""
 OPTIONAL = dict(delta=dict(ctr_clamp=number(0), pixel=number(0)), guided=dict(ctr_clamp=number(0)))
-"""Coder -> settings that may be missing."""
-OF_ANCHORS = ('delta', 'guided', 'tblr', 'yolo', 'bucket')
-OF_POINTS = ('base_length', 'yolox', 'centre')
+"""Coder -> checks of settings that may be missing."""
+ANCHOR_CODERS = ('delta', 'guided', 'tblr', 'yolo', 'bucket')
+POINT_CODERS = ('base_length', 'yolox', 'centre')
 """Coders that take one kind of prior alone."""
 
 
-def coder(value: Any, where: str) -> None:
-    """Refuse the settings of a coder that is not known, or that lack what it reads; a check of `schema`."""
-    record(dict(type=one_of(*CODERS)), ('type',), closed=False)(value, where)
-    needed, more = CODERS[value['type']], OPTIONAL.get(value['type'], {})
-    record(dict(needed, **more, type=anything), tuple(needed))(value, where)
+def coder(value: Any, key: str) -> None:
+    """Refuse the settings of an unknown coder, and settings that lack an entry; a check of `schema`."""
+    record(dict(type=one_of(*CODERS)), ('type',), closed=False)(value, key)
+    needed, optional = CODERS[value['type']], OPTIONAL.get(value['type'], {})
+    record(dict(needed, **optional, type=anything), tuple(needed))(value, key)
 
 
 def reads(settings: Mapping[str, Any]) -> dict[str, int]:
-    """Return the outputs that a coder reads, and how many columns it needs of each at least."""
+    """Return output name -> number of columns per prior that a coder reads of it."""
     sides = 4 * settings.get('buckets', 1)
     return dict(
         guided=dict(bbox_pred=4, shape_pred=2),
@@ -131,13 +134,13 @@ def reads(settings: Mapping[str, Any]) -> dict[str, int]:
 NAME = text(r'\w*', 'the name of an output')
 
 
-def pair(second: Check) -> Check:
-    """Return a check of a name of an output and a number of it."""
+def pair(number_check: Check) -> Check:
+    """Return a check of the name of an output and a number."""
 
-    def check(value: Any, where: str) -> None:
-        exactly(2, anything)(value, where)
-        NAME(value[0], f'{where}[0]')
-        second(value[1], f'{where}[1]')
+    def check(value: Any, key: str) -> None:
+        exactly(2, anything)(value, key)
+        NAME(value[0], f'{key}[0]')
+        number_check(value[1], f'{key}[1]')
 
     return check
 
@@ -145,10 +148,10 @@ def pair(second: Check) -> Check:
 HEAD = full_record(
     outputs=items(pair(COUNT), 1, 8),
     scores=NAME,
-    first_class=number(0, 64, whole=True),
+    first_class=number(0, 64, integer=True),
     activation=one_of('sigmoid', 'softmax', 'none'),
     factor=NAME,
-    factor_from=either(exactly(0, anything), pair(number(0, 100_000, whole=True))),
+    factor_from=either(exactly(0, anything), pair(number(0, 100_000, integer=True))),
     root=FLAG,
     choose=one_of('pairs', 'priors', 'best', 'all'),
     judged=one_of('class', 'product'),
@@ -160,33 +163,33 @@ HEAD = full_record(
     visible_thr=number(),
     inverted=FLAG,
     maps_by_stride=FLAG,
-    peaks=number(0, 99, whole=True),
+    peaks=number(0, 99, integer=True),
     suppresses=FLAG,
     bordered=FLAG,
 )
 
 
-def together(facts: Mapping[str, Any], where: str) -> None:
-    """Refuse a head, a coder, classes and priors that do not go together; a check of `schema`.
+def together(facts: Mapping[str, Any], key: str) -> None:
+    """Refuse a head, a coder, classes and priors that contradict each other; a check of `schema`.
 
-    Entries that are missing are left to what reads them.
+    Missing entries pass: the code that reads them refuses them.
     """
     head, settings = facts.get('head'), facts.get('coder')
     if head:
-        _names_of_outputs(head, facts.get('num_classes'))
+        _check_outputs(head, facts.get('num_classes'))
     if settings:
-        _levels(facts, settings)
+        _check_levels(facts, settings)
     if head and settings:
         columns = dict(head['outputs'])
-        for name, least in reads(settings).items():
-            if columns.get(name, 0) < least:
-                raise Mismatch(f'head.outputs has no {name!r} of {least} columns, which coder.type reads')
+        for name, count in reads(settings).items():
+            if columns.get(name, 0) < count:
+                raise Mismatch(f'head.outputs has no {name!r} of {count} columns, which coder.type reads')
         if head['factor'] and not head['factor_from'] and settings['type'] != 'bucket':
             raise Mismatch('head.factor_from is empty, expected an output and its column for head.factor')
 
 
-def _names_of_outputs(head: Mapping[str, Any], num_classes: int | None) -> None:
-    """Refuse names that no output has, columns that it lacks, and other scores than there are classes."""
+def _check_outputs(head: Mapping[str, Any], num_classes: int | None) -> None:
+    """Refuse names of missing outputs, columns that they lack, and scores of another number of classes."""
     columns = dict(head['outputs'])
     if len(columns) < len(head['outputs']):
         raise Mismatch('head.outputs has a name twice')
@@ -201,21 +204,27 @@ def _names_of_outputs(head: Mapping[str, Any], num_classes: int | None) -> None:
         )
     if head['factor_from'] and head['factor_from'][1] >= columns.get(head['factor_from'][0], 0):
         raise Mismatch(f'head.factor_from is {head["factor_from"]}, which head.outputs does not have')
-    given = columns[head['scores']] - head['first_class'] - (head['activation'] == 'softmax')
-    if num_classes not in (None, given):
-        raise Mismatch(f'head.outputs has scores of {given} classes, num_classes is {num_classes}')
+    score_classes = columns[head['scores']] - head['first_class']
+    if head['activation'] == 'softmax':  # the background is a column, too
+        score_classes -= 1
+    if num_classes not in (None, score_classes):
+        raise Mismatch(f'head.outputs has scores of {score_classes} classes, num_classes is {num_classes}')
 
 
-def _levels(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Refuse settings that are not one per level, and priors of a form that the coder does not take."""
+def _check_levels(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse settings that are not one per level, and priors that the coder does not take."""
     for key in ('strides', 'lengths'):
         if key in settings and len(settings[key]) != len(facts.get('strides', settings[key])):
             raise Mismatch(f'coder.{key} has {len(settings[key])} entries, expected one per level (strides)')
-    forms = {len(prior) for level in facts.get('base_anchors', ()) for prior in level}
-    of_points = settings['type'] in OF_POINTS or settings.get('around_points')
-    known = {4} if settings['type'] in OF_ANCHORS else {2} if of_points else {2, 4}
-    if len(forms) > 1 or forms - known:
+    sizes = {len(prior) for level in facts.get('base_anchors', ()) for prior in level}
+    if settings['type'] in ANCHOR_CODERS:
+        expected_sizes = {4}
+    elif settings['type'] in POINT_CODERS or settings.get('around_points'):
+        expected_sizes = {2}
+    else:
+        expected_sizes = {2, 4}
+    if len(sizes) > 1 or sizes - expected_sizes:
         raise Mismatch(
-            f'base_anchors has entries of {", ".join(map(str, sorted(forms)))} numbers, expected '
-            f'{" or ".join(map(str, sorted(known)))} for coder.type {settings["type"]!r}'
+            f'base_anchors has entries of {", ".join(map(str, sorted(sizes)))} numbers, expected '
+            f'{" or ".join(map(str, sorted(expected_sizes)))} for coder.type {settings["type"]!r}'
         )

@@ -1,32 +1,33 @@
-"""Everything needed to use a file, kept in its `metadata_props`; read by ONNX Runtime or onnx."""
+"""Everything needed to use a file, kept in its `metadata_props`; read by ONNX Runtime or onnx.
+
+Each entry is JSON under a key that begins with `mm2onnx.`, and passes its check of `metadata_schema`; errors
+name the entry.
+"""
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from mmdeploy_ext.contract.metadata_entries import (
-    GRAPH_RULES,
-    PREFIX,
-    Facts,
-    check_names,
-    checked_facts,
-    damaged,
-    entries_of,
-    read_entry,
-)
+from mmdeploy_ext.contract.metadata_schema import BACKBONE_ENTRIES, FIELDS, FILE_ENTRIES, options_of_backbone
+from mmdeploy_ext.contract.registry import registered
+from mmdeploy_ext.contract.schema import Check, Mismatch
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import LoadError, ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_onnx_size, check_regular
-from mmdeploy_ext.core.printable import shortened
+from mmdeploy_ext.core.printable import printable, shortened
 from mmdeploy_ext.preprocess import cameras
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.preprocess.points import VoxelRule
 
+PREFIX = 'mm2onnx.'
+GRAPH_RULES = 5
+"""Number of the rules by which files are written; a new one whenever the same model gives another graph, or
+metadata of another form. Files of another number are refused: there is one way to read a file."""
 Rule = PreprocessRule | cameras.MultiViewRule | VoxelRule | FusionRule
-"""How an image, or the images of all cameras, or points become an input."""
+"""How an image, the images of all cameras, or points become an input."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +96,17 @@ class Metadata:
         """Rebuild from `metadata_props`; ModelFileError: not written by mm2onnx, or damaged metadata."""
         check_names(props, path)
         values = {field.name: read_entry(props, field.name, path) for field in dataclasses.fields(cls)}
+        content = values['preprocess']
+        if 'voxel_size' in content:
+            rule_class = VoxelRule
+        elif 'voxels' in content:
+            rule_class = FusionRule
+        elif content.get('kind') == cameras.KIND:
+            rule_class = cameras.MultiViewRule
+        else:
+            rule_class = PreprocessRule
         try:
-            rule = _rule_from_json(values['preprocess'])
+            rule = rule_class.from_json(content)
         except (ValueError, TypeError, OverflowError) as error:  # of numbers that do not go together
             raise damaged(path, 'preprocess', error) from error
         values.update(
@@ -120,14 +130,160 @@ class Metadata:
             )
 
 
+class Facts(dict):
+    """A dict of entries of a file, in which a missing key is an error of the file.
+
+    Attributes:
+        name: what the dict is, for the message: '{name} has no KEY'.
+    """
+
+    def __init__(self, values: Any, name: str = 'the metadata') -> None:
+        super().__init__(values)
+        self.name = name
+
+    def __missing__(self, key: str) -> Any:
+        raise ModelFileError(f'{self.name} has no {key!r}; export it again')
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let other processes have it."""
+        return Facts, (dict(self), self.name)
+
+
+def damaged(path: object, name: str, error: object) -> ModelFileError:
+    """Return the error of one entry."""
+    return ModelFileError(
+        f'{path}: its mm2onnx metadata is damaged ({PREFIX}{name}: {error}); export it again'
+    )
+
+
+def entries_of(metadata_props: Iterable[Any], path: object) -> dict[str, str]:
+    """Return the `metadata_props` of a file as a dict; ModelFileError: one of ours occurs twice.
+
+    Which of two values counts would depend on who reads the file. Entries have a `key` and a `value`.
+    """
+    props: dict[str, str] = {}
+    for entry in metadata_props:
+        if entry.key in props and entry.key.startswith(PREFIX):
+            raise damaged(path, entry.key.removeprefix(PREFIX), 'is there twice')
+        props[entry.key] = entry.value
+    return props
+
+
+def check_names(props: Mapping[str, str], path: object, entries: Mapping[str, bool] = FILE_ENTRIES) -> None:
+    """Refuse a file of other graph rules, or with entries that no export writes.
+
+    Nothing would compare such an entry, and whoever reads it first would believe it.
+
+    Args:
+        props: `metadata_props` of the file.
+        path: of the file, for the message.
+        entries: `FILE_ENTRIES`, or `BACKBONE_ENTRIES` of a file that `export_scn.py` writes.
+
+    Raises:
+        ModelFileError: not written by mm2onnx, by other rules, without an entry, or with one too many.
+    """
+    if f'{PREFIX}family' not in props:
+        script = 'pytorch2onnx.py' if entries is FILE_ENTRIES else 'export_scn.py'
+        raise ModelFileError(
+            f'{path}: has no mm2onnx metadata ({PREFIX}family is missing); export it with '
+            f'tools/deployment/{script}'
+        )
+    rules = read_entry(props, 'rules', path) if f'{PREFIX}rules' in props else 'not stated'
+    if rules != GRAPH_RULES:
+        raise ModelFileError(
+            f'{path}: its {PREFIX}rules are {rules}, expected {GRAPH_RULES}: another version wrote it; '
+            f'export it again'
+        )
+    if missing := [name for name, needed in entries.items() if needed and PREFIX + name not in props]:
+        raise damaged(path, missing[0], 'is missing')
+    names = [key.removeprefix(PREFIX) for key in props if key.startswith(PREFIX)]
+    if unknown := [name for name in names if name not in entries]:
+        raise damaged(path, unknown[0], f'no export writes it; expected {", ".join(entries)}')
+
+
+def read_entry(props: Mapping[str, str], name: str, path: object, check: Check | None = None) -> Any:
+    """Return one entry of a file's metadata, by its name without prefix, checked.
+
+    Args:
+        props: `metadata_props` of the file.
+        name: of the entry.
+        path: of the file, for the message.
+        check: of its value; by default that of `FIELDS`.
+
+    Raises:
+        ModelFileError: no JSON, or of another type, range or length; the message names the key.
+    """
+    text = props.get(PREFIX + name, '')
+    try:
+        value = json.loads(text)
+        if '\\ud' in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = printable(error.object[error.start : error.end])
+        raise damaged(path, name, f"has '{half}', which is half a character") from error
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, name, f'is not JSON: {error}') from error
+    return _checked(value, name, path, check or FIELDS[name])
+
+
+def check_entries(props: Mapping[str, str], path: object) -> None:
+    """Check all entries of a sparse file, whatever reads them.
+
+    For errors see `check_names` and `read_entry`.
+    """
+    is_detector = f'{PREFIX}preprocess' in props
+    check_names(props, path, FILE_ENTRIES if is_detector else BACKBONE_ENTRIES)
+    checks = {} if is_detector else dict(options=options_of_backbone)
+    for name in FIELDS:
+        if PREFIX + name in props:
+            read_entry(props, name, path, check=checks.get(name))
+
+
+def _checked(value: Any, name: str, path: object, check: Check) -> Any:
+    """Return the value of an entry that passes a check; ModelFileError names the key."""
+    try:
+        check(value, '')
+    except (Mismatch, OverflowError, RecursionError) as error:
+        raise damaged(path, name, error) from error
+    return value
+
+
+def checked_facts(facts: dict[str, Any], family: str, path: object) -> Facts:
+    """Return the `postprocess` of a file that passes the check of its family, if it has one.
+
+    ModelFileError: names the key.
+    """
+    registration = registered().get(family)
+    if registration is not None and registration.postprocess is not None:
+        _checked(facts, 'postprocess', path, registration.postprocess)
+    return _nested_facts(facts, f'{path}: mm2onnx.postprocess')
+
+
+def _nested_facts(values: dict[str, Any], name: str) -> Facts:
+    """Return a dict and the dicts in it as `Facts`."""
+    return Facts(
+        {
+            key: _nested_facts(value, f'{name}.{key}') if isinstance(value, dict) else value
+            for key, value in values.items()
+        },
+        name,
+    )
+
+
 def check_graph(
     spec: GraphSpec, inputs: Mapping[str, tuple[str, Sequence[Any]]], outputs: Mapping[str, Any], path: object
 ) -> None:
-    """Refuse a spec that is not of the graph in its file; ModelFileError names the tensor of the spec.
+    """Refuse a spec that is not that of the graph in its file.
 
-    A graph that has lost optional inputs is a LoadError: its metadata is right.
-    `inputs` and `outputs` have the dtype and axes of the graph's by name, a letter or None where one is
-    dynamic.
+    Args:
+        spec: in the metadata of the file.
+        inputs: name -> dtype and axes of the graph's inputs; a dynamic axis is a letter or None.
+        outputs: the same of its outputs.
+        path: of the file, for the message.
+
+    Raises:
+        LoadError: the graph has lost optional inputs; its metadata is right.
+        ModelFileError: names the tensor of the spec.
     """
     absent = [tensor for tensor in spec.inputs if tensor.name not in inputs]
     if absent and all(tensor.default is not None for tensor in absent):
@@ -136,31 +292,28 @@ def check_graph(
             f'which have their defaults for good; simplifiers take an input with a default for a constant: '
             f'export with --simplify, or use {tool("graph")} simplify, which keeps them'
         )
-    for kind, tensors, given in (('inputs', spec.inputs, inputs), ('outputs', spec.outputs, outputs)):
+    for kind, tensors, graph_tensors in (('inputs', spec.inputs, inputs), ('outputs', spec.outputs, outputs)):
         names = [tensor.name for tensor in tensors]
-        if set(names) != set(given):
-            raise damaged(path, 'spec', f'{kind} are {", ".join(names)}, the graph has {", ".join(given)}')
-        for tensor in tensors:
-            dtype, axes = given[tensor.name]
-            fixed = [axis if isinstance(axis, int) else None for axis in tensor.axes]
-            real = [axis if isinstance(axis, int) else None for axis in axes]
-            unlike = len(fixed) != len(real) or any(
-                axis != other and (kind == 'inputs' or None not in (axis, other))
-                for axis, other in zip(fixed, real, strict=True)
+        if set(names) != set(graph_tensors):
+            raise damaged(
+                path, 'spec', f'{kind} are {", ".join(names)}, the graph has {", ".join(graph_tensors)}'
             )
-            if tensor.dtype != dtype or (unlike and (real or kind == 'inputs')):
+        for tensor in tensors:
+            dtype, axes = graph_tensors[tensor.name]
+            spec_sizes = [axis if isinstance(axis, int) else None for axis in tensor.axes]
+            graph_sizes = [axis if isinstance(axis, int) else None for axis in axes]
+            sizes_differ = len(spec_sizes) != len(graph_sizes) or any(
+                spec_size != graph_size and (kind == 'inputs' or None not in (spec_size, graph_size))
+                for spec_size, graph_size in zip(spec_sizes, graph_sizes, strict=True)
+            )
+            if tensor.dtype != dtype or (sizes_differ and (graph_sizes or kind == 'inputs')):
                 shape = 'x'.join(map(str, axes)) or 'scalar'
-                says = f'{kind} says {tensor.name!r} is {tensor.dtype} {tensor.shape_text()}'
-                raise damaged(path, 'spec', f'{says}, the graph has {dtype} {shape}')
-
-
-def _rule_from_json(content: Mapping[str, Any]) -> Rule:
-    if 'voxel_size' in content:
-        return VoxelRule.from_json(content)
-    if 'voxels' in content:
-        return FusionRule.from_json(content)
-    several = content.get('kind') == cameras.KIND
-    return (cameras.MultiViewRule if several else PreprocessRule).from_json(content)
+                expected = f'{tensor.dtype} {tensor.shape_text()}'
+                raise damaged(
+                    path,
+                    'spec',
+                    f'{kind} says {tensor.name!r} is {expected}, the graph has {dtype} {shape}',
+                )
 
 
 def read_metadata(path: str) -> Metadata:
@@ -169,7 +322,7 @@ def read_metadata(path: str) -> Metadata:
 
 
 def read_props(path: object) -> dict[str, str]:
-    """Return the `metadata_props` of a file; ModelFileError: missing, corrupt, or an entry is there twice."""
+    """Return the `metadata_props` of a file; ModelFileError: missing, corrupt, or with an entry twice."""
     import onnx
 
     try:

@@ -4,9 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmdeploy_ext.contract import options
-from mmdeploy_ext.contract.option import schemas
+from mmdeploy_ext.contract.options import schemas
 from mmdeploy_ext.contract.registry import detector_options
 from mmdeploy_ext.contract.schema import (
+    COUNT,
+    DIGEST,
+    FLAG,
+    LIMIT,
+    NAME,
+    PIXELS,
+    POSITIVE,
+    TRIPLE,
     Check,
     Mismatch,
     anything,
@@ -20,11 +28,10 @@ from mmdeploy_ext.contract.schema import (
     record,
     text,
 )
-from mmdeploy_ext.contract.values import COUNT, DIGEST, FLAG, LIMIT, NAME, PIXELS, POSITIVE, TRIPLE
 
 DTYPES = ('bool', 'int8', 'uint8', 'int16', 'int32', 'int64', 'float16', 'float32', 'float64')
 COLOURS = dict(mean=exactly(3, number()), std=exactly(3, POSITIVE), to_rgb=FLAG)
-COLOURS['size_divisor'] = number(1, 4096, whole=True)
+COLOURS['size_divisor'] = number(1, 4096, integer=True)
 
 IMAGE = full_record(
     **COLOURS,
@@ -34,19 +41,19 @@ IMAGE = full_record(
     pad_val=exactly(3, number()),
     pad_size=maybe(exactly(2, PIXELS)),
     resize=one_of('cv2', 'pillow'),
-    pad_or=number(0, 4096, whole=True),
-    pad_more=number(0, 4096, whole=True),
+    pad_or=number(0, 4096, integer=True),
+    pad_more=number(0, 4096, integer=True),
     centred=FLAG,
     to_float32=FLAG,
 )
 
 
-def _rig(rule: Mapping[str, Any], where: str) -> None:
+def _check_rig(rule: Mapping[str, Any], key: str) -> None:
     """Refuse a crop outside of its picture, padding that is smaller than the crop, and too many names."""
-    for axis, name in enumerate(('top', 'left')):
-        start, size, whole = (rule[key][axis] for key in ('crop', 'size', 'resized'))
-        if not -size < start < whole:
-            raise Mismatch(f'crop[{axis}] is {start}, which leaves nothing of {whole} pixels ({name})')
+    for axis, side in enumerate(('top', 'left')):
+        start, size, resized = rule['crop'][axis], rule['size'][axis], rule['resized'][axis]
+        if not -size < start < resized:
+            raise Mismatch(f'crop[{axis}] is {start}, which leaves nothing of {resized} pixels ({side})')
         if rule.get('pad_size') and rule['pad_size'][axis] < size:
             raise Mismatch(f'pad_size[{axis}] is {rule["pad_size"][axis]}, expected at least size, {size}')
     if (count := len(rule['cameras'])) not in (0, rule['num_cameras']):
@@ -57,55 +64,59 @@ MULTIVIEW = full_record(
     **COLOURS,
     kind=one_of('multiview'),
     source=exactly(2, PIXELS),
-    scale=number(above=0, most=64),
+    scale=number(above=0, maximum=64),
     resized=exactly(2, PIXELS),
-    crop=exactly(2, number(-16_384, 16_384, whole=True)),
+    crop=exactly(2, number(-16_384, 16_384, integer=True)),
     size=exactly(2, PIXELS),
     pad_size=maybe(exactly(2, PIXELS)),
-    num_cameras=number(1, 64, whole=True),
+    num_cameras=number(1, 64, integer=True),
     cameras=items(NAME, 0, 64),
-    also=_rig,
+    also=_check_rig,
 )
 VOXELS = full_record(
     point_cloud_range=exactly(6, number(-1e6, 1e6)),
-    voxel_size=exactly(3, number(above=0, most=1e6)),
+    voxel_size=exactly(3, number(above=0, maximum=1e6)),
     max_points=LIMIT,
     max_voxels=LIMIT,
     order=one_of('xyz', 'zyx'),
-    in_channels=number(1, 1024, whole=True),
+    in_channels=number(1, 1024, integer=True),
     mode=one_of('hard', 'dynamic'),
 )
 FUSION = full_record(
     kind=one_of('fusion'),
     views=maybe(MULTIVIEW),
     voxels=maybe(VOXELS),
-    load_dim=number(3, 1024, whole=True),
-    use_dim=items(number(0, 1023, whole=True), 3, 1024),
-    sweeps=number(0, 1000, whole=True),
+    load_dim=number(3, 1024, integer=True),
+    use_dim=items(number(0, 1023, integer=True), 3, 1024),
+    sweeps=number(0, 1000, integer=True),
     pad_empty_sweeps=FLAG,
     remove_close=FLAG,
 )
 
 
-def rule_of_points(value: Any, where: str) -> None:
+def rule_of_points(value: Any, key: str) -> None:
     """Check the rule of a sweep, which may be a part of a rule of cameras and points."""
-    (FUSION if isinstance(value, dict) and 'voxels' in value else VOXELS)(value, where)
+    (FUSION if isinstance(value, dict) and 'voxels' in value else VOXELS)(value, key)
 
 
-def preprocess(value: Any, where: str) -> None:
-    """Check the rule of whichever kind the value says that it is."""
+def preprocess(value: Any, key: str) -> None:
+    """Check a preprocessing rule by the check of its kind."""
     if isinstance(value, dict) and {'voxel_size', 'voxels'} & value.keys():
-        return rule_of_points(value, where)
-    return (MULTIVIEW if isinstance(value, dict) and 'kind' in value else IMAGE)(value, where)
+        return rule_of_points(value, key)
+    return (MULTIVIEW if isinstance(value, dict) and 'kind' in value else IMAGE)(value, key)
 
 
-def _axis(value: Any, where: str) -> None:
-    (NAME if isinstance(value, str) else number(0, 2**31, whole=True))(value, where)
+AXIS_SIZE = number(0, 2**31, integer=True)
+
+
+def axis(value: Any, key: str) -> None:
+    """Check an axis of a tensor: a letter if it is dynamic, else its size."""
+    (NAME if isinstance(value, str) else AXIS_SIZE)(value, key)
 
 
 GROUP = full_record(
     name=text(),
-    columns=maybe(items(number(0, 2**31, whole=True), 1)),
+    columns=maybe(items(AXIS_SIZE, 1)),
     unit=text(),
     rtol=number(0),
     atol=number(0),
@@ -113,7 +124,7 @@ GROUP = full_record(
 TENSOR = full_record(
     name=NAME,
     dtype=one_of(*DTYPES),
-    axes=items(_axis, 0, 8),
+    axes=items(axis, 0, 8),
     meaning=text(),
     unit=text(),
     groups=items(GROUP),
@@ -127,19 +138,24 @@ TENSOR = full_record(
 )
 
 
-def _names(spec: Mapping[str, Any], where: str) -> None:
-    """Refuse names that are there twice, and a state of tensors that are not there."""
-    outputs, inputs = ([tensor['name'] for tensor in spec[key]] for key in ('outputs', 'inputs'))
-    for key, names in (('inputs', inputs), ('outputs', outputs)):
+def _check_tensor_names(spec: Mapping[str, Any], key: str) -> None:
+    """Refuse inputs or outputs of the same name, and a state of tensors that do not exist."""
+    inputs = [tensor['name'] for tensor in spec['inputs']]
+    outputs = [tensor['name'] for tensor in spec['outputs']]
+    for list_name, names in (('inputs', inputs), ('outputs', outputs)):
         if len(set(names)) < len(names):
-            raise Mismatch(f'{key} has a name twice: {", ".join(names)}')
+            raise Mismatch(f'{list_name} has a name twice: {", ".join(names)}')
     for index, (source, target) in enumerate(spec['state']):
         if source not in outputs or target not in inputs:
             raise Mismatch(f'state[{index}] is {[source, target]}, expected an output and an input')
 
 
 SPEC = full_record(
-    name=NAME, inputs=items(TENSOR, 1), outputs=items(TENSOR, 1), state=items(exactly(2, NAME)), also=_names
+    name=NAME,
+    inputs=items(TENSOR, 1),
+    outputs=items(TENSOR, 1),
+    state=items(exactly(2, NAME)),
+    also=_check_tensor_names,
 )
 
 
@@ -148,14 +164,14 @@ def checks_of_options() -> dict[str, Check]:
     return dict(schemas((*detector_options(), *options.DRIVE)), cfg_options=mapping(anything))
 
 
-def options_of_detector(value: Any, where: str) -> None:
+def options_of_detector(value: Any, key: str) -> None:
     """Check the options of a detector's file."""
-    record(checks_of_options(), ('opset', 'exporter'), closed=False)(value, where)
+    record(checks_of_options(), ('opset', 'exporter'), closed=False)(value, key)
 
 
-def options_of_backbone(value: Any, where: str) -> None:
+def options_of_backbone(value: Any, key: str) -> None:
     """Check the options of a sparse backbone's file."""
-    record(checks_of_options() | schemas(options.SPARSE), closed=False)(value, where)
+    record(checks_of_options() | schemas(options.SPARSE), closed=False)(value, key)
 
 
 MODEL_CLASS = full_record(
@@ -164,33 +180,37 @@ MODEL_CLASS = full_record(
 EDIT = full_record(command=NAME, arguments=mapping(anything), versions=mapping(text()))
 TABLE = full_record(
     name=NAME,
-    level_in=number(0, 63, whole=True),
-    level_out=number(0, 63, whole=True),
+    level_in=number(0, 63, integer=True),
+    level_out=number(0, 63, integer=True),
     subm=FLAG,
-    kernel_size=exactly(3, number(1, 32, whole=True)),
-    stride=exactly(3, number(1, 1024, whole=True)),
-    padding=exactly(3, number(0, 1024, whole=True)),
-    dilation=exactly(3, number(1, 1024, whole=True)),
+    kernel_size=exactly(3, number(1, 32, integer=True)),
+    stride=exactly(3, number(1, 1024, integer=True)),
+    padding=exactly(3, number(0, 1024, integer=True)),
+    dilation=exactly(3, number(1, 1024, integer=True)),
 )
-SCATTER = full_record(name=NAME, level=number(0, 63, whole=True), axes=exactly(3, number(0, 2, whole=True)))
+SCATTER = full_record(
+    name=NAME, level=number(0, 63, integer=True), axes=exactly(3, number(0, 2, integer=True))
+)
 
 
-def _levels(plan: Mapping[str, Any], where: str) -> None:
+def _check_levels(plan: Mapping[str, Any], key: str) -> None:
     """Refuse a plan whose tables do not build their levels one after another."""
     levels = 1
     for index, table in enumerate(plan['tables']):
         expected = table['level_in'] if table['subm'] else levels
-        kept = not table['subm'] and table['level_out'] == table['level_in'] and set(table['stride']) == {1}
-        if table['level_in'] >= levels or (table['level_out'] != expected and not kept):
+        keeps_level = (
+            not table['subm'] and table['level_out'] == table['level_in'] and set(table['stride']) == {1}
+        )
+        if table['level_in'] >= levels or (table['level_out'] != expected and not keeps_level):
             raise Mismatch(
-                f'{where}.tables[{index}] goes from level {table["level_in"]} to {table["level_out"]}, and '
+                f'{key}.tables[{index}] goes from level {table["level_in"]} to {table["level_out"]}, and '
                 f'there are {levels}'
             )
         levels = max(levels, table['level_out'] + 1)
     for index, scatter in enumerate(plan['scatters']):
         if scatter['level'] >= levels or sorted(scatter['axes']) != [0, 1, 2]:
             raise Mismatch(
-                f'{where}.scatters[{index}] is {scatter}, expected one of {levels} levels, axes 0 to 2'
+                f'{key}.scatters[{index}] is {scatter}, expected one of {levels} levels, axes 0 to 2'
             )
 
 
@@ -198,14 +218,14 @@ PLAN = full_record(
     spatial_shape=TRIPLE,
     tables=items(TABLE),
     scatters=items(SCATTER),
-    level_of=mapping(number(0, 63, whole=True)),
+    level_of=mapping(number(0, 63, integer=True)),
     table_of=mapping(NAME),
-    also=_levels,
+    also=_check_levels,
 )
 SCN = full_record(
     form=one_of('buckets', 'tables'),
     order=one_of('xyz', 'zyx'),
-    in_channels=number(1, 1024, whole=True),
+    in_channels=number(1, 1024, integer=True),
     output_shape=exactly(4, COUNT),
     plan=PLAN,
     closed=False,
@@ -224,26 +244,30 @@ FIELDS: dict[str, Check] = dict(
     checkpoint_sha256=DIGEST,
     versions=mapping(text()),
     model_classes=items(MODEL_CLASS),
-    rules=number(1, 10**6, whole=True),
+    rules=number(1, 10**6, integer=True),
     edits=items(EDIT),
     ranges=mapping(anything),
     scn=SCN,
     scn_modules=mapping(text()),
 )
 """Entry, without its prefix -> check of its value; of `postprocess` see also `checked_facts`."""
-NEEDED = (
-    *('family', 'form', 'options', 'config', 'config_sha256', 'checkpoint_sha256', 'versions'),
-    *('model_classes', 'rules', 'edits'),
+COMMON_ENTRIES = (
+    'family',
+    'form',
+    'options',
+    'config',
+    'config_sha256',
+    'checkpoint_sha256',
+    'versions',
+    'model_classes',
+    'rules',
+    'edits',
 )
 OF_SPARSE_GRAPHS = ('scn', 'scn_modules')
 """Entries that the writers of sparse graphs add."""
-FILE_ENTRIES = {
-    **dict.fromkeys((*NEEDED, 'spec', 'preprocess', 'classes', 'postprocess'), True),
-    **dict.fromkeys(OF_SPARSE_GRAPHS, False),
-}
+FILE_ENTRIES = dict.fromkeys((*COMMON_ENTRIES, 'spec', 'preprocess', 'classes', 'postprocess'), True)
+FILE_ENTRIES |= dict.fromkeys(OF_SPARSE_GRAPHS, False)
 """Entry of a detector's file -> whether all have it; the others are of graphs of sparse convolutions."""
-BACKBONE_ENTRIES = {
-    **dict.fromkeys((*NEEDED, 'voxels'), True),
-    **dict.fromkeys(('ranges', *OF_SPARSE_GRAPHS), False),
-}
+BACKBONE_ENTRIES = dict.fromkeys((*COMMON_ENTRIES, 'voxels'), True)
+BACKBONE_ENTRIES |= dict.fromkeys(('ranges', *OF_SPARSE_GRAPHS), False)
 """Entry of a sparse backbone's file -> whether all have it."""

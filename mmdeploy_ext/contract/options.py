@@ -1,14 +1,243 @@
-"""What can be chosen about graphs of several families, each choice declared once.
+"""Options of an export: how one is declared, typed and checked, and those that several families have.
 
-What only one family has it is registered with, see `registry.py`. Needs neither torch nor mmcv.
+Argument parsers, keys of `backend_config`, metadata of files and the commands that export again derive from
+these declarations. A family lists in its `options` those that it has; options of one family alone are
+registered with it, see `registry.py`. Needs neither torch nor mmcv.
 """
 
-import dataclasses
+from __future__ import annotations
 
-from mmdeploy_ext.contract.option import Option
-from mmdeploy_ext.contract.schema import exactly, items, number
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mmdeploy_ext.contract.schema import FLAG, NAME, SIZE, Check, Mismatch, exactly, items, number, one_of
 from mmdeploy_ext.contract.stages import DEFAULT_OPSET
-from mmdeploy_ext.contract.values import FLAG, NAME, SIZE
+from mmdeploy_ext.core.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option of an export.
+
+    Attributes:
+        name: key in the metadata, and attribute of `Options`.
+        default: its value if the user does not choose one.
+        help: text for the command line.
+        choices: all values that it can have; if empty, any value that passes `schema`.
+        schema: check of its value in the metadata of a file.
+        flag: on the command line; by default derived from the name; '' if other arguments decide the value.
+        key: in `backend_config`; None if configs cannot choose it.
+        metavar: name of its argument in the help.
+        minimum: smallest number that the user may type.
+        only_with: name and value of another option, without which this one has no effect.
+        stated: whether the command that exports again states it at its default, too.
+        pair: name of the option whose value follows in the same argument: height and width.
+        hint: what to do instead of typing a wrong value.
+        group: title above it in the help.
+        open: whether families may have other choices.
+        refused: value that users may expect to be a choice -> why it is not.
+        fixes: choice -> option names and the values that this choice fixes them at.
+    """
+
+    name: str
+    default: Any
+    help: str = ''
+    choices: tuple[Any, ...] = ()
+    schema: Check = NAME
+    flag: str | None = None
+    key: str | None = None
+    metavar: str | None = None
+    minimum: int | None = None
+    only_with: tuple[str, Any] | None = None
+    stated: bool = False
+    pair: str = ''
+    hint: str = ''
+    group: str = ''
+    open: bool = False
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    fixes: Mapping[Any, Mapping[str, Any]] = dataclasses.field(default_factory=dict, compare=False)
+
+    @property
+    def typed(self) -> str:
+        """Return the option as it is typed on a command line."""
+        return f'--{self.name.replace("_", "-")}' if self.flag is None else self.flag
+
+    def as_typed(self, prefix: str = '--', value: Any = None) -> str:
+        """Return the option as the user wrote it: `--fp16-io`, or a key of a config behind `prefix`."""
+        if prefix != '--':
+            return prefix + (self.key or self.name)
+        return f'--no-{self.typed[2:]}' if self.default is True and value is False else self.typed
+
+    def with_value(self, value: Any, prefix: str = '--') -> str:
+        """Return the option with its value, as the user wrote it."""
+        if isinstance(value, bool):
+            return self.as_typed(prefix, value)
+        text = ' '.join(map(str, value)) if isinstance(value, tuple) else value
+        return f'{self.as_typed(prefix)} {text}' if prefix == '--' else f'{self.as_typed(prefix)}={value!r}'
+
+    def with_value_of(self, values: Mapping[str, Any]) -> str:
+        """Return the option with its value among `values`, as the user wrote it."""
+        value = values[self.name]
+        return self.with_value((value, values[self.pair]) if self.pair in values else value)
+
+    def check(self, value: Any, prefix: str = '--') -> None:
+        """Refuse a value that the option cannot have; UsageError says which there are."""
+        typed, hint = self.with_value(value, prefix), f'; {self.hint}' if self.hint else ''
+        if isinstance(value, str) and value in self.refused:
+            raise UsageError(f'{typed}: {self.refused[value]}')
+        if self.choices:
+            if value not in self.choices:
+                if len(self.choices) > 2:
+                    choices = f'one of {", ".join(self.choices)}'
+                else:
+                    choices = ' or '.join(self.choices)
+                raise UsageError(f'{typed}{":" if prefix == "--" else ","} expected {choices}{hint}')
+            return
+        if isinstance(self.default, int) and type(value) is not type(self.default):
+            kind = 'a number' if type(self.default) is int else 'True or False'
+            raise UsageError(f'{typed}, expected {kind}')
+        if self.minimum is not None and value < self.minimum:
+            minimum = 'a positive number' if self.minimum == 1 else f'at least {self.minimum}'
+            raise UsageError(f'{typed}: expected {minimum}{hint}')
+        try:
+            self.schema(list(value) if isinstance(value, tuple) else value, '')
+        except Mismatch as error:
+            raise UsageError(f'{typed}: {error}') from error
+
+    def add_to(self, parser: Any) -> None:
+        """Add the option to a parser or to a group of one; None stands for an option that is left out."""
+        import argparse
+
+        kind: dict[str, Any] = {}
+        if isinstance(self.default, bool):
+            on_off = argparse.BooleanOptionalAction
+            kind = dict(action=on_off) if self.default else dict(action='store_const', const=True)
+        elif isinstance(self.default, tuple):
+            kind = dict(nargs='+', metavar=self.metavar)
+        elif self.choices:
+            kind = dict(choices=(*filter(None, self.choices), *self.refused))
+        else:
+            kind = dict(type=type(self.default), metavar=self.metavar, nargs='+' if self.pair else None)
+        parser.add_argument(self.typed, dest=self.name, help=self.help, default=None, **kind)
+
+    def words(self, values: Mapping[str, Any]) -> list[str]:
+        """Return the words of a command line that choose its value of `values`; empty for the default."""
+        value = values.get(self.name, self.default)
+        if not self.typed or (value == self.default and not self.stated) or not self.counts(values):
+            return []
+        if isinstance(value, bool):
+            return [self.as_typed(value=value)]
+        arguments = list(value) if isinstance(value, list | tuple) else [value]
+        if self.pair:
+            arguments.append(values[self.pair])
+        words = [self.typed]
+        for argument in arguments:
+            if isinstance(argument, list | tuple):  # PATTERN=P:Q
+                words.append(f'{argument[0]}={":".join(argument[1:])}')
+            else:
+                words.append(str(argument))
+        return words
+
+    def counts(self, values: Mapping[str, Any]) -> bool:
+        """Return whether the option has an effect with the other values."""
+        return not self.only_with or values.get(self.only_with[0]) == self.only_with[1]
+
+
+class Options(Mapping[str, Any]):
+    """Values of declared options, as a mapping and as attributes of the same names; they never change."""
+
+    def __init__(self, declared: Sequence[Option], /, **values: Any) -> None:
+        """Take values over; the others have their defaults. UsageError: a value of no declared option."""
+        names = [option.name for option in declared]
+        if unknown := sorted(values.keys() - set(names)):
+            raise UsageError(f'{", ".join(unknown)}: no such option; there are {", ".join(names)}')
+        self.__dict__['declared'] = tuple(declared)
+        for option in declared:
+            self.__dict__[option.name] = _as_tuple(values.get(option.name, option.default))
+
+    def __getitem__(self, name: str) -> Any:
+        if name == 'declared':
+            raise KeyError(name)
+        return self.__dict__[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([option.name for option in self.declared])
+
+    def __len__(self) -> int:
+        return len(self.declared)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f'{name}: options do not change; use replace()')
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.items()))
+
+    def __repr__(self) -> str:
+        return f'Options({", ".join(f"{name}={self[name]!r}" for name in self._changed())})'
+
+    def _changed(self) -> list[str]:
+        """Return the names of the options that are not at their defaults."""
+        return [option.name for option in self.declared if self[option.name] != option.default]
+
+    def replace(self, **changes: Any) -> Options:
+        """Return the options with other values."""
+        return Options(self.declared, **{**self, **changes})
+
+    def check(self, prefix: str = '--', names: Iterable[str] | None = None) -> None:
+        """Refuse unknown values, and options that have no effect with the others.
+
+        Args:
+            prefix: text before a name in the message; '--' spells it as on the command line.
+            names: options that the user typed; by default those that are not at their default.
+
+        Raises:
+            UsageError: the message says what there is, or what goes with what.
+        """
+        names = set(self._changed() if names is None else names)
+        by_name = {option.name: option for option in self.declared}
+        for name, option in by_name.items():
+            if name not in names:
+                continue
+            value = self[name]
+            option.check(value, prefix)
+            if not option.counts(self):
+                condition, needed = option.only_with
+                needed_option = by_name[condition].with_value(needed, prefix)
+                raise UsageError(
+                    f'{option.with_value(value, prefix)} goes with {needed_option}, got {self[condition]}'
+                )
+            fixing, fixed_value = self.fixed.get(name, (None, value))
+            if fixing is not None and value and value != fixed_value:
+                reason = f'{by_name[fixing].with_value(self[fixing], prefix)} is written with {fixed_value}'
+                raise UsageError(f'{option.with_value(value, prefix)}: {reason}; leave it out')
+
+    @property
+    def fixed(self) -> dict[str, tuple[str, Any]]:
+        """Name of an option -> the option whose choice fixes it, and its value."""
+        return {
+            name: (option.name, value)
+            for option in self.declared
+            for name, value in option.fixes.get(self[option.name], {}).items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as plain JSON types, for the metadata of a file."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self.items()}
+
+
+def _as_tuple(value: Any) -> Any:
+    """Return a value that can be hashed: lists become tuples, at any depth."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
+
+
+def schemas(declared: Iterable[Option]) -> dict[str, Check]:
+    """Return option name -> check of its value in the metadata of a file."""
+    return {
+        option.name: one_of(*option.choices) if option.choices and not option.open else option.schema
+        for option in declared
+    }
+
 
 NO_BF16_FILE = (
     'a file has no bfloat16 form: ONNX has bfloat16 convolutions from opset 22 on, the exporters write up to '
@@ -31,7 +260,7 @@ OPSET = Option(
     'opset',
     DEFAULT_OPSET,
     '11 to 20; asked = written, or the export fails (default: 17; 18 for dynamo; 19 with DCN)',
-    schema=number(0, 1000, whole=True),
+    schema=number(0, 1000, integer=True),
     flag='--opset-version',
     key='opset_version',
     metavar='N',
@@ -100,10 +329,10 @@ IMAGE = (
         'batch',
         1,
         'batch of the graph (default: 1)',
-        schema=number(1, 100_000, whole=True),
+        schema=number(1, 100_000, integer=True),
         flag='--batch-size',
         metavar='N',
-        least=1,
+        minimum=1,
         stated=True,
     ),
     Option(
@@ -134,10 +363,10 @@ MAX_CANDIDATES = Option(
     0,
     'full form: the K best candidates at most, 1 or more, with constant shapes; for TensorRT (default, '
     'without the option: all)',
-    schema=number(0, 10**9, whole=True),
+    schema=number(0, 10**9, integer=True),
     key='max_candidates',
     metavar='K',
-    least=1,
+    minimum=1,
     hint='leave it out for all',
     only_with=('form', 'full'),
     group=OF_SOME,
@@ -211,9 +440,9 @@ SPARSE = (
         'output_bound',
         0,
         'most active sites that the engine makes room for (default: 200000, as the reference)',
-        schema=number(0, 10**9, whole=True),
+        schema=number(0, 10**9, integer=True),
         metavar='N',
-        least=0,
+        minimum=0,
         only_with=('target', 'libspconv'),
     ),
     dataclasses.replace(SPARSE_FORM, name='form', key=None, only_with=('target', 'portable'), group=''),

@@ -1,7 +1,8 @@
-"""What `--precision` of an export means: the choices, and what it does to a contract.
+"""The choices of `--precision`, and what they change in a contract.
 
-A float16 file holds casts: the network computes in float16, but for what has to stay float32. Its inputs and
-outputs stay float32 unless they are asked to be float16. There is no bfloat16 file: it is an engine's choice.
+A float16 file holds casts: the network computes in float16, except for the nodes that stay float32. Its
+inputs and outputs stay float32 without `--fp16-io`. There is no bfloat16 file: bfloat16 is a choice of the
+engine.
 """
 
 from __future__ import annotations
@@ -20,29 +21,28 @@ PRECISIONS = ('fp32', 'fp16', 'bf16')
 def with_half_features(spec: GraphSpec) -> GraphSpec:
     """Return the contract of an image model whose images and compared outputs are float16 outside.
 
-    Sizes and ratios stay float32, and so do pixels, in which float16 is half a pixel wide from 512 on, and
-    outputs that are detections: what made them computed in float32.
+    Sizes and ratios stay float32; so do pixels, since float16 rounds to half a pixel from 512 on, and
+    detections, which are computed in float32.
     """
-    inputs = tuple(_half(tensor) if len(tensor.axes) == 4 else tensor for tensor in spec.inputs)
-    outputs = tuple(_half(tensor) if _is_feature(tensor) else tensor for tensor in spec.outputs)
-    return dataclasses.replace(spec, inputs=inputs, outputs=outputs)
+    inputs = tuple(_as_float16(tensor) if len(tensor.axes) == 4 else tensor for tensor in spec.inputs)
+    outputs = []
+    for tensor in spec.outputs:
+        units = {group.unit for group in tensor.column_groups} | {tensor.unit}
+        is_feature = tensor.compare == 'values' and 'pixel' not in units
+        outputs.append(_as_float16(tensor) if is_feature else tensor)
+    return dataclasses.replace(spec, inputs=inputs, outputs=tuple(outputs))
 
 
-def _is_feature(tensor: TensorSpec) -> bool:
-    units = {group.unit for group in tensor.column_groups} | {tensor.unit}
-    return tensor.compare == 'values' and 'pixel' not in units
-
-
-def _half(tensor: TensorSpec) -> TensorSpec:
+def _as_float16(tensor: TensorSpec) -> TensorSpec:
     return dataclasses.replace(tensor, dtype='float16') if tensor.dtype == 'float32' else tensor
 
 
 def written_precision(model: onnx.ModelProto) -> str:
-    """Return what a file really holds: 'fp16' when one of its constants or casts is float16, else 'fp32'."""
+    """Return the precision of a graph: 'fp16' if one of its constants or casts is float16, else 'fp32'."""
     from onnx import TensorProto
 
     if any(value.data_type == TensorProto.FLOAT16 for value in model.graph.initializer):
         return 'fp16'
-    entries = (entry for node in model.graph.node if node.op_type == 'Cast' for entry in node.attribute)
-    to_half = any(entry.name == 'to' and entry.i == TensorProto.FLOAT16 for entry in entries)
-    return 'fp16' if to_half else 'fp32'
+    attributes = (entry for node in model.graph.node if node.op_type == 'Cast' for entry in node.attribute)
+    has_cast = any(entry.name == 'to' and entry.i == TensorProto.FLOAT16 for entry in attributes)
+    return 'fp16' if has_cast else 'fp32'

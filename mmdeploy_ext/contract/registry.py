@@ -1,4 +1,4 @@
-"""Families of models by name: what is known of each without PyTorch, and the names of its other modules.
+"""Families of models by name: their options and checks, and the names of the modules that need PyTorch.
 
 Every family is registered by `register_family`: those of this package in `families/catalogue.py`, those of an
 installed package in the module that its entry point of the group `mm2onnx.families` names, and those of a
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import ModuleType
 
-    from mmdeploy_ext.contract.option import Option
+    from mmdeploy_ext.contract.options import Option
     from mmdeploy_ext.contract.schema import Check
 
 ENTRY_POINTS = 'mm2onnx.families'
@@ -32,7 +32,7 @@ CATALOGUE = 'mmdeploy_ext.families.catalogue'
 
 @dataclasses.dataclass(frozen=True)
 class Registration:
-    """What is known of a family without importing it; see `register_family`."""
+    """The arguments of `register_family`: all that can be read of a family without importing it."""
 
     name: str
     family: str
@@ -90,7 +90,7 @@ def register_family(
         name: of the family, as the metadata of its files have it: lower-case letters, digits, '_' and '-'.
         family: `'module:Class'` of the `Family`, for example `'my_package.family:CircleFamily'`.
         options: what can be chosen about its graphs besides what all families have, each an
-            `mmdeploy_ext.contract.option.Option`. They become options of the command line, keys of
+            `mmdeploy_ext.contract.options.Option`. They become options of the command line, keys of
             `backend_config` and entries of the metadata.
         postprocess: check of `postprocess` in the metadata of its files, which is what
             `Family.postprocess_facts` returned, see `mmdeploy_ext.contract.schema`; None: anything passes.
@@ -109,10 +109,10 @@ def register_family(
         )
     if not re.fullmatch(r'[\w.]+:\w+', family):
         raise ConfigError(f"register_family({name!r}, {family!r}): expected 'module:Class'")
-    known = _REGISTERED.get(name)
-    if known is not None and known != registration:
+    namesake = _REGISTERED.get(name)
+    if namesake is not None and namesake != registration:
         raise ConfigError(
-            f'register_family({name!r}, {family!r}): {known.family} has that name; choose another'
+            f'register_family({name!r}, {family!r}): {namesake.family} has that name; choose another'
         )
     _REGISTERED[name] = registration
 
@@ -138,32 +138,32 @@ def _import_all() -> None:
 
 
 def options_of(family: str) -> tuple[Option, ...]:
-    """Return the options that a family has besides those of all; none of one that is not registered."""
+    """Return the options that a family has besides those of all; empty if it is not registered."""
     registration = registered().get(family)
     return registration.options if registration else ()
 
 
 def detector_options() -> tuple[Option, ...]:
-    """Return what can be chosen about the graphs of detectors, each option once.
+    """Return the options of all families of detectors, each option once.
 
-    Those that only some families of images have name these families in their help.
+    The help of an option that only some families of images have begins with the names of these families.
     """
-    of_name: dict[str, dict[str, Option]] = {}
+    options: dict[str, dict[str, Option]] = {}
     for registration in registered().values():
         for option in registration.options:
-            of_name.setdefault(option.name, {})[registration.name] = option
-    return (*IMAGE, *map(_joint, of_name.values()))
+            options.setdefault(option.name, {})[registration.name] = option
+    return (*IMAGE, *map(_merged_option, options.values()))
 
 
-def _joint(families: Mapping[str, Option]) -> Option:
-    """Return one option of those of one name, of families that may have other choices and help."""
-    of_help: dict[str, list[str]] = {}
-    for family, option in families.items():
-        of_help.setdefault(option.help, []).append(family)
-    first = next(iter(families.values()))
-    choices = dict.fromkeys(choice for option in families.values() for choice in option.choices)
-    if len(of_help) > 1 or first.group == OF_SOME:
-        text = '; '.join(f'{", ".join(names)}: {text}' for text, names in of_help.items())
+def _merged_option(by_family: Mapping[str, Option]) -> Option:
+    """Return one option with the choices and help texts that several families have for it."""
+    families_by_help: dict[str, list[str]] = {}
+    for family, option in by_family.items():
+        families_by_help.setdefault(option.help, []).append(family)
+    first = next(iter(by_family.values()))
+    choices = dict.fromkeys(choice for option in by_family.values() for choice in option.choices)
+    if len(families_by_help) > 1 or first.group == OF_SOME:
+        text = '; '.join(f'{", ".join(names)}: {text}' for text, names in families_by_help.items())
     else:
         text = first.help
     return dataclasses.replace(first, choices=tuple(choices), help=text)

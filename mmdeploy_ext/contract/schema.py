@@ -1,6 +1,6 @@
 """Checks of plain JSON values by type, range and length, put together from small ones. Needs nothing.
 
-A check is called with a value and with where it is (`std[1]`), and raises `Mismatch` with one line.
+A check is called with a value and its key (`std[1]`), and raises `Mismatch` with one line.
 """
 
 import math
@@ -10,43 +10,47 @@ from typing import Any
 
 Check = Callable[[Any, str], None]
 LARGEST = 1e30
-"""Of any number: float32 has room for it, and for products with pixels."""
+"""Largest number that passes: float32 has room for it, and for products with pixels."""
 LONGEST = 100_000
-"""Entries of any list."""
+"""Number of entries that a list may have."""
 
 
 class Mismatch(ValueError):
     """A value that is not what its schema says; the message is `WHERE is GOT, expected WHAT`."""
 
 
-def mismatch(value: Any, where: str, expected: str) -> Mismatch:
+def mismatch(value: Any, key: str, expected: str) -> Mismatch:
     """Return the error of one value."""
     got = repr(value)
     got = got if len(got) <= 60 else f'{got[:57]}...'
-    return Mismatch(f'{where} is {got}, expected {expected}'.lstrip())
+    return Mismatch(f'{key} is {got}, expected {expected}'.lstrip())
 
 
 def number(
-    least: float = -LARGEST, most: float = LARGEST, *, above: float | None = None, whole: bool = False
+    minimum: float = -LARGEST,
+    maximum: float = LARGEST,
+    *,
+    above: float | None = None,
+    integer: bool = False,
 ) -> Check:
-    """Return a check of a finite number from `least` to `most`, or `above` one; `whole`: no fractions."""
-    kinds = int if whole else (int, float)
-    title = 'a whole number' if whole else 'a number'
-    bounds = f'of at least {least:g}' if above is None else f'above {above:g}'
-    if least == -LARGEST and above == 0:
+    """Return a check of a finite number from `minimum` to `maximum`, or larger than `above`."""
+    types = int if integer else (int, float)
+    title = 'a whole number' if integer else 'a number'
+    bounds = f'of at least {minimum:g}' if above is None else f'above {above:g}'
+    if minimum == -LARGEST and above == 0:
         title, bounds = 'a positive number', ''
     expected = f'{title} {bounds}'.rstrip()
-    if most != LARGEST:
-        expected += f' {"and" if bounds else "of"} at most {most:g}'
-    if least == -LARGEST and above is None and most == LARGEST:
+    if maximum != LARGEST:
+        expected += f' {"and" if bounds else "of"} at most {maximum:g}'
+    if minimum == -LARGEST and above is None and maximum == LARGEST:
         expected = f'{title} that is finite'
 
-    def check(value: Any, where: str) -> None:
-        right = isinstance(value, kinds) and not isinstance(value, bool)
-        if not right or not least <= value <= most or not math.isfinite(value):
-            raise mismatch(value, where, expected)
+    def check(value: Any, key: str) -> None:
+        is_number = isinstance(value, types) and not isinstance(value, bool)
+        if not is_number or not minimum <= value <= maximum or not math.isfinite(value):
+            raise mismatch(value, key, expected)
         if above is not None and value <= above:
-            raise mismatch(value, where, expected)
+            raise mismatch(value, key, expected)
 
     return check
 
@@ -54,9 +58,9 @@ def number(
 def text(pattern: str = r'(?s).*', expected: str = 'a text') -> Check:
     """Return a check of a text that a regular expression matches as a whole."""
 
-    def check(value: Any, where: str) -> None:
+    def check(value: Any, key: str) -> None:
         if not isinstance(value, str) or not re.fullmatch(pattern, value):
-            raise mismatch(value, where, expected)
+            raise mismatch(value, key, expected)
 
     return check
 
@@ -64,41 +68,41 @@ def text(pattern: str = r'(?s).*', expected: str = 'a text') -> Check:
 def one_of(*choices: Any) -> Check:
     """Return a check of a value that is one of several, of its type too (True is not 1)."""
 
-    def check(value: Any, where: str) -> None:
+    def check(value: Any, key: str) -> None:
         if not any(type(value) is type(choice) and value == choice for choice in choices):
-            raise mismatch(value, where, ' or '.join(map(repr, choices)))
+            raise mismatch(value, key, ' or '.join(map(repr, choices)))
 
     return check
 
 
 def maybe(check: Check) -> Check:
     """Return a check that lets None pass."""
-    return lambda value, where: None if value is None else check(value, where)
+    return lambda value, key: None if value is None else check(value, key)
 
 
 def either(first: Check, second: Check) -> Check:
-    """Return a check of a value that passes one of two; of a list the second says what is wrong."""
+    """Return a check of a value that passes one of two checks; a list gets the message of the second."""
 
-    def check(value: Any, where: str) -> None:
+    def check(value: Any, key: str) -> None:
         try:
-            first(value, where)
+            first(value, key)
         except Mismatch:
             if not isinstance(value, list | tuple):
                 raise
-            second(value, where)
+            second(value, key)
 
     return check
 
 
-def items(check: Check, least: int = 0, most: int = LONGEST) -> Check:
-    """Return a check of a list of so many values that all pass another."""
-    count = f'{least}' if least == most else f'{least} to {most}'
+def items(check: Check, minimum: int = 0, maximum: int = LONGEST) -> Check:
+    """Return a check of a list of `minimum` to `maximum` values that all pass another check."""
+    count = f'{minimum}' if minimum == maximum else f'{minimum} to {maximum}'
 
-    def check_list(value: Any, where: str) -> None:
-        if not isinstance(value, list | tuple) or not least <= len(value) <= most:
-            raise mismatch(value, where, f'a list of {count} values')
+    def check_list(value: Any, key: str) -> None:
+        if not isinstance(value, list | tuple) or not minimum <= len(value) <= maximum:
+            raise mismatch(value, key, f'a list of {count} values')
         for index, item in enumerate(value):
-            check(item, f'{where}[{index}]')
+            check(item, f'{key}[{index}]')
 
     return check_list
 
@@ -111,11 +115,11 @@ def exactly(count: int, check: Check) -> Check:
 def mapping(check: Check) -> Check:
     """Return a check of a dict with any keys, whose values all pass another."""
 
-    def check_all(value: Any, where: str) -> None:
+    def check_all(value: Any, key: str) -> None:
         if not isinstance(value, dict):
-            raise mismatch(value, where, 'a dict')
-        for key, item in value.items():
-            check(item, _below(where, key))
+            raise mismatch(value, key, 'a dict')
+        for name, item in value.items():
+            check(item, _below(key, name))
 
     return check_all
 
@@ -123,40 +127,69 @@ def mapping(check: Check) -> Check:
 def record(
     fields: Mapping[str, Check], needed: Sequence[str] = (), also: Check | None = None, closed: bool = True
 ) -> Check:
-    """Return a check of a dict by its keys: the check of each, those `needed`, no others where `closed`.
+    """Return a check of a dict: of each of its fields, that the `needed` ones are there, and no others.
 
-    `also` looks at the whole, once all values are right.
+    `also` checks the dict as a whole once all fields are right. A dict that is not `closed` may have more
+    fields.
     """
 
-    def check(value: Any, where: str) -> None:
+    def check(value: Any, key: str) -> None:
         if not isinstance(value, dict):
-            raise mismatch(value, where, 'a dict')
-        if absent := [key for key in needed if key not in value]:
-            raise Mismatch(f'{where} has no {absent[0]!r}'.lstrip())
-        for key, item in value.items():
-            if key in fields:
-                fields[key](item, _below(where, key))
+            raise mismatch(value, key, 'a dict')
+        if absent := [name for name in needed if name not in value]:
+            raise Mismatch(f'{key} has no {absent[0]!r}'.lstrip())
+        for name, item in value.items():
+            if name in fields:
+                fields[name](item, _below(key, name))
             elif closed:
-                raise Mismatch(f'{_below(where, key)} is not known; expected {", ".join(fields)}')
+                raise Mismatch(f'{_below(key, name)} is not known; expected {", ".join(fields)}')
         if also is not None:
-            also(value, where)
+            also(value, key)
 
     return check
 
 
 def full_record(*, also: Check | None = None, closed: bool = True, **fields: Check) -> Check:
-    """Return a check of a dict that has all of these keys; see `record`."""
+    """Return a check of a dict that has all of these fields; see `record`."""
     return record(fields, tuple(fields), also, closed)
 
 
 def open_record(*, also: Check | None = None, **fields: Check) -> Check:
-    """Return a check of what a file tells its consumer: any key may be missing, and there may be others."""
+    """Return a check of a dict in which any of these keys may be missing, and which may have others."""
     return record(fields, also=also, closed=False)
 
 
-def anything(value: Any, where: str) -> None:
+def anything(value: Any, key: str) -> None:
     """Let every value pass."""
 
 
-def _below(where: str, key: object) -> str:
-    return f'{where}.{key}' if where else str(key)
+def _below(key: str, name: object) -> str:
+    """Return the key of a field: `stds` in `coder` is `coder.stds`."""
+    return f'{key}.{name}' if key else str(name)
+
+
+FLAG = one_of(True, False)
+NAME = text(r'(?s).+', 'a text that is not empty')
+SIZE = number(0, 16_384, integer=True)
+"""Pixels; 0 means that the size is not fixed."""
+COUNT = number(1, 100_000, integer=True)
+PIXELS = number(1, 16_384, integer=True)
+LIMIT = number(-1, 10**9, integer=True)
+"""Limit of the number of results; -1 and 0 mean that there is no limit."""
+POSITIVE = number(above=0)
+FRACTION = number(0, 1)
+TRIPLE = exactly(3, COUNT)
+RANGE = exactly(6, number())
+STRIDES = items(number(1, 4096, integer=True), 1, 64)
+DIGEST = text('[0-9a-f]{64}', '64 hexadecimal digits')
+
+
+def equal_lengths(*keys: str) -> Check:
+    """Return a check of a dict whose lists under these keys, if present, must have the same length."""
+
+    def check(facts: Mapping[str, Any], key: str) -> None:
+        lengths = {name: len(facts[name]) for name in keys if name in facts}
+        if len(set(lengths.values())) > 1:
+            raise Mismatch(', '.join(f'{name} has {length} entries' for name, length in lengths.items()))
+
+    return check

@@ -48,10 +48,10 @@ class TensorSpec:
         groups: column groups with their tolerances; empty means one group of all columns.
         default: fill value of an optional input (an ONNX input with an initializer); None for a required one.
         unused: an input of the contract that no operator uses (it stays in the signature).
-        compare: 'values' for element-wise comparison; 'detections' where rows are matched by class and IoU.
-        smallest: least size of the axes from the third on (images: height and width).
-        multiple: what these sizes have to be multiples of.
+        compare: 'values' for element-wise comparison; 'detections' if rows are matched by class and IoU.
         single: points, poses, times or what a top-k sorts: computed in float32 in a float16 graph too.
+        smallest: minimum size of the axes from the third on (images: height and width).
+        multiple: number that these sizes have to be multiples of.
         positive: an input whose values have to be larger than zero (sizes).
     """
 
@@ -126,16 +126,16 @@ class GraphSpec:
         """Rebuild a spec from `to_json`."""
         return cls(
             name=content['name'],
-            inputs=tuple(map(_tensor, content['inputs'])),
-            outputs=tuple(map(_tensor, content['outputs'])),
+            inputs=tuple(map(_tensor_from_json, content['inputs'])),
+            outputs=tuple(map(_tensor_from_json, content['outputs'])),
             state=tuple(map(tuple, content['state'])),
         )
 
     def rounded(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return feeds in which float32 arrays of float16 inputs are float16; all else is as it was."""
-        half = {tensor.name for tensor in self.inputs if tensor.dtype == 'float16'}
+        """Return feeds in which float32 arrays for float16 inputs are float16; the others are unchanged."""
+        float16_inputs = {tensor.name for tensor in self.inputs if tensor.dtype == 'float16'}
         return {
-            name: array.astype(np.float16) if name in half and array.dtype == np.float32 else array
+            name: array.astype(np.float16) if name in float16_inputs and array.dtype == np.float32 else array
             for name, array in feeds.items()
         }
 
@@ -159,58 +159,58 @@ class GraphSpec:
 
         ShapeError: a required input is missing, an unknown one is given, or dtype or shape differ.
         """
-        known = self.input_names
-        if unknown := [name for name in feeds if name not in known]:
-            said = f'{unknown[0]!r} is not an input of {self.name}'
-            raise ShapeError(f'{said}; its inputs are {", ".join(known)}')
-        letters: dict[str, tuple[str, int]] = {}
+        names = self.input_names
+        if unknown := [name for name in feeds if name not in names]:
+            raise ShapeError(
+                f'{unknown[0]!r} is not an input of {self.name}; its inputs are {", ".join(names)}'
+            )
+        sizes: dict[str, tuple[str, int]] = {}
         for tensor in self.inputs:
             if tensor.name in feeds:
-                _check_array(tensor, feeds[tensor.name], letters)
+                _check_array(tensor, feeds[tensor.name], sizes)
             elif tensor.default is None:
                 takes = f'{tensor.dtype} {tensor.shape_text()}'
                 raise ShapeError(f'input {tensor.name!r} of {self.name} is missing; it takes {takes}')
 
 
-def _group(fields: Mapping[str, Any]) -> ColumnGroup:
-    columns = fields['columns']
-    return ColumnGroup(**{**fields, 'columns': None if columns is None else tuple(columns)})
+def _tensor_from_json(fields: Mapping[str, Any]) -> TensorSpec:
+    """Rebuild a tensor and its column groups, whose tuples are lists in JSON."""
+    groups = []
+    for group in fields['groups']:
+        columns = group['columns']
+        groups.append(ColumnGroup(**{**group, 'columns': None if columns is None else tuple(columns)}))
+    return TensorSpec(**{**fields, 'axes': tuple(fields['axes']), 'groups': tuple(groups)})
 
 
-def _tensor(fields: Mapping[str, Any]) -> TensorSpec:
-    groups = tuple(map(_group, fields['groups']))
-    return TensorSpec(**{**fields, 'axes': tuple(fields['axes']), 'groups': groups})
+def _check_array(tensor: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[str, int]]) -> None:
+    """Refuse an array of another dtype or shape than its tensor.
 
-
-def _check_array(tensor: TensorSpec, array: np.ndarray, letters: dict[str, tuple[str, int]]) -> None:
+    `sizes` has the size of each dynamic axis so far, and the input that it was read from: letter ->
+    (input name, size).
+    """
     expected = f'{tensor.dtype} {tensor.shape_text()}'
-    got, where = 'x'.join(map(str, array.shape)), f'input {tensor.name!r}: got'
+    shape, prefix = 'x'.join(map(str, array.shape)), f'input {tensor.name!r}: got'
     if array.dtype != np.dtype(tensor.dtype):
-        raise ShapeError(f'{where} {array.dtype} {got}, expected {expected}')
+        raise ShapeError(f'{prefix} {array.dtype} {shape}, expected {expected}')
     if array.ndim != len(tensor.axes):
-        raise ShapeError(f'{where} shape {got} with {array.ndim} axes, expected {expected}')
+        raise ShapeError(f'{prefix} shape {shape} with {array.ndim} axes, expected {expected}')
     if tensor.positive and not (array > 0).all():
-        raise ShapeError(f'{where} {array.min()}, expected positive numbers ({tensor.meaning})')
-    where = f'{where} shape {got},'
-    _check_sizes(tensor, array.shape, where, expected)
+        raise ShapeError(f'{prefix} {array.min()}, expected positive numbers ({tensor.meaning})')
+    prefix = f'{prefix} shape {shape},'
+    if tensor.axes[0] == 'B' and not array.shape[0]:  # at which every engine fails in its own way
+        raise ShapeError(f'{prefix} a batch of no images; expected {expected} of 1 or more')
+    if any(size < tensor.smallest or size % tensor.multiple for size in array.shape[2:]):
+        multiple = f' and a multiple of {tensor.multiple}' if tensor.multiple > 1 else ''
+        raise ShapeError(
+            f'{prefix} expected {expected}; height and width have to be at least '
+            f'{tensor.smallest}{multiple} (resize the image, or pad it where the test pipeline pads)'
+        )
     for axis, size in zip(tensor.axes, array.shape, strict=True):
         if isinstance(axis, int) and axis != size:
             raise ShapeError(
-                f'{where} expected {expected} (a fixed shape: resize and pad to it, or export with '
+                f'{prefix} expected {expected} (a fixed shape: resize and pad to it, or export with '
                 f'--dynamic-export)'
             )
-        if isinstance(axis, str) and letters.setdefault(axis, (tensor.name, size))[1] != size:
-            first, known = letters[axis]
-            raise ShapeError(f'{where} but {axis} is {known} in {first!r}')
-
-
-def _check_sizes(tensor: TensorSpec, shape: tuple[int, ...], where: str, expected: str) -> None:
-    """Refuse an empty batch, at which every engine fails in its own way, and sizes the model cannot take."""
-    if tensor.axes[0] == 'B' and not shape[0]:
-        raise ShapeError(f'{where} a batch of no images; expected {expected} of 1 or more')
-    if any(size < tensor.smallest or size % tensor.multiple for size in shape[2:]):
-        multiple = f' and a multiple of {tensor.multiple}' if tensor.multiple > 1 else ''
-        raise ShapeError(
-            f'{where} expected {expected}; height and width have to be at least {tensor.smallest}{multiple} '
-            f'(resize the image, or pad it where the test pipeline pads)'
-        )
+        if isinstance(axis, str) and sizes.setdefault(axis, (tensor.name, size))[1] != size:
+            other_name, other_size = sizes[axis]
+            raise ShapeError(f'{prefix} but {axis} is {other_size} in {other_name!r}')

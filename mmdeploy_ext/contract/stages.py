@@ -27,10 +27,10 @@ class Stage:
         module: takes its inputs as positional tensors, returns a tensor or a tuple of tensors.
         inputs: names of its inputs: graph inputs or outputs of an earlier stage.
         outputs: names of its outputs.
-        exporter: that the stage needs; '' follows the option.
+        exporter: the one that the stage needs; '' takes the exporter of the option.
         passes: model -> (model, whether it changed), over the merged graph.
-        varying: outputs with as many rows (axis 1) as there are results, in a graph of one size, too, which a
-            later stage takes.
+        varying: outputs that a later stage takes, with as many rows (axis 1) as there are results; this axis
+            is dynamic even in a graph of a fixed size.
     """
 
     name: str
@@ -49,11 +49,11 @@ class Graph:
     Attributes:
         name: the metadata's `form`; file stem in a folder of graphs, e.g. 'pts_head_memory'.
         module: takes the spec's inputs as positional tensors, returns a tuple in the order of its outputs;
-            None where there is a `model`, or several stages.
+            None if there is a `model`, or several stages.
         spec: its contract.
-        example: input name -> tensor that is traced; empty where samples are.
+        example: input name -> tensor that is traced; empty if samples are traced.
         model: the finished graph of a part that no exporter of torch can trace, or None.
-        make: returns the chain of modules that the graph is made of, where it is more than one.
+        make: returns the chain of modules that the graph is made of, if it is more than one.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Graph:
 
     @functools.cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """Return the chain of modules; none of a finished graph."""
+        """Return the chain of modules; it is empty for a finished graph."""
         if self.make is not None:
             return tuple(self.make())
         if self.module is None:

@@ -13,7 +13,7 @@ import torch
 
 from mmdeploy_ext.compat import cpu_kernels
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import load_config, test_pipeline
 from mmdeploy_ext.core.errors import EngineError, UsageError
 from mmdeploy_ext.core.files import sha256_file

@@ -9,7 +9,7 @@ import onnx
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ExportError

@@ -10,7 +10,7 @@ import onnx
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_writable, will_write

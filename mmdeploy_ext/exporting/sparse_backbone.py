@@ -5,8 +5,8 @@ import json
 import time
 from pathlib import Path
 
-from mmdeploy_ext.contract.metadata_entries import GRAPH_RULES, PREFIX
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.core.versions import versions

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from mmdeploy_ext.contract.option import Option, Options
+from mmdeploy_ext.contract.options import Option, Options
 from mmdeploy_ext.contract.registry import detector_options, registered
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import config_sha256

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmdeploy_ext.contract import options as declared
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.option import Option, Options
+from mmdeploy_ext.contract.options import Option, Options
 from mmdeploy_ext.contract.precision import with_half_features
 from mmdeploy_ext.contract.registry import options_of
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.contract.option import Option, Options
-from mmdeploy_ext.contract.options import DRIVE
+from mmdeploy_ext.contract.options import DRIVE, Option, Options
 from mmdeploy_ext.contract.registry import options_of
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.contract.option import Options
-from mmdeploy_ext.contract.options import SPARSE
+from mmdeploy_ext.contract.options import SPARSE, Options
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.families.base import BACKBONE, Family
 from mmdeploy_ext.preprocess.points import VoxelRule

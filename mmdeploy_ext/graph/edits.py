@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 
-from mmdeploy_ext.contract.metadata_entries import PREFIX
+from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError
 from mmdeploy_ext.graph.passes.extract import insert_outputs
 from mmdeploy_ext.graph.passes.named_rules import APPROXIMATE, replace_all

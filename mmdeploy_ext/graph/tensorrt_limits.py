@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from mmdeploy_ext.contract.metadata_entries import PREFIX, read_entry
+from mmdeploy_ext.contract.metadata import PREFIX, read_entry
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.registry import options_of
 from mmdeploy_ext.core.commands import tool

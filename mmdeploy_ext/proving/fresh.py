@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.contract.stages import Graph
     from mmdeploy_ext.exporting.deployment import Deployment

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata_entries import Facts
+from mmdeploy_ext.contract.metadata import Facts
 from mmdeploy_ext.runtime.family_runtime import runtime_of
 
 if TYPE_CHECKING:

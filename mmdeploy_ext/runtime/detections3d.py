@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata_entries import damaged
+from mmdeploy_ext.contract.metadata import damaged
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.plain import Plain

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import read_props
-from mmdeploy_ext.contract.metadata_entries import PREFIX
+from mmdeploy_ext.contract.metadata import PREFIX, read_props
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
 from mmdeploy_ext.core.files import external_locations

@@ -209,7 +209,7 @@ def check_file(path: str, metadata: Metadata, runner: str) -> None:
 
 def check_picture_graph(path: str, metadata: Metadata) -> None:
     """Refuse a file whose graph or rule is not one of pictures; ModelFileError names the key."""
-    from mmdeploy_ext.contract.metadata_entries import damaged
+    from mmdeploy_ext.contract.metadata import damaged
     from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
     first = metadata.spec.inputs[0]

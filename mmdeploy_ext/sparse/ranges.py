@@ -38,7 +38,7 @@ NODE = dict(module=schema.text(), input_amax=schema.maybe(AMAX), weight_norm=sch
 NODES = schema.mapping(schema.record(NODE | dict(weight_amax=schema.maybe(schema.items(AMAX)))))
 TEXTS = ('calibrator', 'source', 'graph_sha256', 'checkpoint_sha256')
 CONTENT = schema.record(
-    dict(version=schema.one_of(VERSION), nodes=NODES, batches=schema.number(0, whole=True))
+    dict(version=schema.one_of(VERSION), nodes=NODES, batches=schema.number(0, integer=True))
     | dict.fromkeys(TEXTS, schema.text()),
     needed=('version', 'nodes'),
     closed=False,

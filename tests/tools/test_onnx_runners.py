@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mmdeploy_ext.contract.metadata import PREFIX
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files

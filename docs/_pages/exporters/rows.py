@@ -16,7 +16,7 @@ from mmdeploy_ext.engines.registry import DEFAULT
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 EXPORTERS = ('torchscript', 'dynamo')

@@ -31,8 +31,7 @@ from mmdeploy_ext.consumers.autoware.manifest import (
 )
 from mmdeploy_ext.consumers.autoware.trial import LOAD, trial_rules
 from mmdeploy_ext.consumers.graph_tensors import graph_tensors
-from mmdeploy_ext.contract.schema import exactly, items, number
-from mmdeploy_ext.contract.values import COUNT, FLAG, NAME, PIXELS, POSITIVE
+from mmdeploy_ext.contract.schema import COUNT, FLAG, NAME, PIXELS, POSITIVE, exactly, items, number
 from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.core.violations import WARNING, Violation, errors
 
@@ -50,7 +49,7 @@ CLASSES = ('CAR', 'TRUCK', 'BUS', 'TRAILER', 'MOTORCYCLE', 'BICYCLE', 'PEDESTRIA
 BOUNDS, SCALES = ('d_bound', 'x_bound', 'y_bound', 'z_bound'), ('img_aug_scale_x', 'img_aug_scale_y')
 KEYS = dict(
     class_names=items(NAME, 1),
-    voxels_num=exactly(3, number(1, 10_000_000, whole=True)),
+    voxels_num=exactly(3, number(1, 10_000_000, integer=True)),
     point_cloud_range=cuboid,
     voxel_size=exactly(3, CELL_METRES),
     **dict.fromkeys(('num_proposals', 'out_size_factor', 'max_points_per_voxel'), COUNT),

@@ -33,8 +33,18 @@ from mmdeploy_ext.consumers.autoware.manifest import (
 )
 from mmdeploy_ext.consumers.autoware.trial import CONVENTION, LOAD, trial_rules
 from mmdeploy_ext.consumers.graph_tensors import graph_tensors
-from mmdeploy_ext.contract.schema import exactly, items, mismatch, number, one_of, text
-from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, NAME
+from mmdeploy_ext.contract.schema import (
+    COUNT,
+    FLAG,
+    FRACTION,
+    NAME,
+    exactly,
+    items,
+    mismatch,
+    number,
+    one_of,
+    text,
+)
 from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.core.violations import WARNING, Violation, errors
 
@@ -67,7 +77,7 @@ MODEL_KEYS: Mapping[str, Check] = dict(
     has_twist=FLAG,
     point_feature_size=one_of(4, 5),
     has_variance=FLAG,
-    max_voxel_size=number(1, 10_000_000, whole=True),
+    max_voxel_size=number(1, 10_000_000, integer=True),
     point_cloud_range=cuboid,
     voxel_size=exactly(3, CELL_METRES),
     downsample_factor=COUNT,

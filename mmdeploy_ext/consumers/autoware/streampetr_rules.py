@@ -35,8 +35,7 @@ from mmdeploy_ext.consumers.autoware.manifest import (
 )
 from mmdeploy_ext.consumers.autoware.trial import LOAD, MEMORY, trial_rules
 from mmdeploy_ext.consumers.graph_tensors import GraphTensors, graph_tensors, shape_text
-from mmdeploy_ext.contract.schema import items, number
-from mmdeploy_ext.contract.values import COUNT, NAME, PIXELS
+from mmdeploy_ext.contract.schema import COUNT, NAME, PIXELS, items, number
 from mmdeploy_ext.core.violations import Violation, errors
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ KEYS = dict(
     detection_range=cuboid,
     input_image_height=PIXELS,
     input_image_width=PIXELS,
-    num_proposals=number(1, 10_000_000, whole=True),
+    num_proposals=number(1, 10_000_000, integer=True),
     rois_number=COUNT,
     pre_memory_length=COUNT,
     post_memory_length=COUNT,

@@ -4,11 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mmdeploy_ext.contract.schema import Mismatch, items, number, one_of, open_record
-from mmdeploy_ext.contract.values import COUNT, FLAG
+from mmdeploy_ext.contract.schema import COUNT, FLAG, Mismatch, items, number, one_of, open_record
 from mmdeploy_ext.families.parts.options import LIDAR_CONTRACT, LIDAR_OPTIONS
 
-METRES, SIZES = number(-1e6, 1e6), number(above=0, most=1e6)
+METRES, SIZES = number(-1e6, 1e6), number(above=0, maximum=1e6)
 """Ranges of numbers of anchors: float32 has room for the squares of their sides."""
 NUMBERS_PER_ENTRY = dict(ranges=6, sizes=3, cells=2)
 """List of numbers -> how many of them make up one entry."""
@@ -36,7 +35,7 @@ OPTIONS = tuple(
 POSTPROCESS = open_record(
     points=one_of('pillars'),
     num_classes=COUNT,
-    code_size=number(7, 9, whole=True),
+    code_size=number(7, 9, integer=True),
     levels=COUNT,
     aligned=FLAG,
     align_corner=FLAG,
@@ -47,7 +46,7 @@ POSTPROCESS = open_record(
     size_per_range=FLAG,
     dir_offset=number(),
     dir_limit_offset=number(),
-    nms_pre=number(whole=True),
+    nms_pre=number(integer=True),
     score_thr=number(),
     nms_thr=number(0),
     rotated=FLAG,

@@ -10,7 +10,7 @@ from torch import nn
 from mmdeploy_ext.consumers.autoware.bevfusion import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.consumers.autoware.bevfusion import AutowareBEVFusion
 from mmdeploy_ext.consumers.cuda_bevfusion.cuda import GRAPHS as CUDA_FILES
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError

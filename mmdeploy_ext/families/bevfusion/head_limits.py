@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.consumers.autoware import bevfusion as autoware_runtime
 from mmdeploy_ext.consumers.cuda_bevfusion import cuda as cuda_runtime
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import replaced_entry

@@ -6,6 +6,10 @@ from typing import Any
 from mmdeploy_ext.contract.options import CONTRACT as DECLARED
 from mmdeploy_ext.contract.options import SPARSE_FORM
 from mmdeploy_ext.contract.schema import (
+    COUNT,
+    FLAG,
+    POSITIVE,
+    RANGE,
     either,
     exactly,
     full_record,
@@ -16,7 +20,6 @@ from mmdeploy_ext.contract.schema import (
     open_record,
     record,
 )
-from mmdeploy_ext.contract.values import COUNT, FLAG, POSITIVE, RANGE
 
 PORTABLE, CUDA, AUTOWARE = 'portable', 'cuda-bevfusion', 'autoware'
 CONTRACT = dataclasses.replace(
@@ -30,7 +33,7 @@ CONTRACT = dataclasses.replace(
 )
 OPTIONS = (CONTRACT, dataclasses.replace(SPARSE_FORM, only_with=('contract', PORTABLE)))
 NUMBERS, TRIPLE = items(number(), 1), exactly(3, number())
-CLASSES = items(number(0, 1000, whole=True), 1)
+CLASSES = items(number(0, 1000, integer=True), 1)
 CIRCLE = full_record(classes=CLASSES, radius=number(0), most=COUNT)
 ROTATED = full_record(
     classes=CLASSES, most=COUNT, overlap=number(0, 1), first=maybe(COUNT), scales=items(POSITIVE, 1)

@@ -3,8 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmdeploy_ext.contract.schema import Mismatch, exactly, items, maybe, number, one_of, open_record
-from mmdeploy_ext.contract.values import COUNT, FLAG, LIMIT, POSITIVE, RANGE, equal_lengths
+from mmdeploy_ext.contract.schema import (
+    COUNT,
+    FLAG,
+    LIMIT,
+    POSITIVE,
+    RANGE,
+    Mismatch,
+    equal_lengths,
+    exactly,
+    items,
+    maybe,
+    number,
+    one_of,
+    open_record,
+)
 from mmdeploy_ext.families.parts.options import LIDAR_OPTIONS
 
 OPTIONS = LIDAR_OPTIONS
@@ -23,7 +36,7 @@ POSTPROCESS = open_record(
     num_classes=items(COUNT, 1, 64),
     voxel_size=exactly(2, POSITIVE),
     pc_origin=exactly(2, number()),
-    out_size_factor=number(1, 1024, whole=True),
+    out_size_factor=number(1, 1024, integer=True),
     max_num=COUNT,
     score_threshold=maybe(number()),
     post_center_range=RANGE,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim

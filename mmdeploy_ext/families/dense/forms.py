@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.dense_head import Head
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess

@@ -5,8 +5,16 @@ from typing import Any
 
 from mmdeploy_ext.contract import dense_head
 from mmdeploy_ext.contract.options import MAX_CANDIDATES
-from mmdeploy_ext.contract.schema import number, open_record
-from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, LIMIT, STRIDES, equal_lengths
+from mmdeploy_ext.contract.schema import (
+    COUNT,
+    FLAG,
+    FRACTION,
+    LIMIT,
+    STRIDES,
+    equal_lengths,
+    number,
+    open_record,
+)
 
 OPTIONS = (MAX_CANDIDATES,)
 

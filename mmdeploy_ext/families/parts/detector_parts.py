@@ -9,7 +9,7 @@ from mmdet.models.builder import DETECTORS, build_head
 from mmdet.models.detectors import SingleStageDetector
 from torch import nn
 
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 
 FIXED_SIZE = dict(

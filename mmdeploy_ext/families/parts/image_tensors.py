@@ -5,7 +5,7 @@ Glossary: B batch, H, W network input in pixels, n detections.
 
 import torch
 
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 

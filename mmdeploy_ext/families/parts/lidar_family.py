@@ -12,7 +12,7 @@ from mmdet3d.models import build_model, detectors, middle_encoders, voxel_encode
 from mmdet3d.models.builder import DETECTORS, HEADS
 from torch import nn
 
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.config import replaced_entry, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError

@@ -3,8 +3,8 @@
 import dataclasses
 
 from mmdeploy_ext.contract import options
-from mmdeploy_ext.contract.option import Option
-from mmdeploy_ext.contract.values import FLAG
+from mmdeploy_ext.contract.options import Option
+from mmdeploy_ext.contract.schema import FLAG
 
 # --- graphs of images -----------------------------------------------------------------------------------
 

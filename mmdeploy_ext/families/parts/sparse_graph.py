@@ -9,8 +9,7 @@ import onnx
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.option import Options
-from mmdeploy_ext.contract.options import SPARSE_FORM
+from mmdeploy_ext.contract.options import SPARSE_FORM, Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import CheckpointError, UsageError

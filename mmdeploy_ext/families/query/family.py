@@ -10,7 +10,7 @@ import torch
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit

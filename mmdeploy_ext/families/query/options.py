@@ -1,7 +1,6 @@
 """Detectors of queries: their options, and what their files tell `families/query/runtime`."""
 
-from mmdeploy_ext.contract.schema import open_record
-from mmdeploy_ext.contract.values import COUNT
+from mmdeploy_ext.contract.schema import COUNT, open_record
 from mmdeploy_ext.families.parts.options import GRID_SAMPLE
 
 OPTIONS = (GRID_SAMPLE,)

@@ -1,7 +1,6 @@
 """Detectors of queries that give panoptic maps: options, and what files tell `families/query/runtime`."""
 
-from mmdeploy_ext.contract.schema import open_record
-from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION
+from mmdeploy_ext.contract.schema import COUNT, FLAG, FRACTION, open_record
 from mmdeploy_ext.families.query.options import OPTIONS
 
 __all__ = ['OPTIONS', 'POSTPROCESS']

@@ -6,7 +6,7 @@ from typing import Any
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class

@@ -1,9 +1,7 @@
 """RT-DETR: its options, and what its files tell `families/rtdetr/runtime`."""
 
-from mmdeploy_ext.contract.option import Option
-from mmdeploy_ext.contract.options import OF_SOME
-from mmdeploy_ext.contract.schema import open_record, text
-from mmdeploy_ext.contract.values import COUNT, FLAG
+from mmdeploy_ext.contract.options import OF_SOME, Option
+from mmdeploy_ext.contract.schema import COUNT, FLAG, open_record, text
 from mmdeploy_ext.families.parts.options import GRID_SAMPLE
 
 FUSE = Option(

@@ -9,7 +9,7 @@ from mmdet.core.utils import misc
 from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim

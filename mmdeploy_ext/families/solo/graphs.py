@@ -8,7 +8,7 @@ kernel, H, W network input in pixels, H4, W4 a quarter of it, n instances, h, w 
 
 from torch import nn
 
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.fold import fuse

@@ -1,9 +1,19 @@
 """SOLO, SOLOv2 and Decoupled SOLO: their options, and what their files tell `families/solo/runtime`."""
 
-from mmdeploy_ext.contract.option import Option
-from mmdeploy_ext.contract.options import MAX_CANDIDATES, OF_SOME
-from mmdeploy_ext.contract.schema import items, number, one_of, open_record, text
-from mmdeploy_ext.contract.values import COUNT, FRACTION, LIMIT, POSITIVE, STRIDES, equal_lengths
+from mmdeploy_ext.contract.options import MAX_CANDIDATES, OF_SOME, Option
+from mmdeploy_ext.contract.schema import (
+    COUNT,
+    FRACTION,
+    LIMIT,
+    POSITIVE,
+    STRIDES,
+    equal_lengths,
+    items,
+    number,
+    one_of,
+    open_record,
+    text,
+)
 
 LAYOUT = Option(
     'layout',
@@ -25,9 +35,9 @@ POSTPROCESS = open_record(
     sigma=POSITIVE,
     head=text(r'\w*SOLO\w*', 'a SOLO head'),
     num_classes=COUNT,
-    num_grids=items(number(1, 1024, whole=True), 1, 64),
+    num_grids=items(number(1, 1024, integer=True), 1, 64),
     strides=STRIDES,
-    mask_stride=number(1, 64, whole=True),
+    mask_stride=number(1, 64, integer=True),
     cells=text(),
     also=equal_lengths('num_grids', 'strides'),
 )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.consumers.autoware import streampetr_rules as node
 from mmdeploy_ext.consumers.autoware.manifest import parameter_text
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse

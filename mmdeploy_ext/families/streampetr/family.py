@@ -12,7 +12,7 @@ from mmdet3d.models import build_model
 from torch import nn
 
 from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES as NODE_FILES
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import refused_by_name, replaced_entry, test_pipeline

@@ -1,7 +1,6 @@
 """StreamPETR: its options, and what its files tell `families/streampetr/runtime`."""
 
-from mmdeploy_ext.contract.schema import maybe, number, open_record
-from mmdeploy_ext.contract.values import COUNT, RANGE
+from mmdeploy_ext.contract.schema import COUNT, RANGE, maybe, number, open_record
 from mmdeploy_ext.families.parts.options import STREAM_OPTIONS
 
 OPTIONS = STREAM_OPTIONS
@@ -12,5 +11,5 @@ POSTPROCESS = open_record(
     num_classes=COUNT,
     memory_len=COUNT,
     topk_proposals=COUNT,
-    num_propagated=number(0, 100_000, whole=True),
+    num_propagated=number(0, 100_000, integer=True),
 )

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from mmdeploy_ext.contract.option import Options
-from mmdeploy_ext.contract.options import LIMITS
+from mmdeploy_ext.contract.options import LIMITS, Options
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import SoftNmsConfig, capped, nms_config
 from mmdeploy_ext.families.parts import detector_parts

@@ -11,7 +11,7 @@ from mmdet.models.builder import DETECTORS
 from torch import nn
 
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.config import refused_by_name

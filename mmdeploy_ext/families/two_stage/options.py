@@ -1,8 +1,7 @@
 """Options of two-stage detectors, and what their files tell `families/two_stage/runtime`."""
 
 from mmdeploy_ext.contract.options import MAX_CANDIDATES, MAX_PROPOSALS
-from mmdeploy_ext.contract.schema import number, open_record
-from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, LIMIT
+from mmdeploy_ext.contract.schema import COUNT, FLAG, FRACTION, LIMIT, number, open_record
 from mmdeploy_ext.families.parts.options import PASTE_MASKS
 
 OPTIONS = (MAX_CANDIDATES, MAX_PROPOSALS)
@@ -18,5 +17,5 @@ PANOPTIC_POSTPROCESS = open_record(
     mask_thr=FRACTION,
     num_things=COUNT,
     mask_overlap=FRACTION,
-    stuff_area_limit=number(0, 10**9, whole=True),
+    stuff_area_limit=number(0, 10**9, integer=True),
 )

@@ -17,7 +17,7 @@ from mmdet.models.builder import HEADS
 from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import replaced_entry

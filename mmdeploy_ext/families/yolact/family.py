@@ -8,7 +8,7 @@ from mmdet.core.post_processing import bbox_nms
 from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim

@@ -1,7 +1,6 @@
 """YOLACT: the check of the `postprocess` entry of its files."""
 
-from mmdeploy_ext.contract.schema import number, open_record
-from mmdeploy_ext.contract.values import COUNT, FRACTION, LIMIT
+from mmdeploy_ext.contract.schema import COUNT, FRACTION, LIMIT, number, open_record
 
 POSTPROCESS = open_record(
     score_thr=number(),

@@ -29,7 +29,7 @@ from mmdeploy_ext.proving.inputs.sizes import STRIDE, fits, other_sizes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.preprocess.pictures import PreparedImage
 

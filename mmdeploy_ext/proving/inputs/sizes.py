@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.exporting.deployment import Deployment
 
 STRIDE = 32

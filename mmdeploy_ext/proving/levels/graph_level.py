@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.metadata_entries import PREFIX
+from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.contract.metadata_schema import OF_SPARSE_GRAPHS
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import Mm2OnnxError
@@ -55,7 +55,7 @@ def differing_facts(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[Grap
     """Return the facts for the runtime in a file's metadata that a fresh export states otherwise.
 
     These are the entries that a graph brings. The others, which an export adds, are compared with config and
-    checkpoint elsewhere, and a file that has more is refused (`metadata_entries.check_names`).
+    checkpoint elsewhere, and a file that has more is refused (`metadata.check_names`).
     """
     mine, other = ({entry.key: entry.value for entry in one.metadata_props} for one in (model, fresh))
     keys = [PREFIX + name for name in OF_SPARSE_GRAPHS]

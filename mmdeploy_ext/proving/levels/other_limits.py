@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.stages import Stage
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.families.limits import Limit

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries, entries_of, read_entry
+from mmdeploy_ext.contract.metadata import PREFIX, check_entries, entries_of, read_entry
 from mmdeploy_ext.contract.metadata_schema import options_of_backbone
 from mmdeploy_ext.contract.precision import written_precision
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
@@ -31,7 +31,7 @@ from mmdeploy_ext.sparse.ranges import Ranges
 if TYPE_CHECKING:
     import onnx
 
-    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.sparse.ir import SparseGraph
 

@@ -230,7 +230,7 @@ def test_no_metadata_of_a_family_are_a_traceback(name):
 def test_every_option_of_an_export_has_a_check():
     from mmdeploy_ext.contract import options
     from mmdeploy_ext.contract.metadata_schema import checks_of_options
-    from mmdeploy_ext.contract.option import schemas
+    from mmdeploy_ext.contract.options import schemas
     from mmdeploy_ext.families.base import BACKBONE, FAMILIES, load_families
 
     load_families()

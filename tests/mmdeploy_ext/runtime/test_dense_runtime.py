@@ -213,7 +213,7 @@ def test_the_check_of_a_coder_knows_what_it_reads(kind):
     dense_head.coder(settings, 'coder')
     columns = dense_head.reads(settings)
     settings.read.clear()
-    points = kind in dense_head.OF_POINTS or kind == 'scaled'
+    points = kind in dense_head.POINT_CODERS or kind == 'scaled'
     priors = np.float32([[0, 0, 8, 8], [4, 4, 20, 12]])[:, : 2 if points else 4]
     rows = Noting({name: np.zeros((1, 2, count), np.float32) for name, count in columns.items()})
     boxes = box_coders.CODERS[kind](np, priors, rows, settings, 1)

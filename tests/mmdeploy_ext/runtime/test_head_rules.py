@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from mmdeploy_ext.contract.metadata_entries import checked_facts
+from mmdeploy_ext.contract.metadata import checked_facts
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.families.anchor3d.runtime import AnchorRule

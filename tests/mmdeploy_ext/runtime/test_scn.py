@@ -12,7 +12,7 @@ import pytest
 import toy_seeded as seeded
 import toy_sparse
 from mmdeploy_ext.compat import single_thread
-from mmdeploy_ext.contract.metadata_entries import GRAPH_RULES, PREFIX
+from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, PointsError
 from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.preprocess.points import VoxelRule, voxelise

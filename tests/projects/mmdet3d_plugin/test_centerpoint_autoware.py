@@ -316,7 +316,7 @@ def test_a_config_that_does_not_fit_is_refused_by_name(tmp_path, kind):
 def test_what_the_contract_fixes_is_refused_otherwise(toy):
     family = toy[0].family
     with pytest.raises(UsageError, match='--contract autoware is written with fp32'):
-        family.choose(**AUTOWARE, precision='fp16').check(given=dict(precision='fp16'))
+        family.choose(**AUTOWARE, precision='fp16').check(names=dict(precision='fp16'))
 
 
 def test_the_config_that_fits_is_what_the_node_takes():

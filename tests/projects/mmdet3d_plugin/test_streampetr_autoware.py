@@ -274,4 +274,4 @@ def test_another_manifest_is_told(toy, folder, tmp_path):
 
 def test_half_precision_is_refused(toy):
     with pytest.raises(UsageError, match='--contract autoware is written with fp32'):
-        toy.family.choose(contract='autoware', precision='fp16').check(given=dict(precision='fp16'))
+        toy.family.choose(contract='autoware', precision='fp16').check(names=dict(precision='fp16'))

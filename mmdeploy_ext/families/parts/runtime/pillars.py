@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.metadata_entries import damaged
+from mmdeploy_ext.contract.metadata import damaged
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.preprocess.points import assigned, pillars
 

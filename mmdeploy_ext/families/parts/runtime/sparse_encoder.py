@@ -7,8 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.metadata import read_props
-from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries, damaged, read_entry
+from mmdeploy_ext.contract.metadata import PREFIX, check_entries, damaged, read_entry, read_props
 from mmdeploy_ext.contract.metadata_schema import rule_of_points
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, PointsError

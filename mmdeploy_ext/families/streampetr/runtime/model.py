@@ -17,7 +17,7 @@ import numpy as np
 
 from mmdeploy_ext.consumers.autoware.streampetr import NodeContract
 from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES as NODE_GRAPHS
-from mmdeploy_ext.contract.metadata_entries import damaged
+from mmdeploy_ext.contract.metadata import damaged
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError
 from mmdeploy_ext.families.streampetr.runtime import checks
 from mmdeploy_ext.families.streampetr.runtime.boxes import decode

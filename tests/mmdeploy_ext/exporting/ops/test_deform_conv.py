@@ -12,8 +12,7 @@ from mmdet.models.necks import DyHead
 from torch import nn
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext.contract.option import Options
-from mmdeploy_ext.contract.options import IMAGE
+from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ExportError

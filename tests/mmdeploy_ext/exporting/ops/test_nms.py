@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from mmcv import ops
 from torch import nn
 
-from mmdeploy_ext.contract.option import Options
-from mmdeploy_ext.contract.options import IMAGE
+from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting import export

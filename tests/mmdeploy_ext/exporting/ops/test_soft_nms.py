@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmdeploy_ext.contract.option import Options
-from mmdeploy_ext.contract.options import IMAGE
+from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting import export
