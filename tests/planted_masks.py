@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 PARTS = 'mmdeploy_ext.families.parts'
 PACKAGE = 'mmdeploy_ext.families.two_stage'
-MASKS, LOGITS, STAGES = f'{PACKAGE}.masks', f'{PARTS}.mask_logits', f'{PARTS}.mask_logits:Stages.forward'
-FORM, THRESHOLD = f'{MASKS}:Masks.forward', f'{PARTS}.mask_settings:threshold'
+MASKS, LOGITS, STAGES = f'{PACKAGE}.masks', f'{PARTS}.mask_heads', f'{PARTS}.mask_heads:Stages.forward'
+FORM, THRESHOLD = f'{MASKS}:Masks.forward', f'{PARTS}.mask_heads:threshold'
 PASTE = 'mmdeploy_ext.families.parts.runtime.pasted_masks:paste'
 IN_GRAPH = f'{PARTS}.pasting:Paste.forward'
 WRITTEN = f'{PACKAGE}.family:TwoStageMasksFamily.postprocess_facts'

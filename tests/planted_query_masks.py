@@ -22,8 +22,8 @@ PACKAGE = 'mmdeploy_ext.families.query'
 REGIONS, MASKS = f'{PACKAGE}.regions', f'{PACKAGE}.masks'
 REGIONS_FORM, INTERACT = f'{REGIONS}:RegionsFullForm.forward', f'{REGIONS}:interact'
 BEST = f'{PACKAGE}.postprocess:best_pairs'
-CODER = 'mmdeploy_ext.families.parts.region_boxes:coder_of'
-THRESHOLD = 'mmdeploy_ext.families.parts.mask_settings:threshold'
+CODER = 'mmdeploy_ext.families.parts.regions:coder_of'
+THRESHOLD = 'mmdeploy_ext.families.parts.mask_heads:threshold'
 QUERY = 'queryinst'
 
 
@@ -60,12 +60,12 @@ planted('masks of another query', QUERY, (INTERACT, result(lambda right, *_: (*r
 planted(
     'masks of the next class',
     QUERY,
-    ('mmdeploy_ext.families.parts.mask_logits:own_class', argument(1, lambda labels: (labels + 1) % 6)),
+    ('mmdeploy_ext.families.parts.mask_heads:own_class', argument(1, lambda labels: (labels + 1) % 6)),
 )
 planted(
     'masks of classes by query',
     QUERY,
-    ('mmdeploy_ext.families.parts.mask_logits:own_class', argument(1, lambda labels: labels.roll(1))),
+    ('mmdeploy_ext.families.parts.mask_heads:own_class', argument(1, lambda labels: labels.roll(1))),
 )
 planted(
     'queries that do not look at each other',

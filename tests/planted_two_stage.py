@@ -54,7 +54,7 @@ def proposal_facts(**changes: Callable) -> Change:
 
 def box_coder(**changes: Callable) -> Change:
     """Return a fault of the coder of box heads."""
-    return f'{PARTS}.region_boxes:coder_of', settings(**changes)
+    return f'{PARTS}.regions:coder_of', settings(**changes)
 
 
 def layer(**changes: Callable) -> Change:
@@ -196,7 +196,7 @@ planted('max_per_img 101', BOTH, of_boxes(max_per_img=one_more))
 planted("a coder's deviation", BOTH, box_coder(stds=lambda stds: [*stds[:2], stds[2] * 1.05, stds[3]]))
 planted('box sizes bounded by e^0.1', 'faster_rcnn', box_coder(wh_ratio_clip=lambda ratio: 0.9))
 planted('no bound of box sizes', BOTH, box_coder(wh_ratio_clip=lambda ratio: 1e-9))
-ACTIVATED, DECODED = f'{BOXES}:activated', f'{PARTS}.region_boxes:decoded'
+ACTIVATED, DECODED = f'{BOXES}:activated', f'{PARTS}.regions:decoded'
 planted(
     'the background first',
     'faster_rcnn',

@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdeploy_ext.families.parts.mask_logits import heads_of, judge_of, logits_of
-from mmdeploy_ext.families.parts.mask_settings import points_of
-from mmdeploy_ext.families.parts.region_maps import grid_of, region_maps
-from mmdeploy_ext.families.parts.regions import Branch, stages_of
+from mmdeploy_ext.families.parts.mask_heads import heads_of, judge_of, logits_of, points_of
+from mmdeploy_ext.families.parts.regions import Branch, grid_of, region_maps, stages_of
 from mmdeploy_ext.families.two_stage.boxes import Grid, last_head
 from mmdeploy_ext.families.two_stage.masks import Masks
 from mmdeploy_ext.families.two_stage.proposals import generator_of

@@ -18,7 +18,7 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.operator import Operator, register
-from mmdeploy_ext.families.parts.mask_settings import side_of
+from mmdeploy_ext.families.parts.mask_heads import side_of
 
 
 def check(threshold: float, options: Options) -> None:

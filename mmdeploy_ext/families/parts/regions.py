@@ -1,7 +1,11 @@
-"""Features of regions, and the heads that look at them: mmdet's own layers, pooled by ONNX's RoiAlign.
+"""Features of regions, the heads that take them, and their boxes: mmdet's own layers, pooled by RoiAlign.
 
-Glossary: B batch, K regions of an image, R = B * K, C classes, L levels, G boxes per region (C, or 1 where
-the regression does not know classes).
+Sources: mmdet 2.28.2 `roi_heads/roi_extractors`, `bbox_heads/bbox_head.py`; mmcv 1.7.2 `ops/point_sample.py`,
+and `compat/plain_kernels.py` for deformable and modulated pooling, in which every moved cell is a region of
+one cell.
+
+Glossary: B batch, K regions of an image, R = B * K, C classes, L levels, P points of a box, G boxes per
+region (C, or 1 if the regression is class-agnostic).
 """
 
 import itertools
@@ -10,26 +14,108 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmcv.ops import SimpleRoIAlign
+from mmcv.ops import DeformRoIPoolPack, ModulatedDeformRoIPoolPack, RoIAlign, SimpleRoIAlign
+from mmcv.ops.point_sample import generate_grid
+from mmdet.models.roi_heads import bbox_heads
 from mmdet.models.roi_heads import roi_extractors as extractors
 from torch import nn
+from torch.nn import functional
 
+from mmdeploy_ext.compat.plain_kernels import bins_of
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
-from mmdeploy_ext.families.parts import region_sampling
+from mmdeploy_ext.exporting.postprocess.sizes import hw
+from mmdeploy_ext.exporting.postprocess.suppression import clip_to
+from mmdeploy_ext.families.parts.dense_heads import border_inset, bucket_settings, chosen_coder, clips
+from mmdeploy_ext.families.parts.runtime.box_coders import CODERS, bucket_choice
 
 EXTRACTORS = (extractors.SingleRoIExtractor, extractors.GenericRoIExtractor)
+MOVING_LAYERS = (DeformRoIPoolPack, ModulatedDeformRoIPoolPack)
+"""Layers that move the cells of a region before they are pooled."""
+
+
+# --- the head of regions of a detector ------------------------------------------------------------------
+
+
+def roi_head_of(model: nn.Module) -> nn.Module | None:
+    """Return the head of regions; None: the detector's results are its proposals."""
+    return getattr(model, 'roi_head', None)
+
+
+def has_masks(model: nn.Module) -> bool:
+    """Return whether a detector predicts masks of its boxes."""
+    roi_head = roi_head_of(model)
+    return roi_head is not None and bool(roi_head.with_mask)
+
+
+def grid_of(roi_head: nn.Module) -> nn.Module | None:
+    """Return the head of Grid R-CNN that predicts maps of points, or None."""
+    return getattr(roi_head, 'grid_head', None)
+
+
+def stages_of(roi_head: nn.Module) -> int:
+    """Return the number of stages of a head of regions."""
+    return int(getattr(roi_head, 'num_stages', 1))
+
+
+def part_of(roi_head: nn.Module, name: str, stage: int) -> nn.Module:
+    """Return a part of a stage; heads without stages have one of each."""
+    part = getattr(roi_head, name)
+    return part[stage] if isinstance(part, nn.ModuleList) else part
+
+
+def context_names(roi_head: nn.Module) -> tuple[str, ...]:
+    """Return the names of the maps of whole images that HTC and SCNet make of the levels."""
+    flags = dict(semantic='with_semantic', context='with_glbctx')
+    return tuple(name for name, flag in flags.items() if getattr(roi_head, flag, False))
+
+
+def feature_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the maps that regions are pooled from: levels, then those of `context_names`."""
+    roi_head = roi_head_of(model)
+    if roi_head is None:
+        return ()
+    kinds = ('bbox', 'mask') if roi_head.with_mask else ('bbox',)
+    pools = [
+        part_of(roi_head, f'{kind}_roi_extractor', stage)
+        for kind in kinds
+        for stage in range(stages_of(roi_head))
+    ]
+    if grid_of(roi_head) is not None:
+        pools.append(roi_head.grid_roi_extractor)
+    levels = range(max(pool.num_inputs for pool in pools))
+    return (*(f'features_{level}' for level in levels), *context_names(roi_head))
+
+
+def region_maps(model: nn.Module, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the maps of `feature_names`, of all levels that the detector has.
+
+    Maps of `context_names` are semantic features (B, C, h, w) and the context (B, C, 1, 1).
+    """
+    roi_head = roi_head_of(model)
+    if roi_head is None:
+        return []
+    names = context_names(roi_head)
+    num_levels = len(feature_names(model)) - len(names)
+    heads = dict(semantic='semantic_head', context='glbctx_head')
+    return [*levels[:num_levels], *(getattr(roi_head, heads[name])(levels)[1] for name in names)]
+
+
+# --- pooling --------------------------------------------------------------------------------------------
 
 
 def check_extractor(extractor: nn.Module) -> None:
-    """Refuse (ConfigError) what the graph does not compute as mmdet does."""
+    """Refuse (ConfigError) an extractor, or a layer of it, that the graph does not compute as mmdet does."""
     if type(extractor) not in EXTRACTORS:
-        known = ', '.join(one.__name__ for one in EXTRACTORS)
-        raise ConfigError(f'{type(extractor).__name__}: no extractor of regions that is exported ({known})')
-    by_points = isinstance(extractor, extractors.GenericRoIExtractor)
+        exported = ', '.join(extractor_class.__name__ for extractor_class in EXTRACTORS)
+        raise ConfigError(
+            f'{type(extractor).__name__}: no extractor of regions that is exported ({exported})'
+        )
+    allowed = MOVING_LAYERS
+    if isinstance(extractor, extractors.GenericRoIExtractor):
+        allowed = SimpleRoIAlign
     for layer in extractor.roi_layers:
-        moved = not by_points and isinstance(layer, region_sampling.MOVING)
-        if not moved and not (by_points and isinstance(layer, SimpleRoIAlign)):
+        if not isinstance(layer, allowed):
             check_layer(layer)
 
 
@@ -40,51 +126,53 @@ class Pool(nn.Module):
         """Keep the extractor and the sizes at which its levels begin; `constant`: see `pool_level`."""
         super().__init__()
         self.extractor, self.constant = extractor, constant
-        self.begins = [_least(level) for level in range(1, extractor.num_inputs)]
+        self.begins = [_smallest_ratio(level) for level in range(1, extractor.num_inputs)]
 
     def forward(
         self,
         maps: Sequence[torch.Tensor],
         boxes: torch.Tensor,
         images: torch.Tensor,
-        grown: float | None = None,
+        factor: float | None = None,
     ) -> torch.Tensor:
         """Return features (R, channels, h, w).
 
         Args:
-            maps: of all levels (B, channels, H, W); those behind the extractor's inputs are not looked at.
+            maps: of all levels (B, channels, H, W); those behind the extractor's inputs are not used.
             boxes: (R, 4) xyxy, pixels of the network input, image by image, equally many of each.
             images: (R,) int64 index into the batch.
-            grown: what the sides of boxes are multiplied by before pooling; levels are those of the boxes.
+            factor: of the sides of boxes before pooling; levels are those of the boxes as they are.
         """
         layers = self.extractor.roi_layers
         pairs = list(zip(layers, maps[: len(layers)], strict=True))
         shape = (boxes.shape[0], maps[0].shape[1], *layers[0].output_size)
         pooled = maps[0].new_zeros(shape)
         if any(isinstance(layer, SimpleRoIAlign) for layer in layers):
-            return self._joined([region_sampling.pooled(layer, one, boxes) for layer, one in pairs])
+            return self._joined([pool_points(layer, level_map, boxes) for layer, level_map in pairs])
         if isinstance(self.extractor, extractors.GenericRoIExtractor):
-            every = torch.zeros_like(images)
+            levels = torch.zeros_like(images)
             return self._joined(
                 [
-                    pool_level(pooled, one, boxes, images, every, 0, layer, self.constant)
-                    for layer, one in pairs
+                    pool_level(pooled, level_map, boxes, images, levels, 0, layer, self.constant)
+                    for layer, level_map in pairs
                 ]
             )
         levels = self.levels(boxes)
-        boxes = boxes if grown is None else _grown(boxes, grown)
-        for level, (layer, one) in enumerate(pairs):
-            pool = region_sampling.pool_moved if isinstance(layer, region_sampling.MOVING) else pool_level
-            pooled = pool(pooled, one, boxes, images, levels, level, layer, self.constant)
+        if factor is not None:  # as `roi_rescale` of the extractor
+            centre, half = (boxes[:, :2] + boxes[:, 2:]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * factor * 0.5
+            boxes = torch.cat([centre - half, centre + half], dim=1)
+        for level, (layer, level_map) in enumerate(pairs):
+            pool = pool_moved if isinstance(layer, MOVING_LAYERS) else pool_level
+            pooled = pool(pooled, level_map, boxes, images, levels, level, layer, self.constant)
         return pooled
 
     def _joined(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return what `GenericRoIExtractor` makes of all regions on all levels."""
+        """Return the features that `GenericRoIExtractor` makes of those of all levels."""
         extractor = self.extractor
         if len(levels) == 1:
             return levels[0]
         if extractor.with_pre:
-            levels = [extractor.pre_module(one) for one in levels]
+            levels = [extractor.pre_module(features) for features in levels]
         joined = sum(levels) if extractor.aggregation == 'sum' else torch.cat(list(levels), dim=1)
         return extractor.post_module(joined) if extractor.with_post else joined
 
@@ -96,119 +184,147 @@ class Pool(nn.Module):
         sides = boxes[:, 2:] - boxes[:, :2]
         ratio = (sides[:, 0] * sides[:, 1]).sqrt() / self.extractor.finest_scale + 1e-6
         level = torch.zeros_like(ratio, dtype=torch.int64)
-        for least in self.begins:
-            level = level + (ratio >= least).to(torch.int64)
+        for begin in self.begins:
+            level = level + (ratio >= begin).to(torch.int64)
         return level
 
 
-def _grown(boxes: torch.Tensor, factor: float) -> torch.Tensor:
-    """Return boxes (R, 4) with their sides multiplied, as `roi_rescale` does."""
-    centre, half = (boxes[:, :2] + boxes[:, 2:]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * factor * 0.5
-    return torch.cat([centre - half, centre + half], dim=1)
-
-
-def _least(level: int) -> float:
+def _smallest_ratio(level: int) -> float:
     """Return the smallest float32 whose base-2 logarithm, rounded to float32, is at least `level`."""
-    value = np.float32(2**level)
+    ratio = np.float32(2**level)
     for _ in itertools.count():
-        below = np.nextafter(value, np.float32(0))
+        below = np.nextafter(ratio, np.float32(0))
         if np.float32(np.log2(np.float64(below))) < level:
-            return float(value)
-        value = below
+            return float(ratio)
+        ratio = below
 
 
-class Added(nn.Module):
-    """What HTC and SCNet add to the features of regions: those of a semantic map, and of the whole image.
+def sampled(
+    maps: torch.Tensor, boxes: torch.Tensor, points: torch.Tensor, scale: float, corners: bool = False
+) -> torch.Tensor:
+    """Return the values of a map (B, C, H, W) at points of boxes, (R, C, P), as mmcv's `point_sample`.
 
-    The maps stand behind the levels, in the order of `context_names`.
+    Boxes (R, 4) are xyxy in pixels of the network input, image by image, equally many of each; points
+    (R or 1, P, 2) are x, y in 0..1 of the box; `scale` is cells of the map per pixel; `corners` is
+    `align_corners` of PyTorch's `grid_sample`.
     """
+    size = hw(maps).to(boxes).flip(0)
+    places = points * (boxes[:, None, 2:] - boxes[:, None, :2]) + boxes[:, None, :2]
+    grid = (places / size * scale) * 2.0 - 1.0
+    grid = grid.reshape(maps.shape[0], -1, grid.shape[1], 2)
+    values = functional.grid_sample(maps, grid, align_corners=corners)
+    return values.transpose(1, 2).reshape(-1, maps.shape[1], grid.shape[2])
+
+
+def pool_points(layer: SimpleRoIAlign, maps: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Return the features (R, C, h, w) at the middles of the cells of boxes; see `sampled`."""
+    middles = generate_grid(1, layer.output_size, boxes.device)
+    values = sampled(maps, boxes, middles, layer.spatial_scale, not layer.aligned)
+    return values.reshape(*values.shape[:2], *layer.output_size)
+
+
+def pool_moved(
+    pooled: torch.Tensor,
+    maps: torch.Tensor,
+    boxes: torch.Tensor,
+    images: torch.Tensor,
+    levels: torch.Tensor,
+    level: int,
+    layer: nn.Module,
+    constant: bool,
+) -> torch.Tensor:
+    """Return `pooled` with the regions of one level filled in by a layer of `MOVING_LAYERS`.
+
+    For the arguments see `pool_level`.
+    """
+    height, width = layer.output_size
+    scale, ratio, cells = float(layer.spatial_scale), int(layer.sampling_ratio), height * width
+    region_layer = RoIAlign((height, width), scale, ratio, 'avg', True)
+    first = pool_level(torch.zeros_like(pooled), maps, boxes, images, levels, level, region_layer, constant)
+    offset = layer.offset_fc(first.flatten(1)).reshape(-1, 2, height, width)
+    bins = bins_of(boxes, offset, (height, width), scale, float(layer.gamma))
+    cell_images, cell_levels = (indices[:, None].expand(-1, cells).flatten() for indices in (images, levels))
+    zeros = pooled.new_zeros((1,)).expand(bins.shape[0], pooled.shape[1])[..., None, None]
+    cell_layer = RoIAlign((1, 1), scale, ratio, 'avg', True)
+    features = pool_level(zeros, maps, bins, cell_images, cell_levels, level, cell_layer, constant)
+    features = features.reshape(-1, height, width, pooled.shape[1]).permute(0, 3, 1, 2)
+    if isinstance(layer, ModulatedDeformRoIPoolPack):
+        features = features * layer.mask_fc(first.flatten(1)).reshape(-1, 1, height, width)
+    return torch.where((levels == level)[:, None, None, None], features, pooled)
+
+
+# --- heads and what they take ---------------------------------------------------------------------------
+
+
+class AddedContext(nn.Module):
+    """The features that HTC and SCNet add to those of regions: of a semantic map, and of the whole image."""
 
     def __init__(self, roi_head: nn.Module, kind: str, constant: bool = False) -> None:
         super().__init__()
         self.names = context_names(roi_head)
         fused = 'semantic' in self.names and kind in getattr(roi_head, 'semantic_fusion', (kind,))
         self.pool = Pool(roi_head.semantic_roi_extractor, constant) if fused else None
-        self.cells = _cells(roi_head, kind) if fused else (1, 1)
+        self.cells = _semantic_cells(roi_head, kind) if fused else (1, 1)
 
     def forward(
         self, pooled: torch.Tensor, maps: Sequence[torch.Tensor], boxes: torch.Tensor, images: torch.Tensor
     ) -> torch.Tensor:
         """Return the sum (R, C, h, w); `maps` are of all levels, then those of `context_names`."""
-        given = dict(zip(self.names, maps[len(maps) - len(self.names) :], strict=True))
+        context = dict(zip(self.names, maps[len(maps) - len(self.names) :], strict=True))
         if self.pool is not None:
-            semantic = self.pool([given['semantic']], boxes, images)
-            whole = self.cells == (1, 1)
-            pooled = pooled + (semantic if whole else nn.functional.avg_pool2d(semantic, self.cells))
-        if 'context' in given:
-            pooled = pooled + given['context'].index_select(0, images)
+            semantic = self.pool([context['semantic']], boxes, images)
+            if self.cells != (1, 1):
+                semantic = functional.avg_pool2d(semantic, self.cells)
+            pooled = pooled + semantic
+        if 'context' in context:
+            pooled = pooled + context['context'].index_select(0, images)
         return pooled
 
 
-def _cells(roi_head: nn.Module, kind: str) -> tuple[int, int]:
+def _semantic_cells(roi_head: nn.Module, kind: str) -> tuple[int, int]:
     """Return how many cells of the pooled semantic map are one cell of a region, in y and in x.
 
     ConfigError: it is no whole number, where mmdet averages over windows of several sizes.
     """
-    own = part_of(roi_head, f'{kind}_roi_extractor', 0).roi_layers[0].output_size
+    size = part_of(roi_head, f'{kind}_roi_extractor', 0).roi_layers[0].output_size
     semantic = roi_head.semantic_roi_extractor.roi_layers[0].output_size
-    if any(larger % side for larger, side in zip(semantic, own, strict=True)):
+    if any(larger % side for larger, side in zip(semantic, size, strict=True)):
         raise ConfigError(
             f'model.roi_head.semantic_roi_extractor: output_size {tuple(semantic)} is no multiple of '
-            f'{tuple(own)}, that of {kind}_roi_extractor'
+            f'{tuple(size)}, that of {kind}_roi_extractor'
         )
-    return tuple(larger // side for larger, side in zip(semantic, own, strict=True))
-
-
-def context_names(roi_head: nn.Module) -> tuple[str, ...]:
-    """Return the names of the maps of whole images that a head of regions makes of the levels."""
-    kinds = dict(semantic='with_semantic', context='with_glbctx')
-    return tuple(name for name, flag in kinds.items() if getattr(roi_head, flag, False))
-
-
-def context_maps(roi_head: nn.Module, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the maps of `context_names`: semantic features (B, C, h, w), context (B, C, 1, 1)."""
-    heads = dict(semantic='semantic_head', context='glbctx_head')
-    return [getattr(roi_head, heads[name])(levels)[1] for name in context_names(roi_head)]
-
-
-def part_of(roi_head: nn.Module, name: str, stage: int) -> nn.Module:
-    """Return a part of a stage; heads without stages have one of each."""
-    part = getattr(roi_head, name)
-    return part[stage] if isinstance(part, nn.ModuleList) else part
-
-
-def stages_of(roi_head: nn.Module) -> int:
-    """Return how many stages a head of regions has."""
-    return int(getattr(roi_head, 'num_stages', 1))
+    return tuple(larger // side for larger, side in zip(semantic, size, strict=True))
 
 
 class Regions(nn.Module):
-    """Features of the regions of a batch, by an extractor, what is added to them, and shared layers."""
+    """Features of the regions of a batch, by an extractor, added context, and shared layers."""
 
     def __init__(self, roi_head: nn.Module, kind: str, stage: int, constant: bool = False) -> None:
         """Keep the parts of one stage; `kind` is 'bbox' or 'mask', for `constant` see `pool_level`."""
         super().__init__()
         self.pool = Pool(part_of(roi_head, f'{kind}_roi_extractor', stage), constant)
-        self.added = Added(roi_head, kind, constant) if context_names(roi_head) else None
+        self.added = AddedContext(roi_head, kind, constant) if context_names(roi_head) else None
         self.shared = roi_head.shared_head if roi_head.with_shared_head else nn.Identity()
 
     def features(
-        self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, grown: float | None = None
+        self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, factor: float | None = None
     ) -> torch.Tensor:
-        """Return features (R, ...) of boxes (B, K, 4), pixels of the network input; `grown`: see `Pool`."""
+        """Return features (R, ...) of boxes (B, K, 4), pixels of the network input; `factor`: see `Pool`."""
         images = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(-1, boxes.shape[1])
-        given = boxes.flatten(0, 1), images.flatten()
-        pooled = self.pool(maps, *given, grown)
-        return self.shared(pooled if self.added is None else self.added(pooled, maps, *given))
+        boxes, images = boxes.flatten(0, 1), images.flatten()
+        pooled = self.pool(maps, boxes, images, factor)
+        if self.added is not None:
+            pooled = self.added(pooled, maps, boxes, images)
+        return self.shared(pooled)
 
 
 class Branch(Regions):
-    """Regions of a batch and the head that looks at them."""
+    """Regions of a batch and the head that takes their features."""
 
     def __init__(self, roi_head: nn.Module, kind: str, stage: int, constant: bool = False) -> None:
         super().__init__(roi_head, kind, stage, constant)
         self.head = part_of(roi_head, f'{kind}_head', stage)
-        self.grown = getattr(roi_head, 'reg_roi_scale_factor', None) if kind == 'bbox' else None
+        self.factor = getattr(roi_head, 'reg_roi_scale_factor', None) if kind == 'bbox' else None
 
     def forward(
         self,
@@ -218,19 +334,56 @@ class Branch(Regions):
     ) -> tuple[torch.Tensor, ...]:
         """Return the head's outputs (R, ...) of boxes (B, K, 4), pixels of the network input.
 
-        `seen` gets the features (R, channels, h, w) that the head looks at, by name.
+        A dict of the features (R, channels, h, w) that the head takes, by name, is appended to `seen`.
         """
-        views = [None] if self.grown is None else [None, self.grown]
-        features = [self.features(maps, boxes, grown) for grown in views]
+        features = [self.features(maps, boxes)]
+        if self.factor is not None:  # Double-Head R-CNN: the regression takes larger regions
+            features.append(self.features(maps, boxes, self.factor))
         if seen is not None:
             seen.append(dict(region_features=features[0]))
         return tuple(flat(self.head(*features)))
 
 
 def flat(outputs: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors of a head's outputs, in order; heads without a regression give None for it."""
-    for one in outputs if isinstance(outputs, tuple | list) else (outputs,):
-        if isinstance(one, torch.Tensor):
-            yield one
-        elif one is not None:
-            yield from flat(one)
+    """Yield the tensors of a head's outputs, in order; heads without a regression have None for it."""
+    for output in outputs if isinstance(outputs, tuple | list) else (outputs,):
+        if isinstance(output, torch.Tensor):
+            yield output
+        elif output is not None:
+            yield from flat(output)
+
+
+# --- boxes ----------------------------------------------------------------------------------------------
+
+
+def coder_of(head: nn.Module) -> dict[str, Any]:
+    """Return the settings of the coder of a box head, as `runtime/box_coders.py` reads them."""
+    if isinstance(head, bbox_heads.SABLHead):
+        return bucket_settings(head)
+    return chosen_coder(head, f'model.roi_head.bbox_head ({type(head).__name__})')
+
+
+def decoded(
+    head: nn.Module, regions: torch.Tensor, outputs: Sequence[torch.Tensor], clip_hw: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return boxes (B, K, G, 4) xyxy, clipped to `clip_hw` (B, 2), and score factors (B, K) or None.
+
+    Args:
+        head: of mmdet.
+        regions: (B, K, 4).
+        outputs: of the head, (B, K, columns) each, without the class logits.
+        clip_hw: (B, 2) height and width, pixels.
+    """
+    if not getattr(head, 'with_reg', True):
+        return clip_to(regions, clip_hw)[:, :, None], None
+    settings, factors, inset = coder_of(head), None, border_inset(head)
+    if settings['type'] == 'bucket':  # clipped one pixel inside
+        rows = dict(zip(('bbox_cls', 'bbox_reg'), outputs, strict=True))
+        boxes = CODERS['bucket'](torch, regions, rows, settings, 0)[:, :, None]
+        factors, inset = bucket_choice(torch, rows, settings)[1], 1.0
+    else:
+        rows = dict(bbox_pred=outputs[0].reshape(*outputs[0].shape[:2], -1, 4))
+        boxes = CODERS[settings['type']](torch, regions[:, :, None], rows, settings, 0)
+    if clips(head):
+        boxes = clip_to(boxes.flatten(1, 2), clip_hw, inset).reshape(boxes.shape)
+    return boxes, factors

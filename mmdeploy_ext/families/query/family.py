@@ -18,7 +18,7 @@ from mmdeploy_ext.families.limits import Kind, Limit
 from mmdeploy_ext.families.parts import detector_parts, pasting
 from mmdeploy_ext.families.parts.exaggerated import changed_outputs
 from mmdeploy_ext.families.parts.image_feeds import feeds_with_sizes
-from mmdeploy_ext.families.parts.mask_settings import threshold
+from mmdeploy_ext.families.parts.mask_heads import threshold
 from mmdeploy_ext.families.parts.query_networks import query_head
 from mmdeploy_ext.families.query import (
     graphs,

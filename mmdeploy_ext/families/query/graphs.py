@@ -22,10 +22,10 @@ from mmdeploy_ext.families.parts.image_tensors import (
     mask_outputs,
     optional_inputs,
 )
-from mmdeploy_ext.families.parts.mask_settings import threshold
+from mmdeploy_ext.families.parts.mask_heads import threshold
 from mmdeploy_ext.families.parts.pasting import mask_output, size_inputs, with_pasting
 from mmdeploy_ext.families.parts.query_networks import NAMES, NETWORKS, query_head
-from mmdeploy_ext.families.parts.region_maps import has_masks
+from mmdeploy_ext.families.parts.regions import has_masks
 from mmdeploy_ext.families.query import kinds, masks, panoptic, regions
 from mmdeploy_ext.families.query.maskformer import MaskFormerNetwork
 from mmdeploy_ext.families.query.postprocess import FULL_NAMES, full_form, max_per_img

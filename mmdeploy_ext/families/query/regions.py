@@ -15,11 +15,9 @@ from torch import nn
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
 from mmdeploy_ext.families.parts.image_tensors import clip_size
-from mmdeploy_ext.families.parts.mask_logits import own_class
+from mmdeploy_ext.families.parts.mask_heads import own_class
 from mmdeploy_ext.families.parts.query_layers import attend_to
-from mmdeploy_ext.families.parts.region_boxes import decoded
-from mmdeploy_ext.families.parts.region_maps import feature_names, has_masks
-from mmdeploy_ext.families.parts.regions import Regions, stages_of
+from mmdeploy_ext.families.parts.regions import Regions, decoded, feature_names, has_masks, stages_of
 from mmdeploy_ext.families.query.postprocess import FULL_NAMES, best_pairs
 from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
 

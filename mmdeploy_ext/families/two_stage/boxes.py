@@ -21,9 +21,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     Suppression,
     nms_config,
 )
-from mmdeploy_ext.families.parts.region_boxes import coder_of, decoded
-from mmdeploy_ext.families.parts.region_maps import grid_of
-from mmdeploy_ext.families.parts.regions import Branch, Pool, part_of, stages_of
+from mmdeploy_ext.families.parts.regions import Branch, Pool, coder_of, decoded, grid_of, part_of, stages_of
 from mmdeploy_ext.families.parts.runtime.box_coders import softmax
 
 METHODS = ('get_bboxes', 'regress_by_class', 'refine_bboxes')

@@ -22,15 +22,14 @@ from mmdeploy_ext.families.limits import Limit, entries_of
 from mmdeploy_ext.families.parts import (
     detector_parts,
     image_feeds,
-    mask_settings,
+    mask_heads,
     mmdet_reference,
     pasting,
-    region_boxes,
+    regions,
 )
 from mmdeploy_ext.families.parts.exaggerated import QUADRANT, changed_outputs, exaggerated_cells
 from mmdeploy_ext.families.parts.image_tensors import box_outputs
-from mmdeploy_ext.families.parts.region_maps import roi_head_of
-from mmdeploy_ext.families.parts.regions import part_of, stages_of
+from mmdeploy_ext.families.parts.regions import part_of, roi_head_of, stages_of
 from mmdeploy_ext.families.two_stage import (
     boxes,
     candidate_limits,
@@ -150,7 +149,7 @@ class TwoStageFamily(ImageFamily):
         candidate_limits.check(heads, options)
         split_graphs.check(heads, options)
         if options.get('paste_masks'):
-            pasting.check(mask_settings.threshold(heads['roi_head'].test_cfg), options)
+            pasting.check(mask_heads.threshold(heads['roi_head'].test_cfg), options)
 
     def heads(self, cfg: Any) -> dict[str, nn.Module]:
         """Return key -> head of proposals and of regions, of those that the config has."""
@@ -264,7 +263,7 @@ class TwoStageFamily(ImageFamily):
                 stack.enter_context(changed_outputs(model.rpn_head, _exaggerated_proposals(model.rpn_head)))
             for stage in range(count):
                 head = part_of(roi_head, 'bbox_head', stage)
-                if not getattr(head, 'with_reg', True) or region_boxes.coder_of(head)['type'] != 'delta':
+                if not getattr(head, 'with_reg', True) or regions.coder_of(head)['type'] != 'delta':
                     continue
                 if stage + 1 == count or not getattr(head, 'reg_class_agnostic', True):
                     stack.enter_context(changed_outputs(head, _exaggerated_regions(head)))
@@ -289,7 +288,7 @@ class TwoStageMasksFamily(TwoStageFamily):
     feeds = staticmethod(image_feeds.feeds_with_sizes)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        return dict(super().postprocess_facts(model), mask_thr=mask_settings.threshold(result_cfg(model)))
+        return dict(super().postprocess_facts(model), mask_thr=mask_heads.threshold(result_cfg(model)))
 
 
 class TwoStagePanopticFamily(TwoStageMasksFamily):

@@ -17,18 +17,18 @@ from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import clips
 from mmdeploy_ext.families.parts.image_tensors import box_outputs, clip_size, image_input, optional_inputs
-from mmdeploy_ext.families.parts.mask_logits import judge_of
-from mmdeploy_ext.families.parts.mask_settings import threshold
+from mmdeploy_ext.families.parts.mask_heads import judge_of, threshold
 from mmdeploy_ext.families.parts.pasting import mask_output, size_inputs, with_pasting
 from mmdeploy_ext.families.parts.priors import same_priors
-from mmdeploy_ext.families.parts.region_maps import (
+from mmdeploy_ext.families.parts.regions import (
     feature_names,
     grid_of,
     has_masks,
+    part_of,
     region_maps,
     roi_head_of,
+    stages_of,
 )
-from mmdeploy_ext.families.parts.regions import part_of, stages_of
 from mmdeploy_ext.families.two_stage.boxes import Boxes, Grid, thresholds
 from mmdeploy_ext.families.two_stage.candidate_limits import COUNTS, rows_of
 from mmdeploy_ext.families.two_stage.masks import Masks

@@ -13,9 +13,15 @@ from torch import nn
 from torch.nn import functional
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts.mask_logits import heads_of, judge_of, logits_of, own_class, own_rows
-from mmdeploy_ext.families.parts.mask_settings import points_of
-from mmdeploy_ext.families.parts.region_sampling import sampled
+from mmdeploy_ext.families.parts.mask_heads import (
+    heads_of,
+    judge_of,
+    logits_of,
+    own_class,
+    own_rows,
+    points_of,
+)
+from mmdeploy_ext.families.parts.regions import sampled
 
 POINT_METHODS = ('_mask_point_forward_test', '_get_fine_grained_point_feats')
 """Methods of a PointRend head that the graphs compute by themselves."""

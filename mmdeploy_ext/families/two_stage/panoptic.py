@@ -29,7 +29,7 @@ from mmdeploy_ext.exporting.postprocess.panoptic import InstanceFusion, map_outp
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.image_feeds import feeds, grouped, one_size, pasted_size
 from mmdeploy_ext.families.parts.image_tensors import box_outputs, image_input, optional_inputs
-from mmdeploy_ext.families.parts.mask_settings import side_of, threshold
+from mmdeploy_ext.families.parts.mask_heads import side_of, threshold
 from mmdeploy_ext.families.parts.pasting import Paste
 from mmdeploy_ext.families.two_stage import graphs
 from mmdeploy_ext.families.two_stage.proposals import smallest_input

@@ -11,8 +11,7 @@ from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.parts.mmdet_reference import Given, batch_of, metas_of_images, tested
-from mmdeploy_ext.families.parts.region_maps import feature_names
-from mmdeploy_ext.families.parts.regions import flat, part_of
+from mmdeploy_ext.families.parts.regions import feature_names, flat, part_of
 from mmdeploy_ext.families.two_stage.boxes import output_names
 from mmdeploy_ext.families.two_stage.graphs import proposal_names
 from mmdeploy_ext.families.two_stage.proposals import needed, thresholds

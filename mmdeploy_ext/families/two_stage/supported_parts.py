@@ -9,14 +9,14 @@ from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts import followed, mask_settings
-from mmdeploy_ext.families.parts.mask_logits import check_flow
-from mmdeploy_ext.families.parts.region_maps import grid_of
+from mmdeploy_ext.families.parts import followed
+from mmdeploy_ext.families.parts.mask_heads import check_flow, threshold
 from mmdeploy_ext.families.parts.regions import (
     EXTRACTORS,
     Regions,
     check_extractor,
     context_names,
+    grid_of,
     part_of,
     stages_of,
 )
@@ -145,4 +145,4 @@ def check_roi_head(roi_head: nn.Module) -> None:
     if roi_head.with_mask:
         Regions(roi_head, 'mask', 0)
         check_flow(roi_head)
-        mask_settings.threshold(roi_head.test_cfg)
+        threshold(roi_head.test_cfg)

@@ -1,0 +1,170 @@
+"""Mask heads of regions in the order in which mmdet 2.28.2 runs them, and their settings.
+
+Source: `roi_heads/{standard,cascade,htc,scnet,mask_scoring}_roi_head.py`. Glossary: see `regions.py`; m side
+of a mask.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from mmdet.models.roi_heads import mask_heads
+from torch import nn
+
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.postprocess.suppression import number
+from mmdeploy_ext.families.parts.regions import Branch, Regions, part_of, stages_of
+
+NormedConv2d = mmdet_module('mmdet.models.utils').NormedConv2d
+
+FeaturesAndLogits = tuple[torch.Tensor, list[torch.Tensor]]
+"""Features of regions (R, ...), and logits (R, C or 1, m, m) of every stage."""
+
+
+def heads_of(roi_head: nn.Module) -> list[nn.Module]:
+    """Return the mask heads, one per stage; some cascades have one in all."""
+    head = roi_head.mask_head
+    return list(head) if isinstance(head, nn.ModuleList) else [head]
+
+
+def points_of(roi_head: nn.Module) -> nn.Module | None:
+    """Return the head of PointRend that refines single points of regions, or None."""
+    return getattr(roi_head, 'point_head', None)
+
+
+def judge_of(roi_head: nn.Module) -> nn.Module | None:
+    """Return the head of Mask Scoring R-CNN that scores masks, or None."""
+    return getattr(roi_head, 'mask_iou_head', None)
+
+
+def check_flow(roi_head: nn.Module) -> None:
+    """Refuse (ConfigError) `mask_info_flow` that is off, by which mmdet's own `simple_test` does not run."""
+    if not getattr(roi_head, 'mask_info_flow', True):
+        raise ConfigError('model.roi_head.mask_info_flow=False: masks export with True')
+
+
+def threshold(test_cfg: Mapping[str, Any]) -> float:
+    """Return `mask_thr_binary`, which masks have to reach.
+
+    ConfigError: it is missing, no number, or below 0, for which mmdet returns soft masks to look at.
+    """
+    value = number('rcnn.mask_thr_binary', test_cfg.get('mask_thr_binary'), float)
+    if value < 0:
+        raise ConfigError(f'test_cfg.rcnn.mask_thr_binary={value}: expected 0 or more')
+    return value
+
+
+def side_of(roi_head: nn.Module) -> int:
+    """Return the height and width of the masks in the frame of the box."""
+    head = part_of(roi_head, 'mask_head', 0)
+    if points_of(roi_head):
+        config = roi_head.test_cfg
+        return int(head.output_size[0] * config.scale_factor**config.subdivision_steps)
+    if isinstance(head, mask_heads.CoarseMaskHead):
+        return int(head.output_size[0])
+    pooled = part_of(roi_head, 'mask_roi_extractor', 0).roi_layers[0].output_size[0]
+    shared = 2 if roi_head.with_shared_head else 1
+    return pooled // shared * (int(head.scale_factor) if head.upsample is not None else 1)
+
+
+class Stages(nn.Module):
+    """Mask heads that take the features of their own regions."""
+
+    def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
+        super().__init__()
+        stages = range(len(heads_of(roi_head)))
+        self.branches = nn.ModuleList(Branch(roi_head, 'mask', stage, constant) for stage in stages)
+
+    def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
+        """Return the features of the last stage, and the logits of every stage.
+
+        `maps` are those of `regions.feature_names`, boxes (B, n, 4) in pixels of the network input.
+        """
+        features = [branch.features(maps, boxes) for branch in self.branches]
+        pairs = zip(self.branches, features, strict=True)
+        return features[-1], [branch.head(branch_features) for branch, branch_features in pairs]
+
+
+class Flow(Regions):
+    """Mask heads of HTC: all take the regions of the last one, and the features of the head before them."""
+
+    def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
+        super().__init__(roi_head, 'mask', len(heads_of(roi_head)) - 1, constant)
+        self.heads = roi_head.mask_head
+
+    def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
+        """Return the features that the last head takes, and the logits of every head."""
+        features, passed_on, stage_logits = self.features(maps, boxes), None, []
+        for head in self.heads:
+            logits, passed_on = head(features, passed_on)
+            stage_logits.append(logits)
+        return features, stage_logits
+
+
+class Relayed(Regions):
+    """The mask head of SCNet, whose features include those of the box head of the last stage."""
+
+    def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
+        super().__init__(roi_head, 'mask', 0, constant)
+        self.head, self.relay = roi_head.mask_head, roi_head.feat_relay_head
+        self.box = Branch(roi_head, 'bbox', stages_of(roi_head) - 1, constant)
+
+    def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
+        """Return the features that the head takes, and its logits."""
+        shared = self.box.head(self.box.features(maps, boxes), return_shared_feat=True)[-1]
+        features = self.features(maps, boxes) + self.relay(shared)
+        return features, [self.head(features)]
+
+
+def logits_of(roi_head: nn.Module, constant: bool = False) -> nn.Module:
+    """Return the module that computes the logits of all mask heads, as `Stages` does; see `Regions`."""
+    if hasattr(roi_head, 'mask_info_flow'):
+        return Flow(roi_head, constant)
+    if getattr(roi_head, 'with_feat_relay', False):
+        return Relayed(roi_head, constant)
+    return Stages(roi_head, constant)
+
+
+class OwnClass(nn.Module):
+    """The last convolution of a mask head, 1 x 1, for the predicted class of each region.
+
+    mmdet computes all classes, of which one is used: of LVIS 1203, each of as many numbers.
+    """
+
+    def __init__(self, layer: nn.Conv2d, labels: torch.Tensor) -> None:
+        """Keep the layer, and the class of each region (R,), 0 or more."""
+        super().__init__()
+        self.layer, self.labels = layer, labels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits (R, 1, m, m) of features (R, C, m, m)."""
+        weight = self.layer.weight.flatten(1)
+        if isinstance(self.layer, NormedConv2d):  # one of 1 x 1 is normed over the same axis in both ways
+            power, eps = self.layer.power, self.layer.eps
+            weight = weight / (weight.norm(dim=1, keepdim=True).pow(power) + eps)
+            x = x / (x.norm(dim=1, keepdim=True).pow(power) + eps) * self.layer.tempearture
+        logits = torch.bmm(weight[self.labels][:, None], x.flatten(2))
+        if self.layer.bias is not None:
+            logits = logits + self.layer.bias[self.labels][:, None, None]
+        return logits.reshape(-1, 1, *x.shape[2:])
+
+
+@contextlib.contextmanager
+def own_class(heads: Iterable[nn.Module], labels: torch.Tensor) -> Iterator[None]:
+    """Inside the block mask heads compute the class of each region alone; labels (R,) are 0 or more."""
+    layers = [(head, head.conv_logits) for head in heads]
+    try:
+        for head, layer in layers:
+            head.conv_logits = OwnClass(layer, labels)
+        yield
+    finally:
+        for head, layer in layers:
+            head.conv_logits = layer
+
+
+def own_rows(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the values (R, 1, ...) of each region's class, of (R, C, ...); for a label (R,) of -1 any."""
+    rows = labels.clamp(min=0).reshape(-1, *[1] * (values.dim() - 1))
+    return values.gather(1, rows.expand(-1, -1, *values.shape[2:]))
