@@ -25,7 +25,7 @@ LOCATIONS, ATTEND, SHARES = (
 NETWORK, REFERENCE = f'{NETWORKS}:QueryNetwork.forward', f'{NETWORKS}:reference_points'
 LEVEL, POSITIONS = f'{PADDING}:Level', f'{PADDING}:SinePositions.forward'
 XYXY = 'mmdeploy_ext.models.rtdetr.boxes:cxcywh_to_xyxy'
-LAYERS = f'{PARTS}.query_layers'
+LAYERS = f'{PARTS}.query_networks'
 
 
 def of_levels(name: str, change: Callable) -> Change:
@@ -257,18 +257,21 @@ planted('tokens: a border of 0.05', TWO, (f'{NETWORKS}:BORDER', lambda border: 0
 planted(
     'tokens by their last class',
     TWO,
-    (f'{NETWORKS}:DeformableNetwork.judged', called(lambda original, self, logits: logits[..., -1])),
+    (f'{NETWORKS}:DeformableNetwork.token_scores', called(lambda original, self, logits: logits[..., -1])),
 )
 planted(
     'tokens in the reverse order',
     TWO,
-    (f'{NETWORKS}:DeformableNetwork.judged', called(lambda original, self, logits: -original(self, logits))),
+    (
+        f'{NETWORKS}:DeformableNetwork.token_scores',
+        called(lambda original, self, logits: -original(self, logits)),
+    ),
 )
 planted(
     'tokens: the last level is left out',
     TWO,
     (
-        f'{NETWORKS}:DeformableNetwork.judged',
+        f'{NETWORKS}:DeformableNetwork.token_scores',
         called(lambda original, self, logits: _without_coarse(original(self, logits))),
     ),
 )
@@ -317,15 +320,15 @@ planted(
 # --- DINO, whose decoder both sides have ------------------------------------------------------------
 for _name, _change in {
     'DINO: height before width': (
-        f'{NETWORKS}:DinoNetwork.placed',
+        f'{NETWORKS}:DinoNetwork.position_in_layer',
         argument(2, lambda points: points[..., [1, 0, 3, 2]]),
     ),
     'DINO: tokens by their first class': (
-        f'{NETWORKS}:DinoNetwork.judged',
+        f'{NETWORKS}:DinoNetwork.token_scores',
         called(lambda original, self, logits: logits[..., 0]),
     ),
     'DINO: no norm after the last layer': (
-        f'{NETWORKS}:DinoNetwork.found',
+        f'{NETWORKS}:DinoNetwork.output_queries',
         called(lambda original, self, query: query),
     ),
     'DINO: queries of the first image': (NETWORK, argument(2, first_of_batch)),

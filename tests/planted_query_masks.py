@@ -70,7 +70,7 @@ planted(
 planted(
     'queries that do not look at each other',
     QUERY,
-    (f'{PARTS}.query_layers:attend_to', result(lambda right, *_: right * 0)),
+    (f'{PARTS}.query_networks:attend_to', result(lambda right, *_: right * 0)),
 )
 planted(
     'queries of the first stage in all',

@@ -1,15 +1,19 @@
 """DETR, Deformable DETR, DINO and Co-DINO as modules whose graphs take any size, batch and padding.
 
-They run the layers of mmdet's own heads. What decoders give after each layer is for training: here the last
-layer speaks alone. Source of the algorithm: mmdet 2.28.2 `dense_heads/{detr,deformable_detr}_head.py` and
-`utils/transformer.py`.
+They run the layers of mmdet's own heads and mmcv's transformers, batch first. The outputs of decoder layers
+before the last are for training, and are left out. Sources of the algorithm: mmdet 2.28.2
+`dense_heads/{detr,deformable_detr}_head.py` and `utils/transformer.py`; mmcv-full 1.7.2
+`cnn/bricks/transformer.py` (`BaseTransformerLayer`).
 
-Glossary: B batch, Q queries, C columns of the class logits, D embedding, S tokens of all levels, L levels.
+Glossary: B batch, Q queries, C columns of the class logits, D embedding, S tokens of all levels, L levels,
+M heads of an attention.
 """
+
+from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from mmcv.cnn.bricks.transformer import TransformerLayerSequence
@@ -17,38 +21,133 @@ from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.ops.attention import attend_tokens
+from mmdeploy_ext.exporting.ops.attention import attend_tokens, multi_head
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.families.parts.padding import Level, SinePositions, periods, tokens_of, waves
-from mmdeploy_ext.families.parts.query_layers import (
-    among_themselves,
-    decode_queries,
-    encode_tokens,
-    for_every_image,
-    run_layer,
-)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    Attend = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+    """(attention of mmcv, queries (B, Q, D)) -> (B, Q, D), without its shortcut."""
 
 inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
 
 NAMES = ('logits', 'boxes')
 SIDE = 0.05
-"""Of a proposal of the finest level, share of the image; twice as much on each level after it."""
+"""Side of a proposal of the finest level, share of the image; it doubles with each level."""
 BORDER = 0.01
-"""Proposals nearer to 0 or 1 than this are none."""
+"""Proposals with a number closer to 0 or 1 than this are left out."""
 PROPOSAL_FEATURES, TEMPERATURE = 128, 10000
-"""Of the encoding of proposals."""
+"""Features per number of a box, and temperature, of the encoding of proposals."""
 HEIGHT_FIRST = [1, 0, 2, 3]
-"""In which DINO encodes the numbers of a box: y before x, but width before height."""
+"""Order in which DINO encodes the numbers of a box: y before x, but width before height."""
+
+
+# --- layers of mmcv's transformers ----------------------------------------------------------------------
+
+
+def run_layer(layer: nn.Module, query: torch.Tensor, attend: Mapping[str, Attend]) -> torch.Tensor:
+    """Run one `BaseTransformerLayer` of mmcv on (B, Q, D), and return as much.
+
+    `attend` has a function per step of the layer: 'self_attn' and, of a decoder, 'cross_attn'.
+    """
+    attentions, norms, ffns = iter(layer.attentions), iter(layer.norms), iter(layer.ffns)
+    identity = query
+    for step in layer.operation_order:
+        if step == 'norm':
+            query = next(norms)(query)
+        elif step == 'ffn':
+            query = next(ffns)(query, identity if layer.pre_norm else None)
+        else:
+            attended = attend[step](next(attentions), query)
+            query = identity = attended + (identity if layer.pre_norm else query)
+    return query
+
+
+def attend_to(
+    attention: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Run mmcv's `MultiheadAttention` without its shortcut: query (B, Q, D) to (B, Q, D).
+
+    `key` and `value` are (B, K, D); query and key have positions added; `mask`, bool, broadcast to
+    (B, M, Q, K), is True where a query must not look.
+    """
+    layer = attention.attn
+    heads = multi_head((query, key, value), layer.in_proj_weight, layer.in_proj_bias, layer.num_heads, mask)
+    return layer.out_proj(heads)
+
+
+def among_themselves(position: torch.Tensor, mask: torch.Tensor | None = None) -> Attend:
+    """Return a self-attention in which queries and keys have positions (B or 1, Q, D) added."""
+
+    def attend(attention: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+        positioned = tokens + position
+        return attend_to(attention, positioned, positioned, tokens, mask)
+
+    return attend
+
+
+def encode_tokens(
+    encoder: nn.Module, tokens: torch.Tensor, position: torch.Tensor, padded: torch.Tensor
+) -> torch.Tensor:
+    """Run a `DetrTransformerEncoder`, in which all tokens (B, S, D) of a map attend to each other.
+
+    `position` is (B or 1, S, D); `padded` (B, 1, 1, S) bool is True for tokens that none attends to.
+    """
+    for layer in encoder.layers:
+        tokens = run_layer(layer, tokens, dict(self_attn=among_themselves(position, padded)))
+    return tokens if encoder.post_norm is None else encoder.post_norm(tokens)
+
+
+def decode_queries(
+    decoder: nn.Module,
+    memory: torch.Tensor,
+    position: torch.Tensor,
+    query_position: torch.Tensor,
+    padded: torch.Tensor,
+) -> torch.Tensor:
+    """Run a `DetrTransformerDecoder` on queries of zeros; return those (B, Q, D) of its last layer.
+
+    Args:
+        decoder: of mmdet.
+        memory: (B, S, D) tokens of the map.
+        position: (B or 1, S, D) of the tokens.
+        query_position: (1, Q, D) of the queries.
+        padded: (B, 1, 1, S) bool, True for tokens that no query attends to.
+    """
+    key = memory + position
+
+    def cross_attend(attention: nn.Module, query: torch.Tensor) -> torch.Tensor:
+        return attend_to(attention, query + query_position, key, memory, padded)
+
+    attend = dict(self_attn=among_themselves(query_position), cross_attn=cross_attend)
+    query = for_every_image(torch.zeros_like(query_position), memory.shape[0])
+    for layer in decoder.layers:
+        query = run_layer(layer, query, attend)
+    return query if decoder.post_norm is None else decoder.post_norm(query)
+
+
+def for_every_image(learned: torch.Tensor, batch: int | torch.Tensor | torch.SymInt) -> torch.Tensor:
+    """Return learned queries (1, Q, D) as (B, Q, D).
+
+    Of an expanded tensor torch.export freezes a dynamic batch; other graphs stay as their files have them.
+    """
+    if isinstance(batch, torch.SymInt):
+        return learned.repeat(batch, 1, 1)
+    return learned.expand(batch, -1, -1)
 
 
 def reference_points(levels: Sequence[Level], ratios: torch.Tensor) -> torch.Tensor:
     """Return (B, S, L, 2): x, y of every token in every map, shares of the map; `ratios` as of all levels."""
     centres = []
     for index, level in enumerate(levels):
-        y, x = (
-            (one.place + 0.5) / (ratios[:, index, axis, None] * one.cells)
-            for axis, one in ((1, level.rows), (0, level.columns))
-        )
+        y = (level.rows.place + 0.5) / (ratios[:, index, 1, None] * level.rows.cells)
+        x = (level.columns.place + 0.5) / (ratios[:, index, 0, None] * level.columns.cells)
         centres.append(level.grid(y, x))
     return torch.cat(centres, 1)[:, :, None] * ratios[:, None]
 
@@ -58,21 +157,30 @@ def encode_points(
     tokens: torch.Tensor,
     position: torch.Tensor,
     reference: torch.Tensor,
-    look: functools.partial,
+    attend_points: functools.partial,
 ) -> torch.Tensor:
-    """Run a `DetrTransformerEncoder` whose tokens (B, S, D) look at points of all maps; return as many.
+    """Run a `DetrTransformerEncoder` whose tokens (B, S, D) attend to points of all maps; return as many.
 
-    `position` is (B or 1, S, D); `reference` of `reference_points`; `look` is `attend_tokens` of these maps.
     The encoder of Co-DETR has a norm behind its layers that its forward, mmcv's own, leaves out.
+
+    Args:
+        encoder: of mmdet.
+        tokens: (B, S, D).
+        position: (B or 1, S, D) of the tokens.
+        reference: see `reference_points`.
+        attend_points: `attend_tokens` of these maps.
     """
 
-    def attend(attention: nn.Module, own: torch.Tensor) -> torch.Tensor:
-        return look(attention, own + position, own, reference_points=reference)
+    def attend(attention: nn.Module, query: torch.Tensor) -> torch.Tensor:
+        return attend_points(attention, query + position, query, reference_points=reference)
 
     for layer in encoder.layers:
         tokens = run_layer(layer, tokens, dict(self_attn=attend))
     without_norm = encoder.post_norm is None or type(encoder).forward is TransformerLayerSequence.forward
     return tokens if without_norm else encoder.post_norm(tokens)
+
+
+# --- networks -------------------------------------------------------------------------------------------
 
 
 def query_head(model: nn.Module) -> nn.Module:
@@ -81,10 +189,10 @@ def query_head(model: nn.Module) -> nn.Module:
 
 
 def content_size(model: nn.Module, image: torch.Tensor, img_shape: torch.Tensor) -> torch.Tensor:
-    """Return height and width (B, 2) of what of the images a detector looks at, pixels.
+    """Return height and width (B, 2), pixels, of the part of the images that a detector takes.
 
-    `img_shape` (B, 2) is that before padding, 0 means the input size. Co-DETR without `with_attn_mask` looks
-    at the padding, too.
+    `img_shape` (B, 2) is that before padding, 0 means the input size. Co-DETR without `with_attn_mask` takes
+    the padding, too.
     """
     if not getattr(model, 'with_attn_mask', True):
         return torch.zeros_like(img_shape) + hw(image).to(img_shape)[None]
@@ -111,11 +219,11 @@ class QueryNetwork(nn.Module):
         """
         content = content_size(self.model, image, img_shape)
         maps = self.maps(image)
-        found = self.queries(maps, [Level(content, image, one) for one in maps])
-        return tuple(tap(name, tensor) for name, tensor in zip(NAMES, found, strict=True))
+        outputs = self.queries(maps, [Level(content, image, level_map) for level_map in maps])
+        return tuple(tap(name, tensor) for name, tensor in zip(NAMES, outputs, strict=True))
 
     def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Return what the transformer looks at, per level (B, D, h, w)."""
+        """Return the maps (B, D, h, w) of all levels that the transformer takes."""
         return self.model.extract_feat(image)
 
     def queries(
@@ -126,10 +234,10 @@ class QueryNetwork(nn.Module):
 
 
 class DetrNetwork(QueryNetwork):
-    """`DETRHead`: all tokens of one map look at each other, queries look at them."""
+    """`DETRHead`: all tokens of one map attend to each other, and queries to them."""
 
     def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
-        """See `QueryNetwork`: the last map alone."""
+        """Return the last map alone."""
         return [self.head.input_proj(super().maps(image)[-1])]
 
     def queries(
@@ -139,17 +247,17 @@ class DetrNetwork(QueryNetwork):
         position = self.positions(level)
         padded = level.inside()[:, None, None] < 0.5
         memory = encode_tokens(head.transformer.encoder, tokens_of(maps), position, padded)
-        places = head.query_embedding.weight[None]
-        found = decode_queries(head.transformer.decoder, memory, position, places, padded)
-        return head.fc_cls(found), head.fc_reg(head.activate(head.reg_ffn(found))).sigmoid()
+        query_position = head.query_embedding.weight[None]
+        query = decode_queries(head.transformer.decoder, memory, position, query_position, padded)
+        return head.fc_cls(query), head.fc_reg(head.activate(head.reg_ffn(query))).sigmoid()
 
 
 class DeformableNetwork(QueryNetwork):
-    """`DeformableDETRHead`: tokens and queries look at a few points of every map.
+    """`DeformableDETRHead`: tokens and queries attend to a few points of every map.
 
     Attributes:
-        least_odds: of a box that a layer moves, before the last one.
-        least_odds_of_results: of a box that the last layer moves.
+        least_odds: bound of `inverse_sigmoid` for boxes that a layer before the last one moves.
+        least_odds_of_results: that for boxes that the last layer moves.
     """
 
     least_odds = 1e-5
@@ -165,24 +273,21 @@ class DeformableNetwork(QueryNetwork):
         head = self.head
         keep = torch.cat([level.inside() for level in levels], 1)[..., None]
         ratios = torch.stack([level.ratios() for level in levels], 1)  # (B, L, 2)
-        look = functools.partial(attend_tokens, keep=keep, sizes=[level.size for level in levels])
+        attend_points = functools.partial(attend_tokens, keep=keep, sizes=[level.size for level in levels])
         transformer = head.transformer
-        position = torch.cat(
-            [self.positions(one) + transformer.level_embeds[index] for index, one in enumerate(levels)], 1
-        )
+        positions = [
+            self.positions(level) + transformer.level_embeds[index] for index, level in enumerate(levels)
+        ]
+        position = torch.cat(positions, 1)
         reference = reference_points(levels, ratios)
-        memory = encode_points(transformer.encoder, tokens_of(maps), position, reference, look)
+        memory = encode_points(transformer.encoder, tokens_of(maps), position, reference, attend_points)
         if head.as_two_stage:
-            query, places, reference = self._proposals(memory, levels, keep)
+            query, query_position, reference = self._proposals(memory, levels, keep)
         else:
-            query, places, reference = self._learned(memory.shape[0])
-        return self._decode(query, places, reference, memory, ratios, look)
-
-    def _learned(self, batch: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return queries, their places (B, Q, D) and reference points (B, Q, 2) of no image."""
-        head = self.head
-        places, query = head.query_embedding.weight[None].expand(batch, -1, -1).chunk(2, 2)
-        return query, places, head.transformer.reference_points(places).sigmoid()
+            learned = head.query_embedding.weight[None].expand(memory.shape[0], -1, -1)
+            query_position, query = learned.chunk(2, 2)
+            reference = transformer.reference_points(query_position).sigmoid()  # (B, Q, 2)
+        return self._decode(query, query_position, reference, memory, ratios, attend_points)
 
     def _best_tokens(self, memory: torch.Tensor, levels: Sequence[Level], keep: torch.Tensor) -> torch.Tensor:
         """Return the boxes (B, Q, 4) of the best tokens."""
@@ -190,92 +295,94 @@ class DeformableNetwork(QueryNetwork):
         transformer, last = head.transformer, head.transformer.decoder.num_layers
         proposals = []
         for index, level in enumerate(levels):
-            y, x = ((one.place + 0.5) / one.count for one in (level.rows, level.columns))
+            y = (level.rows.place + 0.5) / level.rows.count
+            x = (level.columns.place + 0.5) / level.columns.count
             centre = level.grid(y, x)
             proposals.append(torch.cat([centre, torch.full_like(centre, SIDE * 2.0**index)], 2))
         boxes = torch.cat(proposals, 1)
         valid = (boxes.amin(2, True) > BORDER) & (boxes.amax(2, True) < 1 - BORDER) & (keep > 0.5)
-        unact = torch.where(valid, torch.log(boxes / (1 - boxes)), torch.full_like(boxes, math.inf))
+        box_logits = torch.where(valid, torch.log(boxes / (1 - boxes)), torch.full_like(boxes, math.inf))
         rows = transformer.enc_output_norm(transformer.enc_output(memory * valid.to(memory.dtype)))
-        scores = self.judged(head.cls_branches[last](rows))
+        scores = self.token_scores(head.cls_branches[last](rows))
         best = scores.topk(transformer.two_stage_num_proposals, 1)[1][..., None]
-        chosen = rows.gather(1, best.expand(-1, -1, rows.shape[2]))
-        logits = head.reg_branches[last](chosen) + unact.gather(1, best.expand(-1, -1, 4))
+        best_rows = rows.gather(1, best.expand(-1, -1, rows.shape[2]))
+        logits = head.reg_branches[last](best_rows) + box_logits.gather(1, best.expand(-1, -1, 4))
         return logits.sigmoid()
 
-    def judged(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return what tokens are chosen by, (B, S), of their class logits: those of the first class."""
+    def token_scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the scores (B, S) by which tokens are chosen: their logits of the first class."""
         return logits[..., 0]
 
     def _proposals(
         self, memory: torch.Tensor, levels: Sequence[Level], keep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return queries, their places (B, Q, D) and reference boxes (B, Q, 4) of the best tokens."""
+        """Return queries, their positions (B, Q, D) and reference boxes (B, Q, 4) of the best tokens."""
         transformer = self.head.transformer
         reference = self._best_tokens(memory, levels, keep)
         encoded = waves(reference * (2 * math.pi), self.waves).flatten(2)
         encoded = transformer.pos_trans_norm(transformer.pos_trans(encoded))
-        places, query = encoded.chunk(2, 2)
-        return query, places, reference
+        query_position, query = encoded.chunk(2, 2)
+        return query, query_position, reference
 
     def _decode(
         self,
         query: torch.Tensor,
-        places: torch.Tensor,
+        query_position: torch.Tensor,
         reference: torch.Tensor,
         memory: torch.Tensor,
         ratios: torch.Tensor,
-        look: functools.partial,
+        attend_points: functools.partial,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return class logits (B, Q, C) and boxes (B, Q, 4) of the decoder's last layer."""
         head = self.head
         layers = head.transformer.decoder.layers
         scale = ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]  # (B, 1, L, 2 or 4)
         for index, layer in enumerate(layers):
             points = reference[:, :, None] * scale
-            placed = self.placed(places, points)
+            position = self.position_in_layer(query_position, points)
 
-            def attend(
+            def cross_attend(
                 attention: nn.Module,
-                own: torch.Tensor,
+                layer_query: torch.Tensor,
                 points: torch.Tensor = points,
-                placed: torch.Tensor = placed,
+                position: torch.Tensor = position,
             ) -> torch.Tensor:
-                return look(attention, own + placed, memory, reference_points=points)
+                return attend_points(attention, layer_query + position, memory, reference_points=points)
 
-            attends = dict(self_attn=among_themselves(placed), cross_attn=attend)
-            query = run_layer(layer, query, attends)
+            attend = dict(self_attn=among_themselves(position), cross_attn=cross_attend)
+            query = run_layer(layer, query, attend)
             if index < len(layers) - 1 and head.with_box_refine:
                 reference = _moved(reference, head.reg_branches[index](query), self.least_odds)
                 scale = ratios.repeat(1, 1, 2)[:, None]
-        found = self.found(query)
-        boxes = _moved(reference, head.reg_branches[len(layers) - 1](found), self.least_odds_of_results)
-        return head.cls_branches[len(layers) - 1](found), boxes
+        query = self.output_queries(query)
+        boxes = _moved(reference, head.reg_branches[len(layers) - 1](query), self.least_odds_of_results)
+        return head.cls_branches[len(layers) - 1](query), boxes
 
-    def placed(self, places: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Return the places (B, Q, D) of queries in a layer that looks at `points` (B, Q, L, 2 or 4)."""
-        return places
+    def position_in_layer(self, query_position: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """Return the positions (B, Q, D) of queries in a layer that attends to points (B, Q, L, 2 or 4)."""
+        return query_position
 
-    def found(self, query: torch.Tensor) -> torch.Tensor:
-        """Return what the last layer's queries (B, Q, D) are read as."""
+    def output_queries(self, query: torch.Tensor) -> torch.Tensor:
+        """Return the queries (B, Q, D) of which the branches make the outputs, of those of the last layer."""
         return query
 
 
 class DinoNetwork(DeformableNetwork):
-    """`DINOHead`: queries are learned, their boxes are those of the best tokens, their places follow boxes.
+    """`DINOHead`: queries are learned, their boxes are those of the best tokens, positions follow boxes.
 
     Source of the algorithm: mmdet 3.3.0 `detectors/dino.py`, `layers/transformer/dino_layers.py`.
     """
 
     least_odds = 1e-3
 
-    def judged(self, logits: torch.Tensor) -> torch.Tensor:
-        """See `DeformableNetwork`: by the best class."""
+    def token_scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the logits of the best class."""
         return logits.amax(-1)
 
     def _proposals(
         self, memory: torch.Tensor, levels: Sequence[Level], keep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """See `DeformableNetwork`; there are no places before there are boxes."""
+        """Return learned queries and the boxes of the best tokens; no layer uses the positions."""
         query = for_every_image(self.learned_queries()[None], memory.shape[0])
         return query, query, self._best_tokens(memory, levels, keep)
 
@@ -283,12 +390,12 @@ class DinoNetwork(DeformableNetwork):
         """Return the queries (Q, D) of every image."""
         return self.head.query_embedding.weight
 
-    def placed(self, places: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """See `DeformableNetwork`: they follow the boxes, as the finest map has them."""
+    def position_in_layer(self, query_position: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """Return the encoding of the boxes, as shares of the finest map."""
         encoded = waves(points[:, :, 0] * (2 * math.pi), self.waves)[..., HEIGHT_FIRST, :].flatten(2)
         return self.head.transformer.decoder.ref_point_head(encoded)
 
-    def found(self, query: torch.Tensor) -> torch.Tensor:
+    def output_queries(self, query: torch.Tensor) -> torch.Tensor:
         return self.head.transformer.decoder.norm(query)
 
 
@@ -307,9 +414,9 @@ class CoDinoNetwork(DinoNetwork):
 
 def _moved(reference: torch.Tensor, steps: torch.Tensor, eps: float) -> torch.Tensor:
     """Return boxes (B, Q, 4): points or boxes (B, Q, 2 or 4), moved by steps (B, Q, 4) as logits."""
-    known = reference.shape[-1]
-    placed = steps[..., :known] + inverse_sigmoid(reference, eps)
-    return torch.cat([placed, steps[..., known:]], -1).sigmoid()
+    columns = reference.shape[-1]
+    moved = steps[..., :columns] + inverse_sigmoid(reference, eps)
+    return torch.cat([moved, steps[..., columns:]], -1).sigmoid()
 
 
 NETWORKS = dict(

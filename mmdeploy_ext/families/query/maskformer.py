@@ -15,7 +15,7 @@ from torch import nn
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.families.parts.padding import Level, PaddedSinePositions, SinePositions, tokens_of
-from mmdeploy_ext.families.parts.query_layers import decode_queries, encode_tokens
+from mmdeploy_ext.families.parts.query_networks import decode_queries, encode_tokens
 from mmdeploy_ext.families.query.masks import NAMES, masks_of
 
 

@@ -22,8 +22,13 @@ from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.soft_masks import pick_rows
 from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.families.parts.padding import Level, SinePositions, tokens_of
-from mmdeploy_ext.families.parts.query_layers import among_themselves, attend_to, run_layer
-from mmdeploy_ext.families.parts.query_networks import encode_points, reference_points
+from mmdeploy_ext.families.parts.query_networks import (
+    among_themselves,
+    attend_to,
+    encode_points,
+    reference_points,
+    run_layer,
+)
 from mmdeploy_ext.families.query.postprocess import best_pairs
 
 NAMES = ('logits', 'mask_logits')

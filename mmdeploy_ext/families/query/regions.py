@@ -16,7 +16,7 @@ from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
 from mmdeploy_ext.families.parts.image_tensors import clip_size
 from mmdeploy_ext.families.parts.mask_heads import own_class
-from mmdeploy_ext.families.parts.query_layers import attend_to
+from mmdeploy_ext.families.parts.query_networks import attend_to
 from mmdeploy_ext.families.parts.regions import Regions, decoded, feature_names, has_masks, stages_of
 from mmdeploy_ext.families.query.postprocess import FULL_NAMES, best_pairs
 from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
