@@ -57,18 +57,38 @@ match_detections = functools.partial(
 
 def class_iou(reference: Detections, candidate: Detections) -> np.ndarray:
     """Return the IoU (R, C) float64 of every reference with every candidate box; -1 across classes."""
-    rows, columns = np.nonzero(reference.labels[:, None] == candidate.labels[None])
-    one = reference.bboxes_xyxy.astype(np.float64)[rows].T
-    two = candidate.bboxes_xyxy.astype(np.float64)[columns].T
-    near = np.abs(one - two) <= CORNER_EPS
+    boxes, candidate_boxes = (side.bboxes_xyxy.astype(np.float64) for side in (reference, candidate))
+    iou = np.full((len(boxes), len(candidate_boxes)), -1.0)
+    for label in np.intersect1d(reference.labels, candidate.labels):
+        rows, columns = (np.flatnonzero(side.labels == label) for side in (reference, candidate))
+        iou[np.ix_(rows, columns)] = 0.0
+        pairs = np.nonzero(_meet(boxes[rows][:, None, ::2], candidate_boxes[columns][None, :, ::2]))
+        rows, columns = rows[pairs[0]], columns[pairs[1]]
+        meet = _meet(boxes[rows, 1::2], candidate_boxes[columns, 1::2])
+        rows, columns = rows[meet], columns[meet]
+        iou[rows, columns] = _iou(boxes[rows].T, candidate_boxes[columns].T)
+    return iou
+
+
+def _meet(spans: np.ndarray, candidate_spans: np.ndarray) -> np.ndarray:
+    """Return whether spans (..., 2), from and to, have something in common or agree, see `CORNER_EPS`."""
+    (start, end), (candidate_start, candidate_end) = (
+        (side[..., 0], side[..., 1]) for side in (spans, candidate_spans)
+    )
+    meet = np.minimum(end, candidate_end) > np.maximum(start, candidate_start)
+    return meet | (abs(start - candidate_start) <= CORNER_EPS) & (abs(end - candidate_end) <= CORNER_EPS)
+
+
+def _iou(boxes: np.ndarray, candidate_boxes: np.ndarray) -> np.ndarray:
+    """Return the IoU (P,) of P pairs of boxes (4, P); see `CORNER_EPS`."""
+    near = np.abs(boxes - candidate_boxes) <= CORNER_EPS
     equal = near[:2] & near[2:]
-    shared = np.maximum(np.minimum(one[2:], two[2:]) - np.maximum(one[:2], two[:2]), 0)
-    sides = shared, one[2:] - one[:2], two[2:] - two[:2]
+    lower = np.maximum(boxes[:2], candidate_boxes[:2])
+    shared = np.maximum(np.minimum(boxes[2:], candidate_boxes[2:]) - lower, 0)
+    sides = shared, boxes[2:] - boxes[:2], candidate_boxes[2:] - candidate_boxes[:2]
     overlap, *areas = (np.where(equal, 1.0, side).prod(0) for side in sides)
     union = sum(areas) - overlap
-    iou = np.full((len(reference.labels), len(candidate.labels)), -1.0)
-    iou[rows, columns] = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
-    return iou
+    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
 
 
 def fit_pair(pair: Pair) -> Pair:
