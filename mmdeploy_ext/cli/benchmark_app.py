@@ -99,8 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _check(args: argparse.Namespace) -> list[str]:
     """Return the engines; options that are wrong are refused before anything is loaded."""
-    cli.check_least(args, max_iter=1, repeat_num=1, warmup=0, spare_rounds=0, log_interval=1)
-    cli.check_least(args, samples_per_gpu=0, threads=0, max_seconds=0)
+    cli.check_minimums(args, max_iter=1, repeat_num=1, warmup=0, spare_rounds=0, log_interval=1)
+    cli.check_minimums(args, samples_per_gpu=0, threads=0, max_seconds=0)
     engines = [name.strip() for name in args.engines.split(',') if name.strip()]
     check_names(engines, option=f'--engines {args.engines}')
     if args.shape is not None and (len(args.shape) > 2 or min(args.shape) <= 0):

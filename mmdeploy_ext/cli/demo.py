@@ -42,7 +42,7 @@ def check_options(args: argparse.Namespace) -> None:
     """Refuse invalid numbers."""
     if not 0 <= args.score_thr <= 1:
         raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
-    cli.check_least(args, threads=0)
+    cli.check_minimums(args, threads=0)
 
 
 def draw_boxes(

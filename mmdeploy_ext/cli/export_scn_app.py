@@ -92,7 +92,7 @@ class BackboneExport(Export):
         values = shared.option_values(args, choices.SPARSE)
         if 'layer_precision' in values:
             values['layer_precision'] = parse_layer_precision(values['layer_precision'])
-        cli.check_least(args, max_voxels=1)
+        cli.check_minimums(args, max_voxels=1)
         _check_proof(args)
         for name in ('ranges', 'calibrate'):
             path = getattr(args, name)

@@ -111,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    cli.check_least(args, images=0, budget=0, rounds=0, threads=0, probe_images=1)
+    cli.check_minimums(args, images=0, budget=0, rounds=0, threads=0, probe_images=1)
     if args.max_error is not None and not 0 < args.max_error < math.inf:
         raise UsageError(f'--max-error {args.max_error}: expected a positive number, e.g. 0.05')
     if args.rounds and importlib.util.find_spec('torch') is None:

@@ -58,7 +58,7 @@ def check(args: argparse.Namespace) -> None:
 
     if args.calibrate and args.ranges:
         raise UsageError('--calibrate makes ranges and --ranges reads them: give one of the two')
-    cli.check_least(args, batches=0)
+    cli.check_minimums(args, batches=0)
     if args.calibrate:
         sweep_items(args.calibrate)
     args.loaded_ranges = Ranges.load(args.ranges) if args.ranges else None

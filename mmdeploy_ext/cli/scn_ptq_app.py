@@ -81,7 +81,7 @@ def check(args: argparse.Namespace) -> None:
     if args.fidelity is None and (args.draw or args.json):
         raise UsageError('--draw and --json show what --fidelity finds: give it too')
     make_calibrator(args.method, args.percentile)
-    cli.check_least(args, fidelity_batches=0)
+    cli.check_minimums(args, fidelity_batches=0)
     ranges.check(args)
     if args.fidelity:
         sweep_items(args.fidelity)

@@ -67,7 +67,7 @@ def engines_to_run(args: argparse.Namespace) -> list[str]:
 def check_options(args: argparse.Namespace) -> None:
     """Refuse invalid numbers, and an output that cannot be written, before anything is loaded."""
     demo.check_options(args)
-    cli.check_least(args, scene=0, frames=1)
+    cli.check_minimums(args, scene=0, frames=1)
     if not args.fps > 0:
         raise UsageError(f'--fps {args.fps}: expected more than 0')
     if not demo.is_video(args.out) and (args.out.is_file() or args.out.suffix.lower() in demo.OTHER_FILES):

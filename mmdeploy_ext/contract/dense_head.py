@@ -21,11 +21,11 @@ from mmdeploy_ext.contract.schema import (
     record,
     text,
 )
-from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.core.json_dataclass import JsonDataclass
 
 
 @dataclasses.dataclass(frozen=True)
-class Head(Plain):
+class Head(JsonDataclass):
     """How a head's outputs become candidates.
 
     Attributes:

@@ -26,10 +26,9 @@ Item = TypeVar('Item')
 CLOSED_PIPE = 141
 """Exit status when stdout is closed: what a shell reports for a program that SIGPIPE ended."""
 ONE_FILE = ('config', 'checkpoint')
-"""Arguments that no folder is taken for."""
+"""Arguments that name a file; a folder of that name is not what they read."""
 EXTRAS = dict(pygraphviz='draw', matplotlib='draw', openvino='openvino', nncf='nncf')
 """Package that few tools need -> the extra of this project that installs it."""
-OWN_PACKAGE = 'mmdeploy_ext'
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -56,12 +55,12 @@ def wait_passively() -> None:
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 
-def check_least(args: argparse.Namespace, **least: int) -> None:
-    """Refuse numbers that are smaller than what makes sense, by the names of their arguments."""
-    for name, smallest in least.items():
+def check_minimums(args: argparse.Namespace, **minimums: int) -> None:
+    """Refuse numbers that are smaller than the minimum of their argument."""
+    for name, minimum in minimums.items():
         value = getattr(args, name)
-        if value is not None and value < smallest:
-            raise UsageError(f'--{name.replace("_", "-")} {value:g}: expected {smallest} or more')
+        if value is not None and value < minimum:
+            raise UsageError(f'--{name.replace("_", "-")} {value:g}: expected {minimum} or more')
 
 
 def one_line(message: object) -> str:
@@ -79,8 +78,8 @@ def run(
     `parser` may be a function that makes it, which may fail as the body may.
 
     Returns:
-        The exit status: what `body` returns, or the error's own exit code. `CLOSED_PIPE` where nobody
-        reads stdout; the body ends all the same, so that its files are written.
+        The exit status: what `body` returns, or the exit code of the error. `CLOSED_PIPE` if nobody reads
+        stdout; the body runs to its end all the same, so that its files are written.
     """
     with outputs() as (out, _):
         try:
@@ -127,9 +126,9 @@ def _run(
 
 
 def _not_installed(error: ModuleNotFoundError) -> str:
-    """Return what to do about a package that this Python does not have; our own are a bug, raised again."""
+    """Return how to install a missing package; a missing module of ours is a bug, which is raised again."""
     name = (error.name or '').split('.')[0]
-    if name in ('', OWN_PACKAGE):
+    if name in ('', 'mmdeploy_ext'):
         raise error
     if extra := EXTRAS.get(name):
         return (
@@ -164,59 +163,59 @@ def say(console: Console, text: str, word: str = '', colour: str = '') -> None:
     console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
-def tracked(items: Iterable[Item], total: int | None, what: str, shown: bool = True) -> Iterator[Item]:
-    """Yield the items, with a bar on stderr where that is a terminal: how many are done, and the time left.
+def tracked(items: Iterable[Item], total: int | None, title: str, visible: bool = True) -> Iterator[Item]:
+    """Yield the items, with a bar on stderr if it is a terminal: how many are done, and the time left.
 
-    `total` is None where it is not known; `what` stands before the bar, which is there if `shown`.
+    `total` is None if the number of items is unknown; `title` stands before the bar.
     """
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     console = stderr()
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not (shown and console.is_terminal)
+    hidden = not (visible and console.is_terminal)
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        yield from bar.track(items, total=total, description=what)
+        yield from bar.track(items, total=total, description=title)
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int | None = None, *columns: Any) -> Iterator[Callable[..., None]]:
-    """Yield what updates a bar on stderr, where that is a terminal: `completed`, `total`, `description`.
+def progress(title: str, total: int | None = None, *columns: Any) -> Iterator[Callable[..., None]]:
+    """Yield a function that updates a bar on stderr: `completed`, `total` and `description` of it.
 
-    `columns` stand between the bar and the time.
+    There is a bar if stderr is a terminal; `columns` stand between the bar and the time.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    shown = TextColumn('{task.description}'), BarColumn(), *columns, TimeElapsedColumn()
+    all_columns = TextColumn('{task.description}'), BarColumn(), *columns, TimeElapsedColumn()
     console = stderr()
-    with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield functools.partial(bar.update, bar.add_task(what, total=total))
+    with Progress(*all_columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield functools.partial(bar.update, bar.add_task(title, total=total))
 
 
-def add(parser: Any, names: str, text: str = '', default: Any = None, **more: Any) -> argparse.Action:
+def add(parser: Any, names: str, text: str = '', default: Any = None, **settings: Any) -> argparse.Action:
     """Add an argument: '--max-iter N' has a value, '--images PATH...' several, '--all' is a flag.
 
     Args:
         parser: or a group of one.
-        names: of an option or of a positional argument; what help shows in place of its values comes last.
+        names: of an option or of a positional argument; the metavar for the help comes last.
         text: help.
-        default: its type is that of the values, where it is a number or a path.
-        more: arguments of `add_argument`; `writes` has those of the function of that name, one or several.
+        default: a number or a path also gives the values their type.
+        settings: arguments of `add_argument`; `writes` has those of the function `writes`, one or several.
     """
     words = names.split()
     flags = [word for word in words if word.startswith('-')] or words[:1]
     titles = tuple(word.removesuffix('...') for word in words[len(flags) :])
-    files = more.pop('writes', None)
+    files = settings.pop('writes', None)
     if titles:
-        more['metavar'] = titles if len(titles) > 1 else titles[0]
-    elif flags[0].startswith('-') and not more:
-        more['action'] = 'store_true'
+        settings['metavar'] = titles if len(titles) > 1 else titles[0]
+    elif flags[0].startswith('-') and not settings:
+        settings['action'] = 'store_true'
     if names.endswith('...') or len(titles) > 1:
-        more['nargs'] = '+' if names.endswith('...') else len(titles)
+        settings['nargs'] = '+' if names.endswith('...') else len(titles)
     if default is not None:
-        more['default'] = default
+        settings['default'] = default
     if isinstance(default, int | float | Path):
-        more.setdefault('type', Path if isinstance(default, Path) else type(default))
-    action = parser.add_argument(*flags, help=text or None, **more)
+        settings.setdefault('type', Path if isinstance(default, Path) else type(default))
+    action = parser.add_argument(*flags, help=text or None, **settings)
     return action if files is None else writes(action, *([files] if isinstance(files, str) else files))
 
 
@@ -226,12 +225,12 @@ def adder(parser: Any) -> Callable[..., argparse.Action]:
 
 
 def writes(action: argparse.Action, *files: str) -> argparse.Action:
-    """Mark an argument as one that names what is written, and not what is read; `--json` needs no mark.
+    """Mark an argument as one that names an output, not an input; `--json` needs no mark.
 
     Args:
-        action: what `add_argument` gave.
-        files: that are written, '{}' for its value; nothing: the value itself. '' marks a folder whose files
-            are looked at where they are known.
+        action: returned by `add_argument`.
+        files: names of the outputs, '{}' for the value of the argument; by default the value itself. '' marks
+            a folder whose files are checked later, when they are known.
     """
     action.writes = files or ('{}',)
     return action
@@ -244,7 +243,8 @@ def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.N
         files = getattr(action, 'writes', ('{}',) if action.dest == 'json' else None)
         option = action.option_strings[-1] if action.option_strings else action.dest
         if files is None:
-            name = f'what {option} names' if action.option_strings else f'the {_title(action.dest)}'
+            title = 'input' if action.dest in ('file', 'files', 'in_file') else action.dest.replace('_', ' ')
+            name = f'what {option} names' if action.option_strings else f'the {title}'
             words = [word for word in _words(value) if action.dest not in ONE_FILE or not Path(word).is_dir()]
             run.reads(name, words)
         elif value is not None:
@@ -259,10 +259,6 @@ def _actions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Itera
             yield from _actions(action.choices[getattr(args, action.dest)], args)
         else:
             yield action
-
-
-def _title(dest: str) -> str:
-    return 'input' if dest in ('file', 'files', 'in_file') else dest.replace('_', ' ')
 
 
 def _words(value: Any) -> list[str]:

@@ -7,23 +7,26 @@ import hashlib
 import importlib
 import importlib.util
 import shlex
-import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmdeploy_ext.core.commands import command
-from mmdeploy_ext.core.errors import ConfigError, UsageError, root_cause
+from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.files import will_read
-from mmdeploy_ext.core.import_errors import import_failure
-from mmdeploy_ext.core.library_copies import FITTING, has_copy, is_older_copy, without_older_copies
+from mmdeploy_ext.core.user_modules import (
+    find_modules,
+    import_failure,
+    imported_modules,
+    named_imports,
+    parsed_config,
+    use_libraries_of,
+)
 from mmdeploy_ext.core.yaml_config import SUFFIXES, read_yaml_config
 
 CATALOGUE = 'mmdeploy_ext.models.catalogue'
 """The module that registers our models, for types of a config that nobody else has registered."""
-CHECKOUT = Path(__file__).resolve().parents[2]
-"""Folder that holds this package: a checkout, or `site-packages`."""
 
 
 def mmdet_config(relative: str, library: str = 'mmdet') -> str:
@@ -67,38 +70,33 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         raise ConfigError(f'{path}: no such config file')
     try:
         use_libraries_of(path)
+        from mmcv import Config
+
         with _closed_temporary_files(), _installed_bases():
-            cfg = _read(path)
+            if Path(path).suffix in SUFFIXES and '_base_' not in Path(path).read_text(encoding='utf-8'):
+                cfg = Config(read_yaml_config(path), filename=path)  # as torchpack reads it
+            else:
+                cfg = Config.fromfile(path, import_custom_modules=False)
         if overrides:
-            cfg.merge_from_dict(copy.deepcopy(dict(overrides)))  # mmcv takes `_delete_` out of it
+            cfg.merge_from_dict(copy.deepcopy(dict(overrides)))  # mmcv removes `_delete_` from it
         if not isinstance(cfg.get('model', {}), dict):
             raise ConfigError(f'{path}: model={cfg.model!r}, expected a dict with `type`')
         if is_config3(cfg):  # before its modules, which need mmdet 3
             raise ConfigError(_translate_first(path))
         catalogue = importlib.import_module(CATALOGUE)
         with catalogue.giving_way():
-            _import_custom(cfg, path)
-            _import_plugin_dir(cfg, path)
+            _import_plugins(cfg, path)
         catalogue.register_named(cfg)
     except UsageError:
         raise
     except SyntaxError as error:
         raise ConfigError(f'{path}: syntax error: {error}') from error
     except Exception as error:
-        if used := _uses_base(path):
-            raise ConfigError(_translate_first(path, f' (it uses `{used}`)')) from error
+        if expression := _base_expression(path):
+            raise ConfigError(_translate_first(path, f' (it uses `{expression}`)')) from error
         raise ConfigError(f'{path}: cannot be read: {import_failure(error)}') from error
     will_read('an annotation file of the config', _annotations(cfg.get('data')))
     return cfg
-
-
-def _read(path: str) -> Any:
-    """Return the config of a file; a YAML file without `_base_` is read as torchpack reads it."""
-    from mmcv import Config
-
-    if Path(path).suffix in SUFFIXES and '_base_' not in Path(path).read_text(encoding='utf-8'):
-        return Config(read_yaml_config(path), filename=path)
-    return Config.fromfile(path, import_custom_modules=False)
 
 
 def is_config3(cfg: Mapping[str, Any]) -> bool:
@@ -106,27 +104,21 @@ def is_config3(cfg: Mapping[str, Any]) -> bool:
     return 'data_preprocessor' in (cfg.get('model') or ()) or 'test_dataloader' in cfg
 
 
-def _uses_base(path: str) -> str:
-    """Return the first value of its bases that a config asks for, such as `_base_.data_root`; '' of none.
+def _base_expression(path: str) -> str:
+    """Return the first expression of a config that reads a value of its bases, such as `_base_.data_root`.
 
-    mmengine has them; mmcv 1.7.2 knows `{{_base_.name}}` alone.
+    Configs of mmengine have such expressions, mmcv 1.7.2 reads `{{_base_.name}}` alone. '' if there is none.
     """
-    try:
-        tree = ast.parse(Path(path).read_bytes())
-    except (SyntaxError, ValueError):  # what reads it next says what is wrong
-        return ''
-    bases = (
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == '_base_'
-    )
-    return next(map(ast.unparse, bases), '')
+    for node in ast.walk(parsed_config(path)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == '_base_':
+            return ast.unparse(node)
+    return ''
 
 
-def _translate_first(path: str, why: str = '') -> str:
+def _translate_first(path: str, reason: str = '') -> str:
     """Return the message about a config of mmdet 3."""
     return (
-        f'{path}: is a config of mmdet 3{why}; translate it first: '
+        f'{path}: is a config of mmdet 3{reason}; translate it first: '
         f'`{command("convert-mmdet3")} --config {shlex.quote(path)} OUT.py`, and give OUT.py'
     )
 
@@ -147,13 +139,14 @@ def _annotations(data: Any) -> Iterator[str]:
                 yield from _annotations(value)
 
 
-# Configs of 3D plugins take their bases from a checkout of the library that lies beside the project.
 CHECKOUTS = {'mmdetection3d/configs/': mmdet3d_config, 'mmdetection/configs/': mmdet_config}
+"""Folder of a checkout beside the project, from which configs of 3D plugins take their bases -> what finds
+the same config in the installed library."""
 
 
 @contextlib.contextmanager
 def replaced_entry(config: dict[str, Any], key: str, value: Any) -> Iterator[None]:
-    """Give a key of a config another value for a while; afterwards it is as before, or absent again."""
+    """Replace the value of a key inside the block; afterwards it is as before, or absent again."""
     absent = object()
     before = config.get(key, absent)
     config[key] = value
@@ -176,26 +169,21 @@ def _installed_bases() -> Iterator[None]:
     original = vars(Config)['_file2dict']
 
     def file2dict(filename: str, *args: Any) -> Any:
-        found = _installed_base(filename)
-        will_read(f'a file of the config ({Path(found).name})', [found])
-        _find_modules(_imported_by(found), found)
-        return original.__func__(found, *args)
+        if not Path(filename).is_file():
+            for checkout, installed_config in CHECKOUTS.items():
+                _, in_checkout, relative = Path(filename).as_posix().partition(f'/{checkout}')
+                if in_checkout:
+                    filename = installed_config(relative)
+                    break
+        will_read(f'a file of the config ({Path(filename).name})', [filename])
+        find_modules(imported_modules(filename), filename)
+        return original.__func__(filename, *args)
 
     Config._file2dict = staticmethod(file2dict)
     try:
         yield
     finally:
         Config._file2dict = original
-
-
-def _installed_base(filename: str) -> str:
-    if Path(filename).is_file():
-        return filename
-    path = Path(filename).as_posix()
-    for checkout, find in CHECKOUTS.items():
-        if f'/{checkout}' in path:
-            return find(path.split(f'/{checkout}', 1)[1])
-    return filename
 
 
 @contextlib.contextmanager
@@ -214,168 +202,18 @@ def _closed_temporary_files() -> Iterator[None]:
         raise
 
 
-def _import_custom(cfg: Any, path: str) -> None:
-    """Import the modules that `custom_imports` lists."""
+def _import_plugins(cfg: Any, path: str) -> None:
+    """Import the modules of `custom_imports`, and of `plugin=True, plugin_dir='projects/mmdet3d_plugin/'`."""
     from mmcv import import_modules_from_strings
 
-    settings = cfg.get('custom_imports')
-    if not settings:
-        return
-    names = settings.get('imports') or ()
-    with _named_imports(path, 'custom_imports', [names] if isinstance(names, str) else names):
-        import_modules_from_strings(**settings)
-
-
-def _import_plugin_dir(cfg: Any, path: str) -> None:
-    """Honour mmdet3d-style `plugin=True, plugin_dir='projects/mmdet3d_plugin/'`."""
-    if not cfg.get('plugin'):
-        return
-    folder = cfg.get('plugin_dir') or str(Path(path).parent)
-    name = '.'.join(Path(folder).parts)
-    with _named_imports(path, 'plugin_dir', [name]):
-        importlib.import_module(name)
-
-
-@contextlib.contextmanager
-def _named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
-    """Let modules be found, and one that is not there be an error of the config, its key and PYTHONPATH.
-
-    Raises:
-        ConfigError: one of the names, or a module that one of them imports, is not there.
-    """
-    _find_modules(names, path)
-    try:
-        yield
-    except ImportError as error:
-        cause = root_cause(error)  # mmcv 1.7.2 raises an ImportError without a message after it
-        if not isinstance(cause, ModuleNotFoundError) or not cause.name:
-            raise
-        package = cause.name.partition('.')[0]
-        spec = importlib.util.find_spec(package) if cause.name != package else None
-        if spec is not None:
-            folders = spec.submodule_search_locations or [spec.origin]
-            advice = f'{package} is {", ".join(map(str, folders))}, which has no such module'
-        elif package in {str(name).partition('.')[0] for name in names}:
-            advice = f'the folder that {package} is in has to be on PYTHONPATH: PYTHONPATH=FOLDER COMMAND'
-        else:
-            advice = f'a module of {key} imports it: install it for {sys.executable}'
-        raise ConfigError(f'{path}: {key}={list(names)}: {cause}; {advice}') from error
-
-
-def _imported_by(path: str) -> list[str]:
-    """Return the modules that a config imports; none of one that is not Python."""
-    try:
-        tree = ast.parse(Path(path).read_bytes())
-    except (SyntaxError, ValueError):  # what reads it next says what is wrong
-        return []
-    modules = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            modules += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            modules.append(node.module)
-    return modules
-
-
-def user_folders(path: str) -> list[Path]:
-    """Return where the modules of a config are looked for: the current folder, and those above the config.
-
-    It is the order in which research repositories find them, whose scripts run in their root with
-    `PYTHONPATH=.`. A checkout of this project, whose `projects/` has the names of many of them, comes last,
-    and only for its own configs and for users who are in it.
-    """
-    config, current = Path(path).resolve(), Path.cwd()
-    folders = [folder for folder in dict.fromkeys([current, *config.parents]) if folder != CHECKOUT]
-    return [*folders, CHECKOUT] if current == CHECKOUT or config.is_relative_to(CHECKOUT) else folders
-
-
-def use_libraries_of(path: str) -> None:
-    """Put a repository's own copy of mmdet, mmdet3d or mmseg before the installed one, for its configs.
-
-    A copy that is older than families are written for is passed over: its models run in another process.
-
-    ConfigError: this process has imported another copy.
-    """
-    for library in FITTING:
-        for folder in user_folders(path):
-            if is_older_copy(folder, library):
-                with without_older_copies(library):
-                    importlib.import_module(library)
-                break
-            if has_copy(folder, library):
-                _take_first(library, folder, f'{path}: is a config of the repository {folder}')
-                break
-
-
-def _find_modules(modules: Sequence[str], path: str) -> None:
-    """Put the folder that holds a config's modules first on `sys.path`, see `user_folders`.
-
-    `mm2onnx` starts with neither, and the scripts of `tools/` with their own folder. Installed modules, such
-    as `mmdeploy_ext.models.mmdet`, need none.
-
-    ConfigError: this process has imported a module of the same name from another folder, or the only one
-    is that of this project's checkout.
-    """
-    for module in map(str, modules):
-        package = module.partition('.')[0]
-        if package in sys.stdlib_module_names or package == 'mmdeploy_ext':
-            continue
-        place = Path(*module.split('.'))
-        imported = getattr(sys.modules.get(package), '__file__', None)
-        for folder in user_folders(path):
-            if imported and (folder / package).is_dir() and not (folder / package / '__init__.py').is_file():
-                continue  # a folder that only has the name of an imported package
-            if (folder / place).is_dir() or (folder / f'{place}.py').is_file():
-                _take_first(module, folder, f'{path}: imports {module} of {folder}')
-                break
-        else:
-            _refuse_ours(module, path)
-
-
-def _take_first(module: str, folder: Path, reason: str) -> None:
-    """Put a folder first on `sys.path`, so that a module is imported from it.
-
-    ConfigError: the module, or a package that it is in, has been imported from elsewhere; the message begins
-    with `reason`.
-    """
-    names = module.split('.')
-    for name in ('.'.join(names[: count + 1]) for count in range(len(names))):
-        file = getattr(sys.modules.get(name), '__file__', None)
-        if file and not _is_of(Path(file), folder, names[0]):
-            raise ConfigError(
-                f'{reason}, but this process has imported {name} from {Path(file).parent}: one process '
-                f'serves one repository; run each of them by a command of its own'
-            )
-    spec = importlib.util.find_spec(names[0])
-    if spec is not None and _is_of(Path(spec.origin or spec.submodule_search_locations[0]), folder, names[0]):
-        return
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-
-
-def _is_of(file: Path, folder: Path, package: str) -> bool:
-    """Return whether a file or folder is a package, or a module, of a folder, or inside of it."""
-    file = file.resolve()
-    return file.is_relative_to((folder / package).resolve()) or file == (folder / f'{package}.py').resolve()
-
-
-def _refuse_ours(module: str, path: str) -> None:
-    """Raise a ConfigError if a config of another tree would import a module of this project's `projects/`."""
-    if CHECKOUT in user_folders(path) or not (CHECKOUT / Path(*module.split('.'))).exists():
-        return
-    if _comes_from_checkout(module.partition('.')[0]):
-        raise ConfigError(
-            f'{path}: imports {module}, which is neither in {Path.cwd()} nor in a folder above the config; '
-            f'{CHECKOUT / "projects"} of mm2onnx is not meant: run the command in the root of the repository '
-            f'that has {module}'
-        )
-
-
-def _comes_from_checkout(package: str) -> bool:
-    """Return whether `import package` would find this project's own."""
-    spec = importlib.util.find_spec(package)
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    return str(CHECKOUT / package) in map(str, folders)
+    if settings := cfg.get('custom_imports'):
+        names = settings.get('imports') or ()
+        with named_imports(path, 'custom_imports', [names] if isinstance(names, str) else names):
+            import_modules_from_strings(**settings)
+    if cfg.get('plugin'):
+        module = '.'.join(Path(cfg.get('plugin_dir') or Path(path).parent).parts)
+        with named_imports(path, 'plugin_dir', [module]):
+            importlib.import_module(module)
 
 
 def config_sha256(cfg: Any) -> str:

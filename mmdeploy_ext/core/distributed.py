@@ -38,15 +38,16 @@ class Ranks:
             self._group = dist.new_group(backend='gloo', timeout=WORK_TIMEOUT)
 
     def gather(self, value: Any = None) -> list[Any]:
-        """Return every rank's value, on every rank; a RankError where another one has failed, or ended."""
+        """Return every rank's value, on every rank; RankError: another rank has failed or ended."""
         if self.size == 1:
             return [value]
-        told = self._exchange((value, None))
-        failures = [(rank, failure) for rank, (_, failure) in enumerate(told) if failure]
-        for rank, (message, exit_code) in failures:
-            self._over = True
-            raise RankError(f'process {rank} of {self.size} failed: {message}', exit_code)
-        return [value for value, _ in told]
+        messages = self._exchange((value, None))
+        for rank, (_, failure) in enumerate(messages):
+            if failure:
+                self._over = True
+                message, exit_code = failure
+                raise RankError(f'process {rank} of {self.size} failed: {message}', exit_code)
+        return [value for value, _ in messages]
 
     def to_first(self, value: Any, gpu: bool = False) -> list[Any] | None:
         """Return every rank's value on rank 0, None elsewhere; `gpu` sends them by the launcher's backend."""
@@ -144,8 +145,10 @@ def _start(launcher: str, local_rank: int, timeout: datetime.timedelta) -> Ranks
     from mmcv.runner import get_dist_info, init_dist
 
     multiprocessing.set_start_method('fork', force=True)
-    own = os.environ['OMPI_COMM_WORLD_LOCAL_RANK'] if launcher == 'mpi' else str(local_rank)
-    os.environ.setdefault('LOCAL_RANK', own)
+    if launcher == 'mpi':
+        os.environ.setdefault('LOCAL_RANK', os.environ['OMPI_COMM_WORLD_LOCAL_RANK'])
+    else:
+        os.environ.setdefault('LOCAL_RANK', str(local_rank))
     limit = dict(timeout=timeout)
     if launcher == 'slurm':
         # mmcv would let every process look for a free port of its own; and it takes no timeout

@@ -23,11 +23,11 @@ LONGEST_NAME = 180
 def file_name(name: str, array: np.ndarray, suffixes: Mapping[str, str] | None = None) -> str:
     """Return 'NAME_1x3x256x256.bin'; a scalar is 'NAME_scalar.bin'.
 
-    What no file name may have is '%2F' in it, with the number of the character; of a very long name the end
-    is its hash. Two names never give one file.
+    A character that no file name may have becomes '%2F', with its number; the end of a very long name is
+    replaced by its hash. Two names never give the same file name.
 
     Args:
-        name: of a tensor, whoever has given it.
+        name: of a tensor.
         array: the tensor.
         suffixes: name prefix -> what comes after the shape, '_pth' in 'post_mem_velo_1x640x2_pth.bin'.
     """
@@ -127,29 +127,29 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def list_samples(folder: str | Path) -> list[Path]:
-    """Return the sample folders of a dump, in order; those without a manifest are not whole and left out."""
+    """Return the sample folders of a dump, in order, without incomplete ones, which have no manifest."""
     return sorted(path.parent for path in Path(folder).glob(f'*/{MANIFEST}'))
 
 
 @dataclasses.dataclass(frozen=True)
 class DumpWriter:
-    """What a `_pth` config writes of a data set, one sample after the other.
+    """Writes the tensors of a data set that a `_pth` config names, one sample after the other.
 
     Attributes:
         folder: one sub-folder per sample, named by its index, is made in it.
         facts: kept in every manifest.
-        chosen: how many samples of the data set are written, or which (indices).
+        samples: how many samples of the data set are written, or which (indices).
         tensors: names to write; None means all.
     """
 
     folder: Path
     facts: Mapping[str, Any]
-    chosen: int | Sequence[int] = 4
+    samples: int | Sequence[int] = 4
     tensors: Sequence[str] | None = None
 
     def wants(self, index: int) -> bool:
         """Return whether this sample is written."""
-        return index < self.chosen if isinstance(self.chosen, int) else index in self.chosen
+        return index < self.samples if isinstance(self.samples, int) else index in self.samples
 
     def write(
         self,
@@ -159,17 +159,17 @@ class DumpWriter:
         meanings: Mapping[str, str] | None = None,
         suffixes: Mapping[str, str] | None = None,
     ) -> None:
-        """Write one sample: of `tensors` those that the config asks for; the others are as in `save_dump`.
+        """Write those tensors of a sample that the config names; for the other arguments see `save_dump`.
 
         Raises:
             ConfigError: `tensors` of the config names an unknown one.
         """
-        chosen = tensors if self.tensors is None else self.tensors
-        if unknown := sorted(set(chosen) - tensors.keys()):
+        names = tensors if self.tensors is None else self.tensors
+        if unknown := sorted(set(names) - tensors.keys()):
             raise ConfigError(
                 f'backend_config.dump.tensors names {unknown}, which this model does not have; there are '
                 f'{sorted(tensors)}'
             )
-        kept = {name: array for name, array in tensors.items() if name in chosen}
+        dumped = {name: array for name, array in tensors.items() if name in names}
         facts = dict(self.facts, sample=index, **(facts or {}))
-        save_dump(self.folder / f'{index:06d}', kept, facts, meanings, suffixes)
+        save_dump(self.folder / f'{index:06d}', dumped, facts, meanings, suffixes)

@@ -17,13 +17,9 @@ from mmdeploy_ext.core.printable import printable
 
 AnyPath = str | os.PathLike[str]
 
-DATA_SUFFIXES = (
-    *('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.onnx', '.data'),
-    *('.npz', '.npy', '.bin', '.pcd', '.pkl', '.pth'),
-)
-"""Of files in a folder that tools read; reports of theirs are none."""
-
-
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+DATA_SUFFIXES = (*IMAGE_SUFFIXES, '.onnx', '.data', '.npz', '.npy', '.bin', '.pcd', '.pkl', '.pth')
+"""Suffixes of the files in a folder that tools read; their reports have others."""
 PROTOBUF_LIMIT = 2**31 - 1
 """Bytes that one protobuf message, such as an ONNX file without its external data, can hold."""
 
@@ -40,18 +36,18 @@ class RunFiles:
         self._written: dict[object, tuple[str, AnyPath]] = {}
         self._closed: list[tuple[Path, str]] = []
 
-    def reads(self, what: str, paths: Iterable[AnyPath]) -> None:
+    def reads(self, title: str, paths: Iterable[AnyPath]) -> None:
         """Register files that are read; of a folder its data, of an ONNX file its external data too.
 
-        `what` they are, 'the checkpoint', is for the UsageError where one of them is to be written.
+        `title`, such as 'the checkpoint', is for the UsageError if one of them is to be written.
         """
         for path in map(Path, paths):
             if _is_special(path):
                 raise UsageError(f'{path}: is a pipe or a device, expected a file; save its content to one')
             key = _key(path)
-            self._read.setdefault(key, what)
+            self._read.setdefault(key, title)
             if path.is_dir() or path.suffix == '.onnx':
-                self._closed.append((path, what))
+                self._closed.append((path, title))
             self._refuse(key, *self._written.get(key, ('', '')))
         if any(isinstance(key, tuple) for key in self._written):
             self._open()
@@ -66,9 +62,9 @@ class RunFiles:
             if not str(path).strip():
                 raise UsageError(f"{option} '': is not a name; give that of what is written, or leave it out")
             key = _key(path)
-            other, _ = self._written.setdefault(key, (option, path))
-            if other != option:
-                raise UsageError(f'{option} {path}: is what {other} writes, too; give another name')
+            first_option, _ = self._written.setdefault(key, (option, path))
+            if first_option != option:
+                raise UsageError(f'{option} {path}: is what {first_option} writes, too; give another name')
             self.refuse_read(path, option)
 
     def refuse_read(self, path: AnyPath, option: str = '') -> None:
@@ -85,36 +81,33 @@ class RunFiles:
             )
 
     def _open(self) -> None:
-        """Look into folders and ONNX files that are read; only where an output is there already."""
+        """Register the files in folders and the weights of ONNX files, once an output exists already."""
         while self._closed:
-            path, what = self._closed.pop()
-            self.reads(f'a file of {what}' if path.is_dir() else f'the weights of {what}', _parts(path))
+            path, title = self._closed.pop()
+            if path.is_dir():
+                graphs = list(path.glob('*.onnx'))
+                self.reads(f'a file of {title}', graphs or filter(_is_data, path.rglob('*')))
+            else:
+                weights = [path.parent / location for location in sorted(external_locations(path))]
+                self.reads(f'the weights of {title}', weights)
 
 
 def _key(path: AnyPath) -> tuple[int, int] | str:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError):
         return os.path.realpath(path)
-    return found.st_dev, found.st_ino
-
-
-def _parts(path: Path) -> list[Path]:
-    """Return the data of a folder (the graphs alone of one that holds graphs), or of an ONNX file."""
-    if path.is_dir():
-        graphs = list(path.glob('*.onnx'))
-        return graphs or [file for file in path.rglob('*') if _is_data(file)]
-    return sorted({path.parent / location for location in external_locations(path)})
+    return status.st_dev, status.st_ino
 
 
 def external_locations(path: Path) -> set[str]:
-    """Return where an ONNX file says that its weights are; nothing of a file that cannot be read."""
+    """Return the locations of the external weights of an ONNX file; empty if it cannot be read."""
     try:
         import onnx
 
         check_onnx_size(path)
         model = onnx.load(path, load_external_data=False)
-    except Exception:  # whoever reads the file says what is wrong with it
+    except Exception:  # the tool that reads the file reports what is wrong
         return set()
     return set(_locations(model))
 
@@ -148,28 +141,28 @@ def watched_run() -> Iterator[RunFiles]:
         _RUN.reset(token)
 
 
-def will_read(what: str, paths: Iterable[AnyPath]) -> None:
-    """Register what the run of a tool reads, see `RunFiles.reads`; outside of a run it does nothing."""
+def will_read(title: str, paths: Iterable[AnyPath]) -> None:
+    """Register files that the run of a tool reads, see `RunFiles.reads`; does nothing outside of a run."""
     if (run := _RUN.get(None)) is not None:
-        run.reads(what, paths)
+        run.reads(title, paths)
 
 
 def will_write(option: str, paths: Iterable[AnyPath]) -> None:
-    """Register what the run of a tool is going to write, see `RunFiles.writes`."""
+    """Register files that the run of a tool is going to write, see `RunFiles.writes`."""
     if (run := _RUN.get(None)) is not None:
         run.writes(option, paths)
 
 
 def check_outputs(outputs: Mapping[str, Iterable[AnyPath]], inputs: Mapping[str, Iterable[AnyPath]]) -> None:
-    """Refuse to write what is read, in one call and whatever the run of a tool knows.
+    """Refuse outputs that are inputs of the same call, independently of the run of a tool.
 
     Args:
         outputs: option -> files that it names.
-        inputs: what they are -> files that are read.
+        inputs: title of files -> files that are read.
     """
     run = RunFiles()
-    for what, paths in inputs.items():
-        run.reads(what, paths)
+    for title, paths in inputs.items():
+        run.reads(title, paths)
     for option, paths in outputs.items():
         run.writes(option, paths)
 
@@ -179,8 +172,8 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # a process of another user
+        pass
     return True
 
 

@@ -1,4 +1,4 @@
-"""Folders that are replaced as a whole: whenever a process is killed, the old one or the new one is there."""
+"""Folders that are replaced as a whole: a process that is killed leaves the old one or the new one."""
 
 import contextlib
 import ctypes
@@ -31,9 +31,9 @@ def check_replaceable(target: AnyPath) -> None:
     folder = Path(target).resolve()
     check_writable(folder.with_name(f'.{folder.name}.lock'))
     if folder.is_dir() and (folder.samefile(os.curdir) or os.path.ismount(folder)):
-        what = 'the working folder' if folder.samefile(os.curdir) else 'a mount point'
+        kind = 'the working folder' if folder.samefile(os.curdir) else 'a mount point'
         raise UsageError(
-            f'{target}: is {what}; a folder of graphs is replaced as a whole, so give the name of one in it: '
+            f'{target}: is {kind}; a folder of graphs is replaced as a whole, so give the name of one in it: '
             f'{Path(target) / "graphs"}'
         )
 
@@ -133,31 +133,27 @@ def _move_in(beside: Path, folder: Path, outdated: Collection[str]) -> None:
         new.rename(folder)
         return
     shutil.copymode(folder, new)
-    written = {*os.listdir(new), *outdated}
+    replaced_names = {*os.listdir(new), *outdated}
     for path in folder.iterdir():
-        if path.name not in written and (path.is_symlink() or not path.is_dir()):
-            _link(path, new / path.name)
+        if path.name not in replaced_names and (path.is_symlink() or not path.is_dir()):
+            try:
+                os.link(path, new / path.name, follow_symlinks=False)
+            except OSError:  # a file system without links
+                shutil.copy2(path, new / path.name, follow_symlinks=False)
     (beside / INODE).write_text(str(os.stat(new).st_ino), encoding='utf-8')
     if not exchange(new, folder):
         folder.rename(beside / OLD)
         new.rename(folder)
-    _keep((path for path in _old(beside).iterdir() if path.name not in written), folder)
-
-
-def _link(path: Path, target: Path) -> None:
-    try:
-        os.link(path, target, follow_symlinks=False)
-    except OSError:  # a file system without links
-        shutil.copy2(path, target, follow_symlinks=False)
+    _keep((path for path in _old(beside).iterdir() if path.name not in replaced_names), folder)
 
 
 def _old(beside: Path) -> Path:
-    """Return where the old folder is after the new one has taken its place."""
+    """Return the path of the old folder after the new one has taken its place."""
     return beside / (OLD if (beside / OLD).exists() else NEW)
 
 
 def _keep(paths: Iterable[Path], folder: Path) -> None:
-    """Move what the old folder alone has into the new one."""
+    """Move files that only the old folder has into the new one."""
     for path in paths:
         if not os.path.lexists(folder / path.name):
             path.rename(folder / path.name)
@@ -170,8 +166,8 @@ def _clear_leftovers(folder: Path) -> None:
         if (beside / OLD).exists() and not folder.exists():
             (beside / OLD).rename(folder)
         inode, old = beside / INODE, _old(beside)
-        known = inode.read_text(encoding='utf-8') if inode.is_file() and folder.exists() else ''
-        if old.is_dir() and known and known == str(os.stat(folder).st_ino):
+        new_inode = inode.read_text(encoding='utf-8') if inode.is_file() and folder.exists() else ''
+        if old.is_dir() and new_inode and new_inode == str(os.stat(folder).st_ino):
             # files were in the new folder from the beginning, folders come after it is in its place
             _keep((path for path in old.iterdir() if path.is_dir()), folder)
         shutil.rmtree(beside, ignore_errors=True)

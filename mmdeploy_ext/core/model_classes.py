@@ -1,6 +1,6 @@
-"""Whose code a model is: its classes that are not those of the installed libraries. Needs no torch.
+"""The classes of a model that no installed library defines. Needs no torch.
 
-Modules count, and what they have as attributes: box coders, generators of priors, voxel layers.
+These are classes of modules and of their attributes: box coders, generators of priors, voxel layers.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 LIBRARIES = ('torch', 'torchvision', 'numpy', 'addict', 'spconv', 'cumm', 'builtins')
-"""Packages whose classes are nobody's own, beside those of OpenMMLab and of Python itself."""
+"""Packages whose classes are left out, beside those of OpenMMLab and of Python itself."""
 OURS = Path(mmdeploy_ext.__file__).resolve().parent
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelClass:
-    """A class of a model that no installed library has.
+    """A class of a model that no installed library defines.
 
     Attributes:
         name: of the class; `ATSSHead.get_bboxes` where a plugin replaced that method of a library's class.
@@ -54,12 +54,12 @@ def model_classes(model: Any) -> tuple[ModelClass, ...]:
     Args:
         model: a `torch.nn.Module`.
     """
-    found: dict[type, list[ModelClass]] = {}
+    classes: dict[type, list[ModelClass]] = {}
     for kind in classes_of(model):
         for base in kind.__mro__:
-            if base not in found:
-                found[base] = list(_described(base))
-    return tuple(dict.fromkeys(entry for entries in found.values() for entry in entries))
+            if base not in classes:
+                classes[base] = list(_described(base))
+    return tuple(dict.fromkeys(entry for entries in classes.values() for entry in entries))
 
 
 def classes_of(model: Any) -> Iterator[type]:
@@ -101,24 +101,24 @@ def _replaced_methods(kind: type) -> Iterator[ModelClass]:
             yield ModelClass(f'{kind.__qualname__}.{name}', source.file, source.sha256, False)
 
 
-def changed_classes(written: Iterable[Mapping[str, Any]], present: Iterable[ModelClass]) -> list[str]:
-    """Return a line for each class that is another one than when a file was exported.
+def changed_classes(exported: Iterable[Mapping[str, Any]], present: Iterable[ModelClass]) -> list[str]:
+    """Return a line for each class that has changed since a file was exported.
 
     Args:
-        written: entries of the file's metadata, see `ModelClass.to_json`.
-        present: the classes of the model now.
+        exported: entries of the file's metadata, see `ModelClass.to_json`.
+        present: the classes of the model in this process.
     """
-    before = {(entry['name'], entry['file']): entry['sha256'] for entry in written}
-    now = {(entry.name, entry.file): entry.sha256 for entry in present}
+    before = {(entry['name'], entry['file']): entry['sha256'] for entry in exported}
+    after = {(entry.name, entry.file): entry.sha256 for entry in present}
     lines = []
-    for name, file in dict.fromkeys([*now, *before]):
-        digests = before.get((name, file)), now.get((name, file))
-        if digests[0] is None:
+    for key in dict.fromkeys([*after, *before]):
+        name, file = key
+        if key not in before:
             lines.append(f'{name} ({file}) is a class of this model, and was none when the file was exported')
-        elif digests[1] is None:
+        elif key not in after:
             lines.append(f'{name} ({file}) was a class of the model when the file was exported, and is none')
-        elif digests[0] != digests[1]:
+        elif before[key] != after[key]:
             lines.append(
-                f'{name} ({file}) was {digests[0][:12]} when the file was exported, and is {digests[1][:12]}'
+                f'{name} ({file}) was {before[key][:12]} when the file was exported, and is {after[key][:12]}'
             )
     return lines

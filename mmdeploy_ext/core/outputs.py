@@ -10,26 +10,26 @@ from mmdeploy_ext.core.printable import writable
 
 
 class Output:
-    """A stream that is written to without an error when its reader has closed it.
+    """stdout or stderr, to which one can write without an error after its reader has closed it.
 
-    A broken pipe's error does not say whose it was: that of a worker is an error, stdout's own is none.
-    What is written after it goes nowhere, so that no console, no child process and no exit meets it again.
-    Loggers and default arguments that were made during the run (of mmcv's ProgressBar) keep it; after the
-    run they write to the sys.stdout or sys.stderr of that moment. What a terminal or the encoding cannot take
-    is written as an escape, see `writable`.
+    A BrokenPipeError does not say which pipe broke: that of a worker is an error, that of stdout is none.
+    Text after the closing is dropped, so that no console, no child process and no exit raises it again.
+    Loggers and default arguments that were made during the run (of mmcv's ProgressBar) keep this object;
+    after the run they write to the current sys.stdout or sys.stderr. Characters that a terminal or the
+    encoding cannot take are written as escapes, see `writable`.
 
     Attributes:
-        own: the stream, None after the run.
-        unread: whether a write found it closed.
+        stream: the one in `sys` during the run, None after it.
+        unread: whether a write failed because the reader had closed the stream.
     """
 
     def __init__(self, name: str) -> None:
         """Take the stream of this name in `sys`."""
-        self._name, self.own, self.unread = name, getattr(sys, name), False
+        self._name, self.stream, self.unread = name, getattr(sys, name), False
 
     @property
     def _stream(self) -> TextIO:
-        return self.own or getattr(sys, self._name)
+        return self.stream or getattr(sys, self._name)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -45,7 +45,7 @@ class Output:
         self.write(''.join(lines))
 
     def flush(self) -> None:
-        """Write what is kept back."""
+        """Write buffered text."""
         with self._noticing():
             self._stream.flush()
 
@@ -64,12 +64,12 @@ class Output:
 def outputs() -> Iterator[tuple[Output, Output]]:
     """Let stdout and stderr notice a closed pipe."""
     before = sys.stdout, sys.stderr
-    made = sys.stdout, sys.stderr = Output('stdout'), Output('stderr')
+    replacements = sys.stdout, sys.stderr = Output('stdout'), Output('stderr')
     try:
-        yield made
+        yield replacements
     finally:
-        for output in made:
+        for output in replacements:
             output.flush()
         sys.stdout, sys.stderr = before
-        for output in made:
-            output.own = None
+        for output in replacements:
+            output.stream = None

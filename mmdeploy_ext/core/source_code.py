@@ -1,4 +1,4 @@
-"""Where a class or function comes from, and a hash of what it does. Needs no torch.
+"""The file and lines that define a class or function, and a hash of its code. Needs no torch.
 
 The hash is of the syntax tree without docstrings and comments, written in a form of its own: that of
 `ast.dump` and `ast.unparse` differs between versions of Python.
@@ -73,11 +73,11 @@ def _canonical(value: Any) -> str:
         ]
         return f'{type(value).__name__}({",".join(fields)})'
     if isinstance(value, list):
-        return f'[{",".join(_canonical(entry) for entry in value if not _is_docstring(entry))}]'
+        return f'[{",".join(_canonical(entry) for entry in value if not is_docstring(entry))}]'
     return repr(value)
 
 
-def _is_docstring(statement: Any) -> bool:
+def is_docstring(statement: Any) -> bool:
     """Return whether a statement is a text alone: a docstring, or the text below an attribute."""
     return (
         isinstance(statement, ast.Expr)
@@ -89,14 +89,14 @@ def _is_docstring(statement: Any) -> bool:
 @functools.lru_cache(maxsize=256)
 def _definitions(path: str, _modified_ns: int) -> dict[str | int, Definition]:
     """Return the classes and functions of a file by qualified name, and by the line they begin at."""
-    found: dict[str | int, Definition] = {}
+    definitions: dict[str | int, Definition] = {}
 
     def collect(node: ast.AST, prefix: str) -> None:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, Definition):
                 name = f'{prefix}{child.name}'
                 first = min([child.lineno, *(decorator.lineno for decorator in child.decorator_list)])
-                found[name] = found[first] = child
+                definitions[name] = definitions[first] = child
                 collect(child, f'{name}.' if isinstance(child, ast.ClassDef) else f'{name}.<locals>.')
             else:
                 collect(child, prefix)
@@ -105,7 +105,7 @@ def _definitions(path: str, _modified_ns: int) -> dict[str | int, Definition]:
         collect(ast.parse(Path(path).read_bytes()), '')
     except (SyntaxError, ValueError):  # imported from another text than the file has now
         return {}
-    return found
+    return definitions
 
 
 def _definition(path: Path, key: str | int) -> Definition | None:
@@ -117,14 +117,14 @@ def _definition(path: Path, key: str | int) -> Definition | None:
 
 
 def source_of_class(kind: type) -> SourceLines:
-    """Return where a class is defined; lines 0 and an empty hash where its source cannot be read."""
+    """Return the lines that define a class; lines 0 and an empty hash if its source cannot be read."""
     path = file_of_class(kind)
     definition = None if path is None else _definition(path, kind.__qualname__)
     return _lines(kind.__module__, path, definition)
 
 
 def source_of_function(function: Callable[..., Any]) -> SourceLines:
-    """Return where a Python function is defined, its decorators included; see `source_of_class`."""
+    """Return the lines that define a Python function and its decorators; see `source_of_class`."""
     code = function.__code__
     path = Path(code.co_filename)
     definition = _definition(path, code.co_firstlineno)
@@ -134,7 +134,7 @@ def source_of_function(function: Callable[..., Any]) -> SourceLines:
 
 
 def module_of(function: Callable[..., Any]) -> str:
-    """Return the name of the module that has a function's code; a decorator's has not that of its method."""
+    """Return the name of the module that has a function's code, not of the method that it decorates."""
     return str(function.__globals__.get('__name__', function.__module__))
 
 
@@ -156,7 +156,7 @@ def _relative(module: str, path: Path | None) -> str:
 def file_of_class(kind: type) -> Path | None:
     """Return the file that a class was defined in; None of classes of C extensions and the interpreter.
 
-    It is that of a method of the class where it has some: another module of the same name may have been
+    It is the file of one of its methods, if it has methods: another module of the same name may have been
     imported since.
     """
     for value in vars(kind).values():
@@ -216,15 +216,12 @@ def functions_behind(function: Any) -> Iterator[Callable[..., Any]]:
     while function is not None:
         if hasattr(function, '__code__'):
             yield function
-        function = getattr(function, '__wrapped__', None) or _decorated(function)
-
-
-def _decorated(function: Any) -> Callable[..., Any] | None:
-    """Return the function that a decorator of `DECORATORS` closes over, where mmcv's `jit` has it."""
-    if not hasattr(function, '__code__') or module_of(function) not in DECORATORS:
-        return None
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    return next((content for content in cells if hasattr(content, '__code__')), None)
+        wrapped = getattr(function, '__wrapped__', None)
+        if wrapped is None and hasattr(function, '__code__') and module_of(function) in DECORATORS:
+            # mmcv's `jit` has no `__wrapped__`: its function is in the closure
+            cells = [cell.cell_contents for cell in function.__closure__ or ()]
+            wrapped = next((content for content in cells if hasattr(content, '__code__')), None)
+        function = wrapped
 
 
 def sources_of_module(module: ModuleType) -> dict[str, SourceLines]:

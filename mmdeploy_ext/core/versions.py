@@ -26,35 +26,34 @@ def versions() -> dict[str, str]:
 
     That of an imported module is its own: another copy than the installed one may have been imported.
     """
-    found = {'mm2onnx': mmdeploy_ext.__version__}
+    by_package = {'mm2onnx': mmdeploy_ext.__version__}
     for package, module in PACKAGES.items():
         version = getattr(sys.modules.get(module), '__version__', None)
         if version is None and (distribution := _distribution(package)) is not None:
             version = distribution.version
         if version is not None:
-            found[package] = str(version)
-    return found
+            by_package[package] = str(version)
+    return by_package
 
 
 def other_copies() -> dict[str, str]:
     """Return package -> folder of every imported module that is not of the installed distribution."""
-    found = {}
+    folders = {}
     for package, module in PACKAGES.items():
         file = getattr(sys.modules.get(module), '__file__', None)
         if file is None:
             continue
         folder, distribution = Path(file).resolve().parent, _distribution(package)
-        places = [] if distribution is None else _places(distribution, module)
-        if folder not in places:
-            found[package] = str(folder)
-    return found
+        if distribution is None or folder not in _possible_folders(distribution, module):
+            folders[package] = str(folder)
+    return folders
 
 
 def versions_with_places() -> dict[str, str]:
-    """Return `versions`, and behind that of a module that is not of the distribution the folder it is in."""
-    places = other_copies()
+    """Return `versions`; a module that is not of the installed distribution has its folder behind it."""
+    folders = other_copies()
     return {
-        package: f'{version} ({places[package]})' if package in places else version
+        package: f'{version} ({folders[package]})' if package in folders else version
         for package, version in versions().items()
     }
 
@@ -67,11 +66,11 @@ def _distribution(package: str) -> importlib.metadata.Distribution | None:
     return None
 
 
-def _places(distribution: importlib.metadata.Distribution, module: str) -> list[Path]:
-    """Return the folders that a module of a distribution may be in: of an editable one in its checkout."""
-    places = [Path(str(distribution.locate_file(module)))]
+def _possible_folders(distribution: importlib.metadata.Distribution, module: str) -> list[Path]:
+    """Return the folders that may hold a module of a distribution; an editable one is in its checkout."""
+    folders = [Path(str(distribution.locate_file(module)))]
     origin = json.loads(distribution.read_text('direct_url.json') or '{}')
     if origin.get('dir_info', {}).get('editable'):
         checkout = Path(urllib.parse.unquote(urllib.parse.urlparse(origin['url']).path))
-        places += [checkout / module, checkout / 'src' / module]
-    return [place.resolve() for place in places]
+        folders += [checkout / module, checkout / 'src' / module]
+    return [folder.resolve() for folder in folders]

@@ -49,9 +49,9 @@ def _mapping(path: Path) -> dict[str, Any]:
     return content
 
 
-def _update(values: dict[str, Any], other: dict[str, Any]) -> None:
-    """Merge another mapping into one, in place."""
-    for key, value in other.items():
+def _update(values: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Merge overrides into a mapping, in place."""
+    for key, value in overrides.items():
         if isinstance(value, dict):
             if not isinstance(values.get(key), dict):
                 values[key] = {}
@@ -80,7 +80,7 @@ def _evaluated(value: Any, names: dict[str, Any], place: str, depth: int = 0) ->
     if depth > len(names):
         raise ConfigError(f'{place}: {value} leads back to itself')
     try:
-        found = eval(value[2:-1], dict(names))
-    except Exception as error:  # an expression raises what it likes
+        result = eval(value[2:-1], dict(names))
+    except Exception as error:  # an expression may raise anything
         raise ConfigError(f'{place}: {value}: {type(error).__name__}: {error}') from error
-    return _evaluated(copy.deepcopy(found), names, place, depth + 1)
+    return _evaluated(copy.deepcopy(result), names, place, depth + 1)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-from mmdeploy_ext.core.registries import registries, types_of
 
 MOST_FILES = 20_000
 """Python files that are searched for a class."""
@@ -18,6 +17,37 @@ LISTED = 3
 NO_CLASSES = ('.nms.type', '.roi_layer.type', '.conv_op.type')
 """What keys end in whose types are functions, or names in a module, and are in no registry."""
 SKIPPED_FOLDERS = ('site-packages', 'node_modules', '__pycache__', 'build')
+
+
+def registries(packages: Collection[str] = ()) -> Iterator[Any]:
+    """Yield the registries in imported modules, of some top-level packages alone if any are named.
+
+    One that several modules have is yielded several times.
+    """
+    from mmcv.utils import Registry
+
+    for name, module in list(sys.modules.items()):
+        if packages and name.partition('.')[0] not in packages:
+            continue
+        for value in list(vars(module).values()):
+            if issubclass(type(value), Registry):  # isinstance() asks old torch attributes, which warn
+                yield value
+
+
+def types_of(part: Any, prefix: str = '') -> Iterator[tuple[str, str]]:
+    """Yield the key and the name of each `type` in nested values of a config: `model.neck.type`, `FPN`.
+
+    `prefix` is the key of `part`.
+    """
+    start = f'{prefix}.' if prefix else ''
+    if isinstance(part, dict):
+        if isinstance(part.get('type'), str):
+            yield f'{start}type', part['type']
+        for key, value in part.items():
+            yield from types_of(value, f'{start}{key}')
+    elif isinstance(part, list | tuple):
+        for index, value in enumerate(part):
+            yield from types_of(value, f'{start}{index}')
 
 
 def python_files(folder: Path) -> Iterator[Path]:

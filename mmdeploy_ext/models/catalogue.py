@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 from unittest import mock
 
-from mmdeploy_ext.core.registries import registries, types_of
+from mmdeploy_ext.families.unregistered import registries, types_of
 
 Class = TypeVar('Class', bound=type)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
-from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.core.json_dataclass import JsonDataclass
 from mmdeploy_ext.preprocess.pictures import next_multiples, normalise
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 
@@ -36,7 +36,7 @@ class Calibration(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class MultiViewRule(Plain):
+class MultiViewRule(JsonDataclass):
     """How the images of one moment become the network input.
 
     Attributes:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.core.json_dataclass import JsonDataclass
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.preprocess.points import VoxelRule
 
@@ -85,7 +85,7 @@ class PastSweeps:
 
 
 @dataclasses.dataclass(frozen=True)
-class FusionRule(Plain):
+class FusionRule(JsonDataclass):
     """The rules of both sensors.
 
     Attributes:

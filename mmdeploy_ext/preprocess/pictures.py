@@ -18,7 +18,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import ImageError
 from mmdeploy_ext.core.files import will_read
-from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.core.json_dataclass import JsonDataclass
 from mmdeploy_ext.preprocess.image_headers import is_cut_png, size_in_header
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 
@@ -56,7 +56,7 @@ class PreparedImage:
 
 
 @dataclasses.dataclass(frozen=True)
-class PreprocessRule(Plain):
+class PreprocessRule(JsonDataclass):
     """How an image becomes the network input.
 
     Attributes:

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError, PointsError
-from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.core.json_dataclass import JsonDataclass
 
 MODES = ('hard', 'dynamic')
 ORDERS = ('xyz', 'zyx')
 
 
 @dataclasses.dataclass(frozen=True)
-class VoxelRule(Plain):
+class VoxelRule(JsonDataclass):
     """How points become voxels.
 
     Attributes:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ExportError, InferenceError, ModelFileError
-from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.core.json_dataclass import JsonDataclass
 from mmdeploy_ext.engines.openvino import compiled, require_openvino
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize import tracked
@@ -90,7 +90,7 @@ class LayerSensitivity:
 
 
 @dataclasses.dataclass(frozen=True)
-class Exclusion(Plain):
+class Exclusion(JsonDataclass):
     """Layers that stay float because the outputs are too sensitive to them in INT8.
 
     Attributes:

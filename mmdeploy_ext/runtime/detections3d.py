@@ -11,7 +11,7 @@ import numpy as np
 from mmdeploy_ext.contract.metadata import damaged
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.core.json_dataclass import JsonDataclass
 from mmdeploy_ext.runtime.detections import Scored
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
 
 
-class HeadRule(Plain, abc.ABC):
+class HeadRule(JsonDataclass, abc.ABC):
     """The base class of dataclasses that turn a head's outputs into boxes."""
 
     @classmethod

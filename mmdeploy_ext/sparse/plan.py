@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.core.json_dataclass import JsonDataclass
 from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, ScatterDense, SparseConvolution, Transpose
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table(Plain):
+class Table(JsonDataclass):
     """One neighbour table; convolutions with the same sites and geometry share it.
 
     Attributes:
@@ -43,7 +43,7 @@ class Table(Plain):
 
 
 @dataclasses.dataclass(frozen=True)
-class Scatter(Plain):
+class Scatter(JsonDataclass):
     """One dense tensor, of a ScatterDense node; `axes` are the spatial ones in order, the last outermost."""
 
     name: str
@@ -52,7 +52,7 @@ class Scatter(Plain):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan(Plain):
+class Plan(JsonDataclass):
     """The tables and dense tensors that `rulebook.build` has to make for a graph.
 
     Attributes:

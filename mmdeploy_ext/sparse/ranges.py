@@ -21,7 +21,7 @@ from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError, UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json
-from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.core.json_dataclass import JsonDataclass
 from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, SparseConvolution
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ CONTENT = schema.record(
 
 
 @dataclasses.dataclass(frozen=True)
-class NodeRange(Plain):
+class NodeRange(JsonDataclass):
     """Ranges of one node.
 
     Attributes:

@@ -86,7 +86,7 @@ def run_scn(args: argparse.Namespace) -> int:
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.sparse import libspconv_contract
 
-    cli.check_least(args, max_voxels=1)
+    cli.check_minimums(args, max_voxels=1)
     model = files.read(args.file)
     violations = libspconv_contract.check(model, max_voxels=args.max_voxels, name=args.file)
     nodes = len(model.graph.node)

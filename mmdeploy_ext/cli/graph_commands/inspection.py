@@ -85,7 +85,7 @@ def run_tree(args: argparse.Namespace) -> int:
     from mmdeploy_ext.graph.io import modules
     from mmdeploy_ext.graph.show import tree
 
-    cli.check_least(args, depth=0)
+    cli.check_minimums(args, depth=0)
     model = _read(args)
     sources = modules.sources(model)
     root = tree.build(model)

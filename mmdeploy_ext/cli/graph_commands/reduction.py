@@ -57,7 +57,7 @@ def run_reduce(args: argparse.Namespace) -> int:
     proving.check_tolerance(args.tolerance)
     if args.timeout <= 0:
         raise UsageError(f'--timeout {args.timeout:g}: expected a positive number of seconds')
-    cli.check_least(args, max_checks=1)
+    cli.check_minimums(args, max_checks=1)
     check_folder(args.output)
     text = parse_check(args.check)
     feeds, case = _case(args, text)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
-from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.core.json_dataclass import JsonDataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ def dtype_name(kind: Any) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Port(Plain):
+class Port(JsonDataclass):
     """An input or output of an engine: ONNX name, numpy's name of the dtype, sizes (-1 for an open axis)."""
 
     name: str

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.core.json_dataclass import JsonDataclass
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
 from mmdeploy_ext.exporting.postprocess.sizes import limit
@@ -34,7 +34,7 @@ LIMITS = ('nms_pre', 'max_per_img')
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskConfig(Plain):
+class MaskConfig(JsonDataclass):
     """What `test_cfg` decides about instance masks.
 
     Attributes:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.core.json_dataclass import JsonDataclass
 from mmdeploy_ext.exporting.ops.nms import batched_nms, class_offsets, nms_of_sorted
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE, SOFT_NMS
 from mmdeploy_ext.exporting.postprocess.sizes import limit
@@ -24,7 +24,7 @@ thread: 25 of 293 ms with one group, 5.2 with 8, 3.3 with 32, 3.4 with 64."""
 
 
 @dataclasses.dataclass(frozen=True)
-class NmsConfig(Plain):
+class NmsConfig(JsonDataclass):
     """What `test_cfg` decides about dense post-processing.
 
     Attributes:

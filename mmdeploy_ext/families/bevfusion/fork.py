@@ -27,8 +27,8 @@ from mmcv.parallel import DataContainer
 
 import mmdeploy_ext
 from mmdeploy_ext.core import plain_pickle
-from mmdeploy_ext.core.config import user_folders
 from mmdeploy_ext.core.errors import ConfigError, InferenceError
+from mmdeploy_ext.core.user_modules import user_folders
 from mmdeploy_ext.families.bevfusion.cuda_graphs import transform_of
 from mmdeploy_ext.families.bevfusion.graphs import TABLES
 from mmdeploy_ext.families.bevfusion.reference import Reference, detections

@@ -7,7 +7,7 @@ from mmcv.utils import Registry
 
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.import_errors import import_failure
+from mmdeploy_ext.core.user_modules import import_failure
 
 
 def failure(function):

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.core.library_copies import is_older_copy, without_older_copies
+from mmdeploy_ext.core.user_modules import is_older_copy, without_older_copies
 
 
 def copy_of(folder, version=None):

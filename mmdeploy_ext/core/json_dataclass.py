@@ -1,0 +1,20 @@
+"""Dataclasses of numbers, texts and tuples of them that become plain JSON types and back."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+
+class JsonDataclass:
+    """The base class of such a dataclass."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON types, for the metadata of a file."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Rebuild an object from `to_json`, also after JSON text has made lists of its tuples."""
+        return cls(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+        )

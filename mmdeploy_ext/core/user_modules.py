@@ -1,0 +1,257 @@
+"""Modules of users' repositories that configs import: which folder they are in, and why an import fails.
+
+Repositories may hold copies of OpenMMLab's libraries; those that families are not written for are skipped.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from mmdeploy_ext.core.commands import CHECKOUT
+from mmdeploy_ext.core.errors import ConfigError, root_cause
+
+PACKAGE = CHECKOUT / 'mmdeploy_ext'
+MACHINERY = ('importlib', '/mmcv/utils/', *(str(PACKAGE / name) for name in ('compat', 'core', 'models')))
+"""Parts of the paths of files that import or register modules, and raise errors that other code caused."""
+FITTING_VERSIONS = {'mmdet': range(3), 'mmdet3d': range(1, 2), 'mmseg': range(1)}
+"""Library that repositories have copies of -> major versions beside which families can be imported."""
+
+
+def has_copy(folder: Path, library: str) -> bool:
+    """Return whether a folder has a copy of a library that fits, as a package."""
+    return _major_version(folder / library) in FITTING_VERSIONS[library]
+
+
+def is_older_copy(folder: Path, library: str) -> bool:
+    """Return whether a folder has a copy of a library, as a package, that is older than those that fit."""
+    major = _major_version(folder / library)
+    return major is not None and major < FITTING_VERSIONS[library].start
+
+
+def _major_version(package: Path) -> int | None:
+    """Return the major version of a package, None if the folder is no package.
+
+    A copy without a version number, such as that of mit-han-lab/bevfusion, counts as version 0.
+    """
+    if not (package / '__init__.py').is_file():
+        return None
+    files = [file for file in (package / 'version.py', package / '__init__.py') if file.is_file()]
+    texts = (file.read_text(encoding='utf-8') for file in files)
+    versions = (re.search(r'^__version__\s*=\s*[\'"](\d+)', text, re.MULTILINE) for text in texts)
+    return next((int(version[1]) for version in versions if version), 0)
+
+
+@contextlib.contextmanager
+def without_older_copies(library: str) -> Iterator[None]:
+    """Inside the block imports of a library skip older copies on `sys.path`, such as those of PYTHONPATH=.
+
+    Raises:
+        ConfigError: an older copy is imported already.
+    """
+    file = getattr(sys.modules.get(library), '__file__', None)
+    if file and is_older_copy(folder := Path(file).resolve().parents[1], library):
+        raise ConfigError(
+            f'{library} was imported from {folder}, which is older than {FITTING_VERSIONS[library].start}.0; '
+            f'this process needs the installed one: import nothing of this copy before'
+        )
+    before = list(sys.path)
+    sys.path[:] = [entry for entry in before if not is_older_copy(Path(entry or '.'), library)]
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+@contextlib.contextmanager
+def named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
+    """Inside the block modules of the user's tree can be imported; a missing one is an error of the config.
+
+    Raises:
+        ConfigError: one of the names, or a module that one of them imports, does not exist; the message
+            names the config and the key that lists the names.
+    """
+    find_modules(names, path)
+    try:
+        yield
+    except ImportError as error:
+        cause = root_cause(error)  # mmcv 1.7.2 raises an ImportError without a message after it
+        if not isinstance(cause, ModuleNotFoundError) or not cause.name:
+            raise
+        package = cause.name.partition('.')[0]
+        spec = importlib.util.find_spec(package) if cause.name != package else None
+        if spec is not None:
+            folders = spec.submodule_search_locations or [spec.origin]
+            advice = f'{package} is {", ".join(map(str, folders))}, which has no such module'
+        elif package in {str(name).partition('.')[0] for name in names}:
+            advice = f'the folder that {package} is in has to be on PYTHONPATH: PYTHONPATH=FOLDER COMMAND'
+        else:
+            advice = f'a module of {key} imports it: install it for {sys.executable}'
+        raise ConfigError(f'{path}: {key}={list(names)}: {cause}; {advice}') from error
+
+
+def parsed_config(path: str) -> ast.Module:
+    """Return the syntax tree of a config; it is empty if the file is not Python, which its reader reports."""
+    try:
+        return ast.parse(Path(path).read_bytes())
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
+def imported_modules(path: str) -> list[str]:
+    """Return the modules that a config imports."""
+    modules = []
+    for node in ast.walk(parsed_config(path)):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules.append(node.module)
+    return modules
+
+
+def user_folders(path: str) -> list[Path]:
+    """Return the folders that may hold the modules of a config: the current folder, and those above it.
+
+    It is the order in which research repositories find them, whose scripts run in their root with
+    `PYTHONPATH=.`. A checkout of this project, whose `projects/` has the names of many of them, comes last,
+    and only for its own configs and for users who are in it.
+    """
+    config, current = Path(path).resolve(), Path.cwd()
+    folders = [folder for folder in dict.fromkeys([current, *config.parents]) if folder != CHECKOUT]
+    return [*folders, CHECKOUT] if current == CHECKOUT or config.is_relative_to(CHECKOUT) else folders
+
+
+def use_libraries_of(path: str) -> None:
+    """Put a repository's own copy of mmdet, mmdet3d or mmseg before the installed one, for its configs.
+
+    A copy that is older than families are written for is passed over: its models run in another process.
+
+    ConfigError: this process has imported another copy.
+    """
+    for library in FITTING_VERSIONS:
+        for folder in user_folders(path):
+            if is_older_copy(folder, library):
+                with without_older_copies(library):
+                    importlib.import_module(library)
+                break
+            if has_copy(folder, library):
+                _take_first(library, folder, f'{path}: is a config of the repository {folder}')
+                break
+
+
+def find_modules(modules: Sequence[str], path: str) -> None:
+    """Put the folder that holds a config's modules first on `sys.path`, see `user_folders`.
+
+    `mm2onnx` starts with neither, and the scripts of `tools/` with their own folder. Installed modules, such
+    as `mmdeploy_ext.models.mmdet`, need none.
+
+    ConfigError: this process has imported a module of the same name from another folder, or the only one
+    is that of this project's checkout.
+    """
+    for module in map(str, modules):
+        package = module.partition('.')[0]
+        if package in sys.stdlib_module_names or package == 'mmdeploy_ext':
+            continue
+        place = Path(*module.split('.'))
+        imported = getattr(sys.modules.get(package), '__file__', None)
+        for folder in user_folders(path):
+            if imported and (folder / package).is_dir() and not (folder / package / '__init__.py').is_file():
+                continue  # a folder that only has the name of an imported package
+            if (folder / place).is_dir() or (folder / f'{place}.py').is_file():
+                _take_first(module, folder, f'{path}: imports {module} of {folder}')
+                break
+        else:
+            _refuse_module_of_checkout(module, path)
+
+
+def _take_first(module: str, folder: Path, reason: str) -> None:
+    """Put a folder first on `sys.path`, so that a module is imported from it.
+
+    ConfigError: the module, or a package that it is in, has been imported from elsewhere; the message begins
+    with `reason`.
+    """
+    names = module.split('.')
+    for name in ('.'.join(names[: count + 1]) for count in range(len(names))):
+        file = getattr(sys.modules.get(name), '__file__', None)
+        if file and not _is_of(Path(file), folder, names[0]):
+            raise ConfigError(
+                f'{reason}, but this process has imported {name} from {Path(file).parent}: one process '
+                f'serves one repository; run each of them by a command of its own'
+            )
+    spec = importlib.util.find_spec(names[0])
+    if spec is not None and _is_of(Path(spec.origin or spec.submodule_search_locations[0]), folder, names[0]):
+        return
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+
+
+def _is_of(file: Path, folder: Path, package: str) -> bool:
+    """Return whether a file or folder is a package, or a module, of a folder, or inside of it."""
+    file = file.resolve()
+    return file.is_relative_to((folder / package).resolve()) or file == (folder / f'{package}.py').resolve()
+
+
+def _refuse_module_of_checkout(module: str, path: str) -> None:
+    """Raise a ConfigError if a config of another tree would import a module of this project's `projects/`."""
+    if CHECKOUT in user_folders(path) or not (CHECKOUT / Path(*module.split('.'))).exists():
+        return
+    package = module.partition('.')[0]
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    if str(CHECKOUT / package) in map(str, folders):
+        raise ConfigError(
+            f'{path}: imports {module}, which is neither in {Path.cwd()} nor in a folder above the config; '
+            f'{CHECKOUT / "projects"} of mm2onnx is not meant: run the command in the root of the repository '
+            f'that has {module}'
+        )
+
+
+def import_failure(error: BaseException) -> str:
+    """Return the message of an error of importing a plugin, with the file and line that raised it."""
+    cause = error if str(error) else root_cause(error)
+    text = f'{type(cause).__name__}: {cause}'
+    if isinstance(cause, KeyError):
+        frames = [frame for frame, _ in traceback.walk_tb(cause.__traceback__)]
+        if conflict := _registration_conflict(frames):
+            return f'{text}: {conflict}'
+    for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+        if not _is_machinery(frame.filename):
+            return f'{text} (raised in {frame.filename}:{frame.lineno})'
+    return text
+
+
+def _registration_conflict(frames: Sequence[FrameType]) -> str:
+    """Return which class an mmcv registry refused, and which has its name; '' if no registry refused one."""
+    for frame in reversed(frames):
+        registry, refused = frame.f_locals.get('self'), frame.f_locals.get('module')
+        registered = getattr(registry, 'module_dict', None)
+        if not isinstance(registered, dict) or refused is None:
+            continue
+        names = frame.f_locals.get('module_name') or getattr(refused, '__name__', '')
+        names = [names] if isinstance(names, str) else names
+        namesake = next((registered[name] for name in names if name in registered), None)
+        if namesake is None:
+            continue
+        module = str(getattr(namesake, '__module__', ''))
+        file = getattr(sys.modules.get(module), '__file__', None) or module
+        callers = (caller.f_code.co_filename for caller in reversed(frames))
+        user_file = next((caller for caller in callers if not _is_machinery(caller)), '')
+        return (
+            f'{getattr(refused, "__qualname__", refused)} of {user_file} cannot have that name, which '
+            f'{getattr(namesake, "__qualname__", namesake)} of {file} has; import one of them alone, in a '
+            f'process of its own'
+        )
+    return ''
+
+
+def _is_machinery(file: str) -> bool:
+    return file.startswith('<') or any(part in file for part in MACHINERY)
