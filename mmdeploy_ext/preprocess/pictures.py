@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from mmdeploy_ext.core.errors import ImageError
-from mmdeploy_ext.core.files import will_read
+from mmdeploy_ext.core.files import IMAGE_SUFFIXES, will_read
 from mmdeploy_ext.core.json_dataclass import JsonDataclass
 from mmdeploy_ext.preprocess.image_headers import is_cut_png, size_in_header
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
@@ -29,7 +29,6 @@ MOST_BYTES = 8 * MOST_PIXELS
 DAMAGE = re.compile('Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS parameters')
 """Warnings of libjpeg after which it goes on with pixels that are not those of the picture."""
 _DECODER_LOCK = threading.Lock()  # all threads share the file descriptor
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError
+from mmdeploy_ext.core.files import IMAGE_SUFFIXES
 from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.preprocess.pictures import IMAGE_SUFFIXES
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proving.inputs.voxel_sets import points_of, sweep_sets
 from mmdeploy_ext.runtime.frames import Sweep
