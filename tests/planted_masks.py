@@ -116,6 +116,12 @@ planted(
 planted('regions of masks: not aligned', TOY, layer(aligned=lambda right: False))
 planted('regions of masks: sampling ratio 2', TOY, layer(sampling_ratio=lambda right: 2))
 planted('regions: the last level is left out', TOY, (LEVELS, result(lambda levels, *_: levels.clamp(max=2))))
+planted(
+    'regions: the last level is left out, in a file of one size',
+    TOY,
+    (LEVELS, result(lambda levels, *_: levels.clamp(max=2))),
+    dynamic=False,
+)
 planted('regions: the first level is left out', TOY, (LEVELS, result(lambda levels, *_: levels.clamp(min=1))))
 planted(
     'only the first 20 detections have masks',

@@ -145,6 +145,12 @@ planted('masks of the first image', FPN, (POOL, argument(3, lambda images: image
 planted('regions: not aligned', FPN, layer(aligned=lambda right: False))
 planted('regions: the last level is left out', FPN, (LEVELS, result(lambda levels, *_: levels.clamp(max=2))))
 planted(
+    'regions: the last level is left out, in a file of one size',
+    FPN,
+    (LEVELS, result(lambda levels, *_: levels.clamp(max=2))),
+    dynamic=False,
+)
+planted(
     'proposals: the last level is left out',
     FPN,
     ('mmdeploy_ext.families.two_stage.proposals:Proposals.forward', called(without_last_level)),

@@ -261,6 +261,17 @@ class ImageFamily(Family):
         """
         return contextlib.nullcontext()
 
+    def sizes_choose_levels(self, model: torch.nn.Module) -> bool:
+        """Return whether the size of an object decides on which level of a pyramid it is looked at or found.
+
+        A proof then has a picture that an object fills: others rarely reach the last level.
+        """
+        return False
+
+    def last_level_side(self, model: torch.nn.Module) -> float:
+        """Return the side, pixels, from which on squares are looked at on the last level; 0 if none is."""
+        return 0.0
+
     def finds_always(self, model: torch.nn.Module) -> bool:
         """Return whether a detector gives its best results of every picture, however low their scores."""
         return False

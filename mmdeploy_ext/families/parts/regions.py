@@ -296,6 +296,14 @@ def _semantic_cells(roi_head: nn.Module, kind: str) -> tuple[int, int]:
     return tuple(larger // side for larger, side in zip(semantic, size, strict=True))
 
 
+def last_level_side(roi_head: nn.Module) -> float:
+    """Return from which side on, pixels, square regions are pooled from the last level; 0 of all levels."""
+    extractor = part_of(roi_head, 'bbox_roi_extractor', 0)
+    if isinstance(extractor, extractors.GenericRoIExtractor):
+        return 0.0
+    return float(extractor.finest_scale * 2 ** (extractor.num_inputs - 1))
+
+
 class Regions(nn.Module):
     """Features of the regions of a batch, by an extractor, added context, and shared layers."""
 

@@ -20,6 +20,7 @@ from mmdeploy_ext.families.parts.exaggerated import changed_outputs
 from mmdeploy_ext.families.parts.image_feeds import feeds_with_sizes
 from mmdeploy_ext.families.parts.mask_heads import threshold
 from mmdeploy_ext.families.parts.query_networks import query_head
+from mmdeploy_ext.families.parts.regions import last_level_side
 from mmdeploy_ext.families.query import (
     graphs,
     kinds,
@@ -79,6 +80,10 @@ class QueryFamily(ImageFamily):
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         head = query_head(model)
         return dict(max_per_img=postprocess.max_per_img(head), num_classes=int(head.num_classes))
+
+    def sizes_choose_levels(self, model: nn.Module) -> bool:
+        """Return whether tokens of all levels become queries, each as a box of the size of its level."""
+        return bool(graphs.proposals(model))
 
     def finds_always(self, model: nn.Module) -> bool:
         """See `ImageFamily.finds_always`: the best pairs have no threshold, unless they are suppressed."""
@@ -268,6 +273,13 @@ class QueryRegionsFamily(ImageFamily):
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
         return ResultLimit(model.roi_head.test_cfg, available=regions.pairs(model))
+
+    def sizes_choose_levels(self, model: nn.Module) -> bool:
+        """Return True: queries look at regions on the level of their size."""
+        return True
+
+    def last_level_side(self, model: nn.Module) -> float:
+        return last_level_side(model.roi_head)
 
     def exaggerated(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Let the first stage make regions of all sizes, so that later ones look at every level."""

@@ -95,6 +95,10 @@ class RtDetrFamily(ImageFamily):
     def num_classes(self, model: nn.Module) -> int:
         return int(model.decoder.num_classes)
 
+    def sizes_choose_levels(self, model: nn.Module) -> bool:
+        """Return True: tokens of all levels become queries, each as a box of the size of its level."""
+        return True
+
     def finds_always(self, model: nn.Module) -> bool:
         """See `ImageFamily.finds_always`: the best pairs of query and class have no threshold."""
         return True

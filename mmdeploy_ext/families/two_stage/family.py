@@ -29,7 +29,7 @@ from mmdeploy_ext.families.parts import (
 )
 from mmdeploy_ext.families.parts.exaggerated import QUADRANT, changed_outputs, exaggerated_cells
 from mmdeploy_ext.families.parts.image_tensors import box_outputs
-from mmdeploy_ext.families.parts.regions import part_of, roi_head_of, stages_of
+from mmdeploy_ext.families.parts.regions import last_level_side, part_of, roi_head_of, stages_of
 from mmdeploy_ext.families.two_stage import (
     boxes,
     candidate_limits,
@@ -268,6 +268,13 @@ class TwoStageFamily(ImageFamily):
                 if stage + 1 == count or not getattr(head, 'reg_class_agnostic', True):
                     stack.enter_context(changed_outputs(head, _exaggerated_regions(head)))
             yield
+
+    def sizes_choose_levels(self, model: nn.Module) -> bool:
+        """Return whether a detector pools the regions that it finds; those that are given have all sizes."""
+        return self.makes_proposals_first(model)
+
+    def last_level_side(self, model: nn.Module) -> float:
+        return last_level_side(model.roi_head)
 
     def finds_always(self, model: nn.Module) -> bool:
         return roi_head_of(model) is None  # proposals have no threshold of their scores

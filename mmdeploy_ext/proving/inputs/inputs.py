@@ -23,6 +23,7 @@ from mmdeploy_ext.proving.inputs.pictures import (
     other_view,
     part_of,
     titled,
+    zoomed,
 )
 from mmdeploy_ext.proving.inputs.sizes import STRIDE, fits, other_sizes
 
@@ -110,6 +111,16 @@ def plain_inputs(deployment: Deployment, options: Options) -> list[ProofInput]:
         )
         for title, value in PLAIN.items()
     ]
+
+
+def zoomed_input(
+    deployment: Deployment, options: Options, picture: Picture, box_xyxy: np.ndarray
+) -> ProofInput:
+    """Return the part of a picture in a box as an input of the traced size, which the box fills."""
+    title, image_bgr = picture
+    view = zoomed(image_bgr, box_xyxy, (options.height, options.width))
+    chosen = [(titled(title, 'zoomed'), view)] * options.batch
+    return _Inputs(deployment, options, []).fixed('zoomed, an object fills it', chosen)
 
 
 def with_plain_picture(deployment: Deployment, case: ProofInput, plain: ProofInput) -> ProofInput:

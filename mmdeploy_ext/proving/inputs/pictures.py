@@ -46,6 +46,14 @@ def bright(image_bgr: np.ndarray) -> np.ndarray:
     return (255 - (255.0 - image_bgr) * BRIGHT).astype(np.uint8)
 
 
+def zoomed(image_bgr: np.ndarray, box_xyxy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the part of a picture in a box, stretched to a size (h, w): one object fills it."""
+    height, width = image_bgr.shape[:2]
+    left, top = np.clip(np.floor(box_xyxy[:2]), 0, (width - 1, height - 1)).astype(int)
+    right, bottom = np.clip(np.ceil(box_xyxy[2:]), (left + 1, top + 1), (width, height)).astype(int)
+    return cv2.resize(image_bgr[top:bottom, left:right], size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
 def more_views(image_bgr: np.ndarray) -> dict[str, np.ndarray]:
     """Return what changed -> the picture: ten that show other parts of it, or the same parts otherwise."""
     height, width = image_bgr.shape[:2]

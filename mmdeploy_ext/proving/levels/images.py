@@ -17,7 +17,12 @@ from mmdeploy_ext.proving.levels.exported import ExportedFile, ExportedProof
 from mmdeploy_ext.proving.levels.other_limits import NothingPasses, Trial, Trials
 from mmdeploy_ext.proving.levels.preprocessing import compare_pictures
 from mmdeploy_ext.proving.provenance import normalisation_notes
-from mmdeploy_ext.proving.references import Reference, empty_reference, reference_with_empty_image
+from mmdeploy_ext.proving.references import (
+    Reference,
+    empty_reference,
+    reference_with_empty_image,
+    zoomed_reference,
+)
 
 if TYPE_CHECKING:
     import contextlib
@@ -107,6 +112,7 @@ class ImageProof(ExportedProof):
         """See `Proof.inputs`: what is made of the pictures, and a plain one."""
         inputs, note = proof_inputs(self.deployment, self.asked_for, self.samples), ''
         if not self.deployment.family.results_left_out(self.files[0].options):
+            inputs = self._with_zoomed_picture(inputs)
             self.empty, note = empty_reference(self.deployment, self.asked_for)
         if self.empty:
             self.prepared.append(self.empty)
@@ -115,6 +121,16 @@ class ImageProof(ExportedProof):
         if note and not any(isinstance(one, NothingPasses) for one in trials):
             self.verdict.notes.append(note)
         return [*inputs, *trials]
+
+    def _with_zoomed_picture(self, inputs: Sequence[ProofInput]) -> list[ProofInput]:
+        """Return the inputs, with a picture that an object fills if sizes choose the levels of a pyramid."""
+        inputs, deployment = list(inputs), self.deployment
+        if deployment.family.sizes_choose_levels(deployment.model):
+            traced = Reference(deployment, inputs[0])
+            zoomed = zoomed_reference(deployment, self.asked_for, traced)
+            self.prepared += [traced, *([zoomed] if zoomed else [])]
+            inputs += [zoomed.input] if zoomed else []
+        return inputs
 
     def _with_empty_image(self, inputs: Sequence[ProofInput]) -> list[ProofInput]:
         """Return the inputs with a plain picture in a batch of three, where there is one."""

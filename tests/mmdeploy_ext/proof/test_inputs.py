@@ -5,11 +5,21 @@ import pytest
 
 import toy_rtdetr
 import toy_solo
+from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs
-from mmdeploy_ext.proving.inputs.pictures import bright, dark, filling
-from mmdeploy_ext.proving.references import Reference, empty_reference, reference_with_empty_image
-from toy_atss import PICTURE, load_toy
+from mmdeploy_ext.proving.inputs.pictures import bright, dark, filling, zoomed
+from mmdeploy_ext.proving.references import (
+    Reference,
+    empty_reference,
+    object_boxes,
+    reference_with_empty_image,
+    zoomed_reference,
+)
+from mmdeploy_ext.runtime.detections import Detections, Instances
+from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
+from planting import replaced
+from toy_atss import PICTURE, REPO, load_toy
 
 
 @pytest.fixture(scope='module')
@@ -143,6 +153,68 @@ def test_given_pictures_of_a_fixed_file_have_its_size(deployments, picture):
     (other,) = (one for one in inputs if one.name == 'other image')
     assert other.sources[0][0] == 'b' and other.images[0].tensor.shape[1:] == (256, 320)
     assert other.images[0].img_shape == (256, 192)
+
+
+EXTRACTOR = 'mmdet.models.roi_heads.roi_extractors.single_level_roi_extractor:SingleRoIExtractor'
+WITHOUT_LAST = (
+    f'{EXTRACTOR}.map_roi_levels',
+    lambda levels: lambda self, rois, count: levels(self, rois, count).clamp(max=count - 2),
+)
+
+
+def test_the_last_level_decides_of_a_zoomed_picture_and_of_no_other(picture):
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+
+    paths = 'configs/demo/mask_rcnn_toy.py', 'demo/checkpoints/mask_rcnn_toy.pth'
+    deployment = deploy.load(*(str(REPO / path) for path in paths))
+    chosen = options(deployment, dynamic=False)
+    inputs = proof_inputs(deployment, chosen, [('a', picture)])
+    references = [Reference(deployment, one) for one in inputs]
+    zoomed = zoomed_reference(deployment, chosen, references[0])
+    assert deployment.family.sizes_choose_levels(deployment.model)
+    changed = []
+    for reference in (*references, zoomed):
+        (right,) = reference.results
+        with replaced(*WITHOUT_LAST):
+            wrong = deployment.family.plain.reference_detections(  # which remembers nothing
+                deployment.model, reference.images, reference.input.rescale
+            )[0]
+        changed.append(len(right) != len(wrong) or not np.array_equal(right.masks, wrong.masks))
+    assert changed == [*(False for _ in references), True]
+
+
+def test_objects_are_the_results_that_pytorch_is_sure_of_and_no_stuff():
+    boxes, scores = np.float32([[0, 0, 10, 20], [5, 5, 10, 10]]), np.float32([0.9, 0.4])
+    found = object_boxes(Detections(boxes, scores, np.zeros(2, int)), (20, 40))
+    assert found.tolist() == [[0, 0, 0.25, 1]]
+    masks = np.zeros((2, 10, 10), bool)
+    masks[0, 2:4, 1:9], masks[1] = True, True
+    instances = Instances(masks, scores, np.zeros(2, int), boxes)
+    assert object_boxes(instances, (20, 40)).tolist() == [[0, 0, 1, 2]]
+    segments = Segments(masks, np.ones(2), np.zeros(2, int), np.array([1 + OFFSET, 3]))
+    assert object_boxes(segments, (20, 40)).tolist() == [[0.1, 0.2, 0.9, 0.4]]
+
+
+def test_a_picture_without_objects_is_not_zoomed(deployments, picture):
+    chosen = options(deployments['rtdetr'], dynamic=False)
+    (traced, *_) = proof_inputs(deployments['rtdetr'], chosen, [('a', picture)])
+    reference = Reference(deployments['rtdetr'], traced)
+    reference.results = [one[:0] for one in reference.results]
+    assert zoomed_reference(deployments['rtdetr'], chosen, reference) is None
+
+
+@pytest.mark.parametrize(
+    ('box', 'part'),
+    [
+        ((-5, -7.5, 4, 900), (slice(0, 360), slice(0, 4))),
+        ((3.2, 3.2, 3.3, 3.3), (slice(3, 4), slice(3, 4))),
+        ((478.5, 100, 480, 164), (slice(100, 164), slice(478, 480))),
+    ],
+)
+def test_a_zoomed_picture_is_a_part_that_the_picture_has(picture, box, part):
+    view, shown = zoomed(picture, np.array(box), (64, 96)), picture[part]
+    assert view.shape == (64, 96, 3)
+    assert (view.min((0, 1)) >= shown.min((0, 1))).all() and (view.max((0, 1)) <= shown.max((0, 1))).all()
 
 
 def test_dark_and_bright_are_views_of_the_traced_picture(picture):
