@@ -17,9 +17,17 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from mmdeploy_ext.compat.import_hook import after
+from mmdeploy_ext.core.errors import AbsentPackageError
 
-PACKAGES = ('IPython', 'einops', 'flash_attn', 'fvcore', 'ipdb', 'xformers')
-"""Packages that are replaced where they are absent."""
+PACKAGES = {
+    'IPython': 'ipython',
+    'einops': 'einops',
+    'flash_attn': 'flash-attn',
+    'fvcore': 'fvcore',
+    'ipdb': 'ipdb',
+    'xformers': 'xformers',
+}
+"""Packages that are replaced where they are absent -> names for pip."""
 OURS = Path(__file__).resolve().parents[1]
 
 
@@ -31,9 +39,10 @@ class AbsentModule(ModuleType):
             raise AttributeError(name)
 
         def absent(*args: Any, **kwargs: Any) -> None:
-            raise ModuleNotFoundError(
-                f'{self.__name__}.{name} is called, but {self.__name__.partition(".")[0]} is not installed: '
-                f'install it for {sys.executable}',
+            package, caller = self.__name__.partition('.')[0], sys._getframe(1)
+            raise AbsentPackageError(
+                f'{caller.f_code.co_filename}:{caller.f_lineno} calls {self.__name__}.{name}, and {package} is '
+                f'not installed: {sys.executable} -m pip install {PACKAGES[package]}',
                 name=self.__name__,
             )
 

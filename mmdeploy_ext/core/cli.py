@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.core.errors import AbsentPackageError, Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import RunFiles, check_writable, watched_run
 from mmdeploy_ext.core.outputs import outputs
 from mmdeploy_ext.core.printable import printable
@@ -127,6 +127,8 @@ def _run(
 
 def _not_installed(error: ModuleNotFoundError) -> str:
     """Return how to install a missing package; a missing module of ours is a bug, which is raised again."""
+    if isinstance(error, AbsentPackageError):
+        return one_line(error)
     name = (error.name or '').split('.')[0]
     if name in ('', 'mmdeploy_ext'):
         raise error

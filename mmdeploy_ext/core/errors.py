@@ -63,6 +63,10 @@ class ExportError(Mm2OnnxError):
     """The exporter failed or wrote something other than what was asked for."""
 
 
+class AbsentPackageError(ModuleNotFoundError):
+    """A package that the user's code calls and this Python does not have; the message says how to install it."""
+
+
 class RankError(Mm2OnnxError):
     """Another process of a distributed run failed, so this one stops too."""
 

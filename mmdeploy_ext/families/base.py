@@ -177,6 +177,10 @@ class Family(abc.ABC):
 
         load_strict(model, checkpoint, self.ignored_prefixes)
 
+    def checkpoint_weights(self, model: torch.nn.Module) -> Mapping[str, torch.Tensor]:
+        """Return the weights of a model as a checkpoint of the user's code has them."""
+        return model.state_dict()
+
     def config_sha256(self, cfg: Any) -> str:
         """Return a hash of what decides the graph: the model and the test pipeline of the config."""
         return config_sha256(cfg)

@@ -251,7 +251,8 @@ def write_seeded(config: str, out: Path, seed: int = 0, cfg_options: Mapping[str
     weights = None if LIDAR_RULES.keys() & names else backbone_weights(cfg, seed)
     if weights is None:
         family = find_family(cfg, DETECTOR) if names or 'bbox_head' not in cfg.get('model', ()) else None
-        weights = seeded_model(cfg, family, seed).state_dict()
+        model = seeded_model(cfg, family, seed)
+        weights = model.state_dict() if family is None else family.checkpoint_weights(model)
     save_checkpoint(out, weights, dict(seed=seed))
 
 

@@ -65,8 +65,12 @@ class Kernel:
             *space, inputs, outputs = range(ndim + 2)
         else:
             *space, outputs, inputs = range(ndim + 2)
-        order = [outputs, *space, inputs] if self.layout == 'spconv2' else [*space, inputs, outputs]
-        return weight.permute(*order).contiguous()
+        orders = {
+            'spconv1': [*space, inputs, outputs],
+            'spconv2': [outputs, *space, inputs],
+            'spconv2-rskc': [*space, outputs, inputs],
+        }
+        return weight.permute(*orders[self.layout]).contiguous()
 
 
 def find_kernels(module: torch.nn.Module) -> dict[str, Kernel]:

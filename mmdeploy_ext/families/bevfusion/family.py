@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mmdet3d.models import build_model
-from torch import nn
+from torch import Tensor, nn
 
 from mmdeploy_ext.consumers.autoware.bevfusion import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.consumers.autoware.bevfusion import AutowareBEVFusion
@@ -18,7 +18,15 @@ from mmdeploy_ext.core.model_classes import ModelClass
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.bevfusion import autoware, cuda_graphs
 from mmdeploy_ext.families.bevfusion.followed_code import differing_code
-from mmdeploy_ext.families.bevfusion.fork import Fork, ForkReference, RepositoryMoments, adapt, with_truth
+from mmdeploy_ext.families.bevfusion.fork import (
+    SPARSE_ENCODER,
+    Fork,
+    ForkReference,
+    RepositoryMoments,
+    adapt,
+    weights_of_repository,
+    with_truth,
+)
 from mmdeploy_ext.families.bevfusion.graphs import graphs, postprocess_facts
 from mmdeploy_ext.families.bevfusion.head_limits import heads_with_other_limits
 from mmdeploy_ext.families.bevfusion.options import AUTOWARE, CUDA, PORTABLE
@@ -224,9 +232,12 @@ class BEVFusionFamily(SequenceFamily):
         if model.fork:
             model.fork.checkpoint = str(Path(checkpoint.path).resolve())
         if 'lidar' in model.sensors:
-            load_whole(model, checkpoint, 'encoders.lidar.backbone')
+            load_whole(model, checkpoint, SPARSE_ENCODER)
         else:
             super().load_weights(model, checkpoint)
+
+    def checkpoint_weights(self, model: nn.Module) -> Mapping[str, Tensor]:
+        return weights_of_repository(model) if model.fork else super().checkpoint_weights(model)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.heads['object'].num_classes)

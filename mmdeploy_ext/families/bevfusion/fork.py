@@ -38,10 +38,13 @@ from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.proving.near_ties import DRAWS, ROUNDING
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
+from mmdeploy_ext.weights.sparse_layouts import decide_layouts, find_kernels
 
 PROGRAM = 'mmdeploy_ext.families.bevfusion.fork_process'
 MARK = Path('mmdet3d', 'models', 'fusion_models')
 """Folder that tells a repository of this kind from others with an `mmdet3d`."""
+SPARSE_ENCODER = 'encoders.lidar.backbone'
+"""Path of the sparse encoder in a model, here and in these repositories."""
 ENCODERS = {'SparseEncoder': 'BEVFusionSparseEncoder'}
 """Type of a sparse encoder in these repositories -> the same one here."""
 META_KEYS = *MATRICES, 'filename', 'sample_idx', 'box_mode_3d', 'box_type_3d'
@@ -253,6 +256,25 @@ def _end(process: subprocess.Popen, folder: tempfile.TemporaryDirectory) -> None
         stream.close()
     process.wait()
     folder.cleanup()
+
+
+def weights_of_repository(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights of a model for the classes of its repository, which may be on another spconv.
+
+    Raises:
+        CheckpointError: a kernel of the repository has a shape of no layout.
+    """
+    weights = model.state_dict()
+    shapes = model.fork.process.call('weight_shapes', {})
+    encoder = model.encoders['lidar'].encoder if 'lidar' in model.sensors else torch.nn.Module()
+    kernels = {f'{SPARSE_ENCODER}.{key}': kernel for key, kernel in find_kernels(encoder).items()}
+    repository_shapes = {key: tuple(map(int, shapes[key])) for key in kernels if key in shapes}
+    layouts = decide_layouts(model.fork.root, repository_shapes, kernels, 'auto')
+    for key, layout in layouts.items():
+        weights[key] = dataclasses.replace(kernels[key], layout=layout).convert(
+            weights[key], kernels[key].layout
+        )
+    return weights
 
 
 class RepositoryMoments(torch.utils.data.Dataset):

@@ -138,6 +138,10 @@ class ForkModel:
         file = getattr(module, '__file__', None)
         return bool(file) and Path(file).suffix == '.py' and Path(file).resolve().is_relative_to(self.root)
 
+    def weight_shapes(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the shape of each tensor that a checkpoint of the model has."""
+        return {key: np.array(tensor.shape, np.int64) for key, tensor in self.model.state_dict().items()}
+
     def step(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return boxes as the model has them, scores and labels of one frame, and what `_watch` keeps."""
         from mmdet3d.core import LiDARInstance3DBoxes

@@ -12,6 +12,7 @@ import pytest
 from mmdeploy_ext.cli import options
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import (
+    AbsentPackageError,
     CheckpointError,
     ConfigError,
     ExportError,
@@ -87,6 +88,8 @@ def test_a_package_that_is_not_installed_is_one_line_that_names_the_environment(
     with pytest.raises(ModuleNotFoundError):
         error = ModuleNotFoundError("No module named 'mmdeploy_ext.x'", name='mmdeploy_ext.x')
         cli.run(raising(error), parser(), [])
+    assert cli.run(raising(AbsentPackageError('a.py:3 calls einops.x', name='einops')), parser(), []) == 2
+    assert capsys.readouterr().err == 'error: a.py:3 calls einops.x\n'
 
 
 def test_the_words_of_an_argument_say_how_many_values_it_has():

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
 import toy_bevfusion
 import toy_bevfusion_fork
@@ -64,6 +66,23 @@ def test_a_verdict_names_the_classes_of_the_repository_and_that_inputs_decide(ve
     assert {method.file for method in verdict.differing_methods} >= {
         'mmdet3d/models/fusion_models/bevfusion.py'
     }
+
+
+def test_weights_are_written_in_the_layout_of_the_repositorys_spconv(toy, monkeypatch):
+    model = toy[0].model
+    weights, process = model.state_dict(), model.fork.process
+    shapes = process.call('weight_shapes', {})
+    assert {key: tuple(shape) for key, shape in shapes.items()} == {
+        key: tuple(tensor.shape) for key, tensor in weights.items()
+    }
+    older = {key: np.roll(shape, -1) if len(shape) == 5 else shape for key, shape in shapes.items()}
+    monkeypatch.setattr(process, 'call', lambda method, arrays: older)
+    written = toy[0].family.checkpoint_weights(model)
+    kernels = [key for key, shape in shapes.items() if len(shape) == 5]
+    assert kernels and written.keys() == weights.keys()
+    for key, tensor in weights.items():
+        expected = tensor.permute(1, 2, 3, 4, 0) if key in kernels else tensor
+        assert torch.equal(written[key], expected), key
 
 
 @pytest.mark.parametrize(
