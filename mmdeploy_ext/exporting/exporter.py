@@ -16,6 +16,7 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.dynamo import decomposed_where_needed, translations_read_once
+from mmdeploy_ext.exporting.ops.empty_writes import without_empty_writes
 from mmdeploy_ext.exporting.ops.operator import translations
 from mmdeploy_ext.graph.io.operators import opsets_of
 from mmdeploy_ext.graph.passes.interface import check_axes, name_ends
@@ -194,19 +195,22 @@ def _export_torchscript(
     stage: Stage, args: tuple[torch.Tensor, ...], dynamic: Mapping[str, Mapping[int, str]], opset: int
 ) -> onnx.ModelProto:
     stream = io.BytesIO()
-    torch.onnx.export(
-        stage.module,
-        args,
-        stream,
-        dynamo=False,
-        opset_version=opset,
-        input_names=list(stage.inputs),
-        output_names=list(stage.outputs),
-        dynamic_axes=dynamic,
-        do_constant_folding=True,
-        # inlining the traced body of an autograd.Function breaks mmcv's DCN v2 (IndexError in torch 2.13)
-        autograd_inlining=False,
-    )
+    # an index that is empty at the traced size may have elements at another one
+    has_dynamic_sizes = any(axis > 0 for name in stage.inputs for axis in dynamic.get(name, {}))
+    with contextlib.nullcontext() if has_dynamic_sizes else without_empty_writes():
+        torch.onnx.export(
+            stage.module,
+            args,
+            stream,
+            dynamo=False,
+            opset_version=opset,
+            input_names=list(stage.inputs),
+            output_names=list(stage.outputs),
+            dynamic_axes=dynamic,
+            do_constant_folding=True,
+            # inlining the traced body of an autograd.Function breaks mmcv's DCN v2 (IndexError in torch 2.13)
+            autograd_inlining=False,
+        )
     return onnx.load_from_string(stream.getvalue())
 
 

@@ -1,0 +1,39 @@
+"""A map that is one window wide exports: writes into no element leave nothing in a trace."""
+
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from mmdeploy_ext.exporting.export import export_module
+
+WINDOW = 4
+
+
+class Windows(nn.Module):
+    """Numbers the columns of windows as Swin's mask does, and adds them."""
+
+    def forward(self, x):
+        """Return a map (1, 1, H, W) with its mask."""
+        mask = torch.zeros((1, 1, x.shape[2], x.shape[3]))
+        for number, columns in enumerate((slice(0, -WINDOW), slice(-WINDOW, -2), slice(-2, None))):
+            mask[:, :, :, columns] = number + 1
+        return x + mask
+
+
+@pytest.mark.parametrize('width', [WINDOW, WINDOW + 3])
+def test_a_write_into_no_element_is_exported_as_nothing(width):
+    x = torch.rand(1, 1, 5, width)
+    model = export_module(Windows(), (x,))
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (output,) = session.run(None, {'input_0': x.numpy()})
+    assert torch.equal(torch.from_numpy(output), Windows()(x))
+    assert '__setitem__' not in vars(torch.Tensor)
+
+
+def test_with_a_dynamic_width_the_write_stays():
+    model = export_module(Windows(), (torch.rand(1, 1, 5, WINDOW),), dynamic={'input_0': {3: 'W'}})
+    x = torch.rand(1, 1, 5, WINDOW + 3)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (output,) = session.run(None, {'input_0': x.numpy()})
+    assert torch.equal(torch.from_numpy(output), Windows()(x))
