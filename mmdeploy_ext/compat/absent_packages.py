@@ -41,8 +41,8 @@ class AbsentModule(ModuleType):
         def absent(*args: Any, **kwargs: Any) -> None:
             package, caller = self.__name__.partition('.')[0], sys._getframe(1)
             raise AbsentPackageError(
-                f'{caller.f_code.co_filename}:{caller.f_lineno} calls {self.__name__}.{name}, and {package} is '
-                f'not installed: {sys.executable} -m pip install {PACKAGES[package]}',
+                f'{caller.f_code.co_filename}:{caller.f_lineno} calls {self.__name__}.{name}, and {package} '
+                f'is not installed: {sys.executable} -m pip install {PACKAGES[package]}',
                 name=self.__name__,
             )
 

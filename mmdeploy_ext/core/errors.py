@@ -64,7 +64,7 @@ class ExportError(Mm2OnnxError):
 
 
 class AbsentPackageError(ModuleNotFoundError):
-    """A package that the user's code calls and this Python does not have; the message says how to install it."""
+    """A package that the user's code calls is not installed; the message has the pip command."""
 
 
 class RankError(Mm2OnnxError):
