@@ -150,7 +150,7 @@ def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
         verdict = checkpoint.with_suffix('.json')
         words = [*tool, 'export', config, str(checkpoint), '--output-file', str(output)]
         proof = [] if first else ['--verify', '--json', str(verdict)]
-        _, text, seconds = run([*words, *proof, *overrides], folder, path, log)
+        _, text, seconds = run([*words, *row.get('options', ()), *proof, *overrides], folder, path, log)
         figures['seconds'] = round(seconds)
         if first and sha256_of(output) == before:  # what was proven of these bytes holds
             figures.update({name: first[name] for name in PROVEN})
