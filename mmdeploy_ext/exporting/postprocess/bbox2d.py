@@ -18,7 +18,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     clip_to,
     gather_rows,
 )
-from mmdeploy_ext.families.parts.runtime.box_votes import VOTE_SPREAD, VOTES_ABOVE
+from mmdeploy_ext.families.parts.runtime.box_coders import VOTE_SPREAD, VOTES_ABOVE
 
 Candidates = tuple[Tensor | None, ...]
 

@@ -25,8 +25,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     number,
     positive,
 )
-from mmdeploy_ext.families.parts.dense_heads import peak_window
-from mmdeploy_ext.families.parts.priors import rows_of
+from mmdeploy_ext.families.parts.dense_heads import peak_window, rows_of
 from mmdeploy_ext.families.parts.runtime.box_coders import peaks_of
 
 FULL_NAMES = ('dets', 'labels')

@@ -22,7 +22,7 @@ from mmdeploy_ext.exporting.postprocess.sizes import hw, length
 from mmdeploy_ext.families.dense import heads
 from mmdeploy_ext.families.dense.heads import facts_of, generator_of, kind_of, thresholds
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.priors import rows_of, same_priors
+from mmdeploy_ext.families.parts.dense_heads import rows_of, same_priors
 from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, factors_of, peaks_of, scores_of
 
 FULL_NAMES = ('dets', 'labels', 'candidates')

@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, factors_of, peaks_of, scores_of
-from mmdeploy_ext.families.parts.runtime.box_votes import VOTE_SPREAD, VOTES_ABOVE
+from mmdeploy_ext.families.parts.runtime.box_coders import (
+    VOTE_SPREAD,
+    VOTES_ABOVE,
+    boxes_of,
+    factors_of,
+    peaks_of,
+    scores_of,
+)
 from mmdeploy_ext.runtime.detections import Detections, Rows, check_cap, nms, results_from_padded
 
 if TYPE_CHECKING:

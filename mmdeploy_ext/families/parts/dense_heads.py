@@ -6,6 +6,7 @@ Source: `models/dense_heads`, the file of each head, and `core/bbox/coder`.
 Glossary: B batch, A priors of a level, C classes, h, w size of a level's maps.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.contract.dense_head import Head, factor_head
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import positive
+from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.models.rtmdet.head import RTMDetSepBNHead
 
 heads, coders = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.core.bbox.coder')
@@ -33,6 +35,20 @@ CENTERNET_STRIDE = 4
 """Stride of CenterNet's maps behind its own neck, pixels."""
 FAR_PX = 1e6
 """Offset far from every border, for functions of upstream that always clip; in float64 nothing is lost."""
+
+
+def rows_of(tensor: torch.Tensor, columns: int) -> torch.Tensor:
+    """Return a map (B, a*columns, h, w) as rows (B, h*w*a, columns), in the order of its priors."""
+    return tensor.permute(0, 2, 3, 1).reshape(tensor.shape[0], -1, columns)
+
+
+def same_priors(generator: Any) -> Any:
+    """Return a generator of priors whose numbers are the same bytes on every machine."""
+    priors = copy.copy(generator)
+    if hasattr(priors, 'base_anchors'):
+        with SameBytes():  # roots of the ratios
+            priors.base_anchors = priors.gen_base_anchors()
+    return priors
 
 
 def _flatten_outputs(outputs: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:

@@ -15,11 +15,10 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.dense_heads import clips
+from mmdeploy_ext.families.parts.dense_heads import clips, same_priors
 from mmdeploy_ext.families.parts.image_tensors import box_outputs, clip_size, image_input, optional_inputs
 from mmdeploy_ext.families.parts.mask_heads import judge_of, threshold
 from mmdeploy_ext.families.parts.pasting import mask_output, size_inputs, with_pasting
-from mmdeploy_ext.families.parts.priors import same_priors
 from mmdeploy_ext.families.parts.regions import (
     feature_names,
     grid_of,

@@ -26,8 +26,15 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     positive,
 )
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.dense_heads import KINDS, border_inset, chosen_coder, clips, plain_head
-from mmdeploy_ext.families.parts.priors import rows_of, same_priors
+from mmdeploy_ext.families.parts.dense_heads import (
+    KINDS,
+    border_inset,
+    chosen_coder,
+    clips,
+    plain_head,
+    rows_of,
+    same_priors,
+)
 from mmdeploy_ext.families.parts.runtime.box_coders import CODERS, boxes_of, scores_of
 
 HEADS = (heads.GARPNHead, heads.CascadeRPNHead, heads.RPNHead)

@@ -24,9 +24,15 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     number,
     positive,
 )
-from mmdeploy_ext.families.parts.dense_heads import border_inset, chosen_coder, clips, plain_head
+from mmdeploy_ext.families.parts.dense_heads import (
+    border_inset,
+    chosen_coder,
+    clips,
+    plain_head,
+    rows_of,
+    same_priors,
+)
 from mmdeploy_ext.families.parts.image_tensors import clip_size
-from mmdeploy_ext.families.parts.priors import rows_of, same_priors
 from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, scores_of
 
 HEAD_OUTPUTS = ('cls', 'reg', 'coeff')

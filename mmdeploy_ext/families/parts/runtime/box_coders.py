@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 Rows = 'Mapping[str, Any]'
+VOTES_ABOVE, VOTE_SPREAD = 0.01, 0.025
+"""IoU above which a candidate votes about a box, and spread of the weights of votes, in PAA's score voting
+(mmdet 2.28.2 `paa_head.py`)."""
 
 
 def constant(values: Any, like: Any) -> Any:

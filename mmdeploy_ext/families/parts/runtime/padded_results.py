@@ -1,18 +1,36 @@
-"""Detections of a `full` graph, which does all but taking the padding away."""
+"""Results of graphs that do the whole post-processing, and refusals of files whose results may lack some."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.runtime.detections import results_from_padded
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.runtime.detections import check_all_seen, check_cap, results_from_padded
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.runtime.detections import Arrays, Detections
+    from mmdeploy_ext.runtime.detections import Arrays, Detections, Scored
 
 RUNNERS = {'full': 'with_postprocess'}
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
-    """Return the detections per image of the outputs of a `full` graph."""
+    """Return the detections per image of the outputs of a `full` graph, without their padding."""
     return results_from_padded(outputs)
+
+
+def check_form(metadata: Metadata) -> None:
+    """Refuse (ModelFileError) the first of two graphs, whose outputs are no detections."""
+    if metadata.form == 'proposals':
+        raise ModelFileError(
+            'this file of form proposals gives no detections: feed its outputs, by their names, to the file '
+            'of form regions of the same model'
+        )
+
+
+def check_caps(metadata: Metadata, outputs: Arrays, results: Sequence[Scored]) -> None:
+    """Refuse (ModelFileError) results of a file with constant shapes that may lack some, naming the limit."""
+    check_all_seen(metadata, outputs, 'max_proposals', 'proposal_candidates')
+    check_cap(metadata, outputs, results)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.families.parts.runtime.result_checks import check_caps, check_form
+from mmdeploy_ext.families.parts.runtime.padded_results import check_caps, check_form
 from mmdeploy_ext.runtime.detections import Instances
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.families.parts.runtime.result_checks import check_caps, check_form
+from mmdeploy_ext.families.parts.runtime.padded_results import check_caps, check_form
 from mmdeploy_ext.runtime.detections import results_from_padded
 
 if TYPE_CHECKING:
