@@ -30,7 +30,7 @@ from mmdeploy_ext.synthetic.seeded_layers import (
 )
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.families.parts.parts import Parts
+    from mmdeploy_ext.families.parts.lidar_parts import Parts
 
 SWEEPS = 3
 """Number of generated sweeps for statistics."""
@@ -77,7 +77,7 @@ FUSION_TARGETS = {
 
 def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0) -> nn.Module:
     """Fill a LiDAR detector of mmdet3d in place; its sparse encoder has weights by name."""
-    from mmdeploy_ext.families.parts.parts import parts_of
+    from mmdeploy_ext.families.parts.lidar_parts import parts_of
 
     parts = parts_of(model.eval())
     with torch.no_grad(), single_thread():

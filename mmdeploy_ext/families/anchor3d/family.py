@@ -17,7 +17,7 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.parts import lidar_family
 from mmdeploy_ext.families.parts.lidar_family import DYNAMIC_DETECTOR, LidarFamily, check_points_side
-from mmdeploy_ext.families.parts.parts import parts_of, prefix_of
+from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.runtime.frames import Stepper
 

@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.anchor3d.runtime import AnchorRule
 from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, head_graph, head_spec, points_graph
-from mmdeploy_ext.families.parts.parts import parts_of
+from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.pillars import points_facts
 
 PER_CLASS = 'AlignedAnchor3DRangeGeneratorPerCls'

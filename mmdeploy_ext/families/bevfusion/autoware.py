@@ -32,7 +32,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.parts.parts import OfModel
+from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.sparse_graph import backbone_graph
 from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, VERSION, ImplicitGemm
 from mmdeploy_ext.sparse.ir import SparseGraph

@@ -18,7 +18,7 @@ from mmdeploy_ext.consumers.cuda_bevfusion.cuda import CELLS, DEPTH, OTHER_ORDER
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.parts.parts import OfModel
+from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.sparse_graph import backbone_graph, model_spec
 from mmdeploy_ext.sparse import libspconv
 from mmdeploy_ext.sparse.order import reorder

@@ -47,11 +47,10 @@ from mmdeploy_ext.families.bevfusion.synthetic import (
     values_of_boxes,
 )
 from mmdeploy_ext.families.building import build_without_weights
-from mmdeploy_ext.families.parts.generated import crowded
 from mmdeploy_ext.families.parts.info_files import generated_dataset
+from mmdeploy_ext.families.parts.proof_samples import changed_rigs, crowded, plain_moment
 from mmdeploy_ext.families.parts.samples import arrays
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
-from mmdeploy_ext.families.parts.special_frames import changed_rigs, plain_moment
 from mmdeploy_ext.families.replaced import DifferingMethod, Followed, Replaced, replaced_of_class
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.bevfusion.center_head import BEVFusionCenterHead

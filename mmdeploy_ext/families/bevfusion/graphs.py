@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.parts.parts import OfModel
+from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.sparse_graph import portable_graph
 from mmdeploy_ext.models.bevfusion.rig import Rig
 

@@ -29,7 +29,7 @@ from mmdeploy_ext.families.bevfusion.graphs import boxes_of_map, postprocess_fac
 from mmdeploy_ext.families.bevfusion.options import AUTOWARE, CUDA
 from mmdeploy_ext.families.bevfusion.reference import Reference, detections
 from mmdeploy_ext.families.bevfusion.runtime import model as runtime
-from mmdeploy_ext.families.parts.parts import watching
+from mmdeploy_ext.families.parts.lidar_parts import watching
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.proving.levels.run_twice import attempt
 from mmdeploy_ext.runtime.detections3d import Detections3D

@@ -17,7 +17,7 @@ from mmdeploy_ext.families.bevfusion.runtime.frames import (
     check_calibration,
     check_images,
 )
-from mmdeploy_ext.families.parts.parts import Watch, watching
+from mmdeploy_ext.families.parts.lidar_parts import Watch, watching
 from mmdeploy_ext.families.parts.sparse_graph import backbone_graph, half_encoder
 from mmdeploy_ext.models.bevfusion.rig import Rig, read_rig
 from mmdeploy_ext.runtime.detections3d import Detections3D

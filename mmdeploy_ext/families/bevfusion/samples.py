@@ -11,7 +11,7 @@ from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
 from mmdeploy_ext.families.bevfusion.runtime.moments import moment, points_of
-from mmdeploy_ext.families.parts import generated as sweeps
+from mmdeploy_ext.families.parts import proof_samples
 from mmdeploy_ext.families.parts.samples import check_dumped, only, result
 from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
@@ -117,11 +117,13 @@ def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
     them, is another one, before or after it in the sweep.
     """
     if rule.views is None:
-        for number, sweep in enumerate(sweeps.generated(rule.voxels, count)):
+        for number, sweep in enumerate(proof_samples.generated(rule.voxels, count)):
             yield FusedFrame(sweep.points, f'generated frame {number}')
         return
     points = (
-        sweeps.generated(rule.voxels, count) if rule.voxels is not None else itertools.repeat(None, count)
+        proof_samples.generated(rule.voxels, count)
+        if rule.voxels is not None
+        else itertools.repeat(None, count)
     )
     pairs = zip(points, synthetic_drive(count, rule.views), strict=True)
     for index, (sweep, seen) in enumerate(pairs):

@@ -31,7 +31,7 @@ from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, head_spec
-from mmdeploy_ext.families.parts.parts import parts_of, prefix_of
+from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of
 from mmdeploy_ext.families.parts.pillars import SCATTER
 
 MEANINGS = dict(

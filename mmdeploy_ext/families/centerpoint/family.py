@@ -23,9 +23,9 @@ from mmdeploy_ext.families.centerpoint.reference import CenterPointReference, No
 from mmdeploy_ext.families.centerpoint.runtime import NMS_TYPES, CenterPointOnnx
 from mmdeploy_ext.families.centerpoint.synthetic import synthetic_outputs
 from mmdeploy_ext.families.parts import lidar_family
-from mmdeploy_ext.families.parts.generated import crowded, in_order_of_columns
 from mmdeploy_ext.families.parts.lidar_family import LidarFamily, check_points_side
 from mmdeploy_ext.families.parts.options import AUTOWARE
+from mmdeploy_ext.families.parts.proof_samples import crowded, in_order_of_columns
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.runtime.frames import Stepper, Sweep

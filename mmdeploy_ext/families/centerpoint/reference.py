@@ -12,8 +12,8 @@ from mmdet3d.core.bbox.coders.centerpoint_bbox_coders import CenterPointBBoxCode
 from mmdeploy_ext.consumers.autoware.boxes import OUTPUTS
 from mmdeploy_ext.consumers.autoware.centerpoint import PILLARS, SPATIAL
 from mmdeploy_ext.families.centerpoint.graphs import box_rule, flat_outputs
+from mmdeploy_ext.families.parts.lidar_parts import watching
 from mmdeploy_ext.families.parts.lidar_reference import LidarReference
-from mmdeploy_ext.families.parts.parts import watching
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
 

@@ -1,4 +1,4 @@
-"""What families of LiDAR detectors share: what they refuse, how they are built, and their sweeps."""
+"""The base of families of LiDAR detectors: which configs they refuse, how models are built, and sweeps."""
 
 import abc
 import contextlib
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from mmdet3d.models import build_model, detectors, middle_encoders, voxel_encoders
 from mmdet3d.models.builder import DETECTORS, HEADS
 from torch import nn
@@ -18,25 +19,29 @@ from mmdeploy_ext.core.config import replaced_entry, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.families.building import build_without_weights, names_of_class
-from mmdeploy_ext.families.parts.generated import crowded, generated
 from mmdeploy_ext.families.parts.info_files import generated_dataset
-from mmdeploy_ext.families.parts.parts import parts_of, prefix_of
+from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of
 from mmdeploy_ext.families.parts.pillars import DYNAMIC_ENCODER, ENCODERS, SCATTER, has_pillars
-from mmdeploy_ext.families.parts.samples import arrays
+from mmdeploy_ext.families.parts.proof_samples import crowded, generated, plain_sweep
+from mmdeploy_ext.families.parts.samples import arrays, check_dumped, check_given, only
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
-from mmdeploy_ext.families.parts.special_frames import plain_sweep
-from mmdeploy_ext.families.parts.sweep_samples import dumped, moments, sweep
 from mmdeploy_ext.families.parts.voxel_grid import grid_size, rule_of_layer
 from mmdeploy_ext.families.replaced import Replaced, replaced_of_class
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.proving.levels.limits import limit_between
+from mmdeploy_ext.quantize.sweeps import Sweeps, point_rule
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Stepper, Sweep
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 DETECTOR_METHODS = (
-    *('forward', 'forward_test', 'simple_test', 'simple_test_pts', 'extract_feat', 'extract_pts_feat'),
+    'forward',
+    'forward_test',
+    'simple_test',
+    'simple_test_pts',
+    'extract_feat',
+    'extract_pts_feat',
     'voxelize',
 )
 FOLLOWED = (
@@ -46,13 +51,14 @@ FOLLOWED = (
     *((getattr(voxel_encoders, name), ('forward',)) for name in ('HardSimpleVFE', 'DynamicSimpleVFE')),
     (middle_encoders.PointPillarsScatter, ('forward', 'forward_single', 'forward_batch')),
 )
-"""Methods of detectors of points that their graphs and runtimes compute by themselves."""
+"""Classes of mmdet3d, and the methods that graphs and runtimes compute, as `Family.followed` has them."""
 COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2, 4])
-"""Step that loads points -> columns that it keeps where a config does not say."""
+"""Step that loads points -> columns that it keeps if the config names none."""
 DYNAMIC_DETECTOR = 'DynamicVoxelNet'
 """The detector whose voxels hold all their points."""
-FEW, MANY = 19, 700
-"""Boxes that lowered limits of candidates let through, fewer than other limits do, and raised limits."""
+FEW_CANDIDATES, MANY_CANDIDATES = 19, 700
+"""Boxes that lowered limits of candidates let through, fewer than other limits do, and that raised limits let
+through at least."""
 
 
 class LidarFamily(SequenceFamily):
@@ -65,13 +71,11 @@ class LidarFamily(SequenceFamily):
     }
     files = ('backbone', 'head')
     samples = 'sweeps'
-    frame, moments = staticmethod(sweep), staticmethod(moments)
-    dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped)
+    dump_tensors = staticmethod(arrays)
     generated_sweeps = staticmethod(generated)
     compared = ()  # the outputs of both files, see `SequenceFamily.compared`
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield the methods of the detector, its encoders, its head and the head's box coder."""
         parts = parts_of(model)
         for part in (model, parts.voxel_encoder, parts.middle_encoder, parts.head):
             yield from replaced_of_class(part, self.followed)
@@ -80,10 +84,9 @@ class LidarFamily(SequenceFamily):
 
     @abc.abstractmethod
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
-        """Refuse detectors whose parts are not exported."""
+        """Refuse (ConfigError) detectors whose parts are not exported, by the key of the file's `model`."""
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: VoxelRule) -> dict[str, Any]:
-        """Write moments of a LiDAR alone."""
         return generated_dataset(folder, cfg, 'NuScenesDataset', voxels=rule)
 
     def check(self, cfg: Any, options: Options) -> None:
@@ -95,21 +98,18 @@ class LidarFamily(SequenceFamily):
         check_form(cfg.filename, options, encoder.type != SCATTER)
 
     def voxel_layer(self, model: nn.Module) -> tuple[nn.Module, str, int]:
-        """Return the layer of the detector; mmdet3d's encoders take z, y, x."""
+        """Return the detector's layer; mmdet3d's encoders take z, y, x."""
         return parts_of(model).voxel_layer, 'zyx', self.reference(model).width
 
     def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
-        """Yield sweeps that reach a rule's limits."""
         return crowded(rule)
 
     def plain_sample(self, rule: VoxelRule, sample: Sweep) -> Sweep:
-        """Return a sweep of one point."""
         return plain_sweep(sample, rule.point_cloud_range)
 
     @contextlib.contextmanager
     def with_limit(self, model: nn.Module, runner: Stepper, found: Detections3D) -> Iterator[int]:
-        """See `SequenceFamily.with_limit`; nodes have settings of their own."""
-        rule = getattr(runner, 'box_rule', None)
+        rule = getattr(runner, 'box_rule', None)  # nodes of Autoware have none
         limit = limit_between(found, rule.groups(found.labels)) if rule is not None else 0
         with _with_limits(model, runner, {rule.limit: limit} if limit else {}):
             yield limit
@@ -117,23 +117,23 @@ class LidarFamily(SequenceFamily):
     def other_limits(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterator[tuple[str, contextlib.AbstractContextManager[None]]]:
-        """Yield fewer candidates, more results, and more of both; nodes have settings of their own."""
+        """Yield fewer candidates, more results, and more of both."""
         rule = getattr(runner, 'box_rule', None)
         if rule is None:
             return
         cells = min(math.prod(tensor.axes[2:]) for tensor in spec.outputs)  # mmdet3d chooses in each class
-        candidates = {name: getattr(rule, name) for name in rule.candidates}
-        limited = {name: count for name, count in candidates.items() if count and count > 0}
-        for name, count in limited.items():
-            fewer = min(FEW, count)
-            yield f'{name} {fewer}', _with_limits(model, runner, {name: fewer})
-        results = getattr(rule, rule.limit)
-        more = {} if results is None else {rule.limit: raised(results)}
-        yield f'{rule.limit} raised', _with_limits(model, runner, more)
-        more |= {name: raised(count) for name, count in limited.items()}
-        if 'max_num' in limited:
-            more['max_num'] = min(more['max_num'], cells)
-        yield 'all limits raised', _with_limits(model, runner, more)
+        limits = {name: getattr(rule, name) for name in rule.candidates}
+        limits = {name: limit for name, limit in limits.items() if limit and limit > 0}
+        for name, limit in limits.items():
+            lowered = min(FEW_CANDIDATES, limit)
+            yield f'{name} {lowered}', _with_limits(model, runner, {name: lowered})
+        result_limit = getattr(rule, rule.limit)
+        raised = {} if result_limit is None else {rule.limit: _raised(result_limit)}
+        yield f'{rule.limit} raised', _with_limits(model, runner, raised)
+        raised |= {name: _raised(limit) for name, limit in limits.items()}
+        if 'max_num' in limits:
+            raised['max_num'] = min(raised['max_num'], cells)
+        yield 'all limits raised', _with_limits(model, runner, raised)
 
     def build(self, cfg: Any) -> nn.Module:
         self.check_parts(cfg.filename, cfg.model)
@@ -143,19 +143,43 @@ class LidarFamily(SequenceFamily):
         return model
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
-        """See `Family.load_weights`; kernels of either spconv layout."""
+        """Load a checkpoint, with kernels of sparse convolutions in either spconv layout."""
         if has_pillars(model):
             super().load_weights(model, checkpoint)
         else:
             load_whole(model, checkpoint, f'{parts_of(model).prefix}middle_encoder')
 
     def preprocess_rule(self, cfg: Any) -> VoxelRule:
-        """See `Family.preprocess_rule`: how points become voxels."""
+        """Return how points become voxels."""
         self.check_parts(cfg.filename, cfg.model)
         prefix = prefix_of(cfg.model)
         if cfg.model[f'{prefix}middle_encoder'].type != SCATTER:
             return find_family(cfg, BACKBONE).preprocess_rule(cfg)
         return rule_of_layer(cfg.model[f'{prefix}voxel_layer'], points_width(cfg.model)[1], 'zyx')
+
+    def frame(self, data: Mapping[str, Any]) -> Sweep:
+        check_given(data, ('points', 'img_metas'))
+        points, meta = only(data['points'], 'points'), only(data['img_metas'], 'img_metas')
+        return Sweep(
+            points=np.ascontiguousarray(points.cpu().numpy(), np.float32),
+            name=str(meta.get('sample_idx', '')),
+            points_file=str(meta.get('pts_filename', '')),
+        )
+
+    def moments(
+        self, cfg: Any, rule: VoxelRule, infos: Path, root: str | Path | None = None
+    ) -> Iterator[Sweep]:
+        """Yield the sweeps of infos by the config's columns and sweeps of the past.
+
+        A file takes points, and has no record of how they were read: calibration reads infos this way, too.
+        """
+        sweeps = Sweeps(infos, lambda points: (points, points), point_rule(cfg, rule.in_channels), root)
+        for info in sweeps.items:
+            yield Sweep(sweeps.points(info), str(info.get('token', '')), points_file=sweeps.name(info))
+
+    def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Sweep:
+        check_dumped(tensors, ['points'])
+        return Sweep(np.ascontiguousarray(tensors['points']), str(manifest.get('frame', '')))
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         parts = parts_of(model)
@@ -167,13 +191,13 @@ class LidarFamily(SequenceFamily):
 
 
 def is_dynamic(model: Mapping[str, Any]) -> bool:
-    """Return whether the detector of a config's model is one whose voxels hold all their points."""
+    """Return whether the voxels of a config's model hold all their points."""
     return DYNAMIC_DETECTOR in names_of_class(DETECTORS, model.get('type'))
 
 
 @contextlib.contextmanager
 def _with_limits(model: nn.Module, runner: Stepper, limits: Mapping[str, int]) -> Iterator[None]:
-    """Give the head of a model and its files other limits for a while, by name."""
+    """Let the head of a model and its files have other limits, by name, inside the block."""
     head, rule = parts_of(model).head, getattr(runner, 'box_rule', None)
     with contextlib.ExitStack() as stack:
         for name, limit in limits.items():
@@ -185,15 +209,15 @@ def _with_limits(model: nn.Module, runner: Stepper, limits: Mapping[str, int]) -
         yield
 
 
-def raised(limit: int) -> int:
-    """Return a limit that lets more through, and no number that takes long to suppress."""
-    return max(MANY, limit + max(limit // 10, 1))
+def _raised(limit: int) -> int:
+    """Return a limit that lets more boxes through, but not so many that suppression takes long."""
+    return max(MANY_CANDIDATES, limit + max(limit // 10, 1))
 
 
-def check_points_side(filename: str, model: Mapping[str, Any], what: str, heads: Sequence[str]) -> None:
-    """Raise ConfigError, which names the key, for encoders and heads that are not exported, and for cameras.
+def check_points_side(filename: str, model: Mapping[str, Any], detector: str, heads: Sequence[str]) -> None:
+    """Refuse (ConfigError), by the key, cameras, and encoders and heads that are not exported.
 
-    `what` is exported with `heads`; it is for messages.
+    `detector` is its name in messages; it is exported with `heads`.
     """
     prefix, dynamic = prefix_of(model), is_dynamic(model)
     middle = (model.get(f'{prefix}middle_encoder') or {}).get('type')
@@ -201,30 +225,31 @@ def check_points_side(filename: str, model: Mapping[str, Any], what: str, heads:
         encoders = (DYNAMIC_ENCODER,) if dynamic else ENCODERS
     else:
         encoders = ('DynamicSimpleVFE',) if dynamic else ('HardSimpleVFE',)
-    wanted = dict(middle_encoder=('SparseEncoder', SCATTER), voxel_encoder=encoders, bbox_head=heads)
-    for name, allowed in wanted.items():
-        kind = (model.get(key := prefix + name) or {}).get('type')
-        kinds = names_of_class(HEADS, kind) if name == 'bbox_head' else [kind]
-        if not set(kinds) & set(allowed):
+    exported = dict(middle_encoder=('SparseEncoder', SCATTER), voxel_encoder=encoders, bbox_head=heads)
+    for name, allowed in exported.items():
+        part_type = (model.get(key := prefix + name) or {}).get('type')
+        type_names = names_of_class(HEADS, part_type) if name == 'bbox_head' else [part_type]
+        if not set(type_names) & set(allowed):
             raise ConfigError(
-                f'{filename}: model.{key}.type={kind!r}; {what} is exported with {" or ".join(allowed)}'
+                f'{filename}: model.{key}.type={part_type!r}; {detector} is exported with '
+                f'{" or ".join(allowed)}'
             )
     if middle == SCATTER:
-        check_points_of_pillars(filename, model)
+        _check_pillars(filename, model)
     for key in ('img_backbone', 'pts_fusion_layer'):
         if model.get(key):
-            raise ConfigError(f'{filename}: model.{key}: {what} is exported for points alone')
+            raise ConfigError(f'{filename}: model.{key}: {detector} is exported for points alone')
 
 
-def check_points_of_pillars(filename: str, model: Mapping[str, Any]) -> None:
+def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:
     """Refuse pillars whose number of points does not fit the detector, or whose map upstream cuts short."""
     key, dynamic = f'model.{prefix_of(model)}voxel_layer', is_dynamic(model)
     layer = model[f'{prefix_of(model)}voxel_layer']
-    most = int(layer.get('max_num_points', -1))
-    if (most < 1) != dynamic:
+    max_num_points = int(layer.get('max_num_points', -1))
+    if (max_num_points < 1) != dynamic:
         raise ConfigError(
-            f'{filename}: {key}.max_num_points={most}; {DYNAMIC_DETECTOR} takes -1 (all points of a pillar), '
-            f'other detectors a fixed number'
+            f'{filename}: {key}.max_num_points={max_num_points}; {DYNAMIC_DETECTOR} takes -1 (all points of a '
+            f'pillar), other detectors a fixed number'
         )
     limits, sizes = layer['point_cloud_range'], layer['voxel_size']
     cells = grid_size(limits, sizes, f'{filename}: {key}')
@@ -246,21 +271,22 @@ def check_points_of_pillars(filename: str, model: Mapping[str, Any]) -> None:
 
 def check_points_loaded(cfg: Any) -> None:
     """Refuse a test pipeline that loads points of another width than the model takes."""
-    key, wanted = points_width(cfg.model)
+    key, in_channels = points_width(cfg.model)
     loaders = [step for step in test_pipeline(cfg) if step.get('type') in COLUMNS]
     if not loaders:
         return
-    used = loaders[-1].get('use_dim', COLUMNS[loaders[-1]['type']])  # sweeps are the points that go on
-    width = used if isinstance(used, int) else len(used)
-    if width != wanted:
+    loader = loaders[-1]  # a step that loads sweeps of the past makes the points that go on
+    use_dim = loader.get('use_dim', COLUMNS[loader['type']])
+    width = use_dim if isinstance(use_dim, int) else len(use_dim)
+    if width != in_channels:
         raise ConfigError(
-            f'{cfg.filename}: use_dim={used} of {loaders[-1]["type"]} gives {width} values per point, '
-            f'model.{key}.in_channels is {wanted}'
+            f'{cfg.filename}: use_dim={use_dim} of {loader["type"]} gives {width} values per point, '
+            f'model.{key}.in_channels is {in_channels}'
         )
 
 
 def points_width(model: Mapping[str, Any]) -> tuple[str, int]:
-    """Return the part of a config's model that says how many values a point has, and D."""
+    """Return the key of the part whose `in_channels` is the number of values of a point, and that number."""
     prefix = prefix_of(model)
     part = 'voxel_encoder' if model[f'{prefix}middle_encoder']['type'] == SCATTER else 'middle_encoder'
     return prefix + part, int(model[prefix + part].get('in_channels', 4))

@@ -12,7 +12,7 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.families.parts.parts import parts_of
+from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.pillars import has_pillars, pillars_graph
 from mmdeploy_ext.families.parts.sparse_graph import portable_graph
 
@@ -20,7 +20,7 @@ from mmdeploy_ext.families.parts.sparse_graph import portable_graph
 class DenseHead(nn.Module):
     """The network of the bird's-eye view, its neck and the head, up to raw outputs.
 
-    `flatten` makes one tuple of what the head gives.
+    `flatten` makes one tuple of the head's outputs.
     """
 
     def __init__(self, model: nn.Module, flatten: Callable[[Any], tuple[torch.Tensor, ...]]) -> None:
@@ -34,14 +34,14 @@ class DenseHead(nn.Module):
 
     def forward(self, bev: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the head's raw outputs of the bird's-eye view (1, C, H, W) float32."""
-        found: Any = bev
+        outputs: Any = bev
         for name in self.names:
-            found = getattr(self, name)(found)
-        return self.flatten(found)
+            outputs = getattr(self, name)(outputs)
+        return self.flatten(outputs)
 
 
 def points_graph(model: nn.Module, options: Options, family: str) -> Graph:
-    """Return the graph that gives the bird's-eye view: a sparse encoder, or pillars."""
+    """Return the graph from points to the bird's-eye view: of a sparse encoder, or of pillars."""
     parts = parts_of(model)
     if has_pillars(model):
         return pillars_graph(parts, family)
@@ -58,10 +58,15 @@ def head_graph(module: nn.Module, spec: GraphSpec) -> Graph:
 def head_spec(
     name: str, head: nn.Module, bev: TensorSpec, names: Sequence[str], facts: Sequence[tuple[str, str]]
 ) -> GraphSpec:
-    """Return the contract of a module behind the bird's-eye view, of names, meanings and units."""
+    """Return the contract of a module behind the bird's-eye view.
+
+    `names` are those of its outputs, `facts` their meanings and units.
+    """
     device = next(head.parameters()).device
     with torch.no_grad():
-        found = head(torch.zeros(bev.axes, device=device))
-    rows = zip(names, found, facts, strict=True)
-    outputs = tuple(TensorSpec(one, 'float32', tuple(tensor.shape), *own) for one, tensor, own in rows)
+        tensors = head(torch.zeros(bev.axes, device=device))
+    outputs = tuple(
+        TensorSpec(output_name, 'float32', tuple(tensor.shape), meaning, unit)
+        for output_name, tensor, (meaning, unit) in zip(names, tensors, facts, strict=True)
+    )
     return GraphSpec(name, (bev,), outputs)

@@ -13,7 +13,7 @@ from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.families.parts.parts import parts_of, watching
+from mmdeploy_ext.families.parts.lidar_parts import parts_of, watching
 from mmdeploy_ext.families.parts.pillars import has_pillars, point_width
 from mmdeploy_ext.families.parts.samples import detections
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -22,7 +22,7 @@ from mmdeploy_ext.runtime.points import check_in_range, check_points
 
 
 class LidarReference(abc.ABC):
-    """The detector's own test path; hooks read what is between its parts and are removed after each sweep."""
+    """The detector's own test path; hooks read the tensors between its parts, for one sweep."""
 
     state = None
 
@@ -34,15 +34,16 @@ class LidarReference(abc.ABC):
     ) -> None:
         """Keep a detector in evaluation mode.
 
-        `rule` returns how its head decodes, `flatten` makes one tuple of what the head gives.
+        `rule` returns how its head decodes, `flatten` makes one tuple of the head's outputs.
         """
         self.model = model
         self.parts = parts_of(model)
         self.output_names = rule(self.parts.head).output_names
         self.flatten = flatten
-        sparse = not has_pillars(model)
-        inside = self.parts.middle_encoder.in_channels if sparse else point_width(self.parts.voxel_encoder)
-        self.width = int(inside)
+        if has_pillars(model):
+            self.width = point_width(self.parts.voxel_encoder)
+        else:
+            self.width = int(self.parts.middle_encoder.in_channels)
         self.device = next(model.parameters()).device
 
     def reset(self) -> None:  # noqa: B027
@@ -61,7 +62,7 @@ class LidarReference(abc.ABC):
         """Return named outputs as the head's `get_bboxes` takes them."""
 
     def step(self, sweep: Sweep) -> StepResult:
-        """Run one sweep through `simple_test`; points that cannot be raise what `LidarOnnx` raises."""
+        """Run one sweep through `simple_test`; unusable points raise what `LidarOnnx` raises."""
         points = check_points(sweep.points, self.width, sweep.name)
         check_in_range(points, self.parts.voxel_layer.point_cloud_range, sweep.name)
         tap('points', torch.from_numpy(points))
@@ -77,10 +78,10 @@ class LidarReference(abc.ABC):
             self.parts.head: lambda _, output: dict(head=output),
         }
         cloud = [[torch.from_numpy(points).to(self.device)]]
-        with torch.no_grad(), single_thread(), watching(hooks) as found:
+        with torch.no_grad(), single_thread(), watching(hooks) as watched:
             (result,) = self.model(return_loss=False, rescale=True, points=cloud, img_metas=[[meta]])
-        tensors = dict(zip(self.output_names, self.flatten(found['head']), strict=True))
-        tensors = dict(bev=found['bev'], **tensors)
+        head_outputs = zip(self.output_names, self.flatten(watched['head']), strict=True)
+        tensors = dict(bev=watched['bev'], **dict(head_outputs))
         for name, value in tensors.items():
             tap(name, value)  # for `collect_taps` around this step
         outputs = {name: value.cpu().numpy() for name, value in tensors.items()}

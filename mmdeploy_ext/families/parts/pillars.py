@@ -14,7 +14,7 @@ from torch import nn
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
-from mmdeploy_ext.families.parts.parts import Parts, parts_of
+from mmdeploy_ext.families.parts.lidar_parts import Parts, parts_of
 from mmdeploy_ext.families.parts.runtime.pillars import DYNAMIC_INPUTS, INPUTS, PILLARS
 
 EXAMPLE = 3

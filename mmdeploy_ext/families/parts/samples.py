@@ -1,4 +1,4 @@
-"""Values out of the test loader's containers and of dumps, and detections from and to results of mmdet3d."""
+"""Values of the test loader's samples and of dumps, and detections from and to results of mmdet3d."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -25,7 +25,7 @@ def check_dumped(tensors: Mapping[str, np.ndarray], names: Iterable[str]) -> Non
 
 
 def only(value: Any, key: str) -> Any:
-    """Take the one value out of lists and containers; lists of matrices stay. Raises DataError for more."""
+    """Return the only value in lists and containers; lists of matrices stay. DataError: there are several."""
     while True:
         if isinstance(value, DataContainer):
             value = value.data
@@ -38,7 +38,7 @@ def only(value: Any, key: str) -> Any:
 
 
 def arrays(model: torch.nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Return the tensors of a dump, see `SequenceFamily.dump_tensors`: all that was tapped."""
+    """Return all tapped tensors as arrays; see `SequenceFamily.dump_tensors`."""
     return {name: value.detach().cpu().numpy() for name, value in taps.items()}
 
 

@@ -22,7 +22,7 @@ from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.memory import MemorySpec
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
-from mmdeploy_ext.families.parts.special_frames import changed_drive
+from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.streampetr import autoware
 from mmdeploy_ext.families.streampetr.graphs import graphs

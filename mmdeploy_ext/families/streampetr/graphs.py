@@ -15,7 +15,7 @@ from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.same_bytes import SameBytes
-from mmdeploy_ext.families.parts.parts import OfModel
+from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.streampetr import spec
 from mmdeploy_ext.families.streampetr.live import steps_of
 from mmdeploy_ext.models.streampetr.memory import Memory

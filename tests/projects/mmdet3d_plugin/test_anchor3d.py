@@ -57,7 +57,7 @@ def test_both_files_are_proven_on_sweeps_that_were_not_traced(kind):
 def test_anchors_equal_mmdet3ds(kind):
     deployment, *_ = toy_anchor3d.exported(kind)
     from mmdeploy_ext.families.anchor3d.graphs import anchor_rule
-    from mmdeploy_ext.families.parts.parts import parts_of
+    from mmdeploy_ext.families.parts.lidar_parts import parts_of
 
     head = parts_of(deployment.model).head
     rule, sizes = anchor_rule(head), [(16, 12), (8, 6)][: head.anchor_generator.num_levels]

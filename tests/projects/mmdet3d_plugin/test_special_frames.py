@@ -9,7 +9,7 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.families.bevfusion.graphs import RIG_MATRICES
 from mmdeploy_ext.families.bevfusion.runtime.frames import check_calibration
 from mmdeploy_ext.families.bevfusion.runtime.moments import Detecting
-from mmdeploy_ext.families.parts.special_frames import changed_drive, changed_rigs, plain_sweep
+from mmdeploy_ext.families.parts.proof_samples import changed_drive, changed_rigs, plain_sweep
 from mmdeploy_ext.families.streampetr.runtime import checks
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.proving.levels.frames import best_scores_row

@@ -1,4 +1,4 @@
-"""The parts of a LiDAR detector, whatever mmdet3d's class calls them; what goes through parts of a model."""
+"""The parts of a LiDAR detector, whose names differ between mmdet3d's classes, and hooks that read them."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """From points to raw outputs; `neck` may be None."""
+    """The modules from points to raw outputs; `neck` may be None."""
 
     prefix: str
     voxel_layer: nn.Module
@@ -22,7 +22,7 @@ class Parts:
 
 
 def prefix_of(model: Mapping[str, Any]) -> str:
-    """Return what the names of a config's parts begin with: 'pts_' beside cameras' parts, or nothing."""
+    """Return the prefix of the parts in a config's model: 'pts_' beside the parts of cameras, or ''."""
     return 'pts_' if 'pts_voxel_encoder' in model else ''
 
 
@@ -34,7 +34,7 @@ def parts_of(model: nn.Module) -> Parts:
 
 
 class OfModel(nn.Module):
-    """What runs parts of a detector, which keep the names that they have there, below `model.`."""
+    """The base of modules that run parts of a detector; parameters keep their names below `model.`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -42,18 +42,18 @@ class OfModel(nn.Module):
 
 
 Watch = Callable[[tuple[Tensor, ...], Any], dict[str, Any]]
-"""Makes of the inputs and the output of a module what is kept."""
+"""(inputs, output) of a module -> values by name, which `watching` collects."""
 
 
 @contextlib.contextmanager
 def watching(hooks: Mapping[nn.Module, Watch]) -> Iterator[dict[str, Any]]:
-    """Keep what functions of modules' inputs and outputs return, while the body runs."""
-    kept: dict[str, Any] = {}
+    """Collect what functions of modules' inputs and outputs return, while the body runs."""
+    values: dict[str, Any] = {}
 
-    def keep(module: nn.Module, given: tuple[Tensor, ...], output: Any) -> None:
-        kept.update(hooks[module](given, output))
+    def collect(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        values.update(hooks[module](inputs, output))
 
     with contextlib.ExitStack() as stack:
         for module in hooks:
-            stack.enter_context(module.register_forward_hook(keep))
-        yield kept
+            stack.enter_context(module.register_forward_hook(collect))
+        yield values
