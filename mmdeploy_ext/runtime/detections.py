@@ -65,6 +65,10 @@ class Scored(Rows, abc.ABC):
             entries.append(entry | self.place(index))
         return entries
 
+    def scaled(self, scale_factor: np.ndarray) -> Self:
+        """Return boxes divided by `scale_factor` (4,); masks are of the original size already."""
+        return self
+
     @abc.abstractmethod
     def place(self, index: int) -> dict[str, Any]:
         """Return the place of one result, as plain data."""
@@ -102,10 +106,6 @@ class Instances(Scored):
     labels: np.ndarray
     bboxes_xyxy: np.ndarray | None = None
     mask_scores: np.ndarray | None = None
-
-    def scaled(self, scale_factor: np.ndarray) -> Self:
-        """Return the instances as they are: masks are of the original size already."""
-        return self
 
     def place(self, index: int) -> dict[str, Any]:
         """Return the mask, its area, and the box of the detector, or else the box round the mask."""

@@ -195,6 +195,11 @@ def test_objects_are_the_results_that_pytorch_is_sure_of_and_no_stuff():
     assert object_boxes(segments, (20, 40)).tolist() == [[0.1, 0.2, 0.9, 0.4]]
 
 
+def test_segments_are_results_that_any_caller_may_scale():
+    segments = Segments(np.zeros((1, 4, 4), bool), np.ones(1), np.zeros(1, int), np.array([3]))
+    assert segments.scaled(np.full(4, 2.0)) is segments  # their masks are of the original size
+
+
 def test_a_picture_without_objects_is_not_zoomed(deployments, picture):
     chosen = options(deployments['rtdetr'], dynamic=False)
     (traced, *_) = proof_inputs(deployments['rtdetr'], chosen, [('a', picture)])
