@@ -158,7 +158,7 @@ def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
 def _check_stride(model: nn.Module) -> None:
     """Refuse (ConfigError) maps of another stride than a head without a generator of priors is decoded by."""
     head = model.bbox_head
-    if isinstance(kind_of(head).generator, str):
+    if kind_of(head).has_generator:
         return
     side, (stride,) = 2 * max(detector_parts.multiple(model), 32), facts_of(head)['strides']
     small = types.SimpleNamespace(dynamic=False, height=side, width=side)

@@ -68,8 +68,7 @@ def check_library_head(head: nn.Module) -> None:
 
 def generator_of(head: nn.Module) -> Any:
     """Return the generator of a head's priors."""
-    generator = kind_of(head).generator
-    return generator(head) if callable(generator) else getattr(head, generator)
+    return kind_of(head).generator(head)
 
 
 def base_priors(head: nn.Module) -> list[list[list[float]]]:
@@ -84,7 +83,7 @@ def described(head: nn.Module) -> Head:
     """Return the description of a head: its outputs, and how they become candidates."""
     kind = kind_of(head)
     inverted = kind.coder(head)['type'] in INVERTING_CODERS
-    return dataclasses.replace(kind.head(head), inverted=inverted)
+    return dataclasses.replace(kind.describe(head), inverted=inverted)
 
 
 def json_of(description: Head) -> dict[str, Any]:
@@ -113,11 +112,10 @@ def thresholds(head: nn.Module) -> NmsConfig:
     """
     kind = kind_of(head)
     test_cfg = head.test_cfg or {}
-    needed = [key for key in kind.needed if key not in kind.fixed]
-    if missing := [key for key in needed if test_cfg.get(key) is None]:
+    if missing := [key for key in kind.needed if test_cfg.get(key) is None]:
         raise ConfigError(
             f'model.test_cfg has no {", ".join(missing)}, which {type(head).__name__} reads; expected '
-            f'{", ".join(needed)}'
+            f'{", ".join(kind.needed)}'
         )
     if kind.limit == 'topk':  # the best cells, without a suppression
         topk = positive('topk', test_cfg['topk'])

@@ -248,8 +248,8 @@ def _check_pillars(filename: str, model: Mapping[str, Any]) -> None:
     max_num_points = int(layer.get('max_num_points', -1))
     if (max_num_points < 1) != dynamic:
         raise ConfigError(
-            f'{filename}: {key}.max_num_points={max_num_points}; {DYNAMIC_DETECTOR} takes -1 (all points of a '
-            f'pillar), other detectors a fixed number'
+            f'{filename}: {key}.max_num_points={max_num_points}; {DYNAMIC_DETECTOR} takes -1 (all points of '
+            f'a pillar), other detectors a fixed number'
         )
     limits, sizes = layer['point_cloud_range'], layer['voxel_size']
     cells = grid_size(limits, sizes, f'{filename}: {key}')

@@ -100,7 +100,7 @@ def smallest_side(head: nn.Module) -> float:
 def facts_of(head: nn.Module) -> dict[str, Any]:
     """Return the coder and what the outputs are, as `families/dense/runtime` reads them."""
     if is_guided(head):
-        return dict(coder=GUIDED.coder(head), head=GUIDED.head(head).to_json(), clip=bool(clips(head)))
+        return dict(coder=GUIDED.coder(head), head=GUIDED.describe(head).to_json(), clip=bool(clips(head)))
     head = last_stage(head)
     coder = chosen_coder(head, 'model.rpn_head')
     return dict(coder=coder, head=plain_head(head).to_json(), clip=bool(clips(head)))
