@@ -336,7 +336,7 @@ def _read(family: Family, path: str) -> tuple[list[str], Metadata | None]:
     """
     from mmdeploy_ext.exporting.files import read_files
     from mmdeploy_ext.graph.io.files import load, read
-    from mmdeploy_ext.proving.levels.sparse_subject import file_options
+    from mmdeploy_ext.proving.levels.sparse_file import file_options
 
     if family.product == BACKBONE:
         file_options(read(path), path)

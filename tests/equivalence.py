@@ -24,8 +24,8 @@ from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.proving.inputs.samples import proof_samples
 from mmdeploy_ext.proving.inputs.sizes import fits
-from mmdeploy_ext.proving.levels import sparse_files
-from mmdeploy_ext.proving.levels.sparse_subject import subject_of
+from mmdeploy_ext.proving.levels import sparse_layers
+from mmdeploy_ext.proving.levels.sparse_file import read_sparse_file
 from mmdeploy_ext.synthetic.scene import make_scene
 from mutation_metadata import NOTED
 
@@ -253,9 +253,9 @@ def _of_frames(deployment: Deployment, path: Path, count: int) -> Iterator[Mappi
 
 def _of_voxels(deployment: Deployment, path: Path, count: int) -> Iterator[Mapping[str, np.ndarray]]:
     """Yield the dense maps of random voxels."""
-    subject, random = subject_of(deployment, str(path), None), np.random.default_rng(0)
-    dialect = subject.asked_for.target == 'libspconv'
-    kind = sparse_files.DialectFile if dialect else sparse_files.PortableFile
+    subject, random = read_sparse_file(deployment, str(path), None), np.random.default_rng(0)
+    dialect = subject.export_options.target == 'libspconv'
+    kind = sparse_layers.DialectRunner if dialect else sparse_layers.PortableRunner
     candidate, settings = kind(subject, 1), deployment.settings
     for _ in range(count):
         rows = int(random.integers(1, 400))

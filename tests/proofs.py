@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.proving.ladder import open_proof
 from mmdeploy_ext.proving.levels.cases import judge_outputs, run_case
+from mmdeploy_ext.proving.levels.drive import Shifted
+from mmdeploy_ext.proving.levels.drive_run import Modes
 from mmdeploy_ext.proving.levels.run_twice import attempt
-from mmdeploy_ext.proving.levels.sequence_pair import Modes
-from mmdeploy_ext.proving.levels.shifted import Shifted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.proving.references import Reference
+    from mmdeploy_ext.proving.references import ImageReference
     from mmdeploy_ext.proving.results import Case, SequenceRow
     from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.runtime.frames import Frame, Stepper
@@ -32,7 +32,7 @@ def check_files(deployment: Any, paths: Any, samples: Any = (), edited: bool = F
     return open_proof(deployment, paths, samples).check(edited)
 
 
-def run_cases(known: Iterable[Reference], backend: Backend) -> Iterator[Case]:
+def run_cases(known: Iterable[ImageReference], backend: Backend) -> Iterator[Case]:
     """Yield the cases of levels 2 and 3: who wants the first that fails need not run the rest."""
     for reference in known:
         yield from run_case(reference, backend)[0]
@@ -75,7 +75,7 @@ def run_modes(
     return modes.finish()
 
 
-def run_once(known: Iterable[Reference], backend: Backend) -> Iterator[Case]:
+def run_once(known: Iterable[ImageReference], backend: Backend) -> Iterator[Case]:
     """Yield the same of one run of each input: for files that give the same bits whenever they run."""
     for reference in known:
         feeds = reference.feeds_of(backend.metadata)

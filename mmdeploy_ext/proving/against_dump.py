@@ -10,7 +10,7 @@ import numpy as np
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.proving import half
+from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.levels.cases import compare_with_ties
 from mmdeploy_ext.proving.results import Case
 from mmdeploy_ext.proving.rows import TensorRow
@@ -99,7 +99,7 @@ class DumpedImages:
         needed = [tensor.name for tensor in backend.spec.inputs if tensor.default is None]
         _require(tensors, needed + backend.spec.output_names)
         feeds = {key: tensors[key] for key in backend.spec.input_names if key in tensors}
-        bars = half.bars_of(backend.computes_in or backend.metadata.precision)
+        bars = half_bars.bars_of(backend.computes_in or backend.metadata.precision)
         outputs = backend.infer(feeds)
         dumped = {key: tensors[key] for key in outputs}
         both = (dumped, outputs) if backend.metadata.form == 'full' else ()
@@ -111,14 +111,14 @@ class DumpedImages:
         detections = tuple(match(name, *pair, capacity=capacity, **settings) for pair in pairs)
         shape = 'x'.join(map(str, feeds[backend.spec.input_names[0]].shape))
         case = Case(name, shape, False, self._tensors(feeds, dumped, outputs, bars), detections)
-        return half.accept_rate([case], bars)[0][0] if bars else case
+        return half_bars.accept_rate([case], bars)[0][0] if bars else case
 
     def _tensors(
         self,
         feeds: Mapping[str, np.ndarray],
         dumped: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
-        bars: half.HalfBars | None,
+        bars: half_bars.HalfBars | None,
     ) -> tuple[TensorRow, ...]:
         spec = self.backend.spec
         valued = [tensor.name for tensor in spec.outputs if tensor.compare == 'values']
@@ -138,7 +138,7 @@ class DumpedFrames:
     def __init__(self, stepper: Stepper, metadata: Sequence[Metadata], deployment: Deployment) -> None:
         """Keep the engine, and the metadata of its files for the bars; the last one gives the outputs."""
         self.stepper, self.family, last = stepper, deployment.family, metadata[-1]
-        self.bars = half.bars_of(last.precision)
+        self.bars = half_bars.bars_of(last.precision)
         known = {tensor.name: tensor for one in metadata for tensor in one.spec.outputs}
         wanted = self.family.compared or last.spec.output_names
         self.names = tuple(name for name in wanted if name in known)

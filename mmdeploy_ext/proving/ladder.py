@@ -1,4 +1,19 @@
-"""The proof of exported files, whatever the model takes: one driver of all levels."""
+"""The proof of exported files: `prove` runs all levels, whatever the model takes.
+
+How a verdict comes about, from the top:
+
+1. `open_proof` chooses the kind of `Proof` (levels/proof.py) by what the model takes, and reads the files.
+2. `Proof.check` is level 1: each graph against a fresh export (fresh_export.py), the structure of each file
+   (levels/structure.py), its metadata against config and checkpoint (provenance.py), and samples prepared by
+   the rule in the file against those of the config's own pipeline (levels/preprocessing.py).
+3. `Proof.inputs` makes the inputs of both engines (inputs/). Each runs through PyTorch and through the file;
+   tensors are compared (level 2, tensors.py) and results are matched (level 3, tasks/matching.py); models
+   with a memory run a drive (level 4, levels/drive_run.py). Each input becomes a `Case` (results.py).
+4. `Proof.conclude` judges all cases together (totals.py, half_bars.py).
+5. The `Verdict` (verdict.py) decides the exit status; views/ shows it. `mm2onnx verify --metrics` adds level
+5
+   (levels/metrics.py), and difference/ finds the first tensor in which a file differs.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +23,22 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.core.cli import one_line, tracked
 from mmdeploy_ext.core.errors import LoadError
 from mmdeploy_ext.families.base import BACKBONE
+from mmdeploy_ext.proving.levels.drive import DriveProof
 from mmdeploy_ext.proving.levels.frames import SweepProof
 from mmdeploy_ext.proving.levels.images import ImageProof
-from mmdeploy_ext.proving.levels.sequence import DriveProof
 from mmdeploy_ext.proving.levels.sparse_proof import SparseProof
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from mmdeploy_ext.exporting.deployment import Deployment
-    from mmdeploy_ext.proving.levels.base import Proof
+    from mmdeploy_ext.proving.levels.proof import Proof
     from mmdeploy_ext.proving.verdict import Verdict
 
 PROOFS = dict(images=ImageProof, drive=DriveProof, sweeps=SweepProof, fused=SweepProof, voxels=SparseProof)
-"""What a model takes -> how its files are proven."""
+"""What a model takes -> the kind of proof of its files."""
 MOST_CHARACTERS = 500
-"""Of what an engine says about a file that it does not load."""
+"""Length to which an engine's message about a file that it cannot load is cut."""
 
 
 def open_proof(
@@ -33,10 +48,14 @@ def open_proof(
     engine: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Proof:
-    """Return the proof of files before anything was judged; see `prove`."""
+    """Read the files of a proof and return it before anything was judged; see `prove` for the arguments."""
     listed = [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
     family = deployment.family
-    kind = 'voxels' if family.product == BACKBONE else 'drive' if family.memory else family.samples
+    kind = family.samples
+    if family.product == BACKBONE:
+        kind = 'voxels'
+    elif family.memory:
+        kind = 'drive'
     return PROOFS[kind](deployment, listed, samples, engine or {}, **settings)
 
 
@@ -59,8 +78,8 @@ def prove(
             drive, read once; sweeps; real voxels besides those that every proof has.
         engine: options of `build_backend`: `engine` and what it takes.
         edited: the files were edited on purpose: inputs alone decide about their graphs.
-        asked: what the export was asked for, where it was said: 'form', or an option of the export.
-        settings: of the kind, see its class.
+        asked: options of the export, 'form' among them, that the file has to have been exported with.
+        settings: keyword arguments of the kind of proof, see its class.
 
     Returns:
         The verdict, and pictures for the report.
@@ -76,9 +95,9 @@ def prove(
         except LoadError as error:  # the graph that level 1 has just judged is one that nothing can run
             proof.verdict.reasons.append(one_line(error)[:MOST_CHARACTERS])
             return proof.verdict, []
-        for made in (proof.inputs, proof.more_inputs):
-            inputs = made()
-            for one in tracked(inputs, len(inputs), 'proving'):
-                proof.run(one)
+        for make_inputs in (proof.inputs, proof.more_inputs):
+            inputs = make_inputs()
+            for sample in tracked(inputs, len(inputs), 'proving'):
+                proof.run(sample)
         proof.conclude()
     return proof.verdict, proof.pictures

@@ -1,4 +1,4 @@
-"""Level 1, too: was a file made from this config and checkpoint, and do its metadata agree with them?
+"""Level 1 of metadata: was a file made from this config and checkpoint, and do its entries agree with them?
 
 Needs neither torch nor onnx.
 """
@@ -11,11 +11,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.proving.class_names import class_names_check
 from mmdeploy_ext.proving.results import Check
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from mmdeploy_ext.contract.metadata import Metadata
@@ -39,42 +38,97 @@ def provenance(
         contract: see `differing_contract`.
     """
     facts = deployment.family.postprocess_facts(deployment.model)
-    differing = {
-        'preprocessing as in the config': unequal_entries(metadata.preprocess.to_json(), rule.to_json()),
-        'post-processing as in the config': unequal_entries(metadata.postprocess, facts),
-        'contract as the family states it': differing_contract(metadata.spec, contract),
-    }
-    checks = [Check(title, not found, found) for title, found in differing.items()]
-    checks.insert(1, class_names_check(deployment, metadata.classes))
-    checks.insert(
-        -1,
-        settings_check(deployment.unbuilt_cfg or deployment.cfg, metadata.options.get('cfg_options') or {}),
-    )
+    preprocessing = unequal_entries(metadata.preprocess.to_json(), rule.to_json())
+    postprocessing = unequal_entries(metadata.postprocess, facts)
+    contract_text = differing_contract(metadata.spec, contract)
+    overrides = metadata.options.get('cfg_options') or {}
+    return [
+        Check('preprocessing as in the config', not preprocessing, preprocessing),
+        class_names_check(deployment, metadata.classes),
+        Check('post-processing as in the config', not postprocessing, postprocessing),
+        settings_check(deployment.unbuilt_cfg or deployment.cfg, overrides),
+        Check('contract as the family states it', not contract_text, contract_text),
+    ]
+
+
+def class_names_check(deployment: Deployment, names: Sequence[str]) -> Check:
+    """Compare the class names in a file with those of the first source that names all classes.
+
+    Nothing of `deploy.class_names`, which gives files their names, is called here.
+    """
+    count = deployment.family.num_classes(deployment.model)
+    fitting = ((source, listed) for source, listed in _class_sources(deployment) if len(listed) == count)
+    source, expected = next(fitting, ('model', [f'class {index}' for index in range(count)]))
+    differing = [
+        f'label {label}: the file says {got!r}, the {source} {name!r}'
+        for label, (got, name) in enumerate(zip(names, expected, strict=False))
+        if got != name
+    ]
+    if len(names) != len(expected):
+        differing.insert(0, f'names: the file has {len(names)}, the {source} {len(expected)}')
+    return Check('classes as in checkpoint, data set or config', not differing, '; '.join(differing)[:300])
+
+
+def _class_sources(deployment: Deployment) -> Iterator[tuple[str, list[str]]]:
+    """Yield title and class names by label of each source: what was trained first, defaults last."""
+    meta, cfg = getattr(deployment.report, 'meta', None) or {}, deployment.cfg
+    dataset_meta = meta.get('dataset_meta') or {}  # mmengine's
+    for key in ('classes', 'CLASSES'):
+        yield 'checkpoint', _names(dataset_meta.get(key))
+    yield 'checkpoint', _names(meta.get('CLASSES'))
+    dataset_class, classes = _test_set(cfg)
+    if classes is not None:  # a list, or the name of a file of names, which mmdet's data sets read
+        names = dataset_class.get_classes(classes) if dataset_class else classes
+        yield 'data set of the config', _names(names)
+    for key in ('classes', 'class_names'):
+        yield f'config ({key})', _names(cfg.get(key))
+    yield 'class of the data set', _names(getattr(dataset_class, 'CLASSES', None))
+
+
+def _test_set(cfg: Any) -> tuple[type | None, Any]:
+    """Return the class of the config's test set, or None, and the `classes` in its config, or None."""
+    from mmdet.datasets import DATASETS
+
+    dataset = (cfg.get('data') or {}).get('test')
+    if isinstance(dataset, list | tuple):
+        dataset = dataset[0] if dataset else None
+    if dataset is None:
+        return None, None
+    return DATASETS.get(str(dataset.get('type'))), dataset.get('classes')
+
+
+def _names(value: Any) -> list[str]:
+    """Return a list of names as texts; an empty one for anything that is no list."""
+    return [str(name) for name in value] if isinstance(value, list | tuple) else []
+
+
+def companion_checks(folder: Path, companions: Mapping[str, str]) -> list[Check]:
+    """Compare the texts beside the graphs with those that an export writes, see `Family.companions`."""
+    checks = []
+    for name, expected in companions.items():
+        path, detail = folder / name, ''
+        text = path.read_text(encoding='utf-8', errors='replace') if path.is_file() else None
+        if text is None:
+            detail = 'is not there'
+        elif text != expected:
+            pairs = zip(text.splitlines(), expected.splitlines(), strict=False)
+            lines = (f'{got.strip()!r}, expected {line.strip()!r}' for got, line in pairs if got != line)
+            detail = next(lines, 'has another number of lines')
+        checks.append(Check(f'{name} as the export writes it', not detail, detail))
     return checks
 
 
-def companion_checks(folder: Path, wanted: Mapping[str, str]) -> list[Check]:
-    """Compare the texts beside the graphs with those that an export writes, see `Family.companions`."""
-    found = []
-    for name, text in wanted.items():
-        path = folder / name
-        there = path.read_text(encoding='utf-8', errors='replace') if path.is_file() else None
-        pairs = zip((there or '').splitlines(), text.splitlines(), strict=False)
-        line = next((f'{got.strip()!r}, expected {due.strip()!r}' for got, due in pairs if got != due), '')
-        said = 'is not there' if there is None else line or 'has another number of lines'
-        found.append(Check(f'{name} as the export writes it', there == text, said * (there != text)))
-    return found
+def hash_checks(deployment: Any, recorded: Mapping[str, str], is_same: bool) -> tuple[list[Check], list[str]]:
+    """Compare the hashes of checkpoint and config that a file records; return checks, and notes.
 
-
-def hash_checks(deployment: Any, written: Mapping[str, str], is_same: bool) -> tuple[list[Check], list[str]]:
-    """Compare the hashes of checkpoint and config that are written in a file; return checks, and notes.
-
-    Where the graph `is_same` as that of a fresh export another hash is worth a note, and no failure.
+    If the graph `is_same` as that of a fresh export another hash is worth a note, and no failure.
     """
     checks, notes = [], []
-    for title, said in written.items():
-        here = getattr(deployment, f'{title}_sha256')
-        detail = '' if said == here else f'file says {said[:12]}, this {title} is {here[:12]}'
+    for title, file_hash in recorded.items():
+        sha256 = getattr(deployment, f'{title}_sha256')
+        detail = ''
+        if file_hash != sha256:
+            detail = f'file says {file_hash[:12]}, this {title} is {sha256[:12]}'
         if detail and is_same:
             notes.append(f'the file was made from another {title} ({detail}); its graph is the same')
         else:
@@ -82,13 +136,13 @@ def hash_checks(deployment: Any, written: Mapping[str, str], is_same: bool) -> t
     return checks, notes
 
 
-def asked_checks(options: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Check]:
-    """Return a check per option of the export that the command line of the proof says."""
+def asked_checks(options: Mapping[str, Any], expected: Mapping[str, Any]) -> list[Check]:
+    """Return a check per option of the export that the command line of the proof names."""
     checks = []
-    for name, value in asked.items():
-        written = options.get(name)
-        said = f'asked for {value}, the file says {written}'
-        checks.append(Check(f'{name} as asked for', written == value, said))
+    for name, value in expected.items():
+        recorded = options.get(name)
+        detail = f'asked for {value}, the file says {recorded}'
+        checks.append(Check(f'{name} as asked for', recorded == value, detail))
     return checks
 
 
@@ -112,20 +166,22 @@ def refuse_other_settings(cfg: Any, overrides: Mapping[str, Any], path: object) 
 
 def _differing_settings(cfg: Any, overrides: Mapping[str, Any]) -> str:
     """Return which overrides of a file a config lacks or has otherwise, and what to type; '' for none."""
-    here = {key: _like(_setting(cfg, key), value) for key, value in overrides.items()}
-    other = [key for key, value in overrides.items() if here[key] != value and _matters(cfg, key, value)]
-    if not other:
+    settings = {key: _like(_setting(cfg, key), value) for key, value in overrides.items()}
+    differing_keys = [
+        key for key, value in overrides.items() if settings[key] != value and _changes_export(cfg, key, value)
+    ]
+    if not differing_keys:
         return ''
     differing = '; '.join(
         f'{key}: the file says {overrides[key]}, the config '
-        f'{"has no such key" if here[key] is _MISSING else here[key]}'
-        for key in other
+        f'{"has no such key" if settings[key] is _MISSING else settings[key]}'
+        for key in differing_keys
     )
     words = ' '.join(f'{key}={value}' for key, value in overrides.items())
     return f'{differing[:300]}; where that is meant, give --cfg-options {words}'
 
 
-def _matters(cfg: Any, key: str, value: Any) -> bool:
+def _changes_export(cfg: Any, key: str, value: Any) -> bool:
     """Return whether an override changes what is exported: the model or its test pipeline, and no path."""
     from mmdeploy_ext.core.config import config_sha256
 
@@ -135,7 +191,7 @@ def _matters(cfg: Any, key: str, value: Any) -> bool:
 
 
 def _like(setting: Any, override: Any) -> Any:
-    """Return what a config says as plain types; of a dict the keys of an override, which is merged in."""
+    """Return a setting as plain types; of a dict the keys of an override, which is merged in."""
     if isinstance(override, dict) and hasattr(setting, 'get'):
         return {key: _like(setting.get(key, _MISSING), value) for key, value in override.items()}
     return _plain(setting)
@@ -145,7 +201,7 @@ _MISSING = object()
 
 
 def _setting(cfg: Any, key: str) -> Any:
-    """Return what a config says under a key with dots, `_MISSING` where it says nothing."""
+    """Return the value of a config under a key with dots, `_MISSING` if there is none."""
     for part in key.split('.'):
         if isinstance(cfg, list | tuple):
             if not part.isdigit() or int(part) >= len(cfg):
@@ -164,77 +220,89 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def differing_contract(written: GraphSpec, here: GraphSpec | None) -> str:
+def differing_contract(recorded: GraphSpec, contract: GraphSpec | None) -> str:
     """Return how the contract in a file differs from the family's; '' for nothing.
 
-    The family's is what it states for a file with these options; None where it has no such graph. Everything
-    counts: a proof judges by the tolerances, runtimes by names and axes, and a consumer reads units and
-    meanings.
+    Everything counts: a proof judges by the tolerances, runtimes by names and axes, and a consumer reads
+    units and meanings.
+
+    Args:
+        recorded: the contract in the file.
+        contract: the one that the family states for a file with these options; None if it has no such graph.
     """
-    if here is None:
-        return f'the family has no graph {written.name!r} with the options in the file'
-    found = []
+    if contract is None:
+        return f'the family has no graph {recorded.name!r} with the options in the file'
+    differing = []
     for title in ('inputs', 'outputs'):
-        sides = (getattr(spec, title) for spec in (here, written))
-        ours, theirs = ({tensor.name: dataclasses.asdict(tensor) for tensor in tensors} for tensors in sides)
+        ours, theirs = (
+            {tensor.name: dataclasses.asdict(tensor) for tensor in getattr(spec, title)}
+            for spec in (contract, recorded)
+        )
         for name in dict.fromkeys([*ours, *theirs]):
             if name not in ours or name not in theirs:
-                found.append(f'{name}: only {"the file" if name in theirs else "the family"} has it')
+                differing.append(f'{name}: only {"the file" if name in theirs else "the family"} has it')
             elif theirs[name] != ours[name]:
-                found.append(f'{name}: {unequal_entries(theirs[name], ours[name], "family")}')
-        if not found and list(theirs) != list(ours):
-            found.append(f'{title}: the file has the order {", ".join(theirs)}, the family {", ".join(ours)}')
+                differing.append(f'{name}: {unequal_entries(theirs[name], ours[name], "family")}')
+        if not differing and list(theirs) != list(ours):
+            orders = f'the file has the order {", ".join(theirs)}, the family {", ".join(ours)}'
+            differing.append(f'{title}: {orders}')
     for name in ('state', 'name'):
-        if getattr(written, name) != getattr(here, name):
-            found.append(f'{name}: the file says {getattr(written, name)}, the family {getattr(here, name)}')
-    return '; '.join(found)[:300]
+        file_value, family_value = getattr(recorded, name), getattr(contract, name)
+        if file_value != family_value:
+            differing.append(f'{name}: the file says {file_value}, the family {family_value}')
+    return '; '.join(differing)[:300]
 
 
-def unequal_entries(written: Mapping[str, Any], here: Mapping[str, Any], source: str = 'config') -> str:
-    """Return which entries differ, compared as JSON: one that is None is there, and True is not 1."""
-    texts = [
-        {key: json.dumps(value, sort_keys=True) for key, value in side.items()} for side in (written, here)
-    ]
+def unequal_entries(recorded: Mapping[str, Any], expected: Mapping[str, Any], source: str = 'config') -> str:
+    """Return which entries differ, compared as JSON: an entry None counts as an entry, and True is not 1."""
+    file_texts, texts = (
+        {key: json.dumps(value, sort_keys=True) for key, value in side.items()}
+        for side in (recorded, expected)
+    )
     return '; '.join(
-        f'{key}: the file says {written.get(key, "nothing")}, the {source} {here.get(key, "nothing")}'
-        for key in dict.fromkeys([*here, *written])
-        if texts[0].get(key) != texts[1].get(key)
+        f'{key}: the file says {recorded.get(key, "nothing")}, the {source} {expected.get(key, "nothing")}'
+        for key in dict.fromkeys([*expected, *recorded])
+        if file_texts.get(key) != texts.get(key)
     )[:300]
 
 
 def normalisation_notes(deployment: Deployment) -> list[str]:
-    """Say where pictures are not normalised as the config says, which is an option of the export."""
-    given = deployment.family.preprocess_rule(deployment.cfg)
+    """Say how pictures are normalised if that is not as in the config, which is an option of the export."""
+    config_rule = deployment.family.preprocess_rule(deployment.cfg)
     return [
         f'pictures are normalised with {name} {list(getattr(deployment.rule, name))} (--{name}), not with '
-        f'that of the config, {list(getattr(given, name))}; PyTorch ran with the same'
+        f'that of the config, {list(getattr(config_rule, name))}; PyTorch ran with the same'
         for name in ('mean', 'std')
-        if tuple(getattr(deployment.rule, name)) != tuple(getattr(given, name))
+        if tuple(getattr(deployment.rule, name)) != tuple(getattr(config_rule, name))
     ]
 
 
-def override_notes(deployment: Deployment, metadata: Metadata, files: str = 'the file was') -> list[str]:
-    """Say which overrides of the config a file was exported with."""
+def override_notes(deployment: Deployment, metadata: Metadata, subject: str = 'the file was') -> list[str]:
+    """Say which overrides of the config a file was exported with; `subject` begins the note."""
     both = metadata.options.get('cfg_options') or {}, deployment.cfg_options
     if not any(both):
         return []
-    listed = [', '.join(f'{key}={value}' for key, value in one.items()) or 'none' for one in both]
-    return [f'{files} exported with --cfg-options {listed[0]}; PyTorch ran with {listed[1]}']
+    listed = [', '.join(f'{key}={value}' for key, value in overrides.items()) or 'none' for overrides in both]
+    return [f'{subject} exported with --cfg-options {listed[0]}; PyTorch ran with {listed[1]}']
 
 
-def stale_reason(found: Metadata, wanted: Metadata) -> str:
-    """Return why a file has to be exported again; '' when it need not.
+def stale_reason(recorded: Metadata, current: Metadata) -> str:
+    """Return why a file has to be exported again; '' if it need not.
 
     Overrides of the config are left out: those that decide the graph are in the config's hash.
+
+    Args:
+        recorded: the metadata of the file.
+        current: those that an export has today.
     """
-    mine, theirs = ({**metadata.options, 'cfg_options': None} for metadata in (wanted, found))
+    options, file_options = ({**metadata.options, 'cfg_options': None} for metadata in (current, recorded))
     facts = {
-        'config': found.config_sha256 != wanted.config_sha256,
-        'checkpoint': found.checkpoint_sha256 != wanted.checkpoint_sha256,
-        'export options': mine != theirs,
-        'versions': found.versions != wanted.versions,
-        'source of its classes': found.model_classes != wanted.model_classes,
-        'contract': differing_contract(found.spec, wanted.spec),
+        'config': recorded.config_sha256 != current.config_sha256,
+        'checkpoint': recorded.checkpoint_sha256 != current.checkpoint_sha256,
+        'export options': options != file_options,
+        'versions': recorded.versions != current.versions,
+        'source of its classes': recorded.model_classes != current.model_classes,
+        'contract': differing_contract(recorded.spec, current.spec),
     }
     differing = [title for title, differs in facts.items() if differs]
     return f'stale: another {" and ".join(differing)}' if differing else ''

@@ -1,4 +1,4 @@
-"""What the unpatched model gives for the inputs of a proof, computed once for any number of files."""
+"""Results of the unpatched model for the pictures of a proof, computed once for any number of files."""
 
 from __future__ import annotations
 
@@ -41,39 +41,35 @@ ZOOMS = 8
 """How many parts of a picture are zoomed at most until PyTorch finds an object that fills one."""
 
 
-class Reference:
-    """What the unpatched model gives for one input, each part computed when it is first asked for.
+class ImageReference:
+    """Results of the unpatched model for one input, each part computed when it is first needed.
 
     Attributes:
         deployment: the model.
         input: the input.
         images: its images; those of optional inputs that are left out have the values of the defaults.
-        feeds: what a file is fed, by name; more than some forms take.
-        seconds: that the test path of the model took.
-        engine_seconds: that the runs of the last file took.
+        feeds: inputs of a file, by name; more than some forms have.
+        seconds: of the model's test path.
+        engine_seconds: of the runs of the last file.
     """
 
     def __init__(self, deployment: Deployment, proof_input: ProofInput) -> None:
         self.deployment, self.input, self.seconds = deployment, proof_input, 0.0
         self.engine_seconds: list[float] = []
-        family, left_out = deployment.family, proof_input.left_out
-        self.images = tuple(
-            _by_default(_collected(image, deployment), left_out, family.whole(image))
-            for image in proof_input.images
-        )
+        self.images = tuple(_as_fed(image, deployment, proof_input.left_out) for image in proof_input.images)
+        family, model = deployment.family, deployment.model
         feeds = family.feeds(self.images, proof_input.rescale)
-        self.feeds = {name: array for name, array in feeds.items() if name not in left_out}
+        self.feeds = {name: array for name, array in feeds.items() if name not in proof_input.left_out}
         self._computed: dict[Hashable, Any] = {}
-        choices, model = family.rounded_choices(deployment.model), deployment.model
-        self._ties = near_ties(model, self._results, family.tie_keys, choices)
+        self._ties = near_ties(model, self._results, family.tie_keys, family.rounded_choices(model))
 
     @functools.cached_property
     def results(self) -> list[Any]:
         """Detections or instances per image."""
         start = time.perf_counter()
-        found = self._results()
+        results = self._results()
         self.seconds = time.perf_counter() - start
-        return found
+        return results
 
     @functools.cached_property
     def longer(self) -> list[Any]:
@@ -85,17 +81,17 @@ class Reference:
     def near_ties(self) -> Iterator[list[Any]]:
         """Results with thresholds moved by rounding, other choices of ties, other rounding of layers.
 
-        Each is computed when it is first asked for.
+        Each is computed when it is first needed.
         """
-        self._ties, found = itertools.tee(self._ties)
-        return found
+        self._ties, results = itertools.tee(self._ties)
+        return results
 
     def _results(self) -> list[Any]:
         family, model = self.deployment.family, self.deployment.model
         return family.reference_detections(model, self.images, self.input.rescale)
 
     def compute(self, method: Callable[..., Any], *arguments: Hashable, **options: Hashable) -> Any:
-        """Return what a method of the family, such as `reference_tensors`, gives for these feeds.
+        """Return the result of a method of the family, such as `reference_tensors`, for these feeds.
 
         It takes the model and the feeds first, and runs once for the same arguments.
         """
@@ -105,35 +101,36 @@ class Reference:
         return self._computed[key]
 
     def feeds_of(self, metadata: Metadata) -> dict[str, np.ndarray]:
-        """Return what a file is fed; what it takes of another graph is in `feeds` from then on."""
+        """Return the inputs of a file; those that another graph gives are in `feeds` from then on."""
         self.feeds |= self.compute(self.deployment.family.inner_inputs, metadata.form)
         return {name: self.feeds[name] for name in metadata.spec.input_names if name in self.feeds}
 
     def forget(self) -> None:
-        """Free the tensors, which are large; they are computed again when they are asked for."""
+        """Free the tensors, which are large; they are computed again when they are needed."""
         self._computed.clear()
 
 
-def _collected(image: PreparedImage, deployment: Deployment) -> PreparedImage:
-    """Return an image with what the config's test pipeline collects besides."""
-    return dataclasses.replace(image, collected=image.collected or deployment.collected)
+def _as_fed(image: PreparedImage, deployment: Deployment, left_out: Sequence[str]) -> PreparedImage:
+    """Return an image with the values that the config's test pipeline collects besides.
 
-
-def _by_default(image: PreparedImage, left_out: Sequence[str], whole: tuple[int, int]) -> PreparedImage:
-    """Return an image with what the contract says of optional inputs that are not fed."""
-    known = dict(img_shape=whole, ori_shape=whole, scale_factor=np.ones(4, np.float32), border=(0, 0))
-    return dataclasses.replace(image, **{name: known[name] for name in left_out})
+    Those of optional inputs that are left out are the defaults of the contract.
+    """
+    size = deployment.family.whole(image)
+    defaults = dict(img_shape=size, ori_shape=size, scale_factor=np.ones(4, np.float32), border=(0, 0))
+    values = {name: defaults[name] for name in left_out}
+    return dataclasses.replace(image, collected=image.collected or deployment.collected, **values)
 
 
 def references(
     deployment: Deployment, options: Options, images: Sequence[tuple[str, np.ndarray]]
-) -> list[Reference]:
+) -> list[ImageReference]:
     """Return the references of all inputs of a proof; see `proof_inputs` for the arguments."""
-    return [Reference(deployment, one) for one in proof_inputs(deployment, options, images)]
+    inputs = proof_inputs(deployment, options, images)
+    return [ImageReference(deployment, proof_input) for proof_input in inputs]
 
 
-def empty_reference(deployment: Deployment, options: Options) -> tuple[Reference | None, str]:
-    """Return what PyTorch gives for a plain picture in which it finds nothing, or None and why there is none.
+def empty_reference(deployment: Deployment, options: Options) -> tuple[ImageReference | None, str]:
+    """Return the reference of a plain picture in which PyTorch finds nothing, or None and why there is none.
 
     A plain picture with results is no input: all its cells look the same, so that rounding decides which of
     them are the best.
@@ -142,18 +139,18 @@ def empty_reference(deployment: Deployment, options: Options) -> tuple[Reference
         return None, 'the model gives results of every picture: an empty list was not compared'
     counts = {}
     for plain in plain_inputs(deployment, options):
-        reference, (title, _) = Reference(deployment, plain), plain.sources[0]
+        reference, (title, _) = ImageReference(deployment, plain), plain.sources[0]
         counts[title] = sum(map(len, reference.results))
         if not counts[title]:
             return reference, ''
-    found = ', '.join(f'{count} in a {title} one' for title, count in counts.items())
-    return None, f'PyTorch finds something in plain pictures ({found}): an empty list was not compared'
+    listed = ', '.join(f'{count} in a {title} one' for title, count in counts.items())
+    return None, f'PyTorch finds something in plain pictures ({listed}): an empty list was not compared'
 
 
 def reference_with_empty_image(
     deployment: Deployment, inputs: Sequence[ProofInput], plain: ProofInput
-) -> tuple[int, Reference] | None:
-    """Return an index of a batch of three and what PyTorch gives for it with a plain picture in the middle.
+) -> tuple[int, ImageReference] | None:
+    """Return the index of a batch of three, and its reference with a plain picture in the middle.
 
     Results of a batch are padded to those of its image that has the most, so that an empty list beside others
     is not what it is alone. None if there is no such batch, or PyTorch finds something in the plain picture.
@@ -164,13 +161,13 @@ def reference_with_empty_image(
         changed = with_plain_picture(deployment, case, plain)
         if changed is case:
             continue
-        reference = Reference(deployment, changed)
+        reference = ImageReference(deployment, changed)
         if not len(reference.results[1]):
             return index, reference
     return None
 
 
-def zoomed_reference(deployment: Deployment, options: Options, traced: Reference) -> Reference | None:
+def zoomed_reference(deployment: Deployment, options: Options, traced: ImageReference) -> ImageReference | None:
     """Return what PyTorch gives for a part of the traced picture that an object fills as much as any does.
 
     Objects that are small, as most are, are looked at on the finer levels of a pyramid: a wrong last level
@@ -183,9 +180,9 @@ def zoomed_reference(deployment: Deployment, options: Options, traced: Reference
     boxes = object_boxes(traced.results[0], image.img_shape)
     boxes = sorted((box for box in boxes if _area(box) <= LARGEST_OBJECT), key=_area, reverse=True)
     views = [_middle(box, part) * (width, height, width, height) for part in PARTS for box in boxes]
-    candidates: list[tuple[float, Reference]] = []
+    candidates: list[tuple[float, ImageReference]] = []
     for view in views[:ZOOMS]:
-        reference = Reference(deployment, zoomed_input(deployment, options, picture, view))
+        reference = ImageReference(deployment, zoomed_input(deployment, options, picture, view))
         objects = object_boxes(reference.results[0], reference.images[0].ori_shape)
         candidates.append((max(map(_area, objects), default=0.0), reference))
         if candidates[-1][0] >= least:

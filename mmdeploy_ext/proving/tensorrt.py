@@ -14,7 +14,7 @@ from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.proving.half import BARS
+from mmdeploy_ext.proving.half_bars import BARS
 from mmdeploy_ext.proving.tensors import compare_named
 
 if TYPE_CHECKING:

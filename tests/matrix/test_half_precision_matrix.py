@@ -9,7 +9,7 @@ import pytest
 
 from mmdeploy_ext.cli import test_app, verify_app
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.proving.half import BARS, METRIC
+from mmdeploy_ext.proving.half_bars import BARS, METRIC
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]

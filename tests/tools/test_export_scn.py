@@ -18,7 +18,7 @@ from mmdeploy_ext.exporting import sparse_backbone as deploy
 from mmdeploy_ext.exporting.deployment import load
 from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.proving.levels.sparse_structure import compare_node_lists
+from mmdeploy_ext.proving.levels.sparse_file import compare_node_lists
 from mmdeploy_ext.sparse import libspconv
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import differences

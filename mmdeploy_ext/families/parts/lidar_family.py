@@ -29,7 +29,7 @@ from mmdeploy_ext.families.parts.voxel_grid import grid_size, rule_of_layer
 from mmdeploy_ext.families.replaced import Replaced, replaced_of_class
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.points import VoxelRule
-from mmdeploy_ext.proving.levels.limits import limit_between
+from mmdeploy_ext.proving.levels.synthetic import limit_between
 from mmdeploy_ext.quantize.sweeps import Sweeps, point_rule
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Stepper, Sweep

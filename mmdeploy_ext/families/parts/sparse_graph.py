@@ -15,7 +15,7 @@ from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import CheckpointError, UsageError
 from mmdeploy_ext.exporting.sparse.trace import trace
 from mmdeploy_ext.models.sparse_backbone.model import axes
-from mmdeploy_ext.proving.spconv_layers import layer_sources
+from mmdeploy_ext.proving.levels.sparse_layers import layer_sources
 from mmdeploy_ext.sparse import portable
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import SparseGraph

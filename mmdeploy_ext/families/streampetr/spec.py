@@ -10,7 +10,7 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.proving.half import ATOL, RTOL
+from mmdeploy_ext.proving.half_bars import ATOL, RTOL
 
 FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
 """The five tensors of the memory, in the order of `memory.Memory`."""
@@ -109,7 +109,7 @@ STATE_MEANING = dict(
 
 
 def _loose(groups: tuple[ColumnGroup, ...], options: Options) -> tuple[ColumnGroup, ...]:
-    """Widen tolerances where features are float16; a proof goes by cosines, see `proving/half.py`."""
+    """Widen tolerances where features are float16; a proof goes by cosines, see `proving/half_bars.py`."""
     if options.precision == 'fp32':
         return groups
     return tuple(dataclasses.replace(group, rtol=RTOL, atol=max(group.atol, ATOL)) for group in groups)

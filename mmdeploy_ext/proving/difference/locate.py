@@ -1,8 +1,8 @@
-"""The first tensor where an ONNX file differs from the PyTorch model that it was exported from.
+"""The first tensor in which an ONNX file differs from the PyTorch model that it was exported from.
 
 PyTorch runs the modules that the graph is made of under observation (`record`), the graph is walked node by
 node (`mmdeploy_ext/graph/diff/walk.py`), and tensors are paired by name, by values and by place (`pair`). A
-fresh export of the same modules tells which tensor is which where values cannot.
+fresh export of the same modules tells which tensor is which if values cannot.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.cli import one_line
-from mmdeploy_ext.core.errors import Mm2OnnxError
+from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.compare import engine_notes
@@ -25,10 +26,10 @@ from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.structure import changes
 from mmdeploy_ext.graph.diff.walk import ReferenceTensor, compare, walk
 from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.proving import fresh_export
 from mmdeploy_ext.proving.difference.pair import Pairing
 from mmdeploy_ext.proving.difference.record import record_stages
-from mmdeploy_ext.proving.difference.subject import Subject, subject_of
-from mmdeploy_ext.proving.levels.graph_level import judge
+from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,7 +40,28 @@ if TYPE_CHECKING:
     from mmdeploy_ext.graph.diff.walk import Walk
 
 MAX_PAIRED_BY_PLACE = 24
-"""Regions that are paired by their place before the search ends; the first one is what is asked for."""
+"""Regions that are paired by their place before the search ends; a user asks for the first one."""
+JITTER = 0.2
+"""Distance of generated inputs from those that the exporter saw, relative to their spread."""
+
+
+@dataclasses.dataclass
+class Subject:
+    """The modules that a file was exported from, and the inputs of the comparison.
+
+    Attributes:
+        stages: the modules, as they were exported.
+        feeds: input name -> array that the exporter did not see.
+        fresh_export: of the modules, with the file's own options and edits.
+        title: of the input, for people.
+        beside: further inputs of the unpatched model, by name; of pictures those of any form.
+    """
+
+    stages: Sequence[Stage]
+    feeds: dict[str, np.ndarray]
+    fresh_export: fresh_export.FreshExport
+    title: str
+    beside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def first_difference(
@@ -56,9 +78,9 @@ def first_difference(
         deployment: config and checkpoint.
         path: the file.
         images: (title, BGR picture); the first stands for the traced one.
-        feeds: inputs to use instead of what the images give.
+        feeds: inputs to use instead of those made of the images.
         bars: what counts as a difference; None: by the file's precision.
-        fresh: export the modules again and use it to tell which tensor is which.
+        fresh: export the modules again and use the export to tell which tensor is which.
 
     Raises:
         ModelFileError: the file cannot be read, or says that it is another model's.
@@ -70,8 +92,8 @@ def first_difference(
     subject = subject_of(deployment, metadata, images, feeds)
     bars = bars or (findings.HALF if metadata.options.get('precision') == 'fp16' else findings.Bars())
     search = Search(subject, bars)
-    found = search.compare(model, fresh)
-    found.subject = dict(
+    comparison = search.compare(model, fresh)
+    comparison.subject = dict(
         kind='checkpoint',
         file=str(path),
         family=metadata.family,
@@ -80,28 +102,99 @@ def first_difference(
         checkpoint=deployment.checkpoint,
         input=subject.title,
         inputs=findings.shapes(subject.feeds),
-        **found.subject,
+        **comparison.subject,
     )
-    made = {value.name for value in model.graph.output}
-    found.missing = [name for name in metadata.spec.output_names if name not in made]
+    outputs = {value.name for value in model.graph.output}
+    comparison.missing = [name for name in metadata.spec.output_names if name not in outputs]
     if fresh:
-        graph = judge(model, metadata, subject.reference)
-        found.graph = '' if graph.passed else graph.text
-        found.notes += [graph.text] * bool(graph.note or graph.by_inputs)
-    found.notes += _upstream_notes(deployment, metadata, subject, search, bars)
+        graph = fresh_export.compare_with_fresh_export(model, metadata, subject.fresh_export)
+        comparison.graph = '' if graph.passed else graph.text
+        if graph.note or graph.by_inputs:
+            comparison.notes.append(graph.text)
+    comparison.notes += _upstream_notes(deployment, metadata, subject, search, bars)
     if metadata.checkpoint_sha256 != deployment.checkpoint_sha256:
-        found.notes.append('the file says that it was made from another checkpoint')
-    return found
+        comparison.notes.append('the file says that it was made from another checkpoint')
+    return comparison
+
+
+def subject_of(
+    deployment: Deployment,
+    metadata: Metadata,
+    images: Sequence[tuple[str, np.ndarray]] = (),
+    feeds: Mapping[str, np.ndarray] | None = None,
+) -> Subject:
+    """Return the modules that a file was exported from, and inputs that the exporter did not see.
+
+    Args:
+        deployment: config and checkpoint.
+        metadata: of the file.
+        images: (title, BGR picture); for models of single pictures.
+        feeds: inputs to use instead.
+
+    Raises:
+        UsageError: the graph was not made by an exporter of torch, or is not of this contract.
+    """
+    of_kind = _subject_of_images if deployment.family.samples == 'images' else _subject_of_graph
+    subject = of_kind(deployment, metadata, images)
+    if feeds is not None:
+        subject = dataclasses.replace(subject, feeds=dict(feeds), title='given inputs')
+    metadata.spec.check_feeds(subject.feeds)
+    return subject
+
+
+def _subject_of_images(
+    deployment: Deployment, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
+) -> Subject:
+    family, options = deployment.family, deployment.family.written(metadata.options)
+    inputs = proof_inputs(deployment, options, images)
+    unseen_input = [case for case in inputs if not case.traced and not case.left_out][-1]
+    arrays = family.feeds(unseen_input.images, True)
+    arrays |= family.inner_inputs(deployment.model, arrays, options.form)
+    return Subject(
+        family.stages(deployment.model, options),
+        {name: arrays[name] for name in metadata.spec.input_names if name in arrays},
+        fresh_export.of_images(deployment, options, metadata, images[0][1]),
+        f'{unseen_input.name} ({unseen_input.sources[0][0]})',
+        arrays,
+    )
+
+
+def _subject_of_graph(
+    deployment: Deployment, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
+) -> Subject:
+    """Return the subject of one file of a sequence family, which takes no pictures."""
+    options = deployment.family.written(metadata.options)
+    graphs = {graph.name: graph for graph in deployment.family.graphs(deployment.model, options)}
+    graph = graphs.get(metadata.form)
+    if graph is None or graph.module is None:
+        comparable = ', '.join(name for name, graph in graphs.items() if graph.module) or 'none'
+        raise UsageError(
+            f'the graph {metadata.form!r} cannot be compared with PyTorch tensor by tensor; of this model '
+            f'that goes for {comparable}'
+        )
+    stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
+    examples = enumerate(graph.example.items())
+    feeds = {name: unseen(tensor.cpu().numpy(), index) for index, (name, tensor) in examples}
+    fresh = fresh_export.of_graph(deployment, options, metadata, graph)
+    return Subject([stage], feeds, fresh, 'seeded numbers like those of the trace')
+
+
+def unseen(example: np.ndarray, seed: int) -> np.ndarray:
+    """Return an input like one of the trace, with other values."""
+    rng = np.random.default_rng([7, seed])
+    spread = float(example.std()) or 1.0
+    values = example + JITTER * spread * rng.standard_normal(example.shape)
+    return (np.abs(values) if example.min() >= 0 else values).astype(example.dtype)
 
 
 class Search:
     """PyTorch's side of a comparison, run once; several graphs can be compared with it.
 
     Attributes:
-        subject: what runs.
-        bars: what counts.
-        pairing: what PyTorch recorded; that of a search with the same modules and feeds saves the run.
-        named: what PyTorch's side knows by name, stage outputs among it.
+        subject: the modules that run, and their inputs.
+        bars: what counts as a difference.
+        pairing: the records of PyTorch; that of a search with the same modules and feeds saves the run.
+        named: tensors that PyTorch's side has by name, stage outputs among them.
     """
 
     def __init__(self, subject: Subject, bars: findings.Bars, pairing: Pairing | None = None) -> None:
@@ -113,21 +206,22 @@ class Search:
     def compare(self, model: onnx.ModelProto, fresh: bool = True) -> findings.Comparison:
         """Compare a graph; see `first_difference`."""
         program = Program(model, self.constants)
-        references, found, notes = dict(self.named), [], []
-        other = self._export if fresh else 'not asked for'
+        references, graph_changes, notes = dict(self.named), [], []
+        export = self._export if fresh else 'not asked for'
         inherited: set[str] = set()
-        if isinstance(other, str):
-            notes.append(f'no fresh export to compare with: {other}')
+        if isinstance(export, str):
+            notes.append(f'no fresh export to compare with: {export}')
         else:
-            clean, clean_walk, wrong = other
+            clean, clean_walk, wrong = export
             pairs = align(program, clean)
-            found = changes(program, clean, pairs)
+            graph_changes = changes(program, clean, pairs)
             references.update(_references_from(pairs.tensors, clean_walk, wrong))
             inherited = {name for name, mate in pairs.tensors.items() if mate in wrong}
         result = self._walk(program, references)
         module = functools.cache(functools.partial(self.pairing.module_path, program))
         entries = findings.entries_of(result, self.bars, module)
-        differences = findings.differences_of(result, self.bars, findings.explain_by(found), module)
+        explanations = findings.explain_by(graph_changes)
+        differences = findings.differences_of(result, self.bars, explanations, module)
         for difference in differences:
             if difference.tensor in inherited:
                 difference.evidence.append('a fresh export has it, too: it is born in the export, not later')
@@ -137,17 +231,17 @@ class Search:
             entries,
             differences,
             findings.outputs_of(program, entries),
-            [dataclasses.asdict(change) for change in found if change.kind != 'metadata'],
+            [dataclasses.asdict(change) for change in graph_changes if change.kind != 'metadata'],
             notes,
             self.bars,
-            guessed=isinstance(other, str),
+            guessed=isinstance(export, str),
         )
 
     @functools.cached_property
     def _export(self) -> tuple[Program, Walk, set[str]] | str:
         """A fresh export, walked, and its tensors that are wrong or unproven; or why there is none."""
         try:
-            program = Program(self.subject.reference.export(), self.constants)
+            program = Program(self.subject.fresh_export.export(), self.constants)
         except Mm2OnnxError as error:
             return one_line(error)
         result = self._walk(program, dict(self.named))
@@ -155,17 +249,18 @@ class Search:
         return program, result, wrong
 
     def _walk(self, program: Program, references: dict[str, ReferenceTensor]) -> Walk:
-        """Walk a graph; where an error hides what comes after it, pair by place and walk on."""
+        """Walk a graph; if an error hides what comes after it, pair by place and walk on."""
         for _ in range(MAX_PAIRED_BY_PLACE):
             result = walk(program, self.subject.feeds, references, self.runner, self.pairing.lookup)
-            found = self.pairing.by_module(result)
-            for region in () if found else regions(result, self.bars.born):
-                found = self.pairing.by_place(result, region.tensors[: -1 if region.ends else None])
-                if found:
-                    break
-            if not found:
+            paired = self.pairing.by_module(result)
+            if not paired:
+                for region in regions(result, self.bars.born):
+                    paired = self.pairing.by_place(result, region.tensors[: -1 if region.ends else None])
+                    if paired:
+                        break
+            if not paired:
                 break
-            references.update(found)
+            references.update(paired)
         return result
 
 
@@ -184,7 +279,7 @@ def _record(subject: Subject, bars: findings.Bars) -> Pairing:
 
 def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -> dict[str, ReferenceTensor]:
     """Return references of a graph's tensors: those of their counterparts in a fresh export."""
-    found = {}
+    references = {}
     for name, mate in tensors.items():
         row = clean.rows.get(mate)
         if row is None:
@@ -192,10 +287,10 @@ def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -
         if row.reference is not None:
             value = clean.good.get(mate, row.reference.value)
             how = {'value': 'values'}.get(row.reference.how, row.reference.how)
-            found[name] = dataclasses.replace(row.reference, value=value, how=how)
+            references[name] = dataclasses.replace(row.reference, value=value, how=how)
         elif mate not in wrong and isinstance(clean.good.get(mate), np.ndarray):
-            found[name] = ReferenceTensor(clean.good[mate], '', '', 'export')
-    return found
+            references[name] = ReferenceTensor(clean.good[mate], '', '', 'export')
+    return references
 
 
 def _upstream_notes(
@@ -203,15 +298,15 @@ def _upstream_notes(
 ) -> list[str]:
     """Compare the exported modules with the unpatched model: an error there is in no node of the graph."""
     family = deployment.family
-    valued = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
-    if family.samples != 'images' or not valued:
+    output_names = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
+    if family.samples != 'images' or not output_names:
         return []
-    chosen = {name: value for name, value in family.written(metadata.options).items() if name != 'form'}
+    options = {name: value for name, value in family.written(metadata.options).items() if name != 'form'}
     feeds = {**subject.beside, **subject.feeds}
-    expected = family.reference_tensors(deployment.model, feeds, metadata.form, **chosen)
-    outputs, notes = {name for stage in subject.stages for name in stage.outputs}, []
-    for name in valued:
-        if name not in expected or name not in outputs:
+    expected = family.reference_tensors(deployment.model, feeds, metadata.form, **options)
+    stage_outputs, notes = {name for stage in subject.stages for name in stage.outputs}, []
+    for name in output_names:
+        if name not in expected or name not in stage_outputs:
             continue
         error, reason = compare(search.named[name].value, expected[name])
         if error is not None and error > bars.free:

@@ -1,4 +1,4 @@
-"""Levels 2 and 3 of pictures: files judged by what the unpatched model gives, which is computed once."""
+"""Levels 2 and 3 of pictures: files judged by the results of the unpatched model, which are computed once."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import dataclasses
 import functools
 import statistics
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.engines import title_of
-from mmdeploy_ext.proving import full_form, half
-from mmdeploy_ext.proving.levels.run_twice import FAILURES, nothing_found, run_twice
+from mmdeploy_ext.proving import full_form, half_bars
+from mmdeploy_ext.proving.levels.run_twice import FAILURES, failed_detections, run_twice
 from mmdeploy_ext.proving.results import Case, DetectionRow, Pair
-from mmdeploy_ext.proving.rows import TensorRow
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tensors import compare_tensors, without_ties
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
     import numpy as np
 
@@ -28,16 +28,18 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.exporting.deployment import Deployment
-    from mmdeploy_ext.proving.half import HalfBars
-    from mmdeploy_ext.proving.references import Reference
+    from mmdeploy_ext.proving.half_bars import HalfBars
+    from mmdeploy_ext.proving.references import ImageReference
+    from mmdeploy_ext.proving.rows import TensorRow
 
 TIMED_RUNS = 3
+"""Number of runs of which the median time is taken."""
 TIMED_S = 3.0
 """No more runs than those of the proof once they took this long: the figures are a hint."""
 
 
-def run_case(reference: Reference, backend: Backend) -> tuple[list[Case], list[Pair]]:
-    """Give one input to an engine twice and compare tensors and results with the reference."""
+def run_case(reference: ImageReference, backend: Backend) -> tuple[list[Case], list[Pair]]:
+    """Run an engine twice on one input and compare tensors and results with the reference."""
     feeds, reference.engine_seconds = reference.feeds_of(backend.metadata), []
 
     def run() -> Mapping[str, np.ndarray]:
@@ -50,41 +52,42 @@ def run_case(reference: Reference, backend: Backend) -> tuple[list[Case], list[P
 
 
 def judge_outputs(
-    reference: Reference, backend: Backend, outputs: Mapping[str, np.ndarray] | Exception
+    reference: ImageReference, backend: Backend, outputs: Mapping[str, np.ndarray] | Exception
 ) -> tuple[Case, list[Pair]]:
-    """Compare what an engine gave, or the error that it gave instead, with the reference."""
-    deployment, proof_input, metadata = reference.deployment, reference.input, backend.metadata
-    bars = half.bars_of(backend.computes_in or metadata.precision)
+    """Compare the outputs of an engine, or the error that it raised, with the reference."""
+    family, model, metadata = reference.deployment.family, reference.deployment.model, backend.metadata
+    proof_input, expected = reference.input, reference.results
+    bars = half_bars.bars_of(backend.computes_in or metadata.precision)
     shape = 'x'.join(map(str, reference.feeds[metadata.spec.input_names[0]].shape))
-    case, expected = Case(proof_input.name, shape, proof_input.traced), reference.results
+    case = Case(proof_input.name, shape, proof_input.traced)
     rows: tuple[TensorRow, ...] = ()
     try:
         if isinstance(outputs, Exception):
             raise outputs
         rows = (
-            *_tensor_rows(reference, metadata, outputs, bars),
+            *_compare_tensors(reference, metadata, outputs, bars),
             *full_form.shape_rows(outputs, metadata.spec),
-            *_form_rows(reference, metadata, outputs, bars),
+            *_contract_rows(reference, metadata, outputs, bars),
         )
-        if deployment.family.results_left_out(metadata.options):
+        if family.results_left_out(metadata.options):
             return dataclasses.replace(case, tensors=rows), []
-        given = reference.feeds, reference.images, proof_input.rescale
-        found = deployment.family.results(deployment.model, metadata, outputs, *given)
-        if len(found) != len(expected):
-            raise ShapeError(f'got results of {len(found)} images, expected {len(expected)}')
+        inputs = reference.feeds, reference.images, proof_input.rescale
+        results = family.results(model, metadata, outputs, *inputs)
+        if len(results) != len(expected):
+            raise ShapeError(f'got results of {len(results)} images, expected {len(expected)}')
     except FAILURES as error:
-        titles = zip(proof_input.sources, expected, strict=True)
-        failed = tuple(nothing_found(title, wanted, error) for (title, _), wanted in titles)
-        return dataclasses.replace(case, tensors=rows, detections=failed), []
-    detections = match_images(reference, metadata, found, bars)
+        titles = [title for title, _ in proof_input.sources]
+        failed = (failed_detections(*pair, error) for pair in zip(titles, expected, strict=True))
+        return dataclasses.replace(case, tensors=rows, detections=tuple(failed)), []
+    detections = match_images(reference, metadata, results, bars)
     if bars and not rows:
-        rows = _half_rows(deployment, expected, found, bars)
-    title = title_of(type(backend).__name__)
-    return dataclasses.replace(case, tensors=rows, detections=detections), _pictures(reference, found, title)
+        rows = _cosines_of_results(family.task, expected, results, bars)
+    pairs = _pictures(reference, results, title_of(type(backend).__name__))
+    return dataclasses.replace(case, tensors=rows, detections=detections), pairs
 
 
 def match_images(
-    reference: Reference, metadata: Metadata, found: Sequence[Any], bars: HalfBars | None
+    reference: ImageReference, metadata: Metadata, results: Sequence[Any], bars: HalfBars | None
 ) -> tuple[DetectionRow, ...]:
     """Return level 3 of one case: the results of every image, matched by the bars of its precision."""
     titles = [title for title, _ in reference.input.sources]
@@ -96,50 +99,57 @@ def match_images(
         match(
             *sides,
             beyond=lambda index=index: reference.longer[index],
-            near_ties=lambda index=index: (results[index] for results in reference.near_ties),
+            near_ties=lambda index=index: (images[index] for images in reference.near_ties),
         )
-        for index, sides in enumerate(zip(titles, reference.results, found, strict=True))
+        for index, sides in enumerate(zip(titles, reference.results, results, strict=True))
     )
 
 
-def _form_rows(
-    reference: Reference, metadata: Metadata, outputs: Mapping[str, np.ndarray], bars: HalfBars | None
+def _contract_rows(
+    reference: ImageReference,
+    metadata: Metadata,
+    outputs: Mapping[str, np.ndarray],
+    bars: HalfBars | None,
 ) -> list[TensorRow]:
-    """Return what a graph that gives results breaks of its contract besides the results themselves."""
+    """Return what the outputs of a `full` graph break of its contract besides the results themselves."""
     if 'labels' not in metadata.spec.output_names:
         return []
     family, model = reference.deployment.family, reference.deployment.model
     rows = full_form.order_rows(outputs, family.num_classes(model))
-    if caps := {name: metadata.options[name] for name in LIMITS if metadata.options.get(name)}:
+    if limits := {name: metadata.options[name] for name in LIMITS if metadata.options.get(name)}:
         slack = bars.score if bars else DEFAULT_RTOL
-        rows += full_form.count_rows(outputs, reference.compute(family.candidate_bounds, slack, **caps))
+        bounds = reference.compute(family.candidate_bounds, slack, **limits)
+        rows += full_form.count_rows(outputs, bounds)
     return rows
 
 
-def _half_rows(
-    deployment: Deployment, expected: Sequence[Any], found: Sequence[Any], bars: HalfBars
+def _cosines_of_results(
+    task: str, expected: Sequence[Any], results: Sequence[Any], bars: HalfBars
 ) -> tuple[TensorRow, ...]:
-    """Return cosines of a form that gives results only: of the matched ones."""
-    task, rows = deployment.family.task, []
-    for index, sides in enumerate(zip(expected, found, strict=True)):
+    """Return cosines of the matched results, for a form that gives results only."""
+    rows = []
+    for index, sides in enumerate(zip(expected, results, strict=True)):
         pairs = task_module(task).pair_up(*sides, **bars.of_task(task)).matched
-        several = f' of image {index}' if len(expected) > 1 else ''
-        named = bars.matched_rows(*sides, pairs)
-        rows += [dataclasses.replace(row, tensor=row.tensor + several) for row in named]
+        suffix = f' of image {index}' if len(expected) > 1 else ''
+        rows += [
+            dataclasses.replace(row, tensor=row.tensor + suffix) for row in bars.matched_rows(*sides, pairs)
+        ]
     return tuple(rows)
 
 
-def _tensor_rows(
-    reference: Reference, metadata: Metadata, outputs: Mapping[str, np.ndarray], bars: HalfBars | None
+def _compare_tensors(
+    reference: ImageReference,
+    metadata: Metadata,
+    outputs: Mapping[str, np.ndarray],
+    bars: HalfBars | None,
 ) -> tuple[TensorRow, ...]:
     """Return level 2 of one case; forms that give detections have none."""
     if all(tensor.compare != 'values' for tensor in metadata.spec.outputs):
         return ()
-    family = reference.deployment.family
+    family, feeds = reference.deployment.family, reference.feeds
     options = {name: value for name, value in family.written(metadata.options).items() if name != 'form'}
     expected = reference.compute(family.reference_tensors, metadata.form, **options)
     zeros = reference.compute(family.interchangeable_zeros, **options)
-    feeds = reference.feeds
     return compare_with_ties(reference.deployment, feeds, expected, outputs, zeros, metadata.spec, bars)
 
 
@@ -152,34 +162,34 @@ def compare_with_ties(
     spec: GraphSpec,
     bars: HalfBars | None,
 ) -> tuple[TensorRow, ...]:
-    """Compare tensors, where the choice among equal scores and zeros of ties may be the engine's.
+    """Compare tensors; the choice among equal scores and the zeros of ties may be the engine's.
 
     `zeros` are `ImageFamily.interchangeable_zeros`; `bars` are those of half precision, None for float32.
     """
-    choice_rtol, rtol = (half.CHOICE_RTOL, half.RTOL) if bars else (DEFAULT_RTOL, DEFAULT_RTOL)
+    choice_rtol, rtol = (half_bars.CHOICE_RTOL, half_bars.RTOL) if bars else (DEFAULT_RTOL, DEFAULT_RTOL)
     expected = deployment.family.choose_as(deployment.model, feeds, outputs, expected, choice_rtol)
     rows = compare_tensors(expected, without_ties(expected, outputs, zeros, rtol), spec)
     return tuple(bars.judge(rows) if bars else rows)
 
 
-def _pictures(reference: Reference, found: Sequence[Any], engine: str) -> list[Pair]:
-    """Return both engines' results in pixels of the picture; not those at an optional input's default."""
-    one, pairs = reference.input, []
-    if one.left_out:
+def _pictures(reference: ImageReference, results: Sequence[Any], engine: str) -> list[Pair]:
+    """Return both engines' results in pixels of the picture; nothing at the default of an optional input."""
+    proof_input, pairs = reference.input, []
+    if proof_input.left_out:
         return []
-    columns = one.sources, one.images, reference.results, found
+    columns = proof_input.sources, proof_input.images, reference.results, results
     for (title, picture), image, *sides in zip(*columns, strict=True):
-        if not one.rescale:
+        if not proof_input.rescale:
             sides = [side.scaled(image.scale_factor) for side in sides]
         size = f'input {image.tensor.shape[1]}x{image.tensor.shape[2]}'
         pairs.append(Pair(f'{title}, {size}', picture, *sides, engine))
     return pairs
 
 
-def timing(reference: Reference, backend: Backend) -> dict[str, float]:
+def timing(reference: ImageReference, backend: Backend) -> dict[str, float]:
     """Return median milliseconds of both engines on one input, interleaved.
 
-    What the proof measured already counts; nothing runs again where that took long.
+    The runs that the proof measured count; nothing runs again if that took long.
     """
     family, deployment = reference.deployment.family, reference.deployment
     feeds = {name: array for name, array in reference.feeds.items() if name in backend.spec.input_names}
@@ -187,14 +197,14 @@ def timing(reference: Reference, backend: Backend) -> dict[str, float]:
         lambda: family.reference_detections(deployment.model, reference.images, False),
         lambda: backend.infer(feeds),
     )
-    known = ([reference.seconds] * bool(reference.seconds), list(reference.engine_seconds))
-    begin = time.perf_counter() - sum(map(sum, known))
-    while min(map(len, known)) < TIMED_RUNS:
-        if all(known) and time.perf_counter() - begin > TIMED_S:
+    measured = [reference.seconds] if reference.seconds else [], list(reference.engine_seconds)
+    begin = time.perf_counter() - sum(map(sum, measured))
+    while min(map(len, measured)) < TIMED_RUNS:
+        if all(measured) and time.perf_counter() - begin > TIMED_S:
             break
-        for seconds, run in zip(known, runs, strict=True):
+        for seconds, run in zip(measured, runs, strict=True):
             start = time.perf_counter()
             run()
             seconds.append(time.perf_counter() - start)
-    medians = [round(statistics.median(seconds) * 1e3, 2) for seconds in known]
+    medians = [round(statistics.median(seconds) * 1e3, 2) for seconds in measured]
     return {'PyTorch (network and post-processing)': medians[0], f'{backend.engine} (graph)': medians[1]}

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.proving import fresh, half
-from mmdeploy_ext.proving.levels.exported import ExportedFile, ExportedProof
-from mmdeploy_ext.proving.levels.run_twice import Clock, attempt, nothing_found, run_twice
-from mmdeploy_ext.proving.levels.synthetic import cases_of_family, judge_all
-from mmdeploy_ext.proving.levels.voxels import compare_voxels
-from mmdeploy_ext.proving.moments import compare_moments
+from mmdeploy_ext.engines import title_of
+from mmdeploy_ext.proving import fresh_export, half_bars
+from mmdeploy_ext.proving.levels.preprocessing import compare_moments, compare_voxels
+from mmdeploy_ext.proving.levels.proof import ExportedFile, ExportedProof
+from mmdeploy_ext.proving.levels.run_twice import Clock, attempt, failed_detections, run_twice
+from mmdeploy_ext.proving.levels.synthetic import cases_of_family, match_all
 from mmdeploy_ext.proving.near_ties import near_ties
 from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.proving.results import Case, Check, DetectionRow, Pair
@@ -35,16 +35,15 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
 
 
-HIGHER = 0.3
-"""Of a best score, where there is nothing to see: a seeded TransFusion gives other ones for other cells."""
+MAX_EXCESS = 0.3
+"""Largest excess of the best score if there is nothing to see.
+
+A seeded TransFusion, which names other cells, gives them other scores.
+"""
 
 
 class FramesProof(ExportedProof):
-    """A proof of the files of one export.
-
-    Attributes:
-        asked_for: options of the export.
-    """
+    """A proof of the files of one export."""
 
     unit = 'frame'
 
@@ -53,20 +52,18 @@ class FramesProof(ExportedProof):
         return ExportedFile(path, file.model, file.metadata, file.metadata.form)
 
     def facts(self) -> dict[str, Any]:
-        from mmdeploy_ext.engines import title_of
-
-        options = self.files[-1].options
+        precisions = (metadata.precision for metadata in self.metadata)
         return dict(
             files={Path(path).name: sha256_file(path)[:16] for path in self.paths},
-            contract=options.get('contract', ''),
-            precision=next((one.precision for one in self.metadata if one.precision != 'fp32'), 'fp32'),
+            contract=self.files[-1].options.get('contract', ''),
+            precision=next((precision for precision in precisions if precision != 'fp32'), 'fp32'),
             engine=title_of(self.kind),
             **super().facts(),
         )
 
     @functools.cached_property
     def asked_for(self) -> Options:
-        """What all files say that they were exported with."""
+        """The options that all files record as those of their export."""
         first = self.files[0]
         for file in self.files:
             if file.options != first.options:
@@ -74,38 +71,39 @@ class FramesProof(ExportedProof):
                     f'{file.path}: is of another export than {first.path} (options differ); export again'
                 )
         options = self.deployment.family.written(first.options, first.path)
-        with fresh.options_of(first.path):
+        with fresh_export.options_of(first.path):
             options.check()
         return options
 
     @functools.cached_property
     def graphs(self) -> dict[str, Graph]:
         """The graphs of the model with these options, by name."""
-        asked = fresh.exported_with(self.asked_for, self.metadata[0])
-        return {graph.name: graph for graph in self.deployment.family.graphs(self.deployment.model, asked)}
+        options = fresh_export.exported_with(self.asked_for, self.metadata[0])
+        return {graph.name: graph for graph in self.deployment.family.graphs(self.deployment.model, options)}
 
-    def expected(self, file: ExportedFile) -> tuple[fresh.Reference, Any, GraphSpec | None]:
+    def expected(self, file: ExportedFile) -> tuple[fresh_export.FreshExport, Any, GraphSpec | None]:
         graph = self.graphs.get(file.name)
-        reference = fresh.of_graph(self.deployment, self.asked_for, file.metadata, graph)
-        contract = fresh.contract_after(graph.spec, file.metadata) if graph else None
-        return reference, self.deployment.rule, contract
+        fresh = fresh_export.of_graph(self.deployment, self.asked_for, file.metadata, graph)
+        contract = fresh_export.contract_after(graph.spec, file.metadata) if graph else None
+        return fresh, self.deployment.rule, contract
 
     def checks(self, file: ExportedFile) -> list[Check]:
-        """See `Proof.checks`; with the last file those of the texts beside the graphs."""
+        """Return the checks of a file; with the last file those of the texts beside the graphs."""
         if file is not self.files[-1]:
             return super().checks(file)
-        wanted = self.deployment.family.companions(self.deployment.model, self.asked_for)
         folder, family = Path(file.path).parent, self.deployment.family
-        companions = companion_checks(folder, wanted)
+        companions = companion_checks(folder, family.companions(self.deployment.model, self.asked_for))
         checks = [*super().checks(file), *companions]
-        written_right = companions and all(check.passed for check in companions)
-        wrong = family.companion_differences(folder, self.deployment.cfg) if written_right else []
-        if wrong:
-            checks.append(Check('texts beside the graphs as in the config', False, '; '.join(wrong)))
+        if companions and all(check.passed for check in companions):
+            differences = family.companion_differences(folder, self.deployment.cfg)
+            if differences:
+                checks.append(
+                    Check('texts beside the graphs as in the config', False, '; '.join(differences))
+                )
         return checks
 
     def preprocessing(self) -> PreprocessingResult:
-        """Compare moments prepared by the rule in the last file with those of the config's test pipeline.
+        """Compare frames prepared by the rule in the last file with those of the config's test pipeline.
 
         The voxels of its rule are compared with those of the model's own layer.
         """
@@ -119,16 +117,17 @@ class FramesProof(ExportedProof):
         return dataclasses.replace(result, differences=differences, error=voxels.error)
 
     def start(self, stack: contextlib.ExitStack) -> None:
-        written = {file.name for file in self.files}
-        if absent := [f'{name}.onnx' for name in self.graphs if name not in written]:
+        names = {file.name for file in self.files}
+        if absent := [f'{name}.onnx' for name in self.graphs if name not in names]:
             raise ModelFileError(
                 f'{Path(self.paths[0]).parent}: has no {", ".join(absent)}; the files of one export belong '
                 f'together: export it again'
             )
-        family, given = self.deployment.family, (self.deployment.model, self.asked_for)
-        self.spec, self.clock = output_spec(self.metadata, family.between_files(*given)), Clock()
+        family, model = self.deployment.family, self.deployment.model
+        self.spec = output_spec(self.metadata, family.between_files(model, self.asked_for))
+        self.clock = Clock()
         self.who = f'PyTorch ({self.unit})', f'{self.verdict.subject["engine"]} ({self.unit})'
-        self.reference: Stepper = family.reference_of(*given)
+        self.reference: Stepper = family.reference_of(model, self.asked_for)
         self.runner = self.open_runner(stack)
 
     def open_runner(self, stack: contextlib.ExitStack) -> Stepper:
@@ -143,127 +142,128 @@ class FramesProof(ExportedProof):
         return self.clock.medians(*self.who)
 
     def notes(self) -> list[str]:
-        """Return what the reference says of itself."""
+        """Return the notes on the files, and those of the reference."""
         return [*super().notes(), *getattr(self.reference, 'notes', ())]
 
 
 class SweepProof(FramesProof):
-    """A proof on sweeps, none of which was traced: the exporter sees random numbers."""
+    """A proof on sweeps, none of which was traced: the exporter sees random numbers.
+
+    Attributes:
+        first: the first sample, whose cameras see crowded sweeps, too.
+        fullest: the sample with the most results so far, and those of the reference.
+    """
 
     unit = found_in = 'sweep'
     first: Sweep | None = None
-    """Sample, whose cameras a crowded sweep is seen by."""
-    most: tuple[Sweep, Detections3D] | None = None
-    """Sample with the most results so far, and those of the reference."""
+    fullest: tuple[Sweep, Detections3D] | None = None
     advice = (
         'use sweeps with objects that this model finds, more of them (--frames), and a trained checkpoint'
     )
 
-    def cases(self, one: Sweep) -> tuple[list[Case], list[Pair]]:
-        run = functools.partial(self.clock.run, self.who[1], functools.partial(self.runner.step, one))
-        expected = self.clock.run(self.who[0], lambda: self.reference.step(one))
-        self.first = self.first or one
-        return run_twice(run, functools.partial(self.judge, one, expected), lambda found: found.outputs)
+    def cases(self, sample: Sweep) -> tuple[list[Case], list[Pair]]:
+        run = functools.partial(self.clock.run, self.who[1], functools.partial(self.runner.step, sample))
+        expected = self.clock.run(self.who[0], lambda: self.reference.step(sample))
+        self.first = self.first or sample
+        judge = functools.partial(self.judge, sample, expected)
+        return run_twice(run, judge, lambda result: result.outputs)
+
+    def run_both(self, sweep: Sweep) -> tuple[StepResult, StepResult | Exception]:
+        """Return the results of the reference and of the files; the latter may be an exception."""
+        return self.reference.step(sweep), attempt(functools.partial(self.runner.step, sweep))
 
     def judge(
-        self, sweep: Sweep, expected: StepResult, found: StepResult | Exception
+        self, sweep: Sweep, expected: StepResult, result: StepResult | Exception
     ) -> tuple[Case, list[Pair]]:
         """Return levels 2 and 3 of one sweep, and its picture."""
-        case = self.judge_tensors(sweep, expected, found)
-        if isinstance(found, Exception):
+        case = self.judge_tensors(sweep, expected, result)
+        if isinstance(result, Exception):
             return case, []
-        sides, model = (expected.detections, found.detections), self.deployment.model
-        ties = functools.partial(near_ties, model, lambda: self.reference.step(sweep).detections)
+        sides, model = (expected.detections, result.detections), self.deployment.model
         if hasattr(self.reference, 'near_ties'):  # of a model in another process
             ties = functools.partial(self.reference.near_ties, sweep)
+        else:
+            ties = functools.partial(near_ties, model, lambda: self.reference.step(sweep).detections)
         task = self.deployment.family.task
-        settings = self.low.of_task(task) if self.low else {}
+        settings = self.bars.of_task(task) if self.bars else {}
         row = task_module(task).match_detections('boxes', *sides, near_ties=ties, **settings)
+        if not self.fullest or len(expected.detections) > len(self.fullest[1]):
+            self.fullest = sweep, expected.detections
         title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
-        if not self.most or len(expected.detections) > len(self.most[1]):
-            self.most = sweep, expected.detections
         pair = bbox3d.pair_of(sweep, self.deployment.rule, title, *sides)
         return dataclasses.replace(case, detections=(row,)), [pair]
 
-    def judge_tensors(self, sweep: Sweep, expected: StepResult, found: StepResult | Exception) -> Case:
+    def judge_tensors(self, sweep: Sweep, expected: StepResult, result: StepResult | Exception) -> Case:
         """Return level 2 of one sweep; an engine that fails is a failed case."""
         case = Case(sweep.name, 'x'.join(map(str, sweep.points.shape)), False)
-        if isinstance(found, Exception):
-            row = nothing_found(sweep.name, expected.detections, found)
+        if isinstance(result, Exception):
+            row = failed_detections(sweep.name, expected.detections, result)
             return dataclasses.replace(case, detections=(row,))
-        rows = compare_tensors(expected.outputs, found.outputs, self.spec)
-        return dataclasses.replace(case, tensors=tuple(self.low.judge(rows) if self.low else rows))
+        rows = compare_tensors(expected.outputs, result.outputs, self.spec)
+        return dataclasses.replace(case, tensors=tuple(self.bars.judge(rows) if self.bars else rows))
 
     @property
-    def low(self) -> half.HalfBars | None:
+    def bars(self) -> half_bars.HalfBars | None:
         """Bars of half precision or INT8; None for float32."""
-        return half.bars_of(self.verdict.precision)
+        return half_bars.bars_of(self.verdict.precision)
 
     def conclude(self) -> None:
-        """See `Proof.conclude`; then both engines are brought to limits that samples do not reach."""
+        """Judge all cases; then bring both engines to limits that samples do not reach."""
         super().conclude()
         self.verdict.cases += self.at_limits()
 
     def at_limits(self) -> Iterator[Case]:
         """Yield tensors of crowded sweeps, and the results of a sample of which a lower limit drops some.
 
-        What a crowded sweep shows is like nothing that a model was trained on: its results may all be alike.
+        A crowded sweep is like nothing that a model was trained on: its results may all be alike.
         """
-        family = self.deployment.family
-        for crowd in family.crowded_sweeps(self.deployment.rule, self.asked_for):
+        family, model, rule = self.deployment.family, self.deployment.model, self.deployment.rule
+        for crowd in family.crowded_sweeps(rule, self.asked_for):
             sweep = dataclasses.replace(self.first or crowd, points=crowd.points, name=crowd.name)
-            expected, found = self.reference.step(sweep), attempt(functools.partial(self.runner.step, sweep))
-            yield self.judge_tensors(sweep, expected, found)
+            yield self.judge_tensors(sweep, *self.run_both(sweep))
         if self.first is not None:
-            for special in family.special_samples(self.deployment.rule, self.first):
-                found = attempt(functools.partial(self.runner.step, special))
-                yield self.judge(special, self.reference.step(special), found)[0]
-            yield from self.nothing_to_see(family.plain_sample(self.deployment.rule, self.first))
-        if not self.low:
-            given = self.deployment.model, self.reference, self.runner, self.metadata[-1].spec
-            yield from cases_of_family(family, *given)
-            yield from self.other_heads()
-        if not self.most or self.low:  # which results are left depends on their order
+            for special in family.special_samples(rule, self.first):
+                yield self.judge(special, *self.run_both(special))[0]
+            yield from self.nothing_to_see(family.plain_sample(rule, self.first))
+        if self.bars:  # in less than float32 the results that are left depend on their order
             return
-        chosen, seen = self.most
-        with family.with_limit(self.deployment.model, self.runner, seen) as limit:
+        yield from cases_of_family(family, model, self.reference, self.runner, self.metadata[-1].spec)
+        if self.first is not None:
+            options = fresh_export.exported_with(self.asked_for, self.metadata[0])
+            heads = family.heads_with_other_limits(model, options, self.reference, self.first)
+            for title, expected, detections in heads:
+                yield Case(title, '', False, detections=(match_all(expected, detections),))
+        if not self.fullest:
+            return
+        sweep, detections = self.fullest
+        with family.with_limit(model, self.runner, detections) as limit:
             if limit:
-                found = attempt(functools.partial(self.runner.step, chosen))
-                named = dataclasses.replace(chosen, name=f'{chosen.name or "sweep"}, at most {limit} results')
-                yield self.judge(named, self.reference.step(chosen), found)[0]
-
-    def other_heads(self) -> Iterator[Case]:
-        """Yield results of the head with other limits in its graph."""
-        if self.first is None:
-            return
-        options = fresh.exported_with(self.asked_for, self.metadata[0])
-        given = self.deployment.model, options, self.reference, self.first
-        for title, expected, found in self.deployment.family.heads_with_other_limits(*given):
-            yield Case(title, '', False, detections=(judge_all(expected, found),))
+                titled = dataclasses.replace(sweep, name=f'{sweep.name or "sweep"}, at most {limit} results')
+                yield self.judge(titled, *self.run_both(sweep))[0]
 
     def nothing_to_see(self, plain: Sweep | None) -> Iterator[Case]:
-        """Yield the tensors of a plain sample, and its results where the reference finds nothing.
+        """Yield the tensors of a plain sample, and its results if the reference finds nothing.
 
-        Cells without anything in them score the same: rounding decides which of them a model names, and what
-        queries of these places then score, so that of results only the best score is looked at.
+        Cells without anything in them score the same: rounding decides which of them a model names, and how
+        queries of these places then score. So only the best score of the results is compared.
         """
         if plain is None:
             return
-        expected, found = self.reference.step(plain), attempt(functools.partial(self.runner.step, plain))
+        expected, result = self.run_both(plain)
         if len(expected.detections.above(bbox3d.SCORE_THR)):
-            case = self.judge_tensors(plain, expected, found)
-            if not isinstance(found, Exception):
-                row = best_scores_row(expected.detections, found.detections)
+            case = self.judge_tensors(plain, expected, result)
+            if not isinstance(result, Exception):
+                row = best_scores_row(expected.detections, result.detections)
                 case = dataclasses.replace(case, detections=(row,))
             yield case
         else:
-            yield self.judge(plain, expected, found)[0]
+            yield self.judge(plain, expected, result)[0]
 
 
-def best_scores_row(expected: Detections3D, found: Detections3D) -> DetectionRow:
+def best_scores_row(expected: Detections3D, detections: Detections3D) -> DetectionRow:
     """Return the row of results of which only the best score is compared, and may not be much higher."""
-    excess = float(found.scores.max(initial=0.0)) - float(expected.scores.max())
-    reason = '' if excess <= HIGHER else f'the best score is {excess:.3g} higher than that of the model'
+    excess = float(detections.scores.max(initial=0.0)) - float(expected.scores.max())
+    reason = '' if excess <= MAX_EXCESS else f'the best score is {excess:.3g} higher than that of the model'
     return DetectionRow('best score', 0, 0, 0, 0, 1.0, max(excess, 0.0), not reason, reason)
 
 

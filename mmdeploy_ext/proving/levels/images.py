@@ -9,20 +9,20 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import make_metadata
-from mmdeploy_ext.proving import fresh
-from mmdeploy_ext.proving.enough import excused_ties, ties_of, too_many_ties
+from mmdeploy_ext.proving import fresh_export
 from mmdeploy_ext.proving.inputs.inputs import more_inputs, proof_inputs
 from mmdeploy_ext.proving.levels.cases import run_case, timing
-from mmdeploy_ext.proving.levels.exported import ExportedFile, ExportedProof
 from mmdeploy_ext.proving.levels.other_limits import NothingPasses, Trial, Trials
 from mmdeploy_ext.proving.levels.preprocessing import compare_pictures
+from mmdeploy_ext.proving.levels.proof import ExportedFile, ExportedProof
 from mmdeploy_ext.proving.provenance import normalisation_notes
 from mmdeploy_ext.proving.references import (
-    Reference,
+    ImageReference,
     empty_reference,
     reference_with_empty_image,
     zoomed_reference,
 )
+from mmdeploy_ext.proving.totals import count_ties, tie_reasons, too_many_ties
 
 if TYPE_CHECKING:
     import contextlib
@@ -41,14 +41,14 @@ class ImageProof(ExportedProof):
     """A proof of one file. Its samples are (title, BGR picture); the first is taken as the traced one.
 
     Attributes:
-        picture_files: of the samples, where these are of files.
+        picture_files: files of the samples, if these are of files.
     """
 
     most_pictures = 8
 
-    def __init__(self, *given: Any, picture_files: Sequence[str | Path] = ()) -> None:
-        """Read the file; see `Proof`."""
-        super().__init__(*given)
+    def __init__(self, *arguments: Any, picture_files: Sequence[str | Path] = ()) -> None:
+        """Read the file as `Proof` does."""
+        super().__init__(*arguments)
         self.picture_files = picture_files
 
     def read(self, path: str) -> ExportedFile:
@@ -61,30 +61,34 @@ class ImageProof(ExportedProof):
                 f'{path}: says that its form is {metadata.form!r} and that it was exported as '
                 f'{self.asked_for.form!r}; export it again'
             )
-        with fresh.options_of(path):
+        with fresh_export.options_of(path):
             self.asked_for.check()
             deploy.check_options(self.asked_for, deployment.cfg, family, deployment.model)
         return file
 
     def facts(self) -> dict[str, Any]:
         (file,) = self.files
+        shape = 'fixed'
+        if file.options['dynamic']:
+            shape = 'dynamic'
+        elif file.options.get('dynamic_batch'):
+            shape = 'dynamic batch, fixed size'
         return dict(
             file_sha256=sha256_file(file.path),
             form=file.metadata.form,
-            shape=_shape_title(file.options),
+            shape=shape,
             engine=self.kind,
             **super().facts(),
         )
 
-    def expected(self, file: ExportedFile) -> tuple[fresh.Reference, Any, GraphSpec]:
+    def expected(self, file: ExportedFile) -> tuple[fresh_export.FreshExport, Any, GraphSpec]:
         deployment, options = self.deployment, self.asked_for
-        reference = fresh.of_images(deployment, options, file.metadata, self.samples[0][1])
-        exported = make_metadata(deployment, fresh.exported_with(options, file.metadata))
-        contract = fresh.contract_after(exported.spec, file.metadata)
-        return reference, deploy.rule_of(deployment, options), contract
+        fresh = fresh_export.of_images(deployment, options, file.metadata, self.samples[0][1])
+        exported = make_metadata(deployment, fresh_export.exported_with(options, file.metadata))
+        contract = fresh_export.contract_after(exported.spec, file.metadata)
+        return fresh, deploy.rule_of(deployment, options), contract
 
     def preprocessing(self) -> PreprocessingResult:
-        """Compare the rule of the file with the config's pipeline on pictures; see `compare_pictures`."""
         (file,), deployment = self.files, self.deployment
 
         def feeds(image: PreparedImage, batch: int) -> Mapping[str, np.ndarray]:
@@ -103,55 +107,48 @@ class ImageProof(ExportedProof):
         return result
 
     def start(self, stack: contextlib.ExitStack) -> None:
-        (file,), self.first, self.empty, self.prepared = self.files, None, None, []
+        (file,), self.first, self.empty = self.files, None, None
+        self.prepared: list[ImageReference] = []
         options = {key: value for key, value in self.engine.items() if key != 'engine'}
         self.backend = stack.enter_context(build_backend(self.kind, file.path, **options))
         self.verdict.subject['precision'] = self.backend.computes_in or file.metadata.precision
 
-    def inputs(self) -> Sequence[ProofInput]:
-        """See `Proof.inputs`: what is made of the pictures, and a plain one."""
-        inputs, note = proof_inputs(self.deployment, self.asked_for, self.samples), ''
-        if not self.deployment.family.results_left_out(self.files[0].options):
-            inputs = self._with_zoomed_picture(inputs)
-            self.empty, note = empty_reference(self.deployment, self.asked_for)
+    def inputs(self) -> list[ProofInput | Trial]:
+        """Return inputs made of the pictures, plain ones, and exports with other limits of a right graph.
+
+        A picture that an object fills is added if sizes choose the levels of a pyramid. A plain picture in which
+        PyTorch finds nothing is an input of its own, and one of a batch of three, if there is such a batch.
+        """
+        deployment, options = self.deployment, self.asked_for
+        inputs, note = list(proof_inputs(deployment, options, self.samples)), ''
+        if not deployment.family.results_left_out(self.files[0].options):
+            if deployment.family.sizes_choose_levels(deployment.model):
+                traced = ImageReference(deployment, inputs[0])
+                self.prepared.append(traced)
+                zoomed = zoomed_reference(deployment, options, traced)
+                if zoomed:
+                    self.prepared.append(zoomed)
+                    inputs.append(zoomed.input)
+            self.empty, note = empty_reference(deployment, options)
         if self.empty:
             self.prepared.append(self.empty)
-            inputs = [*self._with_empty_image(inputs), self.empty.input]
-        trials = self._trials()
-        if note and not any(isinstance(one, NothingPasses) for one in trials):
+            batch = reference_with_empty_image(deployment, inputs, self.empty.input)
+            if batch:
+                index, reference = batch
+                inputs[index] = reference.input
+                self.prepared.append(reference)
+            inputs.append(self.empty.input)
+        trials: list[Trial] = []
+        if all(graph.equal for graph in self.verdict.graphs):  # a file that is what the exporter makes
+            model = self.files[0].model if self.verdict.precision == 'fp32' else None
+            with_other_limits = Trials(deployment, options, self.samples[0], model)
+            trials = with_other_limits.cases(finds_nothing=self.empty is not None)
+        if note and not any(isinstance(trial, NothingPasses) for trial in trials):
             self.verdict.notes.append(note)
         return [*inputs, *trials]
 
-    def _with_zoomed_picture(self, inputs: Sequence[ProofInput]) -> list[ProofInput]:
-        """Return the inputs, with a picture that an object fills if sizes choose the levels of a pyramid."""
-        inputs, deployment = list(inputs), self.deployment
-        if deployment.family.sizes_choose_levels(deployment.model):
-            traced = Reference(deployment, inputs[0])
-            zoomed = zoomed_reference(deployment, self.asked_for, traced)
-            self.prepared += [traced, *([zoomed] if zoomed else [])]
-            inputs += [zoomed.input] if zoomed else []
-        return inputs
-
-    def _with_empty_image(self, inputs: Sequence[ProofInput]) -> list[ProofInput]:
-        """Return the inputs with a plain picture in a batch of three, where there is one."""
-        inputs = list(inputs)
-        beside = reference_with_empty_image(self.deployment, inputs, self.empty.input)
-        if beside:
-            index, reference = beside
-            inputs[index] = reference.input
-            self.prepared.append(reference)
-        return inputs
-
-    def _trials(self) -> list[Trial]:
-        """Return the cases of exports with other limits: of a file that is what the exporter makes."""
-        if not all(graph.equal for graph in self.verdict.graphs):
-            return []
-        file = self.files[0].model if self.verdict.precision == 'fp32' else None
-        trials = Trials(self.deployment, self.asked_for, self.samples[0], file)
-        return trials.cases(finds_nothing=self.empty is not None)
-
     def more_inputs(self) -> Sequence[ProofInput]:
-        """See `Proof.more_inputs`: of ten more pictures, where ties are a larger share than the bar allows.
+        """Return ten more pictures if ties are a larger share of the results than the bar allows.
 
         One decision of a suppression is 0.4 % of the 500 results that five pictures have: a share of so few
         says little. The bar stays what it is, of the results of all.
@@ -159,39 +156,35 @@ class ImageProof(ExportedProof):
         cases = self.verdict.cases
         if not (self.verdict.passed and too_many_ties(cases)):
             return []
-        ties, total = ties_of(cases)
+        ties, total = count_ties(cases)
         self.verdict.notes.append(f'{ties} of {total} results were ties: more pictures were taken')
         return more_inputs(self.deployment, self.asked_for, self.samples[0])
 
-    def run(self, one: ProofInput | Trial) -> None:
-        if isinstance(one, Trial):
-            self.verdict.trials.append(one.case())
+    def run(self, sample: ProofInput | Trial) -> None:
+        if isinstance(sample, Trial):
+            self.verdict.trials.append(sample.case())
         else:
-            super().run(one)
+            super().run(sample)
 
-    def cases(self, one: ProofInput) -> tuple[list[Case], list[Pair]]:
-        prepared = [reference for reference in self.prepared if reference.input is one]
-        reference = prepared[0] if prepared else Reference(self.deployment, one)
+    def cases(self, sample: ProofInput) -> tuple[list[Case], list[Pair]]:
+        prepared = (reference for reference in self.prepared if reference.input is sample)
+        reference = next(prepared, None) or ImageReference(self.deployment, sample)
         self.first = self.first or reference
-        found = run_case(reference, self.backend)
+        cases = run_case(reference, self.backend)
         reference.forget()
-        return found
+        return cases
 
     def timing(self) -> dict[str, float]:
-        """See `Proof.timing`: of the first input, where all passed."""
+        """Return the milliseconds of the first input, if all passed."""
         passed = all(case.passed for case in self.verdict.cases)
         return timing(self.first, self.backend) if passed else {}
 
     def reasons(self) -> list[str]:
-        """See `Proof.reasons`: ties are judged by themselves where limits are others."""
-        return super().reasons() or excused_ties(self.verdict.trials)
+        """Return why the proof fails beyond single cases; ties with other limits are judged by themselves."""
+        return super().reasons() or tie_reasons(self.verdict.trials)
 
     def notes(self) -> list[str]:
-        left_out = self.deployment.family.results_left_out(self.files[0].options)
-        return [*normalisation_notes(self.deployment), *super().notes(), *[left_out] * bool(left_out)]
-
-
-def _shape_title(options: Mapping[str, Any]) -> str:
-    if options['dynamic']:
-        return 'dynamic'
-    return 'dynamic batch, fixed size' if options.get('dynamic_batch') else 'fixed'
+        notes = [*normalisation_notes(self.deployment), *super().notes()]
+        if left_out := self.deployment.family.results_left_out(self.files[0].options):
+            notes.append(left_out)
+        return notes

@@ -1,9 +1,9 @@
-"""What follows the network, exported with other limits, against upstream's with the same.
+"""Level 3 of what follows the network, exported with other limits, against upstream's with the same.
 
 Limits and thresholds are constants of a graph, or entries of the metadata if a graph ends before them, and
-few pictures reach them. With lower ones every list is cut off, with higher ones rows come in that were never
-seen. Both sides get what PyTorch's own network gives of the traced picture, so that only the post-processing
-can differ: every row counts, however low its score.
+few pictures reach them. With lower ones every list is cut off, with higher ones rows come in that no picture
+had. Both sides get the outputs of PyTorch's own network for the traced picture, so that only the
+post-processing can differ: every row counts, however low its score.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files
 from mmdeploy_ext.families.limits import Kind, changed, lowered, raised
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.proving.levels.run_twice import FAILURES, nothing_found
+from mmdeploy_ext.proving.levels.run_twice import FAILURES, failed_detections
 from mmdeploy_ext.proving.near_ties import near_ties
 from mmdeploy_ext.proving.results import Case
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.runtime.panoptic import OFFSET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import onnx
 
@@ -47,13 +47,13 @@ if TYPE_CHECKING:
     Values = list[tuple[Limit, Any]]
 
 SHARES = (1.0, 0.2, 0.05)
-"""What a threshold of scores is multiplied by, as long as there are not enough rows,"""
+"""Factors of a threshold of scores, tried in turn as long as there are not enough rows."""
 STEP = 2.0
-"""and by which of them it grows where there are too many."""
-MOST = 2500
+"""Factor by which that share grows if there are too many rows."""
+MAX_BOXES = 2500
 """Boxes that a raised limit leaves at most: more would take longer than the rest of a proof."""
-PIXELS = 1 << 24
-"""The same of all masks together."""
+MAX_MASK_PIXELS = 1 << 24
+"""Pixels of all masks together that a limit leaves at most, for the same reason."""
 SCORE_BAR = 1e-5
 """Largest score difference of a matched pair of boxes: both sides have the same logits."""
 BOXED = 'bbox2d', 'boxed_mask'
@@ -61,18 +61,20 @@ BOXED = 'bbox2d', 'boxed_mask'
 LEAST_GAP = 2e-5
 """Smallest difference of the scores on both sides of a threshold: rounding changes them by far less."""
 COVERED_FROM, COVERED_STEP = 0.95, 1.02
-"""The largest share of a mask that may be covered which is tried (the smallest is 1 minus that), and the
-ratio of the two shares between which one more mask is laid."""
+"""The largest share that may be covered of a mask in the search (the smallest is 1 minus that), and the ratio
+of the two shares between which one more mask is laid."""
 PASSING = (0.75, 0.5, 0.25, 0.125)
-"""Share of the scores of a full list that a raised threshold leaves at most."""
+"""Shares of the scores of a full list, one of which a raised threshold leaves at most."""
 BISECTIONS = 12
-"""Thresholds that are tried at most until one row passes."""
+"""Number of thresholds that are tried at most until one row passes."""
 CUT_FROM = 0.95
-"""Share of the rows that there are of which a limit leaves as many at least."""
+"""Smallest share of the rows that a cut leaves."""
+COUNTED = Kind.ROWS, Kind.SCORE
+"""Kinds of limits whose values follow from the number of rows."""
 
 
 class Trials:
-    """What the cases of one file have in common: the model, a picture, and what its network gives of it.
+    """The common part of all cases of one file: the model, a picture, and the network's outputs for it.
 
     Attributes:
         deployment: the model.
@@ -80,7 +82,7 @@ class Trials:
         file: the graph on trial, which is what the exporter makes.
         title: of the picture.
         image: the picture, prepared.
-        rounding: whether layers round otherwise, so that nothing is remembered.
+        rounding: whether layers round otherwise, so that no output of a layer is reused.
     """
 
     def __init__(
@@ -98,12 +100,11 @@ class Trials:
         self.file, self.rounding, self._outputs = file, False, {}
 
     def cases(self, *, finds_nothing: bool) -> list[Trial]:
-        """Return what can be run; nothing where results are not compared, or nothing is limited.
+        """Return the cases that can be run; none if results are not compared, or nothing is limited.
 
-        Of a form that ends before the results, the limits are those in the metadata, which the family's
-        runtime reads.
-
-        `finds_nothing` is whether the file has run on a picture in which PyTorch finds nothing.
+        For a form that ends before the results, the limits are those in the metadata, which the family's
+        runtime reads. `finds_nothing` is whether the file has run on a picture in which PyTorch finds
+        nothing.
         """
         family, model = self.deployment.family, self.deployment.model
         if family.results_left_out(self.options) or not family.limits(model):
@@ -137,9 +138,9 @@ class Trials:
         return len(scores) >= max(last.value, 2)
 
     @property
-    def most_masks(self) -> int:
+    def max_masks(self) -> int:
         """Number of masks of the size of the picture that are compared at most."""
-        return PIXELS // math.prod(self.image.ori_shape)
+        return MAX_MASK_PIXELS // math.prod(self.image.ori_shape)
 
     @property
     def capped(self) -> bool:
@@ -148,9 +149,9 @@ class Trials:
 
     @contextlib.contextmanager
     def computed_once(self) -> Iterator[None]:
-        """Inside the block the parts of the detector run once per input: no limit changes what they give.
+        """Inside the block the parts of the detector run once per input: no limit changes their outputs.
 
-        What is exported is made outside of it.
+        Exports are made outside of it.
         """
         model = self.deployment.model
         limiting = {id(limit.config) for limit in self.limits}
@@ -162,7 +163,7 @@ class Trials:
             yield
 
     def _once(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that keeps what another one gives of the same arguments."""
+        """Return a function that calls another one once for the same arguments."""
 
         def once(*args: Any, **kwargs: Any) -> Any:
             if self.rounding:
@@ -177,8 +178,8 @@ class Trials:
     def lists(self) -> dict[str, Any]:
         """Return the lists of rows of upstream's test path for the picture, by name."""
         with self.computed_once():
-            found = self.deployment.family.lists(self.deployment.model, [self.image], True)
-        return {name: images[0] for name, images in found.items()}
+            lists = self.deployment.family.lists(self.deployment.model, [self.image], True)
+        return {name: images[0] for name, images in lists.items()}
 
     def near_ties(self, name: str) -> Iterator[Any]:
         """Yield a list of upstream's with thresholds moved by rounding, and with other rounding of layers."""
@@ -186,7 +187,7 @@ class Trials:
         choices = family.rounded_choices(model)
         self.rounding = True
         try:
-            yield from (one[name] for one in near_ties(model, self.lists, family.tie_keys, choices))
+            yield from (lists[name] for lists in near_ties(model, self.lists, family.tie_keys, choices))
         finally:
             self.rounding = False
 
@@ -195,8 +196,8 @@ class Trials:
         deployment, options = self.deployment, self.options
         family, model = deployment.family, deployment.model
         feeds = family.feeds([self.image], True)
-        exported, given, metadata = self._run(*family.trial(model, options), feeds)
-        (results,) = family.results(model, metadata, given | exported, feeds, [self.image], True)
+        exported, inputs, metadata = self._run(*family.trial(model, options), feeds)
+        (results,) = family.results(model, metadata, inputs | exported, feeds, [self.image], True)
         return {'': results} | family.inner_lists(exported)
 
     def first_list(self) -> dict[str, Any]:
@@ -215,29 +216,35 @@ class Trials:
     def _run(
         self, stages: Sequence[Stage], outputs: tuple[TensorSpec, ...], feeds: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Metadata]:
-        """Export stages and run them; return what they give, all that there is before them, and metadata."""
+        """Export stages and run them in ONNX Runtime.
+
+        Returns:
+            Outputs of the stages, all tensors before them, and metadata of the export.
+        """
         deployment, options = self.deployment, self.options
-        made = {name for stage in stages for name in stage.outputs}
-        taken = dict.fromkeys(name for stage in stages for name in stage.inputs if name not in made)
+        inner = {name for stage in stages for name in stage.outputs}
+        names = list(dict.fromkeys(name for stage in stages for name in stage.inputs if name not in inner))
         if not stages:
-            taken = dict.fromkeys(tensor.name for tensor in outputs)
-        available = self._available(feeds, taken)
-        given = {name: available[name] for name in taken}
-        inputs = tuple(TensorSpec(name, str(one.dtype), one.shape) for name, one in given.items())
+            names = [tensor.name for tensor in outputs]
+        available = self._network_outputs(feeds, names)
+        arrays = {name: available[name] for name in names}
+        inputs = tuple(TensorSpec(name, str(array.dtype), array.shape) for name, array in arrays.items())
         spec = GraphSpec(f'{deployment.family.name}/{options.form}', inputs, outputs)
         graph = Graph(options.form, None, spec, make=lambda: stages)
         metadata = files.make_metadata(deployment, options, graph)
-        if not stages:  # the graph ends with the network: what follows is the runtime's
+        if not stages:  # the graph ends with the network: the runtime does the rest
             return {}, available, metadata
         device = next(deployment.model.parameters()).device
-        example = {name: torch.from_numpy(one).to(device) for name, one in given.items()}
+        example = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         runner = Runner(files.export_graph(graph, options, (), example), optimization='basic')
-        return runner.run(given), available, metadata
+        return runner.run(arrays), available, metadata
 
-    def _available(self, feeds: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[str, np.ndarray]:
-        """Return what the network gives of a picture, and the inputs of the file.
+    def _network_outputs(
+        self, feeds: Mapping[str, np.ndarray], names: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Return the network's outputs for the picture, and the inputs of the file.
 
-        Where the code of the network is the reference's own, it is the file's network that is looked at.
+        If the code of the network is the reference's own, it is the file's network that runs.
         """
         family, model = self.deployment.family, self.deployment.model
         contract = family.spec(model, self.options)
@@ -248,19 +255,19 @@ class Trials:
         sizes = self.file.graph.input[0].type.tensor_type.shape.dim
         batch = sizes[0].dim_value or 1
         runner = Runner(self.file, [name for name in names if name not in inputs], optimization='basic')
-        found = runner.run({name: np.repeat(one, batch, 0) for name, one in inputs.items()})
-        return inputs | {name: one[:1] for name, one in found.items()}
+        outputs = runner.run({name: np.repeat(array, batch, 0) for name, array in inputs.items()})
+        return inputs | {name: array[:1] for name, array in outputs.items()}
 
 
 class Trial(abc.ABC):
-    """One case, as a proof runs it.
+    """One case with other limits; `case` chooses the limits and compares the lists.
 
     Attributes:
         name: of the case.
-        area: limit of areas, as a share of the area of a segment; 0 leaves the one of `values`.
-        covered: on which side of a real mask the largest share is that better masks may cover: True if the
-            mask is just laid, False if it is just left out; None leaves the share of `values`.
-        trials: what it has in common with others.
+        area: limit of areas, as a share of the area of a segment; 0 leaves the limit of `values`.
+        covered: whether a real mask is just laid by the largest share that better masks may cover (True), or
+            just left out (False); None leaves the share of `values`.
+        trials: the common part of all cases.
     """
 
     name: ClassVar[str]
@@ -278,7 +285,7 @@ class Trial(abc.ABC):
         """Return upstream's lists, by name."""
         return self.trials.lists()
 
-    def found(self) -> dict[str, Any]:
+    def exported(self) -> dict[str, Any]:
         """Return the same lists of an export."""
         return self.trials.exported_lists()
 
@@ -290,46 +297,46 @@ class Trial(abc.ABC):
         """Choose the limits, export what follows the network with them, and compare every list."""
         shape = 'x'.join(map(str, (1, *self.trials.image.tensor.shape)))
         with self.boxes():
-            values = self.with_areas(self.with_covered_share(self.values()), self.area)
+            values = self.with_areas(self.with_covered_share(self.values()))
             final = {(id(limit.config), limit.key): (limit, value) for limit, value in values}
             changes = [(limit, value) for limit, value in final.values() if value != limit.value]
-            named = ', '.join(f'{limit.name} {value:.4g}' for limit, value in changes)
+            listed = ', '.join(f'{limit.name} {value:.4g}' for limit, value in changes)
             with changed(values):
-                rows = self._compared()
-        return Case(f'{self.name}: {named}', shape, False, detections=rows)
+                rows = self._compare_lists()
+        return Case(f'{self.name}: {listed}', shape, False, detections=rows)
 
-    def with_areas(self, values: Values, share: float) -> Values:
-        """Return values in which limits of areas are this share of the area of a segment."""
-        for limit in self.of_kind(Kind.AREA) if share else ():
+    def with_areas(self, values: Values) -> Values:
+        """Return values in which limits of areas are the share `area` of the area of a segment."""
+        for limit in self.of_kind(Kind.AREA) if self.area else ():
             with changed([*values, (limit, 1)]):
                 segments = self.trials.lists()['']
             areas = np.sort(segments.masks[segments.ids < OFFSET].sum((1, 2)))
             if len(areas):
-                values = [*values, (limit, int(share * areas[len(areas) // 2]))]
+                values = [*values, (limit, int(self.area * areas[len(areas) // 2]))]
         return values
 
     def with_covered_share(self, values: Values) -> Values:
         """Return values in which the share that may be covered is close to that of a mask of the picture.
 
-        It is found by bisection: with the smallest share the map has the fewest segments, and with a larger
-        one at least as many. Where no share adds a segment, the values stay as they are.
+        The search is a bisection: with the smallest share the map has the fewest segments, and with a larger
+        one at least as many. If no share adds a segment, the values stay as they are.
         """
         for limit in self.of_kind(Kind.COVERED) if self.covered is not None else ():
             low, high = 1 - COVERED_FROM, COVERED_FROM
-            fewest = self._segments([*values, (limit, low)])
-            if self._segments([*values, (limit, high)]) == fewest:
+            fewest = self._count_segments([*values, (limit, low)])
+            if self._count_segments([*values, (limit, high)]) == fewest:
                 continue
             while high > low * COVERED_STEP:
                 middle = math.sqrt(low * high)
-                if self._segments([*values, (limit, middle)]) == fewest:
+                if self._count_segments([*values, (limit, middle)]) == fewest:
                     low = middle
                 else:
                     high = middle
             values = [*values, (limit, high if self.covered else low)]
         return values
 
-    def _segments(self, values: Values) -> int:
-        """Return how many segments upstream's map of the picture has with changed limits."""
+    def _count_segments(self, values: Values) -> int:
+        """Return the number of segments that upstream's map of the picture has with changed limits."""
         with changed(values):
             return len(self.trials.lists()[''].ids)
 
@@ -344,27 +351,27 @@ class Trial(abc.ABC):
             scores = trials.deployment.family.scores_of(trials.deployment.model, [trials.image], name)
         return -np.sort(-scores.astype(np.float64))
 
-    def _compared(self) -> tuple[DetectionRow, ...]:
+    def _compare_lists(self) -> tuple[DetectionRow, ...]:
         """Return a row for every list; the model has the changed limits."""
         trials, family = self.trials, self.trials.deployment.family
         expected = self.expected()
         titles = {name: f'{trials.title}: {name}' if name else trials.title for name in expected}
         bars = dict(score_bar=SCORE_BAR) if family.task in BOXED else {}
         try:
-            found = self.found()
+            exported = self.exported()
         except FAILURES as error:
-            return tuple(nothing_found(titles[name], wanted, error) for name, wanted in expected.items())
+            return tuple(failed_detections(titles[name], rows, error) for name, rows in expected.items())
         return tuple(
             task_module('bbox2d' if name else family.task).match_detections(
                 titles[name],
-                wanted,
-                found[name],
+                rows,
+                exported[name],
                 score_thr=0.0,
                 near_ties=functools.partial(trials.near_ties, name),
                 **bars,
             )
-            for name, wanted in expected.items()
-            if name in found  # a graph of regions is given its proposals
+            for name, rows in expected.items()
+            if name in exported  # a graph of regions takes its proposals as an input
         )
 
 
@@ -376,29 +383,28 @@ class LimitsLowered(Trial):
     covered = True
 
     def values(self) -> Values:
-        values = [(limit, lowered(limit)) for limit in self.trials.limits if limit.kind not in COUNTED]
-        values += [(limit, limit.value * self._share()) for limit in self.of_kind(Kind.SCORE)]
+        trials, family = self.trials, self.trials.deployment.family
+        few_candidates = bool(self.of_kind(Kind.CANDIDATES))
+        share = SHARES[1]
+        if trials.capped:
+            share = 1.0
+        elif few_candidates:  # few candidates are chosen anyway
+            share = family.lowest_share
+        values = [(limit, lowered(limit)) for limit in trials.limits if limit.kind not in COUNTED]
+        values += [(limit, limit.value * share) for limit in self.of_kind(Kind.SCORE)]
         *inner, last = self.of_kind(Kind.ROWS) or [None]
         for limit in inner:
             scores = self.scores_with([*values, (limit, limit.available)], limit.list)
             values.append((limit, cut(scores, limit.least) or lowered(limit)))
         if last is None:
             return values
-        scores = self.scores_with([*values, (last, self._without_end(last))], last.list)
+        unlimited = last.value  # raised to leave all results of few candidates, if they can be compared
+        if few_candidates and family.task == 'bbox2d':
+            unlimited = last.available
+        elif few_candidates:
+            unlimited = min(max(last.value, trials.max_masks), last.available)
+        scores = self.scores_with([*values, (last, unlimited)], last.list)
         return [*values, (last, cut(scores, last.least) or lowered(last))]
-
-    def _without_end(self, limit: Limit) -> int:
-        """Return a limit that leaves all results of few candidates, where they can be compared."""
-        if not self.of_kind(Kind.CANDIDATES):
-            return limit.value
-        masks = self.trials.deployment.family.task != 'bbox2d'
-        return min(max(limit.value, self.trials.most_masks), limit.available) if masks else limit.available
-
-    def _share(self) -> float:
-        """Return what thresholds of scores are multiplied by: 0 where few candidates are chosen anyway."""
-        if self.trials.capped:
-            return 1.0
-        return self.trials.deployment.family.lowest_share if self.of_kind(Kind.CANDIDATES) else SHARES[1]
 
 
 class LimitsRaised(Trial):
@@ -412,36 +418,33 @@ class LimitsRaised(Trial):
         return self.trials.deployment.family.exaggerated(self.trials.deployment.model)
 
     def values(self) -> Values:
-        """See `Trial.values`: the limit of the results is beyond all that pass, so that thresholds decide."""
+        """Return raised limits; that of the results is beyond all that pass, so that thresholds decide."""
         limits = [limit for limit in self.trials.limits if not self._is_first(limit)]
         values = [(limit, raised(limit)) for limit in limits if limit.kind not in COUNTED]
         (last,) = [limit for limit in limits if limit.kind is Kind.ROWS] or [None]
         if last is None:
-            return values + self._thresholds(values, '', 0, MOST)
-        most = min(self._most(last), last.available)
-        values += self._thresholds([*values, (last, most)], last.list, last.value, most)
-        return [*values, (last, self._limit(last, [*values, (last, most)], most))]
+            return values + self._thresholds(values, '', 0, MAX_BOXES)
+        with_masks = self.trials.deployment.family.task != 'bbox2d'
+        max_results = max(self.trials.max_masks if with_masks else MAX_BOXES, raised(last))
+        max_rows = min(max_results, last.available)
+        values += self._thresholds([*values, (last, max_rows)], last.list, last.value, max_rows)
+        return [*values, (last, self._limit(last, [*values, (last, max_rows)], max_rows))]
 
     def _is_first(self, limit: Limit) -> bool:
         """Return whether a limit is of the list that the results are made from."""
         return bool(limit.list) and limit.list == self.trials.deployment.family.first
 
-    def _limit(self, limit: Limit, values: Values, most: int) -> int:
-        """Return a raised limit of rows: the most, where fewer pass, or one that cuts some off."""
+    def _limit(self, limit: Limit, values: Values, max_rows: int) -> int:
+        """Return a raised limit of rows: `max_rows` if fewer pass, else one that cuts some off."""
         scores = self.scores_with(values, limit.list)
-        if len(scores) < most:
-            return most
+        if len(scores) < max_rows:
+            return max_rows
         return cut(scores, limit.value + 1) or min(raised(limit), limit.available)
 
-    def _most(self, limit: Limit) -> int:
-        """Return how many results are compared at most."""
-        masks = self.trials.deployment.family.task != 'bbox2d'
-        return max(self.trials.most_masks if masks else MOST, raised(limit))
+    def _thresholds(self, values: Values, name: str, min_rows: int, max_rows: int) -> Values:
+        """Return thresholds of scores that let more than `min_rows` rows of a list in.
 
-    def _thresholds(self, values: Values, name: str, least: int, most: int) -> Values:
-        """Return thresholds of scores that let more than `least` rows of a list in, and fewer than `most`.
-
-        Where there are none that do, they let in more.
+        They let in fewer than `max_rows`, unless no threshold does both.
         """
         limits, share = self.of_kind(Kind.SCORE), SHARES[0]
         if not limits:
@@ -454,26 +457,27 @@ class LimitsRaised(Trial):
             return len(self.scores_with([*values, *lower(share)], name))
 
         for share in SHARES:
-            if self._is_enough([*values, *lower(share)], name, least):
+            if self._is_enough([*values, *lower(share)], name, min_rows):
                 break
-        found = count(share)
-        while found >= most and share < 1 and (fewer := count(min(share * STEP, 1.0))) > least:
-            share, found = min(share * STEP, 1.0), fewer
+        rows = count(share)
+        while rows >= max_rows and share < 1 and (fewer := count(min(share * STEP, 1.0))) > min_rows:
+            share, rows = min(share * STEP, 1.0), fewer
         return lower(share)
 
-    def _is_enough(self, values: Values, name: str, least: int) -> bool:
+    def _is_enough(self, values: Values, name: str, min_rows: int) -> bool:
         """Return whether a list has enough rows, and others with the model's own numbers of candidates."""
+        family = self.trials.deployment.family
         scores = self.scores_with(values, name)
-        if len(scores) < max(self.trials.deployment.family.trial_rows, least + 1):
+        if len(scores) < max(family.trial_rows, min_rows + 1):
             return False
-        if self.trials.deployment.family.task != 'bbox2d':  # masks are too few to show it
+        if family.task != 'bbox2d':  # masks are too few to show it
             return True
-        before = [(limit, limit.value) for limit in self.of_kind(Kind.CANDIDATES)]
-        return not before or not np.array_equal(self.scores_with([*values, *before], name), scores)
+        unchanged = [(limit, limit.value) for limit in self.of_kind(Kind.CANDIDATES)]
+        return not unchanged or not np.array_equal(self.scores_with([*values, *unchanged], name), scores)
 
 
 class FirstLimitsRaised(LimitsRaised):
-    """More rows of the list that the results are made from, which alone is looked at."""
+    """More rows of the list that the results are made from, which alone is compared."""
 
     area = 0.0
     covered = None
@@ -486,14 +490,14 @@ class FirstLimitsRaised(LimitsRaised):
         limits = [limit for limit in self.trials.limits if self._is_first(limit)]
         values = [(limit, raised(limit)) for limit in limits if limit.kind is not Kind.ROWS]
         for limit in (limit for limit in limits if limit.kind is Kind.ROWS):
-            most = max(MOST, raised(limit))
-            values.append((limit, self._limit(limit, [*values, (limit, most)], most)))
+            max_rows = max(MAX_BOXES, raised(limit))
+            values.append((limit, self._limit(limit, [*values, (limit, max_rows)], max_rows)))
         return values
 
     def expected(self) -> dict[str, Any]:
         return self.trials.first_list()
 
-    def found(self) -> dict[str, Any]:
+    def exported(self) -> dict[str, Any]:
         return self.trials.exported_first_list()
 
 
@@ -505,14 +509,19 @@ class ThresholdsRaised(Trial):
     def values(self) -> Values:
         """Return a threshold between two scores that are close: with almost any other one, results differ.
 
-        It may be compared with a score before that is multiplied by another one, which is higher than that of
-        the result: then more pass, and a higher threshold is taken.
+        The model may compare it with a score before that is multiplied by another one, which is higher than
+        that of the result: then more pass, and the threshold has to be higher.
         """
         *_, last = self.of_kind(Kind.ROWS)
         threshold, *_ = self.of_kind(Kind.SCORE)
         scores = self.scores_with([], last.list)
         for share in PASSING:
-            values = [(threshold, _between(scores, int(share * len(scores))))]
+            place = int(share * len(scores))
+            neighbours = scores[place // 2 : place + 2]
+            gaps = neighbours[:-1] - neighbours[1:]
+            wide = gaps[gaps >= LEAST_GAP]
+            index = int(np.argmax(gaps == (wide.min() if len(wide) else gaps.max())))
+            values = [(threshold, float(neighbours[index : index + 2].mean()))]
             if len(self.scores_with(values, last.list)) < last.value:
                 break
         return values
@@ -547,43 +556,30 @@ class NothingPasses(Trial):
         return [(limit, limit.nothing) for limit in self.trials.limits if limit.nothing is not None]
 
 
-COUNTED = Kind.ROWS, Kind.SCORE
-"""Limits whose values follow from how many rows there are."""
-
-
-def _between(scores: np.ndarray, place: int) -> float:
-    """Return a value between two of descending scores that are close; one of them is near a place."""
-    middle = scores[place // 2 : place + 2]
-    gaps = middle[:-1] - middle[1:]
-    wide = gaps[gaps >= LEAST_GAP]
-    index = int(np.argmax(gaps == (wide.min() if len(wide) else gaps.max())))
-    return float(middle[index : index + 2].mean())
-
-
-def cut(scores: np.ndarray, least: int) -> int:
+def cut(scores: np.ndarray, minimum: int) -> int:
     """Return a limit that cuts off the last of descending scores, between two that rounding does not mix.
 
-    It leaves at least so many; 0 where there are not more.
+    It leaves at least `minimum` scores; it is 0 if there are not more.
     """
-    most = len(scores) - 1
-    if most < least:
+    last = len(scores) - 1
+    if last < minimum:
         return 0
-    first = max(least, int(CUT_FROM * most))
-    return first + int(np.argmax(scores[first - 1 : most] - scores[first : most + 1]))
+    first = max(minimum, int(CUT_FROM * last))
+    return first + int(np.argmax(scores[first - 1 : last] - scores[first : last + 1]))
 
 
 def _content(value: Any) -> Iterator[Any]:
-    """Yield what tells arguments apart: tensors and arrays by their bytes, the rest by its text."""
+    """Yield what distinguishes arguments: bytes of tensors and arrays, the text of all else."""
     if isinstance(value, torch.Tensor | np.ndarray):
         array = np.ascontiguousarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
         yield array.shape, hashlib.blake2b(array.tobytes()).digest()
     elif isinstance(value, dict):
-        for key, one in value.items():
+        for key, entry in value.items():
             yield key
-            yield from _content(one)
+            yield from _content(entry)
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _content(one)
+        for entry in value:
+            yield from _content(entry)
     else:
         yield repr(value)
 
@@ -593,5 +589,5 @@ def _copied(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.clone()
     if isinstance(value, dict):
-        return {key: _copied(one) for key, one in value.items()}
+        return {key: _copied(entry) for key, entry in value.items()}
     return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value

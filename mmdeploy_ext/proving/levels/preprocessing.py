@@ -1,12 +1,19 @@
-"""Level 1 of pictures: the rule in a file prepares them as the config's own test pipeline does, to the bit.
+"""Level 1 of samples: the rule in a file prepares them as the model's own pipeline or layer does.
 
-Both sides begin with the same file on disk. The rule is read back from the metadata of the exported file, and
-the picture by the reader that `mm2onnx run` uses.
+Pictures are compared with the config's test pipeline to the bit, both from the same file on disk, and read by
+the reader that `mm2onnx run` uses. Frames and sweeps of a data set are compared with the data set class,
+which runs the test pipeline; the rule prepares them as the runtime reads the same info
+(`SequenceFamily.moments`). Voxels are compared with mmcv's `Voxelization` as the config builds it. The
+reference side calls nothing of `mmdeploy_ext/preprocess`: a fault in it would be on both sides.
+
+Glossary: P points of D values, N voxels.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.cli import one_line
-from mmdeploy_ext.preprocess import pictures
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.errors import DataError, Mm2OnnxError
+from mmdeploy_ext.evaluate.evaluation import build_dataset
+from mmdeploy_ext.evaluate.loop import DatasetFrames
+from mmdeploy_ext.preprocess import pictures, points
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.proving.inputs.config_pipeline import ConfigPipeline
 from mmdeploy_ext.proving.inputs.picture_files import sample_files
@@ -22,14 +33,32 @@ from mmdeploy_ext.proving.results import PreprocessingDifference, PreprocessingR
 from mmdeploy_ext.runtime import detect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+    from torch import nn
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.runtime.frames import Frame, Sweep
 
     Feeds = Callable[[PreparedImage, int], Mapping[str, np.ndarray]]
 
 COLLECTED = ('ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip')
-"""Values that configs collect beside the tensor; those that one does not collect are not compared."""
+"""Values that configs collect beside the tensor; those that a config does not collect are not compared."""
+OF_DATASET = 2
+"""Number of samples of the user's data set that are compared besides the generated ones."""
+EXACT = ('images', 'points', 'timestamp_s', 'scene_token')
+"""Values that the rules promise bit for bit."""
+NEAR = ('lidar2img', 'intrinsics', 'ego_pose')
+"""Matrices, which data sets keep in float32."""
+MATRIX_RTOL = 2e-6
+"""Tolerance of matrices, relative to the largest value: three products of float32."""
+VOXEL_SOURCE = "mmcv's Voxelization of the config"
+GENERATED_SWEEP = 'generated sweep'
+FEATURE_RTOL = 1e-5
+"""Tolerance of features, relative to the largest of a column: sums of points in another order."""
+MAX_GENERATED_VOXELS = 200_000
+"""Voxels of the generated sweep at most, if a config has no limit or a very large one."""
 
 
 def compare_pictures(
@@ -51,9 +80,10 @@ def compare_pictures(
         feeds: (picture of the pipeline, batch) -> inputs that `mm2onnx run` has to make.
 
     Returns:
-        The result, and the pictures of the pipeline, those of `files` first; none where something failed.
+        The result, and the pictures of the pipeline, those of `files` first; none if something failed.
     """
-    size = fixed_size(metadata)
+    options = metadata.options
+    size = None if options['dynamic'] else (options['height'], options['width'])
     changes = [f'at {size[0]}x{size[1]}'] if size else []
     if normalisation:
         changes.append(f'with {" and ".join(f"--{name}" for name in normalisation)}')
@@ -65,31 +95,29 @@ def compare_pictures(
         with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
             samples = sample_files(files, picture, pipeline.edges, Path(folder))
             for sample in samples:
-                expected, metas = pipeline_values(pipeline, sample)
-                image = prepare_file(metadata, sample)
-                differences += compare_values(sample.name, values_of(image), expected)
-                prepared.append(as_prepared(expected, metas))
+                expected, metas = _pipeline_values(pipeline, sample)
+                image = _prepare_file(metadata, sample)
+                differences += _compare_values(sample.name, _rule_values(image), expected)
+                prepared.append(_as_prepared(expected, metas))
                 if feeds:
                     fed = detect.make_feeds(image, metadata)
-                    wanted = feeds(prepared[-1], len(next(iter(fed.values()))))
-                    names = [name for name in metadata.spec.input_names if name in fed and name in wanted]
-                    sides = ({f'input {name}': side[name] for name in names[1:]} for side in (fed, wanted))
-                    differences += compare_values(sample.name, *sides)
+                    wanted_feeds = feeds(prepared[-1], len(next(iter(fed.values()))))
+                    names = [
+                        name for name in metadata.spec.input_names if name in fed and name in wanted_feeds
+                    ]
+                    sides = (
+                        {f'input {name}': side[name] for name in names[1:]} for side in (fed, wanted_feeds)
+                    )
+                    differences += _compare_values(sample.name, *sides)
     except Exception as error:  # mmdet's steps, OpenCV and a damaged rule raise what they like
-        words = f'{type(error).__name__}: {one_line(error)[:300]}'
-        return dataclasses.replace(result, error=words), []
+        text = f'{type(error).__name__}: {one_line(error)[:300]}'
+        return dataclasses.replace(result, error=text), []
     names = tuple(sample.name for sample in samples)
     result = dataclasses.replace(result, samples=names, differences=tuple(differences))
     return result, prepared if result.passed else []
 
 
-def fixed_size(metadata: Metadata) -> tuple[int, int] | None:
-    """Return the (H, W) that a file with a fixed size takes, by its options; None of a dynamic file."""
-    options = metadata.options
-    return None if options['dynamic'] else (options['height'], options['width'])
-
-
-def prepare_file(metadata: Metadata, file: Path) -> PreparedImage:
+def _prepare_file(metadata: Metadata, file: Path) -> PreparedImage:
     """Return a picture as `mm2onnx run` prepares it for a file; the regions of two graphs have no size."""
     image = pictures.read_image(file)
     axes = metadata.spec.inputs[0].axes
@@ -97,8 +125,8 @@ def prepare_file(metadata: Metadata, file: Path) -> PreparedImage:
     return detect.prepare(metadata, image) if takes_pictures else metadata.preprocess.apply(image)
 
 
-def values_of(image: PreparedImage) -> dict[str, Any]:
-    """Return what a rule made of a picture, by the names of mmdet's pipelines."""
+def _rule_values(image: PreparedImage) -> dict[str, Any]:
+    """Return the values of a picture that a rule prepared, by the names of mmdet's pipelines."""
     return dict(
         tensor=image.tensor,
         ori_shape=image.ori_shape,
@@ -110,8 +138,8 @@ def values_of(image: PreparedImage) -> dict[str, Any]:
     )
 
 
-def pipeline_values(pipeline: ConfigPipeline, file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """Return the same of the config's pipeline, as far as it collects them, and all that it collects."""
+def _pipeline_values(pipeline: ConfigPipeline, file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Return those values that the config's pipeline collects of a picture, and all that it collects."""
     picture = pipeline(file)
     values = {name: picture.metas[name] for name in COLLECTED if name in picture.metas}
     for name in ('ori_shape', 'img_shape', 'pad_shape'):
@@ -119,12 +147,12 @@ def pipeline_values(pipeline: ConfigPipeline, file: Path) -> tuple[dict[str, Any
             values[name] = tuple(values[name][:2])
     if 'scale_factor' in values:  # a number without Resize
         values['scale_factor'] = np.broadcast_to(np.asarray(values['scale_factor'], np.float32), 4)
-    top, _, left, _ = picture.metas.get('border', (0, 0, 0, 0))
-    return dict(values, tensor=picture.tensor, border=(int(top), int(left))), picture.metas
+    border = picture.metas.get('border', (0, 0, 0, 0))  # top, bottom, left, right
+    return dict(values, tensor=picture.tensor, border=(int(border[0]), int(border[2]))), picture.metas
 
 
-def as_prepared(values: Mapping[str, Any], metas: Mapping[str, Any]) -> PreparedImage:
-    """Return what a pipeline made as the samples of a proof have it; else the size of the input."""
+def _as_prepared(values: Mapping[str, Any], metas: Mapping[str, Any]) -> PreparedImage:
+    """Return the picture of a pipeline as a proof feeds it; shapes that are not collected are the input's."""
     size = values['tensor'].shape[1:]
     return PreparedImage(
         tensor=values['tensor'],
@@ -136,29 +164,263 @@ def as_prepared(values: Mapping[str, Any], metas: Mapping[str, Any]) -> Prepared
     )
 
 
-def compare_values(
+def _compare_values(
     sample: str, got: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> Iterator[PreprocessingDifference]:
-    """Yield what differs of a sample: the bits of arrays, and sizes, of all that is expected."""
-    for name, wanted in expected.items():
-        if isinstance(wanted, np.ndarray):
-            words = differing_arrays(np.asarray(got[name]), wanted)
+    """Yield the differing values of a sample: arrays by their bits, and sizes, of all that is expected."""
+    for name, value in expected.items():
+        if isinstance(value, np.ndarray):
+            texts = _differing_bits(np.asarray(got[name]), value)
         else:
-            words = None if got[name] == wanted else (str(got[name]), str(wanted))
-        if words:
-            yield PreprocessingDifference(sample, name, *words)
+            texts = None if got[name] == value else (str(got[name]), str(value))
+        if texts:
+            yield PreprocessingDifference(sample, name, *texts)
 
 
-def differing_arrays(got: np.ndarray, expected: np.ndarray) -> tuple[str, str] | None:
-    """Return both sides of two arrays in words; None where they are equal to the bit."""
+def _differing_bits(got: np.ndarray, expected: np.ndarray) -> tuple[str, str] | None:
+    """Return both sides of two arrays in words; None if they are equal to the bit."""
     if (got.dtype, got.shape) != (expected.dtype, expected.shape):
         return tuple(f'{side.dtype} {"x".join(map(str, side.shape))}' for side in (got, expected))
     bits = (np.ascontiguousarray(side).view(f'u{side.itemsize}') for side in (got, expected))
     differs = np.not_equal(*bits)
     if not differs.any():
         return None
-    place = tuple(int(axis) for axis in np.argwhere(differs)[0])
+    index = tuple(int(axis) for axis in np.argwhere(differs)[0])
     with np.errstate(invalid='ignore'):
         largest = float(np.abs(np.subtract(got, expected, dtype=np.float64)).max())
     count = f'{int(differs.sum()):,} of {differs.size:,} values differ, by {largest:.3g} at most'
-    return f'{got[place]:.7g} at {list(place)} ({count})', f'{expected[place]:.7g}'
+    return f'{got[index]:.7g} at {list(index)} ({count})', f'{expected[index]:.7g}'
+
+
+def compare_moments(
+    deployment: Deployment, rule: Any, samples: Collection[Any], unit: str
+) -> PreprocessingResult:
+    """Compare generated frames or sweeps, and two of the data set that a proof runs on, if it runs on one.
+
+    Args:
+        deployment: the config and checkpoint.
+        rule: of the file, by which the runtime prepares frames.
+        samples: of the proof.
+        unit: name of a sample: 'frame' or 'sweep'.
+    """
+    titles: list[str] = []
+    differences: list[PreprocessingDifference] = []
+    error = note = ''
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            generated = deployment.family.generated_dataset(Path(folder), deployment.cfg, deployment.rule)
+            if generated['pipeline'] != test_pipeline(deployment.cfg):
+                note = 'without test-time augmentation'
+            for dataset, index in _moments_to_compare(deployment, generated, samples):
+                title, moment_differences = _compare_moment(deployment, rule, dataset, index, Path(folder))
+                titles.append(title)
+                differences += moment_differences
+    except Mm2OnnxError as raised:
+        error = one_line(raised)[:300]
+    return PreprocessingResult(tuple(titles), unit, tuple(differences), note, error)
+
+
+def _moments_to_compare(
+    deployment: Deployment, generated: Mapping[str, Any], samples: Collection[Any]
+) -> Iterator[tuple[Any, int]]:
+    """Yield data sets and indices of samples: all that are generated, and some of the proof's own."""
+    cfg = copy.deepcopy(deployment.cfg)
+    classes = generated.get('classes') or list(deployment.classes)
+    cfg.data = dict(cfg.get('data') or {}, test=dict(generated, classes=classes))
+    dataset = build_dataset(cfg)
+    yield from ((dataset, index) for index in range(len(dataset)))
+    if isinstance(samples, DatasetFrames) and hasattr(samples.dataset, 'data_infos'):
+        count = len(samples.indices)
+        places = {0, count // 2} if count > OF_DATASET else range(count)
+        yield from ((samples.dataset, samples.indices[place]) for place in sorted(places))
+
+
+def _compare_moment(
+    deployment: Deployment, rule: Any, dataset: Any, index: int, folder: Path
+) -> tuple[str, list[PreprocessingDifference]]:
+    """Return the name of a sample of a data set, and its differing values that the model uses."""
+    family, infos = deployment.family, folder / 'moment.pkl'
+    infos.write_bytes(pickle.dumps(dict(infos=[dataset.data_infos[index]], metadata=dict(version=''))))
+    try:
+        (expected,) = DatasetFrames(family, dataset, [index])
+        (moment,) = family.moments(deployment.cfg, rule, infos, getattr(dataset, 'data_root', None))
+    except Mm2OnnxError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        raise DataError(f'{type(error).__name__}: {error}') from error
+    takes_points = getattr(rule, 'voxels', rule) is not None
+    picture_rtol = float(getattr(dataset, 'picture_rtol', 0.0))  # of a data set that normalises otherwise
+    points_range = _points_range(deployment.cfg)
+    title, differences = expected.name or f'moment {index}', []
+    for name, wanted, got, rtol in _moment_values(expected, moment, picture_rtol):
+        if name == 'points' and not takes_points:
+            continue
+        if name == 'points' and points_range is not None:
+            wanted, got = (_in_range(cloud, points_range) for cloud in (wanted, got))
+        if texts := _differing_values(got, wanted, rtol):
+            differences.append(PreprocessingDifference(title, name, *texts))
+    return title, differences
+
+
+def _points_range(cfg: Any) -> Sequence[float] | None:
+    """Return the range that a test pipeline cuts points to, as the voxels of the model do, too."""
+    steps = list(test_pipeline(cfg))
+    steps += [inner for step in steps for inner in step.get('transforms', ())]
+    ranges = (step['point_cloud_range'] for step in steps if step.get('type') == 'PointsRangeFilter')
+    return next(ranges, None)
+
+
+def _moment_values(
+    expected: Frame | Sweep, moment: Frame | Sweep, picture_rtol: float
+) -> Iterator[tuple[str, Any, Any, float]]:
+    """Yield name, value by the pipeline, value by the rule and relative tolerance of all that is prepared."""
+    for names, rtol in ((EXACT, 0.0), (NEAR, MATRIX_RTOL)):
+        for name in names:
+            if name in vars(expected):
+                tolerance = picture_rtol if name == 'images' else rtol
+                yield name, getattr(expected, name), getattr(moment, name), tolerance
+    calibration: Mapping[str, np.ndarray] = getattr(expected, 'calibration', {})
+    for name, matrix in calibration.items():
+        yield name, matrix, moment.calibration.get(name), MATRIX_RTOL
+
+
+def _in_range(cloud: np.ndarray, points_range: Sequence[float]) -> np.ndarray:
+    """Return the points (P, D) inside a range (low x, y, z, high x, y, z) in metres."""
+    low, high = np.float32(points_range[:3]), np.float32(points_range[3:])
+    return cloud[((cloud[:, :3] > low) & (cloud[:, :3] < high)).all(1)]
+
+
+def _differing_values(got: Any, expected: Any, rtol: float) -> tuple[str, str] | None:
+    """Return both values in words, None if they are equal within `rtol` of the largest value."""
+    if not isinstance(expected, np.ndarray):
+        return None if got == expected else (repr(got), repr(expected))
+    if not isinstance(got, np.ndarray) or got.shape != expected.shape:
+        shape = got.shape if isinstance(got, np.ndarray) else None
+        return f'shape {shape}', f'shape {expected.shape}'
+    gap = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+    if not gap.size:
+        return None
+    axes = (-2, -1) if expected.ndim > 2 else None
+    scale = np.abs(expected).max(axis=axes, keepdims=True) if rtol else 0.0
+    wrong = ~(gap <= rtol * scale)
+    if not wrong.any():
+        return None
+    index = tuple(int(axis) for axis in np.unravel_index(np.argmax(np.where(wrong, gap, -1)), gap.shape))
+    count = f'{wrong.sum()} of {wrong.size} values differ'
+    return f'{got[index]:.7g} at {list(index)} ({count})', f'{expected[index]:.7g}'
+
+
+def compare_voxels(
+    layer: nn.Module, order: str, in_channels: int, rule: Mapping[str, Any]
+) -> PreprocessingResult:
+    """Compare the voxel rule in a file with the voxelisation of its model, on a generated sweep.
+
+    Args:
+        layer: mmcv's `Voxelization` of the model, in evaluation mode.
+        order: of the axes of coordinates that the model's encoder takes, 'xyz' or 'zyx'.
+        in_channels: D.
+        rule: entry `voxels` of the file's metadata.
+    """
+    result = PreprocessingResult((), 'sweep', source=VOXEL_SOURCE)
+    try:
+        expected = _layer_rule(layer, order, in_channels)
+        differences = [
+            PreprocessingDifference('voxel rule', name, str(rule.get(name)), str(value))
+            for name, value in expected.items()
+            if _as_floats(rule.get(name)) != value
+        ]
+        if not differences:
+            sweep = _generated_sweep(expected)
+            voxels = points.voxelise(sweep, points.VoxelRule.from_json(rule))
+            differences += _differing_voxels(voxels, _layer_voxels(layer, sweep, order))
+    except Exception as error:  # mmcv and a damaged rule raise what they like
+        return dataclasses.replace(result, error=f'{type(error).__name__}: {one_line(error)[:300]}')
+    return dataclasses.replace(result, samples=(GENERATED_SWEEP,), differences=tuple(differences))
+
+
+def _as_floats(value: Any) -> Any:
+    """Return a list or tuple as a list of floats, anything else as it is."""
+    return [float(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _layer_rule(layer: nn.Module, order: str, in_channels: int) -> dict[str, Any]:
+    """Return the voxel rule of mmcv's layer, by its attributes."""
+    limits = int(layer.max_num_points), int(layer.max_voxels[1])
+    return dict(
+        point_cloud_range=_as_floats(tuple(layer.point_cloud_range)),
+        voxel_size=_as_floats(tuple(layer.voxel_size)),
+        max_points=limits[0],
+        max_voxels=limits[1],
+        order=order,
+        in_channels=in_channels,
+        mode='dynamic' if -1 in limits else 'hard',
+    )
+
+
+def _generated_sweep(rule: Mapping[str, Any]) -> np.ndarray:
+    """Return points (P, D) float32 that reach every limit of a voxel rule.
+
+    They lie on both edges of every axis and beyond them, in more voxels than count if the grid has room, and
+    in some voxels are more points than count. Points inside are away from the faces of voxels, where the last
+    bit of float32 decides.
+    """
+    rng = np.random.default_rng(0)
+    low, high = np.array(rule['point_cloud_range']).reshape(2, 3)
+    size = np.array(rule['voxel_size'])
+    grid = np.rint((high - low) / size).astype(np.int64)
+    limit = rule['max_voxels'] if rule['mode'] == 'hard' else 1000
+    count = min(limit + limit // 20 + 10, int(np.prod(grid)) // 2 + 1, MAX_GENERATED_VOXELS)
+    cells = rng.permutation(np.unique(rng.integers(0, int(np.prod(grid)), 4 * count)))[:count]
+    full = np.repeat(cells[: count // 50 + 2], 2 * max(rule['max_points'], 4))
+    first = rng.permutation(np.concatenate([cells[: count // 2], full]))
+    cells = np.concatenate([first, cells[count // 2 :]])
+    places = np.stack(np.unravel_index(cells, grid), 1) + rng.uniform(0.2, 0.8, (len(cells), 3))
+    edges = np.tile((low + high) / 2 + 0.3 * size, (12, 1))
+    for axis in range(3):  # first, since voxels beyond the limit do not count
+        rows = slice(4 * axis, 4 * axis + 4)
+        edges[rows, axis] = low[axis], high[axis], low[axis] - size[axis], high[axis] + size[axis]
+    sweep = rng.uniform(0.1, 1, (len(edges) + len(places), rule['in_channels']))
+    sweep[:, :3] = np.concatenate([edges, low + size * places])
+    return sweep.astype(np.float32)
+
+
+def _layer_voxels(layer: nn.Module, sweep: np.ndarray, order: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return means (N, D) float32 and coordinates (N, 4), axes in an order, as mmcv's layer makes them."""
+    import torch
+
+    outputs = layer(torch.from_numpy(sweep))
+    if isinstance(outputs, tuple):
+        voxels, cells, counts = (tensor.numpy() for tensor in outputs)
+        means = voxels.sum(1) / counts[:, None]
+    else:  # dynamic: the cell of each point, -1 outside
+        cells = outputs.numpy()
+        inside = (cells >= 0).all(1)
+        cells, rows, counts = np.unique(cells[inside], axis=0, return_inverse=True, return_counts=True)
+        sums = np.zeros((len(cells), sweep.shape[1]))
+        np.add.at(sums, rows.reshape(-1), sweep[inside])
+        means = sums / counts[:, None]
+    cells = cells if order == 'zyx' else cells[:, ::-1]  # mmcv counts z, y, x
+    return means.astype(np.float32), np.pad(cells, ((0, 0), (1, 0)))
+
+
+def _differing_voxels(
+    got: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, np.ndarray]
+) -> Iterator[PreprocessingDifference]:
+    """Yield how features and coordinates of voxels differ; their order does not count for sparse networks."""
+    rows = (np.lexsort(coordinates.T) for _, coordinates in (got, expected))
+    got, expected = (
+        tuple(array[order] for array in side) for side, order in zip((got, expected), rows, strict=True)
+    )
+    if not np.array_equal(got[1], expected[1]):
+        sides = (f'{len(side[1])} voxels, the last {side[1][-1:].tolist()}' for side in (got, expected))
+        yield PreprocessingDifference(GENERATED_SWEEP, 'coordinates', *sides)
+    elif got[0].shape != expected[0].shape:
+        sides = (str(side[0].shape) for side in (got, expected))
+        yield PreprocessingDifference(GENERATED_SWEEP, 'features', *sides)
+    else:
+        gaps = np.abs(got[0] - expected[0])
+        wrong = ~(gaps <= FEATURE_RTOL * np.abs(expected[0]).max(0, initial=0))
+        if wrong.any():
+            index = tuple(int(axis) for axis in np.argwhere(wrong)[0])
+            text = f'{got[0][index]:.7g} at {list(index)} ({wrong.sum()} of {wrong.size} values differ)'
+            yield PreprocessingDifference(GENERATED_SWEEP, 'features', text, f'{expected[0][index]:.7g}')

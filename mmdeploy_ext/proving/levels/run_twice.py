@@ -1,4 +1,4 @@
-"""One input on an engine, twice: where the second run gives something else, one of both is wrong."""
+"""One input on an engine, twice: if the second run gives something else, one of both is wrong."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.cli import one_line
-from mmdeploy_ext.proving.enough import AGAIN
 from mmdeploy_ext.proving.results import DetectionRow
 from mmdeploy_ext.proving.tensors import same_bits
+from mmdeploy_ext.proving.totals import AGAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.results import Case
 
 FAILURES = (ValueError, IndexError, RuntimeError)
-"""What an engine, or what decodes its outputs, may raise: a failed case, not an exception."""
+"""Errors of an engine, or of decoding its outputs, that make a failed case and are no exception."""
 
 
 def run_twice(
     run: Callable[[], Any],
     judge: Callable[[Any], tuple[Case, list[Any]]],
-    outputs: Callable[[Any], Mapping[str, np.ndarray]] = lambda found: found,
+    outputs: Callable[[Any], Mapping[str, np.ndarray]] = lambda result: result,
 ) -> tuple[list[Case], list[Any]]:
-    """Run an engine twice on one input and judge what it gave.
+    """Run an engine twice on one input and judge the results.
 
     Args:
-        run: gives the result of one run.
-        judge: of a result, or of the exception that the engine raised instead: a case, and pictures.
-        outputs: of a result, by name.
+        run: returns the result of one run.
+        judge: (result, or the exception that the engine raised) -> a case, and pictures.
+        outputs: returns the outputs of a result by name.
 
     Returns:
-        One case, or two where the second run did not give the same bits; pictures of the first.
+        One case, or two if the second run did not give the same bits; pictures of the first.
     """
     first = attempt(run)
     case, pictures = judge(first)
@@ -50,17 +50,17 @@ def run_twice(
 
 
 def attempt(run: Callable[[], Any]) -> Any:
-    """Return what a run gives, or the exception that it raises: an engine that fails is judged as such."""
+    """Return the result of a run, or the exception that it raises: an engine that fails is judged as such."""
     try:
         return run()
     except FAILURES as error:
         return error
 
 
-def nothing_found(title: str, wanted: Any, error: Exception) -> DetectionRow:
+def failed_detections(title: str, expected: Any, error: Exception) -> DetectionRow:
     """Return the row of an image or sweep whose outputs gave no detections at all, but an error."""
     reason = f'no detections: {one_line(error)[:200]}'
-    return DetectionRow(title, len(wanted), 0, len(wanted), 0, 0.0, 1.0, False, reason, broken=True)
+    return DetectionRow(title, len(expected), 0, len(expected), 0, 0.0, 1.0, False, reason, broken=True)
 
 
 class Clock:
@@ -69,18 +69,19 @@ class Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
 
-    def run(self, who: str, run: Callable[[], Any]) -> Any:
-        """Return what a run gives; one that fails does not count."""
+    def run(self, engine: str, run: Callable[[], Any]) -> Any:
+        """Return the result of a run; a run that raises does not count."""
         start = time.perf_counter()
-        found = run()
-        self.seconds.setdefault(who, []).append(time.perf_counter() - start)
-        return found
+        result = run()
+        self.seconds.setdefault(engine, []).append(time.perf_counter() - start)
+        return result
 
-    def medians(self, *who: str) -> dict[str, float]:
-        """Return engine -> median milliseconds, where all of them ran.
+    def medians(self, *engines: str) -> dict[str, float]:
+        """Return engine -> median milliseconds if all of them ran, else nothing.
 
-        The first run does not count: it computes what later ones keep.
+        The first run does not count: it computes what later ones reuse.
         """
-        known = {one: self.seconds[one] for one in who if one in self.seconds}
-        found = {one: round(statistics.median(runs[1:] or runs) * 1e3, 2) for one, runs in known.items()}
-        return found if len(found) == len(who) else {}
+        if not all(engine in self.seconds for engine in engines):
+            return {}
+        runs = {engine: self.seconds[engine][1:] or self.seconds[engine] for engine in engines}
+        return {engine: round(statistics.median(seconds) * 1e3, 2) for engine, seconds in runs.items()}

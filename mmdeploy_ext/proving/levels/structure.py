@@ -1,4 +1,4 @@
-"""Level 1 of a proof, besides the graph itself: is the file valid, and what its spec and options say?"""
+"""Level 1 of a proof, besides the graph itself: is the file valid, and does it keep its spec and options?"""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 
 def check_structure(model: onnx.ModelProto, metadata: Metadata) -> list[Check]:
-    """Run all checks of level 1 but the comparison with a fresh export, see `graph_level`."""
-    edits = [edit['arguments'] for edit in metadata.edits if edit['command'] == 'convert-opset']
-    asked = int([metadata.options['opset'], *(given.get('opset') for given in edits)][-1])
+    """Run all checks of level 1 but the comparison with a fresh export, see `fresh_export`."""
+    opset = metadata.options['opset']
+    for edit in metadata.edits:
+        if edit['command'] == 'convert-opset':
+            opset = edit['arguments'].get('opset')
     opsets = [entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')]
     # a file that holds float16 and does not say so would be judged by the bars of float32
     claimed, precision = metadata.options.get('precision') or 'fp32', written_precision(model)
@@ -30,16 +32,16 @@ def check_structure(model: onnx.ModelProto, metadata: Metadata) -> list[Check]:
     return [
         check_valid(model),
         check_inference(model),
-        Check('opset', opsets == [asked], f'asked for {asked}, written {opsets}'),
+        Check('opset', opsets == [int(opset)], f'asked for {int(opset)}, written {opsets}'),
         Check('precision', precision == claimed, f'asked for {claimed}, written {precision}'),
-        *_names(model, metadata.spec),
-        _inputs_used(model, metadata.spec),
+        *check_interface(model, metadata.spec),
+        check_inputs_used(model, metadata.spec),
         Check('no operator is random', not drawn, ', '.join(drawn[:5])),
     ]
 
 
 def check_valid(model: onnx.ModelProto) -> Check:
-    """Let onnx.checker look at a file."""
+    """Run onnx.checker on a file."""
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
@@ -56,25 +58,19 @@ def check_inference(model: onnx.ModelProto) -> Check:
     return Check('strict shape inference', True)
 
 
-def _tensor_text(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
-    kind = value.type.tensor_type
-    axes = tuple(dim.dim_value if dim.HasField('dim_value') else dim.dim_param for dim in kind.shape.dim)
-    return value.name, str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)), axes
-
-
-def _names(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
+def check_interface(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
+    """Compare names, dtypes, axes and defaults of a graph's inputs and outputs with the spec."""
     checks = []
     for title, values in (('inputs', model.graph.input), ('outputs', model.graph.output)):
-        found, tensors = [_tensor_text(value) for value in values], getattr(spec, title)
+        tensors = getattr(spec, title)
+        written = [_written_tensor(value) for value in values]
         expected = [(tensor.name, tensor.dtype, tensor.axes) for tensor in tensors]
-        pairs = zip(found, expected, strict=False)
-        differing = [f'got {got}, expected {want}' for got, want in pairs if got != want]
-        if len(found) != len(expected):
-            names, wanted = ([entry[0] for entry in side] for side in (found, expected))
-            absent, extra = (
-                ', '.join(name for name in side if name not in other)
-                for side, other in ((wanted, names), (names, wanted))
-            )
+        pairs = zip(written, expected, strict=False)
+        differing = [f'got {got}, expected {wanted}' for got, wanted in pairs if got != wanted]
+        if len(written) != len(expected):
+            names, expected_names = ([entry[0] for entry in side] for side in (written, expected))
+            absent = ', '.join(name for name in expected_names if name not in names)
+            extra = ', '.join(name for name in names if name not in expected_names)
             differing.insert(0, f'absent: {absent or "none"}, too many: {extra or "none"}')
         if title == 'inputs':
             differing += _differing_defaults(model, tensors)
@@ -82,21 +78,33 @@ def _names(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
     return checks
 
 
+def _written_tensor(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
+    """Return name, dtype and axes of an input or output of a graph."""
+    tensor_type = value.type.tensor_type
+    axes = tuple(
+        dim.dim_value if dim.HasField('dim_value') else dim.dim_param for dim in tensor_type.shape.dim
+    )
+    return value.name, str(onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)), axes
+
+
 def _differing_defaults(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...]) -> list[str]:
     """Return how the default values of optional inputs differ from the spec."""
-    written = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
+    initializers = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
     differing = []
     for tensor in inputs:
-        array = written.get(tensor.name)
-        wanted = 'none' if tensor.default is None else f'{tensor.default:g}'
+        array = initializers.get(tensor.name)
+        expected = 'none' if tensor.default is None else f'{tensor.default:g}'
         if array is None and tensor.default is not None:
-            differing.append(f'{tensor.name} has no default, expected {wanted}')
+            differing.append(f'{tensor.name} has no default, expected {expected}')
         elif array is not None and not _is_default(array, tensor):
-            differing.append(f'{tensor.name} has the default {_values(array)}, expected {wanted}')
+            values = ', '.join(map(str, sorted({*array.flatten().tolist()})[:3]))
+            text = f'{values} {array.dtype}{list(array.shape)}'
+            differing.append(f'{tensor.name} has the default {text}, expected {expected}')
     return differing
 
 
 def _is_default(array: np.ndarray, tensor: TensorSpec) -> bool:
+    """Return whether an initializer holds the default value of an input in its dtype and shape."""
     if tensor.default is None or array.ndim != len(tensor.axes) or not array.size:
         return False
     sizes = zip(array.shape, tensor.axes, strict=True)
@@ -104,17 +112,12 @@ def _is_default(array: np.ndarray, tensor: TensorSpec) -> bool:
     return array.dtype == np.dtype(tensor.dtype) and np.array_equal(array, np.full(shape, tensor.default))
 
 
-def _values(array: np.ndarray) -> str:
-    values = sorted({*array.flatten().tolist()})
-    return f'{", ".join(map(str, values[:3]))} {array.dtype}{list(array.shape)}'
-
-
-def _inputs_used(model: onnx.ModelProto, spec: GraphSpec) -> Check:
-    """Every input reaches an output, or the spec says that nothing uses it."""
+def check_inputs_used(model: onnx.ModelProto, spec: GraphSpec) -> Check:
+    """Check that every input reaches an output, unless the spec says that nothing uses it."""
     reached = set(spec.output_names)
     for node in reversed(model.graph.node):
         if reached.intersection(node.output):
             reached.update(reads(node))
     frozen = [tensor.name for tensor in spec.inputs if tensor.name not in reached and not tensor.unused]
-    said = f'frozen: {", ".join(frozen)}' if frozen else ''
-    return Check('every input reaches an output', not frozen, said)
+    detail = f'frozen: {", ".join(frozen)}' if frozen else ''
+    return Check('every input reaches an output', not frozen, detail)

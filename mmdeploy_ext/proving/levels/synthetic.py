@@ -1,7 +1,7 @@
 """Level 3 of what follows a head: synthetic outputs through the runtime's decoding and through the model's.
 
-Samples reach few of the limits of post-processing, and rarely a heading at the end of a turn. Outputs that
-are made for it reach them all, and both sides get the same numbers.
+Samples reach few of the limits of post-processing, and rarely a heading at the end of a turn. Synthetic
+outputs reach them all, and both sides get the same numbers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.proving.levels.run_twice import attempt, nothing_found
+from mmdeploy_ext.proving.levels.run_twice import attempt, failed_detections
 from mmdeploy_ext.proving.results import Case, DetectionRow
 from mmdeploy_ext.proving.tasks import bbox3d
 
@@ -22,6 +22,29 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections3d import Detections3D
 
 NAME = 'synthetic outputs of the head'
+LEAST_GAP = 1e-4
+"""Smallest gap between the scores of the last result within a limit and the first beyond it: rounding is far
+below."""
+
+
+def limit_between(detections: Detections3D, groups: np.ndarray) -> int:
+    """Return a limit that cuts off some of a sample's results, between scores that rounding does not mix.
+
+    Args:
+        detections: as many as the model's own limit lets through.
+        groups: (n,) group of each result; the limit holds for each group.
+
+    Returns:
+        The limit; 0 if no number will do.
+    """
+    ordered = [-np.sort(-detections.scores[groups == group]) for group in np.unique(groups)]
+    longest = max(map(len, ordered), default=0)
+    widest_gap, best_limit = LEAST_GAP, 0
+    for limit in range(max(longest // 4, 1), longest):
+        gaps = [scores[limit - 1] - scores[limit] for scores in ordered if len(scores) > limit]
+        if min(gaps) > widest_gap:
+            widest_gap, best_limit = float(min(gaps)), limit
+    return best_limit
 
 
 def synthetic_cases(
@@ -29,12 +52,12 @@ def synthetic_cases(
 ) -> Iterator[Case]:
     """Yield a case for each title and outputs by name.
 
-    Both engines have `boxes_of(outputs)`: of the outputs of the last file what they find, best first.
+    Both engines have `boxes_of(outputs)`: the detections, best first, in outputs of the last file.
     """
     for title, outputs in inputs:
         expected: Detections3D = reference.boxes_of(outputs)
-        found = attempt(lambda outputs=outputs: runner.boxes_of(outputs))
-        yield Case(f'{NAME}: {title}', '', False, detections=(judge(expected, found),))
+        detections = attempt(lambda outputs=outputs: runner.boxes_of(outputs))
+        yield Case(f'{NAME}: {title}', '', False, detections=(match_with_headings(expected, detections),))
 
 
 def cases_of_family(family: Any, model: Any, reference: Any, runner: Any, spec: GraphSpec) -> Iterator[Case]:
@@ -56,35 +79,35 @@ def cases_of_family(family: Any, model: Any, reference: Any, runner: Any, spec: 
             )
 
 
-def judge(expected: Detections3D, found: Detections3D | Exception) -> DetectionRow:
+def match_with_headings(expected: Detections3D, detections: Detections3D | Exception) -> DetectionRow:
     """Match two lists by the bars of samples, and headings also without a turn more or less."""
-    row = judge_all(expected, found)
-    if row.broken or isinstance(found, Exception):
+    row = match_all(expected, detections)
+    if row.broken or isinstance(detections, Exception):
         return row
-    pairs = bbox3d.pair_up(expected, found).matched
-    one, two = (
+    pairs = bbox3d.pair_up(expected, detections).matched
+    expected_yaw, yaw = (
         side.boxes[list(rows), 6].astype(np.float64)
-        for side, rows in ((expected, pairs.keys()), (found, pairs.values()))
+        for side, rows in ((expected, pairs.keys()), (detections, pairs.values()))
     )
-    turned = int((np.abs(one - two) > bbox3d.YAW_BAR).sum())
-    return with_reason(
-        row, f'{turned} headings are a turn more or less than those of the model' if turned else ''
-    )
+    turned = int((np.abs(expected_yaw - yaw) > bbox3d.YAW_BAR).sum())
+    if not turned:
+        return row
+    return with_reason(row, f'{turned} headings are a turn more or less than those of the model')
 
 
-def judge_all(expected: Detections3D, found: Detections3D | Exception) -> DetectionRow:
+def match_all(expected: Detections3D, detections: Detections3D | Exception) -> DetectionRow:
     """Match two lists by the bars of samples; each result below the score threshold needs a partner, too."""
-    if isinstance(found, Exception):
-        return nothing_found('boxes', expected, found)
-    row = bbox3d.match_detections('boxes', expected, found)
+    if isinstance(detections, Exception):
+        return failed_detections('boxes', expected, detections)
+    row = bbox3d.match_detections('boxes', expected, detections)
     if row.broken:
         return row
-    alone = f'{row.low_alone} of {row.low} results below the score threshold have no partner'
-    return dataclasses.replace(with_reason(row, alone if row.low_alone else ''), low=0, low_alone=0)
+    if row.low_alone:
+        alone = f'{row.low_alone} of {row.low} results below the score threshold have no partner'
+        row = with_reason(row, alone)
+    return dataclasses.replace(row, low=0, low_alone=0)
 
 
 def with_reason(row: DetectionRow, reason: str) -> DetectionRow:
-    """Return a row that fails for one reason more; '' leaves it as it is."""
-    if not reason:
-        return row
+    """Return a row that fails for one reason more."""
     return dataclasses.replace(row, passed=False, reason=f'{row.reason}, {reason}' if row.reason else reason)

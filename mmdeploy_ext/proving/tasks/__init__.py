@@ -8,7 +8,8 @@ A task module, one of these or one of the package that registers a family, has
 - `fit_pair(pair) -> Pair` and `draw_pair(pair, classes, score_thr) -> (h, w, 3) BGR`,
 - `RESULTS` and `PLACE`, what tables call its results, 'boxes', and its `DetectionRow.worst_distance` or
   `worst_iou`, 'worst IoU',
-- `half_bars(bars)`, what `pair_up` takes for float16 and INT8 files (`half.HalfBars`), and `half_text(bars)`.
+- `half_bars(bars)`, what `pair_up` takes for float16 and INT8 files (`half_bars.HalfBars`), and
+`half_text(bars)`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from mmdeploy_ext.proving.tasks import matching
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mmdeploy_ext.proving.half import HalfBars
+    from mmdeploy_ext.proving.half_bars import HalfBars
     from mmdeploy_ext.proving.results import DetectionRow
     from mmdeploy_ext.proving.tasks.matching import Pairing
     from mmdeploy_ext.runtime.bird_eye import BoxLayer

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.proving.enough import ASKED, ASKED_LEAST
 from mmdeploy_ext.proving.results import DetectionRow
 from mmdeploy_ext.proving.tasks.assignment import maximum_matching, nearest_pairs
+from mmdeploy_ext.proving.totals import ASKED, ASKED_LEAST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from mmdeploy_ext.proving.half import HalfBars
+    from mmdeploy_ext.proving.half_bars import HalfBars
     from mmdeploy_ext.proving.results import Pair
 
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from mmdeploy_ext.proving.levels.sequence_rows import of_tolerance
+from mmdeploy_ext.proving.levels.drive_run import error_ratio
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.views.commands import next_command
 
@@ -126,9 +126,9 @@ def sequence_table(rows: Sequence[SequenceRow]) -> Table:
         for title, group in (('outputs', False), ('memory', True)):
             tensors = [tensor for tensor in row.tensors if tensor.tensor.startswith('memory ') == group]
             if tensors:
-                worst = max(tensors, key=of_tolerance)
+                worst = max(tensors, key=error_ratio)
                 name = f'  {title}: {escape(worst.tensor.removeprefix("memory "))}'
-                share = of_tolerance(worst)
+                share = error_ratio(worst)
                 text = '-' if share == float('inf') else f'{100 * share:.3g} %'
                 table.add_row(name, '', '', figure(worst.max_abs), text, escape(worst.at), '', '')
         table.add_section()

@@ -5,7 +5,7 @@ import types
 import pytest
 
 from mmdeploy_ext.exporting.deployment import class_names
-from mmdeploy_ext.proving.class_names import class_names_check
+from mmdeploy_ext.proving.provenance import class_names_check
 
 CLASSES = ('dog', 'cat', 'ant')
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mmdeploy_ext.proving.enough import AGAIN, MATCHED_IN, MATCHED_LEAST, too_few, whole_reasons
 from mmdeploy_ext.proving.results import Case, DetectionRow
+from mmdeploy_ext.proving.totals import AGAIN, MATCHED_IN, MATCHED_LEAST, too_few, total_reasons
 
 
 def case(matched, name='other image', passed=True, low=0, alone=0):
@@ -38,28 +38,28 @@ def test_the_reason_says_what_there_was_what_is_wanted_and_what_to_do():
 
 
 def test_one_matched_result_in_a_proof_with_images_is_no_proof():
-    (reason,) = whole_reasons([case(1), case(0), case(0)])
+    (reason,) = total_reasons([case(1), case(0), case(0)])
     assert reason.startswith('only 1 results were matched, in 1 of 3 inputs') and '--images' in reason
-    assert whole_reasons([case(4), case(4), case(4)]) == []
+    assert total_reasons([case(4), case(4), case(4)]) == []
 
 
 def test_a_second_run_is_no_other_input():
     runs = [case(20), case(20, 'other image' + AGAIN), case(20, 'dark'), case(20, 'dark' + AGAIN)]
-    assert whole_reasons(runs) == []
+    assert total_reasons(runs) == []
     few = [case(20), case(20, 'other image' + AGAIN), case(0, 'dark'), case(0, 'bright')]
-    assert 'in 1 of 3 inputs' in whole_reasons(few)[0]
+    assert 'in 1 of 3 inputs' in total_reasons(few)[0]
 
 
 def test_nothing_compared_and_nothing_found_are_said_as_such():
-    assert whole_reasons([]) == ['nothing was compared']
-    assert whole_reasons([case(0), case(0)])[0].startswith('nothing was found in any image')
+    assert total_reasons([]) == ['nothing was compared']
+    assert total_reasons([case(0), case(0)])[0].startswith('nothing was found in any image')
 
 
 def test_failed_cases_say_more_than_that_little_was_matched():
-    assert whole_reasons([case(1, passed=False), case(0)]) == []
+    assert total_reasons([case(1, passed=False), case(0)]) == []
 
 
 def test_low_results_without_partner_add_up_over_the_proof():
     cases = [case(20, low=100, alone=1)] * 3
-    assert 'results below the score threshold' in whole_reasons(cases)[0]
-    assert whole_reasons(cases, 'fp16') == []
+    assert 'results below the score threshold' in total_reasons(cases)[0]
+    assert total_reasons(cases, 'fp16') == []

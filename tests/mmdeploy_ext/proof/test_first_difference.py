@@ -13,9 +13,8 @@ from mmdeploy_ext.exporting.files import export_graphs, make_metadata
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import headline
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.difference.locate import Search
-from mmdeploy_ext.proving.difference.subject import subject_of
-from mmdeploy_ext.proving.fresh import Reference
+from mmdeploy_ext.proving.difference.locate import Search, subject_of
+from mmdeploy_ext.proving.fresh_export import FreshExport
 
 FAMILIES = tuple(toy_faults.NODES)
 
@@ -135,7 +134,7 @@ def test_a_fault_of_the_exporter_is_told_from_one_of_the_file(subjects, fault):
     """The fresh export has the same fault, so that it cannot say what is right; PyTorch can."""
     model, search, example = subjects('atss')
     broken, node = toy_faults.plant(model, 'atss', fault, example)
-    subject = dataclasses.replace(search.subject, reference=Reference(lambda: broken))
+    subject = dataclasses.replace(search.subject, fresh_export=FreshExport(lambda: broken))
     again = Search(subject, findings.Bars(), search.pairing)
     found = again.compare(broken)
     assert found.first.node == node

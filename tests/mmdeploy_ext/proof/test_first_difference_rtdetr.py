@@ -10,8 +10,7 @@ from mmdeploy_ext.exporting.files import export_graphs
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import print_comparison
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.difference.locate import Search
-from mmdeploy_ext.proving.difference.subject import subject_of
+from mmdeploy_ext.proving.difference.locate import Search, subject_of
 
 CONFIG = toy_rtdetr.CONFIG
 WEIGHT = 'network/decoder/layers.1/linear1/MatMul'

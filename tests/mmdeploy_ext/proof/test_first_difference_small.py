@@ -10,9 +10,8 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import headline
-from mmdeploy_ext.proving.difference.locate import Search
-from mmdeploy_ext.proving.difference.subject import Subject
-from mmdeploy_ext.proving.fresh import Reference
+from mmdeploy_ext.proving.difference.locate import Search, Subject
+from mmdeploy_ext.proving.fresh_export import FreshExport
 
 OUTPUTS = ('y', 'z')
 
@@ -37,7 +36,7 @@ def searched(module, outputs):
         return export_module(module, (torch.rand(5, 4),), opset=17, input_names=('x',), output_names=outputs)
 
     feeds = dict(x=np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32))
-    subject = Subject([Stage('', module, ('x',), outputs)], feeds, Reference(export), 'seeded numbers')
+    subject = Subject([Stage('', module, ('x',), outputs)], feeds, FreshExport(export), 'seeded numbers')
     return export(), Search(subject, findings.Bars())
 
 

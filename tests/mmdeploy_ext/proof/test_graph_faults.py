@@ -17,7 +17,7 @@ from conditional_faults import (
 )
 from mmdeploy_ext.graph.io.constants import constant_value
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.levels.graph_level import judge
+from mmdeploy_ext.proving.fresh_export import compare_with_fresh_export
 from proofs import check_files
 from toy_atss import PICTURE
 
@@ -116,16 +116,16 @@ ONE_CODE = 'rtdetr', 'solov2'
     ],
 )
 def test_a_fault_that_no_input_sets_off_is_refused_by_the_graph(known, tmp_path, family, fault):
-    from mmdeploy_ext.proving import fresh
-    from mmdeploy_ext.proving.levels.exported import open_file
+    from mmdeploy_ext.proving import fresh_export
+    from mmdeploy_ext.proving.levels.proof import open_file
 
     path, inputs = known(family)
     deployment, file = inputs[0].deployment, open_file(path)
     metadata = file.metadata
     FAULTS[family, fault](file.model.graph, family)
     options = deployment.family.written(metadata.options)
-    reference = fresh.of_images(deployment, options, metadata, read_image(PICTURE))
-    graph = judge(file.model, metadata, reference)
+    reference = fresh_export.of_images(deployment, options, metadata, read_image(PICTURE))
+    graph = compare_with_fresh_export(file.model, metadata, reference)
     assert not graph.passed and graph.differences, fault
     assert 'from a fresh export: ' in graph.text
 

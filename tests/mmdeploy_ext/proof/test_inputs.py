@@ -10,7 +10,7 @@ from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs
 from mmdeploy_ext.proving.inputs.pictures import bright, dark, filling, zoomed
 from mmdeploy_ext.proving.references import (
-    Reference,
+    ImageReference,
     empty_reference,
     object_boxes,
     reference_with_empty_image,
@@ -83,7 +83,7 @@ def test_every_optional_input_is_left_out_alone_and_with_the_others(deployments,
     wanted = {(), optional, *((name,) for name in optional)} if optional else {()}
     assert {one.left_out for one in inputs} == wanted
     for one in inputs:
-        feeds = Reference(deployments[family], one).feeds
+        feeds = ImageReference(deployments[family], one).feeds
         assert not set(one.left_out) & set(feeds)
         assert all(f'{name}' in one.name for name in one.left_out)
 
@@ -93,7 +93,7 @@ def test_what_is_left_out_is_its_default_to_the_reference(deployments, picture):
         deployment = deployments[family]
         chosen = options(deployment, height=200, width=300, dynamic=False)
         for one in proof_inputs(deployment, chosen, [('a', picture)]):
-            (image, *_), (given, *_) = Reference(deployment, one).images, one.images
+            (image, *_), (given, *_) = ImageReference(deployment, one).images, one.images
             whole = (200, 300) if family == 'atss' else (200, 304)
             assert image.img_shape == (whole if 'img_shape' in one.left_out else given.img_shape)
             assert image.ori_shape == (whole if 'ori_shape' in one.left_out else given.ori_shape)
@@ -169,7 +169,7 @@ def test_the_last_level_decides_of_a_zoomed_picture_and_of_no_other(picture):
     deployment = deploy.load(*(str(REPO / path) for path in paths))
     chosen = options(deployment, dynamic=False)
     inputs = proof_inputs(deployment, chosen, [('a', picture)])
-    references = [Reference(deployment, one) for one in inputs]
+    references = [ImageReference(deployment, one) for one in inputs]
     zoomed = zoomed_reference(deployment, chosen, references[0])
     assert deployment.family.sizes_choose_levels(deployment.model)
     changed = []
@@ -203,7 +203,7 @@ def test_segments_are_results_that_any_caller_may_scale():
 def test_a_picture_without_objects_is_not_zoomed(deployments, picture):
     chosen = options(deployments['rtdetr'], dynamic=False)
     (traced, *_) = proof_inputs(deployments['rtdetr'], chosen, [('a', picture)])
-    reference = Reference(deployments['rtdetr'], traced)
+    reference = ImageReference(deployments['rtdetr'], traced)
     reference.results = [one[:0] for one in reference.results]
     assert zoomed_reference(deployments['rtdetr'], chosen, reference) is None
 

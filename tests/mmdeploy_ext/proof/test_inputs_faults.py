@@ -20,8 +20,8 @@ from conditional_faults import (
 )
 from graph_behind import Behind, Right
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.proving.enough import AGAIN, whole_reasons
 from mmdeploy_ext.proving.levels.cases import run_case
+from mmdeploy_ext.proving.totals import AGAIN, total_reasons
 from proofs import run_cases, run_once
 
 
@@ -85,7 +85,7 @@ def planted(path, folder, change, family):
 def test_the_right_files_pass_with_far_more_than_the_least_matched(runs_twice, known, family, dynamic):
     path, inputs = known(family, dynamic)
     cases = judge(path, inputs)
-    assert all(case.passed for case in cases) and not whole_reasons(cases)
+    assert all(case.passed for case in cases) and not total_reasons(cases)
     assert len(cases) == len(inputs) >= (8 if dynamic else 5)
     matched = [sum(row.matched for row in case.detections) for case in cases]
     assert min(matched) >= 10, dict(zip([case.name for case in cases], matched, strict=True))

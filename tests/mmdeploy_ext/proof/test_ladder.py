@@ -14,7 +14,7 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.graph.signature import compute_signature
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving import enough
+from mmdeploy_ext.proving import totals
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.provenance import override_notes
 from proofs import check_files
@@ -99,8 +99,8 @@ def first_for_all(name):
 
 def test_more_pictures_are_taken_where_ties_are_too_large_a_share(deployment, files, images, monkeypatch):
     """The bar stays what it is: none at all may be excused here, so that none is already too many."""
-    monkeypatch.setattr(enough, 'TIES', -1)
-    monkeypatch.setattr(enough, 'TIES_LEAST', -1)
+    monkeypatch.setattr(totals, 'TIES', -1)
+    monkeypatch.setattr(totals, 'TIES_LEAST', -1)
     verdict, _ = prove(deployment, files['full'], images)
     found = {True: [], False: []}
     for case in verdict.cases:

@@ -13,7 +13,7 @@ from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.streampetr import samples
 from mmdeploy_ext.preprocess import cameras, fusion
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.proving.moments import compare_moments
+from mmdeploy_ext.proving.levels.preprocessing import compare_moments
 from mmdeploy_ext.runtime import infos
 from mmdeploy_ext.runtime.frames import invert_pose
 from planting import altered, arguments, result

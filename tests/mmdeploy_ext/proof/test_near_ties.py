@@ -7,10 +7,10 @@ import pytest
 import torch
 from mmcv.ops import batched_nms
 
-from mmdeploy_ext.proving.enough import whole_reasons
 from mmdeploy_ext.proving.near_ties import TIE_IOU, with_moved_thresholds, with_other_rounding
 from mmdeploy_ext.proving.results import Case
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
+from mmdeploy_ext.proving.totals import total_reasons
 from mmdeploy_ext.runtime.detections import Detections
 
 THRESHOLD = 0.5
@@ -120,14 +120,14 @@ def spread(count):
 def test_many_ties_are_a_fault():
     tied = judged(0.50001, 0.49999)
     case = Case('traced input', '1x3x64x64', True, (), (tied,) * 3)
-    assert any('near its threshold' in reason for reason in whole_reasons([case] * 3))
+    assert any('near its threshold' in reason for reason in total_reasons([case] * 3))
 
 
 @pytest.mark.parametrize(('ties', 'many'), [(4, False), (5, False), (6, True)])
 def test_ties_are_a_share_of_the_references_results(ties, many):
     row = dataclasses.replace(judged(0.3, 0.3), reference=500, matched=500 - ties // 2, ties=ties)
     case = Case('traced input', '1x3x64x64', True, (), (row,))
-    assert any('1 % of 500' in reason for reason in whole_reasons([case])) == many
+    assert any('1 % of 500' in reason for reason in total_reasons([case])) == many
 
 
 class Scores(torch.nn.Module):

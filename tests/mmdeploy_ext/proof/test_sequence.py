@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.proving.inputs.synthetic_drive import Drive
-from mmdeploy_ext.proving.levels.sequence_run import Bars
+from mmdeploy_ext.proving.levels.drive_run import Bars
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from proofs import run_modes, run_pair
 from toy_stepper import GROUPS, MEMORY, SPEC, TOPK, Altered, ToyStepper

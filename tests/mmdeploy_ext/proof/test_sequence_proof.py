@@ -24,9 +24,9 @@ from mmdeploy_ext.families.streampetr.runtime import model
 from mmdeploy_ext.families.streampetr.runtime.state import relative_motion
 from mmdeploy_ext.preprocess.cameras import multiview_rule
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.levels.drive import SPECIAL, NearOrigin, default_bars
+from mmdeploy_ext.proving.levels.drive_run import Bars
 from mmdeploy_ext.proving.levels.frames import output_spec
-from mmdeploy_ext.proving.levels.sequence import SPECIAL, NearOrigin, default_bars
-from mmdeploy_ext.proving.levels.sequence_run import Bars
 from mmdeploy_ext.proving.views.table import failure_reasons, last_line, print_verdict
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 from proofs import run_far

@@ -9,7 +9,7 @@ import pytest
 from test_report import EVIL, Page
 
 from mmdeploy_ext.proving.inputs.synthetic_drive import Drive
-from mmdeploy_ext.proving.levels.sequence_run import Bars
+from mmdeploy_ext.proving.levels.drive_run import Bars
 from mmdeploy_ext.proving.results import Case, Check, GraphResult, Pair, PreprocessingResult
 from mmdeploy_ext.proving.verdict import Verdict
 from mmdeploy_ext.proving.views import report

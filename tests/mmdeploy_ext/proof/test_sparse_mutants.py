@@ -14,7 +14,7 @@ from mmdeploy_ext.exporting.sparse_backbone import export_file
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.graph.edits import record
 from mmdeploy_ext.graph.passes.named_rules import replace_all
-from mmdeploy_ext.proving.levels.sparse_subject import compare_graph, subject_of
+from mmdeploy_ext.proving.levels.sparse_file import compare_graph, read_sparse_file
 
 
 @pytest.fixture(scope='module')
@@ -32,7 +32,7 @@ def exported(deployment, folder, target):
 
 def judged(deployment, path, model):
     onnx.save(model, path)
-    return compare_graph(subject_of(deployment, path, None))
+    return compare_graph(read_sparse_file(deployment, path, None))
 
 
 def test_a_recorded_command_is_no_excuse_in_the_libspconv_dialect(deployment, tmp_path):
@@ -70,7 +70,7 @@ def test_weights_beside_a_portable_file_are_read_and_compared(deployment, tmp_pa
     (tmp_path / 'backbone.xyz.onnx').write_bytes(model.SerializeToString())
     for values, equal in ((right, True), (np.flip(right), False)):
         (tmp_path / 'bias.data').write_bytes(values.tobytes())
-        assert compare_graph(subject_of(deployment, path, None)).equal is equal
+        assert compare_graph(read_sparse_file(deployment, path, None)).equal is equal
 
 
 def test_a_rule_that_was_typed_leaves_a_portable_file_to_its_inputs(deployment, tmp_path):

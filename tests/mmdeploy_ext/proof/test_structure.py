@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.proving.levels.structure import _inputs_used, _names
+from mmdeploy_ext.proving.levels.structure import check_inputs_used, check_interface
 
 
 @pytest.mark.parametrize(
@@ -26,9 +26,9 @@ def test_defaults_of_optional_inputs_are_those_of_the_spec(value, said):
     model = helper.make_model(helper.make_graph(nodes, 'g', inputs, outputs, kept))
     y = TensorSpec('y', 'float32', ('B', 2))
     spec = GraphSpec('g', (TensorSpec('size', 'float32', ('B', 2), default=0.0),), (y,))
-    check = _names(model, spec)[0]
+    check = check_interface(model, spec)[0]
     assert (check.passed, check.detail) == (not said, said)
-    required = _names(model, GraphSpec('g', (TensorSpec('size', 'float32', ('B', 2)),), (y,)))[0]
+    required = check_interface(model, GraphSpec('g', (TensorSpec('size', 'float32', ('B', 2)),), (y,)))[0]
     assert required.passed == (value is None)
 
 
@@ -48,6 +48,6 @@ def test_an_input_that_only_a_branch_within_a_branch_reads_reaches_an_output():
     )
     inputs = (TensorSpec('c', 'bool', ()), *(TensorSpec(name, 'float32', (2,)) for name in 'xz'))
     spec = GraphSpec('g', inputs, (TensorSpec('y', 'float32', (2,)),))
-    assert _inputs_used(model, spec).passed
+    assert check_inputs_used(model, spec).passed
     more = GraphSpec('g', (*inputs, TensorSpec('w', 'float32', (2,))), spec.outputs)
-    assert _inputs_used(model, more).detail == 'frozen: w'
+    assert check_inputs_used(model, more).detail == 'frozen: w'

@@ -10,8 +10,8 @@ from mmcv.ops import Voxelization
 import toy_centerpoint
 from mmdeploy_ext.preprocess import points as inputs
 from mmdeploy_ext.preprocess.points import VoxelRule
-from mmdeploy_ext.proving.levels import voxels
 from mmdeploy_ext.proving.levels.frames import FramesProof
+from mmdeploy_ext.proving.levels.preprocessing import compare_voxels
 
 RULE = VoxelRule((-6.0, -6.0, -2.0, 6.0, 6.0, 2.0), (0.5, 0.5, 0.5), 5, 300, 'xyz', 5)
 
@@ -22,7 +22,7 @@ def judged(order='xyz', points=5, limit=300, **changes):
     mode = 'dynamic' if -1 in (points, limit) else 'hard'
     rule = dataclasses.replace(RULE, order=order, max_points=points, max_voxels=limit, mode=mode).to_json()
     changed = {key.removeprefix('rule_'): value for key, value in changes.items()}
-    return voxels.compare_voxels(layer, order, 5, {**rule, **changed})
+    return compare_voxels(layer, order, 5, {**rule, **changed})
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from mmdeploy_ext.families.bevfusion.runtime.model import detections
 from mmdeploy_ext.families.bevfusion.synthetic import NEARER, synthetic_outputs, values_of_boxes
 from mmdeploy_ext.models.bevfusion.coder import TransFusionBBoxCoder
 from mmdeploy_ext.models.bevfusion.head import TransFusionHead
-from mmdeploy_ext.proving.levels.synthetic import judge_all, synthetic_cases
+from mmdeploy_ext.proving.levels.synthetic import match_all, synthetic_cases
 from planting import called, replaced, result, traced
 from toy_spread import spread_out as spread_weights
 
@@ -161,7 +161,7 @@ def heads_that_fail(transfusion, contract='portable'):
     options = family.choose(contract=contract, opset=17)
     found = list(heads_with_other_limits(model, options, reference, None))
     assert len(found) == 2 and all(len(expected) for _, expected, _ in found)
-    return [title for title, *sides in found if not judge_all(*sides).passed]
+    return [title for title, *sides in found if not match_all(*sides).passed]
 
 
 @pytest.mark.parametrize('contract', ['portable', 'cuda-bevfusion', 'autoware'])

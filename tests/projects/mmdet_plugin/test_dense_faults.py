@@ -7,10 +7,10 @@ import pytest
 from dense_faulty import NAMES, OF_FILES, PICTURE, export, load, options_of
 
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
-from mmdeploy_ext.proving import fresh
+from mmdeploy_ext.proving import fresh_export
+from mmdeploy_ext.proving.fresh_export import compare_with_fresh_export
 from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.proving.levels.exported import open_file
-from mmdeploy_ext.proving.levels.graph_level import judge
+from mmdeploy_ext.proving.levels.proof import open_file
 from mmdeploy_ext.proving.references import references
 from planted_faults import FAULTS
 from proofs import run_once
@@ -36,11 +36,11 @@ class Known:
     def fresh(self):
         metadata = open_file(self.path).metadata
         options = self.deployment.family.written(metadata.options)
-        return fresh.of_images(self.deployment, options, metadata, PICTURE)
+        return fresh_export.of_images(self.deployment, options, metadata, PICTURE)
 
     def graph(self, path):
         file = open_file(path)
-        return judge(file.model, file.metadata, self.fresh)
+        return compare_with_fresh_export(file.model, file.metadata, self.fresh)
 
     def told_by_the_first(self, path):
         """Return whether one of a few inputs shows a difference; the first that does ends it."""

@@ -1,10 +1,11 @@
 """The bars of half precision and INT8, all in this one place, and how rows are judged by them.
 
-float16 has 11 significant bits and bfloat16 has 8, so that no tolerance of float32 can hold. The claim is
-another one, too: such a file is never "proven", it is "within the bars of half precision". Cosine and metric
-are what the project promises; the bars of matched pairs only catch what is plainly broken. They were set
-before anything was measured and are wide: the worst pair of the image toys has IoU 0.984 and a score
-difference of 0.022, and all pairs are matched (docs/half-precision.md). Needs numpy only.
+float16 has 11 significant bits and bfloat16 has 8, so that no tolerance of float32 can hold. The claim
+differs,
+too: such a file is never "proven", it is "within the bars of half precision". The project promises cosine and
+metric; the bars of matched pairs only catch what is plainly broken. They were set before anything was
+measured and are wide: the worst pair of the image toys has IoU 0.984 and a score difference of 0.022, and all
+pairs are matched (docs/half-precision.md). Needs numpy only.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ COSINE = 0.999
 METRIC = 1e-3
 """Largest difference of a data-set metric in 0..1."""
 RTOL, ATOL = 3e-2, 3e-2
-"""What is shown as tolerance of single values, of the largest one and absolute; the cosine decides."""
+"""Tolerances in tables, relative to the largest value and absolute; the cosine decides."""
 CHOICE_RTOL = 1e-2
-"""How close scores of a top-k are, of the largest, whose choices may be in another order."""
+"""Difference, relative to the largest, up to which scores of a top-k may be in another order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HalfBars:
-    """What results have to keep.
+    """Bars that results in less than float32 are judged by.
 
     Attributes:
         cosine: least cosine of every output.
@@ -110,14 +111,16 @@ ROUNDED = (
 
 def bars_of(precision: str) -> HalfBars | None:
     """Return the bars of a precision; None for float32, which has tolerances."""
-    return None if precision == 'fp32' else INT8_BARS if precision == 'int8' else BARS
+    if precision == 'fp32':
+        return None
+    return INT8_BARS if precision == 'int8' else BARS
 
 
 def proof_engine(kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
     """Return options with which an engine of a registered name shows what float16 does to a file."""
     on_cpu = tuple(engine.get('providers') or (CPU,)) == (CPU,)
-    hides = 'round_fp16' in BACKENDS[kind].keys and on_cpu
-    return {'round_fp16': True, **engine} if hides else dict(engine)
+    computes_in_float32 = 'round_fp16' in BACKENDS[kind].keys and on_cpu
+    return {'round_fp16': True, **engine} if computes_in_float32 else dict(engine)
 
 
 def accept_rate(cases: Sequence[Case], bars: HalfBars) -> tuple[list[Case], str]:
@@ -142,11 +145,15 @@ def accept_rate(cases: Sequence[Case], bars: HalfBars) -> tuple[list[Case], str]
     return [dataclasses.replace(case, detections=tuple(map(accepted, case.detections))) for case in cases], ''
 
 
-def judge_whole(verdict: Verdict, rounded: bool) -> None:
-    """Judge the results of all inputs together, say by what bars, and whether `proof_engine` rounded."""
+def judge_match_rate(verdict: Verdict, rounded: bool) -> None:
+    """Judge the results of all inputs together, and add a note on the bars.
+
+    `rounded` is whether `proof_engine` rounded the values of float16, which is a note, too.
+    """
     bars = bars_of(verdict.precision) or BARS
     verdict.cases, reason = accept_rate(verdict.cases, bars)
-    verdict.reasons += [reason] * bool(reason)
+    if reason:
+        verdict.reasons.append(reason)
     verdict.notes.append(
         f'{verdict.precision}: judged by bars of its own, which are not those of float32: '
         f'{bars.text(str(verdict.subject.get("task")))}'

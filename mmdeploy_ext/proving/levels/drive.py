@@ -7,28 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.proving import half
-from mmdeploy_ext.proving.enough import too_few
+from mmdeploy_ext.proving import half_bars
+from mmdeploy_ext.proving.levels.drive_run import Bars, Modes
 from mmdeploy_ext.proving.levels.frames import FramesProof
-from mmdeploy_ext.proving.levels.sequence_pair import Modes
-from mmdeploy_ext.proving.levels.sequence_run import Bars
-from mmdeploy_ext.proving.levels.shifted import Shifted
 from mmdeploy_ext.proving.levels.synthetic import cases_of_family
-from mmdeploy_ext.proving.results import Case, DetectionRow, Pair
+from mmdeploy_ext.proving.results import Case, DetectionRow
 from mmdeploy_ext.proving.tasks import bbox3d
+from mmdeploy_ext.proving.totals import too_few
 from mmdeploy_ext.runtime.frames import invert_pose
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
     from mmdeploy_ext.proving.results import SequenceRow
-    from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult
+    from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
 
 FULL_DRIVE = Bars()
-"""A hundred frames with a scene change: what a claim about drift is made of."""
+"""A hundred frames with a scene change: the bars of a claim about drift."""
 SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
-"""What `--verify` asks of whatever frames it is given; the verdict says how many there were."""
+"""The bars of `--verify`, which takes whatever frames it gets; the verdict says how many there were."""
 
 SPECIAL = 'frames with one thing of the rig changed, and of one colour'
 FAR = dict(offset_m=(7e5, 4e6, 500.0), turn_rad=0.7)
@@ -38,11 +36,11 @@ NEAR_M = 100.0
 
 
 def default_bars(precision: str) -> Bars:
-    """Return what a drive has to keep; in less than float32 cosines, and results alike to the eye."""
-    low = half.bars_of(precision)
-    if low is None:
+    """Return the bars of a drive; in less than float32 those of cosines and of results alike to the eye."""
+    half = half_bars.bars_of(precision)
+    if half is None:
         return SHORT_DRIVE
-    same = {name: getattr(low, name) for name in ('cosine', 'distance_m', 'score', 'match_rate')}
+    same = {name: getattr(half, name) for name in ('cosine', 'distance_m', 'score', 'match_rate')}
     return dataclasses.replace(SHORT_DRIVE, **same, near_counts=True, tie=2e-3)
 
 
@@ -63,7 +61,7 @@ class NearOrigin:
         self.frames, self.moved_m = frames, 0.0
 
     def __iter__(self) -> Iterator[Frame]:
-        """Give the frames, moved."""
+        """Yield the frames, moved."""
         scene, offset = None, np.zeros(3)
         for index, frame in enumerate(self.frames):
             if index == 0 or frame.scene_token != scene:
@@ -79,6 +77,7 @@ class NearOrigin:
         return len(self.frames)
 
     def _offset(self, frame: Frame) -> np.ndarray:
+        """Return the offset (3,) in metres that is subtracted from a scene that begins with a frame."""
         if np.shape(frame.ego_pose) != (4, 4):
             return np.zeros(3)  # the models say what is wrong with it
         place = np.round(np.asarray(frame.ego_pose, np.float64)[:3, 3])
@@ -89,6 +88,56 @@ class NearOrigin:
         return place
 
 
+class Shifted:
+    """A stepper that runs frames far out on the map and at another time, and returns the state of the frames.
+
+    So absolute places that an engine computes in float32 are seen.
+
+    Attributes:
+        stepper: the engine that runs.
+        place: (4, 4) float64, from the map of the frames to the one on which the engine runs.
+        offset_s: added to the time.
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        offset_m: tuple[float, float, float],
+        offset_s: float = 0.0,
+        turn_rad: float = 0.0,
+    ) -> None:
+        """Keep the engine; places are turned about the vertical axis and then moved."""
+        self.stepper, self.place, self.offset_s = stepper, np.eye(4), offset_s
+        sine, cosine = np.sin(turn_rad), np.cos(turn_rad)
+        self.place[:2, :2] = [[cosine, -sine], [sine, cosine]]
+        self.place[:3, 3] = offset_m
+
+    @property
+    def state(self) -> StreamState | None:
+        """The memory after the last frame, with the pose and time of that frame."""
+        state = self.stepper.state
+        return None if state is None else self._moved(state, -1)
+
+    @state.setter
+    def state(self, state: StreamState | None) -> None:
+        self.stepper.state = None if state is None else self._moved(state, 1)
+
+    def reset(self) -> None:
+        """Empty the memory."""
+        self.stepper.reset()
+
+    def step(self, frame: Frame) -> StepResult:
+        """Run a frame at the other place."""
+        moved = self._moved(frame, 1)
+        inverse = None if frame.ego_pose_inv is None else invert_pose(moved.ego_pose)
+        return self.stepper.step(dataclasses.replace(moved, ego_pose_inv=inverse))
+
+    def _moved(self, posed: Any, sign: int) -> Any:
+        """Return a frame or a state with its pose and time moved there (`sign` 1), or back (-1)."""
+        pose = (self.place if sign > 0 else invert_pose(self.place)) @ np.asarray(posed.ego_pose, np.float64)
+        return dataclasses.replace(posed, ego_pose=pose, timestamp_s=posed.timestamp_s + sign * self.offset_s)
+
+
 class DriveProof(FramesProof):
     """A proof on frames, read once. Scenes far out on the map are moved to its origin, see `NearOrigin`."""
 
@@ -97,34 +146,41 @@ class DriveProof(FramesProof):
     )
     by_rate = False
 
-    def __init__(self, *given: Any, bars: Bars | None = None) -> None:
-        """See `Proof`; bars say what passes, None takes `default_bars`."""
-        super().__init__(*given)
+    def __init__(self, *arguments: Any, bars: Bars | None = None) -> None:
+        """Read the files as `Proof` does; `bars` None takes `default_bars`."""
+        super().__init__(*arguments)
         self.bars = bars or default_bars(self.verdict.precision)
         self.first: Frame | None = None
 
     def start(self, stack: contextlib.ExitStack) -> None:
         super().start(stack)
-        family, runners = self.deployment.family, dict(teacher=self.open_runner(stack), free=self.runner)
-        memory = family.memory_spec(self.metadata[-1].postprocess)
+        memory = self.deployment.family.memory_spec(self.metadata[-1].postprocess)
         if self.verdict.precision != 'fp32':
             memory = memory.judged_by(self.spec)
-        settings = dict(memory=memory, bars=self.bars, task=family.task)
-        self.modes = Modes(self.reference, runners, self.spec, **settings)
+        runners = dict(teacher=self.open_runner(stack), free=self.runner)
+        self.modes = self._modes(runners, memory=memory, bars=self.bars)
         self.count, self.shape = 0, ''
+
+    def _modes(self, candidates: Mapping[str, Stepper], **settings: Any) -> Modes:
+        task = self.deployment.family.task
+        return Modes(self.reference, candidates, self.spec, task=task, **settings)
 
     def inputs(self) -> NearOrigin:
         self.drive = NearOrigin(self.samples)
         total, parts = len(self.drive), 2 * self.most_pictures
-        self.shown = {min(part * total // parts, total - 1) for part in range(1, parts, 2)}
+        self.drawn_frames = {min(part * total // parts, total - 1) for part in range(1, parts, 2)}
         return self.drive
 
-    def run(self, one: Frame) -> None:
-        self.first = self.first or one
-        expected, results = self.modes.add(one)
-        self.shape = self.shape or 'x'.join(map(str, one.images.shape))
-        if self.count in self.shown and 'free' in results:
-            self.pictures.append(self._picture(one, expected, results['free']))
+    def run(self, sample: Frame) -> None:
+        self.first = self.first or sample
+        expected, results = self.modes.add(sample)
+        self.shape = self.shape or 'x'.join(map(str, sample.images.shape))
+        if self.count in self.drawn_frames and 'free' in results:
+            title = (
+                f'{sample.name or f"frame {self.count}"}, free-running, frame {self.count + 1} of the drive'
+            )
+            sides = expected.detections, results['free'].detections
+            self.pictures.append(bbox3d.pair_of(sample, self.deployment.rule, title, *sides))
         self.count += 1
 
     def conclude(self) -> None:
@@ -145,14 +201,14 @@ class DriveProof(FramesProof):
         """
         if self.first is None:
             return
-        memory = self.deployment.family.memory_spec(self.metadata[-1].postprocess)
+        family = self.deployment.family
+        memory = family.memory_spec(self.metadata[-1].postprocess)
         bars = dataclasses.replace(self.bars, frames=1, resets=0)
-        settings = dict(memory=memory, bars=bars, task=self.deployment.family.task)
         candidate: Stepper = self.runner
-        if self.deployment.family.ignores_places(self.asked_for):
+        if family.ignores_places(self.asked_for):
             candidate = Shifted(self.runner, **FAR)
-        modes = Modes(self.reference, dict(teacher=candidate), self.spec, **settings)
-        for frame in self.deployment.family.special_samples(self.deployment.rule, self.first):
+        modes = self._modes(dict(teacher=candidate), memory=memory, bars=bars)
+        for frame in family.special_samples(self.deployment.rule, self.first):
             modes.add(frame)
         row = modes.finish()['teacher']
         self.verdict.cases.append(dataclasses.replace(_case(row, self.shape), name=SPECIAL))
@@ -163,7 +219,7 @@ class DriveProof(FramesProof):
         return dict(zip(self.who, self.modes.clock.medians('reference', 'free').values(), strict=False))
 
     def reasons(self) -> list[str]:
-        """See `Proof.reasons`; the rows of level 4 say what is wrong with them."""
+        """Return why too few results were matched; rows of level 4 that fail have reasons of their own."""
         if not all(row.passed for row in self.verdict.sequence):
             return []
         return too_few(self.verdict.sequence[0].series['matched'], self.unit, self.advice)
@@ -180,7 +236,8 @@ class DriveProof(FramesProof):
                 f'{100 * bars.match_rate:g} % of the results matched within {bars.distance_m} m and score '
                 f'{bars.score}; pairs that are only near count as matched'
             )
-            notes += [half.ROUNDED] * bool(self.engine.get('round_fp16'))
+            if self.engine.get('round_fp16'):
+                notes.append(half_bars.ROUNDED)
         notes += super().notes()
         if self.drive.moved_m:
             notes.append(
@@ -190,22 +247,23 @@ class DriveProof(FramesProof):
             )
         return notes
 
-    def _picture(self, frame: Frame, expected: StepResult, found: StepResult) -> Pair:
-        title = f'{frame.name or f"frame {self.count}"}, free-running, frame {self.count + 1} of the drive'
-        return bbox3d.pair_of(frame, self.deployment.rule, title, expected.detections, found.detections)
-
 
 def _case(row: SequenceRow, shape: str) -> Case:
     """Return levels 2 and 3: the worst of every tensor and all detections, each frame judged alone."""
     passed = row.match_rate is None or row.match_rate >= row.match_bar
-    found = f'{row.missing} missing, {row.extra} extra, {row.outside} outside the bars'
-    names = (
-        *('reference', 'matched', 'missing', 'extra', 'outside', 'low', 'low_alone'),
-        *('worst_score', 'worst_distance'),
-    )
-    counts = {name: getattr(row, name) for name in names}
-    reason = '' if passed else found
     detections = DetectionRow(
-        f'all {row.frames} frames', worst_iou=1.0, passed=passed, reason=reason, **counts
+        f'all {row.frames} frames',
+        row.reference,
+        row.matched,
+        row.missing,
+        row.extra,
+        worst_iou=1.0,
+        worst_score=row.worst_score,
+        passed=passed,
+        reason='' if passed else f'{row.missing} missing, {row.extra} extra, {row.outside} outside the bars',
+        outside=row.outside,
+        worst_distance=row.worst_distance,
+        low=row.low,
+        low_alone=row.low_alone,
     )
     return Case(f'{row.title}, {row.frames} frames', shape, False, row.tensors, (detections,))

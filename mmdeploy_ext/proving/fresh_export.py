@@ -1,0 +1,181 @@
+"""Level 1, first of all: is the graph of a file that of a fresh export of the same model?
+
+Equal graphs compute the same for every input, so that what inputs show of the export holds for the file. The
+fresh export is made with the options in the file, and changed by the commands that changed the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.metadata import PREFIX
+from mmdeploy_ext.contract.metadata_schema import OF_SPARSE_GRAPHS
+from mmdeploy_ext.core.cli import one_line
+from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import files
+from mmdeploy_ext.graph import edits, signature
+from mmdeploy_ext.graph.output_comparison import with_half_ends
+from mmdeploy_ext.graph.signature import GraphDifference
+from mmdeploy_ext.proving.results import SHOWN, GraphResult
+from mmdeploy_ext.quantize.dense import QUANTISE, quantise_again
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import numpy as np
+    import onnx
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.contract.stages import Graph
+    from mmdeploy_ext.exporting.deployment import Deployment
+
+REPEATED = {QUANTISE: quantise_again}
+"""Commands beyond those of graph.py that can be repeated."""
+
+
+@contextlib.contextmanager
+def options_of(path: str) -> Iterator[None]:
+    """Turn the refusal of an option into an error that names the file which was exported with it."""
+    try:
+        yield
+    except UsageError as error:
+        raise ModelFileError(f'{path}: its options fit no export: {error}; export it again') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class FreshExport:
+    """The graph that a file is compared with, made when it is needed.
+
+    Attributes:
+        export: returns a fresh export with the options of the file.
+        edits: commands that changed the file; `edited` repeats them.
+    """
+
+    export: Callable[[], onnx.ModelProto]
+    edits: tuple[Mapping[str, Any], ...] = ()
+
+    def edited(self) -> onnx.ModelProto:
+        """Return the fresh export after the commands that changed the file.
+
+        Raises:
+            Mm2OnnxError: it cannot be exported, or a command cannot be repeated.
+        """
+        return edits.repeat(self.export(), self.edits, REPEATED)
+
+
+def of_images(
+    deployment: Deployment, options: Options, metadata: Metadata, image_bgr: np.ndarray
+) -> FreshExport:
+    """Return the fresh export of a file of single pictures; no constant depends on the picture."""
+    export_options = exported_with(options, metadata)
+
+    def export() -> onnx.ModelProto:
+        size = export_options.height, export_options.width
+        traced = deploy.prepare_fixed(deployment.rule, image_bgr, *size)
+        return files.export_graphs(deployment, export_options, [traced])[0][0]
+
+    return _made_once(deployment, export_options, metadata, export)
+
+
+def of_graph(
+    deployment: Deployment, options: Options, metadata: Metadata, graph: Graph | None
+) -> FreshExport:
+    """Return the fresh export of one file of a sequence family; None: the family has no such graph."""
+    export_options = exported_with(options, metadata)
+
+    def export() -> onnx.ModelProto:
+        if graph is None:
+            raise ModelFileError(f'the model has no graph {metadata.form!r} with the options in the file')
+        return files.export_graph(graph, export_options, deployment.family.keep_fp32)
+
+    return _made_once(deployment, export_options, metadata, export)
+
+
+def _made_once(
+    deployment: Deployment, options: Options, metadata: Metadata, export: Callable[[], onnx.ModelProto]
+) -> FreshExport:
+    """Return a fresh export that is made once per deployment."""
+    key = metadata.form, options
+
+    def export_once() -> onnx.ModelProto:
+        if key not in deployment.exports:
+            deployment.keep(key, export())
+        return deployment.exports[key]
+
+    return FreshExport(export_once, metadata.edits)
+
+
+def exported_with(options: Options, metadata: Metadata) -> Options:
+    """Return the options of the export itself: float16 that a command wrote into the file came later."""
+    if _half_edits(metadata):
+        return options.replace(precision='fp32', fp16_io=False, keep_fp32=())
+    return options
+
+
+def contract_after(spec: GraphSpec, metadata: Metadata) -> GraphSpec:
+    """Return the contract of a file that the recorded commands made of an export with this one."""
+    half_ends = any(edit['arguments'].get('io') == 'fp16' for edit in _half_edits(metadata))
+    return with_half_ends(spec) if half_ends else spec
+
+
+def _half_edits(metadata: Metadata) -> list[dict[str, Any]]:
+    return [edit for edit in metadata.edits if edit['command'] == 'fp16']
+
+
+def compare_with_fresh_export(
+    model: onnx.ModelProto, metadata: Metadata, fresh_export: FreshExport, name: str = ''
+) -> GraphResult:
+    """Compare the graph of a file with its fresh export; it has a name if its model has several graphs."""
+    try:
+        fresh = fresh_export.edited()
+    except Mm2OnnxError as error:
+        return GraphResult(name, signature.count_nodes(model), False, error=one_line(error)[:500])
+    file_signature, fresh_signature = (signature.compute_signature(graph) for graph in (model, fresh))
+    if facts := differing_facts(model, fresh):
+        return GraphResult(name, file_signature.size, False, tuple(facts))
+    if file_signature.equals(fresh_signature):
+        commands = ', '.join(edit['command'] for edit in metadata.edits)
+        note = f'both after {commands}' if commands else ''
+        rules = rules_text(metadata.edits)
+        return GraphResult(name, file_signature.size, True, by_inputs=rules, note=note)
+    differences = tuple(signature.differences(model, fresh, (file_signature, fresh_signature)))
+    other_versions = '; '.join(edits.other_versions(metadata.edits))
+    return GraphResult(name, file_signature.size, False, differences, note=other_versions)
+
+
+def rules_text(recorded: Sequence[Mapping[str, Any]]) -> str:
+    """Return in one line the rules of recorded commands whose equality inputs alone show, or ''."""
+    rules = edits.judged_by_inputs(recorded)
+    if len(rules) > SHOWN:
+        rules = [*rules[:SHOWN], f'{len(rules) - SHOWN} more']
+    return ', '.join(rules)
+
+
+def differing_facts(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[GraphDifference]:
+    """Return the entries of a file's metadata for the runtime that a fresh export has otherwise.
+
+    These are the entries that a graph brings. The others, which an export adds, are compared with config and
+    checkpoint in `provenance`, and a file that has more is refused (`metadata.check_names`).
+    """
+    file_entries, fresh_entries = (
+        {entry.key: entry.value for entry in graph.metadata_props} for graph in (model, fresh)
+    )
+    keys = [PREFIX + name for name in OF_SPARSE_GRAPHS]
+    return [
+        GraphDifference('metadata', key, '', 'is not what a fresh export says')
+        for key in keys
+        if _parsed(file_entries.get(key)) != _parsed(fresh_entries.get(key))
+    ]
+
+
+def _parsed(text: str | None) -> object:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        return text

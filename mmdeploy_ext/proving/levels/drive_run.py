@@ -1,0 +1,444 @@
+"""Level 4 of a proof: two engines over the same drive, frame by frame. Needs numpy only.
+
+Teacher-forced, the candidate gets the reference's memory before each frame: every frame is judged alone, by
+the tolerances. Free-running, each engine keeps its own memory as in a car: rounding accumulates, and the
+detections have to stay the same; but for ties that decide which rows stay in memory, see
+`PairRun.takes_over`. Only figures stay of each frame, no tensors: a drive may be of any length.
+
+`Modes` runs the engines, `PairRun` judges the candidate in one mode, and `WorstRows` collects its tensors.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.core.cli import one_line
+from mmdeploy_ext.proving.levels.memory_rows import Followed, RowPairing
+from mmdeploy_ext.proving.levels.run_twice import Clock, attempt
+from mmdeploy_ext.proving.results import SequenceRow
+from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.proving.tensors import compare_tensors, same_bits
+from mmdeploy_ext.proving.totals import lone_low_results
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from mmdeploy_ext.families.memory import MemorySpec
+    from mmdeploy_ext.proving.results import DetectionRow
+    from mmdeploy_ext.proving.rows import TensorRow
+    from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
+
+MODES = ('teacher', 'free')
+SAME_POSE = 1e-6
+"""Metres, and seconds: largest difference of a memory's pose and time from those of its frame."""
+TIME_JUMP = 2.0
+"""Gaps within scenes of at least so many times the usual one are jumps in time."""
+MOST_TAKEN = 20
+"""Frames for each time that a memory may be taken over, see `PairRun.takes_over`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bars:
+    """The bars that a drive is judged by.
+
+    Attributes:
+        frames: fewer are no proof.
+        resets: after the first frame; fewer are no proof.
+        score_thr: detections from this score on count one by one, those below it by their share
+            (`lone_low_results`).
+        distance_m: largest distance of a matched pair.
+        score: largest score difference of a matched pair.
+        match_rate: smallest share of detections that are matched.
+        tie: scores in the top-k this close, beyond twice the frame's own score error, are a tie.
+            (Two lists sorted by scores that differ by at most e may disagree by 2e at a place.)
+        near_counts: pairs outside the bars count as matched too (half precision): the same class, and as near
+            as the task takes for one object.
+        cosine: judge tensors by their cosine, not by the tolerances (half precision); None does not.
+    """
+
+    frames: int = 100
+    resets: int = 1
+    score_thr: float = 0.1
+    distance_m: float = 0.01
+    score: float = 1e-3
+    match_rate: float = 0.999
+    tie: float = 2e-5
+    near_counts: bool = False
+    cosine: float | None = None
+
+
+class Modes:
+    """The reference and, beside it, one candidate per mode, frame by frame; all memories are emptied first.
+
+    A candidate that fails at a frame is out, with that as its reason; the others go on.
+    """
+
+    def __init__(
+        self,
+        reference: Stepper,
+        candidates: Mapping[str, Stepper],
+        spec: GraphSpec,
+        *,
+        memory: MemorySpec,
+        bars: Bars | None = None,
+        task: str = 'bbox3d',
+    ) -> None:
+        """Keep the engines and empty their memories.
+
+        Args:
+            reference: the unpatched PyTorch model.
+            candidates: 'free' and/or 'teacher' -> an engine of its own.
+            spec: of its outputs that are no state, those that the memory's spec needs are compared, and those
+                that both engines give.
+            memory: the family's description of it.
+            bars: that the drive is judged by.
+            task: whose results are matched.
+        """
+        if unknown := [mode for mode in candidates if mode not in MODES]:
+            raise ValueError(f'mode {unknown[0]!r}: expected one of {", ".join(MODES)}')
+        match = task_module(task).match_detections
+        self.reference, self.candidates, self.clock = reference, candidates, Clock()
+        self.runs = {mode: PairRun(mode, spec, bars or Bars(), memory, match) for mode in candidates}
+        for stepper in (reference, *candidates.values()):
+            stepper.reset()
+        self.before: StreamState | None = None
+        self.first: tuple[Frame, StepResult | None] | None = None
+
+    def add(self, frame: Frame) -> tuple[StepResult, dict[str, StepResult]]:
+        """Run one frame on all sides; return the results of the reference, and of the candidates by mode."""
+        expected = self.clock.run('reference', lambda: self.reference.step(frame))
+        results: dict[str, StepResult] = {}
+        after = snapshot(self.reference.state)
+        for mode, candidate in self.candidates.items():
+            if self.runs[mode].stopped:
+                continue
+            if mode == 'teacher':
+                candidate.state = snapshot(self.before)
+            got = self._step(mode, frame)
+            if got is not None:
+                self.runs[mode].add(Moment(frame, expected, got, after, candidate.state))
+                results[mode] = got
+                if self.runs[mode].takes_over():
+                    candidate.state = snapshot(after)
+        self.first = self.first or (frame, results.get('teacher'))
+        self.before = after
+        return expected, results
+
+    def finish(self) -> dict[str, SequenceRow]:
+        """Return mode -> the judgement of its candidate."""
+        if self.first is not None and self.first[1] is not None and not self.runs['teacher'].stopped:
+            self._run_again(*self.first)
+        return {mode: run.finish() for mode, run in self.runs.items()}
+
+    def _step(self, mode: str, frame: Frame) -> StepResult | None:
+        """Run one frame; an engine that fails is a reason, not an exception."""
+        result = attempt(lambda: self.clock.run(mode, lambda: self.candidates[mode].step(frame)))
+        if not isinstance(result, Exception):
+            return result
+        self.runs[mode].stopped = f'{frame.name}: the candidate failed: {one_line(result)[:200]}'
+        return None
+
+    def _run_again(self, frame: Frame, first: StepResult) -> None:
+        """Run the first frame again after the last: other bits have to be within the tolerances."""
+        run, min_cosine = self.runs['teacher'], self.runs['teacher'].bars.cosine
+        self.candidates['teacher'].reset()
+        second = self._step('teacher', frame)
+        if second is None or same_bits(first.outputs, second.outputs):
+            return
+        compared = tuple(tensor for tensor in run.outputs if tensor.name in first.outputs)
+        sides = ({tensor.name: side.outputs[tensor.name] for tensor in compared} for side in (first, second))
+        for row in compare_tensors(*sides, GraphSpec('', (), compared)):
+            near = min_cosine is not None and row.cosine is not None and row.cosine >= min_cosine
+            if not row.passed and not near:
+                run.faults[f'a second run of the same frame gives another {row.tensor}'].append(frame.name)
+
+
+def snapshot(state: StreamState | None) -> StreamState | None:
+    """Return a copy of a memory that no engine's buffers can change."""
+    if state is None:
+        return None
+    tensors = {name: np.array(tensor) for name, tensor in state.tensors.items()}
+    return dataclasses.replace(state, tensors=tensors)
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """One frame after both engines ran it: their results, and their memories then."""
+
+    frame: Frame
+    expected: StepResult
+    got: StepResult
+    expected_state: StreamState | None
+    got_state: StreamState | None
+
+
+class PairRun:
+    """Judges one candidate in one mode, one frame after the other.
+
+    Attributes:
+        outputs: specs of the outputs that are no state.
+        faults: what went wrong -> names of the frames.
+        stopped: why the candidate runs no more; '' while it runs.
+        tensors: the worst row of every tensor.
+        series: see `SequenceRow.series`.
+        totals: counts of `DetectionRow`, of all frames.
+        parted: whether a tie alone decided in the last frame which rows are kept.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        spec: GraphSpec,
+        bars: Bars,
+        memory: MemorySpec,
+        match: Callable[..., DetectionRow],
+    ) -> None:
+        state = {source for source, _ in spec.state}
+        self.mode, self.bars, self.memory, self.match = mode, bars, memory, match
+        self.outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in state)
+        self.pairing = RowPairing(memory) if memory.scores else None
+        self.names: set[str] | None = None
+        self.faults: dict[str, list[str]] = collections.defaultdict(list)
+        self.stopped = ''
+        self.tensors = WorstRows(mode == 'free', bars.cosine)
+        self.series: dict[str, Any] = dict(
+            name=[], reset=[], gap_s=[], reference=[], matched=[], extra=[], ties=[], **self.tensors.series
+        )
+        self.totals = dict(reference=0, matched=0, missing=0, extra=0, outside=0, low=0, low_alone=0)
+        self.tied = dict(ties=0, tied_frames=0, affected_frames=0, taken_over=0)
+        self.worst_distance: float | None = None
+        self.last: tuple[str, float] | None = None
+        self.worst_score, self.parted = 0.0, False
+
+    def add(self, moment: Moment) -> None:
+        """Judge one frame."""
+        frame, last = moment.frame, self.last
+        name = frame.name or f'frame {len(self.series["name"])}'
+        self.last = frame.scene_token, frame.timestamp_s
+        same_scene = last is not None and last[0] == frame.scene_token
+        self.series['gap_s'].append(round(frame.timestamp_s - last[1], 6) if same_scene else None)
+        self.series['name'].append(name)
+        self.series['reset'].append(bool(moment.expected.was_reset))
+        if self.pairing and (moment.expected.was_reset or self.mode == 'teacher'):
+            self.pairing.forget()
+        self._check_reset(moment, name)
+        followed = self._follow(moment, name)
+        self.series['ties'].append(followed.ties)
+        self._compare_tensors(moment, followed, name)
+        self.parted = self._match_detections(moment, name) and followed.parted
+
+    def takes_over(self) -> bool:
+        """Return whether the candidate goes on with the reference's memory after the frame that was added.
+
+        It does if a tie alone decided which rows are kept and all results of the frame are equal: a model
+        may give other results with the other row, and PyTorch itself would with it. One frame of 20 may.
+        """
+        allowed = max(self.bars.frames // MOST_TAKEN, 1)
+        if self.mode != 'free' or not self.parted or self.tied['taken_over'] >= allowed:
+            return False
+        self.tied['taken_over'] += 1
+        self.pairing.forget()
+        return True
+
+    def _check_reset(self, moment: Moment, name: str) -> None:
+        """Check that both or neither emptied their memories at this frame, and keep its pose and time."""
+        frame, sides = moment.frame, ('reference', 'candidate')
+        if moment.expected.was_reset != moment.got.was_reset:
+            emptied, kept = sides if moment.expected.was_reset else sides[::-1]
+            self.faults[f'the {emptied} emptied its memory and the {kept} did not'].append(name)
+        for side, state in zip(sides, (moment.expected_state, moment.got_state), strict=True):
+            if state is None:
+                self.faults[f'the {side} keeps no memory after a frame'].append(name)
+            elif not (
+                state.scene_token == frame.scene_token
+                and abs(state.timestamp_s - frame.timestamp_s) <= SAME_POSE
+                and np.allclose(state.ego_pose, frame.ego_pose, rtol=0, atol=SAME_POSE)
+            ):
+                fault = f'the {side} says that its memory is of another frame (pose, time or scene)'
+                self.faults[fault].append(name)
+
+    def _follow(self, moment: Moment, name: str) -> Followed:
+        """Pair the queries and the memory rows of both sides."""
+        if self.pairing is None:
+            return Followed()
+        max_error = self.bars.score if self.mode == 'teacher' else np.inf
+        results, states = (moment.expected, moment.got), (moment.expected_state, moment.got_state)
+        followed = self.pairing.follow(results, states, self.bars.tie, max_error)
+        if followed.fault:
+            fault = 'the rows kept in memory differ by more than a tie'
+            self.faults[fault].append(f'{name} ({followed.fault})')
+        self.tied['ties'] += followed.ties
+        self.tied['tied_frames'] += bool(followed.ties)
+        self.tied['affected_frames'] += followed.rows is not None and self.pairing.affected
+        return followed
+
+    def _compare_tensors(self, moment: Moment, followed: Followed, name: str) -> None:
+        """Compare outputs and memory, the candidate's queries and rows in the reference's order.
+
+        Queries and rows without a partner are left out.
+        """
+        expected, got = moment.expected.outputs, moment.got.outputs
+        if self.names is None:
+            self.names = {*self.memory.needed, *(expected.keys() & got.keys())}
+        specs = tuple(tensor for tensor in self.outputs if tensor.name in self.names)
+        expected, got = (
+            {tensor.name: side[tensor.name] for tensor in specs if tensor.name in side}
+            for side in (expected, got)
+        )
+        for tensor in specs:  # a graph may give the last layer alone
+            if tensor.name in expected and tensor.name in self.memory.needed and tensor.axes[:1] == (1,):
+                expected[tensor.name] = expected[tensor.name][-1:]
+        queries = followed.queries
+        if queries is not None and not np.array_equal(queries, np.arange(len(queries))):
+            paired = queries >= 0
+            for output in self.memory.per_query:
+                if output in expected and output in got:
+                    expected[output] = expected[output][..., paired, :]
+                    got[output] = got[output][..., queries[paired], :]
+        rows = compare_tensors(expected, got, GraphSpec('', (), specs))
+        for row in rows + self._compare_memory(moment, followed.rows):
+            self.tensors.add(row, name, len(self.series['name']))
+
+    def _compare_memory(self, moment: Moment, rows: np.ndarray | None) -> list[TensorRow]:
+        """Compare the memories after a frame, by the rows (n,) of the candidate, see `Followed`."""
+        states = moment.expected_state, moment.got_state
+        if None in states:
+            return []
+        expected, got = ({f'memory {key}': array for key, array in state.tensors.items()} for state in states)
+        specs = tuple(
+            TensorSpec(f'memory {key}', 'float32', (), groups=(group,))
+            for key, group in self.memory.tensors.items()
+        )
+        if rows is not None and all(np.shape(got.get(key))[:2] == (1, len(rows)) for key in expected):
+            paired = rows >= 0
+            expected = {key: array[:, paired] for key, array in expected.items()}
+            got = {key: array[:, rows[paired]] for key, array in got.items()}
+        return compare_tensors(expected, got, GraphSpec('the memory', (), specs))
+
+    def _match_detections(self, moment: Moment, name: str) -> bool:
+        """Count matched results; return whether all are."""
+        sides, bars = (moment.expected.detections, moment.got.detections), self.bars
+        limits = dict(score_thr=bars.score_thr, distance_bar=bars.distance_m, score_bar=bars.score)
+        row = self.match(name, *sides, **limits)
+        for key in self.totals:
+            self.totals[key] += getattr(row, key)
+        for key in ('reference', 'matched', 'extra'):
+            self.series[key].append(getattr(row, key))
+        if not row.passed and not (row.missing or row.extra or row.outside):
+            self.faults['the detections cannot be compared'].append(f'{name} ({row.reason})')
+        self.worst_score = max(self.worst_score, row.worst_score)
+        if row.worst_distance is not None:
+            self.worst_distance = max(self.worst_distance or 0.0, row.worst_distance)
+        return row.passed
+
+    def finish(self) -> SequenceRow:
+        """Return the judgement of the whole drive."""
+        totals = self.totals
+        counted = max(totals['reference'], totals['matched'] + totals['outside'] + totals['extra'])
+        same = totals['matched'] + (totals['outside'] if self.bars.near_counts else 0)
+        gaps_s = [gap for gap in self.series['gap_s'] if gap is not None]
+        usual_s = float(np.median(gaps_s)) if gaps_s else 0.0
+        row = SequenceRow(
+            mode=self.mode,
+            frames=len(self.series['name']),
+            resets=sum(self.series['reset'][1:]),
+            time_jumps=sum(gap >= TIME_JUMP * usual_s for gap in gaps_s if usual_s > 0),
+            **self.totals,
+            match_rate=min(same / counted, 1.0) if counted else None,
+            match_bar=self.bars.match_rate,
+            worst_distance=self.worst_distance,
+            worst_score=self.worst_score,
+            **self.tied,
+            tensors=tuple(self.tensors.worst.values()),
+            series=self.series,
+        )
+        return dataclasses.replace(row, reasons=tuple(self._reasons(row)))
+
+    def _reasons(self, row: SequenceRow) -> list[str]:
+        bars = self.bars
+        reasons = [self.stopped] if self.stopped else []
+        for fault, frames in self.faults.items():
+            count = f' ({len(frames)} frames)' if len(frames) > 1 else ''
+            reasons.append(f'{fault}, first at {frames[0]}{count}')
+        if row.frames < bars.frames:
+            reasons.append(f'{row.frames} frames ran, a proof wants {bars.frames}')
+        if row.resets < bars.resets:
+            reasons.append(f'{row.resets} resets after the first frame, a proof wants {bars.resets}')
+        reasons += self.tensors.reasons(row.frames)
+        if row.match_rate is None:
+            reasons.append('no detection was matched: use a drive with objects that the model finds')
+        elif row.match_rate < bars.match_rate:
+            reasons.append(
+                f'{row.matched} of {row.reference} detections matched '
+                f'({100 * row.match_rate:.2f} %, wanted {100 * bars.match_rate:g} %): {row.missing} missing, '
+                f'{row.extra} extra, {row.outside} outside the bars'
+            )
+        elif bars.cosine is None:
+            reasons += lone_low_results(row.low, row.low_alone)
+        return reasons
+
+
+class WorstRows:
+    """The worst row of every tensor of a drive, and its error at every frame.
+
+    Attributes:
+        worst: tensor -> its worst row, `at` its frame; the histograms add up.
+        failed: tensor -> names of the frames at which it fails.
+        series: `errors` and `ratios` (the same over its tolerance), by tensor, one entry per frame.
+    """
+
+    def __init__(self, free: bool, cosine: float | None) -> None:
+        """Begin without rows.
+
+        Args:
+            free: in a free run only rows fail that cannot be compared.
+            cosine: smallest cosine that passes; None judges by the tolerances.
+        """
+        self.free, self.cosine = free, cosine
+        self.worst: dict[str, TensorRow] = {}
+        self.failed: dict[str, list[str]] = {}
+        self.series: dict[str, dict[str, list[float | None]]] = dict(errors={}, ratios={})
+
+    def add(self, row: TensorRow, name: str, count: int) -> None:
+        """Judge one row of the frame of that name, which is the `count`-th."""
+        if row.max_abs is None:
+            passed = False
+        elif self.free or self.cosine is None:
+            passed = row.passed or self.free
+        else:
+            passed = row.cosine is not None and row.cosine >= self.cosine
+        ratio = error_ratio(row) if row.max_abs is not None and row.tolerance else None
+        for key, value in (('errors', row.max_abs), ('ratios', ratio)):
+            values = self.series[key].setdefault(row.tensor, [])
+            values += [None] * (count - 1 - len(values))
+            values.append(value)
+        if not passed:
+            self.failed.setdefault(row.tensor, []).append(name)
+        reason = '' if passed else row.reason or f'cosine {row.cosine:.6f} below {self.cosine}'
+        row = dataclasses.replace(row, passed=passed, reason=reason, at=name)
+        if worst := self.worst.get(row.tensor):
+            both = worst.histogram, row.histogram
+            histogram = tuple(map(sum, zip(*both, strict=True))) if all(both) else both[0] or both[1]
+            is_worse = (not row.passed, error_ratio(row)) > (not worst.passed, error_ratio(worst))
+            row = dataclasses.replace(row if is_worse else worst, histogram=histogram)
+        self.worst[row.tensor] = row
+
+    def reasons(self, frames: int) -> list[str]:
+        """Return one sentence per tensor that fails, of so many frames that ran."""
+        return [
+            f'{tensor}: {len(names)} of {frames} frames fail, first {names[0]}; worst '
+            f'{self.worst[tensor].at}: {self.worst[tensor].reason}'
+            for tensor, names in self.failed.items()
+        ]
+
+
+def error_ratio(row: TensorRow) -> float:
+    """Return the error of a row over its tolerance, if it has one; infinity if nothing was compared."""
+    if row.max_abs is None:
+        return np.inf
+    return row.max_abs / row.tolerance if row.tolerance else row.max_abs

@@ -1,0 +1,303 @@
+"""What every proof has: level 1 of its files, inputs for both engines, and the judgement of all results.
+
+`Proof` is the order of events, which `ladder.prove` goes through; `ExportedProof` is the part of all proofs
+of files with `Metadata`, which the files of sparse backbones lack.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.core.model_classes import changed_classes
+from mmdeploy_ext.core.versions import other_copies, versions, versions_with_places
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.io.checks import is_sparse
+from mmdeploy_ext.graph.signature import count_nodes
+from mmdeploy_ext.proving import half_bars
+from mmdeploy_ext.proving.fresh_export import compare_with_fresh_export
+from mmdeploy_ext.proving.levels.sparse_file import check_dialect
+from mmdeploy_ext.proving.levels.structure import check_structure
+from mmdeploy_ext.proving.provenance import asked_checks, hash_checks, override_notes, provenance
+from mmdeploy_ext.proving.results import EDITED, GraphResult
+from mmdeploy_ext.proving.totals import IMAGES, total_reasons
+from mmdeploy_ext.proving.verdict import Verdict
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    import onnx
+
+    from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.proving.fresh_export import FreshExport
+    from mmdeploy_ext.proving.results import Case, Check, PreprocessingResult
+
+ROUNDED = (
+    'sparse files have float16 weights, as their engine takes them: PyTorch ran with the same, and what they '
+    'do to its map is a row of its own; what the engine itself rounds is not shown here'
+)
+
+
+class Proof(abc.ABC):
+    """One proof of the files of one model.
+
+    Attributes:
+        unit: name of one input in messages.
+        found_in: name of what results are found in, in messages.
+        advice: what the user can do if too few results were matched.
+        by_rate: whether results of files in less than float32 are judged by the share that matched.
+        most_pictures: largest number of pictures in the report.
+        files: what `read` returned for each path.
+        verdict: the results so far.
+        pictures: results of both engines to draw in the report.
+    """
+
+    unit: ClassVar[str] = 'input'
+    found_in: ClassVar[str] = 'image'
+    advice: ClassVar[str] = IMAGES
+    by_rate: ClassVar[bool] = True
+    most_pictures: ClassVar[int] = 4
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        paths: Sequence[str],
+        samples: Collection[Any],
+        engine: Mapping[str, Any],
+    ) -> None:
+        """Read the files; see `ladder.prove` for the arguments.
+
+        Raises:
+            ModelFileError: a file is not there, not ours, or of another model family.
+        """
+        self.deployment, self.paths, self.samples, self.engine = deployment, paths, samples, dict(engine)
+        self.files = [self.read(path) for path in paths]
+        self.verdict = Verdict(
+            dict(
+                file=paths[0] if len(paths) == 1 else str(Path(paths[-1]).parent),
+                **data_hashes(paths),
+                family=deployment.family.name,
+                task=deployment.family.task,
+                **self.facts(),
+                config=deployment.config,
+                checkpoint=deployment.checkpoint,
+                config_sha256=deployment.config_sha256,
+                checkpoint_sha256=deployment.checkpoint_sha256,
+                proven_with=versions_with_places(),
+                python=platform.python_version(),
+            )
+        )
+        self.pictures: list[Any] = []
+
+    @abc.abstractmethod
+    def read(self, path: str) -> Any:
+        """Read one file: an object with its graph and its metadata.
+
+        Its attributes are `path`, `model`, `name` (of its graph, '' if the model is one file), `options`
+        (that it was exported with), `hashes` ('checkpoint' and 'config' -> hash that it was made from) and
+        `model_classes` (of its metadata).
+        """
+
+    @abc.abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Return the entries of the verdict's subject that only this kind of files has."""
+
+    @abc.abstractmethod
+    def graph(self, file: Any) -> GraphResult:
+        """Compare the graph of a file with a fresh export."""
+
+    @abc.abstractmethod
+    def checks(self, file: Any) -> list[Check]:
+        """Return whether a file is valid, and its metadata agree with contract, config and options."""
+
+    @abc.abstractmethod
+    def preprocessing(self) -> PreprocessingResult:
+        """Compare samples prepared by the rule in the files with those of the config's own test pipeline.
+
+        The reference side calls no code of `preprocess/`. For a model that takes voxels the reference is the
+        voxelisation of the model.
+        """
+
+    def check(self, edited: bool = False, asked: Mapping[str, Any] | None = None) -> Verdict:
+        """Judge level 1 of every file; see `ladder.prove` for the arguments."""
+        verdict = self.verdict
+        for file in self.files:
+            if edited:
+                graph = GraphResult(file.name, count_nodes(file.model), False, by_inputs=EDITED)
+            else:
+                graph = self.graph(file)
+            hashes, notes = hash_checks(self.deployment, file.hashes, graph.equal)
+            prefix = f'{file.name}: ' if file.name else ''
+            verdict.graphs.append(graph)
+            verdict.structure += [
+                dataclasses.replace(check, name=f'{prefix}{check.name}')
+                for check in (*self.checks(file), *hashes)
+            ]
+            notes += changed_classes(file.model_classes, self.deployment.model_classes)
+            verdict.notes += [note for note in notes if note not in verdict.notes]
+        verdict.model_classes = list(self.deployment.model_classes)
+        verdict.differing_methods = list(self.deployment.differing_methods)
+        verdict.structure += asked_checks(self.files[-1].options, asked or {})
+        verdict.notes += [
+            f'{package} {versions()[package]} was imported from {folder}, not from the installed distribution'
+            for package, folder in other_copies().items()
+        ]
+        verdict.notes += self.deployment.replaced_kernels
+        verdict.preprocessing = self.preprocessing()
+        return verdict
+
+    @abc.abstractmethod
+    def start(self, stack: contextlib.ExitStack) -> None:
+        """Open both engines; what has to be closed goes on the stack."""
+
+    def inputs(self) -> Collection[Any]:
+        """Return the inputs of both engines: the samples, unless a subclass makes others of them."""
+        return self.samples
+
+    def more_inputs(self) -> Collection[Any]:
+        """Return further inputs if those of `inputs` were too few to judge by; called once, after them."""
+        return ()
+
+    def run(self, sample: Any) -> None:
+        """Run both engines on one input and add the results to the verdict."""
+        cases, pictures = self.cases(sample)
+        self.verdict.cases += cases
+        self.pictures += pictures
+
+    def cases(self, sample: Any) -> tuple[list[Case], list[Any]]:
+        """Run both engines on one input; return pictures, and one case, or two if a second run differed."""
+        raise NotImplementedError
+
+    def conclude(self) -> None:
+        """Judge what single inputs cannot show: that nothing was compared, or too little was matched."""
+        verdict = self.verdict
+        if self.by_rate and verdict.precision != 'fp32':
+            half_bars.judge_match_rate(verdict, bool(self.engine.get('round_fp16')))
+        verdict.timing_ms = self.timing()
+        verdict.reasons += self.reasons()
+        verdict.notes += self.notes()
+        self.pictures = self.pictures[: self.most_pictures]
+
+    def timing(self) -> dict[str, float]:
+        """Return title of an engine -> median milliseconds."""
+        return {}
+
+    def reasons(self) -> list[str]:
+        """Return why the proof fails beyond single cases, unless a reason is known already."""
+        verdict, words = self.verdict, (self.unit, self.found_in, self.advice)
+        return [] if verdict.reasons else total_reasons(verdict.cases, verdict.precision, *words)
+
+    def notes(self) -> list[str]:
+        """Return what the reader should know that is no failure."""
+        return []
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedFile:
+    """A file with `Metadata`; see `Proof.read` for its attributes."""
+
+    path: str
+    model: onnx.ModelProto
+    metadata: Metadata
+    name: str = ''
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Options that the file was exported with."""
+        return self.metadata.options
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Hashes of the checkpoint and the config that it was made of."""
+        return dict(checkpoint=self.metadata.checkpoint_sha256, config=self.metadata.config_sha256)
+
+    @property
+    def model_classes(self) -> Sequence[Mapping[str, Any]]:
+        """Classes of the model that no installed library has, as they were at the export."""
+        return self.metadata.model_classes
+
+
+def open_file(path: str) -> ExportedFile:
+    """Read an ONNX file and its metadata.
+
+    Raises:
+        ModelFileError: missing, corrupt, weights cut short or not there, or not written by mm2onnx.
+    """
+    metadata = read_metadata(path)
+    return ExportedFile(path, files.load(path), metadata)
+
+
+class ExportedProof(Proof):
+    """A proof of files with `Metadata`."""
+
+    def __init__(self, *arguments: Any) -> None:
+        """Read the files as `Proof` does; the engine shows what float16 does to them."""
+        super().__init__(*arguments)
+        if self.metadata[-1].precision == 'fp16':
+            self.engine = half_bars.proof_engine(self.kind, self.engine)
+
+    @property
+    def kind(self) -> str:
+        """Registered name of the engine."""
+        return str(self.engine.get('engine', 'OnnxRuntimeBackend'))
+
+    @property
+    def metadata(self) -> list[Metadata]:
+        """The metadata of every file."""
+        return [file.metadata for file in self.files]
+
+    def read(self, path: str) -> ExportedFile:
+        file, family = open_file(path), self.deployment.family.name
+        if file.metadata.family != family:
+            raise ModelFileError(
+                f'{path}: is a model of family {file.metadata.family!r}; {self.deployment.config} is '
+                f'{family!r}'
+            )
+        return file
+
+    def facts(self) -> dict[str, Any]:
+        options = self.files[-1].options
+        return dict(
+            options=options,
+            opset=options['opset'],
+            exporter=options['exporter'],
+            exported_with=self.metadata[-1].versions,
+        )
+
+    @abc.abstractmethod
+    def expected(self, file: ExportedFile) -> tuple[FreshExport, Any, GraphSpec | None]:
+        """Return the fresh export of a file, the rule by which samples become its input, and its contract."""
+
+    def graph(self, file: ExportedFile) -> GraphResult:
+        return compare_with_fresh_export(file.model, file.metadata, self.expected(file)[0], file.name)
+
+    def checks(self, file: ExportedFile) -> list[Check]:
+        _, rule, contract = self.expected(file)
+        if is_sparse(file.model):
+            checks, warnings = check_dialect(file.path, file.model)
+            notes = self.verdict.notes
+            notes += [note for note in (*warnings, ROUNDED) if note not in notes]
+        else:
+            checks = check_structure(file.model, file.metadata)
+        return [*checks, *provenance(self.deployment, file.metadata, rule, contract)]
+
+    def notes(self) -> list[str]:
+        subject = 'the files were' if self.deployment.family.files else 'the file was'
+        return override_notes(self.deployment, self.metadata[-1], subject)
+
+
+def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
+    """Return `data_sha256`: name -> hash of every file that ONNX files keep weights in, if there are any."""
+    data_files = {
+        file for path in paths for file in files.external_files(files.read(path), Path(path).parent).values()
+    }
+    hashes = {file.name: sha256_file(file) for file in sorted(data_files)}
+    return {'data_sha256': hashes} if hashes else {}

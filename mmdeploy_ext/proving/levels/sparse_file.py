@@ -1,0 +1,313 @@
+"""Level 1 of a sparse backbone's file: is it what its model gives, and would its engine load it?
+
+`read_sparse_file` reads a file and makes the graph that it has to hold; `compare_graph` compares both. The
+checks are those of the engine's contract, of the operators of a portable file, and of its metadata.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from mmdeploy_ext.contract.metadata import PREFIX, check_entries, entries_of, read_entry
+from mmdeploy_ext.contract.metadata_schema import options_of_backbone
+from mmdeploy_ext.contract.precision import written_precision
+from mmdeploy_ext.core.commands import tool
+from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
+from mmdeploy_ext.core.violations import WARNING, errors
+from mmdeploy_ext.exporting import sparse_backbone as deploy
+from mmdeploy_ext.graph import edits, signature
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.io.checks import is_sparse
+from mmdeploy_ext.graph.signature import GraphDifference
+from mmdeploy_ext.proving.fresh_export import differing_facts, rules_text
+from mmdeploy_ext.proving.levels.structure import check_inference, check_valid
+from mmdeploy_ext.proving.results import SHOWN, Check, GraphResult
+from mmdeploy_ext.quantize.calibrators import weight_amax
+from mmdeploy_ext.quantize.sparse_calibration import checkpoint_ranges
+from mmdeploy_ext.sparse import libspconv, libspconv_contract, portable
+from mmdeploy_ext.sparse.fold import fold
+from mmdeploy_ext.sparse.ir import Add, SparseConvolution, differences
+from mmdeploy_ext.sparse.order import reorder
+from mmdeploy_ext.sparse.ranges import Ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import onnx
+
+    from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.sparse.ir import SparseGraph
+
+UNCOMPARED = ('about', 'ir_version', 'onnx_package')
+"""Keys of a stored node list that say how it was made, not what it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseFile:
+    """A file of a sparse backbone, and the graphs that it is compared with.
+
+    Attributes:
+        deployment: config and checkpoint.
+        path: of the file.
+        model: its content.
+        export_options: options that it was exported with, resolved.
+        traced: the model's graph before folding.
+        expected: the graph that the file should hold, weights in float32.
+        exact: the same folded in float32, whatever the file's folding.
+        ranges: whether the ranges of the weights follow from the weights; None if there are none, or they
+            were given beside the file.
+        name: of the graph, for `Proof.read`.
+    """
+
+    deployment: Deployment
+    path: str
+    model: onnx.ModelProto
+    export_options: Options
+    traced: SparseGraph
+    expected: SparseGraph
+    exact: SparseGraph
+    ranges: Check | None = None
+    name: ClassVar[str] = ''
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options that the file was exported with."""
+        return read_fact(self.model, self.path, 'options')
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Hashes of the checkpoint and the config that it was made of."""
+        titles = 'checkpoint', 'config'
+        return {title: read_fact(self.model, self.path, f'{title}_sha256') for title in titles}
+
+    @property
+    def model_classes(self) -> list[dict[str, Any]]:
+        """Classes of the model that no installed library has, as they were at the export."""
+        return read_fact(self.model, self.path, 'model_classes')
+
+    @property
+    def same_order(self) -> bool:
+        """Whether the file's coordinates are in the module's own order."""
+        return self.export_options.order == self.deployment.settings.order
+
+    @property
+    def precision(self) -> str:
+        """Precision that the file is judged as: 'int8', 'fp16' as all other files of the dialect, or 'fp32'.
+
+        The engine takes its weights in float16, and computes in INT8 the layers that have ranges.
+        """
+        if self.export_options.target == 'libspconv':
+            return 'int8' if deploy.has_int8(self.export_options) else 'fp16'
+        return written_precision(self.model)
+
+
+def read_fact(model: onnx.ModelProto, path: str, name: str) -> Any:
+    """Return the entry of a file's metadata with a name, e.g. 'family'; ModelFileError: it is damaged."""
+    props = entries_of(model.metadata_props, path)
+    return read_entry(props, name, path, check=options_of_backbone if name == 'options' else None)
+
+
+def file_options(model: onnx.ModelProto, path: str) -> dict[str, Any]:
+    """Return the options, `cfg_options` among them, that a file was exported with; check all entries."""
+    check_entries(entries_of(model.metadata_props, path), path)
+    return read_fact(model, path, 'options')
+
+
+def read_sparse_file(deployment: Deployment, path: str, ranges: Ranges | None) -> SparseFile:
+    """Read a file and make the graphs that it is compared with.
+
+    Args:
+        deployment: config and checkpoint.
+        path: of the file; weights beside it are read if it is ordinary ONNX, the engine of the dialect reads
+            none.
+        ranges: that it was exported with; None takes those that the file records.
+
+    Raises:
+        ModelFileError: damaged, or of another family.
+    """
+    model = files.read(path)
+    if not is_sparse(model):
+        model = files.load(path)
+    option_values = file_options(model, path)
+    family = read_fact(model, path, 'family')
+    if family != deployment.family.name:
+        raise ModelFileError(
+            f'{path}: is a model of family {family!r}; {deployment.config} is {deployment.family.name!r}'
+        )
+    options = deployment.family.written(option_values, path)
+    traced = deploy.trace(deployment)
+    are_recorded = ranges is None and deploy.has_precision(options)
+    if are_recorded:
+        ranges = _recorded_ranges(model, path)
+    expected = deploy.make_graph(traced, options, deployment.family, ranges)
+    is_rounded = options.fold == 'fp16' or deploy.fp16_modules(options, deployment.family)
+    exact = reorder(fold(traced, 'fp32'), options.order) if is_rounded else expected
+    ranges_check = None
+    if are_recorded and ranges is not None:
+        ranges_check = weight_ranges_check(deployment, traced, ranges)
+    return SparseFile(deployment, path, model, options, traced, expected, exact, ranges_check)
+
+
+def _recorded_ranges(model: onnx.ModelProto, path: str) -> Ranges | None:
+    """Return the ranges that a file was exported with, None if it was exported without."""
+    if not any(entry.key == f'{PREFIX}ranges' for entry in model.metadata_props):
+        return None
+    try:
+        return Ranges.from_json(read_fact(model, path, 'ranges'), f'{path}: {PREFIX}ranges')
+    except UsageError as error:
+        raise ModelFileError(str(error)) from error
+
+
+def compare_graph(file: SparseFile) -> GraphResult:
+    """Compare the graph of a file with the graph that its model gives."""
+    commands, rules = read_fact(file.model, file.path, 'edits'), ''
+    if file.export_options.target == 'libspconv':
+        graph_differences = dialect_differences(file.path, file.model, file.expected)
+        reason = 'a command of graph.py, none of which changes files of this dialect; export it again'
+        graph_differences += [
+            GraphDifference('metadata', f'edits: {edit["command"]}', '', reason) for edit in commands
+        ]
+    else:
+        fresh = edits.repeat(portable.to_onnx(file.expected, form=file.export_options.form), commands)
+        graph_differences = signature.differences(file.model, fresh) or differing_facts(file.model, fresh)
+        if not graph_differences:
+            rules = rules_text(commands)
+    nodes = signature.count_nodes(file.model)
+    return GraphResult('', nodes, not graph_differences, tuple(graph_differences), by_inputs=rules)
+
+
+def dialect_differences(path: str, model: onnx.ModelProto, expected: SparseGraph) -> list[GraphDifference]:
+    """Return how a libspconv file differs from the graph of its model.
+
+    Names and order count, as for the engine. The file is also read back, and compared with the graph that the
+    writer was given (its weights in fp16).
+    """
+    file_list, model_list = libspconv.to_node_list(model), libspconv.to_node_list(libspconv.to_onnx(expected))
+    keys = [key for key in dict.fromkeys([*file_list, *model_list]) if key not in UNCOMPARED]
+    lines = [line for key in keys for line in _differing(file_list.get(key), model_list.get(key), key)]
+    try:
+        lines += differences(libspconv.read(path), as_written(expected))
+    except Mm2OnnxError as error:
+        lines.append(f'file: cannot be read: {error}')
+    lines += [
+        f'function {function.name}: no file of the dialect has functions' for function in model.functions
+    ]
+    lines += [
+        f'{tensor.values.name}: is a sparse initializer, which the engine does not read'
+        for tensor in model.graph.sparse_initializer
+    ]
+    parts = (line.partition(': ') for line in lines)
+    return [GraphDifference('node', place, '', detail) for place, _, detail in parts]
+
+
+def as_written(graph: SparseGraph) -> SparseGraph:
+    """Return the graph as a libspconv file holds it: weights in fp16, ranges in float32."""
+
+    def rounded(node: Any) -> Any:
+        changes: dict[str, Any] = {}
+        if isinstance(node, SparseConvolution | Add) and node.input_range is not None:
+            changes['input_range'] = float(np.float32(node.input_range))
+        if isinstance(node, SparseConvolution):
+            changes.update(weight=node.weight.astype(np.float16), bias=node.bias.astype(np.float16))
+            if node.weight_ranges is not None:
+                changes['weight_ranges'] = np.asarray(node.weight_ranges, np.float32)
+        return dataclasses.replace(node, **changes) if changes else node
+
+    return dataclasses.replace(graph, nodes=tuple(map(rounded, graph.nodes)))
+
+
+def _differing(left: Any, right: Any, place: str) -> Iterator[str]:
+    """Yield how two JSON values differ, innermost first."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        for key in dict.fromkeys([*left, *right]):
+            if key in UNCOMPARED:
+                continue
+            if key not in left or key not in right:
+                yield f'{place}.{key}: {"missing" if key not in left else "not expected"}'
+            else:
+                yield from _differing(left[key], right[key], f'{place}.{key}')
+    elif isinstance(left, list) and isinstance(right, list):
+        if len(left) != len(right):
+            yield f'{place}: {len(left)} entries, expected {len(right)}'
+        for index, (left_entry, right_entry) in enumerate(zip(left, right, strict=False)):
+            name = left_entry.get('name', index) if isinstance(left_entry, dict) else index
+            yield from _differing(left_entry, right_entry, f'{place}[{name}]')
+    elif left != right and (left == left or right == right):  # NaN on both sides is equal
+        yield f'{place}: {left!r}, expected {right!r}'
+
+
+def _listed(lines: Sequence[str], detail: str) -> str:
+    """Return the first lines of what is wrong, or the detail if nothing is."""
+    if not lines:
+        return detail
+    return '; '.join(lines[:SHOWN]) + (f'; and {len(lines) - SHOWN} more' if len(lines) > SHOWN else '')
+
+
+def compare_node_lists(nodes: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> list[Check]:
+    """Compare two node lists: everything but the version of the onnx package that wrote them.
+
+    `source` says in the titles where the expected list comes from.
+    """
+    checks, parts = [], dict(nodes=('meta', 'inputs', 'outputs', 'nodes'), initializers=('initializers',))
+    for title, keys in parts.items():
+        wrong = [line for key in keys for line in _differing(nodes.get(key), expected.get(key), key)]
+        size = len(nodes.get(keys[-1], ()))
+        detail = f'{size} {title}' + (' with name, shape and SHA-256' if title == 'initializers' else '')
+        checks.append(Check(f'{title} equal those of {source}', not wrong, _listed(wrong, detail)))
+    return checks
+
+
+def check_dialect(
+    path: str, model: onnx.ModelProto, max_voxels: int | None = None
+) -> tuple[list[Check], list[str]]:
+    """Check that the engine of the dialect would run a file as it is meant; return its warnings, too."""
+    violations = libspconv_contract.check(model, max_voxels=max_voxels, name=path)
+    wrong = [f'{entry.node or "file"}: {entry.rule}: {entry.message}' for entry in errors(violations)]
+    warnings = [entry for entry in violations if entry.severity == WARNING]
+    notes = [f'contract: {entry.node or "file"}: {entry.message}' for entry in warnings[:SHOWN]]
+    if len(warnings) > SHOWN:
+        notes.append(f'contract: {len(warnings) - SHOWN} more warnings, see {tool("graph")} check-scn')
+    count = f'{len(model.graph.node)} nodes by the rules of the engine'
+    return [Check("contract of NVIDIA's engine", not wrong, _listed(wrong, count))], notes
+
+
+def check_portable(model: onnx.ModelProto) -> list[Check]:
+    """Check that a portable file is valid, with standard operators only."""
+    foreign = sorted({node.op_type for node in model.graph.node if node.domain not in ('', 'ai.onnx')})
+    opsets = {entry.domain or 'ai.onnx': entry.version for entry in model.opset_import}
+    detail = f'{", ".join(foreign)} are not' if foreign else f'opset {opsets.get("ai.onnx")}'
+    standard = Check('standard operators only', not foreign, detail)
+    return [check_valid(model), check_inference(model), standard]
+
+
+def weight_ranges_check(deployment: Deployment, traced: SparseGraph, ranges: Ranges) -> Check:
+    """Compute the ranges of all weights again: of folded kernels or those before, or of the checkpoint."""
+    unfolded = {node.module: node.weight for node in traced.convolutions()}
+    in_checkpoint, wrong = checkpoint_ranges(deployment), []
+    for node in fold(traced, 'fp32').convolutions():
+        kernels = node.weight, unfolded.get(node.module, node.weight)
+        candidates = [np.asarray(weight_amax(kernel), np.float32) for kernel in kernels]
+        if in_checkpoint:
+            candidates.append(np.asarray(in_checkpoint.weight_amax(node.name), np.float32))
+        rounded = [amax.astype(np.float16).astype(np.float32) for amax in candidates]
+        recorded = ranges.weight_amax(node.name)
+        if not any(np.array_equal(recorded, amax) for amax in (*candidates, *rounded)):
+            largest, expected = float(recorded.max()), float(candidates[0].max())
+            wrong.append(f'{node.name}: {largest:.6g}, expected {expected:.6g} at most')
+    return Check('ranges of the weights follow from the weights', not wrong, '; '.join(wrong)[:300])
+
+
+def metadata_check(file: SparseFile) -> Check:
+    """Check that the metadata of a file agree with config and options; runtimes rely on them for voxels."""
+    props = deploy.metadata_props(file.deployment, file.export_options)
+    facts = {name: read_fact(file.model, file.path, name) for name in ('form', 'voxels')}
+    expected = {name: json.loads(props[PREFIX + name]) for name in facts}
+    wrong = [f'{name}: the file says {fact}' for name, fact in facts.items() if fact != expected[name]]
+    if file.export_options.int8_fp16_io and file.export_options.precision != 'int8':
+        wrong.append('options: int8_fp16_io goes with precision int8')
+    return Check('form and voxels as in the config', not wrong, '; '.join(wrong)[:300])

@@ -1,0 +1,135 @@
+"""What only all cases of a proof together tell: whether enough was matched, and not too much excused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.proving.results import Case
+
+MATCHED_LEAST = 10
+"""Minimum number of matched results in a whole proof; fewer may be chance.
+
+Measured on demo/toy.jpg: 14 to 300 per input with the toys, 100 to 300 with seeded full-size models.
+"""
+MATCHED_IN = 3
+"""Minimum number of inputs (frames, sweeps) with a matched result; all inputs if there are fewer."""
+AGAIN = ', run again'
+"""End of the name of a case whose outputs differ bit for bit from those of the first run."""
+LOW_ALONE = 0.005
+"""Largest share of results below the score threshold of level 3 that may lack a partner."""
+LOW_ALONE_LEAST = 2
+"""So many of them may always lack one: on each side a result whose partner is just below its threshold, or
+behind its cut."""
+TIES = 0.01
+"""Largest share of results that may be excused since rounding decides about them; more are a fault.
+
+The excused results of both sides are counted, and divided by the results of the reference. Measured with
+mmdet's configs and seeded weights: 2 of 1000 in one of 130 proofs; with Mask R-CNN with HRNet-W32 6 of 500 in
+five pictures, 6 of 1479 in fifteen.
+"""
+TIES_LEAST = 4
+"""So many results may always be excused: two decisions, each with a result on either side."""
+ASKED = 0.1
+"""Largest share of both sides' results of one input without a partner for which PyTorch runs with other
+rounding.
+
+That means running the model eight times or more, and `TIES` would not excuse so many: a fifth of the results
+of one input is 1 % of the results of 20 such inputs.
+"""
+ASKED_LEAST = 20
+"""Up to so many results without a partner PyTorch always runs: `TIES` of 2000 results, more than most proofs
+have."""
+IMAGES = (
+    'use images with objects that this model finds (--input-img, --test-img, --images), and a trained '
+    'checkpoint'
+)
+
+
+def too_few(matched: Sequence[int], unit: str, advice: str) -> list[str]:
+    """Return why these numbers of matched results are no proof, or nothing.
+
+    Args:
+        matched: number of matched results of each input.
+        unit: name of an input: 'input', 'frame', 'sweep'.
+        advice: what the user can do.
+    """
+    total, inputs_with_results = sum(matched), sum(count > 0 for count in matched)
+    needed_inputs = min(MATCHED_IN, len(matched))
+    if total >= MATCHED_LEAST and inputs_with_results >= needed_inputs:
+        return []
+    return [
+        f'only {total} results were matched, in {inputs_with_results} of {len(matched)} {unit}s; a '
+        f'proof wants {MATCHED_LEAST} or more, in {needed_inputs} or more: {advice}'
+    ]
+
+
+def count_ties(cases: Sequence[Case]) -> tuple[int, int]:
+    """Return the number of results of both sides excused as ties, and of the reference's results."""
+    rows = [row for case in cases for row in case.detections]
+    return sum(row.ties for row in rows), sum(row.reference for row in rows)
+
+
+def too_many_ties(cases: Sequence[Case]) -> bool:
+    """Return whether more results were excused than rounding explains; see `TIES`."""
+    ties, total = count_ties(cases)
+    return ties > max(TIES_LEAST, TIES * total)
+
+
+def tie_reasons(cases: Sequence[Case]) -> list[str]:
+    """Return why so many excused results are no proof, or nothing."""
+    ties, total = count_ties(cases)
+    if not too_many_ties(cases):
+        return []
+    return [
+        f'{ties} results have no partner but a suppression near its threshold, which is more than '
+        f'{100 * TIES:g} % of {total}'
+    ]
+
+
+def total_reasons(
+    cases: Sequence[Case],
+    precision: str = 'fp32',
+    unit: str = 'input',
+    found_in: str = 'image',
+    advice: str = IMAGES,
+) -> list[str]:
+    """Return why a proof fails beyond single cases: nothing was compared, or too little matched.
+
+    Args:
+        cases: all cases of the proof.
+        precision: whose bars the cases were judged by.
+        unit: see `Proof`.
+        found_in: see `Proof`.
+        advice: see `Proof`.
+    """
+    rows = [row for case in cases for row in case.detections]
+    if not rows and not any(case.tensors for case in cases):
+        return ['nothing was compared']
+    if rows and not sum(row.reference for row in rows):
+        return [f'nothing was found in any {found_in}, so nothing was matched: {advice}']
+    if not rows or not all(case.passed for case in cases):  # failed cases say more of what is wrong
+        return []
+    first_runs = [case for case in cases if not case.name.endswith(AGAIN)]
+    reasons = too_few([sum(row.matched for row in case.detections) for case in first_runs], unit, advice)
+    reasons += tie_reasons(cases)
+    if precision == 'fp32':
+        reasons += lone_low_results(sum(row.low for row in rows), sum(row.low_alone for row in rows))
+    return reasons
+
+
+def lone_low_results(low: int, alone: int) -> list[str]:
+    """Return why so many results below the score threshold without a partner are no proof, or nothing.
+
+    Args:
+        low: number of results of both sides below the score threshold of level 3.
+        alone: number of those without a partner on the other side.
+    """
+    if alone <= max(LOW_ALONE_LEAST, LOW_ALONE * low):
+        return []
+    return [
+        f'{alone} of {low} results below the score threshold have no partner on the other side, which is '
+        f'more than {100 * LOW_ALONE:g} %'
+    ]
