@@ -14,7 +14,7 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind, engine_settings
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Family, find_family
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.proving.inputs.user_samples import Samples, read_images
+from mmdeploy_ext.proving.inputs.samples import Samples, read_images
 from mmdeploy_ext.proving.tasks import task_module
 
 if TYPE_CHECKING:

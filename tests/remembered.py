@@ -103,11 +103,11 @@ def loaded_once() -> Iterator[None]:
             before_weights(known.cfg, known.family, known.model)
         return copy.copy(LOADED[key])
 
-    def inputs_once(deployment, options, samples, by_pipeline=()):  # which equals what the rule makes of them
+    def inputs_once(deployment, options, samples):
         key = id(deployment.model), digest(deployment.rule), repr([*options.items()]), digest(samples)
         if key not in INPUTS:
             # the model keeps its id
-            INPUTS[key] = deployment.model, make(deployment, options, samples, by_pipeline)
+            INPUTS[key] = deployment.model, make(deployment, options, samples)
         return list(INPUTS[key][1])
 
     deploy.load, deploy.CACHED_EXPORTS, images.proof_inputs = once, CACHED_EXPORTS, inputs_once

@@ -19,7 +19,7 @@ from mmdeploy_ext.core.files import will_write
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.families.base import DETECTOR, Family
-from mmdeploy_ext.proving.inputs.user_samples import Samples
+from mmdeploy_ext.proving.inputs.samples import Samples
 from mmdeploy_ext.proving.tasks import task_module
 
 if TYPE_CHECKING:

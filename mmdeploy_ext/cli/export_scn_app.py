@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.exporting.deployment import Deployment
-    from mmdeploy_ext.proving.inputs.user_samples import Samples
+    from mmdeploy_ext.proving.inputs.samples import Samples
     from mmdeploy_ext.sparse.ranges import Ranges
 
 PRECISIONS = ('fp16', 'int8')

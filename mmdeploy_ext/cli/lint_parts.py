@@ -11,7 +11,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.pictures import other_view
-from mmdeploy_ext.proving.inputs.user_samples import read_images
+from mmdeploy_ext.proving.inputs.samples import read_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

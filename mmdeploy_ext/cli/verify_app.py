@@ -12,7 +12,7 @@ from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, O
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.families.base import BACKBONE, Family
-from mmdeploy_ext.proving.inputs.user_samples import Samples
+from mmdeploy_ext.proving.inputs.samples import Samples
 
 if TYPE_CHECKING:
     import argparse

@@ -12,7 +12,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import check_writable, write_json
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.proving.inputs.user_samples import read_images
+from mmdeploy_ext.proving.inputs.samples import read_images
 from mmdeploy_ext.zoo.records import EXPORT_KINDS, Outcome, summary_line, zoo_content
 
 if TYPE_CHECKING:

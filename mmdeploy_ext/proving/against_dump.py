@@ -28,20 +28,21 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Stepper
 
 FAR = 1e-5
-"""Metres allowed per metre from the origin of the map; see `far_spec`."""
+"""Metres of difference allowed per metre from the origin of the map; see `far_spec`."""
 
 
 class Dumped(Protocol):
     """An engine that runs the samples of a dump, in their order."""
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
-        """Run one sample and compare what comes out; a DataError says why it cannot be compared."""
+        """Run one sample and compare its outputs; a DataError says why it cannot be compared."""
 
 
 def check_dump(engine: Dumped, deployment: Deployment, folder: Path) -> bool:
     """Run an engine over the samples of a dump; print one line per sample, and return whether none differs.
 
-    A dump of another config or checkpoint is not compared, and says so; a missing dump is no failure either.
+    A dump of another config or checkpoint is not compared, and the line says so; a missing dump is no failure
+    either.
     """
     agrees, samples = True, list_samples(folder)
     if not samples:
@@ -49,35 +50,27 @@ def check_dump(engine: Dumped, deployment: Deployment, folder: Path) -> bool:
     for sample in samples:
         tensors, manifest = load_dump(sample)
         try:
-            _require_own(manifest, deployment)
+            for key in ('config_sha256', 'checkpoint_sha256'):
+                if manifest.get(key) != getattr(deployment, key):
+                    raise DataError(f'it was dumped from another {key.removesuffix("_sha256")}')
             case = engine.compare(sample.name, tensors, manifest)
         except DataError as error:
             print(f'{sample}: not compared: {error}')
             continue
         agrees &= case.passed
-        print(f'{sample}: {_summary(case)}')
+        reasons = [f'{row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
+        reasons += [row.reason for row in case.detections if not row.passed]
+        errors = [row.max_abs for row in case.tensors if row.max_abs is not None]
+        worst = f'worst {max(errors):.2g}, ' if errors else ''
+        count = len(case.tensors) + len(case.detections)
+        verdict = 'agrees' if case.passed else f'DIFFERS: {reasons[0]}'
+        print(f'{sample}: {verdict} ({worst}compared: {count})')
     if not agrees:
         print(
             'NOT PROVEN: the engine gives other tensors than PyTorch dumped; find out with '
             f'{tool("verify")}, or set backend_config.check_dump=False to evaluate all the same'
         )
     return agrees
-
-
-def _summary(case: Case) -> str:
-    """Return the result of one sample: the verdict, the first reason against it, how much was compared."""
-    reasons = [f'{row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
-    reasons += [row.reason for row in case.detections if not row.passed]
-    worst = max((row.max_abs for row in case.tensors if row.max_abs is not None), default=None)
-    figures = [] if worst is None else [f'worst {worst:.2g}']
-    figures.append(f'compared: {len(case.tensors) + len(case.detections)}')
-    return f'{"agrees" if case.passed else f"DIFFERS: {reasons[0]}"} ({", ".join(figures)})'
-
-
-def _require_own(manifest: Mapping[str, Any], deployment: Deployment) -> None:
-    for key in ('config_sha256', 'checkpoint_sha256'):
-        if manifest.get(key) != getattr(deployment, key):
-            raise DataError(f'it was dumped from another {key.removesuffix("_sha256")}')
 
 
 def _require(tensors: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
@@ -94,7 +87,7 @@ class DumpedImages:
     deployment: Deployment
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
-        """See `Dumped`: tensors with ties apart, and the detections that are in the outputs."""
+        """Compare the tensors without ties, and the detections of a `full` graph; see `Dumped`."""
         backend, family = self.backend, self.deployment.family
         needed = [tensor.name for tensor in backend.spec.inputs if tensor.default is None]
         _require(tensors, needed + backend.spec.output_names)
@@ -110,10 +103,10 @@ class DumpedImages:
         match = task_module(family.task).match_detections
         detections = tuple(match(name, *pair, capacity=capacity, **settings) for pair in pairs)
         shape = 'x'.join(map(str, feeds[backend.spec.input_names[0]].shape))
-        case = Case(name, shape, False, self._tensors(feeds, dumped, outputs, bars), detections)
+        case = Case(name, shape, False, self._compare_tensors(feeds, dumped, outputs, bars), detections)
         return half_bars.accept_rate([case], bars)[0][0] if bars else case
 
-    def _tensors(
+    def _compare_tensors(
         self,
         feeds: Mapping[str, np.ndarray],
         dumped: Mapping[str, np.ndarray],
@@ -139,15 +132,15 @@ class DumpedFrames:
         """Keep the engine, and the metadata of its files for the bars; the last one gives the outputs."""
         self.stepper, self.family, last = stepper, deployment.family, metadata[-1]
         self.bars = half_bars.bars_of(last.precision)
-        known = {tensor.name: tensor for one in metadata for tensor in one.spec.outputs}
-        wanted = self.family.compared or last.spec.output_names
-        self.names = tuple(name for name in wanted if name in known)
-        outputs = tuple(known[name] for name in self.names)
+        specs = {tensor.name: tensor for file in metadata for tensor in file.spec.outputs}
+        compared = self.family.compared or last.spec.output_names
+        self.names = tuple(name for name in compared if name in specs)
+        outputs = tuple(specs[name] for name in self.names)
         self.spec = dataclasses.replace(last.spec, outputs=outputs, state=())
         self.previous: int | None = None
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
-        """See `Dumped`: what the family says is the same in every contract."""
+        """Compare the outputs that are the same in every contract of the family; see `Dumped`."""
         before, self.previous = self.previous, None
         continues = before is not None and manifest.get('sample') == before + 1
         if not self.names:
@@ -167,13 +160,13 @@ class DumpedFrames:
         self.previous = manifest['sample']
         outputs = self.stepper.step(frame).outputs
         reference = {key: tensors[key][-outputs[key].shape[0] :] for key in self.names}
-        found = {key: outputs[key] for key in self.names}
-        rows = compare_tensors(reference, found, far_spec(self.spec, distance))
+        compared = {key: outputs[key] for key in self.names}
+        rows = compare_tensors(reference, compared, far_spec(self.spec, distance))
         return Case(name, '', False, tuple(self.bars.judge(rows) if self.bars else rows), ())
 
 
 def far_spec(spec: GraphSpec, distance_m: float) -> GraphSpec:
-    """Allow what PyTorch's own memory loses so far from the origin of the map.
+    """Return a spec that allows the error of PyTorch's own memory so far from the origin of the map.
 
     The dumped model keeps global positions in float32. Measured on the toy at 980 m: 7.4 mm in x y z, 0.04 mm
     with the same frames moved to the origin; so 1e-5 of the ego's distance is added where the unit is metres.

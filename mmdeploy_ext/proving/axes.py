@@ -16,7 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 26
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """Where values go: `frames` across, decades from `low` to `high` up."""
+    """The axes of a chart: `frames` across, decades from `low` to `high` up."""
 
     frames: int
     low: int

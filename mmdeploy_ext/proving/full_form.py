@@ -1,7 +1,7 @@
-"""What the contract of a `full` graph promises besides the results themselves: order, padding, counts.
+"""Promises of the contract of a `full` graph besides the results themselves: order, padding, counts.
 
-Results are matched whatever their order, and padding is dropped before; so neither would be seen there.
-Needs numpy only.
+Results are matched whatever their order, and padding is dropped before; so the matching shows neither. Needs
+numpy only.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ def shape_rows(outputs: Mapping[str, np.ndarray], spec: GraphSpec) -> list[Tenso
         array = outputs.get(tensor.name)
         if tensor.compare != 'detections' or array is None:  # others are compared with the reference
             continue
-        wrong = len(tensor.axes) != array.ndim or any(
-            isinstance(axis, int) and axis != size
-            for axis, size in zip(tensor.axes, array.shape, strict=True)
-        )
-        if wrong:
+        sizes = zip(tensor.axes, array.shape, strict=False)
+        if len(tensor.axes) != array.ndim or any(
+            isinstance(axis, int) and axis != size for axis, size in sizes
+        ):
             reason = f'shape: got {"x".join(map(str, array.shape))}, expected {tensor.shape_text()}'
             rows.append(failed_row(tensor.name, reason, array))
     return rows
@@ -68,21 +67,22 @@ def count_rows(
 ) -> list[TensorRow]:
     """Return a failing row for each number of candidates that is not that of the reference.
 
-    A file with `--max-candidates` tells by it when it left something out; a wrong number would hide that.
+    By this number a file with `--max-candidates` says that it left something out; a wrong one would hide
+    that.
 
     Args:
         outputs: of the graph, some of them (B,) numbers of candidates.
-        bounds: name of such an output -> least and largest right value (B,): of what is clearly above a
-            threshold, and of that and what is at it, within the tolerance of scores.
+        bounds: name of such an output -> smallest and largest right value (B,): the candidates clearly above
+            a threshold, and these and those at it, within the tolerance of scores.
     """
     rows = []
-    for name, (least, most) in bounds.items():
+    for name, (lower, upper) in bounds.items():
         if name not in outputs:
             rows.append(failed_row(name, 'is not an output of the graph'))
             continue
-        found = np.asarray(outputs[name])
-        if found.shape != least.shape or ((found < least) | (found > most)).any():
-            limits = zip(least, most, strict=True)
+        counts = np.asarray(outputs[name])
+        if counts.shape != lower.shape or ((counts < lower) | (counts > upper)).any():
+            limits = zip(lower, upper, strict=True)
             expected = ', '.join(f'{low}' if low == high else f'{low} to {high}' for low, high in limits)
-            rows.append(failed_row(name, f'got {found.tolist()}, expected {expected}', found))
+            rows.append(failed_row(name, f'got {counts.tolist()}, expected {expected}', counts))
     return rows

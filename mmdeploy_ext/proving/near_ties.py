@@ -1,4 +1,4 @@
-"""Results that turn on rounding: what PyTorch itself gives where it is moved by that."""
+"""Results that turn on rounding: those of PyTorch itself with other rounding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Contexts = Iterable[contextlib.AbstractContextManager[None]]
 
 TIE_IOU = 1e-4
-"""IoU that a threshold is moved by.
+"""Difference of IoU by which a threshold is moved.
 
 mmcv suppresses all classes at once, each shifted by its label times the largest coordinate, so that float32
 rounds a box of class 79 at 1344 pixels to 0.008 pixels: 5e-4 of the width of a box of 16. Measured: of two
@@ -24,19 +24,20 @@ engines within 1e-5 of each other's tensors, one suppressed a box at an IoU of 0
 threshold (guided anchoring with ResNeXt-101, class 8 at 448 pixels).
 """
 KEYS = ('iou_threshold', 'nms_thr')
-"""Of thresholds of overlaps in the `test_cfg` of mmdet's and of mmdet3d's heads."""
+"""Keys of thresholds of overlaps in the `test_cfg` of mmdet's and of mmdet3d's heads."""
 ROUNDING = 2e-7
-"""Change of each output of a layer, of itself: up to three units in the last place of float32.
+"""Relative change of each output of a layer: up to three units in the last place of float32.
 
-Engines add up a convolution in other orders. Measured: of PISA's Faster R-CNN ONNX Runtime found 98 of
+Engines add up a convolution in other orders. Measured: with PISA's Faster R-CNN ONNX Runtime found 98 of
 PyTorch's 100 boxes in a dark picture (one missing, one pair at an IoU of 0.55), since two proposals score the
 same to rounding and the better one suppresses the other; PyTorch with layers changed by this gives the
 engine's 100 boxes, within 1e-5 of score, in five of six runs.
 """
 DRAWS = 12
-"""Of random changes; each is made, and made the other way round, so that either of two scores is raised.
+"""Number of random changes; each is made, and made the other way round, so that either of two scores is
+raised.
 
-No more are made than are asked for. Measured: of Mask R-CNN with HRNet-W32, whose layers in float64 give 98
+No more are made than are needed. Measured: with Mask R-CNN with HRNet-W32, whose layers in float64 give 98
 of PyTorch's own 100 instances in a dark picture, ONNX Runtime found 97; five of those six results were
 explained by two draws, the last one by the sixth.
 """
@@ -45,7 +46,7 @@ explained by two draws, the last one by the sixth.
 def near_ties(
     model: torch.nn.Module, run: Callable[[], Any], keys: Sequence[str] = KEYS, choices: Contexts = ()
 ) -> Iterator[Any]:
-    """Yield what runs give with moved thresholds, in contexts of the detector's own, with other rounding."""
+    """Yield results of runs with moved thresholds, in contexts of the detector's own, with other rounding."""
     yield from with_moved_thresholds(model, run, keys)
     yield from _in_each(choices, run)
     yield from with_other_rounding(model, run)
@@ -54,23 +55,36 @@ def near_ties(
 def with_moved_thresholds(
     model: torch.nn.Module, run: Callable[[], Any], keys: Sequence[str] = KEYS
 ) -> Iterator[Any]:
-    """Yield what a run gives with each threshold (of `keys`) of a detector's heads lower, and higher."""
-    moves = itertools.product(_thresholds_of(model, keys), (-TIE_IOU, TIE_IOU))
-    yield from _in_each((replaced_entry(at, key, at[key] + move) for (at, key), move in moves), run)
+    """Yield the results of runs with each threshold (of `keys`) of a detector's heads lower, and higher."""
+    configs = [getattr(head, 'test_cfg', None) for head in model.modules() if head is not model]
+    places = [place for config in configs for place in _thresholds(config, keys)]
+    unique = {(id(config), key): (config, key) for config, key in places}  # heads may share a config
+    moves = itertools.product(unique.values(), (-TIE_IOU, TIE_IOU))
+    yield from _in_each(
+        (replaced_entry(config, key, config[key] + move) for (config, key), move in moves), run
+    )
+
+
+def _thresholds(config: Any, keys: Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield each dict of a nested config that holds a threshold, and its key."""
+    if isinstance(config, dict):
+        yield from ((config, key) for key in keys if isinstance(config.get(key), float))
+        for value in config.values():
+            yield from _thresholds(value, keys)
 
 
 def with_other_rounding(model: torch.nn.Module, run: Callable[[], Any]) -> Iterator[Any]:
-    """Yield what runs give where convolutions and linear layers round otherwise, twice `DRAWS` times."""
+    """Yield the results of runs with other rounding of layers, twice `DRAWS` times."""
     changes = itertools.product(range(DRAWS), (ROUNDING, -ROUNDING))
     yield from _in_each((other_rounding(model, *change) for change in changes), run)
 
 
 def _in_each(contexts: Contexts, run: Callable[[], Any]) -> Iterator[Any]:
-    """Yield what a run gives in each context, after which the model is as before."""
+    """Yield the result of a run in each context, after which the model is as before."""
     for context in contexts:
         with context:
-            found = run()
-        yield found
+            result = run()
+        yield result
 
 
 @contextlib.contextmanager
@@ -87,17 +101,3 @@ def other_rounding(model: torch.nn.Module, seed: int, size: float) -> Iterator[N
             if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
                 hooks.enter_context(layer.register_forward_hook(change))
         yield
-
-
-def _thresholds_of(model: torch.nn.Module, keys: Sequence[str]) -> list[tuple[dict[str, Any], str]]:
-    """Return where thresholds are in the `test_cfg` of a detector's heads, each once."""
-    configs = [getattr(head, 'test_cfg', None) for head in model.modules() if head is not model]
-    every = [place for config in configs for place in _thresholds(config, keys)]
-    return list({(id(config), key): (config, key) for config, key in every}.values())
-
-
-def _thresholds(config: Any, keys: Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
-    if isinstance(config, dict):
-        yield from ((config, key) for key in keys if isinstance(config.get(key), float))
-        for value in config.values():
-            yield from _thresholds(value, keys)

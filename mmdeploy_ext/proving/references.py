@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 SURE = 0.5
 """Share of the best score of a picture from which on a result counts as an object."""
 PARTS = (1.0, 0.7)
-"""Of the sides of an object's box that a zoomed picture shows: the whole box, then the middle of it."""
+"""Shares of the sides of an object's box that a zoomed picture shows: the complete box, then the middle of it."""
 LARGEST_OBJECT, FILLED = 0.5, 0.6
-"""Share of a picture that an object takes at most before it is zoomed, and at least afterwards."""
+"""Largest share of a picture that an object fills before it is zoomed, and smallest share afterwards."""
 ZOOMS = 8
-"""How many parts of a picture are zoomed at most until PyTorch finds an object that fills one."""
+"""Largest number of parts that are zoomed until PyTorch finds an object that fills one."""
 
 
 class ImageReference:
@@ -167,33 +167,38 @@ def reference_with_empty_image(
     return None
 
 
-def zoomed_reference(deployment: Deployment, options: Options, traced: ImageReference) -> ImageReference | None:
-    """Return what PyTorch gives for a part of the traced picture that an object fills as much as any does.
+def zoomed_reference(
+    deployment: Deployment, options: Options, traced: ImageReference
+) -> ImageReference | None:
+    """Return the reference of a part of the traced picture that an object fills as much as any does.
 
-    Objects that are small, as most are, are looked at on the finer levels of a pyramid: a wrong last level
-    does not show in them. None if PyTorch finds no object in the traced picture.
+    Most objects are small and belong to the finer levels of a pyramid: a wrong last level does not show in
+    them. None if PyTorch finds no object in the traced picture.
     """
     picture, (image, *_) = traced.input.sources[0], traced.input.images
     (height, width), model = picture[1].shape[:2], deployment.model
-    least = deployment.family.last_level_side(model) ** 2 / (options.height * options.width)
-    least = least if 0 < least < 1 else FILLED
+    min_area = deployment.family.last_level_side(model) ** 2 / (options.height * options.width)
+    min_area = min_area if 0 < min_area < 1 else FILLED
     boxes = object_boxes(traced.results[0], image.img_shape)
     boxes = sorted((box for box in boxes if _area(box) <= LARGEST_OBJECT), key=_area, reverse=True)
-    views = [_middle(box, part) * (width, height, width, height) for part in PARTS for box in boxes]
+    views = []
+    for part, box in itertools.product(PARTS, boxes):
+        centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * part
+        views.append(np.concatenate([centre - half, centre + half]) * (width, height, width, height))
     candidates: list[tuple[float, ImageReference]] = []
     for view in views[:ZOOMS]:
         reference = ImageReference(deployment, zoomed_input(deployment, options, picture, view))
         objects = object_boxes(reference.results[0], reference.images[0].ori_shape)
         candidates.append((max(map(_area, objects), default=0.0), reference))
-        if candidates[-1][0] >= least:
+        if candidates[-1][0] >= min_area:
             break
     return max(candidates, key=lambda candidate: candidate[0])[1] if candidates else None
 
 
 def object_boxes(results: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return the boxes (n, 4) xyxy, shares of a picture, of those results that are objects; stuff is none.
+    """Return the boxes (n, 4) xyxy, as shares of a picture, of the results that are objects, not stuff.
 
-    Boxes are in pixels of the size (h, w); where there are masks, in pixels of these.
+    Boxes of results are in pixels of the size (h, w); if there are masks, in pixels of these.
     """
     if isinstance(results, Segments):
         results = results[results.ids >= OFFSET]
@@ -205,12 +210,6 @@ def object_boxes(results: Any, size: tuple[int, int]) -> np.ndarray:
         boxes = np.array([bounding_box(mask) for mask in results.masks]).reshape(-1, 4)
     height, width = size
     return boxes / (width, height, width, height)
-
-
-def _middle(box_xyxy: np.ndarray, part: float) -> np.ndarray:
-    """Return the middle of a box, with this part of its sides."""
-    centre, half = (box_xyxy[:2] + box_xyxy[2:]) / 2, (box_xyxy[2:] - box_xyxy[:2]) / 2 * part
-    return np.concatenate([centre - half, centre + half])
 
 
 def _area(box_xyxy: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""What single comparisons of a proof found, as plain data."""
+"""Results of single comparisons of a proof, as plain data."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ EDITED = 'edited graph'
 NODE_KINDS = ('node', 'attribute', 'initializer', 'wiring')
 """Kinds of differences that are at a node."""
 SHOWN = 3
-"""Differences, or rules, that one line lists; the JSON file has all differences."""
+"""Number of differences, or rules, that one line lists; the JSON file has all differences."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GraphResult:
-    """What level 1 says of the graph of one file.
+    """Level 1 of the graph of one file.
 
     Attributes:
-        name: of the graph, '' where the model is one file.
+        name: of the graph, '' if the model is one file.
         nodes: of the main graph, constants not counted.
-        equal: it is the graph of a fresh export, so that what holds for that one holds for the file.
-        differences: where it is not.
+        equal: it is the graph of a fresh export, so that what holds for the export holds for the file.
+        differences: from the fresh export.
         by_inputs: why inputs alone decide: 'edited graph', or rules that a record of an edit has, which the
-            fresh export went through as well; '' where the graph decides.
+            fresh export went through as well; '' if the graph decides.
         note: commands that changed both graphs, or packages whose other version may explain a difference.
         error: why there is no fresh export to compare with.
     """
@@ -51,26 +51,29 @@ class GraphResult:
 
     @property
     def text(self) -> str:
-        """What the verdict says first."""
+        """The first line of the verdict."""
         name = f'{self.name}: ' if self.name else ''
+        note = f'; {self.note}' if self.note else ''
         if self.equal:
-            found = f'equal to a fresh export ({self.nodes:,} nodes)'
+            result = f'equal to a fresh export ({self.nodes:,} nodes)'
         elif self.by_inputs == EDITED:
-            found = f'not compared, inputs alone decide ({self.by_inputs}, {self.nodes:,} nodes)'
+            result = f'not compared, inputs alone decide ({self.by_inputs}, {self.nodes:,} nodes)'
         elif self.error:
-            found = f'no fresh export to compare with: {self.error}'
+            result = f'no fresh export to compare with: {self.error}'
         else:
-            found = _differing_text(self.differences)
-        return f'{name}{found}{f"; {self.note}" if self.note else ""}'
+            places = {entry.where for entry in self.differences}
+            count = len(places) + sum(entry.more for entry in self.differences)
+            kind = 'node' if all(entry.kind in NODE_KINDS for entry in self.differences) else 'place'
+            differ = f'{kind} differs' if count == 1 else f'{kind}s differ'
+            texts = [entry.text for entry in self.differences]
+            result = f'{count} {differ} from a fresh export: {first_lines(texts)}'
+        return f'{name}{result}{note}'
 
 
-def _differing_text(differences: Sequence[GraphDifference]) -> str:
-    count = len({entry.where for entry in differences}) + sum(entry.more for entry in differences)
-    kind = 'node' if all(entry.kind in NODE_KINDS for entry in differences) else 'place'
-    places = f'{kind} differs' if count == 1 else f'{kind}s differ'
-    shown = '; '.join(entry.text for entry in differences[:SHOWN])
-    more = f'; and {len(differences) - SHOWN} more' if len(differences) > SHOWN else ''
-    return f'{count} {places} from a fresh export: {shown}{more}'
+def first_lines(texts: Sequence[str], limit: int = SHOWN) -> str:
+    """Return the first texts in one line, and how many more there are."""
+    more = f'; and {len(texts) - limit} more' if len(texts) > limit else ''
+    return '; '.join(texts[:limit]) + more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +92,8 @@ class PreprocessingDifference:
     Attributes:
         sample: title of the picture, frame or sweep.
         name: of the value: 'tensor', or a key of its metadata, such as 'img_shape'.
-        got: what the rule in the file's metadata makes of the sample, in words.
-        expected: what the config's test pipeline makes of it, in words.
+        got: the value by the rule in the file's metadata, in words.
+        expected: the value by the config's test pipeline, in words.
     """
 
     sample: str
@@ -113,11 +116,11 @@ class PreprocessingResult:
 
     Attributes:
         samples: titles of the samples that were compared.
-        unit: what one sample is called: 'picture', 'frame' or 'sweep'.
+        unit: name of one sample: 'picture', 'frame' or 'sweep'.
         differences: every value that differs.
         note: how the pipeline was changed to the options of the file, e.g. 'at 608x608'.
         error: why the pipeline or the rule could not run at all.
-        source: what the samples are compared with, where a model has no test pipeline.
+        source: of the other side of the comparison.
     """
 
     samples: tuple[str, ...]
@@ -143,9 +146,8 @@ class PreprocessingResult:
         if not self.differences:
             plural = 's' if len(self.samples) > 1 else ''
             return f'equal to {pipeline} ({len(self.samples)} {self.unit}{plural})'
-        shown = '; '.join(difference.text for difference in self.differences[:SHOWN])
-        more = f'; and {len(self.differences) - SHOWN} more' if len(self.differences) > SHOWN else ''
-        return f'differs from {pipeline}: {shown}{more}'
+        texts = [difference.text for difference in self.differences]
+        return f'differs from {pipeline}: {first_lines(texts)}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +170,7 @@ class DetectionRow:
         broken: the results could not be compared at all.
         low: results of both sides below the score threshold, judged over the whole proof.
         low_alone: of those, without a partner within the bars.
-        ties: results of either side without a partner, as PyTorch's own where a suppression is rounded
+        ties: results of either side without a partner, as PyTorch's own if a suppression is rounded
             otherwise.
     """
 
@@ -289,7 +291,7 @@ class SequenceRow:
 
     @property
     def title(self) -> str:
-        """What people call the mode."""
+        """Name of the mode in tables."""
         return MODE_TITLES.get(self.mode, self.mode)
 
     @property
@@ -304,14 +306,14 @@ class Pair:
 
     Attributes:
         title: of the sample.
-        shown: what is drawn below the results: a picture (h, w, 3) uint8 BGR or those of all cameras
+        shown: the background of the results: a picture (h, w, 3) uint8 BGR or those of all cameras
             (N, h, w, 3), as the network saw them, before normalising; points (P, D) float32, x, y, z first,
             LiDAR frame; None where the results are dense maps.
         reference: PyTorch's: detections in pixels of the picture or in the LiDAR frame, or a map (C, H, W).
-        candidate: the other engine's.
-        engine: what people call that engine.
+        candidate: results of the engine.
+        engine: its name in titles.
         lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of the pictures of all cameras.
-        points: (P, D) float32 of the same moment, LiDAR frame, where `shown` is pictures.
+        points: (P, D) float32 of the same moment, LiDAR frame, if `shown` is pictures.
     """
 
     title: str

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.rows import TensorRow
 
 LARGEST_DIFFERENCE = 1e-3
-"""Of float32, relative to an output's largest value: other kernels sum in another order."""
+"""Tolerance of float32, relative to an output's largest value: other kernels sum in another order."""
 
 
 def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
@@ -70,8 +70,8 @@ def compare_outputs(
 
     Whole numbers of the engine may have another width than ONNX Runtime's.
     """
-    found = {name: array.astype(reference.get(name, array).dtype) for name, array in got.items()}
-    rows = compare_named(reference, found, LARGEST_DIFFERENCE, 'the ONNX file')
+    outputs = {name: array.astype(reference.get(name, array).dtype) for name, array in got.items()}
+    rows = compare_named(reference, outputs, LARGEST_DIFFERENCE, 'the ONNX file')
     return BARS.judge(rows) if half else rows
 
 

@@ -13,9 +13,9 @@ HISTOGRAM_DECADES = (-12, 0)
 
 
 class ArrayDistance:
-    """How far an array is from a reference of the same shape and kind of dtype, computed in float64.
+    """The distance of an array from a reference of the same shape and kind of dtype, computed in float64.
 
-    The same infinity, or NaN on both sides, is no difference; where one side alone is finite it is infinite.
+    The same infinity, or NaN on both sides, is no difference; if one side alone is finite it is infinite.
     Integers that differ do so by 1 at least, also where float64 cannot tell them apart, and texts by 1.
 
     Attributes:
@@ -76,7 +76,7 @@ def compare_tensors(
 ) -> list[TensorRow]:
     """Compare the outputs that the spec compares by value, column group by column group.
 
-    Nothing passes by being absent: a name that one side lacks, a name that the spec does not know, an empty
+    Nothing passes by being absent: a name that one side lacks, a name that the spec lacks, an empty
     tensor and columns that no group covers are failing rows. The reference is the unpatched model, the
     candidate the engine on trial.
 
@@ -98,20 +98,16 @@ def compare_tensors(
 def compare_named(
     reference: Mapping[str, Any], candidate: Mapping[str, Any], rtol: float, title: str = 'the model'
 ) -> list[TensorRow]:
-    """Compare outputs by name where no spec is at hand, floats relative to the output's largest value.
+    """Compare outputs by name without a spec, floats relative to the output's largest value.
 
     Integers, booleans and texts are equal or not. Of a sequence each tensor is a row of its own, 'name[0]'.
     """
     reference, candidate = without_sequences(reference), without_sequences(candidate)
-    outputs = tuple(
-        TensorSpec(name, array.dtype.name, array.shape, groups=(ColumnGroup(rtol=_rtol_of(array, rtol)),))
-        for name, array in reference.items()
-    )
-    return compare_tensors(reference, candidate, GraphSpec(title, (), outputs))
-
-
-def _rtol_of(array: np.ndarray, rtol: float) -> float:
-    return rtol if array.dtype.kind in 'fc' else 0.0
+    outputs = []
+    for name, array in reference.items():
+        group = ColumnGroup(rtol=rtol if array.dtype.kind in 'fc' else 0.0)
+        outputs.append(TensorSpec(name, array.dtype.name, array.shape, groups=(group,)))
+    return compare_tensors(reference, candidate, GraphSpec(title, (), tuple(outputs)))
 
 
 def without_sequences(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -166,7 +162,11 @@ def _compare_output(
             rows.append(failed_row(name, reason, reference))
         else:
             rows.append(_compare_group(name, group, reference, candidate))
-    if uncovered := _uncovered(groups, last_axis):
+    uncovered = []
+    if all(group.columns is not None for group in groups):
+        covered = {column for group in groups for column in group.columns}
+        uncovered = [column for column in range(last_axis) if column not in covered]
+    if uncovered:
         reason = f'columns {uncovered} belong to no column group of the spec, so nothing compares them'
         rows.append(failed_row(tensor.name, reason, reference))
     return rows
@@ -178,20 +178,20 @@ def without_ties(
     ties: Mapping[str, np.ndarray],
     rtol: float = DEFAULT_RTOL,
 ) -> dict[str, np.ndarray]:
-    """Return the outputs with the reference's value where a tie made one side zero and not the other.
+    """Return the outputs with the reference's value wherever a tie made one side zero and not the other.
 
     `ties` are the other values that zeros may have there, or NaN; see `ImageFamily.interchangeable_zeros`.
     The side that is not zero has to be as near to it as `rtol` times the largest reference value.
     """
-    result = dict(outputs)
-    for name, value in ties.items():
-        wanted, got = reference.get(name), outputs.get(name)
-        if wanted is not None and got is not None and got.shape == wanted.shape == value.shape:
-            one_zero = (wanted == 0) != (got == 0)
-            other = np.where(wanted == 0, got, wanted)
-            near = np.abs(other - value) <= rtol * np.abs(wanted).max(initial=0)
-            result[name] = np.where(one_zero & near, wanted, got)
-    return result
+    adjusted = dict(outputs)
+    for name, tie in ties.items():
+        expected, got = reference.get(name), outputs.get(name)
+        if expected is not None and got is not None and got.shape == expected.shape == tie.shape:
+            one_zero = (expected == 0) != (got == 0)
+            nonzero = np.where(expected == 0, got, expected)
+            near = np.abs(nonzero - tie) <= rtol * np.abs(expected).max(initial=0)
+            adjusted[name] = np.where(one_zero & near, expected, got)
+    return adjusted
 
 
 def _incomparable(reference: np.ndarray | None, candidate: np.ndarray | None) -> str:
@@ -207,13 +207,6 @@ def _incomparable(reference: np.ndarray | None, candidate: np.ndarray | None) ->
     if reference.size == 0:
         return f'empty ({shape_text(reference.shape)}): nothing was compared'
     return ''
-
-
-def _uncovered(groups: tuple[ColumnGroup, ...], last_axis: int) -> list[int]:
-    if any(group.columns is None for group in groups):
-        return []
-    covered = {column for group in groups for column in group.columns}
-    return [column for column in range(last_axis) if column not in covered]
 
 
 def _compare_group(name: str, group: ColumnGroup, reference: np.ndarray, candidate: np.ndarray) -> TensorRow:

@@ -1,4 +1,4 @@
-"""What a proof found, as plain data: the table, the JSON file and the report page are three views of it."""
+"""The result of a proof as plain data: the table, the JSON file and the report page are three views of it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Verdict:
         graphs: level 1, first of all: the graph of every file.
         structure: the other checks of level 1.
         preprocessing: samples prepared by the rule in the file and by the config's test pipeline, or
-            voxels by the rule and by the layer of the model; None where nothing was compared.
+            voxels by the rule and by the layer of the model; None if nothing was compared.
         cases: levels 2 and 3.
         model_classes: classes of the model that no installed library has: the user's, and ours.
-        differing_methods: methods of the model that are other ones than the graphs follow, so that inputs
+        differing_methods: methods of the model that differ from those that the graphs follow, so that inputs
             alone decide.
         trials: level 3 of exports of the post-processing with other limits.
         sequence: level 4; empty for models without a memory.
@@ -71,7 +71,7 @@ class Verdict:
     def title(self) -> str:
         """The claim: PROVEN, or what half precision can say instead; with NOT when it does not hold.
 
-        Where inputs alone decide about a graph it says so, and of how many.
+        If inputs alone decide about a graph, the claim names their number and the reason.
         """
         claim = 'PROVEN' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
         if not self.passed:
@@ -80,29 +80,29 @@ class Verdict:
 
     @property
     def by_inputs(self) -> str:
-        """Why inputs alone decide; '' where every graph is that of a fresh export of methods it follows."""
+        """Why inputs alone decide; '' if every graph is that of a fresh export of the methods it follows."""
         reasons = [graph.by_inputs for graph in self.graphs if graph.by_inputs]
         reasons += [f'{method.name} differs' for method in self.differing_methods[:SHOWN]]
-        if (more := len(self.differing_methods) - SHOWN) > 0:
-            reasons.append(f'{more} more methods differ')
+        if len(self.differing_methods) > SHOWN:
+            reasons.append(f'{len(self.differing_methods) - SHOWN} more methods differ')
         return ', '.join(dict.fromkeys(reasons))
 
     @property
     def inputs(self) -> int:
-        """How many inputs both engines were given: pictures, sweeps, voxels, or frames of a drive."""
+        """Number of inputs that both engines ran: pictures, sweeps, voxels, or frames of a drive."""
         return max([len(self.cases), *(row.frames for row in self.sequence)])
 
     @property
     def graph_text(self) -> str:
-        """What level 1 says of the graphs, in one line."""
+        """Level 1 of the graphs, in one line."""
         failed = [graph.text for graph in self.graphs if not graph.passed]
         if failed or len(self.graphs) == 1:
             return '; '.join(failed or [self.graphs[0].text])
         nodes = sum(graph.nodes for graph in self.graphs)
-        odd = [graph.text for graph in self.graphs if graph.by_inputs or graph.note]
+        remarks = [graph.text for graph in self.graphs if graph.by_inputs or graph.note]
         same = sum(graph.equal for graph in self.graphs)
-        found = f'{same} of {len(self.graphs)} graphs equal to fresh exports ({nodes:,} nodes)'
-        return '; '.join([found, *odd])
+        summary = f'{same} of {len(self.graphs)} graphs equal to fresh exports ({nodes:,} nodes)'
+        return '; '.join([summary, *remarks])
 
     @property
     def passed(self) -> bool:

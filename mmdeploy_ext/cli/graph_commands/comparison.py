@@ -12,7 +12,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
 from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.proving.inputs.user_samples import read_images
+from mmdeploy_ext.proving.inputs.samples import read_images
 
 if TYPE_CHECKING:
     import argparse

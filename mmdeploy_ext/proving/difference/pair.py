@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.graph.diff.program import Program
     from mmdeploy_ext.graph.diff.walk import Walk
-    from mmdeploy_ext.proving.difference.record import Record, Recorder
+    from mmdeploy_ext.proving.difference.record import Recorder
 
 SAMPLES = 48
-"""Values of a tensor that are looked at before all of them are."""
+"""Number of values of a tensor that are compared before all of them are."""
 ROUNDING = 1e-6
-"""What two engines differ by in one operator; a record this near is taken before one that is only similar."""
+"""Relative difference of two engines in one operator; a record this near comes before a similar one."""
 SIMILAR = 0.7
-"""Share of a tensor's length that the difference may have, when a pair of another module is guessed."""
+"""Largest length of the difference, relative to a tensor's length, if a pair of another module is guessed."""
 OPERATORS = {
     'Conv': ('convolution', 'native_batch_norm', 'cudnn_batch_norm'),
     'MatMul': ('part of addmm', 'mm', 'bmm', 'addmm'),
@@ -47,7 +47,7 @@ OPERATORS = {
     'ReduceMean': ('mean',),
     'ReduceSum': ('sum',),
 }
-"""ONNX operator -> PyTorch's that may stand for it; the others by their name."""
+"""ONNX operator -> PyTorch's operators that may be exported as it; the others have the same name."""
 SINGLE = {
     'Conv': ('convolution',),
     'ConvTranspose': ('convolution',),
@@ -55,21 +55,37 @@ SINGLE = {
     'InstanceNormalization': ('part of native_group_norm',),
     'LayerNormalization': ('native_layer_norm', 'part of native_group_norm'),
 }
-"""ONNX operators that PyTorch's graph has as one, if the module is the same."""
+"""ONNX operator -> the one operator of PyTorch that it is, if the module is the same."""
 SAME_VALUES = (
-    *('Reshape', 'Flatten', 'Squeeze', 'Unsqueeze', 'Identity', 'Cast', 'Expand', 'Tile', 'Slice', 'Concat'),
-    *('Gather', 'Split', 'Pad', 'Where', 'Clip', 'Relu', 'Max', 'Min'),
+    'Reshape',
+    'Flatten',
+    'Squeeze',
+    'Unsqueeze',
+    'Identity',
+    'Cast',
+    'Expand',
+    'Tile',
+    'Slice',
+    'Concat',
+    'Gather',
+    'Split',
+    'Pad',
+    'Where',
+    'Clip',
+    'Relu',
+    'Max',
+    'Min',
 )
-"""Operators that may give what they read, and PyTorch need not have a step for it."""
+"""Operators whose output may equal their input, and for which PyTorch need not have a step."""
 
 
 class Pairing:
-    """What PyTorch recorded, looked up for one graph.
+    """The records of PyTorch, looked up for one graph.
 
     Attributes:
-        recorder: what ran.
+        recorder: of the run.
         records: its records.
-        rtol: values are the same that differ by less, relative to the largest.
+        rtol: largest difference of equal values, relative to the largest value.
         modules: paths of all modules that ran.
     """
 
@@ -83,8 +99,8 @@ class Pairing:
         for index, record in enumerate(recorder.records):
             groups[_group(record.value)].append(index)
         self._groups = {
-            key: (np.array(found), np.stack([_sample(recorder.records[index].value) for index in found]))
-            for key, found in groups.items()
+            key: (np.array(indices), np.stack([_sample(recorder.records[index].value) for index in indices]))
+            for key, indices in groups.items()
         }
         self._owners: dict[tuple[int, float], str] = {}
         for name, array in weights.items():
@@ -118,10 +134,10 @@ class Pairing:
         return ''
 
     def lookup(self, walk: Walk, tensor: str, position: int, value: np.ndarray) -> ReferenceTensor | None:
-        """Find a record with the values of a tensor; one of the node's module is taken first.
+        """Return a record with the values of a tensor; one of the node's module comes first.
 
-        A node that computes gives something later than what it reads: a transposition that does nothing
-        is not taken for what PyTorch had before its own.
+        The record of a node that computes is later than those of its inputs: a transposition that does
+        nothing is not taken for the tensor that PyTorch had before its own.
         """
         program = walk.program
         if value.size == 0 or (tensor in program.static and value.dtype.kind != 'f'):
@@ -132,10 +148,10 @@ class Pairing:
         if not errors:
             return None
         nearest = max(ROUNDING, min(errors.values()))  # a clamp at 1e-5 is not taken for what it clamps
-        found = [index for index, error in errors.items() if error <= nearest]
-        module = self.module_path(program, position) if len(found) > 1 else ''
-        same = [index for index in found if self.records[index].module == module]
-        return self.reference((same or found)[0], 'value')
+        candidates = [index for index, error in errors.items() if error <= nearest]
+        module = self.module_path(program, position) if len(candidates) > 1 else ''
+        same_module = [index for index in candidates if self.records[index].module == module]
+        return self.reference((same_module or candidates)[0], 'value')
 
     def _equal(self, value: np.ndarray) -> dict[int, float]:
         """Return record -> relative error of those that have these values, in the order of execution."""
@@ -155,21 +171,23 @@ class Pairing:
         return {index: error for index, error in errors.items() if error <= self.rtol}
 
     def by_place(self, walk: Walk, segment: Sequence[str]) -> dict[str, ReferenceTensor]:
-        """Return what the first tensor that can be paired by its place should have been.
+        """Return the reference of the first tensor that can be paired by its place.
 
         The tensors of the segment are in topological order, and have no references in the walk.
         """
         claimed = _claimed(walk)
-        places = ((tensor, self._place(walk, tensor, claimed)) for tensor in segment)
-        found = next((pair for pair in places if pair[1] is not None), None)
-        return {} if found is None else {found[0]: self.reference(found[1], 'order')}
+        for tensor in segment:
+            index = self._place(walk, tensor, claimed)
+            if index is not None:
+                return {tensor: self.reference(index, 'order')}
+        return {}
 
     def by_module(self, walk: Walk) -> dict[str, ReferenceTensor]:
-        """Return references of nodes that PyTorch has as one operator, in a module that is known.
+        """Return references of nodes that are one operator of PyTorch, by their module.
 
-        Their values are in no record, and yet what follows is right: an error that a later norm removes.
+        Their values are in no record, and yet later tensors are right: an error that a later norm removes.
         """
-        claimed, found = _claimed(walk), {}
+        claimed, references = _claimed(walk), {}
         for tensor, row in walk.rows.items():
             operators = SINGLE.get(walk.program.index.nodes[row.position].op_type)
             value = walk.good.get(tensor)
@@ -178,15 +196,16 @@ class Pairing:
             module, before = self.module_path(walk.program, row.position), walk.latest_input(row.position)
             for index in range(before + 1, len(self.records)):
                 record = self.records[index]
-                own = index not in claimed and record.operator in operators and record.module == module
-                if own and _distance(value, record.value) < SIMILAR:
-                    found[tensor] = self.reference(index, 'module')
+                if index in claimed or record.operator not in operators or record.module != module:
+                    continue
+                if _distance(value, record.value) < SIMILAR:
+                    references[tensor] = self.reference(index, 'module')
                     claimed.add(index)
                     break
-        return found
+        return references
 
     def _place(self, walk: Walk, tensor: str, claimed: set[int]) -> int | None:
-        """Return the record that stands where a tensor does: its operator, after its inputs, most alike."""
+        """Return the record in the place of a tensor: of its operator, after its inputs, and most alike."""
         row = walk.rows[tensor]
         node = walk.program.index.nodes[row.position]
         value, module = walk.good.get(tensor), self.module_path(walk.program, row.position)
@@ -197,10 +216,11 @@ class Pairing:
                 continue
             if value is not None and _group(value)[0] != _group(record.value)[0]:
                 continue  # the indices of a top-k are not its values
-            here = bool(module) and _made_in(record, module)
+            calls = (name for name in record.outputs_of if name.startswith(f'{module} ('))
+            in_module = bool(module) and (record.module == module or any(calls))
             distance = _distance(value, record.value)
-            if here or not distance > SIMILAR:  # NaN where a mask is infinite: its place alone tells
-                ranks.append((not here, distance, index))
+            if in_module or not distance > SIMILAR:  # NaN if a mask is infinite: its place alone tells
+                ranks.append((not in_module, distance, index))
         return min(ranks)[2] if ranks else None
 
 
@@ -208,12 +228,8 @@ def _claimed(walk: Walk) -> set[int]:
     return {row.reference.record for row in walk.rows.values() if row.reference is not None}
 
 
-def _made_in(record: Record, module: str) -> bool:
-    return record.module == module or any(name.startswith(f'{module} (') for name in record.outputs_of)
-
-
 def stands_for(operator: str, op_type: str) -> bool:
-    """Return whether an operator of PyTorch may be what a node was exported from."""
+    """Return whether a node may have been exported from an operator of PyTorch."""
     if op_type in OPERATORS:
         return operator in OPERATORS[op_type]
     if op_type == 'Resize':
@@ -221,13 +237,13 @@ def stands_for(operator: str, op_type: str) -> bool:
     return op_type.lower() in operator.replace('_', '')
 
 
-def _distance(value: np.ndarray | None, other: np.ndarray) -> float:
-    """Return |value - other| / |other|; a large number when they cannot be compared."""
-    if value is None or value.size != other.size or not is_informative(value):
+def _distance(value: np.ndarray | None, reference: np.ndarray) -> float:
+    """Return |value - reference| / |reference|; a large number if they cannot be compared."""
+    if value is None or value.size != reference.size or not is_informative(value):
         return 1e3
-    left, right = value.reshape(-1).astype(np.float64), other.reshape(-1).astype(np.float64)
-    length = float(np.linalg.norm(right))
-    return float(np.linalg.norm(left - right)) / length if length else 1e3
+    value, reference = value.reshape(-1).astype(np.float64), reference.reshape(-1).astype(np.float64)
+    length = float(np.linalg.norm(reference))
+    return float(np.linalg.norm(value - reference)) / length if length else 1e3
 
 
 def _group(value: np.ndarray) -> tuple[str, int]:

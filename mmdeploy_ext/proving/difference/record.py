@@ -1,7 +1,7 @@
-"""What PyTorch computes, operator by operator: every module's output, every tap, every tensor in between.
+"""Records of what PyTorch computes: every module's output, every tap, every tensor in between.
 
-Hooks on all modules say where PyTorch is, a dispatch mode sees the operators that run there. Tensors are
-copied as they are made, since later operators may write into them.
+Hooks on all modules say which module runs, a dispatch mode sees its operators. Tensors are copied as they are
+made, since later operators may write into them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,20 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.stages import Stage
 
-NOT_KEPT = (
-    *('detach', 'alias', 'view', '_unsafe_view', 'unsqueeze', 'squeeze', 'lift_fresh', '_reshape_alias'),
-    *('expand', 't'),
+NOT_COPIED = (
+    'detach',
+    'alias',
+    'view',
+    '_unsafe_view',
+    'unsqueeze',
+    'squeeze',
+    'lift_fresh',
+    '_reshape_alias',
+    'expand',
+    't',
 )
-"""Operators that give the values they read, in the same order, are not copied again; nor are expansions,
-which may be far larger than what they read where ONNX broadcasts, and `t`, which turns weights."""
+"""Operators whose outputs are not copied: they have the values of their inputs in the same order, or are
+expansions, which may be far larger than their inputs and which ONNX broadcasts, or turn weights (`t`)."""
 
 
 @dataclasses.dataclass
@@ -40,8 +48,8 @@ class Record:
         value: a copy.
         operator: that made it, without its overload, e.g. 'convolution'.
         module: path of the innermost module that ran, below the exported wrapper; '' outside of all.
-        names: taps and names of the graph's tensors that it has.
-        outputs_of: modules that gave it, innermost first, and which call of theirs, e.g.
+        names: its names as a tap and as a tensor of the graph.
+        outputs_of: modules whose output it is, innermost first, and the number of the call, e.g.
             'bbox_head.atss_cls (call 2)'.
     """
 
@@ -53,17 +61,20 @@ class Record:
 
     @property
     def label(self) -> str:
-        """Its name for display."""
-        what = self.outputs_of[0] if self.outputs_of else self.module
-        return f'{self.names[0]}: {what}' if self.names and what else (self.names or [what])[0]
+        """The name for display."""
+        source = self.outputs_of[0] if self.outputs_of else self.module
+        if not self.names:
+            return source
+        return f'{self.names[0]}: {source}' if source else self.names[0]
 
 
 class Recorder(TorchDispatchMode):
-    """Copies what operators give while it is active.
+    """Copies the outputs of operators while it is active.
 
     Attributes:
         records: in the order of execution.
-        calls: module path -> indices of the records that its calls gave, in order.
+        calls: module path -> indices of the records of its calls' outputs, in order.
+        stack: paths of the modules that run, the innermost last.
     """
 
     def __init__(self) -> None:
@@ -81,7 +92,7 @@ class Recorder(TorchDispatchMode):
         """Run an operator and copy its outputs."""
         result = func(*args, **(kwargs or {}))
         operator = func.overloadpacket.__name__.rstrip('_') or func.overloadpacket.__name__
-        if not self._paused and operator not in NOT_KEPT:
+        if not self._paused and operator not in NOT_COPIED:
             self._keep_parts(operator, args)  # first: what is made of them is looked for behind them
             for tensor in _tensors(result):
                 self._keep(tensor, operator)
@@ -97,7 +108,7 @@ class Recorder(TorchDispatchMode):
         return len(self.records) - 1
 
     def _keep_parts(self, operator: str, args: Sequence[Any]) -> None:
-        """Keep what exporters write out: a product before its bias, a norm before its scale."""
+        """Record tensors that exporters write out: a product before its bias, a norm before its scale."""
         if operator not in PARTS:
             return
         self._paused = True
@@ -109,22 +120,22 @@ class Recorder(TorchDispatchMode):
             self._keep(tensor, f'part of {operator}')
 
     def name(self, name: str, tensor: torch.Tensor) -> None:
-        """Give a tensor, and whatever was recorded of it, a name."""
+        """Give the record of a tensor a name."""
         index = self._find(tensor)
         if self.records[index].value.shape != tensor.shape:
             index = self._keep(tensor, 'view')
         self.records[index].names.append(name)
 
-    def left(self, path: str, outputs: Any) -> None:
-        """Note what a call of a module gave, which ends with it."""
-        found = [self._find(leaf) for leaf in _tensors(outputs)]
+    def leave(self, path: str, outputs: Any) -> None:
+        """Record the outputs of a call of a module, which ends."""
+        indices = [self._find(leaf) for leaf in _tensors(outputs)]
         self.stack.pop()
-        self.calls[path].extend(found)
-        for index in found:
+        self.calls[path].extend(indices)
+        for index in indices:
             self.records[index].outputs_of.append(f'{path} (call {len(self.calls[path])})')
 
     def _find(self, tensor: torch.Tensor) -> int:
-        """Return the record of a tensor, a new one where it is not known (or was written into since)."""
+        """Return the record of a tensor, a new one if there is none or the tensor has changed since."""
         index = self._at.get(tensor.data_ptr())
         if index is not None and self.records[index].value.size == tensor.numel():
             return index
@@ -152,13 +163,18 @@ PARTS: dict[str, Callable[..., list[torch.Tensor]]] = {
     'native_group_norm': _group_norm,
     'native_layer_norm': _layer_norm,
 }
-"""Operator -> what lies inside it."""
+"""Operator -> returns the tensors inside it, by its arguments."""
 
 
 def record_stages(stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor]) -> Recorder:
     """Run the modules that a graph is made of, in order, under observation.
 
-    The outputs of the stages and all taps have their names in what is returned; inputs are given by theirs.
+    Args:
+        stages: the modules.
+        inputs: by name.
+
+    Returns:
+        The records, in which outputs of the stages and all taps have their names.
     """
     recorder, tensors = Recorder(), dict(inputs)
     with torch.no_grad(), collect_taps() as taps:
@@ -182,11 +198,11 @@ def _watched(module: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
         hooks.callback(recorder.stack.clear)
         for path, inner in module.named_modules():
             if path:
-                at = plain_path(path)
-                enter = inner.register_forward_pre_hook(lambda *_, at=at: recorder.stack.append(at))
+                name = plain_path(path)
+                enter = inner.register_forward_pre_hook(lambda *_, name=name: recorder.stack.append(name))
                 leave = inner.register_forward_hook(
-                    lambda _module, _args, outputs, at=at: recorder.left(at, outputs), always_call=True
+                    lambda _module, _args, outputs, name=name: recorder.leave(name, outputs), always_call=True
                 )
-                for handle in (enter, leave):
-                    hooks.enter_context(handle)
+                hooks.enter_context(enter)
+                hooks.enter_context(leave)
         yield

@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 BOXES = np.array([[1.0, 1.0, 9.0, 9.0]], np.float32)
 """Proposals (K, 4) of `LoadProposals`, which data sets give and files have not; they change no picture."""
 IMAGE_STEPS = ('Resize', 'RandomFlip', 'RandomCenterCropPad', 'Normalize', 'Pad')
-"""Steps that a new one is put after; what follows them makes a tensor."""
+"""Steps that a new one is put after; the steps behind them make a tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PipelinePicture:
-    """What the pipeline gives for one picture.
+    """One picture as the pipeline prepares it.
 
     Attributes:
         tensor: (3, H, W) float32.
-        metas: of mmdet's `Collect`, such as `img_shape` (h, w, 3); those that the config collects.
+        metas: the values that mmdet's `Collect` collects, such as `img_shape` (h, w, 3).
     """
 
     tensor: np.ndarray
@@ -46,7 +46,7 @@ class ConfigPipeline:
     """The test pipeline of a config, with what the export of a file changed about it.
 
     Attributes:
-        edges: height that a narrow portrait is resized to, and width of a wide landscape, pixels; None where
+        edges: height that a narrow portrait is resized to, and width of a wide landscape, pixels; None if
             pictures keep their size.
     """
 
@@ -68,11 +68,14 @@ class ConfigPipeline:
         """
         from mmdet.datasets.pipelines import Compose
 
-        steps = [_as_dict(step) for step in test_steps(cfg)]
+        steps = [copy.deepcopy(dict(step)) for step in test_steps(cfg)]
         for step in steps:
             if step.get('type') == 'LoadImageFromWebcam':
                 step['type'] = 'LoadImageFromFile'
-        self.edges = size or _edges(steps)
+        self.edges = size
+        if size is None and (scale := next(_scales(steps), None)):
+            edge = int(max(scale[0] if isinstance(scale, list) else scale))
+            self.edges = edge, edge
         if normalisation:
             _normalise_with(steps, normalisation)
         if size is not None:
@@ -87,12 +90,20 @@ class ConfigPipeline:
             ValueError: the pipeline makes several pictures of it, as test-time augmentation does.
             Exception: whatever a step raises.
         """
+        from mmcv.parallel import DataContainer
+
         results = dict(img_info=dict(filename=str(path)), img_prefix=None, proposals=BOXES.copy())
         results |= {f'{kind}_fields': [] for kind in ('bbox', 'mask', 'seg')}
         with _without_warnings():
             data = self.compose(results)
-        tensor, metas = (_single(data[key]) for key in ('img', 'img_metas'))
-        return PipelinePicture(np.asarray(tensor, np.float32), metas)
+        values = [data['img'], data['img_metas']]
+        for index, value in enumerate(values):
+            if isinstance(value, list):
+                if len(value) != 1:
+                    raise ValueError(f'the pipeline makes {len(value)} pictures of one, expected 1')
+                value = value[0]
+            values[index] = value.data if isinstance(value, DataContainer) else value
+        return PipelinePicture(np.asarray(values[0], np.float32), values[1])
 
 
 def test_steps(cfg: Any) -> Sequence[Any]:
@@ -116,11 +127,6 @@ def normalised(steps: Sequence[Step]) -> bool:
     return any(step.get('type') == 'Normalize' for step in _all_dicts(steps))
 
 
-def _as_dict(step: Any) -> dict[str, Any]:
-    """Return a copy of the dict of a step that can be changed."""
-    return copy.deepcopy(dict(step))
-
-
 def _all_dicts(steps: Sequence[Step]) -> Iterator[dict[str, Any]]:
     """Yield the dicts of all steps, those inside MultiScaleFlipAug too."""
     for step in steps:
@@ -129,13 +135,9 @@ def _all_dicts(steps: Sequence[Step]) -> Iterator[dict[str, Any]]:
             yield from _all_dicts(step.get('transforms', ()))
 
 
-def _edges(steps: Sequence[Step]) -> tuple[int, int] | None:
-    """Return the longer edge of the scale that pictures are resized to, twice; None without a scale."""
-    for step in _all_dicts(steps):
-        if scale := step.get('img_scale'):
-            edge = int(max(scale[0] if isinstance(scale, list) else scale))
-            return edge, edge
-    return None
+def _scales(steps: Sequence[Step]) -> Iterator[Any]:
+    """Yield the scales that pictures are resized to: (long edge, short edge), or a list of such pairs."""
+    return (step['img_scale'] for step in _all_dicts(steps) if step.get('img_scale'))
 
 
 def _image_steps(steps: list[Step]) -> list[Step]:
@@ -145,7 +147,7 @@ def _image_steps(steps: list[Step]) -> list[Step]:
 
 
 def _insert_after(steps: list[Step], new: Step, kinds: Sequence[str]) -> None:
-    """Put a step behind the last one of some types, and of those that load; first where there is none."""
+    """Put a step behind the last one of some types, and of those that load; first if there is none."""
     places = [
         index
         for index, step in enumerate(steps)
@@ -231,20 +233,9 @@ class PadAround:
         return results
 
 
-def _single(value: Any) -> Any:
-    """Return the content of a value of a pipeline: of mmcv's container, and of the list of one picture."""
-    from mmcv.parallel import DataContainer
-
-    if isinstance(value, list):
-        if len(value) != 1:
-            raise ValueError(f'the pipeline makes {len(value)} pictures of one, expected 1')
-        value = value[0]
-    return value.data if isinstance(value, DataContainer) else value
-
-
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Keep quiet about options that mmdet deprecates: they are the config's, not of the proof."""
+    """Hide warnings of options that mmdet deprecates: they are the config's, not of the proof."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield

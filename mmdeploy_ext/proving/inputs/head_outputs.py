@@ -1,4 +1,4 @@
-"""What synthetic outputs of a head are made of: scores about thresholds, headings about the ends of a turn.
+"""Parts of synthetic outputs of a head: scores about thresholds, headings about the ends of a turn.
 
 Values are distinct and away from what rounding decides, so that both engines have to give the same boxes.
 """
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 FROM_WRAP = (1e-3, 2e-3, 4e-3, 6e-3)
-"""Radians that headings are before and behind the end of a turn."""
+"""Radians between headings and the end of a turn, before it and behind it."""
 SHARES = (0.004, 0.01, 0.03, 0.1)
-"""Of a threshold: how far scores are below it and above it."""
+"""Distances of scores below and above a threshold, relative to it."""
 HIGH = 0.5, 0.95
-"""Scores that no threshold of a model takes away."""
+"""Range of scores that pass every threshold of a model."""
 
 
 def headings(count: int, rng: np.random.Generator, ends: Sequence[float] = (np.pi,)) -> np.ndarray:
@@ -26,8 +26,8 @@ def headings(count: int, rng: np.random.Generator, ends: Sequence[float] = (np.p
 
 def scores_about(thresholds: Sequence[float], count: int, rng: np.random.Generator) -> np.ndarray:
     """Return distinct scores (count,) below and above each threshold, which is in 0..1."""
-    known = [value for value in thresholds if 0 < value < 1] or [0.1]
-    about = [value * (1 + sign * share) for value in known for share in SHARES for sign in (-1, 1)]
+    inner = [value for value in thresholds if 0 < value < 1] or [0.1]
+    about = [value * (1 + sign * share) for value in inner for share in SHARES for sign in (-1, 1)]
     rest = np.linspace(*HIGH, max(count - len(about), 1))
     return rng.permutation(np.clip([*about, *rest], 1e-4, 0.99)[:count])
 

@@ -1,9 +1,9 @@
-"""The inputs of a proof: the traced one, and what sets off faults that the traced one does not.
+"""The inputs of a proof: the traced one, and inputs that show faults which the traced one does not.
 
-Of a dynamic file: batches of 1, 2 and 3; landscape, portrait, wide and tall inputs, see `sizes.py`; every
-picture that the user gives, at the size that the config's rule gives it. Of every file: a dark and a bright
-picture, one of one colour, and optional inputs left out, each alone and all together. One input sets off
-several things.
+A dynamic file gets batches of 1, 2 and 3; landscape, portrait, wide and tall inputs, see `sizes.py`; every
+picture of the user, at the size that the config's rule makes of it. Every file gets a dark and a bright
+picture, one of one colour, and optional inputs left out, each alone and all together. One input shows several
+faults.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Picture = tuple[str, np.ndarray]
 """Title, (h, w, 3) uint8 BGR."""
 BATCHES = (1, 2, 3)
-"""Of a file with a dynamic batch: faults of batches begin at 2, and where pairs are meant at 3."""
+"""Batches of a file with a dynamic batch: faults of batches begin at 2, and those of pairs at 3."""
 
 PLAIN = dict(grey=128, black=0, white=255)
 """Title of a picture of one colour -> the value of all its pixels; the likeliest to show nothing first."""
@@ -48,12 +48,12 @@ class ProofInput:
     """One input of the proof.
 
     Attributes:
-        name: what it sets off, for the table.
+        name: the condition that it tests, for the table.
         images: prepared images of one size, one per batch entry.
         sources: the images before normalising, as the network sees them, and their titles.
         traced: whether the exporter saw exactly this.
-        rescale: feed `scale_factor` too, so that boxes are in pixels of the original. The first other image
-            does: width and height of a square input would tell nothing of their order.
+        rescale: feed `scale_factor` too, so that boxes are in pixels of the original. The first input after
+            the traced one does: width and height of a square input would tell nothing of their order.
         left_out: optional inputs that are not fed; the results are those of their defaults.
     """
 
@@ -65,24 +65,13 @@ class ProofInput:
     left_out: tuple[str, ...] = ()
 
 
-def proof_inputs(
-    deployment: Deployment,
-    options: Options,
-    images: Sequence[Picture],
-    by_pipeline: Sequence[PreparedImage] = (),
-) -> list[ProofInput]:
-    """Return the inputs of a proof, the traced one first, of which the first picture is made.
+def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Picture]) -> list[ProofInput]:
+    """Return the inputs of a proof, the traced one first, which is made of the first picture.
 
-    A mirrored one is added when it is alone. Where all have one size the second is cut: a graph that knows
+    A mirrored picture is added to a single one. If all have one size the second is cut: a graph that knows
     only that size would pass.
-
-    Args:
-        deployment: the model.
-        options: of the export.
-        images: pictures to prove it on.
-        by_pipeline: the same pictures as the config's test pipeline prepares them; none takes the rule.
     """
-    given = list(images)
+    user_pictures = list(images)
     if len(images) == 1:
         images = [*images, (f'{images[0][0]} (mirrored)', other_view(images[0][1]))]
     if len({picture.shape for _, picture in images}) == 1:
@@ -90,8 +79,14 @@ def proof_inputs(
         images = [images[0], (titled(title, 'cut'), cut(picture)), *images[2:]]
     maker = _Inputs(deployment, options, list(images))
     cases = [maker.traced(), *maker.batches()]
-    cases += [*maker.by_rule(given, by_pipeline), *maker.of_sizes()] if options.dynamic else maker.others()
-    return [*maker.optional_left_out(cases), *maker.larger()]
+    if options.dynamic:
+        cases += [*maker.by_rule(user_pictures), *maker.of_sizes()]
+    else:
+        cases += maker.of_one_size()
+    cases = maker.optional_left_out(cases)
+    if options.dynamic and maker.sizes.larger:  # than the traced one in both directions
+        cases.append(maker.fixed('other size, batch 2', [images[1], images[0]], maker.sizes.larger))
+    return cases
 
 
 def more_inputs(deployment: Deployment, options: Options, picture: Picture) -> list[ProofInput]:
@@ -104,13 +99,11 @@ def more_inputs(deployment: Deployment, options: Options, picture: Picture) -> l
 
 def plain_inputs(deployment: Deployment, options: Options) -> list[ProofInput]:
     """Return pictures of one colour at the traced size: a detector finds nothing in most of them."""
-    maker, size = _Inputs(deployment, options, []), (options.height, options.width)
-    return [
-        maker.fixed(
-            'plain picture, nothing found', [(title, np.full((*size, 3), value, np.uint8))] * options.batch
-        )
-        for title, value in PLAIN.items()
-    ]
+    maker, size, inputs = _Inputs(deployment, options, []), (options.height, options.width), []
+    for title, value in PLAIN.items():
+        picture = title, np.full((*size, 3), value, np.uint8)
+        inputs.append(maker.fixed('plain picture, nothing found', [picture] * options.batch))
+    return inputs
 
 
 def zoomed_input(
@@ -119,8 +112,8 @@ def zoomed_input(
     """Return the part of a picture in a box as an input of the traced size, which the box fills."""
     title, image_bgr = picture
     view = zoomed(image_bgr, box_xyxy, (options.height, options.width))
-    chosen = [(titled(title, 'zoomed'), view)] * options.batch
-    return _Inputs(deployment, options, []).fixed('zoomed, an object fills it', chosen)
+    pictures = [(titled(title, 'zoomed'), view)] * options.batch
+    return _Inputs(deployment, options, []).fixed('zoomed, an object fills it', pictures)
 
 
 def with_plain_picture(deployment: Deployment, case: ProofInput, plain: ProofInput) -> ProofInput:
@@ -139,7 +132,14 @@ def with_plain_picture(deployment: Deployment, case: ProofInput, plain: ProofInp
 
 
 class _Inputs:
-    """Makes the inputs of one file."""
+    """Makes the inputs of one file.
+
+    Attributes:
+        images: the pictures.
+        size: (H, W) of the traced input, pixels.
+        sizes: other sizes of a dynamic file, else None.
+        optional: names of the optional inputs.
+    """
 
     def __init__(self, deployment: Deployment, options: Options, images: list[Picture]) -> None:
         self.deployment, self.options, self.images = deployment, options, images
@@ -151,43 +151,45 @@ class _Inputs:
     def fixed(
         self,
         name: str,
-        chosen: Sequence[Picture],
+        pictures: Sequence[Picture],
         size: tuple[int, int] | None = None,
         *,
         traced: bool = False,
         rescale: bool = True,
     ) -> ProofInput:
-        """Return pictures as one batch of a size, by default the traced one; neighbours differ in theirs.
+        """Return pictures as one batch of a size, by default the traced one.
 
-        Otherwise a graph that takes the sizes of the first image for all would give the same results.
+        Neighbours differ in their own sizes. Otherwise a graph that takes the sizes of the first image for
+        all would give the same results.
         """
         batches, size = self.deployment.family.batches, size or self.size
-        prepared = self._prepare(chosen, size)
+        prepared = self._prepare(pictures, size)
         if len(batches(prepared)) > 1:  # these cannot go together: views of the first can
-            title, picture = chosen[0]
-            views = (chosen[0], (titled(title, 'mirrored'), other_view(picture)))
-            chosen = [views[index % 2] for index in range(len(chosen))]
-            prepared = self._prepare(chosen, size)
-        if not traced and len({picture.shape for _, picture in chosen}) == 1 < len(chosen):
+            title, picture = pictures[0]
+            views = (pictures[0], (titled(title, 'mirrored'), other_view(picture)))
+            pictures = [views[index % 2] for index in range(len(pictures))]
+            prepared = self._prepare(pictures, size)
+        if not traced and len({picture.shape for _, picture in pictures}) == 1 < len(pictures):
             varied = [
                 (titled(title, 'cut'), cut(picture, index)) if index else (title, picture)
-                for index, (title, picture) in enumerate(chosen)
+                for index, (title, picture) in enumerate(pictures)
             ]
-            if len(batches(self._prepare(varied, size))) == 1:
-                chosen, prepared = varied, self._prepare(varied, size)
+            varied_images = self._prepare(varied, size)
+            if len(batches(varied_images)) == 1:
+                pictures, prepared = varied, varied_images
             else:  # masks of one batch have one size: the content of the input is smaller
                 prepared = tuple(
                     self._smaller(picture, size, index) if index else prepared[index]
-                    for index, (_, picture) in enumerate(chosen)
+                    for index, (_, picture) in enumerate(pictures)
                 )
-        return ProofInput(name, prepared, tuple(chosen), traced, rescale)
+        return ProofInput(name, prepared, tuple(pictures), traced, rescale)
 
     def _prepare(self, pictures: Sequence[Picture], size: tuple[int, int]) -> tuple[PreparedImage, ...]:
         rule = self.deployment.rule
         return tuple(deploy.prepare_fixed(rule, picture, *size) for _, picture in pictures)
 
     def _smaller(self, image_bgr: np.ndarray, size: tuple[int, int], place: int) -> PreparedImage:
-        """Return an image whose content takes a part of the input, another one at each place of a batch."""
+        """Return an image whose content takes a part of the input, another part at each place of a batch."""
         rule, inner = self.deployment.rule, part_of(size, place)
         small = dataclasses.replace(rule, size=inner).apply(image_bgr)
         tensor = np.empty((len(small.tensor), *size), np.float32)
@@ -196,9 +198,9 @@ class _Inputs:
         return dataclasses.replace(small, tensor=tensor)
 
     def traced(self) -> ProofInput:
-        """Return what the exporter saw."""
-        chosen = [self.images[0]] * self.options.batch
-        return self.fixed('traced input', chosen, traced=True, rescale=False)
+        """Return the input that the exporter saw."""
+        pictures = [self.images[0]] * self.options.batch
+        return self.fixed('traced input', pictures, traced=True, rescale=False)
 
     def batches(self) -> list[ProofInput]:
         """Return the traced size with other images in each place of the batch, and other batches."""
@@ -207,13 +209,13 @@ class _Inputs:
         if batch > 1:
             pictures = [self.images[index % count] for index in range(batch)]
             cases.append(self.fixed(f'batch of {batch} images', pictures))
-        for other in BATCHES if self.options.get('dynamic_batch') else ():
-            if other != batch:
-                pictures = [self.images[index % count] for index in range(1, other + 1)]
-                cases.append(self.fixed(f'batch of {other}', pictures))
+        for size in BATCHES if self.options.get('dynamic_batch') else ():
+            if size != batch:
+                pictures = [self.images[index % count] for index in range(1, size + 1)]
+                cases.append(self.fixed(f'batch of {size}', pictures))
         return cases
 
-    def others(self) -> list[ProofInput]:
+    def of_one_size(self) -> list[ProofInput]:
         """Return other pictures at the one size of a fixed file: content of a portrait, dark, bright."""
         (title, picture), height, batch = self.images[0], self.size[0], self.options.batch
         portrait = filling(picture, (height, height * 2 // 3))
@@ -227,11 +229,11 @@ class _Inputs:
             ),
         ]
 
-    def by_rule(self, given: Sequence[Picture], by_pipeline: Sequence[PreparedImage]) -> list[ProofInput]:
-        """Return every picture that was given at the size that the config's rule gives it."""
+    def by_rule(self, pictures: Sequence[Picture]) -> list[ProofInput]:
+        """Return every picture of the user at the size that the config's rule makes of it."""
         rule, cases = deploy.rule_of(self.deployment, self.options), []
-        for index, (title, picture) in enumerate(given):
-            image = by_pipeline[index] if by_pipeline else rule.apply(picture)
+        for index, (title, picture) in enumerate(pictures):
+            image = rule.apply(picture)
             size = image.tensor.shape[1:]
             if not fits(self.deployment, self.options, size):
                 cases.append(self.fixed('other image', [(title, picture)]))
@@ -240,7 +242,7 @@ class _Inputs:
         return cases
 
     def of_sizes(self) -> list[ProofInput]:
-        """Return inputs of other sizes, each with what else it sets off."""
+        """Return inputs of other sizes, each with a further condition."""
         sizes, (first, second) = self.sizes, self.images[:2]
         title, picture = first
 
@@ -263,21 +265,17 @@ class _Inputs:
     def optional_left_out(self, cases: list[ProofInput]) -> list[ProofInput]:
         """Return the inputs, with all optional inputs of the graph left out of one, and each out of another.
 
-        These are the last ones before the unaligned: any input does, of a size whose masks have its size.
+        Any input does, of a size whose masks have its size; these are the last ones before the unaligned.
         """
+        if not self.optional:
+            return cases
         alone = [(name,) for name in self.optional] if len(self.optional) > 1 else []
         hosts = ('dark', 'bright', 'H > 2W', 'portrait in the input')
         places = [index for name in hosts for index, case in enumerate(cases) if case.name == name]
-        for index, names in zip(places, [self.optional, *alone] if self.optional else (), strict=False):
+        for index, names in zip(places, [self.optional, *alone], strict=False):
             name = f'{cases[index].name}, without {" and ".join(names)}'
             cases[index] = dataclasses.replace(cases[index], name=name, rescale=True, left_out=names)
         return cases
-
-    def larger(self) -> list[ProofInput]:
-        """Return two images of a size that is larger than the traced one in both directions."""
-        if not self.options.dynamic or not self.sizes.larger:
-            return []
-        return [self.fixed('other size, batch 2', [self.images[1], self.images[0]], self.sizes.larger)]
 
     def _unaligned(self, image: Picture, size: tuple[int, int], step: int) -> ProofInput:
         """Stretch an image to a size that is no multiple of 32, then pad it to one of `step`."""

@@ -12,30 +12,31 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PORTRAIT_HEIGHT, LARGEST_HEIGHT = 512, 1024
-"""Pixels: of the generated portrait; more where half a pixel asks for it, but not more than the second."""
+"""Height of the generated portrait, pixels, and its upper bound where half a pixel needs a larger one."""
 LANDSCAPE_WIDTH, LANDSCAPE_HEIGHT = 307, 151
-"""Pixels: of the generated landscape; the height is the largest."""
+"""Size of the generated landscape, pixels; the height is an upper bound."""
 ORIENTATION, TURNED = 0x0112, 6
 """EXIF's tag of the orientation; its value for a picture that is stored turned to the left."""
 PORTRAIT_NAME, LANDSCAPE_NAME = 'generated portrait.jpg', 'generated landscape.png'
 
 
 def sample_files(
-    given: Sequence[str | Path], picture: np.ndarray, edges: tuple[int, int] | None, folder: Path
+    paths: Sequence[str | Path], picture: np.ndarray, edges: tuple[int, int] | None, folder: Path
 ) -> list[Path]:
-    """Return files of pictures: those that were given, and two generated ones of other sizes and formats.
+    """Return files of pictures: those of the user, and two generated ones of other sizes and formats.
 
-    They have what single pictures lack: a portrait as JPEG, stored lying on its side with EXIF's orientation,
-    and a landscape as PNG of 16 bits, grey. A reader for colours gives 8 bits and three channels of both.
+    The generated ones have properties that single pictures lack: a portrait as JPEG, stored lying on its side
+    with EXIF's orientation, and a landscape as PNG of 16 bits, grey. A reader for colours gives 8 bits and
+    three channels of both.
 
     Args:
-        given: files of the user; where there is none the picture is written.
+        paths: files of the user; if there is none the picture is written.
         picture: (h, w, 3) uint8 BGR.
         edges: height that a narrow portrait is resized to, and width of a wide landscape, pixels, where the
-            ratio of sides is kept; None is not known.
-        folder: where the generated ones are written.
+            ratio of sides is kept; None if they are unknown.
+        folder: for the generated files.
     """
-    files = [Path(file) for file in given]
+    files = [Path(file) for file in paths]
     if not files:
         files.append(folder / 'sample.bmp')
         cv2.imwrite(str(files[0]), picture)

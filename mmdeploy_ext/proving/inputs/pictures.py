@@ -4,18 +4,19 @@ import cv2
 import numpy as np
 
 DARK, LIT, WINDOW = 0.05, 0.5, 0.3
-"""Of every value; of those in the window, a small copy of the picture in this part of both sides. A picture
-that is black all over would show nothing: in it nothing is found, by a broken graph either."""
+"""Factors of a dark picture: of every value; of the values in its window, a small copy of the picture; and of
+both sides of that window. A picture that is black all over would show nothing: even a broken graph finds
+nothing in it."""
 PARTS = ((1, 1), (7 / 8, 3 / 4), (3 / 4, 7 / 8))
-"""Of height and width that are left of a picture at each place of a batch: no two have one size."""
+"""Shares of height and width of the part of a picture at each place of a batch: no two have one size."""
 BRIGHT = 0.4
-"""Of every value's distance to white."""
+"""Factor of every value's distance to white in a bright picture."""
 ROOM = 1.25
-"""How much larger than its place in the input a part of a composed picture is at most."""
+"""Largest ratio of a part of a composed picture to its place in the input."""
 
 
 def other_view(image_bgr: np.ndarray) -> np.ndarray:
-    """Return a picture that no trace has seen: mirrored and darkened."""
+    """Return a picture that no exporter saw: mirrored and darkened."""
     return np.ascontiguousarray((image_bgr[:, ::-1] * 0.8).astype(np.uint8))
 
 
@@ -34,11 +35,11 @@ def part_of(size: tuple[int, int], place: int) -> tuple[int, int]:
 def dark(image_bgr: np.ndarray) -> np.ndarray:
     """Return a picture that is nearly black, with a small copy of it in the middle where things are found."""
     height, width = (int(side * WINDOW) for side in image_bgr.shape[:2])
-    top, left = ((side - part) // 2 for side, part in zip(image_bgr.shape[:2], (height, width), strict=True))
-    result = (image_bgr * DARK).astype(np.uint8)
+    y, x = ((side - part) // 2 for side, part in zip(image_bgr.shape[:2], (height, width), strict=True))
+    picture = (image_bgr * DARK).astype(np.uint8)
     small = cv2.resize(image_bgr, (max(width, 1), max(height, 1)), interpolation=cv2.INTER_AREA)
-    result[top : top + len(small), left : left + small.shape[1]] = (small * LIT).astype(np.uint8)
-    return result
+    picture[y : y + len(small), x : x + small.shape[1]] = (small * LIT).astype(np.uint8)
+    return picture
 
 
 def bright(image_bgr: np.ndarray) -> np.ndarray:
@@ -49,25 +50,25 @@ def bright(image_bgr: np.ndarray) -> np.ndarray:
 def zoomed(image_bgr: np.ndarray, box_xyxy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return the part of a picture in a box, stretched to a size (h, w): one object fills it."""
     height, width = image_bgr.shape[:2]
-    left, top = np.clip(np.floor(box_xyxy[:2]), 0, (width - 1, height - 1)).astype(int)
-    right, bottom = np.clip(np.ceil(box_xyxy[2:]), (left + 1, top + 1), (width, height)).astype(int)
-    return cv2.resize(image_bgr[top:bottom, left:right], size[::-1], interpolation=cv2.INTER_LINEAR)
+    x1, y1 = np.clip(np.floor(box_xyxy[:2]), 0, (width - 1, height - 1)).astype(int)
+    x2, y2 = np.clip(np.ceil(box_xyxy[2:]), (x1 + 1, y1 + 1), (width, height)).astype(int)
+    return cv2.resize(image_bgr[y1:y2, x1:x2], size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def more_views(image_bgr: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what changed -> the picture: ten that show other parts of it, or the same parts otherwise."""
+    """Return title of a change -> the picture: ten other parts of it, or the same parts otherwise."""
     height, width = image_bgr.shape[:2]
-    top, left = max(height // 4, 1), max(width // 4, 1)
+    rows, columns = max(height // 4, 1), max(width // 4, 1)
     contrast = np.clip((image_bgr.astype(np.float64) - 128) * 1.4 + 128, 0, 255)
     small = cv2.resize(image_bgr, (max(width // 2, 1), max(height // 2, 1)), interpolation=cv2.INTER_AREA)
     views = {
         'mirrored': image_bgr[:, ::-1],
         'upside down': image_bgr[::-1],
         'turned by 180 degrees': image_bgr[::-1, ::-1],
-        'without its left': image_bgr[:, left:],
-        'without its right': image_bgr[:, :-left],
-        'without its top': image_bgr[top:],
-        'without its bottom': image_bgr[:-top],
+        'without its left': image_bgr[:, columns:],
+        'without its right': image_bgr[:, :-columns],
+        'without its top': image_bgr[rows:],
+        'without its bottom': image_bgr[:-rows],
         'with more contrast': contrast.astype(np.uint8),
         'with red and blue exchanged': image_bgr[..., ::-1],
         'at half the size': small,
@@ -82,15 +83,18 @@ def filling(image_bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     other, and what is too much is cut off.
     """
     height, width = image_bgr.shape[:2]
-    wanted = size[1] * height / (size[0] * width)  # parts side by side; below 1 one above the other
-    axis, parts, place = (1, wanted, size[0] / height) if wanted >= 1 else (0, 1 / wanted, size[1] / width)
-    if place * ROOM < 1:
-        smaller = max(round(width * place * ROOM), 1), max(round(height * place * ROOM), 1)
+    parts = size[1] * height / (size[0] * width)
+    if parts >= 1:  # side by side
+        axis, scale = 1, size[0] / height
+    else:  # one above the other
+        axis, scale, parts = 0, size[1] / width, 1 / parts
+    if scale * ROOM < 1:
+        smaller = max(round(width * scale * ROOM), 1), max(round(height * scale * ROOM), 1)
         image_bgr = cv2.resize(image_bgr, smaller, interpolation=cv2.INTER_AREA)
     views = image_bgr, other_view(image_bgr)
-    whole = np.concatenate([views[index % 2] for index in range(int(np.ceil(parts)))], axis)
-    most = max(round(image_bgr.shape[axis] * parts), 1)
-    return np.ascontiguousarray(whole[:, :most] if axis else whole[:most])
+    composed = np.concatenate([views[index % 2] for index in range(int(np.ceil(parts)))], axis)
+    length = max(round(image_bgr.shape[axis] * parts), 1)
+    return np.ascontiguousarray(composed[:, :length] if axis else composed[:length])
 
 
 def titled(title: str, change: str) -> str:

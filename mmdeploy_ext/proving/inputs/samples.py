@@ -1,7 +1,4 @@
-"""Frames or sweeps to prove a model on: given files, the data set of the config, else generated ones.
-
-Pictures are read by `apps.proof`, since every tool for pictures reads them before the weights load.
-"""
+"""Samples of a proof: files of the user, the data set of the config, else generated frames or sweeps."""
 
 from __future__ import annotations
 
@@ -13,27 +10,74 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError
 from mmdeploy_ext.core.files import IMAGE_SUFFIXES
-from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
-from mmdeploy_ext.proving.inputs.voxel_sets import points_of, sweep_sets
-from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
+
+    import numpy as np
 
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.families.base import Family
 
+MAX_IMAGES = 8
 DEFAULT_FRAMES = 12
 PROOF_SCENES = 3
 
 
-def check_given(
+def picture_files(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[Path]:
+    """Return the files of images and of folders of images, at most `limit`."""
+    from mmdeploy_ext.preprocess.pictures import list_images
+
+    files = list_images(paths)
+    if len(files) > limit > 1:
+        print(f'{len(files)} images were given, the first {limit} are used')
+    return files[:limit]
+
+
+def read_images(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[tuple[str, np.ndarray]]:
+    """Read images and folders of images: (file name, BGR picture), at most `limit`."""
+    from mmdeploy_ext.preprocess.pictures import read_image
+
+    return [(file.name, read_image(file)) for file in picture_files(paths, limit)]
+
+
+class Samples:
+    """The samples of a proof: pictures are read at once, frames and sweeps when there is a model.
+
+    Attributes:
+        files: of the pictures.
+        pictures: (file name, BGR picture).
+    """
+
+    def __init__(
+        self, family: Family, paths: Sequence[str], frames: int | None = None, option: str = '--images'
+    ) -> None:
+        """Refuse invalid samples, before the weights load.
+
+        Args:
+            family: of the model.
+            paths: files and folders; none takes those of the data set, generated ones, or the toy's picture.
+            frames: number of frames or sweeps.
+            option: that named the files, for messages.
+        """
+        takes_pictures = family.samples == 'images'
+        self.paths = paths
+        self.files = picture_files(paths or [DEFAULT_PICTURE]) if takes_pictures else []
+        self.pictures = read_images(self.files)
+        self.count = 0 if takes_pictures else check_paths(family, paths, frames, option)
+
+    def of(self, deployment: Deployment) -> tuple[Collection[Any], str]:
+        """Return the samples, and the source of frames and sweeps."""
+        return (self.pictures, '') if self.pictures else proof_samples(deployment, self.count, self.paths)
+
+
+def check_paths(
     family: Family, paths: Sequence[str], count: int | None = None, option: str = '--images'
 ) -> int:
-    """Refuse files that are no samples of a family, before its weights load; return how many frames to prove.
+    """Refuse files that are no samples of a family, before its weights load; return the number of frames.
 
-    The count is that of --frames; the option gave the paths.
+    The count is that of --frames; the option named the paths.
 
     Raises:
         UsageError: not there, of another kind, no frame, or too few for a memory.
@@ -41,70 +85,80 @@ def check_given(
     for path in paths:
         if not Path(path).exists():
             raise UsageError(f'{option} {path}: no such file or folder')
-        kind = Path(path).suffix.lower()
-        if _has_cameras(family) and kind != '.pkl':
-            what = 'models with a memory' if family.memory else 'models of cameras'
+        suffix = Path(path).suffix.lower()
+        if _has_cameras(family) and suffix != '.pkl':
+            models = 'models with a memory' if family.memory else 'models of cameras'
             raise UsageError(
-                f'{option} {path}: {what} take frames with poses and calibrations: an info file (.pkl); '
+                f'{option} {path}: {models} take frames with poses and calibrations: an info file (.pkl); '
                 f'without {option} these are of data.test, or generated'
             )
-        if kind in IMAGE_SUFFIXES:
+        if suffix in IMAGE_SUFFIXES:
             raise UsageError(
                 f'{option} {path}: is a picture, the model takes LiDAR sweeps: points (.bin, .npy), a folder '
                 f'of them, or an info file (.pkl, .json)'
             )
-    least = 2 if family.memory else 1
-    if count is not None and count < least:
+    minimum = 2 if family.memory else 1
+    if count is not None and count < minimum:
         why = '; a memory needs a frame before' if family.memory else ''
-        raise UsageError(f'--frames {count}: expected {least} or more{why}')
+        raise UsageError(f'--frames {count}: expected {minimum} or more{why}')
     return count or DEFAULT_FRAMES
-
-
-def proof_samples(
-    deployment: Deployment, count: int, given: Sequence[str] = ()
-) -> tuple[Collection[Any], str]:
-    """Return frames or sweeps to prove on, and where they are from.
-
-    Args:
-        deployment: of a family of frames or sweeps.
-        count: how many.
-        given: files, see `check_given`; empty takes the config's data set, or generates them without one.
-
-    Raises:
-        DataError: a file that cannot be read, or a data set that is damaged.
-    """
-    family, cfg, rule = deployment.family, deployment.cfg, deployment.rule
-    names = ', '.join(Path(path).name for path in given)
-    if family.product == BACKBONE:
-        sets = (sweep_sets(path, rule, cfg, deployment.settings, count) for path in given)
-        return [*itertools.chain(*sets)], ''
-    if given and not _has_cameras(family):
-        named = itertools.chain(*(points_of(path, cfg, rule, count) for path in given))
-        return [Sweep(points, name, points_file=name) for name, points in named], names
-    from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.evaluate.loop import DatasetFrames, scene_tokens
-
-    if given:
-        cfg = copy.deepcopy(cfg)
-        cfg.merge_from_dict({'data.test.ann_file': str(Path(given[0]).resolve())})
-    try:
-        dataset = evaluation.build_dataset(cfg)
-    except (ConfigError, DataError) as error:
-        if given:
-            raise
-        what = f'a synthetic drive of {count} frames is' if family.memory else f'{count} generated sweeps are'
-        print(f'{what} used, since there is no data set: {one_line(error)}')
-        if family.memory:
-            return synthetic_drive(count, rule), 'synthetic drive'
-        return list(family.generated_sweeps(rule, count)), 'generated sweeps'
-    indices = choose_frames(scene_tokens(dataset), count) if family.memory else spread(len(dataset), count)
-    source = f'{len(indices)} of {len(dataset)} frames of {names or "data.test"}'
-    return DatasetFrames(family, dataset, indices), source
 
 
 def _has_cameras(family: Family) -> bool:
     """Return whether files of points alone are no samples of a family."""
     return family.memory or family.samples == 'fused'
+
+
+def proof_samples(
+    deployment: Deployment, count: int, paths: Sequence[str] = ()
+) -> tuple[Collection[Any], str]:
+    """Return frames or sweeps to prove on, and their source.
+
+    Args:
+        deployment: of a family of frames or sweeps.
+        count: number of samples.
+        paths: files, see `check_paths`; empty takes the config's data set, or generates samples without one.
+
+    Raises:
+        DataError: a file that cannot be read, or a data set that is damaged.
+    """
+    from mmdeploy_ext.evaluate import evaluation
+    from mmdeploy_ext.evaluate.loop import DatasetFrames, scene_tokens
+    from mmdeploy_ext.families.base import BACKBONE
+    from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
+    from mmdeploy_ext.proving.inputs.voxel_sets import points_of, sweep_sets
+    from mmdeploy_ext.runtime.frames import Sweep
+
+    family, cfg, rule = deployment.family, deployment.cfg, deployment.rule
+    names = ', '.join(Path(path).name for path in paths)
+    if family.product == BACKBONE:
+        sets = (sweep_sets(path, rule, cfg, deployment.settings, count) for path in paths)
+        return [*itertools.chain(*sets)], ''
+    if paths and not _has_cameras(family):
+        sweeps = itertools.chain(*(points_of(path, cfg, rule, count) for path in paths))
+        return [Sweep(points, name, points_file=name) for name, points in sweeps], names
+    if paths:
+        cfg = copy.deepcopy(cfg)
+        cfg.merge_from_dict({'data.test.ann_file': str(Path(paths[0]).resolve())})
+    try:
+        dataset = evaluation.build_dataset(cfg)
+    except (ConfigError, DataError) as error:
+        if paths:
+            raise
+        source = (
+            f'a synthetic drive of {count} frames is' if family.memory else f'{count} generated sweeps are'
+        )
+        print(f'{source} used, since there is no data set: {one_line(error)}')
+        if family.memory:
+            return synthetic_drive(count, rule), 'synthetic drive'
+        return list(family.generated_sweeps(rule, count)), 'generated sweeps'
+    if family.memory:
+        indices = choose_frames(scene_tokens(dataset), count)
+    else:  # evenly spread: these samples stand alone
+        number = min(count, len(dataset))
+        indices = [index * len(dataset) // number for index in range(number)]
+    source = f'{len(indices)} of {len(dataset)} frames of {names or "data.test"}'
+    return DatasetFrames(family, dataset, indices), source
 
 
 def choose_frames(tokens: Sequence[str], count: int) -> list[int]:
@@ -119,9 +173,3 @@ def choose_frames(tokens: Sequence[str], count: int) -> list[int]:
     while sum(min(len(scene), share) for scene in scenes.values()) < min(count, len(tokens)):
         share += 1
     return [index for scene in scenes.values() for index in scene[:share]][:count]
-
-
-def spread(samples: int, count: int) -> list[int]:
-    """Return `count` sample indices, or all, evenly over a data set whose samples stand alone."""
-    count = min(count, samples)
-    return [index * samples // count for index in range(count)]

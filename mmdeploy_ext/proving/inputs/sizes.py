@@ -1,4 +1,4 @@
-"""The sizes that a proof gives to a dynamic graph, from its contract and the size that it was traced at."""
+"""The input sizes of a dynamic graph in a proof, from its contract and the size that it was traced at."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ STRIDE = 32
 LONG = 640
 """Pixels. The size at which most models are traced: one input is wider and one is higher."""
 NARROW = 224
-"""Pixels. The other side of these: a proof of a large model has to end."""
+"""Pixels. The short side of these two inputs: a proof of a large model has to end."""
 SMALL = 320
-"""Pixels. The longest side of the sizes that only have to be others."""
+"""Pixels. The longest side of the sizes that only have to differ from the traced one."""
 LARGEST = 1_000_000
-"""Pixels. Where an input larger than the traced one in both directions would have more, there is none."""
+"""Pixels. If an input larger than the traced one in both directions would have more, there is none."""
 Size = tuple[int, int]
 
 
@@ -36,9 +36,9 @@ class Sizes:
         wide: W more than twice H, over `LONG` and over the traced one.
         tall: H more than twice W, over `LONG` and over the traced one.
         unaligned: small, no multiple of `STRIDE`; before it is padded.
-        fine: the same without padding, where the contract takes it, else None.
+        fine: the same without padding if the contract takes it, else None.
         larger: than the traced one in both directions, or None.
-        step: what `unaligned` is padded to multiples of.
+        step: `unaligned` is padded to multiples of it.
     """
 
     landscape: Size

@@ -1,7 +1,7 @@
-"""A drive for a proof where no data set is there: cameras, textured surroundings, ego motion, scene changes.
+"""A drive for a proof without a data set: cameras, textured surroundings, ego motion, scene changes.
 
-Needs numpy and OpenCV only. Nothing in it looks like a road: what a proof needs is input that is never twice
-the same, that goes on from frame to frame, and poses and times as a car has them.
+Needs numpy and OpenCV only. Nothing in it looks like a road: a proof needs input that is never twice the
+same, that goes on from frame to frame, and poses and times as a car has them.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ SCENE_PAUSE_S = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Drive:
-    """What a synthetic drive is made of.
+    """A synthetic drive, whose frames are made one after the other.
 
     Attributes:
-        frames: how many.
+        frames: number of frames.
         size: (H, W) pixels of the network input.
         cameras: N; six are the nuScenes rig, another number is spread evenly.
         seed: equal drives for equal seeds.
         scenes: parts of about equal length; each change resets the memory.
         period_s: between frames.
-        jump_s: one gap of this length within the first scene, below what resets a memory; 0 has none.
+        jump_s: one gap of this length within the first scene, too short to reset a memory; 0 has none.
         origin_m: (x, y) of the first frame in the global frame; (7e5, 4e6) is like UTM. Near 0 by default:
             the published model keeps its memory in float32 and in global coordinates, so that it is itself
             less exact far away (at 1600 m its boxes move by several mm).
@@ -79,7 +79,7 @@ class Drive:
     to_rgb: bool = True
 
     def __iter__(self) -> Iterator[Frame]:
-        """Give the frames one after the other; none is kept."""
+        """Yield the frames one after the other."""
         intrinsics, lidar2img, yaws = rig(self.cameras, self.size)
         poses, times = self.poses(), self.times()
         for index in range(self.frames):
@@ -144,7 +144,7 @@ def synthetic_drive(frames: int, rule: MultiViewRule, **options: Any) -> Drive:
 
 
 class Surroundings:
-    """What a scene looks like: a panorama of noise at several scales, and blobs that drift through it."""
+    """Surroundings of a scene: a panorama of noise at several scales, and blobs that drift through it."""
 
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng([seed, 2])
@@ -164,7 +164,7 @@ class Surroundings:
     def pictures(
         self, size: tuple[int, int], yaws: np.ndarray, ego_pose: np.ndarray, step: int
     ) -> np.ndarray:
-        """Return what each camera sees (N, H, W, 3) uint8 BGR: a third of the way around, with noise.
+        """Return the picture of each camera (N, H, W, 3) uint8 BGR: a third of the way around, with noise.
 
         Args:
             size: (H, W) pixels.
@@ -177,17 +177,17 @@ class Surroundings:
         for (x, y), drift, (wide, high), colour in zip(
             self.places, self.drift, self.sizes, self.colours, strict=True
         ):
-            left, top = int((x + drift * step) % 1 * width), int(y * height)
-            right, bottom = left + int(wide * (1 + 0.01 * step)), top + int(high)
-            cv2.rectangle(around, (left, top), (right, bottom), colour.tolist(), cv2.FILLED)
+            x1, y1 = int((x + drift * step) % 1 * width), int(y * height)
+            x2, y2 = x1 + int(wide * (1 + 0.01 * step)), y1 + int(high)
+            cv2.rectangle(around, (x1, y1), (x2, y2), colour.tolist(), cv2.FILLED)
         heading = math.atan2(ego_pose[1, 1], ego_pose[0, 1])
-        seen = np.empty((len(yaws), *size, 3), np.uint8)
+        pictures = np.empty((len(yaws), *size, 3), np.uint8)
         for index, yaw in enumerate(yaws):
             middle = int(-(heading + yaw) / (2 * math.pi) * width)
             columns = np.arange(middle - width // 6, middle + width // 6) % width
-            seen[index] = cv2.resize(around[:, columns], size[::-1], interpolation=cv2.INTER_LINEAR)
-        noise = self.rng.integers(-6, 7, seen.shape, dtype=np.int16)
-        return np.clip(seen + noise, 0, 255).astype(np.uint8)
+            pictures[index] = cv2.resize(around[:, columns], size[::-1], interpolation=cv2.INTER_LINEAR)
+        noise = self.rng.integers(-6, 7, pictures.shape, dtype=np.int16)
+        return np.clip(pictures + noise, 0, 255).astype(np.uint8)
 
 
 def rig(cameras: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -200,17 +200,17 @@ def rig(cameras: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np
     """
     high, wide = NUSCENES_SIZE
     scale = max(size[0] / high, size[1] / wide)
-    top, left = high * scale - size[0], (wide * scale - size[1]) / 2
-    chosen = NUSCENES_CAMERAS
-    if cameras != len(chosen):
-        chosen = tuple((360.0 * index / cameras, *chosen[0][1:]) for index in range(cameras))
+    cut_y, cut_x = high * scale - size[0], (wide * scale - size[1]) / 2
+    layout = NUSCENES_CAMERAS
+    if cameras != len(layout):
+        layout = tuple((360.0 * index / cameras, *layout[0][1:]) for index in range(cameras))
     intrinsics = np.tile(np.eye(4), (cameras, 1, 1))
     extrinsics = np.empty((cameras, 4, 4))
-    for index, (degrees, focal, x, y) in enumerate(chosen):
+    for index, (degrees, focal, x, y) in enumerate(layout):
         intrinsics[index, [0, 1], [0, 1]] = focal * scale
-        intrinsics[index, :2, 2] = x * scale - left, y * scale - top
+        intrinsics[index, :2, 2] = x * scale - cut_x, y * scale - cut_y
         extrinsics[index] = _camera(math.radians(degrees))
-    return intrinsics, intrinsics @ extrinsics, np.radians([camera[0] for camera in chosen])
+    return intrinsics, intrinsics @ extrinsics, np.radians([camera[0] for camera in layout])
 
 
 def _camera(yaw: float) -> np.ndarray:

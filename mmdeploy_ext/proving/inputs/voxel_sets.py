@@ -1,4 +1,4 @@
-"""Voxels that a proof of a sparse backbone runs on: what the exporter saw, and what it did not."""
+"""Voxels that a proof of a sparse backbone runs on: the input of the trace, and inputs unlike it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess.points import VoxelRule
     from mmdeploy_ext.sparse.ir import Triple
 
-SEEDS, AROUND, SPREAD = 160, 8, 2
-"""Clusters of the random set, voxels in each, and how far from its centre: kernels need neighbours."""
+CLUSTERS, CLUSTER_VOXELS, SPREAD = 160, 8, 2
+"""Clusters of the random set, voxels in each, and largest distance from its centre."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VoxelSet:
-    """One input.
+    """The voxels of one input.
 
     Attributes:
         name: for display.
@@ -61,9 +61,9 @@ def proof_sets(spatial_shape: Triple, channels: int, seed: int = 0) -> list[Voxe
     places = {
         'no voxel': np.zeros((0, 3), np.int64),
         'one voxel': np.array([shape // 2]),
-        'borders and corners': _borders(shape),
-        'random clusters': _clusters(shape, rng),
-        'a full block': _full_block(shape),
+        'borders and corners': borders(shape),
+        'random clusters': clusters(shape, rng),
+        'a full block': full_block(shape),
     }
     sets = [VoxelSet('traced input', np.zeros((1, channels), np.float32), np.zeros((1, 4), np.int32), True)]
     for name, axes in places.items():
@@ -72,19 +72,19 @@ def proof_sets(spatial_shape: Triple, channels: int, seed: int = 0) -> list[Voxe
     return sets
 
 
-def points_of(source: str, cfg: Any, rule: VoxelRule, most: int) -> Iterator[tuple[str, np.ndarray]]:
+def points_of(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (name, points (P, D) float32) of sweeps.
 
     Args:
         source: raw float32 points (.bin), an array (.npy), a folder of them, or infos of mmdet3d.
         cfg: the config, for the columns of the files and the folder of the data set.
         rule: how points become voxels.
-        most: of a folder or of infos, evenly.
+        limit: number of sweeps of a folder or of infos, evenly chosen.
 
     Raises:
         DataError: a file that is none of these, or voxels, which have no points.
     """
-    sweeps = _sweeps(source, cfg, rule, most)
+    sweeps = _sweeps(source, cfg, rule, limit)
     for item in sweeps.items:
         if getattr(item, 'suffix', '') == '.npz':
             raise DataError(f'{item}: holds voxels, the model takes points; give a sweep (.bin, .npy)')
@@ -92,14 +92,14 @@ def points_of(source: str, cfg: Any, rule: VoxelRule, most: int) -> Iterator[tup
 
 
 def sweep_sets(
-    source: str, rule: VoxelRule, cfg: Any, settings: EncoderSettings, most: int
+    source: str, rule: VoxelRule, cfg: Any, settings: EncoderSettings, limit: int
 ) -> Iterator[VoxelSet]:
     """Yield the voxels of sweeps, checked; see `points_of`. The source may be voxels (.npz), too.
 
     Raises:
         DataError: a file that is none, has no points, or voxels that the encoder cannot take.
     """
-    sweeps = _sweeps(source, cfg, rule, most)
+    sweeps = _sweeps(source, cfg, rule, limit)
     for item in sweeps.items:
         if getattr(item, 'suffix', '') == '.npz':
             yield _read_set(item, rule, settings)
@@ -114,10 +114,10 @@ def sweep_sets(
         yield VoxelSet(f'{sweeps.name(item)}: {len(points)} points', features, coordinates)
 
 
-def _sweeps(source: str, cfg: Any, rule: VoxelRule, most: int) -> Sweeps:
+def _sweeps(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Sweeps:
     root = ((cfg.get('data') or {}).get('test') or {}).get('data_root')
     points_rule = point_rule(cfg, rule.in_channels)
-    return Sweeps(source, lambda points: voxelise(points, rule), points_rule, root, most)
+    return Sweeps(source, lambda points: voxelise(points, rule), points_rule, root, limit)
 
 
 def _read_set(path: Path, rule: VoxelRule, settings: EncoderSettings) -> VoxelSet:
@@ -136,7 +136,7 @@ def _read_set(path: Path, rule: VoxelRule, settings: EncoderSettings) -> VoxelSe
     return VoxelSet(path.name, features, coordinates)
 
 
-def _borders(shape: np.ndarray) -> np.ndarray:
+def borders(shape: np.ndarray) -> np.ndarray:
     """Return corners, middles of edges and faces, and their neighbours inside the grid."""
     values = [sorted({0, 1, size // 2, size - 2, size - 1}) for size in shape]
     places = np.array([*itertools.product(*values)])
@@ -144,15 +144,16 @@ def _borders(shape: np.ndarray) -> np.ndarray:
     return np.unique(np.clip(places, 0, shape - 1), axis=0)
 
 
-def _clusters(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    seeds = rng.integers(0, shape, (SEEDS, 1, 3))
-    around = seeds + rng.integers(-SPREAD, SPREAD + 1, (SEEDS, AROUND, 3))
+def clusters(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return random voxels (n, 3) in clusters, in random order."""
+    centres = rng.integers(0, shape, (CLUSTERS, 1, 3))
+    around = centres + rng.integers(-SPREAD, SPREAD + 1, (CLUSTERS, CLUSTER_VOXELS, 3))
     places = np.unique(np.clip(around.reshape(-1, 3), 0, shape - 1), axis=0)
     return rng.permutation(places)
 
 
-def _full_block(shape: np.ndarray) -> np.ndarray:
-    """Return a block that is full along every axis' last cells: every neighbour of a kernel is there."""
+def full_block(shape: np.ndarray) -> np.ndarray:
+    """Return the voxels of the last cells of every axis: every neighbour of a kernel exists."""
     lower = np.maximum(shape - 6, 0)
     axes = [np.arange(low, size) for low, size in zip(lower, shape, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing='ij'), -1).reshape(-1, 3)

@@ -116,8 +116,9 @@ class ImageProof(ExportedProof):
     def inputs(self) -> list[ProofInput | Trial]:
         """Return inputs made of the pictures, plain ones, and exports with other limits of a right graph.
 
-        A picture that an object fills is added if sizes choose the levels of a pyramid. A plain picture in which
-        PyTorch finds nothing is an input of its own, and one of a batch of three, if there is such a batch.
+        A picture that an object fills is added if sizes choose the levels of a pyramid. A plain picture in
+        which PyTorch finds nothing is an input of its own, and one of a batch of three, if there is such a
+        batch.
         """
         deployment, options = self.deployment, self.asked_for
         inputs, note = list(proof_inputs(deployment, options, self.samples)), ''

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.evaluate.loop import Network
 
 SAME = ('config_sha256', 'checkpoint_sha256', 'samples', 'memory')
-"""Facts of a run: metrics are compared where they are equal."""
+"""Facts of a run: metrics are compared if they are equal."""
 NO_METRICS = (
     'the evaluator gave none, as it does where nothing was detected in any image; use a trained checkpoint '
     'and a data set of its classes, and a lower model.test_cfg.score_thr if there is one'
@@ -50,14 +50,14 @@ def metric_rows(
     """
     rows = []
     for name in sorted(reference.keys() | candidate.keys()):
-        left, right = reference.get(name, math.nan), candidate.get(name, math.nan)
-        both_absent = left != left and right != right and name in reference and name in candidate
-        rows.append(MetricRow(name, left, right, bar, both_absent or abs(left - right) <= bar))
+        expected, got = reference.get(name, math.nan), candidate.get(name, math.nan)
+        both_nan = math.isnan(expected) and math.isnan(got) and name in reference and name in candidate
+        rows.append(MetricRow(name, expected, got, bar, both_nan or abs(expected - got) <= bar))
     return rows
 
 
 def proof_rows(reference: Mapping[str, float], candidate: Mapping[str, float], bar: float) -> list[MetricRow]:
-    """Return `metric_rows`; where neither engine has a metric, a row that fails: nothing was compared."""
+    """Return `metric_rows`; if neither engine has a metric, a row that fails: nothing was compared."""
     nothing = MetricRow('none: neither engine found anything', math.nan, math.nan, bar, False)
     return metric_rows(reference, candidate, bar) or [nothing]
 
@@ -91,7 +91,7 @@ def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:
 def keep_metrics(
     folder: Path, kind: str, metrics: Mapping[str, float], facts: Mapping[str, Any], precision: str
 ) -> bool:
-    """Write `metrics_<engine>.json` and print this engine's metrics, beside PyTorch's when they are known.
+    """Write `metrics_<engine>.json` and print this engine's metrics, beside PyTorch's if they were written.
 
     Args:
         folder: work directory of the `_pth` and the `_onnx` run.
@@ -103,9 +103,9 @@ def keep_metrics(
     Returns:
         False when a metric differs from PyTorch's by more than the bar, or when neither engine has one.
     """
-    made = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     target, reference_path = folder / BACKENDS[kind].metrics, folder / BACKENDS['TorchBackend'].metrics
-    write_json(target, dict(metrics=dict(metrics), engine=kind, **facts, made=made))
+    write_json(target, dict(metrics=dict(metrics), engine=kind, **facts, made=time))
     if kind == 'TorchBackend' or not reference_path.is_file():
         print(metrics)
         if not metrics:

@@ -25,7 +25,7 @@ from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.signature import GraphDifference
 from mmdeploy_ext.proving.fresh_export import differing_facts, rules_text
 from mmdeploy_ext.proving.levels.structure import check_inference, check_valid
-from mmdeploy_ext.proving.results import SHOWN, Check, GraphResult
+from mmdeploy_ext.proving.results import SHOWN, Check, GraphResult, first_lines
 from mmdeploy_ext.quantize.calibrators import weight_amax
 from mmdeploy_ext.quantize.sparse_calibration import checkpoint_ranges
 from mmdeploy_ext.sparse import libspconv, libspconv_contract, portable
@@ -35,7 +35,7 @@ from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.ranges import Ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     import onnx
 
@@ -241,13 +241,6 @@ def _differing(left: Any, right: Any, place: str) -> Iterator[str]:
         yield f'{place}: {left!r}, expected {right!r}'
 
 
-def _listed(lines: Sequence[str], detail: str) -> str:
-    """Return the first lines of what is wrong, or the detail if nothing is."""
-    if not lines:
-        return detail
-    return '; '.join(lines[:SHOWN]) + (f'; and {len(lines) - SHOWN} more' if len(lines) > SHOWN else '')
-
-
 def compare_node_lists(nodes: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> list[Check]:
     """Compare two node lists: everything but the version of the onnx package that wrote them.
 
@@ -258,7 +251,7 @@ def compare_node_lists(nodes: Mapping[str, Any], expected: Mapping[str, Any], so
         wrong = [line for key in keys for line in _differing(nodes.get(key), expected.get(key), key)]
         size = len(nodes.get(keys[-1], ()))
         detail = f'{size} {title}' + (' with name, shape and SHA-256' if title == 'initializers' else '')
-        checks.append(Check(f'{title} equal those of {source}', not wrong, _listed(wrong, detail)))
+        checks.append(Check(f'{title} equal those of {source}', not wrong, first_lines(wrong) or detail))
     return checks
 
 
@@ -273,7 +266,7 @@ def check_dialect(
     if len(warnings) > SHOWN:
         notes.append(f'contract: {len(warnings) - SHOWN} more warnings, see {tool("graph")} check-scn')
     count = f'{len(model.graph.node)} nodes by the rules of the engine'
-    return [Check("contract of NVIDIA's engine", not wrong, _listed(wrong, count))], notes
+    return [Check("contract of NVIDIA's engine", not wrong, first_lines(wrong) or count)], notes
 
 
 def check_portable(model: onnx.ModelProto) -> list[Check]:

@@ -14,6 +14,7 @@ import numpy as np
 from mmdeploy_ext.proving.levels.run_twice import attempt, failed_detections
 from mmdeploy_ext.proving.results import Case, DetectionRow
 from mmdeploy_ext.proving.tasks import bbox3d
+from mmdeploy_ext.proving.tasks.matching import with_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -106,8 +107,3 @@ def match_all(expected: Detections3D, detections: Detections3D | Exception) -> D
         alone = f'{row.low_alone} of {row.low} results below the score threshold have no partner'
         row = with_reason(row, alone)
     return dataclasses.replace(row, low=0, low_alone=0)
-
-
-def with_reason(row: DetectionRow, reason: str) -> DetectionRow:
-    """Return a row that fails for one reason more."""
-    return dataclasses.replace(row, passed=False, reason=f'{row.reason}, {reason}' if row.reason else reason)

@@ -52,7 +52,7 @@ def pair_up(
 match_detections = functools.partial(
     matching.match_lists, problem=problem, pair_by=pair_up, score_thr=0.05, score_bar=SCORE_BAR
 )
-"""See `matching.match_lists`; boxes are in pixels of the same image. Its other bar is `iou_bar`."""
+"""Matches boxes in pixels of the same image as `matching.match_lists` does; a further bar is `iou_bar`."""
 
 
 def class_iou(reference: Detections, candidate: Detections) -> np.ndarray:
@@ -116,43 +116,40 @@ def side_by_side(
     draw: Callable[..., np.ndarray],
     **task: Callable[..., Any],
 ) -> np.ndarray:
-    """Draw both lists of a pair under title strips; what has no equal on the other side is outlined in white.
+    """Draw both lists of a pair under title strips; results without an equal are outlined in white.
 
     Args:
         pair: the image and both lists.
         classes: names by label.
-        score_thr: what scores less is left out, and not counted in the titles.
-        draw: `draw_detections` or one that takes the same.
-        task: of `matching.alone`.
+        score_thr: results below it are left out, and not counted in the titles.
+        draw: `draw_detections` or a function with the same arguments.
+        task: `problem` and `pair_by` of `matching.alone`.
 
     Returns:
         (h + strip, 2w + gap, 3) uint8 BGR.
     """
     sides = []
-    for engine, found, lonely in zip(
-        ('PyTorch', pair.engine),
-        (pair.reference, pair.candidate),
-        matching.alone(pair, **task),
-        strict=True,
-    ):
-        shown = found.scores >= score_thr
-        different = int((lonely & shown).sum())
-        title = f'{engine} ({int(shown.sum())})' + (f': {different} differ' if different else '')
-        sides.append(_titled(title, draw(pair.shown, found, classes, score_thr, lonely)))
+    columns = ('PyTorch', pair.engine), (pair.reference, pair.candidate), matching.alone(pair, **task)
+    for engine, results, lonely in zip(*columns, strict=True):
+        drawn = results.scores >= score_thr
+        different = int((lonely & drawn).sum())
+        title = f'{engine} ({int(drawn.sum())})' + (f': {different} differ' if different else '')
+        picture = draw(pair.shown, results, classes, score_thr, lonely)
+        sides.append(np.vstack([_title_strip(title, picture.shape[1]), picture]))
     gap = np.full((sides[0].shape[0], max(4, pair.shown.shape[1] // 100), 3), 255, np.uint8)
     return np.hstack([sides[0], gap, sides[1]])
 
 
 draw_pair = functools.partial(side_by_side, draw=draw_detections, problem=problem, pair_by=pair_up)
-"""See `side_by_side`."""
+"""Draws both engines' boxes of a pair, see `side_by_side`."""
 
 
-def _titled(title: str, picture: np.ndarray) -> np.ndarray:
-    width = picture.shape[1]
+def _title_strip(title: str, width: int) -> np.ndarray:
+    """Return a title as a dark strip (h, width, 3) uint8."""
     scale = float(np.clip(width / 1000, 0.4, 1.2))
     thickness = max(1, round(scale * 1.6))
-    (_, text_h), baseline = cv2.getTextSize(title, FONT, scale, thickness)
-    strip = np.full((text_h + 2 * baseline + 4, width, 3), 40, np.uint8)
-    place = baseline, text_h + baseline
-    cv2.putText(strip, title, place, FONT, scale, (255, 255, 255), thickness, cv2.LINE_AA)
-    return np.vstack([strip, picture])
+    (_, text_height), baseline = cv2.getTextSize(title, FONT, scale, thickness)
+    strip = np.full((text_height + 2 * baseline + 4, width, 3), 40, np.uint8)
+    origin = baseline, text_height + baseline
+    cv2.putText(strip, title, origin, FONT, scale, (255, 255, 255), thickness, cv2.LINE_AA)
+    return strip

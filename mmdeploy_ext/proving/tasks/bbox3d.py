@@ -5,7 +5,6 @@ Glossary: R reference detections (rows), C candidate detections (columns), P pai
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -69,13 +68,13 @@ def pair_up(
     """
     nearness = _nearness(reference, candidate)
     close = np.nonzero(nearness >= -max(distance_bar, PAIR_DISTANCE))
-    others = []
+    gaps = []
     for title, difference, bar in _other_gaps(reference, candidate, close, corner_bar):
         gap = np.full(nearness.shape, np.inf)
         gap[close] = difference
-        others.append((title, gap, bar))
+        gaps.append((title, gap, bar))
     near = nearness >= -distance_bar
-    return matching.pair_lists(reference, candidate, near, nearness, -PAIR_DISTANCE, score_bar, others)
+    return matching.pair_lists(reference, candidate, near, nearness, -PAIR_DISTANCE, score_bar, gaps)
 
 
 def _nearness(reference: Detections3D, candidate: Detections3D) -> np.ndarray:
@@ -93,8 +92,8 @@ def _nearness(reference: Detections3D, candidate: Detections3D) -> np.ndarray:
 def _figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, Any], str]:
     """Return fields of a `DetectionRow` and a text on the worst pairs."""
     distance = worst(-pairing.nearness)
-    others = ', '.join(f'{title} {worst(gap):.2g}' for title, gap in pairing.gaps.items())
-    return dict(worst_distance=distance), f'worst: distance {distance:.2g} m, {others}'
+    gaps = ', '.join(f'{title} {worst(gap):.2g}' for title, gap in pairing.gaps.items())
+    return dict(worst_distance=distance), f'worst: distance {distance:.2g} m, {gaps}'
 
 
 match_lists = functools.partial(
@@ -105,10 +104,11 @@ match_lists = functools.partial(
     score_thr=SCORE_THR,
     score_bar=SCORE_BAR,
 )
-"""See `matching.match_lists`; boxes are in the LiDAR frame, other bars are `distance_bar` and `corner_bar`.
+"""Matches boxes in the LiDAR frame as `matching.match_lists` does, by the bars `distance_bar` and
+`corner_bar`.
 
-What replaces the IoU are bars for the centre, the sizes, the yaw and the velocity; the row has its
-`worst_distance` in metres, and its `worst_iou` says nothing: 1, or 0 of lists that cannot be compared.
+Bars for the centre, the sizes, the yaw and the velocity replace the IoU; the row has its `worst_distance` in
+metres, and its `worst_iou` says nothing: 1, or 0 of lists that cannot be compared.
 """
 
 
@@ -122,7 +122,7 @@ def match_detections(
         return row
     scores = candidate.scores[rising[0] : rising[0] + 2]
     order = f'results are not in descending order of their scores ({scores[0]:.4g} before {scores[1]:.4g})'
-    return dataclasses.replace(row, passed=False, reason=f'{row.reason}, {order}' if row.reason else order)
+    return matching.with_reason(row, order)
 
 
 def boxes_centre(boxes: np.ndarray) -> np.ndarray:
@@ -172,23 +172,23 @@ def _corners(boxes: np.ndarray) -> np.ndarray:
 def pair_of(
     frame: Frame | Sweep, rule: Any, title: str, reference: Any, candidate: Any, engine: str = 'ONNX Runtime'
 ) -> Pair:
-    """Return what is drawn of a frame: pictures of its cameras, as the network saw them, or its points.
+    """Return a pair to draw: pictures of a frame's cameras, as the network saw them, or its points.
 
     Args:
-        frame: what both engines saw.
-        rule: how it was prepared.
+        frame: the input of both engines.
+        rule: by which it was prepared.
         title: of the picture.
         reference: detections of PyTorch.
-        candidate: of the other engine.
+        candidate: detections of the engine.
         engine: its name.
     """
     points, images = getattr(frame, 'points', None), getattr(frame, 'images', None)
     if images is None:
         return Pair(title, points, reference, candidate, engine)
-    seen = getattr(rule, 'views', rule)
-    pixels = images.transpose(0, 2, 3, 1) * np.float32(seen.std) + np.float32(seen.mean)
+    views = getattr(rule, 'views', rule)
+    pixels = images.transpose(0, 2, 3, 1) * np.float32(views.std) + np.float32(views.mean)
     pictures = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-    pictures = np.ascontiguousarray(pictures[..., ::-1] if seen.to_rgb else pictures)
+    pictures = np.ascontiguousarray(pictures[..., ::-1] if views.to_rgb else pictures)
     return Pair(title, pictures, reference, candidate, engine, frame.lidar2img, points)
 
 
@@ -198,7 +198,7 @@ def fit_pair(pair: Pair) -> Pair:
 
 
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
-    """Draw both engines' boxes of at least `score_thr`, see `draw_layers`; what has no equal is in white."""
+    """Draw both engines' boxes of at least `score_thr`; boxes without an equal are white."""
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
 
     sides = (pair.reference, pair.candidate), matching.alone(pair, problem, pair_up)
@@ -212,11 +212,11 @@ def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.
 def draw_layers(pair: Pair, layers: Sequence[BoxLayer], classes: Sequence[str]) -> np.ndarray:
     """Draw lists of boxes over what a pair shows, (h, w, 3) uint8 BGR.
 
-    Of cameras: a mosaic for each list, and one view from above with all. Of points alone: the view from
-    above for each list, side by side.
+    Cameras make a mosaic for each list, and one view from above with all lists. Points alone make the view
+    from above for each list, side by side.
 
     Args:
-        pair: what is shown; its own detections are not drawn.
+        pair: the pictures or points; its own detections are not drawn.
         layers: lists of boxes.
         classes: names by label.
     """

@@ -29,7 +29,7 @@ def draw_bev(pair: Pair) -> np.ndarray:
     scale = float(max(reference.max(initial=0), candidate.max(initial=0))) or 1.0
     with np.errstate(divide='ignore'):
         decades = np.log10(np.nan_to_num(difference / scale, nan=1.0))
-    shown = np.clip(decades / DECADES + 1, 0, 1)
+    brightness = np.clip(decades / DECADES + 1, 0, 1)
     largest = float(np.nan_to_num(difference, nan=np.inf).max(initial=0))
     scales = (
         f'max over channels, 0 to {scale:.3g}, brightened',
@@ -39,7 +39,7 @@ def draw_bev(pair: Pair) -> np.ndarray:
     panels = (
         _panel((reference / scale) ** GAMMA, cv2.COLORMAP_VIRIDIS, 'spconv', scales[0]),
         _panel((candidate / scale) ** GAMMA, cv2.COLORMAP_VIRIDIS, pair.engine, scales[1]),
-        _panel(shown, cv2.COLORMAP_INFERNO, 'difference', scales[2]),
+        _panel(brightness, cv2.COLORMAP_INFERNO, 'difference', scales[2]),
     )
     gap = np.full((panels[0].shape[0], GAP, 3), 255, np.uint8)
     return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
@@ -51,10 +51,10 @@ def _panel(values: np.ndarray, colours: int, title: str, subtitle: str) -> np.nd
     height, width = pixels.shape
     factor = PANEL / max(height, width)
     size = max(1, round(width * factor)), max(1, round(height * factor))
-    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
-    picture = cv2.applyColorMap(cv2.resize(pixels, size, interpolation=how), colours)
+    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
+    picture = cv2.applyColorMap(cv2.resize(pixels, size, interpolation=interpolation), colours)
     panel = np.full((PANEL + BAND, PANEL, 3), 255, np.uint8)
     panel[BAND : BAND + picture.shape[0], : picture.shape[1]] = picture
-    for text, y, size, weight in ((title, 18, 0.55, 1), (subtitle, 38, 0.4, 1)):
-        cv2.putText(panel, text, (2, y), cv2.FONT_HERSHEY_SIMPLEX, size, (40, 34, 27), weight, cv2.LINE_AA)
+    for text, y, size in ((title, 18, 0.55), (subtitle, 38, 0.4)):
+        cv2.putText(panel, text, (2, y), cv2.FONT_HERSHEY_SIMPLEX, size, (40, 34, 27), 1, cv2.LINE_AA)
     return panel

@@ -19,10 +19,10 @@ fit_pair = bbox2d.fit_pair
 SLIVER = 1.0
 """Pixels. The mask of a box that is less wide, or less high, is sampled at one place between two rows."""
 SLIVER_IOU = 0.95
-"""Smallest mask IoU where the box is a sliver.
+"""Smallest mask IoU if the box is a sliver.
 
-All 28 rows of the mask lie within that pixel: the place moves by a thousandth of a row where a corner moves
-by 3e-5 pixels, as tensors within 1e-5 move it. Measured (Mask R-CNN R50 at 320x448): of a box of 215 x 0.9
+All 28 rows of the mask lie within that pixel: the place moves by a thousandth of a row if a corner moves by
+3e-5 pixels, as tensors within 1e-5 move it. Measured (Mask R-CNN R50 at 320x448): of a box of 215 x 0.9
 pixels, its corners 3e-5 pixels off in y, 3 of 158 pixels were on the other side of the threshold; of masks of
 higher boxes 3 of thousands.
 """
@@ -44,18 +44,18 @@ def pair_up(
     sides = reference.bboxes_xyxy[:, 2:] - reference.bboxes_xyxy[:, :2]
     mask_bars = np.where(sides.min(1, initial=np.inf) < SLIVER, min(iou_bar, SLIVER_IOU), iou_bar)
     near = (boxes >= box_bar) & (masks >= mask_bars[:, None])
-    judged = [
+    mask_scores = [
         np.zeros(len(side), np.float32) if side.mask_scores is None else side.mask_scores
         for side in (reference, candidate)
     ]
-    others = [('mask score', matching.score_gaps(*judged), score_bar)]
+    gaps = [('mask score', matching.score_gaps(*mask_scores), score_bar)]
     nearness = np.minimum(boxes, masks)
-    return matching.pair_lists(reference, candidate, near, nearness, mask.PAIR_IOU, score_bar, others)
+    return matching.pair_lists(reference, candidate, near, nearness, mask.PAIR_IOU, score_bar, gaps)
 
 
 match_detections = functools.partial(
     mask.match_detections, score_thr=0.05, score_bar=bbox2d.SCORE_BAR, pair_by=pair_up
 )
-"""See `mask.match_detections`; thresholds and bars of scores are those of boxes."""
+"""Matches as `mask.match_detections` does, by the thresholds and bars of scores of boxes."""
 draw_pair = functools.partial(mask.draw_pair, pair_by=pair_up)
-"""See `bbox2d.side_by_side`."""
+"""Draws both engines' masks of a pair, see `bbox2d.side_by_side`."""

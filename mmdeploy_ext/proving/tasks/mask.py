@@ -25,16 +25,16 @@ SCORE_BAR = 1e-3
 """Largest score difference of a matched pair."""
 FLIPPED_PIXELS = 2
 """Masks that differ in so few pixels have IoU 1: a value at the threshold may round to either side."""
-PIXELS = 1 << 14
-"""Of masks that are multiplied at once: their copies in float32 stay in the caches."""
+PIXELS_AT_ONCE = 1 << 14
+"""Number of pixels of masks that are multiplied at once: their copies in float32 stay in the caches."""
 PAIR_IOU = 0.5
 """Masks outside the bars are shown as a (failing) pair from this IoU on; below they are missing and extra."""
 
 
 def problem(reference: Instances, candidate: Instances) -> str:
     """Return why two lists cannot be compared, '' when they can."""
-    for side, found in (('reference', reference), ('candidate', candidate)):
-        masks, scores, labels = found.masks, found.scores, found.labels
+    for side, results in (('reference', reference), ('candidate', candidate)):
+        masks, scores, labels = results.masks, results.scores, results.labels
         if masks.ndim != 3 or len(masks) != len(scores) or labels.shape != (len(scores),):
             return (
                 f'{side}: masks {masks.shape}, scores {scores.shape} and labels {labels.shape} do not belong '
@@ -58,9 +58,9 @@ def pair_up(
 match_detections = functools.partial(
     matching.match_lists, problem=problem, pair_by=pair_up, score_thr=0.1, score_bar=SCORE_BAR
 )
-"""See `matching.match_lists`; masks are in pixels of the original image. Its other bar is `iou_bar`."""
+"""Matches masks in pixels of the original image as `matching.match_lists` does, also by `iou_bar`."""
 draw_pair = functools.partial(bbox2d.side_by_side, draw=draw_instances, problem=problem, pair_by=pair_up)
-"""See `bbox2d.side_by_side`."""
+"""Draws both engines' masks of a pair, see `bbox2d.side_by_side`."""
 fit_pair = bbox2d.fit_pair
 
 
@@ -72,26 +72,25 @@ def class_iou(reference: Instances, candidate: Instances) -> np.ndarray:
     iou = np.full((len(reference), len(candidate)), -1.0)
     for label in np.intersect1d(reference.labels, candidate.labels):
         rows, columns = np.flatnonzero(reference.labels == label), np.flatnonzero(candidate.labels == label)
-        one, two = reference.masks[rows], candidate.masks[columns]
-        overlap = _overlaps(one.reshape(len(rows), -1), two.reshape(len(columns), -1))
-        union = _areas(one)[:, None] + _areas(two)[None] - overlap
+        masks, candidates = reference.masks[rows], candidate.masks[columns]
+        overlap = _overlaps(masks.reshape(len(rows), -1), candidates.reshape(len(columns), -1))
+        areas, candidate_areas = (
+            np.array([np.count_nonzero(mask) for mask in side], np.float64) for side in (masks, candidates)
+        )
+        union = areas[:, None] + candidate_areas[None] - overlap
         part = np.divide(overlap, union, out=np.ones_like(overlap), where=union > 0)
         part[(union - overlap <= FLIPPED_PIXELS) & (overlap > 0)] = 1.0
         iou[np.ix_(rows, columns)] = part
     return iou
 
 
-def _areas(masks: np.ndarray) -> np.ndarray:
-    return np.array([np.count_nonzero(mask) for mask in masks], np.float64)
+def _overlaps(masks: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Return the number of common pixels (R, C) float64 of masks (R, P) and (C, P), in slices of `P`.
 
-
-def _overlaps(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Return how many pixels (R, C) float64 of masks (R, P) and (C, P) are common, in slices of `P`.
-
-    A whole copy in float32 would be written to memory first, four times as large as the masks.
+    A complete copy in float32 would be written to memory first, four times as large as the masks.
     """
-    overlap = np.zeros((len(one), len(two)))
-    for start in range(0, one.shape[1], PIXELS):
-        parts = (masks[:, start : start + PIXELS].astype(np.float32) for masks in (one, two))
-        overlap += np.matmul(next(parts), next(parts).T)
+    overlap = np.zeros((len(masks), len(candidates)))
+    for start in range(0, masks.shape[1], PIXELS_AT_ONCE):
+        pixels = slice(start, start + PIXELS_AT_ONCE)
+        overlap += masks[:, pixels].astype(np.float32) @ candidates[:, pixels].astype(np.float32).T
     return overlap

@@ -1,5 +1,8 @@
 """One-to-one matching of two lists of results, whatever "near" means to the task.
 
+`match_lists` is the way of every task: `pair_lists` pairs two lists, and what has no partner is counted or
+excused (`_tally`).
+
 Glossary: R reference results (rows), C candidate results (columns).
 """
 
@@ -13,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.proving.results import DetectionRow
-from mmdeploy_ext.proving.tasks.assignment import maximum_matching, nearest_pairs
 from mmdeploy_ext.proving.totals import ASKED, ASKED_LEAST
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Pairing:
-    """Which reference result (row) goes with which candidate result (column).
+    """The pairs of reference results (rows) and candidate results (columns).
 
     Attributes:
         nearness: (R, C) float64, larger is nearer: an IoU, or minus a distance.
@@ -41,15 +43,19 @@ class Pairing:
 
 
 NearTies = Iterator[tuple[set[int], set[int], bool]]
-"""By run: references that may be missing, candidates that may be there, whether it is their list in whole."""
+"""By run of PyTorch with other rounding: references that it loses, candidates that it gains, and whether it
+gives the candidate's list completely."""
 ONE_DECISION = 2
-"""Results that a decision of rounding loses and gains. Where one run gives the candidate's list in whole, and
-no more are lost and gained, so many count as excused: queries look at each other, so that it moves others.
-Measured of the trained BEVFusion toy: in one of 120 frames two peaks differ by 4e-7 of themselves, the engine
-takes the other one, and four boxes of eight move by 2 to 6 mm, as in two of 24 runs of PyTorch."""
+"""Number of results that one decision of rounding loses and gains.
+
+If one run gives the candidate's list completely, and no more are lost and gained, so many count as excused:
+queries attend to each other, so that it moves others. Measured with the trained BEVFusion toy: in one of 120
+frames two peaks differ by 4e-7 of themselves, the engine takes the other one, and four boxes of eight move by
+2 to 6 mm, as in two of 24 runs of PyTorch.
+"""
 PATIENCE = 20
-"""Runs of the reference that explain nothing more, after which no more are made: its thresholds, its choices
-of ties, and some rounding."""
+"""Number of runs of the reference in a row that explain nothing more, after which it runs no more: its
+thresholds, its choices of ties, and some rounding."""
 
 
 def overlap_bars(bars: HalfBars) -> dict[str, float]:
@@ -63,7 +69,7 @@ def overlap_text(bars: HalfBars) -> str:
 
 
 def iou_figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, float], str]:
-    """Return fields of a `DetectionRow` and a text on the worst pairs, where the nearness is an IoU."""
+    """Return fields of a `DetectionRow` and a text on the worst pairs, for a nearness that is an IoU."""
     iou = -worst(-pairing.nearness, -1.0)
     text = f'worst IoU {iou:.5f}, worst score difference {worst(pairing.gaps["score"]):.2g}'
     return dict(worst_iou=iou), text
@@ -92,12 +98,12 @@ def match_lists(
     results, those below included. So a score that crosses the threshold by rounding is no false alarm, and
     nothing else is let through.
 
-    A list that was cut off at `capacity` may have swapped results of equal score at the cut. Only where
-    `capacity` is given and both lists are exactly that long, results without a partner whose score is within
-    `score_bar` of the last one of their list, on both sides, are ties: neither missing nor extra. Without
-    `capacity` nothing is excused.
+    A list that was cut off at `capacity` may have swapped results of equal score at the cut. If both lists
+    are exactly that long, results without a partner whose score is within `score_bar` of the last one of
+    their list, on both sides, are ties: neither missing nor extra. Without `capacity` no tie at a cut is
+    excused.
 
-    Results below `score_thr` are only counted (`low`, `low_alone`); the ladder judges them together.
+    Results below `score_thr` are only counted (`low`, `low_alone`); `totals` judges them together.
 
     Args:
         image: name for the row.
@@ -110,47 +116,43 @@ def match_lists(
         score_bar: largest score difference of a matched pair.
         capacity: results that both engines keep at most (`max_per_img`, `max_num`).
         beyond: returns the reference's list as it is without that limit, or with a larger one. Then a tie at
-            the cut is excused only where the candidate's result is in it, too.
+            the cut is excused only if the candidate's result is in it, too.
         near_ties: returns the reference's lists with the thresholds of its suppressions moved by rounding. A
-            result without a partner is excused only where one of these lists loses, or gains, it too.
-        bars: what else `pair_by` takes.
+            result without a partner is excused only if one of these lists loses, or gains, it too.
+        bars: further keyword arguments of `pair_by`.
 
     Returns:
-        The row. No results on both sides pass with `matched` 0; whether anything was matched at all is the
-        ladder's question.
+        The row. No results on both sides pass with `matched` 0; `totals` judges whether anything was matched.
     """
     if why := problem(reference, candidate):
-        count, other = len(reference.scores), len(candidate.scores)
-        return DetectionRow(image, count, 0, count, other, 0.0, 1.0, False, why, broken=True)
+        count, candidate_count = len(reference.scores), len(candidate.scores)
+        return DetectionRow(image, count, 0, count, candidate_count, 0.0, 1.0, False, why, broken=True)
     pair = functools.partial(pair_by, score_bar=score_bar, **bars)
+
+    def with_near_ties() -> NearTies:
+        for rounded in near_ties():
+            lost = set(range(len(reference.scores))) - set(pair(reference, rounded).matched)
+            gained = set(pair(rounded, candidate).matched.values())
+            yield lost, gained, len(gained) == len(candidate.scores) == len(rounded.scores)
+
     pairing = pair(reference, candidate)
     counts, pairs = _tally(
         pairing,
         (reference.scores, candidate.scores),
         (score_thr, score_bar, capacity),
         beyond and (lambda: pair(beyond(), candidate).matched.values()),
-        near_ties and (lambda: _near_ties(near_ties(), reference, candidate, pair)),
+        near_ties and with_near_ties,
     )
 
     def worst(values: np.ndarray, default: float = 0.0) -> float:
-        return max((float(values[one]) for one in pairs.items()), default=default)
+        return max((float(values[place]) for place in pairs.items()), default=default)
 
     measured, text = figures(pairing, worst)
     reasons = [f'{counts[key]} {key}' for key in ('missing', 'extra') if counts[key]]
     if outside := counts['outside']:
-        reasons.append(f'{outside} pair{"s" * (outside > 1)} outside the bars ({text})')
-    said = dict(worst_score=worst(pairing.gaps['score']), passed=not reasons, reason=', '.join(reasons))
-    return DetectionRow(image, **{'worst_iou': 1.0, **counts, **measured, **said})
-
-
-def _near_ties(
-    lists: Iterable[Any], reference: Any, candidate: Any, pair: Callable[..., Pairing]
-) -> NearTies:
-    """Yield which results each of other lists of the reference loses and gains; see `NearTies`."""
-    for other in lists:
-        rows = set(range(len(reference.scores))) - set(pair(reference, other).matched)
-        columns = set(pair(other, candidate).matched.values())
-        yield rows, columns, len(columns) == len(candidate.scores) == len(other.scores)
+        reasons.append(f'{outside} pair{"s" if outside > 1 else ""} outside the bars ({text})')
+    fields = {'worst_iou': 1.0, 'worst_score': worst(pairing.gaps['score']), **counts, **measured}
+    return DetectionRow(image, **fields, passed=not reasons, reason=', '.join(reasons))
 
 
 def pair_lists(
@@ -160,20 +162,20 @@ def pair_lists(
     nearness: np.ndarray,
     floor: float,
     score_bar: float,
-    others: Sequence[tuple[str, np.ndarray, float]] = (),
+    other_gaps: Sequence[tuple[str, np.ndarray, float]] = (),
 ) -> Pairing:
     """Match what is within the bars, as many as possible; then pair what is left by nearness.
 
     Args:
         reference: with `scores` (R,).
         candidate: with `scores` (C,).
-        near: (R, C) bool, what is near enough to match.
+        near: (R, C) bool, whether a pair is near enough to match.
         nearness: see `Pairing`.
-        floor: the least nearness of a pair outside the bars.
+        floor: smallest nearness of a pair outside the bars.
         score_bar: largest score difference of a match.
-        others: title, differences (R, C) and bar of what else the task measures.
+        other_gaps: title, differences (R, C) and bar of each further value that the task measures.
     """
-    gaps = [('score', score_gaps(reference.scores, candidate.scores), score_bar), *others]
+    gaps = [('score', score_gaps(reference.scores, candidate.scores), score_bar), *other_gaps]
     allowed = np.logical_and.reduce([near, *(gap <= bar for _, gap, bar in gaps)])
     matched = maximum_matching(allowed, nearness, reference.scores)
     outside = nearest_pairs(nearness, matched, floor)
@@ -183,6 +185,56 @@ def pair_lists(
 def score_gaps(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     """Return the absolute differences (R, C) float64 of scores (R,) and (C,)."""
     return np.abs(np.subtract.outer(reference.astype(np.float64), candidate.astype(np.float64)))
+
+
+def maximum_matching(allowed: np.ndarray, preference: np.ndarray, scores: np.ndarray) -> dict[int, int]:
+    """Return row -> column of a largest one-to-one matching of the allowed pairs (augmenting paths).
+
+    Args:
+        allowed: (R, C) bool.
+        preference: (R, C); each row tries its larger values first.
+        scores: (R,); rows of higher score come first, and a row once matched stays matched.
+    """
+    choices = [
+        sorted(np.flatnonzero(row).tolist(), key=lambda column, values=values: -values[column])
+        for row, values in zip(allowed, preference, strict=True)
+    ]
+    owner: dict[int, int] = {}
+
+    def augment(row: int, visited: set[int]) -> bool:
+        for column in choices[row]:
+            if column not in visited:
+                visited.add(column)
+                if column not in owner or augment(owner[column], visited):
+                    owner[column] = row
+                    return True
+        return False
+
+    for row in np.argsort(-scores, kind='stable').tolist():
+        augment(row, set())
+    return {row: column for column, row in owner.items()}
+
+
+def nearest_pairs(nearness: np.ndarray, matched: dict[int, int], floor: float) -> dict[int, int]:
+    """Return row -> column of the results that have no partner yet, paired by descending nearness.
+
+    Args:
+        nearness: (R, C).
+        matched: row -> column of those that have a partner.
+        floor: smallest nearness of a pair.
+    """
+    free = nearness >= floor
+    free[list(matched.keys())] = False
+    free[:, list(matched.values())] = False
+    rows, columns = np.nonzero(free)
+    pairs: dict[int, int] = {}
+    paired_columns: set[int] = set()
+    for place in np.argsort(-nearness[rows, columns], kind='stable'):
+        row, column = int(rows[place]), int(columns[place])
+        if row not in pairs and column not in paired_columns:
+            pairs[row] = column
+            paired_columns.add(column)
+    return pairs
 
 
 def _tally(
@@ -200,61 +252,62 @@ def _tally(
         limits: `score_thr`, `score_bar` and `capacity` of `match_lists`.
         beyond: returns the candidates (columns) that match a result of the reference if its list is not cut
             off at `capacity`; only these are excused as ties at the cut. None: scores alone tell ties.
-        near_ties: returns what the reference itself loses and gains where its suppression is rounded
-            otherwise; asked only where something has no partner, which is then excused, and where that is not
-            too much to be (`ASKED`). None: nothing is.
+        near_ties: returns the results that the reference itself loses and gains if its suppression is rounded
+            otherwise, which are excused. It runs only if something has no partner, and not more than `ASKED`
+            allows. None: nothing is excused.
     """
     (reference, candidate), (score_thr, score_bar, capacity) = scores, limits
     needed, surplus = reference >= score_thr, candidate >= score_thr + score_bar
     partner = {**pairing.matched, **pairing.outside}
-    taken = set(partner.values())
+    paired_columns = set(partner.values())
     missing = [row for row in np.flatnonzero(needed) if row not in partner]
-    extra = [column for column in np.flatnonzero(surplus) if column not in taken]
+    extra = [column for column in np.flatnonzero(surplus) if column not in paired_columns]
     if capacity and len(reference) == len(candidate) == capacity:
         missing, extra = _without_ties(missing, extra, scores, score_bar, beyond)
     matched, outside = (
         {row: column for row, column in pairs.items() if needed[row] or surplus[column]}
         for pairs in (pairing.matched, pairing.outside)
     )
-    alone, whole = len(missing) + len(extra) + 2 * len(outside), False
+    alone, explains_all = len(missing) + len(extra) + 2 * len(outside), False
     if near_ties and 0 < alone <= max(ASKED_LEAST, ASKED * (needed.sum() + surplus.sum())):
-        one = len(missing) + len(extra) <= ONE_DECISION
+        is_one_decision = len(missing) + len(extra) <= ONE_DECISION
         odd = {*missing, *outside}, {*extra, *outside.values()}
-        rows, columns, whole = _unexplained(*odd, near_ties(), one)
+        rows, columns, explains_all = _unexplained(*odd, near_ties(), is_one_decision)
         missing = [row for row in missing if row in rows]
         extra = [column for column in extra if column in columns]
         outside = {row: column for row, column in outside.items() if row in rows or column in columns}
-    left = len(missing) + len(extra) + 2 * len(outside)
-    low, faint = ~needed, candidate < score_thr
-    paired = sum(int(low[row]) + int(faint[column]) for row, column in pairing.matched.items())
+    still_alone = len(missing) + len(extra) + 2 * len(outside)
+    low, candidate_low = ~needed, candidate < score_thr
+    low_count = int(low.sum() + candidate_low.sum())
+    low_paired = sum(int(low[row]) + int(candidate_low[column]) for row, column in pairing.matched.items())
     counts = dict(
         reference=int(needed.sum()),
         matched=sum(bool(needed[row]) for row in pairing.matched),
         missing=len(missing),
         extra=len(extra),
         outside=len(outside),
-        low=int(low.sum() + faint.sum()),
-        low_alone=int(low.sum() + faint.sum()) - paired,
-        ties=min(alone, ONE_DECISION) if whole else alone - left,
+        low=low_count,
+        low_alone=low_count - low_paired,
+        ties=min(alone, ONE_DECISION) if explains_all else alone - still_alone,
     )
     return counts, matched | outside
 
 
 def _unexplained(
-    rows: set[int], columns: set[int], near_ties: NearTies, one: bool
+    rows: set[int], columns: set[int], near_ties: NearTies, is_one_decision: bool
 ) -> tuple[set[int], set[int], bool]:
-    """Return what no run loses or gains, and whether `one` decision explains all.
+    """Return the rows and columns that no run loses or gains, and whether one decision explains all of them.
 
-    No more runs are made once all is explained, or nothing more for long.
+    The reference runs no more once all is explained, or after `PATIENCE` runs that explain nothing more.
     """
-    idle = 0
-    for lost, gained, whole in near_ties:
-        if whole and one:
+    idle_runs = 0
+    for lost, gained, is_complete in near_ties:
+        if is_complete and is_one_decision:
             return set(), set(), True
-        known = len(rows) + len(columns)
+        count = len(rows) + len(columns)
         rows, columns = rows - lost, columns - gained
-        idle = 0 if len(rows) + len(columns) < known else idle + 1
-        if idle == PATIENCE or not (rows or columns):
+        idle_runs = 0 if len(rows) + len(columns) < count else idle_runs + 1
+        if idle_runs == PATIENCE or not (rows or columns):
             break
     return rows, columns, False
 
@@ -266,7 +319,7 @@ def _without_ties(
     score_bar: float,
     beyond: Callable[[], Iterable[int]] | None,
 ) -> tuple[list[int], list[int]]:
-    """Take out results without a partner at the cut of two full lists, as many on either side."""
+    """Remove results without a partner at the cut of two full lists, as many on either side."""
     cuts = [float(side.min()) for side in scores]
     if abs(cuts[0] - cuts[1]) > score_bar:
         return missing, extra
@@ -275,8 +328,8 @@ def _without_ties(
         for places, side, cut in zip((missing, extra), scores, cuts, strict=True)
     )
     if beyond is not None and tied and tied_extra:
-        known = set(beyond())
-        tied_extra = [column for column in tied_extra if column in known]
+        in_longer_list = set(beyond())
+        tied_extra = [column for column in tied_extra if column in in_longer_list]
     excused = min(len(tied), len(tied_extra))
     return (
         [row for row in missing if row not in tied[:excused]],
@@ -284,10 +337,15 @@ def _without_ties(
     )
 
 
+def with_reason(row: DetectionRow, reason: str) -> DetectionRow:
+    """Return a row that fails for one reason more."""
+    return dataclasses.replace(row, passed=False, reason=f'{row.reason}, {reason}' if row.reason else reason)
+
+
 def broken_boxes(name: str, columns: int, *sides: Any) -> str:
     """Return why boxes (n, `columns`), scores (n,) and labels (n,) of a list do not fit; '' when they do."""
-    for side, found in zip(('reference', 'candidate'), sides, strict=True):
-        boxes, scores, labels = getattr(found, name), found.scores, found.labels
+    for side, results in zip(('reference', 'candidate'), sides, strict=True):
+        boxes, scores, labels = getattr(results, name), results.scores, results.labels
         if boxes.shape != (len(scores), columns) or labels.shape != (len(scores),):
             return (
                 f'{side}: boxes {boxes.shape}, scores {scores.shape} and labels {labels.shape} do not belong '

@@ -49,14 +49,14 @@ def pair_up(
 
 
 draw_pair = functools.partial(bbox2d.side_by_side, draw=draw_instances, problem=mask.problem, pair_by=pair_up)
-"""See `bbox2d.side_by_side`."""
+"""Draws both engines' segments of a pair, see `bbox2d.side_by_side`."""
 
 
 def match_detections(
-    image: str, reference: Segments, candidate: Segments, *, capacity: int | None = None, **more: Any
+    image: str, reference: Segments, candidate: Segments, *, capacity: int | None = None, **settings: Any
 ) -> DetectionRow:
     """Match the segments of two maps; see `mask.match_detections`.
 
     Nothing is excused at a limit of results: no segment has a score, and all would be ties.
     """
-    return mask.match_detections(image, reference, candidate, pair_by=pair_up, **more)
+    return mask.match_detections(image, reference, candidate, pair_by=pair_up, **settings)

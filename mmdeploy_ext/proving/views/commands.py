@@ -1,4 +1,4 @@
-"""The command that makes sense after a verdict; families say which tools use their files and export them."""
+"""The command to run after a verdict; families name the tools that use their files and export them."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ if TYPE_CHECKING:
 def next_command(verdict: Verdict) -> str:
     """Return the command that makes sense after this verdict."""
     subject = verdict.subject
-    known = _model_of(subject) | dict(file=subject.get('file', 'MODEL.onnx'))
+    model, file = _model_of(subject), subject.get('file', 'MODEL.onnx')
+    family = FAMILIES.get(subject.get('family'))
     if verdict.passed:
         form = subject.get('form') or Path(list(subject.get('files', ['']))[-1]).stem
         runner = runner_of(subject.get('family', ''), form)
-        used_by = getattr(FAMILIES.get(subject.get('family')), 'used_by', Family.used_by)
+        used_by = getattr(family, 'used_by', Family.used_by)
         words = f'{runner} {{file}} IMAGE_OR_FOLDER' if runner else used_by.get(form) or used_by['']
-        place = Path(known['file'])
-        given = known | dict(folder=place.parent if place.suffix == '.onnx' else place)
-        quoted = {name: shlex.quote(str(value)) for name, value in given.items()}
+        path = Path(file)
+        values = model | dict(file=file, folder=path.parent if path.suffix == '.onnx' else path)
+        quoted = {name: shlex.quote(str(value)) for name, value in values.items()}
         name, _, words = words.partition(' ')
         return f'{command(name)} {words.format(**quoted)}'
     if not all(check.passed for check in (*verdict.structure, *verdict.graphs)):
-        return f'{export_command(subject, known["file"])}   # export it again'
+        return f'{export_command(subject, file)}   # export it again'
     failed = [row for case in verdict.cases for row in case.detections if not row.passed]
-    needed = [candidates_needed(row.reason) for row in failed]
-    if needed and all(needed):
-        asked = {name: max(one.get(name, 0) for one in needed) for one in needed for name in one}
-        again = export_command(subject, known['file'], **asked)
+    limits = [candidates_needed(row.reason) for row in failed]  # of each failed row, by option
+    if limits and all(limits):
+        names = [name for options in limits for name in options]
+        larger = {name: max(options.get(name, 0) for options in limits) for name in names}
+        again = export_command(subject, file, **larger)
         return f'{again}   # only the number of candidates cut results off'
-    forms = getattr(FAMILIES.get(subject.get('family')), 'forms', ('raw',))
-    if subject.get('form') == 'full' and failed and 'raw' in forms:
-        raw = f'{known["file"].removesuffix(".onnx")}_raw.onnx'
-        again = export_command(subject, raw, form='raw')
+    if subject.get('form') == 'full' and failed and 'raw' in getattr(family, 'forms', ('raw',)):
+        again = export_command(subject, f'{file.removesuffix(".onnx")}_raw.onnx', form='raw')
         return f'{again}   # is it the network or the post-processing?'
-    words = [*known.values(), *_override_words(subject.get('options', {})), '--report', 'work_dirs/report']
+    words = [*model.values(), file, *_override_words(subject.get('options', {}))]
+    words += ['--report', 'work_dirs/report']
     return f'{command("verify")} {shlex.join(words)}   # figures and pictures of every comparison'
 
 

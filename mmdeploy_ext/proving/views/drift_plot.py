@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STRIP = 34
 DECADES = (-8, 2)
-"""The widest range that is drawn; what is equal is drawn at the lower end of the axis."""
+"""The widest range that is drawn; equal values are drawn at the lower end of the axis."""
 LINES = 8
 """Line styles of the style sheet: classes `line0` to `line7`."""
 
@@ -28,12 +28,18 @@ def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> M
     The series are those of a `SequenceRow`; the label says what the picture shows, for screen readers.
     """
     values = [series['ratios'].get(name, []) for name in names]
-    axes = _axes(values, len(series['name']))
+    decades = [math.log10(value) for line in values for value in line if value]
+    low, high = math.floor(min(decades, default=-4)), math.ceil(max(decades, default=0))
+    if any(value == 0 for line in values for value in line):  # drawn a decade below the others
+        low -= 1
+    low, high = max(low, DECADES[0]), min(max(high, 0), DECADES[1])
+    axes = Axes(len(series['name']), min(low, high - 2), high)
     curves = (_curve(line, axes, index) for index, line in enumerate(values))
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if axes.frames <= 12 * step)
     numbers = [text(axes.x(frame), HEIGHT - 8, str(frame)) for frame in range(0, axes.frames, step)]
     resets = _resets(series['reset'], axes, HEIGHT - BOTTOM)
-    return svg([*axes.grid(_decade), *resets, *curves, *numbers], label, kind='drift')
+    grid = axes.grid(lambda decade: ('base', f'1e{decade}') if decade else ('bar-line', 'tolerance'))
+    return svg([*grid, *resets, *curves, *numbers], label, kind='drift')
 
 
 def match_strip(series: Mapping[str, Any], label: str) -> Markup:
@@ -42,8 +48,10 @@ def match_strip(series: Mapping[str, Any], label: str) -> Markup:
     wide = (WIDTH - LEFT - RIGHT) / max(axes.frames, 1)
     parts = [text(LEFT - 6, STRIP - 8, 'matched', 'end')]
     for index, share in enumerate(match_shares(series)):
-        kind = 'none' if share is None else 'over' if share < 1 else 'bar'
-        tall = round((STRIP - 8) * (1 if share is None else max(share, 0.06)), 2)
+        kind, part = 'none', 1.0
+        if share is not None:
+            kind, part = 'over' if share < 1 else 'bar', max(share, 0.06)
+        tall = round((STRIP - 8) * part, 2)
         x = round(axes.x(index) - wide * 0.45, 2)
         parts.append(
             f'<rect class="{kind}" x="{x}" y="{STRIP - 4 - tall}" width="{wide * 0.9:.2f}" height="{tall}"/>'
@@ -61,18 +69,6 @@ def match_shares(series: Mapping[str, Any]) -> list[float | None]:
     ]
 
 
-def _axes(values: Sequence[Sequence[float | None]], frames: int) -> Axes:
-    decades = [math.log10(value) for line in values for value in line if value]
-    zeros = any(value == 0 for line in values for value in line)
-    low = max(math.floor(min(decades, default=-4)) - zeros, DECADES[0])
-    high = min(max(math.ceil(max(decades, default=0)), 0), DECADES[1])
-    return Axes(frames, min(low, high - 2), high)
-
-
-def _decade(decade: int) -> tuple[str, str]:
-    return ('bar-line', 'tolerance') if decade == 0 else ('base', f'1e{decade}')
-
-
 def _resets(resets: Sequence[bool], axes: Axes, bottom: float) -> list[str]:
     """Return vertical lines before the frames that began with an empty memory, after the first."""
     lines = [axes.x(index - 0.5) for index, reset in enumerate(resets) if reset and index]
@@ -87,7 +83,8 @@ def _curve(line: Sequence[float | None], axes: Axes, index: int) -> str:
             missing.append(frame)
             pen = 'M'
         else:
-            path.append(f'{pen}{axes.x(frame)} {axes.y(value)}' + 'h0' * (pen == 'M'))  # h0: a lone dot
+            dot = 'h0' if pen == 'M' else ''  # a line of no length, so that a single point is seen
+            path.append(f'{pen}{axes.x(frame)} {axes.y(value)}{dot}')
             pen = 'L'
     marks = ''.join(f'<circle class="lost" cx="{axes.x(frame)}" cy="{TOP}" r="3"/>' for frame in missing)
     return f'<path class="line{index % LINES}" d="{" ".join(path)}"/>{marks}'

@@ -29,7 +29,7 @@ TEMPLATE = 'report.html.j2'
 OPEN_ROWS = 40
 """With more tensor rows than this, only failed cases and the first one are unfolded at first."""
 SHOWN_SCORE, FAINT_SCORE = 0.3, 0.1
-"""Boxes are drawn from the first score on; where no box has it (weights from a seed), from the second."""
+"""Boxes are drawn from the first score on; if no box has it (weights from a seed), from the second."""
 FORMATS: dict[str, Callable[[Any], str]] = {
     'int': lambda value: f'{value:,}'.replace(',', '\u202f'),
     'error': figure,
@@ -40,7 +40,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     'percent': lambda value: '-' if value is None else f'{math.floor(1e4 * value) / 100:.2f} %',
     'ms': lambda value: '-' if value is None else f'{value:.1f}',
 }
-"""How a value of the JSON is written on the page, by the `data-format` of its element."""
+"""`data-format` of an element of the page -> format of its value of the JSON."""
 
 
 def write_report(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str], folder: Path) -> Path:
@@ -63,9 +63,14 @@ def write_report(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[s
 def render(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str]) -> str:
     """Return the page."""
     content, task = verdict.to_json(), verdict.subject.get('task', 'bbox2d')
+
+    def number(path: str, kind: str) -> Markup:
+        text = FORMATS[kind](look_up(content, path))
+        return Markup('<span data-path="{}" data-format="{}">{}</span>').format(path, kind, text)
+
     gives = f'half precision ({verdict.precision}) can give of the PyTorch model'
     return template(__file__, TEMPLATE, autoescape=True).render(
-        number=_number_of(content),
+        number=number,
         bars=bars,
         ticks=decade_ticks(),
         verdict=content,
@@ -91,9 +96,9 @@ def sequence_plots(row: Mapping[str, Any]) -> dict[str, Any]:
     memory = [name for name in names if name.startswith('memory ')]
     outputs = [name for name in names if name not in memory]
     drifts = [
-        (title, chosen, drift_plot(row['series'], chosen, f'{title}: error over tolerance, {row["title"]}'))
-        for title, chosen in (('Outputs', outputs), ('Memory', memory))
-        if chosen
+        (title, group, drift_plot(row['series'], group, f'{title}: error over tolerance, {row["title"]}'))
+        for title, group in (('Outputs', outputs), ('Memory', memory))
+        if group
     ]
     strip = match_strip(row['series'], f'Matched detections per frame, {row["title"]}') if names else ''
     return dict(drifts=drifts, strip=strip)
@@ -104,14 +109,6 @@ def look_up(content: Any, path: str) -> Any:
     for step in path.split('/'):
         content = content[int(step)] if isinstance(content, list) else content[step]
     return content
-
-
-def _number_of(content: Mapping[str, Any]) -> Callable[[str, str], Markup]:
-    def number(path: str, kind: str) -> Markup:
-        text = FORMATS[kind](look_up(content, path))
-        return Markup('<span data-path="{}" data-format="{}">{}</span>').format(path, kind, text)
-
-    return number
 
 
 def picture_uri(pair: Pair, classes: Sequence[str], task: str = 'bbox2d') -> str:

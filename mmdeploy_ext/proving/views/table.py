@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmdeploy_ext.proving.levels.drive_run import error_ratio
+from mmdeploy_ext.proving.results import first_lines
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.views.commands import next_command
 
@@ -28,7 +29,7 @@ MAX_LINES = 60
 """So do all cases when the table would be longer than this."""
 MAX_REASONS = 8
 MAX_CLASSES = 6
-"""Classes that the console names; the JSON file and the page have them all."""
+"""Number of classes that the console names; the JSON file and the page have them all."""
 TENSOR_TITLES = ('shape', 'max abs', 'max rel', 'cosine', 'tolerance', '')
 
 
@@ -41,8 +42,8 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         console.print(escape(line), soft_wrap=True)
     failed = [check for check in verdict.structure if not check.passed]
     for check in failed:
-        said = f'structure: {escape(check.name)}: {escape(check.detail)}'
-        console.print(f'[red]FAILED[/red] {said}', soft_wrap=True)
+        text = f'structure: {escape(check.name)}: {escape(check.detail)}'
+        console.print(f'[red]FAILED[/red] {text}', soft_wrap=True)
     if verdict.structure and not failed:
         console.print(f'structure: {len(verdict.structure)} checks passed')
     if verdict.preprocessing is not None:
@@ -63,18 +64,21 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
 
 
 def code_lines(verdict: Verdict) -> list[str]:
-    """Return whose code the model is, and which of its methods the graphs do not follow."""
+    """Return one line per class of the model that no library has, and per method that no graph follows."""
     users = [entry for entry in verdict.model_classes if not entry.ours]
     ours = [entry.name for entry in verdict.model_classes if entry.ours]
     lines = [f'class: {entry.name} of {entry.file} ({entry.sha256[:12]})' for entry in users[:MAX_CLASSES]]
-    if (more := len(users) - MAX_CLASSES) > 0:
-        lines.append(f'class: {more} more that no installed library has; the JSON file has them all')
+    if len(users) > MAX_CLASSES:
+        count = len(users) - MAX_CLASSES
+        lines.append(f'class: {count} more that no installed library has; the JSON file has them all')
     if ours:
-        more = f' and {len(ours) - MAX_CLASSES} more' if len(ours) > MAX_CLASSES else ''
-        lines.append(f'our implementation: {", ".join(ours[:MAX_CLASSES])}{more}')
-    lines += [f'inputs decide: {method.text}' for method in verdict.differing_methods[:MAX_REASONS]]
-    if (more := len(verdict.differing_methods) - MAX_REASONS) > 0:
-        lines.append(f'inputs decide: {more} more methods differ; the JSON file has them all')
+        suffix = f' and {len(ours) - MAX_CLASSES} more' if len(ours) > MAX_CLASSES else ''
+        lines.append(f'our implementation: {", ".join(ours[:MAX_CLASSES])}{suffix}')
+    methods = verdict.differing_methods
+    lines += [f'inputs decide: {method.text}' for method in methods[:MAX_REASONS]]
+    if len(methods) > MAX_REASONS:
+        count = len(methods) - MAX_REASONS
+        lines.append(f'inputs decide: {count} more methods differ; the JSON file has them all')
     return lines
 
 
@@ -83,9 +87,11 @@ def verdict_table(verdict: Verdict) -> Table:
     cases = [*verdict.cases, *verdict.trials]
     tensors = any(case.tensors for case in cases)
     boxes = [row for case in cases for row in case.detections]
-    what = ' or '.join(['tensor'] * tensors + ['image'] * bool(boxes))
-    table = _table(f'case\n  {what}')
-    for titles in zip(TENSOR_TITLES, _detection_titles(verdict, boxes), strict=True):
+    kinds = [kind for kind, used in (('tensor', tensors), ('image', boxes)) if used]
+    table = _table(f'case\n  {" or ".join(kinds)}')
+    task = task_module(verdict.subject['task'] if boxes else 'bbox2d')
+    detection_titles = task.RESULTS, 'matched', 'missing', 'extra', task.PLACE, 'worst Δscore'
+    for titles in zip(TENSOR_TITLES, detection_titles, strict=True):
         lines = [title for title, used in zip(titles, (tensors, boxes), strict=True) if used]
         if any(lines):
             table.add_column('\n'.join(lines), justify='right', overflow='fold')
@@ -106,11 +112,6 @@ def _table(first: str) -> Table:
     return table
 
 
-def _detection_titles(verdict: Verdict, rows: Sequence[DetectionRow]) -> tuple[str, ...]:
-    task = task_module(verdict.subject['task'] if rows else 'bbox2d')
-    return task.RESULTS, 'matched', 'missing', 'extra', task.PLACE, 'worst Δscore'
-
-
 def sequence_table(rows: Sequence[SequenceRow]) -> Table:
     """Return one line per mode, and below it the worst frame of the outputs and of the memory."""
     table = _table('sequence\n  worst of all frames')
@@ -122,7 +123,11 @@ def sequence_table(rows: Sequence[SequenceRow]) -> Table:
         rate = '' if row.match_rate is None else f' {100 * row.match_rate:.2f} %'
         counts = str(row.frames), str(row.resets), f'{row.matched}/{row.reference}{rate}'
         worst = figure(row.worst_distance), figure(row.worst_score)
-        table.add_row(f'[bold]{escape(row.title)}[/bold]', *counts, *worst, _ties(row), _mark(row.passed))
+        ties = '0'
+        if row.ties:
+            suffix = f', memory taken over in {row.taken_over}' if row.taken_over else ''
+            ties = f'{row.ties} in {row.tied_frames} frames{suffix}'
+        table.add_row(f'[bold]{escape(row.title)}[/bold]', *counts, *worst, ties, _mark(row.passed))
         for title, group in (('outputs', False), ('memory', True)):
             tensors = [tensor for tensor in row.tensors if tensor.tensor.startswith('memory ') == group]
             if tensors:
@@ -139,12 +144,13 @@ def _case_lines(case: Case, brief: bool) -> list[tuple[str, ...]]:
     """Return the cells of a case's lines; the last cell is the mark."""
     brief = brief or len(case.tensors) + len(case.detections) > MAX_ROWS
     lines = []
-    for row, count in _shown(case.tensors, _tensor_badness, brief):
+    for row, count in _representatives(case.tensors, _tensor_badness, brief):
         figures = figure(row.max_abs), figure(row.max_rel), cosine_text(row.cosine), figure(row.tolerance)
         lines.append((_name(row.tensor, count), row.shape, *figures, '', _mark(row.passed)))
-    for row, count in _shown(case.detections, _detection_badness, brief):
-        matched = f'{row.matched}{f" +{row.outside} off" * bool(row.outside)}'
-        matched += f' ({row.ties} ties)' * bool(row.ties)
+    for row, count in _representatives(case.detections, _detection_badness, brief):
+        matched = f'{row.matched} +{row.outside} off' if row.outside else str(row.matched)
+        if row.ties:
+            matched += f' ({row.ties} ties)'
         counts = str(row.reference), matched, str(row.missing), str(row.extra)
         place = f'{row.worst_iou:.6f}' if row.worst_distance is None else figure(row.worst_distance)
         cells = _name(row.image, count), *counts, place, figure(row.worst_score)
@@ -158,25 +164,26 @@ def last_line(verdict: Verdict) -> str:
     if verdict.passed:
         tensors = sum(len(case.tensors) for case in verdict.cases)
         matched = sum(row.matched for case in verdict.cases for row in case.detections)
-        found = [f'{tensors} tensor comparisons'] * bool(tensors)
-        found += [f'{matched} matched detections'] * bool(matched)
+        figures = []
+        if tensors:
+            figures.append(f'{tensors} tensor comparisons')
+        if matched:
+            figures.append(f'{matched} matched detections')
         if verdict.trials:
             rows = sum(row.matched for case in verdict.trials for row in case.detections)
-            found.append(f'{rows} more with other limits')
+            figures.append(f'{rows} more with other limits')
         inputs = f'{len(verdict.cases)} inputs'
         if verdict.sequence:
             free = verdict.sequence[-1]
             inputs = f'{free.frames} frames, {" and ".join(row.title for row in verdict.sequence)}'
-        what = f'{file} {"equals" if verdict.proven else "is near"} the PyTorch model'
-        return f'{verdict.title} {what}: {inputs}, {", ".join(found)}{_measured(verdict)}'
-    reasons = failure_reasons(verdict)
-    shown = '; '.join(reasons[:MAX_REASONS])
-    more = f'; and {len(reasons) - MAX_REASONS} more' if len(reasons) > MAX_REASONS else ''
-    return f'{verdict.title}: {shown}{more}{_measured(verdict)}'
+        claim = f'{file} {"equals" if verdict.proven else "is near"} the PyTorch model'
+        return f'{verdict.title} {claim}: {inputs}, {", ".join(figures)}{_worst_cosine(verdict)}'
+    reasons = first_lines(failure_reasons(verdict), MAX_REASONS)
+    return f'{verdict.title}: {reasons}{_worst_cosine(verdict)}'
 
 
-def _measured(verdict: Verdict) -> str:
-    """Return what half precision measured; '' for float32, whose bars say it."""
+def _worst_cosine(verdict: Verdict) -> str:
+    """Return the worst cosine of half precision; '' for float32, whose bars are tolerances."""
     cosines = [row.cosine for case in verdict.cases for row in case.tensors if row.cosine is not None]
     if verdict.precision == 'fp32' or not cosines:
         return ''
@@ -211,8 +218,13 @@ def _metric_difference(row: MetricRow) -> str:
     return f'difference {abs(row.candidate - row.reference):.5f} (bar {row.bar:g})'
 
 
-def _shown(rows: Sequence[Any], badness: Callable[[Any], Any], brief: bool) -> list[tuple[Any, int]]:
-    """Return (row, rows that it stands for); in brief the worst per kind (`cls_score_0`, `_1`: one kind)."""
+def _representatives(
+    rows: Sequence[Any], badness: Callable[[Any], Any], brief: bool
+) -> list[tuple[Any, int]]:
+    """Return (row, number of rows that it stands for); in brief the worst per kind.
+
+    Rows that differ in a number alone (`cls_score_0`, `cls_score_1`) are of one kind, if both pass or fail.
+    """
     if not brief:
         return [(row, 1) for row in rows]
     kinds: dict[tuple[str, bool], list[Any]] = {}
@@ -239,15 +251,11 @@ def _mark(passed: bool) -> str:
 
 def figure(value: float | None) -> str:
     """Return a small number as people read it, '1.2e-06'; '-' for None."""
-    return '-' if value is None else '0' if value == 0 else f'{value:.2e}'
+    if value is None:
+        return '-'
+    return '0' if value == 0 else f'{value:.2e}'
 
 
 def cosine_text(value: float | None) -> str:
     """Return a cosine rounded towards less agreement, so that only 1 reads as 1."""
     return '-' if value is None else f'{min(value, 1.0):.7f}'
-
-
-def _ties(row: SequenceRow) -> str:
-    """Return how many rows of the memory were ties, and after how many frames PyTorch's was taken over."""
-    taken = f', memory taken over in {row.taken_over}' if row.taken_over else ''
-    return f'{row.ties} in {row.tied_frames} frames{taken}' if row.ties else '0'

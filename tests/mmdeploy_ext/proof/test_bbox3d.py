@@ -7,8 +7,8 @@ import pytest
 
 from mmdeploy_ext.proving.results import Pair
 from mmdeploy_ext.proving.tasks import task_module
-from mmdeploy_ext.proving.tasks.assignment import maximum_matching
 from mmdeploy_ext.proving.tasks.bbox3d import draw_pair, match_detections
+from mmdeploy_ext.proving.tasks.matching import maximum_matching
 from mmdeploy_ext.runtime.detections3d import Detections3D
 
 

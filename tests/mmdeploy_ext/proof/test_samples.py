@@ -12,7 +12,7 @@ import toy_scn_family
 from mmdeploy_ext.cli import export_app, export_scn_app, verify_app
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.proving.inputs.samples import check_given, proof_samples
+from mmdeploy_ext.proving.inputs.samples import check_paths, proof_samples
 from toy_atss import REPO
 
 MEMORY = types.SimpleNamespace(memory=True, samples='frames')
@@ -37,12 +37,12 @@ def folder(tmp_path_factory):
 
 
 def test_a_model_without_a_memory_is_proven_on_one_frame_and_with_one_on_two():
-    assert check_given(SWEEPS, [], 1) == 1 and check_given(MEMORY, [], 2) == 2
-    assert check_given(SWEEPS, []) == check_given(MEMORY, []) == 12
+    assert check_paths(SWEEPS, [], 1) == 1 and check_paths(MEMORY, [], 2) == 2
+    assert check_paths(SWEEPS, []) == check_paths(MEMORY, []) == 12
     with pytest.raises(UsageError, match='--frames 1: expected 2 or more; a memory needs a frame before'):
-        check_given(MEMORY, [], 1)
+        check_paths(MEMORY, [], 1)
     with pytest.raises(UsageError, match='--frames 0: expected 1 or more'):
-        check_given(SWEEPS, [], 0)
+        check_paths(SWEEPS, [], 0)
 
 
 def test_files_of_another_kind_are_refused_by_name(tmp_path):
@@ -50,12 +50,12 @@ def test_files_of_another_kind_are_refused_by_name(tmp_path):
     for path in (sweep, picture):
         path.write_bytes(b'')
     with pytest.raises(UsageError, match=r'--images .*none.bin: no such file or folder'):
-        check_given(SWEEPS, [str(tmp_path / 'none.bin')])
+        check_paths(SWEEPS, [str(tmp_path / 'none.bin')])
     with pytest.raises(UsageError, match=r'--test-img .*a.jpg: is a picture, the model takes LiDAR sweeps'):
-        check_given(SWEEPS, [str(picture)], option='--test-img')
+        check_paths(SWEEPS, [str(picture)], option='--test-img')
     with pytest.raises(UsageError, match=r'a.bin: models with a memory take frames .* info file \(.pkl\)'):
-        check_given(MEMORY, [str(sweep)])
-    check_given(SWEEPS, [str(sweep), str(tmp_path)])
+        check_paths(MEMORY, [str(sweep)])
+    check_paths(SWEEPS, [str(sweep), str(tmp_path)])
 
 
 def test_sweeps_are_read_from_files_folders_and_infos(toy, folder):
