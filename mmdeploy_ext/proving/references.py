@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SURE = 0.5
 """Share of the best score of a picture from which on a result counts as an object."""
 PARTS = (1.0, 0.7)
-"""Shares of the sides of an object's box that a zoomed picture shows: the complete box, then the middle of it."""
+"""Shares of the sides of an object's box in a zoomed picture: the complete box, then the middle of it."""
 LARGEST_OBJECT, FILLED = 0.5, 0.6
 """Largest share of a picture that an object fills before it is zoomed, and smallest share afterwards."""
 ZOOMS = 8
