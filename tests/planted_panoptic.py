@@ -25,7 +25,7 @@ RESIZING = 'mmdeploy_ext.exporting.postprocess.mask_resize:resizing_of'
 FPN, FORMER, BOTH = 'panoptic_fpn', 'mask2former_panoptic', 'panoptic_fpn mask2former_panoptic'
 FPN_PACKAGE, FORMER_PACKAGE = (
     'mmdeploy_ext.families.two_stage.panoptic',
-    'mmdeploy_ext.families.query.panoptic',
+    'mmdeploy_ext.families.query.masks',
 )
 
 

@@ -6,8 +6,6 @@ from mmdeploy_ext.families.bevfusion import options as bevfusion_det
 from mmdeploy_ext.families.centerpoint import options as centerpoint
 from mmdeploy_ext.families.dense import options as dense
 from mmdeploy_ext.families.query import options as query
-from mmdeploy_ext.families.query import options_panoptic as query_panoptic
-from mmdeploy_ext.families.query import options_regions_masks as query_regions_masks
 from mmdeploy_ext.families.rtdetr import options as rtdetr
 from mmdeploy_ext.families.solo import options as solo
 from mmdeploy_ext.families.streampetr import options as streampetr
@@ -64,34 +62,34 @@ register_family(
     'mmdeploy_ext.families.query.family:QueryFamily',
     options=query.OPTIONS,
     postprocess=query.POSTPROCESS,
-    runtime='mmdeploy_ext.families.query.runtime.model',
+    runtime='mmdeploy_ext.families.parts.runtime.padded_results',
 )
 register_family(
     'query_masks',
     'mmdeploy_ext.families.query.family:QueryMasksFamily',
     options=query.OPTIONS,
     postprocess=query.POSTPROCESS,
-    runtime='mmdeploy_ext.families.query.runtime.masks',
+    runtime='mmdeploy_ext.families.parts.runtime.padded_results',
 )
 register_family(
     'query_panoptic',
     'mmdeploy_ext.families.query.family:QueryPanopticFamily',
     options=query.OPTIONS,
-    postprocess=query_panoptic.POSTPROCESS,
-    runtime='mmdeploy_ext.families.query.runtime.panoptic',
+    postprocess=query.PANOPTIC_POSTPROCESS,
+    runtime='mmdeploy_ext.families.query.runtime',
 )
 register_family(
     'query_regions',
     'mmdeploy_ext.families.query.family:QueryRegionsFamily',
     postprocess=query.POSTPROCESS,
-    runtime='mmdeploy_ext.families.query.runtime.regions',
+    runtime='mmdeploy_ext.families.parts.runtime.padded_results',
 )
 register_family(
     'query_regions_masks',
     'mmdeploy_ext.families.query.family:QueryRegionsMasksFamily',
-    options=query_regions_masks.OPTIONS,
-    postprocess=query_regions_masks.POSTPROCESS,
-    runtime='mmdeploy_ext.families.query.runtime.regions_masks',
+    options=query.REGION_MASK_OPTIONS,
+    postprocess=query.REGION_MASK_POSTPROCESS,
+    runtime='mmdeploy_ext.families.parts.runtime.pasted_masks',
 )
 register_family(
     'rtdetr',

@@ -15,25 +15,15 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Kind, Limit
-from mmdeploy_ext.families.parts import detector_parts, pasting
+from mmdeploy_ext.families.parts import detector_parts, image_feeds, pasting
 from mmdeploy_ext.families.parts.exaggerated import changed_outputs
-from mmdeploy_ext.families.parts.image_feeds import feeds_with_sizes
 from mmdeploy_ext.families.parts.mask_heads import threshold
 from mmdeploy_ext.families.parts.query_networks import query_head
 from mmdeploy_ext.families.parts.regions import last_level_side
-from mmdeploy_ext.families.query import (
-    graphs,
-    kinds,
-    masks,
-    panoptic,
-    postprocess,
-    reference,
-    regions,
-    samples,
-)
+from mmdeploy_ext.families.query import graphs, masks, postprocess, reference, regions, supported_parts
 
-SIZES = 4.0
-"""What widths and heights of some regions are multiplied by, and of others divided by."""
+SIZE_RATIO = 4.0
+"""Factor by which widths and heights of some regions become larger, and of others smaller."""
 
 
 class QueryFamily(ImageFamily):
@@ -43,39 +33,40 @@ class QueryFamily(ImageFamily):
     exports = 'DETR, Deformable DETR, DINO and Co-DINO (mmdeploy_ext/families/query/README.md)'
     near = ('DETRHead', 'DeformableDETR', 'DINO', 'CoDETR', 'Transformer')
     task = 'bbox2d'
-    followed, replaced = kinds.FOLLOWED, staticmethod(kinds.replaced_methods)
+    followed, replaced = supported_parts.FOLLOWED, staticmethod(supported_parts.replaced_methods)
     forms = ('full',)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds = staticmethod(samples.feeds)
+    feeds = staticmethod(image_feeds.feeds)
     reference_detections = staticmethod(reference.detections)
 
     def claims(self, cfg: Any) -> Claim:
-        """See `Family.claims`: those of other parts are refused by `check`, by the part."""
-        co_detr = kinds.is_co_detr(detector_parts.detector_of(cfg))
-        return Claim.DETECTOR if co_detr or detector_parts.detects(cfg, kinds.DETECTORS) else Claim.NO
+        co_detr = supported_parts.is_co_detr(detector_parts.detector_of(cfg))
+        return (
+            Claim.DETECTOR if co_detr or detector_parts.detects(cfg, supported_parts.DETECTORS) else Claim.NO
+        )
 
     def check(self, cfg: Any, options: Options) -> None:
-        """See `ImageFamily.check`: parts, opset, limits."""
         with refused_by_name(cfg):
-            key, test_cfg = kinds.head_key(cfg), detector_parts.test_cfg_of(cfg)
+            key, test_cfg = supported_parts.head_key(cfg), detector_parts.test_cfg_of(cfg)
             if key == 'query_head':
-                kinds.check_co_detr(cfg.model)
+                supported_parts.check_co_detr(cfg.model)
                 test_cfg = test_cfg[0]
             else:
-                kinds.check_class(DETECTORS.get(cfg.model.type), kinds.DETECTORS, 'detector')
+                supported_parts.check_class(
+                    DETECTORS.get(cfg.model.type), supported_parts.DETECTORS, 'detector'
+                )
             head = detector_parts.tested_head(cfg, key, test_cfg)
-            kinds.check_head(head)
+            supported_parts.check_head(head)
             available = postprocess.pairs(head)
             if key == 'query_head' and postprocess.suppression_of(head):
                 available = int(head.num_query)
             detector_parts.check_limit('max_per_img', postprocess.max_per_img(head), available)
         detector_parts.check(cfg.model, options)
-        if kinds.samples_points(head) and options.opset:
+        if supported_parts.samples_points(head) and options.opset:
             detector_parts.check_grid_sample(type(head).__name__, options)
 
     def build(self, cfg: Any) -> nn.Module:
-        """See `Family.build`: of a copy of the config, since `DETRHead` writes a tensor into its own."""
-        return super().build(copy.deepcopy(cfg))
+        return super().build(copy.deepcopy(cfg))  # `DETRHead` writes a tensor into its config
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         head = query_head(model)
@@ -86,7 +77,7 @@ class QueryFamily(ImageFamily):
         return bool(graphs.proposals(model))
 
     def finds_always(self, model: nn.Module) -> bool:
-        """See `ImageFamily.finds_always`: the best pairs have no threshold, unless they are suppressed."""
+        # the best pairs have no threshold, unless they are suppressed
         return not (hasattr(model, 'query_head') and query_head(model).test_cfg.get('nms'))
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
@@ -99,10 +90,10 @@ class QueryFamily(ImageFamily):
         )
 
     def limits(self, model: nn.Module) -> list[Limit]:
-        """Return the limits of the head of queries; those heads that train Co-DETR give no results."""
-        results = query_head(model).test_cfg
-        entries = (results, results.get('nms'))
-        return [limit for limit in super().limits(model) if any(limit.config is one for one in entries)]
+        """Return the limits of the head of queries; the heads that train Co-DETR give no results."""
+        test_cfg = query_head(model).test_cfg
+        nms = test_cfg.get('nms')
+        return [limit for limit in super().limits(model) if limit.config is test_cfg or limit.config is nms]
 
 
 class QueryMasksFamily(ImageFamily):
@@ -113,51 +104,48 @@ class QueryMasksFamily(ImageFamily):
     near = ('Mask2Former', 'MaskFormer')
     task = 'mask'
     fuses = False
-    followed, replaced = kinds.FOLLOWED, staticmethod(kinds.replaced_methods)
+    followed, replaced = supported_parts.FOLLOWED, staticmethod(supported_parts.replaced_methods)
     forms = ('full',)
     spec, stages = staticmethod(graphs.masks_spec), staticmethod(graphs.masks_stages)
-    feeds, batches = staticmethod(samples.mask_feeds), staticmethod(samples.batches)
+    feeds, batches = staticmethod(image_feeds.mask_feeds), staticmethod(image_feeds.batches)
     reference_detections = staticmethod(reference.instances)
 
     def claims(self, cfg: Any) -> Claim:
-        """See `Family.claims`: those of other parts are refused by `check`, by the part."""
-        known = detector_parts.detects(cfg, kinds.MASKFORMER)
-        return Claim.DETECTOR if known and kinds.fuses(cfg) == self.fuses else Claim.NO
+        if not detector_parts.detects(cfg, supported_parts.MASKFORMER):
+            return Claim.NO
+        return Claim.DETECTOR if supported_parts.fuses(cfg) == self.fuses else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
-        """See `ImageFamily.check`: parts, opset, limits."""
         with refused_by_name(cfg):
-            kinds.check_class(
-                DETECTORS.get(cfg.model.type), kinds.MASK_DETECTORS, 'detector of masks by queries'
+            supported_parts.check_class(
+                DETECTORS.get(cfg.model.type), supported_parts.MASK_DETECTORS, 'detector of masks by queries'
             )
             heads = [
                 detector_parts.tested_head(cfg, key, detector_parts.test_cfg_of(cfg))
                 for key in ('panoptic_head', 'panoptic_fusion_head')
             ]
-            kinds.check_mask_heads(*heads)
+            supported_parts.check_mask_heads(*heads)
             self.check_results(*heads)
         detector_parts.check(cfg.model, options)
-        if kinds.samples_points(heads[0]) and options.opset:
+        if supported_parts.samples_points(heads[0]) and options.opset:
             detector_parts.check_grid_sample(type(heads[0]).__name__, options)
 
     def check_results(self, head: nn.Module, fusion: nn.Module) -> None:
         """Refuse heads that do not give these results, or not as many."""
-        kinds.check_instances(fusion)
+        supported_parts.check_instances(fusion)
         detector_parts.check_limit(
             'max_per_image', masks.max_per_image(fusion), head.num_queries * head.num_classes
         )
 
     def num_classes(self, model: nn.Module) -> int:
-        """See `Family.num_classes`: of things."""
         return int(model.panoptic_head.num_things_classes)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        most = masks.max_per_image(model.panoptic_fusion_head)
-        return dict(max_per_img=most, num_classes=self.num_classes(model))
+        limit = masks.max_per_image(model.panoptic_fusion_head)
+        return dict(max_per_img=limit, num_classes=self.num_classes(model))
 
     def finds_always(self, model: nn.Module) -> bool:
-        """See `ImageFamily.finds_always`: the best pairs of query and class have no threshold."""
-        return True
+        return True  # the best pairs of query and class have no threshold
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
         head, fusion = model.panoptic_head, model.panoptic_fusion_head
@@ -184,18 +172,15 @@ class QueryPanopticFamily(QueryMasksFamily):
     reference_detections = staticmethod(reference.segments)
 
     def check_results(self, head: nn.Module, fusion: nn.Module) -> None:
-        """See `QueryMasksFamily`: there is no limit of segments."""
-        kinds.check_panoptic(head, fusion)
+        supported_parts.check_panoptic(head, fusion)
 
     def num_classes(self, model: nn.Module) -> int:
-        """See `Family.num_classes`: of things and of stuff."""
-        return int(model.panoptic_fusion_head.num_classes)
+        return int(model.panoptic_fusion_head.num_classes)  # things and stuff
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        return panoptic.facts_of(model.panoptic_fusion_head)
+        return masks.facts_of(model.panoptic_fusion_head)
 
     def limits(self, model: nn.Module) -> list[Limit]:
-        """See `ImageFamily.limits`: of the fusion, with the defaults that mmdet has for them."""
         config = model.panoptic_fusion_head.test_cfg
         return [
             Limit(config, 'object_mask_thr', Kind.SCORE, default=0.8),
@@ -204,20 +189,18 @@ class QueryPanopticFamily(QueryMasksFamily):
         ]
 
     def finds_always(self, model: nn.Module) -> bool:
-        """See `ImageFamily.finds_always`: queries have a threshold here."""
         return False
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
-        """See `ImageFamily.result_limit`: none."""
         return ResultLimit({})
 
 
 def _of_all_sizes(stds: Sequence[float]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what changes deltas (..., 4) of queries: the sizes of some are larger, of others smaller."""
+    """Return a change of deltas (..., 4) of queries: the sizes of some are larger, of others smaller."""
 
     def change(deltas: torch.Tensor) -> torch.Tensor:
         places = torch.arange(deltas[..., 0].numel(), device=deltas.device) % 3
-        sizes = (1 - places).to(deltas) * math.log(SIZES)
+        sizes = (1 - places).to(deltas) * math.log(SIZE_RATIO)
         changed = deltas.reshape(-1, 4).clone()
         changed[:, 2:] += sizes[:, None] / deltas.new_tensor(stds[2:])
         return changed.reshape(deltas.shape)
@@ -233,33 +216,34 @@ class QueryRegionsFamily(ImageFamily):
     near = ('SparseRCNN', 'DIIHead', 'DynamicConv')
     task = 'bbox2d'
     with_masks = False
-    followed, replaced = kinds.FOLLOWED, staticmethod(kinds.replaced_methods)
+    followed, replaced = supported_parts.FOLLOWED, staticmethod(supported_parts.replaced_methods)
     forms = ('full',)
     keep_fp32 = ('network/[!bn]*', 'postprocess/*')  # all but backbone and neck, as of two-stage detectors
     spec, stages = staticmethod(graphs.regions_spec), staticmethod(graphs.regions_stages)
-    feeds = staticmethod(samples.feeds)
+    feeds = staticmethod(image_feeds.feeds)
     reference_detections = staticmethod(reference.regions)
 
     def claims(self, cfg: Any) -> Claim:
-        """See `Family.claims`: those of other parts are refused by `check`, by the part."""
-        known = detector_parts.detects(cfg, kinds.REGION_DETECTORS)
-        masks_too = bool(detector_parts.part_cfg(cfg.model, 'roi_head').get('mask_head'))
-        return Claim.DETECTOR if known and masks_too == self.with_masks else Claim.NO
+        if not detector_parts.detects(cfg, supported_parts.REGION_DETECTORS):
+            return Claim.NO
+        has_masks = bool(detector_parts.part_cfg(cfg.model, 'roi_head').get('mask_head'))
+        return Claim.DETECTOR if has_masks == self.with_masks else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
-        """See `ImageFamily.check`: parts, limits."""
         test_cfg = detector_parts.test_cfg_of(cfg).get('rcnn') or {}
         with refused_by_name(cfg):
-            kinds.check_class(
-                DETECTORS.get(cfg.model.type), kinds.REGION_DETECTORS, 'detector of queries with regions'
+            supported_parts.check_class(
+                DETECTORS.get(cfg.model.type),
+                supported_parts.REGION_DETECTORS,
+                'detector of queries with regions',
             )
-            found = {key: detector_parts.tested_head(cfg, key, test_cfg) for key in ('rpn_head', 'roi_head')}
-            kinds.check_region_heads(found)
-            there = found['rpn_head'].num_proposals * found['roi_head'].bbox_head[-1].num_classes
-            detector_parts.check_limit('rcnn.max_per_img', test_cfg.get('max_per_img'), there)
-            least = threshold(test_cfg) if self.with_masks else 0.0
+            heads = {key: detector_parts.tested_head(cfg, key, test_cfg) for key in ('rpn_head', 'roi_head')}
+            supported_parts.check_region_heads(heads)
+            pairs = heads['rpn_head'].num_proposals * heads['roi_head'].bbox_head[-1].num_classes
+            detector_parts.check_limit('rcnn.max_per_img', test_cfg.get('max_per_img'), pairs)
+            mask_thr = threshold(test_cfg) if self.with_masks else 0.0
         detector_parts.check(cfg.model, options)
-        pasting.check(least, options)
+        pasting.check(mask_thr, options)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.roi_head.bbox_head[-1].num_classes)
@@ -268,8 +252,7 @@ class QueryRegionsFamily(ImageFamily):
         return dict(max_per_img=int(model.roi_head.test_cfg.max_per_img), num_classes=self.num_classes(model))
 
     def finds_always(self, model: nn.Module) -> bool:
-        """See `ImageFamily.finds_always`: the best pairs of query and class have no threshold."""
-        return True
+        return True  # the best pairs of query and class have no threshold
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
         return ResultLimit(model.roi_head.test_cfg, available=regions.pairs(model))
@@ -288,14 +271,14 @@ class QueryRegionsFamily(ImageFamily):
 
 
 class QueryRegionsMasksFamily(QueryRegionsFamily):
-    """Those that give a mask of every box."""
+    """mmdet's detectors whose queries have regions, and that give a mask of every box."""
 
     name = 'query_regions_masks'
     exports = 'QueryInst (mmdeploy_ext/families/query/README.md)'
     near = ('QueryInst', 'DynamicMaskHead')
     task = 'boxed_mask'
     with_masks = True
-    feeds = staticmethod(feeds_with_sizes)
+    feeds = staticmethod(image_feeds.feeds_with_sizes)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         return dict(super().postprocess_facts(model), mask_thr=threshold(model.roi_head.test_cfg))

@@ -26,16 +26,16 @@ from mmdeploy_ext.families.parts.mask_heads import threshold
 from mmdeploy_ext.families.parts.pasting import mask_output, size_inputs, with_pasting
 from mmdeploy_ext.families.parts.query_networks import NAMES, NETWORKS, query_head
 from mmdeploy_ext.families.parts.regions import has_masks
-from mmdeploy_ext.families.query import kinds, masks, panoptic, regions
-from mmdeploy_ext.families.query.maskformer import MaskFormerNetwork
-from mmdeploy_ext.families.query.postprocess import FULL_NAMES, full_form, max_per_img
+from mmdeploy_ext.families.query import masks, regions
+from mmdeploy_ext.families.query.postprocess import FULL_NAMES, FullForm, max_per_img
+from mmdeploy_ext.families.query.supported_parts import attends_inside_masks, kind_of
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 
 WHOLE = '0 means those of the input'
 MASK_MULTIPLE = 32
-"""Of the sides of an input of Mask2Former, whose masks are a quarter of it."""
+"""Sides of an input of Mask2Former, whose masks are a quarter of it, are multiples of this."""
 PROBE = 256
-"""Side of the input whose maps tell their strides, pixels."""
+"""Side of the input from whose maps strides are measured, pixels."""
 _STRIDES: weakref.WeakKeyDictionary[nn.Module, tuple[int, ...]] = weakref.WeakKeyDictionary()
 
 
@@ -44,7 +44,7 @@ def strides(model: nn.Module) -> tuple[int, ...]:
     if model not in _STRIDES:
         image = next(model.parameters()).new_zeros((1, 3, PROBE, PROBE))
         with torch.no_grad():
-            _STRIDES[model] = tuple(PROBE // one.shape[-1] for one in model.extract_feat(image))
+            _STRIDES[model] = tuple(PROBE // level.shape[-1] for level in model.extract_feat(image))
     return _STRIDES[model]
 
 
@@ -67,8 +67,8 @@ def smallest(model: nn.Module) -> int:
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the graph; UsageError: its size has fewer tokens than become queries."""
-    there = count_tokens(model, options.height, options.width)
-    detector_parts.check_tokens(there, options, 'two_stage_num_proposals', proposals(model))
+    tokens = count_tokens(model, options.height, options.width)
+    detector_parts.check_tokens(tokens, options, 'two_stage_num_proposals', proposals(model))
     image = image_input(options, smallest(model), detector_parts.multiple(model))
     batch = image.axes[0]
     inputs = (image, *optional_inputs(batch, True))
@@ -76,13 +76,13 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and what the form adds to it."""
-    network = NETWORKS[kinds.kind_of(query_head(model))](fuse(model) if fold else model)
+    """Return the network, and the part of the form behind it."""
+    network = NETWORKS[kind_of(query_head(model))](fuse(model) if fold else model)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
     inputs = ('input', 'img_shape', 'scale_factor', *NAMES)
     return [
         Stage('network', network, ('input', 'img_shape'), NAMES, passes=passes),
-        Stage('postprocess', full_form(model), inputs, FULL_NAMES),
+        Stage('postprocess', FullForm(model), inputs, FULL_NAMES),
     ]
 
 
@@ -108,43 +108,41 @@ def masks_stages(model: nn.Module, options: Options, fold: bool = True) -> list[
 
 def mask_network(model: nn.Module, options: Options, fold: bool) -> Stage:
     """Return the stage that gives logits of classes and of masks."""
-    own = fuse(model) if fold else model
-    if not kinds.looks_inside(model.panoptic_head):
-        return Stage('network', MaskFormerNetwork(own), ('input', 'img_shape'), masks.NAMES)
+    folded = fuse(model) if fold else model
+    if not attends_inside_masks(model.panoptic_head):
+        return Stage('network', masks.MaskFormerNetwork(folded), ('input', 'img_shape'), masks.NAMES)
     size = None if options.dynamic or not fold else (options.height, options.width)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
-    return Stage('network', masks.Mask2FormerNetwork(own, size), ('input',), masks.NAMES, passes=passes)
+    return Stage('network', masks.Mask2FormerNetwork(folded, size), ('input',), masks.NAMES, passes=passes)
 
 
 def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a graph of panoptic maps, or of what they are made of."""
+    """Return the contract of a graph of panoptic maps, or of the logits that they are made of."""
     image = mask_image(model, options)
     batch = image.axes[0]
     content, original = mask_inputs(batch, WHOLE)
     if options.form == 'full':
         return GraphSpec('query_panoptic/full', (image, content, original), map_output(batch))
-    inputs = (image,) if kinds.looks_inside(model.panoptic_head) else (image, content)
-    return GraphSpec('query_panoptic/raw', inputs, _mask_logits(model, options, batch))
-
-
-def _mask_logits(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
+    inputs = (image,) if attends_inside_masks(model.panoptic_head) else (image, content)
     head = model.panoptic_head
-    sides = (options.height // masks.RATIO, options.width // masks.RATIO)
-    quarter = ('H4', 'W4') if options.dynamic else sides
+    quarter = (options.height // masks.RATIO, options.width // masks.RATIO)
+    if options.dynamic:
+        quarter = ('H4', 'W4')
     meaning = 'class logits of queries, the last column is no class'
     columns, rows = int(head.num_classes) + 1, (batch, head.num_queries)
-    return (
+    outputs = (
         TensorSpec('logits', 'float32', (*rows, columns), meaning, 'logit'),
         TensorSpec('mask_logits', 'float32', (*rows, *quarter), 'masks of queries', 'logit'),
     )
+    return GraphSpec('query_panoptic/raw', inputs, outputs)
 
 
 def panoptic_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and for `full` what fuses the masks after it."""
+    """Return the network, and for `full` the fusion of the masks behind it."""
     network = mask_network(model, options, fold)
     if options.form == 'raw':
         return [network]
-    form = panoptic.MapFullForm(model.panoptic_fusion_head)
+    form = masks.MapFullForm(model.panoptic_fusion_head)
     return [network, Stage('fusion', form, ('img_shape', 'ori_shape', *masks.NAMES), ('panoptic',))]
 
 
@@ -159,11 +157,13 @@ def regions_spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def regions_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and what the form adds to it."""
-    own = fuse(model) if fold else model
-    network, form = regions.RegionsNetwork(own), regions.RegionsFullForm(own)
-    found = [
+    """Return the network, and the part of the form behind it."""
+    folded = fuse(model) if fold else model
+    network, form = regions.RegionsNetwork(folded), regions.RegionsFullForm(folded)
+    chain = [
         Stage('network', network, ('input', 'img_shape'), network.names),
         Stage('postprocess', form, ('scale_factor', *network.names), form.names),
     ]
-    return with_pasting(found, options, threshold(model.roi_head.test_cfg)) if has_masks(model) else found
+    if not has_masks(model):
+        return chain
+    return with_pasting(chain, options, threshold(model.roi_head.test_cfg))

@@ -1,8 +1,12 @@
-"""Mask2Former: queries that look at the maps inside their masks, and instances from logits of masks.
+"""MaskFormer and Mask2Former: queries that have masks, and instances or panoptic maps from their logits.
 
-Source of the algorithm: mmdet 2.28.2 `plugins/msdeformattn_pixel_decoder.py`,
-`dense_heads/mask2former_head.py` and `seg_heads/panoptic_fusion_heads/maskformer_fusion_head.py`
-(`instance_postprocess`). Padding is no different from the image to this head.
+Queries of MaskFormer look at one coarse map, and masks come from a pyramid that it is the top of; those of
+Mask2Former look at several maps, inside their masks.
+
+Source of the algorithm: mmdet 2.28.2 `plugins/{pixel_decoder,msdeformattn_pixel_decoder}.py`,
+`dense_heads/{maskformer,mask2former}_head.py` and
+`seg_heads/panoptic_fusion_heads/maskformer_fusion_head.py` (`instance_postprocess`).
+`exporting/postprocess/panoptic.py` has the fusion of maps.
 
 Glossary: B batch, Q queries, C classes, D embedding, S tokens, L levels, n results, H, W network input in
 pixels, H4, W4 a quarter of it, h, w size of the results.
@@ -10,6 +14,7 @@ pixels, H4, W4 a quarter of it, h, w size of the results.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +23,17 @@ from torch import nn
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.attention import attend_tokens
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
+from mmdeploy_ext.exporting.postprocess.panoptic import QueryFusion
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.soft_masks import pick_rows
 from mmdeploy_ext.exporting.same_bytes import SameBytes
-from mmdeploy_ext.families.parts.padding import Level, SinePositions, tokens_of
+from mmdeploy_ext.families.parts.padding import Level, PaddedSinePositions, SinePositions, tokens_of
 from mmdeploy_ext.families.parts.query_networks import (
     among_themselves,
     attend_to,
+    decode_queries,
     encode_points,
+    encode_tokens,
     reference_points,
     run_layer,
 )
@@ -39,8 +47,55 @@ EPS = 1e-6
 """Of mmdet's mean score of a mask."""
 
 
+class MaskFormerNetwork(nn.Module):
+    """`MaskFormerHead` behind flat tensors, with either of its pixel decoders."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        head = model.panoptic_head
+        self.positions = SinePositions(head.decoder_pe)
+        encoding = getattr(head.pixel_decoder, 'positional_encoding', None)
+        self.pixel_positions = None if encoding is None else PaddedSinePositions(encoding)
+
+    def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) of images (B, 3, H, W).
+
+        `img_shape` (B, 2) is h, w before padding, whose tokens are no keys; 0 means the input size.
+        """
+        head, maps = self.model.panoptic_head, self.model.extract_feat(image)
+        content = torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
+        level = Level(content, image, maps[-1])
+        padded = level.inside()[:, None, None] < 0.5
+        features, memory = self.pixels(maps, level, padded)
+        tokens = tokens_of([head.decoder_input_proj(memory)])
+        places = head.query_embed.weight[None]
+        query = decode_queries(head.transformer_decoder, tokens, self.positions(level), places, padded)
+        outputs = head.cls_embed(query), masks_of(head.mask_embed(query), features)
+        return tuple(tap(name, tensor) for name, tensor in zip(NAMES, outputs, strict=True))
+
+    def pixels(
+        self, maps: Sequence[torch.Tensor], level: Level, padded: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features (B, D, H4, W4) of masks, and the map that queries look at."""
+        decoder = self.model.panoptic_head.pixel_decoder
+        if self.pixel_positions is None:
+            memory, features = maps[-1], decoder.last_feat_conv(maps[-1])
+        else:
+            position = self.pixel_positions(level)
+            projected = decoder.encoder_in_proj(maps[-1])
+            tokens = encode_tokens(decoder.encoder, tokens_of([projected]), position, padded)
+            memory = tokens.transpose(1, 2).reshape(projected.shape)
+            features = decoder.encoder_out_proj(memory)
+        for index in reversed(range(len(decoder.lateral_convs))):
+            lateral = decoder.lateral_convs[index](maps[index])
+            features = lateral + F.interpolate(features, lateral.shape[-2:], mode='nearest')
+            features = decoder.output_convs[index](features)
+        return decoder.mask_feature(features), memory
+
+
 class Mask2FormerNetwork(nn.Module):
-    """`Mask2FormerHead` behind flat tensors."""
+    """`Mask2FormerHead` behind flat tensors; to this head padding is no different from the image."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int] | None) -> None:
         """Keep the detector.
@@ -52,16 +107,16 @@ class Mask2FormerNetwork(nn.Module):
         self.model = model
         head = model.panoptic_head
         encodings = head.pixel_decoder.postional_encoding, head.decoder_positional_encoding
-        self.encodings = nn.ModuleList(SinePositions(one) for one in encodings)
+        self.encodings = nn.ModuleList(SinePositions(encoding) for encoding in encodings)
         self.fixed = size is not None
         if size is not None:
             with torch.no_grad():
                 image = next(model.parameters()).new_zeros((1, 3, *size))
                 levels = self.levels(image, self.projected(model.extract_feat(image)))
             with SameBytes():
-                for which, encoding in enumerate(self.encodings):
+                for user, encoding in enumerate(self.encodings):
                     for index, level in enumerate(levels):
-                        self.register_buffer(f'place_{which}_{index}', encoding(level), persistent=False)
+                        self.register_buffer(f'place_{user}_{index}', encoding(level), persistent=False)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) of images (B, 3, H, W)."""
@@ -69,24 +124,24 @@ class Mask2FormerNetwork(nn.Module):
         projected = self.projected(maps)
         levels = self.levels(image, projected)
         sources, features = self.pixels(maps, projected, levels)
-        found = self.decode(sources, features, levels)
-        return tuple(tap(name, tensor) for name, tensor in zip(NAMES, found, strict=True))
+        outputs = self.decode(sources, features, levels)
+        return tuple(tap(name, tensor) for name, tensor in zip(NAMES, outputs, strict=True))
 
     def projected(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return what the encoder takes, coarse to fine, (B, D, h, w)."""
+        """Return the inputs of the encoder, coarse to fine, (B, D, h, w)."""
         convs = self.model.panoptic_head.pixel_decoder.input_convs
         return [conv(maps[-1 - index]) for index, conv in enumerate(convs)]
 
     def levels(self, image: torch.Tensor, maps: Sequence[torch.Tensor]) -> list[Level]:
-        """Return where the cells of maps are; all of the input is image."""
+        """Return the places of the cells of maps; all of the input is image."""
         content = hw(image).to(image)[None]
-        return [Level(content, image, one) for one in maps]
+        return [Level(content, image, tensor) for tensor in maps]
 
-    def place(self, which: int, index: int, level: Level) -> torch.Tensor:
-        """Return the positions (1, h * w, D) of a level: of the encoder (0) or of the decoder (1)."""
+    def place(self, user: int, index: int, level: Level) -> torch.Tensor:
+        """Return the positions (1, h * w, D) of a level, as the encoder (0) or the decoder (1) uses them."""
         if self.fixed:
-            return self.get_buffer(f'place_{which}_{index}')
-        return self.encodings[which](level)
+            return self.get_buffer(f'place_{user}_{index}')
+        return self.encodings[user](level)
 
     def pixels(
         self, maps: Sequence[torch.Tensor], projected: Sequence[torch.Tensor], levels: Sequence[Level]
@@ -98,20 +153,21 @@ class Mask2FormerNetwork(nn.Module):
         look = functools.partial(attend_tokens, keep=keep, sizes=[level.size for level in levels])
         embeds = decoder.level_encoding.weight
         position = torch.cat(
-            [embeds[index] + self.place(0, index, one) for index, one in enumerate(levels)], 1
+            [embeds[index] + self.place(0, index, level) for index, level in enumerate(levels)], 1
         )
         reference = reference_points(levels, ratios)
         memory = encode_points(decoder.encoder, tokens_of(projected), position, reference, look)
-        found, begin = [], 0
+        pyramid, begin = [], 0
         for height, width in (level.size for level in levels):
-            one = memory[:, begin : begin + height * width].transpose(1, 2)
-            found.append(one.reshape(one.shape[0], one.shape[1], height, width))  # `unflatten` freezes sizes
+            tokens = memory[:, begin : begin + height * width].transpose(1, 2)
+            # `unflatten` freezes sizes
+            pyramid.append(tokens.reshape(tokens.shape[0], tokens.shape[1], height, width))
             begin = begin + height * width
         for index in reversed(range(len(decoder.lateral_convs))):
             lateral = decoder.lateral_convs[index](maps[index])
-            finer = F.interpolate(found[-1], lateral.shape[-2:], mode='bilinear', align_corners=False)
-            found.append(decoder.output_convs[index](lateral + finer))
-        return found[: decoder.num_outs], decoder.mask_feature(found[-1])
+            finer = F.interpolate(pyramid[-1], lateral.shape[-2:], mode='bilinear', align_corners=False)
+            pyramid.append(decoder.output_convs[index](lateral + finer))
+        return pyramid[: decoder.num_outs], decoder.mask_feature(pyramid[-1])
 
     def decode(
         self, sources: Sequence[torch.Tensor], features: torch.Tensor, levels: Sequence[Level]
@@ -119,31 +175,32 @@ class Mask2FormerNetwork(nn.Module):
         """Return class logits and mask logits after the last layer."""
         head = self.model.panoptic_head
         values = [
-            tokens_of([head.decoder_input_projs[index](one)]) + head.level_embed.weight[index]
-            for index, one in enumerate(sources)
+            tokens_of([head.decoder_input_projs[index](source)]) + head.level_embed.weight[index]
+            for index, source in enumerate(sources)
         ]
-        keys = [one + self.place(1, index, levels[index]) for index, one in enumerate(values)]
+        keys = [tokens + self.place(1, index, levels[index]) for index, tokens in enumerate(values)]
         places = head.query_embed.weight[None]
         query = head.query_feat.weight[None].expand(features.shape[0], -1, -1)
-        for index, layer in enumerate(head.transformer_decoder.layers):
-            at = index % len(values)
-            outside = self._outside(query, features, sources[at])
+        for number, layer in enumerate(head.transformer_decoder.layers):
+            index = number % len(values)
+            outside = self._outside(query, features, sources[index])
 
             def look(
-                attention: nn.Module, own: torch.Tensor, at: int = at, outside: torch.Tensor = outside
+                attention: nn.Module,
+                query: torch.Tensor,
+                index: int = index,
+                outside: torch.Tensor = outside,
             ) -> torch.Tensor:
-                return attend_to(attention, own + places, keys[at], values[at], outside)
+                return attend_to(attention, query + places, keys[index], values[index], outside)
 
             query = run_layer(layer, query, dict(self_attn=among_themselves(places), cross_attn=look))
         normed = head.transformer_decoder.post_norm(query)
-        return head.cls_embed(normed), self._masks(normed, features)
-
-    def _masks(self, normed: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        return masks_of(self.model.panoptic_head.mask_embed(normed), features)
+        return head.cls_embed(normed), masks_of(head.mask_embed(normed), features)
 
     def _outside(self, query: torch.Tensor, features: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        """Return (B, 1, Q, h * w) bool: cells outside of the mask of a query; nowhere where it is empty."""
-        masks = self._masks(self.model.panoptic_head.transformer_decoder.post_norm(query), features)
+        """Return (B, 1, Q, h * w) bool: cells outside of the mask of a query; none if it is empty."""
+        head = self.model.panoptic_head
+        masks = masks_of(head.mask_embed(head.transformer_decoder.post_norm(query)), features)
         masks = F.interpolate(masks, source.shape[-2:], mode='bilinear', align_corners=False)
         inside = (masks.sigmoid() >= 0.5).to(masks.dtype).flatten(2)
         return ((inside < 0.5) & (inside.amax(2, True) > 0.5))[:, None]
@@ -156,11 +213,11 @@ def masks_of(embedded: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
 
 
 class MasksFullForm(nn.Module):
-    """What the `full` form adds to the network: the best pairs of query and class, and their masks."""
+    """The part of a `full` graph behind the network: the best pairs of query and class, and their masks."""
 
     def __init__(self, fusion: nn.Module) -> None:
         super().__init__()
-        self.most, self.things = max_per_image(fusion), int(fusion.num_things_classes)
+        self.max_per_image, self.things = max_per_image(fusion), int(fusion.num_things_classes)
 
     def forward(
         self, img_shape: torch.Tensor, ori_shape: torch.Tensor, logits: torch.Tensor, masks: torch.Tensor
@@ -169,27 +226,50 @@ class MasksFullForm(nn.Module):
 
         Empty masks, and classes that are no things, have score 0 and label -1, and come last. `ori_shape`
         (2,) int64 is height and width of the results, 0 means the input size; for `img_shape` see
-        `dense.forms.FullForm`.
+        `dense.forms.FullForm`. Logits of masks are resized to the input, cut to the image, and resized to the
+        original.
         """
-        scores, labels, query = best_pairs(logits.softmax(2)[..., :-1], self.most)
-        values = self._resized(masks, query, img_shape, ori_shape)
+        scores, labels, query = best_pairs(logits.softmax(2)[..., :-1], self.max_per_image)
+        rows, columns = resizing_of(masks, img_shape, ori_shape, RATIO)
+        values = rows[:, None] @ (pick_rows(masks, query) @ columns.transpose(1, 2)[:, None])
         inside = values > 0
         weights = inside.to(values.dtype)
         scores = scores * (values.sigmoid() * weights).sum((2, 3)) / (weights.sum((2, 3)) + EPS)
         scores = scores * (labels < self.things).to(scores.dtype)
-        scores, order = scores.topk(self.most, 1)
+        scores, order = scores.topk(self.max_per_image, 1)
         labels = torch.where(scores > 0, labels.gather(1, order), torch.full_like(order, -1))
         results = pick_rows(inside, order), scores, labels
         return tuple(tap(name, tensor) for name, tensor in zip(MASKS_FULL, results, strict=True))
-
-    def _resized(
-        self, masks: torch.Tensor, query: torch.Tensor, img_shape: torch.Tensor, ori_shape: torch.Tensor
-    ) -> torch.Tensor:
-        """Return logits (B, n, h, w): resized to the input, cut to the image, resized to the original."""
-        rows, columns = resizing_of(masks, img_shape, ori_shape, RATIO)
-        return rows[:, None] @ (pick_rows(masks, query) @ columns.transpose(1, 2)[:, None])
 
 
 def max_per_image(fusion: nn.Module) -> int:
     """Return how many results a fusion head gives."""
     return int(fusion.test_cfg.get('max_per_image', 100))
+
+
+class MapFullForm(nn.Module):
+    """The part of a `full` graph behind the network: masks at the size of the original, fused into a map."""
+
+    def __init__(self, fusion: nn.Module) -> None:
+        super().__init__()
+        self.fusion = QueryFusion(facts_of(fusion))
+
+    def forward(
+        self, img_shape: torch.Tensor, ori_shape: torch.Tensor, logits: torch.Tensor, masks: torch.Tensor
+    ) -> tuple[torch.Tensor]:
+        """Return the map (B, h, w) int32; its inputs are those of `MasksFullForm.forward`."""
+        rows, columns = resizing_of(masks, img_shape, ori_shape, RATIO)
+        values = rows[:, None] @ (masks @ columns.transpose(1, 2)[:, None])
+        return (tap('panoptic', self.fusion(logits, values)),)
+
+
+def facts_of(fusion: nn.Module) -> dict[str, Any]:
+    """Return the settings of mmdet's fusion head, as files tell them to `families/query/runtime.py`."""
+    test_cfg = fusion.test_cfg
+    return dict(
+        num_classes=int(fusion.num_classes),
+        num_things=int(fusion.num_things_classes),
+        object_mask_thr=float(test_cfg.get('object_mask_thr', 0.8)),
+        iou_thr=float(test_cfg.get('iou_thr', 0.8)),
+        filter_low_score=bool(test_cfg.get('filter_low_score', False)),
+    )

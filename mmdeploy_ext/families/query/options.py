@@ -1,7 +1,12 @@
-"""Detectors of queries: their options, and what their files tell `families/query/runtime`."""
+"""Options of detectors of queries, and what their files tell the runtimes."""
 
-from mmdeploy_ext.contract.schema import COUNT, open_record
-from mmdeploy_ext.families.parts.options import GRID_SAMPLE
+from mmdeploy_ext.contract.schema import COUNT, FLAG, FRACTION, open_record
+from mmdeploy_ext.families.parts.options import GRID_SAMPLE, PASTE_MASKS
 
 OPTIONS = (GRID_SAMPLE,)
+REGION_MASK_OPTIONS = (PASTE_MASKS,)
 POSTPROCESS = open_record(max_per_img=COUNT, num_classes=COUNT)
+REGION_MASK_POSTPROCESS = open_record(max_per_img=COUNT, num_classes=COUNT, mask_thr=FRACTION)
+PANOPTIC_POSTPROCESS = open_record(
+    num_classes=COUNT, num_things=COUNT, object_mask_thr=FRACTION, iou_thr=FRACTION, filter_low_score=FLAG
+)

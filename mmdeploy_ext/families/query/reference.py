@@ -23,39 +23,40 @@ from mmdeploy_ext.runtime.panoptic import Segments
 def mask_tensors(
     model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any
 ) -> dict[str, np.ndarray]:
-    """Return the logits of classes and of masks that mmdet's head gives after its last layer."""
+    """Return the logits of classes and of masks after the last layer of mmdet's head."""
     image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
     batch, _, *size = image.shape
     shapes = feeds.get('img_shape', np.full((batch, 2), size))
     metas = [dict(batch_input_shape=tuple(size), img_shape=(*map(int, shape), 3)) for shape in shapes]
     with torch.no_grad():
-        every = model.panoptic_head(model.extract_feat(image), metas)
-    return {name: one[-1].cpu().numpy() for name, one in zip(masks.NAMES, every, strict=True)}
+        outputs = model.panoptic_head(model.extract_feat(image), metas)
+    return {name: layers[-1].cpu().numpy() for name, layers in zip(masks.NAMES, outputs, strict=True)}
 
 
 def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
-    """Return the segments of the detector's own test path, at the original size whatever `rescale` says."""
-    found, classes = _tested(model, images, True), int(model.panoptic_fusion_head.num_classes)
-    return [Segments.of_map(one['pan_results'], classes) for one in found]
+    """Return the segments of the detector's own test path, at the original size whatever `rescale` is."""
+    results = tested(model, images, metas_of(images), True)
+    classes = int(model.panoptic_fusion_head.num_classes)
+    return [Segments.of_map(result['pan_results'], classes) for result in results]
 
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
     """Return the results of the detector's own test path."""
-    return [boxes_of_classes(one) for one in _tested(model, images, rescale)]
+    return [boxes_of_classes(result) for result in tested(model, images, metas_of(images), rescale)]
 
 
 def instances(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:
-    """Return the instances of the detector's own test path, at the original size whatever `rescale` says.
+    """Return the instances of the detector's own test path, at the original size whatever `rescale` is.
 
     An empty mask has score 0, and is no result.
     """
-    found = []
-    for result, image in zip(_tested(model, images, True), images, strict=True):
-        of_things = result['ins_results'] if isinstance(result, dict) else result  # beside a panoptic map
-        one = instances_of_classes(*of_things, tuple(image.ori_shape))
-        kept = one.scores > 0
-        found.append(Instances(one.masks[kept], one.scores[kept], one.labels[kept]))
-    return found
+    instances = []
+    for result, image in zip(tested(model, images, metas_of(images), True), images, strict=True):
+        of_classes = result['ins_results'] if isinstance(result, dict) else result  # beside a panoptic map
+        every = instances_of_classes(*of_classes, tuple(image.ori_shape))
+        rows = every.scores > 0
+        instances.append(Instances(every.masks[rows], every.scores[rows], every.labels[rows]))
+    return instances
 
 
 def regions(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
@@ -63,8 +64,5 @@ def regions(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) ->
 
     For all images of a batch mmdet takes the masks of those queries that are the best of the last image.
     """
-    return [found for image in images for found in mmdet_reference.detections(model, [image], rescale)]
-
-
-def _tested(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Any]:
-    return tested(model, images, metas_of(images), rescale)
+    results = (mmdet_reference.detections(model, [image], rescale) for image in images)
+    return [of_image for (of_image,) in results]

@@ -32,24 +32,23 @@ class RegionsNetwork(nn.Module):
         self.model = model
         stages = range(stages_of(model.roi_head))
         self.regions = nn.ModuleList(Regions(model.roi_head, 'bbox', stage) for stage in stages)
-        seen = ('attended', *feature_names(model)) if has_masks(model) else ()
-        self.names = (*NAMES, *seen)
+        self.names = (*NAMES, 'attended', *feature_names(model)) if has_masks(model) else NAMES
 
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return class logits (B, Q, C) and boxes (B, Q, 4) xyxy, pixels of the input (B, 3, H, W).
 
-        Where there are masks also what queries saw of each other in the last stage (B, Q, D), and the maps
-        of all levels. `img_shape` (B, 2) is h, w before padding; 0 means the input size.
+        With masks also the queries after they have looked at each other in the last stage (B, Q, D), and the
+        maps of all levels. `img_shape` (B, 2) is h, w before padding; 0 means the input size.
         """
         maps = self.model.extract_feat(image)
-        found = (*self.look(maps, clip_size(image, img_shape)), *maps)
-        return tuple(tap(name, one) for name, one in zip(self.names, found, strict=False))
+        outputs = (*self.look(maps, clip_size(image, img_shape)), *maps)
+        return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=False))
 
     def look(self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return what comes before the maps in `forward`; `clip_hw` (B, 2) is the size of the images."""
+        """Return the tensors before the maps in `forward`; `clip_hw` (B, 2) is the size of the images."""
         learned = self.model.rpn_head
-        whole = clip_hw.flip(1).repeat(1, 2)[:, None]
-        boxes = cxcywh_to_xyxy(learned.init_proposal_bboxes.weight)[None] * whole
+        size_whwh = clip_hw.flip(1).repeat(1, 2)[:, None]
+        boxes = cxcywh_to_xyxy(learned.init_proposal_bboxes.weight)[None] * size_whwh
         first = learned.init_proposal_features.weight[None]
         query = first.repeat(maps[0].shape[0], 1, 1)  # of an expanded one torch.export freezes the batch
         for regions, head in zip(self.regions, self.model.roi_head.bbox_head, strict=True):
@@ -78,42 +77,36 @@ def interact(head: nn.Module, features: torch.Tensor, query: torch.Tensor) -> tu
 
 
 class RegionsFullForm(nn.Module):
-    """What the `full` form adds to the network: the best pairs of query and class, and their masks."""
+    """The part of a `full` graph behind the network: the best pairs of query and class, and their masks."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         roi_head, last = model.roi_head, stages_of(model.roi_head) - 1
-        self.most = int(roi_head.test_cfg.max_per_img)
+        self.max_per_img = int(roi_head.test_cfg.max_per_img)
         self.sigmoid = bool(roi_head.bbox_head[last].loss_cls.use_sigmoid)
         self.regions = Regions(roi_head, 'mask', last) if has_masks(model) else None
         self.mask_head = roi_head.mask_head[last] if has_masks(model) else None
         self.names = (*FULL_NAMES, 'masks') if has_masks(model) else FULL_NAMES
 
     def forward(
-        self, scale_factor: torch.Tensor, logits: torch.Tensor, boxes: torch.Tensor, *seen: torch.Tensor
+        self, scale_factor: torch.Tensor, logits: torch.Tensor, boxes: torch.Tensor, *of_masks: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Return dets (B, n, 5), labels (B, n), and where there are masks (B, n, m, m) in the box's frame.
+        """Return dets (B, n, 5), labels (B, n), and masks (B, n, m, m) in the box's frame, if there are any.
 
-        Of logits (B, Q, C), or with a column more for the background, boxes (B, Q, 4) xyxy, pixels of the
-        input, which are divided by `scale_factor` (B, 4), and what else the network has `seen`.
+        `logits` (B, Q, C) may have a column more for the background; `boxes` (B, Q, 4) are xyxy, pixels of
+        the input, and are divided by `scale_factor` (B, 4); `of_masks` are the other outputs of the network.
         """
         scores = logits.sigmoid() if self.sigmoid else logits.softmax(2)[..., :-1]
-        scores, labels, query = best_pairs(scores, self.most)
-        chosen = gather_rows(boxes, query)
-        dets = torch.cat([chosen / scale_factor[:, None], scores[..., None]], 2)
-        found = [dets, labels]
+        scores, labels, query = best_pairs(scores, self.max_per_img)
+        best = gather_rows(boxes, query)
+        outputs = [torch.cat([best / scale_factor[:, None], scores[..., None]], 2), labels]
         if self.mask_head is not None:
-            attended, *maps = seen
-            found.append(self._masks(maps, chosen, labels, gather_rows(attended, query)))
-        return tuple(tap(name, one) for name, one in zip(self.names, found, strict=True))
-
-    def _masks(
-        self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, labels: torch.Tensor, query: torch.Tensor
-    ) -> torch.Tensor:
-        """Return probabilities (B, n, m, m) of the own class."""
-        with own_class([self.mask_head], labels.flatten()):
-            found = self.mask_head(self.regions.features(maps, boxes), query).sigmoid()
-        return found.reshape(*labels.shape, *found.shape[2:])
+            attended, *maps = of_masks
+            queries = gather_rows(attended, query)
+            with own_class([self.mask_head], labels.flatten()):
+                masks = self.mask_head(self.regions.features(maps, best), queries).sigmoid()
+            outputs.append(masks.reshape(*labels.shape, *masks.shape[2:]))
+        return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))
 
 
 def pairs(model: nn.Module) -> int:

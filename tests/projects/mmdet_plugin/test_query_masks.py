@@ -13,8 +13,8 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops import attention
 from mmdeploy_ext.exporting.postprocess import mask_resize
 from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.families.parts.runtime.padded_results import detections
 from mmdeploy_ext.families.query import masks
-from mmdeploy_ext.families.query.runtime.masks import detections
 from mmdeploy_ext.proving.tasks.mask import match_detections
 from planting import altered
 from toy_query import exported, images, options_of, run_stages, seeded, toy
@@ -82,11 +82,7 @@ FAULTS = {
         mask_resize, 'composed', lambda right: lambda *given: right(*given).roll(1, 2)
     ),
     'padding not cut': altered(
-        masks.MasksFullForm,
-        '_resized',
-        lambda right: (
-            lambda self, found, query, shape, original: right(self, found, query, shape * 0, original)
-        ),
+        masks, 'resizing_of', lambda right: lambda found, shape, *rest: right(found, shape * 0, *rest)
     ),
     'score of a mask left out': altered(
         torch.Tensor,

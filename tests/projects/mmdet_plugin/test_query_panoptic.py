@@ -14,9 +14,8 @@ from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.exporting.postprocess import mask_resize, panoptic
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.parts import padding
-from mmdeploy_ext.families.query import maskformer
-from mmdeploy_ext.families.query import panoptic as forms
-from mmdeploy_ext.families.query.runtime.panoptic import detections
+from mmdeploy_ext.families.query import masks as forms
+from mmdeploy_ext.families.query.runtime import detections
 from mmdeploy_ext.proving.tasks.panoptic import match_detections
 from mmdeploy_ext.runtime.panoptic import Segments, segments_of
 from planting import altered
@@ -124,7 +123,7 @@ OF_MASKFORMER = {
         padding.Level, 'inside', lambda right: lambda self: torch.ones_like(right(self))
     ),
     'positions of padding counted': altered(
-        maskformer, 'PaddedSinePositions', lambda right: padding.SinePositions
+        forms, 'PaddedSinePositions', lambda right: padding.SinePositions
     ),
 }
 

@@ -24,11 +24,11 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segme
     facts = metadata.postprocess
     if metadata.form == 'full':
         return segments_of(outputs, facts['num_classes'])
-    images = outputs['logits'], outputs['mask_logits']
-    shapes = feeds.get('img_shape', np.zeros((len(images[0]), 2), np.float32))
+    batch = len(outputs['logits'])
+    shapes = feeds.get('img_shape', np.zeros((batch, 2), np.float32))
     original = feeds.get('ori_shape', np.zeros(2, np.int64))
-    maps = (
-        fuse_queries(logits, resized(masks, shape, original), facts)
-        for logits, masks, shape in zip(*images, shapes, strict=True)
-    )
-    return [Segments.of_map(panoptic, facts['num_classes']) for panoptic in maps]
+    segments = []
+    for logits, masks, shape in zip(outputs['logits'], outputs['mask_logits'], shapes, strict=True):
+        panoptic = fuse_queries(logits, resized(masks, shape, original), facts)
+        segments.append(Segments.of_map(panoptic, facts['num_classes']))
+    return segments

@@ -1,6 +1,6 @@
-"""Which detectors of queries the graphs repeat: parts of mmdet 2.28.2 and mmcv, each with its own methods.
+"""The parts of detectors of queries that the graphs repeat: classes of mmdet 2.28.2 and mmcv.
 
-A class that is derived from one of these is taken, too; where it overrides a method that the graphs compute
+A class that is derived from one of these exports, too; if it overrides a method that the graphs compute
 themselves, inputs decide. Any other part is refused by its name.
 """
 
@@ -28,7 +28,7 @@ transformer = mmdet_module('mmdet.models.utils.transformer')
 
 DETECTORS = (dino.DINO, detectors.DETR, detectors.DeformableDETR)
 MASKFORMER = detectors.MaskFormer
-"""What detectors of masks by queries are derived from."""
+"""The base class of detectors of masks by queries."""
 MASK_DETECTORS = (detectors.Mask2Former, detectors.MaskFormer)
 MASK_HEADS = {
     heads.Mask2FormerHead: (plugins.MSDeformAttnPixelDecoder,),
@@ -42,7 +42,7 @@ REGION_PARTS = dict(
     bbox_head=roi_heads.DIIHead,
     mask_head=mask_heads.DynamicMaskHead,
 )
-"""Of detectors whose queries have regions."""
+"""Parts of detectors whose queries have regions."""
 HEADS = (heads.DETRHead, heads.DeformableDETRHead, dino.DINOHead)
 TRANSFORMERS = dict(
     DETRHead=transformer.Transformer,
@@ -52,7 +52,7 @@ TRANSFORMERS = dict(
 CO_DETR, CO_DINO_HEAD = 'CoDETR', 'CoDINOHead'
 """Detector and head of Co-DETR, whose classes are in the user's tree alone: they are known by their names."""
 CO_DETR_PARTS = ('CoDinoTransformer', 'DinoTransformerDecoder')
-"""What the transformer of a `CoDINOHead` is made of, beside parts of mmdet."""
+"""Parts of the transformer of a `CoDINOHead`, beside those of mmdet."""
 CO_DETR_MASKS = ('mask_head', 'mask_iou_head')
 """Heads of a CoDETR that give masks of its boxes."""
 PARTS = (
@@ -66,19 +66,35 @@ PARTS = (
     deformable.MultiScaleDeformableAttention,
     positional_encoding.SinePositionalEncoding,
 )
-"""What the graphs compute of a transformer and its head; they run its other layers."""
+"""Parts of a transformer and its head that the graphs compute; they run its other layers."""
 METHODS = (
-    *('simple_test', 'simple_test_bboxes', 'forward', 'forward_single', 'get_bboxes', '_get_bboxes_single'),
-    *('forward_head', 'instance_postprocess', 'panoptic_postprocess'),
-    *('simple_test_rpn', '_decode_init_proposals', '_bbox_forward', '_mask_forward'),
-    *('refine_bboxes', 'regress_by_class', 'get_seg_masks'),
-    *('gen_encoder_output_proposals', 'get_proposal_pos_embed', 'get_reference_points', 'get_valid_ratio'),
+    'simple_test',
+    'simple_test_bboxes',
+    'forward',
+    'forward_single',
+    'get_bboxes',
+    '_get_bboxes_single',
+    'forward_head',
+    'instance_postprocess',
+    'panoptic_postprocess',
+    'simple_test_rpn',
+    '_decode_init_proposals',
+    '_bbox_forward',
+    '_mask_forward',
+    'refine_bboxes',
+    'regress_by_class',
+    'get_seg_masks',
+    'gen_encoder_output_proposals',
+    'get_proposal_pos_embed',
+    'get_reference_points',
+    'get_valid_ratio',
 )
-"""Methods that the graphs compute by themselves, each of the classes that have it."""
+"""Methods that the graphs compute by themselves, of each class that has them."""
 FOLLOWED = (
     *((kind, followed.DETECTOR_METHODS) for kind in (*DETECTORS, *MASK_DETECTORS, *REGION_DETECTORS)),
     *((kind, METHODS) for kind in (*HEADS, *TRANSFORMERS.values(), *PARTS)),
-    *((kind, METHODS) for kind in (*MASK_HEADS, *(kind for kinds in MASK_HEADS.values() for kind in kinds))),
+    *((kind, METHODS) for kind in MASK_HEADS),
+    *((decoder, METHODS) for decoders in MASK_HEADS.values() for decoder in decoders),
     (seg_heads.MaskFormerFusionHead, METHODS),
     *((kind, METHODS) for kind in REGION_PARTS.values()),
     *((kind, ('forward',)) for kind in EXTRACTORS),
@@ -95,31 +111,31 @@ CO_DETR_FOLLOWED = (
 
 
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
-    """Yield what the graphs of a detector compute by themselves, see `Family.replaced`."""
-    keys: tuple[str, ...] = ('bbox_head', 'panoptic_head', 'panoptic_fusion_head', 'rpn_head', 'roi_head')
+    """Yield the methods that the graphs of a detector compute by themselves, see `Family.replaced`."""
+    keys = ['bbox_head', 'panoptic_head', 'panoptic_fusion_head', 'rpn_head', 'roi_head']
     if is_co_detr(type(model)):
-        keys = ('query_head',)
+        keys = ['query_head']
     methods = (*CO_DETR_FOLLOWED, *FOLLOWED)
     yield from followed.replaced_of_class(model, methods)
     yield from followed.replaced_in([getattr(model, key, None) for key in keys], methods)
 
 
 def kind_of(head: nn.Module) -> str:
-    """Return the name of mmdet's class that a head is of; ConfigError: it is of none."""
-    known = [one.__name__ for one in type(head).__mro__ if one.__name__ in (*TRANSFORMERS, CO_DINO_HEAD)]
-    if not known:
-        raise ConfigError(f'{type(head).__name__}: no head of queries that is exported')
-    return known[0]
+    """Return the name of the upstream class that a head is derived from; ConfigError: there is none."""
+    for kind in type(head).__mro__:
+        if kind.__name__ in (*TRANSFORMERS, CO_DINO_HEAD):
+            return kind.__name__
+    raise ConfigError(f'{type(head).__name__}: no head of queries that is exported')
 
 
 def is_co_detr(detector: type | None) -> bool:
     """Return whether a detector is Co-DETR's."""
-    return CO_DETR in [one.__name__ for one in getattr(detector, '__mro__', ())]
+    return CO_DETR in [kind.__name__ for kind in getattr(detector, '__mro__', ())]
 
 
-def named(part: nn.Module, names: Sequence[str]) -> bool:
-    """Return whether a class of a part, or one that it is derived from, has one of these names."""
-    return any(one.__name__ in names for one in type(part).__mro__)
+def has_name(part: nn.Module, names: Sequence[str]) -> bool:
+    """Return whether the class of a part, or one that it is derived from, has one of these names."""
+    return any(kind.__name__ in names for kind in type(part).__mro__)
 
 
 def head_key(cfg: Any) -> str:
@@ -147,33 +163,36 @@ def check_co_detr(model: Mapping[str, Any]) -> None:
 
 
 def samples_points(head: nn.Module) -> bool:
-    """Return whether a head looks at points of maps, which is GridSample."""
-    return any(isinstance(one, deformable.MultiScaleDeformableAttention) for one in head.modules())
+    """Return whether a head looks at points of maps, by GridSample."""
+    return any(isinstance(part, deformable.MultiScaleDeformableAttention) for part in head.modules())
 
 
-def check_class(found: type, known: tuple[type, ...], what: str) -> None:
-    """Refuse (ConfigError) a class that is none of those `known`, nor derived from one."""
-    if not issubclass(found, known):
-        names = ', '.join(one.__name__ for one in known)
-        raise ConfigError(f'{found.__name__}: no {what} that is exported; expected {names}')
+def check_class(kind: type, exported: tuple[type, ...], role: str) -> None:
+    """Refuse (ConfigError) a class that is not exported, nor derived from one that is."""
+    if not issubclass(kind, exported):
+        names = ', '.join(upstream.__name__ for upstream in exported)
+        raise ConfigError(f'{kind.__name__}: no {role} that is exported; expected {names}')
 
 
 def check_head(head: nn.Module) -> None:
     """Refuse (ConfigError) a head, or a part of it, that the graphs do not repeat."""
-    if not named(head, (CO_DINO_HEAD,)):
+    if not has_name(head, (CO_DINO_HEAD,)):
         check_class(type(head), HEADS, 'head of queries')
-    own, kind = head.transformer, kind_of(head)
+    transformer, kind = head.transformer, kind_of(head)
     if kind != CO_DINO_HEAD:
-        check_class(type(own), (TRANSFORMERS[kind],), 'transformer')
-    elif not named(own, CO_DETR_PARTS):
+        check_class(type(transformer), (TRANSFORMERS[kind],), 'transformer')
+    elif not has_name(transformer, CO_DETR_PARTS):
         raise ConfigError(
-            f'{type(own).__name__}: no transformer of {CO_DINO_HEAD} that is exported; expected '
+            f'{type(transformer).__name__}: no transformer of {CO_DINO_HEAD} that is exported; expected '
             f'{CO_DETR_PARTS[0]}'
         )
-    _check_parts((head.positional_encoding, own.encoder, own.decoder), (own.encoder, own.decoder))
+    _check_parts(
+        (head.positional_encoding, transformer.encoder, transformer.decoder),
+        (transformer.encoder, transformer.decoder),
+    )
     points_in = () if kind == 'DETRHead' else ('encoder', 'decoder')
-    _check_attentions(dict(encoder=own.encoder, decoder=own.decoder), points_in)
-    if getattr(own, 'as_two_stage', False) != getattr(head, 'as_two_stage', False):
+    _check_attentions(dict(encoder=transformer.encoder, decoder=transformer.decoder), points_in)
+    if getattr(transformer, 'as_two_stage', False) != getattr(head, 'as_two_stage', False):
         raise ConfigError(
             f'{type(head).__name__}: as_two_stage={head.as_two_stage}, and its transformer has another; '
             f'expected the same'
@@ -185,35 +204,35 @@ def check_mask_heads(head: nn.Module, fusion: nn.Module) -> None:
     check_class(type(head), tuple(MASK_HEADS), 'head of masks')
     check_class(type(fusion), (seg_heads.MaskFormerFusionHead,), 'head that fuses masks')
     pixels, decoder = head.pixel_decoder, head.transformer_decoder
-    own = next(known for upstream, known in MASK_HEADS.items() if isinstance(head, upstream))
-    check_class(type(pixels), own, 'pixel decoder')
+    decoders = next(kinds for upstream, kinds in MASK_HEADS.items() if isinstance(head, upstream))
+    check_class(type(pixels), decoders, 'pixel decoder')
     encoder = getattr(pixels, 'encoder', None)
-    if looks_inside(head):
+    if attends_inside_masks(head):
         encodings = pixels.postional_encoding, head.decoder_positional_encoding
     else:
-        encodings = head.decoder_pe, *([pixels.positional_encoding] if encoder else [])
-    stacks = {name: one for name, one in (('encoder', encoder), ('decoder', decoder)) if one is not None}
+        encodings = (head.decoder_pe, pixels.positional_encoding) if encoder else (head.decoder_pe,)
+    stacks = dict(decoder=decoder) if encoder is None else dict(encoder=encoder, decoder=decoder)
     _check_parts((*encodings, *stacks.values()), tuple(stacks.values()))
-    _check_attentions(stacks, points_in=('encoder',) if looks_inside(head) else ())
-    if looks_inside(head) and pixels.num_outs != pixels.num_encoder_levels:
+    _check_attentions(stacks, points_in=('encoder',) if attends_inside_masks(head) else ())
+    if attends_inside_masks(head) and pixels.num_outs != pixels.num_encoder_levels:
         raise ConfigError(
             f'pixel_decoder: num_outs={pixels.num_outs} with {pixels.num_encoder_levels} levels of its '
             f'encoder; expected as many'
         )
 
 
-def looks_inside(head: nn.Module) -> bool:
-    """Return whether queries look at maps inside their masks; otherwise at all of the image."""
+def attends_inside_masks(head: nn.Module) -> bool:
+    """Return whether queries look at maps inside their masks only; otherwise at all of the image."""
     return isinstance(head, heads.Mask2FormerHead)
 
 
 def fuses(cfg: Any) -> bool:
-    """Return whether the masks of a detector of queries become a panoptic map, as its config has it."""
+    """Return whether the config of a detector of queries makes a panoptic map of its masks."""
     return bool(detector_parts.test_cfg_of(cfg).get('panoptic_on', True))
 
 
 def check_instances(fusion: nn.Module) -> None:
-    """Refuse (ConfigError) a fusion head that gives no instances, where they are asked for."""
+    """Refuse (ConfigError) a fusion head that gives no instances."""
     if not fusion.test_cfg.get('instance_on', False):
         raise ConfigError(
             'model.test_cfg.instance_on is False, and so is panoptic_on: it gives neither instances nor a map'
@@ -221,8 +240,8 @@ def check_instances(fusion: nn.Module) -> None:
 
 
 def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
-    """Refuse (ConfigError) heads of other classes each, and semantic maps beside the panoptic one."""
-    counts = [(int(one.num_things_classes), int(one.num_stuff_classes)) for one in (head, fusion)]
+    """Refuse (ConfigError) heads that differ in their classes, and semantic maps beside the panoptic one."""
+    counts = [(int(part.num_things_classes), int(part.num_stuff_classes)) for part in (head, fusion)]
     if counts[0] != counts[1]:
         raise ConfigError(
             f'model.panoptic_head has {counts[0][0]} things and {counts[0][1]} stuff classes, '
@@ -234,13 +253,14 @@ def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
         )
 
 
-def check_region_heads(found: Mapping[str, nn.Module]) -> None:
-    """Refuse (ConfigError) heads of queries with regions that the graphs do not repeat."""
-    for name, part in found.items():
+def check_region_heads(parts: Mapping[str, nn.Module]) -> None:
+    """Refuse (ConfigError) heads of queries with regions, by key, that the graphs do not repeat."""
+    for name, part in parts.items():
         check_class(type(part), (REGION_PARTS[name],), name)
-    roi_head = found['roi_head']
+    roi_head = parts['roi_head']
+    kinds = ('bbox', 'mask') if roi_head.with_mask else ('bbox',)
     for stage in range(stages_of(roi_head)):
-        for kind in ('bbox', 'mask')[: 1 + roi_head.with_mask]:
+        for kind in kinds:
             check_extractor(part_of(roi_head, f'{kind}_roi_extractor', stage))
             head = part_of(roi_head, f'{kind}_head', stage)
             check_class(type(head), (REGION_PARTS[f'{kind}_head'],), f'{kind}_head')
@@ -252,13 +272,14 @@ def check_region_heads(found: Mapping[str, nn.Module]) -> None:
 def _check_parts(parts: Sequence[nn.Module], stacks: Sequence[nn.Module]) -> None:
     """Refuse parts of transformers that the graphs do not repeat; `stacks` are encoders and decoders."""
     layers = [layer for stack in stacks for layer in stack.layers]
-    for part in (*parts, *layers, *(one for layer in layers for one in layer.attentions)):
-        if not named(part, CO_DETR_PARTS):
+    attentions = [attention for layer in layers for attention in layer.attentions]
+    for part in (*parts, *layers, *attentions):
+        if not has_name(part, CO_DETR_PARTS):
             check_class(type(part), PARTS, 'part of a transformer')
 
 
 def _check_attentions(stacks: Mapping[str, nn.Module], points_in: Sequence[str]) -> None:
-    """Refuse (ConfigError) attention in a place where the graphs have another one.
+    """Refuse (ConfigError) attention in a place that has another one in the graphs.
 
     `points_in` names those of the `stacks`, 'encoder' and 'decoder', that look at points of maps; queries
     always look at each other in full.
@@ -269,15 +290,15 @@ def _check_attentions(stacks: Mapping[str, nn.Module], points_in: Sequence[str])
         kinds = dict(self_attn=looks) if stack == 'encoder' else dict(self_attn=plain, cross_attn=looks)
         for layer in part.layers:
             for attention in layer.attentions:
-                wanted = kinds.get(attention.operation_name, plain)
-                if not isinstance(attention, wanted):
+                name = attention.operation_name
+                expected = kinds.get(name, plain)
+                if not isinstance(attention, expected):
                     raise ConfigError(
-                        f'{stack}: {attention.operation_name} is {type(attention).__name__}; expected '
-                        f'{wanted.__name__}'
+                        f'{stack}: {name} is {type(attention).__name__}; expected {expected.__name__}'
                     )
                 inner = getattr(attention, 'attn', None)
                 if inner is not None and type(inner) is not nn.MultiheadAttention:
                     raise ConfigError(
-                        f'{stack}: {attention.operation_name}.attn is {type(inner).__name__}; expected '
+                        f'{stack}: {name}.attn is {type(inner).__name__}; expected '
                         f'torch.nn.MultiheadAttention'
                     )
