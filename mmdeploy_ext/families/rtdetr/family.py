@@ -1,4 +1,4 @@
-"""RT-DETR's family: which configs it claims, what it refuses, and what the package's other modules give."""
+"""RT-DETR's family: configs that it claims or refuses, and the facts that its files hold."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.parts import detector_parts, followed
 from mmdeploy_ext.families.replaced import Replaced
-from mmdeploy_ext.families.rtdetr import graphs, reference, runtime, samples
+from mmdeploy_ext.families.rtdetr import graphs, reference, runtime
 from mmdeploy_ext.models.rtdetr.detector import MAX_PER_IMG, RTDETR, STRIDE
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
@@ -32,7 +32,7 @@ class RtDetrFamily(ImageFamily):
     forms = ('full', 'raw')
     shares_network = True
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds = staticmethod(samples.feeds)
+    feeds = staticmethod(reference.feeds)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     choose_as = staticmethod(reference.choose_as)
@@ -41,11 +41,11 @@ class RtDetrFamily(ImageFamily):
     followed = FOLLOWED
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield the methods around the parts of the detector, which the graph runs as they are."""
+        """Yield the methods around the parts of the detector; the graph runs the parts as they are."""
         return followed.replaced_of_class(model, FOLLOWED)
 
     def build(self, cfg: Any) -> nn.Module:
-        """Build the detector; ConfigError: a class of the user's has not the parts that the graph runs."""
+        """Build the detector; ConfigError: a class of the user's lacks a part that the graph runs."""
         model = super().build(cfg)
         if missing := [name for name in PARTS if not hasattr(model, name)]:
             raise ConfigError(
@@ -59,21 +59,29 @@ class RtDetrFamily(ImageFamily):
         return Claim.DETECTOR if is_rtdetr else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
-        """See `ImageFamily.check`: opset, sizes."""
         detector_parts.check_grid_sample('RT-DETR', options)
         if options.height % STRIDE or options.width % STRIDE:
             raise UsageError(
                 f'--shape {options.height} {options.width}: expected multiples of {STRIDE} pixels'
             )
-        _check_queries(cfg, options)
+        decoder = cfg.model.decoder
+        queries = decoder.get('num_queries', 300)
+        tokens = runtime.count_tokens(options.height, options.width)
+        detector_parts.check_tokens(tokens, options, 'num_queries', queries)
+        pairs = queries * decoder.num_classes
+        max_per_img = (cfg.model.get('test_cfg') or {}).get('max_per_img', MAX_PER_IMG)
+        if max_per_img > pairs:
+            raise ConfigError(
+                f'{cfg.filename}: model.test_cfg.max_per_img={max_per_img}, more than {pairs} pairs of query '
+                f'and class'
+            )
 
     def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:
-        """See `ImageFamily.takes`: as many tokens as queries, or more."""
-        enough = runtime.count_tokens(height, width) >= int(model.decoder.num_queries)
-        return enough and super().takes(model, options, height, width)
+        if runtime.count_tokens(height, width) < int(model.decoder.num_queries):
+            return False
+        return super().takes(model, options, height, width)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """See `Family.postprocess_facts`: what `families/rtdetr/runtime.py` reads."""
         return dict(
             max_per_img=model.postprocess.max_per_img,
             num_queries=int(model.decoder.num_queries),
@@ -83,8 +91,8 @@ class RtDetrFamily(ImageFamily):
         )
 
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:
-        """See `Family.preprocess_rule`; refuses padding, to which boxes would be relative."""
         rule = super().preprocess_rule(cfg)
+        # boxes would be relative to the padding, too
         if rule.keep_ratio or rule.pad_size or rule.size_divisor > 1:
             raise ConfigError(
                 f'{cfg.filename}: the test pipeline keeps the ratio or pads; RT-DETR takes whole images: '
@@ -100,24 +108,8 @@ class RtDetrFamily(ImageFamily):
         return True
 
     def finds_always(self, model: nn.Module) -> bool:
-        """See `ImageFamily.finds_always`: the best pairs of query and class have no threshold."""
-        return True
+        return True  # the best pairs of query and class have no threshold
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
-        """See `ImageFamily.result_limit`: as long as there are pairs of query and class."""
         pairs = int(model.decoder.num_queries) * int(model.decoder.num_classes)
         return ResultLimit(vars(model.postprocess), available=pairs)
-
-
-def _check_queries(cfg: Any, options: Options) -> None:
-    """Refuse sizes whose maps have fewer tokens than there are queries."""
-    decoder = cfg.model.decoder
-    tokens = runtime.count_tokens(options.height, options.width)
-    queries = decoder.get('num_queries', 300)
-    detector_parts.check_tokens(tokens, options, 'num_queries', queries)
-    pairs = queries * decoder.num_classes
-    most = (cfg.model.get('test_cfg') or {}).get('max_per_img', MAX_PER_IMG)
-    if most > pairs:
-        raise ConfigError(
-            f'{cfg.filename}: model.test_cfg.max_per_img={most}, more than {pairs} pairs of query and class'
-        )

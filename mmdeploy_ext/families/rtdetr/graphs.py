@@ -29,7 +29,7 @@ class Network(nn.Module):
     """Backbone, encoder and decoder behind flat tensors; its parameters keep their names below `model.`."""
 
     def __init__(self, model: nn.Module, with_tokens: bool) -> None:
-        """Keep the detector; `with_tokens` gives the selected tokens, too, which tell ties of scores."""
+        """Keep the detector; `with_tokens` adds the selected tokens, which show ties of scores."""
         super().__init__()
         self.model = model
         self.with_tokens = with_tokens
@@ -88,31 +88,26 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         return GraphSpec('rtdetr/raw', (images,), _raw_outputs(model.decoder, batch))
     meaning = 'width and height of the original image'
     sizes = TensorSpec(SIZES, 'int64', (batch, 2), meaning, 'pixel', positive=True)
-    return GraphSpec('rtdetr/full', (images, sizes), _full_outputs(model, batch))
+    rows = (batch, model.postprocess.max_per_img)
+    columns = (
+        ('labels', 'int64', rows, 'class indices'),
+        ('boxes', 'float32', (*rows, 4), 'x1 y1 x2 y2, not clipped', 'pixel'),
+        ('scores', 'float32', rows, '0..1, descending'),
+    )
+    outputs = tuple(TensorSpec(*column, compare='detections') for column in columns)
+    return GraphSpec('rtdetr/full', (images, sizes), outputs)
 
 
 def _raw_outputs(decoder: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
     queries, classes = int(decoder.num_queries), int(decoder.num_classes)
-    boxes, groups = (
-        'cx cy w h relative to the input, 0..1',
-        (ColumnGroup('cxcy', (0, 1)), ColumnGroup('wh', (2, 3))),
-    )
+    boxes = 'cx cy w h relative to the input, 0..1'
+    groups = (ColumnGroup('cxcy', (0, 1)), ColumnGroup('wh', (2, 3)))
     tokens = 'which token of the encoder a query was, by descending score; maps fine to coarse, row by row'
     return (
         TensorSpec('logits', 'float32', (batch, queries, classes), 'class logits per query', 'logit'),
         TensorSpec('boxes', 'float32', (batch, queries, 4), boxes, groups=groups),
         TensorSpec('tokens', 'int64', (batch, queries), tokens, groups=(ColumnGroup(rtol=0.0),)),
     )
-
-
-def _full_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
-    most = model.postprocess.max_per_img
-    outputs = (
-        ('labels', 'int64', (batch, most), 'class indices'),
-        ('boxes', 'float32', (batch, most, 4), 'x1 y1 x2 y2, not clipped', 'pixel'),
-        ('scores', 'float32', (batch, most), '0..1, descending'),
-    )
-    return tuple(TensorSpec(*one, compare='detections') for one in outputs)
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:

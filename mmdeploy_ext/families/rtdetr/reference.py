@@ -1,4 +1,4 @@
-"""RT-DETR in PyTorch, unpatched: what a proof compares the graphs with."""
+"""RT-DETR in PyTorch, unpatched: the reference of proofs, and the inputs of the graphs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,18 +8,34 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes, metas_of, tested
-from mmdeploy_ext.families.rtdetr import samples
 from mmdeploy_ext.families.rtdetr.graphs import RAW_NAMES
-from mmdeploy_ext.families.rtdetr.runtime import check_tokens
+from mmdeploy_ext.families.rtdetr.runtime import SIZES, check_tokens, target_sizes
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
+
+
+def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+    """Return the inputs of a batch of pictures of one size; see `ImageFamily.feeds`.
+
+    ShapeError: an image was padded, and boxes shall be in pixels of the original.
+    """
+    sizes = [image.ori_shape if rescale else image.tensor.shape[1:] for image in images]
+    for image in images:
+        if rescale and tuple(image.img_shape) != image.tensor.shape[1:]:
+            raise ShapeError(
+                f'images: got an image of {image.img_shape[0]}x{image.img_shape[1]} padded to '
+                f'{image.tensor.shape[1]}x{image.tensor.shape[2]}; RT-DETR takes whole images: resize to the '
+                f'size of the graph (Resize img_scale)'
+            )
+    return {'images': np.stack([image.tensor for image in images]), SIZES: target_sizes(sizes)}
 
 
 def tensors(
     model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, tokens: torch.Tensor | None = None, **_: Any
 ) -> dict[str, np.ndarray]:
-    """Return the tensors of `raw`; `tokens` (B, Q) are taken instead of the best when given."""
+    """Return the tensors of `raw`, of the best tokens or of `tokens` (B, Q)."""
     with torch.no_grad():
         images = _to_model(model, feeds['images'])
         outputs = model.decoder(model.extract_feat(images), tokens)
@@ -33,24 +49,24 @@ def choose_as(
     reference: Mapping[str, np.ndarray],
     ties_rtol: float = DEFAULT_RTOL,
 ) -> dict[str, np.ndarray]:
-    """See `ImageFamily.choose_as`: tokens that differ from the best ones by ties only are taken over.
+    """Return the reference of the engine's tokens, if they differ from the best ones by ties only.
 
-    The same tokens in another order are the same rows in another order; where a tie at the cut makes
-    another set of tokens, PyTorch runs with that set. Images without ties keep their reference.
+    See `ImageFamily`. The same tokens in another order are the same rows in another order; if a tie at the
+    cut makes another set of tokens, PyTorch runs with that set. Images without ties keep their reference.
     """
-    chosen, best = outputs.get('tokens'), reference['tokens']
+    selected, best = outputs.get('tokens'), reference['tokens']
     result = {name: array.copy() for name, array in reference.items()}
-    if chosen is None or chosen.shape != best.shape or chosen.dtype != np.int64:
+    if selected is None or selected.shape != best.shape or selected.dtype != np.int64:
         return result
-    differs = (chosen != best).any(1)
+    differs = (selected != best).any(1)
     if differs.any():
-        differs &= tied_selection(_token_scores(model, feeds['images']), best, chosen, ties_rtol)
-    other_sets = differs & (np.sort(chosen) != np.sort(best)).any(1)
+        differs &= tied_selection(_token_scores(model, feeds['images']), best, selected, ties_rtol)
+    other_sets = differs & (np.sort(selected) != np.sort(best)).any(1)
     if other_sets.any():
-        tokens = _to_model(model, np.where(other_sets[:, None], chosen, best))
+        tokens = _to_model(model, np.where(other_sets[:, None], selected, best))
         rerun = tensors(model, feeds, 'raw', tokens)
     for image in np.flatnonzero(differs):
-        rows = np.argsort(best[image])[np.argsort(np.argsort(chosen[image]))]
+        rows = np.argsort(best[image])[np.argsort(np.argsort(selected[image]))]
         for name, array in result.items():
             array[image] = rerun[name][image] if other_sets[image] else array[image][rows]
     return result
@@ -58,27 +74,27 @@ def choose_as(
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
     """Return the results of the detector's own test path."""
-    samples.feeds(images, rescale)  # refuses pictures that were padded
+    feeds(images, rescale)  # refuses pictures that were padded
     check_tokens((len(images), *images[0].tensor.shape), int(model.decoder.num_queries))
     return [boxes_of_classes(result) for result in tested(model, images, metas_of(images), rescale)]
 
 
 def tied_selection(
-    scores: np.ndarray, best: np.ndarray, chosen: np.ndarray, rtol: float = DEFAULT_RTOL
+    scores: np.ndarray, best: np.ndarray, selected: np.ndarray, rtol: float = DEFAULT_RTOL
 ) -> np.ndarray:
-    """Return (B,) bool: whether chosen tokens (B, Q) are the `best` ones (B, Q), ties in any order.
+    """Return (B,) bool: whether the selected tokens (B, Q) are the `best` ones (B, Q), ties in any order.
 
     At every rank the score, of (B, N) of all tokens, has to be that of the reference, within `rtol` of the
-    largest score, and no token may be there twice.
+    largest score, and no token may be selected twice.
     """
     tied = []
-    for image, (wanted, got) in enumerate(zip(best, chosen, strict=True)):
-        inside = bool(((got >= 0) & (got < scores.shape[1])).all())
-        if not inside or len(set(got.tolist())) < len(got):
+    for of_tokens, best_of_image, tokens in zip(scores, best, selected, strict=True):
+        inside = bool(((tokens >= 0) & (tokens < len(of_tokens))).all())
+        if not inside or len(set(tokens.tolist())) < len(tokens):
             tied.append(False)
             continue
-        gaps = np.abs(scores[image][got] - scores[image][wanted])
-        tied.append(bool((gaps <= rtol * np.abs(scores[image]).max()).all()))
+        gaps = np.abs(of_tokens[tokens] - of_tokens[best_of_image])
+        tied.append(bool((gaps <= rtol * np.abs(of_tokens).max()).all()))
     return np.asarray(tied)
 
 

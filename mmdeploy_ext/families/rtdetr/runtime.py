@@ -25,7 +25,7 @@ RUNNERS = dict.fromkeys(('full', 'raw'), 'rtdetr')
 
 SIZES = 'orig_target_sizes'
 STRIDES = (8, 16, 32)
-"""Of the three maps whose cells are the tokens that queries are chosen from."""
+"""Strides, in pixels, of the three maps whose cells are the tokens that queries are chosen from."""
 
 
 def target_sizes(ori_shapes: Sequence[Sequence[int]]) -> np.ndarray:
@@ -76,7 +76,7 @@ def count_tokens(height: int, width: int) -> int:
 
 
 def check_feeds(metadata: Metadata, feeds: Arrays) -> None:
-    """Refuse what the shapes of the contract do not tell: see `check_tokens`."""
+    """Refuse inputs whose shape fits the contract, but that have too few tokens: see `check_tokens`."""
     check_tokens(feeds['images'].shape, metadata.postprocess.get('num_queries', 0))
 
 
@@ -105,16 +105,16 @@ def postprocess_image(
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
     """Turn the outputs of a graph of any form into detections, see `consumers`.
 
-    Feeds hold `orig_target_sizes` (B, 2) width, height; where `ori_shape` (height, width) of the image is
-    there too, they have to agree.
+    Feeds hold `orig_target_sizes` (B, 2) width, height, which have to agree with `ori_shape` (height, width)
+    of the image, if they hold that, too.
 
     Raises:
         ShapeError: other numbers of queries or classes than the metadata states, or sizes that are zero, in
             the wrong order or of another image.
     """
     sizes, shape = feeds[SIZES], feeds.get('ori_shape')
-    own = sizes.reshape(-1, 2)[:, ::-1]  # nothing else is known
-    check_target_sizes(sizes, own if shape is None else [shape] * len(sizes))
+    shapes = sizes.reshape(-1, 2)[:, ::-1] if shape is None else [shape] * len(sizes)
+    check_target_sizes(sizes, shapes)
     if metadata.form == 'full':
         return results_from_padded(outputs)
     facts = metadata.postprocess

@@ -1,4 +1,4 @@
-"""The SOLO family: which configs it claims, what it refuses, and what the package's other modules give."""
+"""The SOLO family: configs that it claims or refuses, and the facts that its files hold."""
 
 import dataclasses
 import sys
@@ -15,11 +15,11 @@ from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.limits import Limit
-from mmdeploy_ext.families.parts import followed
+from mmdeploy_ext.families.parts import followed, image_feeds
 from mmdeploy_ext.families.replaced import Replaced
-from mmdeploy_ext.families.solo import graphs, reference, samples
+from mmdeploy_ext.families.solo import graphs, reference
 from mmdeploy_ext.families.solo.networks import LEVELS
-from mmdeploy_ext.families.solo.postprocess import mask_stride
+from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 from mmdeploy_ext.weights.convert.solo_config import checkpoint_grids, config_grids
 from mmdeploy_ext.weights.convert.solo_names import original_head
@@ -53,8 +53,7 @@ class SoloFamily(ImageFamily):
     trial_rows = 100  # masks take most of the time
     lowest_share = 0.2  # before candidates are chosen, all that pass have masks
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds = staticmethod(samples.feeds)
-    batches, whole = staticmethod(samples.batches), staticmethod(samples.whole)
+    feeds, batches = staticmethod(image_feeds.mask_feeds), staticmethod(image_feeds.batches)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     interchangeable_zeros = staticmethod(reference.interchangeable_zeros)
@@ -70,19 +69,21 @@ class SoloFamily(ImageFamily):
             yield from followed.replaced_of_class(part, FOLLOWED)
         yield from followed.replaced_functions(FOLLOWED)
 
+    def whole(self, image: PreparedImage) -> tuple[int, int]:
+        """Return the size that soft masks have: up to a multiple of 8."""
+        return tuple(-(-side // 8) * 8 for side in image.tensor.shape[1:])
+
     def limits(self, model: nn.Module) -> list[Limit]:
-        """See `ImageFamily.limits`: thresholds of scores are below 1."""
+        limits = [limit for limit in super().limits(model) if limit.key in LIMITING]
         return [
-            dataclasses.replace(one, never=NO_SCORE) if one.key == 'score_thr' else one
-            for one in super().limits(model)
-            if one.key in LIMITING
+            dataclasses.replace(limit, never=NO_SCORE) if limit.key == 'score_thr' else limit
+            for limit in limits
         ]
 
     def claims(self, cfg: Any) -> Claim:
         return Claim.HEAD if (cfg.model.get('mask_head') or {}).get('type') in LEVELS else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
-        """See `ImageFamily.check`: layout, sizes, thresholds."""
         if options.layout == 'fork' and options.dynamic:
             raise UsageError(
                 '--layout fork: its outputs have no batch axis; export it without --dynamic-export'
@@ -91,16 +92,20 @@ class SoloFamily(ImageFamily):
         mask_config(cfg.model.get('test_cfg') or cfg.get('test_cfg') or {})
 
     def build(self, cfg: Any) -> nn.Module:
-        _check_levels(cfg.filename, cfg.model.mask_head)
+        head = cfg.model.mask_head
+        grids, strides = head.get('num_grids') or [], head.get('strides') or (4, 8, 16, 32, 64)
+        if len(grids) != len(strides):  # a bare assert of mmdet
+            raise ConfigError(
+                f'{cfg.filename}: model.mask_head has num_grids={list(grids)} and strides={list(strides)}; '
+                f'expected as many of each'
+            )
         return super().build(cfg)
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
-        """See `Family.load_weights`; grids of another training are refused."""
         check_grids(model.mask_head, checkpoint)
         super().load_weights(model, checkpoint)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """See `Family.postprocess_facts`: what `families/solo/runtime.py` reads."""
         head = model.mask_head
         return dict(
             mask_config(head.test_cfg).to_json(),
@@ -108,7 +113,7 @@ class SoloFamily(ImageFamily):
             num_classes=int(head.cls_out_channels),
             num_grids=[int(grid) for grid in head.num_grids],
             strides=[int(stride) for stride in head.strides],
-            mask_stride=mask_stride(head),
+            mask_stride=graphs.mask_stride(head),
             cells='level after level, each row by row; cell (i, j) of level l is i * num_grids[l] + j',
         )
 
@@ -116,29 +121,19 @@ class SoloFamily(ImageFamily):
 def check_grids(head: nn.Module, checkpoint: Checkpoint) -> None:
     """Refuse (CheckpointError) a checkpoint that was trained on other grids.
 
-    SOLO and Decoupled SOLO predict one mask or line per cell, so that the layers tell. SOLOv2's layers do not
-    depend on the grids; its checkpoint tells when a config was kept in it, as mmdet and `solo_wxinlong.py`
-    do. A checkpoint of the original repository is left to the loader.
+    SOLO and Decoupled SOLO predict one mask or line per cell, so that their layers have the grids.
+    SOLOv2's layers do not depend on them; its checkpoint has them in its config, if mmdet or
+    `solo_wxinlong.py` wrote it. A checkpoint of the original repository is left to the loader.
     """
     if original_head(checkpoint.state_dict):
         return
     shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state_dict.items()}
-    own = list(head.num_grids)
+    grids = list(head.num_grids)
     trained = checkpoint_grids(shapes) or config_grids(checkpoint.meta.get('config'))
-    if trained and trained != own:
+    if trained and trained != grids:
         raise CheckpointError(
             f'{checkpoint.path}: was trained on grids of {trained} cells, the config says '
-            f'model.mask_head.num_grids={own}; use the config that this checkpoint was trained with'
-        )
-
-
-def _check_levels(filename: str, head: Mapping[str, Any]) -> None:
-    """Refuse (ConfigError) grids and strides of different numbers, which mmdet refuses by a bare assert."""
-    grids, strides = head.get('num_grids') or [], head.get('strides') or (4, 8, 16, 32, 64)
-    if len(grids) != len(strides):
-        raise ConfigError(
-            f'{filename}: model.mask_head has num_grids={list(grids)} and strides={list(strides)}; expected '
-            f'as many of each'
+            f'model.mask_head.num_grids={grids}; use the config that this checkpoint was trained with'
         )
 
 

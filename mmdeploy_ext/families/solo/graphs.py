@@ -1,4 +1,4 @@
-"""The graphs of the SOLO family: names, shapes and meanings of their tensors, and the chain of their modules.
+"""The graphs of the SOLO family: names, shapes and meanings of their tensors, and the chains of modules.
 
 Source of the fork layout: zhangjinsong3/SOLOv2.tensorRT 790835b.
 
@@ -6,19 +6,21 @@ Glossary: B batch, C classes, S grid cells of all levels, G grid lines of all le
 kernel, H, W network input in pixels, H4, W4 a quarter of it, n instances, h, w original image.
 """
 
+import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.exporting.postprocess.mask import capped, mask_config
+from mmdeploy_ext.exporting.postprocess.mask import MaskPostprocess, capped, mask_config
+from mmdeploy_ext.exporting.postprocess.soft_masks import DynamicMasks, LevelMasks, ProductMasks, SoftMasks
 from mmdeploy_ext.families.parts.image_tensors import Axis, image_input, mask_inputs, mask_outputs
 from mmdeploy_ext.families.solo.networks import LEVELS, BatchedNetwork, ForkNetwork, SoloFeatures, SoloLevels
-from mmdeploy_ext.families.solo.postprocess import FullForm, mask_stride
 
 SIZE_MULTIPLE = 32
-"""SOLOv2's mask branch doubles its maps until they meet; others do not (mmdet raises there, too)."""
+"""Sides of inputs of SOLOv2, whose mask branch doubles its maps until they meet (mmdet raises there, too)."""
 RAW_NAMES = {
     'SOLOHead': ('cate_pred', 'seg_pred'),
     'DecoupledSOLOHead': ('cate_pred', 'seg_pred_x', 'seg_pred_y'),
@@ -41,18 +43,13 @@ def kind(head: nn.Module) -> str:
     return type(head).__name__
 
 
-def raw_names(head: nn.Module) -> tuple[str, ...]:
-    """Return the names of the `raw` outputs."""
-    return RAW_NAMES[kind(head)]
-
-
 def fork_is_flat(head: nn.Module) -> bool:
     """Return whether the fork flattens this head: its `SOLOv2Head`, not its `SOLOv2LightHead`."""
     return kind(head) == 'SOLOV2Head' and bool(head.dcn_apply_to_all_conv)
 
 
 def fork_names(head: nn.Module, batch: int = 1) -> tuple[str, ...]:
-    """Return the fork's output names in its order; a batch numbers what it has per image."""
+    """Return the fork's output names in its order; with a batch, those of single images are numbered."""
     levels = range(head.num_levels)
     if fork_is_flat(head):
         numbers = [''] if batch == 1 else [f'_{image}' for image in range(batch)]
@@ -64,25 +61,63 @@ def fork_names(head: nn.Module, batch: int = 1) -> tuple[str, ...]:
     return tuple(f'{name}_{level}' for name in (*masks, 'cate_pred') for level in levels)
 
 
+def mask_stride(head: nn.Module) -> int:
+    """Return pixels of the input per pixel of the soft masks."""
+    return int(getattr(head, 'mask_stride', 4))
+
+
+class FullForm(nn.Module):
+    """The part of a `full` graph behind the network: instances from its outputs."""
+
+    def __init__(self, head: nn.Module, cap: int) -> None:
+        super().__init__()
+        self.kind, self.num_grids = kind(head), [int(grid) for grid in head.num_grids]
+        strides = [int(stride) for stride in head.strides]
+        self.postprocess = MaskPostprocess(
+            mask_config(head.test_cfg), self.num_grids, strides, mask_stride(head), cap
+        )
+        self.convs = getattr(head, 'conv_mask_list', None)
+
+    def forward(
+        self, img_shape: torch.Tensor, ori_shape: torch.Tensor, cate_pred: torch.Tensor, *maps: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Post-process; see `MaskPostprocess.forward`."""
+        results = self.postprocess(cate_pred, self.soft_masks(*maps), img_shape, ori_shape)
+        names = ('masks', 'scores', 'labels', 'candidates')
+        return tuple(tap(name, tensor) for name, tensor in zip(names, results, strict=False))
+
+    def soft_masks(self, *maps: torch.Tensor) -> SoftMasks:
+        """Return the soft masks of cells.
+
+        `maps` are of `SOLOHead` the inputs of its mask convolutions, per level (B, D, 2h, 2w); of
+        `SOLOV2Head` kernels (B, S, E) and mask features (B, E, H4, W4); of decoupled heads x masks and y
+        masks (B, G, H4, W4).
+        """
+        if self.kind == 'SOLOV2Head':
+            return DynamicMasks(*maps)
+        if self.kind != 'SOLOHead':
+            return ProductMasks(*maps, self.num_grids)
+        weights = [conv.weight.flatten(1) for conv in self.convs]  # a row for each cell
+        return LevelMasks(maps, weights, [conv.bias for conv in self.convs], fixed=self.postprocess.cap > 0)
+
+
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a graph."""
     head = model.mask_head
     image = image_input(options, max(head.num_grids), SIZE_MULTIPLE if kind(head) == 'SOLOV2Head' else 1)
     batch = image.axes[0]
     if options.form == 'full':
-        return GraphSpec('solo/full', (image, *mask_inputs(batch)), _full_outputs(head, options, batch))
+        config, cap, rows = mask_config(head.test_cfg), options.max_candidates, 'n'
+        if cap:
+            rows = capped(cap, config.nms_pre, config.max_per_img)
+        outputs = mask_outputs(batch, rows)
+        if cap:
+            meaning = f'(cell, class) pairs over the score threshold; more than {cap}: the rest was cut off'
+            outputs += (TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections'),)
+        return GraphSpec('solo/full', (image, *mask_inputs(batch)), outputs)
     if options.layout == 'fork':
         return GraphSpec('solo/raw-fork', (image,), _fork_outputs(head, options))
     return GraphSpec('solo/raw', (image,), _raw_outputs(head, options, batch))
-
-
-def _full_outputs(head: nn.Module, options: Options, batch: Axis) -> tuple[TensorSpec, ...]:
-    config, cap = mask_config(head.test_cfg), options.max_candidates
-    outputs = mask_outputs(batch, capped(cap, config.nms_pre, config.max_per_img) if cap else 'n')
-    if not cap:
-        return outputs
-    meaning = f'(cell, class) pairs over the score threshold; more than {cap}: the rest was cut off'
-    return (*outputs, TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections'))
 
 
 def _quarter(head: nn.Module, options: Options) -> tuple[Axis, Axis]:
@@ -148,15 +183,20 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     if options.form == 'raw' and options.layout == 'fork':
         names = fork_names(head, options.batch)
         return [Stage('network', ForkNetwork(levels, fork_is_flat(head)), ('input',), names)]
-    if options.form == 'full' and isinstance(levels, SoloLevels):
-        parts = ('cate_pred', *(f'mask_feat_{level}' for level in range(head.num_levels)))
-        chain = [Stage('network', SoloFeatures(levels), ('input',), parts)]
+    if options.form == 'raw':
+        names = RAW_NAMES[kind(head)]
+        return [Stage('network', BatchedNetwork(levels, names), ('input',), names)]
+    if isinstance(levels, SoloLevels):
+        names = ('cate_pred', *(f'mask_feat_{level}' for level in range(head.num_levels)))
+        network = SoloFeatures(levels)
     else:
-        parts = raw_names(head)
-        chain = [Stage('network', BatchedNetwork(levels, parts), ('input',), parts)]
-    if options.form == 'full':
-        module = FullForm(levels.head, options.max_candidates)
-        inputs = ('img_shape', 'ori_shape', *parts)
-        names = ('masks', 'scores', 'labels', *(['candidates'] if options.max_candidates else []))
-        chain.append(Stage('postprocess', module, inputs, names))
-    return chain
+        names = RAW_NAMES[kind(head)]
+        network = BatchedNetwork(levels, names)
+    outputs = ('masks', 'scores', 'labels')
+    if options.max_candidates:
+        outputs += ('candidates',)
+    form = FullForm(levels.head, options.max_candidates)
+    return [
+        Stage('network', network, ('input',), names),
+        Stage('postprocess', form, ('img_shape', 'ori_shape', *names), outputs),
+    ]

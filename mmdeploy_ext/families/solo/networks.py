@@ -1,7 +1,7 @@
 """The networks of SOLO, Decoupled SOLO and SOLOv2 as modules whose graphs take any size and batch.
 
-They run the layers of mmdet's own heads. What mmdet leaves to `get_results` (SOLOv2's sigmoid and points NMS,
-flattening) is done here, so that every form starts from the same tensors.
+They run the layers of mmdet's own heads. Steps that mmdet leaves to `get_results` (SOLOv2's sigmoid and
+points NMS, flattening) are done here, so that every form starts from the same tensors.
 Source of the algorithm: mmdet 2.28.2 `models/dense_heads/{solo_head,solov2_head}.py`.
 
 Glossary: B batch, C classes, g grid of a level, S cells of all levels (sum of g squared), G lines of all
@@ -22,7 +22,7 @@ UPSAMPLING = 2
 
 
 class Coordinates(nn.Module):
-    """Where a pixel is. A module, so that constants of a fixed graph are named after it."""
+    """Coordinates of pixels. A module, so that constants of a fixed graph are named after it."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return (B, 2, h, w) x and y in -1..1, end points included; a map of width 1 has x = -1."""
@@ -62,7 +62,7 @@ def run_tower(layers: Sequence[nn.Module], features: torch.Tensor) -> torch.Tens
 
 
 class SoloNetwork(nn.Module):
-    """What the four heads have in common: backbone, neck, level inputs and the category branch."""
+    """The common part of the four heads: backbone, neck, level inputs and the category branch."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class SoloLevels(SoloNetwork):
         return scores, masks
 
     def features(self, inputs: Maps) -> tuple[Maps, Maps]:
-        """Return per level scores (B, C, g, g) and what the mask convolutions take (B, channels, 2h, 2w)."""
+        """Return per level scores (B, C, g, g) and the inputs of mask convolutions (B, channels, 2h, 2w)."""
         scores, features = [], []
         for level, grid in zip(inputs, self.head.num_grids, strict=True):
             hidden = run_tower(self.head.mask_convs, torch.cat([level, self.coordinates(level)], 1))
@@ -135,10 +135,10 @@ class DecoupledLevels(SoloNetwork):
 
     def towers(self, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the hidden maps for x and for y."""
-        place = self.coordinates(level)
+        coordinates = self.coordinates(level)
         return (
-            run_tower(self.head.mask_convs_x, torch.cat([level, place[:, :1]], 1)),
-            run_tower(self.head.mask_convs_y, torch.cat([level, place[:, 1:]], 1)),
+            run_tower(self.head.mask_convs_x, torch.cat([level, coordinates[:, :1]], 1)),
+            run_tower(self.head.mask_convs_y, torch.cat([level, coordinates[:, 1:]], 1)),
         )
 
 

@@ -1,4 +1,4 @@
-"""SOLO, Decoupled SOLO and SOLOv2 as mmdet runs them, unpatched: what a proof compares the graphs with.
+"""SOLO, Decoupled SOLO and SOLOv2 as mmdet runs them, unpatched: the reference of proofs.
 
 Source of the algorithm: mmdet 2.28.2 `models/dense_heads/{solo_head,solov2_head}.py` and
 `core/post_processing/matrix_nms.py`. Glossary: see `graphs.py`; g grid of a level.
@@ -15,7 +15,7 @@ from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.parts.mmdet_reference import instances_of_classes, metas_of, tested
-from mmdeploy_ext.families.solo.graphs import fork_is_flat, fork_names, kind, raw_names
+from mmdeploy_ext.families.solo.graphs import RAW_NAMES, fork_is_flat, fork_names, kind
 from mmdeploy_ext.families.solo.networks import flat_cells, points_nms
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Instances, count_bounds
@@ -61,13 +61,12 @@ def tensors(
 
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:
-    """Return the results of the detector's own test path, at the original size whatever `rescale` says."""
-    results = tested(model, images, metas_of(images), rescale)
-    found = [
-        instances_of_classes(*result, tuple(image.ori_shape))
-        for result, image in zip(results, images, strict=True)
-    ]
-    return [Instances(one.masks.astype(bool), one.scores, one.labels) for one in found]
+    """Return the results of the detector's own test path, at the original size whatever `rescale` is."""
+    instances = []
+    for result, image in zip(tested(model, images, metas_of(images), rescale), images, strict=True):
+        of_image = instances_of_classes(*result, tuple(image.ori_shape))
+        instances.append(Instances(of_image.masks.astype(bool), of_image.scores, of_image.labels))
+    return instances
 
 
 def interchangeable_zeros(
@@ -78,32 +77,37 @@ def interchangeable_zeros(
     Both engines may give such a cell its score or zero. Below the threshold no result depends on it; above
     it, few ties are excused, and the results are judged with `rounded_choices`.
     """
-    head = model.mask_head
+    head, ties, passing = model.mask_head, 0, 0
     with torch.no_grad():
         image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
         before = _scores_before_nms(model, image)
         levels = [torch.where(_tied(scores), scores, torch.full_like(scores, torch.nan)) for scores in before]
-    counting = [scores >= head.test_cfg.score_thr for scores in before]
-    tied, passing = (
-        sum(int((over & chosen(level)).sum()) for over, level in zip(counting, before, strict=True))
-        for chosen in (_tied, lambda scores: scores >= _rivals(scores))
-    )
-    if tied > max(FEW_TIES, FEW_TIES_SHARE * passing):
-        levels = [level.masked_fill(over, torch.nan) for level, over in zip(levels, counting, strict=True)]
-    named = arrange_scores(head, levels, layout)
+    over = [scores >= head.test_cfg.score_thr for scores in before]
+    for scores, over_threshold in zip(before, over, strict=True):
+        ties += int((over_threshold & _tied(scores)).sum())
+        passing += int((over_threshold & (scores >= _rivals(scores))).sum())
+    if ties > max(FEW_TIES, FEW_TIES_SHARE * passing):
+        levels = [level.masked_fill(mask, torch.nan) for level, mask in zip(levels, over, strict=True)]
+    if layout == 'fork' and fork_is_flat(head):
+        tensors = flat_cells(levels).unbind(0)
+        named = dict(zip(fork_names(head, len(tensors))[: len(tensors)], tensors, strict=True))
+    elif layout == 'fork':
+        named = {f'cate_pred_{index}': level.permute(0, 2, 3, 1) for index, level in enumerate(levels)}
+    else:
+        named = dict(cate_pred=flat_cells(levels))
     return {name: tensor.cpu().numpy() for name, tensor in named.items()}
 
 
 def rounded_choices(model: nn.Module) -> Iterator[contextlib.AbstractContextManager[None]]:
-    """Yield what rounding decides, decided otherwise; see `ImageFamily.rounded_choices`.
+    """Yield contexts in which ties are decided otherwise; see `ImageFamily.rounded_choices`.
 
     Points NMS with every tie kept and with every tie dropped; and the threshold of soft masks moved by
     rounding: a pixel more or less changes a small mask's IoU with another, and with it the decay of matrix
     NMS.
     """
     head = model.mask_head
-    for kept in (True, False):
-        yield _ties_decided(head, kept)
+    for keep in (True, False):
+        yield _ties_decided(head, keep)
     for move in PIXEL_TIES:
         yield replaced_entry(head.test_cfg, 'mask_thr', head.test_cfg.mask_thr + move)
 
@@ -124,35 +128,19 @@ def arrange(
     `scores` are per level (B, C, g, g) after points NMS, `rest` lists of levels, and SOLOv2's mask features.
     """
     if layout == 'fork':
-        return _arrange_fork(head, scores, rest)
+        last = [level.permute(0, 2, 3, 1) for level in scores]
+        if fork_is_flat(head):
+            tensors = [*flat_cells(scores).unbind(0), *flat_cells(rest[0]).unbind(0), rest[1]]
+        elif kind(head) == 'SOLOV2Head':
+            tensors = [*last, *rest[0], rest[1]]
+        else:
+            tensors = [*(level for levels in rest for level in levels), *last]
+        return dict(zip(fork_names(head, len(scores[0])), tensors, strict=True))
     if kind(head) == 'SOLOV2Head':
         flat = [flat_cells(rest[0]), rest[1]]
     else:
         flat = [torch.cat(list(levels), dim=1) for levels in rest]
-    return dict(zip(raw_names(head), [flat_cells(scores), *flat], strict=True))
-
-
-def _arrange_fork(
-    head: nn.Module, scores: Sequence[torch.Tensor], rest: Sequence[Any]
-) -> dict[str, torch.Tensor]:
-    last = [level.permute(0, 2, 3, 1) for level in scores]
-    if fork_is_flat(head):
-        tensors = [*flat_cells(scores).unbind(0), *flat_cells(rest[0]).unbind(0), rest[1]]
-    elif kind(head) == 'SOLOV2Head':
-        tensors = [*last, *rest[0], rest[1]]
-    else:
-        tensors = [*(level for levels in rest for level in levels), *last]
-    return dict(zip(fork_names(head, len(scores[0])), tensors, strict=True))
-
-
-def arrange_scores(head: nn.Module, levels: Sequence[torch.Tensor], layout: str) -> dict[str, torch.Tensor]:
-    """Name per-level (B, C, g, g) tensors as the outputs that hold the scores."""
-    if layout == 'fork' and fork_is_flat(head):
-        names, tensors = fork_names(head, len(levels[0])), flat_cells(levels).unbind(0)
-        return dict(zip(names[: len(tensors)], tensors, strict=True))
-    if layout == 'fork':
-        return {f'cate_pred_{index}': level.permute(0, 2, 3, 1) for index, level in enumerate(levels)}
-    return dict(cate_pred=flat_cells(levels))
+    return dict(zip(RAW_NAMES[kind(head)], [flat_cells(scores), *flat], strict=True))
 
 
 def _by_mmdet(head: nn.Module, pyramid: Sequence[torch.Tensor]) -> tuple[Any, ...]:
@@ -187,12 +175,12 @@ def _tied(scores: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _ties_decided(head: nn.Module, kept: bool) -> Iterator[None]:
-    """Let logits of ties equal their rival, which keeps them, or fall just below it."""
+def _ties_decided(head: nn.Module, keep: bool) -> Iterator[None]:
+    """Inside the block logits of ties equal their rival, which keeps them, or fall just below it."""
 
     def decide(module: nn.Module, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
         rivals = _rivals(logits)
-        moved = torch.maximum(logits, rivals) if kept else rivals - TIE * rivals.abs().clamp(min=1)
+        moved = torch.maximum(logits, rivals) if keep else rivals - TIE * rivals.abs().clamp(min=1)
         return torch.where(_tied(logits.sigmoid()), moved, logits)
 
     with head.conv_cls.register_forward_hook(decide):

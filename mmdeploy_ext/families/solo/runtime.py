@@ -30,14 +30,14 @@ CHUNK = 64
 def resize_and_threshold(
     soft: np.ndarray, img_shape: Sequence[int], ori_shape: Sequence[int], ratio: int, mask_thr: float
 ) -> np.ndarray:
-    """Return where soft masks (n, H4, W4), resized, cropped, resized, exceed `mask_thr`: (n, h, w) bool.
+    """Return the masks (n, h, w) bool of soft masks (n, H4, W4) that exceed `mask_thr` at the original size.
 
-    See `mask_resize.resizing` for the sizes.
+    They are resized, cropped and resized; see `mask_resize.resizing` for the sizes.
     """
     rows, columns = resizing(soft.shape[1:], img_shape, ori_shape, ratio)
     masks = np.empty((len(soft), len(rows), len(columns)), bool)
-    for index, one in enumerate(soft):
-        np.greater(rows @ (one @ columns.T), mask_thr, out=masks[index])
+    for index, values in enumerate(soft):
+        np.greater(rows @ (values @ columns.T), mask_thr, out=masks[index])
     return masks
 
 
@@ -75,8 +75,8 @@ def postprocess_image(
     grids, mask_thr = facts['num_grids'], np.float32(facts['mask_thr'])
     strides = np.repeat(facts['strides'], [grid**2 for grid in grids])
     cells, labels = np.nonzero(scores > np.float32(facts['score_thr']))
-    asked, inverse = np.unique(cells, return_inverse=True)
-    areas, totals = (sums[inverse] for sums in _sums(asked, soft_masks, mask_thr))
+    unique_cells, inverse = np.unique(cells, return_inverse=True)
+    areas, totals = (sums[inverse] for sums in _sums(unique_cells, soft_masks, mask_thr))
     keep = areas > strides[cells]
     cells, labels, areas = cells[keep], labels[keep], areas[keep]
     rescored = (scores[cells, labels] * (totals[keep] / areas)).astype(np.float32)
@@ -86,13 +86,13 @@ def postprocess_image(
     if len(cells):
         overlaps = _overlaps(cells, soft_masks, mask_thr)
         rescored = rescored * matrix_decay(labels, areas, overlaps, facts['kernel'], facts['sigma'])
-    kept = np.flatnonzero(rescored >= (facts['filter_thr'] if facts['filter_thr'] > 0 else -1))
-    kept = kept[np.argsort(-rescored[kept], kind='stable')]
-    kept = kept[: facts['max_per_img']] if facts['max_per_img'] > 0 else kept
+    rows = np.flatnonzero(rescored >= (facts['filter_thr'] if facts['filter_thr'] > 0 else -1))
+    rows = rows[np.argsort(-rescored[rows], kind='stable')]
+    rows = rows[: facts['max_per_img']] if facts['max_per_img'] > 0 else rows
     masks = resize_and_threshold(
-        soft_masks(cells[kept]), img_shape, ori_shape, facts['mask_stride'], mask_thr
+        soft_masks(cells[rows]), img_shape, ori_shape, facts['mask_stride'], mask_thr
     )
-    return Instances(masks, rescored[kept].astype(np.float32), labels[kept].astype(np.int64))
+    return Instances(masks, rescored[rows].astype(np.float32), labels[rows].astype(np.int64))
 
 
 def _sums(cells: np.ndarray, soft_masks: Callable, mask_thr: np.float32) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +120,7 @@ def _overlaps(cells: np.ndarray, soft_masks: Callable, mask_thr: np.float32) -> 
 def soft_masks_of(
     outputs: Arrays, image: int, facts: Mapping[str, Any]
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what makes the soft masks of cells from the `raw` outputs of one image of the batch."""
+    """Return a function that makes the soft masks of cells, from the `raw` outputs of one image."""
     if facts['head'] == 'SOLOHead':
         return lambda cells: outputs['seg_pred'][image][cells]
     if facts['head'] == 'SOLOV2Head':
@@ -180,7 +180,17 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Insta
             f'cate_pred: got {outputs["cate_pred"].shape[1:]}, expected ({cells}, {facts["num_classes"]}) '
             f'for grids {facts["num_grids"]} and {facts["num_classes"]} classes'
         )
-    _check_masks(outputs, facts, cells)
+    if facts['head'] == 'SOLOHead':
+        counts = dict(seg_pred=cells)
+    elif facts['head'] == 'SOLOV2Head':
+        counts = dict(kernel_pred=cells)
+    else:
+        counts = dict.fromkeys(('seg_pred_x', 'seg_pred_y'), sum(facts['num_grids']))
+    for name, count in counts.items():
+        if outputs[name].shape[1] != count:
+            raise ShapeError(
+                f'{name}: got {outputs[name].shape[1]} entries, expected {count} of a {facts["head"]} (head)'
+            )
     batch = len(outputs['cate_pred'])
     img_shape = feeds.get('img_shape', np.zeros((batch, 2), np.float32))
     ori_shape = feeds.get('ori_shape', np.zeros(2, np.int64))
@@ -188,14 +198,3 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Insta
         postprocess_image(scores, soft_masks_of(outputs, image, facts), img_shape[image], ori_shape, facts)
         for image, scores in enumerate(outputs['cate_pred'])
     ]
-
-
-def _check_masks(outputs: Arrays, facts: Mapping[str, Any], cells: int) -> None:
-    """Refuse masks that are not those of the head that the metadata states."""
-    lines_of_all = dict.fromkeys(('seg_pred_x', 'seg_pred_y'), sum(facts['num_grids']))
-    known = dict(SOLOHead=dict(seg_pred=cells), SOLOV2Head=dict(kernel_pred=cells))
-    for name, count in known.get(facts['head'], lines_of_all).items():
-        if outputs[name].shape[1] != count:
-            raise ShapeError(
-                f'{name}: got {outputs[name].shape[1]} entries, expected {count} of a {facts["head"]} (head)'
-            )
