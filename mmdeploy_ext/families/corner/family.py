@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,12 +17,9 @@ from mmdeploy_ext.families.corner import graphs
 from mmdeploy_ext.families.corner.postprocess import FEWEST_CORNERS, PAIRS, suppression, thresholds
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Kind, Limit
-from mmdeploy_ext.families.parts import detector_parts, followed, image_feeds
+from mmdeploy_ext.families.parts import detector_parts, followed, image_feeds, mmdet_reference
 from mmdeploy_ext.families.parts.exaggerated import changed_forward
-from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes, metas_of, tested
 from mmdeploy_ext.families.replaced import Replaced
-from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.runtime.detections import Detections
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 HEADS = (dense_heads.CentripetalHead, dense_heads.CornerHead)
@@ -64,6 +61,7 @@ class CornerFamily(ImageFamily):
     followed = FOLLOWED
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_feeds.feeds)
+    reference_detections = staticmethod(mmdet_reference.box_detections)
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
         yield from followed.replaced_of_class(model, FOLLOWED)
@@ -85,12 +83,6 @@ class CornerFamily(ImageFamily):
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         return dict(thresholds(model.bbox_head.test_cfg), num_classes=self.num_classes(model))
-
-    def reference_detections(
-        self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
-    ) -> list[Detections]:
-        """Return the results of the detector's own test path, of images without a flipped one beside."""
-        return [boxes_of_classes(result) for result in tested(model, images, metas_of(images), rescale)]
 
     @contextlib.contextmanager
     def exaggerated(self, model: nn.Module) -> Iterator[None]:

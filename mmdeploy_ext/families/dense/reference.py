@@ -16,7 +16,7 @@ from torch import nn
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.dense.forms import described, flat_outputs, raw_names
 from mmdeploy_ext.families.dense.heads import generator_of, kind_of, thresholds
-from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes, metas_of, tested
+from mmdeploy_ext.families.parts.mmdet_reference import box_detections
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, count_bounds
 
@@ -77,8 +77,7 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
     if (nms_pre := test_cfg.get('deploy_nms_pre')) is not None:
         deployed = replaced_entry(test_cfg, 'nms_pre', nms_pre if nms_pre > 0 else sys.maxsize)
     with deployed:
-        results = tested(model, images, metas_of(images), rescale)
-    image_detections = [boxes_of_classes(result) for result in results]
+        image_detections = box_detections(model, images, rescale)
     if description.votes:
         return [
             image[~(np.isnan(image.bboxes_xyxy).any(1) | np.isnan(image.scores))]

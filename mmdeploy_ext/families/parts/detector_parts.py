@@ -1,4 +1,4 @@
-"""Parts of detectors: heads as they are tested, backbones and necks that do not take every size."""
+"""Parts of mmdet's detectors: heads as they are tested, backbones and necks that do not take every size."""
 
 import copy
 import warnings
@@ -17,33 +17,33 @@ FIXED_SIZE = dict(
     PyramidVisionTransformer='resizes its position embedding to the traced size',
     PyramidVisionTransformerV2='reshapes its tokens by the traced size',
 )
-"""Parts of mmdet that decide in Python, by the size of the input -> what they do. A dynamic graph of them
+"""Parts of mmdet that compute in Python with the size of the input -> what they do. A dynamic graph of them
 would be wrong at other sizes (measured: a Swin-T traced at 256x384 is 0.4 off at 320x416)."""
 MULTIPLES = dict(
     YOLOV3Neck=32, YOLOXPAFPN=32, CSPNeXtPAFPN=32, HRNet=32, CTResNetNeck=32, FPN_CARAFE=64, FPG=128
 )
-"""Parts that add or concatenate maps which fit only where the sides of the input are multiples of this."""
+"""Parts that add or concatenate maps, which fit only if the sides of the input are multiples of this."""
 PATHS = dict(YOLOXPAFPN=3, CSPNeXtPAFPN=3)
-"""Necks that take any number of maps -> the number that `MULTIPLES` is of; each further one doubles it."""
+"""Necks that take any number of maps -> the number for which `MULTIPLES` holds; each further one doubles it."""
 GRID_SAMPLE_OPSETS = (16, 20)
 """GridSample exists from 16 on; the default stays below 20, whose GridSample TensorRT 10 gets wrong."""
 ROUND_DOWN = ('NASFPN',)
-"""Parts whose coarse levels have `H // stride` rows, which pooling makes, where a convolution rounds up."""
+"""Parts whose coarse levels have `H // stride` rows, since they pool; convolutions round up."""
 
 
 def detector_of(cfg: Any) -> type | None:
-    """Return the class of the detector of a config; None of one that is not registered."""
+    """Return the class of the detector of a config; None if it is not registered."""
     return DETECTORS.get(cfg.model.get('type') or '')
 
 
-def detects(cfg: Any, kinds: type | tuple[type, ...]) -> bool:
-    """Return whether the detector of a config is registered, and of some classes."""
+def detects(cfg: Any, classes: type | tuple[type, ...]) -> bool:
+    """Return whether the detector of a config is registered, and derived from one of some classes."""
     detector = detector_of(cfg)
-    return detector is not None and issubclass(detector, kinds)
+    return detector is not None and issubclass(detector, classes)
 
 
 def part_cfg(model: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return a part of the config's `model`; nothing where there is none, or a list of several."""
+    """Return a part of the config's `model`; empty if it has no such part, or a list of several."""
     part = model.get(key)
     return part if isinstance(part, Mapping) else {}
 
@@ -51,43 +51,29 @@ def part_cfg(model: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def without_teacher(model_cfg: Any) -> Any:
     """Return the `model` of a distilled detector (LD, LAD) as its student alone; others as they are.
 
-    Of a teacher nothing is read: its config is a path of the working directory, its checkpoint a URL.
+    The teacher is not read: its config is a path of the working directory, its checkpoint a URL.
     """
-    if not any(key.startswith('teacher') for key in model_cfg) or _tests_otherwise(model_cfg['type']):
+    if not any(key.startswith('teacher') for key in model_cfg):
         return model_cfg
-    others = {key: value for key, value in model_cfg.items() if 'teacher' not in key}
-    return type(model_cfg)(others | dict(type='SingleStageDetector'))
-
-
-def _tests_otherwise(name: str) -> bool:
-    """Return whether a registered detector runs images otherwise than `SingleStageDetector` does."""
-    kind, student = DETECTORS.get(name), SingleStageDetector
+    detector, student = DETECTORS.get(model_cfg['type']), SingleStageDetector
     methods = 'forward', 'forward_test', 'simple_test', 'extract_feat'
-    return any(getattr(kind, method) is not getattr(student, method) for method in methods)
+    if any(getattr(detector, method) is not getattr(student, method) for method in methods):
+        return model_cfg
+    content = {key: value for key, value in model_cfg.items() if 'teacher' not in key}
+    return type(model_cfg)(content | dict(type='SingleStageDetector'))
 
 
-def step_of(name: str, maps: int) -> int:
-    """Return what the sides of the input have to be multiples of for a part that takes so many maps."""
-    return MULTIPLES.get(name, 1) << max(maps - PATHS.get(name, maps), 0)
-
-
-def parts_of(model: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the configs of backbone and necks."""
-    for key in ('backbone', 'neck'):
-        part = model.get(key) or ()
-        yield from part if isinstance(part, list | tuple) else [part]
+def multiple_of(name: str, settings: Mapping[str, Any]) -> int:
+    """Return the number of which the sides of the input have to be multiples, for a part with settings."""
+    channels = settings.get('in_channels')
+    num_maps = len(channels) if isinstance(channels, list | tuple) else 1
+    return MULTIPLES.get(name, 1) << max(num_maps - PATHS.get(name, num_maps), 0)
 
 
 def multiple(model: Any) -> int:
-    """Return what the sides of the input have to be multiples of, for a built detector."""
-    found = [module for module in model.modules() if type(module).__name__ in MULTIPLES]
-    return max((step_of(type(part).__name__, _maps(vars(part))) for part in found), default=1)
-
-
-def _maps(part: Mapping[str, Any]) -> int:
-    """Return how many maps a neck takes, by its settings."""
-    channels = part.get('in_channels')
-    return len(channels) if isinstance(channels, list | tuple) else 1
+    """Return the number of which the sides of the input have to be multiples, for a built detector."""
+    parts = [module for module in model.modules() if type(module).__name__ in MULTIPLES]
+    return max((multiple_of(type(part).__name__, vars(part)) for part in parts), default=1)
 
 
 def round_down(model: Any) -> bool:
@@ -99,28 +85,37 @@ def smallest(head: Any, stride: int, rounded: bool = False) -> int:
     """Return the smallest side of an input, pixels, for a built head whose largest stride is `stride`.
 
     mmcv's first deformable convolution refuses maps that are smaller than its kernel; a level whose size is
-    rounded down (`rounded`, see `round_down`) has none below its stride.
+    rounded down (`rounded`, see `round_down`) is empty below its stride.
     """
     from mmcv.ops import DeformConv2d
 
-    kernels = [max(one.kernel_size) for one in head.modules() if isinstance(one, DeformConv2d)]
-    return max(stride if rounded else 1, (max(kernels) - 1) * stride + 1 if kernels else 1)
+    layers = [module for module in head.modules() if isinstance(module, DeformConv2d)]
+    kernel = max((max(layer.kernel_size) for layer in layers), default=1)
+    return max(stride if rounded else 1, (kernel - 1) * stride + 1)
 
 
 def check(model: Mapping[str, Any], options: Options) -> None:
     """Refuse (UsageError) a size that a part of the config's `model` does not take, or a dynamic one."""
-    for part in parts_of(model):
+    for part in _backbone_and_necks(model):
         name = str(part.get('type'))
         if options.dynamic and name in FIXED_SIZE:
             raise UsageError(
                 f'--dynamic-export: {name} {FIXED_SIZE[name]}, so that the graph would be wrong at others; '
                 f'export a fixed --shape'
             )
-        step = step_of(name, _maps(part))
-        if options.height % step or options.width % step:
+        divisor = multiple_of(name, part)
+        if options.height % divisor or options.width % divisor:
             raise UsageError(
-                f'--shape {options.height} {options.width}: {name} takes sizes that are multiples of {step}'
+                f'--shape {options.height} {options.width}: {name} takes sizes that are multiples of '
+                f'{divisor}'
             )
+
+
+def _backbone_and_necks(model: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the configs of these parts; a config may have a list of either."""
+    for key in ('backbone', 'neck'):
+        part = model.get(key) or ()
+        yield from part if isinstance(part, list | tuple) else [part]
 
 
 def check_grid_sample(name: str, options: Options) -> None:
@@ -134,7 +129,7 @@ def check_grid_sample(name: str, options: Options) -> None:
 
 
 def check_one_image(head: nn.Module, options: Options) -> None:
-    """Refuse (UsageError) batches for a head that looks at visible places alone, those of guided anchors."""
+    """Refuse (UsageError) batches for a head of guided anchors, which has priors in visible cells alone."""
     if options.batch > 1 or options.dynamic:
         raise UsageError(
             f'{type(head).__name__}: mmdet takes the mask of the first image for all of a batch; export '
@@ -142,19 +137,19 @@ def check_one_image(head: nn.Module, options: Options) -> None:
         )
 
 
-def check_tokens(there: int, options: Options, name: str, wanted: int) -> None:
-    """Refuse (UsageError) a size with fewer tokens than become queries, which `name` of the config says."""
-    if there < wanted:
+def check_tokens(num_tokens: int, options: Options, key: str, num_queries: int) -> None:
+    """Refuse (UsageError) a size with fewer tokens than become queries, by the `key` of their number."""
+    if num_tokens < num_queries:
         raise UsageError(
-            f'--shape {options.height} {options.width}: gives {there} tokens for {name}={wanted}; choose a '
-            f'larger size'
+            f'--shape {options.height} {options.width}: gives {num_tokens} tokens for {key}={num_queries}; '
+            f'choose a larger size'
         )
 
 
-def check_limit(name: str, most: Any, there: int) -> None:
-    """Refuse (ConfigError) a number of results that there is not."""
-    if not isinstance(most, int) or not 0 < most <= there:
-        raise ConfigError(f'model.test_cfg.{name}={most}; expected 1 to {there}, as many as there are')
+def check_limit(key: str, limit: Any, available: int) -> None:
+    """Refuse (ConfigError) a limit of results, an entry of `test_cfg`, above the number of available ones."""
+    if not isinstance(limit, int) or not 0 < limit <= available:
+        raise ConfigError(f'model.test_cfg.{key}={limit}; expected 1 to {available}, as many as there are')
 
 
 def check_smallest(strides: Iterable[int], options: Options) -> None:
@@ -168,7 +163,7 @@ def check_smallest(strides: Iterable[int], options: Options) -> None:
 
 
 def test_cfg_of(cfg: Any) -> Any:
-    """Return what a config says of tests; older ones say it beside the model."""
+    """Return `test_cfg` of a config; those of earlier mmdet have it beside the model."""
     return cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
 
 
@@ -178,12 +173,12 @@ def tested_head(cfg: Any, key: str, test_cfg: Mapping[str, Any] | None) -> nn.Mo
     return built_head(content, f'model.{key}')
 
 
-def built_head(content: Mapping[str, Any], where: str) -> nn.Module:
-    """Return a head of mmdet, in evaluation mode; ConfigError says `where` one cannot be built, and why."""
+def built_head(content: Mapping[str, Any], key: str) -> nn.Module:
+    """Return a head of mmdet, in evaluation mode; ConfigError names its `key` if it cannot be built."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
             return build_head(dict(content)).eval()
     except Exception as error:
-        why = error if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
-        raise ConfigError(f'{where} cannot be built: {why}') from error
+        reason = error if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
+        raise ConfigError(f'{key} cannot be built: {reason}') from error

@@ -1,8 +1,8 @@
-"""Boxes that trained weights rarely give: outputs of heads are changed in some cells, by hooks on the heads.
+"""Boxes that trained weights rarely predict: hooks on heads change their outputs in some cells.
 
-A proof runs with them what follows the network, see `ImageFamily.exaggerated`: decoding has limits, of the
-logarithm of a size or of the distance of a centre, and clipping has borders, that no box of a picture may
-reach. A hook is copied with its module, so that what is exported has it, too.
+A proof runs everything after the network with them, see `ImageFamily.exaggerated`: decoding has limits, of
+the logarithm of a size or of the distance of a centre, and clipping has borders, that the boxes of a picture
+may never reach. A hook is copied with its module, so that an exported copy has it, too.
 """
 
 import contextlib
@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 CELLS = 17
-"""Of so many cells three are changed, another way each; neighbours have different places."""
-WIDTH, HIGHEST = 8.0, 2.0
-"""Logits within plus or minus the first differ by up to 0.8 in the first and the last cell; what is added to
-the highest one, which becomes a score of 0.83 to 0.92."""
-FARTHER, AWAY = 8.0, 5.0
-"""What outputs are multiplied by in some cells, and what is added in others."""
+"""Three of so many cells are changed, each in another way."""
+LOGIT_RANGE, HIGHEST = 8.0, 2.0
+"""Logits within plus or minus the first differ by up to 0.8 in the first and the last cell; the second is
+added to the highest one, which becomes a score of 0.83 to 0.92."""
+FACTOR, SHIFT = 8.0, 5.0
+"""Factor of outputs in some cells, and sum that is added in others."""
 LARGEST = 1000 / 16
 """The size that mmdet's coders of deltas limit boxes to, in sizes of their anchors."""
-QUADRANT = (LARGEST / 2, -LARGEST / 2, AWAY, AWAY)
+QUADRANT = (LARGEST / 2, -LARGEST / 2, SHIFT, SHIFT)
 """Deltas dx dy dw dh of a box whose size is limited, so far away that its left and its lower side go through
 the centre of its anchor: clipping leaves them, and they show the limit."""
 
@@ -32,10 +32,10 @@ def exaggerated_cells(maps: torch.Tensor, coder: Mapping[str, Any] | None = None
     `coder` has the settings of one of deltas, see `families/parts/runtime/box_coders.py`.
     """
     rows, columns = (torch.arange(side, device=maps.device) for side in maps.shape[2:])
-    place = (3 * rows[:, None] + 5 * columns) % CELLS
-    found = torch.where(place == 0, maps * FARTHER, maps)
-    found = torch.where(place == 1, _shifted(maps, coder or {}), found)
-    return torch.where(place == 2, -maps, found)
+    cell = (3 * rows[:, None] + 5 * columns) % CELLS
+    changed = torch.where(cell == 0, maps * FACTOR, maps)
+    changed = torch.where(cell == 1, _shifted(maps, coder or {}), changed)
+    return torch.where(cell == 2, -maps, changed)
 
 
 def raised_corners(logits: torch.Tensor) -> torch.Tensor:
@@ -46,49 +46,50 @@ def raised_corners(logits: torch.Tensor) -> torch.Tensor:
     other box of the cell suppresses. No two become equal.
     """
     raised, steps = logits.clone(), torch.linspace(0, HIGHEST, logits.shape[1]).to(logits)
-    raised[..., 0, 0] = torch.tanh(logits[..., 0, 0] / WIDTH) / 2 + steps.flip(0)
-    raised[..., -1, -1] = torch.tanh(logits[..., -1, -1] / WIDTH) / 2 + steps
+    raised[..., 0, 0] = torch.tanh(logits[..., 0, 0] / LOGIT_RANGE) / 2 + steps.flip(0)
+    raised[..., -1, -1] = torch.tanh(logits[..., -1, -1] / LOGIT_RANGE) / 2 + steps
     return raised
 
 
 def _shifted(maps: torch.Tensor, coder: Mapping[str, Any]) -> torch.Tensor:
+    """Return deltas of `QUADRANT` in every cell, or other maps with `SHIFT` added or subtracted."""
     if coder.get('type') == 'delta':
         deltas = zip(QUADRANT, coder['means'], coder['stds'], strict=True)
         box = maps.new_tensor([(delta - mean) / deviation for delta, mean, deviation in deltas])
         return box.repeat(maps.shape[1] // 4)[:, None, None].expand_as(maps)
     sign = 1 - 2 * (torch.arange(maps.shape[1], device=maps.device) % 2).to(maps)
-    return maps + AWAY * sign[:, None, None]
+    return maps + SHIFT * sign[:, None, None]
 
 
 @contextlib.contextmanager
 def changed_outputs(head: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
-    """Inside the block a head gives changed outputs."""
+    """Change the outputs of a head inside the block."""
     with head.register_forward_hook(lambda module, inputs, outputs: change(outputs)):
         yield
 
 
 @contextlib.contextmanager
 def changed_forward(head: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
-    """Inside the block a head gives changed outputs, also where mmdet's test path calls its `forward`.
+    """Change the outputs of a head inside the block, also if mmdet's test path calls its `forward`.
 
-    No hook runs there. It is the class of the head that changes, so that a copy of it has it, too.
+    No hook runs then. The class of the head is replaced, so that a copy of the head has it, too.
     """
-    kind = type(head)
+    cls = type(head)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return change(kind.forward(self, *args, **kwargs))
+        return change(cls.forward(self, *args, **kwargs))
 
-    head.__class__ = type(kind.__name__, (kind,), dict(forward=forward, __module__=kind.__module__))
+    head.__class__ = type(cls.__name__, (cls,), dict(forward=forward, __module__=cls.__module__))
     try:
         yield
     finally:
-        head.__class__ = kind
+        head.__class__ = cls
 
 
-def replaced(outputs: Any, others: dict[int, torch.Tensor]) -> Any:
-    """Return nested outputs in which some tensors, known by their id, are replaced."""
+def replaced(outputs: Any, changes: dict[int, torch.Tensor]) -> Any:
+    """Return nested outputs with other tensors; `changes` are id of a tensor -> the tensor in its place."""
     if isinstance(outputs, torch.Tensor):
-        return others.get(id(outputs), outputs)
+        return changes.get(id(outputs), outputs)
     if isinstance(outputs, list | tuple):
-        return type(outputs)(replaced(one, others) for one in outputs)
+        return type(outputs)(replaced(output, changes) for output in outputs)
     return outputs

@@ -7,39 +7,21 @@ import numpy as np
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
+WINDOWS = (1, 2, 4, 8)
+"""Divisors of the sides of an image: windows of these sizes stand for proposals that are missing."""
+
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return the inputs of a batch of pictures of one size; see `ImageFamily.feeds`."""
-    found = dict(
+    batch = dict(
         input=np.stack([image.tensor for image in images]),
         img_shape=np.asarray([image.img_shape for image in images], np.float32),
     )
     if any(any(image.border) for image in images):
-        found['border'] = np.asarray([image.border for image in images], np.float32)
+        batch['border'] = np.asarray([image.border for image in images], np.float32)
     if rescale:
-        found['scale_factor'] = np.stack([image.scale_factor for image in images]).astype(np.float32)
-    return found
-
-
-def batches(images: Sequence[PreparedImage]) -> list[list[int]]:
-    """Return which images one run may take together: masks of one batch have one size."""
-    return grouped([tuple(image.ori_shape) for image in images])
-
-
-def grouped(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Return the indices of those that are equal, in the order of the first of each."""
-    return [[index for index, one in enumerate(sizes) if one == size] for size in dict.fromkeys(sizes)]
-
-
-def one_size(sizes: Iterable[tuple[int, int]], what: str) -> np.ndarray:
-    """Return the one size (2,) int64 of `what` a batch gives; ShapeError: there are several."""
-    several = sorted(set(sizes))
-    if len(several) > 1:
-        raise ShapeError(
-            f'ori_shape: the images of a batch have the original sizes {several}; {what} of one batch have '
-            f'one size: run them one by one (samples_per_gpu=1)'
-        )
-    return np.asarray(several[0], np.int64)
+        batch['scale_factor'] = np.stack([image.scale_factor for image in images]).astype(np.float32)
+    return batch
 
 
 def mask_feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
@@ -51,30 +33,48 @@ def mask_feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.n
     )
 
 
-WINDOWS = (1, 2, 4, 8)
-"""Windows of the sides of an image over these stand for proposals where none are given."""
+def one_size(sizes: Iterable[tuple[int, int]], results: str) -> np.ndarray:
+    """Return the only size (2,) int64 of a batch; ShapeError names the `results` if there are several."""
+    different = sorted(set(sizes))
+    if len(different) > 1:
+        raise ShapeError(
+            f'ori_shape: the images of a batch have the original sizes {different}; {results} of one batch '
+            f'have one size: run them one by one (samples_per_gpu=1)'
+        )
+    return np.asarray(different[0], np.int64)
 
 
-def windows(image: PreparedImage) -> np.ndarray:
-    """Return windows of several sizes (K, 4) float32 that lie all over the content of an image."""
-    found = []
-    for parts in WINDOWS:
-        low = np.stack(np.meshgrid(*[np.arange(2 * parts - 1) / (2 * parts)] * 2), -1).reshape(-1, 2)
-        found.append(np.concatenate([low, low + 1 / parts], 1))
-    height, width = image.img_shape
-    return (np.concatenate(found) * [width, height, width, height]).astype(np.float32)
+def batches(images: Sequence[PreparedImage]) -> list[list[int]]:
+    """Return the images (indices) that one run may take together: masks of one batch have one size."""
+    return grouped([tuple(image.ori_shape) for image in images])
+
+
+def grouped(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Return the indices of equal sizes, group by group, in the order of the first of each."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        groups.setdefault(size, []).append(index)
+    return list(groups.values())
 
 
 def proposals_of(image: PreparedImage) -> np.ndarray:
-    """Return the proposals (K, 4) of an image, or windows of it where it has none."""
-    return windows(image) if image.proposals is None else image.proposals[:, :4].astype(np.float32)
+    """Return the proposals (K, 4) float32 of an image, or windows of several sizes all over its content."""
+    if image.proposals is not None:
+        return image.proposals[:, :4].astype(np.float32)
+    windows = []
+    for divisor in WINDOWS:
+        steps = np.arange(2 * divisor - 1) / (2 * divisor)
+        low = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
+        windows.append(np.concatenate([low, low + 1 / divisor], 1))
+    height, width = image.img_shape
+    return (np.concatenate(windows) * [width, height, width, height]).astype(np.float32)
 
 
 def pasted_size(image: PreparedImage, rescale: bool) -> tuple[int, int]:
     """Return height and width that masks are pasted into: the original, or the content of the input.
 
-    Where the content or its ratio is not fed, boxes reach beyond the original; mmdet raises where one lies
-    outside of what it pastes into.
+    If the content or its ratio is not fed, boxes reach beyond the original; mmdet raises if one lies outside
+    of the image that it is pasted into.
     """
     if rescale:
         content = np.round(np.divide(image.img_shape, image.scale_factor[1::-1]))

@@ -1,4 +1,4 @@
-"""What graphs of images take and give: the contracts of tensors that several families have.
+"""Contracts of the inputs and outputs of graphs of images that several families have.
 
 Glossary: B batch, H, W network input in pixels, n detections.
 """
@@ -13,14 +13,14 @@ from mmdeploy_ext.exporting.postprocess.sizes import hw
 def image_input(
     options: Options, smallest: int, multiple: int, padded: str = 'bottom and right'
 ) -> TensorSpec:
-    """Return `input` (B, 3, H, W), of a dynamic file at any size."""
+    """Return `input` (B, 3, H, W); a dynamic file takes any size."""
     size = ('B', 3, 'H', 'W') if options.dynamic else (options.batch, 3, options.height, options.width)
     meaning = f'normalised images, padded {padded}'
     return TensorSpec('input', 'float32', size, meaning, smallest=smallest, multiple=multiple)
 
 
 def optional_inputs(batch: int | str, clips: bool, bordered: bool = False) -> tuple[TensorSpec, ...]:
-    """Return `img_shape` and `scale_factor`; without clipping the first has no use."""
+    """Return `img_shape`, which is unused without clipping, `scale_factor`, and `border` with `bordered`."""
     size = 'height and width before padding, which boxes are clipped to; 0 means the input size'
     ratios = 'w h w h ratios, input / original; boxes are divided by it'
     padding = 'rows of padding above the image and columns left of it, which boxes lose'
@@ -46,13 +46,14 @@ def box_outputs(batch: int | str, rows: int | str) -> tuple[TensorSpec, ...]:
 
 
 Axis = int | str
-WHOLE = '0 means those of the input, up to a multiple of 8'
 
 
-def mask_inputs(batch: Axis, whole: str = WHOLE) -> tuple[TensorSpec, ...]:
-    """Return `img_shape` and `ori_shape`; `whole` says what 0 means."""
-    content = f'height and width before padding, which masks are cropped to; {whole}'
-    original = f'height and width of the original images, which masks are resized to; {whole}'
+def mask_inputs(
+    batch: Axis, zero: str = '0 means those of the input, up to a multiple of 8'
+) -> tuple[TensorSpec, ...]:
+    """Return `img_shape` and `ori_shape`; `zero` is the meaning of a size of 0."""
+    content = f'height and width before padding, which masks are cropped to; {zero}'
+    original = f'height and width of the original images, which masks are resized to; {zero}'
     return (
         TensorSpec('img_shape', 'float32', (batch, 2), content, 'pixel', default=0.0),
         TensorSpec('ori_shape', 'int64', (2,), original, 'pixel', default=0),
@@ -61,12 +62,13 @@ def mask_inputs(batch: Axis, whole: str = WHOLE) -> tuple[TensorSpec, ...]:
 
 def mask_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
     """Return `masks`, `scores` and `labels` of a `full` graph."""
-    outputs = (
-        ('masks', 'bool', (batch, rows, 'h', 'w'), 'pixels of the instances at ori_shape'),
-        ('scores', 'float32', (batch, rows), 'in descending order; padded with zeros'),
-        ('labels', 'int64', (batch, rows), 'class indices; -1 where a row is padding'),
+    pixels, order = 'pixels of the instances at ori_shape', 'in descending order; padded with zeros'
+    labels = 'class indices; -1 where a row is padding'
+    return (
+        TensorSpec('masks', 'bool', (batch, rows, 'h', 'w'), pixels, compare='detections'),
+        TensorSpec('scores', 'float32', (batch, rows), order, compare='detections'),
+        TensorSpec('labels', 'int64', (batch, rows), labels, compare='detections'),
     )
-    return tuple(TensorSpec(*one, compare='detections') for one in outputs)
 
 
 def clip_size(image: torch.Tensor, img_shape: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Where the content of an image lies in the maps of its levels, and the positions that follow from it.
+"""Padding of images in the maps of their levels, and positions of cells that follow from it.
 
 mmdet marks padding in a mask of the input, resizes it to every level, and sums it up along rows and columns.
 The content is the upper left of the input, so that a mask is the product of one of rows and one of columns;
@@ -21,33 +21,43 @@ from mmdeploy_ext.exporting.same_bytes import SameBytes, power
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """Rows, or columns, of a map."""
+    """The rows, or the columns, of a map.
 
-    inside: torch.Tensor  # (B, n) float32, 1 where they show the image, 0 where its padding
-    count: torch.Tensor  # (B, 1) float32, how many do
-    place: torch.Tensor  # (n,) float32: 0, 1, 2, ...
-    cells: torch.Tensor  # () float32: n
+    Attributes:
+        inside: (B, n) float32, 1 for rows of the image, 0 for rows of its padding.
+        count: (B, 1) float32, number of rows of the image.
+        place: (n,) float32: 0, 1, 2, ...
+        cells: () float32: n.
+    """
+
+    inside: torch.Tensor
+    count: torch.Tensor
+    place: torch.Tensor
+    cells: torch.Tensor
 
 
-def line(content: torch.Tensor, whole: int | torch.Tensor, cells: int | torch.Tensor) -> Line:
-    """Return rows of a map as neighbours of the `whole` input's; `content` (B,) are the image's, pixels."""
+def line(content: torch.Tensor, side: int | torch.Tensor, cells: int | torch.Tensor) -> Line:
+    """Return the rows of a map, each of which is inside if the nearest row of the input is.
+
+    `content` (B,) are the sides of the images without padding, `side` that of the input, pixels.
+    """
     place = torch.arange(cells, dtype=torch.float32, device=content.device)
     size = length(cells).to(place)
-    inside = (place * (length(whole).to(place) / size) < content[:, None]).to(place.dtype)
+    inside = (place * (length(side).to(place) / size) < content[:, None]).to(place.dtype)
     return Line(inside, inside.sum(1, keepdim=True), place, size)
 
 
 class Level:
-    """Which cells of a map (B, D, h, w) show the image."""
+    """The rows and columns of a map (B, D, h, w), of the image or of its padding."""
 
     def __init__(self, content: torch.Tensor, image: torch.Tensor, level: torch.Tensor) -> None:
-        """Compare sizes; `content` (B, 2) is height and width of the images, pixels."""
+        """Compare sizes; `content` (B, 2) is height and width of the images without padding, pixels."""
         self.rows = line(content[:, 0], image.shape[2], level.shape[2])
         self.columns = line(content[:, 1], image.shape[3], level.shape[3])
         self.size = level.shape[2], level.shape[3]
 
     def inside(self) -> torch.Tensor:
-        """Return (B, h * w) float32, 1 where a cell shows the image."""
+        """Return (B, h * w) float32, 1 for cells of the image, 0 for those of its padding."""
         return (self.rows.inside[:, :, None] * self.columns.inside[:, None]).flatten(1)
 
     def grid(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -58,12 +68,13 @@ class Level:
         return torch.cat([x, y], dim=3).flatten(1, 2)
 
     def ratios(self) -> torch.Tensor:
-        """Return (B, 2): the shares of the width and of the height that show the image."""
-        return torch.cat([one.count / one.cells for one in (self.columns, self.rows)], 1)
+        """Return (B, 2): the shares of the image in the width and in the height."""
+        columns, rows = self.columns, self.rows
+        return torch.cat([columns.count / columns.cells, rows.count / rows.cells], 1)
 
 
 def waves(values: torch.Tensor, periods: torch.Tensor) -> torch.Tensor:
-    """Return (..., 2 * P): sine and cosine in turns of values (...) over periods (P,)."""
+    """Return the sines and cosines, in turns, of values (...) over periods (P,): (..., 2 * P)."""
     angles = values[..., None] / periods
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
 
@@ -75,7 +86,7 @@ def periods(features: int, temperature: float) -> torch.Tensor:
 
 
 class SinePositions(nn.Module):
-    """mmdet's `SinePositionalEncoding` of the cells that show the image; others get some position."""
+    """mmdet's `SinePositionalEncoding` of the cells of the image; those of padding get some position."""
 
     def __init__(self, encoding: nn.Module) -> None:
         super().__init__()
@@ -85,38 +96,40 @@ class SinePositions(nn.Module):
 
     def forward(self, level: Level) -> torch.Tensor:
         """Return (B, h * w, D)."""
-        y, x = (waves(self._along(one), self.periods) for one in (level.rows, level.columns))
+        y = waves(self._along(level.rows), self.periods)
+        x = waves(self._along(level.columns), self.periods)
         height, width = level.size
         y = y[:, :, None].expand(-1, -1, width, -1)
         return torch.cat([y, x[:, None].expand(-1, height, -1, -1)], dim=3).flatten(1, 2)
 
-    def _along(self, one: Line) -> torch.Tensor:
+    def _along(self, cells: Line) -> torch.Tensor:
         """Return the positions (B, n) along an axis."""
-        place = torch.minimum(one.place + 1, one.count)
+        place = torch.minimum(cells.place + 1, cells.count)
         if not self.normalize:
             return place
-        return (place + self.offset) / (one.count + self.eps) * self.scale
+        return (place + self.offset) / (cells.count + self.eps) * self.scale
 
 
 class PaddedSinePositions(SinePositions):
-    """Those of all cells: where a column, or a row, shows no image, mmdet counts none of its cells."""
+    """The positions of all cells: of a column, or a row, of padding mmdet counts no cells."""
 
     def __init__(self, encoding: nn.Module) -> None:
         super().__init__(encoding)
         with torch.no_grad(), SameBytes():
-            none = torch.zeros(1)
+            zero = torch.zeros(1)
             if self.normalize:
-                none = (none + self.offset) / (none + self.eps) * self.scale
-            self.register_buffer('none', waves(none, self.periods), persistent=False)
+                zero = (zero + self.offset) / (zero + self.eps) * self.scale
+            self.register_buffer('none', waves(zero, self.periods), persistent=False)
 
     def forward(self, level: Level) -> torch.Tensor:
-        y, x = (waves(self._along(one), self.periods) for one in (level.rows, level.columns))
-        shows_y, shows_x = (one.inside > 0 for one in (level.rows, level.columns))
-        y = torch.where(shows_x[:, None, :, None], y[:, :, None], self.none)
-        x = torch.where(shows_y[:, :, None, None], x[:, None], self.none)
+        y = waves(self._along(level.rows), self.periods)
+        x = waves(self._along(level.columns), self.periods)
+        row_is_inside, column_is_inside = level.rows.inside > 0, level.columns.inside > 0
+        y = torch.where(column_is_inside[:, None, :, None], y[:, :, None], self.none)
+        x = torch.where(row_is_inside[:, :, None, None], x[:, None], self.none)
         return torch.cat([y, x], dim=3).flatten(1, 2)
 
 
 def tokens_of(maps: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return (B, S, D): the cells of maps (B, D, h, w), one map after the other, each row by row."""
-    return torch.cat([one.flatten(2) for one in maps], 2).transpose(1, 2)
+    return torch.cat([level.flatten(2) for level in maps], 2).transpose(1, 2)

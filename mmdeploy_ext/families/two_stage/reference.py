@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.families.parts.mmdet_reference import Given, batch_of, metas_of_images, tested
+from mmdeploy_ext.families.parts.mmdet_reference import RegionInputs, batch_of, metas_of_images, tested
 from mmdeploy_ext.families.parts.regions import feature_names, flat, part_of
 from mmdeploy_ext.families.two_stage.boxes import output_names
 from mmdeploy_ext.families.two_stage.graphs import proposal_names
@@ -113,7 +113,7 @@ def _region_tensors(
     }
 
 
-def outputs_of_first(model: nn.Module, outputs: Mapping[str, np.ndarray]) -> Given:
+def outputs_of_first(model: nn.Module, outputs: Mapping[str, np.ndarray]) -> RegionInputs:
     """Return features and proposals of a file as mmdet takes them; rows of padding are left out."""
     like = next(model.parameters())
     maps = [torch.from_numpy(outputs[name]).to(like) for name in feature_names(model)]
