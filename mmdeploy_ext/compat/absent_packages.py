@@ -11,9 +11,9 @@ import importlib.abc
 import importlib.machinery
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from mmdeploy_ext.compat.import_hook import after
@@ -27,12 +27,17 @@ PACKAGES = {
     'ipdb': 'ipdb',
     'xformers': 'xformers',
 }
-"""Packages that are replaced where they are absent -> names for pip."""
+"""Packages that are replaced if they are absent -> names for pip."""
+LYFT = 'lyft_dataset_sdk'
+ARGUMENTS = {**PACKAGES, LYFT: f'--no-deps {LYFT}'}
+"""Package -> arguments of `pip install`; that of Lyft pins libraries of 2019."""
 OURS = Path(__file__).resolve().parents[1]
 
 
 class AbsentModule(ModuleType):
-    """A module of a package that is not installed: each of its names is a function that says so."""
+    """A module of a package that is not installed: each of its names is a function that raises."""
+
+    __path__: Sequence[str] = ()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith('__'):
@@ -42,7 +47,7 @@ class AbsentModule(ModuleType):
             package, caller = self.__name__.partition('.')[0], sys._getframe(1)
             raise AbsentPackageError(
                 f'{caller.f_code.co_filename}:{caller.f_lineno} calls {self.__name__}.{name}, and {package} '
-                f'is not installed: {sys.executable} -m pip install {PACKAGES[package]}',
+                f'is not installed: {sys.executable} -m pip install {ARGUMENTS[package]}',
                 name=self.__name__,
             )
 
@@ -71,30 +76,26 @@ class _AbsentFinder(importlib.abc.MetaPathFinder):
         if package != fullname:
             if not isinstance(sys.modules.get(package), AbsentModule):
                 return None
-        elif not _needs(next(_importers(), None)):
+        elif not _is_needed_by_user():
             return None
         return importlib.machinery.ModuleSpec(fullname, _AbsentLoader(), is_package=True)
 
 
-def _importers() -> Iterator[FrameType]:
-    """Yield the frames that have led to a finder, the nearest first, without those of the import system."""
+def _is_needed_by_user() -> bool:
+    """Return whether the import that is going on is in code of a user, and outside of `try`."""
     frame = sys._getframe(1)
     while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith('<frozen') and not Path(file).is_relative_to(Path(__file__).parent):
-            yield frame
+        name = frame.f_code.co_filename
+        if not name.startswith('<frozen') and not Path(name).is_relative_to(Path(__file__).parent):
+            break
         frame = frame.f_back
-
-
-def _needs(importer: FrameType | None) -> bool:
-    """Return whether a frame is code of a user that cannot go on without what it imports."""
-    if importer is None:
+    else:
         return False
-    file = Path(importer.f_code.co_filename).resolve()
-    installed = [Path(sysconfig.get_path(name)).resolve() for name in ('stdlib', 'purelib', 'platlib')]
+    file = Path(name).resolve()
+    installed = [Path(sysconfig.get_path(key)).resolve() for key in ('stdlib', 'purelib', 'platlib')]
     if not file.is_file() or any(file.is_relative_to(folder) for folder in (*installed, OURS)):
         return False
-    return importer.f_lineno not in _lines_in_try(file)
+    return frame.f_lineno not in _lines_in_try(file)
 
 
 @functools.lru_cache

@@ -46,8 +46,13 @@ BUILD_MMCV = (
 class Finding:
     """One line of the report.
 
-    `verdict` is ok, differs (another version than the one tried), absent (optional), or problem; only the
-    last makes the doctor exit 1. `fix` is a command or a sentence that says what to do.
+    Attributes:
+        name: of the package or probe.
+        found: installed version, or last line of the probe.
+        expected: version that was tried.
+        verdict: 'ok', 'differs' (another version than the one tried), 'absent' (optional) or 'problem'; only
+            the last makes the doctor exit 1.
+        fix: a command, or a sentence that says what to do.
     """
 
     name: str
@@ -57,7 +62,7 @@ class Finding:
     fix: str = ''
 
 
-# What each probe runs. The last line that it prints is what was found.
+# Name of a probe -> its code, whose last line of output is the finding, and how to fix a failure.
 _COMPAT = 'from mmdeploy_ext import compat; compat.apply()\n'
 _RUNTIME_PROBES = {
     'opencv': (
@@ -91,7 +96,7 @@ _PROBES = {
 
 
 def installed_version(distribution: str) -> str | None:
-    """The version of an installed distribution, or None; imports nothing."""
+    """Return the version of an installed distribution, or None, without importing it."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -99,15 +104,17 @@ def installed_version(distribution: str) -> str | None:
 
 
 def check_python() -> Finding:
-    """Python 3.11 is what everything is pinned for."""
-    found = platform.python_version()
+    """Compare the version of Python with 3.11, which everything is pinned for."""
+    version = platform.python_version()
     if sys.version_info < (3, 11):  # noqa: UP036 (this is the check)
-        return Finding('python', found, '3.11', 'problem', 'apt install python3.11 python3.11-venv; make env')
-    return Finding('python', found, '3.11', 'ok' if sys.version_info[:2] == (3, 11) else 'differs')
+        return Finding(
+            'python', version, '3.11', 'problem', 'apt install python3.11 python3.11-venv; make env'
+        )
+    return Finding('python', version, '3.11', 'ok' if sys.version_info[:2] == (3, 11) else 'differs')
 
 
 def check_version(distribution: str, expected: str, frozen: bool = False) -> Finding:
-    """Compares an installed version with the one that was tried.
+    """Compare an installed version with the one that was tried.
 
     Another version of a frozen one is a problem (the later majors of the OpenMMLab 1.x packages have other
     interfaces), not just something that nobody tried.
@@ -115,31 +122,36 @@ def check_version(distribution: str, expected: str, frozen: bool = False) -> Fin
     install = f'pip install {"--no-deps --no-build-isolation " if frozen else ""}{distribution}=={expected}'
     if distribution == 'mmcv-full':
         install = BUILD_MMCV
-    found = installed_version(distribution)
-    if found is None:
+    installed = installed_version(distribution)
+    if installed is None:
         return Finding(distribution, 'not installed', expected, 'problem', install)
-    if found.split('+')[0] == expected:
-        return Finding(distribution, found, expected)
-    return Finding(distribution, found, expected, 'problem' if frozen else 'differs', install)
+    if installed.split('+')[0] == expected:
+        return Finding(distribution, installed, expected)
+    return Finding(distribution, installed, expected, 'problem' if frozen else 'differs', install)
 
 
 def probe(name: str, code: str, fix: str = '', timeout_s: float = 120) -> Finding:
-    """Runs a few lines in a fresh interpreter; what they print last is what was found."""
+    """Run a few lines in a fresh interpreter; the last line that they print is the finding."""
     try:
-        where = dict(cwd=Path(__file__).parents[2], timeout=timeout_s)
-        command = [sys.executable, '-W', 'ignore', '-c', code]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, **where)
+        process = subprocess.run(
+            [sys.executable, '-W', 'ignore', '-c', code],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path(__file__).parents[2],
+            timeout=timeout_s,
+        )
     except subprocess.TimeoutExpired:
         return Finding(name, f'no answer in {timeout_s:.0f} s', '', 'problem', fix)
-    if done.returncode < 0:
-        return Finding(name, f'crashed with signal {-done.returncode}', '', 'problem', fix)
-    failed = done.returncode != 0
-    lines = (done.stderr if failed else done.stdout).strip().splitlines() or ['']
+    if process.returncode < 0:
+        return Finding(name, f'crashed with signal {-process.returncode}', '', 'problem', fix)
+    failed = process.returncode != 0
+    lines = (process.stderr if failed else process.stdout).strip().splitlines() or ['']
     return Finding(name, lines[-1], '', 'problem' if failed else 'ok', fix if failed else '')
 
 
 def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda name: None) -> list[Finding]:
-    """All findings, or those of what running an exported model needs, without PyTorch and OpenMMLab.
+    """Return all findings, or those of a runtime without PyTorch and OpenMMLab.
 
     `progress` is called with the name of each check that takes a second or more.
     """
@@ -147,8 +159,9 @@ def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda
     if not runtime_only:
         findings += [check_version(*item) for item in EXPORT.items()]
         findings += [check_version(*item, frozen=True) for item in FROZEN.items()]
-    chosen = _RUNTIME_PROBES if runtime_only else {**_RUNTIME_PROBES, **_PROBES}
-    probes = [(name, *probe) for name, probe in chosen.items()]
+    probes = [(name, *probe) for name, probe in _RUNTIME_PROBES.items()]
+    if not runtime_only:
+        probes += [(name, *probe) for name, probe in _PROBES.items()]
     for distribution, extra, name, code in filter(None, (row.doctor for row in BACKENDS.values())):
         install = f"pip install '.[{extra}]'"
         if installed_version(distribution):
@@ -165,7 +178,7 @@ def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda
 
 
 def print_report(findings: Sequence[Finding]) -> None:
-    """Prints one table, then one line with a fix for each problem."""
+    """Print one table, then one line with a fix for each problem."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 KERNELS = ('flash_attn_unpadded_kvpacked_func', 'flash_attn_varlen_kvpacked_func', 'flash_attn_kvpacked_func')
 """Functions of flash_attn 1 and 2 that take queries, and keys and values in one tensor."""
 ARGUMENTS = ('q', 'kv', 'causal', 'key_padding_mask')
-"""Of the module around a kernel; the last two have defaults, or are missing."""
+"""Arguments of the module around a kernel; the last two have defaults, or are missing."""
 
 
 def plain_attention(
@@ -39,14 +39,15 @@ def plain_attention(
     if key_padding_mask is not None:
         scores = scores.masked_fill(~key_padding_mask[:, None, None].bool(), float('-inf'))
     if causal:
-        length, seen = scores.shape[-2:]
-        hidden = torch.ones(length, seen, dtype=torch.bool, device=q.device).triu(seen - length + 1)
+        num_queries, num_keys = scores.shape[-2:]
+        hidden = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device)
+        hidden = hidden.triu(num_keys - num_queries + 1)
         scores = scores.masked_fill(hidden, float('-inf'))
     return (scores.softmax(dim=-1) @ values).transpose(1, 2)
 
 
-def _around_a_kernel(kind: type) -> bool:
-    """Return whether a class is a module around a kernel whose arguments are known."""
+def calls_kernel(kind: type) -> bool:
+    """Return whether the `forward` of a class of modules calls a kernel of `KERNELS`."""
     code = getattr(inspect.unwrap(kind.forward), '__code__', None)
     for cell in getattr(kind.forward, '__closure__', None) or ():
         code = getattr(cell.cell_contents, '__code__', code)  # mmcv's auto_fp16 keeps no `__wrapped__`
@@ -63,7 +64,7 @@ def use_plain_attention(model: nn.Module) -> list[str]:
     kinds = {type(module) for module in model.modules()}
     replaced = []
     for kind in sorted(kinds, key=lambda kind: kind.__qualname__):
-        if kind.forward.__module__ == __name__ or not _around_a_kernel(kind):
+        if kind.forward.__module__ == __name__ or not calls_kernel(kind):
             continue
         names = tuple(inspect.signature(inspect.unwrap(kind.forward)).parameters)[1:]
         if names[:2] != ARGUMENTS[:2] or set(names) - set(ARGUMENTS):

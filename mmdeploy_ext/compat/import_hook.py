@@ -41,7 +41,7 @@ class Patches:
         self._effective: set[str] = set()
 
     def register(self, *modules: str, versions: str) -> Callable[[PatchFunction], PatchFunction]:
-        """Makes the decorated function the patch of `modules`; its docstring starts with the reason."""
+        """Make the decorated function the patch of `modules`; its docstring starts with the reason."""
 
         def decorate(function: PatchFunction) -> PatchFunction:
             reason = ' '.join(inspect.getdoc(function).split('\n\n')[0].split())
@@ -51,9 +51,9 @@ class Patches:
         return decorate
 
     def apply(self) -> list[Patch]:
-        """Makes every patch happen when its library is imported, and now for libraries that already are.
+        """Make every patch run when its module is imported, and now for modules that are imported already.
 
-        Returns all in the order of registration; a second call changes nothing. `effective()` says later
+        Returns all in the order of registration; a second call changes nothing. `effective()` returns later
         which of them had something to do.
         """
         patches = list(self._patches.values())
@@ -66,21 +66,21 @@ class Patches:
         return patches
 
     def effective(self) -> list[Patch]:
-        """The patches that changed something in this process so far."""
+        """Return the patches that changed something in this process so far."""
         return [patch for name, patch in self._patches.items() if name in self._effective]
 
     def names_module(self, name: str) -> bool:
-        """Whether a patch is for this module."""
+        """Return whether a patch is for this module."""
         return any(name in patch.modules for patch in self._patches.values())
 
     def run(self, module: ModuleType, execute: Execute) -> None:
-        """Executes a module inside all the patches that name it."""
+        """Execute a module inside all the patches that name it."""
         for patch in self._patches.values():
             if module.__name__ in patch.modules:
-                execute = functools.partial(self._run_one, patch, module, execute)
+                execute = functools.partial(self._run_patch, patch, module, execute)
         execute()
 
-    def _run_one(self, patch: Patch, module: ModuleType, execute: Execute) -> None:
+    def _run_patch(self, patch: Patch, module: ModuleType, execute: Execute) -> None:
         if patch.function(module, execute):
             self._effective.add(patch.name)
 
@@ -90,16 +90,16 @@ patch = PATCHES.register
 
 
 def has_gpu() -> bool:
-    """Whether torch sees a GPU."""
+    """Return whether torch sees a GPU."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def after(*modules: str, versions: str, without_gpu: bool = False) -> Callable[[Callable], PatchFunction]:
-    """Makes a function of a module that has run its patch; it returns False where there was nothing to do.
+    """Make a function of an imported module its patch; it returns False if there was nothing to do.
 
-    One for machines `without_gpu` does nothing on others.
+    A patch for machines `without_gpu` does nothing on others.
     """
 
     def decorate(function: Callable[[ModuleType], bool | None]) -> PatchFunction:
@@ -127,11 +127,11 @@ class _PatchingFinder(importlib.abc.MetaPathFinder):
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None:
-                self._stand_before(spec.loader)
+                self._run_patches_on_load(spec.loader)
                 return spec
         return None
 
-    def _stand_before(self, loader: importlib.abc.Loader) -> None:
+    def _run_patches_on_load(self, loader: importlib.abc.Loader) -> None:
         """Let the one execution of a loader, which is of one module, go through the patches."""
         execute = loader.exec_module
 
@@ -144,7 +144,7 @@ class _PatchingFinder(importlib.abc.MetaPathFinder):
 
 @contextlib.contextmanager
 def patched(target: object, **attributes: object) -> Iterator[None]:
-    """Sets attributes of one object for the time of the body; class methods of a class stay such."""
+    """Set attributes of one object inside the block; class methods of a class stay such."""
     before = {name: vars(target).get(name, getattr(target, name)) for name in attributes}
     for name, value in attributes.items():
         setattr(target, name, value)

@@ -83,10 +83,12 @@ def hard_voxelize(
     place = torch.empty_like(voxel)
     place[by_voxel] = order - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     count = len(distinct) if max_voxels == -1 else min(len(distinct), max_voxels)
-    chosen = (voxel < count) & ((place < max_points) if max_points != -1 else True)
-    voxels[voxel[chosen], place[chosen]] = points[chosen]
+    fits = voxel < count
+    if max_points != -1:
+        fits &= place < max_points
+    voxels[voxel[fits], place[fits]] = points[fits]
     cells[:count] = distinct[appearance[:count]].to(cells.dtype)
-    counts[:count] = torch.bincount(voxel[chosen], minlength=count)[:count].to(counts.dtype)
+    counts[:count] = torch.bincount(voxel[fits], minlength=count)[:count].to(counts.dtype)
     return count
 
 
@@ -145,11 +147,11 @@ def get_indice_pairs(
         rows.append(valid.nonzero()[:, 0])
         numbers.append(numbered(places[valid, 0], behind[valid]))
     if subm:
-        known, order = numbered(places[:, 0], places[:, 1:]).sort()
+        output_numbers, order = numbered(places[:, 0], places[:, 1:]).sort()
         outputs = indices
     else:
-        known, order = torch.unique(torch.cat(numbers)), None
-        cells, rest = [], known
+        output_numbers, order = torch.unique(torch.cat(numbers)), None
+        cells, rest = [], output_numbers
         for axis in reversed(range(axes)):
             cells.append(rest % shape[axis])
             rest = torch.div(rest, shape[axis], rounding_mode='floor')
@@ -157,9 +159,9 @@ def get_indice_pairs(
     pairs = torch.full((len(rows), 2, len(indices)), -1, dtype=torch.int32)
     counts = torch.zeros(len(rows), dtype=torch.int32)
     for number, (row, cell) in enumerate(zip(rows, numbers, strict=True)):
-        place = torch.searchsorted(known, cell)
+        place = torch.searchsorted(output_numbers, cell)
         if order is not None:
-            present = known[place.clamp(max=len(known) - 1)] == cell
+            present = output_numbers[place.clamp(max=len(output_numbers) - 1)] == cell
             row, place = row[present], order[place[present]]
         counts[number] = len(row)
         pairs[number, 0, : len(row)], pairs[number, 1, : len(row)] = row.int(), place.int()

@@ -1,4 +1,4 @@
-"""What mmdet asks of panopticapi: colours of segments, and panoptic quality summed up over images.
+"""The part of panopticapi that mmdet uses: colours of segments, and panoptic quality over images.
 
 panopticapi is in no package registry, so that an environment may lack it. mmdet matches segments with code of
 its own; what is left is the sum of Kirillov et al., "Panoptic Segmentation" (arXiv:1801.00868, section 4.1):
@@ -42,8 +42,8 @@ class ClassCount:
         weight = self.tp + 0.5 * self.fp + 0.5 * self.fn
         if not weight:
             return None
-        found = self.iou / weight, self.iou / self.tp if self.tp else 0.0, self.tp / weight
-        return dict(zip(FIGURES, found, strict=True))
+        segmentation_quality = self.iou / self.tp if self.tp else 0.0
+        return dict(pq=self.iou / weight, sq=segmentation_quality, rq=self.tp / weight)
 
 
 class PQStat(dict):
@@ -52,9 +52,9 @@ class PQStat(dict):
     def __missing__(self, category: int) -> ClassCount:
         return self.setdefault(category, ClassCount())
 
-    def __iadd__(self, other: PQStat) -> Self:
-        """Add those of other images."""
-        for category, count in other.items():
+    def __iadd__(self, sums: PQStat) -> Self:
+        """Add the sums of other images."""
+        for category, count in sums.items():
             for name, value in vars(count).items():
                 setattr(self[category], name, getattr(self[category], name) + value)
         return self
@@ -62,17 +62,20 @@ class PQStat(dict):
     def pq_average(
         self, categories: Mapping[int, Mapping[str, Any]], isthing: bool | None
     ) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
-        """Return the means over the classes that occur, NaN where none does, and the figures of each.
+        """Return the means over the classes that occur, NaN if there are none, and the figures of each class.
 
-        Of `category_id` -> its entry, with `isthing`: things alone, stuff alone, or, with None, all.
+        Args:
+            categories: `category_id` -> its entry, with `isthing`.
+            isthing: True counts things alone, False stuff alone, None all.
         """
-        every = {
+        by_category = {
             key: self[key].figures()
             for key, entry in categories.items()
             if isthing is None or bool(entry['isthing']) == isthing
         }
-        there = [figures for figures in every.values() if figures]
-        count = len(there) or float('nan')
-        means = {name: sum(one[name] for one in there) / count for name in FIGURES}
-        nothing = dict.fromkeys(FIGURES, 0.0)
-        return dict(means, n=len(there)), {key: figures or {**nothing} for key, figures in every.items()}
+        occurring = [figures for figures in by_category.values() if figures]
+        count = len(occurring) or float('nan')
+        means = {name: sum(figures[name] for figures in occurring) / count for name in FIGURES}
+        return dict(means, n=len(occurring)), {
+            key: figures or dict.fromkeys(FIGURES, 0.0) for key, figures in by_category.items()
+        }

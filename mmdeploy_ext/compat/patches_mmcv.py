@@ -210,8 +210,8 @@ def _on_cpu(module: ModuleType, name: str, plain: str = '') -> None:
     def function(features: Any, *args: Any, **kwargs: Any) -> Any:
         from mmdeploy_ext.compat import plain_kernels
 
-        chosen = original if features.is_cuda else getattr(plain_kernels, plain or name)
-        return chosen(features, *args, **kwargs)
+        operator = original if features.is_cuda else getattr(plain_kernels, plain or name)
+        return operator(features, *args, **kwargs)
 
     setattr(module, name, function)
 

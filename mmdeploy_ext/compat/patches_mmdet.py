@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mmdeploy_ext.compat.absent_packages import LYFT, AbsentModule
 from mmdeploy_ext.compat.import_hook import Execute, after, patch, patched
 
 RARELY_USED = {
@@ -125,34 +126,18 @@ def mmdet3d_without_lyft(module: ModuleType, execute: Execute) -> bool:
     Stand-ins let these two modules load. They exist only during the import, and using one raises with the
     command that installs the real package.
     """
-    if importlib.util.find_spec('lyft_dataset_sdk') is not None:
+    if importlib.util.find_spec(LYFT) is not None:
         execute()
         return False
-    sdk = 'lyft_dataset_sdk'
-    names = [sdk, f'{sdk}.eval', f'{sdk}.eval.detection', f'{sdk}.eval.detection.mAP_evaluation']
-    names += [f'{sdk}.lyftdataset', f'{sdk}.utils', f'{sdk}.utils.data_classes']
-    sys.modules.update({name: _StandIn(name) for name in names})
+    names = [LYFT, f'{LYFT}.eval', f'{LYFT}.eval.detection', f'{LYFT}.eval.detection.mAP_evaluation']
+    names += [f'{LYFT}.lyftdataset', f'{LYFT}.utils', f'{LYFT}.utils.data_classes']
+    sys.modules.update({name: AbsentModule(name) for name in names})
     try:
         execute()
     finally:
         for name in names:
             sys.modules.pop(name, None)
     return True
-
-
-class _StandIn(ModuleType):
-    """A module of an absent package: every name in it is a function that says what is missing."""
-
-    __path__: tuple[str, ...] = ()
-
-    def __getattr__(self, name: str) -> Callable:
-        if name.startswith('__'):
-            raise AttributeError(name)
-
-        def absent(*args: object, **kwargs: object) -> None:
-            raise ImportError(f'{self.__name__} is not installed: pip install --no-deps lyft_dataset_sdk')
-
-        return absent
 
 
 @after('mmdet.models.dense_heads.solo_head', 'mmdet.models.dense_heads.solov2_head', versions='mmdet 2.28.2')

@@ -24,7 +24,7 @@ def _openmp_runtimes() -> Any:
 
 @contextlib.contextmanager
 def single_thread(runtimes: Callable[[], Any] = _openmp_runtimes) -> Iterator[None]:
-    """Runs its body with one OpenMP thread in every loaded runtime; spconv 2.3.8 on CPU needs it.
+    """Run the block with one OpenMP thread in every loaded runtime; spconv 2.3.8 on CPU needs it.
 
     With more threads it has a race: 4 of 27,774 rows of a convolution were wrong, others in each run (one
     thread: within 1e-7, and faster). It brings an OpenMP runtime of its own, so torch.set_num_threads alone
@@ -124,9 +124,9 @@ def spconv_dense_by_tuple(module: ModuleType) -> None:
     """SparseConvTensor.dense indexes by a list of tensors: torch warns that it will mean something else."""
 
     def scatter_nd(indices: Any, updates: Any, shape: list[int]) -> Any:
-        where = indices.reshape(-1, indices.shape[-1]).unbind(1)
-        values = updates.reshape(-1, *shape[len(where) :])
-        return updates.new_zeros(shape).index_put(where, values)
+        cells = indices.reshape(-1, indices.shape[-1]).unbind(1)
+        values = updates.reshape(-1, *shape[len(cells) :])
+        return updates.new_zeros(shape).index_put(cells, values)
 
     module.scatter_nd = scatter_nd
 

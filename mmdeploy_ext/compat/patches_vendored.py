@@ -117,7 +117,7 @@ def dcnv3_without_extension(module: ModuleType, execute: Execute) -> bool:
     if importlib.util.find_spec('DCNv3') is not None:
         execute()
         return False
-    from mmdeploy_ext.compat.dcnv3 import dcnv3_forward
+    from mmdeploy_ext.compat.plain_kernels import dcnv3_forward
 
     extension = ModuleType('DCNv3')
     extension.dcnv3_forward = dcnv3_forward

@@ -1,14 +1,20 @@
-"""Operators of mmcv 1.7.2 that have CUDA kernels alone, in PyTorch, gradients included.
+"""Operators of mmcv 1.7.2 and InternImage that have CUDA kernels alone, in PyTorch, gradients included.
 
 CARAFE: https://arxiv.org/abs/1905.02188; deformable pooling of regions: https://arxiv.org/abs/1703.06211 and
-https://arxiv.org/abs/1811.11168.
+https://arxiv.org/abs/1811.11168; DCNv3: https://arxiv.org/abs/2211.05778.
 """
 
+import sys
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+from mmdeploy_ext.compat import flash_attention
+
+MMCV_MODULES = ('MaskedConv2d', 'CARAFEPack', 'DeformRoIPoolPack', 'ModulatedDeformRoIPoolPack')
+"""Modules of mmcv without a CPU kernel, which compute by the functions of this file on the CPU."""
 
 
 def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
@@ -24,20 +30,20 @@ def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, s
     channels, (height, width) = features.shape[1], masks.shape[2:]
     padded = functional.pad(features, [kernel_size // 2] * 4)
     padded = functional.interpolate(padded, scale_factor=scale_factor, mode='nearest')
-    found = torch.zeros((), dtype=features.dtype, device=features.device)
+    enlarged = torch.zeros((), dtype=features.dtype, device=features.device)
     for tap in range(kernel_size**2):
         row, column = (scale_factor * place for place in divmod(tap, kernel_size))
         weight = masks[:, tap :: kernel_size**2]
         if group_size > 1:
             weight = weight.repeat_interleave(channels // group_size, dim=1)
-        found = found + padded[:, :, row : row + height, column : column + width] * weight
-    return found
+        enlarged = enlarged + padded[:, :, row : row + height, column : column + width] * weight
+    return enlarged
 
 
 def masked_conv2d(
     features: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, padding: Any = 0, stride: Any = 1
 ) -> Tensor:
-    """Return the convolution of features (1, C, h, w) where the mask (1, h, w) is, zero elsewhere."""
+    """Return the convolution of features (1, C, h, w) inside the mask (1, h, w), and zero outside of it."""
     if features.shape[0] != 1 or mask.dim() != 3:
         raise ValueError(
             f'masked_conv2d: got features {tuple(features.shape)} and mask {tuple(mask.shape)}; expected '
@@ -57,15 +63,15 @@ def bins_of(
     w; `scale` cells of the map per pixel.
     """
     low, high = boxes[:, :2] * scale - 0.5, boxes[:, 2:] * scale - 0.5
-    whole = (high - low)[:, None, None]
-    cell = whole / boxes.new_tensor([size[1], size[0]])
+    region_size = (high - low)[:, None, None]
+    cell = region_size / boxes.new_tensor([size[1], size[0]])
     rows, columns = (torch.arange(side, device=boxes.device).to(boxes) for side in size)
     place = torch.stack(torch.meshgrid(columns, rows, indexing='xy'), dim=-1)
     start = low[:, None, None] + place * cell
     if offset is not None:
-        start = start + offset.permute(0, 2, 3, 1) * gamma * whole
-    found = torch.cat([start, start + cell], dim=-1)
-    return ((found + 0.5) / scale).reshape(-1, 4)
+        start = start + offset.permute(0, 2, 3, 1) * gamma * region_size
+    bins = torch.cat([start, start + cell], dim=-1)
+    return ((bins + 0.5) / scale).reshape(-1, 4)
 
 
 def deform_roi_pool(
@@ -95,8 +101,8 @@ def deform_roi_pool(
     bins = bins_of(rois[:, 1:], offset, (height, width), spatial_scale, gamma)
     images = rois[:, :1].repeat_interleave(height * width, dim=0)
     moved = torch.cat([images, bins], dim=1)
-    found = roi_align(features, moved, (1, 1), spatial_scale, sampling_ratio, 'avg', True)
-    return found.reshape(len(rois), height, width, features.shape[1]).permute(0, 3, 1, 2).contiguous()
+    cells = roi_align(features, moved, (1, 1), spatial_scale, sampling_ratio, 'avg', True)
+    return cells.reshape(len(rois), height, width, features.shape[1]).permute(0, 3, 1, 2).contiguous()
 
 
 def dynamic_scatter(feats: Tensor, coors: Tensor, reduce_type: str = 'max') -> tuple[Tensor, Tensor]:
@@ -127,3 +133,96 @@ def _greatest(feats: Tensor, point_to_voxel: Tensor, num_voxels: int) -> Tensor:
     rows = torch.where(values == best.gather(0, index), rows, len(feats))
     first = rows.new_empty(best.shape).scatter_reduce(0, index, rows, 'amin', include_self=False)
     return feats.gather(0, first)
+
+
+def dcnv3_forward(
+    features: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    group_channels: int,
+    offset_scale: float,
+    *_: Any,
+) -> Tensor:
+    """Return (B, h, w, G * D): sums of bilinear samples around each place, weighted by the mask.
+
+    This is DCNv3, the operator of InternImage. The last argument of its extension, `im2col_step`, does not
+    change the result. B is the batch, H, W the size of the map, h, w that of the result, G the number of
+    groups, D the channels of a group, P the points of a kernel.
+
+    Source: InternImage 31c962d, `detection/ops_dcnv3`.
+
+    Args:
+        features: (B, H, W, G * D); beyond the map there are zeros.
+        offset: (B, h, w, G * P * 2) x before y, cells; points go down the columns of the kernel.
+        mask: (B, h, w, G * P).
+        kernel_h: rows of the kernel.
+        kernel_w: its columns.
+        stride_h: cells between rows of the result.
+        stride_w: cells between its columns.
+        pad_h: rows around the map.
+        pad_w: columns around it.
+        dilation_h: cells between rows of the kernel.
+        dilation_w: cells between its columns.
+        group: G.
+        group_channels: D.
+        offset_scale: of the kernel and of the offsets.
+    """
+    batch, height, width, _ = features.shape
+    rows, columns = offset.shape[1:3]
+    points = kernel_h * kernel_w
+    half_x, half_y = (dilation_w * (kernel_w - 1)) // 2, (dilation_h * (kernel_h - 1)) // 2
+    x = torch.arange(columns, device=offset.device).to(offset) * stride_w + (half_x - pad_w)
+    y = torch.arange(rows, device=offset.device).to(offset) * stride_h + (half_y - pad_h)
+    kernel = torch.tensor(
+        [
+            [column * dilation_w - half_x, row * dilation_h - half_y]
+            for column in range(kernel_w)
+            for row in range(kernel_h)
+        ],
+        dtype=offset.dtype,
+        device=offset.device,
+    )
+    moved = (offset.reshape(batch, rows, columns, group, points, 2) + kernel) * offset_scale
+    across = moved[..., 0] + x[:, None, None]
+    down = moved[..., 1] + y[:, None, None, None]
+    grid = torch.stack([(2 * across + 1) / width - 1, (2 * down + 1) / height - 1], dim=-1)
+    grid = grid.permute(0, 3, 1, 2, 4, 5).reshape(batch * group, rows * columns, points, 2)
+    maps = features.reshape(batch, height, width, group, group_channels).permute(0, 3, 4, 1, 2)
+    samples = functional.grid_sample(
+        maps.reshape(batch * group, group_channels, height, width),
+        grid,
+        mode='bilinear',
+        padding_mode='zeros',
+        align_corners=False,
+    )
+    weights = mask.reshape(batch, rows * columns, group, points).transpose(1, 2)
+    sums = (samples * weights.reshape(batch * group, 1, rows * columns, points)).sum(-1)
+    sums = sums.reshape(batch, group * group_channels, rows, columns)
+    return sums.permute(0, 2, 3, 1).contiguous()
+
+
+def notes_on(model: nn.Module) -> list[str]:
+    """Return a sentence of a verdict for each class of a model that computes without its compiled kernel."""
+    kinds = sorted({type(module) for module in model.modules()}, key=lambda kind: kind.__qualname__)
+    device = next((parameter.device.type for parameter in model.parameters()), 'cpu')
+    notes = flash_attention.notes_on(model)
+    for kind in kinds:
+        is_plain = device == 'cpu' and kind.__name__ in MMCV_MODULES and kind.__module__.startswith('mmcv.')
+        if kind.__name__ == 'DCNv3':  # `DCNv3_pytorch` beside it never calls the function
+            function = getattr(sys.modules.get(kind.__module__), 'DCNv3Function', None)
+            is_plain = getattr(function, 'apply', None) is dcnv3_forward  # see `dcnv3_without_extension`
+        if is_plain:
+            notes.append(
+                f'{kind.__module__}.{kind.__qualname__} computes by the reference of mm2onnx in PyTorch, '
+                f'and not by its compiled operator, which needs a GPU'
+            )
+    return notes

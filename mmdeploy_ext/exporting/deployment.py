@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import torch
 
-from mmdeploy_ext.compat import cpu_kernels
+from mmdeploy_ext.compat import plain_kernels
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import load_config, test_pipeline
@@ -87,7 +87,7 @@ class Deployment:
     @property
     def replaced_kernels(self) -> list[str]:
         """Sentences about modules of the model that compute without the compiled operators they name."""
-        return cpu_kernels.notes_on(self.model)
+        return plain_kernels.notes_on(self.model)
 
     @property
     def config_sha256(self) -> str:

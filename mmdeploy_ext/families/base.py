@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # --help and messages about what is missing come without any 
 
 
 class Claim(enum.IntEnum):
-    """How specific the claim of a family to the model of a config is; the most specific one wins."""
+    """How much of a config's model a family claims; the family that claims most exports it."""
 
     NO = 0
     PART = 1
@@ -53,27 +53,27 @@ DETECTOR, BACKBONE = 'detector', 'backbone'
 
 
 class Family(abc.ABC):
-    """One family of models: its name, its config, its model, its samples and its graphs.
+    """A family of models: how their configs, weights and samples are read, and their graphs made.
 
     Attributes:
         name: of the family, as the metadata keeps it.
         task: what matches and draws its results: a name of `proving/tasks`, or the dotted name of a module
             that has the same functions.
         product: what its files hold: 'detector', or 'backbone' of one.
-        samples: what it is run on: 'images', 'frames' of a drive, 'sweeps' of a LiDAR, or 'fused'
-            frames of both.
-        memory: whether a sample depends on the ones before it.
+        samples: kind of its samples: 'images', 'frames' of a drive, 'sweeps' of a LiDAR, or 'fused' frames of
+            both.
+        memory: whether the result of a sample depends on earlier ones.
         files: names of the graphs that its folders hold, in the order in which a sample goes through them;
             empty for families of one file.
         ignored_prefixes: checkpoint keys that inference does not use.
         keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those of every family.
-        options: what can be chosen about its graphs, in the order in which the metadata keep it.
+        options: options of its exports, in the order of the metadata.
         of_config: what configs of the family fix, for the message about an option that it does not have.
         exported_by: command of `core/commands.py` that writes its files.
-        used_by: form -> words of `mm2onnx` that use a proven file where its runtime names none (see
-            `runner_of`), with {file}, {folder} of it, {config} and {checkpoint}; '' for other forms.
-        exports: what it takes, and its page, for the message about a detector of no family.
-        near: words in the names of detectors and heads that are of its kind.
+        used_by: form -> words of `mm2onnx` that use a proven file, with {file}, {folder} of it, {config} and
+            {checkpoint}, if its runtime names none (see `runner_of`); '' for other forms.
+        exports: the models that it exports, and its page, for the message about a detector of no family.
+        near: words in the names of similar detectors and heads, for the same message.
         followed: classes of the installed libraries, or modules of functions, and the names of the methods
             that its graphs compute by themselves; see `replaced`.
     """
@@ -95,7 +95,7 @@ class Family(abc.ABC):
     followed: ClassVar[Followed] = ()
 
     def choose(self, /, **values: Any) -> Options:
-        """Return what is chosen about graphs: these values, and the defaults of the family's other options.
+        """Return options with these values; the others have the family's defaults.
 
         UsageError: an option that only other families have.
         """
@@ -104,15 +104,15 @@ class Family(abc.ABC):
         return Options(self.options, **values)
 
     def check_dataset(self, cfg: Any, dataset: Any) -> None:  # noqa: B027 most families have nothing to ask for
-        """Refuse a data set, mmdet's of `data.test`, whose samples lack what the models of the family need.
+        """Refuse mmdet's data set of `data.test` if its samples lack an input of the family's models.
 
-        ConfigError names the key, before a model runs on it.
+        ConfigError names the key, before a model runs.
         """
 
     def written(self, content: Mapping[str, Any], path: object = 'the file') -> Options:
-        """Return the options that a file was exported with, of `options` of its metadata.
+        """Return the options that a file was exported with, from the `options` of its metadata.
 
-        ModelFileError: options that no export of the family has, or one that is missing.
+        ModelFileError: one is missing, or the family has no such option.
         """
         values = {name: value for name, value in content.items() if name != 'cfg_options'}
         names = [option.name for option in self.options]
@@ -124,43 +124,47 @@ class Family(abc.ABC):
 
     def lacks(self, name: str, values: Mapping[str, Any]) -> str:
         """Return the message about an option that the family does not have, and which families have it."""
-        others = [other for other in FAMILIES.values() if other.product == self.product]
-        having = sorted(one.name for one in others if name in [option.name for option in one.options])
-        known = {option.name: option for option in detector_options()}
-        known |= {option.name: option for other in others for option in other.options}
-        if name not in known:
+        families = [family for family in FAMILIES.values() if family.product == self.product]
+        owners = sorted(
+            family.name for family in families if name in [entry.name for entry in family.options]
+        )
+        options = {option.name: option for option in detector_options()}
+        options |= {option.name: option for family in families for option in family.options}
+        if name not in options:
             return f'{name}: no such option; there are {", ".join(option.name for option in self.options)}'
-        said = f'{known[name].with_value_of(values)}: family {self.name!r} has no such option'
-        said += f'; {self.of_config}' if self.of_config else ''
-        verb = 'has' if len(having) == 1 else 'have'
-        return f'{said}; {" and ".join(having)} {verb} it' if having else said
+        message = f'{options[name].with_value_of(values)}: family {self.name!r} has no such option'
+        if self.of_config:
+            message += f'; {self.of_config}'
+        if owners:
+            message += f'; {" and ".join(owners)} {"has" if len(owners) == 1 else "have"} it'
+        return message
 
     @abc.abstractmethod
     def claims(self, cfg: Any) -> Claim:
-        """Return how closely the family knows the model of a config."""
+        """Return how much of the model of a config the family exports."""
 
     def adapt(self, cfg: Any) -> None:  # noqa: B027 most families know configs of OpenMMLab alone
-        """Put a config that another repository writes otherwise into the terms of the family, in place."""
+        """Translate a config of another repository to the keys that the family reads, in place."""
 
     def check(self, cfg: Any, options: Options) -> None:  # noqa: B027 some families take whatever they claim
-        """Refuse, by name, what cannot be exported; runs before the weights load, with valid options."""
+        """Refuse settings that cannot be exported, by name; runs before the weights load."""
 
     @abc.abstractmethod
     def build(self, cfg: Any) -> torch.nn.Module:
         """Build the upstream model, without weights, in evaluation mode."""
 
     def settings(self, cfg: Any, model: torch.nn.Module) -> Any:
-        """Return what is known of a part of the model before its weights; None where nothing is asked for.
+        """Return settings of a part of the model that are needed before its weights; None if there are none.
 
-        ConfigError: the config disagrees with itself.
+        ConfigError: the config contradicts itself.
         """
         return None
 
     def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> Any:
-        """Read a checkpoint into the model; return what was found in it, with `meta` where it has some.
+        """Read a checkpoint into the model; return the checkpoint, with `meta` if the file has it.
 
-        `weight_layout` is of the kernels of sparse convolutions, for families that have some.
-        CheckpointError: no such file, damaged, or not of this model.
+        `weight_layout` is that of the kernels of sparse convolutions, for families that have some.
+        CheckpointError: no such file, damaged, or of another model.
         """
         from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
@@ -182,15 +186,15 @@ class Family(abc.ABC):
         return model.state_dict()
 
     def config_sha256(self, cfg: Any) -> str:
-        """Return a hash of what decides the graph: the model and the test pipeline of the config."""
+        """Return a hash of the model and the test pipeline of the config, which decide the graph."""
         return config_sha256(cfg)
 
     @abc.abstractmethod
     def preprocess_rule(self, cfg: Any) -> Any:
-        """Return how the config's test pipeline prepares samples: a rule that the metadata keeps."""
+        """Return the rule by which the config's test pipeline prepares samples; the metadata keep it."""
 
     def default_output(self, stem: str, options: Options) -> str:
-        """Return where an export goes that was given no name; `stem` is of the config's file name."""
+        """Return the default name of the output; `stem` is that of the config's file name."""
         return stem if self.files else 'tmp.onnx'
 
     def names_of(self, options: Options) -> tuple[str, ...]:
@@ -198,13 +202,13 @@ class Family(abc.ABC):
         return self.files
 
     def companions(self, model: torch.nn.Module, options: Options) -> Mapping[str, str]:
-        """Return name -> text of files that a contract has beside its graphs, in the same folder."""
+        """Return file name -> text of the files that a contract has beside its graphs, in the same folder."""
         return {}
 
     def companion_differences(self, folder: Path, cfg: Any) -> list[str]:
-        """Return what the files of `companions` in a folder say otherwise than a config.
+        """Return a line for each difference of the files of `companions` in a folder from a config.
 
-        It reads both by itself, so that a fault of `companions` is not on both sides.
+        It reads both without `companions`, so that a fault of that is not on both sides.
         """
         return []
 
@@ -213,43 +217,43 @@ class Family(abc.ABC):
         return not self.files
 
     def example(self, images: Sequence[PreparedImage], options: Options) -> dict[str, np.ndarray]:
-        """Return input name -> what is traced, for graphs that have no example of their own."""
+        """Return input name -> array that is traced, for graphs without an example."""
         return {}
 
     def num_classes(self, model: torch.nn.Module) -> int:
-        """Return how many classes the model tells apart: of its head, or its own if it has none."""
+        """Return the number of classes of the model's head, or of the model if it has no head."""
         return int((head_of(model) if has_head(model) else model).num_classes)
 
     def model_classes(self, model: torch.nn.Module) -> tuple[ModelClass, ...]:
-        """Return the classes of a model that no installed library has: the user's, and ours."""
+        """Return the classes of a model that no installed library defines: the user's, and ours."""
         return model_classes(model)
 
     def replaced(self, model: torch.nn.Module) -> Iterable[Replaced]:
         """Return the methods of a live model that the graphs compute by themselves.
 
-        Where one of them is not a version that the table of the family's folder has, a verdict says so, and
+        If one of them is no version that the table in the family's folder has, the verdict says so, and the
         inputs decide.
         """
         return ()
 
     def differing_methods(self, model: torch.nn.Module) -> list[DifferingMethod]:
-        """Return the methods of `replaced` that are other ones than the graphs follow."""
+        """Return the methods of `replaced` that differ from the versions that the graphs follow."""
         table = {**table_of(LAYERS_FOLDER), **table_of(folder_of(self))}
         return differing_methods([*replaced_layers(model), *self.replaced(model)], table)
 
     def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
-        """Return what the metadata tells about what comes after the graphs: decoding, memory."""
+        """Return the metadata about the steps after the graphs: decoding, memory."""
         return {}
 
 
 LAYERS_FOLDER = Path(__file__).parent / 'parts'
 """Folder with the table of layers that every export replaces."""
 UPSTREAM_LAYERS = 'mmdeploy_ext.families.parts.upstream_layers'
-"""Module that registers what exported copies have in place of layers of mmcv and mmdet, for every family."""
+"""Module that registers the replacements of layers of mmcv and mmdet in exported copies, for every family."""
 
 
 class Families(dict[str, Family]):
-    """Name -> family; one that has not been imported is imported when its name is looked up."""
+    """Name -> family; a family is imported when its name is looked up."""
 
     def __missing__(self, name: str) -> Family:
         registration = registered()[name]
@@ -282,7 +286,7 @@ def load_families(library: str | None = None) -> None:
 
 @functools.cache
 def library_failure(library: str) -> str:
-    """Return why a library cannot be imported, such as beside the mmdet of a repository; '' if it can."""
+    """Return why a library cannot be imported, for example beside the mmdet of a repository; '' if it can."""
     if importlib.util.find_spec(library) is None:
         return NOT_INSTALLED
     try:
@@ -293,11 +297,15 @@ def library_failure(library: str) -> str:
 
 
 def find_family(cfg: Any, product: str = '') -> Family:
-    """Return the family that knows the model of a config most closely.
+    """Return the family that claims most of the model of a config; the config is adapted to it.
 
-    The config is put into its terms, see `Family.adapt`. `product` is what is asked for, see
-    `Family.product`; '' takes any. ConfigError: none knows it (the message names the heads that were found,
-    and the nearest family), or two know it equally well.
+    Args:
+        cfg: the config.
+        product: of the family, see `Family.product`; '' takes any.
+
+    Raises:
+        ConfigError: no family claims the model (the message names its heads and the nearest family), or two
+            claim it equally.
     """
     if not cfg.get('model'):
         raise ConfigError(f'{cfg.filename}: has no `model`; expected {WANTED[product or DETECTOR]}')
@@ -318,7 +326,7 @@ def find_family(cfg: Any, product: str = '') -> Family:
 
 
 def _closest(cfg: Any, product: str) -> list[Family]:
-    """Return the imported families whose claim is the highest; none where all are `Claim.NO`."""
+    """Return the imported families whose claim is the highest; empty if all claims are `Claim.NO`."""
     families = [family for family in FAMILIES.values() if product in ('', family.product)]
     claims = {family: family.claims(cfg) for family in families}
     highest = max(claims.values(), default=Claim.NO)
@@ -327,11 +335,11 @@ def _closest(cfg: Any, product: str) -> list[Family]:
 
 def _refuse(cfg: Any, product: str) -> NoReturn:
     """Raise the error of a config that no family of a product claims."""
-    what = LACKING[product]
-    if others := _closest(cfg, ''):
-        what += f' as a {product}; only its {others[0].product} is exported ({tool("export-backbone")})'
+    reason = LACKING[product]
+    if claiming := _closest(cfg, ''):
+        reason += f' as a {product}; only its {claiming[0].product} is exported ({tool("export-backbone")})'
     libraries = {registration.library for registration in registered().values()} - {''}
     for library in sorted(libraries):
-        if (reason := library_failure(library)) not in ('', NOT_INSTALLED):
-            what += f' (families of {library} are left out: {reason})'
-    raise refusal(cfg, [family for family in FAMILIES.values() if family.product == product], what)
+        if (failure := library_failure(library)) not in ('', NOT_INSTALLED):
+            reason += f' (families of {library} are left out: {failure})'
+    raise refusal(cfg, [family for family in FAMILIES.values() if family.product == product], reason)

@@ -1,4 +1,4 @@
-"""What a family of single-image models gives to the shared machinery."""
+"""The base class of families of single-image models."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.contract import options as declared
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.options import Option, Options
+from mmdeploy_ext.contract.options import FORM, IMAGE, Option, Options
 from mmdeploy_ext.contract.precision import with_half_features
 from mmdeploy_ext.contract.registry import options_of
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec
@@ -34,13 +33,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ResultLimit:
-    """Where a detector keeps how many results it gives per image.
+    """The entry of a detector's settings that limits the number of results per image.
 
     Attributes:
         config: its `test_cfg`.
-        key: of the limit; -1 there is none.
-        default: where the key is missing.
-        available: results that there can be at most.
+        key: of the limit, whose value is -1 if the number is unlimited.
+        default: value if the key is missing.
+        available: largest possible number of results.
     """
 
     config: dict[str, Any]
@@ -53,14 +52,15 @@ class ImageFamily(Family):
     """Export, references and post-processing of one family of single-image models.
 
     Attributes:
-        forms: what its graphs may contain of the post-processing.
-        tie_keys: thresholds of overlaps and scores in its `test_cfg` at which rounding decides of a whole
-            result; see `proving/near_ties.py`.
-        trial_rows: results in which every threshold decides of some, see `proving/levels/other_limits.py`.
-        first: name of the list of rows that the results are made from; '' where there is none.
-        lowest_share: of a threshold of scores, where few candidates are chosen of the rows that pass it.
-        shares_network: whether the modules of the network are the reference's own, so that only a file shows
-            what becomes of them.
+        forms: how much of the post-processing its graphs may contain.
+        tie_keys: thresholds of overlaps and scores in its `test_cfg` at which rounding decides whether there
+            is a result; see `proving/near_ties.py`.
+        trial_rows: number of results among which every threshold decides some, see
+            `proving/levels/other_limits.py`.
+        first: name of the list of rows that the results are made from; '' if there is none.
+        lowest_share: lowest share of a threshold of scores, if few candidates are chosen of the rows above.
+        shares_network: whether the reference runs the same modules as the network, so that only a file shows
+            what the export makes of them.
     """
 
     samples = 'images'
@@ -73,14 +73,13 @@ class ImageFamily(Family):
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """What every family of images has, and what the family was registered with."""
-        form, *others = declared.IMAGE
-        default = form.default if form.default in self.forms else self.forms[0]
-        form = dataclasses.replace(form, choices=self.forms, default=default)
-        return (form, *others, *options_of(self.name))
+        """The options of all families of images, and those that the family was registered with."""
+        default = FORM.default if FORM.default in self.forms else self.forms[0]
+        form = dataclasses.replace(FORM, choices=self.forms, default=default)
+        image_options = tuple(form if option is FORM else option for option in IMAGE)
+        return (*image_options, *options_of(self.name))
 
     def build(self, cfg: Any) -> torch.nn.Module:
-        """See `Family.build`: mmdet's detector."""
         from mmdet.models import build_detector
 
         return build_without_weights(cfg, build_detector, 'backbone')
@@ -93,13 +92,12 @@ class ImageFamily(Family):
         """Return the contract of the graph."""
 
     def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:
-        """Return the one graph, whose stages are made when they are asked for."""
+        """Return the one graph, whose stages are made when they are needed."""
         spec = self.spec(model, options)
         spec = with_half_features(spec) if options.fp16_io else spec
         return [Graph(options.form, None, spec, make=functools.partial(self.stages, model, options))]
 
     def example(self, images: Sequence[PreparedImage], options: Options) -> dict[str, np.ndarray]:
-        """See `Family`: as many images as the batch, of those given in turn."""
         return self.feeds([images[index % len(images)] for index in range(options.batch)], True)
 
     def takes(self, model: torch.nn.Module, options: Options, height: int, width: int) -> bool:
@@ -129,27 +127,27 @@ class ImageFamily(Family):
         return feeds
 
     def batches(self, images: Sequence[PreparedImage]) -> list[list[int]]:
-        """Return which images (indices) one run may take together: all, unless a family has reasons."""
+        """Return lists of indices of the images that one run may take together; by default all."""
         return [list(range(len(images)))]
 
     def whole(self, image: PreparedImage) -> tuple[int, int]:
-        """Return height and width, pixels, that a graph takes for sizes that are not fed: the input's."""
+        """Return the default of a graph's inputs for sizes: height and width of the input, pixels."""
         return tuple(image.tensor.shape[1:])
 
     def reference_tensors(
-        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str, **chosen: Any
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str, **options: Any
     ) -> dict[str, np.ndarray]:
-        """Run the unpatched upstream model and return what a graph of this form has to give.
+        """Run the unpatched upstream model and return the right outputs of a graph of this form.
 
-        `chosen` are the other options that the file was exported with. Only families with forms that end
-        before the results have some.
+        `options` are the others that the file was exported with. Only families with forms that end before
+        the results have such outputs.
         """
         raise NotImplementedError(f'{self.name}: has no tensors to compare in the form {form}')
 
     def inner_inputs(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str
     ) -> dict[str, np.ndarray]:
-        """Return what a graph of this form takes of another graph, as the unpatched model gives it."""
+        """Return the inputs of a graph of this form that another graph computes, by the unpatched model."""
         return {}
 
     def choose_as(
@@ -160,14 +158,14 @@ class ImageFamily(Family):
         reference: Mapping[str, np.ndarray],
         ties_rtol: float = DEFAULT_RTOL,
     ) -> dict[str, np.ndarray]:
-        """Return the reference, of another run or of a dump, with what the engine chose among ties.
+        """Return the reference, of another run or of a dump, with the engine's choices among ties.
 
         Values within `ties_rtol` of each other, of the largest one, are a tie.
         """
         return dict(reference)
 
     def interchangeable_zeros(
-        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **chosen: Any
+        self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **options: Any
     ) -> dict[str, np.ndarray]:
         """Return output name -> the other value that a zero may have without deciding anything.
 
@@ -178,14 +176,15 @@ class ImageFamily(Family):
     def rounded_choices(self, model: torch.nn.Module) -> Iterable[contextlib.AbstractContextManager[None]]:
         """Return contexts in which upstream's test path decides ties otherwise, besides those of an IoU.
 
-        A proof asks for the results in each where an engine's have no partner, see `proving/near_ties.py`.
+        A proof computes the results in each if a result of an engine has no partner, see
+        `proving/near_ties.py`.
         """
         return ()
 
     def candidate_bounds(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], slack: float, **caps: int
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return output -> least and largest right value (B,) of each that counts candidates.
+        """Return output name -> smallest and largest right value (B,) of each output that counts candidates.
 
         Scores within `slack` of the threshold may be on either side; `caps` are the file's limits of
         candidates, see `contract.options.LIMITS`.
@@ -194,32 +193,37 @@ class ImageFamily(Family):
 
     @contextlib.contextmanager
     def raised_result_limit(self, model: torch.nn.Module) -> Iterator[None]:
-        """Let upstream's test path give twice as many results per image, to see what was cut off."""
+        """Let upstream's test path give twice as many results per image, to see those that were cut off."""
         limit = self.result_limit(model)
-        most = limit.config.get(limit.key, limit.default)
-        if most <= 0:
+        maximum = limit.config.get(limit.key, limit.default)
+        if maximum <= 0:
             yield
             return
-        with replaced_entry(limit.config, limit.key, min(2 * most, limit.available)):
+        with replaced_entry(limit.config, limit.key, min(2 * maximum, limit.available)):
             yield
 
     def result_limit(self, model: torch.nn.Module) -> ResultLimit:
-        """Return where a detector keeps how many results it gives per image."""
+        """Return the entry that limits the number of results per image."""
         return ResultLimit(head_of(model).test_cfg if has_head(model) else {})
 
     def limits(self, model: torch.nn.Module) -> list[Limit]:
         """Return the limits and thresholds that a detector reads, those of earlier choices first."""
         last = self.result_limit(model)
         results = Limit(last.config, last.key, Kind.ROWS, default=last.default, available=last.available)
-        known = limits_of(model)
-        others = [one for one in known if not one.is_same_entry(results)]
-        (head,) = {one.head for one in known if one.is_same_entry(results)} or {''}
-        return [*others, dataclasses.replace(results, head=head)] if results.limits else others
+        limits, head = [], ''
+        for limit in limits_of(model):
+            if limit.is_same_entry(results):
+                head = limit.head
+            else:
+                limits.append(limit)
+        if results.limits:
+            limits.append(dataclasses.replace(results, head=head))
+        return limits
 
     def lists(
         self, model: torch.nn.Module, images: Sequence[PreparedImage], rescale: bool
     ) -> dict[str, Sequence[Any]]:
-        """Return every list of rows that upstream's test path makes, per image: '' are the results."""
+        """Return name -> list of rows per image that upstream's test path makes; '' names the results."""
         return {'': self.reference_detections(model, images, rescale)}
 
     def first_list(self, model: torch.nn.Module, images: Sequence[PreparedImage]) -> Sequence[Any]:
@@ -256,8 +260,8 @@ class ImageFamily(Family):
     def exaggerated(self, model: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
         """Return a context in which heads give some boxes that trained weights rarely do.
 
-        These reach far beyond the image, or end before they begin: what decoding and clipping do to them
-        shows in no picture else. It changes outputs of layers, so that both sides see the same.
+        These reach far beyond the image, or end before they begin; no picture shows otherwise how they are
+        decoded and clipped. The context changes outputs of layers, so that both sides get the same.
         """
         return contextlib.nullcontext()
 
@@ -273,11 +277,11 @@ class ImageFamily(Family):
         return 0.0
 
     def finds_always(self, model: torch.nn.Module) -> bool:
-        """Return whether a detector gives its best results of every picture, however low their scores."""
+        """Return whether a detector gives its best results for every picture, however low their scores."""
         return False
 
     def results_left_out(self, options: Mapping[str, Any]) -> str:
-        """Return why a proof does not compare the results of a file with these options; '' where it does."""
+        """Return why a proof does not compare the results of a file with these options; '' if it does."""
         return ''
 
     @abc.abstractmethod
@@ -295,10 +299,10 @@ class ImageFamily(Family):
         images: Sequence[PreparedImage],
         rescale: bool,
     ) -> list[Detections] | list[Instances]:
-        """Return the results that a proof compares: of a graph that ends before them, by upstream's rest.
+        """Return the results that a proof compares; upstream's code continues a graph that ends before them.
 
-        `outputs` are of the engine on trial, `images` what the feeds were made of; with `rescale` results are
-        in pixels of the originals.
+        `outputs` are those of the engine under test, `images` those that the feeds were made of; with
+        `rescale` results are in pixels of the originals.
         """
         return self.detections(metadata, outputs, feeds)
 
@@ -313,8 +317,9 @@ def run_stage(stage: Stage, feeds: Mapping[str, np.ndarray]) -> dict[str, np.nda
     """Return the outputs of a stage by name, computed by PyTorch on the device of its parameters."""
     import torch
 
-    device = next((one.device for one in stage.module.parameters()), torch.device('cpu'))
+    parameter = next(stage.module.parameters(), None)
+    device = torch.device('cpu') if parameter is None else parameter.device
     with torch.no_grad():
-        found = stage.module(*(torch.from_numpy(feeds[name]).to(device) for name in stage.inputs))
-    found = found if isinstance(found, tuple | list) else (found,)
-    return {name: one.cpu().numpy() for name, one in zip(stage.outputs, found, strict=True)}
+        outputs = stage.module(*(torch.from_numpy(feeds[name]).to(device) for name in stage.inputs))
+    outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+    return {name: output.cpu().numpy() for name, output in zip(stage.outputs, outputs, strict=True)}

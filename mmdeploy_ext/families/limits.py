@@ -1,7 +1,7 @@
 """Entries of a model's settings that decide which rows become results: limits of their number, thresholds.
 
-They are constants of a graph. A limit of 99 for 100 shows in no picture with 90 results, one that is capped
-at 100 in none with fewer: a proof exports what follows the network with other values, on both sides.
+They are constants of a graph. A picture with 90 results does not show that a limit is 99 instead of 100, so a
+proof exports the post-processing with other values, on both sides.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Kind(enum.Enum):
-    """What an entry decides."""
+    """The thing that an entry decides."""
 
     CANDIDATES = enum.auto()
     """How many rows enter a suppression."""
@@ -86,12 +86,12 @@ class Limit:
         config: the settings.
         key: of the entry.
         kind: what it decides.
-        head: name of the part of the model that reads it, '' where there is one alone.
-        list: name of the list of rows that it decides of, see `ImageFamily.lists`.
-        default: value where the entry is missing.
-        available: rows that there can be at most.
-        least: smallest value that the model takes.
-        never: value that lets no row pass, where it is another one than `NEVER` has.
+        head: name of the part of the model that reads it, '' if there is only one.
+        list: name of the list of rows that it limits, see `ImageFamily.lists`.
+        default: value if the entry is missing.
+        available: largest possible number of rows.
+        minimum: smallest value that the model takes.
+        never: value that lets no row pass, if it is not that of `NEVER`.
     """
 
     config: dict[str, Any]
@@ -101,27 +101,27 @@ class Limit:
     list: str = ''
     default: Any = None
     available: int = 10**9
-    least: int = 1
+    minimum: int = 1
     never: float | None = None
 
     @property
     def nothing(self) -> float | None:
-        """Value that lets no row pass, None where there is none."""
+        """Value that lets no row pass, None if there is none."""
         return NEVER.get(self.kind) if self.never is None else self.never
 
     @property
     def value(self) -> Any:
-        """What the model reads."""
+        """The value that the model reads."""
         return self.config.get(self.key, self.default)
 
     @property
     def name(self) -> str:
-        """What people call the entry."""
+        """The name of the entry in messages."""
         return f'{self.head}.{self.key}' if self.head else self.key
 
-    def is_same_entry(self, other: Limit) -> bool:
-        """Return whether another one is the same entry of the same settings."""
-        return self.config is other.config and self.key == other.key
+    def is_same_entry(self, limit: Limit) -> bool:
+        """Return whether another limit is the same entry of the same settings."""
+        return self.config is limit.config and self.key == limit.key
 
     @property
     def limits(self) -> bool:
@@ -137,29 +137,28 @@ def limits_of(model: torch.nn.Module) -> list[Limit]:
     """
     heads = {name: getattr(head, 'test_cfg', None) for name, head in model.named_modules() if name}
     configs = {name: config for name, config in heads.items() if isinstance(config, dict)}
-    found = [limit for name, config in configs.items() for limit in entries_of(config, name)]
+    limits = [limit for name, config in configs.items() for limit in entries_of(config, name)]
     if len(configs) == 1:
-        found = [dataclasses.replace(limit, head='') for limit in found]
-    return [*{(id(limit.config), limit.key): limit for limit in found}.values()]
+        limits = [dataclasses.replace(limit, head='') for limit in limits]
+    return list({(id(limit.config), limit.key): limit for limit in limits}.values())
 
 
 def entries_of(config: dict[str, Any], head: str, name: str = '') -> list[Limit]:
-    """Return the entries of `KINDS` that limit anything in the settings of a head, of the list of a name."""
-    found = [Limit(place, key, KINDS[key], head, name) for place, key in _entries(config)]
-    return [limit for limit in found if limit.limits]
-
-
-def _entries(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Return the entries of `KINDS` in the settings of a head that limit the list `name`, at any depth."""
+    limits = []
     for key, value in config.items():
         if key in KINDS and isinstance(value, int | float):
-            yield config, key
+            limit = Limit(config, key, KINDS[key], head, name)
+            if limit.limits:
+                limits.append(limit)
         elif isinstance(value, dict):
-            yield from _entries(value)
+            limits += entries_of(value, head, name)
+    return limits
 
 
 @contextlib.contextmanager
 def changed(values: Iterable[tuple[Limit, Any]]) -> Iterator[None]:
-    """Inside the block a model has other values of its limits."""
+    """Inside the block the limits of a model have other values."""
     with contextlib.ExitStack() as stack:
         for limit, value in values:
             stack.enter_context(replaced_entry(limit.config, limit.key, value))
@@ -176,7 +175,7 @@ def lowered(limit: Limit) -> Any:
         return type(limit.value)(limit.value / OTHER_NUMBER)
     if limit.kind in (Kind.SIDE, Kind.SWITCH):
         return limit.value
-    return max(min(FEWER_CANDIDATES, limit.value - 1), limit.least)
+    return max(min(FEWER_CANDIDATES, limit.value - 1), limit.minimum)
 
 
 def raised(limit: Limit) -> Any:

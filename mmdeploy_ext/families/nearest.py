@@ -1,4 +1,4 @@
-"""What a detector is made of, by the names in its config, and which family that is exported is nearest."""
+"""The message about a config of no family: the parts of its detector, and the family of the nearest names."""
 
 import contextlib
 import difflib
@@ -19,7 +19,7 @@ ADVICE = 'the families and their configs are in README.md'
 
 
 class Described(Protocol):
-    """What a family says about itself: see `Family`."""
+    """The attributes of a `Family` that describe it."""
 
     name: str
     exports: str
@@ -29,53 +29,53 @@ class Described(Protocol):
 
 def part_types(model: Any, prefix: str = '') -> dict[str, str]:
     """Return key -> type name of the heads of a `model`, wherever they are: `roi_head.bbox_head`."""
-    found: dict[str, str] = {}
+    types: dict[str, str] = {}
     for key, value in model.items() if isinstance(model, dict) else ():
         for part in value if isinstance(value, list | tuple) else [value]:
             if not isinstance(part, dict):
                 continue
             path = f'{prefix}{key}'
             if str(key).endswith(PARTS) and part.get('type'):
-                found.setdefault(path, str(part['type']))
-            found = part_types(part, f'{path}.') | found
-    return found
+                types.setdefault(path, str(part['type']))
+            types = part_types(part, f'{path}.') | types
+    return types
 
 
-def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
+def refusal(cfg: Any, families: Sequence[Described], reason: str) -> ConfigError:
     """Return the error of a config that no family claims: its parts, the nearest family, what to do.
 
-    `what` it does not have, e.g. 'belongs to no family that mm2onnx exports'.
+    `reason` is the predicate of the message, e.g. 'belongs to no family that mm2onnx exports'.
     """
     if missing := unregistered(cfg):
         return ConfigError(f'{cfg.filename}: {missing}')
     model = cfg.get('model')
     parts = part_types(model)
-    shown = [f'{key}={parts[key]!r}' for key in sorted(parts, key=lambda key: (key.count('.'), key))]
-    heads = f'with {", ".join(shown)}' if shown else 'without a head'
+    texts = [f'{key}={parts[key]!r}' for key in sorted(parts, key=lambda key: (key.count('.'), key))]
+    heads = f'with {", ".join(texts)}' if texts else 'without a head'
     by_name = sorted(families, key=lambda family: family.name)  # of equally similar ones the first by name
     of_pictures = not _has_sensors(cfg)
     candidates = [
         family for family in by_name if family.exports and (family.samples == 'images') == of_pictures
     ]
     best = max(candidates, key=lambda family: _similarity(family, model, parts), default=None)
-    near = ''
+    advice = ''
     if best is not None and any(_similarity(best, model, parts)):
-        near = f'nearest is {best.name}: {best.exports}; '
+        advice = f'nearest is {best.name}: {best.exports}; '
     if missing := missing_types(cfg):
         (key, name), *_ = missing.items()
-        near += (
+        advice += (
             f'{key}={name!r} is registered by no imported module: if it is yours, name its module in '
             f'custom_imports; '
         )
-    known = ', '.join(sorted(family.name for family in families))
+    names = ', '.join(sorted(family.name for family in families))
     return ConfigError(
-        f'{cfg.filename}: model.type={model.get("type")!r} {heads} {what}; {near}use such a config, or write '
-        f'a family for this one (docs/own-family.md); {ADVICE}; known: {known}'
+        f'{cfg.filename}: model.type={model.get("type")!r} {heads} {reason}; {advice}use such a config, '
+        f'or write a family for this one (docs/own-family.md); {ADVICE}; known: {names}'
     )
 
 
 def _has_sensors(cfg: Any) -> bool:
-    """Return whether the model of a config looks at points or at several cameras, not at a picture."""
+    """Return whether the model of a config takes points or pictures of several cameras, not one picture."""
     model, keys = cfg.get('model'), []
     if isinstance(model, dict):
         keys = [str(key) for key in model]
@@ -90,16 +90,16 @@ def _has_sensors(cfg: Any) -> bool:
 def _similarity(family: Described, model: Any, parts: Mapping[str, str]) -> tuple[float, ...]:
     """Return how similar a family is to a model: by its heads, then its detector, then its other parts.
 
-    Each is the length of the longest of the family's words in a name; the last is how alike the names are
-    otherwise, 0 where that is chance.
+    Each number is the length of the longest of the family's words in a name; the last is the share of equal
+    letters of the names, 0 below `ALIKE`, which may be chance.
     """
     words = [word.lower() for word in (family.name, *family.near)]
     heads = [name.lower() for key, name in parts.items() if key.endswith('head')]
-    others = [name.lower() for key, name in parts.items() if not key.endswith('head')]
+    other_parts = [name.lower() for key, name in parts.items() if not key.endswith('head')]
     detector = [str(model.get('type') or '').lower()] if isinstance(model, dict) else []
     inside = [
         float(max((len(word) for word in words for name in names if word in name), default=0))
-        for names in (heads, detector, others)
+        for names in (heads, detector, other_parts)
     ]
     pairs = [(word.removesuffix('head'), name.removesuffix('head')) for word in words for name in heads]
     alike = max((difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs), default=0.0)

@@ -1,6 +1,6 @@
-"""What the graphs of a family compute in place of methods of the user's model, and whether they still may.
+"""Methods of a model that the graphs of a family replace, and the versions of them that the graphs follow.
 
-A graph runs the user's own layers, but what stands around them it computes by itself: `get_bboxes`, a
+A graph runs the layers of the user's model, but it computes by itself what is around them: `get_bboxes`, a
 memory. A family names these methods (`Family.replaced`); hashes of the versions that its graphs follow are
 in the file `replaced_methods.json` of its folder, which `python docs/_pages/replaced_methods.py` writes again
 for the installed libraries.
@@ -42,7 +42,7 @@ class Replaced:
     Attributes:
         part: the live object, or the module of a function.
         upstream: name of the class whose methods the graphs follow: a key of the family's table.
-        methods: their names; those that the table does not have for this class are none of its methods.
+        methods: their names; a name that the table does not have for this class is left out.
     """
 
     part: Any
@@ -93,7 +93,7 @@ class DifferingMethod:
 
     @property
     def text(self) -> str:
-        """The sentence of the verdict."""
+        """The sentence of the verdict about it."""
         if not self.file:
             return f'{self.name} is not there; this export follows that of {self.upstream}'
         lines = f' lines {self.first}-{self.last}' if self.first else ', whose source cannot be read'
@@ -102,7 +102,7 @@ class DifferingMethod:
 
 def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[DifferingMethod]:
     """Return the methods of a model that are not those that a family's graphs follow, each once."""
-    found = {}
+    differing = {}
     for entry in replaced:
         followed = table.get(entry.upstream)
         if followed is None:
@@ -115,12 +115,14 @@ def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[Differ
             if source is not None:
                 owner = entry.part if isinstance(entry.part, ModuleType) else type(entry.part)
                 name = f'{owner.__name__}.{method}'
-                found[name] = DifferingMethod(name, source.file, source.first, source.last, entry.upstream)
-    return list(found.values())
+                differing[name] = DifferingMethod(
+                    name, source.file, source.first, source.last, entry.upstream
+                )
+    return list(differing.values())
 
 
 def _differing_source(method: Any, hashes: Sequence[str]) -> SourceLines | None:
-    """Return where a method is defined that has none of these hashes; None: it has one of them."""
+    """Return the source of a method that has none of these hashes; None if it has one of them."""
     functions = list(functions_behind(method))
     if not functions:
         return SourceLines('', 0, 0, '')
@@ -135,7 +137,7 @@ def _differing_source(method: Any, hashes: Sequence[str]) -> SourceLines | None:
 
 @functools.lru_cache
 def table_of(folder: Path) -> Table:
-    """Return the table of a family's folder; empty where it has none."""
+    """Return the table of a family's folder; empty if it has none."""
     path = folder / TABLE
     return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
 
@@ -162,7 +164,7 @@ def installed_hashes(followed: Followed) -> dict[str, dict[str, str]]:
 
 
 def changed_hashes(table: Table, installed: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """Yield a line for each installed method that a table does not follow, and for what only one side has."""
+    """Yield a line for each installed method whose hash is not in a table."""
     for kind, methods in installed.items():
         for method, digest in methods.items():
             hashes = table.get(kind, {}).get(method, ())

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from mmdeploy_ext.contract.options import DRIVE, Option, Options
 from mmdeploy_ext.contract.registry import options_of
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.families.base import Family
-from mmdeploy_ext.families.memory import MemorySpec
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, Stepper, Sweep
 
@@ -25,15 +25,53 @@ if TYPE_CHECKING:
     import torch
 
 
+@dataclasses.dataclass(frozen=True)
+class MemorySpec:
+    """The tensors in the memory of a model, and how the rows of a frame get into it.
+
+    Glossary: Q queries, K rows that a frame adds to the memory, P rows that become queries of the next frame.
+
+    Rows are the best K by score: engines that round differently may order equal scores differently. A proof
+    tells such ties from errors by the places of the rows.
+
+    Attributes:
+        tensors: name of a tensor of `StreamState` -> its tolerance in float32.
+        outputs: name of such a tensor -> output of a graph that becomes it; in less than float32 the
+            tolerance of the output counts.
+        needed: outputs that every engine has to give; layers are on the first axis, and a graph may give the
+            last layer alone.
+        per_query: outputs with the queries on the axis before the last.
+        scores: the output of logits (layers, 1, Q, classes) by which rows are chosen; '' if scores never tie.
+        places: (memory tensor, output, columns) that rows copy from the outputs of their query, in m and m/s.
+        topk: K.
+        propagated: P.
+    """
+
+    tensors: Mapping[str, ColumnGroup] = dataclasses.field(default_factory=dict)
+    outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    needed: tuple[str, ...] = ()
+    per_query: tuple[str, ...] = ()
+    scores: str = ''
+    places: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
+    topk: int = 0
+    propagated: int = 0
+
+    def judged_by(self, spec: GraphSpec) -> Self:
+        """Return the memory with the tolerances of the outputs that become its tensors."""
+        groups = {tensor.name: tensor.column_groups[0] for tensor in spec.outputs}
+        tensors = {name: groups.get(self.outputs.get(name), group) for name, group in self.tensors.items()}
+        return dataclasses.replace(self, tensors=tensors)
+
+
 class SequenceFamily(Family):
     """Export, references and runner of one family whose samples are frames or sweeps.
 
     Attributes:
         compared: outputs that are compared with a dump; empty means all of the last graph.
         dump_suffixes: prefix of a dumped tensor's name -> what its file name ends in.
-        measured: contracts that a benchmark exports where it is given no files; empty means the default one.
-        dump_names: tensors that dump mode has; empty where that is not known before a frame has run.
-        bars: what its deploy contract is held to in a benchmark, see `benchmark.streams.held_to`.
+        measured: contracts that a benchmark exports if it is given no files; empty means the default one.
+        dump_names: tensors that dump mode has; empty if they are unknown before a frame has run.
+        bars: limits of its deploy contract in a benchmark, see `benchmark.streams.held_to`.
         bars_of: the model and machine that the bars were set for.
     """
 
@@ -46,7 +84,7 @@ class SequenceFamily(Family):
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """What the family was registered with, and what every family of frames or sweeps has."""
+        """The options that the family was registered with, and those of all families of frames or sweeps."""
         return (*options_of(self.name), *DRIVE)
 
     @abc.abstractmethod
@@ -54,15 +92,16 @@ class SequenceFamily(Family):
         """Return the graphs of a contract, in the order in which a frame goes through them."""
 
     def memory_spec(self, facts: Mapping[str, Any]) -> MemorySpec:
-        """What a proof has to know of the memory, of `postprocess_facts` as a file has them."""
+        """Return the description of the memory, from the `postprocess_facts` in a file."""
         raise NotImplementedError(f'{self.name}: has no memory')
 
     @abc.abstractmethod
     def generated_dataset(self, folder: Path, cfg: Any, rule: Any) -> dict[str, Any]:
         """Write generated moments as files into a folder; return the config of a data set that reads them.
 
-        It is the one that a config has in `data.test`, where that reads infos of nuScenes' kind, with another
-        `ann_file`; else the family's with the config's test pipeline. The rule says what files there are.
+        If `data.test` of the config reads infos of nuScenes' kind, it is that data set with another
+        `ann_file`; else it is the family's with the config's test pipeline. The rule decides which files are
+        written.
         """
 
     @abc.abstractmethod
@@ -75,7 +114,7 @@ class SequenceFamily(Family):
         """
 
     def generated_sweeps(self, rule: Any, count: int) -> Iterable[Sweep]:
-        """Return sweeps to prove a LiDAR model on where there is no data set."""
+        """Return sweeps to prove a LiDAR model on if there is no data set."""
         raise NotImplementedError(f'{self.name}: takes no sweeps')
 
     def voxel_layer(self, model: torch.nn.Module) -> tuple[torch.nn.Module, str, int] | None:
@@ -97,7 +136,7 @@ class SequenceFamily(Family):
         return ()
 
     def plain_sample(self, rule: Any, sample: Sweep) -> Sweep | None:
-        """Return a sample without a memory in which there is nothing to see; None where none is made."""
+        """Return an empty sample of a model without memory; None if the family makes none."""
         return None
 
     def ignores_places(self, options: Options) -> bool:
@@ -114,12 +153,12 @@ class SequenceFamily(Family):
         return ()
 
     def with_limit(
-        self, model: torch.nn.Module, runner: Stepper, found: Detections3D
+        self, model: torch.nn.Module, runner: Stepper, detections: Detections3D
     ) -> AbstractContextManager[int]:
         """Lower the number of results that a model and its files keep, while the context lasts.
 
-        `found` are results of the reference: the context gives a limit that cuts some of them off; 0 where it
-        stays.
+        `detections` are results of the reference: the context gives a limit that cuts off some of them; 0 if
+        the limit stays.
         """
         return contextlib.nullcontext(0)
 

@@ -30,7 +30,7 @@ class EncoderSettings:
         order: axis order of its coordinates and weights, 'xyz' or 'zyx'.
         spatial_shape: grid size per axis, in that order.
         in_channels: features per voxel.
-        output_shape: (1, C, H, W) that the config promises, or None where it says nothing.
+        output_shape: (1, C, H, W) that the config states, or None.
     """
 
     path: str
@@ -42,7 +42,7 @@ class EncoderSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Int8Reference:
-    """How the reference makes the INT8 file of a family; nothing of its own without a reference.
+    """How the reference makes the INT8 file of a family; the defaults stand for a family without a reference.
 
     Attributes:
         precisions: module path -> (precision, output precision) where it is not int8.
@@ -64,7 +64,7 @@ class SparseFamily(Family):
 
     Attributes:
         orders: coordinate orders in which its file is written by the reference exporter, the default first.
-        int8: what the INT8 file of the reference has of its own.
+        int8: particulars of the INT8 file of the reference.
     """
 
     task = 'bev'
@@ -80,11 +80,9 @@ class SparseFamily(Family):
     int8: ClassVar[Int8Reference] = Int8Reference()
 
     def choose(self, /, **values: Any) -> Options:
-        """See `Family.choose`: without an order that of the reference exporter."""
         return super().choose(**{**values, 'order': values.get('order') or self.orders[0]})
 
     def default_output(self, stem: str, options: Options) -> str:
-        """See `Family`: the order is part of the name."""
         kind = '' if options.target == 'libspconv' else f'{options.target}.'
         return f'lidar.backbone.{kind}{options.order}.onnx'
 
@@ -112,11 +110,9 @@ class SparseFamily(Family):
         """Load the encoder's weights (and the rest of the model, where the file has it)."""
 
     def num_classes(self, model: torch.nn.Module) -> int:
-        """See `Family.num_classes`: a backbone tells none apart."""
         return 0
 
     def config_sha256(self, cfg: Any) -> str:
-        """See `Family.config_sha256`: a backbone depends on nothing but the model."""
         return config_sha256(dict(model=cfg.model, test_pipeline=[dict(type='points')]))
 
     @abc.abstractmethod

@@ -63,12 +63,12 @@ def files_of_classes(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     """Return class -> file below a folder that defines it; files that register something come first."""
     pattern = re.compile(rf'^class ({"|".join(map(re.escape, names))})\b', re.MULTILINE)
     registering: dict[str, Path] = {}
-    others: dict[str, Path] = {}
+    not_registering: dict[str, Path] = {}
     for path in itertools.islice(python_files(folder), MOST_FILES):
         text = path.read_text(encoding='utf-8', errors='replace')
         for name in pattern.findall(text):
-            (registering if 'register_module' in text else others).setdefault(name, path)
-    return others | registering
+            (registering if 'register_module' in text else not_registering).setdefault(name, path)
+    return not_registering | registering
 
 
 def module_to_import(path: Path, folder: Path) -> str:
@@ -124,6 +124,6 @@ def unregistered(cfg: Any) -> str:
 
 
 def _first(texts: Sequence[str]) -> str:
-    """Return a few texts in one, and how many more there are."""
-    more = f' and {len(texts) - LISTED} more' if len(texts) > LISTED else ''
-    return ', '.join(texts[:LISTED]) + more
+    """Join the first few texts, and state how many more there are."""
+    joined = ', '.join(texts[:LISTED])
+    return f'{joined} and {len(texts) - LISTED} more' if len(texts) > LISTED else joined

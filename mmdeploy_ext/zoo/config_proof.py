@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.compat.cpu_kernels import MMCV_MODULES
+from mmdeploy_ext.compat.plain_kernels import MMCV_MODULES
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting import deployment as deploy

@@ -124,7 +124,7 @@ def _fill(args: argparse.Namespace) -> None:
     if not args.page.endswith('.md'):
         raise UsageError(f'--page {args.page}: expected a .md file')
     args.json = args.json or str(Path(args.page).with_suffix('.json'))
-    cli.check_least(args, rounds=1, warmup=0, case_seconds=1, minutes=0)
+    cli.check_minimums(args, rounds=1, warmup=0, case_seconds=1, minutes=0)
     if args.threads and (min(args.threads) < 1 or len(set(args.threads)) < len(args.threads)):
         raise UsageError(
             f'--threads {" ".join(map(str, args.threads))}: expected positive numbers, each once'

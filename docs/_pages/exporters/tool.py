@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from docs._pages.exporters import page as exporters_page
     from mmdeploy_ext.exporting.exporter import check_opset
 
-    cli.check_least(args, rounds=1)
+    cli.check_minimums(args, rounds=1)
     for exporter in args.exporters:
         for opset in args.opsets:
             check_opset(opset, exporter, f'--opsets {opset}')

@@ -103,7 +103,7 @@ class CornerFamily(ImageFamily):
         """Return the limits of corners, of pairs, and of their suppression."""
         config = model.bbox_head.test_cfg
         return [
-            Limit(config, 'corner_topk', Kind.CANDIDATES, least=FEWEST_CORNERS),
+            Limit(config, 'corner_topk', Kind.CANDIDATES, minimum=FEWEST_CORNERS),
             Limit(config, 'distance_threshold', Kind.NUMBER, never=-1.0),
             *(limit for limit in super().limits(model) if limit.key != 'score_thr'),  # which nothing reads
         ]

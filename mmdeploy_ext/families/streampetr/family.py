@@ -19,11 +19,10 @@ from mmdeploy_ext.core.config import refused_by_name, replaced_entry, test_pipel
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
-from mmdeploy_ext.families.memory import MemorySpec
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
-from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.families.sequence import MemorySpec, SequenceFamily
 from mmdeploy_ext.families.streampetr import autoware
 from mmdeploy_ext.families.streampetr.graphs import graphs
 from mmdeploy_ext.families.streampetr.live import FOLLOWED, check_parts, is_ours, replaced

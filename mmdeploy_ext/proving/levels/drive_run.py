@@ -28,7 +28,7 @@ from mmdeploy_ext.proving.totals import lone_low_results
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from mmdeploy_ext.families.memory import MemorySpec
+    from mmdeploy_ext.families.sequence import MemorySpec
     from mmdeploy_ext.proving.results import DetectionRow
     from mmdeploy_ext.proving.rows import TensorRow
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState

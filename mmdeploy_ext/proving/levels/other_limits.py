@@ -395,7 +395,7 @@ class LimitsLowered(Trial):
         *inner, last = self.of_kind(Kind.ROWS) or [None]
         for limit in inner:
             scores = self.scores_with([*values, (limit, limit.available)], limit.list)
-            values.append((limit, cut(scores, limit.least) or lowered(limit)))
+            values.append((limit, cut(scores, limit.minimum) or lowered(limit)))
         if last is None:
             return values
         unlimited = last.value  # raised to leave all results of few candidates, if they can be compared
@@ -404,7 +404,7 @@ class LimitsLowered(Trial):
         elif few_candidates:
             unlimited = min(max(last.value, trials.max_masks), last.available)
         scores = self.scores_with([*values, (last, unlimited)], last.list)
-        return [*values, (last, cut(scores, last.least) or lowered(last))]
+        return [*values, (last, cut(scores, last.minimum) or lowered(last))]
 
 
 class LimitsRaised(Trial):
@@ -536,7 +536,7 @@ class OnePasses(Trial):
         """Return a threshold that one row passes, by bisection; a limit of one if there is no threshold."""
         thresholds = self.of_kind(Kind.SCORE)
         if not thresholds:
-            return [(limit, limit.least) for limit in self.of_kind(Kind.ROWS)[-1:]]
+            return [(limit, limit.minimum) for limit in self.of_kind(Kind.ROWS)[-1:]]
         threshold, low, high = thresholds[0], thresholds[0].value, 1.0
         for _ in range(BISECTIONS):
             values = [(threshold, (low + high) / 2)]

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.compat import cpu_kernels
-from mmdeploy_ext.compat.dcnv3 import dcnv3_forward
+from mmdeploy_ext.compat import plain_kernels
+from mmdeploy_ext.compat.plain_kernels import dcnv3_forward
 
 compat.apply()
 
@@ -121,7 +121,7 @@ def slow_dcnv3(features, offset, mask, kernel, stride, pad, dilation, groups, sc
     ],
 )
 def test_dcnv3_is_its_definition(kernel, stride, pad, dilation, scale):
-    from mmdeploy_ext.compat.dcnv3 import dcnv3_forward
+    from mmdeploy_ext.compat.plain_kernels import dcnv3_forward
 
     torch.manual_seed(0)
     height, width, groups, size = 5, 4, 2, 3
@@ -149,6 +149,6 @@ def test_a_verdict_notes_each_class_that_computes_without_its_compiled_kernel(mo
     vars(module).update(kinds, DCNv3Function=function)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     model = nn.Sequential(nn.Conv2d(1, 1, 1), *(kind() for kind in kinds.values()))
-    (note,) = cpu_kernels.notes_on(model)
+    (note,) = plain_kernels.notes_on(model)
     assert note.startswith('ops_of_a_user.DCNv3 computes by the reference of mm2onnx')
-    assert cpu_kernels.notes_on(nn.Sequential(nn.Conv2d(1, 1, 1))) == []
+    assert plain_kernels.notes_on(nn.Sequential(nn.Conv2d(1, 1, 1))) == []
