@@ -132,7 +132,7 @@ def test_proposals_as_small_as_the_minimum_are_kept_by_an_older_mmdet(monkeypatc
         type='RPNHead', in_channels=1, train_cfg=None, test_cfg=test_cfg,
         anchor_generator=dict(type='AnchorGenerator', scales=[1], ratios=[1.0], strides=[5])))
     boxes = torch.tensor([[[4., 4, 4, 4], [1, 1, 6, 6]]])
-    _, _, candidates = Proposals(head)._large(boxes, torch.ones(1, 2), torch.tensor([9.0, 9.0]))
+    _, _, candidates = Proposals(head)._large(boxes, torch.ones(1, 2), torch.tensor([[9.0, 9.0]]))
     assert (boxes[candidates][:, 2] - boxes[candidates][:, 0]).tolist() == sides
 
 
