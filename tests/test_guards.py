@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LARGEST_FILE = 8_000_000
 PARTS = ('mmdeploy_ext', 'projects', 'tools')
 RUNNER_PARTS = (
-    'core', 'preprocess', 'contract', 'proving.axes', 'proving.rows', 'proving.tensors',
+    'core', 'preprocess', 'contract', 'proving.axes', 'proving.tensors',
     'engines.onnxruntime', 'runtime', 'consumers', 'families.*.options*', 'families.*.runtime')
 TORCH_FREE = (*RUNNER_PARTS, 'graph', 'engines.base', 'engines.registry', 'cli.options')
 ABOVE = dict(mmdeploy_ext={'projects', 'tools', 'tests'}, projects={'tools', 'tests'}, tools={'tests'})

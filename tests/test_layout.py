@@ -14,7 +14,7 @@ LAYERS = (
     ('core',),
     ('preprocess',),
     ('contract', 'families.*.options*'),
-    ('proving.axes', 'proving.rows', 'proving.tensors'),
+    ('proving.axes', 'proving.tensors'),
     ('graph',),
     ('engines',),
     ('sparse',),

@@ -223,7 +223,7 @@ def _verify(engine: str, onnx: str | None) -> int:
     from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
     from mmdeploy_ext.engines.tensorrt.record import read_record
     from mmdeploy_ext.proving import tensorrt as tensorrt_proof
-    from mmdeploy_ext.proving.rows import equality_claim, is_equal
+    from mmdeploy_ext.proving.tensors import equality_claim, is_equal
 
     if onnx is None:
         raise UsageError('--verify: give the ONNX file, so that the engine can be compared with it')

@@ -13,8 +13,7 @@ from mmdeploy_ext.graph.feeds import common_feeds, random_feeds
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.proving.rows import TensorRow
-from mmdeploy_ext.proving.tensors import compare_named, without_sequences
+from mmdeploy_ext.proving.tensors import TensorRow, compare_named, without_sequences
 
 ROUNDING = 1e-5
 """Tolerance of cut and renamed graphs, relative to an output's largest value: a kernel may sum in another

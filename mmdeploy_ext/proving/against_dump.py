@@ -13,9 +13,8 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.levels.cases import compare_with_ties
 from mmdeploy_ext.proving.results import Case
-from mmdeploy_ext.proving.rows import TensorRow
 from mmdeploy_ext.proving.tasks import task_module
-from mmdeploy_ext.proving.tensors import compare_tensors
+from mmdeploy_ext.proving.tensors import TensorRow, compare_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -169,7 +168,7 @@ def far_spec(spec: GraphSpec, distance_m: float) -> GraphSpec:
     """Return a spec that allows the error of PyTorch's own memory so far from the origin of the map.
 
     The dumped model keeps global positions in float32. Measured on the toy at 980 m: 7.4 mm in x y z, 0.04 mm
-    with the same frames moved to the origin; so 1e-5 of the ego's distance is added where the unit is metres.
+    with the same frames moved to the origin; so 1e-5 of the ego's distance is added if the unit is metres.
     """
 
     def allowed(group: ColumnGroup) -> ColumnGroup:

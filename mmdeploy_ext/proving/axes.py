@@ -27,7 +27,7 @@ class Axes:
         return round(LEFT + (WIDTH - LEFT - RIGHT) * (frame + 0.5) / max(self.frames, 1), 2)
 
     def y(self, value: float) -> float:
-        """Return the ordinate of an error; what is beyond the axis lies on its end."""
+        """Return the ordinate of an error; values beyond the axis lie on its end."""
         decade = math.log10(value) if value > 0 else self.low
         part = (min(max(decade, self.low), self.high) - self.low) / (self.high - self.low)
         return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - part), 2)

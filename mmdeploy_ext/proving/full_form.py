@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.proving.rows import TensorRow
+    from mmdeploy_ext.proving.tensors import TensorRow
 
 
 def shape_rows(outputs: Mapping[str, np.ndarray], spec: GraphSpec) -> list[TensorRow]:

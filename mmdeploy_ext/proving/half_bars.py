@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.proving.results import Case, DetectionRow
-    from mmdeploy_ext.proving.rows import TensorRow
+    from mmdeploy_ext.proving.tensors import TensorRow
     from mmdeploy_ext.proving.verdict import Verdict
 
 COSINE = 0.999
@@ -101,7 +101,7 @@ class HalfBars:
 
 BARS = HalfBars()
 INT8_BARS = HalfBars(cosine=0.98, iou=0.5, distance_m=1.0, score=0.15, match_rate=0.9, metric=1e-2)
-"""Of INT8 files: their metric is what is promised (docs/int8-images.md), the rest catches what is broken."""
+"""Bars of INT8 files: their metric is promised (docs/int8-images.md), the rest catches broken files."""
 CPU = 'CPUExecutionProvider'
 ROUNDED = (
     "ONNX Runtime's CPU computes float16 in float32: here every value that the file stores in float16 was "

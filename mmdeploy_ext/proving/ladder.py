@@ -10,9 +10,10 @@ How a verdict comes about, from the top:
    tensors are compared (level 2, tensors.py) and results are matched (level 3, tasks/matching.py); models
    with a memory run a drive (level 4, levels/drive_run.py). Each input becomes a `Case` (results.py).
 4. `Proof.conclude` judges all cases together (totals.py, half_bars.py).
-5. The `Verdict` (verdict.py) decides the exit status; views/ shows it. `mm2onnx verify --metrics` adds level
-5
-   (levels/metrics.py), and difference/ finds the first tensor in which a file differs.
+5. The `Verdict` (verdict.py) decides the exit status; views/ shows it.
+
+`mm2onnx verify --eval` adds level 5 (levels/metrics.py), and difference/ finds the first tensor in which a file
+differs from PyTorch.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def prove(
         paths: of the files, in the order in which a sample goes through them.
         samples: of the model's kind: (title, BGR picture), the first is taken as the traced one; frames of a
             drive, read once; sweeps; real voxels besides those that every proof has.
-        engine: options of `build_backend`: `engine` and what it takes.
+        engine: options of `build_backend`: `engine`, and the options of that engine.
         edited: the files were edited on purpose: inputs alone decide about their graphs.
         asked: options of the export, 'form' among them, that the file has to have been exported with.
         settings: keyword arguments of the kind of proof, see its class.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.graph.signature import GraphDifference
-    from mmdeploy_ext.proving.rows import TensorRow
+    from mmdeploy_ext.proving.tensors import TensorRow
 
 
 EDITED = 'edited graph'
@@ -72,8 +72,8 @@ class GraphResult:
 
 def first_lines(texts: Sequence[str], limit: int = SHOWN) -> str:
     """Return the first texts in one line, and how many more there are."""
-    more = f'; and {len(texts) - limit} more' if len(texts) > limit else ''
-    return '; '.join(texts[:limit]) + more
+    suffix = f'; and {len(texts) - limit} more' if len(texts) > limit else ''
+    return '; '.join(texts[:limit]) + suffix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +193,7 @@ class DetectionRow:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One input that both engines were given.
+    """One input of both engines, and the comparison of their outputs.
 
     Attributes:
         name: e.g. 'traced input', 'other image', 'other size, batch 2'.
@@ -237,7 +237,7 @@ class SequenceRow:
     """One drive through both engines, frame by frame (level 4).
 
     Attributes:
-        mode: 'teacher': before each frame the candidate is given the reference's memory, so that every frame
+        mode: 'teacher': before each frame the candidate gets the reference's memory, so that every frame
             is judged alone, by the tolerances; 'free': each keeps its own memory, and the detections count.
         frames: that both engines ran.
         resets: after the first frame, of the reference.
@@ -308,7 +308,7 @@ class Pair:
         title: of the sample.
         shown: the background of the results: a picture (h, w, 3) uint8 BGR or those of all cameras
             (N, h, w, 3), as the network saw them, before normalising; points (P, D) float32, x, y, z first,
-            LiDAR frame; None where the results are dense maps.
+            LiDAR frame; None if the results are dense maps.
         reference: PyTorch's: detections in pixels of the picture or in the LiDAR frame, or a map (C, H, W).
         candidate: results of the engine.
         engine: its name in titles.

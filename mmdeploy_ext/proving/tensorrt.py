@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.engines.tensorrt.record import Record
-    from mmdeploy_ext.proving.rows import TensorRow
+    from mmdeploy_ext.proving.tensors import TensorRow
 
 LARGEST_DIFFERENCE = 1e-3
 """Tolerance of float32, relative to an output's largest value: other kernels sum in another order."""

@@ -1,15 +1,66 @@
-"""How far an array is from a reference, and level 2 of a proof: tensors of two engines. Needs numpy only."""
+"""Level 2 of a proof: tensors of two engines, compared by groups of columns. Needs numpy only.
 
-from collections.abc import Mapping
+`compare_tensors` compares the outputs of a spec, `compare_named` outputs without one; each row of the result
+is a `TensorRow`. `ArrayDistance` measures two arrays.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.proving.rows import TensorRow
 
 HISTOGRAM_DECADES = (-12, 0)
 """Decades of |difference| / scale in a row's histogram; the first count is all that is equal or below."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorRow:
+    """One column group of one output, ONNX against PyTorch (level 2).
+
+    Attributes:
+        tensor: output name; with the group's name if there are several.
+        shape: of the reference, '1x80x76x76'.
+        max_abs: largest absolute difference, in the unit of the tensor; None if nothing could be compared
+            (as are the next three).
+        max_rel: the same over the largest absolute reference value of the group; None also for a reference of
+            zeros.
+        cosine: of both tensors flattened.
+        tolerance: the absolute difference that is allowed here.
+        passed: finite, same shape and dtype, not empty, within tolerance.
+        reason: why it failed; empty when passed.
+        histogram: counts of log10(|difference| / scale) in bins of one decade from -12 to 0 (13 counts: the
+            first one is "equal or below 1e-12").
+        at: name of the frame of these figures, if a row stands for the worst of a sequence.
+    """
+
+    tensor: str
+    shape: str
+    max_abs: float | None
+    max_rel: float | None
+    cosine: float | None
+    tolerance: float | None
+    passed: bool
+    reason: str = ''
+    histogram: tuple[int, ...] = ()
+    at: str = ''
+
+
+def is_equal(rows: Collection[TensorRow]) -> bool:
+    """Return whether every output passed; False when nothing was compared."""
+    return bool(rows) and all(row.passed for row in rows)
+
+
+def is_exact(rows: Collection[TensorRow]) -> bool:
+    """Return whether every output is the same bit for bit; False when nothing was compared."""
+    return is_equal(rows) and all(row.max_abs == 0 for row in rows)
+
+
+def equality_claim(rows: Collection[TensorRow], inputs: int, claim: str = 'EQUAL') -> str:
+    """Return `EQUAL ON N INPUTS` or `NOT EQUAL`: the claim of a comparison without PyTorch."""
+    return f'{claim} ON {inputs} {"INPUTS" if inputs > 1 else "INPUT"}' if is_equal(rows) else f'NOT {claim}'
 
 
 class ArrayDistance:
@@ -214,7 +265,7 @@ def _compare_group(name: str, group: ColumnGroup, reference: np.ndarray, candida
 
     The allowed difference is the larger of `rtol` times the group's largest absolute reference value and
     `atol`. A reference of zeros has no scale: without `atol` only zeros equal it. An all-zero candidate of a
-    reference that is not zero fails whatever `atol` allows, since that is what a dead output looks like.
+    reference that is not zero fails whatever `atol` allows, since a dead output looks like that.
     """
     columns = slice(None) if group.columns is None else list(group.columns)
     if reference.ndim:

@@ -21,8 +21,8 @@ AGAIN = ', run again'
 LOW_ALONE = 0.005
 """Largest share of results below the score threshold of level 3 that may lack a partner."""
 LOW_ALONE_LEAST = 2
-"""So many of them may always lack one: on each side a result whose partner is just below its threshold, or
-behind its cut."""
+"""Number of them that may always lack one: on each side a result whose partner is just below its threshold,
+or behind its cut."""
 TIES = 0.01
 """Largest share of results that may be excused since rounding decides about them; more are a fault.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mmdeploy_ext.cli.graph_commands.command import AddArgument
-    from mmdeploy_ext.proving.rows import TensorRow
+    from mmdeploy_ext.proving.tensors import TensorRow
 
 SEEDS = 2
 JSON_FIELDS = ('tensor', 'shape', 'max_abs', 'max_rel', 'cosine', 'passed', 'reason')
@@ -108,7 +108,7 @@ def finish(
     """
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.output_comparison import compare_models
-    from mmdeploy_ext.proving.rows import equality_claim, is_equal, is_exact
+    from mmdeploy_ext.proving.tensors import equality_claim, is_equal, is_exact
 
     console, rows, feeds = cli.stdout(), [], []
     if not args.no_proof:
@@ -145,7 +145,7 @@ def finish(
 
 def rows_json(rows: Sequence[TensorRow], tolerance: float) -> dict[str, Any]:
     """Return a comparison as plain JSON types."""
-    from mmdeploy_ext.proving.rows import is_equal, is_exact
+    from mmdeploy_ext.proving.tensors import is_equal, is_exact
 
     outputs = [{name: getattr(row, name) for name in JSON_FIELDS} for row in rows]
     return dict(equal=is_equal(rows), exact=is_exact(rows), tolerance=tolerance, outputs=outputs)

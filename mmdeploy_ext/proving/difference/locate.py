@@ -83,7 +83,7 @@ def first_difference(
         fresh: export the modules again and use the export to tell which tensor is which.
 
     Raises:
-        ModelFileError: the file cannot be read, or says that it is another model's.
+        ModelFileError: the file cannot be read, or is another model's by its metadata.
         UsageError: see `subject_of`.
     """
     model = files.load(path)

@@ -1,4 +1,4 @@
-"""Pair tensors of a graph with what PyTorch recorded: by values, and behind an error by place."""
+"""Pairs of tensors of a graph and records of PyTorch: by values, and behind an error by place."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Pairing:
                 self._owners.setdefault(_fingerprint(array), name.rpartition('.')[0])
 
     def named(self) -> dict[str, ReferenceTensor]:
-        """Return references of the tensors whose names PyTorch's side knows: stage outputs and taps."""
+        """Return references of the tensors that PyTorch's side has by name: stage outputs and taps."""
         return {
             name: self.reference(index, 'name')
             for index, record in enumerate(self.records)

@@ -43,7 +43,7 @@ class PipelinePicture:
 
 
 class ConfigPipeline:
-    """The test pipeline of a config, with what the export of a file changed about it.
+    """The test pipeline of a config, with the changes that the export of a file made.
 
     Attributes:
         edges: height that a narrow portrait is resized to, and width of a wide landscape, pixels; None if
@@ -73,7 +73,8 @@ class ConfigPipeline:
             if step.get('type') == 'LoadImageFromWebcam':
                 step['type'] = 'LoadImageFromFile'
         self.edges = size
-        if size is None and (scale := next(_scales(steps), None)):
+        scales = (step['img_scale'] for step in _all_dicts(steps) if step.get('img_scale'))
+        if size is None and (scale := next(scales, None)):
             edge = int(max(scale[0] if isinstance(scale, list) else scale))
             self.edges = edge, edge
         if normalisation:
@@ -135,11 +136,6 @@ def _all_dicts(steps: Sequence[Step]) -> Iterator[dict[str, Any]]:
             yield from _all_dicts(step.get('transforms', ()))
 
 
-def _scales(steps: Sequence[Step]) -> Iterator[Any]:
-    """Yield the scales that pictures are resized to: (long edge, short edge), or a list of such pairs."""
-    return (step['img_scale'] for step in _all_dicts(steps) if step.get('img_scale'))
-
-
 def _image_steps(steps: list[Step]) -> list[Step]:
     """Return the list in which pictures are resized and padded: of MultiScaleFlipAug, or the outer one."""
     nested = next((step for step in steps if step.get('type') == 'MultiScaleFlipAug'), None)
@@ -171,7 +167,7 @@ def _normalise_with(steps: list[Step], normalisation: Mapping[str, Sequence[floa
 
 
 def _fit(steps: list[Step], size: tuple[int, int]) -> None:
-    """Let a pipeline give one size (H, W): resize into it, keep the ratio where the config does, and pad."""
+    """Let a pipeline give one size (H, W): resize into it, keep the ratio if the config does, and pad."""
     inner = _image_steps(steps)
     if not any(hasattr(step, 'get') and step['type'] == 'Resize' for step in inner):
         _insert_after(inner, dict(type='Resize', img_scale=size[::-1], keep_ratio=True), ())

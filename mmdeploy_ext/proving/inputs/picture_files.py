@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PORTRAIT_HEIGHT, LARGEST_HEIGHT = 512, 1024
-"""Height of the generated portrait, pixels, and its upper bound where half a pixel needs a larger one."""
+"""Height of the generated portrait, pixels, and its upper bound if half a pixel needs a larger one."""
 LANDSCAPE_WIDTH, LANDSCAPE_HEIGHT = 307, 151
 """Size of the generated landscape, pixels; the height is an upper bound."""
 ORIENTATION, TURNED = 0x0112, 6
@@ -32,7 +32,7 @@ def sample_files(
     Args:
         paths: files of the user; if there is none the picture is written.
         picture: (h, w, 3) uint8 BGR.
-        edges: height that a narrow portrait is resized to, and width of a wide landscape, pixels, where the
+        edges: height that a narrow portrait is resized to, and width of a wide landscape, pixels, if the
             ratio of sides is kept; None if they are unknown.
         folder: for the generated files.
     """

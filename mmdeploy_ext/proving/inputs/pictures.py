@@ -1,4 +1,4 @@
-"""Views of the pictures that a proof is given: mirrored, cut, dark, bright, with the ratio of an input."""
+"""Views of the pictures of a proof: mirrored, cut, dark, bright, zoomed, with the ratio of an input."""
 
 import cv2
 import numpy as np
@@ -33,7 +33,7 @@ def part_of(size: tuple[int, int], place: int) -> tuple[int, int]:
 
 
 def dark(image_bgr: np.ndarray) -> np.ndarray:
-    """Return a picture that is nearly black, with a small copy of it in the middle where things are found."""
+    """Return a picture that is nearly black, with a small copy of it in the middle that shows objects."""
     height, width = (int(side * WINDOW) for side in image_bgr.shape[:2])
     y, x = ((side - part) // 2 for side, part in zip(image_bgr.shape[:2], (height, width), strict=True))
     picture = (image_bgr * DARK).astype(np.uint8)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.proving.half_bars import HalfBars
     from mmdeploy_ext.proving.references import ImageReference
-    from mmdeploy_ext.proving.rows import TensorRow
+    from mmdeploy_ext.proving.tensors import TensorRow
 
 TIMED_RUNS = 3
 """Number of runs of which the median time is taken."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.families.sequence import MemorySpec
     from mmdeploy_ext.proving.results import DetectionRow
-    from mmdeploy_ext.proving.rows import TensorRow
+    from mmdeploy_ext.proving.tensors import TensorRow
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
 
 MODES = ('teacher', 'free')
@@ -249,8 +249,8 @@ class PairRun:
         """Check that both or neither emptied their memories at this frame, and keep its pose and time."""
         frame, sides = moment.frame, ('reference', 'candidate')
         if moment.expected.was_reset != moment.got.was_reset:
-            emptied, kept = sides if moment.expected.was_reset else sides[::-1]
-            self.faults[f'the {emptied} emptied its memory and the {kept} did not'].append(name)
+            emptied, other_side = sides if moment.expected.was_reset else sides[::-1]
+            self.faults[f'the {emptied} emptied its memory and the {other_side} did not'].append(name)
         for side, state in zip(sides, (moment.expected_state, moment.got_state), strict=True):
             if state is None:
                 self.faults[f'the {side} keeps no memory after a frame'].append(name)

@@ -110,7 +110,7 @@ class Trials:
         if family.results_left_out(self.options) or not family.limits(model):
             return []
         trials: list[Trial] = [LimitsLowered(self)]
-        if not self.capped:  # a file with constant shapes looks at as many candidates as it says, and no more
+        if not self.capped:  # a file with constant shapes has a fixed number of candidates, and no more
             if family.first and any(limit.list for limit in self.limits):
                 trials.append(FirstLimitsRaised(self))
             trials.append(LimitsRaised(self))
@@ -191,32 +191,15 @@ class Trials:
         finally:
             self.rounding = False
 
-    def exported_lists(self) -> dict[str, Any]:
-        """Return the same lists of an export of what follows the network, in ONNX Runtime."""
-        deployment, options = self.deployment, self.options
-        family, model = deployment.family, deployment.model
-        feeds = family.feeds([self.image], True)
-        exported, inputs, metadata = self._run(*family.trial(model, options), feeds)
-        (results,) = family.results(model, metadata, inputs | exported, feeds, [self.image], True)
-        return {'': results} | family.inner_lists(exported)
-
-    def first_list(self) -> dict[str, Any]:
-        """Return upstream's list that the results are made from, by its name."""
-        family = self.deployment.family
-        with self.computed_once():
-            (rows,) = family.first_list(self.deployment.model, [self.image])
-        return {family.first: rows}
-
-    def exported_first_list(self) -> dict[str, Any]:
-        """Return the same list of an export of what makes it, in ONNX Runtime."""
-        family, feeds = self.deployment.family, self.deployment.family.feeds([self.image], True)
-        exported, *_ = self._run(*family.first_trial(self.deployment.model, self.options), feeds)
-        return family.inner_lists(exported)
-
-    def _run(
+    def run_export(
         self, stages: Sequence[Stage], outputs: tuple[TensorSpec, ...], feeds: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Metadata]:
-        """Export stages and run them in ONNX Runtime.
+        """Export stages behind the network and run them in ONNX Runtime.
+
+        Args:
+            stages: the modules; none if the runtime does what follows the network.
+            outputs: specs of their outputs.
+            feeds: inputs of the file, by name.
 
         Returns:
             Outputs of the stages, all tensors before them, and metadata of the export.
@@ -279,15 +262,20 @@ class Trial(abc.ABC):
 
     @abc.abstractmethod
     def values(self) -> Values:
-        """Return the changed limits, each so that it decides of some rows."""
+        """Return the changed limits, each of which decides about some rows."""
 
     def expected(self) -> dict[str, Any]:
         """Return upstream's lists, by name."""
         return self.trials.lists()
 
     def exported(self) -> dict[str, Any]:
-        """Return the same lists of an export."""
-        return self.trials.exported_lists()
+        """Return the same lists of an export, in ONNX Runtime."""
+        trials, deployment = self.trials, self.trials.deployment
+        family, model, images = deployment.family, deployment.model, [self.trials.image]
+        feeds = family.feeds(images, True)
+        exported, inputs, metadata = trials.run_export(*family.trial(model, trials.options), feeds)
+        (results,) = family.results(model, metadata, inputs | exported, feeds, images, True)
+        return {'': results} | family.inner_lists(exported)
 
     def boxes(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which heads give other boxes; see `ImageFamily.exaggerated`."""
@@ -495,10 +483,16 @@ class FirstLimitsRaised(LimitsRaised):
         return values
 
     def expected(self) -> dict[str, Any]:
-        return self.trials.first_list()
+        family = self.trials.deployment.family
+        with self.trials.computed_once():
+            (rows,) = family.first_list(self.trials.deployment.model, [self.trials.image])
+        return {family.first: rows}
 
     def exported(self) -> dict[str, Any]:
-        return self.trials.exported_first_list()
+        trials, family = self.trials, self.trials.deployment.family
+        stages = family.first_trial(trials.deployment.model, trials.options)
+        exported, *_ = trials.run_export(*stages, family.feeds([trials.image], True))
+        return family.inner_lists(exported)
 
 
 class ThresholdsRaised(Trial):

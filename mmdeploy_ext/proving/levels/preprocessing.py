@@ -101,12 +101,12 @@ def compare_pictures(
                 prepared.append(_as_prepared(expected, metas))
                 if feeds:
                     fed = detect.make_feeds(image, metadata)
-                    wanted_feeds = feeds(prepared[-1], len(next(iter(fed.values()))))
+                    pipeline_feeds = feeds(prepared[-1], len(next(iter(fed.values()))))
                     names = [
-                        name for name in metadata.spec.input_names if name in fed and name in wanted_feeds
+                        name for name in metadata.spec.input_names if name in fed and name in pipeline_feeds
                     ]
                     sides = (
-                        {f'input {name}': side[name] for name in names[1:]} for side in (fed, wanted_feeds)
+                        {f'input {name}': side[name] for name in names[1:]} for side in (fed, pipeline_feeds)
                     )
                     differences += _compare_values(sample.name, *sides)
     except Exception as error:  # mmdet's steps, OpenCV and a damaged rule raise what they like
@@ -252,12 +252,12 @@ def _compare_moment(
     picture_rtol = float(getattr(dataset, 'picture_rtol', 0.0))  # of a data set that normalises otherwise
     points_range = _points_range(deployment.cfg)
     title, differences = expected.name or f'moment {index}', []
-    for name, wanted, got, rtol in _moment_values(expected, moment, picture_rtol):
+    for name, value, got, rtol in _moment_values(expected, moment, picture_rtol):
         if name == 'points' and not takes_points:
             continue
         if name == 'points' and points_range is not None:
-            wanted, got = (_in_range(cloud, points_range) for cloud in (wanted, got))
-        if texts := _differing_values(got, wanted, rtol):
+            value, got = (_in_range(cloud, points_range) for cloud in (value, got))
+        if texts := _differing_values(got, value, rtol):
             differences.append(PreprocessingDifference(title, name, *texts))
     return title, differences
 
@@ -360,9 +360,9 @@ def _layer_rule(layer: nn.Module, order: str, in_channels: int) -> dict[str, Any
 def _generated_sweep(rule: Mapping[str, Any]) -> np.ndarray:
     """Return points (P, D) float32 that reach every limit of a voxel rule.
 
-    They lie on both edges of every axis and beyond them, in more voxels than count if the grid has room, and
-    in some voxels are more points than count. Points inside are away from the faces of voxels, where the last
-    bit of float32 decides.
+    They lie on both edges of every axis and beyond them, in more voxels than the rule keeps if the grid has
+    room, and in some voxels are more points than count. Points inside are away from the faces of voxels,
+    where the last bit of float32 decides.
     """
     rng = np.random.default_rng(0)
     low, high = np.array(rule['point_cloud_range']).reshape(2, 3)

@@ -51,7 +51,7 @@ class Proof(abc.ABC):
 
     Attributes:
         unit: name of one input in messages.
-        found_in: name of what results are found in, in messages.
+        found_in: name of an input with results, in messages.
         advice: what the user can do if too few results were matched.
         by_rate: whether results of files in less than float32 are judged by the share that matched.
         most_pictures: largest number of pictures in the report.

@@ -221,24 +221,24 @@ def as_written(graph: SparseGraph) -> SparseGraph:
     return dataclasses.replace(graph, nodes=tuple(map(rounded, graph.nodes)))
 
 
-def _differing(left: Any, right: Any, place: str) -> Iterator[str]:
+def _differing(value: Any, expected: Any, place: str) -> Iterator[str]:
     """Yield how two JSON values differ, innermost first."""
-    if isinstance(left, dict) and isinstance(right, dict):
-        for key in dict.fromkeys([*left, *right]):
+    if isinstance(value, dict) and isinstance(expected, dict):
+        for key in dict.fromkeys([*value, *expected]):
             if key in UNCOMPARED:
                 continue
-            if key not in left or key not in right:
-                yield f'{place}.{key}: {"missing" if key not in left else "not expected"}'
+            if key not in value or key not in expected:
+                yield f'{place}.{key}: {"missing" if key not in value else "not expected"}'
             else:
-                yield from _differing(left[key], right[key], f'{place}.{key}')
-    elif isinstance(left, list) and isinstance(right, list):
-        if len(left) != len(right):
-            yield f'{place}: {len(left)} entries, expected {len(right)}'
-        for index, (left_entry, right_entry) in enumerate(zip(left, right, strict=False)):
-            name = left_entry.get('name', index) if isinstance(left_entry, dict) else index
-            yield from _differing(left_entry, right_entry, f'{place}[{name}]')
-    elif left != right and (left == left or right == right):  # NaN on both sides is equal
-        yield f'{place}: {left!r}, expected {right!r}'
+                yield from _differing(value[key], expected[key], f'{place}.{key}')
+    elif isinstance(value, list) and isinstance(expected, list):
+        if len(value) != len(expected):
+            yield f'{place}: {len(value)} entries, expected {len(expected)}'
+        for index, (entry, expected_entry) in enumerate(zip(value, expected, strict=False)):
+            name = entry.get('name', index) if isinstance(entry, dict) else index
+            yield from _differing(entry, expected_entry, f'{place}[{name}]')
+    elif value != expected and (value == value or expected == expected):  # NaN on both sides is equal
+        yield f'{place}: {value!r}, expected {expected!r}'
 
 
 def compare_node_lists(nodes: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> list[Check]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.proving.levels.sparse_file import SparseFile
-    from mmdeploy_ext.proving.rows import TensorRow
+    from mmdeploy_ext.proving.tensors import TensorRow
     from mmdeploy_ext.sparse.ir import Node, SparseGraph
 
 EXACT_RTOL = 1e-4

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.levels.sparse_file import SparseFile
     from mmdeploy_ext.proving.levels.sparse_layers import SparseReference
     from mmdeploy_ext.proving.results import GraphResult, PreprocessingResult
-    from mmdeploy_ext.proving.rows import TensorRow
+    from mmdeploy_ext.proving.tensors import TensorRow
     from mmdeploy_ext.sparse.ranges import Ranges
 
 DRAWN_VOXELS = 500

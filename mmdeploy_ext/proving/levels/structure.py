@@ -63,12 +63,12 @@ def check_interface(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
     checks = []
     for title, values in (('inputs', model.graph.input), ('outputs', model.graph.output)):
         tensors = getattr(spec, title)
-        written = [_written_tensor(value) for value in values]
+        actual = [_interface_tensor(value) for value in values]
         expected = [(tensor.name, tensor.dtype, tensor.axes) for tensor in tensors]
-        pairs = zip(written, expected, strict=False)
-        differing = [f'got {got}, expected {wanted}' for got, wanted in pairs if got != wanted]
-        if len(written) != len(expected):
-            names, expected_names = ([entry[0] for entry in side] for side in (written, expected))
+        pairs = zip(actual, expected, strict=False)
+        differing = [f'got {got}, expected {tensor}' for got, tensor in pairs if got != tensor]
+        if len(actual) != len(expected):
+            names, expected_names = ([entry[0] for entry in side] for side in (actual, expected))
             absent = ', '.join(name for name in expected_names if name not in names)
             extra = ', '.join(name for name in names if name not in expected_names)
             differing.insert(0, f'absent: {absent or "none"}, too many: {extra or "none"}')
@@ -78,7 +78,7 @@ def check_interface(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
     return checks
 
 
-def _written_tensor(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
+def _interface_tensor(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
     """Return name, dtype and axes of an input or output of a graph."""
     tensor_type = value.type.tensor_type
     axes = tuple(

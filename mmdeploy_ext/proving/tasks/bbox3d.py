@@ -210,7 +210,7 @@ def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.
 
 
 def draw_layers(pair: Pair, layers: Sequence[BoxLayer], classes: Sequence[str]) -> np.ndarray:
-    """Draw lists of boxes over what a pair shows, (h, w, 3) uint8 BGR.
+    """Draw lists of boxes over the pictures or points of a pair, (h, w, 3) uint8 BGR.
 
     Cameras make a mosaic for each list, and one view from above with all lists. Points alone make the view
     from above for each list, side by side.

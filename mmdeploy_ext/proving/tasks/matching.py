@@ -31,7 +31,7 @@ class Pairing:
 
     Attributes:
         nearness: (R, C) float64, larger is nearer: an IoU, or minus a distance.
-        gaps: 'score', and what else a task measures -> (R, C) float64 absolute differences.
+        gaps: 'score', and further titles of a task -> (R, C) float64 absolute differences.
         matched: row -> column within the bars.
         outside: row -> column of the rest that is near enough to be the same object.
     """
@@ -164,7 +164,7 @@ def pair_lists(
     score_bar: float,
     other_gaps: Sequence[tuple[str, np.ndarray, float]] = (),
 ) -> Pairing:
-    """Match what is within the bars, as many as possible; then pair what is left by nearness.
+    """Match as many results as possible within the bars; then pair the others by nearness.
 
     Args:
         reference: with `scores` (R,).

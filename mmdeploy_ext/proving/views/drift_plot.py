@@ -25,7 +25,7 @@ LINES = 8
 def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> Markup:
     """Draw errors per frame of named tensors, each over its tolerance, with the bar at 1.
 
-    The series are those of a `SequenceRow`; the label says what the picture shows, for screen readers.
+    The series are those of a `SequenceRow`; the label describes the picture for screen readers.
     """
     values = [series['ratios'].get(name, []) for name in names]
     decades = [math.log10(value) for line in values for value in line if value]
@@ -61,7 +61,7 @@ def match_strip(series: Mapping[str, Any], label: str) -> Markup:
 
 
 def match_shares(series: Mapping[str, Any]) -> list[float | None]:
-    """Return per frame matched over the longer list; None where there was nothing."""
+    """Return per frame the matched results over the longer list; None if both are empty."""
     counts = zip(series['reference'], series['matched'], series['extra'], strict=True)
     return [
         matched / max(reference, matched + extra) if reference or extra else None
@@ -76,7 +76,7 @@ def _resets(resets: Sequence[bool], axes: Axes, bottom: float) -> list[str]:
 
 
 def _curve(line: Sequence[float | None], axes: Axes, index: int) -> str:
-    """Return one tensor's line; frames where nothing could be compared are gaps with a mark on top."""
+    """Return one tensor's line; frames without a comparison are gaps with a mark on top."""
     path, missing, pen = [], [], 'M'
     for frame, value in enumerate(line):
         if value is None:

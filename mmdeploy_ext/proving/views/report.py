@@ -146,7 +146,7 @@ def decade_ticks() -> list[str]:
 
 
 def subject_rows(subject: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (name, text) of what was proven; inner dicts become 'a 1, b 2'."""
+    """Return (name, text) of each entry of the subject; inner dicts become 'a 1, b 2'."""
 
     def words(value: Any) -> str:
         inner = value.items() if isinstance(value, dict) else None

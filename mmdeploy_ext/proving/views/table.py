@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mmdeploy_ext.proving.results import Case, DetectionRow, MetricRow, SequenceRow
-    from mmdeploy_ext.proving.rows import TensorRow
+    from mmdeploy_ext.proving.tensors import TensorRow
     from mmdeploy_ext.proving.verdict import Verdict
 
 MAX_ROWS = 20

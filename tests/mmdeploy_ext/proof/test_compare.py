@@ -10,8 +10,14 @@ from hypothesis.extra import numpy as hnp
 
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.proving.levels import metrics as dataset
-from mmdeploy_ext.proving.rows import equality_claim, is_equal, is_exact
-from mmdeploy_ext.proving.tensors import ArrayDistance, compare_named, compare_tensors
+from mmdeploy_ext.proving.tensors import (
+    ArrayDistance,
+    compare_named,
+    compare_tensors,
+    equality_claim,
+    is_equal,
+    is_exact,
+)
 from mmdeploy_ext.proving.verdict import Verdict
 
 SPEC = GraphSpec(

@@ -11,7 +11,7 @@ from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.output_comparison import compare_edited
 from mmdeploy_ext.graph.passes.extract import cut, extract
 from mmdeploy_ext.graph.passes.select import select_nodes
-from mmdeploy_ext.proving.rows import is_equal, is_exact
+from mmdeploy_ext.proving.tensors import is_equal, is_exact
 from scn_files import golden_model
 from toy_graphs import conv_net, model_of, random_graph, steps
 

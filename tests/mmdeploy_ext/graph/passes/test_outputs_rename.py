@@ -10,7 +10,7 @@ from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.output_comparison import compare_edited
 from mmdeploy_ext.graph.passes.extract import insert_outputs
 from mmdeploy_ext.graph.passes.rename import rename
-from mmdeploy_ext.proving.rows import is_exact
+from mmdeploy_ext.proving.tensors import is_exact
 from toy_graphs import conv_net, random_graph, steps
 
 

@@ -16,7 +16,7 @@ from mmdeploy_ext.graph.output_comparison import compare_models, spec_of, with_h
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.opset import convert_opset
 from mmdeploy_ext.graph.passes.simplify import fold, simplify
-from mmdeploy_ext.proving.rows import is_equal, is_exact
+from mmdeploy_ext.proving.tensors import is_equal, is_exact
 
 WEIGHTS = Path(__file__).resolve().parents[5] / 'shared' / 'data' / 'weights'
 FOREIGN = 'yunet_mmdet/yunet_n_dynamic.onnx'

@@ -14,7 +14,7 @@ from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.output_comparison import compare_edited
 from mmdeploy_ext.graph.passes.shapes import parse, set_by_text, set_shapes
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.proving.rows import is_exact
+from mmdeploy_ext.proving.tensors import is_exact
 from toy_graphs import conv_net, model_of
 
 
