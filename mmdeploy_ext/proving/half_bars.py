@@ -1,11 +1,10 @@
 """The bars of half precision and INT8, all in this one place, and how rows are judged by them.
 
 float16 has 11 significant bits and bfloat16 has 8, so that no tolerance of float32 can hold. The claim
-differs,
-too: such a file is never "proven", it is "within the bars of half precision". The project promises cosine and
-metric; the bars of matched pairs only catch what is plainly broken. They were set before anything was
-measured and are wide: the worst pair of the image toys has IoU 0.984 and a score difference of 0.022, and all
-pairs are matched (docs/half-precision.md). Needs numpy only.
+differs, too: such a file is never "proven", it is "within the bars of half precision". The project promises
+cosine and metric; the bars of matched pairs only catch what is plainly broken. They were set before anything
+was measured and are wide: the worst pair of the image toys has IoU 0.984 and a score difference of 0.022, and
+all pairs are matched (docs/half-precision.md). Needs numpy only.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ How a verdict comes about, from the top:
 4. `Proof.conclude` judges all cases together (totals.py, half_bars.py).
 5. The `Verdict` (verdict.py) decides the exit status; views/ shows it.
 
-`mm2onnx verify --eval` adds level 5 (levels/metrics.py), and difference/ finds the first tensor in which a file
-differs from PyTorch.
+`mm2onnx verify --eval` adds level 5 (levels/metrics.py), and difference/ finds the first tensor in which a
+file differs from PyTorch.
 """
 
 from __future__ import annotations

@@ -228,6 +228,11 @@ class MetricRow:
     bar: float
     passed: bool
 
+    @property
+    def difference_text(self) -> str:
+        """The difference and its bar in words."""
+        return f'difference {abs(self.candidate - self.reference):.5f} (bar {self.bar:g})'
+
 
 MODE_TITLES = dict(free='free-running', teacher='teacher-forced')
 

@@ -107,12 +107,35 @@ class Verdict:
     @property
     def passed(self) -> bool:
         """Whether everything passed, and something was compared at all, on an input that was not traced."""
-        unseen = any(not case.traced for case in self.cases)
-        judged = self.graphs and self.structure and unseen and self.preprocessing
-        if not judged or self.reasons:
-            return False
-        results = [*self.graphs, *self.structure, *self.cases, *self.trials, *self.sequence, *self.metrics]
-        return self.preprocessing.passed and all(result.passed for result in results)
+        return not self.failures
+
+    @property
+    def failures(self) -> list[str]:
+        """Every reason why the proof fails; empty if it passes."""
+        reasons = [f'graph: {graph.text}' for graph in self.graphs if not graph.passed]
+        if not self.graphs:
+            reasons.append('the graph was not compared with a fresh export')
+        reasons += self.reasons
+        reasons += [f'structure: {check.name}' for check in self.structure if not check.passed]
+        if not self.structure:
+            reasons.append('structure was not checked')
+        if self.preprocessing is None:
+            reasons.append("preprocessing was not compared with the config's test pipeline")
+        elif not self.preprocessing.passed:
+            reasons.append(f'preprocessing: {self.preprocessing.text}')
+        if all(case.traced for case in self.cases):
+            reasons.append('no input that the exporter did not see was compared')
+        cases = self.cases
+        if not all(row.passed for row in self.sequence):  # whose reasons stand for the first case, made of it
+            cases = cases[1:]
+        for case in (*cases, *self.trials):
+            reasons += [f'{case.name}: {row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
+            reasons += [
+                f'{case.name}: {row.image}: {row.reason}' for row in case.detections if not row.passed
+            ]
+        for row in self.sequence:
+            reasons += [f'{row.title}: {reason}' for reason in row.reasons]
+        return reasons + [f'{row.name}: {row.difference_text}' for row in self.metrics if not row.passed]
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of all cases together: counts, worst values, one histogram of all tensors."""

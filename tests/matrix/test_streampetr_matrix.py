@@ -19,7 +19,6 @@ from mmdeploy_ext.proving.inputs.samples import proof_samples
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proving.levels.drive import FULL_DRIVE, SHORT_DRIVE
 from mmdeploy_ext.proving.levels.frames import output_spec
-from mmdeploy_ext.proving.views.table import failure_reasons
 from proofs import run_far
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]
@@ -66,7 +65,7 @@ def test_four_real_key_frames_are_proven(contract, checkpoint, exported, tmp_pat
     bars = dataclasses.replace(SHORT_DRIVE, frames=4)
     infos = real_nuscenes.scene_0103(tmp_path)
     verdict = prove(checkpoint, exported[contract], infos, bars)
-    assert verdict.proven, failure_reasons(verdict)
+    assert verdict.proven, verdict.failures
     assert all(row.frames == 4 and row.matched > 40 for row in verdict.sequence)
 
 
@@ -75,7 +74,7 @@ def test_real_poses_and_calibrations_of_81_key_frames_are_proven(contract, check
     bars = dataclasses.replace(FULL_DRIVE, frames=81)
     infos = real_nuscenes.mini_val(tmp_path)
     verdict = prove(checkpoint, exported[contract], infos, bars)
-    assert verdict.proven, failure_reasons(verdict)
+    assert verdict.proven, verdict.failures
     assert all((row.frames, row.resets) == (81, 1) for row in verdict.sequence)
 
 
@@ -84,7 +83,7 @@ def test_a_hundred_frames_of_the_full_size_model_are_proven(contract, checkpoint
     deployment = deploy.load(CONFIG, checkpoint)
     drive = synthetic_drive(FULL_DRIVE.frames, deployment.rule)
     verdict, _ = ladder.prove(deployment, exported[contract], drive, bars=FULL_DRIVE)
-    assert verdict.proven, failure_reasons(verdict)
+    assert verdict.proven, verdict.failures
     teacher, free = verdict.sequence
     assert (free.frames, free.resets, free.time_jumps) == (100, 2, 1) and free.match_rate >= 0.999
     assert not any(tensor.reason for tensor in teacher.tensors)
@@ -94,7 +93,7 @@ def test_a_hundred_frames_of_the_full_size_model_are_proven(contract, checkpoint
 def test_a_hundred_frames_of_the_toy_are_proven(contract, tmp_path):
     paths = toy.export(tmp_path, contract=contract)
     verdict, _ = ladder.prove(toy.deployment(), paths, toy.drive(100), bars=FULL_DRIVE)
-    assert verdict.proven, failure_reasons(verdict)
+    assert verdict.proven, verdict.failures
     assert verdict.sequence[1].resets == 2 and verdict.sequence[1].time_jumps == 1
 
 

@@ -205,7 +205,7 @@ class DriveProof(FramesProof):
         memory = family.memory_spec(self.metadata[-1].postprocess)
         bars = dataclasses.replace(self.bars, frames=1, resets=0)
         candidate: Stepper = self.runner
-        if family.ignores_places(self.asked_for):
+        if family.ignores_places(self.export_options):
             candidate = Shifted(self.runner, **FAR)
         modes = self._modes(dict(teacher=candidate), memory=memory, bars=bars)
         for frame in family.special_samples(self.deployment.rule, self.first):
@@ -216,7 +216,9 @@ class DriveProof(FramesProof):
             self.verdict.reasons += [f'{SPECIAL}: {reason}' for reason in row.reasons]
 
     def timing(self) -> dict[str, float]:
-        return dict(zip(self.who, self.modes.clock.medians('reference', 'free').values(), strict=False))
+        return dict(
+            zip(self.engine_titles, self.modes.clock.medians('reference', 'free').values(), strict=False)
+        )
 
     def reasons(self) -> list[str]:
         """Return why too few results were matched; rows of level 4 that fail have reasons of their own."""

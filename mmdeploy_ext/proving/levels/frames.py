@@ -62,7 +62,7 @@ class FramesProof(ExportedProof):
         )
 
     @functools.cached_property
-    def asked_for(self) -> Options:
+    def export_options(self) -> Options:
         """The options that all files record as those of their export."""
         first = self.files[0]
         for file in self.files:
@@ -78,12 +78,12 @@ class FramesProof(ExportedProof):
     @functools.cached_property
     def graphs(self) -> dict[str, Graph]:
         """The graphs of the model with these options, by name."""
-        options = fresh_export.exported_with(self.asked_for, self.metadata[0])
+        options = fresh_export.exported_with(self.export_options, self.metadata[0])
         return {graph.name: graph for graph in self.deployment.family.graphs(self.deployment.model, options)}
 
     def expected(self, file: ExportedFile) -> tuple[fresh_export.FreshExport, Any, GraphSpec | None]:
         graph = self.graphs.get(file.name)
-        fresh = fresh_export.of_graph(self.deployment, self.asked_for, file.metadata, graph)
+        fresh = fresh_export.of_graph(self.deployment, self.export_options, file.metadata, graph)
         contract = fresh_export.contract_after(graph.spec, file.metadata) if graph else None
         return fresh, self.deployment.rule, contract
 
@@ -92,7 +92,7 @@ class FramesProof(ExportedProof):
         if file is not self.files[-1]:
             return super().checks(file)
         folder, family = Path(file.path).parent, self.deployment.family
-        companions = companion_checks(folder, family.companions(self.deployment.model, self.asked_for))
+        companions = companion_checks(folder, family.companions(self.deployment.model, self.export_options))
         checks = [*super().checks(file), *companions]
         if companions and all(check.passed for check in companions):
             differences = family.companion_differences(folder, self.deployment.cfg)
@@ -124,10 +124,10 @@ class FramesProof(ExportedProof):
                 f'together: export it again'
             )
         family, model = self.deployment.family, self.deployment.model
-        self.spec = output_spec(self.metadata, family.between_files(model, self.asked_for))
+        self.spec = output_spec(self.metadata, family.between_files(model, self.export_options))
         self.clock = Clock()
-        self.who = f'PyTorch ({self.unit})', f'{self.verdict.subject["engine"]} ({self.unit})'
-        self.reference: Stepper = family.reference_of(model, self.asked_for)
+        self.engine_titles = f'PyTorch ({self.unit})', f'{self.verdict.subject["engine"]} ({self.unit})'
+        self.reference: Stepper = family.reference_of(model, self.export_options)
         self.runner = self.open_runner(stack)
 
     def open_runner(self, stack: contextlib.ExitStack) -> Stepper:
@@ -139,7 +139,7 @@ class FramesProof(ExportedProof):
         return runner
 
     def timing(self) -> dict[str, float]:
-        return self.clock.medians(*self.who)
+        return self.clock.medians(*self.engine_titles)
 
     def notes(self) -> list[str]:
         """Return the notes on the files, and those of the reference."""
@@ -162,8 +162,10 @@ class SweepProof(FramesProof):
     )
 
     def cases(self, sample: Sweep) -> tuple[list[Case], list[Pair]]:
-        run = functools.partial(self.clock.run, self.who[1], functools.partial(self.runner.step, sample))
-        expected = self.clock.run(self.who[0], lambda: self.reference.step(sample))
+        run = functools.partial(
+            self.clock.run, self.engine_titles[1], functools.partial(self.runner.step, sample)
+        )
+        expected = self.clock.run(self.engine_titles[0], lambda: self.reference.step(sample))
         self.first = self.first or sample
         judge = functools.partial(self.judge, sample, expected)
         return run_twice(run, judge, lambda result: result.outputs)
@@ -218,7 +220,7 @@ class SweepProof(FramesProof):
         A crowded sweep is like nothing that a model was trained on: its results may all be alike.
         """
         family, model, rule = self.deployment.family, self.deployment.model, self.deployment.rule
-        for crowd in family.crowded_sweeps(rule, self.asked_for):
+        for crowd in family.crowded_sweeps(rule, self.export_options):
             sweep = dataclasses.replace(self.first or crowd, points=crowd.points, name=crowd.name)
             yield self.judge_tensors(sweep, *self.run_both(sweep))
         if self.first is not None:
@@ -229,7 +231,7 @@ class SweepProof(FramesProof):
             return
         yield from cases_of_family(family, model, self.reference, self.runner, self.metadata[-1].spec)
         if self.first is not None:
-            options = fresh_export.exported_with(self.asked_for, self.metadata[0])
+            options = fresh_export.exported_with(self.export_options, self.metadata[0])
             heads = family.heads_with_other_limits(model, options, self.reference, self.first)
             for title, expected, detections in heads:
                 yield Case(title, '', False, detections=(match_all(expected, detections),))

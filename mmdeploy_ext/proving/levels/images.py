@@ -55,15 +55,15 @@ class ImageProof(ExportedProof):
         file, deployment = super().read(path), self.deployment
         metadata, family = file.metadata, deployment.family
         metadata.require(path, family.name, family.forms)
-        self.asked_for = family.written(metadata.options, path)
-        if self.asked_for.form != metadata.form:
+        self.export_options = family.written(metadata.options, path)
+        if self.export_options.form != metadata.form:
             raise ModelFileError(
                 f'{path}: says that its form is {metadata.form!r} and that it was exported as '
-                f'{self.asked_for.form!r}; export it again'
+                f'{self.export_options.form!r}; export it again'
             )
         with fresh_export.options_of(path):
-            self.asked_for.check()
-            deploy.check_options(self.asked_for, deployment.cfg, family, deployment.model)
+            self.export_options.check()
+            deploy.check_options(self.export_options, deployment.cfg, family, deployment.model)
         return file
 
     def facts(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class ImageProof(ExportedProof):
         )
 
     def expected(self, file: ExportedFile) -> tuple[fresh_export.FreshExport, Any, GraphSpec]:
-        deployment, options = self.deployment, self.asked_for
+        deployment, options = self.deployment, self.export_options
         fresh = fresh_export.of_images(deployment, options, file.metadata, self.samples[0][1])
         exported = make_metadata(deployment, fresh_export.exported_with(options, file.metadata))
         contract = fresh_export.contract_after(exported.spec, file.metadata)
@@ -120,7 +120,7 @@ class ImageProof(ExportedProof):
         which PyTorch finds nothing is an input of its own, and one of a batch of three, if there is such a
         batch.
         """
-        deployment, options = self.deployment, self.asked_for
+        deployment, options = self.deployment, self.export_options
         inputs, note = list(proof_inputs(deployment, options, self.samples)), ''
         if not deployment.family.results_left_out(self.files[0].options):
             if deployment.family.sizes_choose_levels(deployment.model):
@@ -159,7 +159,7 @@ class ImageProof(ExportedProof):
             return []
         ties, total = count_ties(cases)
         self.verdict.notes.append(f'{ties} of {total} results were ties: more pictures were taken')
-        return more_inputs(self.deployment, self.asked_for, self.samples[0])
+        return more_inputs(self.deployment, self.export_options, self.samples[0])
 
     def run(self, sample: ProofInput | Trial) -> None:
         if isinstance(sample, Trial):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
-from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.core.model_classes import changed_classes
 from mmdeploy_ext.core.versions import other_copies, versions, versions_with_places
@@ -255,12 +254,8 @@ class ExportedProof(Proof):
         return [file.metadata for file in self.files]
 
     def read(self, path: str) -> ExportedFile:
-        file, family = open_file(path), self.deployment.family.name
-        if file.metadata.family != family:
-            raise ModelFileError(
-                f'{path}: is a model of family {file.metadata.family!r}; {self.deployment.config} is '
-                f'{family!r}'
-            )
+        file = open_file(path)
+        file.metadata.require(path, self.deployment.family.name)
         return file
 
     def facts(self) -> dict[str, Any]:

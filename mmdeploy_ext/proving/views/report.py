@@ -16,7 +16,7 @@ from mmdeploy_ext.proving.tasks.bev import draw_bev
 from mmdeploy_ext.proving.tensors import HISTOGRAM_DECADES
 from mmdeploy_ext.proving.views.commands import next_command
 from mmdeploy_ext.proving.views.drift_plot import drift_plot, match_strip
-from mmdeploy_ext.proving.views.table import cosine_text, failure_reasons, figure
+from mmdeploy_ext.proving.views.table import cosine_text, figure
 from mmdeploy_ext.runtime.draw import encode_jpeg, encode_png
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def render(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str]) -
         proven=verdict.passed,
         title=verdict.title,
         claim=f'gives what {"the PyTorch model gives" if verdict.proven else gives}',
-        reasons=failure_reasons(verdict),
+        reasons=verdict.failures,
         next_command=next_command(verdict),
         pictures=[(pair.title, picture_uri(pair, classes, task)) for pair in pictures],
         brief=sum(len(case.tensors) for case in verdict.cases) > OPEN_ROWS,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from mmdeploy_ext.proving.results import Case, DetectionRow, MetricRow, SequenceRow
+    from mmdeploy_ext.proving.results import Case, DetectionRow, SequenceRow
     from mmdeploy_ext.proving.tensors import TensorRow
     from mmdeploy_ext.proving.verdict import Verdict
 
@@ -54,7 +54,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     if verdict.sequence:
         console.print(sequence_table(verdict.sequence))
     for row in verdict.metrics:
-        values = f'PyTorch {row.reference:.4f}, ONNX {row.candidate:.4f}, {_metric_difference(row)}'
+        values = f'PyTorch {row.reference:.4f}, ONNX {row.candidate:.4f}, {row.difference_text}'
         console.print(f'{_mark(row.passed)} {escape(row.name)}: {values}')
     for note in verdict.notes:
         console.print(f'note: {escape(note)}', soft_wrap=True)
@@ -178,7 +178,7 @@ def last_line(verdict: Verdict) -> str:
             inputs = f'{free.frames} frames, {" and ".join(row.title for row in verdict.sequence)}'
         claim = f'{file} {"equals" if verdict.proven else "is near"} the PyTorch model'
         return f'{verdict.title} {claim}: {inputs}, {", ".join(figures)}{_worst_cosine(verdict)}'
-    reasons = first_lines(failure_reasons(verdict), MAX_REASONS)
+    reasons = first_lines(verdict.failures, MAX_REASONS)
     return f'{verdict.title}: {reasons}{_worst_cosine(verdict)}'
 
 
@@ -188,34 +188,6 @@ def _worst_cosine(verdict: Verdict) -> str:
     if verdict.precision == 'fp32' or not cosines:
         return ''
     return f'; worst cosine {cosine_text(min(cosines))}'
-
-
-def failure_reasons(verdict: Verdict) -> list[str]:
-    """Return every reason why a verdict is not `passed`; empty when it is."""
-    reasons = [f'graph: {graph.text}' for graph in verdict.graphs if not graph.passed]
-    reasons += [] if verdict.graphs else ['the graph was not compared with a fresh export']
-    reasons += verdict.reasons
-    reasons += [f'structure: {check.name}' for check in verdict.structure if not check.passed]
-    if not verdict.structure:
-        reasons.append('structure was not checked')
-    if verdict.preprocessing is not None and not verdict.preprocessing.passed:
-        reasons.append(f'preprocessing: {verdict.preprocessing.text}')
-    if verdict.preprocessing is None:
-        reasons.append("preprocessing was not compared with the config's test pipeline")
-    if not any(not case.traced for case in verdict.cases):
-        reasons.append('no input that the exporter did not see was compared')
-    cases = verdict.cases[1:] if verdict.sequence else verdict.cases  # the first one is of the sequence
-    for case in (*cases, *verdict.trials):
-        reasons += [f'{case.name}: {row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
-        reasons += [f'{case.name}: {row.image}: {row.reason}' for row in case.detections if not row.passed]
-    for row in verdict.sequence:
-        reasons += [f'{row.title}: {reason}' for reason in row.reasons]
-    reasons += [f'{row.name}: {_metric_difference(row)}' for row in verdict.metrics if not row.passed]
-    return reasons
-
-
-def _metric_difference(row: MetricRow) -> str:
-    return f'difference {abs(row.candidate - row.reference):.5f} (bar {row.bar:g})'
 
 
 def _representatives(

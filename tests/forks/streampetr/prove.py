@@ -24,7 +24,6 @@ from mmdeploy_ext.families.base import FAMILIES, find_family  # noqa: E402
 from mmdeploy_ext.proving import ladder  # noqa: E402
 from mmdeploy_ext.proving.inputs.samples import proof_samples  # noqa: E402
 from mmdeploy_ext.proving.levels.drive import SHORT_DRIVE  # noqa: E402
-from mmdeploy_ext.proving.views.table import failure_reasons  # noqa: E402
 from projects.mmdet3d_plugin import NMSFreeCoder, Petr3D, StreamPETRHead  # noqa: E402
 
 
@@ -145,7 +144,7 @@ def judged(deployment, paths, frames):
     """Return what the ladder says of files."""
     verdict, _ = ladder.prove(deployment, paths, frames, bars=SHORT_DRIVE)
     methods = [method.text for method in verdict.differing_methods]
-    return dict(title=verdict.title, methods=methods, reasons=failure_reasons(verdict))
+    return dict(title=verdict.title, methods=methods, reasons=verdict.failures)
 
 
 def main():

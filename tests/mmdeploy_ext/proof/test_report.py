@@ -31,7 +31,7 @@ from mmdeploy_ext.proving.tensors import compare_tensors
 from mmdeploy_ext.proving.verdict import Verdict
 from mmdeploy_ext.proving.views import report
 from mmdeploy_ext.proving.views.commands import next_command
-from mmdeploy_ext.proving.views.table import failure_reasons, print_verdict
+from mmdeploy_ext.proving.views.table import print_verdict
 from mmdeploy_ext.runtime.detections import Detections
 
 EVIL = '<script>alert("1")</script> & "Müller\'s" [red]'
@@ -158,7 +158,7 @@ def test_the_page_says_the_verdict_first_in_words(written):
     assert not page.stack, 'every element is closed'
     headline = re.search(r'<h1>(.*?)</h1>', text)[1]
     assert headline.endswith('PROVEN') and headline.endswith('NOT PROVEN') != verdict.proven
-    assert all(reason in page.text for reason in failure_reasons(verdict))
+    assert all(reason in page.text for reason in verdict.failures)
 
 
 def test_every_figure_on_the_page_equals_the_json(written):
@@ -331,7 +331,7 @@ def test_an_empty_verdict_is_not_proven_and_says_why():
     lines = printed(Verdict({}))
     assert 'structure was not checked' in lines[-2]
     assert lines[-2].startswith('NOT PROVEN: the graph was not compared with a fresh export; ')
-    assert failure_reasons(proven()) == []
+    assert proven().failures == []
 
 
 DIFFERENCES = tuple(PreprocessingDifference(EVIL, f'value {index}', '1', '2') for index in range(5))
@@ -364,7 +364,7 @@ def test_preprocessing_that_differs_or_was_not_compared_is_not_proven(result, wo
 def test_nothing_is_proven_without_preprocessing(task):
     verdict = proven()
     verdict.subject['task'], verdict.preprocessing = task, None
-    assert failure_reasons(verdict) == ["preprocessing was not compared with the config's test pipeline"]
+    assert verdict.failures == ["preprocessing was not compared with the config's test pipeline"]
     assert not verdict.passed
 
 

@@ -27,7 +27,7 @@ from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.levels.drive import SPECIAL, NearOrigin, default_bars
 from mmdeploy_ext.proving.levels.drive_run import Bars
 from mmdeploy_ext.proving.levels.frames import output_spec
-from mmdeploy_ext.proving.views.table import failure_reasons, last_line, print_verdict
+from mmdeploy_ext.proving.views.table import last_line, print_verdict
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 from proofs import run_far
 
@@ -45,7 +45,7 @@ def proven(paths):
 
 
 def said(verdict):
-    return '; '.join(failure_reasons(verdict))
+    return '; '.join(verdict.failures)
 
 
 def test_the_files_of_an_export_are_proven(proven):
@@ -193,7 +193,7 @@ def test_a_planted_fault_is_refuted_and_named(fault, words, paths, tmp_path):
     stream = io.StringIO()
     print_verdict(verdict, Console(file=stream, width=200))
     (last,) = [line for line in stream.getvalue().splitlines() if line.startswith('NOT PROVEN: ')]
-    reasons = failure_reasons(verdict)
+    reasons = verdict.failures
     assert last.startswith(f'NOT PROVEN: {reasons[0]}')
     for word in words:
         assert any(word in reason for reason in reasons), reasons

@@ -13,7 +13,6 @@ import toy_solo
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.proving.views.table import failure_reasons
 
 PICTURE = read_image(toy_atss.PICTURE)
 SMALL = PICTURE[::2, ::2]
@@ -167,7 +166,7 @@ def test_a_wrong_file_is_not_proven_and_the_reason_is_said(honest, tmp_path, nam
     onnx.save(model, tmp_path / 'wrong.onnx')
     verdict, _ = prove(deployment, str(tmp_path / 'wrong.onnx'), pictures(deployment))
     assert not verdict.proven
-    assert any(reason in said for said in failure_reasons(verdict)), failure_reasons(verdict)
+    assert any(reason in said for said in verdict.failures), verdict.failures
 
 
 @pytest.mark.parametrize(
@@ -177,4 +176,4 @@ def test_a_wrong_file_is_not_proven_and_the_reason_is_said(honest, tmp_path, nam
 def test_the_files_that_were_changed_are_proven_as_they_are(honest, name):
     deployment, path = honest(name)
     verdict, _ = prove(deployment, path, pictures(deployment))
-    assert verdict.proven, failure_reasons(verdict)
+    assert verdict.proven, verdict.failures
