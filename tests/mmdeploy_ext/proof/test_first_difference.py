@@ -1,6 +1,7 @@
 """Faults of seven kinds in files of three families: each is found at its node."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import onnx
@@ -8,6 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 import toy_faults
+from marking import in_suite
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_graphs, make_metadata
 from mmdeploy_ext.graph.diff import findings
@@ -87,8 +89,14 @@ def test_a_right_export_is_equal(subjects, family, fresh):
     assert max(entry.born or 0 for entry in found.entries) < 1e-5
 
 
-@pytest.mark.parametrize('fault', toy_faults.FAULTS)
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize(
+    ('family', 'fault'),
+    in_suite(
+        itertools.product(FAMILIES, toy_faults.FAULTS),
+        *(('atss', fault) for fault in toy_faults.FAULTS),
+        *((family, 'weight') for family in FAMILIES),
+    ),
+)
 def test_a_planted_fault_is_found_at_its_node(subjects, family, fault):
     model, search, example = subjects(family)
     broken, node = toy_faults.plant(model, family, fault, example)
@@ -100,9 +108,12 @@ def test_a_planted_fault_is_found_at_its_node(subjects, family, fault):
     assert len(found.differences) == 1
 
 
-@pytest.mark.parametrize('fault', toy_faults.FAULTS)
 @pytest.mark.parametrize(
-    'family', ['atss', *(pytest.param(name, marks=pytest.mark.matrix) for name in ('solov2', 'streampetr'))]
+    ('family', 'fault'),
+    in_suite(
+        itertools.product(FAMILIES, toy_faults.FAULTS),
+        *(('atss', fault) for fault in ('weight', 'frozen', 'operator')),
+    ),
 )
 def test_it_is_found_without_a_fresh_export(subjects, family, fault):
     """What is left when the exporter itself is at fault: names, values and places."""
@@ -129,7 +140,7 @@ def test_a_bound_of_an_inverse_sigmoid_is_found_and_never_called_rounding(subjec
     assert named or 'without a fresh export' in headline(found)
 
 
-@pytest.mark.parametrize('fault', ['frozen', 'epsilon', 'kernel'])
+@pytest.mark.parametrize('fault', in_suite(['frozen', 'epsilon', 'kernel'], 'frozen'))
 def test_a_fault_of_the_exporter_is_told_from_one_of_the_file(subjects, fault):
     """The fresh export has the same fault, so that it cannot say what is right; PyTorch can."""
     model, search, example = subjects('atss')

@@ -19,6 +19,7 @@ from conditional_faults import (
     with_logits,
 )
 from graph_behind import Behind, Right
+from marking import in_suite
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.proving.levels.cases import run_case
 from mmdeploy_ext.proving.totals import AGAIN, total_reasons
@@ -105,7 +106,7 @@ def test_a_file_that_is_wrong_for_some_shapes_only_is_found(known, faulty, famil
     assert first_failed(faulty(family, change), known(family)[1]) not in ('', 'traced input')
 
 
-@pytest.mark.parametrize('family', SIZES)
+@pytest.mark.parametrize('family', in_suite(SIZES, 'atss'))
 def test_a_fault_behind_the_right_file_gives_what_a_file_with_the_fault_gives(
     known, faulty, tmp_path, family
 ):
@@ -166,14 +167,16 @@ def test_a_file_that_is_wrong_when_an_optional_input_is_not_fed_is_found(
 
 @pytest.mark.parametrize(
     ('family', 'change'),
-    {
-        'ATSS, boxes clipped at 600 px': ('atss', clipped(600)),
-        'RT-DETR, boxes clipped at 600 px': ('rtdetr', clipped(600)),
-        "ATSS, P6's logits silenced": (
+    [
+        pytest.param('atss', clipped(600), id='ATSS, boxes clipped at 600 px'),
+        pytest.param('rtdetr', clipped(600), id='RT-DETR, boxes clipped at 600 px', marks=MATRIX),
+        pytest.param(
             'atss',
             with_logits(lambda p, x: p.Sub(x, np.float32(20)), 'cls_score_3'),
+            id="ATSS, P6's logits silenced",
         ),
-    }.values(),
+    ],
+
 )
 def test_a_file_that_is_wrong_in_one_place_only_is_found(known, tmp_path, family, change):
     path, inputs = known(family)

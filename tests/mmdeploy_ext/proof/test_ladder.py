@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from marking import in_suite
 from mmdeploy_ext.cli import verify_app
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import ModelFileError
@@ -111,7 +112,7 @@ def test_more_pictures_are_taken_where_ties_are_too_large_a_share(deployment, fi
     assert reason.endswith(f'more than -100 % of {sum(found[False] + found[True])}')
 
 
-@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('form', in_suite(FORMS, 'full', 'raw'))
 def test_an_honest_export_is_proven_at_other_sizes_and_batch_2(runs_twice, deployment, files, images, form):
     verdict, pictures = prove(deployment, files[form], images)
     assert verdict.proven, verdict.to_json()
@@ -129,14 +130,14 @@ def test_an_honest_export_is_proven_at_other_sizes_and_batch_2(runs_twice, deplo
     ('form', 'change', 'level'),
     [
         ('full', scale_one_weight, 3),
-        ('decode', scale_one_weight, 2),
-        ('raw', scale_one_weight, 2),
+        pytest.param('decode', scale_one_weight, 2, marks=pytest.mark.matrix),
+        pytest.param('raw', scale_one_weight, 2, marks=pytest.mark.matrix),
         ('raw', swap_outputs('centerness_0', 'centerness_1'), 2),
         ('raw', swap_outputs('cls_score_0', 'bbox_pred_0'), 2),
         ('decode', swap_outputs('scores', 'boxes'), 2),
         ('full', freeze('img_shape'), 3),
-        ('full', freeze('scale_factor'), 3),
-        ('full', freeze('input'), 3),
+        pytest.param('full', freeze('scale_factor'), 3, marks=pytest.mark.matrix),
+        pytest.param('full', freeze('input'), 3, marks=pytest.mark.matrix),
         ('raw', freeze('input'), 2),
     ],
 )
@@ -152,7 +153,7 @@ def test_a_planted_fault_is_found_by_structure_and_by_numbers(
     assert any(not row.passed for row in rows), 'the numbers have to show it too'
 
 
-@pytest.mark.parametrize('name', ['img_shape', 'scale_factor'])
+@pytest.mark.parametrize('name', in_suite(['img_shape', 'scale_factor'], 'img_shape'))
 def test_a_graph_that_gives_a_batch_the_sizes_of_its_first_image_is_not_proven(
     name, deployment, files, images, tmp_path
 ):
@@ -191,7 +192,11 @@ def test_a_change_of_any_parameter_is_another_graph(files):
 @pytest.mark.parametrize(
     ('options', 'shape'),
     [
-        (['--mean', '100', '110', '120', '--std', '50', '51', '52'], '1x3x128x160'),
+        pytest.param(
+            ['--mean', '100', '110', '120', '--std', '50', '51', '52'],
+            '1x3x128x160',
+            marks=pytest.mark.matrix,  # in the suite: test_graph_level.py
+        ),
         pytest.param(['--batch-size', '2'], '2x3x128x160', marks=pytest.mark.matrix),
         (['--postprocess', 'decode', '--score-form', 'product'], '1x3x128x160'),
         pytest.param(['--simplify', '--show'], '1x3x128x160', marks=pytest.mark.matrix),
@@ -228,8 +233,7 @@ def test_options_of_the_command_line_reach_a_file_that_is_proven_later(tmp_path,
     for known in LOADED.values():
         known.exports.clear()  # as in another process: the model is exported again
     asked = options if '--mean' in options else []
-    status = verify_app.main([CONFIG, CHECKPOINT, target, *asked, '--json', str(tmp_path / 'v.json')]
-    )
+    status = verify_app.main([CONFIG, CHECKPOINT, target, *asked, '--json', str(tmp_path / 'v.json')])
     assert status == 0
     verdict = read_json(tmp_path / 'v.json')
     assert verdict['cases'][0]['input_shape'] == shape

@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 import toy_atss
 import toy_rtdetr
 import toy_solo
+from marking import in_suite
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
@@ -143,8 +144,14 @@ WRONG = {
 }
 
 
-ELSEWHERE = 'ATSS, scale of the first image', 'RT-DETR, sizes of the first image', 'RT-DETR, reversed'
-"""Said of these families by `test_ladder.py` and `test_rtdetr_export.py`, and of ATSS here."""
+ELSEWHERE = (
+    'ATSS, scale of the first image',
+    'RT-DETR, sizes of the first image',
+    'RT-DETR, reversed',
+    'SOLO, sizes of the first image',
+    'SOLO, no candidates',
+)
+"""In the suite: `test_ladder.py`, `test_rtdetr_export.py`, `tests/bad_input/test_bad_solo.py`, ATSS here."""
 
 
 def pictures(deployment):
@@ -169,10 +176,7 @@ def test_a_wrong_file_is_not_proven_and_the_reason_is_said(honest, tmp_path, nam
     assert any(reason in said for said in verdict.failures), verdict.failures
 
 
-@pytest.mark.parametrize(
-    'name',
-    ['atss', 'solo_capped', *(pytest.param(name, marks=pytest.mark.matrix) for name in ('rtdetr', 'solo'))],
-)
+@pytest.mark.parametrize('name', in_suite(['atss', 'solo_capped', 'rtdetr', 'solo'], 'atss'))
 def test_the_files_that_were_changed_are_proven_as_they_are(honest, name):
     deployment, path = honest(name)
     verdict, _ = prove(deployment, path, pictures(deployment))

@@ -1,0 +1,28 @@
+"""Parameters of tests, of which a few are in the suite and the others in the matrix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def in_suite(cases: Iterable[Any], *chosen: Any) -> list[Any]:
+    """Return the cases as parameters; those that are not chosen are marked `matrix`.
+
+    Args:
+        cases: values of one parameter, or tuples of several.
+        chosen: those of the suite.
+    """
+    cases = list(cases)
+    missing = [case for case in chosen if case not in cases]
+    assert not missing, f'{missing}: no such cases'
+    return [
+        case
+        if case in chosen
+        else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.matrix)
+        for case in cases
+    ]
