@@ -227,6 +227,7 @@ def test_one_run_gives_table_json_chart_and_profile(toy, tmp_path, capsys):
     assert all(name in captured.out for name in names) and 'Done round [4/4]' in captured.err
 
 
+@pytest.mark.matrix
 def test_memory_of_both_engines_is_measured(toy, tmp_path, capsys):
     status = run(toy, '--json', str(tmp_path / 'b.json'), files=('full',))
     assert status == 0, capsys.readouterr().err

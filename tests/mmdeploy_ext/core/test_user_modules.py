@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from marking import in_suite
 from mmdeploy_ext.models.catalogue import MODELS_2D, MODELS_3D
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -66,7 +67,7 @@ CLASS_OF_NECK = """
 """
 
 
-@pytest.mark.parametrize('place', ['elsewhere', 'our checkout'])
+@pytest.mark.parametrize('place', in_suite(['elsewhere', 'our checkout'], 'our checkout'))
 def test_the_class_of_the_fork_is_registered_and_not_ours(fork, tmp_path, place):
     cwd = {'elsewhere': tmp_path, 'our checkout': REPOSITORY}[place]
     outcome = run(CLASS_OF_NECK.format(path=str(fork / 'projects/configs/a.py')), cwd)

@@ -176,7 +176,6 @@ def test_a_file_that_is_wrong_when_an_optional_input_is_not_fed_is_found(
             id="ATSS, P6's logits silenced",
         ),
     ],
-
 )
 def test_a_file_that_is_wrong_in_one_place_only_is_found(known, tmp_path, family, change):
     path, inputs = known(family)

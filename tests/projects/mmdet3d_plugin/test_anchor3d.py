@@ -10,6 +10,7 @@ import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_anchor3d
+from marking import in_suite
 from mmdeploy_ext.benchmark import memory
 from mmdeploy_ext.benchmark.streams import run_files
 from mmdeploy_ext.contract.metadata import read_metadata
@@ -78,7 +79,7 @@ def test_anchors_of_classes_with_maps_of_their_own_equal_mmdet3ds():
         np.testing.assert_allclose(runtime.anchors_by_range(chosen), torch.cat(expected).numpy(), atol=2e-6)
 
 
-@pytest.mark.parametrize('kind', ['shapes', 'dynamic'])
+@pytest.mark.parametrize('kind', in_suite(['shapes', 'dynamic'], 'dynamic'))
 def test_nothing_needs_torchscript(tmp_path, kind):
     deployment, *_ = toy_anchor3d.exported(kind)
     options = deploy.resolve_opset(deployment.family.choose(opset=0, exporter='dynamo'), deployment.model)
@@ -249,6 +250,7 @@ def test_the_page_names_the_outputs_of_the_head():
     assert stated == {'bev', *(f'{name}_l' for name in runtime.OUTPUTS)}
 
 
+@pytest.mark.matrix
 def test_the_memory_of_its_files_is_measured_without_a_plugin_in_the_config():
     _, folder, config, checkpoint = toy_anchor3d.exported('kitti')
     source = memory.Source(config, checkpoint, {}, 1)

@@ -10,6 +10,7 @@ import torch
 from onnx import numpy_helper
 
 import toy_bevfusion
+from marking import in_suite
 from mmdeploy_ext.cli.check_autoware_app import main
 from mmdeploy_ext.consumers.autoware import bevfusion, bevfusion_rules
 from mmdeploy_ext.core.config import load_config
@@ -94,7 +95,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize('fault', FAULTS)
+@pytest.mark.parametrize('fault', in_suite(FAULTS, 'the heading of mmdet3d 0.x'))
 def test_a_fault_in_what_is_exported_is_refused(known, frames, tmp_path, fault):
     own = dataclasses.replace(known)  # with exports of its own
     with replaced(*FAULTS[fault]):
@@ -116,7 +117,7 @@ AROUND = {
 }
 
 
-@pytest.mark.parametrize('fault', AROUND)
+@pytest.mark.parametrize('fault', in_suite(AROUND, 'x, y, z cells', 'z of the bottom'))
 def test_a_fault_around_the_file_is_refused(known, folder, frames, fault):
     with replaced(*AROUND[fault]):
         verdict, _ = prove(known, [file(folder)], frames[:1])

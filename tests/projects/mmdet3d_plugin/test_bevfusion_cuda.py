@@ -8,6 +8,7 @@ import onnx
 import pytest
 
 import toy_bevfusion
+from marking import in_suite
 from mmdeploy_ext.cli.graph_app import main
 from mmdeploy_ext.consumers.cuda_bevfusion import cuda
 from mmdeploy_ext.consumers.cuda_bevfusion.contract import check
@@ -137,7 +138,7 @@ def weaker(model):
     tensor.raw_data = values.tobytes()
 
 
-@pytest.mark.parametrize('name', ['fuser', 'lidar.backbone.zyx'])
+@pytest.mark.parametrize('name', in_suite(['fuser', 'lidar.backbone.zyx'], 'fuser'))
 def test_other_weights_in_one_file_are_refused(known, folder, tmp_path, name):
     from mmdeploy_ext.proving.ladder import open_proof
 

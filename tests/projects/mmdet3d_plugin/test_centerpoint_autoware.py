@@ -330,7 +330,11 @@ def test_the_config_that_fits_is_what_the_node_takes():
 @pytest.mark.parametrize(
     ('place', 'change'),
     [
-        ('suppressed', lambda found, settings: (found, dataclasses.replace(settings, circle_m=0.0))),
+        pytest.param(
+            'suppressed',
+            lambda found, settings: (found, dataclasses.replace(settings, circle_m=0.0)),
+            marks=pytest.mark.matrix,
+        ),
         ('overlap_nms', lambda found, alone, *rest: (found, set(), *rest)),
     ],
 )
