@@ -39,6 +39,7 @@ def measured(tmp_path_factory):
     patch.undo()
 
 
+@pytest.mark.matrix
 def test_a_toy_goes_from_checkpoint_to_page_and_a_broken_case_does_not_stop_it(measured):
     status, folder = measured
     assert status == 1, 'something failed, and the exit status says so'
@@ -55,6 +56,7 @@ def test_a_toy_goes_from_checkpoint_to_page_and_a_broken_case_does_not_stop_it(m
     assert '| ONNX Runtime | full | **' in text and (folder / 'images/page-cpu.png').stat().st_size > 5000
 
 
+@pytest.mark.matrix
 def test_the_broken_case_is_on_the_page_with_the_reason_of_the_tool_that_failed(measured):
     _, folder = measured
     entry = json.loads((folder / 'page.json').read_text())['cases']['broken']
@@ -69,6 +71,7 @@ def test_figures_that_were_kept_are_read_after_the_repository_was_moved(tmp_path
     assert whole.label_of(SMALL, shop, f'/elsewhere/work_dirs/atss_toy/{cases.FULL.name}') == cases.FULL.label
 
 
+@pytest.mark.matrix
 def test_no_engine_is_on_the_page_that_did_not_run_and_no_gpu_where_there_is_none(measured):
     _, folder = measured
     text = (folder / 'page.md').read_text()
@@ -76,6 +79,7 @@ def test_no_engine_is_on_the_page_that_did_not_run_and_no_gpu_where_there_is_non
     assert ' ms' not in text, 'ratios only'
 
 
+@pytest.mark.matrix
 def test_the_page_is_written_again_from_the_figures_without_a_change(measured, tmp_path):
     _, folder = measured
     shutil.copy(folder / 'page.json', tmp_path / 'page.json')

@@ -10,13 +10,7 @@ from mmdeploy_ext.cli import export_app, test_app
 from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
 
-TOYS = [
-    'yolox_toy',
-    *(
-        pytest.param(name, marks=pytest.mark.matrix)
-        for name in ('retinanet_toy', 'mask_rcnn_toy', 'deformable_detr_toy')
-    ),
-]
+TOYS = 'yolox_toy', 'retinanet_toy', 'mask_rcnn_toy', 'deformable_detr_toy'
 SMALL, MASKED = ('yolox_toy', 'retinanet_toy'), ('mask_rcnn_toy',)
 """Those of at most 5 MB; those whose page states the AP of masks, where the other ones have that of boxes."""
 LEAST = dict(deformable_detr_toy=0.3)
@@ -41,6 +35,7 @@ def data(tmp_path_factory):
     ]
 
 
+@pytest.mark.matrix  # in the suite: ATSS (test_test_loop.py, demo/test_checkpoints.py) and RT-DETR
 @pytest.mark.parametrize('toy', TOYS)
 def test_both_engines_have_the_ap_that_the_page_states(toy, data, tmp_path, capsys):
     path = CHECKPOINTS / f'{toy}.pth'

@@ -217,16 +217,24 @@ def test_a_stale_file_is_exported_again_and_a_fresh_one_is_not(work_dir, data, c
     assert 'stale: another config' in capsys.readouterr().out
 
 
-def test_two_processes_give_the_metrics_of_one_with_both_engines(work_dir, data, tmp_path):
+@pytest.mark.parametrize(('config', 'name'), [(PTH, 'pth'), (ONNX, 'onnx')])
+def test_two_processes_give_the_metrics_of_one(work_dir, data, tmp_path, config, name):
     alone = metrics(work_dir, 'pth')
     words = ['--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *data]
-    by_hand = ['tools/test.py', PTH, CHECKPOINT, '--launcher', 'pytorch', *words]
+    by_hand = ['tools/test.py', config, CHECKPOINT, '--launcher', 'pytorch', *words]
     assert [code for code, *_ in run_ranks(tmp_path, [by_hand, by_hand])] == [0, 0]
+    assert read_json(work_dir / f'metrics_{name}.json')['processes'] == 2
+    assert metrics(work_dir, name) == alone
+
+
+@pytest.mark.matrix
+def test_two_processes_of_the_script_give_the_metrics_of_one(work_dir, data):
+    alone = metrics(work_dir, 'pth')
+    words = ['--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *data]
     result = run_script('dist_test_onnx.sh', ONNX, 2, *words)
     assert result.returncode == 0, result.stderr[-2000:]
-    for name in ('pth', 'onnx'):
-        assert read_json(work_dir / f'metrics_{name}.json')['processes'] == 2
-        assert metrics(work_dir, name) == alone
+    assert read_json(work_dir / 'metrics_onnx.json')['processes'] == 2
+    assert metrics(work_dir, 'onnx') == alone
 
 
 def test_a_rank_that_dies_ends_the_run_with_a_message_and_no_hang(data, tmp_path):

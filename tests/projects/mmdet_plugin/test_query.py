@@ -37,8 +37,7 @@ def test_eager_results_of_every_image_are_those_of_simple_test(kind):
 @pytest.mark.parametrize(
     ('kind', 'exporter'),
     [(kind, 'torchscript') for kind in KINDS]
-    + [('detr', 'dynamo')]
-    + [pytest.param(kind, 'dynamo', marks=pytest.mark.matrix) for kind in KINDS if kind != 'detr'],
+    + [pytest.param(kind, 'dynamo', marks=pytest.mark.matrix) for kind in KINDS],
 )
 def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind, exporter):
     options = options_of(dynamic=True, exporter=exporter)

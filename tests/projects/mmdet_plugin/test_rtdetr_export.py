@@ -20,6 +20,7 @@ from mmdeploy_ext.proving.against_dump import DumpedImages, check_dump
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime import detect
+from proofs import check_files
 
 
 @pytest.fixture(scope='module')
@@ -71,7 +72,8 @@ def test_a_wrong_graph_is_not_proven(toy, raw, folder):
     values = onnx.numpy_helper.to_array(weight) + np.float32(0.01)
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, folder / 'wrong.onnx')
-    assert not proof(toy, str(folder / 'wrong.onnx')).proven
+    (graph,) = check_files(toy, str(folder / 'wrong.onnx'), [('toy', read_image(toy_rtdetr.PICTURE))]).graphs
+    assert not graph.passed
 
 
 def read_in_place_of(model, name, array, folder, turned=None):
@@ -96,12 +98,14 @@ def test_a_fixed_square_graph_that_reads_height_before_width_is_not_proven(toy, 
     assert len(cases) == 6 and passed == ['traced input', 'zoomed, an object fills it']
 
 
+@pytest.mark.matrix  # in the suite of ATSS: proof/test_ladder.py
 def test_a_graph_that_gives_a_batch_the_size_of_its_first_image_is_not_proven(toy, full, folder):
     first = read_in_place_of(onnx.load(full), 'orig_target_sizes', np.array([0]), folder, turned=0)
     assert {case.name for case in proof(toy, first).cases if not case.passed} == {
         'W > 2H, batch 2', 'portrait, batch 3', 'other size, batch 2'}
 
 
+@pytest.mark.matrix
 def test_a_graph_that_answers_for_fewer_images_is_not_proven(toy, full, folder):
     picture = np.zeros((1, 3, 192, 256), np.float32)
     verdict = proof(toy, read_in_place_of(onnx.load(full), 'images', picture, folder))
