@@ -355,7 +355,7 @@ VARIANTS = {
 }
 
 
-ONE_FORM = dict(zip(list(VARIANTS)[1:], ('decode', 'full'), strict=True))
+ONE_FORM = dict.fromkeys(list(VARIANTS)[1:], 'decode')
 """Proven in the suite; scores by softmax are those of SSD (test_dense_faults.py)."""
 
 

@@ -1,10 +1,13 @@
 """Detectors of queries against mmdet's own `simple_test`: eager, exported, and what is refused."""
 
+import itertools
+
 import pytest
 import torch
 from mmdet.models.utils import SinePositionalEncoding
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.parts.padding import Level, SinePositions
@@ -36,8 +39,11 @@ def test_eager_results_of_every_image_are_those_of_simple_test(kind):
 
 @pytest.mark.parametrize(
     ('kind', 'exporter'),
-    [(kind, 'torchscript') for kind in KINDS]
-    + [pytest.param(kind, 'dynamo', marks=pytest.mark.matrix) for kind in KINDS],
+    in_suite(
+        itertools.product(KINDS, ('torchscript', 'dynamo')),
+        ('detr', 'torchscript'),
+        ('two_stage', 'torchscript'),
+    ),
 )
 def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind, exporter):
     options = options_of(dynamic=True, exporter=exporter)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from marking import in_suite
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
@@ -116,10 +117,8 @@ def test_without_their_sizes_masks_are_of_the_input_up_to_a_multiple_of_8(models
 @pytest.mark.parametrize(
     ('form', 'name'),
     [
-        *(('raw', name) for name in ('solo', 'solov2')),
-        *(pytest.param('raw', name, marks=MATRIX) for name in HEADS if name not in ('solo', 'solov2')),
-        *(('full', name) for name in ('solo', 'decoupled', 'solov2')),
-        *(pytest.param('full', name, marks=MATRIX) for name in HEADS if 'light' in name),
+        *in_suite((('raw', name) for name in HEADS), ('raw', 'solov2')),
+        *in_suite((('full', name) for name in HEADS), ('full', 'decoupled'), ('full', 'solov2')),
     ],
 )
 def test_a_dynamic_file_equals_mmdet_at_sizes_and_batches_it_never_saw(models, files, name, form):
@@ -136,10 +135,7 @@ def test_a_dynamic_file_equals_mmdet_at_sizes_and_batches_it_never_saw(models, f
         check_instances(deployment, *found, images)
 
 
-@pytest.mark.parametrize(
-    'name',
-    ['decoupled', 'solov2', *(pytest.param(name, marks=MATRIX) for name in ('solo', 'decoupled_light'))],
-)
+@pytest.mark.parametrize('name', in_suite(['decoupled', 'solov2', 'solo', 'decoupled_light'], 'solov2'))
 def test_a_capped_file_equals_mmdet_and_holds_nothing_that_tensorrt_refuses(models, files, name):
     deployment, images = models(name), [prepared(models(name), 1)]
     path = files(name, form='full', max_candidates=600)
@@ -148,9 +144,7 @@ def test_a_capped_file_equals_mmdet_and_holds_nothing_that_tensorrt_refuses(mode
     assert not find_refusals(onnx.load(path), rtx=True)
 
 
-@pytest.mark.parametrize(
-    'name', [pytest.param(name, marks=[] if name in ('decoupled', 'solov2') else [MATRIX]) for name in HEADS]
-)
+@pytest.mark.parametrize('name', in_suite(HEADS, 'solov2'))
 def test_the_fork_layout_has_the_forks_outputs_in_its_order(models, files, name):
     deployment, images = models(name), [prepared(models(name), 1)]
     metadata, feeds, outputs = run(deployment, files(name, form='raw', layout='fork'), images)

@@ -117,6 +117,7 @@ def test_rows_that_an_image_does_not_have_are_zero_with_label_minus_one():
         assert all(map(len, found)) != bool(smallest)
 
 
+@pytest.mark.matrix
 def test_proposals_alone_have_one_limit():
     graph, _, run = exported('rpn', max_proposals=900)
     assert not find_refusals(graph, rtx=True)
@@ -143,6 +144,7 @@ def test_too_few_are_refused_with_the_number_that_would_do():
     assert_same('faster', model, found_by('faster', model, run(prepared), prepared, **caps), prepared)
 
 
+@pytest.mark.matrix
 def test_a_list_of_proposals_that_is_full_lacks_none():
     prepared, model = images(2, seed=9), copy.deepcopy(seeded('faster'))
     model.rpn_head.test_cfg.max_per_img = 20

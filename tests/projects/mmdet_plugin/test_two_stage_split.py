@@ -23,6 +23,7 @@ from two_stage_faulty import (
     unclipped,
 )
 
+from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.proving.tasks import task_module
@@ -46,8 +47,6 @@ ONE = dict(rpn='the model has no roi_head', fast='the model has no rpn_head') | 
 ONE |= dict.fromkeys(('guided', 'guided_alone', 'staged', 'staged_alone'), '(RPN|no roi_head)')
 """Kinds that are one graph, and what is said of them."""
 WHOLE = [kind for kind in KINDS if kind not in ONE]
-LIKE = ['faster', 'cascade', 'mask', 'legacy', 'judged', 'seesaw', 'carafe', 'moved', 'modulated', 'soft']
-"""Kinds that are cut where others are; what they add is in the tests of one graph."""
 MASKS = types.SimpleNamespace(form='regions', options={}, postprocess=dict(mask_thr=0.5))
 
 
@@ -95,9 +94,7 @@ def results_of(kind, form, outputs):
 
 
 @pytest.mark.parametrize('form', ['proposals', 'regions'])
-@pytest.mark.parametrize(
-    'kind', [pytest.param(kind, marks=[pytest.mark.matrix] if kind in LIKE else []) for kind in WHOLE]
-)
+@pytest.mark.parametrize('kind', in_suite(WHOLE, 'cascade_mask', 'htc'))
 def test_the_tensors_and_the_results_of_both_graphs_are_those_of_mmdet(kind, form):
     family, model, feeds = family_of(kind), seeded(kind), feeds_of(kind, form)
     options = options_of(kind, form=form, batch=2)
