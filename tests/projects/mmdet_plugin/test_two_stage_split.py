@@ -94,7 +94,7 @@ def results_of(kind, form, outputs):
 
 
 @pytest.mark.parametrize('form', ['proposals', 'regions'])
-@pytest.mark.parametrize('kind', in_suite(WHOLE, 'cascade_mask', 'htc'))
+@pytest.mark.parametrize('kind', in_suite(WHOLE, 'cascade_mask', 'generic'))
 def test_the_tensors_and_the_results_of_both_graphs_are_those_of_mmdet(kind, form):
     family, model, feeds = family_of(kind), seeded(kind), feeds_of(kind, form)
     options = options_of(kind, form=form, batch=2)
