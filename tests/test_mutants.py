@@ -117,7 +117,7 @@ def test_the_libspconv_dialect_has_faults_though_onnx_refuses_it():
 
 
 def test_no_fault_wires_a_node_to_another_copy_of_the_same_value(atss):
-    for mutant in mutants(atss, 2, 40, ('wiring',)):
+    for mutant in mutants(atss, 2, 16, ('wiring',)):
         old, new = mutant.detail.split(': ', 1)[1].split(' -> ')
         constants = {
             node.output[0]: numpy_helper.to_array(node.attribute[0].t)
