@@ -24,7 +24,7 @@ MULTIPLES = dict(
 )
 """Parts that add or concatenate maps, which fit only if the sides of the input are multiples of this."""
 PATHS = dict(YOLOXPAFPN=3, CSPNeXtPAFPN=3)
-"""Necks that take any number of maps -> the number for which `MULTIPLES` holds; each further one doubles it."""
+"""Necks that take any number of maps -> the one for which `MULTIPLES` holds; each further one doubles it."""
 GRID_SAMPLE_OPSETS = (16, 20)
 """GridSample exists from 16 on; the default stays below 20, whose GridSample TensorRT 10 gets wrong."""
 ROUND_DOWN = ('NASFPN',)

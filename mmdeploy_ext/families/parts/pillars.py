@@ -15,18 +15,18 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
 from mmdeploy_ext.families.parts.lidar_parts import Parts, parts_of
-from mmdeploy_ext.families.parts.runtime.pillars import DYNAMIC_INPUTS, INPUTS, PILLARS
+from mmdeploy_ext.families.parts.runtime.lidar import DYNAMIC_INPUTS, INPUTS, PILLARS
 
 EXAMPLE = 3
-"""Pillars of the traced input."""
+"""Number of pillars of the traced input."""
 ENCODERS, SCATTER = ('PillarFeatureNet', 'HardVFE'), 'PointPillarsScatter'
 DYNAMIC_ENCODER = 'DynamicPillarFeatureNet'
 OPSET = 18
-"""The first whose ScatterElements takes the largest value."""
+"""The first opset whose ScatterElements has the reduction max."""
 
 
 class PillarsOnMap(nn.Module):
-    """The parts of a detector that make features of pillars and put them on a map."""
+    """The parts of a detector that compute features of pillars and put them on a map."""
 
     def __init__(self, encoder: nn.Module, scatter: nn.Module) -> None:
         super().__init__()
@@ -54,9 +54,9 @@ class Pillars(PillarsOnMap):
         net, xyz = self.encoder, voxels[..., :3]
         counts = num_points.to(voxels.dtype)[:, None, None]
         centred = xyz - (coors[:, 1:].flip(1).to(voxels.dtype) * self.size + self.origin)[:, None]
-        legacy = getattr(net, 'legacy', False)
-        moved = legacy and net._with_voxel_center  # upstream writes the second over the first
-        columns = [torch.cat([centred, voxels[..., 3:]], dim=-1) if moved else voxels]
+        columns = [voxels]
+        if getattr(net, 'legacy', False) and net._with_voxel_center:  # upstream overwrites its input
+            columns = [torch.cat([centred, voxels[..., 3:]], dim=-1)]
         if net._with_cluster_center:
             columns.append(xyz - xyz.sum(1, keepdim=True) / counts)
         if net._with_voxel_center:
@@ -72,14 +72,19 @@ class Pillars(PillarsOnMap):
         return self.on_map(features.flatten(1), coors)
 
 
-def gathered(values: torch.Tensor, places: torch.Tensor, pillars: torch.Tensor, way: str) -> torch.Tensor:
-    """Return what the points of each pillar come to (N, C), by way of 'sum' or 'amax'.
+def gathered(
+    values: torch.Tensor, places: torch.Tensor, pillars: torch.Tensor, reduction: str
+) -> torch.Tensor:
+    """Return the sum or the maximum (N, C) of the values of each pillar's points.
 
-    Values are (P, C), of 0 or more for 'amax'; places (P,) int64 are the pillar of each point; of pillars (N,
-    any) the length alone counts.
+    Args:
+        values: (P, C), of 0 or more for 'amax'.
+        places: (P,) int64, the pillar of each point.
+        pillars: (N, any), whose length alone counts.
+        reduction: 'sum' or 'amax'.
     """
     empty = values.new_zeros(pillars.shape[0], values.shape[1])
-    return empty.scatter_reduce(0, places[:, None].expand(-1, values.shape[1]), values, way)
+    return empty.scatter_reduce(0, places[:, None].expand(-1, values.shape[1]), values, reduction)
 
 
 class DynamicPillars(PillarsOnMap):
@@ -104,12 +109,13 @@ class DynamicPillars(PillarsOnMap):
             columns.append(xyz.norm(dim=1, keepdim=True))
         features = torch.cat(columns, dim=1)
         for index, layer in enumerate(net.pfn_layers):
-            found = layer(features)  # ends in a ReLU
-            mean = net.pfn_scatter.average_points
-            pillars = gathered(found, places, coors, 'sum' if mean else 'amax')
-            pillars = pillars / counts if mean else pillars
+            point_features = layer(features)  # ends in a ReLU
+            if net.pfn_scatter.average_points:
+                pillars = gathered(point_features, places, coors, 'sum') / counts
+            else:
+                pillars = gathered(point_features, places, coors, 'amax')
             if index < len(net.pfn_layers) - 1:
-                features = torch.cat([found, pillars[places]], dim=1)
+                features = torch.cat([point_features, pillars[places]], dim=1)
         return self.on_map(pillars, coors)
 
 
@@ -119,7 +125,7 @@ def has_pillars(model: nn.Module) -> bool:
 
 
 def points_facts(model: nn.Module) -> dict[str, str]:
-    """Return what the metadata tells about the points' side: of pillars that it has them."""
+    """Return the entry of the metadata for detectors with pillars; {} for others."""
     return dict(points=PILLARS) if has_pillars(model) else {}
 
 
@@ -146,32 +152,40 @@ PLACES = torch.arange(EXAMPLE, dtype=torch.int32)
 CELLS = torch.stack([0 * PLACES, 0 * PLACES, PLACES, PLACES], dim=1)
 
 
-def hard_inputs(most: int, width: int) -> list[tuple[TensorSpec, torch.Tensor]]:
-    """Return the inputs of a graph of pillars with M points of D values, and what is traced."""
+def hard_inputs(max_points: int, width: int) -> list[tuple[TensorSpec, torch.Tensor]]:
+    """Return the inputs of a graph of pillars with M points of D values, and the traced tensors."""
     points, cells = 'points of each pillar, then zeros', 'sample 0, z, y, x of each pillar, each pillar once'
     tensors = (
-        TensorSpec(INPUTS[0], 'float32', ('N', most, width), points, single=True),
+        TensorSpec(INPUTS[0], 'float32', ('N', max_points, width), points, single=True),
         TensorSpec(INPUTS[1], 'int32', ('N',), 'how many points a pillar has'),
         TensorSpec(INPUTS[2], 'int32', ('N', 4), cells, 'cell'),
     )
-    return list(zip(tensors, (_points(EXAMPLE, most, width), PLACES % most + 1, CELLS), strict=True))
+    example = _points(EXAMPLE, max_points, width), PLACES % max_points + 1, CELLS
+    return list(zip(tensors, example, strict=True))
 
 
 def dynamic_inputs(width: int) -> list[tuple[TensorSpec, torch.Tensor]]:
-    """Return the inputs of a graph of pillars with all their points, and what is traced: two of each."""
+    """Return the inputs of a graph of pillars with all their points, and the traced tensors: two of each."""
     rows, cells = 'the pillar of each point, as a row of coors', 'sample 0, z, y, x of each pillar, each once'
     tensors = (
         TensorSpec(DYNAMIC_INPUTS[0], 'float32', ('P', width), 'points in range', single=True),
         TensorSpec(DYNAMIC_INPUTS[1], 'int32', ('P',), rows),
         TensorSpec(DYNAMIC_INPUTS[2], 'int32', ('N', 4), cells, 'cell'),
     )
-    return list(zip(tensors, (_points(2 * EXAMPLE, width), PLACES.repeat(2), CELLS), strict=True))
+    example = _points(2 * EXAMPLE, width), PLACES.repeat(2), CELLS
+    return list(zip(tensors, example, strict=True))
 
 
 def point_width(encoder: nn.Module) -> int:
-    """Return D, values per point, of an encoder of pillars, which counts what it adds to them, too."""
-    added = 3 * bool(encoder._with_cluster_center) + 3 * bool(encoder._with_voxel_center)
-    return int(encoder.in_channels) - added - bool(encoder._with_distance)
+    """Return D, values per point, of an encoder of pillars, whose channels include those that it adds."""
+    width = int(encoder.in_channels)
+    if encoder._with_cluster_center:
+        width -= 3
+    if encoder._with_voxel_center:
+        width -= 3
+    if encoder._with_distance:
+        width -= 1
+    return width
 
 
 def has_dynamic_pillars(module: nn.Module) -> bool:

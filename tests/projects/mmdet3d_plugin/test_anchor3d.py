@@ -22,7 +22,7 @@ from mmdeploy_ext.families.anchor3d import runtime
 from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts.pillars import DynamicPillars
-from mmdeploy_ext.families.parts.runtime import pillars as pillars_model
+from mmdeploy_ext.families.parts.runtime import lidar
 from mmdeploy_ext.preprocess.points import VoxelRule, assigned
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
@@ -157,8 +157,8 @@ def inside(points):
 
 LIMITS = {
     'all results': (AnchorOnnx, 'decode', dict(max_num=40)),
-    'all voxels': (pillars_model, 'pillars', dict(max_voxels=10**5)),
-    'points on the far edge': (pillars_model, 'pillars', inside),
+    'all voxels': (lidar, 'pillars', dict(max_voxels=10**5)),
+    'points on the far edge': (lidar, 'pillars', inside),
 }
 """Faults that no sweep of these tests sets off: whose function, and what is changed of its rule or points."""
 

@@ -147,11 +147,11 @@ def bucket_choice(xp: ModuleType, rows: Rows, coder: Mapping[str, Any]) -> tuple
     scores = softmax(rows['bbox_cls'].reshape(*rows['bbox_cls'].shape[:2], 4, buckets))
     best = scores.argmax(-1)
     index = constant(range(buckets), best)
-    chosen = index == best[..., None]
-    second = xp.where(chosen, constant(-1.0, scores), scores)
+    is_best = index == best[..., None]
+    second = xp.where(is_best, constant(-1.0, scores), scores)
     runner_up = second.argmax(-1)
     beside = abs(best - runner_up) == 1
-    top = xp.where(chosen, scores, constant(0.0, scores)).sum(-1)
+    top = xp.where(is_best, scores, constant(0.0, scores)).sum(-1)
     next_best = xp.where(index == runner_up[..., None], second, constant(0.0, scores)).sum(-1)
     confidence = top + xp.where(beside, next_best, constant(0.0, scores))
     return best, confidence.sum(-1) / 4
@@ -184,8 +184,8 @@ def bucket(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], le
 
 
 CODERS: dict[str, Callable[..., Any]] = {
-    one.__name__: one
-    for one in (delta, guided, tblr, distance, base_length, integral, scaled, yolo, yolox, centre, bucket)
+    coder.__name__: coder
+    for coder in (delta, guided, tblr, distance, base_length, integral, scaled, yolo, yolox, centre, bucket)
 }
 """Name in a file's metadata -> coder."""
 

@@ -1,24 +1,27 @@
 """LiDAR detectors from points to boxes: the sparse backbone, or pillars, and the dense head on an engine.
 
-Needs numpy, numba and ONNX Runtime, no PyTorch. Glossary: P points, D values per point, C channels, H, W
-bird's-eye view.
+Needs numpy, numba and ONNX Runtime, no PyTorch. Glossary: P points, D values per point, N voxels, M points of
+a voxel, C channels, H, W bird's-eye view.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.metadata import Metadata, damaged
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.families.parts.runtime.pillars import PILLARS, PillarsOnnx
+from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
+from mmdeploy_ext.preprocess.points import assigned, pillars
 from mmdeploy_ext.runtime.exported import Runtime, check_finite, check_forms, export_files
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     import numpy as np
 
@@ -27,6 +30,49 @@ if TYPE_CHECKING:
 
 GRAPHS = ('backbone', 'head')
 """Files of one export, by their `form`."""
+PILLARS = 'pillars'
+"""`points` of the post-processing facts of files of pillars; those of sparse encoders have no such entry."""
+INPUTS = ('voxels', 'num_points', 'coors')
+"""Inputs of a graph of pillars: the points of each voxel, their number, and the voxel's place."""
+DYNAMIC_INPUTS = ('points', 'rows', 'coors')
+"""Inputs if voxels hold all their points: points in range, the voxel of each, and the voxels' places."""
+
+
+class PillarsOnnx(contextlib.ExitStack):
+    """The file from pillars to the bird's-eye view of an export, on any engine.
+
+    Attributes:
+        rule: how points become voxels.
+        props: `metadata_props` of the file.
+    """
+
+    def __init__(self, path: str | Path, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
+        """Open the file; errors and arguments as of `LidarOnnx`."""
+        super().__init__()
+        options = {**BACKENDS[engine].shared, **options}
+        self.session = self.enter_context(build_backend(engine, str(path), **options))
+        self.rule, self.props = self.session.metadata.preprocess, self.session.metadata.to_props()
+        axes = {tensor.name: tensor.axes for tensor in self.session.spec.inputs}
+        points = axes.get(INPUTS[0], ())[1:2]
+        if self.rule.mode == 'hard' and points and points[0] != self.rule.max_points:
+            reason = f'max_points is {self.rule.max_points}, {INPUTS[0]!r} has {points[0]} of a voxel'
+            raise damaged(path, 'preprocess', reason)
+
+    def step(self, points: np.ndarray) -> np.ndarray:
+        """Return the bird's-eye view (1, C, H, W) float32 of one sweep.
+
+        Args:
+            points: (P, D) in metres, LiDAR frame; those outside the range are left out.
+
+        Raises:
+            PointsError: points of another width, or not finite.
+            InferenceError: the engine failed.
+        """
+        if self.rule.mode == 'dynamic':
+            feeds = dict(zip(DYNAMIC_INPUTS, assigned(points, self.rule), strict=True))
+        else:
+            feeds = dict(zip(INPUTS, pillars(points, self.rule), strict=True))
+        return self.session.infer(feeds)['bev']
 
 
 class LidarOnnx(Runtime):
@@ -34,7 +80,7 @@ class LidarOnnx(Runtime):
 
     Attributes:
         family: registered name, which files have to be of.
-        rules: what reads how outputs become boxes, `box_rule`.
+        rules: class that reads how outputs become boxes, `box_rule`, from the metadata.
         decode: (outputs of the head by name, such a rule) -> boxes, best first.
         seconds: spent so far by part: `backbone` (voxels, rulebook or pillars, and network), `head`, `boxes`.
     """
@@ -91,21 +137,21 @@ class LidarOnnx(Runtime):
 
     def step(self, sweep: Sweep) -> StepResult:
         """Detect, and keep the bird's-eye view and the head's raw outputs; raises what `detect` raises."""
-        fed = self.feeds(sweep)
+        feeds = self.feeds(sweep)
         start = time.perf_counter()
-        outputs = self.head.infer(fed)
+        outputs = self.head.infer(feeds)
         check_finite(outputs, sweep.name or 'sweep')
         start = self.passed('head', start)
         detections = self.boxes_of(outputs)
         self.passed('boxes', start)
-        return StepResult(dict(**fed, **outputs), detections)
+        return StepResult(dict(**feeds, **outputs), detections)
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes that outputs of the head stand for, best first."""
+        """Return the boxes of the head's outputs, best first."""
         return self.decode(outputs, self.box_rule)
 
     def feeds(self, sweep: Sweep) -> dict[str, np.ndarray]:
-        """Return what the head's graph takes of a sweep, `bev` (1, C, H, W); raises what `detect` raises."""
+        """Return the input of the head's graph, `bev` (1, C, H, W), of a sweep; raises what `detect` raises."""
         points = check_points(sweep.points, self.width, sweep.name)
         check_in_range(points, self.rule.point_cloud_range, sweep.name)
         start = time.perf_counter()

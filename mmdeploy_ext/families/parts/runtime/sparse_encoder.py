@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class _Session(OnnxRuntimeBackend):
     """A session that plans no reuse of buffers.
 
-    With lengths that are unknown before the run the planner finds no two buffers alike, and looks for them in
+    If lengths are unknown before the run, the planner finds no two buffers of one size, and looks for them in
     time that grows with the square of the graph: seconds. The allocator reuses memory all the same.
     """
 
@@ -38,11 +38,6 @@ class _Session(OnnxRuntimeBackend):
         options = super()._options()
         options.enable_mem_reuse = False
         return options
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 class ScnOnnx(contextlib.ExitStack):
@@ -81,7 +76,10 @@ class ScnOnnx(contextlib.ExitStack):
             EngineError: a provider that is not there.
         """
         super().__init__()
-        self.threads = threads or usable_cores()
+        if not threads:
+            has_affinity = hasattr(os, 'sched_getaffinity')
+            threads = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        self.threads = threads
         if engine == 'OnnxRuntimeBackend':
             self.session = _Session(str(path), **{'threads': self.threads, 'spinning': 'never', **options})
             self.session.open_session()
@@ -92,7 +90,7 @@ class ScnOnnx(contextlib.ExitStack):
                 options = dict(threads=self.threads, **options)
             self.session = self.enter_context(build_backend(engine, str(path), **options))
             self.props = read_props(path)
-        facts = _facts(self.props, path)
+        facts = _read_facts(self.props, path)
         self.path, self.form, self.order = str(path), facts['form'], facts['order']
         self.in_channels, self.output_shape = int(facts['in_channels']), tuple(facts['output_shape'])
         self.plan, self.rule = facts['plan'], facts['rule']
@@ -118,7 +116,15 @@ class ScnOnnx(contextlib.ExitStack):
         if (points is None) == (voxels is None):
             raise PointsError('step: give either points or voxels')
         start = time.perf_counter()
-        features, coordinates = self._voxels(points) if voxels is None else self._checked(*voxels)
+        if voxels is None:
+            features, coordinates = self.voxels(points)
+        else:
+            features, coordinates = voxels
+            if self.rule.mode == 'hard' and len(features) > self.rule.max_voxels:
+                raise PointsError(
+                    f'voxels: got {len(features)}, the model takes at most {self.rule.max_voxels} '
+                    f'(max_voxels); leave some out, or give the points'
+                )
         voxelised = time.perf_counter()
         feeds = self.feeds(features, coordinates)
         built = time.perf_counter()
@@ -136,26 +142,21 @@ class ScnOnnx(contextlib.ExitStack):
         features = checked_features(features, len(rulebook.levels[0]), self.in_channels)
         return {VOXELS: features, **table_feeds(self.plan, rulebook, self.form, self.threads)}
 
-    def _voxels(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def voxels(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the voxels of points, features and coordinates in `order`; PointsError: there are none."""
         features, coordinates = voxelise(points, self.rule)
         if not len(features):
             raise PointsError(
                 f'points: none of {len(points)} is inside the range {self.rule.point_cloud_range} m; '
                 f'check the frame and unit of the sweep'
             )
-        return features, coordinates if self.rule.order == self.order else coordinates[:, [0, 3, 2, 1]]
-
-    def _checked(self, features: np.ndarray, coordinates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if self.rule.mode == 'hard' and len(features) > self.rule.max_voxels:
-            raise PointsError(
-                f'voxels: got {len(features)}, the model takes at most {self.rule.max_voxels} (max_voxels); '
-                f'leave some out, or give the points'
-            )
+        if self.rule.order != self.order:
+            coordinates = coordinates[:, [0, 3, 2, 1]]
         return features, coordinates
 
 
-def _facts(props: Mapping[str, str], path: object) -> dict[str, Any]:
-    """Read what the file says about itself."""
+def _read_facts(props: Mapping[str, str], path: object) -> dict[str, Any]:
+    """Return the facts of a portable sparse backbone, its plan and its rule of voxels."""
     if FACTS not in props:
         raise ModelFileError(
             f'{path}: is not a portable sparse backbone ({FACTS} is missing from its metadata); '
