@@ -53,7 +53,7 @@ def _streampetr(folder):
         if graph.name == 'pts_head_memory'
     )
     subject = subject_of(deployment, make_metadata(deployment, options, graph))
-    return subject.reference.export(), subject, graph.example['ego_motion'].numpy()
+    return subject.fresh_export.export(), subject, graph.example['ego_motion'].numpy()
 
 
 MAKERS = dict(atss=_atss, solov2=_solov2, streampetr=_streampetr)
