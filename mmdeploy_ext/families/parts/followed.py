@@ -1,4 +1,4 @@
-"""Methods and functions of mmdet that graphs of several families compute by themselves; see `Replaced`."""
+"""Methods and functions of mmdet that the graphs of several families compute; see `families/replaced.py`."""
 
 import importlib
 import sys
@@ -15,7 +15,7 @@ from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_of_class
 
 coders, detectors = mmdet_module('mmdet.core.bbox.coder'), mmdet_module('mmdet.models.detectors')
 DETECTOR_METHODS = ('forward', 'forward_test', 'simple_test')
-"""Methods that stand around the parts of a detector where it is tested on one image."""
+"""Methods of detectors around their parts, in a test on one image."""
 SINGLE_STAGE: Followed = ((detectors.SingleStageDetector, DETECTOR_METHODS),)
 CODER_FUNCTIONS = {
     coders.DeltaXYWHBBoxCoder: ('delta2bbox',),
@@ -47,19 +47,19 @@ def replaced_in(heads: Iterable[Any], followed: Followed) -> Iterator[Replaced]:
 
 
 def replaced_coders(parts: Iterable[Any]) -> Iterator[Replaced]:
-    """Yield how the box coders of live parts decode."""
+    """Yield the decoding methods and functions of the box coders of live parts."""
     for part in parts:
         coder = getattr(part, 'bbox_coder', None)
         if coder is None:
             continue
         yield from replaced_of_class(coder, CODERS)
-        for kind, names in CODER_FUNCTIONS.items():
-            if type(coder).__name__ == kind.__name__:
-                yield Replaced(sys.modules[type(coder).__module__], kind.__module__, names)
+        for coder_class, names in CODER_FUNCTIONS.items():
+            if type(coder).__name__ == coder_class.__name__:
+                yield Replaced(sys.modules[type(coder).__module__], coder_class.__module__, names)
 
 
 def replaced_functions(followed: Followed) -> Iterator[Replaced]:
-    """Yield the functions of modules, those of box coders apart."""
+    """Yield the functions of modules, without those of box coders."""
     for module, names in followed:
         if isinstance(module, ModuleType) and (module, names) not in CODERS:
             yield Replaced(module, module.__name__, names)

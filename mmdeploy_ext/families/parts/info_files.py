@@ -1,8 +1,8 @@
 """Two generated moments as files: pictures, sweeps, and the infos that mmdet3d and the runtimes read.
 
-Nothing in them looks like a road: what a comparison of preprocessing needs is pictures of the right size that
-are not alike, points in every part of the range and close to the car, sweeps of the past with poses and ages
-of their own, and matrices none of which is a unit matrix.
+Nothing in them looks like a road: a comparison of preprocessing needs pictures of the right size that differ,
+points in every part of the range and close to the car, sweeps of the past with different poses and ages, and
+matrices that are no unit matrices.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 INFOS = 'infos.pkl'
 MOMENTS = 2
 SUFFIXES = '.jpg', '.png'
-"""Of the pictures of each moment."""
+"""Suffix of the pictures of each moment."""
 COARSE = 16
-"""Pixels of a patch of a picture."""
+"""Side of a patch of a picture, pixels."""
 POINTS, POINTS_CLOSE = 1500, 50
-"""Of a sweep, in and around the range; and within a metre of the car."""
+"""Number of points of a sweep in and around the range, and within a metre of the car."""
 RANGE = -54.0, -54.0, -5.0, 54.0, 54.0, 3.0
-"""Metres: of points that a pipeline loads for a model that takes none."""
+"""Range of points, metres, that a pipeline loads for a model that takes none."""
 START_US, BETWEEN_US, PAST_US = 1_533_151_607_548_047, 498_884, 50_123
 """Microseconds: when the drive begins, between the moments, and between two sweeps."""
 
@@ -50,8 +50,8 @@ def generated_dataset(
 ) -> dict[str, Any]:
     """Write two moments and return a data set of them; see `SequenceFamily.generated_dataset`.
 
-    `default` is the type of the data set where that of the config reads no infos of nuScenes. Test-time
-    augmentation is left out: no file takes several samples.
+    `default` is its type if the data set of the config reads no infos of nuScenes. Test-time augmentation is
+    left out: no file takes several samples.
     """
     from mmdet3d.datasets import NuScenesDataset
     from mmdet3d.datasets.builder import DATASETS
@@ -60,11 +60,11 @@ def generated_dataset(
     without_augmentation(cfg)
     steps = test_pipeline(cfg)
     files = dict(ann_file=str(write_infos(folder, steps, views, voxels)), data_root=f'{folder}/')
-    own = (cfg.get('data') or {}).get('test')
-    if isinstance(own, dict):
-        kind = DATASETS.get(own.get('type', ''))
-        if isinstance(kind, type) and issubclass(kind, NuScenesDataset):
-            return dict(own, **files)
+    test_data = (cfg.get('data') or {}).get('test')
+    if isinstance(test_data, dict):
+        dataset_class = DATASETS.get(test_data.get('type', ''))
+        if isinstance(dataset_class, type) and issubclass(dataset_class, NuScenesDataset):
+            return dict(test_data, **files)
     modality = dict(use_camera=views is not None, use_lidar=voxels is not None)
     catalogue.register(default)
     return dict(type=default, pipeline=steps, modality=modality, **files)
@@ -78,8 +78,8 @@ def write_infos(
 ) -> Path:
     """Write two moments of one scene and return the path of their infos.
 
-    The first one has more sweeps of the past than the steps of a test pipeline take, where they take the
-    nearest ones, and else as many as they take; the second one has none.
+    The first one has as many sweeps of the past as the steps of a test pipeline take, and one more if they
+    take the nearest ones; the second one has none.
     """
     moments = []
     for number in range(MOMENTS):
@@ -108,26 +108,28 @@ def write_infos(
     return path
 
 
-def _turn(rng: np.random.Generator, most: float = np.pi) -> Quaternion:
-    """Return a rotation by up to `most` radians about an axis that is near z."""
-    return Quaternion(axis=[*rng.uniform(-0.1, 0.1, 2), 1.0], radians=rng.uniform(-most, most))
+def _turn(rng: np.random.Generator, limit_rad: float = np.pi) -> Quaternion:
+    """Return a rotation by up to `limit_rad` about an axis that is almost z."""
+    return Quaternion(axis=[*rng.uniform(-0.1, 0.1, 2), 1.0], radians=rng.uniform(-limit_rad, limit_rad))
 
 
-def _pose(rng: np.random.Generator, name: str, most_m: float) -> dict[str, list[float]]:
-    place = [*rng.uniform(0.5 * most_m, most_m, 2), rng.uniform(0.5, 2.0)]
-    return {f'{name}_rotation': list(_turn(rng)), f'{name}_translation': place}
+def _pose(rng: np.random.Generator, name: str, limit_m: float) -> dict[str, list[float]]:
+    """Return the entries of a pose that is up to `limit_m` away in x and y."""
+    translation = [*rng.uniform(0.5 * limit_m, limit_m, 2), rng.uniform(0.5, 2.0)]
+    return {f'{name}_rotation': list(_turn(rng)), f'{name}_translation': translation}
 
 
 def _cameras(
     folder: Path, number: int, views: MultiViewRule, time_us: int, rng: np.random.Generator
 ) -> dict[str, dict[str, Any]]:
-    """Write a picture for each camera and return `cams` of an info."""
+    """Write a picture of coloured patches for each camera and return `cams` of an info."""
     height, width = views.source
     names = CAMERAS if views.num_cameras == len(CAMERAS) else range(views.num_cameras)
     cameras = {}
     for index, name in enumerate(names):
         path = folder / f'{number}_{index}{SUFFIXES[number]}'
-        cv2.imwrite(str(path), _picture(height, width, rng))
+        patches = rng.integers(0, 256, (height // COARSE + 2, width // COARSE + 2, 3), np.uint8)
+        cv2.imwrite(str(path), cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC))
         yaw = np.pi / 2 - 2 * np.pi * index / views.num_cameras
         ahead, down = np.array([np.cos(yaw), np.sin(yaw), 0.0]), np.array([0.0, 0.0, -1.0])
         facing = np.stack([np.cross(down, ahead), down, ahead], axis=1)
@@ -148,12 +150,6 @@ def _cameras(
     return cameras
 
 
-def _picture(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a picture (height, width, 3) uint8 of coloured patches."""
-    patches = rng.integers(0, 256, (height // COARSE + 2, width // COARSE + 2, 3), np.uint8)
-    return cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC)
-
-
 def _sweeps(
     folder: Path,
     number: int,
@@ -170,8 +166,10 @@ def _sweeps(
     key.write_bytes(_points(limits, width, rng).tobytes())
     if past is None or number > 0:
         return dict(lidar_path=str(key), sweeps=[])
-    taken, sweeps = int(past.get('sweeps_num', 10)), []
-    for age in range(1, taken + 1 + bool(past.get('test_mode', False))):
+    sweeps, num_sweeps = [], int(past.get('sweeps_num', 10))
+    if past.get('test_mode', False):  # the nearest ones are taken
+        num_sweeps += 1
+    for age in range(1, num_sweeps + 1):
         path = folder / f'{number}_{age}_before.bin'
         path.write_bytes(_points(limits, int(past.get('load_dim', 5)), rng).tobytes())
         sweeps.append(
@@ -186,7 +184,7 @@ def _sweeps(
 
 
 def _points(limits: Sequence[float], width: int, rng: np.random.Generator) -> np.ndarray:
-    """Return points (P, width) float32: places, then intensities, rings and whatever else."""
+    """Return points (P, width) float32: places, then intensities, rings and other columns."""
     low, high = np.array(limits).reshape(2, 3)
     middle, reach = (low + high) / 2, (high - low) / 2
     places = middle + 1.1 * reach * rng.uniform(-1, 1, (POINTS, 3))

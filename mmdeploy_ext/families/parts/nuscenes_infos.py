@@ -246,7 +246,7 @@ def refuse_empty(nusc: NuScenes) -> NoReturn:
 
 @dataclasses.dataclass(frozen=True)
 class SensorPose:
-    """Where a sensor is at one time.
+    """The pose of a sensor at one time.
 
     Attributes:
         calibration: record of `calibrated_sensor`, sensor to ego.

@@ -1,7 +1,7 @@
 """Masks at the size of the original image, in the graph: what `runtime/pasted_masks.py` does in numpy.
 
 Bilinear pasting is a product of three matrices per mask: weights of lines, the mask, weights of columns. A
-Loop makes one mask at a time, so that no more than one is there in float32; the results are bool.
+Loop makes one mask at a time, so that only one takes the memory of float32; the results are bool.
 
 Source of the algorithm: see `runtime/pasted_masks.py`. Glossary: B batch, n detections, R masks,
 m their side, s pixels along an axis, h, w size of the result.
@@ -22,7 +22,7 @@ from mmdeploy_ext.families.parts.mask_heads import side_of
 
 
 def check(threshold: float, options: Options) -> None:
-    """Refuse (UsageError) pasting in a graph of constant shapes, or where every pixel would be one."""
+    """Refuse (UsageError) pasting in a graph of constant shapes, or at a threshold that all pixels reach."""
     if not options.get('paste_masks'):
         return
     if options.get('max_candidates'):
@@ -37,7 +37,7 @@ def check(threshold: float, options: Options) -> None:
 
 
 def mask_output(model: nn.Module, options: Options, batch: int | str, rows: int | str) -> TensorSpec:
-    """Return the spec of the masks of detections."""
+    """Return the contract of the masks of detections."""
     side = side_of(model.roi_head)
     axes, dtype = (batch, rows, side, side), 'float32'
     meaning = 'probabilities of the own class, in the frame of the box; zero where dets is padding'
@@ -48,25 +48,28 @@ def mask_output(model: nn.Module, options: Options, batch: int | str, rows: int 
 
 
 def size_inputs(options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the specs of what pasting masks in the graph needs."""
+    """Return the contract of the input that pasting masks in the graph needs."""
     if not options.get('paste_masks'):
         return ()
     meaning = 'height and width of the original images, which masks are pasted into'
     return (TensorSpec('ori_shape', 'int64', (batch, 2), meaning, 'pixel', positive=True),)
 
 
-def with_pasting(found: list[Stage], options: Options, threshold: float) -> list[Stage]:
-    """Return stages, the last of which gives masks, with one that pastes them where that is asked for."""
+def with_pasting(stages: list[Stage], options: Options, threshold: float) -> list[Stage]:
+    """Return stages, of which the last outputs masks, followed by pasting if `--paste-masks` is given."""
     if not options.get('paste_masks'):
-        return found
-    *before, last = found
+        return stages
+    *before, last = stages
     names = tuple('box_masks' if name == 'masks' else name for name in last.outputs)
-    given = 'dets', 'scale_factor', 'ori_shape', 'box_masks'
     last = dataclasses.replace(last, outputs=names, varying=('dets', 'box_masks'))
-    return [*before, last, Stage('paste', Paste(threshold), given, ('masks',))]
+    inputs = 'dets', 'scale_factor', 'ori_shape', 'box_masks'
+    return [*before, last, Stage('paste', Paste(threshold), inputs, ('masks',))]
 
 
-def _weights(low: torch.Tensor, high: torch.Tensor, size: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+def pasting_weights(
+    low: torch.Tensor, high: torch.Tensor, size: torch.Tensor, cells: torch.Tensor
+) -> torch.Tensor:
+    """Return the weights of `PASTE_WEIGHTS`."""
     pixels = torch.arange(int(size), dtype=low.dtype, device=low.device)
     low, high = low[:, None], high[:, None]
     place = (pixels + 0.5 - low) / (high - low) * 2 - 1
@@ -80,7 +83,7 @@ def _weights(low: torch.Tensor, high: torch.Tensor, size: torch.Tensor, cells: t
 PASTE_WEIGHTS = register(
     Operator(
         'PasteWeights',
-        _weights,
+        pasting_weights,
         inputs=dict(low='R', high='R', size='1', cells='m'),
         outputs=('weights',),
         example=lambda: (
@@ -143,19 +146,22 @@ PASTE_WEIGHTS = register(
         }""",
     )
 )
-"""low, high (R,) ends of boxes along an axis, size (1,) int64, cells (m,) 0.0 .. m - 1 -> (R, s, m): how much
-every cell of a mask counts for every pixel."""
+"""low, high (R,) ends of boxes along an axis, size (1,) int64, cells (m,) 0.0 .. m - 1 -> (R, s, m): weights
+of the cells of a mask for the pixels along the axis."""
 
 
-def _pasted(rows: torch.Tensor, masks: torch.Tensor, columns: torch.Tensor, threshold: float) -> torch.Tensor:
-    every = zip(rows, masks, columns, strict=True)
-    return torch.stack([line @ mask @ column.T >= threshold for line, mask, column in every])
+def pasted_masks(
+    rows: torch.Tensor, masks: torch.Tensor, columns: torch.Tensor, threshold: float
+) -> torch.Tensor:
+    """Return the masks of `PASTE_MASKS`."""
+    boxes = zip(rows, masks, columns, strict=True)
+    return torch.stack([line @ mask @ column.T >= threshold for line, mask, column in boxes])
 
 
 PASTE_MASKS = register(
     Operator(
         'PasteMasks',
-        _pasted,
+        pasted_masks,
         inputs=dict(rows='R h m', masks='R m m', columns='R w m'),
         outputs=('pasted',),
         example=lambda: (torch.rand(2, 5, 4), torch.rand(2, 4, 4), torch.rand(2, 6, 4)),
@@ -183,7 +189,7 @@ PASTE_MASKS = register(
         }""",
     )
 )
-"""rows (R, h, m), masks (R, m, m), columns (R, w, m) -> (R, h, w) bool: where a mask reaches a threshold."""
+"""rows (R, h, m), masks (R, m, m), columns (R, w, m) -> (R, h, w) bool: pixels that reach a threshold."""
 
 
 class Paste(nn.Module):

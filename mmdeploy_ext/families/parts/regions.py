@@ -338,17 +338,18 @@ class Branch(Regions):
         self,
         maps: Sequence[torch.Tensor],
         boxes: torch.Tensor,
-        seen: list[dict[str, torch.Tensor]] | None = None,
+        taken_features: list[dict[str, torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Return the head's outputs (R, ...) of boxes (B, K, 4), pixels of the network input.
 
-        A dict of the features (R, channels, h, w) that the head takes, by name, is appended to `seen`.
+        A dict of the features (R, channels, h, w) that the head takes, by name, is appended to
+        `taken_features`.
         """
         features = [self.features(maps, boxes)]
         if self.factor is not None:  # Double-Head R-CNN: the regression takes larger regions
             features.append(self.features(maps, boxes, self.factor))
-        if seen is not None:
-            seen.append(dict(region_features=features[0]))
+        if taken_features is not None:
+            taken_features.append(dict(region_features=features[0]))
         return tuple(flat(self.head(*features)))
 
 

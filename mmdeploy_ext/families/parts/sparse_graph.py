@@ -1,4 +1,4 @@
-"""A sparse encoder inside a detector: its graph, its weights, and the contract of a finished graph."""
+"""The sparse encoder of a detector: its graph, its weights, and the contract of a finished graph."""
 
 import copy
 import dataclasses
@@ -35,9 +35,9 @@ def _traced(encoder: nn.Module) -> SparseGraph:
 
 @torch.no_grad()
 def half_encoder(encoder: nn.Module) -> nn.Module:
-    """Return a copy of an encoder, in spconv as before, with the kernels of a libspconv file.
+    """Return a copy of an encoder of spconv with the kernels of a libspconv file.
 
-    Batch normalisation, which is behind every convolution, is folded in, then they are rounded to float16.
+    Batch normalisation, which is behind every convolution, is folded in, then kernels are rounded to float16.
     """
     traced = _traced(encoder)
     sources, rounded = layer_sources(traced), copy.deepcopy(encoder)
@@ -57,7 +57,7 @@ def half_encoder(encoder: nn.Module) -> nn.Module:
 
 
 def check_form(filename: str, options: Options, sparse: bool) -> None:
-    """Refuse a form of a sparse backbone (UsageError) for a config that has none."""
+    """Refuse (UsageError) `--sparse-form` for a config without a sparse backbone."""
     if options.sparse_form != SPARSE_FORM.default and not sparse:
         raise UsageError(
             f'--sparse-form {options.sparse_form}: {filename} has no sparse backbone; leave it out'
@@ -76,33 +76,31 @@ def portable_graph(encoder: nn.Module, name: str, family: str, options: Options)
 
 
 def model_spec(model: onnx.ModelProto, name: str) -> GraphSpec:
-    """Return the contract that a finished graph has."""
+    """Return the contract of a finished graph."""
 
     def tensors(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
-        kinds = [(value.name, value.type.tensor_type) for value in values]
-        return tuple(
-            TensorSpec(
-                name,
-                np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name,
-                tuple(axis.dim_param or axis.dim_value for axis in kind.shape.dim),
-            )
-            for name, kind in kinds
-        )
+        specs = []
+        for value in values:
+            tensor_type = value.type.tensor_type
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)).name
+            axes = tuple(axis.dim_param or axis.dim_value for axis in tensor_type.shape.dim)
+            specs.append(TensorSpec(value.name, dtype, axes))
+        return tuple(specs)
 
     return GraphSpec(name, tensors(model.graph.input), tensors(model.graph.output))
 
 
 def load_whole(model: nn.Module, checkpoint: Checkpoint, encoder: str) -> None:
-    """Load all weights of a detector; kernels of its sparse encoder, at a path, in either spconv layout.
+    """Load all weights of a detector; kernels of its sparse encoder, a submodule, in either spconv layout.
 
     Raises:
         CheckpointError: the file lacks weights of the model, or has others.
     """
     report = load_model(checkpoint.path, model, encoder)
     if report.rest != 'loaded' or report.unused:
-        missing = 'nothing but the sparse encoder' if report.rest != 'loaded' else 'all of the model'
+        content = 'nothing but the sparse encoder' if report.rest != 'loaded' else 'all of the model'
         raise CheckpointError(
-            f'{checkpoint.path}: does not fit the model of the config: it holds {missing}'
+            f'{checkpoint.path}: does not fit the model of the config: it holds {content}'
             f'{", and unexpected keys " + listed(report.unused) if report.unused else ""}. Use the '
             f'config that this checkpoint was trained with'
         )

@@ -1,9 +1,9 @@
-"""What parts of mmdet 2.28.2 and mmcv 1.7.2 compute in a way that no exporter follows, in exported copies.
+"""Layers of mmdet 2.28.2 and mmcv 1.7.2 that no exporter follows, replaced in exported copies.
 
 mmcv's merge cells (NAS-FPN) pool with a kernel that they compute from the sizes, mmdet's BFP pools
 adaptively: the exporters write neither unless both sizes are constants that divide each other. mmcv's
-convolutions, linear and pooling layers ask whether their input is empty before they ask whether this is
-PyTorch 1.4: torch.export cannot answer for a number of regions that it does not know.
+convolutions, linear and pooling layers test whether their input is empty before they test for PyTorch 1.4:
+torch.export cannot decide that for a dynamic number of regions.
 """
 
 import functools
@@ -27,7 +27,7 @@ TOODHead = mmdet_module('mmdet.models.dense_heads').TOODHead
 DyHeadBlock = mmdet_module('mmdet.models.necks.dyhead').DyHeadBlock
 
 WRAPPERS = 'mmcv.cnn.bricks.wrappers'
-"""The module of mmcv that has its layers."""
+"""Module of mmcv with its layers."""
 
 
 def spell_out_leading_offsets(module: nn.Module) -> None:
@@ -37,12 +37,12 @@ def spell_out_leading_offsets(module: nn.Module) -> None:
 
 
 def fix_sampled_sides(module: nn.Module) -> None:
-    """Give TOOD's head kernels of fixed shape: traced, its own have that of a tensor."""
+    """Let TOOD's head sample with kernels of fixed shape: a trace makes theirs of a tensor's."""
     if isinstance(module, TOODHead):
-        module.deform_sampling = _sample_sides
+        module.deform_sampling = sample_sides
 
 
-def _sample_sides(boxes: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+def sample_sides(boxes: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """Read each side of boxes (B, 4, h, w) at its own offset (B, 8, h, w), y before x, in cells."""
     sides = 4
     return deform_conv2d(boxes, offset, boxes.new_ones((sides, 1, 1, 1)), 1, 0, 1, sides, sides)
@@ -66,13 +66,13 @@ class RepeatedPriors:
         return self.generator.single_level_grid_priors(*args, **kwargs).repeat(self.repeats, 1)
 
     def count(self, head: nn.Module, inputs: tuple) -> None:
-        """Look at the batch that a head is about to take: a hook before its `forward`."""
+        """Read the batch of the inputs of a head: a hook before its `forward`."""
         batch = inputs[0][0].shape[0]
         self.repeats = batch // int(batch)
 
 
 def repeat_priors(module: nn.Module) -> None:
-    """Let TOOD's head have priors for batches other than that of the trace."""
+    """Let TOOD's head have priors for other batches than that of the trace."""
     if isinstance(module, TOODHead):
         module.prior_generator = RepeatedPriors(module.prior_generator)
         module.register_forward_pre_hook(module.prior_generator.count)
@@ -81,17 +81,17 @@ def repeat_priors(module: nn.Module) -> None:
 def pooled(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Return maxima (B, C, H, W) of adaptive windows of (B, C, h, w), as PyTorch does; H <= h, W <= w.
 
-    Window i of n covers rows `floor(i * h / n)` to `ceil((i + 1) * h / n) - 1`; its last row is repeated
-    where another window has one more.
+    Window i of n covers rows `floor(i * h / n)` to `ceil((i + 1) * h / n) - 1`; its last row is repeated if
+    other windows have one more.
     """
     x = x[:, :, _windows(x.shape[2], size[0], x)].amax(3)
     return x[..., _windows(x.shape[3], size[1], x)].amax(4)
 
 
 def _windows(length: int, count: int, like: torch.Tensor) -> torch.Tensor:
-    """Return the rows of each window, (count, most rows of a window)."""
-    place = torch.arange(count, device=like.device)
-    first, last = place * length // count, ((place + 1) * length + count - 1) // count - 1
+    """Return the rows of each window, (count, largest number of rows of a window)."""
+    index = torch.arange(count, device=like.device)
+    first, last = index * length // count, ((index + 1) * length + count - 1) // count - 1
     steps = torch.arange((length + count - 1) // count + 1, device=like.device)
     return torch.minimum(first[:, None] + steps, last[:, None])
 
@@ -99,7 +99,7 @@ def _windows(length: int, count: int, like: torch.Tensor) -> torch.Tensor:
 def merged_size(x: torch.Tensor, size: Sequence[int], mode: str) -> torch.Tensor:
     """Return (B, C, h, w) enlarged, or padded with zeros and pooled, to `size`, as mmcv's merge cells do.
 
-    Which of them is taken is decided by the traced sizes: a level is the finer one at every size.
+    The traced sizes decide which of them happens: a level is the finer one at every size.
     """
     if x.shape[-2:] == size:
         return x
@@ -120,13 +120,13 @@ class Balanced(BFP):
         sizes = [level.shape[2:] for level in inputs]
         levels = range(len(inputs))
         coarse = self.refine_level
-        gathered = [_to(level, sizes[coarse], index < coarse) for index, level in enumerate(inputs)]
+        gathered = [_resized(level, sizes[coarse], index < coarse) for index, level in enumerate(inputs)]
         mean = sum(gathered) / len(gathered)
         refined = mean if self.refine_type is None else self.refine(mean)
-        return tuple(_to(refined, sizes[level], level >= coarse) + inputs[level] for level in levels)
+        return tuple(_resized(refined, sizes[level], level >= coarse) + inputs[level] for level in levels)
 
 
-def _to(x: torch.Tensor, size: Sequence[int], pool: bool) -> torch.Tensor:
+def _resized(x: torch.Tensor, size: Sequence[int], pool: bool) -> torch.Tensor:
     return pooled(x, size) if pool else functional.interpolate(x, size=size, mode='nearest')
 
 
@@ -138,11 +138,11 @@ def resize_by_integers(module: nn.Module) -> None:
         module.__class__ = Balanced
 
 
-def ask_nothing(module: nn.Module) -> None:
+def run_as_torch_layer(module: nn.Module) -> None:
     """Let a layer of mmcv run as the layer of torch that it is derived from, in place."""
-    kind = type(module)
-    if kind.__module__ == WRAPPERS:
-        module.forward = functools.partial(kind.__mro__[1].forward, module)
+    cls = type(module)
+    if cls.__module__ == WRAPPERS:
+        module.forward = functools.partial(cls.__mro__[1].forward, module)
 
 
 LAYERS += [
@@ -152,5 +152,11 @@ LAYERS += [
     (Conv2dAdaptivePadding, ('forward',)),
     (CornerPool, ('forward',)),
 ]
-PREPARATIONS += [spell_out_leading_offsets, resize_by_integers, fix_sampled_sides, repeat_priors, ask_nothing]
+PREPARATIONS += [
+    spell_out_leading_offsets,
+    resize_by_integers,
+    fix_sampled_sides,
+    repeat_priors,
+    run_as_torch_layer,
+]
 CALLERS.append(TOODHead)

@@ -1,4 +1,4 @@
-"""How a config's points become voxels, and how many voxels there are."""
+"""The grid of voxels of a config: the rule by which points become voxels, and its size."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from mmdeploy_ext.preprocess.points import VoxelRule
 
 
 def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelRule:
-    """Return the rule of the arguments of mmcv's `Voxelization`, for points of so many values."""
+    """Return the rule of the arguments of mmcv's `Voxelization`, for points of `channels` values."""
     limit, points = layer.get('max_voxels', 20000), int(layer['max_num_points'])
     limit = int(limit[1] if isinstance(limit, list | tuple) else limit)
     return VoxelRule(
@@ -23,18 +23,18 @@ def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelR
 
 
 def grid_size(
-    point_cloud_range: Sequence[float], voxel_size: Sequence[float], where: str
+    point_cloud_range: Sequence[float], voxel_size: Sequence[float], key: str
 ) -> tuple[int, int, int]:
     """Return the number of voxels along x, y, z.
 
-    The range is the least corner, then the greatest, metres, as the size is; `where` names the config's keys.
+    The range is the least corner, then the greatest, metres, as the size is; `key` is that of the config.
 
     Raises:
         ConfigError: sizes that are not positive, or voxels that do not fill the range.
     """
     if len(point_cloud_range) != 6 or len(voxel_size) != 3:
         raise ConfigError(
-            f'{where}: point_cloud_range={list(point_cloud_range)} and voxel_size={list(voxel_size)}; '
+            f'{key}: point_cloud_range={list(point_cloud_range)} and voxel_size={list(voxel_size)}; '
             f'expected 6 and 3 numbers'
         )
     cells = []
@@ -43,12 +43,12 @@ def grid_size(
     ):
         if size <= 0 or high <= low:
             raise ConfigError(
-                f'{where}: range {low} to {high} and voxel size {size} along {axis}; expected both > 0'
+                f'{key}: range {low} to {high} and voxel size {size} along {axis}; expected both > 0'
             )
         count = (high - low) / size
         if abs(count - round(count)) > 1e-3:
             raise ConfigError(
-                f'{where}: point_cloud_range along {axis}, {low} to {high} m, is {count:.3f} voxels of '
+                f'{key}: point_cloud_range along {axis}, {low} to {high} m, is {count:.3f} voxels of '
                 f'{size} m (voxel_size); expected a whole number'
             )
         cells.append(round(count))

@@ -151,7 +151,7 @@ class LidarOnnx(Runtime):
         return self.decode(outputs, self.box_rule)
 
     def feeds(self, sweep: Sweep) -> dict[str, np.ndarray]:
-        """Return the input of the head's graph, `bev` (1, C, H, W), of a sweep; raises what `detect` raises."""
+        """Return the head's input of a sweep, `bev` (1, C, H, W); raises what `detect` raises."""
         points = check_points(sweep.points, self.width, sweep.name)
         check_in_range(points, self.rule.point_cloud_range, sweep.name)
         start = time.perf_counter()

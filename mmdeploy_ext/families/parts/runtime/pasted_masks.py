@@ -21,11 +21,12 @@ RUNNERS = {'full': 'with_postprocess'}
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Instances]:
-    """Return the instances per image of the outputs of a `full` graph, see `consumers`.
+    """Return the instances per image of the outputs of a `full` graph, see `runtime/family_runtime.py`.
 
-    These are `dets` (B, n, 5), `labels` (B, n) and `masks` (B, n, m, m), 0..1 in the frame of the box, or of
-    a file with `--paste-masks` (B, n, h, w) bool, as large as the largest of the images; of heads that judge
-    masks also `mask_scores` (B, n). Feeds hold `ori_shape` (2,) or (B, 2): height and width of the images.
+    Outputs are `dets` (B, n, 5), `labels` (B, n) and `masks` (B, n, m, m), 0..1 in the frame of the box; a
+    file with `--paste-masks` has masks (B, n, h, w) bool, as large as the largest of the images; heads that
+    score masks also give `mask_scores` (B, n). Feeds hold `ori_shape` (2,) or (B, 2): height and width of
+    the images.
 
     Raises:
         ModelFileError: a file with `--max-proposals` or `--max-candidates` may have left some out.
@@ -34,43 +35,43 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Insta
     batch = len(outputs['labels'])
     sizes = np.broadcast_to(np.asarray(feeds['ori_shape']).reshape(-1, 2), (batch, 2))
     scales = np.asarray(feeds.get('scale_factor', np.ones((batch, 4))), np.float32)
-    threshold, found = metadata.postprocess['mask_thr'], []
-    for dets, labels, masks, size, scale in zip(
-        *(outputs[name] for name in ('dets', 'labels', 'masks')), sizes, scales, strict=True
-    ):
-        kept = labels >= 0
-        boxes = dets[kept, :4] * scale / scale  # as mmdet does, which rounds
-        height, width = map(int, size)
+    instances = []
+    for image in range(batch):
+        present = outputs['labels'][image] >= 0
+        dets, masks = outputs['dets'][image][present], outputs['masks'][image][present]
+        height, width = map(int, sizes[image])
         if masks.dtype == bool:
-            pasted = masks[kept][:, :height, :width]
+            masks = masks[:, :height, :width]
         else:
-            pasted = paste(masks[kept], boxes, height, width, threshold)
-        columns = pasted, dets[kept, 4], labels[kept], dets[kept, :4]
-        judged = outputs['mask_scores'][len(found)][kept] if 'mask_scores' in outputs else None
-        found.append(Instances(*columns, judged))
-    check_caps(metadata, outputs, found)
-    return found
+            boxes = dets[:, :4] * scales[image] / scales[image]  # as mmdet does, which rounds
+            masks = paste(masks, boxes, height, width, metadata.postprocess['mask_thr'])
+        labels, mask_scores = outputs['labels'][image][present], None
+        if 'mask_scores' in outputs:
+            mask_scores = outputs['mask_scores'][image][present]
+        instances.append(Instances(masks, dets[:, 4], labels, dets[:, :4], mask_scores))
+    check_caps(metadata, outputs, instances)
+    return instances
 
 
 def paste(
     masks: np.ndarray, bboxes_xyxy: np.ndarray, height: int, width: int, threshold: float
 ) -> np.ndarray:
-    """Return masks (n, height, width) bool of an image, where masks (n, m, m) of 0..1 reach a threshold.
+    """Return masks (n, height, width) bool of the pixels of an image at which masks reach a threshold.
 
-    They are in the frames of boxes (n, 4), pixels of the image.
+    `masks` (n, m, m) of 0..1 are in the frames of boxes (n, 4), pixels of the image.
     """
-    whole = np.zeros((len(masks), height, width), bool)
-    for image, mask, (x1, y1, x2, y2) in zip(whole, masks, bboxes_xyxy.astype(np.float32), strict=True):
+    pasted = np.zeros((len(masks), height, width), bool)
+    for image, mask, (x1, y1, x2, y2) in zip(pasted, masks, bboxes_xyxy.astype(np.float32), strict=True):
         rows, columns = _span(y1, y2, height), _span(x1, x2, width)
-        top, down = _taps(rows, y1, y2, mask.shape[0])
-        left, right = _taps(columns, x1, x2, mask.shape[1])
+        row_taps = _taps(rows, y1, y2, mask.shape[0])
+        column_taps = _taps(columns, x1, x2, mask.shape[1])
         padded = np.pad(mask, 1)
         values = np.zeros((len(rows), len(columns)), np.float32)
-        for line, above in (top, down):
-            for cell, before in (left, right):
-                values += padded[line[:, None], cell[None]] * (before[None] * above[:, None])
+        for row, row_weight in row_taps:
+            for column, column_weight in column_taps:
+                values += padded[row[:, None], column[None]] * (column_weight[None] * row_weight[:, None])
         image[rows[:, None], columns[None]] = values >= threshold
-    return whole
+    return pasted
 
 
 def _span(low: np.float32, high: np.float32, size: int) -> np.ndarray:
@@ -91,6 +92,6 @@ def _taps(
     weight = place - first
     index = np.clip(np.nan_to_num(first), -2, size + 1).astype(np.int64)
     return tuple(
-        (np.clip(index + step + 1, 0, size + 1), np.nan_to_num(part))
-        for step, part in ((0, one - weight), (1, weight))
+        (np.clip(index + step + 1, 0, size + 1), np.nan_to_num(tap_weight))
+        for step, tap_weight in ((0, one - weight), (1, weight))
     )
