@@ -115,8 +115,8 @@ def register(name: str) -> None:
     offer = _OFFERS[name]
     if not _is_registered(name):
         offer.registry.register_module(module=offer.cls)
-    for other in offer.builds:
-        register(other)
+    for part in offer.builds:
+        register(part)
 
 
 def register_named(cfg: Any) -> None:

@@ -94,7 +94,7 @@ class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
 
 @offered(TRANSFORMER)
 class DinoTransformer(transformer.DeformableDetrTransformer):
-    """That of a two-stage Deformable DETR; proposals are not encoded as queries, which are learned."""
+    """The transformer of a two-stage Deformable DETR whose queries are learned, not encoded proposals."""
 
     def init_layers(self) -> None:
         """Build what is beside encoder and decoder."""
@@ -118,19 +118,19 @@ class DinoTransformer(transformer.DeformableDetrTransformer):
             mlvl_masks: (B, h, w) bool of each map, True where it shows no image.
             query_embed: learned queries (Q, D).
             mlvl_pos_embeds: positions (B, D, h, w) of each map.
-            reg_branches: what moves boxes: of each layer, and of the tokens.
-            cls_branches: what scores them.
+            reg_branches: networks that move boxes: one for each layer, and one for the tokens.
+            cls_branches: networks that score them.
             kwargs: for the layers.
         """
         device = mlvl_feats[0].device
-        shapes = torch.as_tensor([one.shape[-2:] for one in mlvl_feats], device=device)
+        shapes = torch.as_tensor([features.shape[-2:] for features in mlvl_feats], device=device)
         ratios = torch.stack([self.get_valid_ratio(mask) for mask in mlvl_masks], 1)
         positions = [
             position + self.level_embeds[level][None, :, None, None]
             for level, position in enumerate(mlvl_pos_embeds)
         ]
         tokens, places = (
-            torch.cat([one.flatten(2) for one in maps], 2).permute(2, 0, 1)
+            torch.cat([level_map.flatten(2) for level_map in maps], 2).permute(2, 0, 1)
             for maps in (mlvl_feats, positions)
         )
         padded = torch.cat([mask.flatten(1) for mask in mlvl_masks], 1)
@@ -210,7 +210,7 @@ class DINOHead(dense_heads.DeformableDETRHead):
         for image, meta in enumerate(img_metas):
             height, width = meta['img_shape'][:2]
             outside[image, :height, :width] = 0
-        return [F.interpolate(outside[None], size=one.shape[-2:])[0] > 0.5 for one in mlvl_feats]
+        return [F.interpolate(outside[None], size=features.shape[-2:])[0] > 0.5 for features in mlvl_feats]
 
     def loss(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse to train."""

@@ -37,7 +37,7 @@ class BEVFusionCenterHead(CenterHead):
     """
 
     def __init__(self, tasks: Sequence[Any], test_cfg: Mapping[str, Any], **config: Any) -> None:
-        named = [one if isinstance(one, Mapping) else dict(class_names=list(one)) for one in tasks]
+        named = [task if isinstance(task, Mapping) else dict(class_names=list(task)) for task in tasks]
         super().__init__(tasks=named, test_cfg=test_cfg, **config)
         self.counts = tuple(self.num_classes)
         self.num_classes = sum(self.counts)
@@ -54,9 +54,9 @@ class BEVFusionCenterHead(CenterHead):
         if not self.limits:
             raise ConfigError('CenterHead: bbox_coder.post_center_range is missing; expected six metres')
         after = test.get('post_center_limit_range') or self.limits
-        wider = [low <= own for low, own in zip(after[:3], self.limits[:3], strict=True)]
-        wider += [own <= high for own, high in zip(self.limits[3:], after[3:], strict=True)]
-        if not all(wider):
+        is_wider = [low <= limit for low, limit in zip(after[:3], self.limits[:3], strict=True)]
+        is_wider += [limit <= high for limit, high in zip(self.limits[3:], after[3:], strict=True)]
+        if not all(is_wider):
             raise ConfigError(
                 f'CenterHead: test_cfg.post_center_limit_range={list(after)} leaves out a part of '
                 f'bbox_coder.post_center_range={list(self.limits)}; expected the same range'
@@ -64,7 +64,10 @@ class BEVFusionCenterHead(CenterHead):
 
     @property
     def nms(self) -> list[dict[str, Any]]:
-        """What suppresses the boxes of each task, see `frames.spread_out`; the proof moves its thresholds."""
+        """Return the settings by which boxes of each task are suppressed, see `frames.spread_out`.
+
+        A proof changes its thresholds.
+        """
         test, tasks = self.test_cfg, len(self.counts)
         kinds, scales = test.get('nms_type'), test.get('nms_scale', 1.0)
         kinds = list(kinds) if isinstance(kinds, list | tuple) else [kinds] * tasks
@@ -74,7 +77,8 @@ class BEVFusionCenterHead(CenterHead):
             raise ConfigError(
                 f'CenterHead: test_cfg.nms_type={kinds}; expected circle or rotate, or {tasks} of them'
             )
-        if [len(one) if isinstance(one, list | tuple) else 0 for one in scales] != list(self.counts):
+        lengths = [len(scale) if isinstance(scale, list | tuple) else 0 for scale in scales]
+        if lengths != list(self.counts):
             raise ConfigError(f'CenterHead: test_cfg.nms_scale={scales}; expected one for each class')
         radii = test.get('min_radius') or ()
         if 'circle' in kinds and len(radii) != tasks:
@@ -99,12 +103,12 @@ class BEVFusionCenterHead(CenterHead):
         """Return the score that boxes of a task need before they are compared, inclusive."""
         return 0.0 if 'radius' in group else float(self.test_cfg.get('score_threshold') or 0.0)
 
-    def candidates(self, found: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    def candidates(self, predictions: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the best boxes of each task before suppression; columns of mmdet3d 0.x, bottom centre.
 
         Boxes are (B, T Q, 9), scores (B, T Q), labels (B, T Q), -1 where the coder drops a box.
         """
-        pairs = zip(found, self.nms, strict=True)
+        pairs = zip(predictions, self.nms, strict=True)
         boxes, scores, labels = zip(*(self._of_task(*pair) for pair in pairs), strict=True)
         return torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(labels, 1)
 
@@ -120,21 +124,21 @@ class BEVFusionCenterHead(CenterHead):
         cell = torch.stack([places // width, places % width], 1) + reg
         boxes = boxes_of_cells(coder, cell, height, dim, rot, vel, self.norm_bbox)
         centre, limits = torch.cat([boxes[..., :2], height.transpose(1, 2)], 2), reg.new_tensor(self.limits)
-        kept = ((centre >= limits[:3]) & (centre <= limits[3:])).all(2)
-        kept = kept & (scores >= self.least_score(group))
+        is_candidate = ((centre >= limits[:3]) & (centre <= limits[3:])).all(2)
+        is_candidate = is_candidate & (scores >= self.least_score(group))
         if coder.score_threshold:
-            kept = kept & (scores > coder.score_threshold)
-        return boxes, scores, torch.where(kept, labels + group['classes'][0], -1)
+            is_candidate = is_candidate & (scores > coder.score_threshold)
+        return boxes, scores, torch.where(is_candidate, labels + group['classes'][0], -1)
 
     @torch.no_grad()
-    def get_bboxes(self, found: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    def get_bboxes(self, predictions: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, by mmdet3d's coder."""
         tasks = [
-            [self._suppressed(one, group) for one in self._decoded(maps)]
-            for maps, group in zip(found, self.nms, strict=True)
+            [self._suppressed(detections, group) for detections in self._decoded(maps)]
+            for maps, group in zip(predictions, self.nms, strict=True)
         ]
         return [
-            {name: torch.cat([one[name] for one in parts]) for name in parts[0]}
+            {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             for parts in zip(*tasks, strict=True)
         ]
 
@@ -142,7 +146,7 @@ class BEVFusionCenterHead(CenterHead):
         """Return mmdet3d's boxes of one task per sample."""
         maps = x_last(maps)
         sizes, turns = maps['dim'], maps['rot']
-        found = self.bbox_coder.decode(
+        detections = self.bbox_coder.decode(
             maps['heatmap'].sigmoid(),
             turns[:, :1],
             turns[:, 1:],
@@ -152,34 +156,36 @@ class BEVFusionCenterHead(CenterHead):
             reg=maps['reg'],
         )
         self.bbox_coder.post_center_range = self.limits  # it makes a tensor of them
-        return found
+        return detections
 
-    def _suppressed(self, found: Mapping[str, Tensor], group: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _suppressed(self, detections: Mapping[str, Tensor], group: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the boxes of a task and sample that stay, with bottom centres and labels of all tasks."""
-        enough = found['scores'] >= self.least_score(group)
-        boxes, scores, labels = (found[name][enough] for name in ('bboxes', 'scores', 'labels'))
+        passes = detections['scores'] >= self.least_score(group)
+        boxes, scores, labels = (detections[name][passes] for name in ('bboxes', 'scores', 'labels'))
         rows = kept_rows(boxes, scores, labels.long(), group)
         boxes = boxes[rows]
         boxes[:, 2] -= boxes[:, 5] * 0.5
         return dict(bboxes=boxes, scores=scores[rows], labels=labels[rows].long() + group['classes'][0])
 
-    def spread_out(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def spread_out(self, detections: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the boxes of one sample, of all tasks, that the suppression of their tasks keeps."""
         parts = []
         for group in self.nms:
             first = group['classes'][0]
-            rows = torch.isin(found['labels'], found['labels'].new_tensor(group['classes'])).nonzero()[:, 0]
-            boxes, scores, labels = (found[name][rows] for name in ('bboxes', 'scores', 'labels'))
-            parts.append(rows[kept_rows(boxes, scores, labels - first, group)])
-        kept = torch.cat(parts)
-        return {name: value[kept] for name, value in found.items()}
+            task_rows = torch.isin(
+                detections['labels'], detections['labels'].new_tensor(group['classes'])
+            ).nonzero()[:, 0]
+            boxes, scores, labels = (detections[name][task_rows] for name in ('bboxes', 'scores', 'labels'))
+            parts.append(task_rows[kept_rows(boxes, scores, labels - first, group)])
+        rows = torch.cat(parts)
+        return {name: value[rows] for name, value in detections.items()}
 
     def loss(
-        self, found: Sequence[Mapping[str, Tensor]], boxes: Sequence[Tensor], labels: Sequence[Tensor]
+        self, predictions: Sequence[Mapping[str, Tensor]], boxes: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """Return mmdet3d's losses of each task; boxes (G, 9) per sample are the model's, labels (G,)."""
-        given = [LiDARInstance3DBoxes(one, box_dim=one.shape[1]) for one in boxes]
-        return super().loss(given, list(labels), tuple([x_last(maps)] for maps in found))
+        gt_boxes = [LiDARInstance3DBoxes(rows, box_dim=rows.shape[1]) for rows in boxes]
+        return super().loss(gt_boxes, list(labels), tuple([x_last(maps)] for maps in predictions))
 
 
 def x_last(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -197,9 +203,11 @@ def kept_rows(boxes: Tensor, scores: Tensor, labels: Tensor, group: Mapping[str,
         return labels
     if 'radius' in group:
         places = torch.cat([boxes[:, :2], scores[:, None]], 1).cpu().numpy()
-        near = circle_nms(places, group['radius'], group['most'])
-        return torch.as_tensor(near, dtype=torch.long, device=boxes.device)
+        rows = circle_nms(places, group['radius'], group['most'])
+        return torch.as_tensor(rows, dtype=torch.long, device=boxes.device)
     columns = in_lidar_columns(boxes)
     sizes = columns[:, 3:5] * columns.new_tensor(group['scales'])[labels][:, None]
-    seen = xywhr2xyxyr(torch.cat([columns[:, :2], sizes, columns[:, 6:7]], 1))
-    return nms_bev(seen, scores, group['overlap'], pre_max_size=group['first'], post_max_size=group['most'])
+    rectangles = xywhr2xyxyr(torch.cat([columns[:, :2], sizes, columns[:, 6:7]], 1))
+    return nms_bev(
+        rectangles, scores, group['overlap'], pre_max_size=group['first'], post_max_size=group['most']
+    )

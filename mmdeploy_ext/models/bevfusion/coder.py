@@ -86,7 +86,8 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
         """
         best, labels = scores.max(1)
         boxes = self.boxes(*values)
-        rows = zip(boxes, best, labels, self.kept(boxes, best), strict=True)
+        samples = zip(boxes, best, labels, self.kept(boxes, best), strict=True)
         return [
-            dict(bboxes=box[own], scores=score[own], labels=label[own]) for box, score, label, own in rows
+            dict(bboxes=box[mask], scores=score[mask], labels=label[mask])
+            for box, score, label, mask in samples
         ]

@@ -102,13 +102,13 @@ class BEVFusion(BaseModule):
 
     def init_weights(self) -> None:
         """Initialise the parts; mmcv's own takes the mean of every parameter, and the cells' are integers."""
-        found = [self]
-        while found:
-            for child in found.pop().children():
+        modules = [self]
+        while modules:
+            for child in modules.pop().children():
                 if hasattr(child, 'init_weights'):
                     child.init_weights()
                 else:
-                    found.append(child)
+                    modules.append(child)
 
     fork: Any = None
     """The repository whose code is the reference of a proof, see `families/bevfusion/fork.py`; None: ours."""
@@ -189,9 +189,9 @@ class BEVFusion(BaseModule):
     ) -> dict[str, Tensor]:
         """Return the losses of a batch, see `HeadLosses`; boxes in mmdet3d's columns."""
         head = self.heads['object']
-        found, like = self.predictions(img, points, img_metas), next(head.parameters())
-        boxes = [in_lidar_columns(one.tensor.to(like)) for one in gt_bboxes_3d]
-        return head.loss(found, boxes, [one.to(like.device) for one in gt_labels_3d])
+        predictions, parameter = self.predictions(img, points, img_metas), next(head.parameters())
+        boxes = [in_lidar_columns(boxes.tensor.to(parameter)) for boxes in gt_bboxes_3d]
+        return head.loss(predictions, boxes, [labels.to(parameter.device) for labels in gt_labels_3d])
 
     def train_step(self, data: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
         """Return what mmcv's runners take: the sum of the losses, figures for the log, samples."""
@@ -213,24 +213,24 @@ class BEVFusion(BaseModule):
         self, img_metas: Sequence[Mapping[str, Any]], points: Sequence[Tensor], img: Tensor | None = None
     ) -> list[dict[str, Any]]:
         """Return 'pts_bbox' -> boxes, scores and labels per sample, as mmdet3d's data sets evaluate them."""
-        found = self.heads['object'].get_bboxes(self.predictions(img, points, img_metas))
+        detections = self.heads['object'].get_bboxes(self.predictions(img, points, img_metas))
         results = []
-        for meta, one in zip(img_metas, found, strict=True):
-            columns = in_lidar_columns(one['bboxes'].cpu())
+        for meta, sample in zip(img_metas, detections, strict=True):
+            columns = in_lidar_columns(sample['bboxes'].cpu())
             boxes = meta['box_type_3d'](columns, columns.shape[1])
-            results.append(dict(pts_bbox=bbox3d2result(boxes, one['scores'], one['labels'])))
+            results.append(dict(pts_bbox=bbox3d2result(boxes, sample['scores'], sample['labels'])))
         return results
 
 
 def check_parts(encoders: Mapping[str, Any], fuser: Any, heads: Mapping[str, Any]) -> None:
     """Raise ConfigError, which names the key, for a model of parts that are not built here."""
-    known = [name for name in SENSORS if encoders.get(name)]
-    other = [name for name in encoders if name not in SENSORS and encoders[name]]
-    if other or not known:
+    sensors = [name for name in SENSORS if encoders.get(name)]
+    unknown = [name for name in encoders if name not in SENSORS and encoders[name]]
+    if unknown or not sensors:
         raise ConfigError(
-            f'BEVFusion: encoders has {", ".join(other) or "nothing"}; expected camera, lidar or both'
+            f'BEVFusion: encoders has {", ".join(unknown) or "nothing"}; expected camera, lidar or both'
         )
-    if (fuser is not None) != (len(known) > 1):
+    if (fuser is not None) != (len(sensors) > 1):
         raise ConfigError(f'BEVFusion: fuser={fuser}: two sensors need one, a single one has none')
     wrong = [name for name, head in heads.items() if head and name != 'object']
     if wrong or not heads.get('object'):

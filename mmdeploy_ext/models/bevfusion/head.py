@@ -133,10 +133,10 @@ class TransFusionHead(nn.Module):
         position = centres(places, width)
         keys = centres(torch.arange(cells, device=flat.device), width).expand(len(flat), -1, -1)
         queries = self.decoder[0](queries, flat, position, keys)
-        found = self.prediction_heads[0](queries.transpose(1, 2))
-        found['center'] = found['center'] + position.transpose(1, 2)
+        values = self.prediction_heads[0](queries.transpose(1, 2))
+        values['center'] = values['center'] + position.transpose(1, 2)
         score = heat.flatten(2).gather(2, places[:, None].expand(-1, heat.shape[1], -1))
-        return dict(found, query_heatmap_score=score, query_labels=labels, dense_heatmap=dense)
+        return dict(values, query_heatmap_score=score, query_labels=labels, dense_heatmap=dense)
 
     def peaks(self, heat: Tensor) -> Tensor:
         """Return a heat map (B, K, H, W) of probabilities without what is not the largest of its window.
@@ -152,31 +152,35 @@ class TransFusionHead(nn.Module):
         """Return the best (class, cell) pairs of a heat map, (B, Q) int64 as `class * H * W + cell`."""
         return heat.flatten(1).topk(self.num_proposals).indices
 
-    def scores(self, found: Mapping[str, Tensor]) -> Tensor:
+    def scores(self, predictions: Mapping[str, Tensor]) -> Tensor:
         """Return (B, K, Q): of its own class the product of both probabilities, 0 of the others."""
-        own = nn.functional.one_hot(found['query_labels'], self.num_classes).transpose(1, 2)
-        return found['heatmap'].sigmoid() * found['query_heatmap_score'] * own
+        is_own_class = nn.functional.one_hot(predictions['query_labels'], self.num_classes).transpose(1, 2)
+        return predictions['heatmap'].sigmoid() * predictions['query_heatmap_score'] * is_own_class
 
-    def candidates(self, found: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def candidates(self, predictions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes (B, Q, 9), scores (B, Q) and labels (B, Q), -1 where the coder drops a box."""
-        boxes = self.bbox_coder.boxes(*(found[name] for name in PREDICTED if name in found))
-        scores = self.scores(found).amax(1)
-        return boxes, scores, torch.where(self.bbox_coder.kept(boxes, scores), found['query_labels'], -1)
+        boxes = self.bbox_coder.boxes(*(predictions[name] for name in PREDICTED if name in predictions))
+        scores = self.scores(predictions).amax(1)
+        return (
+            boxes,
+            scores,
+            torch.where(self.bbox_coder.kept(boxes, scores), predictions['query_labels'], -1),
+        )
 
     def loss(
-        self, found: Mapping[str, Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]
+        self, predictions: Mapping[str, Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """Return the losses of what `forward` gave, see `HeadLosses`."""
-        made = HeadLosses(
+        losses = HeadLosses(
             **self.loss_cfg, train_cfg=self.train_cfg, coder=self.bbox_coder, classes=self.num_classes
         )
-        return made(found, boxes, labels)
+        return losses(predictions, boxes, labels)
 
     @torch.no_grad()
-    def get_bboxes(self, found: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    def get_bboxes(self, predictions: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, see `TransFusionBBoxCoder`."""
-        values = (found[name] for name in PREDICTED if name in found)
-        boxes = self.bbox_coder.decode(self.scores(found), *values)
+        values = (predictions[name] for name in PREDICTED if name in predictions)
+        boxes = self.bbox_coder.decode(self.scores(predictions), *values)
         return [self.spread_out(sample) for sample in boxes]
 
     @property
@@ -187,18 +191,18 @@ class TransFusionHead(nn.Module):
         data = self.test_cfg['dataset']
         return dict(classes=list(UNLIMITED[data]), radius=RADII[data], most=MOST)
 
-    def spread_out(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    def spread_out(self, detections: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the boxes of one sample without those too near to a better one; others stay as they are."""
         if self.nms is None:
-            return found
-        kept = torch.ones_like(found['scores'], dtype=torch.bool)
+            return detections
+        is_kept = torch.ones_like(detections['scores'], dtype=torch.bool)
         for label in self.nms['classes']:
-            rows = (found['labels'] == label).nonzero()[:, 0]
-            places = torch.cat([found['bboxes'][rows, :2], found['scores'][rows, None]], 1)
-            near = circle_nms(places.cpu().numpy(), self.nms['radius'], self.nms['most'])
-            kept[rows] = False
-            kept[rows[torch.as_tensor(near, dtype=torch.long, device=rows.device)]] = True
-        return {name: value[kept] for name, value in found.items()}
+            rows = (detections['labels'] == label).nonzero()[:, 0]
+            places = torch.cat([detections['bboxes'][rows, :2], detections['scores'][rows, None]], 1)
+            chosen_rows = circle_nms(places.cpu().numpy(), self.nms['radius'], self.nms['most'])
+            is_kept[rows] = False
+            is_kept[rows[torch.as_tensor(chosen_rows, dtype=torch.long, device=rows.device)]] = True
+        return {name: value[is_kept] for name, value in detections.items()}
 
 
 def centres(places: Tensor, width: int) -> Tensor:

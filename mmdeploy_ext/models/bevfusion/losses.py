@@ -35,30 +35,32 @@ class HeadLosses:
         coder: Any,
         classes: int,
     ) -> None:
-        self.cls, self.heatmap, self.bbox = (build_loss(dict(one)) for one in (cls, heatmap, bbox))
+        self.cls, self.heatmap, self.bbox = (build_loss(dict(loss)) for loss in (cls, heatmap, bbox))
         self.train_cfg, self.coder, self.classes = train_cfg, coder, classes
 
     def __call__(
-        self, found: Mapping[str, Tensor], gt_boxes: Sequence[Tensor], gt_labels: Sequence[Tensor]
+        self, predictions: Mapping[str, Tensor], gt_boxes: Sequence[Tensor], gt_labels: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """Return the losses of what `TransFusionHead.forward` gave for a batch.
 
         Per sample there are boxes (G, 9), columns of the model, bottom centre, and labels (G,).
         """
-        values = torch.cat([found[name] for name in VALUES if name in found], 1).transpose(1, 2)
+        values = torch.cat([predictions[name] for name in VALUES if name in predictions], 1).transpose(1, 2)
         targets = torch.zeros_like(values)
         labels = torch.full(values.shape[:2], self.classes, device=values.device, dtype=torch.long)
-        heat = torch.zeros_like(found['dense_heatmap'])
+        heat = torch.zeros_like(predictions['dense_heatmap'])
         for sample, (boxes, classes) in enumerate(zip(gt_boxes, gt_labels, strict=True)):
-            queries, own = self._assigned(found, sample, boxes, classes)
-            labels[sample, queries] = classes[own]
-            targets[sample, queries] = self.coder.encode(boxes[own])[:, : values.shape[2]]
+            queries, numbers = self._assigned(predictions, sample, boxes, classes)
+            labels[sample, queries] = classes[numbers]
+            targets[sample, queries] = self.coder.encode(boxes[numbers])[:, : values.shape[2]]
             self._draw(heat[sample], boxes, classes)
-        taken = labels < self.classes
-        count = max(int(taken.sum()), 1)
-        weights = taken[..., None] * values.new_tensor(self.train_cfg['code_weights'][: values.shape[2]])
-        dense = found['dense_heatmap'].sigmoid().clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
-        logits = found['heatmap'].transpose(1, 2).flatten(0, 1)
+        is_assigned = labels < self.classes
+        count = max(int(is_assigned.sum()), 1)
+        weights = is_assigned[..., None] * values.new_tensor(
+            self.train_cfg['code_weights'][: values.shape[2]]
+        )
+        dense = predictions['dense_heatmap'].sigmoid().clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+        logits = predictions['heatmap'].transpose(1, 2).flatten(0, 1)
         ones = torch.ones(labels.numel(), device=values.device)
         return dict(
             loss_heatmap=self.heatmap(dense, heat, avg_factor=max(float(heat.eq(1).sum()), 1.0)),
@@ -68,23 +70,26 @@ class HeadLosses:
 
     @torch.no_grad()
     def _assigned(
-        self, found: Mapping[str, Tensor], sample: int, boxes: Tensor, labels: Tensor
+        self, predictions: Mapping[str, Tensor], sample: int, boxes: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the queries that are assigned a box, and its number: the cheapest pairs of all."""
-        own = {name: found[name][sample : sample + 1].detach() for name in VALUES if name in found}
-        predicted = self.coder.boxes(*own.values())[0]
+        values = {
+            name: predictions[name][sample : sample + 1].detach() for name in VALUES if name in predictions
+        }
+        predicted = self.coder.boxes(*values.values())[0]
         rule = self.train_cfg['assigner']
         cls, reg, iou = (rule[name]['weight'] for name in ('cls_cost', 'reg_cost', 'iou_cost'))
         focal = {key: rule['cls_cost'][key] for key in ('gamma', 'alpha') if key in rule['cls_cost']}
-        cost = FocalLossCost(weight=cls, **focal)(found['heatmap'][sample].detach().T, labels)
-        low, high = (predicted.new_tensor(self.train_cfg['point_cloud_range'][at : at + 2]) for at in (0, 3))
-        places = ((one[:, :2] - low) / (high - low) for one in (predicted, boxes))
+        cost = FocalLossCost(weight=cls, **focal)(predictions['heatmap'][sample].detach().T, labels)
+        point_range = self.train_cfg['point_cloud_range']
+        low, high = (predicted.new_tensor(point_range[start : start + 2]) for start in (0, 3))
+        places = ((rows[:, :2] - low) / (high - low) for rows in (predicted, boxes))
         cost = cost + reg * torch.cdist(*places, p=1)
-        columns = (in_lidar_columns(one[:, :7]) for one in (predicted, boxes))
+        columns = (in_lidar_columns(rows[:, :7]) for rows in (predicted, boxes))
         cost = cost - iou * BboxOverlaps3D(coordinate='lidar')(*columns)
         cost = torch.nan_to_num(cost, nan=100.0, posinf=100.0, neginf=-100.0)
         queries, numbers = linear_sum_assignment(cost.cpu().numpy())
-        return tuple(torch.from_numpy(one).to(boxes.device) for one in (queries, numbers))
+        return tuple(torch.from_numpy(index).to(boxes.device) for index in (queries, numbers))
 
     def _draw(self, heat: Tensor, boxes: Tensor, labels: Tensor) -> None:
         """Draw the centres of boxes into a heat map (K, X, Y); rows are x."""

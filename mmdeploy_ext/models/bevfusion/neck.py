@@ -52,14 +52,14 @@ class GeneralizedLSSFPN(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return (S, C, h, w) of every level but the last, the finest first."""
-        found = list(maps)
-        for level in reversed(range(len(found) - 1)):
+        results = list(maps)
+        for level in reversed(range(len(results) - 1)):
             above = nn.functional.interpolate(
-                found[level + 1], size=found[level].shape[2:], **self.upsample_cfg
+                results[level + 1], size=results[level].shape[2:], **self.upsample_cfg
             )
-            joined = self.lateral_convs[level](torch.cat([found[level], above], dim=1))
-            found[level] = self.fpn_convs[level](joined)
-        return tuple(found[:-1])
+            joined = self.lateral_convs[level](torch.cat([results[level], above], dim=1))
+            results[level] = self.fpn_convs[level](joined)
+        return tuple(results[:-1])
 
 
 @offered(BACKBONES)
@@ -70,7 +70,7 @@ class GeneralizedResNet(nn.ModuleList):
     """
 
     def __init__(self, in_channels: int, blocks: Sequence[Sequence[int]]) -> None:
-        channels = [in_channels, *(one[1] for one in blocks)]
+        channels = [in_channels, *(block[1] for block in blocks)]
         super().__init__(
             make_res_layer(BasicBlock, inside, outside, count, stride=stride)
             for inside, (count, outside, stride) in zip(channels, blocks, strict=False)
@@ -78,11 +78,11 @@ class GeneralizedResNet(nn.ModuleList):
 
     def forward(self, joint: Tensor) -> list[Tensor]:
         """Return the maps of all stages of (B, in_channels, X, Y)."""
-        found = []
+        maps = []
         for stage in self:
             joint = stage(joint)
-            found.append(joint)
-        return found
+            maps.append(joint)
+        return maps
 
 
 @offered(NECKS)

@@ -1,4 +1,4 @@
-"""What TransFusion's head makes of its queries: a decoder layer, and the values of their boxes.
+"""The parts of TransFusion's head behind its queries: a decoder layer, and predictors of box values.
 
 Glossary: B samples, C channels, T cells of the bird's-eye view, Q queries, n positions.
 """
@@ -33,13 +33,13 @@ class Attention(nn.MultiheadAttention):
         """Return (B, Q, C) of queries (B, Q, C) and keys (B, n, C), which are the values, too."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         projected = (
-            nn.functional.linear(given, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for given, weight, bias in zip((queries, keys, keys), weights, biases, strict=True)
+            nn.functional.linear(inputs, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for inputs, weight, bias in zip((queries, keys, keys), weights, biases, strict=True)
         )
         query, key, value = projected  # opset 13 has no scaled_dot_product_attention
-        look = (query * query.shape[3] ** -0.5 @ key.transpose(2, 3)).softmax(3)
-        found = nn.functional.dropout(look, self.dropout, self.training) @ value
-        return self.out_proj(found.transpose(1, 2).flatten(2))
+        attention = (query * query.shape[3] ** -0.5 @ key.transpose(2, 3)).softmax(3)
+        outputs = nn.functional.dropout(attention, self.dropout, self.training) @ value
+        return self.out_proj(outputs.transpose(1, 2).flatten(2))
 
 
 class DecoderLayer(nn.Module):
@@ -62,12 +62,11 @@ class DecoderLayer(nn.Module):
 
         Positions are (B, Q, 2) and (B, T, 2) cells, x first.
         """
-        place, places = self.self_posembed(query_pos), self.cross_posembed(key_pos)
-        own = queries + place
-        queries = self.norm1(queries + self.dropout(self.self_attn(own, own)))
-        seen = keys + places
-        found = self.multihead_attn(queries + place, seen)
-        queries = self.norm2(queries + self.dropout(found))
+        query_embedding, key_embedding = self.self_posembed(query_pos), self.cross_posembed(key_pos)
+        placed = queries + query_embedding
+        queries = self.norm1(queries + self.dropout(self.self_attn(placed, placed)))
+        update = self.multihead_attn(queries + query_embedding, keys + key_embedding)
+        queries = self.norm2(queries + self.dropout(update))
         wide = self.dropout(self.linear1(queries).relu())
         return self.norm3(queries + self.dropout(self.linear2(wide)))
 

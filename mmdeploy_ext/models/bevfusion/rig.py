@@ -1,4 +1,4 @@
-"""Where cameras are: the matrices of a frame, points in pictures, and cells of what a picture sees.
+"""The geometry of cameras: matrices of a frame, points in pictures, and cells of the pixels of a picture.
 
 Everything is computed in float64 and places are rounded to float32 once: which pixel or cell a point falls
 into then depends on no engine, device or order of operations, also where a rig puts points on a border.
@@ -51,9 +51,9 @@ def read_rig(metas: Sequence[Mapping[str, object]], device: torch.device, camera
         ShapeError: of another number of cameras.
     """
     matrices = [dict(dict(lidar_aug_matrix=np.eye(4, dtype=np.float32)), **meta) for meta in metas]
-    for sample, own in enumerate(matrices):
-        check_calibration(own, cameras, f'sample {sample}')
-    stacked = {name: np.stack([own[name] for own in matrices]) for name in MATRICES}
+    for sample, by_name in enumerate(matrices):
+        check_calibration(by_name, cameras, f'sample {sample}')
+    stacked = {name: np.stack([by_name[name] for by_name in matrices]) for name in MATRICES}
     return Rig(**{name: torch.from_numpy(value).float().to(device) for name, value in stacked.items()})
 
 
@@ -65,8 +65,8 @@ def inverse(matrix: Tensor) -> Tensor:
     return torch.stack(columns, -1) / determinant
 
 
-def _cross(one: Tensor, other: Tensor) -> Tensor:
-    return one.roll(-1, -1) * other.roll(-2, -1) - one.roll(-2, -1) * other.roll(-1, -1)
+def _cross(first: Tensor, second: Tensor) -> Tensor:
+    return first.roll(-1, -1) * second.roll(-2, -1) - first.roll(-2, -1) * second.roll(-1, -1)
 
 
 def _turned(matrix: Tensor, points: Tensor) -> Tensor:
@@ -98,9 +98,9 @@ def _depth_of_cameras(
 ) -> Tensor:
     """Return (N, 1, H, W) for points (3, P) of one sample."""
     height, width = size
-    seen = lidar2image[:, :3, :3] @ plain + lidar2image[:, :3, 3:]
-    depth = seen[:, 2:].clamp(NEAREST, FARTHEST)
-    pixels = img_aug[:, :3, :3] @ torch.cat([seen[:, :2] / depth, depth], 1) + img_aug[:, :3, 3:]
+    in_camera = lidar2image[:, :3, :3] @ plain + lidar2image[:, :3, 3:]
+    depth = in_camera[:, 2:].clamp(NEAREST, FARTHEST)
+    pixels = img_aug[:, :3, :3] @ torch.cat([in_camera[:, :2] / depth, depth], 1) + img_aug[:, :3, 3:]
     x, y = pixels[:, 0].float(), pixels[:, 1].float()
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     cell = torch.where(inside, y.long() * width + x.long(), height * width)

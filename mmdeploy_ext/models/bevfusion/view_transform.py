@@ -115,17 +115,17 @@ class ViewTransform(nn.Module):
 
         That is its `CellTables`, the first of them followed by the row of the features of each of its points.
         """
-        first, *others = self.tables(cells.flatten())
+        first, *further_tables = self.tables(cells.flatten())
         depths, pixels = cells[0].numel(), cells[0, 0].numel()
         points = (first - 1).clamp(min=0)
-        return first, points // depths * pixels + points % pixels, *others
+        return first, points // depths * pixels + points % pixels, *further_tables
 
     def pool_by_tables(self, weights: Tensor, features: Tensor, tables: Sequence[Tensor]) -> Tensor:
         """Return the sums of `pool` for one sample, (1, C, X, Y), by gathers alone; see `pool_tables`."""
         first, pixels, second, third, slots = tables
         factors = torch.nn.functional.pad(weights.flatten(), (1, 0))[first]
-        seen = features.permute(0, 2, 3, 1).reshape(-1, self.C)[pixels]
-        sums = sum_by_tables((factors[:, None] @ seen)[:, 0], (second, third), slots)
+        pixel_features = features.permute(0, 2, 3, 1).reshape(-1, self.C)[pixels]
+        sums = sum_by_tables((factors[:, None] @ pixel_features)[:, 0], (second, third), slots)
         return sums.T.unflatten(1, self.shape)[None]
 
 

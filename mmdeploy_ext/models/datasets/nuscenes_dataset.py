@@ -76,8 +76,8 @@ class CustomNuScenesDataset(NuScenesDataset):
             DataError: a pose or calibration that is missing, not finite or singular.
         """
         info = self.data_infos[index]
-        where = f'{self.ann_file}: sample {info["token"]}'
-        ego_pose = lidar_to_global(info, where)
+        origin = f'{self.ann_file}: sample {info["token"]}'
+        ego_pose = lidar_to_global(info, origin)
         data = dict(
             sample_idx=info['token'],
             pts_filename=info['lidar_path'],
@@ -91,7 +91,7 @@ class CustomNuScenesDataset(NuScenesDataset):
             timestamp=info['timestamp'] / 1e6,
         )
         if self.modality['use_camera']:
-            data.update(camera_inputs(info.get('cams') or {}, where))
+            data.update(camera_inputs(info.get('cams') or {}, origin))
         if not self.test_mode:
             data['prev_exists'] = index > 0 and bool(self.flag[index - 1] == self.flag[index])
             annotations = {key: info[name] for key, name in INFO_KEYS_2D.items()}
@@ -119,8 +119,8 @@ class CustomNuScenesDataset(NuScenesDataset):
     def _queue_indices(self, index: int) -> list[int]:
         """Choose queue_length - 1 of the frames before `index`, in order, and `index` itself."""
         before = range(index - self.queue_length - self.random_length + 1, index)
-        chosen = sorted(random.sample(before, self.queue_length - 1))
-        return [max(0, i) for i in (*chosen, index)]
+        earlier = sorted(random.sample(before, self.queue_length - 1))
+        return [max(0, i) for i in (*earlier, index)]
 
     def _stack(self, queue: list[dict[str, Any]]) -> dict[str, Any]:
         result = queue[-1]
@@ -152,14 +152,14 @@ class FusionNuScenesDataset(NuScenesDataset):
             DataError: a calibration that is missing, not finite or singular.
         """
         data, info = super().get_data_info(index), self.data_infos[index]
-        found = camera_inputs(info.get('cams') or {}, f'{self.ann_file}: sample {info["token"]}')
-        count = len(found['intrinsics'])
-        poses = [np.linalg.inv(matrix.astype(np.float64)) for matrix in found['extrinsics']]
+        inputs = camera_inputs(info.get('cams') or {}, f'{self.ann_file}: sample {info["token"]}')
+        count = len(inputs['intrinsics'])
+        poses = [np.linalg.inv(matrix.astype(np.float64)) for matrix in inputs['extrinsics']]
         data.update(
-            img_filename=found['img_filename'],
-            camera_intrinsics=np.float32(found['intrinsics']),
+            img_filename=inputs['img_filename'],
+            camera_intrinsics=np.float32(inputs['intrinsics']),
             camera2lidar=np.float32(poses),
-            lidar2image=np.float32(found['lidar2img']),
+            lidar2image=np.float32(inputs['lidar2img']),
             img_aug_matrix=np.tile(np.eye(4, dtype=np.float32), (count, 1, 1)),
             lidar_aug_matrix=np.eye(4, dtype=np.float32),
         )
@@ -191,28 +191,30 @@ def scene_lengths(scene_tokens: Sequence[str]) -> list[int]:
     return [len(list(run)) for _, run in itertools.groupby(scene_tokens)]
 
 
-def lidar_to_global(info: dict[str, Any], where: str) -> np.ndarray:
+def lidar_to_global(info: dict[str, Any], origin: str) -> np.ndarray:
     """Return ego-to-global @ LiDAR-to-ego, (4, 4) float32, of an info's `ego2global_*` and `lidar2ego_*`."""
 
     def matrix(name: str) -> np.ndarray:
-        turn = Quaternion(_finite(info, f'{name}_rotation', where)).rotation_matrix
-        return rigid_matrix(turn, _finite(info, f'{name}_translation', where))
+        turn = Quaternion(_finite(info, f'{name}_rotation', origin)).rotation_matrix
+        return rigid_matrix(turn, _finite(info, f'{name}_translation', origin))
 
     return matrix('ego2global') @ matrix('lidar2ego')
 
 
-def camera_inputs(cameras: dict[str, dict[str, Any]], where: str) -> dict[str, list[Any]]:
+def camera_inputs(cameras: dict[str, dict[str, Any]], origin: str) -> dict[str, list[Any]]:
     """Return file names, time stamps (s) and matrices of all cameras; keys as in `get_data_info`."""
     if not cameras:
-        raise DataError(f'{where}: got no camera in `cams`, expected at least one')
+        raise DataError(f'{origin}: got no camera in `cams`, expected at least one')
     rows = []
     for name, camera in cameras.items():
-        here = f'{where}, {name}'
-        place = (_finite(camera, f'sensor2lidar_{part}', here) for part in ('rotation', 'translation'))
+        camera_origin = f'{origin}, {name}'
+        place = (
+            _finite(camera, f'sensor2lidar_{part}', camera_origin) for part in ('rotation', 'translation')
+        )
         extrinsic, intrinsic = rigid_inverse(rigid_matrix(*place)), np.eye(4)
-        intrinsic[:3, :3] = _finite(camera, 'cam_intrinsic', here)
+        intrinsic[:3, :3] = _finite(camera, 'cam_intrinsic', camera_origin)
         if abs(np.linalg.det(intrinsic)) < 1e-9:
-            raise DataError(f'{here}: cam_intrinsic is singular: {intrinsic[:3, :3].tolist()}')
+            raise DataError(f'{camera_origin}: cam_intrinsic is singular: {intrinsic[:3, :3].tolist()}')
         time_s = camera['timestamp'] / 1e6
         rows.append((time_s, camera['data_path'], intrinsic @ extrinsic, intrinsic, extrinsic))
     return dict(zip(CAMERA_KEYS, map(list, zip(*rows, strict=True)), strict=True))
@@ -232,10 +234,10 @@ def rigid_inverse(matrix: np.ndarray) -> np.ndarray:
     return rigid_matrix(rotation_t, -(rotation_t @ matrix[:3, 3]))
 
 
-def _finite(record: dict[str, Any], key: str, where: str) -> np.ndarray:
+def _finite(record: dict[str, Any], key: str, origin: str) -> np.ndarray:
     if key not in record:
-        raise DataError(f'{where}: has no {key}; make the info file again with tools/create_data.py')
+        raise DataError(f'{origin}: has no {key}; make the info file again with tools/create_data.py')
     value = np.asarray(record[key], dtype=np.float64)
     if not np.isfinite(value).all():
-        raise DataError(f'{where}: {key}: got {value.tolist()}, expected finite numbers')
+        raise DataError(f'{origin}: {key}: got {value.tolist()}, expected finite numbers')
     return value

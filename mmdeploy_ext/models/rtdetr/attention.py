@@ -101,7 +101,7 @@ class DecoderLayer(nn.Module):
         look at a column.
         """
         target = self.norm1(target + self.dropout(self.self_attn(target, position, mask)))
-        seen = self.cross_attn(target + position, boxes_cxcywh, maps)
-        target = self.norm2(target + self.dropout(seen))
+        sampled = self.cross_attn(target + position, boxes_cxcywh, maps)
+        target = self.norm2(target + self.dropout(sampled))
         inner = self.linear2(self.dropout(self.linear1(target).relu()))
         return self.norm3((target + self.dropout(inner)).clamp(-FLOAT16_MAX, FLOAT16_MAX))

@@ -24,7 +24,7 @@ class DenoisingQueries:
     target: torch.Tensor  # (B, N, D) embedded, partly wrong labels
     boxes_logit: torch.Tensor  # (B, N, 4) noised cxcywh before the sigmoid
     mask: torch.Tensor  # (N + Q, N + Q) bool, True where a row must not look at a column
-    pairs: list[tuple[torch.Tensor, torch.Tensor]]  # per image (queries, objects) of what has to be undone
+    pairs: list[tuple[torch.Tensor, torch.Tensor]]  # per image (noised queries, objects that they become)
     repetitions: int  # R
 
     def __len__(self) -> int:
@@ -34,48 +34,41 @@ class DenoisingQueries:
 def denoising_queries(
     decoder: RTDETRDecoder, boxes: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]
 ) -> DenoisingQueries | None:
-    """Make the queries of a batch; None where no image has an object, or the decoder wants none.
+    """Make the queries of a batch; None if no image has an object, or the decoder uses no denoising.
 
     A repetition is G slightly noised boxes (to be undone) and G more strongly noised ones (background). Per
     image `boxes` are (n, 4) cxcywh in 0..1, `labels` (n,).
     """
-    most = max(map(len, labels), default=0)
-    if not most or not decoder.num_denoising:
+    group = max(map(len, labels), default=0)
+    if not group or not decoder.num_denoising:
         return None
-    repetitions = max(decoder.num_denoising // most, 1)
+    repetitions = max(decoder.num_denoising // group, 1)
     device, batch = boxes[0].device, len(boxes)
-    kinds = torch.full((batch, most), decoder.num_classes, dtype=torch.int64, device=device)
-    places = torch.zeros(batch, most, 4, device=device)
-    there = torch.zeros(batch, most, dtype=torch.bool, device=device)
-    for image, (some, names) in enumerate(zip(boxes, labels, strict=True)):
-        kinds[image, : len(names)], places[image, : len(names)] = names, some
-        there[image, : len(names)] = True
-    kinds, there = kinds.repeat(1, 2 * repetitions), there.repeat(1, 2 * repetitions)
+    classes = torch.full((batch, group), decoder.num_classes, dtype=torch.int64, device=device)
+    places = torch.zeros(batch, group, 4, device=device)
+    is_object = torch.zeros(batch, group, dtype=torch.bool, device=device)
+    for image, (image_boxes, image_labels) in enumerate(zip(boxes, labels, strict=True)):
+        classes[image, : len(image_labels)] = image_labels
+        places[image, : len(image_labels)] = image_boxes
+        is_object[image, : len(image_labels)] = True
+    classes, is_object = classes.repeat(1, 2 * repetitions), is_object.repeat(1, 2 * repetitions)
     places = places.repeat(1, 2 * repetitions, 1)
-    negative = (torch.arange(2 * most * repetitions, device=device) // most % 2).bool()
-    kinds = _noisy_labels(kinds, there, decoder.num_classes, decoder.label_noise)
+    negative = (torch.arange(2 * group * repetitions, device=device) // group % 2).bool()
+    is_changed = (torch.rand(classes.shape, device=device) < decoder.label_noise * 0.5) & is_object
+    classes = torch.where(is_changed, torch.randint_like(classes, 0, decoder.num_classes), classes)
     places = _noisy_boxes(places, negative, decoder.box_noise)
+    pairs = []
+    for image_labels in labels:
+        objects = torch.arange(len(image_labels), device=device)
+        starts = 2 * group * torch.arange(repetitions, device=device)
+        pairs.append(((starts[:, None] + objects).flatten(), objects.repeat(repetitions)))
     return DenoisingQueries(
-        decoder.denoising_class_embed(kinds),
+        decoder.denoising_class_embed(classes),
         inverse_sigmoid(places),
-        attention_mask(2 * most, repetitions, decoder.num_queries).to(device),
-        [_pairs(len(names), most, repetitions, device) for names in labels],
+        attention_mask(2 * group, repetitions, decoder.num_queries).to(device),
+        pairs,
         repetitions,
     )
-
-
-def _pairs(
-    count: int, most: int, repetitions: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the queries that are noised objects of an image, and their objects."""
-    objects = torch.arange(count, device=device)
-    starts = 2 * most * torch.arange(repetitions, device=device)
-    return (starts[:, None] + objects).flatten(), objects.repeat(repetitions)
-
-
-def _noisy_labels(kinds: torch.Tensor, there: torch.Tensor, num_classes: int, share: float) -> torch.Tensor:
-    drawn = torch.rand(kinds.shape, device=kinds.device) < share * 0.5
-    return torch.where(drawn & there, torch.randint_like(kinds, 0, num_classes), kinds)
 
 
 def _noisy_boxes(places: torch.Tensor, negative: torch.Tensor, scale: float) -> torch.Tensor:

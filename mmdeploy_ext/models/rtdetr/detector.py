@@ -99,8 +99,8 @@ class RTDETR(BaseDetector):
         labels, boxes, scores = self.detect(img, target_sizes(img, img_metas, rescale))
         rows = torch.cat([boxes, scores[..., None]], -1)
         return [
-            bbox2result(found, kinds, self.decoder.num_classes)
-            for found, kinds in zip(rows, labels, strict=True)
+            bbox2result(image_rows, image_labels, self.decoder.num_classes)
+            for image_rows, image_labels in zip(rows, labels, strict=True)
         ]
 
     def detect(

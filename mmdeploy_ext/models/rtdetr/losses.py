@@ -56,22 +56,24 @@ class SetLoss:
         Of logits (B, Q, C) and boxes (B, Q, 4) cxcywh in 0..1.
         """
         pairs = []
-        for scores, places, wanted, labels in zip(
+        for scores, places, gt_boxes, labels in zip(
             logits.sigmoid(), boxes, objects.boxes, objects.labels, strict=True
         ):
-            queries, found = linear_sum_assignment(self._costs(scores, places, wanted, labels).cpu().numpy())
-            pairs.append(tuple(torch.as_tensor(index, device=boxes.device) for index in (queries, found)))
+            queries, numbers = linear_sum_assignment(
+                self._costs(scores, places, gt_boxes, labels).cpu().numpy()
+            )
+            pairs.append(tuple(torch.as_tensor(index, device=boxes.device) for index in (queries, numbers)))
         return pairs
 
     def _costs(
-        self, scores: torch.Tensor, places: torch.Tensor, wanted: torch.Tensor, labels: torch.Tensor
+        self, scores: torch.Tensor, places: torch.Tensor, gt_boxes: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
         """Return (Q, n)."""
         scores = scores[:, labels]
         miss = COST_ALPHA * (1 - scores) ** GAMMA * -(scores + TINY).log()
         hit = (1 - COST_ALPHA) * scores**GAMMA * -(1 - scores + TINY).log()
-        _, giou = paired_iou(cxcywh_to_xyxy(places)[:, None], cxcywh_to_xyxy(wanted)[None])
-        distance = torch.cdist(places, wanted, p=1)
+        _, giou = paired_iou(cxcywh_to_xyxy(places)[:, None], cxcywh_to_xyxy(gt_boxes)[None])
+        distance = torch.cdist(places, gt_boxes, p=1)
         return self.cost['cls'] * (miss - hit) + self.cost['bbox'] * distance - self.cost['giou'] * giou
 
     def losses(
@@ -84,17 +86,19 @@ class SetLoss:
         """
         image = torch.cat([torch.full_like(queries, index) for index, (queries, _) in enumerate(pairs)])
         query = torch.cat([queries for queries, _ in pairs])
-        wanted = torch.cat([some[found] for some, (_, found) in zip(objects.boxes, pairs, strict=True)])
-        labels = torch.cat([names[found] for names, (_, found) in zip(objects.labels, pairs, strict=True)])
+        gt_boxes = torch.cat([rows[numbers] for rows, (_, numbers) in zip(objects.boxes, pairs, strict=True)])
+        labels = torch.cat(
+            [classes[numbers] for classes, (_, numbers) in zip(objects.labels, pairs, strict=True)]
+        )
         places = boxes[image, query]
-        iou, giou = paired_iou(cxcywh_to_xyxy(places), cxcywh_to_xyxy(wanted))
+        iou, giou = paired_iou(cxcywh_to_xyxy(places), cxcywh_to_xyxy(gt_boxes))
         quality = torch.zeros_like(logits)
         quality[image, query, labels] = iou.detach().clamp(min=0).to(logits.dtype)
         matched = torch.zeros_like(logits, dtype=torch.bool)
         matched[image, query, labels] = True
         return dict(
             loss_cls=self.weight['cls'] * varifocal(logits, quality, matched) / count,
-            loss_bbox=self.weight['bbox'] * (places - wanted).abs().sum() / count,
+            loss_bbox=self.weight['bbox'] * (places - gt_boxes).abs().sum() / count,
             loss_giou=self.weight['giou'] * (1 - giou).sum() / count,
         )
 

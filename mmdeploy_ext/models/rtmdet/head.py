@@ -84,14 +84,15 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
 
         def branch() -> nn.ModuleList:
             channels = [in_channels] + [feat_channels] * stacked_convs
-            made = [
+            branches = [
                 nn.ModuleList(conv(*pair, 3, padding=1) for pair in itertools.pairwise(channels))
                 for _ in range(levels)
             ]
-            for own in made if share_conv else ():
-                for layer, first in zip(own, made[0], strict=True):
-                    layer.conv = first.conv
-            return nn.ModuleList(made)
+            if share_conv:
+                for layers in branches:
+                    for layer, first in zip(layers, branches[0], strict=True):
+                        layer.conv = first.conv
+            return nn.ModuleList(branches)
 
         def last(columns: int) -> nn.ModuleList:
             padding = pred_kernel_size // 2

@@ -42,7 +42,10 @@ class CSPNeXtPAFPN(YOLOXPAFPN):
 
         def layer(before: int, after: int) -> CSPNeXtLayer:
             return CSPNeXtLayer(
-                *(before, after, num_csp_blocks, expand_ratio),
+                before,
+                after,
+                num_csp_blocks,
+                expand_ratio,
                 add_identity=False,
                 use_depthwise=use_depthwise,
                 **layers,

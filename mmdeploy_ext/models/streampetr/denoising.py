@@ -52,17 +52,17 @@ def collect(img_metas: list[dict], groups: int, device: torch.device) -> tuple[K
     return Known(batch.repeat(groups), slots, *rows), single
 
 
-def add_noise(known: Known, head: nn.Module) -> tuple[Tensor, Tensor]:
+def add_noise(objects: Known, head: nn.Module) -> tuple[Tensor, Tensor]:
     """Return noised centres (K, 3) in parts of the range, clamped to [0, 1], and labels (K,).
 
     A centre moves by up to half its box times `noise_scale` along each axis; one that moved by more than
     `split` of that (Euclidean norm of the three parts) becomes background.
     """
     low, high = head.pc_range[:3], head.pc_range[3:6]
-    shift = torch.rand_like(known.bboxes[:, :3]) * 2 - 1
-    reach = known.bboxes[:, 3:6] / 2 + head.bbox_noise_trans
-    centers = known.bboxes[:, :3] + shift * reach * head.bbox_noise_scale
-    labels = known.labels
+    shift = torch.rand_like(objects.bboxes[:, :3]) * 2 - 1
+    reach = objects.bboxes[:, 3:6] / 2 + head.bbox_noise_trans
+    centers = objects.bboxes[:, :3] + shift * reach * head.bbox_noise_scale
+    labels = objects.labels
     if head.bbox_noise_scale > 0:
         labels = labels.masked_fill(shift.norm(dim=1) > head.split, head.num_classes)
     return ((centers - low) / (high - low)).clamp(0.0, 1.0), labels
@@ -102,11 +102,11 @@ def prepare(
     points = reference_points.unsqueeze(0).repeat(batch_size, 1, 1)
     if not (head.training and head.with_dn):
         return points, None, None
-    known, single = collect(img_metas, head.scalar, points.device)
+    objects, single = collect(img_metas, head.scalar, points.device)
     if single == 0:
         return points, None, None
-    centers, labels = add_noise(known, head)
+    centers, labels = add_noise(objects, head)
     pad = single * head.scalar
-    noised = points.new_zeros(batch_size, pad, 3).index_put((known.batch, known.slot), centers.to(points))
+    noised = points.new_zeros(batch_size, pad, 3).index_put((objects.batch, objects.slot), centers.to(points))
     mask = attention_mask(head, single, head.scalar, points.device)
-    return torch.cat([noised, points], dim=1), mask, {'pad_size': pad, 'known': known, 'labels': labels}
+    return torch.cat([noised, points], dim=1), mask, {'pad_size': pad, 'known': objects, 'labels': labels}

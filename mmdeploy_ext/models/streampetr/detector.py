@@ -148,8 +148,9 @@ class Petr3D(MVXTwoStageDetector):
             raise DataError(
                 f'Petr3D tests one sample at a time, since scenes are streams; got a batch of {img.shape[0]}'
             )
-        found = self.pts_bbox_head.get_bboxes(self.run_frame(img_metas, tap('img', img), **data), img_metas)
-        return [{'pts_bbox': bbox3d2result(*detections)} for detections in found]
+        outputs = self.run_frame(img_metas, tap('img', img), **data)
+        samples = self.pts_bbox_head.get_bboxes(outputs, img_metas)
+        return [{'pts_bbox': bbox3d2result(*detections)} for detections in samples]
 
     def run_frame(self, img_metas: list[dict], img: Tensor, **data: Tensor) -> dict[str, Any]:
         """Return the head's outputs for one frame; another scene token than before starts a new stream."""
@@ -177,8 +178,8 @@ class Petr3D(MVXTwoStageDetector):
             `frame_{i}_{name}` of every frame i with losses; names as in `losses.head_losses` and
             `FocalHead.loss`.
         """
-        given = [key for key in PER_FRAME if data.get(key) is not None]
-        annotations = {key: list(zip(*data.pop(key), strict=True)) for key in given}  # [B][T] to [T][B]
+        keys = [key for key in PER_FRAME if data.get(key) is not None]
+        annotations = {key: list(zip(*data.pop(key), strict=True)) for key in keys}  # [B][T] to [T][B]
         tensors = {key: value for key, value in data.items() if isinstance(value, torch.Tensor)}
         tensors['img_feats'] = self.extract_frames(tensors.pop('img'))
         return self.obtain_history_memory(annotations, tensors)

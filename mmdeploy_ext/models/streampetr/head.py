@@ -93,8 +93,8 @@ class StreamPETRHead(HeadLayers):
     def _outputs(self, outputs: dict[str, Tensor], mask_dict: dict | None, pad_size: int) -> dict[str, Any]:
         cls_scores, bbox_preds = outputs['all_cls_scores'], outputs['all_bbox_preds']
         if pad_size:
-            known = (cls_scores[:, :, :pad_size], bbox_preds[:, :, :pad_size])
-            mask_dict = {**mask_dict, 'output_known_lbs_bboxes': known}
+            denoised = cls_scores[:, :, :pad_size], bbox_preds[:, :, :pad_size]
+            mask_dict = {**mask_dict, 'output_known_lbs_bboxes': denoised}
         return {
             'all_cls_scores': tap('all_cls_scores', cls_scores[:, :, pad_size:]),
             'all_bbox_preds': tap('all_bbox_preds', bbox_preds[:, :, pad_size:]),

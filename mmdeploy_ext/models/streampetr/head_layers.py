@@ -152,9 +152,9 @@ class HeadLayers(FrameSteps, BaseModule):
                 self.topk_proposals > num_all
             ),
         }
-        for what, is_wrong in wrong.items():
+        for message, is_wrong in wrong.items():
             if is_wrong:
-                raise ConfigError(f'{type(self).__name__}: {what}')
+                raise ConfigError(f'{type(self).__name__}: {message}')
 
     def _check_layers(self) -> None:
         """Refuse a decoder that does not fit the head."""

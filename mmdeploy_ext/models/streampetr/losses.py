@@ -63,18 +63,19 @@ def layer_losses(
 
     Logits are (B, Q, K), boxes (B, Q, 10); of each sample there are targets (n, 9) and labels (n,).
     """
-    wanted = labels[0].new_full(scores.shape[:2], head.num_classes)
+    target_labels = labels[0].new_full(scores.shape[:2], head.num_classes)
     matched, matched_targets = [], []
     for i, (target, label) in enumerate(zip(targets, labels, strict=True)):
-        more = None, head.match_costs, head.match_with_velo
-        inds = head.assigner.assign(boxes[i], scores[i], target, label, *more).gt_inds
+        inds = head.assigner.assign(
+            boxes[i], scores[i], target, label, None, head.match_costs, head.match_with_velo
+        ).gt_inds
         rows = inds.nonzero().squeeze(1)
-        chosen = inds[rows] - 1
-        wanted[i, rows] = label[chosen]
+        objects = inds[rows] - 1
+        target_labels[i, rows] = label[objects]
         matched.append(boxes[i, rows])
-        matched_targets.append(target[chosen])
+        matched_targets.append(target[objects])
     positives = sum(len(rows) for rows in matched)
-    cls = classification_loss(head, scores, wanted, positives)
+    cls = classification_loss(head, scores, target_labels, positives)
     return cls, box_loss(head, torch.cat(matched), torch.cat(matched_targets), positives)
 
 
@@ -92,23 +93,23 @@ def box_loss(head: nn.Module, boxes: Tensor, targets: Tensor, count: int) -> Ten
 
     Targets that have no finite form (a size of 0, a NaN velocity) are left out.
     """
-    wanted = normalize_bbox(targets, head.pc_range)
-    finite = torch.isfinite(wanted).all(dim=-1)
+    codes = normalize_bbox(targets, head.pc_range)
+    finite = torch.isfinite(codes).all(dim=-1)
     factor = reduce_mean(boxes.new_tensor([float(count)])).clamp(min=1).item()
-    weights = head.code_weights.expand_as(wanted)
-    return head.loss_bbox(boxes[finite], wanted[finite], weights[finite], avg_factor=factor)
+    weights = head.code_weights.expand_as(codes)
+    return head.loss_bbox(boxes[finite], codes[finite], weights[finite], avg_factor=factor)
 
 
 def denoising_losses(head: nn.Module, mask_dict: dict) -> list[tuple[Tensor, Tensor]]:
     """Return the pairs of losses of L layers of the denoising queries, which know their box."""
-    known, labels = mask_dict['known'], mask_dict['labels']
+    objects, labels = mask_dict['known'], mask_dict['labels']
     all_scores, all_boxes = mask_dict['output_known_lbs_bboxes']
     count = len(labels)
     # the part of the cube of shifts that is a ball of radius `split`, up to a factor: what stays a positive
     positives = count * POSITIVE_PART_OF_CUBE * head.split**3
     layers = []
     for scores, boxes in zip(all_scores.float(), all_boxes.float(), strict=True):
-        cls = classification_loss(head, scores[known.batch, known.slot], labels, positives)
-        bbox = box_loss(head, boxes[known.batch, known.slot], known.bboxes, count)
+        cls = classification_loss(head, scores[objects.batch, objects.slot], labels, positives)
+        bbox = box_loss(head, boxes[objects.batch, objects.slot], objects.bboxes, count)
         layers.append((head.dn_weight * cls, head.dn_weight * bbox))
     return layers

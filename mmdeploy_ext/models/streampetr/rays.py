@@ -1,4 +1,4 @@
-"""Where each image token looks: points along its camera ray, in the LiDAR frame.
+"""The camera ray of each image token: points along it, in the LiDAR frame.
 
 Source: exiawsh/StreamPETR 95f6470, models/utils/misc.py (`locations`) and streampetr_head.py
 (`position_embeding`).

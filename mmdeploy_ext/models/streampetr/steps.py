@@ -164,10 +164,12 @@ class FrameSteps:
             centre in m; of the last layer alone without `all_layers`.
         """
         content, position, points = self.encode_memory(memory)
-        fed, kept = zip(*(self._split_propagated(rows) for rows in (content, position, points)), strict=True)
+        propagated, stored = zip(
+            *(self._split_propagated(rows) for rows in (content, position, points)), strict=True
+        )
         queries = [rows.expand(points.shape[0], -1, -1) for rows in queries or self.learned_queries()]
-        tgt, query_pos, reference = (torch.cat(rows, dim=1) for rows in zip(queries, fed, strict=True))
-        outs_dec = self.run_transformer(tgt, query_pos, tokens, tokens_pos, kept[0], kept[1], attn_mask)
+        tgt, query_pos, reference = (torch.cat(rows, dim=1) for rows in zip(queries, propagated, strict=True))
+        outs_dec = self.run_transformer(tgt, query_pos, tokens, tokens_pos, stored[0], stored[1], attn_mask)
         first_layer = 0
         if not all_layers:
             first_layer = len(outs_dec) - 1

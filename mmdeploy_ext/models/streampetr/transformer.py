@@ -84,7 +84,7 @@ class PETRTemporalDecoderLayer(BaseTransformerLayer):
     def __init__(
         self, attn_cfgs: Any, operation_order: tuple[str, ...], with_cp: bool = True, **kwargs: Any
     ) -> None:
-        given = {new: kwargs.pop(old) for old, new in FFN_KEYS.items() if old in kwargs}
+        ffn_settings = {new: kwargs.pop(old) for old, new in FFN_KEYS.items() if old in kwargs}
         default = dict(
             type='FFN',
             feedforward_channels=1024,
@@ -95,7 +95,7 @@ class PETRTemporalDecoderLayer(BaseTransformerLayer):
         ffn_cfgs = kwargs.pop('ffn_cfgs', default)
         if isinstance(ffn_cfgs, dict):
             # a copy: mmcv writes into the dict
-            ffn_cfgs = {**ffn_cfgs, **given}
+            ffn_cfgs = {**ffn_cfgs, **ffn_settings}
         super().__init__(attn_cfgs=attn_cfgs, ffn_cfgs=ffn_cfgs, operation_order=operation_order, **kwargs)
         if self.batch_first:
             raise ConfigError(
