@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -80,28 +81,7 @@ def _region_tensors(
     in place of its own.
     """
     roi_head, recorded_tensors = model.roi_head, {}
-    forward = roi_head._bbox_forward
-
-    def watched(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        *stage, maps, rois = args
-        number = stage[0] if stage else 0
-        if number:
-            name = f'regions_{number}'
-            recorded_tensors[name] = regions = rois[:, 1:]
-            regions = torch.from_numpy(later.get(name, regions.cpu().numpy()))
-            rois = torch.cat([rois[:, :1], regions.reshape(-1, 4).to(rois)], dim=1)
-        head = part_of(roi_head, 'bbox_head', number)
-
-        def record_features(_: nn.Module, features: Sequence[torch.Tensor]) -> None:
-            recorded_tensors[f'region_features_{number}'] = features[0]
-
-        with head.register_forward_pre_hook(record_features):
-            result = forward(*stage, maps, rois, **kwargs)
-        names = [f'{name}_{number}' for name in output_names(head)]
-        outputs = flat((result['cls_score'], result['bbox_pred']))
-        recorded_tensors.update(zip(names, outputs, strict=True))
-        return result
-
+    watched = functools.partial(_recording_forward, roi_head._bbox_forward, roi_head, later, recorded_tensors)
     maps, _ = outputs_of_first(model, feeds)
     proposals = [torch.from_numpy(boxes).to(maps[0]) for boxes in feeds['proposals']]
     with torch.no_grad(), all_boxes(roi_head), replaced_entry(vars(roi_head), '_bbox_forward', watched):
@@ -111,6 +91,35 @@ def _region_tensors(
         name: tensor.reshape(*rows, *(tensor.shape[1:] if tensor.dim() == 4 else (-1,))).cpu().numpy()
         for name, tensor in recorded_tensors.items()
     }
+
+
+def _recording_forward(
+    forward: Callable[..., dict[str, Any]],
+    roi_head: nn.Module,
+    later: Mapping[str, np.ndarray],
+    recorded_tensors: dict[str, torch.Tensor],
+    *args: Any,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """Run the `_bbox_forward` of a head of regions; record its regions, features and outputs by name."""
+    *stage, maps, rois = args
+    number = stage[0] if stage else 0
+    if number:
+        name = f'regions_{number}'
+        recorded_tensors[name] = regions = rois[:, 1:]
+        regions = torch.from_numpy(later.get(name, regions.cpu().numpy()))
+        rois = torch.cat([rois[:, :1], regions.reshape(-1, 4).to(rois)], dim=1)
+    head = part_of(roi_head, 'bbox_head', number)
+
+    def record_features(_: nn.Module, features: Sequence[torch.Tensor]) -> None:
+        recorded_tensors[f'region_features_{number}'] = features[0]
+
+    with head.register_forward_pre_hook(record_features):
+        result = forward(*stage, maps, rois, **kwargs)
+    names = [f'{name}_{number}' for name in output_names(head)]
+    outputs = flat((result['cls_score'], result['bbox_pred']))
+    recorded_tensors.update(zip(names, outputs, strict=True))
+    return result
 
 
 def outputs_of_first(model: nn.Module, outputs: Mapping[str, np.ndarray]) -> RegionInputs:
