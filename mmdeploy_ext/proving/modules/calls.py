@@ -1,0 +1,264 @@
+"""Calls of a module: its arguments and results as named tensors, bound to the inputs and outputs of a file.
+
+Arguments and results may be nested lists, tuples and dicts, as `torch.onnx.export` takes them; each tensor in
+them has a name: that of the argument, with the place inside it (`images.0`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from onnx import helper
+from torch.utils import _pytree as pytree
+
+from mmdeploy_ext.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import onnx
+
+RESULT = 'result'
+"""Name of the only tensor that a module returns."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileTensor:
+    """An input or output of an ONNX file.
+
+    Attributes:
+        dtype: numpy name of the element type.
+        axes: an int for a fixed axis, the name of a dynamic one, '' for one without a name; None: no shape.
+    """
+
+    name: str
+    dtype: str
+    axes: tuple[int | str, ...] | None
+
+    @classmethod
+    def of(cls, value: onnx.ValueInfoProto, path: str) -> FileTensor:
+        """Return what a file states of one of its tensors; UsageError for a sequence, map or optional."""
+        tensor_type = value.type.tensor_type
+        if not value.type.HasField('tensor_type') or not tensor_type.elem_type:
+            raise UsageError(f'{path}: {value.name!r} is no tensor; expected inputs and outputs of tensors')
+        axes = None
+        if tensor_type.HasField('shape'):
+            axes = tuple(
+                size.dim_value if size.HasField('dim_value') else size.dim_param
+                for size in tensor_type.shape.dim
+            )
+        return cls(value.name, helper.tensor_dtype_to_np_dtype(tensor_type.elem_type).name, axes)
+
+    @property
+    def text(self) -> str:
+        """Name, dtype and axes, for messages."""
+        axes = 'of any shape' if self.axes is None else 'x'.join(str(axis or '?') for axis in self.axes)
+        return f'{self.name} ({self.dtype} {axes or "scalar"})'
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """The arguments of one call.
+
+    Attributes:
+        title: of the sample, for people.
+        values: all leaves of the arguments in order: tensors, and numbers or texts that stay as they are.
+        names: of the leaves; '' for one that is no tensor.
+        tree: what the leaves are put together to: (args, kwargs).
+    """
+
+    title: str
+    values: tuple[Any, ...]
+    names: tuple[str, ...]
+    tree: pytree.TreeSpec
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Name -> tensor, in the order of the arguments."""
+        return {name: value for name, value in zip(self.names, self.values, strict=True) if name}
+
+    def replace(self, title: str, tensors: Mapping[str, torch.Tensor]) -> Call:
+        """Return the call with other values of some of its tensors."""
+        values = tuple(
+            tensors.get(name, value) if name else value
+            for name, value in zip(self.names, self.values, strict=True)
+        )
+        return dataclasses.replace(self, title=title, values=values)
+
+    def run(self, module: Callable[..., Any]) -> dict[str, np.ndarray]:
+        """Call a module with copies of the tensors; return its results by name."""
+        values = [value.clone() if isinstance(value, torch.Tensor) else value for value in self.values]
+        args, kwargs = pytree.tree_unflatten(values, self.tree)
+        with torch.no_grad():
+            return {name: to_array(tensor) for name, tensor in named_results(module(*args, **kwargs)).items()}
+
+
+def forward_of(module: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function whose arguments those of a module are."""
+    return module.forward if isinstance(module, torch.nn.Module) else module
+
+
+def title_of(module: Callable[..., Any]) -> str:
+    """Return what messages call a module: its class, or the name of the function."""
+    return type(module).__name__ if isinstance(module, torch.nn.Module) else getattr(module, '__name__', 'it')
+
+
+def read_call(module: Callable[..., Any], sample: Any, title: str, file_inputs: Sequence[str] = ()) -> Call:
+    """Return the call that a sample stands for.
+
+    Args:
+        module: that is called.
+        sample: a tensor, a tuple or list of arguments, or a dict of arguments by name. A dict with the names
+            of the file's inputs is taken in the order of the file.
+        title: of the sample, for messages.
+        file_inputs: names of the file's inputs.
+
+    Raises:
+        UsageError: a name that neither the module nor the file has, or arguments that do not fit.
+    """
+    signature = inspect.signature(forward_of(module))
+    args, kwargs = _arguments(signature, module, sample, title, file_inputs)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise UsageError(f'{title}: {title_of(module)}{signature} cannot be called with it: {error}') from error
+    names: list[str] = []
+    for parameter, value in bound.arguments.items():
+        kind = signature.parameters[parameter].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            parts = [entry for name, inner in value.items() for entry in _leaves(name, inner)]
+        else:
+            parts = _leaves(parameter, value)
+        names += [name if isinstance(leaf, torch.Tensor) else '' for name, leaf in parts]
+    values, tree = pytree.tree_flatten(_with_tensors((bound.args, bound.kwargs)))
+    call = Call(title, tuple(values), tuple(names), tree)
+    if not call.tensors:
+        raise UsageError(f'{title}: holds no tensor; expected tensors or arrays for {title_of(module)}{signature}')
+    return call
+
+
+def _arguments(
+    signature: inspect.Signature,
+    module: Callable[..., Any],
+    sample: Any,
+    title: str,
+    file_inputs: Sequence[str],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword arguments of a sample, arrays as tensors."""
+    if isinstance(sample, dict):
+        takes_any = any(entry.kind is entry.VAR_KEYWORD for entry in signature.parameters.values())
+        unknown = [name for name in sample if name not in signature.parameters and not takes_any]
+        if not unknown:
+            return (), _with_tensors(dict(sample))
+        if set(sample) == set(file_inputs):
+            return tuple(_with_tensors([sample[name] for name in file_inputs])), {}
+        raise UsageError(
+            f'{title}: {unknown[0]!r} is no argument of {title_of(module)}{signature}; name tensors as the '
+            f"module's arguments, or all of them as the file's inputs: {', '.join(file_inputs)}"
+        )
+    args = tuple(sample) if isinstance(sample, list | tuple) else (sample,)
+    return tuple(_with_tensors(list(args))), {}
+
+
+def _with_tensors(arguments: Any) -> Any:
+    """Return nested arguments in which arrays of numpy are tensors."""
+    return pytree.tree_map(
+        lambda leaf: torch.from_numpy(np.array(leaf)) if isinstance(leaf, np.ndarray) else leaf, arguments
+    )
+
+
+def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Return name -> leaf of a nested value, in order."""
+    leaves, _ = pytree.tree_flatten_with_path(_with_tensors(value))
+    return [('.'.join([name, *map(_key_text, path)]).strip('.'), leaf) for path, leaf in leaves]
+
+
+def _key_text(key: Any) -> str:
+    """Return a step into a container as text: index, key or name of the attribute."""
+    for attribute in ('idx', 'key', 'name'):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def named_results(result: Any) -> dict[str, torch.Tensor]:
+    """Return name -> tensor of what a module returned; what is no tensor is left out."""
+    if isinstance(result, torch.Tensor):
+        return {RESULT: result}
+    return {name: leaf for name, leaf in _leaves('', result) if isinstance(leaf, torch.Tensor)}
+
+
+def to_array(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor as an array of its own; bfloat16, which numpy has not, as float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy().copy()
+
+
+def pair_names(file_names: Sequence[str], module_names: Sequence[str], place: str, module: str) -> dict[str, str]:
+    """Return the tensor of the module for each of a file: by name if all have theirs, else by position.
+
+    Args:
+        file_names: of the file's inputs or outputs.
+        module_names: of the module's arguments or results; of arguments there may be more, by name.
+        place: the file and what of it is paired, for messages.
+        module: what of the module it is paired with, for messages.
+
+    Raises:
+        UsageError: names and counts differ.
+    """
+    if set(file_names) <= set(module_names):
+        return {name: name for name in file_names}
+    if len(file_names) == len(module_names):
+        return dict(zip(file_names, module_names, strict=True))
+    raise UsageError(
+        f'{place} are {", ".join(file_names)}; {module} are {", ".join(module_names)}: the counts differ and '
+        f'the names do not fit; let a wrapper of the module take and return the tensors of the file'
+    )
+
+
+def as_fed(array: np.ndarray, tensor: FileTensor, title: str) -> np.ndarray:
+    """Return an array in the dtype that a file takes.
+
+    Raises:
+        UsageError: the file takes another kind of numbers, or integers that do not hold the values.
+    """
+    dtype = np.dtype(tensor.dtype)
+    if array.dtype == dtype:
+        return array
+    fed = array.astype(dtype)
+    if array.dtype.kind != dtype.kind or (dtype.kind in 'iu' and not np.array_equal(fed, array)):
+        raise UsageError(
+            f'{title}: the tensor for {tensor.text} is {array.dtype}; give it as the dtype of the file'
+        )
+    return fed
+
+
+class FlatModule(torch.nn.Module):
+    """A module that takes and returns the tensors of a file in the file's order.
+
+    Attributes:
+        module: the user's.
+    """
+
+    def __init__(
+        self, module: Callable[..., Any], call: Call, inputs: Mapping[str, str], outputs: Mapping[str, str]
+    ) -> None:
+        """Bind a module; `inputs` and `outputs` are names of the file -> names of the module.
+
+        Arguments that the file has no input for have the values of `call`.
+        """
+        super().__init__()
+        self.module = module
+        self._call, self._inputs, self._outputs = call, dict(inputs), dict(outputs)
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Call the module with tensors in the order of the file's inputs."""
+        by_name = dict(zip(self._inputs.values(), tensors, strict=True))
+        values = self._call.replace('', by_name).values
+        args, kwargs = pytree.tree_unflatten(list(values), self._call.tree)
+        results = named_results(self.module(*args, **kwargs))
+        return tuple(results[name] for name in self._outputs.values())

@@ -1,0 +1,101 @@
+"""Inputs that nobody gave: other sizes of the dynamic axes, and other values within the range of the samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.proving.modules.calls import to_array
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from mmdeploy_ext.proving.modules.calls import Call, FileTensor
+
+STEP = 32
+"""What a size grows by where the module refuses one more: networks halve pictures up to five times."""
+
+
+def dynamic_axes(
+    inputs: Mapping[FileTensor, str], call: Call
+) -> tuple[dict[str, list[tuple[str, int]]], dict[str, int]]:
+    """Return where the dynamic axes of a file are in the arguments of a call, and their sizes there.
+
+    Args:
+        inputs: input of the file -> name of the module's tensor.
+        call: the first sample.
+
+    Returns:
+        Axis name -> (tensor, axis) of all axes with this name, which change together; one without a name is
+        called after its input. Axis name -> size.
+    """
+    places: dict[str, list[tuple[str, int]]] = {}
+    sizes: dict[str, int] = {}
+    for tensor, name in inputs.items():
+        for axis, size in enumerate(tensor.axes or ()):
+            if isinstance(size, str):
+                letter = size or f'{tensor.name}[{axis}]'
+                places.setdefault(letter, []).append((name, axis))
+                sizes[letter] = call.tensors[name].shape[axis]
+    return places, sizes
+
+
+def resized(call: Call, title: str, places: Sequence[tuple[str, int]], size: int) -> Call:
+    """Return a call in which axes have another size: their entries are repeated in order, or cut off."""
+    tensors = {}
+    for name, axis in places:
+        tensor = tensors.get(name, call.tensors[name])
+        tensors[name] = tensor.index_select(axis, torch.arange(size) % max(tensor.shape[axis], 1))
+    return call.replace(title, tensors)
+
+
+def other_sizes(size: int, axis: int) -> tuple[int, ...]:
+    """Return the sizes to try for an axis: of a batch one and two more, else one more and the half."""
+    return (size + 1, size + 2) if axis == 0 else tuple(dict.fromkeys((size + 1, max(size // 2, 1))))
+
+
+def other_values(calls: Sequence[Call], names: Sequence[str], seed: int) -> Iterator[Call]:
+    """Yield calls like the first one with values that no sample has.
+
+    All values stay between the smallest and the largest that a tensor has in any sample.
+
+    Args:
+        calls: the samples.
+        names: of the tensors that the file takes.
+        seed: of the random numbers.
+    """
+    first, ranges = calls[0], {name: _range(calls, name) for name in names}
+    rng = np.random.default_rng(seed)
+
+    def drawn(name: str, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values.astype(to_array(first.tensors[name]).dtype)).to(first.tensors[name].dtype)
+
+    def uniform(name: str) -> torch.Tensor:
+        low, high = ranges[name]
+        tensor = first.tensors[name]
+        if tensor.is_floating_point():
+            return drawn(name, rng.uniform(low, high, tuple(tensor.shape)))
+        return drawn(name, rng.integers(int(low), int(high) + 1, tuple(tensor.shape)))
+
+    for name in names:
+        if len(names) > 1:
+            yield first.replace(f'{name} alone is another', {name: uniform(name)})
+    yield first.replace('random numbers', {name: uniform(name) for name in names})
+    extremes = {}
+    for name in names:
+        low, high = ranges[name]
+        picked = np.where(rng.random(tuple(first.tensors[name].shape)) < 0.5, low, high)
+        extremes[name] = drawn(name, picked)
+    yield first.replace('smallest and largest values', extremes)
+    floats = [name for name in names if first.tensors[name].is_floating_point()]
+    yield first.replace('zeros', {name: torch.zeros_like(first.tensors[name]) for name in floats})
+
+
+def _range(calls: Sequence[Call], name: str) -> tuple[float, float]:
+    """Return the smallest and the largest finite value of a tensor in all samples."""
+    arrays = [to_array(call.tensors[name]).astype(np.float64).ravel() for call in calls]
+    values = np.concatenate(arrays)
+    values = values[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
