@@ -27,12 +27,12 @@ class Tool:
     Attributes:
         module: its `main(argv)` runs it, its `build_parser()` gives its options.
         help: one line, without a full stop.
-        exports: whether it needs PyTorch and OpenMMLab.
+        needs: modules of `STACK` that it needs.
     """
 
     module: str
     help: str
-    exports: bool = False
+    needs: tuple[str, ...] = ()
 
     def load(self) -> Any:
         """Return the module."""
@@ -40,7 +40,7 @@ class Tool:
 
     def missing(self) -> list[str]:
         """Return the modules that it needs and that are not installed."""
-        return [name for name in STACK if self.exports and importlib.util.find_spec(name) is None]
+        return [name for name in self.needs if importlib.util.find_spec(name) is None]
 
 
 def is_elsewhere() -> bool:
@@ -63,43 +63,46 @@ TOOLS = {
     'tensorrt': Tool('mmdeploy_ext.cli.tensorrt_app', 'Build a TensorRT engine of an exported file'),
     'doctor': Tool('mmdeploy_ext.compat.doctor', 'Check what is installed; each problem with its fix'),
     'export': Tool(
-        'mmdeploy_ext.cli.export_app', 'Export a detector, and prove the file with --verify', exports=True
+        'mmdeploy_ext.cli.export_app', 'Export a detector, and prove the file with --verify', needs=STACK
     ),
-    'verify': Tool('mmdeploy_ext.cli.verify_app', 'Prove a file that was exported earlier', exports=True),
-    'lint': Tool('mmdeploy_ext.cli.lint_app', 'Find what an export of a model will get wrong', exports=True),
+    'verify': Tool('mmdeploy_ext.cli.verify_app', 'Prove a file that was exported earlier', needs=STACK),
+    'prove-module': Tool(
+        'mmdeploy_ext.cli.prove_module_app',
+        'Prove any ONNX file against any PyTorch module',
+        needs=('torch',),
+    ),
+    'lint': Tool('mmdeploy_ext.cli.lint_app', 'Find what an export of a model will get wrong', needs=STACK),
     'export-backbone': Tool(
-        'mmdeploy_ext.cli.export_scn_app', 'Export the sparse backbone of a LiDAR model', exports=True
+        'mmdeploy_ext.cli.export_scn_app', 'Export the sparse backbone of a LiDAR model', needs=STACK
     ),
     'calibrate': Tool(
-        'mmdeploy_ext.cli.scn_ptq_app', 'Calibrate INT8 ranges of a sparse backbone', exports=True
+        'mmdeploy_ext.cli.scn_ptq_app', 'Calibrate INT8 ranges of a sparse backbone', needs=STACK
     ),
     'benchmark': Tool(
-        'mmdeploy_ext.cli.benchmark_app', 'Measure PyTorch and engines against each other', exports=True
+        'mmdeploy_ext.cli.benchmark_app', 'Measure PyTorch and engines against each other', needs=STACK
     ),
     'test': Tool(
-        'mmdeploy_ext.cli.test_app', 'Evaluate a detector with PyTorch or an ONNX engine', exports=True
+        'mmdeploy_ext.cli.test_app', 'Evaluate a detector with PyTorch or an ONNX engine', needs=STACK
     ),
-    'zoo': Tool(
-        'mmdeploy_ext.cli.zoo_app', 'Export and prove many configs with seeded weights', exports=True
-    ),
-    'train': Tool('mmdeploy_ext.cli.train_app', "Train a detector with mmdet's loop", exports=True),
-    'infos': Tool('mmdeploy_ext.cli.infos_app', 'Make the info files of a data set', exports=True),
+    'zoo': Tool('mmdeploy_ext.cli.zoo_app', 'Export and prove many configs with seeded weights', needs=STACK),
+    'train': Tool('mmdeploy_ext.cli.train_app', "Train a detector with mmdet's loop", needs=STACK),
+    'infos': Tool('mmdeploy_ext.cli.infos_app', 'Make the info files of a data set', needs=STACK),
     'convert-mmdet3': Tool(
-        'mmdeploy_ext.cli.convert_mmdet3_app', 'Convert a checkpoint or config of mmdet 3', exports=True
+        'mmdeploy_ext.cli.convert_mmdet3_app', 'Convert a checkpoint or config of mmdet 3', needs=STACK
     ),
     'convert-rtdetr': Tool(
-        'mmdeploy_ext.cli.convert_rtdetr_app', 'Convert a checkpoint of RT-DETR', exports=True
+        'mmdeploy_ext.cli.convert_rtdetr_app', 'Convert a checkpoint of RT-DETR', needs=STACK
     ),
-    'convert-solo': Tool('mmdeploy_ext.cli.convert_solo_app', 'Convert a checkpoint of SOLO', exports=True),
-    'publish': Tool('mmdeploy_ext.cli.publish_app', 'Prepare a checkpoint for release', exports=True),
+    'convert-solo': Tool('mmdeploy_ext.cli.convert_solo_app', 'Convert a checkpoint of SOLO', needs=STACK),
+    'publish': Tool('mmdeploy_ext.cli.publish_app', 'Prepare a checkpoint for release', needs=STACK),
     'sweep': Tool(
-        'mmdeploy_ext.cli.lidar_demo_app', 'Draw the boxes of a LiDAR sweep from above', exports=True
+        'mmdeploy_ext.cli.lidar_demo_app', 'Draw the boxes of a LiDAR sweep from above', needs=STACK
     ),
-    'video': Tool('mmdeploy_ext.cli.video_app', "Draw a scene's boxes as a film or pictures", exports=True),
+    'video': Tool('mmdeploy_ext.cli.video_app', "Draw a scene's boxes as a film or pictures", needs=STACK),
     'synthetic': Tool(
         'mmdeploy_ext.cli.synthetic_app',
         'Generate a COCO set, a nuScenes set, or seeded weights',
-        exports=True,
+        needs=STACK,
     ),
 }
 """Name -> sub-command."""
@@ -160,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    if tool.exports and is_elsewhere():  # the code of the checkout with its families
+    if tool.needs and is_elsewhere():  # the code of the checkout with its families
         paths = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get('PYTHONPATH')]))
         environment = {**os.environ, 'PYTHONPATH': paths}
         os.execve(sys.executable, [sys.executable, '-m', 'mmdeploy_ext', *words], environment)

@@ -179,18 +179,19 @@ class Verdict:
             content['preprocessing'].update(text=self.preprocessing.text, passed=self.preprocessing.passed)
         for entry in content['metrics']:
             entry['difference'] = abs(entry['candidate'] - entry['reference'])
-        return _plain(content)
+        return plain_json(content)
 
 
-def _plain(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
+    """Return a nested value in the types that JSON has; NaN and infinity, which it has not, are null."""
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain_json(entry) for entry in value]
     if value is None or isinstance(value, str | bool | int):
         return value
     if hasattr(value, 'item'):
-        return _plain(value.item())
+        return plain_json(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value)

@@ -96,6 +96,7 @@ class Divergence:
         paired: label of the tensor of PyTorch, or of the other file, that it was compared with.
         born: error of the first wrong tensor, of its node alone; None if it is infinite.
         error: error of the same tensor in the whole model.
+        record: number of that tensor in the order in which PyTorch made them; -1 if it has none.
         nodes: all nodes that may be at fault, in topological order.
         exact: whether only one node can be at fault.
         evidence: observations about the cause, for the reader.
@@ -111,6 +112,7 @@ class Divergence:
     nodes: list[str]
     exact: bool
     evidence: list[str] = dataclasses.field(default_factory=list)
+    record: int = -1
 
 
 @dataclasses.dataclass
@@ -256,6 +258,7 @@ def _divergence(
         nodes=[index.label(position) for position in positions],
         exact=exact,
         evidence=list(dict.fromkeys(lines))[:MAX_EVIDENCE],
+        record=reference.record,
     )
 
 

@@ -95,10 +95,11 @@ class Recorder(TorchDispatchMode):
         if not self._paused and operator not in NOT_COPIED:
             self._keep_parts(operator, args)  # first: what is made of them is looked for behind them
             for tensor in _tensors(result):
-                self._keep(tensor, operator)
+                self.keep(tensor, operator)
         return result
 
-    def _keep(self, tensor: torch.Tensor, operator: str) -> int:
+    def keep(self, tensor: torch.Tensor, operator: str) -> int:
+        """Copy a tensor that an operator made; return the number of its record."""
         self._paused = True
         value = tensor.detach().cpu()
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()
@@ -117,13 +118,13 @@ class Recorder(TorchDispatchMode):
         finally:
             self._paused = False
         for tensor in parts:
-            self._keep(tensor, f'part of {operator}')
+            self.keep(tensor, f'part of {operator}')
 
     def name(self, name: str, tensor: torch.Tensor) -> None:
         """Give the record of a tensor a name."""
         index = self._find(tensor)
         if self.records[index].value.shape != tensor.shape:
-            index = self._keep(tensor, 'view')
+            index = self.keep(tensor, 'view')
         self.records[index].names.append(name)
 
     def leave(self, path: str, outputs: Any) -> None:
@@ -139,7 +140,7 @@ class Recorder(TorchDispatchMode):
         index = self._at.get(tensor.data_ptr())
         if index is not None and self.records[index].value.size == tensor.numel():
             return index
-        return self._keep(tensor, 'view')
+        return self.keep(tensor, 'view')
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:
@@ -166,7 +167,9 @@ PARTS: dict[str, Callable[..., list[torch.Tensor]]] = {
 """Operator -> returns the tensors inside it, by its arguments."""
 
 
-def record_stages(stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor]) -> Recorder:
+def record_stages(
+    stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor], recorder: Recorder | None = None
+) -> Recorder:
     """Run the modules that a graph is made of, in order, under observation.
 
     Args:
@@ -176,7 +179,7 @@ def record_stages(stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor]) -
     Returns:
         The records, in which outputs of the stages and all taps have their names.
     """
-    recorder, tensors = Recorder(), dict(inputs)
+    recorder, tensors = recorder or Recorder(), dict(inputs)
     with torch.no_grad(), collect_taps() as taps:
         for stage in stages:
             with _watched(stage.module, recorder), recorder:

@@ -14,6 +14,8 @@ from mmdeploy_ext.graph.io.operators import random_nodes
 from mmdeploy_ext.proving.results import Check
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 
@@ -113,11 +115,15 @@ def _is_default(array: np.ndarray, tensor: TensorSpec) -> bool:
 
 
 def check_inputs_used(model: onnx.ModelProto, spec: GraphSpec) -> Check:
-    """Check that every input reaches an output, unless the spec says that nothing uses it."""
-    reached = set(spec.output_names)
+    """Return whether every input reaches an output, or the spec says that nothing uses it."""
+    frozen = unreached_inputs(model, [tensor.name for tensor in spec.inputs if not tensor.unused])
+    return Check('every input reaches an output', not frozen, f'frozen: {", ".join(frozen)}' if frozen else '')
+
+
+def unreached_inputs(model: onnx.ModelProto, names: Iterable[str]) -> list[str]:
+    """Return those inputs of a model from which no path of nodes leads to an output."""
+    reached = {value.name for value in model.graph.output}
     for node in reversed(model.graph.node):
         if reached.intersection(node.output):
             reached.update(reads(node))
-    frozen = [tensor.name for tensor in spec.inputs if tensor.name not in reached and not tensor.unused]
-    detail = f'frozen: {", ".join(frozen)}' if frozen else ''
-    return Check('every input reaches an output', not frozen, detail)
+    return [name for name in names if name not in reached]

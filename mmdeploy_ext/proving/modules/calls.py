@@ -125,7 +125,9 @@ def read_call(module: Callable[..., Any], sample: Any, title: str, file_inputs: 
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise UsageError(f'{title}: {title_of(module)}{signature} cannot be called with it: {error}') from error
+        raise UsageError(
+            f'{title}: {title_of(module)}{signature} cannot be called with it: {error}'
+        ) from error
     names: list[str] = []
     for parameter, value in bound.arguments.items():
         kind = signature.parameters[parameter].kind
@@ -137,7 +139,9 @@ def read_call(module: Callable[..., Any], sample: Any, title: str, file_inputs: 
     values, tree = pytree.tree_flatten(_with_tensors((bound.args, bound.kwargs)))
     call = Call(title, tuple(values), tuple(names), tree)
     if not call.tensors:
-        raise UsageError(f'{title}: holds no tensor; expected tensors or arrays for {title_of(module)}{signature}')
+        raise UsageError(
+            f'{title}: holds no tensor; expected tensors or arrays for {title_of(module)}{signature}'
+        )
     return call
 
 
@@ -198,7 +202,9 @@ def to_array(tensor: torch.Tensor) -> np.ndarray:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy().copy()
 
 
-def pair_names(file_names: Sequence[str], module_names: Sequence[str], place: str, module: str) -> dict[str, str]:
+def pair_names(
+    file_names: Sequence[str], module_names: Sequence[str], place: str, module: str
+) -> dict[str, str]:
     """Return the tensor of the module for each of a file: by name if all have theirs, else by position.
 
     Args:

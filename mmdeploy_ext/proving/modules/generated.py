@@ -1,4 +1,4 @@
-"""Inputs that nobody gave: other sizes of the dynamic axes, and other values within the range of the samples."""
+"""Inputs that nobody gave: other sizes of dynamic axes, and other values within the range of the samples."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def other_values(calls: Sequence[Call], names: Sequence[str], seed: int) -> Iter
     rng = np.random.default_rng(seed)
 
     def drawn(name: str, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values.astype(to_array(first.tensors[name]).dtype)).to(first.tensors[name].dtype)
+        return torch.from_numpy(values.astype(to_array(first.tensors[name]).dtype)).to(
+            first.tensors[name].dtype
+        )
 
     def uniform(name: str) -> torch.Tensor:
         low, high = ranges[name]

@@ -1,0 +1,99 @@
+"""`mm2onnx prove-module`: prove any ONNX file against any PyTorch module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        description='Prove that an ONNX file computes what a PyTorch module computes: exit status 0 '
+        'proven, 1 not, 2 usage. The file needs no metadata, the module no config.'
+    )
+    add = cli.adder(parser)
+    add('module FILE.py:make', 'function without arguments that returns the module in evaluation mode')
+    add('--onnx m.onnx', 'the ONNX file', required=True)
+    add(
+        '--inputs SAMPLE.npz...',
+        "samples: a file each, arrays by the module's arguments or the file's inputs",
+    )
+    add(
+        '--samples FILE.py:samples',
+        'function without arguments that yields samples: tuples of arguments, or dicts of them by name',
+        metavar='FILE.py:samples',
+    )
+    add('--tolerance', 'allowed difference, relative to the largest value of an output', DEFAULT_RTOL)
+    add(
+        '--state INPUT=OUTPUT...',
+        'the samples are the frames of a sequence: this output is the value of this input in the next frame',
+    )
+    add(
+        '--rows OUTPUT...',
+        'outputs whose rows belong together and may come in any order: boxes scores labels',
+    )
+    add('--seed', 'of the generated inputs', 0)
+    add('--no-generated', 'compare on the samples alone')
+    add('--no-fresh-export', 'do not export the module again to compare the graphs')
+    add('--json FILE', 'write the verdict as JSON')
+    cli.add_debug_option(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load both sides, compare, print the verdict."""
+    cli.wait_passively()
+    if not args.inputs and not args.samples:
+        raise UsageError('--inputs or --samples: expected samples to compare on')
+    state = _pairs(args.state or ())
+
+    from mmdeploy_ext import compat
+    from mmdeploy_ext.core.files import write_json
+    from mmdeploy_ext.proving.modules.loading import call_function, read_samples
+    from mmdeploy_ext.proving.modules.proof import prove_module
+    from mmdeploy_ext.proving.modules.table import print_module_verdict
+
+    compat.apply()  # before the file of the user imports the libraries that it is for
+    samples = read_samples(args.inputs or ())
+    module = call_function(args.module)
+    if args.samples:
+        samples += list(call_function(args.samples))
+    verdict = prove_module(
+        module,
+        args.onnx,
+        samples,
+        rtol=args.tolerance,
+        state=state,
+        rows=args.rows or (),
+        generate=not args.no_generated,
+        fresh=not args.no_fresh_export,
+        seed=args.seed,
+    )
+    if args.json:
+        write_json(args.json, verdict.to_json())
+    print_module_verdict(verdict, cli.stdout())
+    return 0 if verdict.proven else 1
+
+
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    """Return input -> output of `INPUT=OUTPUT` words."""
+    pairs = {}
+    for word in words:
+        name, separator, output = word.partition('=')
+        if not separator or not name or not output:
+            raise UsageError(f'--state {word}: expected INPUT=OUTPUT, names of the file')
+        pairs[name] = output
+    return pairs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool and return its exit status."""
+    return cli.run(run, build_parser, argv)

@@ -1,0 +1,78 @@
+"""Modules and samples named on the command line: `FILE.py:function`, and arrays in .npz files."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.cli import one_line
+from mmdeploy_ext.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+def load_function(target: str) -> Callable[..., Any]:
+    """Return a function of a Python file, `FILE.py:function`; the file is run, with its folder on the path.
+
+    Raises:
+        UsageError: no such file or function, or an error while the file runs.
+    """
+    file, _, name = target.rpartition(':')
+    path = Path(file)
+    if not file or not name:
+        raise UsageError(f'{target}: expected FILE.py:function')
+    if not path.is_file():
+        raise UsageError(f'{target}: no such file {path}')
+    sys.path.insert(0, str(path.resolve().parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None:
+        raise UsageError(f'{target}: {path} is no Python file')
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f'{path}: cannot be run: {type(error).__name__}: {one_line(error)}') from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UsageError(f'{target}: {path} has no function {name!r}')
+    return function
+
+
+def call_function(target: str) -> Any:
+    """Return what a function without arguments gives; UsageError with what it raises."""
+    function = load_function(target)
+    try:
+        return function()
+    except Exception as error:
+        raise UsageError(f'{target}: raises {type(error).__name__}: {one_line(error)}') from error
+
+
+def read_samples(files: Sequence[str]) -> list[dict[str, np.ndarray]]:
+    """Return a sample per .npz file: name -> array.
+
+    Raises:
+        UsageError: a file that is missing, no .npz file, empty, or holds pickled objects.
+    """
+    samples = []
+    for file in files:
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                if not hasattr(arrays, 'files'):
+                    raise UsageError(f'{file}: is a single array; expected a .npz file with one per argument')
+                sample = {name: arrays[name] for name in arrays.files}
+        except FileNotFoundError as error:
+            raise UsageError(f'{file}: no such file') from error
+        except UsageError:
+            raise
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise UsageError(f'{file}: is no .npz file of plain arrays: {one_line(error)}') from error
+        if not sample:
+            raise UsageError(f'{file}: holds no array; expected one per argument of the module')
+        samples.append(sample)
+    return samples

@@ -1,0 +1,92 @@
+"""Where a file first leaves its module: the node, the part of the module, and the line of its code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import mmdeploy_ext
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.graph.diff.findings import Bars
+from mmdeploy_ext.proving.difference.locate import Search
+from mmdeploy_ext.proving.difference.pair import Pairing
+from mmdeploy_ext.proving.difference.record import Recorder, record_stages
+from mmdeploy_ext.proving.difference.subject import Subject
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    import onnx
+
+    from mmdeploy_ext.proving.modules.calls import FlatModule
+
+LIBRARIES = tuple(
+    str(folder)
+    for package in (torch, mmdeploy_ext)
+    for folder in (Path(package.__file__).parent, Path(package.__file__).resolve().parent)
+)
+"""Folders of code that no user wrote, as they are imported and without symbolic links."""
+
+
+class LineRecorder(Recorder):
+    """A recorder that also notes the line of the user's code that ran, `file:line`, of each record."""
+
+    def __init__(self) -> None:
+        """Begin with nothing recorded."""
+        super().__init__()
+        self.lines: list[str] = []
+
+    def keep(self, tensor: torch.Tensor, operator: str) -> int:
+        """Record a tensor and the line that made it."""
+        index = super().keep(tensor, operator)
+        self.lines.append(_line_of_user())
+        return index
+
+
+def _line_of_user() -> str:
+    """Return the innermost line on the stack that is neither PyTorch's nor ours; '' if there is none."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith((*LIBRARIES, '<')):
+            return f'{file}:{frame.f_lineno}'
+        frame = frame.f_back
+    return ''
+
+
+def locate(module: FlatModule, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return where the first difference between a file and its module is born.
+
+    Args:
+        module: takes and returns the tensors of the file.
+        model: the file.
+        feeds: an input on which the two differ.
+
+    Returns:
+        `node`, `op_type` and `tensor` of the graph, `module` and `line` of PyTorch ('' if unknown), `error`
+        of the node alone, and `evidence`; empty where no difference is born inside the graph.
+    """
+    inputs, outputs = list(feeds), [value.name for value in model.graph.output]
+    stage, bars = Stage('', module, tuple(inputs), tuple(outputs)), Bars()
+    subject = Subject([stage], dict(feeds), None, 'the first input that differs')
+    recorder = record_stages(
+        [stage], {name: torch.from_numpy(array) for name, array in feeds.items()}, LineRecorder()
+    )
+    weights = {name: value.detach().cpu().numpy() for name, value in module.state_dict().items()}
+    search = Search(subject, bars, Pairing(recorder, weights, bars.born))
+    first = search.compare(model, fresh=False).first
+    if first is None:
+        return {}
+    return dict(
+        node=first.node,
+        op_type=first.op_type,
+        tensor=first.tensor,
+        module=first.module.removeprefix('module').removeprefix('.'),
+        line=recorder.lines[first.record] if first.record >= 0 else '',
+        error=first.born if first.born is not None else first.error,
+        evidence=first.evidence,
+    )

@@ -1,0 +1,435 @@
+"""`prove_module`: is an ONNX file the same function as a PyTorch module?"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import platform
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec
+from mmdeploy_ext.core.cli import one_line, tracked
+from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.core.versions import versions
+from mmdeploy_ext.graph.io.files import load
+from mmdeploy_ext.graph.io.operators import opsets_of, random_nodes
+from mmdeploy_ext.graph.run import Runner
+from mmdeploy_ext.graph.signature import compute_signature, count_nodes, differences
+from mmdeploy_ext.proving.levels.structure import check_valid, unreached_inputs
+from mmdeploy_ext.proving.modules.calls import (
+    Call,
+    FileTensor,
+    FlatModule,
+    as_fed,
+    forward_of,
+    pair_names,
+    read_call,
+    title_of,
+    to_array,
+)
+from mmdeploy_ext.proving.modules.generated import STEP, dynamic_axes, other_sizes, other_values, resized
+from mmdeploy_ext.proving.modules.location import locate
+from mmdeploy_ext.proving.modules.row_order import in_order_of
+from mmdeploy_ext.proving.modules.verdict import ModuleVerdict
+from mmdeploy_ext.proving.results import Case, Check
+from mmdeploy_ext.proving.tensors import compare_named, compare_tensors, failed_row, same_bits, shape_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import onnx
+
+    from mmdeploy_ext.proving.rows import TensorRow
+
+REFUSALS = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AssertionError, ArithmeticError)
+"""What a module raises for an input that it does not take."""
+
+
+def prove_module(
+    module: Callable[..., Any],
+    path: str | Path,
+    inputs: Iterable[Any],
+    spec: GraphSpec | None = None,
+    *,
+    rtol: float = DEFAULT_RTOL,
+    state: Mapping[str, str] | None = None,
+    rows: Sequence[str] = (),
+    generate: bool = True,
+    fresh: bool = True,
+    seed: int = 0,
+) -> ModuleVerdict:
+    """Prove that an ONNX file computes what a PyTorch module computes.
+
+    Both run on every sample, and on generated inputs: other sizes of the file's dynamic axes, zeros, the
+    extremes and random numbers within the range of the samples, and each input alone replaced by another.
+    Each runs twice. The file needs no metadata; it runs on the CPU in ONNX Runtime.
+
+    Args:
+        module: an `nn.Module` in evaluation mode, or any function of tensors. Results may be nested.
+        path: of the ONNX file.
+        inputs: samples: a tensor, a tuple of arguments, or a dict of arguments by name. Those of a model with
+            a state are the frames of one sequence, in order.
+        spec: names the file's outputs and their tolerances; by default every output has `rtol`.
+        rtol: allowed difference, relative to the largest value of an output in the reference.
+        state: input of the file -> output of the file that is its value in the next frame.
+        rows: outputs whose rows (first axis) belong together and may come in any order, such as boxes, scores
+            and labels.
+        generate: whether to compare on generated inputs as well.
+        fresh: whether to export the module again, and compare its graph with that of the file.
+        seed: of the generated inputs.
+
+    Returns:
+        The verdict: `proven`, `title` ('PROVEN', 'PROVEN ON N INPUTS', 'NOT PROVEN') and `to_json()`.
+
+    Raises:
+        UsageError: samples or names that do not fit the module or the file.
+        ModelFileError: the file is missing, damaged, or nothing that ONNX Runtime loads.
+    """
+    proof = ModuleProof(module, str(path), list(inputs), spec, rtol, dict(state or {}), tuple(rows), seed)
+    proof.check_structure()
+    proof.compare_graph(fresh)
+    proof.compare_samples()
+    if generate:
+        proof.compare_generated()
+    else:
+        proof.verdict.not_compared.append('generated inputs: not asked for')
+    return proof.conclude()
+
+
+class ModuleProof:
+    """One proof of a module and a file; see `prove_module`.
+
+    Attributes:
+        verdict: what was found so far.
+        inputs: input of the file -> name of the module's tensor.
+        outputs: output of the file -> name of the module's result.
+    """
+
+    def __init__(
+        self,
+        module: Callable[..., Any],
+        path: str,
+        samples: Sequence[Any],
+        spec: GraphSpec | None,
+        rtol: float,
+        state: Mapping[str, str],
+        rows: Sequence[str],
+        seed: int,
+    ) -> None:
+        """Open the file and bind its tensors to those of the module; for the errors see `prove_module`."""
+        self.module, self.path, self.spec, self.rtol, self.seed = module, path, spec, rtol, seed
+        self.state, self.rows = state, rows
+        _check_evaluating(module)
+        self.model = load(path)
+        self.runner = Runner(self.model, optimization='all')
+        defaults = {tensor.name for tensor in self.model.graph.initializer}
+        self.file_inputs = {
+            value.name: FileTensor.of(value, path)
+            for value in self.model.graph.input
+            if value.name not in defaults
+        }
+        self.file_outputs = [FileTensor.of(value, path).name for value in self.model.graph.output]
+        if not samples:
+            raise UsageError(f'{path}: no sample to compare on; give at least one')
+        self.calls = [
+            read_call(module, sample, f'sample {index}', list(self.file_inputs))
+            for index, sample in enumerate(samples)
+        ]
+        self._check_alike()
+        results = self._reference(self.calls[0])
+        self.inputs = pair_names(
+            list(self.file_inputs),
+            list(self.calls[0].tensors),
+            f'the inputs of {path}',
+            f'the arguments of {title_of(module)}',
+        )
+        self.outputs = pair_names(
+            self.file_outputs, list(results), f'the outputs of {path}', f'the results of {title_of(module)}'
+        )
+        self._check_names()
+        self.compared: set[str] = set()
+        self._varies = False
+        self._first_outputs: dict[str, np.ndarray] = {}
+        self._failing: tuple[Call, Mapping[str, np.ndarray]] | None = None
+        self.verdict = ModuleVerdict(self._subject())
+
+    def _subject(self) -> dict[str, Any]:
+        try:
+            source = inspect.getsourcefile(inspect.unwrap(forward_of(self.module)))
+        except TypeError:  # a built-in function
+            source = None
+        return dict(
+            file=self.path,
+            file_sha256=sha256_file(self.path),
+            module=title_of(self.module),
+            source=source or '',
+            source_sha256=sha256_file(source) if source else '',
+            inputs=self.inputs,
+            outputs=self.outputs,
+            samples=len(self.calls),
+            rtol=self.rtol,
+            opset=opsets_of(self.model).get('', 0),
+            producer=f'{self.model.producer_name} {self.model.producer_version}'.strip(),
+            proven_with=versions(),
+            python=platform.python_version(),
+        )
+
+    def _check_alike(self) -> None:
+        """Refuse samples whose tensors have other names or dtypes than those of the first."""
+        first = self.calls[0]
+        for call in self.calls[1:]:
+            dtypes, expected = ({n: t.dtype for n, t in side.tensors.items()} for side in (call, first))
+            if dtypes != expected:
+                raise UsageError(
+                    f'{call.title}: holds {dtypes}; expected the tensors of sample 0: {expected}'
+                )
+
+    def _check_names(self) -> None:
+        """Refuse names of outputs and of a state that the file does not have."""
+        for name in (*self.rows, *self.state.values()):
+            if name not in self.outputs:
+                raise UsageError(
+                    f'{name!r}: {self.path} has no such output; it has {", ".join(self.outputs)}'
+                )
+        for name in self.state:
+            if name not in self.inputs:
+                raise UsageError(f'{name!r}: {self.path} has no such input; it has {", ".join(self.inputs)}')
+
+    def check_structure(self) -> None:
+        """Look at the file alone, and at arguments that it does not take."""
+        model, verdict = self.model, self.verdict
+        drawn = random_nodes(model)
+        verdict.structure = [
+            check_valid(model),
+            Check('no operator is random', not drawn, ', '.join(drawn[:5])),
+        ]
+        for name in unreached_inputs(model, self.inputs):
+            verdict.structure.append(self._unused(self.inputs[name], f'input {name} reaches an output'))
+        for name in [name for name in self.calls[0].tensors if name not in self.inputs.values()]:
+            verdict.structure.append(self._unused(name, f'argument {name} is an input of the file'))
+
+    def _unused(self, name: str, title: str) -> Check:
+        """Check that the module does not use an argument either which the file ignores."""
+        for call in other_values(self.calls, [name], self.seed):
+            with contextlib.suppress(*REFUSALS):
+                if not same_bits(call.run(self.module), self.calls[0].run(self.module)):
+                    return Check(title, False, f'frozen: the results of the module depend on {name}')
+        self.verdict.notes.append(f'argument {name}: neither the module nor the file uses it')
+        return Check(title, True)
+
+    def compare_graph(self, fresh: bool) -> None:
+        """Compare the graph of the file with a fresh export of the module, by the exporter that made it."""
+        verdict = self.verdict
+        if not fresh or self.model.producer_name != 'pytorch':
+            made_by = self.model.producer_name or 'an unknown program'
+            reason = f'the file was written by {made_by}' if fresh else 'not asked for'
+            verdict.not_compared.append(f'the graph with a fresh export: {reason}')
+            return
+        try:
+            model = self._export()
+        except Mm2OnnxError as error:
+            verdict.not_compared.append(f'the graph with a fresh export: {one_line(error)[:300]}')
+            return
+        if compute_signature(self.model).equals(compute_signature(model)):
+            verdict.graph = f'equal to a fresh export ({count_nodes(self.model):,} nodes)'
+            verdict.graph_equal = True
+            return
+        count = len(list(differences(self.model, model)))
+        verdict.graph = f'{count} places differ from a fresh export with default options: inputs alone decide'
+
+    def _export(self) -> onnx.ModelProto:
+        from mmdeploy_ext.exporting.export import export_module
+
+        call = self.calls[0]
+        is_dynamo = any(
+            entry.key.startswith('pkg.torch') for entry in self.model.graph.node[0].metadata_props
+        )
+        dynamic: dict[str, dict[int, str]] = {}
+        values = (*self.model.graph.input, *self.model.graph.output)
+        for tensor in (FileTensor.of(value, self.path) for value in values):
+            axes = {
+                axis: size for axis, size in enumerate(tensor.axes or ()) if isinstance(size, str) and size
+            }
+            if axes and (not is_dynamo or tensor.name in self.inputs):
+                dynamic[tensor.name] = axes
+        return export_module(
+            FlatModule(self.module, call, self.inputs, self.outputs).eval(),
+            [call.tensors[name] for name in self.inputs.values()],
+            exporter='dynamo' if is_dynamo else 'torchscript',
+            opset=opsets_of(self.model).get('', 0),
+            input_names=list(self.inputs),
+            output_names=list(self.outputs),
+            dynamic=dynamic,
+        )
+
+    def compare_samples(self) -> None:
+        """Compare on the samples: one by one, or as the frames of a sequence."""
+        if self.state:
+            self._run_sequence()
+            return
+        for call in tracked(self.calls, len(self.calls), 'samples'):
+            self._compare(call)
+
+    def compare_generated(self) -> None:
+        """Compare on inputs that nobody gave; one that the module itself refuses is noted."""
+        calls = [*self._resized(), *other_values(self.calls, list(self.inputs.values()), self.seed)]
+        for call in tracked(calls, len(calls), 'generated inputs'):
+            refusal = self._refusal(call)
+            if refusal:
+                self.verdict.not_compared.append(f'{call.title}: the module gives {refusal}')
+            else:
+                self._compare(call)
+        if not any(
+            isinstance(size, str) for tensor in self.file_inputs.values() for size in tensor.axes or ()
+        ):
+            self.verdict.notes.append(
+                'the file has no dynamic axis: it is proven at the sizes of the samples'
+            )
+
+    def _resized(self) -> Iterator[Call]:
+        """Yield the first sample at other sizes of each dynamic axis."""
+        first = self.calls[0]
+        tensors = {self.file_inputs[name]: module_name for name, module_name in self.inputs.items()}
+        places, sizes = dynamic_axes(tensors, first)
+        for letter, entries in places.items():
+            for size in other_sizes(sizes[letter], entries[0][1]):
+                call = resized(first, f'{letter} = {size}', entries, size)
+                if self._refusal(call) and size == sizes[letter] + 1:
+                    size = sizes[letter] + STEP
+                    call = resized(first, f'{letter} = {size}', entries, size)
+                yield call
+
+    def _refusal(self, call: Call) -> str:
+        """Return why there is nothing to compare on a generated input; '' where the module computes it."""
+        try:
+            results = call.run(self.module)
+        except REFUSALS as error:
+            return f'{type(error).__name__}: {one_line(error)[:200]}'
+        odd = [
+            name
+            for name, array in results.items()
+            if array.dtype.kind == 'f' and not np.isfinite(array).all()
+        ]
+        return f'NaN or infinity in {", ".join(odd)}' if odd else ''
+
+    def _run_sequence(self) -> None:
+        """Run the samples as frames: with the module's state, with each side's own, and once more."""
+        runs = (('teacher-forced', True), ('free-running', False), ('free-running after a reset', False))
+        for mode, is_forced in runs:
+            memory: dict[str, np.ndarray] = {}
+            own_memory: dict[str, np.ndarray] = {}
+            for index, sample in enumerate(tracked(self.calls, len(self.calls), mode)):
+                remembered = {
+                    self.inputs[name]: torch.from_numpy(array.copy()) for name, array in memory.items()
+                }
+                call = sample.replace(f'frame {index}, {mode}', remembered)
+                reference, outputs = self._compare(call, {} if is_forced else own_memory)
+                memory = {name: reference[output] for name, output in self.state.items()}
+                own_memory = {
+                    name: outputs[output] for name, output in self.state.items() if output in outputs
+                }
+
+    def _reference(self, call: Call) -> dict[str, np.ndarray]:
+        """Return what the module gives for a sample; UsageError if it raises, or gives no tensor."""
+        try:
+            results = call.run(self.module)
+        except REFUSALS as error:
+            reason = f'{type(error).__name__}: {one_line(error)[:300]}'
+            raise UsageError(f'{call.title}: {title_of(self.module)} raises {reason}') from error
+        if not results:
+            raise UsageError(f'{call.title}: {title_of(self.module)} returns no tensor')
+        return results
+
+    def _compare(
+        self, call: Call, state: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Compare both sides on one call, each run twice; `state` replaces inputs of the file alone.
+
+        Returns:
+            The outputs of the module and of the file, by the names of the file.
+        """
+        results, again = self._reference(call), self._reference(call)
+        if not same_bits(results, again) and not all(
+            row.passed for row in compare_named(results, again, self.rtol)
+        ):
+            self.verdict.reasons.append(
+                f'{call.title}: the module gives other results for equal inputs: it draws random numbers'
+            )
+        reference = {name: results[result] for name, result in self.outputs.items() if result in results}
+        arrays = {name: to_array(call.tensors[result]) for name, result in self.inputs.items()}
+        feeds = {name: as_fed(array, self.file_inputs[name], call.title) for name, array in arrays.items()}
+        feeds |= state or {}
+        shapes = ', '.join(shape_text(array.shape) for array in feeds.values())
+        try:
+            outputs = self.runner.run(feeds)
+            repeated = self.runner.run(feeds)
+        except Mm2OnnxError as error:
+            row = failed_row('all outputs', one_line(error)[:300])
+            self.verdict.cases.append(Case(call.title, shapes, False, (row,)))
+            return reference, {}
+        comparison = self._rows(reference, outputs)
+        if not same_bits(outputs, repeated):
+            comparison += self._rows(reference, repeated)
+        self.verdict.cases.append(Case(call.title, shapes, False, tuple(comparison)))
+        self._varies |= bool(self._first_outputs) and not same_bits(self._first_outputs, reference)
+        self._first_outputs = self._first_outputs or reference
+        if self._failing is None and not all(row.passed for row in comparison):
+            self._failing = call, feeds
+        return reference, outputs
+
+    def _rows(self, reference: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> list[TensorRow]:
+        """Compare the outputs of one run; one that is empty on both sides is equal, no evidence."""
+        if self.rows:
+            outputs = in_order_of(reference, outputs, self.rows, self.rtol)
+        empty = {
+            name
+            for name, array in reference.items()
+            if array.size == 0
+            and name in outputs
+            and outputs[name].shape == array.shape
+            and outputs[name].dtype == array.dtype
+        }
+        self.compared |= reference.keys() - empty
+        sides = (
+            {name: array for name, array in side.items() if name not in empty}
+            for side in (reference, outputs)
+        )
+        if self.spec is None:
+            return compare_named(*sides, self.rtol, self.path)
+        return [row for row in compare_tensors(*sides, self.spec) if row.tensor not in empty]
+
+    def conclude(self) -> ModuleVerdict:
+        """Judge what single inputs do not show, and look for the place of the first difference."""
+        verdict = self.verdict
+        if unseen := [name for name in self.outputs if name not in self.compared]:
+            verdict.reasons.append(f'{", ".join(unseen)}: empty on every input, nothing of it was compared')
+        if len(verdict.cases) > 1 and not self._varies:
+            verdict.reasons.append(
+                'the module gives the same results for all inputs: nothing shows that inputs are used; '
+                'give samples that differ'
+            )
+        if self._failing is not None:
+            call, feeds = self._failing
+            flat = FlatModule(self.module, call, self.inputs, self.outputs).eval()
+            try:
+                verdict.location = locate(flat, self.model, feeds)
+            except (Mm2OnnxError, *REFUSALS) as error:
+                verdict.notes.append(f'the first difference could not be located: {one_line(error)[:200]}')
+        return verdict
+
+
+def _check_evaluating(module: Callable[..., Any]) -> None:
+    """Refuse a module of which a part is in training mode: dropout and batch statistics are random there."""
+    if not callable(module):
+        raise UsageError(
+            f'{type(module).__name__} is no module: expected an nn.Module or a function of tensors'
+        )
+    if isinstance(module, torch.nn.Module):
+        training = [name or 'the module' for name, part in module.named_modules() if part.training]
+        if training:
+            raise UsageError(f'{title_of(module)}: {training[0]} is in training mode; return module.eval()')

@@ -1,0 +1,49 @@
+"""Rows of several outputs that belong together, such as boxes, scores and labels, brought into one order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.proving.tasks.assignment import maximum_matching
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+MAX_WIDTH = 64
+"""Values of a row by which it is recognised; masks follow their boxes."""
+
+
+def in_order_of(
+    reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], names: Sequence[str], rtol: float
+) -> dict[str, np.ndarray]:
+    """Return outputs whose rows are in the order of the reference's, where each has one that is equal to it.
+
+    Args:
+        reference: output -> array (R, ...).
+        outputs: output -> array (R, ...).
+        names: of the outputs whose rows belong together.
+        rtol: allowed difference of two equal rows, relative to the largest value of an output.
+
+    Returns:
+        The outputs as they are if their numbers of rows differ, or a row has no partner.
+    """
+    counts = {side[name].shape[:1] for side in (reference, outputs) for name in names if name in side}
+    if len(counts) != 1 or any(name not in outputs or name not in reference for name in names):
+        return dict(outputs)
+    (count,) = counts.pop() or (0,)
+    allowed, nearness = np.ones((count, count), bool), np.zeros((count, count))
+    for name in names:
+        wanted, got = (side[name].reshape(count, -1).astype(np.float64) for side in (reference, outputs))
+        if not count or wanted.shape != got.shape or wanted.shape[1] > MAX_WIDTH:
+            continue
+        distance = np.abs(wanted[:, None] - got[None]).max(-1, initial=0)
+        scale = float(np.abs(wanted).max(initial=0))
+        allowed &= distance <= (rtol * scale if reference[name].dtype.kind == 'f' else 0)
+        nearness -= distance / (scale or 1.0)
+    partners = maximum_matching(allowed, nearness, np.zeros(count))
+    if len(partners) < count:
+        return dict(outputs)
+    order = [partners[row] for row in range(count)]
+    return {name: array[order] if name in names else array for name, array in outputs.items()}

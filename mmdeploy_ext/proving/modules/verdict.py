@@ -1,0 +1,76 @@
+"""What the proof of a module found, as plain data: the table and the JSON file are views of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.proving.verdict import plain_json
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.proving.results import Case, Check
+
+
+@dataclasses.dataclass
+class ModuleVerdict:
+    """The verdict about one module and one file.
+
+    Attributes:
+        subject: file, module, its source, hashes, versions, tolerance: printed as they are.
+        structure: checks of the file alone.
+        graph: what a fresh export of the module says of the file's graph.
+        graph_equal: the graph is that of a fresh export, so that what inputs show holds for every input.
+        cases: tensors of both sides on one input, or one frame of a sequence, each.
+        reasons: why the proof as a whole fails beyond single rows.
+        location: where the first difference is born: `node`, `op_type`, `tensor`, `module`, `line`, `error`;
+            empty if nothing differs, or nothing could be located.
+        not_compared: inputs that the module itself refuses, and why; and what else was not looked at.
+        notes: remarks for the reader.
+    """
+
+    subject: dict[str, Any]
+    structure: list[Check] = dataclasses.field(default_factory=list)
+    graph: str = ''
+    graph_equal: bool = False
+    cases: list[Case] = dataclasses.field(default_factory=list)
+    reasons: list[str] = dataclasses.field(default_factory=list)
+    location: dict[str, Any] = dataclasses.field(default_factory=dict)
+    not_compared: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def proven(self) -> bool:
+        """Whether something was compared, and everything was equal."""
+        return bool(self.cases) and not self.failures
+
+    @property
+    def failures(self) -> list[str]:
+        """Every reason why the file is not the module."""
+        failures = list(self.reasons)
+        failures += [f'{check.name}: {check.detail}' for check in self.structure if not check.passed]
+        for case in self.cases:
+            failures += [f'{case.name}: {row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
+        return failures
+
+    @property
+    def title(self) -> str:
+        """The claim. Without an equal graph inputs alone decide, and it says on how many."""
+        if not self.proven:
+            return 'NOT PROVEN'
+        if self.graph_equal:
+            return 'PROVEN'
+        return f'PROVEN ON {len(self.cases)} {"INPUTS" if len(self.cases) > 1 else "INPUT"}'
+
+    @property
+    def worst_relative_error(self) -> float | None:
+        """The largest difference of any tensor, relative to its largest value; None: nothing compared."""
+        rows = (row for case in self.cases for row in case.tensors)
+        return max((row.max_rel for row in rows if row.max_rel is not None), default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types, the verdict first."""
+        first = dict(verdict=self.title.lower(), failures=self.failures, worst_rel=self.worst_relative_error)
+        content = first | dataclasses.asdict(self)
+        for case, entry in zip(self.cases, content['cases'], strict=True):
+            entry['passed'] = case.passed
+        return plain_json(content)
