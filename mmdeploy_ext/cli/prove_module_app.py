@@ -29,9 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         '--samples FILE.py:samples',
         'function without arguments that yields samples: tuples of arguments, or dicts of them by name',
-        metavar='FILE.py:samples',
     )
-    add('--tolerance', 'allowed difference, relative to the largest value of an output', DEFAULT_RTOL)
+    add('--tolerance RTOL', 'allowed difference, relative to the largest value of an output', DEFAULT_RTOL)
     add(
         '--state INPUT=OUTPUT...',
         'the samples are the frames of a sequence: this output is the value of this input in the next frame',
@@ -40,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         '--rows OUTPUT...',
         'outputs whose rows belong together and may come in any order: boxes scores labels',
     )
-    add('--seed', 'of the generated inputs', 0)
+    add('--seed SEED', 'of the generated inputs', 0)
     add('--no-generated', 'compare on the samples alone')
     add('--no-fresh-export', 'do not export the module again to compare the graphs')
     add('--json FILE', 'write the verdict as JSON')

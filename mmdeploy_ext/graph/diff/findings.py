@@ -96,7 +96,7 @@ class Divergence:
         paired: label of the tensor of PyTorch, or of the other file, that it was compared with.
         born: error of the first wrong tensor, of its node alone; None if it is infinite.
         error: error of the same tensor in the whole model.
-        record: number of that tensor in the order in which PyTorch made them; -1 if it has none.
+        record: number of what PyTorch made there, in the order in which it ran; -1 if that is not known.
         nodes: all nodes that may be at fault, in topological order.
         exact: whether only one node can be at fault.
         evidence: observations about the cause, for the reader.
@@ -258,8 +258,16 @@ def _divergence(
         nodes=[index.label(position) for position in positions],
         exact=exact,
         evidence=list(dict.fromkeys(lines))[:MAX_EVIDENCE],
-        record=reference.record,
+        record=_record_at_fault(walk, first, reference),
     )
+
+
+def _record_at_fault(walk: Walk, first: Row, last: ReferenceTensor) -> int:
+    """Return the record of the first node at fault, or else the one behind all that this node reads."""
+    if first.reference is not None:
+        return first.reference.record
+    latest = walk.latest_input(first.position)
+    return latest + 1 if latest >= 0 else last.record
 
 
 def explain_by(changes: Sequence[Change]) -> Callable[[int], list[str]]:

@@ -175,6 +175,7 @@ def record_stages(
     Args:
         stages: the modules.
         inputs: by name.
+        recorder: that observes them; by default a new one.
 
     Returns:
         The records, in which outputs of the stages and all taps have their names.

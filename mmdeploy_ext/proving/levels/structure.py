@@ -117,7 +117,9 @@ def _is_default(array: np.ndarray, tensor: TensorSpec) -> bool:
 def check_inputs_used(model: onnx.ModelProto, spec: GraphSpec) -> Check:
     """Return whether every input reaches an output, or the spec says that nothing uses it."""
     frozen = unreached_inputs(model, [tensor.name for tensor in spec.inputs if not tensor.unused])
-    return Check('every input reaches an output', not frozen, f'frozen: {", ".join(frozen)}' if frozen else '')
+    return Check(
+        'every input reaches an output', not frozen, f'frozen: {", ".join(frozen)}' if frozen else ''
+    )
 
 
 def unreached_inputs(model: onnx.ModelProto, names: Iterable[str]) -> list[str]:

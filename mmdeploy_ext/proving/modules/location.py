@@ -11,10 +11,9 @@ import torch
 import mmdeploy_ext
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.graph.diff.findings import Bars
-from mmdeploy_ext.proving.difference.locate import Search
+from mmdeploy_ext.proving.difference.locate import Search, Subject
 from mmdeploy_ext.proving.difference.pair import Pairing
 from mmdeploy_ext.proving.difference.record import Recorder, record_stages
-from mmdeploy_ext.proving.difference.subject import Subject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

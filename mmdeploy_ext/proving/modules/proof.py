@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.proving.rows import TensorRow
+    from mmdeploy_ext.proving.tensors import TensorRow
 
 REFUSALS = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AssertionError, ArithmeticError)
 """What a module raises for an input that it does not take."""
@@ -240,7 +240,8 @@ class ModuleProof:
             verdict.graph_equal = True
             return
         count = len(list(differences(self.model, model)))
-        verdict.graph = f'{count} places differ from a fresh export with default options: inputs alone decide'
+        places = 'place differs' if count == 1 else 'places differ'
+        verdict.graph = f'{count} {places} from a fresh export with default options: inputs alone decide'
 
     def _export(self) -> onnx.ModelProto:
         from mmdeploy_ext.exporting.export import export_module

@@ -1,0 +1,287 @@
+"""`prove_module` and `mm2onnx prove-module`: right files pass, wrong ones fail, and the reason has a name."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+import mmdeploy_ext
+from mmdeploy_ext.cli import prove_module_app
+from mmdeploy_ext.core.errors import UsageError
+
+MODULE = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.head = torch.nn.Linear(8, 4)
+
+    def forward(self, image, memory):
+        pooled = torch.relu(self.conv(image)).mean((2, 3))
+        memory = 0.9 * memory + pooled
+        return dict(logits=self.head(memory), memory_out=memory)
+
+def make():
+    torch.manual_seed(0)
+    return Net().eval()
+
+def make_training():
+    return Net()
+
+def samples():
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        yield torch.rand(1, 3, 16, 16, generator=generator), torch.rand(1, 8, generator=generator)
+"""
+NAMES = dict(input_names=['image', 'memory'], output_names=['logits', 'memory_out'])
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A folder with module.py and its export, m.onnx."""
+    folder = tmp_path_factory.mktemp('module')
+    (folder / 'module.py').write_text(MODULE)
+    code = load(folder)
+    torch.onnx.export(
+        code['make'](),
+        next(code['samples']()),
+        str(folder / 'm.onnx'),
+        dynamo=False,
+        opset_version=17,
+        dynamic_axes={'image': {2: 'H', 3: 'W'}},
+        **NAMES,
+    )
+    return folder
+
+
+def load(folder):
+    code = {}
+    exec(compile((folder / 'module.py').read_text(), str(folder / 'module.py'), 'exec'), code)
+    return code
+
+
+@pytest.fixture(scope='module')
+def net(folder):
+    return load(folder)['make']()
+
+
+@pytest.fixture(scope='module')
+def samples(folder):
+    return list(load(folder)['samples']())
+
+
+def test_a_fresh_export_is_proven_for_every_input(folder, net, samples):
+    verdict = mmdeploy_ext.prove_module(net, folder / 'm.onnx', samples)
+    assert verdict.title == 'PROVEN' and not verdict.failures
+    names = [case.name for case in verdict.cases]
+    assert {'sample 2', 'H = 17', 'W = 8', 'memory alone is another', 'zeros'} <= set(names)
+    assert json.loads(json.dumps(verdict.to_json()))['verdict'] == 'proven'
+
+
+def test_without_a_fresh_export_inputs_decide_and_their_number_is_said(folder, net, samples):
+    verdict = mmdeploy_ext.prove_module(net, folder / 'm.onnx', samples, fresh=False, generate=False)
+    assert verdict.title == 'PROVEN ON 3 INPUTS'
+    assert len(verdict.not_compared) == 2
+
+
+def weights(model, name):
+    return next(tensor for tensor in model.graph.initializer if tensor.name.endswith(name))
+
+
+def scaled_weight(model):
+    tensor = weights(model, 'head.weight')
+    array = numpy_helper.to_array(tensor) * np.float32(1.001)
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def swapped_classes(model):
+    tensor = weights(model, 'head.bias')
+    array = numpy_helper.to_array(tensor)[[1, 0, 2, 3]].copy()
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def frozen_memory(model):
+    constant = numpy_helper.from_array(np.full((1, 8), 0.5, np.float32), 'frozen')
+    model.graph.initializer.append(constant)
+    for node in model.graph.node:
+        node.input[:] = ['frozen' if name == 'memory' else name for name in node.input]
+
+
+def no_relu(model):
+    node = next(node for node in model.graph.node if node.op_type == 'Relu')
+    node.op_type = 'Identity'
+
+
+def zero_logits(model):
+    node = next(node for node in model.graph.node if 'logits' in node.output)
+    node.output[0] = 'before'
+    model.graph.node.append(onnx.helper.make_node('Sub', ['before', 'before'], ['logits']))
+
+
+def random_logits(model):
+    node = next(node for node in model.graph.node if 'logits' in node.output)
+    node.output[0] = 'before'
+    noise = onnx.helper.make_node('RandomNormalLike', ['before'], ['noise'], scale=1e-9)
+    model.graph.node.extend([noise, onnx.helper.make_node('Add', ['before', 'noise'], ['logits'])])
+
+
+def fixed_batch_mean(model):
+    """The mean over 16 x 16 pixels whatever the size of the image."""
+    node = next(node for node in model.graph.node if node.op_type == 'ReduceMean')
+    node.op_type = 'ReduceSum'
+    axes = numpy_helper.from_array(np.array([2, 3]), 'axes')
+    count = numpy_helper.from_array(np.float32(256), 'count')
+    model.graph.initializer.extend([axes, count])
+    keepdims = next(entry.i for entry in node.attribute if entry.name == 'keepdims')
+    del node.attribute[:]
+    node.attribute.append(onnx.helper.make_attribute('keepdims', keepdims))
+    node.input.append('axes')
+    mean, node.output[0] = node.output[0], 'sum'
+    position = list(model.graph.node).index(node)
+    model.graph.node.insert(position + 1, onnx.helper.make_node('Div', ['sum', 'count'], [mean]))
+
+
+FAULTS = [scaled_weight, swapped_classes, frozen_memory, no_relu, zero_logits, random_logits]
+FAULTS += [fixed_batch_mean]
+
+
+@pytest.mark.parametrize('fault', FAULTS, ids=lambda fault: fault.__name__)
+def test_a_wrong_file_is_not_proven(folder, net, samples, tmp_path, fault):
+    model = onnx.load(folder / 'm.onnx')
+    fault(model)
+    onnx.save(model, tmp_path / 'wrong.onnx')
+    verdict = mmdeploy_ext.prove_module(net, tmp_path / 'wrong.onnx', samples, fresh=False)
+    assert verdict.title == 'NOT PROVEN'
+
+
+def test_the_first_difference_names_the_line_of_the_module(folder, samples, tmp_path):
+    model = onnx.load(folder / 'm.onnx')
+    no_relu(model)
+    onnx.save(model, tmp_path / 'wrong.onnx')
+    net = load(folder)['make']()
+    verdict = mmdeploy_ext.prove_module(net, tmp_path / 'wrong.onnx', samples, fresh=False)
+    line = MODULE.splitlines().index('        pooled = torch.relu(self.conv(image)).mean((2, 3))') + 1
+    assert verdict.location['line'] == f'{folder / "module.py"}:{line}'
+
+
+def test_a_state_is_run_with_the_memory_of_either_side_and_from_the_start_again(folder, net, samples):
+    verdict = mmdeploy_ext.prove_module(
+        net, folder / 'm.onnx', samples, state={'memory': 'memory_out'}, fresh=False, generate=False
+    )
+    assert verdict.title == 'PROVEN ON 9 INPUTS'
+    assert verdict.cases[-1].name == 'frame 2, free-running after a reset'
+
+
+class Detector(torch.nn.Module):
+    """Boxes, scores and labels, best first."""
+
+    def forward(self, rows):
+        order = torch.topk(rows[:, 4], 6)[1]
+        rows = rows[order]
+        return rows[:, :4], rows[:, 4], (rows[:, 5] * 3).long()
+
+
+@pytest.fixture(scope='module')
+def detections(tmp_path_factory):
+    """A file that gives the rows of `Detector` worst first."""
+    path = tmp_path_factory.mktemp('rows') / 'rows.onnx'
+
+    class Reversed(Detector):
+        def forward(self, rows):
+            return tuple(output.flip(0) for output in super().forward(rows))
+
+    torch.onnx.export(
+        Reversed(),
+        (torch.rand(6, 6),),
+        str(path),
+        dynamo=False,
+        opset_version=17,
+        input_names=['rows'],
+        output_names=['boxes', 'scores', 'labels'],
+    )
+    return path
+
+
+def test_rows_may_come_in_another_order_only_where_that_is_said(detections):
+    samples = [(torch.rand(6, 6, generator=torch.Generator().manual_seed(seed)),) for seed in (0, 1)]
+    net, names = Detector().eval(), ('boxes', 'scores', 'labels')
+    options = dict(fresh=False, generate=False)
+    assert not mmdeploy_ext.prove_module(net, detections, samples, **options).proven
+    assert mmdeploy_ext.prove_module(net, detections, samples, rows=names, **options).proven
+    assert not mmdeploy_ext.prove_module(net, detections, samples, rows=names[:2], **options).proven
+
+
+class Constant(torch.nn.Module):
+    def forward(self, image):
+        return torch.ones(3) + 0 * image.sum()
+
+
+def test_a_module_whose_results_never_change_proves_nothing(tmp_path):
+    path = tmp_path / 'constant.onnx'
+    torch.onnx.export(Constant(), (torch.rand(2),), str(path), dynamo=False, opset_version=17)
+    samples = [torch.rand(2), torch.rand(2)]
+    assert 'same results' in str(mmdeploy_ext.prove_module(Constant().eval(), path, samples).failures)
+
+
+@pytest.mark.parametrize(
+    ('sample', 'word'),
+    [
+        (dict(picture=torch.rand(1)), 'picture'),
+        ((torch.rand(1, 3, 16, 16),), 'memory'),
+        ((torch.rand(1, 4, 16, 16), torch.rand(1, 8)), 'RuntimeError'),
+        ((1, 2), 'no tensor'),
+    ],
+    ids=['name', 'argument missing', 'shape', 'no tensor'],
+)
+def test_samples_that_do_not_fit_are_refused_by_name(folder, net, sample, word):
+    with pytest.raises(UsageError, match=word):
+        mmdeploy_ext.prove_module(net, folder / 'm.onnx', [sample])
+
+
+def test_a_module_in_training_mode_is_refused(folder, samples):
+    net = load(folder)['make_training']()
+    with pytest.raises(UsageError, match='training mode'):
+        mmdeploy_ext.prove_module(net, folder / 'm.onnx', samples)
+
+
+def test_an_argument_that_the_file_froze_is_found(net, samples, tmp_path):
+    path = tmp_path / 'one.onnx'
+    memory = samples[0][1]
+
+    class OnlyImage(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, image):
+            return self.net(image, memory)
+
+    names = dict(NAMES, input_names=['image'])
+    torch.onnx.export(OnlyImage().eval(), samples[0][:1], str(path), dynamo=False, opset_version=17, **names)
+    verdict = mmdeploy_ext.prove_module(net, path, samples[:1], fresh=False)
+    assert any('frozen' in failure and 'memory' in failure for failure in verdict.failures)
+
+
+def test_the_command_proves_and_refuses(folder, samples, tmp_path, capsys):
+    np.savez(folder / 's.npz', image=samples[0][0].numpy(), memory=samples[0][1].numpy())
+    words = [f'{folder}/module.py:make', '--onnx', f'{folder}/m.onnx']
+    more = ['--inputs', f'{folder}/s.npz', '--samples', f'{folder}/module.py:samples']
+    assert prove_module_app.main([*words, *more, '--json', f'{tmp_path}/v.json']) == 0
+    assert json.loads((tmp_path / 'v.json').read_text())['verdict'] == 'proven'
+    capsys.readouterr()
+    refused = [
+        ([*words], '--samples'),
+        ([*words, '--samples', f'{folder}/module.py:nothing'], 'nothing'),
+        ([*words, '--inputs', f'{folder}/module.py'], '.npz'),
+        ([*words, *more, '--state', 'memory'], '--state'),
+        ([*words, *more, '--state', 'memory=other'], 'other'),
+        ([f'{folder}/none.py:make', *words[1:], *more], 'none.py'),
+    ]
+    for line, word in refused:
+        assert prove_module_app.main(line) == 2, line
+        assert word in capsys.readouterr().err
