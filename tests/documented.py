@@ -72,6 +72,7 @@ REASONS = {
         r'.*(\b[A-Z]{4,}\b(?![=_])|SWEEP|\$ORIGINAL|from_paddle| a\.onnx b\.onnx)',
     ),
     'own family': ('it is of the package that the page makes', r'.*circles\.(pth|onnx)'),
+    'own module': ('it is of the module that the page makes', r'.*my_module\.py:make'),
     'shell': ('it is of a shell in which people type', r'eval '),
     'bf16': ('it needs a CPU with bfloat16', r'.*(--inference-precision bf16|openvino-bf16)'),
     'machines': ('it needs several machines or Slurm', r'NNODES=|GPUS=\d+ tools/slurm_test'),
@@ -108,6 +109,13 @@ RTDETR = (
 )
 TOY = r'(\$CONFIG \$CKPT|configs/demo/atss_toy.py demo/checkpoints/atss_toy.pth) '
 OF_PAGES = {
+    'docs/prove-module.md': (
+        Entry(
+            'mm2onnx prove-module ',
+            why='own module',
+            test=SELF + 'proof/test_prove_module.py::test_the_command_proves_and_refuses',
+        ),
+    ),
     'docs/half-precision.md': (
         Entry(
             r'python tools/deployment/verify.py .*--inference-precision bf16',

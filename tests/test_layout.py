@@ -56,6 +56,7 @@ LAZY = {
         'mmdeploy_ext.api',
         'mmdeploy_ext.contract.registry',
         'mmdeploy_ext.families.base',
+        'mmdeploy_ext.proving.modules.proof',
         'mmdeploy_ext.runtime.opening',
     },
     'mmdeploy_ext.families.base': {'mmdeploy_ext.families.parts.upstream_layers'},

@@ -10,7 +10,7 @@ import pytest
 
 import mmdeploy_ext
 
-PUBLIC = {'Family', 'export', 'open_model', 'prove', 'register_family'}
+PUBLIC = {'Family', 'export', 'open_model', 'prove', 'prove_module', 'register_family'}
 OPTIONAL = {
     'tensorrt_rtx',
     'tensorrt',

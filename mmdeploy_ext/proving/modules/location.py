@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import mmdeploy_ext
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.graph.diff.findings import Bars
 from mmdeploy_ext.proving.difference.locate import Search, Subject
@@ -23,11 +22,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.proving.modules.calls import FlatModule
 
-LIBRARIES = tuple(
-    str(folder)
-    for package in (torch, mmdeploy_ext)
-    for folder in (Path(package.__file__).parent, Path(package.__file__).resolve().parent)
-)
+PACKAGES = Path(torch.__file__).parent, Path(__file__).parents[2]
+LIBRARIES = tuple(str(folder) for package in PACKAGES for folder in (package, package.resolve()))
 """Folders of code that no user wrote, as they are imported and without symbolic links."""
 
 
