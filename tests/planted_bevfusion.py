@@ -23,9 +23,9 @@ HEAD, CODER = (
     'mmdeploy_ext.models.bevfusion.head:TransFusionHead',
     'mmdeploy_ext.models.bevfusion.coder:TransFusionBBoxCoder',
 )
-STEP, OF_RIG = f'{RUNTIME}.model:BEVFusionOnnx.step', f'{RUNTIME}.moments:Detecting.of_rig'
-DETECTIONS, SPREAD = f'{RUNTIME}.model:detections', f'{RUNTIME}.frames:spread_out'
-MOMENT, POINTS = f'{RUNTIME}.moments:moment', f'{RUNTIME}.moments:points_of'
+STEP, OF_RIG = f'{RUNTIME}.model:BEVFusionOnnx.step', f'{RUNTIME}.frames:FusionRuntime.of_rig'
+DETECTIONS, SPREAD = f'{RUNTIME}.model:detections', f'{RUNTIME}.boxes:suppress'
+MOMENT, POINTS = f'{RUNTIME}.frames:frame_of_rig', f'{RUNTIME}.frames:points_of'
 VIEWS, RULE = 'mmdeploy_ext.preprocess.cameras:MultiViewRule', f'{HERE}.samples:fusion_rule'
 TOY = 'bevfusion_varied'
 
@@ -325,7 +325,7 @@ for _name, _change in {
     'headings turn the other way': lambda boxes, given: _with_yaw(boxes, given[:, 6] - np.pi / 2),
     'headings of 0.x a quarter off': lambda boxes, given: _with_yaw(boxes, -given[:, 6]),
 }.items():
-    planted(_name, TOY, (f'{RUNTIME}.frames:in_lidar_columns', result(_change)))
+    planted(_name, TOY, (f'{RUNTIME}.boxes:in_lidar_columns', result(_change)))
 
 
 def _with_yaw(boxes: Any, yaw: Any) -> Any:

@@ -69,7 +69,7 @@ def build_dataset(cfg):
 BEVFUSION = """
 import copy
 
-from mmdeploy_ext.families.bevfusion.runtime.frames import in_lidar_columns
+from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
 from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.models.bevfusion import fusion
 from mmdeploy_ext.models.sparse_backbone.model import LidarBackbone

@@ -13,7 +13,8 @@ from mmdeploy_ext.cli import export_app
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, PointsError, ShapeError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, checked, spread_out
+from mmdeploy_ext.families.bevfusion.runtime.boxes import suppress
+from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, checked_inputs
 from mmdeploy_ext.runtime.detections3d import Detections3D
 
 GOLDEN = Path(__file__).resolve().parents[3] / 'shared/golden/bevfusion/state_dict_swint.json'
@@ -90,9 +91,9 @@ FRAMES = {
 @pytest.mark.parametrize('kind', FRAMES)
 def test_a_frame_that_cannot_be_is_refused_by_name(rule, frame, kind):
     change, error, words = FRAMES[kind]
-    checked(frame, rule)
+    checked_inputs(frame, rule)
     with pytest.raises(error, match=words):
-        checked(dataclasses.replace(frame, **change(frame)), rule)
+        checked_inputs(dataclasses.replace(frame, **change(frame)), rule)
 
 
 CONFIGS = {
@@ -148,8 +149,8 @@ def test_pedestrians_too_near_to_a_better_one_are_left_out_and_cars_are_not():
     boxes[:, 0] = 0, 0.3, 0.6, 0.0, 0.1
     found = Detections3D(boxes, np.float32([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([8, 8, 8, 0, 0]))
     nms = dict(classes=[8, 9], radius=0.175, most=83)
-    assert spread_out(found, nms).boxes[:, 0].tolist() == pytest.approx([0, 0.6, 0, 0.1])
-    assert spread_out(found, None) is found and len(spread_out(found, dict(nms, most=1))) == 3
+    assert suppress(found, nms).boxes[:, 0].tolist() == pytest.approx([0, 0.6, 0, 0.1])
+    assert suppress(found, None) is found and len(suppress(found, dict(nms, most=1))) == 3
 
 
 def test_the_head_leaves_out_what_the_runtime_leaves_out(tmp_path):
@@ -167,7 +168,7 @@ def test_the_head_leaves_out_what_the_runtime_leaves_out(tmp_path):
     left = head.spread_out(one)
     order = one['scores'].argsort(descending=True)
     arrays = (one[name][order].numpy() for name in ('bboxes', 'scores', 'labels'))
-    found = spread_out(Detections3D(*arrays), head.nms)
+    found = suppress(Detections3D(*arrays), head.nms)
     own = left['scores'].sort(descending=True).values.numpy()
     assert np.array_equal(found.scores, own) and 150 < len(own) < 200
 

@@ -11,7 +11,7 @@ import toy_bevfusion
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.bevfusion.runtime.moments import moment
+from mmdeploy_ext.families.bevfusion.runtime.frames import frame_of_rig
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import FusedFrame, invert_pose
@@ -37,7 +37,7 @@ def real(rule):
         'scene-0061', files, np.array([camera['cam2img'] for camera in cameras], np.float64),
         invert_pose(invert_pose(to_camera)), np.eye(4), 0.0, None, dict(lidar_path=str(lidar)), path,
     )  # fmt: skip
-    return moment([read_image(file) for file in files], rig, rule)
+    return frame_of_rig([read_image(file) for file in files], rig, rule)
 
 
 @pytest.mark.matrix

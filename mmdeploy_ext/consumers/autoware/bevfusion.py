@@ -24,8 +24,8 @@ import numpy as np
 from mmdeploy_ext.consumers.autoware.bevfusion_rules import LIDAR
 from mmdeploy_ext.consumers.autoware.boxes import Objects, suppressed
 from mmdeploy_ext.core.errors import EngineError, ModelFileError
-from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, checked, kept, spread_out
-from mmdeploy_ext.families.bevfusion.runtime.moments import Detecting
+from mmdeploy_ext.families.bevfusion.runtime.boxes import filter_boxes, suppress
+from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
 from mmdeploy_ext.preprocess.points import pillars
 from mmdeploy_ext.runtime.exported import check_finite, export_files
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
@@ -68,7 +68,7 @@ class NodeSettings:
     iou_search_m: float = 10.0
 
 
-class AutowareBEVFusion(Detecting):
+class AutowareBEVFusion(FusionRuntime):
     """The file of bevfusion, LiDAR alone: a `Stepper` of sweeps, without a memory."""
 
     def __init__(
@@ -104,7 +104,7 @@ class AutowareBEVFusion(Detecting):
 
     def step(self, frame: FusedFrame) -> StepResult:
         """Detect in one sweep; all queries of the model are returned, published or not."""
-        points, _ = checked(frame, self.rule)
+        points, _ = checked_inputs(frame, self.rule)
         start = time.perf_counter()
         voxels, counts, cells = pillars(points, self.rule.voxels)
         zyx = cells[:, 1:] if self.rule.voxels.order == 'zyx' else cells[:, :0:-1]
@@ -119,7 +119,7 @@ class AutowareBEVFusion(Detecting):
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         """Return the boxes of the file's outputs that nothing suppresses, best first."""
         facts = self.metadata.postprocess
-        return spread_out(detections(outputs, facts['coder']), facts['nms'])
+        return suppress(detections(outputs, facts['coder']), facts['nms'])
 
     def objects(self, points: np.ndarray, settings: NodeSettings | None = None) -> Objects:
         """Return the objects that the node publishes of one cloud (P, F); for the errors see `step`."""
@@ -166,7 +166,7 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> D
     values, sizes = outputs['bbox_pred'], np.exp(outputs['bbox_pred'][3:6]).T
     bottom = places(values, coder) - sizes * np.float32([0, 0, 0.5])
     boxes = np.concatenate([bottom, sizes, np.arctan2(values[6], values[7])[:, None], values[8:].T], 1)
-    return kept(boxes, outputs['score'], outputs['label_pred'], coder)
+    return filter_boxes(boxes, outputs['score'], outputs['label_pred'], coder)
 
 
 def published(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any], settings: NodeSettings) -> Objects:

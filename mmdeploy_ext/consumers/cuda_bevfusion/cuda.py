@@ -19,15 +19,8 @@ import numpy as np
 from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.core.errors import PointsError
 from mmdeploy_ext.families.bevfusion.runtime import geometry
-from mmdeploy_ext.families.bevfusion.runtime.frames import (
-    FAMILY,
-    MATRICES,
-    checked,
-    in_lidar_columns,
-    kept,
-    spread_out,
-)
-from mmdeploy_ext.families.bevfusion.runtime.moments import Detecting
+from mmdeploy_ext.families.bevfusion.runtime.boxes import filter_boxes, in_lidar_columns, suppress
+from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, MATRICES, FusionRuntime, checked_inputs
 from mmdeploy_ext.families.bevfusion.runtime.pooling import pooled, tables_of
 from mmdeploy_ext.preprocess.points import voxelise
 from mmdeploy_ext.runtime.exported import check_finite, check_forms, export_files
@@ -53,7 +46,7 @@ OTHER_ORDER, UNROUNDED = 'lidar (z, y, x)', 'lidar, weights of the checkpoint'
 """The LiDAR's map by the second sparse file, and by the first once more: a proof compares them."""
 
 
-class CudaBEVFusion(Detecting):
+class CudaBEVFusion(FusionRuntime):
     """The files of CUDA-BEVFusion: a `Stepper` of fused frames, without a memory.
 
     Attributes:
@@ -83,7 +76,7 @@ class CudaBEVFusion(Detecting):
 
     def step(self, frame: FusedFrame) -> StepResult:
         """Detect in one moment of all sensors; the outputs include the tensors between the files."""
-        points, images = checked(frame, self.rule)
+        points, images = checked_inputs(frame, self.rule)
         start = time.perf_counter()
         depth = geometry.depth_maps(points, frame.calibration, self.view.image_size)
         outputs = self._run('camera.backbone', img=images[None], depth=depth[None])
@@ -106,7 +99,7 @@ class CudaBEVFusion(Detecting):
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         """Return the boxes of the head's outputs that nothing suppresses, best first."""
         facts = self.metadata.postprocess
-        return spread_out(detections(outputs, facts['coder']), facts['nms'])
+        return suppress(detections(outputs, facts['coder']), facts['nms'])
 
     def _run(self, name: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
         return dict(self.sessions[name].infer(feeds))
@@ -145,4 +138,4 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> D
     bottom = outputs['height'][0] - size[2:] * np.float32(0.5)
     yaw = np.arctan2(outputs['rot'][0, :1], outputs['rot'][0, 1:])
     boxes = np.concatenate([place, bottom, size, yaw, outputs['vel'][0]]).T
-    return kept(in_lidar_columns(boxes), scores, labels, coder)
+    return filter_boxes(in_lidar_columns(boxes), scores, labels, coder)

@@ -1,7 +1,8 @@
 """BEVFusion of LiDAR alone as Autoware's bevfusion loads it: one graph from voxels to values of boxes.
 
-The sparse encoder is in the node's plug-ins, which no other engine runs; all else is standard. The node makes
-voxels and boxes itself. Boxes leave in the convention of mmdet3d 1.0, as the node reads them.
+The sparse encoder is written in the node's plug-ins, which no other engine runs; all other operators are
+standard. The node makes voxels and boxes itself. The graph's boxes have the convention of mmdet3d 1.0, which
+the node expects.
 
 Source: autoware_universe 5e12a711, autoware_bevfusion (names, shapes, formulas; facts, no code).
 
@@ -40,9 +41,9 @@ from mmdeploy_ext.sparse.node_writer import NodeWriter
 
 logger = logging.getLogger(__name__)
 
-MOST_SITES = 256_000
-"""Of a level of the sparse encoder: the plug-in has room for no more."""
-OF_CAMERAS = dict(
+MAX_SITES = 256_000
+"""Largest number of sites of a level of the sparse encoder for which the plug-in has room."""
+CAMERA_PARAMETERS = dict(
     d_bound=[1.0, 60.0, 0.5],
     z_bound=[-10.0, 10.0, 20.0],
     num_cameras=6,
@@ -57,7 +58,7 @@ OF_CAMERAS = dict(
     num_depth_features=118,
     image_feature_channel=80,
 )
-"""Keys that the node wants of a model without cameras, too, and does not use then: numbers that agree."""
+"""Keys that the node reads for models without cameras, too, and does not use then: consistent numbers."""
 MEANINGS = dict(
     voxels='x, y, z in m, intensity 0 to 255 where there are five, time lag in s; zeros after the points',
     num_points_per_voxel='how many of the rows are points',
@@ -69,7 +70,7 @@ MEANINGS = dict(
 
 
 class DenseHead(OfModel):
-    """The LiDAR's map to the node's values of boxes."""
+    """From the LiDAR's map to the node's values of boxes."""
 
     def forward(self, bev: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of (1, C, X, Y)."""
@@ -77,7 +78,7 @@ class DenseHead(OfModel):
 
 
 class NodeHead(nn.Module):
-    """The map that the head reads to the node's values of boxes."""
+    """From the input map of the head to the node's values of boxes."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -89,20 +90,20 @@ class NodeHead(nn.Module):
 
 
 def boxes_of_node(head: nn.Module, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of the map that a head reads."""
-    found = head(joined)
-    return node_boxes(found)[0], head.scores(found).amax(1)[0], found['query_labels'][0]
+    """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of the input map of a head."""
+    values = head(joined)
+    return node_boxes(values)[0], head.scores(values).amax(1)[0], values['query_labels'][0]
 
 
-def node_boxes(found: Mapping[str, Tensor]) -> Tensor:
-    """Return (B, 10, Q) as the node reads them, of a head's values.
+def node_boxes(values: Mapping[str, Tensor]) -> Tensor:
+    """Return (B, 10, Q) in the node's convention, of a head's values.
 
     The model has width, length, height and a yaw' from -y clockwise, as mmdet3d 0.x; the node length, width,
     height and yaw = -yaw' - pi / 2: sine = -cosine', cosine = -sine'.
     """
-    sizes, turns = found['dim'], found['rot']
-    swapped = [sizes[:, 1:2], sizes[:, :1], sizes[:, 2:], -turns[:, 1:], -turns[:, :1]]
-    return torch.cat([found['center'], found['height'], *swapped, found['vel']], 1)
+    sizes, rot = values['dim'], values['rot']
+    swapped = [sizes[:, 1:2], sizes[:, :1], sizes[:, 2:], -rot[:, 1:], -rot[:, :1]]
+    return torch.cat([values['center'], values['height'], *swapped, values['vel']], 1)
 
 
 def graphs(model: nn.Module) -> list[Graph]:
@@ -138,21 +139,26 @@ def _spec(name: str, dtype: str, axes: tuple[int | str, ...], compare: str = 'va
 def with_encoder(
     model: onnx.ModelProto, sparse: SparseGraph, spec: GraphSpec
 ) -> tuple[onnx.ModelProto, bool]:
-    """Return a graph whose one input is `bev` with voxels and sparse encoder before it, and that it changed.
+    """Put voxels and the folded sparse encoder before a graph whose only input is `bev`.
 
-    The inputs are those of the spec; the encoder is folded.
+    The inputs are those of the spec. Returned are the graph, and True, since it has changed.
     """
     writer = NodeWriter()
     for tensor in spec.inputs:
-        kind = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
-        writer.input(tensor.name, kind, *tensor.axes)
+        dtype = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+        writer.input(tensor.name, dtype, *tensor.axes)
     one = writer.integers(1)
     total = writer.op('ReduceSum', ['voxels', one], 'mean/total', keepdims=0)
     count = writer.op('Cast', ['num_points_per_voxel'], 'mean/count', to=TensorProto.FLOAT)
     features = writer.op('Div', [total, writer.op('Unsqueeze', [count, one], 'mean/column')], 'mean/features')
-    sites = _sites(writer, sparse.order)
-    found = ImplicitGemm(sparse, writer).write(sites, features)
-    last = next(item for item in writer.nodes if item.output[0] == found)
+    # sample 0 and the cells in the order of the encoder, of `coors`, which are z, y, x
+    order = [0, 2, 1, 0] if sparse.order == 'xyz' else [0, 0, 1, 2]
+    columns = writer.constant('sites/columns', np.array(order))
+    picked = writer.op('Gather', ['coors', columns], 'sites/picked', axis=1)
+    mask = writer.constant('sites/sample', np.array([0, 1, 1, 1], np.int32))
+    sites = writer.op('Mul', [picked, mask], 'sites/all')
+    encoded = ImplicitGemm(sparse, writer).write(sites, features)
+    last = next(node for node in writer.nodes if node.output[0] == encoded)
     last.output[0] = BEV
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -167,59 +173,51 @@ def with_encoder(
     return result, True
 
 
-def _sites(writer: Any, order: str) -> str:
-    """Return sample 0 and the cells in the order of the encoder, of `coors`: z, y, x."""
-    columns = [0, 2, 1, 0] if order == 'xyz' else [0, 0, 1, 2]
-    picked = writer.op(
-        'Gather', ['coors', writer.constant('sites/columns', np.array(columns))], 'sites/picked', axis=1
-    )
-    mask = writer.constant('sites/sample', np.array([0, 1, 1, 1], np.int32))
-    return writer.op('Mul', [picked, mask], 'sites/all')
-
-
 def between() -> tuple[TensorSpec, ...]:
-    """Return what is compared inside the graph."""
+    """Return the tensor inside the graph that a proof compares, too."""
     return (TensorSpec(BEV, 'float32', (), "LiDAR's map of the sparse encoder"),)
 
 
 def check(cfg: Any) -> None:
-    """Raise ConfigError, which names file and key, for what the node has no place for."""
-    where = f'{cfg.filename}: --contract autoware: model.'
+    """Raise ConfigError, which names file and key, for a model that the node does not run."""
+    prefix = f'{cfg.filename}: --contract autoware: model.'
     if cfg.model.encoders.get('camera'):
-        raise ConfigError(f'{where}encoders.camera: the files of LiDAR alone are written; leave cameras out')
+        raise ConfigError(f'{prefix}encoders.camera: the files of LiDAR alone are written; leave cameras out')
     voxels, head = cfg.model.encoders.lidar.voxelize, cfg.model.heads.object
     if 'vel' not in head.common_heads:
-        raise ConfigError(f'{where}heads.object.common_heads has no vel, which the node reads')
+        raise ConfigError(f'{prefix}heads.object.common_heads has no vel, which the node reads')
     width = int(cfg.model.encoders.lidar.backbone.in_channels)
     if width not in (4, 5):
         raise ConfigError(
-            f'{where}encoders.lidar.backbone.in_channels={width}, expected 4 (x, y, z, time lag) or 5 (with '
+            f'{prefix}encoders.lidar.backbone.in_channels={width}, expected 4 (x, y, z, time lag) or 5 (with '
             f'intensity)'
         )
-    if (most := _most_voxels(voxels.max_voxels)) > MOST_SITES:
+    if (max_voxels := max_voxels_at_test_time(voxels)) > MAX_SITES:
         raise ConfigError(
-            f'{where}encoders.lidar.voxelize.max_voxels={most}: the plug-in has room for {MOST_SITES}'
+            f'{prefix}encoders.lidar.voxelize.max_voxels={max_voxels}: the plug-in has room for {MAX_SITES}'
         )
 
 
-def _most_voxels(given: Any) -> int:
-    return int(given[1] if isinstance(given, list | tuple) else given)
+def max_voxels_at_test_time(layer: Any) -> int:
+    """Return `max_voxels` of a voxel layer, or of its config, at test time; a pair is (training, test)."""
+    count = layer.max_voxels
+    return int(count[1] if isinstance(count, list | tuple) else count)
 
 
 def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
-    """Return the manifest of a model that `check` has nothing against; `classes` are names by label."""
+    """Return the manifest of a model that `check` accepts; `classes` are names by label."""
     voxels, coder = model.encoders['lidar'].voxel_layer, model.heads['object'].bbox_coder
     cloud, size = (
         [float(value) for value in values] for values in (voxels.point_cloud_range, voxels.voxel_size)
     )
-    most, stride = _most_voxels(voxels.max_voxels), int(coder.out_size_factor)
-    names, lost = translate_classes(classes, node.CLASSES)
-    if lost:
-        logger.warning('%s: the node publishes these classes as UNKNOWN', ', '.join(lost))
+    max_voxels, stride = max_voxels_at_test_time(voxels), int(coder.out_size_factor)
+    names, unknown = translate_classes(classes, node.CLASSES)
+    if unknown:
+        logger.warning('%s: the node publishes these classes as UNKNOWN', ', '.join(unknown))
     bounds = {f'{"xy"[axis]}_bound': [cloud[axis], cloud[axis + 3], size[axis] * stride] for axis in (0, 1)}
     return dict(
         class_names=names,
-        voxels_num=[1, most // 2, most],
+        voxels_num=[1, max_voxels // 2, max_voxels],
         point_cloud_range=cloud,
         voxel_size=size,
         num_proposals=int(model.heads['object'].num_proposals),
@@ -227,7 +225,7 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
         max_points_per_voxel=int(voxels.max_num_points),
         use_intensity=int(model.encoders['lidar'].in_channels) == 5,
         **bounds,
-        **OF_CAMERAS,
+        **CAMERA_PARAMETERS,
     )
 
 

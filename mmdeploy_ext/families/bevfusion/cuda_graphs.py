@@ -35,7 +35,7 @@ HEAD = dict(
 
 
 class CameraBackbone(OfModel):
-    """Pictures and depth maps to features, channels last, and the weights of the depth bins."""
+    """From pictures and depth maps to features, channels last, and the weights of the depth bins."""
 
     def forward(self, img: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         """Return (N, h, w, C) and (N, D, h, w) of (1, N, 3, H, W) and (1, N, 1, H, W)."""
@@ -45,7 +45,7 @@ class CameraBackbone(OfModel):
 
 
 class Fuser(OfModel):
-    """Both maps to the one that the head reads."""
+    """From the maps of both sensors to the input map of the head."""
 
     def forward(self, camera: Tensor, lidar: Tensor) -> Tensor:
         """Return (1, C, X, Y)."""
@@ -60,25 +60,30 @@ class Head(nn.Module):
         self.head = head
 
     def forward(self, middle: Tensor) -> tuple[Tensor, ...]:
-        """Return what `HEAD` names, (1, ., Q)."""
-        found = self.head(middle)
-        return self.head.scores(found), *(found[name] for name in ('rot', 'dim', 'center', 'height', 'vel'))
+        """Return the outputs that `HEAD` names, (1, ., Q)."""
+        values = self.head(middle)
+        return self.head.scores(values), *(values[name] for name in ('rot', 'dim', 'center', 'height', 'vel'))
 
 
 def graphs(model: nn.Module, cameras: int) -> list[Graph]:
     """Return the graphs in the order of `consumers.cuda_bevfusion.cuda.GRAPHS`."""
     folded, sparse = fuse(model), backbone_graph(model.encoders['lidar'].encoder)
     sizes = _sizes(model, cameras, sparse.output_shape)
-    made = [
-        _graph('camera.backbone', CameraBackbone(folded), sizes, ('img', 'depth'), _CAMERA),
-        _graph('camera.vtransform', transform_of(folded).downsample, sizes, (POOLED,), _SEEN),
-        _graph('fuser', Fuser(folded), sizes, ('camera', 'lidar'), _JOINT),
+    camera_outputs = dict(
+        camera_feature='channels last', camera_depth_weights='of the bins of depth; they add up to 1'
+    )
+    view_outputs = dict(feat_out='what the cameras see from above')
+    fuser_outputs = dict(middle="bird's-eye view of both sensors")
+    parts = [
+        _graph('camera.backbone', CameraBackbone(folded), sizes, ('img', 'depth'), camera_outputs),
+        _graph('camera.vtransform', transform_of(folded).downsample, sizes, (POOLED,), view_outputs),
+        _graph('fuser', Fuser(folded), sizes, ('camera', 'lidar'), fuser_outputs),
     ]
     for name in SPARSE:
         file = libspconv.to_onnx(reorder(sparse, name.rpartition('.')[2]))
-        made.append(Graph(name, None, model_spec(file, f'bevfusion/{name}'), {}, file))
-    made.append(_graph('head.bbox', Head(folded.heads['object']), sizes, ('middle',), HEAD, 'detections'))
-    return made
+        parts.append(Graph(name, None, model_spec(file, f'bevfusion/{name}'), {}, file))
+    head = Head(folded.heads['object'])
+    return [*parts, _graph('head.bbox', head, sizes, ('middle',), HEAD, 'detections')]
 
 
 def transform_of(model: nn.Module) -> nn.Module:
@@ -86,13 +91,8 @@ def transform_of(model: nn.Module) -> nn.Module:
     return model.encoders['camera']['vtransform']
 
 
-_CAMERA = dict(camera_feature='channels last', camera_depth_weights='of the bins of depth; they add up to 1')
-_SEEN = dict(feat_out='what the cameras see from above')
-_JOINT = dict(middle="bird's-eye view of both sensors")
-
-
 def _sizes(model: nn.Module, cameras: int, lidar: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of every tensor of the files of ordinary ONNX."""
+    """Return name -> shape of every tensor of the files in standard ONNX."""
     transform, head = transform_of(model), model.heads['object']
     bins, rows, columns = transform.frustum.shape[:3]
     queries, counts = head.num_proposals, dict(rot=2, dim=3, reg=2, height=1, vel=2)
@@ -120,24 +120,25 @@ def _graph(
     outputs: dict[str, str],
     compare: str = 'values',
 ) -> Graph:
-    taken = tuple(TensorSpec(one, 'float32', sizes[one]) for one in inputs)
-    given = tuple(
-        TensorSpec(one, 'float32', sizes[one], text, compare=compare) for one, text in outputs.items()
+    input_specs = tuple(TensorSpec(tensor, 'float32', sizes[tensor]) for tensor in inputs)
+    output_specs = tuple(
+        TensorSpec(tensor, 'float32', sizes[tensor], meaning, compare=compare)
+        for tensor, meaning in outputs.items()
     )
     generator = torch.Generator().manual_seed(0)
-    example = {one: torch.rand(sizes[one], generator=generator) for one in inputs}
-    return Graph(name, module.eval(), GraphSpec(f'bevfusion/{name}', taken, given), example)
+    example = {tensor: torch.rand(sizes[tensor], generator=generator) for tensor in inputs}
+    return Graph(name, module.eval(), GraphSpec(f'bevfusion/{name}', input_specs, output_specs), example)
 
 
 HALF = ColumnGroup(rtol=5e-3)
-"""Of the file's float16 weights against the model's float32 ones; as of the sparse backbone alone."""
+"""Tolerance of float16 weights against the model's float32 ones; that of the sparse backbone alone, too."""
 
 
 def between() -> tuple[TensorSpec, ...]:
-    """Return what a runner computes between the files; cells have to be equal."""
-    exact, same = (ColumnGroup(rtol=0.0),), (ColumnGroup(rtol=1e-6),)
+    """Return the tensors that a runner computes between the files; cells have to be equal."""
+    exact, rounded = (ColumnGroup(rtol=0.0),), (ColumnGroup(rtol=1e-6),)
     return (
-        TensorSpec(DEPTH, 'float32', (), 'what the LiDAR measured in each pixel', 'm', same),
+        TensorSpec(DEPTH, 'float32', (), 'what the LiDAR measured in each pixel', 'm', rounded),
         TensorSpec(CELLS, 'int64', (), 'cell of each point of the frustum', groups=exact),
         TensorSpec(POOLED, 'float32', (), 'sums of cells'),
         TensorSpec(OTHER_ORDER, 'float32', (), "LiDAR's map by the file of the other order"),

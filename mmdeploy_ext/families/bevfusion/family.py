@@ -1,4 +1,4 @@
-"""BEVFusion's family: which configs it claims, what it refuses, and what the other modules give."""
+"""The family of BEVFusion: the configs that it claims and refuses, its graphs, references and runtimes."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,18 +30,11 @@ from mmdeploy_ext.families.bevfusion.fork import (
 from mmdeploy_ext.families.bevfusion.graphs import graphs, postprocess_facts
 from mmdeploy_ext.families.bevfusion.head_limits import heads_with_other_limits
 from mmdeploy_ext.families.bevfusion.options import AUTOWARE, CUDA, PORTABLE
-from mmdeploy_ext.families.bevfusion.reference import PartsReference, Reference
+from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference, CudaReference
 from mmdeploy_ext.families.bevfusion.runtime.model import is_cuda, opened
-from mmdeploy_ext.families.bevfusion.samples import (
-    dumped,
-    frame,
-    fusion_rule,
-    generated,
-    moments,
-    result,
-)
+from mmdeploy_ext.families.bevfusion.samples import dumped, frame, fusion_rule, generated, moments
 from mmdeploy_ext.families.bevfusion.synthetic import (
-    NEARER,
+    SPREAD_IN_RANGE,
     boxes_of_all_sizes,
     synthetic_outputs,
     values_of_boxes,
@@ -49,7 +42,7 @@ from mmdeploy_ext.families.bevfusion.synthetic import (
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.proof_samples import changed_rigs, crowded, plain_moment
-from mmdeploy_ext.families.parts.samples import arrays
+from mmdeploy_ext.families.parts.samples import arrays, result
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.replaced import DifferingMethod, Followed, Replaced, replaced_of_class
 from mmdeploy_ext.families.sequence import SequenceFamily
@@ -65,8 +58,6 @@ from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 CAMERAS = 6
 DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
-
-
 FOLLOWED: Followed = (
     (BEVFusion, ('forward', 'forward_test', 'simple_test', 'predictions', 'camera_view', 'lidar_view')),
     (ViewTransform, ('pool',)),
@@ -74,7 +65,7 @@ FOLLOWED: Followed = (
     (BEVFusionCenterHead, ('get_bboxes', '_decoded', '_suppressed', 'spread_out')),
     (TransFusionBBoxCoder, ('decode',)),
 )
-"""Classes of this package and their methods that the graphs do without."""
+"""Classes of this package and their methods that the graphs compute by themselves."""
 
 
 class BEVFusionFamily(SequenceFamily):
@@ -101,11 +92,9 @@ class BEVFusionFamily(SequenceFamily):
         return Claim.DETECTOR if cfg.model.get('type') == 'BEVFusion' else Claim.NO
 
     def adapt(self, cfg: Any) -> None:
-        """Put a config of mit-han-lab's repository into the terms of this family, see `fork.adapt`."""
         adapt(cfg)
 
     def voxel_layer(self, model: nn.Module) -> tuple[nn.Module, str, int] | None:
-        """Return the layer of the LiDAR's encoder, whose axes are x, y, z."""
         if 'lidar' not in model.sensors:
             return None
         lidar = model.encoders['lidar']
@@ -132,7 +121,6 @@ class BEVFusionFamily(SequenceFamily):
             autoware.check(cfg)
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any]:
-        """Write moments of the sensors that a model has."""
         default = 'NuScenesDataset' if rule.views is None else 'FusionNuScenesDataset'
         dataset = generated_dataset(folder, cfg, default, rule.views, rule.voxels)
         if cfg.get('fork'):
@@ -141,18 +129,16 @@ class BEVFusionFamily(SequenceFamily):
         return dataset
 
     def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[Sweep]:
-        """Yield moments each of which changes one thing more of the rig."""
         return () if rule.views is None else changed_rigs(sample)
 
     def plain_sample(self, rule: FusionRule, sample: FusedFrame) -> FusedFrame:
-        """Return a moment of one point, and of pictures of one colour."""
         limits = None if rule.voxels is None else rule.voxels.point_cloud_range
         return plain_moment(sample, limits)
 
     def synthetic_outputs(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield boxes of the frame's graph, or what the last graph of another contract gives for them."""
+        """Yield boxes of the frame's graph, or outputs for them of the last graph of another contract."""
         head, nms = model.heads['object'], runner.metadata.postprocess['nms']
         queries, names = int(head.num_proposals), spec.output_names
         if 'boxes' in names:
@@ -161,15 +147,15 @@ class BEVFusionFamily(SequenceFamily):
             if model.fork and nms is None:
                 yield 'boxes of all sizes and scores', boxes_of_all_sizes(self.num_classes(model), queries)
             return
-        for title, outputs in synthetic_outputs(nms, self.num_classes(model), queries, NEARER):
-            given = outputs, head.bbox_coder, self.num_classes(model)
-            yield title, values_of_boxes(*given, of_node='bbox_pred' in names)
+        of_node, classes = 'bbox_pred' in names, self.num_classes(model)
+        for title, outputs in synthetic_outputs(nms, classes, queries, SPREAD_IN_RANGE):
+            yield title, values_of_boxes(outputs, head.bbox_coder, classes, of_node)
 
     def heads_with_other_limits(
         self, model: nn.Module, options: Options, reference: Stepper, sample: FusedFrame
     ) -> Iterable[tuple[str, Detections3D, Detections3D | Exception]]:
-        """See the function of this name; of a repository's model the head here has the same weights."""
-        return heads_with_other_limits(model, options, Reference(model), sample)
+        # the head of a repository's model has the same weights as that of this package's model
+        return heads_with_other_limits(model, options, BEVFusionReference(model), sample)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         if options.contract == AUTOWARE:
@@ -183,7 +169,7 @@ class BEVFusionFamily(SequenceFamily):
         return autoware.companions(model, model.CLASSES) if options.contract == AUTOWARE else {}
 
     def model_classes(self, model: nn.Module) -> tuple[ModelClass, ...]:
-        """Return the classes of a repository, which are the reference, before those of the graphs."""
+        """Return the classes of a repository, which run as the reference, before those of the graphs."""
         classes = super().model_classes(model)
         if not model.fork:
             return classes
@@ -191,23 +177,22 @@ class BEVFusionFamily(SequenceFamily):
         return *(ModelClass(**entry) for entry in model.fork.process.facts['classes']), *classes
 
     def differing_methods(self, model: nn.Module) -> list[DifferingMethod]:
-        """Return what differs in a repository's code, or in methods of a class that is derived from ours."""
         if model.fork:
             return differing_code(model.fork.process.facts['sources'])
         return super().differing_methods(model)
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield the methods of the detector's modules, and of its box coder, that the graphs do without."""
         parts = [*model.modules(), getattr(model.heads['object'], 'bbox_coder', None)]
         for part in parts:
             yield from replaced_of_class(part, FOLLOWED)
 
     def reference(self, model: nn.Module) -> Stepper:
-        """Return the model as a stepper; a repository with a copy of mmdet3d runs its own code."""
-        return ForkReference(model) if model.fork and model.fork.checkpoint else Reference(model)
+        if model.fork and model.fork.checkpoint:
+            return ForkReference(model)
+        return BEVFusionReference(model)
 
     def reference_of(self, model: nn.Module, options: Options) -> Stepper:
-        return PartsReference(model) if options.contract == CUDA else self.reference(model)
+        return CudaReference(model) if options.contract == CUDA else self.reference(model)
 
     def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         if options.contract == AUTOWARE:
@@ -221,7 +206,6 @@ class BEVFusionFamily(SequenceFamily):
         return model
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
-        """See `Family.load_weights`; kernels of either spconv layout."""
         depth = checkpoint.state_dict.get(DEPTH_KERNEL)
         if depth is not None and depth.ndim == 4 and depth.shape[1] == 6:
             raise CheckpointError(
@@ -248,22 +232,23 @@ class BEVFusionFamily(SequenceFamily):
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         if tuple(Path(path).stem for path in paths) == AUTOWARE_FILES:
             return AutowareBEVFusion(paths, **engine)
-        more = dict(to_compare=True) if is_cuda(paths) else {}
-        return opened(paths, **more, **engine)
+        if is_cuda(paths):
+            return opened(paths, to_compare=True, **engine)
+        return opened(paths, **engine)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-        found: dict[str, list[tuple[object, str]]] = dict(frame=[(model, 'joined')])
+        methods: dict[str, list[tuple[object, str]]] = dict(frame=[(model, 'joined')])
         if 'camera' in model.sensors:
             transform = model.encoders['camera']['vtransform']
-            found |= dict(rig=[(transform, 'cells')], depth=[(transform, 'depth_maps')])
-            found['frame'].append((model, 'camera_maps'))
+            methods |= dict(rig=[(transform, 'cells')], depth=[(transform, 'depth_maps')])
+            methods['frame'].append((model, 'camera_maps'))
         if 'lidar' in model.sensors:
-            found['lidar'] = [(model, 'lidar_view')]
-        return found
+            methods['lidar'] = [(model, 'lidar_view')]
+        return methods
 
 
 def check_head(cfg: Any, contract: str) -> None:
-    """Refuse heads that a contract has no place for."""
+    """Refuse heads that a contract does not export."""
     if (kind := cfg.model.heads.object.type) != 'TransFusionHead':
         raise ConfigError(
             f'{cfg.filename}: model.heads.object.type={kind!r}: --contract {contract} takes TransFusionHead'
@@ -271,12 +256,12 @@ def check_head(cfg: Any, contract: str) -> None:
 
 
 def check_cuda(cfg: Any) -> None:
-    """Refuse what CUDA-BEVFusion has no files for."""
+    """Refuse models that CUDA-BEVFusion does not run: those of one sensor, or without depth maps."""
     encoders = cfg.model.encoders
-    lacking = [name for name in SENSORS if not encoders.get(name)]
-    if lacking:
+    missing = [name for name in SENSORS if not encoders.get(name)]
+    if missing:
         raise ConfigError(
-            f'{cfg.filename}: model.encoders has no {lacking[0]}: --contract {CUDA} takes both sensors'
+            f'{cfg.filename}: model.encoders has no {missing[0]}: --contract {CUDA} takes both sensors'
         )
     if encoders.camera.vtransform.type != 'DepthLSSTransform':
         raise ConfigError(
@@ -287,20 +272,20 @@ def check_cuda(cfg: Any) -> None:
 
 def check_model(cfg: Any) -> None:
     """Raise ConfigError, which names file and key, for detectors whose parts are not exported."""
-    model, where = cfg.model, f'{cfg.filename}: model'
+    model, name = cfg.model, f'{cfg.filename}: model'
     try:
         check_parts(model.get('encoders') or {}, model.get('fuser'), model.get('heads') or {})
     except ConfigError as error:
-        raise ConfigError(f'{where}: {error}') from error
+        raise ConfigError(f'{name}: {error}') from error
     lidar, camera = model.encoders.get('lidar'), model.encoders.get('camera')
     if not lidar and camera.vtransform.type != 'LSSTransform':
         raise ConfigError(
-            f'{where}.encoders.camera.vtransform.type={camera.vtransform.type!r} looks at points, and there '
+            f'{name}.encoders.camera.vtransform.type={camera.vtransform.type!r} looks at points, and there '
             f'is no LiDAR; expected LSSTransform'
         )
     kind = lidar.backbone.get('type') if lidar else ''
     if lidar and kind != 'BEVFusionSparseEncoder':
         raise ConfigError(
-            f'{where}.encoders.lidar.backbone.type={kind!r}; expected BEVFusionSparseEncoder, whose axes are '
+            f'{name}.encoders.lidar.backbone.type={kind!r}; expected BEVFusionSparseEncoder, whose axes are '
             f'x, y, z'
         )

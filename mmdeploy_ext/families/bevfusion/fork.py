@@ -31,7 +31,7 @@ from mmdeploy_ext.core.errors import ConfigError, InferenceError
 from mmdeploy_ext.core.user_modules import user_folders
 from mmdeploy_ext.families.bevfusion.cuda_graphs import transform_of
 from mmdeploy_ext.families.bevfusion.graphs import TABLES
-from mmdeploy_ext.families.bevfusion.reference import Reference, detections
+from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference, detections
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
 from mmdeploy_ext.families.bevfusion.synthetic import values_of_boxes
 from mmdeploy_ext.models import catalogue
@@ -327,7 +327,7 @@ def with_truth(infos: Path) -> None:
     infos.write_bytes(pickle.dumps(content))
 
 
-class ForkReference(Reference):
+class ForkReference(BEVFusionReference):
     """The repository's own model through its own test path, in a process of its own.
 
     `model` is this package's implementation with the same weights: it states which sensors there are, refuses

@@ -1,4 +1,4 @@
-"""BEVFusion's graphs: cells of a rig, depth maps, the sparse backbone, and from all of them to boxes.
+"""BEVFusion's graphs: cells of a rig, depth maps, the sparse backbone, and the frame, which gives boxes.
 
 Glossary: N cameras, D depth bins, h, w cells of a feature map, P points, V values per point, C channels,
 X, Y cells of the bird's-eye view, Q queries, R, R2, R3 rows of tables, W the width of the third.
@@ -21,7 +21,7 @@ from mmdeploy_ext.models.bevfusion.rig import Rig
 DEPTH_MATRICES = ('lidar2image', 'img_aug_matrix', 'lidar_aug_matrix')
 RIG_MATRICES = ('camera_intrinsics', 'camera2lidar', 'img_aug_matrix', 'lidar_aug_matrix')
 TABLES = ('first', 'pixels', 'second', 'third', 'slots')
-"""Of the rig's graph, inputs of the frame's: see `ViewTransform.pool_tables`."""
+"""Outputs of the rig's graph that are inputs of the frame's, see `ViewTransform.pool_tables`."""
 TABLE_MEANINGS = dict(
     cells='cell of each point of the frustum, x * Y + y; X * Y for none',
     first='points of the frustum in one cell, numbered from 1; 0 for none',
@@ -40,7 +40,7 @@ MEANINGS = dict(
 
 
 class RigTables(nn.Module):
-    """The cell of each point of the frustum, and who falls into each cell, for one calibration."""
+    """From a calibration to the cell of each point of the frustum, and tables of the points of each cell."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class RigTables(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Return the cells (N, D, h, w) int64, see `ViewTransform.cells`, and their `pool_tables`.
 
-        Matrices are (N, 4, 4), and (4, 4) of points.
+        `lidar_aug` is (4, 4), the other matrices are (N, 4, 4).
         """
         rig = Rig(img_aug[None], lidar_aug[None], intrinsics[None], camera2lidar[None])
         cells = self.transform.cells(rig)[0]
@@ -59,7 +59,7 @@ class RigTables(nn.Module):
 
 
 class DepthMaps(nn.Module):
-    """What the LiDAR measured in each pixel."""
+    """From points to the depth that the LiDAR measured in each pixel."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -67,119 +67,105 @@ class DepthMaps(nn.Module):
 
     def forward(self, points: Tensor, *matrices: Tensor) -> Tensor:
         """Return (N, 1, H, W) metres of points (P, 3) and `DEPTH_MATRICES`, see `rig.depth_maps`."""
-        rig = Rig(**{name: given[None] for name, given in zip(DEPTH_MATRICES, matrices, strict=True)})
+        rig = Rig(**{name: matrix[None] for name, matrix in zip(DEPTH_MATRICES, matrices, strict=True)})
         return self.transform.depth_maps([points], rig)[0]
 
 
 class FusedFrame(OfModel):
-    """Pictures, their depth maps and the LiDAR's map to boxes: what is computed in float32 and dense."""
+    """From pictures, their depth maps and the LiDAR's map to boxes: the dense part, which runs in float32."""
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,) of the head's `candidates`.
 
         Inputs are those of `frame_inputs`.
         """
-        given = dict(zip(frame_inputs(self.model), inputs, strict=True))
-        maps = dict(lidar=given.get('bev'))
+        tensors = dict(zip(frame_inputs(self.model), inputs, strict=True))
+        maps = dict(lidar=tensors.get('bev'))
         if 'camera' in self.model.sensors:
             transform = self.model.encoders['camera']['vtransform']
-            lifted = self.model.lifted(given['img'], given.get('depth'))
-            pooled = transform.pool_by_tables(*lifted, [given[name] for name in TABLES])
+            lifted = self.model.lifted(tensors['img'], tensors.get('depth'))
+            pooled = transform.pool_by_tables(*lifted, [tensors[name] for name in TABLES])
             maps['camera'] = transform.downsample(pooled)
         joined = self.model.joined([maps[name] for name in self.model.sensors])
         return boxes_of_map(self.model.heads['object'], joined)
 
 
 def boxes_of_map(head: nn.Module, joined: Tensor) -> tuple[Tensor, ...]:
-    """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,) of the map that a head reads, (1, C, X, Y)."""
+    """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,) of the input map of a head, (1, C, X, Y)."""
     return tuple(rows[0] for rows in head.candidates(head(joined)))
 
 
-def frame_inputs(model: nn.Module) -> tuple[str, ...]:
+def frame_inputs(model: nn.Module) -> list[str]:
     """Return the names of the inputs of `FusedFrame`."""
     names: list[str] = []
     if 'camera' in model.sensors:
-        names += ['img', *TABLES, *(['depth'] if uses_points(model) else [])]
-    return (*names, *(['bev'] if 'lidar' in model.sensors else []))
+        names += ['img', *TABLES]
+    if uses_points(model):
+        names.append('depth')
+    if 'lidar' in model.sensors:
+        names.append('bev')
+    return names
 
 
 def uses_points(model: nn.Module) -> bool:
-    """Return whether a `BEVFusion` looks at depth maps."""
+    """Return whether the view transform of a `BEVFusion` takes depth maps."""
     return 'camera' in model.sensors and bool(model.encoders['camera']['vtransform'].uses_points)
 
 
 def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
-    """Return the graphs of rig, depth maps, sparse backbone and frame; those of sensors that there are."""
-    found = []
+    """Return the graphs of rig, depth maps, sparse backbone and frame that the sensors of a model need."""
+    specs: dict[str, TensorSpec] = {}
+    parts: list[Graph] = []
     if 'camera' in model.sensors:
-        found.append(rig_graph(model, cameras))
+        size = model.encoders['camera']['vtransform'].image_size
+        specs['img'] = TensorSpec('img', 'float32', (cameras, 3, *size), 'pictures, normalised')
+        specs |= _table_specs(model, cameras)
+        matrices = (_matrix_spec(name, cameras) for name in RIG_MATRICES)
+        tables = (specs[name] for name in ('cells', *TABLES))
+        parts.append(_graph('rig', RigTables(model), matrices, tables))
     if uses_points(model):
-        found.append(depth_graph(model, cameras))
-    shape = None
+        size = model.encoders['camera']['vtransform'].image_size
+        meaning = 'what the LiDAR measured in a pixel; 0 where nothing'
+        groups = (ColumnGroup(rtol=1e-6),)
+        specs['depth'] = TensorSpec('depth', 'float32', (cameras, 1, *size), meaning, 'm', groups)
+        points = TensorSpec('points', 'float32', ('P', 3), 'augmented LiDAR frame', 'm', single=True)
+        inputs = (points, *(_matrix_spec(name, cameras) for name in DEPTH_MATRICES))
+        parts.append(_graph('depth', DepthMaps(model), inputs, [specs['depth']]))
     if 'lidar' in model.sensors:
-        found.append(portable_graph(model.encoders['lidar'].encoder, 'lidar', 'bevfusion', options))
-        (bev,) = found[-1].spec.outputs
-        shape = bev.axes
-    return [*found, frame_graph(model, shape, cameras)]
+        lidar = portable_graph(model.encoders['lidar'].encoder, 'lidar', 'bevfusion', options)
+        parts.append(lidar)
+        axes = tuple(lidar.spec.outputs[0].axes)
+        specs['bev'] = TensorSpec('bev', 'float32', axes, "bird's-eye view of the sparse backbone")
+    queries = model.heads['object'].num_proposals
+    facts_of_outputs = dict(
+        boxes=('float32', (queries, 9), 'bottom centre, w, l, h, yaw, velocity; m, rad, m/s'),
+        scores=('float32', (queries,), 'probability'),
+        labels=('int64', (queries,), 'class; -1 for a box out of range'),
+    )
+    outputs = (TensorSpec(name, *facts, compare='detections') for name, facts in facts_of_outputs.items())
+    inputs = (specs[name] for name in frame_inputs(model))
+    return [*parts, _graph('frame', FusedFrame(fuse(model)), inputs, outputs)]
 
 
 def _graph(
     name: str, module: nn.Module, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]
 ) -> Graph:
     spec = GraphSpec(f'bevfusion/{name}', tuple(inputs), tuple(outputs))
-    return Graph(name, module.eval(), spec, {one.name: _example(one) for one in spec.inputs})
+    example = {}
+    for tensor in spec.inputs:
+        shape = tuple(16 if isinstance(axis, str) else axis for axis in tensor.axes)
+        if tensor.name in MEANINGS:
+            example[tensor.name] = torch.eye(4).expand(*shape).clone()
+        elif tensor.dtype == 'int64':
+            example[tensor.name] = torch.zeros(shape, dtype=torch.int64)
+        else:
+            example[tensor.name] = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    return Graph(name, module.eval(), spec, example)
 
 
-def rig_graph(model: nn.Module, cameras: int) -> Graph:
-    """Return the graph that is run once for a calibration."""
-    inputs = (_matrix(name, cameras) for name in RIG_MATRICES)
-    return _graph('rig', RigTables(model), inputs, _table_specs(model, cameras).values())
-
-
-def depth_graph(model: nn.Module, cameras: int) -> Graph:
-    """Return the graph that puts the points of a frame into its pictures."""
-    points = TensorSpec('points', 'float32', ('P', 3), 'augmented LiDAR frame', 'm', single=True)
-    inputs = (points, *(_matrix(name, cameras) for name in DEPTH_MATRICES))
-    return _graph('depth', DepthMaps(model), inputs, [_depth_spec(model, cameras)])
-
-
-def frame_graph(model: nn.Module, bev: tuple[int, ...] | None, cameras: int) -> Graph:
-    """Return the graph of a frame; `bev` is the shape of the LiDAR's map, None without LiDAR."""
-    specs = _frame_specs(model, bev, cameras)
-    queries = model.heads['object'].num_proposals
-    kinds = dict(
-        boxes=('float32', (queries, 9), 'bottom centre, w, l, h, yaw, velocity; m, rad, m/s'),
-        scores=('float32', (queries,), 'probability'),
-        labels=('int64', (queries,), 'class; -1 for a box out of range'),
-    )
-    outputs = (TensorSpec(name, *facts, compare='detections') for name, facts in kinds.items())
-    return _graph('frame', FusedFrame(fuse(model)), (specs[name] for name in frame_inputs(model)), outputs)
-
-
-def _matrix(name: str, cameras: int) -> TensorSpec:
+def _matrix_spec(name: str, cameras: int) -> TensorSpec:
     axes = (4, 4) if name == 'lidar_aug_matrix' else (cameras, 4, 4)
     return TensorSpec(name, 'float32', axes, MEANINGS[name], single=True)
-
-
-def _frame_specs(model: nn.Module, bev: tuple[int, ...] | None, cameras: int) -> dict[str, TensorSpec]:
-    found = {}
-    if bev is not None:
-        found['bev'] = TensorSpec('bev', 'float32', tuple(bev), "bird's-eye view of the sparse backbone")
-    if 'camera' in model.sensors:
-        size = (cameras, 3, *model.encoders['camera']['vtransform'].image_size)
-        found['img'] = TensorSpec('img', 'float32', size, 'pictures, normalised')
-        found |= _table_specs(model, cameras)
-    if uses_points(model):
-        found['depth'] = _depth_spec(model, cameras)
-    return found
-
-
-def _depth_spec(model: nn.Module, cameras: int) -> TensorSpec:
-    size = (cameras, 1, *model.encoders['camera']['vtransform'].image_size)
-    same = (ColumnGroup(rtol=1e-6),)
-    return TensorSpec(
-        'depth', 'float32', size, 'what the LiDAR measured in a pixel; 0 where nothing', 'm', same
-    )
 
 
 def _table_specs(model: nn.Module, cameras: int) -> dict[str, TensorSpec]:
@@ -200,19 +186,8 @@ def _table_specs(model: nn.Module, cameras: int) -> dict[str, TensorSpec]:
     }
 
 
-def _example(spec: TensorSpec) -> Tensor:
-    """Return a tensor that is traced."""
-    generator = torch.Generator().manual_seed(0)
-    shape = tuple(16 if isinstance(axis, str) else axis for axis in spec.axes)
-    if spec.name in MEANINGS:
-        return torch.eye(4).expand(*shape).clone()
-    if spec.dtype == 'int64':
-        return torch.zeros(shape, dtype=torch.int64)
-    return torch.rand(shape, generator=generator)
-
-
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:
-    """Return what the metadata tells of the model's inputs, its view, and how its head's values are boxes."""
+    """Return the metadata's entry about the model's inputs, its view, and the coder of its head."""
     coder = model.heads['object'].bbox_coder
     facts = dict(
         sensors=list(model.sensors),
@@ -229,14 +204,11 @@ def postprocess_facts(model: nn.Module) -> dict[str, Any]:
     )
     if 'camera' in model.sensors:
         transform = model.encoders['camera']['vtransform']
-        facts.update(uses_points=bool(transform.uses_points), view=_view(transform))
+        grid = transform.frustum.detach().cpu()
+        view = dict(columns=grid[0, 0, :, 0], rows=grid[0, :, 0, 1], depths=grid[:, 0, 0, 2])
+        view |= dict(centre=transform.bx, step=transform.dx, count=transform.nx)
+        view = {name: tensor.detach().cpu().tolist() for name, tensor in view.items()}
+        facts.update(
+            uses_points=bool(transform.uses_points), view=dict(view, image_size=list(transform.image_size))
+        )
     return facts
-
-
-def _view(transform: nn.Module) -> dict[str, Any]:
-    """Return what decides the cells of a frustum, see `families.bevfusion.runtime.geometry.View`."""
-    grid = transform.frustum.detach().cpu()
-    numbers = dict(columns=grid[0, 0, :, 0], rows=grid[0, :, 0, 1], depths=grid[:, 0, 0, 2])
-    numbers |= dict(centre=transform.bx, step=transform.dx, count=transform.nx)
-    found = {name: value.detach().cpu().tolist() for name, value in numbers.items()}
-    return dict(found, image_size=list(transform.image_size))

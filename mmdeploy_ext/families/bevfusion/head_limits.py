@@ -1,7 +1,7 @@
-"""BEVFusion's head alone, exported with other limits, against the head in PyTorch with the same.
+"""BEVFusion's head alone, exported with other limits, compared with the head in PyTorch with the same limits.
 
-How many queries there are, and which score a box needs, are constants of a graph that samples hardly reach:
-both sides get the map of a sample, and nothing is suppressed, so that every row counts.
+The number of queries and the score threshold are constants of a graph whose effects samples hardly show. So
+both sides get the map of a sample, without suppression, and every row counts.
 
 Glossary: C channels, X, Y cells of the bird's-eye view, Q queries or boxes.
 """
@@ -27,7 +27,7 @@ from mmdeploy_ext.families.bevfusion.cuda_graphs import HEAD
 from mmdeploy_ext.families.bevfusion.cuda_graphs import Head as CudaHead
 from mmdeploy_ext.families.bevfusion.graphs import boxes_of_map, postprocess_facts
 from mmdeploy_ext.families.bevfusion.options import AUTOWARE, CUDA
-from mmdeploy_ext.families.bevfusion.reference import Reference, detections
+from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference, detections
 from mmdeploy_ext.families.bevfusion.runtime import model as runtime
 from mmdeploy_ext.families.parts.lidar_parts import watching
 from mmdeploy_ext.graph.run import Runner
@@ -35,49 +35,49 @@ from mmdeploy_ext.proving.levels.run_twice import attempt
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame
 
-LEAST_GAP = 1e-6
-"""Between the scores of the last row that is let through and of the next one."""
+MIN_GAP = 1e-6
+"""Smallest difference of the scores on both sides of a limit."""
 LOWERED, RAISED = (0.25, 0.75), (1.05, 1.4)
-"""Of a limit: between which shares of it lowered and raised ones are."""
-MOST = 1000
-"""Boxes that are compared at most; limits of more are not raised."""
-ALL = 10**6
-"""Boxes that no model has."""
+"""Factors between which lowered and raised limits lie."""
+MAX_BOXES = 1000
+"""Largest number of boxes that are compared; larger limits are not raised."""
+UNLIMITED = 10**6
+"""Number of boxes that no model reaches."""
 MIDDLE = 0.25, 0.75
-"""Of a list of scores: between which of them a threshold is."""
-OF_BOXES = ('boxes', 'scores', 'labels')
-OF_NODE = ('bbox_pred', 'score', 'label_pred')
+"""Range of ranks, as shares of a sorted list of scores, in which the threshold lies."""
+BOX_OUTPUTS = ('boxes', 'scores', 'labels')
+NODE_OUTPUTS = ('bbox_pred', 'score', 'label_pred')
 
 Entry = tuple[dict[str, Any], str, Any]
 """Settings, a key of them, and another value of it."""
 
 
 class HeadBoxes(nn.Module):
-    """The map that the head reads to its boxes."""
+    """From the input map of the head to its boxes."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
         self.head = head
 
     def forward(self, middle: Tensor) -> tuple[Tensor, ...]:
-        """Return `OF_BOXES` of (1, C, X, Y), see `boxes_of_map`."""
+        """Return `BOX_OUTPUTS` of (1, C, X, Y), see `boxes_of_map`."""
         return boxes_of_map(self.head, middle)
 
 
 def heads_with_other_limits(
-    model: nn.Module, options: Options, reference: Reference, sample: FusedFrame
+    model: nn.Module, options: Options, reference: BEVFusionReference, sample: FusedFrame
 ) -> Iterator[tuple[str, Detections3D, Detections3D | Exception]]:
-    """Yield titles, what the head in PyTorch finds, and what its export does, with lowered and raised limits.
+    """Yield title, boxes of the head in PyTorch, and boxes of its export, with lowered and raised limits.
 
     Args:
         model: the detector.
-        options: of the export.
-        reference: PyTorch's stepper.
-        sample: whose map the head reads.
+        options: options of the export.
+        reference: PyTorch's stepper, which runs the sample.
+        sample: the frame whose map both heads get.
     """
-    with watching({reference.model.heads['object']: lambda given, _: dict(middle=given[0])}) as kept:
+    with watching({reference.model.heads['object']: lambda inputs, _: dict(middle=inputs[0])}) as tensors:
         reference.step(sample)
-    middle, head = kept['middle'], model.heads['object']
+    middle, head = tensors['middle'], model.heads['object']
     for title, shares in (('limits lowered', LOWERED), ('limits raised', RAISED)):
         with contextlib.ExitStack() as stack:
             count = _count(head, middle, shares)
@@ -89,34 +89,33 @@ def heads_with_other_limits(
             stack.enter_context(replaced_entry(vars(head.bbox_coder), 'score_threshold', threshold))
             with torch.no_grad():
                 (expected,) = head.get_bboxes(head(middle))
-            found = attempt(lambda: exported_boxes(model, options, middle))
+            exported = attempt(lambda: exported_boxes(model, options, middle))
             name = f'{title}: {count[1]} {count[2]}, score_threshold {threshold:.4g}'
-            yield name, detections(expected), found
+            yield name, detections(expected), exported
 
 
 def exported_boxes(model: nn.Module, options: Options, middle: Tensor) -> Detections3D:
-    """Return what the head finds in a map (1, C, X, Y), exported as a contract has it."""
+    """Return the boxes of the head, exported for a contract and run on a map (1, C, X, Y)."""
     head, coder = model.heads['object'], postprocess_facts(model)['coder']
     fused = fuse(head)
     if options.contract == CUDA:
         outputs = _exported(CudaHead(fused), tuple(HEAD), options, middle)
         return cuda_runtime.detections(outputs, coder)
     if options.contract == AUTOWARE:
-        outputs = _exported(NodeHead(fused), OF_NODE, options, middle)
+        outputs = _exported(NodeHead(fused), NODE_OUTPUTS, options, middle)
         return autoware_runtime.detections(outputs, coder)
-    return runtime.detections(_exported(HeadBoxes(fused), OF_BOXES, options, middle))
+    return runtime.detections(_exported(HeadBoxes(fused), BOX_OUTPUTS, options, middle))
 
 
 def _exported(
     module: nn.Module, names: tuple[str, ...], options: Options, middle: Tensor
 ) -> dict[str, np.ndarray]:
-    """Return what the export of a module gives of a map, in ONNX Runtime."""
+    """Export a module and return its outputs for a map in ONNX Runtime."""
     with torch.no_grad():
-        made = module.eval()(middle)
-    kinds = (str(tensor.dtype).removeprefix('torch.') for tensor in made)
+        tensors = module.eval()(middle)
     outputs = tuple(
-        TensorSpec(name, kind, tuple(tensor.shape))
-        for name, kind, tensor in zip(names, kinds, made, strict=True)
+        TensorSpec(name, str(tensor.dtype).removeprefix('torch.'), tuple(tensor.shape))
+        for name, tensor in zip(names, tensors, strict=True)
     )
     spec = GraphSpec('bevfusion/head', (TensorSpec('middle', 'float32', tuple(middle.shape)),), outputs)
     graph = Graph('head', module, spec, dict(middle=middle))
@@ -125,34 +124,34 @@ def _exported(
 
 
 def _count(head: nn.Module, middle: Tensor, shares: tuple[float, float]) -> Entry | None:
-    """Return another number of queries, or of candidates of a task; it cuts between scores that are apart.
+    """Return an entry with another number of queries, or of candidates of a task.
 
-    None where there are no such scores.
+    The number separates scores that differ by more than `MIN_GAP`; None is returned if there are none.
     """
     with torch.no_grad():
-        found = head(middle)
-    if isinstance(found, list):
-        owner, key, rows = vars(head.bbox_coder), 'max_num', [maps['heatmap'].sigmoid() for maps in found]
+        values = head(middle)
+    if isinstance(values, list):
+        owner, key, rows = vars(head.bbox_coder), 'max_num', [maps['heatmap'].sigmoid() for maps in values]
     else:
-        owner, key, rows = vars(head), 'num_proposals', [head.peaks(found['dense_heatmap'].sigmoid())]
+        owner, key, rows = vars(head), 'num_proposals', [head.peaks(values['dense_heatmap'].sigmoid())]
     count = int(owner[key])
     cells = middle.shape[2] * middle.shape[3]  # mmdet3d chooses in each class
     scores = [row.flatten().sort(descending=True).values[: min(cells, 2 * count)] for row in rows]
     low, high = (int(np.ceil(count * share)) for share in shares)
     available = min(int((row > 0).sum()) for row in scores)
-    high = min(high, available - 1, MOST // len(rows))
+    high = min(high, available - 1, MAX_BOXES // len(rows))
     low = max(low if shares == RAISED else min(low, high // 2), 1)
     if low > high:
         return None
     gaps = torch.stack([row[low - 1 : high] - row[low : high + 1] for row in scores]).amin(0)
-    return (owner, key, low + int(gaps.argmax())) if float(gaps.max()) > LEAST_GAP else None
+    return (owner, key, low + int(gaps.argmax())) if float(gaps.max()) > MIN_GAP else None
 
 
 def _threshold(head: nn.Module, middle: Tensor) -> float:
-    """Return a score that some of the boxes do not reach, with the limits that the head has."""
+    """Return a score threshold that some of the head's boxes do not reach."""
     with replaced_entry(vars(head.bbox_coder), 'score_threshold', 0.0), torch.no_grad():
-        (found,) = head.get_bboxes(head(middle))
-    scores = found['scores'].sort(descending=True).values.double().cpu().numpy()
+        (boxes,) = head.get_bboxes(head(middle))
+    scores = boxes['scores'].sort(descending=True).values.double().cpu().numpy()
     first, last = (int(len(scores) * share) for share in MIDDLE)
     if last <= first:
         return 0.0
@@ -161,7 +160,7 @@ def _threshold(head: nn.Module, middle: Tensor) -> float:
 
 
 def _without_suppression(head: nn.Module) -> Iterator[Entry]:
-    """Yield the settings of a head that suppresses nothing, and takes any score before it would."""
+    """Yield settings with which a head suppresses no box and has no score threshold before suppression."""
     if not hasattr(head, 'counts'):
         yield head.test_cfg, 'nms_type', None
         return
@@ -169,7 +168,7 @@ def _without_suppression(head: nn.Module) -> Iterator[Entry]:
         nms_thr=2.0,  # rounding makes an IoU of more than 1 of equal boxes
         min_radius=[-1.0] * len(head.counts),
         pre_max_size=None,
-        post_max_size=ALL,
+        post_max_size=UNLIMITED,
         score_threshold=0.0,
     )
     for key, value in values.items():

@@ -1,4 +1,4 @@
-"""BEVFusion whole: its options, and what its files tell `families/bevfusion/runtime`."""
+"""BEVFusion: its options, and the schema of the post-processing in the metadata of its files."""
 
 import dataclasses
 from typing import Any
@@ -40,8 +40,8 @@ ROTATED = full_record(
 )
 
 
-def _group(value: Any, where: str) -> None:
-    """Check what suppresses a group of classes: by distance, or by overlap."""
+def check_group(value: Any, where: str) -> None:
+    """Check the suppression of a group of classes: by distance, or by overlap."""
     (ROTATED if isinstance(value, dict) and 'overlap' in value else CIRCLE)(value, where)
 
 
@@ -60,7 +60,7 @@ POSTPROCESS = open_record(
             count=exactly(3, COUNT),
         )
     ),
-    nms=maybe(either(CIRCLE, items(_group, 1))),
+    nms=maybe(either(CIRCLE, items(check_group, 1))),
     coder=record(
         dict(
             pc_range=items(number(), 2, 6),

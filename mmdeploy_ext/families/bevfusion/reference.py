@@ -1,4 +1,4 @@
-"""BEVFusion in PyTorch as a stepper: the detector as it is, spconv on one thread."""
+"""BEVFusion in PyTorch as a stepper: the unpatched detector, spconv on one thread."""
 
 import copy
 from collections.abc import Mapping
@@ -12,11 +12,7 @@ from mmdeploy_ext.consumers.cuda_bevfusion.cuda import DEPTH, OTHER_ORDER, POOLE
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.families.bevfusion.cuda_graphs import HEAD, transform_of
 from mmdeploy_ext.families.bevfusion.graphs import TABLES
-from mmdeploy_ext.families.bevfusion.runtime.frames import (
-    MATRICES,
-    check_calibration,
-    check_images,
-)
+from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, check_calibration, check_images
 from mmdeploy_ext.families.parts.lidar_parts import Watch, watching
 from mmdeploy_ext.families.parts.sparse_graph import backbone_graph, half_encoder
 from mmdeploy_ext.models.bevfusion.rig import Rig, read_rig
@@ -25,8 +21,8 @@ from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 
 
-class Reference:
-    """The detector's own test path; hooks read what is between its parts."""
+class BEVFusionReference:
+    """The detector's own test path; hooks read the tensors between its parts."""
 
     state = None
 
@@ -38,42 +34,42 @@ class Reference:
         """Nothing to do: there is no memory."""
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Run one frame; what `hooks` keep is given besides the boxes.
+        """Run one frame; the outputs are the tensors that `hooks`, `of_rig` and `other_tensors` give.
 
-        Points, matrices and shapes that cannot be raise the same errors as of `BEVFusionOnnx`.
+        Invalid points, matrices and shapes raise the same errors as of `BEVFusionOnnx`.
         """
         images, cloud = self._inputs(frame)
-        with torch.no_grad(), single_thread(), watching(self.hooks()) as kept:
-            found = self.model.predictions(images, cloud, [frame.calibration])
-            (boxes,) = self.model.heads['object'].get_bboxes(found)
+        with torch.no_grad(), single_thread(), watching(self.hooks()) as tensors:
+            predictions = self.model.predictions(images, cloud, [frame.calibration])
+            (boxes,) = self.model.heads['object'].get_bboxes(predictions)
             if images is not None:
-                rig = read_rig([frame.calibration], self.device, images.shape[1])
-                kept |= self.of_rig(rig)
-            kept |= self.more(found, cloud)
-        outputs = {name: value.cpu().numpy() for name, value in kept.items()}
-        given = {name: frame.calibration[name] for name in MATRICES if name in frame.calibration}
-        given |= {} if frame.images is None else dict(images=frame.images)
-        for name, array in dict(given, points=frame.points, **outputs).items():
+                tensors |= self.of_rig(read_rig([frame.calibration], self.device, images.shape[1]))
+            tensors |= self.other_tensors(predictions, cloud)
+        outputs = {name: value.cpu().numpy() for name, value in tensors.items()}
+        inputs = {name: frame.calibration[name] for name in MATRICES if name in frame.calibration}
+        if frame.images is not None:
+            inputs['images'] = frame.images
+        for name, array in dict(inputs, points=frame.points, **outputs).items():
             tap(name, torch.from_numpy(np.ascontiguousarray(array)))  # for `collect_taps` around this step
         return StepResult(outputs, detections(boxes))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return what the head keeps of boxes of the graph; see `SequenceFamily.synthetic_outputs`.
+        """Return the boxes of the graph's outputs after the head's suppression.
 
-        Graphs of other contracts than the portable one give what boxes are made of: the head's own coder
-        decodes it.
+        It is called for `SequenceFamily.synthetic_outputs`. Graphs of other contracts than the portable one
+        give the values of boxes, which the head's own coder decodes.
         """
         head = self.model.heads['object']
-        if 'boxes' not in outputs:
-            (found,) = head.bbox_coder.decode(*head_values(outputs, head.num_classes))
-            return detections(head.spread_out(found))
-        names = dict(bboxes='boxes', scores='scores', labels='labels')
-        rows = outputs['labels'] >= 0
-        found = {name: torch.from_numpy(outputs[output][rows]) for name, output in names.items()}
-        return detections(head.spread_out(found))
+        if 'boxes' in outputs:
+            rows = outputs['labels'] >= 0
+            names = dict(bboxes='boxes', scores='scores', labels='labels')
+            boxes = {name: torch.from_numpy(outputs[output][rows]) for name, output in names.items()}
+        else:
+            (boxes,) = head.bbox_coder.decode(*head_values(outputs, head.num_classes))
+        return detections(head.spread_out(boxes))
 
     def _inputs(self, frame: FusedFrame) -> tuple[torch.Tensor | None, list[torch.Tensor] | None]:
-        """Return pictures (1, N, 3, H, W) and the points of a frame, None without a sensor."""
+        """Return pictures (1, N, 3, H, W) and [points] of a frame; None for a sensor that the model lacks."""
         images = cloud = None
         if 'lidar' in self.model.sensors:
             lidar = self.model.encoders['lidar']
@@ -87,29 +83,29 @@ class Reference:
         return images, cloud
 
     def hooks(self) -> dict[torch.nn.Module, Watch]:
-        """Return what watches the parts of the model."""
+        """Return part of the model -> function that names tensors of its inputs and output."""
         hooks: dict[torch.nn.Module, Watch] = {}
         if 'lidar' in self.model.sensors:
-            hooks[self.model.encoders['lidar'].encoder] = lambda _, given: dict(bev=given)
+            hooks[self.model.encoders['lidar'].encoder] = lambda _, output: dict(bev=output)
         if 'camera' in self.model.sensors and transform_of(self.model).uses_points:
-            hooks[transform_of(self.model).dtransform] = lambda given, _: {DEPTH: given[0]}
+            hooks[transform_of(self.model).dtransform] = lambda inputs, _: {DEPTH: inputs[0]}
         return hooks
 
     def of_rig(self, rig: Rig) -> dict[str, torch.Tensor]:
-        """Return what the rig's graph gives."""
+        """Return the outputs of the rig's graph."""
         cells = transform_of(self.model).cells(rig)[0]
         return dict(cells=cells) | dict(zip(TABLES, transform_of(self.model).pool_tables(cells), strict=True))
 
-    def more(self, found: dict[str, torch.Tensor], cloud: Any) -> dict[str, torch.Tensor]:
-        """Return what is compared besides; `found` is of the head, `cloud` one of points (P, V)."""
+    def other_tensors(self, predictions: dict[str, torch.Tensor], cloud: Any) -> dict[str, torch.Tensor]:
+        """Return further tensors that a proof compares, of the head's outputs and [points (P, V)]."""
         return {}
 
 
 def head_values(outputs: Mapping[str, np.ndarray], classes: int) -> list[torch.Tensor]:
-    """Return scores (1, K, Q), centres, heights, sizes, turns and velocities (1, ., Q) for the coder.
+    """Return scores (1, K, Q), centres, heights, sizes, rotations and velocities (1, ., Q) for the coder.
 
-    The outputs are those of CUDA-BEVFusion's head, or of Autoware's node: its boxes have length, width and
-    a heading from x counter-clockwise, those of the coder width, length and one from -y clockwise.
+    The outputs are those of CUDA-BEVFusion's head, or of Autoware's node. The node's boxes have length, width
+    and a heading from x counter-clockwise, those of the coder width, length and a heading from -y clockwise.
     """
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
     if 'bbox_pred' not in tensors:
@@ -120,11 +116,12 @@ def head_values(outputs: Mapping[str, np.ndarray], classes: int) -> list[torch.T
     return [scores[None], *(torch.stack(row)[None] for row in rows)]
 
 
-class PartsReference(Reference):
-    """The detector with the LiDAR kernels as float16 holds them, and what is between its parts.
+class CudaReference(BEVFusionReference):
+    """The detector with the LiDAR kernels rounded to float16, and the tensors between all of its parts.
 
-    The files of CUDA-BEVFusion's contract have these kernels in float16; what follows them is compared as
-    float32 is, and the map of the checkpoint's own kernels beside it.
+    The files of CUDA-BEVFusion's contract hold these kernels in float16. With rounded kernels everything
+    behind them is compared with the tolerances of float32; the LiDAR's map with the checkpoint's own kernels
+    is compared, too.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -143,32 +140,34 @@ class PartsReference(Reference):
             return dict(camera_feature=features.permute(0, 2, 3, 1), camera_depth_weights=weights)
 
         return {
-            transform.dtransform: lambda given, _: {DEPTH: given[0]},
+            transform.dtransform: lambda inputs, _: {DEPTH: inputs[0]},
             transform.depthnet: lifted,
-            transform.downsample: lambda given, seen: {POOLED: given[0], 'feat_out': seen},
-            self.model.encoders['lidar'].encoder: lambda _, found: {self.output: found, OTHER_ORDER: found},
-            self.model.heads['object']: lambda given, _: dict(middle=given[0]),
+            transform.downsample: lambda inputs, output: {POOLED: inputs[0], 'feat_out': output},
+            self.model.encoders['lidar'].encoder: lambda _, bev: {self.output: bev, OTHER_ORDER: bev},
+            self.model.heads['object']: lambda inputs, _: dict(middle=inputs[0]),
         }
 
     def of_rig(self, rig: Rig) -> dict[str, torch.Tensor]:
-        """See `Reference`; no graph gives it, the runtime computes it."""
-        return dict(cells=transform_of(self.model).cells(rig)[0])
+        return dict(cells=transform_of(self.model).cells(rig)[0])  # the runtime computes them, not a graph
 
-    def more(self, found: dict[str, torch.Tensor], cloud: Any) -> dict[str, torch.Tensor]:
+    def other_tensors(self, predictions: dict[str, torch.Tensor], cloud: Any) -> dict[str, torch.Tensor]:
         features, coordinates = self.model.encoders['lidar'].voxelize(cloud)
-        head = dict(found, score=self.model.heads['object'].scores(found), reg=found['center'])
-        exact = {UNROUNDED: self.exact(features, coordinates, 1)}
-        return {**{name: head[name] for name in HEAD}, **exact}
+        scores = self.model.heads['object'].scores(predictions)
+        values = dict(predictions, score=scores, reg=predictions['center'])
+        unrounded = {UNROUNDED: self.exact(features, coordinates, 1)}
+        return {**{name: values[name] for name in HEAD}, **unrounded}
 
 
-def detections(found: dict[str, torch.Tensor]) -> Detections3D:
-    """Return what `TransFusionHead.get_bboxes` gives of one sample, best first, in columns of mmdet3d 1.0.
+def detections(boxes_of_head: dict[str, torch.Tensor]) -> Detections3D:
+    """Return the result of `TransFusionHead.get_bboxes` for one sample, best first, in mmdet3d 1.0's columns.
 
-    The columns are moved here and the heading is taken from its sine and cosine, so that the runtime's
-    `in_lidar_columns` is compared with something else than itself.
+    This does not call the runtime's `in_lidar_columns`, which would then be compared with itself: the heading
+    is taken from its sine and cosine.
     """
-    order = found['scores'].argsort(descending=True, stable=True)
-    boxes, scores, labels = (found[name][order].cpu().numpy() for name in ('bboxes', 'scores', 'labels'))
+    order = boxes_of_head['scores'].argsort(descending=True, stable=True)
+    boxes, scores, labels = (
+        boxes_of_head[name][order].cpu().numpy() for name in ('bboxes', 'scores', 'labels')
+    )
     x_y_z, (width, length, height), yaw = boxes[:, :3], boxes[:, 3:6].T, boxes[:, 6]
     heading = np.arctan2(-np.cos(yaw), -np.sin(yaw))
     columns = np.stack([length, width, height, heading], axis=1)

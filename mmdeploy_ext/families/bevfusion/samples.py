@@ -1,4 +1,4 @@
-"""Samples of BEVFusion: the rule of a config, generated frames, dumps read back, results of the data set."""
+"""Samples of BEVFusion: the preprocessing rule of a config, frames of data sets, dumps and generated ones."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -9,10 +9,9 @@ import numpy as np
 
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError
-from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
-from mmdeploy_ext.families.bevfusion.runtime.moments import moment, points_of
+from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, NO_POINTS, frame_of_rig, points_of
 from mmdeploy_ext.families.parts import proof_samples
-from mmdeploy_ext.families.parts.samples import check_dumped, only, result
+from mmdeploy_ext.families.parts.samples import check_dumped, only
 from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.preprocess.fusion import FusionRule
@@ -21,27 +20,28 @@ from mmdeploy_ext.quantize.sweeps import point_rule
 from mmdeploy_ext.runtime.frames import FusedFrame, of_rays
 from mmdeploy_ext.runtime.infos import RigFrame, read_frames, read_infos
 
-__all__ = ['dumped', 'frame', 'fusion_rule', 'generated', 'moments', 'result']
 SOURCE = 900, 1600
-"""Height and width of nuScenes' pictures, pixels; `source` of ImageAug3D says another one."""
-NO_POINTS = np.zeros((0, 5), np.float32)
-HIDDEN = 500
-"""Points behind others, for each camera."""
+"""Height and width of nuScenes' pictures, pixels: the default of `source` of ImageAug3D."""
+HIDDEN_POINTS = 500
+"""Points per camera that lie behind others."""
 
 
 def fusion_rule(cfg: Any) -> FusionRule:
-    """Return how pictures and points become the input of a config's model."""
+    """Return the rule by which pictures and points become the inputs of a config's model."""
     encoders = cfg.model.encoders
     views = _views(cfg, encoders.camera) if encoders.get('camera') else None
-    voxels = None
-    if encoders.get('lidar'):
-        channels = int(encoders.lidar.backbone.in_channels)
-        voxels = rule_of_layer(encoders.lidar.voxelize, channels, 'xyz')
-    return FusionRule(views, voxels, **(_points(cfg, voxels.in_channels) if voxels else {}))
+    if not encoders.get('lidar'):
+        return FusionRule(views, None)
+    channels = int(encoders.lidar.backbone.in_channels)
+    voxels = rule_of_layer(encoders.lidar.voxelize, channels, 'xyz')
+    return FusionRule(views, voxels, **_loading(cfg, channels))
 
 
-def _points(cfg: Any, width: int) -> dict[str, Any]:
-    """Return how points of a `width` are read; ConfigError: as a file cannot say."""
+def _loading(cfg: Any, width: int) -> dict[str, Any]:
+    """Return the entries of `FusionRule` about loading points of `width` values.
+
+    A pipeline that these entries cannot express raises ConfigError.
+    """
     rule = point_rule(cfg, width)
     if rule.past is None:
         return dict(load_dim=rule.load_dim, use_dim=rule.use_dim)
@@ -55,7 +55,7 @@ def _points(cfg: Any, width: int) -> dict[str, Any]:
 
 
 def _views(cfg: Any, camera: Any) -> MultiViewRule:
-    """Return how pictures become the input."""
+    """Return the rule by which pictures become the input."""
     steps = {step.get('type'): step for step in test_pipeline(cfg)}
     for name in ('ImageAug3D', 'ImageNormalize'):
         if name not in steps:
@@ -98,77 +98,78 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
 
 
 def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = None) -> Iterator[FusedFrame]:
-    """Yield the moments of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`."""
+    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`."""
     if rule.views is not None:
         for rig in read_frames(infos, rule.views, root):
-            yield moment(rig.read_pictures(), rig, rule, root)
+            yield frame_of_rig(rig.read_pictures(), rig, rule, root)
         return
-    none = np.zeros((0, 3, 3)), np.zeros((0, 4, 4)), np.eye(4)
+    no_cameras = np.zeros((0, 3, 3)), np.zeros((0, 4, 4)), np.eye(4)
     for info in read_infos(infos):
-        rig = RigFrame(str(info['token']), (), *none, info['timestamp'] / 1e6, None, info, infos)
+        rig = RigFrame(str(info['token']), (), *no_cameras, info['timestamp'] / 1e6, None, info, infos)
         yield FusedFrame(points_of(rig, rule, root), rig.name)
 
 
 def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
-    """Yield frames of a synthetic drive with sweeps of the generated world, each seen by another rig.
+    """Yield frames of a synthetic drive with sweeps of the generated world, each with another rig.
 
-    Every other frame is augmented as in training: its points are turned, scaled and moved, and each camera's
-    picture is taken as another cut of what the camera saw. Behind a part of the points, as a camera sees
-    them, is another one, before or after it in the sweep.
+    Every other frame is augmented as in training: its points are rotated, scaled and moved, and each camera's
+    picture stands for another crop of the camera's image. Behind some of the points, as seen from a camera,
+    there is another point, before or after it in the sweep.
     """
     if rule.views is None:
         for number, sweep in enumerate(proof_samples.generated(rule.voxels, count)):
             yield FusedFrame(sweep.points, f'generated frame {number}')
         return
-    points = (
-        proof_samples.generated(rule.voxels, count)
-        if rule.voxels is not None
-        else itertools.repeat(None, count)
-    )
-    pairs = zip(points, synthetic_drive(count, rule.views), strict=True)
-    for index, (sweep, seen) in enumerate(pairs):
+    points_of_frames = itertools.repeat(NO_POINTS, count)
+    if rule.voxels is not None:
+        points_of_frames = (sweep.points for sweep in proof_samples.generated(rule.voxels, count))
+    pairs = zip(points_of_frames, synthetic_drive(count, rule.views), strict=True)
+    for index, (points, drive_frame) in enumerate(pairs):
         rng = np.random.default_rng(index)
-        taken = rule.img_aug_matrix().astype(np.float64)
+        img_aug = rule.img_aug_matrix().astype(np.float64)
         if index % 2:
-            taken[:, [0, 1], [0, 1]] *= rng.uniform(0.9, 1.1, (len(taken), 1))
-            taken[:, :2, 3] += rng.uniform(-0.05, 0.05, (len(taken), 2)) * rule.views.input_size
-        cut_back = np.linalg.inv(of_rays(taken))
-        lidar2image, intrinsics = cut_back @ seen.lidar2img, cut_back @ seen.intrinsics
+            img_aug[:, [0, 1], [0, 1]] *= rng.uniform(0.9, 1.1, (len(img_aug), 1))
+            img_aug[:, :2, 3] += rng.uniform(-0.05, 0.05, (len(img_aug), 2)) * rule.views.input_size
+        input_to_picture = np.linalg.inv(of_rays(img_aug))
+        lidar2image = input_to_picture @ drive_frame.lidar2img
+        intrinsics = input_to_picture @ drive_frame.intrinsics
         camera2lidar = np.linalg.inv(lidar2image) @ intrinsics
-        points = NO_POINTS
-        if sweep is not None:
-            points = _with_hidden(sweep.points, camera2lidar[:, :3, 3], rng)
-        moved = np.eye(4)
+        if rule.voxels is not None:
+            points = _with_hidden_points(points, camera2lidar[:, :3, 3], rng)
+        lidar_aug = np.eye(4)
         if index % 2:
             angle, scale = rng.uniform(-0.4, 0.4), rng.uniform(0.95, 1.05)
-            moved[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-            moved[:3, :3] *= scale
-            moved[:3, 3] = rng.uniform(-0.3, 0.3, 3)
-        points[:, :3] = points[:, :3] @ moved[:3, :3].T + moved[:3, 3]
+            lidar_aug[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+            lidar_aug[:3, :3] *= scale
+            lidar_aug[:3, 3] = rng.uniform(-0.3, 0.3, 3)
+        points[:, :3] = points[:, :3] @ lidar_aug[:3, :3].T + lidar_aug[:3, 3]
         calibration = dict(
             camera_intrinsics=intrinsics,
             camera2lidar=camera2lidar,
             lidar2image=lidar2image,
-            img_aug_matrix=taken,
-            lidar_aug_matrix=moved,
+            img_aug_matrix=img_aug,
+            lidar_aug_matrix=lidar_aug,
         )
-        calibration = {name: matrix.astype(np.float32) for name, matrix in calibration.items()}
         yield FusedFrame(
-            points.astype(np.float32), f'generated frame {index}', images=seen.images, calibration=calibration
+            points.astype(np.float32),
+            f'generated frame {index}',
+            images=drive_frame.images,
+            calibration={name: matrix.astype(np.float32) for name, matrix in calibration.items()},
         )
 
 
-def _with_hidden(points: np.ndarray, cameras: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return points (P, V) with others behind them, from each camera (N, 3), in another order."""
-    hidden = points[rng.integers(len(points), size=(len(cameras), HIDDEN))].astype(np.float64)
+def _with_hidden_points(points: np.ndarray, cameras: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return points (P, V) and others behind some of them as seen from cameras at (N, 3), shuffled."""
+    hidden = points[rng.integers(len(points), size=(len(cameras), HIDDEN_POINTS))].astype(np.float64)
     hidden[..., :3] = cameras[:, None] + rng.uniform(1.3, 3.0) * (hidden[..., :3] - cameras[:, None])
     joint = np.concatenate([points, hidden.reshape(-1, points.shape[1]).astype(points.dtype)])
     return joint[rng.permutation(len(joint))]
 
 
 def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> FusedFrame:
-    """Return a dumped frame as it was fed."""
-    check_dumped(tensors, ('points', *(('images', *MATRICES) if 'cells' in tensors else ())))
+    """Return a dumped frame as the model got it."""
+    names = ['points', 'images', *MATRICES] if 'cells' in tensors else ['points']
+    check_dumped(tensors, names)
     return FusedFrame(
         np.ascontiguousarray(tensors['points']),
         str(manifest.get('frame', '')),

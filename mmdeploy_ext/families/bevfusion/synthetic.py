@@ -1,4 +1,4 @@
-"""Synthetic boxes of BEVFusion's frame graph that reach the limits of what follows it.
+"""Synthetic boxes of BEVFusion's frame graph that reach the limits of the suppression behind it.
 
 Glossary: Q boxes.
 """
@@ -10,30 +10,33 @@ import numpy as np
 
 from mmdeploy_ext.proving.inputs.head_outputs import HIGH, clear_size
 
-NEAR = 0.65
-"""Of a radius: boxes beside each other, and at a corner of each other, are nearer than it; others are not."""
-UNIT_M = 0.5
-"""Cell of the grid on which rotated boxes are, metres."""
-APART = 40
-"""Times as far from each other: nothing is suppressed but by number."""
-NEARER = 5
-"""The same of boxes that have to be in the range of a coder."""
-ABOVE_M = 1e3
-"""How far above others boxes are that a coder drops, metres."""
+STEP_OF_RADIUS = 0.65
+"""Step of the grid of boxes in radii: neighbours, also diagonal ones, are nearer than a radius."""
+STEP_M = 0.5
+"""Step of the grid of rotated boxes, metres."""
+SPREAD = 40
+"""Factor of the step at which no box is suppressed except by the largest number of results."""
+SPREAD_IN_RANGE = 5
+"""The same factor for boxes that have to stay in the range of a coder."""
+OUT_OF_RANGE_M = 1e3
+"""Height of boxes that a coder drops, metres above their place."""
 SIZES_M = 0.2, 15.0
-"""Sides of boxes of all sizes, from a cone to a long bus."""
+"""Range of sizes of boxes of all sizes, from a cone to a long bus."""
 SCORES = 0.02, 0.99
-"""Of boxes of all sizes."""
-OTHER_SIZE_M = 1.0
-"""Side of boxes that nothing suppresses."""
+"""Range of scores of boxes of all sizes."""
+UNSUPPRESSED_SIZE_M = 1.0
+"""Size of boxes of classes without suppression."""
 
 
 def synthetic_outputs(
-    nms: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None, classes: int, count: int, apart: int = APART
+    nms: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
+    classes: int,
+    count: int,
+    spread: int = SPREAD,
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Yield titles and outputs of the frame's graph with `count` boxes, by the suppression of the file.
 
-    Boxes far apart are `apart` times as far from each other as those beside each other.
+    The distances of boxes far apart are `spread` times those of boxes beside each other.
     """
     groups = (
         [dict(nms, classes=[label]) for label in nms['classes']] if isinstance(nms, Mapping) else nms or ()
@@ -46,14 +49,14 @@ def synthetic_outputs(
     for group in groups:
         labels = np.full(count, group['classes'][-1])
         yield f'boxes of class {labels[0]} alone', _boxes(groups, labels, 1, rng)
-        yield f'boxes of class {labels[0]} far apart', _boxes(groups, labels, apart, rng)
+        yield f'boxes of class {labels[0]} far apart', _boxes(groups, labels, spread, rng)
 
 
 def boxes_of_all_sizes(classes: int, count: int) -> dict[str, np.ndarray]:
     """Return outputs of the frame's graph: boxes of all sizes, headings, classes and scores, none dropped."""
     rng = np.random.default_rng(1)
     boxes = np.zeros((count, 9))
-    boxes[:, :2] = rng.uniform(-NEARER, NEARER, (count, 2))
+    boxes[:, :2] = rng.uniform(-SPREAD_IN_RANGE, SPREAD_IN_RANGE, (count, 2))
     boxes[:, 2] = rng.uniform(-2, 1, count)
     boxes[:, 3:6] = np.exp(rng.uniform(*np.log(SIZES_M), (count, 3)))
     boxes[:, 6] = rng.uniform(-3.0, 1.5, count)  # the same heading in both kinds of columns
@@ -68,15 +71,16 @@ def boxes_of_all_sizes(classes: int, count: int) -> dict[str, np.ndarray]:
 def values_of_boxes(
     outputs: Mapping[str, np.ndarray], coder: Any, classes: int, of_node: bool
 ) -> dict[str, np.ndarray]:
-    """Return what a head gives for boxes of the frame's graph, as CUDA-BEVFusion or Autoware's node has it.
+    """Return the outputs of a head for boxes of the frame's graph, as `reference.head_values` reads them.
 
-    A box without a label is far above the range of the coder. The values are those of `head_values`.
+    They are those of CUDA-BEVFusion, or `of_node`, Autoware's. A box without a label is put far above the
+    range of the coder.
     """
     boxes, scores = outputs['boxes'].astype(np.float64), outputs['scores']
     dropped, labels = outputs['labels'] < 0, outputs['labels'].clip(min=0)
     step, low = (np.array(values[:2]) for values in (coder.voxel_size, coder.pc_range))
     centres = (boxes[:, :2] - low) / (step * coder.out_size_factor)
-    middle = boxes[:, 2] + boxes[:, 5] / 2 + np.where(dropped, ABOVE_M, 0.0)
+    middle = boxes[:, 2] + boxes[:, 5] / 2 + np.where(dropped, OUT_OF_RANGE_M, 0.0)
     sizes, sine, cosine = np.log(boxes[:, 3:6]), np.sin(boxes[:, 6]), np.cos(boxes[:, 6])
     if of_node:
         columns = [*centres.T, middle, *sizes[:, [1, 0, 2]].T, -cosine, -sine, *boxes[:, 7:].T]
@@ -87,21 +91,21 @@ def values_of_boxes(
 
 
 def _boxes(
-    groups: Sequence[Mapping[str, Any]], labels: np.ndarray, apart: int, rng: np.random.Generator
+    groups: Sequence[Mapping[str, Any]], labels: np.ndarray, spread: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Return boxes (Q, 9), columns of the graph, on a grid; scores in no order, and a few without a label."""
+    """Return outputs of the graph: boxes (Q, 9) on a grid, with shuffled scores, a few without a label."""
     count, boxes = len(labels), np.zeros((len(labels), 9))
     rows = rng.permutation(count)
     side = int(np.ceil(np.sqrt(count)))
     for row, label in enumerate(labels):
         group = next((group for group in groups if label in group['classes']), {})
-        step = size = OTHER_SIZE_M
+        step = size = UNSUPPRESSED_SIZE_M
         if 'radius' in group:
-            step = NEAR * np.sqrt(group['radius'])
+            step = STEP_OF_RADIUS * np.sqrt(group['radius'])
         elif group:
             scale = group['scales'][group['classes'].index(label)]
-            step, size = UNIT_M, UNIT_M * clear_size(group['overlap']) / scale
-        boxes[row, :2] = np.array([rows[row] // side, rows[row] % side]) * step * apart
+            step, size = STEP_M, STEP_M * clear_size(group['overlap']) / scale
+        boxes[row, :2] = np.array([rows[row] // side, rows[row] % side]) * step * spread
         boxes[row, 3:5] = size
         if 'overlap' not in group:
             boxes[row, 6] = rng.uniform(-3.0, 1.5)  # the same heading in both kinds of columns

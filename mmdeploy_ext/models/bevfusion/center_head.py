@@ -15,7 +15,7 @@ from mmdet3d.models.dense_heads.centerpoint_head import CenterHead
 from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.bevfusion.runtime.frames import in_lidar_columns
+from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
 from mmdeploy_ext.models.bevfusion.coder import boxes_of_cells
 from mmdeploy_ext.models.catalogue import offered
 

@@ -21,7 +21,7 @@ from mmdet3d.models.builder import (
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError, ShapeError
-from mmdeploy_ext.families.bevfusion.runtime.frames import in_lidar_columns
+from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
 from mmdeploy_ext.models.bevfusion.rig import Rig, read_rig
 from mmdeploy_ext.models.bevfusion.view_transform import build_view_transform
 from mmdeploy_ext.models.catalogue import offered

@@ -17,7 +17,7 @@ from mmdet3d.models.builder import build_loss
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from mmdeploy_ext.families.bevfusion.runtime.frames import in_lidar_columns
+from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
 
 VALUES = ('center', 'height', 'dim', 'rot', 'vel')
 LEAST_PROBABILITY = 1e-4

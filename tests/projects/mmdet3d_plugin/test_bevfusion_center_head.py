@@ -10,7 +10,7 @@ import toy_bevfusion
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.bevfusion.runtime.frames import spread_out
+from mmdeploy_ext.families.bevfusion.runtime.boxes import suppress
 from mmdeploy_ext.models.bevfusion.fusion import HEADS
 from mmdeploy_ext.proving import near_ties
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -94,14 +94,14 @@ def test_groups_of_classes_are_thinned_out_by_their_own_rule():
     given = Detections3D(boxes, scores, labels)
     circle = dict(classes=[0], most=9, radius=4.0)
     rotated = dict(classes=[1, 2], most=9, overlap=0.1, first=9, scales=[1.0, 1.0])
-    assert spread_out(given, [circle]).scores.tolist() == scores[[0, 2, 3]].tolist()
-    assert len(spread_out(given, [rotated])) == 4
+    assert suppress(given, [circle]).scores.tolist() == scores[[0, 2, 3]].tolist()
+    assert len(suppress(given, [rotated])) == 4
     wide = dict(rotated, scales=[1.0, 2.0])
-    assert spread_out(given, [circle, wide]).scores.tolist() == scores[[0, 2]].tolist()
-    assert spread_out(given, [dict(wide, first=1)]).scores.tolist() == scores[:3].tolist()
+    assert suppress(given, [circle, wide]).scores.tolist() == scores[[0, 2]].tolist()
+    assert suppress(given, [dict(wide, first=1)]).scores.tolist() == scores[:3].tolist()
     one_for_each = dict(classes=[1, 2], most=9, radius=9.0)  # as files of TransFusion's head have it
-    assert len(spread_out(given, one_for_each)) == 4
-    assert len(spread_out(given, [one_for_each])) == 3
+    assert len(suppress(given, one_for_each)) == 4
+    assert len(suppress(given, [one_for_each])) == 3
 
 
 def test_a_threshold_that_the_proof_moves_is_another_one():

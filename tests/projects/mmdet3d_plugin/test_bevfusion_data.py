@@ -12,7 +12,8 @@ from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.dump import list_samples, load_dump, save_dump
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, in_lidar_columns
+from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
+from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
 from mmdeploy_ext.families.bevfusion.samples import frame
 from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
 from mmdeploy_ext.models.bevfusion.coder import TransFusionBBoxCoder
@@ -264,7 +265,7 @@ def test_a_moment_of_the_runtime_is_that_of_the_loader(options, cfg, sweeps, tmp
 
     from mmdeploy_ext.evaluate.evaluation import build_loader
     from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.families.bevfusion.runtime.moments import moment
+    from mmdeploy_ext.families.bevfusion.runtime.frames import frame_of_rig
     from mmdeploy_ext.preprocess.pictures import read_image
     from mmdeploy_ext.runtime.infos import read_frames
 
@@ -288,7 +289,7 @@ def test_a_moment_of_the_runtime_is_that_of_the_loader(options, cfg, sweeps, tmp
     rule = dataclasses.replace(
         find_family(cfg).preprocess_rule(cfg), sweeps=sweeps, pad_empty_sweeps=True, remove_close=True
     )
-    found = moment([read_image(file) for file in rig.pictures], rig, rule)
+    found = frame_of_rig([read_image(file) for file in rig.pictures], rig, rule)
     np.testing.assert_array_equal(found.points, wanted.points)
     np.testing.assert_array_equal(found.images, wanted.images)
     for name in MATRICES:

@@ -60,7 +60,7 @@ def column(boxes, index, values):
 
 
 CANDIDATES = 'mmdeploy_ext.models.bevfusion.center_head:BEVFusionCenterHead.candidates'
-SEEN = 'mmdeploy_ext.families.bevfusion.runtime.frames:_kept_of'
+SEEN = 'mmdeploy_ext.families.bevfusion.runtime.boxes:rows_after_nms'
 FAULTS = {
     'x and y of the pooled map': (
         'camera',

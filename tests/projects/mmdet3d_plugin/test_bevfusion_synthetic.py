@@ -14,10 +14,10 @@ from mmdeploy_ext.consumers.cuda_bevfusion import cuda
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.bevfusion.head_limits import heads_with_other_limits
-from mmdeploy_ext.families.bevfusion.reference import Reference
-from mmdeploy_ext.families.bevfusion.runtime.frames import spread_out
+from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference
+from mmdeploy_ext.families.bevfusion.runtime.boxes import suppress
 from mmdeploy_ext.families.bevfusion.runtime.model import detections
-from mmdeploy_ext.families.bevfusion.synthetic import NEARER, synthetic_outputs, values_of_boxes
+from mmdeploy_ext.families.bevfusion.synthetic import SPREAD_IN_RANGE, synthetic_outputs, values_of_boxes
 from mmdeploy_ext.models.bevfusion.coder import TransFusionBBoxCoder
 from mmdeploy_ext.models.bevfusion.head import TransFusionHead
 from mmdeploy_ext.proving.levels.synthetic import match_all, synthetic_cases
@@ -41,7 +41,7 @@ def trans_fusion(nms=CIRCLE):
 
 def judged(model_head, boxes_of, count=200):
     """Return the cases that failed."""
-    reference = Reference.__new__(Reference)
+    reference = BEVFusionReference.__new__(BEVFusionReference)
     reference.model = types.SimpleNamespace(heads=dict(object=model_head))
     runner = types.SimpleNamespace(boxes_of=boxes_of)
     made = list(synthetic_outputs(model_head.nms, 10, count))
@@ -50,7 +50,7 @@ def judged(model_head, boxes_of, count=200):
 
 
 def right(nms):
-    return lambda outputs: spread_out(detections(outputs), nms)
+    return lambda outputs: suppress(detections(outputs), nms)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_the_runtime_keeps_what_the_head_keeps(make):
         right(dict(CIRCLE, classes=[7, 8])),
         right(dict(CIRCLE, most=82)),
         right([dict(classes=list(range(10)), radius=0.175, most=83)]),
-        lambda outputs: spread_out(detections(outputs)[::-1], CIRCLE),
+        lambda outputs: suppress(detections(outputs)[::-1], CIRCLE),
         lambda outputs: right(CIRCLE)({**outputs, 'labels': np.abs(outputs['labels'])}),
     ],
     ids=['none', 'no square', 'class before', 'one less', 'all classes', 'not sorted', 'out of range'],
@@ -100,17 +100,17 @@ CONTRACTS = dict(cuda=cuda.detections, node=node.detections)
 
 def failed_of_contract(contract, wrong=lambda found, facts: (found, facts), nms=CIRCLE):
     """Return the synthetic cases of a contract's runtime that failed."""
-    reference = Reference.__new__(Reference)
+    reference = BEVFusionReference.__new__(BEVFusionReference)
     model_head = trans_fusion()
     model_head.bbox_coder, model_head.num_classes = CODER, 10
     reference.model = types.SimpleNamespace(heads=dict(object=model_head))
 
     def boxes_of(outputs):
-        return spread_out(CONTRACTS[contract](*wrong(outputs, FACTS)), nms)
+        return suppress(CONTRACTS[contract](*wrong(outputs, FACTS)), nms)
 
     made = [
         (title, values_of_boxes(outputs, CODER, 10, of_node=contract == 'node'))
-        for title, outputs in synthetic_outputs(CIRCLE, 10, 200, NEARER)
+        for title, outputs in synthetic_outputs(CIRCLE, 10, 200, SPREAD_IN_RANGE)
     ]
     cases = list(synthetic_cases(reference, types.SimpleNamespace(boxes_of=boxes_of), made))
     failed = [case.name for case in cases if not case.passed]

@@ -7,8 +7,7 @@ import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.families.bevfusion.graphs import RIG_MATRICES
-from mmdeploy_ext.families.bevfusion.runtime.frames import check_calibration
-from mmdeploy_ext.families.bevfusion.runtime.moments import Detecting
+from mmdeploy_ext.families.bevfusion.runtime.frames import FusionRuntime, check_calibration
 from mmdeploy_ext.families.parts.proof_samples import changed_drive, changed_rigs, plain_sweep
 from mmdeploy_ext.families.streampetr.runtime import checks
 from mmdeploy_ext.preprocess.cameras import Calibration
@@ -20,7 +19,7 @@ from toy_streampetr_deploy import drive
 LIMITS = (-20.0, -20.0, -5.0, 20.0, 20.0, 3.0)
 
 
-class Caching(Detecting):
+class Caching(FusionRuntime):
     """A runtime that gives the matrices themselves, kept by some of them."""
 
     def step(self, frame):

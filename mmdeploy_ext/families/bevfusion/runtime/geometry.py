@@ -1,7 +1,7 @@
-"""Where points of a frustum fall, and what the LiDAR measured in each pixel, where no graph computes it.
+"""Cells of the points of a frustum, and depth maps of the LiDAR, for contracts without such graphs.
 
 `cells` and `depth_maps` compute in float64 and round once, as the detector in PyTorch does; `engine_cells`
-as NVIDIA's CUDA-BEVFusion does, in float32. Needs numpy only.
+computes in float32, as NVIDIA's CUDA-BEVFusion does. Needs numpy only.
 
 Glossary: N cameras, D depth bins, h, w cells of a feature map, X, Y cells of the bird's-eye view, P points.
 """
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NEAREST, FARTHEST = 1e-5, 1e5
-"""Metres that a depth is held between; a point behind a camera gets the first."""
+"""Limits of depths in metres; a point behind a camera gets the first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What decides the cells of a frustum, besides a calibration; as the model has it, float32.
+    """The frustum and the grid of a model, float32; with a calibration they decide the cells of points.
 
     Attributes:
         image_size: (H, W) of the network's pictures, pixels.
-        columns, rows: (w,), (h,) pixels that a feature map stands for.
-        depths: (D,) of the bins, metres.
-        centre: (3,) of the first cell, metres.
-        step: (3,) of a cell, metres.
-        count: cells along x, y and z; one along z.
+        columns, rows: (w,), (h,) pixels of the columns and rows of a feature map.
+        depths: (D,) depths of the bins, metres.
+        centre: (3,) centre of the first cell, metres.
+        step: (3,) size of a cell, metres.
+        count: numbers of cells along x, y and z; one along z.
     """
 
     image_size: tuple[int, int]
@@ -43,7 +43,7 @@ class View:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> View:
-        """Return the view that the metadata of a file describe."""
+        """Return the view of an entry of a file's metadata."""
         sizes = {name: tuple(facts[name]) for name in ('image_size', 'count')}
         arrays = {name: np.float32(value) for name, value in facts.items() if name not in sizes}
         return cls(**sizes, **arrays)
@@ -55,26 +55,26 @@ class View:
 
 
 def cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarray:
-    """Return the cell `x * Y + y` of each point of the frustum, X * Y for none: (N, D, h, w) int64."""
+    """Return the cell `x * Y + y` of each point of the frustum, X * Y outside: (N, D, h, w) int64."""
     aug, camera, lidar, intrinsics = (
         calibration[name].astype(np.float64)
         for name in ('img_aug_matrix', 'camera2lidar', 'lidar_aug_matrix', 'camera_intrinsics')
     )
     depth, y, x = np.meshgrid(view.depths, view.rows, view.columns, indexing='ij')
     points = np.stack([x, y, depth], -1).astype(np.float64)
-    turns = camera[:, :3, :3] @ np.linalg.inv(intrinsics[:, :3, :3])
+    pixels_to_lidar = camera[:, :3, :3] @ np.linalg.inv(intrinsics[:, :3, :3])
     corner = view.centre - view.step / np.float32(2)
-    found = np.empty((len(aug), *points.shape[:3]), np.int64)
-    for index, turn in enumerate(turns):
-        seen = (points - aug[index, :3, 3]) @ np.linalg.inv(aug[index, :3, :3]).T
-        seen[..., :2] *= seen[..., 2:]
-        seen = seen @ turn.T + camera[index, :3, 3]
-        found[index] = _numbers(seen @ lidar[:3, :3].T + lidar[:3, 3], view, corner)
-    return found
+    numbers = np.empty((len(aug), *points.shape[:3]), np.int64)
+    for index, matrix in enumerate(pixels_to_lidar):
+        places = (points - aug[index, :3, 3]) @ np.linalg.inv(aug[index, :3, :3]).T
+        places[..., :2] *= places[..., 2:]
+        places = places @ matrix.T + camera[index, :3, 3]
+        numbers[index] = _cell_numbers(places @ lidar[:3, :3].T + lidar[:3, 3], view, corner)
+    return numbers
 
 
-def _numbers(points: np.ndarray, view: View, corner: np.ndarray) -> np.ndarray:
-    """Return the cells of points (..., 3), rounded to float32; towards zero: cell 0 is wider than others."""
+def _cell_numbers(points: np.ndarray, view: View, corner: np.ndarray) -> np.ndarray:
+    """Return the cells of points (..., 3), rounded to float32; truncation makes cell 0 wider."""
     x, y = view.shape
     points = points.astype(np.float32).astype(np.float64)
     cell = np.trunc((points - corner.astype(np.float64)) / view.step.astype(np.float64))
@@ -85,34 +85,36 @@ def _numbers(points: np.ndarray, view: View, corner: np.ndarray) -> np.ndarray:
 def engine_cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarray:
     """Return the cells as CUDA-BEVFusion computes them: (N, D, h, w) int64.
 
-    In float32, with the first camera's image augmentation for all of them and without that of the points.
+    It computes in float32, applies the first camera's image augmentation to all cameras, and ignores the
+    augmentation of points.
 
-    Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion/src/bevfusion/camera-geometry.cu:90-157,
-    its behaviour in own words.
+    Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion/src/bevfusion/camera-geometry.cu:90-157
+    (its behaviour, no code).
     """
     aug, camera, intrinsics = (
         calibration[name].astype(np.float32)
         for name in ('img_aug_matrix', 'camera2lidar', 'camera_intrinsics')
     )
     sides = zip((view.rows, view.columns), view.image_size, strict=True)
-    evenly = (
+    evenly_spaced = (
         np.arange(len(side), dtype=np.float32) * np.float32((size - 1) / (len(side) - 1))
         for side, size in sides
     )
-    depth, y, x = np.meshgrid(view.depths, *evenly, indexing='ij')
-    first = [x - aug[0, 0, 3], y - aug[0, 1, 3], depth - aug[0, 2, 3]]
-    a = _turned(_adjugate_inverse(aug[0, :3, :3]), first)
-    a = [a[0] * a[2], a[1] * a[2], a[2]]
+    depth, y, x = np.meshgrid(view.depths, *evenly_spaced, indexing='ij')
+    augmented = [x - aug[0, 0, 3], y - aug[0, 1, 3], depth - aug[0, 2, 3]]
+    x, y, depth = _transformed(_adjugate_inverse(aug[0, :3, :3]), augmented)
+    rays = [x * depth, y * depth, depth]
     corner = view.centre.astype(np.float64) - view.step.astype(np.float64) / 2
-    found = np.empty((len(camera), *depth.shape), np.int64)
+    numbers = np.empty((len(camera), *depth.shape), np.int64)
     for index, pose in enumerate(camera):
-        b = _turned(_adjugate_inverse(intrinsics[index, :3, :3]), a)
-        seen = [value + pose[axis, 3] for axis, value in enumerate(_turned(pose[:3, :3], b))]
-        found[index] = _numbers(np.stack(seen, -1).astype(np.float64), view, corner)
-    return found
+        points = _transformed(_adjugate_inverse(intrinsics[index, :3, :3]), rays)
+        points = [value + pose[axis, 3] for axis, value in enumerate(_transformed(pose[:3, :3], points))]
+        numbers[index] = _cell_numbers(np.stack(points, -1).astype(np.float64), view, corner)
+    return numbers
 
 
-def _turned(matrix: np.ndarray, point: list[np.ndarray]) -> list[np.ndarray]:
+def _transformed(matrix: np.ndarray, point: list[np.ndarray]) -> list[np.ndarray]:
+    """Return matrix @ point by the engine's order of multiplications and sums."""
     return [row[0] * point[0] + row[1] * point[1] + row[2] * point[2] for row in matrix]
 
 
@@ -124,21 +126,22 @@ def _adjugate_inverse(matrix: np.ndarray) -> np.ndarray:
 def depth_maps(
     points: np.ndarray, calibration: Mapping[str, np.ndarray], size: tuple[int, int]
 ) -> np.ndarray:
-    """Return what the LiDAR measured in each pixel, metres; 0 where nothing: (N, 1, H, W) float32.
+    """Return the depth maps (N, 1, H, W) float32: depths of the LiDAR's points in metres, 0 in other pixels.
 
-    Points (P, 3 or more) are in the augmented LiDAR frame, metres; of those in one pixel the last of the
-    cloud counts. `size` is (H, W) of the network's pictures.
+    Points (P, 3 or more) are in the augmented LiDAR frame, metres; of several points in one pixel the last of
+    the cloud counts. `size` is (H, W) of the network's pictures.
     """
     lidar2image, img_aug, aug = (
         calibration[name].astype(np.float64) for name in ('lidar2image', 'img_aug_matrix', 'lidar_aug_matrix')
     )
-    plain = np.linalg.inv(aug[:3, :3]) @ (points[:, :3].astype(np.float64) - aug[:3, 3]).T
-    found = np.zeros((len(lidar2image), 1, *size), np.float32)
-    for map_of_camera, pose, cut in zip(found[:, 0], lidar2image, img_aug, strict=True):
-        seen = pose[:3, :3] @ plain + pose[:3, 3:]
-        depth = seen[2].clip(NEAREST, FARTHEST)
-        x, y, _ = (cut[:3, :3] @ np.stack([*(seen[:2] / depth), depth]) + cut[:3, 3:]).astype(np.float32)
+    unaugmented = np.linalg.inv(aug[:3, :3]) @ (points[:, :3].astype(np.float64) - aug[:3, 3]).T
+    maps = np.zeros((len(lidar2image), 1, *size), np.float32)
+    for map_of_camera, projection, aug_2d in zip(maps[:, 0], lidar2image, img_aug, strict=True):
+        projected = projection[:3, :3] @ unaugmented + projection[:3, 3:]
+        depth = projected[2].clip(NEAREST, FARTHEST)
+        pixels = aug_2d[:3, :3] @ np.stack([*(projected[:2] / depth), depth]) + aug_2d[:3, 3:]
+        x, y, _ = pixels.astype(np.float32)
         inside = (x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0])
-        # numpy assigns in order, so that the last point of a pixel stays
+        # numpy assigns in order: the last point of a pixel counts
         map_of_camera[y[inside].astype(np.int64), x[inside].astype(np.int64)] = depth[inside]
-    return found
+    return maps

@@ -1,7 +1,7 @@
 """BEVFusion from pictures and points to boxes: cells of the rig, depth maps, sparse backbone, and frame.
 
     runtime = BEVFusionOnnx('work_dirs/bevfusion')         # the folder that pytorch2onnx.py wrote
-    found = runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
+    detections = runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
 
 Needs numpy, numba and ONNX Runtime, no PyTorch. Glossary: N cameras, P points, V values per point, Q queries.
 """
@@ -17,8 +17,8 @@ import numpy as np
 from mmdeploy_ext.consumers.cuda_bevfusion.cuda import DENSE, CudaBEVFusion
 from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.engines import build_backend, build_exact
-from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, checked, in_lidar_columns, spread_out
-from mmdeploy_ext.families.bevfusion.runtime.moments import Detecting
+from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns, suppress
+from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
 from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.exported import check_finite, check_forms, export_files
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
 GRAPHS = ('rig', 'depth', 'lidar', 'frame')
 """Files of one export, by their `form`."""
 EXACT = ('rig', 'depth')
-"""Of them those that compute in float64, and what falls into a cell or pixel."""
+"""Files that compute in float64 which cell or pixel a point falls into."""
 
 
-class BEVFusionOnnx(Detecting):
+class BEVFusionOnnx(FusionRuntime):
     """An exported BEVFusion: a `Stepper` of fused frames, without a memory.
 
-    The cells of a rig are computed when its calibration is another than that of the frame before.
+    The cells of a rig are computed whenever the calibration changes.
 
     Attributes:
-        seconds: spent so far by part: `rig`, `depth`, `lidar` (voxels, rulebook and network), `frame`.
+        seconds: time spent so far by part: `rig`, `depth`, `lidar` (voxels, rulebook and network), `frame`.
     """
 
     def __init__(self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
         """Open the folder of an export, or its files; see `LidarOnnx`.
 
-        They are `rig` with cameras, `depth` where they have depth maps, `lidar` with one, `frame`.
+        They are `rig` (with cameras), `depth` (with depth maps), `lidar` (with LiDAR) and `frame`.
         """
         super().__init__()
         files = {path.stem: path for path in self._files(paths)}
@@ -58,18 +58,20 @@ class BEVFusionOnnx(Detecting):
             if name != 'lidar'
         }
         self.metadata = self.sessions['frame'].metadata
-        known = {name: session.metadata for name, session in self.sessions.items()}
+        metadata = {name: session.metadata for name, session in self.sessions.items()}
         if 'lidar' in files:
             self.lidar = self.enter_context(ScnOnnx(files['lidar'], engine=engine, **options))
-            known['lidar'] = Metadata.from_props(self.lidar.props, files['lidar'])
-        check_forms(files, known, FAMILY)
+            metadata['lidar'] = Metadata.from_props(self.lidar.props, files['lidar'])
+        check_forms(files, metadata, FAMILY)
         self.seconds = dict.fromkeys(files, 0.0)
-        exact = [name for file in EXACT if file in known for name in known[file].spec.output_names]
-        self._between = (*exact, BEV)
+        exact_outputs = [
+            name for file in EXACT if file in metadata for name in metadata[file].spec.output_names
+        ]
+        self._between = (*exact_outputs, BEV)
 
     @staticmethod
     def _files(paths: Paths) -> list[Path]:
-        """Return the files of an export: those of the sensors that its last one says."""
+        """Return the files of an export; the metadata of the last one has the sensors."""
         if not isinstance(paths, str | Path):
             return [Path(path) for path in paths]
         (last,) = export_files(paths, GRAPHS[-1:])
@@ -81,59 +83,60 @@ class BEVFusionOnnx(Detecting):
         return export_files(paths, [name for name in GRAPHS if needed[name]])
 
     def step(self, frame: FusedFrame) -> StepResult:
-        given = self._before_frame(frame)
+        tensors = self._tensors_before_frame(frame)
         start = time.perf_counter()
-        outputs = self._infer('frame', given)
+        outputs = self._infer('frame', tensors)
         check_finite(outputs, frame.name or 'frame')
         self.passed('frame', start)
-        kept = {name: given[name] for name in self._between if name in given}
-        return StepResult({**kept, **outputs}, self.boxes_of(outputs))
+        between = {name: tensors[name] for name in self._between if name in tensors}
+        return StepResult({**between, **outputs}, self.boxes_of(outputs))
 
     def boxes_of(self, outputs: Arrays) -> Detections3D:
-        """Return what is left of the boxes of the frame's file, best first."""
-        return spread_out(detections(outputs), self.metadata.postprocess['nms'])
+        """Return the boxes of the frame's file after suppression, best first."""
+        return suppress(detections(outputs), self.metadata.postprocess['nms'])
 
     def feeds(self, frame: FusedFrame) -> dict[str, np.ndarray]:
-        """Return what the frame's graph takes of a frame; raises what `step` raises."""
-        given = self._before_frame(frame)
-        return {name: given[name] for name in self.metadata.spec.input_names}
+        """Return the inputs of the frame's graph; raises what `step` raises."""
+        tensors = self._tensors_before_frame(frame)
+        return {name: tensors[name] for name in self.metadata.spec.input_names}
 
-    def _before_frame(self, frame: FusedFrame) -> dict[str, np.ndarray]:
-        """Return the frame's tensors, and what the other files give of them."""
-        points, images = checked(frame, self.rule)
-        given, start = dict(frame.calibration, img=images, points=frame.points[:, :3]), time.perf_counter()
+    def _tensors_before_frame(self, frame: FusedFrame) -> dict[str, np.ndarray]:
+        """Return the frame's tensors and the outputs of all files before the last one."""
+        points, images = checked_inputs(frame, self.rule)
+        tensors, start = dict(frame.calibration, img=images, points=frame.points[:, :3]), time.perf_counter()
         if images is not None:
             names = self.sessions['rig'].metadata.spec.input_names
-            given |= self.of_rig(frame.calibration, names, lambda matrices: self._infer('rig', matrices))
+            tensors |= self.of_rig(frame.calibration, names, lambda matrices: self._infer('rig', matrices))
             start = self.passed('rig', start)
         if 'depth' in self.sessions:
-            given |= self._infer('depth', given)
+            tensors |= self._infer('depth', tensors)
             start = self.passed('depth', start)
         if points is not None:
-            given[BEV] = self.lidar.step(points=points)
+            tensors[BEV] = self.lidar.step(points=points)
             self.passed('lidar', start)
-        return given
+        return tensors
 
-    def _infer(self, name: str, given: Arrays) -> dict[str, np.ndarray]:
+    def _infer(self, name: str, tensors: Arrays) -> dict[str, np.ndarray]:
         session = self.sessions[name]
-        return session.infer({key: given[key] for key in session.metadata.spec.input_names})
+        return session.infer({key: tensors[key] for key in session.metadata.spec.input_names})
 
 
 def detections(outputs: Arrays) -> Detections3D:
-    """Return what the frame's file found, best first; boxes out of range have no label."""
+    """Return the boxes of the frame's file, best first; those with the label -1 are out of range."""
     boxes, labels = in_lidar_columns(outputs['boxes']), outputs['labels'].astype(np.int64)
     return Detections3D(boxes, outputs['scores'], labels)[labels >= 0].best_first()
 
 
 def is_cuda(paths: Paths) -> bool:
-    """Return whether files, or those of a folder, are of CUDA-BEVFusion's contract."""
-    inside = isinstance(paths, str | Path)
-    files = [Path(paths) / f'{DENSE[0]}.onnx'] if inside else [Path(path) for path in paths]
-    return any(file.name == f'{DENSE[0]}.onnx' and (not inside or file.is_file()) for file in files)
+    """Return whether files, or the files of a folder, follow CUDA-BEVFusion's contract."""
+    name = f'{DENSE[0]}.onnx'
+    if isinstance(paths, str | Path):
+        return (Path(paths) / name).is_file()
+    return any(Path(path).name == name for path in paths)
 
 
 def opened(paths: Paths, **options: Any) -> BEVFusionOnnx | CudaBEVFusion:
-    """Open an export of either contract; see the classes."""
+    """Open an export of the portable contract or of CUDA-BEVFusion's."""
     return (CudaBEVFusion if is_cuda(paths) else BEVFusionOnnx)(paths, **options)
 
 

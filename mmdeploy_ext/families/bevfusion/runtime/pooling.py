@@ -1,6 +1,6 @@
-"""View pooling beside the graphs, as CUDA-BEVFusion does it: tables of a rig, and sums of their intervals.
+"""View pooling outside the graphs, as CUDA-BEVFusion does it: tables of a rig, and sums over their intervals.
 
-`write_tables` is for a consumer of its files.
+`write_tables` writes the tables for a consumer of the files.
 
 Glossary: N cameras, D depth bins, h, w cells of a feature map, T = N D h w points, X, Y cells of the
 bird's-eye view, C channels, n intervals.
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """What says which points of the frustum are added up in which cell.
+    """The tables that assign points of the frustum to cells, in which they are added up.
 
     Attributes:
-        geometry: (T,) int32 cell `x * Y + y` of each point; of points outside of the grid X * Y.
-        ranks: (T,) int32 by which points are sorted: their cell, or -1 outside.
+        geometry: (T,) int32 cell `x * Y + y` of each point; X * Y for points outside the grid.
+        ranks: (T,) int32 keys by which points are sorted: their cell, or -1 outside the grid.
         indices: (T,) uint32 points in that order, `camera * (D h w) + (d h + row) w + column`.
-        intervals: (n, 3) int32: first place in `indices`, the one after the last, and the cell.
+        intervals: (n, 3) int32: first index in `indices`, the one after the last, and the cell.
         shape: (X, Y).
     """
 
@@ -50,7 +50,7 @@ class Tables:
 
 
 def tables_of(cells: np.ndarray, shape: tuple[int, int]) -> Tables:
-    """Return the tables of a rig, of cells (N, D, h, w) of `geometry.cells` on a grid of (X, Y)."""
+    """Return the tables of cells (N, D, h, w) of `geometry.cells` on a grid of (X, Y)."""
     geometry = cells.reshape(-1).astype(np.int32)
     ranks = np.where(geometry < shape[0] * shape[1], geometry, np.int32(-1))
     return _tables(geometry, ranks, shape, 0, len(geometry))
@@ -60,16 +60,16 @@ def engine_tables(cells: np.ndarray, shape: tuple[int, int]) -> Tables:
     """Return the tables as CUDA-BEVFusion makes them: points outside have rank 0, the last point is lost.
 
     Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion/src/bevfusion/camera-geometry.cu:60-88 and
-    218-265, its behaviour in own words.
+    218-265 (its behaviour, no code).
     """
     geometry = cells.reshape(-1).astype(np.int32)
-    kept = geometry < shape[0] * shape[1]
-    ranks = np.where(kept, geometry, np.int32(0))
-    return _tables(geometry, ranks, shape, len(geometry) - int(kept.sum()), len(geometry) - 1)
+    inside = geometry < shape[0] * shape[1]
+    ranks = np.where(inside, geometry, np.int32(0))
+    return _tables(geometry, ranks, shape, len(geometry) - int(inside.sum()), len(geometry) - 1)
 
 
 def _tables(geometry: np.ndarray, ranks: np.ndarray, shape: tuple[int, int], first: int, end: int) -> Tables:
-    """Return the tables of points by their ranks; intervals are of those from `first` to `end`."""
+    """Return the tables of points by ranks, with intervals of the sorted points from `first` to `end`."""
     indices = np.argsort(ranks, kind='stable')
     starts = np.flatnonzero(np.diff(ranks[indices][first:], prepend=np.int32(-1))) + first
     ends = np.append(starts[1:], end)[: len(starts)]
@@ -83,7 +83,7 @@ def pooled(features: np.ndarray, weights: np.ndarray, tables: Tables) -> np.ndar
     Args:
         features: (N, h, w, C), `camera_feature`.
         weights: (N, D, h, w), `camera_depth_weights`.
-        tables: of the rig; DataError where they are of another.
+        tables: those of the rig; tables of another number of points raise DataError.
     """
     from mmdeploy_ext.runtime.bev_loops import add_up
 
@@ -100,27 +100,30 @@ def pooled(features: np.ndarray, weights: np.ndarray, tables: Tables) -> np.ndar
 
 
 def read_calibration(path: str | Path) -> dict[str, np.ndarray]:
-    """Return the matrices of an .npz file, float32, see `FusedFrame`; DataError where it is none."""
+    """Return the matrices of an .npz file, float32, see `FusedFrame`; DataError if it cannot be read."""
     try:
         with np.load(path) as stored:
-            found = {name: np.asarray(stored[name], np.float32) for name in MATRICES if name in stored}
+            matrices = {name: np.asarray(stored[name], np.float32) for name in MATRICES if name in stored}
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f'{path}: cannot be read; expected an .npz file of {", ".join(MATRICES)}') from error
-    return {'lidar_aug_matrix': np.eye(4, dtype=np.float32), **found}
+    return {'lidar_aug_matrix': np.eye(4, dtype=np.float32), **matrices}
 
 
 def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
-    """Write the tables of a rig to an .npz file: of the folder of an export and an .npz file of matrices.
+    """Write the tables of a rig to an .npz file.
 
-    Without `lidar_aug_matrix` points are not augmented.
+    Args:
+        folder: that of an export.
+        calibration: path of an .npz file of matrices; without `lidar_aug_matrix` points are not augmented.
+        output: path of the tables.
 
     Returns:
-        'points' and 'intervals' of the tables, 'dropped' points, and 'engine_differs': points that
-        CUDA-BEVFusion's own float32 puts elsewhere.
+        'points' and 'intervals' of the tables, points 'dropped' outside the grid, and 'engine_differs': the
+        number of points whose cell is another in CUDA-BEVFusion's float32.
 
     Raises:
-        ModelFileError: not there, or not of this family.
-        DataError: a calibration that cannot be.
+        ModelFileError: the export is missing, or of another family.
+        DataError: the calibration is invalid.
     """
     path = model_files(folder)[0]
     metadata = Metadata.from_props(read_props(path), path)
@@ -128,12 +131,12 @@ def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
     rig = read_calibration(calibration)
     check_calibration(rig, metadata.preprocess.views.num_cameras, calibration)
     view = View.of(metadata.postprocess['view'])
-    found = cells(rig, view)
-    tables = tables_of(found, view.shape)
+    numbers = cells(rig, view)
+    tables = tables_of(numbers, view.shape)
     tables.save(output)
     return dict(
-        points=found.size,
+        points=numbers.size,
         intervals=len(tables.intervals),
         dropped=int((tables.ranks < 0).sum()),
-        engine_differs=int((engine_cells(rig, view) != found).sum()),
+        engine_differs=int((engine_cells(rig, view) != numbers).sum()),
     )

@@ -1,0 +1,77 @@
+"""Boxes of BEVFusion without PyTorch: their columns, the limits of the coder, and suppression.
+
+Glossary: Q queries, n boxes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
+from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def in_lidar_columns(boxes: np.ndarray) -> np.ndarray:
+    """Return boxes (n, 7 or 9) as mmdet3d 1.0 has them, from the columns and headings of mmdet3d 0.x.
+
+    BEVFusion was trained with x, y, z, w, l, h, yaw from -y clockwise, and velocity; `Detections3D` has x, y,
+    z, l, w, h, yaw from x counter-clockwise. The function is its own inverse, and takes tensors of PyTorch,
+    too.
+    """
+    converted = boxes[:, [0, 1, 2, 4, 3, 5, *range(6, boxes.shape[1])]]
+    converted[:, 6] = -boxes[:, 6] - math.pi / 2
+    return converted
+
+
+def filter_boxes(
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, coder: Mapping[str, Any]
+) -> Detections3D:
+    """Return the boxes within the limits of a coder, best first.
+
+    Boxes are (Q, 9), z at the bottom; `coder` is the entry of the file's metadata.
+    """
+    valid = np.ones(len(scores), bool)
+    if coder['post_center_range'] is not None:
+        valid = in_range(boxes, coder['post_center_range'])
+    if coder['score_threshold']:
+        valid &= scores > coder['score_threshold']
+    return Detections3D(boxes.astype(np.float32), scores, labels.astype(np.int64))[valid].best_first()
+
+
+def suppress(
+    detections: Detections3D, nms: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+) -> Detections3D:
+    """Return detections, best first, without those too near to a better one of their group of classes.
+
+    `nms` is the entry of the file's metadata: a list of groups, see `rows_after_nms`; one dict stands for a
+    group of each of its classes; None suppresses nothing.
+    """
+    if nms is None:
+        return detections
+    groups = [dict(nms, classes=[label]) for label in nms['classes']] if isinstance(nms, dict) else nms
+    remains = ~np.isin(detections.labels, [label for group in groups for label in group['classes']])
+    for group in groups:
+        rows = np.flatnonzero(np.isin(detections.labels, group['classes']))
+        remains[rows[rows_after_nms(detections.boxes[rows], detections.labels[rows], group)]] = True
+    return detections[remains]
+
+
+def rows_after_nms(boxes: np.ndarray, labels: np.ndarray, group: Mapping[str, Any]) -> np.ndarray:
+    """Return the rows of a group's boxes (n, 9), best first, that NMS keeps.
+
+    A group has `classes`, ascending; `most`, the largest number of results; and either `radius`, a squared
+    distance in m2, or `overlap`, an IoU in the bird's-eye view, with `scales` of the sizes of each class and
+    `first`, the number of boxes that are compared.
+    """
+    if 'radius' in group:
+        return circle_nms(boxes[:, :2], group['radius'])[: group['most']]
+    boxes_bev = boxes[: group['first'], [0, 1, 3, 4, 6]]
+    scales = np.float32(group['scales'])[np.searchsorted(group['classes'], labels[: group['first']])]
+    boxes_bev[:, 2:4] *= scales[:, None]
+    return rotated_nms(boxes_bev, group['overlap'])[: group['most']]
