@@ -22,7 +22,7 @@ register_family(
     runtime='mmdeploy_ext.families.anchor3d.runtime',
     library=MMDET3D,
 )
-register_family('bevfusion', 'mmdeploy_ext.families.sparse_backbone.family:BEVFusion', library=MMDET3D)
+register_family('bevfusion', 'mmdeploy_ext.families.sparse_backbone.family:BEVFusionEncoder', library=MMDET3D)
 register_family(
     'bevfusion_det',
     'mmdeploy_ext.families.bevfusion.family:BEVFusionFamily',
@@ -41,7 +41,7 @@ register_family(
 )
 register_family(
     'centerpoint-det3d',
-    'mmdeploy_ext.families.sparse_backbone.family:PublishedCenterPoint',
+    'mmdeploy_ext.families.sparse_backbone.family:CenterPointEncoder',
     library=MMDET3D,
 )
 register_family(

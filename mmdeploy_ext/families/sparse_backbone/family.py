@@ -2,49 +2,55 @@
 
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
 from mmdet3d.models import build_model
 from torch import nn
 
+from mmdeploy_ext import compat
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.sparse import Int8Reference, SparseFamily
 from mmdeploy_ext.families.sparse_backbone import graphs
-from mmdeploy_ext.families.sparse_backbone.reference import run_encoder, voxel_layer
-from mmdeploy_ext.families.sparse_backbone.samples import parts_of, voxel_rule
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.weights.sparse_checkpoint import LoadReport, load_model
 
 
-class LidarFamily(SparseFamily):
-    """Models of mmdet3d, or LidarBackbone, with one type of sparse encoder, by its registered name."""
+class EncoderFamily(SparseFamily):
+    """Models of mmdet3d, or `LidarBackbone`, whose sparse encoder has a certain registered type."""
 
     encoder_type: ClassVar[str]
     encoder, settings = staticmethod(graphs.encoder), staticmethod(graphs.settings)
-    run_encoder, voxel_layer = staticmethod(run_encoder), staticmethod(voxel_layer)
 
     def claims(self, cfg: Any) -> Claim:
-        """See SparseFamily."""
-        parts = parts_of(cfg)
-        known = parts is not None and cfg.model[parts['encoder']].get('type') == self.encoder_type
-        return Claim.PART if known else Claim.NO
+        parts = graphs.parts_of(cfg)
+        if parts is not None and cfg.model[parts['encoder']].get('type') == self.encoder_type:
+            return Claim.PART
+        return Claim.NO
 
     def build(self, cfg: Any) -> nn.Module:
-        """See SparseFamily."""
         return build_without_weights(cfg, build_model)
 
     def preprocess_rule(self, cfg: Any) -> VoxelRule:
-        """See SparseFamily."""
-        return voxel_rule(cfg, self.orders[0])
+        return graphs.voxel_rule(cfg, self.orders[0])
 
     def load(self, model: nn.Module, path: str, weight_layout: str = 'auto') -> LoadReport:
-        """See SparseFamily."""
         return load_model(path, model, graphs.encoder_path(model), weight_layout=weight_layout)
+
+    def voxel_layer(self, model: nn.Module) -> nn.Module:
+        return model.pts_voxel_layer if hasattr(model, 'pts_voxel_layer') else model.voxel_layer
+
+    def run_encoder(self, model: nn.Module, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+        with compat.single_thread(), torch.no_grad():
+            dense = self.encoder(model)(torch.from_numpy(features), torch.from_numpy(coordinates), 1)
+        return dense.numpy()
 
 
 ENDS = {'conv_input.0': ('fp16', 'int8'), 'conv_out.0': ('int8', 'fp16')}
+"""Precision and output precision of the first and the last convolution."""
 
 
-class BEVFusion(LidarFamily):
+class BEVFusionEncoder(EncoderFamily):
     """BEVFusion's LiDAR backbone, x, y, z."""
 
     name = 'bevfusion'
@@ -53,7 +59,7 @@ class BEVFusion(LidarFamily):
     """Source: golden ALGORITHM.md 5: `model.half()` reaches the ranges."""
 
 
-class PublishedCenterPoint(LidarFamily):
+class CenterPointEncoder(EncoderFamily):
     """The published CenterPoint's encoder, z, y, x."""
 
     name = 'centerpoint-det3d'
@@ -74,7 +80,7 @@ class PublishedCenterPoint(LidarFamily):
     """Source: golden ALGORITHM.md 5 and 6: the Add of a block has its path; conv_input is folded last."""
 
 
-class SecondEncoder(LidarFamily):
+class SecondEncoder(EncoderFamily):
     """mmdet3d's SparseEncoder in any of its detectors: SECOND, CenterPoint, dynamic VoxelNet; z, y, x."""
 
     name = 'sparse-encoder'

@@ -1,17 +1,78 @@
-"""The sparse encoder inside a model, and the grid and shapes that its graph keeps."""
+"""The sparse encoder of a config and of a model, how points become its voxels, and checks of its grid.
 
+A config states the grid several times: by range and voxel size, by sparse_shape, and by the size of the dense
+output. The checks refuse configs that disagree with themselves.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.parts import voxel_grid
+from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
 from mmdeploy_ext.families.sparse import EncoderSettings
-from mmdeploy_ext.families.sparse_backbone import grid
-from mmdeploy_ext.families.sparse_backbone.samples import PARTS, cells_of, parts_of
 from mmdeploy_ext.models.sparse_backbone.model import axes
+from mmdeploy_ext.preprocess.points import VoxelRule
+
+PARTS = {
+    'encoder': dict(voxels='voxel_layer', means='', backbone=''),
+    'pts_middle_encoder': dict(voxels='pts_voxel_layer', means='pts_voxel_encoder', backbone='pts_backbone'),
+    'middle_encoder': dict(voxels='voxel_layer', means='voxel_encoder', backbone='backbone'),
+}
+"""Key of the sparse encoder in `model` -> keys of the parts around it."""
+MEANS = ('HardSimpleVFE', 'DynamicSimpleVFE')
+"""Types of voxel encoders that take the mean of a voxel's points."""
+
+
+def parts_of(cfg: Any) -> dict[str, str] | None:
+    """Return the keys of a config's parts, the encoder's under 'encoder'; None without a sparse encoder."""
+    model = cfg.get('model') or {}
+    for key, parts in PARTS.items():
+        if isinstance(model.get(key), dict) and parts['voxels'] in model:
+            return dict(parts, encoder=key)
+    return None
+
+
+def voxel_rule(cfg: Any, order: str) -> VoxelRule:
+    """Return the rule by which points become voxels with coordinates in an order, 'xyz' or 'zyx'.
+
+    Raises:
+        ConfigError: a key is missing, or a voxel's features are not the mean of all its points.
+    """
+    parts = parts_of(cfg)
+    grid_size(cfg, parts)  # refuses layers that lack a key
+    channels = int(cfg.model[parts['encoder']]['in_channels'])
+    means = cfg.model.get(parts['means']) if parts['means'] else None
+    if means is not None:
+        key = f'model.{parts["means"]}'
+        if means['type'] not in MEANS:
+            raise ConfigError(
+                f'{key}.type is {means["type"]}; expected one of {", ".join(MEANS)}: means of points'
+            )
+        num_features = means.get('num_features', 4) if means['type'] == 'HardSimpleVFE' else channels
+        if num_features != channels:
+            raise ConfigError(
+                f'{key}.num_features is {num_features}, but model.{parts["encoder"]}.in_channels is '
+                f'{channels}'
+            )
+    return rule_of_layer(cfg.model[parts['voxels']], channels, order)
+
+
+def grid_size(cfg: Any, parts: Mapping[str, str]) -> tuple[int, int, int]:
+    """Return the numbers of voxels along x, y, z; ConfigError: the voxel layer lacks a key."""
+    layer, name = cfg.model[parts['voxels']], f'model.{parts["voxels"]}'
+    for key in ('point_cloud_range', 'voxel_size', 'max_num_points'):
+        if layer.get(key) is None:
+            raise ConfigError(
+                f'{name} has no {key}; expected point_cloud_range, voxel_size and max_num_points'
+            )
+    return voxel_grid.grid_size(layer['point_cloud_range'], layer['voxel_size'], name)
 
 
 def encoder_path(model: nn.Module) -> str:
-    """Return where a model's sparse encoder is."""
+    """Return the path of a model's sparse encoder, such as 'pts_middle_encoder'."""
     path = getattr(model, 'encoder_path', None)
     if path:
         return path
@@ -24,12 +85,85 @@ def encoder(model: nn.Module) -> nn.Module:
 
 
 def settings(cfg: Any, model: nn.Module) -> EncoderSettings:
-    """Return order of axes, grid and channels of the encoder of a config."""
+    """Return order of axes, grid and channels of the encoder of a config, checked against each other."""
     parts, module = parts_of(cfg), encoder(model)
     order, shape = axes(module), module.sparse_shape
-    cells = cells_of(cfg, parts)
-    grid.check_sparse_shape(shape, cells, order, f'model.{parts["encoder"]} and model.{parts["voxels"]}')
-    output = grid.dense_shape(module, shape, order)
-    grid.check_output(cfg.model, output, cells, parts)
+    voxels = grid_size(cfg, parts)
+    _check_sparse_shape(shape, voxels, order, f'model.{parts["encoder"]} and model.{parts["voxels"]}')
+    output = dense_shape(module, shape, order)
+    _check_output(cfg.model, output, voxels, parts)
     channels = int(cfg.model[parts['encoder']]['in_channels'])
     return EncoderSettings(encoder_path(model), order, tuple(map(int, shape)), channels, output)
+
+
+def dense_shape(module: nn.Module, sparse_shape: Sequence[int], order: str) -> tuple[int, int, int, int]:
+    """Return (1, C * Z, H, W) of an encoder whose convolutions run in the order in which it registers them.
+
+    H, W are X, Y in order 'xyz' and Y, X in order 'zyx'.
+    """
+    sizes, channels = [int(size) for size in sparse_shape], 0
+    for layer in module.modules():
+        if type(layer).__name__ in ('SubMConv3d', 'SparseConv3d'):
+            channels = layer.out_channels
+        if type(layer).__name__ == 'SparseConv3d':
+            steps = zip(sizes, layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True)
+            sizes = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in steps]
+    depth = sizes[order.index('z')]
+    rows, columns = (size for axis, size in zip(order, sizes, strict=True) if axis != 'z')
+    return 1, channels * depth, rows, columns
+
+
+def _check_sparse_shape(
+    sparse_shape: Sequence[int], grid: tuple[int, int, int], order: str, name: str
+) -> None:
+    """Refuse an encoder whose grid is not that of its voxels; along z it may have one more, as SECOND's has.
+
+    The sparse shape has axes in `order`, 'xyz' or 'zyx', the grid x, y, z. The ConfigError names the axis.
+    """
+    if len(sparse_shape) != 3:
+        raise ConfigError(f'{name}: sparse_shape={list(sparse_shape)}, expected 3 sizes in order {order}')
+    for axis, cells in zip('xyz', grid, strict=True):
+        size = int(sparse_shape[order.index(axis)])
+        allowed = (cells + 1, cells) if axis == 'z' else (cells,)
+        if size not in allowed:
+            expected = [grid['xyz'.index(other)] + (other == 'z') for other in order]
+            raise ConfigError(
+                f'{name}: sparse_shape={list(sparse_shape)} has {size} cells along {axis}, but '
+                f'point_cloud_range over voxel_size gives {cells}; expected sparse_shape={expected} ({order})'
+            )
+
+
+def _check_output(
+    model: Any, shape: tuple[int, int, int, int], grid: tuple[int, int, int], keys: Mapping[str, str]
+) -> None:
+    """Raise ConfigError unless the rest of a config's `model` agrees with the dense output (1, C * Z, H, W).
+
+    Checked are output_shape, the 2D backbone's in_channels, grid_size and out_size_factor. `grid` has the
+    voxels along x, y, z; `keys` are those of `parts_of`.
+    """
+    encoder_key = f'model.{keys["encoder"]}'
+    stated_shape = model.get('output_shape')
+    if stated_shape is not None and tuple(stated_shape) != shape:
+        raise ConfigError(f'{encoder_key} gives {shape}, but model.output_shape is {tuple(stated_shape)}')
+    backbone = model.get(keys['backbone']) or {}
+    channels = backbone.get('in_channels')
+    if isinstance(channels, int) and channels != shape[1]:
+        raise ConfigError(
+            f'{encoder_key} gives {shape}: {shape[1]} channels (its channels times the height that is left), '
+            f'but model.{keys["backbone"]}.in_channels is {channels}; sparse_shape, encoder_paddings or '
+            f'in_channels is wrong'
+        )
+    for name in ('train_cfg', 'test_cfg'):
+        pts_cfg = (model.get(name) or {}).get('pts') or {}
+        stated_grid = pts_cfg.get('grid_size')
+        if stated_grid is not None and list(stated_grid)[:2] != list(grid[:2]):
+            raise ConfigError(
+                f'model.{name}.pts.grid_size is {list(stated_grid)}, but point_cloud_range over voxel_size '
+                f'gives {list(grid)}'
+            )
+        factor = pts_cfg.get('out_size_factor')
+        if factor and backbone and {side * factor for side in shape[2:]} != set(grid[:2]):
+            raise ConfigError(
+                f'model.{name}.pts.out_size_factor is {factor}, but {encoder_key} makes {list(shape[2:])} '
+                f'cells of {list(grid[:2])} voxels'
+            )
