@@ -23,7 +23,7 @@ STEP, MEMORY, STEPS = (
 )
 STEP_ON_ENGINE, DEPLOY = f'{RUNTIME}.model:StreamPetrOnnx.step', f'{RUNTIME}.deploy:DeployContract.run'
 MOTION, DECODE, BOXES = (
-    f'{RUNTIME}.{name}' for name in ('state:relative_motion', 'boxes:decode', 'boxes:boxes')
+    f'{RUNTIME}.{name}' for name in ('state:relative_motion', 'model:decode', 'model:boxes_of_predictions')
 )
 VIEWS, PIPELINE = (
     'mmdeploy_ext.preprocess.cameras:MultiViewRule',

@@ -23,7 +23,13 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.streampetr import spec
-from mmdeploy_ext.families.streampetr.graphs import ExtractImgFeat, PositionEmbedding, PtsHeadMemory, made
+from mmdeploy_ext.families.streampetr.graphs import (
+    ExtractImgFeat,
+    PositionEmbedding,
+    PtsHeadMemory,
+    with_examples,
+)
+from mmdeploy_ext.families.streampetr.runtime.state import FIELDS
 from mmdeploy_ext.models.streampetr import memory as temporal
 from mmdeploy_ext.models.streampetr.memory import Memory
 
@@ -37,9 +43,8 @@ class NodeImages(ExtractImgFeat):
         super().__init__(model)
         self.turned, *change = node.from_node(planes, *model.image_norm)
         for name, values in zip(('scale', 'shift'), change, strict=True):
-            self.register_buffer(
-                name, torch.tensor(values.reshape(3, 1, 1), dtype=torch.float32), persistent=False
-            )
+            constant = torch.tensor(values.reshape(3, 1, 1), dtype=torch.float32)
+            self.register_buffer(name, constant, persistent=False)
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
         """Return img_feats (1, N, C, h, w) of img (1, N, 3, H, W)."""
@@ -54,13 +59,13 @@ class NodeImages(ExtractImgFeat):
 
 
 class NodePositions(PositionEmbedding):
-    """What depends on the calibration alone, by the node's inputs."""
+    """The graph of the calibration, with the node's inputs."""
 
     def forward(self, img_metas_pad: Tensor, intrinsics: Tensor, img2lidar: Tensor) -> tuple[Tensor, Tensor]:
         """Return pos_embed (1, T, C), cone (1, T, 8).
 
-        The size (3,) is a constant of the graph; zero times it is added, so that no engine drops the input,
-        which the node looks up by name.
+        `img_metas_pad` (3,) is a constant of the graph; zero times it is added so that no engine drops the
+        input, which the node looks up by name.
         """
         return super().forward(img2lidar, intrinsics + 0.0 * img_metas_pad.sum())
 
@@ -85,11 +90,11 @@ class NodeHead(PtsHeadMemory):
 
         Returned are all_cls_scores (1, K, Q), all_bbox_preds (1, 10, Q), and the memory after the frame.
         """
-        there = egopose.abs().sum().view(1)  # of a memory that was zeroed it is 0
+        prev_exists = egopose.abs().sum().view(1)  # 0 for a memory that the node has zeroed
         state = Memory(embedding, reference_point, timestamp, egopose, velo)
-        still = 0.0 * there
-        outputs, _, after = self.step(x, pos_embed, cone, state, data_ego_pose_inv, still, there)
-        after = temporal.move(after, data_ego_pose, still)
+        no_time = 0.0 * prev_exists
+        outputs, _, after = self.step(x, pos_embed, cone, state, data_ego_pose_inv, no_time, prev_exists)
+        after = temporal.move(after, data_ego_pose, no_time)
         scores, boxes = (outputs[f'all_{name}'][-1].transpose(1, 2) for name in ('cls_scores', 'bbox_preds'))
         return scores, boxes, *after
 
@@ -99,15 +104,15 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
     size, folded = spec.sizes(model, *model.input_sizes, 'last'), fuse(model)
     positions = NodePositions(folded, size.cameras, size.height, size.width)
     modules = NodeImages(folded, options.node_images), positions, NodeHead(folded, False)
-    return made(model, list(zip(node.FILES, modules, specs(size, options), strict=True)))
+    return with_examples(model, list(zip(node.FILES, modules, specs(size, options), strict=True)))
 
 
 def specs(size: spec.Sizes, options: Options) -> list[GraphSpec]:
-    """Return the contracts, made of those of the deploy contract."""
+    """Return the contracts of the three graphs, derived from those of the deploy contract."""
     image, position = spec.extract_img_feat(size, options), spec.position_embedding(size, options)
     head = spec.pts_head_memory(size, options)
     meaning = f'pictures as the node normalises them, planes in the order {", ".join(options.node_images)}'
-    one = dataclasses.replace(image.inputs[0], axes=(1, *image.inputs[0].axes), meaning=meaning)
+    pictures = dataclasses.replace(image.inputs[0], axes=(1, *image.inputs[0].axes), meaning=meaning)
     pad = TensorSpec('img_metas_pad', 'float32', (3,), 'H, W, 3; a constant of the graph', 'pixel')
     lidar, intrinsics = position.inputs
     meanings = 'vehicle to the map whose origin is the first place', 'its inverse'
@@ -116,8 +121,8 @@ def specs(size: spec.Sizes, options: Options) -> list[GraphSpec]:
         for name, text in zip(('data_ego_pose', 'data_ego_pose_inv'), meanings, strict=True)
     ]
     x = dataclasses.replace(head.tensor('img_feats'), name='x')
-    before = [_rows(head.tensor(f'pre_memory_{field}'), size.memory, field) for field in spec.FIELDS]
-    after = [_rows(head.tensor(f'post_memory_{field}'), size.state, field) for field in spec.FIELDS]
+    before = [_rows(head.tensor(f'pre_memory_{field}'), size.memory, field) for field in FIELDS]
+    after = [_rows(head.tensor(f'post_memory_{field}'), size.state, field) for field in FIELDS]
     results = [
         TensorSpec(
             name, 'float32', (1, rows, size.queries), f'{head.tensor(name).meaning}; queries are columns'
@@ -126,7 +131,7 @@ def specs(size: spec.Sizes, options: Options) -> list[GraphSpec]:
     ]
     inputs, outputs = (x, *position.outputs, *poses, *before), (*results, *after)
     return [
-        GraphSpec(f'streampetr/{node.BACKBONE}', (one,), image.outputs),
+        GraphSpec(f'streampetr/{node.BACKBONE}', (pictures,), image.outputs),
         GraphSpec(f'streampetr/{node.POSITIONS}', (pad, intrinsics, lidar), position.outputs),
         GraphSpec(f'streampetr/{node.HEAD}', inputs, outputs, spec.STATE_PAIRS),
     ]
@@ -146,8 +151,8 @@ def between(size: spec.Sizes, options: Options) -> tuple[TensorSpec, ...]:
 def companions(model: nn.Module, size: spec.Sizes) -> dict[str, str]:
     """Return name -> text of the manifest."""
     names = [str(name).upper() for name in model.CLASSES]
-    if lost := [name for name in names if name not in node.CLASSES]:
-        logger.warning('%s: the node publishes these classes as UNKNOWN', ', '.join(lost))
+    if unknown := [name for name in names if name not in node.CLASSES]:
+        logger.warning('%s: the node publishes these classes as UNKNOWN', ', '.join(unknown))
     limits: Any = model.pts_bbox_head.bbox_coder.post_center_range
     parameters = dict(
         class_names=names,

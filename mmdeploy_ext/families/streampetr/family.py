@@ -1,4 +1,4 @@
-"""StreamPETR's family: which configs it claims, what it refuses, and what the other modules give.
+"""The family of StreamPETR: the configs that it claims and refuses, its graphs, reference and runtime.
 
 Glossary: N cameras, H, W network input in pixels.
 """
@@ -22,11 +22,12 @@ from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
-from mmdeploy_ext.families.sequence import MemorySpec, SequenceFamily
+from mmdeploy_ext.families.parts.samples import result
+from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.streampetr import autoware
 from mmdeploy_ext.families.streampetr.graphs import graphs
 from mmdeploy_ext.families.streampetr.live import FOLLOWED, check_parts, is_ours, replaced
-from mmdeploy_ext.families.streampetr.reference import Reference
+from mmdeploy_ext.families.streampetr.reference import StreamPetrReference
 from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
 from mmdeploy_ext.families.streampetr.samples import (
     DUMP_NAMES,
@@ -35,9 +36,8 @@ from mmdeploy_ext.families.streampetr.samples import (
     dumped_frame,
     frame,
     moments,
-    result,
 )
-from mmdeploy_ext.families.streampetr.spec import sizes
+from mmdeploy_ext.families.streampetr.spec import PREDICTIONS, sizes
 from mmdeploy_ext.families.streampetr.synthetic import synthetic_outputs
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
@@ -56,12 +56,11 @@ TOLERANCES = {
 (measured between correct implementations); times 1e-5 s instead of 1e-6 s, because ages are float32 here and
 a step of float32 at 10 s is 1e-6 s."""
 OTHER_THRESHOLD = 0.1
-"""Score threshold that a proof tries of a model without one: `synthetic_outputs` has scores about it."""
-PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
+"""Score threshold that a proof sets for a model without one; `synthetic_outputs` has scores about it."""
 
 
 def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
-    """Return the memory of files with these facts about post-processing; no ties where they are missing."""
+    """Return the memory of files with these facts about post-processing; without them ties are not judged."""
     topk = int(facts.get('topk_proposals') or 0)
     return MemorySpec(
         tensors=TOLERANCES,
@@ -90,7 +89,7 @@ class StreamPetrFamily(SequenceFamily):
     samples = 'frames'
     memory = True
     files = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
-    compared = ('all_cls_scores', 'all_bbox_preds')
+    compared = PREDICTIONS
     measured = ('deploy', 'fork')
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
     dump_suffixes = DUMP_SUFFIXES
@@ -102,13 +101,12 @@ class StreamPetrFamily(SequenceFamily):
         ('bytes fed besides the images', 'fed_bytes', 64_000),
     )
     bars_of = 'the deploy contract of R50 at 704x256 on a CPU, where the convolutions are most of the time'
-    reference, memory_spec = staticmethod(Reference), staticmethod(memory_spec)
+    reference, memory_spec = staticmethod(StreamPetrReference), staticmethod(memory_spec)
     replaced, followed = staticmethod(replaced), FOLLOWED
     frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
     dump_tensors, dumped_frame = staticmethod(dump_tensors), staticmethod(dumped_frame)
 
     def claims(self, cfg: Any) -> Claim:
-        """See `Family.claims`: by detector or by head."""
         head = (cfg.model.get('pts_bbox_head') or {}).get('type')
         if cfg.model.get('type') in DETECTORS:
             return Claim.DETECTOR
@@ -124,7 +122,6 @@ class StreamPetrFamily(SequenceFamily):
             )
 
     def build(self, cfg: Any) -> nn.Module:
-        """See `Family.build`; the model keeps N, H, W of the config (`input_sizes`), and its `image_norm`."""
         _check_model(cfg.filename, cfg.model)
         model = build_without_weights(cfg, build_model, 'img_backbone')
         check_parts(cfg.filename, model)
@@ -134,7 +131,6 @@ class StreamPetrFamily(SequenceFamily):
         return model
 
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:
-        """See `Family.preprocess_rule`; the config's `num_cams` says N where it is not 6."""
         cameras = cfg.get('num_cams', DEFAULT_CAMERAS)
         if type(cameras) is not int or cameras < 1:
             raise ConfigError(f'{cfg.filename}: num_cams={cameras!r}, expected a number of cameras')
@@ -143,12 +139,11 @@ class StreamPetrFamily(SequenceFamily):
             return multiview_rule(steps, cameras)
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
-        """Write moments of all cameras; the data set has no keys to collect, since it trains no model."""
-        found = generated_dataset(folder, cfg, 'CustomNuScenesDataset', views=rule)
-        return dict(dict(collect_keys=[]), **found)
+        dataset = generated_dataset(folder, cfg, 'CustomNuScenesDataset', views=rule)
+        return dict(dict(collect_keys=[]), **dataset)  # keys are collected to train a model
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
-        return (autoware.graphs if options.contract == AUTOWARE else graphs)(model, options)
+        return autoware.graphs(model, options) if options.contract == AUTOWARE else graphs(model, options)
 
     def names_of(self, options: Options) -> tuple[str, ...]:
         return NODE_FILES if options.contract == AUTOWARE else self.files
@@ -167,11 +162,9 @@ class StreamPetrFamily(SequenceFamily):
         return f'{stem}_fork.onnx' if self.one_file(options) else stem
 
     def one_file(self, options: Options) -> bool:
-        """See `Family.one_file`: the fork's contract is."""
         return options.contract == 'fork'
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """See `SequenceFamily.postprocess_facts`: what `runtime/boxes.py` and the memory need."""
         head, coder = model.pts_bbox_head, model.pts_bbox_head.bbox_coder
         return dict(
             max_num=int(coder.max_num),
@@ -188,17 +181,14 @@ class StreamPetrFamily(SequenceFamily):
         return StreamPetrOnnx(paths, max_gap_s=None, **engine)
 
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterable[Frame]:
-        """Yield a drive in which one thing of the rig changes, and pictures of one colour."""
         return changed_drive(sample)
 
     def ignores_places(self, options: Options) -> bool:
-        """Return whether the memory is in the last LiDAR frame, as that of the deploy contract is."""
-        return options.contract == 'deploy'
+        return options.contract == 'deploy'  # its memory is in the last LiDAR frame
 
     def synthetic_outputs(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield outputs of the head's last layer."""
         head, facts = model.pts_bbox_head, runner.metadata.postprocess
         return synthetic_outputs(facts, int(head.num_query) + int(head.num_propagated), int(head.num_classes))
 
@@ -208,10 +198,10 @@ class StreamPetrFamily(SequenceFamily):
         """Yield fewer and more boxes, and a score threshold for a model that has none, or none for others."""
         head = model.pts_bbox_head
         pairs = (int(head.num_query) + int(head.num_propagated)) * int(head.num_classes)
-        most, threshold = int(head.bbox_coder.max_num), head.bbox_coder.score_threshold
+        max_num, threshold = int(head.bbox_coder.max_num), head.bbox_coder.score_threshold
         other_limits = (
-            dict(max_num=max(most // 2, 1)),
-            dict(max_num=min(most + max(most // 10, 2), pairs)),
+            dict(max_num=max(max_num // 2, 1)),
+            dict(max_num=min(max_num + max(max_num // 10, 2), pairs)),
             dict(score_threshold=None if threshold else OTHER_THRESHOLD),
         )
         for limits in other_limits:
@@ -226,7 +216,7 @@ class StreamPetrFamily(SequenceFamily):
 
 @contextlib.contextmanager
 def _with_limits(model: nn.Module, runner: Stepper, limits: Mapping[str, Any]) -> Iterator[None]:
-    """Give the box coder of a model and its files other limits for a while, by name."""
+    """Set limits of the box coder of a model and of its files, by name, while the context lasts."""
     with contextlib.ExitStack() as stack:
         for settings in (vars(model.pts_bbox_head.bbox_coder), runner.metadata.postprocess):
             for name, value in limits.items():

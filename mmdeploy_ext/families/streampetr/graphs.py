@@ -22,15 +22,15 @@ from mmdeploy_ext.models.streampetr.memory import Memory
 
 
 def _constants(model: nn.Module, compute: Callable[[nn.Module], Sequence[Tensor]]) -> list[Tensor]:
-    """Return what the head computes from its weights alone, with the same bytes on every machine."""
+    """Return tensors that depend on the head's weights alone, with the same bytes on every machine."""
     head = model.pts_bbox_head
     device = head.coords_d.device
     with torch.no_grad(), SameBytes():
         return [rows.detach().clone().to(device) for rows in compute(copy.deepcopy(head).cpu())]
 
 
-def _keep_frustum(module: OfModel, cameras: int, height: int, width: int) -> None:
-    """Compute the image points of the tokens once: a constant of the image size."""
+def _register_frustum(module: OfModel, cameras: int, height: int, width: int) -> None:
+    """Register the image points of the tokens, a constant of the image size, as a buffer."""
     (frustum,) = _constants(module.model, lambda head: [steps_of(head).frustum((height, width), cameras)])
     module.register_buffer('frustum', frustum, persistent=False)
 
@@ -44,11 +44,11 @@ class ExtractImgFeat(OfModel):
 
 
 class PositionEmbedding(OfModel):
-    """What depends on the calibration alone; run once per rig."""
+    """The position embedding, which depends on the calibration alone; it is run once per rig."""
 
     def __init__(self, model: nn.Module, cameras: int, height: int, width: int) -> None:
         super().__init__(model)
-        _keep_frustum(self, cameras, height, width)
+        _register_frustum(self, cameras, height, width)
         self.tokens_per_camera = self.frustum.shape[0] // cameras
 
     def forward(self, img2lidar: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ class PositionEmbedding(OfModel):
 
 
 class _Head(OfModel):
-    """The head's step with its learned queries computed once."""
+    """The head's step with its learned queries as constants."""
 
     def __init__(self, model: nn.Module, all_layers: bool) -> None:
         super().__init__(model)
@@ -69,7 +69,7 @@ class _Head(OfModel):
             self.register_buffer(name, rows, persistent=False)
 
     def step(self, *args: Tensor | Memory) -> tuple[dict[str, Tensor], Memory, Memory]:
-        """Run `FrameSteps.step`; its arguments up to `prev_exists`."""
+        """Run `FrameSteps.step`; the arguments are those up to `prev_exists`."""
         queries = (self.tgt, self.query_pos, self.query_points)
         return steps_of(self.model.pts_bbox_head).step(*args, queries=queries, all_layers=self.all_layers)
 
@@ -105,7 +105,7 @@ class Fork(_Head):
 
     def __init__(self, model: nn.Module, all_layers: bool, cameras: int, height: int, width: int) -> None:
         super().__init__(model, all_layers)
-        _keep_frustum(self, cameras, height, width)
+        _register_frustum(self, cameras, height, width)
 
     def forward(
         self,
@@ -166,22 +166,26 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return three graphs of the deploy contract, one of the fork's."""
     size, folded = spec.sizes(model, *model.input_sizes, options.layers), fuse(model)
     camera = (size.cameras, size.height, size.width)
-    every = options.layers == 'all'
+    all_layers = options.layers == 'all'
     if options.contract == 'fork':
         kind = Fork10 if options.fork_version == '1.0' else Fork
-        parts = [('fork', kind(folded, every, *camera), spec.fork(size, options))]
+        parts = [('fork', kind(folded, all_layers, *camera), spec.fork(size, options))]
     else:
-        modules = ExtractImgFeat(folded), PositionEmbedding(folded, *camera), PtsHeadMemory(folded, every)
+        modules = (
+            ExtractImgFeat(folded),
+            PositionEmbedding(folded, *camera),
+            PtsHeadMemory(folded, all_layers),
+        )
         contracts = spec.extract_img_feat, spec.position_embedding, spec.pts_head_memory
         parts = [
             (contract.__name__, module, contract(size, options))
             for module, contract in zip(modules, contracts, strict=True)
         ]
-    return made(model, parts)
+    return with_examples(model, parts)
 
 
-def made(model: nn.Module, parts: Sequence[tuple[str, nn.Module, GraphSpec]]) -> list[Graph]:
-    """Return graphs of name, module and contract, with inputs to trace, on the model's device."""
+def with_examples(model: nn.Module, parts: Sequence[tuple[str, nn.Module, GraphSpec]]) -> list[Graph]:
+    """Return graphs of names, modules and contracts, with examples to trace, on the model's device."""
     device = next(model.parameters()).device
     return [
         Graph(name, module.eval().to(device), contract, _example(contract, device))
@@ -190,7 +194,7 @@ def made(model: nn.Module, parts: Sequence[tuple[str, nn.Module, GraphSpec]]) ->
 
 
 def _example(contract: GraphSpec, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return inputs that are traced: seeded numbers of the right size; no branch depends on them."""
+    """Return seeded random inputs to trace; no branch of a graph depends on their values."""
     generator = torch.Generator().manual_seed(0)
     example = {}
     for tensor in contract.inputs:

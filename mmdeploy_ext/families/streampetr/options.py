@@ -1,4 +1,4 @@
-"""StreamPETR: its options, and what its files tell `families/streampetr/runtime`."""
+"""StreamPETR: its options, and the schema of the post-processing in the metadata of its files."""
 
 from mmdeploy_ext.contract.schema import COUNT, RANGE, maybe, number, open_record
 from mmdeploy_ext.families.parts.options import STREAM_OPTIONS

@@ -1,4 +1,4 @@
-"""StreamPETR in PyTorch as a stepper: the published model as it is.
+"""StreamPETR in PyTorch as a stepper: the published model, unpatched.
 
 Glossary: N cameras, H, W network input in pixels, n memory rows.
 """
@@ -21,10 +21,10 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, invert_pose
 
 
-class Reference:
-    """The detector's own test path, memory kept by its head in global coordinates.
+class StreamPetrReference:
+    """The detector's own test path; its head keeps the memory in global coordinates.
 
-    It knows scenes by their token alone, as published: no time gap empties its memory.
+    As published, scenes differ by their token alone: no time gap empties the memory.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -36,7 +36,7 @@ class Reference:
 
     @property
     def state(self) -> StreamState | None:
-        """See `Stepper.state`; converted from the head's global memory in float64."""
+        """The head's global memory, converted in float64 to the last LiDAR frame, see `Stepper.state`."""
         rows = memory_of(self.head)
         if rows is None or self._last is None:
             return None
@@ -62,7 +62,7 @@ class Reference:
         self._last = None
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the head's own boxes of its outputs; see `SequenceFamily.synthetic_outputs`."""
+        """Return the boxes that the head itself decodes from its outputs."""
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
         meta = dict(box_type_3d=LiDARInstance3DBoxes)
         with torch.no_grad():
@@ -70,9 +70,9 @@ class Reference:
         return detections(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))
 
     def step(self, frame: Frame) -> StepResult:
-        """Run one frame through `forward_test`, with everything that it names as outputs.
+        """Run one frame through `forward_test`; the outputs are tensors that the model taps.
 
-        Calibration, pose or time that cannot be raise the same DataError as of `StreamPetrOnnx`.
+        An invalid calibration, pose or time raises the same DataError as of `StreamPetrOnnx`.
         """
         checks.check_calibration(Calibration(frame.lidar2img, frame.intrinsics), len(frame.images))
         checks.check_pose(frame.ego_pose)
@@ -91,7 +91,7 @@ class Reference:
         return StepResult(outputs, detections(results[0]['pts_bbox']), not float(taps['prev_exists']))
 
     def _data(self, frame: Frame) -> dict[str, Any]:
-        """Return the frame as the test loader gives it, one augmentation of one sample."""
+        """Return the frame in the form of the test loader: one augmentation of one sample."""
         inverse = invert_pose(frame.ego_pose) if frame.ego_pose_inv is None else frame.ego_pose_inv
         matrices = dict(
             lidar2img=frame.lidar2img,

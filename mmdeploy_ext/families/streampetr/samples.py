@@ -1,4 +1,4 @@
-"""Samples of the test loader as frames, what dump mode writes for a frame, and how that is read back.
+"""Samples of the test loader as frames, and the dump of a frame: written, and read back.
 
 Source of the dump's names: woquyuna/StreamPETR deployV1.0 0e9eefe, tools/test_pth.py and its documentation.
 """
@@ -12,19 +12,18 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only, result
+from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only
 from mmdeploy_ext.families.streampetr.live import steps_of
-from mmdeploy_ext.families.streampetr.runtime.model import moment
+from mmdeploy_ext.families.streampetr.runtime.model import frame_of_rig
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.infos import read_frames
 
-__all__ = ['DUMP_NAMES', 'DUMP_SUFFIXES', 'dump_tensors', 'dumped_frame', 'frame', 'moments', 'result']
 DUMP_SUFFIXES = {'out_': '_pth', 'post_mem_': '_pth', 'all_': '_pth'}
-"""Prefix of a name -> what the fork's file names end in."""
+"""Prefix of a tensor's name -> suffix of the fork's file name."""
 INPUTS = ('img', 'img2lidar', 'intrinsic', 'timestamp', 'ego_pose', 'ego_pose_inv', 'prev_exists')
 CALIBRATION = ('lidar2img', 'intrinsics')
-"""Per camera, beside the fork's tensors per token: what a frame is read back from."""
+"""Matrices per camera, beside the fork's tensors per token: a frame is read back from them."""
 MEMORY = ('embedding', 'timestamp', 'egopose', 'ref_point', 'velo')
 DUMP_NAMES = (
     *INPUTS, *CALIBRATION, 'coords', 'query_pos', 'tgt', *(f'out_mem_{name}' for name in MEMORY),
@@ -36,7 +35,7 @@ KEYS = ('img', 'lidar2img', 'intrinsics', 'timestamp', 'ego_pose', 'ego_pose_inv
 def frame(data: Mapping[str, Any]) -> Frame:
     """Return one collated sample of the test loader (batch 1, one augmentation) as a frame.
 
-    The data are in whatever lists and containers the loader puts them.
+    The loader's lists and containers are taken off.
     """
     check_given(data, KEYS)
     values = {key: only(data[key], key) for key in KEYS}
@@ -60,7 +59,7 @@ def frame(data: Mapping[str, Any]) -> Frame:
 def moments(cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None = None) -> Iterator[Frame]:
     """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`."""
     for rig in read_frames(infos, rule, root):
-        yield moment(rig.read_pictures(), rig, rule)
+        yield frame_of_rig(rig.read_pictures(), rig, rule)
 
 
 def _array(value: Any, axes: int) -> np.ndarray:
@@ -70,18 +69,17 @@ def _array(value: Any, axes: int) -> np.ndarray:
 
 
 def dump_tensors(model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Return the tensors of one frame: name -> array; the model gives the constants of its weights.
+    """Return name -> tensor of the dump of one frame: taps, and constants of the model's weights.
 
-    Taps are what `taps.collect_taps` found while the reference ran the frame; one that is missing raises
-    DataError.
+    Taps are those of `taps.collect_taps` while the reference ran the frame; a missing one raises DataError.
     """
     with torch.no_grad():
         tgt, query_pos, _ = steps_of(model.pts_bbox_head).learned_queries()
-    found = dict(tgt=tgt, query_pos=query_pos) | dict(taps)
-    missing = [name for name in DUMP_NAMES if name not in found]
+    tensors = dict(tgt=tgt, query_pos=query_pos) | dict(taps)
+    missing = [name for name in DUMP_NAMES if name not in tensors]
     if missing:
         raise DataError(f'dump: the model gave no {", ".join(missing)}; dump with the PyTorch model')
-    arrays = {name: found[name].detach().cpu().numpy() for name in DUMP_NAMES}
+    arrays = {name: tensors[name].detach().cpu().numpy() for name in DUMP_NAMES}
     # the fork's images have no batch axis, and its times in the memory are float64
     arrays['img'] = arrays['img'].reshape(arrays['img'].shape[-4:])
     for name in ('timestamp', 'out_mem_timestamp', 'post_mem_timestamp'):
@@ -90,7 +88,7 @@ def dump_tensors(model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str
 
 
 def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
-    """Return a dumped frame as it was fed."""
+    """Return a dumped frame as the model got it."""
     check_dumped(tensors, ('img', *CALIBRATION, 'ego_pose', 'ego_pose_inv', 'timestamp'))
     return Frame(
         images=np.ascontiguousarray(tensors['img']),

@@ -10,35 +10,36 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.families.streampetr.runtime.fork import FORK_NAMES
+from mmdeploy_ext.families.streampetr.runtime.state import FIELDS
 from mmdeploy_ext.proving.half_bars import ATOL, RTOL
 
-FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
-"""The five tensors of the memory, in the order of `memory.Memory`."""
 STATE_PAIRS = tuple((f'post_memory_{field}', f'pre_memory_{field}') for field in FIELDS)
 """Outputs of a frame that are inputs of the next."""
-FORK_FIELDS = ('embedding', 'timestamp', 'egopose', 'ref_point', 'velo')
-"""The same in the order and under the names of the fork."""
-GEOMETRY = frozenset((
-    *('img2lidar', 'intrinsics', 'intrinsic', 'cone', 'ego_motion', 'ego_pose_inv', 'delta_t_s', 'timestamp'),
-    *(f'pre_memory_{field}' for field in FIELDS[1:]),
-    *(f'in_mem_{field}' for field in FORK_FIELDS[1:]),
-))  # fmt: skip
+FORK_FIELDS = ('embedding', 'timestamp', 'egopose', 'reference_point', 'velo')
+"""The fields of the memory in the fork's order; `FORK_NAMES` has the fork's names."""
+GEOMETRY = {
+    'img2lidar', 'intrinsics', 'intrinsic', 'cone', 'ego_motion', 'ego_pose_inv', 'delta_t_s', 'timestamp'
+}  # fmt: skip
+GEOMETRY |= {f'pre_memory_{field}' for field in FIELDS[1:]}
+GEOMETRY |= {f'in_mem_{FORK_NAMES[field]}' for field in FORK_FIELDS[1:]}
 """Inputs whose values stay float32 in a float16 graph: points, intrinsics, poses, times."""
 PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
 """Outputs that are float32 from their last linear layer on, as the top-k sorts them."""
-FEATURES = frozenset((
-    *('img', 'img_feats', 'pos_embed', 'outs_dec'),
-    *('pre_memory_embedding', 'post_memory_embedding', 'in_mem_embedding', 'mem_embedding'),
-))  # fmt: skip
+FEATURES = frozenset({
+    'img', 'img_feats', 'pos_embed', 'outs_dec',
+    'pre_memory_embedding', 'post_memory_embedding', 'in_mem_embedding', 'mem_embedding',
+})  # fmt: skip
 """Inputs and outputs that `fp16_io` makes float16."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """The numbers that shapes are made of; see the module's glossary.
+    """The numbers that determine all shapes; see the module's glossary.
 
     Attributes:
-        state: memory rows between frames, those inside a frame plus the new ones.
+        memory: rows of the memory inside a frame.
+        state: rows of the memory between frames: those inside a frame and the new ones.
     """
 
     cameras: int
@@ -56,12 +57,12 @@ class Sizes:
 
     @property
     def feature_hw(self) -> tuple[int, int]:
-        """Return (h, w)."""
+        """(h, w)."""
         return self.height // self.stride, self.width // self.stride
 
     @property
     def tokens(self) -> int:
-        """Return T."""
+        """T."""
         height, width = self.feature_hw
         return self.cameras * height * width
 
@@ -108,20 +109,13 @@ STATE_MEANING = dict(
 )
 
 
-def _loose(groups: tuple[ColumnGroup, ...], options: Options) -> tuple[ColumnGroup, ...]:
-    """Widen tolerances where features are float16; a proof goes by cosines, see `proving/half_bars.py`."""
-    if options.precision == 'fp32':
-        return groups
-    return tuple(dataclasses.replace(group, rtol=RTOL, atol=max(group.atol, ATOL)) for group in groups)
-
-
-class _Maker:
-    """Makes tensor specs of one export."""
+class SpecFactory:
+    """Makes the tensor specs of an export with some options."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
 
-    def __call__(
+    def tensor(
         self,
         name: str,
         axes: tuple[int, ...],
@@ -131,18 +125,20 @@ class _Maker:
         dtype: str = '',
         unused: bool = False,
     ) -> TensorSpec:
-        half = self.options.precision == 'fp16' and self.options.fp16_io and name in FEATURES
-        groups = _loose(groups or (ColumnGroup(unit=unit),), self.options)
+        """Return the spec of a tensor; a float16 graph has wider tolerances and may have float16 features."""
+        groups = groups or (ColumnGroup(unit=unit),)
+        if self.options.precision != 'fp32':  # a proof goes by cosines, see `proving/half_bars.py`
+            groups = tuple(
+                dataclasses.replace(group, rtol=RTOL, atol=max(group.atol, ATOL)) for group in groups
+            )
+        is_half = self.options.precision == 'fp16' and self.options.fp16_io and name in FEATURES
+        dtype = dtype or ('float16' if is_half else 'float32')
         single = name in GEOMETRY or name in PREDICTIONS
-        dtype = dtype or ('float16' if half else 'float32')
         return TensorSpec(name, dtype, axes, meaning, unit, groups, unused=unused, single=single)
-
-    def within(self, atol: float, name: str, axes: tuple[int, ...], meaning: str) -> TensorSpec:
-        return self(name, axes, meaning, '', (ColumnGroup(atol=atol),))
 
     def images(self, size: Sizes) -> TensorSpec:
         axes = (size.cameras, 3, size.height, size.width)
-        return self('img', axes, 'normalised images, padded bottom and right')
+        return self.tensor('img', axes, 'normalised images, padded bottom and right')
 
     def rows(
         self, name: str, field: str, rows: int, size: Sizes, meaning: str, dtype: str = ''
@@ -151,51 +147,52 @@ class _Maker:
             embedding=(size.channels,), reference_point=(3,), timestamp=(1,), egopose=(4, 4), velo=(2,)
         )
         group = STATE_GROUPS[field]
-        return self(name, (1, rows, *tails[field]), meaning, group.unit, (group,), dtype)
+        return self.tensor(name, (1, rows, *tails[field]), meaning, group.unit, (group,), dtype)
+
+    def embeddings(self, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
+        axes, cone = (1, size.tokens, size.channels), (1, size.tokens, 8)
+        per_token = 'per token |fx| |fy| in 1000 px and the normalised far points of its ray'
+        return (
+            self.tensor('pos_embed', axes, 'position embedding of the tokens', '', (ColumnGroup(atol=5e-4),)),
+            self.tensor('cone', cone, per_token, '', (ColumnGroup(atol=1e-5),)),
+        )
 
     def predictions(self, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
         layers = 'all decoder layers' if size.layers > 1 else 'the last decoder layer'
         shape = (size.layers, 1, size.queries)
         box = 'x y z (m, current LiDAR frame) log w log l log h sin cos (yaw) vx vy (m/s)'
         return (
-            self('all_cls_scores', (*shape, size.classes), f'class logits of {layers}', 'logit', LOGITS),
-            self('all_bbox_preds', (*shape, size.code), f'{box}, of {layers}', '', BOXES),
+            self.tensor(
+                'all_cls_scores', (*shape, size.classes), f'class logits of {layers}', 'logit', LOGITS
+            ),
+            self.tensor('all_bbox_preds', (*shape, size.code), f'{box}, of {layers}', '', BOXES),
         )
 
 
 def extract_img_feat(size: Sizes, options: Options) -> GraphSpec:
     """Return the contract of backbone and neck."""
-    make = _Maker(options)
+    factory = SpecFactory(options)
     axes = (1, size.cameras, size.channels, *size.feature_hw)
-    features = make.within(2e-5, 'img_feats', axes, f'feature map of stride {size.stride}')
-    return GraphSpec('streampetr/extract_img_feat', (make.images(size),), (features,))
+    meaning = f'feature map of stride {size.stride}'
+    features = factory.tensor('img_feats', axes, meaning, '', (ColumnGroup(atol=2e-5),))
+    return GraphSpec('streampetr/extract_img_feat', (factory.images(size),), (features,))
 
 
 def position_embedding(size: Sizes, options: Options) -> GraphSpec:
-    """Return the contract of what depends on the calibration alone."""
-    make = _Maker(options)
+    """Return the contract of the graph that depends on the calibration alone."""
+    factory = SpecFactory(options)
     matrices = (1, size.cameras, 4, 4)
     inverse = 'inverses of lidar2img, made in float64: pixels times depth to LiDAR frame'
     inputs = (
-        make('img2lidar', matrices, inverse),
-        make('intrinsics', matrices, 'of the network input', 'pixel'),
+        factory.tensor('img2lidar', matrices, inverse),
+        factory.tensor('intrinsics', matrices, 'of the network input', 'pixel'),
     )
-    return GraphSpec('streampetr/position_embedding', inputs, _embedding(make, size))
-
-
-def _embedding(make: _Maker, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
-    axes, cone = (1, size.tokens, size.channels), (1, size.tokens, 8)
-    per_token = 'per token |fx| |fy| in 1000 px and the normalised far points of its ray'
-    return (
-        make.within(5e-4, 'pos_embed', axes, 'position embedding of the tokens'),
-        make.within(1e-5, 'cone', cone, per_token),
-    )
+    return GraphSpec('streampetr/position_embedding', inputs, factory.embeddings(size))
 
 
 def pts_head_memory(size: Sizes, options: Options) -> GraphSpec:
     """Return the contract of the head: a pure step, state in, state out."""
-    make = _Maker(options)
-    features = extract_img_feat(size, options).outputs
+    factory = SpecFactory(options)
     frames = dict(
         pre='the last LiDAR frame, ages from the last frame', post='this LiDAR frame, ages from this frame'
     )
@@ -205,61 +202,72 @@ def pts_head_memory(size: Sizes, options: Options) -> GraphSpec:
             field: f'{STATE_MEANING[field]}; in {frames[time]}; newest rows first' for field in FIELDS
         }
         return tuple(
-            make.rows(f'{time}_memory_{field}', field, size.state, size, meaning)
+            factory.rows(f'{time}_memory_{field}', field, size.state, size, meaning)
             for field, meaning in meanings.items()
         )
 
     inputs = (
-        *features,
-        *_embedding(make, size),
+        *extract_img_feat(size, options).outputs,
+        *factory.embeddings(size),
         *state('pre'),
-        make('ego_motion', (1, 4, 4), 'last LiDAR frame to current LiDAR frame, composed in float64'),
-        make('delta_t_s', (1,), 'time since the last frame', 's'),
-        make('prev_exists', (1,), '0 at the first frame of a scene, 1 otherwise; at 0 the state is ignored'),
+        factory.tensor(
+            'ego_motion', (1, 4, 4), 'last LiDAR frame to current LiDAR frame, composed in float64'
+        ),
+        factory.tensor('delta_t_s', (1,), 'time since the last frame', 's'),
+        factory.tensor(
+            'prev_exists', (1,), '0 at the first frame of a scene, 1 otherwise; at 0 the state is ignored'
+        ),
     )
-    outputs = (*make.predictions(size), *state('post'))
+    outputs = (*factory.predictions(size), *state('post'))
     return GraphSpec('streampetr/pts_head_memory', inputs, outputs, STATE_PAIRS)
 
 
 def fork(size: Sizes, options: Options) -> GraphSpec:
     """Return the contract of the deployment fork's one graph, version 1.0 or 1.1."""
-    make, absolute = _Maker(options), options.fork_version == '1.0'
-    per = (1, size.tokens, size.depth, 4, 4) if options.fork_img2lidar == 'depth' else (1, size.tokens, 4, 4)
-    clock = (make('timestamp', (1,), 'absolute time of the frame', 's', dtype='float64'),) if absolute else ()
-    inputs = (
-        make.images(size),
-        make('img2lidar', per, 'inverse of lidar2img of the camera of each token'),
-        make(
+    factory, absolute_time = SpecFactory(options), options.fork_version == '1.0'
+
+    def state(prefix: str, rows: int, frame: str, time_meaning: str) -> tuple[TensorSpec, ...]:
+        tensors = []
+        for field in FORK_FIELDS:
+            meaning, dtype = f'{STATE_MEANING[field]}; in {frame}', ''
+            if field == 'timestamp' and absolute_time:
+                meaning, dtype = time_meaning, 'float64'
+            name = f'{prefix}_{FORK_NAMES[field]}'
+            tensors.append(factory.rows(name, field, rows, size, meaning, dtype))
+        return tuple(tensors)
+
+    matrices = (1, size.tokens, 4, 4)
+    if options.fork_img2lidar == 'depth':
+        matrices = (1, size.tokens, size.depth, 4, 4)
+    inputs = [
+        factory.images(size),
+        factory.tensor('img2lidar', matrices, 'inverse of lidar2img of the camera of each token'),
+        factory.tensor(
             'intrinsic', (1, size.tokens, 2), '|fx| |fy| in 1000 px; token t has camera t mod N, as trained'
         ),
-        *clock,
-        make('ego_pose', (1, 4, 4), 'LiDAR to global frame; no operator uses it', unused=True),
-        make('ego_pose_inv', (1, 4, 4), 'global to LiDAR frame'),
-        make('prev_exists', (1,), '0 at the first frame of a scene, 1 otherwise'),
-        *_fork_state(make, size, 'in_mem', size.state, absolute),
-    )
-    rows = (1, size.queries, size.channels)
+    ]
+    if absolute_time:
+        inputs.append(factory.tensor('timestamp', (1,), 'absolute time of the frame', 's', dtype='float64'))
+    inputs += [
+        factory.tensor('ego_pose', (1, 4, 4), 'LiDAR to global frame; no operator uses it', unused=True),
+        factory.tensor('ego_pose_inv', (1, 4, 4), 'global to LiDAR frame'),
+        factory.tensor('prev_exists', (1,), '0 at the first frame of a scene, 1 otherwise'),
+        *state(
+            'in_mem',
+            size.state,
+            'the global frame, after the last frame',
+            'minus the absolute times of origin',
+        ),
+    ]
     outputs = (
-        *make.predictions(size),
-        *_fork_state(make, size, 'mem', size.memory, absolute),
-        make('outs_dec', rows, 'last decoder layer after its norm', '', (ColumnGroup(rtol=0.0, atol=1e-3),)),
+        *factory.predictions(size),
+        *state('mem', size.memory, 'this LiDAR frame, before this frame adds to it', 'ages of the rows'),
+        factory.tensor(
+            'outs_dec',
+            (1, size.queries, size.channels),
+            'last decoder layer after its norm',
+            '',
+            (ColumnGroup(rtol=0.0, atol=1e-3),),
+        ),
     )
-    return GraphSpec(f'streampetr/fork {options.fork_version}', inputs, outputs)
-
-
-def _fork_state(make: _Maker, size: Sizes, prefix: str, rows: int, absolute: bool) -> tuple[TensorSpec, ...]:
-    given = prefix == 'in_mem'
-    place = (
-        'the global frame, after the last frame'
-        if given
-        else 'this LiDAR frame, before this frame adds to it'
-    )
-    tensors = []
-    for field in FORK_FIELDS:
-        ours = 'reference_point' if field == 'ref_point' else field
-        meaning, dtype = f'{STATE_MEANING[ours]}; in {place}', ''
-        if field == 'timestamp' and absolute:
-            dtype = 'float64'
-            meaning = 'minus the absolute times of origin' if given else 'ages of the rows'
-        tensors.append(make.rows(f'{prefix}_{field}', ours, rows, size, meaning, dtype))
-    return tuple(tensors)
+    return GraphSpec(f'streampetr/fork {options.fork_version}', tuple(inputs), outputs)

@@ -1,4 +1,4 @@
-"""Synthetic outputs of StreamPETR's head that reach all limits of its decoding.
+"""Synthetic outputs of StreamPETR's head that reach every limit of its decoding.
 
 Glossary: L decoder layers, Q queries, K classes.
 """
@@ -11,13 +11,13 @@ import numpy as np
 from mmdeploy_ext.proving.inputs.head_outputs import about_limits, headings, logits, scores_about
 
 LOW = 0.001, 0.05
-"""Scores of classes that a query is not: distinct, since a model without a threshold keeps some of them."""
+"""Range of scores of wrong classes; they are distinct, as a model without a threshold keeps some of them."""
 
 
 def synthetic_outputs(
     facts: Mapping[str, Any], queries: int, classes: int
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yield outputs (1, 1, Q, K) and (1, 1, Q, 10) for a model that decodes by the facts of a file."""
+    """Yield titles and outputs (1, 1, Q, K), (1, 1, Q, 10) for a model that decodes by a file's facts."""
     rng = np.random.default_rng(0)
     limits = list(map(float, facts['post_center_range']))
     scores = rng.permutation(np.linspace(0.15, 0.98, queries * classes))
@@ -41,7 +41,7 @@ def synthetic_outputs(
 
 
 def _boxes(limits: list[float], queries: int, rng: np.random.Generator) -> np.ndarray:
-    """Return codes (Q, 10) float32 of boxes within limits, with headings about the end of a turn."""
+    """Return codes (Q, 10) float32 of boxes within limits, some with headings at +-pi."""
     low, high = np.array(limits).reshape(2, 3)
     turn, length = headings(queries, rng), rng.uniform(0.5, 2.0, queries)
     place = rng.uniform(0.9 * low + 0.1 * high, 0.1 * low + 0.9 * high, (queries, 3))

@@ -86,7 +86,7 @@ FAULTS = [
         'ego_pose',
         altered(
             samples,
-            'moment',
+            'frame_of_rig',
             result(lambda one, *_: dataclasses.replace(one, ego_pose=invert_pose(one.ego_pose))),
         ),
     ),

@@ -14,8 +14,7 @@ from mmdeploy_ext.consumers.autoware.streampetr import NodeContract, StreamSetti
 from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES, NORMS, from_node
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.files import export_files
-from mmdeploy_ext.families.streampetr.runtime.boxes import boxes
-from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
+from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx, boxes_of_predictions
 from mmdeploy_ext.proving.ladder import prove
 from planting import replaced
 from proofs import check_files
@@ -236,7 +235,7 @@ def test_objects_are_boxes_of_our_own_runtime_within_a_centimetre(toy, folder, t
             one, two = node.step(frame).outputs, runtime.step(frame).outputs
             columns = [one[name][0].transpose(0, 2, 1) for name in ('all_cls_scores', 'all_bbox_preds')]
             found = objects_of(*columns, settings).detections().boxes
-            known = boxes(two['all_bbox_preds'][-1, 0])
+            known = boxes_of_predictions(two['all_bbox_preds'][-1, 0])
             gap = np.abs(found[:, None, :7] - known[None, :, :7]).max(2).min(1)
             assert gap.max(initial=0) < 0.01
             count += len(found)

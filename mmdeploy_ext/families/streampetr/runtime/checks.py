@@ -1,4 +1,4 @@
-"""What a frame of a streaming model must be before it may touch the memory; each failure is one clear error.
+"""Checks of a frame of a streaming model, made before it may change the memory; a failure is one error.
 
 Glossary: N cameras.
 """
@@ -11,7 +11,7 @@ from mmdeploy_ext.runtime.frames import not_rigid
 
 
 def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
-    """Return a rigid (4, 4) pose as float64; DataError when it is none."""
+    """Return a rigid (4, 4) pose as float64; DataError for anything else."""
     if pose is None:
         raise DataError(
             f'{name}: is missing; expected the 4x4 matrix from the LiDAR frame to the global frame'
@@ -27,7 +27,7 @@ def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
 
 
 def check_time(timestamp_s: float) -> float:
-    """Return a time in seconds as a float; DataError when it is none."""
+    """Return a time in seconds as a float; DataError for anything else."""
     try:
         value = float(np.asarray(timestamp_s, np.float64).reshape(()))
     except (TypeError, ValueError):
@@ -57,7 +57,12 @@ def check_calibration(calibration: Calibration | None, num_cameras: int) -> Cali
                 f'{num_cameras} cameras of this model'
             )
         for camera, matrix in enumerate(matrices):
-            if problem := _not_invertible(matrix):
+            problem = ''
+            if not np.isfinite(matrix).all():
+                problem = 'has NaN or infinity'
+            elif _is_singular(matrix[:3, :3]):
+                problem = 'is singular'
+            if problem:
                 raise DataError(f'calibration: {name} of camera {camera} {problem}: {matrix.tolist()}')
     for camera, matrix in enumerate(np.linalg.solve(intrinsics, lidar2img)):
         if problem := not_rigid(matrix):
@@ -83,11 +88,10 @@ def check_prepared(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(images)
 
 
-def _not_invertible(matrix: np.ndarray) -> str:
-    if not np.isfinite(matrix).all():
-        return 'has NaN or infinity'
-    # Rows of pixels are long and the row of depth is short by design: lengths say nothing about the rank.
-    lengths = np.linalg.norm(matrix[:3, :3], axis=1)
-    if (lengths < 1e-12).any() or abs(np.linalg.det(matrix[:3, :3] / lengths[:, None])) < 1e-6:
-        return 'is singular'
-    return ''
+def _is_singular(matrix: np.ndarray) -> bool:
+    """Return whether a matrix (3, 3) of pixels and depth has no inverse.
+
+    Its rows of pixels are long and the row of depth is short by design, so that they are normalised first.
+    """
+    lengths = np.linalg.norm(matrix, axis=1)
+    return bool((lengths < 1e-12).any() or abs(np.linalg.det(matrix / lengths[:, None])) < 1e-6)

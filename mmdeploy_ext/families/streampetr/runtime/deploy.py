@@ -59,8 +59,8 @@ class DeployContract:
     def run(self, images: np.ndarray, calibration: Calibration, moment: Moment) -> dict[str, np.ndarray]:
         """Run one frame of images (N, 3, H, W), contiguous, which are read in place, and keep the memory.
 
-        The memory is ignored where `prev_exists` of the moment is False. Gives `all_cls_scores` (L, 1, Q, K),
-        `all_bbox_preds` (L, 1, Q, 10).
+        The memory is ignored if `prev_exists` of the moment is False. Returned are `all_cls_scores`
+        (L, 1, Q, K) and `all_bbox_preds` (L, 1, Q, 10).
         """
         self.fed_bytes = self._calibrate(calibration)
         images = np.ascontiguousarray(images, self.image_dtype)
@@ -79,7 +79,7 @@ class DeployContract:
         return {name: fetch(buffer) for name, buffer in self.results.items()}
 
     def _calibrate(self, calibration: Calibration) -> int:
-        """Compute the position embedding where the calibration is another one; return the bytes fed."""
+        """Compute the position embedding if the calibration has changed; return the bytes fed."""
         key = calibration.lidar2img.tobytes() + calibration.intrinsics.tobytes()
         if key == self.calibration_key:
             return 0

@@ -1,11 +1,11 @@
 """The deployment fork's contract on ONNX Runtime: one graph, global memory, the update left to the caller.
 
-Source: woquyuna/StreamPETR deployV1.0 0e9eefe and deployV1.1 13660a1, tools/test_onnx.py. Here for those who
-have such a consumer; the deploy contract feeds 72 bytes per frame, not megabytes.
+Source: woquyuna/StreamPETR deployV1.0 0e9eefe and deployV1.1 13660a1, tools/test_onnx.py. It is for
+consumers of such files; the deploy contract feeds 72 bytes per frame, not megabytes.
 
 The contract's poses and points are float32 in a global frame: a step of 0.12 mm two kilometres from its
-origin, which the sines of the ego motion make some millimetres. Any frame that stands still from the last
-frame to this one is a global one; here its origin is where the last frame was, to the metre.
+origin, which the sines of the ego motion make some millimetres. Any frame that does not move between two
+frames can be the global one; here its origin is the place of the last frame, rounded to metres.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ FORK_NAMES = {field: field for field in FIELDS} | {'reference_point': 'ref_point
 
 
 class ForkContract:
-    """The one graph and the memory between its runs; see `DeployContract` for what the methods mean.
+    """The one graph and the memory between its runs; the methods are those of `DeployContract`.
 
     Attributes:
-        memory: after the last frame, in its LiDAR frame, ages in seconds; float32.
+        memory: the memory after the last frame, in its LiDAR frame, ages in seconds; float32.
         last: pose (4, 4) float64 and time in seconds of the last frame.
     """
 
@@ -89,8 +89,10 @@ class ForkContract:
             timestamp=np.array([moment.timestamp_s]),
             **{f'in_mem_{FORK_NAMES[field]}': memory[field] for field in FIELDS},
         )
-        given = ((tensor, values[tensor.name]) for tensor in self.spec.inputs)
-        return {tensor.name: np.ascontiguousarray(value, tensor.dtype) for tensor, value in given}
+        return {
+            tensor.name: np.ascontiguousarray(values[tensor.name], tensor.dtype)
+            for tensor in self.spec.inputs
+        }
 
     def read_state(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
         """Return the memory after the last frame; it is local already."""

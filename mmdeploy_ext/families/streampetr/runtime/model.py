@@ -4,7 +4,9 @@
     calibration = runtime.rule.calibrate(intrinsics, lidar2cam)
     boxes = runtime.detect(images_bgr, calibration, ego_pose, timestamp_s)
 
-Needs numpy, OpenCV and ONNX Runtime, no PyTorch. Glossary: N cameras, H, W network input in pixels.
+Needs numpy, OpenCV and ONNX Runtime, no PyTorch.
+
+Glossary: N cameras, H, W network input in pixels, L decoder layers, Q queries, K classes.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ from mmdeploy_ext.consumers.autoware.streampetr import NodeContract
 from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES as NODE_GRAPHS
 from mmdeploy_ext.contract.metadata import damaged
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError
+from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
 from mmdeploy_ext.families.streampetr.runtime import checks
-from mmdeploy_ext.families.streampetr.runtime.boxes import decode
 from mmdeploy_ext.families.streampetr.runtime.deploy import GRAPHS, DeployContract
 from mmdeploy_ext.families.streampetr.runtime.fork import ForkContract
 from mmdeploy_ext.families.streampetr.runtime.state import Moment, check_tensors, relative_motion
 from mmdeploy_ext.preprocess.cameras import Calibration
+from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
 from mmdeploy_ext.runtime.exported import Runtime, check_same_export, export_files
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
@@ -33,14 +36,13 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.engines.base import Backend
     from mmdeploy_ext.preprocess.cameras import MultiViewRule
-    from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.runtime.infos import RigFrame
 
 logger = logging.getLogger(__name__)
 FAMILY = 'streampetr'
 MAX_GAP_S = 2.0
-"""Seconds; nuScenes' key frames are 0.5 s apart, and the memory of four of them is older than that."""
+"""Seconds: the time of four key frames of nuScenes, which are 0.5 s apart."""
 
 
 class StreamPetrOnnx(Runtime):
@@ -83,9 +85,10 @@ class StreamPetrOnnx(Runtime):
         else:
             (backend,) = backends.values()
             if engine == 'OpenVinoBackend':
-                # it drops an input that the graph needs, and is wrong from the second frame on (2026.4)
-                said = 'the fork contract does not run right in OpenVINO; export deploy'
-                raise EngineError(f'{backend.path}: {said}')
+                # OpenVINO 2026.4 drops an input that the graph needs: wrong results from the second frame on
+                raise EngineError(
+                    f'{backend.path}: the fork contract does not run right in OpenVINO; export deploy'
+                )
             self.contract = ForkContract(backend)
         self.metadata = self.contract.metadata
         self.image_shape = self.contract.image_shape
@@ -100,9 +103,9 @@ class StreamPetrOnnx(Runtime):
         self._last: tuple[np.ndarray, float, str | None] | None = None
 
     def _open(self, paths: Paths, engine: str, options: Mapping[str, Any]) -> dict[str, Backend]:
-        """Return `form` -> backend: the three of `GRAPHS` or of `NODE_GRAPHS`, or a single other one."""
-        inside = isinstance(paths, str | Path) and (Path(paths) / f'{NODE_GRAPHS[0]}.onnx').is_file()
-        files = export_files(paths, NODE_GRAPHS if inside else GRAPHS)
+        """Return `form` -> backend: those of `GRAPHS` or of `NODE_GRAPHS`, or a single other one."""
+        of_node = isinstance(paths, str | Path) and (Path(paths) / f'{NODE_GRAPHS[0]}.onnx').is_file()
+        files = export_files(paths, NODE_GRAPHS if of_node else GRAPHS)
         backends: dict[str, Backend] = {}
         for file in files:
             backend = self.opened(engine, file, options)
@@ -137,21 +140,21 @@ class StreamPetrOnnx(Runtime):
             calibration: of `rule.calibrate`; give the same object or equal numbers while the rig is the same.
             ego_pose: (4, 4) float64, LiDAR frame to a global frame.
             timestamp_s: seconds, absolute or from any fixed point.
-            scene_token: a change empties the memory; None says nothing about scenes.
+            scene_token: a change empties the memory; None leaves the scene as it was.
 
         Raises:
             ShapeError: wrong number or size of images.
-            DataError: an invalid calibration or pose, or time that runs backwards.
+            DataError: an invalid calibration or pose, or a time before that of the last frame.
             InferenceError: the engine failed or gave NaN. The memory is then as it was before, or empty.
         """
-        images, (seen, intrinsics) = self.rule.apply(images_bgr), calibration or (None, None)
-        return self.step(Frame(images, seen, intrinsics, ego_pose, timestamp_s, scene_token)).detections
+        images, (lidar2img, intrinsics) = self.rule.apply(images_bgr), calibration or (None, None)
+        return self.step(Frame(images, lidar2img, intrinsics, ego_pose, timestamp_s, scene_token)).detections
 
     def moment(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> Frame:
-        """Return a frame of a data set's infos as `step` takes it; see the function of this name."""
-        return moment(images_bgr, rig, self.rule)
+        """Return a frame of a data set's infos as `step` takes it; see `frame_of_rig`."""
+        return frame_of_rig(images_bgr, rig, self.rule)
 
     def step(self, frame: Frame) -> StepResult:
         """Run a prepared frame; raises what `detect` raises."""
@@ -163,21 +166,21 @@ class StreamPetrOnnx(Runtime):
         pose, time, scene = checks.check_pose(frame.ego_pose), checks.check_time(frame.timestamp_s), None
         if frame.ego_pose_inv is not None:
             checks.check_pose(frame.ego_pose_inv, 'ego_pose_inv')
-        fresh = self._is_new_drive(time, frame.scene_token)
+        is_first = self._is_first_frame(time, frame.scene_token)
         motion, gap = np.eye(4), 0.0
-        if not fresh:
+        if not is_first:
             last_pose, last_time, scene = self._last
             motion, gap = relative_motion(last_pose, pose), time - last_time
-        outputs = self.contract.run(images, calibration, Moment(pose, time, motion, gap, not fresh))
+        outputs = self.contract.run(images, calibration, Moment(pose, time, motion, gap, not is_first))
         if not all(np.isfinite(values[-1]).all() for values in outputs.values()):
             self.reset()
             raise InferenceError('the network gave NaN or infinity; the memory was emptied')
         self._last = pose, time, scene if frame.scene_token is None else frame.scene_token
-        self.was_reset = fresh
-        return StepResult(outputs, self.boxes_of(outputs), fresh)
+        self.was_reset = is_first
+        return StepResult(outputs, self.boxes_of(outputs), is_first)
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes that outputs of the head stand for, best first; see `boxes.decode`."""
+        """Return the boxes of the head's outputs, best first; see `decode`."""
         return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], self.metadata.postprocess)
 
     def graph_seconds(self) -> dict[str, float]:
@@ -207,8 +210,8 @@ class StreamPetrOnnx(Runtime):
         self.contract.write_state(state.tensors, pose, time)
         self._last = pose, time, state.scene_token or None
 
-    def _is_new_drive(self, time: float, scene_token: str | None) -> bool:
-        """Say whether the memory does not belong to this frame, and log why."""
+    def _is_first_frame(self, time: float, scene_token: str | None) -> bool:
+        """Return whether a frame starts with an empty memory; log why the memory is emptied."""
         if self._last is None:
             return True
         _, last_time, last_scene = self._last
@@ -221,14 +224,17 @@ class StreamPetrOnnx(Runtime):
                 f'the same scene; frames have to come in order: call reset() where a new drive begins'
             )
         if self.max_gap_s is not None and time - last_time > self.max_gap_s:
-            said = 'memory reset: %.3f s since the last frame, more than max_gap_s=%g'
-            logger.warning(said, time - last_time, self.max_gap_s)
+            logger.warning(
+                'memory reset: %.3f s since the last frame, more than max_gap_s=%g',
+                time - last_time,
+                self.max_gap_s,
+            )
             return True
         return False
 
 
-def moment(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
-    """Return one frame of `read_frames`, and its N pictures (h, w, 3) uint8, as the model takes it.
+def frame_of_rig(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
+    """Return a frame of `read_frames` with its N pictures (h, w, 3) uint8 as inputs of the model.
 
     Raises:
         ShapeError: wrong number or size of pictures.
@@ -237,6 +243,37 @@ def moment(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule)
     calibration = rule.calibrate(rig.intrinsics, rig.lidar2cam)
     images = rule.apply(images_bgr)
     return Frame(images, *calibration, rig.ego_pose, rig.timestamp_s, rig.scene_token, rig.name)
+
+
+def decode(cls_scores: np.ndarray, bbox_preds: np.ndarray, facts: Mapping[str, Any]) -> Detections3D:
+    """Decode the outputs of one frame to boxes, best first, with z at the bottom.
+
+    One query may give several boxes, and there is no NMS.
+
+    Args:
+        cls_scores: (L, 1, Q, K) logits; the last layer counts.
+        bbox_preds: (L, 1, Q, 10): x, y, z centre in metres, three log sizes, sin and cos of the yaw, vx, vy.
+        facts: the `postprocess` entry of the file's metadata: `max_num`, `post_center_range` (metres,
+            ends included, for the centre) and `score_threshold` (None or 0 keeps all).
+
+    Source: exiawsh/StreamPETR 95f6470, core/bbox/coders/nms_free_coder.py and streampetr_head.py
+    `get_bboxes`.
+    """
+    scores = sigmoid(cls_scores[-1, 0]).reshape(-1)
+    best = top_rows(scores, int(facts['max_num']))
+    query, labels = np.divmod(best, cls_scores.shape[-1])
+    scores, preds = scores[best], bbox_preds[-1, 0].astype(np.float32)[query]
+    valid = in_range(preds, facts['post_center_range']) & (scores >= (facts.get('score_threshold') or 0.0))
+    return Detections3D(boxes_of_predictions(preds), scores, labels.astype(np.int64))[valid]
+
+
+def boxes_of_predictions(preds: np.ndarray) -> np.ndarray:
+    """Return (n, 9) float32 boxes, z at the bottom, of (n, 10) predictions; see `decode`."""
+    sizes = np.exp(preds[:, 3:6])
+    centre = preds[:, :3].copy()
+    centre[:, 2] -= sizes[:, 2] * np.float32(0.5)
+    yaw = np.arctan2(preds[:, 6:7], preds[:, 7:8])
+    return np.concatenate([centre, sizes, yaw, preds[:, 8:10]], axis=1).astype(np.float32)
 
 
 OPENS = StreamPetrOnnx

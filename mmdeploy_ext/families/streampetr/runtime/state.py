@@ -1,4 +1,4 @@
-"""Motion between frames and the memory in local and global coordinates, in float64. Needs numpy only.
+"""The motion between frames, and the memory in local and global coordinates, in float64. Needs numpy only.
 
 Glossary: n memory rows.
 """
@@ -24,14 +24,14 @@ FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """When and where a frame is, and what came before it.
+    """Pose and time of a frame, and its motion since the last frame.
 
     Attributes:
         ego_pose: (4, 4) float64, LiDAR to global.
         timestamp_s: seconds, absolute.
-        ego_motion: (4, 4) float64, last LiDAR frame to this one; identity where the memory is empty.
-        delta_t_s: seconds since the last frame; 0 where the memory is empty.
-        prev_exists: the memory belongs to this drive.
+        ego_motion: (4, 4) float64, last LiDAR frame to this one; the identity if the memory is empty.
+        delta_t_s: seconds since the last frame; 0 if the memory is empty.
+        prev_exists: whether the memory belongs to this drive.
     """
 
     ego_pose: np.ndarray
@@ -48,15 +48,15 @@ def relative_motion(last_pose: np.ndarray, pose: np.ndarray) -> np.ndarray:
     only costs nothing 700 km away from the origin of the map.
     """
     last_pose, pose = np.asarray(last_pose, np.float64), np.asarray(pose, np.float64)
-    back = pose[:3, :3].T
+    rotation = pose[:3, :3].T
     motion = np.eye(4)
-    motion[:3, :3] = back @ last_pose[:3, :3]
-    motion[:3, 3] = back @ (last_pose[:3, 3] - pose[:3, 3])
+    motion[:3, :3] = rotation @ last_pose[:3, :3]
+    motion[:3, 3] = rotation @ (last_pose[:3, 3] - pose[:3, 3])
     return motion
 
 
 def to_local(memory: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
-    """Bring a global memory into the LiDAR frame of a pose, and its times to ages at a time; float32 back."""
+    """Return a global memory in the LiDAR frame of a pose, with ages at a time for times; float32."""
     return _moved(memory, invert_pose(ego_pose), timestamp_s, np.float32)
 
 
@@ -77,7 +77,7 @@ def _moved(memory: Arrays, transform: np.ndarray, seconds: float, time_dtype: ty
 
 
 def check_tensors(tensors: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a memory that is not this model's: ShapeError names the tensor."""
+    """Refuse the memory of another model; ShapeError names the tensor."""
     for field in FIELDS:
         if field not in tensors:
             raise ShapeError(f'state: has no tensor {field!r}; expected {", ".join(FIELDS)}')
