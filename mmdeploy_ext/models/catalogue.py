@@ -24,9 +24,7 @@ MODELS_2D = {
     'rtdetr.decoder': ('RTDETRDecoder',),
     'rtdetr.detector': ('RTDETR',),
     'rtdetr.encoder': ('RTDETRHybridEncoder',),
-    'rtmdet.backbone': ('CSPNeXt',),
-    'rtmdet.head': ('RTMDet', 'RTMDetSepBNHead'),
-    'rtmdet.neck': ('CSPNeXtPAFPN',),
+    'rtmdet': ('CSPNeXt', 'CSPNeXtPAFPN', 'RTMDet', 'RTMDetSepBNHead'),
 }
 """Module of this package -> the types that it offers; these need mmdet."""
 MODELS_3D = {

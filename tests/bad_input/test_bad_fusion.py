@@ -165,7 +165,7 @@ def test_the_head_leaves_out_what_the_runtime_leaves_out(tmp_path):
         scores=torch.rand(200, generator=generator),
         labels=torch.randint(0, 10, (200,), generator=generator),
     )
-    left = head.spread_out(one)
+    left = head.suppress(one)
     order = one['scores'].argsort(descending=True)
     arrays = (one[name][order].numpy() for name in ('bboxes', 'scores', 'labels'))
     found = suppress(Detections3D(*arrays), head.nms)

@@ -151,13 +151,7 @@ def with_encoder(
     total = writer.op('ReduceSum', ['voxels', one], 'mean/total', keepdims=0)
     count = writer.op('Cast', ['num_points_per_voxel'], 'mean/count', to=TensorProto.FLOAT)
     features = writer.op('Div', [total, writer.op('Unsqueeze', [count, one], 'mean/column')], 'mean/features')
-    # sample 0 and the cells in the order of the encoder, of `coors`, which are z, y, x
-    order = [0, 2, 1, 0] if sparse.order == 'xyz' else [0, 0, 1, 2]
-    columns = writer.constant('sites/columns', np.array(order))
-    picked = writer.op('Gather', ['coors', columns], 'sites/picked', axis=1)
-    mask = writer.constant('sites/sample', np.array([0, 1, 1, 1], np.int32))
-    sites = writer.op('Mul', [picked, mask], 'sites/all')
-    encoded = ImplicitGemm(sparse, writer).write(sites, features)
+    encoded = ImplicitGemm(sparse, writer).write(encoder_sites(writer, sparse.order), features)
     last = next(node for node in writer.nodes if node.output[0] == encoded)
     last.output[0] = BEV
     result = onnx.ModelProto()
@@ -171,6 +165,16 @@ def with_encoder(
     graph.initializer.extend(writer.initializers.values())
     result.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     return result, True
+
+
+def encoder_sites(writer: NodeWriter, order: str) -> str:
+    """Write the sites of the encoder, sample 0 and cells in its order, of `coors`, which are z, y, x."""
+    columns = [0, 2, 1, 0] if order == 'xyz' else [0, 0, 1, 2]
+    picked = writer.op(
+        'Gather', ['coors', writer.constant('sites/columns', np.array(columns))], 'sites/picked', axis=1
+    )
+    mask = writer.constant('sites/sample', np.array([0, 1, 1, 1], np.int32))
+    return writer.op('Mul', [picked, mask], 'sites/all')
 
 
 def between() -> tuple[TensorSpec, ...]:

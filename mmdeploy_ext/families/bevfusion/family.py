@@ -61,8 +61,8 @@ DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
 FOLLOWED: Followed = (
     (BEVFusion, ('forward', 'forward_test', 'simple_test', 'predictions', 'camera_view', 'lidar_view')),
     (ViewTransform, ('pool',)),
-    (TransFusionHead, ('get_bboxes', 'spread_out')),
-    (BEVFusionCenterHead, ('get_bboxes', '_decoded', '_suppressed', 'spread_out')),
+    (TransFusionHead, ('get_bboxes', 'suppress')),
+    (BEVFusionCenterHead, ('get_bboxes', '_decoded', '_suppressed', 'suppress')),
     (TransFusionBBoxCoder, ('decode',)),
 )
 """Classes of this package and their methods that the graphs compute by themselves."""

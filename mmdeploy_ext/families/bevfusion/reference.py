@@ -66,7 +66,7 @@ class BEVFusionReference:
             boxes = {name: torch.from_numpy(outputs[output][rows]) for name, output in names.items()}
         else:
             (boxes,) = head.bbox_coder.decode(*head_values(outputs, head.num_classes))
-        return detections(head.spread_out(boxes))
+        return detections(head.suppress(boxes))
 
     def _inputs(self, frame: FusedFrame) -> tuple[torch.Tensor | None, list[torch.Tensor] | None]:
         """Return pictures (1, N, 3, H, W) and [points] of a frame; None for a sensor that the model lacks."""

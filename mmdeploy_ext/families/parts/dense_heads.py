@@ -20,7 +20,7 @@ from mmdeploy_ext.contract.dense_head import Head, factor_head
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import positive
 from mmdeploy_ext.exporting.same_bytes import SameBytes
-from mmdeploy_ext.models.rtmdet.head import RTMDetSepBNHead
+from mmdeploy_ext.models.rtmdet import RTMDetSepBNHead
 
 heads, coders = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.core.bbox.coder')
 MlvlPointGenerator = mmdet_module('mmdet.core.anchor.point_generator').MlvlPointGenerator

@@ -1,4 +1,4 @@
-"""From what TransFusion's head predicts for a query to its box."""
+"""The coder of TransFusion's head: from predictions of a query to its box, and back."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,28 +22,30 @@ def boxes_of_cells(
 ) -> Tensor:
     """Return boxes (B, Q, 7 or 9): bottom centre, w, l, h in m, yaw in rad, velocity in m/s.
 
-    Given are the centre (B, 2, Q) in cells, x first, the height of the centre (B, 1, Q) m, `dim` (B, 3, Q) w,
-    l, h, in m or as logarithms of it, `rot` (B, 2, Q) sine and cosine, `vel` (B, 2, Q) m/s.
+    Arguments are the centre (B, 2, Q) in cells, x first, the height of the centre (B, 1, Q) m, `dim`
+    (B, 3, Q) w, l, h in m, or their `logarithms`, `rot` (B, 2, Q) sine and cosine, `vel` (B, 2, Q) m/s.
     """
     cell = center.new_tensor([size * coder.out_size_factor for size in coder.voxel_size[:2]])[:, None]
     place = center * cell + center.new_tensor(coder.pc_range[:2])[:, None]
     size = dim.exp() if logarithms else dim
     bottom = height - size[:, 2:] * 0.5
     yaw = torch.atan2(rot[:, :1], rot[:, 1:])
-    parts = [place, bottom, size, yaw, *([] if vel is None else [vel])]
-    return torch.cat(parts, 1).transpose(1, 2)
+    columns = [place, bottom, size, yaw]
+    if vel is not None:
+        columns.append(vel)
+    return torch.cat(columns, 1).transpose(1, 2)
 
 
 @offered(BBOX_CODERS)
 class TransFusionBBoxCoder(BaseBBoxCoder):
     """Cells to metres, logarithms to sizes, gravity centre to bottom centre.
 
-    `pc_range` is the first cell's corner, a cell has `out_size_factor` voxels; x, y, m. Boxes whose bottom
-    centre is outside of `post_center_range` (x, y, z low, then high), or with lower scores than
-    `score_threshold` are dropped; None (and a score of 0) drop none.
+    `pc_range` is the first cell's corner (x, y, m), a cell has `out_size_factor` voxels. Boxes whose bottom
+    centre is outside `post_center_range` (x, y, z low, then high), and boxes whose score does not exceed
+    `score_threshold`, are dropped; a limit of None, or a threshold of 0, drops none.
 
-    Source: mit-han-lab/bevfusion db75150, core/bbox/coders/transfusion_bbox_coder.py; it changes what it is
-    given, this one does not.
+    Source: mit-han-lab/bevfusion db75150, core/bbox/coders/transfusion_bbox_coder.py; differs in: arguments
+    are not changed in place.
     """
 
     def __init__(
@@ -61,23 +63,23 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
         self.score_threshold = score_threshold
 
     def encode(self, boxes: Tensor) -> Tensor:
-        """Return (n, code_size) of boxes (n, 7 or 9), bottom centre, m, rad, m/s: what the losses compare."""
+        """Return the regression targets (n, code_size) of boxes (n, 7 or 9), bottom centre, m, rad, m/s."""
         cell = boxes.new_tensor([size * self.out_size_factor for size in self.voxel_size[:2]])
         place = (boxes[:, :2] - boxes.new_tensor(self.pc_range[:2])) / cell
         height = boxes[:, 2:3] + boxes[:, 5:6] / 2
         yaw = boxes[:, 6:7]
-        parts = [place, height, boxes[:, 3:6].log(), yaw.sin(), yaw.cos(), boxes[:, 7:9]]
-        return torch.cat(parts, 1)[:, : self.code_size]
+        columns = [place, height, boxes[:, 3:6].log(), yaw.sin(), yaw.cos(), boxes[:, 7:9]]
+        return torch.cat(columns, 1)[:, : self.code_size]
 
     boxes = boxes_of_cells
 
-    def kept(self, boxes: Tensor, scores: Tensor) -> Tensor:
-        """Return which boxes (B, Q, .) with scores (B, Q) are not dropped, (B, Q)."""
-        keep = torch.ones_like(scores, dtype=torch.bool)
+    def within_limits(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        """Return (B, Q) bool: False for boxes (B, Q, .) with scores (B, Q) that are dropped."""
+        valid = torch.ones_like(scores, dtype=torch.bool)
         if self.post_center_range is not None:
             limits = boxes.new_tensor(self.post_center_range)
-            keep = ((boxes[..., :3] >= limits[:3]) & (boxes[..., :3] <= limits[3:])).all(2)
-        return keep & (scores > self.score_threshold) if self.score_threshold else keep
+            valid = ((boxes[..., :3] >= limits[:3]) & (boxes[..., :3] <= limits[3:])).all(2)
+        return valid & (scores > self.score_threshold) if self.score_threshold else valid
 
     def decode(self, scores: Tensor, *values: Tensor) -> list[dict[str, Tensor]]:
         """Return 'bboxes', 'scores' and 'labels' of each sample, in the order of the queries.
@@ -86,8 +88,8 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
         """
         best, labels = scores.max(1)
         boxes = self.boxes(*values)
-        samples = zip(boxes, best, labels, self.kept(boxes, best), strict=True)
+        samples = zip(boxes, best, labels, self.within_limits(boxes, best), strict=True)
         return [
-            dict(bboxes=box[mask], scores=score[mask], labels=label[mask])
-            for box, score, label, mask in samples
+            dict(bboxes=rows[valid], scores=score[valid], labels=label[valid])
+            for rows, score, label, valid in samples
         ]

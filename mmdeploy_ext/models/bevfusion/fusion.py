@@ -1,4 +1,4 @@
-"""BEVFusion whole: cameras and LiDAR to the bird's-eye view, joined, and read by a head.
+"""BEVFusion: maps of cameras and LiDAR in the bird's-eye view are fused, and a head predicts boxes of them.
 
 Glossary: B samples, N cameras, P points, C channels, X, Y cells of the bird's-eye view.
 """
@@ -30,7 +30,7 @@ from mmdeploy_ext.models.sparse_backbone.model import LidarBackbone
 SENSORS = ('camera', 'lidar')
 """In the order of the joined channels."""
 HEADS = dict(TransFusionHead='TransFusionHead', CenterHead='BEVFusionCenterHead')
-"""Type of a config -> what is built: mmdet3d's own CenterHead reads maps whose rows are y."""
+"""Type of a config -> type that is built: rows of the maps of mmdet3d's CenterHead are y, not x."""
 
 
 @offered(FUSION_LAYERS)
@@ -58,12 +58,12 @@ class BEVFusion(BaseModule):
     """Cameras, LiDAR or both to boxes; parameters are named as in mit-han-lab's checkpoints.
 
     Args:
-        encoders: 'camera' -> 'backbone', 'neck', 'vtransform'; 'lidar' -> 'voxelize', 'backbone'; one
-            may lack.
-        fuser: joins both; none where there is one sensor.
+        encoders: 'camera' -> 'backbone', 'neck', 'vtransform'; 'lidar' -> 'voxelize', 'backbone'; one of
+            them may be missing.
+        fuser: fuses the maps of both sensors; None for one sensor.
         decoder: 'backbone' and 'neck' of the bird's-eye view.
         heads: 'object' -> the head; 'map' has to be empty.
-        train_cfg, test_cfg: the head has them.
+        train_cfg, test_cfg: not used; the head has its own.
 
     Source: mit-han-lab/bevfusion db75150, models/fusion_models/bevfusion.py.
     """
@@ -101,7 +101,7 @@ class BEVFusion(BaseModule):
         self.heads = nn.ModuleDict(dict(object=build_head(dict(head, type=HEADS[head['type']]))))
 
     def init_weights(self) -> None:
-        """Initialise the parts; mmcv's own takes the mean of every parameter, and the cells' are integers."""
+        """Initialise the parts; mmcv's method takes means of parameters, but the grid has integer ones."""
         modules = [self]
         while modules:
             for child in modules.pop().children():
@@ -111,11 +111,11 @@ class BEVFusion(BaseModule):
                     modules.append(child)
 
     fork: Any = None
-    """The repository whose code is the reference of a proof, see `families/bevfusion/fork.py`; None: ours."""
+    """The repository whose code is the reference of a proof, see `families/bevfusion/fork.py`, or None."""
 
     @property
     def sensors(self) -> tuple[str, ...]:
-        """The sensors that it has, in the order of the fuser."""
+        """The model's sensors, in the order of the fuser's channels."""
         return tuple(name for name in SENSORS if name in self.encoders)
 
     def camera_maps(self, pictures: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class BEVFusion(BaseModule):
         return camera['neck'](camera['backbone'](pictures))[0]
 
     def camera_view(self, img: Tensor, points: Sequence[Tensor], rig: Rig) -> Tensor:
-        """Return what the cameras see, (B, C, X, Y), of images (B, N, 3, H, W), normalised.
+        """Return the cameras' map (B, C, X, Y) of images (B, N, 3, H, W), normalised.
 
         Points (P, 3 or more) per sample are for the depth maps.
         """
@@ -134,10 +134,10 @@ class BEVFusion(BaseModule):
         return transform.downsample(transform.pool(weights, features, transform.cells(rig)))
 
     def lifted(self, pictures: Tensor, depth: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return what `ViewTransform.pool` adds up: weights (S, D, h, w) and features (S, C, h, w).
+        """Return weights (S, D, h, w) and features (S, C, h, w) for `ViewTransform.pool`.
 
-        Pictures are (S, 3, H, W), normalised, S = B N; depth (S, 1, H, W) metres, None where the view
-        transform looks at pictures alone.
+        Pictures are (S, 3, H, W), normalised, S = B N; depth (S, 1, H, W) metres, None for a view transform
+        without depth maps.
         """
         return self.encoders['camera']['vtransform'].lift(self.camera_maps(pictures), depth)
 
@@ -146,14 +146,14 @@ class BEVFusion(BaseModule):
         return self.encoders['lidar'](points)
 
     def joined(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return the map that the head reads, of the sensors' maps in the order of `sensors`."""
+        """Return the head's input map of the sensors' maps in the order of `sensors`."""
         joint = self.fuser(maps) if self.fuser is not None else maps[0]
         return self.decoder['neck'](self.decoder['backbone'](joint))[0]
 
     def predictions(
         self, img: Tensor | None, points: Sequence[Tensor], metas: Sequence[Mapping[str, Any]]
     ) -> Any:
-        """Return what the head gives, see its `forward`.
+        """Return the head's predictions, see its `forward`.
 
         Images are (B, N, 3, H, W), points (P, in_channels) per sample in the augmented LiDAR frame; for the
         matrices of the metas see `rig.read_rig`.
@@ -163,16 +163,13 @@ class BEVFusion(BaseModule):
             if sensor == 'lidar':
                 maps.append(self.lidar_view(points))
                 continue
-            self._check_pictures(img)
+            size = self.encoders['camera']['vtransform'].image_size
+            if img is None or img.ndim != 5 or tuple(img.shape[2:]) != (3, *size):
+                shape = None if img is None else tuple(img.shape)
+                raise ShapeError(f'pictures are {shape}; expected (B, cameras, 3, {size[0]}, {size[1]})')
             rig = read_rig(metas, img.device, img.shape[1])
             maps.append(self.camera_view(img, points, rig))
         return self.heads['object'](self.joined(maps))
-
-    def _check_pictures(self, img: Tensor | None) -> None:
-        size = self.encoders['camera']['vtransform'].image_size
-        if img is None or img.ndim != 5 or tuple(img.shape[2:]) != (3, *size):
-            shape = None if img is None else tuple(img.shape)
-            raise ShapeError(f'pictures are {shape}; expected (B, cameras, 3, {size[0]}, {size[1]})')
 
     def forward(self, return_loss: bool = True, **data: Any) -> Any:
         """Return losses, see `forward_train`, or results, see `simple_test`."""
@@ -190,18 +187,19 @@ class BEVFusion(BaseModule):
         """Return the losses of a batch, see `HeadLosses`; boxes in mmdet3d's columns."""
         head = self.heads['object']
         predictions, parameter = self.predictions(img, points, img_metas), next(head.parameters())
-        boxes = [in_lidar_columns(boxes.tensor.to(parameter)) for boxes in gt_bboxes_3d]
-        return head.loss(predictions, boxes, [labels.to(parameter.device) for labels in gt_labels_3d])
+        boxes = [in_lidar_columns(boxes_3d.tensor.to(parameter)) for boxes_3d in gt_bboxes_3d]
+        labels = [labels_3d.to(parameter.device) for labels_3d in gt_labels_3d]
+        return head.loss(predictions, boxes, labels)
 
     def train_step(self, data: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
-        """Return what mmcv's runners take: the sum of the losses, figures for the log, samples."""
+        """Return the sum of the losses, figures for the log and number of samples for mmcv's runners."""
         loss, figures = BaseDetector._parse_losses(self, self(**data))
         return dict(loss=loss, log_vars=figures, num_samples=len(data['img_metas']))
 
     def forward_test(
         self, img_metas: Any, points: Any = None, img: Any = None, **ignored: Any
     ) -> list[dict[str, Any]]:
-        """Return the results of a batch; what the test pipeline wraps in a list of one is taken out."""
+        """Return the results of a batch; lists of one, as the test pipeline gives them, are unwrapped."""
         if isinstance(img_metas[0], list):
             img_metas = img_metas[0]
             points = points[0] if points is not None else None
@@ -213,9 +211,9 @@ class BEVFusion(BaseModule):
         self, img_metas: Sequence[Mapping[str, Any]], points: Sequence[Tensor], img: Tensor | None = None
     ) -> list[dict[str, Any]]:
         """Return 'pts_bbox' -> boxes, scores and labels per sample, as mmdet3d's data sets evaluate them."""
-        detections = self.heads['object'].get_bboxes(self.predictions(img, points, img_metas))
+        samples = self.heads['object'].get_bboxes(self.predictions(img, points, img_metas))
         results = []
-        for meta, sample in zip(img_metas, detections, strict=True):
+        for meta, sample in zip(img_metas, samples, strict=True):
             columns = in_lidar_columns(sample['bboxes'].cpu())
             boxes = meta['box_type_3d'](columns, columns.shape[1])
             results.append(dict(pts_bbox=bbox3d2result(boxes, sample['scores'], sample['labels'])))
@@ -232,8 +230,8 @@ def check_parts(encoders: Mapping[str, Any], fuser: Any, heads: Mapping[str, Any
         )
     if (fuser is not None) != (len(sensors) > 1):
         raise ConfigError(f'BEVFusion: fuser={fuser}: two sensors need one, a single one has none')
-    wrong = [name for name, head in heads.items() if head and name != 'object']
-    if wrong or not heads.get('object'):
-        raise ConfigError(f'BEVFusion: heads has {", ".join(wrong) or "no object"}; expected object alone')
+    others = [name for name, head in heads.items() if head and name != 'object']
+    if others or not heads.get('object'):
+        raise ConfigError(f'BEVFusion: heads has {", ".join(others) or "no object"}; expected object alone')
     if (kind := heads['object'].get('type')) not in HEADS:
         raise ConfigError(f'BEVFusion: heads.object.type={kind!r}; expected {" or ".join(HEADS)}')

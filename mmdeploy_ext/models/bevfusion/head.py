@@ -1,7 +1,7 @@
 """TransFusion's head: peaks of a heat map become queries, one decoder layer refines them, and boxes are read.
 
 Glossary: B samples, C channels, H, W cells of the bird's-eye view (rows are x, columns y), T = H W, Q
-queries, K classes.
+queries, K classes, n positions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,26 +15,107 @@ from mmdet3d.models.builder import HEADS
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.bevfusion.losses import HeadLosses
-from mmdeploy_ext.models.bevfusion.queries import DecoderLayer, Predictor
+from mmdeploy_ext.models.bevfusion.losses import VALUES, HeadLosses
 from mmdeploy_ext.models.catalogue import offered
 
 UNLIMITED = dict(nuScenes=(8, 9), Waymo=(1, 2))
-"""Data set -> classes of which every cell may be a query, not peaks alone: the smallest objects."""
+"""Data set -> classes of small objects, of which every cell may be a query, not peaks alone."""
 FIRST_LOGIT = -2.19
-"""Of classes, before training: one of ten cells."""
-RADII, MOST = dict(nuScenes=0.175, Waymo=0.7), 83
-"""Of circle NMS: data set -> squared distance in m2 of boxes of a class of these; the most that stay."""
-PREDICTED = ('center', 'height', 'dim', 'rot', 'vel')
+"""Bias of the class logits before training: one of ten cells has an object."""
+RADII_M2, MAX_BOXES = dict(nuScenes=0.175, Waymo=0.7), 83
+"""Circle NMS of these classes: data set -> squared distance in m2; largest number of boxes of a class."""
+
+
+class PositionEmbedding(nn.Module):
+    """From positions to channels; the two layers have upstream's names."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.position_embedding_head = nn.Sequential(
+            nn.Conv1d(2, channels, 1),
+            nn.BatchNorm1d(channels),
+            nn.ReLU(True),
+            nn.Conv1d(channels, channels, 1),
+        )
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Return (B, n, C) of (B, n, 2)."""
+        return self.position_embedding_head(positions.transpose(1, 2)).transpose(1, 2)
+
+
+class Attention(nn.MultiheadAttention):
+    """Multi-head attention written out: the kernel that PyTorch runs in evaluation has no form in ONNX."""
+
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:  # type: ignore[override]
+        """Return (B, Q, C) of queries (B, Q, C) and keys (B, n, C), which are the values, too."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        query, key, value = (
+            nn.functional.linear(tokens, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for tokens, weight, bias in zip((queries, keys, keys), weights, biases, strict=True)
+        )
+        # opset 13 has no scaled_dot_product_attention
+        attention = (query * query.shape[3] ** -0.5 @ key.transpose(2, 3)).softmax(3)
+        mixed = nn.functional.dropout(attention, self.dropout, self.training) @ value
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class DecoderLayer(nn.Module):
+    """Queries look at each other, then at every cell; keys and values carry the positions, too.
+
+    Source: mit-han-lab/bevfusion db75150, models/utils/transformer.py:12-111.
+    """
+
+    def __init__(self, channels: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = Attention(channels, heads, dropout)
+        self.multihead_attn = Attention(channels, heads, dropout)
+        self.linear1, self.linear2 = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+        self.self_posembed, self.cross_posembed = PositionEmbedding(channels), PositionEmbedding(channels)
+
+    def forward(self, queries: Tensor, keys: Tensor, query_pos: Tensor, key_pos: Tensor) -> Tensor:
+        """Return refined queries (B, Q, C), which look at keys (B, T, C).
+
+        Positions are (B, Q, 2) and (B, T, 2) cells, x first.
+        """
+        query_embedding, key_embedding = self.self_posembed(query_pos), self.cross_posembed(key_pos)
+        embedded = queries + query_embedding
+        queries = self.norm1(queries + self.dropout(self.self_attn(embedded, embedded)))
+        keys = keys + key_embedding
+        attended = self.multihead_attn(queries + query_embedding, keys)
+        queries = self.norm2(queries + self.dropout(attended))
+        hidden = self.dropout(self.linear1(queries).relu())
+        return self.norm3(queries + self.dropout(self.linear2(hidden)))
+
+
+class Predictor(nn.ModuleDict):
+    """One small network for each kind of value of a box, and one for the classes."""
+
+    def __init__(self, channels: int, outputs: Mapping[str, Sequence[int]], hidden: int = 64) -> None:
+        super().__init__()
+        for name, (count, layers) in outputs.items():
+            blocks = [
+                ConvModule(
+                    hidden if index else channels, hidden, 1, bias='auto',
+                    conv_cfg=dict(type='Conv1d'), norm_cfg=dict(type='BN1d'),
+                )
+                for index in range(layers - 1)
+            ]  # fmt: skip
+            self[name] = nn.Sequential(*blocks, nn.Conv1d(hidden, count, 1))
+
+    def forward(self, queries: Tensor) -> dict[str, Tensor]:
+        """Return name -> (B, count, Q) of queries (B, C, Q)."""
+        return {name: layers(queries) for name, layers in self.items()}
 
 
 @offered(HEADS)
 class TransFusionHead(nn.Module):
     """Queries from a heat map, refined by one decoder layer; for nuScenes, as BEVFusion has it.
 
-    A peak is the largest of a window of `nms_kernel_size` cells; `common_heads` is value -> (numbers,
-    layers). There is one decoder layer, so that `auxiliary` losses are those of all; of upstream's keys,
-    `conv_cfg`, `norm_cfg`, `bias` and `loss_iou` are not used.
+    A peak is the largest of a window of `nms_kernel_size` cells; `common_heads` is kind of value ->
+    (channels, layers). With one decoder layer `auxiliary` has no effect; upstream's keys `conv_cfg`,
+    `norm_cfg`, `bias` and `loss_iou` are accepted and not used.
 
     Source: mit-han-lab/bevfusion db75150, models/heads/bbox/transfusion.py.
     """
@@ -75,7 +156,13 @@ class TransFusionHead(nn.Module):
         self.num_proposals, self.num_classes = num_proposals, num_classes
         self.nms_kernel_size = nms_kernel_size
         self.train_cfg, self.test_cfg = dict(train_cfg or {}), dict(test_cfg or {})
-        self._check_test()
+        nms_type, dataset = self.test_cfg.get('nms_type'), self.test_cfg.get('dataset')
+        if nms_type not in (None, 'circle'):
+            raise ConfigError(f"TransFusionHead: test_cfg.nms_type={nms_type!r}, expected None or 'circle'")
+        if dataset not in UNLIMITED:
+            raise ConfigError(
+                f'TransFusionHead: test_cfg.dataset={dataset!r}, expected {" or ".join(UNLIMITED)}'
+            )
         self.bbox_coder = build_bbox_coder(bbox_coder)
         self.shared_conv = nn.Conv2d(in_channels, hidden_channel, 3, padding=1)
         self.heatmap_head = nn.Sequential(
@@ -91,29 +178,20 @@ class TransFusionHead(nn.Module):
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.momentum = bn_momentum
         unlimited = torch.zeros(num_classes, 1, 1, dtype=torch.bool)
-        unlimited[list(UNLIMITED[self.test_cfg['dataset']])] = True
+        unlimited[list(UNLIMITED[dataset])] = True
         self.unlimited = unlimited  # no buffer: mmcv writes those into checkpoints, persistent or not
         self.loss_cfg = dict(cls=loss_cls, heatmap=loss_heatmap, bbox=loss_bbox)
 
     def init_weights(self) -> None:
-        """Start from small class probabilities, and as transformers do."""
+        """Initialise the decoder as transformers do, and the class logits for small probabilities."""
         for parameter in self.decoder.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
         for last in (self.heatmap_head[1], self.prediction_heads[0]['heatmap'][-1]):
             nn.init.constant_(last.bias, FIRST_LOGIT)
 
-    def _check_test(self) -> None:
-        kind, data = self.test_cfg.get('nms_type'), self.test_cfg.get('dataset')
-        if kind not in (None, 'circle'):
-            raise ConfigError(f"TransFusionHead: test_cfg.nms_type={kind!r}, expected None or 'circle'")
-        if data not in UNLIMITED:
-            raise ConfigError(
-                f'TransFusionHead: test_cfg.dataset={data!r}, expected {" or ".join(UNLIMITED)}'
-            )
-
     def forward(self, feats: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return what is predicted for each query of (B, in_channels, H, W), or of a list of it alone.
+        """Return the predictions for the queries of a map (B, in_channels, H, W), or of a list of one map.
 
         Returns:
             'center' (B, 2, Q) cells, x first; 'height' (B, 1, Q) m; 'dim' (B, 3, Q) log m; 'rot' (B, 2, Q)
@@ -130,18 +208,18 @@ class TransFusionHead(nn.Module):
         flat = shared.flatten(2).transpose(1, 2)
         queries = flat.gather(1, places[..., None].expand(-1, -1, flat.shape[2]))
         queries = queries + self.class_encoding.weight[:, :, 0].T[labels] + self.class_encoding.bias
-        position = centres(places, width)
-        keys = centres(torch.arange(cells, device=flat.device), width).expand(len(flat), -1, -1)
+        position = cell_centres(places, width)
+        keys = cell_centres(torch.arange(cells, device=flat.device), width).expand(len(flat), -1, -1)
         queries = self.decoder[0](queries, flat, position, keys)
-        values = self.prediction_heads[0](queries.transpose(1, 2))
-        values['center'] = values['center'] + position.transpose(1, 2)
+        predictions = self.prediction_heads[0](queries.transpose(1, 2))
+        predictions['center'] = predictions['center'] + position.transpose(1, 2)
         score = heat.flatten(2).gather(2, places[:, None].expand(-1, heat.shape[1], -1))
-        return dict(values, query_heatmap_score=score, query_labels=labels, dense_heatmap=dense)
+        return dict(predictions, query_heatmap_score=score, query_labels=labels, dense_heatmap=dense)
 
     def peaks(self, heat: Tensor) -> Tensor:
-        """Return a heat map (B, K, H, W) of probabilities without what is not the largest of its window.
+        """Return a heat map (B, K, H, W) of probabilities, 0 in cells that are not the largest of a window.
 
-        Cells of the border are in no window. Of classes in `UNLIMITED` every cell stays.
+        Cells of the border are in no window. Classes in `UNLIMITED` keep every cell.
         """
         margin = self.nms_kernel_size // 2
         largest = nn.functional.max_pool2d(heat, self.nms_kernel_size, stride=1)
@@ -153,24 +231,21 @@ class TransFusionHead(nn.Module):
         return heat.flatten(1).topk(self.num_proposals).indices
 
     def scores(self, predictions: Mapping[str, Tensor]) -> Tensor:
-        """Return (B, K, Q): of its own class the product of both probabilities, 0 of the others."""
-        is_own_class = nn.functional.one_hot(predictions['query_labels'], self.num_classes).transpose(1, 2)
-        return predictions['heatmap'].sigmoid() * predictions['query_heatmap_score'] * is_own_class
+        """Return (B, K, Q): the product of both probabilities for the class of the query, 0 for others."""
+        of_query = nn.functional.one_hot(predictions['query_labels'], self.num_classes).transpose(1, 2)
+        return predictions['heatmap'].sigmoid() * predictions['query_heatmap_score'] * of_query
 
     def candidates(self, predictions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return boxes (B, Q, 9), scores (B, Q) and labels (B, Q), -1 where the coder drops a box."""
-        boxes = self.bbox_coder.boxes(*(predictions[name] for name in PREDICTED if name in predictions))
+        """Return boxes (B, Q, 9), scores (B, Q) and labels (B, Q), which are -1 if the coder drops a box."""
+        boxes = self.bbox_coder.boxes(*(predictions[name] for name in VALUES if name in predictions))
         scores = self.scores(predictions).amax(1)
-        return (
-            boxes,
-            scores,
-            torch.where(self.bbox_coder.kept(boxes, scores), predictions['query_labels'], -1),
-        )
+        valid = self.bbox_coder.within_limits(boxes, scores)
+        return boxes, scores, torch.where(valid, predictions['query_labels'], -1)
 
     def loss(
         self, predictions: Mapping[str, Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """Return the losses of what `forward` gave, see `HeadLosses`."""
+        """Return the losses of predictions of `forward`, see `HeadLosses`."""
         losses = HeadLosses(
             **self.loss_cfg, train_cfg=self.train_cfg, coder=self.bbox_coder, classes=self.num_classes
         )
@@ -179,32 +254,32 @@ class TransFusionHead(nn.Module):
     @torch.no_grad()
     def get_bboxes(self, predictions: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, see `TransFusionBBoxCoder`."""
-        values = (predictions[name] for name in PREDICTED if name in predictions)
+        values = (predictions[name] for name in VALUES if name in predictions)
         boxes = self.bbox_coder.decode(self.scores(predictions), *values)
-        return [self.spread_out(sample) for sample in boxes]
+        return [self.suppress(sample) for sample in boxes]
 
     @property
     def nms(self) -> dict[str, Any] | None:
-        """What circle NMS takes: classes, the squared distance in m2, the most of a class; None without."""
+        """Classes, squared distance in m2 and largest number of boxes of a class for circle NMS, or None."""
         if self.test_cfg.get('nms_type') is None:
             return None
-        data = self.test_cfg['dataset']
-        return dict(classes=list(UNLIMITED[data]), radius=RADII[data], most=MOST)
+        dataset = self.test_cfg['dataset']
+        return dict(classes=list(UNLIMITED[dataset]), radius=RADII_M2[dataset], most=MAX_BOXES)
 
-    def spread_out(self, detections: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the boxes of one sample without those too near to a better one; others stay as they are."""
+    def suppress(self, boxes: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the boxes of one sample that circle NMS keeps, as in `get_bboxes`."""
         if self.nms is None:
-            return detections
-        is_kept = torch.ones_like(detections['scores'], dtype=torch.bool)
+            return boxes
+        remains = torch.ones_like(boxes['scores'], dtype=torch.bool)
         for label in self.nms['classes']:
-            rows = (detections['labels'] == label).nonzero()[:, 0]
-            places = torch.cat([detections['bboxes'][rows, :2], detections['scores'][rows, None]], 1)
-            chosen_rows = circle_nms(places.cpu().numpy(), self.nms['radius'], self.nms['most'])
-            is_kept[rows] = False
-            is_kept[rows[torch.as_tensor(chosen_rows, dtype=torch.long, device=rows.device)]] = True
-        return {name: value[is_kept] for name, value in detections.items()}
+            rows = (boxes['labels'] == label).nonzero()[:, 0]
+            centres = torch.cat([boxes['bboxes'][rows, :2], boxes['scores'][rows, None]], 1)
+            best = circle_nms(centres.cpu().numpy(), self.nms['radius'], self.nms['most'])
+            remains[rows] = False
+            remains[rows[torch.as_tensor(best, dtype=torch.long, device=rows.device)]] = True
+        return {name: value[remains] for name, value in boxes.items()}
 
 
-def centres(places: Tensor, width: int) -> Tensor:
+def cell_centres(places: Tensor, width: int) -> Tensor:
     """Return the centres (..., 2) of cells numbered row by row; the row, which is x, first."""
     return torch.stack([places // width, places % width], -1).float() + 0.5

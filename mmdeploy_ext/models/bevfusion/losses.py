@@ -1,4 +1,4 @@
-"""What TransFusion's head learns from: boxes assigned to queries, and a heat map of their centres.
+"""The losses of TransFusion's head: boxes are assigned to queries, and their centres make a heat map.
 
 Glossary: B samples, Q queries, K classes, G boxes of a sample, X, Y cells of the bird's-eye view.
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
 
 VALUES = ('center', 'height', 'dim', 'rot', 'vel')
+"""Predictions of a query that make up its box."""
 LEAST_PROBABILITY = 1e-4
 
 
@@ -35,30 +36,28 @@ class HeadLosses:
         coder: Any,
         classes: int,
     ) -> None:
-        self.cls, self.heatmap, self.bbox = (build_loss(dict(loss)) for loss in (cls, heatmap, bbox))
+        self.cls, self.heatmap, self.bbox = (build_loss(dict(cfg)) for cfg in (cls, heatmap, bbox))
         self.train_cfg, self.coder, self.classes = train_cfg, coder, classes
 
     def __call__(
         self, predictions: Mapping[str, Tensor], gt_boxes: Sequence[Tensor], gt_labels: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """Return the losses of what `TransFusionHead.forward` gave for a batch.
+        """Return the losses of the predictions of `TransFusionHead.forward` for a batch.
 
-        Per sample there are boxes (G, 9), columns of the model, bottom centre, and labels (G,).
+        Per sample there are boxes (G, 9) with the model's columns and bottom centres, and labels (G,).
         """
         values = torch.cat([predictions[name] for name in VALUES if name in predictions], 1).transpose(1, 2)
         targets = torch.zeros_like(values)
         labels = torch.full(values.shape[:2], self.classes, device=values.device, dtype=torch.long)
         heat = torch.zeros_like(predictions['dense_heatmap'])
         for sample, (boxes, classes) in enumerate(zip(gt_boxes, gt_labels, strict=True)):
-            queries, numbers = self._assigned(predictions, sample, boxes, classes)
-            labels[sample, queries] = classes[numbers]
-            targets[sample, queries] = self.coder.encode(boxes[numbers])[:, : values.shape[2]]
-            self._draw(heat[sample], boxes, classes)
-        is_assigned = labels < self.classes
-        count = max(int(is_assigned.sum()), 1)
-        weights = is_assigned[..., None] * values.new_tensor(
-            self.train_cfg['code_weights'][: values.shape[2]]
-        )
+            queries, objects = self._match(predictions, sample, boxes, classes)
+            labels[sample, queries] = classes[objects]
+            targets[sample, queries] = self.coder.encode(boxes[objects])[:, : values.shape[2]]
+            self._draw_centres(heat[sample], boxes, classes)
+        matched = labels < self.classes
+        count = max(int(matched.sum()), 1)
+        weights = matched[..., None] * values.new_tensor(self.train_cfg['code_weights'][: values.shape[2]])
         dense = predictions['dense_heatmap'].sigmoid().clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
         logits = predictions['heatmap'].transpose(1, 2).flatten(0, 1)
         ones = torch.ones(labels.numel(), device=values.device)
@@ -69,36 +68,34 @@ class HeadLosses:
         )
 
     @torch.no_grad()
-    def _assigned(
+    def _match(
         self, predictions: Mapping[str, Tensor], sample: int, boxes: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the queries that are assigned a box, and its number: the cheapest pairs of all."""
-        values = {
-            name: predictions[name][sample : sample + 1].detach() for name in VALUES if name in predictions
-        }
-        predicted = self.coder.boxes(*values.values())[0]
+        """Return queries and the numbers of their boxes: the one-to-one matching of the lowest cost."""
+        values = (predictions[name][sample : sample + 1].detach() for name in VALUES if name in predictions)
+        predicted = self.coder.boxes(*values)[0]
         rule = self.train_cfg['assigner']
         cls, reg, iou = (rule[name]['weight'] for name in ('cls_cost', 'reg_cost', 'iou_cost'))
         focal = {key: rule['cls_cost'][key] for key in ('gamma', 'alpha') if key in rule['cls_cost']}
         cost = FocalLossCost(weight=cls, **focal)(predictions['heatmap'][sample].detach().T, labels)
-        point_range = self.train_cfg['point_cloud_range']
-        low, high = (predicted.new_tensor(point_range[start : start + 2]) for start in (0, 3))
-        places = ((rows[:, :2] - low) / (high - low) for rows in (predicted, boxes))
-        cost = cost + reg * torch.cdist(*places, p=1)
-        columns = (in_lidar_columns(rows[:, :7]) for rows in (predicted, boxes))
-        cost = cost - iou * BboxOverlaps3D(coordinate='lidar')(*columns)
+        limits = predicted.new_tensor(self.train_cfg['point_cloud_range'])
+        low, high = limits[:2], limits[3:5]
+        centres = ((rows[:, :2] - low) / (high - low) for rows in (predicted, boxes))
+        cost = cost + reg * torch.cdist(*centres, p=1)
+        lidar_boxes = (in_lidar_columns(rows[:, :7]) for rows in (predicted, boxes))
+        cost = cost - iou * BboxOverlaps3D(coordinate='lidar')(*lidar_boxes)
         cost = torch.nan_to_num(cost, nan=100.0, posinf=100.0, neginf=-100.0)
-        queries, numbers = linear_sum_assignment(cost.cpu().numpy())
-        return tuple(torch.from_numpy(index).to(boxes.device) for index in (queries, numbers))
+        pairs = linear_sum_assignment(cost.cpu().numpy())
+        return tuple(torch.from_numpy(indices).to(boxes.device) for indices in pairs)
 
-    def _draw(self, heat: Tensor, boxes: Tensor, labels: Tensor) -> None:
+    def _draw_centres(self, heat: Tensor, boxes: Tensor, labels: Tensor) -> None:
         """Draw the centres of boxes into a heat map (K, X, Y); rows are x."""
         train = self.train_cfg
         step = torch.tensor(train['voxel_size'][:2]) * train['out_size_factor']
-        places = self.coder.encode(boxes)[:, :2].cpu()
-        for box, place, label in zip(boxes.cpu(), places, labels.tolist(), strict=True):
+        cells = self.coder.encode(boxes)[:, :2].cpu()
+        for box, cell, label in zip(boxes.cpu(), cells, labels.tolist(), strict=True):
             width, length = box[3:5] / step
-            row, column = (int(value) for value in place)
+            row, column = (int(value) for value in cell)
             inside = 0 <= row < heat.shape[1] and 0 <= column < heat.shape[2]
             if width > 0 and length > 0 and inside:
                 radius = gaussian_radius((length, width), min_overlap=train['gaussian_overlap'])

@@ -23,8 +23,8 @@ BILINEAR = dict(mode='bilinear', align_corners=False)
 class GeneralizedLSSFPN(nn.Module):
     """Levels from the coarsest down: the map above is enlarged, joined, and convolved by 1x1 and 3x3.
 
-    Levels are those of the backbone, the finest first; the last two are joined first. `num_outs` and
-    `start_level` are of upstream's configs.
+    Levels are those of the backbone, the finest first; the last two are joined first. `num_outs` is not used,
+    and `start_level` has to be 0; upstream's configs have both.
 
     Source: mit-han-lab/bevfusion db75150, models/necks/generalized_lss.py.
     """
@@ -52,25 +52,25 @@ class GeneralizedLSSFPN(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return (S, C, h, w) of every level but the last, the finest first."""
-        results = list(maps)
-        for level in reversed(range(len(results) - 1)):
+        levels = list(maps)
+        for level in reversed(range(len(levels) - 1)):
             above = nn.functional.interpolate(
-                results[level + 1], size=results[level].shape[2:], **self.upsample_cfg
+                levels[level + 1], size=levels[level].shape[2:], **self.upsample_cfg
             )
-            joined = self.lateral_convs[level](torch.cat([results[level], above], dim=1))
-            results[level] = self.fpn_convs[level](joined)
-        return tuple(results[:-1])
+            joined = self.lateral_convs[level](torch.cat([levels[level], above], dim=1))
+            levels[level] = self.fpn_convs[level](joined)
+        return tuple(levels[:-1])
 
 
 @offered(BACKBONES)
 class GeneralizedResNet(nn.ModuleList):
-    """Stages of residual blocks, without a stem; of each: how many, their channels, the stride of the first.
+    """Stages of residual blocks, without a stem; `blocks` has (number, channels, stride) of each stage.
 
     Source: mit-han-lab/bevfusion db75150, models/backbones/resnet.py.
     """
 
     def __init__(self, in_channels: int, blocks: Sequence[Sequence[int]]) -> None:
-        channels = [in_channels, *(block[1] for block in blocks)]
+        channels = [in_channels, *(outside for _, outside, _ in blocks)]
         super().__init__(
             make_res_layer(BasicBlock, inside, outside, count, stride=stride)
             for inside, (count, outside, stride) in zip(channels, blocks, strict=False)
@@ -89,7 +89,7 @@ class GeneralizedResNet(nn.ModuleList):
 class LSSFPN(nn.Module):
     """A coarse map enlarged to a fine one, both joined and convolved; the result enlarged once more.
 
-    `in_indices` of the backbone's maps name the coarse one first; a `scale_factor` of 1 leaves the result.
+    `in_indices` are those of the coarse and the fine map; a `scale_factor` of 1 does not enlarge the result.
 
     Source: mit-han-lab/bevfusion db75150, models/necks/lss.py.
     """

@@ -1,4 +1,4 @@
-"""From pictures to the bird's-eye view: a depth distribution per cell, lifted, and summed where it falls.
+"""From pictures to the bird's-eye view: features times depth distributions, summed in the cells of a grid.
 
 Glossary: B samples, N cameras, S = B N, C channels, D depth bins, h, w cells of a feature map, X, Y cells of
 the bird's-eye view, P points.
@@ -36,7 +36,7 @@ def conv_block(inside: int, outside: int, kernel: int, stride: int, bias: bool) 
 
 
 class ViewTransform(nn.Module):
-    """What both view transforms share: the grid, the frustum, the sums.
+    """The base class of both view transforms: the grid, the frustum, and the sums in cells.
 
     Args:
         image_size, feature_size: (H, W) of the network's pictures, pixels, and (h, w).
@@ -74,16 +74,12 @@ class ViewTransform(nn.Module):
         self.D = len(self.frustum)
         self.last_in_pixel = LastInCell(self.image_size[0] * self.image_size[1])
         self.tables = CellTables(count[0] * count[1])
-        self.downsample = self._downsample(downsample)
-
-    def _downsample(self, stride: int) -> nn.Module:
-        if stride not in (1, 2):
-            raise ConfigError(f'{type(self).__name__}: downsample={stride}; expected 1 or 2')
-        if stride == 1:
-            return nn.Identity()
-        channels = self.C
-        blocks = [conv_block(channels, channels, 3, step, bias=False) for step in (1, stride, 1)]
-        return nn.Sequential(*(layer for block in blocks for layer in block))
+        if downsample not in (1, 2):
+            raise ConfigError(f'{type(self).__name__}: downsample={downsample}; expected 1 or 2')
+        self.downsample: nn.Module = nn.Identity()
+        if downsample == 2:
+            blocks = [conv_block(self.C, self.C, 3, stride, bias=False) for stride in (1, 2, 1)]
+            self.downsample = nn.Sequential(*(layer for block in blocks for layer in block))
 
     def split(self, joint: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights of the bins (S, D, h, w), which add up to 1, and features (S, C, h, w)."""
@@ -95,7 +91,7 @@ class ViewTransform(nn.Module):
         return rigs.cells_of(points, self.bx - self.dx / 2, self.dx, self.nx)
 
     def depth_maps(self, points: Sequence[Tensor], rig: Rig) -> Tensor:
-        """Return what the LiDAR measured in each pixel, (B, N, 1, H, W) metres, see `rig.depth_maps`."""
+        """Return the depth maps (B, N, 1, H, W) of points, metres, see `rig.depth_maps`."""
         return rigs.depth_maps(points, rig, self.image_size, self.last_in_pixel)
 
     def pool(self, weights: Tensor, features: Tensor, cells: Tensor) -> Tensor:
@@ -111,9 +107,9 @@ class ViewTransform(nn.Module):
         return torch.stack(sums).transpose(1, 2).unflatten(2, self.shape)
 
     def pool_tables(self, cells: Tensor) -> tuple[Tensor, ...]:
-        """Return what `pool_by_tables` takes of the cells (N, D, h, w) of a sample.
+        """Return the tables for `pool_by_tables` of the cells (N, D, h, w) of a sample.
 
-        That is its `CellTables`, the first of them followed by the row of the features of each of its points.
+        These are its `CellTables`; after the first one comes the row of the features of each of its points.
         """
         first, *further_tables = self.tables(cells.flatten())
         depths, pixels = cells[0].numel(), cells[0, 0].numel()
@@ -124,14 +120,14 @@ class ViewTransform(nn.Module):
         """Return the sums of `pool` for one sample, (1, C, X, Y), by gathers alone; see `pool_tables`."""
         first, pixels, second, third, slots = tables
         factors = torch.nn.functional.pad(weights.flatten(), (1, 0))[first]
-        pixel_features = features.permute(0, 2, 3, 1).reshape(-1, self.C)[pixels]
-        sums = sum_by_tables((factors[:, None] @ pixel_features)[:, 0], (second, third), slots)
+        rows = features.permute(0, 2, 3, 1).reshape(-1, self.C)[pixels]
+        sums = sum_by_tables((factors[:, None] @ rows)[:, 0], (second, third), slots)
         return sums.T.unflatten(1, self.shape)[None]
 
 
 @VIEW_TRANSFORMS.register_module()
 class LSSTransform(ViewTransform):
-    """The depth of a cell from its picture alone; parameters and arguments as upstream's, see ViewTransform.
+    """The view transform whose depths come from pictures alone; parameters have upstream's names.
 
     Source: mit-han-lab/bevfusion db75150, models/vtransforms/lss.py.
     """
@@ -149,7 +145,7 @@ class LSSTransform(ViewTransform):
 
 @VIEW_TRANSFORMS.register_module()
 class DepthLSSTransform(ViewTransform):
-    """The depth of a cell from its picture and from the points in it; see ViewTransform.
+    """The view transform whose depths come from pictures and from depth maps of points.
 
     Source: mit-han-lab/bevfusion db75150, models/vtransforms/depth_lss.py; its HEAD takes six channels.
     """
@@ -172,5 +168,5 @@ class DepthLSSTransform(ViewTransform):
     def lift(self, maps: Tensor, depth: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return weights and features of maps (S, in_channels, h, w) and depth (S, 1, H, W) metres."""
         if depth is None:
-            raise ShapeError('DepthLSSTransform looks at depth maps, and was given none')
+            raise ShapeError('DepthLSSTransform takes depth maps, and got none')
         return self.split(self.depthnet(torch.cat([self.dtransform(depth), maps], 1)))

@@ -50,7 +50,14 @@ class DeformableAttention(nn.Module):
     ) -> torch.Tensor:
         """Return (B, Q, D): queries (B, Q, D) with boxes in 0..1 look at maps (B, D, h, w)."""
         locations, weights = self.locations(query, boxes_cxcywh), self.weights(query)
-        mixed = attend_maps([self._value(level) for level in maps], locations, weights)
+        # a 1x1 convolution is the value projection without the two transposes around it
+        values = [
+            F.conv2d(level, self.value_proj.weight[:, :, None, None], self.value_proj.bias)
+            .unflatten(1, (self.heads, -1))
+            .flatten(0, 1)
+            for level in maps
+        ]
+        mixed = attend_maps(values, locations, weights)
         return self.output_proj(mixed.reshape(query.shape[0], query.shape[2], -1).transpose(1, 2))
 
     def locations(self, query: torch.Tensor, boxes_cxcywh: torch.Tensor) -> torch.Tensor:
@@ -63,12 +70,6 @@ class DeformableAttention(nn.Module):
     def weights(self, query: torch.Tensor) -> torch.Tensor:
         """Return (B * M, 1, Q, L * P), which sum to 1 over the last axis."""
         return shares(self.attention_weights(query), self.heads)
-
-    def _value(self, level: torch.Tensor) -> torch.Tensor:
-        """Return (B * M, D / M, h, w): the values of one map (B, D, h, w), head by head."""
-        # a 1x1 convolution is the value projection without the two transposes around it
-        value = F.conv2d(level, self.value_proj.weight[:, :, None, None], self.value_proj.bias)
-        return value.unflatten(1, (self.heads, -1)).flatten(0, 1)
 
 
 class DecoderLayer(nn.Module):
@@ -101,7 +102,7 @@ class DecoderLayer(nn.Module):
         look at a column.
         """
         target = self.norm1(target + self.dropout(self.self_attn(target, position, mask)))
-        sampled = self.cross_attn(target + position, boxes_cxcywh, maps)
-        target = self.norm2(target + self.dropout(sampled))
+        attended = self.cross_attn(target + position, boxes_cxcywh, maps)
+        target = self.norm2(target + self.dropout(attended))
         inner = self.linear2(self.dropout(self.linear1(target).relu()))
         return self.norm3((target + self.dropout(inner)).clamp(-FLOAT16_MAX, FLOAT16_MAX))

@@ -59,14 +59,14 @@ class Anchors(nn.Module):
             (torch.arange(size, device=features.device).to(features.dtype) + 0.5) / size
             for size in (height, width)
         )
-        rows, columns = (_inside(size, features.device) for size in (height, width))
+        rows, columns = (inside_margin(size, features.device) for size in (height, width))
         centres = torch.stack([x[None, :].expand(height, width), y[:, None].expand(height, width)], -1)
         anchors = torch.cat([centres, torch.full_like(centres, ANCHOR_SIZE * 2.0**level)], -1)
         return anchors.flatten(0, 1), (rows[:, None] & columns[None, :]).reshape(-1, 1)
 
 
-def _inside(size: int, device: torch.device) -> torch.Tensor:
-    """Return (size,) bool: centres (2i + 1) / 2 size between the margin and 1 - the margin, both excluded.
+def inside_margin(size: int, device: torch.device) -> torch.Tensor:
+    """Return (size,) bool: whether centres (2i + 1) / (2 size) are between the margin and 1 - the margin.
 
     In whole numbers, because some sizes have centres on the margin itself (0.5 / 50, at 800 pixels and stride
     16), where it is up to an engine's division which side they are on: OpenVINO 2026.4 keeps such tokens,
@@ -131,9 +131,6 @@ class RTDETRDecoder(BaseModule):
         self.dec_score_head = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(num_layers))
         self.dec_bbox_head = nn.ModuleList(MLP(dim, dim, 4, 3) for _ in range(num_layers))
         self.anchors = Anchors()
-        self._initialise()
-
-    def _initialise(self) -> None:
         for head in (self.enc_score_head, *self.dec_score_head):
             nn.init.constant_(head.bias, bias_init_with_prob(PRIOR_PROBABILITY))
         for head in (self.enc_bbox_head, *self.dec_bbox_head):
@@ -146,8 +143,8 @@ class RTDETRDecoder(BaseModule):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return class logits (B, Q, C), boxes cxcywh (B, Q, 4) relative to the input, tokens (B, Q).
 
-        Of the encoder's levels (B, channels, h, w); `tokens` (B, Q) int64 are taken instead of the best where
-        they are given (proofs give both engines the same).
+        Features are the encoder's levels (B, channels, h, w); `tokens` (B, Q) int64 replace the best ones, so
+        that proofs can give both engines the same.
         """
         maps = self.project(features)
         selection = self.select(maps, tokens)
@@ -173,7 +170,7 @@ class RTDETRDecoder(BaseModule):
         return content, self.enc_score_head(content), anchors
 
     def select(self, maps: Sequence[torch.Tensor], tokens: torch.Tensor | None = None) -> Selection:
-        """Take the Q tokens with the largest class logit, or the given ones.
+        """Return the Q tokens with the largest class logit, or others, as queries.
 
         ShapeError: the maps have fewer tokens than there are queries.
         """

@@ -16,8 +16,7 @@ from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.models.catalogue import offered
 from mmdeploy_ext.models.rtdetr.boxes import xyxy_to_cxcywh
 from mmdeploy_ext.models.rtdetr.decoder import Postprocess
-from mmdeploy_ext.models.rtdetr.losses import Objects, SetLoss
-from mmdeploy_ext.models.rtdetr.training import training_losses
+from mmdeploy_ext.models.rtdetr.training import Objects, SetLoss, training_losses
 
 STRIDE = 32
 MAX_PER_IMG = 300
@@ -99,8 +98,8 @@ class RTDETR(BaseDetector):
         labels, boxes, scores = self.detect(img, target_sizes(img, img_metas, rescale))
         rows = torch.cat([boxes, scores[..., None]], -1)
         return [
-            bbox2result(image_rows, image_labels, self.decoder.num_classes)
-            for image_rows, image_labels in zip(rows, labels, strict=True)
+            bbox2result(rows_of_image, labels_of_image, self.decoder.num_classes)
+            for rows_of_image, labels_of_image in zip(rows, labels, strict=True)
         ]
 
     def detect(

@@ -91,7 +91,7 @@ FAULTS = {
         f'{HERE}:node_boxes',
         result(lambda boxes, found: torch.cat([boxes[:, :6], found['rot'], boxes[:, 8:]], 1)),
     ),
-    'axes of the voxels': (f'{HERE}:_sites', arguments(lambda writer, order: (writer, 'zyx'))),
+    'axes of the voxels': (f'{HERE}:encoder_sites', arguments(lambda writer, order: (writer, 'zyx'))),
 }
 
 

@@ -35,7 +35,7 @@ CIRCLE = dict(classes=[8, 9], radius=0.175, most=83)
 def trans_fusion(nms=CIRCLE):
     """Return what decides the suppression of TransFusion's head."""
     made = types.SimpleNamespace(nms=nms)
-    made.spread_out = types.MethodType(TransFusionHead.spread_out, made)
+    made.suppress = types.MethodType(TransFusionHead.suppress, made)
     return made
 
 

@@ -10,8 +10,13 @@ import toy_rtdetr
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
-from mmdeploy_ext.models.rtdetr.denoising import attention_mask, denoising_queries
-from mmdeploy_ext.models.rtdetr.losses import Objects, SetLoss, varifocal
+from mmdeploy_ext.models.rtdetr.training import (
+    Objects,
+    SetLoss,
+    attention_mask,
+    denoising_queries,
+    varifocal,
+)
 
 
 def build(**overrides):

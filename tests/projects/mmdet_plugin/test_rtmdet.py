@@ -13,7 +13,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.parts.detector_parts import multiple
-from mmdeploy_ext.models.rtmdet.csp import CSPNeXtLayer
+from mmdeploy_ext.models.rtmdet import CSPNeXtLayer
 from toy_atss import REPO
 
 CONFIGS = {'tiny': 4.896, 's': 8.887, 'm': 24.709, 'l': 52.316, 'x': 94.856}

@@ -1,0 +1,327 @@
+"""RTMDet: CSPNeXt, its neck, head and detector, with mmdet 3's names of parameters and settings.
+
+Results are those of mmdet 2.28's `BaseDenseHead.get_bboxes`, which reads the same outputs in the same way.
+
+Source: mmdet 3.3.0 `backbones/cspnext.py`, `layers/{csp_layer,se_layer}.py`, `necks/cspnext_pafpn.py`,
+`dense_heads/rtmdet_head.py`.
+"""
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, Self
+
+import torch
+from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
+from mmcv.runner import BaseModule
+from mmdet.core import build_bbox_coder
+from mmdet.models.builder import BACKBONES, DETECTORS, HEADS, NECKS
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.dense_heads.dense_test_mixins import BBoxTestMixin
+from mmdet.models.detectors import SingleStageDetector
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.models.catalogue import offered
+
+build_prior_generator = mmdet_module('mmdet.core').build_prior_generator
+CSPLayer = mmdet_module('mmdet.models.utils').CSPLayer
+SPPBottleneck = mmdet_module('mmdet.models.backbones.csp_darknet').SPPBottleneck
+YOLOXPAFPN = mmdet_module('mmdet.models.necks').YOLOXPAFPN
+inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
+
+NORM = dict(type='BN', momentum=0.03, eps=0.001)
+SILU = dict(type='SiLU')
+KERNEL = 5
+"""Size of the depth-wise convolution of a block."""
+Stage = tuple[int, int, int, bool, bool]
+FINE = ((64, 128, 3, True, False), (128, 256, 6, True, False), (256, 512, 6, True, False))
+ARCHITECTURES: dict[str, tuple[Stage, ...]] = dict(
+    P5=(*FINE, (512, 1024, 3, False, True)),
+    P6=(*FINE, (512, 768, 3, True, False), (768, 1024, 3, False, True)),
+)
+"""Channels in, channels out, blocks, whether blocks add their input, whether the stage begins with SPP."""
+
+
+def convolution(norm_cfg: Mapping[str, Any], act_cfg: Mapping[str, Any], use_depthwise: bool = False) -> Any:
+    """Return what makes a convolution with its normalisation and activation."""
+    kind = DepthwiseSeparableConvModule if use_depthwise else ConvModule
+    return functools.partial(kind, norm_cfg=dict(norm_cfg), act_cfg=dict(act_cfg))
+
+
+class CSPNeXtBlock(nn.Module):
+    """A 3x3 convolution and a depth-wise separable one of 5x5, with their input added or not."""
+
+    def __init__(self, channels: int, add_identity: bool, use_depthwise: bool, **layers: Any) -> None:
+        super().__init__()
+        self.conv1 = convolution(**layers, use_depthwise=use_depthwise)(channels, channels, 3, padding=1)
+        separable = convolution(**layers, use_depthwise=True)
+        self.conv2 = separable(channels, channels, KERNEL, padding=KERNEL // 2)
+        self.add_identity = add_identity
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return maps of the input's shape (B, C, h, w)."""
+        out = self.conv2(self.conv1(x))
+        return out + x if self.add_identity else out
+
+
+class ChannelAttention(nn.Module):
+    """Each channel, times a weight that is made of the means of all."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return maps of the input's shape (B, C, h, w)."""
+        means = x.mean(3, keepdim=True).mean(2, keepdim=True)  # two steps: one long sum is off, see norms.py
+        return x * nn.functional.hardsigmoid(self.fc(means))
+
+
+class CSPNeXtLayer(CSPLayer):
+    """mmdet's cross stage partial layer with `CSPNeXtBlock`s, and channel attention before its last layer."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        expand_ratio: float = 0.5,
+        add_identity: bool = True,
+        channel_attention: bool = False,
+        use_depthwise: bool = False,
+        **layers: Any,
+    ) -> None:
+        """Build it; `layers` are `norm_cfg` and `act_cfg`."""
+        super().__init__(in_channels, out_channels, expand_ratio, num_blocks=0, **layers)
+        inside = self.main_conv.out_channels
+        blocks = [CSPNeXtBlock(inside, add_identity, use_depthwise, **layers) for _ in range(num_blocks)]
+        self.blocks = nn.Sequential(*blocks)
+        self.attention = ChannelAttention(2 * inside) if channel_attention else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (B, out_channels, h, w)."""
+        both = torch.cat([self.blocks(self.main_conv(x)), self.short_conv(x)], 1)
+        return self.final_conv(self.attention(both))
+
+
+@offered(BACKBONES)
+class CSPNeXt(BaseModule):
+    """A stem of stride 2 and four or five stages that halve the size, each with a layer of blocks."""
+
+    def __init__(
+        self,
+        arch: str = 'P5',
+        deepen_factor: float = 1.0,
+        widen_factor: float = 1.0,
+        out_indices: Sequence[int] = (2, 3, 4),
+        frozen_stages: int = -1,
+        use_depthwise: bool = False,
+        expand_ratio: float = 0.5,
+        spp_kernel_sizes: Sequence[int] = (5, 9, 13),
+        channel_attention: bool = True,
+        norm_cfg: Mapping[str, Any] = NORM,
+        act_cfg: Mapping[str, Any] = SILU,
+        norm_eval: bool = False,
+        init_cfg: Any = None,
+    ) -> None:
+        """Build it, of the settings of mmdet 3.
+
+        `deepen_factor` and `widen_factor` multiply the numbers of blocks and channels; `out_indices` are the
+        stages whose maps are returned, 0 for the stem; stages up to `frozen_stages` do not learn, -1 freezes
+        none; with `use_depthwise` 3x3 convolutions are separable; with `norm_eval` statistics of
+        normalisation stay fixed in training.
+
+        Raises:
+            ConfigError: an unknown architecture or stage.
+        """
+        super().__init__(init_cfg)
+        if arch not in ARCHITECTURES:
+            raise ConfigError(f'model.backbone.arch={arch!r}; expected one of {", ".join(ARCHITECTURES)}')
+        stages = ARCHITECTURES[arch]
+        wrong = [index for index in out_indices if not 0 <= index <= len(stages)]
+        if wrong:
+            raise ConfigError(f'model.backbone.out_indices has {wrong[0]}; expected 0 to {len(stages)}')
+        layers = dict(norm_cfg=dict(norm_cfg), act_cfg=dict(act_cfg))
+        conv, first = convolution(**layers), int(stages[0][0] * widen_factor)
+        half = int(stages[0][0] * widen_factor // 2)
+        self.stem = nn.Sequential(
+            conv(3, half, 3, stride=2, padding=1),
+            conv(half, half, 3, padding=1),
+            conv(half, first, 3, padding=1),
+        )
+        self.layers = ['stem']
+        down = convolution(**layers, use_depthwise=use_depthwise)
+        for place, (before, after, blocks, identity, pools) in enumerate(stages, 1):
+            before, after = int(before * widen_factor), int(after * widen_factor)
+            stage = [down(before, after, 3, stride=2, padding=1)]
+            if pools:
+                stage.append(SPPBottleneck(after, after, tuple(spp_kernel_sizes), **layers))
+            count = max(round(blocks * deepen_factor), 1)
+            settings = (after, after, count, expand_ratio, identity, channel_attention, use_depthwise)
+            stage.append(CSPNeXtLayer(*settings, **layers))
+            self.add_module(f'stage{place}', nn.Sequential(*stage))
+            self.layers.append(f'stage{place}')
+        self.out_indices, self.frozen_stages, self.norm_eval = tuple(out_indices), frozen_stages, norm_eval
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the maps of `out_indices` of images (B, 3, H, W)."""
+        maps = []
+        for place, name in enumerate(self.layers):
+            x = getattr(self, name)(x)
+            if place in self.out_indices:
+                maps.append(x)
+        return tuple(maps)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; frozen stages stay as they are, and normalisation with `norm_eval`."""
+        super().train(mode)
+        for name in self.layers[: self.frozen_stages + 1]:
+            stage = getattr(self, name).eval()
+            stage.requires_grad_(requires_grad=False)
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+
+NEAREST = dict(scale_factor=2, mode='nearest')
+
+
+@offered(NECKS)
+class CSPNeXtPAFPN(YOLOXPAFPN):
+    """The path aggregation of mmdet's YOLOX with `CSPNeXtLayer`s, and 3x3 convolutions at its end."""
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        num_csp_blocks: int = 3,
+        use_depthwise: bool = False,
+        expand_ratio: float = 0.5,
+        upsample_cfg: Mapping[str, Any] = NEAREST,
+        norm_cfg: Mapping[str, Any] = NORM,
+        act_cfg: Mapping[str, Any] = SILU,
+        init_cfg: Any = None,
+    ) -> None:
+        """Build it, of the settings of mmdet 3: maps go from fine to coarse."""
+        layers = dict(norm_cfg=dict(norm_cfg), act_cfg=dict(act_cfg))
+        super().__init__(
+            list(in_channels), out_channels, 0, use_depthwise, dict(upsample_cfg), **layers, init_cfg=init_cfg
+        )
+        conv = convolution(**layers, use_depthwise=use_depthwise)
+        pairs = list(itertools.pairwise(in_channels))
+
+        def layer(before: int, after: int) -> CSPNeXtLayer:
+            blocks = dict(num_blocks=num_csp_blocks, expand_ratio=expand_ratio, add_identity=False)
+            return CSPNeXtLayer(before, after, **blocks, use_depthwise=use_depthwise, **layers)
+
+        self.top_down_blocks = nn.ModuleList(layer(2 * fine, fine) for fine, _ in reversed(pairs))
+        self.bottom_up_blocks = nn.ModuleList(layer(2 * fine, coarse) for fine, coarse in pairs)
+        self.out_convs = nn.ModuleList(conv(channels, out_channels, 3, padding=1) for channels in in_channels)
+
+
+POINTS = dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32])
+DISTANCES = dict(type='DistancePointBBoxCoder')
+TRAINS = 'RTMDet is trained by mmdet 3: its head has no loss here'
+
+
+@offered(DETECTORS)
+class RTMDet(SingleStageDetector):
+    """A detector of one stage; `use_syncbn` is a setting of training, which is not used."""
+
+    def __init__(self, *args: Any, use_syncbn: bool = True, **parts: Any) -> None:
+        super().__init__(*args, **parts)
+
+
+@offered(HEADS)
+class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
+    """Scores and distances of each level; levels may share convolutions, but have norms of their own."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        feat_channels: int = 256,
+        stacked_convs: int = 4,
+        share_conv: bool = True,
+        use_depthwise: bool = False,
+        with_objectness: bool = True,
+        exp_on_reg: bool = False,
+        pred_kernel_size: int = 1,
+        anchor_generator: Mapping[str, Any] = POINTS,
+        bbox_coder: Mapping[str, Any] = DISTANCES,
+        norm_cfg: Mapping[str, Any] = NORM,
+        act_cfg: Mapping[str, Any] = SILU,
+        train_cfg: Any = None,
+        test_cfg: Any = None,
+        init_cfg: Any = None,
+        loss_cls: Any = None,
+        loss_bbox: Any = None,
+    ) -> None:
+        """Build it, of the settings of mmdet 3.
+
+        With `share_conv` all levels have the same convolutions, with normalisations of their own. With
+        objectness the root of score times objectness replaces the score; with `exp_on_reg` distances are
+        exponentials. `train_cfg` and losses are not used, except for the kind of scores.
+
+        Raises:
+            ConfigError: scores by softmax; convolutions that are separable and shared.
+        """
+        super().__init__(init_cfg)
+        if not dict(loss_cls or {}).get('use_sigmoid', True):
+            raise ConfigError('model.bbox_head.loss_cls.use_sigmoid=False: RTMDet has sigmoid scores')
+        if share_conv and use_depthwise:
+            raise ConfigError('model.bbox_head: share_conv=True goes with use_depthwise=False')
+        self.num_classes = self.cls_out_channels = num_classes
+        self.use_sigmoid_cls, self.exp_on_reg, self.test_cfg = True, exp_on_reg, test_cfg
+        self.prior_generator = build_prior_generator(dict(anchor_generator))
+        self.bbox_coder = build_bbox_coder(dict(bbox_coder))
+        conv = convolution(norm_cfg, act_cfg, use_depthwise)
+        levels, priors = len(self.prior_generator.strides), self.prior_generator.num_base_priors[0]
+
+        def branch() -> nn.ModuleList:
+            channels = [in_channels] + [feat_channels] * stacked_convs
+            branches = [
+                nn.ModuleList(conv(*pair, 3, padding=1) for pair in itertools.pairwise(channels))
+                for _ in range(levels)
+            ]
+            if share_conv:
+                for layers in branches:
+                    for layer, first in zip(layers, branches[0], strict=True):
+                        layer.conv = first.conv
+            return nn.ModuleList(branches)
+
+        def last(columns: int) -> nn.ModuleList:
+            padding = pred_kernel_size // 2
+            return nn.ModuleList(
+                nn.Conv2d(feat_channels, priors * columns, pred_kernel_size, padding=padding)
+                for _ in range(levels)
+            )
+
+        self.cls_convs, self.reg_convs = branch(), branch()
+        self.rtm_cls, self.rtm_reg = last(num_classes), last(4)
+        self.rtm_obj = last(1) if with_objectness else None
+
+    def forward(self, feats: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return class logits (B, C, h, w) and distances in pixels (B, 4, h, w) of every level."""
+        scores, distances = [], []
+        for level, (features, stride) in enumerate(zip(feats, self.prior_generator.strides, strict=True)):
+            classes = boxes = features
+            for layer in self.cls_convs[level]:
+                classes = layer(classes)
+            for layer in self.reg_convs[level]:
+                boxes = layer(boxes)
+            logits, sides = self.rtm_cls[level](classes), self.rtm_reg[level](boxes)
+            if self.rtm_obj is not None:
+                logits = inverse_sigmoid((logits.sigmoid() * self.rtm_obj[level](boxes).sigmoid()).sqrt())
+            scores.append(logits)
+            distances.append((sides.exp() if self.exp_on_reg else sides) * stride[0])
+        return scores, distances
+
+    def loss(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse to train."""
+        raise NotImplementedError(TRAINS)
