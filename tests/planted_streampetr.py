@@ -161,7 +161,7 @@ planted(
     'tokens get the focal length of their own camera, other than in training',
     FAMILY,
     (
-        'mmdeploy_ext.models.streampetr.rays:focal_per_token',
+        'mmdeploy_ext.models.streampetr.steps:focal_per_token',
         traced(
             lambda original: lambda intrinsics, tokens: original(intrinsics, 1).repeat_interleave(tokens, 1)
         ),

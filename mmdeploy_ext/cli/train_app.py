@@ -92,7 +92,7 @@ def configured_loaders(cfg: Any) -> contextlib.AbstractContextManager[None]:
 
     builders = dict(build_dataset=dataset_builder())
     if samplers:
-        from mmdeploy_ext.models.datasets.builder import build_dataloader
+        from mmdeploy_ext.models.datasets.loaders import build_dataloader
 
         builders['build_dataloader'] = functools.partial(build_dataloader, **samplers)
     return patched(mmdet.apis.train, **builders)

@@ -1,4 +1,4 @@
-"""The models of this package by the type that a config gives, registered only where nobody else has the type.
+"""The models of this package by the type in a config, registered only if no other code registers the type.
 
 Research repositories register many of the same types: StreamPETR 23 of them, Far3D 19. Their classes are the
 user's, and ours are for configs without such code. So importing a model of this package registers nothing:
@@ -26,7 +26,7 @@ MODELS_2D = {
     'rtdetr.encoder': ('RTDETRHybridEncoder',),
     'rtmdet': ('CSPNeXt', 'CSPNeXtPAFPN', 'RTMDet', 'RTMDetSepBNHead'),
 }
-"""Module of this package -> the types that it offers; these need mmdet."""
+"""Module of this package -> types that it offers; they need mmdet."""
 MODELS_3D = {
     'bevfusion.center_head': ('BEVFusionCenterHead',),
     'bevfusion.coder': ('TransFusionBBoxCoder',),
@@ -36,8 +36,7 @@ MODELS_3D = {
     'cp_fpn': ('CPFPN',),
     'datasets.nuscenes_dataset': ('CustomNuScenesDataset', 'FusionNuScenesDataset'),
     'datasets.pipelines.augmentation': ('GlobalRotScaleTransImage', 'ResizeCropFlipRotImage'),
-    'datasets.pipelines.fusion': ('ImageAug3D', 'ImageNormalize'),
-    'datasets.pipelines.lidar_aug': ('FoldHeading', 'LidarAugMatrix'),
+    'datasets.pipelines.fusion': ('FoldHeading', 'ImageAug3D', 'ImageNormalize', 'LidarAugMatrix'),
     'datasets.pipelines.multi_view_image': (
         'NormalizeMultiviewImage',
         'PETRFormatBundle3D',
@@ -60,7 +59,7 @@ MODELS_3D = {
     'streampetr.warmup': ('GeometryWarmupHook',),
     'vovnet': ('VoVNet', 'VoVNetCP'),
 }
-"""The same of models that need mmdet3d."""
+"""The same for models that need mmdet3d."""
 MODULES = {
     name: f'mmdeploy_ext.models.{module}'
     for module, names in (MODELS_2D | MODELS_3D).items()
@@ -68,7 +67,7 @@ MODULES = {
 }
 """Type -> the module that offers it."""
 LIBRARIES = ('mmcv', 'mmdet', 'mmdet3d', 'mmseg')
-"""Packages whose registries models are built from."""
+"""Packages with registries of models."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +76,8 @@ class Offer:
 
     Attributes:
         cls: the class.
-        registry: the mmcv registry that it is for.
-        builds: types of this package that it builds under other names than a config gives.
+        registry: the mmcv registry of its kind.
+        builds: types of this package that it builds although no config names them.
     """
 
     cls: type
@@ -103,18 +102,22 @@ def offered(registry: Any, builds: Sequence[str] = ()) -> Callable[[Class], Clas
 
 
 def register(name: str) -> None:
-    """Register the class that this package has for a type, and what it builds.
+    """Register this package's class of a type, and the types that it builds.
 
-    A type that is taken, or that this package does not have, stays as it is.
+    Nothing happens if the type is registered already, or if this package does not have it.
     """
-    if name not in MODULES or _is_registered(name):
+
+    def is_registered() -> bool:  # by the libraries, a plugin or this package
+        return any(name in registry.module_dict for registry in registries(LIBRARIES))
+
+    if name not in MODULES or is_registered():
         return
     importlib.import_module(MODULES[name])  # imports the library, which may have the type
     offer = _OFFERS[name]
-    if not _is_registered(name):
+    if not is_registered():
         offer.registry.register_module(module=offer.cls)
-    for part in offer.builds:
-        register(part)
+    for built_type in offer.builds:
+        register(built_type)
 
 
 def register_named(cfg: Any) -> None:
@@ -132,7 +135,7 @@ def register_all(modules: dict[str, tuple[str, ...]]) -> None:
 
 @contextlib.contextmanager
 def giving_way() -> Iterator[None]:
-    """Inside the block a class that registers itself replaces the one of this package that has its type."""
+    """Let a class that registers itself inside the block replace this package's class of the same type."""
     from mmcv.utils import Registry
 
     original = vars(Registry)['_register_module']
@@ -147,8 +150,3 @@ def giving_way() -> Iterator[None]:
 
     with mock.patch.object(Registry, '_register_module', register_module):
         yield
-
-
-def _is_registered(name: str) -> bool:
-    """Return whether a registry of the libraries has a type: of their own, of a plugin or of this package."""
-    return any(name in registry.module_dict for registry in registries(LIBRARIES))

@@ -1,7 +1,7 @@
 """DINO: the parts of mmdet 3 that mmdet 2.28 lacks, around its Deformable DETR, with their names inside it.
 
-A result needs the last layer alone. Every layer runs as its class says, so that classes of one's own count;
-graphs compute the same by `DinoNetwork`. Source of names, shapes and algorithm: mmdet 3.3.0
+A result needs the last layer alone. Every layer runs its class's own `forward`, so that classes of a user
+take effect; graphs compute the same by `DinoNetwork`. Source of names, shapes and algorithm: mmdet 3.3.0
 `detectors/dino.py`, `layers/transformer/dino_layers.py`; tests hold it to what mmdet 3 gave
 (`tests/dino_golden.py`).
 
@@ -28,9 +28,9 @@ transformer = mmdet_module('mmdet.models.utils.transformer')
 
 inverse_sigmoid = transformer.inverse_sigmoid
 HEIGHT_FIRST, TEMPERATURE = [1, 0, 2, 3], 10000
-"""In which the numbers of a box are encoded: y before x, but width before height; and the longest period."""
+"""Order in which the numbers of a box are encoded, y before x, but width before height; longest period."""
 LEAST_ODDS = 1e-3
-"""Of a box that a layer moves, before the last one."""
+"""Smallest odds of the numbers of a box that a layer before the last one moves."""
 TRAINS = 'DINO is trained by mmdet 3: its head has no loss here'
 
 
@@ -40,21 +40,21 @@ class DINO(detectors.DeformableDETR):
 
 
 class BoxPlaces(nn.Module):
-    """What makes places of queries from the encoding of their boxes: two linear layers."""
+    """Two linear layers from the encoding of boxes to positional embeddings of queries."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(2 * size, size), nn.Linear(size, size)])
 
     def forward(self, encoded: torch.Tensor) -> torch.Tensor:
-        """Return places (B, Q, D) of encoded boxes (B, Q, 2 * D)."""
+        """Return positional embeddings (B, Q, D) of encoded boxes (B, Q, 2 * D)."""
         first, second = self.layers
         return second(first(encoded).relu())
 
 
 @offered(TRANSFORMER_LAYER_SEQUENCE)
 class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
-    """The layers of Deformable DETR; places of queries come from their boxes, before each layer."""
+    """The layers of Deformable DETR; each gets positional embeddings of the boxes of its queries."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,9 +70,10 @@ class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
         reg_branches: nn.ModuleList,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the queries (Q, B, D) of the last layer, and the boxes (B, Q, 4) that it looked from.
+        """Return the queries (Q, B, D) of the last layer, and its reference boxes (B, Q, 4).
 
-        Of queries (Q, B, D), boxes cxcywh (B, Q, 4) relative to the image and `valid_ratios` (B, L, 2).
+        Arguments are queries (Q, B, D), boxes cxcywh (B, Q, 4) relative to the image and `valid_ratios`
+        (B, L, 2).
         """
         scale = torch.cat([valid_ratios, valid_ratios], -1)[:, None]
         for index, layer in enumerate(self.layers):
@@ -94,10 +95,10 @@ class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
 
 @offered(TRANSFORMER)
 class DinoTransformer(transformer.DeformableDetrTransformer):
-    """The transformer of a two-stage Deformable DETR whose queries are learned, not encoded proposals."""
+    """The transformer of a two-stage Deformable DETR whose queries are learned, not made of proposals."""
 
     def init_layers(self) -> None:
-        """Build what is beside encoder and decoder."""
+        """Build the layers beside encoder and decoder."""
         super().init_layers()
         del self.pos_trans, self.pos_trans_norm
 
@@ -111,16 +112,16 @@ class DinoTransformer(transformer.DeformableDetrTransformer):
         cls_branches: nn.ModuleList,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the queries (Q, B, D) of the last layer, and the boxes (B, Q, 4) that it looked from.
+        """Return the queries (Q, B, D) of the last layer, and its reference boxes (B, Q, 4).
 
         Args:
             mlvl_feats: maps (B, D, h, w).
             mlvl_masks: (B, h, w) bool of each map, True where it shows no image.
             query_embed: learned queries (Q, D).
             mlvl_pos_embeds: positions (B, D, h, w) of each map.
-            reg_branches: networks that move boxes: one for each layer, and one for the tokens.
-            cls_branches: networks that score them.
-            kwargs: for the layers.
+            reg_branches: box branches of each layer, and of the tokens.
+            cls_branches: score branches of the same.
+            kwargs: options of the layers.
         """
         device = mlvl_feats[0].device
         shapes = torch.as_tensor([features.shape[-2:] for features in mlvl_feats], device=device)
@@ -130,7 +131,7 @@ class DinoTransformer(transformer.DeformableDetrTransformer):
             for level, position in enumerate(mlvl_pos_embeds)
         ]
         tokens, places = (
-            torch.cat([level_map.flatten(2) for level_map in maps], 2).permute(2, 0, 1)
+            torch.cat([level.flatten(2) for level in maps], 2).permute(2, 0, 1)
             for maps in (mlvl_feats, positions)
         )
         padded = torch.cat([mask.flatten(1) for mask in mlvl_masks], 1)
@@ -187,7 +188,7 @@ class DINOHead(dense_heads.DeformableDETRHead):
     ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         """Return class logits (1, B, Q, C) and boxes cxcywh (1, B, Q, 4) of the last layer.
 
-        Of maps (B, D, h, w) of the neck, and `batch_input_shape` and `img_shape` of each image.
+        Features are maps (B, D, h, w) of the neck; metas have `batch_input_shape` and `img_shape`.
         """
         masks = self.masks(mlvl_feats, img_metas)
         query, reference = self.transformer(

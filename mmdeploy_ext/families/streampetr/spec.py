@@ -137,12 +137,14 @@ class SpecFactory:
         return TensorSpec(name, dtype, axes, meaning, unit, groups, unused=unused, single=single)
 
     def images(self, size: Sizes) -> TensorSpec:
+        """Return the spec of the images (N, 3, H, W)."""
         axes = (size.cameras, 3, size.height, size.width)
         return self.tensor('img', axes, 'normalised images, padded bottom and right')
 
     def rows(
         self, name: str, field: str, rows: int, size: Sizes, meaning: str, dtype: str = ''
     ) -> TensorSpec:
+        """Return the spec of one tensor of the memory, a field with some number of rows."""
         tails = dict(
             embedding=(size.channels,), reference_point=(3,), timestamp=(1,), egopose=(4, 4), velo=(2,)
         )
@@ -150,6 +152,7 @@ class SpecFactory:
         return self.tensor(name, (1, rows, *tails[field]), meaning, group.unit, (group,), dtype)
 
     def embeddings(self, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
+        """Return the specs of the outputs of `PositionEmbedding`."""
         axes, cone = (1, size.tokens, size.channels), (1, size.tokens, 8)
         per_token = 'per token |fx| |fy| in 1000 px and the normalised far points of its ray'
         return (
@@ -158,6 +161,7 @@ class SpecFactory:
         )
 
     def predictions(self, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
+        """Return the specs of logits and box codes."""
         layers = 'all decoder layers' if size.layers > 1 else 'the last decoder layer'
         shape = (size.layers, 1, size.queries)
         box = 'x y z (m, current LiDAR frame) log w log l log h sin cos (yaw) vx vy (m/s)'

@@ -76,8 +76,8 @@ class CustomNuScenesDataset(NuScenesDataset):
             DataError: a pose or calibration that is missing, not finite or singular.
         """
         info = self.data_infos[index]
-        origin = f'{self.ann_file}: sample {info["token"]}'
-        ego_pose = lidar_to_global(info, origin)
+        name = f'{self.ann_file}: sample {info["token"]}'
+        ego_pose = lidar_to_global(info, name)
         data = dict(
             sample_idx=info['token'],
             pts_filename=info['lidar_path'],
@@ -91,7 +91,7 @@ class CustomNuScenesDataset(NuScenesDataset):
             timestamp=info['timestamp'] / 1e6,
         )
         if self.modality['use_camera']:
-            data.update(camera_inputs(info.get('cams') or {}, origin))
+            data.update(camera_inputs(info.get('cams') or {}, name))
         if not self.test_mode:
             data['prev_exists'] = index > 0 and bool(self.flag[index - 1] == self.flag[index])
             annotations = {key: info[name] for key, name in INFO_KEYS_2D.items()}
@@ -99,28 +99,26 @@ class CustomNuScenesDataset(NuScenesDataset):
         return data
 
     def prepare_train_data(self, index: int) -> dict[str, Any] | None:
-        """Run the pipeline on the T frames that end at `index`; None where that is filtered as empty.
+        """Run the pipeline on the T frames that end at `index`; None if they are filtered as empty.
 
-        The last frame's dict has `collect_keys` stacked to (T, ...) and the boxes as lists of T. Empty frames
-        are filtered where one of the last `num_frame_losses` has no box.
+        The last frame's dict has `collect_keys` stacked to (T, ...) and the boxes as lists of T. With
+        `filter_empty_gt` frames are dropped if one of the last `num_frame_losses` has no box.
         """
         queue, scene = [], None
-        for i in self._queue_indices(index):
+        # queue_length - 1 of the frames before `index`, in order, and `index` itself
+        before = range(index - self.queue_length - self.random_length + 1, index)
+        previous = sorted(random.sample(before, self.queue_length - 1))
+        for i in (max(0, frame) for frame in (*previous, index)):
             data = self.get_data_info(i)
             if not self.seq_mode:
                 data['prev_exists'] = data['scene_token'] == scene
                 scene = data['scene_token']
             self.pre_pipeline(data)
             queue.append(self.pipeline(data))
-        if self.filter_empty_gt and any(_is_empty(frame) for frame in queue[-self.num_frame_losses :]):
+        frames_with_losses = queue[-self.num_frame_losses :]
+        if self.filter_empty_gt and not all(has_objects(frame) for frame in frames_with_losses):
             return None
         return self._stack(queue)
-
-    def _queue_indices(self, index: int) -> list[int]:
-        """Choose queue_length - 1 of the frames before `index`, in order, and `index` itself."""
-        before = range(index - self.queue_length - self.random_length + 1, index)
-        earlier = sorted(random.sample(before, self.queue_length - 1))
-        return [max(0, i) for i in (*earlier, index)]
 
     def _stack(self, queue: list[dict[str, Any]]) -> dict[str, Any]:
         result = queue[-1]
@@ -152,22 +150,23 @@ class FusionNuScenesDataset(NuScenesDataset):
             DataError: a calibration that is missing, not finite or singular.
         """
         data, info = super().get_data_info(index), self.data_infos[index]
-        inputs = camera_inputs(info.get('cams') or {}, f'{self.ann_file}: sample {info["token"]}')
-        count = len(inputs['intrinsics'])
-        poses = [np.linalg.inv(matrix.astype(np.float64)) for matrix in inputs['extrinsics']]
+        cameras = camera_inputs(info.get('cams') or {}, f'{self.ann_file}: sample {info["token"]}')
+        count = len(cameras['intrinsics'])
+        poses = [np.linalg.inv(matrix.astype(np.float64)) for matrix in cameras['extrinsics']]
         data.update(
-            img_filename=inputs['img_filename'],
-            camera_intrinsics=np.float32(inputs['intrinsics']),
+            img_filename=cameras['img_filename'],
+            camera_intrinsics=np.float32(cameras['intrinsics']),
             camera2lidar=np.float32(poses),
-            lidar2image=np.float32(inputs['lidar2img']),
+            lidar2image=np.float32(cameras['lidar2img']),
             img_aug_matrix=np.tile(np.eye(4, dtype=np.float32), (count, 1, 1)),
             lidar_aug_matrix=np.eye(4, dtype=np.float32),
         )
         return data
 
 
-def _is_empty(frame: dict[str, Any] | None) -> bool:
-    return frame is None or not bool((frame['gt_labels_3d'].data != -1).any())
+def has_objects(frame: dict[str, Any] | None) -> bool:
+    """Return whether a frame behind the pipeline, None if that dropped it, has a labelled box."""
+    return frame is not None and bool((frame['gt_labels_3d'].data != -1).any())
 
 
 def sequence_flags(scene_tokens: Sequence[str], split: int | str = 1) -> np.ndarray:
@@ -191,30 +190,28 @@ def scene_lengths(scene_tokens: Sequence[str]) -> list[int]:
     return [len(list(run)) for _, run in itertools.groupby(scene_tokens)]
 
 
-def lidar_to_global(info: dict[str, Any], origin: str) -> np.ndarray:
-    """Return ego-to-global @ LiDAR-to-ego, (4, 4) float32, of an info's `ego2global_*` and `lidar2ego_*`."""
+def lidar_to_global(info: dict[str, Any], sample: str) -> np.ndarray:
+    """Return ego-to-global @ LiDAR-to-ego, (4, 4) float32; `sample` names the info in messages."""
 
     def matrix(name: str) -> np.ndarray:
-        turn = Quaternion(_finite(info, f'{name}_rotation', origin)).rotation_matrix
-        return rigid_matrix(turn, _finite(info, f'{name}_translation', origin))
+        turn = Quaternion(_finite(info, f'{name}_rotation', sample)).rotation_matrix
+        return rigid_matrix(turn, _finite(info, f'{name}_translation', sample))
 
     return matrix('ego2global') @ matrix('lidar2ego')
 
 
-def camera_inputs(cameras: dict[str, dict[str, Any]], origin: str) -> dict[str, list[Any]]:
+def camera_inputs(cameras: dict[str, dict[str, Any]], sample: str) -> dict[str, list[Any]]:
     """Return file names, time stamps (s) and matrices of all cameras; keys as in `get_data_info`."""
     if not cameras:
-        raise DataError(f'{origin}: got no camera in `cams`, expected at least one')
+        raise DataError(f'{sample}: got no camera in `cams`, expected at least one')
     rows = []
     for name, camera in cameras.items():
-        camera_origin = f'{origin}, {name}'
-        place = (
-            _finite(camera, f'sensor2lidar_{part}', camera_origin) for part in ('rotation', 'translation')
-        )
-        extrinsic, intrinsic = rigid_inverse(rigid_matrix(*place)), np.eye(4)
-        intrinsic[:3, :3] = _finite(camera, 'cam_intrinsic', camera_origin)
+        title = f'{sample}, {name}'
+        pose = (_finite(camera, f'sensor2lidar_{part}', title) for part in ('rotation', 'translation'))
+        extrinsic, intrinsic = rigid_inverse(rigid_matrix(*pose)), np.eye(4)
+        intrinsic[:3, :3] = _finite(camera, 'cam_intrinsic', title)
         if abs(np.linalg.det(intrinsic)) < 1e-9:
-            raise DataError(f'{camera_origin}: cam_intrinsic is singular: {intrinsic[:3, :3].tolist()}')
+            raise DataError(f'{title}: cam_intrinsic is singular: {intrinsic[:3, :3].tolist()}')
         time_s = camera['timestamp'] / 1e6
         rows.append((time_s, camera['data_path'], intrinsic @ extrinsic, intrinsic, extrinsic))
     return dict(zip(CAMERA_KEYS, map(list, zip(*rows, strict=True)), strict=True))
@@ -234,10 +231,10 @@ def rigid_inverse(matrix: np.ndarray) -> np.ndarray:
     return rigid_matrix(rotation_t, -(rotation_t @ matrix[:3, 3]))
 
 
-def _finite(record: dict[str, Any], key: str, origin: str) -> np.ndarray:
+def _finite(record: dict[str, Any], key: str, title: str) -> np.ndarray:
     if key not in record:
-        raise DataError(f'{origin}: has no {key}; make the info file again with tools/create_data.py')
+        raise DataError(f'{title}: has no {key}; make the info file again with tools/create_data.py')
     value = np.asarray(record[key], dtype=np.float64)
     if not np.isfinite(value).all():
-        raise DataError(f'{origin}: {key}: got {value.tolist()}, expected finite numbers')
+        raise DataError(f'{title}: {key}: got {value.tolist()}, expected finite numbers')
     return value

@@ -19,12 +19,12 @@ class LidarBackbone(nn.Module):
     """Points to bird's-eye view, on CPU and GPU; no dense network behind it.
 
     Args:
-        voxel_layer: of mmcv's Voxelization; `max_num_points=-1` is dynamic voxelisation.
+        voxel_layer: options of mmcv's Voxelization; `max_num_points=-1` is dynamic voxelisation.
         encoder: config of the sparse encoder.
-        encoder_path: where the encoder is in the model, so that keys equal those of the published checkpoint,
-            e.g. 'encoders.lidar.backbone'.
-        output_shape: (1, C, H, W) that the config promises; checked before an export.
-        train_cfg, test_cfg: nothing; mmdet3d's builder passes them.
+        encoder_path: path of the encoder in the model, such as 'encoders.lidar.backbone', so that keys equal
+            those of the published checkpoint.
+        output_shape: (1, C, H, W) that the config states; checked before an export.
+        train_cfg, test_cfg: not used; mmdet3d's builder passes them.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class LidarBackbone(nn.Module):
         """
         features, coordinates = [], []
         for sample, cloud in enumerate(points):
-            means, cells = self._voxelize_one(self._checked(cloud, sample))
+            means, cells = self._voxelize_cloud(self._checked(cloud, sample))
             if axes(self.encoder) == 'xyz':
                 cells = cells.flip(1)  # mmcv counts z, y, x
             features.append(means)
@@ -90,8 +90,8 @@ class LidarBackbone(nn.Module):
             )
         return cloud
 
-    def _voxelize_one(self, cloud: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return means (N, in_channels) and cells (N, 3) in z, y, x."""
+    def _voxelize_cloud(self, cloud: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return means (N, in_channels) and cells (N, 3) in z, y, x of points (P, in_channels)."""
         if not len(cloud):
             return cloud, cloud.new_zeros((0, 3), dtype=torch.int32)
         if self.voxel_layer.max_num_points == -1:

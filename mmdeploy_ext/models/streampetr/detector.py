@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.models.catalogue import offered
-
-from .rays import token_centers
+from mmdeploy_ext.models.streampetr.steps import token_centers
 
 PER_FRAME = ('gt_bboxes_3d', 'gt_labels_3d', 'gt_bboxes', 'gt_labels', 'centers2d', 'depths', 'img_metas')
 
@@ -59,18 +58,14 @@ class GridMask(nn.Module):
         thickness = min(max(int(period * 0.5 + 0.5), 1), period - 1)
         starts = [int(torch.randint(0, period, ())) for _ in range(2)]
         torch.randint(0, 1, ())  # its angle is always 0, and takes a number of the seed's
-        rows, columns = (
-            _in_stripes(extent, period, thickness, start)
-            for extent, start in zip((height, width), starts, strict=True)
-        )
+
+        def in_stripes(extent: int, start: int) -> Tensor:  # the grid is 1.5 times as large as the image
+            large = int(1.5 * extent)
+            offset = torch.arange(extent) + (large - extent) // 2 - start
+            return (offset >= 0) & (offset // period < large // period) & (offset % period < thickness)
+
+        rows, columns = in_stripes(height, starts[0]), in_stripes(width, starts[1])
         return (rows[:, None] | columns).float()
-
-
-def _in_stripes(extent: int, period: int, thickness: int, start: int) -> Tensor:
-    """Return which rows or columns (extent,) are in stripes of a grid 1.5 times as large around them."""
-    large = int(1.5 * extent)
-    offset = torch.arange(extent) + (large - extent) // 2 - start
-    return (offset >= 0) & (offset // period < large // period) & (offset % period < thickness)
 
 
 @offered(DETECTORS)
@@ -150,7 +145,7 @@ class Petr3D(MVXTwoStageDetector):
             )
         outputs = self.run_frame(img_metas, tap('img', img), **data)
         samples = self.pts_bbox_head.get_bboxes(outputs, img_metas)
-        return [{'pts_bbox': bbox3d2result(*detections)} for detections in samples]
+        return [{'pts_bbox': bbox3d2result(*boxes_scores_labels)} for boxes_scores_labels in samples]
 
     def run_frame(self, img_metas: list[dict], img: Tensor, **data: Tensor) -> dict[str, Any]:
         """Return the head's outputs for one frame; another scene token than before starts a new stream."""
@@ -175,11 +170,11 @@ class Petr3D(MVXTwoStageDetector):
                 may leave out: `gt_bboxes`, `gt_labels`, `centers2d`, `depths`.
 
         Returns:
-            `frame_{i}_{name}` of every frame i with losses; names as in `losses.head_losses` and
+            `frame_{i}_{name}` of every frame i with losses; names as in `training.head_losses` and
             `FocalHead.loss`.
         """
-        keys = [key for key in PER_FRAME if data.get(key) is not None]
-        annotations = {key: list(zip(*data.pop(key), strict=True)) for key in keys}  # [B][T] to [T][B]
+        present = [key for key in PER_FRAME if data.get(key) is not None]
+        annotations = {key: list(zip(*data.pop(key), strict=True)) for key in present}  # [B][T] to [T][B]
         tensors = {key: value for key, value in data.items() if isinstance(value, torch.Tensor)}
         tensors['img_feats'] = self.extract_frames(tensors.pop('img'))
         return self.obtain_history_memory(annotations, tensors)
@@ -218,8 +213,12 @@ class Petr3D(MVXTwoStageDetector):
         for i in range(frames):
             data = {key: value[:, i] for key, value in tensors.items()}
             truth = {key: value[i] for key, value in annotations.items()}
-            trained, judged = i >= frames - self.num_frame_head_grads, i >= frames - self.num_frame_losses
-            frame_losses = self.forward_pts_train(truth, data, requires_grad=trained, return_losses=judged)
+            frame_losses = self.forward_pts_train(
+                truth,
+                data,
+                requires_grad=i >= frames - self.num_frame_head_grads,
+                return_losses=i >= frames - self.num_frame_losses,
+            )
             losses.update({f'frame_{i}_{key}': value for key, value in frame_losses.items()})
         return losses
 
@@ -247,13 +246,13 @@ class Petr3D(MVXTwoStageDetector):
         return losses
 
     def forward_roi_head(self, img_metas: list[dict], **data: Tensor) -> dict[str, Tensor | None]:
-        """Return what the 2D head gives for a frame; where it does not run `topk_indexes` is None."""
+        """Return the 2D head's outputs of a frame; if it does not run, `topk_indexes` is None."""
         if not (self.with_img_roi_head and self.training):
             return {'topk_indexes': None}
         return self.img_roi_head(self.prepare_location(img_metas, data['img_feats']), **data)
 
     def prepare_location(self, img_metas: list[dict], img_feats: Tensor) -> Tensor:
-        """Return token centres (1, h, w, 2), x, y in parts of the padded image, of a map (..., h, w)."""
+        """Return token centres (1, h, w, 2), x, y relative to the padded image, of a map (..., h, w)."""
         height, width = img_metas[0]['pad_shape'][0][:2]
         centers = token_centers((height, width), self.stride, 1, img_feats.device)
         return (centers / centers.new_tensor([width, height])).view(1, *img_feats.shape[-2:], 2)

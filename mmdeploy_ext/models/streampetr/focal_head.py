@@ -90,9 +90,6 @@ class FocalHead(BaseModule):
         self.loss_centers2d = build_loss(loss_centers2d or dict(type='L1Loss', loss_weight=5.0))
         if train_cfg:
             self.assigner2d = build_assigner(train_cfg['assigner2d'])
-        self._init_layers()
-
-    def _init_layers(self) -> None:
         self.cls = nn.Conv2d(self.in_channels, self.num_classes, 1)
         self.shared_reg = self._tower()
         self.shared_cls = self._tower()
@@ -178,15 +175,12 @@ class FocalHead(BaseModule):
         image, token, gt = self._match(preds, truth, pad_shape)
         size = boxes.new_tensor([width, height, width, height])
         pos_boxes, pos_centers = boxes[image, token], centers[image, token]
-        target_boxes_px, target_centers = (
-            torch.cat(gt_bboxes).to(boxes)[gt],
-            torch.cat(gt_centers).to(boxes)[gt],
-        )
+        target_px, target_centers = torch.cat(gt_bboxes).to(boxes)[gt], torch.cat(gt_centers).to(boxes)[gt]
         boxes_px = bbox_cxcywh_to_xyxy(pos_boxes) * size
         labels = torch.full(logits.shape[:2], self.num_classes, dtype=torch.long, device=logits.device)
         labels[image, token] = torch.cat(gt_labels).to(labels)[gt]
         quality = logits.new_zeros(logits.shape[:2])
-        quality[image, token] = bbox_overlaps(target_boxes_px, boxes_px.detach(), is_aligned=True)
+        quality[image, token] = bbox_overlaps(target_px, boxes_px.detach(), is_aligned=True)
         count = logits.new_tensor(float(len(gt)))
         mean_count = reduce_mean(count.clone()).clamp(min=1).item()
         cls_count = reduce_mean(count.clone()) if self.sync_cls_avg_factor else count
@@ -197,15 +191,12 @@ class FocalHead(BaseModule):
             for c, b in zip(gt_centers, gt_bboxes, strict=True)
         ]
         centerness = preds['centerness'].sigmoid().clamp(SIGMOID_EPS, 1 - SIGMOID_EPS)
-        target_boxes, heat = (
-            bbox_xyxy_to_cxcywh(target_boxes_px / size),
-            torch.stack(heatmaps).view_as(centerness),
-        )
+        targets, heat = bbox_xyxy_to_cxcywh(target_px / size), torch.stack(heatmaps).view_as(centerness)
         cls_factor = cls_count.clamp(min=1).item()
         return dict(
             enc_loss_cls=self.loss_cls2d(logits.flatten(0, 1), target, ones, avg_factor=cls_factor),
-            enc_loss_bbox=self.loss_bbox2d(pos_boxes, target_boxes, avg_factor=mean_count),
-            enc_loss_iou=self.loss_iou2d(boxes_px, target_boxes_px, avg_factor=local),
+            enc_loss_bbox=self.loss_bbox2d(pos_boxes, targets, avg_factor=mean_count),
+            enc_loss_iou=self.loss_iou2d(boxes_px, target_px, avg_factor=local),
             centers2d_losses=self.loss_centers2d(
                 pos_centers, target_centers / size[:2], avg_factor=mean_count
             ),
@@ -222,8 +213,9 @@ class FocalHead(BaseModule):
             if len(image[0]):
                 names = ('enc_bbox_preds', 'enc_cls_scores', 'pred_centers2d')
                 predicted = (preds[name][i].detach() for name in names)
-                targets = (values.to(device) for values in image)
-                inds = self.assigner2d.assign(*predicted, *targets, {'pad_shape': pad_shape}).gt_inds
+                annotations = (values.to(device) for values in image)
+                meta = {'pad_shape': pad_shape}
+                inds = self.assigner2d.assign(*predicted, *annotations, meta).gt_inds
                 tokens = inds.nonzero().squeeze(1)
                 pairs.append(torch.stack([torch.full_like(tokens, i), tokens, inds[tokens] - 1 + first]))
             first += len(image[0])

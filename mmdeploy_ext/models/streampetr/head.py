@@ -15,11 +15,11 @@ from torch import Tensor
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.models.catalogue import offered
-from mmdeploy_ext.models.streampetr import denoising, losses
 from mmdeploy_ext.models.streampetr import memory as temporal
+from mmdeploy_ext.models.streampetr import training
 from mmdeploy_ext.models.streampetr.head_layers import HeadLayers
 from mmdeploy_ext.models.streampetr.memory import Memory
-from mmdeploy_ext.models.streampetr.steps import Queries, tap_memory
+from mmdeploy_ext.models.streampetr.steps import tap_memory
 
 
 @offered(HEADS)
@@ -64,7 +64,12 @@ class StreamPETRHead(HeadLayers):
             )
         pad_shape = img_metas[0]['pad_shape'][0]
         places = self.embed_positions(data['lidar2img'], data['intrinsics'], pad_shape)
-        queries, attn_mask, mask_dict = self._training_queries(img_feats.shape[0], img_metas)
+        queries, attn_mask, mask_dict = None, None, None
+        if self.training and self.with_dn:
+            points, attn_mask, mask_dict = training.prepare_denoising(
+                self, img_feats.shape[0], self.reference_points.weight, img_metas
+            )
+            queries = self.queries_at(points)
         pad_size = mask_dict['pad_size'] if mask_dict else 0
         state = *self._state(data), data['prev_exists']
         outputs, _, pushed = self.step(img_feats, *places, *state, queries, attn_mask, pad_size)
@@ -73,7 +78,7 @@ class StreamPETRHead(HeadLayers):
         return self._outputs(outputs, mask_dict, pad_size)
 
     def _state(self, data: dict[str, Tensor]) -> tuple[Memory, Tensor, Tensor]:
-        """Return the state and what brings it into the current frame: nothing, where it is fresh."""
+        """Return the state, and the transform and time into the current frame; a fresh state needs none."""
         if self.memory is not None:
             return self.memory, data['ego_pose_inv'], data['timestamp']
         poses = data['ego_pose_inv']
@@ -81,19 +86,10 @@ class StreamPETRHead(HeadLayers):
         identity = torch.eye(4, dtype=poses.dtype, device=poses.device).expand_as(poses)
         return fresh, identity, torch.zeros_like(data['timestamp'])
 
-    def _training_queries(
-        self, batch: int, img_metas: list[dict]
-    ) -> tuple[Queries | None, Tensor | None, dict | None]:
-        """Return denoising and learned queries, their mask and the losses' needs; Nones outside training."""
-        if not (self.training and self.with_dn):
-            return None, None, None
-        points, attn_mask, mask_dict = denoising.prepare(self, batch, self.reference_points.weight, img_metas)
-        return self.queries_at(points), attn_mask, mask_dict
-
     def _outputs(self, outputs: dict[str, Tensor], mask_dict: dict | None, pad_size: int) -> dict[str, Any]:
         cls_scores, bbox_preds = outputs['all_cls_scores'], outputs['all_bbox_preds']
         if pad_size:
-            denoised = cls_scores[:, :, :pad_size], bbox_preds[:, :, :pad_size]
+            denoised = (cls_scores[:, :, :pad_size], bbox_preds[:, :, :pad_size])
             mask_dict = {**mask_dict, 'output_known_lbs_bboxes': denoised}
         return {
             'all_cls_scores': tap('all_cls_scores', cls_scores[:, :, pad_size:]),
@@ -104,8 +100,8 @@ class StreamPETRHead(HeadLayers):
     def loss(
         self, gt_bboxes_list: list, gt_labels_list: list, preds_dicts: dict[str, Any]
     ) -> dict[str, Tensor]:
-        """Return the losses by name, see `losses.head_losses`."""
-        return losses.head_losses(self, gt_bboxes_list, gt_labels_list, preds_dicts)
+        """Return the losses by name, see `training.head_losses`."""
+        return training.head_losses(self, gt_bboxes_list, gt_labels_list, preds_dicts)
 
     def get_bboxes(
         self, preds_dicts: dict[str, Tensor], img_metas: list[dict], rescale: bool = False

@@ -16,8 +16,7 @@ from mmdet.models.utils import NormedLinear, build_transformer
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.streampetr import rays
-from mmdeploy_ext.models.streampetr.steps import CONE_BIN, FrameSteps
+from mmdeploy_ext.models.streampetr.steps import CONE_BIN, FrameSteps, depth_bins
 
 CODE_SIZE = 10
 CONE_SIZE = 8
@@ -31,7 +30,7 @@ LEGACY_NAMES = {
 
 
 class MLN(nn.Module):
-    """Motion-aware layer normalisation: a code scales and shifts what was normed; at first, not at all."""
+    """Motion-aware layer normalisation: a code scales and shifts normalised features, at first by 1 and 0."""
 
     def __init__(self, code_dims: int, embed_dims: int) -> None:
         super().__init__()
@@ -124,14 +123,14 @@ class HeadLayers(FrameSteps, BaseModule):
         self.pc_range = _constant(self.bbox_coder.pc_range)
         self.position_range = _constant(position_range)
         self.coords_d = nn.Parameter(
-            rays.depth_bins(depth_num, depth_start, self.position_range[3], LID), requires_grad=False
+            depth_bins(depth_num, depth_start, self.position_range[3], LID), requires_grad=False
         )
         self._build_layers()
         self.transformer = build_transformer(transformer)
         self._check_layers()
 
     def _check(self, ignored: dict[str, Any]) -> None:
-        """Refuse what this head cannot do."""
+        """Refuse settings that this head does not support."""
         unknown = sorted(set(ignored) - IGNORED_KEYS)
         num_all = self.num_query + self.num_propagated
         code_size = ignored.get('code_size', CODE_SIZE)
@@ -211,7 +210,7 @@ class HeadLayers(FrameSteps, BaseModule):
             self.ego_pose_memory = MLN(180, dims)
 
     def init_weights(self) -> None:
-        """Uniform points, Xavier transformer, and a classifier that starts at probability 0.01."""
+        """Initialise uniform points, a Xavier transformer, and a classifier of probability 0.01."""
         nn.init.uniform_(self.reference_points.weight, 0, 1)
         if self.num_propagated:
             nn.init.uniform_(self.pseudo_reference_points.weight, 0, 1)
@@ -221,7 +220,7 @@ class HeadLayers(FrameSteps, BaseModule):
         self._is_init = True
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
-        """Load, with the names that files before version 2, and plain dicts of tensors, may have."""
+        """Load weights; files before version 2 and plain dicts of tensors may have older names."""
         if (local_metadata.get('version') or 0) < 2:
             for key in [key for key in state_dict if key.startswith(prefix)]:
                 renamed = key

@@ -1,13 +1,13 @@
-"""The steps of one frame of StreamPETR's head: pure functions of tensors and weights.
+"""The steps of a frame of StreamPETR's head and the rays of its tokens: pure functions of tensors, weights.
 
 Everything here traces by TorchScript at opset 11 with batch 1: no slice is assigned to, no branch depends on
 values. 4x4 inverses stay outside, so do absolute positions and times.
 
 Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py, models/utils/positional_encoding.py
-(`pos2posemb1d`, `pos2posemb3d`, `nerf_positional_encoding`).
+(`pos2posemb1d`, `pos2posemb3d`, `nerf_positional_encoding`), models/utils/misc.py (`locations`).
 
-Shapes: B batch, N cameras, C channels, h w feature map, T = N h w tokens, D depth bins, Q queries (learned
-and propagated), L decoder layers, K classes, M memory rows inside a frame.
+Shapes: B batch, N cameras, C channels, h w feature map, T = N h w tokens (camera by camera), D depth bins, Q
+queries (learned and propagated), L decoder layers, K classes, M memory rows inside a frame.
 """
 
 import math
@@ -18,17 +18,73 @@ import torch
 from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor, nn
 
+from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.same_bytes import power
 from mmdeploy_ext.models.streampetr import memory as temporal
-from mmdeploy_ext.models.streampetr import rays
 from mmdeploy_ext.models.streampetr.memory import Memory
 
 Queries = tuple[Tensor, Tensor, Tensor]
 
-# the second of the two bins whose points enter the cone, counted from the end
 CONE_BIN = -30
+"""The second of the two depth bins whose points enter the cone, counted from the end."""
 NERF_FREQUENCIES = (1, 2, 4, 8, 16, 32)
+MIN_DEPTH = 1e-5
+
+
+def depth_bins(num: int, start: float, end: float, linear_increasing: bool) -> Tensor:
+    """Return `num` depths in m from `start` towards `end`, with equal or linearly growing steps (LID)."""
+    index = torch.arange(num).float()
+    if linear_increasing:
+        return start + (end - start) / (num * (1 + num)) * index * (index + 1)
+    return start + (end - start) / num * index
+
+
+def token_centers(
+    pad_shape: Sequence[int], stride: int, num_cameras: int, device: torch.device | str
+) -> Tensor:
+    """Return the centres (T, 2) of the feature cells, x and y in px of the padded image."""
+    pad_h, pad_w = int(pad_shape[0]), int(pad_shape[1])
+    if pad_h % stride or pad_w % stride:
+        raise ShapeError(f'image size {pad_h}x{pad_w} is not a multiple of the stride {stride}; pad them')
+    # there and back: upstream keeps the centres as fractions, and its float32 rounding with them
+    ys, xs = (
+        (torch.arange(0, size, stride, dtype=torch.float32, device=device) + stride // 2) / size * size
+        for size in (pad_h, pad_w)
+    )
+    grid = torch.stack(torch.meshgrid(xs, ys, indexing='xy'), dim=-1)
+    return grid.reshape(-1, 2).repeat(num_cameras, 1)
+
+
+def frustum_points(centers: Tensor, depths: Tensor) -> Tensor:
+    """Return the homogeneous points (T, D, 4) as u d, v d, d, 1 of `centers` (T, 2) at `depths` (D,)."""
+    num_tokens, num_bins = centers.shape[0], depths.shape[0]
+    depth = depths.view(1, -1, 1).expand(num_tokens, num_bins, 1)
+    scaled = centers.unsqueeze(1) * depth.clamp(min=MIN_DEPTH)
+    return torch.cat([scaled, depth, torch.ones_like(depth)], dim=-1)
+
+
+def lidar_points(img2lidar: Tensor, frustum: Tensor) -> Tensor:
+    """Return the points (B, T, D, 3) in m, LiDAR frame, of a frustum (T, D, 4).
+
+    The matrices are (B, G, 4, 4), one per camera (G = N) or per token (G = T), or (B, T, D, 4, 4), one per
+    point.
+    """
+    num_tokens, num_bins, _ = frustum.shape
+    matrices = img2lidar.flatten(1, -3).transpose(-1, -2)
+    per_matrix = num_tokens * num_bins // matrices.shape[1]
+    points = frustum.reshape(1, -1, per_matrix, 4) @ matrices
+    return points.reshape(-1, num_tokens, num_bins, 4)[..., :3]
+
+
+def focal_per_token(intrinsics: Tensor, tokens_per_camera: int) -> Tensor:
+    """Return |fx|, |fy| in units of 1000 px per token, (B, T, 2), from `intrinsics` (B, N, 4, 4).
+
+    Token t gets the camera t MOD N, although t DIV N h w is the camera that it comes from: the published
+    weights were trained with this. The matrices of `lidar_points` belong to the right camera.
+    """
+    focal = torch.stack([intrinsics[..., 0, 0], intrinsics[..., 1, 1]], dim=-1).abs() / 1e3
+    return focal.repeat(1, tokens_per_camera, 1)
 
 
 def sine_encoding(values: Tensor, num_feats: int) -> Tensor:
@@ -62,24 +118,24 @@ def motion_code(velo: Tensor, age: Tensor, egopose: Tensor) -> Tensor:
 
 
 class FrameSteps:
-    """What the head does in a frame; `StreamPETRHead` builds the layers that this uses."""
+    """The computation of a frame; `StreamPETRHead` builds the layers that it uses."""
 
     def token_centers(self, pad_shape: Sequence[int], num_cameras: int = 6) -> Tensor:
         """Return the token centres (T, 2), px of the padded image."""
-        return rays.token_centers(pad_shape, self.stride, num_cameras, self.coords_d.device)
+        return token_centers(pad_shape, self.stride, num_cameras, self.coords_d.device)
 
     def frustum(self, pad_shape: Sequence[int], num_cameras: int = 6) -> Tensor:
         """Return the image points (T, D, 4) of every token and depth: a constant of the image size."""
-        points = rays.frustum_points(self.token_centers(pad_shape, num_cameras), self.coords_d)
+        points = frustum_points(self.token_centers(pad_shape, num_cameras), self.coords_d)
         tap('coords', points[None, ..., None])
         return points
 
     def focal_per_token(self, intrinsics: Tensor, tokens_per_camera: int) -> Tensor:
-        """Return the focal lengths (B, T, 2) in 1000 px, of the camera that the weights were trained with."""
-        return tap('intrinsic', rays.focal_per_token(intrinsics, tokens_per_camera))
+        """Return the focal lengths (B, T, 2) in 1000 px of the cameras that the weights were trained with."""
+        return tap('intrinsic', focal_per_token(intrinsics, tokens_per_camera))
 
     def position_embedding(self, img2lidar: Tensor, focal: Tensor, frustum: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode where the tokens look.
+        """Encode the rays of the tokens.
 
         img2lidar is (B, N, 4, 4) per camera, (B, T, 4, 4) per token or (B, T, D, 4, 4) per point; for focal
         (B, T, 2) and frustum (T, D, 4) see there. Returned are the embedding (B, T, C) before its gate, and
@@ -87,7 +143,7 @@ class FrameSteps:
         by the position range.
         """
         low, high = self.position_range[:3], self.position_range[3:]
-        points = (rays.lidar_points(img2lidar, frustum) - low) / (high - low)
+        points = (lidar_points(img2lidar, frustum) - low) / (high - low)
         cone = torch.cat([focal, points[:, :, -1], points[:, :, CONE_BIN]], dim=-1)
         return self.position_encoder(inverse_sigmoid(points.flatten(-2))), cone
 
@@ -155,21 +211,21 @@ class FrameSteps:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the decoder on tokens (B, T, C), whose positions are added to the keys, and M rows of memory.
 
-        The rows are in the current LiDAR frame. `queries` are others than the learned ones, such as denoising
-        queries before them, or the learned ones as constants. `attn_mask` (Q, Q - num_propagated + M) bool is
-        of the self attention over [queries | memory], True where not to look.
+        The rows are in the current LiDAR frame. `queries` replace the learned ones, by denoising queries
+        before them or by constants. `attn_mask` (Q, Q - num_propagated + M) bool is that of the self
+        attention over [queries | memory], True if a query must not look.
 
         Returns:
             outs_dec (L, B, Q, C), all_cls_scores (L, B, Q, K) logits, all_bbox_preds (L, B, Q, 10) with the
             centre in m; of the last layer alone without `all_layers`.
         """
         content, position, points = self.encode_memory(memory)
-        propagated, stored = zip(
-            *(self._split_propagated(rows) for rows in (content, position, points)), strict=True
-        )
+        count = self.num_propagated
+        rows_of_memory = [(rows[:, :count], rows[:, count:]) for rows in (content, position, points)]
+        propagated, (temp_memory, temp_pos, _) = zip(*rows_of_memory, strict=True)
         queries = [rows.expand(points.shape[0], -1, -1) for rows in queries or self.learned_queries()]
         tgt, query_pos, reference = (torch.cat(rows, dim=1) for rows in zip(queries, propagated, strict=True))
-        outs_dec = self.run_transformer(tgt, query_pos, tokens, tokens_pos, stored[0], stored[1], attn_mask)
+        outs_dec = self.run_transformer(tgt, query_pos, tokens, tokens_pos, temp_memory, temp_pos, attn_mask)
         first_layer = 0
         if not all_layers:
             first_layer = len(outs_dec) - 1
@@ -181,9 +237,6 @@ class FrameSteps:
     def run_transformer(self, *args: Tensor | None) -> Tensor:
         """Return the outputs (L, B, Q, C) of the decoder; the arguments are those of our transformer."""
         return self.transformer(*args)
-
-    def _split_propagated(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return rows[:, : self.num_propagated], rows[:, self.num_propagated :]
 
     def predict(
         self, outs_dec: Tensor, reference_points: Tensor, first_layer: int = 0
@@ -202,8 +255,8 @@ class FrameSteps:
     def select_topk(self, cls_scores: Tensor, bbox_preds: Tensor, outs_dec: Tensor) -> Memory:
         """Return the rows that a frame adds to the memory, the best queries first.
 
-        Given are those of the last layer without denoising queries: logits (B, Q, K), boxes (B, Q, 10),
-        outputs (B, Q, C).
+        The arguments are those of the last layer without denoising queries: logits (B, Q, K), boxes
+        (B, Q, 10), outputs (B, Q, C).
         """
         scores = cls_scores.sigmoid().amax(dim=-1)
         indexes = scores.topk(self.topk_proposals, dim=1).indices.unsqueeze(-1)
@@ -218,7 +271,7 @@ class FrameSteps:
         return Memory(best(outs_dec), boxes[..., :3], timestamp, poses, boxes[..., -2:])
 
     def pseudo_points(self) -> Tensor | None:
-        """Return the points (num_propagated, 3) in m of a fresh memory; None where no rows are propagated."""
+        """Return the points (num_propagated, 3) in m of a fresh memory; None if no rows are propagated."""
         if not self.num_propagated:
             return None
         low, high = self.pc_range[:3], self.pc_range[3:]
@@ -262,7 +315,7 @@ class FrameSteps:
 
 
 def run_branches(branches: Sequence[nn.Module], outs_dec: Tensor) -> Tensor:
-    """Return what the branch of each layer makes of its outputs (L, B, Q, C); most heads have one for all."""
+    """Return the results of each layer's branch on its outputs (L, B, Q, C); layers may share one branch."""
     if all(branch is branches[0] for branch in branches):
         return branches[0](outs_dec)
     return torch.stack([branch(outputs) for branch, outputs in zip(branches, outs_dec, strict=False)])

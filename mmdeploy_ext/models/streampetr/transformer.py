@@ -77,14 +77,14 @@ class PETRMultiheadFlashAttention(PETRMultiheadAttention):
 class PETRTemporalDecoderLayer(BaseTransformerLayer):
     """One decoder layer, in the order that `operation_order` gives.
 
-    `with_cp` recomputes it in the backward pass instead of keeping its activations. What `FFN_KEYS` name is
-    of the feed-forward network, where `ffn_cfgs` does not say it.
+    `with_cp` recomputes it in the backward pass instead of keeping its activations. The options of `FFN_KEYS`
+    belong to the feed-forward network, and take precedence over `ffn_cfgs`.
     """
 
     def __init__(
         self, attn_cfgs: Any, operation_order: tuple[str, ...], with_cp: bool = True, **kwargs: Any
     ) -> None:
-        ffn_settings = {new: kwargs.pop(old) for old, new in FFN_KEYS.items() if old in kwargs}
+        ffn_options = {new: kwargs.pop(old) for old, new in FFN_KEYS.items() if old in kwargs}
         default = dict(
             type='FFN',
             feedforward_channels=1024,
@@ -95,7 +95,7 @@ class PETRTemporalDecoderLayer(BaseTransformerLayer):
         ffn_cfgs = kwargs.pop('ffn_cfgs', default)
         if isinstance(ffn_cfgs, dict):
             # a copy: mmcv writes into the dict
-            ffn_cfgs = {**ffn_cfgs, **ffn_settings}
+            ffn_cfgs = {**ffn_cfgs, **ffn_options}
         super().__init__(attn_cfgs=attn_cfgs, ffn_cfgs=ffn_cfgs, operation_order=operation_order, **kwargs)
         if self.batch_first:
             raise ConfigError(

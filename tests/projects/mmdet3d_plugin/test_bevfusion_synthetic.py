@@ -174,7 +174,10 @@ def test_the_exported_head_with_other_limits_finds_what_the_head_finds(transfusi
     [
         (f'{HEAD}.proposals', called(lambda original, self, heat: heat.flatten(1).topk(120).indices)),
         (f'{HEAD}.proposals', result(lambda cells, *_: torch.cat([cells[:, :-1], cells[:, -2:-1]], 1))),
-        (f'{COUNTED}.kept', called(lambda original, self, boxes, scores: original(self, boxes, scores + 1))),
+        (
+            f'{COUNTED}.within_limits',
+            called(lambda original, self, boxes, scores: original(self, boxes, scores + 1)),
+        ),
     ],
     ids=['120 queries', 'a query less', 'no score threshold'],
 )

@@ -15,7 +15,7 @@ from pyquaternion import Quaternion
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
-from mmdeploy_ext.models.datasets.builder import build_dataloader
+from mmdeploy_ext.models.datasets.loaders import build_dataloader
 from mmdeploy_ext.models.datasets.nuscenes_dataset import camera_inputs, rigid_inverse
 from mmdeploy_ext.synthetic.nuscenes import Options, ensure_toy_nuscenes
 from projects.configs.nuscenes_stream import CLASS_NAMES, image_augmentation, stream_data

@@ -8,11 +8,11 @@ import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.evaluate.loop import shard_scenes
-from mmdeploy_ext.models.datasets.nuscenes_dataset import scene_lengths, sequence_flags
-from mmdeploy_ext.models.datasets.samplers import (
+from mmdeploy_ext.models.datasets.loaders import (
     SAMPLER,
     InfiniteGroupEachSampleInBatchSampler,
 )
+from mmdeploy_ext.models.datasets.nuscenes_dataset import scene_lengths, sequence_flags
 
 SCENES = ['a'] * 5 + ['b'] * 2 + ['c'] * 7 + ['d'] * 4
 

@@ -8,7 +8,7 @@ from mmcv.parallel import DataContainer
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
-from mmdeploy_ext.models.streampetr import denoising
+from mmdeploy_ext.models.streampetr import training
 
 GROUPS = 2
 
@@ -24,7 +24,7 @@ def metas(counts: tuple[int, ...] = (3, 5), seed: int = 0) -> list[dict]:
 
 def prepare(head: torch.nn.Module, img_metas: list[dict], noise_seed: int = 0):
     torch.manual_seed(noise_seed)
-    return denoising.prepare(head, len(img_metas), head.reference_points.weight, img_metas)
+    return training.prepare_denoising(head, len(img_metas), head.reference_points.weight, img_metas)
 
 
 def run(head: torch.nn.Module, img_metas: list[dict], noise_seed: int) -> dict:
@@ -70,7 +70,7 @@ def test_every_group_has_every_box(head: torch.nn.Module):
     _, _, mask_dict = prepare(head, img_metas)
     known = mask_dict['known']
     for sample, meta in enumerate(img_metas):
-        wanted = denoising.to_targets(meta['gt_bboxes_3d'], torch.device('cpu'))
+        wanted = training.to_targets(meta['gt_bboxes_3d'], torch.device('cpu'))
         for group in range(GROUPS):
             rows = (known.batch == sample) & (known.slot // 5 == group)
             assert torch.equal(known.bboxes[rows], wanted)
@@ -78,7 +78,7 @@ def test_every_group_has_every_box(head: torch.nn.Module):
 
 
 def test_mask_row_by_row(head: torch.nn.Module):
-    mask = denoising.attention_mask(head, 5, GROUPS, torch.device('cpu'))
+    mask = training.attention_mask(head, 5, GROUPS, torch.device('cpu'))
     for row in range(mask.shape[0]):
         for key in range(mask.shape[1]):
             same_group = row < 10 and row // 5 == key // 5
@@ -109,7 +109,7 @@ def test_outputs_are_those_without_denoising(head: torch.nn.Module):
 
 
 def test_without_the_mask_they_would_feel_it(head: torch.nn.Module, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(denoising, 'attention_mask', lambda *_: None)
+    monkeypatch.setattr(training, 'attention_mask', lambda *_: None)
     first, second = run(head, metas(seed=1), 1), run(head, metas(seed=2), 2)
     assert (first['all_bbox_preds'] - second['all_bbox_preds']).abs().max() > 1e-3
 

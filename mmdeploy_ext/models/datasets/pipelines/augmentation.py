@@ -97,7 +97,14 @@ class ResizeCropFlipRotImage:
         An image of another size than `data_aug_conf` says raises DataError; squeezed into place, it would no
         longer fit its intrinsics.
         """
-        self._check_sizes(results['img'])
+        expected = self.data_aug_conf['H'], self.data_aug_conf['W']
+        for index, image in enumerate(results['img']):
+            if image.shape[:2] != expected:
+                raise DataError(
+                    f'image of camera {index}: got {image.shape[0]}x{image.shape[1]} (height x '
+                    f'width), data_aug_conf has H={expected[0]}, W={expected[1]}; intrinsics and '
+                    f'images have to be for that size'
+                )
         transform = self.random_transform() if self.training else self.test_transform()
         results['img'] = [transform.image(img) for img in results['img']]
         for intrinsic in results['intrinsics']:
@@ -108,22 +115,12 @@ class ResizeCropFlipRotImage:
         ]
         if self.training and self.with_2d:
             per_camera = [
-                self._objects(transform, objects)
+                self._transform_objects(transform, objects)
                 for objects in zip(*(results[key] for key in KEYS_2D), strict=True)
             ]
             for key, values in zip(KEYS_2D, zip(*per_camera, strict=True), strict=True):
                 results[key] = list(values)
         return results
-
-    def _check_sizes(self, images: Sequence[np.ndarray]) -> None:
-        expected = self.data_aug_conf['H'], self.data_aug_conf['W']
-        for index, image in enumerate(images):
-            if image.shape[:2] != expected:
-                raise DataError(
-                    f'image of camera {index}: got {image.shape[0]}x{image.shape[1]} (height x '
-                    f'width), data_aug_conf has H={expected[0]}, W={expected[1]}; intrinsics and '
-                    f'images have to be for that size'
-                )
 
     def random_transform(self) -> ImageTransform:
         """Draw one from numpy's global generator."""
@@ -149,7 +146,10 @@ class ResizeCropFlipRotImage:
         top = int((1 - bottom) * size[1]) - height
         return ImageTransform(scale, size, (left, top, left + width, top + height), flip)
 
-    def _objects(self, transform: ImageTransform, objects: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    def _transform_objects(
+        self, transform: ImageTransform, objects: Sequence[np.ndarray]
+    ) -> tuple[np.ndarray, ...]:
+        """Return boxes, centres, labels and depths of one camera's objects that stay visible."""
         bboxes, centers2d, labels, depths = (np.asarray(values) for values in objects)
         if not len(bboxes):
             return np.zeros((0, 4), np.float32), np.zeros((0, 2), np.float32), labels, depths
@@ -161,7 +161,7 @@ class ResizeCropFlipRotImage:
 
 
 def visible(bboxes_xyxy: np.ndarray, depths: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Say which boxes (n, 4) px show at least one whole px when nearer ones are painted over farther ones.
+    """Return which boxes (n, 4) px show at least one whole px when nearer ones are painted over farther ones.
 
     They are inside an image of `size` (W, H) px; depths are (n,) metres.
     """

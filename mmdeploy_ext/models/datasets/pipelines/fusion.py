@@ -1,34 +1,35 @@
-"""Steps of BEVFusion's pipelines: pictures and their matrices, under the names of its configs."""
+"""Steps of BEVFusion's pipelines: pictures, the matrix of augmented points, and headings without a front."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import mmcv
 import numpy as np
 from mmdet.datasets.builder import PIPELINES
+from mmdet3d.datasets.builder import PIPELINES as PIPELINES_3D
 from PIL import Image
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.models.catalogue import offered
-
-from .augmentation import ImageTransform
+from mmdeploy_ext.models.datasets.pipelines.augmentation import ImageTransform
 
 
 @offered(PIPELINES)
 class ImageAug3D:
-    """Resize, crop, mirror and turn each camera's picture, and say so in `img_aug_matrix` (N, 4, 4).
+    """Resize, crop, mirror and rotate each camera's picture; `img_aug_matrix` (N, 4, 4) has the transforms.
 
     Args:
         final_dim: (H, W) of the result, px.
         resize_lim: factor, from and to; at test time the mean.
-        bot_pct_lim: part that is cut off at the bottom, the same.
+        bot_pct_lim: share that is cut off at the bottom, from and to; at test time the mean.
         rot_lim: degrees, from and to, counter-clockwise about the middle, in training.
         rand_flip: mirror half of the pictures, in training.
-        is_train: random values, of each camera its own.
-        source: (h, w) of the pictures as they were taken, px.
+        is_train: random values for each camera.
+        source: (h, w) of the original pictures, px.
 
     Source: mit-han-lab/bevfusion db75150, mmdet3d/datasets/pipelines/transforms_3d.py:45-150. Differs in: the
-    size of what comes in is checked.
+    size of the pictures is checked.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class ImageAug3D:
         return ImageTransform(scale, size, box, flip)
 
     def _turned(self, picture: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return a changed picture and its 3x3 matrix, turned by a random angle; what comes in is black."""
+        """Return a picture and its 3x3 matrix, rotated at random in training; empty corners are black."""
         if not (self.is_train and any(self.rot_lim)):
             return picture, matrix
         angle = float(np.random.uniform(*self.rot_lim))
@@ -110,4 +111,47 @@ class ImageNormalize:
             mmcv.imnormalize(image, self.mean, self.std, to_rgb=True) for image in results['img']
         ]
         results['img_norm_cfg'] = dict(mean=self.mean, std=self.std, to_rgb=True)
+        return results
+
+
+@offered(PIPELINES)
+class LidarAugMatrix:
+    """Write `lidar_aug_matrix` (4, 4): LiDAR to what mmdet3d's steps before this one made of its points.
+
+    These are GlobalRotScaleTrans and RandomFlip3D, in any order; they note what they did.
+    """
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Compose the notes in the order of the steps."""
+        matrix = np.eye(4)
+        for step in results.get('transformation_3d_flow', ()):
+            change = np.eye(4)
+            if step == 'R':  # points are rows there
+                change[:3, :3] = np.asarray(results['pcd_rotation'], np.float64).T
+            elif step == 'S':
+                change[:3, :3] *= results['pcd_scale_factor']
+            elif step == 'T':
+                change[:3, 3] = results['pcd_trans']
+            elif step == 'HF':
+                change[1, 1] = -1
+            elif step == 'VF':
+                change[0, 0] = -1
+            matrix = change @ matrix
+        results['lidar_aug_matrix'] = matrix.astype(np.float32)
+        return results
+
+
+@offered(PIPELINES_3D)
+class FoldHeading:
+    """Take the yaw of training boxes modulo half a turn, into 0..pi.
+
+    The boxes of the generated world have no front that a LiDAR could see. Sine and cosine of headings that
+    are opposite by chance cancel out, and then the head learns no axis either; folded, it learns the axis,
+    and every second heading is opposite. Velocities stay as they are.
+    """
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Fold `gt_bboxes_3d` in place."""
+        boxes = results['gt_bboxes_3d'].tensor
+        boxes[:, 6] = boxes[:, 6] % math.pi
         return results

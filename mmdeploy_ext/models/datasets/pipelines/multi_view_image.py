@@ -54,7 +54,12 @@ class PadMultiViewImage:
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Pad results['img'], a list of (H, W, 3)."""
-        padded = [self._pad(img) for img in results['img']]
+        if self.size is not None:
+            padded = [mmcv.impad(img, shape=self.size, pad_val=self.pad_val) for img in results['img']]
+        else:
+            padded = [
+                mmcv.impad_to_multiple(img, self.size_divisor, pad_val=self.pad_val) for img in results['img']
+            ]
         results.update(
             img=padded,
             img_shape=[img.shape for img in results['img']],
@@ -63,11 +68,6 @@ class PadMultiViewImage:
             pad_size_divisor=self.size_divisor,
         )
         return results
-
-    def _pad(self, img: np.ndarray) -> np.ndarray:
-        if self.size is not None:
-            return mmcv.impad(img, shape=self.size, pad_val=self.pad_val)
-        return mmcv.impad_to_multiple(img, self.size_divisor, pad_val=self.pad_val)
 
 
 @offered(PIPELINES)

@@ -1,20 +1,24 @@
-"""Samplers for sequences, under StreamPETR's names."""
+"""Data loaders whose samplers a config names, and the samplers of sequences under StreamPETR's names."""
 
 import itertools
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from mmcv.parallel import collate
+from mmcv.runner import get_dist_info
 from mmcv.utils import Registry
+from mmdet.datasets.builder import worker_init_fn
 from mmdet.datasets.samplers import DistributedGroupSampler
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from mmdeploy_ext.evaluate.loop import shard_scenes
 
 SAMPLER = Registry('sampler')
-"""That `data.shuffler_sampler` and `data.nonshuffler_sampler` of a config name."""
+"""Samplers for `data.shuffler_sampler` and `data.nonshuffler_sampler` of a config."""
 SAMPLER.register_module(module=DistributedGroupSampler)
 
 
@@ -22,7 +26,7 @@ SAMPLER.register_module(module=DistributedGroupSampler)
 class DistributedSampler(Sampler):
     """Gives each rank one run of consecutive frames; the last ranks repeat the first frames to fill up.
 
-    A run may begin inside a scene, where the memory is then missing: see `SceneSampler`.
+    A run may begin inside a scene, without the memory of the frames before; see `SceneSampler`.
 
     Source: exiawsh/StreamPETR 95f6470, datasets/samplers/distributed_sampler.py.
     """
@@ -100,20 +104,68 @@ class InfiniteGroupEachSampleInBatchSampler(Sampler):
         self.seed, self.frames = seed or 0, len(flags)
 
     def __iter__(self) -> Iterator[list[int]]:
-        yield from map(list, zip(*(self._stream(position) for position in self.local), strict=True))
+        def permutations() -> Iterator[int]:
+            generator = torch.Generator()
+            generator.manual_seed(self.seed)
+            while True:
+                yield from torch.randperm(len(self.groups), generator=generator).tolist()
 
-    def _stream(self, position: int) -> Iterator[int]:
-        for group in itertools.islice(self._permutations(), position, None, self.positions):
-            yield from self.groups[group]
+        def stream(position: int) -> Iterator[int]:
+            for group in itertools.islice(permutations(), position, None, self.positions):
+                yield from self.groups[group]
 
-    def _permutations(self) -> Iterator[int]:
-        generator = torch.Generator()
-        generator.manual_seed(self.seed)
-        while True:
-            yield from torch.randperm(len(self.groups), generator=generator).tolist()
+        yield from map(list, zip(*(stream(position) for position in self.local), strict=True))
 
     def __len__(self) -> int:
         return self.frames
 
     def set_epoch(self, epoch: int) -> None:
         """Do nothing: the stream has no epochs."""
+
+
+def build_dataloader(
+    dataset: Any,
+    samples_per_gpu: int,
+    workers_per_gpu: int,
+    num_gpus: int = 1,
+    dist: bool = True,
+    shuffle: bool = True,
+    seed: int | None = None,
+    runner_type: str | None = None,
+    shuffler_sampler: dict[str, Any] | None = None,
+    nonshuffler_sampler: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> DataLoader:
+    """Build a loader as mmdet's `build_dataloader` does, with the samplers of a StreamPETR config.
+
+    `shuffle` chooses between the two samplers: of training, whose data set has `flag`, and of tests. The seed
+    is that of the training order and the loaders' augmentation. `num_gpus` and `runner_type` are not used:
+    one process has one device, and the sampler says whether it gives batches.
+    """
+    rank, world_size = get_dist_info() if dist else (0, 1)
+    shared = dict(dataset=dataset, num_replicas=world_size, rank=rank, seed=seed)
+    if shuffle:
+        sampler = SAMPLER.build(
+            dict(shuffler_sampler or dict(type='DistributedGroupSampler')),
+            default_args=dict(shared, samples_per_gpu=samples_per_gpu),
+        )
+    else:
+        sampler = SAMPLER.build(
+            dict(nonshuffler_sampler or dict(type='DistributedSampler')),
+            default_args=dict(shared, shuffle=False),
+        )
+    if isinstance(sampler, InfiniteGroupEachSampleInBatchSampler):
+        sampling = dict(batch_sampler=sampler)
+    else:
+        sampling = dict(batch_size=samples_per_gpu, sampler=sampler)
+    if workers_per_gpu == 0:
+        kwargs.pop('persistent_workers', None)
+    if seed is not None:
+        kwargs['worker_init_fn'] = partial(worker_init_fn, num_workers=workers_per_gpu, rank=rank, seed=seed)
+    return DataLoader(
+        dataset,
+        **sampling,
+        num_workers=workers_per_gpu,
+        collate_fn=partial(collate, samples_per_gpu=samples_per_gpu),
+        **kwargs,
+    )
