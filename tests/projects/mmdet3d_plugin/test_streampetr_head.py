@@ -14,9 +14,14 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
 from mmdeploy_ext.core.errors import ConfigError, ShapeError
 from mmdeploy_ext.models.streampetr import memory as temporal
-from mmdeploy_ext.models.streampetr import rays
 from mmdeploy_ext.models.streampetr.memory import Memory
-from mmdeploy_ext.models.streampetr.steps import nerf_encoding, point_encoding, sine_encoding
+from mmdeploy_ext.models.streampetr.steps import (
+    focal_per_token,
+    lidar_points,
+    nerf_encoding,
+    point_encoding,
+    sine_encoding,
+)
 
 SIZE = (toy.HEIGHT, toy.WIDTH)
 ROWS = toy.MEMORY_LEN + toy.NUM_PROPAGATED
@@ -275,7 +280,7 @@ def test_the_focal_lengths_belong_to_the_camera_of_token_mod_n():
     intrinsics = torch.eye(4).repeat(1, 3, 1, 1)
     intrinsics[0, :, 0, 0] = torch.tensor([-1000.0, 2000.0, 3000.0])
     intrinsics[0, :, 1, 1] = torch.tensor([4000.0, 5000.0, 6000.0])
-    focal = rays.focal_per_token(intrinsics, 2)
+    focal = focal_per_token(intrinsics, 2)
     assert focal[0, :, 0].tolist() == [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]
     assert focal[0, :, 1].tolist() == [4.0, 5.0, 6.0, 4.0, 5.0, 6.0]
 
@@ -284,11 +289,11 @@ def test_points_are_the_same_by_camera_by_token_and_by_point(head):
     matrices = toy.rig()['lidar2img'].inverse()[None]
     frustum = head.frustum(SIZE)
     tokens = frustum.shape[0] // toy.NUM_CAMS
-    by_camera = rays.lidar_points(matrices, frustum)
+    by_camera = lidar_points(matrices, frustum)
     by_token = matrices.repeat_interleave(tokens, dim=1)
     by_point = by_token.unsqueeze(2).expand(-1, -1, frustum.shape[1], -1, -1)
-    torch.testing.assert_close(rays.lidar_points(by_token, frustum), by_camera)
-    torch.testing.assert_close(rays.lidar_points(by_point, frustum), by_camera)
+    torch.testing.assert_close(lidar_points(by_token, frustum), by_camera)
+    torch.testing.assert_close(lidar_points(by_point, frustum), by_camera)
     for token, depth in ((0, 0), (tokens, 63), (6 * tokens - 1, 5)):
         slow = matrices[0, token // tokens] @ frustum[token, depth]
         torch.testing.assert_close(by_camera[0, token, depth], slow[:3], atol=1e-4, rtol=1e-5)
@@ -296,7 +301,7 @@ def test_points_are_the_same_by_camera_by_token_and_by_point(head):
 
 def test_points_project_back_to_their_tokens(head):
     rig = toy.rig()
-    points = rays.lidar_points(rig['lidar2img'].inverse()[None], head.frustum(SIZE))[0, :, 20]
+    points = lidar_points(rig['lidar2img'].inverse()[None], head.frustum(SIZE))[0, :, 20]
     centers = head.token_centers(SIZE)
     for token in range(0, len(centers), 5):
         camera = token // (len(centers) // toy.NUM_CAMS)
