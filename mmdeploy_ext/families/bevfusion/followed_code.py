@@ -2,8 +2,8 @@
 
     python -m mmdeploy_ext.families.bevfusion.followed_code VERSION CONFIG...
 
-adds to the table a version of the repository, which is in the working directory, by the code of models of its
-configs. Where a function or class of a repository is another one, a verdict says so, and inputs decide.
+adds a version of the repository in the working directory to the table: the code of the models of its configs.
+A verdict names the functions and classes of a repository that differ from the table.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ TABLE = Path(__file__).with_name('followed_code.json')
 """Version of mit-han-lab/bevfusion -> file -> qualified name -> first digits of its hash."""
 NOT_FOLLOWED = {'326653d': ('mmdet3d/models/vtransforms/base.py', 'mmdet3d/models/vtransforms/depth_lss.py')}
 """Version -> files whose code the graphs do not follow: its depth maps have other points and channels."""
-OF_TRAINING = (
-    *('loss', 'get_targets', 'get_targets_single', 'encode', 'backward', 'init_weights'),
-    *('train_step', 'val_step', '_parse_losses'),
-)
-"""Last names of functions that no inference calls."""
+TRAINING_FUNCTIONS = (
+    'loss', 'get_targets', 'get_targets_single', 'encode', 'backward', 'init_weights', 'train_step',
+    'val_step', '_parse_losses',
+)  # fmt: skip
+"""Names of functions and methods that no inference calls."""
 
 Sources = Mapping[str, Mapping[str, tuple[str, int, int]]]
-"""File -> qualified name -> hash, first and last line; of the files that the code of a model is in."""
+"""File with code of a model -> qualified name -> hash, first and last line."""
 
 
 def differing_code(sources: Sources) -> list[DifferingMethod]:
-    """Return what functions and classes of a repository differ from those of the nearest version."""
+    """Return the functions and classes of a repository that differ from those of the nearest version."""
     table = json.loads(TABLE.read_text(encoding='utf-8'))
     versions = (list(_differing(sources, version, followed)) for version, followed in table.items())
     return min(versions, key=len)
@@ -49,7 +49,7 @@ def _differing(
             continue
         for name in dict.fromkeys([*names, *followed[file]]):
             digest, first, last = names.get(name, ('', 0, 0))
-            if name.rpartition('.')[2] in OF_TRAINING or digest[:DIGITS] == followed[file].get(name):
+            if name.rpartition('.')[2] in TRAINING_FUNCTIONS or digest[:DIGITS] == followed[file].get(name):
                 continue
             title = f'{file}: {name}' if name == '<module>' else name
             yield DifferingMethod(title, file if digest else '', first, last, upstream)

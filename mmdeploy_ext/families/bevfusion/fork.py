@@ -42,29 +42,27 @@ from mmdeploy_ext.weights.sparse_layouts import decide_layouts, find_kernels
 
 PROGRAM = 'mmdeploy_ext.families.bevfusion.fork_process'
 MARK = Path('mmdet3d', 'models', 'fusion_models')
-"""Folder that tells a repository of this kind from others with an `mmdet3d`."""
+"""Folder by which a repository of this kind is recognised among others with an `mmdet3d`."""
 SPARSE_ENCODER = 'encoders.lidar.backbone'
 """Path of the sparse encoder in a model, here and in these repositories."""
 ENCODERS = {'SparseEncoder': 'BEVFusionSparseEncoder'}
 """Type of a sparse encoder in these repositories -> the same one here."""
 META_KEYS = *MATRICES, 'filename', 'sample_idx', 'box_mode_3d', 'box_type_3d'
-OF_TRUTH = 'LoadRadarPointsMultiSweeps', 'LoadAnnotations3D', 'LoadBEVSegmentation', 'GTDepth'
-"""Steps of test pipelines that load what no model of cameras and LiDAR takes."""
-LEFT_OUT = (*OF_TRUTH, 'GlobalRotScaleTrans')
+TRUTH_STEPS = 'LoadRadarPointsMultiSweeps', 'LoadAnnotations3D', 'LoadBEVSegmentation', 'GTDepth'
+"""Steps of test pipelines that load radar and annotations, which no model of cameras and LiDAR takes."""
+IGNORED_STEPS = (*TRUTH_STEPS, 'GlobalRotScaleTrans')
 """Steps of test pipelines that change neither pictures nor points."""
-OF_PICTURES = 'LoadMultiViewImageFromFiles', 'ImageAug3D', 'ImageNormalize'
+PICTURE_STEPS = 'LoadMultiViewImageFromFiles', 'ImageAug3D', 'ImageNormalize'
 IMAGE_KEYS = 'type', 'final_dim', 'resize_lim', 'bot_pct_lim'
-"""What ImageAug3D takes here; the other keys are of training."""
+"""Keys of ImageAug3D that this package's step takes; the other keys are for training."""
 BEAMS = 32
-"""Of nuScenes' LiDAR; a repository's loader drops points where it is told to keep fewer."""
+"""Beams of nuScenes' LiDAR; a repository's loader drops points if it has to keep fewer."""
 CONVENTIONS = {
     '0.x': 'mmdet3d 0.x (columns w, l, h; yaw from -y, clockwise)',
     '1.x': 'mmdet3d 1.x (columns l, w, h; yaw from x, counter-clockwise)',
 }
-
-
 JOB = 'root', 'cfg', 'steps', 'checkpoint'
-"""What the process is given of a `Fork`."""
+"""Attributes of a `Fork` that the process gets."""
 
 
 @dataclasses.dataclass
@@ -73,8 +71,8 @@ class Fork:
 
     Attributes:
         root: folder with its `mmdet3d`.
-        cfg: its config as plain values, as it was read.
-        steps: of its test pipeline, those that make pictures, points and matrices.
+        cfg: its config as plain values, unchanged.
+        steps: the steps of its test pipeline that make pictures, points and matrices.
         checkpoint: path of the weights; '' before they are loaded.
     """
 
@@ -85,7 +83,7 @@ class Fork:
 
     @functools.cached_property
     def process(self) -> ForkProcess:
-        """The process that runs the model, started where it is first needed."""
+        """The process that runs the model; it is started at the first access."""
         return ForkProcess(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Fork:
@@ -104,7 +102,7 @@ def adapt(cfg: Any) -> None:
     Any other config stays as it is.
 
     Raises:
-        ConfigError: the test pipeline does what no file of this family does.
+        ConfigError: the test pipeline has a step that no file of this family can express.
     """
     root = root_of(cfg.filename)
     if root is None or 'fork' in cfg or 'encoders' not in cfg.model:
@@ -126,7 +124,7 @@ def adapt(cfg: Any) -> None:
     classes = list(dataset.get('object_classes') or cfg.get('object_classes') or ())
     cfg.class_names = classes
     steps = [dict(step) for step in dataset.get('pipeline') or cfg.get('test_pipeline') or ()]
-    fork.steps = _own_steps(steps, bool(camera))
+    fork.steps = _repository_steps(steps, bool(camera))
     test = dict(
         type='FusionNuScenesDataset' if camera else 'NuScenesDataset',
         classes=classes,
@@ -150,7 +148,7 @@ def _pipeline(cfg: Any, steps: Any, classes: list[str], has_camera: bool) -> lis
         DefaultFormatBundle3D=dict(class_names=classes, with_label=False),
         Collect3D=dict(keys=keys, meta_keys=meta_keys),
     )
-    left_out = LEFT_OUT if has_camera else (*LEFT_OUT, *OF_PICTURES)
+    ignored = IGNORED_STEPS if has_camera else (*IGNORED_STEPS, *PICTURE_STEPS)
     pipeline = []
     for step in steps:
         kind = step['type']
@@ -159,7 +157,7 @@ def _pipeline(cfg: Any, steps: Any, classes: list[str], has_camera: bool) -> lis
                 f'{cfg.filename}: GlobalRotScaleTrans of the test pipeline has is_train=True, which turns '
                 f'and scales points; expected False'
             )
-        if kind in left_out:
+        if kind in ignored:
             continue
         if kind in endings:
             pipeline.append(dict(type=kind, **endings[kind]))
@@ -172,10 +170,10 @@ def _pipeline(cfg: Any, steps: Any, classes: list[str], has_camera: bool) -> lis
     return pipeline
 
 
-def _own_steps(steps: Iterable[dict[str, Any]], has_camera: bool) -> list[dict[str, Any]]:
-    """Return the steps of a repository that make what its model takes; sweeps of the past are the nearest."""
-    left_out = OF_TRUTH if has_camera else (*OF_TRUTH, *OF_PICTURES)
-    steps = [copy.deepcopy(step) for step in steps if step['type'] not in left_out]
+def _repository_steps(steps: Iterable[dict[str, Any]], has_camera: bool) -> list[dict[str, Any]]:
+    """Return the steps of a repository that make its model's inputs; past sweeps are the nearest ones."""
+    ignored = TRUTH_STEPS if has_camera else (*TRUTH_STEPS, *PICTURE_STEPS)
+    steps = [copy.deepcopy(step) for step in steps if step['type'] not in ignored]
     for step in steps:
         if step['type'] == 'LoadPointsFromMultiSweeps':
             step['test_mode'] = True
@@ -185,7 +183,7 @@ def _own_steps(steps: Iterable[dict[str, Any]], has_camera: bool) -> list[dict[s
 
 
 def _points_step(cfg: Any, step: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the step that loads points in the terms of mmdet3d 1.0; none of one that adds no sweep."""
+    """Return [the step that loads points as mmdet3d 1.0 has it], or [] for one that adds no sweep."""
     values = dict(step)
     beams, augmented = values.pop('reduce_beams', None), values.pop('load_augmented', None)
     if augmented or (beams or BEAMS) < BEAMS:
@@ -205,8 +203,8 @@ class ForkProcess:
     """A process that runs the model of a repository, see `fork_process`.
 
     Attributes:
-        facts: what the repository's code is, see `ForkModel.facts`.
-        operators: compiled operators that ran in PyTorch so far.
+        facts: facts about the repository's code, see `ForkModel.facts`.
+        operators: compiled operators of the repository that ran in PyTorch so far.
     """
 
     def __init__(self, fork: Fork) -> None:
@@ -223,15 +221,15 @@ class ForkProcess:
             text=True,
             env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths)), 'PYTHONSAFEPATH': '1'},
         )
-        self.close = weakref.finalize(self, _end, self.process, self.folder)
+        self.close = weakref.finalize(self, end_process, self.process, self.folder)
         self.facts = self._answer()
 
     def call(
         self, method: str, arrays: Mapping[str, np.ndarray], rounding: tuple[int, float] | None = None
     ) -> dict[str, np.ndarray]:
-        """Return what a method of `fork_process.ForkModel` makes of arrays.
+        """Return the result of a method of `fork_process.ForkModel` for some arrays.
 
-        `rounding` is of `proving.near_ties.other_rounding`, which the model's layers get for this call.
+        `rounding` is an argument of `proving.near_ties.other_rounding` for the model's layers in this call.
         """
         inputs, outputs = (Path(self.folder.name, name) for name in ('input.npz', 'output.npz'))
         np.savez(inputs, **arrays)
@@ -251,7 +249,8 @@ class ForkProcess:
         return content
 
 
-def _end(process: subprocess.Popen, folder: tempfile.TemporaryDirectory) -> None:
+def end_process(process: subprocess.Popen, folder: tempfile.TemporaryDirectory) -> None:
+    """Close the streams of a process, wait for its end, and delete its folder."""
     for stream in (process.stdin, process.stdout):
         stream.close()
     process.wait()
@@ -284,14 +283,14 @@ class RepositoryMoments(torch.utils.data.Dataset):
         ann_file: path of the info file.
         fork: the repository.
         data_root: folder of the files.
-        others: of mmdet3d's data sets; they are not used.
+        ignored: further arguments of mmdet3d's data sets.
     """
 
     picture_rtol = 1e-6
     """Of the largest value of a picture: torchvision divides by 255, then by the deviation; a rule
     multiplies once. Measured: 4e-7."""
 
-    def __init__(self, ann_file: str, fork: Fork, data_root: str = '', **others: Any) -> None:
+    def __init__(self, ann_file: str, fork: Fork, data_root: str = '', **ignored: Any) -> None:
         self.ann_file, self.fork, self.data_root = ann_file, fork, data_root
         self.data_infos = plain_pickle.loads(Path(ann_file).read_bytes())['infos']
 
@@ -309,7 +308,7 @@ class RepositoryMoments(torch.utils.data.Dataset):
 
 
 def with_truth(infos: Path) -> None:
-    """Add to an info file what data sets of repositories read besides: no boxes, poses of the cameras."""
+    """Add entries to an info file that data sets of repositories read: empty boxes, poses of the cameras."""
     content = plain_pickle.loads(infos.read_bytes())
     for info in content['infos']:
         info.update(
@@ -343,7 +342,7 @@ class ForkReference(BEVFusionReference):
         return self._step(frame)
 
     def near_ties(self, frame: FusedFrame) -> Iterator[Detections3D]:
-        """Yield what the model finds in a frame where its layers round otherwise."""
+        """Yield the model's boxes of a frame with other roundings of its layers."""
         for seed in range(DRAWS):
             for size in (ROUNDING, -ROUNDING):
                 yield self._step(frame, (seed, size)).detections
@@ -362,7 +361,7 @@ class ForkReference(BEVFusionReference):
         return StepResult(outputs, self._detections(results))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return what the repository's head makes of queries whose boxes are outputs of the frame's graph."""
+        """Return the boxes of the repository's head for queries with the boxes of the frame's graph."""
         head = self.model.heads['object']
         if 'boxes' not in outputs or not hasattr(head, 'prediction_heads'):
             return super().boxes_of(outputs)
@@ -378,7 +377,7 @@ class ForkReference(BEVFusionReference):
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of a proof has to know of this reference."""
+        """Lines about this reference that a reader of the proof has to know."""
         facts, fork = self.process.facts, self.model.fork
         lines = [
             f'the reference is the code of {facts["root"]}, through its test path, in a process of its own; '
@@ -402,4 +401,4 @@ class ForkReference(BEVFusionReference):
 
 
 NAMES = dict(bboxes='boxes', scores='scores', labels='labels')
-"""What `detections` takes -> arrays of a step."""
+"""Key of the argument of `detections` -> array of a step."""

@@ -35,7 +35,7 @@ stand_in_for_operators()
 import torch  # noqa: E402 - after the patches
 
 TURN = 0.3
-"""Heading of the box that shows which convention a `LiDARInstance3DBoxes` has, rad."""
+"""Heading of a box by which `box_convention` tells the conventions apart, rad."""
 
 
 class ForkModel:
@@ -44,7 +44,7 @@ class ForkModel:
     Args:
         root: of the repository.
         cfg: the config as `tools/test.py` of the repository reads it.
-        steps: of the test pipeline, which `moment` runs.
+        steps: steps of the test pipeline, which `moment` runs.
         checkpoint: path of the weights, whose names have to be those of the model; '' loads none.
     """
 
@@ -104,7 +104,7 @@ class ForkModel:
             transform.dtransform.register_forward_pre_hook(keep_depth)
 
     def facts(self) -> dict[str, Any]:
-        """Return whose code the model is, which patches are in force, and the columns of its boxes."""
+        """Return the model's classes and sources, the patches in force, and the convention of its boxes."""
         patches = [patch for patch in compat.effective() if patch not in self.general]
         return dict(
             root=str(self.root),
@@ -123,7 +123,9 @@ class ForkModel:
         modules: dict[str, ModuleType] = {}
         while waiting:
             module = waiting.pop()
-            if module is None or module.__name__ in modules or not self._has(module):
+            file = getattr(module, '__file__', None) or ''
+            in_repository = file.endswith('.py') and Path(file).resolve().is_relative_to(self.root)
+            if module is None or module.__name__ in modules or not in_repository:
                 continue
             modules[module.__name__] = module
             for value in vars(module).values():
@@ -134,16 +136,12 @@ class ForkModel:
             file = sources['<module>'].file
             yield file, {name: (entry.sha256, entry.first, entry.last) for name, entry in sources.items()}
 
-    def _has(self, module: ModuleType) -> bool:
-        file = getattr(module, '__file__', None)
-        return bool(file) and Path(file).suffix == '.py' and Path(file).resolve().is_relative_to(self.root)
-
     def weight_shapes(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the shape of each tensor that a checkpoint of the model has."""
         return {key: np.array(tensor.shape, np.int64) for key, tensor in self.model.state_dict().items()}
 
     def step(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return boxes as the model has them, scores and labels of one frame, and what `_watch` keeps."""
+        """Return the model's boxes, scores and labels of one frame, and the tensors of `_watch`."""
         from mmdet3d.core import LiDARInstance3DBoxes
 
         data = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
@@ -214,9 +212,9 @@ def cells_of(geometry: torch.Tensor, transform: torch.nn.Module) -> torch.Tensor
 
 
 def geometry_in_float64(forward: Any) -> Any:
-    """Let a view transform compute where points and pixels are in float64.
+    """Return the `forward` of a view transform that computes places of points and pixels in float64.
 
-    In float32 rounding decides into which cell points near a border fall, on each machine otherwise. The
+    In float32 rounding, which differs between machines, decides the cell of points near a border. The
     features, its first argument, stay float32.
     """
 
@@ -253,8 +251,8 @@ def box_convention() -> str:
     return '1.x' if float((x * y).sum()) > 0 else '0.x'  # turned to the left, the long side rises
 
 
-def _line_of(error: Exception) -> str:
-    """Return the file and line where an error was raised, of the repository where it has one."""
+def line_of(error: Exception) -> str:
+    """Return the file and line that raised an error: the last one in the repository, if there is one."""
     frames = traceback.extract_tb(error.__traceback__)
     first = Path(os.environ.get('PYTHONPATH', '').partition(os.pathsep)[0]).resolve()
     last = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(first)] or frames
@@ -283,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             content = make()
         except Exception as error:  # whatever the repository's code raises
-            content = dict(error=f'{type(error).__name__}: {error} ({_line_of(error)})')
+            content = dict(error=f'{type(error).__name__}: {error} ({line_of(error)})')
         print(json.dumps(content), file=answers, flush=True)
         return 'error' not in content
 

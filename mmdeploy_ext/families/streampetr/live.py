@@ -1,8 +1,8 @@
-"""A user's detector and head beside ours: the frame's steps on their layers, their memory, their tensors.
+"""Detectors and heads of users: the steps of a frame on their layers, their memory, and their tensors.
 
 exiawsh/StreamPETR and the repositories made from it have our head's layers under the same names. Their
 `forward` computes a frame in global coordinates, and keeps the memory in five attributes. The graphs run the
-layers, and what `REPLACED` names they compute by themselves.
+layers, and compute the methods and functions of `replaced` by themselves.
 
 Source: exiawsh/StreamPETR 95f6470 (names and what they compute, no code).
 
@@ -51,7 +51,7 @@ FOLLOWED: Followed = (
     (Petr3D, ('forward', 'forward_test', 'simple_test', 'run_frame')),
     (NMSFreeCoder, CODER_METHODS),
 )
-"""The same of this package's classes, for those that are derived from them."""
+"""This package's classes, and methods of them that the graphs compute by themselves."""
 FUNCTIONS = dict(
     head=(
         'pos2posemb3d',
@@ -64,7 +64,7 @@ FUNCTIONS = dict(
     detector=('locations',),
     coder=('denormalize_bbox',),
 )
-"""Part of a model -> the functions that its module takes from others, which the graphs compute themselves."""
+"""Part of a model -> functions that its module uses, and that the graphs compute by themselves."""
 LAYERS = (
     'transformer',
     'cls_branches',
@@ -141,7 +141,7 @@ def check_parts(filename: str, model: nn.Module) -> None:
 
 
 def memory_of(head: nn.Module) -> Memory | None:
-    """Return the memory that a head keeps between frames, in global coordinates; None in front of a scene."""
+    """Return the memory that a head keeps between frames, in global coordinates; None before a scene."""
     if is_ours(head):
         return head.memory
     rows = [getattr(head, f'memory_{field}') for field in Memory._fields]
@@ -159,7 +159,7 @@ def set_memory(head: nn.Module, memory: Memory) -> None:
 
 @contextlib.contextmanager
 def tapped(model: nn.Module) -> Iterator[None]:
-    """Let a user's detector name the tensors of its frames as ours does, while the context lasts."""
+    """Let a user's detector tap the tensors of its frames as ours does, while the context lasts."""
     head = model.pts_bbox_head
     if is_ours(head):
         yield
@@ -193,7 +193,7 @@ def tapped(model: nn.Module) -> Iterator[None]:
 
 
 def tap_geometry(model: nn.Module, lidar2img: Tensor, intrinsics: Tensor, images: Tensor) -> None:
-    """Name what our detector computes from images (N, 3, H, W) and a rig (1, N, 4, 4), beside a user's."""
+    """Tap the tensors of images (N, 3, H, W) and a rig (1, N, 4, 4) that our detector taps by itself."""
     if is_ours(model.pts_bbox_head):
         return
     tap('img', images)
@@ -213,13 +213,7 @@ def replaced(model: nn.Module) -> Iterator[Replaced]:
     yield Replaced(head, 'StreamPETRHead', HEAD_METHODS)
     yield Replaced(head.bbox_coder, 'NMSFreeCoder', CODER_METHODS)
     for part, key in ((head, 'head'), (model, 'detector'), (head.bbox_coder, 'coder')):
-        module = sys.modules[_definer(part, FUNCTIONS[key][0])]
+        # the module of the part's class, or of a base of it, that has the functions
+        modules = [sys.modules[kind.__module__] for kind in type(part).__mro__]
+        module = next((module for module in modules if hasattr(module, FUNCTIONS[key][0])), modules[0])
         yield Replaced(module, f'functions of the {key}', FUNCTIONS[key])
-
-
-def _definer(part: Any, function: str) -> str:
-    """Return the name of the module of a part's class, or of a base of it, that has a function."""
-    for kind in type(part).__mro__:
-        if hasattr(sys.modules[kind.__module__], function):
-            return kind.__module__
-    return type(part).__module__
