@@ -23,7 +23,7 @@ from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.samples import result
-from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.families.sequence import MemorySpec, SequenceFamily
 from mmdeploy_ext.families.streampetr import autoware
 from mmdeploy_ext.families.streampetr.graphs import graphs
 from mmdeploy_ext.families.streampetr.live import FOLLOWED, check_parts, is_ours, replaced
