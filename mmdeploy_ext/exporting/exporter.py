@@ -222,13 +222,14 @@ def _export_dynamo(
     table: dict[Any, Callable[..., Any]],
     multiples: Mapping[str, int],
 ) -> onnx.ModelProto:
-    shapes: tuple[Any, ...] = tuple(
-        {
-            axis: _dimension(axis, letter, multiples.get(name, 1))
-            for axis, letter in dynamic.get(name, {}).items()
-        }
-        for name in stage.inputs
-    )
+    shapes: tuple[Any, ...] = ()
+    for name in stage.inputs:
+        axes: dict[int, Any] = {}
+        for axis, letter in dynamic.get(name, {}).items():
+            axes[axis], multiple = torch.export.Dim.DYNAMIC, multiples.get(name, 1)
+            if axis >= 2 and multiple > 1:  # maps of half the height and width fit when they are doubled
+                axes[axis] = multiple * torch.export.Dim(letter, min=1)
+        shapes = (*shapes, axes)
     parameters = inspect.signature(stage.module.forward).parameters.values()
     named = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
     if named < min(len(parameters), len(shapes)):
@@ -247,10 +248,3 @@ def _export_dynamo(
             verbose=False,
         )
     return program.model_proto
-
-
-def _dimension(axis: int, letter: str, multiple: int) -> Any:
-    """Return a dynamic axis; a multiple says that maps of half the height and width fit when doubled."""
-    if axis < 2 or multiple == 1:
-        return torch.export.Dim.DYNAMIC
-    return multiple * torch.export.Dim(letter, min=1)

@@ -12,7 +12,6 @@ from mmdeploy_ext.exporting.exporter import export_module
 from mmdeploy_ext.exporting.ops.operator import (
     DOMAIN,
     Operator,
-    Plugin,
     attribute_values,
     current_form,
     operator_of,
@@ -38,9 +37,15 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
         _write_output_shapes(model, opset)
     if form == 'plugin':
         for node, operator in nodes:
-            if operator.plugin is not None:
-                _write_plugin(node, operator.plugin)
-                _import(model, helper.make_opsetid(operator.plugin.domain, 1))
+            plugin = operator.plugin
+            if plugin is None:
+                continue
+            attributes = node_attributes(node)
+            fields = {target: attributes[name] for name, target in plugin.attributes.items()}
+            fields |= dict(plugin.constants, plugin_version=plugin.version, plugin_namespace=plugin.namespace)
+            node.op_type, node.domain = plugin.op_type, plugin.domain
+            refill(node, attribute=[helper.make_attribute(name, value) for name, value in fields.items()])
+            _import(model, helper.make_opsetid(plugin.domain, 1))
     if form == 'python':
         return _with_functions(model, opset, lambda *args: python_body(*args, opset))
     model = _with_functions(model, opset, lambda *args: function_body(*args, opset, exporter))
@@ -110,15 +115,6 @@ def _with_functions(
 def _import(model: onnx.ModelProto, *needed: onnx.OperatorSetIdProto) -> None:
     domains = {entry.domain for entry in model.opset_import}
     model.opset_import.extend(entry for entry in needed if entry.domain not in domains)
-
-
-def _write_plugin(node: onnx.NodeProto, plugin: Plugin) -> None:
-    """Turn a node into that of a TensorRT plugin, in place."""
-    attributes = node_attributes(node)
-    fields = {target: attributes[name] for name, target in plugin.attributes.items()}
-    fields |= dict(plugin.constants, plugin_version=plugin.version, plugin_namespace=plugin.namespace)
-    node.op_type, node.domain = plugin.op_type, plugin.domain
-    refill(node, attribute=[helper.make_attribute(name, value) for name, value in fields.items()])
 
 
 class _Traceable(torch.nn.Module):

@@ -111,11 +111,20 @@ def _register(operator: Operator, node: onnx.NodeProto, extensions: Any) -> None
             f'this process, and ONNX Runtime keeps the first; give it one type of each output, or start a '
             f'new process'
         )
-    if registered is signature:
-        name = operator.name
-        register = extensions.onnx_op(op_type=f'{DOMAIN}_{name}', **signature)
-        # looked up by name at every call: tests replace registered operators
-        register(lambda *arrays, **attributes: _run(OPERATORS[name], *arrays, **attributes))
+    if registered is not signature:
+        return
+    name = operator.name
+
+    def run(*arrays: np.ndarray, **attributes: Any) -> Any:
+        current = OPERATORS[name]  # looked up at every call: tests replace registered operators
+        attributes = attribute_values(current, attributes)
+        if current.reference is not None:
+            return current.reference(*arrays, **attributes)
+        with torch.no_grad():
+            outputs = current.eager(*(torch.from_numpy(np.array(array)) for array in arrays), **attributes)
+        return tuple(output.numpy() for output in outputs) if isinstance(outputs, tuple) else outputs.numpy()
+
+    extensions.onnx_op(op_type=f'{DOMAIN}_{name}', **signature)(run)
 
 
 def _element(types: Any, tensor: torch.Tensor, operator: Operator) -> Any:
@@ -142,13 +151,3 @@ def _example_outputs(
             f'{settings}: {type(error).__name__}: {error}'
         ) from error
     return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-def _run(operator: Operator, *arrays: np.ndarray, **attributes: Any) -> Any:
-    """Run an operator on numpy arrays, with attributes by name."""
-    attributes = attribute_values(operator, attributes)
-    if operator.reference is not None:
-        return operator.reference(*arrays, **attributes)
-    with torch.no_grad():
-        outputs = operator.eager(*(torch.from_numpy(np.array(array)) for array in arrays), **attributes)
-    return tuple(output.numpy() for output in outputs) if isinstance(outputs, tuple) else outputs.numpy()

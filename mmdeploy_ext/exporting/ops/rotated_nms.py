@@ -43,16 +43,16 @@ def _traceable(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) 
     return order[torch.nonzero(keep)[:, 0]]
 
 
-def rotated_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+def rotated_iou(boxes: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Return the intersection over union (N, M) of all pairs of boxes (N, 5), (M, 5), see `rotated_nms`."""
-    middle = boxes[:, None, :2] - others[None, :, :2]  # around the second box: no digits are lost far from 0
+    middle = boxes[:, None, :2] - columns[None, :, :2]  # around the second box: no digits are lost far from 0
     first = _corners(boxes)[:, None] + middle[:, :, None]
-    second = _corners(others)[None].expand_as(first)
+    second = _corners(columns)[None].expand_as(first)
     crossings, hit = _crossings(first, second)
     points = torch.cat([first, second, crossings], 2)
-    valid = torch.cat([_inside(first, others[None], 0), _inside(second, boxes[:, None], middle), hit], 2)
+    valid = torch.cat([_inside(first, columns[None], 0), _inside(second, boxes[:, None], middle), hit], 2)
     overlap = _area(points, valid)
-    areas = (boxes[:, 2] * boxes[:, 3])[:, None] + (others[:, 2] * others[:, 3])[None]
+    areas = (boxes[:, 2] * boxes[:, 3])[:, None] + (columns[:, 2] * columns[:, 3])[None]
     return overlap / (areas - overlap).clamp(min=1e-12)
 
 

@@ -16,11 +16,6 @@ def _eager(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, scale_factor=float(scale), mode='bicubic', align_corners=False)
 
 
-def _shapes(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    context = torch.library.get_ctx()
-    return x.new_empty((*x.shape[:2], context.new_dynamic_size(), context.new_dynamic_size()))
-
-
 upsample_bicubic = register(
     Operator(
         'UpsampleBicubic',
@@ -28,7 +23,9 @@ upsample_bicubic = register(
         inputs=dict(x='B C H W', scale='1'),
         outputs=('resized',),
         example=lambda: (torch.rand(2, 3, 5, 7), torch.tensor([2.5])),
-        shapes=_shapes,
+        shapes=lambda x, scale: x.new_empty(
+            (*x.shape[:2], *(torch.library.get_ctx().new_dynamic_size() for _ in ('h', 'w')))
+        ),
         body="""
         UpsampleBicubic (x, scale) => (resized) {
             one = Constant <value_floats = [1.0]> ()

@@ -71,12 +71,16 @@ class DenseBoxPostprocess(nn.Module):
             the batch (with a cap: constant); rows that an image does not have are zero with label -1. With
             a cap also candidates (B,) int64, their number before it.
         """
-        choose = CHOICES[self.head.choose]
-        levels = [choose(self, *level) for level in zip(mlvl_bboxes, mlvl_scores, mlvl_factors, strict=True)]
+        mlvl = zip(mlvl_bboxes, mlvl_scores, mlvl_factors, strict=True)
+        levels = [self._choose(*level) for level in mlvl]
         bboxes, class_scores, factors, labels = (
             None if parts[0] is None else torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)
         )
-        candidates = self._candidates(class_scores, factors)
+        judged = self._ranks(class_scores, factors) if self.head.judged == 'product' else class_scores
+        threshold = self.config.score_thr
+        candidates = judged >= threshold if self.head.inclusive else judged > threshold
+        if self.head.conf_thr > 0:
+            candidates = candidates & (factors >= self.head.conf_thr)
         if self.clip_border:
             bboxes = clip_to(bboxes, clip_hw, self.head.clip_inset)
         if border is not None:
@@ -85,7 +89,12 @@ class DenseBoxPostprocess(nn.Module):
         scores = self._ranks(class_scores, factors)
         voters = bboxes, scores
         if self.head.choose == 'priors':
-            bboxes, scores, labels, candidates = _spread(bboxes, scores, candidates)
+            # a row per (prior, class) pair
+            classes = scores.shape[2]
+            labels = torch.arange(classes, device=scores.device)
+            labels = labels.expand(scores.shape[0], scores.shape[1], -1)
+            bboxes = bboxes[:, :, None].expand(-1, -1, classes, -1).flatten(1, 2)
+            scores, labels, candidates = (rows.flatten(1) for rows in (scores, labels, candidates))
         like = scores if factors is None or self.head.choose == 'priors' else factors
         scores = torch.where(candidates, scores, torch.full_like(like, NO_CANDIDATE))
         suppress = Suppression(
@@ -102,47 +111,39 @@ class DenseBoxPostprocess(nn.Module):
         return dets, labels, *count
 
     def _ranks(self, scores: Tensor, factors: Tensor | None) -> Tensor:
-        """Return what candidates are ordered by."""
+        """Return the numbers by which candidates are ordered."""
         if factors is None:
             return scores
         product = scores * (factors[..., None] if scores.dim() > factors.dim() else factors)
         return product.sqrt() if self.head.root else product
 
-    def _candidates(self, scores: Tensor, factors: Tensor | None) -> Tensor:
-        """Return whether each row's score passes its threshold and, if there is one, the factor its own."""
-        judged = self._ranks(scores, factors) if self.head.judged == 'product' else scores
-        threshold = self.config.score_thr
-        passes = judged >= threshold if self.head.inclusive else judged > threshold
-        if self.head.conf_thr > 0:
-            passes = passes & (factors >= self.head.conf_thr)
-        return passes
+    def _choose(self, bboxes: Tensor, scores: Tensor, factors: Tensor | None) -> Candidates:
+        """Pick the candidates of one level: boxes, class scores, factors and labels.
 
-    def _best_pairs(self, bboxes: Tensor, scores: Tensor, factors: Tensor | None) -> Candidates:
-        """Pick the best (prior, class) pairs of one level: boxes, class scores, factors, labels."""
+        They are, by `Head.choose`, each prior's 'best' class; the 'priors' with the best scores of any class,
+        with all their classes (then there are no labels); the best 'pairs' of prior and class, or 'all'.
+        """
+        if self.head.choose == 'best':
+            best, labels = scores.max(dim=2)
+            return bboxes, best, factors, labels
+        nms_pre = self.config.nms_pre
+        if self.head.choose == 'priors':
+            if nms_pre > 0:
+                best = self._ranks(scores, factors).amax(dim=2)
+                _, rows = best.topk(limit(nms_pre, best.shape[1]), dim=1)
+                bboxes, scores = gather_rows(bboxes, rows), gather_rows(scores, rows)
+                factors = None if factors is None else factors.gather(1, rows)
+            return bboxes, scores, factors, None
         num_classes = scores.shape[2]
         flat = scores.flatten(1)
-        if self.config.nms_pre > 0 and self.head.choose == 'pairs':
-            values, pairs = flat.topk(limit(self.config.nms_pre, flat.shape[1]), dim=1)
+        if nms_pre > 0 and self.head.choose == 'pairs':
+            values, pairs = flat.topk(limit(nms_pre, flat.shape[1]), dim=1)
         else:
             values, pairs = flat, torch.arange(flat.shape[1], device=flat.device).expand(flat.shape[0], -1)
         anchors = torch.div(pairs, num_classes, rounding_mode='floor')
         labels = pairs - anchors * num_classes
         bboxes = gather_rows(bboxes, anchors)
         return bboxes, values, None if factors is None else factors.gather(1, anchors), labels
-
-    def _best_classes(self, bboxes: Tensor, scores: Tensor, factors: Tensor | None) -> Candidates:
-        """Pick each prior's best class."""
-        best, labels = scores.max(dim=2)
-        return bboxes, best, factors, labels
-
-    def _best_priors(self, bboxes: Tensor, scores: Tensor, factors: Tensor | None) -> Candidates:
-        """Pick the priors with the best scores of any class, with all their classes."""
-        if self.config.nms_pre > 0:
-            best = self._ranks(scores, factors).amax(dim=2)
-            _, rows = best.topk(limit(self.config.nms_pre, best.shape[1]), dim=1)
-            bboxes, scores = gather_rows(bboxes, rows), gather_rows(scores, rows)
-            factors = None if factors is None else factors.gather(1, rows)
-        return bboxes, scores, factors, None
 
     def _voted(self, dets: Tensor, labels: Tensor, bboxes: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
         """Replace each box by the weighted mean of the candidates of its class that overlap it.
@@ -163,14 +164,6 @@ class DenseBoxPostprocess(nn.Module):
         return voted, torch.where(present[..., 0], labels, torch.full_like(labels, -1))
 
 
-def _spread(bboxes: Tensor, scores: Tensor, candidates: Tensor) -> tuple[Tensor, ...]:
-    """Return a row per (prior, class) pair: boxes (B, A*C, 4), scores, labels and candidates (B, A*C)."""
-    classes = scores.shape[2]
-    labels = torch.arange(classes, device=scores.device).expand(scores.shape[0], scores.shape[1], -1)
-    bboxes = bboxes[:, :, None].expand(-1, -1, classes, -1).flatten(1, 2)
-    return bboxes, scores.flatten(1), labels.flatten(1), candidates.flatten(1)
-
-
 def _ious(rows: Tensor, columns: Tensor) -> Tensor:
     """Return the IoU (B, n, m) of boxes (B, n, 4) and (B, m, 4); unions of at least 1e-6, as mmdet."""
     rows, columns = rows[:, :, None], columns[:, None]
@@ -178,12 +171,3 @@ def _ious(rows: Tensor, columns: Tensor) -> Tensor:
     overlap = sides.clamp(min=0)[..., 0] * sides.clamp(min=0)[..., 1]
     first, second = ((box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1]) for box in (rows, columns))
     return overlap / (first + second - overlap).clamp(min=1e-6)
-
-
-CHOICES = dict(
-    pairs=DenseBoxPostprocess._best_pairs,
-    all=DenseBoxPostprocess._best_pairs,
-    best=DenseBoxPostprocess._best_classes,
-    priors=DenseBoxPostprocess._best_priors,
-)
-"""`Head.choose` -> the method that picks the candidates of one level."""

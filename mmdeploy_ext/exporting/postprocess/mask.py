@@ -118,7 +118,12 @@ class MaskPostprocess(nn.Module):
         cells = torch.div(pairs, num_classes, rounding_mode='floor')
         labels = pairs - cells * num_classes
         overlaps = soft.overlaps(cells, self.config.mask_thr, integer=not self.cap)
-        scores = self._decayed(scores, labels, areas, overlaps)
+        decayed = scores * matrix_decay(scores, labels, areas, overlaps, self.config)
+        keep = scores > NO_CANDIDATE
+        if self.config.filter_thr > 0:
+            # three equal masks of a class divide 0 by 0 under the linear kernel: NaN reaches no threshold
+            keep = keep & (decayed >= self.config.filter_thr)
+        scores = torch.where(keep, decayed, torch.full_like(scores, NO_CANDIDATE))
         scores, cells, labels = self._best(scores, cells, labels)
         present = scores > NO_CANDIDATE
         maps = soft.maps(cells) * present[..., None, None].to(scores.dtype)
@@ -178,14 +183,6 @@ class MaskPostprocess(nn.Module):
         )
         scores, rows = scores.topk(capped(self.cap, self.config.nms_pre), dim=1)
         return scores, pairs.gather(1, rows), areas.gather(1, rows)
-
-    def _decayed(self, scores: Tensor, labels: Tensor, areas: Tensor, overlaps: Tensor) -> Tensor:
-        """Return scores (B, k) after matrix NMS and `filter_thr`; NO_CANDIDATE for scores below it."""
-        decayed = scores * matrix_decay(scores, labels, areas, overlaps, self.config)
-        keep = scores > NO_CANDIDATE
-        # three equal masks of a class divide 0 by 0 under the linear kernel: NaN reaches no threshold
-        keep = keep & (decayed >= self.config.filter_thr) if self.config.filter_thr > 0 else keep
-        return torch.where(keep, decayed, torch.full_like(scores, NO_CANDIDATE))
 
     def _best(self, scores: Tensor, cells: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sort by descending score and cut to `max_per_img` and, without a cap, to the largest count."""

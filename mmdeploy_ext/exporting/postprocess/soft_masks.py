@@ -215,16 +215,14 @@ class LevelMasks(SoftMasks):
             real = mine.gather(1, rows)
             inside = torch.where(real, cells.gather(1, rows) - self.starts[level], torch.zeros_like(rows))
             places = torch.where(mine, mine.to(torch.int64).cumsum(dim=1) - 1 + offset, places)
-            levels.append(self._level(level, features, inside))
+            products = self.weights[level][inside] @ features.flatten(2)
+            logits = products + self.biases[level][inside][..., None]
+            soft = logits.sigmoid().reshape(features.shape[0], inside.shape[1], *features.shape[2:])
+            row_matrix = None
+            if level >= SAME_SIZE:
+                sides = zip(features.shape[2:], self.size, strict=True)
+                row_matrix, columns = (resizing(length(old), length(new)) for old, new in sides)
+                soft = soft @ columns.transpose(0, 1)
+            levels.append((soft, row_matrix))
             offset = offset + count
         return levels, places
-
-    def _level(self, level: int, features: torch.Tensor, inside: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        logits = self.weights[level][inside] @ features.flatten(2) + self.biases[level][inside][..., None]
-        soft = logits.sigmoid().reshape(features.shape[0], inside.shape[1], *features.shape[2:])
-        if level < SAME_SIZE:
-            return soft, None
-        rows, columns = (
-            resizing(length(old), length(new)) for old, new in zip(features.shape[2:], self.size, strict=True)
-        )
-        return soft @ columns.transpose(0, 1), rows

@@ -160,13 +160,15 @@ class Recorder:
 
     def hook(self, path: str, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         """Hook one submodule; the handles remove the hooks."""
-        enter, leave = self._enter, self._leave
-        if isinstance(module, ConvolutionModule):
-            enter, leave = self._enter_convolution, self._leave_convolution
+        leave = self._leave_convolution if isinstance(module, ConvolutionModule) else self._leave
+
+        def enter(part: nn.Module, args: tuple, kwargs: dict) -> None:
+            self._path.append(path)
+            if isinstance(part, ConvolutionModule):
+                self._enter_convolution(path, part, args, kwargs)
+
         return [
-            module.register_forward_pre_hook(
-                lambda part, args, kwargs: enter(path, part, args, kwargs), with_kwargs=True
-            ),
+            module.register_forward_pre_hook(enter, with_kwargs=True),
             # first of all hooks: what the user's own hooks do with the output happens after the module
             module.register_forward_hook(
                 lambda part, args, kwargs, result: leave(path, part, args, kwargs, result),
@@ -174,9 +176,6 @@ class Recorder:
                 prepend=True,
             ),
         ]
-
-    def _enter(self, path: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._path.append(path)
 
     def _leave(self, path: str, module: nn.Module, args: tuple, kwargs: dict, result: Any) -> None:
         self._path.pop()
@@ -188,7 +187,6 @@ class Recorder:
                 self._bind(tensor, Value('', problem=reason))
 
     def _enter_convolution(self, path: str, module: ConvolutionModule, args: tuple, kwargs: dict) -> None:
-        self._path.append(path)
         source = convolution_input(path, args, kwargs)
         if self._value(source.features) is None:
             raise ExportError(f'{path}: takes a sparse tensor that does not come from the voxels')
