@@ -121,7 +121,7 @@ register_family(
     'mmdeploy_ext.families.two_stage.family:TwoStageFamily',
     options=two_stage.OPTIONS,
     postprocess=two_stage.POSTPROCESS,
-    runtime='mmdeploy_ext.families.two_stage.runtime.model',
+    runtime='mmdeploy_ext.families.parts.runtime.padded_results',
 )
 register_family(
     'two_stage_masks',

@@ -53,9 +53,9 @@ def instances(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) 
     instances = []
     for result, image in zip(tested(model, images, metas_of(images), True), images, strict=True):
         of_classes = result['ins_results'] if isinstance(result, dict) else result  # beside a panoptic map
-        every = instances_of_classes(*of_classes, tuple(image.ori_shape))
-        rows = every.scores > 0
-        instances.append(Instances(every.masks[rows], every.scores[rows], every.labels[rows]))
+        of_image = instances_of_classes(*of_classes, tuple(image.ori_shape))
+        rows = of_image.scores > 0
+        instances.append(Instances(of_image.masks[rows], of_image.scores[rows], of_image.labels[rows]))
     return instances
 
 

@@ -58,8 +58,8 @@ def _exaggerated_proposals(head: nn.Module) -> Callable[[Any], Any]:
     coder = proposals.facts_of(head)['coder']
 
     def change(outputs: Any) -> Any:
-        scores, deltas, *others = outputs
-        return scores, [exaggerated_cells(level, coder) for level in deltas], *others
+        scores, deltas, *rest = outputs
+        return scores, [exaggerated_cells(level, coder) for level in deltas], *rest
 
     return change
 
@@ -176,8 +176,8 @@ class TwoStageFamily(ImageFamily):
     ) -> list[Detections]:
         if metadata.form != split_graphs.PROPOSALS:
             return super().results(model, metadata, outputs, feeds, images, rescale)
-        regions = reference.outputs_of_first(model, outputs)  # mmdet's own heads look at these
-        return mmdet_reference.detections(model, images, rescale, regions)
+        maps_and_proposals = reference.outputs_of_first(model, outputs)
+        return mmdet_reference.detections(model, images, rescale, maps_and_proposals)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         first = proposals.thresholds(model.rpn_head) if self.proposes else None
@@ -327,7 +327,7 @@ class TwoStagePanopticFamily(TwoStageMasksFamily):
     ) -> dict[str, Sequence[Any]]:
         instances: list[Detections] = []
 
-        def record(result: Any, dets: torch.Tensor, labels: torch.Tensor, *others: Any) -> None:
+        def record(result: Any, dets: torch.Tensor, labels: torch.Tensor, *_: Any) -> None:
             rows = dets.cpu().numpy()
             instances.append(Detections(rows[:, :4], rows[:, 4], labels.cpu().numpy()))
 

@@ -260,10 +260,10 @@ def with_proposals(
     chain: list[Stage], outputs: tuple[TensorSpec, ...]
 ) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
     """Return stages behind the network and all their outputs; the first stage gives its proposals, too."""
-    regions, *others = chain
+    regions, *rest = chain
     regions.module.shows_proposals = True
     regions = dataclasses.replace(regions, outputs=(*regions.outputs, PROPOSALS))
-    return [regions, *others], (*outputs, SCORED)
+    return [regions, *rest], (*outputs, SCORED)
 
 
 def proposals_stage(model: nn.Module, columns: int = 5) -> Stage:

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import itertools
+import types
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from planting import altered
 from toy_corner import KINDS, toy
 from toy_query import exported, images, options_of, run_stages
 
+FULL = types.SimpleNamespace(form='full', options={})
 FAMILY = FAMILIES['corner']
 LEAST = dict(corner=20, centripetal=12)
 """Results of a picture whose scores are not low."""
@@ -40,7 +42,7 @@ def pictures(*chosen):
 
 
 def rows(outputs, wanted):
-    found = detections(None, outputs, {})
+    found = detections(FULL, outputs, {})
     return [match_detections('image', *pair) for pair in zip(wanted, found, strict=True)]
 
 
@@ -147,7 +149,7 @@ def test_without_pairs_results_are_empty():
     model = copy.deepcopy(seeded())
     model.bbox_head.test_cfg.distance_threshold = -1.0
     outputs = run_stages(FAMILY.stages(model, OPTIONS), FAMILY.feeds(pictures(1), True))
-    assert [len(one) for one in detections(None, outputs, {})] == [0]
+    assert [len(one) for one in detections(FULL, outputs, {})] == [0]
     assert [len(one) for one in FAMILY.reference_detections(model, pictures(1), True)] == [0]
 
 

@@ -1,6 +1,7 @@
 """Detectors of queries against mmdet's own `simple_test`: eager, exported, and what is refused."""
 
 import itertools
+import types
 
 import pytest
 import torch
@@ -15,12 +16,13 @@ from mmdeploy_ext.families.parts.runtime.padded_results import detections
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from toy_query import KINDS, exported, images, options_of, run_stages, seeded, toy
 
+FULL = types.SimpleNamespace(form='full', options={})
 FAMILY = FAMILIES['query']
 
 
 def same(kind, outputs, prepared, least=20):
     """Assert that results are those of `simple_test`, and that every image has some of several classes."""
-    found = detections(None, outputs, {})
+    found = detections(FULL, outputs, {})
     wanted = FAMILY.reference_detections(seeded(kind), prepared, True)
     assert len(found) == len(wanted) == len(prepared)
     for one, other in zip(wanted, found, strict=True):

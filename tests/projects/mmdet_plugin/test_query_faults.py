@@ -1,6 +1,7 @@
 """Planted faults of graphs of queries: each gives results that the proof's matching refuses."""
 
 import functools
+import types
 
 import pytest
 from query_faulty import DEFORMABLE, EVERY, TWO_STAGE
@@ -10,6 +11,7 @@ from mmdeploy_ext.families.parts.runtime.padded_results import detections
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from toy_query import images, options_of, run_stages, seeded
 
+FULL = types.SimpleNamespace(form='full', options={})
 FAMILY = FAMILIES['query']
 
 
@@ -29,7 +31,7 @@ def reference(kind):
 def judged(kind):
     """Return whether every image of a batch passes; contents of images differ."""
     feeds = FAMILY.feeds(images(2), True)
-    found = detections(None, run_stages(FAMILY.stages(seeded(kind), options_of()), feeds), feeds)
+    found = detections(FULL, run_stages(FAMILY.stages(seeded(kind), options_of()), feeds), feeds)
     rows = [match_detections('image', *pair) for pair in zip(reference(kind), found, strict=True)]
     return all(row.passed for row in rows)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from mmdeploy_ext.proving.tasks.mask import match_detections
 from planting import altered
 from toy_query import exported, images, options_of, run_stages, seeded, toy
 
+FULL = types.SimpleNamespace(form='full', options={})
 FAMILY = FAMILIES['query_masks']
 ORIGINAL = (150, 210)
 
@@ -29,7 +31,7 @@ def pictures(*chosen):
 
 
 def rows(outputs, wanted):
-    found = detections(None, outputs, {})
+    found = detections(FULL, outputs, {})
     return [match_detections('image', one, other) for one, other in zip(wanted, found, strict=True)]
 
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import types
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from planting import altered
 from toy_query import exported, images, options_of, run_stages
 from toy_yolact import toy
 
+FULL = types.SimpleNamespace(form='full', options={})
 FAMILY = FAMILIES['yolact']
 ORIGINAL = (150, 210)
 OPTIONS = options_of(family='yolact')
@@ -34,7 +36,7 @@ def pictures(*chosen):
 
 
 def rows(outputs, wanted):
-    found = detections(None, outputs, {})
+    found = detections(FULL, outputs, {})
     return [match_detections('image', *pair) for pair in zip(wanted, found, strict=True)]
 
 
@@ -107,7 +109,7 @@ def test_without_detections_results_are_empty():
     model = copy.deepcopy(seeded())
     model.bbox_head.test_cfg.score_thr = 2.0
     outputs = run_stages(FAMILY.stages(model, OPTIONS), FAMILY.feeds(pictures(2), True))
-    assert [len(one) for one in detections(None, outputs, {})] == [0, 0] and not outputs['masks'].any()
+    assert [len(one) for one in detections(FULL, outputs, {})] == [0, 0] and not outputs['masks'].any()
     assert [len(one) for one in FAMILY.reference_detections(model, pictures(2), True)] == [0, 0]
 
 

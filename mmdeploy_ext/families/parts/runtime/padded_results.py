@@ -17,8 +17,16 @@ RUNNERS = {'full': 'with_postprocess'}
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
-    """Return the detections per image of the outputs of a `full` graph, without their padding."""
-    return results_from_padded(outputs)
+    """Return the detections per image of the outputs of a graph, without their padding.
+
+    Raises:
+        ModelFileError: the graph gives proposals alone, or was exported with `--max-proposals` or
+            `--max-candidates` and may lack some detections.
+    """
+    check_form(metadata)
+    results = results_from_padded(outputs)
+    check_caps(metadata, outputs, results)
+    return results
 
 
 def check_form(metadata: Metadata) -> None:

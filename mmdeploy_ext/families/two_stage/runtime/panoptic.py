@@ -29,13 +29,15 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segme
     batch, (height, width) = len(outputs['labels']), map(int, feeds['ori_shape'])
     shapes = feeds.get('img_shape', np.zeros((batch, 2), np.float32))
     scales = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
-    named = (outputs[name] for name in ('dets', 'labels', 'masks', 'semantic_logits'))
-    found = []
-    for dets, labels, masks, semantic, shape, scale in zip(*named, shapes, scales, strict=True):
-        kept = labels >= 0
-        boxes = dets[kept, :4] * scale / scale  # as the graph does, which rounds
-        pasted = paste(masks[kept], boxes, height, width, facts['mask_thr'])
+    names = ('dets', 'labels', 'masks', 'semantic_logits')
+    segments = []
+    for dets, labels, masks, semantic, shape, scale in zip(
+        *(outputs[name] for name in names), shapes, scales, strict=True
+    ):
+        present = labels >= 0
+        boxes = dets[present, :4] * scale / scale  # as the graph does, which rounds
+        pasted = paste(masks[present], boxes, height, width, facts['mask_thr'])
         stuff = resized(semantic, shape, (height, width))
-        panoptic = fuse_instances(pasted, labels[kept], stuff, facts)
-        found.append(Segments.of_map(panoptic, facts['num_classes']))
-    return found
+        panoptic = fuse_instances(pasted, labels[present], stuff, facts)
+        segments.append(Segments.of_map(panoptic, facts['num_classes']))
+    return segments

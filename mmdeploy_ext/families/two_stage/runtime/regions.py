@@ -1,7 +1,7 @@
-"""Two-stage detectors that are given their proposals: results as those of detectors that find some."""
+"""Two-stage detectors whose proposals are an input, without PyTorch."""
 
-from mmdeploy_ext.families.two_stage.runtime.model import detections
+from mmdeploy_ext.families.parts.runtime.padded_results import detections
 
 __all__ = ['detections']
 RUNNERS: dict[str, str] = {}
-"""None: pictures come without proposals."""
+"""There is none: pictures come without proposals."""
