@@ -173,7 +173,7 @@ def sizes_of_guided_anchors(form):
 
 
 def fewer_guided_anchors_of_a_level(form):
-    form.proposals.most_of_level = 20
+    form.proposals.max_per_level = 20
 
 
 def features_that_follow_no_anchor(model):
