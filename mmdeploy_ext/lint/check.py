@@ -195,10 +195,11 @@ def _changes_outputs(module: torch.nn.Module, example_inputs: Sequence[Any], ind
         changed = list(leaves(_run(module, args)))
     except (RuntimeError, ValueError, IndexError):  # its values decide whether the module runs at all
         return True
-    return len(expected) != len(changed) or not all(map(_equal, expected, changed))
+    return len(expected) != len(changed) or not all(map(are_equal, expected, changed))
 
 
-def _equal(expected: Any, value: Any) -> bool:
+def are_equal(expected: Any, value: Any) -> bool:
+    """Return whether two outputs are equal, arrays and tensors element by element."""
     if isinstance(expected, torch.Tensor | np.ndarray):
         return expected.shape == value.shape and bool((expected == value).all())
     return bool(expected == value)

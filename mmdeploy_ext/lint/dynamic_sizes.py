@@ -14,9 +14,8 @@ from mmdeploy_ext.lint.check import check
 from mmdeploy_ext.lint.nested import tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from mmdeploy_ext.lint.report import Finding
 
 PARTS = ('backbone', 'neck')
 """Parts of a detector that see whole maps; heads have families that know them."""
@@ -96,21 +95,14 @@ def _refusal(part: torch.nn.Module, inputs: Sequence[Any], sides: Sequence[Seque
         name=type(part).__name__,
     )
     findings = [finding for finding in report if finding.rule in RULES and finding.site is not None]
-    lines = [*dict.fromkeys(_lines(findings))]
-    more = f' and {len(lines) - LISTED} more' if len(lines) > LISTED else ''
-    decides = f'; it decides by sizes in {", ".join(lines[:LISTED])}{more}' if lines else ''
+    # lines of the user's files come first
+    sites = sorted((finding.site for finding in findings), key=lambda site: bool(site.library))
+    lines = list(dict.fromkeys(f'{site.file}:{site.line} `{site.code}`' for site in sites))
+    rest = f' and {len(lines) - LISTED} more' if len(lines) > LISTED else ''
+    decides = f'; it decides by sizes in {", ".join(lines[:LISTED])}{rest}' if lines else ''
     (height, width), (other_height, other_width) = sides
     return (
         f'--dynamic-export: {type(part).__name__} ({file_of_class(type(part))}), traced at {height}x{width}, '
         f'{why} at {other_height}x{other_width}{decides}; export a fixed --shape, or change these lines '
         f'(mm2onnx lint shows all)'
     )
-
-
-def _lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """Yield file, line and code of findings, those in files of users first."""
-    for library in (False, True):
-        for finding in findings:
-            site = finding.site
-            if site is not None and bool(site.library) == library:
-                yield f'{site.file}:{site.line} `{site.code}`'
