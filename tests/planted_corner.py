@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from planting import Change
 
-POST = 'mmdeploy_ext.families.corner.postprocess'
+POST = 'mmdeploy_ext.families.corner.graphs'
 BEST, FORM = f'{POST}:best_corners', f'{POST}:FullForm.forward'
 SUPPRESSION = 'mmdeploy_ext.exporting.postprocess.suppression:Suppression.__call__'
 OFFSETS = 'mmdeploy_ext.exporting.ops.nms:class_offsets'

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from planting import Change
 
-POST = 'mmdeploy_ext.families.yolact.postprocess'
+POST = 'mmdeploy_ext.families.yolact.graphs'
 FORM, SUPPRESS, MASKS = f'{POST}:FullForm.forward', f'{POST}:fast_suppression', f'{POST}:masks_of'
 IOU, RESIZING = (
     'mmdeploy_ext.exporting.ops.nms:pairwise_iou',

@@ -14,7 +14,7 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.corner import graphs
-from mmdeploy_ext.families.corner.postprocess import FEWEST_CORNERS, PAIRS, suppression, thresholds
+from mmdeploy_ext.families.corner.graphs import FEWEST_CORNERS, PAIRS, suppression, thresholds
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Kind, Limit
 from mmdeploy_ext.families.parts import detector_parts, followed, image_feeds, mmdet_reference

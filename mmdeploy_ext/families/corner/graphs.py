@@ -1,4 +1,14 @@
-"""The graph of detectors of corners: its contract, and the chain of modules that keeps it."""
+"""The graph of detectors of corners: maps of corners, pairs of one class that fit, soft suppression.
+
+Source of the algorithm: mmdet 2.28.2 `dense_heads/corner_head.py` and `dense_heads/centripetal_head.py`.
+
+Glossary: B batch, C classes, h, w size of the maps, k corners of a kind (top left or bottom right), P pairs,
+n results, H, W network input in pixels.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -7,15 +17,35 @@ import mmdeploy_ext.exporting.ops.replaced_modules  # noqa: F401 - what CornerPo
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.corner.postprocess import FULL_NAMES, FullForm, corner_maps, thresholds
+from mmdeploy_ext.exporting.postprocess.sizes import hw
+from mmdeploy_ext.exporting.postprocess.suppression import (
+    NO_CANDIDATE,
+    SoftNmsConfig,
+    Suppression,
+    gather_rows,
+    nms_config,
+    number,
+    positive,
+)
 from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.dense_heads import peak_window, rows_of
 from mmdeploy_ext.families.parts.image_tensors import box_outputs, image_input, optional_inputs
+from mmdeploy_ext.families.parts.runtime.box_coders import peaks_of
 
 STRIDE = 4
 """Stride of the maps of an hourglass, pixels."""
 MAP_NAMES = ('tl_heat', 'tl_off', 'tl_pair', 'br_heat', 'br_off', 'br_pair')
+FULL_NAMES = ('dets', 'labels')
+PAIRS = 1000
+"""Number of the best pairs, which enter the suppression: mmdet's `num_dets`."""
+FEWEST_CORNERS = 32
+"""Corners of a kind that make as many pairs."""
+LARGE, CENTRAL = 3500.0, (2.4, 2.1)
+"""Area in square pixels above which a box is large, and the sides of a small and of a large box in those of
+its central region."""
 
 
 class Network(nn.Module):
@@ -29,6 +59,142 @@ class Network(nn.Module):
         """Return the maps of corners of (B, 3, H, W) float32 normalised images."""
         maps = corner_maps(self.model.bbox_head, self.model.extract_feat(image))
         return tuple(tap(name, tensor) for name, tensor in zip(MAP_NAMES, maps, strict=True))
+
+
+def corner_maps(head: nn.Module, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the maps of `FullForm.forward` that a head outputs for its last level."""
+    outputs = [levels[-1] for levels in head(maps)]
+    if head.with_corner_emb:
+        first_heat, last_heat, first_pairing, last_pairing, first_offset, last_offset = outputs
+    else:
+        first_heat, last_heat, first_offset, last_offset, _, _, first_pairing, last_pairing = outputs
+    return [first_heat, first_offset, first_pairing, last_heat, last_offset, last_pairing]
+
+
+def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of `test_cfg`; ConfigError names an entry that is missing or not reproduced."""
+    config = {key: positive(key, test_cfg.get(key)) for key in ('corner_topk', 'max_per_img')}
+    config['local_maximum_kernel'] = peak_window(test_cfg)
+    if config['corner_topk'] < FEWEST_CORNERS:
+        raise ConfigError(f'test_cfg.corner_topk={config["corner_topk"]}: expected {FEWEST_CORNERS} or more')
+    if config['max_per_img'] > PAIRS:
+        raise ConfigError(f'test_cfg.max_per_img={config["max_per_img"]}: expected 1 to {PAIRS}')
+    config['distance_threshold'] = number('distance_threshold', test_cfg.get('distance_threshold'), float)
+    return config
+
+
+def suppression(test_cfg: Mapping[str, Any]) -> Suppression:
+    """Return the suppression of pairs, by `nms` or `soft_nms`; ConfigError names what ONNX has no form of."""
+    config = nms_config(dict(test_cfg, nms=test_cfg.get('nms') or test_cfg.get('nms_cfg')), soft=True)
+    return Suppression(
+        config.iou_threshold,
+        config.max_per_img,
+        config.class_agnostic,
+        trimmed=False,
+        soft=config if isinstance(config, SoftNmsConfig) else None,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Corners:
+    """The best corners of a kind.
+
+    Attributes:
+        scores: (B, k) float32.
+        labels: (B, k) int64.
+        points: (B, k, 2) x, y in cells, with their offsets.
+        pairing: (B, k, 1) embeddings, or (B, k, 2) logarithms of the shift to the centre of the box, cells.
+    """
+
+    scores: torch.Tensor
+    labels: torch.Tensor
+    points: torch.Tensor
+    pairing: torch.Tensor
+
+
+def best_corners(
+    heat: torch.Tensor, offsets: torch.Tensor, pairing: torch.Tensor, window: int, count: int
+) -> Corners:
+    """Return the best `count` peaks of all classes, each the highest of a square of `window` cells.
+
+    `heat` (B, C, h, w) are logits, `offsets` (B, 2, h, w) of corners in cells, `pairing` (B, 1 or 2, h, w).
+    """
+    scores, index = peaks_of(torch, heat.sigmoid(), window).flatten(1).topk(count, 1)
+    height, width = hw(heat).unbind()  # tensors: torch.export has no remainder by a symbol
+    cells = height * width
+    labels, cell = torch.div(index, cells, rounding_mode='floor'), index % cells
+    grid = torch.stack([cell % width, torch.div(cell, width, rounding_mode='floor')], 2)
+    corner_offsets, corner_pairing = (
+        gather_rows(rows_of(maps, maps.shape[1]), cell) for maps in (offsets, pairing)
+    )
+    return Corners(scores, labels, grid.to(corner_offsets.dtype) + corner_offsets, corner_pairing)
+
+
+class FullForm(nn.Module):
+    """What the `full` form adds to the network."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.config, self.suppress = thresholds(head.test_cfg), suppression(head.test_cfg)
+        self.embedded = bool(head.with_corner_emb)
+
+    def forward(
+        self, image: torch.Tensor, scale_factor: torch.Tensor, border: torch.Tensor, *maps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return dets (B, n, 5) and labels (B, n); rows behind the results are zero with label -1.
+
+        `maps` are heat, offsets, and embeddings or shifts, of the top left corners and then of the bottom
+        right ones; for the other inputs see `dense.forms.FullForm`.
+        """
+        window, count = self.config['local_maximum_kernel'], self.config['corner_topk']
+        threshold = self.config['distance_threshold']
+        size = hw(maps[0])
+        first, last = best_corners(*maps[:3], window, count), best_corners(*maps[3:], window, count)
+        stride = (hw(image).to(border) / size.to(border)).flip(0)
+        padding = border.flip(1)[:, None]
+        low, high = ((corners.points * stride - padding).clamp(min=0) for corners in (first, last))
+        low, high = low[:, :, None], high[:, None]
+        if self.embedded:
+            fits = (first.pairing[:, :, None, 0] - last.pairing[:, None, :, 0]).abs() <= threshold
+        else:
+            centres = first.points + first.pairing.exp(), last.points - last.pairing.exp()
+            first_centres, last_centres = [(points * stride - padding).clamp(min=0) for points in centres]
+            fits = _centres_fit(low, high, first_centres[:, :, None], last_centres[:, None], threshold)
+        fits = fits & (first.labels[:, :, None] == last.labels[:, None]) & (high > low).all(3)
+        scores = (first.scores[:, :, None] + last.scores[:, None]) / 2
+        scores = torch.where(fits, scores, torch.full_like(scores, NO_CANDIDATE))
+        boxes = torch.cat([low.expand_as(high - low), high.expand_as(high - low)], 3)
+        labels = first.labels[:, :, None].expand_as(scores)
+        boxes, scores, labels = boxes.flatten(1, 2), scores.flatten(1, 2), labels.flatten(1, 2)
+        scores, best = scores.topk(PAIRS, 1)
+        boxes, labels = gather_rows(boxes, best) / scale_factor[:, None], labels.gather(1, best)
+        outputs = self.suppress(boxes, scores, labels, scores > NO_CANDIDATE)
+        return tuple(tap(name, tensor) for name, tensor in zip(FULL_NAMES, outputs, strict=True))
+
+
+def _centres_fit(
+    low: torch.Tensor,
+    high: torch.Tensor,
+    first_centres: torch.Tensor,
+    last_centres: torch.Tensor,
+    threshold: float,
+) -> torch.Tensor:
+    """Return whether the centres that both corners point at fit: (B, k, k) bool.
+
+    They have to lie inside a central region, and the rectangle between them must be no larger a share of it
+    than the threshold. Corners and centres are in pixels, those of top left corners (B, k, 1, 2), those of
+    bottom right ones (B, 1, k, 2).
+    """
+    small, large = (1 / share for share in CENTRAL)
+    area = (high - low).prod(3).abs()[..., None]
+    share = torch.where(area > LARGE, torch.full_like(area, large), torch.full_like(area, small))
+    middle, half_size = (low + high) / 2, share * (high - low) / 2
+    begin, end = middle - half_size, middle + half_size
+    ratio = (last_centres - first_centres).prod(3).abs() / (end - begin).prod(3).abs()
+    first_inside, last_inside = [
+        (points > begin) & (points < end) for points in (first_centres, last_centres)
+    ]
+    return (first_inside & last_inside).all(3) & ~(ratio > threshold)
 
 
 def smallest(model: nn.Module) -> int:

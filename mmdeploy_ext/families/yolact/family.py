@@ -18,7 +18,7 @@ from mmdeploy_ext.families.parts.dense_heads import chosen_coder
 from mmdeploy_ext.families.parts.mmdet_reference import instances_of_classes, metas_of, tested
 from mmdeploy_ext.families.replaced import Replaced
 from mmdeploy_ext.families.yolact import graphs
-from mmdeploy_ext.families.yolact.postprocess import MASK_THR, thresholds
+from mmdeploy_ext.families.yolact.graphs import MASK_THR, thresholds
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Instances
 

@@ -1,4 +1,14 @@
-"""The graph of YOLACT: its contract, and the chain of modules that keeps it."""
+"""The graph of YOLACT: fast suppression, prototypes times coefficients, cropped and resized.
+
+Source of the algorithm: mmdet 2.28.2 `dense_heads/yolact_head.py` and `fast_nms` of
+`core/post_processing/bbox_nms.py`.
+
+Glossary: B batch, A priors, C classes, K best priors of a class, P prototypes, n results, H, W network input
+in pixels, hp, wp size of the prototypes, h, w size of the results.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,9 +18,41 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.ops.nms import pairwise_iou
+from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
+from mmdeploy_ext.exporting.postprocess.sizes import hw, limit
+from mmdeploy_ext.exporting.postprocess.suppression import (
+    NO_CANDIDATE,
+    clip_to,
+    gather_rows,
+    number,
+    positive,
+)
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.image_tensors import box_outputs, image_input, mask_inputs, optional_inputs
-from mmdeploy_ext.families.yolact.postprocess import FULL_NAMES, HEAD_OUTPUTS, FullForm, thresholds
+from mmdeploy_ext.families.parts.dense_heads import (
+    border_inset,
+    chosen_coder,
+    clips,
+    plain_head,
+    rows_of,
+    same_priors,
+)
+from mmdeploy_ext.families.parts.image_tensors import (
+    box_outputs,
+    clip_size,
+    image_input,
+    mask_inputs,
+    optional_inputs,
+)
+from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, scores_of
+
+HEAD_OUTPUTS = ('cls', 'reg', 'coeff')
+"""Outputs of the head, each of every level."""
+FULL_NAMES = ('dets', 'labels', 'masks')
+EDGE = 1.0
+"""Cells by which a crop is larger than its box, on every side."""
+MASK_THR = 0.5
+"""Probability that a pixel of an instance has to exceed."""
 
 
 class Network(nn.Module):
@@ -28,6 +70,129 @@ class Network(nn.Module):
         head_maps = [level for levels in self.model.bbox_head(maps) for level in levels]
         outputs = self.model.mask_head.protonet(maps[0]), *head_maps
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))
+
+
+def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of `test_cfg`; ConfigError names an entry that is missing, or no number."""
+    return dict(
+        score_thr=number('score_thr', test_cfg.get('score_thr'), float),
+        iou_thr=number('iou_thr', test_cfg.get('iou_thr'), float),
+        top_k=positive('top_k', test_cfg.get('top_k')),
+        max_per_img=positive('max_per_img', test_cfg.get('max_per_img')),
+        nms_pre=number('nms_pre', test_cfg.get('nms_pre', -1), int),
+    )
+
+
+def fast_suppression(
+    boxes: torch.Tensor, scores: torch.Tensor, config: Mapping[str, float]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Suppress, in every class, boxes by all better ones, also by those that are suppressed.
+
+    Args:
+        boxes: (B, A, 4) xyxy.
+        scores: (B, A, C).
+        config: see `thresholds`.
+
+    Returns:
+        Scores (B, n), labels (B, n) and rows of the priors (B, n), the best first; rows behind the results
+        have the score `NO_CANDIDATE`.
+    """
+    best, rows = scores.transpose(1, 2).topk(limit(config['top_k'], scores.shape[1]), 2)
+    best_boxes = gather_rows(boxes, rows.flatten(1)).reshape(*rows.shape, 4)
+    ranks = torch.arange(rows.shape[2], device=rows.device)
+    overlaps = (pairwise_iou(best_boxes.flatten(0, 1)) > config['iou_thr']) & (ranks[:, None] < ranks)
+    suppressed = overlaps.to(best.dtype).amax(1).reshape(best.shape)
+    passes = (suppressed < 0.5) & (best > config['score_thr'])
+    best = torch.where(passes, best, torch.full_like(best, NO_CANDIDATE)).flatten(1)
+    result_scores, order = best.topk(config['max_per_img'], 1)
+    labels = torch.arange(rows.shape[1], device=rows.device)[None, :, None].expand_as(rows)
+    return result_scores, labels.flatten(1).gather(1, order), rows.flatten(1).gather(1, order)
+
+
+class FullForm(nn.Module):
+    """What the `full` form adds to the network."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.priors, self.config = same_priors(head.prior_generator), thresholds(head.test_cfg)
+        description = plain_head(head)
+        self.facts = dict(coder=chosen_coder(head), head=description.to_json())
+        columns = [columns for _, columns in description.outputs]
+        self.columns = dict(cls_score=columns[0], bbox_pred=columns[1], coefficients=int(head.num_protos))
+        self.clips, self.inset = clips(head), border_inset(head)
+
+    def forward(
+        self,
+        image: torch.Tensor,
+        img_shape: torch.Tensor,
+        scale_factor: torch.Tensor,
+        ori_shape: torch.Tensor,
+        prototypes: torch.Tensor,
+        *maps: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return dets (B, n, 5), labels (B, n) and masks (B, n, h, w) bool; label -1 where a row is padding.
+
+        `ori_shape` (2,) int64 is height and width of the results, 0 means the input size; `prototypes` are
+        (B, P, hp, wp); `maps` are `HEAD_OUTPUTS` in turn, each of every level. For the other inputs see
+        `dense.forms.FullForm`.
+        """
+        clip_hw, scale = clip_size(image, img_shape), scale_factor[:, None]
+        boxes, scores, weights = (torch.cat(levels, 1) for levels in zip(*self._levels(maps), strict=True))
+        boxes = (clip_to(boxes, clip_hw, self.inset) if self.clips else boxes) / scale
+        best, labels, rows = fast_suppression(boxes, scores, self.config)
+        present, boxes = best > NO_CANDIDATE, gather_rows(boxes, rows)
+        dets = torch.cat([boxes, best[..., None]], 2)
+        relative = boxes * scale / clip_hw.flip(1).repeat(1, 2)[:, None]
+        target = torch.where(ori_shape > 0, ori_shape, hw(image).to(ori_shape))
+        masks = masks_of(prototypes, gather_rows(weights, rows), relative, target)
+        outputs = (
+            torch.where(present[..., None], dets, torch.zeros_like(dets)),
+            torch.where(present, labels, torch.full_like(labels, -1)),
+            masks & present[..., None, None],
+        )
+        return tuple(tap(name, tensor) for name, tensor in zip(FULL_NAMES, outputs, strict=True))
+
+    def _levels(self, maps: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Yield boxes (B, A, 4), scores (B, A, C) and coefficients (B, A, P) of the best of every level."""
+        num_levels = len(maps) // len(HEAD_OUTPUTS)
+        for level in range(num_levels):
+            level_maps = zip(self.columns.items(), maps[level::num_levels], strict=True)
+            rows = {name: rows_of(tensor, columns) for (name, columns), tensor in level_maps}
+            scores, (height, width) = scores_of(torch, self.facts, rows), maps[level].shape[2:]
+            priors = self.priors.single_level_grid_priors((height, width), level, device=scores.device)
+            if self.config['nms_pre'] > 0:
+                count = limit(self.config['nms_pre'], scores.shape[1])
+                best = scores.amax(2).topk(count, 1)[1]
+                rows = {name: gather_rows(tensor, best) for name, tensor in rows.items()}
+                scores, priors = gather_rows(scores, best), priors[best]
+            yield boxes_of(torch, self.facts, rows, priors, level), scores, rows['coefficients']
+
+
+def masks_of(
+    prototypes: torch.Tensor, weights: torch.Tensor, relative: torch.Tensor, target: torch.Tensor
+) -> torch.Tensor:
+    """Return masks (B, n, h, w) bool of prototypes (B, P, hp, wp) and coefficients (B, n, P).
+
+    They are cropped to boxes `relative` (B, n, 4), shares of the image; `target` (2,) int64 is h, w.
+    """
+    size = hw(prototypes)
+    probabilities = (weights @ prototypes.flatten(2)).sigmoid()
+    probabilities = probabilities.reshape(
+        probabilities.shape[0], probabilities.shape[1], prototypes.shape[2], prototypes.shape[3]
+    )
+    columns = _inside(relative[..., 0::2], size[1])
+    rows = _inside(relative[..., 1::2], size[0])
+    probabilities = probabilities * (rows[..., None] * columns[:, :, None])
+    row_weights, column_weights = (resizing(size[axis], target[axis]) for axis in (0, 1))
+    return row_weights @ (probabilities @ column_weights.T) > MASK_THR
+
+
+def _inside(span: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    """Return (B, n, s) float32, 1 where cells of an axis of `size` () int64 are in spans (B, n, 2)."""
+    cells = torch.arange(size, dtype=span.dtype, device=span.device)
+    low = (span[..., :1] * size - EDGE).clamp(min=0)
+    high = torch.minimum(span[..., 1:] * size + EDGE, size.to(span.dtype))
+    return ((cells >= low) & (cells < high)).to(span.dtype)
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:

@@ -16,7 +16,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.exporter import default_opset
 from mmdeploy_ext.exporting.ops.replaced_modules import AXES, replace_class
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.families.corner import postprocess
+from mmdeploy_ext.families.corner import graphs
 from mmdeploy_ext.families.parts.runtime.padded_results import detections
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from mmdeploy_ext.synthetic.seeded import seeded_model
@@ -94,11 +94,11 @@ def corners(**change):
 
         return best
 
-    return altered(postprocess, 'best_corners', faulty)
+    return altered(graphs, 'best_corners', faulty)
 
 
 def settings(**change):
-    return altered(postprocess, 'thresholds', lambda right: lambda given: dict(right(given), **change))
+    return altered(graphs, 'thresholds', lambda right: lambda given: dict(right(given), **change))
 
 
 EVERY = {
@@ -108,13 +108,13 @@ EVERY = {
     'peaks of a larger window': settings(local_maximum_kernel=7),
     'fewer corners': settings(corner_topk=40),
     'border left in': altered(
-        postprocess.FullForm,
+        graphs.FullForm,
         'forward',
         lambda right: lambda self, image, scale, border, *maps: right(self, image, scale, border * 0, *maps),
     ),
     'scores of the first corner alone': corners(scores=lambda one: one * torch.tensor([1.0, 0.9]).repeat(50)),
     'suppressed for good': altered(
-        postprocess, 'suppression', lambda right: lambda given: dataclasses.replace(right(given), soft=None)
+        graphs, 'suppression', lambda right: lambda given: dataclasses.replace(right(given), soft=None)
     ),
 }
 FAULTS = [
@@ -122,7 +122,7 @@ FAULTS = [
     ('corner', 'another distance', settings(distance_threshold=0.3)),
     ('centripetal', 'another share', settings(distance_threshold=0.2)),
     ('centripetal', 'shifts that are no exponentials', corners(pairing=lambda pairing: (1 + pairing).log())),
-    ('centripetal', 'one size of regions', altered(postprocess, 'CENTRAL', lambda right: (1.5, 1.5))),
+    ('centripetal', 'one size of regions', altered(graphs, 'CENTRAL', lambda right: (1.5, 1.5))),
 ]
 
 

@@ -11,7 +11,7 @@ import pytest
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.families.yolact import postprocess
+from mmdeploy_ext.families.yolact import graphs
 from mmdeploy_ext.families.yolact.runtime import detections
 from mmdeploy_ext.proving.tasks.boxed_mask import match_detections
 from mmdeploy_ext.synthetic.seeded import seeded_model
@@ -66,24 +66,24 @@ def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(expor
 
 FAULTS = {
     'coefficients of another prior': altered(
-        postprocess,
+        graphs,
         'masks_of',
         lambda right: lambda maps, weights, *more: right(maps, weights.roll(1, 1), *more),
     ),
-    'not cropped': altered(postprocess, '_inside', lambda right: lambda *given: right(*given) * 0 + 1),
-    'cropped a cell too closely': altered(postprocess, 'EDGE', lambda right: -1.0),
+    'not cropped': altered(graphs, '_inside', lambda right: lambda *given: right(*given) * 0 + 1),
+    'cropped a cell too closely': altered(graphs, 'EDGE', lambda right: -1.0),
     'resized as the input': altered(
-        postprocess,
+        graphs,
         'masks_of',
         lambda right: lambda maps, weights, relative, target: right(maps, weights, relative * 0.9, target),
     ),
-    'another threshold of masks': altered(postprocess, 'MASK_THR', lambda right: 0.45),
+    'another threshold of masks': altered(graphs, 'MASK_THR', lambda right: 0.45),
     'suppression by worse boxes': altered(
-        postprocess, 'pairwise_iou', lambda right: lambda boxes: right(boxes.flip(1)).flip(1)
+        graphs, 'pairwise_iou', lambda right: lambda boxes: right(boxes.flip(1)).flip(1)
     ),
-    'no suppression': altered(postprocess, 'pairwise_iou', lambda right: lambda boxes: right(boxes) * 0),
+    'no suppression': altered(graphs, 'pairwise_iou', lambda right: lambda boxes: right(boxes) * 0),
     'suppression of a few': altered(
-        postprocess, 'thresholds', lambda right: lambda given: dict(right(given), top_k=8)
+        graphs, 'thresholds', lambda right: lambda given: dict(right(given), top_k=8)
     ),
 }
 
