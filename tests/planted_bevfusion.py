@@ -301,7 +301,7 @@ _traced(
 )
 _traced(
     'boxes of any height are kept',
-    f'{CODER}.kept',
+    f'{CODER}.within_limits',
     arguments(
         lambda self, boxes, scores: (
             self,
@@ -312,12 +312,12 @@ _traced(
 )
 _traced(
     'boxes below the score threshold are kept',
-    f'{CODER}.kept',
+    f'{CODER}.within_limits',
     arguments(lambda self, boxes, scores: (self, boxes, scores + 1)),
 )
 _traced(
     'a score threshold of 0.1',
-    f'{CODER}.kept',
+    f'{CODER}.within_limits',
     arguments(lambda self, boxes, scores: (self, boxes, scores - 0.05)),
 )
 for _name, _change in {
