@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.verdict import Verdict
 
 COSINE = 0.999
-"""Least cosine of every output with PyTorch's."""
+"""Smallest cosine of every output with PyTorch's."""
 METRIC = 1e-3
 """Largest difference of a data-set metric in 0..1."""
 RTOL, ATOL = 3e-2, 3e-2
@@ -40,7 +40,7 @@ class HalfBars:
     """Bars that results in less than float32 are judged by.
 
     Attributes:
-        cosine: least cosine of every output.
+        cosine: smallest cosine of every output.
         iou: smallest IoU of a matched pair, boxes or masks in images.
         distance_m: largest distance of the centres and of the corners of a matched pair, boxes in 3D; and, in
             m/s, largest difference of their velocities. With the bars of float32 for sizes and headings 11 of
@@ -76,7 +76,7 @@ class HalfBars:
         return judged
 
     def matched_rows(self, reference: Any, candidate: Any, pairs: Mapping[int, int]) -> list[TensorRow]:
-        """Compare results of an image pair by pair: cosines of detections, whose order may differ."""
+        """Return the cosines of matched results of an image, `pairs` are row -> column of them."""
         if not pairs:
             return []
         sides = [
@@ -126,8 +126,8 @@ def accept_rate(cases: Sequence[Case], bars: HalfBars) -> tuple[list[Case], str]
     """Judge the results of all cases together.
 
     Returns:
-        The cases, in which single results without a partner no longer fail, and why all of them fail
-        together; '' when they do not. Results that could not be compared fail as before.
+        The cases, in which single results without a partner no longer fail, and the reason why all of them
+        fail together; '' if they do not. Results that could not be compared fail as before.
     """
     rows = [row for case in cases for row in case.detections if not row.broken]
     counted = sum(max(row.reference, row.matched + row.outside + row.extra) for row in rows)

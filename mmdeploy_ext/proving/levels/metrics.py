@@ -36,7 +36,7 @@ METRIC_BAR = 0.0005
 
 
 def metric_bar(precision: str) -> float:
-    """Return the largest difference of a data-set metric that a precision may make."""
+    """Return the largest difference of a data-set metric that passes for a precision."""
     bars = bars_of(precision)
     return bars.metric if bars else METRIC_BAR
 
@@ -44,9 +44,9 @@ def metric_bar(precision: str) -> float:
 def metric_rows(
     reference: Mapping[str, float], candidate: Mapping[str, float], bar: float
 ) -> list[MetricRow]:
-    """Compare metrics by name; one that only one engine has fails.
+    """Compare metrics by name; a metric of one engine alone fails.
 
-    NaN or -1 means that the data set has no such object (COCO's convention): on both sides it is equal.
+    NaN or -1 means that the data set has no such object (COCO's convention); both sides with it are equal.
     """
     rows = []
     for name in sorted(reference.keys() | candidate.keys()):
@@ -114,7 +114,6 @@ def keep_metrics(
             print(f'PyTorch metrics are not known: run the _pth config to have {reference_path}')
         return True
     reference = read_json(reference_path)
-    reference.setdefault('memory', 'keep')
     if any(reference.get(key) != facts[key] for key in SAME):
         print(metrics)
         print(f'{reference_path} is of another config, checkpoint, number of samples or memory: not compared')

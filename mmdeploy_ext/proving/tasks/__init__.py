@@ -1,15 +1,15 @@
-"""What depends on the task of a detector: how its results are matched and drawn; one module per task.
+"""The part of a proof that depends on the task of a detector: matching and drawing its results.
 
 A task module, one of these or one of the package that registers a family, has
 
 - `match_detections(image, reference, candidate, *, capacity, ...)`, which returns a `DetectionRow`: see
   `matching.match_lists`,
-- `pair_up(reference, candidate, ...) -> Pairing`, which of two lists belongs together,
+- `pair_up(reference, candidate, ...) -> Pairing`, the pairs of two lists,
 - `fit_pair(pair) -> Pair` and `draw_pair(pair, classes, score_thr) -> (h, w, 3) BGR`,
-- `RESULTS` and `PLACE`, what tables call its results, 'boxes', and its `DetectionRow.worst_distance` or
-  `worst_iou`, 'worst IoU',
-- `half_bars(bars)`, what `pair_up` takes for float16 and INT8 files (`half_bars.HalfBars`), and
-`half_text(bars)`.
+- `RESULTS` and `PLACE`, titles of tables for its results, 'boxes', and for its `DetectionRow.worst_distance`
+  or `worst_iou`, 'worst IoU',
+- `half_bars(bars)`, the bars of `pair_up` for float16 and INT8 files, made of `half_bars.HalfBars`, and
+  `half_text(bars)`, the same in words.
 """
 
 from __future__ import annotations
