@@ -277,6 +277,29 @@ planted(
 )
 
 
+planted(
+    'tokens: a border of 0.04',
+    TWO,
+    (f'{NETWORKS}:BORDER', lambda border: 0.04),  # of 192x256 px: the outer columns of the first level
+)
+planted(
+    'tokens: the first is left out',
+    TWO,
+    (f'{NETWORKS}:DeformableNetwork.token_scores', result(lambda scores, *_: _lowered(scores, 0))),
+)
+planted(
+    'tokens: the last is left out',
+    TWO,
+    (f'{NETWORKS}:DeformableNetwork.token_scores', result(lambda scores, *_: _lowered(scores, -1))),
+)
+
+
+def _lowered(scores: torch.Tensor, place: int) -> torch.Tensor:
+    """Return scores (B, S) with that of one token far below all."""
+    places = torch.arange(scores.shape[1]) == place % scores.shape[1]
+    return torch.where(places, scores - 1e4, scores)
+
+
 def _without_coarse(scores: torch.Tensor) -> torch.Tensor:
     """Return scores with those of the last 20 tokens, the coarsest, far below all."""
     return torch.where(torch.arange(scores.shape[1]) < scores.shape[1] - 20, scores, scores - 1e4)

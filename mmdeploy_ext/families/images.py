@@ -250,6 +250,16 @@ class ImageFamily(Family):
         """Return the stages behind the network that make the list named `first`, and their outputs."""
         raise NotImplementedError(f'{self.name}: makes no list before its results')
 
+    def most_first_rows(self, model: torch.nn.Module, options: Options) -> int:
+        """Return how many rows the list named `first` can have at the size of the options."""
+        return sys.maxsize
+
+    def first_inputs(
+        self, model: torch.nn.Module, images: Sequence[PreparedImage]
+    ) -> dict[str, np.ndarray]:
+        """Return what the stages of `first_trial` take besides inputs of the graph and `network_outputs`."""
+        return {}
+
     def network_outputs(
         self, model: torch.nn.Module, options: Options, feeds: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:

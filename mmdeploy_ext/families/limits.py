@@ -91,6 +91,8 @@ class Limit:
         default: value if the entry is missing.
         available: largest possible number of rows.
         minimum: smallest value that the model takes.
+        of_list_alone: whether only its list can be made with another value, since what follows takes as many
+            rows as the model's own value leaves.
         never: value that lets no row pass, if it is not that of `NEVER`.
     """
 
@@ -102,6 +104,7 @@ class Limit:
     default: Any = None
     available: int = 10**9
     minimum: int = 1
+    of_list_alone: bool = False
     never: float | None = None
 
     @property

@@ -45,6 +45,16 @@ def box_outputs(batch: int | str, rows: int | str) -> tuple[TensorSpec, ...]:
     )
 
 
+PROPOSALS = 'proposals'
+SCORED_PROPOSALS = TensorSpec(
+    PROPOSALS,
+    'float32',
+    (1, 'K', 5),
+    'x1 y1 x2 y2 score; rows that an image does not have are zero',
+    compare='detections',
+)
+"""The list of boxes that results are made from, as a proof compares it."""
+
 Axis = int | str
 
 

@@ -142,6 +142,11 @@ def for_every_image(learned: torch.Tensor, batch: int | torch.Tensor | torch.Sym
     return learned.expand(batch, -1, -1)
 
 
+def tokens_inside(levels: Sequence[Level]) -> torch.Tensor:
+    """Return (B, S, 1) float32, 1 where a token shows the image, 0 where its padding."""
+    return torch.cat([level.inside() for level in levels], 1)[..., None]
+
+
 def reference_points(levels: Sequence[Level], ratios: torch.Tensor) -> torch.Tensor:
     """Return (B, S, L, 2): x, y of every token in every map, shares of the map; `ratios` as of all levels."""
     centres = []
@@ -271,7 +276,7 @@ class DeformableNetwork(QueryNetwork):
         self, maps: Sequence[torch.Tensor], levels: Sequence[Level]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         head = self.head
-        keep = torch.cat([level.inside() for level in levels], 1)[..., None]
+        keep = tokens_inside(levels)
         ratios = torch.stack([level.ratios() for level in levels], 1)  # (B, L, 2)
         attend_points = functools.partial(attend_tokens, keep=keep, sizes=[level.size for level in levels])
         transformer = head.transformer
@@ -289,8 +294,13 @@ class DeformableNetwork(QueryNetwork):
             reference = transformer.reference_points(query_position).sigmoid()  # (B, Q, 2)
         return self._decode(query, query_position, reference, memory, ratios, attend_points)
 
-    def _best_tokens(self, memory: torch.Tensor, levels: Sequence[Level], keep: torch.Tensor) -> torch.Tensor:
-        """Return the boxes (B, Q, 4) of the best tokens."""
+    def best_tokens(
+        self, memory: torch.Tensor, levels: Sequence[Level], keep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return boxes (B, Q, 4) cxcywh and scores (B, Q) of the best tokens, see `token_scores`.
+
+        Of tokens (B, S, D) of the encoder; `keep` (B, S, 1) is 1 where a token shows the image.
+        """
         head = self.head
         transformer, last = head.transformer, head.transformer.decoder.num_layers
         proposals = []
@@ -304,10 +314,11 @@ class DeformableNetwork(QueryNetwork):
         box_logits = torch.where(valid, torch.log(boxes / (1 - boxes)), torch.full_like(boxes, math.inf))
         rows = transformer.enc_output_norm(transformer.enc_output(memory * valid.to(memory.dtype)))
         scores = self.token_scores(head.cls_branches[last](rows))
-        best = scores.topk(transformer.two_stage_num_proposals, 1)[1][..., None]
+        best_scores, tokens = scores.topk(transformer.two_stage_num_proposals, 1)
+        best = tokens[..., None]
         best_rows = rows.gather(1, best.expand(-1, -1, rows.shape[2]))
         logits = head.reg_branches[last](best_rows) + box_logits.gather(1, best.expand(-1, -1, 4))
-        return logits.sigmoid()
+        return logits.sigmoid(), best_scores
 
     def token_scores(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the scores (B, S) by which tokens are chosen: their logits of the first class."""
@@ -318,7 +329,7 @@ class DeformableNetwork(QueryNetwork):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return queries, their positions (B, Q, D) and reference boxes (B, Q, 4) of the best tokens."""
         transformer = self.head.transformer
-        reference = self._best_tokens(memory, levels, keep)
+        reference, _ = self.best_tokens(memory, levels, keep)
         encoded = waves(reference * (2 * math.pi), self.waves).flatten(2)
         encoded = transformer.pos_trans_norm(transformer.pos_trans(encoded))
         query_position, query = encoded.chunk(2, 2)
@@ -384,7 +395,7 @@ class DinoNetwork(DeformableNetwork):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return learned queries and the boxes of the best tokens; no layer uses the positions."""
         query = for_every_image(self.learned_queries()[None], memory.shape[0])
-        return query, query, self._best_tokens(memory, levels, keep)
+        return query, query, self.best_tokens(memory, levels, keep)[0]
 
     def learned_queries(self) -> torch.Tensor:
         """Return the queries (Q, D) of every image."""

@@ -3,24 +3,39 @@
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Kind, Limit
 from mmdeploy_ext.families.parts import detector_parts, image_feeds, pasting
 from mmdeploy_ext.families.parts.exaggerated import changed_outputs
+from mmdeploy_ext.families.parts.image_tensors import PROPOSALS
 from mmdeploy_ext.families.parts.mask_heads import threshold
+from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes
 from mmdeploy_ext.families.parts.query_networks import query_head
 from mmdeploy_ext.families.parts.regions import last_level_side
-from mmdeploy_ext.families.query import graphs, masks, postprocess, reference, regions, supported_parts
+from mmdeploy_ext.families.query import (
+    graphs,
+    masks,
+    postprocess,
+    reference,
+    regions,
+    supported_parts,
+    tokens,
+)
+from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.runtime.detections import Detections
 
 SIZE_RATIO = 4.0
 """Factor by which widths and heights of some regions become larger, and of others smaller."""
@@ -38,6 +53,7 @@ class QueryFamily(ImageFamily):
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_feeds.feeds)
     reference_detections = staticmethod(reference.detections)
+    first = PROPOSALS
 
     def claims(self, cfg: Any) -> Claim:
         co_detr = supported_parts.is_co_detr(detector_parts.detector_of(cfg))
@@ -93,7 +109,32 @@ class QueryFamily(ImageFamily):
         """Return the limits of the head of queries; the heads that train Co-DETR give no results."""
         test_cfg = query_head(model).test_cfg
         nms = test_cfg.get('nms')
-        return [limit for limit in super().limits(model) if limit.config is test_cfg or limit.config is nms]
+        limits = [limit for limit in super().limits(model) if limit.config is test_cfg or limit.config is nms]
+        transformer = query_head(model).transformer
+        if not tokens.chooses_tokens(transformer):
+            return limits
+        queries = Limit(vars(transformer), tokens.LIMIT, Kind.ROWS, list=PROPOSALS, of_list_alone=True)
+        return [queries, *limits]
+
+    def most_first_rows(self, model: nn.Module, options: Options) -> int:
+        """Return the number of tokens of an input."""
+        return graphs.count_tokens(model, options.height, options.width)
+
+    def first_list(self, model: nn.Module, images: Sequence[PreparedImage]) -> Sequence[Detections]:
+        """Return the boxes of the tokens that become queries."""
+        return tokens.chosen(model, images)
+
+    def first_trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+        """Return the stage that chooses tokens."""
+        return tokens.stage_of(model)
+
+    def first_inputs(self, model: nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
+        """Return maps, and the tokens of mmdet's own encoder."""
+        return tokens.inputs_of(model, images)
+
+    def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return the tokens that become queries, if a graph gives them."""
+        return {PROPOSALS: boxes_of_classes(outputs[PROPOSALS])} if PROPOSALS in outputs else {}
 
 
 class QueryMasksFamily(ImageFamily):

@@ -1,21 +1,29 @@
 """RT-DETR's family: configs that it claims or refuses, and the facts that its files hold."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.limits import Kind, Limit
 from mmdeploy_ext.families.parts import detector_parts, followed
+from mmdeploy_ext.families.parts.image_tensors import PROPOSALS
+from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes
 from mmdeploy_ext.families.replaced import Replaced
 from mmdeploy_ext.families.rtdetr import graphs, reference, runtime
+from mmdeploy_ext.models.rtdetr.decoder import RTDETRDecoder
 from mmdeploy_ext.models.rtdetr.detector import MAX_PER_IMG, RTDETR, STRIDE
-from mmdeploy_ext.preprocess.pictures import PreprocessRule
+from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
+from mmdeploy_ext.runtime.detections import Detections
 
 PARTS = ('backbone', 'encoder', 'decoder', 'postprocess', 'extract_feat')
 FOLLOWED = ((RTDETR, (*followed.DETECTOR_METHODS, 'detect')),)
@@ -31,6 +39,7 @@ class RtDetrFamily(ImageFamily):
     task = 'bbox2d'
     forms = ('full', 'raw')
     shares_network = True
+    first = PROPOSALS
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(reference.feeds)
     reference_tensors = staticmethod(reference.tensors)
@@ -113,3 +122,32 @@ class RtDetrFamily(ImageFamily):
     def result_limit(self, model: nn.Module) -> ResultLimit:
         pairs = int(model.decoder.num_queries) * int(model.decoder.num_classes)
         return ResultLimit(vars(model.postprocess), available=pairs)
+
+    def limits(self, model: nn.Module) -> list[Limit]:
+        """Return the number of queries, which are a list of their own, and the limit of results."""
+        limits = super().limits(model)
+        if type(model.decoder).select is not RTDETRDecoder.select:  # tokens are chosen in another way
+            return limits
+        queries = Limit(vars(model.decoder), 'num_queries', Kind.ROWS, list=PROPOSALS, of_list_alone=True)
+        return [queries, *limits]
+
+    def most_first_rows(self, model: nn.Module, options: Options) -> int:
+        """Return the number of tokens of an input."""
+        return runtime.count_tokens(options.height, options.width)
+
+    def first_list(self, model: nn.Module, images: Sequence[PreparedImage]) -> Sequence[Detections]:
+        """Return the boxes of the tokens that become queries."""
+        return reference.chosen_tokens(model, images)
+
+    def first_trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+        """Return the stage that chooses tokens."""
+        return graphs.tokens_stage(model, options)
+
+    def first_inputs(self, model: nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
+        """Return the maps of the encoder."""
+        maps = zip(graphs.MAPS, reference.maps_of(model, images), strict=True)
+        return {name: one.cpu().numpy() for name, one in maps}
+
+    def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return the tokens that become queries, if a graph gives them."""
+        return {PROPOSALS: boxes_of_classes(outputs[PROPOSALS])} if PROPOSALS in outputs else {}

@@ -14,14 +14,19 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.same_bytes import SameBytes
+from mmdeploy_ext.families.parts.image_tensors import PROPOSALS, SCORED_PROPOSALS
 from mmdeploy_ext.families.rtdetr.runtime import SIZES, STRIDES
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
+from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
+from mmdeploy_ext.models.rtdetr.decoder import Selection
 from mmdeploy_ext.models.rtdetr.detector import STRIDE
 from mmdeploy_ext.models.rtdetr.layers import RepVggBlock
 
 RAW_NAMES = ('logits', 'boxes', 'tokens')
 FULL_NAMES = ('labels', 'boxes', 'scores')
+MAPS = tuple(f'map_{level}' for level in range(len(STRIDES)))
 HEADS = ('pred_logits', 'pred_boxes')
 
 
@@ -78,6 +83,30 @@ def separate_branches(model: nn.Module) -> None:
             module.conv = None
 
 
+class TokensForm(nn.Module):
+    """What chooses the tokens that become queries, of the maps of the encoder."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.decoder = model.decoder
+
+    def forward(self, images: torch.Tensor, *maps: torch.Tensor) -> tuple[torch.Tensor]:
+        """Return boxes with scores (B, Q, 5) xyxy, pixels of the input, whose size alone counts."""
+        return (token_rows(self.decoder.select(self.decoder.project(maps)), hw(images)),)
+
+
+def token_rows(selection: Selection, size: torch.Tensor) -> torch.Tensor:
+    """Return tokens as boxes with scores (B, Q, 5) xyxy, pixels of a size (2,) height and width."""
+    corners = cxcywh_to_xyxy(selection.boxes_logit.sigmoid()) * size.to(selection.logits).flip(0).repeat(2)
+    return torch.cat([corners, selection.logits.sigmoid().amax(2, keepdim=True)], 2)
+
+
+def tokens_stage(model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+    """Return the stage that chooses tokens alone, and its output."""
+    network = _network(model, options, True)
+    return [Stage(PROPOSALS, TokensForm(network), ('images', *MAPS), (PROPOSALS,))], (SCORED_PROPOSALS,)
+
+
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a form."""
     batch = 'B' if options.dynamic or options.dynamic_batch else options.batch
@@ -110,13 +139,19 @@ def _raw_outputs(decoder: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]
     )
 
 
-def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and for `full` the post-processing after it."""
+def _network(model: nn.Module, options: Options, fold: bool) -> nn.Module:
+    """Return the detector; an export gets a copy with what the options fold."""
     network = fuse(model) if fold else model
     if fold and not options.fuse:
         separate_branches(network)
     if fold and options.simplify and not options.dynamic:
         with_fixed_size(network, options.height, options.width)
+    return network
+
+
+def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and for `full` the post-processing after it."""
+    network = _network(model, options, fold)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
     if options.form == 'raw':
         return [Stage('network', Network(network, True), ('images',), RAW_NAMES, passes=passes)]

@@ -10,7 +10,7 @@ from torch import nn
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes, metas_of, tested
-from mmdeploy_ext.families.rtdetr.graphs import RAW_NAMES
+from mmdeploy_ext.families.rtdetr.graphs import RAW_NAMES, token_rows
 from mmdeploy_ext.families.rtdetr.runtime import SIZES, check_tokens, target_sizes
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
@@ -77,6 +77,20 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
     feeds(images, rescale)  # refuses pictures that were padded
     check_tokens((len(images), *images[0].tensor.shape), int(model.decoder.num_queries))
     return [boxes_of_classes(result) for result in tested(model, images, metas_of(images), rescale)]
+
+
+def maps_of(model: nn.Module, images: Sequence[PreparedImage]) -> list[torch.Tensor]:
+    """Return the maps of the encoder."""
+    with torch.no_grad():
+        return list(model.extract_feat(_to_model(model, np.stack([image.tensor for image in images]))))
+
+
+def chosen_tokens(model: nn.Module, images: Sequence[PreparedImage]) -> list[Detections]:
+    """Return the tokens that the decoder chooses as its queries, per image; see `graphs.token_rows`."""
+    with torch.no_grad():
+        selection = model.decoder.select(model.decoder.project(maps_of(model, images)))
+        rows = token_rows(selection, torch.tensor(images[0].tensor.shape[1:]))
+    return [boxes_of_classes([of_image]) for of_image in rows.cpu().numpy()]
 
 
 def tied_selection(

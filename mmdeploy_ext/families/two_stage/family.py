@@ -28,7 +28,7 @@ from mmdeploy_ext.families.parts import (
     regions,
 )
 from mmdeploy_ext.families.parts.exaggerated import QUADRANT, changed_outputs, exaggerated_cells
-from mmdeploy_ext.families.parts.image_tensors import box_outputs
+from mmdeploy_ext.families.parts.image_tensors import SCORED_PROPOSALS, box_outputs
 from mmdeploy_ext.families.parts.regions import last_level_side, part_of, roi_head_of, stages_of
 from mmdeploy_ext.families.two_stage import (
     boxes,
@@ -241,7 +241,7 @@ class TwoStageFamily(ImageFamily):
         return graphs.with_proposals(chain[1:], outputs)
 
     def first_trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        return [graphs.proposals_stage(model)], (graphs.SCORED,)
+        return [graphs.proposals_stage(model)], (SCORED_PROPOSALS,)
 
     def network_outputs(
         self, model: nn.Module, options: Options, feeds: Mapping[str, np.ndarray]

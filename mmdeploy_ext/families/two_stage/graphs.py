@@ -16,7 +16,14 @@ from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.dense_heads import clips, same_priors
-from mmdeploy_ext.families.parts.image_tensors import box_outputs, clip_size, image_input, optional_inputs
+from mmdeploy_ext.families.parts.image_tensors import (
+    PROPOSALS,
+    SCORED_PROPOSALS,
+    box_outputs,
+    clip_size,
+    image_input,
+    optional_inputs,
+)
 from mmdeploy_ext.families.parts.mask_heads import judge_of, threshold
 from mmdeploy_ext.families.parts.pasting import mask_output, size_inputs, with_pasting
 from mmdeploy_ext.families.parts.regions import (
@@ -48,15 +55,6 @@ COUNT_MEANINGS = dict(
 )
 MASK_NAMES = ('masks', 'mask_scores')
 """Outputs of mask heads; the second only of a detector with a head that scores masks."""
-PROPOSALS = 'proposals'
-SCORED = TensorSpec(
-    PROPOSALS,
-    'float32',
-    (1, 'K', 5),
-    'x1 y1 x2 y2 score; rows that an image does not have are zero',
-    compare='detections',
-)
-"""The list of boxes that the results are made from, as a proof compares it."""
 
 
 def proposes(model: nn.Module) -> bool:
@@ -263,7 +261,7 @@ def with_proposals(
     regions, *rest = chain
     regions.module.shows_proposals = True
     regions = dataclasses.replace(regions, outputs=(*regions.outputs, PROPOSALS))
-    return [regions, *rest], (*outputs, SCORED)
+    return [regions, *rest], (*outputs, SCORED_PROPOSALS)
 
 
 def proposals_stage(model: nn.Module, columns: int = 5) -> Stage:

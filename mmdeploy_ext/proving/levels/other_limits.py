@@ -181,13 +181,13 @@ class Trials:
             lists = self.deployment.family.lists(self.deployment.model, [self.image], True)
         return {name: images[0] for name, images in lists.items()}
 
-    def near_ties(self, name: str) -> Iterator[Any]:
-        """Yield a list of upstream's with thresholds moved by rounding, and with other rounding of layers."""
+    def near_ties(self, lists: Callable[[], dict[str, Any]], name: str) -> Iterator[Any]:
+        """Yield one of upstream's lists with moved thresholds, and with other rounding of layers."""
         family, model = self.deployment.family, self.deployment.model
         choices = family.rounded_choices(model)
         self.rounding = True
         try:
-            yield from (lists[name] for lists in near_ties(model, self.lists, family.tie_keys, choices))
+            yield from (rows[name] for rows in near_ties(model, lists, family.tie_keys, choices))
         finally:
             self.rounding = False
 
@@ -232,6 +232,9 @@ class Trials:
         family, model = self.deployment.family, self.deployment.model
         contract = family.spec(model, self.options)
         inputs = contract.with_defaults({name: feeds[name] for name in contract.input_names if name in feeds})
+        inputs |= {name: feeds[name] for name in names if name in feeds}
+        if inputs.keys() >= set(names):
+            return inputs
         if self.file is None or not family.shares_network:
             with self.computed_once():
                 return inputs | family.network_outputs(model, self.options, feeds)
@@ -355,7 +358,7 @@ class Trial(abc.ABC):
                 rows,
                 exported[name],
                 score_thr=0.0,
-                near_ties=functools.partial(trials.near_ties, name),
+                near_ties=functools.partial(trials.near_ties, self.expected, name),
                 **bars,
             )
             for name, rows in expected.items()
@@ -381,6 +384,7 @@ class LimitsLowered(Trial):
         values = [(limit, lowered(limit)) for limit in trials.limits if limit.kind not in COUNTED]
         values += [(limit, limit.value * share) for limit in self.of_kind(Kind.SCORE)]
         *inner, last = self.of_kind(Kind.ROWS) or [None]
+        inner = [limit for limit in inner if not limit.of_list_alone]
         for limit in inner:
             scores = self.scores_with([*values, (limit, limit.available)], limit.list)
             values.append((limit, cut(scores, limit.minimum) or lowered(limit)))
@@ -427,7 +431,7 @@ class LimitsRaised(Trial):
         scores = self.scores_with(values, limit.list)
         if len(scores) < max_rows:
             return max_rows
-        return cut(scores, limit.value + 1) or min(raised(limit), limit.available)
+        return cut(scores, limit.value + 1) or min(raised(limit), limit.available, max_rows)
 
     def _thresholds(self, values: Values, name: str, min_rows: int, max_rows: int) -> Values:
         """Return thresholds of scores that let more than `min_rows` rows of a list in.
@@ -478,7 +482,9 @@ class FirstLimitsRaised(LimitsRaised):
         limits = [limit for limit in self.trials.limits if self._is_first(limit)]
         values = [(limit, raised(limit)) for limit in limits if limit.kind is not Kind.ROWS]
         for limit in (limit for limit in limits if limit.kind is Kind.ROWS):
-            max_rows = max(MAX_BOXES, raised(limit))
+            family, model = self.trials.deployment.family, self.trials.deployment.model
+            most_rows = family.most_first_rows(model, self.trials.options)
+            max_rows = min(max(MAX_BOXES, raised(limit)), most_rows)
             values.append((limit, self._limit(limit, [*values, (limit, max_rows)], max_rows)))
         return values
 
@@ -490,8 +496,10 @@ class FirstLimitsRaised(LimitsRaised):
 
     def exported(self) -> dict[str, Any]:
         trials, family = self.trials, self.trials.deployment.family
-        stages = family.first_trial(trials.deployment.model, trials.options)
-        exported, *_ = trials.run_export(*stages, family.feeds([trials.image], True))
+        model, images = trials.deployment.model, [trials.image]
+        with trials.computed_once():
+            feeds = family.feeds(images, True) | family.first_inputs(model, images)
+        exported, *_ = trials.run_export(*family.first_trial(model, trials.options), feeds)
         return family.inner_lists(exported)
 
 

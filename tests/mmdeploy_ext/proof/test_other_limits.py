@@ -90,6 +90,51 @@ FAULTS = {
     ),
 }
 
+QUERY_NETWORK = 'mmdeploy_ext.families.parts.query_networks'
+
+
+def without_the_last_token(scores, *_):
+    return torch.where(torch.arange(scores.shape[1]) < scores.shape[1] - 1, scores, scores - 1e4)
+
+
+OF_TOKENS = {
+    'the last token is left out': (
+        f'{QUERY_NETWORK}:DeformableNetwork.token_scores',
+        result(without_the_last_token),
+    ),
+    'the border is wider': (f'{QUERY_NETWORK}:BORDER', lambda border: 0.06),  # a column of the first level
+    'sides of another level': (f'{QUERY_NETWORK}:SIDE', lambda side: 1.01 * side),
+}
+
+
+@pytest.mark.parametrize('name', ['deformable_detr', 'rtdetr'])
+def test_tokens_that_become_queries_are_a_list_of_their_own(name):
+    (case,) = cases(name, PROPOSALS)
+    (row,) = case.detections
+    assert case.passed and row.reference == row.matched and row.image == 'toy.jpg: proposals'
+    model = load(name).model
+    (queries,) = (limit for limit in load(name).family.limits(model) if limit.list)
+    assert f'{queries.key} {row.reference}' in case.name and row.reference > queries.value
+
+
+@pytest.mark.parametrize('fault', OF_TOKENS)
+def test_a_fault_of_tokens_that_the_decoder_hides_is_refused(fault):
+    with replaced(*OF_TOKENS[fault]):
+        (case,) = cases('deformable_detr', PROPOSALS)
+    assert not case.passed
+
+
+def test_the_decoder_does_not_run_where_tokens_are_watched():
+    deployment = load('deformable_detr')
+    image = deploy.prepare_fixed(deployment.rule, IMAGE[1], 128, 160)
+    head = deployment.model.bbox_head
+    hook = head.transformer.decoder.layers[0].register_forward_pre_hook(lambda *_: pytest.fail('it runs'))
+    try:
+        (rows,) = deployment.family.first_list(deployment.model, [image])
+    finally:
+        hook.remove()
+    assert len(rows) == head.transformer.two_stage_num_proposals and 'forward' not in vars(head)
+
 
 REPEATED = 'proposals: nms_pre capped at 290', 'proposals: the limit of a size'
 """Of two-stage detectors; in the suite of RetinaNet."""
