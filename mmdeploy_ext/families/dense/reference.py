@@ -96,6 +96,7 @@ def candidate_bounds(
     Of each level those count that `Head.choose` lets through; see `ImageFamily.candidate_bounds`.
     """
     config, description = thresholds(model.bbox_head), described(model)
+    generator = generator_of(model.bbox_head)
     decoded = tensors(model, feeds, 'decode')
     scores, factor = decoded['scores'], decoded.get(description.factor)
     ranks = scores if factor is None else scores * factor[..., None]
@@ -106,31 +107,23 @@ def candidate_bounds(
         judged = np.where(factor[..., None] >= description.conf_thr, judged, -1)
     nms_pre = config.nms_pre if config.nms_pre > 0 else np.iinfo(np.int64).max
 
-    sizes = _level_sizes(model, feeds)
-    ends = np.cumsum(sizes)[:-1]
-    least, largest = 0, 0
+    raw, name = tensors(model, feeds, 'raw'), description.names[0]
+    cells = [
+        int(np.prod(raw[f'{name}_{level}'].shape[2:])) for level in range(len(generator.num_base_priors))
+    ]
+    ends = np.cumsum(np.multiply(generator.num_base_priors, cells))[:-1]
+    lower, upper = 0, 0
     for level_judged, level_ranks in zip(np.split(judged, ends, 1), np.split(ranks, ends, 1), strict=True):
         if description.choose == 'best':
             level_judged = level_judged.max(2)
         elif description.choose == 'priors':
             rows = np.argsort(-level_ranks.max(2), 1, kind='stable')[:, :nms_pre]
             level_judged = np.take_along_axis(level_judged, rows[..., None], 1)
-        level_least, level_largest = count_bounds(level_judged, config.score_thr, slack)
+        level_lower, level_upper = count_bounds(level_judged, config.score_thr, slack)
         if description.choose == 'pairs':
-            level_least = np.minimum(level_least, nms_pre)
-            level_largest = np.minimum(level_largest, nms_pre)
-        least, largest = least + level_least, largest + level_largest
-    return dict(candidates=(least, largest))
-
-
-def _level_sizes(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> list[int]:
-    """Return how many priors each level has."""
-    raw = tensors(model, feeds, 'raw')
-    name = described(model).names[0]
-    priors_per_cell = generator_of(model.bbox_head).num_base_priors
-    return [
-        count * int(np.prod(raw[f'{name}_{level}'].shape[2:])) for level, count in enumerate(priors_per_cell)
-    ]
+            level_lower, level_upper = np.minimum(level_lower, nms_pre), np.minimum(level_upper, nms_pre)
+        lower, upper = lower + level_lower, upper + level_upper
+    return dict(candidates=(lower, upper))
 
 
 def interchangeable_zeros(

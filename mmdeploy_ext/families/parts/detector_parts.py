@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmdet.models.builder import DETECTORS, build_head
@@ -96,7 +96,11 @@ def smallest(head: Any, stride: int, rounded: bool = False) -> int:
 
 def check(model: Mapping[str, Any], options: Options) -> None:
     """Refuse (UsageError) a size that a part of the config's `model` does not take, or a dynamic one."""
-    for part in _backbone_and_necks(model):
+    parts = []
+    for key in ('backbone', 'neck'):
+        part = model.get(key) or []
+        parts += part if isinstance(part, list | tuple) else [part]
+    for part in parts:
         name = str(part.get('type'))
         if options.dynamic and name in FIXED_SIZE:
             raise UsageError(
@@ -109,13 +113,6 @@ def check(model: Mapping[str, Any], options: Options) -> None:
                 f'--shape {options.height} {options.width}: {name} takes sizes that are multiples of '
                 f'{divisor}'
             )
-
-
-def _backbone_and_necks(model: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the configs of these parts; a config may have a list of either."""
-    for key in ('backbone', 'neck'):
-        part = model.get(key) or ()
-        yield from part if isinstance(part, list | tuple) else [part]
 
 
 def check_grid_sample(name: str, options: Options) -> None:
