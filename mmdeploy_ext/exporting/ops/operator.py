@@ -27,6 +27,10 @@ OPERATORS: dict[str, Operator] = {}
 TYPES = dict(f=(float, 'FLOAT'), i=(int, 'INT'), b=(bool, 'INT'), s=(str, 'STRING'))
 """Letter of an attribute's type, as `parse_args` of torch.onnx and `g.op` write it -> its type in Python and
 in ONNX."""
+LIBRARY = torch.library.Library(DOMAIN, 'FRAGMENT')
+"""Holds the operators. `torch.library.custom_op` would import torch._dynamo at the first call of one of them,
+which took 1.2 s of CPU of each process that exports."""
+
 _form: contextvars.ContextVar[str] = contextvars.ContextVar('operator_form', default='standard')
 
 
@@ -170,8 +174,11 @@ def register(operator: Operator) -> Operator:
     """Make an operator known to PyTorch and to both exporters, and return it; two may not have one name."""
     if operator.name in OPERATORS:
         raise ExportError(f'operator {operator.name} is registered twice')
-    custom = torch.library.custom_op(operator.qualified, operator.eager, mutates_args=())
-    custom.register_fake(operator.shapes or operator.traceable)
+    name = operator.qualified.split('::')[1]
+    schema = torch.library.infer_schema(operator.eager, mutates_args=())
+    LIBRARY.define(f'{name}{schema}', tags=torch.Tag.pt2_compliant_tag)
+    LIBRARY.impl(name, operator.eager, 'CompositeExplicitAutograd')
+    torch.library.register_fake(operator.qualified, operator.shapes or operator.traceable, lib=LIBRARY)
     OPERATORS[operator.name] = operator
     _register_torchscript(operator)
     return operator
