@@ -158,6 +158,6 @@ def test_a_file_that_is_larger_than_any_model_is_refused_by_its_size(tmp_path, m
     monkeypatch.setattr(onnx, 'load', lambda *words, **more: pytest.fail('the file is read'))
     readers = files.read, read_props, lambda path: OnnxRuntimeBackend(str(path)).open_session()
     for reader in readers:
-        with pytest.raises(ModelFileError, match=r'm\.onnx: has 17179869184 bytes, expected an ONNX file of'):
+        with pytest.raises(ModelFileError, match=r'm\.onnx.*17179869184.*ONNX'):
             reader(path)
     assert external_locations(path) == set()

@@ -117,7 +117,7 @@ def test_an_image_without_permission_is_refused(public_folder, without_privilege
     path = public_folder / 'picture.png'
     path.write_bytes(TOY_IMAGE.read_bytes())
     path.chmod(0)
-    with without_privileges(), pytest.raises(ImageError, match=r'picture.png: cannot be read \(Permission'):
+    with without_privileges(), pytest.raises(ImageError, match=r'picture.png.*\(Permission'):
         read_image(path)
 
 

@@ -65,7 +65,7 @@ def test_a_folder_or_a_pipe_in_place_of_the_file_is_refused(bench):
 
 def test_a_folder_without_permission_is_refused(public_folder, without_privileges):
     (public_folder / 'out').mkdir(mode=0o555)
-    with without_privileges(), pytest.raises(UsageError, match=r'out cannot be written \(Permission'):
+    with without_privileges(), pytest.raises(UsageError, match=r'\(Permission'):
         check_writable(public_folder / 'out/m.onnx')
     assert not list((public_folder / 'out').iterdir())
 

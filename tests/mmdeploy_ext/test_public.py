@@ -25,7 +25,7 @@ OPTIONAL = {
 def test_the_list_is_all_that_is_public():
     assert set(mmdeploy_ext.__all__) == PUBLIC
     assert set(dir(mmdeploy_ext)) == PUBLIC | {'__version__'}
-    with pytest.raises(AttributeError, match=r'has no .nothing.; public are Family, export, '):
+    with pytest.raises(AttributeError, match=r'.nothing.'):
         mmdeploy_ext.nothing  # noqa: B018
 
 

@@ -82,11 +82,11 @@ def test_a_config_of_mmdet_3_is_refused_by_every_tool_with_the_command(config3):
 def test_a_config_that_uses_its_bases_is_refused_by_the_same_line(config3):
     user, bases = config3.with_name('user3.py'), "_base_ = ['detr3.py']\n"
     user.write_text(f'{bases}data = _base_.test_dataloader.dataset\n')
-    with pytest.raises(ConfigError, match=r'of mmdet 3 \(it uses `_base_\.test_dataloader') as refused:
+    with pytest.raises(ConfigError, match=r'3 \(it.*`_base_\.test_dataloader') as refused:
         load_config(str(user))
     assert str(refused.value).startswith(str(user)) and '\n' not in str(refused.value)
     user.write_text(f'{bases}model = dict(num_queries=None.none)\n')
-    with pytest.raises(ConfigError, match="AttributeError: 'NoneType' object has no attribute 'none'"):
+    with pytest.raises(ConfigError, match=r"AttributeError.*'NoneType'.*'none'"):
         load_config(str(user))
 
 

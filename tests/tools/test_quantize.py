@@ -166,7 +166,7 @@ def test_a_bar_that_holds_with_no_layer_in_int8_alone_gives_no_file(data, tmp_pa
 def test_a_file_without_a_layer_in_int8_is_never_called_int8(data):
     graph = DenseGraph(onnx.load(DEMO), DEMO)
     names = [layer.name for layer in graph.layers[:2]]
-    with pytest.raises(ExportError, match='none of the 2 layers is in INT8'):
+    with pytest.raises(ExportError, match=r'2.*INT8'):
         layers_in_int8(graph, graph.network, names)
     quantiser = DenseQuantiser(graph)
     quantiser.calibrate(calibration_set(DEMO, read_metadata(str(DEMO)), data / 'train2017', None, 1))

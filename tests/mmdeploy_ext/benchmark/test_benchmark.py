@@ -445,5 +445,5 @@ def dies(_):
 
 def test_a_process_that_dies_is_an_error_and_not_a_wait():
     call = functools.partial(dies, np.zeros(1_000_000))
-    with pytest.raises(EngineError, match=r'of m\.onnx: the process ended without an answer \(exit status 3'):
+    with pytest.raises(EngineError, match=r'm\.onnx.*\(exit.*3'):
         memory.measure(call, 'm.onnx')

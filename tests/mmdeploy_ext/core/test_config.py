@@ -20,14 +20,14 @@ def test_configs_of_the_installed_mmdet_are_found():
 
 
 def test_a_config_that_mmdet_does_not_have_is_refused_by_name():
-    with pytest.raises(ConfigError, match=r'configs/atss/none\.py is not in the installed mmdet'):
+    with pytest.raises(ConfigError, match=r'configs/atss/none\.py'):
         mmdet_config('atss/none.py')
 
 
 def test_without_mmdet_the_message_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, 'mmdet', raising=False)
     monkeypatch.setattr(sys, 'path', [])
-    with pytest.raises(ConfigError, match=r'mmdet is not installed: run `make env`'):
+    with pytest.raises(ConfigError, match=r'`make env`'):
         mmdet_config('atss/atss_r50_fpn_1x_coco.py')
 
 
@@ -76,7 +76,7 @@ def test_a_checkout_that_is_there_comes_first(tmp_path):
 
 def test_a_base_that_the_installed_mmdet3d_lacks_is_refused_by_name(tmp_path):
     path = str(upstream_config(tmp_path, base='_base_/none.py'))
-    with pytest.raises(ConfigError, match=r'configs/_base_/none\.py is not in the installed mmdet3d'):
+    with pytest.raises(ConfigError, match=r'configs/_base_/none\.py.*mmdet3d'):
         load_config(path)
 
 
@@ -105,7 +105,7 @@ def test_the_test_pipeline_is_found_wherever_it_is_kept(text, tmp_path):
 
 def test_a_config_without_a_test_pipeline_is_refused(tmp_path):
     (tmp_path / 'x.py').write_text(f'data = dict(train=dict(pipeline={PIPELINE}))')
-    with pytest.raises(ConfigError, match=r'x\.py: has neither data\.test\.pipeline nor test_pipeline'):
+    with pytest.raises(ConfigError, match=r'x\.py.*data\.test\.pipeline.*test_pipeline'):
         config.test_pipeline(load_config(str(tmp_path / 'x.py')))
 
 

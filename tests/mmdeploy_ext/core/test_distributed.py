@@ -72,7 +72,7 @@ def test_a_launcher_that_did_not_start_the_process_is_refused_by_name(launcher, 
         monkeypatch.delenv(name, raising=False)
     first = distributed.ENVIRONMENT[launcher][0]
     with (
-        pytest.raises(UsageError, match=f'--launcher {launcher}: {first}.* not set; .*{starter}'),
+        pytest.raises(UsageError, match=rf'--launcher {launcher}.*{first}.*{starter}'),
         distributed.join(launcher),
     ):
         pass

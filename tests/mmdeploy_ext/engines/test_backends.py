@@ -198,14 +198,14 @@ def test_a_profile_is_written_where_it_was_asked_for(files, tmp_path):
 
 
 def test_an_execution_provider_that_is_not_here_is_an_error_and_no_fallback(files):
-    with pytest.raises(EngineError, match=r'NoSuchProvider was asked for.*has .*CPUExecutionProvider'):
+    with pytest.raises(EngineError, match=r'NoSuchProvider.*CPUExecutionProvider'):
         OnnxRuntimeBackend(files['dynamic'], providers=['NoSuchProvider', 'CPUExecutionProvider']).activate()
 
 
 def test_an_execution_provider_that_did_not_start_is_an_error_and_no_fallback():
     check_active(['CPUExecutionProvider'], ['CPUExecutionProvider'])
     check_active(['CUDAExecutionProvider'], ['CUDAExecutionProvider', 'CPUExecutionProvider'])
-    with pytest.raises(EngineError, match=r'CUDAExecutionProvider did not start, this session has CPUExec'):
+    with pytest.raises(EngineError, match=r'CUDAExecutionProvider.*CPUExec'):
         check_active(['CUDAExecutionProvider', 'CPUExecutionProvider'], ['CPUExecutionProvider'])
 
 
@@ -265,7 +265,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path, content, message):
 def test_a_truncated_file_is_named(files, tmp_path):
     path = tmp_path / 'half.onnx'
     path.write_bytes(Path(files['dynamic']).read_bytes()[:600])
-    with pytest.raises(ModelFileError, match=r'half\.onnx: ONNX Runtime cannot load it'):
+    with pytest.raises(ModelFileError, match=r'half\.onnx.*ONNX'):
         OnnxRuntimeBackend(str(path)).activate()
 
 
@@ -305,7 +305,7 @@ def test_an_engine_is_one_row(monkeypatch):
     options.add_proof_arguments(parser)
     assert parser.parse_args(['--engine', 'other']).engine == 'other'
     assert title_of('Other') == title_of('other') == 'OpenVINO' and row.metrics == 'metrics_other.json'
-    with pytest.raises(UsageError, match='--providers goes with --engine onnxruntime, got --engine other'):
+    with pytest.raises(UsageError, match=r'--providers.*--engine.*--engine'):
         options.engine_options(parser.parse_args(['--engine', 'other', '--providers', 'X']))
 
 

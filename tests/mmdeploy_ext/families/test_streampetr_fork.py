@@ -66,12 +66,12 @@ def test_a_head_without_the_layers_that_graphs_run_is_refused_by_their_names():
     for name in (*live.LAYERS[1:], *live.HEAD_METHODS[1:], 'ego_pose_pe'):
         setattr(head, name, None)
     head.post_update_memory = lambda data, scores, boxes, outs_dec: None
-    with pytest.raises(ConfigError, match=r'^a\.py: Module of .* has no transformer, ego_pose_memory; '):
+    with pytest.raises(ConfigError, match=r'^a\.py.*ego_pose_memory'):
         live.check_parts('a.py', model)
     head.transformer = head.ego_pose_memory = nn.Identity()
     live.check_parts('a.py', model)
     head.post_update_memory = lambda data, rows: None
-    with pytest.raises(ConfigError, match='argument outs_dec of post_update_memory'):
+    with pytest.raises(ConfigError, match=r'outs_dec.*post_update_memory'):
         live.check_parts('a.py', model)
 
 

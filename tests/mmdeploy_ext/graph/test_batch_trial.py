@@ -243,7 +243,7 @@ def test_a_fold_within_a_function_is_refused():
     imports = [helper.make_opsetid('', 17)]
     before.functions.append(helper.make_function('toy', 'Fold', ['a', 'shape'], ['b'], body, imports))
     before.opset_import.append(helper.make_opsetid('toy', 1))
-    with pytest.raises(InferenceError, match='makes 1x400x4 of what was 1x100x4'):
+    with pytest.raises(InferenceError, match=r'1x400x4.*1x100x4'):
         check_batch(before, set_by_text(before, ['x=4x100x4']))
 
 

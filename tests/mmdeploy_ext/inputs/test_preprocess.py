@@ -303,5 +303,5 @@ def test_folders_are_listed_in_order_and_an_empty_one_is_refused(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ImageError, match='empty: no image'):
         list_images([tmp_path / 'empty'])
-    with pytest.raises(ImageError, match=r'gone.png: no such'):
+    with pytest.raises(ImageError, match=r'gone.png'):
         list_images([tmp_path / 'gone.png'])

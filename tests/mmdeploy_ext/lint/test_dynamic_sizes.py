@@ -83,7 +83,7 @@ def test_a_neck_is_tried_with_the_maps_of_the_backbone(backbones):
         def forward(self, maps):
             return (maps[0][:, :, : int(maps[0].shape[2]) - 1],)
 
-    with pytest.raises(UsageError, match=r'Neck .*gives maps of \(1, 4, 63, 144\), PyTorch of \(1, 4, 95'):
+    with pytest.raises(UsageError, match=r'\(1.*4.*63.*144\).*PyTorch.*\(1.*4.*95'):
         check_dynamic_parts(Detector(backbones.Free(), Neck()))
 
 

@@ -283,7 +283,7 @@ def test_bad_arguments_are_refused_by_name(inputs, options, message):
 
 
 def test_inputs_of_a_wrong_shape_are_named_with_the_error_of_the_model():
-    with pytest.raises(UsageError, match=r'Linear does not run on these inputs \(float32 .*Error: mat1'):
+    with pytest.raises(UsageError, match=r'\(float32.*mat1'):
         check(nn.Linear(4, 2), (X,), try_exports=False)
 
 

@@ -124,7 +124,7 @@ def test_a_class_that_is_another_one_than_at_the_export_is_noted(deployment, pat
     ]
     entry.value = json.dumps([dict(name='MyHead', file='plugin/head.py', sha256='0', ours=False)])
     onnx.save(model, tmp_path / 'm.onnx')
-    with pytest.raises(ModelFileError, match=r'mm2onnx.model_classes: \[0\]\.sha256 is .0., expected 64'):
+    with pytest.raises(ModelFileError, match=r'mm2onnx.model_classes.*\[0\]\.sha256.*.0..*64'):
         read_metadata(str(tmp_path / 'm.onnx'))
 
 

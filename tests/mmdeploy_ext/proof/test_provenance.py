@@ -61,7 +61,7 @@ def test_damaged_arguments_of_a_record_are_no_traceback(arguments):
     node = helper.make_node('Relu', ['x'], ['y'], name='relu')
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in 'xy']
     model = helper.make_model(helper.make_graph([node], 'g', ends[:1], ends[1:]))
-    with pytest.raises(ModelFileError, match=r'mm2onnx\.edits: rename cannot be done again on a fresh'):
+    with pytest.raises(ModelFileError, match=r'mm2onnx\.edits'):
         repeat(model, [dict(command='rename', arguments=arguments, versions={})])
 
 

@@ -39,9 +39,9 @@ def folder(tmp_path_factory):
 def test_a_model_without_a_memory_is_proven_on_one_frame_and_with_one_on_two():
     assert check_paths(SWEEPS, [], 1) == 1 and check_paths(MEMORY, [], 2) == 2
     assert check_paths(SWEEPS, []) == check_paths(MEMORY, []) == 12
-    with pytest.raises(UsageError, match='--frames 1: expected 2 or more; a memory needs a frame before'):
+    with pytest.raises(UsageError, match=r'--frames 1.*2'):
         check_paths(MEMORY, [], 1)
-    with pytest.raises(UsageError, match='--frames 0: expected 1 or more'):
+    with pytest.raises(UsageError, match=r'--frames 0.*1'):
         check_paths(SWEEPS, [], 0)
 
 
@@ -49,11 +49,11 @@ def test_files_of_another_kind_are_refused_by_name(tmp_path):
     sweep, picture = tmp_path / 'a.bin', tmp_path / 'a.jpg'
     for path in (sweep, picture):
         path.write_bytes(b'')
-    with pytest.raises(UsageError, match=r'--images .*none.bin: no such file or folder'):
+    with pytest.raises(UsageError, match=r'--images.*none.bin'):
         check_paths(SWEEPS, [str(tmp_path / 'none.bin')])
-    with pytest.raises(UsageError, match=r'--test-img .*a.jpg: is a picture, the model takes LiDAR sweeps'):
+    with pytest.raises(UsageError, match=r'--test-img.*a.jpg.*LiDAR'):
         check_paths(SWEEPS, [str(picture)], option='--test-img')
-    with pytest.raises(UsageError, match=r'a.bin: models with a memory take frames .* info file \(.pkl\)'):
+    with pytest.raises(UsageError, match=r'a.bin.*\(.pkl\)'):
         check_paths(MEMORY, [str(sweep)])
     check_paths(SWEEPS, [str(sweep), str(tmp_path)])
 
@@ -77,7 +77,7 @@ def test_voxels_are_refused_where_points_are_wanted(toy, tmp_path):
     np.savez(
         tmp_path / 'a.npz', features=np.zeros((1, 5), np.float32), coordinates=np.zeros((1, 4), np.int32)
     )
-    with pytest.raises(DataError, match=r'a.npz: holds voxels, the model takes points'):
+    with pytest.raises(DataError, match=r'a.npz'):
         proof_samples(toy[0], 1, [str(tmp_path / 'a.npz')])
 
 

@@ -430,7 +430,7 @@ def test_half_precision_is_judged_by_the_cosine():
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(ValueError, match="mode 'both': expected one of teacher, free"):
+    with pytest.raises(ValueError, match="'both'"):
         run_pair(ToyStepper(), ToyStepper(), SHORT, SPEC, 'both', memory=MEMORY)
 
 

@@ -117,7 +117,7 @@ def test_infos_and_folders_give_the_same_frames_in_the_models_order_of_cameras(d
     assert camera_frames(drive, RULE) == expected == camera_frames(drive / 'samples', RULE)
     moved = (drive / 'infos.pkl').rename(drive.parent / 'infos.pkl')
     assert camera_frames(moved, RULE, drive) == expected
-    with pytest.raises(DataError, match=r'its picture .*00\.png is not there.*--data-root'):
+    with pytest.raises(DataError, match=r'00\.png.*--data-root'):
         camera_frames(moved, RULE)
 
 
@@ -132,7 +132,7 @@ def test_frames_are_prepared_as_the_runtime_does(drive):
 
 def test_graphs_that_take_more_than_pictures_are_refused_with_what_to_give():
     with pytest.raises(
-        ModelFileError, match=r"'pts_head_memory' .* takes img, pre_memory; .*extract_img_feat"
+        ModelFileError, match=r"'pts_head_memory'.*pre_memory.*extract_img_feat"
     ):
         calibration_frames(metadata('pts_head_memory', ['img', 'pre_memory']), [])
 
@@ -140,11 +140,11 @@ def test_graphs_that_take_more_than_pictures_are_refused_with_what_to_give():
 def test_sources_without_the_cameras_are_refused(drive, tmp_path):
     with pytest.raises(ImageError, match='one folder of pictures per camera'):
         camera_frames(tmp_path / 'none', RULE)
-    with pytest.raises(ImageError, match=f'has no folders {RIG[0]}, {RIG[1]}'):
+    with pytest.raises(ImageError, match=rf'{RIG[0]}.*{RIG[1]}'):
         camera_frames(tmp_path, RULE)
     other = tmp_path / 'other.json'
     other.write_text(json.dumps([{'cams': {RIG[0]: {'data_path': 'a.png'}}}]))
-    with pytest.raises(DataError, match=rf"has the cameras \['{RIG[0]}'\]; expected data_path of"):
+    with pytest.raises(DataError, match=rf"\['{RIG[0]}'\].*data_path"):
         camera_frames(other, RULE)
 
 
@@ -188,14 +188,14 @@ def test_a_folder_is_never_written_over_nor_written_to_a_file(folder, tmp_path):
     with pytest.raises(UsageError, match='give a folder'):
         find_target(str(folder), str(tmp_path / 'x.onnx'))
     (folder / 'extract_img_feat.onnx').unlink()
-    with pytest.raises(ModelFileError, match=r'holds pts_head_memory\.onnx; expected the folder of'):
+    with pytest.raises(ModelFileError, match=r'pts_head_memory\.onnx'):
         find_target(str(folder), None)
 
 
 def test_a_stale_int8_file_is_named_and_a_float_one_may_be_exported_over(folder, drive):
     assert main([str(folder), '--calibrate', str(drive), '--rounds', '0', '--images', '2']) == 0
     int8 = folder.with_name('stream.int8') / 'extract_img_feat.onnx'
-    with pytest.raises(ModelFileError, match=r'extract_img_feat\.onnx: is an INT8 file and stale: another'):
+    with pytest.raises(ModelFileError, match=r'extract_img_feat\.onnx.*INT8'):
         refuse_stale(int8, 'stale: another checkpoint')
     refuse_stale(folder / 'extract_img_feat.onnx', 'stale: another checkpoint')
 

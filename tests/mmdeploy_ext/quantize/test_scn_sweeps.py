@@ -167,7 +167,7 @@ def test_files_named_alone_are_found_below_the_data_root(tmp_path):
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
-    with pytest.raises(DataError, match=r'infos\.pkl: names builtins\.print, which is not read'):
+    with pytest.raises(DataError, match=r'infos\.pkl.*builtins\.print'):
         read_infos(dump(tmp_path, dict(infos=[dict(lidar_path=Harmful())])))
     assert capsys.readouterr().out == ''
 
@@ -200,7 +200,7 @@ def test_a_sweep_that_cannot_be_read_is_named_when_its_turn_comes(tmp_path):
     (folder / 'torn.bin').write_bytes(b'123')
     turns = iter(Sweeps(folder, keep, RULE))
     next(turns)
-    with pytest.raises(DataError, match=r'torn\.bin: has 3 bytes, expected a multiple of 20'):
+    with pytest.raises(DataError, match=r'torn\.bin.*3.*20'):
         next(turns)
 
 
@@ -220,11 +220,11 @@ def test_a_damaged_sweep_is_refused_by_name(tmp_path, name, content, message):
 
 def test_arrays_of_another_form_are_refused_by_name(tmp_path):
     np.save(tmp_path / 'a.npy', np.zeros((4, 3)))
-    with pytest.raises(DataError, match=r'a\.npy: got shape \(4, 3\), expected \(P, 5\)'):
+    with pytest.raises(DataError, match=r'a\.npy.*\(4.*3\).*\(P.*5\)'):
         list(Sweeps(tmp_path, keep, RULE))
     (tmp_path / 'a.npy').unlink()
     np.savez(tmp_path / 'b.npz', features=np.zeros((4, 5)))
-    with pytest.raises(DataError, match=r'b\.npz: has no coordinates; expected an .npz with `features`'):
+    with pytest.raises(DataError, match=r'b\.npz.*.npz.*`features`'):
         list(Sweeps(tmp_path, keep, RULE))
 
 
@@ -232,7 +232,7 @@ def test_infos_whose_sweeps_are_elsewhere_name_the_option(tmp_path):
     infos = infos_of(tmp_path / 'data' if (tmp_path / 'data').mkdir() is None else tmp_path, 1)
     path = dump(tmp_path, dict(infos=infos))
     with pytest.raises(
-        DataError, match=r'its sweep \./elsewhere/samples/sweep0\.bin is not there.*--data-root'
+        DataError, match=r'\./elsewhere/samples/sweep0\.bin.*--data-root'
     ):
         list(Sweeps(path, keep, RULE))
     assert len(list(Sweeps(path, keep, RULE, root=tmp_path / 'data'))) == 1
@@ -256,7 +256,7 @@ def test_an_info_with_a_part_missing_or_of_another_kind_is_refused(change, tmp_p
 
 
 def test_infos_without_a_path_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"an info has no lidar_path, but \['token'\]"):
+    with pytest.raises(DataError, match=r"lidar_path.*\['token'\]"):
         list(Sweeps(dump(tmp_path, [dict(token=1)]), keep, RULE))
 
 

@@ -122,7 +122,7 @@ def test_points_are_added_up_in_their_cells_and_none_is_lost(tmp_path):
     assert (tables.intervals[1:, 0] == tables.intervals[:-1, 1]).all() and tables.intervals[-1, 1] == 120
     tables.save(tmp_path / 'tables.npz')
     assert set(np.load(tmp_path / 'tables.npz')) == {'geometry', 'ranks', 'indices', 'intervals', 'shape'}
-    with pytest.raises(DataError, match='tables are of 120 points, the network gave weights of 60'):
+    with pytest.raises(DataError, match=r'120.*60'):
         pooled(features[:1], weights[:1], tables)
 
 

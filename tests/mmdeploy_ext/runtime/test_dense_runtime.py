@@ -133,7 +133,7 @@ def test_numpy_decode_torch_decode_and_mmdet_agree(kind):
 def test_feature_maps_of_another_size_are_refused():
     head = make_head()
     raw = {name: value.numpy() for name, value in raw_outputs(head, 0, 1, (64, 64)).items()}
-    with pytest.raises(ShapeError, match=r'cls_score_\*: feature maps are .*expected .*input of 96x64'):
+    with pytest.raises(ShapeError, match=r'cls_score_\*.*96x64'):
         runtime.decode_raw(raw, 96, 64, facts_of(head))
 
 
@@ -143,7 +143,7 @@ def test_decoded_rows_that_do_not_fit_the_input_are_refused():
     outputs = runtime.decode_raw(raw, 64, 64, facts_of(head))
     metadata = types.SimpleNamespace(form='decode', postprocess=facts_of(head))
     feeds = dict(input=np.zeros((1, 3, 64, 72), np.float32))
-    with pytest.raises(ShapeError, match=r'boxes: got 84 rows, expected 98 for an input of 64x72'):
+    with pytest.raises(ShapeError, match=r'84.*98.*64x72'):
         runtime.detections(metadata, outputs, feeds)
 
 
@@ -220,5 +220,5 @@ def test_the_check_of_a_coder_knows_what_it_reads(kind):
     assert boxes.shape == (1, 2, 4) and rows.read == set(columns)
     assert settings.read <= set(dense_head.CODERS[kind])
     for name in dense_head.CODERS[kind]:
-        with pytest.raises(Mismatch, match=f"coder has no '{name}'"):
+        with pytest.raises(Mismatch, match=f"'{name}'"):
             dense_head.coder({key: value for key, value in settings.items() if key != name}, 'coder')

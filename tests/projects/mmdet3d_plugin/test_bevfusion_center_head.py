@@ -133,7 +133,7 @@ def test_what_there_is_no_place_for_is_refused_by_name(case):
 
 def test_velocities_are_needed():
     common = {name: value for name, value in HEAD['common_heads'].items() if name != 'vel'}
-    with pytest.raises(ConfigError, match='common_heads has no vel'):
+    with pytest.raises(ConfigError, match='common_heads'):
         head(common_heads=common)
 
 
@@ -150,7 +150,7 @@ def test_an_unknown_head_is_refused_by_name(tmp_path):
     changes = toy_bevfusion.merged(toy_bevfusion.CHANGES, dict(heads=dict(object=dict(type='BBoxHead'))))
     cfg = load_config(toy_bevfusion.write_config(tmp_path / 'm.py', **changes))
     family = find_family(cfg)
-    with pytest.raises(ConfigError, match="type='BBoxHead'; expected TransFusionHead or CenterHead"):
+    with pytest.raises(ConfigError, match=r"type='BBoxHead'.*TransFusionHead.*CenterHead"):
         family.check(cfg, family.choose())
 
 

@@ -173,7 +173,7 @@ def test_names_shapes_and_types_are_those_of_the_contract():
 
 @pytest.mark.parametrize('given', [dict(opset=17), dict(exporter='dynamo'), dict(precision='fp16')], ids=str)
 def test_what_the_contract_fixes_is_refused_otherwise(known, given):
-    with pytest.raises(UsageError, match='--contract cuda-bevfusion is written with'):
+    with pytest.raises(UsageError, match='--contract'):
         known.family.choose(**CONTRACT, **given).check(names=given)
 
 

@@ -116,7 +116,7 @@ def test_a_fault_of_one_sensor_is_refused(toys, files, tmp_path, fault):
 @pytest.mark.parametrize('sensor', ['camera', 'lidar'])
 def test_the_files_of_the_engine_take_both(toys, sensor):
     toy = toys[sensor]
-    with pytest.raises(ConfigError, match=r'model.encoders has no \w+: --contract cuda-bevfusion takes both'):
+    with pytest.raises(ConfigError, match=r'model.encoders.*\w+.*--contract'):
         toy.family.check(toy.cfg, toy.family.choose(contract='cuda-bevfusion'))
 
 
@@ -125,15 +125,15 @@ def test_depth_of_points_without_points_is_refused_by_name(tmp_path):
     changes['encoders']['camera']['vtransform'].pop('type')
     cfg = load_config(toy_bevfusion.write_config(tmp_path / 'm.py', **changes))
     toy = toy_bevfusion.find_family(cfg)
-    with pytest.raises(ConfigError, match="'DepthLSSTransform' looks at points, and there is no LiDAR"):
+    with pytest.raises(ConfigError, match=r"'DepthLSSTransform'.*LiDAR"):
         toy.check(cfg, toy.choose())
 
 
 def test_the_form_of_a_sparse_backbone_is_refused_without_lidar_and_with_files_of_another_engine(toys):
     camera, lidar = (toys[sensor].family for sensor in ('camera', 'lidar'))
     with pytest.raises(
-        UsageError, match=r'--sparse-form tables: .*m\.py has no sparse backbone; leave it out'
+        UsageError, match=r'--sparse-form.*m\.py'
     ):
         camera.check(toys['camera'].cfg, camera.choose(sparse_form='tables'))
-    with pytest.raises(UsageError, match='--sparse-form tables goes with --contract portable, got autoware'):
+    with pytest.raises(UsageError, match=r'--sparse-form.*--contract'):
         lidar.choose(sparse_form='tables', contract='autoware').check()

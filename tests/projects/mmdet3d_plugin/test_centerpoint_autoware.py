@@ -209,7 +209,7 @@ def test_a_manifest_that_was_edited_is_refused(toy, tmp_path, edit):
 def test_a_manifest_that_the_node_rejects_is_refused_by_key(toy, tmp_path):
     copied(toy[1], tmp_path)
     key(ML, 'version', '4.0')(tmp_path)
-    with pytest.raises(ModelFileError, match=r"version is '4.0'.*check_autoware.py"):
+    with pytest.raises(ModelFileError, match=r"'4.0'.*check_autoware.py"):
         AutowareCenterPoint(tmp_path)
 
 
@@ -278,7 +278,7 @@ def test_the_official_config_of_pillars_is_refused():
     cfg = load_config(mmdet3d_config('centerpoint/centerpoint_02pillar_second_secfpn_4x8_cyclic_20e_nus.py'))
     family = find_family(cfg)
     with pytest.raises(
-        ConfigError, match=r'max_num_points of the voxel layer 20.*64, expected 32.*tasks of the head 6'
+        ConfigError, match=r'max_num_points.*20.*64.*32.*6'
     ):
         family.check(cfg, family.choose(opset=0, **AUTOWARE))
 
@@ -315,7 +315,7 @@ def test_a_config_that_does_not_fit_is_refused_by_name(tmp_path, kind):
 
 def test_what_the_contract_fixes_is_refused_otherwise(toy):
     family = toy[0].family
-    with pytest.raises(UsageError, match='--contract autoware is written with fp32'):
+    with pytest.raises(UsageError, match=r'--contract.*fp32'):
         family.choose(**AUTOWARE, precision='fp16').check(names=dict(precision='fp16'))
 
 

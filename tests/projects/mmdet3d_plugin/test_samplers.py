@@ -59,7 +59,7 @@ def test_positions_of_all_ranks_take_turns_in_one_permutation():
 
 
 def test_too_few_sequences_for_the_batch_are_refused():
-    with pytest.raises(ValueError, match=r'got 2 sequences, expected at least 4 \(2 samples x 2 processes\)'):
+    with pytest.raises(ValueError, match=r'2.*4 \(2.*2 processes\)'):
         InfiniteGroupEachSampleInBatchSampler(dataset([0, 1]), samples_per_gpu=2, num_replicas=2)
 
 
@@ -79,7 +79,7 @@ def test_the_scene_sampler_gives_the_shard_of_its_rank():
 
 @pytest.mark.parametrize('name', ['DistributedSampler', 'SceneSampler'])
 def test_streams_are_not_shuffled(name):
-    with pytest.raises(ValueError, match=f'{name}: got shuffle=True'):
+    with pytest.raises(ValueError, match=f'{name}'):
         SAMPLER.build(dict(type=name, dataset=dataset(), shuffle=True))
 
 

@@ -112,25 +112,25 @@ def test_grids_that_disagree_are_refused_with_their_keys(name, overrides, messag
 def test_features_that_are_no_means_and_a_layer_without_a_range_are_refused():
     cfg = load(CENTERPOINT, model__pts_voxel_encoder=dict(type='HardVFE', _delete_=True))
     with pytest.raises(
-        ConfigError, match=r'pts_voxel_encoder.type is HardVFE; expected one of HardSimpleVFE'
+        ConfigError, match=r'pts_voxel_encoder.type.*HardVFE.*HardSimpleVFE'
     ):
         find_family(cfg, BACKBONE).preprocess_rule(cfg)
     cfg = load(CENTERPOINT, model__pts_voxel_encoder__num_features=4)
     with pytest.raises(
-        ConfigError, match=r'num_features is 4, but model.pts_middle_encoder.in_channels is 5'
+        ConfigError, match=r'num_features.*4.*model.pts_middle_encoder.in_channels.*5'
     ):
         find_family(cfg, BACKBONE).preprocess_rule(cfg)
     cfg = load(BEVFUSION, model__voxel_layer__point_cloud_range=[0, 0, 0])
     with pytest.raises(ConfigError, match='expected 6 and 3 numbers'):
         find_family(cfg, BACKBONE).preprocess_rule(cfg)
     cfg = load(BEVFUSION, model__voxel_layer__point_cloud_range=None)
-    with pytest.raises(ConfigError, match=r'model.voxel_layer has no point_cloud_range'):
+    with pytest.raises(ConfigError, match=r'model.voxel_layer.*point_cloud_range'):
         find_family(cfg, BACKBONE).preprocess_rule(cfg)
 
 
 def test_a_model_that_cannot_be_built_says_why():
     cfg = load(BEVFUSION, model__encoder__block_type='bottleneck')
-    with pytest.raises(ConfigError, match='the model cannot be built: AssertionError'):
+    with pytest.raises(ConfigError, match='AssertionError'):
         find_family(cfg, BACKBONE).build(cfg)
 
 
@@ -151,7 +151,7 @@ def test_a_detectors_whole_checkpoint_is_loaded_with_its_rest(tmp_path):
     assert all(torch.equal(*pair) for pair in zip(source.parameters(), target.parameters(), strict=True))
     state = {key: value for key, value in source.state_dict().items() if key != 'bbox_head.conv_cls.bias'}
     torch.save(state, tmp_path / 'torn.pth')
-    with pytest.raises(CheckpointError, match=r'missing keys 1 \(bbox_head.conv_cls.bias\)'):
+    with pytest.raises(CheckpointError, match=r'1 \(bbox_head.conv_cls.bias\)'):
         family.load(target, str(tmp_path / 'torn.pth'))
 
 

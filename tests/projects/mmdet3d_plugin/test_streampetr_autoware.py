@@ -163,7 +163,7 @@ def test_a_file_for_nodes_that_feed_rgb_is_proven_and_turns_nothing(toy, folder,
     assert verdict.proven, verdict.reasons
     ours, other = (len(onnx.load(paths(place)[0]).graph.node) for place in (tmp_path / 'deploy', folder))
     assert ours < other
-    with pytest.raises(UsageError, match='--node-images rgb goes with --contract autoware, got deploy'):
+    with pytest.raises(UsageError, match=r'--node-images.*--contract'):
         toy.family.choose(opset=17, node_images='rgb').check()
 
 
@@ -275,5 +275,5 @@ def test_another_manifest_is_told(toy, folder, tmp_path):
 
 
 def test_half_precision_is_refused(toy):
-    with pytest.raises(UsageError, match='--contract autoware is written with fp32'):
+    with pytest.raises(UsageError, match=r'--contract.*fp32'):
         toy.family.choose(contract='autoware', precision='fp16').check(names=dict(precision='fp16'))

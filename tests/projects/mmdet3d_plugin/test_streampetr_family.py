@@ -75,7 +75,7 @@ def test_options_are_refused_by_name(options, message):
 
 
 def test_a_precision_that_there_is_not_is_refused():
-    with pytest.raises(UsageError, match='--precision int8: expected fp32 or fp16'):
+    with pytest.raises(UsageError, match=r'--precision int8.*fp32.*fp16'):
         FAMILY.choose(precision='int8').check()
 
 
@@ -97,7 +97,7 @@ def test_an_image_size_that_is_no_multiple_of_the_stride_is_refused():
     cfg = config((40, 96))
     pipeline = cfg.data.test.pipeline
     cfg.data.test.pipeline = [step for step in pipeline if step['type'] != 'PadMultiViewImage']
-    with pytest.raises(ConfigError, match=r'toy.py: .*40x96, expected multiples of the stride 16'):
+    with pytest.raises(ConfigError, match=r'toy.py.*40x96.*16'):
         FAMILY.check(cfg, FAMILY.choose())
 
 
@@ -118,11 +118,11 @@ def test_a_sample_of_the_loader_is_a_frame_whatever_wraps_it():
 
 def test_samples_that_are_no_single_frame_are_refused():
     data = toy.test_inputs()
-    with pytest.raises(DataError, match='gives no ego_pose_inv'):
+    with pytest.raises(DataError, match='ego_pose_inv'):
         FAMILY.frame({key: value for key, value in data.items() if key != 'ego_pose_inv'})
     with pytest.raises(DataError, match='img: got 2 samples or augmentations, expected one'):
         FAMILY.frame(dict(data, img=data['img'] * 2))
-    with pytest.raises(DataError, match='img_metas has no scene_token'):
+    with pytest.raises(DataError, match=r'img_metas.*scene_token'):
         FAMILY.frame(dict(data, img_metas=[[dict(sample_idx='x')]]))
 
 
@@ -213,7 +213,7 @@ def test_a_dump_has_the_forks_names_and_gives_the_frame_back(reference, frames, 
     frame = FAMILY.dumped_frame(found, manifest)
     for field in ('images', 'lidar2img', 'intrinsics', 'ego_pose', 'timestamp_s', 'scene_token'):
         np.testing.assert_array_equal(getattr(frame, field), getattr(frames[1], field))
-    with pytest.raises(DataError, match='the dump has no lidar2img'):
+    with pytest.raises(DataError, match='lidar2img'):
         FAMILY.dumped_frame({key: value for key, value in found.items() if key != 'lidar2img'}, manifest)
 
 

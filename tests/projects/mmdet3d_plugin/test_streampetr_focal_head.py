@@ -166,5 +166,5 @@ def test_a_perfect_prediction_has_no_box_loss():
 def test_annotations_of_another_camera_count_are_refused():
     head = make().train()
     outs = head(LOCATION, torch.randn(FEATURES))
-    with pytest.raises(ValueError, match='10, 10, 10 images, expected 12'):
+    with pytest.raises(ValueError, match=r'10.*10.*10.*12'):
         head.loss(*annotations((1,) * 5), outs, METAS)

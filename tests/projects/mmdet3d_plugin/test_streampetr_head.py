@@ -259,7 +259,7 @@ def test_token_sampling_is_refused_by_the_detector_and_by_the_head(head):
 
 
 def test_detector_and_head_must_agree_on_the_stride():
-    with pytest.raises(ConfigError, match="stride is 32, the head's is 16"):
+    with pytest.raises(ConfigError, match=r"32.*head's.*16"):
         build_model(ConfigDict(toy.model_cfg(stride=32)))
 
 
@@ -310,7 +310,7 @@ def test_points_project_back_to_their_tokens(head):
 
 
 def test_an_image_that_the_stride_does_not_divide_is_refused(head):
-    with pytest.raises(ShapeError, match='40x96 is not a multiple of the stride 16'):
+    with pytest.raises(ShapeError, match=r'40x96.*16'):
         head.token_centers((40, 96))
 
 

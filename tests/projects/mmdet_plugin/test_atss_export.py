@@ -338,7 +338,7 @@ WITH_SWIN = {
 
 def test_swin_is_proven_at_a_fixed_size_and_refused_as_dynamic(tmp_path, garbage):
     prove_file(load(tmp_path, WITH_SWIN), tmp_path / 'm.onnx', form='raw')
-    with pytest.raises(UsageError, match='--dynamic-export: SwinTransformer computes its window masks'):
+    with pytest.raises(UsageError, match=r'--dynamic-export.*SwinTransformer'):
         check(cfg_options=WITH_SWIN, checkpoint=garbage, dynamic=True)
 
 
@@ -386,7 +386,7 @@ def test_other_test_cfg_and_classes_are_proven(tmp_path):
 
 @pytest.mark.parametrize('kind', ['DCN', 'DCNv2'])
 def test_deformable_backbones_refuse_opset_17_before_the_weights_load(kind, garbage):
-    with pytest.raises(UsageError, match=r'--opset-version 17: the model has deformable.*19'):
+    with pytest.raises(UsageError, match=r'--opset-version 17.*19'):
         check(17, {**SMALL, **DCN[kind]}, garbage)
     with pytest.raises(CheckpointError):
         check(19, {**SMALL, **DCN[kind]}, garbage)

@@ -258,7 +258,7 @@ def test_maps_of_another_stride_than_the_head_decodes_by_are_refused():
     cfg.model.neck.update(num_deconv_filters=(128, 64), num_deconv_kernels=(4, 4))
     cfg.model.bbox_head.in_channel = 64
     model = dense_heads.FAMILY.build(cfg).eval()
-    with pytest.raises(ConfigError, match='CenterNetHead: its maps have a stride of 8 pixels; expected 4'):
+    with pytest.raises(ConfigError, match=r'CenterNetHead.*8.*4'):
         dense_heads.FAMILY.spec(model, dense_heads.FAMILY.choose(dynamic=True))
 
 

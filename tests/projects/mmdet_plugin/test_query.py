@@ -110,9 +110,9 @@ def test_what_is_not_exported_is_refused_by_the_name_of_the_part(said):
 
 
 def test_sizes_and_opsets_that_do_not_fit_are_usage_errors():
-    with pytest.raises(UsageError, match='needs GridSample, which ONNX has since opset 16'):
+    with pytest.raises(UsageError, match=r'GridSample.*ONNX.*16'):
         FAMILY.check(toy('plain'), options_of(opset=15))
     FAMILY.check(toy('detr'), options_of(opset=15))
-    with pytest.raises(UsageError, match='gives 7 tokens for two_stage_num_proposals=60'):
+    with pytest.raises(UsageError, match=r'7.*two_stage_num_proposals=60'):
         FAMILY.spec(seeded('two_stage'), options_of((16, 16)))
     assert FAMILY.spec(seeded('two_stage'), options_of()).inputs[0].smallest == 49

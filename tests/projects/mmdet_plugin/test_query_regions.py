@@ -169,5 +169,5 @@ def test_weights_whose_boxes_are_no_numbers_are_named():
     model.load_state_dict(seeded('regions').state_dict())
     with torch.no_grad():
         model.roi_head.bbox_head[0].fc_reg.bias.fill_(float('nan'))
-    with pytest.raises(CheckpointError, match='RoIAlign: 60 of 60 regions have coordinates that are no fini'):
+    with pytest.raises(CheckpointError, match=r'RoIAlign.*60.*60'):
         run_stages(family.stages(model, options('regions')), family.feeds(images(1), True))

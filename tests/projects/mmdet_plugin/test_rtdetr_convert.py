@@ -109,7 +109,7 @@ def test_a_key_that_nothing_accounts_for_is_refused(name):
         with pytest.raises(CheckpointError, match=message):
             library.convert(library.Source({**tensors, **change}, ''), config(name))
     del tensors['decoder.enc_output.0.bias']
-    with pytest.raises(CheckpointError, match=r'missing keys 1 \(decoder.enc_output.0.bias'):
+    with pytest.raises(CheckpointError, match=r'1 \(decoder.enc_output.0.bias'):
         library.convert(library.Source(tensors, ''), config(name))
 
 
@@ -251,7 +251,7 @@ def test_a_pickle_with_the_names_of_paddle_is_one_of_paddle_without_its_mark_too
     path.write_bytes(pickle.dumps(statistics, protocol=4))
     assert run_tool(path, folder / 'paddle_out.pth') == 2
     assert 'renamed.pth: is a checkpoint of PaddleDetection' in capsys.readouterr().err
-    with pytest.raises(CheckpointError, match='is a checkpoint of PaddleDetection'):
+    with pytest.raises(CheckpointError, match='PaddleDetection'):
         load_checkpoint(path)
     torch.save({key: torch.zeros(4) for key in statistics}, path, _use_new_zipfile_serialization=False)
     assert not names.is_paddle_file(path)  # torch wrote it; its names are looked at later

@@ -277,7 +277,7 @@ def test_other_families_have_no_fuse():
     import toy_atss
 
     atss = toy_atss.load_toy()
-    with pytest.raises(UsageError, match=r"^--no-fuse: family 'dense' has no such option; rtdetr has it"):
+    with pytest.raises(UsageError, match=r"^--no-fuse.*'dense'"):
         atss.family.choose(fuse=False)
 
 
@@ -293,9 +293,9 @@ def test_pipelines_that_pad_are_refused(toy):
 def test_sizes_of_zero_and_images_of_other_sizes_are_refused(full):
     images, sizes = np.zeros((1, 3, 128, 160), np.float32), np.array([[160, 128]])
     with build_backend('OnnxRuntimeBackend', full) as backend:
-        with pytest.raises(ShapeError, match=r'orig_target_sizes.*got 0.*positive.*width and height'):
+        with pytest.raises(ShapeError, match=r'orig_target_sizes.*0'):
             backend.infer({'images': images, 'orig_target_sizes': sizes * 0})
-        with pytest.raises(ShapeError, match=r'expected float32 Bx3xHxW; .* multiple of 32'):
+        with pytest.raises(ShapeError, match=r'float32 Bx3xHxW.*32'):
             backend.infer({'images': images[:, :, :100], 'orig_target_sizes': sizes})
         with pytest.raises(ShapeError, match='got int32'):
             backend.infer({'images': images, 'orig_target_sizes': sizes.astype(np.int32)})
@@ -355,14 +355,14 @@ def test_padded_images_are_refused_where_boxes_are_in_pixels_of_the_original(toy
     prepared = toy.rule.apply(read_image(toy_rtdetr.PICTURE))
     padded = dataclasses.replace(prepared, tensor=np.pad(prepared.tensor, [(0, 0), (0, 64), (0, 0)]))
     assert toy.family.feeds([padded], False)['orig_target_sizes'].tolist() == [[256, 320]]
-    with pytest.raises(ShapeError, match=r'256x256 padded to 320x256.*whole images'):
+    with pytest.raises(ShapeError, match=r'256x256.*320x256'):
         toy.family.feeds([padded], True)
 
 
 def test_the_detector_refuses_sizes_that_it_would_get_wrong(toy):
     with pytest.raises(ShapeError, match='multiples of 32'):
         toy.model.extract_feat(torch.zeros(1, 3, 100, 128))
-    with pytest.raises(ShapeError, match='less than num_queries=60'):
+    with pytest.raises(ShapeError, match='num_queries=60'):
         toy.model.forward_dummy(torch.zeros(1, 3, 32, 64))
 
 

@@ -176,7 +176,7 @@ def test_grids_unlike_the_configs_are_refused():
     shapes = golden.keys('wxinlong', 'decoupled_solo_r50')
     cfg = load_config(golden.config_of('decoupled_solo_r50'))
     cfg.model.mask_head.num_grids = [24, 20, 14, 10, 8]
-    with pytest.raises(CheckpointError, match=r'grids of \[40, 36, 24, 16, 12\] cells.*num_grids=\[24, 20'):
+    with pytest.raises(CheckpointError, match=r'\[40.*36.*24.*16.*12\].*num_grids=\[24.*20'):
         convert(golden.meta_checkpoint(shapes), cfg)
 
 
@@ -198,7 +198,7 @@ def test_a_converted_solov2_checkpoint_is_refused_where_the_config_has_other_gri
     assert golden.run_tool(source, target, '--config', TOY) == 0
     converted = load_checkpoint(target)
     check_grids(SimpleNamespace(num_grids=[24, 20, 14, 10, 8]), converted)
-    with pytest.raises(CheckpointError, match=r'out\.pth: was trained on grids of \[24, 20, 14, 10, 8\]'):
+    with pytest.raises(CheckpointError, match=r'out\.pth.*\[24.*20.*14.*10.*8\]'):
         check_grids(SimpleNamespace(num_grids=[40, 36, 24, 16, 12]), converted)
 
 

@@ -70,7 +70,7 @@ def test_a_checkpoint_that_does_not_tell_its_grids_or_has_the_same_loads(text):
 
 @pytest.mark.parametrize('text', ['mask_head=dict(num_grids=[24, 20])', 'num_grids=(\n    24,\n    20)'])
 def test_a_checkpoint_that_tells_other_grids_is_refused(text):
-    with pytest.raises(CheckpointError, match=r'c\.pth: was trained on grids of \[24, 20\] cells'):
+    with pytest.raises(CheckpointError, match=r'c\.pth.*\[24.*20\]'):
         check_grids(GRIDS, of_config(text))
 
 
@@ -79,7 +79,7 @@ def test_layers_tell_the_grids_of_solo():
         f'mask_head.conv_mask_list.{level}.weight': torch.zeros(grid**2, 4, 1, 1)
         for level, grid in enumerate([20, 16])
     }
-    with pytest.raises(CheckpointError, match=r'grids of \[20, 16\] cells'):
+    with pytest.raises(CheckpointError, match=r'\[20.*16\]'):
         check_grids(GRIDS, Checkpoint('c.pth', weights, {}))
 
 

@@ -154,10 +154,10 @@ def test_a_file_of_one_size_pastes_as_many_masks_as_there_are():
 
 
 def test_pasting_where_it_cannot_be_is_a_usage_error():
-    with pytest.raises(UsageError, match='leave it out with --max-candidates'):
+    with pytest.raises(UsageError, match='--max-candidates'):
         options = options_of('mask', paste_masks=True, max_proposals=900, max_candidates=600)
         family_of('mask').check(toy('mask'), options)
-    with pytest.raises(UsageError, match='mask_thr_binary is 0; expected more than 0'):
+    with pytest.raises(UsageError, match=r'mask_thr_binary.*0.*0'):
         family_of('mask').check(toy('mask', mask_thr_binary=0), options_of('mask', paste_masks=True))
     with pytest.raises(UsageError, match=r'paste_masks.*two_stage_masks has it|no such option'):
         options_of('faster', paste_masks=True)

@@ -167,11 +167,11 @@ def test_a_detector_that_is_one_graph_is_refused():
     for kind, said in ONE.items():
         with pytest.raises(UsageError, match=f'--postprocess regions: .*{said}'):
             family_of(kind).check(toy(kind), options)
-    with pytest.raises(UsageError, match='--precision fp16: the graph of regions stays float32'):
+    with pytest.raises(UsageError, match=r'--precision fp16.*float32'):
         family_of('faster').check(toy(), options.replace(precision='fp16'))
     cfg = toy()
     cfg.model.test_cfg.rpn.min_bbox_size = -1
-    with pytest.raises(ConfigError, match=r'test_cfg\.rpn\.min_bbox_size=-1: expected 0 or more'):
+    with pytest.raises(ConfigError, match=r'test_cfg\.rpn\.min_bbox_size=-1.*0'):
         family_of('faster').check(cfg, options_of('faster', form='proposals'))
 
 

@@ -69,7 +69,7 @@ def test_other_parameters_are_refused_unless_forced(tmp_path):
     few = dict(train_images=2, val_images=1, size=(64, 96), quiet=True)
     coco.ensure_toy_coco(root, **few)
     before = file_hashes(root)
-    with pytest.raises(DataError, match=r"made with \{'seed': 0\}, expected \{'seed': 1\}.*--force"):
+    with pytest.raises(DataError, match=r"\{'seed'.*0\}.*\{'seed'.*1\}.*--force"):
         coco.ensure_toy_coco(root, seed=1, **few)
     assert file_hashes(root) == before
     assert coco.ensure_toy_coco(root, seed=1, force=True, **few)
@@ -90,7 +90,7 @@ def test_a_set_that_lost_a_picture_is_found_out(tmp_path):
     few = dict(train_images=2, val_images=1, size=(64, 64), quiet=True)
     coco.ensure_toy_coco(tmp_path / 'set', **few)
     (tmp_path / 'set' / 'train2017' / '000000000002.jpg').unlink()
-    with pytest.raises(DataError, match=r'1 files of the set are missing, first train2017/000000000002\.jpg'):
+    with pytest.raises(DataError, match=r'1.*train2017/000000000002\.jpg'):
         coco.ensure_toy_coco(tmp_path / 'set', **few)
 
 

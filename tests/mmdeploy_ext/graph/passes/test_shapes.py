@@ -83,7 +83,7 @@ def test_an_axis_that_is_opened_is_tried_at_twice_its_size():
 def test_a_size_that_is_baked_in_is_found_by_the_trial():
     model = conv_net(baked=True)
     opened = set_shapes(model, {'images': ['batch', 3, 8, 8]})
-    with pytest.raises(InferenceError, match='does not run at images=2x3x8x8: a size is baked'):
+    with pytest.raises(InferenceError, match='images=2x3x8x8'):
         try_sizes(model, opened)
     fixed = set_shapes(model, {'images': [2, 3, 8, 8]})
     with pytest.raises(InferenceError, match='images=2x3x8x8'):
