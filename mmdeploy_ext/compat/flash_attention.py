@@ -30,7 +30,7 @@ def plain_attention(
         kv: keys, then values.
         softmax_scale: factor of the scores; the default is D ** -0.5.
         causal: query t sees the keys up to t alone, counted from the end of both, as flash_attn 2.1 counts.
-        key_padding_mask: (B, S) bool, True where a key is seen.
+        key_padding_mask: (B, S) bool, True for keys that are seen.
     """
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     queries = q.transpose(1, 2) * scale

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 VOID, OFFSET = 0, 256**3
-"""The segment that is none, and more than there are colours."""
+"""Number of pixels without a segment, and the number of colours."""
 FIGURES = ('pq', 'sq', 'rq')
 
 

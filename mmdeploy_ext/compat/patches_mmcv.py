@@ -167,7 +167,7 @@ def dynamic_scatter_without_gpu(module: ModuleType) -> None:
 
 @after('mmcv.ops.masked_conv', versions='mmcv-full 1.7.2')
 def masked_conv_without_gpu(module: ModuleType) -> None:
-    """MaskedConv2d, which convolves where a mask is, has only a CUDA kernel; the CPU convolves everywhere."""
+    """MaskedConv2d, which convolves inside a mask, has only a CUDA kernel; the CPU convolves everywhere."""
     _on_cpu(module, 'masked_conv2d')
 
 
@@ -186,7 +186,7 @@ def deform_roi_pool_without_gpu(module: ModuleType) -> None:
 
 @after('mmcv.ops.roi_align', versions='mmcv-full 1.7.2')
 def regions_without_numbers(module: ModuleType) -> None:
-    """RoIAlign's kernel ends in an internal assertion where a region is NaN or infinite."""
+    """RoIAlign's kernel ends in an internal assertion if a region is NaN or infinite."""
     original = module.roi_align
 
     def roi_align(features: Any, regions: Any, *args: Any) -> Any:

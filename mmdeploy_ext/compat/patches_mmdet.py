@@ -95,7 +95,7 @@ def build_ddp_on_cpu(module: ModuleType) -> None:
 def panoptic_without_panopticapi(module: ModuleType) -> bool | None:
     """Panoptic data sets and their evaluation ask for panopticapi, which is in no package registry.
 
-    Where it is installed it is used; otherwise what mmdet takes from it is in `compat/panoptic_quality.py`.
+    If it is installed it is used; otherwise `compat/panoptic_quality.py` has the part that mmdet uses.
     """
     if importlib.util.find_spec('panopticapi') is not None:
         return False

@@ -34,7 +34,7 @@ def _release(version: str) -> Sequence[int]:
 def mmdet_version_check(module: ModuleType, execute: Execute) -> bool:
     """A copy of mmdet in a repository asserts an mmcv of its time: it sees the newest that it takes.
 
-    What the mmcv of today lacks or does otherwise has patches of its own.
+    Other patches add what today's mmcv lacks or does otherwise.
     """
     import mmcv
 

@@ -379,7 +379,7 @@ MAX_PROPOSALS = dataclasses.replace(
     key='max_proposals',
 )
 LIMITS = (MAX_CANDIDATES.name, MAX_PROPOSALS.name)
-"""Limits of what enters a suppression; an output counts what was there."""
+"""Limits of the candidates of a suppression; an output of the graph counts all candidates."""
 DRIVE = (PRECISION, FP16_IO, OPSET, EXPORTER, SIMPLIFY, KEEP_FP32)
 """What every family of frames or sweeps has."""
 

@@ -42,7 +42,7 @@ class Registration:
     library: str = ''
 
     def load_family(self) -> Any:
-        """Import the family's class, and return an instance; ConfigError: there is none by that name."""
+        """Import the family's class, and return an instance; ConfigError: there is no such class."""
         module, _, cls = self.family.partition(':')
         try:
             family = getattr(importlib.import_module(module), cls)()

@@ -110,7 +110,7 @@ def join(launcher: str, local_rank: int = 0, timeout: datetime.timedelta = JOIN_
 
     Args:
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
-        local_rank: number of this process on its machine, where the launcher has not set LOCAL_RANK.
+        local_rank: number of this process on its machine, if the launcher has not set LOCAL_RANK.
         timeout: how long to wait for the others to come; that of Slurm is PyTorch's own.
 
     Raises:

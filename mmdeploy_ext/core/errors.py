@@ -44,7 +44,7 @@ class ModelFileError(UsageError):
 
 
 class LoadError(ModelFileError):
-    """An ONNX file that an engine reads and does not load; a proof says so as its verdict."""
+    """An ONNX file that an engine can read but not load; this is the verdict of a proof."""
 
 
 class EngineError(UsageError):
@@ -60,7 +60,7 @@ class ShapeError(Mm2OnnxError):
 
 
 class ExportError(Mm2OnnxError):
-    """The exporter failed or wrote something other than what was asked for."""
+    """The exporter failed, or wrote something else than the options state."""
 
 
 class AbsentPackageError(ModuleNotFoundError):

@@ -19,7 +19,7 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Of Linux's <fcntl.h>."""
 NOT_SUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 NEW, OLD, INODE = 'new', 'old', 'inode'
-"""In the folder beside the target: what is written, what was there, and the inode of the first."""
+"""Names in the folder beside the target: the new folder, the old one, and the inode of the new one."""
 
 
 def check_replaceable(target: AnyPath) -> None:

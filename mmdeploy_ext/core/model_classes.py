@@ -34,7 +34,7 @@ class ModelClass:
     Attributes:
         name: of the class; `ATSSHead.get_bboxes` where a plugin replaced that method of a library's class.
         file: that defines it, relative to the folder that it was imported from.
-        sha256: of its normalised source; '' where that cannot be read.
+        sha256: of its normalised source; '' if that cannot be read.
         ours: it is mm2onnx's implementation, not the user's.
     """
 

@@ -12,7 +12,7 @@ from mmdeploy_ext.core.printable import writable
 class Output:
     """stdout or stderr, to which one can write without an error after its reader has closed it.
 
-    A BrokenPipeError does not say which pipe broke: that of a worker is an error, that of stdout is none.
+    A BrokenPipeError does not say which pipe broke: only that of a worker is an error.
     Text after the closing is dropped, so that no console, no child process and no exit raises it again.
     Loggers and default arguments that were made during the run (of mmcv's ProgressBar) keep this object;
     after the run they write to the current sys.stdout or sys.stderr. Characters that a terminal or the

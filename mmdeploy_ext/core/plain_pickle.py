@@ -144,7 +144,7 @@ STAND_INS: Mapping[tuple[str, str], Callable] = {
 
 
 class _Plain:
-    """Puts arrays in the place of their stand-ins; what is there twice stays one object."""
+    """Replaces stand-ins by arrays; an object that occurs twice stays one object."""
 
     def __init__(self) -> None:
         self._done: dict[int, Any] = {}

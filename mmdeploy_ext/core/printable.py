@@ -8,7 +8,7 @@ LONGEST = 200
 UNPRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 """Controls, which a terminal would obey; marks that turn or break a line; halves of characters."""
 STYLE = r'\x1b\[[0-9;]*[A-HJKSTfm]|\x1b\[\?25[hl]'
-"""What consoles and progress bars write on purpose: colours, and where the cursor is."""
+"""Sequences that consoles and progress bars write on purpose: colours and moves of the cursor."""
 NOT_OUTPUT = re.compile(f'{STYLE}|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]')
 
 

@@ -109,7 +109,7 @@ def _definitions(path: str, _modified_ns: int) -> dict[str | int, Definition]:
 
 
 def _definition(path: Path, key: str | int) -> Definition | None:
-    """Return the definition of a qualified name, or of the line that it begins at; None: there is none."""
+    """Return the definition of a qualified name, or the one that begins at a line; None if there is none."""
     try:
         return _definitions(str(path), path.stat().st_mtime_ns).get(key)
     except OSError:

@@ -16,13 +16,13 @@ ERROR, WARNING = 'error', 'warning'
 
 @dataclasses.dataclass(frozen=True)
 class Violation:
-    """One thing in a file that the engine would not do as the author meant.
+    """A part of a file with which the engine would not do what the author meant.
 
     Attributes:
-        node: name of the node, or of the file where a folder is checked; '' for the file as a whole.
+        node: name of the node, or of the file if a folder is checked; '' for the file as a whole.
         attribute: attribute, initializer, tensor or key that it is about; '' for the node as a whole.
         rule: short name of the rule, e.g. 'missing-bias'.
-        message: what is there, what was expected, what the engine does with it.
+        message: value in the file, expected value, and what the engine does with it.
         severity: 'error': wrong or no results; 'warning': probably not what was meant.
     """
 

@@ -20,7 +20,7 @@ HEAD_KEYS = ('query_head', 'bbox_head', 'mask_head', 'pts_bbox_head')
 
 
 def names_of_class(registry: Any, name: Any) -> list[str]:
-    """Return the names of a registered class and of its bases, the class first; only `name` where it is none.
+    """Return the names of a registered class and of its bases, the class first; else only `name`.
 
     A class of the user's repository that is derived from one of a library is of its kind; so is a copy.
     """

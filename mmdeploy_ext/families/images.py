@@ -169,7 +169,7 @@ class ImageFamily(Family):
     ) -> dict[str, np.ndarray]:
         """Return output name -> the other value that a zero may have without deciding anything.
 
-        Ties: either side may have zero there and the other one this value; NaN where there is no tie.
+        Ties: either side may have zero there and the other one this value; NaN if there is no tie.
         """
         return {}
 

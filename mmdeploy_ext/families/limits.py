@@ -64,7 +64,7 @@ KINDS = dict(
 )
 """Entries of mmdet's `test_cfg`, and of `nms` in it, that mean the same in every family."""
 FEWER_CANDIDATES = 19
-"""Rows of each level that are chosen where limits are lowered: even coarse levels have more. None of them is
+"""Rows of each level that are chosen when limits are lowered: even coarse levels have more. None of them is
 suppressed then, so that the list shows the choice itself; of five levels they are less than 100."""
 NO_SUPPRESSION = 1.0
 """No IoU is larger."""

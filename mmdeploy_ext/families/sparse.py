@@ -45,7 +45,7 @@ class Int8Reference:
     """How the reference makes the INT8 file of a family; the defaults stand for a family without a reference.
 
     Attributes:
-        precisions: module path -> (precision, output precision) where it is not int8.
+        precisions: module path -> (precision, output precision) if it is not int8.
         half_ranges: it rounds ranges to fp16.
         fp16_folded: modules of convolutions into which it folds batch normalisation in fp16, unlike the rest.
         unfolded_ranges: modules whose weight ranges are of the kernel before folding.
@@ -107,7 +107,7 @@ class SparseFamily(Family):
 
     @abc.abstractmethod
     def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> LoadReport:
-        """Load the encoder's weights (and the rest of the model, where the file has it)."""
+        """Load the encoder's weights (and the rest of the model, if the file has it)."""
 
     def num_classes(self, model: torch.nn.Module) -> int:
         return 0

@@ -31,7 +31,7 @@ def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0)
     A size that was opened is tried at twice what it was.
 
     Returns:
-        The sizes as text; '' where the graph before took all of them.
+        The sizes as text; '' if the graph before took all of them.
 
     Raises:
         InferenceError: a size is baked into the graph.
@@ -163,7 +163,7 @@ class BatchTrial:
         return random_feeds(self.index.model, seed, {**self.inputs, **shapes})
 
     def judge(self) -> tuple[str, str]:
-        """Return what is wrong with the batch, and what could not be told; '' where there is nothing."""
+        """Return what is wrong with the batch, and what could not be told; '' if there is nothing."""
         index = self.index
         separate = {name for name in self.shapes if self.batch_axis(name) is not None}
         faulty = self._faulty_nodes()

@@ -150,5 +150,5 @@ def sizes_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | str]]) 
 
 
 def _filled(shape: Sequence[int | str], sizes: Sequence[int | str]) -> list[int | str]:
-    """Return a shape with the sizes of another one where it has names."""
+    """Return a shape whose named axes have the sizes of another shape."""
     return [size if isinstance(size, int) else new for size, new in zip(shape, sizes, strict=True)]

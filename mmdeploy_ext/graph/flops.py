@@ -29,7 +29,7 @@ OPERATORS = (
 def count(
     model: onnx.ModelProto, tensor_types: Mapping[str, onnx.TypeProto] | None = None
 ) -> dict[int, int | None]:
-    """Return position -> FLOPs of the nodes of the main graph that count; None where shapes are open.
+    """Return position -> FLOPs of the nodes of the main graph that count; None if shapes are open.
 
     `tensor_types` are those of its tensors, when they were inferred already.
     """

@@ -129,7 +129,7 @@ def _compare_outputs(
 ) -> list[TensorRow]:
     """Compare outputs by name.
 
-    Where both have the same infinity or NaN the finite values decide; an output without a finite value fails.
+    If both have the same infinity or NaN the finite values decide; an output without a finite value fails.
     """
     reference, candidate = without_sequences(reference), without_sequences(candidate)
     for name in reference.keys() & candidate.keys():

@@ -71,7 +71,7 @@ class Runner:
             self._session = open_session(exposed, optimization, threads, shapes_first)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return name -> array of all `names` (a list of arrays where the graph has a sequence).
+        """Return name -> array of all `names` (a list of arrays if the graph has a sequence).
 
         Raises:
             ShapeError: see `check_feeds`.
@@ -132,7 +132,7 @@ def open_session(
 
 
 def typed_values(index: Index, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
-    """Return graph inputs or outputs of the names, typed; UsageError where the type of one is not known.
+    """Return graph inputs or outputs of the names, typed; UsageError if the type of one is unknown.
 
     onnx infers the types; where it cannot, because of operators of other domains, ONNX Runtime does.
     """

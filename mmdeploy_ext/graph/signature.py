@@ -129,7 +129,7 @@ class _Scope:
         return digest
 
     def _digest_function(self, node: onnx.NodeProto) -> str:
-        """Return the digest of the local function that a node calls, '' where it calls none."""
+        """Return the digest of the local function that a node calls, '' if it calls none."""
         function = self.functions.get((node.domain, node.op_type, node.overload))
         if function is None:
             return ''
@@ -182,12 +182,12 @@ def _names(values: Iterable[str | onnx.ValueInfoProto]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class GraphDifference:
-    """One place where a file is another graph than its reference.
+    """One difference of a graph from its reference.
 
     Attributes:
         kind: see `diff.structure.Change`, as the next one and `detail`.
         where: node, tensor, or name of an input, output or opset.
-        module: PyTorch module that the node was exported from, '' where that is not known.
+        module: PyTorch module that the node was exported from, '' if that is not known.
         more: number of other nodes with the same difference: they read the same constant.
     """
 
@@ -210,7 +210,7 @@ def differences(
 ) -> list[GraphDifference]:
     """Return where two models are different graphs, in topological order; empty when they are the same.
 
-    `signatures` are those of the two, where they are computed already.
+    `signatures` are those of the two, if they are computed already.
     """
     signature, expected = signatures or (compute_signature(model), compute_signature(reference))
     if signature.equals(expected):

@@ -24,7 +24,7 @@ CONVERSIONS = ('__int__', '__float__', '__ceil__', '__floor__', '__round__', '__
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """One rule met at one line, once; `site` and `origins` are None where no line or no sizes decide."""
+    """One rule met at one line, once; `site` and `origins` are None if no line or no sizes decide."""
 
     rule: str
     site: Site | None

@@ -22,7 +22,7 @@ class Rule:
 
     Attributes:
         outcomes: exporter -> what happens on this stack.
-        otherwise: severity where the exporter does the right thing: 'note' or 'warning'.
+        otherwise: severity if the exporter does the right thing: 'note' or 'warning'.
     """
 
     id: str

@@ -59,7 +59,7 @@ class Site:
 def caller(through_torch: bool = False) -> Site | None:
     """Return the innermost line outside of torch and of this package's machinery.
 
-    None where torch made the call for itself; with `through_torch` it is then the user's line that led there.
+    None if torch made the call for itself; with `through_torch` it is then the user's line that led there.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and (_is_machinery(frame) or _file(frame) in THIN):

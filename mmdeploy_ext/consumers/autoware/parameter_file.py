@@ -70,7 +70,7 @@ class _Reader:
         self.events = events
 
     def document(self) -> Any:
-        """Return the value of the only document of a file; None where the file is empty."""
+        """Return the value of the only document of a file; None if the file is empty."""
         import yaml
 
         content, documents = None, 0

@@ -217,7 +217,7 @@ def entries_of(walk: Walk, bars: Bars, module: Callable[[int], str] | None = Non
 
 
 def finite(value: float | None) -> float | None:
-    """Return an error, None where it is infinite: JSON has no such number."""
+    """Return an error, None if it is infinite: JSON has no such number."""
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -149,7 +149,7 @@ class NodeRunner:
 
 
 def _definition(node: onnx.NodeProto) -> bytes:
-    """Return what a node does, without the names of its tensors; with them where it has bodies."""
+    """Return what a node does, without the names of its tensors; with them if it has bodies."""
     unnamed = copy.deepcopy(node)
     for field in ('name', 'doc_string', 'metadata_props'):
         unnamed.ClearField(field)

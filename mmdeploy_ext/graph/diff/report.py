@@ -32,7 +32,7 @@ COLOURS = {'equal': 'green', 'born here': 'bold red', 'passed on': 'yellow', 'in
 
 
 def figure(value: float | None, entry: Entry | None = None) -> str:
-    """Return an error as text; 'not comparable' where it is infinite."""
+    """Return an error as text; 'not comparable' if it is infinite."""
     if value is None:
         return 'differs' if entry is not None and entry.reason and entry.state == 'born here' else '-'
     return '0' if value == 0 else f'{value:.1e}'
@@ -105,7 +105,7 @@ def _with_operator(divergence: Divergence) -> str:
 
 
 def print_comparison(comparison: Comparison, console: Console, everything: bool = False) -> None:
-    """Print the result, the tensors around the first difference and the outputs, and what is known of it."""
+    """Print the result, the tensors around the first difference and the outputs, and its description."""
     word, colour = ('EQUAL', 'bold green') if comparison.equal else ('DIFFERS', 'bold red')
     console.print(_table(comparison, everything))
     cli.say(console, headline(comparison), word, colour)

@@ -89,7 +89,7 @@ def _node_changes(
 def _input_change(
     program: Program, reference: Program, pairs: Alignment, name: str, mate: str
 ) -> tuple[str, str, float | None] | None:
-    """Return kind, detail and size of the change between two inputs; None where they are the same."""
+    """Return kind, detail and size of the change between two inputs; None if they are the same."""
     array, expected = program.constants.get(name), reference.constants.get(mate)
     if array is not None and expected is not None:
         if array is expected:

@@ -122,7 +122,7 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
 
 
 def save(model: onnx.ModelProto, path: FileName, *, inputs: Sequence[FileName] = ()) -> list[Path]:
-    """Check a model and write it; what was there stays as it is until the new file is whole.
+    """Check a model and write it; an older file stays as it is until the new one is whole.
 
     A model that is too large for one protobuf message gets its large tensors in `NAME.data` beside it, or in
     `NAME.2.data` where the old model uses the former. Graphs of the libspconv dialect are no valid ONNX and
@@ -155,7 +155,7 @@ def save(model: onnx.ModelProto, path: FileName, *, inputs: Sequence[FileName] =
 
 
 def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model whose outputs have the shapes that are inferred where none is stated.
+    """Return a model whose outputs have the inferred shapes if they state none.
 
     ONNX Runtime runs files without them, and some exporters write such; onnx calls them not valid.
     """
@@ -224,7 +224,7 @@ def is_large(model: onnx.ModelProto) -> bool:
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model as it is for another program to read, with `NAME.data` beside it where it is large."""
+    """Write a model as it is for another program to read, with `NAME.data` beside it if it is large."""
     if is_large(model):
         save_external(model, path, path.with_name(f'{path.name}.data'), checked=False)
     else:

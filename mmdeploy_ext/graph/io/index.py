@@ -93,7 +93,7 @@ def node_label(nodes: Sequence[onnx.NodeProto], position: int) -> str:
 
 
 def operator_name(node: onnx.NodeProto) -> str:
-    """Return the operator of a node, with its domain where that is not ONNX's own."""
+    """Return the operator of a node, with its domain if that is not ONNX's own."""
     return f'{node.domain}.{node.op_type}' if node.domain not in ('', 'ai.onnx') else node.op_type
 
 
@@ -111,7 +111,7 @@ def join_names(names: Sequence[str], limit: int) -> str:
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """Return '; did you mean a, b?' with the candidates that resemble a name, '' where none does."""
+    """Return '; did you mean a, b?' with the candidates that resemble a name, '' if none does."""
     candidates = list(candidates)
     similar = difflib.get_close_matches(name, candidates, 3, 0.6)
     similar += [text for text in candidates if name and name in text and text not in similar]

@@ -19,7 +19,7 @@ SUPPORTED = dict(mode=(b'linear', b'bilinear'), padding_mode=(b'zeros',), align_
 
 
 def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
-    """Return a model without GridSample where that is possible, and whether anything changed.
+    """Return a model in which supported GridSample nodes are replaced, and whether anything changed.
 
     - GridSample(X (N, C, H, W), grid (N, h, w, 2)), bilinear, zeros outside, corners not aligned ->
       four GatherElements over the flattened map, weighted; positions outside have weight 0.

@@ -44,7 +44,7 @@ PASSES = {
 
 
 def named_rule(name: str) -> Rule:
-    """Return the rule called `name`; where there is none a UsageError has the names."""
+    """Return the rule called `name`; UsageError: there is no such rule, the message lists all."""
     if name in NAMED:
         return parse_rule(NAMED[name], name)
     names = [*NAMED, *PASSES]

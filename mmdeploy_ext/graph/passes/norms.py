@@ -6,7 +6,7 @@ of the largest value; means of rows and then of those are off by 1.6e-7 (PyTorch
 the time, where a 3x3 convolution takes 20 to 60 times (of 10x10 three times: 0.12 ms); with ONNX Runtime
 1.18, 1.20, 1.23 and 1.31 alike. Where the mean is 100 times the deviation: 2.9e-6 instead of 1.6e-5.
 Of Mask R-CNN with group normalisation in its backbone, 4 of 100 results of a picture in a larger input had no
-equal for it (worst IoU 0.968). LayerNormalization is no way out: up to 1.23 it is off by 0.1 where the mean
+equal for it (worst IoU 0.968). LayerNormalization is no way out: up to 1.23 it is off by 0.1 if the mean
 is 100 times the deviation, and later ones are exact for one scale value alone, which the earlier refuse.
 """
 

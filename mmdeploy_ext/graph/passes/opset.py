@@ -67,7 +67,7 @@ def _check_bodies(model: onnx.ModelProto, before: int, version: int) -> None:
 
 
 def _signature(node: onnx.NodeProto, version: int) -> tuple | None:
-    """Return names of inputs and attributes, and defaults; None where the opset has no such operator."""
+    """Return names of inputs and attributes, and defaults; None if the opset has no such operator."""
     schema = schema_of(node, {'': version})
     if schema is None:
         return None

@@ -145,7 +145,7 @@ CORNER = """
 
 
 def replace_roi_align(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
-    """Return a model without RoiAlign where that is possible, and whether anything changed.
+    """Return a model in which supported RoiAlign nodes are replaced, and whether anything changed.
 
     - RoiAlign(X (B, C, H, W), boxes (R, 4), images (R,)), mode 'avg' -> a Loop over the samples of a
       cell, each four gathers of (R, h, w, C), weighted; what a region has no sample for has

@@ -13,7 +13,7 @@ WILDCARDS = '*?['
 
 
 def select_nodes(index: Index, patterns: Iterable[str]) -> list[int]:
-    """Return the nodes that patterns name: '/backbone/*', a name, or '#12'; UsageError where none fits."""
+    """Return the nodes that patterns name: '/backbone/*', a name, or '#12'; UsageError if none fits."""
     positions: set[int] = set()
     for pattern in patterns:
         if not any(sign in pattern for sign in WILDCARDS):

@@ -80,7 +80,7 @@ class Check:
 
 
 def _compute(candidate: Candidate, optimized: bool) -> dict[str, np.ndarray] | None:
-    """Return the outputs, None where ONNX Runtime refuses the model."""
+    """Return the outputs, None if ONNX Runtime refuses the model."""
     with files.openable(candidate.model) as source:
         try:
             outputs = run.compute(source, candidate.feeds, optimized)
@@ -142,7 +142,7 @@ class Compared(Check):
     refusal = False
 
     def right(self, candidate: Candidate) -> dict[str, np.ndarray] | None:
-        """Return the outputs that are right, None or {} where there are none."""
+        """Return the outputs that are right, None or {} if there are none."""
         raise NotImplementedError
 
     def shows(self, candidate: Candidate) -> bool:
@@ -153,7 +153,7 @@ class Compared(Check):
         return run.difference(outputs, right) > self.tolerance
 
     def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return the outputs that are right, or the recorded values where there are none."""
+        """Return the outputs that are right, or the recorded values if there are none."""
         return self.right(candidate) or super().expected(candidate, values)
 
 

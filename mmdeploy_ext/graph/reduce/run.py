@@ -31,7 +31,7 @@ def compute(source: str | bytes, feeds: Arrays, optimized: bool) -> dict[str, np
 
 
 def not_finite(arrays: Arrays) -> str:
-    """Return 'nan' where an array has one, 'inf' where one is infinite, '' otherwise."""
+    """Return 'nan' if an array has one, 'inf' if one is infinite, '' otherwise."""
     values = [np.asarray(array) for array in arrays.values()]
     values = [array.astype(np.float64) for array in values if array.dtype.kind == 'f']
     if any(np.isnan(array).any() for array in values):
@@ -113,7 +113,7 @@ def judge(folder: Path, case: Mapping[str, Any]) -> bool:
 
 
 def main() -> int:
-    """Show the fault; return 0 where it is shown, 1 where it is not."""
+    """Show the fault; return 0 if it is shown, 1 if it is not."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--child', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -39,7 +39,7 @@ FACES = {
 FACE, MARKED, INK, SOFT, EDGE = '#e9eef3', '#b3541e', '#1b2330', '#6a7684', '#44505f'
 _WINDOW = ('kernel_shape', 'strides', 'pads', 'dilations', 'group')
 SHOWN = (*_WINDOW, 'axis', 'axes', 'perm', 'to', 'mode', 'epsilon')
-"""Attributes that a box shows; where they have their default they are left out."""
+"""Attributes that a box shows unless they have their default."""
 WORDS = {'kernel_shape': 'kernel', 'strides': 'stride', 'dilations': 'dilation'}
 DEFAULTS = {'group': '1', 'dilations': '1x1', 'strides': '1x1', 'pads': '0x0x0x0'}
 SPEED = dict(nslimit='1', nslimit1='1', mclimit='0.25', splines='polyline')

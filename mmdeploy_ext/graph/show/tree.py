@@ -18,8 +18,8 @@ class Branch:
     """A module, or a part of a module's name, '' for the whole model: what it and its children hold.
 
     Attributes:
-        operators: nodes that are in none of its children, by operator.
-        parameters: elements of the weights that its nodes read, counted where they are read first.
+        operators: nodes outside of its children, by operator.
+        parameters: elements of the weights that its nodes read, counted at their first reader.
         unknown: nodes whose FLOPs are not known because their shapes are open.
     """
 
