@@ -31,6 +31,8 @@ PACKAGES = {
 LYFT = 'lyft_dataset_sdk'
 ARGUMENTS = {**PACKAGES, LYFT: f'--no-deps {LYFT}'}
 """Package -> arguments of `pip install`; that of Lyft pins libraries of 2019."""
+INSTALLED = frozenset({'site-packages', 'dist-packages'})
+"""Folders of installed packages, also those of a user or of another environment."""
 OURS = Path(__file__).resolve().parents[1]
 
 
@@ -82,10 +84,15 @@ class _AbsentFinder(importlib.abc.MetaPathFinder):
 
 
 def _is_needed_by_user() -> bool:
-    """Return whether the import that is going on is in code of a user, and outside of `try`."""
+    """Return whether an import statement is going on in code of a user, outside of `try`.
+
+    `importlib.util.find_spec` asks whether a package is there: it gets the true answer.
+    """
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
+        if frame.f_globals.get('__name__') == 'importlib.util':
+            return False
         if not name.startswith('<frozen') and not Path(name).is_relative_to(Path(__file__).parent):
             break
         frame = frame.f_back
@@ -93,7 +100,9 @@ def _is_needed_by_user() -> bool:
         return False
     file = Path(name).resolve()
     installed = [Path(sysconfig.get_path(key)).resolve() for key in ('stdlib', 'purelib', 'platlib')]
-    if not file.is_file() or any(file.is_relative_to(folder) for folder in (*installed, OURS)):
+    if not file.is_file() or INSTALLED.intersection(file.parts):
+        return False
+    if any(file.is_relative_to(folder) for folder in (*installed, OURS)):
         return False
     return frame.f_lineno not in _lines_in_try(file)
 
