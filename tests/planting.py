@@ -78,7 +78,7 @@ class Planted:
 
 
 OURS = ('mmdeploy_ext', 'projects')
-REFERENCE = ('.reference', '.counted', '.mmdet_reference', '.lidar_reference')
+REFERENCE = ('.reference', '.mmdet_reference', '.lidar_reference')
 """Ends of the names of modules that run the PyTorch side: they keep the functions that others define."""
 FAULTS: list[Planted] = []
 """All of them; filled by the modules that `planted_faults` imports."""

@@ -41,7 +41,7 @@ class RtDetrFamily(ImageFamily):
     shares_network = True
     first = PROPOSALS
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
-    feeds = staticmethod(reference.feeds)
+    feeds = staticmethod(graphs.feeds)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     choose_as = staticmethod(reference.choose_as)

@@ -1,28 +1,32 @@
-"""The graphs of RT-DETR: their contracts, and the modules that keep them.
+"""The graphs of RT-DETR: their contracts, their inputs, and the modules that keep them.
 
 Source of the contract: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/tools/export_onnx.py.
 
 Glossary: B batch, C classes, Q queries, n detections, H, W network input in pixels.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.families.parts.image_tensors import PROPOSALS, SCORED_PROPOSALS
-from mmdeploy_ext.families.rtdetr.runtime import SIZES, STRIDES
+from mmdeploy_ext.families.rtdetr.runtime import SIZES, STRIDES, target_sizes
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
 from mmdeploy_ext.models.rtdetr.decoder import Selection
 from mmdeploy_ext.models.rtdetr.detector import STRIDE
 from mmdeploy_ext.models.rtdetr.layers import RepVggBlock
+from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 RAW_NAMES = ('logits', 'boxes', 'tokens')
 FULL_NAMES = ('labels', 'boxes', 'scores')
@@ -137,6 +141,22 @@ def _raw_outputs(decoder: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]
         TensorSpec('boxes', 'float32', (batch, queries, 4), boxes, groups=groups),
         TensorSpec('tokens', 'int64', (batch, queries), tokens, groups=(ColumnGroup(rtol=0.0),)),
     )
+
+
+def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+    """Return the inputs of a batch of pictures of one size; see `ImageFamily.feeds`.
+
+    ShapeError: an image was padded, and boxes shall be in pixels of the original.
+    """
+    sizes = [image.ori_shape if rescale else image.tensor.shape[1:] for image in images]
+    for image in images:
+        if rescale and tuple(image.img_shape) != image.tensor.shape[1:]:
+            raise ShapeError(
+                f'images: got an image of {image.img_shape[0]}x{image.img_shape[1]} padded to '
+                f'{image.tensor.shape[1]}x{image.tensor.shape[2]}; RT-DETR takes whole images: resize to the '
+                f'size of the graph (Resize img_scale)'
+            )
+    return {'images': np.stack([image.tensor for image in images]), SIZES: target_sizes(sizes)}
 
 
 def _network(model: nn.Module, options: Options, fold: bool) -> nn.Module:

@@ -1,4 +1,4 @@
-"""RT-DETR in PyTorch, unpatched: the reference of proofs, and the inputs of the graphs."""
+"""RT-DETR in PyTorch, unpatched: the reference of proofs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,28 +8,12 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes, metas_of, tested
+from mmdeploy_ext.families.rtdetr import graphs
 from mmdeploy_ext.families.rtdetr.graphs import RAW_NAMES, token_rows
-from mmdeploy_ext.families.rtdetr.runtime import SIZES, check_tokens, target_sizes
+from mmdeploy_ext.families.rtdetr.runtime import check_tokens
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
-
-
-def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return the inputs of a batch of pictures of one size; see `ImageFamily.feeds`.
-
-    ShapeError: an image was padded, and boxes shall be in pixels of the original.
-    """
-    sizes = [image.ori_shape if rescale else image.tensor.shape[1:] for image in images]
-    for image in images:
-        if rescale and tuple(image.img_shape) != image.tensor.shape[1:]:
-            raise ShapeError(
-                f'images: got an image of {image.img_shape[0]}x{image.img_shape[1]} padded to '
-                f'{image.tensor.shape[1]}x{image.tensor.shape[2]}; RT-DETR takes whole images: resize to the '
-                f'size of the graph (Resize img_scale)'
-            )
-    return {'images': np.stack([image.tensor for image in images]), SIZES: target_sizes(sizes)}
 
 
 def tensors(
@@ -74,7 +58,7 @@ def choose_as(
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
     """Return the results of the detector's own test path."""
-    feeds(images, rescale)  # refuses pictures that were padded
+    graphs.feeds(images, rescale)  # refuses pictures that were padded
     check_tokens((len(images), *images[0].tensor.shape), int(model.decoder.num_queries))
     return [boxes_of_classes(result) for result in tested(model, images, metas_of(images), rescale)]
 
