@@ -223,7 +223,7 @@ def _bits(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[Any, ...]]:
 def _of_images(deployment: Deployment, path: Path, count: int) -> Iterator[Mapping[str, np.ndarray]]:
     """Yield outputs of generated pictures of several sizes."""
     family, random = deployment.family, np.random.default_rng(0)
-    options = family.written(read_metadata(str(path)).options)
+    options = family.exported_options(read_metadata(str(path)).options)
     sizes = [(32 * height, 32 * width) for height in range(4, 11) for width in range(4, 11)]
     sizes = [size for size in sizes if fits(deployment, options, size)]
     with build_backend('OnnxRuntimeBackend', str(path), threads=1) as backend:

@@ -219,7 +219,7 @@ def _show(
     print(onnx.printer.to_text(graph))
     options = dict(engine)
     with build_backend(options.pop('engine'), path, **options) as backend:
-        traced = references(deployment, deployment.family.written(file.options, path), [image])[0]
+        traced = references(deployment, deployment.family.exported_options(file.options, path), [image])[0]
         _, pairs = run_case(traced, backend)
     task = task_module(deployment.family.task)
     for pair in pairs[:1]:

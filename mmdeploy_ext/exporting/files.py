@@ -178,7 +178,7 @@ def read_files(path: str) -> ExportedFiles:
     family = FAMILIES.get(metadata.family)
     names: Sequence[str] = ()
     if family is not None and family.files:
-        names = family.names_of(family.written(metadata.options, first))
+        names = family.names_of(family.exported_options(metadata.options, first))
     if names and Path(path).is_dir():
         check_file_names(path, {Path(file).name: f'{entry.form}.onnx' for file, entry in metadata_of.items()})
     positions = {name: position for position, name in enumerate(names)}

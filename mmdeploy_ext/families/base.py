@@ -73,7 +73,7 @@ class Family(abc.ABC):
         used_by: form -> words of `mm2onnx` that use a proven file, with {file}, {folder} of it, {config} and
             {checkpoint}, if its runtime names none (see `runner_of`); '' for other forms.
         exports: the models that it exports, and its page, for the message about a detector of no family.
-        near: words in the names of similar detectors and heads, for the same message.
+        similar_names: words in the names of similar detectors and heads, for the same message.
         followed: classes of the installed libraries, or modules of functions, and the names of the methods
             that its graphs compute by themselves; see `replaced`.
     """
@@ -91,7 +91,7 @@ class Family(abc.ABC):
     exported_by: ClassVar[str] = 'export'
     used_by: ClassVar[Mapping[str, str]] = {'': 'graph show {file}'}
     exports: ClassVar[str] = ''
-    near: ClassVar[tuple[str, ...]] = ()
+    similar_names: ClassVar[tuple[str, ...]] = ()
     followed: ClassVar[Followed] = ()
 
     def choose(self, /, **values: Any) -> Options:
@@ -100,7 +100,7 @@ class Family(abc.ABC):
         UsageError: an option that only other families have.
         """
         for name in sorted(values.keys() - {option.name for option in self.options}):
-            raise UsageError(self.lacks(name, values))
+            raise UsageError(self.missing_option_message(name, values))
         return Options(self.options, **values)
 
     def check_dataset(self, cfg: Any, dataset: Any) -> None:  # noqa: B027 most families have nothing to ask for
@@ -109,20 +109,20 @@ class Family(abc.ABC):
         ConfigError names the key, before a model runs.
         """
 
-    def written(self, content: Mapping[str, Any], path: object = 'the file') -> Options:
+    def exported_options(self, content: Mapping[str, Any], path: object = 'the file') -> Options:
         """Return the options that a file was exported with, from the `options` of its metadata.
 
         ModelFileError: one is missing, or the family has no such option.
         """
         values = {name: value for name, value in content.items() if name != 'cfg_options'}
         names = [option.name for option in self.options]
-        refusals = [self.lacks(name, content) for name in values if name not in names]
+        refusals = [self.missing_option_message(name, content) for name in values if name not in names]
         refusals += [f'{name} is missing' for name in names if name not in values]
         if refusals:
             raise ModelFileError(f'{path}: its options fit no export: {refusals[0]}; export it again')
         return self.choose(**values)
 
-    def lacks(self, name: str, values: Mapping[str, Any]) -> str:
+    def missing_option_message(self, name: str, values: Mapping[str, Any]) -> str:
         """Return the message about an option that the family does not have, and which families have it."""
         families = [family for family in FAMILIES.values() if family.product == self.product]
         owners = sorted(

@@ -130,7 +130,7 @@ class ImageFamily(Family):
         """Return lists of indices of the images that one run may take together; by default all."""
         return [list(range(len(images)))]
 
-    def whole(self, image: PreparedImage) -> tuple[int, int]:
+    def full_size(self, image: PreparedImage) -> tuple[int, int]:
         """Return the default of a graph's inputs for sizes: height and width of the input, pixels."""
         return tuple(image.tensor.shape[1:])
 
@@ -254,9 +254,7 @@ class ImageFamily(Family):
         """Return how many rows the list named `first` can have at the size of the options."""
         return sys.maxsize
 
-    def first_inputs(
-        self, model: torch.nn.Module, images: Sequence[PreparedImage]
-    ) -> dict[str, np.ndarray]:
+    def first_inputs(self, model: torch.nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
         """Return what the stages of `first_trial` take besides inputs of the graph and `network_outputs`."""
         return {}
 

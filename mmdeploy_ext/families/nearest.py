@@ -23,7 +23,7 @@ class Described(Protocol):
 
     name: str
     exports: str
-    near: tuple[str, ...]
+    similar_names: tuple[str, ...]
     samples: str
 
 
@@ -93,7 +93,7 @@ def _similarity(family: Described, model: Any, parts: Mapping[str, str]) -> tupl
     Each number is the length of the longest of the family's words in a name; the last is the share of equal
     letters of the names, 0 below `ALIKE`, which may be chance.
     """
-    words = [word.lower() for word in (family.name, *family.near)]
+    words = [word.lower() for word in (family.name, *family.similar_names)]
     heads = [name.lower() for key, name in parts.items() if key.endswith('head')]
     other_parts = [name.lower() for key, name in parts.items() if not key.endswith('head')]
     detector = [str(model.get('type') or '').lower()] if isinstance(model, dict) else []

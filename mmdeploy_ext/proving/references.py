@@ -115,7 +115,7 @@ def _as_fed(image: PreparedImage, deployment: Deployment, left_out: Sequence[str
 
     Those of optional inputs that are left out are the defaults of the contract.
     """
-    size = deployment.family.whole(image)
+    size = deployment.family.full_size(image)
     defaults = dict(img_shape=size, ori_shape=size, scale_factor=np.ones(4, np.float32), border=(0, 0))
     values = {name: defaults[name] for name in left_out}
     return dataclasses.replace(image, collected=image.collected or deployment.collected, **values)

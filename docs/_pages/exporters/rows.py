@@ -146,7 +146,7 @@ class Export:
             yield lambda _: stepper.step(frame)
             return
         with DEFAULT.open(paths[0], ENGINE['threads']) as backend:
-            image = self._prepared(family.written(backend.metadata.options))
+            image = self._prepared(family.exported_options(backend.metadata.options))
             feeds = backend.select_inputs(family.feeds([image], True))
             yield lambda _: backend.infer(feeds)
 

@@ -40,7 +40,7 @@ class AnchorFamily(LidarFamily):
 
     name = 'anchor3d'
     exports = 'PointPillars, SECOND and SSN with Anchor3DHead (mmdeploy_ext/families/anchor3d/README.md)'
-    near = (
+    similar_names = (
         'Anchor3DHead', 'FreeAnchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'PartAggregationROIHead',
         'PointRCNNRoIHead', 'SSD3DHead', 'VoteHead', 'H3DRoIHead', 'SparseEncoderSASSD',
     )  # fmt: skip

@@ -73,7 +73,7 @@ class BEVFusionFamily(SequenceFamily):
 
     name = 'bevfusion_det'
     exports = 'BEVFusion of cameras and LiDAR (mmdeploy_ext/families/bevfusion/README.md)'
-    near = ('TransFusion', 'BEVFusion', 'LSS')
+    similar_names = ('TransFusion', 'BEVFusion', 'LSS')
     of_config = "the grid and the cameras are the config's"
     task = 'bbox3d'
     used_by: ClassVar[Mapping[str, str]] = {

@@ -43,7 +43,7 @@ class CenterPointFamily(LidarFamily):
 
     name = 'centerpoint'
     exports = 'CenterPoint of points with CenterHead (mmdeploy_ext/families/centerpoint/README.md)'
-    near = ('CenterHead', 'Anchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'TransFusion')
+    similar_names = ('CenterHead', 'Anchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'TransFusion')
     used_by: ClassVar[Mapping[str, str]] = {
         **LidarFamily.used_by,
         AUTOWARE_FILES[-1]: 'check {folder}',

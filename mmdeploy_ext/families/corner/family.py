@@ -55,7 +55,7 @@ class CornerFamily(ImageFamily):
 
     name = 'corner'
     exports = 'CornerNet and CentripetalNet (mmdeploy_ext/families/corner/README.md)'
-    near = ('CornerNet', 'CornerHead', 'CentripetalHead')
+    similar_names = ('CornerNet', 'CornerHead', 'CentripetalHead')
     task = 'bbox2d'
     forms = ('full',)
     followed = FOLLOWED

@@ -53,7 +53,7 @@ class DenseFamily(ImageFamily):
 
     name = 'dense'
     exports = 'one-stage detectors with a dense bbox_head (mmdeploy_ext/families/dense/README.md)'
-    near = ('ATSS', 'GFL', 'Retina', 'FCOS', 'PAA', 'VFNet', 'Anchor', 'YOLO', 'SSD', 'RTMDet')
+    similar_names = ('ATSS', 'GFL', 'Retina', 'FCOS', 'PAA', 'VFNet', 'Anchor', 'YOLO', 'SSD', 'RTMDet')
     task = 'bbox2d'
     forms = ('full', 'decode', 'raw')
     ignored_prefixes = ('teacher_model.',)

@@ -46,7 +46,7 @@ class QueryFamily(ImageFamily):
 
     name = 'query'
     exports = 'DETR, Deformable DETR, DINO and Co-DINO (mmdeploy_ext/families/query/README.md)'
-    near = ('DETRHead', 'DeformableDETR', 'DINO', 'CoDETR', 'Transformer')
+    similar_names = ('DETRHead', 'DeformableDETR', 'DINO', 'CoDETR', 'Transformer')
     task = 'bbox2d'
     followed, replaced = supported_parts.FOLLOWED, staticmethod(supported_parts.replaced_methods)
     forms = ('full',)
@@ -142,7 +142,7 @@ class QueryMasksFamily(ImageFamily):
 
     name = 'query_masks'
     exports = 'Mask2Former, its instances (mmdeploy_ext/families/query/README.md)'
-    near = ('Mask2Former', 'MaskFormer')
+    similar_names = ('Mask2Former', 'MaskFormer')
     task = 'mask'
     fuses = False
     followed, replaced = supported_parts.FOLLOWED, staticmethod(supported_parts.replaced_methods)
@@ -254,7 +254,7 @@ class QueryRegionsFamily(ImageFamily):
 
     name = 'query_regions'
     exports = 'Sparse R-CNN (mmdeploy_ext/families/query/README.md)'
-    near = ('SparseRCNN', 'DIIHead', 'DynamicConv')
+    similar_names = ('SparseRCNN', 'DIIHead', 'DynamicConv')
     task = 'bbox2d'
     with_masks = False
     followed, replaced = supported_parts.FOLLOWED, staticmethod(supported_parts.replaced_methods)
@@ -316,7 +316,7 @@ class QueryRegionsMasksFamily(QueryRegionsFamily):
 
     name = 'query_regions_masks'
     exports = 'QueryInst (mmdeploy_ext/families/query/README.md)'
-    near = ('QueryInst', 'DynamicMaskHead')
+    similar_names = ('QueryInst', 'DynamicMaskHead')
     task = 'boxed_mask'
     with_masks = True
     feeds = staticmethod(image_feeds.feeds_with_sizes)

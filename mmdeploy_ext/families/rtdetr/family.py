@@ -35,7 +35,7 @@ class RtDetrFamily(ImageFamily):
 
     name = 'rtdetr'
     exports = 'RTDETR, queries without suppression (mmdeploy_ext/families/rtdetr/README.md)'
-    near = ('RTDETR', 'RTDetrV2', 'HybridEncoder')
+    similar_names = ('RTDETR', 'RTDetrV2', 'HybridEncoder')
     task = 'bbox2d'
     forms = ('full', 'raw')
     shares_network = True

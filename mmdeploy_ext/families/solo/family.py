@@ -47,7 +47,7 @@ class SoloFamily(ImageFamily):
 
     name = 'solo'
     exports = 'SOLO, Decoupled SOLO and SOLOv2 with their mask_head (mmdeploy_ext/families/solo/README.md)'
-    near = ('SOLO', 'MaskRCNN', 'MaskHead', 'CondInst', 'PointRend', 'Panoptic')
+    similar_names = ('SOLO', 'MaskRCNN', 'MaskHead', 'CondInst', 'PointRend', 'Panoptic')
     task = 'mask'
     forms = ('full', 'raw')
     trial_rows = 100  # masks take most of the time
@@ -69,7 +69,7 @@ class SoloFamily(ImageFamily):
             yield from followed.replaced_of_class(part, FOLLOWED)
         yield from followed.replaced_functions(FOLLOWED)
 
-    def whole(self, image: PreparedImage) -> tuple[int, int]:
+    def full_size(self, image: PreparedImage) -> tuple[int, int]:
         """Return the size that soft masks have: up to a multiple of 8."""
         return tuple(-(-side // 8) * 8 for side in image.tensor.shape[1:])
 

@@ -85,7 +85,7 @@ class SecondEncoder(EncoderFamily):
 
     name = 'sparse-encoder'
     exports = "mmdet3d's SparseEncoder as (pts_)middle_encoder: SECOND, CenterPoint, VoxelNet (docs/lidar.md)"
-    near = ('PointPillars', 'VoxelNet', 'UNet', 'MVX', 'Sparse')
+    similar_names = ('PointPillars', 'VoxelNet', 'UNet', 'MVX', 'Sparse')
     orders = ('zyx', 'xyz')
     encoder_type = 'SparseEncoder'
     int8 = Int8Reference(ENDS)

@@ -79,7 +79,7 @@ class StreamPetrFamily(SequenceFamily):
 
     name = 'streampetr'
     exports = 'Petr3D with StreamPETRHead (mmdeploy_ext/families/streampetr/README.md)'
-    near = ('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D')
+    similar_names = ('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D')
     of_config = "size and cameras are the config's"
     task = 'bbox3d'
     used_by: ClassVar[Mapping[str, str]] = {

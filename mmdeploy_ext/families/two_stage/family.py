@@ -94,7 +94,7 @@ class TwoStageFamily(ImageFamily):
     exports = (
         'two-stage detectors with an rpn_head and a roi_head (mmdeploy_ext/families/two_stage/README.md)'
     )
-    near = ('RCNN', 'RPN', 'RoIHead')
+    similar_names = ('RCNN', 'RPN', 'RoIHead')
     task = 'bbox2d'
     proposes, with_masks = True, False
     forms = ('full', *split_graphs.FORMS)
@@ -288,7 +288,7 @@ class TwoStageMasksFamily(TwoStageFamily):
 
     name = 'two_stage_masks'
     exports = 'detectors with a mask_head in their roi_head (mmdeploy_ext/families/two_stage/README.md)'
-    near = ('MaskRCNN', 'MaskHead')
+    similar_names = ('MaskRCNN', 'MaskHead')
     task = 'boxed_mask'
     with_masks = True
     trial_rows = 100  # masks take most of the time
@@ -303,7 +303,7 @@ class TwoStagePanopticFamily(TwoStageMasksFamily):
 
     name = 'two_stage_panoptic'
     exports = 'Panoptic FPN (mmdeploy_ext/families/two_stage/README.md)'
-    near = ('PanopticFPN', 'Panoptic')
+    similar_names = ('PanopticFPN', 'Panoptic')
     task = 'panoptic'
     forms = ('full', 'raw')
     keep_fp32 = (*TwoStageFamily.keep_fp32, 'fusion/*')
@@ -375,7 +375,7 @@ class GivenProposalsFamily(TwoStageFamily):
 
     name = 'two_stage_regions'
     exports = 'detectors with a roi_head alone (mmdeploy_ext/families/two_stage/README.md)'
-    near = ('FastRCNN',)
+    similar_names = ('FastRCNN',)
     proposes = False
     forms = ('full',)
 

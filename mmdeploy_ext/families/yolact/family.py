@@ -42,7 +42,7 @@ class YolactFamily(ImageFamily):
 
     name = 'yolact'
     exports = 'YOLACT (mmdeploy_ext/families/yolact/README.md)'
-    near = ('YOLACT', 'Protonet')
+    similar_names = ('YOLACT', 'Protonet')
     task = 'boxed_mask'
     forms = ('full',)
     followed = FOLLOWED

@@ -145,7 +145,7 @@ def subject_of(
 def _subject_of_images(
     deployment: Deployment, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
 ) -> Subject:
-    family, options = deployment.family, deployment.family.written(metadata.options)
+    family, options = deployment.family, deployment.family.exported_options(metadata.options)
     inputs = proof_inputs(deployment, options, images)
     unseen_input = [case for case in inputs if not case.traced and not case.left_out][-1]
     arrays = family.feeds(unseen_input.images, True)
@@ -163,7 +163,7 @@ def _subject_of_graph(
     deployment: Deployment, metadata: Metadata, images: Sequence[tuple[str, np.ndarray]]
 ) -> Subject:
     """Return the subject of one file of a sequence family, which takes no pictures."""
-    options = deployment.family.written(metadata.options)
+    options = deployment.family.exported_options(metadata.options)
     graphs = {graph.name: graph for graph in deployment.family.graphs(deployment.model, options)}
     graph = graphs.get(metadata.form)
     if graph is None or graph.module is None:
@@ -301,7 +301,9 @@ def _upstream_notes(
     output_names = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
     if family.samples != 'images' or not output_names:
         return []
-    options = {name: value for name, value in family.written(metadata.options).items() if name != 'form'}
+    options = {
+        name: value for name, value in family.exported_options(metadata.options).items() if name != 'form'
+    }
     feeds = {**subject.beside, **subject.feeds}
     expected = family.reference_tensors(deployment.model, feeds, metadata.form, **options)
     stage_outputs, notes = {name for stage in subject.stages for name in stage.outputs}, []

@@ -147,7 +147,9 @@ def _compare_tensors(
     if all(tensor.compare != 'values' for tensor in metadata.spec.outputs):
         return ()
     family, feeds = reference.deployment.family, reference.feeds
-    options = {name: value for name, value in family.written(metadata.options).items() if name != 'form'}
+    options = {
+        name: value for name, value in family.exported_options(metadata.options).items() if name != 'form'
+    }
     expected = reference.compute(family.reference_tensors, metadata.form, **options)
     zeros = reference.compute(family.interchangeable_zeros, **options)
     return compare_with_ties(reference.deployment, feeds, expected, outputs, zeros, metadata.spec, bars)

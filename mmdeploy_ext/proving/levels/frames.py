@@ -70,7 +70,7 @@ class FramesProof(ExportedProof):
                 raise ModelFileError(
                     f'{file.path}: is of another export than {first.path} (options differ); export again'
                 )
-        options = self.deployment.family.written(first.options, first.path)
+        options = self.deployment.family.exported_options(first.options, first.path)
         with fresh_export.options_of(first.path):
             options.check()
         return options

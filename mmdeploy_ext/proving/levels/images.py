@@ -55,7 +55,7 @@ class ImageProof(ExportedProof):
         file, deployment = super().read(path), self.deployment
         metadata, family = file.metadata, deployment.family
         metadata.require(path, family.name, family.forms)
-        self.export_options = family.written(metadata.options, path)
+        self.export_options = family.exported_options(metadata.options, path)
         if self.export_options.form != metadata.form:
             raise ModelFileError(
                 f'{path}: says that its form is {metadata.form!r} and that it was exported as '

@@ -139,7 +139,7 @@ def read_sparse_file(deployment: Deployment, path: str, ranges: Ranges | None) -
         raise ModelFileError(
             f'{path}: is a model of family {family!r}; {deployment.config} is {deployment.family.name!r}'
         )
-    options = deployment.family.written(option_values, path)
+    options = deployment.family.exported_options(option_values, path)
     traced = deploy.trace(deployment)
     are_recorded = ranges is None and deploy.has_precision(options)
     if are_recorded:

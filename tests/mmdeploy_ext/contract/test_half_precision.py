@@ -117,7 +117,7 @@ def test_pixels_and_detections_stay_float32_outside(deployment):
 def test_a_second_conversion_changes_nothing(files):
     for path in files.values():
         model, metadata = onnx.load(path), read_metadata(path)
-        options = FAMILIES['dense'].written(metadata.options)
+        options = FAMILIES['dense'].exported_options(metadata.options)
         again = in_precision(model, metadata.spec, options)
         assert again.SerializeToString() == model.SerializeToString()
 

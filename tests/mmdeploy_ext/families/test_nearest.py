@@ -54,7 +54,7 @@ def test_every_family_says_in_one_line_what_it_takes():
     load_families()
     for family in FAMILIES.values():
         if family.product == DETECTOR:
-            assert 'README.md' in family.exports and family.near, family.name
+            assert 'README.md' in family.exports and family.similar_names, family.name
     assert any(family.exports for family in FAMILIES.values() if family.product == BACKBONE)
 
 

@@ -123,7 +123,7 @@ def test_a_fault_that_no_input_sets_off_is_refused_by_the_graph(known, tmp_path,
     deployment, file = inputs[0].deployment, open_file(path)
     metadata = file.metadata
     FAULTS[family, fault](file.model.graph, family)
-    options = deployment.family.written(metadata.options)
+    options = deployment.family.exported_options(metadata.options)
     reference = fresh_export.of_images(deployment, options, metadata, read_image(PICTURE))
     graph = compare_with_fresh_export(file.model, metadata, reference)
     assert not graph.passed and graph.differences, fault

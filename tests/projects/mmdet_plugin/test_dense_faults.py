@@ -36,7 +36,7 @@ class Known:
     @functools.cached_property
     def fresh(self):
         metadata = open_file(self.path).metadata
-        options = self.deployment.family.written(metadata.options)
+        options = self.deployment.family.exported_options(metadata.options)
         return fresh_export.of_images(self.deployment, options, metadata, PICTURE)
 
     def graph(self, path):
