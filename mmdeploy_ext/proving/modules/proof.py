@@ -15,10 +15,13 @@ from mmdeploy_ext.core.cli import one_line, tracked
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.core.versions import versions
+from mmdeploy_ext.graph.diff.align import align
+from mmdeploy_ext.graph.diff.program import Constants, Program
+from mmdeploy_ext.graph.diff.structure import changes
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.graph.io.operators import opsets_of, random_nodes
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.graph.signature import compute_signature, count_nodes, differences
+from mmdeploy_ext.graph.signature import compute_signature, count_nodes
 from mmdeploy_ext.proving.levels.structure import check_valid, unreached_inputs
 from mmdeploy_ext.proving.modules.calls import (
     Call,
@@ -46,6 +49,12 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.proving.tensors import TensorRow
 
+SAME_NODES = ('attribute', 'initializer')
+"""Kinds of changes after which a graph still has the same nodes, joined in the same way."""
+CHANGED = (*SAME_NODES, 'wiring', 'node', 'input', 'output', 'opset', 'function', 'domain')
+"""Kinds of changes that can change what a graph computes."""
+ROUNDING = 1e-5
+"""Relative difference of constants that exporters of other machines fold otherwise."""
 REFUSALS = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AssertionError, ArithmeticError)
 """What a module raises for an input that it does not take."""
 
@@ -239,9 +248,8 @@ class ModuleProof:
             verdict.graph = f'equal to a fresh export ({count_nodes(self.model):,} nodes)'
             verdict.graph_equal = True
             return
-        count = len(list(differences(self.model, model)))
-        places = 'place differs' if count == 1 else 'places differ'
-        verdict.graph = f'{count} {places} from a fresh export with default options: inputs alone decide'
+        verdict.graph, wrong = _compare_nodes(self.model, model)
+        verdict.reasons += wrong
 
     def _export(self) -> onnx.ModelProto:
         from mmdeploy_ext.exporting.export import export_module
@@ -434,3 +442,27 @@ def _check_evaluating(module: Callable[..., Any]) -> None:
         training = [name or 'the module' for name, part in module.named_modules() if part.training]
         if training:
             raise UsageError(f'{title_of(module)}: {training[0]} is in training mode; return module.eval()')
+
+
+def _compare_nodes(model: onnx.ModelProto, fresh: onnx.ModelProto) -> tuple[str, list[str]]:
+    """Compare a graph with a fresh export that is another one.
+
+    A graph of the same nodes, joined in the same way, comes from the same exporter and options: what differs
+    in its attributes and constants, beyond rounding, is computed otherwise, on whatever input it shows.
+
+    Returns:
+        What the verdict says of the graph, and reasons why it is wrong.
+    """
+    constants = Constants()
+    program, expected = Program(model, constants), Program(fresh, constants)
+    found = [
+        change for change in changes(program, expected, align(program, expected)) if change.kind in CHANGED
+    ]
+    if any(change.kind not in SAME_NODES for change in found):
+        count = len({change.where for change in found})
+        places = 'place differs' if count == 1 else 'places differ'
+        return f'{count} {places} from a fresh export with default options: inputs alone decide', []
+    wrong = [f'{c.where}: {c.detail}' for c in found if c.size is None or c.size > ROUNDING]
+    if not wrong:
+        return 'equal to a fresh export up to the rounding of constants: inputs decide', []
+    return f'the nodes of a fresh export, of which {len(wrong)} compute something else', wrong

@@ -177,6 +177,30 @@ def test_a_state_is_run_with_the_memory_of_either_side_and_from_the_start_again(
     assert verdict.cases[-1].name == 'frame 2, free-running after a reset'
 
 
+def test_a_constant_that_no_input_reaches_is_found_in_the_graph(tmp_path):
+    class Embedded(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(50, 4)
+
+        def forward(self, indices):
+            return self.table(indices)
+
+    torch.manual_seed(0)
+    net, path = Embedded().eval(), tmp_path / 'table.onnx'
+    samples = [torch.tensor([1, 2, 3]), torch.tensor([4, 5, 2])]
+    torch.onnx.export(net, (samples[0],), str(path), dynamo=False, opset_version=17)
+    assert mmdeploy_ext.prove_module(net, path, samples).title == 'PROVEN'
+    model = onnx.load(path)
+    array = numpy_helper.to_array(model.graph.initializer[0]).copy()
+    array[40] += 1
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(array, model.graph.initializer[0].name))
+    onnx.save(model, path)
+    verdict = mmdeploy_ext.prove_module(net, path, samples)
+    assert verdict.title == 'NOT PROVEN' and 'table.weight' in str(verdict.failures)
+    assert mmdeploy_ext.prove_module(net, path, samples, fresh=False).title.startswith('PROVEN ON')
+
+
 class Detector(torch.nn.Module):
     """Boxes, scores and labels, best first."""
 
