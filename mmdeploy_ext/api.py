@@ -81,13 +81,13 @@ class Source:
 
 
 def _family_of(cfg: Any, path: str) -> Family | None:
-    """Return the family that a file names, if it is registered and claims the config."""
+    """Return the family in the metadata of a file, if it is registered and claims the config."""
     from mmdeploy_ext.contract.metadata import read_entry
     from mmdeploy_ext.graph.io.files import read
 
     named = None
     if Path(path).is_file() and cfg.get('model'):
-        with contextlib.suppress(ModelFileError):  # whoever reads the whole file says what is wrong with it
+        with contextlib.suppress(ModelFileError):  # the proof reads the whole file and reports the error
             props = {entry.key: entry.value for entry in read(path).metadata_props}
             named = FAMILIES.get(read_entry(props, 'family', path))
     return named if named is not None and named.claims(cfg) else None
@@ -128,13 +128,10 @@ class Exported:
                 picture, path = self.traced
                 samples = [picture, *(samples if self.sample_files else ())]
                 claims['picture_files'] = [path, *self.sample_files]
-            return _with_origin(climb(self.deployment, self.files, samples, engine or {}, **claims), origin)
-
-
-def _with_origin(result: tuple[Verdict, list[Any]], origin: str) -> tuple[Verdict, list[Any]]:
-    if origin:
-        result[0].notes.append(f'frames: {origin}')
-    return result
+            verdict, pictures = climb(self.deployment, self.files, samples, engine or {}, **claims)
+        if origin:
+            verdict.notes.append(f'frames: {origin}')
+        return verdict, pictures
 
 
 def check_provable(family: Family) -> None:
@@ -177,7 +174,7 @@ def export_source(
     if family.samples == 'images' and options.dynamic and options.exporter == 'torchscript':
         picture_spec = family.picture(deployment.model, options)
         check_dynamic_parts(deployment.model, picture_spec.multiple, picture_spec.smallest)
-    chosen = samples.of(deployment) if samples else None
+    proof_samples = samples.of(deployment) if samples else None
     with after_weights():
         images = []
         if traced is not None:
@@ -185,7 +182,7 @@ def export_source(
             images = [deploy.prepare_fixed(deployment.rule, image, options.height, options.width)]
         files, seconds = export_files(deployment, options, output_file, images)
     sample_files = samples.files if samples and samples.paths else ()
-    return Exported(files, options, seconds, deployment, traced, chosen, sample_files)
+    return Exported(files, options, seconds, deployment, traced, proof_samples, sample_files)
 
 
 def export(
@@ -223,10 +220,10 @@ def export(
         ExportError: the exporter failed, or wrote something other than what was asked for.
     """
     source = Source.read(config, checkpoint, cfg_options, device)
-    chosen = source.family.choose(**{'opset': 0, **options})
-    chosen.check(names=options)
-    output = str(output_file) or source.family.default_output(Path(config).stem, chosen)
-    return export_source(source, output, chosen, picture=picture, mean=mean, std=std)
+    export_options = source.family.choose(**{'opset': 0, **options})
+    export_options.check(names=options)
+    output = str(output_file) or source.family.default_output(Path(config).stem, export_options)
+    return export_source(source, output, export_options, picture=picture, mean=mean, std=std)
 
 
 def prove_source(
@@ -258,14 +255,16 @@ def prove_source(
             evaluation.check_tables(cfg, evaluation.build_dataset(cfg))
 
     deployment = source.load(check, mean, std)
-    chosen, origin = samples.of(deployment)
+    proof_samples, origin = samples.of(deployment)
     if family.samples == 'images':
         claims['picture_files'] = samples.files
     with after_weights():
         rows = []
-        with contextlib.suppress(LoadError):  # the proof says it
+        with contextlib.suppress(LoadError):  # which the proof reports
             rows = _metrics(deployment, files, metadata, metrics, engine) if metrics else []
-        verdict, pictures = _with_origin(climb(deployment, files, chosen, engine, **claims), origin)
+        verdict, pictures = climb(deployment, files, proof_samples, engine, **claims)
+    if origin:
+        verdict.notes.append(f'frames: {origin}')
     verdict.metrics.extend(rows)
     return verdict, pictures, deployment
 
@@ -322,10 +321,10 @@ def prove(
     )
     if source.family.samples != 'images':
         check_engine_kind(settings['engine'], inference_precision)
-    found = Samples(source.family, [str(path) for path in samples], frames)
+    proof_samples = Samples(source.family, [str(path) for path in samples], frames)
     claims = dict(edited=edited, asked=dict(asked or {}))
     options = dict(mean=mean, std=std, metrics=metrics)
-    verdict, _, _ = prove_source(source, str(onnx_file), found, settings, **options, **claims)
+    verdict, _, _ = prove_source(source, str(onnx_file), proof_samples, settings, **options, **claims)
     return verdict
 
 

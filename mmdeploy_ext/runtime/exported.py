@@ -67,9 +67,9 @@ class Runtime(contextlib.ExitStack):
 
     def passed(self, part: str, start: float) -> float:
         """Count the seconds since `start` (of `time.perf_counter`) for a part; return the present time."""
-        now = time.perf_counter()
-        self.seconds[part] += now - start
-        return now
+        end = time.perf_counter()
+        self.seconds[part] += end - start
+        return end
 
     def graph_seconds(self) -> dict[str, float]:
         """Return the seconds that were spent in each part so far."""
@@ -140,8 +140,8 @@ def check_same_export(files: Mapping[object, Metadata]) -> None:
     Raises:
         ModelFileError: names two files and the field in which they differ.
     """
-    (first, first_metadata), *others = files.items()
-    for path, metadata in others:
+    (first, first_metadata), *further_files = files.items()
+    for path, metadata in further_files:
         for field in SHARED_FIELDS:
             if getattr(metadata, field) != getattr(first_metadata, field):
                 raise ModelFileError(

@@ -111,14 +111,14 @@ def load_model(
     """
     source = read_source(path)
     parameters = model.state_dict(keep_vars=True) if encoder else {}
-    others = {key: value for key, value in parameters.items() if not key.startswith(f'{encoder}.')}
-    other_weights = {key: source.weights[key] for key in others if key in source.weights}
+    other_parameters = {key: value for key, value in parameters.items() if not key.startswith(f'{encoder}.')}
+    other_weights = {key: source.weights[key] for key in other_parameters if key in source.weights}
     if other_weights:
-        _check_weights(source.path, others, other_weights)
+        _check_weights(source.path, other_parameters, other_weights)
     report, used = _load_backbone(source, model.get_submodule(encoder), weight_layout)
-    _copy(others, other_weights)
+    _copy(other_parameters, other_weights)
     rest = ''
-    if others:
+    if other_parameters:
         rest = 'loaded' if other_weights else 'absent'
     unused = tuple(key for key in source.weights if key not in used and key not in other_weights)
     return dataclasses.replace(report, rest=rest, unused=unused)
