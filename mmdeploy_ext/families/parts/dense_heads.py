@@ -307,7 +307,7 @@ class GuidedKind(HeadKind):
 
 
 class SablKind(HeadKind):
-    """`SABLRetinaHead`: each side of a box lies in a bucket; the coder gives scores a factor."""
+    """`SABLRetinaHead`: each side of a box lies in a bucket; the coder returns score factors, too."""
 
     def describe(self, head: nn.Module) -> Head:
         columns = 4 * head.side_num

@@ -3,7 +3,7 @@
 Scenes of neither split, and scenes without their files, are left out. Boxes are rows x y z l w h yaw in the
 LiDAR frame of their key frame, centre of the box, yaw in radians counter-clockwise from x (mmdet3d 1.0's
 `LiDARInstance3DBoxes` with `origin=(0.5, 0.5, 0.5)`); velocities are vx vy in that frame, m/s, NaN if the
-devkit gives none.
+devkit has none.
 
 Sources of the format, as facts: mmdetection3d v1.0.0rc6 `tools/data_converter/nuscenes_converter.py`,
 exiawsh/StreamPETR@68c1bdf `tools/data_converter/nuscenes_converter.py`. Differs in: pictures are not opened,
@@ -225,7 +225,7 @@ def present_scenes(nusc: NuScenes, names: list[str]) -> list[Record]:
 
 
 def refuse_empty(nusc: NuScenes) -> NoReturn:
-    """Raise a DataError that says why no scene of any split is there."""
+    """Raise a DataError with the reason why no scene of any split is there."""
     from nuscenes.utils.splits import create_splits_scenes
 
     splits = create_splits_scenes()

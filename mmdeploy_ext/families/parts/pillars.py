@@ -1,8 +1,8 @@
 """Pillars of a detector as modules of flat tensors: mmdet3d's encoders of pillars and their scatter.
 
 Source: mmdet3d 1.0.0rc6, models/voxel_encoders/{pillar,voxel}_encoder.py, middle_encoders/pillar_scatter.py.
-Differs in: where pillars have all their points (`DynamicPillarFeatureNet`), each point says which pillar it
-is in; upstream looks that up on a map of all pillars, whose size it rounds down.
+Differs in: if pillars have all their points (`DynamicPillarFeatureNet`), an input holds the pillar of each
+point; upstream reads that from a map of all pillars, whose size it rounds down.
 
 Glossary: P points in range, N pillars, M points of a pillar, D values per point, C channels, H, W bird's-eye
 view.

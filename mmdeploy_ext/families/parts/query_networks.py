@@ -143,7 +143,7 @@ def for_every_image(learned: torch.Tensor, batch: int | torch.Tensor | torch.Sym
 
 
 def tokens_inside(levels: Sequence[Level]) -> torch.Tensor:
-    """Return (B, S, 1) float32, 1 where a token shows the image, 0 where its padding."""
+    """Return (B, S, 1) float32, 1 for tokens of the image, 0 for those of its padding."""
     return torch.cat([level.inside() for level in levels], 1)[..., None]
 
 
@@ -299,7 +299,7 @@ class DeformableNetwork(QueryNetwork):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return boxes (B, Q, 4) cxcywh and scores (B, Q) of the best tokens, see `token_scores`.
 
-        Of tokens (B, S, D) of the encoder; `keep` (B, S, 1) is 1 where a token shows the image.
+        Of tokens (B, S, D) of the encoder; `keep` is that of `tokens_inside`.
         """
         head = self.head
         transformer, last = head.transformer, head.transformer.decoder.num_layers

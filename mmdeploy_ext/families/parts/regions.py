@@ -284,7 +284,7 @@ class AddedContext(nn.Module):
 def _semantic_cells(roi_head: nn.Module, kind: str) -> tuple[int, int]:
     """Return how many cells of the pooled semantic map are one cell of a region, in y and in x.
 
-    ConfigError: it is no whole number, where mmdet averages over windows of several sizes.
+    ConfigError: it is no whole number, for which mmdet averages over windows of several sizes.
     """
     size = part_of(roi_head, f'{kind}_roi_extractor', 0).roi_layers[0].output_size
     semantic = roi_head.semantic_roi_extractor.roi_layers[0].output_size

@@ -59,7 +59,7 @@ def delta(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], lev
 
 
 def guided(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
-    """`GuidedAnchorHead`: deltas of anchors whose sizes the network gives."""
+    """`GuidedAnchorHead`: deltas of anchors whose sizes are outputs of the network."""
     shape = rows['shape_pred']
     grown = dict(bbox_pred=xp.concatenate([xp.zeros_like(shape), shape], -1))
     anchors = delta(xp, priors, grown, coder['anchor_coder'], level)[0]  # one image: see `visible`
@@ -100,7 +100,7 @@ def integral(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], 
 
 
 def scaled(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
-    """`TOODHead`: the network gives boxes in strides; `RepPointsHead`: round a point, too."""
+    """`TOODHead`: boxes in strides are outputs of the network; `RepPointsHead`: relative to points, too."""
     boxes = rows['bbox_pred'] * coder['strides'][level]
     return boxes + xp.concatenate([priors, priors], -1) if coder['around_points'] else boxes
 
@@ -158,7 +158,7 @@ def bucket_choice(xp: ModuleType, rows: Rows, coder: Mapping[str, Any]) -> tuple
 
 
 def bucket(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
-    """`BucketingBBoxCoder`: per side the bucket where it lies, and an offset inside."""
+    """`BucketingBBoxCoder`: per side the bucket that it lies in, and an offset inside."""
     best, _ = bucket_choice(xp, rows, coder)
     index = constant(range(coder['buckets']), best)
     offsets = rows['bbox_reg'].reshape(*rows['bbox_reg'].shape[:2], 4, coder['buckets'])
@@ -204,7 +204,7 @@ def boxes_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows, priors: Any, 
 
 
 def scores_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows) -> Any:
-    """Return the class scores (B, A, C) of one level in 0..1; -1 where the head has no priors."""
+    """Return the class scores (B, A, C) of one level in 0..1; -1 for cells without a prior."""
     head = facts['head']
     logits = rows[head['scores']]
     if head['first_class']:
@@ -230,4 +230,4 @@ def factors_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows) -> Any:
 SCORES: dict[str, Callable[..., Any]] = dict(
     sigmoid=sigmoid, softmax=lambda xp, logits: softmax(logits)[..., :-1], none=lambda xp, scores: scores
 )
-"""What makes class scores of the outputs; softmax has the background in the last column."""
+"""Activation -> class scores of the outputs; softmax has the background in the last column."""

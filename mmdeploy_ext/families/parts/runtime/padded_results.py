@@ -20,7 +20,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
     """Return the detections per image of the outputs of a graph, without their padding.
 
     Raises:
-        ModelFileError: the graph gives proposals alone, or was exported with `--max-proposals` or
+        ModelFileError: the outputs of the graph are proposals, or it was exported with `--max-proposals` or
             `--max-candidates` and may lack some detections.
     """
     check_form(metadata)
