@@ -13,17 +13,17 @@ NUMBERS_PER_ENTRY = dict(ranges=6, sizes=3, cells=2)
 """List of numbers -> how many of them make up one entry."""
 
 
-def check_anchors(facts: Mapping[str, Any], where: str) -> None:
+def check_anchors(facts: Mapping[str, Any], key: str) -> None:
     """Refuse incomplete entries, and numbers of ranges, sizes, maps and levels that do not fit together."""
     counts = {}
-    for key, size in NUMBERS_PER_ENTRY.items():
-        counts[key], rest = divmod(len(facts.get(key, ())), size)
+    for name, size in NUMBERS_PER_ENTRY.items():
+        counts[name], rest = divmod(len(facts.get(name, ())), size)
         if rest:
-            raise Mismatch(f'{key} has {len(facts[key])} numbers, expected {size} for each entry')
-    for key in ('sizes', 'cells'):
-        needed = facts.get('size_per_range') if key == 'sizes' else facts.get('cells')
-        if needed and counts[key] != counts['ranges']:
-            raise Mismatch(f'{key} has {counts[key]} entries, ranges has {counts["ranges"]}')
+            raise Mismatch(f'{name} has {len(facts[name])} numbers, expected {size} for each entry')
+    for name in ('sizes', 'cells'):
+        needed = facts.get('size_per_range') if name == 'sizes' else facts.get('cells')
+        if needed and counts[name] != counts['ranges']:
+            raise Mismatch(f'{name} has {counts[name]} entries, ranges has {counts["ranges"]}')
     if {'scales', 'levels'} <= facts.keys() and len(facts['scales']) != facts['levels']:
         raise Mismatch(f'scales has {len(facts["scales"])} entries, levels is {facts["levels"]}')
 

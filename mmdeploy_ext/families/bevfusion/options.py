@@ -40,9 +40,9 @@ ROTATED = full_record(
 )
 
 
-def check_group(value: Any, where: str) -> None:
+def check_group(value: Any, key: str) -> None:
     """Check the suppression of a group of classes: by distance, or by overlap."""
-    (ROTATED if isinstance(value, dict) and 'overlap' in value else CIRCLE)(value, where)
+    (ROTATED if isinstance(value, dict) and 'overlap' in value else CIRCLE)(value, key)
 
 
 POSTPROCESS = open_record(

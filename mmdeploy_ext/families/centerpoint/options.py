@@ -23,10 +23,10 @@ from mmdeploy_ext.families.parts.options import LIDAR_OPTIONS
 OPTIONS = LIDAR_OPTIONS
 
 
-def check_lengths(facts: Mapping[str, Any], where: str) -> None:
+def check_lengths(facts: Mapping[str, Any], key: str) -> None:
     """Refuse radii of circle NMS that are not one per task, and a range of other than six numbers."""
     if facts.get('nms_type') == 'circle':
-        equal_lengths('num_classes', 'min_radius')(facts, where)
+        equal_lengths('num_classes', 'min_radius')(facts, key)
     if (count := len(facts.get('post_center_limit_range', ()))) not in (0, 6):
         raise Mismatch(f'post_center_limit_range has {count} numbers, expected 6 or none')
 
