@@ -173,7 +173,8 @@ def test_the_fork_layout_has_the_forks_outputs_in_its_order(models, files, name)
         assert outputs['cate_pred_0'].shape == (1, GRIDS[0], GRIDS[0], 5)
 
 
-@pytest.mark.parametrize('name', [pytest.param('solo', marks=MATRIX), 'decoupled'])
+@pytest.mark.matrix
+@pytest.mark.parametrize('name', ['solo', 'decoupled'])
 def test_a_fixed_file_of_the_dynamo_exporter_is_proven(models, files, name):
     path = files(name, form='raw', exporter='dynamo', opset=18)
     verdict, _ = prove(models(name), path, [('picture', picture(0)), ('other', picture(1))])
@@ -181,6 +182,7 @@ def test_a_fixed_file_of_the_dynamo_exporter_is_proven(models, files, name):
     assert sum(row.matched for case in verdict.cases for row in case.detections) >= 50
 
 
+@pytest.mark.matrix
 def test_a_change_of_the_mask_convolutions_in_the_post_processing_is_found(models, files, tmp_path):
     deployment, path = models('solo'), files('solo', form='full', dynamic=True)
     model = onnx.load(path)
