@@ -1,4 +1,4 @@
-"""What only all cases of a proof together tell: whether enough was matched, and not too much excused."""
+"""Judgement of all cases of a proof together: whether enough was matched, and not too much excused."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.proving.results import Case
 
-MATCHED_LEAST = 10
+MIN_MATCHED = 10
 """Minimum number of matched results in a whole proof; fewer may be chance.
 
 Measured on demo/toy.jpg: 14 to 300 per input with the toys, 100 to 300 with seeded full-size models.
 """
-MATCHED_IN = 3
+MIN_INPUTS = 3
 """Minimum number of inputs (frames, sweeps) with a matched result; all inputs if there are fewer."""
-AGAIN = ', run again'
+SECOND_RUN = ', run again'
 """End of the name of a case whose outputs differ bit for bit from those of the first run."""
-LOW_ALONE = 0.005
+MAX_LOW_ALONE_SHARE = 0.005
 """Largest share of results below the score threshold of level 3 that may lack a partner."""
-LOW_ALONE_LEAST = 2
+ALLOWED_LOW_ALONE = 2
 """Number of them that may always lack one: on each side a result whose partner is just below its threshold,
 or behind its cut."""
-TIES = 0.01
+MAX_TIES_SHARE = 0.01
 """Largest share of results that may be excused since rounding decides about them; more are a fault.
 
 The excused results of both sides are counted, and divided by the results of the reference. Measured with
 mmdet's configs and seeded weights: 2 of 1000 in one of 130 proofs; with Mask R-CNN with HRNet-W32 6 of 500 in
 five pictures, 6 of 1479 in fifteen.
 """
-TIES_LEAST = 4
-"""So many results may always be excused: two decisions, each with a result on either side."""
-ASKED = 0.1
-"""Largest share of both sides' results of one input without a partner for which PyTorch runs with other
-rounding.
+ALLOWED_TIES = 4
+"""Number of results that may always be excused: two decisions, each with a result on either side."""
+MAX_UNPAIRED_SHARE = 0.1
+"""Largest share of both sides' results of one input without a partner that PyTorch is run again for.
 
-That means running the model eight times or more, and `TIES` would not excuse so many: a fifth of the results
-of one input is 1 % of the results of 20 such inputs.
+With other rounding it may explain them. That means running the model eight times or more, and
+`MAX_TIES_SHARE` would not excuse so many: a fifth of the results of one input is 1 % of the results of 20
+such inputs.
 """
-ASKED_LEAST = 20
-"""Up to so many results without a partner PyTorch always runs: `TIES` of 2000 results, more than most proofs
-have."""
+ALLOWED_UNPAIRED = 20
+"""Number of results without a partner for which PyTorch is always run again: `MAX_TIES_SHARE` of 2000
+results, more than most proofs have."""
 IMAGES = (
     'use images with objects that this model finds (--input-img, --test-img, --images), and a trained '
     'checkpoint'
@@ -57,12 +57,12 @@ def too_few(matched: Sequence[int], unit: str, advice: str) -> list[str]:
         advice: what the user can do.
     """
     total, inputs_with_results = sum(matched), sum(count > 0 for count in matched)
-    needed_inputs = min(MATCHED_IN, len(matched))
-    if total >= MATCHED_LEAST and inputs_with_results >= needed_inputs:
+    needed_inputs = min(MIN_INPUTS, len(matched))
+    if total >= MIN_MATCHED and inputs_with_results >= needed_inputs:
         return []
     return [
         f'only {total} results were matched, in {inputs_with_results} of {len(matched)} {unit}s; a '
-        f'proof wants {MATCHED_LEAST} or more, in {needed_inputs} or more: {advice}'
+        f'proof wants {MIN_MATCHED} or more, in {needed_inputs} or more: {advice}'
     ]
 
 
@@ -73,9 +73,9 @@ def count_ties(cases: Sequence[Case]) -> tuple[int, int]:
 
 
 def too_many_ties(cases: Sequence[Case]) -> bool:
-    """Return whether more results were excused than rounding explains; see `TIES`."""
+    """Return whether more results were excused than rounding explains; see `MAX_TIES_SHARE`."""
     ties, total = count_ties(cases)
-    return ties > max(TIES_LEAST, TIES * total)
+    return ties > max(ALLOWED_TIES, MAX_TIES_SHARE * total)
 
 
 def tie_reasons(cases: Sequence[Case]) -> list[str]:
@@ -85,7 +85,7 @@ def tie_reasons(cases: Sequence[Case]) -> list[str]:
         return []
     return [
         f'{ties} results have no partner but a suppression near its threshold, which is more than '
-        f'{100 * TIES:g} % of {total}'
+        f'{100 * MAX_TIES_SHARE:g} % of {total}'
     ]
 
 
@@ -112,7 +112,7 @@ def total_reasons(
         return [f'nothing was found in any {found_in}, so nothing was matched: {advice}']
     if not rows or not all(case.passed for case in cases):  # failed cases say more of what is wrong
         return []
-    first_runs = [case for case in cases if not case.name.endswith(AGAIN)]
+    first_runs = [case for case in cases if not case.name.endswith(SECOND_RUN)]
     reasons = too_few([sum(row.matched for row in case.detections) for case in first_runs], unit, advice)
     reasons += tie_reasons(cases)
     if precision == 'fp32':
@@ -127,9 +127,9 @@ def lone_low_results(low: int, alone: int) -> list[str]:
         low: number of results of both sides below the score threshold of level 3.
         alone: number of those without a partner on the other side.
     """
-    if alone <= max(LOW_ALONE_LEAST, LOW_ALONE * low):
+    if alone <= max(ALLOWED_LOW_ALONE, MAX_LOW_ALONE_SHARE * low):
         return []
     return [
         f'{alone} of {low} results below the score threshold have no partner on the other side, which is '
-        f'more than {100 * LOW_ALONE:g} %'
+        f'more than {100 * MAX_LOW_ALONE_SHARE:g} %'
     ]

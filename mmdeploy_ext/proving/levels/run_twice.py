@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.proving.results import DetectionRow
 from mmdeploy_ext.proving.tensors import same_bits
-from mmdeploy_ext.proving.totals import AGAIN
+from mmdeploy_ext.proving.totals import SECOND_RUN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,7 +46,7 @@ def run_twice(
     if not isinstance(second, Exception) and same_bits(outputs(first), outputs(second)):
         return [case], pictures
     again, _ = judge(second)
-    return [case, dataclasses.replace(again, name=again.name + AGAIN)], pictures
+    return [case, dataclasses.replace(again, name=again.name + SECOND_RUN)], pictures
 
 
 def attempt(run: Callable[[], Any]) -> Any:

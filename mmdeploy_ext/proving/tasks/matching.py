@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.proving.results import DetectionRow
-from mmdeploy_ext.proving.totals import ASKED, ASKED_LEAST
+from mmdeploy_ext.proving.totals import ALLOWED_UNPAIRED, MAX_UNPAIRED_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -253,8 +253,8 @@ def _tally(
         beyond: returns the candidates (columns) that match a result of the reference if its list is not cut
             off at `capacity`; only these are excused as ties at the cut. None: scores alone tell ties.
         near_ties: returns the results that the reference itself loses and gains if its suppression is rounded
-            otherwise, which are excused. It runs only if something has no partner, and not more than `ASKED`
-            allows. None: nothing is excused.
+            otherwise, which are excused. It runs only if something has no partner, and not more than
+            `MAX_UNPAIRED_SHARE` allows. None: nothing is excused.
     """
     (reference, candidate), (score_thr, score_bar, capacity) = scores, limits
     needed, surplus = reference >= score_thr, candidate >= score_thr + score_bar
@@ -269,7 +269,7 @@ def _tally(
         for pairs in (pairing.matched, pairing.outside)
     )
     alone, explains_all = len(missing) + len(extra) + 2 * len(outside), False
-    if near_ties and 0 < alone <= max(ASKED_LEAST, ASKED * (needed.sum() + surplus.sum())):
+    if near_ties and 0 < alone <= max(ALLOWED_UNPAIRED, MAX_UNPAIRED_SHARE * (needed.sum() + surplus.sum())):
         is_one_decision = len(missing) + len(extra) <= ONE_DECISION
         odd = {*missing, *outside}, {*extra, *outside.values()}
         rows, columns, explains_all = _unexplained(*odd, near_ties(), is_one_decision)

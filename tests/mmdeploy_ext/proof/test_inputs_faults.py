@@ -22,7 +22,7 @@ from graph_behind import Behind, Right
 from marking import in_suite
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.proving.levels.cases import run_case
-from mmdeploy_ext.proving.totals import AGAIN, total_reasons
+from mmdeploy_ext.proving.totals import SECOND_RUN, total_reasons
 from proofs import run_cases, run_once
 
 
@@ -202,7 +202,7 @@ def test_every_input_runs_twice_and_a_second_run_that_is_wrong_is_a_failed_case_
     with build_backend('OnnxRuntimeBackend', path) as backend:
         first, second = run_case(inputs[0], Alternating(backend))[0]
     assert first.passed and not second.passed
-    assert second.name == first.name + AGAIN
+    assert second.name == first.name + SECOND_RUN
 
 
 def test_references_are_computed_once_however_many_files_are_judged(known, monkeypatch):

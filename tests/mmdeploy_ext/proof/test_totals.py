@@ -3,7 +3,7 @@
 import pytest
 
 from mmdeploy_ext.proving.results import Case, DetectionRow
-from mmdeploy_ext.proving.totals import AGAIN, MATCHED_IN, MATCHED_LEAST, too_few, total_reasons
+from mmdeploy_ext.proving.totals import MIN_INPUTS, MIN_MATCHED, SECOND_RUN, too_few, total_reasons
 
 
 def case(matched, name='other image', passed=True, low=0, alone=0):
@@ -26,7 +26,7 @@ def case(matched, name='other image', passed=True, low=0, alone=0):
     ],
 )
 def test_ten_in_three_inputs_are_enough_or_in_all_where_there_are_fewer(matched, enough):
-    assert (MATCHED_LEAST, MATCHED_IN) == (10, 3)
+    assert (MIN_MATCHED, MIN_INPUTS) == (10, 3)
     assert (too_few(matched, 'frame', 'more') == []) == enough
 
 
@@ -44,9 +44,9 @@ def test_one_matched_result_in_a_proof_with_images_is_no_proof():
 
 
 def test_a_second_run_is_no_other_input():
-    runs = [case(20), case(20, 'other image' + AGAIN), case(20, 'dark'), case(20, 'dark' + AGAIN)]
+    runs = [case(20), case(20, 'other image' + SECOND_RUN), case(20, 'dark'), case(20, 'dark' + SECOND_RUN)]
     assert total_reasons(runs) == []
-    few = [case(20), case(20, 'other image' + AGAIN), case(0, 'dark'), case(0, 'bright')]
+    few = [case(20), case(20, 'other image' + SECOND_RUN), case(0, 'dark'), case(0, 'bright')]
     assert 'in 1 of 3 inputs' in total_reasons(few)[0]
 
 

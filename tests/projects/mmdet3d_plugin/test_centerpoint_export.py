@@ -23,7 +23,7 @@ from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proving import totals
 from mmdeploy_ext.proving.ladder import open_proof, prove
-from mmdeploy_ext.proving.totals import AGAIN
+from mmdeploy_ext.proving.totals import SECOND_RUN
 from mmdeploy_ext.proving.views.table import last_line
 from mmdeploy_ext.runtime.frames import Sweep
 from toy_atss import REPO
@@ -198,12 +198,12 @@ def test_a_sweep_whose_second_run_is_wrong_is_not_proven(toy, monkeypatch):
     monkeypatch.setattr(kind, 'runner', lambda self, paths, engine: Drifting(runner(self, paths, engine)))
     verdict, _ = prove(deployment, paths_of(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
     assert [case.passed for case in verdict.cases][:4] == [True, False] * 2
-    assert [case.name.endswith(AGAIN) for case in verdict.cases][:4] == [False, True] * 2
+    assert [case.name.endswith(SECOND_RUN) for case in verdict.cases][:4] == [False, True] * 2
 
 
 def test_sweeps_with_hardly_a_box_are_no_proof(toy, monkeypatch):
     deployment, folder, *_ = toy
-    monkeypatch.setattr(totals, 'MATCHED_LEAST', 10_000)
+    monkeypatch.setattr(totals, 'MIN_MATCHED', 10_000)
     verdict, _ = prove(deployment, paths_of(folder), sweeps(1), dict(engine='OnnxRuntimeBackend'))
     assert all(case.passed for case in verdict.cases) and not verdict.proven
     assert 'in 1 of 1 sweeps; a proof wants 10000 or more' in verdict.reasons[0]
