@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 PROOFS = dict(images=ImageProof, drive=DriveProof, sweeps=SweepProof, fused=SweepProof, voxels=SparseProof)
 """What a model takes -> the kind of proof of its files."""
-MOST_CHARACTERS = 500
+MAX_MESSAGE_LENGTH = 500
 """Length to which an engine's message about a file that it cannot load is cut."""
 
 
@@ -94,7 +94,7 @@ def prove(
         try:
             proof.start(stack)
         except LoadError as error:  # the graph that level 1 has just judged is one that nothing can run
-            proof.verdict.reasons.append(one_line(error)[:MOST_CHARACTERS])
+            proof.verdict.reasons.append(one_line(error)[:MAX_MESSAGE_LENGTH])
             return proof.verdict, []
         for make_inputs in (proof.inputs, proof.more_inputs):
             inputs = make_inputs()

@@ -167,7 +167,7 @@ class DriveProof(FramesProof):
 
     def inputs(self) -> NearOrigin:
         self.drive = NearOrigin(self.samples)
-        total, parts = len(self.drive), 2 * self.most_pictures
+        total, parts = len(self.drive), 2 * self.max_pictures
         self.drawn_frames = {min(part * total // parts, total - 1) for part in range(1, parts, 2)}
         return self.drive
 

@@ -38,8 +38,8 @@ SAME_POSE = 1e-6
 """Metres, and seconds: largest difference of a memory's pose and time from those of its frame."""
 TIME_JUMP = 2.0
 """Gaps within scenes of at least so many times the usual one are jumps in time."""
-MOST_TAKEN = 20
-"""Frames for each time that a memory may be taken over, see `PairRun.takes_over`."""
+FRAMES_PER_TAKEOVER = 20
+"""Number of frames for each of which a memory may be taken over once, see `PairRun.takes_over`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +238,7 @@ class PairRun:
         It does if a tie alone decided which rows are kept and all results of the frame are equal: a model
         may give other results with the other row, and PyTorch itself would with it. One frame of 20 may.
         """
-        allowed = max(self.bars.frames // MOST_TAKEN, 1)
+        allowed = max(self.bars.frames // FRAMES_PER_TAKEOVER, 1)
         if self.mode != 'free' or not self.parted or self.tied['taken_over'] >= allowed:
             return False
         self.tied['taken_over'] += 1

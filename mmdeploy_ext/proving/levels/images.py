@@ -44,7 +44,7 @@ class ImageProof(ExportedProof):
         picture_files: files of the samples, if these are of files.
     """
 
-    most_pictures = 8
+    max_pictures = 8
 
     def __init__(self, *arguments: Any, picture_files: Sequence[str | Path] = ()) -> None:
         """Read the file as `Proof` does."""

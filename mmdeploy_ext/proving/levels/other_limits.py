@@ -58,7 +58,7 @@ SCORE_BAR = 1e-5
 """Largest score difference of a matched pair of boxes: both sides have the same logits."""
 BOXED = 'bbox2d', 'boxed_mask'
 """Tasks whose results are boxes."""
-LEAST_GAP = 2e-5
+MIN_GAP = 2e-5
 """Smallest difference of the scores on both sides of a threshold: rounding changes them by far less."""
 COVERED_FROM, COVERED_STEP = 0.95, 1.02
 """The largest share that may be covered of a mask in the search (the smallest is 1 minus that), and the ratio
@@ -521,7 +521,7 @@ class ThresholdsRaised(Trial):
             place = int(share * len(scores))
             neighbours = scores[place // 2 : place + 2]
             gaps = neighbours[:-1] - neighbours[1:]
-            wide = gaps[gaps >= LEAST_GAP]
+            wide = gaps[gaps >= MIN_GAP]
             index = int(np.argmax(gaps == (wide.min() if len(wide) else gaps.max())))
             values = [(threshold, float(neighbours[index : index + 2].mean()))]
             if len(self.scores_with(values, last.list)) < last.value:

@@ -53,7 +53,7 @@ class Proof(abc.ABC):
         found_in: name of an input with results, in messages.
         advice: what the user can do if too few results were matched.
         by_rate: whether results of files in less than float32 are judged by the share that matched.
-        most_pictures: largest number of pictures in the report.
+        max_pictures: largest number of pictures in the report.
         files: what `read` returned for each path.
         verdict: the results so far.
         pictures: results of both engines to draw in the report.
@@ -63,7 +63,7 @@ class Proof(abc.ABC):
     found_in: ClassVar[str] = 'image'
     advice: ClassVar[str] = IMAGES
     by_rate: ClassVar[bool] = True
-    most_pictures: ClassVar[int] = 4
+    max_pictures: ClassVar[int] = 4
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ class Proof(abc.ABC):
         verdict.timing_ms = self.timing()
         verdict.reasons += self.reasons()
         verdict.notes += self.notes()
-        self.pictures = self.pictures[: self.most_pictures]
+        self.pictures = self.pictures[: self.max_pictures]
 
     def timing(self) -> dict[str, float]:
         """Return title of an engine -> median milliseconds."""

@@ -50,7 +50,7 @@ class SparseProof(Proof):
     """
 
     by_rate = False
-    most_pictures = 16
+    max_pictures = 16
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections3d import Detections3D
 
 NAME = 'synthetic outputs of the head'
-LEAST_GAP = 1e-4
+MIN_GAP = 1e-4
 """Smallest gap between the scores of the last result within a limit and the first beyond it: rounding is far
 below."""
 
@@ -40,7 +40,7 @@ def limit_between(detections: Detections3D, groups: np.ndarray) -> int:
     """
     ordered = [-np.sort(-detections.scores[groups == group]) for group in np.unique(groups)]
     longest = max(map(len, ordered), default=0)
-    widest_gap, best_limit = LEAST_GAP, 0
+    widest_gap, best_limit = MIN_GAP, 0
     for limit in range(max(longest // 4, 1), longest):
         gaps = [scores[limit - 1] - scores[limit] for scores in ordered if len(scores) > limit]
         if min(gaps) > widest_gap:
