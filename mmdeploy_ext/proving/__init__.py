@@ -1,1 +1,1 @@
-"""The proof: compare tensors, detections, sequences and metrics; report as a table, JSON and a page."""
+"""Proofs of exported files: `ladder.prove` is the entry, and its module tells how a verdict comes about."""

@@ -1,1 +1,1 @@
-"""The first tensor in which ONNX differs from PyTorch."""
+"""Search for the first tensor in which ONNX differs from PyTorch."""

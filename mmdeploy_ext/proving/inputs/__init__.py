@@ -1,1 +1,1 @@
-"""What a proof runs on."""
+"""Inputs of a proof: pictures, drives, sweeps and voxels."""

@@ -1,1 +1,1 @@
-"""A verdict as table and page."""
+"""Views of a verdict: table, page, and the next command."""
