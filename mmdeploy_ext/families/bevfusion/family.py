@@ -29,6 +29,7 @@ from mmdeploy_ext.families.bevfusion.fork import (
 )
 from mmdeploy_ext.families.bevfusion.graphs import graphs, postprocess_facts
 from mmdeploy_ext.families.bevfusion.head_limits import heads_with_other_limits
+from mmdeploy_ext.families.bevfusion.live import take_layers
 from mmdeploy_ext.families.bevfusion.options import AUTOWARE, CUDA, PORTABLE
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference, CudaReference
 from mmdeploy_ext.families.bevfusion.runtime.model import is_cuda, opened
@@ -173,8 +174,9 @@ class BEVFusionFamily(SequenceFamily):
         classes = super().model_classes(model)
         if not model.fork:
             return classes
-        classes = tuple(entry for entry in classes if (entry.name, entry.ours) != (Fork.__name__, True))
-        return *(ModelClass(**entry) for entry in model.fork.process.facts['classes']), *classes
+        repository_classes = [ModelClass(**entry) for entry in model.fork.process.facts['classes']]
+        ours = [entry for entry in classes if entry.ours and entry.name != Fork.__name__]
+        return *repository_classes, *ours
 
     def differing_methods(self, model: nn.Module) -> list[DifferingMethod]:
         if model.fork:
@@ -203,6 +205,8 @@ class BEVFusionFamily(SequenceFamily):
         check_model(cfg)
         model = build_without_weights(cfg, build_model)
         model.fork = cfg.get('fork')
+        if model.fork:
+            take_layers(model)
         return model
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:

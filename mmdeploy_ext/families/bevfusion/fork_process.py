@@ -34,6 +34,8 @@ stand_in_for_operators()
 
 import torch  # noqa: E402 - after the patches
 
+from mmdeploy_ext.families.bevfusion.live import build_by_repository  # noqa: E402
+
 TURN = 0.3
 """Heading of a box by which `box_convention` tells the conventions apart, rad."""
 
@@ -57,20 +59,14 @@ class ForkModel:
         import mmdet3d
         from mmcv import ConfigDict
         from mmcv.runner import load_checkpoint
-        from mmdet3d.models import build_model
 
         self.root = Path(root).resolve()
         package = Path(mmdet3d.__file__ or '').resolve()
         if not package.is_relative_to(self.root):
             raise ImportError(f'mmdet3d is {package}, not the copy in {self.root}')
-        self.cfg = cfg = ConfigDict(cfg)
+        self.cfg = ConfigDict(cfg)
         self.steps = steps
-        cfg.model.pretrained = None
-        cfg.model.train_cfg = None
-        camera = cfg.model.encoders.get('camera')
-        if camera:
-            camera.backbone.init_cfg = None  # the weights that training starts from; the checkpoint has all
-        self.model = build_model(cfg.model, test_cfg=cfg.get('test_cfg')).eval()
+        self.model = build_by_repository(self.cfg)
         if checkpoint:
             load_checkpoint(self.model, checkpoint, map_location='cpu', strict=True)
         self.captured: dict[str, torch.Tensor] = {}

@@ -1,0 +1,147 @@
+"""Layers of a repository's own BEVFusion in the graphs: its mmdet3d is imported beside the installed one.
+
+A copy of mmdet3d 0.x has the name of the installed mmdet3d and registers types that this has registered. Both
+are put aside while the copy is imported and its model is built; then the layers of `LAYERS` take the places
+of ours. What stands around them the graphs compute by this package's code, see `followed_code.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.compat.vendored_mmdet3d import stand_in_for_operators
+from mmdeploy_ext.families.unregistered import registries
+from mmdeploy_ext.models.bevfusion.queries import DecoderLayer
+
+PACKAGE = 'mmdet3d'
+REGISTERED_FOR_IT = (PACKAGE, 'spconv', 'mmdeploy_ext')
+"""Packages whose types are registered beside the installed mmdet3d; a copy registers its own."""
+LAYERS = (
+    'encoders.camera.backbone',
+    'encoders.camera.neck',
+    'encoders.camera.vtransform.dtransform',
+    'encoders.camera.vtransform.depthnet',
+    'encoders.camera.vtransform.downsample',
+    'fuser',
+    'decoder.backbone',
+    'decoder.neck',
+    'heads.object.shared_conv',
+    'heads.object.heatmap_head',
+    'heads.object.class_encoding',
+    'heads.object.decoder',
+    'heads.object.prediction_heads',
+)
+"""Paths of layers that the graphs run as the repository has them; LiDAR's sparse encoder is none of them."""
+QUERY_HEAD = 'TransFusionHead'
+"""Class of the head whose layers are taken; of other heads the graphs run ours."""
+
+
+@contextlib.contextmanager
+def repository_first(root: str) -> Iterator[None]:
+    """Inside the block `import mmdet3d` gives the copy of a repository, which may register its types."""
+    installed = {name: module for name, module in sys.modules.items() if _is_of_package(name)}
+    contents = {id(registry): (registry, dict(registry.module_dict)) for registry in registries()}
+    for registry, types in contents.values():
+        for name, kind in types.items():
+            if kind.__module__.partition('.')[0] in REGISTERED_FOR_IT:
+                del registry.module_dict[name]
+    for name in installed:
+        del sys.modules[name]
+    sys.path.insert(0, root)
+    try:
+        yield
+    finally:
+        sys.path.remove(root)
+        for name in [name for name in sys.modules if _is_of_package(name)]:
+            del sys.modules[name]
+        sys.modules.update(installed)
+        for registry, types in contents.values():
+            registry.module_dict.clear()
+            registry.module_dict.update(types)
+
+
+def _is_of_package(name: str) -> bool:
+    return name.partition('.')[0] == PACKAGE
+
+
+def build_by_repository(cfg: Any) -> nn.Module:
+    """Return the model of a config by the `build_model` of the mmdet3d that is imported, without weights."""
+    from mmdet3d.models import build_model
+
+    cfg.model.pretrained = None
+    cfg.model.train_cfg = None
+    camera = cfg.model.encoders.get('camera')
+    if camera:
+        camera.backbone.init_cfg = None  # the weights that training starts from; the checkpoint has all
+    return build_model(cfg.model, test_cfg=cfg.get('test_cfg')).eval()
+
+
+def take_layers(model: nn.Module) -> None:
+    """Put the layers of a repository's model into ours, in place; `model.fork` is the repository.
+
+    `model.fork.layers` is then their paths, or `model.fork.import_error` says why there are none.
+    """
+    from mmcv import ConfigDict
+
+    fork = model.fork
+    try:
+        with repository_first(fork.root), _without_warnings():
+            stand_in_for_operators()
+            theirs = build_by_repository(ConfigDict(copy.deepcopy(fork.cfg)))
+            package = Path(sys.modules[PACKAGE].__file__ or '').resolve()
+            if not package.is_relative_to(Path(fork.root).resolve()):
+                raise ImportError(f'{PACKAGE} is {package}, not the copy in {fork.root}')
+    except Exception as error:  # whatever the repository's code raises; its own process is the reference
+        fork.import_error = f'{type(error).__name__}: {" ".join(str(error).split())}'
+        return
+    fork.layers = tuple(path for path in LAYERS if _take_layer(model, theirs, path))
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Leave out what classes log of weights that training would start from."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _take_layer(model: nn.Module, theirs: nn.Module, path: str) -> bool:
+    """Put the layer at a path into our model, if both have one; return whether they have."""
+    if path.startswith('heads.') and type(theirs.heads['object']).__name__ != QUERY_HEAD:
+        return False
+    parent, _, name = path.rpartition('.')
+    try:
+        layer, _ = theirs.get_submodule(path), model.get_submodule(path)
+    except AttributeError:  # one sensor, no fuser, or a view transform without points
+        return False
+    if path == 'heads.object.decoder':
+        for part in layer:
+            if not isinstance(part, DecoderLayer):
+                part.register_forward_pre_hook(_channels_first)
+                part.register_forward_hook(_channels_last)
+    owner = model.get_submodule(parent)
+    owner.add_module(name, layer)
+    return True
+
+
+def _channels_first(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Return what a decoder layer of these repositories takes: queries (B, C, Q) and keys (B, C, T)."""
+    queries, keys, *positions = inputs
+    return queries.transpose(1, 2), keys.transpose(1, 2), *positions
+
+
+def _channels_last(layer: nn.Module, inputs: tuple[torch.Tensor, ...], queries: torch.Tensor) -> torch.Tensor:
+    """Return refined queries as (B, Q, C)."""
+    return queries.transpose(1, 2)
