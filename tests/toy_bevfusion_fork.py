@@ -68,7 +68,9 @@ def build_dataset(cfg):
 """
 BEVFUSION = """
 import copy
+from unittest import mock
 
+from mmdet3d.models import builder
 from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
 from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.models.bevfusion import fusion
@@ -88,7 +90,9 @@ class BEVFusion(fusion.BEVFusion):
     def __init__(self, encoders, **parts):
         encoders = copy.deepcopy({name: encoder for name, encoder in encoders.items() if encoder})
         encoders['lidar']['backbone']['type'] = 'BEVFusionSparseEncoder'
-        super().__init__(encoders, **parts)
+        own = {name: getattr(builder, name) for name in ('build_backbone', 'build_neck')}
+        with mock.patch.multiple(fusion, **own):
+            super().__init__(encoders, **parts)
         self.encoders['lidar'].__class__ = Lidar
         self.heads['object'].__class__ = type('Head', (Head, type(self.heads['object'])), {})
 

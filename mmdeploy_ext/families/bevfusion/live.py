@@ -42,16 +42,19 @@ LAYERS = (
 )
 """Paths of layers that the graphs run as the repository has them; LiDAR's sparse encoder is none of them."""
 QUERY_HEAD = 'TransFusionHead'
-"""Class of the head whose layers are taken; of other heads the graphs run ours."""
+"""Class of the head, or a base of it, whose layers are taken; of other heads the graphs run ours."""
 
 
 @contextlib.contextmanager
 def repository_first(root: str) -> Iterator[None]:
     """Inside the block `import mmdet3d` gives the copy of a repository, which may register its types."""
     installed = {name: module for name, module in sys.modules.items() if _is_of_package(name)}
-    contents = {id(registry): (registry, dict(registry.module_dict)) for registry in registries()}
-    for registry, types in contents.values():
-        for name, kind in types.items():
+    all_registries = {id(registry): registry for registry in registries()}.values()
+    tables = [table for registry in all_registries for table in (registry.module_dict, registry.children)]
+    contents = [(table, dict(table)) for table in tables]
+    for registry in all_registries:
+        registry.children.pop(PACKAGE, None)
+        for name, kind in list(registry.module_dict.items()):
             if kind.__module__.partition('.')[0] in REGISTERED_FOR_IT:
                 del registry.module_dict[name]
     for name in installed:
@@ -64,9 +67,9 @@ def repository_first(root: str) -> Iterator[None]:
         for name in [name for name in sys.modules if _is_of_package(name)]:
             del sys.modules[name]
         sys.modules.update(installed)
-        for registry, types in contents.values():
-            registry.module_dict.clear()
-            registry.module_dict.update(types)
+        for table, content in contents:
+            table.clear()
+            table.update(content)
 
 
 def _is_of_package(name: str) -> bool:
@@ -119,7 +122,8 @@ def _without_warnings() -> Iterator[None]:
 
 def _take_layer(model: nn.Module, theirs: nn.Module, path: str) -> bool:
     """Put the layer at a path into our model, if both have one; return whether they have."""
-    if path.startswith('heads.') and type(theirs.heads['object']).__name__ != QUERY_HEAD:
+    head_classes = [kind.__name__ for kind in type(theirs.heads['object']).__mro__]
+    if path.startswith('heads.') and QUERY_HEAD not in head_classes:
         return False
     parent, _, name = path.rpartition('.')
     try:

@@ -1,10 +1,13 @@
 """A repository with a copy of mmdet3d: its own code is the reference, in a process of its own."""
 
+import copy
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import toy_bevfusion
 import toy_bevfusion_fork
@@ -12,11 +15,13 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, InferenceError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.bevfusion import followed_code
+from mmdeploy_ext.families.bevfusion import followed_code, fork, live
+from mmdeploy_ext.families.bevfusion.fork import Fork
 from mmdeploy_ext.families.replaced import DIGITS
 from mmdeploy_ext.proving.ladder import prove
 
 HEAD = 'mmdet3d/models/heads/bbox/transfusion.py'
+QUERY_LAYERS = tuple(path for path in live.LAYERS if path.startswith('heads.'))
 IN_SUITE = ('box scale',)
 """Changes that are tried in every run; the others are of the matrix."""
 
@@ -56,6 +61,42 @@ def test_the_files_equal_what_the_code_of_the_repository_gives(verdict, reposito
     text = ' '.join(verdict.notes)
     assert f'the reference is the code of {repository[0]}' in text
     assert 'boxes are those of mmdet3d 1.x (columns l, w, h' in text
+
+
+@pytest.fixture(scope='module')
+def changed(tmp_path_factory):
+    """Return the model of a repository whose neck has another activation."""
+    folder = toy_bevfusion_fork.repository(tmp_path_factory.mktemp('changed'), 'activation')
+    return deploy.load(*toy_bevfusion_fork.configured(folder))
+
+
+def test_the_graphs_run_the_layers_of_the_repository_and_the_installed_mmdet3d_stays(changed):
+    import mmdet3d
+    from mmdet.models.builder import BACKBONES
+
+    model = changed.model
+    assert model.fork.layers == ('decoder.backbone', 'decoder.neck', *QUERY_LAYERS), model.fork.import_error
+    assert isinstance(model.decoder['neck'].deblocks[0][2], nn.LeakyReLU)
+    assert type(model.decoder['backbone']) is not BACKBONES.get('SECOND')
+    assert sys.modules['mmdet3d'] is mmdet3d and not mmdet3d.__file__.startswith(model.fork.root)
+    assert model.fork.root not in sys.path
+
+
+@pytest.mark.matrix
+def test_a_changed_layer_goes_into_the_graphs(changed, tmp_path):
+    verdict = proof_of((changed, toy_bevfusion.export(changed, tmp_path)))
+    assert verdict.passed, verdict.reasons
+    assert any('the graphs run its layers decoder.backbone' in note for note in verdict.notes)
+
+
+def test_code_that_cannot_be_imported_beside_ours_leaves_our_layers_and_a_note(toy, monkeypatch):
+    model = copy.copy(toy[0].model)
+    model.fork = Fork(model.fork.root, model.fork.cfg)
+    monkeypatch.setattr(live, 'build_by_repository', lambda cfg: [][1])
+    live.take_layers(model)
+    assert not model.fork.layers
+    note = fork._graphs_note(model.fork)
+    assert note.endswith('cannot be imported beside it: IndexError: list index out of range')
 
 
 def test_a_verdict_names_the_classes_of_the_repository_and_that_inputs_decide(verdict):
