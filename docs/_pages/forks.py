@@ -1,7 +1,8 @@
 """Export and prove research repositories in their own folders, and write the table of docs/forks.md.
 
 `python docs/_pages/forks.py FOLDER [NAME...]` takes a folder with checkouts, named as in `forks.json`, which
-has for each row the repository, its commit, a config and the overrides that keep a run small. Each step is a
+has for each row the repository, its commit, a config and the overrides that keep a run small (`checkout` is
+the name of the folder where it is not that of the repository). Each step is a
 process of its own in the folder of the checkout, once as `mm2onnx` starts and once with `PYTHONPATH=.`, which
 has to write the same file; weights are drawn from a seed by the repository's own classes. Figures are kept in
 `forks_results.json`; rows that are not measured now stay as they were. `--table` writes the pages again from
@@ -62,13 +63,16 @@ if len(sys.argv) > 1:
     from mmdeploy_ext.core.config import load_config
     cfg = load_config(sys.argv[1], parse_cfg_options(sys.argv[2:]))
     family = find_family(cfg)
-    if notes_on(family.build(cfg)):
+    model = family.build(cfg)
+    if notes_on(model):
         replaced.append('flash_attention')
+    if getattr(model, 'fork', None):
+        replaced += [patch['name'] for patch in model.fork.process.facts['patches']]
 else:
     import mmdet.apis, mmdet3d.datasets
     load_families()
 import mmdet
-patches = [patch.name for patch in compat.effective()] + replaced
+patches = [*dict.fromkeys([patch.name for patch in compat.effective()] + replaced)]
 print(json.dumps(dict(patches=patches, mmdet=mmdet.__version__)))
 """
 """Prints the patches that were in effect, of a config or, without one, of the installed libraries."""
@@ -125,7 +129,7 @@ def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
 
     SystemExit: the checkout is not there, or is at another commit.
     """
-    checkout = checkouts / row['repository'].rpartition('/')[2]
+    checkout = checkouts / row.get('checkout', row['repository'].rpartition('/')[2])
     if (commit := commit_of(checkout)) != row['commit']:
         raise SystemExit(f'{checkout}: is at {commit or "no commit"}; expected {row["commit"]}')
     folder, config, options = checkout / row.get('folder', ''), row['config'], row['cfg_options']
@@ -164,10 +168,10 @@ def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
         figures['verdict'] = last_line(text, 'PROVEN', 'NOT PROVEN').replace(str(output), output.name)
         figures.update({name: summary[name] for name in PROVEN if name in summary})
         figures['worst_distance'] = None
-        if drives := content['sequence']:  # boxes in 3D, matched by distance
-            figures.update(
-                {name: max(drive[name] for drive in drives) for name in ('worst_distance', 'worst_score')}
-            )
+        boxes = [rows for case in content['cases'] for rows in case['detections']]
+        if compared := content['sequence'] or [rows for rows in boxes if rows.get('worst_distance') is not None]:
+            for name in ('worst_distance', 'worst_score'):  # of boxes in 3D, matched by distance
+                figures[name] = max(rows[name] for rows in compared)
     return result
 
 

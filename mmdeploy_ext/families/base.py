@@ -144,7 +144,10 @@ class Family(abc.ABC):
         """Return how much of the model of a config the family exports."""
 
     def adapt(self, cfg: Any) -> None:  # noqa: B027 most families know configs of OpenMMLab alone
-        """Translate a config of another repository to the keys that the family reads, in place."""
+        """Translate a config of another repository to the keys that the family reads, in place.
+
+        A translated config has the one that was read, a `Config`, as `as_read`.
+        """
 
     def check(self, cfg: Any, options: Options) -> None:  # noqa: B027 some families take whatever they claim
         """Refuse settings that cannot be exported, by name; runs before the weights load."""

@@ -166,6 +166,7 @@ def refuse_other_settings(cfg: Any, overrides: Mapping[str, Any], path: object) 
 
 def _differing_settings(cfg: Any, overrides: Mapping[str, Any]) -> str:
     """Return which overrides of a file a config lacks or has otherwise, and what to type; '' for none."""
+    cfg = cfg.get('as_read', cfg)  # overrides are of the config before a family translated it
     settings = {key: _like(_setting(cfg, key), value) for key, value in overrides.items()}
     differing_keys = [
         key for key, value in overrides.items() if settings[key] != value and _changes_export(cfg, key, value)

@@ -29,7 +29,7 @@ from mmdeploy_ext.families.bevfusion.fork import (
 )
 from mmdeploy_ext.families.bevfusion.graphs import graphs, postprocess_facts
 from mmdeploy_ext.families.bevfusion.head_limits import heads_with_other_limits
-from mmdeploy_ext.families.bevfusion.live import take_layers
+from mmdeploy_ext.families.bevfusion.live import DEPTH_KERNEL, take_layers
 from mmdeploy_ext.families.bevfusion.options import AUTOWARE, CUDA, PORTABLE
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference, CudaReference
 from mmdeploy_ext.families.bevfusion.runtime.model import is_cuda, opened
@@ -58,7 +58,6 @@ from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 CAMERAS = 6
-DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
 FOLLOWED: Followed = (
     (BEVFusion, ('forward', 'forward_test', 'simple_test', 'predictions', 'camera_view', 'lidar_view')),
     (ViewTransform, ('pool',)),

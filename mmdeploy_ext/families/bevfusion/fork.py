@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmcv import Config
 from mmcv.parallel import DataContainer
 
 import mmdeploy_ext
@@ -139,7 +140,7 @@ def adapt(cfg: Any) -> None:
         test_mode=True,
     )
     cfg.data = dict(test=test)
-    cfg.fork = fork
+    cfg.fork, cfg.as_read = fork, Config(copy.deepcopy(fork.cfg), filename=cfg.filename)
     catalogue.register_named(cfg)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.compat.vendored_mmdet3d import stand_in_for_operators
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.unregistered import registries
 from mmdeploy_ext.models.bevfusion.queries import DecoderLayer
 
@@ -41,6 +42,7 @@ LAYERS = (
     'heads.object.prediction_heads',
 )
 """Paths of layers that the graphs run as the repository has them; LiDAR's sparse encoder is none of them."""
+DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
 QUERY_HEAD = 'TransFusionHead'
 """Class of the head, or a base of it, whose layers are taken; of other heads the graphs run ours."""
 
@@ -92,6 +94,9 @@ def take_layers(model: nn.Module) -> None:
     """Put the layers of a repository's model into ours, in place; `model.fork` is the repository.
 
     `model.fork.layers` is then their paths, or `model.fork.import_error` says why there are none.
+
+    Raises:
+        ConfigError: the repository's view transform takes other depth maps than the graphs give.
     """
     from mmcv import ConfigDict
 
@@ -106,6 +111,13 @@ def take_layers(model: nn.Module) -> None:
     except Exception as error:  # whatever the repository's code raises; its own process is the reference
         fork.import_error = f'{type(error).__name__}: {" ".join(str(error).split())}'
         return
+    depth_kernels = [part.state_dict().get(DEPTH_KERNEL) for part in (model, theirs)]
+    if None not in depth_kernels and depth_kernels[0].shape != depth_kernels[1].shape:
+        raise ConfigError(
+            f'{fork.root}: {DEPTH_KERNEL} takes {depth_kernels[1].shape[1]} depth channels, as in '
+            f'mit-han-lab/bevfusion after db75150, and the graphs give {depth_kernels[0].shape[1]}; use the code '
+            f'of db75150, which the published checkpoints are of'
+        )
     fork.layers = tuple(path for path in LAYERS if _take_layer(model, theirs, path))
 
 

@@ -19,6 +19,7 @@ from mmdeploy_ext.families.bevfusion import followed_code, fork, live
 from mmdeploy_ext.families.bevfusion.fork import Fork
 from mmdeploy_ext.families.replaced import DIGITS
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.provenance import settings_check
 
 HEAD = 'mmdet3d/models/heads/bbox/transfusion.py'
 QUERY_LAYERS = tuple(path for path in live.LAYERS if path.startswith('heads.'))
@@ -151,6 +152,16 @@ def test_the_config_is_put_into_the_terms_of_the_family(repository):
     rule = family.preprocess_rule(cfg)
     assert (rule.sweeps, rule.load_dim) == (2, 5)
     assert cfg.fork.root == str(repository[0])
+
+
+def test_overrides_of_a_file_are_those_of_the_config_as_it_was_read(repository):
+    step = 'data.test.pipeline.6.point_cloud_range'
+    limits = [-9.0, -9.0, -5.0, 9.0, 9.0, 3.0]
+    for overrides, passed in (({}, False), ({step: limits}, True)):
+        cfg = load_config(repository[1], overrides)
+        find_family(cfg)
+        assert len(cfg.data.test.pipeline) == 5
+        assert settings_check(cfg, {step: limits}).passed == passed
 
 
 @pytest.mark.parametrize(
