@@ -115,8 +115,8 @@ def take_layers(model: nn.Module) -> None:
     if None not in depth_kernels and depth_kernels[0].shape != depth_kernels[1].shape:
         raise ConfigError(
             f'{fork.root}: {DEPTH_KERNEL} takes {depth_kernels[1].shape[1]} depth channels, as in '
-            f'mit-han-lab/bevfusion after db75150, and the graphs give {depth_kernels[0].shape[1]}; use the code '
-            f'of db75150, which the published checkpoints are of'
+            f'mit-han-lab/bevfusion after db75150, and the graphs give {depth_kernels[0].shape[1]}; use the '
+            f'code of db75150, which the published checkpoints are of'
         )
     fork.layers = tuple(path for path in LAYERS if _take_layer(model, theirs, path))
 
