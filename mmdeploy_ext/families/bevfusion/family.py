@@ -58,6 +58,8 @@ from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 CAMERAS = 6
+
+
 FOLLOWED: Followed = (
     (BEVFusion, ('forward', 'forward_test', 'simple_test', 'predictions', 'camera_view', 'lidar_view')),
     (ViewTransform, ('pool',)),

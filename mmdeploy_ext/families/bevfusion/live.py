@@ -21,7 +21,6 @@ from torch import nn
 from mmdeploy_ext.compat.vendored_mmdet3d import stand_in_for_operators
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.unregistered import registries
-from mmdeploy_ext.models.bevfusion.queries import DecoderLayer
 
 PACKAGE = 'mmdet3d'
 REGISTERED_FOR_IT = (PACKAGE, 'spconv', 'mmdeploy_ext')
@@ -134,6 +133,8 @@ def _without_warnings() -> Iterator[None]:
 
 def _take_layer(model: nn.Module, theirs: nn.Module, path: str) -> bool:
     """Put the layer at a path into our model, if both have one; return whether they have."""
+    from mmdeploy_ext.models.bevfusion.head import DecoderLayer  # imports mmdet3d
+
     head_classes = [kind.__name__ for kind in type(theirs.heads['object']).__mro__]
     if path.startswith('heads.') and QUERY_HEAD not in head_classes:
         return False
