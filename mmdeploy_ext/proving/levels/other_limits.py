@@ -111,7 +111,8 @@ class Trials:
             return []
         trials: list[Trial] = [LimitsLowered(self)]
         if not self.capped:  # a file with constant shapes has a fixed number of candidates, and no more
-            if family.first and any(limit.list for limit in self.limits):
+            makes_first = family.first and family.first not in family.spec(model, self.options).input_names
+            if makes_first and any(limit.list for limit in self.limits):
                 trials.append(FirstLimitsRaised(self))
             trials.append(LimitsRaised(self))
             if self.is_full():

@@ -277,3 +277,7 @@ def test_a_list_is_cut_where_rounding_mixes_nothing():
     scores[97:] -= 0.1
     assert cut(scores, 1) == 97 and cut(scores, 98) >= 98
     assert cut(scores[:3], 3) == 0
+
+
+def test_a_graph_whose_input_are_proposals_has_no_case_of_their_limits():
+    assert cases('mask_rcnn', PROPOSALS, form='regions') == []
