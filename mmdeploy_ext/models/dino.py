@@ -165,7 +165,7 @@ class DinoTransformer(transformer.DeformableDetrTransformer):
         moves: nn.Module,
         scores: nn.Module,
     ) -> torch.Tensor:
-        """Return the boxes (B, Q, 4) of the tokens whose best class scores highest, of memory (B, S, D)."""
+        """Return the boxes (B, Q, 4) of the tokens with the highest class scores, of memory (B, S, D)."""
         rows, proposals = self.gen_encoder_output_proposals(memory, padded, shapes)
         best = scores(rows).amax(-1).topk(self.two_stage_num_proposals, 1)[1]
         return (moves(rows) + proposals).gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
@@ -206,7 +206,7 @@ class DINOHead(dense_heads.DeformableDETRHead):
     def masks(
         self, mlvl_feats: Sequence[torch.Tensor], img_metas: Sequence[Mapping[str, Any]]
     ) -> list[torch.Tensor]:
-        """Return (B, h, w) bool of each map, True where it shows no image."""
+        """Return (B, h, w) bool for each map, True for cells outside of the image."""
         outside = mlvl_feats[0].new_ones((len(img_metas), *img_metas[0]['batch_input_shape']))
         for image, meta in enumerate(img_metas):
             height, width = meta['img_shape'][:2]

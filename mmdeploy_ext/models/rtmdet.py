@@ -46,7 +46,7 @@ ARCHITECTURES: dict[str, tuple[Stage, ...]] = dict(
 
 
 def convolution(norm_cfg: Mapping[str, Any], act_cfg: Mapping[str, Any], use_depthwise: bool = False) -> Any:
-    """Return what makes a convolution with its normalisation and activation."""
+    """Return a constructor of convolutions with normalisation and activation."""
     kind = DepthwiseSeparableConvModule if use_depthwise else ConvModule
     return functools.partial(kind, norm_cfg=dict(norm_cfg), act_cfg=dict(act_cfg))
 

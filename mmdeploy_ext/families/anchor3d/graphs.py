@@ -18,7 +18,7 @@ from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.pillars import points_facts
 
 PER_CLASS = 'AlignedAnchor3DRangeGeneratorPerCls'
-"""The anchor generator of heads whose classes have maps of their own."""
+"""Anchor generator of heads in which classes have maps of their own."""
 GENERATORS = {'Anchor3DRangeGenerator': False, 'AlignedAnchor3DRangeGenerator': True, PER_CLASS: True}
 """Anchor generator -> whether anchors lie in the middle of cells."""
 MEANINGS = dict(
@@ -52,7 +52,7 @@ def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
 
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:
-    """Return the metadata's entry about decoding: an `AnchorRule`, without `cells` where they are empty."""
+    """Return the metadata's entry about decoding: an `AnchorRule`, without empty `cells`."""
     facts = anchor_rule(parts_of(model).head, cells_of(model)).to_json() | points_facts(model)
     return {key: value for key, value in facts.items() if key != 'cells' or value}
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 OUTPUTS = ('cls_score', 'bbox_pred', 'dir_cls_pred')
-"""Of each level: `cls_score_0`, `bbox_pred_0`, `dir_cls_pred_0`, `cls_score_1`, ..."""
+"""Kinds of outputs; a level has one of each: `cls_score_0`, `bbox_pred_0`, `dir_cls_pred_0`, ..."""
 PI = np.float32(np.pi)
 
 

@@ -85,7 +85,7 @@ class NodeHead(nn.Module):
         self.head = head
 
     def forward(self, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `DenseHead` returns, of (1, C, X, Y)."""
+        """Return the outputs of `DenseHead` for the input map (1, C, X, Y) of the head."""
         return boxes_of_node(self.head, middle)
 
 

@@ -292,8 +292,8 @@ class RepositoryMoments(torch.utils.data.Dataset):
     """
 
     picture_rtol = 1e-6
-    """Of the largest value of a picture: torchvision divides by 255, then by the deviation; a rule
-    multiplies once. Measured: 4e-7."""
+    """Tolerance relative to the largest value of a picture: torchvision divides by 255, then by the
+    deviation, a rule multiplies once. Measured: 4e-7."""
 
     def __init__(self, ann_file: str, fork: Fork, data_root: str = '', **ignored: Any) -> None:
         self.ann_file, self.fork, self.data_root = ann_file, fork, data_root

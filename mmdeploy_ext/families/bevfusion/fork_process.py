@@ -4,7 +4,7 @@
 
 The root of the repository is first on PYTHONPATH, so that `mmdet3d` is the copy in it. The program reads one
 request per line from standard input and answers each with one line of JSON on standard output; arrays are
-exchanged by .npz files. What the repository's code prints goes to standard error.
+exchanged by .npz files. Output of the repository's code goes to standard error.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ def line_of(error: Exception) -> str:
 
 
 def run(fork: ForkModel, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Answer one request: `method` of the model, with other `rounding` where the request has one."""
+    """Answer one request: `method` of the model, with other `rounding` if the request has one."""
     from mmdeploy_ext.proving.near_ties import other_rounding
 
     with np.load(request['input']) as arrays, contextlib.ExitStack() as stack:

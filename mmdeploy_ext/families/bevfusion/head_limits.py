@@ -126,7 +126,7 @@ def _exported(
 def _count(head: nn.Module, middle: Tensor, shares: tuple[float, float]) -> Entry | None:
     """Return an entry with another number of queries, or of candidates of a task.
 
-    The number separates scores that differ by more than `MIN_GAP`; None is returned if there are none.
+    The number separates scores that differ by more than `MIN_GAP`. Returned is None if no scores do.
     """
     with torch.no_grad():
         values = head(middle)

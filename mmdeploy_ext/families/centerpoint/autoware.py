@@ -47,7 +47,7 @@ EXAMPLE = 3
 
 
 class Encoder(nn.Module):
-    """Features of pillars whose points the node has decorated."""
+    """From decorated points, which the node makes, to features of pillars."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()

@@ -89,4 +89,4 @@ class SecondEncoder(EncoderFamily):
     orders = ('zyx', 'xyz')
     encoder_type = 'SparseEncoder'
     int8 = Int8Reference(ENDS)
-    """As BEVFusion, whose encoder this is but for the axes."""
+    """The same as for BEVFusion, whose encoder differs in the order of axes alone."""

@@ -63,7 +63,7 @@ class CustomNuScenesDataset(NuScenesDataset):
             self.flag = sequence_flags(tokens, seq_split_num)
 
     def get_data_info(self, index: int) -> dict[str, Any]:
-        """Return what the pipeline starts from.
+        """Return the dict that the pipeline starts from.
 
         Returns:
             `ego_pose`, `ego_pose_inv` (4, 4) float32: LiDAR to global and back; `timestamp` float64 s;
@@ -141,7 +141,7 @@ class FusionNuScenesDataset(NuScenesDataset):
     """
 
     def get_data_info(self, index: int) -> dict[str, Any]:
-        """Return what the pipeline starts from: what mmdet3d gives, and the matrices.
+        """Return the dict that the pipeline starts from: mmdet3d's entries, and the matrices.
 
         Cameras have (N, 4, 4) float32 in the order of the info: `camera_intrinsics`, `camera2lidar`,
         `lidar2image` and `img_aug_matrix` (unit matrices); `lidar_aug_matrix` is (4, 4).

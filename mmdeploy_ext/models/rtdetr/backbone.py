@@ -21,12 +21,12 @@ NUM_RETURNED = 3
 
 
 class ResidualBlock(nn.Module):
-    """What both kinds of blocks have: the shortcut, which the first block of every stage projects."""
+    """The base class of both kinds of blocks: the shortcut, which the first block of every stage projects."""
 
     expansion = 1
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, first: bool, frozen: bool) -> None:
-        """Make the shortcut of a first block: average pooling where the stride is 2, then 1x1."""
+        """Make the shortcut of a first block: average pooling for a stride of 2, then 1x1."""
         super().__init__()
         self.short: nn.Module | None = None
         if first:

@@ -207,7 +207,7 @@ class Postprocess(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return labels (B, n) int64, boxes (B, n, 4) xyxy pixels, scores (B, n) descending.
 
-        Of logits (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1 and sizes (B, 2) width, height.
+        Logits are (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1, sizes (B, 2) width, height.
         """
         scores, index = logits.sigmoid().flatten(1).topk(self.max_per_img, dim=1)
         query = torch.div(index, self.num_classes, rounding_mode='floor')

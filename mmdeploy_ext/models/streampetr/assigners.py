@@ -40,7 +40,7 @@ def to_result(cost: Tensor | None, gt_labels: Tensor, num_pred: int) -> AssignRe
 
 
 def refuse_ignored(gt_bboxes_ignore: Tensor | None) -> None:
-    """Raise ValueError where boxes to ignore are given: one-to-one matching has no place for them."""
+    """Raise ValueError for boxes to ignore: one-to-one matching has no place for them."""
     if gt_bboxes_ignore is not None:
         raise ValueError(
             f'gt_bboxes_ignore: got {type(gt_bboxes_ignore).__name__}, expected None; '

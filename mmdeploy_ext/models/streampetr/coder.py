@@ -41,9 +41,9 @@ def denormalize_bbox(normalized: Tensor, pc_range: list[float] | Tensor | None =
 class NMSFreeCoder(BaseBBoxCoder):
     """The best (query, class) pairs as boxes; one query may give several.
 
-    Of `max_num` pairs, boxes are dropped with centres outside of `post_center_range` (x, y, z low then high
-    in m, limits included), or scores below `score_threshold`, if any. `voxel_size` is not used, upstream's
-    configs give it.
+    There are `max_num` pairs at most, without boxes whose centres are outside `post_center_range` (x, y, z
+    low, then high, in m, ends included) or whose scores are below `score_threshold`, if there is one.
+    `voxel_size` is not used; upstream's configs have it.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class NMSFreeCoder(BaseBBoxCoder):
         self.num_classes = num_classes
 
     def encode(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: boxes are encoded where the losses are."""
+        """Raise NotImplementedError: boxes are encoded by `normalize_bbox`."""
         raise NotImplementedError('NMSFreeCoder only decodes')
 
     def decode_single(self, cls_scores: Tensor, bbox_preds: Tensor) -> dict[str, Tensor]:

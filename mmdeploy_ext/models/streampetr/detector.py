@@ -47,13 +47,13 @@ class GridMask(nn.Module):
     prob = 0.7
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return images (M, 3, H, W) under the grid; the same tensor where there is none."""
+        """Return images (M, 3, H, W) under a grid, or the same tensor if none is drawn."""
         if not self.training or torch.rand(()).item() > self.prob:
             return x
         return x * self.draw(*x.shape[-2:]).to(x)
 
     def draw(self, height: int, width: int) -> Tensor:
-        """Return a random grid (H, W), 1 where the image stays; its period is drawn from 2..H - 1."""
+        """Return a random grid (H, W), 1 for pixels that stay; its period is drawn from 2..H - 1."""
         period = int(torch.randint(2, max(height, 3), ()))
         thickness = min(max(int(period * 0.5 + 0.5), 1), period - 1)
         starts = [int(torch.randint(0, period, ())) for _ in range(2)]

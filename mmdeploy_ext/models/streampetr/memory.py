@@ -46,7 +46,7 @@ def empty(
     device: torch.device | str = 'cpu',
     dtype: torch.dtype = torch.float32,
 ) -> Memory:
-    """Return a state of zeros: what a stream starts with. Its times are float64."""
+    """Return a state of zeros, with which a stream starts; its times are float64."""
 
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(batch, num_rows, *shape, device=device, dtype=dtype)
@@ -78,8 +78,8 @@ def pre_update(
     """Bring the state into the current LiDAR frame and cut it to the `memory_len` rows that a frame uses.
 
     `transform` (B, 4, 4) is from the frame that the state is kept in to the current LiDAR frame; `delta_t`
-    (B,) s makes the state's times ages at the current frame. Where `prev_exists` (B,) is 0 a new scene
-    starts, with a fresh memory, whatever the state was: P rows with the pseudo points (P, 3) m (None where no
+    (B,) s makes the state's times ages at the current frame. If `prev_exists` (B,) is 0, a new scene starts
+    with a fresh memory, whatever the state was: P rows with the pseudo points (P, 3) m (None where no
     rows are propagated) and identity poses, and zeros. Those rows are never masked in the attention: the
     weights were trained with them.
     """

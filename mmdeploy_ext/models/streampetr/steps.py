@@ -111,7 +111,7 @@ def nerf_encoding(values: Tensor) -> Tensor:
 def motion_code(velo: Tensor, age: Tensor, egopose: Tensor) -> Tensor:
     """Encode the motion between a row's frame of origin and the current one as (B, n, 180).
 
-    That is of 15 numbers: velocity (B, n, 2) m/s, age (B, n, 1) s, and the first three rows of the pose (B,
+    It encodes 15 numbers: velocity (B, n, 2) m/s, age (B, n, 1) s, and the first three rows of the pose (B,
     n, 4, 4) from the row's LiDAR frame to the current one.
     """
     return nerf_encoding(torch.cat([velo, age, egopose[..., :3, :].flatten(-2)], dim=-1))

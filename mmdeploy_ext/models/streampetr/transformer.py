@@ -151,7 +151,7 @@ class PETRTemporalDecoderLayer(BaseTransformerLayer):
 
 @offered(TRANSFORMER_LAYER_SEQUENCE)
 class PETRTransformerDecoder(TransformerLayerSequence):
-    """The layers in turn; a shared norm makes each layer's output, the next layer takes what was not normed.
+    """The layers in turn; a shared norm makes each layer's output, but is not applied between layers.
 
     `return_intermediate` gives every layer's output, not the last one's alone; without `post_norm_cfg` there
     is no norm.

@@ -1,7 +1,7 @@
 """A start for small models: before training, the cross attention learns where 3D points are in the images.
 
 Between random encodings of rays and points the attention is blind, and thousands of iterations pass until it
-is not. What it lacks is geometry alone, which needs no images: points are drawn, projected, and each query is
+is not. It lacks geometry alone, which needs no images: points are drawn, projected, and each query is
 taught to look at the tokens around its point. Differs from upstream, which has nothing of the kind.
 """
 
@@ -53,7 +53,7 @@ def footprint(
 ) -> Tensor:
     """Return how much each token shows of each point (n, 3) m, LiDAR frame: (n, N h w).
 
-    That is a Gaussian of `sigma` px around the projection by `lidar2img` (N, 4, 4), normalised to 1; zeros
+    It is a Gaussian of `sigma` px around the projection by `lidar2img` (N, 4, 4), normalised to 1; zeros
     where no camera sees the point. Centres (h w, 2) px are those of one camera's tokens, `size` the image's
     height and width in px.
     """

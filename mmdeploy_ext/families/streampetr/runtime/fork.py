@@ -54,7 +54,7 @@ class ForkContract:
         }
 
     def run(self, images: np.ndarray, calibration: Calibration, moment: Moment) -> dict[str, np.ndarray]:
-        """Run one frame, do what the fork leaves to the user, and keep the memory."""
+        """Run one frame, and make the memory after it, which the fork leaves to its user."""
         key = calibration.lidar2img.tobytes() + calibration.intrinsics.tobytes()
         if key != self.calibration_key:
             self.rig, self.calibration_key = expand_calibration(calibration, self.spec), key

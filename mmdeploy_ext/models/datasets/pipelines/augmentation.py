@@ -92,7 +92,7 @@ class ResizeCropFlipRotImage:
         self.with_2d, self.filter_invisible, self.training = with_2d, filter_invisible, training
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Transform `img`, `intrinsics`, `lidar2img` and, in training, what belongs to the 2D boxes.
+        """Transform `img`, `intrinsics`, `lidar2img` and, in training, 2D boxes, centres, labels and depths.
 
         An image of another size than `data_aug_conf` says raises DataError; squeezed into place, it would no
         longer fit its intrinsics.

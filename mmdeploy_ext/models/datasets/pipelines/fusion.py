@@ -116,7 +116,7 @@ class ImageNormalize:
 
 @offered(PIPELINES)
 class LidarAugMatrix:
-    """Write `lidar_aug_matrix` (4, 4): LiDAR to what mmdet3d's steps before this one made of its points.
+    """Write `lidar_aug_matrix` (4, 4): LiDAR frame to that of the points behind mmdet3d's earlier steps.
 
     These are GlobalRotScaleTrans and RandomFlip3D, in any order; they note what they did.
     """

@@ -17,7 +17,7 @@ FLOAT64_KEYS = ('timestamp', 'img_timestamp')  # float32 has steps of 128 s at n
 
 @offered(PIPELINES)
 class NormalizeMultiviewImage:
-    """(image - mean) / std per channel, after BGR to RGB where `to_rgb`; adds `img_norm_cfg`.
+    """Normalise by (image - mean) / std per channel, with `to_rgb` after BGR to RGB; adds `img_norm_cfg`.
 
     Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py.
     """
