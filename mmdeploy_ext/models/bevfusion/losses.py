@@ -51,10 +51,10 @@ class HeadLosses:
         labels = torch.full(values.shape[:2], self.classes, device=values.device, dtype=torch.long)
         heat = torch.zeros_like(predictions['dense_heatmap'])
         for sample, (boxes, classes) in enumerate(zip(gt_boxes, gt_labels, strict=True)):
-            queries, objects = self._match(predictions, sample, boxes, classes)
+            queries, objects = self.match(predictions, sample, boxes, classes)
             labels[sample, queries] = classes[objects]
             targets[sample, queries] = self.coder.encode(boxes[objects])[:, : values.shape[2]]
-            self._draw_centres(heat[sample], boxes, classes)
+            self.draw_centres(heat[sample], boxes, classes)
         matched = labels < self.classes
         count = max(int(matched.sum()), 1)
         weights = matched[..., None] * values.new_tensor(self.train_cfg['code_weights'][: values.shape[2]])
@@ -68,7 +68,7 @@ class HeadLosses:
         )
 
     @torch.no_grad()
-    def _match(
+    def match(
         self, predictions: Mapping[str, Tensor], sample: int, boxes: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return queries and the numbers of their boxes: the one-to-one matching of the lowest cost."""
@@ -88,7 +88,7 @@ class HeadLosses:
         pairs = linear_sum_assignment(cost.cpu().numpy())
         return tuple(torch.from_numpy(indices).to(boxes.device) for indices in pairs)
 
-    def _draw_centres(self, heat: Tensor, boxes: Tensor, labels: Tensor) -> None:
+    def draw_centres(self, heat: Tensor, boxes: Tensor, labels: Tensor) -> None:
         """Draw the centres of boxes into a heat map (K, X, Y); rows are x."""
         train = self.train_cfg
         step = torch.tensor(train['voxel_size'][:2]) * train['out_size_factor']

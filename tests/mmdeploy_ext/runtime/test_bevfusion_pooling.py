@@ -66,9 +66,9 @@ def test_a_point_on_a_border_is_in_one_cell_whatever_the_rounding(noise):
     corner = VIEW.centre - VIEW.step / np.float32(2)
     border = corner.astype(np.float64) + np.arange(361)[:, None] * np.array([0.3, 0.3, 0])
     border[:, 2] = 0.5
-    wanted = geometry._numbers(border, VIEW, corner)
+    wanted = geometry.cell_numbers(border, VIEW, corner)
     assert len(np.unique(wanted)) > 300
-    np.testing.assert_array_equal(geometry._numbers(border * (1 + noise), VIEW, corner), wanted)
+    np.testing.assert_array_equal(geometry.cell_numbers(border * (1 + noise), VIEW, corner), wanted)
     given = (torch.from_numpy(values) for values in (border * (1 + noise), corner, VIEW.step))
     found = cells_of(*given, torch.tensor(VIEW.count))
     np.testing.assert_array_equal(found.numpy(), wanted)

@@ -195,10 +195,10 @@ def test_each_box_has_one_query_and_one_peak(cfg, dataset):
         found[name][:, :, 10 : 10 + count] = part
     found['heatmap'] = torch.full((1, 10, queries), -6.0)
     found['heatmap'][0, labels, 10 + torch.arange(count)] = 6.0
-    queries, own = losses._assigned(found, 0, boxes, labels)
+    queries, own = losses.match(found, 0, boxes, labels)
     assert (queries == 10 + own).all() and len(own) == count
     heat = torch.zeros(10, 56, 56)
-    losses._draw(heat, boxes, labels)
+    losses.draw_centres(heat, boxes, labels)
     cells = coder.encode(boxes)[:, :2].long()
     assert (heat[labels, cells[:, 0], cells[:, 1]] == 1).all()
 

@@ -69,11 +69,11 @@ def cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarray:
         places = (points - aug[index, :3, 3]) @ np.linalg.inv(aug[index, :3, :3]).T
         places[..., :2] *= places[..., 2:]
         places = places @ matrix.T + camera[index, :3, 3]
-        numbers[index] = _cell_numbers(places @ lidar[:3, :3].T + lidar[:3, 3], view, corner)
+        numbers[index] = cell_numbers(places @ lidar[:3, :3].T + lidar[:3, 3], view, corner)
     return numbers
 
 
-def _cell_numbers(points: np.ndarray, view: View, corner: np.ndarray) -> np.ndarray:
+def cell_numbers(points: np.ndarray, view: View, corner: np.ndarray) -> np.ndarray:
     """Return the cells of points (..., 3), rounded to float32; truncation makes cell 0 wider."""
     x, y = view.shape
     points = points.astype(np.float32).astype(np.float64)
@@ -109,7 +109,7 @@ def engine_cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarra
     for index, pose in enumerate(camera):
         points = _transformed(_adjugate_inverse(intrinsics[index, :3, :3]), rays)
         points = [value + pose[axis, 3] for axis, value in enumerate(_transformed(pose[:3, :3], points))]
-        numbers[index] = _cell_numbers(np.stack(points, -1).astype(np.float64), view, corner)
+        numbers[index] = cell_numbers(np.stack(points, -1).astype(np.float64), view, corner)
     return numbers
 
 
