@@ -161,7 +161,7 @@ def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
             continue
         if first or not verdict.is_file():
             other = 'writes another file than the first way to start' if first else text.strip()[-200:]
-            figures['error'] = last_line(text, 'error:') or other
+            figures['error'] = (last_line(text, 'error:') or other).replace(f'{checkouts}/', '')
             continue
         content = json.loads(verdict.read_text(encoding='utf-8'))
         summary = content['summary']
