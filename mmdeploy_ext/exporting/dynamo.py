@@ -21,9 +21,9 @@ from mmdeploy_ext.compat.import_hook import patched
 aten = torch.ops.aten
 SAME: dict[Any, tuple[Any, Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]]] = {
     aten.to.dtype: (aten._to_copy.default, lambda x, dtype, *_: ((x,), dict(dtype=dtype))),
-    aten.__and__.Tensor: (aten.bitwise_and.Tensor, lambda x, other: ((x, other), {})),
-    aten.__or__.Tensor: (aten.bitwise_or.Tensor, lambda x, other: ((x, other), {})),
-    aten.rsub.Scalar: (aten.sub.Tensor, lambda x, other: ((other, x), {})),
+    aten.__and__.Tensor: (aten.bitwise_and.Tensor, lambda x, y: ((x, y), {})),
+    aten.__or__.Tensor: (aten.bitwise_or.Tensor, lambda x, y: ((x, y), {})),
+    aten.rsub.Scalar: (aten.sub.Tensor, lambda x, y: ((y, x), {})),
 }
 """Operator that is not translated -> the one of its decomposition, and the function from the arguments of the
 first to those of the second."""

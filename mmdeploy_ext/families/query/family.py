@@ -117,15 +117,12 @@ class QueryFamily(ImageFamily):
         return [queries, *limits]
 
     def most_first_rows(self, model: nn.Module, options: Options) -> int:
-        """Return the number of tokens of an input."""
         return graphs.count_tokens(model, options.height, options.width)
 
     def first_list(self, model: nn.Module, images: Sequence[PreparedImage]) -> Sequence[Detections]:
-        """Return the boxes of the tokens that become queries."""
-        return tokens.chosen(model, images)
+        return tokens.chosen_boxes(model, images)
 
     def first_trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stage that chooses tokens."""
         return tokens.stage_of(model)
 
     def first_inputs(self, model: nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Tokens that become queries, as a list of their own: what decoders make of them hides most of their faults.
+"""Tokens that become queries, as a list of their own: behind a decoder most of their faults are hidden.
 
 A two-stage Deformable DETR, DINO and Co-DINO score all tokens of the encoder; the boxes of the best are what
 queries begin with. mmdet's transformer is watched as it chooses them, and its decoder does not run.
@@ -46,7 +46,7 @@ def chooses_tokens(transformer: nn.Module) -> bool:
 
 
 class TokensForm(nn.Module):
-    """What chooses the tokens that become queries, behind flat tensors."""
+    """The choice of the tokens that become queries, behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -57,10 +57,10 @@ class TokensForm(nn.Module):
     ) -> tuple[torch.Tensor]:
         """Return boxes with scores (B, Q, 5) xyxy, as if the image filled the input.
 
-        Of tokens (B, S, D) that the encoder gives; images and maps have sizes alone.
+        `memory` (B, S, D) are the tokens of the encoder; of images and maps only the sizes are used.
         """
         content = content_size(self.network.model, image, img_shape)
-        levels = [Level(content, image, one) for one in maps]
+        levels = [Level(content, image, level_map) for level_map in maps]
         boxes, logits = self.network.best_tokens(memory, levels, tokens_inside(levels))
         corners = cxcywh_to_xyxy(boxes) * hw(image).to(boxes).flip(0).repeat(2)
         return (torch.cat([corners, logits.sigmoid()[..., None]], 2),)
@@ -73,39 +73,39 @@ def stage_of(model: nn.Module) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
 
 
 def inputs_of(model: nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
-    """Return what the stage takes besides pictures, by the model's own layers."""
+    """Return the inputs of the stage besides pictures, computed by the model's own layers."""
     watch = watched(model, images)
     maps = zip(_map_names(model), watch.maps, strict=True)
     memory = watch.memory.transpose(0, 1)
-    return {name: one.cpu().numpy() for name, one in (*maps, (MEMORY, memory))}
+    return {name: tensor.cpu().numpy() for name, tensor in (*maps, (MEMORY, memory))}
 
 
-def chosen(model: nn.Module, images: Sequence[PreparedImage]) -> list[Detections]:
+def chosen_boxes(model: nn.Module, images: Sequence[PreparedImage]) -> list[Detections]:
     """Return the boxes of the tokens that the unpatched transformer chooses, per image; see `TokensForm`."""
     watch = watched(model, images)
     (height, width), scores = images[0].tensor.shape[1:], watch.best[-1].values.sigmoid()
     corners = cxcywh_to_xyxy(watch.boxes) * watch.boxes.new_tensor([width, height, width, height])
     rows = torch.cat([corners, scores[..., None]], 2).cpu().numpy()
-    return [boxes_of_classes([one]) for one in rows]
+    return [boxes_of_classes([rows_of_image]) for rows_of_image in rows]
 
 
 def _map_names(model: nn.Module) -> list[str]:
-    """Return the names of the maps that the transformer takes."""
+    """Return names for the input maps of the transformer."""
     return [f'map_{level}' for level in range(len(query_head(model).transformer.level_embeds))]
 
 
 class DecoderReached(Exception):
-    """Ends a run of which only what comes before the decoder is wanted."""
+    """Ends a run before its decoder."""
 
 
 class Watch(TorchFunctionMode):
-    """What a transformer gives until its decoder begins.
+    """Records the tensors of a transformer until its decoder begins.
 
     Attributes:
-        maps: (B, D, h, w) that it takes.
-        memory: (S, B, D) of its encoder.
+        maps: its inputs (B, D, h, w).
+        memory: (S, B, D), the result of its encoder.
         best: results of `topk`, the last of which is the choice of tokens.
-        boxes: (B, Q, 4) cxcywh that its decoder takes.
+        boxes: (B, Q, 4) cxcywh, an input of its decoder.
     """
 
     def __init__(self) -> None:
@@ -122,15 +122,15 @@ class Watch(TorchFunctionMode):
         return result
 
     def at_transformer(self, module: nn.Module, args: Any) -> None:
-        """Keep the maps that a transformer is given."""
+        """Keep the input maps of a transformer."""
         self.maps = args[0]
 
     def after_encoder(self, module: nn.Module, args: Any, memory: torch.Tensor) -> None:
-        """Keep what an encoder gives."""
+        """Keep the result of an encoder."""
         self.memory = memory
 
     def at_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> NoReturn:
-        """Keep the boxes that a decoder is given, which does not run."""
+        """Keep the input boxes of a decoder, and end the run."""
         self.boxes = kwargs['reference_points']
         raise DecoderReached
 
@@ -138,14 +138,14 @@ class Watch(TorchFunctionMode):
 def watched(model: nn.Module, images: Sequence[PreparedImage]) -> Watch:
     """Run the detector's own test path up to its decoder."""
     head = query_head(model)
-    own, watch = head.transformer, Watch()
+    transformer, watch = head.transformer, Watch()
     with contextlib.ExitStack() as stack:
-        # a proof that remembers what parts give would not run them
+        # a proof that remembers results of parts would not run them
         forward = types.MethodType(type(head).forward, head)
         stack.enter_context(replaced_entry(vars(head), 'forward', forward))
-        stack.enter_context(own.register_forward_pre_hook(watch.at_transformer))
-        stack.enter_context(own.encoder.register_forward_hook(watch.after_encoder))
-        stack.enter_context(own.decoder.register_forward_pre_hook(watch.at_decoder, with_kwargs=True))
+        stack.enter_context(transformer.register_forward_pre_hook(watch.at_transformer))
+        stack.enter_context(transformer.encoder.register_forward_hook(watch.after_encoder))
+        stack.enter_context(transformer.decoder.register_forward_pre_hook(watch.at_decoder, with_kwargs=True))
         stack.enter_context(contextlib.suppress(DecoderReached))
         stack.enter_context(watch)
         tested(model, images, metas_of(images), True)

@@ -132,21 +132,18 @@ class RtDetrFamily(ImageFamily):
         return [queries, *limits]
 
     def most_first_rows(self, model: nn.Module, options: Options) -> int:
-        """Return the number of tokens of an input."""
         return runtime.count_tokens(options.height, options.width)
 
     def first_list(self, model: nn.Module, images: Sequence[PreparedImage]) -> Sequence[Detections]:
-        """Return the boxes of the tokens that become queries."""
         return reference.chosen_tokens(model, images)
 
     def first_trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stage that chooses tokens."""
         return graphs.tokens_stage(model, options)
 
     def first_inputs(self, model: nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
         """Return the maps of the encoder."""
         maps = zip(graphs.MAPS, reference.maps_of(model, images), strict=True)
-        return {name: one.cpu().numpy() for name, one in maps}
+        return {name: tensor.cpu().numpy() for name, tensor in maps}
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Return the tokens that become queries, if a graph gives them."""

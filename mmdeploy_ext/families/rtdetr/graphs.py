@@ -88,14 +88,14 @@ def separate_branches(model: nn.Module) -> None:
 
 
 class TokensForm(nn.Module):
-    """What chooses the tokens that become queries, of the maps of the encoder."""
+    """The choice of the tokens that become queries, from the maps of the encoder."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.decoder = model.decoder
 
     def forward(self, images: torch.Tensor, *maps: torch.Tensor) -> tuple[torch.Tensor]:
-        """Return boxes with scores (B, Q, 5) xyxy, pixels of the input, whose size alone counts."""
+        """Return boxes with scores (B, Q, 5) xyxy, pixels of the input, of which only the size is used."""
         return (token_rows(self.decoder.select(self.decoder.project(maps)), hw(images)),)
 
 
