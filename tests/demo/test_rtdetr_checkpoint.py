@@ -24,6 +24,7 @@ def test_the_checkpoint_is_small_and_plain():
     assert tuple(content['meta']['CLASSES']) == CLASSES
 
 
+@pytest.mark.matrix  # in the suite: that both engines have the same (tools/test_rtdetr_loop.py)
 def test_both_engines_have_the_ap_that_its_page_states(tmp_path):
     ensure_toy_coco(tmp_path / 'set', train_images=1, quiet=True)  # val2017 is that of the full set
     reference, candidate = toy_rtdetr.evaluate_both(tmp_path, str(CHECKPOINT), tmp_path / 'set')

@@ -85,9 +85,8 @@ IN_RUNTIME = {
 }
 
 
-@pytest.mark.parametrize(
-    'fault', [pytest.param(one, marks=[] if 'engine' in one else [pytest.mark.matrix]) for one in IN_RUNTIME]
-)
+@pytest.mark.matrix
+@pytest.mark.parametrize('fault', IN_RUNTIME)
 def test_a_fault_between_the_files_is_refused(known, folder, frames, fault):
     with replaced(*IN_RUNTIME[fault]):
         verdict, _ = prove(known, paths(folder), frames[1:])

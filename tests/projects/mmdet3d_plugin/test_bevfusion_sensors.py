@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import toy_bevfusion
+from marking import in_suite
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError, UsageError
 from mmdeploy_ext.families.bevfusion.runtime.model import OPENS
@@ -92,12 +93,9 @@ FAULTS = {
             boxes, labels, dict(group, radius=group['radius'] ** 2) if 'radius' in group else group)),
     ),
 }  # fmt: skip
-IN_SUITE = 'x and y of the boxes', 'sizes as they are when boxes are compared'
 
 
-@pytest.mark.parametrize(
-    'fault', [pytest.param(one, marks=[] if one in IN_SUITE else [pytest.mark.matrix]) for one in FAULTS]
-)
+@pytest.mark.parametrize('fault', in_suite(FAULTS, 'x and y of the boxes'))
 def test_a_fault_of_one_sensor_is_refused(toys, files, tmp_path, fault):
     sensor, place, make = FAULTS[fault]
     toy, traced = toys[sensor], place != SEEN

@@ -11,6 +11,7 @@ from torch import nn
 
 import dino_golden as golden
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.families.parts import query_networks
@@ -86,7 +87,7 @@ def test_a_fault_of_the_decoder_is_seen(model, expected, fault, monkeypatch):
     assert furthest(golden.sampled(network_outputs(model)), expected) > 1e-3
 
 
-@pytest.mark.parametrize('exporter', ['torchscript', 'dynamo'])
+@pytest.mark.parametrize('exporter', in_suite(['torchscript', 'dynamo'], 'torchscript'))
 def test_its_graph_gives_the_same(model, exporter):
     image, shapes = golden.pictures(), torch.tensor(golden.SHAPES, dtype=torch.float32)
     names = dict(input_names=['input', 'img_shape'], output_names=['logits', 'boxes'])

@@ -91,7 +91,7 @@ def read_in_place_of(model, name, array, folder, turned=None):
 
 def test_a_fixed_square_graph_that_reads_height_before_width_is_not_proven(toy, folder):
     path = toy_rtdetr.export_toy(toy, folder / 'square.onnx', dynamic=False, height=192, width=192)
-    assert proof(toy, path).proven
+    assert check_files(toy, path, [('toy', read_image(toy_rtdetr.PICTURE))]).graphs[0].equal
     turned = read_in_place_of(onnx.load(path), 'orig_target_sizes', np.array([1, 0]), folder, turned=1)
     cases = proof(toy, turned).cases
     passed = [case.name for case in cases if case.passed]  # those whose picture is square, too

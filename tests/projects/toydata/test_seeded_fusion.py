@@ -10,7 +10,11 @@ from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.synthetic.seeded import main, seeded_model
 
 
-@pytest.mark.parametrize('changes', [{}, toy_bevfusion.alone('centers')], ids=['fusion', 'cameras'])
+@pytest.mark.parametrize(
+    'changes',
+    [{}, pytest.param(toy_bevfusion.alone('centers'), marks=pytest.mark.matrix)],
+    ids=['fusion', 'cameras'],
+)
 def test_frames_give_boxes_of_several_classes(tmp_path, changes):
     cfg = load_config(toy_bevfusion.write_config(tmp_path / 'm.py', **changes))
     family = find_family(cfg, DETECTOR)
