@@ -76,14 +76,12 @@ def parts_of(
         )
     options = deploy.resolve(options, deployment.model, deployment.rule)
     runs = _feeds(deployment, picture, options) if images else []
-    yield from _upstream(deployment, options, runs) if upstream else _stages(deployment, options, runs)
-
-
-def _upstream(deployment: Deployment, options: Options, runs: Sequence[Feeds]) -> Iterator[Part]:
-    """Yield the published detector, on two pictures."""
-    name = next(iter(deployment.family.spec(deployment.model, options).input_names))
-    inputs = [[feeds[name]] for feeds in runs]
-    yield Part(f'{deployment.family.name}: simple_test', Upstream(deployment.model), ('img',), *inputs)
+    if upstream:
+        picture_name = family.picture(deployment.model, options).name
+        inputs = [[feeds[picture_name]] for feeds in runs]
+        yield Part(f'{family.name}: simple_test', Upstream(deployment.model), ('img',), *inputs)
+    else:
+        yield from _stages(deployment, options, runs)
 
 
 def _stages(deployment: Deployment, options: Options, runs: Sequence[Feeds]) -> Iterator[Part]:

@@ -58,7 +58,7 @@ def replaced_folder(
         Mm2OnnxError: it could not be written; `target` is as it was before.
     """
     folder = Path(target).resolve()
-    beside = _beside(folder, str(os.getpid()))
+    beside = folder.with_name(f'.{folder.name}.{os.getpid()}.part')
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder, patience_s):
@@ -88,10 +88,6 @@ def exchange(first: Path, second: Path) -> bool:
     if number in NOT_SUPPORTED:
         return False
     raise OSError(number, os.strerror(number), str(second))
-
-
-def _beside(folder: Path, number: str) -> Path:
-    return folder.with_name(f'.{folder.name}.{number}.part')
 
 
 @contextlib.contextmanager

@@ -187,11 +187,20 @@ def _targets(head: nn.Module, name: str, role: str, channels: int) -> tuple[Numb
         else:
             of_prior = [DELTA_TARGET] * 2 + [GROWTH_TARGET] * 2
         return targets_of(of_prior * (channels // len(of_prior)))
-    target = {'box': _box_target, 'quality': _quality_target, 'class': _class_target}[role](head, name)
-    if role == 'class' and _has_background(head):
-        mean = torch.tensor([target.mean] * head.num_classes + [BACKGROUND_BIAS])
-        return mean.repeat(channels // len(mean)), target.deviation
-    return target
+    if role == 'box':
+        return _box_target(head, name)
+    if role == 'quality':
+        if name == 'conv_loc':
+            return CLASS_TARGET  # guided anchors are at cells where it is over 0.01: at half of them
+        return YOLOX_OBJECTNESS if name.startswith('multi_level_conv_obj') else QUALITY_TARGET
+    if _has_background(head):
+        mean = torch.tensor([0.0] * head.num_classes + [BACKGROUND_BIAS])
+        return mean.repeat(channels // len(mean)), CLASS_TARGET.deviation
+    if {'RPNHead', 'GARPNHead'} & set(_kinds(head)):
+        return Target(-1.0, 1.5)
+    if {'PAAHead', 'TOODHead'} & set(_kinds(head)):
+        return Target(-6.5, CLASS_TARGET.deviation)  # scores are roots of a product with the quality
+    return CLASS_TARGET
 
 
 def _has_background(head: nn.Module) -> bool:
@@ -201,22 +210,6 @@ def _has_background(head: nn.Module) -> bool:
 
 def _kinds(head: nn.Module) -> list[str]:
     return [kind.__name__ for kind in type(head).__mro__]
-
-
-def _class_target(head: nn.Module, name: str) -> Target:
-    if _has_background(head):
-        return Target(0.0, CLASS_TARGET.deviation)
-    if {'RPNHead', 'GARPNHead'} & set(_kinds(head)):
-        return Target(-1.0, 1.5)
-    if {'PAAHead', 'TOODHead'} & set(_kinds(head)):
-        return Target(-6.5, CLASS_TARGET.deviation)  # scores are roots of a product with the quality
-    return CLASS_TARGET
-
-
-def _quality_target(head: nn.Module, name: str) -> Target:
-    if name == 'conv_loc':
-        return CLASS_TARGET  # guided anchors are at cells where it is over 0.01: at half of them
-    return YOLOX_OBJECTNESS if name.startswith('multi_level_conv_obj') else QUALITY_TARGET
 
 
 def _box_target(head: nn.Module, name: str) -> Target:
