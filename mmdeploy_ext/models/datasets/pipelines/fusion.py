@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import mmcv
 import numpy as np
 from mmdet.datasets.builder import PIPELINES
 from mmdet3d.datasets.builder import PIPELINES as PIPELINES_3D
@@ -13,6 +12,7 @@ from PIL import Image
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.models.catalogue import offered
 from mmdeploy_ext.models.datasets.pipelines.augmentation import ImageTransform
+from mmdeploy_ext.models.datasets.pipelines.multi_view_image import NormalizeMultiviewImage
 
 
 @offered(PIPELINES)
@@ -96,22 +96,14 @@ class ImageAug3D:
 
 
 @offered(PIPELINES)
-class ImageNormalize:
+class ImageNormalize(NormalizeMultiviewImage):
     """(value / 255 - mean) / std of pictures in OpenCV's order, to RGB; both of red, green, blue in 0..1.
 
     Both are rounded to float32 once, as mmdet's steps have them.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean, self.std = (np.float32(np.array(values, np.float64) * 255.0) for values in (mean, std))
-
-    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Normalise results['img'], a list of (H, W, 3)."""
-        results['img'] = [
-            mmcv.imnormalize(image, self.mean, self.std, to_rgb=True) for image in results['img']
-        ]
-        results['img_norm_cfg'] = dict(mean=self.mean, std=self.std, to_rgb=True)
-        return results
+        super().__init__(*(np.array(values, np.float64) * 255.0 for values in (mean, std)))
 
 
 @offered(PIPELINES)
