@@ -96,17 +96,8 @@ class Metadata:
         """Rebuild from `metadata_props`; ModelFileError: not written by mm2onnx, or damaged metadata."""
         check_names(props, path)
         values = {field.name: read_entry(props, field.name, path) for field in dataclasses.fields(cls)}
-        content = values['preprocess']
-        if 'voxel_size' in content:
-            rule_class = VoxelRule
-        elif 'voxels' in content:
-            rule_class = FusionRule
-        elif content.get('kind') == cameras.KIND:
-            rule_class = cameras.MultiViewRule
-        else:
-            rule_class = PreprocessRule
         try:
-            rule = rule_class.from_json(content)
+            rule = rule_from_json(values['preprocess'])
         except (ValueError, TypeError, OverflowError) as error:  # of numbers that do not go together
             raise damaged(path, 'preprocess', error) from error
         values.update(
@@ -128,6 +119,17 @@ class Metadata:
             raise ModelFileError(
                 f'{path}: its post-processing form is {self.form!r}, expected {" or ".join(forms)}'
             )
+
+
+def rule_from_json(content: Mapping[str, Any]) -> Rule:
+    """Rebuild the preprocessing rule of whichever kind the metadata have."""
+    if 'voxel_size' in content:
+        return VoxelRule.from_json(content)
+    if 'voxels' in content:
+        return FusionRule.from_json(content)
+    if content.get('kind') == cameras.KIND:
+        return cameras.MultiViewRule.from_json(content)
+    return PreprocessRule.from_json(content)
 
 
 class Facts(dict):
