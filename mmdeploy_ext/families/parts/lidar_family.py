@@ -108,9 +108,9 @@ class LidarFamily(SequenceFamily):
         return plain_sweep(sample, rule.point_cloud_range)
 
     @contextlib.contextmanager
-    def with_limit(self, model: nn.Module, runner: Stepper, found: Detections3D) -> Iterator[int]:
+    def with_limit(self, model: nn.Module, runner: Stepper, detections: Detections3D) -> Iterator[int]:
         rule = getattr(runner, 'box_rule', None)  # nodes of Autoware have none
-        limit = limit_between(found, rule.groups(found.labels)) if rule is not None else 0
+        limit = limit_between(detections, rule.groups(detections.labels)) if rule is not None else 0
         with _with_limits(model, runner, {rule.limit: limit} if limit else {}):
             yield limit
 

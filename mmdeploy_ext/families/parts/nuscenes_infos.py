@@ -95,15 +95,15 @@ def create_infos(
         infos_of_split = {split: split_infos(nusc, split, max_sweeps, quiet) for split in targets}
     if not any(infos_of_split.values()):
         refuse_empty(nusc)
-    written = {}
+    num_key_frames = {}
     for split, infos in infos_of_split.items():
         temporal_path, plain_path = targets[split]
         plain = [{key: value for key, value in info.items() if key not in ONLY_TEMPORAL} for info in infos]
         for path, rows in ((temporal_path, infos), (plain_path, plain)):
             with atomic_path(path) as temporary, open(temporary, 'wb') as stream:
                 pickle.dump({'infos': rows, 'metadata': {'version': version}}, stream, protocol=4)
-            written[path] = len(rows)
-    return written
+            num_key_frames[path] = len(rows)
+    return num_key_frames
 
 
 def info_paths(out_dir: str | os.PathLike[str], tag: str, split: str) -> tuple[Path, Path]:

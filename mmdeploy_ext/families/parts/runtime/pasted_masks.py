@@ -83,15 +83,15 @@ def _taps(
     pixels: np.ndarray, low: np.float32, high: np.float32, size: int
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Return the two neighbours in a mask, padded by one, of pixels along an axis, and their weights."""
-    half, one, two = np.float32([0.5, 1, 2])
+    half, unit, double = np.float32([0.5, 1, 2])
     with np.errstate(divide='ignore', invalid='ignore'):
-        place = (pixels.astype(np.float32) + half - low) / (high - low) * two - one
+        place = (pixels.astype(np.float32) + half - low) / (high - low) * double - unit
     place = np.where(np.isinf(place), np.float32(0), place)
-    place = ((place + one) * np.float32(size) - one) / two
+    place = ((place + unit) * np.float32(size) - unit) / double
     first = np.floor(place)
     weight = place - first
     index = np.clip(np.nan_to_num(first), -2, size + 1).astype(np.int64)
     return tuple(
         (np.clip(index + step + 1, 0, size + 1), np.nan_to_num(tap_weight))
-        for step, tap_weight in ((0, one - weight), (1, weight))
+        for step, tap_weight in ((0, unit - weight), (1, weight))
     )
