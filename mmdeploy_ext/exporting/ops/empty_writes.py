@@ -6,6 +6,7 @@ Swin's masks have them: of a map that is one window wide, the columns before the
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -28,8 +29,5 @@ def without_empty_writes() -> Iterator[None]:
         if not is_empty:
             write(tensor, index, value)
 
-    torch.Tensor.__setitem__ = write_elements
-    try:
+    with mock.patch.object(torch.Tensor, '__setitem__', write_elements):
         yield
-    finally:
-        del torch.Tensor.__setitem__
