@@ -5,6 +5,7 @@ Values are distinct and away from what rounding decides, so that both engines ha
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,7 +44,8 @@ def about_limits(low: float, high: float) -> list[float]:
     return [low - step, low + step, high - step, high + step]
 
 
-def clear_size(threshold: float, choices: Sequence[int] = (3, 4, 5, 6)) -> int:
+@functools.cache  # asked for each box
+def clear_size(threshold: float, choices: tuple[int, ...] = (3, 4, 5, 6)) -> int:
     """Return the side, in cells, of squares on a grid whose overlaps are furthest from an IoU."""
 
     def clearance(side: int) -> float:

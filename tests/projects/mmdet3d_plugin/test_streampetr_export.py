@@ -29,7 +29,7 @@ STATE = dict(embedding=5e-4, reference_point=2e-3, timestamp=1e-6, egopose=2e-4,
 FRAMES = [('scene0', 0), ('scene0', 1), ('scene0', 2), ('scene1', 0), ('scene1', 1)]
 
 
-@pytest.fixture(scope='module', params=[11, 17])
+@pytest.fixture(scope='module', params=[pytest.param(11, marks=pytest.mark.matrix), 17])
 def paths(request, tmp_path_factory):
     return deployed.export(tmp_path_factory.mktemp(f'opset{request.param}'), opset=request.param)
 
