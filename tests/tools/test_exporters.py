@@ -35,6 +35,7 @@ def run(*arguments):
     return exporters_tool.main([str(word) for word in arguments])
 
 
+@pytest.mark.matrix
 def test_the_command_exports_proves_and_writes_the_table(tmp_path, capsys):
     page, figures = tmp_path / 'page.md', tmp_path / 'rows.json'
     page.write_text(PAGE.format(f'{OLD}\n{REASON}'))

@@ -150,6 +150,12 @@ def test_an_export_is_proven_and_reported(data, tmp_path, capsys):
     names = [case['name'] for case in content['cases']]
     assert len(names) > 4 and any('more candidates than are compared' in name for name in names)
     assert 'data:image/jpeg' in (report / 'report.html').read_text()
+
+
+@pytest.mark.matrix  # in the suite of streams: test_streaming_loop.py
+def test_verify_compares_the_metrics_too(data, tmp_path, capsys):
+    graphs = str(tmp_path / 'graphs')
+    assert export_app.main([CONFIG, CHECKPOINT, '--output-file', graphs, '--cfg-options', *data]) == 0
     verify = [CONFIG, CHECKPOINT, graphs, '--frames', '2', '--eval', 'bbox', '--cfg-options', *data]
     assert verify_app.main(verify) == 0
     assert 'NDS: PyTorch' in capsys.readouterr().out
