@@ -27,6 +27,7 @@ LAYERS = (
     ('evaluate',),
     ('quantize',),
     ('proving',),
+    ('kit',),
     ('benchmark',),
     ('lint',),
     ('zoo',),

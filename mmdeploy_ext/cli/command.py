@@ -71,6 +71,12 @@ TOOLS = {
         'Prove any ONNX file against any PyTorch module',
         needs=('torch',),
     ),
+    'kit': Tool(
+        'mmdeploy_ext.cli.kit_app',
+        "Write a file, inputs and PyTorch's results for another device",
+        needs=STACK,
+    ),
+    'judge': Tool('mmdeploy_ext.cli.judge_app', 'Judge what a device made of the inputs of a kit'),
     'lint': Tool('mmdeploy_ext.cli.lint_app', 'Find what an export of a model will get wrong', needs=STACK),
     'export-backbone': Tool(
         'mmdeploy_ext.cli.export_scn_app', 'Export the sparse backbone of a LiDAR model', needs=STACK

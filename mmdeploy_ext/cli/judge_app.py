@@ -1,0 +1,53 @@
+"""`mm2onnx judge`: are the outputs of an engine, for the inputs of a kit, PyTorch's results?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.files import write_json
+from mmdeploy_ext.kit.judge import judge
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+MAX_FAILURES = 8
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        description="Judge the outputs of an engine for the inputs of a kit against PyTorch's results: exit "
+        'status 0 equal, 1 not, 2 usage. Needs no PyTorch.'
+    )
+    add = cli.adder(parser)
+    add('kit KIT', 'folder that mm2onnx kit wrote')
+    add('outputs OUTPUTS', 'folder with CASE.npz, CASE.json of trtexec, or CASE/NAME.npy or .bin')
+    add('--told WORDS', 'device, engine and version, for the verdict; nobody checks it', '')
+    add('--precision', 'whose bars (default: fp32)', 'fp32', choices=('fp32', 'fp16', 'int8'))
+    add('--json FILE', 'write the verdict as JSON')
+    cli.add_debug_option(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Judge and print."""
+    judgement = judge(args.kit, args.outputs, told=args.told, precision=args.precision)
+    if args.json:
+        write_json(args.json, judgement.to_json())
+    for case in judgement.cases:
+        matched = sum(row.matched for row in case.detections)
+        found = f', {matched} results matched' if case.detections else ''
+        print(f'{"ok    " if case.passed else "FAILED"} {case.name}: {len(case.tensors)} tensors{found}')
+    for failure in judgement.failures[:MAX_FAILURES]:
+        print(f'differs: {failure}')
+    if (more := len(judgement.failures) - MAX_FAILURES) > 0:
+        print(f'differs: {more} more; --json has them all')
+    print(judgement.title)
+    return 0 if judgement.equal else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool and return its exit status."""
+    return cli.run(run, build_parser, argv)

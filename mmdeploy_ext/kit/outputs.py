@@ -1,0 +1,105 @@
+"""Outputs that an engine gave for the cases of a kit, as its own tools write them. Needs numpy only.
+
+Of the case 000 these are `000.npz`, `000/NAME.npy`, `000/NAME.bin`, or `000.json` as `trtexec --exportOutput`
+writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.cli import one_line
+from mmdeploy_ext.core.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.contract.spec import GraphSpec
+
+KIT = 'kit.txt'
+"""File of the outputs with the hash of the kit that they were computed from."""
+
+
+def read_outputs(
+    folder: Path, case: str, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Return the outputs of a case by name.
+
+    Args:
+        folder: of the outputs of all cases.
+        case: its name.
+        spec: of the graph: dtypes of raw files, and of the numbers of a JSON file.
+        shapes: output -> shape, of raw files.
+
+    Raises:
+        DataError: there is nothing of the case, or a file that cannot be read.
+    """
+    archive, listing, single = folder / f'{case}.npz', folder / f'{case}.json', folder / case
+    if archive.is_file():
+        return _read_archive(archive)
+    if listing.is_file():
+        return _read_trtexec(listing, spec)
+    files = sorted(single.iterdir()) if single.is_dir() else []
+    arrays = {}
+    for file in files:
+        if file.suffix == '.npy':
+            arrays[file.stem] = _load(file)
+        elif file.suffix == '.bin':
+            arrays[file.stem] = _read_raw(file, spec, shapes)
+    if not arrays:
+        raise DataError(
+            f'{folder}: has no outputs of case {case}: expected {case}.npz, {case}.json of trtexec, or '
+            f'{case}/NAME.npy or .bin'
+        )
+    return arrays
+
+
+def _load(file: Path) -> Any:
+    try:
+        return np.load(file, allow_pickle=False)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f'{file}: cannot be read as arrays of numpy: {one_line(error)}') from error
+
+
+def _read_archive(file: Path) -> dict[str, np.ndarray]:
+    with _load(file) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _read_raw(file: Path, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+    """Return a raw array in the dtype and shape of the output that its file is named after."""
+    name, content = file.stem, file.read_bytes()
+    if name not in spec.output_names or name not in shapes:
+        expected = ', '.join(spec.output_names)
+        raise DataError(f'{file}: {name!r} has no known shape; outputs are {expected}; write .npy instead')
+    dtype = np.dtype(spec.tensor(name).dtype).newbyteorder('<')
+    if len(content) != dtype.itemsize * int(np.prod(shapes[name])):
+        raise DataError(f'{file}: has {len(content)} bytes, expected {dtype.name} {list(shapes[name])}')
+    return np.frombuffer(content, dtype).reshape(shapes[name]).astype(spec.tensor(name).dtype)
+
+
+def _read_trtexec(file: Path, spec: GraphSpec) -> dict[str, np.ndarray]:
+    """Return what `trtexec --exportOutput` wrote: entries with name, dimensions ('1x100x5') and values."""
+    try:
+        entries = json.loads(file.read_text(encoding='utf-8'))
+        arrays = {}
+        for entry in entries:
+            shape = tuple(int(size) for size in str(entry['dimensions']).split('x'))
+            dtype = spec.tensor(entry['name']).dtype if entry['name'] in spec.output_names else 'float32'
+            values = np.asarray(entry['values'], np.float64).reshape(shape)
+            arrays[entry['name']] = values.astype(dtype)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{file}: is not what trtexec --exportOutput writes: {one_line(error)}') from error
+    return arrays
+
+
+def check_kit(folder: Path, expected: str) -> None:
+    """Refuse outputs that say that they were computed from another kit: DataError."""
+    path = folder / KIT
+    if path.is_file() and path.read_text(encoding='utf-8').split()[:1] != [expected]:
+        raise DataError(f'{path}: these outputs are of another kit; run the inputs of this one')

@@ -1,0 +1,150 @@
+"""A kit holds PyTorch's results; outputs of an engine are judged by them, in every format of engines."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.cli import judge_app, kit_app
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.kit.judge import judge
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+MODEL = ('configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth')
+LARGEST_BYTES = 20_000_000
+
+
+@pytest.fixture(scope='module')
+def kit(tmp_path_factory):
+    """The kit of the exported ATSS toy in demo/."""
+    folder = tmp_path_factory.mktemp('kit') / 'kit'
+    assert kit_app.main(['demo/atss_toy.onnx', *MODEL, '--out', str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope='module')
+def outputs(kit, tmp_path_factory):
+    """What ONNX Runtime gives, by the script of the kit."""
+    folder = tmp_path_factory.mktemp('outputs')
+    command = [sys.executable, str(kit / 'run_onnxruntime.py'), str(folder)]
+    subprocess.run(command, check=True, capture_output=True, cwd=folder)
+    return folder
+
+
+def test_a_kit_is_small_and_its_own_script_gives_equal_outputs(kit, outputs):
+    assert sum(path.stat().st_size for path in kit.rglob('*')) < LARGEST_BYTES
+    judgement = judge(kit, outputs, told='this CPU')
+    assert judgement.title == f'EQUAL ON {len(judgement.cases)} INPUTS (this CPU, as told)'
+    assert sum(row.matched for case in judgement.cases for row in case.detections) > 500
+
+
+def rewritten(outputs, folder, change):
+    """Copy outputs, changed case by case."""
+    for file in outputs.glob('*.npz'):
+        with np.load(file) as arrays:
+            change(folder / file.stem, dict(arrays))
+    shutil.copyfile(outputs / 'kit.txt', folder / 'kit.txt')
+    return folder
+
+
+def as_trtexec(target, arrays):
+    entries = [
+        dict(name=name, dimensions='x'.join(map(str, array.shape)), values=array.ravel().tolist())
+        for name, array in arrays.items()
+    ]
+    target.with_suffix('.json').write_text(json.dumps(entries))
+
+
+def as_raw_files(target, arrays):
+    target.mkdir()
+    for name, array in arrays.items():
+        array.tofile(target / f'{name}.bin')
+
+
+def as_arrays(target, arrays):
+    target.mkdir()
+    for name, array in arrays.items():
+        np.save(target / f'{name}.npy', array)
+
+
+def with_narrow_labels(target, arrays):
+    np.savez(target.with_suffix('.npz'), dets=arrays['dets'], labels=arrays['labels'].astype(np.int32))
+
+
+@pytest.mark.parametrize('write', [as_trtexec, as_raw_files, as_arrays, with_narrow_labels])
+def test_outputs_are_read_as_engines_write_them(kit, outputs, tmp_path, write):
+    assert judge(kit, rewritten(outputs, tmp_path, write)).equal
+
+
+def changed(**change):
+    def write(target, arrays):
+        arrays = {name: change.get(name, lambda array: array)(array) for name, array in arrays.items()}
+        np.savez(
+            target.with_suffix('.npz'), **{name: array for name, array in arrays.items() if array is not None}
+        )
+
+    return write
+
+
+FAULTS = {
+    'zeros': changed(dets=np.zeros_like),
+    'permuted labels': changed(labels=lambda array: np.roll(array, 1, 1)),
+    'a missing output': changed(labels=lambda _: None),
+    'another dtype': changed(dets=lambda array: array.astype(np.float64)),
+    'boxes moved by two pixels': changed(dets=lambda array: array + np.float32([2, 0, 2, 0, 0])),
+    'scores lower by 0.001': changed(dets=lambda array: array - np.float32([0, 0, 0, 0, 1e-3])),
+    'images of a batch mixed up': changed(dets=lambda array: array[::-1], labels=lambda array: array[::-1]),
+    'one box fewer': changed(labels=lambda array: np.where(np.arange(array.shape[1]) == 0, -1, array)),
+    'NaN': changed(dets=lambda array: array * np.float32(np.nan)),
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_wrong_outputs_are_not_equal(kit, outputs, tmp_path, fault):
+    judgement = judge(kit, rewritten(outputs, tmp_path, FAULTS[fault]))
+    assert judgement.title.startswith('NOT EQUAL') and judgement.failures
+
+
+def test_outputs_of_another_kit_and_a_changed_kit_are_refused(kit, outputs, tmp_path):
+    other = tmp_path / 'other'
+    shutil.copytree(outputs, other)
+    (other / 'kit.txt').write_text('0' * 64)
+    with pytest.raises(DataError, match=r'kit\.txt'):
+        judge(kit, other)
+    edited = tmp_path / 'edited'
+    shutil.copytree(kit, edited)
+    array = next((edited / 'inputs').rglob('*.bin'))
+    array.write_bytes(array.read_bytes()[:-1] + b'\1')
+    with pytest.raises(DataError, match=array.name):
+        judge(edited, outputs)
+
+
+def test_a_case_without_outputs_fails_by_name(kit, outputs, tmp_path):
+    shutil.copytree(outputs, tmp_path / 'lost')
+    (tmp_path / 'lost/003.npz').unlink()
+    judgement = judge(kit, tmp_path / 'lost')
+    assert not judgement.equal and any(failure.startswith('003 ') for failure in judgement.failures)
+
+
+def test_the_command_judges_without_pytorch(kit, outputs, tmp_path):
+    code = (
+        'import sys; sys.modules.update(torch=None, mmcv=None, onnxruntime=None); '
+        'from mmdeploy_ext.cli.command import main; sys.exit(main(sys.argv[1:]))'
+    )
+    words = ['judge', str(kit), str(outputs), '--told', 'x', '--json', str(tmp_path / 'v.json')]
+    done = subprocess.run(
+        [sys.executable, '-c', code, *words], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / 'v.json').read_text())['equal']
+
+
+def test_folders_that_are_no_kit_or_not_empty_are_refused(kit, outputs, tmp_path, capsys):
+    assert judge_app.main([str(tmp_path), str(outputs)]) == 2
+    assert 'manifest.json' in capsys.readouterr().err
+    assert kit_app.main(['demo/atss_toy.onnx', *MODEL, '--out', str(outputs)]) == 2
+    assert str(outputs) in capsys.readouterr().err
