@@ -109,6 +109,9 @@ RTDETR = (
 )
 TOY = r'(\$CONFIG \$CKPT|configs/demo/atss_toy.py demo/checkpoints/atss_toy.pth) '
 OF_PAGES = {
+    'docs/kit.md': (
+        Entry('(mm2onnx (kit|judge)|python work_dirs/kit/run_onnxruntime.py) ', run=True, matrix=True),
+    ),
     'docs/prove-module.md': (
         Entry(
             'mm2onnx prove-module ',

@@ -55,6 +55,7 @@ PARSERS = {
     **{f'mm2onnx {name}': tool.module for name, tool in TOOLS.items()},
 }
 PIP_AND_GIT = {'--no-deps', '--no-build-isolation'}
+TRTEXEC = {'--exportOutput'}
 OF_EXAMPLE = {'--radius'}
 """Options of the family that docs/own-family.md makes."""
 MADE = ('work_dirs/', 'data/', '$', '-')
@@ -141,7 +142,7 @@ def test_options_in_commands_exist(page):
 
 @pytest.mark.parametrize('page', PAGES)
 def test_options_in_running_text_exist(page):
-    known = set().union(*(options_of(module) for module in set(PARSERS.values()))) | PIP_AND_GIT | OF_EXAMPLE
+    known = set().union(*(options_of(module) for module in set(PARSERS.values()))) | PIP_AND_GIT | TRTEXEC | OF_EXAMPLE
     prose = re.sub(r'^```.*?^```', '', text(page), flags=re.M | re.S)
     used = set(re.findall(r'`(?:[^`]* )?(--[a-z][\w-]*)', prose))
     assert used <= known, sorted(used - known)

@@ -110,7 +110,8 @@ def _case(name: str, reference: ImageReference, metadata: Any) -> Case:
     inputs = metadata.spec.with_defaults(reference.feeds_of(metadata))  # not every engine has optional inputs
     tensors: dict[str, np.ndarray] = {}
     if any(tensor.compare == 'values' for tensor in metadata.spec.outputs):
-        options = {key: value for key, value in family.exported_options(metadata.options).items() if key != 'form'}
+        options = dict(family.exported_options(metadata.options).items())
+        options.pop('form')
         tensors = dict(reference.compute(family.reference_tensors, metadata.form, **options))
         tensors = {name: array for name, array in tensors.items() if name in metadata.spec.output_names}
     proof_input = reference.input
