@@ -54,8 +54,8 @@ PARSERS = {
     'mmdeploy_ext.cli.dump_app compare': 'mmdeploy_ext.cli.dump_app',
     **{f'mm2onnx {name}': tool.module for name, tool in TOOLS.items()},
 }
-PIP_AND_GIT = {'--no-deps', '--no-build-isolation'}
-TRTEXEC = {'--exportOutput'}
+OF_OTHER_TOOLS = {'--no-deps', '--no-build-isolation', '--exportOutput'}
+"""Options of pip and trtexec."""
 OF_EXAMPLE = {'--radius'}
 """Options of the family that docs/own-family.md makes."""
 MADE = ('work_dirs/', 'data/', '$', '-')
@@ -142,7 +142,8 @@ def test_options_in_commands_exist(page):
 
 @pytest.mark.parametrize('page', PAGES)
 def test_options_in_running_text_exist(page):
-    known = set().union(*(options_of(module) for module in set(PARSERS.values()))) | PIP_AND_GIT | TRTEXEC | OF_EXAMPLE
+    known = set().union(*(options_of(module) for module in set(PARSERS.values())))
+    known |= OF_OTHER_TOOLS | OF_EXAMPLE
     prose = re.sub(r'^```.*?^```', '', text(page), flags=re.M | re.S)
     used = set(re.findall(r'`(?:[^`]* )?(--[a-z][\w-]*)', prose))
     assert used <= known, sorted(used - known)
