@@ -1,4 +1,4 @@
-"""Where a file first leaves its module: the node, the part of the module, and the line of its code."""
+"""The place at which a file first differs from its module: node, part of the module, and line of its code."""
 
 from __future__ import annotations
 

@@ -35,11 +35,11 @@ def in_order_of(
     (count,) = counts.pop() or (0,)
     allowed, nearness = np.ones((count, count), bool), np.zeros((count, count))
     for name in names:
-        wanted, got = (side[name].reshape(count, -1).astype(np.float64) for side in (reference, outputs))
-        if not count or wanted.shape != got.shape or wanted.shape[1] > MAX_WIDTH:
+        expected, got = (side[name].reshape(count, -1).astype(np.float64) for side in (reference, outputs))
+        if not count or expected.shape != got.shape or expected.shape[1] > MAX_WIDTH:
             continue
-        distance = np.abs(wanted[:, None] - got[None]).max(-1, initial=0)
-        scale = float(np.abs(wanted).max(initial=0))
+        distance = np.abs(expected[:, None] - got[None]).max(-1, initial=0)
+        scale = float(np.abs(expected).max(initial=0))
         allowed &= distance <= (rtol * scale if reference[name].dtype.kind == 'f' else 0)
         nearness -= distance / (scale or 1.0)
     partners = maximum_matching(allowed, nearness, np.zeros(count))

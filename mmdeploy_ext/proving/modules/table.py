@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from mmdeploy_ext.proving.results import first_lines
 from mmdeploy_ext.proving.views.table import figure
 
 if TYPE_CHECKING:
@@ -83,5 +84,4 @@ def last_line(verdict: ModuleVerdict) -> str:
         error = 'no value' if worst is None else f'worst relative error {worst:.1e}'
         return f'{verdict.title}: {file} equals {module}: {len(verdict.cases)} inputs, {error}'
     failures = verdict.failures or ['nothing was compared']
-    more = f'; and {len(failures) - MAX_FAILURES} more' if len(failures) > MAX_FAILURES else ''
-    return f'{verdict.title}: {file} is not {module}: {"; ".join(failures[:MAX_FAILURES])}{more}'
+    return f'{verdict.title}: {file} is not {module}: {first_lines(failures, MAX_FAILURES)}'
