@@ -18,8 +18,8 @@ from mmdeploy_ext.core.files import sha256_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL, PICTURE = (str(REPOSITORY / f'demo/{name}') for name in ('atss_toy.onnx', 'toy.jpg'))
-ALONE = tuple(name for name, tool in command.TOOLS.items() if not tool.exports)
-NEEDS_MORE = tuple(name for name, tool in command.TOOLS.items() if tool.exports)
+ALONE = tuple(name for name, tool in command.TOOLS.items() if not tool.needs)
+NEEDS_MORE = tuple(name for name, tool in command.TOOLS.items() if tool.needs)
 
 
 @pytest.fixture(scope='session')
@@ -86,7 +86,7 @@ def test_without_pytorch_an_export_says_in_one_line_what_it_needs(installed, nam
 def test_help_lists_every_command_and_what_is_not_here(installed):
     said = ' '.join(done(installed('--help')).split())
     for name, tool in command.TOOLS.items():
-        absent = ' (not here: it needs torch, mmcv, mmdet)' * (name in NEEDS_MORE)
+        absent = f' (not here: it needs {", ".join(tool.needs)})' if tool.needs else ''
         assert f' {name} {tool.help}{absent} ' in said
     assert done(installed('--version')) == f'mm2onnx {__version__}\n'
 
