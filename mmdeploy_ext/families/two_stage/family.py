@@ -183,7 +183,11 @@ class TwoStageFamily(ImageFamily):
         first = proposals.thresholds(model.rpn_head) if self.proposes else None
         last = first if roi_head_of(model) is None else boxes.thresholds(result_cfg(model))
         facts = dict(last.to_json(), num_classes=self.num_classes(model))
-        return dict(facts, proposals=first.to_json()) if self.proposes else facts
+        if self.proposes:
+            facts['proposals'] = first.to_json()
+        if self.with_masks:
+            facts['mask_thr'] = mask_heads.threshold(result_cfg(model))
+        return facts
 
     @property
     def first(self) -> str:
@@ -294,17 +298,16 @@ class TwoStageMasksFamily(TwoStageFamily):
     trial_rows = 100  # masks take most of the time
     feeds = staticmethod(image_feeds.feeds_with_sizes)
 
-    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        return dict(super().postprocess_facts(model), mask_thr=mask_heads.threshold(result_cfg(model)))
 
-
-class TwoStagePanopticFamily(TwoStageMasksFamily):
+class TwoStagePanopticFamily(TwoStageFamily):
     """Two-stage detectors whose instances are laid over a semantic map."""
 
     name = 'two_stage_panoptic'
     exports = 'Panoptic FPN (mmdeploy_ext/families/two_stage/README.md)'
     similar_names = ('PanopticFPN', 'Panoptic')
     task = 'panoptic'
+    with_masks = True
+    trial_rows = TwoStageMasksFamily.trial_rows
     forms = ('full', 'raw')
     keep_fp32 = (*TwoStageFamily.keep_fp32, 'fusion/*')
     tie_keys = (*TwoStageFamily.tie_keys, 'score_thr', 'mask_overlap')
