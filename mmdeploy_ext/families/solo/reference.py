@@ -78,9 +78,12 @@ def interchangeable_zeros(
     it, few ties are excused, and the results are judged with `rounded_choices`.
     """
     head, ties, passing = model.mask_head, 0, 0
+    logits: list[torch.Tensor] = []
     with torch.no_grad():
         image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
-        before = _scores_before_nms(model, image)
+        with head.conv_cls.register_forward_hook(lambda *call: logits.append(call[2])):
+            _by_mmdet(head, model.extract_feat(image))
+        before = [level.sigmoid() for level in logits]  # per level (B, C, g, g), before points NMS
         levels = [torch.where(_tied(scores), scores, torch.full_like(scores, torch.nan)) for scores in before]
     over = [scores >= head.test_cfg.score_thr for scores in before]
     for scores, over_threshold in zip(before, over, strict=True):
@@ -152,14 +155,6 @@ def _by_mmdet(head: nn.Module, pyramid: Sequence[torch.Tensor]) -> tuple[Any, ..
         kernels, logits, features = outputs
         return [points_nms(level) for level in logits], kernels, features
     return outputs[-1], *outputs[:-1]
-
-
-def _scores_before_nms(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
-    """Return per level (B, C, g, g) scores of the unpatched model before points NMS."""
-    logits: list[torch.Tensor] = []
-    with model.mask_head.conv_cls.register_forward_hook(lambda *call: logits.append(call[2])):
-        _by_mmdet(model.mask_head, model.extract_feat(image))
-    return [level.sigmoid() for level in logits]
 
 
 def _rivals(cells: torch.Tensor) -> torch.Tensor:
