@@ -273,6 +273,10 @@ class ImageFamily(Family):
         """
         return contextlib.nullcontext()
 
+    def exaggerated_first(self, model: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Return the same context for runs that end with the list named `first`."""
+        return self.exaggerated(model)
+
     def sizes_choose_levels(self, model: torch.nn.Module) -> bool:
         """Return whether the size of an object decides on which level of a pyramid it is looked at or found.
 

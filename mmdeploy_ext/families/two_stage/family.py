@@ -259,12 +259,16 @@ class TwoStageFamily(ImageFamily):
         """Inside the block heads of proposals and of regions give extreme boxes, see `ImageFamily`.
 
         Of a cascade whose classes share one box only the last stage does: others look at what it becomes.
+        Where masks of boxes are pasted that no head clips, none does: mmdet pastes none beyond the image.
         """
         roi_head = roi_head_of(model)
         count = 0 if roi_head is None else stages_of(roi_head)
+        if self.with_masks and not graphs.clips_results(roi_head):
+            yield
+            return
         with contextlib.ExitStack() as stack:
             if self.proposes:
-                stack.enter_context(changed_outputs(model.rpn_head, _exaggerated_proposals(model.rpn_head)))
+                stack.enter_context(self.exaggerated_first(model))
             for stage in range(count):
                 head = part_of(roi_head, 'bbox_head', stage)
                 if not getattr(head, 'with_reg', True) or regions.coder_of(head)['type'] != 'delta':
@@ -272,6 +276,9 @@ class TwoStageFamily(ImageFamily):
                 if stage + 1 == count or not getattr(head, 'reg_class_agnostic', True):
                     stack.enter_context(changed_outputs(head, _exaggerated_regions(head)))
             yield
+
+    def exaggerated_first(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        return changed_outputs(model.rpn_head, _exaggerated_proposals(model.rpn_head))
 
     def sizes_choose_levels(self, model: nn.Module) -> bool:
         """Return whether a detector pools the regions that it finds; those that are given have all sizes."""

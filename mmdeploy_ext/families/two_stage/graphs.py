@@ -208,6 +208,12 @@ def clips_proposals(model: nn.Module) -> bool:
     return any(clips(stage) for stage in (head.stages if is_staged(head) else [head]))
 
 
+def clips_results(roi_head: nn.Module) -> bool:
+    """Return whether the last head of regions clips boxes to the image; see `clips_regions`."""
+    head = part_of(roi_head, 'bbox_head', stages_of(roi_head) - 1)
+    return clips(head) if getattr(head, 'with_reg', True) else True
+
+
 def clips_regions(model: nn.Module) -> bool:
     """Return whether a head of regions clips boxes to the image; one that moves no box clips regions."""
     roi_head = roi_head_of(model)

@@ -479,6 +479,9 @@ class FirstLimitsRaised(LimitsRaised):
     def name(self) -> str:
         return f'limits of {self.trials.deployment.family.first} raised'
 
+    def boxes(self) -> contextlib.AbstractContextManager[None]:
+        return self.trials.deployment.family.exaggerated_first(self.trials.deployment.model)
+
     def values(self) -> Values:
         limits = [limit for limit in self.trials.limits if self._is_first(limit)]
         values = [(limit, raised(limit)) for limit in limits if limit.kind is not Kind.ROWS]

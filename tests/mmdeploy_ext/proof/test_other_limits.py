@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from marking import in_suite
+from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.limits import Kind, Limit, changed, lowered, raised
 from mmdeploy_ext.preprocess.pictures import read_image
@@ -89,6 +90,18 @@ FAULTS = {
         (f'{PROPOSAL_CODE}:facts_of', result(other_clip)),
     ),
 }
+
+def test_masks_of_boxes_that_no_head_clips_are_compared_where_mmdet_pastes_them():
+    with contextlib.ExitStack() as stack:
+        model = load('mask_rcnn').model
+        for head in (model.rpn_head, model.roi_head.bbox_head):
+            stack.enter_context(replaced_entry(vars(head.bbox_coder), 'clip_border', False))
+        found = cases('mask_rcnn', PROPOSALS, RAISED)
+        pasted_anywhere = f'{TWO_STAGE}.graphs:clips_results', result(lambda clips, *_: True)
+        with replaced(*pasted_anywhere), pytest.raises(RuntimeError, match='upper bound'):  # mmdet itself
+            cases('mask_rcnn', RAISED)
+    assert all(case.passed for case in found) and len(found) == 2
+
 
 QUERY_NETWORK = 'mmdeploy_ext.families.parts.query_networks'
 
