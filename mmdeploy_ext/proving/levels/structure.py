@@ -115,16 +115,16 @@ def _is_default(array: np.ndarray, tensor: TensorSpec) -> bool:
 
 
 def check_inputs_used(model: onnx.ModelProto, spec: GraphSpec) -> Check:
-    """Return whether every input reaches an output, or the spec says that nothing uses it."""
-    frozen = unreached_inputs(model, [tensor.name for tensor in spec.inputs if not tensor.unused])
-    return Check(
-        'every input reaches an output', not frozen, f'frozen: {", ".join(frozen)}' if frozen else ''
-    )
+    """Check that every input reaches an output of the spec, unless the spec says that nothing uses it."""
+    used = [tensor.name for tensor in spec.inputs if not tensor.unused]
+    frozen = unreached_inputs(model, used, spec.output_names)
+    detail = f'frozen: {", ".join(frozen)}' if frozen else ''
+    return Check('every input reaches an output', not frozen, detail)
 
 
-def unreached_inputs(model: onnx.ModelProto, names: Iterable[str]) -> list[str]:
-    """Return those inputs of a model from which no path of nodes leads to an output."""
-    reached = {value.name for value in model.graph.output}
+def unreached_inputs(model: onnx.ModelProto, names: Iterable[str], outputs: Iterable[str]) -> list[str]:
+    """Return those inputs of a model from which no path of nodes leads to one of the outputs."""
+    reached = set(outputs)
     for node in reversed(model.graph.node):
         if reached.intersection(node.output):
             reached.update(reads(node))

@@ -217,7 +217,8 @@ class ModuleProof:
             check_valid(model),
             Check('no operator is random', not drawn, ', '.join(drawn[:5])),
         ]
-        for name in unreached_inputs(model, self.inputs):
+        outputs = [value.name for value in model.graph.output]
+        for name in unreached_inputs(model, self.inputs, outputs):
             verdict.structure.append(self._unused(self.inputs[name], f'input {name} reaches an output'))
         for name in [name for name in self.calls[0].tensors if name not in self.inputs.values()]:
             verdict.structure.append(self._unused(name, f'argument {name} is an input of the file'))
