@@ -17,7 +17,6 @@ from mmdeploy_ext.proving.ladder import prove
 from planting import arguments, replaced, result, when_traced
 
 FILES = dict(camera=['rig', 'frame'], lidar=['lidar', 'frame'], centers=['rig', 'frame'])
-SENSORS = pytest.mark.parametrize('sensor', FILES)
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +36,7 @@ def files(toys, tmp_path_factory):
     return exported
 
 
-@SENSORS
+@pytest.mark.parametrize('sensor', in_suite(FILES, 'camera', 'lidar'))
 def test_one_sensor_is_exported_in_its_files_and_proven(toys, files, sensor):
     toy, paths = toys[sensor], files(sensor)
     assert [path.rsplit('/', 1)[1] for path in paths] == [f'{name}.onnx' for name in FILES[sensor]]
@@ -95,7 +94,8 @@ FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('fault', in_suite(FAULTS, 'x and y of the boxes'))
+@pytest.mark.matrix  # in the suite: test_bevfusion_export.py
+@pytest.mark.parametrize('fault', FAULTS)
 def test_a_fault_of_one_sensor_is_refused(toys, files, tmp_path, fault):
     sensor, place, make = FAULTS[fault]
     toy, traced = toys[sensor], place != SEEN

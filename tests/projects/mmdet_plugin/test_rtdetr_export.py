@@ -58,6 +58,7 @@ def test_the_full_graph_is_proven_at_other_sizes_and_batches(toy, full):
     assert [value.name for value in model.graph.output] == ['labels', 'boxes', 'scores']
 
 
+@pytest.mark.matrix  # in the suite: its detections below, and its tensors in test_rtdetr_golden.py
 def test_the_raw_graph_is_proven_tensor_by_tensor(toy, raw):
     verdict = proof(toy, raw)
     assert verdict.proven, verdict.reasons
