@@ -228,3 +228,8 @@ def test_a_layer_of_the_head_of_proposals_with_other_weights_is_told_by_its_tens
     failed = {row.tensor for row in rows_of('faster', 'proposals', outputs) if not row.passed}
     assert failed and failed <= {f'rpn_reg_{level}' for level in range(5)}
     assert np.all([name in outputs for name in failed])
+
+
+def test_the_proposals_of_a_proof_end_with_a_row_of_padding():
+    proposals = feeds_of('faster', 'regions')['proposals']
+    assert proposals[:, -2].any() and not proposals[:, -1].any()
