@@ -38,21 +38,34 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.images import ImageFamily
 
 EXPORTED_FORMS = ('full', 'raw')
+"""Forms that are exported for the run if the user names no files."""
 FUSED = 'torch fused'
+"""Name of the contender that is the PyTorch model with its BatchNorms folded into the convolutions."""
 MAX_IMAGES = 64
 PREPROCESS_RUNS = 10
 PREPARED_ARRAYS = ('input', 'img_shape', 'ori_shape')
 
 
 class ImageBenchmark(Benchmark):
-    """Benchmark on batches of `images`, BGR pictures, or on one `prepared` input in place of them."""
+    """Benchmark on batches of pictures. A sample is one batch, a list of prepared images.
+
+    Results are in pixels of the original pictures: `rescale` is True in every call.
+
+    Attributes:
+        images: BGR pictures, empty if there is a `prepared` input.
+        prepared: the input of `--prepared`, which every place of a batch holds, or None.
+        options: height, width and batch of the run.
+    """
 
     kind = 'images'
     models = 'models of single images'
     foreign = ('voxels', 'no_racing')
 
     def load(self) -> None:
-        """Load the model and the pictures; the size comes from files, command line or test pipeline."""
+        """Load the model and the pictures; the size comes from files, command line or test pipeline.
+
+        Files of another family, or with other overrides of the config, are refused before weights are read.
+        """
         args = self.args
         files_metadata, self.options = read_files(args)
         self.prepared: PreparedImage | None = read_prepared(args.prepared) if args.prepared else None
@@ -61,12 +74,14 @@ class ImageBenchmark(Benchmark):
             print(f'{len(paths)} images were given, the first {MAX_IMAGES} are used')
         self.images = [read_image(path) for path in paths[:MAX_IMAGES]]
 
-        def check(cfg: Any, family: ImageFamily, _model: Any) -> None:
+        def refuse_other_files(cfg: Any, family: ImageFamily, _model: Any) -> None:
             for path, metadata in zip(args.onnx, files_metadata, strict=True):
                 metadata.require(path, family.name)
                 refuse_other_settings(cfg, metadata.options.get('cfg_options', {}), path)
 
-        self.deployment = deploy.load(args.config, args.checkpoint, args.cfg_options, args.device, check)
+        self.deployment = deploy.load(
+            args.config, args.checkpoint, args.cfg_options, args.device, refuse_other_files
+        )
         self.notes = [
             f'{path} was made from another checkpoint than {args.checkpoint}'
             for path, metadata in zip(args.onnx, files_metadata, strict=True)
@@ -92,7 +107,7 @@ class ImageBenchmark(Benchmark):
         return paths
 
     def prepare(self, start: int = 0) -> list[PreparedImage]:
-        """Return one prepared batch, beginning with image `start`."""
+        """Return one prepared batch of images from index `start` on; after the last comes the first."""
         if self.prepared is not None:
             return [self.prepared] * self.batch
         size = self.options.height, self.options.width
@@ -100,7 +115,10 @@ class ImageBenchmark(Benchmark):
         return [deploy.prepare_fixed(self.deployment.rule, picture, *size) for picture in pictures]
 
     def groups(self) -> list[list[list[PreparedImage]]]:
-        """Return all images in batches as one group; every process begins with a different batch."""
+        """Return one group, whose samples are the batches of all images.
+
+        The batches are rotated by the rank of the process, so that processes begin with different ones.
+        """
         batches = [self.prepare(start) for start in range(0, max(len(self.images), self.batch), self.batch)]
         shift = self.ranks.rank % len(batches)
         return [[*batches[shift:], *batches[:shift]]]
@@ -121,7 +139,7 @@ class ImageBenchmark(Benchmark):
         """Return the graph of a file on an engine, with the post-processing that its form leaves out."""
         backend = stack.enter_context(ENGINES[engine].open(path, self.threads[0]))
         contender = backend_contender(self.deployment.family, backend, engine, label, path)
-        if self.args.skip_refused:
+        if self.args.skip_refused:  # an engine may refuse a graph only when it runs it
             contender.run(self.prepare())
         return [contender]
 
@@ -138,7 +156,7 @@ class ImageBenchmark(Benchmark):
         if not ENGINES[contender.engine].files:
             changes = {FUSED: fold.fuse, f'{COMPILED} {COMPILED_FORM}': compiled.compiled_in_child}
             return functools.partial(run_model, self.source(), batch, changes.get(contender.name))
-        feeds = self.deployment.family.feeds(batch, True)
+        feeds = self.deployment.family.feeds(batch, rescale=True)
         return functools.partial(memory.run_graph, contender.engine, contender.file, self.threads[0], feeds)
 
     def facts(self) -> dict[str, Any]:
@@ -151,7 +169,7 @@ class ImageBenchmark(Benchmark):
         result = super().result(*measurements)
         if self.ranks.rank == 0:
             result['preprocess_ms'] = measure.repeated(self.prepare, PREPROCESS_RUNS)
-            feeds = self.deployment.family.feeds(self.prepare(), True)
+            feeds = self.deployment.family.feeds(self.prepare(), rescale=True)
             for label, path in self.files.items() if self.args.profile else ():
                 result['profiles'][f'onnxruntime {label}'] = profile_graph(path, feeds, self.threads[0])
         return result
@@ -194,29 +212,46 @@ def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
 def torch_contender(
     family: ImageFamily, model: torch.nn.Module, name: str = BASELINE, clock: NetworkClock | None = None
 ) -> Contender:
-    """Return upstream's test path in eager PyTorch; an active clock measures the network's time on CPU."""
+    """Return a contender that runs upstream's test path in eager PyTorch.
+
+    Args:
+        family: of the model.
+        model: with the weights.
+        name: of the contender.
+        clock: an entered `NetworkClock` of the model; with it runs on CPU also have the network's time.
+    """
     import torch
 
     device = next(model.parameters()).device
 
     def run(images: Sequence[PreparedImage]) -> Run:
         start = time.perf_counter()
-        detections = family.reference_detections(model, images, True)
+        detections = family.reference_detections(model, images, rescale=True)
         if device.type == 'cuda':
             torch.cuda.synchronize(device)
         end = time.perf_counter()
-        on_cpu = clock is not None and device.type == 'cpu'
-        return Run(end - start, clock.seconds - start if on_cpu else None, sum(map(len, detections)))
+        network_s = None
+        if clock is not None and device.type == 'cpu':
+            network_s = clock.seconds - start  # `seconds` is the moment at which the last layer had run
+        return Run(end - start, network_s, sum(map(len, detections)))
 
     return Contender(name, BASELINE, '', run)
 
 
 def backend_contender(family: ImageFamily, backend: Backend, engine: str, label: str, file: str) -> Contender:
-    """Return a graph on an active backend, with the numpy post-processing that its form leaves out."""
+    """Return a contender that runs a graph, and in numpy the post-processing that its form leaves out.
+
+    Args:
+        family: of the model.
+        backend: an open backend with the graph.
+        engine: name of the engine.
+        label: of the file, see `Benchmark.files`.
+        file: path of the graph.
+    """
 
     def run(images: Sequence[PreparedImage]) -> Run:
         start = time.perf_counter()
-        feeds = family.feeds(images, True)
+        feeds = family.feeds(images, rescale=True)
         outputs = backend.infer(backend.select_inputs(feeds))
         network_end = time.perf_counter()
         detections = family.detections(backend.metadata, outputs, feeds)
@@ -229,10 +264,17 @@ def backend_contender(family: ImageFamily, backend: Backend, engine: str, label:
 def run_model(
     source: memory.Source, images: Sequence[PreparedImage], change: Callable[[Any], Any] | None
 ) -> tuple[int, object]:
-    """Load a model, apply `change` and run it in a child process, for `memory.measure`."""
+    """Load a model, replace it by `change` of it if there is one, and run it `memory.RUNS` times.
+
+    `memory.measure` calls it in a child process.
+
+    Returns:
+        kB of the process before the model had weights, and the deployment, which keeps the model alive until
+        the memory has been read.
+    """
     baseline_kb, deployment = source.load(change)
     for _ in range(memory.RUNS):
-        deployment.family.reference_detections(deployment.model, images, True)
+        deployment.family.reference_detections(deployment.model, images, rescale=True)
     return baseline_kb, deployment
 
 

@@ -98,10 +98,15 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _pairs(args: argparse.Namespace) -> list[tuple[str, Path, Path]]:
-    """Return name, first and second folder of the samples to compare."""
+    """Return name, first and second folder of the samples to compare.
+
+    Two dumps of one sample each are compared whatever the samples are called.
+    """
     first, second = samples_of(args.first), samples_of(args.second)
     if len(first) == len(second) == 1:
-        return [(*first, *first.values(), *second.values())]
+        ((name, first_folder),) = first.items()
+        (second_folder,) = second.values()
+        return [(name, first_folder, second_folder)]
     if first.keys() != second.keys():
         raise DataError(
             f'{args.first} and {args.second} hold other samples: {sorted(first.keys() ^ second.keys())}'

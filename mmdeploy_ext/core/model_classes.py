@@ -32,10 +32,10 @@ class ModelClass:
     """A class of a model that no installed library defines.
 
     Attributes:
-        name: of the class; `ATSSHead.get_bboxes` where a plugin replaced that method of a library's class.
-        file: that defines it, relative to the folder that it was imported from.
-        sha256: of its normalised source; '' if that cannot be read.
-        ours: it is mm2onnx's implementation, not the user's.
+        name: name of the class; `ATSSHead.get_bboxes` if a plugin replaced that method of a library's class.
+        file: path of the file that defines it, relative to the folder that it was imported from.
+        sha256: hash of its normalised source; '' if that cannot be read.
+        ours: whether it is a class of `mmdeploy_ext`, not of the user.
     """
 
     name: str
@@ -72,6 +72,7 @@ def classes_of(model: Any) -> Iterator[type]:
 
 
 def _described(kind: type) -> Iterator[ModelClass]:
+    """Yield the entry of a class; of a library's class those of its replaced methods, if there are any."""
     package = kind.__module__.partition('.')[0]
     if package in sys.stdlib_module_names or package in LIBRARIES:
         return
@@ -86,7 +87,10 @@ def _described(kind: type) -> Iterator[ModelClass]:
 
 
 def _replaced_methods(kind: type) -> Iterator[ModelClass]:
-    """Yield the methods of a library's class that code from elsewhere has replaced; ours are in `compat`."""
+    """Yield the methods of a library's class that the user's code has replaced.
+
+    Those that `mmdeploy_ext` itself replaced are left out; they are in `compat`.
+    """
     for name, value in vars(kind).items():
         function = getattr(value, '__func__', value)
         code = getattr(function, '__code__', None)

@@ -13,11 +13,12 @@ from mmdeploy_ext.graph.io.index import Index, did_you_mean
 DEFAULT_SIZE = 64
 """Size of a symbolic axis that was given none, except for the first, which gets 1."""
 INDEX_INPUTS = {'Gather': 1, 'GatherElements': 1, 'GatherND': 1}
-"""Operators whose input at this position holds indices into their first."""
+"""op_type -> position of the input that holds indices into the operator's first input."""
 SIZE_INPUTS = dict.fromkeys(('Reshape', 'Expand', 'TopK', 'Tile'), (1,))
 SIZE_INPUTS |= {'Resize': (2, 3), 'ConstantOfShape': (0,), 'Range': (0, 1, 2)}
-"""Operators whose inputs at these positions are sizes: ones are always allowed."""
-LARGEST_INTEGER = 8
+"""op_type -> positions of the inputs that are sizes, which may always be 1."""
+INTEGER_END = 8
+"""Integers without a known use are below this."""
 
 
 def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
@@ -37,7 +38,7 @@ def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
             raise ShapeError(f'feed {name!r}: is {array.dtype}, the graph takes {expected}')
         if not tensor_type.HasField('shape'):
             continue
-        sizes = [size.dim_value if size.HasField('dim_value') else '?' for size in tensor_type.shape.dim]
+        sizes = [dim.dim_value if dim.HasField('dim_value') else '?' for dim in tensor_type.shape.dim]
         pairs = zip(sizes, array.shape, strict=False)
         if len(sizes) != array.ndim or not all(size in ('?', actual) for size, actual in pairs):
             shapes = ['x'.join(map(str, shape)) for shape in (array.shape, sizes)]
@@ -69,15 +70,15 @@ def random_feeds(
         tensor_type = value.type.tensor_type
         if not value.type.HasField('tensor_type') or not tensor_type.elem_type:
             raise UsageError(f'input {value.name!r} is not a tensor of known dtype; give its value yourself')
-        known_names.update(size.dim_param for size in tensor_type.shape.dim)
+        known_names.update(dim.dim_param for dim in tensor_type.shape.dim)
         if value.name in sizes and not isinstance(sizes[value.name], int):
             shape = [int(size) for size in sizes[value.name]]
         else:
             shape = [
-                size.dim_value
-                if size.HasField('dim_value')
-                else int(sizes.get(size.dim_param, DEFAULT_SIZE if axis else 1))
-                for axis, size in enumerate(tensor_type.shape.dim)
+                dim.dim_value
+                if dim.HasField('dim_value')
+                else int(sizes.get(dim.dim_param, DEFAULT_SIZE if axis else 1))
+                for axis, dim in enumerate(tensor_type.shape.dim)
             ]
         rng = np.random.default_rng([seed, *value.name.encode()])
         feeds[value.name] = _random_array(index, value.name, tensor_type.elem_type, shape, rng)
@@ -109,14 +110,14 @@ def _random_array(
 
 
 def _integer_range(index: Index, name: str) -> tuple[int, int]:
-    """Return [low, high) that the readers of an integer input can take."""
-    high = LARGEST_INTEGER
-    for position in index.consumers(name):
-        node = index.nodes[position]
-        places = [place for place, source in enumerate(node.input) if source == name]
-        if set(places) & set(SIZE_INPUTS.get(node.op_type, ())):
+    """Return low and high of the integers, low <= n < high, that every node that reads an input can take."""
+    high = INTEGER_END
+    for consumer in index.consumers(name):
+        node = index.nodes[consumer]
+        positions = [position for position, source in enumerate(node.input) if source == name]
+        if set(positions) & set(SIZE_INPUTS.get(node.op_type, ())):
             return 1, 2
-        if INDEX_INPUTS.get(node.op_type) in places and node.input[0] in index.constants:
+        if INDEX_INPUTS.get(node.op_type) in positions and node.input[0] in index.constants:
             sizes = index.constants[node.input[0]].dims
             axis = next((entry.i for entry in node.attribute if entry.name == 'axis'), 0)
             high = min(high, *(sizes if node.op_type == 'GatherND' else [sizes[axis]]))
@@ -126,16 +127,25 @@ def _integer_range(index: Index, name: str) -> tuple[int, int]:
 def common_feeds(
     before: onnx.ModelProto, after: onnx.ModelProto, renamed: Mapping[str, str], seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Return random feeds of a graph that another one, which was edited from it, takes as well.
+    """Return random feeds of a graph that its edited version takes as well.
 
-    `renamed` are old -> new names of tensors. ShapeError: no inputs suit both.
+    Axes that only the edited graph fixes have that size.
+
+    Args:
+        before: the graph, by whose names the feeds go.
+        after: its edited version.
+        renamed: name of a tensor in `before` -> its name in `after`, if they differ.
+        seed: see `random_feeds`.
+
+    Raises:
+        ShapeError: no inputs suit both.
     """
-    index, new_shapes, sizes = Index(before), types.shapes(after.graph.input), {}
+    index, new_shapes, shapes = Index(before), types.shapes(after.graph.input), {}
     for name, shape in types.shapes(before.graph.input).items():
         new_shape = new_shapes.get(renamed.get(name, name))
         if name in index.inputs and new_shape is not None and shape is not None:
-            sizes[name] = _filled(shape, new_shape)
-    feeds = random_feeds(before, seed, sizes_of(before, sizes))
+            shapes[name] = _filled(shape, new_shape)
+    feeds = random_feeds(before, seed, sizes_of(before, shapes))
     try:
         check_feeds(index, feeds)
     except ShapeError as error:
@@ -144,11 +154,11 @@ def common_feeds(
 
 
 def sizes_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | str]]) -> dict[str, list[int]]:
-    """Replace the names in shapes of inputs by the sizes that `random_feeds` takes for them."""
+    """Return shapes of inputs (name -> shape) in which `random_feeds`' default sizes replace named axes."""
     arrays = random_feeds(model)
     return {name: _filled(shape, arrays[name].shape) for name, shape in shapes.items()}
 
 
 def _filled(shape: Sequence[int | str], sizes: Sequence[int | str]) -> list[int | str]:
-    """Return a shape whose named axes have the sizes of another shape."""
+    """Return a shape whose named axes are replaced by those of another shape, which may be names, too."""
     return [size if isinstance(size, int) else new for size, new in zip(shape, sizes, strict=True)]

@@ -30,6 +30,8 @@ MIN_ERROR, MAX_ERROR = 1e-6, 10.0
 ERROR = 'norm of the difference over the norm in fp32'
 TITLES = ('layer', 'module', 'own cosine', 'own error', 'clipped', 'output alone', 'int8 cosine',
           'int8 error', 'fp16 error', 'keep')  # fmt: skip
+"""Columns of `fidelity_table`, from these attributes of `fidelity.Row`: `name`, `module`, `local` (two columns),
+`clipped`, `output`, `int8` (two columns), `fp16`; the last says whether the layer should stay in fp16."""
 
 
 def table(*titles: str, text_columns: int = 1, **options: str | None) -> Table:
@@ -80,7 +82,13 @@ def clip_error(error: float) -> float:
 def layer_table(
     ranked: Sequence[LayerSensitivity], float_names: Collection[str], limit: int | None = None
 ) -> Table:
-    """Return a table of the sensitivities of layers, worst first; `limit` is the number of rows."""
+    """Return a table of the sensitivities of layers.
+
+    Args:
+        ranked: worst layer first.
+        float_names: names of the layers that stay in float.
+        limit: largest number of rows; None for all.
+    """
     titles = ('layer', 'operator', 'weights', 'cosine', 'error', 'keep')
     view = table(*titles, title='one layer in INT8 at a time', title_justify='left')
     for sensitivity in ranked[:limit]:
@@ -112,7 +120,7 @@ def output_table(outputs: Outputs) -> Table:
 
 
 def time_text(times: Mapping[str, Any]) -> str:
-    """Return the result of `benchmark.measure.time_files` as a sentence."""
+    """Return a line of text about INT8's time; `times` is what `benchmark.measure.time_files` returned."""
     ratio = times['ratio']
     text = (
         f'time: {ratio["median"]:.3f} of float32 (quartiles {ratio["q1"]:.3f} to {ratio["q3"]:.3f}; '
@@ -140,7 +148,7 @@ def draw_layers(
 
 
 def fidelity_table(result: Fidelity, limit: int | None = None) -> Table:
-    """Return a table of the worst layers; the columns are those of `fidelity.Row`."""
+    """Return a table of the worst layers, at most `limit`, and of the network's output; see `TITLES`."""
     view = table(*TITLES, text_columns=2)
     fp16_layers = set(result.advice())
     for row in result.worst()[:limit]:
@@ -190,7 +198,10 @@ def draw_fidelity(result: Fidelity, path: str | Path) -> None:
 
 
 def assumption_table(findings: Iterable[Finding]) -> Table:
-    """Return a table of the output's differences under each assumption."""
+    """Return a table of the output's cosine with fp32 and errors under each assumption about the engine.
+
+    The last column is the error from the output under the default assumption, which the other tables show.
+    """
     view = table('what the engine may do', 'cosine', 'error', 'away from the tables')
     for finding in findings:
         figures = f'{finding.fp32.cosine:.6f}', f'{finding.fp32.error:.2%}', f'{finding.default.error:.2%}'

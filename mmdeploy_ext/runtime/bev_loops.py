@@ -17,8 +17,8 @@ def common_area(subject, clip, points, clipped):
     """
     count = 4
     points[:4] = subject
-    for e in range(4):
-        start, end = clip[e], clip[(e + 1) % 4]
+    for edge in range(4):
+        start, end = clip[edge], clip[(edge + 1) % 4]
         edge_x, edge_y = end[0] - start[0], end[1] - start[1]
         corners = 0
         for p in range(count):
@@ -54,8 +54,8 @@ def iou(corners, other_corners, area, other_area, points, clipped):
 def keep_best(corners, areas, centres, reach, threshold):
     """Return whether boxes (n,) bool are kept: none overlaps a better kept one by `threshold` or more.
 
-    corners (n, 4, 2), areas (n,), centres (n, 2) and reach (n,), from the centre to a corner: float64, best
-    box first.
+    corners (n, 4, 2), areas (n,), centres (n, 2) and reach (n,), the distance from the centre to a corner:
+    float64, best box first.
     """
     points, clipped = np.empty((MAX_CORNERS, 2)), np.empty((MAX_CORNERS, 2))
     count = len(corners)
@@ -76,18 +76,19 @@ def keep_best(corners, areas, centres, reach, threshold):
 
 
 @njit(cache=True, nogil=True)
-def add_up(rows, weights, indices, intervals, depths, places, sums):
-    """Add the weighted features of each interval to its cell, in the order of the indices.
+def add_up(rows, weights, indices, intervals, depths, pixels, sums):
+    """Add the weighted features of each interval's points to its cell, in the order of the indices.
 
-    rows (N h w, C) float32, weights (N D h w,) float32, indices (T,) uint32, intervals (n, 3) int32; depths:
-    D, places: h w. Written: sums (X Y, C) float32. Not written: cells without an interval.
+    rows (N h w, C) float32: features of N maps of h x w. weights (N D h w,) float32: of all points, D at each
+    pixel of a map. indices uint32: numbers of points. intervals (n, 3) int32: first place in the indices, the
+    one after the last, and the cell. depths: D. pixels: h w. Added to: sums (X Y, C) float32.
     """
     for i in range(intervals.shape[0]):
         cell = intervals[i, 2]
         for j in range(intervals[i, 0], intervals[i, 1]):
             point = indices[j]
-            camera = point // (depths * places)
-            row = camera * places + point % places
+            camera = point // (depths * pixels)
+            row = camera * pixels + point % pixels
             weight = weights[point]
             for c in range(rows.shape[1]):
                 sums[cell, c] += weight * rows[row, c]

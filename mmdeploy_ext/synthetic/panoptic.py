@@ -36,7 +36,8 @@ def ground_and_shapes(
 ) -> tuple[int, list[Instance], tuple[int, int]]:
     """Return the pattern of the ground (index into `STUFF`), the shapes, and the size of one picture.
 
-    It repeats the draws of `coco.sample` up to the ground; the arguments are the same.
+    The random stream is read in the same order as in `coco.sample`, so that the shapes are those of the
+    picture. The arguments are those of `coco.sample`.
     """
     rng, (height, width), proposals = start_sample(seed, split, index, size)
     shapes = layout(rng, height, width, proposals)
@@ -47,12 +48,15 @@ def ground_and_shapes(
 def segments_of(
     ground: int, shapes: Sequence[Instance], size: tuple[int, int]
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Return the segments (H, W) int64 of a picture, 0 for soft edges, and their entries."""
+    """Return the segments (H, W) int64 of a picture and their entries in COCO's JSON.
+
+    The ground is segment 1, shapes are numbered from 2; 0 are the soft edges.
+    """
     segments = np.ones(size, np.int64)
     for shape in shapes:
         segments[shape.alpha > 0] = 0
-    for number, shape in enumerate(shapes):
-        segments[shape.mask] = number + 2
+    for number, shape in enumerate(shapes, 2):
+        segments[shape.mask] = number
     entries = []
     for number, label in enumerate([len(CLASSES) + ground, *(shape.label for shape in shapes)], 1):
         mask = segments == number
@@ -114,14 +118,14 @@ def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parame
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the annotations of the command line."""
+    """Make the annotations of the set in `--out`."""
     was_made = ensure_toy_panoptic(args.out)
     print(f'{args.out}: panoptic annotations {"made" if was_made else "already there, nothing to do"}')
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the annotations."""
+    """Run the tool."""
     parser = cli.ArgumentParser(
         prog='python -m projects.toydata.panoptic', description=__doc__.splitlines()[0]
     )

@@ -1,9 +1,7 @@
 """What autoware_lidar_centerpoint would reject or read wrongly in a folder of its manifest v4.1.
 
-Source: autowarefoundation/autoware_universe 656cdab8 (manifest v4.1, its schema and test), 5e12a711
-(centerpoint_trt.cpp, centerpoint_config.hpp, ros_utils.cpp): facts, no code.
-
-Glossary: V pillars, K classes, H, W grid, F values of a decorated point.
+Source: autowarefoundation/autoware_universe, commit 656cdab8 (manifest v4.1, its schema and test) and commit
+5e12a711 (centerpoint_trt.cpp, centerpoint_config.hpp, ros_utils.cpp): facts, no code.
 """
 
 from __future__ import annotations
@@ -62,7 +60,7 @@ CLASSES = ('CAR', 'TRUCK', 'BUS', 'TRAILER', 'BICYCLE', 'MOTORBIKE', 'PEDESTRIAN
 POINTS, CHANNELS = 32, 32
 """Points of a pillar and channels of its features: constants of the node."""
 POINT_WIDTH = {9: 4, 10: 4, 11: 5}
-"""encoder_in_feature_size -> point_feature_size."""
+"""encoder_in_feature_size, values of a decorated point -> point_feature_size, values of a point."""
 FOLDER_KEYS: Mapping[str, Check] = dict(
     version=NAME,
     encoder_onnx_path=text(r'.*\.onnx', 'a path that ends in .onnx'),
@@ -85,6 +83,7 @@ MODEL_KEYS: Mapping[str, Check] = dict(
     yaw_norm_thresholds=items(FRACTION),
 )
 REALS = ('point_cloud_range', 'voxel_size', 'yaw_norm_thresholds')
+"""Keys of the model that the node declares as floating point, see `key_rules`."""
 THRESHOLDS = 'detection_score_thresholds'
 LIMITS, SCORES = 'distance_bin_upper_limits', 'min_confidence_scores'
 REMAPPER_KEY = 'class_remapper_param_path'
@@ -117,6 +116,7 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
     if REMAPPER_KEY in paths:
         violations += remapper_rules(paths[REMAPPER_KEY])
     valid, graphs = valid_values(model, MODEL_KEYS, violations, MODEL_PREFIX), []
+    # the head's file is tried with a probe of its convention as well, see `trial.py`
     for key, bounds, probe in (
         ('encoder_onnx_path', _encoder_bounds(valid), LOAD),
         ('head_onnx_path', _head_bounds(valid), CONVENTION),
@@ -127,8 +127,8 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
         graph, unreadable = read_graph(paths[key])
         violations += unreadable
         if graph is not None:
-            violations += bind_by_index(file, graph_tensors(graph), bounds, 1)
-            violations += operator_rules(file, graph, {})
+            violations += bind_by_index(file, graph_tensors(graph), bounds, input_count=1)
+            violations += operator_rules(file, graph, plugins={})
             graphs.append((paths[key], graph, probe))
     if not errors(violations):
         violations += trial_rules(graphs)
@@ -149,22 +149,23 @@ def _missing_manifest(folder: Path) -> Violation:
 
 
 def _model_rules(valid: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield keys of the model that do not go together."""
+    """Yield violations of rules that join several keys of the model; `valid` has those without an error."""
     if 'class_names' in valid:
-        names, norms = valid['class_names'], valid.get('yaw_norm_thresholds')
+        names, yaw_thresholds = valid['class_names'], valid.get('yaw_norm_thresholds')
         yield from class_rules(MANIFEST, names, CLASSES)
         if len(set(names)) < len(names):
             key = f'{MODEL_PREFIX}class_names'
             yield Violation(MANIFEST, key, 'class', f'{key} has a name twice: {", ".join(names)}')
-        if norms is not None and len(norms) != len(names):
+        if yaw_thresholds is not None and len(yaw_thresholds) != len(names):
             key = f'{MODEL_PREFIX}yaw_norm_thresholds'
-            message = f'{key} has {len(norms)} numbers for {len(names)} classes; the node throws'
+            message = f'{key} has {len(yaw_thresholds)} numbers for {len(names)} classes; the node throws'
             yield Violation(MANIFEST, key, 'value', message)
     if {'encoder_in_feature_size', 'point_feature_size'} <= set(valid):
-        width, features = valid['point_feature_size'], valid['encoder_in_feature_size']
-        if POINT_WIDTH[features] != width:
+        point_size, encoder_size = valid['point_feature_size'], valid['encoder_in_feature_size']
+        expected = POINT_WIDTH[encoder_size]
+        if point_size != expected:
             key = f'{MODEL_PREFIX}point_feature_size'
-            message = f'{key} is {width}; of encoder_in_feature_size {features} it is {POINT_WIDTH[features]}'
+            message = f'{key} is {point_size}; of encoder_in_feature_size {encoder_size} it is {expected}'
             yield Violation(MANIFEST, key, 'value', message)
     if {'point_cloud_range', 'voxel_size'} <= set(valid):
         cloud, size = valid['point_cloud_range'], valid['voxel_size']
@@ -177,9 +178,9 @@ def _model_rules(valid: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 def _threshold_rules(thresholds: Any, class_names: list[str]) -> Iterator[Violation]:
-    """Yield scores that do not fit the bins of distance and the classes."""
+    """Yield violations of the score thresholds: each class needs one for each bin of distance."""
 
-    def mapping(value: Any, name: str) -> None:
+    def is_mapping(value: Any, name: str) -> None:
         if not isinstance(value, dict):
             raise mismatch(value, name, 'a list of scores for each class')
 
@@ -188,7 +189,7 @@ def _threshold_rules(thresholds: Any, class_names: list[str]) -> Iterator[Violat
         message = f'{parent} is not there; the node declares it without a default'
         yield Violation(MANIFEST, parent, 'key', message)
         return
-    fields = {LIMITS: ascending, SCORES: mapping}
+    fields = {LIMITS: ascending, SCORES: is_mapping}
     violations = list(key_rules(MANIFEST, thresholds, fields, (LIMITS,), f'{parent}.'))
     yield from violations
     if violations:

@@ -69,7 +69,7 @@ class Operator:
         outputs: names.
         example: gives one set of input tensors that the forms can be traced with.
         traceable: the same in operators that both exporters know; None where `body` says it in ONNX.
-        body: ONNX text of the operator as a local function (`onnx.parser`); its name is `name`.
+        body: ONNX text of the operator as a local function (`onnx.parser`), which is called `name`, too.
         shapes: gives empty outputs for given inputs; by default the traceable form does. Needed with `body`,
             and where a size of an output depends on values.
         reference: numpy form, for `python` nodes and tests; by default the eager form runs there.
@@ -137,7 +137,13 @@ current_form = _form.get
 
 
 def operator_of(node: str, name: str, error: type[Mm2OnnxError] = ExportError) -> Operator:
-    """Return the operator of a name, which a node calls; raise `error` if it is not registered."""
+    """Return a registered operator.
+
+    Args:
+        node: name of the node that calls it, for the message.
+        name: `op_type` of the node.
+        error: class of the error that is raised if no operator of this name is registered.
+    """
     if name not in OPERATORS:
         raise error(
             f'node {node!r}: operator {DOMAIN}.{name} is not registered; import the module that describes it '
@@ -162,6 +168,7 @@ def attribute_values(operator: Operator, attributes: Mapping[str, Any]) -> dict[
 
 
 def _attributes(operator: Operator) -> Sequence[torch.Argument]:
+    """Return the arguments of the operator's schema behind its tensors."""
     return operator.overload._schema.arguments[len(operator.inputs) :]
 
 
@@ -171,7 +178,11 @@ def _default_values(operator: Operator) -> dict[str, Any]:
 
 
 def register(operator: Operator) -> Operator:
-    """Make an operator known to PyTorch and to both exporters, and return it; two may not have one name."""
+    """Make an operator known to PyTorch and to both exporters, and return it.
+
+    Raises:
+        ExportError: an operator of this name is registered already.
+    """
     if operator.name in OPERATORS:
         raise ExportError(f'operator {operator.name} is registered twice')
     name = operator.qualified.split('::')[1]
@@ -193,15 +204,15 @@ def _register_torchscript(operator: Operator) -> None:
 
     def symbolic(g: Any, *args: Any) -> Any:
         attributes = {
-            f'{name}_{"i" if kind == "b" else kind}': value
-            for (name, kind), value in zip(letters.items(), args[count:], strict=True)
+            f'{name}_{"i" if letter == "b" else letter}': value
+            for (name, letter), value in zip(letters.items(), args[count:], strict=True)
         }
         node = f'{DOMAIN}::{operator.name}'
         outputs = g.op(node, *args[:count], outputs=len(operator.outputs), **attributes)
         values = (outputs,) if len(operator.outputs) == 1 else outputs
         for value, traced in zip(values, g.original_node.outputs(), strict=True):
-            kind = traced.type()
-            value.setType(kind.with_sizes([None] * len(kind.sizes())))
+            tensor_type = traced.type()
+            value.setType(tensor_type.with_sizes([None] * len(tensor_type.sizes())))
         return outputs
 
     # `parse_args` counts parameters by their names
@@ -219,17 +230,17 @@ def _translation(operator: Operator) -> Callable[..., Any]:
     from onnxscript import values
 
     node = values.Op(values.Opset(DOMAIN, 1), operator.name, _schema(operator))
-    kinds = {name: TYPES[letter][0] for name, letter in attribute_letters(operator).items()}
+    attribute_types = {name: TYPES[letter][0] for name, letter in attribute_letters(operator).items()}
     defaults = _default_values(operator)  # torch.export leaves out what equals them
     count = len(operator.inputs)
 
     def translate(*args: Any, **kwargs: Any) -> Any:
-        positional = dict(zip(kinds, args[count:], strict=False))
+        positional = dict(zip(attribute_types, args[count:], strict=False))
         return node(*args[:count], **{**defaults, **positional, **kwargs})
 
-    # the exporter tells inputs from attributes by it
-    translate.__signature__ = _signature(*operator.inputs, *kinds)
-    translate.__annotations__ = kinds
+    # the exporter tells inputs from attributes by these two
+    translate.__signature__ = _signature(*operator.inputs, *attribute_types)
+    translate.__annotations__ = attribute_types
     return translate
 
 
@@ -249,9 +260,9 @@ def _schema(operator: Operator) -> onnx.defs.OpSchema:
         1,
         inputs=[make.FormalParameter(*pair) for pair in inputs],
         outputs=[make.FormalParameter(*pair) for pair in outputs],
-        type_constraints=[(letter, anything, '') for _, letter in (*inputs, *outputs)],
+        type_constraints=[(type_name, anything, '') for _, type_name in (*inputs, *outputs)],
         attributes=[
-            make.Attribute(name, getattr(make.AttrType, TYPES[kind][1]))
-            for name, kind in attribute_letters(operator).items()
+            make.Attribute(name, getattr(make.AttrType, TYPES[letter][1]))
+            for name, letter in attribute_letters(operator).items()
         ],
     )

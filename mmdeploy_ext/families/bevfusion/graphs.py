@@ -1,7 +1,7 @@
 """BEVFusion's graphs: cells of a rig, depth maps, the sparse backbone, and the frame, which gives boxes.
 
-Glossary: N cameras, D depth bins, h, w cells of a feature map, P points, V values per point, C channels,
-X, Y cells of the bird's-eye view, Q queries, R, R2, R3 rows of tables, W the width of the third.
+Glossary: N cameras, D depth bins, h, w cells of a feature map, P points, C channels, X, Y cells of the
+bird's-eye view, Q queries, R, R2, R3 rows of the tables, W width of the third table.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,11 @@ from mmdeploy_ext.models.bevfusion.rig import Rig
 DEPTH_MATRICES = ('lidar2image', 'img_aug_matrix', 'lidar_aug_matrix')
 RIG_MATRICES = ('camera_intrinsics', 'camera2lidar', 'img_aug_matrix', 'lidar_aug_matrix')
 TABLES = ('first', 'pixels', 'second', 'third', 'slots')
-"""Outputs of the rig's graph that are inputs of the frame's, see `ViewTransform.pool_tables`."""
+"""Outputs of the rig's graph that are inputs of the frame's, see `ViewTransform.pool_tables`.
+
+They replace a scatter by gathers: a row of `first` lists points that are added up, a row of `second` rows of
+`first`, a row of `third` rows of `second`; `slots` has for each cell the row with its sum.
+"""
 TABLE_MEANINGS = dict(
     cells='cell of each point of the frustum, x * Y + y; X * Y for none',
     first='points of the frustum in one cell, numbered from 1; 0 for none',
@@ -66,7 +70,7 @@ class DepthMaps(nn.Module):
         self.transform = model.encoders['camera']['vtransform']
 
     def forward(self, points: Tensor, *matrices: Tensor) -> Tensor:
-        """Return (N, 1, H, W) metres of points (P, 3) and `DEPTH_MATRICES`, see `rig.depth_maps`."""
+        """Return (N, 1, height, width) metres of points (P, 3) and `DEPTH_MATRICES`, see `rig.depth_maps`."""
         rig = Rig(**{name: matrix[None] for name, matrix in zip(DEPTH_MATRICES, matrices, strict=True)})
         return self.transform.depth_maps([points], rig)[0]
 
@@ -113,7 +117,10 @@ def uses_points(model: nn.Module) -> bool:
 
 
 def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
-    """Return the graphs of rig, depth maps, sparse backbone and frame that the sensors of a model need."""
+    """Return the graphs of rig, depth maps, sparse backbone and frame that the sensors of a model need.
+
+    `options` are for the sparse backbone; the other graphs have one form.
+    """
     specs: dict[str, TensorSpec] = {}
     parts: list[Graph] = []
     if 'camera' in model.sensors:
@@ -187,7 +194,11 @@ def _table_specs(model: nn.Module, cameras: int) -> dict[str, TensorSpec]:
 
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:
-    """Return the metadata's entry about the model's inputs, its view, and the coder of its head."""
+    """Return the metadata's entry about the model: sensors, coder of the head, and with cameras the view.
+
+    The view has the pixels (`columns`, `rows`) and metres (`depths`) of the frustum's points, and of each
+    axis of the bird's-eye view the centre of the first cell, the step and the count.
+    """
     coder = model.heads['object'].bbox_coder
     facts = dict(
         sensors=list(model.sensors),

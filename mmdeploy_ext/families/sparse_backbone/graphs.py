@@ -21,7 +21,8 @@ PARTS = {
     'pts_middle_encoder': dict(voxels='pts_voxel_layer', means='pts_voxel_encoder', backbone='pts_backbone'),
     'middle_encoder': dict(voxels='voxel_layer', means='voxel_encoder', backbone='backbone'),
 }
-"""Key of the sparse encoder in `model` -> keys of the parts around it."""
+"""Key of the sparse encoder in `model` -> keys there of the voxel layer, of the voxel encoder, which takes
+means, and of the 2D backbone; '' if such a model has none."""
 MEANS = ('HardSimpleVFE', 'DynamicSimpleVFE')
 """Types of voxel encoders that take the mean of a voxel's points."""
 
@@ -101,7 +102,8 @@ def dense_shape(module: nn.Module, sparse_shape: Sequence[int], order: str) -> t
 
     H, W are X, Y in order 'xyz' and Y, X in order 'zyx'.
     """
-    sizes, channels = [int(size) for size in sparse_shape], 0
+    sizes = [int(size) for size in sparse_shape]
+    channels = 0
     for layer in module.modules():
         if type(layer).__name__ in ('SubMConv3d', 'SparseConv3d'):
             channels = layer.out_channels
@@ -134,27 +136,27 @@ def _check_sparse_shape(
 
 
 def _check_output(
-    model: Any, shape: tuple[int, int, int, int], grid: tuple[int, int, int], keys: Mapping[str, str]
+    model_cfg: Any, shape: tuple[int, int, int, int], grid: tuple[int, int, int], parts: Mapping[str, str]
 ) -> None:
     """Raise ConfigError unless the rest of a config's `model` agrees with the dense output (1, C * Z, H, W).
 
     Checked are output_shape, the 2D backbone's in_channels, grid_size and out_size_factor. `grid` has the
-    voxels along x, y, z; `keys` are those of `parts_of`.
+    voxels along x, y, z; `parts` are those of `parts_of`.
     """
-    encoder_key = f'model.{keys["encoder"]}'
-    stated_shape = model.get('output_shape')
+    encoder_key = f'model.{parts["encoder"]}'
+    stated_shape = model_cfg.get('output_shape')
     if stated_shape is not None and tuple(stated_shape) != shape:
         raise ConfigError(f'{encoder_key} gives {shape}, but model.output_shape is {tuple(stated_shape)}')
-    backbone = model.get(keys['backbone']) or {}
+    backbone = model_cfg.get(parts['backbone']) or {}
     channels = backbone.get('in_channels')
     if isinstance(channels, int) and channels != shape[1]:
         raise ConfigError(
             f'{encoder_key} gives {shape}: {shape[1]} channels (its channels times the height that is left), '
-            f'but model.{keys["backbone"]}.in_channels is {channels}; sparse_shape, encoder_paddings or '
+            f'but model.{parts["backbone"]}.in_channels is {channels}; sparse_shape, encoder_paddings or '
             f'in_channels is wrong'
         )
     for name in ('train_cfg', 'test_cfg'):
-        pts_cfg = (model.get(name) or {}).get('pts') or {}
+        pts_cfg = (model_cfg.get(name) or {}).get('pts') or {}
         stated_grid = pts_cfg.get('grid_size')
         if stated_grid is not None and list(stated_grid)[:2] != list(grid[:2]):
             raise ConfigError(

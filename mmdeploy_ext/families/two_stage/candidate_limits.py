@@ -1,4 +1,7 @@
-"""Limits of how many boxes enter the suppressions: which ones a model takes, and the rows of its results."""
+"""Limits of how many boxes enter the NMS of proposals and of results, which make all shapes constant.
+
+Checked is which limits a model takes; `rows_of` is how many rows its results then have.
+"""
 
 import math
 from collections.abc import Mapping
@@ -13,15 +16,25 @@ from mmdeploy_ext.families.two_stage import boxes
 from mmdeploy_ext.families.two_stage.proposals import generator_of, is_guided, is_staged, thresholds
 
 COUNTS = dict(candidates='max_candidates', proposal_candidates='max_proposals')
-"""Outputs of files with constant shapes -> the option that limits what they count."""
+"""Name of an output -> the option with which a file has it. The output counts the candidates before they were
+cut to the limit."""
 
 
 def check(heads: Mapping[str, nn.Module], options: Options) -> None:
-    """Refuse (UsageError) limits that have no effect alone, or are larger than what they limit."""
+    """Refuse limits that do not make the model's shapes constant, or are larger than what they limit.
+
+    Args:
+        heads: attribute of the detector ('rpn_head', 'roi_head') -> head.
+        options: of the export.
+
+    Raises:
+        UsageError: the message begins with the first limit as the user typed it.
+    """
     limits = {name: options[name] for name in LIMITS if options.get(name)}
     if not limits:
         return
-    first = f'--{next(iter(limits)).replace("_", "-")} {next(iter(limits.values()))}'
+    name, limit = next(iter(limits.items()))
+    first = f'--{name.replace("_", "-")} {limit}'
     if options.dynamic:
         raise UsageError(f'{first}: its shapes are constant; export it without --dynamic-export')
     if 'roi_head' not in heads:
@@ -42,7 +55,7 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
 
 
 def check_proposals(head: nn.Module, options: Options) -> None:
-    """Refuse (UsageError) options that guided anchors, or anchors of several stages, do not take."""
+    """Refuse (UsageError) options that an RPN head of guided anchors or of several stages does not take."""
     if is_guided(head):
         detector_parts.check_one_image(head, options)
     if options.get('max_proposals') and (is_guided(head) or is_staged(head)):
@@ -63,6 +76,6 @@ def _available(heads: Mapping[str, nn.Module], options: Options) -> dict[str, in
     return dict(max_proposals=anchors, max_candidates=pairs)
 
 
-def rows_of(cap: int, head: nn.Module) -> int:
-    """Return how many results a suppression with a cap has; `head` is of proposals or of regions."""
-    return capped(cap, nms_config(head.test_cfg).max_per_img)
+def rows_of(limit: int, head: nn.Module) -> int:
+    """Return how many results the NMS of a head (RPN or RoI head) has if `limit` boxes enter it."""
+    return capped(limit, nms_config(head.test_cfg).max_per_img)

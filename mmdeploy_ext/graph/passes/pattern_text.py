@@ -23,9 +23,12 @@ TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|->|[;\n]|.', re.DOTALL)
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One side of a rule: statements in order, and what the user wrote.
+    """One side of a rule.
 
-    An attribute variable is an attribute with `ref_attr_name`; `numbers` are name of an operand -> number.
+    Attributes:
+        nodes: the statements in order; attributes with a `ref_attr_name` are attribute variables.
+        numbers: name that stands for a number among the operands -> the number.
+        text: what the user wrote.
     """
 
     nodes: tuple[onnx.NodeProto, ...]
@@ -106,7 +109,11 @@ def parse_rule(text: str, name: str = '') -> Rule:
 
 
 def rule_lines(text: str) -> list[str]:
-    """Return the rules of a file, one per line, without empty lines and those with #; UsageError for none."""
+    """Return the rules of a file, one per line, without empty lines and comments, which begin with `#`.
+
+    Raises:
+        UsageError: the file has no rule.
+    """
     lines = [line.strip() for line in text.splitlines()]
     rules = [line for line in lines if line and not line.startswith('#')]
     if not rules:

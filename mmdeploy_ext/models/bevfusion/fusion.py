@@ -1,6 +1,7 @@
 """BEVFusion: maps of cameras and LiDAR in the bird's-eye view are fused, and a head predicts boxes of them.
 
-Glossary: B samples, N cameras, P points, C channels, X, Y cells of the bird's-eye view.
+Glossary: B samples, N cameras, S = B N pictures of (H, W) pixels, D depth bins, h, w cells of a feature map,
+P points, C channels, X, Y cells of the bird's-eye view.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from mmdeploy_ext.models.sparse_backbone.model import LidarBackbone
 SENSORS = ('camera', 'lidar')
 """In the order of the joined channels."""
 HEADS = dict(TransFusionHead='TransFusionHead', CenterHead='BEVFusionCenterHead')
-"""Type of a config -> type that is built: rows of the maps of mmdet3d's CenterHead are y, not x."""
+"""Type in a config -> type that is built: mmdet3d's CenterHead takes maps (Y, X), those here are (X, Y)."""
 
 
 @offered(FUSION_LAYERS)
@@ -68,6 +69,9 @@ class BEVFusion(BaseModule):
     Source: mit-han-lab/bevfusion db75150, models/fusion_models/bevfusion.py.
     """
 
+    fork: Any = None
+    """The repository whose code is the reference of a proof, see `families/bevfusion/fork.py`, or None."""
+
     def __init__(
         self,
         encoders: Mapping[str, Any],
@@ -101,7 +105,10 @@ class BEVFusion(BaseModule):
         self.heads = nn.ModuleDict(dict(object=build_head(dict(head, type=HEADS[head['type']]))))
 
     def init_weights(self) -> None:
-        """Initialise the parts; mmcv's method takes means of parameters, but the grid has integer ones."""
+        """Initialise the parts.
+
+        mmcv's own method computes the mean of every parameter, which fails for the integers of the grid.
+        """
         modules = [self]
         while modules:
             for child in modules.pop().children():
@@ -109,9 +116,6 @@ class BEVFusion(BaseModule):
                     child.init_weights()
                 else:
                     modules.append(child)
-
-    fork: Any = None
-    """The repository whose code is the reference of a proof, see `families/bevfusion/fork.py`, or None."""
 
     @property
     def sensors(self) -> tuple[str, ...]:
@@ -126,7 +130,7 @@ class BEVFusion(BaseModule):
     def camera_view(self, img: Tensor, points: Sequence[Tensor], rig: Rig) -> Tensor:
         """Return the cameras' map (B, C, X, Y) of images (B, N, 3, H, W), normalised.
 
-        Points (P, 3 or more) per sample are for the depth maps.
+        `points` (P, 3 or more) per sample are for the depth maps, `rig` has the matrices of the batch.
         """
         transform = self.encoders['camera']['vtransform']
         depth = transform.depth_maps(points, rig).flatten(0, 1) if transform.uses_points else None
@@ -136,8 +140,8 @@ class BEVFusion(BaseModule):
     def lifted(self, pictures: Tensor, depth: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return weights (S, D, h, w) and features (S, C, h, w) for `ViewTransform.pool`.
 
-        Pictures are (S, 3, H, W), normalised, S = B N; depth (S, 1, H, W) metres, None for a view transform
-        without depth maps.
+        Pictures are (S, 3, H, W), normalised; depth (S, 1, H, W) metres, None for a view transform without
+        depth maps.
         """
         return self.encoders['camera']['vtransform'].lift(self.camera_maps(pictures), depth)
 

@@ -87,7 +87,8 @@ class HungarianAssigner3D(BaseAssigner):
         refuse_ignored(gt_bboxes_ignore)
         if len(gt_bboxes) == 0 or len(bbox_pred) == 0:
             return to_result(None, gt_labels, len(bbox_pred))
-        targets, columns = normalize_bbox(gt_bboxes, self.pc_range), None if with_velo else 8
+        targets = normalize_bbox(gt_bboxes, self.pc_range)
+        columns = None if with_velo else 8  # the last two of the ten are the velocity
         if code_weights is not None:
             bbox_pred, targets = bbox_pred * code_weights, targets * code_weights
         cost = self.cls_cost(cls_pred, gt_labels) + self.reg_cost(
@@ -125,8 +126,9 @@ class HungarianAssigner2D(BaseAssigner):
     ) -> AssignResult:
         """Match the tokens of one image, whose `pad_shape` is (H, W, C).
 
-        Predicted are boxes (T, 4) cxcywh and centres (T, 2) in parts of the padded image, logits (T, K);
-        ground truth is (G, 4) xyxy px, (G,) and (G, 2) px.
+        Predicted boxes (T, 4) cxcywh and centres (T, 2) are relative to the padded image's size, in 0..1,
+        `cls_pred` logits (T, K). Ground truth are boxes (G, 4) xyxy, labels (G,) and projected 3D centres
+        (G, 2), in pixels.
         """
         refuse_ignored(gt_bboxes_ignore)
         if len(gt_bboxes) == 0 or len(bbox_pred) == 0:

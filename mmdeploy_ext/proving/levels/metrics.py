@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.evaluate.loop import Network
 
 SAME = ('config_sha256', 'checkpoint_sha256', 'samples', 'memory')
-"""Facts of a run: metrics are compared if they are equal."""
+"""Facts of a run that have to be equal for its metrics to be compared."""
 NO_METRICS = (
     'the evaluator gave none, as it does where nothing was detected in any image; use a trained checkpoint '
     'and a data set of its classes, and a lower model.test_cfg.score_thr if there is one'
@@ -63,14 +63,19 @@ def proof_rows(reference: Mapping[str, float], candidate: Mapping[str, float], b
 
 
 def compare_metrics(
-    cfg: Any, published: Network, candidate: Network, metrics: Sequence[str], precision: str
+    cfg: Any, reference: Network, candidate: Network, metrics: Sequence[str], precision: str
 ) -> list[MetricRow]:
-    """Evaluate the config's test set with the unpatched PyTorch model and with an engine.
+    """Evaluate the config's test set with two networks and compare the metrics.
 
-    The metrics are such as 'bbox'; the precision is that of the engine's network, see `metric_bar`.
+    Args:
+        cfg: config with the test set.
+        reference: the unpatched PyTorch model.
+        candidate: the exported network on an engine.
+        metrics: names for the evaluator, such as 'bbox'.
+        precision: that of the engine's network, see `metric_bar`.
     """
     dataset, values = build_dataset(cfg), []
-    for network in (published, candidate):
+    for network in (reference, candidate):
         results = run_dataset(network, cfg, dataset)
         with contextlib.redirect_stdout(io.StringIO()):  # COCO's own table, once per engine
             values.append(evaluate(cfg, dataset, results, metrics))
@@ -91,13 +96,14 @@ def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:
 def keep_metrics(
     folder: Path, kind: str, metrics: Mapping[str, float], facts: Mapping[str, Any], precision: str
 ) -> bool:
-    """Write `metrics_<engine>.json` and print this engine's metrics, beside PyTorch's if they were written.
+    """Write an engine's metrics to a file of the folder, and compare them with PyTorch's if those are there.
 
     Args:
         folder: work directory of the `_pth` and the `_onnx` run.
         kind: registered name of the backend.
-        metrics: by name.
-        facts: `config`, `config_sha256`, `checkpoint_sha256`, `samples`, `processes` and `memory` of the run.
+        metrics: name -> value.
+        facts: `config`, `config_sha256`, `checkpoint_sha256`, number of `samples` and of `processes` of the
+            run, and its `memory`: 'keep', or 'reset' if a streaming model forgets every frame.
         precision: of the engine's network, see `metric_bar`.
 
     Returns:

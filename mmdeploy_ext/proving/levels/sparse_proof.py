@@ -43,10 +43,10 @@ DRAWN_VOXELS = 500
 
 
 class SparseProof(Proof):
-    """A proof of one file, of either target.
+    """A proof of one file, of the target 'libspconv' or 'portable'.
 
-    Its samples are real voxels besides the synthetic ones, coordinates in the model's own order. Of the
-    engine's options it takes `threads`.
+    Its samples are sets of real voxels, with coordinates in the model's order of axes; `inputs` puts
+    synthetic ones before them. Of the engine's options it takes `threads`.
     """
 
     by_rate = False
@@ -63,16 +63,17 @@ class SparseProof(Proof):
 
         Args:
             arguments: see `Proof`.
-            ranges: that it was exported with, if it has any.
+            ranges: int8 ranges that the file was exported with, or None.
             max_voxels: see `libspconv_contract.check`.
-            node_list: stored node list of the reference exporter that it has to equal, a JSON file.
+            node_list: path of a JSON file, the node list of the reference exporter, which that of the file
+                has to equal; '' for none.
         """
         self.ranges, self.max_voxels, self.node_list = ranges, max_voxels, node_list
         super().__init__(*arguments)
 
     @property
     def file(self) -> SparseFile:
-        """The file, and the graphs that it is compared with."""
+        """The file under proof, with the graphs that it is compared with."""
         return self.files[0]
 
     def read(self, path: str) -> SparseFile:
@@ -123,7 +124,7 @@ class SparseProof(Proof):
         return compare_voxels(layer, settings.order, settings.in_channels, rule)
 
     def start(self, stack: contextlib.ExitStack) -> None:
-        """Open the file; if it cannot be run that is a reason, and there are no inputs."""
+        """Open the file. One that cannot be run fails the proof, and then there are no inputs."""
         self.candidate, self.milliseconds = None, {}
         dialect = self.file.export_options.target == 'libspconv'
         runner_class = DialectRunner if dialect else PortableRunner
@@ -146,7 +147,7 @@ class SparseProof(Proof):
         milliseconds = (time.perf_counter() - start) * 1e3
         rows = dense
         if not isinstance(dense, Exception):
-            rows = attempt(lambda: self._rows(reference, dense, coordinates))
+            rows = attempt(lambda: self._tensor_rows(reference, dense, coordinates))
         is_failure = isinstance(rows, Exception)
         if is_failure:
             reason = f'the {self.candidate.failure}: {one_line(rows)[:200]}'
@@ -160,10 +161,10 @@ class SparseProof(Proof):
         self.milliseconds = {'spconv, one thread': reference.milliseconds, self.candidate.timed: milliseconds}
         return cases, [pair]
 
-    def _rows(
+    def _tensor_rows(
         self, reference: SparseReference, dense: np.ndarray, coordinates: np.ndarray
     ) -> list[TensorRow]:
-        """Compare every layer of an input, and the dense map."""
+        """Compare the outputs of every layer for one input, and the dense maps."""
         rows, rtol = [], self.candidate.rtol
         for layer in self.candidate.layers(coordinates) if len(coordinates) else ():
             rows += layer_rows(reference, layer, self.file.same_order, rtol)

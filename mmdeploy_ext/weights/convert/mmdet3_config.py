@@ -30,6 +30,7 @@ ADVICE = (
     'folder (TIME/vis_data/config.py)'
 )
 CHECKPOINTS = ('.pth', '.pt', '.ckpt')
+# `{{ _base_.name }}`, with or without quotes, and `{{ name }}`, which mmengine fills in
 BASE_VALUE = re.compile(r'[\'"]?\{\{\s*(_base_[\w.]*)\s*\}\}[\'"]?')
 OTHER_VALUE = re.compile(r'\{\{\s*(\w+)\s*\}\}')
 
@@ -127,6 +128,7 @@ def _mmdet2_types() -> Iterable[str]:
     registries = [MODELS, CNN, LINEAR_LAYERS, TRANSFORMER, PRIOR_GENERATORS, IOU_CALCULATORS, MATCH_COST]
     registries += [BBOX_ASSIGNERS, BBOX_CODERS, BBOX_SAMPLERS]
     registries += [registry for registry in vars(bricks).values() if isinstance(registry, Registry)]
+    # not in these registries: initialisers, and operators that mmdet takes from mmcv.ops by name
     yield from ('Pretrained', 'Normal', 'Xavier', 'Kaiming', 'Constant', 'Uniform', 'TruncNormal')
     yield from ('Caffe2Xavier', 'RoIAlign', 'RoIPool', 'SimpleRoIAlign')
     yield from ('DeformRoIPoolPack', 'ModulatedDeformRoIPoolPack')

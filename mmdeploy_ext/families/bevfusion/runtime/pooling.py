@@ -49,27 +49,33 @@ class Tables:
             np.savez(stream, **dataclasses.asdict(self))
 
 
-def tables_of(cells: np.ndarray, shape: tuple[int, int]) -> Tables:
-    """Return the tables of cells (N, D, h, w) of `geometry.cells` on a grid of (X, Y)."""
-    geometry = cells.reshape(-1).astype(np.int32)
+def tables_of(point_cells: np.ndarray, shape: tuple[int, int]) -> Tables:
+    """Return the tables of the cells (N, D, h, w) of points, see `geometry.cells`, on a grid of (X, Y)."""
+    geometry = point_cells.reshape(-1).astype(np.int32)
     ranks = np.where(geometry < shape[0] * shape[1], geometry, np.int32(-1))
     return _tables(geometry, ranks, shape, 0, len(geometry))
 
 
-def engine_tables(cells: np.ndarray, shape: tuple[int, int]) -> Tables:
-    """Return the tables as CUDA-BEVFusion makes them: points outside have rank 0, the last point is lost.
+def engine_tables(point_cells: np.ndarray, shape: tuple[int, int]) -> Tables:
+    """Return the tables as CUDA-BEVFusion makes them; the arguments are those of `tables_of`.
+
+    They differ in two ways: points outside the grid have rank 0, as those of cell 0 have, and the last point
+    of the last interval is left out.
 
     Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion/src/bevfusion/camera-geometry.cu:60-88 and
     218-265 (its behaviour, no code).
     """
-    geometry = cells.reshape(-1).astype(np.int32)
+    geometry = point_cells.reshape(-1).astype(np.int32)
     inside = geometry < shape[0] * shape[1]
     ranks = np.where(inside, geometry, np.int32(0))
     return _tables(geometry, ranks, shape, len(geometry) - int(inside.sum()), len(geometry) - 1)
 
 
 def _tables(geometry: np.ndarray, ranks: np.ndarray, shape: tuple[int, int], first: int, end: int) -> Tables:
-    """Return the tables of points by ranks, with intervals of the sorted points from `first` to `end`."""
+    """Return the tables of points sorted by rank.
+
+    Intervals are of the sorted points from `first` on, without those of rank -1; the last ends before `end`.
+    """
     indices = np.argsort(ranks, kind='stable')
     starts = np.flatnonzero(np.diff(ranks[indices][first:], prepend=np.int32(-1))) + first
     ends = np.append(starts[1:], end)[: len(starts)]
@@ -91,16 +97,22 @@ def pooled(features: np.ndarray, weights: np.ndarray, tables: Tables) -> np.ndar
         raise DataError(
             f'the tables are of {len(tables.indices)} points, the network gave weights of {weights.size}'
         )
-    channels, places = features.shape[3], features.shape[1] * features.shape[2]
+    channels, pixels = features.shape[3], features.shape[1] * features.shape[2]
     sums = np.zeros((tables.shape[0] * tables.shape[1], channels), np.float32)
     rows = np.ascontiguousarray(features, np.float32).reshape(-1, channels)
     flat = np.ascontiguousarray(weights, np.float32).reshape(-1)
-    add_up(rows, flat, tables.indices, tables.intervals, weights.shape[1], places, sums)
+    add_up(rows, flat, tables.indices, tables.intervals, weights.shape[1], pixels, sums)
     return np.ascontiguousarray(sums.T).reshape(1, channels, *tables.shape)
 
 
 def read_calibration(path: str | Path) -> dict[str, np.ndarray]:
-    """Return the matrices of an .npz file, float32, see `FusedFrame`; DataError if it cannot be read."""
+    """Return the matrices of an .npz file, float32, see `mmdeploy_ext.runtime.frames.FusedFrame`.
+
+    Without `lidar_aug_matrix` it is a unit matrix; `check_calibration` refuses others that are missing.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
         with np.load(path) as stored:
             matrices = {name: np.asarray(stored[name], np.float32) for name in MATRICES if name in stored}
@@ -131,12 +143,12 @@ def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
     rig = read_calibration(calibration)
     check_calibration(rig, metadata.preprocess.views.num_cameras, calibration)
     view = View.of(metadata.postprocess['view'])
-    numbers = cells(rig, view)
-    tables = tables_of(numbers, view.shape)
+    point_cells = cells(rig, view)
+    tables = tables_of(point_cells, view.shape)
     tables.save(output)
     return dict(
-        points=numbers.size,
+        points=point_cells.size,
         intervals=len(tables.intervals),
         dropped=int((tables.ranks < 0).sum()),
-        engine_differs=int((engine_cells(rig, view) != numbers).sum()),
+        engine_differs=int((engine_cells(rig, view) != point_cells).sum()),
     )

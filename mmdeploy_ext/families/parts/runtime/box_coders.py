@@ -1,8 +1,18 @@
 """From a head's outputs to boxes, written once for numpy and PyTorch: `xp` is either of the two modules.
 
-A coder takes the priors of one level (A, 4) xyxy or (A, 2) points, the rows of one output per name
-(B, A, columns) and its settings, and returns boxes (B, A, 4) xyxy in pixels, not clipped. Sources: mmdet
-2.28.2 `core/bbox/coder`, `core/bbox/transforms.py` and the `_bbox_decode` of the heads that are named.
+A coder is a function of `CODERS`. It returns boxes (B, A, 4) xyxy in pixels, not clipped, and takes
+
+- `xp`: numpy or torch.
+- `priors`: of one level, (A, 4) xyxy or (A, 2) points.
+- `rows`: name of an output of the head -> its values at the priors, (B, A, columns).
+- `coder`: its settings, those of `contract.dense_head`.
+- `level`: index of the level, for settings that every level has.
+
+`facts` are the metadata's entry about a dense head: `facts['head']` has the fields of
+`contract.dense_head.Head`, `facts['coder']` the settings of the coder and its `type`.
+
+Glossary: B images, A priors of a level, C classes. Sources: mmdet 2.28.2 `core/bbox/coder`,
+`core/bbox/transforms.py` and the `_bbox_decode` of the heads that are named.
 """
 
 from __future__ import annotations
@@ -40,9 +50,10 @@ def centres(priors: Any) -> Any:
 
 
 def delta(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
-    """`DeltaXYWHBBoxCoder`: moves in sizes of the anchor, logarithms of size ratios. Priors of any axes.
+    """`DeltaXYWHBBoxCoder`: moves in sizes of the anchor, logarithms of size ratios.
 
-    With `pixel` 1 it is `LegacyDeltaXYWHBBoxCoder`: an anchor has one pixel more than its corners are apart.
+    The priors may have axes before (A, 4). With `pixel` 1 it is
+    `LegacyDeltaXYWHBBoxCoder`: an anchor is one pixel larger than its corners are apart.
     """
     centre = (priors[..., :2] + priors[..., 2:]) * 0.5
     size = priors[..., 2:] - priors[..., :2]
@@ -62,12 +73,12 @@ def guided(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], le
     """`GuidedAnchorHead`: deltas of anchors whose sizes are outputs of the network."""
     shape = rows['shape_pred']
     grown = dict(bbox_pred=xp.concatenate([xp.zeros_like(shape), shape], -1))
-    anchors = delta(xp, priors, grown, coder['anchor_coder'], level)[0]  # one image: see `visible`
+    anchors = delta(xp, priors, grown, coder['anchor_coder'], level)[0]  # such heads take one image at a time
     return delta(xp, anchors, rows, coder, level)
 
 
 def tblr(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
-    """`TBLRBBoxCoder`: top, bottom, left, right in sizes of the anchor over the normalizer."""
+    """`TBLRBBoxCoder`: distances to top, bottom, left, right, over the anchor's size times the normalizer."""
     size = priors[:, 2:] - priors[:, :2]
     normalizer = coder['normalizer']
     sides = rows['bbox_pred'] * (constant(normalizer, size) if np.ndim(normalizer) else normalizer)
@@ -100,7 +111,7 @@ def integral(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], 
 
 
 def scaled(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
-    """`TOODHead`: boxes in strides are outputs of the network; `RepPointsHead`: relative to points, too."""
+    """`TOODHead`: boxes in strides; `RepPointsHead`, with `around_points`: those relative to the points."""
     boxes = rows['bbox_pred'] * coder['strides'][level]
     return boxes + xp.concatenate([priors, priors], -1) if coder['around_points'] else boxes
 
@@ -168,10 +179,11 @@ def bucket(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], le
     low, high = centre - size * 0.5, centre + size * 0.5
     width, height = (size[..., axis : axis + 1] / coder['num_buckets'] for axis in (0, 1))
 
-    def side(start: Any, step: Any, number: int, sign: int) -> Any:
-        place = constant(0.5, offset) + constant(1.0, offset) * best[..., number : number + 1]
-        return start + place * step * sign - offset[..., number : number + 1] * step
+    def side(start: Any, step: Any, column: int, sign: int) -> Any:
+        place = constant(0.5, offset) + constant(1.0, offset) * best[..., column : column + 1]
+        return start + place * step * sign - offset[..., column : column + 1] * step
 
+    # the columns of the outputs are left, right, top, bottom
     return xp.concatenate(
         [
             side(low[..., :1], width, 0, 1),
@@ -199,12 +211,15 @@ def sigmoid(xp: ModuleType, logits: Any) -> Any:
 
 
 def boxes_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows, priors: Any, level: int) -> Any:
-    """Return the boxes (B, A, 4) of one level, xyxy in pixels, not clipped; facts are those of the file."""
+    """Return the boxes (B, A, 4) of one level, xyxy in pixels, not clipped, by the coder of the facts."""
     return CODERS[facts['coder']['type']](xp, priors, rows, facts['coder'], level)
 
 
 def scores_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows) -> Any:
-    """Return the class scores (B, A, C) of one level in 0..1; -1 for cells without a prior."""
+    """Return the class scores (B, A, C) of one level in 0..1.
+
+    They are -1 in cells in which guided anchors place no prior, see `Head.visible`.
+    """
     head = facts['head']
     logits = rows[head['scores']]
     if head['first_class']:
@@ -217,7 +232,7 @@ def scores_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows) -> Any:
 
 
 def factors_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows) -> Any:
-    """Return the score factors (B, A) of one level in 0..1, or None."""
+    """Return the factors of the scores (B, A) of one level in 0..1, such as centerness; None without them."""
     head = facts['head']
     if not head['factor']:
         return None
