@@ -30,8 +30,8 @@ MIN_ERROR, MAX_ERROR = 1e-6, 10.0
 ERROR = 'norm of the difference over the norm in fp32'
 TITLES = ('layer', 'module', 'own cosine', 'own error', 'clipped', 'output alone', 'int8 cosine',
           'int8 error', 'fp16 error', 'keep')  # fmt: skip
-"""Columns of `fidelity_table`, from these attributes of `fidelity.Row`: `name`, `module`, `local` (two columns),
-`clipped`, `output`, `int8` (two columns), `fp16`; the last says whether the layer should stay in fp16."""
+"""Columns of `fidelity_table`, from these attributes of `fidelity.Row`: `name`, `module`, `local` (two),
+`clipped`, `output`, `int8` (two), `fp16`. The last column says whether the layer should stay in fp16."""
 
 
 def table(*titles: str, text_columns: int = 1, **options: str | None) -> Table:
