@@ -186,6 +186,6 @@ def test_a_head_that_calls_the_function_is_found_because_its_family_says_so(monk
         type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1, strides=[8]
     )
     head = TOODHead(3, 8, stacked_convs=2, feat_channels=32, anchor_generator=settings)
-    assert has_deform_conv(head) and fuse(head).deform_sampling is upstream_layers._sample_sides
+    assert has_deform_conv(head) and fuse(head).deform_sampling is upstream_layers.sample_sides
     monkeypatch.setattr(deform_conv, 'CALLERS', [])
     assert not has_deform_conv(head)
