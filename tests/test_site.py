@@ -33,9 +33,12 @@ SEARCHES = {
 }
 """Query -> title of a page among the results. The last one is two words that stand apart on the page."""
 
-pytestmark = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, NEEDED)),
-    reason='no generator of the site here: `make site` installs it')
+pytestmark = [
+    pytest.mark.matrix,
+    pytest.mark.skipif(
+        not all(map(importlib.util.find_spec, NEEDED)),
+        reason='no generator of the site here: `make site` installs it'),
+]
 in_browser = pytest.mark.skipif(
     headless.PROGRAM is None, reason='no Chromium here: `apt install chromium` (Debian) installs it')
 

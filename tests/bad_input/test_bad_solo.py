@@ -188,6 +188,7 @@ def test_more_candidates_than_the_cap_are_an_error_not_a_shorter_list(bench, sol
     assert '--max-candidates 1' in error and 'left some out' in error
 
 
+@pytest.mark.matrix
 def test_a_proof_that_only_the_cap_failed_names_the_number_that_passes(bench):
     trained = dict(config=SOLO, checkpoint=REPOSITORY / 'demo/checkpoints/solov2_toy.pth')
     small = bench.folder / 'small.onnx'

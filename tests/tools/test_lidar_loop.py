@@ -127,6 +127,7 @@ def test_a_head_that_gives_something_else_is_found_by_the_dump(runs, data, tmp_p
     assert 'NOT PROVEN' in said
 
 
+@pytest.mark.matrix
 def test_an_export_is_proven_and_reported(data, tmp_path, capsys):
     graphs, report = str(tmp_path / 'graphs'), tmp_path / 'report'
     words = [

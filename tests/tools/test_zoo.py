@@ -97,6 +97,7 @@ def zoo(tmp_path_factory):
     return folder, *run(folder, '--timeout', '40', '--memory', '3')
 
 
+@pytest.mark.matrix
 def test_a_zoo_says_of_each_config_what_became_of_it(zoo):
     _, status, found = zoo
     reasons = {name: one.fixed.reason for name, one in found.items() if not one.proven}
@@ -115,6 +116,7 @@ def test_a_zoo_says_of_each_config_what_became_of_it(zoo):
     assert found['toy'].notes == ('test-time augmentation left out: flip, scales',)
 
 
+@pytest.mark.matrix
 def test_configs_that_differ_in_training_alone_are_looked_at_once(zoo):
     folder, _, found = zoo
     one, same = found['toy'], found['toy_longer']
@@ -141,6 +143,7 @@ def test_configs_that_differ_in_anything_else_are_not(other):
     assert configs.test_digest(cfg) != before
 
 
+@pytest.mark.matrix
 def test_a_process_that_died_leaves_its_last_words(zoo):
     _, _, found = zoo
     assert found['killed'].fixed.why.splitlines() == ['signal 9', 'the last words']
@@ -160,6 +163,7 @@ def test_what_a_process_was_forked_with_is_not_its_own_memory():
     assert 0 < own < len(held) // 2 and whole > 0
 
 
+@pytest.mark.matrix
 def test_what_was_proven_is_taken_over_until_the_rules_change(zoo, monkeypatch):
     folder, _, found = zoo
     for path in (folder / 'configs').glob('*.py'):
@@ -176,6 +180,7 @@ def test_what_was_proven_is_taken_over_until_the_rules_change(zoo, monkeypatch):
     assert 'proven again' in again['toy'].dynamic.why
 
 
+@pytest.mark.matrix
 def test_other_weights_are_another_graph(zoo):
     import onnx
 
@@ -231,6 +236,7 @@ def test_the_installed_configs_are_those_of_mmdet_without_bases():
     assert [path.name for path in configs.config_files(['atss/*r50*'])] == ['atss_r50_fpn_1x_coco.py']
 
 
+@pytest.mark.matrix
 def test_a_page_has_a_row_for_each_config_in_both_languages(zoo):
     _, _, found = zoo
     own = dataclasses.replace(found['toy'], config='own.py', own_kernels=('MaskedConv2d',))
@@ -241,6 +247,7 @@ def test_a_page_has_a_row_for_each_config_in_both_languages(zoo):
         assert '| ATSSHead | 7 | 5 | 2 | 2 | 1 |' in text
 
 
+@pytest.mark.matrix
 def test_lidar_detectors_of_mmdet3d_have_a_section_of_their_own(zoo):
     _, _, found = zoo
     outcome = records.Outcome(
@@ -346,6 +353,7 @@ def test_a_size_that_a_network_does_not_take_is_enlarged():
     assert (options.height, options.width) == (512, 512)
 
 
+@pytest.mark.matrix
 def test_a_page_takes_the_records_of_all_runs_into_a_folder(zoo, tmp_path, monkeypatch, capsys):
     _, _, found = zoo
     monkeypatch.setattr(page, 'ROOT', tmp_path)

@@ -324,6 +324,7 @@ def measured_on(toy, *arguments):
     )
 
 
+@pytest.mark.matrix
 def test_a_network_input_from_a_file_is_measured_instead_of_images(toy, tmp_path, capsys):
     arguments = prepared_input(tmp_path / 'input.npz')
     assert measured_on(toy, *arguments, '--json', str(tmp_path / 'b.json')) == 0, capsys.readouterr().err
@@ -426,6 +427,7 @@ def test_the_chart_takes_one_bar_and_no_ratio(tmp_path):
     assert cv2.imread(str(tmp_path / 'b.png')) is not None
 
 
+@pytest.mark.matrix
 def test_two_processes_share_the_rounds_and_the_first_one_reports(toy, tmp_path):
     words = [
         'tools/analysis_tools/benchmark.py', CONFIG, toy / 'toy.pth', '--launcher', 'pytorch',

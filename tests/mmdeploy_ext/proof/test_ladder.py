@@ -98,6 +98,7 @@ def first_for_all(name):
     return change
 
 
+@pytest.mark.matrix
 def test_more_pictures_are_taken_where_ties_are_too_large_a_share(deployment, files, images, monkeypatch):
     """The bar stays what it is: none at all may be excused here, so that none is already too many."""
     monkeypatch.setattr(totals, 'MAX_TIES_SHARE', -1)

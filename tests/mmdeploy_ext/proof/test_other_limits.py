@@ -91,6 +91,7 @@ FAULTS = {
     ),
 }
 
+@pytest.mark.matrix
 def test_masks_of_boxes_that_no_head_clips_are_compared_where_mmdet_pastes_them():
     with contextlib.ExitStack() as stack:
         model = load('mask_rcnn').model
@@ -153,7 +154,7 @@ REPEATED = 'proposals: nms_pre capped at 290', 'proposals: the limit of a size',
 """Faults of a limit; the suite has those of RetinaNet's limits, and of a level of proposals."""
 
 
-@pytest.mark.parametrize('name', ['retinanet', 'mask_rcnn'])
+@pytest.mark.parametrize('name', in_suite(['retinanet', 'mask_rcnn'], 'retinanet'))
 def test_what_is_right_passes_with_every_row_of_every_list(name):
     found = cases(name)
     titles = {

@@ -95,6 +95,7 @@ def test_a_lidar_model_is_proven_on_the_sweeps_at_hand(toy, folder, tmp_path, ca
     assert 'PROVEN' in capsys.readouterr().out
 
 
+@pytest.mark.matrix
 def test_the_command_that_an_unproven_export_suggests_works_without_a_data_set(tmp_path, capsys):
     config = str(REPO / 'projects/configs/BEVFusion/centerpoint_toy.py')
     checkpoint = str(REPO / 'demo/checkpoints/centerpoint_toy.pth')
