@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
 
 FEED_CHECKS: dict[str, Callable[[Metadata, Mapping[str, np.ndarray]], None]] = {}
-"""Family -> the check of sizes that its graphs cannot take, although their contract allows them; every engine
-calls it before it runs a file of the family."""
+"""Family -> check of sizes that its graphs cannot take, although their contract allows them.
+
+Every engine calls it with the metadata and the feeds before it runs a file of the family; it raises
+ShapeError. The `runtime` modules of families register it when they are imported.
+"""
 
 
 class Backend(abc.ABC):
@@ -37,25 +40,25 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def activate(self) -> None:
-        """Load the network; EngineError or ModelFileError when that is not possible."""
+        """Load the network and set `spec`; EngineError or ModelFileError when that is not possible."""
 
     @abc.abstractmethod
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the network on checked feeds."""
+        """Run the network on feeds that `infer` has checked; return output name -> array, in any order."""
 
     def deactivate(self) -> None:
         """Free the network."""
         return
 
     def select_inputs(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the feeds that are inputs of the network."""
+        """Return the feeds that are inputs of the network, without those of other forms of the model."""
         return {name: array for name, array in feeds.items() if name in self.spec.input_names}
 
     def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the network: input name -> array, to output name -> array in spec order.
 
-        Feeds have the dtypes and shapes that the spec states; float32 is rounded if it states float16, and
-        float16 outputs come as float32.
+        Feeds have the dtypes and shapes that the spec states; a float32 feed is rounded to float16 if the
+        spec states float16, and float16 outputs are returned as float32.
 
         Raises:
             ShapeError: the spec does not allow the feeds; the same on every engine.

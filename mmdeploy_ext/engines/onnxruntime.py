@@ -23,11 +23,19 @@ SPINNING = {
     'run': {'session.force_spinning_stop': '1'},
     'never': {'session.intra_op.allow_spinning': '0'},
 }
-"""`spinning` -> session options; by default threads that wait for work keep their cores busy."""
+"""Value of `spinning` (see `OnnxRuntimeBackend`) -> entries of the session's configuration.
+
+By default of ONNX Runtime threads that wait for work keep their cores busy.
+"""
 
 
 class OnnxRuntimeBackend(Backend):
-    """One file in one ONNX Runtime session; `seconds` is the time of all runs so far."""
+    """One file in one ONNX Runtime session.
+
+    Attributes:
+        session: the open session; None before `activate` and after `deactivate`.
+        seconds: time of all runs so far.
+    """
 
     engine = 'onnxruntime'
 
@@ -49,7 +57,7 @@ class OnnxRuntimeBackend(Backend):
             providers: execution providers in order of preference; one that is missing is an error.
             threads: threads within an operator; 0 leaves the choice to ONNX Runtime.
             graph_optimization: 'none', 'basic', 'extended' or 'all'.
-            profile_prefix: write a profile to a file that begins like this.
+            profile_prefix: write a profile to a file whose path begins with this text; '' for no profile.
             spinning: when threads that wait keep their cores busy: 'always' (also for some milliseconds after
                 a run, which slows the next program), only during a 'run', or 'never'.
             plan_memory: from the second run on hold one block for all tensors of a run, beside the memory of
@@ -95,7 +103,7 @@ class OnnxRuntimeBackend(Backend):
         check_graph(self.spec, _tensors(inputs), _tensors(self.session.get_outputs()), self.path)
 
     def open_session(self) -> None:
-        """Open the session, whatever the file's metadata says."""
+        """Open the session without reading the file's metadata, for files that need not have any."""
         import onnxruntime
 
         available = onnxruntime.get_available_providers()

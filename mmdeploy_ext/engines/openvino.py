@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 HINTS = dict(fp32='f32', bf16='bf16', fp16='f16')
-"""`inference_precision` -> OpenVINO's name of it."""
+"""Value of `inference_precision` -> OpenVINO's name of it."""
 
 
 def require_openvino(packages: str = 'openvino') -> ModuleType:
@@ -29,7 +29,20 @@ def require_openvino(packages: str = 'openvino') -> ModuleType:
 
 
 def compiled(source: str | bytes, threads: int = 0, device: str = 'CPU', precision: str = 'fp32') -> Any:
-    """Compile an ONNX file or its bytes; a RuntimeError is OpenVINO's."""
+    """Compile an ONNX model.
+
+    Args:
+        source: path of the file, or its bytes.
+        threads: for inference; 0 leaves the choice to OpenVINO.
+        device: OpenVINO's name of the device.
+        precision: 'fp32', 'bf16' or 'fp16', in which it computes.
+
+    Returns:
+        An `openvino.CompiledModel`.
+
+    Raises:
+        RuntimeError: OpenVINO cannot read or compile the model.
+    """
     settings: dict[str, Any] = {'INFERENCE_PRECISION_HINT': HINTS[precision]}
     if threads:
         settings['INFERENCE_NUM_THREADS'] = threads
@@ -38,7 +51,11 @@ def compiled(source: str | bytes, threads: int = 0, device: str = 'CPU', precisi
 
 
 class OpenVinoBackend(Backend):
-    """One file in one OpenVINO compiled model, in float32 or another precision."""
+    """One file in one OpenVINO compiled model, in float32 or another precision.
+
+    Attributes:
+        compiled: the `openvino.CompiledModel`; None before `activate` and after `deactivate`.
+    """
 
     engine = 'openvino'
 
@@ -103,8 +120,8 @@ class OpenVinoBackend(Backend):
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the compiled model; it may lack inputs that no node reads."""
-        compiled = {name for port in self.compiled.inputs for name in port.get_names()}
-        unused = {tensor.name for tensor in self.spec.inputs if tensor.unused} - compiled
+        compiled_inputs = {name for port in self.compiled.inputs for name in port.get_names()}
+        unused = {tensor.name for tensor in self.spec.inputs if tensor.unused} - compiled_inputs
         complete = self.spec.with_defaults(feeds)
         # another engine's int64 may be numpy's `longlong`, which OpenVINO does not know
         inputs = {name: value.view(value.dtype.str) for name, value in complete.items() if name not in unused}

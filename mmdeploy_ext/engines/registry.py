@@ -20,30 +20,34 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines.base import Backend
 
 BASELINE = 'torch'
-"""The engine that the others are measured and proven against."""
+"""Name of the engine that the others are measured and proven against: eager PyTorch."""
 COMPILED = 'torch-compile'
-"""The same model, compiled by PyTorch: a contender of benchmarks that runs no file."""
+"""Name of the engine that is the PyTorch model compiled by `torch.compile`: benchmarks alone use it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineInfo:
-    """An engine, or an engine with options that make it another contender.
+    """An engine, or an engine with fixed options, which tables and benchmarks list as another one.
 
     Attributes:
-        name: on the command line.
-        backend: registered name, `backend_config.type`.
-        packages: modules; one of them has to be installed.
-        keys: its keys of `backend_config`.
+        name: on the command line, and key of `ENGINES`.
+        title: name for tables and messages, e.g. 'ONNX Runtime'.
+        backend: name of its subclass of `Backend`, which `backend_config.type` of a config states.
+        module: dotted name of the module that defines the subclass.
+        packages: importable modules; one of them has to be installed.
+        install: the command that installs it, for messages.
+        keys: keys of `backend_config` that it accepts, which are parameters of the subclass.
         suffix: of its metrics, `metrics_<suffix>.json`.
         runs: kinds of models: 'images', 'stream' (frames of a drive, or sweeps), 'sparse' (backbones).
         files: whether it runs exported files.
         gpu: whether it runs on a GPU only.
         preset: options of the backend by which this row differs from the backend's main row.
-        shared: options for when it shares its cores with other work of the same process.
+        shared: options of the backend for when it shares its cores with other work of the same process.
         quantised: whether `quantize.py` makes INT8 files for it.
         float64: whether it computes in float64 if a file does; others take float32 in silence.
-        doctor: of an optional engine: distribution, extra of `pip install '.[EXTRA]'`, and title and code of
-            the doctor's trial.
+        doctor: of an optional engine, for the command `doctor` that checks an installation: distribution,
+            extra of `pip install '.[EXTRA]'`, title of the trial, and the Python code that it runs. None: the
+            command does not try it.
     """
 
     name: str
@@ -65,7 +69,7 @@ class EngineInfo:
 
     @property
     def package(self) -> str | None:
-        """The first of its packages that is installed."""
+        """The first of its packages that is installed; None if none is."""
         return next((name for name in self.packages if importlib.util.find_spec(name)), None)
 
     @property
@@ -79,11 +83,11 @@ class EngineInfo:
         return 'inference_precision' in self.preset
 
     def options(self, threads: int) -> dict[str, Any]:
-        """Return the options of the backend with so many threads."""
+        """Return the options of the backend: its preset, and `threads` if it has that option."""
         return dict(self.preset, threads=threads) if 'threads' in self.keys else dict(self.preset)
 
     def runner_options(self, threads: int) -> dict[str, Any]:
-        """Return the options of a family's `runner` on this engine."""
+        """Return `options(threads)` and the backend's name as `engine`: what a family's `runner` takes."""
         return dict(self.options(threads), engine=self.backend)
 
     def open(self, path: str, threads: int) -> Backend:
@@ -156,22 +160,32 @@ ENGINES = {row.name: row for row in ROWS}
 BACKENDS = {row.backend: row for row in ROWS if not row.preset and row.name != COMPILED}
 """Registered name (`backend_config.type`) -> engine."""
 DEFAULT = _ONNXRUNTIME
+"""The engine that runs a file when none is named."""
 QUANTISED = tuple(row.name for row in BACKENDS.values() if row.quantised)
 """Engines that INT8 files are made for."""
 
 
 def file_engines() -> dict[str, EngineInfo]:
-    """Return the engines of `--engine`: those that run exported files, without presets."""
+    """Return name -> engine of those that `--engine` takes: they run exported files and have no preset."""
     return {row.name: row for row in BACKENDS.values() if row.files}
 
 
 def engines_of(kind: str) -> list[str]:
-    """Return the names of the engines that a kind of model runs on; see `EngineInfo.runs`."""
+    """Return the names of the engines that run a kind of model: 'images', 'stream' or 'sparse'."""
     return [row.name for row in ROWS if kind in row.runs]
 
 
 def build_backend(kind: str, *args: Any, **options: Any) -> Backend:
-    """Make a backend by its registered name; a ConfigError refuses other names and options."""
+    """Make a backend, not active yet.
+
+    Args:
+        kind: its registered name, a key of `BACKENDS`.
+        args: positional arguments of the backend, the path of the file first.
+        options: its other arguments.
+
+    Raises:
+        ConfigError: no such backend, or one that does not have these options.
+    """
     if kind not in BACKENDS:
         raise ConfigError(f'backend_config.type={kind!r}: expected one of {", ".join(BACKENDS)}')
     cls = getattr(importlib.import_module(BACKENDS[kind].module), kind)
@@ -182,9 +196,10 @@ def build_backend(kind: str, *args: Any, **options: Any) -> Backend:
 
 
 def build_exact(kind: str, path: str, **options: Any) -> Backend:
-    """Make a backend for a file that computes in float64: ONNX Runtime's if this engine does not.
+    """Make a backend, not active yet, for a file whose graph computes in float64.
 
-    Options that ONNX Runtime does not have are left out then.
+    `kind` is the registered name of the backend, `options` are its options. If its engine rounds float64 to
+    float32, ONNX Runtime's backend is made instead, with those of the options that it has too.
     """
     if not BACKENDS[kind].float64:
         kind, options = DEFAULT.backend, {key: options[key] for key in options.keys() & set(DEFAULT.keys)}
@@ -219,7 +234,7 @@ def check_names(names: Sequence[str], option: str) -> None:
 
 
 def present() -> list[str]:
-    """Return the engines that a benchmark on this machine runs by default, the baseline first."""
+    """Return the names of the engines that a benchmark runs by default on this machine, baseline first."""
     return [row.name for row in ROWS if not row.on_request and not row.absence()]
 
 
@@ -230,7 +245,16 @@ def engine_settings(
     providers: Sequence[str] | None = None,
     inference_precision: str | None = None,
 ) -> dict[str, Any]:
-    """Return the settings of the engine that runs the files of a proof: its backend as `engine`, and options.
+    """Return the settings of the engine that runs the files of a proof.
+
+    Args:
+        engine: its name on the command line, one of `file_engines()`.
+        threads: 0 leaves the choice to the engine.
+        providers: execution providers of ONNX Runtime, in order of preference.
+        inference_precision: of OpenVINO: 'fp32', 'bf16' or 'fp16'.
+
+    Returns:
+        `engine`, the registered name of its backend, and those of the other options that are set.
 
     Raises:
         UsageError: an option that the engine does not have, or a number of threads below 0.
@@ -256,7 +280,15 @@ def engine_settings(
 
 
 def check_engine(kind: str, options: Mapping[str, Any]) -> None:
-    """Refuse an engine, a provider or an option that is not available, before a model is exported for it."""
+    """Refuse an engine, a provider or an option that is not available, before a model is exported for it.
+
+    `kind` is the registered name of the backend, `options` are its options.
+
+    Raises:
+        UsageError: a number of threads below 0.
+        ConfigError: an unknown backend, or an option or value that it does not have.
+        EngineError: what the options name is not installed.
+    """
     threads = options.get('threads', 0)
     if not isinstance(threads, int) or threads < 0:
         raise UsageError(f'threads={threads!r}: expected 0 (the engine decides) or more')
@@ -268,8 +300,12 @@ def check_engine(kind: str, options: Mapping[str, Any]) -> None:
 def check_engine_kind(kind: str, inference_precision: str | None = None) -> None:
     """Refuse an engine that streaming and LiDAR models do not run on, before anything is exported for it.
 
+    Args:
+        kind: registered name of the backend.
+        inference_precision: that was asked for; None for the engine's default.
+
     Raises:
-        EngineError: `kind`, a registered name, cannot run them; the message names engines that can.
+        EngineError: the engine cannot run them; the message names engines that can.
         UsageError: bfloat16 or float16 of the engine, in which no sequence is proven.
     """
     if 'stream' not in BACKENDS[kind].runs:

@@ -18,12 +18,18 @@ if TYPE_CHECKING:
 
 
 class TorchBackend(Backend):
-    """A chain of stages in PyTorch."""
+    """A chain of stages in PyTorch: each has a module, and the names of its input and output tensors."""
 
     engine = 'torch'
 
     def __init__(self, stages: Sequence[Stage], spec: GraphSpec, device: str = 'cpu') -> None:
-        """Keep the chain of `Family.stages`, its contract, and 'cpu', 'cuda', 'cuda:1' ..."""
+        """Keep the options.
+
+        Args:
+            stages: in the order of execution, as `Family.stages` returns them.
+            spec: contract of the graph that an export of them would be.
+            device: 'cpu', 'cuda', 'cuda:1' ...
+        """
         self.stages, self.spec, self.device = list(stages), spec, torch.device(device)
 
     def activate(self) -> None:

@@ -1,4 +1,8 @@
-"""Trials of a graph: does it run at other sizes, and keep several images apart? Needs ONNX Runtime."""
+"""Trials of a graph: does it run at other sizes, and keep several images apart? Needs ONNX Runtime.
+
+A size or a batch of the export may be a constant inside a graph whose inputs were given other shapes. Such a
+graph fails at other sizes, or runs and mixes the images of a batch.
+"""
 
 import copy
 import math
@@ -26,12 +30,15 @@ PICKING = ('Gather', 'Slice')
 
 
 def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0) -> str:
-    """Run a graph at sizes that the graph before did not take.
+    """Run a graph whose input shapes were edited at sizes that it did not take before.
 
-    A size that was opened is tried at twice what it was.
+    Args:
+        before: the graph before its input shapes were edited.
+        after: the edited graph; an axis that became open is tried at twice its old size.
+        seed: of the random inputs.
 
     Returns:
-        The sizes as text; '' if the graph before took all of them.
+        The sizes that were tried, as text; '' if `before` takes all of them, and nothing was run.
 
     Raises:
         InferenceError: a size is baked into the graph.
@@ -53,10 +60,10 @@ def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0)
 
 
 def trial_sizes(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, list[int]]:
-    """Return input -> the shape at which a graph with other input shapes is tried.
+    """Return input -> the shape at which the edited graph `after` is tried.
 
-    A stated size is taken, an axis that was opened gets twice what it was, one that was open before gets the
-    size that `random_feeds` takes.
+    An axis of fixed size has that size, one that is fixed in `before` and open in `after` gets twice its old
+    size, and one that is open in both gets the size that `random_feeds` takes.
     """
     inputs, old_shapes = Index(after).inputs, types.shapes(before.graph.input)
     doubled: dict[str, int] = {}
@@ -77,15 +84,20 @@ def trial_sizes(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, li
 def check_batch(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0) -> str:
     """Refuse a graph whose constants, made for another batch, mix the images of this one or drop some.
 
-    Reshape and Flatten may fold the batch into another axis, Gather and Slice may take one image. That counts
-    where it reaches an output: one without an axis that grows with the batch, or one where another image
+    Reshape and Flatten may fold the batch into another axis, Gather and Slice may take one image. That is a
+    fault if it shows in an output: one without an axis that grows with the batch, or one where another image
     changes the results of the others. Nodes in the branches of If and the bodies of loops are not looked at.
 
+    Args:
+        before: the graph before its batch was changed.
+        after: the same graph with another batch, or an open one.
+        seed: of the random inputs.
+
     Returns:
-        What could not be checked, and why; '' when nothing is open.
+        What could not be checked, and why; '' if everything was checked, or the batch is the same.
 
     Raises:
-        InferenceError: they do. Names the first node and output.
+        InferenceError: the graph mixes or drops images; the message names the first node and output.
     """
     sizes = trial_sizes(before, after)
     old_shapes, new_shapes = types.shapes(before.graph.input), types.shapes(after.graph.input)
@@ -97,7 +109,7 @@ def check_batch(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 
             if old_batch != shape[0]:
                 batches[name] = old_batch, shape[0]
     if all(len(sizes[name]) == 1 for name in batches):
-        return ''  # nothing changes, or no images: a list of numbers got another length
+        return ''  # no batch changes, or what changes is the length of a list of numbers
     if len(set(batches.values())) > 1:
         changes = ', '.join(f'{name} from {old} to {new}' for name, (old, new) in batches.items())
         return f'not checked whether images are kept apart: the first axes change unalike ({changes})'
@@ -121,10 +133,12 @@ class BatchTrial:
     """A graph with an open batch, run with the old and with the new number of images.
 
     Attributes:
-        inputs: shapes of all inputs with the new batch.
-        images: inputs whose first axis is the batch.
+        index: of the graph.
+        inputs: input -> its shape with the new batch, of all inputs.
+        images: names of the inputs whose first axis is the batch.
         batches: the old number of images and the new one.
-        shapes: tensor that depends on the images -> its shapes in both runs.
+        seed: of the random inputs.
+        shapes: tensor that depends on the images -> its shapes with the old and with the new number.
     """
 
     def __init__(
@@ -148,22 +162,25 @@ class BatchTrial:
         prefix = 'shape_of/'
         while any(name.startswith(prefix) for name in index.tensors):
             prefix += '/'
-        names = {prefix + name: name for name in (*images, *dependent) if name in tensors or name in images}
+        measured = [name for name in (*images, *dependent) if name in tensors or name in images]
+        sources = {prefix + name: name for name in measured}  # output of a Shape node -> what it measures
         model = copy.deepcopy(index.model)
-        model.graph.node.extend(helper.make_node('Shape', [name], [new]) for new, name in names.items())
-        runner = Runner(model, list(names), shapes_first=True)
+        nodes = (helper.make_node('Shape', [name], [output]) for output, name in sources.items())
+        model.graph.node.extend(nodes)
+        runner = Runner(model, list(sources), shapes_first=True)
         old, new = (runner.run(self.feeds(batch, seed)) for batch in batches)
         self.shapes = {
-            name: (tuple(old[key].tolist()), tuple(new[key].tolist())) for key, name in names.items()
+            name: (tuple(old[output].tolist()), tuple(new[output].tolist()))
+            for output, name in sources.items()
         }
 
     def feeds(self, batch: int, seed: int) -> dict[str, np.ndarray]:
-        """Return random inputs with a number of images."""
+        """Return random inputs (name -> array) with `batch` images."""
         shapes = {name: [batch, *self.inputs[name][1:]] for name in self.images}
         return random_feeds(self.index.model, seed, {**self.inputs, **shapes})
 
     def judge(self) -> tuple[str, str]:
-        """Return what is wrong with the batch, and what could not be told; '' if there is nothing."""
+        """Return two texts: what is wrong with the batch, and what could not be checked; '' for nothing."""
         index = self.index
         separate = {name for name in self.shapes if self.batch_axis(name) is not None}
         faulty = self._faulty_nodes()
@@ -188,19 +205,22 @@ class BatchTrial:
         return '', ''
 
     def changed_axes(self, name: str) -> list[int]:
-        """Return the axes of a tensor that change with the batch; [] where their number changes too."""
+        """Return the axes of a tensor whose sizes change with the batch; [] if the rank changes too."""
         old, new = self.shapes.get(name, ((), ()))
         return [axis for axis, size in enumerate(old) if size != new[axis]] if len(old) == len(new) else []
 
     def batch_axis(self, name: str) -> int | None:
-        """Return which axis is the batch: the first, or the only one that changes with it; else None."""
+        """Return which axis of a tensor is the batch: the first, or the only one that changes; else None."""
         changed = self.changed_axes(name)
         if not changed or tuple(shape[changed[0]] for shape in self.shapes[name]) != self.batches:
             return None
         return changed[0] if changed[0] == 0 or len(changed) == 1 else None
 
     def loses_batch(self, name: str) -> bool:
-        """Return whether a tensor that held one batch before has no axis that grows with it."""
+        """Return whether a tensor has no batch axis although it may have held one batch before.
+
+        Its first axis has the same size in both runs: the old batch, or any size if that is 1.
+        """
         if name not in self.shapes or self.batch_axis(name) is not None:
             return False
         old, new = self.shapes[name]
@@ -224,24 +244,25 @@ class BatchTrial:
             if images.isdisjoint(node.input[:1]):
                 continue
             source, output = node.input[0], node.output[0]
-            before, after = self.batch_axis(source), self.batch_axis(output)
-            if before is None or output not in self.shapes:
+            source_axis, output_axis = self.batch_axis(source), self.batch_axis(output)
+            if source_axis is None or output not in self.shapes:
                 continue
             if node.op_type in FOLDING:
                 # the order is kept if equally many numbers lie before the batch: [B, 8] may become [1, B, 8]
                 source_shape, output_shape = self.shapes[source][0], self.shapes[output][0]
-                mixes = after is None or math.prod(source_shape[:before]) != math.prod(output_shape[:after])
+                outer_sizes = math.prod(source_shape[:source_axis]), math.prod(output_shape[:output_axis])
+                is_faulty = output_axis is None or outer_sizes[0] != outer_sizes[1]
             else:
                 by_constant = node.op_type in PICKING and computed.isdisjoint(node.input[1:])
-                mixes = by_constant and after is None
-            if mixes:
+                is_faulty = by_constant and output_axis is None
+            if is_faulty:
                 faulty.append(position)
         return faulty
 
     def _first_mixed(self, names: Sequence[str]) -> str | None:
         """Return the first of some tensors where another image changes the results of the others.
 
-        Tensors where that is so with the old batch too, or that differ between two runs, are left out.
+        Tensors where it does so with the old batch too, or that differ between two runs, are left out.
         """
         names = [name for name in names if len(self.changed_axes(name)) == 1]
         names = [name for name in names if self.batch_axis(name) is not None]

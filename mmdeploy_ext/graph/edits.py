@@ -22,6 +22,7 @@ from mmdeploy_ext.graph.passes.shapes import set_by_text
 from mmdeploy_ext.graph.passes.simplify import fold, simplify
 
 KEY = f'{PREFIX}edits'
+"""Key of `metadata_props` of the record: JSON, a list of dicts of `command`, `arguments` and `versions`."""
 
 
 def record(model: onnx.ModelProto, command: str, arguments: Mapping[str, Any], *packages: str) -> None:
@@ -30,8 +31,11 @@ def record(model: onnx.ModelProto, command: str, arguments: Mapping[str, Any], *
     Args:
         model: the edited graph.
         command: one of `REPEATED`, or a command of a family (see `repeat`).
-        arguments: of the command, in plain JSON types.
-        packages: those that decide about the result; their versions are recorded.
+        arguments: parameter -> value of the command's function, in plain JSON types.
+        packages: names of the Python packages that decide about the result; their versions are recorded.
+
+    Raises:
+        ModelFileError: this project exported the file, and it has no record.
     """
     props = {entry.key: entry for entry in model.metadata_props}
     if f'{PREFIX}family' not in props:
@@ -52,8 +56,8 @@ def repeat(
 
     Args:
         model: the fresh export.
-        edits: the record.
-        family_commands: name -> function of a model and the arguments, beside those of `REPEATED`.
+        edits: the record, in order: dicts of `command`, `arguments` and `versions`.
+        family_commands: command -> function of a model and the arguments, beside those of `REPEATED`.
 
     Raises:
         ModelFileError: an unknown command or argument, or one that fails on the model.
@@ -74,7 +78,7 @@ def repeat(
 
 
 def other_versions(edits: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return packages that decided about an edited graph and are of another version here, as text."""
+    """Return, as text, the packages that a record (see `repeat`) states in another version than installed."""
     lines = []
     for edit in edits:
         for package, version in edit['versions'].items():
@@ -105,7 +109,7 @@ REPEATED: dict[str, Callable[..., onnx.ModelProto]] = {
     # Never PROVEN: judged by the bars of half precision, whatever stays float32.
     'fp16': lambda model, io, keep_fp32: half(model, io, keep_fp32)[0],
 }
-"""Commands of graph.py -> what does them again, with the arguments of the record.
+"""Commands of graph.py -> function of a model and the recorded arguments that does them again.
 
 The proof does to the fresh export what the record states, so that a change of what is computed would be on
 both sides of the comparison of graphs: only what is equal by construction may be excused by a record.
@@ -113,9 +117,10 @@ both sides of the comparison of graphs: only what is equal by construction may b
 
 
 def judged_by_inputs(edits: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the recorded replacements, as text, whose equality is shown by inputs alone.
+    """Return, as text, the recorded replacements that are not equal by construction.
 
-    These are rules that were typed, and named ones of `APPROXIMATE`.
+    Only runs on inputs show whether they are equal. These are the rules that a user wrote, and the named ones
+    of `APPROXIMATE`. `edits` is the record, see `repeat`.
     """
     replacements = [edit['arguments'] for edit in edits if edit['command'] == 'replace']
     return [

@@ -22,7 +22,7 @@ INTEGER_END = 8
 
 
 def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
-    """Raise ShapeError for an input that is missing, unknown, or of another dtype, rank or fixed size."""
+    """Raise ShapeError for a feed that is missing, unknown, or of another dtype, rank or fixed size."""
     values = {value.name: value for value in index.graph.input}
     missing = [name for name in index.inputs if name not in feeds]
     if missing:

@@ -12,6 +12,7 @@ import onnx
 from mmdeploy_ext.graph.io import types
 
 Shape = list[int | str] | None
+"""Sizes of a tensor: numbers, names of open axes; None if even the rank is unknown."""
 OPERATORS = (
     'Conv',
     'ConvInteger',
@@ -29,9 +30,10 @@ OPERATORS = (
 def count(
     model: onnx.ModelProto, tensor_types: Mapping[str, onnx.TypeProto] | None = None
 ) -> dict[int, int | None]:
-    """Return position -> FLOPs of the nodes of the main graph that count; None if shapes are open.
+    """Return position of a node -> its FLOPs, of the nodes of the main graph whose operator is counted.
 
-    `tensor_types` are those of its tensors, when they were inferred already.
+    The value is None if shapes are open. `tensor_types` is tensor name -> type, if `types.infer` gave it
+    already.
     """
     tensor_types = types.infer(model) if tensor_types is None else tensor_types
     flops: dict[int, int | None] = {}

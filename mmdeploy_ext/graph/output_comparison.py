@@ -21,7 +21,10 @@ order once a constant is an input."""
 
 
 def spec_of(model: onnx.ModelProto) -> GraphSpec:
-    """Return inputs and outputs of a file that states no spec."""
+    """Return the inputs and outputs of a graph as a spec, for a file that states none.
+
+    Inputs with a default are not among them.
+    """
     fed = Index(model).inputs
 
     def tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
@@ -55,12 +58,14 @@ def compare_models(
     Args:
         before: the reference.
         after: the model on trial.
-        feeds: sets of input name -> array, as `before` takes them.
+        feeds: sets of inputs, each a mapping of input name -> array, as `before` takes them.
         rtol: tolerance relative to the largest absolute value of each reference output.
-        any_float: outputs may be floats of another width; inputs are cast to what `after` takes.
+        any_float: inputs are cast to the dtypes that each model takes, and float outputs may have another
+            width.
 
     Returns:
-        Per set one row per output. An output that only one model has, or with nothing finite in it, fails.
+        For each set of inputs, a row for each output. An output that only one model has, or that holds no
+        finite value, fails.
     """
     runners = [(Runner(model), {}) for model in (before, after)]
     if any_float:
@@ -85,8 +90,17 @@ def compare_edited(
 ) -> list[TensorRow]:
     """Run a graph and one that was cut from it or renamed, and compare every output of the latter.
 
-    The edited graph gets its inputs from the same tensors of the first, so that cuts are compared too; their
-    names may differ (`renamed`: old -> new). The shapes are those of the graph whose inputs are fixed.
+    The edited graph is fed with the values of the same tensors in the first, so that cuts are compared too.
+    An axis that one of the two fixes has that size.
+
+    Args:
+        before: the graph, which gets random inputs.
+        after: the edited graph.
+        seed: of the random inputs.
+        renamed: name of a tensor in `before` -> its name in `after`, if they differ.
+
+    Returns:
+        A row for each output of `after`.
 
     Raises:
         ShapeError: no inputs suit both.
@@ -109,9 +123,16 @@ def compare_merged(
     *,
     seed: int = 0,
 ) -> list[TensorRow]:
-    """Run models in the order of execution and compare the outputs of the one that was made from them.
+    """Run models one after the other, and compare the outputs of the model that was merged from them.
 
-    `connections` are output -> input that it feeds, where the names differ.
+    Args:
+        models: in the order of execution.
+        merged: the model that `merge` made of them.
+        connections: output of a model -> input of a later one that it feeds, if the names differ.
+        seed: of the random inputs.
+
+    Returns:
+        A row for each output of `merged`.
     """
     feeds = random_feeds(merged, seed)
     tensors: dict[str, Any] = dict(feeds)

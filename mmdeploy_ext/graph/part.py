@@ -14,10 +14,14 @@ def part(
     inputs: Iterable[onnx.ValueInfoProto],
     outputs: Iterable[onnx.ValueInfoProto],
 ) -> onnx.ModelProto:
-    """Return a model of some nodes of a graph, ascending, and of the constants and functions that they use.
+    """Return a model of some nodes of a graph, and of the constants and functions that they use.
 
-    A constant of the name of one of the `inputs` becomes an input. So does an output of a node that stays for
-    another one of its outputs: what the node makes has another name then, which nothing reads.
+    Args:
+        index: of the graph.
+        positions: of the nodes, ascending.
+        inputs: of the new model; an initializer of the same name is left out. If one of the nodes writes a
+            tensor of such a name, that output is renamed, and nothing reads it.
+        outputs: of the new model, tensors that the nodes write.
     """
     source, model = index.model, onnx.ModelProto()
     for field in ('ir_version', 'producer_name', 'producer_version', 'domain', 'model_version', 'doc_string'):
@@ -37,22 +41,22 @@ def part(
 
     input_names = {value.name for value in graph.input}
     for node in graph.node:
-        for position, name in enumerate(node.output):
+        for place, name in enumerate(node.output):
             if name in input_names:
-                node.output[position] = _unused_name(index, name)
+                node.output[place] = _unused_name(index, name)
     output_names = {value.name for value in graph.output}
     used = {name for node in graph.node for name in reads(node)} | output_names
     constants = used - input_names
     tensors = used | {name for node in graph.node for name in node.output}
     inner = tensors - input_names - output_names
-    source = source.graph
-    graph.initializer.extend(tensor for tensor in source.initializer if tensor.name in constants)
+    source_graph = source.graph
+    graph.initializer.extend(tensor for tensor in source_graph.initializer if tensor.name in constants)
     graph.sparse_initializer.extend(
-        sparse for sparse in source.sparse_initializer if sparse.values.name in constants
+        sparse for sparse in source_graph.sparse_initializer if sparse.values.name in constants
     )
-    graph.value_info.extend(value for value in source.value_info if value.name in inner)
+    graph.value_info.extend(value for value in source_graph.value_info if value.name in inner)
     graph.quantization_annotation.extend(
-        entry for entry in source.quantization_annotation if entry.tensor_name in tensors
+        entry for entry in source_graph.quantization_annotation if entry.tensor_name in tensors
     )
     return model
 
@@ -66,7 +70,7 @@ def _unused_name(index: Index, name: str) -> str:
 
 
 def drop_functions(model: onnx.ModelProto) -> None:
-    """Remove the functions that no node calls, directly or through another function."""
+    """Remove the functions that no node calls, directly or through another function, in place."""
     unused = {(function.domain, function.name): function for function in model.functions}
     waiting = list(model.graph.node)
     while waiting:
@@ -79,6 +83,6 @@ def drop_functions(model: onnx.ModelProto) -> None:
 
 
 def drop_metadata(model: onnx.ModelProto) -> None:
-    """Remove this project's metadata, which describe the whole graph."""
+    """Remove this project's metadata, which describe the whole exported graph, in place."""
     entries = [entry for entry in model.metadata_props if not entry.key.startswith(PREFIX)]
     refill(model, metadata_props=entries)

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 
 class Runner:
-    """A model in one ONNX Runtime session that gives any of its tensors, `names`, in the order asked for."""
+    """A model in one ONNX Runtime session that returns any of its tensors, inner ones included.
+
+    Attributes:
+        index: of the model.
+        names: tensors that a run returns, in the order asked for, each once.
+    """
 
     def __init__(
         self,
@@ -37,7 +42,7 @@ class Runner:
 
         Args:
             model: stays as it is.
-            names: tensors to give: inputs, initializers or node outputs. None: the graph's outputs.
+            names: tensors to return: inputs, initializers or node outputs. None: the graph's outputs.
             optimization: 'none' computes node by node as the file says; 'basic', 'extended', 'all' let
                 ONNX Runtime fuse what lies between the names.
             threads: threads within an operator; 0 leaves the choice to ONNX Runtime.
@@ -92,7 +97,7 @@ class Runner:
         return {name: tensors[name] for name in self.names}
 
     def types(self) -> dict[str, onnx.TypeProto]:
-        """Return name -> type as ONNX Runtime infers it, of computed tensors."""
+        """Return name -> type, as ONNX Runtime infers it, of those of `names` that nodes compute."""
         data_types, tensor_types = dict(onnx.TensorProto.DataType.items()), {}
         for output in self._session.get_outputs() if self._session else ():
             dtype = output.type.removeprefix('tensor(').removesuffix(')').upper()
@@ -107,7 +112,7 @@ def run(
     names: Sequence[str] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Run a model once and return name -> array of any of its tensors; see `Runner` for the options."""
+    """Run a model once and return name -> array of any of its tensors; `names` and options are `Runner`'s."""
     return Runner(model, names, **options).run(feeds)
 
 
@@ -132,7 +137,7 @@ def open_session(
 
 
 def typed_values(index: Index, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
-    """Return graph inputs or outputs of the names, typed; UsageError if the type of one is unknown.
+    """Return typed declarations of tensors, by name; UsageError if the type of one is unknown.
 
     onnx infers the types; where it cannot, because of operators of other domains, ONNX Runtime does.
     """

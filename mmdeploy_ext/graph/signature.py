@@ -27,6 +27,7 @@ from mmdeploy_ext.graph.io.modules import module_path
 IGNORED_CHANGES = ('metadata',)
 """Kinds of changes that do not make another graph."""
 UNLIKE = 'is not the same as in the reference'
+"""What is said of a node or an end if no difference of its own explains why the signatures differ."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Signature:
     """A graph, so that equal ones have equal signatures.
 
     Attributes:
-        nodes: digest of a node, with all that it is computed from -> how often it is there.
-        interface: inputs with their types and defaults, outputs with their types and digests, opsets.
+        nodes: digest of a node and all that it is computed from -> number of such nodes.
+        interface: a text for each input (type and default), output (type and digest) and opset.
         tensors: tensor of the main graph -> digest.
         node_digests: digest of each node of the main graph, in file order; '' for a node that is a constant.
     """
@@ -185,8 +186,9 @@ class GraphDifference:
     """One difference of a graph from its reference.
 
     Attributes:
-        kind: see `diff.structure.Change`, as the next one and `detail`.
+        kind: of the change, see `diff.structure.Change`; or 'interface' (an input, output or opset).
         where: node, tensor, or name of an input, output or opset.
+        detail: what differs, as text.
         module: PyTorch module that the node was exported from, '' if that is not known.
         more: number of other nodes with the same difference: they read the same constant.
     """
@@ -208,9 +210,9 @@ class GraphDifference:
 def differences(
     model: onnx.ModelProto, reference: onnx.ModelProto, signatures: tuple[Signature, Signature] | None = None
 ) -> list[GraphDifference]:
-    """Return where two models are different graphs, in topological order; empty when they are the same.
+    """Return the differences of a model from a reference, in topological order; [] if the graph is the same.
 
-    `signatures` are those of the two, if they are computed already.
+    `signatures` are those of `model` and of `reference`, if they are computed already.
     """
     signature, expected = signatures or (compute_signature(model), compute_signature(reference))
     if signature.equals(expected):

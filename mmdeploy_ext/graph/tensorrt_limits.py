@@ -22,12 +22,13 @@ from mmdeploy_ext.graph.io.operators import opsets_of
 from mmdeploy_ext.graph.passes.roi_align import is_replaced
 
 TURING = 75
+"""SM 7.5, the architecture of Turing GPUs."""
 NO_TURING = (
     'TensorRT-RTX has no matrix products of float32 there; leave 75 out, or build with --fp16 (and without '
     '--keep-fp32 for these)'
 )
 LARGEST_K = 3840
-"""Of TopK."""
+"""Largest K of TopK that TensorRT takes."""
 INTEGERS = frozenset(map(TensorProto.DataType.Value, ('INT32', 'INT64', 'BOOL', 'UINT8')))
 _OTHERS = ('FLOAT', 'FLOAT16', 'BFLOAT16', 'INT8', 'INT4', 'FLOAT8E4M3FN', 'DOUBLE')
 SUPPORTED_TYPES = INTEGERS.union(map(TensorProto.DataType.Value, _OTHERS))
@@ -36,17 +37,20 @@ CONSTANT_SHAPES = (
     'export full with --max-candidates K and a fixed --shape (--max-proposals K, too, where proposals are '
     'suppressed), or raw or decode'
 )
+"""What to do about shapes that depend on data, for the `form` of messages."""
 RTX_OPERATORS = {
     'NonMaxSuppression': 'has no runner in TensorRT-RTX; {form}, or build with --package tensorrt',
     'NonZero': 'has no plugin in TensorRT-RTX; {form}, or build with --package tensorrt',
     'DeformConv': 'is not parsed by TensorRT-RTX; build with --package tensorrt, or take a model without DCN',
 }
+"""Operator that TensorRT has and TensorRT-RTX lacks -> what is wrong and what to change."""
 FLOAT_ONLY = {
     **dict.fromkeys(('MatMul', 'Gemm'), 'multiplies only floats; cast its operands to float32'),
     'Conv': 'takes only floats; cast its operands to float32',
     'Resize': 'resizes only floats; cast its input to float32',
     'GridSample': 'samples only floats; cast its input to float32',
 }
+"""Operator that takes only floats -> what is wrong with one that reads integers, and what to change."""
 NO_OPERATOR = 'TensorRT has no such operator; rewrite it in others ({graph} replace)'
 _UNKNOWN_OPERATORS = """
 AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im
@@ -57,7 +61,7 @@ SequenceErase SequenceInsert SequenceLength SequenceMap SoftmaxCrossEntropyLoss 
 StringNormalizer StringSplit SwiGLU TfIdfVectorizer Unique
 """
 UNSUPPORTED = dict.fromkeys(_UNKNOWN_OPERATORS.split(), NO_OPERATOR)
-"""Operators, of all in onnx 1.23.2, that the parser of tensorrt-rtx 1.7.1 reports as unknown."""
+"""Operator, of all in onnx 1.23.2, that the parser of tensorrt-rtx 1.7.1 reports as unknown -> what to do."""
 UNSUPPORTED['MatMulInteger'] = (
     'TensorRT has no integer products; of masks, form full: give the file a constant number of candidates '
     '(--max-candidates K), or export --postprocess raw'
@@ -68,7 +72,10 @@ UNSUPPORTED['MatMulInteger'] = (
 class Refusal:
     """One node that TensorRT cannot take, or an input or output, which has no operator.
 
-    `node` is its name, '#12' where it has none; `reason` is what is wrong and what to change.
+    Attributes:
+        node: name of the node, or '#12' if it has none; or name of the input or output.
+        operator: of the node, '' for an input or output.
+        reason: what is wrong and what to change.
     """
 
     node: str
@@ -79,8 +86,8 @@ class Refusal:
 def find_refusals(model: onnx.ModelProto, *, rtx: bool) -> list[Refusal]:
     """Return everything in a graph that TensorRT cannot take, inputs first, then nodes in file order.
 
-    `rtx` judges by TensorRT-RTX, which has fewer operators. A graph of the libspconv dialect, which TensorRT
-    reads through libspconv alone, is a ModelFileError.
+    `rtx` is True for TensorRT-RTX, which has fewer operators, and False for TensorRT. A graph of the
+    libspconv dialect, which TensorRT reads through libspconv alone, is a ModelFileError.
     """
     check_ordinary(model)
     refusals = []
@@ -102,7 +109,8 @@ def find_refusals(model: onnx.ModelProto, *, rtx: bool) -> list[Refusal]:
 def check_limits(model: onnx.ModelProto, *, rtx: bool, file: str) -> None:
     """Raise EngineError for a graph that TensorRT cannot take.
 
-    It names the nodes, up to three of each kind, and what to change. `file` is its name, for the message.
+    The message names the nodes, up to three for each operator and reason, and what to change. `rtx` is True
+    for TensorRT-RTX; `file` is the file's name, for the message.
     """
     refusals = find_refusals(model, rtx=rtx)
     if refusals:
@@ -114,7 +122,8 @@ def check_limits(model: onnx.ModelProto, *, rtx: bool, file: str) -> None:
 def check_turing(model: onnx.ModelProto, architectures: Collection[int], file: str) -> None:
     """Raise EngineError for float32 matrix products for SM 7.5, which tensorrt-rtx 1.7.1 does not compile.
 
-    Convolutions of float32, and matrix products of float16, build. `file` is its name, for the message.
+    Convolutions of float32, and matrix products of float16, build. `architectures` are e.g. (75, 86); without
+    75 nothing is checked. `file` is the file's name, for the message.
     """
     if TURING not in architectures:
         return

@@ -64,7 +64,7 @@ class TensorRtBackend(Backend):
         self.computes_in = self.record.computes_in
 
     def open_session(self) -> None:
-        """Load the engine, whatever its metadata says."""
+        """Load the engine without reading mm2onnx's metadata, for engines that need not have any."""
         if not self.path.endswith('.engine'):
             self.path = str(engine_beside(self.path, self.device, self.shapes, self.constants))
         self.record = read_record(self.path)
@@ -96,6 +96,8 @@ class TensorRtBackend(Backend):
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the engine; inputs that are not fed get the default that the spec states.
+
+        An input that the build made a constant may be fed with that constant.
 
         Raises:
             ShapeError: an input that is a constant of the engine is fed with another value.

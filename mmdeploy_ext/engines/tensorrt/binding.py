@@ -32,7 +32,7 @@ DTYPES = {
 
 
 def dtype_name(kind: Any) -> str:
-    """Return the name of a TensorRT DataType as numpy writes it."""
+    """Return the name of a TensorRT `DataType` (`kind`) as numpy writes it, e.g. 'float32'."""
     return DTYPES.get(kind.name, kind.name.lower())
 
 
@@ -46,7 +46,7 @@ class Port(JsonDataclass):
 
 
 def read_ports(engine: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """Return inputs and outputs of a deserialised engine, in its order."""
+    """Return the inputs and the outputs of a deserialised `ICudaEngine`, each in its order."""
     inputs, outputs = [], []
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
@@ -78,9 +78,16 @@ def check_ports(ports: Sequence[Port], recorded: Sequence[Port], side: str, path
 
 
 class Session:
-    """A deserialised engine with an execution context, fed and read by name."""
+    """A deserialised engine with an execution context, fed and read by name.
+
+    Attributes:
+        memory: of the GPU that the engine runs on.
+        inputs: in the engine's order; likewise `outputs`.
+        context: TensorRT's `IExecutionContext`.
+    """
 
     def __init__(self, engine: Any, memory: GpuMemory) -> None:
+        """Read the ports of an `ICudaEngine` and make its execution context."""
         self.memory = memory
         self.inputs, self.outputs = read_ports(engine)
         self.context = engine.create_execution_context()

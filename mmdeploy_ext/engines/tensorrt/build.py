@@ -28,7 +28,7 @@ class Layer:
     Attributes:
         name: the ONNX node that it was made from, or a name of TensorRT's.
         kind: 'CONVOLUTION', 'MATRIX_MULTIPLY', ...
-        outputs: numpy's name of each output's dtype.
+        outputs: numpy's name of each output's dtype, e.g. ('float32',).
     """
 
     name: str
@@ -41,8 +41,10 @@ class Built:
     """A serialised engine and facts of its build.
 
     Attributes:
+        data: the serialised engine, the content of an engine file.
         layers: of the network; the engine has to keep their dtypes, and may fuse them.
-        seconds: of parsing and building.
+        warnings: of TensorRT while it built, each once.
+        seconds: time of parsing and building.
     """
 
     data: bytes
@@ -51,11 +53,11 @@ class Built:
     seconds: float
 
     def layers_json(self) -> list[dict[str, Any]]:
-        """Return the layers as plain JSON types."""
+        """Return the layers as plain JSON types: `name`, `kind` and `outputs` of each."""
         return [dataclasses.asdict(layer) for layer in self.layers]
 
     def dtypes(self) -> dict[str, dict[str, int]]:
-        """Return kind of layer -> dtype -> number of layers."""
+        """Return kind of layer -> dtype of the first output -> number of layers."""
         counters: dict[str, collections.Counter[str]] = {}
         for layer in self.layers:
             counters.setdefault(layer.kind, collections.Counter()).update(layer.outputs[:1])
@@ -74,12 +76,13 @@ def build(
     """Build an engine.
 
     Args:
-        model: the engine computes in its dtypes.
+        model: the ONNX model; the engine computes in its dtypes.
         package: the TensorRT that builds.
-        architectures: to build for, all in one engine; () for the GPU of this machine.
+        architectures: to build for, all in one engine, e.g. (86, 89) for SM 8.6 and 8.9; () for the GPU of
+            this machine.
         profiles: input -> smallest, usual and largest shape; for every input with an open axis.
         tf32: let products of float32 round their factors to 10 bits, which TensorRT does by default.
-        progress: called with the phase, the steps done and the steps of the phase.
+        progress: called with the phase's name, the number of steps done, and that of all its steps.
 
     Raises:
         EngineError: the parser does not take a node, which the message names.
@@ -131,7 +134,7 @@ def _parser_message(parser: Any, package: Package) -> str:
 
 
 def _plain(message: str) -> str:
-    """Return a message of TensorRT without the complaint that there is no GPU, and with what to change."""
+    """Return a message of TensorRT without its complaint that there is no GPU, and with what to change."""
     text = message.split('[checkMacros')[0].strip()
     if 'is a shape tensor and must have type Int32 or Int64' in text:
         text += (

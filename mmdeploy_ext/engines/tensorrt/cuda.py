@@ -9,6 +9,7 @@ import numpy as np
 from mmdeploy_ext.core.errors import EngineError, InferenceError
 
 LIBRARIES = ('libcuda.so.1', 'nvcuda.dll')
+"""Names of the CUDA driver's library, on Linux and Windows."""
 MAJOR, MINOR = 75, 76
 """Device attributes of the CUDA driver: compute capability."""
 
@@ -47,12 +48,20 @@ def find_gpu(index: int = 0) -> Gpu | None:
 
 
 class GpuMemory:
-    """Memory of one GPU, in blocks by their addresses, and a stream on it.
+    """Memory of one GPU, in blocks that are named by their addresses (int), and a stream on it.
 
-    It takes the primary context, which TensorRT uses too. EngineError: there is no such GPU.
+    It takes the primary context, which TensorRT uses too.
+
+    Attributes:
+        stream: handle of the CUDA stream, as `execute_async_v3` of TensorRT takes it.
+
+    Raises:
+        EngineError: there is no such GPU.
+        InferenceError: a call of the driver failed; it names the call. This holds for all methods.
     """
 
     def __init__(self, index: int = 0) -> None:
+        """Open the GPU with this index."""
         if find_gpu(index) is None:
             raise EngineError(f'there is no GPU {index} here; engines need an NVIDIA GPU')
         self._driver = _driver()
@@ -71,24 +80,24 @@ class GpuMemory:
             raise InferenceError(f'{function} failed: {(words.value or b"").decode()} ({status})')
 
     def empty(self, nbytes: int) -> int:
-        """Allocate a block."""
+        """Allocate a block of so many bytes and return its address."""
         block = ctypes.c_uint64()
         self._call('cuMemAlloc_v2', ctypes.byref(block), ctypes.c_size_t(nbytes))
         return block.value
 
     def put(self, array: np.ndarray) -> int:
-        """Copy an array to the GPU."""
+        """Copy a contiguous array to a new block on the GPU and return the block's address."""
         block = self.empty(max(array.nbytes, 1))
         source = ctypes.c_void_p(array.ctypes.data)
         self._call('cuMemcpyHtoD_v2', ctypes.c_uint64(block), source, ctypes.c_size_t(array.nbytes))
         return block
 
     def take(self, block: int, into: np.ndarray) -> None:
-        """Wait for the stream and copy a block into an array."""
+        """Wait for the stream and copy a block into a contiguous array, which has the block's size."""
         self._call('cuStreamSynchronize', ctypes.c_void_p(self.stream))
         target = ctypes.c_void_p(into.ctypes.data)
         self._call('cuMemcpyDtoH_v2', target, ctypes.c_uint64(block), ctypes.c_size_t(into.nbytes))
 
     def free(self, block: int) -> None:
-        """Free a block."""
+        """Free the block at an address."""
         self._call('cuMemFree_v2', ctypes.c_uint64(block))

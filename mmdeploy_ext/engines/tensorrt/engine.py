@@ -39,13 +39,19 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A build that was checked; `Record` and `build` document the attributes that they share with it.
+    """A build whose file and options `prepare` has checked.
 
     Attributes:
         source: the ONNX file.
         model: the graph that is built, in float16 if asked.
         package: the TensorRT that builds; None if nothing is built.
-        title: of the TensorRT that the checks were made for.
+        title: of the TensorRT that the checks were made for: 'TensorRT' or 'TensorRT-RTX'.
+        architectures: to build for, e.g. (86,) for SM 8.6.
+        profiles: input -> smallest, usual and largest shape.
+        precision: `AS_GIVEN` or 'fp16'.
+        keep_fp32: patterns of nodes that stay float32.
+        constants: inputs that became constants, as they were written: NAME or NAME=VALUES.
+        tf32: products of float32 may round their factors to 10 bits.
     """
 
     source: Path
@@ -82,9 +88,9 @@ def prepare(
         shapes: see `tensorrt_shapes.parse_shapes`.
         constants: NAME or NAME=VALUES: inputs that become constants (`for_tensorrt.fix_inputs`).
         package: 'tensorrt', 'tensorrt-rtx' or 'auto'.
-        architectures: to build for; () for the GPU of this machine.
+        architectures: to build for, e.g. (86, 89); () for the GPU of this machine.
         tf32: products of float32 may round their factors to 10 bits.
-        only_check: no package is needed, and open axes may be left open.
+        only_check: nothing will be built: no package is needed, and open axes may be left open.
         device: index of the GPU of this machine.
 
     Raises:
@@ -136,7 +142,10 @@ def prepare(
 def build_file(
     job: Job, output: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None
 ) -> tuple[Record, Built]:
-    """Build and write an engine and its record; it raises the errors of `build`."""
+    """Build an engine and write it to `output`, with its record beside it.
+
+    `progress` is called as `build` calls it; the errors are those of `build`.
+    """
     architectures = job.architectures if job.package.builds_for_others else ()
     built = build(job.model, job.package, architectures, job.profiles, tf32=job.tf32, progress=progress)
     facts = dict(sha256=hashlib.sha256(built.data).hexdigest(), nbytes=len(built.data), layers=built.dtypes())
@@ -174,10 +183,11 @@ def _ports(values: Sequence[onnx.ValueInfoProto]) -> tuple[Port, ...]:
 
 
 def engine_beside(source: str, device: int, shapes: Sequence[str], constants: Sequence[str]) -> Path:
-    """Return the engine of an ONNX file: `m.engine` or `m.sm86.engine` if one fits, else a new one.
+    """Return the path of an engine of an ONNX file, which is built if there is none for this GPU.
 
-    `device` is the index of the GPU, `shapes` and `constants` are as `prepare` takes them; without shapes
-    those of an engine of this file that lies beside it are used.
+    For `m.onnx` these are `m.engine` and `m.sm86.engine` (of SM 8.6), where a new one is written. `device` is
+    the index of the GPU, `shapes` and `constants` are as `prepare` takes them; without shapes those of an
+    engine of this file that lies beside it are used.
 
     Raises:
         EngineError: no package, no GPU, or a file that TensorRT cannot take.
@@ -220,7 +230,7 @@ def _recorded_shapes(source: str, candidates: Sequence[Path]) -> list[str]:
 
 
 def _is_engine_of(job: Job, path: Path) -> bool:
-    """Return whether there is a complete engine that equals a build of the job."""
+    """Return whether there is a complete engine at a path that a build of the job would be equal to."""
     try:
         record = read_record(path)
     except ModelFileError:

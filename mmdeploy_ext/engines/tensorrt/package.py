@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MODULES = {'tensorrt': 'tensorrt', 'tensorrt-rtx': 'tensorrt_rtx'}
-"""Distribution -> module."""
+"""Name of the distribution -> name of the module."""
 INSTALL = {
     'tensorrt': 'pip install tensorrt (it builds and runs on the GPU at hand)',
     'tensorrt-rtx': 'make env-tensorrt, or pip install tensorrt-rtx (233 MB; it builds without a GPU)',
@@ -28,7 +28,7 @@ OLDEST = (10, 0)
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """An imported TensorRT, 'tensorrt' or 'tensorrt-rtx'."""
+    """An imported TensorRT: its name, 'tensorrt' or 'tensorrt-rtx', and its module."""
 
     name: str
     module: Any
@@ -52,7 +52,7 @@ class Package:
         return tuple(sorted(int(name[2:]) for name in names if name[2:].isdigit()))
 
     def logger(self) -> Any:
-        """Return a logger that keeps the library's messages: `errors()` and `warnings()`."""
+        """Return an `ILogger` that keeps the library's messages; `errors()` and `warnings()` return them."""
 
         class Collector(self.module.ILogger):
             def __init__(self) -> None:
@@ -77,12 +77,12 @@ def is_installed(name: str) -> bool:
 
 
 def find_package(name: str = 'auto', architectures: Sequence[int] = ()) -> Package:
-    """Import a package.
+    """Import an installed TensorRT and return it.
 
     Args:
         name: 'tensorrt', 'tensorrt-rtx', or 'auto': tensorrt-rtx first if architectures are named, since it
             alone builds for other GPUs; else `tensorrt` first.
-        architectures: to build for; () for the GPU of this machine.
+        architectures: to build for, e.g. (86, 89); () for the GPU of this machine.
 
     Raises:
         EngineError: it is not installed, too old, or its libraries do not load.

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 FORMAT = 1
+"""Version of the record's format; others are refused."""
 RTX_MAGIC = b'vtrt'
+"""First bytes of an engine of tensorrt-rtx."""
 RTX_ARCHITECTURES = (75, 80, 86, 89, 120, 121)
-"""Bit of the header -> architecture, as measured on tensorrt-rtx 1.7.1."""
+"""Number of a bit of the header's mask -> architecture, as measured on tensorrt-rtx 1.7.1."""
 HEADER_BYTES = 64
 AS_GIVEN = 'as given'
 """Precision of a build that kept the dtypes of the ONNX file."""
@@ -35,13 +37,16 @@ class Record:
     Attributes:
         package: 'tensorrt' or 'tensorrt-rtx'.
         version: of the package; no other version loads the engine.
-        architectures: that it was built for, e.g. [86] for SM 8.6.
+        architectures: that it was built for, e.g. (86,) for SM 8.6.
+        sha256, nbytes: digest and size of the engine file.
         onnx, onnx_sha256: name and digest of the ONNX file that it was built from.
-        precision: `AS_GIVEN` or 'fp16', with `keep_fp32`.
-        keep_fp32: patterns of nodes that stayed float32.
-        constants: inputs of the ONNX file that are constants in the engine, as they were written.
+        precision: `AS_GIVEN`, or 'fp16' if the build wrote float16 into the graph.
+        keep_fp32: patterns of nodes that stayed float32 in a build for 'fp16'.
+        constants: inputs of the ONNX file that are constants in the engine, as they were written: NAME or
+            NAME=VALUES.
+        inputs, outputs: of the engine.
         profiles: input -> smallest, usual and largest shape.
-        layers: kind of layer -> dtype -> number of layers of the strongly typed network.
+        layers: kind of layer -> dtype of its first output -> number of layers of the strongly typed network.
         metadata: `metadata_props` of the ONNX file.
         tf32: products of float32 may round their factors to 10 bits.
     """
@@ -65,7 +70,7 @@ class Record:
 
     @property
     def computes_in(self) -> str:
-        """'fp16' if the build wrote it into the graph of the ONNX file, else ''."""
+        """'fp16' if the build wrote float16 into the graph, else '': in the dtypes of the ONNX file."""
         return '' if self.precision == AS_GIVEN else self.precision
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +79,10 @@ class Record:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], path: object = 'the record') -> Record:
-        """Rebuild from `to_json`; another format, or a damaged one, is a ModelFileError."""
+        """Rebuild from the result of `to_json`; another format, or a damaged one, is a ModelFileError.
+
+        `path` is the record's file, for the message.
+        """
         try:
             fields = dict(content)
             if fields.pop('format') != FORMAT:
@@ -139,7 +147,10 @@ def read_record(path: str | os.PathLike[str]) -> Record:
 
 
 def check_version(record: Record, package: str, version: str, path: object) -> None:
-    """Refuse an engine of another package or version; the EngineError names both."""
+    """Refuse an engine of another package or version than those given; the EngineError names both.
+
+    `path` is the engine, for the message.
+    """
     if (record.package, record.version) != (package, version):
         raise EngineError(
             f'{path}: was built by {record.package} {record.version}, here is {package} {version}, and an '
@@ -148,7 +159,10 @@ def check_version(record: Record, package: str, version: str, path: object) -> N
 
 
 def check_architecture(record: Record, architecture: int, gpu: str, path: object) -> None:
-    """Refuse an engine that was not built for the GPU's architecture; the EngineError names both."""
+    """Refuse an engine that was not built for the GPU's architecture; the EngineError names both.
+
+    `architecture` is e.g. 86 for SM 8.6, `gpu` the GPU's name, `path` the engine, for the message.
+    """
     if architecture not in record.architectures:
         raise EngineError(
             f'{path}: was built for {_sm_list(record.architectures)}, and {gpu} is SM {architecture}; build '
@@ -163,7 +177,7 @@ def _sm_list(architectures: Iterable[int]) -> str:
 class Header(NamedTuple):
     """The first bytes of a tensorrt-rtx engine, whose layout was measured and is not documented.
 
-    `version` is e.g. '1.7.1.116', `nbytes` the length of a complete file.
+    `version` is e.g. '1.7.1.116', `architectures` e.g. (86, 89), `nbytes` the length of a complete file.
     """
 
     version: str
@@ -172,7 +186,7 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header | None:
-    """Return the header of a tensorrt-rtx engine; None for anything else."""
+    """Return the header from the first `HEADER_BYTES` of a tensorrt-rtx engine; None for anything else."""
     if len(data) < HEADER_BYTES or not data.startswith(RTX_MAGIC):
         return None
     mask = int.from_bytes(data[32:36], 'little')

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines.tensorrt.build import Profile
 
     Sizes = tuple[int, int, int]
+    """Smallest, usual and largest size of an axis."""
 
 FORM = 'NAME=MIN/OPT/MAX, e.g. input=1x3x320x320/1x3x608x608/1x3x800x1344, or an axis: B=1/1/4'
 SUM = re.compile(r'(?P<axis>.+?)(?P<offset>[+-]\d+)')
@@ -22,7 +23,14 @@ SUM = re.compile(r'(?P<axis>.+?)(?P<offset>[+-]\d+)')
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, Profile]:
-    """Read NAME=MIN/OPT/MAX, or one shape for all three; UsageError: another form, other ranks or orders."""
+    """Return name -> shapes of values of `--shapes`: NAME=MIN/OPT/MAX, or NAME=SHAPE for all three.
+
+    NAME is an input, or an open axis, whose shapes then have one size each. A shape is sizes joined by 'x' or
+    commas.
+
+    Raises:
+        UsageError: another form, shapes of different ranks, sizes that shrink, or a name given twice.
+    """
     profiles: dict[str, Profile] = {}
     for text in texts:
         name, _, sizes = text.rpartition('=')
@@ -43,10 +51,12 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, Profile]:
 
 
 def profiles_of(spec: GraphSpec, requested: Mapping[str, Profile]) -> dict[str, Profile]:
-    """Return the profile of every input that has an open axis.
+    """Return input -> profile of every input that has an open axis.
 
-    `requested` has profiles by input or by axis; the sizes that one input gives an axis hold for all inputs
-    that have it.
+    Args:
+        spec: of the graph.
+        requested: name of an input or of an axis -> shapes, from `parse_shapes`. The sizes that one input
+            gives an axis hold for all inputs that have it, and for axes that follow from it ('M0+1').
 
     Raises:
         UsageError: an unknown name, a shape that the input does not take, or an axis without sizes.
@@ -70,7 +80,7 @@ def profiles_of(spec: GraphSpec, requested: Mapping[str, Profile]) -> dict[str, 
 
 
 def _axes(spec: GraphSpec, requested: Mapping[str, Profile]) -> dict[str, Sizes]:
-    """Return axis -> its three sizes."""
+    """Return axis -> its three sizes, of all axes that `requested` names itself or through an input."""
     inputs = {tensor.name: tensor for tensor in spec.inputs}
     letters = {axis for tensor in spec.inputs for axis in tensor.dynamic_axes.values()}
     letters |= {match['axis'] for match in map(SUM.fullmatch, letters) if match}

@@ -3,6 +3,9 @@
 Names say little: exporters number tensors, and tools rename them. Nodes are the same that compute the same
 from the inputs on (everything before a difference), or that the same is computed from (everything behind it).
 What is left, the differences themselves, is found from its neighbours.
+
+Glossary: `program` is the graph on trial, `reference` the one that it is compared with; `position` and `name`
+are a node and a tensor of the graph on trial, `mate` and `mate_name` their counterparts in the reference.
 """
 
 import collections
@@ -17,12 +20,21 @@ Keys = dict[int, Hashable]
 
 
 def align(program: Program, reference: Program) -> Alignment:
-    """Align two graphs; their constants must come from one `Constants`."""
+    """Return which nodes and tensors of a graph are which of the reference.
+
+    Both programs must have been made with the same `Constants`.
+    """
     return _Aligner(program, reference).align()
 
 
 class _Aligner:
-    """Two graphs, and the nodes that were paired so far: position in a graph -> in the reference."""
+    """Two graphs, and what was paired so far.
+
+    Attributes:
+        tensors: name in the graph on trial -> name in the reference.
+        nodes: position in the graph on trial -> position in the reference.
+        paired_references: the positions in the reference that are paired.
+    """
 
     def __init__(self, program: Program, reference: Program) -> None:
         self.program, self.reference = program, reference
@@ -86,12 +98,16 @@ class _Aligner:
                 self.pair(position, waiting[key].popleft())
 
     def pair_neighbours(self) -> None:
-        """Pair the neighbours of pairs: what writes the same input, what alone reads the same output."""
+        """Pair the neighbours of pairs, as long as there are any; see `neighbours`."""
         waiting = collections.deque(self.nodes.items())
         while waiting:
             waiting.extend(pair for pair in self.neighbours(*waiting.popleft()) if self.try_pair(*pair))
 
     def neighbours(self, position: int, mate: int) -> Iterator[tuple[int | None, int | None]]:
+        """Yield nodes that are likely pairs: those that write the inputs of a pair, and read its outputs.
+
+        Readers are paired in order, if equally many of an operator read an output.
+        """
         node, mate_node = self.program.index.nodes[position], self.reference.index.nodes[mate]
         for name, mate_name in zip(node.input, mate_node.input, strict=False):
             yield self.producers(name, mate_name)
@@ -131,7 +147,10 @@ class _Aligner:
                     break
 
     def are_read_alike(self, position: int, mate: int) -> bool:
-        """Return whether two first outputs are one graph output, or read at one place of a pair."""
+        """Return whether the first outputs of two nodes are the same graph output, or are read alike.
+
+        That is: the nodes of some pair read them as the same operand.
+        """
         program, reference = self.program.index, self.reference.index
         outputs = next(iter(program.writes(position)), ''), next(iter(reference.writes(mate)), '')
         if not all(outputs):
@@ -156,7 +175,7 @@ def _pair_names(names: Sequence[str], reference_names: Sequence[str]) -> Iterato
 def _forward_keys(program: Program, input_names: Mapping[str, str]) -> Keys:
     """Return a key per node of what it computes from the inputs.
 
-    `input_names` are the inputs of both graphs, as the right one calls them.
+    `input_names` are the program's inputs -> names of the reference's, so that the keys of both graphs agree.
     """
     keys: Keys = {}
 
@@ -175,7 +194,10 @@ def _forward_keys(program: Program, input_names: Mapping[str, str]) -> Keys:
 
 
 def _backward_keys(program: Program, output_names: Mapping[str, str]) -> Keys:
-    """Return a key per node of what is computed from it, its own constants included."""
+    """Return a key per node of what is computed from it, its own constants included.
+
+    `output_names` are the program's outputs -> names of the reference's.
+    """
     keys: Keys = {}
     index, constants = program.index, program.constants
     for position in reversed(program.steps):

@@ -22,7 +22,17 @@ from mmdeploy_ext.proving.tensors import shape_text
 def engine_notes(
     model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], walk: Walk, bars: Bars
 ) -> list[str]:
-    """Run the model as users do, and return how its outputs differ from the node-by-node run."""
+    """Run the model with all optimisations, and return how its outputs differ from the node-by-node run.
+
+    Args:
+        model: the graph on trial.
+        feeds: input -> array, by its names.
+        walk: of the model on these feeds.
+        bars: `free` is the error that is no difference.
+
+    Returns:
+        A sentence for each output that differs, or the error if ONNX Runtime cannot run the model.
+    """
     try:
         outputs = run.run(model, feeds, optimization='all')
     except Mm2OnnxError as error:
@@ -47,13 +57,15 @@ def diff_files(
 
     Args:
         reference_path: the reference.
-        path: the graph on trial.
-        feeds: by the reference's names; None takes random ones, from `seed`.
+        path: the file on trial.
+        feeds: input -> array, by the reference's names; None takes random ones, from `seed`.
         seed: of the random ones.
-        rtol: above it an error is born; None takes `Bars`, and `HALF` where a file computes in float16.
+        rtol: error of one node, relative to the largest value of a tensor, above which the node is at fault;
+            None takes that of `Bars`, or of `HALF` if a file computes in float16.
 
     Raises:
         UsageError: the inputs of the two cannot be paired.
+        InferenceError: a node of the reference fails.
     """
     constants, runner = Constants(), NodeRunner()
     reference, candidate = (Program(files.load(file), constants) for file in (reference_path, path))
@@ -103,15 +115,15 @@ def diff_files(
 
 
 def _constant_outputs(
-    walk: Walk, mates: Mapping[str, str], reference: Walk, bars: Bars, depth: int
+    candidate_walk: Walk, mates: Mapping[str, str], reference_walk: Walk, bars: Bars, depth: int
 ) -> list[Entry]:
     """Return entries of outputs that no step of the walk makes: constants, and inputs that are outputs."""
-    entries, index = [], walk.program.index
+    entries, index, values = [], candidate_walk.program.index, candidate_walk.free
     for name in index.outputs:
         mate = mates.get(name, '')
-        if name in walk.rows or name not in walk.free or mate not in reference.free:
+        if name in candidate_walk.rows or name not in values or mate not in reference_walk.free:
             continue
-        error, reason = compare(walk.free[name], reference.free[mate])
+        error, reason = compare(values[name], reference_walk.free[mate])
         is_wrong = error is None or error > bars.free
         is_input = name in index.inputs
         position = index.producer(name)
@@ -123,7 +135,7 @@ def _constant_outputs(
             op_type='input' if is_input else 'Constant',
             module='',
             tensor=name,
-            shape=shape_text(walk.free[name].shape),
+            shape=shape_text(values[name].shape),
             paired=mate,
             how='structure',
             error=finite(error),

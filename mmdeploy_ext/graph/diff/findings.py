@@ -1,8 +1,10 @@
 """The findings of a comparison of two models: tensors, places where errors are born, the result.
 
-A tensor without a reference is no evidence: exporters take operators apart.
-It counts as right when as many values as it has come out right behind it. What is left between the last
-tensors that are right and the first that is wrong is a region; its first node is the one to look at.
+An error is born in a node if its result is wrong although it was fed with the reference's values. Exporters
+take operators apart, so that many tensors have no counterpart in the reference. Such a tensor counts as right
+if at least as many values as it has come out right in what is computed from it. What is left between the last
+tensors that are right and the first that is wrong is a region of suspects; its first node is the one to look
+at.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from mmdeploy_ext.graph.io.modules import module_path
 from mmdeploy_ext.proving.tensors import shape_text
 
 MAX_EVIDENCE = 6
+"""Observations about a difference that are listed."""
 STRUCTURE = ('node', 'wiring', 'function')
 """Kinds of changes after which other inner tensors need not be an error."""
 NO_REFERENCE = ReferenceTensor(np.empty(0), how='')
@@ -40,14 +43,16 @@ NO_REFERENCE = ReferenceTensor(np.empty(0), how='')
 class Bars:
     """The errors above which values differ, relative to the largest value of a tensor.
 
-    `born` is for one node on the same inputs, `free` for the whole model.
+    Attributes:
+        born: for the result of one node that was fed with the reference's values.
+        free: for what the whole model computes from its inputs.
     """
 
     born: float = BORN_RTOL
     free: float = FREE_RTOL
 
     def at(self, rtol: float | None) -> Bars:
-        """Return bars at which an error is born above `rtol`; None leaves them."""
+        """Return bars with `rtol` for one node, and at least as much for the whole model; None: unchanged."""
         return self if rtol is None else Bars(rtol, max(self.free, rtol))
 
 
@@ -64,6 +69,7 @@ class Entry:
         node: name of the node that writes it.
         op_type: operator of that node.
         module: PyTorch module that the node was exported from, '' if unknown.
+        tensor: its name.
         shape: as text; '-' if a node before it failed.
         paired: label of the tensor that it was compared with, '' if there was none.
         how: by what the two were paired, see `walk.ReferenceTensor`.
@@ -92,8 +98,10 @@ class Divergence:
     """A place where an error is born.
 
     Attributes:
-        node: the first node that may be at fault, with its operator, PyTorch module and output.
-        paired: label of the tensor of PyTorch, or of the other file, that it was compared with.
+        node: the first node that may be at fault; `op_type`, `module` and `tensor` are its operator, PyTorch
+            module and output.
+        paired: label of the tensor of PyTorch, or of the other file, that the first wrong tensor was compared
+            with.
         born: error of the first wrong tensor, of its node alone; None if it is infinite.
         error: error of the same tensor in the whole model.
         record: number of what PyTorch made there, in the order in which it ran; -1 if that is not known.
@@ -120,11 +128,13 @@ class Comparison:
     """The result of a comparison.
 
     Attributes:
-        subject: the files, config and inputs that were compared, for the reader.
+        subject: what was compared, name -> text for the reader; `kind` is 'files' if it was two files.
         entries: tensors of the graph on trial in topological order; `outputs` are those of its outputs.
         differences: where errors are born, in topological order.
-        changes: differences of structure, to the other file or to a fresh export.
+        changes: differences of structure, to the other file or to a fresh export: fields of
+            `structure.Change`.
         notes: remarks for the reader.
+        bars: the errors above which values differ.
         guessed: whether tensors were paired by names, values and places alone, without a fresh export.
         missing: outputs of the reference that the graph on trial lacks.
         additional: outputs of the graph on trial that the reference does not have.
@@ -148,12 +158,12 @@ class Comparison:
 
     @property
     def first(self) -> Divergence | None:
-        """The first difference."""
+        """The first difference; None if there is none."""
         return next(iter(self.differences), None)
 
     @property
     def first_depth(self) -> int:
-        """The depth of the tensor that the first difference is seen at."""
+        """The depth of the tensor that the first difference names; there has to be a difference."""
         return next(entry.depth for entry in self.entries if entry.tensor == self.first.tensor)
 
     @property
@@ -184,7 +194,7 @@ class Comparison:
         return inside and agree and self.compared > 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return plain JSON types: all attributes, and `equal`, `restructured`, `compared` and `first`."""
         first = dataclasses.asdict(self.first) if self.first else None
         facts = dict(equal=self.equal, restructured=self.restructured, compared=self.compared, first=first)
         return facts | dataclasses.asdict(self)
@@ -193,7 +203,8 @@ class Comparison:
 def entries_of(walk: Walk, bars: Bars, module: Callable[[int], str] | None = None) -> list[Entry]:
     """Return the rows of a walk for tables.
 
-    `module` is position -> module path; None reads the names of nodes.
+    `bars` decide about the states of the entries. `module` is position of a node -> path of the PyTorch
+    module that it was exported from; None takes that from the node's name or metadata.
     """
     index, entries = walk.program.index, []
     for depth, row in enumerate(walk.rows.values()):
@@ -217,7 +228,7 @@ def entries_of(walk: Walk, bars: Bars, module: Callable[[int], str] | None = Non
 
 
 def finite(value: float | None) -> float | None:
-    """Return an error, None if it is infinite: JSON has no such number."""
+    """Return an error as it is, but None if it is infinite: JSON has no such number."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -226,7 +237,8 @@ def differences_of(
 ) -> list[Divergence]:
     """Return where errors are born.
 
-    `explain` is position of a node -> observations about it; for `module` see `entries_of`.
+    `explain` is position of a node -> observations about it, for `Divergence.evidence`; for `bars` and
+    `module` see `entries_of`.
     """
     return [_divergence(walk, region, explain, module) for region in regions(walk, bars.born)]
 
@@ -271,7 +283,10 @@ def _record_at_fault(walk: Walk, first: Row, last: ReferenceTensor) -> int:
 
 
 def explain_by(changes: Sequence[Change]) -> Callable[[int], list[str]]:
-    """Return position of a node of the left graph -> how it differs from its counterpart."""
+    """Return a function for `differences_of`: position of a node -> how it differs from its counterpart.
+
+    `changes` are those of the structure; the left graph is the one on trial.
+    """
     return lambda position: [change.detail for change in changes if change.left == position]
 
 
@@ -288,14 +303,20 @@ def shapes(feeds: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """Suspects in topological order; the last one is known to be wrong where the region `ends`."""
+    """Tensors that may be wrong, in topological order.
+
+    If the region `ends`, the last one has a reference and is known to be wrong; else none of them has one.
+    """
 
     tensors: tuple[str, ...]
     ends: bool
 
 
 def regions(walk: Walk, born_rtol: float = BORN_RTOL) -> list[Region]:
-    """Return the regions in topological order of their first suspects; one per first suspect."""
+    """Return the regions in topological order of their first tensors; of several with the same, the smallest.
+
+    `born_rtol` is the error above which the result of a node is wrong, see `Bars.born`.
+    """
     index, suspects = walk.program.index, _suspects(walk, born_rtol)
     depths = {tensor: depth for depth, tensor in enumerate(walk.rows)}
     by_first: dict[str, Region] = {}

@@ -18,7 +18,7 @@ from mmdeploy_ext.graph.run import open_session
 SHAPE_READERS = ('Shape', 'Size')
 """Their outputs depend on the shape of what they read, not on its values."""
 OUTPUT_TIES = {'TopK': 1}
-"""Operators whose output at this position is an index, which may differ where values are equal."""
+"""Operator -> place of its output that holds indices, which may differ if the values are equal."""
 
 
 class Constants:
@@ -37,6 +37,7 @@ class Program:
     """A graph, which must not change meanwhile, as a list of steps over named arrays.
 
     Attributes:
+        index: of the graph.
         constants: initializers, and what Constant and Identity nodes make of them.
         defaults: initializers that are inputs, too.
         steps: positions of all other nodes.
@@ -67,13 +68,13 @@ class Program:
                 self.static.update(self.index.writes(position))
 
     def is_half(self) -> bool:
-        """Return whether anything is computed in float16."""
+        """Return whether a constant, a default or an input is float16."""
         arrays = (*self.constants.values(), *self.defaults.values())
         elements = [value.type.tensor_type.elem_type for value in self.index.graph.input]
         return onnx.TensorProto.FLOAT16 in elements or any(array.dtype == np.float16 for array in arrays)
 
     def fitting(self, name: str, feed: np.ndarray) -> np.ndarray:
-        """Return a float feed in the width that an input takes."""
+        """Return a float feed in the float dtype that the input `name` takes; other feeds as they are."""
         elements = {value.name: value.type.tensor_type.elem_type for value in self.index.graph.input}
         dtype = helper.tensor_dtype_to_np_dtype(elements[name]) if elements[name] else feed.dtype
         return feed.astype(dtype) if {dtype.kind, feed.dtype.kind} == {'f'} else feed
@@ -81,7 +82,12 @@ class Program:
 
 @dataclasses.dataclass
 class Alignment:
-    """Position and tensor of the left graph -> of the right graph; constants are not among them."""
+    """Which nodes and tensors of two graphs belong together; constants are not among them.
+
+    Attributes:
+        nodes: position in the left graph, which is on trial -> position in the right one, the reference.
+        tensors: name in the left graph -> name in the right one.
+    """
 
     nodes: dict[int, int]
     tensors: dict[str, str]
@@ -100,7 +106,12 @@ class NodeRunner:
         self._session_key: tuple = ()
 
     def run(self, program: Program, position: int, values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Return the outputs that one node has, from `values` of all that it reads, constants included.
+        """Run one node and return its outputs, in order, without those that it leaves out.
+
+        Args:
+            program: the graph.
+            position: of the node.
+            values: tensor -> array; it holds all that the node reads, constants included.
 
         Raises:
             InferenceError: ONNX Runtime refuses the node, or fails to run it on these arrays.

@@ -24,15 +24,20 @@ TEMPLATE = 'diff_report.html.j2'
 AROUND = 6
 """Tensors that are printed on either side of the first difference."""
 MAX_CHANGES = 12
+"""Changes of structure that are printed."""
 MAX_NAMES = 5
 """Names in a sentence."""
 FLOOR, CEILING = -9, 2
 """Decades of the plot; equal is drawn at the lower end, shapes that differ at the upper one."""
 COLOURS = {'equal': 'green', 'born here': 'bold red', 'passed on': 'yellow', 'inner': 'dim', 'unknown': 'dim'}
+"""State of an entry -> its colour in the table."""
 
 
 def figure(value: float | None, entry: Entry | None = None) -> str:
-    """Return an error as text; 'not comparable' if it is infinite."""
+    """Return an error as text; None, which stands for an infinite or missing error, as 'differs' or '-'.
+
+    It is 'differs' if `entry` is a tensor at which an error is born, with a reason why there is no number.
+    """
     if value is None:
         return 'differs' if entry is not None and entry.reason and entry.state == 'born here' else '-'
     return '0' if value == 0 else f'{value:.1e}'
@@ -105,7 +110,10 @@ def _with_operator(divergence: Divergence) -> str:
 
 
 def print_comparison(comparison: Comparison, console: Console, everything: bool = False) -> None:
-    """Print the result, the tensors around the first difference and the outputs, and its description."""
+    """Print a table of tensors, the result, what is known about the first difference, and notes.
+
+    The table has the entries of `selected_entries`, with `everything` all of them.
+    """
     word, colour = ('EQUAL', 'bold green') if comparison.equal else ('DIFFERS', 'bold red')
     console.print(_table(comparison, everything))
     cli.say(console, headline(comparison), word, colour)
@@ -149,7 +157,7 @@ def _table(comparison: Comparison, everything: bool) -> Table:
 
 
 def selected_entries(comparison: Comparison) -> list[Entry]:
-    """Return the entries around the first difference, where other errors are born, and the outputs."""
+    """Return the entries of the outputs, those around the first difference, and those of the next ones."""
     born = [entry.depth for entry in comparison.entries if entry.state == 'born here']
     depths = {entry.depth for entry in comparison.outputs}.union(born[:AROUND])
     middle = comparison.first_depth if comparison.first is not None else -1
@@ -158,7 +166,7 @@ def selected_entries(comparison: Comparison) -> list[Entry]:
 
 
 def write_report(comparison: Comparison, folder: Path) -> Path:
-    """Write `report.html`, which is returned, and `diff.json`; other files in the folder stay."""
+    """Write `report.html` and `diff.json` into a folder and return the path of the former."""
     content = comparison.to_json()
     page = template(__file__, TEMPLATE, autoescape=True).render(
         comparison=comparison,
@@ -174,7 +182,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
 
 
 def depth_plot(comparison: Comparison) -> Markup:
-    """Draw the error of every paired tensor by its depth: of the whole model, and born in the node."""
+    """Return an SVG of the errors of all paired tensors by depth: of the whole model, and of the node alone."""
     axes = Axes(len(comparison.entries), FLOOR, CEILING)
     words = {FLOOR: 'equal', 0: '1', CEILING: 'shape'}
     parts = list(axes.grid(lambda decade: ('base', words.get(decade, f'1e{decade}'))))

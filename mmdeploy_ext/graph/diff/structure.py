@@ -17,6 +17,7 @@ from mmdeploy_ext.proving.tensors import ArrayDistance, shape_text
 LONGEST_VALUE = 60
 """Characters of a value in a text."""
 ONLY_HERE = 'is only in this graph'
+"""Last words of the detail of a node that the reference lacks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,10 @@ class Change:
             'function' or 'domain'.
         where: node, tensor or key, by the left graph's name when it has one.
         detail: what differs; the left graph is the one on trial, the right one the reference.
-        left: position of the node in the left graph, None when only the right one has it; so is `right`.
-        size: of a changed initializer, the largest change over the largest value on the right.
+        left: position of the node in the left graph, None if the change is of no node, or of one that only
+            the right graph has.
+        right: position of the node in the right graph, likewise.
+        size: of a changed initializer, the largest change over the largest value on the right; else None.
     """
 
     kind: str
@@ -41,7 +44,11 @@ class Change:
 
 
 def changes(program: Program, reference: Program, pairs: Alignment) -> list[Change]:
-    """Return what differs: nodes in topological order of the graph, then what only the reference has."""
+    """Return what differs between a graph and its reference.
+
+    Nodes come in topological order of the graph, then those that only the reference has, then inputs,
+    outputs, opsets, metadata, functions and domains. `pairs` is the result of `align` for the two.
+    """
     result: list[Change] = []
     for position in program.steps:
         mate = pairs.nodes.get(position)
@@ -137,7 +144,10 @@ def _constant_change(array: np.ndarray, expected: np.ndarray) -> tuple[str, floa
 
 
 def attributes(node: onnx.NodeProto, model: onnx.ModelProto) -> dict[str, Any]:
-    """Return name -> value of a node's attributes, defaults of the operator included."""
+    """Return name -> value of a node's attributes, defaults of the operator included, sub-graphs left out.
+
+    `model` states the opsets; a local function may stand in its place.
+    """
     values = defaults_of(node, opsets_of(model))
     for entry in node.attribute:
         if entry.type not in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):

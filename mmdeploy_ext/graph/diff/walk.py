@@ -2,7 +2,7 @@
 
 Two values of every tensor are looked at. The free one is what the graph computes from its inputs. The fed one
 is what the node that writes the tensor gives when its own inputs are the reference's: its error was born in
-this node, or behind the last tensors that have a reference. Needs no torch.
+this node, or in the nodes between it and the last tensors that have a reference. Needs no torch.
 
 `torch.onnx.verification` compares with the program of a dynamo export in the same process: neither files nor
 TorchScript exports, and no node on the reference's own values.
@@ -30,6 +30,7 @@ FEW_VALUES = 4
 """Tensors of so few values may be equal by chance."""
 
 EQUAL, BORN, PASSED, INNER, UNKNOWN = 'equal', 'born here', 'passed on', 'inner', 'unknown'
+"""States of a tensor, see `Row.state`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +38,11 @@ class ReferenceTensor:
     """The values that a tensor should have.
 
     Attributes:
-        value: its values; of the same shape, unless it was found by value.
+        value: its values; of the same shape, unless it was paired by 'value', 'order' or 'module'.
         label: name on the reference's side: of a module, a tap or a tensor.
         module: path of the PyTorch module that made it, '' if there is none.
         how: by what it was paired: 'name', 'value', 'export', 'module', 'weights', 'order', 'structure'.
-        record: its number in the order of execution on the reference's side; -1 if it has none.
+        record: number of the tensor in the order in which the reference computed them; -1 if it has none.
     """
 
     value: np.ndarray
@@ -56,12 +57,14 @@ class Row:
     """One tensor of the walk.
 
     Attributes:
-        position: position of its node.
-        shape: shape of the free value; None if a node before it failed.
+        position: of the node that writes it.
+        tensor: its name.
+        shape: shape of the free value; None if this node or one before it failed.
+        reference: the values that it should have; None if there is no counterpart.
         error: error of the free value, relative to the largest value of the reference; inf if shapes differ
             or one is not finite; None if there is no reference.
-        born: error of the fed value.
-        reason: why it cannot be compared by numbers, or why the node failed.
+        born: error of the fed value, likewise.
+        reason: why it cannot be compared by numbers, or why the node failed; '' if it was compared.
     """
 
     position: int
@@ -73,7 +76,14 @@ class Row:
     reason: str = ''
 
     def state(self, born_rtol: float = BORN_RTOL, rtol: float = FREE_RTOL) -> str:
-        """Return 'equal', 'born here', 'passed on', 'inner' (no reference) or 'unknown' (nothing to see)."""
+        """Return the state of the tensor.
+
+        - 'born here': the error of the fed value is above `born_rtol`.
+        - 'passed on': only the error of the free value is above `rtol`: an earlier node is at fault.
+        - 'inner': it has no reference.
+        - 'unknown': it could not be computed or compared.
+        - 'equal': else.
+        """
         if self.born is not None and self.born > born_rtol:
             return BORN
         if self.error is not None and self.error > rtol:
@@ -85,9 +95,13 @@ class Row:
 
 @dataclasses.dataclass
 class Walk:
-    """A graph, walked: its rows by tensor, in topological order.
+    """The result of a walk.
 
-    `free` is what the graph computes; `good` is the reference, or what the node computes from references.
+    Attributes:
+        program: the graph.
+        rows: tensor -> row, in topological order, of all tensors that steps write.
+        free: tensor -> what the graph computes from its inputs.
+        good: tensor -> values of the reference; of a tensor without one, what its node computes from them.
     """
 
     program: Program
@@ -96,7 +110,7 @@ class Walk:
     good: dict[str, np.ndarray]
 
     def latest_input(self, position: int) -> int:
-        """Return the latest record that the inputs of a node were paired with, -1 when none was."""
+        """Return the largest `record` of the references of a node's inputs, -1 if none has one."""
         rows = [self.rows[name] for name in self.program.index.reads(position) if name in self.rows]
         return max((row.reference.record for row in rows if row.reference is not None), default=-1)
 
@@ -110,8 +124,13 @@ def walk(
 ) -> Walk:
     """Walk a graph whose tensors should have the values of `references`.
 
-    Sharing a runner between walks saves work. `lookup` finds a reference for (walk so far, tensor, position,
-    fed value) of tensors that have none.
+    Args:
+        program: the graph.
+        feeds: input -> array.
+        references: tensor -> the values that it should have, if they are known before the walk.
+        runner: runs the nodes; walks that share one do not run equal nodes on equal values again.
+        lookup: returns a reference for a tensor that has none, or None; called with the walk so far, the
+            tensor, the position of its node and the fed value.
     """
     base = {**program.constants, **program.defaults, **feeds}
     result = Walk(program, {}, dict(base), dict(base))
@@ -149,10 +168,10 @@ def walk(
 
 
 def compare(got: Any, want: Any) -> tuple[float | None, str]:
-    """Return the largest difference over the largest value of `want`, and why it is infinite.
+    """Return the largest difference over the largest value of `want`; and why it is infinite, else ''.
 
-    Integers, booleans and texts are equal or not: the error is the share of values that differ. None where
-    one of the two is no tensor.
+    Of integers, booleans and texts the error is the share of values that differ. It is None if one of the two
+    is no array.
     """
     if not isinstance(got, np.ndarray) or not isinstance(want, np.ndarray):
         return None, ''

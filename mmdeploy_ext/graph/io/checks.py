@@ -1,4 +1,7 @@
-"""Checks of a graph before it is used: opsets, order, bytes, ONNX's own rules. Needs onnx only."""
+"""Checks of a graph before it is used: opsets, order, bytes, ONNX's own rules. Needs onnx only.
+
+In all of them `name` is the file that the model is from, for the message.
+"""
 
 import graphlib
 import math
@@ -16,7 +19,9 @@ from mmdeploy_ext.proving.tensors import shape_text
 FileName = str | os.PathLike[str]
 EXPORT_AGAIN = 'export it again, or download it again if it came from elsewhere'
 DEFAULT_DOMAINS = ('', 'ai.onnx')
+"""Both are names of ONNX's own domain."""
 SPARSE_OPERATORS = ('SparseConvolution', 'ScatterDense')
+"""Operators of the libspconv dialect."""
 _DTYPES = onnx.TensorProto
 WHOLE_BYTES = frozenset(range(_DTYPES.FLOAT, _DTYPES.BFLOAT16 + 1))
 WHOLE_BYTES -= {_DTYPES.STRING, _DTYPES.COMPLEX64, _DTYPES.COMPLEX128}
@@ -29,7 +34,7 @@ def is_sparse(model: onnx.ModelProto) -> bool:
 
 
 def check_ordinary(model: onnx.ModelProto) -> None:
-    """Raise ModelFileError for a libspconv graph where types or numbers are needed."""
+    """Raise ModelFileError for a graph of the libspconv dialect, before its types or numbers are used."""
     if is_sparse(model):
         raise ModelFileError(
             'the model is a sparse graph of the libspconv dialect, which has no types and runs in no ONNX '
@@ -86,7 +91,7 @@ def _names(model: onnx.ModelProto) -> Iterator[tuple[str, str | bytes]]:
 
 
 def check_bytes(model: onnx.ModelProto, name: FileName) -> None:
-    """Raise ModelFileError, with the tensor, for weights that were cut short or are another tensor's."""
+    """Raise ModelFileError for a constant with more or fewer bytes than its shape takes, by its name."""
     for tensor in all_tensors(model):
         if tensor.data_type not in WHOLE_BYTES:
             continue
@@ -142,7 +147,7 @@ def _cycle(graph: onnx.GraphProto, producers: dict[str, int]) -> list[str]:
 
 
 def names_without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
-    """Return the tensors whose shape is not even stated as open."""
+    """Return the names of the tensors that state no shape, not even one with open axes."""
     return [
         value.name
         for value in values
@@ -151,7 +156,11 @@ def names_without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
 
 
 def check_valid(model: onnx.ModelProto | Path, name: FileName) -> None:
-    """Let onnx.checker look at a model, or a file when it is too large; a ModelFileError has its message."""
+    """Raise ModelFileError, with onnx.checker's message, for a model that is not valid ONNX.
+
+    `model` is the path of its file if it is too large for one message. Graphs of the libspconv dialect are
+    not looked at.
+    """
     if isinstance(model, onnx.ModelProto) and is_sparse(model):
         return
     try:

@@ -42,9 +42,9 @@ def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
 
 
 def constants_to_initializers(graph: onnx.GraphProto, data_type: int | None = None) -> None:
-    """Turn the Constant nodes of a graph into initializers, in place; texts stay.
+    """Turn the Constant nodes of a graph into initializers, in place; constants of strings stay nodes.
 
-    With `data_type` only the constants of that type become initializers.
+    With `data_type`, a `TensorProto.DataType`, only the constants of that type become initializers.
     """
     initializers = {}
     for node in graph.node:

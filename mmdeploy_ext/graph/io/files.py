@@ -64,7 +64,10 @@ def read(path: FileName) -> onnx.ModelProto:
 
 
 def read_shapes(path: FileName) -> onnx.ModelProto:
-    """Do as `read`, and read what is small of the external data that are there: shapes, not weights."""
+    """Read an ONNX file as `read` does, and of its external data the small tensors: shapes, not weights.
+
+    Tensors whose data are missing or damaged stay external.
+    """
     model = read(path)
     for tensor in all_tensors(model):
         if external_data.uses_external_data(tensor) and math.prod(tensor.dims) <= SMALLEST_EXTERNAL:
@@ -92,7 +95,10 @@ def load(path: FileName) -> onnx.ModelProto:
 
 
 def external_files(model: onnx.ModelProto, folder: Path) -> dict[str, Path]:
-    """Return tensor name -> file of all tensors of a model that are stored outside of it."""
+    """Return tensor name -> path of its data file, of all tensors of a model that are stored outside of it.
+
+    `folder` is that of the model's file.
+    """
     locations = {}
     for tensor in all_tensors(model):
         if external_data.uses_external_data(tensor):
@@ -170,14 +176,17 @@ def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def check_targets(targets: Sequence[FileName], inputs: Sequence[FileName]) -> None:
-    """Raise UsageError to write over an input or its external data, and where nothing can be written."""
+    """Raise UsageError if one of `targets` is one of `inputs` or its external data, or cannot be written."""
     check_outputs({'--output': targets}, {'the input': inputs})
     for target in targets:
         check_writable(target)
 
 
 def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bool = True) -> None:
-    """Write a model and its large tensors, whose file comes first; data of the old model go at the end."""
+    """Write a model to `path` and its large tensors to `data`, which lies beside it.
+
+    Data files of an older model at `path` are removed at the end. With `checked` the model has to be valid.
+    """
     import onnx_ir
 
     outdated = external_locations(path) & {data_path.name for data_path in _data_paths(path)} - {data.name}

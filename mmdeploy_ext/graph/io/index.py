@@ -20,7 +20,7 @@ from mmdeploy_ext.core.errors import ModelFileError, UsageError
 
 _DRAWS = ('RandomNormal', 'RandomNormalLike', 'RandomUniform', 'RandomUniformLike')
 RANDOM = ('Bernoulli', 'Multinomial', *_DRAWS)
-"""Operators of ONNX that draw; with a seed too, for engines need not agree on what follows from it."""
+"""Operators of ONNX that draw random numbers, also those with a seed: engines draw other numbers from it."""
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -79,7 +79,10 @@ def writes(node: onnx.NodeProto) -> list[str]:
 
 
 def refill(message: Message, **fields: Iterable[Message]) -> None:
-    """Replace the entries of repeated fields in place by copies; the new entries may be old ones."""
+    """Replace the entries of repeated fields of a protobuf message in place.
+
+    `fields` is name of a field -> its new entries, which are copied, so that they may be old ones.
+    """
     for name, entries in fields.items():
         copies = copy.deepcopy(list(entries))
         message.ClearField(name)
@@ -98,7 +101,7 @@ def operator_name(node: onnx.NodeProto) -> str:
 
 
 def free_name(name: str, used_names: Collection[str]) -> str:
-    """Return a name that no tensor has, for an inner tensor that gives its name to another."""
+    """Return `name` with '_inner' behind it, and as many '_' as it takes not to be in `used_names`."""
     name = f'{name}_inner'
     while name in used_names:
         name += '_'
@@ -106,7 +109,7 @@ def free_name(name: str, used_names: Collection[str]) -> str:
 
 
 def join_names(names: Sequence[str], limit: int) -> str:
-    """Return names for a sentence; of many the first ones and how many more."""
+    """Return names joined by commas: the first `limit`, and how many more there are."""
     return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')
 
 
@@ -128,6 +131,7 @@ class Index:
         nodes: nodes of the main graph; a node's position in it is its handle.
         inputs: graph inputs that have to be fed, i.e. have no initializer.
         constants: initializers by name.
+        outputs: names of the graph's outputs.
 
     Raises:
         ModelFileError: two nodes write the same tensor.

@@ -16,12 +16,14 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import onnx
 
 SCOPES = 'pkg.torch.onnx.name_scopes'
+"""Key of a node's metadata: the text of a list of its scopes, the outermost first."""
 SOURCES = {
     'metadata': 'exporter metadata',
     'names': 'node names',
     'weights': 'names of weights',
     '': 'nothing in the file',
 }
+"""Source of a module's name, as functions here return it -> its words for the user."""
 WEIGHTS = ('weight', 'bias', 'running_mean', 'gamma', 'in_proj_weight')
 """Last parts of names of weights."""
 WRAPPER = 'model'
@@ -72,7 +74,10 @@ def without_repetition(parts: Iterable[str]) -> list[str]:
 
 
 def plain_path(path: str) -> str:
-    """Return the path of a module below the detector, as checkpoints have it; others as they are."""
+    """Return the path of a module without what leads to the detector, as keys of checkpoints have it.
+
+    'network.model.backbone.conv1' becomes 'backbone.conv1'; a path without `WRAPPER` stays as it is.
+    """
     parts = path.split('.')
     return '.'.join(parts[parts.index(WRAPPER) + 1 :]) if WRAPPER in parts else path
 
@@ -99,7 +104,10 @@ def module_path(node: onnx.NodeProto, modules: Collection[str] | None = None) ->
 
 @functools.lru_cache(maxsize=4096)
 def _resolve(parts: tuple[str, ...], modules: frozenset[str]) -> str:
-    """Return the module that a scope means; it may lack modules whose methods were called, not they."""
+    """Return which of the modules a scope means, '' if none or several.
+
+    A scope may lack a module of which only other methods than `forward` were called.
+    """
     for path in _possible_paths(parts):
         if path in modules:
             return path

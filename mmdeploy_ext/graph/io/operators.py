@@ -13,7 +13,7 @@ from mmdeploy_ext.graph.io.index import RANDOM, all_graphs
 
 
 def opsets_of(model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, int]:
-    """Return domain -> version; ONNX's own domain is ''."""
+    """Return domain -> version of the opset that a model or function imports; ONNX's own domain is ''."""
     return {'' if entry.domain == 'ai.onnx' else entry.domain: entry.version for entry in model.opset_import}
 
 
@@ -32,7 +32,7 @@ def _schema(op_type: str, domain: str, version: int) -> onnx.defs.OpSchema | Non
 
 
 def defaults_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> dict[str, Any]:
-    """Return attribute name -> default of a node's operator."""
+    """Return name -> default value of the attributes of a node's operator that have one."""
     schema = schema_of(node, opsets)
     entries = [entry.default_value for entry in schema.attributes.values()] if schema else []
     return {entry.name: helper.get_attribute_value(entry) for entry in entries if entry.name}

@@ -20,7 +20,7 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.io.constants import constant_value
 
 LARGEST_SHAPE = 1024
-"""Elements: longer constants are no shapes, and their values are left out when shapes are inferred."""
+"""Elements: larger constants are no shapes, and their values are left out when shapes are inferred."""
 INVENTED = 'unk__'
 """Prefix of the names that shape inference gives to sizes which it cannot compute."""
 _SHAPE_OPERATORS = """
@@ -35,7 +35,8 @@ SHAPE_OPERATORS = frozenset(_SHAPE_OPERATORS.split())
 def infer(model: onnx.ModelProto, *, strict: bool = False) -> dict[str, onnx.TypeProto]:
     """Return tensor name -> type of all tensors of the main graph whose type can be told.
 
-    Weights are not copied; `strict` raises where nodes and shapes do not fit together.
+    Weights are not copied. With `strict`, nodes and shapes that do not fit together are an error; without,
+    what follows from them has no type.
 
     Raises:
         ModelFileError: `strict`, and onnx found a node that cannot work; its message names the node.
@@ -63,7 +64,7 @@ def _infer_once(slim: onnx.ModelProto, strict: bool) -> dict[str, onnx.TypeProto
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy without the values of large constants: all that shape inference reads, in few bytes."""
+    """Return a copy without the values of large initializers: all that shape inference reads, in few bytes."""
     slim = onnx.ModelProto(ir_version=model.ir_version)
     slim.opset_import.extend(model.opset_import)
     slim.functions.extend(model.functions)
@@ -82,7 +83,7 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
 def fold_shapes(model: onnx.ModelProto, types: Mapping[str, onnx.TypeProto]) -> int:
     """Replace nodes whose values follow from shapes by Constant nodes, in place; return how many.
 
-    The model is one without large constants; `types` are the inferred types of its tensors.
+    The model is a `skeleton`; `types` is tensor name -> inferred type.
     """
     tensors = {tensor.name: _small_array(tensor) for tensor in model.graph.initializer}
     constants = {name: array for name, array in tensors.items() if array is not None}
@@ -138,7 +139,7 @@ def _constant_outputs(
 
 
 def _small_array(tensor: onnx.TensorProto) -> np.ndarray | None:
-    """Return a small constant; None for a large one, one that lies elsewhere, and one that was cut short."""
+    """Return a constant; None if it is large, has external data, or was cut short."""
     if math.prod(tensor.dims) > LARGEST_SHAPE or tensor.external_data:
         return None
     try:
@@ -148,31 +149,34 @@ def _small_array(tensor: onnx.TensorProto) -> np.ndarray | None:
 
 
 def shape(tensor_type: onnx.TypeProto | None) -> list[int | str] | None:
-    """Return the sizes of a tensor type: numbers, names, '?' for unknown ones; None when even the rank is."""
+    """Return the sizes of a tensor type: numbers, names of axes, '?' for unknown ones.
+
+    None if the rank is unknown, or the type is not that of a tensor.
+    """
     if tensor_type is None or not tensor_type.HasField('tensor_type'):
         return None
     if not tensor_type.tensor_type.HasField('shape'):
         return None
     sizes = []
-    for size in tensor_type.tensor_type.shape.dim:
-        name = '' if size.dim_param.startswith(INVENTED) else size.dim_param
-        sizes.append(size.dim_value if size.HasField('dim_value') else name or '?')
+    for dim in tensor_type.tensor_type.shape.dim:
+        name = '' if dim.dim_param.startswith(INVENTED) else dim.dim_param
+        sizes.append(dim.dim_value if dim.HasField('dim_value') else name or '?')
     return sizes
 
 
 def shapes(values: Iterable[onnx.ValueInfoProto]) -> dict[str, list[int | str] | None]:
-    """Return name -> `shape` of inputs or outputs."""
+    """Return name -> sizes, as `shape` gives them, of declared tensors such as inputs or outputs."""
     return {value.name: shape(value.type) for value in values}
 
 
 def dtype(data_type: int) -> str:
-    """Return the name of an ONNX dtype, e.g. 'float' or 'int64'."""
+    """Return the lower-case name of a `TensorProto.DataType`, e.g. 'float' or 'int64'; of others the number."""
     names = {number: name for name, number in onnx.TensorProto.DataType.items()}
     return names.get(data_type, str(data_type)).lower()
 
 
 def text(value_type: onnx.TypeProto | None) -> str:
-    """Return e.g. 'float[1,3,h,w]'; '?' when nothing is known."""
+    """Return e.g. 'float[1,3,h,w]'; 'sequence' or the like for other types, '?' when nothing is known."""
     if value_type is None or value_type.WhichOneof('value') is None:
         return '?'
     if not value_type.HasField('tensor_type'):
@@ -189,6 +193,6 @@ def shape_label(value_type: onnx.TypeProto | None) -> str:
 
 
 def type_name(elem_type: int) -> str:
-    """Return ONNX's word for a type of elements, such as 'FLOAT', or 'type 99' for a number that it lacks."""
+    """Return ONNX's name of a `TensorProto.DataType`, e.g. 'FLOAT', or 'type 99' for a number without one."""
     names = {number: name for name, number in onnx.TensorProto.DataType.items()}
     return names.get(elem_type, f'type {elem_type}')

@@ -30,7 +30,11 @@ MAX_CRASHES = 8
 class Candidate:
     """A part of a graph that runs alone, with the recorded values of its inputs.
 
-    `positions` are of its nodes in the whole graph; `outputs`, what later nodes read, are the model's first.
+    Attributes:
+        positions: of its nodes in the whole graph.
+        model: the part.
+        feeds: input of the model -> recorded value.
+        outputs: tensors of the part that are compared; the model may have further outputs, behind these.
     """
 
     positions: tuple[int, ...]
@@ -43,6 +47,7 @@ class Case:
     """A graph of `prepare` with one set of inputs, and every value inside that could be computed.
 
     Attributes:
+        index: of the graph.
         values: tensor name -> array; tensors that could not be computed are missing.
         rounding: candidates have their float16 tensors, and what is cast from them, as further outputs.
             ONNX Runtime on a CPU computes many operators in float32 and leaves the rounding between them
@@ -50,6 +55,7 @@ class Case:
     """
 
     def __init__(self, model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
+        """Take a graph of `prepare`, and the result of `record` for it."""
         self.index = Index(model)
         self.values = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
         self.rounding = False
@@ -62,7 +68,10 @@ class Case:
         return tuple(range(len(self.index.nodes)))
 
     def outputs_of(self, positions: Collection[int]) -> list[str]:
-        """Return the outputs of a part: tensors that nodes outside read, and graph outputs; no sequences."""
+        """Return the tensors that nodes outside of a part read or that are graph outputs, without sequences.
+
+        `positions` are of the part's nodes.
+        """
         nodes, graph_outputs = set(positions), set(self.index.outputs)
         outputs = [name for position in sorted(nodes) for name in self.index.writes(position)]
         return [
@@ -73,9 +82,11 @@ class Case:
         ]
 
     def candidate(self, positions: Collection[int], outputs: Sequence[str] | None = None) -> Candidate | None:
-        """Return a part as a model; None when it would need a value that could not be computed.
+        """Return a part as a model of its own; None if it has no output, or needs a value that is missing.
 
-        It gives `outputs`; None: all of `outputs_of`.
+        Args:
+            positions: of its nodes.
+            outputs: tensors that it gives; None for all of `outputs_of`.
         """
         index, nodes = self.index, tuple(sorted(positions))
         names = self.outputs_of(nodes) if outputs is None else list(outputs)
@@ -101,7 +112,7 @@ class Case:
         return Candidate(nodes, model, feeds, tuple(names))
 
     def trivial(self) -> Candidate:
-        """Return a graph with the same inputs and outputs that computes nothing: its outputs are zeros."""
+        """Return a graph of the same inputs and outputs that computes nothing: its outputs are zeros."""
         outputs = {
             name: np.zeros_like(self.values[name]) for name in self.index.outputs if name in self.values
         }
@@ -125,9 +136,9 @@ def _declaration(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
 
 
 def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """Return a copy in which constants are initializers and dead nodes are gone.
+    """Return a copy in which constants are initializers, and nodes that no output needs are gone.
 
-    Inputs with a default become constants: what `feeds` has for them, or the default.
+    Inputs with a default become constants, whose value is that in `feeds` (name -> array), or the default.
     """
     result = copy.deepcopy(model)
     graph, index = result.graph, Index(model)
@@ -142,9 +153,13 @@ def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.Mod
 
 
 def record(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, apart: bool = False) -> dict[str, Any]:
-    """Return tensor name -> array of everything in a graph of `prepare`, computed node by node.
+    """Return tensor name -> array of everything in a graph of `prepare`; a sequence is a list.
 
-    `apart` computes in a process of its own, which a node may crash.
+    Args:
+        model: the graph.
+        feeds: input -> array; further names are left out.
+        apart: compute node by node in a process of its own, since a node may crash it. Without, that is done
+            if a run of the whole graph fails.
 
     Raises:
         InferenceError: not one node could be computed.
@@ -161,6 +176,7 @@ def record(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, apart: bo
     return {**inputs, **values}
 
 
+# what the process of its own runs: argv has the folder of the package, and the folder of `record_into`
 CHILD = (
     'import sys; sys.path.insert(0, sys.argv[1])\n'
     'from mmdeploy_ext.graph.reduce.case import record_into; record_into(sys.argv[2])'
@@ -189,8 +205,8 @@ def _load_folder(folder: Path) -> dict[str, np.ndarray]:
 def record_into(name: str) -> None:
     """Compute a graph node by node and store each value at once; for a process that may crash.
 
-    The folder has model.onnx and inputs/; values/ is written, and `begun` lists the nodes that were tried,
-    so that a second run leaves out the one that ended the first.
+    `name` is the path of a folder with model.onnx and inputs/. Values are written to values/; the file
+    `begun` lists the nodes that were tried, so that a second run leaves out the one that ended the first.
     """
     folder = Path(name)
     values = {**_load_folder(folder / 'inputs'), **_load_folder(folder / 'values')}

@@ -23,7 +23,9 @@ from mmdeploy_ext.graph.reduce import run
 from mmdeploy_ext.graph.reduce.case import Candidate
 
 DEFAULT_TOLERANCE = 1e-4
+"""Largest difference that is no fault, relative to the largest expected value."""
 DEFAULT_TIMEOUT_S = 60.0
+"""Time that a check in a process of its own may take."""
 MAX_TIMEOUTS = 3
 """Candidates on which a command may run into its time limit before the reduction is stopped."""
 NOT_RUNNABLE = (126, 127)
@@ -35,14 +37,15 @@ class Stopped(Exception):
 
 
 class Check:
-    """Base of all checks.
+    """Base of all checks: decides whether a candidate shows the fault that the whole model shows.
 
     Attributes:
         kind: name of the built-in check, or 'command'.
         meaning: what the fault is, for messages.
-        outcome: what the whole model showed; the candidates have to show the same.
+        outcome: which fault the whole model showed, if a check tells several apart ('nan', 'inf', 'signal 11'
+            ...); the candidates have to show the same.
         tolerance: largest difference that is no fault, as a part of the largest expected value.
-        rounding: see `case.Case`.
+        rounding: whether float16 values are to be rounded, see `case.Case.rounding`.
     """
 
     kind = meaning = outcome = ''
@@ -56,26 +59,32 @@ class Check:
         raise NotImplementedError
 
     def check_whole(self, whole_model: Candidate) -> bool:
-        """Look at the whole model first: return whether it shows the fault, and remember which one."""
+        """Return whether the whole model shows the fault, and remember its `outcome`; called first."""
         return self.shows(whole_model)
 
     def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return what a right engine gives for a candidate; `values` are the recorded ones."""
+        """Return output -> array that a right engine gives for a candidate.
+
+        `values` is tensor name -> recorded value of the whole graph.
+        """
         return {name: values[name] for name in candidate.outputs if name in values}
 
     def narrow(self) -> bool:
-        """Look closer once no node can be left out; return whether there is anything closer to look at."""
+        """Change what counts as the fault to its likely cause, which may need fewer nodes.
+
+        It is called once no node can be left out. Returns whether there is such a cause to look for.
+        """
         return False
 
     def widen(self) -> None:
-        """Undo `narrow`: nothing was found that way."""
+        """Undo `narrow`, since the part does not show the cause."""
 
     def why_not(self) -> str:
-        """Return what to say when the whole model does not show the fault."""
+        """Return the words of a message that the whole model does not show the fault."""
         return f'the whole model does not show it: {self.meaning}'
 
     def facts(self) -> dict[str, Any]:
-        """Return what the saved case needs to know."""
+        """Return what the saved case.json states of the check: `check` (its kind), `tolerance`, `outcome`."""
         return dict(check=self.kind, tolerance=self.tolerance, outcome=self.outcome)
 
 
@@ -133,16 +142,18 @@ class NotFinite(Check):
 
 
 class Compared(Check):
-    """Base of the checks that compare what ONNX Runtime, `optimized` or not, gives with what is right.
+    """Base of the checks that compare what ONNX Runtime gives with what is right.
 
-    `refusal` is whether a model that ONNX Runtime then refuses has the fault, too.
+    Attributes:
+        optimized: whether ONNX Runtime runs the candidates with all optimisations, or with none.
+        refusal: whether a model that ONNX Runtime refuses has the fault, too.
     """
 
     optimized = True
     refusal = False
 
     def right(self, candidate: Candidate) -> dict[str, np.ndarray] | None:
-        """Return the outputs that are right, None or {} if there are none."""
+        """Return output -> array that is right, None or {} if that cannot be told."""
         raise NotImplementedError
 
     def shows(self, candidate: Candidate) -> bool:
@@ -153,7 +164,7 @@ class Compared(Check):
         return run.difference(outputs, right) > self.tolerance
 
     def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return the outputs that are right, or the recorded values if there are none."""
+        """Return output -> array that is right, or the recorded value if that cannot be told."""
         return self.right(candidate) or super().expected(candidate, values)
 
 
@@ -196,7 +207,13 @@ class Differs(Compared):
     optimized = False
 
     def __init__(self, tolerance: float, other: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-        """Take the recorded values of the other model and of this one; equal names are the same tensor."""
+        """Keep the values of the other model, in the dtypes of this one.
+
+        Args:
+            tolerance: see `Check`.
+            other: tensor name -> recorded value of the other model.
+            values: those of the model on trial; equal names are the same tensor.
+        """
         super().__init__(tolerance)
         with np.errstate(over='ignore'):
             self.values = {
@@ -244,7 +261,14 @@ class Crash(Check):
 
 
 class Command(Check):
-    """A shell command, called with the file of the candidate: exit status 0 means that it has the fault."""
+    """A shell command, called with the file of the candidate: exit status 0 means that it has the fault.
+
+    The file's path takes the place of '{}' in the command, or comes last. `inputs.npz` lies beside it.
+
+    Attributes:
+        timeouts: number of candidates on which the command ran into its time limit.
+        last_result: how the last call ended, for messages.
+    """
 
     kind = 'command'
 
@@ -294,15 +318,21 @@ class Command(Check):
 
 
 class CheckText(NamedTuple):
-    """The parts of --check: the kind, and the file of a built-in check or the command."""
+    """The parts of --check.
+
+    Attributes:
+        kind: name of a built-in check, or 'command'.
+        rest: the command; of 'differs' the file of the other model, of other built-in checks ''.
+    """
 
     kind: str
     rest: str
 
 
 BUILT_IN = ('nan', 'engines', 'reference', 'differs', 'crash')
+"""Names of the built-in checks: the `kind` of `NotFinite`, `Engines`, `Reference`, `Differs` and `Crash`."""
 NUMERIC = {check.kind: check for check in (NotFinite, Engines, Reference)}
-"""Checks that need nothing but a tolerance."""
+"""Name -> class of the built-in checks that need nothing but a tolerance."""
 
 
 def parse_check(text: str) -> CheckText:
@@ -334,7 +364,7 @@ def _stored(candidate: Candidate) -> Iterator[Path]:
 
 
 def run_limited(command: str | list[str], seconds: float) -> tuple[int | None, str]:
-    """Run a text for the shell, or words; after a time limit it is killed with its child processes.
+    """Run a command, a text for the shell or a list of words; after `seconds` it is killed with its children.
 
     Returns:
         Exit status, negative for a signal, None when it was stopped; and what it printed.

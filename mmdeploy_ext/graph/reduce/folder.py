@@ -16,6 +16,7 @@ from mmdeploy_ext.graph.io.tensors import save_npz
 from mmdeploy_ext.graph.reduce import run
 from mmdeploy_ext.graph.reduce.search import Reduction
 
+# text of the folder's README.md, in which `save_folder` fills the fields
 README = """# A reduced graph
 
 {meaning}
@@ -33,6 +34,7 @@ This is the smallest part of `{source}` that still shows it: {after} of {before}
 - `run.py`: shows the fault: `python run.py`, with numpy and onnxruntime installed; exit status 0 when it
   is shown.
 """
+# kind of a check -> what its expected.npz holds
 EXPECTED = {
     'nan': 'what ONNX Runtime gave when this was written.',
     'engines': 'what ONNX Runtime gives without optimisations.',
@@ -61,10 +63,15 @@ def save_folder(
     meaning: str,
     source: str,
 ) -> Path:
-    """Write the case atomically, into a new folder.
+    """Write the model, its inputs and expected outputs, run.py and README.md into a new folder, atomically.
 
-    `facts` of the check are for run.py; `expected` are outputs that are right; `meaning` is the fault in
-    words, and `source` the name of the file that was reduced.
+    Args:
+        reduction: its candidate is written.
+        target: the folder, which is returned; there must be none yet, or an empty one.
+        facts: of the check, from `Check.facts`; run.py reads them from case.json.
+        expected: output -> array that is right.
+        meaning: the fault in words.
+        source: name of the file that was reduced.
     """
     target, candidate = Path(target), reduction.candidate
     check_folder(target)

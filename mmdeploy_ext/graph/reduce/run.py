@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
+"""Name of a tensor -> its values."""
 
 
 def compute(source: str | bytes, feeds: Arrays, optimized: bool) -> dict[str, np.ndarray]:
-    """Return output name -> array of a model or its file, with all optimisations of ONNX Runtime or none."""
+    """Run a model in ONNX Runtime, with all its optimisations or none, and return output name -> array.
+
+    `source` is the path of the file, or its bytes.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -69,7 +73,7 @@ def _difference(array: Any, expected: Any) -> float:
 
 
 def run_outcome(source: str, feeds: Arrays) -> str:
-    """Return 'runs', or the kind of error that ONNX Runtime gives for a model."""
+    """Return 'runs', or the name of the exception that ONNX Runtime raises for a model."""
     try:
         compute(source, feeds, optimized=True)
     except Exception as error:
@@ -84,7 +88,11 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
 
 
 def judge(folder: Path, case: Mapping[str, Any]) -> bool:
-    """Run the model and print what it gives; return whether the fault is shown."""
+    """Run the model of a folder and print what it gives; return whether the fault is shown.
+
+    `case` is the content of case.json: `check` (its kind), `tolerance`, `outcome`, `outputs` and, of some
+    checks, `timeout` or `command`.
+    """
     kind, source = case['check'], str(folder / 'model.onnx')
     if kind == 'crash':  # in a process of its own, which may die
         command = [sys.executable, __file__, '--child']

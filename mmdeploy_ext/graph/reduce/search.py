@@ -18,7 +18,9 @@ from mmdeploy_ext.graph.reduce.case import Candidate, Case
 from mmdeploy_ext.graph.reduce.checks import Check, Stopped
 
 MAX_CHECKS = 400
+"""Candidates that are checked by default."""
 Part = tuple[int, ...]
+"""Positions of the nodes of a part, ascending."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +28,10 @@ class Reduction:
     """The smallest part of a graph that shows the fault.
 
     Attributes:
+        candidate: the part.
         nodes_before: nodes of the whole graph, constants not counted.
         checks: how many candidates were checked.
-        stopped: why it ended before no node could be left out; '' when none can.
+        stopped: why the search ended early, while nodes might still be left out; '' if it did not.
     """
 
     candidate: Candidate
@@ -38,7 +41,14 @@ class Reduction:
 
 
 class _Search:
-    """The search in one case: the smallest candidate so far, and the parts that were checked."""
+    """The search in one case.
+
+    Attributes:
+        best: the smallest candidate so far that shows the fault.
+        limit: number of checks after which `Stopped` is raised.
+        checks: number of checks so far.
+        results: (part, its outputs or None for all) -> whether it shows the fault.
+    """
 
     def __init__(
         self,
@@ -85,7 +95,7 @@ class _Search:
         return self.leave_out_chunks(smaller if self.shows(smaller) else part)
 
     def bisect(self, part: Part, cut: Callable[[Part, int], Part]) -> Part:
-        """Bisect the length of one end of a part; `cut` gives the part of a length."""
+        """Return the shortest part of those that `cut` makes of a part and a length, found by bisection."""
         low, high = 0, len(part)
         while high - low > 1:
             middle = (low + high) // 2
@@ -108,13 +118,13 @@ class _Search:
         return part
 
     def try_single_outputs(self, part: Part) -> None:
-        """Give only one output where one shows the fault."""
+        """Look for one output of a part that alone shows the fault; it becomes `best`."""
         names = self.case.outputs_of(part)
         if len(names) > 1:
             any(self.shows(part, (name,)) for name in names)
 
     def narrow(self, part: Part) -> None:
-        """Reduce once more, when the check can be narrowed to what is left."""
+        """Reduce once more, if the check can look for the cause of the fault (see `Check.narrow`)."""
         if len(part) > 1 and self.check.narrow():
             self.results = {}
             if self.shows(part):
@@ -136,9 +146,9 @@ def reduce(
     Args:
         case: the graph with its recorded values.
         check: decides whether a candidate shows the fault.
-        most_checks: candidates to try; the smallest part so far is the result when they are used up.
-        good: candidates without the fault: a check that reports it for them is refused.
-        progress: called with the number of checks and of nodes that are left.
+        most_checks: number of candidates to check; then the smallest part so far is the result.
+        good: candidates without the fault, e.g. `Case.trivial`: a check that reports it for them is refused.
+        progress: called with the number of checks so far and the number of nodes that are left.
 
     Raises:
         UsageError: the check does not show the fault of the whole graph, shows one of a good graph, or gives

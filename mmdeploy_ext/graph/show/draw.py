@@ -36,10 +36,13 @@ FACES = {
     **dict.fromkeys(('If', 'Loop', 'Scan', 'NonMaxSuppression', 'TopK'), PINK),
     'more': 'white',
 }
+"""Operator, or kind of another box -> its fill colour; 'more' is for tensors of nodes that are not drawn."""
 FACE, MARKED, INK, SOFT, EDGE = '#e9eef3', '#b3541e', '#1b2330', '#6a7684', '#44505f'
+"""Colours: of boxes of other operators, of the marked node's border, of text, of faint text, of lines."""
 _WINDOW = ('kernel_shape', 'strides', 'pads', 'dilations', 'group')
 SHOWN = (*_WINDOW, 'axis', 'axes', 'perm', 'to', 'mode', 'epsilon')
 """Attributes that a box shows unless they have their default."""
+# words for attributes in a box, and the values that it does not show, as text
 WORDS = {'kernel_shape': 'kernel', 'strides': 'stride', 'dilations': 'dilation'}
 DEFAULTS = {'group': '1', 'dilations': '1x1', 'strides': '1x1', 'pads': '0x0x0x0'}
 SPEED = dict(nslimit='1', nslimit1='1', mclimit='0.25', splines='polyline')
@@ -47,7 +50,12 @@ SPEED = dict(nslimit='1', nslimit1='1', mclimit='0.25', splines='polyline')
 
 
 def new_picture(title: str) -> AGraph:
-    """Return an empty picture with this project's style."""
+    """Return an empty picture with this project's style and a title.
+
+    Raises:
+        ModuleNotFoundError: pygraphviz is not installed.
+        UsageError: it is installed, and cannot be imported.
+    """
     try:
         import pygraphviz
     except (ImportError, OSError) as error:
@@ -69,7 +77,7 @@ def new_picture(title: str) -> AGraph:
 
 
 def label(lines: Iterable[str]) -> str:
-    """Return the text of a box or title: the first line bold."""
+    """Return Graphviz's HTML for the text of a box or title: the first line bold, further ones smaller."""
     first, *rest = map(html.escape, lines)
     small = ''.join(f'<br/><font point-size="10">{line}</font>' for line in rest)
     return f'<<b>{first}</b>{small}>' if first else ''
@@ -111,7 +119,14 @@ def _without_font_warnings() -> Iterator[None]:
 def draw(
     model: onnx.ModelProto, target: FileName, *, title: str = '', node: str | None = None, depth: int = 3
 ) -> int:
-    """Draw a graph, or what is at most `depth` steps around a node; return how many nodes are in the picture.
+    """Draw a graph, or the surroundings of a node, and return how many nodes are in the picture.
+
+    Args:
+        model: the graph.
+        target: file to write; its suffix is one of `FORMATS`.
+        title: of the picture.
+        node: name of the node in the middle, or '#12'; None draws the whole graph.
+        depth: number of steps up and down from that node.
 
     Raises:
         UsageError: another suffix than `FORMATS`, a negative depth, or a node that is not there.
@@ -136,7 +151,10 @@ def draw(
 
 
 def neighbourhood(index: Index, start: int, depth: int) -> list[int]:
-    """Return the nodes at most `depth` steps up or down from a node, without those that make constants."""
+    """Return the positions of nodes at most `depth` steps up or down from a node, its own among them.
+
+    Nodes that make constants are left out.
+    """
     constant, nodes, rim = index.constant_nodes(), {start}, {start}
     for _ in range(depth):
         above = {index.producer(name) for position in rim for name in index.reads(position)} - {None}
@@ -148,7 +166,12 @@ def neighbourhood(index: Index, start: int, depth: int) -> list[int]:
 
 
 class _Drawing:
-    """Adds the nodes at some positions of a graph to a picture, and what they read and give."""
+    """Adds the nodes at some positions of a graph to a picture, and what they read and give.
+
+    Attributes:
+        boxes: tensor -> key of the box in the picture that it comes from.
+        labelled: tensors that have an edge with their size.
+    """
 
     def __init__(
         self, picture: AGraph, index: Index, positions: list[int], tensor_types: dict[str, onnx.TypeProto]
@@ -191,10 +214,14 @@ class _Drawing:
         """Draw a tensor from its box to another one; the first edge has its size."""
         size = '' if name in self.labelled else types.shape_label(self.types.get(name))
         self.labelled.add(name)
-        label = f'  {size}  ' if size else ''
-        self.picture.add_edge(self.boxes[name], end, tooltip=tooltip(name), taillabel=label)
+        size_label = f'  {size}  ' if size else ''
+        self.picture.add_edge(self.boxes[name], end, tooltip=tooltip(name), taillabel=size_label)
 
     def _add_end(self, name: str, kind: str, outside: int = 0) -> str:
+        """Add a box for a tensor and return its key; `kind` is 'input', 'output' or 'more'.
+
+        `outside` is the number of nodes that read the tensor and are not drawn.
+        """
         key, lines, style = f'{kind} {len(self.picture.nodes())}', [kind, _shortened(name)], {}
         if kind == 'more':
             lines = [f'... {outside} more' if outside > 1 else '...']

@@ -18,7 +18,9 @@ from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.io.index import all_graphs, join_names, operator_name
 
 SHOWN_METADATA = ('family', 'form', 'config', 'config_sha256', 'checkpoint_sha256', 'target')
+"""Keys of this project's metadata, without its prefix, that are printed; the others are long tables."""
 LONGEST_VALUE = 120
+"""Characters of a value of the metadata that are printed."""
 MAX_DEFAULTS = 8
 """Inputs with a default that are listed by name."""
 MAX_NAMES = 12
@@ -29,9 +31,15 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
     """Return what is in a model as plain JSON types.
 
     Returns:
-        `kind` ('sparse' or 'onnx'), `inputs`, `defaults` (inputs that need not be fed), `outputs`, `opsets`,
-        `producer`, `nodes`, `operators` (name -> count), `functions`, `parameters`, `bytes`, `metadata`; but
-        of a sparse graph also `flops` and `flops_unknown` (nodes whose shapes are open).
+        A dict of
+
+        - `kind`: 'sparse' (libspconv dialect) or 'onnx'; `producer`, `ir_version`, `opsets` (domain ->
+          version), `functions` (names) and `metadata` (key -> text);
+        - `inputs`, `defaults` (inputs that need not be fed) and `outputs`: dicts of `name`, `dtype`, `shape`
+          and `type` (as text);
+        - `nodes` (number, bodies included) and `operators` (name -> number);
+        - `parameters` and `bytes`: elements and size of the weights; `dtypes`: name -> number of tensors;
+        - if `kind` is 'onnx', `flops`, and `flops_unknown`: number of nodes whose shapes are open.
     """
     graph = model.graph
     weights = list(parameters(graph))
@@ -73,14 +81,17 @@ def _item_bytes(data_type: int) -> int:
 
 
 def parameters(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Yield the weights: initializers, also of bodies; in a file without any (Paddle) the Constant nodes."""
+    """Yield the weights: initializers, also of bodies; in a file without any (Paddle) the Constant nodes.
+
+    Of Constant nodes only floating-point tensors with an axis count.
+    """
     graphs = list(all_graphs(graph))
     initializers = [tensor for body in graphs for tensor in body.initializer]
     yield from initializers or (tensor for body in graphs for _, tensor in _float_constants(body))
 
 
 def parameter_sizes(graph: onnx.GraphProto) -> dict[str, int]:
-    """Return tensor name -> elements of the weights of the main graph."""
+    """Return tensor name -> number of elements, of the weights of the main graph; see `parameters`."""
     initializers = [(tensor.name, tensor) for tensor in graph.initializer]
     return {name: math.prod(tensor.dims) for name, tensor in initializers or _float_constants(graph)}
 
@@ -99,8 +110,9 @@ def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]
     """Return the nodes of the main graph whose name, operator or output fits a pattern, as plain JSON types.
 
     Returns:
-        Per node `position`, `name`, `operator`, `inputs`, `outputs`, `shapes` (of the outputs), `parameters`
-        (that it reads) and `flops` (None when not known, 0 when not counted).
+        Per node `position`, `name`, `operator`, `inputs`, `outputs`, `shapes` (types of the outputs, as
+        text), `parameters` (elements of the weights that it reads) and `flops` (None when not known, 0 when
+        not counted).
     """
     tensor_types = types.infer(model)
     node_flops, sizes = flops.count(model, tensor_types), parameter_sizes(model.graph)
@@ -121,7 +133,7 @@ def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]
 
 
 def node_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield a line per node: position, operator, name, what it reads, what it writes, what it costs."""
+    """Yield a line per row of `node_rows`: position, operator, name, tensors read and written, costs."""
     cells = []
     for row in rows:
         outputs = map(' '.join, zip(row['outputs'], row['shapes'], strict=True))
@@ -168,8 +180,9 @@ def describe_edit(before: Sequence[onnx.ModelProto], after: onnx.ModelProto) -> 
     """Return what an edit of one or several models changed, as plain JSON types.
 
     Returns:
-        `nodes` [before, after], `operators` (name -> difference), `inputs` and `outputs` (`added`,
-        `removed` and `changed`: name -> type), `metadata_removed` (keys), `changed`.
+        A dict of `nodes` (numbers before and after), `operators` (op_type -> difference of their numbers),
+        `inputs` and `outputs` (dicts of `added`, `removed` and `changed`, each name -> type as text),
+        `metadata_removed` (keys) and `changed` (whether the edit changed anything).
     """
     old_operators = [node.op_type for model in before for node in model.graph.node]
     counts = collections.Counter(node.op_type for node in after.graph.node)

@@ -15,12 +15,16 @@ from mmdeploy_ext.graph.show.summary import parameter_sizes
 
 @dataclasses.dataclass
 class Branch:
-    """A module, or a part of a module's name, '' for the whole model: what it and its children hold.
+    """A module of the tree: the numbers are of all nodes in it and in its children.
 
     Attributes:
-        operators: nodes outside of its children, by operator.
-        parameters: elements of the weights that its nodes read, counted at their first reader.
-        unknown: nodes whose FLOPs are not known because their shapes are open.
+        name: last part of the module's name, '' for the whole model.
+        nodes: number of nodes.
+        operators: op_type -> number of nodes, without those of its children.
+        parameters: elements of the weights that its nodes read; a weight counts at its first reader.
+        flops: of the nodes whose FLOPs are known.
+        unknown: number of nodes whose FLOPs are not known because their shapes are open.
+        children: last part of the name -> module inside of it.
     """
 
     name: str
@@ -56,7 +60,10 @@ def build(model: onnx.ModelProto) -> Branch:
 
 
 def lines(root: Branch, depth: int | None = None) -> Iterator[str]:
-    """Yield the tree as text, a module per line, down to `depth` levels below the root; None: all."""
+    """Yield the tree as text, a module per line, down to `depth` levels below the root; None for all levels.
+
+    A line has name, nodes, parameters and FLOPs, and the operators of modules whose children have lines too.
+    """
     rows = list(_rows(root, depth, '', ''))
     printed = {id(branch) for _, branch in rows}
     numbers = []
@@ -79,6 +86,7 @@ def lines(root: Branch, depth: int | None = None) -> Iterator[str]:
 
 
 def _rows(branch: Branch, depth: int | None, stem: str, lead: str) -> Iterator[tuple[str, Branch]]:
+    """Yield title and branch of each line; `lead` is drawn before the name, `stem` before its children."""
     yield lead + (branch.name or 'model'), branch
     if depth == 0:
         return
@@ -89,7 +97,7 @@ def _rows(branch: Branch, depth: int | None, stem: str, lead: str) -> Iterator[t
 
 
 def as_json(branch: Branch) -> dict[str, Any]:
-    """Return the tree as plain JSON types."""
+    """Return the tree as plain JSON types: the attributes of `Branch`, `own` being its `operators`."""
     return dict(
         name=branch.name,
         nodes=branch.nodes,
