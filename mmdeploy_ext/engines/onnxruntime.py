@@ -158,7 +158,10 @@ def _tensors(values: Iterable[onnxruntime.NodeArg]) -> dict[str, tuple[str, Sequ
 
 
 def check_active(requested: Sequence[str], active: Sequence[str]) -> None:
-    """Refuse a session that fell back: ONNX Runtime goes on without a provider that cannot start."""
+    """Refuse a session that fell back: ONNX Runtime goes on without a provider that cannot start.
+
+    `requested` are the execution providers that were asked for, `active` those of the session.
+    """
     inactive = [name for name in requested if name not in active]
     if inactive:
         raise EngineError(

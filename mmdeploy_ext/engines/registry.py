@@ -155,6 +155,7 @@ ROWS = (
         keys=(), suffix='pth', files=False, runs=('images', 'stream'),
     ),
 )  # fmt: skip
+"""All engines; of several rows of one backend the first, without a preset, is its main row."""
 ENGINES = {row.name: row for row in ROWS}
 """Name on the command line -> engine, the baseline first."""
 BACKENDS = {row.backend: row for row in ROWS if not row.preset and row.name != COMPILED}

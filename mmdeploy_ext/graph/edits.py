@@ -98,7 +98,7 @@ REPEATED: dict[str, Callable[..., onnx.ModelProto]] = {
     'simplify': simplify,
     # Fixed code: each operator is written as the other opset defines the same function.
     'convert-opset': lambda model, opset: convert_opset(model, opset),
-    # A rule may say anything: see `judged_by_inputs`.
+    # A rule may change what is computed: its results are compared on inputs, see `judged_by_inputs`.
     'replace': lambda model, rules, named: replace_all(model, rules, named)[0],
     # Equal by construction: names are no part of what is computed.
     'rename': rename,
@@ -111,8 +111,9 @@ REPEATED: dict[str, Callable[..., onnx.ModelProto]] = {
 }
 """Commands of graph.py -> function of a model and the recorded arguments that does them again.
 
-The proof does to the fresh export what the record states, so that a change of what is computed would be on
-both sides of the comparison of graphs: only what is equal by construction may be excused by a record.
+The proof repeats the record on a fresh export and compares the graphs, so that a command which changes what
+is computed would change both sides, and go unnoticed. Therefore a command has to be equal by construction, or
+the proof judges its results in another way; the comments say which.
 """
 
 

@@ -138,7 +138,7 @@ class _Scope:
         defaults = sorted(entry.SerializeToString(deterministic=True) for entry in function.attribute_proto)
         imports = sorted(f'{entry.domain} {entry.version}' for entry in function.opset_import)
         return _digest(
-            inner.digest_body(function, {}), *function.attribute, *map(bytes.hex, defaults), *imports
+            inner.digest_body(function, tensors={}), *function.attribute, *map(bytes.hex, defaults), *imports
         )
 
     def digest_body(self, graph: onnx.GraphProto | onnx.FunctionProto, tensors: dict[str, str]) -> str:

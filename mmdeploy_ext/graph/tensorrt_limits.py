@@ -29,6 +29,7 @@ NO_TURING = (
 )
 LARGEST_K = 3840
 """Largest K of TopK that TensorRT takes."""
+"""What is wrong with float32 matrix products for Turing, and what to change."""
 INTEGERS = frozenset(map(TensorProto.DataType.Value, ('INT32', 'INT64', 'BOOL', 'UINT8')))
 _OTHERS = ('FLOAT', 'FLOAT16', 'BFLOAT16', 'INT8', 'INT4', 'FLOAT8E4M3FN', 'DOUBLE')
 SUPPORTED_TYPES = INTEGERS.union(map(TensorProto.DataType.Value, _OTHERS))
@@ -52,6 +53,7 @@ FLOAT_ONLY = {
 }
 """Operator that takes only floats -> what is wrong with one that reads integers, and what to change."""
 NO_OPERATOR = 'TensorRT has no such operator; rewrite it in others ({graph} replace)'
+"""`graph` is the command of `graph.py`."""
 _UNKNOWN_OPERATORS = """
 AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im
 Compress ConcatFromSequence ConvInteger CumProd DFT Det DynamicQuantizeLinear ImageDecoder MatMulInteger

@@ -43,13 +43,13 @@ def check(
         module: any module that torch can run.
         example_inputs: its positional arguments; tensors may be nested in lists, tuples and dicts.
         other_inputs: arguments of the same structure that the graph will meet later, of other sizes
-            where sizes may differ. With them, only sizes that really differ count as dynamic.
+            where sizes may differ. With them, only sizes that really differ count as dynamic; None: all do.
         input_names: names of the arguments; by default those of `forward`.
         dynamic: sizes may differ from the example's; False leaves out everything about sizes.
         exporters: 'torchscript', 'dynamo' or both; a pitfall that both of them handle is a note.
         opset: of the trial exports; by default 17 (torchscript) and 18 (dynamo).
-        try_exports: export with each exporter; its errors are in the report with their lines.
-        name: of the module, in the report.
+        try_exports: also export with each exporter; its errors are in the report with their lines.
+        name: of the module, in the report; '' for that of its class.
 
     Raises:
         UsageError: inputs that are no tuple, hold no tensor or that forward does not take, or an exporter
@@ -110,8 +110,12 @@ def _tensor_names(
 def _observe(module: torch.nn.Module, inputs: Sequence[Any]) -> tuple[Observer, Any]:
     """Run a copy of the module on copies of the inputs, watched, as if it was exported.
 
-    Forms for exports may want sizes that are tensors, and fail; then the other forms are watched. Inputs on
-    which the module does not run without the observer either are a UsageError.
+    Code for exports (`if torch.onnx.is_in_onnx_export()`) may need sizes that are tensors, and fail; then the
+    module is watched as it runs without an export. A UsageError means that it does not run on these inputs
+    without the observer either.
+
+    Returns:
+        The observer after the run, and the module's outputs.
     """
     try:
         with as_exporting():
@@ -165,6 +169,7 @@ def _add_inputs(
 
     `attributes` are id -> name of the tensors that the module holds.
     """
+    # bit i of `reached` is set if the outputs depend on input i
     recorder, reached = observer.recorder, observer.marks.of_all(outputs).inputs
     for index, tensor in enumerate(tensors_in(example_inputs)):
         if tensor.dtype == torch.float32 and (largest := largest_finite(tensor)) >= LARGEST_EXACT:
@@ -206,7 +211,7 @@ def are_equal(expected: Any, value: Any) -> bool:
 
 
 def _add_outputs(recorder: Recorder, outputs: Any) -> None:
-    """Note dicts, nests, numbers and strings."""
+    """Note dicts, nested lists, numbers and strings among the outputs."""
     flat = list(outputs.values()) if isinstance(outputs, dict) else outputs
     flat = flat if isinstance(flat, list | tuple) else [flat]
     dicts = [outputs] if isinstance(outputs, dict) else [item for item in flat if isinstance(item, dict)]

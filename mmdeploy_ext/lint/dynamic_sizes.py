@@ -1,4 +1,4 @@
-"""Backbones and necks of users that keep the sizes which they were traced at, refused before an export."""
+"""The check that a user's backbone or neck runs at other sizes than those at which it was traced."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 PARTS = ('backbone', 'neck')
-"""Parts of a detector that see whole maps; heads have families that know them."""
+"""Attributes of a detector: its parts that users write themselves; heads are those that a family exports."""
 SIZES = ((128, 160), (192, 288))
 """Height and width, pixels, that a part is traced at, and that it then runs at."""
 RTOL = 1e-3
-"""Of the largest value of a map. Sizes that are taken for others are wrong by whole values."""
+"""Tolerance relative to the largest value of a map; a wrong size changes maps by far more."""
 RULES = ('size-to-python', 'size-in-branch', 'size-in-loop', 'size-changed-in-place')
 """Rules of the linter about sizes."""
 LISTED = 3
@@ -32,8 +32,9 @@ LISTED = 3
 def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int = 1) -> None:
     """Refuse a dynamic export of a detector whose backbone or neck keeps the sizes that it was traced at.
 
-    Those of installed libraries are not tried: families know them. The others run at two sizes, traced and as
-    they are; where results differ the linter says which lines decide by sizes.
+    Those of this project and of installed OpenMMLab packages are not tried: their exports are proven. The
+    others are traced at one size and run at another, where the results have to be those of the module itself;
+    if they are not, the linter finds the lines that depend on sizes.
 
     Args:
         model: a detector of pictures, in evaluation mode.
@@ -41,7 +42,7 @@ def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int
         smallest: smallest side of the input, pixels.
 
     Raises:
-        UsageError: the message names the class, its file and these lines.
+        UsageError: a part keeps its sizes; the message names its class, its file and these lines.
     """
     parts = [part for part in (getattr(model, name, None) for name in PARTS) if part is not None]
     if all(_is_of_library(type(part)) for part in parts):
@@ -58,9 +59,9 @@ def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int
         inputs = outputs
 
 
-def _is_of_library(kind: type) -> bool:
-    """Return whether a class is mmcv's, mmdet's, mmdet3d's or mmseg's as they are installed, or ours."""
-    package, path = kind.__module__.partition('.')[0], file_of_class(kind)
+def _is_of_library(cls: type) -> bool:
+    """Return whether a class is of this project, or of an installed OpenMMLab package that nobody edited."""
+    package, path = cls.__module__.partition('.')[0], file_of_class(cls)
     if path is None or package == 'mmdeploy_ext':
         return True
     return is_installed(package, path)
@@ -76,16 +77,22 @@ def _failure(part: torch.nn.Module, inputs: Sequence[Any], expected: Any) -> str
         except RuntimeError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             return f'fails: {lines[-1].strip()}'
-    for ours, theirs in zip(tensors_in(outputs), tensors_in(expected), strict=True):
-        if ours.shape != theirs.shape:
-            return f'gives maps of {tuple(ours.shape)}, PyTorch of {tuple(theirs.shape)}'
-        error = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
+    for output, reference in zip(tensors_in(outputs), tensors_in(expected), strict=True):
+        if output.shape != reference.shape:
+            return f'gives maps of {tuple(output.shape)}, PyTorch of {tuple(reference.shape)}'
+        error = float((output - reference).abs().max() / reference.abs().max().clamp(min=1e-12))
         if not error <= RTOL:
             return f'is {error:.2g} of the largest value off'
     return ''
 
 
-def _refusal(part: torch.nn.Module, inputs: Sequence[Any], sides: Sequence[Sequence[int]], why: str) -> str:
+def _refusal(
+    part: torch.nn.Module, inputs: Sequence[Any], sides: Sequence[Sequence[int]], failure: str
+) -> str:
+    """Return the message for a part: what fails, and the lines that depend on sizes.
+
+    `inputs` and `sides` (height and width) are those that it was traced at, and those that it then ran at.
+    """
     report = check(
         part,
         (inputs[0],),
@@ -103,6 +110,6 @@ def _refusal(part: torch.nn.Module, inputs: Sequence[Any], sides: Sequence[Seque
     (height, width), (other_height, other_width) = sides
     return (
         f'--dynamic-export: {type(part).__name__} ({file_of_class(type(part))}), traced at {height}x{width}, '
-        f'{why} at {other_height}x{other_width}{decides}; export a fixed --shape, or change these lines '
+        f'{failure} at {other_height}x{other_width}{decides}; export a fixed --shape, or change these lines '
         f'(mm2onnx lint shows all)'
     )

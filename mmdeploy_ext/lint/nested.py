@@ -1,4 +1,4 @@
-"""Nested lists, tuples and dicts of tensors and sizes: walked, copied, without the marks of sizes."""
+"""Nested lists, tuples, dicts and slices of tensors and sizes: walked, copied, with plain sizes."""
 
 import copy
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Yield what nested lists, tuples, dicts and slices hold."""
+    """Yield, in order, what nested lists, tuples, dicts (their values) and slices hold."""
     if isinstance(value, slice):
         value = (value.start, value.stop, value.step)
     if isinstance(value, dict | list | tuple):
@@ -26,7 +26,10 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def without_sizes(value: Any) -> Any:
-    """Return nested values with plain numbers in place of watched ones; other classes are left alone."""
+    """Return nested values with plain numbers in place of marked ones (`record.SizeInt`, `SizeFloat`).
+
+    Lists, tuples, dicts and slices are rebuilt, but not subclasses of them.
+    """
     if isinstance(value, slice):
         return slice(*map(without_sizes, (value.start, value.stop, value.step)))
     if type(value) in (list, tuple, torch.Size):
@@ -35,7 +38,7 @@ def without_sizes(value: Any) -> Any:
 
 
 def copy_of(module: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy that may be changed; the module itself where it cannot be copied."""
+    """Return a copy of a module; the module itself if it cannot be copied."""
     try:
         return copy.deepcopy(module)
     except (RuntimeError, TypeError, NotImplementedError):  # non-leaf tensors, locks, script modules
@@ -43,7 +46,7 @@ def copy_of(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def copies(value: Any) -> Any:
-    """Return nested values with every tensor copied."""
+    """Return nested lists, tuples and dicts with every tensor copied and detached."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, dict):

@@ -23,7 +23,7 @@ SHAPE_ONLY = {
     'stride', 'ndimension', 'nelement', 'is_floating_point', 'type', 'element_size', 'is_contiguous',
     'get_device', 'data_ptr',
 }  # fmt: skip
-"""Functions whose result does not depend on the values of the tensor that they are called on."""
+"""Functions of torch whose result does not depend on the values of the tensor that they are called on."""
 
 VALUES_FROM_SIZES = {
     'arange', 'linspace', 'range', 'tensor', 'as_tensor', 'full', 'full_like', 'new_full', 'new_tensor',
@@ -31,12 +31,17 @@ VALUES_FROM_SIZES = {
     'clamp', 'add_', 'sub_', 'mul_', 'div_', 'clamp_', 'fill_', '__rsub__', '__rdiv__', '__rpow__',
     '__setitem__',
 }  # fmt: skip
-"""Functions that put a number among their arguments into the values of their result."""
+"""Functions of torch that put a number among their arguments into the values of their result."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """The inputs that a tensor depends on, a bit each, and the `origins` of the sizes in its values."""
+    """What a tensor depends on.
+
+    Attributes:
+        inputs: bit i is set if its values depend on those of input i.
+        origins: of the sizes from which its values were computed.
+    """
 
     inputs: int = 0
     origins: Origins = frozenset()
@@ -49,6 +54,7 @@ class Mark:
 
 
 NOTHING = Mark()
+"""The mark of a tensor that depends on no input and no size."""
 
 
 class Marks:
@@ -62,7 +68,7 @@ class Marks:
         self._of[tensor] = mark
 
     def of(self, tensor: torch.Tensor) -> Mark:
-        """Return the mark of a tensor: its own, or what its storage was written from."""
+        """Return the mark of a tensor: its own, together with that of the tensor of which it is a view."""
         mark = self._of.get(tensor, NOTHING)
         base = tensor._base
         return mark if base is None else mark | self._of.get(base, NOTHING)
@@ -75,7 +81,7 @@ class Marks:
         return mark
 
     def add(self, tensor: torch.Tensor, mark: Mark) -> None:
-        """Note that a tensor was written in place."""
+        """Note that a tensor was written in place: it, and the tensor of which it is a view, get the mark."""
         self.put(tensor, self.of(tensor) | mark)
         if tensor._base is not None:
             self.put(tensor._base, self._of.get(tensor._base, NOTHING) | mark)
@@ -83,9 +89,15 @@ class Marks:
 
 @dataclasses.dataclass
 class Call:
-    """One call of torch; `mark` is what its arguments depend on.
+    """One call of torch.
 
-    `name` is that of the function without its module: 'item', '__setitem__', 'shape.__get__', 'topk'.
+    Attributes:
+        name: of the function without its module: 'item', '__setitem__', 'shape.__get__', 'topk'; or
+            'Function.apply', whose first argument is the class of the `torch.autograd.Function`.
+        args, kwargs: its arguments; sizes among them are marked.
+        result: what it returned.
+        mark: what its arguments depend on.
+        observer: that saw it.
     """
 
     name: str
@@ -101,18 +113,25 @@ class Call:
         return self.name == '__setitem__' or (self.name.endswith('_') and not self.name.endswith('__'))
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """Return an argument, however it was given."""
+        """Return the argument of a position or name, however it was passed."""
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
     def add(self, rule: str, detail: str, through_torch: bool = False, sizes: bool = False) -> None:
-        """Write an event down at the line that made the call; not when torch made it for itself."""
+        """Add an event at the line of the user's code that made the call.
+
+        Args:
+            rule: id of the rule.
+            detail: what was done there, for the report.
+            through_torch: also add it if torch made the call for itself, at the user's line that led there.
+            sizes: the event counts only if sizes differ on which the arguments depend.
+        """
         if (site := caller(through_torch)) is not None:
             self.observer.recorder.add(rule, detail, site, self.mark.origins if sizes else None)
 
 
 @functools.lru_cache(maxsize=4096)
 def name_of(func: Callable[..., Any]) -> str:
-    """Return the name of a function of torch without its module."""
+    """Return the name of a function of torch without its module, see `Call.name`."""
     full = resolve_name(func) or getattr(func, '__name__', '')
     parts = full.split('.')
     if parts[-1] in ('__get__', '__set__', '__delete__'):
@@ -126,11 +145,15 @@ class Observer(TorchFunctionMode):
     Args:
         inputs: the tensors whose values may change later: bit 0 of the marks is the first.
         module: the module that runs; its parameters and buffers are state.
-        watches: each is given every call.
+        watches: each is called with every call of torch.
 
     Attributes:
-        parts: view -> 'select' or 'slice', of views that are one basic indexing of a whole tensor.
-        sized: the inputs whose sizes were read.
+        recorder: the events and sizes of the run.
+        marks: of the tensors of the run.
+        parts: view -> how it was made, for views that are one indexing of a whole tensor by numbers
+            ('select') or also by slices ('slice'), see `watches.parts`.
+        sized: numbers of the inputs whose sizes were read.
+        state: id -> name of the module's parameters and buffers.
     """
 
     def __init__(
@@ -158,7 +181,7 @@ class Observer(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run one call, and look at it."""
+        """Run one call with plain sizes, and `see` it; calls that read sizes return marked ones."""
         kwargs = kwargs or {}
         name = name_of(func)
         if name in ('shape.__get__', 'size'):
@@ -225,7 +248,7 @@ def as_exporting() -> Iterator[None]:
 
 @contextlib.contextmanager
 def functions_carry_marks(observer: Observer) -> Iterator[None]:
-    """Let results of `autograd.Function.apply` depend on its arguments, and note the calls.
+    """Let results of `autograd.Function.apply` depend on its arguments, and let the observer see the calls.
 
     One target, `torch.autograd.Function.apply`, restored on exit: it is no function that a
     `TorchFunctionMode` sees (torch 2.13).

@@ -1,4 +1,8 @@
-"""Events of an observed run at lines of code, and sizes of tensors that record what Python does with them."""
+"""Events of an observed run at lines of code, and sizes of tensors that record what Python does with them.
+
+A marked size is a `SizeInt` or `SizeFloat`: a number with its origins, the reads of shapes that it was
+computed from. Arithmetic keeps the marks, comparisons and conversions are reported to the recorder.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,12 @@ from typing import Any
 from mmdeploy_ext.lint.sites import Site, caller
 
 Origins = frozenset[tuple[str, int, int]]
-"""(line, how many times it ran before, axis) of every size that a number was computed from."""
+"""(line, number of earlier reads at that line, axis) of every size that a number was computed from.
 
+The line is the text of a site, 'file:line'. The same read in a run with other inputs has the same origin.
+"""
+
+# methods of numbers: those whose results are sizes as well, and those that are reported to the recorder
 ARITHMETIC = (
     '__add__', '__radd__', '__sub__', '__rsub__', '__mul__', '__rmul__', '__floordiv__', '__rfloordiv__',
     '__mod__', '__rmod__', '__truediv__', '__rtruediv__', '__pow__', '__rpow__', '__neg__', '__abs__',
@@ -24,7 +32,15 @@ CONVERSIONS = ('__int__', '__float__', '__ceil__', '__floor__', '__round__', '__
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """One rule met at one line, once; `site` and `origins` are None if no line or no sizes decide."""
+    """One rule met at one line, once.
+
+    Attributes:
+        rule: id of the rule.
+        site: the line; None if it is about the module or an input as a whole.
+        detail: what was done there; 'input 0' and 'inputs 0, 2' become names in the report.
+        origins: of the sizes that it depends on: the event is dropped if none of them differs between
+            inputs. None if it does not depend on sizes.
+    """
 
     rule: str
     site: Site | None
@@ -33,11 +49,15 @@ class Event:
 
 
 class Recorder:
-    """Events of one run, in their order, and the sizes that were read in it (`sizes`: origin -> size).
+    """What was seen in one run.
 
     Attributes:
-        comparisons: (function, numbers, origins) of comparisons of sizes with numbers, for top-k.
-        handled: sizes that a function took which has another form for tensors.
+        events: in their order.
+        sizes: origin -> size, of all sizes that were read.
+        comparisons: (file and function, compared numbers, origins) of comparisons of sizes that are no
+            branch, loop or guard, such as that in `min(k, size)`; for top-k.
+        handled: origins of sizes that were compared in a function that also tests
+            `isinstance(size, torch.Tensor)`: in an export it takes other code.
     """
 
     def __init__(self) -> None:
@@ -48,11 +68,11 @@ class Recorder:
         self._reads: collections.Counter[str] = collections.Counter()
 
     def add(self, rule: str, detail: str, site: Site | None, origins: Origins | None = None) -> None:
-        """Write an event down."""
+        """Add an event; see `Event`."""
         self.events.append(Event(rule, site, detail, origins))
 
     def read_sizes(self, site: Site, shape: tuple[int, ...]) -> list[Origins]:
-        """Note that a line read a shape; return where each axis comes from."""
+        """Note that a line read a shape; return the origins of each of its sizes."""
         count = self._reads[site.text]
         self._reads[site.text] += 1
         keys = [(site.text, count, axis) for axis in range(len(shape))]
@@ -60,7 +80,10 @@ class Recorder:
         return [frozenset([key]) for key in keys]
 
     def compared(self, origins: Origins, values: list[Any]) -> None:
-        """Note that a size decided something: `SizeInt` calls it for every comparison."""
+        """Note that a size was compared, or tested by `bool`; `SizeInt` and `SizeFloat` call it.
+
+        `values` are the plain numbers: the size, and what it was compared with.
+        """
         site = caller()
         if site is None:
             return
@@ -74,7 +97,7 @@ class Recorder:
             self.add(rule, f'size {numbers} {verb}', site, origins)
 
     def converted(self, origins: Origins, name: str) -> None:
-        """Note that a size became a plain Python number."""
+        """Note that a size became a plain Python number; `name` is the method's, e.g. '__int__'."""
         site = caller()
         if site is not None and site.waiting != 'guard':
             self.add('size-to-python', f'{name.strip("_")}() of a size', site, origins)
@@ -86,26 +109,26 @@ class Recorder:
             self.add('size-changed-in-place', 'a size is changed in place', site, origins)
 
     def fixed_sizes(self, second_run: Recorder) -> Origins:
-        """Return the sizes that were the same in a run with other inputs."""
+        """Return the origins of the sizes that were the same in `second_run`, that of other inputs."""
         return frozenset(key for key, size in self.sizes.items() if second_run.sizes.get(key) == size)
 
 
 class SizeInt(int):
-    """A size, or a number computed from sizes. Attributes: `origins`, `recorder`."""
+    """A size, or a whole number computed from sizes; `recorder` is told what becomes of it."""
 
     origins: Origins
     recorder: Recorder
 
 
 class SizeFloat(float):
-    """A quotient of sizes. Attributes: `origins`, `recorder`."""
+    """A float computed from sizes; `recorder` is told what becomes of it."""
 
     origins: Origins
     recorder: Recorder
 
 
 def mark_size(value: Any, origins: Origins, recorder: Recorder) -> Any:
-    """Return a plain number as one that is watched; anything else as it is."""
+    """Return a plain int or float, or a tuple of them, as marked sizes; anything else as it is."""
     if isinstance(value, tuple):
         return tuple(mark_size(item, origins, recorder) for item in value)
     if type(value) not in (int, float):
@@ -116,24 +139,24 @@ def mark_size(value: Any, origins: Origins, recorder: Recorder) -> Any:
 
 
 def origins_of(*values: Any) -> Origins:
-    """Return where the sizes among the values come from."""
+    """Return the origins of the marked sizes among the values."""
     return frozenset().union(*(value.origins for value in values if is_size(value)))
 
 
 def is_size(value: Any) -> bool:
-    """Return whether a number was computed from the size of a tensor."""
+    """Return whether a value is a marked size."""
     return isinstance(value, SizeInt | SizeFloat)
 
 
 def plain(value: Any) -> Any:
-    """Return the number without the marks."""
-    kind = int if isinstance(value, SizeInt) else float
-    return kind.__pos__(value) if is_size(value) else value
+    """Return a marked size as a plain int or float; anything else as it is."""
+    number_type = int if isinstance(value, SizeInt) else float
+    return number_type.__pos__(value) if is_size(value) else value
 
 
-def _method(kind: type, name: str) -> Callable[..., Any]:
+def _method(number_type: type, name: str) -> Callable[..., Any]:
     """Return a method that computes as that of a plain number, and records what becomes of a size."""
-    plain_method = getattr(kind, name)
+    plain_method = getattr(number_type, name)
 
     def method(self: Any, *others: Any) -> Any:
         numbers, origins = [plain(self), *map(plain, others)], origins_of(self, *others)
@@ -157,10 +180,10 @@ def _in_place_method(name: str) -> Callable[..., Any]:
     return method
 
 
-for _watched, _kind in ((SizeInt, int), (SizeFloat, float)):
+for _marked_type, _number_type in ((SizeInt, int), (SizeFloat, float)):
     for _name in (*ARITHMETIC, *COMPARISONS, *CONVERSIONS):
-        if hasattr(_kind, _name):
-            setattr(_watched, _name, _method(_kind, _name))
+        if hasattr(_number_type, _name):
+            setattr(_marked_type, _name, _method(_number_type, _name))
     for _name in IN_PLACE:
-        setattr(_watched, _name, _in_place_method(_name))
-    _watched.__hash__ = _kind.__hash__
+        setattr(_marked_type, _name, _in_place_method(_name))
+    _marked_type.__hash__ = _number_type.__hash__

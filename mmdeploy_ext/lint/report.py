@@ -19,13 +19,19 @@ if TYPE_CHECKING:
     from mmdeploy_ext.lint.trial import Trial
 
 COLOURS = dict(error='bold red', warning='yellow', note='dim')
+"""Severity -> its style on the console."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One pitfall at one line (`site`), or of the model as a whole (None); `count` is of one run.
+    """One pitfall at one line.
 
-    `severity` is for the exporters that were asked for; each of `details` is there once.
+    Attributes:
+        rule: id of the rule.
+        severity: 'note', 'warning' or 'error', for the exporters that were asked for.
+        site: the line; None if it is about the module or an input as a whole.
+        details: what was done there, each text once.
+        count: how often it happened in the observed run.
     """
 
     rule: str
@@ -35,7 +41,7 @@ class Finding:
     count: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return plain JSON types: the attributes, texts of the rule, and the parts of the site."""
         rule, site, via = RULES[self.rule], self.site, None if self.site is None else self.site.via
         place = {name: getattr(site, name, None) for name in ('file', 'line', 'function', 'code', 'library')}
         return dict(
@@ -54,7 +60,14 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The findings of one module: the worst first, then by file and line."""
+    """The findings of one module.
+
+    Attributes:
+        name: of the module.
+        findings: the worst first, then by file and line.
+        trials: the trial exports.
+        exporters: that were asked for.
+    """
 
     name: str
     findings: tuple[Finding, ...]
@@ -95,7 +108,15 @@ def make_report(
     trials: Sequence[Trial],
     names: Sequence[str],
 ) -> Report:
-    """Group events by rule and line; `names` are of the inputs, to put in place of their numbers."""
+    """Return a report in which events of one rule at one line are one finding.
+
+    Args:
+        name: of the module.
+        events: of the observed run and of the trials.
+        exporters: that were asked for.
+        trials: the trial exports.
+        names: of the input tensors, in order; they take the place of numbers in the events' details.
+    """
 
     def with_names(match: re.Match[str]) -> str:
         inputs = [names[int(number)] for number in re.findall(r'\d+', match[2])]
@@ -127,11 +148,11 @@ def make_report(
 
 
 MAX_DETAILS = 2
-"""Of one line on the screen; the JSON has all of them."""
+"""Details of a finding that are printed; the JSON has all of them."""
 
 
 def print_report(report: Report, console: Console, notes: bool = False) -> None:
-    """Print a report, with each note or only how many there are."""
+    """Print a report; findings of severity 'note' are only counted, unless `notes` is True."""
     from rich.markup import escape
 
     console.print(f'[bold]{escape(report.name)}[/bold]')
@@ -173,7 +194,7 @@ def _print_finding(finding: Finding, console: Console, explain: bool) -> None:
 
 
 def summary(report: Report, notes: bool = True) -> str:
-    """Return how many findings of which severity there are."""
+    """Return the numbers of findings by severity as text; `notes`: notes were printed, so no hint is due."""
     counts = collections.Counter(finding.severity for finding in report)
     if not counts:
         return 'nothing found'

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from mmdeploy_ext.core.errors import UsageError
 
+# Outcomes of an export. 'Other inputs' are others than the example; 'wrong' alone holds for the example, too.
 RIGHT = 'right'
 WRONG = 'wrong on other inputs'
 WRONG_AT_ONCE = 'wrong'
@@ -14,15 +15,21 @@ UNRUNNABLE = 'refused by the engine'
 
 EXPORTERS = ('torchscript', 'dynamo')
 SEVERITIES = ('note', 'warning', 'error')
+"""The least severe first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One known pitfall: what is done, what goes wrong, what to write instead.
+    """One known pitfall.
 
     Attributes:
-        outcomes: exporter -> what happens on this stack.
-        otherwise: severity if the exporter does the right thing: 'note' or 'warning'.
+        id: its name in reports.
+        title: what is done, as code.
+        why: what goes wrong.
+        fix: what to write instead.
+        outcomes: exporter -> what happens with the versions that this project installs: 'right', 'wrong' ...,
+            one of the constants above.
+        otherwise: severity if all exporters that were asked for do the right thing: 'note' or 'warning'.
     """
 
     id: str
@@ -38,11 +45,12 @@ class Rule:
 
 
 def check_exporters(exporters: Sequence[str]) -> None:
-    """Refuse an unknown exporter with a UsageError that gives those that there are."""
+    """Raise UsageError, with the known exporters, if there is an unknown one or none."""
     if not exporters or not set(exporters) <= set(EXPORTERS):
         raise UsageError(f'exporters {list(exporters)}: expected some of {", ".join(EXPORTERS)}')
 
 
+# The groups of rules; `THEMES` has their headings, `RULES` all of them.
 VALUES = (
     Rule(
         id='value-to-python',
@@ -325,7 +333,7 @@ THEMES = {
     'Precision': NUMBERS,
     'Operators': OPERATORS,
 }
-"""Heading -> rules."""
+"""Heading in the documentation -> rules below it."""
 
 RULES = {rule.id: rule for rules in THEMES.values() for rule in rules}
 """Id -> rule."""

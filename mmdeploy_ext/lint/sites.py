@@ -1,4 +1,4 @@
-"""Lines of the user's code, and whether a branch, a loop or a guard waits there for a value."""
+"""Lines of the user's code, and whether a branch, a loop or a guard there takes the value of a call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from types import FrameType
 import torch
 
 MACHINERY = str(Path(__file__).parent)
+"""Folder of the linter, whose own frames are not the user's code."""
 TORCH = str(Path(torch.__file__).parent)
+"""Folder of torch."""
 THIN = tuple(
     os.path.join(TORCH, *part.split('/'))
     for part in (
@@ -22,7 +24,7 @@ THIN = tuple(
         'utils/_contextlib.py', 'autograd/function.py',
     )
 )  # fmt: skip
-"""Files of torch that hand a call of the user's on; what other files of torch do is not the user's."""
+"""Files of torch that only pass on a call of the user; a call from other files of torch is torch's own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,10 @@ class Site:
 
     Attributes:
         file: as shown: relative to the working directory, or from the package on in libraries.
-        library: the file belongs to an installed package.
+        line: its number, from 1 on.
+        function: name of the function that it is in.
+        code: its text.
+        library: whether the file belongs to an installed package.
         via: for a line in a library, the user's line that led there; None if there is none.
         waiting: what takes the value: 'branch', 'guard' (an assert, an if that raises), 'loop', 'counted' (a
             `range`), 'unpack' (several names on the left), 'handled' (by a function that asks for
@@ -107,7 +112,7 @@ def _plain_site(frame: FrameType) -> Site:
 
 @functools.lru_cache(maxsize=4096)
 def site_at(file: str, line: int, function: str = '') -> Site:
-    """Return a line of a file as a site."""
+    """Return a line of a file, which is a path, as a site; without `via` and `waiting`."""
     return Site(
         _displayed_path(file), line, function, linecache.getline(file, line).strip(), _is_library(file)
     )
@@ -124,6 +129,7 @@ def _displayed_path(file: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _waiting_at(file: str, line: int, column: int) -> str:
+    """Return `Site.waiting` of the expression at a line and column of a file."""
     tree = _tree(file)
     if tree is None:
         return ''
@@ -145,7 +151,7 @@ def _waiting_at(file: str, line: int, column: int) -> str:
 
 
 def _has_form_for_tensors(function: ast.AST) -> bool:
-    """Return whether a function asks `isinstance(size, torch.Tensor)`: then it has a form for traces."""
+    """Return whether a function has a call `isinstance(..., torch.Tensor)`: then it has code for traces."""
     return any(
         ast.unparse(step.args[1]).split('.')[-1] == 'Tensor'
         for step in ast.walk(function)
@@ -154,7 +160,10 @@ def _has_form_for_tensors(function: ast.AST) -> bool:
 
 
 def _use_of(assign: ast.Assign, function: ast.AST | None) -> str:
-    """Return 'counted' where a `range` takes what is assigned, 'guard' where guards alone do, or ''."""
+    """Return what takes the assigned names in a function.
+
+    'counted' if a `range` does, 'guard' if only asserts, raises and ifs that raise read them, else ''.
+    """
     names = {part.id for target in assign.targets for part in ast.walk(target) if isinstance(part, ast.Name)}
     steps = list(ast.walk(function or assign))
     calls = [step for step in steps if isinstance(step, ast.Call)]
@@ -195,7 +204,7 @@ def _covers(node: ast.AST, line: int, column: int) -> bool:
 
 
 def _taker(node: ast.AST, inner: ast.AST) -> str:
-    """Return what `node` does with the value of its child `inner`."""
+    """Return what `node` does with the value of its child `inner`, as in `Site.waiting`."""
     if isinstance(node, ast.Assert):
         return 'guard'
     if isinstance(node, ast.If) and inner is node.test:

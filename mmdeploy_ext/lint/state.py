@@ -14,6 +14,7 @@ from mmdeploy_ext.lint.sites import caller
 MODULE_FIELDS = {'_buffers', '_parameters', '_modules', '_non_persistent_buffers_set', 'training'}
 """Attributes that every module has."""
 HOOKS = ('_forward', '_backward')
+"""Beginnings of the names of attributes of modules that hold hooks."""
 
 
 def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
@@ -25,7 +26,7 @@ def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _versions(module: torch.nn.Module) -> dict[str, list[tuple[int, int]]]:
-    """Return name of an attribute or buffer -> identity and version of its tensors."""
+    """Return name of an attribute or buffer -> id and version counter of each tensor in it."""
     values = {name: value for name, value in _attributes(module) if not name.split('.')[-1].startswith(HOOKS)}
     for path, part in module.named_modules():  # `named_buffers` may give what has two names twice, or once
         values.update({f'{path}.{name}'.lstrip('.'): buffer for name, buffer in part._buffers.items()})
@@ -42,9 +43,10 @@ def held_tensors(module: torch.nn.Module) -> dict[int, str]:
 
 @contextlib.contextmanager
 def watch_attributes(module: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Write down which attributes and buffers with tensors are set or changed inside the block, and numbers.
+    """Add an event for each attribute or buffer of a module that is set or changed inside the block.
 
-    A number counts where it replaces another one: a counter of frames, not a size that is kept.
+    It has to hold tensors, or a number that replaces another one (a counter of frames; a number that is set
+    for the first time is no state).
 
     One target, `torch.nn.Module.__setattr__`, restored on exit; what is changed in other ways (an item of a
     list or dict) is found by comparing afterwards, and has no line.

@@ -19,14 +19,25 @@ from mmdeploy_ext.lint.record import Event
 from mmdeploy_ext.lint.sites import TORCH, Site, site_at
 
 FRAME = re.compile(r'File "([^"\n]+)", line (\d+), in (\S+)')
+"""A frame of a Python traceback: file, line, function."""
 RANGE = re.compile(r'^(.+\.py)\((\d+)\): (\S+)$', re.M)
+"""A frame of the source range of a node that was traced: file, line, function."""
 SYMBOLIC_OPSETS = range(7, 21)
+"""Opsets that torch has modules of symbolics for."""
 LONGEST = 200
+"""Characters of an error in a report."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """The result of an exporter at an opset; `events` are the operators that it does not know."""
+    """The result of an exporter at an opset.
+
+    Attributes:
+        refused: whether the export failed.
+        skipped: whether it was not tried.
+        text: the first line of its error and where it arose, or why it was skipped; else ''.
+        events: for the operators that it does not know.
+    """
 
     exporter: str
     opset: int
@@ -49,8 +60,9 @@ def try_export(
         module: the module.
         args: its positional arguments.
         exporter: 'torchscript' or 'dynamo'.
-        opset: None: the exporter's own; one that the exporter lacks becomes the nearest that it has.
-        ends_process: the module has what ends the process under the dynamo exporter (`tensor-data`).
+        opset: None for the exporter's default; one that the exporter lacks becomes the nearest that it has.
+        ends_process: the module does something that can end the process under the dynamo exporter (the rules
+            `tensor-data` and `parameter-data`), which is skipped then.
     """
     low, high = OPSETS[exporter]
     opset = min(max(opset or default_opset(module, exporter), low), high)
@@ -85,9 +97,10 @@ def try_export(
 def unknown_to_torchscript(
     module: torch.nn.Module, args: tuple[Any, ...], opset: int
 ) -> list[tuple[str, Site | None]]:
-    """Return operators of the trace that have no symbolic at an opset, each once, with their lines.
+    """Return the operators of a trace that have no symbolic at an opset, with their lines, each pair once.
 
-    The registry is private to torch (2.13); it is empty until the modules of the opsets are imported.
+    `module` is traced with the positional arguments `args`; [] if that fails. The registry is private to
+    torch (2.13); it is empty until the modules of the opsets are imported.
     """
     import importlib
 
@@ -115,9 +128,10 @@ def unknown_to_torchscript(
 def unknown_to_dynamo(
     module: torch.nn.Module, args: tuple[Any, ...], opset: int
 ) -> list[tuple[str, Site | None]]:
-    """Return operators of the exported program that have no translation, with their lines.
+    """Return the operators of an exported program that have no translation, with their lines, each pair once.
 
-    Registry and decomposition are private to torch (2.13).
+    `module` is exported with the positional arguments `args`; [] if that fails. Registry and decomposition
+    are private to torch (2.13).
     """
     from torch.onnx._internal.exporter import _dispatching, _fx_passes, _registration
 
@@ -140,7 +154,10 @@ def unknown_to_dynamo(
 
 
 def _last_site(frames: list[tuple[str, str, str]], inner_first: bool = False) -> Site | None:
-    """Return the innermost frame that is not of torch."""
+    """Return the innermost of frames (file, line, function) that is not of torch, as a site.
+
+    It is the last one, or the first with `inner_first`.
+    """
     outside = [frame for frame in frames if not frame[0].startswith(TORCH)]
     if not outside:
         return None

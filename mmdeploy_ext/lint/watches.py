@@ -1,4 +1,8 @@
-"""Watches look for pitfalls in an observed run: each function gets every call and adds events."""
+"""Watches look for pitfalls in an observed run: each function gets every call of torch and adds events.
+
+The first line of a watch's docstring is what it looks for, as code or in words; the ids of rules are those of
+`rules.py`. `parts` alone adds no event.
+"""
 
 import math
 import sys
@@ -11,6 +15,8 @@ from mmdeploy_ext.lint.observe import Call
 from mmdeploy_ext.lint.record import is_size, origins_of, plain
 from mmdeploy_ext.lint.sites import caller
 
+# names of functions as in `Call.name`: those that make a bool, a number or an array of a tensor; inverses;
+# those that draw random numbers; and those that do so unless `training` is False
 TO_BOOL = {'__bool__', 'is_nonzero', 'equal', 'allclose'}
 TO_NUMBER = {'item', '__int__', '__float__', '__complex__', '__index__', 'tolist'}
 TO_NUMPY = {'numpy', '__array__'}
@@ -127,21 +133,25 @@ def writes(call: Call) -> None:
         _add_index_kinds(call, call.argument(1, 'indices'))
     if target._base is None or not (call.mark.inputs or observer.marks.of(target).inputs):
         return
-    part = observer.parts.get(target)
-    if part and (call.name != '__setitem__' or (part == 'select' and _all_numbers(call.args[1]))):
+    view_kind = observer.parts.get(target)
+    is_select = view_kind == 'select' and call.name == '__setitem__' and _all_numbers(call.args[1])
+    if view_kind and (call.name != '__setitem__' or is_select):
         call.add('slice-assigned', f'{name} of a slice')
     else:
         call.add('write-to-view', f'{name} into a view')
 
 
 def parts(call: Call) -> None:
-    """Remember which views are one basic indexing of a whole tensor: writes to those are followed."""
+    """Remember which views are one basic indexing of a whole tensor: exporters follow writes into those.
+
+    `Observer.parts` has them for `writes`.
+    """
     if call.name not in ('__getitem__', 'select') or not isinstance(call.args[0], torch.Tensor):
         return
     if not isinstance(call.result, torch.Tensor) or call.result._base is not call.args[0]:
         return
     index = call.args[1] if call.name == '__getitem__' else 0
-    if None not in [part for part in _as_tuple(index) if not isinstance(part, torch.Tensor)]:
+    if None not in [entry for entry in _as_tuple(index) if not isinstance(entry, torch.Tensor)]:
         call.observer.parts[call.result] = 'select' if _all_numbers(index) else 'slice'
 
 
@@ -150,21 +160,21 @@ def _as_tuple(index: Any) -> tuple[Any, ...]:
 
 
 def _all_numbers(index: Any) -> bool:
-    return all(isinstance(part, int) for part in _as_tuple(index))
+    return all(isinstance(entry, int) for entry in _as_tuple(index))
 
 
 def _add_index_kinds(call: Call, index: Any) -> None:
     """Note indices of a write that exporters have had trouble with."""
-    parts = _as_tuple(index)
-    tensors = [part for part in tensors_in(parts) if part.dtype not in (torch.bool, torch.uint8)]
+    entries = _as_tuple(index)
+    tensors = [entry for entry in tensors_in(entries) if entry.dtype not in (torch.bool, torch.uint8)]
     rank = max((tensor.dim() for tensor in tensors), default=0)
     if rank > 1:
         call.add('index-put-many-ranks', f'index of rank {rank}')
     if any(tensor.numel() and tensor.min() < 0 for tensor in tensors):
         call.add('index-put-negative', 'negative index in a tensor')
-    elif any(isinstance(part, int) and part < 0 for part in parts):
+    elif any(isinstance(entry, int) and entry < 0 for entry in entries):
         call.add('index-put-negative', 'negative index in Python')
-    if any(isinstance(part, slice) and part != slice(None) for part in parts):
+    if any(isinstance(entry, slice) and entry != slice(None) for entry in entries):
         call.add('slice-assigned', 'a slice is written')
 
 
@@ -195,14 +205,14 @@ def absolute_time(call: Call) -> None:
 
 
 def largest_finite(tensor: torch.Tensor) -> float:
-    """Return the largest absolute value that may be a time or a position."""
+    """Return the largest absolute value that may be a time or a position: below `LARGEST_TIME`; else 0."""
     values = tensor.detach().abs().double()
     values = values[values < LARGEST_TIME]
     return float(values.max()) if values.numel() else 0.0
 
 
 def step_text(value: float) -> str:
-    """Return the distance to the next float32, as text."""
+    """Return the distance of a number to the next float32, as text."""
     return f'{2.0 ** (math.frexp(value)[1] - 24):g}'
 
 
@@ -210,7 +220,8 @@ def operators(call: Call) -> None:
     """Inverses, random operators, custom functions of autograd."""
     if call.name in INVERSES:
         call.add('matrix-inverse', f'{call.name} of {tuple(call.args[0].shape)}', through_torch=True)
-    drops = call.name in DROPOUTS and call.argument(2, 'training', True) and call.argument(1, 'p', 0.5) > 0
+    is_training = call.argument(2, 'training', default=True)
+    drops = call.name in DROPOUTS and is_training and call.argument(1, 'p', default=0.5) > 0
     if call.name in RANDOM or drops:
         call.add('random', f'{call.name} draws numbers', through_torch=True)
     if call.name == 'Function.apply':
@@ -219,6 +230,7 @@ def operators(call: Call) -> None:
         call.add(rule, f'{function.__name__} is a torch.autograd.Function', through_torch=True)
 
 
+# all watches, in the order in which they are called
 WATCHES = (
     values_to_python,
     values_to_numpy,
@@ -235,6 +247,6 @@ WATCHES = (
 
 
 def inputs_text(call: Call) -> str:
-    """Return which inputs a call's arguments depend on."""
+    """Return which inputs a call's arguments depend on: 'input 0' or 'inputs 0, 2'."""
     numbers = [str(index) for index in range(len(call.observer.inputs)) if call.mark.inputs >> index & 1]
     return f'input{"s" if len(numbers) > 1 else ""} {", ".join(numbers)}'

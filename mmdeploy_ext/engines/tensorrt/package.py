@@ -22,6 +22,7 @@ INSTALL = {
     'tensorrt': 'pip install tensorrt (it builds and runs on the GPU at hand)',
     'tensorrt-rtx': 'make env-tensorrt, or pip install tensorrt-rtx (233 MB; it builds without a GPU)',
 }
+"""Name of the distribution -> how to install it, for messages."""
 OLDEST = (10, 0)
 """First version of `tensorrt` with strongly typed networks and tensors by name."""
 

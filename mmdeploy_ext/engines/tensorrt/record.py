@@ -109,7 +109,10 @@ def record_path(engine: str | os.PathLike[str]) -> Path:
 
 
 def write_engine(path: str | os.PathLike[str], data: bytes, record: Record) -> None:
-    """Write an engine and its record; an old record is removed before its engine."""
+    """Write an engine, whose content is `data`, and its record beside it.
+
+    An old record is removed first, so that no record lies beside another engine than its own.
+    """
     record_path(path).unlink(missing_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)

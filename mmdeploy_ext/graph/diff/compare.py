@@ -1,4 +1,7 @@
-"""Compare two files: their structure, and their tensors on the same inputs. Needs no torch."""
+"""Compare two files: their structure, and their tensors on the same inputs. Needs no torch.
+
+The terms free and born are those of `walk.py`.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -80,7 +83,7 @@ def diff_files(
             f'{path}: its inputs {", ".join(missing)} have no counterpart in {reference_path}, which has '
             f'{", ".join(reference.index.inputs)}'
         )
-    reference_walk = walk(reference, feeds, {}, runner)
+    reference_walk = walk(reference, feeds, references={}, runner=runner)
     references = {
         name: ReferenceTensor(reference_walk.free[mate], mate, how='structure')
         for name, mate in pairs.tensors.items()

@@ -37,6 +37,7 @@ MAX_EVIDENCE = 6
 STRUCTURE = ('node', 'wiring', 'function')
 """Kinds of changes after which other inner tensors need not be an error."""
 NO_REFERENCE = ReferenceTensor(np.empty(0), how='')
+"""Stands for the reference of a tensor that has none; its texts are empty."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,13 +333,13 @@ def regions(walk: Walk, born_rtol: float = BORN_RTOL) -> list[Region]:
                 above.add(name)
                 waiting.extend(index.reads(walk.rows[name].position))
         covered |= above
-        region = Region((*sorted(above, key=depths.__getitem__), tensor), True)
+        region = Region((*sorted(above, key=depths.__getitem__), tensor), ends=True)
         first = region.tensors[0]
         if first not in by_first or len(region.tensors) < len(by_first[first].tensors):
             by_first[first] = region
     rest = [tensor for tensor in walk.rows if tensor in suspects and tensor not in covered]
     if rest:
-        by_first.setdefault(rest[0], Region(tuple(rest), False))
+        by_first.setdefault(rest[0], Region(tuple(rest), ends=False))
     return sorted(by_first.values(), key=lambda region: depths[region.tensors[0]])
 
 

@@ -39,9 +39,12 @@ class ReferenceTensor:
 
     Attributes:
         value: its values; of the same shape, unless it was paired by 'value', 'order' or 'module'.
-        label: name on the reference's side: of a module, a tap or a tensor.
+        label: name on the reference's side: of a PyTorch module, of a tensor that a model names by
+            `core.taps.tap`, or of a tensor of a graph.
         module: path of the PyTorch module that made it, '' if there is none.
-        how: by what it was paired: 'name', 'value', 'export', 'module', 'weights', 'order', 'structure'.
+        how: by what it was paired with the graph's tensor, for the reader. Of two files: 'structure'. Of a
+            graph and PyTorch: 'name', equal 'value', place in a 'module' or in the 'order' of execution;
+            'values' or 'export' if it was paired by a fresh export.
         record: number of the tensor in the order in which the reference computed them; -1 if it has none.
     """
 
@@ -133,7 +136,7 @@ def walk(
             tensor, the position of its node and the fed value.
     """
     base = {**program.constants, **program.defaults, **feeds}
-    result = Walk(program, {}, dict(base), dict(base))
+    result = Walk(program, rows={}, free=dict(base), good=dict(base))
     for position in program.steps:
         free, free_failure = _run(program, position, result.free, runner)
         fed, fed_failure = _run(program, position, result.good, runner)

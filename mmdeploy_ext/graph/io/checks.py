@@ -18,6 +18,7 @@ from mmdeploy_ext.proving.tensors import shape_text
 
 FileName = str | os.PathLike[str]
 EXPORT_AGAIN = 'export it again, or download it again if it came from elsewhere'
+"""Advice in messages about damaged files."""
 DEFAULT_DOMAINS = ('', 'ai.onnx')
 """Both are names of ONNX's own domain."""
 SPARSE_OPERATORS = ('SparseConvolution', 'ScatterDense')

@@ -50,7 +50,7 @@ def _read_file(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
 
 
 def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[str]) -> None:
-    """Write one .npy per tensor, for `load_tensors`."""
+    """Write one .npy per tensor (name -> array) into a folder, for `load_tensors`."""
     for name, array in tensors.items():
         file = Path(folder) / f'{quote(name, safe=" ")}.npy'
         with atomic_path(file) as temporary, open(temporary, 'wb') as stream:
@@ -58,7 +58,7 @@ def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[st
 
 
 def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays under any name; numpy's own function has names that it keeps for itself ('file')."""
+    """Write an .npz file of name -> array; `np.savez` cannot write an array called 'file'."""
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
             array = np.asarray(array)

@@ -64,7 +64,7 @@ def _infer_once(slim: onnx.ModelProto, strict: bool) -> dict[str, onnx.TypeProto
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy without the values of large initializers: all that shape inference reads, in few bytes."""
+    """Return a copy without the values of large initializers: what shape inference reads, in few bytes."""
     slim = onnx.ModelProto(ir_version=model.ir_version)
     slim.opset_import.extend(model.opset_import)
     slim.functions.extend(model.functions)
@@ -170,13 +170,13 @@ def shapes(values: Iterable[onnx.ValueInfoProto]) -> dict[str, list[int | str] |
 
 
 def dtype(data_type: int) -> str:
-    """Return the lower-case name of a `TensorProto.DataType`, e.g. 'float' or 'int64'; of others the number."""
+    """Return the lower-case name of a `TensorProto.DataType`, e.g. 'int64'; the number if it has none."""
     names = {number: name for name, number in onnx.TensorProto.DataType.items()}
     return names.get(data_type, str(data_type)).lower()
 
 
 def text(value_type: onnx.TypeProto | None) -> str:
-    """Return e.g. 'float[1,3,h,w]'; 'sequence' or the like for other types, '?' when nothing is known."""
+    """Return e.g. 'float[1,3,h,w]'; 'sequence' or the like for no tensor, '?' when nothing is known."""
     if value_type is None or value_type.WhichOneof('value') is None:
         return '?'
     if not value_type.HasField('tensor_type'):

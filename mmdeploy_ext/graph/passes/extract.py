@@ -20,13 +20,18 @@ from mmdeploy_ext.graph.run import typed_values
 def cut(
     model: onnx.ModelProto, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
 ) -> onnx.ModelProto:
-    """Return what lies between tensors: a model that takes `inputs` and gives `outputs`, which nodes make.
+    """Return what lies between tensors: a model that takes `inputs` and gives `outputs`.
 
-    - Nodes that the outputs do not need go, and so do their weights.
+    - Nodes that the outputs do not need are dropped, and so are their weights.
     - A tensor in `inputs` that a node made, or that was a constant, becomes an input.
-    - Metadata of this project goes when anything went, since it describes the whole graph.
-    Without `inputs` it takes the graph's that the outputs need, without `outputs` it gives the graph's. Does
-    not fire when the graph has these inputs and outputs already.
+    - Metadata of this project is dropped if the inputs or outputs changed, since it describes the whole
+      graph.
+    Does not fire when the graph has these inputs and outputs already.
+
+    Args:
+        model: the graph.
+        inputs: names of tensors; None for those of the graph's inputs that the outputs need.
+        outputs: names of tensors that nodes make; None for the graph's outputs.
 
     Raises:
         UsageError: an unknown tensor; an output that is also an input or that no node makes; outputs that
@@ -72,8 +77,10 @@ def _check_cut(index: Index, positions: Sequence[int], starts: Sequence[str], en
 def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto:
     """Return the model of some nodes: it takes what they read from others and gives what others read.
 
-    - Nodes that compute constants for them (shapes, axes) are included and are no inputs.
-    - Outputs that nothing reads, and graph outputs, are outputs.
+    `positions` are of nodes of the main graph.
+
+    - Nodes that compute constants for them (shapes, axes) become part of it; the constants are no inputs.
+    - What the nodes write and nothing reads, and graph outputs, are outputs.
     Does not fire when all nodes are chosen.
 
     Raises:
@@ -123,9 +130,9 @@ def _rebuild(
 
 
 def insert_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """Return a model that also gives inner tensors, after the outputs that it has.
+    """Return a model with inner tensors as further outputs, after those that it has.
 
-    The names are of tensors that nodes make, or patterns such as '/head/*'. Does not fire on tensors that are
+    `names` are of tensors that nodes make, or patterns such as '/head/*'. Does not fire on tensors that are
     outputs already. The outputs that were there keep their values.
 
     Raises:

@@ -48,9 +48,9 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
 def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) -> onnx.ModelProto:
     """Return a model in which inputs are constants, with all that depends on constants alone computed.
 
-    Fires on the inputs that `values` names; None there is the default that the file states. Where sizes
-    inside depend on the values of an input, this is what makes them known: the frame of SOLO's masks follows
-    from `img_shape`.
+    Fires on the inputs of `values`: name of an input -> its value, flat, or None for the default that the
+    file states. If sizes inside depend on the values of an input, this makes them known: the frame of SOLO's
+    masks follows from `img_shape`.
 
     Raises:
         UsageError: no such input, no default, or a value of another number of elements.
@@ -69,7 +69,7 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
             raise UsageError(f'--constant {name}: the file states no default; give {name}=VALUE,VALUE,...')
         if array is not None:
             tensor_type = inputs[name].type.tensor_type
-            sizes = [size.dim_value if size.HasField('dim_value') else 1 for size in tensor_type.shape.dim]
+            sizes = [dim.dim_value if dim.HasField('dim_value') else 1 for dim in tensor_type.shape.dim]
             if array.size != math.prod(sizes):
                 shape = 'x'.join(map(str, sizes))
                 raise UsageError(f'--constant {name}: {array.size} values, the input has {shape}')
@@ -82,7 +82,11 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
 
 
 def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:
-    """Read NAME or NAME=VALUE,VALUE,...; a value that is no number is a UsageError."""
+    """Return name -> values, float64 and flat, of texts NAME=VALUE,VALUE,...; None for a text NAME.
+
+    Raises:
+        UsageError: a value that is no number.
+    """
     constants: dict[str, np.ndarray | None] = {}
     for text in texts:
         name, sign, numbers = text.partition('=')
@@ -94,9 +98,9 @@ def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:
 
 
 def spec_of(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpec:
-    """Return the spec that a file of this project states; of another file, its inputs and outputs.
+    """Return the spec that a file of this project states; of another file, its inputs and outputs as a spec.
 
-    Inputs that became constants, `fixed`, are not in it.
+    `fixed` are names of inputs that became constants, which are left out.
     """
     props = {entry.key: entry.value for entry in model.metadata_props}
     if f'{PREFIX}spec' in props and f'{PREFIX}family' in props:

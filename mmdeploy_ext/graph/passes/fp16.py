@@ -34,13 +34,13 @@ from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
 HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
 LARGEST_HALF = 65504.0
 PRODUCTS = {'MatMul': 1, 'Gemm': 1, 'Conv': 1, 'ConvTranspose': 1}
-"""Operators whose operand of this index is a weight when it is constant."""
+"""Operator -> place of the operand that is a weight if it is constant."""
 SINGLE_OPS = frozenset({'Pow', 'ReduceMean', 'Sqrt', 'Reciprocal', 'Exp', 'Log', 'Sin', 'Cos', 'Range'})
 """Squares overflow float16 and an epsilon of 1e-5 is one of its smallest numbers; these stay float32."""
 TYPED_OPS = {'Cast', 'CastLike', 'Constant', 'ConstantOfShape', 'EyeLike', 'RandomNormal', 'RandomUniform'}
 """Operators whose attributes state the type of their output; they are left as they are."""
 SINGLE_OPERANDS = {'Resize': (1, 2)}
-"""Operands that the operator takes in float32 alone."""
+"""Operator -> places of the operands that it takes in float32 alone."""
 
 
 def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -> onnx.ModelProto:
@@ -48,8 +48,8 @@ def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -
 
     Args:
         model: its inputs and outputs are the spec's.
-        spec: `single` inputs start a float32 island and `single` outputs end one; inputs and outputs whose
-            dtype is float16 become that, all others keep theirs.
+        spec: inputs marked `single` start a float32 island and outputs marked so end one; inputs and outputs
+            whose dtype in it is float16 become float16, all others keep their dtypes.
         keep: patterns ('*', '?', '[...]') of node names, operators or tensors that nodes write; these nodes
             stay float32.
 
@@ -107,13 +107,15 @@ class _Graph:
                 self.constants.update(node.output)
 
     def floats(self, names: Iterable[str]) -> list[str]:
+        """Return those of some values that are float16 or float32."""
         return [name for name in names if self.elements.get(name) in (HALF, SINGLE)]
 
     def is_weighted(self, node: onnx.NodeProto) -> bool:
-        operand = PRODUCTS.get(node.op_type)
-        if operand is None or node.input[operand] not in self.constants:
+        """Return whether a node is a product with a weight."""
+        place = PRODUCTS.get(node.op_type)
+        if place is None or node.input[place] not in self.constants:
             return False
-        return self.ranks.get(node.input[operand], 2) == 2 or 'Conv' in node.op_type
+        return self.ranks.get(node.input[place], 2) == 2 or 'Conv' in node.op_type
 
     def is_typed(self, node: onnx.NodeProto) -> bool:
         """Return whether a node keeps its types: they are not float32, or its operator states them."""
@@ -179,7 +181,14 @@ class _Graph:
 
 
 class _Writer:
-    """Writes the nodes anew, each with its operands in its own type; one cast per value and type."""
+    """Writes the nodes anew, each with its operands in its own type; one cast per value and type.
+
+    Attributes:
+        elements: data type by the name of a value in the new graph.
+        initializers: those that are no inputs, by name.
+        nodes: the new nodes.
+        converted: names of the values that were made by conversion: '<name>/half' or '<name>/single'.
+    """
 
     def __init__(self, graph: _Graph, islands: set[int], half_ends: set[str]) -> None:
         self.graph, self.islands, self.half_ends = graph, islands, half_ends
@@ -243,18 +252,18 @@ class _Writer:
         return inner_names
 
     def operand(self, name: str, element: int) -> str:
-        """Return the name of a value in a data type."""
+        """Return the name under which a value has a data type; a cast or a constant is added if needed."""
         if self.elements.get(name) not in (HALF, SINGLE) or self.elements[name] == element:
             return name
-        converted = f'{name}/{"half" if element == HALF else "single"}'
-        if converted not in self.converted and name in self.initializers:
-            self.new_initializers.append(_convert(self.initializers[name], converted, element))
-        elif converted not in self.converted:
-            cast = helper.make_node('Cast', [name], [converted], name=f'{converted}/Cast', to=element)
+        new_name = f'{name}/{"half" if element == HALF else "single"}'
+        if new_name not in self.converted and name in self.initializers:
+            self.new_initializers.append(_convert(self.initializers[name], new_name, element))
+        elif new_name not in self.converted:
+            cast = helper.make_node('Cast', [name], [new_name], name=f'{new_name}/Cast', to=element)
             self.nodes.append(cast)
-        self.converted.add(converted)
-        self.elements[converted] = element
-        return converted
+        self.converted.add(new_name)
+        self.elements[new_name] = element
+        return new_name
 
 
 def _convert(tensor: TensorProto, name: str, element: int) -> TensorProto:

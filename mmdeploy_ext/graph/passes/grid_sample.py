@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from mmdeploy_ext.graph.io.index import refill
 
 SUPPORTED = dict(mode=(b'linear', b'bilinear'), padding_mode=(b'zeros',), align_corners=(0,))
-"""Attribute -> values that are replaced, the default first."""
+"""Attribute of GridSample -> values with which it is replaced, the default first."""
 
 
 def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
@@ -46,7 +46,11 @@ def _is_supported(node: onnx.NodeProto) -> bool:
 
 
 class _Gathers:
-    """Writes the nodes that stand for one GridSample."""
+    """Writes the nodes that stand for one GridSample.
+
+    Its methods take and return names of tensors: `flat` is the map (N, C, H * W), the size of one axis is
+    int64 (1,).
+    """
 
     def __init__(self, node: onnx.NodeProto, prefix: str) -> None:
         self._map, self._grid = node.input
@@ -77,7 +81,7 @@ class _Gathers:
         return [*self._nodes, result]
 
     def _pixels(self, relative: str, length: str) -> str:
-        """Return ((g + 1) * length - 1) / 2: pixel coordinates of -1..1 with corners not aligned."""
+        """Return ((relative + 1) * length - 1) / 2: pixels, of coordinates -1..1 with corners not aligned."""
         size = self._op('Cast', length, to=onnx.TensorProto.FLOAT)
         scaled = self._op('Mul', self._op('Add', relative, self._float(1.0)), size)
         return self._op('Mul', self._op('Sub', scaled, self._float(1.0)), self._float(0.5))
@@ -91,7 +95,10 @@ class _Gathers:
     def _corner(
         self, flat: str, outer: tuple[str, str], size: tuple[str, str], corner: tuple[str, str], weight: str
     ) -> str:
-        """Return (N, C, h * w): values at whole coordinates, x and y, times their weights."""
+        """Return (N, C, h * w): values at whole coordinates, times their weights.
+
+        `outer` are N and C, `size` H and W, `corner` x and y (N, h, w), and `weight` is (N, h, w).
+        """
         inside, clipped = [], []
         for coordinate, length in zip(corner, reversed(size), strict=True):
             last = self._op('Sub', self._op('Cast', length, to=onnx.TensorProto.FLOAT), self._float(1.0))

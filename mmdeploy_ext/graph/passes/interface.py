@@ -20,8 +20,7 @@ def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
 
     - An input that the exporter dropped because nothing uses it is put back.
     - An input with a default gets an initializer of that value, which feeding overrides.
-    - Shapes are the spec's: letters for dynamic axes.
-    Does not fire on tensors that the spec does not know: those are an error.
+    - Declared shapes are the spec's, with its names of dynamic axes.
 
     Raises:
         ExportError: the graph takes or gives a tensor that the spec does not have.
@@ -68,8 +67,8 @@ def name_ends(
 
     - Outputs take `output_names` in order; further ones are output_<place>. An inner tensor that has such a
       name gets another one.
-    - The axes of `dynamic`, input or output name -> axis -> letter, take their letters, and what the exporter
-      called the same size changes with them.
+    - The axes of `dynamic`, name of an input or output -> axis -> name of the axis, take their names; axes
+      elsewhere that the exporter gave the same name as one of these change with it.
     A second run changes nothing.
 
     Raises:
@@ -91,18 +90,21 @@ def name_ends(
         raise UsageError(f'dynamic names {", ".join(unknown)}: expected one of {", ".join(ends)}')
     letters: dict[str, str] = {}
     for name, axes in dynamic.items():
-        sizes = ends[name].type.tensor_type.shape.dim
-        _check_axes(name, axes, len(sizes))
+        dims = ends[name].type.tensor_type.shape.dim
+        _check_axes(name, axes, len(dims))
         for axis, letter in axes.items():
-            if sizes[axis].dim_param.isidentifier():
-                letters.setdefault(sizes[axis].dim_param, letter)
-            sizes[axis].dim_param = letter
+            if dims[axis].dim_param.isidentifier():
+                letters.setdefault(dims[axis].dim_param, letter)
+            dims[axis].dim_param = letter
     _name_sizes(result, letters)
     return result
 
 
 def check_axes(inputs: Mapping[str, Any], dynamic: Mapping[str, Mapping[int, str]]) -> None:
-    """Raise UsageError for axes that the example inputs lack, before an exporter meets them."""
+    """Raise UsageError for axes that the example inputs lack, before an exporter meets them.
+
+    `inputs` is name -> example tensor, `dynamic` name -> axis -> name of the axis.
+    """
     for name, axes in dynamic.items():
         if hasattr(inputs.get(name), 'shape'):
             _check_axes(name, axes, len(inputs[name].shape))
@@ -115,6 +117,7 @@ def _check_axes(name: str, axes: Mapping[int, str], count: int) -> None:
 
 
 def _name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Rename the outputs of a model, in order and in place; inner tensors make room for the names."""
     graph = model.graph
     used = {value.name for value in graph.input}
     for place, value in enumerate(graph.output):  # a tensor that is two outputs, or an input too, is copied
@@ -134,13 +137,13 @@ def _name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
 
 
 def _name_sizes(model: onnx.ModelProto, letters: Mapping[str, str]) -> None:
-    """Replace names of sizes, inside of expressions too ('2*s77')."""
+    """Replace names of sizes, old -> new in `letters`, inside of expressions too ('2*s77')."""
     if all(old == new for old, new in letters.items()):
         return
     pattern = re.compile(rf'\b({"|".join(map(re.escape, letters))})\b')
     for graph in all_graphs(model):
         for value in (*graph.input, *graph.output, *getattr(graph, 'value_info', ())):
             if isinstance(value, onnx.ValueInfoProto):  # a function has names alone
-                for size in value.type.tensor_type.shape.dim:
-                    if size.dim_param:
-                        size.dim_param = pattern.sub(lambda match: letters[match[1]], size.dim_param)
+                for dim in value.type.tensor_type.shape.dim:
+                    if dim.dim_param:
+                        dim.dim_param = pattern.sub(lambda match: letters[match[1]], dim.dim_param)

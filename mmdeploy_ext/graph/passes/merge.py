@@ -30,7 +30,7 @@ def concatenate(
     Args:
         models: in the order of execution; the same opset and no functions.
         prefixes: one per model, put before the names of its nodes and inner values.
-        outputs: of the merged graph.
+        outputs: names of the merged graph's outputs, which are outputs of the models.
 
     Raises:
         ExportError: the opsets differ, or an output is given by no model.
@@ -87,7 +87,7 @@ def merge(
         models: in the order of execution.
         names: one per model, put before the names of its nodes and inner tensors; all different.
         connections: output of an earlier model -> input of a later one. Equal names connect by themselves.
-        outputs: of the merged graph; None: every output that no later model takes.
+        outputs: names of the merged graph's outputs; None for every output that no later model takes.
 
     Raises:
         UsageError: names that are not there or not connected, several models that give the same name,

@@ -24,7 +24,7 @@ NAMED = {
     'y = ReduceL2<keepdims = @keepdims>(a, axes)',
     'double-cast': 'c = Cast<to = 1>(a); y = Cast<to = @to>(c) -> y = Cast<to = @to>(a)',
 }
-"""Rules by name."""
+"""Name of a replacement -> its rule as text, see `parse_rule`."""
 APPROXIMATE = {
     'log-softmax': 'the logarithm of a probability that rounds to 0 is -infinity, LogSoftmax is finite there',
     'double-cast': 'a rounding to float32 between two casts is dropped',
@@ -40,7 +40,8 @@ PASSES = {
     'group-norm': (replace_group_norm, 'InstanceNormalization', 'a scale or bias of its own, or no groups'),
     'roi-align': (replace_roi_align, 'RoiAlign', "mode 'max', an opset before 16, or a sub-graph"),
 }
-"""Replacements that are code, not a rule: the function, the operator that it replaces, and why some stay."""
+"""Name of a replacement that is code, not a rule -> its function (see there), the operator that it replaces,
+and in which cases a node of that operator stays."""
 
 
 def named_rule(name: str) -> Rule:
@@ -56,7 +57,12 @@ def named_rule(name: str) -> Rule:
 def replace_all(
     model: onnx.ModelProto, rules: Sequence[str], named: Sequence[str]
 ) -> tuple[onnx.ModelProto, list[Replacements]]:
-    """Return what rules as text, then rules by name, then passes by name make of a model; see `replace`.
+    """Return a model after several replacements, one after the other, and a report of each.
+
+    Args:
+        model: the graph.
+        rules: rules as text, see `parse_rule`; they come first.
+        named: keys of `NAMED` and `PASSES`; those of `PASSES` come last.
 
     Raises:
         UsageError: see `parse_rule`, `named_rule` and `replace`.

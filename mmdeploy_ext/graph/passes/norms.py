@@ -5,9 +5,10 @@ float32. Measured of 256 channels in 32 groups at 80x112, a half of them constan
 of the largest value; means of rows and then of those are off by 1.6e-7 (PyTorch 1e-7), in 1.2 to 1.8 times
 the time, where a 3x3 convolution takes 20 to 60 times (of 10x10 three times: 0.12 ms); with ONNX Runtime
 1.18, 1.20, 1.23 and 1.31 alike. Where the mean is 100 times the deviation: 2.9e-6 instead of 1.6e-5.
-Of Mask R-CNN with group normalisation in its backbone, 4 of 100 results of a picture in a larger input had no
-equal for it (worst IoU 0.968). LayerNormalization is no way out: up to 1.23 it is off by 0.1 if the mean
-is 100 times the deviation, and later ones are exact for one scale value alone, which the earlier refuse.
+Because of it 4 of 100 results of a Mask R-CNN with group normalisation in its backbone, for a picture in a
+larger input, had no equal (worst IoU 0.968). LayerNormalization is no way out: in ONNX Runtime up to 1.23 it
+is off by 0.1 if the mean is 100 times the deviation, and later versions are exact only for a scale of one
+value, which the earlier ones refuse.
 """
 
 import copy
@@ -29,8 +30,9 @@ def replace_group_norm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     """Return a model whose group normalisations take their sums in two steps, and whether anything changed.
 
     - Reshape(X (N, C, ..., W), (0, G, -1)), InstanceNormalization(_, ones, zeros) -> (R - mean) /
-      Sqrt(variance + epsilon), R being the reshaped X; both means over W first, then over what is left of
-      the group. In float32: squares of values above 255 have no half.
+      Sqrt(variance + epsilon), R being the reshaped X, G the number of groups; mean and variance are means
+      over W first, then over what is left of the group. It is for float32: float16 cannot hold squares of
+      values above 255.
     - Not fired: another scale or bias, one that is no constant, another shape, sub-graphs.
     """
     constants = _constants(model.graph)
@@ -49,7 +51,7 @@ def replace_group_norm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
-    """Return what scales and biases of normalisations and shapes of Reshape hold, by name."""
+    """Return name -> values of the constants that are scales and biases of norms, or shapes of Reshape."""
     nodes = [node for node in graph.node if node.op_type in ('InstanceNormalization', 'Reshape')]
     names = {name for node in nodes for name in node.input[1:]}
     unfed = names - {value.name for value in graph.input}

@@ -15,18 +15,21 @@ from mmdeploy_ext.graph.io.types import skeleton
 OLDEST = 7
 """The first opset that the converter's adapters are written for."""
 OPERATOR = re.compile(r'(?:for|of) (\w+)(?: exists)?\s*$')
+"""The operator in the converter's message."""
 SHOWN = 3
+"""Nodes that a message names."""
 
 
 def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
-    """Return the model in opset `version` of the default domain.
+    """Return the model in opset `version` of ONNX's own domain.
 
-    Other domains stay as they are. A model that is in this opset comes back as it is. The converter knows
-    no numbers: Softmax from 13 to 11, for example, comes out with the same axis and another meaning, so
-    compare the outputs.
+    Other domains stay as they are. A copy is returned if the model is in this opset already. The converter
+    does not compare results: Softmax from 13 to 11, for example, comes out with the same axis and another
+    meaning, so compare the outputs.
 
     Raises:
         UsageError: an opset that the installed onnx does not know.
+        ModelFileError: the model imports no opset of ONNX.
         ExportError: a node that cannot be converted, by name; or the result is not valid.
     """
     newest = onnx.defs.onnx_opset_version()

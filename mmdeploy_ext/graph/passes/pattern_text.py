@@ -12,6 +12,7 @@ import onnx.parser
 
 from mmdeploy_ext.core.errors import UsageError
 
+# end of messages about syntax; what may stand for a number; an attribute variable; what `_split` goes over
 SYNTAX = (
     'expected e.g. "s = Sigmoid(a); y = Mul(a, s) -> y = Swish(a)"; attributes come before the inputs: '
     'LeakyRelu <alpha: float = 0.1> (a)'
@@ -71,7 +72,7 @@ class Rule:
 
 
 def parse_rule(text: str, name: str = '') -> Rule:
-    """Read `pattern -> replacement`.
+    """Read `pattern -> replacement`; `name` is that of a named rule, for messages.
 
     Raises:
         UsageError: bad syntax, a replacement that reads what the pattern does not bind, another result.

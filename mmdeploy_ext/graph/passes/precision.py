@@ -33,8 +33,9 @@ def in_precision(
 
     Args:
         model: float32; its inputs and outputs are the spec's.
-        spec: which ends are float16, and which are computed in float32 all the same.
-        options: `precision` and `keep_fp32` are read.
+        spec: states by dtype which inputs and outputs are float16, and by `single` what is computed in
+            float32 all the same.
+        options: of the export; `precision` ('fp32' or 'fp16') and `keep_fp32` (patterns of nodes) are read.
         defaults: patterns of the family's nodes that stay float32. Patterns that fit nothing are no mistake
             here, since several graphs share them; see `check_patterns`.
 
@@ -57,10 +58,10 @@ def in_precision(
 
 
 def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onnx.ModelProto, int]:
-    """Return a float32 model with float16 written into it, and how many nodes stay float32 by name.
+    """Return a float32 model with float16 written into it, and how many nodes a pattern keeps in float32.
 
-    `io` 'fp16' makes floats of inputs and outputs float16, too, 'fp32' leaves them; `keep_fp32` are patterns
-    of nodes that stay, besides those that have to.
+    `io` is the precision of float inputs and outputs: 'fp16' makes them float16, 'fp32' leaves them.
+    `keep_fp32` are patterns of nodes that stay float32, besides those of `fp32_patterns`.
     """
     spec, patterns = spec_of(model), [*fp32_patterns(model), *keep_fp32]
     count = len(matching_nodes(model.graph.node, patterns))
@@ -71,9 +72,9 @@ def fp32_patterns(model: onnx.ModelProto) -> list[str]:
     """Return patterns of the nodes that stay float32 by default when float16 is written into a model.
 
     - The stages after the network, `STAGES`.
-    - What an Equal of floats compares, back to the last product with a weight: SOLO keeps the cells that
-      equal the maximum of their neighbourhood, and an engine that keeps one side of the comparison in more
-      digits than the other finds none (measured on the toy SOLOv2 in ONNX Runtime: cosine 0.03).
+    - An Equal of floats, and what it compares back to the last product with a weight: SOLO keeps the cells
+      that equal the maximum of their neighbourhood, and an engine that keeps one side of the comparison in
+      more digits than the other finds no such cell (measured on the toy SOLOv2 in ONNX Runtime: cosine 0.03).
     """
     names = [node.name for node in model.graph.node]
     stages = [pattern for pattern in STAGES if any(name.startswith(pattern[:-1]) for name in names)]
@@ -99,7 +100,7 @@ def fp32_patterns(model: onnx.ModelProto) -> list[str]:
 
 
 def with_fp16_metadata(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequence[str]) -> onnx.ModelProto:
-    """Return a model that became float16 after its export with metadata that state it.
+    """Return a model that became float16 after its export, with metadata that state that.
 
     A model without metadata of this project comes back as it is.
 

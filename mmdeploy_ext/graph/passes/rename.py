@@ -30,8 +30,8 @@ def rename(
     - `prefix` goes before the names of all nodes and of all tensors but the graph's inputs and outputs;
       names that begin with it already are left alone.
     - `fill` gives nodes without a name one: operator and position, e.g. 'Conv_12'.
-    Does not fire on a name that is gone while the new one is there: the second run changes nothing.
-    Metadata of this project goes when an input or output gets another name.
+    Does not fire on an old name that is gone while the new one is there: a second run changes nothing.
+    Metadata of this project is dropped if an input or output gets another name.
 
     Raises:
         UsageError: an unknown name, or a new name that another tensor or node has.
@@ -89,7 +89,10 @@ def _all_tensor_names(model: onnx.ModelProto) -> list[str]:
 
 
 def rename_tensors(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
-    """Give every tensor of a graph and of the bodies in it another name, in place; '' stays."""
+    """Rename every tensor of a graph and of the bodies in it, in place.
+
+    `new` returns the new name for an old one; it is not called for '', which stays.
+    """
 
     def renamed(name: str) -> str:
         return new(name) if name else name
@@ -110,7 +113,10 @@ def rename_tensors(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
 
 
 def rename_nodes(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
-    """Give every node of a graph and of the bodies in it another name, in place."""
+    """Rename every node of a graph and of the bodies in it, in place.
+
+    `new` returns the new name for an old one, which is '' for a node without a name.
+    """
     for node in graph.node:
         node.name = new(node.name)
         for body in bodies(node):

@@ -32,12 +32,18 @@ if TYPE_CHECKING:
 LARGEST_PATTERN = 8
 """Commutative operators in a pattern: each doubles the forms that are looked for."""
 TOLERANCE = 1e-6
-"""Of numbers, as a part of them: text has fewer digits than float32."""
+"""Relative tolerance at which numbers are equal: the text of a rule has fewer digits than float32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Replacements:
-    """The number of places that a rule replaced, and why matching places (`kept`) were not replaced."""
+    """The report of a rule.
+
+    Attributes:
+        rule: its name or text.
+        count: number of places that were replaced.
+        kept: a sentence for each place that matches and was not replaced: why.
+    """
 
     rule: str
     count: int
@@ -277,7 +283,7 @@ def _check_ends(rule: Rule, opsets: dict[str, int]) -> None:
     graph = helper.make_graph(nodes, 'r', inputs, [onnx.ValueInfoProto(name=side.output)], numbers)
     imports = [helper.make_opsetid(*entry) for entry in opsets.items()]
     model = ir.serde.deserialize_model(helper.make_model(graph, opset_imports=imports))
-    if any(_Rewriter(rule, opsets, {}).matches(model)):
+    if any(_Rewriter(rule, opsets, elements={}).matches(model)):
         raise UsageError(
             f'rule {rule}: the pattern is found in its own replacement, so replacing would never end'
         )

@@ -19,10 +19,11 @@ from mmdeploy_ext.graph.io.operators import opsets_of
 DOMAIN = 'mm2onnx.roi_align'
 _SIZES = dict(output_height=1, output_width=1, sampling_ratio=0, spatial_scale=1.0)
 DEFAULTS = dict(mode='avg', coordinate_transformation_mode='half_pixel', **_SIZES)
-"""Of RoiAlign, opset 16."""
+"""Attribute of RoiAlign -> its default in opset 16."""
 FIRST_OPSET = 16
 """Before it RoiAlign has no alignment of half a pixel, and another default."""
-# What holds of y and x alike, and of the low and high neighbour of each, is in the three texts below it.
+# TEXT is a function in ONNX's text syntax, with fields for `str.format`. What is written once for y and once
+# for x, or for the low and high neighbour of each, is in the texts below it.
 TEXT = """
 <opset_import: ["": {opset}], domain: "{domain}">
 {name} (maps, boxes, images) => (pooled) {{

@@ -20,9 +20,10 @@ HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
 
 
 def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model of the same inputs, outputs and metadata that rounds what the float16 model stores.
+    """Return a model that computes in float32 and rounds each value that the float16 model stores.
 
-    Fires on nodes that write float16. A model without float16 comes back the same.
+    Inputs, outputs and metadata stay the same. Fires on nodes that write float16. A model without float16
+    comes back the same.
 
     Raises:
         ExportError: a sub-graph computes in float16.

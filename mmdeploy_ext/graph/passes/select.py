@@ -1,4 +1,4 @@
-"""Nodes and tensors by name or pattern ('*', '?', '[...]')."""
+"""Nodes and tensors by name or pattern ('*', '?', '[...]', see `fnmatch`)."""
 
 import fnmatch
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,11 @@ WILDCARDS = '*?['
 
 
 def select_nodes(index: Index, patterns: Iterable[str]) -> list[int]:
-    """Return the nodes that patterns name: '/backbone/*', a name, or '#12'; UsageError if none fits."""
+    """Return the positions, ascending, of the nodes that patterns name: '/backbone/*', a name, or '#12'.
+
+    Raises:
+        UsageError: a pattern fits no node.
+    """
     positions: set[int] = set()
     for pattern in patterns:
         if not any(sign in pattern for sign in WILDCARDS):
@@ -30,7 +34,7 @@ def select_nodes(index: Index, patterns: Iterable[str]) -> list[int]:
 
 
 def match_tensors(index: Index, pattern: str) -> list[str]:
-    """Return the outputs of nodes that a name or pattern fits; UsageError if there is none."""
+    """Return the names of the tensors that nodes make and a name or pattern fits; UsageError if none does."""
     if index.producer(pattern) is not None:
         return [pattern]
     if not any(sign in pattern for sign in WILDCARDS):
@@ -61,7 +65,7 @@ def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> 
 
 
 def match_patterns(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> dict[str, list[int]]:
-    """Return pattern -> positions of the nodes that it fits; see `matching_nodes`."""
+    """Return pattern -> positions of the nodes that it fits, [] if there are none; see `matching_nodes`."""
     names = [(node.name, node.op_type, module_of(node)[0], *node.output) for node in nodes]
     return {
         pattern: [

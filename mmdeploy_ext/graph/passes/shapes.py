@@ -11,7 +11,9 @@ from mmdeploy_ext.graph.io.checks import check_ordinary
 from mmdeploy_ext.graph.io.index import Index, bodies, did_you_mean
 
 UNKNOWN = '?'
+"""Stands for an open axis without a name."""
 Shape = Sequence[int | str]
+"""Sizes, names of axes or `UNKNOWN`, one for each axis."""
 
 
 def set_shapes(
@@ -21,12 +23,12 @@ def set_shapes(
 ) -> onnx.ModelProto:
     """Return a model whose inputs have other shapes, all types inside and the outputs inferred anew.
 
-    - `axes` gives a named axis a size (or another name) wherever an input has it.
-    - `shapes` states the whole shape of an input: sizes, names of axes, or '?' for an axis without a name.
-      Names open an axis that was fixed.
+    - `axes`, name of an axis -> size or another name, changes the axis in every input that has it.
+    - `shapes`, name of an input -> its whole shape, states sizes, names of axes, or '?' for an axis without a
+      name. Names and '?' open an axis that was fixed.
     Does not fire when all inputs have these shapes already. Sizes that are baked into constants stay: a graph
-    that was traced at one size may have an open axis and still run at that size only (`trial` in the command
-    finds that out).
+    that was traced at one size may have an open axis and still run at that size only (`try_sizes` of
+    `graph/batch_trial.py` finds that out).
 
     Raises:
         UsageError: no such input or axis, another rank, a size below 1.
@@ -39,9 +41,9 @@ def set_shapes(
     _check_shapes(inputs, shapes, axes)
     before = types.shapes(inputs.values())
     for value in inputs.values():
-        for size in value.type.tensor_type.shape.dim:
-            if size.dim_param in axes:
-                _set_size(size, axes[size.dim_param])
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in axes:
+                _set_size(dim, axes[dim.dim_param])
         if value.name in shapes:
             _set_shape(value, shapes[value.name])
     after = types.shapes(inputs.values())
@@ -71,8 +73,8 @@ def _check_shapes(
                 f'{name}={"x".join(map(str, shape))}: has {len(shape)} axes, the input has '
                 f'{len(tensor_type.shape.dim)} ({types.text(inputs[name].type)})'
             )
-    sizes = [size for value in inputs.values() for size in value.type.tensor_type.shape.dim]
-    axis_names = {size.dim_param for size in sizes} - {''}
+    dims = [dim for value in inputs.values() for dim in value.type.tensor_type.shape.dim]
+    axis_names = {dim.dim_param for dim in dims} - {''}
     for name in axes:
         if name not in axis_names:
             text = ', '.join(sorted(axis_names)) or 'none'
@@ -99,9 +101,9 @@ def _set_size(dim: onnx.TensorShapeProto.Dimension, size: int | str) -> None:
 
 
 def _infer_outputs(model: onnx.ModelProto, new_sizes: Mapping[str, int | str]) -> None:
-    """Infer all types anew; outputs keep the names of axes whose size cannot be told.
+    """Infer all types anew, in place; outputs keep the names of axes whose size cannot be inferred.
 
-    `new_sizes` are name of an axis -> what stands there now; '?' for a name that became several things.
+    `new_sizes` is old name of an axis -> its size or name now; '?' if it became several ones.
     """
     graph = model.graph
     stated_shapes = types.shapes(graph.output)
@@ -135,7 +137,10 @@ def _infer_outputs(model: onnx.ModelProto, new_sizes: Mapping[str, int | str]) -
 
 
 def set_by_text(model: onnx.ModelProto, texts: Sequence[str]) -> onnx.ModelProto:
-    """Return `set_shapes` of shapes as `parse` reads them; a name is an input's, or an axis's."""
+    """Return what `set_shapes` makes of a model; each text is one that `parse` reads.
+
+    The name in a text is that of an input, with the whole shape, or that of an axis, with its size.
+    """
     parsed, inputs = dict(map(parse, texts)), Index(model).inputs
     axes = {name: shape[0] for name, shape in parsed.items() if name not in inputs and len(shape) == 1}
     return set_shapes(model, {name: shape for name, shape in parsed.items() if name not in axes}, axes)

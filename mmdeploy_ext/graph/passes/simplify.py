@@ -18,16 +18,21 @@ from mmdeploy_ext.graph.io.files import is_large
 from mmdeploy_ext.graph.io.index import RANDOM, refill
 
 FOLDING_LIMITS = dict(input_size_limit=8192, output_size_limit=512 * 512)
-"""Elements of the tensors that folding reads and writes; larger ones stay computed (onnxscript's limits)."""
+"""Largest numbers of elements of tensors that folding reads and writes (onnxscript's names of them).
+
+Nodes with larger ones are left to the engine.
+"""
 DRAWS = ('RandomNormal', 'RandomUniform')
+"""Random operators without inputs, which onnxslim would take for constants."""
 
 
 def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model in which constants are computed; names of inputs and outputs stay.
 
     - Nodes whose inputs are all constants become initializers; shapes of fixed size count as constants.
-      Nodes that nothing reads go, and local functions are inlined.
-    - Not fired on random operators, inputs with a default (they can be fed) and tensors over the limits.
+      Nodes that nothing reads are dropped, and local functions are inlined.
+    - Not fired on random operators, inputs with a default (they can be fed) and tensors over
+      `FOLDING_LIMITS`.
     """
     from onnxscript import optimizer
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pygraphviz import AGraph
 
 FORMATS = ('.svg', '.png', '.pdf')
+"""Suffixes of the files that can be written."""
 LONGEST = 44
 """Characters of a name that are shown; the tooltip has all."""
 BLUE, GREEN, ORANGE, PINK = '#3b73c5', '#d9f0e2', '#fbe3c8', '#f4d6de'

@@ -179,6 +179,8 @@ def _join_values(values: list[dict[str, Any]]) -> str:
 def describe_edit(before: Sequence[onnx.ModelProto], after: onnx.ModelProto) -> dict[str, Any]:
     """Return what an edit of one or several models changed, as plain JSON types.
 
+    `before` are the models that `after` was made from, several if they were merged.
+
     Returns:
         A dict of `nodes` (numbers before and after), `operators` (op_type -> difference of their numbers),
         `inputs` and `outputs` (dicts of `added`, `removed` and `changed`, each name -> type as text),

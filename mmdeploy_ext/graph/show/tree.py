@@ -62,7 +62,8 @@ def build(model: onnx.ModelProto) -> Branch:
 def lines(root: Branch, depth: int | None = None) -> Iterator[str]:
     """Yield the tree as text, a module per line, down to `depth` levels below the root; None for all levels.
 
-    A line has name, nodes, parameters and FLOPs, and the operators of modules whose children have lines too.
+    A line has name, nodes, parameters and FLOPs of a module, and its operators unless `depth` cuts off its
+    children.
     """
     rows = list(_rows(root, depth, '', ''))
     printed = {id(branch) for _, branch in rows}
