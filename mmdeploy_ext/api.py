@@ -26,12 +26,23 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.results import MetricRow
     from mmdeploy_ext.proving.verdict import Verdict
 
+    # called with (cfg, family, model) before the weights are read; raises a UsageError to refuse them
     Check = Callable[[Any, Family, Any], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A config and a checkpoint before the weights are loaded, and the family that exports them."""
+    """A config and a checkpoint before the weights are loaded, and the family that exports them.
+
+    Attributes:
+        config: path of the config.
+        checkpoint: path of the weights.
+        cfg_options: key of the config, with dots for nested ones -> value that replaces its own.
+        device: where PyTorch runs: 'cpu', 'cuda' or 'cuda:N'.
+        cfg: mmcv's `Config` with `cfg_options` applied.
+        family: the family that claims the config.
+        weight_layout: axis order of the checkpoint's sparse convolutions, see `Family.load`.
+    """
 
     config: str
     checkpoint: str
@@ -53,9 +64,20 @@ class Source:
         weight_layout: str = 'auto',
         file: str = '',
     ) -> Source:
-        """Read the config and find its family: that which `file` names, if it claims the config.
+        """Read the config and find its family.
 
-        ConfigError: the config cannot be read, or no family claims it.
+        Args:
+            config: path of the config.
+            checkpoint: path of the weights, which are not read yet.
+            cfg_options: key, with dots for nested ones, -> value that replaces that of the config.
+            device: where PyTorch runs: 'cpu', 'cuda' or 'cuda:N'.
+            product: the part of the model that is exported, `DETECTOR` or `BACKBONE` of `families.base`.
+            weight_layout: axis order of the checkpoint's sparse convolutions, see `Family.load`.
+            file: path of an exported file. The family in its metadata is taken if it claims the config; if
+                not, or if `file` is '', the first registered family that does.
+
+        Raises:
+            ConfigError: the config cannot be read, or no family claims it.
         """
         compat.apply()
         cfg_options = dict(cfg_options or {})
@@ -64,7 +86,10 @@ class Source:
         return cls(str(config), str(checkpoint), cfg_options, device, cfg, family, weight_layout)
 
     def load(self, check: Check, mean: Sequence[float] | None, std: Sequence[float] | None) -> Deployment:
-        """Build the model and load its weights, after `check(cfg, family, model)`."""
+        """Build the model, call `check(cfg, family, model)`, and load the weights.
+
+        `mean` and `std`, three values per channel of 0..255, replace those of the config; None keeps them.
+        """
         from mmdeploy_ext.exporting import deployment as deploy
 
         deployment = deploy.load(
@@ -81,16 +106,16 @@ class Source:
 
 
 def _family_of(cfg: Any, path: str) -> Family | None:
-    """Return the family in the metadata of a file, if it is registered and claims the config."""
+    """Return the family in the metadata of a file; None if it is unknown or does not claim the config."""
     from mmdeploy_ext.contract.metadata import read_entry
     from mmdeploy_ext.graph.io.files import read
 
-    named = None
+    family = None
     if Path(path).is_file() and cfg.get('model'):
         with contextlib.suppress(ModelFileError):  # the proof reads the whole file and reports the error
             props = {entry.key: entry.value for entry in read(path).metadata_props}
-            named = FAMILIES.get(read_entry(props, 'family', path))
-    return named if named is not None and named.claims(cfg) else None
+            family = FAMILIES.get(read_entry(props, 'family', path))
+    return family if family is not None and family.claims(cfg) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +124,14 @@ class Exported:
 
     Attributes:
         files: paths of the graphs, in the order in which a sample goes through them.
-        options: that they were exported with, those that were left open resolved.
-        seconds: that the export took.
+        options: the options of the export, with values in place of those that were left open.
+        seconds: how long the export took.
         deployment: the model in PyTorch, with its weights.
-        traced: (file name, BGR picture) that was traced, and its path, of models of pictures.
-        samples: that `prove` compares on besides, and where frames and sweeps are from.
-        sample_files: paths of pictures among them.
+        traced: ((file name, BGR picture), path) of the picture that was traced; None for models of frames
+            and sweeps.
+        samples: what `prove` compares on, and a sentence about where frames and sweeps are from ('' for
+            pictures), as `Samples.of` returns them; None: the default samples of the family.
+        sample_files: paths of the pictures among `samples`; () if the user named none.
     """
 
     files: list[str]
@@ -116,9 +143,14 @@ class Exported:
     sample_files: Sequence[Path] = ()
 
     def prove(self, engine: Mapping[str, Any] | None = None, **claims: Any) -> tuple[Verdict, list[Any]]:
-        """Prove the files with the model in memory; `claims` are those of `ladder.prove`.
+        """Prove the files with the model in memory.
 
-        Returns the verdict, and pictures for a report.
+        Args:
+            engine: settings of the engine as `engine_settings` returns them; None: ONNX Runtime on the CPU.
+            claims: further keyword arguments of `proving.ladder.prove`.
+
+        Returns:
+            The verdict, and pictures for a report.
         """
         from mmdeploy_ext.proving.ladder import prove as climb
 
@@ -156,7 +188,22 @@ def export_source(
     std: Sequence[float] | None = None,
     before_weights: Callable[[], None] = lambda: None,
 ) -> Exported:
-    """Export a detector; see `export`. A proof that follows takes `samples`, read before the export."""
+    """Export a detector of a config that was read.
+
+    Args:
+        source: config, checkpoint and family.
+        output_file: the `.onnx` file or the folder to write.
+        options: of the export; opset 0 and size 0 x 0 are replaced by the model's defaults.
+        samples: for a proof that follows; they are read now, before the export. None: no proof, or the
+            default samples.
+        picture: path of the picture that is traced; '': one of this package.
+        mean: per channel, as in `export`.
+        std: per channel, as in `export`.
+        before_weights: called without arguments after the model was built, before its weights are read.
+
+    Returns:
+        The files, the options and the model.
+    """
     from mmdeploy_ext.exporting import deployment as deploy
     from mmdeploy_ext.exporting.files import check_output, export_files
     from mmdeploy_ext.lint.dynamic_sizes import check_dynamic_parts
@@ -204,12 +251,12 @@ def export(
         checkpoint: path of the weights.
         output_file: the `.onnx` file to write, or the folder of a model of several graphs; '': `tmp.onnx`, or
             the name of the config. It appears whole or not at all.
-        picture: that is traced, of models of pictures; '': one of this package.
+        picture: path of the picture that is traced, for models of pictures; '': one of this package.
         mean: per channel, R G B, of the pictures' 0..255; None: that of the config.
         std: standard deviation per channel, in the same unit; None: that of the config.
         cfg_options: key, with dots for nested ones, -> value that replaces that of the config.
         device: where PyTorch runs: 'cpu', 'cuda', 'cuda:1'.
-        options: what can be chosen about the graph, by the names in the metadata: `form`, `opset`, `height`
+        options: options of the graph, by their names in the metadata: `form`, `opset`, `height`
             and `width` in pixels, `batch`, `dynamic`, `precision`, ... and those of the family.
 
     Returns:
@@ -237,9 +284,20 @@ def prove_source(
     metrics: Sequence[str] = (),
     **claims: Any,
 ) -> tuple[Verdict, list[Any], Deployment]:
-    """Prove files that were exported earlier; returns the verdict, pictures for the report, and the model.
+    """Prove files that were exported earlier.
 
-    `engine` is what `engine_settings` returned, `claims` are those of `ladder.prove`; see `prove`.
+    Args:
+        source: config, checkpoint and family.
+        onnx_file: the file, or the folder of the graphs of one model.
+        samples: what to compare on.
+        engine: settings of the engine, as `engine_settings` returns them.
+        mean: per channel, as in `prove`.
+        std: per channel, as in `prove`.
+        metrics: names of the data set's metrics, such as 'bbox', that both engines are evaluated by.
+        claims: further keyword arguments of `proving.ladder.prove`.
+
+    Returns:
+        The verdict, pictures for the report, and the model.
     """
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.proving.ladder import prove as climb
@@ -260,7 +318,7 @@ def prove_source(
         claims['picture_files'] = samples.files
     with after_weights():
         rows = []
-        with contextlib.suppress(LoadError):  # which the proof reports
+        with contextlib.suppress(LoadError):  # the proof reports a file that the engine cannot load
             rows = _metrics(deployment, files, metadata, metrics, engine) if metrics else []
         verdict, pictures = climb(deployment, files, proof_samples, engine, **claims)
     if origin:
@@ -329,9 +387,10 @@ def prove(
 
 
 def _read(family: Family, path: str) -> tuple[list[str], Metadata | None]:
-    """Return the files, and the metadata of the last: None for backbones, which keep less of it.
+    """Return the paths of the files, and the metadata of the last file.
 
-    What is damaged is refused now, not after the weights have loaded.
+    Files of sparse backbones have only a part of the metadata: theirs is None. Damaged files are refused
+    here, before the weights are loaded.
     """
     from mmdeploy_ext.exporting.files import read_files
     from mmdeploy_ext.graph.io.files import load, read
@@ -353,7 +412,7 @@ def _metrics(
     metrics: Sequence[str],
     engine: dict[str, Any],
 ) -> list[MetricRow]:
-    """Evaluate the config's test set by both engines."""
+    """Evaluate the config's test set with PyTorch and with the engine, and return a row per metric."""
     from mmdeploy_ext.evaluate.detector import BackendDetector, FrameDetector, PublishedDetector
     from mmdeploy_ext.proving.levels.metrics import compare_metrics
 
@@ -362,8 +421,9 @@ def _metrics(
         networks = (family.reference(deployment.model), family.runner(paths, engine))
         detectors = (FrameDetector(network, family) for network in networks)
         return compare_metrics(deployment.cfg, *detectors, metrics, metadata.precision)
-    named = {'kind' if key == 'engine' else key: value for key, value in engine.items()}
-    with build_backend(path=paths[0], **named) as backend:
+    # `build_backend` calls the engine's name `kind`
+    arguments = {'kind' if key == 'engine' else key: value for key, value in engine.items()}
+    with build_backend(path=paths[0], **arguments) as backend:
         detectors = PublishedDetector(deployment.model), BackendDetector(backend, family, metadata)
         precision = backend.computes_in or metadata.precision
         return compare_metrics(deployment.cfg, *detectors, metrics, precision)

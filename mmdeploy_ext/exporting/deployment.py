@@ -27,7 +27,7 @@ from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
 CACHED_EXPORTS = 4
-"""The most graphs that a model has."""
+"""How many exported graphs `Deployment.keep` holds: as many as the model with the most graphs has."""
 
 
 @dataclasses.dataclass
@@ -42,9 +42,9 @@ class Deployment:
     checkpoint: str  # the path of the weights
     checkpoint_sha256: str
     classes: tuple[str, ...]  # names by label; () for a backbone
-    rule: Any  # how a sample becomes the input
-    settings: Any = None  # of `Family.settings`
-    report: Any = None  # of `Family.load`: the tensors of the checkpoint that were loaded
+    rule: Any  # how a sample becomes the input, of `Family.preprocess_rule`; of images a `PreprocessRule`
+    settings: Any = None  # what `Family.settings` returned; None for most families
+    report: Any = None  # what `Family.load` returned: the tensors of the checkpoint that were loaded
     unbuilt_cfg: Any = None
     """`cfg` before the model was built, for which mmcv takes entries out, such as `fallback_on_stride`."""
     normalisation: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
@@ -52,7 +52,7 @@ class Deployment:
     collected: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What the config's test pipeline collects of a picture, for PyTorch's test path."""
     exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
-    """The last ones of this model: name of a graph and options -> graph."""
+    """The last exports of this model: (name of a graph, options) -> graph, see `keep`."""
 
     def keep(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
         """Cache an export, which must not be changed, for a proof that may follow; returns it."""
@@ -81,7 +81,7 @@ class Deployment:
 
     @functools.cached_property
     def differing_methods(self) -> list[DifferingMethod]:
-        """The methods of the model that are other ones than those that the graphs follow."""
+        """The methods of the model whose code differs from that which the graphs compute in their place."""
         return self.family.differing_methods(self.model)
 
     @property
@@ -124,7 +124,16 @@ def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
 
 
 def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
-    """Return class names: of the checkpoint's `meta`, the config, the data set's class, or else numbers.
+    """Return the names of the classes by label.
+
+    Args:
+        cfg: mmcv's config.
+        meta: the checkpoint's `meta`, which may have `CLASSES`.
+        num_classes: of the model.
+
+    Returns:
+        The first list of `num_classes` names among those of `meta`, of the config and of the class of its
+        data set; else 'class 0', 'class 1', ...
 
     Raises:
         UsageError: a name cannot be encoded as UTF-8.
@@ -138,13 +147,13 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
     listed = dataset.get('classes')
     if isinstance(listed, str):  # a file of names
         listed = list_from_file(listed)
-    kind = DATASETS.get(str(dataset.get('type')))
+    dataset_class = DATASETS.get(str(dataset.get('type')))
     for names in (
         meta.get('CLASSES'),
         listed,
         cfg.get('classes'),
         cfg.get('class_names'),
-        getattr(kind, 'CLASSES', None),
+        getattr(dataset_class, 'CLASSES', None),
     ):
         if isinstance(names, list | tuple) and len(names) == num_classes:
             break
@@ -218,7 +227,8 @@ def load(
 def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:
     """Return options with the default opset and size; UsageError names an option that this model cannot have.
 
-    `Options.check` has refused what no model can have, when the command line, config or file was read.
+    Values that no model can have were refused by `Options.check` before, when the command line, config or
+    file was read.
     """
     resolved = resolve(options, model, family.preprocess_rule(cfg))
     family.check(cfg, resolved)
@@ -226,7 +236,11 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
 
 
 def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> Options:
-    """Fill in what the user left open: opset 0, shape 0 x 0 and group normalisation."""
+    """Return the options with the values that the user left open.
+
+    Opset 0 becomes the model's default, height and width 0 the size that the config's test pipeline gives,
+    and `group_norm` '' of a float32 file that of `default_group_norm`.
+    """
     options, changes = resolve_opset(options, model), {}
     if options.get('height') == 0 and options.width == 0:
         long_edge, short_edge = max(rule.img_scale or (640, 640)), min(rule.img_scale or (640, 640))
@@ -243,7 +257,10 @@ def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, widt
 
 
 def rule_of(deployment: Deployment, options: Options) -> Any:
-    """Return how samples become the input of a file with these options: a fixed shape has one size."""
+    """Return the rule by which samples become the input of a file with these options.
+
+    It is the deployment's; for a file of fixed shape its `size` is the height and width of the options.
+    """
     if options.get('dynamic', True):
         return deployment.rule
     return dataclasses.replace(deployment.rule, size=(options.height, options.width))

@@ -1,4 +1,4 @@
-"""From a chain of modules to one ONNX file that keeps its spec."""
+"""From a chain of modules to one ONNX file whose inputs and outputs are those of its `GraphSpec`."""
 
 import dataclasses
 import functools
@@ -39,6 +39,7 @@ def export_stages(
         ExportError: the exporter failed, or wrote another opset than the one asked for.
     """
     tensors = dict(example)
+    # tensor name -> dynamic axis -> name of its symbolic dimension
     letters = {tensor.name: tensor.dynamic_axes for tensor in spec.inputs}
     multiples = {tensor.name: tensor.multiple for tensor in spec.inputs}
     parts = []
@@ -75,7 +76,7 @@ def export_stages(
 def _dynamic_axes(
     ends: Mapping[str, torch.Tensor], letters: dict[str, dict[int, str]], options: Options
 ) -> dict[str, dict[int, str]]:
-    """Return the dynamic axes of the inputs and outputs of a stage."""
+    """Return the dynamic axes of the inputs and outputs of a stage, and add new ones to `letters`."""
     all_axes = options.get('dynamic', False)
     if all_axes or options.get('dynamic_batch', False):
         # Intermediate tensors keep every axis open; the merged graph gets the letters of the spec.
@@ -90,7 +91,10 @@ export_module = functools.partial(exporter.export_module, finish=finish)
 
 
 def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = None) -> None:
-    """Check a model, unless it is of libspconv's dialect, which is no valid ONNX, and write it atomically."""
+    """Check a model, add `metadata` to its properties, and write it atomically.
+
+    A model in libspconv's dialect is no valid ONNX and is not checked.
+    """
     if metadata is not None:
         props = {entry.key: entry.value for entry in model.metadata_props}
         onnx.helper.set_model_props(model, {**props, **metadata.to_props()})

@@ -23,9 +23,11 @@ from mmdeploy_ext.graph.passes.interface import check_axes, name_ends
 from mmdeploy_ext.graph.passes.simplify import suppress_output
 
 Finish = Callable[[onnx.ModelProto, str, int], onnx.ModelProto]
-"""(model, exporter, opset) -> model whose operator nodes have their form."""
+"""(model, exporter, opset) -> model whose nodes of the domain `mm2onnx` have the form that was chosen;
+`ops.forms.finish` is one."""
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
-"""Opsets that each exporter of torch 2.13 really writes (measured; dynamo answers 11 with 18)."""
+"""Exporter -> first and last opset that it really writes in torch 2.13 (measured; dynamo writes 18 if asked
+for 11)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +37,8 @@ class LibraryOperator:
     Attributes:
         title: the operator of the library and that of ONNX, for messages.
         opset: the first that has the ONNX operator.
-        inside: whether a module uses it.
-        patch: context that is open during every export.
+        inside: takes a module and returns whether it uses the operator.
+        patch: returns a context that is open during every export.
         translations: operator -> function, the dynamo exporter's `custom_translation_table`, if it needs one.
     """
 
@@ -114,9 +116,10 @@ def run(
     """Export one stage by the exporter that it names.
 
     Args:
-        stage: if it names fewer outputs than there are tensors, the exporter names the others.
-        args: example tensors.
-        dynamic: input or output name -> axis -> letter.
+        stage: the module and the names of its inputs and outputs; if these are fewer than the tensors, the
+            exporter names the others.
+        args: example tensors, one per input.
+        dynamic: input or output name -> dynamic axis -> name of its symbolic dimension.
         opset: of the file.
         finish: `ops.forms.finish`.
         multiples: input name -> the number of which its height and width are multiples; 1 by default.
@@ -160,7 +163,8 @@ def export_module(
         opset: of the file; by default 17, or the lowest that the exporter writes.
         input_names: by default input_0, input_1, ...
         output_names: of the first outputs; the others are output_0, output_1, ... by position.
-        dynamic: input or output name -> axis -> letter, with both exporters; other axes of inputs are fixed.
+        dynamic: input or output name -> dynamic axis -> name of its symbolic dimension, with both exporters;
+            other axes of inputs are fixed.
         finish: `ops.forms.finish`, with which `export.export_module` is this function.
 
     Raises:
@@ -175,8 +179,9 @@ def export_module(
     dynamic = {name: dict(axes) for name, axes in (dynamic or {}).items()}
     stage = Stage(type(module).__name__, module, names, tuple(output_names), exporter)
     check_axes(dict(zip(names, args, strict=False)), dynamic)
-    named = {name: axes for name, axes in dynamic.items() if name in {*stage.inputs, *stage.outputs}}
-    model = run(stage, tuple(args), named, opset, finish)
+    # axes of outputs that the caller did not name are set by `name_ends`, by position
+    named_axes = {name: axes for name, axes in dynamic.items() if name in {*stage.inputs, *stage.outputs}}
+    model = run(stage, tuple(args), named_axes, opset, finish)
     check_written(model, opset)
     return name_ends(model, stage.outputs, dynamic)
 
@@ -231,9 +236,9 @@ def _export_dynamo(
                 axes[axis] = multiple * torch.export.Dim(letter, min=1)
         shapes = (*shapes, axes)
     parameters = inspect.signature(stage.module.forward).parameters.values()
-    named = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
-    if named < min(len(parameters), len(shapes)):
-        shapes = (*shapes[:named], shapes[named:])  # torch.export takes *tensors as one argument
+    named_count = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
+    if named_count < min(len(parameters), len(shapes)):
+        shapes = (*shapes[:named_count], shapes[named_count:])  # torch.export takes *tensors as one argument
     with decomposed_where_needed(table), translations_read_once():
         program = torch.onnx.export(
             stage.module,

@@ -27,8 +27,14 @@ from mmdeploy_ext.runtime.exported import check_same_export, files_of_family, mo
 def check_output(output: str, options: Options, family: Family, option: str = '--output-file ') -> None:
     """Refuse a file or folder that the files of an export cannot be written to.
 
-    `option` is the option or key that names it. UsageError: a file name for a folder of graphs, or the other
-    way round, or not writable.
+    Args:
+        output: path of the file or the folder.
+        options: of the export; they decide whether the family writes one file.
+        family: of the model.
+        option: what the user calls the path, for messages: an option with a space, or a key with '='.
+
+    Raises:
+        UsageError: a file name for a folder of graphs, or the other way round, or not writable.
     """
     one_file = family.one_file(options)
     if output.endswith('.onnx') != one_file and family.files:
@@ -66,7 +72,7 @@ def make_metadata(deployment: Deployment, options: Options, graph: Graph | None 
 
 
 def plain_options(value: Any) -> Any:
-    """Return overrides as plain JSON types."""
+    """Return overrides of a config as JSON has them: keys are strings, tuples become lists."""
     if isinstance(value, dict):
         return {str(key): plain_options(item) for key, item in value.items()}
     return [plain_options(item) for item in value] if isinstance(value, list | tuple) else value
@@ -80,8 +86,9 @@ def export_graph(
 ) -> onnx.ModelProto:
     """Export one graph with the names, types and opset of its spec and in its precision.
 
-    A graph that has a model needs no export. `keep_fp32` are patterns of nodes that stay float32 in the
-    family's float16 files; `example` is traced instead of the graph's own.
+    A graph that has its ONNX model already (`graph.model`) is not exported again. `keep_fp32` are patterns
+    of names of nodes that stay float32 in the family's float16 files; `example`, input name -> tensor, is
+    traced instead of the graph's own.
     """
     model = graph.model
     if model is None:
@@ -94,9 +101,17 @@ def export_graphs(
 ) -> list[tuple[onnx.ModelProto, Metadata]]:
     """Export all graphs of a model, in the order in which a sample goes through them.
 
-    `options` have opset and shape resolved; `images`, of models of images, are one or more of the traced
-    shape, repeated to the batch. ExportError: a graph cannot be exported; UsageError: a pattern of
-    `keep_fp32` that fits no node.
+    Args:
+        deployment: the model.
+        options: with opset and size resolved, see `deployment.resolve`.
+        images: only for models of images: one or more of the traced shape, repeated to the batch.
+
+    Returns:
+        Graph and metadata of each file.
+
+    Raises:
+        ExportError: a graph cannot be exported.
+        UsageError: a pattern of the option `keep_fp32` fits no node.
     """
     family, exported = deployment.family, []
     device = next(deployment.model.parameters()).device

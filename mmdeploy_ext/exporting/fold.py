@@ -17,13 +17,18 @@ import torch
 from torch import nn
 
 PROBE = 8
-"""Pixels of the image on which a convolution is tested, beside those of its kernel."""
+"""A convolution is tested on an image whose sides are those of its dilated kernel and this many pixels."""
 BatchNorm = nn.modules.batchnorm._BatchNorm  # nn.SyncBatchNorm is one
 
 
 @dataclasses.dataclass(frozen=True)
 class Folded:
-    """A convolution with its batch normalisation folded in: float64 (out, in / groups, kh, kw) and (out,)."""
+    """A convolution with its batch normalisation folded in.
+
+    Attributes:
+        weight: (out, in / groups, kh, kw) float64.
+        bias: (out,) float64.
+    """
 
     weight: np.ndarray
     bias: np.ndarray
@@ -64,9 +69,9 @@ def fuse(model: nn.Module) -> nn.Module:
             prepare(module)
         if isinstance(module, Summed):
             module.reparameterise()
-    places = Counter(id(child) for module in fused.modules() for child in module.children())
+    parent_counts = Counter(id(child) for module in fused.modules() for child in module.children())
     for parent, conv, norm in list(_pairs(fused)):
-        if places[id(getattr(parent, conv))] > 1:
+        if parent_counts[id(getattr(parent, conv))] > 1:
             setattr(parent, conv, copy.deepcopy(getattr(parent, conv)))
         fold_pair(getattr(parent, conv), getattr(parent, norm)).put_into(getattr(parent, conv))
         setattr(parent, norm, nn.Identity())
@@ -74,7 +79,10 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def fold_pair(conv: nn.Conv2d, norm: nn.Module) -> Folded:
-    """Return a convolution with the normalisation after it folded in; `nn.Identity` was folded before."""
+    """Return a convolution with the normalisation after it folded in.
+
+    An `nn.Identity` in place of the normalisation means that it was folded before: nothing is changed.
+    """
     weight = _double(conv.weight)
     bias = np.zeros(len(weight)) if conv.bias is None else _double(conv.bias)
     if isinstance(norm, nn.Identity):
@@ -90,7 +98,7 @@ def fold_pair(conv: nn.Conv2d, norm: nn.Module) -> Folded:
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
-    """Yield a parent and the names of its children, a convolution and the normalisation that follows it."""
+    """Yield (parent, name of a convolution, name of the normalisation that follows it among its children)."""
     conv = None
     for name, child in module.named_children():
         if isinstance(child, BatchNorm):

@@ -1,4 +1,4 @@
-"""Constants of a graph with the same bytes on every machine, computed by PyTorch code as it stands.
+"""Constants of a graph with the same bytes on every machine, computed by unchanged PyTorch code.
 
 torch's kernels are chosen by the CPU: its `sqrt`, `sin`, `log` and matrix products in float32 differ in their
 last bits between makes. A constant that is compared bit for bit must not come from them.
@@ -14,24 +14,25 @@ from torch.overrides import TorchFunctionMode
 
 
 class SameBytes(TorchFunctionMode):
-    """Inside this context the functions below are computed in more digits and rounded once to their type.
+    """Inside this context `FUNCTIONS` are computed in more digits and rounded once to their type.
 
-    `+ - * /` of torch on CPU are rounded correctly as they are. Only for CPU tensors, outside of a trace.
+    Torch's `+ - * /` on a CPU are rounded correctly and left as they are. Use it only for CPU tensors, and
+    outside of a trace.
     """
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Compute one function."""
+        """Call the replacement of a function, if it has one, else the function."""
         return FUNCTIONS.get(func, func)(*args, **(kwargs or {}))
 
 
 def power(base: float, exponents: np.ndarray) -> np.ndarray:
-    """Return base ** exponents, float32, rounded once.
+    """Return base ** exponents as float32, rounded once.
 
-    Transcendental functions of numpy and libm are chosen by the CPU, too. In long double they err by less
-    than 1e-18 of the value (1e-15 if it is a double): the difference reaches the one rounding to float32 for
-    one value in some 1e11 (1e8).
+    Numpy and libm choose their transcendental functions by the CPU, too. In long double these err by less
+    than 1e-18 of the value (1e-15 on machines whose long double is a double), so that the rounding to float32
+    differs for one value in some 1e11 (1e8).
     """
     return np.power(np.longdouble(base), exponents.astype(np.longdouble)).astype(np.float32)
 

@@ -20,7 +20,7 @@ from mmdeploy_ext.sparse.ranges import Ranges
 
 
 def trace(deployment: Deployment) -> SparseGraph:
-    """Return the encoder's graph in its own order, BatchNorm and Relu as nodes.
+    """Return the graph of the deployment's encoder in the encoder's axis order, BatchNorm and Relu as nodes.
 
     ConfigError: the encoder gives another shape than the config says.
     """
@@ -61,10 +61,16 @@ def make_graph(
 ) -> SparseGraph:
     """Return the traced graph folded, in the order, precision and bound of the options.
 
-    INT8 needs the ranges of the quantisers.
+    Args:
+        traced: the graph of `trace`.
+        options: of the export.
+        family: of the model.
+        ranges: of the quantisers; INT8 needs them.
+        checkpoint_sha256: digest of the weights, which `ranges` must be of.
 
-    UsageError: ranges are missing, of another network or of other weights; a pattern matches no layer.
-    ExportError: a layer cannot be folded.
+    Raises:
+        UsageError: ranges are missing, of another network or of other weights; a pattern matches no layer.
+        ExportError: a layer cannot be folded.
     """
     graph = reorder(fold(traced, options.fold, fp16_modules(options, family)), options.order)
     if has_precision(options):
@@ -85,12 +91,18 @@ def make_graph(
 
 
 def fp16_modules(options: Options, family: SparseFamily) -> tuple[str, ...]:
-    """Return the convolutions that the reference's INT8 file has folded in fp16, whatever `options.fold`."""
+    """Return the paths of the convolutions that are folded in fp16, whatever `options.fold`.
+
+    They are those of NVIDIA's INT8 file, if the option `int8_fp16_io` is set, else none.
+    """
     return family.int8.fp16_folded if options.int8_fp16_io else ()
 
 
 def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dict[str, tuple[str, str]]:
-    """Return pattern -> (precision, output precision), those of the user after those of the reference."""
+    """Return pattern of layers -> (precision, output precision).
+
+    Those of NVIDIA's INT8 file (option `int8_fp16_io`) come first, those of the user (`layer_precision`) last.
+    """
     from mmdeploy_ext.sparse.precision import fp16_ends
 
     precisions = {}
@@ -103,7 +115,7 @@ def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dic
 
 
 def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | None = None) -> dict[str, str]:
-    """Return the metadata of the file: one JSON value per key. No engine reads it."""
+    """Return the metadata of the file, key -> JSON text. No engine reads it."""
     values = dict(
         family=deployment.family.name,
         form=options.target,
@@ -144,7 +156,11 @@ def write_file(
 def export_file(
     deployment: Deployment, options: Options, path: str, ranges: Ranges | None = None
 ) -> tuple[SparseGraph, float]:
-    """Trace, fold and write; return the graph that was written and the seconds it took."""
+    """Trace, fold and write a backbone; return the graph that was written and the seconds it took.
+
+    `ranges` are those of the quantisers, which INT8 needs. For the errors see `trace`, `make_graph` and
+    `write_file`.
+    """
     start = time.perf_counter()
     graph = make_graph(trace(deployment), options, deployment.family, ranges, deployment.checkpoint_sha256)
     write_file(deployment, graph, options, path, ranges)

@@ -3,6 +3,7 @@
 model.onnx                    the file
 manifest.json                 what is below, how it was made, and the hash of every file
 inputs/000/img.bin            inputs of the first case, little-endian, row by row
+beside/000/ori_shape.bin      what the post-processing outside of the graph takes beside them
 expected/000/cls_score_0.bin  PyTorch's tensors for it
 results/000/0/scores.bin      PyTorch's results for its first image
 """
@@ -33,7 +34,11 @@ RESULTS = {cls.__name__: cls for cls in (Detections, Instances, Segments)}
 
 
 def write_arrays(folder: Path, place: str, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Write arrays as raw little-endian files below a folder; return their entries in the manifest."""
+    """Write arrays as raw little-endian files into the folder `place` of a kit.
+
+    Returns:
+        Their entries in the manifest: name -> dict of `file`, the path in the kit, `dtype` and `shape`.
+    """
     entries = {}
     (folder / place).mkdir(parents=True, exist_ok=True)
     for name, array in arrays.items():
@@ -45,7 +50,7 @@ def write_arrays(folder: Path, place: str, arrays: Mapping[str, np.ndarray]) -> 
 
 
 def read_array(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
-    """Return an array of a kit; DataError if its file is missing or has another size than the manifest."""
+    """Return the array of an entry of the manifest; DataError if its file is missing or has another size."""
     path = folder / entry['file']
     if not path.is_file():
         raise DataError(f'{path}: is missing; the kit is not whole: make it again')
@@ -57,7 +62,7 @@ def read_array(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
 
 
 def result_arrays(results: Any) -> dict[str, np.ndarray]:
-    """Return the fields of the results of an image that are there."""
+    """Return name -> array of the fields of an image's results, one of `RESULTS`, that are not None."""
     fields = ((field.name, getattr(results, field.name)) for field in dataclasses.fields(results))
     return {name: value for name, value in fields if value is not None}
 
@@ -67,13 +72,13 @@ class Case:
     """One input of a kit.
 
     Attributes:
-        name: of its folders, '000'.
-        title: what it tests, for people.
+        name: of its folders, such as '000'.
+        title: sentence about what it tests.
         images: title of each image of the batch.
-        inputs: inputs of the graph.
-        beside: facts of the images that the post-processing takes besides, by name.
-        tensors: PyTorch's outputs; empty for a form that gives results.
-        results: PyTorch's results per image.
+        inputs: name -> input of the graph.
+        beside: name -> fact of the images, no input, that the post-processing outside of the graph takes.
+        tensors: name -> output of PyTorch's; empty for a form whose outputs are results.
+        results: PyTorch's results per image, each one of `RESULTS`.
     """
 
     name: str
@@ -85,7 +90,7 @@ class Case:
     results: list[Any]
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Write the arrays below a folder; return the entry in the manifest."""
+        """Write the arrays into the folder of a kit; return the case's entry in the manifest."""
         results = [
             dict(
                 type=type(image).__name__,
@@ -126,12 +131,12 @@ def hashes_of(folder: Path) -> dict[str, str]:
 
 
 def kit_hash(files: Mapping[str, str]) -> str:
-    """Return the hash that a kit is recognised by: that of the hashes of its files."""
+    """Return the hash that a kit is recognised by: that of `files`, path -> hash as of `hashes_of`."""
     return hashlib.sha256(json.dumps(dict(sorted(files.items()))).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a kit, whose files are those of its hashes.
+    """Return the manifest of a kit after its files were compared with the hashes in it.
 
     Raises:
         DataError: no manifest, one of another format, or a file that is missing or was changed.

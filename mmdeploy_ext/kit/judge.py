@@ -1,4 +1,4 @@
-"""`judge`: are the outputs of an engine PyTorch's results? Needs numpy and OpenCV, no PyTorch."""
+"""Compares the outputs of an engine with PyTorch's results in a kit. Needs numpy and OpenCV, no PyTorch."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Judgement:
-    """What a kit says of an engine.
+    """The result of `judge`.
 
     Attributes:
         told: what the user says of the device, engine, precision and version; nobody checked it.
-        precision: whose bars the outputs are judged by.
-        cases: one per input.
+        precision: 'fp32', 'fp16' or 'int8', by whose bars the outputs are judged.
+        cases: one per input of the kit.
     """
 
     told: str
@@ -49,14 +49,14 @@ class Judgement:
 
     @property
     def title(self) -> str:
-        """The claim: of a device that was only told about, and of these inputs alone."""
+        """The claim, which is only about these inputs, with what the user told of the device."""
         claim = 'EQUAL' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
         told = f' ({self.told}, as told)' if self.told else ''
         return f'{claim} ON {len(self.cases)} INPUTS{told}' if self.equal else f'NOT {claim}{told}'
 
     @property
     def failures(self) -> list[str]:
-        """The first tensors and images that differ, and by how much."""
+        """A sentence for each tensor and image that differs: case, name and reason."""
         failures = []
         for case in self.cases:
             failures += [f'{case.name}: {row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
@@ -76,7 +76,7 @@ def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: st
 
     Args:
         kit: the folder that `mm2onnx kit` wrote.
-        outputs: a folder with the outputs of every case; see `outputs`.
+        outputs: a folder with the outputs of every case, as the module `kit/outputs.py` describes it.
         told: device, engine and version, as the user tells them.
         precision: 'fp32', or 'fp16' or 'int8', whose wider bars are those of the proof.
 
@@ -107,7 +107,15 @@ def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: st
 def judge_case(
     case: Case, arrays: Mapping[str, np.ndarray], metadata: Metadata, task: str, bars: HalfBars | None
 ) -> results.Case:
-    """Compare the outputs of one case: names, dtypes and values of tensors, and results per image."""
+    """Compare the outputs of one case: names, dtypes and values of tensors, and results per image.
+
+    Args:
+        case: with the inputs, and PyTorch's tensors and results.
+        arrays: name -> output of the engine.
+        metadata: of the file.
+        task: name of the module of `proving/tasks`.
+        bars: of float16 or INT8; None for float32.
+    """
     spec = metadata.spec
     rows = [
         failed_row(name, f'missing; the engine gave {", ".join(arrays) or "nothing"}')
@@ -140,7 +148,7 @@ def judge_case(
 
 
 def _in_dtype_of_spec(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Return whole numbers of another width in the dtype of the file: engines have no int64, or no bool."""
+    """Return whole numbers in the dtype of the file if that changes none: some engines lack int64 or bool."""
     expected = np.dtype(dtype)
     if array.dtype.kind in 'iub' and expected.kind in 'iub':
         converted = array.astype(expected)
@@ -155,9 +163,10 @@ def _match(
     module, settings = task_module(task), bars.of_task(task) if bars else {}
     capacity = metadata.postprocess.get('max_per_img')
     try:
-        found = runtime_of(metadata.family).detections(metadata, arrays, {**case.inputs, **case.beside})
-        if len(found) != len(case.results):
-            raise DataError(f'got results of {len(found)} images, expected {len(case.results)}')
+        feeds = {**case.inputs, **case.beside}
+        candidates = runtime_of(metadata.family).detections(metadata, arrays, feeds)
+        if len(candidates) != len(case.results):
+            raise DataError(f'got results of {len(candidates)} images, expected {len(case.results)}')
     except FAILURES as error:
         reason = f'no results: {one_line(error)[:200]}'
         return tuple(
@@ -166,5 +175,5 @@ def _match(
         )
     return tuple(
         module.match_detections(title, reference, candidate, capacity=capacity, **settings)
-        for title, reference, candidate in zip(case.images, case.results, found, strict=True)
+        for title, reference, candidate in zip(case.images, case.results, candidates, strict=True)
     )

@@ -33,8 +33,8 @@ def read_outputs(
     Args:
         folder: of the outputs of all cases.
         case: its name.
-        spec: of the graph: dtypes of raw files, and of the numbers of a JSON file.
-        shapes: output -> shape, of raw files.
+        spec: of the graph, which has the dtypes of raw files and JSON files.
+        shapes: name of an output -> its shape, for raw files.
 
     Raises:
         DataError: there is nothing of the case, or a file that cannot be read.
@@ -99,7 +99,7 @@ def _read_trtexec(file: Path, spec: GraphSpec) -> dict[str, np.ndarray]:
 
 
 def check_kit(folder: Path, expected: str) -> None:
-    """Refuse outputs that say that they were computed from another kit: DataError."""
+    """Refuse a folder of outputs whose `KIT` has another hash than `expected`: DataError."""
     path = folder / KIT
     if path.is_file() and path.read_text(encoding='utf-8').split()[:1] != [expected]:
         raise DataError(f'{path}: these outputs are of another kit; run the inputs of this one')

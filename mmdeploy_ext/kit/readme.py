@@ -61,9 +61,9 @@ def _trtexec(manifest: Mapping[str, Any]) -> str:
     lines.append('mkdir -p outputs')
     for case in cases:
         loaded = ','.join(f'{name}:{entry["file"]}' for name, entry in case['inputs'].items())
-        shapes = f' --shapes={_shapes(case)}' if is_dynamic else ''
+        shapes_option = f' --shapes={_shapes(case)}' if is_dynamic else ''
         lines.append(
-            f'trtexec --loadEngine=model.engine{shapes} --loadInputs={loaded} '
+            f'trtexec --loadEngine=model.engine{shapes_option} --loadInputs={loaded} '
             f'--exportOutput=outputs/{case["name"]}.json --iterations=1 --duration=0 --warmUp=0'
         )
     return '\n'.join(lines)

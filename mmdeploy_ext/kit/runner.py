@@ -14,13 +14,16 @@ KIT = Path(__file__).resolve().parent
 
 
 def read(entry: dict) -> np.ndarray:
-    """Return an array of this kit."""
+    """Return the array of an entry of the manifest, a dict of `file`, `dtype` and `shape`."""
     dtype = np.dtype(entry['dtype']).newbyteorder('<')
     return np.fromfile(KIT / entry['file'], dtype).reshape(entry['shape']).astype(entry['dtype'])
 
 
 def main(outputs: str, *providers: str) -> None:
-    """Run every case and write its outputs."""
+    """Run every case and write its outputs to OUTPUTS/CASE.npz, and the kit's hash to OUTPUTS/kit.txt.
+
+    `providers` are execution providers of ONNX Runtime, in order; without any its default runs.
+    """
     manifest = json.loads((KIT / 'manifest.json').read_text())
     session = onnxruntime.InferenceSession(KIT / manifest['file'], providers=providers or None)
     if providers and session.get_providers()[0] != providers[0]:

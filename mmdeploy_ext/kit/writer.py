@@ -33,18 +33,19 @@ RUNNER = 'run_onnxruntime.py'
 
 
 def write_kit(deployment: Deployment, path: str, samples: Collection[Any], out: str | Path) -> dict[str, Any]:
-    """Write the kit of an exported file; return its manifest.
+    """Write the kit of an exported file; return its manifest, the dict that `manifest.json` holds.
 
-    The outputs of ONNX Runtime here are judged first: a file that is wrong on this machine needs no other.
+    The outputs of ONNX Runtime on this machine are judged first, and no kit is written if they are wrong.
 
     Args:
         deployment: config and checkpoint.
         path: of the file.
-        samples: (title, BGR picture); the first stands for the traced one.
+        samples: (title, BGR picture); the first is taken for the traced one.
         out: the folder, which appears whole or not at all; it has to be new or empty.
 
     Raises:
-        UsageError: a model of another kind than single pictures, or a folder that is not empty.
+        UsageError: a model of another kind than single pictures, a folder that is not empty, or a file whose
+            results in ONNX Runtime differ from PyTorch's.
         ModelFileError: see `ladder.prove`.
     """
     out = Path(out)

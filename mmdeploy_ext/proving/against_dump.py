@@ -1,4 +1,4 @@
-"""Compare an engine with the tensors that a `_pth` run wrote."""
+"""Compare an engine with the tensors that a run of a `_pth` config, which is PyTorch's test loop, wrote."""
 
 from __future__ import annotations
 
@@ -34,14 +34,28 @@ class Dumped(Protocol):
     """An engine that runs the samples of a dump, in their order."""
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
-        """Run one sample and compare its outputs; a DataError says why it cannot be compared."""
+        """Run one sample and compare its outputs.
+
+        Args:
+            name: of the sample.
+            tensors: name -> dumped input or output of the model.
+            manifest: of the dump; `sample` is its index in the data set.
+
+        Raises:
+            DataError: why it cannot be compared.
+        """
 
 
 def check_dump(engine: Dumped, deployment: Deployment, folder: Path) -> bool:
     """Run an engine over the samples of a dump; print one line per sample, and return whether none differs.
 
-    A dump of another config or checkpoint is not compared, and the line says so; a missing dump is no failure
-    either.
+    Samples that cannot be compared, such as those of another config or checkpoint, count as not different,
+    with a line that tells why; so does a missing dump.
+
+    Args:
+        engine: that is compared.
+        deployment: config and checkpoint of the engine's file.
+        folder: of the dump.
     """
     agrees, samples = True, list_samples(folder)
     if not samples:
@@ -80,13 +94,13 @@ def _require(tensors: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class DumpedImages:
-    """An active backend on dumped images; see `Dumped`."""
+    """An active backend that is compared on dumped images."""
 
     backend: Backend
     deployment: Deployment
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
-        """Compare the tensors without ties, and the detections of a `full` graph; see `Dumped`."""
+        """Compare the tensors, apart from rows that ties put in another order, and results of a `full` graph."""
         backend, family = self.backend, self.deployment.family
         needed = [tensor.name for tensor in backend.spec.inputs if tensor.default is None]
         _require(tensors, needed + backend.spec.output_names)
@@ -122,7 +136,7 @@ class DumpedImages:
 
 
 class DumpedFrames:
-    """A stepper on dumped frames, memory running on; see `Dumped`.
+    """A stepper that is compared on dumped frames; its memory goes on from frame to frame.
 
     A frame in the middle of a scene whose predecessor was not dumped cannot be compared.
     """
@@ -139,7 +153,7 @@ class DumpedFrames:
         self.previous: int | None = None
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
-        """Compare the outputs that are the same in every contract of the family; see `Dumped`."""
+        """Compare the outputs that are the same in every contract of the family."""
         before, self.previous = self.previous, None
         continues = before is not None and manifest.get('sample') == before + 1
         if not self.names:
@@ -165,10 +179,14 @@ class DumpedFrames:
 
 
 def far_spec(spec: GraphSpec, distance_m: float) -> GraphSpec:
-    """Return a spec that allows the error of PyTorch's own memory so far from the origin of the map.
+    """Return a spec whose tolerances allow for the error of PyTorch's own memory far from the map's origin.
 
     The dumped model keeps global positions in float32. Measured on the toy at 980 m: 7.4 mm in x y z, 0.04 mm
-    with the same frames moved to the origin; so 1e-5 of the ego's distance is added if the unit is metres.
+    with the same frames moved to the origin; so `FAR` times the distance is added to tolerances in metres.
+
+    Args:
+        spec: with the tolerances of float32.
+        distance_m: of the ego from the origin of the map.
     """
 
     def allowed(group: ColumnGroup) -> ColumnGroup:

@@ -1,4 +1,4 @@
-"""Axes of charts of errors: a frame or an entry across, decades up. Pixels of an SVG."""
+"""Axes of charts of errors: frames (or other entries) from left to right, powers of ten upwards, in an SVG."""
 
 from __future__ import annotations
 
@@ -11,34 +11,42 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 WIDTH, HEIGHT = 780, 230
+"""Size of a chart in pixels, with its margins."""
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 26
+"""Margins in pixels around the axes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """The axes of a chart: `frames` across, decades from `low` to `high` up."""
+    """The axes of a chart.
+
+    Attributes:
+        frames: number of frames on the horizontal axis.
+        low: exponent of ten at the lower end of the vertical axis.
+        high: exponent of ten at its upper end.
+    """
 
     frames: int
     low: int
     high: int
 
     def x(self, frame: float) -> float:
-        """Return the abscissa of a frame."""
+        """Return the horizontal pixel of the frame of an index."""
         return round(LEFT + (WIDTH - LEFT - RIGHT) * (frame + 0.5) / max(self.frames, 1), 2)
 
     def y(self, value: float) -> float:
-        """Return the ordinate of an error; values beyond the axis lie on its end."""
+        """Return the vertical pixel of an error; values beyond the axis lie on its end."""
         decade = math.log10(value) if value > 0 else self.low
         part = (min(max(decade, self.low), self.high) - self.low) / (self.high - self.low)
         return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - part), 2)
 
     def level(self, value: float, kind: str) -> str:
-        """Return a line across at an error; `kind` is its class in the style sheet."""
+        """Return a horizontal line at the error `value`; `kind` is its class in the style sheet."""
         y = self.y(value)
         return f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
 
     def grid(self, name: Callable[[int], tuple[str, str]]) -> Iterator[str]:
-        """Yield a line per decade; `name` gives its class and text."""
+        """Yield line and label of each power of ten; `name(exponent)` returns the line's class and the label."""
         for decade in range(self.low, self.high + 1):
             kind, words = name(decade)
             yield self.level(10.0**decade, kind)
@@ -46,12 +54,19 @@ class Axes:
 
 
 def text(x: float, y: float, words: str, anchor: str = 'middle') -> str:
-    """Return a text of a chart."""
+    """Return the text `words` at a pixel of a chart; `anchor` is SVG's `text-anchor`."""
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
 
 
 def svg(parts: Sequence[str], label: str, height: int = HEIGHT, kind: str = '') -> Markup:
-    """Return a chart; `label` describes it for screen readers."""
+    """Return a chart.
+
+    Args:
+        parts: SVG elements.
+        label: what it shows, for screen readers.
+        height: in pixels.
+        kind: its class in the style sheet.
+    """
     from markupsafe import Markup
 
     opening = Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}" width="100%">')

@@ -1,7 +1,7 @@
-"""Level 1, first of all: is the graph of a file that of a fresh export of the same model?
+"""The first check of level 1: is the graph of a file that of a fresh export of the same model?
 
-Equal graphs compute the same for every input, so that what inputs show of the export holds for the file. The
-fresh export is made with the options in the file, and changed by the commands that changed the file.
+Equal graphs compute the same for every input. The fresh export is made with the options in the file's metadata,
+and changed by the commands that changed the file (`metadata.edits`).
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.deployment import Deployment
 
 REPEATED = {QUANTISE: quantise_again}
-"""Commands beyond those of graph.py that can be repeated."""
+"""Name of a command outside of `graph/edits.py` -> function that repeats it."""
 
 
 @contextlib.contextmanager
 def options_of(path: str) -> Iterator[None]:
-    """Turn the refusal of an option into an error that names the file which was exported with it."""
+    """Inside the block a UsageError about an option becomes a ModelFileError of the file at `path`."""
     try:
         yield
     except UsageError as error:
@@ -72,7 +72,14 @@ class FreshExport:
 def of_images(
     deployment: Deployment, options: Options, metadata: Metadata, image_bgr: np.ndarray
 ) -> FreshExport:
-    """Return the fresh export of a file of single pictures; no constant depends on the picture."""
+    """Return the fresh export of a file of single pictures.
+
+    Args:
+        deployment: config and checkpoint.
+        options: of the export, from the metadata.
+        metadata: of the file.
+        image_bgr: is traced; the graph does not depend on it.
+    """
     export_options = exported_with(options, metadata)
 
     def export() -> onnx.ModelProto:
@@ -86,7 +93,10 @@ def of_images(
 def of_graph(
     deployment: Deployment, options: Options, metadata: Metadata, graph: Graph | None
 ) -> FreshExport:
-    """Return the fresh export of one file of a sequence family; None: the family has no such graph."""
+    """Return the fresh export of one file of a sequence family.
+
+    If `graph` is None, as the family has no such graph, `export` raises a ModelFileError.
+    """
     export_options = exported_with(options, metadata)
 
     def export() -> onnx.ModelProto:
@@ -112,14 +122,18 @@ def _made_once(
 
 
 def exported_with(options: Options, metadata: Metadata) -> Options:
-    """Return the options of the export itself: float16 that a command wrote into the file came later."""
+    """Return the options of the export before any command changed the file.
+
+    If a command converted the file to float16 later, the options in the metadata have it; those that are
+    returned have float32.
+    """
     if _half_edits(metadata):
         return options.replace(precision='fp32', fp16_io=False, keep_fp32=())
     return options
 
 
 def contract_after(spec: GraphSpec, metadata: Metadata) -> GraphSpec:
-    """Return the contract of a file that the recorded commands made of an export with this one."""
+    """Return the contract of a file after its recorded commands; `spec` is that of its export."""
     half_ends = any(edit['arguments'].get('io') == 'fp16' for edit in _half_edits(metadata))
     return with_half_ends(spec) if half_ends else spec
 
@@ -131,7 +145,14 @@ def _half_edits(metadata: Metadata) -> list[dict[str, Any]]:
 def compare_with_fresh_export(
     model: onnx.ModelProto, metadata: Metadata, fresh_export: FreshExport, name: str = ''
 ) -> GraphResult:
-    """Compare the graph of a file with its fresh export; it has a name if its model has several graphs."""
+    """Compare the graph of a file with its fresh export.
+
+    Args:
+        model: the file.
+        metadata: of the file.
+        fresh_export: of the same model.
+        name: of the graph, if the model has several.
+    """
     try:
         fresh = fresh_export.edited()
     except Mm2OnnxError as error:
@@ -150,7 +171,7 @@ def compare_with_fresh_export(
 
 
 def rules_text(recorded: Sequence[Mapping[str, Any]]) -> str:
-    """Return in one line the rules of recorded commands whose equality inputs alone show, or ''."""
+    """Return in one line those rules of recorded commands that only inputs can judge, not a graph, or ''."""
     rules = edits.judged_by_inputs(recorded)
     if len(rules) > SHOWN:
         rules = [*rules[:SHOWN], f'{len(rules) - SHOWN} more']
@@ -158,10 +179,11 @@ def rules_text(recorded: Sequence[Mapping[str, Any]]) -> str:
 
 
 def differing_facts(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[GraphDifference]:
-    """Return the entries of a file's metadata for the runtime that a fresh export has otherwise.
+    """Return those entries of a file's metadata that differ from a fresh export's.
 
-    These are the entries that a graph brings. The others, which an export adds, are compared with config and
-    checkpoint in `provenance`, and a file that has more is refused (`metadata.check_names`).
+    Only the entries `OF_SPARSE_GRAPHS`, which a graph has before metadata is added, are compared here. The
+    others are compared with config and checkpoint in `provenance.py`, and unknown ones are refused
+    (`metadata.check_names`).
     """
     file_entries, fresh_entries = (
         {entry.key: entry.value for entry in graph.metadata_props} for graph in (model, fresh)

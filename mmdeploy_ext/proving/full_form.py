@@ -1,7 +1,7 @@
-"""Promises of the contract of a `full` graph besides the results themselves: order, padding, counts.
+"""Checks of what the contract of a `full` graph promises besides its results: order, padding, counts.
 
-Results are matched whatever their order, and padding is dropped before; so the matching shows neither. Needs
-numpy only.
+The matching of results depends neither on their order nor on padding, so they are checked here. Each check
+returns failing rows, none if the promise is kept. Needs numpy only.
 """
 
 from __future__ import annotations
@@ -39,8 +39,12 @@ def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[Tens
     """Return a failing row for every promise about scores and labels that an output breaks.
 
     Scores descend, so that padding comes last; a row of score 0 is padding and has label -1, and no other
-    has; labels are classes of the model. The outputs are `dets` (B, n, 5) or `scores` (B, n), and `labels`
-    (B, n).
+    row has it; the other labels are in 0..num_classes - 1.
+
+    Args:
+        outputs: name -> array: `dets` (B, n, 5), whose last column is the score, or `scores` (B, n), and
+            `labels` (B, n); B images, n results.
+        num_classes: of the model.
     """
     name, scores = ('dets', outputs['dets'][..., 4]) if 'dets' in outputs else ('scores', outputs['scores'])
     labels, rows = outputs['labels'], []
@@ -67,8 +71,8 @@ def count_rows(
 ) -> list[TensorRow]:
     """Return a failing row for each number of candidates that is not that of the reference.
 
-    By this number a file with `--max-candidates` says that it left something out; a wrong one would hide
-    that.
+    A file exported with `--max-candidates` gives this number before its cut, which tells whether boxes were left
+    out.
 
     Args:
         outputs: of the graph, some of them (B,) numbers of candidates.

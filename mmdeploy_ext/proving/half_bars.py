@@ -30,9 +30,9 @@ COSINE = 0.999
 METRIC = 1e-3
 """Largest difference of a data-set metric in 0..1."""
 RTOL, ATOL = 3e-2, 3e-2
-"""Tolerances in tables, relative to the largest value and absolute; the cosine decides."""
+"""Tolerances that tables show, relative to the largest value and absolute; only the cosine decides."""
 CHOICE_RTOL = 1e-2
-"""Difference, relative to the largest, up to which scores of a top-k may be in another order."""
+"""Difference of scores, relative to the largest, up to which a top-k may have them in another order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class HalfBars:
     metric: float = METRIC
 
     def of_task(self, task: str) -> dict[str, float]:
-        """Return the arguments of the task's `match_detections`."""
+        """Return the keyword arguments of `match_detections` of a task, a module of `proving/tasks`."""
         return task_module(task).half_bars(self)
 
     def judge(self, rows: Sequence[TensorRow]) -> list[TensorRow]:
@@ -76,7 +76,10 @@ class HalfBars:
         return judged
 
     def matched_rows(self, reference: Any, candidate: Any, pairs: Mapping[int, int]) -> list[TensorRow]:
-        """Return the cosines of matched results of an image, `pairs` are row -> column of them."""
+        """Return rows with the cosines of boxes, masks and scores of an image's matched results.
+
+        `pairs` is index in `reference`, PyTorch's results -> index in `candidate`, the file's.
+        """
         if not pairs:
             return []
         sides = [
@@ -116,7 +119,14 @@ def bars_of(precision: str) -> HalfBars | None:
 
 
 def proof_engine(kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with which an engine of a registered name shows what float16 does to a file."""
+    """Return the options of an engine with which a float16 file is proven.
+
+    ONNX Runtime on the CPU, which computes float16 in float32, gets `round_fp16`; other engines get no more.
+
+    Args:
+        kind: registered name of the engine's class, a key of `BACKENDS`.
+        engine: options of the user.
+    """
     on_cpu = tuple(engine.get('providers') or (CPU,)) == (CPU,)
     computes_in_float32 = 'round_fp16' in BACKENDS[kind].keys and on_cpu
     return {'round_fp16': True, **engine} if computes_in_float32 else dict(engine)

@@ -8,8 +8,8 @@ Deformable attention is mmcv's `MultiScaleDeformableAttention` in standard opera
 their maps (RT-DETR). `attend` has mmcv's arguments, all maps in one tensor and their sizes in another, and
 uses gathers: sizes stay an input, and no engine's GridSample matters.
 
-Glossary: B batch, M heads, D channels of a head, E = M * D embedding, L maps, P points per map, Q queries,
-K keys, S = sum of h * w.
+Glossary: B batch, M heads, D channels of a head, E = M * D embedding, L maps, h, w height and width of a map,
+P points per map, Q queries, K keys, S = sum of h * w over all maps.
 """
 
 import contextlib
@@ -38,13 +38,14 @@ def multi_head(
     The parameters are those of `nn.MultiheadAttention`.
 
     Args:
-        sources: of queries (B, Q, E), keys and values (B, K, E), positions added.
+        sources: of queries (B, Q, E), of keys (B, K, E) and of values (B, K, E); embeddings of positions are
+            added already.
         weight: (3 * E, E), the projections of all three, one below the other.
         bias: (3 * E,).
         heads: M.
         mask: bool, broadcast to (B, M, Q, K); True where a row must not look at a column.
     """
-    query, key, value = (  # (B, T, E) as (B, M, T, D)
+    query, key, value = (  # (B, Q or K, E) as (B, M, Q or K, D)
         F.linear(source, part, shift).unflatten(-1, (heads, -1)).transpose(1, 2)
         for source, part, shift in zip(sources, weight.chunk(3), bias.chunk(3), strict=True)
     )
@@ -71,7 +72,15 @@ def attend_maps(values: Sequence[Tensor], locations: Tensor, weights: Tensor) ->
 
 
 def shares(logits: Tensor, heads: int) -> Tensor:
-    """Return the weights that `attend_maps` takes, (B * M, 1, Q, L * P), of logits (B, Q, M * L * P)."""
+    """Return the weights that `attend_maps` takes, the softmax of logits over the points of all maps.
+
+    Args:
+        logits: (B, Q, M * L * P).
+        heads: M.
+
+    Returns:
+        (B * M, 1, Q, L * P), which sum to 1 over the last axis.
+    """
     return logits.unflatten(-1, (heads, -1)).softmax(-1).transpose(1, 2).flatten(0, 1)[:, None]
 
 

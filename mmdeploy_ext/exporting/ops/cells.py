@@ -1,9 +1,10 @@
 """Points to cells: the last point of each, or the sum of all, whatever the engine and its threads.
 
-What the exporters of torch write for `index_put(accumulate=True)` keeps one of several points of a cell, and
-for `scatter_reduce` ONNX Runtime refuses the shapes.
+The graphs that torch's exporters write for `index_put(accumulate=True)` keep only one of several points of a
+cell, and those for `scatter_reduce` have shapes that ONNX Runtime refuses.
 
-Glossary: N images, P points, K cells, C channels, R, R2, R3 rows of tables, W the width of the third.
+Glossary: N images, P points, K cells, C channels, R, R2, R3 rows of the first, second and third table, W
+width of the third table.
 """
 
 from collections.abc import Sequence
@@ -79,17 +80,18 @@ def _tables(
     return tables[0], tables[1], tables[2], slots
 
 
-def _level(number: int, last: str, width: str) -> str:
-    """Return the ONNX text of table `number`, 0 to 2.
+def _level(i: int, last: str, width: str) -> str:
+    """Return the ONNX text that makes table `i`, 0 to 2.
 
-    `last` and `width` are names of values: the slots after the table before, and the width of this one.
+    `last` and `width` are names of values in that text: the slots after the table before, and the width of
+    this table.
     """
-    i, after = number, number + 1
+    after = i + 1
     return f"""
             less{i} = Sub ({width}, one)
             wide{i} = Add (counts{i}, less{i})
             all{i} = Div (wide{i}, {width})
-            many{i} = Greater (counts{i}, {'one' if number else 'zero'})
+            many{i} = Greater (counts{i}, {'one' if i else 'zero'})
             counts{after} = Where (many{i}, all{i}, zero)
             before{i} = CumSum <exclusive = 1> (counts{after}, start)
             at{i} = Add (before{i}, one)
@@ -176,18 +178,24 @@ class CellTables(torch.nn.Module):
     which engines have no exact form, and is the same on any number of threads.
     """
 
-    WIDTHS = 16, 4
+    WIDTHS = 16, 4  # columns of the first and of the second table
 
     def __init__(self, count: int) -> None:
-        """Keep K."""
+        """Make tables of `count` (K) cells."""
         super().__init__()
         self.count = count
 
     def forward(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return tables (R, 16), (R2, 4), (R3, W), slots (K,), int64; cells (P,) are K for points in none.
+        """Return the three tables and the slots.
 
-        Entries of the first are points, from 1; of the others rows of the table before; 0 is none, and so is
-        row 0 of each. Slots are rows of the three tables one behind the other.
+        Args:
+            cells: (P,) int64, the cell of each point; K for a point in no cell.
+
+        Returns:
+            Tables (R, 16), (R2, 4) and (R3, W), and slots (K,), all int64. Entries of the first table are
+            points, numbered from 1; those of the second and third are rows of the table before; an entry 0 is
+            empty, and row 0 of each table has only such entries. The slot of a cell is the row with all of
+            its points, counted through the three tables one behind the other; 0 for a cell without points.
         """
         return CELL_TABLES(cells, self.count, *self.WIDTHS)
 
@@ -196,8 +204,8 @@ def sum_by_tables(sums: torch.Tensor, tables: Sequence[torch.Tensor], slots: tor
     """Return the sums per cell (K, C).
 
     Args:
-        sums: (R, C), of the rows of the first table.
-        tables: the second and the third.
+        sums: (R, C), the sum of the points of each row of the first table.
+        tables: the second and the third table of `CellTables`.
         slots: (K,) rows of the three tables one behind the other.
     """
     levels = [sums]
@@ -209,8 +217,12 @@ def sum_by_tables(sums: torch.Tensor, tables: Sequence[torch.Tensor], slots: tor
 def sum_in_order(cells: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
     """Return (K, C) sums per cell, added in the order of the points; it has a gradient and is not exported.
 
-    Cells (P,) int64 are K for points in none, values (P, C). On CPUs `index_add` alone keeps the order on
-    several threads, on GPUs `index_put`.
+    On CPUs only `index_add` keeps the order on several threads, on GPUs only `index_put`.
+
+    Args:
+        cells: (P,) int64, the cell of each point; K for a point in no cell.
+        values: (P, C).
+        count: K.
     """
     grid = values.new_zeros((count + 1, values.shape[1]))
     if values.is_cuda:
@@ -222,12 +234,17 @@ class LastInCell(torch.nn.Module):
     """The value of the last point of each cell, 0 for a cell without points."""
 
     def __init__(self, count: int) -> None:
-        """Keep K."""
+        """Give values to `count` (K) cells."""
         super().__init__()
         self.count = count
 
     def forward(self, cells: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Return (N, K) of values (N, P), float32; cells (N, P) int64 are K for points in none."""
+        """Return (N, K) float32, of each cell the value of its last point.
+
+        Args:
+            cells: (N, P) int64, the cell of each point; K for a point in no cell.
+            values: (N, P) float32, the value of each point.
+        """
         return LAST_IN_CELL(cells, values, self.count)
 
 

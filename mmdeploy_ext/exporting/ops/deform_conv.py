@@ -1,4 +1,8 @@
-"""mmcv's deformable convolutions as the standard DeformConv of opset 19."""
+"""mmcv's deformable convolutions as the standard DeformConv of opset 19.
+
+Glossary: B batch, C, D channels of input and output, h, w height and width of the input, kh, kw of the
+kernel, H, W of the offsets.
+"""
 
 import contextlib
 import functools
@@ -38,12 +42,12 @@ class LeadingOffsets(torch.nn.Module):
         self.conv = conv
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Convolve (B, C, h, w) with offsets (B, 18, H, W) and mask (B, 9, H, W); h <= H, w <= W."""
+        """Convolve x (B, C, h, w) with offsets (B, 18, H, W) and mask (B, 9, H, W); h <= H, w <= W."""
         return self.conv(x, _leading(offset, x), _leading(mask, x))
 
 
 def _leading(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Return the first elements of each image's (D, H, W) values as (B, D, h, w)."""
+    """Return the first elements of each image of values (B, N, H, W), in memory order, as (B, N, h, w)."""
     channels, (height, width) = values.shape[1], x.shape[2:]
     flat = values.flatten(1)[:, : channels * height * width]
     return flat.reshape(x.shape[0], channels, height, width)
@@ -65,14 +69,17 @@ def _node(g: Any, inputs: tuple[Any, ...], weight: Any, *settings: Any) -> Any:
 
 
 def _deform_symbolic(g: Any, x: Any, offset: Any, weight: Any, *settings: Any) -> Any:
-    """DCN v1. Offsets are (y, x) pairs per kernel tap in both mmcv and ONNX; bias and im2col_step follow."""
+    """Emit DCN v1. Offsets are (y, x) pairs per kernel tap in both mmcv and ONNX.
+
+    `settings` has two more values at its end, bias and im2col_step, which ONNX does not need.
+    """
     return _node(g, (x, weight, offset), weight, *settings[:5])
 
 
 def _modulated_symbolic(
     g: Any, x: Any, offset: Any, mask: Any, weight: Any, bias: Any, *settings: Any
 ) -> Any:
-    """DCN v2. mmcv may pass no bias; ONNX wants one before the mask, so it gets zeros."""
+    """Emit DCN v2. mmcv may pass no bias; ONNX has one before the mask, so it gets zeros."""
     if bias is None or bias.node().mustBeNone():
         bias = g.op('Constant', value_t=torch.zeros(weight.type().sizes()[0]))
     return _node(g, (x, weight, offset, bias, mask), weight, *settings)
@@ -94,8 +101,9 @@ def deform_conv(
     """Convolve at offsets: what torch.export traces in place of mmcv's operators, versions 1 and 2.
 
     From x (B, C, h, w) float32, weight (D, C / groups, kh, kw), bias (D,), offset (B, deform_groups * kh * kw
-    * 2, H, W) in pixels and mask (B, deform_groups * kh * kw, H, W), which version 2 has, to (B, D, H, W).
-    Offsets, stride, padding and dilation have y before x; torchvision's groups follow from the shapes.
+    * 2, H, W) in pixels and mask (B, deform_groups * kh * kw, H, W), which only version 2 has, to (B, D, H,
+    W). Offsets, stride, padding and dilation have y before x. torchvision derives both numbers of groups from
+    the shapes.
     """
     from torchvision.ops import deform_conv2d
 

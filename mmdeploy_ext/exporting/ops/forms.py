@@ -27,7 +27,15 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
 
     - No node of the domain `mm2onnx`: the model is returned as it is.
     - A node whose operator is not registered: an ExportError.
-    - 'plugin': nodes with a plugin are renamed, the others become standard operators.
+    - 'standard': each node is replaced by the standard operators that it stands for.
+    - 'function': nodes stay, and the model gets a local function for each.
+    - 'python': nodes stay, and the model gets local functions that call Python.
+    - 'plugin': nodes of operators with a TensorRT plugin become its nodes, the others standard operators.
+
+    Args:
+        model: as the exporter wrote it; it is changed.
+        exporter: which wrote it, 'torchscript' or 'dynamo'.
+        opset: of the model.
     """
     nodes = list(operator_nodes(model))
     if not nodes:
@@ -53,10 +61,10 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
 
 
 def _write_output_shapes(model: onnx.ModelProto, opset: int) -> None:
-    """Write the shapes of the outputs that follow from the operators' standard form.
+    """Write those shapes of the model's outputs that follow from the standard form of its operators.
 
-    TorchScript infers no shape behind a node that is not of ONNX and invents names for all of its axes;
-    torch.export writes the letters and sizes.
+    TorchScript infers no shape behind a node that is not of ONNX, and invents names for all of its axes; the
+    graphs of torch.export have the sizes and the names of dynamic axes.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -94,7 +102,10 @@ def to_standard(model: onnx.ModelProto) -> onnx.ModelProto:
 def _with_functions(
     model: onnx.ModelProto, opset: int, body: Callable[[Operator, str, dict[str, Any]], onnx.FunctionProto]
 ) -> onnx.ModelProto:
-    """Add one function per operator and set of attributes; those of a second set are renamed, e.g. `Nms2`."""
+    """Add one function per operator and set of attributes; that of a second set is called e.g. `Nms2`.
+
+    `body(operator, name of the function, attributes)` returns the function.
+    """
     names: dict[tuple[str, str], str] = {}
     for node, operator in list(operator_nodes(model)):
         attributes = node_attributes(node)
@@ -134,9 +145,18 @@ def function_body(
 ) -> onnx.FunctionProto:
     """Return the local function `mm2onnx.<name>` that does what the operator does.
 
-    It is read from the operator's ONNX text (ExportError if that cannot be parsed), or exported from its
-    traceable form. The latter has the node's attributes filled in, so that other values give another
-    function; a text refers to them (`@name`).
+    It is read from the operator's ONNX text, which refers to attributes as `@attribute`, or exported from its
+    traceable form, in which the values of the attributes are constants.
+
+    Args:
+        operator: with a text (`body`) or a traceable form.
+        name: of the function.
+        attributes: attribute -> value, of the node that calls it.
+        opset: of the model.
+        exporter: which exports the traceable form, 'torchscript' or 'dynamo'.
+
+    Raises:
+        ExportError: the text cannot be parsed, or defines another operator.
     """
     if operator.body is None:
         return _exported(operator, name, attributes, opset, exporter)

@@ -1,11 +1,12 @@
 """Non-maximum suppression on padded batches: mmcv's in PyTorch, the standard NonMaxSuppression in ONNX.
 
-For engines without NonMaxSuppression (TensorRT-RTX) there is that of a constant number of boxes, in standard
-operators that every engine has. Its sequential half, `greedy_keep`, is a Loop in ONNX for any measure of
-overlap: no form of a loop is understood by both exporters, so its bodies are written in ONNX.
+For engines without NonMaxSuppression (TensorRT-RTX) there is `nms_of_sorted`, for a constant number of boxes,
+in standard operators that every engine has. Its sequential half, `greedy_keep_batch`, is a Loop in ONNX, as
+is `greedy_keep` of one image, which takes any measure of overlap. Both exporters understand no common form of
+a loop, so the bodies are written in ONNX.
 
-Glossary: B batch, N boxes, G groups of boxes, K boxes if their number is constant: some tensors (B, K, K) are
-in memory.
+Glossary: B batch, N boxes, G groups of boxes, K boxes if their number is constant (it has to be small: some
+tensors (B, K, K) are in memory), n selected boxes.
 """
 
 import torch
@@ -14,11 +15,11 @@ from torch import Tensor
 from mmdeploy_ext.exporting.ops.operator import Operator, register
 
 NMS_SCORE_THRESHOLD = -0.5
-"""Rows that are no candidate carry the score -1; a true score lies in 0..1."""
+"""Between the score -1 of rows that are no candidate and the true scores, which lie in 0..1."""
 BELOW_ALL = -1e30
 """Below every coordinate; stays finite when it is multiplied by a label."""
 AT_ONCE = 10_000
-"""Boxes in one call of mmcv's kernel, which compares each with each: of more boxes the best go first."""
+"""Boxes in the first call of mmcv's kernel, which compares each with each; of more the best go first."""
 
 
 def _keep_best(boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int) -> Tensor:
@@ -79,16 +80,17 @@ opset 11 makes no constant of an attribute."""
 
 
 def batched_nms(bboxes_xyxy: Tensor, scores: Tensor, iou_threshold: float, max_output: int) -> Tensor:
-    """Return (n, 3) int64 rows of image, group (0 in PyTorch) and box that greedy NMS of each image keeps.
+    """Return the boxes that greedy NMS of each image keeps: (n, 3) int64 image, group and index of the box.
 
-    Boxes that may not suppress each other must not overlap.
+    In PyTorch the second column is 0. Boxes that may not suppress each other must not overlap.
 
     Args:
-        bboxes_xyxy: (B, N, 4) float32, see `class_offsets`.
+        bboxes_xyxy: (B, N, 4) float32, of several classes as `class_offsets` returns them.
         scores: (B, G, N) float32 of each group of boxes; `NMS_SCORE_THRESHOLD` or less marks a row that is no
             candidate, or of another group.
-        iou_threshold: suppress above this.
-        max_output: keep at most this many per image; with several groups not below `N`.
+        iou_threshold: an overlap above this suppresses.
+        max_output: most boxes that are kept per image; with several groups at least N, since
+            NonMaxSuppression counts per group.
     """
     return BATCHED_NMS(bboxes_xyxy, scores, torch.tensor([iou_threshold]), torch.tensor([max_output]))
 
@@ -96,8 +98,16 @@ def batched_nms(bboxes_xyxy: Tensor, scores: Tensor, iou_threshold: float, max_o
 def class_offsets(bboxes_xyxy: Tensor, labels: Tensor, candidates: Tensor) -> Tensor:
     """Shift the boxes (B, N, 4) of each class apart, so that one NMS suppresses within classes only.
 
-    Of labels (B, N) int64 and candidates (B, N) bool; only these count for the largest coordinate. Rounded
-    exactly as mmcv's `batched_nms` rounds.
+    Each box moves by its label times the largest coordinate of its image plus 1, rounded as in mmcv's
+    `batched_nms`.
+
+    Args:
+        bboxes_xyxy: (B, N, 4).
+        labels: (B, N) int64.
+        candidates: (B, N) bool; only boxes that are True count for the largest coordinate.
+
+    Returns:
+        (B, N, 4).
     """
     visible = torch.where(candidates[..., None], bboxes_xyxy, torch.full_like(bboxes_xyxy, BELOW_ALL))
     largest = visible.flatten(1).max(dim=1, keepdim=True)[0]
@@ -117,16 +127,18 @@ def pairwise_iou(bboxes_xyxy: Tensor) -> Tensor:
 
 
 def _shared(low: Tensor, high: Tensor) -> Tensor:
-    """Return (B, K, K) how much of an axis two intervals share."""
+    """Return (B, K, K), the length of the overlap of all pairs of intervals from `low` to `high` (B, K)."""
     start = torch.maximum(low[:, :, None], low[:, None, :])
     return (torch.minimum(high[:, :, None], high[:, None, :]) - start).clamp(min=0)
 
 
 def nms_of_sorted(bboxes_xyxy: Tensor, iou_threshold: float) -> Tensor:
-    """Return which boxes (B, K) bool greedy suppression above a threshold keeps.
+    """Return (B, K) bool, True for the boxes that greedy suppression keeps.
 
-    They are (B, K, 4) float32, in the order of their scores, the best first; boxes that may not suppress each
-    other must not overlap (`class_offsets`).
+    Args:
+        bboxes_xyxy: (B, K, 4) float32, by descending score; boxes that may not suppress each other must not
+            overlap (`class_offsets`).
+        iou_threshold: an overlap above this suppresses.
     """
     ranks = torch.arange(bboxes_xyxy.shape[1], device=bboxes_xyxy.device)
     before = ranks[None, :] < ranks[:, None]
@@ -218,8 +230,9 @@ text needs no matrix product and no reduction over an axis, so that it holds for
 
 
 def greedy_keep_batch(suppressed_by: torch.Tensor) -> torch.Tensor:
-    """Return `greedy_keep` (B, K) bool of a batch of constant size, in operators that TensorRT has.
+    """Return what `greedy_keep` does for each image of a batch, (B, K) bool, in operators that TensorRT has.
 
-    In `suppressed_by` (B, K, K) bool row j is suppressed by column i; only columns before it (i < j) may be.
+    `suppressed_by` (B, K, K) bool is transposed: [b, j, i] is True if box i suppresses box j, and only for
+    i < j.
     """
     return GREEDY_KEEP_BATCH(suppressed_by.to(torch.float32))[:, 0] > 0

@@ -34,21 +34,29 @@ ELEMENT_NAMES = {
     torch.int64: 'dt_int64', torch.int32: 'dt_int32', torch.uint8: 'dt_uint8',
 }  # fmt: skip
 _registered: dict[str, dict[str, Any]] = {}
-"""Operator -> the types that were registered with onnxruntime-extensions."""
+"""Name of an operator -> `inputs`, `outputs` and `attrs`, the types that were registered for it with
+onnxruntime-extensions."""
 
 
 def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """Return attribute -> value."""
+    """Return name of an attribute -> its value in Python."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def python_body(operator: Operator, name: str, attributes: dict[str, Any], opset: int) -> onnx.FunctionProto:
-    """Return a local function with one node that calls Python; the outer node stays as it was exported."""
+    """Return a local function with one node that calls Python; a node that calls the function stays as it is.
+
+    Args:
+        operator: which is called.
+        name: of the function.
+        attributes: attribute -> value, of the node that calls the function.
+        opset: of the model.
+    """
     ends = list(operator.inputs), list(operator.outputs)
     node = helper.make_node(f'{DOMAIN}_{operator.name}', *ends, domain=PYTHON_DOMAIN)
     for key, value in attributes.items():
-        kind = helper.make_attribute(key, value).type
-        node.attribute.append(onnx.AttributeProto(name=key, type=kind, ref_attr_name=key))
+        attribute_type = helper.make_attribute(key, value).type
+        node.attribute.append(onnx.AttributeProto(name=key, type=attribute_type, ref_attr_name=key))
     imports = [helper.make_opsetid('', opset), helper.make_opsetid(PYTHON_DOMAIN, 1)]
     return helper.make_function(DOMAIN, name, *ends, [node], imports, list(attributes))
 
@@ -57,7 +65,11 @@ def python_session(model: onnx.ModelProto, threads: int = 1) -> onnxruntime.Infe
     """Return a session of ONNX Runtime on the CPU that calls the model's operators in Python.
 
     An operator's `reference` is called with numpy arrays and attributes, or else its eager form with tensors.
-    Operators that the model does not use are left alone.
+    Operators that the model does not use are not registered with ONNX Runtime.
+
+    Args:
+        model: exported inside `operators_as('python')`.
+        threads: of ONNX Runtime within an operator.
 
     Raises:
         EngineError: onnxruntime-extensions is not installed; a node's operator is not registered here, or
@@ -98,11 +110,11 @@ def _python_calls(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, Oper
 def _register(operator: Operator, node: onnx.NodeProto, extensions: Any) -> None:
     """Register an operator with onnxruntime-extensions, once per process: registrations are permanent."""
     types, example = extensions.PyCustomOpDef, operator.example()
-    kinds = dict(f=types.dt_float, i=types.dt_int64, b=types.dt_int64, s=types.dt_string)
+    attribute_types = dict(f=types.dt_float, i=types.dt_int64, b=types.dt_int64, s=types.dt_string)
     signature = dict(
         inputs=[_element(types, tensor, operator) for tensor in example],
         outputs=[_element(types, tensor, operator) for tensor in _example_outputs(operator, node, example)],
-        attrs={name: kinds[letter] for name, letter in attribute_letters(operator).items()},
+        attrs={name: attribute_types[letter] for name, letter in attribute_letters(operator).items()},
     )
     registered = _registered.setdefault(operator.name, signature)
     if registered != signature:
@@ -139,7 +151,7 @@ def _element(types: Any, tensor: torch.Tensor, operator: Operator) -> Any:
 def _example_outputs(
     operator: Operator, node: onnx.NodeProto, example: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, ...]:
-    """Return the outputs of the eager form for its example and a node's attributes; their types count."""
+    """Return the outputs of the eager form for its example and a node's attributes; only types matter."""
     attributes = attribute_values(operator, node_attributes(node))
     try:
         with torch.no_grad():

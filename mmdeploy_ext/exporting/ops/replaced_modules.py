@@ -7,16 +7,17 @@ from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.fold import PREPARATIONS
 
 STEPS = 12
-"""Maps of up to 2 ** 12 cells a side are right: 16,384 pixels at stride 4."""
+"""The maximum runs over 2 ** 12 cells, so maps may have sides of 4,096: 16,384 pixels at stride 4."""
 AXES = dict(bottom=(2, 1), top=(2, -1), right=(3, 1), left=(3, -1))
-"""Mode of mmcv's corner pooling -> the axis, and whether the maximum runs along it or against it."""
+"""Mode of mmcv's corner pooling -> the axis of (B, C, h, w), and 1 if the maximum runs along it, else -1."""
 
 
 class SamePadding(nn.Conv2d):
     """A convolution whose output has `ceil(size / stride)` cells; it pads more at the end than at the start.
 
-    mmcv 1.7.2 divides sizes as floats and rounds up: traced by TorchScript, the graph divides integers and
-    rounds down. Its arithmetic here is of integers, so that it holds for every size, traced or not.
+    It replaces mmcv 1.7.2's `Conv2dAdaptivePadding`, which divides sizes as floats and rounds up; in a trace
+    of TorchScript that becomes a division of integers, which rounds down. Here all numbers are integers, so
+    that a graph is right for every size.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -67,7 +68,7 @@ REPLACED = dict(Conv2dAdaptivePadding=SamePadding, CornerPool=CornerMaximum)
 
 
 def replace_class(module: nn.Module) -> None:
-    """Change the class of a module of `REPLACED`, in place."""
+    """Change the class of a module in place, if `REPLACED` has one for it."""
     if kind := REPLACED.get(type(module).__name__):
         module.__class__ = kind
 

@@ -1,10 +1,12 @@
 """Regions pooled from maps of a pyramid, each on its own level: mmcv's RoIAlign as ONNX's RoiAlign.
 
-mmcv's exporter writes an operator of its own, pools every region on every level, and masks. Here a level
-pools its regions alone and puts them into place, so that no region is pooled twice. If every shape has to be
-constant a level pools as many regions as there are: in place of those of other levels a point, which takes
-one sample or none. Measured: `half_pixel` equals mmcv's `aligned=True` on the CPU to the bit, with sampling
-ratios of 0 and 2.
+mmcv's exporter writes an operator of its own, pools every region on every level, and masks. Here each level
+pools only its own regions and writes them into their rows, so that no region is pooled twice. If every shape
+has to be constant, a level pools as many regions as there are, and regions of other levels are replaced by a
+box of no size at (0, 0), which takes one sample or none. Measured: `half_pixel` equals mmcv's `aligned=True`
+on the CPU to the bit, with sampling ratios of 0 and 2.
+
+Glossary: B batch, C channels, H, W size of a level's map, R regions, h, w size of a pooled region.
 """
 
 import torch
@@ -112,14 +114,14 @@ def pool_level(
     """Return `pooled` with the regions of one level filled in.
 
     Args:
-        pooled: (R, C, h, w) float32.
+        pooled: (R, C, h, w) float32; rows of other levels stay as they are.
         maps: (B, C, H, W) features of the level.
         boxes: (R, 4) xyxy, pixels of the network input.
         images: (R,) int64 index into the batch.
-        levels: (R,) int64.
+        levels: (R,) int64, the level of each region.
         level: whose regions are pooled.
-        layer: of mmcv, with the settings.
-        constant: no shape of the graph may depend on values.
+        layer: mmcv's layer, whose output size, scale, sampling ratio and `aligned` are used.
+        constant: whether no shape of the graph may depend on values.
     """
     mode = 'half_pixel' if layer.aligned else 'output_half_pixel'
     height, width = layer.output_size

@@ -4,7 +4,7 @@ The overlap of two rectangles is the polygon of at most 24 points: their corners
 and the points where their edges cross. Points are ordered by their angle around the middle; the shoelace
 formula gives the area. Points that coincide (equal boxes, common edges) add nothing, so no case is special.
 
-Glossary: N boxes, P = 24 points of a pair.
+Glossary: N boxes, M boxes that they are compared with, P = 24 points of a pair, n kept boxes.
 """
 
 import torch
@@ -44,7 +44,10 @@ def _traceable(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) 
 
 
 def rotated_iou(boxes: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Return the intersection over union (N, M) of all pairs of boxes (N, 5), (M, 5), see `rotated_nms`."""
+    """Return the intersection over union (N, M) of all pairs of `boxes` (N, 5) and `columns` (M, 5).
+
+    Boxes are x, y, width, height, angle in radians, as those of `rotated_nms`.
+    """
     middle = boxes[:, None, :2] - columns[None, :, :2]  # around the second box: no digits are lost far from 0
     first = _corners(boxes)[:, None] + middle[:, :, None]
     second = _corners(columns)[None].expand_as(first)
@@ -66,7 +69,11 @@ def _corners(boxes: torch.Tensor) -> torch.Tensor:
 
 
 def _inside(points: torch.Tensor, boxes: torch.Tensor, centre: torch.Tensor | float) -> torch.Tensor:
-    """Return (N, M, 4) bool: points (N, M, 4, 2) that lie in a box (broadcasts to N, M, 5) at `centre`."""
+    """Return (N, M, 4) bool, which of four points (N, M, 4, 2) lie in a box.
+
+    Only the size and angle of `boxes`, which broadcast to (N, M, 5), are used; their centre is `centre`
+    (N, M, 2), or 0.
+    """
     offset = points - (centre[:, :, None] if isinstance(centre, torch.Tensor) else centre)
     cos, sin = boxes[..., 4:5].cos(), boxes[..., 4:5].sin()
     along = (cos * offset[..., 0] + sin * offset[..., 1]).abs()

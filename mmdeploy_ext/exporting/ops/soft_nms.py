@@ -1,7 +1,7 @@
 """Soft non-maximum suppression: scores of boxes that overlap a chosen one decay; a Loop in ONNX.
 
 Source: mmcv 1.7.2 `ops/csrc/pytorch/cpu/nms.cpp` (Bodla et al., ICCV 2017). Results are chosen by descending
-score, so that the Loop makes as many turns as there may be results. B batch, N boxes, n results.
+score, so that the Loop makes as many turns as there may be results. Glossary: B batch, N boxes.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from mmdeploy_ext.exporting.ops.operator import Operator, register
 
 NO_CANDIDATE = -1.0
-"""Score of a row that is no candidate, is chosen, or fell below the least score."""
+"""Score of a row that is no candidate, was chosen before, or fell below `min_score`."""
 WEIGHTS = dict(
     naive='weight = Where (reaches, none, unit)',
     linear='rest = Sub (unit, iou)\nweight = Where (reaches, rest, unit)',
@@ -113,5 +113,7 @@ def _operator(method: str) -> Operator:
 
 
 SOFT_NMS = {method: register(_operator(method)) for method in WEIGHTS}
-"""Method of mmcv -> (boxes (B, N, 4), scores (B, N), most, settings) -> rows (B, most) int64 and their scores
-(B, most), which descend; `NO_CANDIDATE` where an image has no more."""
+"""Method of mmcv ('naive', 'linear', 'gaussian') -> operator. It takes boxes (B, N, 4) xyxy float32, scores
+(B, N) float32, `most`, the number of results per image, and mmcv's `iou_threshold`, `sigma` and `min_score`.
+It returns the chosen rows (B, most) int64 and their decayed scores (B, most), which descend; if an image has
+fewer results, the remaining scores are `NO_CANDIDATE`."""

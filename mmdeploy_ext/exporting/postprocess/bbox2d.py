@@ -1,7 +1,7 @@
 """Post-processing of dense 2D heads, equal to mmdet 2.28.2's `BaseDenseHead.get_bboxes`.
 
-Glossary: B batch, L levels, A anchors of one level, C classes, N candidates, n kept rows; pixels of the
-network input.
+Boxes are in pixels of the network input. Glossary: B batch, A anchors (priors) of one level, C classes, n, m
+rows of boxes.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
 from mmdeploy_ext.families.parts.runtime.box_coders import VOTE_SPREAD, VOTES_ABOVE
 
 Candidates = tuple[Tensor | None, ...]
+"""Boxes, scores, factors and labels of the candidates of a level, see `DenseBoxPostprocess._choose`."""
 
 
 class DenseBoxPostprocess(nn.Module):
@@ -32,7 +33,7 @@ class DenseBoxPostprocess(nn.Module):
     """
 
     def __init__(self, config: NmsConfig, head: Head, clip_border: bool = True, cap: int = 0) -> None:
-        """Keep the thresholds; they become constants of the graph.
+        """Keep the settings; they become constants of the graph.
 
         Args:
             config: the head's settings of suppression.
@@ -60,7 +61,7 @@ class DenseBoxPostprocess(nn.Module):
 
         Args:
             mlvl_bboxes: per level (B, A, 4) xyxy, not clipped.
-            mlvl_scores: per level (B, A, C) class scores in 0..1; less is never a candidate.
+            mlvl_scores: per level (B, A, C) class scores in 0..1; negative ones are never candidates.
             mlvl_factors: per level (B, A) score factors in 0..1, or None.
             clip_hw: (B or 1, 2) float32 height and width that boxes are clipped to.
             scale_factor: (B or 1, 4) float32 `w h w h`; boxes are divided by it.
@@ -111,7 +112,7 @@ class DenseBoxPostprocess(nn.Module):
         return dets, labels, *count
 
     def _ranks(self, scores: Tensor, factors: Tensor | None) -> Tensor:
-        """Return the numbers by which candidates are ordered."""
+        """Return the numbers by which candidates are ordered: scores times factors, or the root of that."""
         if factors is None:
             return scores
         product = scores * (factors[..., None] if scores.dim() > factors.dim() else factors)

@@ -3,12 +3,13 @@
 The steps and their order are mmdet's: class scores over the threshold, masks larger than the stride, scores
 times maskness, the best `nms_pre`, matrix NMS, `filter_thr`, the best `max_per_img`, both resizes, threshold.
 
-What differs is how much is computed: areas and maskness belong to a cell, whatever its classes; they are
-summed over pieces of the map, so that no map of many cells is ever whole; and a cell whose class score is
-below the `nms_pre`-th rescored one cannot come in, as a maskness is at most 1.
+Maskness is the mean probability of a mask's pixels. What differs is how much is computed: areas and maskness
+are computed once per cell, not per class; they are summed over pieces of the map, so that never all pixels of
+many cells are in memory; and a cell whose class score is below the `nms_pre`-th best score times maskness is
+left out, as a maskness is at most 1.
 
 Glossary: B batch, C classes, S cells of all levels, m chosen cells, k rows of the matrix NMS, n results,
-H4, W4 size of the soft masks, P their pixels, p a piece of them, h, w size of the results.
+h, w size of the results.
 """
 
 import dataclasses
@@ -104,7 +105,7 @@ class MaskPostprocess(nn.Module):
 
         Args:
             cate_pred: (B, S, C) class scores after points NMS.
-            soft: the soft masks of all cells.
+            soft: the soft masks of all cells, which are computed when they are needed.
             img_shape: (B or 1, 2) float32 height and width before padding; 0 means all of the soft masks.
             ori_shape: (2,) int64 height and width of the results; 0 means all of the soft masks.
 
@@ -140,7 +141,10 @@ class MaskPostprocess(nn.Module):
         return tuple(result[:, :count] for result in results)
 
     def _all(self, cate_pred: Tensor, soft: SoftMasks) -> tuple[Tensor, ...]:
-        """Return scores times maskness, (cell, class) pairs and areas (B, k) of the best candidates."""
+        """Return scores times maskness, pairs and areas (B, k) of the best candidates.
+
+        A pair is the index of a cell and a class: cell * C + class.
+        """
         nms_pre = self.config.nms_pre
         ranks = cate_pred.amax(dim=2)
         count = (ranks > self.config.score_thr).sum(dim=1).max().clamp(min=1)
@@ -162,7 +166,7 @@ class MaskPostprocess(nn.Module):
         return scores, pairs, areas.gather(1, cells)
 
     def _summed(self, soft: SoftMasks, cells: Tensor, areas: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
-        """Write areas and sums of some cells (B, m) into tables (B, S)."""
+        """Return the tables `areas` and `totals` (B, S) with those of `cells` (B, m) written into them."""
         more_areas, more_totals = soft.sums(cells, self.config.mask_thr)
         return areas.scatter(1, cells, more_areas), totals.scatter(1, cells, more_totals)
 
@@ -173,7 +177,7 @@ class MaskPostprocess(nn.Module):
         return torch.where(valid, cate_pred * maskness[..., None], torch.full_like(cate_pred, NO_CANDIDATE))
 
     def _capped(self, cate_pred: Tensor, soft: SoftMasks) -> tuple[Tensor, ...]:
-        """Return the same of the best `cap` pairs by class score, with constant shapes."""
+        """Return what `_all` returns, for the best `cap` pairs by class score and with constant shapes."""
         ranks, pairs = cate_pred.flatten(1).topk(self.cap, dim=1)
         cells = torch.div(pairs, cate_pred.shape[2], rounding_mode='floor')
         areas, totals = soft.sums(cells, self.config.mask_thr)

@@ -4,8 +4,8 @@ mmdet resizes soft masks to the padded input, crops to the image, resizes to the
 resizes are linear and separable, so a row matrix A and a column matrix B do the same without a map at input
 size; one direct resize would not (IoU down to 0.83 on small masks).
 
-Glossary: B batch, n masks, H4, W4 size of the soft masks, h, w size of the results; of a band s lines of the
-map, t lines of the result, p the other axis.
+Glossary: B batch, n masks, H4, W4 size of the soft masks, h, w size of the results. Along the axis of one
+resize: s, c lines of the map (c may go beyond its end), t lines of the result, p lines of the other axis.
 """
 
 from collections.abc import Iterator
@@ -83,10 +83,10 @@ column_band = register(
 
 
 def interpolation(source: Tensor, target: Tensor, columns: Tensor) -> Tensor:
-    """Return bilinear weights (..., t, c): row t of the result is their product with the source.
+    """Return bilinear weights (..., t, c): the result is their product with the c lines of the source.
 
     Args:
-        source: (..., 1, 1) float32, how long the source is; half-pixel centres.
+        source: (..., 1, 1) float32, how many lines the source has; pixels have their centres at 0.5, 1.5, ...
         target: (t, 1) float32, 0, 1, 2 ...: positions of the result.
         columns: (c,) float32, 0, 1, 2 ...: positions of the source and beyond, whose weight is 0.
     """
@@ -97,9 +97,13 @@ def interpolation(source: Tensor, target: Tensor, columns: Tensor) -> Tensor:
 
 
 def composed(size: Tensor, crop: Tensor, target: Tensor, ratio: int) -> Tensor:
-    """Return the weights (B, t, size) of: resize of `size` lines, () int64, by `ratio`, crop, resize.
+    """Return the weights (B, target, size) of a resize by `ratio`, a crop and a second resize of one axis.
 
-    `crop` (B, 1, 1) float32 is the length after the crop, `target` () int64 that of the result.
+    Args:
+        size: () int64, lines of the map.
+        crop: (B, 1, 1) float32, lines that the crop leaves.
+        target: () int64, lines of the result.
+        ratio: lines after the first resize per line of the map.
     """
     middle = _steps(size * ratio, crop)
     first = interpolation(size.to(crop.dtype).reshape(1, 1), middle[:, None], _steps(size, crop))

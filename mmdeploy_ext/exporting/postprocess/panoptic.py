@@ -1,6 +1,8 @@
 """Panoptic maps in a graph: the modules that fuse masks as mmdet does.
 
-`runtime/panoptic.py` says what a map holds, and does the same in numpy; it names the sources.
+A pixel of a map is class + number * `OFFSET`: the number counts the things of an image from 1 on and is 0 for
+stuff; a pixel without a segment is the number of classes. Labels of things come before those of stuff.
+`runtime/panoptic.py` does the same in numpy, and names the sources.
 
 Glossary: B batch, Q queries, C classes, S classes of stuff, n instances, h, w size of the map.
 """
@@ -15,9 +17,9 @@ from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.exporting.ops.operator import Operator, register
 
 OFFSET = 1000
-"""Between the numbers of things, see `runtime/panoptic.py`."""
+"""What the number of a thing is multiplied by in a map."""
 FAINTEST = -80.0
-"""Logits below this are as faint as this: exp(80) times any doubt is a number in float32."""
+"""Logits below this are raised to it: exp(80) times 1 / score is finite in float32."""
 
 
 def _laid(masks: torch.Tensor, labels: torch.Tensor, overlap: float) -> torch.Tensor:
@@ -93,14 +95,15 @@ LAY_MASKS = register(
 )
 """Masks laid over each other, the first on top: a Loop in ONNX, since each depends on those before it.
 
-masks (B, n, h, w) bool, labels (B, n) int64 -> (B, h, w) int64: 0 where no mask is, elsewhere label +
-number * 1000 of the first mask that fits, of which at most the share `overlap` is taken by those before.
+(masks (B, n, h, w) bool, labels (B, n) int64, overlap) -> (B, h, w) int64: 0 at pixels without a mask, at
+others label + number * 1000 of the first mask that has the pixel and fits. A mask fits if it has pixels, and
+those before it have taken at most the share `overlap` of them.
 
 Source of the algorithm: mmdet 2.28.2 `panoptic_fusion_heads/heuristic_fusion_head.py` (`_lay_masks`)."""
 
 
 def map_output(batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the spec of a map."""
+    """Return the spec of the output of maps; `batch` is its size or the name of its dynamic axis."""
     meaning = (
         f'segments: class + number * {OFFSET}, the number of things from 1 on and 0 of stuff; the number of '
         f'classes where there is none'
@@ -109,9 +112,12 @@ def map_output(batch: int | str) -> tuple[TensorSpec, ...]:
 
 
 def ids_of(labels: torch.Tensor, accepted: torch.Tensor, things: int) -> torch.Tensor:
-    """Return class + number * `OFFSET` (B, n) int64, things numbered in their order.
+    """Return class + number * `OFFSET` (B, n) int64, the accepted things numbered from 1 in their order.
 
-    Of labels (B, n) int64 and accepted (B, n) bool, what becomes a segment; `things` counts their classes.
+    Args:
+        labels: (B, n) int64.
+        accepted: (B, n) bool, whether a row becomes a segment.
+        things: number of classes of things; their labels are below it.
     """
     number = (accepted & (labels < things)).to(torch.int64)
     return labels + number.cumsum(1) * number * OFFSET
@@ -131,7 +137,12 @@ class QueryFusion(nn.Module):
     """
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
-        """Read the settings of `postprocess` in the metadata."""
+        """Read the settings from `facts`, the metadata's entry `postprocess`.
+
+        Its keys are `num_classes`, `num_things`, and mmdet's `object_mask_thr` (scores must exceed it),
+        `iou_thr` (least share of its own mask that a segment must keep) and `filter_low_score` (whether pixels
+        outside of the mask of their query get no segment).
+        """
         super().__init__()
         self.classes, self.things = facts['num_classes'], facts['num_things']
         self.least, self.share = facts['object_mask_thr'], facts['iou_thr']
@@ -168,7 +179,11 @@ class InstanceFusion(nn.Module):
     """Instances, the best first, over a semantic map."""
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
-        """Read the settings of `postprocess` in the metadata."""
+        """Read the settings from `facts`, the metadata's entry `postprocess`.
+
+        Its keys are `num_classes`, `num_things`, and mmdet's `mask_overlap` (the largest share of a mask that
+        better ones may cover) and `stuff_area_limit` (the least pixels of a segment of stuff).
+        """
         super().__init__()
         self.classes, self.things = facts['num_classes'], facts['num_things']
         self.overlap, self.least = facts['mask_overlap'], facts['stuff_area_limit']

@@ -4,10 +4,10 @@ import torch
 
 
 def length(size: torch.Tensor | int) -> torch.Tensor:
-    """Return an entry of a tensor's shape as () int64."""
+    """Return an entry of a tensor's shape, which an exporter may trace, as a () int64 tensor."""
     if isinstance(size, torch.Tensor):
-        return torch.as_tensor(size)  # traced as a Cast of no effect
-    return torch.scalar_tensor(size, dtype=torch.int64)  # `as_tensor` would freeze a symbol
+        return torch.as_tensor(size)  # a trace of TorchScript gets a Cast of no effect
+    return torch.scalar_tensor(size, dtype=torch.int64)  # `as_tensor` would freeze a torch.SymInt
 
 
 def hw(maps: torch.Tensor) -> torch.Tensor:
@@ -16,7 +16,7 @@ def hw(maps: torch.Tensor) -> torch.Tensor:
 
 
 def limit(count: int, available: torch.Tensor | int) -> torch.Tensor | int:
-    """Return min(count, available); a count of -1 means all."""
+    """Return min(count, available), `available` for a negative count; what is traced stays dynamic."""
     if count < 0:
         return available
     if isinstance(available, torch.Tensor):

@@ -1,7 +1,8 @@
 """Soft masks of grid cells, computed only for the cells that are requested.
 
-Glossary: B batch, S cells of all levels, G grid lines of all levels, E channels of a dynamic kernel, m
-requested cells, H4, W4 size of the masks, P their pixels, p a piece of them.
+Glossary: B batch, S cells of all levels, G grid lines of all levels (a grid of g * g cells has g rows and g
+columns), E channels of a dynamic kernel, D channels of features, R rows of a table, m requested cells, H4, W4
+size of the masks, p pixels of a piece of them, 2h, 2w size of a level's masks.
 """
 
 import abc
@@ -19,7 +20,7 @@ from mmdeploy_ext.families.parts.runtime.grid_lines import lines
 PIECES = 8
 """Parts of the map that are computed one after the other; few enough nodes, small enough for the caches."""
 SAME_SIZE = 2
-"""Levels at the beginning that have the size to which all are resized."""
+"""The first levels, as many as this, have the size to which the masks of the others are resized."""
 
 
 def _keep_above(values: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -67,8 +68,8 @@ COUNT_SHARED = register(
         }}""",
     )
 )
-"""How many elements two rows (B, m, p) bool share, for all pairs (B, m, m) int32; p below 2^24; exact. One
-side with a sign, as VNNI multiplies: twice as fast as both without."""
+"""(B, m, p) bool -> (B, m, m) int32: how many elements are True in both of two rows, for all pairs; exact for
+p below 2^24. Only the second factor has a sign, as in VNNI's instructions: twice as fast as with none."""
 
 
 def pieces(size: torch.Tensor | int) -> Iterator[tuple[torch.Tensor | int, torch.Tensor | int]]:
@@ -78,7 +79,12 @@ def pieces(size: torch.Tensor | int) -> Iterator[tuple[torch.Tensor | int, torch
 
 
 def pick_rows(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return rows (B, m) of each image's table (B, R, D) as (B, m, D)."""
+    """Return rows of each image's table, (B, m, D).
+
+    Args:
+        table: (B, R, D).
+        rows: (B, m) int64 indices.
+    """
     batch, count = table.shape[0], table.shape[1]
     shift = torch.arange(batch, device=rows.device)[:, None] * count
     return table.flatten(0, 1)[rows + shift]
@@ -96,7 +102,7 @@ class SoftMasks(abc.ABC):
         """Return the masks of cells (B, m): (B, m, H4, W4)."""
 
     def sums(self, cells: torch.Tensor, mask_thr: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return number and sum (B, m) of the values above the threshold."""
+        """Return the number and the sum (B, m) of those pixels of the masks of cells (B, m) above `mask_thr`."""
         areas = totals = 0
         for soft in self.pieces(cells):
             values = KEEP_ABOVE(soft, mask_thr)
@@ -137,7 +143,7 @@ class ProductMasks(SoftMasks):
     """Decoupled SOLO: the product of a column's and a row's probability."""
 
     def __init__(self, columns: torch.Tensor, rows: torch.Tensor, num_grids: Sequence[int]) -> None:
-        """Keep x masks and y masks (B, G, H4, W4)."""
+        """Keep the masks of columns and of rows (B, G, H4, W4); `num_grids` is g of each level."""
         self.size = columns.shape[2:]
         self.columns, self.rows = columns.flatten(2), rows.flatten(2)
         self.column_of, self.row_of = (
@@ -203,7 +209,13 @@ class LevelMasks(SoftMasks):
         return flat.reshape(flat.shape[0], cells.shape[1], *self.size)
 
     def _levels(self, cells: torch.Tensor) -> tuple[list[tuple[torch.Tensor, Any]], torch.Tensor]:
-        """Return per level masks (B, x, 2h, W4) with their row matrix; each cell's place (B, m) in them."""
+        """Return the masks per level, and where those of the cells (B, m) are.
+
+        Returns:
+            Per level masks (B, x, 2h, W4), already W4 wide, of the x cells that an image requests of it at
+            most, and the row matrix (H4, 2h) that makes them H4 high, or None if they are; the index (B, m)
+            of each cell's mask in those of all levels, one level behind the other.
+        """
         belongs = self.level_of[cells]
         levels, places, offset = [], torch.zeros_like(cells), 0
         first_best = torch.arange(cells.shape[1], 0, -1, device=cells.device).to(torch.float32)[None]

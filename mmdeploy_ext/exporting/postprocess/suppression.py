@@ -1,6 +1,6 @@
 """Suppression of boxes: its settings in a `test_cfg`, and from scored boxes to the best results with padding.
 
-Glossary: B batch, N boxes, n result rows, K boxes that enter the suppression if their number is limited.
+Glossary: B batch, N boxes, n result rows, A rows and D columns of a table.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class SoftNmsConfig(NmsConfig):
 def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'model.test_cfg') -> NmsConfig:
     """Read an mmdet `test_cfg`; with `soft` the type `soft_nms` is read, too, as a `SoftNmsConfig`.
 
-    `deploy_nms_pre` replaces `nms_pre` when it is set: -1 = no top-k, K = K.
+    `deploy_nms_pre` in `test_cfg` replaces `nms_pre`; -1 is no limit in both.
 
     Args:
         test_cfg: of a head.
@@ -71,11 +71,11 @@ def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'mode
         ConfigError: an NMS type or option that the graph does not reproduce.
     """
     nms = dict(test_cfg.get('nms') or {})
-    kind = nms.pop('type', 'nms')
-    decay = _decay(nms) if soft and kind == 'soft_nms' else None
-    if kind != 'nms' and decay is None:
+    nms_type = nms.pop('type', 'nms')
+    decay = _decay(nms) if soft and nms_type == 'soft_nms' else None
+    if nms_type != 'nms' and decay is None:
         raise ConfigError(
-            f"test_cfg.nms.type={kind!r} has no ONNX form that gives the same detections; expected 'nms' "
+            f"test_cfg.nms.type={nms_type!r} has no ONNX form that gives the same detections; expected 'nms' "
             f'({_plain_nms(key, test_cfg)})'
         )
     iou_threshold = nms.pop('iou_threshold', None)
@@ -86,13 +86,13 @@ def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'mode
             f'test_cfg.nms: got {dict(test_cfg.get("nms") or {})}; expected iou_threshold, and only '
             f'class_agnostic and split_thr beside it ({_plain_nms(key, test_cfg)})'
         )
-    limits = {key: test_cfg.get(key, -1) for key in ('nms_pre', 'max_per_img')}
+    limits = {name: test_cfg.get(name, -1) for name in ('nms_pre', 'max_per_img')}
     if test_cfg.get('deploy_nms_pre') is not None:
         limits['nms_pre'] = test_cfg['deploy_nms_pre']
-    for key, value in limits.items():
-        if number(key, value, int) == 0 or value < -1:
-            raise ConfigError(f'test_cfg.{key}={value}: expected a positive number, or -1 for no limit')
-        limits[key] = int(value)
+    for name, value in limits.items():
+        if number(name, value, int) == 0 or value < -1:
+            raise ConfigError(f'test_cfg.{name}={value}: expected a positive number, or -1 for no limit')
+        limits[name] = int(value)
     settings = dict(
         score_thr=number('score_thr', test_cfg.get('score_thr', 0.0), float),
         iou_threshold=number('nms.iou_threshold', iou_threshold, float),
@@ -113,7 +113,7 @@ def _plain_nms(key: str, test_cfg: Mapping[str, Any]) -> str:
 
 
 def _decay(nms: dict[str, Any]) -> dict[str, Any]:
-    """Take the settings of `soft_nms` alone out of `test_cfg.nms`."""
+    """Remove the settings that only `soft_nms` has from `test_cfg.nms`, and return them."""
     decay = dict(method=nms.pop('method', SoftNmsConfig.method))
     if decay['method'] not in SOFT_NMS:
         raise ConfigError(
@@ -127,7 +127,10 @@ def _decay(nms: dict[str, Any]) -> dict[str, Any]:
 
 
 def number(key: str, value: Any, kind: type) -> Any:
-    """Return a value of `test_cfg` as `kind`, int or float; the ConfigError names the key of another type."""
+    """Return a value of `test_cfg` as `kind`, int or float.
+
+    `key` is its key, for the ConfigError if it is no number, is not finite, or no whole one for int.
+    """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or kind(value) != value:
         expected = 'a whole number' if kind is int else 'a number'
@@ -136,19 +139,24 @@ def number(key: str, value: Any, kind: type) -> Any:
 
 
 def positive(key: str, value: Any) -> int:
-    """Return an entry of `test_cfg` that has to be a whole number of at least 1; the ConfigError names it."""
+    """Return a value of `test_cfg` that has to be a whole number of at least 1; the ConfigError names `key`."""
     if (count := number(key, value, int)) < 1:
         raise ConfigError(f'test_cfg.{key}={value}: expected a positive number')
     return count
 
 
 def capped(*limits: int) -> int:
-    """Return the smallest of several limits; a limit of 0 or below is none."""
+    """Return the smallest of several limits; those of 0 or below limit nothing."""
     return min(value for value in limits if value > 0)
 
 
 def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
-    """Pick rows (B, N) out of values (B, A, D)."""
+    """Return rows of each image's values, (B, N, D).
+
+    Args:
+        values: (B, A, D).
+        rows: (B, N) int64 indices.
+    """
     return values.gather(1, rows[..., None].expand(-1, -1, values.shape[-1]))
 
 
@@ -165,15 +173,17 @@ class Suppression:
     """Greedy suppression within labels, then the best `max_per_img` in descending score order.
 
     Attributes:
-        iou_threshold: suppress above this.
+        iou_threshold: an overlap above this suppresses.
         max_per_img: rows kept per image; -1 keeps all.
-        class_agnostic: suppress across labels.
-        suppresses: boxes suppress others at all.
-        inverted: some boxes may end before they begin. Upstream never suppresses these, nor others by them.
+        class_agnostic: whether boxes suppress those of other labels.
+        suppresses: whether boxes suppress others at all; if not, only the best `max_per_img` are chosen.
+        inverted: whether some boxes may end before they begin. Upstream never suppresses these, nor others by
+            them.
         cap: boxes that enter, the best by score; 0 lets all in. With a cap every shape is constant, and the
             suppression is written in standard operators.
-        trimmed: rows behind the largest count of the batch are cut off; else there are `max_per_img` rows.
-        soft: boxes lose score instead; not with a cap.
+        trimmed: whether rows behind the largest count of the batch are cut off; else there are `max_per_img`
+            rows.
+        soft: settings of soft NMS, by which boxes lose score in place of being removed; not with a cap.
     """
 
     iou_threshold: float
@@ -188,9 +198,13 @@ class Suppression:
     def __call__(
         self, bboxes: Tensor, scores: Tensor, labels: Tensor, candidates: Tensor
     ) -> tuple[Tensor, ...]:
-        """Suppress boxes (B, N, 4) xyxy of labels (B, N) int64, 0 or more, and candidates (B, N) bool.
+        """Return the boxes that are not suppressed.
 
-        Scores (B, N) are `NO_CANDIDATE` where a row is none.
+        Args:
+            bboxes: (B, N, 4) xyxy.
+            scores: (B, N); `NO_CANDIDATE` in rows that are no candidates.
+            labels: (B, N) int64, 0 or more.
+            candidates: (B, N) bool; the other rows neither suppress nor are results.
 
         Returns:
             dets (B, n, 5) x1 y1 x2 y2 score, labels (B, n); n is the largest count of the batch, with a cap

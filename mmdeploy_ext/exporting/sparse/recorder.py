@@ -1,8 +1,9 @@
 """Records the nodes of a sparse graph, and which tensor object is which tensor of it, while a module runs.
 
-A tensor that comes from the voxels is tracked by identity. A function without a counterpart does not stop the
-pass: its results are marked with the reason, and the first use of such a tensor by something that the graph
-needs raises it. So a module may print a maximum, but not feed it on.
+The graph is one of `sparse/ir.py`, whose operations are called the dialect. A tensor that comes from the
+voxels is tracked by identity. A function without a counterpart does not stop the pass: its results are marked
+with the reason, which is raised if the graph's output needs such a tensor. So a module may print a maximum of
+its features, but not compute its result from it.
 """
 
 import contextlib
@@ -34,6 +35,7 @@ from mmdeploy_ext.sparse.ir import (
 )
 
 DEFAULT_BOUND = 200000
+"""Field `output_bound` of a convolution, the most sites that it may give, if its module has none."""
 PROBE = (2, 3, 5, 7, 11, 13, 17, 19)
 """Sizes of a tensor of rank up to 8, all different: its shape tells the order of its axes."""
 
@@ -43,14 +45,17 @@ class NoSiteLeftError(ExportError):
 
 
 class UnsupportedOperatorError(Exception):
-    """A function that the dialect has no operation for; the message continues 'MODULE: '."""
+    """A function that the dialect has no operation for; its message is shown behind 'MODULE: '."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A tensor of the graph by its id: features of active sites (N, C) if `sparse`, else a dense tensor.
+    """What a tensor of the module is in the graph.
 
-    With a `problem`, a tensor that the graph cannot have, and the reason.
+    Attributes:
+        name: id of the graph's tensor: '0' of the input features, else 't' and the index of its node.
+        sparse: whether it holds the features (N, C) of N active sites; else it is dense.
+        problem: why the graph cannot have this tensor, whose `name` is '' then; '' if it can.
     """
 
     name: str
@@ -61,7 +66,11 @@ class Value:
 class Recorder:
     """Nodes of one forward pass in their order, and the tensors that went into them.
 
-    The module runs under `Functions`, with its submodules hooked.
+    The module runs inside `with Functions(recorder)`, with every submodule hooked by `hook`.
+
+    Attributes:
+        nodes: recorded so far.
+        order: axis order of the coordinates, 'xyz' or 'zyx'.
     """
 
     def __init__(
@@ -92,7 +101,10 @@ class Recorder:
         return self._values.get(id(tensor)) if isinstance(tensor, torch.Tensor) else None
 
     def use(self, tensor: torch.Tensor, user: str) -> Value:
-        """Return what a tensor is in the graph; ExportError if the dialect cannot express it."""
+        """Return what a tensor is in the graph; ExportError if the dialect cannot express it.
+
+        `user` is what takes the tensor, for the message.
+        """
         value = self._value(tensor)
         if value is None:
             raise ExportError(
@@ -110,7 +122,14 @@ class Recorder:
         return value
 
     def add(self, node_type: type[Node], inputs: tuple[Value, ...], sparse: bool, **fields: Any) -> Value:
-        """Append a node and return its output."""
+        """Append a node and return its output.
+
+        Args:
+            node_type: class of the node.
+            inputs: its input tensors.
+            sparse: whether its output holds features of sites.
+            fields: the other fields of the class.
+        """
         output = f't{len(self.nodes)}'
         names = tuple(value.name for value in inputs)
         if sparse and node_type is not SparseConvolution:
@@ -125,7 +144,7 @@ class Recorder:
         return patched(self, _paused=self._paused + 1)
 
     def function(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        """Run a torch function and record what it means."""
+        """Run a torch function on its arguments, record its node in the graph, and return its result."""
         operands = [] if self._paused else _tensors((args, kwargs))
         tracked = [value for tensor in operands if (value := self._value(tensor))]
         result = func(*args, **kwargs)
@@ -146,7 +165,7 @@ class Recorder:
         return result
 
     def _rebind_aliases(self, tensor: torch.Tensor, value: Value) -> None:
-        """Bind other objects on the storage that was written to as well; views of parts of it are lost."""
+        """Bind a tensor that was written to and all objects with its storage; views of it get a problem."""
         before = self._value(tensor)
         storage = tensor.untyped_storage().data_ptr()
         reason = f'{self.path or "the encoder"}: changes in place a tensor that another one looks into'
@@ -159,7 +178,7 @@ class Recorder:
     # ---- modules
 
     def hook(self, path: str, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
-        """Hook one submodule; the handles remove the hooks."""
+        """Hook the submodule of a path; the handles that are returned remove the hooks."""
         leave = self._leave_convolution if isinstance(module, ConvolutionModule) else self._leave
 
         def enter(part: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -241,7 +260,7 @@ class Recorder:
         )
 
     def dense(self, tensor: SparseConvTensor, channels_first: bool, result: torch.Tensor) -> None:
-        """Record `SparseConvTensor.dense`."""
+        """Record a call of `tensor.dense(channels_first)` that returned `result`."""
         value = self._value(tensor.features)
         if self._paused or value is None:
             return
@@ -297,7 +316,21 @@ def _changed(func: Callable, args: tuple, kwargs: dict) -> list[torch.Tensor]:
 
 
 def record(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: Any) -> Value:
-    """Record what a torch function did; return what its result is, or raise UnsupportedOperatorError."""
+    """Record the node of a torch function that was called.
+
+    Args:
+        recorder: gets the node.
+        func: the function.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        result: what it returned.
+
+    Returns:
+        What the result is in the graph.
+
+    Raises:
+        UnsupportedOperatorError: the dialect has no operation for it.
+    """
     if func == torch.Tensor.data.__get__:
         return recorder.lookup(args[0])
     name = getattr(func, '__name__', str(func))
@@ -401,8 +434,9 @@ NAMES = {
     _dropout: 'dropout',
     _batch_norm: 'batch_norm',
 }
+"""Handler -> names of the torch functions that it records, without the underscores of their other forms."""
 HANDLERS = {name: handler for handler, names in NAMES.items() for name in names.split()}
-"""Name of a torch function -> (recorder, function, args, kwargs, result) to what the result is."""
+"""Name of a torch function -> handler, which has the arguments and the result of `record`."""
 
 
 def convolution_input(path: str, args: tuple, kwargs: dict) -> SparseConvTensor:
@@ -416,16 +450,16 @@ def convolution_input(path: str, args: tuple, kwargs: dict) -> SparseConvTensor:
 
 
 def convolution_problem(path: str, module: ConvolutionModule) -> str:
-    """Return what the dialect cannot express of a convolution, or ''."""
-    kind = type(module).__name__
+    """Return a message about what the dialect cannot express of a convolution, or ''."""
+    class_name = type(module).__name__
     if module.ndim != 3:
-        return f'{path}: {kind} has {module.ndim} dimensions; the dialect knows 3'
+        return f'{path}: {class_name} has {module.ndim} dimensions; the dialect knows 3'
     if module.transposed:
-        return f'{path}: {kind} is a transposed convolution, which the engine does not read'
+        return f'{path}: {class_name} is a transposed convolution, which the engine does not read'
     if module.groups != 1:
-        return f'{path}: {kind} has {module.groups} groups; the dialect knows 1'
+        return f'{path}: {class_name} has {module.groups} groups; the dialect knows 1'
     if module.act_type.name not in ('None_', 'ReLU'):
-        return f'{path}: {kind} has the activation {module.act_type.name}; the dialect knows ReLU'
+        return f'{path}: {class_name} has the activation {module.act_type.name}; the dialect knows ReLU'
     return ''
 
 
@@ -443,10 +477,10 @@ def refuse_small_grid(path: str, module: ConvolutionModule, source: SparseConvTe
 
 
 def convolution_fields(module: ConvolutionModule) -> dict[str, Any]:
-    """Return the fields of the graph's node that the module alone decides.
+    """Return those fields of the graph's node that follow from the module, not from its input.
 
-    The weight is (O, k0, k1, k2, I) float32. spconv 2 multiplies by a 1x1x1 kernel's memory as if it were
-    (I, O), whatever its shape says (its issue 556): those are turned into what they compute.
+    The weight is (O, k0, k1, k2, I) float32, O and I output and input channels. spconv 2 reads the memory of
+    a 1x1x1 kernel as (I, O), whatever its shape (its issue 556); such a kernel is transposed accordingly.
     """
     triples = 'kernel_size stride padding dilation output_padding'
     fields = {name: tuple(int(size) for size in getattr(module, name)) for name in triples.split()}

@@ -23,6 +23,7 @@ from mmdeploy_ext.sparse.ir import ORDERS, SparseConvolution, SparseGraph, Tripl
 from mmdeploy_ext.sparse.plan import name_rulebooks
 
 Call = Callable[[nn.Module, torch.Tensor, torch.Tensor], Any]
+"""(module, features, coordinates) -> result of its forward."""
 
 
 def trace(
@@ -35,27 +36,28 @@ def trace(
     in_channels: int,
     call: Call | None = None,
 ) -> SparseGraph:
-    """Return the graph of a sparse encoder, with BatchNorm and Relu as nodes of their own (see `fold`).
+    """Return the graph of a sparse encoder, with BatchNorm and Relu as nodes of their own.
 
-    Traced values mean nothing, only shapes do. Without coordinates one zero voxel at the origin is traced, as
-    the reference exporter does (a few where a stride jumps over it). Work that the result does not need is
-    left out.
+    The graph does not depend on the values that are traced, only on shapes. Without coordinates one zero
+    voxel at the origin is traced, as NVIDIA's exporter for libspconv does (a block of voxels if a stride
+    jumps over it). Nodes that the result does not need are left out.
 
-    Rulebook names are the modules' indice_keys; `sites.name_rulebooks` names those without.
+    The name of a convolution's rulebook is its module's `indice_key`; `sparse.plan.name_rulebooks` names
+    those without.
 
-    A module that gives a SparseConvTensor (a plain SparseSequential) gets the dense tail of the reference:
-    scatter, then the height axis into the channels, (1, C * Z, X, Y) in order 'xyz' and (1, C * Z, Y, X) in
-    'zyx'.
+    If the module returns a SparseConvTensor (as a plain SparseSequential does), the graph also has what
+    follows in NVIDIA's exporter: scatter, then the height axis into the channels, (1, C * Z, X, Y) in order
+    'xyz' and (1, C * Z, Y, X) in 'zyx'.
 
     Args:
-        module: the encoder. Called as its forward is written: (features, coordinates, batch_size), the same
-            with det3d's input_shape, or (SparseConvTensor).
+        module: the encoder. Its forward takes (features, coordinates, batch_size), or these and det3d's
+            input_shape, or one SparseConvTensor; else `call` is needed.
         coordinates: (N, 4) int32 (sample, axes in `order`), sample 0.
-        features: (N, in_channels) float32; zeros by default.
+        features: (N, in_channels) float32, of the N voxels; zeros by default.
         order: axis order of the module's coordinates, 'xyz' or 'zyx'.
         spatial_shape: grid size per axis, in that order.
         in_channels: features per voxel.
-        call: runs a module whose forward takes something else: (module, features, coordinates) to its result.
+        call: calls a module whose forward takes other arguments: (module, features, coordinates) -> result.
 
     Raises:
         UsageError: bad coordinates, features or order.

@@ -1,8 +1,8 @@
 """The first tensor in which an ONNX file differs from the PyTorch model that it was exported from.
 
-PyTorch runs the modules that the graph is made of under observation (`record`), the graph is walked node by
-node (`mmdeploy_ext/graph/diff/walk.py`), and tensors are paired by name, by values and by place (`pair`). A
-fresh export of the same modules tells which tensor is which if values cannot.
+The outputs of the PyTorch modules that the graph was exported from are recorded (`record.py`), the graph is run
+node by node (`mmdeploy_ext/graph/diff/walk.py`), and tensors are paired by name, by values and by place
+(`pair.py`). If values cannot tell which tensor is which, a fresh export of the same modules does.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.graph.diff.walk import Walk
 
 MAX_PAIRED_BY_PLACE = 24
-"""Regions that are paired by their place before the search ends; a user asks for the first one."""
+"""Wrong regions behind which tensors are paired by their place before the search ends; users need the first."""
 JITTER = 0.2
-"""Distance of generated inputs from those that the exporter saw, relative to their spread."""
+"""Standard deviation of what is added to the traced inputs to make new ones, relative to theirs."""
 
 
 @dataclasses.dataclass
@@ -54,7 +54,7 @@ class Subject:
         feeds: input name -> array that the exporter did not see.
         fresh_export: of the modules, with the file's own options and edits.
         title: of the input, for people.
-        beside: further inputs of the unpatched model, by name; of pictures those of any form.
+        beside: name -> inputs of the unpatched model that the graph does not have; {} for frames and sweeps.
     """
 
     stages: Sequence[Stage]
@@ -77,10 +77,13 @@ def first_difference(
     Args:
         deployment: config and checkpoint.
         path: the file.
-        images: (title, BGR picture); the first stands for the traced one.
-        feeds: inputs to use instead of those made of the images.
+        images: (title, BGR picture); the first is taken for the traced one. Only for models of pictures.
+        feeds: name -> input to use instead of those made of the images.
         bars: what counts as a difference; None: by the file's precision.
-        fresh: export the modules again and use the export to tell which tensor is which.
+        fresh: whether to export the modules again and use the export to tell which tensor is which.
+
+    Returns:
+        The comparison: entries per tensor, differences, changes of the graph, and notes.
 
     Raises:
         ModelFileError: the file cannot be read, or is another model's by its metadata.
@@ -134,8 +137,8 @@ def subject_of(
     Raises:
         UsageError: the graph was not made by an exporter of torch, or is not of this contract.
     """
-    of_kind = _subject_of_images if deployment.family.samples == 'images' else _subject_of_graph
-    subject = of_kind(deployment, metadata, images)
+    make_subject = _subject_of_images if deployment.family.samples == 'images' else _subject_of_graph
+    subject = make_subject(deployment, metadata, images)
     if feeds is not None:
         subject = dataclasses.replace(subject, feeds=dict(feeds), title='given inputs')
     metadata.spec.check_feeds(subject.feeds)
@@ -148,7 +151,7 @@ def _subject_of_images(
     family, options = deployment.family, deployment.family.exported_options(metadata.options)
     inputs = proof_inputs(deployment, options, images)
     unseen_input = [case for case in inputs if not case.traced and not case.left_out][-1]
-    arrays = family.feeds(unseen_input.images, True)
+    arrays = family.feeds(unseen_input.images, rescale=True)
     arrays |= family.inner_inputs(deployment.model, arrays, options.form)
     return Subject(
         family.stages(deployment.model, options),
@@ -180,7 +183,7 @@ def _subject_of_graph(
 
 
 def unseen(example: np.ndarray, seed: int) -> np.ndarray:
-    """Return an input like one of the trace, with other values."""
+    """Return an input with the shape, dtype and sign of `example` and other values, drawn by `seed`."""
     rng = np.random.default_rng([7, seed])
     spread = float(example.std()) or 1.0
     values = example + JITTER * spread * rng.standard_normal(example.shape)
@@ -193,8 +196,9 @@ class Search:
     Attributes:
         subject: the modules that run, and their inputs.
         bars: what counts as a difference.
-        pairing: the records of PyTorch; that of a search with the same modules and feeds saves the run.
-        named: tensors that PyTorch's side has by name, stage outputs among them.
+        pairing: the records of PyTorch. If it is given, from a search with the same modules and feeds, the
+            modules do not run again.
+        named: name of a tensor of the graph -> PyTorch's, of the stages' outputs and the taps.
     """
 
     def __init__(self, subject: Subject, bars: findings.Bars, pairing: Pairing | None = None) -> None:
@@ -204,7 +208,7 @@ class Search:
         self.named = self.pairing.named()
 
     def compare(self, model: onnx.ModelProto, fresh: bool = True) -> findings.Comparison:
-        """Compare a graph; see `first_difference`."""
+        """Compare a graph with PyTorch; `fresh` is whether a fresh export is used, see `first_difference`."""
         program = Program(model, self.constants)
         references, graph_changes, notes = dict(self.named), [], []
         export = self._export if fresh else 'not asked for'
@@ -278,7 +282,13 @@ def _record(subject: Subject, bars: findings.Bars) -> Pairing:
 
 
 def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -> dict[str, ReferenceTensor]:
-    """Return references of a graph's tensors: those of their counterparts in a fresh export."""
+    """Return references of a graph's tensors: those of their counterparts in a fresh export.
+
+    Args:
+        tensors: name in the graph -> name of its counterpart in the fresh export.
+        clean: walk of the fresh export.
+        wrong: tensors of the fresh export that differ from PyTorch.
+    """
     references = {}
     for name, mate in tensors.items():
         row = clean.rows.get(mate)
@@ -296,7 +306,10 @@ def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -
 def _upstream_notes(
     deployment: Deployment, metadata: Metadata, subject: Subject, search: Search, bars: findings.Bars
 ) -> list[str]:
-    """Compare the exported modules with the unpatched model: an error there is in no node of the graph."""
+    """Return notes on outputs of the exported modules that differ from the unpatched model's.
+
+    Such an error is in the modules, not in a node of the graph.
+    """
     family = deployment.family
     output_names = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
     if family.samples != 'images' or not output_names:

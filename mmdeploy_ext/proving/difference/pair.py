@@ -1,4 +1,7 @@
-"""Pairs of tensors of a graph and records of PyTorch: by values, and behind an error by place."""
+"""Pairs of tensors of a graph and records of PyTorch: by values, and behind an error by place.
+
+The place of a tensor is its operator, its module and the records that come before it.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ if TYPE_CHECKING:
 SAMPLES = 48
 """Number of values of a tensor that are compared before all of them are."""
 ROUNDING = 1e-6
-"""Relative difference of two engines in one operator; a record this near comes before a similar one."""
+"""Relative difference of two engines in one operator; records this near are equally good."""
 SIMILAR = 0.7
-"""Largest length of the difference, relative to a tensor's length, if a pair of another module is guessed."""
+"""Largest Euclidean norm of the difference, relative to the tensor's, if a pair is guessed by its place."""
 OPERATORS = {
     'Conv': ('convolution', 'native_batch_norm', 'cudnn_batch_norm'),
     'MatMul': ('part of addmm', 'mm', 'bmm', 'addmm'),
@@ -47,7 +50,8 @@ OPERATORS = {
     'ReduceMean': ('mean',),
     'ReduceSum': ('sum',),
 }
-"""ONNX operator -> PyTorch's operators that may be exported as it; the others have the same name."""
+"""ONNX operator -> PyTorch's operators that may be exported as it; operators that are not listed have similar
+names, see `stands_for`."""
 SINGLE = {
     'Conv': ('convolution',),
     'ConvTranspose': ('convolution',),
@@ -116,12 +120,18 @@ class Pairing:
         }
 
     def reference(self, index: int, how: str) -> ReferenceTensor:
-        """Return a record as a reference."""
+        """Return the record of an index as a reference.
+
+        `how` tells how it was paired: 'name', 'value', 'order' (by place) or 'module'.
+        """
         record = self.records[index]
         return ReferenceTensor(record.value, record.label, record.module, how, index)
 
     def module_path(self, program: Program, position: int) -> str:
-        """Return the module of a node: of its scope, else the owner of a weight that it reads."""
+        """Return the path of the module of the node at `position` of the graph; '' if it is unknown.
+
+        It is that of the node's scope, else the owner of a weight that the node reads.
+        """
         node = program.index.nodes[position]
         if scope := module_path(node, self.modules):
             return scope
@@ -134,10 +144,16 @@ class Pairing:
         return ''
 
     def lookup(self, walk: Walk, tensor: str, position: int, value: np.ndarray) -> ReferenceTensor | None:
-        """Return a record with the values of a tensor; one of the node's module comes first.
+        """Return a record with the values of a tensor, one of the node's module first; None if there is none.
 
-        The record of a node that computes is later than those of its inputs: a transposition that does
-        nothing is not taken for the tensor that PyTorch had before its own.
+        A node that computes something is paired with a later record than its inputs: the output of a
+        transposition that changes nothing is not paired with the record of its input.
+
+        Args:
+            walk: of the graph.
+            tensor: its name.
+            position: of the node that gives it.
+            value: of the tensor.
         """
         program = walk.program
         if value.size == 0 or (tensor in program.static and value.dtype.kind != 'f'):
@@ -154,7 +170,7 @@ class Pairing:
         return self.reference((same_module or candidates)[0], 'value')
 
     def _equal(self, value: np.ndarray) -> dict[int, float]:
-        """Return record -> relative error of those that have these values, in the order of execution."""
+        """Return index of a record -> relative error, of those that have these values, as they were executed."""
         indices, samples = self._groups.get(_group(value), ((), ()))
         if not len(indices):
             return {}
@@ -171,7 +187,7 @@ class Pairing:
         return {index: error for index, error in errors.items() if error <= self.rtol}
 
     def by_place(self, walk: Walk, segment: Sequence[str]) -> dict[str, ReferenceTensor]:
-        """Return the reference of the first tensor that can be paired by its place.
+        """Return the reference of the first tensor of a segment that can be paired by its place; {} if none can.
 
         The tensors of the segment are in topological order, and have no references in the walk.
         """
@@ -183,9 +199,10 @@ class Pairing:
         return {}
 
     def by_module(self, walk: Walk) -> dict[str, ReferenceTensor]:
-        """Return references of nodes that are one operator of PyTorch, by their module.
+        """Return references of nodes whose operator is in `SINGLE`, by their module.
 
-        Their values are in no record, and yet later tensors are right: an error that a later norm removes.
+        They have a wrong value, which is in no record, although later tensors may be right: a later norm can
+        remove an error.
         """
         claimed, references = _claimed(walk), {}
         for tensor, row in walk.rows.items():
@@ -205,7 +222,10 @@ class Pairing:
         return references
 
     def _place(self, walk: Walk, tensor: str, claimed: set[int]) -> int | None:
-        """Return the record in the place of a tensor: of its operator, after its inputs, and most alike."""
+        """Return the index of the record in the place of a tensor: of its operator, after its inputs, most alike.
+
+        Records in `claimed` belong to other tensors.
+        """
         row = walk.rows[tensor]
         node = walk.program.index.nodes[row.position]
         value, module = walk.good.get(tensor), self.module_path(walk.program, row.position)
@@ -247,6 +267,7 @@ def _distance(value: np.ndarray | None, reference: np.ndarray) -> float:
 
 
 def _group(value: np.ndarray) -> tuple[str, int]:
+    """Return kind of the dtype and size; only values of one group can be equal."""
     return {'i': 'i', 'u': 'i'}.get(value.dtype.kind, value.dtype.kind), value.size
 
 

@@ -45,8 +45,9 @@ class Record:
     """One tensor that PyTorch made.
 
     Attributes:
-        value: a copy.
-        operator: that made it, without its overload, e.g. 'convolution'.
+        value: a copy of its values.
+        operator: PyTorch's operator that made it, without its overload, e.g. 'convolution'; 'part of addmm' of
+            a tensor inside it, see `PARTS`; 'view' of one that no recorded operator made.
         module: path of the innermost module that ran, below the exported wrapper; '' outside of all.
         names: its names as a tap and as a tensor of the graph.
         outputs_of: modules whose output it is, innermost first, and the number of the call, e.g.
@@ -83,7 +84,7 @@ class Recorder(TorchDispatchMode):
         self.records: list[Record] = []
         self.calls: dict[str, list[int]] = collections.defaultdict(list)
         self.stack: list[str] = []
-        self._at: dict[int, int] = {}
+        self._at: dict[int, int] = {}  # address of a tensor's memory -> index of its last record
         self._paused = False
 
     def __torch_dispatch__(
@@ -93,13 +94,13 @@ class Recorder(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         operator = func.overloadpacket.__name__.rstrip('_') or func.overloadpacket.__name__
         if not self._paused and operator not in NOT_COPIED:
-            self._keep_parts(operator, args)  # first: what is made of them is looked for behind them
+            self._keep_parts(operator, args)  # first: a result is searched among records behind its parts
             for tensor in _tensors(result):
                 self.keep(tensor, operator)
         return result
 
     def keep(self, tensor: torch.Tensor, operator: str) -> int:
-        """Copy a tensor that an operator made; return the number of its record."""
+        """Copy a tensor that an operator made; return the index of its record."""
         self._paused = True
         value = tensor.detach().cpu()
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()
@@ -128,7 +129,7 @@ class Recorder(TorchDispatchMode):
         self.records[index].names.append(name)
 
     def leave(self, path: str, outputs: Any) -> None:
-        """Record the outputs of a call of a module, which ends."""
+        """Record the outputs of a call of the module of a path, which ends."""
         indices = [self._find(leaf) for leaf in _tensors(outputs)]
         self.stack.pop()
         self.calls[path].extend(indices)
@@ -136,7 +137,7 @@ class Recorder(TorchDispatchMode):
             self.records[index].outputs_of.append(f'{path} (call {len(self.calls[path])})')
 
     def _find(self, tensor: torch.Tensor) -> int:
-        """Return the record of a tensor, a new one if there is none or the tensor has changed since."""
+        """Return the index of a tensor's record, of a new one if none has its memory and size."""
         index = self._at.get(tensor.data_ptr())
         if index is not None and self.records[index].value.size == tensor.numel():
             return index
@@ -170,12 +171,14 @@ PARTS: dict[str, Callable[..., list[torch.Tensor]]] = {
 def record_stages(
     stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor], recorder: Recorder | None = None
 ) -> Recorder:
-    """Run the modules that a graph is made of, in order, under observation.
+    """Run the modules that a graph was exported from, in order, and record what they compute.
+
+    A tap is a tensor inside a module that the module gave a name, see `core/taps.py`.
 
     Args:
         stages: the modules.
-        inputs: by name.
-        recorder: that observes them; by default a new one.
+        inputs: name -> input of the graph.
+        recorder: which records; by default a new one.
 
     Returns:
         The records, in which outputs of the stages and all taps have their names.

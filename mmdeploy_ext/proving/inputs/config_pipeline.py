@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     """The dict of a step, or a callable that mmdet's `Compose` takes as one."""
 
 BOXES = np.array([[1.0, 1.0, 9.0, 9.0]], np.float32)
-"""Proposals (K, 4) of `LoadProposals`, which data sets give and files have not; they change no picture."""
+"""Proposals (1, 4) for `LoadProposals`, which a data set would give; they change no picture."""
 IMAGE_STEPS = ('Resize', 'RandomFlip', 'RandomCenterCropPad', 'Normalize', 'Pad')
-"""Steps that a new one is put after; the steps behind them make a tensor."""
+"""Steps that change a picture; a new step is inserted behind them, before the picture becomes a tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,9 @@ class ConfigPipeline:
     """The test pipeline of a config, with the changes that the export of a file made.
 
     Attributes:
-        edges: height that a narrow portrait is resized to, and width of a wide landscape, pixels; None if
-            pictures keep their size.
+        edges: pixels of the height that a narrow portrait and of the width that a wide landscape is resized
+            to; None if pictures keep their size.
+        compose: mmdet's `Compose` of the steps.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class ConfigPipeline:
         from mmcv.parallel import DataContainer
 
         results = dict(img_info=dict(filename=str(path)), img_prefix=None, proposals=BOXES.copy())
-        results |= {f'{kind}_fields': [] for kind in ('bbox', 'mask', 'seg')}
+        results |= {f'{name}_fields': [] for name in ('bbox', 'mask', 'seg')}
         with _without_warnings():
             data = self.compose(results)
         values = [data['img'], data['img_metas']]
@@ -143,19 +144,19 @@ def _image_steps(steps: list[Step]) -> list[Step]:
 
 
 def _insert_after(steps: list[Step], new: Step, kinds: Sequence[str]) -> None:
-    """Put a step behind the last one of some types, and of those that load; first if there is none."""
-    places = [
+    """Insert a step behind the last one whose type is in `kinds` or loads, or which is a callable."""
+    indices = [
         index
         for index, step in enumerate(steps)
         if not hasattr(step, 'get') or step['type'] in kinds or step['type'].startswith('Load')
     ]
-    steps.insert(places[-1] + 1 if places else 0, new)
+    steps.insert(indices[-1] + 1 if indices else 0, new)
 
 
 def _normalise_with(steps: list[Step], normalisation: Mapping[str, Sequence[float]]) -> None:
-    """Replace the mean and the deviation of a pipeline; without a Normalize it gets one, in its own order.
+    """Replace the mean and the deviation of a pipeline; one without a Normalize gets it before Pad.
 
-    RandomCenterCropPad pads with the mean of Normalize, which it is told a second time.
+    RandomCenterCropPad, which pads with the mean, has its own copy of it.
     """
     replaced = {name: list(values) for name, values in normalisation.items()}
     for step in _all_dicts(steps):
@@ -163,26 +164,26 @@ def _normalise_with(steps: list[Step], normalisation: Mapping[str, Sequence[floa
             step.update(replaced)
     if not normalised(steps):
         new = dict(dict(type='Normalize', mean=[0.0] * 3, std=[1.0] * 3, to_rgb=False), **replaced)
-        _insert_after(_image_steps(steps), new, [kind for kind in IMAGE_STEPS if kind != 'Pad'])
+        _insert_after(_image_steps(steps), new, [name for name in IMAGE_STEPS if name != 'Pad'])
 
 
 def _fit(steps: list[Step], size: tuple[int, int]) -> None:
-    """Let a pipeline give one size (H, W): resize into it, keep the ratio if the config does, and pad."""
+    """Change a pipeline so that it gives one size (H, W): it resizes into it, as the config does, and pads."""
     inner = _image_steps(steps)
     if not any(hasattr(step, 'get') and step['type'] == 'Resize' for step in inner):
         _insert_after(inner, dict(type='Resize', img_scale=size[::-1], keep_ratio=True), ())
-    place = next(index for index, step in enumerate(inner) if step.get('type') == 'Resize')
-    inner[place].pop('override', None)  # with it the step would not take the scale that is set
-    inner.insert(place, ScaleToFit(size, inner[place].get('keep_ratio', True)))
+    resize = next(index for index, step in enumerate(inner) if step.get('type') == 'Resize')
+    inner[resize].pop('override', None)  # with it the step would not take the scale that is set
+    inner.insert(resize, ScaleToFit(size, inner[resize].get('keep_ratio', True)))
     padded = False
     for index, step in enumerate(inner):
-        kind = step.get('type') if hasattr(step, 'get') else ''
-        if kind == 'Pad':
-            value = {key: step[key] for key in ('pad_val',) if key in step}
-            inner[index] = dict(type='Pad', size=size, **value)
-        elif kind == 'RandomCenterCropPad':
+        step_type = step.get('type') if hasattr(step, 'get') else ''
+        if step_type == 'Pad':
+            pad_val = {key: step[key] for key in ('pad_val',) if key in step}
+            inner[index] = dict(type='Pad', size=size, **pad_val)
+        elif step_type == 'RandomCenterCropPad':
             inner[index] = PadAround(step, size)
-        padded = padded or kind in ('Pad', 'RandomCenterCropPad')
+        padded = padded or step_type in ('Pad', 'RandomCenterCropPad')
     if not padded:
         _insert_after(inner, dict(type='Pad', size=size, pad_val=dict(img=0)), IMAGE_STEPS)
 
@@ -190,8 +191,8 @@ def _fit(steps: list[Step], size: tuple[int, int]) -> None:
 class ScaleToFit:
     """A step before mmdet's Resize, which sets the scale with which a picture fits into an input.
 
-    Resize turns its scale (long edge, short edge) with the picture. A portrait would not fit into a landscape
-    input so: its long edge then lies along the short one of the input, which is what limits it.
+    Resize takes a scale as (long edge, short edge) of the picture, whether it is a portrait or a landscape. A
+    portrait in a landscape input, or the reverse, is limited by the short edge of the input on both sides.
     """
 
     def __init__(self, size: tuple[int, int], keep_ratio: bool) -> None:
@@ -199,7 +200,7 @@ class ScaleToFit:
         self.size, self.keep_ratio = size, keep_ratio
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Set `scale`, (w, h) or (long edge, short edge), in place of what MultiScaleFlipAug set."""
+        """Set `scale`, (w, h) in pixels, in mmdet's dict of a picture, in place of that of MultiScaleFlipAug."""
         height, width = results['img'].shape[:2]
         results.pop('scale_factor', None)
         results['scale'] = self.size[::-1]
@@ -209,7 +210,7 @@ class ScaleToFit:
 
 
 class PadAround:
-    """RandomCenterCropPad in test mode with the size of the result given, by mmdet's own method."""
+    """RandomCenterCropPad in test mode whose result has a given size, by mmdet's own method."""
 
     def __init__(self, step: Mapping[str, Any], size: tuple[int, int]) -> None:
         """Build mmdet's step; `size` is (H, W)."""
@@ -219,7 +220,7 @@ class PadAround:
         self.step, self.size = build_from_cfg(dict(step), PIPELINES), size
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Put the picture into the middle, as `_test_aug` of mmdet's step does."""
+        """Put the picture of mmdet's dict into the middle, as `_test_aug` of mmdet's step does."""
         image = results['img']
         height, width = image.shape[:2]
         results['img_shape'] = image.shape

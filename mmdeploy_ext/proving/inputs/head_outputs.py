@@ -1,6 +1,7 @@
-"""Parts of synthetic outputs of a head: scores about thresholds, headings about the ends of a turn.
+"""Parts of synthetic outputs of a head: scores near thresholds, headings near -pi and pi.
 
-Values are distinct and away from what rounding decides, so that both engines have to give the same boxes.
+Values are distinct, and so far from the thresholds that rounding decides nothing: both engines have to give the
+same boxes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 FROM_WRAP = (1e-3, 2e-3, 4e-3, 6e-3)
-"""Radians between headings and the end of a turn, before it and behind it."""
+"""Radians between headings and an angle at which they wrap, before it and behind it."""
 SHARES = (0.004, 0.01, 0.03, 0.1)
 """Distances of scores below and above a threshold, relative to it."""
 HIGH = 0.5, 0.95
@@ -19,14 +20,14 @@ HIGH = 0.5, 0.95
 
 
 def headings(count: int, rng: np.random.Generator, ends: Sequence[float] = (np.pi,)) -> np.ndarray:
-    """Return headings (count,), radians: most of them on both sides of the `ends`, the rest anywhere."""
+    """Return headings (count,) in radians: most are near `ends`, on both sides, the rest anywhere in -3..3."""
     near = [end + sign * gap for end in ends for gap in FROM_WRAP for sign in (-1, 1)]
     anywhere = rng.uniform(-3, 3, max(count // 4, 1))
     return rng.permutation(np.resize([*near, *near, *near, *anywhere], count))
 
 
 def scores_about(thresholds: Sequence[float], count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return distinct scores (count,) below and above each threshold, which is in 0..1."""
+    """Return distinct scores (count,) below and above each of `thresholds` that is inside 0..1."""
     inner = [value for value in thresholds if 0 < value < 1] or [0.1]
     about = [value * (1 + sign * share) for value in inner for share in SHARES for sign in (-1, 1)]
     rest = np.linspace(*HIGH, max(count - len(about), 1))
@@ -39,14 +40,17 @@ def logits(scores: np.ndarray) -> np.ndarray:
 
 
 def about_limits(low: float, high: float) -> list[float]:
-    """Return places inside and outside of a range, near to both of its ends."""
+    """Return four values, one outside and one inside of the range near each of its ends."""
     step = 0.004 * (high - low)
     return [low - step, low + step, high - step, high + step]
 
 
 @functools.cache  # asked for each box
 def clear_size(threshold: float, choices: tuple[int, ...] = (3, 4, 5, 6)) -> int:
-    """Return the side, in cells, of squares on a grid whose overlaps are furthest from an IoU."""
+    """Return the side, in cells, of squares for which no overlap on a grid has an IoU near a threshold.
+
+    It is that of `choices` for which the nearest IoU of two such squares, shifted by cells, is furthest away.
+    """
 
     def clearance(side: int) -> float:
         steps = np.arange(side)
