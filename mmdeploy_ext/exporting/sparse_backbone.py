@@ -101,7 +101,7 @@ def fp16_modules(options: Options, family: SparseFamily) -> tuple[str, ...]:
 def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dict[str, tuple[str, str]]:
     """Return pattern of layers -> (precision, output precision).
 
-    Those of NVIDIA's INT8 file (option `int8_fp16_io`) come first, those of the user (`layer_precision`) last.
+    Those of NVIDIA's INT8 file (option `int8_fp16_io`) come before those of the user (`layer_precision`).
     """
     from mmdeploy_ext.sparse.precision import fp16_ends
 

@@ -1,4 +1,4 @@
-"""Axes of charts of errors: frames (or other entries) from left to right, powers of ten upwards, in an SVG."""
+"""Axes of charts of errors in SVG: frames (or other entries) from left to right, powers of ten upwards."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Axes:
         return f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
 
     def grid(self, name: Callable[[int], tuple[str, str]]) -> Iterator[str]:
-        """Yield line and label of each power of ten; `name(exponent)` returns the line's class and the label."""
+        """Yield line and label of each power of ten; `name(exponent)` returns class of the line, and label."""
         for decade in range(self.low, self.high + 1):
             kind, words = name(decade)
             yield self.level(10.0**decade, kind)

@@ -1,7 +1,7 @@
 """The first check of level 1: is the graph of a file that of a fresh export of the same model?
 
-Equal graphs compute the same for every input. The fresh export is made with the options in the file's metadata,
-and changed by the commands that changed the file (`metadata.edits`).
+Equal graphs compute the same for every input. The fresh export is made with the options in the file's
+metadata, and changed by the commands that changed the file (`metadata.edits`).
 """
 
 from __future__ import annotations

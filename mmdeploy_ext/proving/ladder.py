@@ -49,7 +49,7 @@ def open_proof(
     engine: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Proof:
-    """Read the files of a proof and return it before anything was judged; see `prove` for the arguments."""
+    """Read the files and return their proof, of which nothing has run yet; the arguments are those of `prove`."""
     listed = [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
     family = deployment.family
     kind = family.samples
@@ -75,11 +75,13 @@ def prove(
     Args:
         deployment: the config and checkpoint that they claim to be.
         paths: of the files, in the order in which a sample goes through them.
-        samples: of the model's kind: (title, BGR picture), the first is taken as the traced one; frames of a
-            drive, read once; sweeps; real voxels besides those that every proof has.
-        engine: options of `build_backend`: `engine`, and the options of that engine.
-        edited: the files were edited on purpose: inputs alone decide about their graphs.
-        asked: options of the export, 'form' among them, that the file has to have been exported with.
+        samples: of a model of pictures (title, BGR picture), the first is taken as the traced one; of a model
+            with a memory `Frame`s of a drive, read once; of other models of LiDAR `Sweep`s; of a backbone
+            `VoxelSet`s, besides those that every proof has.
+        engine: `engine`, the name of the engine's class, and its options, as `engine_settings` returns them;
+            None: ONNX Runtime on the CPU.
+        edited: whether the files were edited on purpose: then only inputs decide, not their graphs.
+        asked: option of the export, 'form' among them -> value that the file must have been exported with.
         settings: keyword arguments of the kind of proof, see its class.
 
     Returns:

@@ -140,8 +140,8 @@ class QueryFusion(nn.Module):
         """Read the settings from `facts`, the metadata's entry `postprocess`.
 
         Its keys are `num_classes`, `num_things`, and mmdet's `object_mask_thr` (scores must exceed it),
-        `iou_thr` (least share of its own mask that a segment must keep) and `filter_low_score` (whether pixels
-        outside of the mask of their query get no segment).
+        `iou_thr` (least share of its own mask that a segment must keep) and `filter_low_score` (whether
+        pixels outside of the mask of their query get no segment).
         """
         super().__init__()
         self.classes, self.things = facts['num_classes'], facts['num_things']

@@ -1,6 +1,6 @@
 """The first tensor in which an ONNX file differs from the PyTorch model that it was exported from.
 
-The outputs of the PyTorch modules that the graph was exported from are recorded (`record.py`), the graph is run
+What the PyTorch modules that the graph was exported from compute is recorded (`record.py`), the graph is run
 node by node (`mmdeploy_ext/graph/diff/walk.py`), and tensors are paired by name, by values and by place
 (`pair.py`). If values cannot tell which tensor is which, a fresh export of the same modules does.
 """
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.graph.diff.walk import Walk
 
 MAX_PAIRED_BY_PLACE = 24
-"""Wrong regions behind which tensors are paired by their place before the search ends; users need the first."""
+"""How often tensors behind an error are paired by their place before the search ends."""
 JITTER = 0.2
 """Standard deviation of what is added to the traced inputs to make new ones, relative to theirs."""
 

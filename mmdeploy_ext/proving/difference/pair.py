@@ -170,7 +170,7 @@ class Pairing:
         return self.reference((same_module or candidates)[0], 'value')
 
     def _equal(self, value: np.ndarray) -> dict[int, float]:
-        """Return index of a record -> relative error, of those that have these values, as they were executed."""
+        """Return index of a record -> relative error, of those with these values, in order of execution."""
         indices, samples = self._groups.get(_group(value), ((), ()))
         if not len(indices):
             return {}
@@ -187,7 +187,7 @@ class Pairing:
         return {index: error for index, error in errors.items() if error <= self.rtol}
 
     def by_place(self, walk: Walk, segment: Sequence[str]) -> dict[str, ReferenceTensor]:
-        """Return the reference of the first tensor of a segment that can be paired by its place; {} if none can.
+        """Return name -> reference of the first tensor of a segment that can be paired by its place, or {}.
 
         The tensors of the segment are in topological order, and have no references in the walk.
         """
@@ -222,7 +222,7 @@ class Pairing:
         return references
 
     def _place(self, walk: Walk, tensor: str, claimed: set[int]) -> int | None:
-        """Return the index of the record in the place of a tensor: of its operator, after its inputs, most alike.
+        """Return the index of the record in a tensor's place: of its operator, after its inputs, most alike.
 
         Records in `claimed` belong to other tensors.
         """

@@ -46,8 +46,8 @@ class Record:
 
     Attributes:
         value: a copy of its values.
-        operator: PyTorch's operator that made it, without its overload, e.g. 'convolution'; 'part of addmm' of
-            a tensor inside it, see `PARTS`; 'view' of one that no recorded operator made.
+        operator: PyTorch's operator that made it, without its overload, e.g. 'convolution'; 'part of addmm'
+            of a tensor inside it, see `PARTS`; 'view' of one that no recorded operator made.
         module: path of the innermost module that ran, below the exported wrapper; '' outside of all.
         names: its names as a tap and as a tensor of the graph.
         outputs_of: modules whose output it is, innermost first, and the number of the call, e.g.

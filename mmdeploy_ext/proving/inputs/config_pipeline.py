@@ -168,7 +168,7 @@ def _normalise_with(steps: list[Step], normalisation: Mapping[str, Sequence[floa
 
 
 def _fit(steps: list[Step], size: tuple[int, int]) -> None:
-    """Change a pipeline so that it gives one size (H, W): it resizes into it, as the config does, and pads."""
+    """Change a pipeline so that it gives one size (H, W): it resizes as the config does, and pads."""
     inner = _image_steps(steps)
     if not any(hasattr(step, 'get') and step['type'] == 'Resize' for step in inner):
         _insert_after(inner, dict(type='Resize', img_scale=size[::-1], keep_ratio=True), ())
@@ -200,7 +200,7 @@ class ScaleToFit:
         self.size, self.keep_ratio = size, keep_ratio
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Set `scale`, (w, h) in pixels, in mmdet's dict of a picture, in place of that of MultiScaleFlipAug."""
+        """Set `scale`, (w, h) in pixels, in mmdet's dict of a picture, where MultiScaleFlipAug has set one."""
         height, width = results['img'].shape[:2]
         results.pop('scale_factor', None)
         results['scale'] = self.size[::-1]

@@ -1,7 +1,7 @@
 """Parts of synthetic outputs of a head: scores near thresholds, headings near -pi and pi.
 
-Values are distinct, and so far from the thresholds that rounding decides nothing: both engines have to give the
-same boxes.
+Values are distinct, and so far from the thresholds that rounding decides nothing: both engines have to give
+the same boxes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HIGH = 0.5, 0.95
 
 
 def headings(count: int, rng: np.random.Generator, ends: Sequence[float] = (np.pi,)) -> np.ndarray:
-    """Return headings (count,) in radians: most are near `ends`, on both sides, the rest anywhere in -3..3."""
+    """Return headings (count,) in radians: most are near `ends`, on both sides, the rest random in -3..3."""
     near = [end + sign * gap for end in ends for gap in FROM_WRAP for sign in (-1, 1)]
     anywhere = rng.uniform(-3, 3, max(count // 4, 1))
     return rng.permutation(np.resize([*near, *near, *near, *anywhere], count))

@@ -40,7 +40,7 @@ BATCHES = (1, 2, 3)
 """Batches of a file with a dynamic batch: faults of batches begin at 2, and those of pairs at 3."""
 
 PLAIN = dict(grey=128, black=0, white=255)
-"""Title of a picture of one colour -> the value of all its pixels; the likeliest to show nothing first."""
+"""Title of a picture of one colour -> the value of all its pixels; those with the fewest results come first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +50,10 @@ class ProofInput:
     Attributes:
         name: the condition that it tests, for the table.
         images: prepared images of one size, one per batch entry.
-        sources: the images before normalising, as the network sees them, and their titles.
+        sources: title and picture of each image, before it was resized and normalised.
         traced: whether the exporter saw exactly this.
-        rescale: feed `scale_factor` too, so that boxes are in pixels of the original. The first input after
-            the traced one does: width and height of a square input would tell nothing of their order.
-        left_out: optional inputs that are not fed; the results are those of their defaults.
+        rescale: whether `scale_factor` is fed, too, so that boxes are in pixels of the original picture.
+        left_out: names of optional inputs that are not fed; the results are those of their defaults.
     """
 
     name: str
@@ -68,8 +67,13 @@ class ProofInput:
 def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Picture]) -> list[ProofInput]:
     """Return the inputs of a proof, the traced one first, which is made of the first picture.
 
-    A mirrored picture is added to a single one. If all have one size the second is cut: a graph that knows
-    only that size would pass.
+    A mirrored picture is added to a single one. If all pictures have one size the second is cut: a graph that
+    is right for that size only would pass.
+
+    Args:
+        deployment: config and checkpoint.
+        options: of the file.
+        images: titles and pictures, one or more.
     """
     user_pictures = list(images)
     if len(images) == 1:
@@ -90,7 +94,7 @@ def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Pict
 
 
 def more_inputs(deployment: Deployment, options: Options, picture: Picture) -> list[ProofInput]:
-    """Return other views of a picture at the traced size, for a proof whose own inputs tell too little."""
+    """Return other views of a picture at the traced size, for a proof whose inputs had too few results."""
     title, image = picture
     maker = _Inputs(deployment, options, [picture])
     views = [(titled(title, change), view) for change, view in more_views(image).items()]
@@ -109,7 +113,10 @@ def plain_inputs(deployment: Deployment, options: Options) -> list[ProofInput]:
 def zoomed_input(
     deployment: Deployment, options: Options, picture: Picture, box_xyxy: np.ndarray
 ) -> ProofInput:
-    """Return the part of a picture in a box as an input of the traced size, which the box fills."""
+    """Return the part of a picture in a box as an input of the traced size, which the box fills.
+
+    `box_xyxy` (4,) is in pixels of the picture.
+    """
     title, image_bgr = picture
     view = zoomed(image_bgr, box_xyxy, (options.height, options.width))
     pictures = [(titled(title, 'zoomed'), view)] * options.batch
@@ -117,9 +124,14 @@ def zoomed_input(
 
 
 def with_plain_picture(deployment: Deployment, case: ProofInput, plain: ProofInput) -> ProofInput:
-    """Return a batch in which a plain picture takes the place of the second one.
+    """Return a batch with a plain picture in place of its second one.
 
-    It is the same batch if one run cannot take these pictures together.
+    The batch is returned unchanged if one run cannot take these pictures together.
+
+    Args:
+        deployment: config and checkpoint.
+        case: a batch of two or more.
+        plain: of `plain_inputs`.
     """
     (title, picture), size = plain.sources[0], case.images[1].tensor.shape[1:]
     same_shape = np.full_like(case.sources[1][1], picture.flat[0])
@@ -157,14 +169,14 @@ class _Inputs:
         traced: bool = False,
         rescale: bool = True,
     ) -> ProofInput:
-        """Return pictures as one batch of a size, by default the traced one.
+        """Return pictures as one batch of a size (H, W), by default the traced one.
 
-        Neighbours differ in their own sizes. Otherwise a graph that takes the sizes of the first image for
-        all would give the same results.
+        Pictures of equal size are cut differently. Otherwise a graph that takes the size of the first image
+        for all would give the same results.
         """
         batches, size = self.deployment.family.batches, size or self.size
         prepared = self._prepare(pictures, size)
-        if len(batches(prepared)) > 1:  # these cannot go together: views of the first can
+        if len(batches(prepared)) > 1:  # these need several runs, views of the first do not
             title, picture = pictures[0]
             views = (pictures[0], (titled(title, 'mirrored'), other_view(picture)))
             pictures = [views[index % 2] for index in range(len(pictures))]
@@ -189,7 +201,7 @@ class _Inputs:
         return tuple(deploy.prepare_fixed(rule, picture, *size) for _, picture in pictures)
 
     def _smaller(self, image_bgr: np.ndarray, size: tuple[int, int], place: int) -> PreparedImage:
-        """Return an image whose content takes a part of the input, another part at each place of a batch."""
+        """Return an image whose content takes a part of the input: of another size for each index in a batch."""
         rule, inner = self.deployment.rule, part_of(size, place)
         small = dataclasses.replace(rule, size=inner).apply(image_bgr)
         tensor = np.empty((len(small.tensor), *size), np.float32)
@@ -209,10 +221,10 @@ class _Inputs:
         if batch > 1:
             pictures = [self.images[index % count] for index in range(batch)]
             cases.append(self.fixed(f'batch of {batch} images', pictures))
-        for size in BATCHES if self.options.get('dynamic_batch') else ():
-            if size != batch:
-                pictures = [self.images[index % count] for index in range(1, size + 1)]
-                cases.append(self.fixed(f'batch of {size}', pictures))
+        for other_batch in BATCHES if self.options.get('dynamic_batch') else ():
+            if other_batch != batch:
+                pictures = [self.images[index % count] for index in range(1, other_batch + 1)]
+                cases.append(self.fixed(f'batch of {other_batch}', pictures))
         return cases
 
     def of_one_size(self) -> list[ProofInput]:
@@ -263,22 +275,22 @@ class _Inputs:
         return cases
 
     def optional_left_out(self, cases: list[ProofInput]) -> list[ProofInput]:
-        """Return the inputs, with all optional inputs of the graph left out of one, and each out of another.
+        """Return the cases, with all optional inputs of the graph left out of one, and each out of another.
 
-        Any input does, of a size whose masks have its size; these are the last ones before the unaligned.
+        The cases for this are `hosts`, whose content fills an aligned input, so that defaults fit them.
         """
         if not self.optional:
             return cases
         alone = [(name,) for name in self.optional] if len(self.optional) > 1 else []
         hosts = ('dark', 'bright', 'H > 2W', 'portrait in the input')
-        places = [index for name in hosts for index, case in enumerate(cases) if case.name == name]
-        for index, names in zip(places, [self.optional, *alone], strict=False):
+        indices = [index for name in hosts for index, case in enumerate(cases) if case.name == name]
+        for index, names in zip(indices, [self.optional, *alone], strict=False):
             name = f'{cases[index].name}, without {" and ".join(names)}'
             cases[index] = dataclasses.replace(cases[index], name=name, rescale=True, left_out=names)
         return cases
 
     def _unaligned(self, image: Picture, size: tuple[int, int], step: int) -> ProofInput:
-        """Stretch an image to a size that is no multiple of 32, then pad it to one of `step`."""
+        """Return an image stretched to a size that is no multiple of 32, then padded to multiples of `step`."""
         scale = max(size[1], STRIDE), max(size[0], STRIDE)
         changes = dict(size=None, pad_size=None, pad_or=0, keep_ratio=False, size_divisor=step)
         prepared = dataclasses.replace(self.deployment.rule, **changes, img_scale=scale).apply(image[1])

@@ -25,12 +25,11 @@ def sample_files(
 ) -> list[Path]:
     """Return files of pictures: those of the user, and two generated ones of other sizes and formats.
 
-    The generated ones have properties that single pictures lack: a portrait as JPEG, stored lying on its side
-    with EXIF's orientation, and a landscape as PNG of 16 bits, grey. A reader for colours gives 8 bits and
-    three channels of both.
+    The generated ones are a portrait as JPEG, stored lying on its side with EXIF's orientation, and a
+    landscape as grey PNG of 16 bits, which a reader of colour pictures gives as 8 bits and three channels.
 
     Args:
-        paths: files of the user; if there is none the picture is written.
+        paths: files of the user; if there are none `picture` is written to a file in their place.
         picture: (h, w, 3) uint8 BGR.
         edges: height that a narrow portrait is resized to, and width of a wide landscape, pixels, if the
             ratio of sides is kept; None if they are unknown.
@@ -52,7 +51,7 @@ def portrait_size(edge: int | None) -> tuple[int, int]:
     Args:
         edge: pixels that the height is resized to.
     """
-    # w * edge / h has the fraction one half where w / h is an odd number / period; all are powers of two
+    # w * edge / h ends in one half if w / h is odd / period, with period twice the power of two in edge
     period = 2 * (edge & -edge) if edge else 0
     if not 0 < period <= LARGEST_HEIGHT:
         return PORTRAIT_HEIGHT, PORTRAIT_HEIGHT // 2 - 3
@@ -76,7 +75,10 @@ def landscape_size(edge: int | None) -> tuple[int, int]:
 
 
 def write_portrait(folder: Path, edge: int | None) -> Path:
-    """Write a portrait as JPEG whose rows are stored as columns, as telephones do; return its path."""
+    """Write a portrait as JPEG whose rows are stored as columns, as telephones do; return its path.
+
+    `edge` are the pixels that its height is resized to, or None.
+    """
     from PIL import Image
 
     height, width = portrait_size(edge)
@@ -89,7 +91,10 @@ def write_portrait(folder: Path, edge: int | None) -> Path:
 
 
 def write_landscape(folder: Path, edge: int | None) -> Path:
-    """Write a landscape as grey PNG of 16 bits; return its path."""
+    """Write a landscape as grey PNG of 16 bits; return its path.
+
+    `edge` are the pixels that its width is resized to, or None.
+    """
     path = folder / LANDSCAPE_NAME
     cv2.imwrite(str(path), _noise(*landscape_size(edge))[..., 0].astype(np.uint16) * 257)
     return path

@@ -8,11 +8,11 @@ DARK, LIT, WINDOW = 0.05, 0.5, 0.3
 both sides of that window. A picture that is black all over would show nothing: even a broken graph finds
 nothing in it."""
 PARTS = ((1, 1), (7 / 8, 3 / 4), (3 / 4, 7 / 8))
-"""Shares of height and width of the part of a picture at each place of a batch: no two have one size."""
+"""Shares of height and width of the part of a picture at each index in a batch: no two have one size."""
 BRIGHT = 0.4
 """Factor of every value's distance to white in a bright picture."""
 ROOM = 1.25
-"""Largest ratio of a part of a composed picture to its place in the input."""
+"""A picture that is composed with others is made smaller if it is more than this larger than its part."""
 
 
 def other_view(image_bgr: np.ndarray) -> np.ndarray:
@@ -21,13 +21,13 @@ def other_view(image_bgr: np.ndarray) -> np.ndarray:
 
 
 def cut(image_bgr: np.ndarray, place: int = 1) -> np.ndarray:
-    """Return the upper left of a picture: of another size and another ratio of its sides at each place."""
+    """Return the upper left of a picture, whose size and ratio depend on `place`, the index in a batch."""
     height, width = part_of(image_bgr.shape[:2], place)
     return np.ascontiguousarray(image_bgr[:height, :width])
 
 
 def part_of(size: tuple[int, int], place: int) -> tuple[int, int]:
-    """Return a part of a size (h, w) for a place in a batch; see `PARTS`."""
+    """Return the size (h, w) of the part of a picture of a size (h, w), for an index in a batch; see `PARTS`."""
     parts = PARTS[place % len(PARTS)]
     return tuple(max(int(side * part), 1) for side, part in zip(size, parts, strict=True))
 
@@ -56,7 +56,7 @@ def zoomed(image_bgr: np.ndarray, box_xyxy: np.ndarray, size: tuple[int, int]) -
 
 
 def more_views(image_bgr: np.ndarray) -> dict[str, np.ndarray]:
-    """Return title of a change -> the picture: ten other parts of it, or the same parts otherwise."""
+    """Return title of a change -> the changed picture, up to ten."""
     height, width = image_bgr.shape[:2]
     rows, columns = max(height // 4, 1), max(width // 4, 1)
     contrast = np.clip((image_bgr.astype(np.float64) - 128) * 1.4 + 128, 0, 255)
@@ -79,8 +79,8 @@ def more_views(image_bgr: np.ndarray) -> dict[str, np.ndarray]:
 def filling(image_bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return a picture with the ratio of sides of an input (H, W), so that no part of it is only padding.
 
-    Objects keep their shape: the picture and its mirror image stand in turns side by side, or one above the
-    other, and what is too much is cut off.
+    Objects keep their shape: the picture and its mirror image alternate side by side, or one above the other,
+    and what is too much is cut off.
     """
     height, width = image_bgr.shape[:2]
     parts = size[1] * height / (size[0] * width)

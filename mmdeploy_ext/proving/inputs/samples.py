@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MAX_IMAGES = 8
 DEFAULT_FRAMES = 12
 PROOF_SCENES = 3
+"""Scenes that the frames of a proof are spread over."""
 
 
 def picture_files(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[Path]:
@@ -43,11 +44,13 @@ def read_images(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[tu
 
 
 class Samples:
-    """The samples of a proof: pictures are read at once, frames and sweeps when there is a model.
+    """The samples of a proof: pictures are read at once, frames and sweeps by `of`, when there is a model.
 
     Attributes:
-        files: of the pictures.
+        paths: files and folders that the user named.
+        files: paths of the pictures, () for a family of frames or sweeps.
         pictures: (file name, BGR picture).
+        count: number of frames or sweeps; 0 for a family of pictures.
     """
 
     def __init__(
@@ -57,8 +60,9 @@ class Samples:
 
         Args:
             family: of the model.
-            paths: files and folders; none takes those of the data set, generated ones, or the toy's picture.
-            frames: number of frames or sweeps.
+            paths: files and folders; if it is empty, a picture of this package is taken, or frames and sweeps
+                of the config's data set, or generated ones if that is missing.
+            frames: number of frames or sweeps; None: `DEFAULT_FRAMES`.
             option: that named the files, for messages.
         """
         takes_pictures = family.samples == 'images'
@@ -68,7 +72,7 @@ class Samples:
         self.count = 0 if takes_pictures else check_paths(family, paths, frames, option)
 
     def of(self, deployment: Deployment) -> tuple[Collection[Any], str]:
-        """Return the samples, and the source of frames and sweeps."""
+        """Return the samples, and a text about the source of frames and sweeps, '' for pictures."""
         return (self.pictures, '') if self.pictures else proof_samples(deployment, self.count, self.paths)
 
 
@@ -77,7 +81,11 @@ def check_paths(
 ) -> int:
     """Refuse files that are no samples of a family, before its weights load; return the number of frames.
 
-    The count is that of --frames; the option named the paths.
+    Args:
+        family: of frames or sweeps.
+        paths: files of the user.
+        count: of `--frames`; None: `DEFAULT_FRAMES`.
+        option: that named the paths, for messages.
 
     Raises:
         UsageError: not there, of another kind, no frame, or too few for a memory.
@@ -112,7 +120,7 @@ def _has_cameras(family: Family) -> bool:
 def proof_samples(
     deployment: Deployment, count: int, paths: Sequence[str] = ()
 ) -> tuple[Collection[Any], str]:
-    """Return frames or sweeps to prove on, and their source.
+    """Return frames or sweeps to prove on, and a text about their source.
 
     Args:
         deployment: of a family of frames or sweeps.
@@ -154,9 +162,9 @@ def proof_samples(
         return list(family.generated_sweeps(rule, count)), 'generated sweeps'
     if family.memory:
         indices = choose_frames(scene_tokens(dataset), count)
-    else:  # evenly spread: these samples stand alone
-        number = min(count, len(dataset))
-        indices = [index * len(dataset) // number for index in range(number)]
+    else:  # without a memory samples do not depend on each other: they are evenly spread
+        available = min(count, len(dataset))
+        indices = [index * len(dataset) // available for index in range(available)]
     source = f'{len(indices)} of {len(dataset)} frames of {names or "data.test"}'
     return DatasetFrames(family, dataset, indices), source
 
@@ -164,7 +172,11 @@ def proof_samples(
 def choose_frames(tokens: Sequence[str], count: int) -> list[int]:
     """Return sample indices for a proof: the first frames of the first scenes, so that a memory is emptied.
 
-    They are spread over `PROOF_SCENES` scenes, or as many as it takes, by the scene token of every sample.
+    They are spread over `PROOF_SCENES` scenes, or more if these have too few.
+
+    Args:
+        tokens: scene token of every sample of the data set.
+        count: of frames.
     """
     scenes: dict[str, list[int]] = {}
     for index, token in enumerate(tokens):

@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.deployment import Deployment
 
 STRIDE = 32
-"""Pixels. The pipelines of most configs pad to it; an odd multiple leaves a remainder modulo 64 and 128."""
+"""Pixels. The pipelines of most configs pad to it; an odd multiple of it is no multiple of 64 or 128."""
 LONG = 640
-"""Pixels. The size at which most models are traced: one input is wider and one is higher."""
+"""Pixels. The size at which most models are traced: one input of a proof is wider and one is higher."""
 NARROW = 224
-"""Pixels. The short side of these two inputs: a proof of a large model has to end."""
+"""Pixels. The short side of these two inputs, for speed."""
 SMALL = 320
 """Pixels. The longest side of the sizes that only have to differ from the traced one."""
 LARGEST = 1_000_000
-"""Pixels. If an input larger than the traced one in both directions would have more, there is none."""
+"""Pixels, height times width. No input that is larger than the traced one on both sides has more."""
 Size = tuple[int, int]
+"""Height and width, pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +34,11 @@ class Sizes:
     Attributes:
         landscape: small, H an odd multiple of `STRIDE`.
         portrait: small, H an odd multiple of `STRIDE`.
-        wide: W more than twice H, over `LONG` and over the traced one.
-        tall: H more than twice W, over `LONG` and over the traced one.
-        unaligned: small, no multiple of `STRIDE`; before it is padded.
-        fine: the same without padding if the contract takes it, else None.
-        larger: than the traced one in both directions, or None.
+        wide: W more than twice H, over `LONG` and over the traced W.
+        tall: H more than twice W, over `LONG` and over the traced H.
+        unaligned: small, no multiple of `STRIDE`; the size before padding.
+        fine: about the same size, which is not padded, if the graph takes it, else None.
+        larger: than the traced size on both sides, or None, see `LARGEST`.
         step: `unaligned` is padded to multiples of it.
     """
 
@@ -77,7 +78,7 @@ def other_sizes(deployment: Deployment, options: Options) -> Sizes:
 
 
 def fits(deployment: Deployment, options: Options, size: Size) -> bool:
-    """Return whether a dynamic file takes an input of a size."""
+    """Return whether a dynamic file with these options takes an input of a size."""
     image = deployment.family.picture(deployment.model, options)
     aligned = not any(side % image.multiple for side in size)
     return aligned and deployment.family.takes(deployment.model, options, *size)

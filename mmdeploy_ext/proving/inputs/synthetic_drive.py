@@ -1,7 +1,7 @@
 """A drive for a proof without a data set: cameras, textured surroundings, ego motion, scene changes.
 
-Needs numpy and OpenCV only. Nothing in it looks like a road: a proof needs input that is never twice the
-same, that goes on from frame to frame, and poses and times as a car has them.
+Needs numpy and OpenCV only. Nothing in it looks like a road: a proof needs pictures that differ and change
+smoothly from frame to frame, and poses and times like those of a car.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ NUSCENES_CAMERAS = (
 MEAN_RGB = 123.675, 116.28, 103.53
 STD_RGB = 58.395, 57.12, 57.375
 CAMERA_BELOW_M = 0.33
+"""How far the cameras are below the LiDAR."""
 CAMERA_OUT_M = 0.8
+"""How far they are from it in the direction in which they look."""
 PANORAMA = 192, 1536
 """Height, width in pixels of a scene's surroundings; the width goes once around."""
 BLOBS = 24
@@ -49,19 +51,19 @@ class Drive:
     Attributes:
         frames: number of frames.
         size: (H, W) pixels of the network input.
-        cameras: N; six are the nuScenes rig, another number is spread evenly.
+        cameras: their number N; six are the nuScenes rig, another number is spread evenly.
         seed: equal drives for equal seeds.
-        scenes: parts of about equal length; each change resets the memory.
-        period_s: between frames.
-        jump_s: one gap of this length within the first scene, too short to reset a memory; 0 has none.
+        scenes: number of parts of about equal length; each change resets the memory.
+        period_s: time between frames.
+        jump_s: one gap of this length within the first scene, too short to reset a memory; 0: no such gap.
         origin_m: (x, y) of the first frame in the global frame; (7e5, 4e6) is like UTM. Near 0 by default:
             the published model keeps its memory in float32 and in global coordinates, so that it is itself
             less exact far away (at 1600 m its boxes move by several mm).
-        exact_poses: keep poses in float64; else they are rounded to float32, as data loaders give them.
+        exact_poses: whether poses stay float64; else they are rounded to float32, as data loaders give them.
         start_s: absolute time of the first frame.
-        mean: normalisation, RGB.
-        std: normalisation, RGB.
-        to_rgb: the network takes RGB; else BGR.
+        mean: of the normalisation, in the order of the network's channels.
+        std: of the normalisation, in the same order.
+        to_rgb: whether the network takes RGB; else BGR.
     """
 
     frames: int = 100
@@ -99,7 +101,7 @@ class Drive:
             )
 
     def scene(self, index: int) -> int:
-        """Return the scene of a frame; there is none before the first."""
+        """Return the number of the scene of a frame, from 0; -1 for a negative index."""
         return min(index * self.scenes // max(self.frames, 1), self.scenes - 1) if index >= 0 else -1
 
     def times(self) -> list[float]:
@@ -113,7 +115,10 @@ class Drive:
         return (self.start_s + np.cumsum(gaps) - gaps[0]).tolist()
 
     def poses(self) -> np.ndarray:
-        """Return LiDAR to global (frames, 4, 4) float64: 2 to 10 m/s, turns both ways, a rolling body."""
+        """Return the poses, LiDAR to global (frames, 4, 4) float64.
+
+        The car drives at 2 to 10 m/s, turns left and right, and its body pitches and rolls.
+        """
         rng = np.random.default_rng([self.seed, 1])
         phases, step = rng.uniform(0, 2 * math.pi, 5), np.arange(self.frames) * self.period_s
         yaw_rate = 0.25 * np.sin(0.21 * step + phases[0]) + 0.1 * np.sin(0.55 * step + phases[1])
@@ -164,7 +169,7 @@ class Surroundings:
     def pictures(
         self, size: tuple[int, int], yaws: np.ndarray, ego_pose: np.ndarray, step: int
     ) -> np.ndarray:
-        """Return the picture of each camera (N, H, W, 3) uint8 BGR: a third of the way around, with noise.
+        """Return the picture of each camera (N, H, W, 3) uint8 BGR: a third of the panorama, with noise.
 
         Args:
             size: (H, W) pixels.

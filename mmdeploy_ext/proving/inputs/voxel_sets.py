@@ -34,7 +34,8 @@ class VoxelSet:
     Attributes:
         name: for display.
         features: (N, C) float32.
-        coordinates: (N, 4) int32: sample 0, then the axes in the order of the set's maker.
+        coordinates: (N, 4) int32: sample 0, then the three axes, in the order of the grid or encoder that the
+            set was made for.
         traced: whether the exporter saw it.
     """
 
@@ -45,7 +46,7 @@ class VoxelSet:
 
 
 def in_order(coordinates: np.ndarray, same: bool) -> np.ndarray:
-    """Return coordinates (N, 4), with the three axes reversed unless the order is the `same`."""
+    """Return coordinates (N, 4), with the three axes reversed if `same`, the orders are equal, is False."""
     return coordinates if same else np.ascontiguousarray(coordinates[:, [0, 3, 2, 1]])
 
 
@@ -58,7 +59,7 @@ def proof_sets(spatial_shape: Triple, channels: int, seed: int = 0) -> list[Voxe
         seed: of the random ones.
     """
     rng, shape = np.random.default_rng(seed), np.array(spatial_shape)
-    places = {
+    voxels = {
         'no voxel': np.zeros((0, 3), np.int64),
         'one voxel': np.array([shape // 2]),
         'borders and corners': borders(shape),
@@ -66,14 +67,14 @@ def proof_sets(spatial_shape: Triple, channels: int, seed: int = 0) -> list[Voxe
         'a full block': full_block(shape),
     }
     sets = [VoxelSet('traced input', np.zeros((1, channels), np.float32), np.zeros((1, 4), np.int32), True)]
-    for name, axes in places.items():
+    for name, axes in voxels.items():
         features = rng.standard_normal((len(axes), channels)).astype(np.float32)
         sets.append(VoxelSet(name, features, np.pad(axes, ((0, 0), (1, 0))).astype(np.int32)))
     return sets
 
 
 def points_of(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (name, points (P, D) float32) of sweeps.
+    """Yield (name, points (P, D) float32) of sweeps; P points of D values, x, y, z in metres first.
 
     Args:
         source: raw float32 points (.bin), an array (.npy), a folder of them, or infos of mmdet3d.
@@ -94,7 +95,14 @@ def points_of(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Iterator[tu
 def sweep_sets(
     source: str, rule: VoxelRule, cfg: Any, settings: EncoderSettings, limit: int
 ) -> Iterator[VoxelSet]:
-    """Yield the voxels of sweeps, checked; see `points_of`. The source may be voxels (.npz), too.
+    """Yield the voxels of sweeps.
+
+    Args:
+        source: as `points_of` takes it, or a file of voxels (.npz), or a folder with such files.
+        rule: how points become voxels.
+        cfg: the config, as for `points_of`.
+        settings: of the encoder, which voxels of files must fit.
+        limit: number of sweeps of a folder or of infos, evenly chosen.
 
     Raises:
         DataError: a file that is none, has no points, or voxels that the encoder cannot take.
@@ -137,23 +145,23 @@ def _read_set(path: Path, rule: VoxelRule, settings: EncoderSettings) -> VoxelSe
 
 
 def borders(shape: np.ndarray) -> np.ndarray:
-    """Return corners, middles of edges and faces, and their neighbours inside the grid."""
+    """Return voxels (n, 3) on the borders of a grid: corners, middles of edges and faces, their neighbours."""
     values = [sorted({0, 1, size // 2, size - 2, size - 1}) for size in shape]
-    places = np.array([*itertools.product(*values)])
-    places = places[((places == 0) | (places == shape - 1)).any(1)]
-    return np.unique(np.clip(places, 0, shape - 1), axis=0)
+    voxels = np.array([*itertools.product(*values)])
+    voxels = voxels[((voxels == 0) | (voxels == shape - 1)).any(1)]
+    return np.unique(np.clip(voxels, 0, shape - 1), axis=0)
 
 
 def clusters(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return random voxels (n, 3) in clusters, in random order."""
     centres = rng.integers(0, shape, (CLUSTERS, 1, 3))
     around = centres + rng.integers(-SPREAD, SPREAD + 1, (CLUSTERS, CLUSTER_VOXELS, 3))
-    places = np.unique(np.clip(around.reshape(-1, 3), 0, shape - 1), axis=0)
-    return rng.permutation(places)
+    voxels = np.unique(np.clip(around.reshape(-1, 3), 0, shape - 1), axis=0)
+    return rng.permutation(voxels)
 
 
 def full_block(shape: np.ndarray) -> np.ndarray:
-    """Return the voxels of the last cells of every axis: every neighbour of a kernel exists."""
+    """Return the voxels (n, 3) of a block at the end of every axis, inside which no neighbour is missing."""
     lower = np.maximum(shape - 6, 0)
     axes = [np.arange(low, size) for low, size in zip(lower, shape, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing='ij'), -1).reshape(-1, 3)

@@ -35,11 +35,15 @@ if TYPE_CHECKING:
 TIMED_RUNS = 3
 """Number of runs of which the median time is taken."""
 TIMED_S = 3.0
-"""No more runs than those of the proof once they took this long: the figures are a hint."""
+"""Seconds after which there are no more runs, as the times are only informative."""
 
 
 def run_case(reference: ImageReference, backend: Backend) -> tuple[list[Case], list[Pair]]:
-    """Run an engine twice on one input and compare tensors and results with the reference."""
+    """Run an engine twice on one input and compare tensors and results with the reference.
+
+    Returns:
+        A case, and a second one if the second run gave other outputs; pairs of results to draw.
+    """
     feeds, reference.engine_seconds = reference.feeds_of(backend.metadata), []
 
     def run() -> Mapping[str, np.ndarray]:
@@ -54,7 +58,11 @@ def run_case(reference: ImageReference, backend: Backend) -> tuple[list[Case], l
 def judge_outputs(
     reference: ImageReference, backend: Backend, outputs: Mapping[str, np.ndarray] | Exception
 ) -> tuple[Case, list[Pair]]:
-    """Compare the outputs of an engine, or the error that it raised, with the reference."""
+    """Compare the outputs of an engine, or the error that it raised, with the reference.
+
+    Returns:
+        The case, and pairs of results to draw.
+    """
     family, model, metadata = reference.deployment.family, reference.deployment.model, backend.metadata
     proof_input, expected = reference.input, reference.results
     bars = half_bars.bars_of(backend.computes_in or metadata.precision)
@@ -89,7 +97,14 @@ def judge_outputs(
 def match_images(
     reference: ImageReference, metadata: Metadata, results: Sequence[Any], bars: HalfBars | None
 ) -> tuple[DetectionRow, ...]:
-    """Return level 3 of one case: the results of every image, matched by the bars of its precision."""
+    """Return level 3 of one case: the results of every image, matched with the reference's.
+
+    Args:
+        reference: of the case.
+        metadata: of the file.
+        results: of the file, per image.
+        bars: of float16 or INT8; None for float32.
+    """
     titles = [title for title, _ in reference.input.sources]
     capacity = metadata.postprocess.get('max_per_img')
     task = reference.deployment.family.task
@@ -111,7 +126,7 @@ def _contract_rows(
     outputs: Mapping[str, np.ndarray],
     bars: HalfBars | None,
 ) -> list[TensorRow]:
-    """Return what the outputs of a `full` graph break of its contract besides the results themselves."""
+    """Return failing rows for what a `full` graph's contract promises besides results, see `full_form.py`."""
     if 'labels' not in metadata.spec.output_names:
         return []
     family, model = reference.deployment.family, reference.deployment.model
@@ -126,7 +141,7 @@ def _contract_rows(
 def _cosines_of_results(
     task: str, expected: Sequence[Any], results: Sequence[Any], bars: HalfBars
 ) -> tuple[TensorRow, ...]:
-    """Return cosines of the matched results, for a form that gives results only."""
+    """Return rows with cosines of the matched results, for a form whose outputs are results only."""
     rows = []
     for index, sides in enumerate(zip(expected, results, strict=True)):
         pairs = task_module(task).pair_up(*sides, **bars.of_task(task)).matched
@@ -164,9 +179,16 @@ def compare_with_ties(
     spec: GraphSpec,
     bars: HalfBars | None,
 ) -> tuple[TensorRow, ...]:
-    """Compare tensors; the choice among equal scores and the zeros of ties may be the engine's.
+    """Compare tensors; the choice among equal scores, and which of tied values is 0, may be the engine's.
 
-    `zeros` are `ImageFamily.interchangeable_zeros`; `bars` are those of half precision, None for float32.
+    Args:
+        deployment: config and checkpoint.
+        feeds: name -> input.
+        expected: name -> PyTorch's output.
+        outputs: name -> the engine's output.
+        zeros: what `ImageFamily.interchangeable_zeros` returned.
+        spec: of the graph.
+        bars: of float16 or INT8; None for float32.
     """
     choice_rtol, rtol = (half_bars.CHOICE_RTOL, half_bars.RTOL) if bars else (DEFAULT_RTOL, DEFAULT_RTOL)
     expected = deployment.family.choose_as(deployment.model, feeds, outputs, expected, choice_rtol)
@@ -175,7 +197,7 @@ def compare_with_ties(
 
 
 def _pictures(reference: ImageReference, results: Sequence[Any], engine: str) -> list[Pair]:
-    """Return both engines' results in pixels of the picture; nothing at the default of an optional input."""
+    """Return both engines' results in pixels of the picture; [] if an optional input was left out."""
     proof_input, pairs = reference.input, []
     if proof_input.left_out:
         return []
@@ -189,14 +211,14 @@ def _pictures(reference: ImageReference, results: Sequence[Any], engine: str) ->
 
 
 def timing(reference: ImageReference, backend: Backend) -> dict[str, float]:
-    """Return median milliseconds of both engines on one input, interleaved.
+    """Return name of an engine -> median milliseconds on one input; the engines run in turns.
 
-    The runs that the proof measured count; nothing runs again if that took long.
+    The runs that the proof measured count; there are no more if they took long.
     """
     family, deployment = reference.deployment.family, reference.deployment
     feeds = {name: array for name, array in reference.feeds.items() if name in backend.spec.input_names}
     runs = (
-        lambda: family.reference_detections(deployment.model, reference.images, False),
+        lambda: family.reference_detections(deployment.model, reference.images, rescale=False),
         lambda: backend.infer(feeds),
     )
     measured = [reference.seconds] if reference.seconds else [], list(reference.engine_seconds)

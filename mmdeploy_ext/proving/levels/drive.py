@@ -1,4 +1,7 @@
-"""Levels 2 to 4 of models with a memory: one pass over a drive, teacher-forced and free-running."""
+"""Levels 2 to 4 of models with a memory: one pass over a drive, teacher-forced and free-running.
+
+Teacher-forced, the file gets PyTorch's memory before every frame; free-running, it goes on with its own.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,10 @@ if TYPE_CHECKING:
 FULL_DRIVE = Bars()
 """A hundred frames with a scene change: the bars of a claim about drift."""
 SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
-"""The bars of `--verify`, which takes whatever frames it gets; the verdict says how many there were."""
+"""The bars of `--verify`, for two or more frames; the verdict says how many there were."""
 
 SPECIAL = 'frames with one thing of the rig changed, and of one colour'
+"""Title of the case of `DriveProof.run_special_frames`."""
 FAR = dict(offset_m=(7e5, 4e6, 500.0), turn_rad=0.7)
 """A place as in UTM coordinates, where float32 has steps of a quarter of a metre, and another heading."""
 NEAR_M = 100.0
@@ -36,7 +40,7 @@ NEAR_M = 100.0
 
 
 def default_bars(precision: str) -> Bars:
-    """Return the bars of a drive; in less than float32 those of cosines and of results alike to the eye."""
+    """Return the bars of a drive of a precision; in less than float32 they are cosines, and wide for results."""
     half = half_bars.bars_of(precision)
     if half is None:
         return SHORT_DRIVE
@@ -45,16 +49,17 @@ def default_bars(precision: str) -> Bars:
 
 
 class NearOrigin:
-    """Frames of which every scene begins within a metre of the map's origin; all else is as it was.
+    """Frames whose scenes are moved to begin within a metre of the map's origin; nothing else changes.
 
-    No model knows where on the map a drive is, but the published one keeps its memory in float32 and in
-    global coordinates. Two kilometres out, where nuScenes was recorded, that costs some millimetres per
-    frame, of either contract and of PyTorch itself, and would hide what a proof looks for. Whole metres are
-    subtracted, so that a pose in float32 keeps every digit that it has.
+    Scenes that begin within `NEAR_M` stay. A model's results do not depend on the place on the map, but the
+    published one keeps its memory in float32 and in global coordinates. Two kilometres from the origin, where
+    nuScenes was recorded, that is an error of some millimetres per frame in every file and in PyTorch itself,
+    which would hide the errors that a proof looks for. Whole metres are subtracted, so that a pose in float32
+    keeps all of its digits.
 
     Attributes:
-        frames: that are moved.
-        moved_m: the farthest that a scene was moved so far.
+        frames: the frames before they are moved.
+        moved_m: the farthest that a scene was moved so far, metres.
     """
 
     def __init__(self, frames: Collection[Frame]) -> None:
@@ -79,7 +84,7 @@ class NearOrigin:
     def _offset(self, frame: Frame) -> np.ndarray:
         """Return the offset (3,) in metres that is subtracted from a scene that begins with a frame."""
         if np.shape(frame.ego_pose) != (4, 4):
-            return np.zeros(3)  # the models say what is wrong with it
+            return np.zeros(3)  # the models refuse such a pose with a message
         place = np.round(np.asarray(frame.ego_pose, np.float64)[:3, 3])
         distance = float(np.linalg.norm(place))
         if not distance > NEAR_M:
@@ -89,14 +94,15 @@ class NearOrigin:
 
 
 class Shifted:
-    """A stepper that runs frames far out on the map and at another time, and returns the state of the frames.
+    """A stepper that runs frames at another place on the map and at another time.
 
-    So absolute places that an engine computes in float32 are seen.
+    Its `state` is at the place and time of the frames. An engine that computes absolute places in float32 gives
+    wrong results far from the origin.
 
     Attributes:
         stepper: the engine that runs.
-        place: (4, 4) float64, from the map of the frames to the one on which the engine runs.
-        offset_s: added to the time.
+        place: (4, 4) float64, from the map of the frames to that on which the engine runs.
+        offset_s: seconds that are added to the time.
     """
 
     def __init__(
@@ -106,7 +112,7 @@ class Shifted:
         offset_s: float = 0.0,
         turn_rad: float = 0.0,
     ) -> None:
-        """Keep the engine; places are turned about the vertical axis and then moved."""
+        """Keep the engine; places are turned by `turn_rad` about the vertical axis, then moved by `offset_m`."""
         self.stepper, self.place, self.offset_s = stepper, np.eye(4), offset_s
         sine, cosine = np.sin(turn_rad), np.cos(turn_rad)
         self.place[:2, :2] = [[cosine, -sine], [sine, cosine]]
@@ -139,7 +145,7 @@ class Shifted:
 
 
 class DriveProof(FramesProof):
-    """A proof on frames, read once. Scenes far out on the map are moved to its origin, see `NearOrigin`."""
+    """A proof on frames, read once. Scenes far from the map's origin are moved to it, see `NearOrigin`."""
 
     advice = (
         'use a drive with objects that this model finds, a longer one (--frames), and a trained checkpoint'
@@ -195,9 +201,9 @@ class DriveProof(FramesProof):
             self.run_special_frames()
 
     def run_special_frames(self) -> None:
-        """Judge frames that no drive has: one thing of the rig changed, nothing to see.
+        """Judge frames that no drive has: with one part of the rig changed, or pictures of one colour.
 
-        Files whose results ignore the place run them far out on the map, the reference near its origin.
+        Files whose results must not depend on the place run them at `FAR`, the reference near the origin.
         """
         if self.first is None:
             return
@@ -221,7 +227,7 @@ class DriveProof(FramesProof):
         )
 
     def reasons(self) -> list[str]:
-        """Return why too few results were matched; rows of level 4 that fail have reasons of their own."""
+        """Return why too few results were matched; if rows of level 4 fail, their own reasons are enough."""
         if not all(row.passed for row in self.verdict.sequence):
             return []
         return too_few(self.verdict.sequence[0].series['matched'], self.unit, self.advice)
@@ -251,7 +257,7 @@ class DriveProof(FramesProof):
 
 
 def _case(row: SequenceRow, shape: str) -> Case:
-    """Return levels 2 and 3: the worst of every tensor and all detections, each frame judged alone."""
+    """Return levels 2 and 3 of a row of teacher-forced frames: the worst of every tensor, and all results."""
     passed = row.match_rate is None or row.match_rate >= row.match_bar
     detections = DetectionRow(
         f'all {row.frames} frames',
