@@ -46,7 +46,7 @@ class Axes:
         return f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
 
     def grid(self, name: Callable[[int], tuple[str, str]]) -> Iterator[str]:
-        """Yield line and label of each power of ten; `name(exponent)` returns class of the line, and label."""
+        """Yield line and label of each power of ten; `name(exponent)` returns the line's class and label."""
         for decade in range(self.low, self.high + 1):
             kind, words = name(decade)
             yield self.level(10.0**decade, kind)

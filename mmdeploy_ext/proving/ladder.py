@@ -49,7 +49,7 @@ def open_proof(
     engine: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Proof:
-    """Read the files and return their proof, of which nothing has run yet; the arguments are those of `prove`."""
+    """Read the files and return their proof, which has not run yet; the arguments are those of `prove`."""
     listed = [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
     family = deployment.family
     kind = family.samples

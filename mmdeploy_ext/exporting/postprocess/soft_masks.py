@@ -102,7 +102,7 @@ class SoftMasks(abc.ABC):
         """Return the masks of cells (B, m): (B, m, H4, W4)."""
 
     def sums(self, cells: torch.Tensor, mask_thr: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return number and sum (B, m) of those pixels of the masks of cells (B, m) that exceed `mask_thr`."""
+        """Return number and sum (B, m) of the pixels above `mask_thr` of the masks of cells (B, m)."""
         areas = totals = 0
         for soft in self.pieces(cells):
             values = KEEP_ABOVE(soft, mask_thr)

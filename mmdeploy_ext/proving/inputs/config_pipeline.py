@@ -200,7 +200,7 @@ class ScaleToFit:
         self.size, self.keep_ratio = size, keep_ratio
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Set `scale`, (w, h) in pixels, in mmdet's dict of a picture, where MultiScaleFlipAug has set one."""
+        """Set `scale`, (w, h) in pixels, in mmdet's dict of a picture; MultiScaleFlipAug has set another."""
         height, width = results['img'].shape[:2]
         results.pop('scale_factor', None)
         results['scale'] = self.size[::-1]

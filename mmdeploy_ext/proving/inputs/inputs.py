@@ -40,7 +40,7 @@ BATCHES = (1, 2, 3)
 """Batches of a file with a dynamic batch: faults of batches begin at 2, and those of pairs at 3."""
 
 PLAIN = dict(grey=128, black=0, white=255)
-"""Title of a picture of one colour -> the value of all its pixels; those with the fewest results come first."""
+"""Title of a picture of one colour -> the value of all its pixels; first that with the fewest results."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +201,7 @@ class _Inputs:
         return tuple(deploy.prepare_fixed(rule, picture, *size) for _, picture in pictures)
 
     def _smaller(self, image_bgr: np.ndarray, size: tuple[int, int], place: int) -> PreparedImage:
-        """Return an image whose content takes a part of the input: of another size for each index in a batch."""
+        """Return an image whose content takes a part of the input; `place` is its index in the batch."""
         rule, inner = self.deployment.rule, part_of(size, place)
         small = dataclasses.replace(rule, size=inner).apply(image_bgr)
         tensor = np.empty((len(small.tensor), *size), np.float32)
@@ -290,7 +290,7 @@ class _Inputs:
         return cases
 
     def _unaligned(self, image: Picture, size: tuple[int, int], step: int) -> ProofInput:
-        """Return an image stretched to a size that is no multiple of 32, then padded to multiples of `step`."""
+        """Return an image stretched to a size that is no multiple of 32, padded to multiples of `step`."""
         scale = max(size[1], STRIDE), max(size[0], STRIDE)
         changes = dict(size=None, pad_size=None, pad_or=0, keep_ratio=False, size_divisor=step)
         prepared = dataclasses.replace(self.deployment.rule, **changes, img_scale=scale).apply(image[1])

@@ -145,7 +145,7 @@ def _read_set(path: Path, rule: VoxelRule, settings: EncoderSettings) -> VoxelSe
 
 
 def borders(shape: np.ndarray) -> np.ndarray:
-    """Return voxels (n, 3) on the borders of a grid: corners, middles of edges and faces, their neighbours."""
+    """Return voxels (n, 3) on borders of a grid: corners, middles of edges and faces, their neighbours."""
     values = [sorted({0, 1, size // 2, size - 2, size - 1}) for size in shape]
     voxels = np.array([*itertools.product(*values)])
     voxels = voxels[((voxels == 0) | (voxels == shape - 1)).any(1)]

@@ -40,7 +40,7 @@ NEAR_M = 100.0
 
 
 def default_bars(precision: str) -> Bars:
-    """Return the bars of a drive of a precision; in less than float32 they are cosines, and wide for results."""
+    """Return the bars of a drive of a precision; below float32 tensors are judged by their cosines."""
     half = half_bars.bars_of(precision)
     if half is None:
         return SHORT_DRIVE
@@ -96,8 +96,8 @@ class NearOrigin:
 class Shifted:
     """A stepper that runs frames at another place on the map and at another time.
 
-    Its `state` is at the place and time of the frames. An engine that computes absolute places in float32 gives
-    wrong results far from the origin.
+    Its `state` is at the place and time of the frames. An engine that computes absolute places in float32
+    gives wrong results far from the origin.
 
     Attributes:
         stepper: the engine that runs.
@@ -112,7 +112,7 @@ class Shifted:
         offset_s: float = 0.0,
         turn_rad: float = 0.0,
     ) -> None:
-        """Keep the engine; places are turned by `turn_rad` about the vertical axis, then moved by `offset_m`."""
+        """Keep the engine; places are turned by `turn_rad` about the vertical axis, then `offset_m` is added."""
         self.stepper, self.place, self.offset_s = stepper, np.eye(4), offset_s
         sine, cosine = np.sin(turn_rad), np.cos(turn_rad)
         self.place[:2, :2] = [[cosine, -sine], [sine, cosine]]

@@ -1,9 +1,10 @@
 """Level 4 of a proof: two engines over the same drive, frame by frame. Needs numpy only.
 
-Teacher-forced, the candidate gets the reference's memory before each frame: every frame is judged alone, by
-the tolerances. Free-running, each engine keeps its own memory as in a car: rounding accumulates, and the
-detections have to stay the same; but for ties that decide which rows stay in memory, see
-`PairRun.takes_over`. Only figures stay of each frame, no tensors: a drive may be of any length.
+The reference is PyTorch, the candidate the exported file. Teacher-forced, the candidate gets the reference's
+memory before each frame: every frame is judged by itself, by the tolerances. Free-running, each engine keeps
+its own memory as in a car: rounding accumulates, and the detections have to stay the same, apart from ties
+that decide which rows stay in memory, see `PairRun.takes_over`. Of each frame only figures are kept, no
+tensors: a drive may be of any length.
 
 `Modes` runs the engines, `PairRun` judges the candidate in one mode, and `WorstRows` collects its tensors.
 """
@@ -47,18 +48,19 @@ class Bars:
     """The bars that a drive is judged by.
 
     Attributes:
-        frames: fewer are no proof.
-        resets: after the first frame; fewer are no proof.
+        frames: smallest number of frames.
+        resets: smallest number of resets of the memory after the first frame.
         score_thr: detections from this score on count one by one, those below it by their share
             (`lone_low_results`).
         distance_m: largest distance of a matched pair.
         score: largest score difference of a matched pair.
         match_rate: smallest share of detections that are matched.
-        tie: scores in the top-k this close, beyond twice the frame's own score error, are a tie.
-            (Two lists sorted by scores that differ by at most e may disagree by 2e at a place.)
-        near_counts: pairs outside the bars count as matched too (half precision): the same class, and as near
-            as the task takes for one object.
-        cosine: judge tensors by their cosine, not by the tolerances (half precision); None does not.
+        tie: scores in the top-k are a tie if they differ by no more than this plus twice the largest score
+            error of the frame. (If the scores of two lists differ by at most e, then the scores at one index
+            of the sorted lists may belong to rows whose scores differ by 2e.)
+        near_counts: whether pairs outside the bars count as matched, too (half precision): those of one class
+            that are as near as the task takes for one object.
+        cosine: smallest cosine of tensors (half precision); None: the tolerances decide.
     """
 
     frames: int = 100
@@ -73,9 +75,9 @@ class Bars:
 
 
 class Modes:
-    """The reference and, beside it, one candidate per mode, frame by frame; all memories are emptied first.
+    """Runs the reference and one candidate per mode frame by frame; all memories are emptied first.
 
-    A candidate that fails at a frame is out, with that as its reason; the others go on.
+    A candidate that raises an exception at a frame is stopped, which is its reason to fail; the others go on.
     """
 
     def __init__(
@@ -92,12 +94,12 @@ class Modes:
 
         Args:
             reference: the unpatched PyTorch model.
-            candidates: 'free' and/or 'teacher' -> an engine of its own.
-            spec: of its outputs that are no state, those that the memory's spec needs are compared, and those
-                that both engines give.
-            memory: the family's description of it.
-            bars: that the drive is judged by.
-            task: whose results are matched.
+            candidates: 'free' and/or 'teacher' -> the file on an engine of its own.
+            spec: of the files. Of its outputs that are no state, those that `memory` needs and those that both
+                engines give are compared.
+            memory: the family's description of its memory.
+            bars: that the drive is judged by; None: the defaults of `Bars`.
+            task: name of the module of `proving/tasks` that matches results.
         """
         if unknown := [mode for mode in candidates if mode not in MODES]:
             raise ValueError(f'mode {unknown[0]!r}: expected one of {", ".join(MODES)}')
@@ -130,13 +132,13 @@ class Modes:
         return expected, results
 
     def finish(self) -> dict[str, SequenceRow]:
-        """Return mode -> the judgement of its candidate."""
+        """Return mode -> the judgement of its candidate, after the first frame ran a second time."""
         if self.first is not None and self.first[1] is not None and not self.runs['teacher'].stopped:
             self._run_again(*self.first)
         return {mode: run.finish() for mode, run in self.runs.items()}
 
     def _step(self, mode: str, frame: Frame) -> StepResult | None:
-        """Run one frame; an engine that fails is a reason, not an exception."""
+        """Run one frame; if the engine raises an exception, the mode is stopped and None is returned."""
         result = attempt(lambda: self.clock.run(mode, lambda: self.candidates[mode].step(frame)))
         if not isinstance(result, Exception):
             return result
@@ -144,7 +146,7 @@ class Modes:
         return None
 
     def _run_again(self, frame: Frame, first: StepResult) -> None:
-        """Run the first frame again after the last: other bits have to be within the tolerances."""
+        """Run the first frame again after the last: outputs whose bits differ must be within the tolerances."""
         run, min_cosine = self.runs['teacher'], self.runs['teacher'].bars.cosine
         self.candidates['teacher'].reset()
         second = self._step('teacher', frame)
@@ -168,7 +170,15 @@ def snapshot(state: StreamState | None) -> StreamState | None:
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """One frame after both engines ran it: their results, and their memories then."""
+    """One frame after both engines ran it.
+
+    Attributes:
+        frame: the frame.
+        expected: result of the reference.
+        got: result of the candidate.
+        expected_state: memory of the reference after the frame.
+        got_state: memory of the candidate after the frame.
+    """
 
     frame: Frame
     expected: StepResult
@@ -187,7 +197,7 @@ class PairRun:
         tensors: the worst row of every tensor.
         series: see `SequenceRow.series`.
         totals: counts of `DetectionRow`, of all frames.
-        parted: whether a tie alone decided in the last frame which rows are kept.
+        parted: whether in the last frame only a tie decided which rows are kept, and all results were equal.
     """
 
     def __init__(
@@ -235,8 +245,9 @@ class PairRun:
     def takes_over(self) -> bool:
         """Return whether the candidate goes on with the reference's memory after the frame that was added.
 
-        It does if a tie alone decided which rows are kept and all results of the frame are equal: a model
-        may give other results with the other row, and PyTorch itself would with it. One frame of 20 may.
+        It does if only a tie decided which rows are kept, and all results of the frame are equal: with the
+        other row PyTorch itself might give other results from then on. One frame of `FRAMES_PER_TAKEOVER`
+        may.
         """
         allowed = max(self.bars.frames // FRAMES_PER_TAKEOVER, 1)
         if self.mode != 'free' or not self.parted or self.tied['taken_over'] >= allowed:
@@ -246,7 +257,7 @@ class PairRun:
         return True
 
     def _check_reset(self, moment: Moment, name: str) -> None:
-        """Check that both or neither emptied their memories at this frame, and keep its pose and time."""
+        """Check that both or neither emptied their memories, and that these have the frame's pose and time."""
         frame, sides = moment.frame, ('reference', 'candidate')
         if moment.expected.was_reset != moment.got.was_reset:
             emptied, other_side = sides if moment.expected.was_reset else sides[::-1]
@@ -305,7 +316,7 @@ class PairRun:
             self.tensors.add(row, name, len(self.series['name']))
 
     def _compare_memory(self, moment: Moment, rows: np.ndarray | None) -> list[TensorRow]:
-        """Compare the memories after a frame, by the rows (n,) of the candidate, see `Followed`."""
+        """Compare the memories after a frame; `rows` are those of `Followed`."""
         states = moment.expected_state, moment.got_state
         if None in states:
             return []
@@ -321,7 +332,7 @@ class PairRun:
         return compare_tensors(expected, got, GraphSpec('the memory', (), specs))
 
     def _match_detections(self, moment: Moment, name: str) -> bool:
-        """Count matched results; return whether all are."""
+        """Match the results of the frame of a name and add to the counts; return whether all are matched."""
         sides, bars = (moment.expected.detections, moment.got.detections), self.bars
         limits = dict(score_thr=bars.score_thr, distance_bar=bars.distance_m, score_bar=bars.score)
         row = self.match(name, *sides, **limits)
@@ -387,9 +398,10 @@ class WorstRows:
     """The worst row of every tensor of a drive, and its error at every frame.
 
     Attributes:
-        worst: tensor -> its worst row, `at` its frame; the histograms add up.
+        worst: tensor -> its worst row, with the name of its frame as `at` and the sum of all histograms.
         failed: tensor -> names of the frames at which it fails.
-        series: `errors` and `ratios` (the same over its tolerance), by tensor, one entry per frame.
+        series: 'errors' and 'ratios' (error over tolerance) -> tensor -> one value per frame, None if there is
+            none.
     """
 
     def __init__(self, free: bool, cosine: float | None) -> None:
@@ -429,7 +441,7 @@ class WorstRows:
         self.worst[row.tensor] = row
 
     def reasons(self, frames: int) -> list[str]:
-        """Return one sentence per tensor that fails, of so many frames that ran."""
+        """Return one sentence per tensor that fails; `frames` is the number of frames that ran."""
         return [
             f'{tensor}: {len(names)} of {frames} frames fail, first {names[0]}; worst '
             f'{self.worst[tensor].at}: {self.worst[tensor].reason}'

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 
 MAX_EXCESS = 0.3
-"""Largest excess of the best score if there is nothing to see.
+"""By how much the best score may exceed PyTorch's for a sweep without anything in it.
 
-A seeded TransFusion, which names other cells, gives them other scores.
+A TransFusion with random weights chooses other cells of equal score there, which then get other scores.
 """
 
 
@@ -88,7 +88,7 @@ class FramesProof(ExportedProof):
         return fresh, self.deployment.rule, contract
 
     def checks(self, file: ExportedFile) -> list[Check]:
-        """Return the checks of a file; with the last file those of the texts beside the graphs."""
+        """Return the checks of a file; with the last file also those of the text files beside the graphs."""
         if file is not self.files[-1]:
             return super().checks(file)
         folder, family = Path(file.path).parent, self.deployment.family
@@ -131,7 +131,7 @@ class FramesProof(ExportedProof):
         self.runner = self.open_runner(stack)
 
     def open_runner(self, stack: contextlib.ExitStack) -> Stepper:
-        """Return the files on the engine; its sessions, if it has any, are closed with the stack."""
+        """Return a stepper that runs the files on the engine, whose sessions are closed with the stack."""
         runner = self.deployment.family.runner(self.paths, self.engine)
         owner = getattr(runner, 'runtime', runner)
         if hasattr(owner, 'close'):
@@ -150,8 +150,8 @@ class SweepProof(FramesProof):
     """A proof on sweeps, none of which was traced: the exporter sees random numbers.
 
     Attributes:
-        first: the first sample, whose cameras see crowded sweeps, too.
-        fullest: the sample with the most results so far, and those of the reference.
+        first: the first sample, whose camera pictures are used with crowded sweeps, too.
+        fullest: the sample with the most results so far, and the reference's results of it.
     """
 
     unit = found_in = 'sweep'
@@ -171,7 +171,7 @@ class SweepProof(FramesProof):
         return run_twice(run, judge, lambda result: result.outputs)
 
     def run_both(self, sweep: Sweep) -> tuple[StepResult, StepResult | Exception]:
-        """Return the results of the reference and of the files; the latter may be an exception."""
+        """Return the result of the reference, and that of the files or the exception that they raised."""
         return self.reference.step(sweep), attempt(functools.partial(self.runner.step, sweep))
 
     def judge(
@@ -196,7 +196,7 @@ class SweepProof(FramesProof):
         return dataclasses.replace(case, detections=(row,)), [pair]
 
     def judge_tensors(self, sweep: Sweep, expected: StepResult, result: StepResult | Exception) -> Case:
-        """Return level 2 of one sweep; an engine that fails is a failed case."""
+        """Return level 2 of one sweep; an exception of the engine makes a failed case."""
         case = Case(sweep.name, 'x'.join(map(str, sweep.points.shape)), False)
         if isinstance(result, Exception):
             row = failed_detections(sweep.name, expected.detections, result)
@@ -210,14 +210,15 @@ class SweepProof(FramesProof):
         return half_bars.bars_of(self.verdict.precision)
 
     def conclude(self) -> None:
-        """Judge all cases; then bring both engines to limits that samples do not reach."""
+        """Judge all cases; then add those of limits that samples do not reach, which are judged singly."""
         super().conclude()
         self.verdict.cases += self.at_limits()
 
     def at_limits(self) -> Iterator[Case]:
-        """Yield tensors of crowded sweeps, and the results of a sample of which a lower limit drops some.
+        """Yield cases of crowded, special and plain sweeps, of heads with other limits, and of a lower limit.
 
-        A crowded sweep is like nothing that a model was trained on: its results may all be alike.
+        Only the tensors of crowded sweeps are compared: they are unlike anything that a model was trained on,
+        so that all results may have the same score.
         """
         family, model, rule = self.deployment.family, self.deployment.model, self.deployment.rule
         for crowd in family.crowded_sweeps(rule, self.export_options):
@@ -244,10 +245,10 @@ class SweepProof(FramesProof):
                 yield self.judge(titled, *self.run_both(sweep))[0]
 
     def nothing_to_see(self, plain: Sweep | None) -> Iterator[Case]:
-        """Yield the tensors of a plain sample, and its results if the reference finds nothing.
+        """Yield the case of a plain sample: its tensors, and its results if the reference finds nothing.
 
-        Cells without anything in them score the same: rounding decides which of them a model names, and how
-        queries of these places then score. So only the best score of the results is compared.
+        If the reference finds something, only the best score of the results is compared: cells without
+        anything in them have equal scores, and rounding decides which of them a model chooses.
         """
         if plain is None:
             return
@@ -263,14 +264,17 @@ class SweepProof(FramesProof):
 
 
 def best_scores_row(expected: Detections3D, detections: Detections3D) -> DetectionRow:
-    """Return the row of results of which only the best score is compared, and may not be much higher."""
+    """Return the row of results of which only the best score is compared: it exceeds by `MAX_EXCESS` at most."""
     excess = float(detections.scores.max(initial=0.0)) - float(expected.scores.max())
     reason = '' if excess <= MAX_EXCESS else f'the best score is {excess:.3g} higher than that of the model'
     return DetectionRow('best score', 0, 0, 0, 0, 1.0, max(excess, 0.0), not reason, reason)
 
 
 def output_spec(metadata: Sequence[Metadata], between: Sequence[TensorSpec] = ()) -> GraphSpec:
-    """Return the outputs of all files of an export, and of the runner between them, and which are state."""
+    """Return one spec with the outputs and the state of all files of an export.
+
+    `between` are specs of further outputs, which the runner computes between the files.
+    """
     specs = [entry.spec for entry in metadata]
     outputs = {tensor.name: tensor for spec in specs for tensor in spec.outputs}
     outputs |= {tensor.name: tensor for tensor in between}

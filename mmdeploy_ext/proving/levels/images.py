@@ -41,13 +41,13 @@ class ImageProof(ExportedProof):
     """A proof of one file. Its samples are (title, BGR picture); the first is taken as the traced one.
 
     Attributes:
-        picture_files: files of the samples, if these are of files.
+        picture_files: paths of the samples, if they were read from files.
     """
 
     max_pictures = 8
 
     def __init__(self, *arguments: Any, picture_files: Sequence[str | Path] = ()) -> None:
-        """Read the file as `Proof` does."""
+        """Read the file as `Proof` does, which has the other arguments."""
         super().__init__(*arguments)
         self.picture_files = picture_files
 
@@ -92,7 +92,7 @@ class ImageProof(ExportedProof):
         (file,), deployment = self.files, self.deployment
 
         def feeds(image: PreparedImage, batch: int) -> Mapping[str, np.ndarray]:
-            return deployment.family.feeds([image] * batch, True)
+            return deployment.family.feeds([image] * batch, rescale=True)
 
         result, by_pipeline = compare_pictures(
             deployment.cfg,
@@ -114,11 +114,12 @@ class ImageProof(ExportedProof):
         self.verdict.subject['precision'] = self.backend.computes_in or file.metadata.precision
 
     def inputs(self) -> list[ProofInput | Trial]:
-        """Return inputs made of the pictures, plain ones, and exports with other limits of a right graph.
+        """Return inputs made of the pictures, plain ones, and trials with other limits.
 
-        A picture that an object fills is added if sizes choose the levels of a pyramid. A plain picture in
-        which PyTorch finds nothing is an input of its own, and one of a batch of three, if there is such a
-        batch.
+        A picture that an object fills is added if the sizes of regions choose levels of a pyramid. A plain
+        picture in which PyTorch finds nothing is an input, and takes a place in a batch of three, if there is
+        one. The trials, which export what follows the network again, are added if the file's graph equals
+        that of a fresh export.
         """
         deployment, options = self.deployment, self.export_options
         inputs, note = list(proof_inputs(deployment, options, self.samples)), ''
@@ -140,7 +141,7 @@ class ImageProof(ExportedProof):
                 self.prepared.append(reference)
             inputs.append(self.empty.input)
         trials: list[Trial] = []
-        if all(graph.equal for graph in self.verdict.graphs):  # a file that is what the exporter makes
+        if all(graph.equal for graph in self.verdict.graphs):
             model = self.files[0].model if self.verdict.precision == 'fp32' else None
             with_other_limits = Trials(deployment, options, self.samples[0], model)
             trials = with_other_limits.cases(finds_nothing=self.empty is not None)
@@ -151,8 +152,8 @@ class ImageProof(ExportedProof):
     def more_inputs(self) -> Sequence[ProofInput]:
         """Return ten more pictures if ties are a larger share of the results than the bar allows.
 
-        One decision of a suppression is 0.4 % of the 500 results that five pictures have: a share of so few
-        says little. The bar stays what it is, of the results of all.
+        Of the 500 results that five pictures have, one decision of a suppression is 0.4 %: too few results
+        for a share. The bar is then applied to the results of all pictures.
         """
         cases = self.verdict.cases
         if not (self.verdict.passed and too_many_ties(cases)):

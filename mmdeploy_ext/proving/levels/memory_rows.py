@@ -1,7 +1,7 @@
 """Pairing of memory rows of two engines: the propagated top-k of queries, and ties in it. Needs numpy only.
 
-Glossary: Q queries, K rows that a frame adds to the memory, P rows that become queries of the next frame, n
-memory rows.
+A query that a frame puts into the memory is a row of it from then on, and some rows become queries of the next
+frame. Glossary: Q queries, K rows that a frame adds to the memory, n memory rows.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import StepResult, StreamState
 
 SAME_ROW = 5e-3
-"""Metres and m/s: a memory row this close to a query's prediction is that query's."""
+"""Metres and m/s: largest difference of a memory row from the prediction of the query that it was made from."""
 CLEARLY_NEARER = 1e-4
-"""Metres: by so much another query has to fit a memory row better than the one that its score puts there; the
-float32 noise of a memory in global coordinates is below it."""
+"""Metres: a memory row is only taken for another query's than the one that the order of scores puts there if
+that one's prediction is nearer by this; the float32 noise of a memory in global coordinates is below it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,14 @@ class Selection:
 
 @dataclasses.dataclass(frozen=True)
 class RowDifference:
-    """A new memory row that two engines gave to different queries, each by its own index; the scores' gap."""
+    """A new memory row into which two engines put different queries.
+
+    Attributes:
+        row: index of the memory row.
+        reference: index of the reference's query.
+        candidate: index of the candidate's query, among its own.
+        gap: difference of the scores of the two queries.
+    """
 
     row: int
     reference: int
@@ -59,9 +66,14 @@ def select_queries(
 ) -> Selection:
     """Return which queries an engine put into its memory.
 
-    The scores say which ones they should be, the places in the memory which ones they are: a row that fits
-    another query clearly better is that query's. A row that fits none is taken for the one it should be (its
-    values are compared anyway). Without places in the memory, or without a memory, the scores alone decide.
+    By the order of scores they should be the first K. The places in the memory show which ones they are: a
+    row that is clearly nearer to another query's prediction is that query's. A row that is near to none is
+    taken for the query of the order (its values are compared anyway).
+
+    Args:
+        outputs: name -> output of the frame.
+        memory: name -> tensor of the memory after the frame; None or without places: only scores decide.
+        spec: names of the scores and places, and K (`topk`).
     """
     scores = best_scores(outputs[spec.scores])
     expected = np.argsort(-scores, kind='stable')[: spec.topk]
@@ -86,12 +98,13 @@ class Followed:
     """The pairing of both engines' memories after a frame.
 
     Attributes:
-        queries: (Q,) the candidate's query for each of the reference's, -1 for none; None: all by index.
-        rows: (n,) likewise of the memory's rows.
-        ties: new rows that differ by a tie.
-        fault: why rows differ by more than a tie.
-        parted: memories of the same rows, in whatever order, hold other ones since this frame, by scores
-            that are a tie without any allowance for errors.
+        queries: (Q,) index of the candidate's query for each of the reference's, -1 for none; None: equal
+            indices belong together.
+        rows: (n,) the same of the memory's rows.
+        ties: number of new rows that differ because of a tie.
+        fault: why rows differ by more than a tie, or ''.
+        parted: whether the memories held the same rows before this frame, in any order, and do not after it,
+            because of scores that differ by no more than the bar of ties, without any allowance for errors.
     """
 
     queries: np.ndarray | None = None
@@ -117,16 +130,19 @@ class RowPairing:
         self.rows: np.ndarray | None = None
 
     def forget(self) -> None:
-        """Note that both memories are equal again: reset, or the candidate got the reference's."""
+        """Begin with equal memories: after a reset, or when the candidate gets the reference's memory."""
         self.rows = None
 
     @property
     def affected(self) -> bool:
-        """Whether a row differs in place."""
+        """Whether a row of the reference is another row of the candidate, or none."""
         return self.rows is not None and bool((self.rows != np.arange(len(self.rows))).any())
 
     def queries(self, count: int) -> np.ndarray:
-        """Return the candidate's query (Q,) int64 for each of the reference's in this frame; -1 for none."""
+        """Return the candidate's query (Q,) int64 for each of the reference's in this frame; -1 for none.
+
+        `count` is Q.
+        """
         partners = np.arange(count)
         if self.rows is not None:
             propagated = min(self.spec.propagated, count, len(self.rows))
@@ -138,7 +154,14 @@ class RowPairing:
     def advance(
         self, reference: Selection, candidate: Selection, partners: np.ndarray, num_rows: int
     ) -> list[RowDifference]:
-        """Follow the memory of n rows over a frame by the partners of `queries`; return differing rows."""
+        """Update `rows` by the queries that a frame put into the memories; return new rows that differ.
+
+        Args:
+            reference: queries that the reference put into its memory.
+            candidate: queries that the candidate put into its memory.
+            partners: (Q,) what `queries` returned for the frame.
+            num_rows: n.
+        """
         to_reference = {int(partner): query for query, partner in enumerate(partners) if partner >= 0}
         candidate_row = {int(query): row for row, query in enumerate(candidate.queries)}
         pairs = zip(reference.queries.tolist(), candidate.queries.tolist(), strict=True)
@@ -168,8 +191,8 @@ class RowPairing:
         Args:
             results: of the reference and of the candidate.
             states: their memories afterwards.
-            tie: scores this close, beyond twice the frame's own score error, are a tie.
-            max_error: upper bound of the frame's own score error.
+            tie: scores that differ by no more than this plus twice the frame's score error are a tie.
+            max_error: upper bound of the frame's score error in that sum.
         """
         sides = [result.outputs for result in results]
         is_complete = all(name in outputs for outputs in sides for name in self.spec.needed)

@@ -44,9 +44,15 @@ def metric_bar(precision: str) -> float:
 def metric_rows(
     reference: Mapping[str, float], candidate: Mapping[str, float], bar: float
 ) -> list[MetricRow]:
-    """Compare metrics by name; a metric of one engine alone fails.
+    """Compare metrics by name; a metric that only one engine has fails.
 
-    NaN or -1 means that the data set has no such object (COCO's convention); both sides with it are equal.
+    NaN or -1 means that the data set has no such object (COCO's convention); if both sides have it they are
+    equal.
+
+    Args:
+        reference: name -> value of PyTorch.
+        candidate: name -> value of the engine.
+        bar: largest difference that passes.
     """
     rows = []
     for name in sorted(reference.keys() | candidate.keys()):
@@ -57,7 +63,7 @@ def metric_rows(
 
 
 def proof_rows(reference: Mapping[str, float], candidate: Mapping[str, float], bar: float) -> list[MetricRow]:
-    """Return `metric_rows`; if neither engine has a metric, a row that fails: nothing was compared."""
+    """Return `metric_rows`, or one failing row if neither engine has a metric, as nothing was compared."""
     nothing = MetricRow('none: neither engine found anything', math.nan, math.nan, bar, False)
     return metric_rows(reference, candidate, bar) or [nothing]
 
@@ -83,7 +89,7 @@ def compare_metrics(
 
 
 def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:
-    """Return a table of both engines' metrics and their differences."""
+    """Return a table of both engines' metrics and their differences; `engine` is the title of its column."""
     table = Table(title='the same data set, loader and evaluator by both engines')
     for title in ('metric', 'PyTorch', engine, 'difference', 'bar', 'verdict'):
         table.add_column(title, justify='left' if title == 'metric' else 'right')

@@ -1,9 +1,11 @@
-"""Level 3 of what follows the network, exported with other limits, against upstream's with the same.
+"""Level 3 of the post-processing, exported with other limits, against upstream's with the same limits.
 
-Limits and thresholds are constants of a graph, or entries of the metadata if a graph ends before them, and
-few pictures reach them. With lower ones every list is cut off, with higher ones rows come in that no picture
-had. Both sides get the outputs of PyTorch's own network for the traced picture, so that only the
-post-processing can differ: every row counts, however low its score.
+Limits (of rows in a list, such as the proposals or the results) and thresholds are constants of a graph, or
+entries of the metadata if a graph ends before them, and few pictures reach them. With lower ones every list is
+cut off, with higher ones rows come in that no picture had. Both sides get the outputs of the same network for
+the traced picture, so that only the post-processing can differ: every row counts, however low its score.
+
+A list has the name '' if it holds the results, else a name of its own, such as that of the proposals.
 """
 
 from __future__ import annotations
@@ -44,12 +46,13 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.limits import Limit
     from mmdeploy_ext.proving.results import DetectionRow
 
+    # limits with their new values; of several values of one limit the last counts
     Values = list[tuple[Limit, Any]]
 
 SHARES = (1.0, 0.2, 0.05)
-"""Factors of a threshold of scores, tried in turn as long as there are not enough rows."""
+"""Factors of a threshold of scores, tried in turn until there are enough rows."""
 STEP = 2.0
-"""Factor by which that share grows if there are too many rows."""
+"""Factor by which such a factor grows if there are too many rows."""
 MAX_BOXES = 2500
 """Boxes that a raised limit leaves at most: more would take longer than the rest of a proof."""
 MAX_MASK_PIXELS = 1 << 24
@@ -61,16 +64,16 @@ BOXED = 'bbox2d', 'boxed_mask'
 MIN_GAP = 2e-5
 """Smallest difference of the scores on both sides of a threshold: rounding changes them by far less."""
 COVERED_FROM, COVERED_STEP = 0.95, 1.02
-"""The largest share that may be covered of a mask in the search (the smallest is 1 minus that), and the ratio
-of the two shares between which one more mask is laid."""
+"""The largest share of a mask that may be covered in the search of `Trial.with_covered_share` (the smallest is
+1 minus that), and the ratio of its bounds at which the search ends."""
 PASSING = (0.75, 0.5, 0.25, 0.125)
 """Shares of the scores of a full list, one of which a raised threshold leaves at most."""
 BISECTIONS = 12
 """Number of thresholds that are tried at most until one row passes."""
 CUT_FROM = 0.95
-"""Smallest share of the rows that a cut leaves."""
+"""Smallest share of the rows that `cut` leaves."""
 COUNTED = Kind.ROWS, Kind.SCORE
-"""Kinds of limits whose values follow from the number of rows."""
+"""Kinds of limits whose values are chosen by the number of rows that they leave."""
 
 
 class Trials:
@@ -79,10 +82,11 @@ class Trials:
     Attributes:
         deployment: the model.
         options: of the exports: a graph of one size, for one picture, in float32.
-        file: the graph on trial, which is what the exporter makes.
+        file: the graph that is proven, which equals a fresh export; None: PyTorch's network runs in place of
+            it.
         title: of the picture.
         image: the picture, prepared.
-        rounding: whether layers round otherwise, so that no output of a layer is reused.
+        rounding: whether layers round in another way at the moment, so that no output of a layer is reused.
     """
 
     def __init__(
@@ -100,11 +104,10 @@ class Trials:
         self.file, self.rounding, self._outputs = file, False, {}
 
     def cases(self, *, finds_nothing: bool) -> list[Trial]:
-        """Return the cases that can be run; none if results are not compared, or nothing is limited.
+        """Return the trials that fit the model; none if results are not compared, or nothing is limited.
 
         For a form that ends before the results, the limits are those in the metadata, which the family's
-        runtime reads. `finds_nothing` is whether the file has run on a picture in which PyTorch finds
-        nothing.
+        runtime reads. `finds_nothing` is whether the proof has an input in which PyTorch finds nothing.
         """
         family, model = self.deployment.family, self.deployment.model
         if family.results_left_out(self.options) or not family.limits(model):
@@ -129,7 +132,7 @@ class Trials:
         return self.deployment.family.limits(self.deployment.model)
 
     def is_full(self) -> bool:
-        """Return whether the limit cuts the list of results off, so that it hides the threshold of scores."""
+        """Return whether the limit of results cuts their list off: then the threshold of scores decides nothing."""
         kinds = {limit.kind: limit for limit in self.limits}  # the last of each
         if not {Kind.ROWS, Kind.SCORE} <= kinds.keys():
             return False
@@ -145,14 +148,14 @@ class Trials:
 
     @property
     def capped(self) -> bool:
-        """Whether the export has limits of candidates of its own."""
+        """Whether the file was exported with a limit of candidates (`LIMITS` of `contract/options.py`)."""
         return any(self.options.get(name) for name in LIMITS)
 
     @contextlib.contextmanager
     def computed_once(self) -> Iterator[None]:
-        """Inside the block the parts of the detector run once per input: no limit changes their outputs.
+        """Inside the block the parts of the detector whose outputs no limit changes run once per input.
 
-        Exports are made outside of it.
+        Exports have to be made outside of it.
         """
         model = self.deployment.model
         limiting = {id(limit.config) for limit in self.limits}
@@ -164,7 +167,7 @@ class Trials:
             yield
 
     def _once(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that calls another one once for the same arguments."""
+        """Return a function that calls `run` once for equal arguments, and returns copies of its result."""
 
         def once(*args: Any, **kwargs: Any) -> Any:
             if self.rounding:
@@ -183,7 +186,10 @@ class Trials:
         return {name: images[0] for name, images in lists.items()}
 
     def near_ties(self, lists: Callable[[], dict[str, Any]], name: str) -> Iterator[Any]:
-        """Yield one of upstream's lists with moved thresholds, and with other rounding of layers."""
+        """Yield the list `name` of those that `lists` returns, with moved thresholds or other rounding of layers.
+
+        A row that has no partner may have one in such a list, see `near_ties.py`.
+        """
         family, model = self.deployment.family, self.deployment.model
         choices = family.rounded_choices(model)
         self.rounding = True
@@ -198,12 +204,13 @@ class Trials:
         """Export stages behind the network and run them in ONNX Runtime.
 
         Args:
-            stages: the modules; none if the runtime does what follows the network.
+            stages: the modules; empty if the family's runtime does what follows the network.
             outputs: specs of their outputs.
-            feeds: inputs of the file, by name.
+            feeds: name -> input of the file.
 
         Returns:
-            Outputs of the stages, all tensors before them, and metadata of the export.
+            Name -> output of the stages, name -> input of the file or output of the network, and the metadata
+            of the export.
         """
         deployment, options = self.deployment, self.options
         inner = {name for stage in stages for name in stage.outputs}
@@ -226,9 +233,10 @@ class Trials:
     def _network_outputs(
         self, feeds: Mapping[str, np.ndarray], names: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """Return the network's outputs for the picture, and the inputs of the file.
+        """Return the network's outputs `names` for the picture, and the inputs of the file.
 
-        If the code of the network is the reference's own, it is the file's network that runs.
+        The file's own network runs if the family's graphs have the network of the reference
+        (`shares_network`) and there is a file, else PyTorch's.
         """
         family, model = self.deployment.family, self.deployment.model
         contract = family.spec(model, self.options)
@@ -251,9 +259,9 @@ class Trial(abc.ABC):
 
     Attributes:
         name: of the case.
-        area: limit of areas, as a share of the area of a segment; 0 leaves the limit of `values`.
-        covered: whether a real mask is just laid by the largest share that better masks may cover (True), or
-            just left out (False); None leaves the share of `values`.
+        area: new limit of areas, as a factor of the area of a segment of the picture; 0 keeps that of `values`.
+        covered: how the largest share that better masks may cover is chosen: True: a mask of the picture is
+            just accepted; False: it is just rejected; None: the share of `values` is kept.
         trials: the common part of all cases.
     """
 
@@ -276,7 +284,7 @@ class Trial(abc.ABC):
         """Return the same lists of an export, in ONNX Runtime."""
         trials, deployment = self.trials, self.trials.deployment
         family, model, images = deployment.family, deployment.model, [self.trials.image]
-        feeds = family.feeds(images, True)
+        feeds = family.feeds(images, rescale=True)
         exported, inputs, metadata = trials.run_export(*family.trial(model, trials.options), feeds)
         (results,) = family.results(model, metadata, inputs | exported, feeds, images, True)
         return {'': results} | family.inner_lists(exported)
@@ -298,7 +306,7 @@ class Trial(abc.ABC):
         return Case(f'{self.name}: {listed}', shape, False, detections=rows)
 
     def with_areas(self, values: Values) -> Values:
-        """Return values in which limits of areas are the share `area` of the area of a segment."""
+        """Return values in which limits of areas are `area` times the median area of the picture's stuff."""
         for limit in self.of_kind(Kind.AREA) if self.area else ():
             with changed([*values, (limit, 1)]):
                 segments = self.trials.lists()['']
@@ -333,7 +341,7 @@ class Trial(abc.ABC):
             return len(self.trials.lists()[''].ids)
 
     def of_kind(self, *kinds: Kind) -> list[Limit]:
-        """Return the limits of some kinds."""
+        """Return the model's limits of some kinds."""
         return [limit for limit in self.trials.limits if limit.kind in kinds]
 
     def scores_with(self, values: Values, name: str = '') -> np.ndarray:
@@ -344,7 +352,7 @@ class Trial(abc.ABC):
         return -np.sort(-scores.astype(np.float64))
 
     def _compare_lists(self) -> tuple[DetectionRow, ...]:
-        """Return a row for every list; the model has the changed limits."""
+        """Return a row for every list; called while the model has the changed limits."""
         trials, family = self.trials, self.trials.deployment.family
         expected = self.expected()
         titles = {name: f'{trials.title}: {name}' if name else trials.title for name in expected}
@@ -391,7 +399,9 @@ class LimitsLowered(Trial):
             values.append((limit, cut(scores, limit.minimum) or lowered(limit)))
         if last is None:
             return values
-        unlimited = last.value  # raised to leave all results of few candidates, if they can be compared
+        # few candidates have few results: the limit is raised so that all of them remain, if so many masks can
+        # be compared
+        unlimited = last.value
         if few_candidates and family.task == 'bbox2d':
             unlimited = last.available
         elif few_candidates:
@@ -411,7 +421,7 @@ class LimitsRaised(Trial):
         return self.trials.deployment.family.exaggerated(self.trials.deployment.model)
 
     def values(self) -> Values:
-        """Return raised limits; that of the results is beyond all that pass, so that thresholds decide."""
+        """Return raised limits; more results than pass the thresholds are allowed, so that thresholds decide."""
         limits = [limit for limit in self.trials.limits if not self._is_first(limit)]
         values = [(limit, raised(limit)) for limit in limits if limit.kind not in COUNTED]
         (last,) = [limit for limit in limits if limit.kind is Kind.ROWS] or [None]
@@ -424,7 +434,7 @@ class LimitsRaised(Trial):
         return [*values, (last, self._limit(last, [*values, (last, max_rows)], max_rows))]
 
     def _is_first(self, limit: Limit) -> bool:
-        """Return whether a limit is of the list that the results are made from."""
+        """Return whether a limit is of the list `family.first`, from which the results are made (proposals)."""
         return bool(limit.list) and limit.list == self.trials.deployment.family.first
 
     def _limit(self, limit: Limit, values: Values, max_rows: int) -> int:
@@ -458,7 +468,7 @@ class LimitsRaised(Trial):
         return lower(share)
 
     def _is_enough(self, values: Values, name: str, min_rows: int) -> bool:
-        """Return whether a list has enough rows, and others with the model's own numbers of candidates."""
+        """Return whether a list has enough rows, and would have others with the model's own candidate limits."""
         family = self.trials.deployment.family
         scores = self.scores_with(values, name)
         if len(scores) < max(family.trial_rows, min_rows + 1):
@@ -470,7 +480,7 @@ class LimitsRaised(Trial):
 
 
 class FirstLimitsRaised(LimitsRaised):
-    """More rows of the list that the results are made from, which alone is compared."""
+    """More rows of the list `family.first` (proposals); only that list is compared, not the results."""
 
     area = 0.0
     covered = None
@@ -502,21 +512,21 @@ class FirstLimitsRaised(LimitsRaised):
         trials, family = self.trials, self.trials.deployment.family
         model, images = trials.deployment.model, [trials.image]
         with trials.computed_once():
-            feeds = family.feeds(images, True) | family.first_inputs(model, images)
+            feeds = family.feeds(images, rescale=True) | family.first_inputs(model, images)
         exported, *_ = trials.run_export(*family.first_trial(model, trials.options), feeds)
         return family.inner_lists(exported)
 
 
 class ThresholdsRaised(Trial):
-    """A threshold between two scores of a full list, so that it decides of the list, and not the limit."""
+    """A threshold between two scores of a full list, so that the threshold ends the list, not the limit."""
 
     name = 'thresholds raised'
 
     def values(self) -> Values:
         """Return a threshold between two scores that are close: with almost any other one, results differ.
 
-        The model may compare it with a score before that is multiplied by another one, which is higher than
-        that of the result: then more pass, and the threshold has to be higher.
+        A model may compare its threshold with a score that is multiplied by a factor below 1 afterwards. Then
+        more rows pass than the scores of results tell, and a higher threshold is tried.
         """
         *_, last = self.of_kind(Kind.ROWS)
         threshold, *_ = self.of_kind(Kind.SCORE)
@@ -534,7 +544,7 @@ class ThresholdsRaised(Trial):
 
 
 class OnePasses(Trial):
-    """A threshold that the best row passes alone: a list of one is neither empty nor sorted."""
+    """A threshold that only the best row passes: code of lists may fail for one row."""
 
     name = 'one passes'
 
@@ -554,7 +564,7 @@ class OnePasses(Trial):
 
 
 class NothingPasses(Trial):
-    """Thresholds that no row passes, of a model that finds something in every plain picture."""
+    """Thresholds that no row passes, for a model that finds something in every plain picture."""
 
     name = 'nothing passes'
 
@@ -563,9 +573,9 @@ class NothingPasses(Trial):
 
 
 def cut(scores: np.ndarray, minimum: int) -> int:
-    """Return a limit that cuts off the last of descending scores, between two that rounding does not mix.
+    """Return a number of rows at which descending scores can be cut: where the gap of two scores is largest.
 
-    It leaves at least `minimum` scores; it is 0 if there are not more.
+    It is among the last 5 % of them (`CUT_FROM`) and at least `minimum`; 0 if there are not more scores.
     """
     last = len(scores) - 1
     if last < minimum:
@@ -575,7 +585,7 @@ def cut(scores: np.ndarray, minimum: int) -> int:
 
 
 def _content(value: Any) -> Iterator[Any]:
-    """Yield what distinguishes arguments: bytes of tensors and arrays, the text of all else."""
+    """Yield what distinguishes arguments: hashes of tensors and arrays, `repr` of everything else."""
     if isinstance(value, torch.Tensor | np.ndarray):
         array = np.ascontiguousarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
         yield array.shape, hashlib.blake2b(array.tobytes()).digest()
