@@ -139,7 +139,7 @@ def number(key: str, value: Any, kind: type) -> Any:
 
 
 def positive(key: str, value: Any) -> int:
-    """Return a value of `test_cfg`, a whole number of at least 1; the ConfigError about others names `key`."""
+    """Return a value of `test_cfg`, a whole number of at least 1; the ConfigError of others names `key`."""
     if (count := number(key, value, int)) < 1:
         raise ConfigError(f'test_cfg.{key}={value}: expected a positive number')
     return count

@@ -27,7 +27,7 @@ def cut(image_bgr: np.ndarray, place: int = 1) -> np.ndarray:
 
 
 def part_of(size: tuple[int, int], place: int) -> tuple[int, int]:
-    """Return the size (h, w) of a part of a picture of a size (h, w), for an index in a batch; see `PARTS`."""
+    """Return the size (h, w) of a part of a picture of `size`, for the index `place` in a batch."""
     parts = PARTS[place % len(PARTS)]
     return tuple(max(int(side * part), 1) for side, part in zip(size, parts, strict=True))
 

@@ -112,7 +112,7 @@ class Shifted:
         offset_s: float = 0.0,
         turn_rad: float = 0.0,
     ) -> None:
-        """Keep the engine; places are turned by `turn_rad` about the vertical axis, then `offset_m` is added."""
+        """Keep the engine; places are turned about the vertical axis first, then `offset_m` is added."""
         self.stepper, self.place, self.offset_s = stepper, np.eye(4), offset_s
         sine, cosine = np.sin(turn_rad), np.cos(turn_rad)
         self.place[:2, :2] = [[cosine, -sine], [sine, cosine]]

@@ -95,8 +95,8 @@ class Modes:
         Args:
             reference: the unpatched PyTorch model.
             candidates: 'free' and/or 'teacher' -> the file on an engine of its own.
-            spec: of the files. Of its outputs that are no state, those that `memory` needs and those that both
-                engines give are compared.
+            spec: of the files. Of its outputs that are no state, those that `memory` needs and those that
+                both engines give are compared.
             memory: the family's description of its memory.
             bars: that the drive is judged by; None: the defaults of `Bars`.
             task: name of the module of `proving/tasks` that matches results.
@@ -146,7 +146,7 @@ class Modes:
         return None
 
     def _run_again(self, frame: Frame, first: StepResult) -> None:
-        """Run the first frame again after the last: outputs whose bits differ must be within the tolerances."""
+        """Run the first frame again after the last; outputs whose bits differ must keep the tolerances."""
         run, min_cosine = self.runs['teacher'], self.runs['teacher'].bars.cosine
         self.candidates['teacher'].reset()
         second = self._step('teacher', frame)
@@ -197,7 +197,7 @@ class PairRun:
         tensors: the worst row of every tensor.
         series: see `SequenceRow.series`.
         totals: counts of `DetectionRow`, of all frames.
-        parted: whether in the last frame only a tie decided which rows are kept, and all results were equal.
+        parted: whether in the last frame only a tie decided which rows are kept, and results were equal.
     """
 
     def __init__(
@@ -400,8 +400,7 @@ class WorstRows:
     Attributes:
         worst: tensor -> its worst row, with the name of its frame as `at` and the sum of all histograms.
         failed: tensor -> names of the frames at which it fails.
-        series: 'errors' and 'ratios' (error over tolerance) -> tensor -> one value per frame, None if there is
-            none.
+        series: 'errors' and 'ratios' (error over tolerance) -> tensor -> one value per frame, or None.
     """
 
     def __init__(self, free: bool, cosine: float | None) -> None:

@@ -264,7 +264,7 @@ class SweepProof(FramesProof):
 
 
 def best_scores_row(expected: Detections3D, detections: Detections3D) -> DetectionRow:
-    """Return the row of results of which only the best score is compared: it exceeds by `MAX_EXCESS` at most."""
+    """Return the row of results of which only the best score is compared, see `MAX_EXCESS`."""
     excess = float(detections.scores.max(initial=0.0)) - float(expected.scores.max())
     reason = '' if excess <= MAX_EXCESS else f'the best score is {excess:.3g} higher than that of the model'
     return DetectionRow('best score', 0, 0, 0, 0, 1.0, max(excess, 0.0), not reason, reason)

@@ -1,7 +1,7 @@
 """Pairing of memory rows of two engines: the propagated top-k of queries, and ties in it. Needs numpy only.
 
-A query that a frame puts into the memory is a row of it from then on, and some rows become queries of the next
-frame. Glossary: Q queries, K rows that a frame adds to the memory, n memory rows.
+A query that a frame puts into the memory is a row of it from then on, and some rows become queries of the
+next frame. Glossary: Q queries, K rows that a frame adds to the memory, n memory rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import StepResult, StreamState
 
 SAME_ROW = 5e-3
-"""Metres and m/s: largest difference of a memory row from the prediction of the query that it was made from."""
+"""Metres and m/s: largest difference of a memory row from the prediction of the query that it is from."""
 CLEARLY_NEARER = 1e-4
 """Metres: a memory row is only taken for another query's than the one that the order of scores puts there if
 that one's prediction is nearer by this; the float32 noise of a memory in global coordinates is below it."""

@@ -1,9 +1,9 @@
 """Level 3 of the post-processing, exported with other limits, against upstream's with the same limits.
 
 Limits (of rows in a list, such as the proposals or the results) and thresholds are constants of a graph, or
-entries of the metadata if a graph ends before them, and few pictures reach them. With lower ones every list is
-cut off, with higher ones rows come in that no picture had. Both sides get the outputs of the same network for
-the traced picture, so that only the post-processing can differ: every row counts, however low its score.
+entries of the metadata if a graph ends before them, and few pictures reach them. With lower ones every list
+is cut off, with higher ones rows come in that no picture had. Both sides get the outputs of the same network
+for the traced picture, so that only the post-processing can differ: every row counts, however low its score.
 
 A list has the name '' if it holds the results, else a name of its own, such as that of the proposals.
 """
@@ -64,8 +64,8 @@ BOXED = 'bbox2d', 'boxed_mask'
 MIN_GAP = 2e-5
 """Smallest difference of the scores on both sides of a threshold: rounding changes them by far less."""
 COVERED_FROM, COVERED_STEP = 0.95, 1.02
-"""The largest share of a mask that may be covered in the search of `Trial.with_covered_share` (the smallest is
-1 minus that), and the ratio of its bounds at which the search ends."""
+"""The largest share of a mask that may be covered in the search of `Trial.with_covered_share` (the smallest
+is 1 minus that), and the ratio of its bounds at which the search ends."""
 PASSING = (0.75, 0.5, 0.25, 0.125)
 """Shares of the scores of a full list, one of which a raised threshold leaves at most."""
 BISECTIONS = 12
@@ -132,7 +132,7 @@ class Trials:
         return self.deployment.family.limits(self.deployment.model)
 
     def is_full(self) -> bool:
-        """Return whether the limit of results cuts their list off: then the threshold of scores decides nothing."""
+        """Return whether the limit of results cuts their list off, so that the threshold decides nothing."""
         kinds = {limit.kind: limit for limit in self.limits}  # the last of each
         if not {Kind.ROWS, Kind.SCORE} <= kinds.keys():
             return False
@@ -186,7 +186,7 @@ class Trials:
         return {name: images[0] for name, images in lists.items()}
 
     def near_ties(self, lists: Callable[[], dict[str, Any]], name: str) -> Iterator[Any]:
-        """Yield the list `name` of those that `lists` returns, with moved thresholds or other rounding of layers.
+        """Yield the list `name` of those that `lists` returns, with moved thresholds or other rounding.
 
         A row that has no partner may have one in such a list, see `near_ties.py`.
         """
@@ -259,7 +259,7 @@ class Trial(abc.ABC):
 
     Attributes:
         name: of the case.
-        area: new limit of areas, as a factor of the area of a segment of the picture; 0 keeps that of `values`.
+        area: new limit of areas over the area of a segment of the picture; 0 keeps that of `values`.
         covered: how the largest share that better masks may cover is chosen: True: a mask of the picture is
             just accepted; False: it is just rejected; None: the share of `values` is kept.
         trials: the common part of all cases.
@@ -421,7 +421,7 @@ class LimitsRaised(Trial):
         return self.trials.deployment.family.exaggerated(self.trials.deployment.model)
 
     def values(self) -> Values:
-        """Return raised limits; more results than pass the thresholds are allowed, so that thresholds decide."""
+        """Return raised limits; that of the results is above what passes, so that thresholds decide."""
         limits = [limit for limit in self.trials.limits if not self._is_first(limit)]
         values = [(limit, raised(limit)) for limit in limits if limit.kind not in COUNTED]
         (last,) = [limit for limit in limits if limit.kind is Kind.ROWS] or [None]
@@ -434,7 +434,7 @@ class LimitsRaised(Trial):
         return [*values, (last, self._limit(last, [*values, (last, max_rows)], max_rows))]
 
     def _is_first(self, limit: Limit) -> bool:
-        """Return whether a limit is of the list `family.first`, from which the results are made (proposals)."""
+        """Return whether a limit is of the list `family.first`, from which results are made (proposals)."""
         return bool(limit.list) and limit.list == self.trials.deployment.family.first
 
     def _limit(self, limit: Limit, values: Values, max_rows: int) -> int:
@@ -468,7 +468,7 @@ class LimitsRaised(Trial):
         return lower(share)
 
     def _is_enough(self, values: Values, name: str, min_rows: int) -> bool:
-        """Return whether a list has enough rows, and would have others with the model's own candidate limits."""
+        """Return whether a list has enough rows, and other ones than with the model's candidate limits."""
         family = self.trials.deployment.family
         scores = self.scores_with(values, name)
         if len(scores) < max(family.trial_rows, min_rows + 1):

@@ -1,4 +1,4 @@
-"""Level 1 of samples: the rule in a file prepares them as the model's own pipeline or layer does.
+"""Level 1 of samples: does the preprocessing rule in a file prepare them as the model's own pipeline does?
 
 Pictures are compared with the config's test pipeline to the bit, both from the same file on disk, and read by
 the reader that `mm2onnx run` uses. Frames and sweeps of a data set are compared with the data set class,
@@ -41,10 +41,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 
+    # (prepared picture, batch) -> name of an input -> array
     Feeds = Callable[[PreparedImage, int], Mapping[str, np.ndarray]]
 
 COLLECTED = ('ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip')
-"""Values that configs collect beside the tensor; those that a config does not collect are not compared."""
+"""Values that a config's `Collect` may collect beside the tensor; those that it does not are not compared."""
 OF_DATASET = 2
 """Number of samples of the user's data set that are compared besides the generated ones."""
 EXACT = ('images', 'points', 'timestamp_s', 'scene_token')
@@ -74,13 +75,14 @@ def compare_pictures(
     Args:
         cfg: the config, overrides applied.
         metadata: of the exported file.
-        files: pictures of the user; none takes the next one.
-        picture: (h, w, 3) uint8 BGR, that the proof begins with.
+        files: paths of pictures of the user; if it is empty `picture` is used.
+        picture: (h, w, 3) uint8 BGR, the first sample of the proof.
         normalisation: `mean` and `std` that the export was given in place of the config's.
-        feeds: (picture of the pipeline, batch) -> inputs that `mm2onnx run` has to make.
+        feeds: takes a picture of the pipeline and a batch, and returns the inputs, by name, that
+            `mm2onnx run` has to make; None: inputs are not compared.
 
     Returns:
-        The result, and the pictures of the pipeline, those of `files` first; none if something failed.
+        The result, and the pictures of the pipeline, those of `files` first; [] if something failed.
     """
     options = metadata.options
     size = None if options['dynamic'] else (options['height'], options['width'])
@@ -118,7 +120,10 @@ def compare_pictures(
 
 
 def _prepare_file(metadata: Metadata, file: Path) -> PreparedImage:
-    """Return a picture as `mm2onnx run` prepares it for a file; the regions of two graphs have no size."""
+    """Return a picture as `mm2onnx run` prepares it for a file.
+
+    If the first input is no picture (a graph of regions), the rule alone prepares it.
+    """
     image = pictures.read_image(file)
     axes = metadata.spec.inputs[0].axes
     takes_pictures = len(axes) == 4 and axes[1] == 3
@@ -139,7 +144,7 @@ def _rule_values(image: PreparedImage) -> dict[str, Any]:
 
 
 def _pipeline_values(pipeline: ConfigPipeline, file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """Return those values that the config's pipeline collects of a picture, and all that it collects."""
+    """Return the values of a picture that are compared, as `_rule_values` has them, and all collected ones."""
     picture = pipeline(file)
     values = {name: picture.metas[name] for name in COLLECTED if name in picture.metas}
     for name in ('ori_shape', 'img_shape', 'pad_shape'):
@@ -167,7 +172,7 @@ def _as_prepared(values: Mapping[str, Any], metas: Mapping[str, Any]) -> Prepare
 def _compare_values(
     sample: str, got: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> Iterator[PreprocessingDifference]:
-    """Yield the differing values of a sample: arrays by their bits, and sizes, of all that is expected."""
+    """Yield how the values of a sample differ from `expected`; arrays are compared by their bits."""
     for name, value in expected.items():
         if isinstance(value, np.ndarray):
             texts = _differing_bits(np.asarray(got[name]), value)
@@ -178,7 +183,7 @@ def _compare_values(
 
 
 def _differing_bits(got: np.ndarray, expected: np.ndarray) -> tuple[str, str] | None:
-    """Return both sides of two arrays in words; None if they are equal to the bit."""
+    """Return texts about both arrays; None if they are equal to the bit."""
     if (got.dtype, got.shape) != (expected.dtype, expected.shape):
         return tuple(f'{side.dtype} {"x".join(map(str, side.shape))}' for side in (got, expected))
     bits = (np.ascontiguousarray(side).view(f'u{side.itemsize}') for side in (got, expected))
@@ -195,7 +200,9 @@ def _differing_bits(got: np.ndarray, expected: np.ndarray) -> tuple[str, str] | 
 def compare_moments(
     deployment: Deployment, rule: Any, samples: Collection[Any], unit: str
 ) -> PreprocessingResult:
-    """Compare generated frames or sweeps, and two of the data set that a proof runs on, if it runs on one.
+    """Compare samples prepared by the rule and by the data set class: frames or sweeps ("moments").
+
+    They are generated ones, and two of the data set that a proof runs on, if it runs on one.
 
     Args:
         deployment: the config and checkpoint.
@@ -231,8 +238,8 @@ def _moments_to_compare(
     yield from ((dataset, index) for index in range(len(dataset)))
     if isinstance(samples, DatasetFrames) and hasattr(samples.dataset, 'data_infos'):
         count = len(samples.indices)
-        places = {0, count // 2} if count > OF_DATASET else range(count)
-        yield from ((samples.dataset, samples.indices[place]) for place in sorted(places))
+        chosen = {0, count // 2} if count > OF_DATASET else range(count)
+        yield from ((samples.dataset, samples.indices[index]) for index in sorted(chosen))
 
 
 def _compare_moment(
@@ -263,7 +270,7 @@ def _compare_moment(
 
 
 def _points_range(cfg: Any) -> Sequence[float] | None:
-    """Return the range that a test pipeline cuts points to, as the voxels of the model do, too."""
+    """Return the range to which a test pipeline cuts points; None if it does not."""
     steps = list(test_pipeline(cfg))
     steps += [inner for step in steps for inner in step.get('transforms', ())]
     ranges = (step['point_cloud_range'] for step in steps if step.get('type') == 'PointsRangeFilter')
@@ -291,7 +298,7 @@ def _in_range(cloud: np.ndarray, points_range: Sequence[float]) -> np.ndarray:
 
 
 def _differing_values(got: Any, expected: Any, rtol: float) -> tuple[str, str] | None:
-    """Return both values in words, None if they are equal within `rtol` of the largest value."""
+    """Return texts about both values; None if they are equal within `rtol` of the largest value."""
     if not isinstance(expected, np.ndarray):
         return None if got == expected else (repr(got), repr(expected))
     if not isinstance(got, np.ndarray) or got.shape != expected.shape:
@@ -361,8 +368,8 @@ def _generated_sweep(rule: Mapping[str, Any]) -> np.ndarray:
     """Return points (P, D) float32 that reach every limit of a voxel rule.
 
     They lie on both edges of every axis and beyond them, in more voxels than the rule keeps if the grid has
-    room, and in some voxels are more points than count. Points inside are away from the faces of voxels,
-    where the last bit of float32 decides.
+    so many, and some voxels have more points than the rule keeps. Points inside are not near the faces of
+    voxels, where the last bit of float32 decides.
     """
     rng = np.random.default_rng(0)
     low, high = np.array(rule['point_cloud_range']).reshape(2, 3)
@@ -374,13 +381,13 @@ def _generated_sweep(rule: Mapping[str, Any]) -> np.ndarray:
     full = np.repeat(cells[: count // 50 + 2], 2 * max(rule['max_points'], 4))
     first = rng.permutation(np.concatenate([cells[: count // 2], full]))
     cells = np.concatenate([first, cells[count // 2 :]])
-    places = np.stack(np.unravel_index(cells, grid), 1) + rng.uniform(0.2, 0.8, (len(cells), 3))
+    positions = np.stack(np.unravel_index(cells, grid), 1) + rng.uniform(0.2, 0.8, (len(cells), 3))
     edges = np.tile((low + high) / 2 + 0.3 * size, (12, 1))
     for axis in range(3):  # first, since voxels beyond the limit do not count
         rows = slice(4 * axis, 4 * axis + 4)
         edges[rows, axis] = low[axis], high[axis], low[axis] - size[axis], high[axis] + size[axis]
-    sweep = rng.uniform(0.1, 1, (len(edges) + len(places), rule['in_channels']))
-    sweep[:, :3] = np.concatenate([edges, low + size * places])
+    sweep = rng.uniform(0.1, 1, (len(edges) + len(positions), rule['in_channels']))
+    sweep[:, :3] = np.concatenate([edges, low + size * positions])
     return sweep.astype(np.float32)
 
 

@@ -1,7 +1,7 @@
 """What every proof has: level 1 of its files, inputs for both engines, and the judgement of all results.
 
-`Proof` is the order of events, which `ladder.prove` goes through; `ExportedProof` is the part of all proofs
-of files with `Metadata`, which the files of sparse backbones lack.
+`ladder.prove` calls the methods of `Proof`; `ExportedProof` is what proofs of files with `Metadata` share,
+which the files of sparse backbones lack.
 """
 
 from __future__ import annotations
@@ -72,7 +72,13 @@ class Proof(abc.ABC):
         samples: Collection[Any],
         engine: Mapping[str, Any],
     ) -> None:
-        """Read the files; see `ladder.prove` for the arguments.
+        """Read the files.
+
+        Args:
+            deployment: the config and checkpoint that the files claim to be of.
+            paths: of the files, in the order in which a sample goes through them.
+            samples: of the model's kind, see `ladder.prove`.
+            engine: options of the engine, see `ladder.prove`.
 
         Raises:
             ModelFileError: a file is not there, not ours, or of another model family.
@@ -98,11 +104,11 @@ class Proof(abc.ABC):
 
     @abc.abstractmethod
     def read(self, path: str) -> Any:
-        """Read one file: an object with its graph and its metadata.
+        """Read one file; return an object with its graph and its metadata.
 
         Its attributes are `path`, `model`, `name` (of its graph, '' if the model is one file), `options`
-        (that it was exported with), `hashes` ('checkpoint' and 'config' -> hash that it was made from) and
-        `model_classes` (of its metadata).
+        (of its export, option -> value), `hashes` ('checkpoint' and 'config' -> hash that it was made from)
+        and `model_classes` (the entry of its metadata).
         """
 
     @abc.abstractmethod
@@ -115,7 +121,7 @@ class Proof(abc.ABC):
 
     @abc.abstractmethod
     def checks(self, file: Any) -> list[Check]:
-        """Return whether a file is valid, and its metadata agree with contract, config and options."""
+        """Check that a file is valid, and that its metadata agree with contract, config and options."""
 
     @abc.abstractmethod
     def preprocessing(self) -> PreprocessingResult:
@@ -126,7 +132,12 @@ class Proof(abc.ABC):
         """
 
     def check(self, edited: bool = False, asked: Mapping[str, Any] | None = None) -> Verdict:
-        """Judge level 1 of every file; see `ladder.prove` for the arguments."""
+        """Judge level 1 of every file, and return the verdict so far.
+
+        Args:
+            edited: whether the files were edited on purpose: then their graphs are not compared.
+            asked: option -> value that the file must have been exported with.
+        """
         verdict = self.verdict
         for file in self.files:
             if edited:
@@ -155,7 +166,7 @@ class Proof(abc.ABC):
 
     @abc.abstractmethod
     def start(self, stack: contextlib.ExitStack) -> None:
-        """Open both engines; what has to be closed goes on the stack."""
+        """Open both engines; whatever has to be closed is entered into the stack."""
 
     def inputs(self) -> Collection[Any]:
         """Return the inputs of both engines: the samples, unless a subclass makes others of them."""
@@ -172,7 +183,7 @@ class Proof(abc.ABC):
         self.pictures += pictures
 
     def cases(self, sample: Any) -> tuple[list[Case], list[Any]]:
-        """Run both engines on one input; return pictures, and one case, or two if a second run differed."""
+        """Run both engines on one input; return one case, or two if a second run differed, and pictures."""
         raise NotImplementedError
 
     def conclude(self) -> None:
@@ -195,7 +206,7 @@ class Proof(abc.ABC):
         return [] if verdict.reasons else total_reasons(verdict.cases, verdict.precision, *words)
 
     def notes(self) -> list[str]:
-        """Return what the reader should know that is no failure."""
+        """Return notes for the reader of the verdict, none of which is a failure."""
         return []
 
 
@@ -238,7 +249,7 @@ class ExportedProof(Proof):
     """A proof of files with `Metadata`."""
 
     def __init__(self, *arguments: Any) -> None:
-        """Read the files as `Proof` does; the engine shows what float16 does to them."""
+        """Read the files as `Proof` does; for float16 files the engine gets the options of `proof_engine`."""
         super().__init__(*arguments)
         if self.metadata[-1].precision == 'fp16':
             self.engine = half_bars.proof_engine(self.kind, self.engine)

@@ -1,4 +1,4 @@
-"""One input on an engine, twice: if the second run gives something else, one of both is wrong."""
+"""Runs an engine twice on one input: if the second run gives other outputs, they are judged, too."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ def attempt(run: Callable[[], Any]) -> Any:
 
 
 def failed_detections(title: str, expected: Any, error: Exception) -> DetectionRow:
-    """Return the row of an image or sweep whose outputs gave no detections at all, but an error."""
+    """Return the row of an image or sweep for which an error was raised in place of detections.
+
+    `expected` are PyTorch's detections, all of which are missing.
+    """
     reason = f'no detections: {one_line(error)[:200]}'
     return DetectionRow(title, len(expected), 0, len(expected), 0, 0.0, 1.0, False, reason, broken=True)
 
@@ -70,7 +73,7 @@ class Clock:
         self.seconds: dict[str, list[float]] = {}
 
     def run(self, engine: str, run: Callable[[], Any]) -> Any:
-        """Return the result of a run; a run that raises does not count."""
+        """Call `run` and add its seconds to those of the engine; a run that raises does not count."""
         start = time.perf_counter()
         result = run()
         self.seconds.setdefault(engine, []).append(time.perf_counter() - start)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import SparseGraph
 
 UNCOMPARED = ('about', 'ir_version', 'onnx_package')
-"""Keys of a stored node list that say how it was made, not what it is."""
+"""Keys of a stored node list about how it was written, which are not compared."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +58,10 @@ class SparseFile:
         export_options: options that it was exported with, resolved.
         traced: the model's graph before folding.
         expected: the graph that the file should hold, weights in float32.
-        exact: the same folded in float32, whatever the file's folding.
-        ranges: whether the ranges of the weights follow from the weights; None if there are none, or they
-            were given beside the file.
-        name: of the graph, for `Proof.read`.
+        exact: the same graph, but folded in float32 even if the file's convolutions were folded in float16.
+        ranges: the check that the ranges of the weights follow from the weights; None if the file records
+            none, or they were given beside it.
+        name: of the graph, which `Proof.read` demands: '', as the model is one file.
     """
 
     deployment: Deployment
@@ -107,7 +107,10 @@ class SparseFile:
 
 
 def read_fact(model: onnx.ModelProto, path: str, name: str) -> Any:
-    """Return the entry of a file's metadata with a name, e.g. 'family'; ModelFileError: it is damaged."""
+    """Return an entry of a file's metadata by its name, e.g. 'family'; ModelFileError: it is damaged.
+
+    `path` is that of the file, for messages.
+    """
     props = entries_of(model.metadata_props, path)
     return read_entry(props, name, path, check=options_of_backbone if name == 'options' else None)
 
@@ -125,7 +128,7 @@ def read_sparse_file(deployment: Deployment, path: str, ranges: Ranges | None) -
         deployment: config and checkpoint.
         path: of the file; weights beside it are read if it is ordinary ONNX, the engine of the dialect reads
             none.
-        ranges: that it was exported with; None takes those that the file records.
+        ranges: INT8 ranges that it was exported with; None: those that the file records.
 
     Raises:
         ModelFileError: damaged, or of another family.
@@ -184,8 +187,13 @@ def compare_graph(file: SparseFile) -> GraphResult:
 def dialect_differences(path: str, model: onnx.ModelProto, expected: SparseGraph) -> list[GraphDifference]:
     """Return how a libspconv file differs from the graph of its model.
 
-    Names and order count, as for the engine. The file is also read back, and compared with the graph that the
-    writer was given (its weights in fp16).
+    Names and the order of nodes are compared, too, as the engine depends on them. The file is also read back,
+    and compared with the graph that the writer gets.
+
+    Args:
+        path: of the file.
+        model: its content.
+        expected: the graph of the model, weights in float32.
     """
     file_list, model_list = libspconv.to_node_list(model), libspconv.to_node_list(libspconv.to_onnx(expected))
     keys = [key for key in dict.fromkeys([*file_list, *model_list]) if key not in UNCOMPARED]
@@ -242,9 +250,9 @@ def _differing(value: Any, expected: Any, place: str) -> Iterator[str]:
 
 
 def compare_node_lists(nodes: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> list[Check]:
-    """Compare two node lists: everything but the version of the onnx package that wrote them.
+    """Compare two node lists, as `libspconv.to_node_list` makes them, but for the keys `UNCOMPARED`.
 
-    `source` says in the titles where the expected list comes from.
+    `source` is what the titles of the checks call the expected list.
     """
     checks, parts = [], dict(nodes=('meta', 'inputs', 'outputs', 'nodes'), initializers=('initializers',))
     for title, keys in parts.items():
@@ -258,7 +266,10 @@ def compare_node_lists(nodes: Mapping[str, Any], expected: Mapping[str, Any], so
 def check_dialect(
     path: str, model: onnx.ModelProto, max_voxels: int | None = None
 ) -> tuple[list[Check], list[str]]:
-    """Check that the engine of the dialect would run a file as it is meant; return its warnings, too."""
+    """Check that a file keeps the contract of the dialect's engine; return the check, and warnings as notes.
+
+    `max_voxels` is that of `libspconv_contract.check`.
+    """
     violations = libspconv_contract.check(model, max_voxels=max_voxels, name=path)
     wrong = [f'{entry.node or "file"}: {entry.rule}: {entry.message}' for entry in errors(violations)]
     warnings = [entry for entry in violations if entry.severity == WARNING]
@@ -279,7 +290,15 @@ def check_portable(model: onnx.ModelProto) -> list[Check]:
 
 
 def weight_ranges_check(deployment: Deployment, traced: SparseGraph, ranges: Ranges) -> Check:
-    """Compute the ranges of all weights again: of folded kernels or those before, or of the checkpoint."""
+    """Check the ranges of all weights, which must be those of the folded or the unfolded kernels.
+
+    If the checkpoint has ranges (of a quantised training), those are right, too.
+
+    Args:
+        deployment: config and checkpoint.
+        traced: the model's graph before folding.
+        ranges: that are checked.
+    """
     unfolded = {node.module: node.weight for node in traced.convolutions()}
     in_checkpoint, wrong = checkpoint_ranges(deployment), []
     for node in fold(traced, 'fp32').convolutions():
@@ -296,7 +315,7 @@ def weight_ranges_check(deployment: Deployment, traced: SparseGraph, ranges: Ran
 
 
 def metadata_check(file: SparseFile) -> Check:
-    """Check that the metadata of a file agree with config and options; runtimes rely on them for voxels."""
+    """Check that the entries `form` and `voxels`, which runtimes rely on, agree with config and options."""
     props = deploy.metadata_props(file.deployment, file.export_options)
     facts = {name: read_fact(file.model, file.path, name) for name in ('form', 'voxels')}
     expected = {name: json.loads(props[PREFIX + name]) for name in facts}

@@ -2,6 +2,8 @@
 
 The reference is the unpatched model on spconv, whose convolutions are watched by hooks. The candidate is a
 libspconv file, interpreted in numpy, or a portable file on ONNX Runtime.
+
+Glossary: N voxels, M active sites of a layer, C channels.
 """
 
 from __future__ import annotations
@@ -88,10 +90,10 @@ def layer_sources(traced: SparseGraph) -> dict[str, LayerSource]:
 
 @contextlib.contextmanager
 def watched(encoder: torch.nn.Module, sources: dict[str, LayerSource]) -> Iterator[dict[str, LayerOutput]]:
-    """Watch one forward pass; the dict of convolution path -> output fills while it runs.
+    """Yield a dict, path of a convolution -> output, that is filled by a forward pass inside the block.
 
-    Nothing of the module changes, and the hooks are gone afterwards. Values are complete (ReLUs applied) once
-    the body has ended.
+    Nothing of the module changes, and the hooks are removed afterwards. ReLUs are applied to the outputs at the
+    end of the block. `sources` is what `layer_sources` returned.
     """
     outputs: dict[str, LayerOutput] = {}
 
@@ -119,7 +121,13 @@ def watched(encoder: torch.nn.Module, sources: dict[str, LayerSource]) -> Iterat
 
 @dataclasses.dataclass
 class SparseReference:
-    """The results of spconv for one set of voxels: the dense map, every layer, milliseconds."""
+    """The results of spconv for one set of voxels.
+
+    Attributes:
+        dense: the dense map, float32.
+        layers: path of a convolution -> its output.
+        milliseconds: of the run.
+    """
 
     dense: np.ndarray
     layers: dict[str, LayerOutput]
@@ -155,7 +163,7 @@ class DialectRunner:
         self.plan = plan_of(self.graph)
 
     def run(self, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
-        """Return the dense map; the values of all layers are kept for `layers`."""
+        """Return the dense map of features (N, C) and coordinates (N, 4); keep all layers for `layers`."""
         self.voxels = features, coordinates
         self.layer_values: dict[str, np.ndarray] = {}
         self.rulebook = build(self.plan, coordinates)
@@ -163,14 +171,14 @@ class DialectRunner:
         return engine.run(self.graph, coordinates, features, keep, rulebook=self.rulebook)
 
     def layers(self, coordinates: np.ndarray) -> Iterator[Layer]:
-        """Yield every layer of the last run."""
+        """Yield every layer of the last run, whose coordinates were these."""
         expected = self.file.expected.convolutions()
         for node, model_node in zip(self.graph.convolutions(), expected, strict=True):
             sites = self.rulebook.level(node.output).coordinates
             yield node.name, model_node.module, sites, self.layer_values[node.name]
 
     def more_rows(self, reference: SparseReference) -> list[TensorRow]:
-        """Compare the dense map that the file would give with its weights in float32."""
+        """Compare the dense map of the same graph with weights in float32, for the last run."""
         features, coordinates = self.voxels
         name, exact = 'dense map, weights before rounding', self.file.exact
         dense = engine.run(exact, coordinates, features)
@@ -180,9 +188,9 @@ class DialectRunner:
 class PortableRunner:
     """A portable file on ONNX Runtime, with the attributes of `DialectRunner`.
 
-    A second session has those outputs of the file's convolutions that the file has by their names as outputs
-    of its own. The first one stays as it is: such outputs cannot be fused, so the two may differ in last
-    bits.
+    A second session has the outputs of the file's convolutions, as far as the file has tensors of their names,
+    as further outputs. The dense map comes from the first session: ONNX Runtime cannot fuse such outputs, so
+    the two may differ in last bits.
     """
 
     title, timed, failure = 'ONNX Runtime', 'rulebook and ONNX Runtime', 'engine failed'
@@ -205,12 +213,12 @@ class PortableRunner:
             self.layer_engine = ScnOnnx(path, threads=self.engine.threads)
 
     def run(self, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
-        """Return the dense map."""
+        """Return the dense map of features (N, C) and coordinates (N, 4)."""
         self.features = features
         return self.engine.step(voxels=(features, coordinates))
 
     def layers(self, coordinates: np.ndarray) -> Iterator[Layer]:
-        """Yield every layer, without the row of zeros that it may have (`sparse.portable`)."""
+        """Yield every layer of the last run, without the row of zeros that it may have (`sparse.portable`)."""
         outputs = self.layer_engine.session.run(self.engine.feeds(self.features, coordinates))
         level_of, levels = self.engine.plan.level_of, build(self.engine.plan, coordinates).levels
         for node in self.file.expected.convolutions():
@@ -222,12 +230,19 @@ class PortableRunner:
             yield node.name, node.module, levels[level_of[node.output]].coordinates, values
 
     def more_rows(self, reference: SparseReference) -> list[TensorRow]:
-        """Compare nothing else: the file has the weights in float32."""
+        """Return []: the file has its weights in float32, so there is no rounding to be shown."""
         return []
 
 
 def layer_rows(reference: SparseReference, layer: Layer, same_order: bool, rtol: float) -> list[TensorRow]:
-    """Compare one layer, site by site; the order of the rows is each engine's own."""
+    """Compare one layer, site by site, whatever the order of the sites.
+
+    Args:
+        reference: of the same voxels.
+        layer: of the candidate.
+        same_order: whether the candidate's axes of coordinates have the module's order.
+        rtol: relative to the largest reference value.
+    """
     node, module, sites, features = layer
     name, expected = f'{node} {module}', reference.layers.get(module)
     if features is None:

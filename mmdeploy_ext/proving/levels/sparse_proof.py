@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ranges import Ranges
 
 DRAWN_VOXELS = 500
-"""Minimum number of voxels of an input that is drawn; smaller ones give no picture worth looking at."""
+"""Minimum number of voxels of an input that is drawn in the report."""
 
 
 class SparseProof(Proof):
@@ -63,9 +63,9 @@ class SparseProof(Proof):
 
         Args:
             arguments: see `Proof`.
-            ranges: int8 ranges that the file was exported with, or None.
+            ranges: INT8 ranges that the file was exported with; None: those that it records.
             max_voxels: see `libspconv_contract.check`.
-            node_list: path of a JSON file, the node list of the reference exporter, which that of the file
+            node_list: path of a JSON file with the node list of NVIDIA's exporter, which that of the file
                 has to equal; '' for none.
         """
         self.ranges, self.max_voxels, self.node_list = ranges, max_voxels, node_list
@@ -124,7 +124,7 @@ class SparseProof(Proof):
         return compare_voxels(layer, settings.order, settings.in_channels, rule)
 
     def start(self, stack: contextlib.ExitStack) -> None:
-        """Open the file. One that cannot be run fails the proof, and then there are no inputs."""
+        """Open the file. If it cannot be run the proof fails, and there are no inputs."""
         self.candidate, self.milliseconds = None, {}
         dialect = self.file.export_options.target == 'libspconv'
         runner_class = DialectRunner if dialect else PortableRunner

@@ -1,4 +1,4 @@
-"""Level 1 of a proof, besides the graph itself: is the file valid, and does it keep its spec and options?"""
+"""Level 1 of a proof besides the comparison of graphs: is a file valid, and does it keep spec and options?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def check_structure(model: onnx.ModelProto, metadata: Metadata) -> list[Check]:
-    """Run all checks of level 1 but the comparison with a fresh export, see `fresh_export`."""
+    """Return the checks of a file that need no model: validity, opset, precision, interface, operators.
+
+    The graph is compared with a fresh export elsewhere, see `fresh_export.py`.
+    """
     opset = metadata.options['opset']
     for edit in metadata.edits:
         if edit['command'] == 'convert-opset':
@@ -115,7 +118,7 @@ def _is_default(array: np.ndarray, tensor: TensorSpec) -> bool:
 
 
 def check_inputs_used(model: onnx.ModelProto, spec: GraphSpec) -> Check:
-    """Check that every input reaches an output of the spec, unless the spec says that nothing uses it."""
+    """Check that every input reaches an output of the spec, apart from those that the spec marks `unused`."""
     used = [tensor.name for tensor in spec.inputs if not tensor.unused]
     frozen = unreached_inputs(model, used, spec.output_names)
     detail = f'frozen: {", ".join(frozen)}' if frozen else ''
@@ -123,7 +126,7 @@ def check_inputs_used(model: onnx.ModelProto, spec: GraphSpec) -> Check:
 
 
 def unreached_inputs(model: onnx.ModelProto, names: Iterable[str], outputs: Iterable[str]) -> list[str]:
-    """Return those inputs of a model from which no path of nodes leads to one of the outputs."""
+    """Return those of the inputs `names` from which no path of nodes leads to one of `outputs`."""
     reached = set(outputs)
     for node in reversed(model.graph.node):
         if reached.intersection(node.output):

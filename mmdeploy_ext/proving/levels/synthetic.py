@@ -1,7 +1,7 @@
-"""Level 3 of what follows a head: synthetic outputs through the runtime's decoding and through the model's.
+"""Level 3 of the decoding behind a head: the runtime's and the model's decode the same synthetic outputs.
 
-Samples reach few of the limits of post-processing, and rarely a heading at the end of a turn. Synthetic
-outputs reach them all, and both sides get the same numbers.
+Samples reach few of the limits of post-processing, and rarely have headings near -pi or pi. Synthetic outputs
+reach all of them.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 NAME = 'synthetic outputs of the head'
 MIN_GAP = 1e-4
-"""Smallest gap between the scores of the last result within a limit and the first beyond it: rounding is far
-below."""
+"""Smallest gap between the scores of the last result within a limit and the first beyond it; rounding changes
+scores by far less."""
 
 
 def limit_between(detections: Detections3D, groups: np.ndarray) -> int:
-    """Return a limit that cuts off some of a sample's results, between scores that rounding does not mix.
+    """Return a limit of results that cuts off some of a sample's, between scores that differ clearly.
 
     Args:
         detections: as many as the model's own limit lets through.
         groups: (n,) group of each result; the limit holds for each group.
 
     Returns:
-        The limit; 0 if no number will do.
+        The limit; 0 if no cut has a gap of at least `MIN_GAP`.
     """
     ordered = [-np.sort(-detections.scores[groups == group]) for group in np.unique(groups)]
     longest = max(map(len, ordered), default=0)
@@ -51,9 +51,13 @@ def limit_between(detections: Detections3D, groups: np.ndarray) -> int:
 def synthetic_cases(
     reference: Any, runner: Any, inputs: Iterable[tuple[str, Mapping[str, np.ndarray]]]
 ) -> Iterator[Case]:
-    """Yield a case for each title and outputs by name.
+    """Yield a case for each of some synthetic outputs.
 
-    Both engines have `boxes_of(outputs)`: the detections, best first, in outputs of the last file.
+    Args:
+        reference: PyTorch's stepper, whose `boxes_of(outputs)` returns the detections, best first, of outputs
+            of the last file.
+        runner: that of the files, with the same method.
+        inputs: title, and name -> output of the last file.
     """
     for title, outputs in inputs:
         expected: Detections3D = reference.boxes_of(outputs)
@@ -62,7 +66,7 @@ def synthetic_cases(
 
 
 def cases_of_family(family: Any, model: Any, reference: Any, runner: Any, spec: GraphSpec) -> Iterator[Case]:
-    """Yield cases of a family's synthetic outputs, by the model's own limits and by its other ones.
+    """Yield cases of a family's synthetic outputs, with the model's own limits and with other ones.
 
     Args:
         family: of `SequenceFamily`.
@@ -81,7 +85,7 @@ def cases_of_family(family: Any, model: Any, reference: Any, runner: Any, spec: 
 
 
 def match_with_headings(expected: Detections3D, detections: Detections3D | Exception) -> DetectionRow:
-    """Match two lists by the bars of samples, and headings also without a turn more or less."""
+    """Match two lists by the bars of samples; headings that differ by a whole turn fail here, too."""
     row = match_all(expected, detections)
     if row.broken or isinstance(detections, Exception):
         return row

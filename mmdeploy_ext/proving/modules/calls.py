@@ -1,7 +1,7 @@
 """Calls of a module: its arguments and results as named tensors, bound to the inputs and outputs of a file.
 
 Arguments and results may be nested lists, tuples and dicts, as `torch.onnx.export` takes them; each tensor in
-them has a name: that of the argument, with the place inside it (`images.0`).
+them has a name: that of the argument, with index, key or attribute inside it (`images.0`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ class FileTensor:
     """An input or output of an ONNX file.
 
     Attributes:
+        name: in the graph.
         dtype: numpy name of the element type.
-        axes: an int for a fixed axis, the name of a dynamic one, '' for one without a name; None: no shape.
+        axes: an int for a fixed axis, the name of a dynamic one, '' for one without a name; None: the file
+            states no shape.
     """
 
     name: str
@@ -65,10 +67,10 @@ class Call:
     """The arguments of one call.
 
     Attributes:
-        title: of the sample, for people.
+        title: of the sample, for messages.
         values: all leaves of the arguments in order: tensors, and numbers or texts that stay as they are.
         names: of the leaves; '' for one that is no tensor.
-        tree: what the leaves are put together to: (args, kwargs).
+        tree: how the leaves are nested in (args, kwargs).
     """
 
     title: str
@@ -98,7 +100,7 @@ class Call:
 
 
 def forward_of(module: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function whose arguments those of a module are."""
+    """Return `forward` of a PyTorch module, whose signature has its arguments, or a function itself."""
     return module.forward if isinstance(module, torch.nn.Module) else module
 
 
@@ -205,11 +207,11 @@ def to_array(tensor: torch.Tensor) -> np.ndarray:
 def pair_names(
     file_names: Sequence[str], module_names: Sequence[str], place: str, module: str
 ) -> dict[str, str]:
-    """Return the tensor of the module for each of a file: by name if all have theirs, else by position.
+    """Return tensor of the file -> tensor of the module: by name if the module has all names, else by position.
 
     Args:
         file_names: of the file's inputs or outputs.
-        module_names: of the module's arguments or results; of arguments there may be more, by name.
+        module_names: of the module's arguments or results; if they are paired by name, there may be more.
         place: the file and what of it is paired, for messages.
         module: what of the module it is paired with, for messages.
 
@@ -228,6 +230,11 @@ def pair_names(
 
 def as_fed(array: np.ndarray, tensor: FileTensor, title: str) -> np.ndarray:
     """Return an array in the dtype that a file takes.
+
+    Args:
+        array: of the sample.
+        tensor: input of the file.
+        title: of the sample, for messages.
 
     Raises:
         UsageError: the file takes another kind of numbers, or integers that do not hold the values.
@@ -253,9 +260,13 @@ class FlatModule(torch.nn.Module):
     def __init__(
         self, module: Callable[..., Any], call: Call, inputs: Mapping[str, str], outputs: Mapping[str, str]
     ) -> None:
-        """Bind a module; `inputs` and `outputs` are names of the file -> names of the module.
+        """Bind a module.
 
-        Arguments that the file has no input for have the values of `call`.
+        Args:
+            module: the user's.
+            call: gives the values of arguments for which the file has no input.
+            inputs: name of the file's input -> name of the module's tensor, see `Call.names`.
+            outputs: name of the file's output -> name of the module's result, see `named_results`.
         """
         super().__init__()
         self.module = module
