@@ -1,4 +1,8 @@
-"""Results that turn on rounding: those of PyTorch itself with other rounding."""
+"""Results that depend on rounding: PyTorch's own with thresholds moved a little, and with other rounding.
+
+A result of an engine that has no partner among PyTorch's is a tie, not an error, if PyTorch has it in one of
+these runs.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +38,9 @@ same to rounding and the better one suppresses the other; PyTorch with layers ch
 engine's 100 boxes, within 1e-5 of score, in five of six runs.
 """
 DRAWS = 12
-"""Number of random changes; each is made, and made the other way round, so that either of two scores is
-raised.
+"""Number of random changes; each is made with both signs, so that either of two scores is raised.
 
-No more are made than are needed. Measured: with Mask R-CNN with HRNet-W32, whose layers in float64 give 98
+Runs are made one by one, as long as the caller needs further results. Measured: with Mask R-CNN with HRNet-W32, whose layers in float64 give 98
 of PyTorch's own 100 instances in a dark picture, ONNX Runtime found 97; five of those six results were
 explained by two draws, the last one by the sixth.
 """
@@ -46,7 +49,14 @@ explained by two draws, the last one by the sixth.
 def near_ties(
     model: torch.nn.Module, run: Callable[[], Any], keys: Sequence[str] = KEYS, choices: Contexts = ()
 ) -> Iterator[Any]:
-    """Yield results of runs with moved thresholds, in contexts of the detector's own, with other rounding."""
+    """Yield results of runs with moved thresholds, in the contexts `choices`, and with other rounding.
+
+    Args:
+        model: the detector.
+        run: runs the model and returns its results.
+        keys: of thresholds of overlaps in the `test_cfg` of the model's heads.
+        choices: contexts in which the model decides ties of its own kind otherwise.
+    """
     yield from with_moved_thresholds(model, run, keys)
     yield from _in_each(choices, run)
     yield from with_other_rounding(model, run)
@@ -57,8 +67,8 @@ def with_moved_thresholds(
 ) -> Iterator[Any]:
     """Yield the results of runs with each threshold (of `keys`) of a detector's heads lower, and higher."""
     configs = [getattr(head, 'test_cfg', None) for head in model.modules() if head is not model]
-    places = [place for config in configs for place in _thresholds(config, keys)]
-    unique = {(id(config), key): (config, key) for config, key in places}  # heads may share a config
+    thresholds = [threshold for config in configs for threshold in _thresholds(config, keys)]
+    unique = {(id(config), key): (config, key) for config, key in thresholds}  # heads may share a config
     moves = itertools.product(unique.values(), (-TIE_IOU, TIE_IOU))
     yield from _in_each(
         (replaced_entry(config, key, config[key] + move) for (config, key), move in moves), run
@@ -89,7 +99,10 @@ def _in_each(contexts: Contexts, run: Callable[[], Any]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def other_rounding(model: torch.nn.Module, seed: int, size: float) -> Iterator[None]:
-    """Let convolutions and linear layers round otherwise: change each output by up to `size` of itself."""
+    """Inside the block each output of convolutions and linear layers is changed by up to `size` of itself.
+
+    `seed` is that of the random changes; a negative `size` reverses their signs.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def change(module: torch.nn.Module, inputs: Any, output: Any) -> Any:

@@ -34,8 +34,8 @@ def provenance(
     Args:
         deployment: the config and checkpoint.
         metadata: of the file.
-        rule: how pictures become the input, by the config, `--mean` and `--std`.
-        contract: see `differing_contract`.
+        rule: the preprocessing rule by the config, `--mean` and `--std`.
+        contract: the contract that the family states for these options; None if it has no such graph.
     """
     facts = deployment.family.postprocess_facts(deployment.model)
     preprocessing = unequal_entries(metadata.preprocess.to_json(), rule.to_json())
@@ -54,7 +54,8 @@ def provenance(
 def class_names_check(deployment: Deployment, names: Sequence[str]) -> Check:
     """Compare the class names in a file with those of the first source that names all classes.
 
-    Nothing of `deploy.class_names`, which gives files their names, is called here.
+    `deployment.class_names`, from which files have their names, is not called: a fault in it would be on both
+    sides.
     """
     count = deployment.family.num_classes(deployment.model)
     fitting = ((source, listed) for source, listed in _class_sources(deployment) if len(listed) == count)
@@ -103,7 +104,10 @@ def _names(value: Any) -> list[str]:
 
 
 def companion_checks(folder: Path, companions: Mapping[str, str]) -> list[Check]:
-    """Compare the texts beside the graphs with those that an export writes, see `Family.companions`."""
+    """Compare the text files beside the graphs with those that an export writes.
+
+    `companions`, name of a file -> expected text, is what `Family.companions` returns.
+    """
     checks = []
     for name, expected in companions.items():
         path, detail = folder / name, ''
@@ -121,7 +125,10 @@ def companion_checks(folder: Path, companions: Mapping[str, str]) -> list[Check]
 def hash_checks(deployment: Any, recorded: Mapping[str, str], is_same: bool) -> tuple[list[Check], list[str]]:
     """Compare the hashes of checkpoint and config that a file records; return checks, and notes.
 
-    If the graph `is_same` as that of a fresh export another hash is worth a note, and no failure.
+    Args:
+        deployment: the config and checkpoint.
+        recorded: 'checkpoint' and 'config' -> hash in the file.
+        is_same: whether the graph is that of a fresh export: then another hash is a note, and no failure.
     """
     checks, notes = [], []
     for title, file_hash in recorded.items():
@@ -137,7 +144,10 @@ def hash_checks(deployment: Any, recorded: Mapping[str, str], is_same: bool) -> 
 
 
 def asked_checks(options: Mapping[str, Any], expected: Mapping[str, Any]) -> list[Check]:
-    """Return a check per option of the export that the command line of the proof names."""
+    """Return a check per option in `expected`, option -> value, that the user asked the export for.
+
+    `options` are those in the file's metadata.
+    """
     checks = []
     for name, value in expected.items():
         recorded = options.get(name)
@@ -149,7 +159,11 @@ def asked_checks(options: Mapping[str, Any], expected: Mapping[str, Any]) -> lis
 def settings_check(cfg: Any, overrides: Mapping[str, Any]) -> Check:
     """Check that a config, with the overrides of the command line, has the overrides of a file.
 
-    Nothing is taken from the file: also a key that the config does not have has to be given.
+    The proof does not apply the file's overrides by itself: the user has to give them again.
+
+    Args:
+        cfg: mmcv's config.
+        overrides: key with dots -> value, `cfg_options` of the file.
     """
     differing = _differing_settings(cfg, overrides)
     return Check('settings as in the config', not differing, differing)
@@ -165,7 +179,7 @@ def refuse_other_settings(cfg: Any, overrides: Mapping[str, Any], path: object) 
 
 
 def _differing_settings(cfg: Any, overrides: Mapping[str, Any]) -> str:
-    """Return which overrides of a file a config lacks or has otherwise, and what to type; '' for none."""
+    """Return a text about overrides of a file that a config lacks or has otherwise, and what to type, or ''."""
     cfg = cfg.get('as_read', cfg)  # overrides are of the config before a family translated it
     settings = {key: _like(_setting(cfg, key), value) for key, value in overrides.items()}
     differing_keys = [
@@ -222,10 +236,10 @@ def _plain(value: Any) -> Any:
 
 
 def differing_contract(recorded: GraphSpec, contract: GraphSpec | None) -> str:
-    """Return how the contract in a file differs from the family's; '' for nothing.
+    """Return how the contract in a file differs from the family's; '' if it does not.
 
-    Everything counts: a proof judges by the tolerances, runtimes by names and axes, and a consumer reads
-    units and meanings.
+    All fields are compared: a proof uses the tolerances, runtimes names and axes, and readers units and
+    meanings.
 
     Args:
         recorded: the contract in the file.
@@ -255,7 +269,11 @@ def differing_contract(recorded: GraphSpec, contract: GraphSpec | None) -> str:
 
 
 def unequal_entries(recorded: Mapping[str, Any], expected: Mapping[str, Any], source: str = 'config') -> str:
-    """Return which entries differ, compared as JSON: an entry None counts as an entry, and True is not 1."""
+    """Return a text about entries that differ, or ''.
+
+    They are compared as JSON: an entry None differs from no entry, and True from 1. `source` is what the text
+    calls the expected side.
+    """
     file_texts, texts = (
         {key: json.dumps(value, sort_keys=True) for key, value in side.items()}
         for side in (recorded, expected)
@@ -268,7 +286,7 @@ def unequal_entries(recorded: Mapping[str, Any], expected: Mapping[str, Any], so
 
 
 def normalisation_notes(deployment: Deployment) -> list[str]:
-    """Say how pictures are normalised if that is not as in the config, which is an option of the export."""
+    """Return notes on `--mean` and `--std`, if they replace those of the config."""
     config_rule = deployment.family.preprocess_rule(deployment.cfg)
     return [
         f'pictures are normalised with {name} {list(getattr(deployment.rule, name))} (--{name}), not with '
@@ -279,7 +297,7 @@ def normalisation_notes(deployment: Deployment) -> list[str]:
 
 
 def override_notes(deployment: Deployment, metadata: Metadata, subject: str = 'the file was') -> list[str]:
-    """Say which overrides of the config a file was exported with; `subject` begins the note."""
+    """Return a note on the overrides of the config that a file was exported with; `subject` begins it."""
     both = metadata.options.get('cfg_options') or {}, deployment.cfg_options
     if not any(both):
         return []
@@ -288,13 +306,13 @@ def override_notes(deployment: Deployment, metadata: Metadata, subject: str = 't
 
 
 def stale_reason(recorded: Metadata, current: Metadata) -> str:
-    """Return why a file has to be exported again; '' if it need not.
+    """Return why a file has to be exported again; '' if it does not.
 
     Overrides of the config are left out: those that decide the graph are in the config's hash.
 
     Args:
         recorded: the metadata of the file.
-        current: those that an export has today.
+        current: the metadata that a new export would have.
     """
     options, file_options = ({**metadata.options, 'cfg_options': None} for metadata in (current, recorded))
     facts = {

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 SURE = 0.5
-"""Share of the best score of a picture from which on a result counts as an object."""
+"""Smallest score of a result that counts as an object, as a share of the picture's best score."""
 PARTS = (1.0, 0.7)
 """Shares of the sides of an object's box in a zoomed picture: the complete box, then the middle of it."""
 LARGEST_OBJECT, FILLED = 0.5, 0.6
@@ -47,10 +47,10 @@ class ImageReference:
     Attributes:
         deployment: the model.
         input: the input.
-        images: its images; those of optional inputs that are left out have the values of the defaults.
-        feeds: inputs of a file, by name; more than some forms have.
-        seconds: of the model's test path.
-        engine_seconds: of the runs of the last file.
+        images: its images; if optional inputs are left out, the values of these are the defaults.
+        feeds: name -> input of a file, or fact for the post-processing; more than some forms need.
+        seconds: how long the model's test path took; 0.0 before it ran.
+        engine_seconds: how long each run of the last file took.
     """
 
     def __init__(self, deployment: Deployment, proof_input: ProofInput) -> None:
@@ -65,7 +65,7 @@ class ImageReference:
 
     @functools.cached_property
     def results(self) -> list[Any]:
-        """Detections or instances per image."""
+        """The results per image, as `Family.reference_detections` returns them."""
         start = time.perf_counter()
         results = self._results()
         self.seconds = time.perf_counter() - start
@@ -73,7 +73,7 @@ class ImageReference:
 
     @functools.cached_property
     def longer(self) -> list[Any]:
-        """The results with a higher limit of their number, to tell ties at the cut."""
+        """The results with a higher limit of their number: a tie may decide which is the last one."""
         with self.deployment.family.raised_result_limit(self.deployment.model):
             return self._results()
 
@@ -93,7 +93,7 @@ class ImageReference:
     def compute(self, method: Callable[..., Any], *arguments: Hashable, **options: Hashable) -> Any:
         """Return the result of a method of the family, such as `reference_tensors`, for these feeds.
 
-        It takes the model and the feeds first, and runs once for the same arguments.
+        `method(model, feeds, *arguments, **options)` runs once for equal arguments.
         """
         key = method, arguments, tuple(options.items())
         if key not in self._computed:
@@ -101,7 +101,7 @@ class ImageReference:
         return self._computed[key]
 
     def feeds_of(self, metadata: Metadata) -> dict[str, np.ndarray]:
-        """Return the inputs of a file; those that another graph gives are in `feeds` from then on."""
+        """Return name -> input of a file; those that another graph computes are added to `feeds`."""
         self.feeds |= self.compute(self.deployment.family.inner_inputs, metadata.form)
         return {name: self.feeds[name] for name in metadata.spec.input_names if name in self.feeds}
 
@@ -111,9 +111,9 @@ class ImageReference:
 
 
 def _as_fed(image: PreparedImage, deployment: Deployment, left_out: Sequence[str]) -> PreparedImage:
-    """Return an image with the values that the config's test pipeline collects besides.
+    """Return an image with all values that the config's test pipeline collects.
 
-    Those of optional inputs that are left out are the defaults of the contract.
+    Optional inputs in `left_out` have the defaults of the contract.
     """
     size = deployment.family.full_size(image)
     defaults = dict(img_shape=size, ori_shape=size, scale_factor=np.ones(4, np.float32), border=(0, 0))
@@ -130,10 +130,10 @@ def references(
 
 
 def empty_reference(deployment: Deployment, options: Options) -> tuple[ImageReference | None, str]:
-    """Return the reference of a plain picture in which PyTorch finds nothing, or None and why there is none.
+    """Return the reference of a plain picture in which PyTorch finds nothing, and '', or None and the reason.
 
-    A plain picture with results is no input: all its cells look the same, so that rounding decides which of
-    them are the best.
+    A plain picture with results is not used: all its cells have equal scores, so that rounding decides which
+    of them are the best.
     """
     if deployment.family.finds_always(deployment.model):
         return None, 'the model gives results of every picture: an empty list was not compared'
@@ -152,8 +152,13 @@ def reference_with_empty_image(
 ) -> tuple[int, ImageReference] | None:
     """Return the index of a batch of three, and its reference with a plain picture in the middle.
 
-    Results of a batch are padded to those of its image that has the most, so that an empty list beside others
-    is not what it is alone. None if there is no such batch, or PyTorch finds something in the plain picture.
+    Results of a batch are padded to the number of the image with the most, so that an empty list is padding
+    only. None if there is no such batch, or PyTorch finds something in the plain picture.
+
+    Args:
+        deployment: config and checkpoint.
+        inputs: of the proof.
+        plain: an input with a plain picture.
     """
     for index, case in enumerate(inputs):
         if len(case.images) != BATCHES[-1] or case.traced:
@@ -170,10 +175,16 @@ def reference_with_empty_image(
 def zoomed_reference(
     deployment: Deployment, options: Options, traced: ImageReference
 ) -> ImageReference | None:
-    """Return the reference of a part of the traced picture that an object fills as much as any does.
+    """Return the reference of a part of the traced picture that an object fills.
 
     Most objects are small and belong to the finer levels of a pyramid: a wrong last level does not show in
-    them. None if PyTorch finds no object in the traced picture.
+    them. Parts around objects are tried until an object is large enough for the last level; if none is, the
+    one with the largest object is returned. None if PyTorch finds no object in the traced picture.
+
+    Args:
+        deployment: config and checkpoint.
+        options: of the file.
+        traced: the reference of the traced input.
     """
     picture, (image, *_) = traced.input.sources[0], traced.input.images
     (height, width), model = picture[1].shape[:2], deployment.model
@@ -196,9 +207,11 @@ def zoomed_reference(
 
 
 def object_boxes(results: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return the boxes (n, 4) xyxy, as shares of a picture, of the results that are objects, not stuff.
+    """Return the boxes (n, 4) xyxy of the results that are objects, not stuff, as shares of the picture.
 
-    Boxes of results are in pixels of the size (h, w); if there are masks, in pixels of these.
+    Args:
+        results: of one image.
+        size: (h, w) in whose pixels the boxes of results are; if there are masks, that of the masks is used.
     """
     if isinstance(results, Segments):
         results = results[results.ids >= OFFSET]

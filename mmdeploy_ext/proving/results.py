@@ -28,10 +28,10 @@ class GraphResult:
     Attributes:
         name: of the graph, '' if the model is one file.
         nodes: of the main graph, constants not counted.
-        equal: it is the graph of a fresh export, so that what holds for the export holds for the file.
+        equal: whether it is the graph of a fresh export, which computes the same for every input.
         differences: from the fresh export.
-        by_inputs: why inputs alone decide: 'edited graph', or rules that a record of an edit has, which the
-            fresh export went through as well; '' if the graph decides.
+        by_inputs: why inputs decide in place of the graph: `EDITED`, or the rules of recorded edits, which
+            were applied to the fresh export as well; '' if the graph decides.
         note: commands that changed both graphs, or packages whose other version may explain a difference.
         error: why there is no fresh export to compare with.
     """
@@ -46,7 +46,7 @@ class GraphResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the graph is the same, or inputs decide."""
+        """Whether the graph is equal, or is judged by inputs."""
         return self.equal or bool(self.by_inputs)
 
     @property
@@ -78,7 +78,13 @@ def first_lines(texts: Sequence[str], limit: int = SHOWN) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One statement about the file that is true or not (level 1); the detail is got and expected."""
+    """One statement about a file that is true or not (level 1).
+
+    Attributes:
+        name: the statement.
+        passed: whether it is true.
+        detail: what was read and what was expected, or ''.
+    """
 
     name: str
     passed: bool
@@ -87,7 +93,7 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessingDifference:
-    """One value that the rule in a file makes of a sample otherwise than the config's test pipeline.
+    """One value of a sample for which the rule in a file and the config's test pipeline differ.
 
     Attributes:
         sample: title of the picture, frame or sweep.
@@ -157,21 +163,21 @@ class DetectionRow:
     Attributes:
         image: name of the image.
         reference: detections of the reference at or above the score threshold.
-        matched: pairs of the same class with IoU and score difference within the bars.
-        missing: of the reference, without a partner.
-        extra: of the candidate, without a partner.
+        matched: number of pairs of the same class with IoU (or distance) and score difference within the bars.
+        missing: number of detections of the reference without a partner.
+        extra: number of detections of the candidate without a partner.
         worst_iou: smallest IoU of a pair; 1.0 when there is none.
         worst_score: largest score difference of a pair.
         passed: nothing missing, nothing extra, all pairs within the bars.
         reason: why it failed; empty when passed.
-        outside: pairs of the same class whose place or score difference is outside the bars.
+        outside: number of pairs of the same class whose IoU, distance or score difference is outside the bars.
         worst_distance: largest distance of a pair, of tasks that match by distance (metres of boxes in 3D);
             None of those that match by IoU.
         broken: the results could not be compared at all.
-        low: results of both sides below the score threshold, judged over the whole proof.
-        low_alone: of those, without a partner within the bars.
-        ties: results of either side without a partner, as PyTorch's own if a suppression is rounded
-            otherwise.
+        low: number of results of both sides below the score threshold, which are judged over the whole proof.
+        low_alone: number of those without a partner within the bars.
+        ties: number of results of either side without a partner that PyTorch itself has, or lacks, with other
+            rounding, see `near_ties.py`.
     """
 
     image: str
@@ -199,7 +205,7 @@ class Case:
         name: e.g. 'traced input', 'other image', 'other size, batch 2'.
         input_shape: '1x3x608x608'.
         traced: whether the exporter saw this input.
-        tensors: level 2 rows (empty for forms that are compared as detections).
+        tensors: level 2 rows (empty for forms whose outputs are results).
         detections: level 3 rows, one per image.
     """
 
@@ -249,10 +255,10 @@ class SequenceRow:
         time_jumps: gaps of at least twice the usual one within a scene.
         reference: detections of the reference at or above the score threshold, of all frames.
         matched: of those, with an equal on the other side.
-        missing: without a partner.
+        missing: of the reference, without a partner.
         extra: of the candidate, without a partner.
         outside: pairs outside the bars.
-        match_rate: matched, over the longer of both lists; None when there was nothing to match.
+        match_rate: share of matched in the longer of both lists; None when there was nothing to match.
         match_bar: smallest rate that passes.
         worst_distance: metres, of a pair; None when the task does not measure one.
         worst_score: largest score difference of a pair.
@@ -301,7 +307,7 @@ class SequenceRow:
 
     @property
     def passed(self) -> bool:
-        """Whether there is no reason against it."""
+        """Whether there is no reason to fail."""
         return not self.reasons
 
 

@@ -146,7 +146,7 @@ class Modes:
         return None
 
     def _run_again(self, frame: Frame, first: StepResult) -> None:
-        """Run the first frame again after the last; outputs whose bits differ must keep the tolerances."""
+        """Run the first frame again after the last; outputs with other bits must keep the tolerances."""
         run, min_cosine = self.runs['teacher'], self.runs['teacher'].bars.cosine
         self.candidates['teacher'].reset()
         second = self._step('teacher', frame)
@@ -197,7 +197,7 @@ class PairRun:
         tensors: the worst row of every tensor.
         series: see `SequenceRow.series`.
         totals: counts of `DetectionRow`, of all frames.
-        parted: whether in the last frame only a tie decided which rows are kept, and results were equal.
+        parted: whether in the last frame only a tie decided which rows are kept, with equal results.
     """
 
     def __init__(

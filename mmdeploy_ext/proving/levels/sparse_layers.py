@@ -92,8 +92,8 @@ def layer_sources(traced: SparseGraph) -> dict[str, LayerSource]:
 def watched(encoder: torch.nn.Module, sources: dict[str, LayerSource]) -> Iterator[dict[str, LayerOutput]]:
     """Yield a dict, path of a convolution -> output, that is filled by a forward pass inside the block.
 
-    Nothing of the module changes, and the hooks are removed afterwards. ReLUs are applied to the outputs at the
-    end of the block. `sources` is what `layer_sources` returned.
+    Nothing of the module changes, and the hooks are removed afterwards. ReLUs are applied to the outputs at
+    the end of the block. `sources` is what `layer_sources` returned.
     """
     outputs: dict[str, LayerOutput] = {}
 
@@ -188,9 +188,9 @@ class DialectRunner:
 class PortableRunner:
     """A portable file on ONNX Runtime, with the attributes of `DialectRunner`.
 
-    A second session has the outputs of the file's convolutions, as far as the file has tensors of their names,
-    as further outputs. The dense map comes from the first session: ONNX Runtime cannot fuse such outputs, so
-    the two may differ in last bits.
+    A second session has the outputs of the file's convolutions, as far as the file has tensors of their
+    names, as further outputs. The dense map comes from the first session: ONNX Runtime cannot fuse such
+    outputs, so the two may differ in last bits.
     """
 
     title, timed, failure = 'ONNX Runtime', 'rulebook and ONNX Runtime', 'engine failed'
@@ -218,7 +218,7 @@ class PortableRunner:
         return self.engine.step(voxels=(features, coordinates))
 
     def layers(self, coordinates: np.ndarray) -> Iterator[Layer]:
-        """Yield every layer of the last run, without the row of zeros that it may have (`sparse.portable`)."""
+        """Yield every layer of the last run, without the row of zeros that it may have."""
         outputs = self.layer_engine.session.run(self.engine.feeds(self.features, coordinates))
         level_of, levels = self.engine.plan.level_of, build(self.engine.plan, coordinates).levels
         for node in self.file.expected.convolutions():

@@ -207,7 +207,7 @@ def to_array(tensor: torch.Tensor) -> np.ndarray:
 def pair_names(
     file_names: Sequence[str], module_names: Sequence[str], place: str, module: str
 ) -> dict[str, str]:
-    """Return tensor of the file -> tensor of the module: by name if the module has all names, else by position.
+    """Return name in the file -> name in the module: by name if the module has all, else by position.
 
     Args:
         file_names: of the file's inputs or outputs.

@@ -1,4 +1,4 @@
-"""Inputs that nobody gave: other sizes of dynamic axes, and other values within the range of the samples."""
+"""Generated inputs: the samples at other sizes of dynamic axes, and other values within their range."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.modules.calls import Call, FileTensor
 
 STEP = 32
-"""What a size grows by where the module refuses one more: networks halve pictures up to five times."""
+"""By how much a size grows if the module refuses a size that is larger by 1: networks halve pictures up to five
+times."""
 
 
 def dynamic_axes(
@@ -43,7 +44,14 @@ def dynamic_axes(
 
 
 def resized(call: Call, title: str, places: Sequence[tuple[str, int]], size: int) -> Call:
-    """Return a call in which axes have another size: their entries are repeated in order, or cut off."""
+    """Return a call in which axes have another size: their entries are repeated in order, or cut off.
+
+    Args:
+        call: is not changed.
+        title: of the new call.
+        places: (tensor, axis) of each axis, as `dynamic_axes` returns them.
+        size: of these axes.
+    """
     tensors = {}
     for name, axis in places:
         tensor = tensors.get(name, call.tensors[name])
@@ -52,7 +60,7 @@ def resized(call: Call, title: str, places: Sequence[tuple[str, int]], size: int
 
 
 def other_sizes(size: int, axis: int) -> tuple[int, ...]:
-    """Return the sizes to try for an axis: of a batch one and two more, else one more and the half."""
+    """Return the sizes to try for an axis: of the batch (axis 0) 1 and 2 more, else 1 more and half."""
     return (size + 1, size + 2) if axis == 0 else tuple(dict.fromkeys((size + 1, max(size // 2, 1))))
 
 

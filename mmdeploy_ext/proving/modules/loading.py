@@ -45,7 +45,10 @@ def load_function(target: str) -> Callable[..., Any]:
 
 
 def call_function(target: str) -> Any:
-    """Return what a function without arguments gives; UsageError with what it raises."""
+    """Return the result of the function `FILE.py:function`, called without arguments.
+
+    An exception that it raises becomes a UsageError; for other errors see `load_function`.
+    """
     function = load_function(target)
     try:
         return function()

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 
 PACKAGES = Path(torch.__file__).parent, Path(__file__).parents[2]
 LIBRARIES = tuple(str(folder) for package in PACKAGES for folder in (package, package.resolve()))
-"""Folders of code that no user wrote, as they are imported and without symbolic links."""
+"""Folders of PyTorch and of this package, as they are imported and without symbolic links."""
 
 
 class LineRecorder(Recorder):
-    """A recorder that also notes the line of the user's code that ran, `file:line`, of each record."""
+    """A recorder that also notes for each record which line of the user's code ran.
+
+    Attributes:
+        lines: 'file:line' of each record, '' if it is unknown.
+    """
 
     def __init__(self) -> None:
         """Begin with nothing recorded."""
@@ -43,7 +47,7 @@ class LineRecorder(Recorder):
 
 
 def _line_of_user() -> str:
-    """Return the innermost line on the stack that is neither PyTorch's nor ours; '' if there is none."""
+    """Return the innermost line on the stack that is in no folder of `LIBRARIES`; '' if there is none."""
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
@@ -54,16 +58,17 @@ def _line_of_user() -> str:
 
 
 def locate(module: FlatModule, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return where the first difference between a file and its module is born.
+    """Return where the first difference between a file and its module arises.
 
     Args:
         module: takes and returns the tensors of the file.
         model: the file.
-        feeds: an input on which the two differ.
+        feeds: input of the file -> array, on which the two differ.
 
     Returns:
-        `node`, `op_type` and `tensor` of the graph, `module` and `line` of PyTorch ('' if unknown), `error`
-        of the node alone, and `evidence`; empty where no difference is born inside the graph.
+        `node`, `op_type` and `tensor` of the graph, `module` and `line` of PyTorch ('' if unknown), `error`,
+        the relative error that this node adds, and `evidence`, sentences that show it; {} if no difference
+        arises inside the graph.
     """
     inputs, outputs = list(feeds), [value.name for value in model.graph.output]
     stage, bars = Stage('', module, tuple(inputs), tuple(outputs)), Bars()

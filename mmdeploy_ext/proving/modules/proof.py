@@ -54,9 +54,9 @@ SAME_NODES = ('attribute', 'initializer')
 CHANGED = (*SAME_NODES, 'wiring', 'node', 'input', 'output', 'opset', 'function', 'domain')
 """Kinds of changes that can change what a graph computes."""
 ROUNDING = 1e-5
-"""Relative difference of constants that exporters of other machines fold otherwise."""
+"""Largest relative difference of constants that is rounding: exporters on other machines fold them otherwise."""
 REFUSALS = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AssertionError, ArithmeticError)
-"""What a module raises for an input that it does not take."""
+"""Exceptions that a module may raise for an input that it does not take."""
 
 
 def prove_module(
@@ -83,9 +83,9 @@ def prove_module(
         path: of the ONNX file.
         inputs: samples: a tensor, a tuple of arguments, or a dict of arguments by name. Those of a model with
             a state are the frames of one sequence, in order.
-        spec: names the file's outputs and their tolerances; by default every output has `rtol`.
+        spec: names the file's outputs and their tolerances; None: every output has the tolerance `rtol`.
         rtol: allowed difference, relative to the largest value of an output in the reference.
-        state: input of the file -> output of the file that is its value in the next frame.
+        state: input of the file -> output of the file that is its value in the next frame; None: no state.
         rows: outputs whose rows (first axis) belong together and may come in any order, such as boxes, scores
             and labels.
         generate: whether to compare on generated inputs as well.
@@ -111,10 +111,10 @@ def prove_module(
 
 
 class ModuleProof:
-    """One proof of a module and a file; see `prove_module`.
+    """One proof of a module and a file; `prove_module` calls its methods.
 
     Attributes:
-        verdict: what was found so far.
+        verdict: the results so far.
         inputs: input of the file -> name of the module's tensor.
         outputs: output of the file -> name of the module's result.
     """
@@ -130,7 +130,10 @@ class ModuleProof:
         rows: Sequence[str],
         seed: int,
     ) -> None:
-        """Open the file and bind its tensors to those of the module; for the errors see `prove_module`."""
+        """Open the file and bind its tensors to those of the module.
+
+        Arguments and errors are those of `prove_module`; `samples` are its `inputs`.
+        """
         self.module, self.path, self.spec, self.rtol, self.seed = module, path, spec, rtol, seed
         self.state, self.rows = state, rows
         _check_evaluating(module)
@@ -210,7 +213,7 @@ class ModuleProof:
                 raise UsageError(f'{name!r}: {self.path} has no such input; it has {", ".join(self.inputs)}')
 
     def check_structure(self) -> None:
-        """Look at the file alone, and at arguments that it does not take."""
+        """Check the file without running it, and inputs and arguments that it ignores or does not have."""
         model, verdict = self.model, self.verdict
         drawn = random_nodes(model)
         verdict.structure = [
@@ -224,7 +227,7 @@ class ModuleProof:
             verdict.structure.append(self._unused(name, f'argument {name} is an input of the file'))
 
     def _unused(self, name: str, title: str) -> Check:
-        """Check that the module does not use an argument either which the file ignores."""
+        """Check that an argument that the file ignores does not change the results of the module, either."""
         for call in other_values(self.calls, [name], self.seed):
             with contextlib.suppress(*REFUSALS):
                 if not same_bits(call.run(self.module), self.calls[0].run(self.module)):
@@ -233,7 +236,10 @@ class ModuleProof:
         return Check(title, True)
 
     def compare_graph(self, fresh: bool) -> None:
-        """Compare the graph of the file with a fresh export of the module, by the exporter that made it."""
+        """Compare the graph of the file with a fresh export of the module, by the exporter that made it.
+
+        `fresh` False only notes that it was not asked for.
+        """
         verdict = self.verdict
         if not fresh or self.model.producer_name != 'pytorch':
             made_by = self.model.producer_name or 'an unknown program'
@@ -286,7 +292,7 @@ class ModuleProof:
             self._compare(call)
 
     def compare_generated(self) -> None:
-        """Compare on inputs that nobody gave; one that the module itself refuses is noted."""
+        """Compare on generated inputs; one that the module itself refuses is only noted."""
         calls = [*self._resized(), *other_values(self.calls, list(self.inputs.values()), self.seed)]
         for call in tracked(calls, len(calls), 'generated inputs'):
             refusal = self._refusal(call)
@@ -315,7 +321,7 @@ class ModuleProof:
                 yield call
 
     def _refusal(self, call: Call) -> str:
-        """Return why there is nothing to compare on a generated input; '' where the module computes it."""
+        """Return why the module has no results for a generated input that could be compared, or ''."""
         try:
             results = call.run(self.module)
         except REFUSALS as error:
@@ -328,7 +334,11 @@ class ModuleProof:
         return f'NaN or infinity in {", ".join(odd)}' if odd else ''
 
     def _run_sequence(self) -> None:
-        """Run the samples as frames: with the module's state, with each side's own, and once more."""
+        """Run the samples as frames three times.
+
+        First the file gets the module's state before each frame, then each side keeps its own, and then once
+        more from the beginning.
+        """
         runs = (('teacher-forced', True), ('free-running', False), ('free-running after a reset', False))
         for mode, is_forced in runs:
             memory: dict[str, np.ndarray] = {}
@@ -345,7 +355,7 @@ class ModuleProof:
                 }
 
     def _reference(self, call: Call) -> dict[str, np.ndarray]:
-        """Return what the module gives for a sample; UsageError if it raises, or gives no tensor."""
+        """Return the results of the module for a call; UsageError if it raises, or returns no tensor."""
         try:
             results = call.run(self.module)
         except REFUSALS as error:
@@ -358,7 +368,7 @@ class ModuleProof:
     def _compare(
         self, call: Call, state: Mapping[str, np.ndarray] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Compare both sides on one call, each run twice; `state` replaces inputs of the file alone.
+        """Compare both sides on one call, each run twice; `state` replaces inputs of the file only.
 
         Returns:
             The outputs of the module and of the file, by the names of the file.
@@ -393,7 +403,10 @@ class ModuleProof:
         return reference, outputs
 
     def _rows(self, reference: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> list[TensorRow]:
-        """Compare the outputs of one run; one that is empty on both sides is equal, no evidence."""
+        """Compare the outputs of one run, without those that are empty on both sides.
+
+        Empty ones are equal, but do not count as compared.
+        """
         if self.rows:
             outputs = in_order_of(reference, outputs, self.rows, self.rtol)
         empty = {
@@ -414,7 +427,7 @@ class ModuleProof:
         return [row for row in compare_tensors(*sides, self.spec) if row.tensor not in empty]
 
     def conclude(self) -> ModuleVerdict:
-        """Judge what single inputs do not show, and look for the place of the first difference."""
+        """Judge all cases together, locate the first difference if there is one, and return the verdict."""
         verdict = self.verdict
         if unseen := [name for name in self.outputs if name not in self.compared]:
             verdict.reasons.append(f'{", ".join(unseen)}: empty on every input, nothing of it was compared')
@@ -446,24 +459,24 @@ def _check_evaluating(module: Callable[..., Any]) -> None:
 
 
 def _compare_nodes(model: onnx.ModelProto, fresh: onnx.ModelProto) -> tuple[str, list[str]]:
-    """Compare a graph with a fresh export that is another one.
+    """Compare a graph with a fresh export from which it differs.
 
-    A graph of the same nodes, joined in the same way, comes from the same exporter and options: what differs
-    in its attributes and constants, beyond rounding, is computed otherwise, on whatever input it shows.
+    If both have the same nodes, connected in the same way, they come from the same exporter and options. Then
+    an attribute or constant that differs by more than rounding is an error, even if no input shows it.
 
     Returns:
-        What the verdict says of the graph, and reasons why it is wrong.
+        The sentence of the verdict about the graph, and reasons why it is wrong.
     """
     constants = Constants()
     program, expected = Program(model, constants), Program(fresh, constants)
-    found = [
+    relevant = [
         change for change in changes(program, expected, align(program, expected)) if change.kind in CHANGED
     ]
-    if any(change.kind not in SAME_NODES for change in found):
-        count = len({change.where for change in found})
+    if any(change.kind not in SAME_NODES for change in relevant):
+        count = len({change.where for change in relevant})
         places = 'place differs' if count == 1 else 'places differ'
         return f'{count} {places} from a fresh export with default options: inputs alone decide', []
-    wrong = [f'{c.where}: {c.detail}' for c in found if c.size is None or c.size > ROUNDING]
+    wrong = [f'{c.where}: {c.detail}' for c in relevant if c.size is None or c.size > ROUNDING]
     if not wrong:
         return 'equal to a fresh export up to the rounding of constants: inputs decide', []
     return f'the nodes of a fresh export, of which {len(wrong)} compute something else', wrong

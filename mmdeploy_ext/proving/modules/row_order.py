@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 MAX_WIDTH = 64
-"""Values of a row by which it is recognised; masks follow their boxes."""
+"""Outputs with longer rows, such as masks, are not used to recognise rows; they follow the others."""
 
 
 def in_order_of(
     reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], names: Sequence[str], rtol: float
 ) -> dict[str, np.ndarray]:
-    """Return outputs whose rows are in the order of the reference's, where each has one that is equal to it.
+    """Return outputs whose rows are in the order of the reference's, if each row has an equal partner.
 
     Args:
         reference: output -> array (R, ...).

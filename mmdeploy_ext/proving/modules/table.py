@@ -21,7 +21,7 @@ MAX_FAILURES = 8
 
 
 def print_module_verdict(verdict: ModuleVerdict, console: Console) -> None:
-    """Print a verdict; a width of 120 columns is enough."""
+    """Print a verdict on a console of 120 columns or more."""
     if verdict.graph:
         console.print(f'graph: {escape(verdict.graph)}', soft_wrap=True)
     failed = [check for check in verdict.structure if not check.passed]
@@ -64,7 +64,7 @@ def module_table(cases: list[Case]) -> Table:
 
 
 def location_text(verdict: ModuleVerdict) -> str:
-    """Return where the first difference is born, in one line."""
+    """Return `verdict.location`, the place at which the first difference arises, in one line."""
     place = verdict.location
     parts = [f'node {place["node"]} ({place["op_type"]}), tensor {place["tensor"]}']
     if place['module']:
@@ -77,7 +77,7 @@ def location_text(verdict: ModuleVerdict) -> str:
 
 
 def last_line(verdict: ModuleVerdict) -> str:
-    """Return the claim in one line: what equals what, on what; or why not."""
+    """Return the claim in one line: file, module, number of inputs and worst error, or the failures."""
     file, module = verdict.subject['file'], verdict.subject['module']
     if verdict.proven:
         worst = verdict.worst_relative_error

@@ -1,4 +1,4 @@
-"""What the proof of a module found, as plain data: the table and the JSON file are views of it."""
+"""The results of the proof of a module as plain data: the table and the JSON file are views of it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class ModuleVerdict:
 
     Attributes:
         subject: file, module, its source, hashes, versions, tolerance: printed as they are.
-        structure: checks of the file alone.
-        graph: what a fresh export of the module says of the file's graph.
-        graph_equal: the graph is that of a fresh export, so that what inputs show holds for every input.
-        cases: tensors of both sides on one input, or one frame of a sequence, each.
+        structure: checks of the file without running it.
+        graph: sentence about the comparison of the file's graph with a fresh export of the module.
+        graph_equal: whether the graph is that of a fresh export, so that it computes the same for every input.
+        cases: one per input, or per frame of a sequence, with a row per output.
         reasons: why the proof as a whole fails beyond single rows.
-        location: where the first difference is born: `node`, `op_type`, `tensor`, `module`, `line`, `error`;
-            empty if nothing differs, or nothing could be located.
-        not_compared: inputs that the module itself refuses, and why; and what else was not looked at.
+        location: where the first difference arises, the dict that `location.locate` returns; {} if nothing
+            differs, or nothing could be located.
+        not_compared: inputs that the module itself refuses, and other parts that were not compared, and why.
         notes: remarks for the reader.
     """
 
@@ -45,7 +45,7 @@ class ModuleVerdict:
 
     @property
     def failures(self) -> list[str]:
-        """Every reason why the file is not the module."""
+        """All failures: reasons, failed checks, and rows of outputs that differ."""
         failures = list(self.reasons)
         failures += [f'{check.name}: {check.detail}' for check in self.structure if not check.passed]
         for case in self.cases:
@@ -54,7 +54,7 @@ class ModuleVerdict:
 
     @property
     def title(self) -> str:
-        """The claim. Without an equal graph inputs alone decide, and it says on how many."""
+        """The claim, with the number of inputs if the graph is not equal to a fresh export."""
         if not self.proven:
             return 'NOT PROVEN'
         if self.graph_equal:

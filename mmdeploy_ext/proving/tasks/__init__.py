@@ -2,10 +2,11 @@
 
 A task module, one of these or one of the package that registers a family, has
 
-- `match_detections(image, reference, candidate, *, capacity, ...)`, which returns a `DetectionRow`: see
-  `matching.match_lists`,
-- `pair_up(reference, candidate, ...) -> Pairing`, the pairs of two lists,
-- `fit_pair(pair) -> Pair` and `draw_pair(pair, classes, score_thr) -> (h, w, 3) BGR`,
+- `match_detections(image, reference, candidate, *, capacity, ...)`, which returns a `DetectionRow` of
+  PyTorch's and an engine's results of an image: see `matching.match_lists`,
+- `pair_up(reference, candidate, ...) -> Pairing`, the pairs of two lists of results,
+- `fit_pair(pair) -> Pair`, which brings a `Pair` to a size for drawing, and
+  `draw_pair(pair, classes, score_thr) -> (h, w, 3) BGR`,
 - `RESULTS` and `PLACE`, titles of tables for its results, 'boxes', and for its `DetectionRow.worst_distance`
   or `worst_iou`, 'worst IoU',
 - `half_bars(bars)`, the bars of `pair_up` for float16 and INT8 files, made of `half_bars.HalfBars`, and
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 TASKS = {name: f'{__name__}.{name}' for name in ('bbox2d', 'bbox3d', 'boxed_mask', 'mask', 'panoptic')}
 """Name of a task of this package -> its module."""
 NEEDED = ('match_detections', 'pair_up', 'fit_pair', 'draw_pair', 'RESULTS', 'PLACE')
+"""Names that a task module must have; `half_bars` and `half_text` are only needed below float32."""
 
 
 def task_module(name: str) -> ModuleType:
