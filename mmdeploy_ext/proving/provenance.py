@@ -179,7 +179,7 @@ def refuse_other_settings(cfg: Any, overrides: Mapping[str, Any], path: object) 
 
 
 def _differing_settings(cfg: Any, overrides: Mapping[str, Any]) -> str:
-    """Return a text about overrides of a file that a config lacks or has otherwise, and what to type, or ''."""
+    """Return a text about overrides of a file that a config lacks or has otherwise, with a remedy, or ''."""
     cfg = cfg.get('as_read', cfg)  # overrides are of the config before a family translated it
     settings = {key: _like(_setting(cfg, key), value) for key, value in overrides.items()}
     differing_keys = [

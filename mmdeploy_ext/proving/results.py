@@ -163,14 +163,14 @@ class DetectionRow:
     Attributes:
         image: name of the image.
         reference: detections of the reference at or above the score threshold.
-        matched: number of pairs of the same class with IoU (or distance) and score difference within the bars.
+        matched: number of pairs of one class with IoU (or distance) and score difference within the bars.
         missing: number of detections of the reference without a partner.
         extra: number of detections of the candidate without a partner.
         worst_iou: smallest IoU of a pair; 1.0 when there is none.
         worst_score: largest score difference of a pair.
         passed: nothing missing, nothing extra, all pairs within the bars.
         reason: why it failed; empty when passed.
-        outside: number of pairs of the same class whose IoU, distance or score difference is outside the bars.
+        outside: number of pairs of one class whose IoU, distance or score difference is outside the bars.
         worst_distance: largest distance of a pair, of tasks that match by distance (metres of boxes in 3D);
             None of those that match by IoU.
         broken: the results could not be compared at all.

@@ -1,4 +1,4 @@
-"""An engine beside ONNX Runtime on the same random feeds. Needs a GPU."""
+"""Compares a TensorRT engine with ONNX Runtime on the same random feeds. Needs a GPU."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ LARGEST_DIFFERENCE = 1e-3
 def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
     """Run an engine and the ONNX file that it was built from on the same random feeds.
 
+    Args:
+        engine: path of the engine.
+        source: path of the ONNX file.
+        seed: of the feeds.
+
     Raises:
         ModelFileError: the engine was built from another file.
         EngineError, InferenceError: see `TensorRtBackend`.
@@ -48,12 +53,18 @@ def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
 
 
 def holds_float16(record: Record) -> bool:
-    """Return whether an engine computes in float16: of `--fp16`, or because its file does."""
+    """Return whether a layer of an engine is in float16, because of `--fp16` or because its file is."""
     return any('float16' in counts for counts in record.layers.values())
 
 
 def proof_feeds(model: onnx.ModelProto, record: Record, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return random feeds of the usual sizes; inputs with a default get it, since it is known to be sound."""
+    """Return random feeds of the sizes for which the engine is optimised; inputs with a default get it.
+
+    Args:
+        model: the ONNX file.
+        record: of the engine, whose `profiles` have smallest, optimal and largest shape by input.
+        seed: of the random numbers.
+    """
     usual = {name: shapes[1] for name, shapes in record.profiles.items()}
     feeds = random_feeds(for_tensorrt(model), seed, usual)
     for tensor in model.graph.initializer:
@@ -66,9 +77,12 @@ def proof_feeds(model: onnx.ModelProto, record: Record, seed: int = 0) -> dict[s
 def compare_outputs(
     reference: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], *, half: bool
 ) -> list[TensorRow]:
-    """Compare outputs by name, as float16 or not; a name that one side lacks fails.
+    """Compare outputs by name; a name that one side lacks fails.
 
-    Whole numbers of the engine may have another width than ONNX Runtime's.
+    Args:
+        reference: of ONNX Runtime.
+        got: of the engine, whose whole numbers may have another width.
+        half: whether rows are judged by the bars of float16.
     """
     outputs = {name: array.astype(reference.get(name, array).dtype) for name, array in got.items()}
     rows = compare_named(reference, outputs, LARGEST_DIFFERENCE, 'the ONNX file')

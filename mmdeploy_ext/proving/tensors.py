@@ -13,7 +13,7 @@ import numpy as np
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
 
 HISTOGRAM_DECADES = (-12, 0)
-"""Decades of |difference| / scale in a row's histogram; the first count is all that is equal or below."""
+"""First and last power of ten of |difference| / scale in a row's histogram, see `TensorRow.histogram`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +23,8 @@ class TensorRow:
     Attributes:
         tensor: output name; with the group's name if there are several.
         shape: of the reference, '1x80x76x76'.
-        max_abs: largest absolute difference, in the unit of the tensor; None if nothing could be compared
-            (as are the next three).
+        max_abs: largest absolute difference, in the unit of the tensor; None if nothing could be compared, as
+            are `max_rel`, `cosine` and `tolerance` then.
         max_rel: the same over the largest absolute reference value of the group; None also for a reference of
             zeros.
         cosine: of both tensors flattened.
@@ -59,15 +59,18 @@ def is_exact(rows: Collection[TensorRow]) -> bool:
 
 
 def equality_claim(rows: Collection[TensorRow], inputs: int, claim: str = 'EQUAL') -> str:
-    """Return `EQUAL ON N INPUTS` or `NOT EQUAL`: the claim of a comparison without PyTorch."""
+    """Return the claim of a comparison without PyTorch, `EQUAL ON N INPUTS` or `NOT EQUAL`.
+
+    `inputs` is N; `claim` replaces 'EQUAL'.
+    """
     return f'{claim} ON {inputs} {"INPUTS" if inputs > 1 else "INPUT"}' if is_equal(rows) else f'NOT {claim}'
 
 
 class ArrayDistance:
     """The distance of an array from a reference of the same shape and kind of dtype, computed in float64.
 
-    The same infinity, or NaN on both sides, is no difference; if one side alone is finite it is infinite.
-    Integers that differ do so by 1 at least, also where float64 cannot tell them apart, and texts by 1.
+    The same infinity, or NaN on both sides, is no difference; if only one side is finite the difference is
+    infinite. Integers that differ do so by 1 at least, even if they are equal in float64, and texts by 1.
 
     Attributes:
         differences: absolute difference of each value, flattened; of complex values each part is one.
@@ -127,9 +130,13 @@ def compare_tensors(
 ) -> list[TensorRow]:
     """Compare the outputs that the spec compares by value, column group by column group.
 
-    Nothing passes by being absent: a name that one side lacks, a name that the spec lacks, an empty
-    tensor and columns that no group covers are failing rows. The reference is the unpatched model, the
-    candidate the engine on trial.
+    Whatever is missing fails: a name that one side lacks, a name that the spec lacks, an empty tensor and
+    columns that no group covers are failing rows.
+
+    Args:
+        reference: name -> output of the unpatched model.
+        candidate: name -> output of the engine that is judged.
+        spec: names, column groups and tolerances.
 
     Returns:
         One row per column group in spec order, then one per unknown name.
@@ -151,7 +158,13 @@ def compare_named(
 ) -> list[TensorRow]:
     """Compare outputs by name without a spec, floats relative to the output's largest value.
 
-    Integers, booleans and texts are equal or not. Of a sequence each tensor is a row of its own, 'name[0]'.
+    Integers, booleans and texts must be equal. Each tensor of a sequence is a row of its own, 'name[0]'.
+
+    Args:
+        reference: name -> array, or list of arrays for a sequence.
+        candidate: the same of the other side.
+        rtol: largest difference of floats, relative to the output's largest value in the reference.
+        title: of the reference, for messages.
     """
     reference, candidate = without_sequences(reference), without_sequences(candidate)
     outputs = []
@@ -162,7 +175,7 @@ def compare_named(
 
 
 def without_sequences(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return outputs in which a list of arrays is an output for each of them."""
+    """Return outputs as arrays; a list of arrays (a sequence of ONNX) becomes 'name[0]', 'name[1]', ..."""
     arrays: dict[str, np.ndarray] = {}
     for name, value in outputs.items():
         if isinstance(value, list):
@@ -229,10 +242,14 @@ def without_ties(
     ties: Mapping[str, np.ndarray],
     rtol: float = DEFAULT_RTOL,
 ) -> dict[str, np.ndarray]:
-    """Return the outputs with the reference's value wherever a tie made one side zero and not the other.
+    """Return the outputs with the reference's value wherever a tie made only one of both sides zero.
 
-    `ties` are the other values that zeros may have there, or NaN; see `ImageFamily.interchangeable_zeros`.
-    The side that is not zero has to be as near to it as `rtol` times the largest reference value.
+    Args:
+        reference: name -> output of PyTorch.
+        outputs: name -> output of the engine.
+        ties: name -> the value that the side that is not zero must have there, NaN where there is no tie, as
+            `ImageFamily.interchangeable_zeros` returns them.
+        rtol: largest difference from that value, relative to the largest reference value.
     """
     adjusted = dict(outputs)
     for name, tie in ties.items():

@@ -21,8 +21,8 @@ SECOND_RUN = ', run again'
 MAX_LOW_ALONE_SHARE = 0.005
 """Largest share of results below the score threshold of level 3 that may lack a partner."""
 ALLOWED_LOW_ALONE = 2
-"""Number of them that may always lack one: on each side a result whose partner is just below its threshold,
-or behind its cut."""
+"""Number of such results that may always lack a partner: on each side one whose partner is just below the
+threshold of its list, or behind its cut."""
 MAX_TIES_SHARE = 0.01
 """Largest share of results that may be excused since rounding decides about them; more are a fault.
 
@@ -49,7 +49,7 @@ IMAGES = (
 
 
 def too_few(matched: Sequence[int], unit: str, advice: str) -> list[str]:
-    """Return why these numbers of matched results are no proof, or nothing.
+    """Return why these numbers of matched results are no proof; [] if they are enough.
 
     Args:
         matched: number of matched results of each input.
@@ -79,7 +79,7 @@ def too_many_ties(cases: Sequence[Case]) -> bool:
 
 
 def tie_reasons(cases: Sequence[Case]) -> list[str]:
-    """Return why so many excused results are no proof, or nothing."""
+    """Return why the number of excused results is too large for a proof; [] if it is not."""
     ties, total = count_ties(cases)
     if not too_many_ties(cases):
         return []
@@ -100,10 +100,10 @@ def total_reasons(
 
     Args:
         cases: all cases of the proof.
-        precision: whose bars the cases were judged by.
-        unit: see `Proof`.
-        found_in: see `Proof`.
-        advice: see `Proof`.
+        precision: 'fp32', 'fp16' or 'int8', by whose bars the cases were judged.
+        unit: name of one input in messages.
+        found_in: name of an input with results in messages.
+        advice: what the user can do if too few results were matched.
     """
     rows = [row for case in cases for row in case.detections]
     if not rows and not any(case.tensors for case in cases):
@@ -121,7 +121,7 @@ def total_reasons(
 
 
 def lone_low_results(low: int, alone: int) -> list[str]:
-    """Return why so many results below the score threshold without a partner are no proof, or nothing.
+    """Return why results below the score threshold fail a proof: too many have no partner; else [].
 
     Args:
         low: number of results of both sides below the score threshold of level 3.

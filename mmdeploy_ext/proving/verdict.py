@@ -27,14 +27,14 @@ class Verdict:
 
     Attributes:
         subject: file, family, form, config, checkpoint, hashes, versions, engine: printed as they are.
-        graphs: level 1, first of all: the graph of every file.
+        graphs: level 1: the comparison of every file's graph with a fresh export.
         structure: the other checks of level 1.
         preprocessing: samples prepared by the rule in the file and by the config's test pipeline, or
             voxels by the rule and by the layer of the model; None if nothing was compared.
         cases: levels 2 and 3.
         model_classes: classes of the model that no installed library has: the user's, and ours.
-        differing_methods: methods of the model that differ from those that the graphs follow, so that inputs
-            alone decide.
+        differing_methods: methods of the model whose code differs from that which the graphs compute in their
+            place; equal graphs prove nothing then, and inputs decide.
         trials: level 3 of exports of the post-processing with other limits.
         sequence: level 4; empty for models without a memory.
         metrics: level 5; empty when no data set was evaluated.
@@ -59,19 +59,19 @@ class Verdict:
 
     @property
     def precision(self) -> str:
-        """'fp32', or the half precision whose bars these figures are judged by."""
+        """'fp32', or the precision, such as 'fp16' or 'int8', by whose bars the figures are judged."""
         return str(self.subject.get('precision') or 'fp32')
 
     @property
     def proven(self) -> bool:
-        """Whether it is the same model by the bars of float32; half precision never is."""
+        """Whether the proof passed by the bars of float32; files of less precision are never proven."""
         return self.passed and self.precision == 'fp32'
 
     @property
     def title(self) -> str:
-        """The claim: PROVEN, or what half precision can say instead; with NOT when it does not hold.
+        """The claim: 'PROVEN', or 'WITHIN FP16 BARS' of a precision, with 'NOT' if the proof failed.
 
-        If inputs alone decide about a graph, the claim names their number and the reason.
+        If inputs decide in place of a graph, the claim has their number and the reason.
         """
         claim = 'PROVEN' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
         if not self.passed:
@@ -80,7 +80,7 @@ class Verdict:
 
     @property
     def by_inputs(self) -> str:
-        """Why inputs alone decide; '' if every graph is that of a fresh export of the methods it follows."""
+        """Why inputs decide in place of graphs: edits, or methods that differ; '' if graphs decide."""
         reasons = [graph.by_inputs for graph in self.graphs if graph.by_inputs]
         reasons += [f'{method.name} differs' for method in self.differing_methods[:SHOWN]]
         if len(self.differing_methods) > SHOWN:
@@ -126,8 +126,8 @@ class Verdict:
         if all(case.traced for case in self.cases):
             reasons.append('no input that the exporter did not see was compared')
         cases = self.cases
-        if not all(row.passed for row in self.sequence):  # whose reasons stand for the first case, made of it
-            cases = cases[1:]
+        if not all(row.passed for row in self.sequence):
+            cases = cases[1:]  # the first case was made of the sequence, whose reasons are listed below
         for case in (*cases, *self.trials):
             reasons += [f'{case.name}: {row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
             reasons += [

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.modules.calls import Call, FileTensor
 
 STEP = 32
-"""By how much a size grows if the module refuses a size that is larger by 1: networks halve pictures up to five
-times."""
+"""By how much a size grows if the module refuses a size that is larger by 1: networks halve pictures up to
+five times."""
 
 
 def dynamic_axes(

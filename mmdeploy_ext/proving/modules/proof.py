@@ -54,7 +54,7 @@ SAME_NODES = ('attribute', 'initializer')
 CHANGED = (*SAME_NODES, 'wiring', 'node', 'input', 'output', 'opset', 'function', 'domain')
 """Kinds of changes that can change what a graph computes."""
 ROUNDING = 1e-5
-"""Largest relative difference of constants that is rounding: exporters on other machines fold them otherwise."""
+"""Largest relative difference of constants that counts as rounding, as in exports of another machine."""
 REFUSALS = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AssertionError, ArithmeticError)
 """Exceptions that a module may raise for an input that it does not take."""
 

@@ -19,7 +19,7 @@ class ModuleVerdict:
         subject: file, module, its source, hashes, versions, tolerance: printed as they are.
         structure: checks of the file without running it.
         graph: sentence about the comparison of the file's graph with a fresh export of the module.
-        graph_equal: whether the graph is that of a fresh export, so that it computes the same for every input.
+        graph_equal: whether the graph is that of a fresh export, which computes the same for every input.
         cases: one per input, or per frame of a sequence, with a row per output.
         reasons: why the proof as a whole fails beyond single rows.
         location: where the first difference arises, the dict that `location.locate` returns; {} if nothing

@@ -29,10 +29,11 @@ IOU_BAR = 0.999
 SCORE_BAR = 1e-4
 """Largest score difference of a matched pair."""
 CORNER_EPS = 5e-3
-"""Pixels. Boxes that agree this closely in x are only compared in y, and the other way round; if they agree in
-both, their IoU is 1. A sliver at a border has no area to measure, and its corners are rounded as those of the large box
-that was clipped to it. Measured, with tensors of both engines within 1e-5: clipped boxes of no width were
-1.2e-3 pixels apart in y at 384x512 (FPG), one 1.6 pixels wide and 95 high 1.9e-3 in x at 320x448 (NAS-FPN).
+"""Pixels. Boxes that agree this closely in x are only compared in y, and the other way round; if they agree
+in both, their IoU is 1. A sliver at a border has no area to measure, and its corners are rounded as those of
+the large box that was clipped to it. Measured, with tensors of both engines within 1e-5: clipped boxes of no
+width were 1.2e-3 pixels apart in y at 384x512 (FPG), one 1.6 pixels wide and 95 high 1.9e-3 in x at 320x448
+(NAS-FPN).
 """
 PAIR_IOU = 0.5
 """Boxes outside the bars are shown as a (failing) pair from this IoU on; below they are missing and extra."""

@@ -1,6 +1,8 @@
 """Level 3 of a proof for boxes in 3D: match by class and place, draw both engines.
 
-Glossary: R reference detections (rows), C candidate detections (columns), P pairs of them, N cameras.
+Boxes (n, 9) are x, y, z of the bottom's centre, length, width, height in metres, yaw in radians, and velocity x, y
+in m/s, in the LiDAR frame. Glossary: R reference detections (rows), C candidate detections (columns), P pairs of
+them, n boxes.
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ if TYPE_CHECKING:
 
 RESULTS, PLACE = 'boxes', 'worst Δm'
 SCORE_THR = 0.1
+"""Score from which on every result needs a partner; those below are judged over the whole proof."""
 DISTANCE_BAR = 0.01
 """Metres; largest distance of the centres of a matched pair."""
 SCORE_BAR = 1e-3
 """Largest score difference of a matched pair."""
 SIZE_BAR, YAW_BAR, VELOCITY_BAR = 0.01, 0.01, 0.01
-"""Metres, radians (modulo a turn) and m/s; the other values of a matched pair."""
+"""Largest differences of size (metres), yaw (radians, modulo a turn) and velocity (m/s) of a matched pair."""
 PAIR_DISTANCE = 1.0
 """Metres. Boxes outside the bars are a (failing) pair up to here; farther they are missing and extra."""
 
@@ -46,7 +49,7 @@ def half_text(bars: HalfBars) -> str:
 
 
 problem = functools.partial(matching.broken_boxes, 'boxes', 9)
-"""Returns why two lists cannot be compared, '' when they can."""
+"""(reference, candidate) -> why two lists cannot be compared; '' if they can."""
 
 
 def pair_up(
@@ -90,7 +93,7 @@ def _nearness(reference: Detections3D, candidate: Detections3D) -> np.ndarray:
 
 
 def _figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, Any], str]:
-    """Return fields of a `DetectionRow` and a text on the worst pairs."""
+    """Return fields of a `DetectionRow` and a text on the worst pairs; see `matching.iou_figures`."""
     distance = worst(-pairing.nearness)
     gaps = ', '.join(f'{title} {worst(gap):.2g}' for title, gap in pairing.gaps.items())
     return dict(worst_distance=distance), f'worst: distance {distance:.2g} m, {gaps}'
@@ -107,15 +110,22 @@ match_lists = functools.partial(
 """Matches boxes in the LiDAR frame as `matching.match_lists` does, by the bars `distance_bar` and
 `corner_bar`.
 
-Bars for the centre, the sizes, the yaw and the velocity replace the IoU; the row has its `worst_distance` in
-metres, and its `worst_iou` says nothing: 1, or 0 of lists that cannot be compared.
+Bars for the centre, the sizes, the yaw and the velocity replace the IoU. The row has its `worst_distance` in
+metres; its `worst_iou` has no meaning and is 1, or 0 if the lists cannot be compared.
 """
 
 
 def match_detections(
     image: str, reference: Detections3D, candidate: Detections3D, **settings: Any
 ) -> DetectionRow:
-    """Match two lists of boxes, see `match_lists`; the candidate's has to be in the order of its scores."""
+    """Match two lists of boxes; the candidate's also has to be in descending order of its scores.
+
+    Args:
+        image: name for the row.
+        reference: detections of PyTorch.
+        candidate: detections of the engine.
+        settings: further keyword arguments of `match_lists`.
+    """
     row = match_lists(image, reference, candidate, **settings)
     rising = np.flatnonzero(np.diff(candidate.scores) > 0)
     if row.broken or not rising.size:
@@ -176,7 +186,7 @@ def pair_of(
 
     Args:
         frame: the input of both engines.
-        rule: by which it was prepared.
+        rule: by which it was prepared; its `mean`, `std` and `to_rgb` give the pictures back.
         title: of the picture.
         reference: detections of PyTorch.
         candidate: detections of the engine.
@@ -193,12 +203,15 @@ def pair_of(
 
 
 def fit_pair(pair: Pair) -> Pair:
-    """Return the pair as it is: the mosaic scales its cameras itself."""
+    """Return the pair unchanged: `draw_layers` scales the pictures of the cameras."""
     return pair
 
 
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
-    """Draw both engines' boxes of at least `score_thr`; boxes without an equal are white."""
+    """Draw both engines' boxes of at least `score_thr`; boxes without a partner are white.
+
+    `classes` are names by label. Returns (h, w, 3) uint8 BGR.
+    """
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
 
     sides = (pair.reference, pair.candidate), matching.alone(pair, problem, pair_up)

@@ -1,4 +1,4 @@
-"""Bird's-eye-view feature maps of two engines, drawn side by side with their difference. Needs OpenCV."""
+"""Draws bird's-eye-view feature maps of two engines side by side with their difference. Needs OpenCV."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ DECADES = 8
 
 def draw_bev(pair: Pair) -> np.ndarray:
     """Draw both maps (largest magnitude over the channels) and their difference.
+
+    Args:
+        pair: whose results are maps (C, H, W), spconv's and the engine's.
 
     Returns:
         (h, w, 3) uint8 BGR.

@@ -17,7 +17,7 @@ RESULTS, PLACE = 'masks', 'worst IoU'
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
 fit_pair = bbox2d.fit_pair
 SLIVER = 1.0
-"""Pixels. The mask of a box that is less wide, or less high, is sampled at one place between two rows."""
+"""Pixels. The mask of a box that is less wide, or less high, is sampled at one position between two rows."""
 SLIVER_IOU = 0.95
 """Smallest mask IoU if the box is a sliver.
 
@@ -36,8 +36,12 @@ def pair_up(
 ) -> Pairing:
     """Pair two lists one to one, within a class; the nearness is the smaller IoU, of boxes and of masks.
 
-    Boxes have the bar of boxes where masks have theirs; a lower one holds for both. Scores of masks, where
-    there are any, have the bar of scores. Masks of slivers have a bar of their own, `SLIVER_IOU`.
+    Args:
+        reference: of PyTorch.
+        candidate: of the engine.
+        iou_bar: smallest IoU of masks. If it is at least `mask.IOU_BAR`, boxes have `bbox2d.IOU_BAR`, else
+            boxes have this bar, too. Masks of slivers have the lower bar `SLIVER_IOU`.
+        score_bar: largest difference of scores, and of the scores of masks if there are any.
     """
     boxes, masks = bbox2d.class_iou(reference, candidate), mask.class_iou(reference, candidate)
     box_bar = bbox2d.IOU_BAR if iou_bar >= mask.IOU_BAR else iou_bar

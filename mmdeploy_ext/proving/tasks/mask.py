@@ -24,7 +24,7 @@ IOU_BAR = 0.995
 SCORE_BAR = 1e-3
 """Largest score difference of a matched pair."""
 FLIPPED_PIXELS = 2
-"""Masks that differ in so few pixels have IoU 1: a value at the threshold may round to either side."""
+"""Masks that differ in at most so many pixels have IoU 1: a value at the threshold may round to either side."""
 PIXELS_AT_ONCE = 1 << 14
 """Number of pixels of masks that are multiplied at once: their copies in float32 stay in the caches."""
 PAIR_IOU = 0.5
@@ -85,9 +85,10 @@ def class_iou(reference: Instances, candidate: Instances) -> np.ndarray:
 
 
 def _overlaps(masks: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Return the number of common pixels (R, C) float64 of masks (R, P) and (C, P), in slices of `P`.
+    """Return the number of common pixels (R, C) float64 of masks (R, P) and (C, P).
 
-    A complete copy in float32 would be written to memory first, four times as large as the masks.
+    Slices of P are multiplied one after the other: a complete copy in float32 would be written to memory
+    first, four times as large as the masks.
     """
     overlap = np.zeros((len(masks), len(candidates)))
     for start in range(0, masks.shape[1], PIXELS_AT_ONCE):

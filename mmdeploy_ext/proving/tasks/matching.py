@@ -1,7 +1,7 @@
 """One-to-one matching of two lists of results, whatever "near" means to the task.
 
-`match_lists` is the way of every task: `pair_lists` pairs two lists, and what has no partner is counted or
-excused (`_tally`).
+Every task matches by `match_lists`: `pair_lists` pairs two lists, and results without a partner are counted, or
+excused as ties of rounding (`_tally`).
 
 Glossary: R reference results (rows), C candidate results (columns).
 """
@@ -43,19 +43,20 @@ class Pairing:
 
 
 NearTies = Iterator[tuple[set[int], set[int], bool]]
-"""By run of PyTorch with other rounding: references that it loses, candidates that it gains, and whether it
-gives the candidate's list completely."""
+"""For each run of PyTorch with other rounding: rows of the reference that it lacks, columns of the candidate that
+it has, and whether its list is the candidate's completely."""
 ONE_DECISION = 2
-"""Number of results that one decision of rounding loses and gains.
+"""Number of results that one decision of rounding changes: one is lost and one gained.
 
-If one run gives the candidate's list completely, and no more are lost and gained, so many count as excused:
-queries attend to each other, so that it moves others. Measured with the trained BEVFusion toy: in one of 120
+If one run of PyTorch with other rounding gives the candidate's list completely, and no more results than this
+have no partner, at most this many count as ties, although others have moved, too, as queries attend to each
+other. Measured with the trained BEVFusion toy: in one of 120
 frames two peaks differ by 4e-7 of themselves, the engine takes the other one, and four boxes of eight move by
 2 to 6 mm, as in two of 24 runs of PyTorch.
 """
 PATIENCE = 20
-"""Number of runs of the reference in a row that explain nothing more, after which it runs no more: its
-thresholds, its choices of ties, and some rounding."""
+"""After so many runs of the reference in a row that explain no further result, there are no more runs. That is
+enough for its thresholds, its choices of ties, and some runs with other rounding."""
 
 
 def overlap_bars(bars: HalfBars) -> dict[str, float]:
@@ -69,7 +70,12 @@ def overlap_text(bars: HalfBars) -> str:
 
 
 def iou_figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, float], str]:
-    """Return fields of a `DetectionRow` and a text on the worst pairs, for a nearness that is an IoU."""
+    """Return fields of a `DetectionRow` and a text on the worst pairs, for a nearness that is an IoU.
+
+    Args:
+        pairing: of both lists.
+        worst: takes values (R, C) and a default, and returns the largest one of the pairs, or the default.
+    """
     iou = -worst(-pairing.nearness, -1.0)
     text = f'worst IoU {iou:.5f}, worst score difference {worst(pairing.gaps["score"]):.2g}'
     return dict(worst_iou=iou), text
@@ -109,16 +115,18 @@ def match_lists(
         image: name for the row.
         reference: of the unpatched model, with `scores` (R,).
         candidate: of the engine on trial, with `scores` (C,).
-        problem: of the task: returns why two lists cannot be compared at all, '' when they can.
-        pair_by: of the task: pairs two lists up by `score_bar` and `bars`.
-        figures: of the task, see `iou_figures`.
-        score_thr: see above.
+        problem: of the task: (reference, candidate) -> why two lists cannot be compared at all, '' if they
+            can.
+        pair_by: of the task: (reference, candidate, score_bar=..., **bars) -> their `Pairing`.
+        figures: of the task, with the arguments and results of `iou_figures`.
+        score_thr: score from which on results need a partner, see above.
         score_bar: largest score difference of a matched pair.
         capacity: results that both engines keep at most (`max_per_img`, `max_num`).
-        beyond: returns the reference's list as it is without that limit, or with a larger one. Then a tie at
-            the cut is excused only if the candidate's result is in it, too.
-        near_ties: returns the reference's lists with the thresholds of its suppressions moved by rounding. A
-            result without a partner is excused only if one of these lists loses, or gains, it too.
+        beyond: returns the reference's list without that limit, or with a larger one. If it is given, a tie
+            at the cut is excused only if the candidate's result is in that list, too.
+        near_ties: returns the reference's lists of runs with other rounding, see `near_ties.py`. A result
+            without a partner is excused if one of these lists lacks (of the reference) or has it (of the
+            candidate). None: no such result is excused.
         bars: further keyword arguments of `pair_by`.
 
     Returns:
@@ -145,7 +153,7 @@ def match_lists(
     )
 
     def worst(values: np.ndarray, default: float = 0.0) -> float:
-        return max((float(values[place]) for place in pairs.items()), default=default)
+        return max((float(values[pair_indices]) for pair_indices in pairs.items()), default=default)
 
     measured, text = figures(pairing, worst)
     reasons = [f'{counts[key]} {key}' for key in ('missing', 'extra') if counts[key]]
@@ -229,8 +237,8 @@ def nearest_pairs(nearness: np.ndarray, matched: dict[int, int], floor: float) -
     rows, columns = np.nonzero(free)
     pairs: dict[int, int] = {}
     paired_columns: set[int] = set()
-    for place in np.argsort(-nearness[rows, columns], kind='stable'):
-        row, column = int(rows[place]), int(columns[place])
+    for index in np.argsort(-nearness[rows, columns], kind='stable'):
+        row, column = int(rows[index]), int(columns[index])
         if row not in pairs and column not in paired_columns:
             pairs[row] = column
             paired_columns.add(column)
@@ -252,9 +260,8 @@ def _tally(
         limits: `score_thr`, `score_bar` and `capacity` of `match_lists`.
         beyond: returns the candidates (columns) that match a result of the reference if its list is not cut
             off at `capacity`; only these are excused as ties at the cut. None: scores alone tell ties.
-        near_ties: returns the results that the reference itself loses and gains if its suppression is rounded
-            otherwise, which are excused. It runs only if something has no partner, and not more than
-            `MAX_UNPAIRED_SHARE` allows. None: nothing is excused.
+        near_ties: returns `NearTies`, whose rows and columns are excused. It is called only if some results
+            have no partner, and not more than `MAX_UNPAIRED_SHARE` allows. None: nothing is excused.
     """
     (reference, candidate), (score_thr, score_bar, capacity) = scores, limits
     needed, surplus = reference >= score_thr, candidate >= score_thr + score_bar
@@ -296,9 +303,9 @@ def _tally(
 def _unexplained(
     rows: set[int], columns: set[int], near_ties: NearTies, is_one_decision: bool
 ) -> tuple[set[int], set[int], bool]:
-    """Return the rows and columns that no run loses or gains, and whether one decision explains all of them.
+    """Return the rows that no run lacks, the columns that no run has, and whether one decision explains all.
 
-    The reference runs no more once all is explained, or after `PATIENCE` runs that explain nothing more.
+    There are no more runs once all are explained, or after `PATIENCE` runs that explain no further one.
     """
     idle_runs = 0
     for lost, gained, is_complete in near_ties:
@@ -319,13 +326,13 @@ def _without_ties(
     score_bar: float,
     beyond: Callable[[], Iterable[int]] | None,
 ) -> tuple[list[int], list[int]]:
-    """Remove results without a partner at the cut of two full lists, as many on either side."""
+    """Return `missing` and `extra` without ties at the cut of two full lists, as many on either side."""
     cuts = [float(side.min()) for side in scores]
     if abs(cuts[0] - cuts[1]) > score_bar:
         return missing, extra
     tied, tied_extra = (
-        [place for place in places if side[place] - cut <= score_bar]
-        for places, side, cut in zip((missing, extra), scores, cuts, strict=True)
+        [index for index in indices if side[index] - cut <= score_bar]
+        for indices, side, cut in zip((missing, extra), scores, cuts, strict=True)
     )
     if beyond is not None and tied and tied_extra:
         in_longer_list = set(beyond())
@@ -338,12 +345,18 @@ def _without_ties(
 
 
 def with_reason(row: DetectionRow, reason: str) -> DetectionRow:
-    """Return a row that fails for one reason more."""
+    """Return a failing copy of a row, with a further reason."""
     return dataclasses.replace(row, passed=False, reason=f'{row.reason}, {reason}' if row.reason else reason)
 
 
 def broken_boxes(name: str, columns: int, *sides: Any) -> str:
-    """Return why boxes (n, `columns`), scores (n,) and labels (n,) of a list do not fit; '' when they do."""
+    """Return why two lists of boxes cannot be compared; '' if they can.
+
+    Args:
+        name: attribute of a list with its boxes.
+        columns: number of values of a box.
+        sides: the reference and the candidate, with boxes (n, columns), `scores` (n,) and `labels` (n,).
+    """
     for side, results in zip(('reference', 'candidate'), sides, strict=True):
         boxes, scores, labels = getattr(results, name), results.scores, results.labels
         if boxes.shape != (len(scores), columns) or labels.shape != (len(scores),):
@@ -359,7 +372,10 @@ def broken_boxes(name: str, columns: int, *sides: Any) -> str:
 def alone(
     pair: Pair, problem: Callable[[Any, Any], str], pair_by: Callable[..., Pairing]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each side which results (n,) bool have no equal on the other; see `match_lists`."""
+    """Return for each side which results (n,) bool have no partner within the bars on the other.
+
+    `problem` and `pair_by` are those of `match_lists`; all results are alone if there is a problem.
+    """
     lonely = np.ones(len(pair.reference), bool), np.ones(len(pair.candidate), bool)
     if not problem(pair.reference, pair.candidate):
         matched = pair_by(pair.reference, pair.candidate).matched

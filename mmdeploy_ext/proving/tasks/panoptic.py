@@ -38,8 +38,8 @@ def pair_up(
 ) -> Pairing:
     """Pair the segments of two maps one to one, within a class; the nearness is the IoU of their pixels.
 
-    A pair has one value in both maps, which is its class and its number. With a lower bar of the IoU, that
-    of files in less than float32, it may have two: a segment that is gone changes the numbers behind it.
+    A pair must have the same id, class and number, in both maps. With an `iou_bar` below that of float32, as
+    for files in less than float32, the numbers may differ: a segment that is missing changes those behind it.
     """
     iou = mask.class_iou(reference, candidate)
     near = iou >= iou_bar
@@ -55,8 +55,8 @@ draw_pair = functools.partial(bbox2d.side_by_side, draw=draw_instances, problem=
 def match_detections(
     image: str, reference: Segments, candidate: Segments, *, capacity: int | None = None, **settings: Any
 ) -> DetectionRow:
-    """Match the segments of two maps; see `mask.match_detections`.
+    """Match the segments of two maps as `mask.match_detections` does.
 
-    Nothing is excused at a limit of results: no segment has a score, and all would be ties.
+    `capacity` is ignored: segments have equal scores, so that all would be ties at a limit of results.
     """
     return mask.match_detections(image, reference, candidate, pair_by=pair_up, **settings)

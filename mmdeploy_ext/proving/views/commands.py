@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def next_command(verdict: Verdict) -> str:
-    """Return the command that makes sense after this verdict."""
+    """Return the command to run next: one that uses the files if the verdict passed, else one that helps."""
     subject = verdict.subject
     model, file = _model_of(subject), subject.get('file', 'MODEL.onnx')
     family = FAMILIES.get(subject.get('family'))
@@ -51,7 +51,13 @@ def next_command(verdict: Verdict) -> str:
 
 
 def export_command(subject: Mapping[str, Any], file: str, **changes: Any) -> str:
-    """Return the command that writes a file with the options of the one that was proven, but for changes."""
+    """Return the command that exports a file again.
+
+    Args:
+        subject: of the verdict.
+        file: path to write.
+        changes: options that differ from those of the file that was proven.
+    """
     family, options = FAMILIES.get(subject.get('family')), {**subject.get('options', {}), **changes}
     name = 'export' if family is None else family.exported_by
     words = [*_model_of(subject).values(), '--verify', '--output-file', file]

@@ -16,16 +16,20 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 STRIP = 34
+"""Height of the strip of matched detections, pixels."""
 DECADES = (-8, 2)
-"""The widest range that is drawn; equal values are drawn at the lower end of the axis."""
+"""The widest range that is drawn, as powers of ten; errors of 0 are drawn at the lower end of the axis."""
 LINES = 8
 """Line styles of the style sheet: classes `line0` to `line7`."""
 
 
 def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> Markup:
-    """Draw errors per frame of named tensors, each over its tolerance, with the bar at 1.
+    """Draw errors per frame of some tensors, each divided by its tolerance, with a line at 1.
 
-    The series are those of a `SequenceRow`; the label describes the picture for screen readers.
+    Args:
+        series: of a `SequenceRow`.
+        names: of the tensors.
+        label: what the chart shows, for screen readers.
     """
     values = [series['ratios'].get(name, []) for name in names]
     decades = [math.log10(value) for line in values for value in line if value]
@@ -43,7 +47,10 @@ def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> M
 
 
 def match_strip(series: Mapping[str, Any], label: str) -> Markup:
-    """Draw per frame which share of the detections was matched: full height is all of them."""
+    """Draw per frame which share of the detections was matched: full height is all of them.
+
+    The arguments are those of `drift_plot`.
+    """
     axes = Axes(len(series['name']), *DECADES)
     wide = (WIDTH - LEFT - RIGHT) / max(axes.frames, 1)
     parts = [text(LEFT - 6, STRIP - 8, 'matched', 'end')]
@@ -61,7 +68,7 @@ def match_strip(series: Mapping[str, Any], label: str) -> Markup:
 
 
 def match_shares(series: Mapping[str, Any]) -> list[float | None]:
-    """Return per frame the matched results over the longer list; None if both are empty."""
+    """Return per frame the share of matched results in the longer list; None if both lists are empty."""
     counts = zip(series['reference'], series['matched'], series['extra'], strict=True)
     return [
         matched / max(reference, matched + extra) if reference or extra else None
@@ -70,7 +77,7 @@ def match_shares(series: Mapping[str, Any]) -> list[float | None]:
 
 
 def _resets(resets: Sequence[bool], axes: Axes, bottom: float) -> list[str]:
-    """Return vertical lines before the frames that began with an empty memory, after the first."""
+    """Return vertical lines before the frames, but the first, that began with an empty memory."""
     lines = [axes.x(index - 0.5) for index, reset in enumerate(resets) if reset and index]
     return [f'<line class="reset" x1="{x}" x2="{x}" y1="4" y2="{bottom}"/>' for x in lines]
 

@@ -1,4 +1,4 @@
-"""The verdict as one self-contained HTML page: nothing external, every figure out of the JSON in it."""
+"""The verdict as one self-contained HTML page, whose figures are those of the JSON that is embedded in it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     'percent': lambda value: '-' if value is None else f'{math.floor(1e4 * value) / 100:.2f} %',
     'ms': lambda value: '-' if value is None else f'{value:.1f}',
 }
-"""`data-format` of an element of the page -> format of its value of the JSON."""
+"""`data-format` of an element of the page -> function from its value in the JSON to its text."""
 
 
 def write_report(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str], folder: Path) -> Path:
@@ -61,12 +61,12 @@ def write_report(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[s
 
 
 def render(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str]) -> str:
-    """Return the page."""
+    """Return the HTML page of a proof; the arguments are those of `write_report`."""
     content, task = verdict.to_json(), verdict.subject.get('task', 'bbox2d')
 
-    def number(path: str, kind: str) -> Markup:
-        text = FORMATS[kind](look_up(content, path))
-        return Markup('<span data-path="{}" data-format="{}">{}</span>').format(path, kind, text)
+    def number(path: str, format_name: str) -> Markup:
+        text = FORMATS[format_name](look_up(content, path))
+        return Markup('<span data-path="{}" data-format="{}">{}</span>').format(path, format_name, text)
 
     gives = f'half precision ({verdict.precision}) can give of the PyTorch model'
     return template(__file__, TEMPLATE, autoescape=True).render(
@@ -91,7 +91,15 @@ def render(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str]) -
 
 
 def sequence_plots(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the pictures of a drive: per kind of tensor (title, names, SVG), and the matched detections."""
+    """Return the charts of a drive.
+
+    Args:
+        row: a `SequenceRow` as JSON.
+
+    Returns:
+        `drifts`: (title, names of tensors, SVG) of outputs and of the memory; `strip`: SVG of the matched
+        detections, or ''.
+    """
     names = list(row['series'].get('ratios', {}))
     memory = [name for name in names if name.startswith('memory ')]
     outputs = [name for name in names if name not in memory]
@@ -112,7 +120,7 @@ def look_up(content: Any, path: str) -> Any:
 
 
 def picture_uri(pair: Pair, classes: Sequence[str], task: str = 'bbox2d') -> str:
-    """Return a pair, drawn, as a `data:` address."""
+    """Return the drawing of a pair as a `data:` address; `task` is the task of the results, or 'bev' of maps."""
     if task == 'bev':
         return 'data:image/png;base64,' + base64.b64encode(encode_png(draw_bev(pair))).decode()
     drawing = task_module(task)
@@ -123,7 +131,16 @@ def picture_uri(pair: Pair, classes: Sequence[str], task: str = 'bbox2d') -> str
 
 
 def bars(histogram: Sequence[int], width: float, height: float) -> list[dict[str, Any]]:
-    """Return the bars of an error histogram, one per decade, their heights by the logarithm of the counts."""
+    """Return the bars of an error histogram, one per power of ten, with logarithmic heights.
+
+    Args:
+        histogram: counts, see `TensorRow.histogram`.
+        width: of the chart, pixels.
+        height: of the chart, pixels.
+
+    Returns:
+        Per bar `x`, `y`, `width` and `height` in pixels, `count`, and `decade`, its power of ten.
+    """
     step, largest = width / max(len(histogram), 1), math.log10(max([*histogram, 1]) + 1)
     heights = [height * math.log10(count + 1) / largest for count in histogram]
     return [

@@ -24,17 +24,18 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.verdict import Verdict
 
 MAX_ROWS = 20
-"""A case with more rows shows the worst per kind; the JSON file has them all."""
+"""A case with more rows shows only the worst of each kind, see `_representatives`; the JSON file has all."""
 MAX_LINES = 60
-"""So do all cases when the table would be longer than this."""
+"""If the table would have more lines, all cases show only the worst rows."""
 MAX_REASONS = 8
+"""Number of reasons that the console lists."""
 MAX_CLASSES = 6
 """Number of classes that the console names; the JSON file and the page have them all."""
 TENSOR_TITLES = ('shape', 'max abs', 'max rel', 'cosine', 'tolerance', '')
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
-    """Print a verdict; a width of 120 columns is enough."""
+    """Print a verdict on a console of 120 columns or more."""
     if verdict.graphs:
         colour = 'red' if any(not graph.passed for graph in verdict.graphs) else 'green'
         console.print(f'[{colour}]graph:[/{colour}] {escape(verdict.graph_text)}', soft_wrap=True)
@@ -64,7 +65,10 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
 
 
 def code_lines(verdict: Verdict) -> list[str]:
-    """Return one line per class of the model that no library has, and per method that no graph follows."""
+    """Return lines about classes of the model that no library has, and about methods that differ.
+
+    They are `Verdict.model_classes` and `Verdict.differing_methods`.
+    """
     users = [entry for entry in verdict.model_classes if not entry.ours]
     ours = [entry.name for entry in verdict.model_classes if entry.ours]
     lines = [f'class: {entry.name} of {entry.file} ({entry.sha256[:12]})' for entry in users[:MAX_CLASSES]]
@@ -100,9 +104,9 @@ def verdict_table(verdict: Verdict) -> Table:
     for case in cases:
         table.add_row(f'[bold]{escape(case.name)}[/bold] [dim]{escape(case.input_shape)}[/dim]')
         lines, count = _case_lines(case, brief), len(table.columns) - 1
-        for place, line in enumerate(lines, 1):
+        for index, line in enumerate(lines, 1):
             cells = [*line[:count], *[''] * (count - len(line))]
-            table.add_row(*cells, line[-1], end_section=place == len(lines))
+            table.add_row(*cells, line[-1], end_section=index == len(lines))
     return table
 
 
@@ -193,9 +197,10 @@ def _worst_cosine(verdict: Verdict) -> str:
 def _representatives(
     rows: Sequence[Any], badness: Callable[[Any], Any], brief: bool
 ) -> list[tuple[Any, int]]:
-    """Return (row, number of rows that it stands for); in brief the worst per kind.
+    """Return (row, number of rows that it stands for): each row, or if `brief` only the worst of each kind.
 
-    Rows that differ in a number alone (`cls_score_0`, `cls_score_1`) are of one kind, if both pass or fail.
+    Rows whose names differ only in a number (`cls_score_0`, `cls_score_1`) are of one kind, if both pass or
+    both fail. `badness(row)` is the largest for the worst row.
     """
     if not brief:
         return [(row, 1) for row in rows]
@@ -222,12 +227,12 @@ def _mark(passed: bool) -> str:
 
 
 def figure(value: float | None) -> str:
-    """Return a small number as people read it, '1.2e-06'; '-' for None."""
+    """Return a figure of a table as text, '1.23e-06'; '-' for None."""
     if value is None:
         return '-'
     return '0' if value == 0 else f'{value:.2e}'
 
 
 def cosine_text(value: float | None) -> str:
-    """Return a cosine rounded towards less agreement, so that only 1 reads as 1."""
+    """Return a cosine with seven digits, at most 1; '-' for None."""
     return '-' if value is None else f'{min(value, 1.0):.7f}'
