@@ -40,9 +40,9 @@ engine's 100 boxes, within 1e-5 of score, in five of six runs.
 DRAWS = 12
 """Number of random changes; each is made with both signs, so that either of two scores is raised.
 
-Runs are made one by one, as long as the caller needs further results. Measured: with Mask R-CNN with HRNet-W32, whose layers in float64 give 98
-of PyTorch's own 100 instances in a dark picture, ONNX Runtime found 97; five of those six results were
-explained by two draws, the last one by the sixth.
+Runs are made one by one, as long as the caller needs further results. Measured: with Mask R-CNN with
+HRNet-W32, whose layers in float64 give 98 of PyTorch's own 100 instances in a dark picture, ONNX Runtime
+found 97; five of those six results were explained by two draws, the last one by the sixth.
 """
 
 

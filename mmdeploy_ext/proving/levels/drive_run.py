@@ -146,7 +146,7 @@ class Modes:
         return None
 
     def _run_again(self, frame: Frame, first: StepResult) -> None:
-        """Run the first frame again after the last; outputs with other bits must be within tolerances."""
+        """Run the first frame again after the last; outputs with other bits must be within the bars."""
         run, min_cosine = self.runs['teacher'], self.runs['teacher'].bars.cosine
         self.candidates['teacher'].reset()
         second = self._step('teacher', frame)

@@ -434,7 +434,7 @@ class LimitsRaised(Trial):
         return [*values, (last, self._limit(last, [*values, (last, max_rows)], max_rows))]
 
     def _is_first(self, limit: Limit) -> bool:
-        """Return whether a limit is of the list `family.first`, the proposals that results are made of."""
+        """Return whether a limit is of the list `family.first`, the proposals of the results."""
         return bool(limit.list) and limit.list == self.trials.deployment.family.first
 
     def _limit(self, limit: Limit, values: Values, max_rows: int) -> int:

@@ -144,7 +144,7 @@ def _rule_values(image: PreparedImage) -> dict[str, Any]:
 
 
 def _pipeline_values(pipeline: ConfigPipeline, file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """Return the values of a picture that are compared, as `_rule_values` has them, and all collected ones."""
+    """Return the values of a picture that are compared, by the names of `_rule_values`, and all collected."""
     picture = pipeline(file)
     values = {name: picture.metas[name] for name in COLLECTED if name in picture.metas}
     for name in ('ori_shape', 'img_shape', 'pad_shape'):

@@ -24,7 +24,7 @@ IOU_BAR = 0.995
 SCORE_BAR = 1e-3
 """Largest score difference of a matched pair."""
 FLIPPED_PIXELS = 2
-"""Masks that differ in at most so many pixels have IoU 1: a value at the threshold may round to either side."""
+"""Masks that differ in no more pixels have IoU 1: a value at the threshold may round to either side."""
 PIXELS_AT_ONCE = 1 << 14
 """Number of pixels of masks that are multiplied at once: their copies in float32 stay in the caches."""
 PAIR_IOU = 0.5

@@ -1,7 +1,7 @@
 """One-to-one matching of two lists of results, whatever "near" means to the task.
 
-Every task matches by `match_lists`: `pair_lists` pairs two lists, and results without a partner are counted, or
-excused as ties of rounding (`_tally`).
+Every task matches by `match_lists`: `pair_lists` pairs two lists, and results without a partner are counted,
+or excused as ties of rounding (`_tally`).
 
 Glossary: R reference results (rows), C candidate results (columns).
 """
@@ -43,8 +43,8 @@ class Pairing:
 
 
 NearTies = Iterator[tuple[set[int], set[int], bool]]
-"""For each run of PyTorch with other rounding: rows of the reference that it lacks, columns of the candidate that
-it has, and whether its list is the candidate's completely."""
+"""For each run of PyTorch with other rounding: rows of the reference that it lacks, columns of the candidate
+that it has, and whether its list is the candidate's completely."""
 ONE_DECISION = 2
 """Number of results that one decision of rounding changes: one is lost and one gained.
 
@@ -55,8 +55,8 @@ frames two peaks differ by 4e-7 of themselves, the engine takes the other one, a
 2 to 6 mm, as in two of 24 runs of PyTorch.
 """
 PATIENCE = 20
-"""After so many runs of the reference in a row that explain no further result, there are no more runs. That is
-enough for its thresholds, its choices of ties, and some runs with other rounding."""
+"""After so many runs of the reference in a row that explain no further result, there are no more runs. That
+is enough for its thresholds, its choices of ties, and some runs with other rounding."""
 
 
 def overlap_bars(bars: HalfBars) -> dict[str, float]:
