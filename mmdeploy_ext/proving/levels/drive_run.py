@@ -257,7 +257,7 @@ class PairRun:
         return True
 
     def _check_reset(self, moment: Moment, name: str) -> None:
-        """Check that both or neither emptied their memories, and that these have the frame's pose and time."""
+        """Check that both or neither emptied their memories, which have the frame's pose and time."""
         frame, sides = moment.frame, ('reference', 'candidate')
         if moment.expected.was_reset != moment.got.was_reset:
             emptied, other_side = sides if moment.expected.was_reset else sides[::-1]

@@ -399,8 +399,8 @@ class LimitsLowered(Trial):
             values.append((limit, cut(scores, limit.minimum) or lowered(limit)))
         if last is None:
             return values
-        # few candidates have few results: the limit is raised so that all of them remain, if so many masks can
-        # be compared
+        # few candidates have few results: the limit is raised so that all of them remain, if so many masks
+        # can be compared
         unlimited = last.value
         if few_candidates and family.task == 'bbox2d':
             unlimited = last.available
