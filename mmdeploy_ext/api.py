@@ -88,7 +88,7 @@ class Source:
     def load(self, check: Check, mean: Sequence[float] | None, std: Sequence[float] | None) -> Deployment:
         """Build the model, call `check(cfg, family, model)`, and load the weights.
 
-        `mean` and `std`, three values per channel of 0..255, replace those of the config; None keeps them.
+        `mean` and `std`, a value per channel, replace those of the config; None keeps them.
         """
         from mmdeploy_ext.exporting import deployment as deploy
 

@@ -3,7 +3,7 @@
 model.onnx                    the file
 manifest.json                 what is below, how it was made, and the hash of every file
 inputs/000/img.bin            inputs of the first case, little-endian, row by row
-beside/000/ori_shape.bin      what the post-processing outside of the graph takes beside them
+beside/000/img_shape.bin      what the post-processing outside of the graph takes beside them
 expected/000/cls_score_0.bin  PyTorch's tensors for it
 results/000/0/scores.bin      PyTorch's results for its first image
 """

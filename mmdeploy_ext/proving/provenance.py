@@ -54,8 +54,8 @@ def provenance(
 def class_names_check(deployment: Deployment, names: Sequence[str]) -> Check:
     """Compare the class names in a file with those of the first source that names all classes.
 
-    `deployment.class_names`, from which files have their names, is not called: a fault in it would be on both
-    sides.
+    `class_names` of `exporting/deployment.py`, which gives files their names, is not called: a fault in it
+    would be on both sides.
     """
     count = deployment.family.num_classes(deployment.model)
     fitting = ((source, listed) for source, listed in _class_sources(deployment) if len(listed) == count)

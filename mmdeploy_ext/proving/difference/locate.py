@@ -54,7 +54,8 @@ class Subject:
         feeds: input name -> array that the exporter did not see.
         fresh_export: of the modules, with the file's own options and edits.
         title: of the input, for people.
-        beside: name -> inputs of the unpatched model that the graph does not have; {} for frames and sweeps.
+        beside: name -> input of the unpatched model, of any form, more than the graph has; {} for models of
+            frames and sweeps.
     """
 
     stages: Sequence[Stage]

@@ -144,7 +144,10 @@ def _image_steps(steps: list[Step]) -> list[Step]:
 
 
 def _insert_after(steps: list[Step], new: Step, kinds: Sequence[str]) -> None:
-    """Insert a step behind the last one whose type is in `kinds` or loads, or which is a callable."""
+    """Insert a step behind the last one whose type is in `kinds` or loads, or which is a callable.
+
+    If there is no such step, it becomes the first.
+    """
     indices = [
         index
         for index, step in enumerate(steps)
@@ -154,9 +157,10 @@ def _insert_after(steps: list[Step], new: Step, kinds: Sequence[str]) -> None:
 
 
 def _normalise_with(steps: list[Step], normalisation: Mapping[str, Sequence[float]]) -> None:
-    """Replace the mean and the deviation of a pipeline; one without a Normalize gets it before Pad.
+    """Replace the mean and the deviation of a pipeline; one without a Normalize gets it, before Pad.
 
-    RandomCenterCropPad, which pads with the mean, has its own copy of it.
+    That Normalize keeps the order of the channels. RandomCenterCropPad, which pads with the mean, has its own
+    copy of it.
     """
     replaced = {name: list(values) for name, values in normalisation.items()}
     for step in _all_dicts(steps):

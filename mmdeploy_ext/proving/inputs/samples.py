@@ -48,8 +48,8 @@ class Samples:
 
     Attributes:
         paths: files and folders that the user named.
-        files: paths of the pictures, () for a family of frames or sweeps.
-        pictures: (file name, BGR picture).
+        files: paths of the pictures; [] for a family of frames or sweeps.
+        pictures: (file name, BGR picture) of each.
         count: number of frames or sweeps; 0 for a family of pictures.
     """
 

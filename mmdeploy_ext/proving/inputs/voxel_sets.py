@@ -46,7 +46,7 @@ class VoxelSet:
 
 
 def in_order(coordinates: np.ndarray, same: bool) -> np.ndarray:
-    """Return coordinates (N, 4), with the three axes reversed if `same`, the orders are equal, is False."""
+    """Return coordinates (N, 4) unchanged if `same`, else with the three axes in reversed order."""
     return coordinates if same else np.ascontiguousarray(coordinates[:, [0, 3, 2, 1]])
 
 
