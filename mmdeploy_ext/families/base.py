@@ -65,13 +65,14 @@ class Family(abc.ABC):
         memory: whether the result of a sample depends on earlier ones.
         files: names of the graphs that its folders hold, in the order in which a sample goes through them;
             empty for families of one file.
-        ignored_prefixes: checkpoint keys that inference does not use.
+        ignored_prefixes: what keys of a checkpoint begin with that inference does not use.
         keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those of every family.
         options: options of its exports, in the order of the metadata.
         of_config: what configs of the family fix, for the message about an option that it does not have.
         exported_by: command of `core/commands.py` that writes its files.
         used_by: form -> words of `mm2onnx` that use a proven file, with {file}, {folder} of it, {config} and
-            {checkpoint}, if its runtime names none (see `runner_of`); '' for other forms.
+            {checkpoint}, if its runtime names none (see `runtime.family_runtime.runner_of`); '' for other
+            forms.
         exports: the models that it exports, and its page, for the message about a detector of no family.
         similar_names: words in the names of similar detectors and heads, for the same message.
         followed: classes of the installed libraries, or modules of functions, and the names of the methods
@@ -110,8 +111,9 @@ class Family(abc.ABC):
         """
 
     def exported_options(self, content: Mapping[str, Any], path: object = 'the file') -> Options:
-        """Return the options that a file was exported with, from the `options` of its metadata.
+        """Return the options that a file was exported with.
 
+        `content` is the entry `options` of its metadata, name -> value; `path` names the file in messages.
         ModelFileError: one is missing, or the family has no such option.
         """
         values = {name: value for name, value in content.items() if name != 'cfg_options'}
@@ -123,7 +125,10 @@ class Family(abc.ABC):
         return self.choose(**values)
 
     def missing_option_message(self, name: str, values: Mapping[str, Any]) -> str:
-        """Return the message about an option that the family does not have, and which families have it."""
+        """Return the message about an option that the family does not have, and which families have it.
+
+        `values` are name -> value of all options that were chosen, `name` is one of them.
+        """
         families = [family for family in FAMILIES.values() if family.product == self.product]
         owners = sorted(
             family.name for family in families if name in [entry.name for entry in family.options]
@@ -201,7 +206,7 @@ class Family(abc.ABC):
         return stem if self.files else 'tmp.onnx'
 
     def names_of(self, options: Options) -> tuple[str, ...]:
-        """Return the names of the graphs of an export, as `files` has those of the default."""
+        """Return the names of the graphs of an export; those with default options are `files`."""
         return self.files
 
     def companions(self, model: torch.nn.Module, options: Options) -> Mapping[str, str]:
@@ -211,7 +216,8 @@ class Family(abc.ABC):
     def companion_differences(self, folder: Path, cfg: Any) -> list[str]:
         """Return a line for each difference of the files of `companions` in a folder from a config.
 
-        It reads both without `companions`, so that a fault of that is not on both sides.
+        It does not call `companions`: a fault of that function would be in the files and in what they are
+        compared with.
         """
         return []
 
@@ -220,7 +226,7 @@ class Family(abc.ABC):
         return not self.files
 
     def example(self, images: Sequence[PreparedImage], options: Options) -> dict[str, np.ndarray]:
-        """Return input name -> array that is traced, for graphs without an example."""
+        """Return input name -> array that is traced, for graphs whose `Graph.example` is empty."""
         return {}
 
     def num_classes(self, model: torch.nn.Module) -> int:
@@ -273,14 +279,20 @@ FAMILIES = Families()
 """Every family that is registered, by its name."""
 NOT_INSTALLED = 'not installed'
 WANTED = {DETECTOR: 'a detector config', BACKBONE: 'a LiDAR model with a sparse encoder'}
+"""Product -> what a config has to be."""
 LACKING = {
     DETECTOR: 'belongs to no family that mm2onnx exports',
     BACKBONE: 'has no sparse-convolution backbone that mm2onnx exports',
 }
+"""Product -> why a config that no family claims is refused."""
 
 
 def load_families(library: str | None = None) -> None:
-    """Import the families that need a library, see `register_family`; None: all that can be imported."""
+    """Import the families that were registered with a library, see `contract.registry.register_family`.
+
+    `library` is its import name, such as 'mmdet3d'; '' stands for the families that name none, which are
+    those of mmdet; None for all families whose library can be imported.
+    """
     for registration in registered().values():
         needed = registration.library
         if needed == library or (library is None and not (needed and library_failure(needed))):

@@ -17,15 +17,19 @@ if TYPE_CHECKING:
 NOT_REGISTERED = 'is not in the'
 """What mmcv says of a type that no registry has."""
 HEAD_KEYS = ('query_head', 'bbox_head', 'mask_head', 'pts_bbox_head')
+"""Attributes of detectors that may hold the head that gives the results; the first that is there counts."""
 
 
 def names_of_class(registry: Any, name: Any) -> list[str]:
     """Return the names of a registered class and of its bases, the class first; else only `name`.
 
-    A class of the user's repository that is derived from one of a library is of its kind; so is a copy.
+    `registry` is one of mmcv's. Families compare names, not classes, so that a class of the user's repository
+    counts as one of a library if it is derived from it, or is a copy of it with the same name.
     """
-    kind = registry.get(str(name))
-    return [str(name), *(base.__name__ for base in kind.__mro__)] if kind is not None else [str(name)]
+    registered_class = registry.get(str(name))
+    if registered_class is None:
+        return [str(name)]
+    return [str(name), *(base.__name__ for base in registered_class.__mro__)]
 
 
 def head_of(model: torch.nn.Module) -> torch.nn.Module:

@@ -57,8 +57,10 @@ class ImageFamily(Family):
             is a result; see `proving/near_ties.py`.
         trial_rows: number of results among which every threshold decides some, see
             `proving/levels/other_limits.py`.
-        first: name of the list of rows that the results are made from; '' if there is none.
-        lowest_share: lowest share of a threshold of scores, if few candidates are chosen of the rows above.
+        first: name of the list of rows that the results are made from, such as proposals or the tokens that
+            become queries, see `lists`; '' if there is none.
+        lowest_share: factor of the thresholds of scores in a proof's trial that chooses few candidates: 0
+            lets every row pass; more if much is computed of each row before candidates are chosen.
         shares_network: whether the reference runs the same modules as the network, so that only a file shows
             what the export makes of them.
     """
@@ -98,7 +100,7 @@ class ImageFamily(Family):
         return [Graph(options.form, None, spec, make=functools.partial(self.stages, model, options))]
 
     def example(self, images: Sequence[PreparedImage], options: Options) -> dict[str, np.ndarray]:
-        return self.feeds([images[index % len(images)] for index in range(options.batch)], True)
+        return self.feeds([images[index % len(images)] for index in range(options.batch)], rescale=True)
 
     def takes(self, model: torch.nn.Module, options: Options, height: int, width: int) -> bool:
         """Return whether a dynamic graph with these options takes images of this size, pixels."""
@@ -147,7 +149,11 @@ class ImageFamily(Family):
     def inner_inputs(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str
     ) -> dict[str, np.ndarray]:
-        """Return the inputs of a graph of this form that another graph computes, by the unpatched model."""
+        """Return the inputs of a graph of this form that another graph computes, by the unpatched model.
+
+        The result is name -> array, e.g. the features and proposals of a graph of regions; {} if there are
+        none.
+        """
         return {}
 
     def choose_as(
@@ -158,18 +164,28 @@ class ImageFamily(Family):
         reference: Mapping[str, np.ndarray],
         ties_rtol: float = DEFAULT_RTOL,
     ) -> dict[str, np.ndarray]:
-        """Return the reference, of another run or of a dump, with the engine's choices among ties.
+        """Return the outputs of the reference, with the engine's choices among ties.
 
-        Values within `ties_rtol` of each other, of the largest one, are a tie.
+        Engines round differently: one may choose other rows of almost equal scores than PyTorch does. A
+        family that can follow such a choice computes the reference again with it; here it stays as it is.
+
+        Args:
+            model: unpatched.
+            feeds: inputs of the graph by name.
+            outputs: of the engine, by name; they show what it chose.
+            reference: outputs of the same names, by PyTorch in another run or in a dump.
+            ties_rtol: scores are a tie if they differ by no more than this share of the largest one.
         """
         return dict(reference)
 
     def interchangeable_zeros(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **options: Any
     ) -> dict[str, np.ndarray]:
-        """Return output name -> the other value that a zero may have without deciding anything.
+        """Return output name -> values, in the shape of the output, that may be zero because of a tie.
 
-        Ties: either side may have zero there and the other one this value; NaN if there is no tie.
+        If two scores are so close that rounding decides which of them becomes zero, one of engine and
+        reference may have zero in an element and the other the value that stands here; elements without a
+        tie have NaN. Only elements count that decide no result, or whose results `rounded_choices` covers.
         """
         return {}
 
@@ -186,8 +202,8 @@ class ImageFamily(Family):
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return output name -> smallest and largest right value (B,) of each output that counts candidates.
 
-        Scores within `slack` of the threshold may be on either side; `caps` are the file's limits of
-        candidates, see `contract.options.LIMITS`.
+        A score that differs from the threshold by no more than `slack` may pass or not; `caps` are the
+        file's limits of candidates by name of their option, see `contract.options.LIMITS`.
         """
         raise NotImplementedError(f'{self.name}: has no files with a limit of candidates')
 
@@ -231,13 +247,16 @@ class ImageFamily(Family):
         raise NotImplementedError(f'{self.name}: makes no list before its results')
 
     def scores_of(self, model: torch.nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
-        """Return the scores of one of the lists of the first image, without what comes after it."""
+        """Return the scores of the list `name` of the first image; '' names the results.
+
+        Of the list named `first` no later step runs.
+        """
         if name and name == self.first:
             return self.first_list(model, images)[0].scores
-        return self.lists(model, images, True)[name][0].scores
+        return self.lists(model, images, rescale=True)[name][0].scores
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return the lists but the results that a graph of `trial` gives of one image."""
+        """Return name -> list of one image, of the lists before the results that a graph of `trial` gives."""
         return {}
 
     def trial(self, model: torch.nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
@@ -261,7 +280,7 @@ class ImageFamily(Family):
     def network_outputs(
         self, model: torch.nn.Module, options: Options, feeds: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """Return what the stages of `trial` take of the network, by the model's own layers."""
+        """Return the network's outputs by name, as the stages of `trial` take them, by the model's layers."""
         network, *_ = self.stages(model, options, fold=False)
         return run_stage(network, feeds)
 
@@ -269,7 +288,8 @@ class ImageFamily(Family):
         """Return a context in which heads give some boxes that trained weights rarely do.
 
         These reach far beyond the image, or end before they begin; no picture shows otherwise how they are
-        decoded and clipped. The context changes outputs of layers, so that both sides get the same.
+        decoded and clipped. The context changes outputs of layers, so that the reference and the graph that
+        is exported inside it have the same.
         """
         return contextlib.nullcontext()
 

@@ -1,7 +1,7 @@
 """Entries of a model's settings that decide which rows become results: limits of their number, thresholds.
 
 They are constants of a graph. A picture with 90 results does not show that a limit is 99 instead of 100, so a
-proof exports the post-processing with other values, on both sides.
+proof gives other values to the model, exports its post-processing with them, and compares both.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ KINDS = dict(
 """Entries of mmdet's `test_cfg`, and of `nms` in it, that mean the same in every family."""
 FEWER_CANDIDATES = 19
 """Rows of each level that are chosen when limits are lowered: even coarse levels have more. None of them is
-suppressed then, so that the list shows the choice itself; of five levels they are less than 100."""
+suppressed then, so that the list shows the choice itself; those of five levels are less than 100, mmdet's
+usual limit of results."""
 NO_SUPPRESSION = 1.0
 """No IoU is larger."""
 NEVER = {Kind.SCORE: 2.0}
@@ -91,8 +92,8 @@ class Limit:
         default: value if the entry is missing.
         available: largest possible number of rows.
         minimum: smallest value that the model takes.
-        of_list_alone: whether only its list can be made with another value, since what follows takes as many
-            rows as the model's own value leaves.
+        of_list_alone: whether a proof can change it only where it compares the list `list` and no results,
+            since the steps behind the list take as many rows as the model's own value leaves.
         never: value that lets no row pass, if it is not that of `NEVER`.
     """
 
@@ -169,7 +170,10 @@ def changed(values: Iterable[tuple[Limit, Any]]) -> Iterator[None]:
 
 
 def lowered(limit: Limit) -> Any:
-    """Return a smaller number of candidates, share or number, and no suppression."""
+    """Return the value of an entry while limits are lowered: fewer candidates or rows, or a smaller share.
+
+    An IoU becomes one that suppresses nothing; sides of boxes and switches stay.
+    """
     if limit.kind is Kind.OVERLAP:
         return NO_SUPPRESSION
     if limit.kind in (Kind.SHARE, Kind.COVERED):
@@ -182,7 +186,10 @@ def lowered(limit: Limit) -> Any:
 
 
 def raised(limit: Limit) -> Any:
-    """Return a larger number of candidates, share, number or side, and the other position of a switch."""
+    """Return the value of an entry while limits are raised: more candidates or rows, or a larger share.
+
+    Sides become longer, and a switch is set the other way.
+    """
     if limit.kind in (Kind.OVERLAP, Kind.SHARE, Kind.COVERED):
         return 1 - (1 - limit.value) * OTHER_SHARE
     if limit.kind in (Kind.NUMBER, Kind.AREA):

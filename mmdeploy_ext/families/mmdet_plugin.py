@@ -3,4 +3,4 @@
 import mmdeploy_ext.models.mmdet  # noqa: F401
 from mmdeploy_ext.families.base import load_families
 
-load_families(library='')
+load_families(library='')  # those that need no library besides mmdet

@@ -28,11 +28,12 @@ from mmdeploy_ext.core.source_code import (
 TABLE = 'replaced_methods.json'
 """File in the folder of a family: class -> method -> hashes of the versions that its graphs follow."""
 DIGITS = 16
-"""Of a hash in a table."""
+"""Number of hexadecimal digits of a hash in a table."""
 
 Followed = tuple[tuple[type | ModuleType, tuple[str, ...]], ...]
-"""Classes, or modules of functions, and names of their methods."""
+"""Pairs of a class and the names of its methods, or of a module and the names of its functions."""
 Table = Mapping[str, Mapping[str, Sequence[str]]]
+"""Content of a file `TABLE`: class or module -> method or function -> hashes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,8 @@ def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[Differ
             raise ValueError(f'{TABLE}: has no class {entry.upstream!r}; expected one that a family follows')
         for method in entry.methods:
             absent = isinstance(entry.part, ModuleType) and not hasattr(entry.part, method)
-            if method not in followed or absent:  # an older library, whose methods do without the function
+            # a function that is absent: an older library, whose methods do not call it
+            if method not in followed or absent:
                 continue
             source = _differing_source(getattr(entry.part, method, None), followed[method])
             if source is not None:

@@ -32,7 +32,7 @@ class MemorySpec:
     Glossary: Q queries, K rows that a frame adds to the memory, P rows that become queries of the next frame.
 
     Rows are the best K by score: engines that round differently may order equal scores differently. A proof
-    tells such ties from errors by the places of the rows.
+    tells such ties from errors by `places`, which show the query that a row was copied from.
 
     Attributes:
         tensors: name of a tensor of `StreamState` -> its tolerance in float32.
@@ -42,7 +42,8 @@ class MemorySpec:
             last layer alone.
         per_query: outputs with the queries on the axis before the last.
         scores: the output of logits (layers, 1, Q, classes) by which rows are chosen; '' if scores never tie.
-        places: (memory tensor, output, columns) that rows copy from the outputs of their query, in m and m/s.
+        places: what rows copy from the outputs of their query, in m and m/s: (name in `tensors`, name of an
+            output, indices of those columns of the output that are the columns of the tensor).
         topk: K.
         propagated: P.
     """
@@ -67,11 +68,13 @@ class SequenceFamily(Family):
     """Export, references and runner of one family whose samples are frames or sweeps.
 
     Attributes:
-        compared: outputs that are compared with a dump; empty means all of the last graph.
+        compared: tensors of the graphs that are compared with a dump, by name; empty means the outputs of the
+            last graph.
         dump_suffixes: prefix of a dumped tensor's name -> what its file name ends in.
         measured: contracts that a benchmark exports if it is given no files; empty means the default one.
         dump_names: tensors that dump mode has; empty if they are unknown before a frame has run.
-        bars: limits of its deploy contract in a benchmark, see `benchmark.streams.held_to`.
+        bars: (name, figure, largest value) of each limit of its deploy contract in a benchmark; for the
+            figures see `benchmark.streams.check_bars`.
         bars_of: the model and machine that the bars were set for.
     """
 
@@ -100,8 +103,8 @@ class SequenceFamily(Family):
         """Write generated moments as files into a folder; return the config of a data set that reads them.
 
         If `data.test` of the config reads infos of nuScenes' kind, it is that data set with another
-        `ann_file`; else it is the family's with the config's test pipeline. The rule decides which files are
-        written.
+        `ann_file`; else it is the family's with the config's test pipeline. `rule`, that of
+        `preprocess_rule`, decides which files are written.
         """
 
     @abc.abstractmethod
@@ -131,12 +134,15 @@ class SequenceFamily(Family):
     def special_samples(self, rule: Any, sample: Frame | Sweep) -> Iterable[Frame | Sweep]:
         """Yield samples, made of another one, each with one more change of the rig.
 
-        Those of a model with a memory are one drive, with a frame of one colour.
+        Those of a model with a memory are one drive; in one of its frames the pictures have a single colour.
         """
         return ()
 
     def plain_sample(self, rule: Any, sample: Sweep) -> Sweep | None:
-        """Return an empty sample of a model without memory; None if the family makes none."""
+        """Return a sample in which there is next to nothing, such as one point, for a model without memory.
+
+        It is made of another sample; None if the family makes none.
+        """
         return None
 
     def ignores_places(self, options: Options) -> bool:

@@ -83,8 +83,8 @@ class SparseFamily(Family):
         return super().choose(**{**values, 'order': values.get('order') or self.orders[0]})
 
     def default_output(self, stem: str, options: Options) -> str:
-        kind = '' if options.target == 'libspconv' else f'{options.target}.'
-        return f'lidar.backbone.{kind}{options.order}.onnx'
+        target = '' if options.target == 'libspconv' else f'{options.target}.'
+        return f'lidar.backbone.{target}{options.order}.onnx'
 
     @abc.abstractmethod
     def settings(self, cfg: Any, model: torch.nn.Module) -> EncoderSettings:
@@ -119,7 +119,8 @@ class SparseFamily(Family):
     def run_encoder(
         self, model: torch.nn.Module, features: np.ndarray, coordinates: np.ndarray
     ) -> np.ndarray:
-        """Run the unpatched module on spconv, one thread: (1, C, H, W) float32.
+        """Return the output (1, channels, H, W) float32 of the unpatched module on spconv, with one thread.
 
-        Of features (N, C) float32 and coordinates (N, 4) int32 in the family's own order.
+        `features` are (N, C) float32, a row per voxel; `coordinates` (N, 4) int32 are the sample 0, then the
+        voxel in the order of axes of `EncoderSettings.order`.
         """

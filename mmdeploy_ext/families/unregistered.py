@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 MOST_FILES = 20_000
-"""Python files that are searched for a class."""
+"""Largest number of Python files that are searched for a class."""
 LISTED = 3
-"""Types that a message names."""
+"""Largest number of types that a message names."""
 NO_CLASSES = ('.nms.type', '.roi_layer.type', '.conv_op.type')
-"""What keys end in whose types are functions, or names in a module, and are in no registry."""
+"""Ends of keys whose types are functions, or names in a module, and so in no registry."""
 SKIPPED_FOLDERS = ('site-packages', 'node_modules', '__pycache__', 'build')
 
 
@@ -52,11 +52,11 @@ def types_of(part: Any, prefix: str = '') -> Iterator[tuple[str, str]]:
 
 def python_files(folder: Path) -> Iterator[Path]:
     """Yield the Python files below a folder, those of environments and caches apart."""
-    for place, folders, files in os.walk(folder):
+    for directory, folders, files in os.walk(folder):
         folders[:] = sorted(
             name for name in folders if not name.startswith('.') and name not in SKIPPED_FOLDERS
         )
-        yield from (Path(place, name) for name in sorted(files) if name.endswith('.py'))
+        yield from (Path(directory, name) for name in sorted(files) if name.endswith('.py'))
 
 
 def files_of_classes(folder: Path, names: Iterable[str]) -> dict[str, Path]:
@@ -73,9 +73,9 @@ def files_of_classes(folder: Path, names: Iterable[str]) -> dict[str, Path]:
 
 def module_to_import(path: Path, folder: Path) -> str:
     """Return the module that registers the classes of a file: its package, or itself if it is in none."""
-    place = path.relative_to(folder)
-    package = place.parent if (path.parent / '__init__.py').is_file() else place.with_suffix('')
-    return '.'.join(package.parts)
+    relative = path.relative_to(folder)
+    module = relative.parent if (path.parent / '__init__.py').is_file() else relative.with_suffix('')
+    return '.'.join(module.parts)
 
 
 def repository_of(config: str) -> Path:
@@ -100,9 +100,10 @@ def missing_types(cfg: Any) -> dict[str, str]:
 
 
 def unregistered(cfg: Any) -> str:
-    """Return which types in the model of a config nobody has registered, and what would do it.
+    """Return the message about types in a config's model that are in no registry, and how to register them.
 
-    The user's tree is searched for their classes, and nothing in it is imported; '' if none is in it.
+    The user's tree is searched for their classes, and nothing in it is imported; '' if it has none of them,
+    or if all types are registered.
     """
     missing = missing_types(cfg)
     if not missing:
@@ -114,11 +115,11 @@ def unregistered(cfg: Any) -> str:
     keys = sorted(missing, key=lambda key: missing[key] not in files)
     listed = _first([f'{key}={missing[key]!r}' for key in keys])
     names = [name for name in dict.fromkeys(missing.values()) if name in files]
-    places = _first([f'class {name} is in {files[name].relative_to(folder)}' for name in names])
+    definitions = _first([f'class {name} is in {files[name].relative_to(folder)}' for name in names])
     modules = ','.join(dict.fromkeys(module_to_import(files[name], folder) for name in names))
-    place = '' if folder == Path.cwd() else f' in {folder}'
+    in_folder = '' if folder == Path.cwd() else f' in {folder}'
     return (
-        f'{listed}: registered by no imported module; {places}: run{place} with --cfg-options '
+        f'{listed}: registered by no imported module; {definitions}: run{in_folder} with --cfg-options '
         f'custom_imports.imports={modules}, or write custom_imports into the config'
     )
 

@@ -3,7 +3,7 @@
 A detector exports because its head is of a kind. The boxes and scores here are those of mmdet, for the proof.
 Source: `models/dense_heads`, the file of each head, and `core/bbox/coder`.
 
-Glossary: B batch, A priors of a level, C classes, h, w size of a level's maps.
+Glossary: B batch, a priors of a cell, A priors of a level, C classes, h, w size of a level's maps.
 """
 
 import copy
@@ -36,7 +36,7 @@ FAR_PX = 1e6
 
 
 def rows_of(tensor: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return a map (B, a*columns, h, w) as rows (B, h*w*a, columns), in the order of its priors."""
+    """Return a map (B, a*columns, h, w) as rows (B, A, columns), in the order of its priors; A is h*w*a."""
     return tensor.permute(0, 2, 3, 1).reshape(tensor.shape[0], -1, columns)
 
 
@@ -113,7 +113,7 @@ def plain_head(head: nn.Module) -> Head:
 
 
 def _scores_and_sizes(head: nn.Module, generator: Any) -> dict[str, Any]:
-    """Return two fields of `Head`: softmax has the background last; SSD's maps do not follow strides."""
+    """Return the fields `activation` and `maps_by_stride` of `Head`; SSD's maps do not follow strides."""
     activation = 'sigmoid' if head.use_sigmoid_cls else 'softmax'
     return dict(activation=activation, maps_by_stride=not isinstance(generator, SSDAnchorGenerator))
 
@@ -131,11 +131,15 @@ def strides(head: nn.Module) -> list[int]:
 class HeadKind:
     """One kind of head; this one decodes by `BaseDenseHead.get_bboxes` and the box coder of the config.
 
+    Its methods take a live head of mmdet of this kind. `rows` are name of an output -> its rows
+    (A, columns), `priors` (A, 4) xyxy or (A, 2) points in pixels; both are of one level and one image, and
+    `level` is its index.
+
     Attributes:
         upstream: the class whose methods the graphs repeat.
         factor: name of a third output, the logits of a score factor; '' without one.
         has_generator: whether upstream's head has a generator of priors.
-        fixed: entries of `test_cfg` that its `get_bboxes` does not read -> what it does instead.
+        fixed: entries of `test_cfg` that its `get_bboxes` does not read -> the values by which it behaves.
         limit: entry of `test_cfg` that limits the detections of an image.
         needed: entries of `test_cfg` that it reads without a default.
     """
@@ -172,17 +176,20 @@ class HeadKind:
         return [level for levels in outputs for level in levels]
 
     def maps(self, head: nn.Module, maps: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """Return the outputs of one level by name as the decoding reads them, by functions of upstream."""
+        """Return the outputs (B, a*columns, h, w) of one level by name as they are before they are decoded.
+
+        Functions of upstream change them, e.g. keep the peaks of a heatmap; here they stay.
+        """
         return maps
 
     def boxes(self, head: nn.Module, level: int, rows: Rows, priors: torch.Tensor) -> torch.Tensor:
-        """Return boxes (A, 4), not clipped, of one image by upstream's functions."""
+        """Return boxes (A, 4) xyxy in pixels, not clipped, by upstream's functions."""
         return head.bbox_coder.decode(priors, rows['bbox_pred'])
 
     def scores(
         self, head: nn.Module, rows: Rows, priors: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return class scores (A, C) and score factors (A,) or None of one image, by PyTorch and upstream."""
+        """Return class scores (A, C) and score factors (A,) or None, by PyTorch and upstream's functions."""
         factors = rows[self.factor][:, 0].sigmoid() if self.factor else None
         return class_scores(head, rows['cls_score']), factors
 
@@ -432,7 +439,7 @@ class CenterNetKind(HeadKind):
         num_cells, height = len(points), int(points[-1, 1]) // CENTERNET_STRIDE + 1
         falling = torch.arange(num_cells, 0, -1, dtype=torch.float32)[None]
         channels = [falling, rows['wh'].T, rows['offset'].T]
-        maps = [cells.reshape(1, len(cells), height, -1).to(points) for cells in channels]
+        maps = [values.reshape(1, len(values), height, -1).to(points) for values in channels]
         size = [CENTERNET_STRIDE * side for side in maps[0].shape[2:]]
         return head.decode_heatmap(*maps, size, k=num_cells, kernel=1)[0][0, :, :4]
 

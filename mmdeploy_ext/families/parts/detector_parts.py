@@ -116,7 +116,10 @@ def check(model: Mapping[str, Any], options: Options) -> None:
 
 
 def check_grid_sample(name: str, options: Options) -> None:
-    """Refuse (UsageError) an opset without GridSample, or with one that TensorRT 10 gets wrong."""
+    """Refuse (UsageError) an opset without GridSample, or with one that TensorRT 10 gets wrong.
+
+    `name` is that of the part that needs it, for the message.
+    """
     low, high = GRID_SAMPLE_OPSETS
     if not low <= options.opset <= high:
         raise UsageError(
@@ -135,7 +138,10 @@ def check_one_image(head: nn.Module, options: Options) -> None:
 
 
 def check_tokens(num_tokens: int, options: Options, key: str, num_queries: int) -> None:
-    """Refuse (UsageError) a size with fewer tokens than become queries, by the `key` of their number."""
+    """Refuse (UsageError) a size of the options whose tokens are fewer than the queries chosen from them.
+
+    `key` is the config's name of the number of queries, for the message.
+    """
     if num_tokens < num_queries:
         raise UsageError(
             f'--shape {options.height} {options.width}: gives {num_tokens} tokens for {key}={num_queries}; '

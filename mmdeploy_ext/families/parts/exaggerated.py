@@ -27,9 +27,10 @@ the centre of its anchor: clipping leaves them, and they show the limit."""
 
 
 def exaggerated_cells(maps: torch.Tensor, coder: Mapping[str, Any] | None = None) -> torch.Tensor:
-    """Return maps (B, columns, h, w) with larger, shifted and inverted values in some cells.
+    """Return maps (B, channels, h, w) with larger, shifted and inverted values in some cells.
 
-    `coder` has the settings of one of deltas, see `families/parts/runtime/box_coders.py`.
+    `coder` has the settings of the coder that decodes them, see `families/parts/runtime/box_coders.py`: if
+    they are deltas, shifted ones become `QUADRANT`. None: any other maps.
     """
     rows, columns = (torch.arange(side, device=maps.device) for side in maps.shape[2:])
     cell = (3 * rows[:, None] + 5 * columns) % CELLS
@@ -39,10 +40,10 @@ def exaggerated_cells(maps: torch.Tensor, coder: Mapping[str, Any] | None = None
 
 
 def raised_corners(logits: torch.Tensor) -> torch.Tensor:
-    """Return logits (B, columns, h, w) with high scores in the first and the last cell.
+    """Return logits (B, channels, h, w) with high scores in the first and the last cell.
 
     Trained weights rarely find anything there, so that a prior that is left out at either end would not show.
-    The first column of the first cell and the last one of the last cell have the highest scores, which no
+    The first channel of the first cell and the last one of the last cell have the highest scores, which no
     other box of the cell suppresses. No two become equal.
     """
     raised, steps = logits.clone(), torch.linspace(0, HIGHEST, logits.shape[1]).to(logits)
@@ -63,16 +64,16 @@ def _shifted(maps: torch.Tensor, coder: Mapping[str, Any]) -> torch.Tensor:
 
 @contextlib.contextmanager
 def changed_outputs(head: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
-    """Change the outputs of a head inside the block."""
+    """Inside the block `change` takes the outputs of a head and returns those in their place."""
     with head.register_forward_hook(lambda module, inputs, outputs: change(outputs)):
         yield
 
 
 @contextlib.contextmanager
 def changed_forward(head: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
-    """Change the outputs of a head inside the block, also if mmdet's test path calls its `forward`.
+    """Do what `changed_outputs` does, also if mmdet's test path calls the head's `forward` itself.
 
-    No hook runs then. The class of the head is replaced, so that a copy of the head has it, too.
+    No hook runs then: the class of the head is replaced, so that a copy of the head has it, too.
     """
     cls = type(head)
 

@@ -17,6 +17,7 @@ coders, detectors = mmdet_module('mmdet.core.bbox.coder'), mmdet_module('mmdet.m
 DETECTOR_METHODS = ('forward', 'forward_test', 'simple_test')
 """Methods of detectors around their parts, in a test on one image."""
 SINGLE_STAGE: Followed = ((detectors.SingleStageDetector, DETECTOR_METHODS),)
+"""The methods of one-stage detectors."""
 CODER_FUNCTIONS = {
     coders.DeltaXYWHBBoxCoder: ('delta2bbox',),
     coders.LegacyDeltaXYWHBBoxCoder: ('legacy_delta2bbox',),
@@ -29,12 +30,14 @@ CODERS: Followed = (
     *((coder, ('decode',)) for coder in (*CODER_FUNCTIONS, coders.YOLOBBoxCoder)),
     *((sys.modules[coder.__module__], names) for coder, names in CODER_FUNCTIONS.items()),
 )
+"""Methods and functions that decode boxes."""
 FUNCTIONS: Followed = (
     (importlib.import_module('mmcv.ops.nms'), ('batched_nms',)),
     (bbox_nms, ('multiclass_nms',)),
     (misc, ('select_single_mlvl', 'filter_scores_and_topk')),
     (transforms, ('bbox2result',)),
 )
+"""Functions that choose boxes, and make results of them."""
 
 
 def replaced_in(heads: Iterable[Any], followed: Followed) -> Iterator[Replaced]:

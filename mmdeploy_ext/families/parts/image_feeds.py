@@ -1,4 +1,7 @@
-"""Prepared pictures as inputs of graphs."""
+"""Prepared pictures as inputs of graphs.
+
+Glossary: B batch, K proposals, H, W network input in pixels.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,7 +15,12 @@ WINDOWS = (1, 2, 4, 8)
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return the inputs of a batch of pictures of one size; see `ImageFamily.feeds`."""
+    """Return the inputs of a batch of pictures of one size, name -> array, all but `input` in pixels.
+
+    They are `input` (B, 3, H, W), `img_shape` (B, 2) height and width before padding, `border` (B, 2) rows
+    of padding above and columns left of the image if there are any, and with `rescale` `scale_factor` (B, 4)
+    `w h w h`, input / original, which boxes are divided by; all are float32.
+    """
     batch = dict(
         input=np.stack([image.tensor for image in images]),
         img_shape=np.asarray([image.img_shape for image in images], np.float32),
@@ -25,7 +33,10 @@ def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarra
 
 
 def mask_feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return the inputs of a batch; masks are of the original size whatever `rescale` says."""
+    """Return `input` and `img_shape` as `feeds` does, and `ori_shape` (2,) int64 height and width in pixels.
+
+    Masks have that size, the original one, whatever `rescale` says.
+    """
     return dict(
         input=np.stack([image.tensor for image in images]),
         img_shape=np.asarray([image.img_shape for image in images], np.float32),

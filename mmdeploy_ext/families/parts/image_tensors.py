@@ -13,14 +13,20 @@ from mmdeploy_ext.exporting.postprocess.sizes import hw
 def image_input(
     options: Options, smallest: int, multiple: int, padded: str = 'bottom and right'
 ) -> TensorSpec:
-    """Return `input` (B, 3, H, W); a dynamic file takes any size."""
+    """Return `input` (B, 3, H, W); a dynamic file takes any size.
+
+    `smallest` and `multiple` are those of `TensorSpec`; `padded` says on which sides of images padding is.
+    """
     size = ('B', 3, 'H', 'W') if options.dynamic else (options.batch, 3, options.height, options.width)
     meaning = f'normalised images, padded {padded}'
     return TensorSpec('input', 'float32', size, meaning, smallest=smallest, multiple=multiple)
 
 
 def optional_inputs(batch: int | str, clips: bool, bordered: bool = False) -> tuple[TensorSpec, ...]:
-    """Return `img_shape`, which is unused without clipping, `scale_factor`, and `border` with `bordered`."""
+    """Return `img_shape`, which no operator uses unless boxes are clipped (`clips`), and `scale_factor`.
+
+    With `bordered` also `border`: boxes lose the padding. `batch` is a number, or 'B' if it is dynamic.
+    """
     size = 'height and width before padding, which boxes are clipped to; 0 means the input size'
     ratios = 'w h w h ratios, input / original; boxes are divided by it'
     padding = 'rows of padding above the image and columns left of it, which boxes lose'
@@ -33,7 +39,10 @@ def optional_inputs(batch: int | str, clips: bool, bordered: bool = False) -> tu
 
 
 def box_outputs(batch: int | str, rows: int | str) -> tuple[TensorSpec, ...]:
-    """Return `dets` and `labels` of a `full` graph."""
+    """Return `dets` and `labels` of a `full` graph.
+
+    `batch` and `rows`, results per image, are numbers, or letters if they are dynamic.
+    """
     boxes = (
         'x1 y1 x2 y2 score in descending score order; pixels of the network input, of the original image '
         'when scale_factor is fed; padded with zeros'
@@ -56,6 +65,7 @@ SCORED_PROPOSALS = TensorSpec(
 """The list of boxes that results are made from, as a proof compares it."""
 
 Axis = int | str
+"""The size of an axis, or the letter of a dynamic one."""
 
 
 def mask_inputs(

@@ -58,9 +58,14 @@ def head_graph(module: nn.Module, spec: GraphSpec) -> Graph:
 def head_spec(
     name: str, head: nn.Module, bev: TensorSpec, names: Sequence[str], facts: Sequence[tuple[str, str]]
 ) -> GraphSpec:
-    """Return the contract of a module behind the bird's-eye view.
+    """Return the contract of a module behind the bird's-eye view, whose shapes are those of a trial run.
 
-    `names` are those of its outputs, `facts` their meanings and units.
+    Args:
+        name: of the graph, as its contract has it.
+        head: takes the bird's-eye view, and returns a tuple.
+        bev: contract of its input.
+        names: of its outputs.
+        facts: (meaning, unit) of each output.
     """
     device = next(head.parameters()).device
     with torch.no_grad():

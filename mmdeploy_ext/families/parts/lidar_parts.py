@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The modules from points to raw outputs; `neck` may be None."""
+    """The modules from points to raw outputs; `neck` may be None.
+
+    `prefix` begins their names in the model: 'pts_' or ''.
+    """
 
     prefix: str
     voxel_layer: nn.Module

@@ -1,7 +1,4 @@
-"""LiDAR detectors in PyTorch as steppers: mmdet3d's detectors as they are, spconv on one thread.
-
-Glossary: P points, D values per point, N voxels, C channels.
-"""
+"""LiDAR detectors in PyTorch as steppers: mmdet3d's detectors as they are, spconv on one thread."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -34,7 +31,8 @@ class LidarReference(abc.ABC):
     ) -> None:
         """Keep a detector in evaluation mode.
 
-        `rule` returns how its head decodes, `flatten` makes one tuple of the head's outputs.
+        `rule` takes its head and returns how it decodes, with `output_names`; `flatten` makes one tuple of
+        the head's outputs, in the order of these names.
         """
         self.model = model
         self.parts = parts_of(model)

@@ -1,7 +1,8 @@
 """Mask heads of regions in the order in which mmdet 2.28.2 runs them, and their settings.
 
-Source: `roi_heads/{standard,cascade,htc,scnet,mask_scoring}_roi_head.py`. Glossary: see `regions.py`; m side
-of a mask.
+Source: `roi_heads/{standard,cascade,htc,scnet,mask_scoring}_roi_head.py`.
+
+Glossary: B batch, n boxes of an image, R = B * n their regions, C classes, m side of a mask in cells.
 """
 
 import contextlib
@@ -57,7 +58,7 @@ def threshold(test_cfg: Mapping[str, Any]) -> float:
 
 
 def side_of(roi_head: nn.Module) -> int:
-    """Return the height and width of the masks in the frame of the box."""
+    """Return m, the height and width in cells of masks that are stretched over their box."""
     head = part_of(roi_head, 'mask_head', 0)
     if points_of(roi_head):
         config = roi_head.test_cfg
@@ -119,7 +120,10 @@ class Relayed(Regions):
 
 
 def logits_of(roi_head: nn.Module, constant: bool = False) -> nn.Module:
-    """Return the module that computes the logits of all mask heads, as `Stages` does; see `Regions`."""
+    """Return the module that computes the logits of all mask heads, as `Stages` does.
+
+    For `constant` see `exporting.ops.roi_align.pool_level`.
+    """
     if hasattr(roi_head, 'mask_info_flow'):
         return Flow(roi_head, constant)
     if getattr(roi_head, 'with_feat_relay', False):

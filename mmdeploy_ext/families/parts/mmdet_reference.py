@@ -23,7 +23,7 @@ def batch_of(model: nn.Module, images: Sequence[PreparedImage]) -> torch.Tensor:
 
 
 def metas_of(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
-    """Return what mmdet's test pipelines collect of every image of a batch."""
+    """Return mmdet's `img_metas`: what its test pipelines collect of every image of a batch."""
     metas = []
     for image in images:
         (top, left), (height, width) = image.border, image.img_shape
@@ -41,10 +41,10 @@ def metas_of(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
 
 
 def metas_of_images(images: Sequence[PreparedImage], rescale: bool) -> list[dict[str, Any]]:
-    """Return `metas_of` images whose masks are pasted into images of `pasted_size`; see `detections`."""
+    """Return `metas_of` images whose masks are pasted into images of `pasted_size`, see `image_feeds`."""
     metas = metas_of(images)
     for meta, image in zip(metas, images, strict=True):
-        size = pasted_size(image, True) if rescale else image.ori_shape
+        size = pasted_size(image, rescale=True) if rescale else image.ori_shape
         meta.update(ori_shape=(*size, 3), flip=False)
     return metas
 
@@ -58,9 +58,10 @@ def tested(
 ) -> list[Any]:
     """Return the results of a detector's own test path, per image: `forward` with `return_loss=False`.
 
-    `data` are other inputs of its test path for every image, such as proposals.
+    With `rescale` they are in pixels of the originals. `data` are other inputs of the test path, a list with
+    one entry per image each, such as proposals.
     """
-    batch = batch_of(model, images).contiguous()  # see `roi_align`
+    batch = batch_of(model, images).contiguous()  # mmcv's kernel of RoIAlign ignores strides of its input
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
         return model(
@@ -73,7 +74,7 @@ def tested(
 
 
 def box_detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-    """Return the boxes of the test path of a detector without regions; in the originals with `rescale`."""
+    """Return the boxes of the test path of a detector without regions; with `rescale` in original pixels."""
     return [boxes_of_classes(result) for result in tested(model, images, metas_of(images), rescale)]
 
 

@@ -5,7 +5,7 @@ The content is the upper left of the input, so that a mask is the product of one
 here they stay apart. Source of the algorithm: mmdet 2.28.2 `dense_heads/deformable_detr_head.py`,
 `utils/positional_encoding.py` and `utils/transformer.py`.
 
-Glossary: B batch, h, w size of a map, H, W network input in pixels, D embedding.
+Glossary: B batch, h, w size of a map, n = h or w, D embedding, S tokens of all maps.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ class Line:
     Attributes:
         inside: (B, n) float32, 1 for rows of the image, 0 for rows of its padding.
         count: (B, 1) float32, number of rows of the image.
-        place: (n,) float32: 0, 1, 2, ...
-        cells: () float32: n.
+        place: (n,) float32, index of each row: 0, 1, 2, ...
+        cells: () float32, the number n.
     """
 
     inside: torch.Tensor
@@ -39,7 +39,10 @@ class Line:
 def line(content: torch.Tensor, side: int | torch.Tensor, cells: int | torch.Tensor) -> Line:
     """Return the rows of a map, each of which is inside if the nearest row of the input is.
 
-    `content` (B,) are the sides of the images without padding, `side` that of the input, pixels.
+    Args:
+        content: (B,) height of the images without padding, pixels; of columns their width.
+        side: the same of the input.
+        cells: n.
     """
     place = torch.arange(cells, dtype=torch.float32, device=content.device)
     size = length(cells).to(place)
@@ -51,7 +54,11 @@ class Level:
     """The rows and columns of a map (B, D, h, w), of the image or of its padding."""
 
     def __init__(self, content: torch.Tensor, image: torch.Tensor, level: torch.Tensor) -> None:
-        """Compare sizes; `content` (B, 2) is height and width of the images without padding, pixels."""
+        """Find the rows and columns of the padding.
+
+        `content` (B, 2) is height and width of the images without padding, pixels; of `image` (B, 3, height,
+        width), the input, and of `level` (B, D, h, w), the map, only the sizes are used.
+        """
         self.rows = line(content[:, 0], image.shape[2], level.shape[2])
         self.columns = line(content[:, 1], image.shape[3], level.shape[3])
         self.size = level.shape[2], level.shape[3]
@@ -111,7 +118,7 @@ class SinePositions(nn.Module):
 
 
 class PaddedSinePositions(SinePositions):
-    """The positions of all cells: of a column, or a row, of padding mmdet counts no cells."""
+    """The same encoding, also of the cells of padding: for a column or row of padding mmdet encodes zero."""
 
     def __init__(self, encoding: nn.Module) -> None:
         super().__init__(encoding)

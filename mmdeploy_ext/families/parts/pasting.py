@@ -1,9 +1,9 @@
-"""Masks at the size of the original image, in the graph: what `runtime/pasted_masks.py` does in numpy.
+"""Masks at the size of the original image, in the graph: what `parts/runtime/pasted_masks.py` does in numpy.
 
 Bilinear pasting is a product of three matrices per mask: weights of lines, the mask, weights of columns. A
 Loop makes one mask at a time, so that only one takes the memory of float32; the results are bool.
 
-Source of the algorithm: see `runtime/pasted_masks.py`. Glossary: B batch, n detections, R masks,
+Source of the algorithm: see `parts/runtime/pasted_masks.py`. Glossary: B batch, n detections, R masks,
 m their side, s pixels along an axis, h, w size of the result.
 """
 
@@ -37,7 +37,10 @@ def check(threshold: float, options: Options) -> None:
 
 
 def mask_output(model: nn.Module, options: Options, batch: int | str, rows: int | str) -> TensorSpec:
-    """Return the contract of the masks of detections."""
+    """Return the contract of the masks of detections.
+
+    `batch` and `rows`, detections per image, are numbers, or letters if they are dynamic.
+    """
     side = side_of(model.roi_head)
     axes, dtype = (batch, rows, side, side), 'float32'
     meaning = 'probabilities of the own class, in the frame of the box; zero where dets is padding'
@@ -56,7 +59,10 @@ def size_inputs(options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
 
 
 def with_pasting(stages: list[Stage], options: Options, threshold: float) -> list[Stage]:
-    """Return stages, of which the last outputs masks, followed by pasting if `--paste-masks` is given."""
+    """Return stages, of which the last outputs masks, followed by pasting if `--paste-masks` is given.
+
+    `threshold` is the probability that pixels of a pasted mask have to reach.
+    """
     if not options.get('paste_masks'):
         return stages
     *before, last = stages

@@ -20,7 +20,9 @@ from mmdeploy_ext.families.parts.runtime.lidar import DYNAMIC_INPUTS, INPUTS, PI
 EXAMPLE = 3
 """Number of pillars of the traced input."""
 ENCODERS, SCATTER = ('PillarFeatureNet', 'HardVFE'), 'PointPillarsScatter'
+"""Classes of mmdet3d: encoders of pillars with a fixed number of points, and what puts pillars on a map."""
 DYNAMIC_ENCODER = 'DynamicPillarFeatureNet'
+"""Class of the encoder of pillars with all their points."""
 OPSET = 18
 """The first opset whose ScatterElements has the reduction max."""
 
@@ -80,7 +82,7 @@ def gathered(
     Args:
         values: (P, C), of 0 or more for 'amax'.
         places: (P,) int64, the pillar of each point.
-        pillars: (N, any), whose length alone counts.
+        pillars: (N, ...), of which only the length is used.
         reduction: 'sum' or 'amax'.
     """
     empty = values.new_zeros(pillars.shape[0], values.shape[1])
@@ -150,10 +152,14 @@ def _points(*shape: int) -> torch.Tensor:
 
 PLACES = torch.arange(EXAMPLE, dtype=torch.int32)
 CELLS = torch.stack([0 * PLACES, 0 * PLACES, PLACES, PLACES], dim=1)
+"""Cells of the traced pillars (N, 4): sample 0, z 0, and y, x on the diagonal."""
 
 
 def hard_inputs(max_points: int, width: int) -> list[tuple[TensorSpec, torch.Tensor]]:
-    """Return the inputs of a graph of pillars with M points of D values, and the traced tensors."""
+    """Return each input of a graph of pillars with its traced tensor.
+
+    Pillars have `max_points` (M) points of `width` (D) values.
+    """
     points, cells = 'points of each pillar, then zeros', 'sample 0, z, y, x of each pillar, each pillar once'
     tensors = (
         TensorSpec(INPUTS[0], 'float32', ('N', max_points, width), points, single=True),
@@ -165,7 +171,10 @@ def hard_inputs(max_points: int, width: int) -> list[tuple[TensorSpec, torch.Ten
 
 
 def dynamic_inputs(width: int) -> list[tuple[TensorSpec, torch.Tensor]]:
-    """Return the inputs of a graph of pillars with all their points, and the traced tensors: two of each."""
+    """Return each input of a graph of pillars that have all their points, with its traced tensor.
+
+    Points have `width` (D) values; each traced pillar has two.
+    """
     rows, cells = 'the pillar of each point, as a row of coors', 'sample 0, z, y, x of each pillar, each once'
     tensors = (
         TensorSpec(DYNAMIC_INPUTS[0], 'float32', ('P', width), 'points in range', single=True),

@@ -57,7 +57,7 @@ def half_encoder(encoder: nn.Module) -> nn.Module:
 
 
 def check_form(filename: str, options: Options, sparse: bool) -> None:
-    """Refuse (UsageError) `--sparse-form` for a config without a sparse backbone."""
+    """Refuse (UsageError) `--sparse-form` for a config without a sparse backbone; `sparse`: it has one."""
     if options.sparse_form != SPARSE_FORM.default and not sparse:
         raise UsageError(
             f'--sparse-form {options.sparse_form}: {filename} has no sparse backbone; leave it out'
@@ -91,7 +91,9 @@ def model_spec(model: onnx.ModelProto, name: str) -> GraphSpec:
 
 
 def load_whole(model: nn.Module, checkpoint: Checkpoint, encoder: str) -> None:
-    """Load all weights of a detector; kernels of its sparse encoder, a submodule, in either spconv layout.
+    """Load all weights of a detector; kernels of its sparse encoder may be in either layout of spconv.
+
+    `encoder` is the name of that submodule.
 
     Raises:
         CheckpointError: the file lacks weights of the model, or has others.

@@ -37,7 +37,7 @@ def spell_out_leading_offsets(module: nn.Module) -> None:
 
 
 def fix_sampled_sides(module: nn.Module) -> None:
-    """Let TOOD's head sample with kernels of fixed shape: a trace makes theirs of a tensor's."""
+    """Let TOOD's head sample with kernels of fixed shape: those of upstream have the shape of a tensor."""
     if isinstance(module, TOODHead):
         module.deform_sampling = sample_sides
 
@@ -68,6 +68,7 @@ class RepeatedPriors:
     def count(self, head: nn.Module, inputs: tuple) -> None:
         """Read the batch of the inputs of a head: a hook before its `forward`."""
         batch = inputs[0][0].shape[0]
+        # 1 in PyTorch; in a trace int() is the batch of the example, for which the head has joined priors
         self.repeats = batch // int(batch)
 
 

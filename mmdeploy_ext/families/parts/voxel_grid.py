@@ -8,17 +8,21 @@ from mmdeploy_ext.preprocess.points import VoxelRule
 
 
 def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelRule:
-    """Return the rule of the arguments of mmcv's `Voxelization`, for points of `channels` values."""
-    limit, points = layer.get('max_voxels', 20000), int(layer['max_num_points'])
-    limit = int(limit[1] if isinstance(limit, list | tuple) else limit)
+    """Return the rule of the arguments of mmcv's `Voxelization`, for points of `channels` values.
+
+    `order` is the order of axes in the coordinates of voxels, 'xyz' or 'zyx'. Of two limits of voxels the
+    second one counts, that of tests.
+    """
+    max_voxels, max_points = layer.get('max_voxels', 20000), int(layer['max_num_points'])
+    max_voxels = int(max_voxels[1] if isinstance(max_voxels, list | tuple) else max_voxels)
     return VoxelRule(
         point_cloud_range=tuple(map(float, layer['point_cloud_range'])),
         voxel_size=tuple(map(float, layer['voxel_size'])),
-        max_points=points,
-        max_voxels=limit,
+        max_points=max_points,
+        max_voxels=max_voxels,
         order=order,
         in_channels=channels,
-        mode='dynamic' if -1 in (points, limit) else 'hard',
+        mode='dynamic' if -1 in (max_points, max_voxels) else 'hard',
     )
 
 
