@@ -1,1 +1,1 @@
-"""CornerNet and CentripetalNet: registers their family; mmdet's own detector and heads are used."""
+"""CornerNet and CentripetalNet: their family and graph; mmdet's own detector and heads are used."""

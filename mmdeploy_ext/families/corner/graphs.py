@@ -2,8 +2,8 @@
 
 Source of the algorithm: mmdet 2.28.2 `dense_heads/corner_head.py` and `dense_heads/centripetal_head.py`.
 
-Glossary: B batch, C classes, h, w size of the maps, k corners of a kind (top left or bottom right), P pairs,
-n results, H, W network input in pixels.
+Glossary: B batch, C classes, h, w size of the maps, k corners of a kind (top left or bottom right), n
+results, H, W network input in pixels.
 """
 
 import dataclasses
@@ -38,11 +38,12 @@ from mmdeploy_ext.families.parts.runtime.box_coders import peaks_of
 STRIDE = 4
 """Stride of the maps of an hourglass, pixels."""
 MAP_NAMES = ('tl_heat', 'tl_off', 'tl_pair', 'br_heat', 'br_off', 'br_pair')
+"""Outputs of the network: heat, offsets and embeddings or shifts of top left and of bottom right corners."""
 FULL_NAMES = ('dets', 'labels')
 PAIRS = 1000
 """Number of the best pairs, which enter the suppression: mmdet's `num_dets`."""
 FEWEST_CORNERS = 32
-"""Corners of a kind that make as many pairs."""
+"""Smallest number of corners of a kind, whose pairs are no fewer than `PAIRS`."""
 LARGE, CENTRAL = 3500.0, (2.4, 2.1)
 """Area in square pixels above which a box is large, and the sides of a small and of a large box in those of
 its central region."""
@@ -143,8 +144,12 @@ class FullForm(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return dets (B, n, 5) and labels (B, n); rows behind the results are zero with label -1.
 
-        `maps` are heat, offsets, and embeddings or shifts, of the top left corners and then of the bottom
-        right ones; for the other inputs see `dense.forms.FullForm`.
+        Args:
+            image: (B, 3, H, W); only its size is used.
+            scale_factor: (B, 4) float32 `w h w h`, input / original, which boxes are divided by.
+            border: (B, 2) float32 rows of padding above the image and columns left of it, which boxes lose.
+            maps: heat, offsets, and embeddings or shifts, of the top left corners and then of the bottom
+                right ones; for their shapes see `best_corners`.
         """
         window, count = self.config['local_maximum_kernel'], self.config['corner_topk']
         threshold = self.config['distance_threshold']
@@ -208,7 +213,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the graph."""
     image = image_input(options, smallest(model), detector_parts.multiple(model), 'all around')
     batch, rows = image.axes[0], int(thresholds(model.bbox_head.test_cfg)['max_per_img'])
-    inputs = (image, *optional_inputs(batch, False, True))
+    inputs = (image, *optional_inputs(batch, clips=False, bordered=True))
     return GraphSpec('corner/full', inputs, box_outputs(batch, rows))
 
 

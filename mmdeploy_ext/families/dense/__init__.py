@@ -1,1 +1,1 @@
-"""Dense one-stage heads: registers their family; mmdet's own detectors and heads are used as they are."""
+"""Dense one-stage heads: their family, graphs and runtime; mmdet's own detectors are used as they are."""

@@ -3,8 +3,8 @@
 The network is mmdet's own detector; `heads.py` describes its head. Source of the algorithm: mmdet 2.28.2
 `models/dense_heads/base_dense_head.py`, and the heads' own files.
 
-Glossary: B batch, A priors of a level or of all, C classes, L levels, H, W network input in pixels,
-n detections.
+Glossary: B batch, a priors of a cell, A priors of a level or of all, C classes, L levels, H, W network input
+in pixels, h, w size of a level's maps, n detections.
 """
 
 import dataclasses
@@ -136,7 +136,10 @@ class DecodeForm(nn.Module):
         self.product = product
 
     def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return boxes (B, A, 4), scores (B, A, C), factors (B, A) and sizes (L,); see `decode_names`."""
+        """Return boxes (B, A, 4), scores (B, A, C), factors (B, A) and priors per level (L,).
+
+        The last two are left out of some models and forms, see `decode_names`.
+        """
         mlvl_boxes, mlvl_scores, mlvl_factors = self.decode(*raw)
         sizes = [boxes.shape[1] for boxes in mlvl_boxes]
         boxes, scores = torch.cat(mlvl_boxes, dim=1), torch.cat(mlvl_scores, dim=1)

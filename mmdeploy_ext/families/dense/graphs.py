@@ -1,6 +1,9 @@
 """The graphs of dense heads: their contracts, and the chain of modules that keeps them.
 
-The modules are in `forms.py`; `heads.py` describes a head. Glossary: see `forms.py`.
+The modules are in `forms.py`; `heads.py` describes a head.
+
+Glossary: B batch, A priors of all levels, n detections, H, W network input in pixels, h, w size of a level's
+maps.
 """
 
 import operator

@@ -20,7 +20,7 @@ from mmdeploy_ext.families.parts.dense_heads import KINDS, HeadKind
 MlvlPointGenerator = mmdet_module('mmdet.core.anchor.point_generator').MlvlPointGenerator
 
 QUERY_HEAD = mmdet_module('mmdet.models.dense_heads').DETRHead
-"""Base class of heads of queries: dense ones by inheritance alone; they have no priors."""
+"""Base class of mmdet's heads of queries, which are derived from dense heads but have no priors."""
 METHODS = (
     'simple_test',
     'simple_test_bboxes',

@@ -1,6 +1,6 @@
 """Dense heads as mmdet runs them, unpatched: what a proof compares the graphs with.
 
-Glossary: B batch, A priors of all levels, C classes, L levels.
+Glossary: B batch.
 """
 
 import contextlib
@@ -27,7 +27,10 @@ TIE = 1e-5
 def tensors(
     model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str = 'separate', **_: Any
 ) -> dict[str, np.ndarray]:
-    """Return the tensors of `raw` or `decode` by mmdet's own head, priors and box coder."""
+    """Return the outputs by name of the form 'raw' or 'decode', by mmdet's own head, priors and box coder.
+
+    `feeds` hold `input`; `score_form` is the option of the file.
+    """
     with torch.no_grad():
         image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
         outputs = dict(zip(raw_names(model), flat_outputs(model, image), strict=True))
@@ -52,9 +55,11 @@ def decode_by_mmdet(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dict[s
             name: maps[name].permute(0, 2, 3, 1).reshape(batch, -1, columns)
             for name, columns in description.outputs
         }
-        image_rows = [{name: tensor[image] for name, tensor in rows.items()} for image in range(batch)]
-        level_boxes.append(torch.stack([kind.boxes(head, level, image, priors) for image in image_rows]))
-        scores, factors = zip(*(kind.scores(head, image, priors) for image in image_rows), strict=True)
+        image_rows = [{name: tensor[index] for name, tensor in rows.items()} for index in range(batch)]
+        level_boxes.append(
+            torch.stack([kind.boxes(head, level, of_image, priors) for of_image in image_rows])
+        )
+        scores, factors = zip(*(kind.scores(head, of_image, priors) for of_image in image_rows), strict=True)
         level_scores.append(torch.stack(scores))
         if description.factor:
             level_factors.append(torch.stack(factors))
@@ -80,20 +85,21 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
         image_detections = box_detections(model, images, rescale)
     if description.votes:
         return [
-            image[~(np.isnan(image.bboxes_xyxy).any(1) | np.isnan(image.scores))]
-            for image in image_detections
+            of_image[~(np.isnan(of_image.bboxes_xyxy).any(1) | np.isnan(of_image.scores))]
+            for of_image in image_detections
         ]
     if description.peaks:
-        return [image[image.scores > 0] for image in image_detections]
+        return [of_image[of_image.scores > 0] for of_image in image_detections]
     return image_detections
 
 
 def candidate_bounds(
     model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float, **_: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return the least and largest number (B,) of (prior, class) pairs that pass the threshold.
+    """Return 'candidates' -> least and largest number (B,) of (prior, class) pairs that pass the threshold.
 
-    Of each level those count that `Head.choose` lets through; see `ImageFamily.candidate_bounds`.
+    Of each level those count that `contract.dense_head.Head.choose` lets through; for the arguments see
+    `ImageFamily.candidate_bounds`.
     """
     config, description = thresholds(model.bbox_head), described(model)
     generator = generator_of(model.bbox_head)
@@ -129,9 +135,10 @@ def candidate_bounds(
 def interchangeable_zeros(
     model: nn.Module, feeds: Mapping[str, np.ndarray], **_: Any
 ) -> dict[str, np.ndarray]:
-    """Return the scores of ties between neighbouring cells that are no results; see `ImageFamily`.
+    """Return the scores of ties between neighbouring cells that are no results, as `ImageFamily` tells.
 
-    Of two cells that differ by rounding either engine may take the other one for the peak.
+    If two cells of a heatmap differ by rounding, PyTorch and an engine may take different ones for the peak,
+    and set the other one to zero.
     """
     description = described(model)
     if not description.peaks:

@@ -1,6 +1,7 @@
 """Dense heads without PyTorch: numpy post-processing of the `decode` and `raw` forms, equal to `full`.
 
-Glossary: B batch, L levels, A priors of a level or of all, C classes, H, W network input in pixels.
+Glossary: B batch, L levels, a priors of a cell, A priors of a level or of all, C classes, H, W network input
+in pixels, h, w size of a level's maps.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = {'full': 'with_postprocess', 'decode': 'no_topk_nms', 'raw': 'no_topk_nms'}
+"""Form -> script that draws the results of such a file, see `runtime/family_runtime.py`."""
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
@@ -167,7 +169,7 @@ def _level_sizes(outputs: Arrays, height: int, width: int, facts: Mapping[str, A
 
 @dataclasses.dataclass(frozen=True)
 class Level(Rows):
-    """Decoded priors of one image.
+    """Decoded priors of one image, of one level or of all.
 
     Attributes:
         boxes: (A, 4) xyxy, pixels of the network input, not clipped.
@@ -239,7 +241,10 @@ def _best(scores: np.ndarray, nms_pre: int) -> np.ndarray:
 
 
 def _candidates(level: Level, facts: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
-    """Return boxes, scores and labels of the pairs that pass the threshold, at most `nms_pre`."""
+    """Return boxes, scores and labels of the pairs that pass the threshold.
+
+    If `head.choose` of the facts is 'pairs' they are at most `nms_pre`.
+    """
     head, ranks = facts['head'], level.ranks(facts)
     judged = ranks if head['judged'] == 'product' else level.scores
     passes = judged >= facts['score_thr'] if head['inclusive'] else judged > facts['score_thr']

@@ -48,10 +48,11 @@ def generated_dataset(
     views: MultiViewRule | None = None,
     voxels: VoxelRule | None = None,
 ) -> dict[str, Any]:
-    """Write two moments and return a data set of them; see `SequenceFamily.generated_dataset`.
+    """Write two moments and return the config of a data set of them; see `SequenceFamily.generated_dataset`.
 
-    `default` is its type if the data set of the config reads no infos of nuScenes. Test-time augmentation is
-    left out: no file takes several samples.
+    `default` is its type if the data set of the config reads no infos of nuScenes. `views` and `voxels` are
+    the rules of the model's cameras and points; None: it takes none. Test-time augmentation is left out: no
+    file takes several samples.
     """
     from mmdet3d.datasets import NuScenesDataset
     from mmdet3d.datasets.builder import DATASETS
@@ -78,19 +79,20 @@ def write_infos(
 ) -> Path:
     """Write two moments of one scene and return the path of their infos.
 
+    `steps` are those of the test pipeline; for `views` and `voxels` see `generated_dataset`.
     The first one has as many sweeps of the past as the steps of a test pipeline take, and one more if they
     take the nearest ones; the second one has none.
     """
     moments = []
-    for number in range(MOMENTS):
-        rng = np.random.default_rng([number, 7])
-        time_us = START_US + number * BETWEEN_US
+    for moment in range(MOMENTS):
+        rng = np.random.default_rng([moment, 7])
+        time_us = START_US + moment * BETWEEN_US
         info = dict(
-            token=f'generated moment {number}',
+            token=f'generated moment {moment}',
             scene_token='generated scene',
             prev='',
             next='',
-            frame_idx=number,
+            frame_idx=moment,
             timestamp=time_us,
             lidar_path='',
             sweeps=[],
@@ -99,9 +101,9 @@ def write_infos(
             **_pose(rng, 'ego2global', 300.0),
         )
         if views is not None:
-            info['cams'] = _cameras(folder, number, views, time_us, rng)
+            info['cams'] = _cameras(folder, moment, views, time_us, rng)
         if voxels is not None or any(step.get('type') == 'LoadPointsFromFile' for step in steps):
-            info |= _sweeps(folder, number, steps, voxels, time_us, rng)
+            info |= _sweeps(folder, moment, steps, voxels, time_us, rng)
         moments.append(info)
     path = folder / INFOS
     path.write_bytes(pickle.dumps(dict(infos=moments, metadata=dict(version='generated'))))
@@ -120,14 +122,14 @@ def _pose(rng: np.random.Generator, name: str, limit_m: float) -> dict[str, list
 
 
 def _cameras(
-    folder: Path, number: int, views: MultiViewRule, time_us: int, rng: np.random.Generator
+    folder: Path, moment: int, views: MultiViewRule, time_us: int, rng: np.random.Generator
 ) -> dict[str, dict[str, Any]]:
     """Write a picture of coloured patches for each camera and return `cams` of an info."""
     height, width = views.source
     names = CAMERAS if views.num_cameras == len(CAMERAS) else range(views.num_cameras)
     cameras = {}
     for index, name in enumerate(names):
-        path = folder / f'{number}_{index}{SUFFIXES[number]}'
+        path = folder / f'{moment}_{index}{SUFFIXES[moment]}'
         patches = rng.integers(0, 256, (height // COARSE + 2, width // COARSE + 2, 3), np.uint8)
         cv2.imwrite(str(path), cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC))
         yaw = np.pi / 2 - 2 * np.pi * index / views.num_cameras
@@ -152,25 +154,25 @@ def _cameras(
 
 def _sweeps(
     folder: Path,
-    number: int,
+    moment: int,
     steps: Sequence[Mapping[str, Any]],
     voxels: VoxelRule | None,
     time_us: int,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Write the sweeps of a moment; return `lidar_path` and `sweeps` of its info."""
+    """Write the sweeps of a moment, of the first also past ones; return `lidar_path` and `sweeps`."""
     loaders = {step.get('type'): step for step in steps}
     width = int(loaders.get('LoadPointsFromFile', {}).get('load_dim', voxels and voxels.in_channels))
     limits = RANGE if voxels is None else voxels.point_cloud_range
-    key, past = folder / f'{number}.bin', loaders.get('LoadPointsFromMultiSweeps')
-    key.write_bytes(_points(limits, width, rng).tobytes())
-    if past is None or number > 0:
-        return dict(lidar_path=str(key), sweeps=[])
+    sweep_path, past = folder / f'{moment}.bin', loaders.get('LoadPointsFromMultiSweeps')
+    sweep_path.write_bytes(_points(limits, width, rng).tobytes())
+    if past is None or moment > 0:
+        return dict(lidar_path=str(sweep_path), sweeps=[])
     sweeps, num_sweeps = [], int(past.get('sweeps_num', 10))
     if past.get('test_mode', False):  # the nearest ones are taken
         num_sweeps += 1
     for age in range(1, num_sweeps + 1):
-        path = folder / f'{number}_{age}_before.bin'
+        path = folder / f'{moment}_{age}_before.bin'
         path.write_bytes(_points(limits, int(past.get('load_dim', 5)), rng).tobytes())
         sweeps.append(
             dict(
@@ -180,17 +182,20 @@ def _sweeps(
                 sensor2lidar_translation=rng.uniform(-1.0, 1.0, 3) - np.array([0.0, 0.5 * age, 0.0]),
             )
         )
-    return dict(lidar_path=str(key), sweeps=sweeps)
+    return dict(lidar_path=str(sweep_path), sweeps=sweeps)
 
 
 def _points(limits: Sequence[float], width: int, rng: np.random.Generator) -> np.ndarray:
-    """Return points (P, width) float32: places, then intensities, rings and other columns."""
+    """Return points (P, width) float32: x, y, z in metres, then intensities, rings and other columns.
+
+    Their range `limits` is the least corner, then the greatest, metres; some points are beyond it.
+    """
     low, high = np.array(limits).reshape(2, 3)
     middle, reach = (low + high) / 2, (high - low) / 2
-    places = middle + 1.1 * reach * rng.uniform(-1, 1, (POINTS, 3))
+    around = middle + 1.1 * reach * rng.uniform(-1, 1, (POINTS, 3))
     close = np.concatenate([rng.uniform(-1, 1, (POINTS_CLOSE, 2)), rng.uniform(-2, 1, (POINTS_CLOSE, 1))], 1)
     points = np.zeros((POINTS + POINTS_CLOSE, max(width, 5)), np.float32)
-    points[:, :3] = rng.permutation(np.concatenate([places, close]))
+    points[:, :3] = rng.permutation(np.concatenate([around, close]))
     points[:, 3] = rng.integers(0, 256, len(points))
     points[:, 4:] = rng.integers(0, 32, (len(points), points.shape[1] - 4))
     return np.ascontiguousarray(points[:, :width])

@@ -73,7 +73,7 @@ class LidarFamily(SequenceFamily):
     samples = 'sweeps'
     dump_tensors = staticmethod(arrays)
     generated_sweeps = staticmethod(generated)
-    compared = ()  # the outputs of both files, see `SequenceFamily.compared`
+    compared = ()  # all outputs of the head's graph, see `SequenceFamily.compared`
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
         parts = parts_of(model)
@@ -84,7 +84,10 @@ class LidarFamily(SequenceFamily):
 
     @abc.abstractmethod
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
-        """Refuse (ConfigError) detectors whose parts are not exported, by the key of the file's `model`."""
+        """Refuse (ConfigError) detectors with parts that are not exported.
+
+        `model` is that of the config `filename`; the message names the key of the part.
+        """
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: VoxelRule) -> dict[str, Any]:
         return generated_dataset(folder, cfg, 'NuScenesDataset', voxels=rule)
@@ -109,27 +112,28 @@ class LidarFamily(SequenceFamily):
 
     @contextlib.contextmanager
     def with_limit(self, model: nn.Module, runner: Stepper, detections: Detections3D) -> Iterator[int]:
-        rule = getattr(runner, 'box_rule', None)  # nodes of Autoware have none
-        limit = limit_between(detections, rule.groups(detections.labels)) if rule is not None else 0
-        with _with_limits(model, runner, {rule.limit: limit} if limit else {}):
+        box_rule, limit = getattr(runner, 'box_rule', None), 0
+        if box_rule is not None:  # nodes of Autoware have none
+            limit = limit_between(detections, box_rule.groups(detections.labels))
+        with _with_limits(model, runner, {box_rule.limit: limit} if limit else {}):
             yield limit
 
     def other_limits(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterator[tuple[str, contextlib.AbstractContextManager[None]]]:
         """Yield fewer candidates, more results, and more of both."""
-        rule = getattr(runner, 'box_rule', None)
-        if rule is None:
+        box_rule = getattr(runner, 'box_rule', None)
+        if box_rule is None:
             return
         cells = min(math.prod(tensor.axes[2:]) for tensor in spec.outputs)  # mmdet3d chooses in each class
-        limits = {name: getattr(rule, name) for name in rule.candidates}
+        limits = {name: getattr(box_rule, name) for name in box_rule.candidates}
         limits = {name: limit for name, limit in limits.items() if limit and limit > 0}
         for name, limit in limits.items():
             lowered = min(FEW_CANDIDATES, limit)
             yield f'{name} {lowered}', _with_limits(model, runner, {name: lowered})
-        result_limit = getattr(rule, rule.limit)
-        raised = {} if result_limit is None else {rule.limit: _raised(result_limit)}
-        yield f'{rule.limit} raised', _with_limits(model, runner, raised)
+        result_limit = getattr(box_rule, box_rule.limit)
+        raised = {} if result_limit is None else {box_rule.limit: _raised(result_limit)}
+        yield f'{box_rule.limit} raised', _with_limits(model, runner, raised)
         raised |= {name: _raised(limit) for name, limit in limits.items()}
         if 'max_num' in limits:
             raised['max_num'] = min(raised['max_num'], cells)
@@ -169,9 +173,10 @@ class LidarFamily(SequenceFamily):
     def moments(
         self, cfg: Any, rule: VoxelRule, infos: Path, root: str | Path | None = None
     ) -> Iterator[Sweep]:
-        """Yield the sweeps of infos by the config's columns and sweeps of the past.
+        """Yield the sweeps of infos, with the columns and the past sweeps that the config's pipeline loads.
 
-        A file takes points, and has no record of how they were read: calibration reads infos this way, too.
+        The exported file takes points, and does not record how they were read. Calibration reads infos this
+        way, too.
         """
         sweeps = Sweeps(infos, lambda points: (points, points), point_rule(cfg, rule.in_channels), root)
         for info in sweeps.items:
@@ -198,14 +203,14 @@ def is_dynamic(model: Mapping[str, Any]) -> bool:
 @contextlib.contextmanager
 def _with_limits(model: nn.Module, runner: Stepper, limits: Mapping[str, int]) -> Iterator[None]:
     """Let the head of a model and its files have other limits, by name, inside the block."""
-    head, rule = parts_of(model).head, getattr(runner, 'box_rule', None)
+    head, box_rule = parts_of(model).head, getattr(runner, 'box_rule', None)
     with contextlib.ExitStack() as stack:
         for name, limit in limits.items():
             settings = head.test_cfg if name in head.test_cfg else vars(head.bbox_coder)
             stack.enter_context(replaced_entry(settings, name, limit))
         if limits:
-            runner.box_rule = dataclasses.replace(rule, **limits)
-            stack.callback(setattr, runner, 'box_rule', rule)
+            runner.box_rule = dataclasses.replace(box_rule, **limits)
+            stack.callback(setattr, runner, 'box_rule', box_rule)
         yield
 
 
@@ -215,9 +220,13 @@ def _raised(limit: int) -> int:
 
 
 def check_points_side(filename: str, model: Mapping[str, Any], detector: str, heads: Sequence[str]) -> None:
-    """Refuse (ConfigError), by the key, cameras, and encoders and heads that are not exported.
+    """Refuse (ConfigError) detectors with cameras, or with encoders or heads that are not exported.
 
-    `detector` is its name in messages; it is exported with `heads`.
+    Args:
+        filename: of the config, for messages, which also name the key.
+        model: of the config.
+        detector: its name in messages.
+        heads: names of the classes of heads that it is exported with.
     """
     prefix, dynamic = prefix_of(model), is_dynamic(model)
     middle = (model.get(f'{prefix}middle_encoder') or {}).get('type')

@@ -61,7 +61,7 @@ def tested(
     With `rescale` they are in pixels of the originals. `data` are other inputs of the test path, a list with
     one entry per image each, such as proposals.
     """
-    batch = batch_of(model, images).contiguous()  # mmcv's kernel of RoIAlign ignores strides of its input
+    batch = batch_of(model, images).contiguous()  # mmcv's kernel of RoIAlign takes no strided input
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
         return model(

@@ -118,7 +118,7 @@ class SinePositions(nn.Module):
 
 
 class PaddedSinePositions(SinePositions):
-    """The same encoding, also of the cells of padding: for a column or row of padding mmdet encodes zero."""
+    """The same encoding, also of the cells of padding: in a column or row of padding mmdet counts 0 cells."""
 
     def __init__(self, encoding: nn.Module) -> None:
         super().__init__(encoding)

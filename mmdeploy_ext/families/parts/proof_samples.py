@@ -72,10 +72,10 @@ def crowded(rule: VoxelRule) -> Iterator[Sweep]:
     cells = rng.permutation(cells)[:count]
     full_cells = np.repeat(cells[: int(FULL_SHARE * count) + 1], 2 * max(rule.max_points, 1))
     cells = rng.permutation(np.concatenate([cells, full_cells]))
-    places = np.stack(np.unravel_index(cells, grid), 1) + rng.uniform(0.2, 0.8, (len(cells), 3))
+    in_voxels = np.stack(np.unravel_index(cells, grid), 1) + rng.uniform(0.2, 0.8, (len(cells), 3))
     low, high = np.array(rule.point_cloud_range).reshape(2, 3)
     points = np.zeros((len(cells) + 6, rule.in_channels), np.float32)
-    points[6:, :3] = places * rule.voxel_size + low
+    points[6:, :3] = in_voxels * rule.voxel_size + low
     points[:6, :3] = (low + high) / 2 + 0.3 * np.array(rule.voxel_size)
     for axis in range(3):  # the first ones, since the last voxels do not count
         points[2 * axis, axis], points[2 * axis + 1, axis] = low[axis], high[axis]
@@ -94,7 +94,10 @@ def in_order_of_columns(sweep: Sweep, rule: VoxelRule) -> Sweep:
 
 
 def plain_sweep(sweep: Sweep, limits: Sequence[float]) -> Sweep:
-    """Return a sweep of a single point: the one in range that is the furthest from the middle."""
+    """Return a sweep of a single point: the one in range that is the furthest from the middle.
+
+    `limits` is the range: the least corner x, y, z, then the greatest, metres.
+    """
     low, high = np.float32(limits[:3]), np.float32(limits[3:])
     inside = ((sweep.points[:, :3] > low) & (sweep.points[:, :3] < high)).all(1)
     distances = np.where(inside, np.linalg.norm(sweep.points[:, :2], axis=1), -1)
@@ -151,7 +154,10 @@ def changed_drive(frame: Frame) -> Iterator[Frame]:
 
 
 def plain_moment(frame: FusedFrame, limits: Sequence[float] | None) -> FusedFrame:
-    """Return a moment with pictures of one colour and, if it has points in a range, with one of them."""
+    """Return a moment with pictures of one colour and one of its points in the range `limits`.
+
+    None: the model takes no points, which stay as they are.
+    """
     moment = frame if limits is None else plain_sweep(frame, limits)
     images = None if frame.images is None else np.zeros_like(frame.images)
     return dataclasses.replace(moment, images=images, name='nothing to see')

@@ -5,8 +5,8 @@ before the last are for training, and are left out. Sources of the algorithm: mm
 `dense_heads/{detr,deformable_detr}_head.py` and `utils/transformer.py`; mmcv-full 1.7.2
 `cnn/bricks/transformer.py` (`BaseTransformerLayer`).
 
-Glossary: B batch, Q queries, C columns of the class logits, D embedding, S tokens of all levels, L levels,
-M heads of an attention.
+Glossary: B batch, Q queries, K keys, C columns of the class logits, D embedding, S tokens of all levels,
+L levels, M heads of an attention, H, W network input in pixels, h, w size of a map.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
 
 NAMES = ('logits', 'boxes')
+"""Outputs of the networks."""
 SIDE = 0.05
 """Side of a proposal of the finest level, share of the image; it doubles with each level."""
 BORDER = 0.01
@@ -148,7 +149,10 @@ def tokens_inside(levels: Sequence[Level]) -> torch.Tensor:
 
 
 def reference_points(levels: Sequence[Level], ratios: torch.Tensor) -> torch.Tensor:
-    """Return (B, S, L, 2): x, y of every token in every map, shares of the map; `ratios` as of all levels."""
+    """Return (B, S, L, 2): x, y of every token in every map, as shares of the map.
+
+    `ratios` (B, L, 2) are those of `Level.ratios` of all levels.
+    """
     centres = []
     for index, level in enumerate(levels):
         y = (level.rows.place + 0.5) / (ratios[:, index, 1, None] * level.rows.cells)
@@ -173,7 +177,7 @@ def encode_points(
         tokens: (B, S, D).
         position: (B or 1, S, D) of the tokens.
         reference: see `reference_points`.
-        attend_points: `attend_tokens` of these maps.
+        attend_points: `attend_tokens`, with `keep` and `sizes` of these maps.
     """
 
     def attend(attention: nn.Module, query: torch.Tensor) -> torch.Tensor:
@@ -220,7 +224,7 @@ class QueryNetwork(nn.Module):
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return class logits (B, Q, C) and boxes cxcywh (B, Q, 4) relative to the image without its padding.
 
-        Of images (B, 3, H, W); `img_shape` (B, 2) is h, w before padding, 0 means the input size.
+        `image` is (B, 3, H, W); `img_shape` (B, 2) is height and width before padding, 0 means H, W.
         """
         content = content_size(self.model, image, img_shape)
         maps = self.maps(image)
@@ -234,7 +238,7 @@ class QueryNetwork(nn.Module):
     def queries(
         self, maps: Sequence[torch.Tensor], levels: Sequence[Level]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits and boxes of all queries."""
+        """Return what `forward` returns, from the maps of `maps` and the padding of each level."""
         raise NotImplementedError
 
 
@@ -299,7 +303,7 @@ class DeformableNetwork(QueryNetwork):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return boxes (B, Q, 4) cxcywh and scores (B, Q) of the best tokens, see `token_scores`.
 
-        Of tokens (B, S, D) of the encoder; `keep` is that of `tokens_inside`.
+        `memory` (B, S, D) are the tokens of the encoder, `keep` is the result of `tokens_inside`.
         """
         head = self.head
         transformer, last = head.transformer, head.transformer.decoder.num_layers

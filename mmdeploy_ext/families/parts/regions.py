@@ -4,8 +4,8 @@ Sources: mmdet 2.28.2 `roi_heads/roi_extractors`, `bbox_heads/bbox_head.py`; mmc
 and `compat/plain_kernels.py` for deformable and modulated pooling, in which every moved cell is a region of
 one cell.
 
-Glossary: B batch, K regions of an image, R = B * K, C classes, L levels, P points of a box, G boxes per
-region (C, or 1 if the regression is class-agnostic).
+Glossary: B batch, K regions of an image, R = B * K, C classes, P points of a box, G boxes per region (C, or 1
+if the regression is class-agnostic), H, W size of a map, h, w of the pooled cells of a region.
 """
 
 import itertools
@@ -202,7 +202,9 @@ def _smallest_ratio(level: int) -> float:
 def sampled(
     maps: torch.Tensor, boxes: torch.Tensor, points: torch.Tensor, scale: float, corners: bool = False
 ) -> torch.Tensor:
-    """Return the values of a map (B, C, H, W) at points of boxes, (R, C, P), as mmcv's `point_sample`.
+    """Return the values of a map (B, channels, H, W) at points of boxes, as mmcv's `point_sample`.
+
+    The result is (R, channels, P).
 
     Boxes (R, 4) are xyxy in pixels of the network input, image by image, equally many of each; points
     (R or 1, P, 2) are x, y in 0..1 of the box; `scale` is cells of the map per pixel; `corners` is
@@ -217,7 +219,7 @@ def sampled(
 
 
 def pool_points(layer: SimpleRoIAlign, maps: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """Return the features (R, C, h, w) at the middles of the cells of boxes; see `sampled`."""
+    """Return the features (R, channels, h, w) at the middles of the cells of boxes; see `sampled`."""
     middles = generate_grid(1, layer.output_size, boxes.device)
     values = sampled(maps, boxes, middles, layer.spatial_scale, not layer.aligned)
     return values.reshape(*values.shape[:2], *layer.output_size)
@@ -260,6 +262,7 @@ class AddedContext(nn.Module):
     """The features that HTC and SCNet add to those of regions: of a semantic map, and of the whole image."""
 
     def __init__(self, roi_head: nn.Module, kind: str, constant: bool = False) -> None:
+        """Keep the parts; `kind` is 'bbox' or 'mask', for `constant` see `pool_level`."""
         super().__init__()
         self.names = context_names(roi_head)
         fused = 'semantic' in self.names and kind in getattr(roi_head, 'semantic_fusion', (kind,))
@@ -269,7 +272,10 @@ class AddedContext(nn.Module):
     def forward(
         self, pooled: torch.Tensor, maps: Sequence[torch.Tensor], boxes: torch.Tensor, images: torch.Tensor
     ) -> torch.Tensor:
-        """Return the sum (R, C, h, w); `maps` are of all levels, then those of `context_names`."""
+        """Return `pooled` (R, channels, h, w) with the features of `context_names` added.
+
+        `maps` are of all levels, then those of `context_names`; for `boxes` and `images` see `Pool`.
+        """
         context = dict(zip(self.names, maps[len(maps) - len(self.names) :], strict=True))
         if self.pool is not None:
             semantic = self.pool([context['semantic']], boxes, images)
@@ -366,7 +372,7 @@ def flat(outputs: Any) -> Iterator[torch.Tensor]:
 
 
 def coder_of(head: nn.Module) -> dict[str, Any]:
-    """Return the settings of the coder of a box head, as `runtime/box_coders.py` reads them."""
+    """Return the settings of the coder of a box head, as `parts/runtime/box_coders.py` reads them."""
     if isinstance(head, bbox_heads.SABLHead):
         return bucket_settings(head)
     return chosen_coder(head, f'model.roi_head.bbox_head ({type(head).__name__})')

@@ -1,1 +1,1 @@
-"""Detectors of queries: registers their family; mmdet's own detectors and heads are used as they are."""
+"""Detectors of queries: their families and graphs; mmdet's own detectors and heads are used as they are."""

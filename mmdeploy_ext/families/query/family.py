@@ -135,7 +135,11 @@ class QueryFamily(ImageFamily):
 
 
 class QueryMasksFamily(ImageFamily):
-    """mmdet's detectors whose queries have masks, where these are instances."""
+    """mmdet's detectors whose queries have masks, of which their configs make instances.
+
+    Attributes:
+        fuses: whether configs of the family make panoptic maps of the masks.
+    """
 
     name = 'query_masks'
     exports = 'Mask2Former, its instances (mmdeploy_ext/families/query/README.md)'
@@ -234,20 +238,27 @@ class QueryPanopticFamily(QueryMasksFamily):
 
 
 def _of_all_sizes(stds: Sequence[float]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a change of deltas (..., 4) of queries: the sizes of some are larger, of others smaller."""
+    """Return a function that changes deltas (..., 4): every third box becomes larger, every third smaller.
+
+    `stds` are those of the coder that decodes the deltas.
+    """
 
     def change(deltas: torch.Tensor) -> torch.Tensor:
-        places = torch.arange(deltas[..., 0].numel(), device=deltas.device) % 3
-        sizes = (1 - places).to(deltas) * math.log(SIZE_RATIO)
+        thirds = torch.arange(deltas[..., 0].numel(), device=deltas.device) % 3
+        log_ratios = (1 - thirds).to(deltas) * math.log(SIZE_RATIO)
         changed = deltas.reshape(-1, 4).clone()
-        changed[:, 2:] += sizes[:, None] / deltas.new_tensor(stds[2:])
+        changed[:, 2:] += log_ratios[:, None] / deltas.new_tensor(stds[2:])
         return changed.reshape(deltas.shape)
 
     return change
 
 
 class QueryRegionsFamily(ImageFamily):
-    """mmdet's detectors whose queries have regions of their own, which stages move."""
+    """mmdet's detectors whose queries have regions of their own, which stages move.
+
+    Attributes:
+        with_masks: whether their `roi_head` has a `mask_head`.
+    """
 
     name = 'query_regions'
     exports = 'Sparse R-CNN (mmdeploy_ext/families/query/README.md)'

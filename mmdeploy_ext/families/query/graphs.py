@@ -1,6 +1,6 @@
 """The graphs of detectors of queries: their contract, and the chain of modules that keeps it.
 
-Glossary: B batch, H, W network input in pixels.
+Glossary: H, W network input in pixels.
 """
 
 import itertools
@@ -32,6 +32,7 @@ from mmdeploy_ext.families.query.supported_parts import attends_inside_masks, ki
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 
 WHOLE = '0 means those of the input'
+"""Meaning of a size of 0."""
 MASK_MULTIPLE = 32
 """Sides of an input of Mask2Former, whose masks are a quarter of it, are multiples of this."""
 PROBE = 256
@@ -71,7 +72,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     detector_parts.check_tokens(tokens, options, 'two_stage_num_proposals', proposals(model))
     image = image_input(options, smallest(model), detector_parts.multiple(model))
     batch = image.axes[0]
-    inputs = (image, *optional_inputs(batch, True))
+    inputs = (image, *optional_inputs(batch, clips=True))
     return GraphSpec(f'query/{options.form}', inputs, box_outputs(batch, max_per_img(query_head(model))))
 
 
@@ -152,7 +153,7 @@ def regions_spec(model: nn.Module, options: Options) -> GraphSpec:
     batch, rows = image.axes[0], int(model.roi_head.test_cfg.max_per_img)
     outputs = box_outputs(batch, rows)
     outputs += (mask_output(model, options, batch, rows),) if has_masks(model) else ()
-    inputs = (image, *optional_inputs(batch, True), *size_inputs(options, batch))
+    inputs = (image, *optional_inputs(batch, clips=True), *size_inputs(options, batch))
     return GraphSpec('query_regions/full', inputs, outputs)
 
 

@@ -8,8 +8,8 @@ Source of the algorithm: mmdet 2.28.2 `plugins/{pixel_decoder,msdeformattn_pixel
 `seg_heads/panoptic_fusion_heads/maskformer_fusion_head.py` (`instance_postprocess`).
 `exporting/postprocess/panoptic.py` has the fusion of maps.
 
-Glossary: B batch, Q queries, C classes, D embedding, S tokens, L levels, n results, H, W network input in
-pixels, H4, W4 a quarter of it, h, w size of the results.
+Glossary: B batch, Q queries, C classes, D embedding, n results, H, W network input in pixels, H4, W4 a
+quarter of it, h, w size of a map or of the results.
 """
 
 import functools
@@ -40,11 +40,13 @@ from mmdeploy_ext.families.parts.query_networks import (
 from mmdeploy_ext.families.query.postprocess import best_pairs
 
 NAMES = ('logits', 'mask_logits')
+"""Outputs of the networks, of classes and of masks."""
 MASKS_FULL = ('masks', 'scores', 'labels')
+"""Outputs of the `full` form of instances."""
 RATIO = 4
 """Pixels of the input per pixel of the masks."""
 EPS = 1e-6
-"""Of mmdet's mean score of a mask."""
+"""Added to the number of pixels that mmdet divides the sum of their scores by, for the score of a mask."""
 
 
 class MaskFormerNetwork(nn.Module):
@@ -77,7 +79,11 @@ class MaskFormerNetwork(nn.Module):
     def pixels(
         self, maps: Sequence[torch.Tensor], level: Level, padded: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the features (B, D, H4, W4) of masks, and the map that queries look at."""
+        """Return the features (B, D, H4, W4) of masks, and the map (B, channels, h, w) that queries look at.
+
+        `maps` are of the backbone, `level` has the padding of the last one, and `padded` (B, 1, 1, h * w)
+        bool is True for its tokens of padding.
+        """
         decoder = self.model.panoptic_head.pixel_decoder
         if self.pixel_positions is None:
             memory, features = maps[-1], decoder.last_feat_conv(maps[-1])
@@ -133,7 +139,7 @@ class Mask2FormerNetwork(nn.Module):
         return [conv(maps[-1 - index]) for index, conv in enumerate(convs)]
 
     def levels(self, image: torch.Tensor, maps: Sequence[torch.Tensor]) -> list[Level]:
-        """Return the places of the cells of maps; all of the input is image."""
+        """Return the rows and columns of maps; no cell is padding."""
         content = hw(image).to(image)[None]
         return [Level(content, image, tensor) for tensor in maps]
 
@@ -225,9 +231,9 @@ class MasksFullForm(nn.Module):
         """Return masks (B, n, h, w) bool, scores (B, n) descending and labels (B, n) int64.
 
         Empty masks, and classes that are no things, have score 0 and label -1, and come last. `ori_shape`
-        (2,) int64 is height and width of the results, 0 means the input size; for `img_shape` see
-        `dense.forms.FullForm`. Logits of masks are resized to the input, cut to the image, and resized to the
-        original.
+        (2,) int64 is height and width of the results, `img_shape` (B, 2) float32 height and width of the
+        images before padding; 0 means the input size. Logits of masks are resized to the input, cut to the
+        image, and resized to the original. `logits` are (B, Q, C + 1), `masks` (B, Q, H4, W4).
         """
         scores, labels, query = best_pairs(logits.softmax(2)[..., :-1], self.max_per_image)
         rows, columns = resizing_of(masks, img_shape, ori_shape, RATIO)

@@ -39,10 +39,13 @@ def pairs(head: nn.Module) -> int:
 
 
 def best_pairs(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return scores, classes and queries (B, n) of the best of scores (B, Q, C), in descending order."""
-    classes = scores.shape[2]
+    """Return scores, classes and queries (B, n) of the `count` best of scores (B, Q, C), the best first.
+
+    Classes and queries are indices.
+    """
+    num_classes = scores.shape[2]
     scores, index = scores.flatten(1).topk(count, 1)
-    return scores, index % classes, torch.div(index, classes, rounding_mode='floor')
+    return scores, index % num_classes, torch.div(index, num_classes, rounding_mode='floor')
 
 
 class FullForm(nn.Module):
@@ -81,8 +84,12 @@ class FullForm(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return dets (B, n, 5) and labels (B, n); rows behind the results are zero with label -1.
 
-        `logits` (B, Q, C) may have a column more for the background; `boxes` (B, Q, 4) are cxcywh relative to
-        the image, without its padding; for the other inputs see `dense.forms.FullForm`.
+        Args:
+            image: the input of the network, of which only the size is used.
+            img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
+            scale_factor: (B, 4) float32 `w h w h`, input / original, which boxes are divided by.
+            logits: (B, Q, C), which may have a column more for the background.
+            boxes: (B, Q, 4) cxcywh relative to the image, without its padding.
         """
         if self.sigmoid:
             scores, labels, query = best_pairs(logits.sigmoid(), self.count)

@@ -23,7 +23,10 @@ from mmdeploy_ext.runtime.panoptic import Segments
 def mask_tensors(
     model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any
 ) -> dict[str, np.ndarray]:
-    """Return the logits of classes and of masks after the last layer of mmdet's head."""
+    """Return the logits of classes and of masks, by name of the output, after the last layer of mmdet's head.
+
+    `feeds` hold `input`, and may hold `img_shape` (B, 2) of the B images before padding.
+    """
     image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
     batch, _, *size = image.shape
     shapes = feeds.get('img_shape', np.full((batch, 2), size))
@@ -35,7 +38,7 @@ def mask_tensors(
 
 def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
     """Return the segments of the detector's own test path, at the original size whatever `rescale` is."""
-    results = tested(model, images, metas_of(images), True)
+    results = tested(model, images, metas_of(images), rescale=True)
     classes = int(model.panoptic_fusion_head.num_classes)
     return [Segments.of_map(result['pan_results'], classes) for result in results]
 
@@ -50,13 +53,13 @@ def instances(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) 
 
     An empty mask has score 0, and is no result.
     """
-    instances = []
-    for result, image in zip(tested(model, images, metas_of(images), True), images, strict=True):
+    image_instances = []
+    for result, image in zip(tested(model, images, metas_of(images), rescale=True), images, strict=True):
         of_classes = result['ins_results'] if isinstance(result, dict) else result  # beside a panoptic map
         of_image = instances_of_classes(*of_classes, tuple(image.ori_shape))
         rows = of_image.scores > 0
-        instances.append(Instances(of_image.masks[rows], of_image.scores[rows], of_image.labels[rows]))
-    return instances
+        image_instances.append(Instances(of_image.masks[rows], of_image.scores[rows], of_image.labels[rows]))
+    return image_instances
 
 
 def regions(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:

@@ -4,7 +4,8 @@ Source of the algorithm: mmdet 2.28.2 `dense_heads/embedding_rpn_head.py`, `roi_
 `roi_heads/bbox_heads/dii_head.py` and `roi_heads/mask_heads/dynamic_mask_head.py`. Regions are pooled and
 decoded, and masks of the own class computed, by the parts of two-stage detectors.
 
-Glossary: B batch, Q queries, C classes, D embedding, R = B * Q, n detections, m side of a mask.
+Glossary: B batch, Q queries, C classes, D embedding, R = B * Q, n detections, m side of a mask in cells, H, W
+network input in pixels, h, w pooled cells of a region.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from mmdeploy_ext.families.query.postprocess import FULL_NAMES, best_pairs
 from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
 
 NAMES = ('logits', 'boxes')
+"""Outputs of the network that all detectors have."""
 
 
 class RegionsNetwork(nn.Module):

@@ -27,6 +27,7 @@ seg_heads, plugins = mmdet_module('mmdet.models.seg_heads'), mmdet_module('mmdet
 transformer = mmdet_module('mmdet.models.utils.transformer')
 
 DETECTORS = (dino.DINO, detectors.DETR, detectors.DeformableDETR)
+"""Detectors of boxes, whose queries have no regions."""
 MASKFORMER = detectors.MaskFormer
 """The base class of detectors of masks by queries."""
 MASK_DETECTORS = (detectors.Mask2Former, detectors.MaskFormer)
@@ -44,11 +45,13 @@ REGION_PARTS = dict(
 )
 """Parts of detectors whose queries have regions."""
 HEADS = (heads.DETRHead, heads.DeformableDETRHead, dino.DINOHead)
+"""Heads of `DETECTORS`."""
 TRANSFORMERS = dict(
     DETRHead=transformer.Transformer,
     DeformableDETRHead=transformer.DeformableDetrTransformer,
     DINOHead=dino.DinoTransformer,
 )
+"""Head -> its transformer."""
 CO_DETR, CO_DINO_HEAD = 'CoDETR', 'CoDINOHead'
 """Detector and head of Co-DETR, whose classes are in the user's tree alone: they are known by their names."""
 CO_DETR_PARTS = ('CoDinoTransformer', 'DinoTransformerDecoder')
@@ -101,7 +104,7 @@ FOLLOWED = (
     *followed.CODERS,
     *followed.FUNCTIONS,
 )
-"""See `Family.followed`."""
+"""Classes of mmdet and mmcv, modules of functions, and the methods that the graphs compute by themselves."""
 CO_DETR_FOLLOWED = (
     (missing_class(CO_DETR), (*followed.DETECTOR_METHODS, 'extract_feat', 'simple_test_query_head')),
     (missing_class(CO_DINO_HEAD), METHODS),
@@ -168,7 +171,10 @@ def samples_points(head: nn.Module) -> bool:
 
 
 def check_class(kind: type, exported: tuple[type, ...], role: str) -> None:
-    """Refuse (ConfigError) a class that is not exported, nor derived from one that is."""
+    """Refuse (ConfigError) a class `kind` that is not exported, nor derived from one that is.
+
+    `role` is what the class is in a detector, for the message.
+    """
     if not issubclass(kind, exported):
         names = ', '.join(upstream.__name__ for upstream in exported)
         raise ConfigError(f'{kind.__name__}: no {role} that is exported; expected {names}')

@@ -3,7 +3,7 @@
 A two-stage Deformable DETR, DINO and Co-DINO score all tokens of the encoder; the boxes of the best are what
 queries begin with. mmdet's transformer is watched as it chooses them, and its decoder does not run.
 
-Glossary: B batch, S tokens of all levels, Q queries, D embedding.
+Glossary: B batch, S tokens of all levels, Q queries, D embedding, h, w size of a map.
 """
 
 import contextlib
@@ -35,6 +35,7 @@ LIMIT = 'two_stage_num_proposals'
 TRANSFORMERS = ('DeformableDetrTransformer', 'DinoTransformer', 'CoDinoTransformer')
 """Classes whose `forward` chooses tokens by `topk` and gives their boxes to the decoder."""
 MEMORY = 'memory'
+"""Input of the stage that chooses tokens: the tokens of the encoder."""
 
 
 def chooses_tokens(transformer: nn.Module) -> bool:
@@ -73,7 +74,7 @@ def stage_of(model: nn.Module) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
 
 
 def inputs_of(model: nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
-    """Return the inputs of the stage besides pictures, computed by the model's own layers."""
+    """Return the inputs of the stage of `stage_of` besides pictures, by name, from the model's own layers."""
     watch = watched(model, images)
     maps = zip(_map_names(model), watch.maps, strict=True)
     memory = watch.memory.transpose(0, 1)
@@ -148,5 +149,5 @@ def watched(model: nn.Module, images: Sequence[PreparedImage]) -> Watch:
         stack.enter_context(transformer.decoder.register_forward_pre_hook(watch.at_decoder, with_kwargs=True))
         stack.enter_context(contextlib.suppress(DecoderReached))
         stack.enter_context(watch)
-        tested(model, images, metas_of(images), True)
+        tested(model, images, metas_of(images), rescale=True)
     return watch

@@ -1,1 +1,1 @@
-"""RT-DETR: detector, hybrid encoder, decoder and vd backbone for mmdet, and its family."""
+"""RT-DETR: its family, graphs and runtime; `mmdeploy_ext/models/rtdetr` has the detector itself."""

@@ -26,8 +26,9 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.runtime.detections import Detections
 
 PARTS = ('backbone', 'encoder', 'decoder', 'postprocess', 'extract_feat')
+"""Attributes of a detector that the graph runs."""
 FOLLOWED = ((RTDETR, (*followed.DETECTOR_METHODS, 'detect')),)
-"""See `Family.followed`."""
+"""The class of the detector, and its methods that the graph computes by itself."""
 
 
 class RtDetrFamily(ImageFamily):

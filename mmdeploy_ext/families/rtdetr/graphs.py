@@ -2,7 +2,7 @@
 
 Source of the contract: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/tools/export_onnx.py.
 
-Glossary: B batch, C classes, Q queries, n detections, H, W network input in pixels.
+Glossary: B batch, C classes, Q queries, H, W network input in pixels.
 """
 
 from collections.abc import Sequence
@@ -31,14 +31,16 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 RAW_NAMES = ('logits', 'boxes', 'tokens')
 FULL_NAMES = ('labels', 'boxes', 'scores')
 MAPS = tuple(f'map_{level}' for level in range(len(STRIDES)))
+"""Inputs of the stage that chooses tokens: the maps of the encoder."""
 HEADS = ('pred_logits', 'pred_boxes')
+"""Outputs of the network in the form `full`."""
 
 
 class Network(nn.Module):
     """Backbone, encoder and decoder behind flat tensors; its parameters keep their names below `model.`."""
 
     def __init__(self, model: nn.Module, with_tokens: bool) -> None:
-        """Keep the detector; `with_tokens` adds the selected tokens, which show ties of scores."""
+        """Keep the detector; `with_tokens` adds indices of the selected tokens, which show ties of scores."""
         super().__init__()
         self.model = model
         self.with_tokens = with_tokens
@@ -107,7 +109,7 @@ def token_rows(selection: Selection, size: torch.Tensor) -> torch.Tensor:
 
 def tokens_stage(model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
     """Return the stage that chooses tokens alone, and its output."""
-    network = _network(model, options, True)
+    network = _network(model, options, fold=True)
     return [Stage(PROPOSALS, TokensForm(network), ('images', *MAPS), (PROPOSALS,))], (SCORED_PROPOSALS,)
 
 
@@ -144,7 +146,10 @@ def _raw_outputs(decoder: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return the inputs of a batch of pictures of one size; see `ImageFamily.feeds`.
+    """Return the inputs of a batch of pictures of one size, by name.
+
+    They are `images` (B, 3, H, W) float32 and `orig_target_sizes` (B, 2) int64, the width and height of the
+    originals with `rescale`, otherwise of the input.
 
     ShapeError: an image was padded, and boxes shall be in pixels of the original.
     """
@@ -174,8 +179,8 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     network = _network(model, options, fold)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
     if options.form == 'raw':
-        return [Stage('network', Network(network, True), ('images',), RAW_NAMES, passes=passes)]
+        return [Stage('network', Network(network, with_tokens=True), ('images',), RAW_NAMES, passes=passes)]
     return [
-        Stage('network', Network(network, False), ('images',), HEADS, passes=passes),
+        Stage('network', Network(network, with_tokens=False), ('images',), HEADS, passes=passes),
         Stage('postprocess', model.postprocess, (*HEADS, SIZES), FULL_NAMES),
     ]

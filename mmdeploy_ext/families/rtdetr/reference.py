@@ -1,4 +1,7 @@
-"""RT-DETR in PyTorch, unpatched: the reference of proofs."""
+"""RT-DETR in PyTorch, unpatched: the reference of proofs.
+
+Glossary: B batch, Q queries, N tokens of the encoder, from which queries are chosen.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +22,10 @@ from mmdeploy_ext.runtime.detections import Detections
 def tensors(
     model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, tokens: torch.Tensor | None = None, **_: Any
 ) -> dict[str, np.ndarray]:
-    """Return the tensors of `raw`, of the best tokens or of `tokens` (B, Q)."""
+    """Return the outputs of the form `raw` by name.
+
+    `feeds` hold `images`. Queries are the best tokens, or those with the indices `tokens` (B, Q).
+    """
     with torch.no_grad():
         images = _to_model(model, feeds['images'])
         outputs = model.decoder(model.extract_feat(images), tokens)
@@ -35,8 +41,9 @@ def choose_as(
 ) -> dict[str, np.ndarray]:
     """Return the reference of the engine's tokens, if they differ from the best ones by ties only.
 
-    See `ImageFamily`. The same tokens in another order are the same rows in another order; if a tie at the
-    cut makes another set of tokens, PyTorch runs with that set. Images without ties keep their reference.
+    For the arguments see `ImageFamily.choose_as`. The same tokens in another order are the same rows in
+    another order; if ties with the last chosen token make another set of tokens, PyTorch runs with that set.
+    Images without ties keep their reference.
     """
     selected, best = outputs.get('tokens'), reference['tokens']
     result = {name: array.copy() for name, array in reference.items()}

@@ -2,7 +2,7 @@
 
 Source of the algorithm: lyuwenyu/RT-DETR 068dfde, src/zoo/rtdetr/rtdetr_postprocessor.py.
 
-Glossary: B batch, C classes, Q queries, n detections, h, w original image in pixels.
+Glossary: B batch, C classes, Q queries, n detections, H, W network input in pixels, h, w original image.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'rtdetr')
+"""Form -> script that draws the results of such a file, see `runtime/family_runtime.py`."""
 
 SIZES = 'orig_target_sizes'
+"""The input with the sizes that boxes are multiplied with: width, height."""
 STRIDES = (8, 16, 32)
 """Strides, in pixels, of the three maps whose cells are the tokens that queries are chosen from."""
 
@@ -103,7 +105,7 @@ def postprocess_image(
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
-    """Turn the outputs of a graph of any form into detections, see `consumers`.
+    """Turn the outputs of a graph of any form into detections, see `runtime/family_runtime.py`.
 
     Feeds hold `orig_target_sizes` (B, 2) width, height, which have to agree with `ori_shape` (height, width)
     of the image, if they hold that, too.

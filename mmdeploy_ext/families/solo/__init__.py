@@ -1,1 +1,1 @@
-"""SOLO, Decoupled SOLO, SOLOv2: registers their family; mmdet's detectors are used as they are."""
+"""SOLO, Decoupled SOLO, SOLOv2: their family, graphs and runtime; mmdet's detectors are used as they are."""

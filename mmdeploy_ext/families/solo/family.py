@@ -35,7 +35,7 @@ FOLLOWED = (
     (sys.modules[mask_matrix_nms.__module__], ('mask_matrix_nms',)),
     (misc, ('center_of_mass', 'generate_coordinate')),
 )
-"""See `Family.followed`."""
+"""Classes of mmdet and modules of functions, and the methods that the graphs compute by themselves."""
 LIMITING = ('score_thr', 'mask_thr', 'filter_thr', 'nms_pre', 'max_per_img', 'sigma')
 """Entries of `test_cfg` that SOLO reads."""
 NO_SCORE = 1 - 2.0**-20
@@ -51,7 +51,7 @@ class SoloFamily(ImageFamily):
     task = 'mask'
     forms = ('full', 'raw')
     trial_rows = 100  # masks take most of the time
-    lowest_share = 0.2  # before candidates are chosen, all that pass have masks
+    lowest_share = 0.2  # masks are made of all cells that pass, before candidates are chosen
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds, batches = staticmethod(image_feeds.mask_feeds), staticmethod(image_feeds.batches)
     reference_tensors = staticmethod(reference.tensors)
@@ -138,7 +138,10 @@ def check_grids(head: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> None:
-    """Refuse heads (ConfigError) and sizes (UsageError) whose graph would be wrong; the shape is resolved."""
+    """Refuse heads (ConfigError) and sizes (UsageError) whose graph would be wrong.
+
+    `head` is the entry `mask_head` of the config `filename`; height and width of the options are numbers.
+    """
     if head.get('dynamic_conv_size', 1) != 1:
         raise ConfigError(
             f'{filename}: model.mask_head.dynamic_conv_size={head.dynamic_conv_size}; SOLOv2 exports with 1'

@@ -3,7 +3,7 @@
 Source of the fork layout: zhangjinsong3/SOLOv2.tensorRT 790835b.
 
 Glossary: B batch, C classes, S grid cells of all levels, G grid lines of all levels, E channels of a dynamic
-kernel, H, W network input in pixels, H4, W4 a quarter of it, n instances, h, w original image.
+kernel, D channels of a level, H4, W4 a quarter of the network input.
 """
 
 import torch
@@ -21,7 +21,7 @@ from mmdeploy_ext.families.solo.networks import LEVELS, BatchedNetwork, ForkNetw
 
 SIZE_MULTIPLE = 32
 """Sides of inputs of SOLOv2, whose mask branch doubles its maps until they meet (mmdet raises there, too)."""
-RAW_NAMES = {
+RAW_NAMES = {  # head -> outputs of the form `raw` in the layout 'batched'
     'SOLOHead': ('cate_pred', 'seg_pred'),
     'DecoupledSOLOHead': ('cate_pred', 'seg_pred_x', 'seg_pred_y'),
     'DecoupledSOLOLightHead': ('cate_pred', 'seg_pred_x', 'seg_pred_y'),
@@ -36,6 +36,7 @@ MEANINGS = {
     'y': 'soft masks of grid rows, 0..1',
 }
 ROWS = 'level after level, each row by row'
+"""The order of grid cells in an output."""
 
 
 def kind(head: nn.Module) -> str:
@@ -49,7 +50,7 @@ def fork_is_flat(head: nn.Module) -> bool:
 
 
 def fork_names(head: nn.Module, batch: int = 1) -> tuple[str, ...]:
-    """Return the fork's output names in its order; with a batch, those of single images are numbered."""
+    """Return the fork's output names in its order; in a batch, the names of each image have its number."""
     levels = range(head.num_levels)
     if fork_is_flat(head):
         numbers = [''] if batch == 1 else [f'_{image}' for image in range(batch)]
@@ -70,6 +71,7 @@ class FullForm(nn.Module):
     """The part of a `full` graph behind the network: instances from its outputs."""
 
     def __init__(self, head: nn.Module, cap: int) -> None:
+        """Keep what the outputs are decoded by; `cap` is the limit of candidates, 0 for none."""
         super().__init__()
         self.kind, self.num_grids = kind(head), [int(grid) for grid in head.num_grids]
         strides = [int(stride) for stride in head.strides]
@@ -81,7 +83,11 @@ class FullForm(nn.Module):
     def forward(
         self, img_shape: torch.Tensor, ori_shape: torch.Tensor, cate_pred: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Post-process; see `MaskPostprocess.forward`."""
+        """Return masks, scores and labels of instances, with a cap also the number of candidates.
+
+        `cate_pred` (B, S, C) are the class scores of cells, `maps` see `soft_masks`; for the sizes and the
+        results see `MaskPostprocess.forward`.
+        """
         results = self.postprocess(cate_pred, self.soft_masks(*maps), img_shape, ori_shape)
         names = ('masks', 'scores', 'labels', 'candidates')
         return tuple(tap(name, tensor) for name, tensor in zip(names, results, strict=False))
@@ -89,9 +95,9 @@ class FullForm(nn.Module):
     def soft_masks(self, *maps: torch.Tensor) -> SoftMasks:
         """Return the soft masks of cells.
 
-        `maps` are of `SOLOHead` the inputs of its mask convolutions, per level (B, D, 2h, 2w); of
-        `SOLOV2Head` kernels (B, S, E) and mask features (B, E, H4, W4); of decoupled heads x masks and y
-        masks (B, G, H4, W4).
+        `maps` are of `SOLOHead` the inputs of its mask convolutions, per level (B, D, ...) with twice the
+        height and width of the level; of `SOLOV2Head` kernels (B, S, E) and mask features (B, E, H4, W4); of
+        decoupled heads x masks and y masks (B, G, H4, W4).
         """
         if self.kind == 'SOLOV2Head':
             return DynamicMasks(*maps)
@@ -157,8 +163,8 @@ def _fork_outputs(head: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
     quarter = _quarter(head, options)
     outputs = []
     for name in fork_names(head, options.batch):
-        stem, _, number = name.rpartition('_')
-        grid = head.num_grids[int(number)] if number.isdigit() and not fork_is_flat(head) else 0
+        stem, _, level = name.rpartition('_')
+        grid = head.num_grids[int(level)] if level.isdigit() and not fork_is_flat(head) else 0
         if name.startswith('cate_pred'):
             axes = (options.batch, grid, grid, classes) if grid else (cells, classes)
             meaning = MEANINGS['cate']
@@ -172,7 +178,7 @@ def _fork_outputs(head: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
             lines = grid**2 if stem == 'seg_preds' else grid
             axes = (options.batch, lines, *quarter)
             meaning = MEANINGS['seg'] if stem == 'seg_preds' else MEANINGS[stem[-1]]
-        outputs.append(TensorSpec(name, 'float32', axes, meaning + (f', level {number}' if grid else '')))
+        outputs.append(TensorSpec(name, 'float32', axes, meaning + (f', level {level}' if grid else '')))
     return tuple(outputs)
 
 

@@ -5,7 +5,8 @@ points NMS, flattening) are done here, so that every form starts from the same t
 Source of the algorithm: mmdet 2.28.2 `models/dense_heads/{solo_head,solov2_head}.py`.
 
 Glossary: B batch, C classes, g grid of a level, S cells of all levels (sum of g squared), G lines of all
-levels (sum of g), E channels of a dynamic kernel, h, w size of a level, H4, W4 a quarter of the input.
+levels (sum of g), D channels of a level, E channels of a dynamic kernel, H, W network input in pixels, h, w
+size of a level, H4, W4 a quarter of the input.
 """
 
 from collections.abc import Sequence
@@ -88,7 +89,7 @@ class SoloNetwork(nn.Module):
         return points_nms(self.head.conv_cls(features))
 
     def soft_masks(self, logits: torch.Tensor, first_level: torch.Tensor) -> torch.Tensor:
-        """Return probabilities at H4 x W4: the sigmoid first, then the resize."""
+        """Return probabilities at H4 x W4, twice the size of the first level: sigmoid first, then resize."""
         size = (first_level.shape[2] * UPSAMPLING, first_level.shape[3] * UPSAMPLING)
         return resize(logits.sigmoid(), size)
 

@@ -1,7 +1,9 @@
 """SOLO, Decoupled SOLO and SOLOv2 as mmdet runs them, unpatched: the reference of proofs.
 
 Source of the algorithm: mmdet 2.28.2 `models/dense_heads/{solo_head,solov2_head}.py` and
-`core/post_processing/matrix_nms.py`. Glossary: see `graphs.py`; g grid of a level.
+`core/post_processing/matrix_nms.py`.
+
+Glossary: B batch, C classes, g grid of a level.
 """
 
 import contextlib
@@ -51,7 +53,10 @@ a score of 5e-4 and by 2.5e-3 of one of 6e-5. A pair 6.4e-9 apart at 5.6e-5 did 
 def tensors(
     model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, layout: str = 'batched', **_: Any
 ) -> dict[str, np.ndarray]:
-    """Return the tensors of `raw` by mmdet's own head, SOLOv2's points NMS as in `get_results`."""
+    """Return the outputs of the form `raw` by name, of mmdet's own head, with points NMS of SOLOv2's scores.
+
+    `feeds` hold `input`; `layout` is the option of the file, 'batched' or 'fork'.
+    """
     head = model.mask_head
     with torch.no_grad():
         image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
@@ -72,10 +77,10 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
 def interchangeable_zeros(
     model: nn.Module, feeds: Mapping[str, np.ndarray], layout: str = 'batched', **_: Any
 ) -> dict[str, np.ndarray]:
-    """Return scores of points-NMS ties; see `ImageFamily.interchangeable_zeros`.
+    """Return scores of cells in whose points NMS there is a tie; see `ImageFamily.interchangeable_zeros`.
 
-    Both engines may give such a cell its score or zero. Below the threshold no result depends on it; above
-    it, few ties are excused, and the results are judged with `rounded_choices`.
+    PyTorch and an engine may give such a cell its score or zero. Below the threshold no result depends on it;
+    above it few ties are excused, see `FEW_TIES`, and the results are judged with `rounded_choices`.
     """
     head, ties, passing = model.mask_head, 0, 0
     logits: list[torch.Tensor] = []
@@ -92,8 +97,8 @@ def interchangeable_zeros(
     if ties > max(FEW_TIES, FEW_TIES_SHARE * passing):
         levels = [level.masked_fill(mask, torch.nan) for level, mask in zip(levels, over, strict=True)]
     if layout == 'fork' and fork_is_flat(head):
-        tensors = flat_cells(levels).unbind(0)
-        named = dict(zip(fork_names(head, len(tensors))[: len(tensors)], tensors, strict=True))
+        of_images = flat_cells(levels).unbind(0)
+        named = dict(zip(fork_names(head, len(of_images))[: len(of_images)], of_images, strict=True))
     elif layout == 'fork':
         named = {f'cate_pred_{index}': level.permute(0, 2, 3, 1) for index, level in enumerate(levels)}
     else:
@@ -118,7 +123,10 @@ def rounded_choices(model: nn.Module) -> Iterator[contextlib.AbstractContextMana
 def candidate_bounds(
     model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float, **_: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return how many (cell, class) pairs pass after points NMS; see `ImageFamily`."""
+    """Return 'candidates' -> bounds of how many (cell, class) pairs pass the threshold after points NMS.
+
+    For the arguments see `ImageFamily.candidate_bounds`.
+    """
     scores = tensors(model, feeds, 'raw')['cate_pred']
     return dict(candidates=count_bounds(scores, float(model.mask_head.test_cfg.score_thr), slack))
 
@@ -128,17 +136,18 @@ def arrange(
 ) -> dict[str, torch.Tensor]:
     """Name the outputs of mmdet's head as a `raw` graph has them, in the layout 'batched' or 'fork'.
 
-    `scores` are per level (B, C, g, g) after points NMS, `rest` lists of levels, and SOLOv2's mask features.
+    `scores` are per level (B, C, g, g) after points NMS; `rest` are the other outputs: lists of masks or
+    kernels per level, and of SOLOv2 then the mask features, one tensor.
     """
     if layout == 'fork':
         last = [level.permute(0, 2, 3, 1) for level in scores]
         if fork_is_flat(head):
-            tensors = [*flat_cells(scores).unbind(0), *flat_cells(rest[0]).unbind(0), rest[1]]
+            outputs = [*flat_cells(scores).unbind(0), *flat_cells(rest[0]).unbind(0), rest[1]]
         elif kind(head) == 'SOLOV2Head':
-            tensors = [*last, *rest[0], rest[1]]
+            outputs = [*last, *rest[0], rest[1]]
         else:
-            tensors = [*(level for levels in rest for level in levels), *last]
-        return dict(zip(fork_names(head, len(scores[0])), tensors, strict=True))
+            outputs = [*(level for levels in rest for level in levels), *last]
+        return dict(zip(fork_names(head, len(scores[0])), outputs, strict=True))
     if kind(head) == 'SOLOV2Head':
         flat = [flat_cells(rest[0]), rest[1]]
     else:

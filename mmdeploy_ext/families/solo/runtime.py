@@ -1,7 +1,7 @@
 """SOLO, Decoupled SOLO and SOLOv2 without PyTorch: numpy post-processing of the `raw` form, equal to `full`.
 
-Glossary: B batch, C classes, S grid cells of all levels, G grid lines of all levels, E channels of a dynamic
-kernel, N candidates, n results, H4, W4 size of the soft masks, P their pixels, h, w size of the results.
+Glossary: B batch, C classes, S grid cells of all levels, m chosen cells, N candidates, n results, H4, W4 size
+of the soft masks, h, w size of the results.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'solo')
+"""Form -> script that draws the results of such a file, see `runtime/family_runtime.py`."""
 
 CHUNK = 64
 """Cells whose masks are made at a time."""
@@ -32,7 +33,9 @@ def resize_and_threshold(
 ) -> np.ndarray:
     """Return the masks (n, h, w) bool of soft masks (n, H4, W4) that exceed `mask_thr` at the original size.
 
-    They are resized, cropped and resized; see `mask_resize.resizing` for the sizes.
+    They are enlarged `ratio` times, to the network input, cropped to the image, and resized. `img_shape` is
+    height and width of the image before padding, `ori_shape` that of the results, pixels; for sizes of 0 see
+    `mask_resize.resizing`.
     """
     rows, columns = resizing(soft.shape[1:], img_shape, ori_shape, ratio)
     masks = np.empty((len(soft), len(rows), len(columns)), bool)
@@ -67,10 +70,14 @@ def postprocess_image(
     ori_shape: Sequence[int],
     facts: Mapping[str, Any],
 ) -> Instances:
-    """Post-process one image as the `full` graph and mmdet's `get_results` do; facts are those of the file.
+    """Post-process one image as the `full` graph and mmdet's `get_results` do.
 
-    Class scores (S, C) are those after points NMS, `soft_masks` gives probabilities (m, H4, W4) of cells
-    (m,); see `mask_resize.resizing` for the sizes.
+    Args:
+        scores: (S, C) class scores after points NMS.
+        soft_masks: takes indices of cells (m,) and returns their probabilities (m, H4, W4).
+        img_shape: height and width before padding, pixels; see `resize_and_threshold`.
+        ori_shape: height and width of the results.
+        facts: the `postprocess` entry of the file's metadata.
     """
     grids, mask_thr = facts['num_grids'], np.float32(facts['mask_thr'])
     strides = np.repeat(facts['strides'], [grid**2 for grid in grids])
@@ -120,7 +127,10 @@ def _overlaps(cells: np.ndarray, soft_masks: Callable, mask_thr: np.float32) -> 
 def soft_masks_of(
     outputs: Arrays, image: int, facts: Mapping[str, Any]
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function that makes the soft masks of cells, from the `raw` outputs of one image."""
+    """Return a function that makes the soft masks of cells, from the `raw` outputs of one image of a batch.
+
+    It takes indices (m,) and returns (m, H4, W4); `image` is the index of the image.
+    """
     if facts['head'] == 'SOLOHead':
         return lambda cells: outputs['seg_pred'][image][cells]
     if facts['head'] == 'SOLOV2Head':
@@ -161,7 +171,7 @@ def batched(outputs: Arrays, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Instances]:
-    """Turn the outputs of a graph of any form into instances, see `consumers`.
+    """Turn the outputs of a graph of any form into instances, see `runtime/family_runtime.py`.
 
     Feeds may hold `img_shape` (B, 2) and `ori_shape` (2,).
 

@@ -1,8 +1,10 @@
 """From the outputs of box heads to detections: cascades, decoding, suppression within classes, grids.
 
 Source: mmdet 2.28.2 `roi_heads/{standard_roi_head,cascade_roi_head,grid_roi_head,test_mixins}.py`,
-`bbox_heads/bbox_head.py`, `mask_heads/grid_head.py`, `core/post_processing/bbox_nms.py`. Glossary: see
-`parts/regions.py`; P points of a grid, column by column.
+`bbox_heads/bbox_head.py`, `mask_heads/grid_head.py`, `core/post_processing/bbox_nms.py`.
+
+Glossary: B batch, K proposals of an image, C classes, n detections. The points of a grid are numbered column
+by column.
 """
 
 from collections.abc import Mapping, Sequence
@@ -92,7 +94,8 @@ class Boxes(nn.Module):
             present: (B, K) bool; other rows are padding.
             clip_hw: (B, 2) float32 height and width that boxes are clipped to.
             scale_factor: (B, 4) float32 `w h w h`; boxes are divided by it.
-            stage_tensors: gets, per stage, the inputs and outputs of its head by name, a row per region.
+            stage_tensors: if it is a list, a dict per stage is appended to it: the inputs and outputs of its
+                head by name, a row per region.
         """
         regions, logits = proposals, []
         for index, stage in enumerate(self.stages):

@@ -54,7 +54,10 @@ from mmdeploy_ext.runtime.detections import Detections
 
 
 def _exaggerated_proposals(head: nn.Module) -> Callable[[Any], Any]:
-    """Return a change of the outputs of a head of proposals: of deltas, its second ones, in some cells."""
+    """Return a function that changes the outputs of a head of proposals: the deltas in some cells.
+
+    It takes the outputs and returns those in their place, see `changed_outputs`.
+    """
     coder = proposals.facts_of(head)['coder']
 
     def change(outputs: Any) -> Any:
@@ -65,10 +68,10 @@ def _exaggerated_proposals(head: nn.Module) -> Callable[[Any], Any]:
 
 
 def _exaggerated_regions(head: nn.Module) -> Callable[[Any], Any]:
-    """Return a change of the outputs of a head of boxes: the widths of some boxes, the heights of others.
+    """Return a function that changes outputs of a head of boxes: the widths of some, the heights of others.
 
-    If every class has a box, it is those of every third class. If all classes have one, the signs of its
-    deltas choose, since regions may have another order in the graph.
+    If each class has its own box, every third class has other widths and every third one other heights. If
+    all classes share one, the signs of its deltas choose, since regions may have another order in the graph.
     """
     box = torch.tensor(QUADRANT) / torch.tensor(head.bbox_coder.stds)
 
@@ -88,7 +91,12 @@ def _exaggerated_regions(head: nn.Module) -> Callable[[Any], Any]:
 
 
 class TwoStageFamily(ImageFamily):
-    """mmdet's detectors that propose regions and look at each of them."""
+    """mmdet's detectors that propose regions and look at each of them.
+
+    Attributes:
+        proposes: whether its detectors have an `rpn_head`; otherwise proposals are an input.
+        with_masks: whether their `roi_head` has a `mask_head`.
+    """
 
     name = 'two_stage'
     exports = (
@@ -229,10 +237,11 @@ class TwoStageFamily(ImageFamily):
             return super().scores_of(model, images, name)
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        proposals = outputs.get(graphs.PROPOSALS)
-        if proposals is None or proposals.shape[-1] == 4:  # an input, or of a graph that ends there
+        image_proposals = outputs.get(graphs.PROPOSALS)
+        # an input has 4 columns, and so has the output of a graph that ends with it
+        if image_proposals is None or image_proposals.shape[-1] == 4:
             return {}
-        (rows,) = proposals
+        (rows,) = image_proposals
         rows = rows[rows[:, 4] > 0]  # the others are padding
         return {graphs.PROPOSALS: Detections(rows[:, :4], rows[:, 4], np.zeros(len(rows), np.int64))}
 
@@ -258,8 +267,9 @@ class TwoStageFamily(ImageFamily):
     def exaggerated(self, model: nn.Module) -> Iterator[None]:
         """Inside the block heads of proposals and of regions give extreme boxes, see `ImageFamily`.
 
-        Of a cascade whose classes share one box only the last stage does: others look at what it becomes.
-        Where masks of boxes are pasted that no head clips, none does: mmdet pastes none beyond the image.
+        Of a cascade whose classes share one box only the last stage does: later stages would pool the boxes
+        of earlier ones. If masks are pasted into boxes that no head clips, no head does: mmdet cannot paste
+        masks outside of the image.
         """
         roi_head = roi_head_of(model)
         count = 0 if roi_head is None else stages_of(roi_head)
@@ -281,7 +291,7 @@ class TwoStageFamily(ImageFamily):
         return changed_outputs(model.rpn_head, _exaggerated_proposals(model.rpn_head))
 
     def sizes_choose_levels(self, model: nn.Module) -> bool:
-        """Return whether a detector pools the regions that it finds; those that are given have all sizes."""
+        """Return whether a detector pools regions that it finds; those that are an input have all sizes."""
         return self.makes_proposals_first(model)
 
     def last_level_side(self, model: nn.Module) -> float:
@@ -350,9 +360,9 @@ class TwoStagePanopticFamily(TwoStageFamily):
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         if 'dets' not in outputs:
             return super().inner_lists(outputs)
-        (boxes,), (labels,) = outputs['dets'], outputs['labels']
-        boxes, labels = boxes[labels >= 0], labels[labels >= 0]
-        instances = Detections(boxes[:, :4], boxes[:, 4], labels)
+        (dets,), (labels,) = outputs['dets'], outputs['labels']
+        dets, labels = dets[labels >= 0], labels[labels >= 0]
+        instances = Detections(dets[:, :4], dets[:, 4], labels)
         return super().inner_lists(outputs) | {panoptic.INSTANCES: instances}
 
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
@@ -390,8 +400,8 @@ class GivenProposalsFamily(TwoStageFamily):
     forms = ('full',)
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-        proposals = reference.stacked([image_feeds.proposals_of(image) for image in images])
-        return dict(image_feeds.feeds(images, rescale), proposals=proposals)
+        image_proposals = [image_feeds.proposals_of(image) for image in images]
+        return dict(image_feeds.feeds(images, rescale), proposals=reference.stacked(image_proposals))
 
     def check_dataset(self, cfg: Any, dataset: Any) -> None:
         if getattr(dataset, 'proposals', None) is None:

@@ -1,6 +1,6 @@
 """The graphs of two-stage detectors: their contracts, and the chain of modules that keeps them.
 
-Glossary: B batch, H, W network input in pixels, n detections, L levels.
+Glossary: B batch, K proposals of an image, H, W network input in pixels, n detections.
 """
 
 import dataclasses
@@ -53,6 +53,7 @@ COUNT_MEANINGS = dict(
     proposal_candidates='boxes that could be proposals, where some are lacking; more than {}: the rest '
     'was cut off',
 )
+"""Name of an output -> its meaning, with the limit of the option in place of {}."""
 MASK_NAMES = ('masks', 'mask_scores')
 """Outputs of mask heads; the second only of a detector with a head that scores masks."""
 
@@ -82,7 +83,8 @@ class Network(nn.Module):
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Return the maps that regions are pooled from, and the outputs of the head of proposals.
 
-        `image` is (B, 3, H, W); `img_shape` (B, 2), see `FullForm`, is an input if stages refine anchors.
+        `image` is (B, 3, H, W); `img_shape` (B, 2), see `FullForm.forward`, is an input if several stages
+        refine anchors.
         """
         outputs = self.head_outputs(self.model.extract_feat(image), image, img_shape)
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))
@@ -99,7 +101,11 @@ class Network(nn.Module):
 
 
 class FullForm(nn.Module):
-    """The part of a `full` graph behind the network: proposals, regions, results."""
+    """The part of a `full` graph behind the network: proposals, regions, results.
+
+    Attributes:
+        shows_proposals: whether the proposals are an output, too; False unless it is set.
+    """
 
     def __init__(self, model: nn.Module, max_proposals: int = 0, max_candidates: int = 0) -> None:
         """Keep the heads of regions, and the settings of all post-processing; see `Suppression.cap`."""
@@ -118,9 +124,14 @@ class FullForm(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Find proposals and look at their regions; return the outputs of `spec`.
 
-        `maps` are the outputs of `Network`, and before them proposals (B, K, 4) if the model finds none; for
-        the other inputs see `dense.forms.FullForm`. With `shows_proposals` they come last, (B, K, 5) with
-        scores.
+        Args:
+            image: (B, 3, H, W); only its size is used.
+            img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
+            scale_factor: (B, 4) float32 `w h w h`, input / original, which boxes are divided by.
+            maps: the outputs of `Network`, and before them proposals (B, K, 4) if the model finds none.
+
+        Returns:
+            The outputs, and with `shows_proposals` the proposals with scores (B, K, 5) behind them.
         """
         clip_hw = clip_size(image, img_shape)
         if self.proposals is None:
@@ -143,7 +154,7 @@ class FullForm(nn.Module):
         scale_factor: torch.Tensor,
         stage_tensors: list[dict[str, torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Look at regions; the arguments are those of `Boxes.forward`."""
+        """Look at regions, and return the outputs of `spec`; the arguments are those of `Boxes.forward`."""
         regions = features, proposals, present, clip_hw
         if self.grid is None:
             dets, labels, *counts = self.boxes(*regions, scale_factor, stage_tensors)
@@ -263,7 +274,10 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
 def with_proposals(
     chain: list[Stage], outputs: tuple[TensorSpec, ...]
 ) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-    """Return stages behind the network and all their outputs; the first stage gives its proposals, too."""
+    """Return stages and the contracts of their outputs, changed so that the proposals are an output, too.
+
+    `chain` begins with the stage of a `FullForm`, whose module is set to show them.
+    """
     regions, *rest = chain
     regions.module.shows_proposals = True
     regions = dataclasses.replace(regions, outputs=(*regions.outputs, PROPOSALS))

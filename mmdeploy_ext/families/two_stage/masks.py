@@ -1,8 +1,10 @@
 """Masks of boxes, in the frame of the box: equal to mmdet 2.28.2's `simple_test_mask` before pasting.
 
 Source: `roi_heads/{test_mixins,cascade_roi_head,point_rend_roi_head}.py`,
-`mask_heads/{fcn_mask_head,mask_point_head}.py`. Glossary: see `parts/regions.py`; n detections, m side of a
-mask, P points of a region.
+`mask_heads/{fcn_mask_head,mask_point_head}.py`.
+
+Glossary: B batch, n detections of an image, R = B * n their regions, C classes, m side of a mask in cells,
+h side of a mask before PointRend enlarges it.
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,9 @@ MASK_OPTIONS = (*OPTIONS, PASTE_MASKS)
 LIMITS = dict(
     score_thr=number(), nms_pre=LIMIT, iou_threshold=FRACTION, max_per_img=LIMIT, class_agnostic=FLAG
 )
+"""Settings of a suppression."""
 FACTS = dict(LIMITS, num_classes=COUNT, proposals=open_record(**LIMITS))
+"""Entries of `postprocess`: settings of the results, and of the proposals."""
 POSTPROCESS = open_record(**FACTS)
 MASK_POSTPROCESS = open_record(**FACTS, mask_thr=FRACTION)
 PANOPTIC_POSTPROCESS = open_record(

@@ -41,6 +41,7 @@ seg_heads = mmdet_module('mmdet.models.seg_heads')
 RATIO, MULTIPLE = 4, 32
 """Pixels of the input per pixel of the logits; sides of an input at which maps of all levels fit."""
 SEMANTIC = 'semantic_logits'
+"""The output of the network with the logits of stuff."""
 INSTANCES = 'instances'
 """The list of boxes whose masks are laid over each other."""
 LARGEST_AREA = 10**9
@@ -133,7 +134,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     step = max(detector_parts.multiple(model), MULTIPLE)
     image = image_input(options, max(step, smallest_input(model)), step)
     batch = image.axes[0]
-    inputs = (image, *optional_inputs(batch, True))
+    inputs = (image, *optional_inputs(batch, clips=True))
     if options.form == 'full':
         meaning = 'height and width of the original images, which the maps have'
         original = TensorSpec('ori_shape', 'int64', (2,), meaning, 'pixel', positive=True)
@@ -173,7 +174,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
 
 def batches_of_one_size(images: Sequence[PreparedImage]) -> list[list[int]]:
     """Return which images one run may take together: maps of one batch have one size."""
-    return grouped([pasted_size(image, True) for image in images])
+    return grouped([pasted_size(image, rescale=True) for image in images])
 
 
 def feeds_with_size(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
@@ -181,8 +182,8 @@ def feeds_with_size(images: Sequence[PreparedImage], rescale: bool) -> dict[str,
 
     ShapeError: the images have several.
     """
-    sizes = [pasted_size(image, True) for image in images]
-    return dict(feeds(images, True), ori_shape=one_size(sizes, 'maps'))
+    sizes = [pasted_size(image, rescale=True) for image in images]
+    return dict(feeds(images, rescale=True), ori_shape=one_size(sizes, 'maps'))
 
 
 def other_order(scores: torch.Tensor) -> torch.Tensor:

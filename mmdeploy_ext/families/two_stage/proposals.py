@@ -1,7 +1,10 @@
 """From the outputs of a region proposal network to boxes: equal to mmdet 2.28.2's `get_bboxes`.
 
-Source: `dense_heads/{rpn_head,ga_rpn_head,cascade_rpn_head}.py`. Glossary: B batch, A anchors of a level, one
-per cell in a Cascade RPN, K proposals kept per image at most.
+Source: `dense_heads/{rpn_head,ga_rpn_head,cascade_rpn_head}.py`.
+
+Glossary: B batch, a anchors of a cell (1 in a Cascade RPN), A anchors of a level, h, w size of a level's
+maps, K boxes of an image: of a level, then candidates of all levels, then proposals, n results of a
+suppression.
 """
 
 from collections.abc import Iterator, Sequence
@@ -206,10 +209,17 @@ def kernel_offsets(anchors: torch.Tensor, level: torch.Tensor, stride: float) ->
 
 
 def needed(count: torch.Tensor, labels: torch.Tensor, cap: int, max_per_img: int) -> torch.Tensor:
-    """Return how many of `count` (B,) candidates a suppression had to look at, of the best `cap`.
+    """Return how many candidates (B,) a suppression with a cap would have to look at to lose no result.
 
-    Its `labels` (B, n) are -1 where a row is padding. A list of `max_per_img` results lacks none, and none is
-    full where that is more than the cap.
+    Args:
+        count: (B,) number of all candidates.
+        labels: (B, n) of the results of the best `cap` of them, -1 where a row is padding.
+        cap: limit of the candidates.
+        max_per_img: limit of the results.
+
+    Returns:
+        No more than the cap if an image has `max_per_img` results: further candidates would add none. All
+        candidates otherwise, and for every image if there is no such limit or it is above the cap.
     """
     if not 0 < max_per_img <= cap:
         return count
@@ -315,7 +325,13 @@ class GuidedProposals(Proposals):
             best.append(within(boxes, scores, torch.zeros_like(scores, dtype=torch.int64), candidates))
         dets, levels = (torch.cat(tensors, dim=1) for tensors in zip(*best, strict=True))
         scores = torch.where(levels >= 0, dets[..., 4], torch.full_like(dets[..., 4], NO_CANDIDATE))
-        across = Suppression(threshold, self.config.max_per_img, True, self.across, trimmed=self.trimmed)
+        across = Suppression(
+            threshold,
+            self.config.max_per_img,
+            class_agnostic=True,
+            suppresses=self.across,
+            trimmed=self.trimmed,
+        )
         return across(dets[..., :4], scores, levels.clamp(min=0), levels >= 0)
 
 

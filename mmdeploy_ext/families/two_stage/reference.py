@@ -26,7 +26,10 @@ EDGE = 1e-4
 
 
 def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
-    """Return the tensors of one of two graphs that are compared by value."""
+    """Return the outputs by name that are compared by value, of the form 'proposals' or 'regions'.
+
+    They are the features and the outputs of the RPN head, or the inputs and outputs of the heads of regions.
+    """
     if form != PROPOSALS:
         return _region_tensors(model, feeds, {})
     with torch.no_grad():
@@ -104,27 +107,30 @@ def _recording_forward(
 ) -> dict[str, Any]:
     """Run the `_bbox_forward` of a head of regions; record its regions, features and outputs by name."""
     *stage, maps, rois = args
-    number = stage[0] if stage else 0
-    if number:
-        name = f'regions_{number}'
+    stage_index = stage[0] if stage else 0
+    if stage_index:
+        name = f'regions_{stage_index}'
         recorded_tensors[name] = regions = rois[:, 1:]
         regions = torch.from_numpy(later.get(name, regions.cpu().numpy()))
         rois = torch.cat([rois[:, :1], regions.reshape(-1, 4).to(rois)], dim=1)
-    head = part_of(roi_head, 'bbox_head', number)
+    head = part_of(roi_head, 'bbox_head', stage_index)
 
     def record_features(_: nn.Module, features: Sequence[torch.Tensor]) -> None:
-        recorded_tensors[f'region_features_{number}'] = features[0]
+        recorded_tensors[f'region_features_{stage_index}'] = features[0]
 
     with head.register_forward_pre_hook(record_features):
         result = forward(*stage, maps, rois, **kwargs)
-    names = [f'{name}_{number}' for name in output_names(head)]
+    names = [f'{name}_{stage_index}' for name in output_names(head)]
     outputs = flat((result['cls_score'], result['bbox_pred']))
     recorded_tensors.update(zip(names, outputs, strict=True))
     return result
 
 
 def outputs_of_first(model: nn.Module, outputs: Mapping[str, np.ndarray]) -> RegionInputs:
-    """Return features and proposals of a file as mmdet takes them; rows of padding are left out."""
+    """Return features and proposals, outputs of the first graph, as mmdet takes them.
+
+    Proposals without an area, which are padding, are left out.
+    """
     like = next(model.parameters())
     maps = [torch.from_numpy(outputs[name]).to(like) for name in feature_names(model)]
     proposals = [torch.from_numpy(boxes).to(like) for boxes in outputs['proposals']]
@@ -138,7 +144,10 @@ def candidate_bounds(
     max_proposals: int = 0,
     max_candidates: int = 0,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return the bounds of the outputs that count candidates; see `ImageFamily`."""
+    """Return name -> bounds of the outputs that count candidates, see `ImageFamily.candidate_bounds`.
+
+    `max_proposals` and `max_candidates` are the options of the file, 0 if it has no such limit.
+    """
     bounds = {}
     with torch.no_grad():
         maps, metas = maps_of(model, feeds), metas_of(feeds)
@@ -198,7 +207,10 @@ def all_boxes(roi_head: nn.Module, **test_cfg: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def recorded(owner: Any, name: str, record: Callable[..., None]) -> Iterator[None]:
-    """Inside the block a method of upstream also gives its result and its arguments to `record`."""
+    """Inside the block `record(result, *arguments)` is called after each call of a method of upstream.
+
+    `name` is that of the method of `owner`.
+    """
     method = getattr(owner, name)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -220,7 +232,8 @@ def proposals_alone(model: nn.Module, images: Sequence[PreparedImage]) -> list[D
     """Return the proposals of mmdet's head of proposals."""
     with torch.no_grad():
         maps = model.extract_feat(batch_of(model, images).contiguous())
-        return rows_of_proposals(model.rpn_head.simple_test_rpn(maps, metas_of_images(images, True)))
+        metas = metas_of_images(images, rescale=True)
+        return rows_of_proposals(model.rpn_head.simple_test_rpn(maps, metas))
 
 
 def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
@@ -247,12 +260,12 @@ def sizes_of(feeds: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
-    """Return the segments of a panoptic detector's own test path, at the original size, image by image.
+    """Return the segments of a panoptic detector's own test path, at the original size whatever `rescale` is.
 
-    For all images of a batch mmdet takes the sizes of the first one where it resizes its semantic map.
+    Images run one by one: mmdet resizes the semantic maps of a batch by the sizes of its first image.
     """
     classes, results = int(model.panoptic_fusion_head.num_classes), []
     for image in images:
-        (result,) = tested(model, [image], metas_of_images([image], True), True)
+        (result,) = tested(model, [image], metas_of_images([image], rescale=True), rescale=True)
         results.append(Segments.of_map(result['pan_results'], classes))
     return results

@@ -1,4 +1,4 @@
-"""A detector in two graphs, for those who schedule them apart: pictures to proposals, regions to results.
+"""A detector in two graphs, which may run at different times: pictures to proposals, regions to results.
 
 An output of the first graph is an input of the second by its name. Both also give the tensors from which
 their results were made, for a proof to compare: the first the outputs of its head of proposals, the second,
@@ -38,13 +38,16 @@ MEANINGS = dict(
 )
 """Kind of a tensor -> its meaning."""
 UNITS = dict(rpn_cls='logit', cls_score='logit', bbox_cls='logit', regions='pixel')
+"""Kind of a tensor -> its unit; others have none."""
 SEED = 0
+"""Of the random numbers that the second graph is traced with."""
 
 
 def check(heads: Mapping[str, nn.Module], options: Options) -> None:
-    """Refuse two graphs of a detector that is one of them, and half precision of the second graph.
+    """Refuse (UsageError) two graphs of a detector that cannot be split, and half precision of the second.
 
-    ConfigError: proposals without an area, which the second graph would take for padding.
+    `heads` are 'rpn_head' and 'roi_head' -> head, of those that the config has. ConfigError: its proposals
+    may have no area, so that the second graph would take them for padding.
     """
     if options.form not in FORMS:
         return
@@ -113,6 +116,7 @@ _SHAPES: weakref.WeakKeyDictionary[nn.Module, dict[Any, dict[str, tuple[int, ...
 )
 """Model -> input (H, W) -> name of a tensor -> its shape, of one image with `PROBED` regions."""
 PROBED = 3
+"""Number of regions of the run that shapes are read from."""
 
 
 def shapes(model: nn.Module, options: Options) -> dict[str, tuple[int, ...]]:
@@ -146,12 +150,12 @@ def inner_names(model: nn.Module, options: Options) -> tuple[str, ...]:
 
 def _tensor(name: str, options: Options, shape: Sequence[int], of_regions: bool) -> TensorSpec:
     """Return the spec of a map of a level, or of rows of regions; `shape` is of one image."""
-    kind, number = name.rsplit('_', 1)
+    kind, index = name.rsplit('_', 1)
     batch = 'B' if options.dynamic else options.batch
     axes = (batch, 'K', *shape[2:]) if of_regions else (batch, *shape[1:])
     if options.dynamic and not of_regions:
-        axes = (*axes[:2], f'h{number}', f'w{number}')
-    meaning = f'{MEANINGS[kind]}, {"stage" if of_regions else "level"} {number}'
+        axes = (*axes[:2], f'h{index}', f'w{index}')
+    meaning = f'{MEANINGS[kind]}, {"stage" if of_regions else "level"} {index}'
     groups = (ColumnGroup(name='xyxy', unit='pixel'),) if UNITS.get(kind) == 'pixel' else ()
     return TensorSpec(name, 'float32', axes, meaning, UNITS.get(kind, ''), groups)
 

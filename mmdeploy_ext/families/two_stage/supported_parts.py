@@ -70,7 +70,7 @@ FOLLOWED = (
     *followed.CODERS,
     *followed.FUNCTIONS,
 )
-"""See `Family.followed`."""
+"""Classes of mmdet and modules of functions, and the methods that the graphs compute by themselves."""
 
 
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
@@ -82,9 +82,10 @@ def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
 
 
 def of_release(entry: Replaced) -> Replaced:
-    """Return methods under the name of the versions that an older mmdet has of them, if the table has it.
+    """Return methods with the name under which the family's table has those of the installed older mmdet.
 
-    The graphs do what that release does, which another release with these methods would not.
+    If it has such an entry, 'Class of mmdet 2.11', the graphs repeat the methods of that release, and only
+    with that release; methods without such an entry are returned as they are.
     """
     table = table_of(Path(__file__).parent)
     name = '{} of mmdet {}.{}'.format(entry.upstream, *mmdet_release())

@@ -1,1 +1,1 @@
-"""YOLACT: registers its family; mmdet's own detector and heads are used as they are."""
+"""YOLACT: its family, graph and runtime; mmdet's own detector and heads are used as they are."""

@@ -77,7 +77,10 @@ class YolactFamily(ImageFamily):
         return dict(config, num_classes=self.num_classes(model), mask_thr=MASK_THR)
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-        """Return the inputs of a batch; masks are of the original size whatever `rescale` says."""
+        """Return the inputs of `image_feeds.feeds`, and `ori_shape` (2,) int64, height and width of masks.
+
+        Masks are of the original size whatever `rescale` says.
+        """
         return image_feeds.mask_feeds(images, rescale) | image_feeds.feeds(images, rescale)
 
     def reference_detections(
@@ -90,7 +93,7 @@ class YolactFamily(ImageFamily):
             meta['scale_factor'] = np.asarray(scale_factor, np.float32)
         return [
             instances_of_classes(boxes, masks, tuple(image.ori_shape))
-            for (boxes, masks), image in zip(tested(model, images, metas, True), images, strict=True)
+            for (boxes, masks), image in zip(tested(model, images, metas, rescale=True), images, strict=True)
         ]
 
 

@@ -3,8 +3,8 @@
 Source of the algorithm: mmdet 2.28.2 `dense_heads/yolact_head.py` and `fast_nms` of
 `core/post_processing/bbox_nms.py`.
 
-Glossary: B batch, A priors, C classes, K best priors of a class, P prototypes, n results, H, W network input
-in pixels, hp, wp size of the prototypes, h, w size of the results.
+Glossary: B batch, A priors, C classes, P prototypes, n results, H, W network input in pixels, hp, wp size of
+the prototypes, h, w size of the results.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -132,9 +132,13 @@ class FullForm(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Return dets (B, n, 5), labels (B, n) and masks (B, n, h, w) bool; label -1 where a row is padding.
 
-        `ori_shape` (2,) int64 is height and width of the results, 0 means the input size; `prototypes` are
-        (B, P, hp, wp); `maps` are `HEAD_OUTPUTS` in turn, each of every level. For the other inputs see
-        `dense.forms.FullForm`.
+        Args:
+            image: (B, 3, H, W); only its size is used.
+            img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
+            scale_factor: (B, 4) float32 `w h w h`, input / original, which boxes are divided by.
+            ori_shape: (2,) int64 height and width of the results; 0 means the input size.
+            prototypes: (B, P, hp, wp).
+            maps: `HEAD_OUTPUTS` in turn, each of every level.
         """
         clip_hw, scale = clip_size(image, img_shape), scale_factor[:, None]
         boxes, scores, weights = (torch.cat(levels, 1) for levels in zip(*self._levels(maps), strict=True))
@@ -202,7 +206,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     meaning = 'pixels of the instances at ori_shape'
     masks = TensorSpec('masks', 'bool', (batch, rows, 'h', 'w'), meaning, compare='detections')
     _, ori_shape = mask_inputs(batch, '0 means those of the input')
-    inputs = (image, *optional_inputs(batch, True), ori_shape)
+    inputs = (image, *optional_inputs(batch, clips=True), ori_shape)
     return GraphSpec('yolact/full', inputs, (*box_outputs(batch, rows), masks))
 
 

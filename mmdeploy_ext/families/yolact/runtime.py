@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = {'full': 'with_postprocess'}
+"""Form -> script that draws the results of such a file, see `runtime/family_runtime.py`."""
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Instances]:
-    """Return the instances per image of the outputs of a `full` graph."""
+    """Return the instances per image of the outputs, by name, of a `full` graph, without rows of padding."""
     dets, columns = outputs['dets'], dict(masks=outputs['masks'], labels=outputs['labels'])
     return unpadded(Instances, bboxes_xyxy=dets[..., :4], scores=dets[..., 4], **columns)
