@@ -146,7 +146,7 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def claims(self, cfg: Any) -> Claim:
-        """Return how much of the model of a config the family exports."""
+        """Return how much of the model of a config, before `adapt`, the family exports."""
 
     def adapt(self, cfg: Any) -> None:  # noqa: B027 most families know configs of OpenMMLab alone
         """Translate a config of another repository to the keys that the family reads, in place.
@@ -290,8 +290,8 @@ LACKING = {
 def load_families(library: str | None = None) -> None:
     """Import the families that were registered with a library, see `contract.registry.register_family`.
 
-    `library` is its import name, such as 'mmdet3d'; '' stands for the families that name none, which are
-    those of mmdet; None for all families whose library can be imported.
+    `library` is its import name, such as 'mmdet3d'; '' stands for the families that name none, such as those
+    of mmdet; None for all families whose library can be imported.
     """
     for registration in registered().values():
         needed = registration.library

@@ -1,4 +1,7 @@
-"""The families of this package, registered by the names of their modules; imports neither torch nor mmcv."""
+"""The families of this package, registered by the names of their modules; imports neither torch nor mmcv.
+
+`bevfusion`, `centerpoint-det3d` and `sparse-encoder` export the sparse backbone of a detector alone.
+"""
 
 from mmdeploy_ext.contract.registry import register_family
 from mmdeploy_ext.families.anchor3d import options as anchor3d

@@ -211,7 +211,7 @@ class SequenceFamily(Family):
     def timed_methods(self, model: torch.nn.Module) -> dict[str, list[tuple[object, str]]]:
         """Return the functions that make up the parts of a sample, for the benchmark: part -> (owner, name).
 
-        Parts have the names of `graph_seconds` of its runner; what no function counts is the head.
+        Parts have the names of `graph_seconds` of its runner; time outside of these functions is the head's.
         """
 
     @abc.abstractmethod

@@ -43,7 +43,7 @@ from mmdeploy_ext.families.parts.exaggerated import (
 from mmdeploy_ext.families.replaced import Replaced
 
 BOX_OUTPUTS = ('bbox_pred', 'bbox_reg', 'shape_pred', 'wh', 'offset')
-"""Outputs of heads that hold places and sizes of boxes alone."""
+"""Outputs of heads that hold only places and sizes of boxes."""
 LOGIT_OUTPUTS = ('cls_score', 'centerness', 'objectness', 'iou_pred')
 """Outputs of heads that become scores by a sigmoid."""
 
@@ -169,7 +169,10 @@ class DenseFamily(ImageFamily):
 
 
 def check_max_candidates(head: nn.Module, facts: Mapping[str, Any], options: Options) -> None:
-    """Refuse (UsageError) `--max-candidates` for a dynamic file, or above what the head can have."""
+    """Refuse (UsageError) `--max-candidates` for a dynamic file, or above what the head can have.
+
+    `facts` are those of `facts_of`.
+    """
     option = f'--max-candidates {options.max_candidates}'
     if options.dynamic:
         raise UsageError(f'{option}: its shapes are constant; export it without --dynamic-export')
@@ -181,7 +184,7 @@ def check_max_candidates(head: nn.Module, facts: Mapping[str, Any], options: Opt
 
 
 def largest_num_candidates(head: nn.Module, facts: Mapping[str, Any], options: Options) -> int:
-    """Return how many candidates a head can have at the size of an export."""
+    """Return how many candidates a head, with the facts of `facts_of`, can have at the size of an export."""
     num_classes, nms_pre, choose = facts['num_classes'], thresholds(head).nms_pre, facts['head']['choose']
     shapes = level_shapes(options.height, options.width, facts['strides'])
     total = 0

@@ -136,7 +136,8 @@ def decode_queries(
 def for_every_image(learned: torch.Tensor, batch: int | torch.Tensor | torch.SymInt) -> torch.Tensor:
     """Return learned queries (1, Q, D) as (B, Q, D).
 
-    Of an expanded tensor torch.export freezes a dynamic batch; other graphs stay as their files have them.
+    torch.export freezes a dynamic batch of an expanded tensor, so that queries are repeated there; a graph of
+    the other exporter keeps its Expand.
     """
     if isinstance(batch, torch.SymInt):
         return learned.repeat(batch, 1, 1)

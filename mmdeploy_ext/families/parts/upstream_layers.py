@@ -68,7 +68,7 @@ class RepeatedPriors:
     def count(self, head: nn.Module, inputs: tuple) -> None:
         """Read the batch of the inputs of a head: a hook before its `forward`."""
         batch = inputs[0][0].shape[0]
-        # 1 in PyTorch; in a trace int() is the batch of the example, for which the head has joined priors
+        # 1 in PyTorch; in a trace int() is the batch of the example, which is how many copies the head joins
         self.repeats = batch // int(batch)
 
 

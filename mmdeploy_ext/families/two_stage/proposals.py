@@ -101,7 +101,11 @@ def smallest_side(head: nn.Module) -> float:
 
 
 def facts_of(head: nn.Module) -> dict[str, Any]:
-    """Return the coder and what the outputs are, as `families/dense/runtime` reads them."""
+    """Return how the outputs become boxes: `coder`, `head` and `clip`, whether boxes are clipped.
+
+    `coder` are the settings that `parts/runtime/box_coders.py` reads, `head` the fields of
+    `contract.dense_head.Head`.
+    """
     if is_guided(head):
         return dict(coder=GUIDED.coder(head), head=GUIDED.describe(head).to_json(), clip=bool(clips(head)))
     head = last_stage(head)
@@ -143,7 +147,11 @@ def smallest_input(model: nn.Module) -> int:
 
 
 def output_kinds(head: nn.Module) -> tuple[str, ...]:
-    """Return the kinds of outputs that proposals are made of."""
+    """Return the kinds of outputs that proposals are made of, each of every level.
+
+    They are class logits and deltas, of several stages also refined anchors, of guided anchors also the
+    logarithms of their sizes and the logits of their places.
+    """
     if is_staged(head):
         return ('cls', 'reg', 'prior')
     return ('cls', 'reg', 'shape', 'loc') if is_guided(head) else ('cls', 'reg')

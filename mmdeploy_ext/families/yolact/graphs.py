@@ -175,7 +175,7 @@ class FullForm(nn.Module):
 def masks_of(
     prototypes: torch.Tensor, weights: torch.Tensor, relative: torch.Tensor, target: torch.Tensor
 ) -> torch.Tensor:
-    """Return masks (B, n, h, w) bool of prototypes (B, P, hp, wp) and coefficients (B, n, P).
+    """Return masks (B, n, h, w) bool of prototypes (B, P, hp, wp) and their weights (B, n, P) in each mask.
 
     They are cropped to boxes `relative` (B, n, 4), shares of the image; `target` (2,) int64 is h, w.
     """
