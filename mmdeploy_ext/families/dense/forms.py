@@ -72,7 +72,12 @@ class RawNetwork(nn.Module):
 
 
 class Rows(dict):
-    """The outputs of one level by name, each turned into rows (B, A, columns) when it is first read."""
+    """The outputs of one level by name, each turned into rows (B, A, columns) when it is first read.
+
+    Attributes:
+        maps: name -> its map (B, a*columns, h, w), and columns per prior.
+        boxes: the second map if there are several, whose size, type and device priors get.
+    """
 
     def __init__(self, outputs: Sequence[tuple[str, int]], maps: Sequence[torch.Tensor]) -> None:
         """Keep the maps (B, a*columns, h, w); `outputs` are their names and columns per prior."""

@@ -126,8 +126,8 @@ def split_infos(nusc: NuScenes, split: str, max_sweeps: int, quiet: bool) -> lis
         check_sample(nusc, sample)
     progress = track(samples, f'{split}: {len(scenes)} scenes', console=cli.stderr(), disable=quiet)
     return [
-        sample_info(nusc, sample, number, max_sweeps, annotated=split != 'test')
-        for number, sample in progress
+        sample_info(nusc, sample, frame_idx, max_sweeps, annotated=split != 'test')
+        for frame_idx, sample in progress
     ]
 
 
