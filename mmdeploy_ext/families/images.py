@@ -97,7 +97,8 @@ class ImageFamily(Family):
         """Return the one graph, whose stages are made when they are needed."""
         spec = self.spec(model, options)
         spec = with_half_features(spec) if options.fp16_io else spec
-        return [Graph(options.form, None, spec, make=functools.partial(self.stages, model, options))]
+        make = functools.partial(self.stages, model, options)
+        return [Graph(options.form, module=None, spec=spec, make=make)]
 
     def example(self, images: Sequence[PreparedImage], options: Options) -> dict[str, np.ndarray]:
         return self.feeds([images[index % len(images)] for index in range(options.batch)], rescale=True)

@@ -211,7 +211,8 @@ def smallest(model: nn.Module) -> int:
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the graph."""
-    image = image_input(options, smallest(model), detector_parts.multiple(model), 'all around')
+    multiple = detector_parts.multiple(model)
+    image = image_input(options, smallest(model), multiple, padded='all around')
     batch, rows = image.axes[0], int(thresholds(model.bbox_head.test_cfg)['max_per_img'])
     inputs = (image, *optional_inputs(batch, clips=False, bordered=True))
     return GraphSpec('corner/full', inputs, box_outputs(batch, rows))

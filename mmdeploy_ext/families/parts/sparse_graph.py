@@ -72,7 +72,7 @@ def portable_graph(encoder: nn.Module, name: str, family: str, options: Options)
     model = portable.to_onnx(backbone_graph(encoder), opset=options.opset, form=options.sparse_form)
     spec = model_spec(model, f'{family}/{name}')
     inputs = tuple(dataclasses.replace(tensor, single=True) for tensor in spec.inputs)
-    return Graph(name, None, dataclasses.replace(spec, inputs=inputs), {}, model)
+    return Graph(name, module=None, spec=dataclasses.replace(spec, inputs=inputs), model=model)
 
 
 def model_spec(model: onnx.ModelProto, name: str) -> GraphSpec:
@@ -83,8 +83,8 @@ def model_spec(model: onnx.ModelProto, name: str) -> GraphSpec:
         for value in values:
             tensor_type = value.type.tensor_type
             dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)).name
-            axes = tuple(axis.dim_param or axis.dim_value for axis in tensor_type.shape.dim)
-            specs.append(TensorSpec(value.name, dtype, axes))
+            shape = tuple(axis.dim_param or axis.dim_value for axis in tensor_type.shape.dim)
+            specs.append(TensorSpec(value.name, dtype, shape))
         return tuple(specs)
 
     return GraphSpec(name, tensors(model.graph.input), tensors(model.graph.output))

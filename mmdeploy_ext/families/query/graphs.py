@@ -149,7 +149,7 @@ def panoptic_stages(model: nn.Module, options: Options, fold: bool = True) -> li
 
 def regions_spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a graph of queries with regions."""
-    image = image_input(options, 1, detector_parts.multiple(model))
+    image = image_input(options, smallest=1, multiple=detector_parts.multiple(model))
     batch, rows = image.axes[0], int(model.roi_head.test_cfg.max_per_img)
     outputs = box_outputs(batch, rows)
     outputs += (mask_output(model, options, batch, rows),) if has_masks(model) else ()

@@ -201,7 +201,7 @@ def _inside(span: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the graph."""
-    image = image_input(options, 1, detector_parts.multiple(model))
+    image = image_input(options, smallest=1, multiple=detector_parts.multiple(model))
     batch, rows = image.axes[0], int(thresholds(model.bbox_head.test_cfg)['max_per_img'])
     meaning = 'pixels of the instances at ori_shape'
     masks = TensorSpec('masks', 'bool', (batch, rows, 'h', 'w'), meaning, compare='detections')
