@@ -240,7 +240,10 @@ class ImageFamily(Family):
     def lists(
         self, model: torch.nn.Module, images: Sequence[PreparedImage], rescale: bool
     ) -> dict[str, Sequence[Any]]:
-        """Return name -> list of rows per image that upstream's test path makes; '' names the results."""
+        """Return name -> list of rows per image that upstream's test path makes; '' names the results.
+
+        With `rescale` results are in pixels of the originals.
+        """
         return {'': self.reference_detections(model, images, rescale)}
 
     def first_list(self, model: torch.nn.Module, images: Sequence[PreparedImage]) -> Sequence[Any]:
@@ -321,7 +324,10 @@ class ImageFamily(Family):
     def reference_detections(
         self, model: torch.nn.Module, images: Sequence[PreparedImage], rescale: bool
     ) -> list[Detections] | list[Instances]:
-        """Run upstream's own test path and return its detections per image."""
+        """Run upstream's own test path and return its detections per image.
+
+        With `rescale` they are in pixels of the originals, otherwise of the network input.
+        """
 
     def results(
         self,
@@ -342,12 +348,18 @@ class ImageFamily(Family):
     def detections(
         self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
     ) -> list[Detections] | list[Instances]:
-        """Turn outputs of a graph of any form into detections as the family's runtime does, without torch."""
+        """Turn outputs of a graph of any form into detections as the family's runtime does, without torch.
+
+        `outputs` and `feeds`, its inputs, are by name and of one batch; `metadata` are the file's.
+        """
         return runtime_of(self.name).detections(metadata, outputs, feeds)
 
 
 def run_stage(stage: Stage, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the outputs of a stage by name, computed by PyTorch on the device of its parameters."""
+    """Return the outputs of a stage by name, computed by PyTorch on the device of its parameters.
+
+    `feeds` have its inputs by name.
+    """
     import torch
 
     parameter = next(stage.module.parameters(), None)

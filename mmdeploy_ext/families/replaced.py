@@ -102,7 +102,10 @@ class DifferingMethod:
 
 
 def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[DifferingMethod]:
-    """Return the methods of a model that are not those that a family's graphs follow, each once."""
+    """Return those of the methods `replaced` of a model that have none of their hashes in a table, each once.
+
+    ValueError: the table has no such class.
+    """
     differing = {}
     for entry in replaced:
         followed = table.get(entry.upstream)

@@ -58,7 +58,7 @@ class MemorySpec:
     propagated: int = 0
 
     def judged_by(self, spec: GraphSpec) -> Self:
-        """Return the memory with the tolerances of the outputs that become its tensors."""
+        """Return the memory with the tolerances of those outputs of a graph that become its tensors."""
         groups = {tensor.name: tensor.column_groups[0] for tensor in spec.outputs}
         tensors = {name: groups.get(self.outputs.get(name), group) for name, group in self.tensors.items()}
         return dataclasses.replace(self, tensors=tensors)
@@ -117,7 +117,10 @@ class SequenceFamily(Family):
         """
 
     def generated_sweeps(self, rule: Any, count: int) -> Iterable[Sweep]:
-        """Return sweeps to prove a LiDAR model on if there is no data set."""
+        """Return `count` sweeps to prove a LiDAR model on if there is no data set.
+
+        `rule` is that of `preprocess_rule`.
+        """
         raise NotImplementedError(f'{self.name}: takes no sweeps')
 
     def voxel_layer(self, model: torch.nn.Module) -> tuple[torch.nn.Module, str, int] | None:
@@ -220,8 +223,14 @@ class SequenceFamily(Family):
 
     @abc.abstractmethod
     def dump_tensors(self, model: torch.nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """Return what dump mode writes for one frame: name -> array."""
+        """Return what dump mode writes for one frame: name -> array.
+
+        `taps` are the tensors that the model passed to `core.taps.tap` in this frame, by name.
+        """
 
     @abc.abstractmethod
     def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame | Sweep:
-        """Return the frame that a dump was made from; DataError: it lacks a tensor that is needed."""
+        """Return the frame that a dump was made from; DataError: it lacks a tensor that is needed.
+
+        `tensors` are the arrays of the dump by name, `manifest` is the content of its `manifest.json`.
+        """

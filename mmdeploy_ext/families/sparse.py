@@ -107,7 +107,7 @@ class SparseFamily(Family):
 
     @abc.abstractmethod
     def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> LoadReport:
-        """Load the encoder's weights (and the rest of the model, if the file has it)."""
+        """Load the encoder's weights (and the rest of the model, if the file has it); see `Family.load`."""
 
     def num_classes(self, model: torch.nn.Module) -> int:
         return 0

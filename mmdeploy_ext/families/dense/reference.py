@@ -43,7 +43,10 @@ def tensors(
 
 
 def decode_by_mmdet(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors of `decode` by mmdet's own functions, level by level and image by image."""
+    """Return the tensors of `decode` by mmdet's own functions, level by level and image by image.
+
+    `raw` are the outputs of the form 'raw' by name, `<name>_<level>`.
+    """
     head, kind, description = model.bbox_head, kind_of(model.bbox_head), described(model)
     generator = generator_of(head)
     level_boxes, level_scores, level_factors = [], [], []

@@ -63,7 +63,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
 
 
 def level_shapes(height: int, width: int, strides: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (h, w) of each level's feature map for an input of `height` x `width` pixels."""
+    """Return (h, w) of each level's map, of `strides` pixels, for an input of `height` x `width` pixels."""
     return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
 
@@ -182,7 +182,7 @@ class Level(Rows):
     factors: np.ndarray | None
 
     def ranks(self, facts: Mapping[str, Any]) -> np.ndarray:
-        """Return the scores (A, C) that results are ordered by."""
+        """Return the scores (A, C) that results are ordered by; `facts` as of `postprocess_image`."""
         if self.factors is None:
             return self.scores
         product = self.scores * self.factors[:, None]
@@ -275,7 +275,10 @@ def _voted(results: Detections, levels: Sequence[Level], facts: Mapping[str, Any
 
 
 def ious(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return the IoU (n, m) float32 of boxes (n, 4) and (m, 4) xyxy; unions of at least 1e-6."""
+    """Return the IoU (n, m) float32 of boxes `rows` (n, 4) and `columns` (m, 4) xyxy.
+
+    Unions count as at least 1e-6.
+    """
     low = np.maximum(rows[:, None, :2], columns[:, :2])
     high = np.minimum(rows[:, None, 2:], columns[:, 2:])
     overlap = np.prod(np.maximum(high - low, 0), -1)

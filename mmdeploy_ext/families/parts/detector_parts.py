@@ -43,7 +43,7 @@ def detects(cfg: Any, classes: type | tuple[type, ...]) -> bool:
 
 
 def part_cfg(model: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return a part of the config's `model`; empty if it has no such part, or a list of several."""
+    """Return the entry `key` of the config's `model`; empty if it has no such part, or a list of several."""
     part = model.get(key)
     return part if isinstance(part, Mapping) else {}
 
@@ -64,7 +64,10 @@ def without_teacher(model_cfg: Any) -> Any:
 
 
 def multiple_of(name: str, settings: Mapping[str, Any]) -> int:
-    """Return the number of which the sides of the input have to be multiples, for a part with settings."""
+    """Return the number of which the sides of the input have to be multiples, for a part of a detector.
+
+    `name` is that of its class; of its settings `in_channels` counts.
+    """
     channels = settings.get('in_channels')
     num_maps = len(channels) if isinstance(channels, list | tuple) else 1
     return MULTIPLES.get(name, 1) << max(num_maps - PATHS.get(name, num_maps), 0)
@@ -171,13 +174,16 @@ def test_cfg_of(cfg: Any) -> Any:
 
 
 def tested_head(cfg: Any, key: str, test_cfg: Mapping[str, Any] | None) -> nn.Module:
-    """Return the head below a key of a config's model as it is tested; see `built_head`."""
+    """Return the head below a key of a config's model, built with this `test_cfg`; see `built_head`."""
     content = dict(copy.deepcopy(cfg.model.get(key) or {}), train_cfg=None, test_cfg=test_cfg)
     return built_head(content, f'model.{key}')
 
 
 def built_head(content: Mapping[str, Any], key: str) -> nn.Module:
-    """Return a head of mmdet, in evaluation mode; ConfigError names its `key` if it cannot be built."""
+    """Return a head of mmdet, in evaluation mode, from its entry in a config.
+
+    ConfigError: it cannot be built; the message names its `key`.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code

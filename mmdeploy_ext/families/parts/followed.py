@@ -41,7 +41,10 @@ FUNCTIONS: Followed = (
 
 
 def replaced_in(heads: Iterable[Any], followed: Followed) -> Iterator[Replaced]:
-    """Yield the methods of live heads, their parts and box coders, and the functions that choose boxes."""
+    """Yield the methods of live heads, their parts and box coders, and the functions that choose boxes.
+
+    `followed` are the classes and functions that the graphs of a family compute.
+    """
     parts = [part for head in heads if head is not None for part in head.modules()]
     for part in parts:
         yield from replaced_of_class(part, followed)
@@ -62,7 +65,7 @@ def replaced_coders(parts: Iterable[Any]) -> Iterator[Replaced]:
 
 
 def replaced_functions(followed: Followed) -> Iterator[Replaced]:
-    """Yield the functions of modules, without those of box coders."""
+    """Yield those entries of `followed` that are functions of modules, without those of box coders."""
     for module, names in followed:
         if isinstance(module, ModuleType) and (module, names) not in CODERS:
             yield Replaced(module, module.__name__, names)

@@ -71,7 +71,10 @@ Axis = int | str
 def mask_inputs(
     batch: Axis, zero: str = '0 means those of the input, up to a multiple of 8'
 ) -> tuple[TensorSpec, ...]:
-    """Return `img_shape` and `ori_shape`; `zero` is the meaning of a size of 0."""
+    """Return `img_shape` and `ori_shape`; `zero` is the meaning of a size of 0.
+
+    `batch` is a number, or 'B' if it is dynamic.
+    """
     content = f'height and width before padding, which masks are cropped to; {zero}'
     original = f'height and width of the original images, which masks are resized to; {zero}'
     return (
@@ -81,7 +84,7 @@ def mask_inputs(
 
 
 def mask_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
-    """Return `masks`, `scores` and `labels` of a `full` graph."""
+    """Return `masks`, `scores` and `labels` of a `full` graph, with `rows` results per image."""
     pixels, order = 'pixels of the instances at ori_shape', 'in descending order; padded with zeros'
     labels = 'class indices; -1 where a row is padding'
     return (

@@ -121,7 +121,7 @@ class LidarFamily(SequenceFamily):
     def other_limits(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterator[tuple[str, contextlib.AbstractContextManager[None]]]:
-        """Yield fewer candidates, more results, and more of both."""
+        """Yield trials with fewer candidates, with more results, and with more of both."""
         box_rule = getattr(runner, 'box_rule', None)
         if box_rule is None:
             return

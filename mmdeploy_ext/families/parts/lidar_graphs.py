@@ -41,7 +41,10 @@ class DenseHead(nn.Module):
 
 
 def points_graph(model: nn.Module, options: Options, family: str) -> Graph:
-    """Return the graph from points to the bird's-eye view: of a sparse encoder, or of pillars."""
+    """Return the graph from points to the bird's-eye view: of a sparse encoder, or of pillars.
+
+    `family` is the family's name, with which the name of the contract begins.
+    """
     parts = parts_of(model)
     if has_pillars(model):
         return pillars_graph(parts, family)
@@ -49,7 +52,10 @@ def points_graph(model: nn.Module, options: Options, family: str) -> Graph:
 
 
 def head_graph(module: nn.Module, spec: GraphSpec) -> Graph:
-    """Return the graph behind the bird's-eye view, traced on random numbers."""
+    """Return the graph of a module that takes the bird's-eye view, traced on random numbers.
+
+    `spec` is its contract, whose only input is `bev`.
+    """
     device = next(module.parameters()).device
     bev = torch.rand(spec.inputs[0].axes, generator=torch.Generator().manual_seed(0)).to(device)
     return Graph('head', module.eval().to(device), spec, dict(bev=bev))

@@ -50,7 +50,10 @@ Watch = Callable[[tuple[Tensor, ...], Any], dict[str, Any]]
 
 @contextlib.contextmanager
 def watching(hooks: Mapping[nn.Module, Watch]) -> Iterator[dict[str, Any]]:
-    """Collect what functions of modules' inputs and outputs return, while the body runs."""
+    """Call a function with the inputs and the output of a module whenever it runs inside the block.
+
+    `hooks` are module -> function; the context is a dict of all values that the functions returned.
+    """
     values: dict[str, Any] = {}
 
     def collect(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:

@@ -96,7 +96,7 @@ class Flow(Regions):
         self.heads = roi_head.mask_head
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
-        """Return the features that the last head takes, and the logits of every head."""
+        """Return the features that the last head takes, and the logits of every head; see `Stages`."""
         features, passed_on, stage_logits = self.features(maps, boxes), None, []
         for head in self.heads:
             logits, passed_on = head(features, passed_on)
@@ -113,7 +113,7 @@ class Relayed(Regions):
         self.box = Branch(roi_head, 'bbox', stages_of(roi_head) - 1, constant)
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
-        """Return the features that the head takes, and its logits."""
+        """Return the features that the head takes, and its logits; for the arguments see `Stages`."""
         shared = self.box.head(self.box.features(maps, boxes), return_shared_feat=True)[-1]
         features = self.features(maps, boxes) + self.relay(shared)
         return features, [self.head(features)]

@@ -108,7 +108,10 @@ def detections(
 
 
 def boxes_of_classes(result: Sequence[np.ndarray]) -> Detections:
-    """Return the boxes of an image of all classes, (n, 5) each, in descending score order."""
+    """Return the boxes of an image in descending score order.
+
+    `result` has an array (n, 5) of each class, as mmdet's detectors return them: xyxy and score.
+    """
     rows, labels, order = _in_order(result)
     return Detections(rows[order, :4], rows[order, 4], labels[order])
 

@@ -117,7 +117,10 @@ def info_paths(out_dir: str | os.PathLike[str], tag: str, split: str) -> tuple[P
 
 
 def split_infos(nusc: NuScenes, split: str, max_sweeps: int, quiet: bool) -> list[dict[str, Any]]:
-    """Return the entries of all key frames of a split, scene by scene, each in the order of time."""
+    """Return the entries of all key frames of a split, scene by scene, each in the order of time.
+
+    For `max_sweeps` and `quiet` see `create_infos`; `nusc` are the tables of `load_tables`.
+    """
     from nuscenes.utils.splits import create_splits_scenes
 
     scenes = present_scenes(nusc, create_splits_scenes()[split])
@@ -214,7 +217,7 @@ def check_sample(nusc: NuScenes, sample: Record) -> None:
 
 
 def present_scenes(nusc: NuScenes, names: list[str]) -> list[Record]:
-    """Return the scenes of a split whose first sweep is there: parts of nuScenes may be unpacked alone."""
+    """Return the scenes of these names whose first sweep is there: nuScenes may be unpacked in parts."""
     scenes = []
     for scene in nusc.scene:
         data = nusc.get('sample', scene['first_sample_token'])['data']

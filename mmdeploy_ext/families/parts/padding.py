@@ -68,7 +68,7 @@ class Level:
         return (self.rows.inside[:, :, None] * self.columns.inside[:, None]).flatten(1)
 
     def grid(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Return (B, h * w, 2): x, y of all cells from y (B, h) and x (B, w)."""
+        """Return (B, h * w, 2): x, y of all cells, from y of `rows` (B, h) and x of `columns` (B, w)."""
         height, width = self.size
         x = columns[:, None, :, None].expand(-1, height, -1, -1)
         y = rows[:, :, None, None].expand(-1, -1, width, -1)
@@ -87,7 +87,10 @@ def waves(values: torch.Tensor, periods: torch.Tensor) -> torch.Tensor:
 
 
 def periods(features: int, temperature: float) -> torch.Tensor:
-    """Return the periods (features / 2,) of an encoding, the same bytes on every machine."""
+    """Return the periods (features / 2,) of an encoding, powers of the temperature.
+
+    They are the same bytes on every machine.
+    """
     exponents = np.arange(0, features, 2, dtype=np.float32) / np.float32(features)
     return torch.from_numpy(power(temperature, exponents))
 
@@ -102,7 +105,7 @@ class SinePositions(nn.Module):
         self.eps, self.offset = encoding.eps, encoding.offset
 
     def forward(self, level: Level) -> torch.Tensor:
-        """Return (B, h * w, D)."""
+        """Return the positions (B, h * w, D) of the cells of a map."""
         y = waves(self._along(level.rows), self.periods)
         x = waves(self._along(level.columns), self.periods)
         height, width = level.size

@@ -51,7 +51,7 @@ def mask_output(model: nn.Module, options: Options, batch: int | str, rows: int 
 
 
 def size_inputs(options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
-    """Return the contract of the input that pasting masks in the graph needs."""
+    """Return the contract of the input that pasting masks in the graph needs; () if it pastes none."""
     if not options.get('paste_masks'):
         return ()
     meaning = 'height and width of the original images, which masks are pasted into'
@@ -75,7 +75,7 @@ def with_pasting(stages: list[Stage], options: Options, threshold: float) -> lis
 def pasting_weights(
     low: torch.Tensor, high: torch.Tensor, size: torch.Tensor, cells: torch.Tensor
 ) -> torch.Tensor:
-    """Return the weights of `PASTE_WEIGHTS`."""
+    """Compute `PASTE_WEIGHTS` in PyTorch; the shapes are in the description of the operator."""
     pixels = torch.arange(int(size), dtype=low.dtype, device=low.device)
     low, high = low[:, None], high[:, None]
     place = (pixels + 0.5 - low) / (high - low) * 2 - 1
@@ -159,7 +159,7 @@ of the cells of a mask for the pixels along the axis."""
 def pasted_masks(
     rows: torch.Tensor, masks: torch.Tensor, columns: torch.Tensor, threshold: float
 ) -> torch.Tensor:
-    """Return the masks of `PASTE_MASKS`."""
+    """Compute `PASTE_MASKS` in PyTorch; the shapes are in the description of the operator."""
     boxes = zip(rows, masks, columns, strict=True)
     return torch.stack([line @ mask @ column.T >= threshold for line, mask, column in boxes])
 

@@ -84,7 +84,10 @@ def attend_to(
 
 
 def among_themselves(position: torch.Tensor, mask: torch.Tensor | None = None) -> Attend:
-    """Return a self-attention in which queries and keys have positions (B or 1, Q, D) added."""
+    """Return a self-attention in which queries and keys have positions (B or 1, Q, D) added.
+
+    For `mask` see `attend_to`.
+    """
 
     def attend(attention: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
         positioned = tokens + position
@@ -379,7 +382,7 @@ class DeformableNetwork(QueryNetwork):
         return query_position
 
     def output_queries(self, query: torch.Tensor) -> torch.Tensor:
-        """Return the queries (B, Q, D) of which the branches make the outputs, of those of the last layer."""
+        """Return the queries (B, Q, D) that the branches take, made of those of the last layer."""
         return query
 
 

@@ -59,7 +59,7 @@ def stages_of(roi_head: nn.Module) -> int:
 
 
 def part_of(roi_head: nn.Module, name: str, stage: int) -> nn.Module:
-    """Return a part of a stage; heads without stages have one of each."""
+    """Return the part `name`, such as 'bbox_head', of a stage; heads without stages have one for all."""
     part = getattr(roi_head, name)
     return part[stage] if isinstance(part, nn.ModuleList) else part
 
@@ -303,7 +303,10 @@ def _semantic_cells(roi_head: nn.Module, kind: str) -> tuple[int, int]:
 
 
 def last_level_side(roi_head: nn.Module) -> float:
-    """Return from which side on, pixels, square regions are pooled from the last level; 0 of all levels."""
+    """Return the side, pixels, from which on squares are pooled from the last level.
+
+    It is 0 if all regions are pooled from all levels.
+    """
     extractor = part_of(roi_head, 'bbox_roi_extractor', 0)
     if isinstance(extractor, extractors.GenericRoIExtractor):
         return 0.0
@@ -323,7 +326,10 @@ class Regions(nn.Module):
     def features(
         self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, factor: float | None = None
     ) -> torch.Tensor:
-        """Return features (R, ...) of boxes (B, K, 4), pixels of the network input; `factor`: see `Pool`."""
+        """Return features (R, ...) of boxes (B, K, 4), pixels of the network input.
+
+        `maps` are those of `region_maps`; for `factor` see `Pool.forward`.
+        """
         images = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(-1, boxes.shape[1])
         boxes, images = boxes.flatten(0, 1), images.flatten()
         pooled = self.pool(maps, boxes, images, factor)

@@ -76,7 +76,7 @@ def portable_graph(encoder: nn.Module, name: str, family: str, options: Options)
 
 
 def model_spec(model: onnx.ModelProto, name: str) -> GraphSpec:
-    """Return the contract of a finished graph."""
+    """Return the contract of a finished graph, with this name."""
 
     def tensors(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
         specs = []

@@ -130,7 +130,7 @@ class QueryFamily(ImageFamily):
         return tokens.inputs_of(model, images)
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return the tokens that become queries, if a graph gives them."""
+        """Return the tokens that become queries as boxes, if they are among the outputs of a graph."""
         return {PROPOSALS: boxes_of_classes(outputs[PROPOSALS])} if PROPOSALS in outputs else {}
 
 
@@ -173,7 +173,10 @@ class QueryMasksFamily(ImageFamily):
             detector_parts.check_grid_sample(type(heads[0]).__name__, options)
 
     def check_results(self, head: nn.Module, fusion: nn.Module) -> None:
-        """Refuse heads that do not give these results, or not as many."""
+        """Refuse (ConfigError) heads that do not give these results, or not as many.
+
+        `head` is the `panoptic_head`, `fusion` the `panoptic_fusion_head`.
+        """
         supported_parts.check_instances(fusion)
         detector_parts.check_limit(
             'max_per_image', masks.max_per_image(fusion), head.num_queries * head.num_classes

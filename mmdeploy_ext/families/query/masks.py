@@ -152,7 +152,10 @@ class Mask2FormerNetwork(nn.Module):
     def pixels(
         self, maps: Sequence[torch.Tensor], projected: Sequence[torch.Tensor], levels: Sequence[Level]
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Return the maps that queries look at, coarse to fine, and the features (B, D, H4, W4) of masks."""
+        """Return the maps that queries look at, coarse to fine, and the features (B, D, H4, W4) of masks.
+
+        `maps` are of the backbone, `projected` those of `projected()`, `levels` their rows and columns.
+        """
         decoder = self.model.panoptic_head.pixel_decoder
         keep = torch.cat([level.inside() for level in levels], 1)[..., None]
         ratios = torch.stack([level.ratios() for level in levels], 1)
@@ -178,7 +181,10 @@ class Mask2FormerNetwork(nn.Module):
     def decode(
         self, sources: Sequence[torch.Tensor], features: torch.Tensor, levels: Sequence[Level]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return class logits and mask logits after the last layer."""
+        """Return class logits and mask logits after the last layer.
+
+        `sources` and `features` are the results of `pixels`, `levels` the rows and columns of the sources.
+        """
         head = self.model.panoptic_head
         values = [
             tokens_of([head.decoder_input_projs[index](source)]) + head.level_embed.weight[index]

@@ -44,7 +44,7 @@ def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -
 
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-    """Return the results of the detector's own test path."""
+    """Return the results of the detector's own test path; with `rescale` in pixels of the originals."""
     return [boxes_of_classes(result) for result in tested(model, images, metas_of(images), rescale)]
 
 

@@ -123,15 +123,15 @@ class Watch(TorchFunctionMode):
         return result
 
     def at_transformer(self, module: nn.Module, args: Any) -> None:
-        """Keep the input maps of a transformer."""
+        """Keep the input maps of a transformer, its first argument: a hook before its `forward`."""
         self.maps = args[0]
 
     def after_encoder(self, module: nn.Module, args: Any, memory: torch.Tensor) -> None:
-        """Keep the result of an encoder."""
+        """Keep the result of an encoder: a hook behind its `forward`."""
         self.memory = memory
 
     def at_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> NoReturn:
-        """Keep the input boxes of a decoder, and end the run."""
+        """Keep the input boxes of a decoder, and end the run: a hook before its `forward`."""
         self.boxes = kwargs['reference_points']
         raise DecoderReached
 

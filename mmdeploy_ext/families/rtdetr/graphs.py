@@ -102,7 +102,10 @@ class TokensForm(nn.Module):
 
 
 def token_rows(selection: Selection, size: torch.Tensor) -> torch.Tensor:
-    """Return tokens as boxes with scores (B, Q, 5) xyxy, pixels of a size (2,) height and width."""
+    """Return the selected tokens as boxes with scores (B, Q, 5) xyxy, in pixels.
+
+    `size` (2,) is height and width of the picture that they fill.
+    """
     corners = cxcywh_to_xyxy(selection.boxes_logit.sigmoid()) * size.to(selection.logits).flip(0).repeat(2)
     return torch.cat([corners, selection.logits.sigmoid().amax(2, keepdim=True)], 2)
 

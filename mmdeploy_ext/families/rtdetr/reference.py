@@ -64,7 +64,10 @@ def choose_as(
 
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-    """Return the results of the detector's own test path."""
+    """Return the results of the detector's own test path; with `rescale` in pixels of the originals.
+
+    ShapeError: pictures that the graph does not take, see `graphs.feeds` and `runtime.check_tokens`.
+    """
     graphs.feeds(images, rescale)  # refuses pictures that were padded
     check_tokens((len(images), *images[0].tensor.shape), int(model.decoder.num_queries))
     return [boxes_of_classes(result) for result in tested(model, images, metas_of(images), rescale)]

@@ -78,7 +78,10 @@ def count_tokens(height: int, width: int) -> int:
 
 
 def check_feeds(metadata: Metadata, feeds: Arrays) -> None:
-    """Refuse inputs whose shape fits the contract, but that have too few tokens: see `check_tokens`."""
+    """Refuse inputs of a file whose shape fits its contract, but that have too few tokens.
+
+    ShapeError: see `check_tokens`.
+    """
     check_tokens(feeds['images'].shape, metadata.postprocess.get('num_queries', 0))
 
 

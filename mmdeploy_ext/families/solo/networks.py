@@ -44,7 +44,7 @@ def resize(features: torch.Tensor, size: Sequence[int] | int) -> torch.Tensor:
 
 
 def points_nms(logits: torch.Tensor) -> torch.Tensor:
-    """Return scores (B, C, g, g): zero where the cell above, left or above left scores more."""
+    """Return the scores of logits (B, C, g, g): zero where the cell above, left or above left scores more."""
     scores = logits.sigmoid()
     local_max = F.max_pool2d(scores, 2, stride=1, padding=1)[:, :, :-1, :-1]
     return scores * (local_max == scores).to(scores.dtype)
@@ -135,7 +135,7 @@ class DecoupledLevels(SoloNetwork):
         return scores, masks_x, masks_y
 
     def towers(self, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the hidden maps for x and for y."""
+        """Return the hidden maps for x and for y (B, channels, h, w) of the input (B, D, h, w) of a level."""
         coordinates = self.coordinates(level)
         return (
             run_tower(self.head.mask_convs_x, torch.cat([level, coordinates[:, :1]], 1)),
@@ -166,7 +166,7 @@ class SoloV2Levels(SoloNetwork):
         return scores, kernels, self.mask_features(pyramid)
 
     def mask_features(self, pyramid: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the mask branch's (B, E, H4, W4), which its last ReLU keeps from being negative."""
+        """Return the mask features (B, E, H4, W4) of the neck's maps; after a ReLU they are not negative."""
         branch = self.head.mask_feature_head
         inputs = list(pyramid[branch.start_level : branch.end_level + 1])
         if len(inputs) > 1:

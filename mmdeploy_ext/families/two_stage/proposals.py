@@ -160,7 +160,10 @@ def output_kinds(head: nn.Module) -> tuple[str, ...]:
 def outputs_of(
     head: nn.Module, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor, priors: Any
 ) -> list[torch.Tensor]:
-    """Return the outputs of a head, kind by kind; staged heads refine `priors` and clip to `clip_hw`."""
+    """Return the outputs of a head for the maps of all levels, kind by kind, each level by level.
+
+    Only a Cascade RPN uses `clip_hw` and `priors`, see `refined_outputs`.
+    """
     outputs = refined_outputs(head, maps, clip_hw, priors) if is_staged(head) else head(maps)
     return [tensor for levels in outputs for tensor in levels]
 

@@ -41,7 +41,10 @@ def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: A
 
 
 def inner_inputs(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str) -> dict[str, np.ndarray]:
-    """Return the features and the proposals that a graph of regions takes; see `ImageFamily`."""
+    """Return the features and the proposals that a graph of regions takes, by name, of the unpatched model.
+
+    Other forms take none: {}.
+    """
     if form != REGIONS:
         return {}
     with torch.no_grad():
@@ -237,7 +240,7 @@ def proposals_alone(model: nn.Module, images: Sequence[PreparedImage]) -> list[D
 
 
 def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
-    """Return the maps of all levels of the unpatched model."""
+    """Return the maps of all levels of the unpatched model; `feeds` hold `input`."""
     image = torch.from_numpy(feeds['input']).contiguous().to(next(model.parameters()).device)
     return model.extract_feat(image)
 

@@ -99,7 +99,10 @@ class RegionsForm(graphs.FullForm):
         img_shape: torch.Tensor,
         scale_factor: torch.Tensor,
     ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
-        """Return the outputs of the `full` form, and name -> inputs and outputs of heads (B, K, ...)."""
+        """Return the outputs of the `full` form, and name -> inputs and outputs of heads (B, K, ...).
+
+        The arguments are those of `forward`.
+        """
         stage_tensors: list[dict[str, torch.Tensor]] = []
         present, rows = graphs.with_area(proposals), proposals.shape[:2]
         results = self._results(features, proposals, present, img_shape, scale_factor, stage_tensors)

@@ -93,12 +93,15 @@ def of_release(entry: Replaced) -> Replaced:
 
 
 def result_key(detector: type) -> str:
-    """Return the entry of `test_cfg` by which boxes of regions become results."""
+    """Return the key in `test_cfg` of the settings by which boxes of regions become results.
+
+    `detector` is the class of the detector.
+    """
     return 'panoptic' if issubclass(detector, PANOPTIC) else 'rcnn'
 
 
 def result_cfg(model: nn.Module) -> Any:
-    """Return the entry of `test_cfg` by which rows become results of a detector."""
+    """Return the settings in `test_cfg` by which boxes become results of a detector."""
     if getattr(model, 'roi_head', None) is None:
         return model.rpn_head.test_cfg
     return model.test_cfg.panoptic if isinstance(model, PANOPTIC) else model.roi_head.test_cfg

@@ -15,6 +15,9 @@ RUNNERS = {'full': 'with_postprocess'}
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Instances]:
-    """Return the instances per image of the outputs, by name, of a `full` graph, without rows of padding."""
+    """Return the instances per image of the outputs of a `full` graph, without rows of padding.
+
+    For the arguments see `runtime/family_runtime.py`.
+    """
     dets, columns = outputs['dets'], dict(masks=outputs['masks'], labels=outputs['labels'])
     return unpadded(Instances, bboxes_xyxy=dets[..., :4], scores=dets[..., 4], **columns)
