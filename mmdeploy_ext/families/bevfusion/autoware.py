@@ -6,8 +6,7 @@ the node expects.
 
 Source: autoware_universe 5e12a711, autoware_bevfusion (names, shapes, formulas; facts, no code).
 
-Glossary: V voxels, A points of a voxel, F values of a point, C channels, X, Y cells of the bird's-eye view, Q
-queries, K classes.
+Glossary: B batch, V voxels, C channels, X, Y cells of the bird's-eye view, Q queries.
 """
 
 import functools
@@ -90,16 +89,20 @@ class NodeHead(nn.Module):
 
 
 def boxes_of_node(head: nn.Module, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of the input map of a head."""
+    """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of the input map (1, C, X, Y) of a head.
+
+    What they hold is told by `MEANINGS`.
+    """
     values = head(joined)
     return node_boxes(values)[0], head.scores(values).amax(1)[0], values['query_labels'][0]
 
 
 def node_boxes(values: Mapping[str, Tensor]) -> Tensor:
-    """Return (B, 10, Q) in the node's convention, of a head's values.
+    """Return `bbox_pred` (B, 10, Q) in the node's convention, of the values that a head's `forward` returns.
 
-    The model has width, length, height and a yaw' from -y clockwise, as mmdet3d 0.x; the node length, width,
-    height and yaw = -yaw' - pi / 2: sine = -cosine', cosine = -sine'.
+    These are `center` and `dim`, `rot`, `height`, `vel`, (B, channels, Q) each. The model has width, length,
+    height and a yaw' from -y clockwise, as mmdet3d 0.x; the node length, width, height and yaw = -yaw' - pi /
+    2: sine = -cosine', cosine = -sine'.
     """
     sizes, rot = values['dim'], values['rot']
     swapped = [sizes[:, 1:2], sizes[:, :1], sizes[:, 2:], -rot[:, 1:], -rot[:, :1]]
@@ -107,19 +110,19 @@ def node_boxes(values: Mapping[str, Tensor]) -> Tensor:
 
 
 def graphs(model: nn.Module) -> list[Graph]:
-    """Return the one graph."""
+    """Return a list of one graph, from voxels to the node's values of boxes."""
     sparse = backbone_graph(model.encoders['lidar'].encoder)
     voxels, queries = model.encoders['lidar'].voxel_layer, model.heads['object'].num_proposals
-    width = int(model.encoders['lidar'].in_channels)
+    point_values = int(model.encoders['lidar'].in_channels)
     inputs = (
-        _spec('voxels', 'float32', ('V', int(voxels.max_num_points), width)),
+        _spec('voxels', 'float32', ('V', int(voxels.max_num_points), point_values)),
         _spec('num_points_per_voxel', 'int32', ('V',)),
         _spec('coors', 'int32', ('V', 3)),
     )
-    kinds = dict(
+    types_and_axes = dict(
         bbox_pred=('float32', (10, queries)), score=('float32', (queries,)), label_pred=('int64', (queries,))
     )
-    outputs = tuple(_spec(name, *facts, compare='detections') for name, facts in kinds.items())
+    outputs = tuple(_spec(name, *facts, compare='detections') for name, facts in types_and_axes.items())
     spec = GraphSpec(f'bevfusion/{node.LIDAR}', inputs, outputs)
     stage = Stage(
         'dense',
@@ -141,7 +144,15 @@ def with_encoder(
 ) -> tuple[onnx.ModelProto, bool]:
     """Put voxels and the folded sparse encoder before a graph whose only input is `bev`.
 
-    The inputs are those of the spec. Returned are the graph, and True, since it has changed.
+    It is a pass of graphs. A site of the encoder is the cell of a voxel.
+
+    Args:
+        model: the dense graph.
+        sparse: the sparse encoder, whose output becomes `bev`.
+        spec: contract of the result, which names its inputs.
+
+    Returns:
+        The joined graph, and True, since it has changed.
     """
     writer = NodeWriter()
     for tensor in spec.inputs:
@@ -168,7 +179,11 @@ def with_encoder(
 
 
 def encoder_sites(writer: NodeWriter, order: str) -> str:
-    """Write the sites of the encoder, sample 0 and cells in its order, of `coors`, which are z, y, x."""
+    """Write nodes that make the encoder's sites of `coors`; return the name of their output.
+
+    `coors` (V, 3) are z, y, x. The sites (V, 4) are the sample, which is 0, and the cell in `order`, 'xyz' or
+    'zyx'.
+    """
     columns = [0, 2, 1, 0] if order == 'xyz' else [0, 0, 1, 2]
     picked = writer.op(
         'Gather', ['coors', writer.constant('sites/columns', np.array(columns))], 'sites/picked', axis=1
@@ -190,11 +205,11 @@ def check(cfg: Any) -> None:
     voxels, head = cfg.model.encoders.lidar.voxelize, cfg.model.heads.object
     if 'vel' not in head.common_heads:
         raise ConfigError(f'{prefix}heads.object.common_heads has no vel, which the node reads')
-    width = int(cfg.model.encoders.lidar.backbone.in_channels)
-    if width not in (4, 5):
+    point_values = int(cfg.model.encoders.lidar.backbone.in_channels)
+    if point_values not in (4, 5):
         raise ConfigError(
-            f'{prefix}encoders.lidar.backbone.in_channels={width}, expected 4 (x, y, z, time lag) or 5 (with '
-            f'intensity)'
+            f'{prefix}encoders.lidar.backbone.in_channels={point_values}, expected 4 (x, y, z, time lag) '
+            f'or 5 (with intensity)'
         )
     if (max_voxels := max_voxels_at_test_time(voxels)) > MAX_SITES:
         raise ConfigError(
@@ -209,7 +224,10 @@ def max_voxels_at_test_time(layer: Any) -> int:
 
 
 def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
-    """Return the manifest of a model that `check` accepts; `classes` are names by label."""
+    """Return the parameters in the node's manifest, for a model that `check` accepts.
+
+    `classes` are the names of the classes, in the order of the labels.
+    """
     voxels, coder = model.encoders['lidar'].voxel_layer, model.heads['object'].bbox_coder
     cloud, size = (
         [float(value) for value in values] for values in (voxels.point_cloud_range, voxels.voxel_size)
@@ -234,6 +252,6 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def companions(model: nn.Module, classes: Sequence[str]) -> dict[str, str]:
-    """Return name -> text of the files beside the graph."""
+    """Return name -> text of the files beside the graph; `classes` as in `parameters`."""
     manifest = parameter_text(parameters(model, classes))
     return {f'ml_package_{node.LIDAR}.param.yaml': manifest, REMAPPER: remapper_text()}

@@ -5,8 +5,8 @@ Pooling, voxels and boxes are outside, see `mmdeploy_ext/consumers/cuda_bevfusio
 Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion/src/bevfusion: its C++ binds tensors by name;
 facts, no code.
 
-Glossary: N cameras, D depth bins, h, w cells of a feature map, C channels, X, Y cells of the bird's-eye view,
-K classes, Q queries.
+Glossary: N cameras, H, W pictures of the network, D depth bins, h, w cells of a feature map, C channels, X, Y
+cells of the bird's-eye view, Q queries.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class CameraBackbone(OfModel):
     """From pictures and depth maps to features, channels last, and the weights of the depth bins."""
 
     def forward(self, img: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (N, h, w, C) and (N, D, h, w) of (1, N, 3, H, W) and (1, N, 1, H, W)."""
+        """Return (N, h, w, C) and (N, D, h, w) of pictures (1, N, 3, H, W) and depth maps (1, N, 1, H, W)."""
         transform = self.model.encoders['camera']['vtransform']
         weights, features = transform.lift(self.model.camera_maps(img[0]), depth[0])
         return features.permute(0, 2, 3, 1), weights
@@ -48,7 +48,7 @@ class Fuser(OfModel):
     """From the maps of both sensors to the input map of the head."""
 
     def forward(self, camera: Tensor, lidar: Tensor) -> Tensor:
-        """Return (1, C, X, Y)."""
+        """Return the map (1, C, X, Y) of those of both sensors, which have other numbers of channels."""
         return self.model.joined([camera, lidar])
 
 
@@ -60,13 +60,13 @@ class Head(nn.Module):
         self.head = head
 
     def forward(self, middle: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs that `HEAD` names, (1, ., Q)."""
+        """Return the outputs that `HEAD` names, (1, channels, Q) each, of the input map (1, C, X, Y)."""
         values = self.head(middle)
         return self.head.scores(values), *(values[name] for name in ('rot', 'dim', 'center', 'height', 'vel'))
 
 
 def graphs(model: nn.Module, cameras: int) -> list[Graph]:
-    """Return the graphs in the order of `consumers.cuda_bevfusion.cuda.GRAPHS`."""
+    """Return the graphs of a detector for `cameras` cameras, in the order of `cuda_bevfusion.cuda.GRAPHS`."""
     folded, sparse = fuse(model), backbone_graph(model.encoders['lidar'].encoder)
     sizes = _sizes(model, cameras, sparse.output_shape)
     camera_outputs = dict(

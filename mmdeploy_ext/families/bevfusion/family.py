@@ -58,6 +58,7 @@ from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 CAMERAS = 6
+"""Number of cameras in the graphs of CUDA-BEVFusion."""
 
 
 FOLLOWED: Followed = (
@@ -67,7 +68,7 @@ FOLLOWED: Followed = (
     (BEVFusionCenterHead, ('get_bboxes', '_decoded', '_suppressed', 'suppress')),
     (TransFusionBBoxCoder, ('decode',)),
 )
-"""Classes of this package and their methods that the graphs compute by themselves."""
+"""Classes of this package, and methods of them whose results the graphs compute by other code."""
 
 
 class BEVFusionFamily(SequenceFamily):
@@ -140,7 +141,11 @@ class BEVFusionFamily(SequenceFamily):
     def synthetic_outputs(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield boxes of the frame's graph, or outputs for them of the last graph of another contract."""
+        """Yield title and outputs of the last graph of the contract, by the names of its spec.
+
+        These are boxes of the portable frame graph. The last graph of another contract gives the values that
+        a box coder decodes: there the outputs are those that decode to such boxes.
+        """
         head, nms = model.heads['object'], runner.metadata.postprocess['nms']
         queries, names = int(head.num_proposals), spec.output_names
         if 'boxes' in names:
@@ -253,10 +258,11 @@ class BEVFusionFamily(SequenceFamily):
 
 
 def check_head(cfg: Any, contract: str) -> None:
-    """Refuse heads that a contract does not export."""
-    if (kind := cfg.model.heads.object.type) != 'TransFusionHead':
+    """Raise ConfigError for a head that a contract, 'cuda-bevfusion' or 'autoware', does not export."""
+    if (head_type := cfg.model.heads.object.type) != 'TransFusionHead':
         raise ConfigError(
-            f'{cfg.filename}: model.heads.object.type={kind!r}: --contract {contract} takes TransFusionHead'
+            f'{cfg.filename}: model.heads.object.type={head_type!r}: --contract {contract} takes '
+            f'TransFusionHead'
         )
 
 
@@ -288,9 +294,9 @@ def check_model(cfg: Any) -> None:
             f'{name}.encoders.camera.vtransform.type={camera.vtransform.type!r} looks at points, and there '
             f'is no LiDAR; expected LSSTransform'
         )
-    kind = lidar.backbone.get('type') if lidar else ''
-    if lidar and kind != 'BEVFusionSparseEncoder':
+    encoder_type = lidar.backbone.get('type') if lidar else ''
+    if lidar and encoder_type != 'BEVFusionSparseEncoder':
         raise ConfigError(
-            f'{name}.encoders.lidar.backbone.type={kind!r}; expected BEVFusionSparseEncoder, whose axes are '
-            f'x, y, z'
+            f'{name}.encoders.lidar.backbone.type={encoder_type!r}; expected BEVFusionSparseEncoder, whose '
+            f'axes are x, y, z'
         )

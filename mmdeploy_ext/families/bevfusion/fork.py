@@ -62,6 +62,7 @@ CONVENTIONS = {
     '0.x': 'mmdet3d 0.x (columns w, l, h; yaw from -y, clockwise)',
     '1.x': 'mmdet3d 1.x (columns l, w, h; yaw from x, counter-clockwise)',
 }
+"""Result of `fork_process.box_convention` -> words for it in a proof."""
 JOB = 'root', 'cfg', 'steps', 'checkpoint'
 """Attributes of a `Fork` that the process gets."""
 
@@ -156,19 +157,19 @@ def _pipeline(cfg: Any, steps: Any, classes: list[str], has_camera: bool) -> lis
     ignored = IGNORED_STEPS if has_camera else (*IGNORED_STEPS, *PICTURE_STEPS)
     pipeline = []
     for step in steps:
-        kind = step['type']
-        if kind == 'GlobalRotScaleTrans' and step.get('is_train'):
+        step_type = step['type']
+        if step_type == 'GlobalRotScaleTrans' and step.get('is_train'):
             raise ConfigError(
                 f'{cfg.filename}: GlobalRotScaleTrans of the test pipeline has is_train=True, which turns '
                 f'and scales points; expected False'
             )
-        if kind in ignored:
+        if step_type in ignored:
             continue
-        if kind in endings:
-            pipeline.append(dict(type=kind, **endings[kind]))
-        elif kind == 'ImageAug3D':
+        if step_type in endings:
+            pipeline.append(dict(type=step_type, **endings[step_type]))
+        elif step_type == 'ImageAug3D':
             pipeline.append({key: step[key] for key in IMAGE_KEYS if key in step})
-        elif kind.startswith('LoadPoints'):
+        elif step_type.startswith('LoadPoints'):
             pipeline += _points_step(cfg, step)
         else:
             pipeline.append(dict(step))
@@ -205,10 +206,10 @@ def _points_step(cfg: Any, step: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 class ForkProcess:
-    """A process that runs the model of a repository, see `fork_process`.
+    """A process that runs the model of a repository, see `fork_process.py`.
 
     Attributes:
-        facts: facts about the repository's code, see `ForkModel.facts`.
+        facts: facts about the repository's code, see `fork_process.ForkModel.facts`.
         operators: compiled operators of the repository that ran in PyTorch so far.
     """
 
@@ -232,9 +233,10 @@ class ForkProcess:
     def call(
         self, method: str, arrays: Mapping[str, np.ndarray], rounding: tuple[int, float] | None = None
     ) -> dict[str, np.ndarray]:
-        """Return the result of a method of `fork_process.ForkModel` for some arrays.
+        """Return the result of a method of `fork_process.ForkModel` for some arrays, whose names it tells.
 
-        `rounding` is an argument of `proving.near_ties.other_rounding` for the model's layers in this call.
+        `rounding` are the arguments seed and size of `proving.near_ties.other_rounding`, which changes the
+        roundings of the model's layers in this call; None changes nothing.
         """
         inputs, outputs = (Path(self.folder.name, name) for name in ('input.npz', 'output.npz'))
         np.savez(inputs, **arrays)
@@ -347,7 +349,7 @@ class ForkReference(BEVFusionReference):
         return self._step(frame)
 
     def near_ties(self, frame: FusedFrame) -> Iterator[Detections3D]:
-        """Yield the model's boxes of a frame with other roundings of its layers."""
+        """Yield the model's boxes of a frame with other roundings of its layers, see `near_ties.DRAWS`."""
         for seed in range(DRAWS):
             for size in (ROUNDING, -ROUNDING):
                 yield self._step(frame, (seed, size)).detections
@@ -366,7 +368,7 @@ class ForkReference(BEVFusionReference):
         return StepResult(outputs, self._detections(results))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes of the repository's head for queries with the boxes of the frame's graph."""
+        """Return the boxes of the repository's head for queries that have the boxes of the frame's graph."""
         head = self.model.heads['object']
         if 'boxes' not in outputs or not hasattr(head, 'prediction_heads'):
             return super().boxes_of(outputs)
@@ -419,4 +421,4 @@ def _graphs_note(fork: Fork) -> str:
 
 
 NAMES = dict(bboxes='boxes', scores='scores', labels='labels')
-"""Key of the argument of `detections` -> array of a step."""
+"""Key of the argument of `detections` -> name of the array in the results of `ForkModel.step`."""

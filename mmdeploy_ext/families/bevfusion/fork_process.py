@@ -5,6 +5,14 @@
 The root of the repository is first on PYTHONPATH, so that `mmdet3d` is the copy in it. The program reads one
 request per line from standard input and answers each with one line of JSON on standard output; arrays are
 exchanged by .npz files. Output of the repository's code goes to standard error.
+
+A request has the keys `method` (of `ForkModel`), `input` and `output` (paths of .npz files) and `rounding`
+(null, or arguments of `other_rounding`). The first line that the program writes are the facts of
+`ForkModel.facts`; an answer has `operators`, names of the compiled operators that ran in PyTorch so far, or
+else `error`.
+
+Glossary: N cameras, H, W pictures of the network, D depth bins, h, w cells of a feature map, X, Y cells of
+the bird's-eye view, P points, V values per point, K classes, Q queries.
 """
 
 from __future__ import annotations
@@ -55,7 +63,7 @@ class ForkModel:
     ) -> None:
         import mmdet.models  # noqa: F401 - patches that it takes are none of the repository
 
-        self.general = compat.effective()
+        self.general = compat.effective()  # patches in force before the repository is imported
         import mmdet3d
         from mmcv import ConfigDict
         from mmcv.runner import load_checkpoint
@@ -100,7 +108,12 @@ class ForkModel:
             transform.dtransform.register_forward_pre_hook(keep_depth)
 
     def facts(self) -> dict[str, Any]:
-        """Return the model's classes and sources, the patches in force, and the convention of its boxes."""
+        """Return the model's classes and sources, the patches in force, and the convention of its boxes.
+
+        Returns:
+            `root`, path of the repository; `classes`, entries of `ModelClass`; `sources`, file -> qualified
+            name -> hash, first and last line; `patches`, each with name and reason; `box_convention`.
+        """
         patches = [patch for patch in compat.effective() if patch not in self.general]
         return dict(
             root=str(self.root),
@@ -133,11 +146,18 @@ class ForkModel:
             yield file, {name: (entry.sha256, entry.first, entry.last) for name, entry in sources.items()}
 
     def weight_shapes(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the shape of each tensor that a checkpoint of the model has."""
+        """Return name -> shape of each tensor that a checkpoint of the model has; `arrays` are not used."""
         return {key: np.array(tensor.shape, np.int64) for key, tensor in self.model.state_dict().items()}
 
     def step(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the model's boxes, scores and labels of one frame, and the tensors of `_watch`."""
+        """Return the model's boxes, scores and labels of one frame, and the tensors of `_watch`.
+
+        Args:
+            arrays: `points` (P, V); with cameras `images` (N, 3, H, W) and `MATRICES`.
+
+        Returns:
+            `boxes`, `scores` and `labels`; `bev`, `depth` and `cells` as far as the model has the sensors.
+        """
         from mmdet3d.core import LiDARInstance3DBoxes
 
         data = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
@@ -167,7 +187,8 @@ class ForkModel:
     def moment(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the arrays that the test pipeline makes of the moment `index` of the file `infos`.
 
-        These are `points` (P, V), `img` (N, 3, H, W), and the matrices of `Collect3D`.
+        Both are entries of `arrays`. Returned are `points` (P, V), `img` (N, 3, H, W), and the matrices of
+        `Collect3D`.
         """
         from mmcv import ConfigDict
         from mmdet3d.datasets import build_dataset
@@ -180,10 +201,10 @@ class ForkModel:
         return {name: value.numpy() for name, value in values.items() if isinstance(value, torch.Tensor)}
 
     def boxes_of(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return boxes, scores and labels that the head makes of the values of its queries.
+        """Return boxes, scores and labels that the head makes of the values of its queries, `arrays`.
 
-        These are `score` (1, K, Q) probabilities, `reg` (1, 2, Q) cells, `height`, `dim`, `rot` and `vel`
-        (1, ., Q) as the head predicts them.
+        The values are `score` (1, K, Q) probabilities, `reg` (1, 2, Q) cells, `height`, `dim`, `rot` and
+        `vel` (1, ., Q) as the head predicts them.
         """
         from mmdet3d.core import LiDARInstance3DBoxes
 
@@ -201,14 +222,14 @@ class ForkModel:
 
 def cells_of(geometry: torch.Tensor, transform: torch.nn.Module) -> torch.Tensor:
     """Return the cell `x * Y + y` (N, D, h, w) of points (1, N, D, h, w, 3) of a frustum; X * Y outside."""
-    places = ((geometry[0] - (transform.bx - transform.dx / 2.0)) / transform.dx).long()
+    indices = ((geometry[0] - (transform.bx - transform.dx / 2.0)) / transform.dx).long()
     count = transform.nx.long()
-    inside = ((places >= 0) & (places < count)).all(-1)
-    return torch.where(inside, places[..., 0] * count[1] + places[..., 1], count[0] * count[1])
+    inside = ((indices >= 0) & (indices < count)).all(-1)
+    return torch.where(inside, indices[..., 0] * count[1] + indices[..., 1], count[0] * count[1])
 
 
 def geometry_in_float64(forward: Any) -> Any:
-    """Return the `forward` of a view transform that computes places of points and pixels in float64.
+    """Return a view transform's `forward` so changed that it computes places of points in float64.
 
     In float32 rounding, which differs between machines, decides the cell of points near a border. The
     features, its first argument, stay float32.
@@ -256,7 +277,7 @@ def line_of(error: Exception) -> str:
 
 
 def run(fork: ForkModel, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Answer one request: `method` of the model, with other `rounding` if the request has one."""
+    """Answer one request, see the module: write the result of its `method` to its file `output`."""
     from mmdeploy_ext.proving.near_ties import other_rounding
 
     with np.load(request['input']) as arrays, contextlib.ExitStack() as stack:
@@ -267,7 +288,7 @@ def run(fork: ForkModel, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Answer requests until standard input ends."""
+    """Answer requests until standard input ends; `argv` has the path of the job."""
     (job,) = sys.argv[1:] if argv is None else argv
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)

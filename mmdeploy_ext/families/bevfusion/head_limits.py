@@ -1,9 +1,10 @@
 """BEVFusion's head alone, exported with other limits, compared with the head in PyTorch with the same limits.
 
-The number of queries and the score threshold are constants of a graph whose effects samples hardly show. So
-both sides get the map of a sample, without suppression, and every row counts.
+The number of queries and the score threshold are constants of a graph, and a sample hardly ever has boxes
+close to these limits. So the limits are changed to values that cut through the boxes of a sample: the head in
+PyTorch and its export both run on the sample's map, without suppression, and all their boxes are compared.
 
-Glossary: C channels, X, Y cells of the bird's-eye view, Q queries or boxes.
+Glossary: C channels, X, Y cells of the bird's-eye view.
 """
 
 import contextlib
@@ -49,7 +50,7 @@ BOX_OUTPUTS = ('boxes', 'scores', 'labels')
 NODE_OUTPUTS = ('bbox_pred', 'score', 'label_pred')
 
 Entry = tuple[dict[str, Any], str, Any]
-"""Settings, a key of them, and another value of it."""
+"""Settings as a dict, a key of them, and the value to set: the arguments of `replaced_entry`."""
 
 
 class HeadBoxes(nn.Module):
@@ -69,6 +70,8 @@ def heads_with_other_limits(
 ) -> Iterator[tuple[str, Detections3D, Detections3D | Exception]]:
     """Yield title, boxes of the head in PyTorch, and boxes of its export, with lowered and raised limits.
 
+    An error of the export or of its run takes the place of its boxes.
+
     Args:
         model: the detector.
         options: options of the export.
@@ -80,17 +83,18 @@ def heads_with_other_limits(
     middle, head = tensors['middle'], model.heads['object']
     for title, shares in (('limits lowered', LOWERED), ('limits raised', RAISED)):
         with contextlib.ExitStack() as stack:
-            count = _count(head, middle, shares)
-            if count is None:
+            count_entry = _count(head, middle, shares)
+            if count_entry is None:
                 continue
-            for entry in (count, *_without_suppression(head)):
+            for entry in (count_entry, *_without_suppression(head)):
                 stack.enter_context(replaced_entry(*entry))
             threshold = _threshold(head, middle) if title == 'limits lowered' else 0.0
             stack.enter_context(replaced_entry(vars(head.bbox_coder), 'score_threshold', threshold))
             with torch.no_grad():
                 (expected,) = head.get_bboxes(head(middle))
             exported = attempt(lambda: exported_boxes(model, options, middle))
-            name = f'{title}: {count[1]} {count[2]}, score_threshold {threshold:.4g}'
+            _, key, count = count_entry
+            name = f'{title}: {key} {count}, score_threshold {threshold:.4g}'
             yield name, detections(expected), exported
 
 
@@ -126,25 +130,29 @@ def _exported(
 def _count(head: nn.Module, middle: Tensor, shares: tuple[float, float]) -> Entry | None:
     """Return an entry with another number of queries, or of candidates of a task.
 
-    The number separates scores that differ by more than `MIN_GAP`. Returned is None if no scores do.
+    The number lies between `shares` of the present one. The score of the last candidate that it takes and
+    that of the next one differ by more than `MIN_GAP`. Returned is None if there is no such number.
     """
     with torch.no_grad():
         values = head(middle)
     if isinstance(values, list):
-        owner, key, rows = vars(head.bbox_coder), 'max_num', [maps['heatmap'].sigmoid() for maps in values]
+        settings, key = vars(head.bbox_coder), 'max_num'
+        heatmaps = [maps['heatmap'].sigmoid() for maps in values]
     else:
-        owner, key, rows = vars(head), 'num_proposals', [head.peaks(values['dense_heatmap'].sigmoid())]
-    count = int(owner[key])
-    cells = middle.shape[2] * middle.shape[3]  # mmdet3d chooses in each class
-    scores = [row.flatten().sort(descending=True).values[: min(cells, 2 * count)] for row in rows]
+        settings, key, heatmaps = vars(head), 'num_proposals', [head.peaks(values['dense_heatmap'].sigmoid())]
+    count = int(settings[key])
+    cells = middle.shape[2] * middle.shape[3]  # mmdet3d takes the best cells of each class first
+    sorted_scores = [
+        heatmap.flatten().sort(descending=True).values[: min(cells, 2 * count)] for heatmap in heatmaps
+    ]
     low, high = (int(np.ceil(count * share)) for share in shares)
-    available = min(int((row > 0).sum()) for row in scores)
-    high = min(high, available - 1, MAX_BOXES // len(rows))
+    available = min(int((scores > 0).sum()) for scores in sorted_scores)
+    high = min(high, available - 1, MAX_BOXES // len(heatmaps))
     low = max(low if shares == RAISED else min(low, high // 2), 1)
     if low > high:
         return None
-    gaps = torch.stack([row[low - 1 : high] - row[low : high + 1] for row in scores]).amin(0)
-    return (owner, key, low + int(gaps.argmax())) if float(gaps.max()) > MIN_GAP else None
+    gaps = torch.stack([scores[low - 1 : high] - scores[low : high + 1] for scores in sorted_scores]).amin(0)
+    return (settings, key, low + int(gaps.argmax())) if float(gaps.max()) > MIN_GAP else None
 
 
 def _threshold(head: nn.Module, middle: Tensor) -> float:
@@ -161,7 +169,7 @@ def _threshold(head: nn.Module, middle: Tensor) -> float:
 
 def _without_suppression(head: nn.Module) -> Iterator[Entry]:
     """Yield settings with which a head suppresses no box and has no score threshold before suppression."""
-    if not hasattr(head, 'counts'):
+    if not hasattr(head, 'counts'):  # `TransFusionHead`; `BEVFusionCenterHead` has numbers of classes by task
         yield head.test_cfg, 'nms_type', None
         return
     values = dict(

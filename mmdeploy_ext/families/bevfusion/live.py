@@ -2,7 +2,9 @@
 
 A copy of mmdet3d 0.x has the name of the installed mmdet3d and registers types that this has registered. Both
 are put aside while the copy is imported and its model is built; then the layers of `LAYERS` take the places
-of ours. What stands around them the graphs compute by this package's code, see `followed_code.py`.
+of ours. All else the graphs compute by this package's code, see `followed_code.py`.
+
+Glossary: B batch, C channels, Q queries, T cells of the map that the queries look at.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ LAYERS = (
     'heads.object.decoder',
     'heads.object.prediction_heads',
 )
-"""Paths of layers that the graphs run as the repository has them; LiDAR's sparse encoder is none of them."""
+"""Paths of layers that the graphs run as the repository has them; the sparse encoder is not among them."""
 DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
 QUERY_HEAD = 'TransFusionHead'
 """Class of the head, or a base of it, whose layers are taken; of other heads the graphs run ours."""
@@ -55,8 +57,8 @@ def repository_first(root: str) -> Iterator[None]:
     contents = [(table, dict(table)) for table in tables]
     for registry in all_registries:
         registry.children.pop(PACKAGE, None)
-        for name, kind in list(registry.module_dict.items()):
-            if kind.__module__.partition('.')[0] in REGISTERED_FOR_IT:
+        for name, registered in list(registry.module_dict.items()):
+            if registered.__module__.partition('.')[0] in REGISTERED_FOR_IT:
                 del registry.module_dict[name]
     for name in installed:
         del sys.modules[name]
@@ -154,7 +156,10 @@ def _take_layer(model: nn.Module, theirs: nn.Module, path: str) -> bool:
 
 
 def _channels_first(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Return what a decoder layer of these repositories takes: queries (B, C, Q) and keys (B, C, T)."""
+    """Return what a decoder layer of these repositories takes: queries (B, C, Q) and keys (B, C, T).
+
+    Our head calls it with (B, Q, C), (B, T, C) and their positions.
+    """
     queries, keys, *positions = inputs
     return queries.transpose(1, 2), keys.transpose(1, 2), *positions
 

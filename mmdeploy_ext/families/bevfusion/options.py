@@ -34,14 +34,20 @@ CONTRACT = dataclasses.replace(
 OPTIONS = (CONTRACT, dataclasses.replace(SPARSE_FORM, only_with=('contract', PORTABLE)))
 NUMBERS, TRIPLE = items(number(), 1), exactly(3, number())
 CLASSES = items(number(0, 1000, integer=True), 1)
+"""Labels of classes."""
 CIRCLE = full_record(classes=CLASSES, radius=number(0), most=COUNT)
+"""Suppression of a group of classes by the distance of centres, see `runtime.boxes.rows_after_nms`."""
 ROTATED = full_record(
     classes=CLASSES, most=COUNT, overlap=number(0, 1), first=maybe(COUNT), scales=items(POSITIVE, 1)
 )
+"""Suppression of a group of classes by the overlap of boxes, see `runtime.boxes.rows_after_nms`."""
 
 
 def check_group(value: Any, key: str) -> None:
-    """Check the suppression of a group of classes: by distance, or by overlap."""
+    """Check the suppression of a group of classes by `CIRCLE` or, if it has an `overlap`, by `ROTATED`.
+
+    `key` is the place of the value in the metadata, for messages.
+    """
     (ROTATED if isinstance(value, dict) and 'overlap' in value else CIRCLE)(value, key)
 
 
@@ -71,3 +77,4 @@ POSTPROCESS = open_record(
         )
     ),
 )
+"""Schema of `graphs.postprocess_facts`."""

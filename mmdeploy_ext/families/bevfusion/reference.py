@@ -1,4 +1,7 @@
-"""BEVFusion in PyTorch as a stepper: the unpatched detector, spconv on one thread."""
+"""BEVFusion in PyTorch as a stepper: the unpatched detector, spconv on one thread.
+
+Glossary: N cameras, H, W pictures of the network, P points, V values per point, K classes, Q queries.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -24,7 +27,7 @@ from mmdeploy_ext.runtime.points import check_in_range, check_points
 class BEVFusionReference:
     """The detector's own test path; hooks read the tensors between its parts."""
 
-    state = None
+    state = None  # a stepper's memory between frames; this one has none
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
@@ -83,7 +86,7 @@ class BEVFusionReference:
         return images, cloud
 
     def hooks(self) -> dict[torch.nn.Module, Watch]:
-        """Return part of the model -> function that names tensors of its inputs and output."""
+        """Return part of the model -> function of its inputs and output, which returns tensors by name."""
         hooks: dict[torch.nn.Module, Watch] = {}
         if 'lidar' in self.model.sensors:
             hooks[self.model.encoders['lidar'].encoder] = lambda _, output: dict(bev=output)
@@ -92,20 +95,26 @@ class BEVFusionReference:
         return hooks
 
     def of_rig(self, rig: Rig) -> dict[str, torch.Tensor]:
-        """Return the outputs of the rig's graph."""
+        """Return the outputs of the rig's graph by name: `cells` and `TABLES`."""
         cells = transform_of(self.model).cells(rig)[0]
         return dict(cells=cells) | dict(zip(TABLES, transform_of(self.model).pool_tables(cells), strict=True))
 
     def other_tensors(self, predictions: dict[str, torch.Tensor], cloud: Any) -> dict[str, torch.Tensor]:
-        """Return further tensors that a proof compares, of the head's outputs and [points (P, V)]."""
+        """Return further tensors by name that a proof compares; here there are none.
+
+        Args:
+            predictions: outputs of the head, see `BEVFusion.predictions`.
+            cloud: a list with the points (P, V) of the frame, or None.
+        """
         return {}
 
 
 def head_values(outputs: Mapping[str, np.ndarray], classes: int) -> list[torch.Tensor]:
-    """Return scores (1, K, Q), centres, heights, sizes, rotations and velocities (1, ., Q) for the coder.
+    """Return scores (1, K, Q), centres, heights, sizes, rotations and velocities for the box coder.
 
-    The outputs are those of CUDA-BEVFusion's head, or of Autoware's node. The node's boxes have length, width
-    and a heading from x counter-clockwise, those of the coder width, length and a heading from -y clockwise.
+    All but the scores are (1, channels, Q). The outputs are those of CUDA-BEVFusion's head, or of Autoware's
+    node. The node's boxes have length, width and a heading from x counter-clockwise, those of the coder
+    width, length and a heading from -y clockwise.
     """
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
     if 'bbox_pred' not in tensors:
@@ -122,6 +131,10 @@ class CudaReference(BEVFusionReference):
     The files of CUDA-BEVFusion's contract hold these kernels in float16. With rounded kernels everything
     behind them is compared with the tolerances of float32; the LiDAR's map with the checkpoint's own kernels
     is compared, too.
+
+    Attributes:
+        exact: sparse encoder with the checkpoint's own kernels.
+        output: name of the output of the sparse encoder's file.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:

@@ -1,4 +1,7 @@
-"""Samples of BEVFusion: the preprocessing rule of a config, frames of data sets, dumps and generated ones."""
+"""Samples of BEVFusion: the preprocessing rule of a config, frames of data sets, dumps and generated ones.
+
+Glossary: N cameras, P points, V values per point.
+"""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -21,7 +24,7 @@ from mmdeploy_ext.runtime.frames import FusedFrame, of_rays
 from mmdeploy_ext.runtime.infos import RigFrame, read_frames, read_infos
 
 SOURCE = 900, 1600
-"""Height and width of nuScenes' pictures, pixels: the default of `source` of ImageAug3D."""
+"""Height and width of nuScenes' pictures, pixels: the `source` of an ImageAug3D that states none."""
 HIDDEN_POINTS = 500
 """Points per camera that lie behind others."""
 
@@ -110,15 +113,15 @@ def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = N
 
 
 def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
-    """Yield frames of a synthetic drive with sweeps of the generated world, each with another rig.
+    """Yield `count` frames of a synthetic drive with sweeps of a generated world, each with another rig.
 
     Every other frame is augmented as in training: its points are rotated, scaled and moved, and each camera's
     picture stands for another crop of the camera's image. Behind some of the points, as seen from a camera,
     there is another point, before or after it in the sweep.
     """
     if rule.views is None:
-        for number, sweep in enumerate(proof_samples.generated(rule.voxels, count)):
-            yield FusedFrame(sweep.points, f'generated frame {number}')
+        for index, sweep in enumerate(proof_samples.generated(rule.voxels, count)):
+            yield FusedFrame(sweep.points, f'generated frame {index}')
         return
     points_of_frames = itertools.repeat(NO_POINTS, count)
     if rule.voxels is not None:
@@ -159,7 +162,11 @@ def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
 
 
 def _with_hidden_points(points: np.ndarray, cameras: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return points (P, V) and others behind some of them as seen from cameras at (N, 3), shuffled."""
+    """Return points (P, V) and others behind some of them, in random order.
+
+    `cameras` (N, 3) are the places of the cameras in the frame of the points, from which the others are
+    hidden.
+    """
     hidden = points[rng.integers(len(points), size=(len(cameras), HIDDEN_POINTS))].astype(np.float64)
     hidden[..., :3] = cameras[:, None] + rng.uniform(1.3, 3.0) * (hidden[..., :3] - cameras[:, None])
     joint = np.concatenate([points, hidden.reshape(-1, points.shape[1]).astype(points.dtype)])
@@ -167,7 +174,7 @@ def _with_hidden_points(points: np.ndarray, cameras: np.ndarray, rng: np.random.
 
 
 def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> FusedFrame:
-    """Return a dumped frame as the model got it."""
+    """Return a dumped frame as the model got it; `tensors` are by name, `manifest` may name the `frame`."""
     names = ['points', 'images', *MATRICES] if 'cells' in tensors else ['points']
     check_dumped(tensors, names)
     return FusedFrame(

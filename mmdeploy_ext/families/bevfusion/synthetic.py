@@ -15,11 +15,12 @@ STEP_OF_RADIUS = 0.65
 STEP_M = 0.5
 """Step of the grid of rotated boxes, metres."""
 SPREAD = 40
-"""Factor of the step at which no box is suppressed except by the largest number of results."""
+"""Factor on the step with which no box is near enough to another to be suppressed; those beyond the largest
+number of results are dropped all the same."""
 SPREAD_IN_RANGE = 5
 """The same factor for boxes that have to stay in the range of a coder."""
 OUT_OF_RANGE_M = 1e3
-"""Height of boxes that a coder drops, metres above their place."""
+"""What is added to the height of boxes that a coder has to drop, metres."""
 SIZES_M = 0.2, 15.0
 """Range of sizes of boxes of all sizes, from a cone to a long bus."""
 SCORES = 0.02, 0.99
@@ -34,9 +35,13 @@ def synthetic_outputs(
     count: int,
     spread: int = SPREAD,
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yield titles and outputs of the frame's graph with `count` boxes, by the suppression of the file.
+    """Yield titles and outputs of the frame's graph: `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,).
 
-    The distances of boxes far apart are `spread` times those of boxes beside each other.
+    Args:
+        nms: suppression of the file, see `runtime.boxes.suppress`.
+        classes: number of classes.
+        count: Q.
+        spread: distances of boxes far apart, in distances of boxes beside each other.
     """
     groups = (
         [dict(nms, classes=[label]) for label in nms['classes']] if isinstance(nms, Mapping) else nms or ()
@@ -53,7 +58,10 @@ def synthetic_outputs(
 
 
 def boxes_of_all_sizes(classes: int, count: int) -> dict[str, np.ndarray]:
-    """Return outputs of the frame's graph: boxes of all sizes, headings, classes and scores, none dropped."""
+    """Return outputs of the frame's graph: `count` boxes of all sizes, headings, classes and scores.
+
+    `classes` is the number of classes. No box has the label -1, which would drop it.
+    """
     rng = np.random.default_rng(1)
     boxes = np.zeros((count, 9))
     boxes[:, :2] = rng.uniform(-SPREAD_IN_RANGE, SPREAD_IN_RANGE, (count, 2))
@@ -73,8 +81,13 @@ def values_of_boxes(
 ) -> dict[str, np.ndarray]:
     """Return the outputs of a head for boxes of the frame's graph, as `reference.head_values` reads them.
 
-    They are those of CUDA-BEVFusion, or `of_node`, Autoware's. A box without a label is put far above the
-    range of the coder.
+    A box with the label -1 is put far above the range of the coder, which then drops it.
+
+    Args:
+        outputs: `boxes` (Q, 9), `scores` and `labels` of the frame's graph.
+        coder: box coder of the head.
+        classes: number of classes.
+        of_node: return the outputs of Autoware's node, not those of CUDA-BEVFusion's head.
     """
     boxes, scores = outputs['boxes'].astype(np.float64), outputs['scores']
     dropped, labels = outputs['labels'] < 0, outputs['labels'].clip(min=0)
@@ -93,7 +106,7 @@ def values_of_boxes(
 def _boxes(
     groups: Sequence[Mapping[str, Any]], labels: np.ndarray, spread: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Return outputs of the graph: boxes (Q, 9) on a grid, with shuffled scores, a few without a label."""
+    """Return outputs of the graph: boxes (Q, 9) on a grid, with shuffled scores, a few with the label -1."""
     count, boxes = len(labels), np.zeros((len(labels), 9))
     rows = rng.permutation(count)
     side = int(np.ceil(np.sqrt(count)))

@@ -34,7 +34,8 @@ def filter_boxes(
 ) -> Detections3D:
     """Return the boxes within the limits of a coder, best first.
 
-    Boxes are (Q, 9), z at the bottom; `coder` is the entry of the file's metadata.
+    Boxes are (Q, 9), z at the bottom; `coder` is the entry `coder` of the metadata's `postprocess`, with
+    `post_center_range` and `score_threshold`.
     """
     valid = np.ones(len(scores), bool)
     if coder['post_center_range'] is not None:
@@ -49,8 +50,8 @@ def suppress(
 ) -> Detections3D:
     """Return detections, best first, without those too near to a better one of their group of classes.
 
-    `nms` is the entry of the file's metadata: a list of groups, see `rows_after_nms`; one dict stands for a
-    group of each of its classes; None suppresses nothing.
+    `nms` is the entry `nms` of the metadata's `postprocess`: a list of groups, see `rows_after_nms`; one dict
+    stands for a group of each of its classes; None suppresses nothing.
     """
     if nms is None:
         return detections

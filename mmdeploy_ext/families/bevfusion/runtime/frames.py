@@ -1,6 +1,6 @@
 """Frames of cameras and LiDAR: checked, and made of a data set's infos. Needs numpy and OpenCV.
 
-Glossary: N cameras, P points, V values per point.
+Glossary: N cameras, H, W pictures of the network, h, w pictures as taken, P points, V values per point.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ INVERTED = ('camera_intrinsics', 'camera2lidar', 'img_aug_matrix', 'lidar_aug_ma
 LIDAR2IMAGE_RTOL = 1e-3
 """Largest difference of the two ways to compute `lidar2image`, relative to its largest number."""
 NO_POINTS = np.zeros((0, 5), np.float32)
+"""Points of frames for a model without LiDAR."""
 
 
 class FusionRuntime(Runtime):
     """The base class of the runtimes of all contracts: from the data of cameras and LiDAR to boxes."""
 
     _rig: tuple[bytes, Any] = b'', None
+    """Bytes of the matrices for which `of_rig` computed last, and the result."""
 
     def of_rig(self, matrices: Arrays, names: Sequence[str], make: Callable[..., Any]) -> Any:
         """Return `make(matrices)`, computed again only if the named matrices differ from the last call's."""
@@ -108,16 +110,16 @@ def points_of(rig: RigFrame, rule: FusionRule, root: str | Path | None = None) -
     """
     if rule.voxels is None:
         return NO_POINTS
-    info, place = rig.info, f'{rig.source}: the info of {rig.name}'
+    info, title = rig.info, f'{rig.source}: the info of {rig.name}'
     if 'lidar_path' not in info:
-        raise DataError(f'{place} has no lidar_path; expected that of a sweep')
+        raise DataError(f'{title} has no lidar_path; expected that of a sweep')
 
     def read(name: Any) -> np.ndarray:
         return read_points(find_file(name, rig.source, root, 'sweep'), rule.load_dim)
 
     points = read(info['lidar_path'])
     if rule.past:
-        points = rule.past.merge(points, past_sweeps(info, place), rig.timestamp_s, read)
+        points = rule.past.merge(points, past_sweeps(info, title), rig.timestamp_s, read)
     return np.ascontiguousarray(points[:, list(rule.use_dim)])
 
 

@@ -3,7 +3,8 @@
 `cells` and `depth_maps` compute in float64 and round once, as the detector in PyTorch does; `engine_cells`
 computes in float32, as NVIDIA's CUDA-BEVFusion does. Needs numpy only.
 
-Glossary: N cameras, D depth bins, h, w cells of a feature map, X, Y cells of the bird's-eye view, P points.
+Glossary: N cameras, H, W pictures of the network, D depth bins, h, w cells of a feature map, X, Y cells of
+the bird's-eye view, P points.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class View:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> View:
-        """Return the view of an entry of a file's metadata."""
+        """Return the view of the metadata's entry `view`, whose keys are the names of the attributes."""
         sizes = {name: tuple(facts[name]) for name in ('image_size', 'count')}
         arrays = {name: np.float32(value) for name, value in facts.items() if name not in sizes}
         return cls(**sizes, **arrays)
@@ -55,7 +56,10 @@ class View:
 
 
 def cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarray:
-    """Return the cell `x * Y + y` of each point of the frustum, X * Y outside: (N, D, h, w) int64."""
+    """Return the cell `x * Y + y` of each point of the frustum, X * Y outside: (N, D, h, w) int64.
+
+    `calibration` has the matrices by name, see `mmdeploy_ext.runtime.frames.FusedFrame`.
+    """
     aug, camera, lidar, intrinsics = (
         calibration[name].astype(np.float64)
         for name in ('img_aug_matrix', 'camera2lidar', 'lidar_aug_matrix', 'camera_intrinsics')
@@ -66,15 +70,19 @@ def cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarray:
     corner = view.centre - view.step / np.float32(2)
     numbers = np.empty((len(aug), *points.shape[:3]), np.int64)
     for index, matrix in enumerate(pixels_to_lidar):
-        places = (points - aug[index, :3, 3]) @ np.linalg.inv(aug[index, :3, :3]).T
-        places[..., :2] *= places[..., 2:]
-        places = places @ matrix.T + camera[index, :3, 3]
-        numbers[index] = cell_numbers(places @ lidar[:3, :3].T + lidar[:3, 3], view, corner)
+        pixels = (points - aug[index, :3, 3]) @ np.linalg.inv(aug[index, :3, :3]).T
+        pixels[..., :2] *= pixels[..., 2:]
+        points_in_lidar = pixels @ matrix.T + camera[index, :3, 3]
+        numbers[index] = cell_numbers(points_in_lidar @ lidar[:3, :3].T + lidar[:3, 3], view, corner)
     return numbers
 
 
 def cell_numbers(points: np.ndarray, view: View, corner: np.ndarray) -> np.ndarray:
-    """Return the cells of points (..., 3), rounded to float32; truncation makes cell 0 wider."""
+    """Return the cells (...) int64, see `cells`, of points (..., 3) in metres, which are rounded to float32.
+
+    `corner` (3,) is that of the first cell, metres. Indices are truncated towards zero, so that the first
+    cell of an axis is twice as wide as the others.
+    """
     x, y = view.shape
     points = points.astype(np.float32).astype(np.float64)
     cell = np.trunc((points - corner.astype(np.float64)) / view.step.astype(np.float64))

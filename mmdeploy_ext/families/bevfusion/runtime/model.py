@@ -3,7 +3,7 @@
     runtime = BEVFusionOnnx('work_dirs/bevfusion')         # the folder that pytorch2onnx.py wrote
     detections = runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
 
-Needs numpy, numba and ONNX Runtime, no PyTorch. Glossary: N cameras, P points, V values per point, Q queries.
+Needs numpy, numba and ONNX Runtime, no PyTorch.
 """
 
 from __future__ import annotations
@@ -46,9 +46,17 @@ class BEVFusionOnnx(FusionRuntime):
     """
 
     def __init__(self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
-        """Open the folder of an export, or its files; see `LidarOnnx`.
+        """Open the files.
 
-        They are `rig` (with cameras), `depth` (with depth maps), `lidar` (with LiDAR) and `frame`.
+        Args:
+            paths: the folder of an export, or its files, which are called `rig` (with cameras), `depth` (with
+                depth maps), `lidar` (with LiDAR) and `frame`.
+            engine: registered name of the backend.
+            options: of the backend, for example `providers`, `threads`.
+
+        Raises:
+            ModelFileError: a file is missing, of another model family, or not of the same export.
+            EngineError: the engine is not here.
         """
         super().__init__()
         files = {path.stem: path for path in self._files(paths)}
@@ -71,7 +79,10 @@ class BEVFusionOnnx(FusionRuntime):
 
     @staticmethod
     def _files(paths: Paths) -> list[Path]:
-        """Return the files of an export; the metadata of the last one has the sensors."""
+        """Return the files of an export.
+
+        Of a folder those that the model's sensors need; the metadata of the last one has the sensors.
+        """
         if not isinstance(paths, str | Path):
             return [Path(path) for path in paths]
         (last,) = export_files(paths, GRAPHS[-1:])
@@ -92,7 +103,7 @@ class BEVFusionOnnx(FusionRuntime):
         return StepResult({**between, **outputs}, self.boxes_of(outputs))
 
     def boxes_of(self, outputs: Arrays) -> Detections3D:
-        """Return the boxes of the frame's file after suppression, best first."""
+        """Return the boxes of the outputs of the frame's file after suppression, best first."""
         return suppress(detections(outputs), self.metadata.postprocess['nms'])
 
     def feeds(self, frame: FusedFrame) -> dict[str, np.ndarray]:
@@ -122,7 +133,10 @@ class BEVFusionOnnx(FusionRuntime):
 
 
 def detections(outputs: Arrays) -> Detections3D:
-    """Return the boxes of the frame's file, best first; those with the label -1 are out of range."""
+    """Return the boxes of the outputs of the frame's file, best first, without those labelled -1.
+
+    These are out of range.
+    """
     boxes, labels = in_lidar_columns(outputs['boxes']), outputs['labels'].astype(np.int64)
     return Detections3D(boxes, outputs['scores'], labels)[labels >= 0].best_first()
 
@@ -141,3 +155,4 @@ def opened(paths: Paths, **options: Any) -> BEVFusionOnnx | CudaBEVFusion:
 
 
 OPENS, QUANTISED = opened, 'frame'
+"""What opens an export, and the file that is quantised, see `mmdeploy_ext/runtime/family_runtime.py`."""
