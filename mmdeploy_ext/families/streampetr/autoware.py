@@ -1,12 +1,14 @@
 """StreamPETR as Autoware's camera_streampetr loads it: three graphs by its names, and the manifest.
 
-The node keeps the memory in a map whose origin is the first place, takes the time off it itself, and zeroes
-it at a reset: a memory whose poses are all zero is therefore taken as the one that a scene starts with.
+The node keeps the memory in a map frame whose origin is the place of the first frame, turns its times into
+ages for the head and back itself, and zeroes it at a reset: a memory whose poses are all zero is therefore
+taken as the one that a scene starts with.
 
 Source: autoware_universe 5e12a711, autoware_camera_streampetr; tier4/AWML 7a6ec07c, StreamPETR/deploy (names,
 shapes, what the graph computes; facts, no code).
 
-Glossary: N cameras, H, W network input in pixels, C channels, T tokens, Q queries, K classes, M memory rows.
+Glossary: N cameras, H, W network input in pixels, h, w feature map, C channels, T tokens, Q queries, K
+classes.
 """
 
 import dataclasses
@@ -37,7 +39,12 @@ logger = logging.getLogger(__name__)
 
 
 class NodeImages(ExtractImgFeat):
-    """Backbone and neck, with the batch axis, the planes and the norm of the node, see `node.NORMS`."""
+    """Backbone and neck, with the batch axis, the planes and the norm of the node.
+
+    Args:
+        model: the detector; its `image_norm` is (mean, std, to_rgb) of its own preprocessing.
+        planes: order of the node's planes, a key of `streampetr_rules.NORMS`.
+    """
 
     def __init__(self, model: nn.Module, planes: str) -> None:
         super().__init__(model)
@@ -64,8 +71,8 @@ class NodePositions(PositionEmbedding):
     def forward(self, img_metas_pad: Tensor, intrinsics: Tensor, img2lidar: Tensor) -> tuple[Tensor, Tensor]:
         """Return pos_embed (1, T, C), cone (1, T, 8).
 
-        `img_metas_pad` (3,) is a constant of the graph; zero times it is added so that no engine drops the
-        input, which the node looks up by name.
+        The input `img_metas_pad` (3,) has no effect: the size of the pictures is a constant of the graph.
+        Zero times it is added so that no engine drops the input, which the node looks up by name.
         """
         return super().forward(img2lidar, intrinsics + 0.0 * img_metas_pad.sum())
 
@@ -86,7 +93,7 @@ class NodeHead(PtsHeadMemory):
         egopose: Tensor,
         velo: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Compute one frame; shapes as in `specs`.
+        """Compute one frame; inputs and their shapes are told by `specs`.
 
         Returned are all_cls_scores (1, K, Q), all_bbox_preds (1, 10, Q), and the memory after the frame.
         """
@@ -143,13 +150,13 @@ def _rows(tensor: TensorSpec, rows: int, field: str) -> TensorSpec:
 
 
 def between(size: spec.Sizes, options: Options) -> tuple[TensorSpec, ...]:
-    """Return the results as the runner gives them, rows for queries, with their units."""
+    """Return the specs of the results as a runner gives them: last layer, a row for each query."""
     head = spec.pts_head_memory(dataclasses.replace(size, layers=1), options)
     return head.tensor('all_cls_scores'), head.tensor('all_bbox_preds')
 
 
 def companions(model: nn.Module, size: spec.Sizes) -> dict[str, str]:
-    """Return name -> text of the manifest."""
+    """Return name -> text of the manifest, the file beside the graphs."""
     names = [str(name).upper() for name in model.CLASSES]
     if unknown := [name for name in names if name not in node.CLASSES]:
         logger.warning('%s: the node publishes these classes as UNKNOWN', ', '.join(unknown))

@@ -1,7 +1,4 @@
-"""The family of StreamPETR: the configs that it claims and refuses, its graphs, reference and runtime.
-
-Glossary: N cameras, H, W network input in pixels.
-"""
+"""The family of StreamPETR: the configs that it claims and refuses, its graphs, reference and runtime."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,7 +41,9 @@ from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 DETECTORS = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
 HEADS = ('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX')
+"""Types of detectors and heads; those that end in PTH and ONNX are the deployment fork's names for them."""
 DEFAULT_CAMERAS = 6
+"""Number of cameras of a config without `num_cams`."""
 TOLERANCES = {
     'embedding': ColumnGroup(rtol=0.0, atol=5e-4),
     'reference_point': ColumnGroup(unit='m', rtol=0.0, atol=2e-3),
@@ -60,7 +59,10 @@ OTHER_THRESHOLD = 0.1
 
 
 def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
-    """Return the memory of files with these facts about post-processing; without them ties are not judged."""
+    """Return what a proof knows about the memory of files.
+
+    `facts` is the entry `postprocess` of their metadata; without `topk_proposals` near ties are not judged.
+    """
     topk = int(facts.get('topk_proposals') or 0)
     return MemorySpec(
         tensors=TOLERANCES,
@@ -126,8 +128,8 @@ class StreamPetrFamily(SequenceFamily):
         model = build_without_weights(cfg, build_model, 'img_backbone')
         check_parts(cfg.filename, model)
         rule = self.preprocess_rule(cfg)
-        model.input_sizes = (rule.num_cameras, *rule.input_size)
-        model.image_norm = rule.mean, rule.std, rule.to_rgb
+        model.input_sizes = (rule.num_cameras, *rule.input_size)  # cameras, height and width, for `sizes`
+        model.image_norm = rule.mean, rule.std, rule.to_rgb  # for `autoware.NodeImages`
         return model
 
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:

@@ -1,7 +1,7 @@
 """StreamPETR's graphs: the detector's own steps behind flat tensors; `spec.py` has their contracts.
 
-Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w tokens, D depth bins,
-C channels, L decoder layers, Q queries, K classes, n memory rows between frames, M inside one.
+Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w tokens, C channels, n
+rows of the memory.
 """
 
 import copy
@@ -22,7 +22,7 @@ from mmdeploy_ext.models.streampetr.memory import Memory
 
 
 def _constants(model: nn.Module, compute: Callable[[nn.Module], Sequence[Tensor]]) -> list[Tensor]:
-    """Return tensors that depend on the head's weights alone, with the same bytes on every machine."""
+    """Return the tensors that `compute` makes of a copy of the head, with the same bytes on every machine."""
     head = model.pts_bbox_head
     device = head.coords_d.device
     with torch.no_grad(), SameBytes():
@@ -59,7 +59,11 @@ class PositionEmbedding(OfModel):
 
 
 class _Head(OfModel):
-    """The head's step with its learned queries as constants."""
+    """The head's step with its learned queries as constants.
+
+    Attributes:
+        all_layers: return the predictions of all decoder layers, not of the last one alone.
+    """
 
     def __init__(self, model: nn.Module, all_layers: bool) -> None:
         super().__init__(model)
@@ -69,13 +73,19 @@ class _Head(OfModel):
             self.register_buffer(name, rows, persistent=False)
 
     def step(self, *args: Tensor | Memory) -> tuple[dict[str, Tensor], Memory, Memory]:
-        """Run `FrameSteps.step`; the arguments are those up to `prev_exists`."""
+        """Run `FrameSteps.step` with its arguments up to `prev_exists`; return what it returns.
+
+        These are the outputs by name, the memory that the frame used, and the memory after it.
+        """
         queries = (self.tgt, self.query_pos, self.query_points)
         return steps_of(self.model.pts_bbox_head).step(*args, queries=queries, all_layers=self.all_layers)
 
 
 class PtsHeadMemory(_Head):
-    """The head as a pure step: the state lives in the LiDAR frame of the last frame, its times are ages."""
+    """The head as a step without side effects: the memory goes in and comes out as five tensors.
+
+    They are in the LiDAR frame of the last frame; their times are ages in seconds.
+    """
 
     def forward(
         self,
@@ -101,7 +111,7 @@ class PtsHeadMemory(_Head):
 
 
 class Fork(_Head):
-    """The deployment fork's one graph, with the inputs of version 1.1; `Fork10` adds the clock."""
+    """The deployment fork's one graph, with the inputs of version 1.1: ages instead of absolute times."""
 
     def __init__(self, model: nn.Module, all_layers: bool, cameras: int, height: int, width: int) -> None:
         super().__init__(model, all_layers)
@@ -121,10 +131,10 @@ class Fork(_Head):
         ref_point: Tensor,
         velo: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Compute one frame; shapes as in `spec.fork`. `ego_pose` is in the signature alone.
+        """Compute one frame; shapes as in `spec.fork`. `ego_pose` is an input that no operator uses.
 
-        Returned are all_cls_scores, all_bbox_preds; of the memory that the frame used embedding, age,
-        egopose, ref_point and velo; outs_dec of the last layer.
+        Returned are all_cls_scores, all_bbox_preds; embedding, age, egopose, ref_point and velo of the memory
+        that the frame used; outs_dec of the last layer.
         """
         steps = steps_of(self.model.pts_bbox_head)
         features = self.model.extract_img_feat(img.unsqueeze(0))
@@ -138,7 +148,11 @@ class Fork(_Head):
 
 
 class Fork10(Fork):
-    """Version 1.0: absolute times in float64, added in the graph; only the sum is float32."""
+    """The fork's graph of version 1.0, which makes the ages itself.
+
+    It adds the absolute time of the frame to the memory's times, which are negative, in float64; only the sum
+    is float32.
+    """
 
     def forward(
         self,
@@ -163,13 +177,13 @@ class Fork10(Fork):
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return three graphs of the deploy contract, one of the fork's."""
+    """Return the three graphs of the deploy contract, or the one graph of the fork's."""
     size, folded = spec.sizes(model, *model.input_sizes, options.layers), fuse(model)
     camera = (size.cameras, size.height, size.width)
     all_layers = options.layers == 'all'
     if options.contract == 'fork':
-        kind = Fork10 if options.fork_version == '1.0' else Fork
-        parts = [('fork', kind(folded, all_layers, *camera), spec.fork(size, options))]
+        module_class = Fork10 if options.fork_version == '1.0' else Fork
+        parts = [('fork', module_class(folded, all_layers, *camera), spec.fork(size, options))]
     else:
         modules = (
             ExtractImgFeat(folded),
@@ -185,7 +199,7 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
 
 
 def with_examples(model: nn.Module, parts: Sequence[tuple[str, nn.Module, GraphSpec]]) -> list[Graph]:
-    """Return graphs of names, modules and contracts, with examples to trace, on the model's device."""
+    """Return graphs of (name, module, contract) triples, with examples to trace, on the model's device."""
     device = next(model.parameters()).device
     return [
         Graph(name, module.eval().to(device), contract, _example(contract, device))

@@ -1,12 +1,13 @@
 """Detectors and heads of users: the steps of a frame on their layers, their memory, and their tensors.
 
+A user's head is one that is not derived from this package's `StreamPETRHead`, which is called ours.
 exiawsh/StreamPETR and the repositories made from it have our head's layers under the same names. Their
 `forward` computes a frame in global coordinates, and keeps the memory in five attributes. The graphs run the
 layers, and compute the methods and functions of `replaced` by themselves.
 
 Source: exiawsh/StreamPETR 95f6470 (names and what they compute, no code).
 
-Shapes: B batch, N cameras, Q queries, L decoder layers, M memory rows inside a frame.
+Glossary: B batch, N cameras, H, W network input in pixels, C channels, Q queries, L decoder layers.
 """
 
 import contextlib
@@ -46,12 +47,16 @@ DETECTOR_METHODS = (
     'forward_roi_head',
 )
 CODER_METHODS = ('decode', 'decode_single')
+"""Methods of a user's head, detector and box coder whose results the graphs compute by other code.
+
+`check_parts` requires those of the head.
+"""
 FOLLOWED: Followed = (
     (StreamPETRHead, ('forward', 'reset_memory', 'embed_positions', '_state', '_outputs', 'get_bboxes')),
     (Petr3D, ('forward', 'forward_test', 'simple_test', 'run_frame')),
     (NMSFreeCoder, CODER_METHODS),
 )
-"""This package's classes, and methods of them that the graphs compute by themselves."""
+"""This package's classes, and methods of them that the graphs compute by other code."""
 FUNCTIONS = dict(
     head=(
         'pos2posemb3d',
@@ -64,7 +69,7 @@ FUNCTIONS = dict(
     detector=('locations',),
     coder=('denormalize_bbox',),
 )
-"""Part of a model -> functions that its module uses, and that the graphs compute by themselves."""
+"""Part of a model -> functions that its Python module uses, and that the graphs compute by other code."""
 LAYERS = (
     'transformer',
     'cls_branches',
@@ -81,7 +86,7 @@ LAYERS = (
 
 
 class UserSteps(FrameSteps):
-    """The steps of a frame on the layers of a user's head; attributes are those of the head."""
+    """The steps of a frame on the layers of a user's head, whose attributes it has."""
 
     def __init__(self, head: nn.Module) -> None:
         self.head = head
@@ -99,7 +104,7 @@ class UserSteps(FrameSteps):
         temp_pos: Tensor,
         attn_mask: Tensor | None,
     ) -> Tensor:
-        """Return the outputs (L, B, Q, C) of the user's transformer."""
+        """Return the outputs (L, B, Q, C) of the user's transformer; for the arguments see `FrameSteps`."""
         outs_dec, _ = self.head.transformer(
             tokens, tgt, query_pos, tokens_pos, attn_mask, temp_memory, temp_pos
         )
@@ -112,7 +117,7 @@ def is_ours(head: nn.Module) -> bool:
 
 
 def steps_of(head: nn.Module) -> FrameSteps:
-    """Return the steps of a frame on the layers of a head."""
+    """Return the steps of a frame on the layers of a head: our head has them itself."""
     return head if is_ours(head) else UserSteps(head)
 
 
@@ -141,7 +146,7 @@ def check_parts(filename: str, model: nn.Module) -> None:
 
 
 def memory_of(head: nn.Module) -> Memory | None:
-    """Return the memory that a head keeps between frames, in global coordinates; None before a scene."""
+    """Return the memory that a head keeps between frames, in global coordinates; None if it is empty."""
     if is_ours(head):
         return head.memory
     rows = [getattr(head, f'memory_{field}') for field in Memory._fields]
@@ -159,7 +164,10 @@ def set_memory(head: nn.Module, memory: Memory) -> None:
 
 @contextlib.contextmanager
 def tapped(model: nn.Module) -> Iterator[None]:
-    """Let a user's detector tap the tensors of its frames as ours does, while the context lasts."""
+    """Let a user's detector tap the tensors of its frames as ours does, while the context lasts.
+
+    See `core/taps.py`.
+    """
     head = model.pts_bbox_head
     if is_ours(head):
         yield
@@ -176,24 +184,27 @@ def tapped(model: nn.Module) -> Iterator[None]:
         post_update(*args, **kwargs)
         tap_memory('post_mem', memory_of(head))
 
-    def name_inputs(head: nn.Module, args: tuple, kwargs: Mapping[str, Tensor]) -> None:
+    def tap_inputs(head: nn.Module, args: tuple, kwargs: Mapping[str, Tensor]) -> None:
         for name in ('timestamp', 'ego_pose', 'ego_pose_inv', 'prev_exists'):
             tap(name, kwargs[name])
 
-    def name_outputs(head: nn.Module, args: tuple, outputs: Mapping[str, Tensor]) -> None:
+    def tap_outputs(head: nn.Module, args: tuple, outputs: Mapping[str, Tensor]) -> None:
         for name in ('all_cls_scores', 'all_bbox_preds'):
             tap(name, outputs[name])
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(head, 'pre_update_memory', pre_update_memory))
         stack.enter_context(mock.patch.object(head, 'post_update_memory', post_update_memory))
-        stack.callback(head.register_forward_pre_hook(name_inputs, with_kwargs=True).remove)
-        stack.callback(head.register_forward_hook(name_outputs).remove)
+        stack.callback(head.register_forward_pre_hook(tap_inputs, with_kwargs=True).remove)
+        stack.callback(head.register_forward_hook(tap_outputs).remove)
         yield
 
 
 def tap_geometry(model: nn.Module, lidar2img: Tensor, intrinsics: Tensor, images: Tensor) -> None:
-    """Tap the tensors of images (N, 3, H, W) and a rig (1, N, 4, 4) that our detector taps by itself."""
+    """Tap the tensors of images (N, 3, H, W) and a rig, which a user's detector does not tap as ours does.
+
+    `lidar2img` and `intrinsics` are (1, N, 4, 4). The position embedding is computed for its taps alone.
+    """
     if is_ours(model.pts_bbox_head):
         return
     tap('img', images)
@@ -201,19 +212,19 @@ def tap_geometry(model: nn.Module, lidar2img: Tensor, intrinsics: Tensor, images
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Yield the methods and functions of a live model that the graphs compute by themselves."""
+    """Yield the methods and functions of a live model that the graphs compute by other code."""
     head = model.pts_bbox_head
     if is_ours(head):
         for part in (head, model, head.bbox_coder):
-            for kind, methods in FOLLOWED:
-                if isinstance(part, kind):
-                    yield Replaced(part, kind.__name__, methods)
+            for followed_class, methods in FOLLOWED:
+                if isinstance(part, followed_class):
+                    yield Replaced(part, followed_class.__name__, methods)
         return
     yield Replaced(model, 'Petr3D', DETECTOR_METHODS)
     yield Replaced(head, 'StreamPETRHead', HEAD_METHODS)
     yield Replaced(head.bbox_coder, 'NMSFreeCoder', CODER_METHODS)
     for part, key in ((head, 'head'), (model, 'detector'), (head.bbox_coder, 'coder')):
         # the module of the part's class, or of a base of it, that has the functions
-        modules = [sys.modules[kind.__module__] for kind in type(part).__mro__]
+        modules = [sys.modules[base.__module__] for base in type(part).__mro__]
         module = next((module for module in modules if hasattr(module, FUNCTIONS[key][0])), modules[0])
         yield Replaced(module, f'functions of the {key}', FUNCTIONS[key])

@@ -13,3 +13,4 @@ POSTPROCESS = open_record(
     topk_proposals=COUNT,
     num_propagated=number(0, 100_000, integer=True),
 )
+"""Schema of `StreamPetrFamily.postprocess_facts`."""

@@ -1,7 +1,4 @@
-"""StreamPETR in PyTorch as a stepper: the published model, unpatched.
-
-Glossary: N cameras, H, W network input in pixels, n memory rows.
-"""
+"""StreamPETR in PyTorch as a stepper: the detector's own test path, unpatched."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +21,7 @@ from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, invert_p
 class StreamPetrReference:
     """The detector's own test path; its head keeps the memory in global coordinates.
 
-    As published, scenes differ by their token alone: no time gap empties the memory.
+    Another scene token empties the memory, as in upstream's code; a gap between times does not.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -70,7 +67,10 @@ class StreamPetrReference:
         return detections(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))
 
     def step(self, frame: Frame) -> StepResult:
-        """Run one frame through `forward_test`; the outputs are tensors that the model taps.
+        """Run one frame through `forward_test`.
+
+        The outputs are tensors that the model taps: `all_cls_scores`, `all_bbox_preds`, `outs_dec`, and the
+        memory after the frame, `post_memory_` and a name of `FIELDS`, as `state` has it.
 
         An invalid calibration, pose or time raises the same DataError as of `StreamPetrOnnx`.
         """

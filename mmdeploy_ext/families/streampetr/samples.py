@@ -22,14 +22,17 @@ from mmdeploy_ext.runtime.infos import read_frames
 DUMP_SUFFIXES = {'out_': '_pth', 'post_mem_': '_pth', 'all_': '_pth'}
 """Prefix of a tensor's name -> suffix of the fork's file name."""
 INPUTS = ('img', 'img2lidar', 'intrinsic', 'timestamp', 'ego_pose', 'ego_pose_inv', 'prev_exists')
+"""Inputs of the fork's graph in a dump."""
 CALIBRATION = ('lidar2img', 'intrinsics')
 """Matrices per camera, beside the fork's tensors per token: a frame is read back from them."""
 MEMORY = ('embedding', 'timestamp', 'egopose', 'ref_point', 'velo')
+"""The fork's names of the tensors of the memory: `out_mem_` that a frame used, `post_mem_` that after it."""
 DUMP_NAMES = (
     *INPUTS, *CALIBRATION, 'coords', 'query_pos', 'tgt', *(f'out_mem_{name}' for name in MEMORY),
     'out_outs_dec', *(f'post_mem_{name}' for name in MEMORY), 'all_cls_scores', 'all_bbox_preds',
 )  # fmt: skip
 KEYS = ('img', 'lidar2img', 'intrinsics', 'timestamp', 'ego_pose', 'ego_pose_inv', 'img_metas')
+"""Keys of a sample of the test loader."""
 
 
 def frame(data: Mapping[str, Any]) -> Frame:
@@ -63,7 +66,7 @@ def moments(cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None 
 
 
 def _array(value: Any, axes: int) -> np.ndarray:
-    """Return an array with its last `axes` axes; the ones before have to be 1."""
+    """Return an array with its last `axes` axes alone; the axes before them have length 1."""
     array = value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
     return array.reshape(array.shape[array.ndim - axes :])
 
@@ -88,7 +91,10 @@ def dump_tensors(model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str
 
 
 def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
-    """Return a dumped frame as the model got it."""
+    """Return a dumped frame as the model got it.
+
+    `tensors` are by the names of `DUMP_NAMES`; `manifest` may have `scene_token` and `frame`, its name.
+    """
     check_dumped(tensors, ('img', *CALIBRATION, 'ego_pose', 'ego_pose_inv', 'timestamp'))
     return Frame(
         images=np.ascontiguousarray(tensors['img']),

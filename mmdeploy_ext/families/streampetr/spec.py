@@ -1,7 +1,6 @@
 """The contracts of StreamPETR's graphs: names, shapes, meaning, units, tolerances.
 
-Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w tokens, D depth bins,
-C channels, L decoder layers, Q queries (learned + propagated), K classes, n memory rows.
+Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w tokens, L decoder layers.
 """
 
 import dataclasses
@@ -35,9 +34,18 @@ FEATURES = frozenset({
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """The numbers that determine all shapes; see the module's glossary.
+    """The numbers that determine all shapes.
 
     Attributes:
+        cameras: N.
+        height, width: H, W.
+        stride: pixels of the input per cell of the feature map.
+        depth: depth bins of a token's ray.
+        channels: of features and embeddings.
+        layers: L whose predictions are outputs: all decoder layers, or 1 for the last one.
+        queries: learned and propagated ones.
+        classes: number of classes.
+        code: numbers of a predicted box.
         memory: rows of the memory inside a frame.
         state: rows of the memory between frames: those inside a frame and the new ones.
     """
@@ -68,7 +76,10 @@ class Sizes:
 
 
 def sizes(model: nn.Module, cameras: int, height: int, width: int, layers: str = 'all') -> Sizes:
-    """Read the numbers from a `Petr3D` for N cameras of H x W px; `layers` is 'all', or 'last' for L = 1."""
+    """Read the numbers from a `Petr3D` for N cameras of H x W px; `layers` is 'all', or 'last' for L = 1.
+
+    A decoder that does not return its intermediate layers has L = 1 in any case.
+    """
     head, decoder = model.pts_bbox_head, model.pts_bbox_head.transformer.decoder
     return Sizes(
         cameras=cameras,
@@ -125,7 +136,17 @@ class SpecFactory:
         dtype: str = '',
         unused: bool = False,
     ) -> TensorSpec:
-        """Return the spec of a tensor; a float16 graph has wider tolerances and may have float16 features."""
+        """Return the spec of a tensor; a float16 graph has wider tolerances and may have float16 features.
+
+        Args:
+            name: of the tensor.
+            axes: its shape.
+            meaning: words for it.
+            unit: of its values.
+            groups: tolerances of its columns; without them those of a `ColumnGroup` of the unit.
+            dtype: name of its type; '' stands for float32, or float16 by the options.
+            unused: no operator uses this input.
+        """
         groups = groups or (ColumnGroup(unit=unit),)
         if self.options.precision != 'fp32':  # a proof goes by cosines, see `proving/half_bars.py`
             groups = tuple(
@@ -144,7 +165,16 @@ class SpecFactory:
     def rows(
         self, name: str, field: str, rows: int, size: Sizes, meaning: str, dtype: str = ''
     ) -> TensorSpec:
-        """Return the spec of one tensor of the memory, a field with some number of rows."""
+        """Return the spec of one tensor of the memory.
+
+        Args:
+            name: of the tensor in the graph.
+            field: one of `FIELDS`, which decides the axes after the rows, the unit and the tolerance.
+            rows: number of rows.
+            size: sizes of the model.
+            meaning: words for it.
+            dtype: as in `tensor`.
+        """
         tails = dict(
             embedding=(size.channels,), reference_point=(3,), timestamp=(1,), egopose=(4, 4), velo=(2,)
         )
@@ -152,7 +182,7 @@ class SpecFactory:
         return self.tensor(name, (1, rows, *tails[field]), meaning, group.unit, (group,), dtype)
 
     def embeddings(self, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
-        """Return the specs of the outputs of `PositionEmbedding`."""
+        """Return the specs of the outputs of the position embedding's graph: `pos_embed` and `cone`."""
         axes, cone = (1, size.tokens, size.channels), (1, size.tokens, 8)
         per_token = 'per token |fx| |fy| in 1000 px and the normalised far points of its ray'
         return (
@@ -195,13 +225,13 @@ def position_embedding(size: Sizes, options: Options) -> GraphSpec:
 
 
 def pts_head_memory(size: Sizes, options: Options) -> GraphSpec:
-    """Return the contract of the head: a pure step, state in, state out."""
+    """Return the contract of the head's graph, in which the memory is five inputs and five outputs."""
     factory = SpecFactory(options)
     frames = dict(
         pre='the last LiDAR frame, ages from the last frame', post='this LiDAR frame, ages from this frame'
     )
 
-    def state(time: str) -> tuple[TensorSpec, ...]:
+    def state(time: str) -> tuple[TensorSpec, ...]:  # 'pre' a frame or 'post'
         meanings = {
             field: f'{STATE_MEANING[field]}; in {frames[time]}; newest rows first' for field in FIELDS
         }

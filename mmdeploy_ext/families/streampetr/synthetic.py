@@ -1,6 +1,6 @@
 """Synthetic outputs of StreamPETR's head that reach every limit of its decoding.
 
-Glossary: L decoder layers, Q queries, K classes.
+Glossary: Q queries, K classes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,13 @@ LOW = 0.001, 0.05
 def synthetic_outputs(
     facts: Mapping[str, Any], queries: int, classes: int
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yield titles and outputs (1, 1, Q, K), (1, 1, Q, 10) for a model that decodes by a file's facts."""
+    """Yield titles and outputs: `all_cls_scores` (1, 1, Q, K) logits and `all_bbox_preds` (1, 1, Q, 10).
+
+    Args:
+        facts: entry `postprocess` of a file's metadata, by which the outputs are decoded.
+        queries: Q.
+        classes: K.
+    """
     rng = np.random.default_rng(0)
     limits = list(map(float, facts['post_center_range']))
     scores = rng.permutation(np.linspace(0.15, 0.98, queries * classes))
@@ -30,10 +36,12 @@ def synthetic_outputs(
     few[np.arange(queries), rng.integers(0, classes, queries)] = logits(
         scores_about([threshold], queries, rng)
     )
-    places = [(axis, place) for axis in range(3) for place in about_limits(limits[axis], limits[axis + 3])]
+    coordinates = [
+        (axis, coordinate) for axis in range(3) for coordinate in about_limits(limits[axis], limits[axis + 3])
+    ]
     boxes = _boxes(limits, queries, rng)
-    for query, (axis, place) in enumerate(places[:queries]):
-        boxes[query, axis] = place
+    for query, (axis, coordinate) in enumerate(coordinates[:queries]):
+        boxes[query, axis] = coordinate
         few[query] = nothing[query]
         few[query, query % classes] = logits(np.float64(0.6 + 0.01 * query))
     yield 'scores and places about their limits', _outputs(few, boxes)
@@ -44,10 +52,10 @@ def _boxes(limits: list[float], queries: int, rng: np.random.Generator) -> np.nd
     """Return codes (Q, 10) float32 of boxes within limits, some with headings at +-pi."""
     low, high = np.array(limits).reshape(2, 3)
     turn, length = headings(queries, rng), rng.uniform(0.5, 2.0, queries)
-    place = rng.uniform(0.9 * low + 0.1 * high, 0.1 * low + 0.9 * high, (queries, 3))
-    columns = place, rng.uniform(-1, 2, (queries, 3)), np.stack([np.sin(turn), np.cos(turn)], 1)
+    centre = rng.uniform(0.9 * low + 0.1 * high, 0.1 * low + 0.9 * high, (queries, 3))
+    columns = centre, rng.uniform(-1, 2, (queries, 3)), np.stack([np.sin(turn), np.cos(turn)], 1)
     boxes = np.concatenate([*columns, rng.uniform(-5, 5, (queries, 2))], 1)
-    boxes[:, 6:8] *= length[:, None]
+    boxes[:, 6:8] *= length[:, None]  # sine and cosine of a prediction are of any length
     return boxes.astype(np.float32)
 
 

@@ -1,6 +1,6 @@
 """Checks of a frame of a streaming model, made before it may change the memory; a failure is one error.
 
-Glossary: N cameras.
+Glossary: N cameras, H, W network input in pixels.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from mmdeploy_ext.runtime.frames import not_rigid
 
 
 def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
-    """Return a rigid (4, 4) pose as float64; DataError for anything else."""
+    """Return a rigid (4, 4) pose as float64; DataError, which names it by `name`, for anything else."""
     if pose is None:
         raise DataError(
             f'{name}: is missing; expected the 4x4 matrix from the LiDAR frame to the global frame'
@@ -38,7 +38,7 @@ def check_time(timestamp_s: float) -> float:
 
 
 def check_calibration(calibration: Calibration | None, num_cameras: int) -> Calibration:
-    """Return a calibration as float64.
+    """Return a calibration as float64: `lidar2img` and `intrinsics` (N, 4, 4), N being `num_cameras`.
 
     Raises:
         DataError: missing, for another number of cameras, not finite, singular, or intrinsics and lidar2img
@@ -74,7 +74,7 @@ def check_calibration(calibration: Calibration | None, num_cameras: int) -> Cali
 
 
 def check_prepared(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return prepared images (N, 3, H, W) float32; ShapeError when they are of another shape or type."""
+    """Return prepared images (N, 3, H, W) float32; ShapeError if they are not float32 of `shape`."""
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[0] != shape[0]:
         raise ShapeError(

@@ -1,4 +1,7 @@
-"""StreamPETR's deploy contract: three graphs, and in ONNX Runtime a memory that never leaves the engine."""
+"""StreamPETR's deploy contract: three graphs, and in ONNX Runtime a memory that never leaves the engine.
+
+Glossary: N cameras, H, W network input in pixels, L decoder layers, Q queries, K classes.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
 """`form` of the three files, in the order in which a frame goes through them."""
 MOTION = ('ego_motion', 'delta_t_s', 'prev_exists')
+"""Inputs of the head that a `Moment` decides."""
 
 
 class DeployContract:
@@ -31,8 +35,14 @@ class DeployContract:
     Attributes:
         image_shape: (N, 3, H, W).
         fed_bytes: copied to the engine for the last frame, besides the images.
-        graphs: by part of a frame.
-        state_shapes: of every tensor of the memory.
+        constant: outputs of the position embedding, which stay until the calibration changes.
+        rig, motion: inputs of the position embedding, and of the head about the motion since the last frame.
+        features: output of the backbone.
+        results: outputs of the head besides the memory.
+        nothing: a memory of zeros, which is read by the first frame.
+        memories, current: two memories, and the index of the one that the last frame wrote.
+        graphs: part of a frame, 'backbone', 'embedding' or 'head' -> graph.
+        state_shapes: field of `FIELDS` -> shape.
     """
 
     def __init__(self, backends: Mapping[str, Backend]) -> None:
@@ -91,10 +101,13 @@ class DeployContract:
         return fed
 
     def read_state(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
-        """Return a copy of the memory after the last frame, float32; it is local already."""
+        """Return a copy of the memory after the last frame, float32, in its LiDAR frame, by `FIELDS`.
+
+        Pose and time are for contracts whose memory is in other coordinates.
+        """
         return {field: fetch(buffer) for field, buffer in self.memories[self.current].items()}
 
     def write_state(self, tensors: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> None:
-        """Replace the memory by one of the right shapes."""
+        """Replace the memory by one as `read_state` returns it, of the right shapes."""
         for field, buffer in self.memories[self.current].items():
             fill(buffer, tensors[field])

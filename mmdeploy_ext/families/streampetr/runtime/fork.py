@@ -1,5 +1,7 @@
 """The deployment fork's contract on ONNX Runtime: one graph, global memory, the update left to the caller.
 
+Glossary: N cameras, T tokens.
+
 Source: woquyuna/StreamPETR deployV1.0 0e9eefe and deployV1.1 13660a1, tools/test_onnx.py. It is for
 consumers of such files; the deploy contract feeds 72 bytes per frame, not megabytes.
 
@@ -33,6 +35,9 @@ class ForkContract:
     """The one graph and the memory between its runs; the methods are those of `DeployContract`.
 
     Attributes:
+        absolute_time: the graph takes absolute times (version 1.0), not ages (1.1).
+        num_new: rows that a frame adds to the memory.
+        rig: `img2lidar` and `intrinsic` of the last calibration.
         memory: the memory after the last frame, in its LiDAR frame, ages in seconds; float32.
         last: pose (4, 4) float64 and time in seconds of the last frame.
     """
@@ -54,7 +59,10 @@ class ForkContract:
         }
 
     def run(self, images: np.ndarray, calibration: Calibration, moment: Moment) -> dict[str, np.ndarray]:
-        """Run one frame, and make the memory after it, which the fork leaves to its user."""
+        """Run one frame, and make the memory after it, which the fork leaves to its user.
+
+        Arguments and result are those of `DeployContract.run`.
+        """
         key = calibration.lidar2img.tobytes() + calibration.intrinsics.tobytes()
         if key != self.calibration_key:
             self.rig, self.calibration_key = expand_calibration(calibration, self.spec), key
@@ -68,7 +76,7 @@ class ForkContract:
 
     @staticmethod
     def origin(last_pose: np.ndarray) -> np.ndarray:
-        """Return the origin (3,) in metres of the global frame that a file is fed in."""
+        """Return the origin (3,) in metres of the global frame in which a file is fed."""
         return np.round(last_pose[:3, 3])
 
     def _feeds(self, images: np.ndarray, moment: Moment) -> dict[str, np.ndarray]:
@@ -95,11 +103,11 @@ class ForkContract:
         }
 
     def read_state(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
-        """Return the memory after the last frame; it is local already."""
+        """Return the memory after the last frame, in its LiDAR frame, by `FIELDS`."""
         return dict(self.memory)
 
     def write_state(self, tensors: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> None:
-        """Replace the memory by a local one of the right shapes."""
+        """Replace the memory by one as `read_state` returns it, and pose and time of the last frame."""
         self.memory = {field: np.array(tensors[field], np.float32) for field in FIELDS}
         self.last = ego_pose, timestamp_s
 
@@ -131,7 +139,8 @@ def expand_calibration(calibration: Calibration, spec: GraphSpec) -> dict[str, n
 def post_update(outputs: Arrays, memory: Arrays, num_new: int) -> dict[str, np.ndarray]:
     """Return the memory after a frame: its `num_new` best rows before the memory that it used, float32.
 
-    Both are in the frame's LiDAR frame, ages in seconds.
+    Both are in the frame's LiDAR frame, ages in seconds. `outputs` are those of the graph by name, `memory`
+    by `FIELDS`.
     """
     best = top_rows(sigmoid(outputs['all_cls_scores'][-1, 0]).max(axis=-1), num_new)
     boxes = outputs['all_bbox_preds'][-1, 0][best]

@@ -6,7 +6,8 @@
 
 Needs numpy, OpenCV and ONNX Runtime, no PyTorch.
 
-Glossary: N cameras, H, W network input in pixels, L decoder layers, Q queries, K classes.
+Glossary: N cameras, H, W network input in pixels, h, w pictures as taken, L decoder layers, Q queries, K
+classes, n boxes.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class StreamPetrOnnx(Runtime):
             raise damaged(', '.join(backend.path for backend in backends.values()), 'preprocess', error)
         self.max_gap_s = max_gap_s
         self.was_reset = False
-        self._last: tuple[np.ndarray, float, str | None] | None = None
+        self._last: tuple[np.ndarray, float, str | None] | None = None  # pose, time and scene
 
     def _open(self, paths: Paths, engine: str, options: Mapping[str, Any]) -> dict[str, Backend]:
         """Return `form` -> backend: those of `GRAPHS` or of `NODE_GRAPHS`, or a single other one."""
@@ -277,3 +278,4 @@ def boxes_of_predictions(preds: np.ndarray) -> np.ndarray:
 
 
 OPENS = StreamPetrOnnx
+"""Class that opens an export, see `mmdeploy_ext/runtime/family_runtime.py`."""

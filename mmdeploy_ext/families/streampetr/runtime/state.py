@@ -1,6 +1,7 @@
 """The motion between frames, and the memory in local and global coordinates, in float64. Needs numpy only.
 
-Glossary: n memory rows.
+A memory is a dict of the arrays `FIELDS`, each (1, rows, ...): `embedding`, `reference_point` (3) in metres,
+`timestamp` (1) in seconds, `egopose` (4, 4), `velo` (2) in m/s.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
-"""Keys of `StreamState.tensors`."""
+"""Keys of a memory, see `mmdeploy_ext.runtime.frames.StreamState`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,11 @@ def relative_motion(last_pose: np.ndarray, pose: np.ndarray) -> np.ndarray:
 
 
 def to_local(memory: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
-    """Return a global memory in the LiDAR frame of a pose, with ages at a time for times; float32."""
+    """Return a memory in the LiDAR frame of a pose, for one in global coordinates; float32.
+
+    Its times become ages at `timestamp_s`: a global memory has minus the absolute times. `ego_pose` (4, 4) is
+    LiDAR to global.
+    """
     return _moved(memory, invert_pose(ego_pose), timestamp_s, np.float32)
 
 
@@ -77,7 +82,7 @@ def _moved(memory: Arrays, transform: np.ndarray, seconds: float, time_dtype: ty
 
 
 def check_tensors(tensors: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse the memory of another model; ShapeError names the tensor."""
+    """Raise ShapeError, which names the tensor, for a memory of other shapes (field -> shape) or with NaN."""
     for field in FIELDS:
         if field not in tensors:
             raise ShapeError(f'state: has no tensor {field!r}; expected {", ".join(FIELDS)}')
