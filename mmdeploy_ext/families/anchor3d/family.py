@@ -22,6 +22,7 @@ from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.runtime.frames import Stepper
 
 PER_CLASS_HEAD = 'ShapeAwareHead'
+"""Head of SSN, in which classes have maps of their own."""
 HEADS = ('Anchor3DHead', 'FreeAnchor3DHead', PER_CLASS_HEAD)
 REGION_PROPOSAL_HEAD = 'PartA2RPNHead'
 """A head of mmdet3d that is derived from `Anchor3DHead` and belongs to a detector of two stages."""
@@ -32,7 +33,7 @@ FOLLOWED = (
     *((getattr(dense_heads, name), ('get_bboxes', 'get_bboxes_single')) for name in HEADS),
     (DeltaXYZWLHRBBoxCoder, ('decode',)),
 )
-"""See `Family.followed`; the box coder comes last."""
+"""Classes of mmdet3d, and methods of them whose results the graphs compute by other code; coder last."""
 
 
 class AnchorFamily(LidarFamily):
@@ -60,19 +61,19 @@ class AnchorFamily(LidarFamily):
         check_points_side(filename, model, 'a LiDAR detector with anchors', HEADS)
         key = f'{prefix_of(model)}bbox_head'
         head = model[key]
-        for part, kind, allowed in (
+        for part, type_name, allowed in (
             ('anchor_generator', head['anchor_generator']['type'], tuple(GENERATORS)),
             ('bbox_coder', (head.get('bbox_coder') or dict(type=CODER))['type'], (CODER,)),
         ):
-            if kind not in allowed:
+            if type_name not in allowed:
                 raise ConfigError(
-                    f'{filename}: model.{key}.{part}.type={kind!r}, expected {" or ".join(allowed)}'
+                    f'{filename}: model.{key}.{part}.type={type_name!r}, expected {" or ".join(allowed)}'
                 )
-        kind = head['anchor_generator']['type']
-        if (PER_CLASS_HEAD in names_of_class(builder.HEADS, head['type'])) != (kind == PER_CLASS):
+        generator = head['anchor_generator']['type']
+        if (PER_CLASS_HEAD in names_of_class(builder.HEADS, head['type'])) != (generator == PER_CLASS):
             raise ConfigError(
-                f'{filename}: model.{key}.anchor_generator.type={kind!r} of {head["type"]}: {PER_CLASS} and '
-                f'{PER_CLASS_HEAD} go together'
+                f'{filename}: model.{key}.anchor_generator.type={generator!r} of {head["type"]}: {PER_CLASS} '
+                f'and {PER_CLASS_HEAD} go together'
             )
         if not (head.get('loss_cls') or {}).get('use_sigmoid', False):
             raise ConfigError(

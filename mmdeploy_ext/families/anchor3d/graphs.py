@@ -1,6 +1,6 @@
 """The two graphs of LiDAR detectors with anchors: a sparse backbone or pillars, and the dense head.
 
-Glossary: A anchors of a cell, C classes, D values of a box, H, W bird's-eye view.
+Glossary: C channels, H, W bird's-eye view.
 """
 
 from typing import Any
@@ -26,10 +26,14 @@ MEANINGS = dict(
     bbox_pred='deltas of each anchor',
     dir_cls_pred='whether a box points the other way',
 )
+"""Output of a level, see `runtime.OUTPUTS` -> its meaning."""
 
 
 def flat_outputs(outputs: tuple[list[torch.Tensor], ...]) -> tuple[torch.Tensor, ...]:
-    """Return what `Anchor3DHead.forward` gives as one tuple, in the order of `AnchorRule.output_names`."""
+    """Return what `Anchor3DHead.forward` gives as one tuple, in the order of `AnchorRule.output_names`.
+
+    `outputs` are three lists of a tensor per level.
+    """
     return tuple(tensor for level in zip(*outputs, strict=True) for tensor in level)
 
 
@@ -45,14 +49,17 @@ def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
     names = anchor_rule(parts_of(model).head).output_names
     bev = TensorSpec('bev', 'float32', tuple(bev_shape), "bird's-eye view of the points")
     meanings_and_units = [
-        (f'{MEANINGS[kind]}, level {level}', '' if kind == 'bbox_pred' else 'logit')
-        for kind, level in (name.rsplit('_', 1) for name in names)
+        (f'{MEANINGS[output]}, level {level}', '' if output == 'bbox_pred' else 'logit')
+        for output, level in (name.rsplit('_', 1) for name in names)
     ]
     return head_spec('anchor3d/head', DenseHead(model, flat_outputs), bev, names, meanings_and_units)
 
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:
-    """Return the metadata's entry about decoding: an `AnchorRule`, without empty `cells`."""
+    """Return the metadata's entry `postprocess`: the attributes of an `AnchorRule`, and `points_facts`.
+
+    Empty `cells` are left out.
+    """
     facts = anchor_rule(parts_of(model).head, cells_of(model)).to_json() | points_facts(model)
     return {key: value for key, value in facts.items() if key != 'cells' or value}
 

@@ -8,18 +8,21 @@ from mmdeploy_ext.contract.schema import COUNT, FLAG, Mismatch, items, number, o
 from mmdeploy_ext.families.parts.options import LIDAR_CONTRACT, LIDAR_OPTIONS
 
 METRES, SIZES = number(-1e6, 1e6), number(above=0, maximum=1e6)
-"""Ranges of numbers of anchors: float32 has room for the squares of their sides."""
+"""Schemas of coordinates and of sizes of anchors: float32 has room for the squares of such numbers."""
 NUMBERS_PER_ENTRY = dict(ranges=6, sizes=3, cells=2)
 """List of numbers -> how many of them make up one entry."""
 
 
 def check_anchors(facts: Mapping[str, Any], key: str) -> None:
-    """Refuse incomplete entries, and numbers of ranges, sizes, maps and levels that do not fit together."""
+    """Refuse incomplete entries, and numbers of ranges, sizes, maps and levels that do not fit together.
+
+    `facts` is the entry of the metadata, `key` its place, for messages.
+    """
     counts = {}
-    for name, size in NUMBERS_PER_ENTRY.items():
-        counts[name], rest = divmod(len(facts.get(name, ())), size)
+    for name, entry_length in NUMBERS_PER_ENTRY.items():
+        counts[name], rest = divmod(len(facts.get(name, ())), entry_length)
         if rest:
-            raise Mismatch(f'{name} has {len(facts[name])} numbers, expected {size} for each entry')
+            raise Mismatch(f'{name} has {len(facts[name])} numbers, expected {entry_length} for each entry')
     for name in ('sizes', 'cells'):
         needed = facts.get('size_per_range') if name == 'sizes' else facts.get('cells')
         if needed and counts[name] != counts['ranges']:
@@ -32,6 +35,7 @@ OPTIONS = tuple(
     dataclasses.replace(option, choices=option.choices[:1]) if option == LIDAR_CONTRACT else option
     for option in LIDAR_OPTIONS
 )
+"""The options of LiDAR detectors; of the contracts there is only the first, 'deploy'."""
 POSTPROCESS = open_record(
     points=one_of('pillars'),
     num_classes=COUNT,
@@ -54,3 +58,4 @@ POSTPROCESS = open_record(
     cells=items(COUNT, 2),
     also=check_anchors,
 )
+"""Schema of `graphs.postprocess_facts`; its keys are explained by `AnchorRule`."""

@@ -17,6 +17,9 @@ class AnchorReference(LidarReference):
         super().__init__(model, anchor_rule, flat_outputs)
 
     def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
-        """Return named outputs as `Anchor3DHead.get_bboxes` takes them: lists of the levels."""
+        """Return outputs by name (`cls_score_0`, ...) as `Anchor3DHead.get_bboxes` takes them.
+
+        These are its first three arguments, lists of a tensor per level.
+        """
         levels = len(tensors) // len(OUTPUTS)
         return tuple([tensors[f'{name}_{level}'] for level in range(levels)] for name in OUTPUTS)

@@ -9,7 +9,8 @@ direction classifier. Needs numpy, numba and ONNX Runtime, no PyTorch.
 Source: mmdet3d 1.0.0rc6, models/dense_heads/{anchor3d,shape_aware}_head.py `get_bboxes_single`, core/anchor/
 anchor_3d_generator.py, core/bbox/coders/delta_xyzwhlr_bbox_coder.py, core/post_processing/box3d_nms.py.
 
-Glossary: L levels, A anchors of a cell, C classes, D values of a box (7, or 9 with a velocity), n boxes.
+Glossary: L levels, A anchors of a cell, C classes, D values of a box (7, or 9 with a velocity), H, W map of a
+level, n anchors or boxes.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ class AnchorRule(HeadRule):
     Attributes:
         aligned: anchors lie in the middle of cells, not from edge to edge of their range.
         align_corner: aligned anchors lie at the corner of cells.
-        ranges: six numbers of each range, metres, one after the other.
+        ranges: six numbers of each range of anchors, x, y, z of its lowest corner and of its highest, metres,
+            one range after the other.
         sizes: three numbers of each anchor, metres, one after the other.
         rotations: yaws of the anchors of a cell, radians.
         scales: factor of the sizes, per level.
         size_per_range: each range has one size; otherwise the first range has all.
-        dir_offset: radians.
-        dir_limit_offset: in half turns.
+        dir_offset, dir_limit_offset: the yaw is turned by half turns into the half circle that begins at
+            dir_offset - dir_limit_offset * pi, in radians; the direction classifier may then add half a turn.
         nms_pre: number of anchors of a level that are decoded; 0 or less takes all.
         score_thr: scores have to exceed it.
         nms_thr: largest IoU, in the bird's-eye view, of two boxes that stay.
@@ -91,13 +93,13 @@ class AnchorRule(HeadRule):
         if self.cells:
             maps = np.reshape(self.cells, (-1, 2)).tolist()
             anchors = sum(rows * width for rows, width in maps) * len(self.rotations)
-            return {f'{name}_0': (None, anchors, size) for name, size in zip(OUTPUTS, columns, strict=True)}
-        sizes = len(self.ranges) // 6 if self.size_per_range else len(self.sizes) // 3
-        anchors = sizes * len(self.rotations)
+            return {f'{name}_0': (None, anchors, count) for name, count in zip(OUTPUTS, columns, strict=True)}
+        sizes_per_cell = len(self.ranges) // 6 if self.size_per_range else len(self.sizes) // 3
+        anchors = sizes_per_cell * len(self.rotations)
         return {
-            f'{name}_{level}': (None, anchors * size, None, None)
+            f'{name}_{level}': (None, anchors * count, None, None)
             for level in range(self.levels)
-            for name, size in zip(OUTPUTS, columns, strict=True)
+            for name, count in zip(OUTPUTS, columns, strict=True)
         }
 
     def groups(self, labels: np.ndarray) -> np.ndarray:
@@ -106,7 +108,10 @@ class AnchorRule(HeadRule):
 
 
 def anchors_of(rule: AnchorRule, level: int, height: int, width: int) -> np.ndarray:
-    """Return the anchors of a level (height * width * A, D) float32, cell by cell, row by row."""
+    """Return the anchors of a level (height * width * A, D) float32, cell by cell, row by row.
+
+    They are x, y, z of the bottom's centre, three sizes and yaw, metres and radians; velocities are 0.
+    """
     ranges = np.float32(rule.ranges).reshape(-1, 6)
     sizes = np.float32(rule.sizes).reshape(-1, 3) * np.float32(rule.scales[level])
     pairs = zip(ranges, sizes[:, None], strict=True) if rule.size_per_range else [(ranges[0], sizes)]
@@ -126,7 +131,11 @@ def anchors_by_range(rule: AnchorRule) -> np.ndarray:
 def anchor_grid(
     rule: AnchorRule, limits: np.ndarray, sizes: np.ndarray, height: int, width: int
 ) -> np.ndarray:
-    """Return the anchors of a range of six numbers: (height, width, sizes, rotations, D) float32."""
+    """Return the anchors of a range: (height, width, number of sizes, number of rotations, D) float32.
+
+    `limits` are the six numbers of the range, `sizes` (number, 3) metres, `height` and `width` those of its
+    map.
+    """
     (z,), y, x = (
         anchor_centres(rule, limits[axis], limits[axis + 3], count)
         for axis, count in ((2, 1), (1, height), (0, width))
@@ -138,7 +147,7 @@ def anchor_grid(
 
 
 def anchor_centres(rule: AnchorRule, low: float, high: float, count: int) -> np.ndarray:
-    """Return the places of `count` anchors along one axis of a range, metres."""
+    """Return the coordinates of `count` anchors along one axis of a range from `low` to `high`, metres."""
     if not rule.aligned:
         return np.linspace(low, high, count, dtype=np.float32)
     edges = np.linspace(low, high, count + 1, dtype=np.float32)
@@ -170,7 +179,10 @@ def decode(outputs: Arrays, rule: AnchorRule) -> Detections3D:
 
 
 def decode_level(outputs: Arrays, rule: AnchorRule, level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return boxes (n, D), scores (n, C) and which boxes point the other way (n,), of the best anchors."""
+    """Return boxes (n, D), scores (n, C), and 1 for boxes that point the other way (n,), of the best anchors.
+
+    `outputs` are those of `decode`.
+    """
     maps = [outputs[f'{name}_{level}'][0] for name in OUTPUTS]
     if rule.cells:
         (logits, deltas, directions), anchors = maps, anchors_by_range(rule)
@@ -217,3 +229,4 @@ class AnchorOnnx(LidarOnnx):
 
 
 OPENS, QUANTISED = AnchorOnnx, 'head'
+"""What opens an export, and the file that is quantised, see `mmdeploy_ext/runtime/family_runtime.py`."""

@@ -1,6 +1,6 @@
 """Synthetic outputs of a head with anchors that reach every limit of its decoding.
 
-Glossary: A anchors of a cell, C classes, D values of a box, H, W map, n anchors of a map.
+The outputs are those that `runtime.decode` takes.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ EMPTY_LOGIT = -20.0
 SMALL = 0.2
 """Side, in cells, of boxes that overlap no other box."""
 NUM_BOXES_ABOUT_THRESHOLD = 40
+"""Number of boxes of a level whose scores lie about the threshold."""
 
 
 def synthetic_outputs(rule: AnchorRule, spec: GraphSpec) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
@@ -47,7 +48,10 @@ def _level(
     count: int | None,
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """Return the outputs of a level: boxes with this side in cells, `count` of them, or one in each cell."""
+    """Return the outputs of a level: boxes with this side in cells, `count` of them.
+
+    If the count is None, each cell has a box, or each anchor, if more candidates than cells are decoded.
+    """
     height, width = shapes[f'cls_score_{level}'][2:]
     anchors = anchors_of(rule, level, height, width)
     per_cell = len(anchors) // (height * width)

@@ -5,7 +5,8 @@ those of the deploy contract; boxes leave in the convention of mmdet3d 0.x.
 
 Source: autoware_universe 656cdab8 and 5e12a711, autoware_lidar_centerpoint (names, shapes, formulas).
 
-Glossary: V pillars, F values of a decorated point, K classes, H, W map.
+Glossary: V pillars, F values of a decorated point: those of the point, and its distances from the mean of the
+pillar's points and from the pillar's centre.
 """
 
 import math
@@ -42,6 +43,7 @@ MEANINGS = dict(
     rot=('sine, cosine of the yaw of mmdet3d 0.x', ''),
     vel=('x first', 'm/s'),
 )
+"""Output of the head -> its meaning and unit."""
 EXAMPLE = 3
 """Pillars of the traced input."""
 
@@ -54,7 +56,7 @@ class Encoder(nn.Module):
         self.pfn_layers = encoder.pfn_layers
 
     def forward(self, input_features: Tensor) -> Tensor:
-        """Return (V, 1, 32) of (V, 32, F)."""
+        """Return the features (V, 1, 32) of pillars of 32 decorated points (V, 32, F)."""
         for layer in self.pfn_layers:
             input_features = layer(input_features)
         return input_features
@@ -63,6 +65,7 @@ class Encoder(nn.Module):
 def node_outputs(task_outputs: tuple[list[dict[str, Tensor]], ...]) -> tuple[Tensor, ...]:
     """Return the outputs of a `CenterHead` of one task in the node's order and convention.
 
+    `task_outputs` is what `CenterHead.forward` returns: ([outputs by name],) for one task of one level.
     mmdet3d 1.0 has length, width, height and a yaw from x to y; 0.x, which the node takes, has width, length,
     height and yaw' = -yaw - pi / 2: sine' = -cosine, cosine' = -sine.
     """
@@ -74,14 +77,14 @@ def node_outputs(task_outputs: tuple[list[dict[str, Tensor]], ...]) -> tuple[Ten
 
 
 def graphs(model: nn.Module) -> list[Graph]:
-    """Return the two graphs, in the order of `names`."""
+    """Return the two graphs, the encoder of pillars and the head."""
     parts = parts_of(model)
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    width = int(parts.voxel_encoder.in_channels)
-    example = torch.rand(EXAMPLE, node.POINTS, width, generator=generator).to(device)
+    decorated_values = int(parts.voxel_encoder.in_channels)
+    example = torch.rand(EXAMPLE, node.POINTS, decorated_values, generator=generator).to(device)
     points = TensorSpec(
-        'input_features', 'float32', ('V', node.POINTS, width), 'decorated points, then zeros'
+        'input_features', 'float32', ('V', node.POINTS, decorated_values), 'decorated points, then zeros'
     )
     pillars = TensorSpec(PILLARS, 'float32', ('V', 1, node.CHANNELS), 'of each pillar')
     encoder = Graph(
@@ -100,12 +103,15 @@ def graphs(model: nn.Module) -> list[Graph]:
 
 
 def between() -> tuple[TensorSpec, ...]:
-    """Return the tensor that the node computes between the two files."""
+    """Return the spec of the tensor that the node computes between the two files."""
     return (TensorSpec(SPATIAL, 'float32', (), 'pillars on the map'),)
 
 
 def check(filename: str, model: Mapping[str, Any]) -> None:
-    """Raise ConfigError, which lists every difference, for a config that does not fit the node."""
+    """Raise ConfigError, which lists every difference, for a config that does not fit the node.
+
+    `filename` is that of the config, for messages; `model` its entry `model`.
+    """
     differences = _differences(model)
     if differences:
         raise ConfigError(
@@ -124,13 +130,13 @@ def _differences(model: Mapping[str, Any]) -> list[str]:
         model[f'{prefix}{name}'] for name in ('voxel_layer', 'voxel_encoder', 'bbox_head')
     )
     scatter = model[f'{prefix}middle_encoder']
-    kinds = scatter['type'], encoder['type']
-    if kinds != (SCATTER, 'PillarFeatureNet'):
+    types = scatter['type'], encoder['type']
+    if types != (SCATTER, 'PillarFeatureNet'):
         return [
-            f'{prefix}middle_encoder and {prefix}voxel_encoder are {" and ".join(kinds)}, expected {SCATTER} '
+            f'{prefix}middle_encoder and {prefix}voxel_encoder are {" and ".join(types)}, expected {SCATTER} '
             f'and PillarFeatureNet'
         ]
-    width, coder = encoder.get('in_channels', 4), head['bbox_coder']
+    point_values, coder = encoder.get('in_channels', 4), head['bbox_coder']
     channels_of_heads = {name: layers[0] for name, layers in head['common_heads'].items()}
     settings = [
         ('max_num_points of the voxel layer', layer['max_num_points'], node.POINTS),
@@ -148,9 +154,9 @@ def _differences(model: Mapping[str, Any]) -> list[str]:
     differences = [
         f'{name} {value}, expected {expected}' for name, value, expected in settings if value != expected
     ]
-    if width not in (4, 5):
+    if point_values not in (4, 5):
         differences.append(
-            f'in_channels of the encoder {width}, expected 4 (x, y, z, time lag) or 5 (with intensity)'
+            f'in_channels of the encoder {point_values}, expected 4 (x, y, z, time lag) or 5 (with intensity)'
         )
     cloud, size = layer['point_cloud_range'], layer['voxel_size']
     for axis, name, columns in ((0, 'x', scatter['output_shape'][1]), (1, 'y', scatter['output_shape'][0])):
@@ -168,8 +174,9 @@ def _differences(model: Mapping[str, Any]) -> list[str]:
 
 
 def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
-    """Return the manifest of a model that `check` accepts; `classes` are names by label.
+    """Return the parameters of the node, those in its manifest, for a model that `check` accepts.
 
+    `classes` are the names of the classes, in the order of the labels.
     A class that the node does not know raises ConfigError.
     """
     parts = parts_of(model)
@@ -179,7 +186,7 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
     furthest = math.hypot(*(max(abs(cloud[axis]), abs(cloud[axis + 3])) for axis in (0, 1)))
     threshold = float(head.bbox_coder.score_threshold or 0.0)
     max_voxels = layer.max_voxels[1] if isinstance(layer.max_voxels, list | tuple) else layer.max_voxels
-    width = int(parts.voxel_encoder.in_channels)
+    decorated_values = int(parts.voxel_encoder.in_channels)
     return dict(
         version='4.1',
         encoder_onnx_path=f'{node.ENCODER}.onnx',
@@ -191,13 +198,13 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
         model_params=dict(
             class_names=names,
             has_twist=True,
-            point_feature_size=node.POINT_WIDTH[width],
+            point_feature_size=node.POINT_WIDTH[decorated_values],
             has_variance=False,
             max_voxel_size=int(max_voxels),
             point_cloud_range=cloud,
             voxel_size=[float(value) for value in layer.voxel_size],
             downsample_factor=int(head.bbox_coder.out_size_factor),
-            encoder_in_feature_size=width,
+            encoder_in_feature_size=decorated_values,
             yaw_norm_thresholds=[0.0] * len(names),
             detection_score_thresholds=dict(
                 distance_bin_upper_limits=[float(math.ceil(furthest) + 1)],
@@ -208,12 +215,12 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def companions(model: nn.Module, classes: Sequence[str]) -> dict[str, str]:
-    """Return name -> text of the files beside the graphs."""
+    """Return name -> text of the files beside the graphs; `classes` as in `parameters`."""
     return {node.MANIFEST: parameter_text(parameters(model, classes)), REMAPPER: remapper_text()}
 
 
 def manifest_differences(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how a manifest differs from a config's model, where no result of a proof would show it."""
+    """Yield how the manifest in a folder differs from a config's model in what no result of a proof shows."""
     import yaml
 
     (node_parameters,) = yaml.safe_load((folder / node.MANIFEST).read_text()).values()

@@ -35,7 +35,7 @@ FOLLOWED = (
     (CenterHead, ('get_bboxes', 'get_task_detections')),
     (CenterPointBBoxCoder, ('decode', '_topk', '_gather_feat', '_transpose_and_gather_feat')),
 )
-"""See `Family.followed`; the box coder comes last."""
+"""Classes of mmdet3d, and methods of them whose results the graphs compute by other code; coder last."""
 
 
 class CenterPointFamily(LidarFamily):

@@ -1,6 +1,6 @@
 """CenterPoint's two graphs: the sparse backbone or pillars, and the dense remainder as flat tensors.
 
-Glossary: C channels, H, W bird's-eye view, K classes of a task.
+Glossary: C channels, H, W bird's-eye view.
 """
 
 from collections.abc import Iterable
@@ -18,12 +18,14 @@ from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, head_graph, head
 from mmdeploy_ext.families.parts.pillars import points_facts
 
 UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
+"""Output of a task of `CenterHead` -> unit."""
 
 
 def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tuple[torch.Tensor, ...]:
     """Return the outputs of `CenterHead.forward` as one tuple, in the order of `BoxRule.output_names`."""
     names = (*VALUES, 'heatmap')
-    return tuple(level[name] for (level,) in task_outputs for name in names if name in level)
+    # a task has a list of levels, here of one
+    return tuple(outputs[name] for (outputs,) in task_outputs for name in names if name in outputs)
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
@@ -38,13 +40,14 @@ def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
     names = box_rule(model.pts_bbox_head).output_names
     bev = TensorSpec('bev', 'float32', tuple(bev_shape), "bird's-eye view of the sparse backbone")
     meanings_and_units = [
-        (f'{kind} of task {task}', UNITS[kind]) for kind, task in (name.rsplit('_', 1) for name in names)
+        (f'{output} of task {task}', UNITS[output])
+        for output, task in (name.rsplit('_', 1) for name in names)
     ]
     return head_spec('centerpoint/head', DenseHead(model, flat_outputs), bev, names, meanings_and_units)
 
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:
-    """Return the metadata's entry about decoding: a `BoxRule`."""
+    """Return the metadata's entry `postprocess`: the attributes of a `BoxRule`, and `points_facts`."""
     return box_rule(model.pts_bbox_head).to_json() | points_facts(model)
 
 

@@ -24,7 +24,10 @@ OPTIONS = LIDAR_OPTIONS
 
 
 def check_lengths(facts: Mapping[str, Any], key: str) -> None:
-    """Refuse radii of circle NMS that are not one per task, and a range of other than six numbers."""
+    """Refuse radii of circle NMS that are not one per task, and a range of other than six numbers.
+
+    `facts` is the entry of the metadata, `key` its place, for messages.
+    """
     if facts.get('nms_type') == 'circle':
         equal_lengths('num_classes', 'min_radius')(facts, key)
     if (count := len(facts.get('post_center_limit_range', ()))) not in (0, 6):
@@ -51,3 +54,4 @@ POSTPROCESS = open_record(
     post_center_limit_range=items(number(), 0, 6),
     also=check_lengths,
 )
+"""Schema of `graphs.postprocess_facts`; its keys are explained by `BoxRule`."""

@@ -18,6 +18,7 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
 
 FAR_M = 1e6
+"""Limit of a range that no box reaches, metres."""
 CIRCLE_M2, OVERLAP, OVERLAP_SEARCH_M = 0.25, 0.1, 10.0
 """The node's defaults: squared distance of centres, IoU in the bird's-eye view, metres.
 
@@ -32,11 +33,14 @@ class CenterPointReference(LidarReference):
         super().__init__(model, box_rule, flat_outputs)
 
     def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
-        """Return named outputs as `CenterHead.get_bboxes` takes them: tasks of one level each."""
+        """Return outputs by name (`reg_0`, ...) as `CenterHead.get_bboxes` takes them.
+
+        These are its positional arguments before the metas: here one, the tasks with one level each.
+        """
         tasks: dict[str, dict[str, torch.Tensor]] = {}
         for name, tensor in tensors.items():
-            kind, task = name.rsplit('_', 1)
-            tasks.setdefault(task, {})[kind] = tensor
+            output, task = name.rsplit('_', 1)
+            tasks.setdefault(task, {})[output] = tensor
         return (tuple([outputs] for outputs in tasks.values()),)
 
 
@@ -49,7 +53,11 @@ class NodeReference(CenterPointReference):
     """
 
     def step(self, sweep: Sweep) -> StepResult:
-        """Run one sweep; raises what `LidarReference.step` raises."""
+        """Run one sweep; raises what `LidarReference.step` raises.
+
+        The outputs are features of pillars (`PILLARS`), the input of the head (`SPATIAL`), and the head's
+        `OUTPUTS` in the convention of the node.
+        """
 
         def pillar_features(inputs: tuple[torch.Tensor, ...], rows: torch.Tensor) -> dict[str, np.ndarray]:
             cells = inputs[2].cpu().numpy()  # sample, z, y, x
@@ -64,7 +72,7 @@ class NodeReference(CenterPointReference):
         return StepResult({PILLARS: pillars[PILLARS], SPATIAL: raw['bev'], **outputs}, objects)
 
     def _objects(self, raw: Mapping[str, torch.Tensor]) -> Detections3D:
-        """Return the objects that the node publishes of mmdet3d's boxes."""
+        """Return the boxes that the node publishes, of the head's outputs by names such as `heatmap`."""
         heat = raw['heatmap'].sigmoid()
         heat = heat * (heat == heat.amax(1, keepdim=True))  # the node looks at the best class of a cell alone
         classes = [self._decoded(heat[:, index : index + 1], raw) for index in range(heat.shape[1])]

@@ -6,7 +6,7 @@
 Boxes are decoded at the peaks of the heat maps, and suppressed by NMS in the bird's-eye view. Needs numpy,
 numba and ONNX Runtime, no PyTorch.
 
-Glossary: T tasks, K classes of a task, H, W heat map, n boxes of a task.
+Glossary: K classes of a task, H, W heat map, n boxes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NMS_TYPES = ('rotate', 'circle')
+"""Supported values of `nms_type` of mmdet3d's `test_cfg`."""
 VALUES = dict(reg=2, height=1, dim=3, rot=2, vel=2)
 """Outputs of a task besides its `heatmap` -> channels, in the order of a box's columns before decoding."""
 
@@ -108,8 +109,8 @@ def decode(outputs: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
     """
     tasks = []
     for task in range(len(rule.num_classes)):
-        kinds = [kind for kind in (*VALUES, 'heatmap') if f'{kind}_{task}' in outputs]
-        candidates = task_boxes({kind: outputs[f'{kind}_{task}'] for kind in kinds}, rule)
+        names = [name for name in (*VALUES, 'heatmap') if f'{name}_{task}' in outputs]
+        candidates = task_boxes({name: outputs[f'{name}_{task}'] for name in names}, rule)
         detections = suppress(candidates, task, rule)
         first_label = sum(rule.num_classes[:task])
         tasks.append((detections.boxes, detections.scores, detections.labels + first_label))
@@ -119,15 +120,18 @@ def decode(outputs: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
 
 
 def task_boxes(maps: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
-    """Return the boxes of one task, best first, with z in the middle; without `vel` velocities are 0."""
+    """Return the boxes of one task, best first, with z in the middle; without `vel` velocities are 0.
+
+    `maps` are the outputs of the task, see `decode`, by their names without the number of the task.
+    """
     heat = sigmoid(maps['heatmap'][0])
     _, height, width = heat.shape
     scores = heat.reshape(-1)
     peaks = top_rows(scores, rule.max_num)
     labels, cells = np.divmod(peaks, height * width)
     values = {
-        kind: array[0].reshape(array.shape[1], -1)[:, cells].T.astype(np.float32)
-        for kind, array in maps.items()
+        name: array[0].reshape(array.shape[1], -1)[:, cells].T.astype(np.float32)
+        for name, array in maps.items()
     }
     grid = np.stack([cells % width, cells // width], axis=1).astype(np.float32)
     xy = (grid + values['reg']) * np.float32(rule.out_size_factor)
@@ -144,7 +148,7 @@ def task_boxes(maps: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
 
 
 def suppress(detections: Detections3D, task: int, rule: BoxRule) -> Detections3D:
-    """Apply NMS to the boxes of one task, best first, regardless of their classes."""
+    """Apply NMS to the boxes of one task, best first, regardless of their classes; `task` is its number."""
     if rule.nms_type == 'circle':
         rows = circle_nms(detections.boxes[:, :2], rule.min_radius[task])
         return detections[rows[: rule.post_max_size]]
@@ -166,3 +170,4 @@ class CenterPointOnnx(LidarOnnx):
 
 
 OPENS, QUANTISED = CenterPointOnnx, 'head'
+"""What opens an export, and the file that is quantised, see `mmdeploy_ext/runtime/family_runtime.py`."""

@@ -1,6 +1,6 @@
 """Synthetic outputs of CenterPoint's head that reach every limit of its decoding.
 
-Glossary: K classes of a task, H, W heat map.
+The outputs are those that `runtime.decode` takes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,13 +24,17 @@ EMPTY_LOGIT = -20.0
 SMALL, OFFSET = 0.2, 0.005
 """Sides of boxes that overlap no other box, and distances of centres from those of cells, in cells."""
 MAX_BOXES_ABOUT_LIMITS = 60
+"""Largest number of boxes of a task with scores or centres about their limits."""
 
 
 def synthetic_outputs(rule: BoxRule, spec: GraphSpec) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yield titles and outputs of the head, by the names of its file, for a model that decodes by a rule."""
+    """Yield titles and outputs of the head, by the names of its file, for a model that decodes by a rule.
+
+    `spec` is the contract of the head's file.
+    """
     rng = np.random.default_rng(0)
     shapes = {tensor.name: tuple(tensor.axes) for tensor in spec.outputs}
-    sides = {
+    sides = {  # of boxes, in cells; None makes boxes that overlap those of neighbouring cells
         'more boxes than are kept': SMALL,
         'more candidates than are compared': None,
         'all classes in a cell': SMALL,
@@ -55,7 +59,8 @@ def synthetic_outputs(rule: BoxRule, spec: GraphSpec) -> Iterator[tuple[str, dic
             outputs |= maps
         yield title, outputs
     for title in ('scores', 'places'):
-        yield f'{title} about their limits', _about_limits(rule, shapes, title == 'places', rng)
+        maps = _about_limits(rule, shapes, of_places=title == 'places', rng=rng)
+        yield f'{title} about their limits', maps
     nothing = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     nothing |= {name: array + EMPTY_LOGIT for name, array in nothing.items() if name.startswith('heatmap')}
     yield 'nothing', {name: array.astype(np.float32) for name, array in nothing.items()}
@@ -95,11 +100,11 @@ def _about_limits(
     counts = (MAX_BOXES_ABOUT_LIMITS, rule.max_num, rule.post_max_size, rule.pre_max_size)
     num_boxes = min(count for count in counts if count)
     ranges = dict.fromkeys([rule.post_center_range, rule.post_center_limit_range or rule.post_center_range])
-    places = [
-        (axis, place)
+    coordinates = [
+        (axis, coordinate)
         for limits in ranges
         for axis in range(3)
-        for place in about_limits(limits[axis], limits[axis + 3])
+        for coordinate in about_limits(limits[axis], limits[axis + 3])
     ]
     for task in range(len(rule.num_classes)):
         _, height, width = shapes[f'heatmap_{task}'][1:]
@@ -111,13 +116,13 @@ def _about_limits(
         thresholds = {rule.score_threshold or 0.0, rule.nms_score_threshold}
         scores = scores_about(sorted(thresholds), len(rows), rng)
         heat[0, 0, rows, columns] = logits(np.linspace(*HIGH, len(rows)) if of_places else scores)
-        pairs = zip(rows, columns, places, strict=False) if of_places else ()
-        for row, column, (axis, place) in pairs:
+        cells = zip(rows, columns, coordinates, strict=False) if of_places else ()
+        for row, column, (axis, coordinate) in cells:
             if axis == 2:
-                maps[f'height_{task}'][0, 0, row, column] = place
+                maps[f'height_{task}'][0, 0, row, column] = coordinate
             else:
                 cell = column if axis == 0 else row
-                offset = (place - rule.pc_origin[axis]) / step[axis] - cell
+                offset = (coordinate - rule.pc_origin[axis]) / step[axis] - cell
                 maps[f'reg_{task}'][0, axis, row, column] = offset
         outputs |= {**maps, f'heatmap_{task}': heat}
     return outputs

@@ -2,6 +2,8 @@
 
 A config states the grid several times: by range and voxel size, by sparse_shape, and by the size of the dense
 output. The checks refuse configs that disagree with themselves.
+
+Glossary: C channels, X, Y, Z cells of the dense output along the axes, H, W its rows and columns.
 """
 
 from collections.abc import Mapping, Sequence
