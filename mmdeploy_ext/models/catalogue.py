@@ -76,7 +76,7 @@ class Offer:
 
     Attributes:
         cls: the class.
-        registry: the mmcv registry of its kind.
+        registry: mmcv's registry for it, such as `HEADS`.
         builds: types of this package that it builds although no config names them.
     """
 
@@ -127,7 +127,7 @@ def register_named(cfg: Any) -> None:
 
 
 def register_all(modules: dict[str, tuple[str, ...]]) -> None:
-    """Register every type of some modules of this package that nobody has registered."""
+    """Register every type of some modules of this package (module -> types) that nobody has registered."""
     for names in modules.values():
         for name in names:
             register(name)

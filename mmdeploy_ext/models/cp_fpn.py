@@ -1,6 +1,8 @@
 """CPFPN: a feature pyramid whose output convolution exists on the first level alone.
 
 Source: exiawsh/StreamPETR 95f6470, models/necks/cp_fpn.py; parameter names are the checkpoints'.
+
+Glossary: B images, h, w cells of a level.
 """
 
 from collections.abc import Sequence
@@ -45,11 +47,9 @@ class CPFPN(BaseModule):
         self.fpn_convs = nn.ModuleList([ConvModule(out_channels, out_channels, 3, padding=1, **options)])
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return one (N, out_channels, h, w) map per level, the finest first."""
+        """Return maps (B, out_channels, h, w), the finest first, of maps (B, in_channels, h, w)."""
         levels = [lateral(level) for lateral, level in zip(self.lateral_convs, inputs, strict=True)]
-        for finer in range(len(levels) - 2, -1, -1):
-            size = levels[finer].shape[2:]
-            levels[finer] = levels[finer] + functional.interpolate(
-                levels[finer + 1], size=size, mode='nearest'
-            )
+        for index in range(len(levels) - 2, -1, -1):
+            finer, coarser = levels[index], levels[index + 1]
+            levels[index] = finer + functional.interpolate(coarser, size=finer.shape[2:], mode='nearest')
         return (self.fpn_convs[0](levels[0]), *levels[1:])

@@ -5,7 +5,8 @@ take effect; graphs compute the same by `DinoNetwork`. Source of names, shapes a
 `detectors/dino.py`, `layers/transformer/dino_layers.py`; tests hold it to what mmdet 3 gave
 (`tests/dino_golden.py`).
 
-Glossary: B batch, Q queries, C columns of the class logits, D embedding, S tokens of all levels, L levels.
+Glossary: B batch, Q queries, C columns of the class logits, D embedding, h, w cells of a map, S tokens of all
+levels, L levels.
 """
 
 import math
@@ -28,7 +29,7 @@ transformer = mmdet_module('mmdet.models.utils.transformer')
 
 inverse_sigmoid = transformer.inverse_sigmoid
 HEIGHT_FIRST, TEMPERATURE = [1, 0, 2, 3], 10000
-"""Order in which the numbers of a box are encoded, y before x, but width before height; longest period."""
+"""Order in which the numbers of a box cxcywh are encoded: y, x, width, height; and the longest period."""
 LEAST_ODDS = 1e-3
 """Smallest odds of the numbers of a box that a layer before the last one moves."""
 TRAINS = 'DINO is trained by mmdet 3: its head has no loss here'
@@ -40,7 +41,7 @@ class DINO(detectors.DeformableDETR):
 
 
 class BoxPlaces(nn.Module):
-    """Two linear layers from the encoding of boxes to positional embeddings of queries."""
+    """Two linear layers from the encoding of boxes to positional embeddings of queries; `size` is D."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -165,7 +166,15 @@ class DinoTransformer(transformer.DeformableDetrTransformer):
         moves: nn.Module,
         scores: nn.Module,
     ) -> torch.Tensor:
-        """Return the boxes (B, Q, 4) of the tokens with the highest class scores, of memory (B, S, D)."""
+        """Return the boxes (B, Q, 4) cxcywh in 0..1 of the tokens with the highest class scores.
+
+        Args:
+            memory: tokens (B, S, D) behind the encoder.
+            padded: (B, S) bool, True for tokens outside of the image.
+            shapes: (L, 2) height and width of each map.
+            moves: box branch of the tokens.
+            scores: score branch of the tokens.
+        """
         rows, proposals = self.gen_encoder_output_proposals(memory, padded, shapes)
         best = scores(rows).amax(-1).topk(self.two_stage_num_proposals, 1)[1]
         return (moves(rows) + proposals).gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()

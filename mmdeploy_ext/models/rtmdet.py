@@ -4,6 +4,8 @@ Results are those of mmdet 2.28's `BaseDenseHead.get_bboxes`, which reads the sa
 
 Source: mmdet 3.3.0 `backbones/cspnext.py`, `layers/{csp_layer,se_layer}.py`, `necks/cspnext_pafpn.py`,
 `dense_heads/rtmdet_head.py`.
+
+Glossary: B images, H, W pixels of an image, C channels, or classes of logits, h, w cells of a map.
 """
 
 import functools
@@ -42,17 +44,24 @@ ARCHITECTURES: dict[str, tuple[Stage, ...]] = dict(
     P5=(*FINE, (512, 1024, 3, False, True)),
     P6=(*FINE, (512, 768, 3, True, False), (768, 1024, 3, False, True)),
 )
-"""Channels in, channels out, blocks, whether blocks add their input, whether the stage begins with SPP."""
+"""Architecture -> stages; a `Stage` is: channels in, channels out, number of blocks, whether blocks add their
+input, whether the stage begins with spatial pyramid pooling."""
 
 
 def convolution(norm_cfg: Mapping[str, Any], act_cfg: Mapping[str, Any], use_depthwise: bool = False) -> Any:
-    """Return a constructor of convolutions with normalisation and activation."""
-    kind = DepthwiseSeparableConvModule if use_depthwise else ConvModule
-    return functools.partial(kind, norm_cfg=dict(norm_cfg), act_cfg=dict(act_cfg))
+    """Return a constructor of mmcv's convolutions with normalisation and activation.
+
+    It takes the remaining arguments of `ConvModule`; with `use_depthwise` convolutions are separable.
+    """
+    module_class = DepthwiseSeparableConvModule if use_depthwise else ConvModule
+    return functools.partial(module_class, norm_cfg=dict(norm_cfg), act_cfg=dict(act_cfg))
 
 
 class CSPNeXtBlock(nn.Module):
-    """A 3x3 convolution and a depth-wise separable one of 5x5, with their input added or not."""
+    """A 3x3 convolution and a depth-wise separable one of 5x5; with `add_identity` the input is added.
+
+    With `use_depthwise` the first one is separable, too; `layers` are `norm_cfg` and `act_cfg`.
+    """
 
     def __init__(self, channels: int, add_identity: bool, use_depthwise: bool, **layers: Any) -> None:
         super().__init__()
@@ -76,7 +85,8 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return maps of the input's shape (B, C, h, w)."""
-        means = x.mean(3, keepdim=True).mean(2, keepdim=True)  # two steps: one long sum is off, see norms.py
+        # two steps: one long sum is off, see graph/passes/norms.py
+        means = x.mean(3, keepdim=True).mean(2, keepdim=True)
         return x * nn.functional.hardsigmoid(self.fc(means))
 
 
@@ -154,7 +164,7 @@ class CSPNeXt(BaseModule):
         )
         self.layers = ['stem']
         down = convolution(**layers, use_depthwise=use_depthwise)
-        for place, (before, after, blocks, identity, pools) in enumerate(stages, 1):
+        for index, (before, after, blocks, identity, pools) in enumerate(stages, 1):
             before, after = int(before * widen_factor), int(after * widen_factor)
             stage = [down(before, after, 3, stride=2, padding=1)]
             if pools:
@@ -162,16 +172,16 @@ class CSPNeXt(BaseModule):
             count = max(round(blocks * deepen_factor), 1)
             settings = (after, after, count, expand_ratio, identity, channel_attention, use_depthwise)
             stage.append(CSPNeXtLayer(*settings, **layers))
-            self.add_module(f'stage{place}', nn.Sequential(*stage))
-            self.layers.append(f'stage{place}')
+            self.add_module(f'stage{index}', nn.Sequential(*stage))
+            self.layers.append(f'stage{index}')
         self.out_indices, self.frozen_stages, self.norm_eval = tuple(out_indices), frozen_stages, norm_eval
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the maps of `out_indices` of images (B, 3, H, W)."""
+        """Return the maps (B, C, h, w) of `out_indices` of images (B, 3, H, W)."""
         maps = []
-        for place, name in enumerate(self.layers):
+        for index, name in enumerate(self.layers):
             x = getattr(self, name)(x)
-            if place in self.out_indices:
+            if index in self.out_indices:
                 maps.append(x)
         return tuple(maps)
 
@@ -226,6 +236,7 @@ class CSPNeXtPAFPN(YOLOXPAFPN):
 
 POINTS = dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32])
 DISTANCES = dict(type='DistancePointBBoxCoder')
+"""Prior generator and box coder of a head whose config names none."""
 TRAINS = 'RTMDet is trained by mmdet 3: its head has no loss here'
 
 

@@ -3,7 +3,8 @@
 Source: Lee and Park, CenterMask (2020), and youngwanLEE/vovnet-detectron2; parameter names, with their
 slashes, are those of the released checkpoints
 (`stem.stem_1/conv.weight`, `stage2.OSA2_1.layers.0.OSA2_1_0/conv.weight`).
-Shapes: M images, H x W px.
+
+Glossary: B images, H, W pixels of an image, C channels, h, w cells of a map.
 """
 
 from collections import OrderedDict
@@ -24,7 +25,15 @@ STAGES = ('stage2', 'stage3', 'stage4', 'stage5')
 
 
 class Spec(NamedTuple):
-    """One architecture: channels of the stem, of the stages' layers and of their outputs; depths; kind."""
+    """One architecture.
+
+    Attributes:
+        stem: output channels of the three convolutions of the stem.
+        layer_channels, out_channels: of each stage, channels of the layers of its modules, and of its output.
+        layers: number of layers of a module.
+        modules: number of modules of each stage.
+        depthwise: layers are separable convolutions.
+    """
 
     stem: tuple[int, int, int]
     layer_channels: tuple[int, int, int, int]
@@ -48,7 +57,7 @@ SPECS = {
 
 
 def conv_unit(inputs: int, outputs: int, name: str, kernel: int = 3, stride: int = 1) -> OrderedDict:
-    """Return convolution, norm and ReLU by name."""
+    """Return convolution, norm and ReLU by name; `inputs` and `outputs` are numbers of channels."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return OrderedDict(
         {f'{name}/conv': conv, f'{name}/norm': nn.BatchNorm2d(outputs), f'{name}/relu': nn.ReLU(inplace=True)}
@@ -75,7 +84,7 @@ class ESE(nn.Module):
         self.fc = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x (M, C, H, W), scaled."""
+        """Return x (B, C, h, w), scaled."""
         return x * (F.relu6(self.fc(F.adaptive_avg_pool2d(x, 1)) + 3.0) / 6.0)
 
 
@@ -117,7 +126,7 @@ class OSAModule(nn.Module):
         self.ese = ESE(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (M, outputs, H, W) of x (M, inputs, H, W)."""
+        """Return (B, outputs, h, w) of x (B, inputs, h, w)."""
         if self.with_cp and self.training and torch.is_grad_enabled():
             return checkpoint(self._aggregate, x, use_reentrant=False)
         return self._aggregate(x)
@@ -205,15 +214,15 @@ class VoVNet(BaseModule):
                     outputs,
                     spec.layers,
                     name,
-                    i > 0,
-                    spec.depthwise,
-                    with_cp,
+                    identity=i > 0,
+                    depthwise=spec.depthwise,
+                    with_cp=with_cp,
                 ),
             )
         return stage
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the maps of `out_features`, in the order of their strides, of images (M, 3, H, W)."""
+        """Return the maps of `out_features`, in the order of their strides, of images (B, 3, H, W)."""
         outputs = []
         for name in ('stem', *STAGES):
             x = getattr(self, name)(x)

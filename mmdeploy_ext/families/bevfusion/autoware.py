@@ -100,9 +100,10 @@ def boxes_of_node(head: nn.Module, joined: Tensor) -> tuple[Tensor, Tensor, Tens
 def node_boxes(values: Mapping[str, Tensor]) -> Tensor:
     """Return `bbox_pred` (B, 10, Q) in the node's convention, of the values that a head's `forward` returns.
 
-    These are `center` and `dim`, `rot`, `height`, `vel`, (B, channels, Q) each. The model has width, length,
-    height and a yaw' from -y clockwise, as mmdet3d 0.x; the node length, width, height and yaw = -yaw' - pi /
-    2: sine = -cosine', cosine = -sine'.
+    These are `center`, `height`, `dim`, `rot` and `vel`, (B, channels, Q) each.
+
+    The model has width, length, height and a yaw' from -y clockwise, as mmdet3d 0.x; the node length, width,
+    height and yaw = -yaw' - pi / 2: sine = -cosine', cosine = -sine'.
     """
     sizes, rot = values['dim'], values['rot']
     swapped = [sizes[:, 1:2], sizes[:, :1], sizes[:, 2:], -rot[:, 1:], -rot[:, :1]]

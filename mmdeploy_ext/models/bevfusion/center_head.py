@@ -1,7 +1,7 @@
 """CenterPoint's head on BEVFusion's bird's-eye view, as mit-han-lab has it for cameras alone.
 
 Glossary: B samples, T tasks, K classes of a task, X, Y cells of the bird's-eye view (rows are x), Q boxes of
-a task before suppression, n boxes after it.
+a task before suppression, n boxes after it, G boxes of the ground truth of a sample.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,7 @@ from mmdeploy_ext.models.bevfusion.coder import boxes_of_cells
 from mmdeploy_ext.models.catalogue import offered
 
 KINDS = ('circle', 'rotate')
+"""Values of `nms_type`: NMS by the distance of centres, and by the overlap of rotated boxes."""
 VALUES = ('reg', 'height', 'dim', 'rot', 'vel')
 """Maps of a task besides its `heatmap`."""
 
@@ -90,11 +91,11 @@ class BEVFusionCenterHead(CenterHead):
         return groups
 
     def forward(self, feats: Tensor) -> list[dict[str, Tensor]]:
-        """Return `VALUES` and `heatmap` logits of each task, (B, ., X, Y), of (B, in_channels, X, Y)."""
+        """Return `VALUES` and `heatmap` logits of each task, (B, ., X, Y), of maps (B, in_channels, X, Y)."""
         return self.forward_single(feats)
 
     def score_threshold(self, group: Mapping[str, Any]) -> float:
-        """Return the lowest score with which boxes of a task take part in the suppression."""
+        """Return the lowest score with which boxes of a task, a group of `nms`, take part in suppression."""
         return 0.0 if 'radius' in group else float(self.test_cfg.get('score_threshold') or 0.0)
 
     def candidates(self, tasks: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,7 +129,10 @@ class BEVFusionCenterHead(CenterHead):
 
     @torch.no_grad()
     def get_bboxes(self, tasks: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, by mmdet3d's coder."""
+        """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, by mmdet3d's coder.
+
+        `tasks` are what `forward` returns.
+        """
         boxes_of_tasks = []
         for maps, group in zip(tasks, self.nms, strict=True):
             samples = self._decoded(maps)
@@ -164,7 +168,10 @@ class BEVFusionCenterHead(CenterHead):
         return dict(bboxes=boxes, scores=scores[rows], labels=labels[rows].long() + group['classes'][0])
 
     def suppress(self, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the boxes of one sample, of all tasks, that the NMS of their tasks keeps."""
+        """Return the boxes of one sample, of all tasks, that the NMS of their tasks keeps.
+
+        Argument and result are as the result of `get_bboxes` for a sample.
+        """
         rows_of_tasks = []
         for group in self.nms:
             in_group = torch.isin(sample['labels'], sample['labels'].new_tensor(group['classes']))
@@ -183,7 +190,7 @@ class BEVFusionCenterHead(CenterHead):
 
 
 def x_last(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return maps (B, ., Y, X), as mmdet3d reads them, of maps (B, ., X, Y)."""
+    """Return maps (B, channels, Y, X), as mmdet3d reads them, of maps (B, channels, X, Y)."""
     return {name: value.transpose(2, 3).contiguous() for name, value in maps.items()}
 
 

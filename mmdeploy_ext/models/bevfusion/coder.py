@@ -1,4 +1,7 @@
-"""The coder of TransFusion's head: from predictions of a query to its box, and back."""
+"""The coder of TransFusion's head: from predictions of a query to its box, and back.
+
+Glossary: B samples, Q queries, K classes, n boxes.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,15 +25,21 @@ def boxes_of_cells(
 ) -> Tensor:
     """Return boxes (B, Q, 7 or 9): bottom centre, w, l, h in m, yaw in rad, velocity in m/s.
 
-    Arguments are the centre (B, 2, Q) in cells, x first, the height of the centre (B, 1, Q) m, `dim`
-    (B, 3, Q) w, l, h in m, or their `logarithms`, `rot` (B, 2, Q) sine and cosine, `vel` (B, 2, Q) m/s.
+    Args:
+        coder: box coder with `voxel_size`, `out_size_factor` and `pc_range`.
+        center: (B, 2, Q) centre in cells, x first.
+        height: (B, 1, Q) of the centre, m.
+        dim: (B, 3, Q) w, l, h in m, or their logarithms.
+        rot: (B, 2, Q) sine and cosine of the yaw.
+        vel: (B, 2, Q) m/s; without it boxes have 7 columns.
+        logarithms: `dim` holds logarithms.
     """
-    cell = center.new_tensor([size * coder.out_size_factor for size in coder.voxel_size[:2]])[:, None]
-    place = center * cell + center.new_tensor(coder.pc_range[:2])[:, None]
-    size = dim.exp() if logarithms else dim
-    bottom = height - size[:, 2:] * 0.5
+    cell_size = center.new_tensor([size * coder.out_size_factor for size in coder.voxel_size[:2]])[:, None]
+    centre_m = center * cell_size + center.new_tensor(coder.pc_range[:2])[:, None]
+    box_size = dim.exp() if logarithms else dim
+    bottom = height - box_size[:, 2:] * 0.5
     yaw = torch.atan2(rot[:, :1], rot[:, 1:])
-    columns = [place, bottom, size, yaw]
+    columns = [centre_m, bottom, box_size, yaw]
     if vel is not None:
         columns.append(vel)
     return torch.cat(columns, 1).transpose(1, 2)
@@ -74,7 +83,7 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
     boxes = boxes_of_cells
 
     def within_limits(self, boxes: Tensor, scores: Tensor) -> Tensor:
-        """Return (B, Q) bool: False for boxes (B, Q, .) with scores (B, Q) that are dropped."""
+        """Return (B, Q) bool: False for boxes (B, Q, 7 or 9) with scores (B, Q) that are dropped."""
         valid = torch.ones_like(scores, dtype=torch.bool)
         if self.post_center_range is not None:
             limits = boxes.new_tensor(self.post_center_range)

@@ -225,7 +225,10 @@ class BEVFusion(BaseModule):
 
 
 def check_parts(encoders: Mapping[str, Any], fuser: Any, heads: Mapping[str, Any]) -> None:
-    """Raise ConfigError, which names the key, for a model of parts that are not built here."""
+    """Raise ConfigError, which names the key, for a model of parts that are not built here.
+
+    The arguments are those of `BEVFusion`.
+    """
     sensors = [name for name in SENSORS if encoders.get(name)]
     unknown = [name for name in encoders if name not in SENSORS and encoders[name]]
     if unknown or not sensors:

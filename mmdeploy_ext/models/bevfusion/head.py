@@ -1,7 +1,7 @@
 """TransFusion's head: peaks of a heat map become queries, one decoder layer refines them, and boxes are read.
 
 Glossary: B samples, C channels, H, W cells of the bird's-eye view (rows are x, columns y), T = H W, Q
-queries, K classes, n positions.
+queries, K classes, n positions, keys or boxes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ class PositionEmbedding(nn.Module):
         )
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Return (B, n, C) of (B, n, 2)."""
+        """Return embeddings (B, n, C) of positions (B, n, 2) in cells."""
         return self.position_embedding_head(positions.transpose(1, 2)).transpose(1, 2)
 
 
@@ -90,7 +90,13 @@ class DecoderLayer(nn.Module):
 
 
 class Predictor(nn.ModuleDict):
-    """One small network for each kind of value of a box, and one for the classes."""
+    """One small network for each kind of value of a box, and one for the classes.
+
+    Args:
+        channels: C.
+        outputs: name -> (count, number of layers), count being the output channels.
+        hidden: channels between the layers.
+    """
 
     def __init__(self, channels: int, outputs: Mapping[str, Sequence[int]], hidden: int = 64) -> None:
         super().__init__()
@@ -245,7 +251,7 @@ class TransFusionHead(nn.Module):
     def loss(
         self, predictions: Mapping[str, Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """Return the losses of predictions of `forward`, see `HeadLosses`."""
+        """Return the losses of predictions of `forward` for boxes and labels per sample, see `HeadLosses`."""
         losses = HeadLosses(
             **self.loss_cfg, train_cfg=self.train_cfg, coder=self.bbox_coder, classes=self.num_classes
         )
@@ -267,7 +273,7 @@ class TransFusionHead(nn.Module):
         return dict(classes=list(UNLIMITED[dataset]), radius=RADII_M2[dataset], most=MAX_BOXES)
 
     def suppress(self, boxes: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the boxes of one sample that circle NMS keeps, as in `get_bboxes`."""
+        """Return the boxes of one sample that circle NMS keeps; argument and result as in `get_bboxes`."""
         if self.nms is None:
             return boxes
         remains = torch.ones_like(boxes['scores'], dtype=torch.bool)

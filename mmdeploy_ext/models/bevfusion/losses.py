@@ -22,10 +22,19 @@ from mmdeploy_ext.families.bevfusion.runtime.boxes import in_lidar_columns
 VALUES = ('center', 'height', 'dim', 'rot', 'vel')
 """Predictions of a query that make up its box."""
 LEAST_PROBABILITY = 1e-4
+"""Smallest probability of the heat map, whose logarithm the loss takes; the largest is 1 minus it."""
 
 
 class HeadLosses:
-    """The three losses of the head of a config."""
+    """The three losses of the head of a config.
+
+    Args:
+        cls, heatmap, bbox: configs of the losses of a query's class, of the heat map and of a query's box.
+        train_cfg: of the head: `assigner`, `code_weights`, `point_cloud_range`, `voxel_size`,
+            `out_size_factor`, `gaussian_overlap` and `min_radius`.
+        coder: box coder of the head.
+        classes: K.
+    """
 
     def __init__(
         self,
@@ -50,11 +59,11 @@ class HeadLosses:
         targets = torch.zeros_like(values)
         labels = torch.full(values.shape[:2], self.classes, device=values.device, dtype=torch.long)
         heat = torch.zeros_like(predictions['dense_heatmap'])
-        for sample, (boxes, classes) in enumerate(zip(gt_boxes, gt_labels, strict=True)):
-            queries, objects = self.match(predictions, sample, boxes, classes)
-            labels[sample, queries] = classes[objects]
+        for sample, (boxes, labels_of_boxes) in enumerate(zip(gt_boxes, gt_labels, strict=True)):
+            queries, objects = self.match(predictions, sample, boxes, labels_of_boxes)
+            labels[sample, queries] = labels_of_boxes[objects]
             targets[sample, queries] = self.coder.encode(boxes[objects])[:, : values.shape[2]]
-            self.draw_centres(heat[sample], boxes, classes)
+            self.draw_centres(heat[sample], boxes, labels_of_boxes)
         matched = labels < self.classes
         count = max(int(matched.sum()), 1)
         weights = matched[..., None] * values.new_tensor(self.train_cfg['code_weights'][: values.shape[2]])
@@ -71,7 +80,11 @@ class HeadLosses:
     def match(
         self, predictions: Mapping[str, Tensor], sample: int, boxes: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return queries and the numbers of their boxes: the one-to-one matching of the lowest cost."""
+        """Return the one-to-one matching of the lowest cost: indices of queries and of their boxes.
+
+        Predictions are those of a batch, of which `sample` is an index; boxes (G, 9) and labels (G,) are the
+        ground truth of this sample.
+        """
         values = (predictions[name][sample : sample + 1].detach() for name in VALUES if name in predictions)
         predicted = self.coder.boxes(*values)[0]
         rule = self.train_cfg['assigner']
@@ -89,7 +102,7 @@ class HeadLosses:
         return tuple(torch.from_numpy(indices).to(boxes.device) for indices in pairs)
 
     def draw_centres(self, heat: Tensor, boxes: Tensor, labels: Tensor) -> None:
-        """Draw the centres of boxes into a heat map (K, X, Y); rows are x."""
+        """Draw the centres of boxes (G, 9) with labels (G,) into a heat map (K, X, Y); rows are x."""
         train = self.train_cfg
         step = torch.tensor(train['voxel_size'][:2]) * train['out_size_factor']
         cells = self.coder.encode(boxes)[:, :2].cpu()

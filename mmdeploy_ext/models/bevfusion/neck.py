@@ -64,7 +64,7 @@ class GeneralizedLSSFPN(nn.Module):
 
 @offered(BACKBONES)
 class GeneralizedResNet(nn.ModuleList):
-    """Stages of residual blocks, without a stem; `blocks` has (number, channels, stride) of each stage.
+    """Stages of residual blocks, without a stem; `blocks` has (blocks, channels, stride) of each stage.
 
     Source: mit-han-lab/bevfusion db75150, models/backbones/resnet.py.
     """

@@ -4,7 +4,9 @@ Everything is computed in float64, and coordinates are rounded to float32 once. 
 point depends on no engine, device or order of operations, even if a rig puts points on a border. Upstream
 computes in float32, and differs for points within rounding of a border.
 
-Glossary: B samples, N cameras, D depth bins, h, w cells of a feature map, X, Y cells of the bird's-eye view.
+Glossary: B samples, N cameras, H, W pictures of the network, P points, D depth bins, h, w cells of a feature
+map, X, Y cells of the bird's-eye view.
+
 Frames: LiDAR (x right, y forward, z up, metres) and augmented LiDAR, camera, image (pixels).
 """
 
@@ -79,7 +81,7 @@ def depth_maps(points: Sequence[Tensor], rig: Rig, size: tuple[int, int], last: 
 
     Of several points in one pixel the last of the cloud counts, on every device and for any number of
     threads; points behind a camera count as `NEAREST` metres away. Points are (P, 3 or more) per sample in
-    the augmented LiDAR frame. `size` is (H, W) of the network's pictures, `last` has as many cells.
+    the augmented LiDAR frame. `size` is (H, W) of the network's pictures, `last` is for H * W cells.
 
     Source: mit-han-lab/bevfusion db75150, models/vtransforms/base.py:238-278. Differs in: there the device
     decides which point of a pixel counts, and points are shifted in place.
@@ -113,7 +115,10 @@ def frustum(image: tuple[int, int], cells: tuple[int, int], depths: tuple[float,
 
 
 def seen_points(frustum: Tensor, rig: Rig) -> Tensor:
-    """Return the points of a frustum, (B, N, D, h, w, 3), in the augmented LiDAR frame, metres."""
+    """Return the points of a frustum, (B, N, D, h, w, 3), in the augmented LiDAR frame, metres.
+
+    The argument `frustum` (D, h, w, 3) is the result of the function of this name.
+    """
 
     def for_points(matrix: Tensor) -> Tensor:  # (B, N, ...) -> (B, N, 1, 1, 1, ...)
         return matrix[:, :, None, None, None]

@@ -1,7 +1,7 @@
 """From pictures to the bird's-eye view: features times depth distributions, summed in the cells of a grid.
 
-Glossary: B samples, N cameras, S = B N, C channels, D depth bins, h, w cells of a feature map, X, Y cells of
-the bird's-eye view, P points.
+Glossary: B samples, N cameras, S = B N, H, W pictures of the network, C channels, D depth bins, h, w cells of
+a feature map, X, Y cells of the bird's-eye view.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,10 @@ def _constant(value: Tensor) -> nn.Parameter:
 
 
 def conv_block(inside: int, outside: int, kernel: int, stride: int, bias: bool) -> list[nn.Module]:
-    """Return a convolution that keeps the size but for its stride, its batch normalisation and ReLU."""
+    """Return a convolution from `inside` to `outside` channels, its batch normalisation and ReLU.
+
+    Its padding keeps the size, which only the stride divides.
+    """
     conv = nn.Conv2d(inside, outside, kernel, stride, kernel // 2, bias=bias)
     return [conv, nn.BatchNorm2d(outside), nn.ReLU(True)]
 
@@ -82,7 +85,10 @@ class ViewTransform(nn.Module):
             self.downsample = nn.Sequential(*(layer for block in blocks for layer in block))
 
     def split(self, joint: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weights of the bins (S, D, h, w), which add up to 1, and features (S, C, h, w)."""
+        """Return the weights of the bins (S, D, h, w), which add up to 1, and features (S, C, h, w).
+
+        `joint` (S, D + C, h, w) is the output of `depthnet`.
+        """
         return joint[:, : self.D].softmax(1), joint[:, self.D : self.D + self.C]
 
     def cells(self, rig: Rig) -> Tensor:
@@ -139,7 +145,7 @@ class LSSTransform(ViewTransform):
         self.depthnet = nn.Conv2d(in_channels, self.D + self.C, 1)
 
     def lift(self, maps: Tensor, depth: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return weights and features of (S, in_channels, h, w), see `split`."""
+        """Return weights and features of (S, in_channels, h, w), see `split`; `depth` is not used."""
         return self.split(self.depthnet(maps))
 
 

@@ -1,4 +1,7 @@
-"""nuScenes as a stream of multi-camera key frames, in scenes that keep their order."""
+"""nuScenes as a stream of multi-camera key frames, in scenes that keep their order.
+
+Glossary: T frames of a training sample, N cameras.
+"""
 
 import itertools
 import math
@@ -17,10 +20,13 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.models.catalogue import offered
 
 LIST_KEYS = ('gt_bboxes_3d', 'gt_labels_3d', 'gt_bboxes', 'gt_labels', 'centers2d', 'depths')
+"""Annotations, which a training sample has as lists of T entries, not stacked."""
 CAMERA_KEYS = ('img_timestamp', 'img_filename', 'lidar2img', 'intrinsics', 'extrinsics')
+"""Keys of the result of `camera_inputs`."""
 INFO_KEYS_2D = dict(bboxes='bboxes2d', labels='labels2d') | {
     key: key for key in ('centers2d', 'depths', 'bboxes_ignore')
 }
+"""Key of `ann_info` -> key of an info."""
 
 
 @offered(DATASETS)
@@ -94,7 +100,7 @@ class CustomNuScenesDataset(NuScenesDataset):
             data.update(camera_inputs(info.get('cams') or {}, name))
         if not self.test_mode:
             data['prev_exists'] = index > 0 and bool(self.flag[index - 1] == self.flag[index])
-            annotations = {key: info[name] for key, name in INFO_KEYS_2D.items()}
+            annotations = {key: info[info_key] for key, info_key in INFO_KEYS_2D.items()}
             data['ann_info'] = {**self.get_ann_info(index), **annotations}
         return data
 
@@ -201,7 +207,14 @@ def lidar_to_global(info: dict[str, Any], sample: str) -> np.ndarray:
 
 
 def camera_inputs(cameras: dict[str, dict[str, Any]], sample: str) -> dict[str, list[Any]]:
-    """Return file names, time stamps (s) and matrices of all cameras; keys as in `get_data_info`."""
+    """Return lists of file names, time stamps (s) and matrices of all cameras, by `CAMERA_KEYS`.
+
+    They are those of `CustomNuScenesDataset.get_data_info`. `cameras` is the entry `cams` of an info, by name
+    of camera; `sample` names the info in messages.
+
+    Raises:
+        DataError: there is no camera, or a calibration is missing, not finite or singular.
+    """
     if not cameras:
         raise DataError(f'{sample}: got no camera in `cams`, expected at least one')
     rows = []

@@ -18,6 +18,7 @@ from mmdeploy_ext.exporting.ops.attention import attend_maps, shares
 from mmdeploy_ext.models.rtdetr.layers import SelfAttention
 
 FLOAT16_MAX = 65504.0
+"""Limit to which the outputs of a layer are clamped, as in the original."""
 
 
 class DeformableAttention(nn.Module):

@@ -2,6 +2,8 @@
 
 Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/nn/backbone/presnet.py. Differs in: `base_channels`, for
 small models.
+
+Glossary: B images, H, W their height and width, C channels, h, w map size.
 """
 
 from collections import OrderedDict
@@ -17,7 +19,9 @@ from mmdeploy_ext.models.catalogue import offered
 from mmdeploy_ext.models.rtdetr.layers import ConvNorm
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+"""Depth -> number of blocks of each stage."""
 NUM_RETURNED = 3
+"""Number of the last stages whose maps are returned."""
 
 
 class ResidualBlock(nn.Module):
@@ -65,7 +69,7 @@ class Bottleneck(ResidualBlock):
 
 
 class Stage(nn.Module):
-    """Blocks of one width; the first has the stride."""
+    """`count` blocks of the class `kind` and of one width; the first has the stride."""
 
     def __init__(
         self, kind: type[ResidualBlock], in_channels: int, width: int, count: int, stride: int, frozen: bool
@@ -73,7 +77,13 @@ class Stage(nn.Module):
         super().__init__()
         out_channels = kind.expansion * width
         self.blocks = nn.ModuleList(
-            kind(out_channels if index else in_channels, width, 1 if index else stride, index == 0, frozen)
+            kind(
+                out_channels if index else in_channels,
+                width,
+                stride=1 if index else stride,
+                first=index == 0,
+                frozen=frozen,
+            )
             for index in range(count)
         )
 
@@ -122,7 +132,7 @@ class PResNet(BaseModule):
         widths = [base_channels * 2**stage for stage in range(4)]
         sources = [base_channels, *(kind.expansion * width for width in widths[:-1])]
         self.res_layers = nn.ModuleList(
-            Stage(kind, source, width, count, 2 if stage else 1, freeze_norm)
+            Stage(kind, source, width, count, stride=2 if stage else 1, frozen=freeze_norm)
             for stage, (source, width, count) in enumerate(
                 zip(sources, widths, STAGE_BLOCKS[depth], strict=True)
             )

@@ -3,7 +3,8 @@
 Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/rtdetr_decoder.py, its parameter names too.
 Differs in: box offsets of the tokens are computed for the selected ones only.
 
-Glossary: B batch, C classes, D embedding, N tokens of all maps (fine to coarse, row by row), Q queries.
+Glossary: B batch, C classes, D embedding, h, w size of a map, N tokens of all maps (fine to coarse, row by
+row), Q queries, n detections.
 """
 
 import dataclasses
@@ -28,22 +29,26 @@ from mmdeploy_ext.models.rtdetr.layers import MLP
 inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
 
 ANCHOR_SIZE = 0.05
+"""Width and height of an anchor on the finest map, relative to the image; they double from map to map."""
 MARGINS = 100
-"""How many margins, in which no anchor has its centre, make up a side: one is 0.01 of it.
+"""Side of the image in margins: anchors with centres in the margin, 1 / 100 of the side wide, do not count.
 
-The original holds width and height to the same margins; theirs, 0.05 * 2**level, keep them up to level 4.
+The original holds width and height to the same limits, 0.01 and 0.99; theirs, 0.05 * 2**level, keep them up
+to level 4.
 """
 PRIOR_PROBABILITY = 0.01
+"""Class probability to which the biases of the score layers are initialised."""
 
 
 class Anchors(nn.Module):
     """One box per token. A module, so that constants of a fixed graph are named after it."""
 
     def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the boxes, and which of them count, of maps (B, D, h, w).
+        """Return the anchors of maps (B, D, h, w), and which of them count.
 
         Returns:
-            (N, 4) logits of cx, cy, w, h, infinite where invalid; (N, 1) float32, 0 at the border, else 1.
+            (N, 4) logits of cx, cy, w, h, infinite for those that do not count; (N, 1) float32, 1 for those
+            that count, 0 for those at the border.
         """
         levels = [self._level(features, level) for level, features in enumerate(maps)]
         anchors, valid = (torch.cat(parts) for parts in zip(*levels, strict=True))
@@ -188,7 +193,7 @@ class RTDETRDecoder(BaseModule):
 
 
 def _rows(table: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Return (B, Q, K): rows of (B, N, K) by (B, Q)."""
+    """Return rows of a table (B, N, columns) by the indices `tokens` (B, Q): (B, Q, columns)."""
     return table.gather(1, tokens[..., None].expand(-1, -1, table.shape[-1]))
 
 
@@ -207,7 +212,8 @@ class Postprocess(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return labels (B, n) int64, boxes (B, n, 4) xyxy pixels, scores (B, n) descending.
 
-        Logits are (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1, sizes (B, 2) width, height.
+        Logits are (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1; `orig_target_sizes` (B, 2) are width and height
+        in pixels.
         """
         scores, index = logits.sigmoid().flatten(1).topk(self.max_per_img, dim=1)
         query = torch.div(index, self.num_classes, rounding_mode='floor')

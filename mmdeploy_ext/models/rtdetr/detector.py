@@ -1,6 +1,9 @@
 """RT-DETR as an mmdet 2.x detector; its state dict has the original's keys.
 
 Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/rtdetr.py.
+
+Glossary: B images, H, W pixels of the network input, D embedding, Q queries, C classes, n objects or
+detections.
 """
 
 from collections.abc import Sequence
@@ -105,7 +108,10 @@ class RTDETR(BaseDetector):
     def detect(
         self, img: torch.Tensor, orig_target_sizes: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return labels (B, n), boxes (B, n, 4) xyxy, scores (B, n) for sizes (B, 2) width, height."""
+        """Return labels (B, n), boxes (B, n, 4) xyxy and scores (B, n) of images (B, 3, H, W).
+
+        Boxes are in pixels of images of `orig_target_sizes` (B, 2), width and height.
+        """
         logits, boxes, _ = self.decoder(self.extract_feat(img))
         return self.postprocess(logits, boxes, orig_target_sizes)
 
@@ -115,7 +121,10 @@ class RTDETR(BaseDetector):
 
 
 def target_sizes(img: torch.Tensor, img_metas: Sequence[dict[str, Any]], rescale: bool) -> torch.Tensor:
-    """Return (B, 2) int64 width and height that relative boxes are multiplied with."""
+    """Return (B, 2) int64, the width and height by which relative boxes are multiplied.
+
+    They are those of the original images with `rescale`, otherwise of the network input `img` (B, 3, H, W).
+    """
     if not rescale:
         sizes = [(img.shape[3], img.shape[2])] * len(img_metas)
     else:

@@ -20,8 +20,11 @@ from mmdeploy_ext.models.catalogue import offered
 from mmdeploy_ext.models.rtdetr.layers import ACTIVATIONS, ConvNorm, RepVggBlock, SelfAttention
 
 REP_BLOCKS = 3
+"""Number of RepVGG blocks of a `CSPRepLayer`."""
 TEMPERATURE = 10000.0
+"""Longest period of the position embedding, in cells and divided by 2 pi."""
 LAYOUTS = ('original', 'row_major')
+"""Values of `position_layout`, see `PositionEmbedding`."""
 
 
 class PositionEmbedding(nn.Module):

@@ -2,7 +2,7 @@
 
 Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/nn/backbone/common.py and src/zoo/rtdetr.
 
-Glossary: B batch, C channels, h, w map size, T tokens, Q queries, D embedding, M heads.
+Glossary: B batch, C channels, h, w map size, T tokens, D embedding.
 """
 
 import itertools
@@ -16,6 +16,7 @@ from mmdeploy_ext.exporting.fold import Folded, fold_pair
 from mmdeploy_ext.exporting.ops.attention import multi_head
 
 ACTIVATIONS = {'relu': nn.ReLU, 'silu': nn.SiLU, 'gelu': nn.GELU, '': nn.Identity}
+"""Value of `act` -> activation; '' stands for none."""
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
@@ -38,7 +39,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch normalisation, activation."""
+    """Convolution without bias, batch normalisation, activation; `frozen` normalisation never learns."""
 
     def __init__(
         self,

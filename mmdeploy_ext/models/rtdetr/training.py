@@ -23,12 +23,15 @@ from mmdeploy_ext.models.rtdetr.decoder import RTDETRDecoder, Selection
 inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
 
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
-"""Per image (queries, objects)."""
+"""Per image a pair of indices, of queries and of the objects assigned to them."""
 Prediction = tuple[torch.Tensor, torch.Tensor]
 """Class logits (B, Q, C) and boxes (B, Q, 4) cxcywh in 0..1."""
 COST = dict(cls=2.0, bbox=5.0, giou=2.0)
+"""Weights of the matching's costs: of classes, L1 distance of boxes, and generalised IoU."""
 LOSS = dict(cls=1.0, bbox=5.0, giou=2.0)
+"""Weights of the losses."""
 COST_ALPHA, LOSS_ALPHA, GAMMA, TINY = 0.25, 0.75, 2.0, 1e-8
+"""Parameters of the focal cost and of the varifocal loss; what keeps logarithms finite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +94,7 @@ class SetLoss:
         image = torch.cat([torch.full_like(queries, index) for index, (queries, _) in enumerate(pairs)])
         query = torch.cat([queries for queries, _ in pairs])
         targets = torch.cat([rows[index] for rows, (_, index) in zip(objects.boxes, pairs, strict=True)])
-        labels = torch.cat([names[index] for names, (_, index) in zip(objects.labels, pairs, strict=True)])
+        labels = torch.cat([rows[index] for rows, (_, index) in zip(objects.labels, pairs, strict=True)])
         predicted = boxes[image, query]
         iou, giou = paired_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(targets))
         quality = torch.zeros_like(logits)
@@ -106,7 +109,10 @@ class SetLoss:
 
 
 def varifocal(logits: torch.Tensor, quality: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
-    """Return the loss summed over (B, Q, C); the IoU is both target and weight of matched pairs."""
+    """Return the loss summed over (B, Q, C); the IoU is both target and weight of matched pairs.
+
+    `quality` is the IoU of a matched query for the class of its object, else 0; `matched` is True there.
+    """
     background = LOSS_ALPHA * logits.sigmoid().detach() ** GAMMA
     weight = torch.where(matched, quality, background)
     return F.binary_cross_entropy_with_logits(logits, quality, weight=weight, reduction='sum')
@@ -141,31 +147,32 @@ def denoising_queries(
         return None
     repetitions = max(decoder.num_denoising // max_objects, 1)
     device, batch = boxes[0].device, len(boxes)
-    kinds = torch.full((batch, max_objects), decoder.num_classes, dtype=torch.int64, device=device)
-    places = torch.zeros(batch, max_objects, 4, device=device)
+    query_labels = torch.full((batch, max_objects), decoder.num_classes, dtype=torch.int64, device=device)
+    query_boxes = torch.zeros(batch, max_objects, 4, device=device)
     is_object = torch.zeros(batch, max_objects, dtype=torch.bool, device=device)
     for image, (boxes_of_image, labels_of_image) in enumerate(zip(boxes, labels, strict=True)):
         count = len(labels_of_image)
-        kinds[image, :count], places[image, :count] = labels_of_image, boxes_of_image
+        query_labels[image, :count], query_boxes[image, :count] = labels_of_image, boxes_of_image
         is_object[image, :count] = True
-    kinds, is_object = kinds.repeat(1, 2 * repetitions), is_object.repeat(1, 2 * repetitions)
-    places = places.repeat(1, 2 * repetitions, 1)
+    query_labels, is_object = (rows.repeat(1, 2 * repetitions) for rows in (query_labels, is_object))
+    query_boxes = query_boxes.repeat(1, 2 * repetitions, 1)
     negative = (torch.arange(2 * max_objects * repetitions, device=device) // max_objects % 2).bool()
-    drawn = torch.rand(kinds.shape, device=device) < decoder.label_noise * 0.5
-    kinds = torch.where(drawn & is_object, torch.randint_like(kinds, 0, decoder.num_classes), kinds)
+    drawn = torch.rand(query_labels.shape, device=device) < decoder.label_noise * 0.5
+    other_labels = torch.randint_like(query_labels, 0, decoder.num_classes)
+    query_labels = torch.where(drawn & is_object, other_labels, query_labels)
     # a corner moves by up to `box_noise` half sizes, one of a negative by one to two times that
-    reach = places[..., 2:].repeat(1, 1, 2) * 0.5 * decoder.box_noise
-    signs = torch.randint_like(places, 0, 2) * 2 - 1
-    share = torch.rand_like(places) + negative[None, :, None].to(places.dtype)
-    places = xyxy_to_cxcywh((cxcywh_to_xyxy(places) + signs * share * reach).clamp(0, 1))
+    reach = query_boxes[..., 2:].repeat(1, 1, 2) * 0.5 * decoder.box_noise
+    signs = torch.randint_like(query_boxes, 0, 2) * 2 - 1
+    share = torch.rand_like(query_boxes) + negative[None, :, None].to(query_boxes.dtype)
+    query_boxes = xyxy_to_cxcywh((cxcywh_to_xyxy(query_boxes) + signs * share * reach).clamp(0, 1))
     starts = 2 * max_objects * torch.arange(repetitions, device=device)
     pairs = []
     for labels_of_image in labels:
         objects = torch.arange(len(labels_of_image), device=device)
         pairs.append(((starts[:, None] + objects).flatten(), objects.repeat(repetitions)))
     return DenoisingQueries(
-        decoder.denoising_class_embed(kinds),
-        inverse_sigmoid(places),
+        decoder.denoising_class_embed(query_labels),
+        inverse_sigmoid(query_boxes),
         attention_mask(2 * max_objects, repetitions, decoder.num_queries).to(device),
         pairs,
         repetitions,

@@ -1,6 +1,7 @@
 """The sparse encoders that mmdet3d lacks: BEVFusion's, in x, y, z order, and CenterPoint's as published.
 
-Glossary: N voxels of the batch, I features per voxel, C output channels, X, Y, Z grid cells.
+Glossary: B samples, N voxels of the batch, I features per voxel, C output channels, X', Y', Z' cells that the
+strides leave of the grid.
 """
 
 from collections.abc import Sequence
@@ -60,10 +61,10 @@ class BEVFusionSparseEncoder(SparseEncoder):
             indice_key='spconv_down2',
             conv_type='SparseConv3d',
         )
-        for number, stage in enumerate(self.encoder_layers.children(), start=1):
+        for stage_number, stage in enumerate(self.encoder_layers.children(), start=1):
             for conv in stage.modules():
                 if isinstance(conv, SubMConv3d):
-                    conv.indice_key = f'subm{number}'
+                    conv.indice_key = f'subm{stage_number}'
 
     def forward(
         self, voxel_features: torch.Tensor, coors: torch.Tensor, batch_size: int, **kwargs: object
@@ -79,7 +80,10 @@ class BEVFusionSparseEncoder(SparseEncoder):
 
 
 class CenterPointBlock(SparseModule):
-    """Two submanifold 3x3x3 convolutions with a bias, and the sum with the input; a stage shares its key."""
+    """Two submanifold 3x3x3 convolutions with a bias, whose result is added to the input.
+
+    Convolutions with the same `indice_key`, here those of a stage, share their tables of neighbours.
+    """
 
     def __init__(self, channels: int, norm_cfg: dict, indice_key: str) -> None:
         super().__init__()
@@ -121,8 +125,8 @@ class CenterPointSparseEncoder(nn.Module):
         super().__init__()
         self.sparse_shape = list(sparse_shape)
 
-        def norm(width: int) -> nn.Module:
-            return build_norm_layer(norm_cfg, width)[1]
+        def norm(num_channels: int) -> nn.Module:
+            return build_norm_layer(norm_cfg, num_channels)[1]
 
         def blocks(stage: int) -> list[nn.Module]:
             return [CenterPointBlock(channels[stage], norm_cfg, f'res{stage}') for _ in range(2)]

@@ -1,6 +1,7 @@
 """LiDAR branch of a detector: points -> voxels -> mean of each voxel -> sparse encoder -> bird's-eye view.
 
-Glossary: P points, D values per point (x, y, z, ...), N voxels, C channels, B samples.
+Glossary: P points, D values per point (x, y, z, ...), N voxels, C channels, B samples, H, W rows and columns
+of the bird's-eye view.
 """
 
 from collections.abc import Sequence

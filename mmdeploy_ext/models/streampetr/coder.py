@@ -1,5 +1,7 @@
 """From logits and box codes to boxes, without NMS.
 
+Glossary: L decoder layers, B batch, Q queries, K classes, n boxes.
+
 Source: exiawsh/StreamPETR 95f6470, core/bbox/coders/nms_free_coder.py and core/bbox/util.py; differs in: the
 ranges stay what the config says, and asking for more boxes than there are gives all of them.
 """

@@ -1,6 +1,7 @@
 """StreamPETR's detector: images to features, frames to scenes, and training clips through one memory.
 
-Letters: B batch, T frames of a training clip, N cameras, C channels.
+Glossary: B batch, T frames of a training clip, N cameras, M images of all these, H, W their size in px, C
+channels, h, w feature map.
 
 Source: exiawsh/StreamPETR 95f6470, models/detectors/petr3d.py. Differs in: nothing is changed in place, and
 frames without gradient leave the mode as they found it.
@@ -23,6 +24,7 @@ from mmdeploy_ext.models.catalogue import offered
 from mmdeploy_ext.models.streampetr.steps import token_centers
 
 PER_FRAME = ('gt_bboxes_3d', 'gt_labels_3d', 'gt_bboxes', 'gt_labels', 'centers2d', 'depths', 'img_metas')
+"""Keys of a training batch that are lists [B][T]."""
 
 
 @contextmanager
@@ -227,6 +229,7 @@ class Petr3D(MVXTwoStageDetector):
     ) -> dict[str, Tensor]:
         """Run the heads on one frame of B samples; return its losses, none without `return_losses`.
 
+        `truth` has the lists [B] of `PER_FRAME`, `data` the tensors (B, ...) of the frame with `img_feats`.
         Without `requires_grad` the head is not trained on this frame: it runs as in a test.
         """
         img_metas = list(truth['img_metas'])

@@ -1,11 +1,14 @@
 """The 2D auxiliary head: classes, boxes and projected 3D centres on every token of the image features.
 
 It trains the backbone and, where a config asks for it, chooses the tokens that the 3D head looks at.
-Source: Focal-PETR (Wang et al., 2022); StreamPETR `models/dense_heads/focal_head.py`. Letters: B batch,
-N cameras, M = B N images, C channels, T = h w tokens of one image, K classes, G objects of one image.
-Differs in: derives from mmcv's BaseModule, so a checkpoint without version data loads too (mmdet's
-AnchorFreeHead renames `cls` to `conv_cls` there); all tokens are written `topk_indexes=None`, not as a
-permutation; heat maps use `stride` (upstream 16, its default).
+
+Source: Focal-PETR (Wang et al., 2022); StreamPETR `models/dense_heads/focal_head.py`. Differs in: derives
+from mmcv's BaseModule, so a checkpoint without version data loads too (mmdet's AnchorFreeHead renames `cls`
+to `conv_cls` there); all tokens are written `topk_indexes=None`, not as a permutation; heat maps use `stride`
+(upstream 16, its default).
+
+Glossary: B batch, N cameras, M = B N images of H x W px with padding, C channels, T = h w tokens of one
+image, K classes, G objects of one image, n tokens that are chosen or matched.
 """
 
 import random
@@ -21,11 +24,16 @@ from torch import Tensor, nn
 from mmdeploy_ext.models.catalogue import offered
 
 SIGMOID_EPS = 1e-4
+"""Smallest centerness whose logarithm the loss takes; the largest is 1 minus it."""
 HYBRID_RATIOS = (0.2, 1.0)
+"""Range of the random share of the tokens that `use_hybrid_tokens` keeps."""
 
 
 def boxes_from_ltrb(centers: Tensor, ltrb: Tensor) -> Tensor:
-    """Return boxes (..., 4) cxcywh, clamped to the image; all in parts of the image."""
+    """Return boxes (..., 4) cxcywh, clamped to the image, of points and their distances to the edges.
+
+    `centers` (..., 2) are x, y, `ltrb` (..., 4) left, top, right, bottom; all are in parts of the image.
+    """
     corners = torch.cat([centers - ltrb[..., :2], centers + ltrb[..., 2:]], dim=-1)
     return bbox_xyxy_to_cxcywh(corners.clamp(0.0, 1.0))
 
@@ -170,6 +178,7 @@ class FocalHead(BaseModule):
     def _losses(
         self, preds: dict[str, Tensor], truth: list[list[Tensor]], pad_shape: tuple[int, int, int]
     ) -> dict[str, Tensor]:
+        """Return the five losses; `truth` has lists of M tensors: boxes, labels and centres, see `loss`."""
         (height, width), (gt_bboxes, gt_labels, gt_centers) = pad_shape[:2], truth
         logits, boxes, centers = preds['enc_cls_scores'], preds['enc_bbox_preds'], preds['pred_centers2d']
         image, token, gt = self._match(preds, truth, pad_shape)
@@ -187,8 +196,13 @@ class FocalHead(BaseModule):
         target = (labels.flatten(), quality.flatten())
         ones, local = logits.new_ones(labels.numel()), max(len(gt), 1)
         heatmaps = [
-            draw_heatmap(c.to(boxes), b.to(boxes), (height // self.stride, width // self.stride), self.stride)
-            for c, b in zip(gt_centers, gt_bboxes, strict=True)
+            draw_heatmap(
+                centers_of_image.to(boxes),
+                bboxes_of_image.to(boxes),
+                (height // self.stride, width // self.stride),
+                self.stride,
+            )
+            for centers_of_image, bboxes_of_image in zip(gt_centers, gt_bboxes, strict=True)
         ]
         centerness = preds['centerness'].sigmoid().clamp(SIGMOID_EPS, 1 - SIGMOID_EPS)
         targets, heat = bbox_xyxy_to_cxcywh(target_px / size), torch.stack(heatmaps).view_as(centerness)
@@ -209,16 +223,16 @@ class FocalHead(BaseModule):
         """Return image, token and ground truth (counted through all images) of every matched pair, (3, n)."""
         device, first = preds['centerness'].device, 0
         pairs = [torch.empty(3, 0, dtype=torch.long, device=device)]
-        for i, image in enumerate(zip(*truth, strict=True)):
-            if len(image[0]):
+        for i, truth_of_image in enumerate(zip(*truth, strict=True)):
+            if len(truth_of_image[0]):
                 names = ('enc_bbox_preds', 'enc_cls_scores', 'pred_centers2d')
                 predicted = (preds[name][i].detach() for name in names)
-                annotations = (values.to(device) for values in image)
+                annotations = (values.to(device) for values in truth_of_image)
                 meta = {'pad_shape': pad_shape}
                 inds = self.assigner2d.assign(*predicted, *annotations, meta).gt_inds
                 tokens = inds.nonzero().squeeze(1)
                 pairs.append(torch.stack([torch.full_like(tokens, i), tokens, inds[tokens] - 1 + first]))
-            first += len(image[0])
+            first += len(truth_of_image[0])
         return torch.cat(pairs, dim=1)
 
 

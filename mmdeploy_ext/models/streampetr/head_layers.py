@@ -2,6 +2,8 @@
 
 Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py, models/utils/misc.py (`MLN`,
 `SELayer_Linear`).
+
+Glossary: C channels.
 """
 
 from collections.abc import Sequence
@@ -19,14 +21,20 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.streampetr.steps import CONE_BIN, FrameSteps, depth_bins
 
 CODE_SIZE = 10
+"""Numbers of a predicted box."""
 CONE_SIZE = 8
+"""Numbers of the code of the spatial alignment, see `FrameSteps.position_embedding`."""
+MOTION_SIZE = 180
+"""Numbers of a `motion_code`."""
 NUM_BRANCHES = 6
+"""Number of entries of `cls_branches` and `reg_branches`: decoder layers that a head can have."""
 IGNORED_KEYS = {'with_position', 'depth_step', 'code_size'}
 LEGACY_NAMES = {
     '.self_attn.': '.attentions.0.',
     '.multihead_attn.': '.attentions.1.',
     '.decoder.norm.': '.decoder.post_norm.',
 }
+"""Part of a parameter's name in older files -> its name here."""
 
 
 class MLN(nn.Module):
@@ -206,8 +214,8 @@ class HeadLayers(FrameSteps, BaseModule):
         self.spatial_alignment = MLN(CONE_SIZE, dims)
         self.time_embedding = nn.Sequential(nn.Linear(dims, dims), nn.LayerNorm(dims))
         if self.with_ego_pos:
-            self.ego_pose_pe = MLN(180, dims)
-            self.ego_pose_memory = MLN(180, dims)
+            self.ego_pose_pe = MLN(MOTION_SIZE, dims)
+            self.ego_pose_memory = MLN(MOTION_SIZE, dims)
 
     def init_weights(self) -> None:
         """Initialise uniform points, a Xavier transformer, and a classifier of probability 0.01."""

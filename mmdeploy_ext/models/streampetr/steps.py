@@ -7,7 +7,8 @@ Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py, model
 (`pos2posemb1d`, `pos2posemb3d`, `nerf_positional_encoding`), models/utils/misc.py (`locations`).
 
 Shapes: B batch, N cameras, C channels, h w feature map, T = N h w tokens (camera by camera), D depth bins, Q
-queries (learned and propagated), L decoder layers, K classes, M memory rows inside a frame.
+queries (learned and propagated), L decoder layers, K classes, M memory rows inside a frame, n numbers,
+queries or rows.
 """
 
 import math
@@ -25,11 +26,13 @@ from mmdeploy_ext.models.streampetr import memory as temporal
 from mmdeploy_ext.models.streampetr.memory import Memory
 
 Queries = tuple[Tensor, Tensor, Tensor]
-
+"""Content and position (B, n, C), and reference points (B, n, 3) relative to the range of the boxes."""
 CONE_BIN = -30
 """The second of the two depth bins whose points enter the cone, counted from the end."""
 NERF_FREQUENCIES = (1, 2, 4, 8, 16, 32)
+"""Factors of the numbers whose sines and cosines `nerf_encoding` computes."""
 MIN_DEPTH = 1e-5
+"""Smallest depth in m by which pixels are multiplied."""
 
 
 def depth_bins(num: int, start: float, end: float, linear_increasing: bool) -> Tensor:

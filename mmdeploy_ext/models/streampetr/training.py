@@ -9,6 +9,9 @@ Source: StreamPETR `models/dense_heads/streampetr_head.py` (`prepare_for_dn`, `l
 (upstream divides by zero), and still has all losses (ranks of one run must log the same ones); a loss that is
 NaN stays NaN instead of becoming 0, so that mmcv's CheckInvalidLossHook sees it. As upstream, only samples
 with fewer boxes than the largest one have padding rows.
+
+Glossary: B samples, L decoder layers, Q queries, K classes, n boxes of a sample, G boxes of all samples,
+repeated once per noise group.
 """
 
 from typing import NamedTuple
@@ -21,16 +24,17 @@ from torch import Tensor, nn
 from mmdeploy_ext.models.streampetr.coder import normalize_bbox
 
 POSITIVE_PART_OF_CUBE = 3.14159 / 6
+"""Part of a cube that the ball inside it takes."""
 
 
 class GroundTruth(NamedTuple):
-    """The K boxes of a batch, repeated once per noise group.
+    """The G boxes of a batch, repeated once per noise group.
 
     Attributes:
-        batch: (K,) int64, sample of each.
-        slot: (K,) int64, row among the denoising queries of its sample.
-        labels: (K,) int64.
-        bboxes: (K, 9) gravity centre, sizes, yaw, velocity; LiDAR frame.
+        batch: (G,) int64, sample of each.
+        slot: (G,) int64, row among the denoising queries of its sample.
+        labels: (G,) int64.
+        bboxes: (G, 9) gravity centre, sizes, yaw, velocity; LiDAR frame.
     """
 
     batch: Tensor
@@ -50,7 +54,10 @@ def to_targets(boxes: object, device: torch.device) -> Tensor:
 
 
 def collect(img_metas: list[dict], groups: int, device: torch.device) -> tuple[GroundTruth, int]:
-    """Return the ground truth of a batch for `groups` noise groups, and the rows that one group takes."""
+    """Return the ground truth of a batch for `groups` noise groups, and the rows that one group takes.
+
+    The metas are those of `prepare_denoising`; a group takes as many rows as the sample with most boxes has.
+    """
     targets = [to_targets(unwrap(meta['gt_bboxes_3d']), device) for meta in img_metas]
     labels = [unwrap(meta['gt_labels_3d']).to(device).long() for meta in img_metas]
     single = max(len(target) for target in targets)
@@ -63,7 +70,7 @@ def collect(img_metas: list[dict], groups: int, device: torch.device) -> tuple[G
 
 
 def add_noise(truth: GroundTruth, head: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return noised centres (K, 3) relative to the range, clamped to [0, 1], and labels (K,).
+    """Return noised centres (G, 3) relative to the range, clamped to [0, 1], and labels (G,).
 
     A centre moves by up to half its box times `noise_scale` along each axis; one that moved by more than
     `split` of that (Euclidean norm of the three parts) becomes background.
@@ -83,7 +90,7 @@ def attention_mask(head: nn.Module, single: int, groups: int, device: torch.devi
 
     Rows: denoising, learned and propagated queries. Keys: denoising and learned queries, `memory_len` rows of
     memory, the propagated ones first. A group sees itself, the learned queries and the memory; learned and
-    propagated queries see no group.
+    propagated queries see no group. There are `groups` groups of `single` denoising queries.
     """
     pad = single * groups
     rows = pad + head.num_query + head.num_propagated

@@ -4,6 +4,9 @@ Source: exiawsh/StreamPETR 95f6470, models/utils/petr_transformer.py; parameter 
 Differs in: both attentions are mmcv's, which has the same parameters (`attn.in_proj_weight`, ...) and
 computes the same; there is no half-precision path and no CUDA kernel. Inside, tensors are sequence first,
 (n, B, C), as mmcv's attention takes them.
+
+Glossary: B batch, C channels, Q queries, T tokens, M memory rows that are no queries, L decoder layers, n any
+of Q, T, M.
 """
 
 from typing import Any
@@ -28,7 +31,9 @@ from mmdeploy_ext.models.catalogue import offered
 
 LAYER_NORM = dict(type='LN')
 FFN_KEYS = dict(feedforward_channels='feedforward_channels', ffn_dropout='ffn_drop', ffn_num_fcs='num_fcs')
+"""Option of a decoder layer -> option of mmcv's `FFN`."""
 _announced: set[str] = set()
+"""Warnings that were logged in this process."""
 
 
 @offered(ATTENTION)
@@ -180,7 +185,7 @@ class PETRTransformerDecoder(TransformerLayerSequence):
 
 @offered(TRANSFORMER)
 class PETRTemporalTransformer(BaseModule):
-    """The decoder behind batch-first tensors."""
+    """The decoder for tensors whose first axis is the batch; `cross` is not used."""
 
     def __init__(
         self, decoder: dict, encoder: dict | None = None, cross: bool = False, init_cfg: dict | None = None

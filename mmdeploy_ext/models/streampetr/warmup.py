@@ -3,6 +3,9 @@
 Between random encodings of rays and points the attention is blind, and thousands of iterations pass until it
 is not. It lacks geometry alone, which needs no images: points are drawn, projected, and each query is
 taught to look at the tokens around its point. Differs from upstream, which has nothing of the kind.
+
+Glossary: B batch, N cameras, H, W image in px, C channels, h, w feature map, T tokens, n points, R
+calibrations.
 """
 
 import math
@@ -18,7 +21,9 @@ from torch import distributed as dist
 from mmdeploy_ext.models.catalogue import offered
 
 MIN_DEPTH = 0.5
+"""Depth in m from which on a camera sees a point."""
 MAX_TURN = 0.4
+"""Largest angle by which a calibration is turned, rad."""
 
 
 @offered(HOOKS)
@@ -111,7 +116,7 @@ def warm_up(
     px; `lr` is Adam's, `num_points` are drawn per step. Returned is the loss of each step: the mean cross
     entropy in nats.
     """
-    attentions = [layer.attentions[1].attn for layer in head.transformer.decoder.layers]
+    attentions = [layer.attentions[1].attn for layer in head.transformer.decoder.layers]  # cross attention
     modules = [head.position_encoder, head.query_embedding, head.featurized_pe, *attentions]
     parameters = [p for module in modules for p in module.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=lr)
@@ -124,7 +129,7 @@ def warm_up(
         rig = slice(step % len(lidar2img), step % len(lidar2img) + 1)
         turned = lidar2img[rig] @ random_turn().to(lidar2img)
         points = draw_points(head, num_points)
-        target = footprint(points, turned[0], centers, pad_shape, 0.6 * head.stride)
+        target = footprint(points, turned[0], centers, pad_shape, sigma=0.6 * head.stride)
         raw, cone = head.embed_positions(turned, intrinsics[rig], pad_shape)
         noise = torch.randn(1, cameras, head.embed_dims, *grid, device=points.device)
         tokens, positions = head.align_tokens(noise, raw, cone)

@@ -14,7 +14,9 @@ from mmdeploy_ext.models.catalogue import offered
 # What PIL's `resize` without a filter means from Pillow 7 on; StreamPETR names none.
 RESAMPLE = Image.Resampling.BICUBIC
 MIN_SIZE_2D = 2.0
+"""Smallest width and height of a 2D box that stays, px."""
 KEYS_2D = ('gt_bboxes', 'centers2d', 'gt_labels', 'depths')
+"""Annotations of objects in the images: lists with an array per camera."""
 
 
 @dataclass(frozen=True)
@@ -123,23 +125,25 @@ class ResizeCropFlipRotImage:
         return results
 
     def random_transform(self) -> ImageTransform:
-        """Draw one from numpy's global generator."""
+        """Return a random transform, drawn by numpy's global generator."""
         conf = self.data_aug_conf
         scale = np.random.uniform(*conf['resize_lim'])
         width = int(conf['W'] * scale)
         bottom = np.random.uniform(*conf['bot_pct_lim'])
         left = int(np.random.uniform(0, max(0, width - conf['final_dim'][1])))
-        return self._transform(scale, bottom, left, bool(conf['rand_flip'] and np.random.choice([0, 1])))
+        flip = bool(conf['rand_flip'] and np.random.choice([0, 1]))
+        return self._transform(scale, bottom, left, flip)
 
     def test_transform(self) -> ImageTransform:
-        """Return the one for test time: 0.44 and rows 140..396 for 704x256 of 1600x900."""
+        """Return the transform of test time: scale 0.44 and rows 140..396 for 704x256 of 1600x900."""
         conf = self.data_aug_conf
         height, width = conf['final_dim']
         scale = max(height / conf['H'], width / conf['W'])
         left = int(max(0, int(conf['W'] * scale) - width) / 2)
-        return self._transform(scale, float(np.mean(conf['bot_pct_lim'])), left, False)
+        return self._transform(scale, float(np.mean(conf['bot_pct_lim'])), left, flip=False)
 
     def _transform(self, scale: float, bottom: float, left: int, flip: bool) -> ImageTransform:
+        """Return the transform that cuts off the share `bottom` at the bottom, and `left` px at the left."""
         conf = self.data_aug_conf
         height, width = conf['final_dim']
         size = int(conf['W'] * scale), int(conf['H'] * scale)
@@ -161,9 +165,9 @@ class ResizeCropFlipRotImage:
 
 
 def visible(bboxes_xyxy: np.ndarray, depths: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return which boxes (n, 4) px show at least one whole px when nearer ones are painted over farther ones.
+    """Return (n,) bool: which boxes show at least one whole px if nearer ones are painted over farther ones.
 
-    They are inside an image of `size` (W, H) px; depths are (n,) metres.
+    The boxes (n, 4) px are inside an image of `size` (W, H) px; depths are (n,) metres.
     """
     owner = np.full((size[1], size[0]), -1)
     pixels = np.concatenate([np.ceil(bboxes_xyxy[:, :2]), np.floor(bboxes_xyxy[:, 2:])], axis=-1).astype(int)

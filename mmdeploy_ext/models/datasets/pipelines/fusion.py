@@ -97,9 +97,10 @@ class ImageAug3D:
 
 @offered(PIPELINES)
 class ImageNormalize(NormalizeMultiviewImage):
-    """(value / 255 - mean) / std of pictures in OpenCV's order, to RGB; both of red, green, blue in 0..1.
+    """Turn pictures from OpenCV's BGR to RGB, and normalise them: (value / 255 - mean) / std.
 
-    Both are rounded to float32 once, as mmdet's steps have them.
+    `mean` and `std` are of red, green, blue, for values in 0..1. They are rounded to float32 once, as mmdet's
+    steps have them.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -118,7 +119,8 @@ class LidarAugMatrix:
         matrix = np.eye(4)
         for step in results.get('transformation_3d_flow', ()):
             change = np.eye(4)
-            if step == 'R':  # points are rows there
+            # rotation, scale, translation, and flips of y ('horizontal') and x ('vertical')
+            if step == 'R':  # mmdet3d multiplies points as rows
                 change[:3, :3] = np.asarray(results['pcd_rotation'], np.float64).T
             elif step == 'S':
                 change[:3, :3] *= results['pcd_scale_factor']
