@@ -130,14 +130,14 @@ def adapt(cfg: Any) -> None:
     classes = list(dataset.get('object_classes') or cfg.get('object_classes') or ())
     cfg.class_names = classes
     steps = [dict(step) for step in dataset.get('pipeline') or cfg.get('test_pipeline') or ()]
-    fork.steps = _repository_steps(steps, bool(camera))
+    fork.steps = _repository_steps(steps, has_camera=bool(camera))
     test = dict(
         type='FusionNuScenesDataset' if camera else 'NuScenesDataset',
         classes=classes,
         data_root=str(dataset.get('dataset_root') or ''),
         ann_file=dataset.get('ann_file'),
         modality=dict(use_lidar=True, use_camera=bool(camera)),
-        pipeline=_pipeline(cfg, steps, classes, bool(camera)),
+        pipeline=_pipeline(cfg, steps, classes, has_camera=bool(camera)),
         test_mode=True,
     )
     cfg.data = dict(test=test)

@@ -167,7 +167,7 @@ class CudaReference(BEVFusionReference):
         features, coordinates = self.model.encoders['lidar'].voxelize(cloud)
         scores = self.model.heads['object'].scores(predictions)
         values = dict(predictions, score=scores, reg=predictions['center'])
-        unrounded = {UNROUNDED: self.exact(features, coordinates, 1)}
+        unrounded = {UNROUNDED: self.exact(features, coordinates, len(cloud))}
         return {**{name: values[name] for name in HEAD}, **unrounded}
 
 

@@ -42,7 +42,8 @@ class EncoderFamily(SparseFamily):
 
     def run_encoder(self, model: nn.Module, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
         with compat.single_thread(), torch.no_grad():
-            dense = self.encoder(model)(torch.from_numpy(features), torch.from_numpy(coordinates), 1)
+            batch_size = 1
+            dense = self.encoder(model)(torch.from_numpy(features), torch.from_numpy(coordinates), batch_size)
         return dense.numpy()
 
 

@@ -108,9 +108,9 @@ class NodeHead(PtsHeadMemory):
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return the three graphs, in the order of `streampetr_rules.FILES`."""
-    size, folded = spec.sizes(model, *model.input_sizes, 'last'), fuse(model)
+    size, folded = spec.sizes(model, *model.input_sizes, layers='last'), fuse(model)
     positions = NodePositions(folded, size.cameras, size.height, size.width)
-    modules = NodeImages(folded, options.node_images), positions, NodeHead(folded, False)
+    modules = NodeImages(folded, options.node_images), positions, NodeHead(folded, all_layers=False)
     return with_examples(model, list(zip(node.FILES, modules, specs(size, options), strict=True)))
 
 

@@ -153,12 +153,12 @@ class StreamPetrFamily(SequenceFamily):
     def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
         if options.contract != AUTOWARE:
             return {}
-        return autoware.companions(model, sizes(model, *model.input_sizes, 'last'))
+        return autoware.companions(model, sizes(model, *model.input_sizes, layers='last'))
 
     def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         if options.contract != AUTOWARE:
             return ()
-        return autoware.between(sizes(model, *model.input_sizes, 'last'), options)
+        return autoware.between(sizes(model, *model.input_sizes, layers='last'), options)
 
     def default_output(self, stem: str, options: Options) -> str:
         return f'{stem}_fork.onnx' if self.one_file(options) else stem
