@@ -1,4 +1,7 @@
-"""CenterPoint in PyTorch as a stepper: mmdet3d's detector, and its boxes as Autoware's node selects them."""
+"""CenterPoint in PyTorch as a stepper: mmdet3d's detector, and its boxes as Autoware's node selects them.
+
+Glossary: n objects.
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,6 +1,6 @@
 """CenterPoint's head on BEVFusion's bird's-eye view, as mit-han-lab has it for cameras alone.
 
-Glossary: B samples, T tasks, K classes of a task, X, Y cells of the bird's-eye view (rows are x), Q boxes of
+Glossary: B samples, T tasks, X, Y cells of the bird's-eye view (rows are x), Q boxes of
 a task before suppression, n boxes after it, G boxes of the ground truth of a sample.
 """
 

@@ -1,6 +1,6 @@
 """The losses of TransFusion's head: boxes are assigned to queries, and their centres make a heat map.
 
-Glossary: B samples, Q queries, K classes, G boxes of a sample, X, Y cells of the bird's-eye view.
+Glossary: K classes, G boxes of a sample, X, Y cells of the bird's-eye view.
 
 Source: mit-han-lab/bevfusion db75150, models/heads/bbox/transfusion.py:343-713 and
 core/bbox/assigners/hungarian_assigner.py.

@@ -1,6 +1,9 @@
 """One-to-one matching of predictions with ground truth, of the 3D head and of the 2D auxiliary head.
 
 Source: DETR (Carion et al., 2020) section 3.1; the costs are StreamPETR's (`core/bbox/assigners/`).
+
+Glossary: Q queries, T tokens of an image, K classes, G boxes of the ground truth, H, W, C height, width and
+channels of a padded image, D columns.
 """
 
 import torch

@@ -237,5 +237,5 @@ class FocalHead(BaseModule):
 
 
 def _tokens(x: Tensor) -> Tensor:
-    """Return a map (M, c, h, w) as tokens (M, h w, c)."""
+    """Return a map (M, channels, h, w) as tokens (M, T, channels)."""
     return x.flatten(2).transpose(1, 2)

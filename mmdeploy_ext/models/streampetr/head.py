@@ -2,8 +2,7 @@
 
 Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py.
 
-Shapes: B batch, N cameras, C channels, h w feature map, T = N h w tokens, D depth bins, Q queries (learned
-and propagated), L decoder layers, K classes, M memory rows inside a frame.
+Glossary: B batch, N cameras, C channels, h, w feature map, L decoder layers, Q queries, K classes, n boxes.
 """
 
 from typing import Any
@@ -55,8 +54,8 @@ class StreamPETRHead(HeadLayers):
 
         Metas have 'pad_shape' (and the ground truth, for denoising); data are lidar2img, intrinsics (B, N, 4,
         4), ego_pose, ego_pose_inv (B, 4, 4), timestamp (B,) float64 s, prev_exists (B,) float32, and keys
-        that are not used. Returned are all_cls_scores, all_bbox_preds without denoising queries, and
-        dn_mask_dict (None outside training).
+        that are not used. Returned are all_cls_scores (L, B, Q, K) logits and all_bbox_preds (L, B, Q, 10),
+        see `predict`, without denoising queries, and dn_mask_dict (None outside training).
         """
         if topk_indexes is not None:
             raise ConfigError(

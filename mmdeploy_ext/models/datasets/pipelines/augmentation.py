@@ -1,4 +1,7 @@
-"""Augmentations that keep images, calibration, poses and boxes of a multi-camera frame consistent."""
+"""Augmentations that keep images, calibration, poses and boxes of a multi-camera frame consistent.
+
+Glossary: H, W size of an image in px, n objects in an image.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Steps of BEVFusion's pipelines: pictures, the matrix of augmented points, and headings without a front."""
+"""Steps of BEVFusion's pipelines: pictures, the matrix of augmented points, and headings without a front.
+
+Glossary: N cameras, h, w size of the original pictures, H, W size of the results, px.
+"""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""Normalisation and padding of all camera images of a frame, and the step that makes tensors of them."""
+"""Normalisation and padding of all camera images of a frame, and the step that makes tensors of them.
+
+Glossary: H, W size of an image in px, C channels.
+"""
 
 from collections.abc import Sequence
 from typing import Any
