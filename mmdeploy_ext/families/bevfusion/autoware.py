@@ -230,19 +230,22 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
     `classes` are the names of the classes, in the order of the labels.
     """
     voxels, coder = model.encoders['lidar'].voxel_layer, model.heads['object'].bbox_coder
-    cloud, size = (
+    point_range, voxel_size = (
         [float(value) for value in values] for values in (voxels.point_cloud_range, voxels.voxel_size)
     )
     max_voxels, stride = max_voxels_at_test_time(voxels), int(coder.out_size_factor)
     names, unknown = translate_classes(classes, node.CLASSES)
     if unknown:
         logger.warning('%s: the node publishes these classes as UNKNOWN', ', '.join(unknown))
-    bounds = {f'{"xy"[axis]}_bound': [cloud[axis], cloud[axis + 3], size[axis] * stride] for axis in (0, 1)}
+    bounds = {
+        f'{"xy"[axis]}_bound': [point_range[axis], point_range[axis + 3], voxel_size[axis] * stride]
+        for axis in (0, 1)
+    }
     return dict(
         class_names=names,
         voxels_num=[1, max_voxels // 2, max_voxels],
-        point_cloud_range=cloud,
-        voxel_size=size,
+        point_cloud_range=point_range,
+        voxel_size=voxel_size,
         num_proposals=int(model.heads['object'].num_proposals),
         out_size_factor=stride,
         max_points_per_voxel=int(voxels.max_num_points),

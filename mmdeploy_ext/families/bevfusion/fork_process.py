@@ -128,7 +128,7 @@ class ForkModel:
 
         These are the modules of its classes, and those of what they import by name.
         """
-        waiting = [sys.modules.get(kind.__module__) for kind in classes_of(self.model)]
+        waiting = [sys.modules.get(model_class.__module__) for model_class in classes_of(self.model)]
         modules: dict[str, ModuleType] = {}
         while waiting:
             module = waiting.pop()

@@ -137,7 +137,7 @@ def _take_layer(model: nn.Module, theirs: nn.Module, path: str) -> bool:
     """Put the layer at a path into our model, if both have one; return whether they have."""
     from mmdeploy_ext.models.bevfusion.head import DecoderLayer  # imports mmdet3d
 
-    head_classes = [kind.__name__ for kind in type(theirs.heads['object']).__mro__]
+    head_classes = [base.__name__ for base in type(theirs.heads['object']).__mro__]
     if path.startswith('heads.') and QUERY_HEAD not in head_classes:
         return False
     parent, _, name = path.rpartition('.')

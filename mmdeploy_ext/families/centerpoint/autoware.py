@@ -158,18 +158,17 @@ def _differences(model: Mapping[str, Any]) -> list[str]:
         differences.append(
             f'in_channels of the encoder {point_values}, expected 4 (x, y, z, time lag) or 5 (with intensity)'
         )
-    cloud, size = layer['point_cloud_range'], layer['voxel_size']
+    point_range, voxel_size = layer['point_cloud_range'], layer['voxel_size']
     for axis, name, columns in ((0, 'x', scatter['output_shape'][1]), (1, 'y', scatter['output_shape'][0])):
-        cells = node_cells(cloud[axis], cloud[axis + 3], size[axis])
+        cells = node_cells(point_range[axis], point_range[axis + 3], voxel_size[axis])
         if cells != columns:
             differences.append(
                 f'{columns} cells along {name}, and {cells} by the float32 quotient of the node: change '
                 f'point_cloud_range or voxel_size'
             )
-    if abs(size[2] - (cloud[5] - cloud[2])) > 1e-4:
-        differences.append(
-            f'voxels {size[2]} m high, expected {cloud[5] - cloud[2]:g} m, the height of the range'
-        )
+    height = point_range[5] - point_range[2]
+    if abs(voxel_size[2] - height) > 1e-4:
+        differences.append(f'voxels {voxel_size[2]} m high, expected {height:g} m, the height of the range')
     return differences
 
 
@@ -181,9 +180,9 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
     """
     parts = parts_of(model)
     layer, head = parts.voxel_layer, parts.head
-    cloud = [float(value) for value in layer.point_cloud_range]
+    point_range = [float(value) for value in layer.point_cloud_range]
     names = class_words(classes, node.CLASSES, 'CLASSES of the checkpoint or config')
-    furthest = math.hypot(*(max(abs(cloud[axis]), abs(cloud[axis + 3])) for axis in (0, 1)))
+    furthest = math.hypot(*(max(abs(point_range[axis]), abs(point_range[axis + 3])) for axis in (0, 1)))
     threshold = float(head.bbox_coder.score_threshold or 0.0)
     max_voxels = layer.max_voxels[1] if isinstance(layer.max_voxels, list | tuple) else layer.max_voxels
     decorated_values = int(parts.voxel_encoder.in_channels)
@@ -201,7 +200,7 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
             point_feature_size=node.POINT_WIDTH[decorated_values],
             has_variance=False,
             max_voxel_size=int(max_voxels),
-            point_cloud_range=cloud,
+            point_cloud_range=point_range,
             voxel_size=[float(value) for value in layer.voxel_size],
             downsample_factor=int(head.bbox_coder.out_size_factor),
             encoder_in_feature_size=decorated_values,

@@ -203,8 +203,8 @@ def rows_after_nms(boxes: Tensor, scores: Tensor, labels: Tensor, group: Mapping
     if not len(boxes):
         return labels
     if 'radius' in group:
-        places = torch.cat([boxes[:, :2], scores[:, None]], 1).cpu().numpy()
-        rows = circle_nms(places, group['radius'], group['most'])
+        centres_and_scores = torch.cat([boxes[:, :2], scores[:, None]], 1).cpu().numpy()
+        rows = circle_nms(centres_and_scores, group['radius'], group['most'])
         return torch.as_tensor(rows, dtype=torch.long, device=boxes.device)
     columns = in_lidar_columns(boxes)
     sizes = columns[:, 3:5] * columns.new_tensor(group['scales'])[labels][:, None]

@@ -120,7 +120,7 @@ class PResNet(BaseModule):
         super().__init__(init_cfg)
         if depth not in STAGE_BLOCKS:
             raise ConfigError(f'PResNet depth={depth}: expected one of {", ".join(map(str, STAGE_BLOCKS))}')
-        kind = Bottleneck if depth >= 50 else BasicBlock
+        block_class = Bottleneck if depth >= 50 else BasicBlock
         half = base_channels // 2
         self.conv1 = nn.Sequential(
             OrderedDict(
@@ -130,14 +130,14 @@ class PResNet(BaseModule):
             )
         )
         widths = [base_channels * 2**stage for stage in range(4)]
-        sources = [base_channels, *(kind.expansion * width for width in widths[:-1])]
+        sources = [base_channels, *(block_class.expansion * width for width in widths[:-1])]
         self.res_layers = nn.ModuleList(
-            Stage(kind, source, width, count, stride=2 if stage else 1, frozen=freeze_norm)
+            Stage(block_class, source, width, count, stride=2 if stage else 1, frozen=freeze_norm)
             for stage, (source, width, count) in enumerate(
                 zip(sources, widths, STAGE_BLOCKS[depth], strict=True)
             )
         )
-        self.out_channels = [kind.expansion * width for width in widths[-NUM_RETURNED:]]
+        self.out_channels = [block_class.expansion * width for width in widths[-NUM_RETURNED:]]
         if freeze_stem:
             self.conv1.requires_grad_(False)
 

@@ -68,13 +68,13 @@ def cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarray:
     points = np.stack([x, y, depth], -1).astype(np.float64)
     pixels_to_lidar = camera[:, :3, :3] @ np.linalg.inv(intrinsics[:, :3, :3])
     corner = view.centre - view.step / np.float32(2)
-    numbers = np.empty((len(aug), *points.shape[:3]), np.int64)
+    frustum_cells = np.empty((len(aug), *points.shape[:3]), np.int64)
     for index, matrix in enumerate(pixels_to_lidar):
         pixels = (points - aug[index, :3, 3]) @ np.linalg.inv(aug[index, :3, :3]).T
         pixels[..., :2] *= pixels[..., 2:]
         points_in_lidar = pixels @ matrix.T + camera[index, :3, 3]
-        numbers[index] = cell_numbers(points_in_lidar @ lidar[:3, :3].T + lidar[:3, 3], view, corner)
-    return numbers
+        frustum_cells[index] = cell_numbers(points_in_lidar @ lidar[:3, :3].T + lidar[:3, 3], view, corner)
+    return frustum_cells
 
 
 def cell_numbers(points: np.ndarray, view: View, corner: np.ndarray) -> np.ndarray:
@@ -113,12 +113,12 @@ def engine_cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarra
     x, y, depth = _transformed(_adjugate_inverse(aug[0, :3, :3]), augmented)
     rays = [x * depth, y * depth, depth]
     corner = view.centre.astype(np.float64) - view.step.astype(np.float64) / 2
-    numbers = np.empty((len(camera), *depth.shape), np.int64)
+    frustum_cells = np.empty((len(camera), *depth.shape), np.int64)
     for index, pose in enumerate(camera):
         points = _transformed(_adjugate_inverse(intrinsics[index, :3, :3]), rays)
         points = [value + pose[axis, 3] for axis, value in enumerate(_transformed(pose[:3, :3], points))]
-        numbers[index] = cell_numbers(np.stack(points, -1).astype(np.float64), view, corner)
-    return numbers
+        frustum_cells[index] = cell_numbers(np.stack(points, -1).astype(np.float64), view, corner)
+    return frustum_cells
 
 
 def _transformed(matrix: np.ndarray, point: list[np.ndarray]) -> list[np.ndarray]:
