@@ -212,7 +212,7 @@ def decode_deltas(anchors: np.ndarray, deltas: np.ndarray) -> np.ndarray:
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, rule: AnchorRule) -> np.ndarray:
-    """Return the rows of the boxes of one class that NMS keeps, best first."""
+    """Return the rows of the boxes (n, D) with scores (n,) of one class that NMS keeps, best first."""
     if not rule.rotated:
         centres, half_sizes = boxes[:, :2], boxes[:, 3:5] / np.float32(2)
         return nms(np.concatenate([centres - half_sizes, centres + half_sizes], axis=1), scores, rule.nms_thr)

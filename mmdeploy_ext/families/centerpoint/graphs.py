@@ -22,9 +22,11 @@ UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='lo
 
 
 def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tuple[torch.Tensor, ...]:
-    """Return the outputs of `CenterHead.forward` as one tuple, in the order of `BoxRule.output_names`."""
+    """Return the outputs of `CenterHead.forward` as one tuple, in the order of `BoxRule.output_names`.
+
+    `task_outputs` has for each task a list of levels, here of one, with the outputs by name.
+    """
     names = (*VALUES, 'heatmap')
-    # a task has a list of levels, here of one
     return tuple(outputs[name] for (outputs,) in task_outputs for name in names if name in outputs)
 
 

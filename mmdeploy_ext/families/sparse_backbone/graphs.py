@@ -102,7 +102,8 @@ def settings(cfg: Any, model: nn.Module) -> EncoderSettings:
 def dense_shape(module: nn.Module, sparse_shape: Sequence[int], order: str) -> tuple[int, int, int, int]:
     """Return (1, C * Z, H, W) of an encoder whose convolutions run in the order in which it registers them.
 
-    H, W are X, Y in order 'xyz' and Y, X in order 'zyx'.
+    `sparse_shape` is the grid of the input, with axes in this order, 'xyz' or 'zyx'. H, W are X, Y in order
+    'xyz' and Y, X in order 'zyx'.
     """
     sizes = [int(size) for size in sparse_shape]
     channels = 0

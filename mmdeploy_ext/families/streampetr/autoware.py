@@ -69,7 +69,7 @@ class NodePositions(PositionEmbedding):
     """The graph of the calibration, with the node's inputs."""
 
     def forward(self, img_metas_pad: Tensor, intrinsics: Tensor, img2lidar: Tensor) -> tuple[Tensor, Tensor]:
-        """Return pos_embed (1, T, C), cone (1, T, 8).
+        """Return pos_embed (1, T, C), cone (1, T, 8), of intrinsics and img2lidar (1, N, 4, 4).
 
         The input `img_metas_pad` (3,) has no effect: the size of the pictures is a constant of the graph.
         Zero times it is added so that no engine drops the input, which the node looks up by name.

@@ -197,7 +197,10 @@ class StreamPetrFamily(SequenceFamily):
     def other_limits(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterator[tuple[str, contextlib.AbstractContextManager[None]]]:
-        """Yield fewer and more boxes, and a score threshold for a model that has none, or none for others."""
+        """Yield titles and contexts in which model and runner decode with other limits.
+
+        These are fewer and more boxes, and a score threshold for a model without one, or none for others.
+        """
         head = model.pts_bbox_head
         pairs = (int(head.num_query) + int(head.num_propagated)) * int(head.num_classes)
         max_num, threshold = int(head.bbox_coder.max_num), head.bbox_coder.score_threshold

@@ -203,7 +203,10 @@ class BEVFusion(BaseModule):
     def forward_test(
         self, img_metas: Any, points: Any = None, img: Any = None, **ignored: Any
     ) -> list[dict[str, Any]]:
-        """Return the results of a batch; lists of one, as the test pipeline gives them, are unwrapped."""
+        """Return the results of a batch, see `simple_test`.
+
+        Lists of one, as the test pipeline gives them, are unwrapped.
+        """
         if isinstance(img_metas[0], list):
             img_metas = img_metas[0]
             points = points[0] if points is not None else None
@@ -214,7 +217,10 @@ class BEVFusion(BaseModule):
     def simple_test(
         self, img_metas: Sequence[Mapping[str, Any]], points: Sequence[Tensor], img: Tensor | None = None
     ) -> list[dict[str, Any]]:
-        """Return 'pts_bbox' -> boxes, scores and labels per sample, as mmdet3d's data sets evaluate them."""
+        """Return 'pts_bbox' -> boxes, scores and labels per sample, as mmdet3d's data sets evaluate them.
+
+        The arguments are those of `predictions`; metas have `box_type_3d`, too.
+        """
         samples = self.heads['object'].get_bboxes(self.predictions(img, points, img_metas))
         results = []
         for meta, sample in zip(img_metas, samples, strict=True):

@@ -287,5 +287,8 @@ class TransFusionHead(nn.Module):
 
 
 def cell_centres(places: Tensor, width: int) -> Tensor:
-    """Return the centres (..., 2) of cells numbered row by row; the row, which is x, first."""
+    """Return the centres (..., 2) of the cells `places`, numbered row by row; the row, which is x, first.
+
+    `width` is the number of cells of a row.
+    """
     return torch.stack([places // width, places % width], -1).float() + 0.5

@@ -44,9 +44,9 @@ class Rig:
 
 
 def read_rig(metas: Sequence[Mapping[str, object]], device: torch.device, cameras: int) -> Rig:
-    """Return the matrices of a batch, of metas with the keys of `Rig` as arrays.
+    """Return the matrices of a batch, of metas with the keys of `Rig` as arrays, for `cameras` cameras.
 
-    They are (N, 4, 4); that of the points is (4, 4) or missing.
+    They are (N, 4, 4); `lidar_aug_matrix` is (4, 4), or missing if points are not augmented.
 
     Raises:
         DataError: a matrix is missing, not finite, or has no inverse.

@@ -40,7 +40,10 @@ class ResidualBlock(nn.Module):
                 self.short = nn.Sequential(OrderedDict(pool=pool, conv=self.short))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return (B, out, h / stride, w / stride): the shortcut, and all other layers in turn, summed."""
+        """Return the sum of the shortcut and of all other layers in turn, for maps (B, in_channels, h, w).
+
+        It is (B, out_channels, h / stride, w / stride).
+        """
         short = features if self.short is None else self.short(features)
         for name, layer in self.named_children():
             features = features if name == 'short' else layer(features)
@@ -88,7 +91,7 @@ class Stage(nn.Module):
         )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Run the blocks."""
+        """Run the blocks; shapes as in `ResidualBlock.forward`."""
         for block in self.blocks:
             features = block(features)
         return features

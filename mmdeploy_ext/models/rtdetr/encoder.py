@@ -79,7 +79,7 @@ class EncoderLayer(nn.Module):
         self.act = ACTIVATIONS[act]()
 
     def forward(self, tokens: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """Return (B, T, D)."""
+        """Return new tokens (B, T, D), of tokens (B, T, D) and their position embedding (1, T, D)."""
         tokens = self.norm1(tokens + self.dropout(self.self_attn(tokens, position)))
         inner = self.linear2(self.dropout(self.act(self.linear1(tokens))))
         return self.norm2(tokens + self.dropout(inner))
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, tokens: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """Return (B, T, D)."""
+        """Run the layers, see `EncoderLayer.forward`."""
         for layer in self.layers:
             tokens = layer(tokens, position)
         return tokens
@@ -112,7 +112,7 @@ class CSPRepLayer(nn.Module):
         self.conv3 = nn.Identity() if same else ConvNorm(hidden, out_channels, 1, act=act)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return (B, out, h, w)."""
+        """Return (B, out_channels, h, w) of maps (B, in_channels, h, w)."""
         return self.conv3(self.bottlenecks(self.conv1(features)) + self.conv2(features))
 
 
@@ -154,7 +154,7 @@ class RTDETRHybridEncoder(BaseModule):
         self.pan_blocks = nn.ModuleList(CSPRepLayer(2 * dim, dim, expansion, act) for _ in steps)
 
     def forward(self, features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Return three maps (B, D, h, w), strides 8, 16, 32."""
+        """Return three maps (B, D, h, w), strides 8, 16, 32, of the backbone's maps of these strides."""
         maps = [project(level) for project, level in zip(self.input_proj, features, strict=True)]
         maps[-1] = self.attend(maps[-1])
         return self.bottom_up(*self.top_down(maps))
@@ -165,7 +165,7 @@ class RTDETRHybridEncoder(BaseModule):
         return tokens.transpose(1, 2).reshape(features.shape)
 
     def top_down(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the finest map and the lateral outputs, coarsest first."""
+        """Return the finest map and the lateral outputs, coarsest first, of maps from fine to coarse."""
         current, laterals = maps[-1], []
         for lateral, block, finer in zip(
             self.lateral_convs, self.fpn_blocks, reversed(maps[:-1]), strict=True
@@ -177,7 +177,7 @@ class RTDETRHybridEncoder(BaseModule):
         return current, laterals
 
     def bottom_up(self, finest: torch.Tensor, laterals: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Return all maps, finest first."""
+        """Return all maps, finest first, of the results of `top_down`."""
         maps = [finest]
         for down, block, lateral in zip(
             self.downsample_convs, self.pan_blocks, reversed(laterals), strict=True

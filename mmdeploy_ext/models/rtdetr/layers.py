@@ -58,7 +58,7 @@ class ConvNorm(nn.Module):
         self.act = ACTIVATIONS[act]()
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return (B, out, h / stride, w / stride)."""
+        """Return (B, out_channels, h / stride, w / stride) of maps (B, in_channels, h, w)."""
         return self.act(self.norm(self.conv(features)))
 
 
@@ -118,7 +118,7 @@ class RepVggBlock(nn.Module):
         self.conv: nn.Conv2d | None = None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return (B, C, h, w)."""
+        """Return maps of the input's shape (B, C, h, w)."""
         if self.conv is not None:
             return self.act(self.conv(features))
         return self.act(self.conv1(features) + self.conv2(features))

@@ -32,7 +32,13 @@ def match(cost: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_result(cost: Tensor | None, gt_labels: Tensor, num_pred: int) -> AssignResult:
-    """Return mmdet's result: 0 for background, i + 1 for ground truth i; no cost means no matching."""
+    """Return mmdet's result: 0 for background, i + 1 for ground truth i.
+
+    Args:
+        cost: (num_pred, G), see `match`; None stands for background alone.
+        gt_labels: (G,).
+        num_pred: number of predictions.
+    """
     gt_inds = gt_labels.new_zeros(num_pred, dtype=torch.long)
     labels = gt_labels.new_full((num_pred,), -1, dtype=torch.long)
     if cost is not None:

@@ -46,7 +46,10 @@ def depth_bins(num: int, start: float, end: float, linear_increasing: bool) -> T
 def token_centers(
     pad_shape: Sequence[int], stride: int, num_cameras: int, device: torch.device | str
 ) -> Tensor:
-    """Return the centres (T, 2) of the feature cells, x and y in px of the padded image."""
+    """Return the centres (T, 2) of the feature cells, x and y in px of the padded image.
+
+    `pad_shape` begins with its height and width, `stride` is in px per cell.
+    """
     pad_h, pad_w = int(pad_shape[0]), int(pad_shape[1])
     if pad_h % stride or pad_w % stride:
         raise ShapeError(f'image size {pad_h}x{pad_w} is not a multiple of the stride {stride}; pad them')

@@ -154,7 +154,9 @@ def check_images(frame: FusedFrame, size: tuple[int, int], cameras: int = 0) -> 
 
 
 def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: str = '') -> None:
-    """Refuse an invalid calibration; `name` is that of the frame, for messages.
+    """Refuse an invalid calibration, `MATRICES` by name, for a number of cameras.
+
+    `name` is that of the frame, for messages.
 
     Raises:
         DataError: a matrix is missing, holds NaN, lacks a needed inverse, or disagrees with others.

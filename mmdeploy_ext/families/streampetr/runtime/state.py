@@ -45,6 +45,8 @@ class Moment:
 def relative_motion(last_pose: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Return the (4, 4) float64 transform from the last LiDAR frame to the current one.
 
+    Both poses are (4, 4), LiDAR to global.
+
     The positions are subtracted before they are turned, so that a rotation that is orthonormal to float32
     only costs nothing 700 km away from the origin of the map.
     """
