@@ -30,6 +30,10 @@ def graph_keys(family: Family) -> tuple[str, ...]:
 def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
     """Return the `backend_config` of a config; without one PyTorch runs.
 
+    Returns:
+        The keys of the config, checked; `type` is always there, and `dump`: None, or a dict of `samples` (or
+        `frames`), `tensors` and `dir`.
+
     Raises:
         ConfigError: unknown type or key, or a value of the wrong kind.
         EngineError: an engine or execution provider that is not installed.
@@ -63,12 +67,12 @@ def _read_dump(prefix: str, dump: Any, family: Family) -> dict[str, Any] | None:
     if unknown := dump.keys() - set(keys):
         raise ConfigError(f'{prefix} has unknown keys {sorted(unknown)}; expected {", ".join(keys)}')
     amount, tensors = dump.get(keys[0], 4), dump.get('tensors')
-    listed = isinstance(amount, list | tuple) and keys[0] == 'frames'
-    if not all(type(number) is int and number >= 0 for number in (amount if listed else [amount])):
+    are_indices = isinstance(amount, list | tuple) and keys[0] == 'frames'
+    if not all(type(number) is int and number >= 0 for number in (amount if are_indices else [amount])):
         raise ConfigError(f'{prefix}.{keys[0]}={amount!r}, expected 0 or more')
     tensors = [tensors] if isinstance(tensors, str) else tensors
-    names = isinstance(tensors, list | tuple) and tensors and all(isinstance(name, str) for name in tensors)
-    if tensors is not None and not names:
+    is_list = isinstance(tensors, list | tuple) and bool(tensors)
+    if tensors is not None and not (is_list and all(isinstance(name, str) for name in tensors)):
         raise ConfigError(f'{prefix}.tensors={tensors!r}, expected names, or None for all')
     folder = dump.get('dir')
     if not isinstance(folder, str | Path | None):

@@ -76,10 +76,20 @@ def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
 
 
 class Export:
-    """One export from the command line, and its proof.
+    """One export from the command line, and its proof; `run` does both.
 
-    `samples_option` names samples of the proof; `claims` are about files, see `ladder.prove`; `product` and
-    `weight_layout` are those of `Family`.
+    Attributes:
+        product: what is exported, see `Family`.
+        samples_option: option that names samples of the proof, for messages.
+        weight_layout: layout of the kernels in the checkpoint of a sparse backbone; 'auto' finds it.
+        engine: backend and its options, which the proof runs the file by.
+        source: config and checkpoint, once `run` has read them.
+        family: of the config.
+        options: of the export.
+        claims: what the proof has to hold the file to besides its metadata, by the names of the arguments of
+            `proving.ladder.prove`.
+        args: the command line.
+        only: name of the one family that the tool is for; '' for all.
     """
 
     product: ClassVar[str] = DETECTOR

@@ -61,7 +61,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
-    """Read PATTERN=P or PATTERN=P:Q; a UsageError of another form, or of an unknown precision."""
+    """Read PATTERN=P or PATTERN=P:Q as (PATTERN, P, Q), where Q is P by default.
+
+    UsageError: an entry of another form, or an unknown precision.
+    """
     precisions = []
     for entry in entries:
         pattern, _, value = entry.rpartition('=')
@@ -131,18 +134,18 @@ class BackboneExport(Export):
         from mmdeploy_ext.exporting.files import check_output
         from mmdeploy_ext.exporting.sparse_backbone import export_file
 
-        def check(cfg: Any, family: Family, model: Any) -> None:
+        def check_export(cfg: Any, family: Family, model: Any) -> None:
             self.check()
             self.options = deploy.check_options(self.options, cfg, family, model)
             check_output(self.args.output_file, self.options, family)
 
-        deployment = self.source.load(check, None, None)
+        deployment = self.source.load(check_export, mean=None, std=None)
         proof_samples = samples.of(deployment) if self.args.verify else None
         path, options = self.args.output_file, self.options
         with after_weights():
             print(deployment.report.summary())
-            ranges = self.claims['ranges'] = self.ranges(deployment)
-            graph, seconds = export_file(deployment, options, path, ranges)
+            int8_ranges = self.claims['ranges'] = self.ranges(deployment)
+            graph, seconds = export_file(deployment, options, path, int8_ranges)
         print(
             f'{path}: {options.target}, {options.order}, {len(graph.convolutions())} convolutions, '
             f'output {"x".join(map(str, graph.output_shape))}, exported in {seconds:.1f} s'

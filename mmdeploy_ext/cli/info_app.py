@@ -86,7 +86,15 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def read_proof(report: str, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the verdict about these files; DataError if it is none, or about other files."""
+    """Return what `overview` shows of a verdict; DataError if it is none, or about other files.
+
+    Args:
+        report: folder of `verify.py --report`, or file of its --json.
+        files: of `describe`.
+
+    Returns:
+        `verdict`, `summary`, `engine`, `versions` (package -> version) and `report`, the path of the file.
+    """
     path = Path(report) / 'verdict.json' if Path(report).is_dir() else Path(report)
     content = read_json(path)
     try:
@@ -109,7 +117,10 @@ def read_proof(report: str, files: Sequence[Mapping[str, Any]]) -> dict[str, Any
 
 
 def overview(model: str, files: Sequence[Mapping[str, Any]], proof: Mapping[str, Any] | None) -> Table:
-    """Return the table of the facts about all files together."""
+    """Return the table of the facts about all files together.
+
+    `files` are those of `describe`, `proof` that of `read_proof`, or None.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -149,7 +160,7 @@ def overview(model: str, files: Sequence[Mapping[str, Any]], proof: Mapping[str,
 
 
 def tensors(file: Mapping[str, Any]) -> Table:
-    """Return the table of the inputs and outputs of one file."""
+    """Return the table of the inputs and outputs of one file of `describe`."""
     from rich.table import Table
     from rich.text import Text
 
@@ -189,7 +200,7 @@ def plain_text(facts: Mapping[str, Any]) -> str:
 
 
 def proof_text(proof: Mapping[str, Any] | None) -> str:
-    """Return a verdict in a line."""
+    """Return a verdict of `read_proof` in a line."""
     if proof is None:
         return 'not recorded in the file: give the verdict of mm2onnx verify by --report'
     summary, versions = proof['summary'], proof['versions']

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     overrides = shared.parse_cfg_options(args.cfg_options)
     source = Source.read(args.config, args.checkpoint, overrides, args.device, file=args.onnx_file)
-    deployment = source.load(lambda *_: None, None, None)
+    deployment = source.load(lambda *_: None, mean=None, std=None)
     samples, _ = Samples(source.family, args.samples or ()).of(deployment)
     manifest = write_kit(deployment, args.onnx_file, samples, args.out)
     print(f"{args.out}: {len(manifest['cases'])} inputs with PyTorch's results; see {args.out}/README.md")

@@ -46,8 +46,13 @@ class Part:
     """A stage or a graph that is observed alone; it takes its inputs by position.
 
     Attributes:
-        other_inputs: of other sizes; None if sizes are fixed.
-        exporters: the only ones for this part; () follows the option.
+        name: for the report.
+        module: is run on the inputs.
+        input_names: names of the inputs.
+        inputs: tensors of one run.
+        other_inputs: those of a second run, of other sizes if these are dynamic; None of a graph that is run
+            on its example alone.
+        exporters: the only ones for this part; () takes those that the user chose.
     """
 
     name: str
@@ -66,16 +71,16 @@ def parts_of(
     Args:
         deployment: the trained model.
         options: form, shape and whether sizes are dynamic.
-        picture: the input; by default the demo's.
+        picture: file of the input; by default the demo's.
         upstream: observe the detector's `simple_test` instead of the exported modules.
     """
-    family, images = deployment.family, deployment.family.samples == 'images'
-    if upstream and not images:
+    family, takes_images = deployment.family, deployment.family.samples == 'images'
+    if upstream and not takes_images:
         raise UsageError(
             f'{deployment.config}: family {family.name!r} has no simple_test of one image to observe'
         )
     options = deploy.resolve(options, deployment.model, deployment.rule)
-    runs = _feeds(deployment, picture, options) if images else []
+    runs = _feeds(deployment, picture, options) if takes_images else []
     if upstream:
         picture_name = family.picture(deployment.model, options).name
         inputs = [[feeds[picture_name]] for feeds in runs]
@@ -112,6 +117,6 @@ def _feeds(deployment: Deployment, picture: str | None, options: Options) -> lis
         prepared = deploy.prepare_fixed(
             deployment.rule, view, options.height + extra, options.width + 2 * extra
         )
-        feeds = deployment.family.feeds([prepared], True)
+        feeds = deployment.family.feeds([prepared], rescale=True)
         runs.append({name: torch.from_numpy(array).to(device) for name, array in feeds.items()})
     return runs

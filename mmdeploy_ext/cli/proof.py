@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.verdict import Verdict
 
 PICTURE_WIDTH = 1100
+"""Pixels of the picture of `draw_pairs`."""
 
 
 def check_report_targets(args: argparse.Namespace) -> None:
@@ -29,7 +30,14 @@ def check_report_targets(args: argparse.Namespace) -> None:
 
 
 def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Deployment, args: argparse.Namespace) -> int:
-    """Write a verdict as JSON and report, and print its table; return the exit status: 0 proven, 1 not."""
+    """Write a verdict as JSON and report, and print its table; return the exit status: 0 proven, 1 not.
+
+    Args:
+        verdict: of the proof.
+        pictures: results of both engines on samples, which are drawn in the report.
+        deployment: the PyTorch model.
+        args: of the command line: file of --json, and folder of --report, each None without the option.
+    """
     from mmdeploy_ext.proving.views.table import print_verdict
 
     if args.json:
@@ -40,7 +48,7 @@ def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Deployment, arg
         from mmdeploy_ext.runtime.draw import write_picture
 
         lines.append(f'report: {write_report(verdict, pictures, deployment.classes, Path(args.report))}')
-        if pictures and deployment.family.task != 'bev':
+        if pictures and deployment.family.task != 'bev':  # a map from above has no detections
             picture = Path(args.report, 'detections.png')
             write_picture(picture, draw_pairs(pictures, deployment))
             lines.append(f'picture: {picture}')
@@ -55,7 +63,7 @@ def draw_pairs(pictures: Sequence[Pair], deployment: Deployment) -> np.ndarray:
     import cv2
     import numpy as np
 
-    pair_of_image = {pair.title.split(',')[0]: pair for pair in pictures}
+    pair_of_image = {pair.title.split(',')[0]: pair for pair in pictures}  # titles are 'IMAGE, WHICH INPUT'
     task, rows = task_module(deployment.family.task), []
     for pair in list(pair_of_image.values())[:4]:
         row = task.draw_pair(task.fit_pair(pair), deployment.classes)

@@ -296,7 +296,16 @@ def show(
     ranked: list[LayerSensitivity],
     exclusion: Exclusion | None,
 ) -> None:
-    """Draw, write the JSON, and print the tables."""
+    """Draw, write the JSON, and print the tables.
+
+    Args:
+        args: of the command line.
+        target: the float file and the INT8 file.
+        facts: of `quantisation_facts`.
+        measured: of `measure`.
+        ranked: layers, the most sensitive first; empty without --sensitivity and --max-error.
+        exclusion: layers that --max-error keeps float; None without it.
+    """
     from mmdeploy_ext.quantize import views
 
     console = cli.stdout()

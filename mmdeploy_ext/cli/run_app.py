@@ -37,6 +37,7 @@ ENDINGS = dict(sweeps=('.bin',), frames=('.pkl', '.json'))
 OF_INFOS = ('frames', 'fused')
 """Kinds of samples that are read from infos."""
 FPS = 4.0
+"""Frames per second of a film."""
 NOTE_AFTER_S = 2.0
 COMPILING = 'note: the loops for points are compiled, once on this machine; it takes some 10 s'
 
@@ -97,7 +98,10 @@ def check_inputs(args: argparse.Namespace, samples: str) -> None:
 
 
 def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
-    """Open the files of a model of sweeps or frames; ModelFileError if its family gives no boxes."""
+    """Open the files of a model of sweeps or frames, by the class that the runtime of its family names.
+
+    ModelFileError: the family gives no boxes.
+    """
     cls = getattr(runtime_of(metadata.family), 'OPENS', None) if has_runtime(metadata.family) else None
     if cls is None:
         raise ModelFileError(
@@ -196,8 +200,8 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
             facts: dict[str, Any] = dict(frame=frame.name, scene=frame.scene_token)
             if black := [name for name, path in zip(cameras, frame.pictures, strict=True) if path is None]:
                 facts['black'] = black
-            run = functools.partial(run_one, frame, target, facts)
-            entries.append(run_images.usable(run, facts, fail_fast))
+            run_frame = functools.partial(run_one, frame, target, facts)
+            entries.append(run_images.usable(run_frame, facts, fail_fast))
             name = f'{frame.name} ({", ".join(black)} black)' if black else frame.name
             run_images.report(name, entries[-1])
     return run_images.finish(args, metadata, entries, time.perf_counter() - begun, 'frames')

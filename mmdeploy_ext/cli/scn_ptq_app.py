@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_OUTPUT = 'ranges.json'
 WORST = 10
+"""Layers that the table shows without --all."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -110,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ranges(args: argparse.Namespace, deployment: Deployment) -> Ranges:
+    """Return the ranges of --ranges, of --calibrate, or of the checkpoint; measured ones are written."""
     int8_ranges = ranges.find(
         args,
         deployment,
@@ -126,7 +128,8 @@ def _ranges(args: argparse.Namespace, deployment: Deployment) -> Ranges:
     return int8_ranges
 
 
-def _compare(args: argparse.Namespace, deployment: Deployment, ranges: Ranges) -> None:
+def _compare(args: argparse.Namespace, deployment: Deployment, int8_ranges: Ranges) -> None:
+    """Compare int8 and fp16 with fp32 on the sweeps of --fidelity, and show what is found."""
     from mmdeploy_ext.exporting import sparse_backbone as deploy
     from mmdeploy_ext.quantize import views
     from mmdeploy_ext.quantize.fidelity import compare_assumptions, fidelity
@@ -139,12 +142,12 @@ def _compare(args: argparse.Namespace, deployment: Deployment, ranges: Ranges) -
         layer_precision=tuple((pattern, 'fp16', 'fp16') for pattern in args.fp16_layers),
     )
     graph = deploy.make_graph(
-        deploy.trace(deployment), options, deployment.family, ranges, deployment.checkpoint_sha256
+        deploy.trace(deployment), options, deployment.family, int8_ranges, deployment.checkpoint_sha256
     )
     source = args.fidelity or args.calibrate
     sweeps = config_sweeps(deployment, source, graph.order, args.fidelity_batches, args.data_root)
-    result = fidelity(graph, ranges, sweeps, target=args.target, advise=not args.no_advice)
-    findings = compare_assumptions(graph, ranges, sweeps) if args.assumptions else ()
+    result = fidelity(graph, int8_ranges, sweeps, target=args.target, advise=not args.no_advice)
+    findings = compare_assumptions(graph, int8_ranges, sweeps) if args.assumptions else ()
     if args.draw:
         views.draw_fidelity(result, args.draw)
     if args.json:

@@ -128,6 +128,7 @@ def _check_together(args: argparse.Namespace) -> None:
 
 
 def _build(args: argparse.Namespace, job: Job, output: str) -> int:
+    """Build an engine, write it to `output`, print what it is, and compare it with --verify."""
     from mmdeploy_ext.engines.tensorrt import engine
 
     for target in filter(None, (output, args.layers)):
@@ -151,7 +152,7 @@ def _title(record: Record) -> str:
     return f'{record.package} {record.version}, {architectures}, {record.nbytes / 1e6:.1f} MB'
 
 
-def _inspect(engine: str) -> Any:
+def _inspect(engine_path: str) -> Any:
     """Return the inspector's report of an engine on its GPU; None without such a GPU."""
     import json
 
@@ -160,9 +161,9 @@ def _inspect(engine: str) -> Any:
     from mmdeploy_ext.engines.tensorrt.record import read_record
 
     gpu = find_gpu()
-    if gpu is None or gpu.architecture not in read_record(engine).architectures:
+    if gpu is None or gpu.architecture not in read_record(engine_path).architectures:
         return None
-    backend = TensorRtBackend(engine)
+    backend = TensorRtBackend(engine_path)
     backend.open_session()
     return json.loads(backend.layers())
 
@@ -219,22 +220,23 @@ def _describe(args: argparse.Namespace) -> int:
     return _verify(args.onnx, None) if args.verify else 0
 
 
-def _verify(engine: str, onnx: str | None) -> int:
+def _verify(engine_path: str, onnx_path: str | None) -> int:
+    """Compare an engine with its ONNX file and print the rows; 0 equal, 1 not, or without a GPU."""
     from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
     from mmdeploy_ext.engines.tensorrt.record import read_record
     from mmdeploy_ext.proving import tensorrt as tensorrt_proof
     from mmdeploy_ext.proving.tensors import equality_claim, is_equal
 
-    if onnx is None:
+    if onnx_path is None:
         raise UsageError('--verify: give the ONNX file, so that the engine can be compared with it')
     if find_gpu() is None:
         print(NO_GPU)
         return 1
-    rows = tensorrt_proof.compare(engine, onnx)
+    rows = tensorrt_proof.compare(engine_path, onnx_path)
     for row in rows:
         print(f'  {tensorrt_proof.row_text(row)}')
-    half = tensorrt_proof.holds_float16(read_record(engine))
-    print(equality_claim(rows, 1, 'WITHIN FP16 BARS' if half else 'EQUAL'))
+    is_half = tensorrt_proof.holds_float16(read_record(engine_path))
+    print(equality_claim(rows, 1, 'WITHIN FP16 BARS' if is_half else 'EQUAL'))
     return 0 if is_equal(rows) else 1
 
 

@@ -82,7 +82,7 @@ def _row(
     name, nodes = _name(path), len(files.read(path).graph.node)
     reasons: dict[str, list[int]] = {}
     engines: list[tuple[tuple[int, ...], Built, tensorrt_engine.Job]] = []
-    groups = [tuple(architectures)]
+    groups = [tuple(architectures)]  # one engine for all; if that fails, for the first and for the rest
     while groups:
         group = groups.pop(0)
         try:
@@ -101,19 +101,19 @@ def _row(
             else:
                 reasons.setdefault(str(error).removeprefix(f'{path}: '), []).extend(group)
     refused = '; '.join(
-        reason if len(numbers) == len(architectures) else f'SM {" ".join(map(str, numbers))}: {reason}'
-        for reason, numbers in reasons.items()
+        reason if len(refusing) == len(architectures) else f'SM {" ".join(map(str, refusing))}: {reason}'
+        for reason, refusing in reasons.items()
     )
     if not engines:
         return Row(name, precision, nodes, (), 0, (0, 0), None, refused)
     _, built, job = max(engines, key=lambda entry: len(entry[0]))
-    numbers = tuple(sorted(number for group, _, _ in engines for number in group))
+    taking = tuple(sorted(architecture for group, _, _ in engines for architecture in group))
     dtypes = built.dtypes()
     products = [dtypes.get(kind, {}) for kind in ('CONVOLUTION', 'DECONVOLUTION', 'MATRIX_MULTIPLY')]
     halves = sum(counts.get('float16', 0) for counts in products)
     total = sum(sum(counts.values()) for counts in products)
     cosine = _cosine(path, job) if precision == 'fp16' else None
-    return Row(name, precision, nodes, numbers, len(built.data), (halves, total), cosine, refused)
+    return Row(name, precision, nodes, taking, len(built.data), (halves, total), cosine, refused)
 
 
 def _cosine(path: str, job: tensorrt_engine.Job) -> float | None:

@@ -211,7 +211,19 @@ def finish(
     results: Any,
     processes: int,
 ) -> int:
-    """Write results, evaluate, keep the metrics and print the difference of the engines."""
+    """Write results, evaluate, keep the metrics and print the difference of the engines.
+
+    Args:
+        deployment: the PyTorch model and its config.
+        tested: settings and work directory of the run.
+        args: of the command line.
+        dataset: of `data.test`.
+        results: of all samples, as the data set's `evaluate` takes them.
+        processes: number of processes of the run.
+
+    Returns:
+        The exit status: 1 if a metric differs too much from PyTorch's, or there is none.
+    """
     import pickle
 
     from mmdeploy_ext.evaluate import evaluation

@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load both sides and run the ladder."""
+    """Read config and file, prove the file, and show the verdict."""
     cli.wait_passively()
     shared.check_normalisation(args)
     engine = shared.engine_options(args)

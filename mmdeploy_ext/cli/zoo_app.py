@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 GIGABYTES = 6.0
 SECONDS = 1800.0
 SWEEPS = 3
+"""Defaults of --memory, --timeout and --sweeps."""
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -131,7 +131,14 @@ def check_version(distribution: str, expected: str, frozen: bool = False) -> Fin
 
 
 def probe(name: str, code: str, fix: str = '', timeout_s: float = 120) -> Finding:
-    """Run a few lines in a fresh interpreter; the last line that they print is the finding."""
+    """Run a few lines in a fresh interpreter; the last line that they print is what is found.
+
+    Args:
+        name: of the probe.
+        code: the lines; an exception is a problem, and so is a crash.
+        fix: of the problem, see `Finding`.
+        timeout_s: after which the probe is a problem, too.
+    """
     try:
         process = subprocess.run(
             [sys.executable, '-W', 'ignore', '-c', code],
@@ -159,9 +166,9 @@ def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda
     if not runtime_only:
         findings += [check_version(*item) for item in EXPORT.items()]
         findings += [check_version(*item, frozen=True) for item in FROZEN.items()]
-    probes = [(name, *probe) for name, probe in _RUNTIME_PROBES.items()]
+    probes = [(name, code, fix) for name, (code, fix) in _RUNTIME_PROBES.items()]
     if not runtime_only:
-        probes += [(name, *probe) for name, probe in _PROBES.items()]
+        probes += [(name, code, fix) for name, (code, fix) in _PROBES.items()]
     for distribution, extra, name, code in filter(None, (row.doctor for row in BACKENDS.values())):
         install = f"pip install '.[{extra}]'"
         if installed_version(distribution):

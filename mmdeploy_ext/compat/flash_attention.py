@@ -2,6 +2,8 @@
 
 Its kernels need a GPU and float16, and a graph cannot contain them. Repositories have a module around a
 kernel (`FlashAttention` of flash_attn 1.0, and copies of it) that holds no weights.
+
+Glossary: B batch, T queries, S keys, H heads, D channels of a head.
 """
 
 import inspect
@@ -26,10 +28,10 @@ def plain_attention(
     """Return the attention (B, T, H, D) of queries (B, T, H, D) to keys and values (B, S, 2, H, D).
 
     Args:
-        q: queries of H heads.
-        kv: keys, then values.
+        q: queries.
+        kv: on axis 2 keys, then values.
         softmax_scale: factor of the scores; the default is D ** -0.5.
-        causal: query t sees the keys up to t alone, counted from the end of both, as flash_attn 2.1 counts.
+        causal: query T - i sees the keys up to S - i and none after it, as in flash_attn 2.1.
         key_padding_mask: (B, S) bool, True for keys that are seen.
     """
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
@@ -57,9 +59,14 @@ def calls_kernel(kind: type) -> bool:
 def use_plain_attention(model: nn.Module) -> list[str]:
     """Let the modules of a model that call a kernel of flash_attn compute by PyTorch's own operators.
 
-    They have no weights, and compute in the type of their inputs. Returned are the names of their classes.
+    They have no weights, and compute in the type of their inputs. It is their classes that get another
+    `forward`, so that other models of these classes have it, too.
 
-    ValueError: a module takes other arguments than those of flash_attn's own.
+    Returns:
+        The names of these classes.
+
+    Raises:
+        ValueError: a module takes other arguments than those of flash_attn's own.
     """
     kinds = {type(module) for module in model.modules()}
     replaced = []
@@ -78,7 +85,7 @@ def use_plain_attention(model: nn.Module) -> list[str]:
 
 
 def notes_on(model: nn.Module) -> list[str]:
-    """Return a sentence of a verdict for each class of a model that computes without its kernel."""
+    """Return a sentence for a verdict of each class of a model that computes without its kernel."""
     kinds = {type(module) for module in model.modules() if type(module).forward is _forward}
     return [
         f"{kind.__module__}.{kind.__qualname__} computes by operators of PyTorch, in its inputs' type, and "

@@ -41,7 +41,10 @@ class Patches:
         self._effective: set[str] = set()
 
     def register(self, *modules: str, versions: str) -> Callable[[PatchFunction], PatchFunction]:
-        """Make the decorated function the patch of `modules`; its docstring starts with the reason."""
+        """Make the decorated function the patch of `modules`; its docstring starts with the reason.
+
+        For `versions`, and what the function takes and returns, see `Patch`.
+        """
 
         def decorate(function: PatchFunction) -> PatchFunction:
             reason = ' '.join(inspect.getdoc(function).split('\n\n')[0].split())
@@ -97,9 +100,10 @@ def has_gpu() -> bool:
 
 
 def after(*modules: str, versions: str, without_gpu: bool = False) -> Callable[[Callable], PatchFunction]:
-    """Make a function of an imported module its patch; it returns False if there was nothing to do.
+    """Make the decorated function the patch of `modules`, which runs after the code of the module.
 
-    A patch for machines `without_gpu` does nothing on others.
+    The function takes the module, and returns False if there was nothing to do; its docstring starts with the
+    reason. A patch for machines `without_gpu` does nothing on others.
     """
 
     def decorate(function: Callable[[ModuleType], bool | None]) -> PatchFunction:

@@ -5,8 +5,8 @@ those of its modules whose functions are here; the results are those of the comp
 on no thread. They share no code with `preprocess/points.py` and `sparse/rulebook.py`, by which files run: a
 proof would not see a fault of both.
 
-Glossary: P points, D axes of a grid, N voxels before and M after a convolution, K cells of a kernel, I and O
-channels before and after it, L intervals.
+Glossary: P points, V values of a point, D axes of a grid, N voxels before and M after a convolution, K cells
+of a kernel, I and O channels before and after it, C channels of a feature, L intervals.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def dynamic_voxelize(
     points: Tensor, cells: Tensor, voxel_size: Sequence[float], limits: Sequence[float], axes: int = 3
 ) -> None:
     """Write the cell of each point into `cells` (P, D), -1 for a point outside of the limits."""
-    places, inside = cells_of_points(points, voxel_size, limits, axes)
-    cells.copy_(torch.where(inside[:, None], places, -1))
+    point_cells, inside = cells_of_points(points, voxel_size, limits, axes)
+    cells.copy_(torch.where(inside[:, None], point_cells, -1))
 
 
 def hard_voxelize(
@@ -67,17 +67,17 @@ def hard_voxelize(
         axes: of the grid.
         deterministic: is always true here.
     """
-    places, inside = cells_of_points(points, voxel_size, limits, axes)
-    points, places = points[inside], places[inside]
+    point_cells, inside = cells_of_points(points, voxel_size, limits, axes)
+    points, point_cells = points[inside], point_cells[inside]
     if not len(points):
         return 0
-    distinct, voxel = torch.unique(places, dim=0, return_inverse=True)
+    distinct, voxel = torch.unique(point_cells, dim=0, return_inverse=True)
     order = torch.arange(len(points))
     first = order.new_empty(len(distinct)).scatter_reduce(0, voxel, order, 'amin', include_self=False)
     appearance = first.argsort()
-    number = torch.empty_like(appearance)
-    number[appearance] = torch.arange(len(appearance))
-    voxel = number[voxel]
+    rank = torch.empty_like(appearance)
+    rank[appearance] = torch.arange(len(appearance))
+    voxel = rank[voxel]
     by_voxel = voxel.argsort(stable=True)
     sizes = torch.bincount(voxel)
     place = torch.empty_like(voxel)
@@ -158,13 +158,13 @@ def get_indice_pairs(
         outputs = torch.stack([rest, *reversed(cells)], 1).to(indices.dtype)
     pairs = torch.full((len(rows), 2, len(indices)), -1, dtype=torch.int32)
     counts = torch.zeros(len(rows), dtype=torch.int32)
-    for number, (row, cell) in enumerate(zip(rows, numbers, strict=True)):
-        place = torch.searchsorted(output_numbers, cell)
+    for index, (row, reached_numbers) in enumerate(zip(rows, numbers, strict=True)):
+        output_row = torch.searchsorted(output_numbers, reached_numbers)
         if order is not None:
-            present = output_numbers[place.clamp(max=len(output_numbers) - 1)] == cell
-            row, place = row[present], order[place[present]]
-        counts[number] = len(row)
-        pairs[number, 0, : len(row)], pairs[number, 1, : len(row)] = row.int(), place.int()
+            present = output_numbers[output_row.clamp(max=len(output_numbers) - 1)] == reached_numbers
+            row, output_row = row[present], order[output_row[present]]
+        counts[index] = len(row)
+        pairs[index, 0, : len(row)], pairs[index, 1, : len(row)] = row.int(), output_row.int()
     return outputs, pairs, counts
 
 

@@ -18,8 +18,8 @@ TRIED = (2, 28)
 class OlderModule:
     """A module of an mmdet older than 2.28, or one that it lacks: missing names are empty classes.
 
-    No object is an instance of such a class, so that what asks for one takes the other way. It can be derived
-    from, but neither it nor what is derived from it works.
+    No object is an instance of such a class, so that `isinstance` returns False. It can be derived from, but
+    neither it nor what is derived from it works.
     """
 
     def __init__(self, name: str) -> None:

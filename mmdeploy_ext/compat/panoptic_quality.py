@@ -30,7 +30,14 @@ def id2rgb(segments: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass
 class ClassCount:
-    """Sums of one class: IoU of all matched pairs, matched pairs, segments predicted and true without one."""
+    """Sums of one class.
+
+    Attributes:
+        iou: sum of the IoU of all matched pairs.
+        tp: matched pairs.
+        fp: predicted segments without a pair.
+        fn: true segments without a pair.
+    """
 
     iou: float = 0.0
     tp: int = 0
@@ -62,11 +69,15 @@ class PQStat(dict):
     def pq_average(
         self, categories: Mapping[int, Mapping[str, Any]], isthing: bool | None
     ) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
-        """Return the means over the classes that occur, NaN if there are none, and the figures of each class.
+        """Return the means over the classes that occur, and the figures of each class.
 
         Args:
             categories: `category_id` -> its entry, with `isthing`.
             isthing: True counts things alone, False stuff alone, None all.
+
+        Returns:
+            `FIGURES` and `n`, the number of classes that occur, -> mean of these, NaN if `n` is 0; and
+            `category_id` -> its figures, which are 0 of a class that does not occur.
         """
         by_category = {
             key: self[key].figures()

@@ -60,7 +60,9 @@ def convolution_on_cpu(indice_conv: Function, activate: Function) -> Function:
     """Give spconv's `indice_conv` what its CPU kernel refuses: a bias, an activation, and no voxel at all.
 
     Args:
-        indice_conv: takes features (N, I), filters (O, k0, k1, k2, I), pairs, their numbers and N_out.
+        indice_conv: takes features (N, I), filters (O, k0, k1, k2, I), the pairs of rows before and behind
+            the convolution, the numbers of pairs, and the number of voxels behind it. N voxels, k0, k1, k2
+            kernel size, I input and O output channels.
         activate: spconv's (features, act_type, act_alpha, act_beta) -> features.
     """
 

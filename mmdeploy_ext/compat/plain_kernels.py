@@ -2,6 +2,8 @@
 
 CARAFE: https://arxiv.org/abs/1905.02188; deformable pooling of regions: https://arxiv.org/abs/1703.06211 and
 https://arxiv.org/abs/1811.11168; DCNv3: https://arxiv.org/abs/2211.05778.
+
+Glossary: B batch, C channels, R regions; h, w rows and columns of a map, or of the cells of a region.
 """
 
 import sys
@@ -22,10 +24,11 @@ def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, s
 
     Args:
         features: (B, C, h, w).
-        masks: (B, groups * kernel_size ** 2, h * scale_factor, w * scale_factor), group by group.
+        masks: (B, group_size * kernel_size ** 2, h * scale_factor, w * scale_factor), weights of the kernels,
+            group by group.
         kernel_size: odd; beyond the map there are zeros.
-        group_size: of channels that share kernels.
-        scale_factor: whole.
+        group_size: number of groups of channels; those of a group share a kernel.
+        scale_factor: a whole number.
     """
     channels, (height, width) = features.shape[1], masks.shape[2:]
     padded = functional.pad(features, [kernel_size // 2] * 4)
@@ -43,7 +46,11 @@ def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, s
 def masked_conv2d(
     features: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, padding: Any = 0, stride: Any = 1
 ) -> Tensor:
-    """Return the convolution of features (1, C, h, w) inside the mask (1, h, w), and zero outside of it."""
+    """Return the convolution of features (1, C, h, w) inside the mask (1, h, w), and zero outside of it.
+
+    The mask is that of the result: bool, or a number that is above 0 inside. The others are arguments of
+    `torch.nn.functional.conv2d`.
+    """
     if features.shape[0] != 1 or mask.dim() != 3:
         raise ValueError(
             f'masked_conv2d: got features {tuple(features.shape)} and mask {tuple(mask.shape)}; expected '
@@ -86,13 +93,13 @@ def deform_roi_pool(
     """Return regions (R, C, h, w) whose cells are moved: each cell is a region of one cell, aligned.
 
     Args:
-        features: (B, C, H, W).
+        features: (B, C, H, W), of H rows and W columns.
         rois: (R, 5) index of the image, then xyxy in pixels.
         offset: see `bins_of`.
         output_size: h, w.
         spatial_scale: cells of the map per pixel.
         sampling_ratio: samples of a cell on each axis; 0 takes as many as it has cells of the map.
-        gamma: of the offsets.
+        gamma: factor of the offsets.
     """
     from mmcv.ops import roi_align
     from torch.nn.modules.utils import _pair
@@ -107,6 +114,8 @@ def deform_roi_pool(
 
 def dynamic_scatter(feats: Tensor, coors: Tensor, reduce_type: str = 'max') -> tuple[Tensor, Tensor]:
     """Return features (M, C) and coordinates (M, D) of voxels, in ascending order of coordinates.
+
+    M is the number of voxels, N that of points, D that of coordinates.
 
     Args:
         feats: (N, C) features of points.

@@ -28,6 +28,8 @@ from mmdeploy_ext.core.json_dataclass import JsonDataclass
 class Head(JsonDataclass):
     """How a head's outputs become candidates.
 
+    B is the batch, H the height of the input, h and w are the rows and columns of a level's feature map.
+
     Attributes:
         outputs: (name, columns per prior) of each kind of output; the graph's are `<name>_<level>`
             (B, priors per cell * columns, h, w).
@@ -90,6 +92,7 @@ def factor_head(num_classes: int, factor: str) -> Head:
 
 BOX = exactly(4, number())
 PRIORS = items(items(items(number(), 2, 4), 1, 1024), 1, 64)
+"""Of each level the priors of a cell: xyxy of an anchor, or x, y of a point."""
 DELTA = dict(means=BOX, stds=exactly(4, POSITIVE), wh_ratio_clip=POSITIVE)
 CODERS: dict[str, dict[str, Check]] = dict(
     delta=DELTA,
@@ -109,7 +112,7 @@ OPTIONAL = dict(delta=dict(ctr_clamp=number(0), pixel=number(0)), guided=dict(ct
 """Coder -> checks of settings that may be missing."""
 ANCHOR_CODERS = ('delta', 'guided', 'tblr', 'yolo', 'bucket')
 POINT_CODERS = ('base_length', 'yolox', 'centre')
-"""Coders that take one kind of prior alone."""
+"""Coders that take only anchors (priors of 4 numbers), and those that take only points (2 numbers)."""
 
 
 def coder(value: Any, key: str) -> None:
@@ -120,7 +123,11 @@ def coder(value: Any, key: str) -> None:
 
 
 def reads(settings: Mapping[str, Any]) -> dict[str, int]:
-    """Return output name -> number of columns per prior that a coder reads of it."""
+    """Return output name -> number of columns per prior that a coder reads of it.
+
+    Args:
+        settings: `coder` of the metadata's `postprocess`: `type`, a key of `CODERS`, and its settings.
+    """
     sides = 4 * settings.get('buckets', 1)
     return dict(
         guided=dict(bbox_pred=4, shape_pred=2),
@@ -135,7 +142,7 @@ NAME = text(r'\w*', 'the name of an output')
 
 
 def pair(number_check: Check) -> Check:
-    """Return a check of the name of an output and a number."""
+    """Return a check of a list of the name of an output and a number."""
 
     def check(value: Any, key: str) -> None:
         exactly(2, anything)(value, key)
@@ -173,6 +180,11 @@ def together(facts: Mapping[str, Any], key: str) -> None:
     """Refuse a head, a coder, classes and priors that contradict each other; a check of `schema`.
 
     Missing entries pass: the code that reads them refuses them.
+
+    Args:
+        facts: `postprocess` of the metadata, of which `head`, `coder`, `num_classes`, `strides` and
+            `base_anchors` are looked at; each has passed its own check.
+        key: where `facts` are; no message needs it.
     """
     head, settings = facts.get('head'), facts.get('coder')
     if head:

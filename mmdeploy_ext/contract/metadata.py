@@ -152,7 +152,7 @@ class Facts(dict):
 
 
 def damaged(path: object, name: str, error: object) -> ModelFileError:
-    """Return the error of one entry."""
+    """Return the error of one entry: its `name` without the prefix, and what is wrong with it (`error`)."""
     return ModelFileError(
         f'{path}: its mm2onnx metadata is damaged ({PREFIX}{name}: {error}); export it again'
     )

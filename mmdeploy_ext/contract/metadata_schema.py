@@ -50,12 +50,12 @@ IMAGE = full_record(
 
 def _check_rig(rule: Mapping[str, Any], key: str) -> None:
     """Refuse a crop outside of its picture, padding that is smaller than the crop, and too many names."""
-    for axis, side in enumerate(('top', 'left')):
-        start, size, resized = rule['crop'][axis], rule['size'][axis], rule['resized'][axis]
+    for index, side in enumerate(('top', 'left')):
+        start, size, resized = rule['crop'][index], rule['size'][index], rule['resized'][index]
         if not -size < start < resized:
-            raise Mismatch(f'crop[{axis}] is {start}, which leaves nothing of {resized} pixels ({side})')
-        if rule.get('pad_size') and rule['pad_size'][axis] < size:
-            raise Mismatch(f'pad_size[{axis}] is {rule["pad_size"][axis]}, expected at least size, {size}')
+            raise Mismatch(f'crop[{index}] is {start}, which leaves nothing of {resized} pixels ({side})')
+        if rule.get('pad_size') and rule['pad_size'][index] < size:
+            raise Mismatch(f'pad_size[{index}] is {rule["pad_size"][index]}, expected at least size, {size}')
     if (count := len(rule['cameras'])) not in (0, rule['num_cameras']):
         raise Mismatch(f'cameras has {count} names, expected num_cameras, {rule["num_cameras"]}')
 
@@ -95,7 +95,7 @@ FUSION = full_record(
 
 
 def rule_of_points(value: Any, key: str) -> None:
-    """Check the rule of a sweep, which may be a part of a rule of cameras and points."""
+    """Check the rule of a sweep, or that of a frame of cameras and points, which has it under `voxels`."""
     (FUSION if isinstance(value, dict) and 'voxels' in value else VOXELS)(value, key)
 
 
@@ -178,6 +178,9 @@ MODEL_CLASS = full_record(
     name=NAME, file=NAME, sha256=text('(?:[0-9a-f]{64})?', '64 hexadecimal digits, or nothing'), ours=FLAG
 )
 EDIT = full_record(command=NAME, arguments=mapping(anything), versions=mapping(text()))
+
+# The plan of a graph of sparse convolutions numbers its levels of active sites from 0, which is the input: a
+# table pairs the sites of two levels for convolutions, a scatter puts those of a level into a dense tensor.
 TABLE = full_record(
     name=NAME,
     level_in=number(0, 63, integer=True),

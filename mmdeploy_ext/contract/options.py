@@ -37,7 +37,7 @@ class Option:
         group: title above it in the help.
         open: whether families may have other choices.
         refused: value that users may expect to be a choice -> why it is not.
-        fixes: choice -> option names and the values that this choice fixes them at.
+        fixes: choice of this option -> name of another option -> the value that the choice fixes it at.
     """
 
     name: str
@@ -64,7 +64,10 @@ class Option:
         return f'--{self.name.replace("_", "-")}' if self.flag is None else self.flag
 
     def as_typed(self, prefix: str = '--', value: Any = None) -> str:
-        """Return the option as the user wrote it: `--fp16-io`, or a key of a config behind `prefix`."""
+        """Return the option as the user wrote it: `--fp16-io`, or a key of a config behind `prefix`.
+
+        `value` tells `--x` from `--no-x`; by default it is `--x`.
+        """
         if prefix != '--':
             return prefix + (self.key or self.name)
         return f'--no-{self.typed[2:]}' if self.default is True and value is False else self.typed
@@ -109,17 +112,17 @@ class Option:
         """Add the option to a parser or to a group of one; None stands for an option that is left out."""
         import argparse
 
-        kind: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         if isinstance(self.default, bool):
             on_off = argparse.BooleanOptionalAction
-            kind = dict(action=on_off) if self.default else dict(action='store_const', const=True)
+            settings = dict(action=on_off) if self.default else dict(action='store_const', const=True)
         elif isinstance(self.default, tuple):
-            kind = dict(nargs='+', metavar=self.metavar)
+            settings = dict(nargs='+', metavar=self.metavar)
         elif self.choices:
-            kind = dict(choices=(*filter(None, self.choices), *self.refused))
+            settings = dict(choices=(*filter(None, self.choices), *self.refused))
         else:
-            kind = dict(type=type(self.default), metavar=self.metavar, nargs='+' if self.pair else None)
-        parser.add_argument(self.typed, dest=self.name, help=self.help, default=None, **kind)
+            settings = dict(type=type(self.default), metavar=self.metavar, nargs='+' if self.pair else None)
+        parser.add_argument(self.typed, dest=self.name, help=self.help, default=None, **settings)
 
     def words(self, values: Mapping[str, Any]) -> list[str]:
         """Return the words of a command line that choose its value of `values`; empty for the default."""

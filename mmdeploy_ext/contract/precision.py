@@ -19,7 +19,7 @@ PRECISIONS = ('fp32', 'fp16', 'bf16')
 
 
 def with_half_features(spec: GraphSpec) -> GraphSpec:
-    """Return the contract of an image model whose images and compared outputs are float16 outside.
+    """Return the contract of an image model with float16 images and outputs, for `--fp16-io`.
 
     Sizes and ratios stay float32; so do pixels, since float16 rounds to half a pixel from 512 on, and
     detections, which are computed in float32.

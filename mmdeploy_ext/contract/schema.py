@@ -1,6 +1,7 @@
-"""Checks of plain JSON values by type, range and length, put together from small ones. Needs nothing.
+"""Checks of plain JSON values by type, range and length, put together from small ones.
 
-A check is called with a value and its key (`std[1]`), and raises `Mismatch` with one line.
+A check is called with a value and its key (`std[1]`, or '' for the whole), which is for the message; it
+returns None, or raises `Mismatch` with one line. Needs the standard library alone.
 """
 
 import math
@@ -56,7 +57,7 @@ def number(
 
 
 def text(pattern: str = r'(?s).*', expected: str = 'a text') -> Check:
-    """Return a check of a text that a regular expression matches as a whole."""
+    """Return a check of a text that the regular expression matches as a whole; `expected` is it in words."""
 
     def check(value: Any, key: str) -> None:
         if not isinstance(value, str) or not re.fullmatch(pattern, value):
@@ -127,10 +128,13 @@ def mapping(check: Check) -> Check:
 def record(
     fields: Mapping[str, Check], needed: Sequence[str] = (), also: Check | None = None, closed: bool = True
 ) -> Check:
-    """Return a check of a dict: of each of its fields, that the `needed` ones are there, and no others.
+    """Return a check of a dict with known fields.
 
-    `also` checks the dict as a whole once all fields are right. A dict that is not `closed` may have more
-    fields.
+    Args:
+        fields: name -> check of the value.
+        needed: names of the fields that must be there.
+        also: check of the dict as a whole, called once all fields are right.
+        closed: whether fields of other names are refused.
     """
 
     def check(value: Any, key: str) -> None:
@@ -180,6 +184,7 @@ POSITIVE = number(above=0)
 FRACTION = number(0, 1)
 TRIPLE = exactly(3, COUNT)
 RANGE = exactly(6, number())
+"""Of points: the least x, y, z, then the greatest."""
 STRIDES = items(number(1, 4096, integer=True), 1, 64)
 DIGEST = text('[0-9a-f]{64}', '64 hexadecimal digits')
 

@@ -13,7 +13,7 @@ import numpy as np
 from mmdeploy_ext.core.errors import ShapeError
 
 DEFAULT_RTOL = 1e-4
-"""Tolerance relative to the largest reference value of a column group (DESIGN.md, "Proof")."""
+"""Tolerance relative to the largest absolute reference value of a column group."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +90,10 @@ class GraphSpec:
 
     Attributes:
         name: the graph, e.g. 'dense/full'.
-        inputs: inputs in the order of the wrapper's arguments.
+        inputs: inputs in the order of the exported module's arguments.
         outputs: outputs in order.
-        state: (output name, input name) pairs of a stateful model.
+        state: (output name, input name) pairs of a stateful model: the output of a step is the input of the
+            next.
     """
 
     name: str

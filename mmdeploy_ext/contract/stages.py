@@ -27,7 +27,7 @@ class Stage:
         module: takes its inputs as positional tensors, returns a tensor or a tuple of tensors.
         inputs: names of its inputs: graph inputs or outputs of an earlier stage.
         outputs: names of its outputs.
-        exporter: the one that the stage needs; '' takes the exporter of the option.
+        exporter: 'torchscript' or 'dynamo' if the stage needs that one; '' takes the user's choice.
         passes: model -> (model, whether it changed), over the merged graph.
         varying: outputs that a later stage takes, with as many rows (axis 1) as there are results; this axis
             is dynamic even in a graph of a fixed size.

@@ -56,7 +56,7 @@ def wait_passively() -> None:
 
 
 def check_minimums(args: argparse.Namespace, **minimums: int) -> None:
-    """Refuse numbers that are smaller than the minimum of their argument."""
+    """Refuse numbers that are smaller than the minimum of their argument; `minimums` have its name as key."""
     for name, minimum in minimums.items():
         value = getattr(args, name)
         if value is not None and value < minimum:
@@ -73,9 +73,14 @@ def run(
     parser: argparse.ArgumentParser | Callable[[], argparse.ArgumentParser],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse `argv`, look at its files and run `body`; errors that users can act on become one line.
+    """Run a command-line tool; errors that users can act on become one line on stderr.
 
-    `parser` may be a function that makes it, which may fail as the body may.
+    A command line on which an output is one of the inputs is refused before `body` is called.
+
+    Args:
+        body: the work of the tool; takes the parsed arguments and returns the exit status.
+        parser: of the command line, or a function that makes it and may raise what `body` may.
+        argv: words of the command line without the program; None means those of `sys.argv`.
 
     Returns:
         The exit status: what `body` returns, or the exit code of the error. `CLOSED_PIPE` if nobody reads
@@ -103,8 +108,8 @@ def _run(
     try:
         parser = parser if isinstance(parser, argparse.ArgumentParser) else parser()
         args = parser.parse_args(argv)
-        with watched_run() as run:
-            check_files(run, parser, args)
+        with watched_run() as run_files:
+            check_files(run_files, parser, args)
             if getattr(args, 'json', None):
                 check_writable(args.json)
             return body(args), False
@@ -119,7 +124,7 @@ def _run(
             traceback.print_exc()
         status = error.exit_code if isinstance(error, Mm2OnnxError) else 1
         message = one_line(error) or type(error).__name__
-        if isinstance(error, BrokenPipeError):  # of stdout and stderr none comes here
+        if isinstance(error, BrokenPipeError):  # of another pipe: `Output` hides those of stdout and stderr
             message += ': a process that this one was writing to has ended; --debug shows where'
     print(printable(f'error: {message}'), file=sys.stderr)
     return status, True
@@ -239,7 +244,13 @@ def writes(action: argparse.Action, *files: str) -> argparse.Action:
 
 
 def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse a command line on which an output is one of its other files, or has no name."""
+    """Refuse a command line on which an output is one of its other files, or has no name.
+
+    Args:
+        run: files of this run; those of the command line are registered in it.
+        parser: of the command line; `writes` has marked its outputs.
+        args: its values.
+    """
     for action in _actions(parser, args):
         value = getattr(args, action.dest, None)
         files = getattr(action, 'writes', ('{}',) if action.dest == 'json' else None)

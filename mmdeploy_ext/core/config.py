@@ -63,6 +63,13 @@ def refused_by_name(cfg: Any) -> Iterator[None]:
 def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """Read an mmcv config, import its plugins and apply `--cfg-options`.
 
+    Args:
+        path: of the config, Python or YAML.
+        overrides: dotted key, such as 'model.test_cfg.score_thr' -> value, over those of the file.
+
+    Returns:
+        An `mmcv.Config`.
+
     Raises:
         ConfigError: missing file, syntax error, failing import, or an override that does not fit.
     """
@@ -140,8 +147,8 @@ def _annotations(data: Any) -> Iterator[str]:
 
 
 CHECKOUTS = {'mmdetection3d/configs/': mmdet3d_config, 'mmdetection/configs/': mmdet_config}
-"""Folder of a checkout beside the project, from which configs of 3D plugins take their bases -> what finds
-the same config in the installed library."""
+"""Folder of configs in a checkout of a library -> function that returns the path of the same config in the
+installed library. Configs of 3D plugins take their bases from such a checkout beside their repository."""
 
 
 @contextlib.contextmanager

@@ -26,12 +26,16 @@ class Ranks:
     """The processes of a run, one alone without a launcher; made by `join`.
 
     They exchange objects through gloo, beside the group that the launcher's backend has.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: number of processes.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         """Make the group of the exchange; all processes come here."""
         self.rank, self.size = rank, size
-        self._over, self._group = size == 1, None
+        self._over, self._group = size == 1, None  # over: there is nobody left to tell of a failure
         if size > 1:
             import torch.distributed as dist
 

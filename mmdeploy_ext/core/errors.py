@@ -78,7 +78,7 @@ class RankError(Mm2OnnxError):
 
 @contextlib.contextmanager
 def named(name: object) -> Iterator[None]:
-    """Let the message of every error inside begin with what it is about: a file, or a frame of one."""
+    """Let the message of every `Mm2OnnxError` in the block begin with `name`: a file, or a frame of one."""
     try:
         yield
     except Mm2OnnxError as error:
@@ -91,7 +91,10 @@ def named(name: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def after_weights() -> Iterator[None]:
-    """Give every error inside exit status 1: it was found after the weights had loaded, if here."""
+    """Give every `Mm2OnnxError` in the block exit status 1: the weights are loaded there.
+
+    A `RankError` keeps that of the process that failed.
+    """
     try:
         yield
     except RankError:

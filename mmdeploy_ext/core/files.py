@@ -32,9 +32,9 @@ class RunFiles:
 
     def __init__(self) -> None:
         """Begin with no file."""
-        self._read: dict[object, str] = {}
-        self._written: dict[object, tuple[str, AnyPath]] = {}
-        self._closed: list[tuple[Path, str]] = []
+        self._read: dict[object, str] = {}  # `_key` of a path -> its title
+        self._written: dict[object, tuple[str, AnyPath]] = {}  # `_key` of a path -> option, path
+        self._closed: list[tuple[Path, str]] = []  # folders and ONNX files that `_open` has to look into
 
     def reads(self, title: str, paths: Iterable[AnyPath]) -> None:
         """Register files that are read; of a folder its data, of an ONNX file its external data too.
@@ -93,6 +93,7 @@ class RunFiles:
 
 
 def _key(path: AnyPath) -> tuple[int, int] | str:
+    """Return device and inode of a file; the real path of one that does not exist."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -132,7 +133,10 @@ _RUN: contextvars.ContextVar[RunFiles] = contextvars.ContextVar('files of this r
 
 @contextlib.contextmanager
 def watched_run() -> Iterator[RunFiles]:
-    """Let `will_read`, `will_write` and all that writes look at one run's files, for the time of the body."""
+    """Inside the block `will_read` and `will_write` register files, and what a run reads is never written.
+
+    `atomic_path` and `check_writable` refuse it.
+    """
     run = RunFiles()
     token = _RUN.set(run)
     try:

@@ -84,10 +84,10 @@ def exchange(first: Path, second: Path) -> bool:
         return False
     if not function(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE):
         return True
-    number = ctypes.get_errno()
-    if number in NOT_SUPPORTED:
+    error_number = ctypes.get_errno()
+    if error_number in NOT_SUPPORTED:
         return False
-    raise OSError(number, os.strerror(number), str(second))
+    raise OSError(error_number, os.strerror(error_number), str(second))
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ def _replaced_methods(kind: type) -> Iterator[ModelClass]:
             continue
         if not is_installed(package, path):
             source = source_of_function(function)
-            yield ModelClass(f'{kind.__qualname__}.{name}', source.file, source.sha256, False)
+            yield ModelClass(f'{kind.__qualname__}.{name}', source.file, source.sha256, ours=False)
 
 
 def changed_classes(exported: Iterable[Mapping[str, Any]], present: Iterable[ModelClass]) -> list[str]:

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 def template(file: str, name: str, **options: Any) -> jinja2.Template:
-    """Return the template `name` beside the module `file`; a value that is not given is an error."""
+    """Return a template; filling it in is an error if a value that it names is missing.
+
+    Args:
+        file: `__file__` of the module that the template lies beside.
+        name: file name of the template.
+        options: of the `jinja2.Environment`, such as `autoescape`.
+    """
     import jinja2
 
     environment = jinja2.Environment(

@@ -13,7 +13,7 @@ NOT_OUTPUT = re.compile(f'{STYLE}|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\ud
 
 
 def printable(text: object) -> str:
-    r"""Return a text as one line in which everything can be printed: '\x1b' stands for the control of 27.
+    r"""Return a text as one line in which everything can be printed: r'\x1b' stands for the control 0x1b.
 
     A byte of a file name that is not UTF-8, which Python keeps as half a character, is '\xff', too.
     """

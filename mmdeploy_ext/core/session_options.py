@@ -6,3 +6,4 @@ GRAPH_OPTIMIZATION = {
     'extended': 'ORT_ENABLE_EXTENDED',
     'all': 'ORT_ENABLE_ALL',
 }
+"""Name that users type -> name of the member of `onnxruntime.GraphOptimizationLevel`."""

@@ -151,8 +151,8 @@ def use_libraries_of(path: str) -> None:
 def find_modules(modules: Sequence[str], path: str) -> None:
     """Put the folder that holds a config's modules first on `sys.path`, see `user_folders`.
 
-    `mm2onnx` starts with neither, and the scripts of `tools/` with their own folder. Installed modules, such
-    as `mmdeploy_ext.models.mmdet`, need none.
+    `mm2onnx` starts with none of these folders on it, and the scripts of `tools/` with their own. Installed
+    modules, such as `mmdeploy_ext.models.mmdet`, need no folder.
 
     ConfigError: this process has imported a module of the same name from another folder, or the only one
     is that of this project's checkout.

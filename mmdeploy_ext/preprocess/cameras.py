@@ -28,7 +28,9 @@ NEUTRAL = ('LoadMultiViewImageFromFiles', 'PETRFormatBundle3D', 'Collect3D', 'De
 class Calibration(NamedTuple):
     """The calibration of the cameras for pixels of the network input, (N, 4, 4) float64.
 
-    `lidar2img` maps homogeneous LiDAR points in metres to pixels times depth.
+    Attributes:
+        lidar2img: maps homogeneous LiDAR points in metres to pixels times depth.
+        intrinsics: maps homogeneous points of each camera's frame in metres to the same.
     """
 
     lidar2img: np.ndarray

@@ -1,7 +1,7 @@
 """Pictures, calibration and points of one moment made into the input of a model of cameras and LiDAR.
 
 Source of the merged sweeps: mmdet3d 1.0.0rc6, LoadPointsFromMultiSweeps. Differs in: the nearest sweeps are
-taken; without `test_mode` mmdet3d draws some. Glossary: P points of D values.
+taken; without `test_mode` mmdet3d draws some. Glossary: P points of D values, N cameras.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ CLOSE_M = 1.0
 
 
 class PastSweep(Protocol):
-    """A sweep of the past, with the transform of its points to the key frame: `runtime.infos.PastSweep`."""
+    """A sweep of the past, with the transform of its points to the key frame: `runtime.infos.PastSweep`.
+
+    Attributes:
+        path: of the file of its points.
+        rotation: (3, 3) from its LiDAR frame to that of the key frame.
+        translation: (3,) m, after the rotation.
+        timestamp_s: absolute time of its measurement.
+    """
 
     path: str
     rotation: np.ndarray

@@ -124,6 +124,9 @@ def _single_scale(img_scale: Any) -> tuple[int, int]:
     return int(scales[0][0]), int(scales[0][1])
 
 
+# each takes a step and the fields of the rule so far, `values`, and sets those that the step decides
+
+
 def _read_load(step: Mapping[str, Any], values: dict[str, Any]) -> None:
     values['to_float32'] = bool(step.get('to_float32'))
 
@@ -183,3 +186,4 @@ READERS = {
     'Normalize': _read_normalize,
     'Pad': _read_pad,
 }
+"""Type of a step -> function that takes the step and the fields of the rule so far, and sets those of it."""

@@ -4,7 +4,7 @@ Source: mmcv 1.7.2 `Voxelization` on CPU (cells in float32; hard: the first `max
 `max_voxels` voxels, in order of their first point) and mmdet3d 1.0.0rc6 `HardSimpleVFE`, `DynamicSimpleVFE`
 (dynamic: all points of all voxels, in order of z, y, x). Differs in: no array as large as the grid.
 
-Glossary: P points of D values, N voxels, C features per voxel.
+Glossary: P points of D values, N voxels of up to M points, C features per voxel.
 """
 
 import dataclasses

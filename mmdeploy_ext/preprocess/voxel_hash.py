@@ -3,7 +3,12 @@
 Each loop releases the interpreter lock and writes to places of its own, so that any number of Python threads
 gives the same arrays. numba's own threads are not used: they die in forked workers and in concurrent callers.
 
-Glossary: N sites, K kernel offsets; a key is the row-major index of a site in (sample, three axes).
+A hash from keys to rows is `slots`, int64, a power of two of them, each a key or `EMPTY`; `rows`, int32, the
+row of the key in each slot; and `shift`; `empty_slots` returns slots and shift. A key is the row-major index
+of a site in (sample, three axes).
+
+Glossary: N sites (N, 4) of sample and three axes, K kernel offsets, M output sites of a convolution, or most
+points of a voxel; P points of D values, n voxels.
 """
 # ruff: noqa: ANN001, ANN201 - numba infers the types; the docstrings give them
 
@@ -39,7 +44,10 @@ def fill(keys, slots, rows, shift):
 
 @njit(cache=True, nogil=True)
 def neighbours(sites, shape, steps, slots, rows, shift, table):
-    """Write the row of the site at each step from every site into table (K, N); N stands for no site."""
+    """Write the row of the site at each step from every site into table (K, N); N stands for no site.
+
+    sites (N, 4), shape (3,) cells of the grid, steps (K, 3) cells; slots, rows, shift: a hash of the sites.
+    """
     none = np.int32(sites.shape[0])
     for k in range(steps.shape[0]):
         for i in range(sites.shape[0]):
@@ -97,7 +105,11 @@ def reached_keys(sites, shape, axes, slots, shift, keys):
 
 @njit(cache=True, nogil=True)
 def reach(sites, shape, axes, offsets, slots, rows, shift, table):
-    """Write every input row into table (K, M) at the output row that it reaches by each offset, else N."""
+    """Write every input row into table (K, M) at the output row that it reaches by each offset, else N.
+
+    sites (N, 4) of the input, shape (3,) cells of the output's grid, axes as in `reached_keys`, offsets
+    (K, 3) indices into the first axis of each of them; slots, rows, shift: a hash of the output sites.
+    """
     for k in range(offsets.shape[0]):
         table[k] = sites.shape[0]
         first, second, third = axes[0][offsets[k, 0]], axes[1][offsets[k, 1]], axes[2][offsets[k, 2]]

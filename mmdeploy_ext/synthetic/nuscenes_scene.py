@@ -117,7 +117,17 @@ def sample_data(
     is_key_frame: bool,
     size: tuple[int, int] = (0, 0),
 ) -> Record:
-    """Return the record of one file, not yet linked to its neighbours; `size` is (W, H) of a picture."""
+    """Return the record of one file, not yet linked to its neighbours.
+
+    Args:
+        scene: `Scene.key`.
+        sample: token of the key frame that it belongs to.
+        channel: name of the sensor.
+        timestamp: of the measurement, us.
+        filename: relative to the folder of the set.
+        is_key_frame: whether it is the file of the key frame itself, not of a sweep before it.
+        size: (W, H) of a picture.
+    """
     key = token(scene, channel, timestamp)
     return {
         'token': key,
@@ -138,7 +148,17 @@ def sample_data(
 def annotation(
     scene: str, sample: str, index: int, thing: Thing, time_s: float, visibility: str, lidar_points: int
 ) -> Record:
-    """Return the record of object number `index` in a sample, not yet linked to its neighbours."""
+    """Return the record of an object in a key frame, not yet linked to its neighbours.
+
+    Args:
+        scene: `Scene.key`.
+        sample: token of the key frame.
+        index: of the object in its world.
+        thing: the object.
+        time_s: of the key frame in the scene.
+        visibility: token of the row of the visibility table.
+        lidar_points: number of points on the object.
+    """
     xy, yaw = thing.pose(time_s)
     attribute = attribute_name(thing)
     return {
@@ -227,7 +247,15 @@ class Plan(Options):
 
 @dataclass(frozen=True)
 class Scene:
-    """The content of one scene: the world, the rig and the lenses of its cameras."""
+    """The content of one scene.
+
+    Attributes:
+        plan: its parameters.
+        world: motion of the car, and the objects.
+        rig: name -> sensor.
+        lenses: name of a camera -> its rays.
+        scenery: ground and sky.
+    """
 
     plan: Plan
     world: World

@@ -2,7 +2,7 @@
 
 A ray per pixel, or per LiDAR pulse, is cast against the ground and every box. Camera frame: x right, y down,
 z ahead. LiDAR frame: x right, y ahead, z up. Ego frame: x ahead, y left, z up, origin on the ground below the
-rear axle.
+rear axle. `nuscenes_world.py` has the global frame. H, W: height and width of a picture, pixels.
 """
 
 import colorsys
@@ -29,6 +29,7 @@ CAMERAS = tuple(_CAMERAS)
 """Names of the cameras in the order of mmdet3d's info files."""
 LIDAR = 'LIDAR_TOP'
 CAMERA_LAG_US = {name: row[5] * 1000 for name, row in _CAMERAS.items()}
+"""Name of a camera -> how much earlier than the LiDAR it measures, us."""
 _CAMERA_AXES = np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], float)
 """Columns: the axes of an unturned camera in the ego frame."""
 
@@ -85,14 +86,18 @@ def make_rig(rng: np.random.Generator, width: int, height: int) -> dict[str, Sen
 
 
 GROUND_CELL_M = 0.12
+"""Side of a pixel of `Scenery.tile` on the ground."""
 HAZE_M = 90.0
+"""Depth at which a colour is 1/e its own, the rest haze."""
 NEAR_M = 0.1
+"""Smallest depth at which corners of boxes are projected."""
 _LIGHT = np.array([[0.62, 1.0], [0.74, 0.84], [0.4, 0.95]], np.float32)
 """Light on the two faces across each axis x, y, z: at its lower and at its upper end."""
 _PERIOD_M = dict(
     car=1.0, truck=1.4, trailer=1.3, bus=1.5, construction_vehicle=1.1,
     bicycle=0.4, motorcycle=0.5, pedestrian=0.5, traffic_cone=0.4, barrier=0.7,
 )  # fmt: skip
+"""Class -> period of the pattern on its objects."""
 
 
 def ray_box(
@@ -168,7 +173,14 @@ def make_lens(sensor: Sensor, width: int, height: int) -> Lens:
 
 @dataclass(frozen=True)
 class Scenery:
-    """Ground, sky and skyline of one scene, BGR."""
+    """Ground, sky and skyline of one scene.
+
+    Attributes:
+        tile: (256, 256, 3) float32 BGR 0..255, the ground, repeated everywhere.
+        skyline: (n,) float32, sine of the elevation of the roofs, evenly around the horizon.
+        zenith: (3,) colour of the sky above, BGR.
+        horizon: (3,) its colour at the horizon, which is that of the haze, too.
+    """
 
     tile: np.ndarray
     skyline: np.ndarray

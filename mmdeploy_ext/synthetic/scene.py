@@ -208,7 +208,7 @@ def _propose(rng: np.random.Generator, height: int, width: int) -> tuple[int, li
 def layout(rng: np.random.Generator, height: int, width: int, proposals: int) -> list[Instance]:
     """Place up to `proposals` shapes from front to back; those that are mostly hidden are left out.
 
-    Their masks do not overlap.
+    The masks of the shapes do not overlap. Height and width are those of the picture, pixels.
     """
     covered = np.zeros((height, width), bool)
     instances = []
@@ -227,7 +227,10 @@ def layout(rng: np.random.Generator, height: int, width: int, proposals: int) ->
 def make_scene(
     rng: np.random.Generator, height: int, width: int, proposals: int
 ) -> tuple[np.ndarray, list[Instance]]:
-    """Lay out and paint one picture, (H, W, 3) uint8 BGR; equal generators give equal pictures."""
+    """Lay out and paint one picture, (H, W, 3) uint8 BGR; equal generators give equal pictures.
+
+    The instances are those of `layout`, front to back; `proposals` is the number of shapes that are tried.
+    """
     instances = layout(rng, height, width, proposals)
     ground = colour_pair(rng, (0.1, 0.45))
     canvas = texture(rng, height, width, ground)

@@ -5,6 +5,8 @@ same logit on an empty map: if it passed the threshold, as it does with half of 
 them would be arbitrary. So the last layers of the scores are rescaled to two figures: the highest logit of an
 empty map, and the logit that a few hundred of a sweep's anchors exceed. BEVFusion has statistics of generated
 frames, a heat map of few peaks, and boxes that differ.
+
+Glossary: B sweeps, P points of D values, C channels, H, W rows and columns of a bird's-eye map.
 """
 
 from __future__ import annotations
@@ -151,8 +153,8 @@ def raise_scores(
 
     Args:
         layer: layer with a bias.
-        outputs: (C, B, n) of B sweeps.
-        empty: (C, m) of an empty map.
+        outputs: (C, B, n) of B sweeps, at n positions.
+        empty: (C, m) of an empty map, at m positions.
         count: number of the best cells of a sweep.
 
     Returns:

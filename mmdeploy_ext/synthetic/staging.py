@@ -116,10 +116,22 @@ def make_set(
     force: bool,
     quiet: bool,
 ) -> bool:
-    """Make a set unless it exists already; arguments, result and errors as of `coco.ensure_toy_coco`.
+    """Make a set unless it exists already.
 
-    `write` writes into a folder, in which `SHARDS` may be from an interrupted run, and yields the number of
-    steps that were just done, of `total`.
+    Args:
+        root: folder of the set; it is written atomically.
+        parameters: what decides on the content, for the manifest.
+        write: writes into a folder, in which `SHARDS` may be from an interrupted run, and yields the number
+            of steps that were just done.
+        total: number of all steps.
+        force: replace a generated set at `root` with any parameters; other folders are never replaced.
+        quiet: show no progress bar.
+
+    Returns:
+        True if the set was made, False if it existed.
+
+    Raises:
+        DataError: `root` is another folder, or a set with other parameters.
     """
     with locked(root):
         if force:

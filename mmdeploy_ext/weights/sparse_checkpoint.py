@@ -40,7 +40,8 @@ class LoadReport:
         layouts: key of a kernel in the module -> its layout in the file.
         folded: paths of batch normalisations that are folded into the convolution before them in the file.
         ranges: '<module path>._input_quantizer' -> () float32, '<module path>._weight_quantizer' -> (O,)
-            float32: amax of a PTQ file; module paths are those of the loaded module.
+            float32, one for each output channel: amax of a PTQ file; module paths are those of the loaded
+            module.
         rest: whether the model's other weights are 'loaded' or 'absent'; '' if it has no others.
         unused: keys of the file that were not loaded.
     """

@@ -21,6 +21,7 @@ from mmdeploy_ext.core.errors import CheckpointError, UsageError
 LAYOUTS = ('spconv1', 'spconv2', 'spconv2-rskc')
 CHOICES = ('auto', *LAYOUTS)
 LIBRARIES = {'spconv': 'spconv2', 'mmcv': 'spconv1'}
+"""Top-level package of a sparse convolution's class -> layout of its kernel in memory."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,7 +42,10 @@ def _finish(
     renamed: dict[str, str] | None = None,
     **facts: str,
 ) -> int:
-    """Compare both graphs with --prove, write the file and print changes; `facts` go to --json."""
+    """Compare both graphs with --prove, write the file and print changes.
+
+    `renamed` is old -> new name of the tensors that have another one; `facts` go to --json.
+    """
     from mmdeploy_ext.graph.output_comparison import compare_edited
 
     rows = compare_edited(before, after, seed=args.seed, renamed=renamed) if args.prove else None

@@ -33,8 +33,10 @@ def contracts(attribute: str) -> dict[str, Any]:
     """Return name of a contract -> its entry in a dict of the modules `contract.py` of `consumers`.
 
     Args:
-        attribute: 'CONTRACTS', functions that read a folder, 'FILES', patterns of the files in a folder, or
-            'TABLES', functions that write the tables of a rig.
+        attribute: name of the dict. 'CONTRACTS' has functions that take a folder and return its violations,
+            and key -> path of its files; 'FILES' patterns of the files in a folder; 'TABLES' functions that
+            write the tables of a rig: they take a folder, the file of a calibration and the file to write,
+            and return name -> number of what they wrote.
     """
     from mmdeploy_ext import consumers
 

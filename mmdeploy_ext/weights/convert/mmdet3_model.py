@@ -34,6 +34,8 @@ PROPOSAL_HEADS = ('RPNHead', 'GARPNHead', 'CascadeRPNHead', 'EmbeddingRPNHead')
 """Heads that make proposals in mmdet 2.28; in mmdet 3 any dense head can."""
 SCOPE = 'mmdet.'
 
+# operations of a layer in mmdet 2's `operation_order`; types of attention; defaults of mmdet 3's layers,
+# which configs leave out; and the supported keys of its `layer_cfg`, and of an encoder or decoder
 SELF_ATTENTION, CROSS_ATTENTION, FFN = ('self_attn', 'norm'), ('cross_attn', 'norm'), ('ffn', 'norm')
 MULTIHEAD, DEFORMABLE = 'MultiheadAttention', 'MultiScaleDeformableAttention'
 MULTIHEAD_DEFAULTS = dict(embed_dims=256, num_heads=8, dropout=0.0)
@@ -44,7 +46,10 @@ STACK_KEYS = {'num_layers', 'layer_cfg', 'init_cfg', 'return_intermediate', 'pos
 
 
 def parts(config: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield path and dict of every part of a config that has a `type`, outer parts first."""
+    """Yield path and dict of every part of a config that has a `type`, outer parts first.
+
+    The path of `config` itself is `path`; those inside are 'model.neck', 'model.bbox_head.loss_cls'.
+    """
     if isinstance(config, dict):
         if isinstance(config.get('type'), str):
             yield path, config

@@ -62,6 +62,12 @@ class Converted:
 def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str = 'auto') -> Converted:
     """Convert a file and write `{'meta', 'state_dict'}` atomically.
 
+    Args:
+        source: .pth, .bin or .safetensors.
+        target: the file that is written.
+        cfg: config of this project's RT-DETR.
+        weights: which of the weights in the file, see `read_source`.
+
     Raises:
         CheckpointError, ConfigError: those of `read_source` and `convert`; weights that are not finite or are
             codes.
@@ -280,8 +286,8 @@ def read_safetensors(path: Path) -> Tensors:
     """
     try:
         content = path.read_bytes()
-        size = int.from_bytes(content[:8], 'little')
-        end_of_header = 8 + size
+        header_bytes = int.from_bytes(content[:8], 'little')
+        end_of_header = 8 + header_bytes
         header = json.loads(content[8:end_of_header], object_pairs_hook=_unique_names)
         header.pop('__metadata__', None)
         tensors = {}

@@ -116,7 +116,13 @@ def paddle_refusal(path: str | Path) -> str:
 
 
 def advice(path: str, stage: str, keys: Collection[Any]) -> str:
-    """Return the message for a checkpoint of RT-DETR, '' for others; see `checkpoint.conversion_advice`."""
+    """Return the message for a checkpoint of RT-DETR, '' for others; see `checkpoint.conversion_advice`.
+
+    Args:
+        path: of the file.
+        stage: how far it was read: 'unreadable', 'content' (a dict without a state dict) or 'tensors'.
+        keys: of the dict, or names of the state dict.
+    """
     command = conversion_command(COMMAND, path)
     if stage == 'unreadable':
         return paddle_refusal(path) if is_paddle_file(path) else ''

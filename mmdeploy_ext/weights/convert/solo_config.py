@@ -56,12 +56,13 @@ def check_config(cfg: Any) -> None:
     stages = backbone.get('stage_with_dcn', ())
     require('model.backbone.stage_with_dcn', stages, isinstance(stages, list | tuple), 'a list of four')
     grids, convs = head.get('num_grids', MMDET_GRIDS), head.get('stacked_convs', MMDET_CONVS)
-    numbers = isinstance(grids, list | tuple) and all(isinstance(grid, int) for grid in grids)
-    require('model.mask_head.num_grids', grids, numbers and bool(grids), 'a list of numbers, one per level')
+    are_numbers = isinstance(grids, list | tuple) and all(isinstance(grid, int) for grid in grids)
+    fits = are_numbers and bool(grids)
+    require('model.mask_head.num_grids', grids, fits, 'a list of numbers, one per level')
     require('model.mask_head.stacked_convs', convs, isinstance(convs, int), 'a number')
     for key, pipeline in find_test_pipelines(cfg):
-        steps = isinstance(pipeline, list | tuple) and all(isinstance(step, dict) for step in pipeline)
-        require(key, pipeline, steps, 'a list of dicts')
+        are_steps = isinstance(pipeline, list | tuple) and all(isinstance(step, dict) for step in pipeline)
+        require(key, pipeline, are_steps, 'a list of dicts')
 
 
 def check_head(cfg: Any, head: str, shapes: Shapes, text: object = None) -> None:

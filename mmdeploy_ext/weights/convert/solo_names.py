@@ -82,7 +82,10 @@ def converted_names(keys: Collection[str]) -> dict[str, str]:
 
 
 def original_name(key: str, decoupled: bool = False) -> str:
-    """Return the original repository's name of a tensor of mmdet; original names are returned as they are."""
+    """Return the original repository's name of a tensor of mmdet; original names are returned as they are.
+
+    `decoupled`: the head is a decoupled SOLO, whose layers of classes the original calls `dsolo_cate`.
+    """
     pairs = reversed(MODULES) if decoupled else MODULES
     return next((name for original, new in pairs if (name := _move(key, new, original))), key)
 
@@ -93,7 +96,13 @@ def _move(key: str, old: str, new: str) -> str:
 
 
 def advice(path: str, stage: str, keys: Collection[Any]) -> str:
-    """Return the message for an original SOLO, '' for others; see `checkpoint.conversion_advice`."""
+    """Return the message for an original SOLO, '' for others; see `checkpoint.conversion_advice`.
+
+    Args:
+        path: of the file.
+        stage: how far it was read: 'unreadable', 'content' (a dict without a state dict) or 'tensors'.
+        keys: of the dict, or names of the state dict.
+    """
     if stage != 'tensors' or not original_head(keys):
         return ''
     return (
