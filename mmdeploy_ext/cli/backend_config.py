@@ -88,6 +88,11 @@ def engine_options(settings: dict[str, Any]) -> dict[str, Any]:
 def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options:
     """Return the export options of a config, not yet resolved; dynamic unless there is a shape.
 
+    Args:
+        cfg: the config, for messages.
+        settings: of `read_settings`.
+        family: of the config.
+
     Raises:
         ConfigError: an unknown value, or options that have no effect together.
     """
@@ -120,13 +125,19 @@ def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options
 
 
 def precision(settings: dict[str, Any]) -> str:
-    """Return the precision in which the network of a run computes: that of its engine, else of the file."""
+    """Return the precision in which the network of a run computes: that of its engine, else of the file.
+
+    `settings` are those of `read_settings`; the precision is 'fp32', 'fp16' or 'bf16'.
+    """
     of_engine = str(settings.get('inference_precision') or 'fp32')
     return of_engine if of_engine != 'fp32' else str(settings.get('precision') or 'fp32')
 
 
 def check_targets(settings: dict[str, Any], work_dir: Path) -> None:
-    """Refuse metrics and dumps that cannot be written; the exported model is checked with its contract."""
+    """Refuse metrics and dumps that cannot be written, by the settings of `read_settings`.
+
+    Whether the exported model can be is checked when its contract is known.
+    """
     check_writable(work_dir / 'metrics.json')
     if settings['dump'] and settings['dump']['dir']:
         check_writable(Path(settings['dump']['dir']) / 'manifest.json')

@@ -48,7 +48,14 @@ def check_options(args: argparse.Namespace) -> None:
 def draw_boxes(
     pair: Pair, detections: Mapping[str, Detections3D], classes: Sequence[str], score_thr: float
 ) -> np.ndarray:
-    """Draw the boxes of one or both engines (key of `ENGINES` -> boxes); differences of both are marked."""
+    """Draw the boxes of one or both engines into the pictures of a sample; differences of both are marked.
+
+    Args:
+        pair: the sample, with the boxes of both engines if there are two.
+        detections: key of `ENGINES` -> boxes.
+        classes: names, by label.
+        score_thr: boxes of a smaller score are not drawn.
+    """
     from mmdeploy_ext.proving.tasks import bbox3d
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
 
@@ -65,7 +72,10 @@ def is_video(out: Path) -> bool:
 
 @contextlib.contextmanager
 def open_writer(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yield the function that writes the next picture; a video appears when it is complete."""
+    """Yield the function that writes the next picture, (h, w, 3) uint8 BGR, to a video or a folder `out`.
+
+    A video appears when it is complete; pictures of a folder are called '0000.png' and so on.
+    """
     from mmdeploy_ext.runtime.draw import write_picture
 
     if is_video(out):

@@ -90,7 +90,13 @@ def load(args: argparse.Namespace) -> Any:
 
 
 def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.ExitStack) -> Any:
-    """Return the files of --onnx on ONNX Runtime, or those of an export that is made first."""
+    """Return the files of --onnx on ONNX Runtime, or those of an export that is made first.
+
+    Args:
+        args: of the command line.
+        deployment: of `load`; None if there is --onnx.
+        stack: closes the runtime.
+    """
     from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.families.parts.runtime.lidar import GRAPHS as NAMES
 
@@ -108,7 +114,10 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
 
 
 def timed(engine: str, detect: Callable[[], Detections3D]) -> Detections3D:
-    """Detect a few times, print the time of the fastest run, and return the boxes."""
+    """Detect a few times, print the time of the fastest run, and return the boxes.
+
+    `engine` is a key of `demo.ENGINES`; `detect` runs it once on the sweep.
+    """
     milliseconds = []
     for _ in range(RUNS):
         start = time.perf_counter()
@@ -122,7 +131,14 @@ def timed(engine: str, detect: Callable[[], Detections3D]) -> Detections3D:
 def show(
     args: argparse.Namespace, points: np.ndarray, detections: dict[str, Detections3D], classes: Sequence[str]
 ) -> int:
-    """Write the picture; print whether the boxes of two engines are equal, and return 1 if not."""
+    """Write the picture; print whether the boxes of two engines are equal, and return 1 if not.
+
+    Args:
+        args: of the command line.
+        points: (P, D) float32 of the sweep, P points of D values.
+        detections: key of `demo.ENGINES` -> boxes.
+        classes: names, by label.
+    """
     from mmdeploy_ext.proving.results import Pair
     from mmdeploy_ext.proving.tasks import bbox3d
     from mmdeploy_ext.runtime.draw import write_picture

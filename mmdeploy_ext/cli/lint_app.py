@@ -91,7 +91,14 @@ def run(args: argparse.Namespace) -> int:
 def lint(
     deployment: Deployment, args: argparse.Namespace, exporters: Sequence[str], shape: tuple[int, int]
 ) -> Iterator[Report]:
-    """Yield a report per stage or graph."""
+    """Yield a report per stage or graph.
+
+    Args:
+        deployment: the trained model.
+        args: of the command line.
+        exporters: names of the exporters that severities are for, and that are tried.
+        shape: height and width of the input; 0 takes those of the test pipeline.
+    """
     from mmdeploy_ext.cli.lint_parts import parts_of
     from mmdeploy_ext.lint import check
 

@@ -23,7 +23,8 @@ CFG_OPTIONS_HELP = (
 def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') -> dict[str, Any]:
     """Parse key=value pairs by mmcv's rules: lists as a,b or [a,b], nested `[(a,b),(c,d)]`.
 
-    A dict literal is read as Python reads it; mmcv would split it at its commas.
+    A dict literal is read as Python reads it; mmcv would split it at its commas. `option` is for messages;
+    None in place of pairs gives {}.
 
     Raises:
         UsageError: a pair without '=', or a value that mmcv cannot read.
@@ -95,7 +96,11 @@ def parser_for(
 ) -> argparse.ArgumentParser:
     """Return a parser that has the options of a family which the config of the command line imports, too.
 
-    The config is read before the command line is parsed only if that has an option of no other family.
+    The config is read before the command line is parsed only if that has an option that the parser lacks.
+
+    Args:
+        build: makes the parser; it is called again after the config has registered its family.
+        argv: words of the command line; None means those of `sys.argv`.
     """
     parser, words = build(), sys.argv[1:] if argv is None else argv
     options = [word.split('=')[0] for word in words if word.startswith('--')]
@@ -183,7 +188,10 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse_shape(shape: Any, option: str = '--shape') -> tuple[int, int]:
-    """Return height and width from one or two numbers; None gives 0, 0, which stands for the default."""
+    """Return height and width from one or two numbers; None gives 0, 0, which stands for the default.
+
+    `option` is for the UsageError of other values.
+    """
     if shape is None:
         return 0, 0
     sizes = list(shape) if isinstance(shape, list | tuple) else [shape]

@@ -234,7 +234,15 @@ def quantisation_facts(
     layers: Sequence[str],
     images: CalibrationSet,
 ) -> dict[str, Any]:
-    """Return the facts about a quantisation that are stored in the file and in the JSON."""
+    """Return the facts about a quantisation that are stored in the file and in the JSON.
+
+    Args:
+        args: of the command line.
+        metadata: of the float file.
+        graph: of the float file.
+        layers: names of the layers in INT8.
+        images: that the ranges of activations are from.
+    """
     quantised = sum(graph.layer(name).parameters for name in layers)
     parameters = sum(layer.parameters for layer in graph.layers)
     if args.engine == 'openvino':

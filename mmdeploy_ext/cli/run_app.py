@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_inputs(args: argparse.Namespace, samples: str) -> None:
-    """Refuse files of another kind than the model takes."""
+    """Refuse files of another kind than the model takes; `samples` is a key of `TAKES`."""
     for path in map(Path, args.images):
         suffix = path.suffix.lower()
         kind = next((name for name, endings in ENDINGS.items() if suffix in endings), 'images')
@@ -237,7 +237,16 @@ def entry_of(
     args: argparse.Namespace,
     classes: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Return the --json entry of a sample whose detection began at `start` (seconds) and has just ended."""
+    """Return the --json entry of a sample whose detection began at `start` and has just ended.
+
+    Args:
+        facts: entries that tell which sample it is.
+        target: file of its picture.
+        start: moment of `time.perf_counter`.
+        detections: boxes in 3D.
+        args: of the command line, with the score from which on boxes are drawn.
+        classes: names, by label.
+    """
     return dict(
         **facts,
         picture=str(target),

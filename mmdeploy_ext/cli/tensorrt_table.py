@@ -43,7 +43,7 @@ class Row:
 
 
 def fitting_options(path: str, texts: Sequence[str]) -> list[str]:
-    """Return the options NAME=... whose name is an input or an axis of a file."""
+    """Return those of the options NAME=... whose name is an input or an axis of a file."""
     model = files.load(path)
     spec = spec_of(model)
     names = {value.name for value in model.graph.input}
@@ -60,8 +60,12 @@ def measure(
 ) -> list[Row]:
     """Build every file in both precisions, for as many of the architectures as take it.
 
-    `shapes` and `constants` are used for the files that have their inputs; `progress` is called with the
-    file, the number of finished files and that of all.
+    Args:
+        paths: ONNX files.
+        architectures: 86 for SM 8.6.
+        shapes: options of --shapes, `NAME=MIN/OPT/MAX`; used for the files that have such an input or axis.
+        constants: options of --constant, `NAME` or `NAME=VALUES`; used likewise.
+        progress: called with file and precision, the number of finished files and that of all.
     """
     rows = []
     for finished, path in enumerate(paths):
@@ -128,7 +132,7 @@ def _cosine(path: str, job: tensorrt_engine.Job) -> float | None:
 
 
 def markdown(rows: Sequence[Row], architectures: Sequence[int], version: str) -> str:
-    """Return the table, with the version above it."""
+    """Return the table, with the version of tensorrt-rtx above it; its columns are the architectures."""
     heads = ['graph', 'nodes', 'precision', *(f'SM {number}' for number in architectures)]
     heads += ['MB', 'products in float16', 'cosine of fp16']
     intro = f'tensorrt-rtx {version}; the size is that of one engine for all architectures of the row.'

@@ -82,7 +82,7 @@ def build_model(cfg: Any) -> Any:
 
 
 def configured_loaders(cfg: Any) -> contextlib.AbstractContextManager[None]:
-    """Inside the block mmdet's loop builds mmdet3d's data sets, with the samplers that `data` names."""
+    """Inside the block mmdet's loop builds mmdet3d's data sets, with the samplers that `cfg.data` names."""
     names = ('shuffler_sampler', 'nonshuffler_sampler')
     samplers = {name: cfg.data[name] for name in names if name in cfg.data}
     import mmdet.apis.train

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:
-    """Refuse options that this kind of model does not have."""
+    """Refuse options that this kind of model does not have; `engine` is that of `options.engine_options`."""
     if family.samples == 'images':
         shared.refuse_options(args, build_parser(), ('frames',), 'goes with streaming models only')
         return
@@ -90,7 +90,15 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
 def prove_files(
     args: argparse.Namespace, source: Source, samples: Samples, engine: dict[str, Any], **claims: Any
 ) -> int:
-    """Prove files that were exported earlier, and show the verdict; `claims` go to `api.prove_source`."""
+    """Prove files that were exported earlier, and show the verdict; return the exit status.
+
+    Args:
+        args: of the command line, with `onnx_file`.
+        source: config and checkpoint.
+        samples: that the proof compares on.
+        engine: of `options.engine_options`.
+        claims: what the files are held to besides their metadata; arguments of `api.prove_source`.
+    """
     verdict, pictures, deployment = prove_source(
         source,
         args.onnx_file,

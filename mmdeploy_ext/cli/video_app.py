@@ -98,7 +98,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def scene_indices(tokens: Sequence[str], scene: int, frames: int | None) -> list[int]:
-    """Return the sample indices of a scene in order."""
+    """Return the sample indices of a scene in order.
+
+    Args:
+        tokens: of the scene of each sample.
+        scene: number of the scene, from 0.
+        frames: the first ones that are returned; None takes all.
+    """
     scenes = list(dict.fromkeys(tokens))
     if scene >= len(scenes):
         raise UsageError(
@@ -149,7 +155,16 @@ def draw_scene(
     steppers: dict[str, Stepper],
     classes: Sequence[str],
 ) -> str:
-    """Run `count` frames and write the pictures; return the median times as text."""
+    """Run all frames and write the pictures; return the median times as text.
+
+    Args:
+        args: of the command line.
+        rule: preprocessing rule of the model.
+        frames: of the scene.
+        count: their number.
+        steppers: key of `demo.ENGINES` -> model.
+        classes: names, by label.
+    """
     from mmdeploy_ext.proving.tasks import bbox3d
 
     seconds: dict[str, list[float]] = {name: [] for name in steppers}

@@ -114,7 +114,7 @@ def check_python() -> Finding:
 
 
 def check_version(distribution: str, expected: str, frozen: bool = False) -> Finding:
-    """Compare an installed version with the one that was tried.
+    """Compare the installed version of a distribution with the one that was tried, `expected`.
 
     Another version of a frozen one is a problem (the later majors of the OpenMMLab 1.x packages have other
     interfaces), not just something that nobody tried.

@@ -148,7 +148,7 @@ class _PatchingFinder(importlib.abc.MetaPathFinder):
 
 @contextlib.contextmanager
 def patched(target: object, **attributes: object) -> Iterator[None]:
-    """Set attributes of one object inside the block; class methods of a class stay such."""
+    """Set attributes of `target` inside the block; class methods of a class are such again after it."""
     before = {name: vars(target).get(name, getattr(target, name)) for name in attributes}
     for name, value in attributes.items():
         setattr(target, name, value)

@@ -23,8 +23,13 @@ def cells_of_points(
 ) -> tuple[Tensor, Tensor]:
     """Return the cell of each point (P, D) int64, x first, and whether it is inside the limits (P,).
 
-    The arithmetic is in the precision of the points, as in the compiled kernel; `limits` are all low ends,
-    then all high ends.
+    The arithmetic is in the precision of the points, as in the compiled kernel.
+
+    Args:
+        points: (P, V), the coordinates first.
+        voxel_size: of each axis.
+        limits: all low ends, then all high ends.
+        axes: D.
     """
     low, high = (points.new_tensor(list(side)) for side in (limits[:axes], limits[axes:]))
     size = points.new_tensor(list(voxel_size))
@@ -36,7 +41,10 @@ def cells_of_points(
 def dynamic_voxelize(
     points: Tensor, cells: Tensor, voxel_size: Sequence[float], limits: Sequence[float], axes: int = 3
 ) -> None:
-    """Write the cell of each point into `cells` (P, D), -1 for a point outside of the limits."""
+    """Write the cell of each point into `cells` (P, D), -1 for a point outside of the limits.
+
+    For the other arguments see `cells_of_points`.
+    """
     point_cells, inside = cells_of_points(points, voxel_size, limits, axes)
     cells.copy_(torch.where(inside[:, None], point_cells, -1))
 

@@ -40,7 +40,7 @@ class OlderModule:
 
 @functools.cache
 def missing_class(name: str, module: str = '') -> type:
-    """Return the class that stands for one of this name that cannot be imported."""
+    """Return the class that stands for one of this name, of a module, that cannot be imported."""
     return type(name, (), {'__module__': module, '__doc__': f'No class {name} can be imported.'})
 
 

@@ -85,7 +85,10 @@ class Head(JsonDataclass):
 
 
 def factor_head(num_classes: int, factor: str) -> Head:
-    """Return the head of ATSS, FCOS and similar: sigmoid scores, deltas and an output for the factor."""
+    """Return the head of ATSS, FCOS and similar: sigmoid scores, deltas and an output for the factor.
+
+    `factor` is the name of that output, 'centerness' of most.
+    """
     outputs = (('cls_score', num_classes), ('bbox_pred', 4), (factor, 1))
     return Head(outputs, factor=factor, factor_from=(factor, 0))
 
@@ -116,7 +119,10 @@ POINT_CODERS = ('base_length', 'yolox', 'centre')
 
 
 def coder(value: Any, key: str) -> None:
-    """Refuse the settings of an unknown coder, and settings that lack an entry; a check of `schema`."""
+    """Refuse the settings of an unknown coder, and settings that lack an entry; a check of `schema`.
+
+    The value is a dict of `type`, a key of `CODERS`, and the settings that this coder reads.
+    """
     record(dict(type=one_of(*CODERS)), ('type',), closed=False)(value, key)
     needed, optional = CODERS[value['type']], OPTIONAL.get(value['type'], {})
     record(dict(needed, **optional, type=anything), tuple(needed))(value, key)

@@ -112,7 +112,10 @@ class Metadata:
         return cls(**values)
 
     def require(self, path: object, family: str, forms: tuple[str, ...] = ()) -> None:
-        """Refuse a file of another family or form; ModelFileError says what the file is."""
+        """Refuse a file of another family, or of none of the forms; ModelFileError says what the file is.
+
+        `path` is for the message; without forms every form passes.
+        """
         if self.family != family:
             raise ModelFileError(f'{path}: is a model of family {self.family!r}, expected {family!r}')
         if forms and self.form not in forms:
@@ -122,7 +125,7 @@ class Metadata:
 
 
 def rule_from_json(content: Mapping[str, Any]) -> Rule:
-    """Rebuild the preprocessing rule of whichever kind the metadata have."""
+    """Rebuild the preprocessing rule of whichever kind the metadata have; `content` is its `to_json`."""
     if 'voxel_size' in content:
         return VoxelRule.from_json(content)
     if 'voxels' in content:
@@ -251,9 +254,9 @@ def _checked(value: Any, name: str, path: object, check: Check) -> Any:
 
 
 def checked_facts(facts: dict[str, Any], family: str, path: object) -> Facts:
-    """Return the `postprocess` of a file that passes the check of its family, if it has one.
+    """Return the `postprocess` of a file as `Facts`, after the check of its family, if that has one.
 
-    ModelFileError: names the key.
+    ModelFileError: it does not pass; the message names the key, and the file by `path`.
     """
     registration = registered().get(family)
     if registration is not None and registration.postprocess is not None:

@@ -94,6 +94,9 @@ FUSION = full_record(
 )
 
 
+# functions of a value and its key are checks, see `schema`
+
+
 def rule_of_points(value: Any, key: str) -> None:
     """Check the rule of a sweep, or that of a frame of cameras and points, which has it under `voxels`."""
     (FUSION if isinstance(value, dict) and 'voxels' in value else VOXELS)(value, key)

@@ -73,7 +73,7 @@ class Option:
         return f'--no-{self.typed[2:]}' if self.default is True and value is False else self.typed
 
     def with_value(self, value: Any, prefix: str = '--') -> str:
-        """Return the option with its value, as the user wrote it."""
+        """Return the option with its value, as the user wrote it; for `prefix` see `as_typed`."""
         if isinstance(value, bool):
             return self.as_typed(prefix, value)
         text = ' '.join(map(str, value)) if isinstance(value, tuple) else value
@@ -85,7 +85,10 @@ class Option:
         return self.with_value((value, values[self.pair]) if self.pair in values else value)
 
     def check(self, value: Any, prefix: str = '--') -> None:
-        """Refuse a value that the option cannot have; UsageError says which there are."""
+        """Refuse a value that the option cannot have; UsageError says which there are.
+
+        For `prefix`, which names the option in the message, see `as_typed`.
+        """
         typed, hint = self.with_value(value, prefix), f'; {self.hint}' if self.hint else ''
         if isinstance(value, str) and value in self.refused:
             raise UsageError(f'{typed}: {self.refused[value]}')

@@ -21,7 +21,7 @@ class Mismatch(ValueError):
 
 
 def mismatch(value: Any, key: str, expected: str) -> Mismatch:
-    """Return the error of one value."""
+    """Return the error of a value, which names its key and what was expected, in words."""
     got = repr(value)
     got = got if len(got) <= 60 else f'{got[:57]}...'
     return Mismatch(f'{key} is {got}, expected {expected}'.lstrip())

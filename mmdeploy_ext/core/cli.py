@@ -164,7 +164,7 @@ def stderr() -> Console:
 
 
 def say(console: Console, text: str, word: str = '', colour: str = '') -> None:
-    """Print a line as it is, however long; before it a word in colour."""
+    """Print a line as it is, however long; before it a word in a colour of rich, such as 'bold red'."""
     if word:
         console.print(f'[{colour}]{word}[/{colour}] ', end='')
     console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
@@ -173,7 +173,8 @@ def say(console: Console, text: str, word: str = '', colour: str = '') -> None:
 def tracked(items: Iterable[Item], total: int | None, title: str, visible: bool = True) -> Iterator[Item]:
     """Yield the items, with a bar on stderr if it is a terminal: how many are done, and the time left.
 
-    `total` is None if the number of items is unknown; `title` stands before the bar.
+    `total` is None if the number of items is unknown; `title` stands before the bar. No bar is shown unless
+    `visible`.
     """
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -186,9 +187,10 @@ def tracked(items: Iterable[Item], total: int | None, title: str, visible: bool 
 
 @contextlib.contextmanager
 def progress(title: str, total: int | None = None, *columns: Any) -> Iterator[Callable[..., None]]:
-    """Yield a function that updates a bar on stderr: `completed`, `total` and `description` of it.
+    """Yield a function that updates a bar on stderr by its keyword arguments.
 
-    There is a bar if stderr is a terminal; `columns` stand between the bar and the time.
+    These are `completed`, `total` and `description`. There is a bar if stderr is a terminal; `title` is the
+    first description, `columns`, of `rich.progress`, stand between the bar and the time.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

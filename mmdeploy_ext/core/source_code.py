@@ -171,8 +171,8 @@ def file_of_class(kind: type) -> Path | None:
 def is_installed(package: str, path: Path) -> bool:
     """Return whether a file is one that a distribution of OpenMMLab installed, and nobody has edited.
 
-    Copies of mmdet in a user's repository, editable installs of them and files that were changed in place
-    are not.
+    `package` is a key of `DISTRIBUTIONS`; of other packages no file is. Neither are copies of mmdet in a
+    user's repository, editable installs and files that were changed in place.
     """
     root, digests = _installed_files(package)
     if root is None or not path.resolve().is_relative_to(root):

@@ -36,10 +36,14 @@ def resize_pillow(
     resample: str = 'bilinear',
     rows: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Resize (h, w, C) uint8 to `height` x `width`: one axis, rounded to uint8, then the other.
+    """Resize (h, w, C) uint8, of C channels: one axis, rounded to uint8, then the other.
 
-    `resample` is a key of `FILTERS`; `rows` are the first row of the result that is computed and the one
-    after the last, by default all.
+    Args:
+        image: (h, w, C) uint8.
+        height: of the result.
+        width: of the result.
+        resample: key of `FILTERS`.
+        rows: first row of the result that is computed, and the one after the last; by default all are.
     """
     removed_rows, removed_columns = image.shape[0] - height, image.shape[1] - width
     first, last = rows or (0, height)

@@ -73,7 +73,7 @@ def _check_combination(order: Sequence[str], values: Mapping[str, Any]) -> None:
 
 
 def steps_of(pipeline: Sequence[Mapping[str, Any]], *kinds: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the steps of the given types, those inside other steps too."""
+    """Yield the steps of these types (`kinds`), those inside other steps too."""
     for step in pipeline:
         if step.get('type') in kinds:
             yield step

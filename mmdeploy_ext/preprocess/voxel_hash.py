@@ -76,7 +76,9 @@ def mirror(table, mirrored):
 def reached_keys(sites, shape, axes, slots, shift, keys):
     """Collect the key of each output site that an input site reaches, once; return their number, -1 if full.
 
-    axes: per axis (k, size) int32, the output position that an input position reaches by an offset, or -1.
+    sites (N, 4) of the input, shape (3,) cells of the output's grid; axes: per axis (k, size) int32, the
+    output position that an input position reaches by each of k offsets, or -1; slots, shift: an empty hash,
+    keys (n,) int64: both are filled.
     """
     n = 0
     for i in range(sites.shape[0]):
@@ -186,6 +188,9 @@ def assign(points, low, size, grid, slots, rows, shift, coordinates, voxel_rows)
 
 
 def empty_slots(sites: int) -> tuple[np.ndarray, np.uint64]:
-    """Return at least two slots per site, a power of two of them, and the shift that hashes into them."""
+    """Return free slots, at least two per site and a power of two, and the shift that hashes into them.
+
+    `sites` is the number of keys that the hash has to take.
+    """
     bits = max(2 * sites, LEAST_SLOTS).bit_length()
     return np.full(1 << bits, EMPTY, np.int64), np.uint64(64 - bits)

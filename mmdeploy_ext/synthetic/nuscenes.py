@@ -146,8 +146,19 @@ def ensure_toy_nuscenes(
 ) -> bool:
     """Make the set unless it exists already.
 
-    `options` decide on its content; `jobs` processes write scenes, 1 writes them in this process. The other
-    arguments, the result and the errors are those of `coco.ensure_toy_coco`.
+    Args:
+        root: folder of the set; it is written atomically.
+        options: what decides on the content; None takes the defaults.
+        jobs: processes that write scenes; 1 writes them in this process.
+        force: replace a generated set at `root` with any parameters; other folders are never replaced.
+        quiet: show no progress bar.
+
+    Returns:
+        True if the set was made, False if it existed.
+
+    Raises:
+        DataError: `root` is another folder, or a set with other parameters.
+        UsageError: a parameter is out of range.
     """
     options = options or Options()
     check_options(options)

@@ -71,7 +71,10 @@ def fixed_tables() -> dict[str, list[Record]]:
 
 
 def visibility_token(visible: int, projected: int) -> str:
-    """Return the row of the visibility table for an object's numbers of pixels, see `View`."""
+    """Return the row of the visibility table, a key of `VISIBILITIES`, for an object's numbers of pixels.
+
+    `visible` are those that are seen in all cameras, `projected` also those behind other objects.
+    """
     share = visible / max(projected, 1)
     return str(1 + int(np.searchsorted([0.4, 0.6, 0.8], share, side='right')))
 
@@ -178,7 +181,13 @@ def annotation(
 
 
 def instances(annotations: list[Record], things: tuple[Thing, ...], scene: str) -> list[Record]:
-    """Return the records of the annotated objects, and link the annotations of each."""
+    """Return the records of the annotated objects, and link the annotations of each, in place.
+
+    Args:
+        annotations: all of the scene, in the order of time.
+        things: objects of the scene's world.
+        scene: `Scene.key`.
+    """
     records = []
     for index, thing in enumerate(things):
         key = token(scene, 'instance', index)

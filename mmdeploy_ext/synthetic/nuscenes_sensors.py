@@ -44,7 +44,10 @@ class Sensor:
 
 
 def pose_matrix(xy: np.ndarray, yaw: float, z: float = 0.0) -> np.ndarray:
-    """Return the (4, 4) matrix of a level frame at (x, y, z) that is turned by `yaw` radians."""
+    """Return the (4, 4) pose of a level frame at (x, y, z) that is turned by `yaw` radians.
+
+    It maps points of this frame to the one in which `xy` (2,), z and yaw are given; lengths in m.
+    """
     cos, sin = math.cos(yaw), math.sin(yaw)
     return np.array([[cos, -sin, 0, xy[0]], [sin, cos, 0, xy[1]], [0, 0, 1, z], [0, 0, 0, 1]], float)
 
@@ -126,7 +129,10 @@ def ray_box(
 
 
 def boxes_in(frame_to_global: np.ndarray, things: list[Thing], time_s: float) -> list[np.ndarray]:
-    """Return the (4, 4) box-to-frame matrix of every object; x of a box is its length, z its height."""
+    """Return the (4, 4) matrix from box to frame of every object; x of a box is its length, z its height.
+
+    `frame_to_global` is the (4, 4) pose of the frame, `time_s` the time of the scene.
+    """
     inverse = invert_pose(frame_to_global)
     return [inverse @ pose_matrix(*thing.pose(time_s), z=thing.wlh[2] / 2) for thing in things]
 
@@ -332,7 +338,14 @@ def render(
 ) -> View:
     """Take a picture of the objects at a time of the scene.
 
-    `dropped` is the kind of drop-out as in `World.dropped`; it does not change the numbers of pixels.
+    Args:
+        lens: of the camera.
+        scenery: ground and sky.
+        world: with the motion of the car, and the light.
+        things: objects that are drawn.
+        time_s: of the scene.
+        dropped: kind of drop-out as in `World.dropped`; it does not change the numbers of pixels.
+        rng: for the noise.
     """
     xy, yaw = world.drive.pose(time_s)
     boxes = boxes_in(pose_matrix(xy, float(yaw)) @ lens.sensor.to_ego, things, time_s)

@@ -136,7 +136,10 @@ class World:
 
 
 def make_drive(rng: np.random.Generator, frames: int) -> Drive:
-    """Draw a drive at 0 to 5 m/s, with turns and stops, from a second before the first key frame on."""
+    """Draw a drive at 0 to 5 m/s, with turns and stops, from a second before the first key frame on.
+
+    `frames` is the number of key frames.
+    """
     duration = frames * KEY_FRAME_S + 2
     knots = np.arange(0, duration + 2.5, 2.5)
     speeds = np.clip(rng.uniform(1, 4) + rng.normal(0, 0.8, len(knots)), 0.3, 5)

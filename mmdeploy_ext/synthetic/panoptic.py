@@ -51,6 +51,11 @@ def segments_of(
     """Return the segments (H, W) int64 of a picture and their entries in COCO's JSON.
 
     The ground is segment 1, shapes are numbered from 2; 0 are the soft edges.
+
+    Args:
+        ground: pattern of the ground, index into `STUFF`.
+        shapes: of the picture.
+        size: (H, W) in pixels.
     """
     segments = np.ones(size, np.int64)
     for shape in shapes:

@@ -39,7 +39,10 @@ CLASSES = tuple(OUTLINES)
 
 
 def outline_area(loops: list[np.ndarray]) -> float:
-    """Return the area inside an outline without its holes, in squared units of its points."""
+    """Return the area inside an outline without its holes, in squared units of its points.
+
+    `loops` are (P, 2) points each: the outer edge, then holes.
+    """
     areas = []
     for loop in loops:
         x, y = loop.T

@@ -80,7 +80,7 @@ def seeded_scene(
 ) -> torch.Tensor:
     """Return a picture of the generated data set, normalised: (1, 3, height, width) float32.
 
-    `expose` makes it darker or brighter.
+    `expose` takes the picture (height, width, 3) uint8 and returns it darker or brighter.
     """
     picture, _ = make_scene(np.random.default_rng(seed), height, width, SCENE_SHAPES)
     picture = expose(picture) if expose else picture
@@ -180,9 +180,10 @@ def _find_step(pipeline: Sequence[Any], step_type: str) -> Any:
 
 
 def backbone_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
-    """Return the weights of a model with a family of sparse backbones, by published names; else None.
+    """Return the weights of a model with a family of sparse backbones, by published names.
 
-    Those of the backbone depend on names; other parts of a detector are initialised with the seed.
+    Those of the backbone depend on names; other parts of a detector are initialised with the seed. None if no
+    family of sparse backbones claims the config.
     """
     from mmdeploy_ext.families.base import BACKBONE, FAMILIES, load_families
 

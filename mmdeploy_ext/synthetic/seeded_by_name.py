@@ -79,7 +79,10 @@ def sparse_weights(shapes: Shapes, prefix: str = '') -> dict[str, np.ndarray]:
 
 
 def fill_sparse_module(module: torch.nn.Module, prefix: str = '') -> dict[str, np.ndarray]:
-    """Fill a module on spconv 2, whose kernels are (O, k0, k1, k2, I), in place; return `sparse_weights`."""
+    """Fill a module on spconv 2, whose kernels are (O, k0, k1, k2, I), in place; return `sparse_weights`.
+
+    `prefix` is that of `sparse_weights`; k0, k1, k2 are the kernel's size, I and O its channels.
+    """
     shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     spconv1_shapes = {
         key: (*shape[1:], shape[0]) if len(shape) == 5 else shape for key, shape in shapes.items()

@@ -231,7 +231,10 @@ def _box_target(head: nn.Module, name: str) -> Target:
 
 
 def scale_prototypes(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
-    """Rescale the last layers of mask prototypes and coefficients in place, if a detector has them."""
+    """Rescale the last layers of mask prototypes and coefficients in place, if a detector has them.
+
+    `features` are those of each level, (B, C, H, W).
+    """
     protonet = getattr(getattr(model, 'mask_head', None), 'protonet', None)
     if protonet is None:
         return

@@ -78,7 +78,10 @@ FUSION_TARGETS = {
 
 
 def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0) -> nn.Module:
-    """Fill a LiDAR detector of mmdet3d in place; its sparse encoder has weights by name."""
+    """Fill a LiDAR detector of mmdet3d in place, and return it; its sparse encoder has weights by name.
+
+    `cfg` and `family` tell how the sweeps that it is calibrated on are made.
+    """
     from mmdeploy_ext.families.parts.lidar_parts import parts_of
 
     parts = parts_of(model.eval())
@@ -190,7 +193,10 @@ def _match_targets(
 
 
 def fill_fusion(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0) -> nn.Module:
-    """Fill a BEVFusion in place; its sparse encoder has weights by name."""
+    """Fill a BEVFusion in place, and return it; its sparse encoder has weights by name.
+
+    `cfg` and `family` tell how the frames that it is calibrated on are made.
+    """
     frames = list(family.generated_sweeps(family.preprocess_rule(cfg), FRAMES))
     reference = family.reference(model.eval())
 

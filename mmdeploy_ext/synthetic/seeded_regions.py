@@ -56,7 +56,7 @@ HIGH_THRESHOLD_FACTOR = 2.0
 
 
 def regions_of(pictures: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """Return regions (B, K, 4) float32 xyxy of pictures (B, 3, H, W), in pixels."""
+    """Return K = `REGIONS` regions (B, K, 4) float32 xyxy of each of B pictures (B, 3, H, W), in pixels."""
     generator, (height, width) = torch.Generator().manual_seed(seed), pictures.shape[2:]
     count = len(pictures) * REGIONS
     low, high = (torch.tensor(side).log() for side in SIDES)
@@ -94,7 +94,10 @@ def _propose(head: nn.Module, pictures: torch.Tensor, features: Sequence[torch.T
 
 
 def run_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
-    """Run those heads of a two-stage detector that have batch normalisations."""
+    """Run those heads of a two-stage detector that have batch normalisations.
+
+    Pictures are (B, 3, H, W), normalised; features are those of each level.
+    """
     if _has_norms(getattr(model, 'rpn_head', None)):
         _propose(model.rpn_head, pictures, features)
     if _has_norms(getattr(model, 'roi_head', None)):
@@ -108,7 +111,10 @@ def _has_norms(head: nn.Module | None) -> bool:
 
 
 def scale_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
-    """Rescale all last layers in place so that their outputs have their targets."""
+    """Rescale the last layers of all heads of a two-stage detector so that their outputs have their targets.
+
+    Pictures are (B, 3, H, W), normalised; features are those of each level.
+    """
     if getattr(model, 'rpn_head', None) is not None:
         run = functools.partial(_propose, model.rpn_head, pictures, features)
         for head in stages_of_proposals(model.rpn_head):
@@ -139,7 +145,7 @@ def scale_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[tor
 def draw_normed_weights(layer: nn.Module, run: Callable[[], Any], seed: int = 0) -> None:
     """Draw the weights of a layer that norms weights and inputs, as mixtures of differences of its inputs.
 
-    The layer is linear, or a 1x1 convolution, and has inputs during a run.
+    The layer is linear, or a 1x1 convolution; `run` runs a network in which it has inputs.
     """
     inputs: list[torch.Tensor] = []
     with layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0])):

@@ -90,7 +90,7 @@ def open_staging(root: Path, parameters: dict[str, Any]) -> Path:
 
 
 def publish(root: Path, parameters: dict[str, Any]) -> None:
-    """Write the manifest of the staging folder and move the folder to `root`."""
+    """Write the manifest of the staging folder, with these parameters, and move the folder to `root`."""
     staging = staging_folder(root)
     (staging / _PARAMETERS).unlink()
     files = sorted(path for path in staging.rglob('*') if path.is_file() and path.name != MANIFEST)

@@ -94,7 +94,13 @@ def decide_layouts(
     """Return the layout of every kernel of a file by its shape there.
 
     A shape that fits several layouts has the one that all unambiguous shapes share; a pointwise kernel needs
-    no decision. `choice` is 'auto', or a layout, which every shape has to fit.
+    no decision.
+
+    Args:
+        path: of the file, for messages.
+        shapes: key of a kernel in the module -> its shape in the file.
+        kernels: of `find_kernels`, by the same keys.
+        choice: 'auto', or a layout, which every shape has to fit.
 
     Raises:
         UsageError: unknown choice.

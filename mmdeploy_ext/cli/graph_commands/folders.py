@@ -51,7 +51,7 @@ def contracts(attribute: str) -> dict[str, Any]:
 
 
 def find_contract(args: argparse.Namespace, attribute: str) -> tuple[str, Any]:
-    """Return the contract of --contract, or that of most files in the folder, and its entry."""
+    """Return name and entry, see `contracts`, of --contract, or of the one with most files in the folder."""
     entries = contracts(attribute)
     name = args.contract
     if not name and len(entries) == 1:

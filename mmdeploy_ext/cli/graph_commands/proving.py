@@ -59,7 +59,7 @@ def check_tolerance(tolerance: float) -> None:
 
 
 def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
-    """Read `AXIS=N`."""
+    """Return axis -> size of texts `AXIS=N`."""
     sizes = {}
     for text in texts:
         name, _, number = text.rpartition('=')
@@ -144,7 +144,7 @@ def finish(
 
 
 def rows_json(rows: Sequence[TensorRow], tolerance: float) -> dict[str, Any]:
-    """Return a comparison as plain JSON types."""
+    """Return a comparison as plain JSON types: `equal`, `exact`, `tolerance` and the rows as `outputs`."""
     from mmdeploy_ext.proving.tensors import is_equal, is_exact
 
     outputs = [{name: getattr(row, name) for name in JSON_FIELDS} for row in rows]

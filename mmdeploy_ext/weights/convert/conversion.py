@@ -43,7 +43,10 @@ def in_model_order(tensors: Tensors, model: Tensors, config: str, advice: str) -
 
 
 def check_numbers(source: str | Path, tensors: Mapping[str, torch.Tensor], model: Tensors) -> None:
-    """Raise CheckpointError for codes in place of float weights, and for weights that are not finite."""
+    """Raise CheckpointError for codes in place of float weights, and for weights that are not finite.
+
+    `source` is for the message; `tensors` are by the names of the model's, `model`.
+    """
     check_types(source, tensors, model)
     check_finite(source, tensors)
 

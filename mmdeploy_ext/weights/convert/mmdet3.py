@@ -38,7 +38,7 @@ class Converted:
 
 
 def convert(source: Checkpoint, cfg: Any) -> Converted:
-    """Rename the tensors of a checkpoint of mmdet 3 for the model of a config of mmdet 2.28.
+    """Rename the tensors of a checkpoint of mmdet 3 for the model of `cfg`, a config of mmdet 2.28.
 
     Raises:
         CheckpointError: keys or shapes of file and model differ.
@@ -58,7 +58,7 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
 
 
 def convert_file(source: str | Path, target: str | Path, cfg: Any) -> Converted:
-    """Convert a checkpoint and write it with the `CLASSES` of its `dataset_meta`.
+    """Convert a checkpoint for a config of mmdet 2.28 and write it with the `CLASSES` of its `dataset_meta`.
 
     Raises:
         CheckpointError, ConfigError: those of `convert`; weights that are not finite or are codes.

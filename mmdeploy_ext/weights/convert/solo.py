@@ -37,7 +37,7 @@ class Converted:
 
 
 def convert(source: Checkpoint, cfg: Any) -> Converted:
-    """Rename a state dict of the original repository, and change mmdet's config in place to fit it.
+    """Rename a state dict of the original repository, and change mmdet's config, `cfg`, in place to fit it.
 
     Raises:
         CheckpointError: it is not an original SOLO checkpoint, has another head than the config, or keys or

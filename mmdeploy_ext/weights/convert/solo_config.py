@@ -68,7 +68,13 @@ def check_config(cfg: Any) -> None:
 def check_head(cfg: Any, head: str, shapes: Shapes, text: object = None) -> None:
     """Raise CheckpointError if head type or grids of a config differ from those of a checkpoint.
 
-    `text` is the config in the checkpoint, if any; SOLOv2's layers do not depend on the grids.
+    SOLOv2's layers do not depend on the grids: they are those of the config in the checkpoint.
+
+    Args:
+        cfg: the config.
+        head: mmdet's type of the checkpoint's head.
+        shapes: of the checkpoint's tensors.
+        text: the config in the checkpoint; without one the grids of SOLOv2 are not compared.
     """
     config_head = (cfg.model.get('mask_head') or {}).get('type')
     if config_head != head:
@@ -108,8 +114,13 @@ def config_grids(text: object) -> list[int]:
 def fit_config(cfg: Any, shapes: Shapes) -> list[str]:
     """Change a config in place so that it builds the checkpoint's model, and tests as the original does.
 
-    The config has the checkpoint's type of head. The changes are returned, `key: old -> new`.
-    CheckpointError: the checkpoint has an unknown type of deformable convolution.
+    The config has the checkpoint's type of head, and `shapes` are those of the checkpoint's tensors.
+
+    Returns:
+        The changes, `key: old -> new`.
+
+    Raises:
+        CheckpointError: the checkpoint has an unknown type of deformable convolution.
     """
     before = _compared_values(cfg)
     backbone, head = cfg.model.backbone, cfg.model.mask_head
