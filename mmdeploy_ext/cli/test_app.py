@@ -116,7 +116,7 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
 
 @contextlib.contextmanager
 def open_network(deployment: Deployment, tested: TestedModel, ranks: Ranks) -> Iterator[Network | None]:
-    """Yield the model on the engine of its config; None when the engine disagrees with the dump.
+    """Yield the model on the engine of its config; None when it disagrees with the dump of the `_pth` run.
 
     Files that are missing, or were made from another config or checkpoint, are exported first, by rank 0.
     The PyTorch weights are freed before an ONNX engine evaluates.

@@ -75,7 +75,7 @@ class TestedModel(abc.ABC):
 
     @abc.abstractmethod
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> AbstractContextManager[Network]:
-        """Return the model in PyTorch."""
+        """Return the model in PyTorch; `dump` writes its tensors, unless it is None."""
 
     def expected_metadata(self, deployment: Deployment) -> list[Metadata]:
         """Return the metadata of the files that an export would write."""
@@ -98,7 +98,10 @@ class TestedModel(abc.ABC):
     def on_engine(
         self, deployment: Deployment, engine: Mapping[str, Any]
     ) -> AbstractContextManager[tuple[Network, Dumped]]:
-        """Return the exported model on its engine, for the loop and for the samples of a dump."""
+        """Return the exported model on its engine, for the loop and for the samples of a dump.
+
+        `engine` are options of `build_backend`.
+        """
 
 
 class ImageModel(TestedModel):
@@ -116,7 +119,7 @@ class ImageModel(TestedModel):
 
     @contextlib.contextmanager
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
-        """Yield the stages of the export in PyTorch, in float32: the precision is that of the file."""
+        """Yield the stages of the export in PyTorch, in float32, whatever the precision of the file is."""
         from mmdeploy_ext.exporting.files import make_metadata
 
         options = self.options.replace(precision='fp32', fp16_io=False, keep_fp32=())
@@ -161,13 +164,13 @@ class FrameModel(TestedModel):
     unit = 'frames'
 
     def file_suffix(self) -> str:
-        """Return the contract as the name of a folder, or of the one file of a fork."""
+        """Return the contract as the name of a folder; the contract 'fork' has one file, 'fork.onnx'."""
         check_engine_kind(self.settings['type'], self.settings.get('inference_precision'))
         return 'fork.onnx' if self.options.contract == 'fork' else self.options.contract
 
     @contextlib.contextmanager
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
-        """Yield the published model."""
+        """Yield the PyTorch model itself, of which the exported graphs are parts."""
         from mmdeploy_ext.exporting.fold import fuse
 
         model = fuse(deployment.model) if self.args.fuse_conv_bn else deployment.model

@@ -20,6 +20,7 @@ from mmdeploy_ext.compat import (  # noqa: F401 - they register
 )
 from mmdeploy_ext.compat.import_hook import PATCHES, Patch
 
+# what callers outside of this package use, beside `apply`
 effective = PATCHES.effective
 numpy_checkpoint_globals, single_thread = patches_mmcv.numpy_checkpoint_globals, patches_spconv.single_thread
 

@@ -32,6 +32,7 @@ from mmdeploy_ext.contract.schema import (
 DTYPES = ('bool', 'int8', 'uint8', 'int16', 'int32', 'int64', 'float16', 'float32', 'float64')
 COLOURS = dict(mean=exactly(3, number()), std=exactly(3, POSITIVE), to_rgb=FLAG)
 COLOURS['size_divisor'] = number(1, 4096, integer=True)
+"""Fields that the rule of single pictures and that of several cameras have."""
 
 IMAGE = full_record(
     **COLOURS,

@@ -138,18 +138,18 @@ def module_of(function: Callable[..., Any]) -> str:
     return str(function.__globals__.get('__name__', function.__module__))
 
 
-def _lines(module: str, path: Path | None, definition: Definition | None) -> SourceLines:
-    file = _relative(module, path)
+def _lines(module_name: str, path: Path | None, definition: Definition | None) -> SourceLines:
+    file = _relative(module_name, path)
     if definition is None:
         return SourceLines(file, 0, 0, '')
     return SourceLines(file, definition.lineno, int(definition.end_lineno or 0), code_sha256(definition))
 
 
-def _relative(module: str, path: Path | None) -> str:
+def _relative(module_name: str, path: Path | None) -> str:
     """Return the path of a module's file relative to the folder that its top-level package is in."""
     if path is None:
-        return f'{module.replace(".", "/")}.py'
-    depth = module.count('.') + (path.stem == '__init__') if module != '__main__' else 0
+        return f'{module_name.replace(".", "/")}.py'
+    depth = module_name.count('.') + (path.stem == '__init__') if module_name != '__main__' else 0
     return Path(*path.parts[-(depth + 1) :]).as_posix()
 
 

@@ -37,14 +37,15 @@ def is_older_copy(folder: Path, library: str) -> bool:
     return major is not None and major < FITTING_VERSIONS[library].start
 
 
-def _major_version(package: Path) -> int | None:
+def _major_version(package_folder: Path) -> int | None:
     """Return the major version of a package, None if the folder is no package.
 
     A copy without a version number, such as that of mit-han-lab/bevfusion, counts as version 0.
     """
-    if not (package / '__init__.py').is_file():
+    if not (package_folder / '__init__.py').is_file():
         return None
-    files = [file for file in (package / 'version.py', package / '__init__.py') if file.is_file()]
+    files = [package_folder / name for name in ('version.py', '__init__.py')]
+    files = [file for file in files if file.is_file()]
     texts = (file.read_text(encoding='utf-8') for file in files)
     versions = (re.search(r'^__version__\s*=\s*[\'"](\d+)', text, re.MULTILINE) for text in texts)
     return next((int(version[1]) for version in versions if version), 0)

@@ -1,6 +1,6 @@
 """Resize, pad and normalise rules: OpenMMLab's test pipeline in numpy and OpenCV.
 
-Glossary: H, W height and width of the network input in pixels; h, w of an image.
+Glossary: H, W height and width of the network input in pixels; h, w of an image; K proposals.
 """
 
 import contextlib

@@ -83,14 +83,14 @@ def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarra
     Raises:
         PointsError: another width than the rule's, or a value that is not finite.
     """
-    hard = rule.mode == 'hard'
+    is_hard = rule.mode == 'hard'
     loops, points, coordinates, grid = _buffers(points, rule)
     features = np.zeros((len(coordinates), rule.in_channels), np.float32)
     counts = np.zeros(len(coordinates), np.int32)
-    max_points = rule.max_points if hard else np.iinfo(np.int32).max
+    max_points = rule.max_points if is_hard else np.iinfo(np.int32).max
     voxels = loops.collect(points, *grid, coordinates, features, counts, max_points)
     features, axes = features[:voxels] / counts[:voxels, None].astype(np.float32), coordinates[:voxels]
-    if not hard:
+    if not is_hard:
         rows = np.lexsort(axes.T)
         features, axes = features[rows], axes[rows]
     return features, _ordered(axes, rule)
@@ -99,8 +99,8 @@ def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarra
 def pillars(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the points of every voxel of one sweep, for networks that compute features from them.
 
-    By a rule of mode 'hard': the first M points of each voxel (N, M, D) float32, padded with zeros, their
-    number (N,) int32, and coordinates (N, 4) int32; see `voxelise`, also for the errors.
+    By a rule of mode 'hard': the first M = `max_points` points of each voxel (N, M, D) float32, padded with
+    zeros, their number (N,) int32, and coordinates (N, 4) int32; see `voxelise`, also for the errors.
     """
     loops, points, coordinates, grid = _buffers(points, rule)
     voxel_points = np.zeros((len(coordinates), rule.max_points, rule.in_channels), np.float32)
@@ -112,7 +112,7 @@ def pillars(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray
 def assigned(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the points in range, and the voxel of each, for networks that take all points of a voxel.
 
-    By a rule of mode 'dynamic': points (n, D) float32 in their order, the row of the voxel of each (n,)
+    By a rule of mode 'dynamic': n points (n, D) float32 in their order, the row of the voxel of each (n,)
     int32, and coordinates (N, 4) int32, in the order of the voxels' first points; see `voxelise`.
     """
     loops, points, coordinates, grid = _buffers(points, rule)

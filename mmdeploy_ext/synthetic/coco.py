@@ -6,7 +6,7 @@ segmentations as compressed RLE of the visible pixels.
 
 Every picture has its own random stream, seeded by (seed, split, index): equal parameters give equal bytes,
 however often the run was interrupted. (Equal bytes also need the same builds of NumPy and OpenCV: JPEG
-encoders and resampling differ in last bits between builds.)
+encoders and resampling differ in last bits between builds.) H, W: height and width of a picture, pixels.
 """
 
 import argparse

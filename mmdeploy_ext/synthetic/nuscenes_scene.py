@@ -297,7 +297,7 @@ def make_scene(plan: Plan) -> Scene:
 
 @dataclass
 class _Records:
-    """The records of a scene that grow frame by frame."""
+    """The records of a scene that grow frame by frame, by nuScenes' tables."""
 
     sample: list = field(default_factory=list)
     sample_data: list = field(default_factory=list)

@@ -174,6 +174,7 @@ def _ego_circles(drive: Drive, times: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _propose(rng: np.random.Generator, drive: Drive, label: int, time_s: float) -> Thing:
+    """Return a random object of a class, near the ego at a time."""
     kind = KINDS[label]
     ego_xy, ego_yaw = drive.pose(time_s)
     distance, bearing = rng.uniform(kind.near, kind.far), rng.uniform(-math.pi, math.pi)

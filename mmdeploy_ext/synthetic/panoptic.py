@@ -5,7 +5,7 @@ shapes belong to no segment. The layout is COCO's: `annotations/panoptic_*2017.j
 name with a PNG for every picture, whose colours are the numbers of segments.
 
 A missing set is made first. The content of pictures follows from the parameters in the manifest, so that the
-annotations of equal sets are equal.
+annotations of equal sets are equal. H, W: height and width of a picture, pixels.
 """
 
 import argparse

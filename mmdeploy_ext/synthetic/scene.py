@@ -2,6 +2,8 @@
 
 The first part has the outlines of the shape classes, the second the fills of shapes and ground, the third
 lays out and paints a picture.
+
+Glossary: H, W height and width of a picture, pixels; P points of an outline.
 """
 
 import math
@@ -134,6 +136,7 @@ def _blobs(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 PATTERNS = (_noise, _stripes, _checker, _gradient, _blobs)
+"""Functions of a random generator, height and width that return a pattern, (H, W) float32, 0 to 1."""
 
 
 def texture(rng: np.random.Generator, height: int, width: int, colours: np.ndarray) -> np.ndarray:
@@ -197,6 +200,7 @@ class Instance:
 
 
 def _propose(rng: np.random.Generator, height: int, width: int) -> tuple[int, list[np.ndarray]]:
+    """Return label and outline, loops in pixels, of a random shape."""
     label = int(rng.integers(len(CLASSES)))
     low, high = SIDE_RANGES[rng.choice(len(SIDE_RANGES), p=SIDE_SHARES)]
     side = math.exp(rng.uniform(math.log(low), math.log(high)))

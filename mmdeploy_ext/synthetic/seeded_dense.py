@@ -3,6 +3,8 @@
 Layers are found by mmdet's names, and targets chosen by the class of the head. Class logits spread so that a
 few per cent of the scores pass the threshold, boxes differ between priors by amounts that stay inside the
 picture, quality maps spread around their middle.
+
+Glossary: B pictures, C channels, H, W rows and columns of a map.
 """
 
 import copy

@@ -155,7 +155,7 @@ def outputs_of_all(layers: Sequence[nn.Module], run: Callable[[], Any]) -> list[
 
 
 Numbers = float | torch.Tensor
-"""One number for all channels, or (C,)."""
+"""One number for all channels, or (C,) numbers, one for each of C channels."""
 
 
 def rescale(layer: nn.Module, outputs: torch.Tensor, mean: Numbers, deviation: Numbers) -> None:

@@ -5,6 +5,8 @@ than at the start of a training. Each layer moves boxes a little.
 
 Queries with regions (Sparse R-CNN) begin with learned boxes; here they have many sizes and positions, so that
 regions are pooled from every level. Their last layers are rescaled while the stages run one after the other.
+
+Glossary: B pictures of H x W pixels.
 """
 
 import contextlib

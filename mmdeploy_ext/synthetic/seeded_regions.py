@@ -2,6 +2,8 @@
 
 Regions of many sizes lie all over the calibration pictures, so that every level has some; class logits spread
 beside a large background, so that a few per cent of the pairs of region and class pass the threshold.
+
+Glossary: B pictures of H x W pixels, K regions of each.
 """
 
 import functools

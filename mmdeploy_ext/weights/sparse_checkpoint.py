@@ -215,6 +215,6 @@ def _quantiser_ranges(quantisers: Mapping[str, torch.Tensor], names: Names) -> d
         path, _, buffer = key.rpartition('.')
         if buffer == '_amax':
             amax = np.asarray(value.detach().to(torch.float32).cpu())
-            single = amax.size == 1 and not path.endswith('_weight_quantizer')
-            ranges[names.module_path(path)] = amax.reshape(()) if single else amax.reshape(-1)
+            is_single = amax.size == 1 and not path.endswith('_weight_quantizer')
+            ranges[names.module_path(path)] = amax.reshape(()) if is_single else amax.reshape(-1)
     return ranges

@@ -5,7 +5,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from mmdeploy_ext.core import cli, files
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core import files as core_files
 
 AddArgument = Callable[[argparse.ArgumentParser], object]
 Run = Callable[[argparse.Namespace], int]
@@ -56,4 +57,4 @@ class Commands(dict[str, Command]):
 def write_json(args: argparse.Namespace, content: dict[str, Any]) -> None:
     """Write the findings of a command to the file of --json, if there is one."""
     if args.json:
-        files.write_json(args.json, content)
+        core_files.write_json(args.json, content)

@@ -297,10 +297,10 @@ def _layers(
                 f'{path}.layer_cfg.{operation}_cfg.batch_first=False: expected True, as all of mmdet 3 has it'
             )
         attentions.append(dict(type=kind, **attention))
-    same = attentions[0] == attentions[-1]
+    are_equal = attentions[0] == attentions[-1]
     layers = dict(
         type='BaseTransformerLayer',
-        attn_cfgs=attentions[0] if same else attentions,  # heads read num_heads from a single one
+        attn_cfgs=attentions[0] if are_equal else attentions,  # heads read num_heads from a single one
         ffn_cfgs=dict(type='FFN', **ffn),
         operation_order=order,
     )
