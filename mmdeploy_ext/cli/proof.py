@@ -63,7 +63,7 @@ def draw_pairs(pictures: Sequence[Pair], deployment: Deployment) -> np.ndarray:
     import cv2
     import numpy as np
 
-    pair_of_image = {pair.title.split(',')[0]: pair for pair in pictures}  # titles are 'IMAGE, WHICH INPUT'
+    pair_of_image = {pair.title.split(',')[0]: pair for pair in pictures}  # titles begin with 'IMAGE, '
     task, rows = task_module(deployment.family.task), []
     for pair in list(pair_of_image.values())[:4]:
         row = task.draw_pair(task.fit_pair(pair), deployment.classes)

@@ -13,6 +13,7 @@ JPEG_ALONE = {0x01, *range(0xD0, 0xD9)}
 PNG, CHUNK_BYTES = b'\x89PNG\r\n\x1a\n', 12
 """First bytes of a PNG, and those of a chunk beside its data."""
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257
+"""Tags of the fields of a TIFF that have its size."""
 
 
 def size_in_header(content: bytes) -> tuple[int, int] | None:
@@ -47,20 +48,20 @@ def _png(content: bytes) -> tuple[int, int]:
 
 
 def _bmp(content: bytes) -> tuple[int, int]:
-    (kind,) = struct.unpack_from('<I', content, 14)
-    width, height = struct.unpack_from('<HH' if kind == 12 else '<ii', content, 18)
+    (header_bytes,) = struct.unpack_from('<I', content, 14)
+    width, height = struct.unpack_from('<HH' if header_bytes == 12 else '<ii', content, 18)
     return abs(height), abs(width)
 
 
 def _webp(content: bytes) -> tuple[int, int] | None:
-    kind = content[12:16]
-    if kind == b'VP8 ':
+    chunk_type = content[12:16]
+    if chunk_type == b'VP8 ':
         width, height = struct.unpack_from('<HH', content, 26)
         return height & 0x3FFF, width & 0x3FFF
-    if kind == b'VP8L':
+    if chunk_type == b'VP8L':
         (bits,) = struct.unpack_from('<I', content, 21)
         return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
-    if kind == b'VP8X':
+    if chunk_type == b'VP8X':
         width, height = (int.from_bytes(content[offset : offset + 3], 'little') for offset in (24, 27))
         return height + 1, width + 1
     return None
@@ -88,10 +89,10 @@ def _tiff(content: bytes) -> tuple[int, int] | None:
     (count,) = struct.unpack_from(f'{order}H', content, offset)
     sizes = {}
     for number in range(count):
-        tag, kind, _ = struct.unpack_from(f'{order}HHI', content, offset + 2 + 12 * number)
+        tag, field_type, _ = struct.unpack_from(f'{order}HHI', content, offset + 2 + 12 * number)
         if tag in (TIFF_WIDTH, TIFF_HEIGHT):
-            value = order + ('H' if kind == 3 else 'I')
-            (sizes[tag],) = struct.unpack_from(value, content, offset + 10 + 12 * number)
+            value_format = order + ('H' if field_type == 3 else 'I')
+            (sizes[tag],) = struct.unpack_from(value_format, content, offset + 10 + 12 * number)
     return (sizes[TIFF_HEIGHT], sizes[TIFF_WIDTH]) if len(sizes) == 2 else None
 
 

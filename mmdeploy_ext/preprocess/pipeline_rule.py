@@ -169,12 +169,12 @@ def _read_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
 
 
 def _read_centre_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
-    mode, number = step.get('test_pad_mode', ('logical_or', 127))
+    mode, operand = step.get('test_pad_mode', ('logical_or', 127))
     values['centred'] = True
     if mode == 'logical_or':
-        values.update(pad_or=int(number), pad_more=int(step.get('test_pad_add_pix', 0)))
+        values.update(pad_or=int(operand), pad_more=int(step.get('test_pad_add_pix', 0)))
     else:
-        values['size_divisor'] = int(number)
+        values['size_divisor'] = int(operand)
     mean = step['mean'][::-1] if step.get('to_rgb') else step['mean']
     values['pad_pixel'] = np.asarray(mean, np.float32).reshape(1, 1, 3)
 

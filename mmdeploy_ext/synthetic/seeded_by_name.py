@@ -102,6 +102,7 @@ def fill_sparse_module(module: torch.nn.Module, prefix: str = '') -> dict[str, n
 
 # ---------------------------------------------------------------- RT-DETR
 
+# pattern of keys -> standard deviation of the biases of class logits, whose mean is -3
 RTDETR_BIASES = ((r'^decoder\.enc_score_head\.bias$', 1.0), (r'^decoder\.dec_score_head\.\d+\.bias$', 0.669))
 # pattern of keys -> gain; the first match counts
 RTDETR_GAINS = {
@@ -220,6 +221,8 @@ def _streampetr_values(norms: Container[str], key: str, shape: tuple[int, ...]) 
 
 SOLO_CLASS_BIAS = -4.6
 """Bias of class logits: 1000 to 3000 of 309 760 scores pass the threshold, so that every cut is exercised."""
+# factors of weights: on the two coordinates that are inputs of a layer, of the neck's lateral convolutions,
+# and of the last normalisation of a residual block
 SOLO_COORDINATE_GAIN = 8.0
 SOLO_LATERAL_GAIN = 0.1
 SOLO_RESIDUAL_GAIN = 0.25
