@@ -94,7 +94,7 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
 
     Args:
         args: of the command line.
-        deployment: of `load`; None if there is --onnx.
+        deployment: of `load`; None if only the files of --onnx run.
         stack: closes the runtime.
     """
     from mmdeploy_ext.contract.metadata import read_metadata

@@ -184,7 +184,8 @@ MODEL_CLASS = full_record(
 EDIT = full_record(command=NAME, arguments=mapping(anything), versions=mapping(text()))
 
 # The plan of a graph of sparse convolutions numbers its levels of active sites from 0, which is the input: a
-# table pairs the sites of two levels for convolutions, a scatter puts those of a level into a dense tensor.
+# table pairs the sites of two levels, or of one, for convolutions, and a scatter puts those of a level into a
+# dense tensor
 TABLE = full_record(
     name=NAME,
     level_in=number(0, 63, integer=True),

@@ -113,7 +113,7 @@ def _has_norms(head: nn.Module | None) -> bool:
 
 
 def scale_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
-    """Rescale the last layers of all heads of a two-stage detector so that their outputs have their targets.
+    """Rescale all last layers of a two-stage detector in place so that their outputs have their targets.
 
     Pictures are (B, 3, H, W), normalised; features are those of each level.
     """
