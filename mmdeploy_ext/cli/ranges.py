@@ -1,4 +1,4 @@
-"""INT8 ranges of sparse backbones, for the tools that measure or write them; `find` alone needs torch."""
+"""INT8 ranges of sparse backbones, for the tools that measure or write them; only `find` needs torch."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ EXPORT_OPTIONS = tuple(
 )
 """Options of the export that may be repeated for a proof."""
 IMAGE_OPTIONS = ('mean', 'std', *(option.name for option in EXPORT_OPTIONS))
-"""Options of models of single pictures alone."""
+"""Options that only models of single pictures have."""
 DETECTOR_OPTIONS = ('eval', 'engine', 'providers', 'inference_precision', 'device')
 """Options that sparse backbones do not have."""
 

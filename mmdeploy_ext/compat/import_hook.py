@@ -34,7 +34,7 @@ class Patch:
 
 
 class Patches:
-    """A set of patches that is put in force by one call."""
+    """A set of patches; after `apply` each runs when its module is imported."""
 
     def __init__(self) -> None:
         self._patches: dict[str, Patch] = {}

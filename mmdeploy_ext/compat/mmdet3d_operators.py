@@ -1,9 +1,9 @@
-"""Compiled operators that mmdet3d 0.x and copies of it bring along, in PyTorch; for inference alone.
+"""Compiled operators that mmdet3d 0.x and copies of it bring along, in PyTorch; only for inference.
 
 A copy of mmdet3d in a research repository builds its operators for CUDA when it is installed. `MODULES` names
 those of its modules whose functions are here; the results are those of the compiled ones on a CPU, and depend
 on no thread. They share no code with `preprocess/points.py` and `sparse/rulebook.py`, by which files run: a
-proof would not see a fault of both.
+proof would not see a fault that both have.
 
 Glossary: P points, V values of a point, D axes of a grid, N voxels before and M after a convolution, K cells
 of a kernel, I and O channels before and after it, C channels of a feature, L intervals.

@@ -73,7 +73,7 @@ class PQStat(dict):
 
         Args:
             categories: `category_id` -> its entry, with `isthing`.
-            isthing: True counts things alone, False stuff alone, None all.
+            isthing: True counts only things, False only stuff, None all.
 
         Returns:
             `FIGURES` and `n`, the number of classes that occur, -> mean of these, NaN if `n` is 0; and

@@ -1,4 +1,4 @@
-"""Operators of mmcv 1.7.2 and InternImage that have CUDA kernels alone, in PyTorch, gradients included.
+"""Operators of mmcv 1.7.2 and InternImage that have only CUDA kernels, in PyTorch, gradients included.
 
 CARAFE: https://arxiv.org/abs/1905.02188; deformable pooling of regions: https://arxiv.org/abs/1703.06211 and
 https://arxiv.org/abs/1811.11168; DCNv3: https://arxiv.org/abs/2211.05778.

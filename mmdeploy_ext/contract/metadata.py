@@ -162,7 +162,7 @@ def damaged(path: object, name: str, error: object) -> ModelFileError:
 
 
 def entries_of(metadata_props: Iterable[Any], path: object) -> dict[str, str]:
-    """Return the `metadata_props` of a file as a dict; ModelFileError: one of ours occurs twice.
+    """Return the `metadata_props` of a file as a dict; ModelFileError: a `mm2onnx.` key occurs twice.
 
     Which of two values counts would depend on who reads the file. Entries have a `key` and a `value`.
     """
@@ -232,7 +232,7 @@ def read_entry(props: Mapping[str, str], name: str, path: object, check: Check |
 
 
 def check_entries(props: Mapping[str, str], path: object) -> None:
-    """Check all entries of a sparse file, whatever reads them.
+    """Check all entries of the file of a sparse graph, also those that its reader does not use.
 
     For errors see `check_names` and `read_entry`.
     """

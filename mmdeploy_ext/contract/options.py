@@ -1,7 +1,7 @@
 """Options of an export: how one is declared, typed and checked, and those that several families have.
 
 Argument parsers, keys of `backend_config`, metadata of files and the commands that export again derive from
-these declarations. A family lists in its `options` those that it has; options of one family alone are
+these declarations. A family lists in its `options` those that it has; options that only one family has are
 registered with it, see `registry.py`. Needs neither torch nor mmcv.
 """
 

@@ -1,7 +1,7 @@
 """Checks of plain JSON values by type, range and length, put together from small ones.
 
 A check is called with a value and its key (`std[1]`, or '' for the whole), which is for the message; it
-returns None, or raises `Mismatch` with one line. Needs the standard library alone.
+returns None, or raises `Mismatch` with one line. Needs only the standard library.
 """
 
 import math

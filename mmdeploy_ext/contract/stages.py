@@ -20,7 +20,9 @@ DEFAULT_OPSET = 17
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One module of the chain that a graph is made of; exported alone, merged by tensor name.
+    """One module of the chain that a graph is made of.
+
+    Each is exported by itself; the graphs are merged by the names of tensors.
 
     Attributes:
         name: prefix of its nodes in the merged graph.

@@ -114,7 +114,7 @@ def is_config3(cfg: Mapping[str, Any]) -> bool:
 def _base_expression(path: str) -> str:
     """Return the first expression of a config that reads a value of its bases, such as `_base_.data_root`.
 
-    Configs of mmengine have such expressions, mmcv 1.7.2 reads `{{_base_.name}}` alone. '' if there is none.
+    Configs of mmengine have such expressions, mmcv 1.7.2 reads only `{{_base_.name}}`. '' if there is none.
     """
     for node in ast.walk(parsed_config(path)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == '_base_':

@@ -23,7 +23,7 @@ STARTERS = {'pytorch': 'torchrun', 'slurm': 'srun (tools/slurm_test.sh)', 'mpi':
 
 
 class Ranks:
-    """The processes of a run, one alone without a launcher; made by `join`.
+    """The processes of a run, only this one without a launcher; made by `join`.
 
     They exchange objects through gloo, beside the group that the launcher's backend has.
 

@@ -35,7 +35,7 @@ def shortened(value: object) -> str:
 
 
 def writable(text: str, encoding: str | None) -> str:
-    """Return what a tool writes as a stream of an encoding can take it, whatever a name in it holds.
+    """Return a text in a form that a stream of an encoding can write; None stands for UTF-8.
 
     Lines, colours and moves of the cursor stay; other controls and what the encoding lacks become escapes.
     """

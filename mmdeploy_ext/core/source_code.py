@@ -78,7 +78,7 @@ def _canonical(value: Any) -> str:
 
 
 def is_docstring(statement: Any) -> bool:
-    """Return whether a statement is a text alone: a docstring, or the text below an attribute."""
+    """Return whether a statement is only a text: a docstring, or the text below an attribute."""
     return (
         isinstance(statement, ast.Expr)
         and isinstance(statement.value, ast.Constant)

@@ -57,7 +57,7 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
 
 
 def _check_combination(order: Sequence[str], values: Mapping[str, Any]) -> None:
-    """Refuse steps that the rule can express alone, but not together or in this order."""
+    """Refuse steps that the rule can express one by one, but not together or in this order."""
     if order != [kind for kind in ORDERED if kind in order]:
         raise ConfigError(
             f'test pipeline: got the steps {", ".join(order)}; expected each of {", ".join(ORDERED)} at most '

@@ -30,7 +30,7 @@ TRAIN_IMAGES, VAL_IMAGES = 800, 100
 SIZES = ((256, 256), (240, 320), (320, 240), (256, 320), (192, 256), (320, 320))
 SIZE_SHARES = (0.4, 0.15, 0.15, 0.1, 0.1, 0.1)
 EMPTY_EVERY = 20
-"""Every 20th picture shows ground alone."""
+"""Every 20th picture shows only ground."""
 MAX_PROPOSALS = 9
 JPEG_QUALITY = 92
 SHARD = 50

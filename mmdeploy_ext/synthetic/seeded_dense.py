@@ -31,7 +31,7 @@ class Calibration(NamedTuple):
     """The pictures on which a network is calibrated, and the scales of its layers.
 
     Attributes:
-        pictures: number of noise pictures. With two alone, statistics of deep layers of a YOLOX are off by
+        pictures: number of noise pictures. With only two, statistics of deep layers of a YOLOX are off by
             half on other pictures.
         scenes: number of scenes of the generated data set; without them a YOLOX finds nothing in
             `demo/toy.jpg`.

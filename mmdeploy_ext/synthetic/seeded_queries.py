@@ -45,7 +45,7 @@ ZERO_QUERY_SCALES = (
 )
 """Before `SCALES` if queries of masks begin as zeros: only attention distinguishes them."""
 RANKED_SCALES = ((r'(query_embedding|transformer\.query_embed)\.weight', 0.0, False),)
-"""Before `SCALES` if the n-th query gets the box of the n-th best token (DINO). In PyTorch alone rounding
+"""Before `SCALES` if the n-th query gets the box of the n-th best token (DINO). In PyTorch itself rounding
 of 2e-7 exchanges 4 to 8 ranks of 900; with queries that differ (deviation 0.003) 220 to 298 of its 300
 results stay, with equal queries all 300.
 """
@@ -124,7 +124,7 @@ def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[t
     boxes = [CENTRE_TARGET, CENTRE_TARGET, SIZE_TARGET, SIZE_TARGET]
     if two_stage:  # proposals are boxes
         boxes = [move] * 4
-    elif deformable:  # reference points have centres alone
+    elif deformable:  # reference points have only centres
         boxes = [move, move, SIZE_TARGET, SIZE_TARGET]
         if head.with_box_refine:
             _rescale_linear(head.reg_branches[0][-1], run, boxes)

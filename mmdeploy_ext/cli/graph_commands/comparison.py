@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 COMMANDS = Commands()
 CHECKPOINT_OPTIONS = ('cfg_options', 'images', 'no_fresh')
-"""Options of a comparison with a checkpoint alone."""
+"""Options that only a comparison with a checkpoint has."""
 DEFAULT_SEED = 0
 
 
