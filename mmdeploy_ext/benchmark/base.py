@@ -95,7 +95,10 @@ class Benchmark(abc.ABC):
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """Return the contenders of an engine on a file; with `--skip-refused` they are run once."""
+        """Return the contenders of an engine on a file.
+
+        With `--skip-refused` they are run here once, so that an engine that cannot raises its error now.
+        """
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
         """Return a function that runs the model after `torch.compile`; failures raise EngineError."""
@@ -103,7 +106,10 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
-        """Return a function that loads and runs a contender in a child process, for `memory.measure`."""
+        """Return a function that loads and runs a contender in a child process, see `memory.measure`.
+
+        It returns the kB of the process before loading, and the object that has to stay alive.
+        """
 
     @abc.abstractmethod
     def facts(self) -> dict[str, Any]:
@@ -215,9 +221,17 @@ class Benchmark(abc.ABC):
                     bar.console.print(line, highlight=False, soft_wrap=True)
 
             spare = args.spare_rounds if ranks.size == 1 else 0
-            limits = args.warmup, ranks.gather, on_round, spare, args.max_seconds or self.seconds
             for samples in groups:
-                runs = measure.interleave(contenders, samples, rounds, *limits)
+                runs = measure.interleave(
+                    contenders,
+                    samples,
+                    rounds,
+                    warmup=args.warmup,
+                    before_each=ranks.gather,
+                    on_round=on_round,
+                    spare=spare,
+                    seconds=args.max_seconds or self.seconds,
+                )
                 gathered = ranks.gather(runs)
                 group_runs.append({name: [run for part in gathered for run in part[name]] for name in runs})
         return group_runs
@@ -255,7 +269,11 @@ class Benchmark(abc.ABC):
 
 
 def short_labels(paths: Sequence[str], *label_kinds: Sequence[str]) -> dict[str, str]:
-    """Return label -> path: labels of the first kind that differ between all files, else the paths."""
+    """Return label -> path of each file.
+
+    `label_kinds` are lists with a label for each path. The first list whose labels all differ is taken; if
+    there is none, the paths are their own labels.
+    """
     distinct = next((labels for labels in label_kinds if len(set(labels)) == len(paths)), paths)
     return dict(zip(distinct, paths, strict=True))
 
@@ -281,7 +299,10 @@ def doubts(contenders: Sequence[dict[str, Any]], other_load: float | None = None
 
 
 def bar_rows(values: Sequence[tuple[str, float | None, float]]) -> list[dict[str, Any]]:
-    """Return rows of name, value, bar (the largest passing value) and passed; values of None are skipped."""
+    """Return dicts of `name`, `value`, `bar` (the largest value that passes) and `passed`.
+
+    `values` are triples of name, value and bar; those whose value is None are skipped.
+    """
     return [
         dict(name=name, value=value, bar=bar, passed=value <= bar)
         for name, value, bar in values

@@ -209,7 +209,7 @@ def milliseconds(seconds: Iterable[float | None]) -> dict[str, float] | None:
 def summarise(
     contenders: Sequence[Contender], runs: Mapping[str, Sequence[Run]], batch: int, processes: int = 1
 ) -> list[dict[str, Any]]:
-    """Return one plain dict per contender: times, stages, ratio to PyTorch per round, images per second.
+    """Return one plain dict per contender: times in ms, ratio to PyTorch round by round, images per second.
 
     `runs` come from `interleave`; if several processes measured at a time, the runs of all are concatenated.
     """
@@ -237,7 +237,12 @@ def summarise(
 
 
 def compare_forms(contenders: Sequence[Contender], runs: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
-    """Return the cost of post-processing in the graph: other forms against `raw`, per engine and round."""
+    """Return the cost of post-processing in the graph: other forms against `raw` of the same engine.
+
+    Returns:
+        A dict for each contender of another form: its name as `graph`, that of `raw`, and the `spread` over
+        the rounds of the `ratio` of the graphs' times, and of their difference, `postprocess_in_graph_ms`.
+    """
     raws = {contender.engine: contender for contender in reversed(contenders) if contender.form == 'raw'}
     rows = []
     for contender in contenders:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 RUNS = 3
+"""Number of times that a contender runs in its process."""
 HOW = (
     'each contender alone in a fresh process, resident set from /proc/self/status; peak: highest while '
     'loading and running three batches; resident: after them; both less what was there before loading'

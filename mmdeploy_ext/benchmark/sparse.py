@@ -70,13 +70,13 @@ class SparseBenchmark(Benchmark):
         self.files = dict(portable=args.onnx[0]) if args.onnx else {}
         self.sweeps: list[VoxelSet] = []
 
-        def check(cfg: Any, family: Any, model: Any) -> None:
+        def read_sweeps(cfg: Any, family: Any, model: Any) -> None:
             rule, settings = family.preprocess_rule(cfg), family.settings(cfg, model)
             for path in args.sweep:
-                self.sweeps += sweep_sets(path, rule, cfg, settings, 1)
+                self.sweeps += sweep_sets(path, rule, cfg, settings, limit=1)
 
         self.deployment = load(
-            args.config, args.checkpoint, args.cfg_options, before_weights=check, product=BACKBONE
+            args.config, args.checkpoint, args.cfg_options, before_weights=read_sweeps, product=BACKBONE
         )
         self.graph = fold(deploy.trace(self.deployment), 'fp32')
         self.scenes = synthetic_sets(self.deployment, args.voxels or DEFAULT_SIZES)
@@ -189,10 +189,10 @@ class SparseBenchmark(Benchmark):
 def synthetic_sets(deployment: Deployment, sizes: Sequence[int]) -> list[VoxelSet]:
     """Return a scene for each number of voxels, smallest first, with random features."""
     settings, sets = deployment.settings, []
-    for size in sorted(set(sizes)):
-        coordinates = figures.surfaces(settings.spatial_shape, settings.order, size, seed=size)
+    for count in sorted(set(sizes)):
+        coordinates = figures.surfaces(settings.spatial_shape, settings.order, count, seed=count)
         shape = len(coordinates), settings.in_channels
-        features = np.random.default_rng(size).standard_normal(shape).astype(np.float32)
+        features = np.random.default_rng(count).standard_normal(shape).astype(np.float32)
         sets.append(VoxelSet(f'synthetic {len(coordinates)}', features, coordinates))
     return sets
 
@@ -209,6 +209,7 @@ def export_seconds(deployment: Deployment) -> dict[str, float]:
 
 
 def _run(voxels: VoxelSet, total_s: float, rulebook_s: float, network_s: float) -> Run:
+    """Return a run with these times; the number of voxels stands for that of detections."""
     return Run(total_s, network_s, len(voxels.features), parts_s=dict(rulebook=rulebook_s, network=network_s))
 
 
@@ -229,7 +230,7 @@ def onnxruntime_step(path: str, threads: int, order: str) -> Callable[[VoxelSet]
 
 
 def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], Run]:
-    """Return a function that runs the portable file on OpenVINO with the same rulebook."""
+    """Return a function that runs the portable file on OpenVINO; arguments as of `onnxruntime_step`."""
     props = {entry.key: entry.value for entry in load_model(path).metadata_props}
     facts = json.loads(props[buckets.FACTS])
     plan, same_order = Plan.from_json(facts['plan']), facts['order'] == order
@@ -249,7 +250,7 @@ def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], R
 
 
 STEPS = {DEFAULT.name: onnxruntime_step, 'openvino': openvino_step}
-"""Engine -> function that opens a portable file on it."""
+"""Engine -> function that opens a portable file on it, and returns what runs a set of voxels."""
 
 
 def run_spconv(source: memory.Source, voxels: VoxelSet) -> tuple[int, object]:

@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 
 RACING_RUNS = 3
 TWO_BAR, ONE_BAR, MEMORY_BAR, GROWTH_BAR, EXPORT_BAR_S = 0.5, 0.8, 2.0, 1.1, 10.0
-"""Rulebook and network against spconv's only correct mode, on 2 threads and on 1; peak memory against it;
-growth in voxels; seconds of an export."""
+"""Largest values that pass.
+
+The first two are ratios of the time of rulebook and network, on 2 threads and on 1, to that of spconv on one
+thread, its only correct mode; the third is the ratio of peak memories; the fourth is the exponent of the time
+in the number of voxels; the last are seconds of an export.
+"""
 BARS_OF = 'a backbone of 1440x1440x41 cells on a CPU'
 PATCH = 24
 """Side of a piece of ground or wall, cells."""

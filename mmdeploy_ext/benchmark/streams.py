@@ -66,7 +66,7 @@ class StreamBenchmark(Benchmark):
         if args.sweep and voxels is None:
             raise UsageError(f'--sweep {args.sweep[0]}: {args.config} takes pictures alone')
         for index, path in enumerate(args.sweep):
-            ((name, points),) = points_of(path, self.deployment.cfg, voxels, 1)
+            ((name, points),) = points_of(path, self.deployment.cfg, voxels, limit=1)
             drive[index] = dataclasses.replace(drive[index], points=points, name=name)
         count = args.warmup + args.max_iter * args.repeat_num + args.spare_rounds
         samples = [
@@ -97,7 +97,10 @@ class StreamBenchmark(Benchmark):
         return [torch_contender(family.reference(model), clock)]
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
-        """Compile the model by `torch.compile` on two samples, without and with a memory, and return it."""
+        """Compile the model by `torch.compile` and return a function that runs it on a sample.
+
+        It is compiled on two samples, the first without a memory, the second with one.
+        """
         family, model = self.deployment.family, compiled.compiled(self.deployment.model)
         stepper = family.reference(model)
         compiled.first_run(lambda: _run_steps(stepper, self.samples[:2]))
@@ -108,7 +111,10 @@ class StreamBenchmark(Benchmark):
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """Return the files of a contract on an engine; a trial runs two samples, the second with a memory."""
+        """Return the files of a contract on an engine.
+
+        With `--skip-refused` two samples are run here, the second with a memory.
+        """
         options = ENGINES[engine].runner_options(self.threads[0])
         runner = stack.enter_context(self.deployment.family.runner(read_files(path).paths, options))
         if self.args.skip_refused:
@@ -149,7 +155,10 @@ class StreamBenchmark(Benchmark):
 
 
 def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:
-    """Return the published model in eager PyTorch; time outside the clock's parts is that of the head."""
+    """Return a contender that runs the model in eager PyTorch, as `stepper` does.
+
+    Time that is in none of the clock's parts counts for the part 'head'.
+    """
 
     def run(sample: Frame | Sweep) -> Run:
         before, start = dict(clock.seconds), time.perf_counter()
@@ -163,7 +172,10 @@ def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:
 
 
 def runner_contender(stepper: Any, engine: str, form: str, file: str) -> Contender:
-    """Return exported files of a contract on an engine; `SequenceFamily.runner` returns the stepper."""
+    """Return a contender that runs exported files of a contract on an engine.
+
+    `stepper` is what `SequenceFamily.runner` returns for them; `form` is the contract, `file` their path.
+    """
 
     def run(sample: Frame | Sweep) -> Run:
         before, start = stepper.graph_seconds(), time.perf_counter()

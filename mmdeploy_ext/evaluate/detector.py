@@ -1,4 +1,4 @@
-"""The networks of the data-set loop: published detectors, images on a backend, frames on a stepper."""
+"""The networks of the data-set loop: mmdet's own detectors, images on a backend, frames on a stepper."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class BackendDetector(Network):
     def _detect(
         self, images: list[PreparedImage], indices: Sequence[int]
     ) -> list[Detections] | list[Instances]:
-        feeds = self.family.feeds([self._fit(image) for image in images], True)
+        feeds = self.family.feeds([self._fit(image) for image in images], rescale=True)
         inputs = {name: feeds[name] for name in self.backend.spec.input_names if name in feeds}
         with collect_taps() as taps:
             outputs = self.backend.infer(inputs)

@@ -63,7 +63,14 @@ def scene_tokens(dataset: Dataset, required: bool = True) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetFrames:
-    """Samples of a data set as frames, read one by one: a hundred of them would not fit beside a model."""
+    """Samples of a data set as frames, read one by one: a hundred of them would not fit beside a model.
+
+    Attributes:
+        family: makes a frame of a sample of the test loader.
+        dataset: built by `evaluation.build_dataset`.
+        indices: of the samples, in the order in which they are read.
+        workers: processes that read; 0: this one.
+    """
 
     family: SequenceFamily
     dataset: Dataset
@@ -83,6 +90,7 @@ class DatasetFrames:
 def shard_scenes(scene_tokens: Sequence[Hashable], rank: int, world_size: int) -> list[int]:
     """Return the sample indices of one process, scene after scene, each scene in data-set order.
 
+    `scene_tokens` has the scene of every sample.
     Scenes are not divided, because a memory runs from frame to frame. They go, longest first, to the process
     that has the fewest frames; every process computes the same plan. Some processes may have no scene.
     """

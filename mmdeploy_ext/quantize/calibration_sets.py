@@ -60,7 +60,7 @@ class CalibrationSet:
         return map(self.feeds, self.items)
 
     def first(self, number: int) -> CalibrationSet:
-        """Return a set of at most `number` of the items, evenly."""
+        """Return a set of at most `number` of the items, spread evenly over all."""
         return dataclasses.replace(self, items=evenly(self.items, number))
 
 
@@ -74,7 +74,7 @@ def calibration_set(
         metadata: metadata of the model file.
         source: images, see `image_files`; frames, see `camera_frames`; sweeps, or infos of sweeps or frames.
         root: folder of the files that annotations or infos name.
-        limit: number of samples, evenly; 0 takes all.
+        limit: number of samples, spread evenly over all; 0 takes all.
 
     Raises:
         ModelFileError: the model takes none of these, or a graph of the export is missing.
@@ -178,7 +178,7 @@ def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSe
     def feeds(frame: Frame) -> dict[str, np.ndarray]:
         return {IMAGE_INPUT: metadata.preprocess.apply([read_image(path) for path in frame]).astype(dtype)}
 
-    return CalibrationSet(frames, feeds, 'frames', False)
+    return CalibrationSet(frames, feeds, 'frames', heads=False)
 
 
 def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | None = None) -> list[Frame]:
@@ -246,4 +246,8 @@ def _read_frames(
 
 
 READERS = dict(sweeps=_read_sweeps, fused=_read_frames)
-"""Kind of samples -> function that returns the items of a source, and a function that reads an item."""
+"""Kind of samples -> function that returns the items of a source, and a function that reads an item.
+
+Arguments are the model whose graphs are open, and those of `calibration_set` from `metadata` on. What the
+second function returns is a sample that `model.feeds` takes.
+"""

@@ -14,9 +14,11 @@ from mmdeploy_ext.quantize import METHODS, PERCENTILE
 LEVELS = 127
 """Largest code of a symmetric 8-bit quantiser: -127 to 127, as NVIDIA's, so that 0 stays 0."""
 BINS = 2048
+"""Bins of a histogram to begin with."""
 FIRST_CANDIDATE = 128
 """Bin whose centre is the smallest range that the search for the least error tries."""
 MAX_BINS = 8 * BINS
+"""Bins of a histogram above which neighbours are merged."""
 CHUNK = 1 << 21
 """Elements of candidates x bins that are evaluated at a time: 16 MB."""
 

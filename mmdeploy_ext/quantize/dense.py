@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 OPERATORS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul', 'Relu', 'Clip', 'MaxPool', 'Add', 'Resize')
+"""Operators that can be in INT8, whose inputs and outputs are measured."""
 INFERRED_KEY, INFERRED_VALUE = 'onnx.infer', 'onnxruntime.quant'
 """Metadata that tells the quantiser that a model has types; without it, it infers them each time."""
 MINMAX = DENSE_METHODS[0]
@@ -176,7 +177,7 @@ def layers_in_int8(graph: DenseGraph, network: onnx.ModelProto, layers: Sequence
 
 
 def finish_model(graph: DenseGraph, network: onnx.ModelProto, facts: Mapping[str, Any]) -> onnx.ModelProto:
-    """Return the model with an INT8 network, compact, with facts as text beside the metadata."""
+    """Return the model with an INT8 network, compact; `facts` become metadata `int8.KEY`, as text."""
     model = compact(graph.joined(network))
     for key, value in facts.items():
         model.metadata_props.add(key=f'int8.{key}', value=str(value))

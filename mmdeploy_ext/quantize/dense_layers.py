@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 POSTPROCESS = ('postprocess/', 'decode/')
-"""Prefixes of the names of post-processing nodes: matrices there are no weights."""
+"""Prefixes of the names of post-processing nodes, whose constant matrices do not count as weights."""
 FOLLOWERS = ('Relu', 'Clip', 'MaxPool')
 """Operators that are INT8 if their input is."""
 QUANTISED = ('QuantizeLinear', 'DequantizeLinear', 'QLinearConv', 'QLinearMatMul', 'ConvInteger')
@@ -31,6 +31,7 @@ SORTS = ('TopK',)
 SMALLEST_OPSET = 13
 """The first opset whose QuantizeLinear has an axis, which scales per channel need."""
 COUNTER = re.compile(r'_\d+$')
+"""End of a node's name that exporters add to the operator's name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,20 +231,20 @@ def _find_layers(index: Index) -> list[Layer]:
             nodes_of_weight.setdefault(weight, []).append(node)
     layers: dict[str, Layer] = {}
     for weight, nodes in nodes_of_weight.items():
-        name, size = _module_name(nodes[0]), math.prod(index.constants[weight].dims)
+        name, parameters = _module_name(nodes[0]), math.prod(index.constants[weight].dims)
         while name in layers:
             name += "'"
         node_names, outputs = zip(*((node.name, node.output[0]) for node in nodes), strict=True)
-        layers[name] = Layer(name, nodes[0].op_type, node_names, outputs, size)
+        layers[name] = Layer(name, nodes[0].op_type, node_names, outputs, parameters)
     return list(layers.values())
 
 
 def _weight_name(index: Index, node: onnx.NodeProto) -> str:
     """Return the name of the float32 weight that a node multiplies activations with; '' if it has none."""
-    position = PRODUCTS.get(node.op_type)
-    if position is None or node.name.startswith(POSTPROCESS) or len(node.input) <= position:
+    weight_input = PRODUCTS.get(node.op_type)
+    if weight_input is None or node.name.startswith(POSTPROCESS) or len(node.input) <= weight_input:
         return ''
-    tensor = index.constants.get(node.input[position])
+    tensor = index.constants.get(node.input[weight_input])
     if tensor is None or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
         return ''
     return tensor.name if node.input[0] not in index.constants else ''

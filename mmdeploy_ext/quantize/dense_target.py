@@ -92,8 +92,8 @@ def find_target(model: str, output: str | None) -> Target:
             f'{IMAGE_INPUT!r} alone or is the dense one of a LiDAR model'
         )
     graph = graphs[0]
-    own_names = (graph.name, f'{graph.name}.data')
-    beside = [path for path in sorted(source.iterdir()) if path.is_file() and path.name not in own_names]
+    graph_files = (graph.name, f'{graph.name}.data')
+    beside = [path for path in sorted(source.iterdir()) if path.is_file() and path.name not in graph_files]
     check_replaceable(folder)
     check_writable(folder / graph.name)
     return Target(graph, folder / graph.name, tuple(beside))

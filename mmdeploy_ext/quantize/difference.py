@@ -1,6 +1,6 @@
 """The difference of two tensors over several samples, by cosine and norms. Needs numpy only.
 
-`ArrayDistance` compares one pair relative to its largest value; here norms are summed over all pairs.
+Proofs compare one pair relative to its largest value; here norms are summed over all pairs.
 """
 
 import numpy as np

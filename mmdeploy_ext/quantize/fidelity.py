@@ -37,8 +37,9 @@ ASSUMPTIONS = (
     Assumption('ties away from zero', ties='away'),
     Assumption('every tensor stored in int8 once', stored=True),
     Assumption('codes made of the fp32 kernel', fp16_kernels=False),
-    Assumption('all three', 'away', True, False),
+    Assumption('all three', ties='away', stored=True, fp16_kernels=False),
 )
+"""Assumptions that are compared; the first is that of all other figures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +256,10 @@ class Finding:
 
 
 def compare_assumptions(graph: SparseGraph, ranges: Ranges, sweeps: Iterable[Sweep]) -> tuple[Finding, ...]:
-    """Run the int8 network once per assumption and sweep; arguments and errors are those of `fidelity`."""
+    """Run the int8 network once per assumption and sweep; arguments and errors are those of `fidelity`.
+
+    Returns one finding for each of `ASSUMPTIONS`.
+    """
     ranges.check(graph)
     int8_nodes = {node.name for node in quantised(graph) if node.precision != 'fp16'}
     simulations = [Simulation(graph, ranges, assumption) for assumption in ASSUMPTIONS]

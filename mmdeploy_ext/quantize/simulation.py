@@ -52,6 +52,7 @@ class Assumption:
 
 
 DEFAULT = Assumption('as in the tables')
+"""The assumption of all figures that name no other."""
 
 
 class Simulation:

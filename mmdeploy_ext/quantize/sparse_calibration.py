@@ -163,7 +163,7 @@ def calibrate_sweeps(
                 f'{source}: the input of {node.name} ({node.module}) was 0 in all {count} sweeps, which '
                 f'gives no range; give sweeps that reach it, or check the weights'
             )
-        kernel = ()
+        weight_fields = ()
         if isinstance(node, SparseConvolution):
             try:
                 weights = weight_amax((unfolded or {}).get(node.name, node.weight))
@@ -171,8 +171,8 @@ def calibrate_sweeps(
                 raise UsageError(
                     f'{node.name} ({node.module}): of its weights, {error}; check the checkpoint'
                 ) from error
-            kernel = weights, weight_norm(node)
-        ranges[node.name] = NodeRange(node.module, float(np.float32(amax)), *kernel)
+            weight_fields = weights, weight_norm(node)
+        ranges[node.name] = NodeRange(node.module, float(np.float32(amax)), *weight_fields)
     title = method_title(method, percentile)
     if add_method and add_method != method:
         title += f' (additions: {method_title(add_method, percentile)})'

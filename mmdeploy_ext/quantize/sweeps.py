@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     Voxelise = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 ENDINGS = ('.bin', '.npy', '.npz')
+"""Suffixes of files of sweeps in a folder."""
 KEY_FRAMES = Path('samples/LIDAR_TOP')
+"""Folder of sweeps that infos name without a folder, below that of the data set."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +69,9 @@ class PointRule:
         if (column := past_step.get('time_dim', AGE)) != AGE:
             raise ConfigError(f'LoadPointsFromMultiSweeps: time_dim={column}; expected {AGE}')
         past = PastSweeps(
-            int(past_step.get('sweeps_num', 10)),
-            bool(past_step.get('pad_empty_sweeps', False)),
-            bool(past_step.get('remove_close', False)),
+            max_sweeps=int(past_step.get('sweeps_num', 10)),
+            pad_empty=bool(past_step.get('pad_empty_sweeps', False)),
+            remove_close=bool(past_step.get('remove_close', False)),
         )
         return cls(load_dim, use_dim, past, _columns(past_step.get('use_dim', [0, 1, 2, 4])))
 
@@ -92,7 +94,7 @@ class Sweeps:
         voxelise: points (P, D) float32 -> (features, coordinates).
         rule: rule of the files.
         root: folder of the data set, for paths of infos that do not exist as they are.
-        limit: number of sweeps, evenly over the source; 0 takes all.
+        limit: number of sweeps, spread evenly over the source; 0 takes all.
         order: order of the graph's coordinates, for files of voxels that name their order.
 
     Raises:

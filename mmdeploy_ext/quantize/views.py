@@ -28,6 +28,7 @@ MAX_BARS = 60
 MIN_ERROR, MAX_ERROR = 1e-6, 10.0
 """Errors at which an axis ends."""
 ERROR = 'norm of the difference over the norm in fp32'
+"""Label of axes with errors."""
 TITLES = ('layer', 'module', 'own cosine', 'own error', 'clipped', 'output alone', 'int8 cosine',
           'int8 error', 'fp16 error', 'keep')  # fmt: skip
 """Columns of `fidelity_table`, from these attributes of `fidelity.Row`: `name`, `module`, `local` (two),

@@ -1,6 +1,6 @@
 """Pictures of boxes seen from above: range rings, the ego, points, headings. Needs OpenCV and numpy only.
 
-Glossary: n boxes; LiDAR frame in metres.
+Glossary: n boxes, P points; LiDAR frame in metres.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ RING_SPACING_M, MOST_RINGS = 20, 20
 FARTHEST_PIXEL = 1e6
 """From the corner of a picture; a box may lie at 1e30 m, which no integer of a pixel holds."""
 MIN_SPEED = 0.3
+"""m/s; slower boxes have no arrow."""
 POINT_HEIGHTS = -2.0, 1.5
 """Metres in the LiDAR frame: points as low as the first are grey, as high as the second pale."""
 
@@ -37,7 +38,7 @@ class BoxLayer:
     Attributes:
         title: the owner of the boxes, for the caption.
         detections: n boxes.
-        marked: (n,) bool, the boxes to ring in white.
+        marked: (n,) bool, the boxes to ring in white; None: no box.
     """
 
     title: str
@@ -73,7 +74,7 @@ def bird_eye(
     forward: np.ndarray | None = None,
     points: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw boxes from above, (side, side, 3) uint8 BGR: rings, ego, headings, places a second later.
+    """Draw boxes from above, (side, side, 3) uint8 BGR: rings, ego, headings, arrows to places in a second.
 
     The first layer is drawn in class colours, a second one over it as thin pale lines: where both agree, the
     pale line lies in the middle of the coloured one.
@@ -96,9 +97,9 @@ def bird_eye(
         low, high = POINT_HEIGHTS
         share = np.clip((rising[inside, 2] - low) / (high - low), 0, 1)[:, None]
         canvas[rows[inside], columns[inside]] = np.array(GREY) * (1 - share) + np.array(PALE) * share
-    for number, layer in enumerate(layers):
-        for index in range(len(layer.detections) - 1, -1, -1):
-            _draw_from_above(canvas, view, layer, index, number)
+    for layer_index, layer in enumerate(layers):
+        for box_index in range(len(layer.detections) - 1, -1, -1):
+            _draw_from_above(canvas, view, layer, box_index, is_pale=layer_index > 0)
     _legend(canvas, layers, classes)
     return canvas
 
@@ -146,11 +147,12 @@ def _rings(canvas: np.ndarray, view: _View) -> None:
     cv2.arrowedLine(canvas, centre, tip, (200, 200, 200), 1, cv2.LINE_AA, tipLength=0.3)
 
 
-def _draw_from_above(canvas: np.ndarray, view: _View, layer: BoxLayer, index: int, number: int) -> None:
+def _draw_from_above(canvas: np.ndarray, view: _View, layer: BoxLayer, index: int, *, is_pale: bool) -> None:
+    """Draw the box of an index, in the colour of its class or as pale lines."""
     box = layer.detections.boxes[index]
     corners = box_corners(box[None])[0, :4, :2]
     outline, centre = view.pixels(corners), view.pixels(box[:2])
-    colour, width = (PALE, 1) if number else (class_colour(int(layer.detections.labels[index])), 3)
+    colour, width = (PALE, 1) if is_pale else (class_colour(int(layer.detections.labels[index])), 3)
     cv2.polylines(canvas, [outline], True, colour, width, cv2.LINE_AA)
     cv2.line(canvas, centre.tolist(), view.pixels(corners[:2].mean(0)).tolist(), colour, width, cv2.LINE_AA)
     if np.hypot(*box[7:9]) >= MIN_SPEED:
@@ -163,9 +165,9 @@ def _draw_from_above(canvas: np.ndarray, view: _View, layer: BoxLayer, index: in
 
 def _legend(canvas: np.ndarray, layers: Sequence[BoxLayer], classes: Sequence[str]) -> None:
     """Write the captions of the layers, and the colours of the classes in the picture."""
-    for number, layer in enumerate(layers):
-        text = layer.caption() + (', pale lines' if number else '')
-        write(canvas, text, (8, 18 + 18 * number), 0.5)
+    for line, layer in enumerate(layers):
+        text = layer.caption() + (', pale lines' if line else '')
+        write(canvas, text, (8, 18 + 18 * line), 0.5)
     if any(layer.marked is not None and layer.marked.any() for layer in layers):
         write(canvas, 'white ring: no equal on the other side', (8, 18 + 18 * len(layers)), 0.45)
     labels = sorted({int(label) for layer in layers for label in layer.detections.labels})

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     Buffer = OrtValue | np.ndarray
 
 DEVICES = dict.fromkeys(('CUDAExecutionProvider', 'TensorrtExecutionProvider'), 'cuda')
+"""Execution provider -> device of its buffers; others have them on the CPU."""
 ELEMENTS = {'tensor(float)': np.float32, 'tensor(float16)': np.float16, 'tensor(double)': np.float64}
+"""Type of an `OrtValue` -> type of its elements."""
 
 
 class BoundGraph:
@@ -42,7 +44,7 @@ class BoundGraph:
         self.binding, self.seconds = backend.session.io_binding(), 0.0
 
     def allocate(self, name: str, device: str | None = None) -> OrtValue:
-        """Return a buffer of zeros for an input or output, by default on the engine's device."""
+        """Return a buffer of zeros for an input or output, on 'cpu' or 'cuda'; None: the engine's device."""
         from onnxruntime import OrtValue
 
         tensor = self.spec.tensor(name)
@@ -53,7 +55,10 @@ class BoundGraph:
         return buffer
 
     def run(self, inputs: Mapping[str, OrtValue | np.ndarray], outputs: Mapping[str, OrtValue]) -> None:
-        """Run the graph from and into buffers by name; an input may be an array on the CPU, read in place."""
+        """Run the graph from and into buffers by name.
+
+        An input may be an array on the CPU, which is read in place; names that are no inputs are ignored.
+        """
         self.binding.clear_binding_inputs()
         self.binding.clear_binding_outputs()
         for name, value in inputs.items():
@@ -81,7 +86,7 @@ class FedGraph:
         self.seconds = 0.0
 
     def allocate(self, name: str, device: str | None = None) -> np.ndarray:
-        """Return a buffer of zeros for an input or output."""
+        """Return a buffer of zeros for an input or output; it is on the CPU whatever the device."""
         tensor = self.spec.tensor(name)
         return np.zeros(tensor.axes, tensor.dtype)
 

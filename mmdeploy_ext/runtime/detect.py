@@ -46,14 +46,14 @@ def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndar
     """Return every input that a graph may have, for one image, repeated if the batch is fixed."""
     image = metadata.spec.inputs[0]
     repeats = image.axes[0] if isinstance(image.axes[0], int) else 1
-    size = np.asarray(prepared.ori_shape, np.int64)
+    ori_shape = np.asarray(prepared.ori_shape, np.int64)
     feeds = {
         image.name: prepared.tensor,
         'img_shape': np.asarray(prepared.img_shape, np.float32),
         'scale_factor': prepared.scale_factor,
         'border': np.asarray(prepared.border, np.float32),
-        'orig_target_sizes': size[::-1],
+        'orig_target_sizes': ori_shape[::-1],
     }
     feeds = {name: np.stack([array] * repeats) for name, array in feeds.items()}
     is_batched = any(tensor.name == 'ori_shape' and len(tensor.axes) > 1 for tensor in metadata.spec.inputs)
-    return dict(feeds, ori_shape=np.stack([size] * repeats) if is_batched else size)
+    return dict(feeds, ori_shape=np.stack([ori_shape] * repeats) if is_batched else ori_shape)

@@ -1,4 +1,7 @@
-"""Detections of one image, and the numpy pieces that 2D families share."""
+"""Detections of one image, and the numpy pieces that 2D families share.
+
+Glossary: B images of a batch, n results of an image, h, w pixels.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ class Scored(Rows, abc.ABC):
         return self[self.scores >= score_thr]
 
     def to_json(self, classes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-        """Return one plain dict per result: label, class name, score if there is one, and its place."""
+        """Return a plain dict per result: `label`, `name` of the class, `score` if `scored`, and its place."""
         entries = []
         for index, (score, label) in enumerate(zip(self.scores, self.labels, strict=True)):
             name = classes[label] if label < len(classes) else str(label)
@@ -140,7 +143,10 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 
 def unpadded(kind: type[Rows], **columns: np.ndarray) -> list[Any]:
-    """Return `kind` of each image's rows whose label is 0 or more; columns are its fields, (B, n, ...)."""
+    """Return an object of the class `kind` per image, with the rows whose label is 0 or more.
+
+    The columns are its fields, (B, n, ...).
+    """
     images = []
     for arrays in zip(*columns.values(), strict=True):
         rows = kind(**dict(zip(columns, arrays, strict=True)))
@@ -194,13 +200,20 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def count_bounds(scores: np.ndarray, threshold: float, slack: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return per image how many scores (B, ...) exceed a threshold, at least and at most, within `slack`."""
+    """Return the least and the largest number of scores (B, ...) of each image that may exceed a threshold.
+
+    These are (B,) counts of the scores that exceed it by more than `slack`, and of those that are not below
+    it by `slack` or more.
+    """
     flat = scores.reshape(len(scores), -1)
     return (flat > threshold + slack).sum(1), (flat > threshold - slack).sum(1)
 
 
 def candidates_lost(count: int, cap: int, option: str) -> ModelFileError:
-    """Return the error of a file whose option keeps `cap` candidates, for an image with more: `count`."""
+    """Return the error of a file whose option keeps `cap` candidates, for an image with more: `count`.
+
+    `option` is its name in Python, e.g. 'max_candidates'.
+    """
     option = f'--{option.replace("_", "-")}'
     return ModelFileError(
         f'candidates: an image has {count} of them, the file was exported with {option} {cap} and '
@@ -233,7 +246,10 @@ def check_cap(metadata: Metadata, outputs: Arrays, results: Sequence[Scored]) ->
 
 
 def check_all_seen(metadata: Metadata, outputs: Arrays, option: str, counts: str) -> None:
-    """Refuse results of a file whose option limits the candidates, if an image has more: ModelFileError."""
+    """Refuse results of a file whose option limits the candidates, if an image has more: ModelFileError.
+
+    `option` is the name of the option, `counts` the name of the output with the candidates of each image.
+    """
     cap = metadata.options.get(option, 0)
     largest = int(np.max(outputs[counts])) if cap else 0
     if largest > cap:

@@ -25,7 +25,7 @@ class HeadRule(JsonDataclass, abc.ABC):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], path: object = 'the file') -> Self:
-        """Rebuild from `to_json`, without other entries.
+        """Rebuild from `to_json`; entries that are no fields are ignored. `path` is for messages.
 
         Raises:
             ModelFileError: names the entries that are missing.

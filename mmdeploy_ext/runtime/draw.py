@@ -98,7 +98,7 @@ def draw_detections(
     better box.
 
     Args:
-        image_bgr: (h, w, 3) uint8; left as it is, as the picture that is returned.
+        image_bgr: (h, w, 3) uint8, which stays as it is; a copy with the boxes is returned.
         detections: in pixels of the image.
         classes: names by label.
         score_thr: boxes below are left out.
@@ -180,15 +180,15 @@ def _labels(
     placed: list[Box] = []
     order = np.argsort(-detections.scores, kind='stable')
     for index in order[detections.scores[order] >= score_thr]:
-        label, is_marked = int(detections.labels[index]), marked is not None and bool(marked[index])
-        text = class_name(label, classes)
+        class_index, is_marked = int(detections.labels[index]), marked is not None and bool(marked[index])
+        text = class_name(class_index, classes)
         if is_marked:
             text = f'! {text}'
         if has_scores:
             text += f' {float(detections.scores[index]):.2f}'
         box = pixel_box(detections.bboxes_xyxy[index], shape)
         placed.append(place_label(text, box, shape, style, placed))
-        yield _Label(box, text, placed[-1], class_colour(label), is_marked)
+        yield _Label(box, text, placed[-1], class_colour(class_index), is_marked)
 
 
 def enlarged(
@@ -212,7 +212,10 @@ def pixel_box(bbox_xyxy: np.ndarray, shape: tuple[int, ...]) -> Box:
 
 
 def place_label(text: str, box: Box, shape: tuple[int, ...], style: Style, placed: Sequence[Box]) -> Box:
-    """Return a label's place, inside the image and clear of earlier ones if possible."""
+    """Return the place of a label at a box, inside the image and clear of earlier labels if possible.
+
+    `shape` (h, w, ...) is that of the image, `placed` are the places of earlier labels.
+    """
     text = printable(text)  # half a character ends OpenCV's text in a crash
     (text_w, text_h), baseline = cv2.getTextSize(text, FONT, style.font_scale, style.font_thickness)
     width, height = text_w + 2 * style.pad, text_h + baseline + 2 * style.pad
@@ -246,7 +249,10 @@ def write(
     colour: Colour = (255, 255, 255),
     thickness: int = 1,
 ) -> None:
-    """Write a line of text with its lower left corner at the pixel `corner`."""
+    """Write a line of text into a picture, with its lower left corner at the pixel `corner`, x, y.
+
+    `scale` is the scale of OpenCV's font; characters beyond ASCII become question marks.
+    """
     letters = printable(text).encode('ascii', 'replace').decode()
     cv2.putText(canvas, letters, corner, FONT, scale, colour, thickness, cv2.LINE_AA)
 

@@ -1,6 +1,6 @@
 """Pictures of boxes in 3D: in the cameras' images and from above. Needs OpenCV and numpy only.
 
-Glossary: N cameras, n boxes. Frames: LiDAR frame in metres; pixels of an image.
+Glossary: N cameras, n boxes, P points. Frames: LiDAR frame in metres; pixels of an image.
 """
 
 from __future__ import annotations
@@ -203,7 +203,8 @@ def sweep_picture(
     return _titled(title, _grid([views]), 0.55)
 
 
-def _titled(text: str, picture: np.ndarray, size: float = 0.6) -> np.ndarray:
+def _titled(text: str, picture: np.ndarray, font_scale: float = 0.6) -> np.ndarray:
+    """Return a picture with a line of text above it."""
     strip = np.full((28, picture.shape[1], 3), DARK, np.uint8)
-    write(strip, text, (8, 20), size)
+    write(strip, text, (8, 20), font_scale)
     return np.vstack([strip, picture])

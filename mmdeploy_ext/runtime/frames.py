@@ -1,6 +1,7 @@
 """Inputs and outputs of a streaming or LiDAR model per frame, and the state between frames. Needs numpy only.
 
-Glossary: N cameras, H, W network input in pixels, L decoder layers, Q queries, K classes, n memory rows.
+Glossary: N cameras, H, W network input in pixels, P points, D values of a point, L decoder layers, Q queries,
+K classes, n rows of the memory, C channels.
 """
 
 from __future__ import annotations

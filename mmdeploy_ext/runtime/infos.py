@@ -28,8 +28,11 @@ INFOS = ('.pkl', '.json')
 MICROSECONDS = 1e6
 """Microseconds of a second."""
 MAX_BYTES = 1_500_000_000
-"""Of a file of infos. A frame of nuScenes with ten sweeps takes 22.7 KB in a pickle and 1.7 times that in
-JSON, so the 28,130 frames of its training set take 0.64 GB and 1.1 GB."""
+"""Largest size of a file of infos.
+
+A frame of nuScenes with ten sweeps takes 22.7 KB in a pickle and 1.7 times that in JSON, so the 28,130 frames
+of its training set take 0.64 GB and 1.1 GB.
+"""
 LARGEST, LATEST = 1e9, 1e19
 """Bounds of numbers in a calibration or pose (the earth's radius is 6.4e6 m), and of times, also in ns."""
 DATA_FOLDERS = ('samples', 'sweeps')
@@ -121,7 +124,7 @@ def camera_names(info: Mapping[str, Any], rule: MultiViewRule, source: Path) -> 
 
 @dataclasses.dataclass(frozen=True)
 class RigFrame:
-    """One frame of all cameras, as `StreamPetrOnnx.detect` and pictures take it.
+    """One frame of all cameras as infos describe it, before its pictures are read.
 
     Attributes:
         name: token of the info, or its number.
@@ -192,17 +195,22 @@ def read_frames(
                 return None
             raise
 
-    for number, info in enumerate(read_infos(source)):
-        frames.append(_frame(info, number, rule, source, picture))
+    for index, info in enumerate(read_infos(source)):
+        frames.append(_frame(info, index, rule, source, picture))
     tokens = dict.fromkeys(frame.scene_token for frame in frames)
     scenes = {token: index for index, token in enumerate(tokens)}
     return sorted(frames, key=lambda frame: (scenes[frame.scene_token], frame.timestamp_s))
 
 
 def _frame(
-    info: Mapping[str, Any], number: int, rule: MultiViewRule, source: Path, picture: Callable
+    info: Mapping[str, Any],
+    index: int,
+    rule: MultiViewRule,
+    source: Path,
+    picture: Callable[[Mapping[str, Any]], Path | None],
 ) -> RigFrame:
-    place, cameras, cam2lidar, intrinsics = f'{source}: info {number}', [], [], []
+    """Return the frame of an info; `picture` returns the file of a camera's entry, None for a missing one."""
+    place, cameras, cam2lidar, intrinsics = f'{source}: info {index}', [], [], []
     for name in camera_names(info, rule, source):
         camera, camera_place = info['cams'][name], f'{place}: {printable(name)}'
         cameras.append(camera)
@@ -212,7 +220,7 @@ def _frame(
         if not isinstance(info.get(key), str | int | np.integer | None):
             raise DataError(f'{place}: {key} is {shortened(info[key])}, expected a text')
     return RigFrame(
-        str(info.get('token', number)),
+        str(info.get('token', index)),
         tuple(map(picture, cameras)),
         np.stack(intrinsics),
         invert_pose(np.stack(cam2lidar)),
@@ -227,7 +235,18 @@ def _frame(
 def numbers_of(
     values: Mapping[str, Any], place: str, key: str, *shapes: tuple[int, ...], largest: float = LARGEST
 ) -> np.ndarray:
-    """Return numbers of an info as float64, in one of the shapes; DataError names the place and the key."""
+    """Return numbers of an info as float64, in one of the shapes.
+
+    Args:
+        values: the info, or an entry of it.
+        place: file and entry, with which messages begin.
+        key: of the numbers in `values`.
+        shapes: that are allowed; () for a single number.
+        largest: largest absolute value that is allowed.
+
+    Raises:
+        DataError: the key is missing, or its value is not such numbers.
+    """
     expected = f'numbers of shape {" or ".join(map(str, shapes))}' if shapes[0] else 'a number'
     expected = f"expected {expected} of at most {largest:g}, as mmdet3d's create_data.py writes them"
     if not isinstance(values, dict) or key not in values:

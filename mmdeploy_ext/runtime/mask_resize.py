@@ -1,6 +1,8 @@
 """The two bilinear resizes of masks, and the cut between them, as one matrix per axis.
 
-For the glossary see `exporting/postprocess/mask_resize.py`, which has the same in a graph.
+`exporting/postprocess/mask_resize.py` has the same in a graph.
+
+Glossary: H4, W4 size of the masks that a network gives, h, w size of the results, in pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ def interpolation(source: int, target: int) -> np.ndarray:
 
 
 def composed(size: int, crop: int, target: int, ratio: int) -> np.ndarray:
-    """Return the weights (target, size) of: resize by `ratio`, crop, resize."""
+    """Return the weights (target, size) of: resize to `size * ratio`, cut to `crop`, resize to `target`."""
     return interpolation(crop, target) @ interpolation(size, size * ratio)[:crop]
 
 

@@ -6,7 +6,7 @@ mmdet. A pixel of no segment has the number of classes.
 Source of the algorithms: mmdet 2.28.2 `seg_heads/panoptic_fusion_heads/maskformer_fusion_head.py`
 (`panoptic_postprocess`) and `heuristic_fusion_head.py`.
 
-Glossary: Q queries, C classes, T classes of things, S classes of stuff, n instances, H4, W4 a quarter of the
+Glossary: B images, Q queries, C classes, S classes of stuff, n instances or segments, H4, W4 a quarter of the
 network input, h, w size of the map.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 OFFSET = 1000
-"""Between the numbers of things, as mmdet's `INSTANCE_OFFSET`."""
+"""Factor of the number of a thing in a pixel's value, mmdet's `INSTANCE_OFFSET`."""
 RATIO = 4
 """Pixels of the network input per pixel of logits."""
 FAINTEST = -80.0
@@ -97,7 +97,13 @@ def resized(logits: np.ndarray, img_shape: Sequence[float], ori_shape: Sequence[
 def fuse_queries(logits: np.ndarray, values: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
     """Return a map (h, w) int32 in which every pixel belongs to the query that is surest of it.
 
-    Of logits (Q, C + 1) the last column is no class; `values` are logits of masks (Q, h, w).
+    Args:
+        logits: (Q, C + 1) of the classes; the last column is no class.
+        values: (Q, h, w) logits of the masks.
+        facts: post-processing of the model: `num_classes` C, `num_things` (the first classes are things),
+            `object_mask_thr` (score that a query has to exceed), `iou_thr` (least ratio of the pixels that
+            belong to a query to those of its mask), `filter_low_score` (whether it gets only pixels that are
+            in its mask, too).
     """
     classes, chances = facts['num_classes'], softmax(logits)
     scores, labels = chances.max(1), chances.argmax(1)
@@ -126,7 +132,13 @@ def fuse_instances(
 ) -> np.ndarray:
     """Return a map (h, w) int32 of instances, the best first, over a semantic map.
 
-    The masks are (n, h, w) bool; of logits of stuff (S + 1, h, w) the last class is no stuff.
+    Args:
+        masks: (n, h, w) bool.
+        labels: (n,) classes of the instances.
+        semantic: (S + 1, h, w) logits of stuff; the last class is no stuff.
+        facts: post-processing of the model: `num_classes` C, `num_things` (the first classes are things),
+            `mask_overlap` (largest share of an instance that better ones may cover), `stuff_area_limit`
+            (least pixels of a class of stuff).
     """
     classes, things = facts['num_classes'], facts['num_things']
     panoptic = (semantic.argmax(0) + things).astype(np.int32)

@@ -139,9 +139,9 @@ def plan_pictures(
     names: set[Path] = set()
     for file, name in relative.items():
         suffix = file.suffix.lower() if file.suffix.lower() in PICTURE_SUFFIXES else '.png'
-        target, number = out / name.parent / f'{name.stem}_det{suffix}', 2
+        target, attempt = out / name.parent / f'{name.stem}_det{suffix}', 2
         while target in names:
-            target, number = target.with_name(f'{name.stem}_det_{number}{suffix}'), number + 1
+            target, attempt = target.with_name(f'{name.stem}_det_{attempt}{suffix}'), attempt + 1
         targets[file] = out if is_file else target
         names.add(target)
     regular = [file for file in targets if file.is_file()]  # others are reported when they are read

@@ -1,7 +1,8 @@
 """Compiled loops that sort output rows by which neighbours they have. Needs numba.
 
-Glossary: a group is up to nine consecutive kernel offsets, g of them; M output rows; a pattern is the set of
-a group's offsets that a row has, as bits; a bucket holds rows whose patterns lie within its own.
+Glossary: a group is up to nine consecutive kernel offsets, g of them; M output rows; B buckets, L entries; a
+pattern is the set of a group's offsets at which an output row has a neighbour, bit k for offset k; a bucket
+holds rows whose patterns are subsets of its own.
 """
 # ruff: noqa: ANN001, ANN201, ANN202, C901 - numba infers the types; a call costs more than a branch here
 
@@ -13,6 +14,7 @@ CANDIDATES = 48  # patterns that may become a bucket: the most frequent ones; mo
 
 @njit(cache=True, nogil=True, inline='always')
 def _size(pattern):
+    """Return the number of offsets of a pattern."""
     size = 0
     while pattern:
         pattern &= pattern - 1
@@ -22,7 +24,7 @@ def _size(pattern):
 
 @njit(cache=True, nogil=True)
 def _candidates(counts):
-    """Return the most frequent patterns, of two equally frequent ones the smaller first."""
+    """Return at most `CANDIDATES` patterns, most frequent first; of equally frequent ones smaller first."""
     remaining = counts.copy()
     remaining[0] = 0
     patterns = np.empty(min(CANDIDATES, counts.shape[0]), np.int64)
@@ -39,9 +41,14 @@ def _candidates(counts):
 
 @njit(cache=True, nogil=True)
 def choose(counts, buckets):
-    """Return the patterns of the buckets, each the one that saves most; the first holds everything.
+    """Return the patterns of the buckets, (B,) int64.
 
-    counts: rows per pattern, (2^g,). A bucket that nothing needs has pattern 1 and gets no rows.
+    A row costs as many products as the smallest bucket that holds its pattern has offsets. The first bucket
+    holds every row; each further one is the candidate that saves most.
+
+    Args:
+        counts: (2^g,) number of rows of each pattern.
+        buckets: B. A bucket that no row needs has pattern 1.
     """
     patterns = np.ones(buckets, np.int64)
     union = np.int64(0)
@@ -73,7 +80,7 @@ def choose(counts, buckets):
 
 @njit(cache=True, nogil=True)
 def _bucket_of(bucket_patterns, count):
-    """Return the bucket of each of `count` patterns: the smallest that holds it, -1 for the empty pattern."""
+    """Return the bucket of each pattern below `count`: the smallest that holds it, -1 for pattern 0."""
     buckets = np.full(count, -1, np.int64)
     for pattern in range(1, count):
         smallest = 64
@@ -87,14 +94,24 @@ def _bucket_of(bucket_patterns, count):
 
 @njit(cache=True, nogil=True)
 def arrange(table, none, buckets, last, rows, lengths, sizes, offsets, position):
-    """Sort the output rows of one group into buckets.
+    """Sort the output rows of one group into buckets; write the arrays from `rows` on.
 
-    table: (g, M) int32 input rows, `none` for no neighbour. Written: rows, room for g*M int32, the input
-    rows bucket after bucket, row by row; lengths and sizes (buckets,), how many of them and how many offsets
-    per row; offsets, room for g*buckets, the offsets bucket after bucket; position (M+1,) int32, where in the
-    buckets' results an output row is: T, one behind them, if it has no neighbours, and T + last for the
-    row of zeros.
-    Returns how much of rows and of offsets is used.
+    The product of a bucket has one result per output row. T is the number of results of all buckets.
+
+    Args:
+        table: (g, M) int32, the input row at each offset of each output row.
+        none: entry of the table for no neighbour, the number of a row of zeros behind the input rows.
+        buckets: B.
+        last: 1 if the bias alone is result T and a row of zeros result T + 1; 0 if result T is the zeros.
+        rows: written, room for g*M int32: the input rows, bucket after bucket, output row by output row.
+        lengths: written, (B,) number of entries of `rows` in each bucket.
+        sizes: written, (B,) number of offsets per output row in each bucket.
+        offsets: written, room for g*B int32: the offsets of the buckets, bucket after bucket.
+        position: written, (M+1,) int32, index of each output row's result, T if it has no neighbour; the
+            last entry is T + last.
+
+    Returns:
+        How many entries of `rows` and of `offsets` are used.
     """
     g, m = table.shape
     codes = np.zeros(m, np.int16)
@@ -109,7 +126,8 @@ def arrange(table, none, buckets, last, rows, lengths, sizes, offsets, position)
     members = np.zeros(buckets, np.int64)
     for pattern in range(1, 1 << g):
         members[bucket_of[pattern]] += counts[pattern]
-    places, entries, used, n, total = np.zeros(buckets, np.int64), np.zeros(buckets, np.int64), 0, 0, 0
+    # of each bucket: index of its next result, and of its next entry in `rows`
+    results, entries, used, n, total = np.zeros(buckets, np.int64), np.zeros(buckets, np.int64), 0, 0, 0
     lists = np.zeros((buckets, g), np.int64)
     for bucket in range(buckets):
         size = 0
@@ -120,7 +138,7 @@ def arrange(table, none, buckets, last, rows, lengths, sizes, offsets, position)
                 n += 1
                 size += 1
         sizes[bucket], lengths[bucket] = size, size * members[bucket]
-        places[bucket], entries[bucket] = total, used
+        results[bucket], entries[bucket] = total, used
         total += members[bucket]
         used += size * members[bucket]
     for i in range(m):
@@ -128,8 +146,8 @@ def arrange(table, none, buckets, last, rows, lengths, sizes, offsets, position)
         if bucket < 0:
             position[i] = total
             continue
-        position[i] = places[bucket]
-        places[bucket] += 1
+        position[i] = results[bucket]
+        results[bucket] += 1
         entry = entries[bucket]
         for j in range(sizes[bucket]):
             rows[entry + j] = table[lists[bucket, j], i]

@@ -8,7 +8,8 @@ that holds its pattern. A bucket is then one dense matrix product: (rows, s*I) x
 On the goldens' sweep 80-91 % of what a submanifold convolution multiplies is real, instead of 12-53 % by
 whole tables; of what a strided one does, 52-74 % instead of 8-23 %. Needs no torch.
 
-Glossary: N input and M output rows, K kernel offsets, G groups of g offsets, B buckets per group.
+Glossary: N input and M output rows, K kernel offsets, G groups, B buckets per group, s offsets of a bucket,
+L input rows of all buckets, I input and O output channels.
 """
 
 from __future__ import annotations
@@ -30,11 +31,18 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.rulebook import Rulebook
 
 FORMS = ('buckets', 'tables')
+"""Forms of a portable file, see `sparse/portable.py`."""
 VOXELS, BEV = 'voxels', 'bev'
+"""Names of its input of features and of its output."""
 FACTS = 'mm2onnx.scn'
 """Key of the metadata of a portable graph: form, order, channels, output shape and plan."""
 GROUP = 9
-BUCKETS = 8  # with 16, 5-10 % less is multiplied in 2-4 % less time, but the graph has twice the nodes
+"""Largest number of offsets in a group."""
+BUCKETS = 8
+"""Largest number of buckets of a group.
+
+With 16, 5-10 % less is multiplied in 2-4 % less time, but the graph has twice the nodes.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +77,9 @@ class Arrangement:
         lengths: (G*B,) int64 how many of `rows` each bucket has.
         sizes: (G*B,) int64 offsets per output row in each bucket, at least 1.
         offsets: (sum of sizes,) int32 which offsets those are.
-        positions: per group (M+1,) int32, where each output row is among the results of the group's buckets;
-            one behind them, if it has no neighbour there; the last entry is for a row of zeros, which is
-            one row later in the bias group.
+        positions: per group (M+1,) int32, the index of each output row among the results of the group's
+            buckets, or their number T if it has no neighbour in the group. The last entry is the index of a
+            row of zeros: T, and T + 1 in the bias group, where result T is the bias alone.
     """
 
     rows: np.ndarray
@@ -87,9 +95,13 @@ def arrange(
     layouts: Mapping[str, Layout],
     threads: int = 1,
 ) -> dict[str, Arrangement]:
-    """Arrange tables: name -> (K, M) int32 as of a rulebook; `rows_in` has the N of each.
+    """Return the buckets of each table by its name; they do not depend on the number of threads.
 
-    So many threads sort; the result does not depend on them.
+    Args:
+        tables: name -> (K, M) int32 input rows, N for no neighbour, as in `Rulebook.tables`.
+        rows_in: name -> N.
+        layouts: name -> layout of the table's kernel.
+        threads: how many threads sort.
     """
     jobs = [(name, group) for name in tables for group in range(len(layouts[name].groups))]
     arranged: dict[tuple[str, int], tuple[np.ndarray, ...]] = {}
@@ -108,22 +120,24 @@ def arrange(
 
 
 def _arrange_group(table: np.ndarray, none: int, layout: Layout, group: int) -> tuple[np.ndarray, ...]:
-    """Return rows, lengths, sizes, offsets and position of one group."""
+    """Return rows, lengths, sizes, offsets and positions of one group, as an `Arrangement` has them."""
     first, end = layout.groups[group]
     size, rows_out, buckets = end - first, table.shape[1], layout.buckets
     rows, offsets = np.empty(size * rows_out, np.int32), np.empty(size * buckets, np.int32)
     lengths, sizes = np.empty((2, buckets), np.int64)
-    position, last = np.empty(rows_out + 1, np.int32), int(group == layout.bias_group)
+    positions, last = np.empty(rows_out + 1, np.int32), int(group == layout.bias_group)
     used, count = bucket_loops.arrange(
-        table[first:end], none, buckets, last, rows, lengths, sizes, offsets, position
+        table[first:end], none, buckets, last, rows, lengths, sizes, offsets, positions
     )
-    return rows[:used], lengths, sizes, offsets[:count] + np.int32(first), position
+    return rows[:used], lengths, sizes, offsets[:count] + np.int32(first), positions
 
 
 def feeds(plan: Plan, rulebook: Rulebook, form: str = 'buckets', threads: int = 1) -> dict[str, np.ndarray]:
     """Return the inputs of a portable file for one set of voxels, all but the features.
 
-    `portable._Writer.table_inputs` declares them. They do not depend on the number of threads.
+    Names begin with that of a table or scatter of the plan: SCATTER.cells (M,), and per table TABLE.table
+    (M, K) in the form 'tables', or in the form 'buckets' TABLE.rows, .lengths, .offsets, .sizes (G*B, 1) and,
+    per group, .position0, .position1, ... as in `Arrangement`. They do not depend on the number of threads.
     """
     arrays = {f'{name}.cells': cells for name, cells in rulebook.cells.items()}
     if form == 'tables':

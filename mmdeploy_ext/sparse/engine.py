@@ -1,4 +1,8 @@
-"""An engine for sparse graphs in numpy: slow, plain, and the reference of every other one. Needs no torch."""
+"""An engine for sparse graphs in numpy: slow, plain, and the reference of every other one. Needs no torch.
+
+Glossary: N sites (rows) that a node reads, M that it writes, C channels, I and O those of a convolution, K
+offsets of its kernel k0*k1*k2; H, W cells of the bird's-eye view.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +71,11 @@ def run(
 
 
 def checked_features(features: np.ndarray, rows: int, channels: int) -> np.ndarray:
-    """Return features as contiguous float32; PointsError: another shape, or values that are not finite."""
+    """Return features as contiguous float32, (rows, channels).
+
+    Raises:
+        PointsError: another shape, or values that are not finite.
+    """
     features = np.asarray(features)
     if features.shape != (rows, channels):
         raise PointsError(
@@ -88,6 +96,7 @@ def _compute(
     table: np.ndarray | None,
     rulebook: Rulebook,
 ) -> np.ndarray:
+    """Return the output of a node; `weight` is None for what is no convolution, so is `table`."""
     if isinstance(node, ir.SparseConvolution):
         features = gathered(inputs[0], weight, table)
         if node.bias is not None:
@@ -118,7 +127,7 @@ def gathered(features: np.ndarray, weight: np.ndarray, table: np.ndarray) -> np.
     Args:
         features: (N, I) float32.
         weight: (O, k0, k1, k2, I).
-        table: (K, M) rows of the features; N and above stand for none.
+        table: (K, M) rows of the features; numbers from N on stand for no neighbour.
     """
     kernels = np.asarray(weight, np.float32).transpose(1, 2, 3, 4, 0)
     kernels = kernels.reshape(-1, weight.shape[4], weight.shape[0])

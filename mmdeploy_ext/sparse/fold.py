@@ -23,18 +23,20 @@ def fold(graph: SparseGraph, precision: str = 'fp32', fp16_modules: Collection[s
     """Return the graph with every BatchNorm folded and every ReLU that follows a convolution fused.
 
     Names and tensor ids are counted anew. A convolution without a bias gets one (zeros, if no BatchNorm
-    follows it): the engine reads it unasked. Folding a folded graph changes nothing.
+    follows it), because libspconv reads one without checking that there is one. Folding a folded graph
+    changes nothing.
 
     Args:
         graph: as `trace` gives it.
         precision: 'fp32' folds in float32 (what NVIDIA's PTQ path does; weights stay float32 until a writer
             rounds them), 'fp16' rounds after every operation (what its plain exporters do after
             `model.half()`; weights are float16). 45 % of the weights differ between the two, by up to 3 ulp.
-        fp16_modules: convolutions that are folded in fp16 whatever the precision.
+        fp16_modules: module paths of convolutions that are folded in fp16 whatever the precision.
 
     Raises:
         UsageError: another precision.
-        ExportError: a BatchNorm that does not follow a convolution alone; its module is named.
+        ExportError: a BatchNorm that does not directly follow a convolution, or one of a convolution whose
+            output has another use; its module is named.
 
     Source: golden ALGORITHM.md, section 3.
     """
@@ -80,7 +82,10 @@ def _takes_relu(node: Node | None) -> bool:
 
 
 def _with_norm(node: Node | None, norm: BatchNorm, uses: int, dtype: type[np.floating]) -> SparseConvolution:
-    """Return a convolution with its batch normalisation, folded in a type."""
+    """Return a convolution with its batch normalisation folded into it, computed in `dtype`.
+
+    `node` is what gives the norm's input, None if that is the voxels; `uses` counts the uses of that tensor.
+    """
     if not _takes_relu(node):
         got = 'the voxels' if node is None else f'{node.op_type} ({node.module})'
         if isinstance(node, SparseConvolution):

@@ -25,7 +25,8 @@ class Names:
     Attributes:
         keys: key of the module -> key in the file.
         paths: path of a submodule in the file -> in the module.
-        folded: path of each BatchNorm that the file lacks -> file's path of the convolution, and eps.
+        folded: path in the module of each BatchNorm that the file lacks -> path in the file of the
+            convolution before it, and the BatchNorm's eps.
     """
 
     keys: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -33,11 +34,11 @@ class Names:
     folded: dict[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
 
     def file_keys(self) -> set[str]:
-        """Return the keys of a file that a key of the module stands for."""
+        """Return the keys that the file should have: those of `keys`, and biases of folded convolutions."""
         return {*self.keys.values(), *(f'{path}.bias' for path, _ in self.folded.values())}
 
     def module_path(self, path: str) -> str:
-        """Return the path in the module of something in the file below a submodule of it."""
+        """Return the path in the module for a path in the file: of a submodule or of something below one."""
         head, tail = path, ''
         while head and head not in self.paths:
             head, _, last = head.rpartition('.')
@@ -47,9 +48,14 @@ class Names:
     def norm_tensors(
         self, state_dict: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Return tensors of the folded BatchNorms that only add the bias of the file.
+        """Return tensors for the BatchNorms that the file lacks, by key of the module.
 
-        `state_dict` is the module's, `weights` the file's, without prefix.
+        They make a BatchNorm only add the bias that the file has for its convolution; the bias of the
+        convolution itself becomes zero, if the module has one.
+
+        Args:
+            state_dict: of the module.
+            weights: of the file, without prefix.
         """
         tensors: dict[str, torch.Tensor] = {}
         for norm, (conv, eps) in self.folded.items():
@@ -65,7 +71,7 @@ class Names:
 
 
 def match_names(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> Names:
-    """Return how a module's names are in a file, of its tensors without prefix.
+    """Return the names of a module's tensors in a file; `weights` are the file's, without prefix.
 
     A BatchNorm counts as folded if the file has no tensor of it and a bias for the convolution before it;
     everywhere else the names are those of the module.

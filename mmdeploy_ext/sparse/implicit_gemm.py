@@ -6,7 +6,8 @@ standard operators, from voxels to boxes. Weights stay (O, k0, k1, k2, I) float3
 Source: autoware_universe 5e12a711, autoware_tensorrt_plugins (names, inputs, outputs, attributes; facts, no
 code); spconv 2.3.8, `core.ConvAlgo` (number of the algorithm that has one mask for each site).
 
-Glossary: V sites that a convolution reads, W that it writes, K offsets of its kernel.
+Glossary: V voxels, C channels, O output and I input channels of a convolution, k0, k1, k2 its kernel; H, W
+cells of the bird's-eye view, d0, d1, d2 sizes of the grid.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ ONE_MASK = 1
 
 
 class ImplicitGemm:
-    """Writes the nodes of one folded graph; the tensors of its sites have the suffix `.sites`."""
+    """Writes the nodes of one folded graph into `writer`; a set of sites is a tensor with suffix `.sites`."""
 
     def __init__(self, graph: SparseGraph, writer: NodeWriter) -> None:
         self.graph, self.writer = graph, writer
-        self._values: dict[str, str] = {}
-        self._sites: dict[str, str] = {}
-        self._pairs: dict[tuple[str, str], list[str]] = {}
+        self._values: dict[str, str] = {}  # tensor id of the graph -> name of its values
+        self._sites: dict[str, str] = {}  # tensor id of the graph -> name of its sites
+        self._pairs: dict[tuple[str, str], list[str]] = {}  # see `_pairs_of`
 
     def write(self, sites: str, features: str) -> str:
         """Add all nodes; return the name of the result, (1, C, H, W) float32.
@@ -98,7 +99,10 @@ class ImplicitGemm:
         return output if node.activation == 'None' else self.writer.op('Relu', [output], name)
 
     def _pairs_of(self, node: SparseConvolution, name: str) -> list[str]:
-        """Return the sites that a convolution writes, its pairs, masks and their order; equal ones once."""
+        """Return the names of a convolution's output sites, pairs, masks and the order of the masks.
+
+        Submanifold convolutions with the same rulebook on the same sites share one node.
+        """
         sites = self._sites[node.inputs[0]]
         key = sites, (node.rulebook or name) if node.subm else name
         if key not in self._pairs:
@@ -121,7 +125,7 @@ class ImplicitGemm:
                 is_train=0,
                 subm=int(node.subm),
                 transpose=0,
-                **{key: [int(value) for value in triple] for key, triple in triples.items()},
+                **{name: [int(value) for value in triple] for name, triple in triples.items()},
             )
             self._pairs[key] = outputs[:4]
         pairs = self._pairs[key]

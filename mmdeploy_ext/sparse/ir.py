@@ -1,8 +1,10 @@
 """The sparse graph: what a LiDAR backbone computes, before it is written in any dialect. Needs numpy only.
 
-Glossary: N active sites (voxels) of a level, C channels, K = k0*k1*k2 kernel offsets; the three spatial axes
+Glossary: N active sites (voxels) of a level, C channels, O output and I input channels of a convolution, k0,
+k1, k2 its kernel, d0, d1, d2 sizes of the grid, H, W cells of the bird's-eye view; the three spatial axes
 are in coordinate order, which the graph names: 'xyz' or 'zyx'. Coordinates are int32 (N, 4): sample, then the
-axes in that order. Weights are (O, k0, k1, k2, I), correlation as in torch (kernels are never mirrored).
+axes in that order. Weights are (O, k0, k1, k2, I), correlation as in torch (kernels are never mirrored). The
+amax of a tensor is the absolute value that int8 maps to 127.
 """
 
 import collections
@@ -59,13 +61,15 @@ class SparseConvolution(Node):
             its kernel and ignores stride and padding.
         subm: submanifold: the output sites are the input sites.
         inverse: spconv's inverse convolution: back to the sites of the convolution with the same rulebook.
+        transposed: spconv's transposed convolution; always False in what can be written.
         groups: always 1 in what can be written.
         rulebook: key shared by convolutions with the same neighbours (spconv's indice_key); None: without.
         activation: 'ReLU' or 'None'.
         input_spatial_shape, output_spatial_shape: grid sizes per axis.
         input_rows, output_rows: numbers of active sites when it was traced; no engine reads them.
         output_bound: most active sites that an engine has to make room for.
-        precision, output_precision: '' or 'fp16' or 'int8': types in which the kernel computes, and stores.
+        precision, output_precision: 'fp16' or 'int8', the types in which the kernel computes, and stores;
+            '' if the file does not tell, which engines take as fp16.
         input_range: amax of its input, or None.
         weight_ranges: (O,) amax per output channel, or None.
     """

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 IR_VERSION = 8
 OPSET = ('ai.onnx', 11)
 MODULES = 'mm2onnx.scn_modules'
-"""Key of the metadata that holds node name -> module path."""
+"""Key of the metadata whose value is JSON: node name -> module path."""
 PRECISIONS = ('', 'fp16', 'int8')
 NODE_CLASSES: dict[str, type[Node]] = {
     'SparseConvolution': SparseConvolution,
@@ -181,6 +181,8 @@ def read(path: str | os.PathLike[str]) -> SparseGraph:
 def from_onnx(model: onnx.ModelProto, path: object = 'the file') -> SparseGraph:
     """Return the graph of a model in the dialect; module paths come from its metadata, if it has them.
 
+    `path` is only for messages.
+
     Raises:
         ModelFileError: an unknown operation, a missing or mistyped attribute, a tensor that no node before
             gives, an initializer that is missing or damaged; node and attribute are named.
@@ -217,12 +219,12 @@ class _Reader:
     def error(self, place: str, problem: str) -> ModelFileError:
         return ModelFileError(f'{self.path}: {place}: {problem}; the file is damaged or of another kind')
 
-    def check_tensor(self, reader: str, name: str) -> None:
+    def check_tensor(self, consumer: str, name: str) -> None:
         if name not in self._tensors:
-            raise self.error(reader, f'reads tensor {name!r}, which no node before it gives')
+            raise self.error(consumer, f'reads tensor {name!r}, which no node before it gives')
 
     def shape(self, infos: Any, side: str, rank: int | None) -> tuple[int, ...]:
-        """Return the declared shape of the graph's only input or output."""
+        """Return the declared shape of the graph's only input or output; `side` is 'input' or 'output'."""
         if len(infos) != 1:
             raise self.error(f'graph {side}', f'there are {len(infos)}, expected 1')
         sizes = tuple(dim.dim_value for dim in infos[0].type.tensor_type.shape.dim)
@@ -351,10 +353,10 @@ class _Reader:
 
 
 def to_node_list(model: onnx.ModelProto) -> dict[str, Any]:
-    """Return a file as plain data, for comparison: everything in it, initializers by hash.
+    """Return a file as plain data, for comparison: everything but `metadata_props`, initializers by hash.
 
-    It is as the stored node lists of the reference exporter have it (golden INDEX.md), without
-    `metadata_props`.
+    Keys are `meta` (of the model: its versions, producer and counts), `inputs`, `outputs`, `nodes` and
+    `initializers`, as in the stored node lists of the reference exporter (golden INDEX.md).
     """
     graph = model.graph
     properties = ['ir_version', 'producer_name', 'producer_version', 'domain', 'model_version', 'doc_string']

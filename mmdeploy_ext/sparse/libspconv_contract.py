@@ -59,7 +59,9 @@ def order_of_name(path: str | os.PathLike[str]) -> str:
 def check(
     source: str | os.PathLike[str] | onnx.ModelProto, *, max_voxels: int | None = None, name: str = ''
 ) -> list[Violation]:
-    """Return everything in a file that the engine would not do as it was meant.
+    """Return the violations of the engine's rules: what it refuses, or does otherwise than it was meant.
+
+    They are sorted by node in file order, those of no node first.
 
     Args:
         source: file or model.
@@ -355,8 +357,10 @@ class TensorWalk:
             if node.values.get('output_precision') == INT8:
                 self._check_int8_consumers(node)
 
-    def _report(self, node: ParsedNode, attribute: str, rule: str, message: str, level: str = ERROR) -> None:
-        self.violations.append(Violation(node.name, attribute, rule, message, level))
+    def _report(
+        self, node: ParsedNode, attribute: str, rule: str, message: str, severity: str = ERROR
+    ) -> None:
+        self.violations.append(Violation(node.name, attribute, rule, message, severity))
 
     def _output(self, node: ParsedNode, inputs: list[TensorFacts]) -> TensorFacts:
         """Return the facts of a node's output; report inputs that it cannot take."""
@@ -458,8 +462,8 @@ class TensorWalk:
         cells = math.prod(target.grid) if target.grid else math.inf
         expected = min(USUAL_MAX_VOXELS if self._max_voxels is None else self._max_voxels, cells)
         if 0 < bound < expected:
-            source = 'of the usual test configs' if self._max_voxels is None else 'of --max-voxels'
-            message = f'output_bound={bound} is less than the {expected} voxels {source}; {consequence}'
+            origin = 'of the usual test configs' if self._max_voxels is None else 'of --max-voxels'
+            message = f'output_bound={bound} is less than the {expected} voxels {origin}; {consequence}'
             if target.sites != 'input':
                 message += ' (a strided level may have more sites than there are voxels: 1.6 times on a real '
                 message += 'sweep)'

@@ -27,7 +27,7 @@ class Field:
         name: of the attribute.
         kind: ONNX type that it must have.
         default: value that stands in when it is missing.
-        severity: of its absence; '' if a plain file means the default.
+        severity: of the violation if it is missing; '' if a file may leave it out.
     """
 
     name: str
@@ -113,7 +113,7 @@ class ParsedNode:
 
     @property
     def input_ranges(self) -> dict[str, float]:
-        """The ranges (amax) of its inputs, by attribute."""
+        """The ranges (amax) of its inputs, by the name of the attribute."""
         return {name: value for name, value in self.values.items() if name.endswith('dynamic_range')}
 
 
@@ -172,7 +172,10 @@ class EngineParser:
         self.violations.append(Violation(node, attribute, rule, message, severity))
 
     def _parse(self, node: onnx.NodeProto, name: str, tensors: set[str]) -> None:
-        """Read a node of an operator that the engine has; `tensors` are those before it."""
+        """Read a node of an operator that the engine has.
+
+        `tensors` are the names of those that nodes before it give; its output is added.
+        """
         is_convolution = node.op_type == 'SparseConvolution'
         self._count_inputs(node, name)
         inputs = tuple(map(_decoded, node.input[: 2 if node.op_type in ADDITIONS else 1]))

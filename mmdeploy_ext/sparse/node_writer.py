@@ -28,7 +28,7 @@ class NodeWriter:
         return is_new
 
     def op(self, kind: str, inputs: Sequence[str], output: str | Sequence[str], **attributes: object) -> str:
-        """Add a node that is named after its first output; return that output."""
+        """Add a node of op_type `kind`, which is named after its first output; return that output."""
         outputs = [output] if isinstance(output, str) else list(output)
         self.nodes.append(helper.make_node(kind, list(inputs), outputs, name=outputs[0], **attributes))
         return outputs[0]
@@ -39,15 +39,18 @@ class NodeWriter:
         return name
 
     def integers(self, *values: int) -> str:
-        """Return a constant of integers; equal ones are shared."""
+        """Return the name of an int64 initializer with these values; equal ones are shared."""
         name = 'shape.' + '_'.join(str(value) for value in values)
         return self.constant(name, np.array(values, np.int64))
 
     def input(self, name: str, kind: int, *axes: int | str) -> str:
-        """Declare an input; return its name."""
+        """Declare an input and return its name; `kind` is its `TensorProto` type, axes are sizes or names."""
         self.inputs.append(helper.make_tensor_value_info(name, kind, list(axes)))
         return name
 
     def split(self, tensor: str, lengths: str, pieces: int) -> None:
-        """Cut a list into TENSOR.0, TENSOR.1, ..."""
+        """Cut a tensor along axis 0 into TENSOR.0, TENSOR.1, ...
+
+        `lengths` is the name of the tensor (pieces,) with their lengths.
+        """
         self.op('Split', [tensor, lengths], [f'{tensor}.{piece}' for piece in range(pieces)], axis=0)

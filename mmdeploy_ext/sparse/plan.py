@@ -44,7 +44,13 @@ class Table(JsonDataclass):
 
 @dataclasses.dataclass(frozen=True)
 class Scatter(JsonDataclass):
-    """One dense tensor, of a ScatterDense node; `axes` are the spatial ones in order, the last outermost."""
+    """One dense tensor, of a ScatterDense node.
+
+    Attributes:
+        name: of the node.
+        level: index of the level whose sites are written.
+        axes: the spatial axes 0, 1, 2 of the sites in the order of the dense tensor, fastest one last.
+    """
 
     name: str
     level: int
@@ -260,10 +266,10 @@ def name_rulebooks(graph: SparseGraph) -> SparseGraph:
             continue
         key = node.rulebook or f'subm{level + 1}'
         kernel = 'x'.join(map(str, node.kernel_size))
-        name, number = key, 1
+        name, attempt = key, 1
         while neighbours_of.setdefault(name, neighbours) != neighbours:
-            name = f'{key}_{kernel}' if number == 1 else f'{key}_{kernel}_{number}'
-            number += 1
+            name = f'{key}_{kernel}' if attempt == 1 else f'{key}_{kernel}_{attempt}'
+            attempt += 1
         rulebooks[node.name] = name
         names.setdefault(neighbours, name)
     nodes = (

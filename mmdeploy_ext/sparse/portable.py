@@ -17,7 +17,9 @@ one MatMul and ScatterND(add) per offset, 2.3 / 15 / 34 / 64, of it a fifth in S
 data and does not use a second thread; buckets 1.9 / 12 / 28 / 61
 (in the whole network; strided ones 4 / 10 / 19 / 6, by tables 20 / 30 / 54 / 11).
 
-Glossary: N voxels, M output sites, K kernel offsets, I and O channels, G groups and B buckets of a layout.
+Glossary: N voxels, M output sites, K kernel offsets, C channels, I and O those of a convolution, G groups of
+a layout, B buckets of a group, s offsets of a bucket, S those of all buckets, L input rows of all buckets, H,
+W cells of the bird's-eye view.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import SparseConvolution, SparseGraph
 
 DEFAULT_OPSET = 17
-LEAST_OPSET = 13  # Split by lengths that are an input
-GROUP_COLUMNS = 1152  # 9 offsets of 128 channels: what 'tables' gathers at once, per output row
+LEAST_OPSET = 13  # the first one whose Split takes its lengths as an input
+GROUP_COLUMNS = 1152  # values that the form 'tables' gathers at once per output row: 9 offsets, 128 channels
 
 
 def to_onnx(
@@ -164,9 +166,9 @@ class _Writer(NodeWriter):
         elif isinstance(node, ir.ScatterDense):
             self._scatter(node, inputs[0], name)
         elif isinstance(node, ir.Transpose):
-            done = {scatter.name for scatter in self.plan.scatters if scatter.axes != (0, 1, 2)}
+            reordered = {scatter.name for scatter in self.plan.scatters if scatter.axes != (0, 1, 2)}
             producers = [producer.name for producer in self.graph.nodes if producer.output == node.inputs[0]]
-            if done & set(producers):  # its scatter numbers the cells in the new order already
+            if reordered & set(producers):  # its scatter numbers the cells in the new order already
                 self.op('Identity', inputs, name)
             else:
                 self.op('Transpose', inputs, name, perm=list(node.dims))
@@ -233,15 +235,15 @@ class _Writer(NodeWriter):
     def _by_tables(
         self, node: SparseConvolution, table: Table, weight: np.ndarray, source: str, output: str
     ) -> None:
-        name, size = node.name, len(weight)
+        name, offset_count = node.name, len(weight)
         padded = self._with_zeros(source, node.in_channels)
         step = max(1, GROUP_COLUMNS // node.in_channels)
         total = f'{name}.bias'
-        for start in range(0, size, step):
-            end = min(start + step, size)
+        for start in range(0, offset_count, step):
+            end = min(start + step, offset_count)
             group = f'{name}.group{start}'
             rows = f'{table.name}.table'
-            if end - start < size:
+            if end - start < offset_count:
                 rows = f'{table.name}.columns.{start}_{end}'
                 if self.first(rows):
                     limits = [self.integers(start), self.integers(end), self.integers(1)]
@@ -251,7 +253,8 @@ class _Writer(NodeWriter):
             flat = self.op('Reshape', [gathered, shape], f'{group}.flat')
             kernel = weight[start:end].reshape(-1, node.out_channels)
             kernel = self.constant(f'{name}.weight.{start}', kernel)
-            total = self.op('Gemm', [flat, kernel, total], output if end == size else f'{group}.sum')
+            name_of_sum = output if end == offset_count else f'{group}.sum'
+            total = self.op('Gemm', [flat, kernel, total], name_of_sum)
 
     def _scatter(self, node: ir.ScatterDense, source: str, output: str) -> None:
         """Write (C, cells) by ScatterElements: in ONNX Runtime half the time of ScatterND and a Transpose."""

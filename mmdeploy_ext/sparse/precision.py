@@ -58,7 +58,7 @@ def apply_precision(
 
 
 def fp16_ends(graph: SparseGraph) -> dict[str, tuple[str, str]]:
-    """Return the overrides of the reference's INT8 file of BEVFusion (--int8-fp16-input-output).
+    """Return overrides by node name as in the reference's INT8 file of BEVFusion (--int8-fp16-input-output).
 
     The first convolution computes in fp16 and stores int8, the last one computes in int8 and stores fp16.
     """

@@ -2,7 +2,8 @@
 
 A symmetric 8-bit quantiser with range `amax` has the scale amax/127: one range per tensor for the input of a
 convolution or an addition (whose two inputs share it), one per output channel for a convolution's weight.
-Ranges belong to node names, which are the same in both coordinate orders; so are the values.
+Ranges belong to node names, which are the same in both coordinate orders; so are the values. O is the number
+of output channels of a convolution.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ AMAX, NORM = schema.number(above=0), schema.number()
 NODE = dict(module=schema.text(), input_amax=schema.maybe(AMAX), weight_norm=schema.maybe(NORM))
 NODES = schema.mapping(schema.record(NODE | dict(weight_amax=schema.maybe(schema.items(AMAX)))))
 TEXTS = ('calibrator', 'source', 'graph_sha256', 'checkpoint_sha256')
+"""Keys of the file whose values are texts."""
 CONTENT = schema.record(
     dict(version=schema.one_of(VERSION), nodes=NODES, batches=schema.number(0, integer=True))
     | dict.fromkeys(TEXTS, schema.text()),
@@ -80,7 +82,8 @@ class Ranges:
         calibrator: method that chose the inputs' ranges: 'mse', 'percentile 99.99', 'max', 'checkpoint', ...
         source: samples that they were measured on, in words.
         batches: number of sweeps that were measured.
-        graph_sha256: `graph_digest` of the graph.
+        graph_sha256: `graph_digest` of the graph; '' if it is unknown, then it is not compared.
+        checkpoint_sha256: of the checkpoint of the graph, '' if it is unknown; for messages.
         path: of the file that they were read from, or ''; not written.
     """
 
@@ -167,11 +170,11 @@ class Ranges:
         norm = weight_norm(node)
         if ranges.weight_norm is None or abs(ranges.weight_norm - norm) <= NORM_TOLERANCE * max(norm, 1e-12):
             return
-        files = ''
+        hashes = ''
         if checkpoint_sha256 and self.checkpoint_sha256:
-            files = f' (checkpoint {self.checkpoint_sha256[:12]}, this one is {checkpoint_sha256[:12]})'
+            hashes = f' (checkpoint {self.checkpoint_sha256[:12]}, this one is {checkpoint_sha256[:12]})'
         raise UsageError(
-            f'{self.title}: are ranges of other weights{files}: {node.name} ({node.module}) has the norm '
+            f'{self.title}: are ranges of other weights{hashes}: {node.name} ({node.module}) has the norm '
             f'{norm:.6g}, expected {ranges.weight_norm:.6g}; calibrate this checkpoint'
         )
 
@@ -184,12 +187,12 @@ class Ranges:
         """
 
         def rounded(amax: float) -> float:
-            half = float(np.float16(amax)) if amax < 65520 else math.inf
-            if not 0 < half < math.inf:
+            fp16_amax = float(np.float16(amax)) if amax < 65520 else math.inf
+            if not 0 < fp16_amax < math.inf:
                 raise UsageError(
                     f'the range {amax!r} does not fit into fp16 (6e-8 to 65504); keep the ranges in fp32'
                 )
-            return half
+            return fp16_amax
 
         nodes = {}
         for name, node in self.nodes.items():
@@ -332,7 +335,10 @@ def from_amax(
 
 
 def _flat_amax(source: str, node: Node, amax: Any, operand: str, count: int) -> tuple[float, ...] | None:
-    """Return the ranges of a quantiser of `count` channels, None if there are none."""
+    """Return the ranges of a quantiser of `count` channels, None if `amax` is None.
+
+    `operand` is 'input' or 'weight', for the message.
+    """
     if amax is None:
         return None
     values = np.asarray(amax, np.float64).reshape(-1)

@@ -54,7 +54,11 @@ class Level:
 
     @functools.cached_property
     def hash(self) -> tuple[np.ndarray, np.ndarray, np.uint64]:
-        """Slots, the row of each slot, and the shift of the hash; a PointsError: a site is there twice."""
+        """Hash table of the sites: slots, row of each slot, and shift, see `voxel_hash.fill`.
+
+        Raises:
+            PointsError: a site is there twice.
+        """
         slots, shift = empty_slots(len(self))
         rows, keys = np.empty(len(slots), np.int32), self.keys
         row = voxel_hash.fill(keys, slots, rows, shift)
@@ -90,7 +94,7 @@ class _Search:
     Attributes:
         table: (K, M) int32, offset by offset the input row of every output row; N: no neighbour.
         count: number of offsets to look up.
-        look_up: looks up a slice of them, and fills in what follows from these.
+        look_up: fills the table's rows of a slice of these offsets, and others that follow from them.
         outputs: the output sites.
     """
 
@@ -161,10 +165,10 @@ def _strided(
         raise PointsError(f'a grid of {level.spatial_shape} is smaller than the kernel {tuple(kernel_size)}')
     targets = []  # per axis (kernel, size): the output position that an input reaches by an offset, or -1
     geometry = zip(level.spatial_shape, shape, kernel_size, stride, padding, dilation, strict=True)
-    for size, target, kernel, step, pad, spread in geometry:
-        position = np.arange(size) + pad - np.arange(kernel)[:, None] * spread
-        inside = (position >= 0) & (position % step == 0) & (position // step < target)
-        targets.append(np.where(inside, position // step, -1).astype(np.int32))
+    for size, output_size, kernel, step, pad, spread in geometry:
+        shifted = np.arange(size) + pad - np.arange(kernel)[:, None] * spread
+        inside = (shifted >= 0) & (shifted % step == 0) & (shifted // step < output_size)
+        targets.append(np.where(inside, shifted // step, -1).astype(np.int32))
     axes = tuple(targets)
     outputs, offsets = _reached_level(level, shape, axes), _offsets(kernel_size)
     table = np.empty((len(offsets), len(outputs)), np.int32)
@@ -201,7 +205,7 @@ class Rulebook:
         levels: sites of every level of the plan.
         tables: table name -> (K, M) int32, offset by offset the input row of every output row; N, one behind
             the last input row: no neighbour.
-        cells: scatter node's name -> (n,) int64, where its sites are in the flattened dense grid.
+        cells: scatter node's name -> (N,) int64, indices of its sites in the flattened dense grid.
         level_of: tensor id -> index of its level.
     """
 
@@ -221,7 +225,7 @@ def build(plan: Plan, coordinates: np.ndarray, threads: int = 1) -> Rulebook:
     Args:
         plan: of the network.
         coordinates: (N, 4) int32, sample and the axes in the graph's order; every voxel once; N may be 0.
-        threads: that look up; the result does not depend on them.
+        threads: number of threads that look up neighbours; the result does not depend on it.
 
     Raises:
         PointsError: coordinates outside the grid, duplicates, or more than one sample for a dense output.

@@ -26,7 +26,7 @@ FACES = {
     'Relu': ('#e9eef3', 'Relu'),
     'dense': ('#d9f0e2', 'dense'),
 }
-"""Kind of node -> colour, and its name in the legend."""
+"""Kind of node -> colour, and its name in the legend; 'dense' is that of all other operators."""
 INT8_EDGE = '#b3541e'
 GEOMETRY = ('kernel_size', 'stride', 'padding', 'dilation', 'subm', 'inverse', 'activation', 'rulebook')
 ATTRIBUTES = (*GEOMETRY, 'output_bound', 'precision', 'output_precision', 'format', 'dims')
@@ -36,7 +36,12 @@ HEAVY = 20
 
 
 def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
-    """Return the nodes of a sparse graph as the engine reads them, with grids and channels."""
+    """Return the nodes of a sparse graph as the engine reads them, one dictionary for each.
+
+    Keys: `name`, `op_type`, `number` among the nodes of its title, `inputs`, `output`, those of `ATTRIBUTES`
+    that the operator has, `in_channels` and `out_channels` of a convolution, and of the output the `grid`,
+    `sites`, `shape` and `dense` of `TensorFacts`.
+    """
     nodes = EngineParser(model.graph).nodes
     tensors = TensorWalk(model.graph, nodes, None).tensors
     counts: collections.Counter[str] = collections.Counter()
@@ -59,7 +64,7 @@ def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
 
 
 def trace_lines(layers: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield one line per node in the words of the reference exporter's trace, and its details.
+    """Yield a line per entry of `sparse_layers` in the words of the reference exporter's trace, and details.
 
     E.g. `--> SparseConvolution0[subm] -> Input 0, Output 1   5 -> 16, 3x3x3 on 1440x1440x41, ReLU`.
     """
@@ -111,7 +116,7 @@ def precision_text(row: dict[str, Any], arrow: str = '→') -> str:
 
 
 def by(sizes: list[int]) -> str:
-    """Return '3x3x3'."""
+    """Return sizes as text, e.g. '3x3x3'; '?' if there are none."""
     return 'x'.join(map(str, sizes)) or '?'
 
 
@@ -124,7 +129,7 @@ def draw_sparse(model: onnx.ModelProto, target: str | os.PathLike[str], title: s
     picture, layers = new_picture(title), sparse_layers(model)
     picture.graph_attr.update(label=_legend(title), rankdir='LR', nodesep='0.4', ranksep='0.6')
     column_of = columns(layers)
-    for number, row in enumerate(layers):
+    for index, row in enumerate(layers):
         kind = row['op_type'].removeprefix('Quant')
         if kind == 'SparseConvolution':
             kind = 'subm' if row['subm'] else 'conv'
@@ -132,13 +137,13 @@ def draw_sparse(model: onnx.ModelProto, target: str | os.PathLike[str], title: s
         style = dict(color=INT8_EDGE, penwidth=1.6) if quantised else {}
         fill, _ = FACES.get(kind, FACES['dense'])
         ink = 'white' if kind == 'conv' else '#1b2330'
-        picture.add_node(number, label=label(_texts(row)), fillcolor=fill, fontcolor=ink, **style)
+        picture.add_node(index, label=label(_texts(row)), fillcolor=fill, fontcolor=ink, **style)
     for column in dict.fromkeys(column_of):
-        members = [number for number, entry in enumerate(column_of) if entry == column]
+        members = [index for index, node_column in enumerate(column_of) if node_column == column]
         head = f'column {column}'
-        entry = dict(style='invis') if column else dict(label=layers[0]['inputs'][0])
+        edge_style = dict(style='invis') if column else dict(label=layers[0]['inputs'][0])
         picture.add_node(head, label=by(layers[members[0]].get('grid') or []), shape='plaintext', style='')
-        picture.add_edge(head, members[0], weight=HEAVY, **entry)
+        picture.add_edge(head, members[0], weight=HEAVY, **edge_style)
         picture.add_subgraph([head, *members], rank='same')
         if column:
             picture.add_edge(f'column {column - 1}', head, style='invis', weight=HEAVY)
@@ -147,7 +152,10 @@ def draw_sparse(model: onnx.ModelProto, target: str | os.PathLike[str], title: s
 
 
 def columns(layers: list[dict[str, Any]]) -> list[int]:
-    """Return the column of every node: a new one begins where the set of active sites changes."""
+    """Return the column of every entry of `sparse_layers`, from 0 on.
+
+    A new column begins where the set of active sites changes.
+    """
     pairs = itertools.pairwise(layers)
     changes = [below.get('sites') != above.get('sites') for above, below in pairs]
     return list(itertools.accumulate(changes, initial=0))[: len(layers)]
@@ -170,19 +178,19 @@ def _texts(row: dict[str, Any]) -> list[str]:
 
 def _add_edges(picture: AGraph, layers: list[dict[str, Any]], column_of: list[int]) -> None:
     """Join the nodes; tensors are named on edges to the next node or column, and at the graph's outputs."""
-    producers = {row['output']: number for number, row in enumerate(layers)}
+    producers = {row['output']: index for index, row in enumerate(layers)}
     used = {tensor for row in layers for tensor in row['inputs']}
-    for number, row in enumerate(layers):
+    for index, row in enumerate(layers):
         for tensor in filter(producers.__contains__, row['inputs']):
             source = producers[tensor]
-            across, follows = column_of[source] != column_of[number], number == source + 1
+            across, follows = column_of[source] != column_of[index], index == source + 1
             name = f'  {tensor}  ' if across or follows else ''
             weight = HEAVY if follows and not across else 0
-            picture.add_edge(source, number, label=name, weight=weight)
+            picture.add_edge(source, index, label=name, weight=weight)
         if row['output'] not in used:
-            picture.add_node(f'end {number}', label=row['output'], shape='plaintext', style='')
-            picture.add_edge(number, f'end {number}', weight=HEAVY)
-            picture.add_subgraph([number, f'end {number}'], rank='same')
+            picture.add_node(f'end {index}', label=row['output'], shape='plaintext', style='')
+            picture.add_edge(index, f'end {index}', weight=HEAVY)
+            picture.add_subgraph([index, f'end {index}'], rank='same')
 
 
 def _legend(title: str) -> str:

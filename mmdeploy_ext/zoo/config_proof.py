@@ -93,7 +93,7 @@ def prove_config(
     for kind in EXPORT_KINDS if _takes_pictures(deployment.family) else ('fixed',):
         outcome = getattr(earlier, kind, None)
         if kind in settings.export_kinds:
-            outcome = _prove_export(deployment, settings, kind == 'dynamic', outcome)
+            outcome = _prove_export(deployment, settings, dynamic=kind == 'dynamic', earlier=outcome)
         record = dataclasses.replace(record, **{kind: outcome})
         keep(record)
         deployment.exports.clear()
@@ -104,7 +104,7 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> deploy.Deployment:
     family = find_family(cfg, DETECTOR)
     rule = family.preprocess_rule(cfg)
     if _takes_pictures(family):
-        family.check(cfg, _image_options(family, CHECKED_SIZE, False))
+        family.check(cfg, _image_options(family, CHECKED_SIZE, dynamic=False))
     else:
         family.check(cfg, family.choose(opset=0))
     model = settings.seeded(cfg, family)
@@ -181,6 +181,7 @@ def _prove_export(
 
 
 def _figures(verdict: Verdict) -> dict[str, Any]:
+    """Return the fields of an `Outcome` that tell the result of a proof."""
     summary = verdict.summary()
     rows = [row for case in verdict.cases for row in case.detections]
     distances = [row.worst_distance for row in rows if row.worst_distance is not None]

@@ -109,8 +109,8 @@ def config_name(path: Path) -> str:
 def read_configs(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[Config | None]:
     """Yield the config of each file, and None for a file that does not belong to the zoo.
 
-    It has no model, or none of the `heads` (class names; no names select all), or a `backend_config`,
-    as the deployment configs of mmdeploy have. A file that cannot be read belongs to the zoo.
+    Such a file has no model, or none of the `heads` (class names; no names select all), or it has a
+    `backend_config`, as the deployment configs of mmdeploy. A file that cannot be read belongs to the zoo.
     """
     for path in files:
         digest = ''

@@ -26,6 +26,7 @@ from mmdeploy_ext.zoo.records import (
 
 POLL_S = 0.2
 LOG_LINES = 12
+"""Last lines of its output that the record of a failed process has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +76,9 @@ class ConfigProcess:
         """Return the reason of the limit that the process exceeds; '' if it exceeds none."""
         if time.monotonic() - self.start_s > limits.seconds:
             return TIME
-        limit, pid = limits.gigabytes * 2**30, self.process.pid
+        max_bytes, pid = limits.gigabytes * 2**30, self.process.pid
         # private pages are part of the resident set; counting them stops the process for 0.1 s per 4 GB
-        return MEMORY if resident_bytes(pid) > limit and private_bytes(pid) > limit else ''
+        return MEMORY if resident_bytes(pid) > max_bytes and private_bytes(pid) > max_bytes else ''
 
     def end(self) -> None:
         """Kill the process and everything that it started."""
@@ -97,8 +98,8 @@ class ConfigProcess:
             return read_record(self.record_path) or empty
         record = read_record(self.unfinished_path) or empty
         lines = self.log.read_text(errors='replace').splitlines()[-LOG_LINES:] if self.log.is_file() else []
-        end = f'signal {-status}' if status is not None and status < 0 else f'exit status {status}'
-        why = portable('\n'.join([end, *lines]))[-MAX_CHARACTERS:]
+        status_text = f'signal {-status}' if status is not None and status < 0 else f'exit status {status}'
+        why = portable('\n'.join([status_text, *lines]))[-MAX_CHARACTERS:]
         export_kind = 'fixed' if record.fixed is None else 'dynamic'
         record = dataclasses.replace(record, **{export_kind: Outcome(reason=limit or CRASH, why=why)})
         record.write(self.record_path)

@@ -30,8 +30,10 @@ EXPORT_KINDS = ('fixed', 'dynamic')
 CPU = re.compile(
     r'not implemented on (the )?CPU|implementation for device cpu|compiled with (GPU|CUDA)', re.IGNORECASE
 )
+"""Messages of operators that have no kernel for the CPU."""
 SITE_PACKAGES = re.compile(r'[^\s\'"]*/site-packages/(mmdet(?:3d)?/\.mim/configs/)?')
 UNREADABLE = ('the model cannot be built', 'cannot be read', 'syntax error')
+"""Words in messages about configs of which no model can be built."""
 MAX_CHARACTERS = 2000
 """Characters of an error message or trace that a record keeps."""
 
@@ -217,5 +219,5 @@ def summary_line(records: Sequence[Record]) -> str:
         f'{count.fixed} of {count.referenced} configs with a CPU reference proven, '
         f'{count.dynamic} at any size'
     )
-    reasons = ', '.join(f'{number} {reason}' for reason, number in count.reasons.items())
+    reasons = ', '.join(f'{configs} {reason}' for reason, configs in count.reasons.items())
     return f'{text}; not proven: {reasons}' if reasons else text

@@ -9,8 +9,8 @@ and ONNX Runtime. No node was run here; see docs/autoware.md.
 Source: autoware_universe 5e12a711, autoware_bevfusion, lib/preprocess/preprocess_kernel.cu and
 lib/postprocess/postprocess_kernel.cu:50-121 (formulas and defaults, no code).
 
-Glossary: V voxels, A points of a voxel, F values of a point, Q queries; in the plug-ins V sites that a
-convolution reads, W that it writes, K offsets of its kernel, I, O channels.
+Glossary: P points, F values of a point, Q queries; in the plug-ins W sites that a convolution writes, K
+offsets of its kernel, O output channels.
 """
 
 from __future__ import annotations
@@ -43,20 +43,23 @@ if TYPE_CHECKING:
 
 ENGINE, PROVIDERS = 'OnnxRuntimeBackend', ('CPUExecutionProvider',)
 GRAPHS = (LIDAR,)
-"""Files of one export, by their `form`."""
+"""The `form` in the metadata of each file of an export."""
 BEV = 'bev'
 """The tensor between the sparse encoder and the standard operators."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NodeSettings:
-    """Settings that decide which boxes are published; for the last three see `settings.Settings`.
+    """Settings of the node that decide which boxes it publishes; the defaults are those of its own file.
 
     Attributes:
-        class_names: by label, in the node's words; of the manifest. All others are of the node's own file.
-        limits: of the bins of distance, m; objects beyond the last are dropped.
+        class_names: by label, in the node's words, e.g. 'CAR'; they are in the manifest.
+        limits: upper ends of the bins of distance, m; objects beyond the largest are dropped.
         scores: least score, for all classes and bins.
-        yaw_norm: least length of (sine, cosine), but of pedestrians.
+        yaw_norm: least length of (sine, cosine) of the yaw; not demanded of pedestrians.
+        circle_m: an object whose centre is closer than this to a better one's is dropped; 0: none is.
+        iou: an object that overlaps a better one by more than this is dropped.
+        iou_search_m: objects whose centres are further apart are not compared for `iou`.
     """
 
     class_names: tuple[str, ...]
@@ -80,7 +83,10 @@ class AutowareBEVFusion(FusionRuntime):
         threads: int = 0,
         graph_optimization: str = 'all',
     ) -> None:
-        """Open the folder, or its file; the options are those of ONNX Runtime, see `engines.onnxruntime`.
+        """Open the folder, or its file.
+
+        The options are those of other runtimes: `engine` and `providers` can only have their defaults,
+        `threads` is 0 for all cores, and `graph_optimization` the level of ONNX Runtime by name.
 
         Raises:
             ModelFileError: it is missing, of another model family, or does not begin as the node's.
@@ -103,7 +109,10 @@ class AutowareBEVFusion(FusionRuntime):
         self.seconds = dict.fromkeys(('encoder', 'head'), 0.0)
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Detect in one sweep; all queries of the model are returned, published or not."""
+        """Detect in one sweep; return the outputs of all queries, and the boxes that the model's limits keep.
+
+        The latter are not those that the node publishes, see `objects`.
+        """
         points, _ = checked_inputs(frame, self.rule)
         start = time.perf_counter()
         voxels, counts, cells = pillars(points, self.rule.voxels)
@@ -152,7 +161,10 @@ def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelPr
 
 
 def places(boxes: np.ndarray, coder: Mapping[str, Any]) -> np.ndarray:
-    """Return centres (Q, 3) in m of `bbox_pred` (10, Q); `coder` is that of the file's facts."""
+    """Return centres (Q, 3) in metres of `bbox_pred` (10, Q), whose first rows are x, y in cells and z in m.
+
+    `coder` is that of the file's facts: `voxel_size` and `pc_range` in metres, and `out_size_factor`.
+    """
     step = np.float32(coder['voxel_size'][:2]) * np.float32(coder['out_size_factor'])
     flat = boxes[:2] * step[:, None] + np.float32(coder['pc_range'][:2])[:, None]
     return np.concatenate([flat, boxes[2:3]]).T
@@ -161,7 +173,10 @@ def places(boxes: np.ndarray, coder: Mapping[str, Any]) -> np.ndarray:
 def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> Detections3D:
     """Return the boxes of the file's outputs within the model's own limits, best first.
 
-    These are `bbox_pred` (10, Q), `score` (Q,), `label_pred` (Q,); `coder` is that of the file's facts.
+    Args:
+        outputs: `bbox_pred` (10, Q): the centre's x, y in cells and z in metres, logarithms of three sizes in
+            metres, sine and cosine of the yaw, velocity in m/s; `score` (Q,), `label_pred` (Q,).
+        coder: that of the file's facts.
     """
     values, sizes = outputs['bbox_pred'], np.exp(outputs['bbox_pred'][3:6]).T
     bottom = places(values, coder) - sizes * np.float32([0, 0, 0.5])

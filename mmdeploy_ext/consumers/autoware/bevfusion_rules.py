@@ -2,9 +2,6 @@
 
 Source: autowarefoundation/autoware_universe 5e12a711, autoware_bevfusion (bevfusion_trt.cpp,
 precomputed_features.cpp, ros_utils.cpp) and autoware_tensorrt_plugins: facts, no code.
-
-Glossary: V voxels, A points of a voxel, F values of a point, P points, N cameras, C channels, D depth bins,
-M cells that are kept, Q proposals, K classes.
 """
 
 from __future__ import annotations
@@ -40,11 +37,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LIDAR, FUSION, BACKBONE = 'bevfusion_lidar', 'bevfusion_camera_lidar', 'bevfusion_image_backbone'
+"""Names of the graphs: of LiDAR alone, or of cameras and LiDAR, with the one of the images beside it."""
 PATTERNS = ('bevfusion_*.onnx', 'ml_package_bevfusion_*.param.yaml')
+"""Patterns of files by which a folder of this node is recognised."""
+# these keys are of the node's own parameters; a manifest may have them, too
 READ_KEYS = ('onnx_path', 'image_backbone_onnx_path')
+"""Keys whose values are paths of files that the node reads."""
 ENGINE_KEYS = ('engine_path', 'image_backbone_engine_path')
+"""Keys whose values are paths of engines of TensorRT that the node writes."""
 PLUGINS_KEY = 'plugins_path'
-"""Keys of the node's own parameters, which a manifest may have, too."""
+"""Key whose value is the path of the library with the plug-ins."""
 CLASSES = ('CAR', 'TRUCK', 'BUS', 'TRAILER', 'MOTORCYCLE', 'BICYCLE', 'PEDESTRIAN')
 BOUNDS, SCALES = ('d_bound', 'x_bound', 'y_bound', 'z_bound'), ('img_aug_scale_x', 'img_aug_scale_y')
 KEYS = dict(
@@ -62,6 +64,7 @@ KEYS = dict(
     **dict.fromkeys(('num_depth_features', 'image_feature_channel'), COUNT),
 )
 REALS = ('point_cloud_range', 'voxel_size', *BOUNDS, *SCALES)
+"""Keys that the node declares as floating point, see `key_rules`."""
 PLUGINS = {
     'GetIndicePairsImplicitGemm': [
         'algo',
@@ -171,7 +174,10 @@ def _paths(file: str, folder: Path, values: Mapping[str, Any]) -> Iterator[Viola
 
 
 def _main_bounds(valid: Mapping[str, Any], fusion: bool) -> tuple[list[Bound], list[Bound]]:
-    """Return inputs and outputs of the main graph; a size without a valid value in the manifest is None."""
+    """Return the inputs and the outputs of the main graph as the node binds them.
+
+    `valid` are the valid values of the manifest; a size without one is None. `fusion`: it has cameras, too.
+    """
     width = 4 + valid['use_intensity'] if 'use_intensity' in valid else None
     inputs = [
         Bound('voxels', (None, valid.get('max_points_per_voxel'), width)),

@@ -62,9 +62,10 @@ class Objects(Rows):
 def decode(outputs: Arrays, settings: Settings) -> Objects:
     """Return one object for each cell that passes the thresholds, best first; nothing is suppressed.
 
-    `OUTPUTS` are (1, K, H, W) logits, (1, 2, H, W) cells, (1, 1, H, W) m, (1, 3, H, W) logarithms of width,
-    length, height in m, (1, 2, H, W) sine and cosine of the yaw of mmdet3d 0.x, (1, 2, H, W) m/s; with
-    has_variance twice the channels but of the heat map.
+    `outputs` are those of `OUTPUTS`, in this order: (1, K, H, W) logits, (1, 2, H, W) x, y within the cell,
+    (1, 1, H, W) z in m, (1, 3, H, W) logarithms of width, length, height in m, (1, 2, H, W) sine and cosine
+    of the yaw of mmdet3d 0.x, (1, 2, H, W) velocity in m/s. With has_variance, all but the heat map have
+    twice the channels; the second half are logarithms of variances.
     """
     heat = sigmoid(outputs['heatmap'][0].astype(np.float32))
     labels, scores = heat.argmax(0).reshape(-1), heat.max(0).reshape(-1)
@@ -92,7 +93,10 @@ def decode(outputs: Arrays, settings: Settings) -> Objects:
 
 
 def passing(xy: np.ndarray, scores: np.ndarray, labels: np.ndarray, settings: Settings) -> np.ndarray:
-    """Return (n,) bool: whether the score reaches the threshold of the class in the bin of the distance."""
+    """Return (n,) bool: whether the score reaches the threshold of the class in the bin of the distance.
+
+    `xy` (n, 2) are the centres in metres, whose distance is measured from the origin.
+    """
     bins = np.searchsorted(np.float32(settings.limits), np.hypot(*xy.T.astype(np.float32)), side='right')
     last = len(settings.limits) - 1
     thresholds = np.float32(settings.scores)[bins.clip(max=last), labels]
@@ -112,10 +116,10 @@ def suppressed(objects: Objects, settings: Any) -> Objects:
 
 
 def overlap_nms(objects: Objects, separate_labels: set[int], threshold: float, search_m: float) -> np.ndarray:
-    """Return the rows that overlap no better one by more than a threshold, even one that was dropped.
+    """Return the rows whose IoU with every better object is at most a threshold.
 
-    Objects are seen from above; labels in `separate_labels` are compared only with equal labels, and nothing
-    further apart than `search_m`.
+    Better objects that are dropped themselves count, too. Objects are seen from above; labels in
+    `separate_labels` are compared only with equal labels, and no objects further apart than `search_m`.
     """
     flat = np.concatenate([objects.places[:, :2], objects.sizes[:, :2], objects.yaws[:, None]], axis=1)
     corners = bev_corners(flat.astype(np.float64))

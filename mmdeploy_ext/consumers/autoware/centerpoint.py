@@ -5,7 +5,7 @@
 
 Needs numpy, onnx, PyYAML and ONNX Runtime. No node was run here; see docs/autoware.md.
 
-Glossary: P points, n pillars, V rows of the encoder, F values of a decorated point.
+Glossary: P points, D values of a point.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Sweep
 
 GRAPHS = (ENCODER, HEAD)
-"""Files of one export, by their `form`."""
+"""The `form` in the metadata of each file of an export."""
 LONGEST_LAG_S = 10.0
-"""Longest lag of a point: two sweeps are 0.1 s apart."""
+"""Longest time lag of a point that is plausible; successive sweeps are 0.1 s apart."""
 SPATIAL, PILLARS = 'spatial_features', 'pillar_features'
 
 
@@ -51,9 +51,10 @@ class AutowareCenterPoint(Runtime):
         node: dict[str, float] | None = None,
         **options: Any,
     ) -> None:
-        """Open the folder, or its two files; see `LidarOnnx`.
+        """Open the folder, or its two files; `options` are those of the engine, such as `threads`.
 
-        `node` holds `circle_m`, `iou` or `iou_search_m` if they differ from the node's defaults.
+        `node` holds `circle_m`, `iou` or `iou_search_m`, see `Settings`, if they differ from the node's
+        defaults.
 
         Raises:
             ModelFileError: the node would reject the folder, or read it wrongly.

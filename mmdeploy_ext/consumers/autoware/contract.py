@@ -27,7 +27,9 @@ NODES = dict(
 
 
 def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return the violations in a folder, whose `node` is a file's name, and its files by name.
+    """Return the violations in a folder, and the paths of its files by name.
+
+    The `node` of a violation is the name of the file that it is in.
 
     Raises:
         ModelFileError: no such folder, one of no node or of several, or a file in it that is not ONNX.

@@ -41,6 +41,7 @@ REMAPPER_LABELS = 8
 REMAPPER_SIZES = REMAPPER_LABELS**2, 100
 """Entries of a matrix of the remapper: label x label, row by row; 10 x 10 since #12732."""
 ALLOWED, SMALLEST, LARGEST = 'allow_remapping_by_area_matrix', 'min_area_matrix', 'max_area_matrix'
+"""Keys of the remapper's matrices."""
 OTHER_WORD = dict(MOTORBIKE='MOTORCYCLE', MOTORCYCLE='MOTORBIKE')
 """Each node has one of the two words for a motorcycle."""
 MODEL_FOLDER = '$(var model_path)/'
@@ -214,7 +215,7 @@ def valid_values(
 
 def are_reals(value: Any) -> bool:
     """Return whether a number, or each number of a list, is one that ROS 2 takes for floating point."""
-    return all(isinstance(number, float) for number in (value if isinstance(value, list) else [value]))
+    return all(isinstance(entry, float) for entry in (value if isinstance(value, list) else [value]))
 
 
 def ascending(value: Any, name: str) -> None:
@@ -325,7 +326,9 @@ def remapper_text() -> str:
 
 
 def class_words(names: Sequence[str], words: Sequence[str], place: str) -> list[str]:
-    """Return the class names of a file and key in a node's words: upper case, and its own for motorcycles.
+    """Return class names in a node's words: upper case, and its own word for motorcycles.
+
+    `words` are all those that the node knows; `place` is the file and key of the names, for the message.
 
     Raises:
         ConfigError: a class that the node would publish as UNKNOWN.

@@ -6,7 +6,7 @@ each frame, so which 32 points of a full pillar survive is not fixed there).
 Source: autoware_universe 5e12a711, autoware_lidar_centerpoint, lib/preprocess/{voxel_generator.cpp,
 preprocess_kernel.cu}, lib/network/scatter_kernel.cu, include/.../centerpoint_config.hpp (formulas, no code).
 
-Glossary: P points, n pillars, D values of a point, F values of a decorated one.
+Glossary: P points, n pillars, F values of a decorated point, H, W cells of the map along y and x.
 """
 
 from __future__ import annotations
@@ -51,10 +51,15 @@ def densified(
 
 
 def decorated(points: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """Return the encoder's input of one cloud, see `AutowareCenterPoint.objects`, and the pillars' cells.
+    """Return the encoder's input of one cloud, and the pillars' cells.
 
-    These are (n, 32, F) float32, zeros after a pillar's last point, and (n, 2) int64 y, x of each pillar,
-    front to back; at most `settings.pillars`.
+    Args:
+        points: (P, 4 or 5) float32 as `densified` returns them.
+        settings: of the manifest.
+
+    Returns:
+        (n, 32, F) float32, zeros after a pillar's last point, and (n, 2) int64 cells y, x of the pillars,
+        which are sorted by falling x; at most `settings.pillars`.
     """
     low, high = np.float32(settings.cloud[:3]), np.float32(settings.cloud[3:])
     points = points[((points[:, :3] >= low) & (points[:, :3] < high)).all(1)]
@@ -78,7 +83,16 @@ def decorated(points: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.nd
 def _features(
     pillars: np.ndarray, counts: np.ndarray, cells: np.ndarray, low: np.ndarray, size: np.ndarray, width: int
 ) -> np.ndarray:
-    """Return each point, its offset from the mean of its pillar's points, and from the pillar's centre."""
+    """Return each point with its offsets from the mean of its pillar's points and from the pillar's centre.
+
+    Args:
+        pillars: (n, 32, 4 or 5) points, zeros after the last.
+        counts: (n,) points of each pillar.
+        cells: (n, 2) y, x.
+        low: (3,) lower corner of the range, metres.
+        size: (3,) of a voxel, metres.
+        width: F.
+    """
     xyz = pillars[..., :3]
     mean = xyz.sum(1, keepdims=True, dtype=np.float32) / counts[:, None, None].astype(np.float32)
     index = np.concatenate([cells[:, ::-1], np.zeros((len(cells), 1), np.int64)], axis=1).astype(np.float32)

@@ -11,7 +11,7 @@ src/node.cpp:252-258,501-580, lib/network/camera_data_store.cpp:462-470; of the 
 lib/postprocess/postprocess_kernel.cu:47-112, lib/network/network.cpp:52-78,
 config/camera_streampetr.param.yaml (formulas and defaults, no code).
 
-Glossary: N cameras, Q queries, P columns, K classes, M rows before a frame, R rows after it.
+Glossary: N cameras, H, W pixels, Q queries, which are P columns in the head's outputs, K classes.
 """
 
 from __future__ import annotations
@@ -42,13 +42,15 @@ logger = logging.getLogger(__name__)
 RESTART_S = 600.0
 """Seconds after which the node's clock begins again at 0."""
 PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
-"""Outputs whose queries are columns."""
+"""Outputs of the head with a column for each query; other consumers have a row for each."""
 CERTAIN_LOGIT = 8.0
 """Logits further from 0 have the scores 1 and 0."""
 
 
 class NodeContract:
-    """The three files and the node's buffers; for the methods see `DeployContract`.
+    """The three files and the node's buffers.
+
+    Its methods are those of `DeployContract` in `families/streampetr/runtime/deploy.py`.
 
     Attributes:
         memory: rows after the last frame, places relative to the first pose, times as the node has them.
@@ -156,13 +158,15 @@ class NodeContract:
 
 @dataclasses.dataclass(frozen=True)
 class StreamSettings:
-    """Settings that decide which boxes are published; for the last two see `settings.Settings`.
+    """Settings that decide which boxes are published.
 
     Attributes:
         class_names: K, in Autoware's words; of the manifest.
-        limits: detection_range, metres: lower, then upper; of the manifest.
-        confidence: (K,) scores have to be above; of the node's own file, as are those below.
+        limits: detection_range, metres: lower x, y, z, then upper; of the manifest.
+        confidence: (K,) thresholds that scores have to exceed; of the node's own file, as are those below.
         yaw_norms: (K,) least length of (sine, cosine).
+        iou: a box that overlaps a better one by more than this is dropped.
+        iou_search_m: boxes whose centres are further apart are not compared.
     """
 
     class_names: tuple[str, ...]
@@ -172,7 +176,7 @@ class StreamSettings:
     iou: float = 0.5
     iou_search_m: float = 10.0
     circle_m: ClassVar[float] = 0.0
-    """There is no suppression by distance."""
+    """Radius of the suppression by distance, which this node does not have."""
 
     def __post_init__(self) -> None:
         """Refuse thresholds that are not one for each class: ModelFileError."""

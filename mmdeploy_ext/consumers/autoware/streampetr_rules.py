@@ -2,9 +2,6 @@
 
 Source: autowarefoundation/autoware_universe 5e12a711, autoware_camera_streampetr (network.cpp, network.hpp,
 memory.cu, cuda_utils.hpp, node.cpp): facts, no code.
-
-Glossary: N cameras, H, W pictures, L tokens of all cameras, C channels, K classes, P columns of results,
-M rows of the memory before a frame, R rows after it.
 """
 
 from __future__ import annotations
@@ -80,10 +77,16 @@ Source of 'bgr': lib/network/camera_data_store.cpp:122-126; of 'rgb': pull reque
 def from_node(
     planes: str, mean: Sequence[float], std: Sequence[float], to_rgb: bool
 ) -> tuple[bool, np.ndarray, np.ndarray]:
-    """Return the change from a node's pictures to those of the training.
+    """Return the change from a node's normalised pictures to those of the training: x * scale + shift.
 
-    It consists of: whether the planes are reversed, then scale and shift (3,) float64 of each plane. `planes`
-    is a key of `NORMS`, `mean` of the training is in the order after `to_rgb`.
+    Args:
+        planes: order in which the node feeds them, a key of `NORMS`.
+        mean: of the training, in the order after `to_rgb`.
+        std: likewise.
+        to_rgb: whether the training had RGB pictures.
+
+    Returns:
+        Whether the planes are reversed, then scale and shift, (3,) float64, of the training's planes.
     """
     reverses = to_rgb != (planes == 'rgb')
     node_mean, node_std = (np.array(values)[:: -1 if reverses else 1] for values in NORMS[planes])

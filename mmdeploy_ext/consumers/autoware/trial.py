@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.graph.run import Runner
 
 CPU_SECONDS, WALL_SECONDS = 25, 120
-"""Of a folder."""
+"""Limits of the process that tries all files of a folder."""
 MEMORY_BYTES, MEMORY_PER_BYTE = 900 << 20, 16
-"""What the process may take, and that for each byte of the files: weights, their copies, and activations."""
+"""Memory that the process may take, and what it may take more for each byte of the files."""
 MOST_FLOPS = 50_000_000_000
-"""Of a graph that is run on zeros: a few seconds on one core."""
+"""Operations of a graph above which it is not run on zeros: a few seconds on one core."""
 LOAD, CONVENTION, MEMORY = 'load', 'convention', 'memory'
 """Whether a file is only loaded, or a probe of `probes.py` is sent through it."""
 TRYING = 'trying '
@@ -119,7 +119,7 @@ def _run_on_zeros(file: str, runner: Runner, tensors: GraphTensors) -> Iterator[
 
     from mmdeploy_ext.graph import flops
 
-    if sum(number or 0 for number in flops.count(runner.index.model).values()) > MOST_FLOPS:
+    if sum(node_flops or 0 for node_flops in flops.count(runner.index.model).values()) > MOST_FLOPS:
         return
     feeds = {}
     for name, shape in tensors.inputs.items():

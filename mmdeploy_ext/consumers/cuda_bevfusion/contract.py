@@ -4,8 +4,7 @@ Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion: src/bevfusion/*
 behaviour, in own words). Needs onnx and numpy only. What the check cannot tell: whether the numbers are
 right.
 
-Glossary: N cameras, D depth bins, h, w cells of a feature map, C channels, X, Y cells of the view from above,
-K classes, Q queries.
+Glossary: N cameras, h, w cells of a feature map, C channels.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ BOUND = {
 SPARSE = 'lidar.backbone.xyz', 'lidar.backbone.zyx'
 OPSET = 13
 PLUGIN = 'CustomLayerNormalization'
-"""Of TensorRT, in the domain `nv`: NVIDIA's script writes it for LayerNormalization, with the attributes
-below."""
+"""Operator of a plug-in of TensorRT, in the domain `nv`: NVIDIA's script writes it for LayerNormalization."""
 PLUGIN_ATTRIBUTES = dict(axis=-1, epsilon=1e-5)
+"""Attributes of the operator -> the values with which the plug-in computes."""
 POOLING_STEP = 10
 """Channels that one thread of the pooling kernel adds up."""
 MAIN_SHAPES = {
@@ -55,7 +54,9 @@ HEAD_ROWS = dict(rot=2, dim=3, reg=2, height=1, vel=2)
 
 
 def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return the violations in a folder, whose `node` begins with a file's name, and its files by name.
+    """Return the violations in a folder, and the paths of its files by name without `.onnx`.
+
+    The `node` of a violation is the name of a file, and of the node in it if there is one.
 
     Raises:
         ModelFileError: no such folder, or a file in it that is not ONNX.

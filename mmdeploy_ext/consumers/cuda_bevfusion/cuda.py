@@ -6,7 +6,7 @@ sparse backbone (interpreted, so slow), boxes. A right file gives what the detec
     runtime = CudaBEVFusion('work_dirs/bevfusion')         # written with --contract cuda-bevfusion
     detections = runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
 
-Needs numpy, numba, onnx and ONNX Runtime, no PyTorch. Glossary: N cameras, V values per point, Q queries.
+Needs numpy, numba, onnx and ONNX Runtime, no PyTorch. Glossary: K classes, Q queries.
 """
 
 from __future__ import annotations
@@ -39,11 +39,15 @@ if TYPE_CHECKING:
 DENSE = ('camera.backbone', 'camera.vtransform', 'fuser', 'head.bbox')
 SPARSE = ('lidar.backbone.xyz', 'lidar.backbone.zyx')
 GRAPHS = (*DENSE[:3], *SPARSE, DENSE[3])
-"""Files of one export, by their `form`; boxes are decoded from the outputs of the last."""
+"""The `form` in the metadata of each file of an export; boxes are decoded from the outputs of the last."""
 DEPTH, POOLED, CELLS = 'depth', 'feat_in', 'cells'
 """Tensors that are computed between the files."""
 OTHER_ORDER, UNROUNDED = 'lidar (z, y, x)', 'lidar, weights of the checkpoint'
-"""The LiDAR's map by the second sparse file, and by the first once more: a proof compares them."""
+"""Names of two more maps of the LiDAR with `to_compare`.
+
+The first is that of the second sparse file. The second is that of the first file once more, under the name
+with which a proof compares it with the map by the weights before they were rounded to fp16.
+"""
 
 
 class CudaBEVFusion(FusionRuntime):
@@ -56,7 +60,7 @@ class CudaBEVFusion(FusionRuntime):
     def __init__(
         self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', to_compare: bool = False, **options: Any
     ) -> None:
-        """Open the files, see `BEVFusionOnnx`; the engine is of the graphs that are ordinary ONNX.
+        """Open the files; `engine` and its `options` are for the graphs that are ordinary ONNX.
 
         With `to_compare` the second sparse file is run, too, and all maps of the LiDAR are outputs.
         """
@@ -125,8 +129,9 @@ class CudaBEVFusion(FusionRuntime):
 def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> Detections3D:
     """Return the boxes of the head's outputs, best first; `coder` is that of the file's facts.
 
-    These are `score` (1, K, Q), `rot` (1, 2, Q), `dim` (1, 3, Q), `reg` (1, 2, Q), `height` (1, 1, Q), `vel`
-    (1, 2, Q), as the contract has them.
+    The outputs are `score` (1, K, Q), `rot` (1, 2, Q) sine and cosine of the yaw, `dim` (1, 3, Q) logarithms
+    of sizes in metres, `reg` (1, 2, Q) x, y in cells, `height` (1, 1, Q) z of the centre in metres, `vel`
+    (1, 2, Q) in m/s.
 
     Source: mit-han-lab/bevfusion db75150, core/bbox/coders/transfusion_bbox_coder.py.
     """
