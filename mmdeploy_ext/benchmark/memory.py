@@ -30,6 +30,7 @@ HOW = (
     'each contender alone in a fresh process, resident set from /proc/self/status; peak: highest while '
     'loading and running three batches; resident: after them; both less what was there before loading'
 )
+"""How memory is measured, for the JSON file."""
 
 
 def is_supported() -> bool:

@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.deployment import Deployment
 
 DEFAULT_SIZES = (5000, 20000, 60000, 120000)
+"""Numbers of voxels of the generated scenes."""
 THREADS = (1, 2)
+"""Numbers of threads on which files are measured if the user gives none."""
 
 
 class SparseBenchmark(Benchmark):

@@ -1,6 +1,8 @@
 """Generated scenes for the benchmark of sparse backbones, and its figures beside times.
 
 The figures: the work in a scene, how times grow with it, and the error of spconv with several threads.
+
+Glossary: N voxels, P points, D values of a point.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import SparseGraph, Triple
 
 RACING_RUNS = 3
+"""Runs of spconv with several threads."""
 TWO_BAR, ONE_BAR, MEMORY_BAR, GROWTH_BAR, EXPORT_BAR_S = 0.5, 0.8, 2.0, 1.1, 10.0
 """Largest values that pass.
 
@@ -36,6 +39,7 @@ thread, its only correct mode; the third is the ratio of peak memories; the four
 in the number of voxels; the last are seconds of an export.
 """
 BARS_OF = 'a backbone of 1440x1440x41 cells on a CPU'
+"""The model and machine for which the bars were set."""
 PATCH = 24
 """Side of a piece of ground or wall, cells."""
 FILLED = 0.45

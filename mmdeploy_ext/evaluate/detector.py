@@ -1,4 +1,7 @@
-"""The networks of the data-set loop: mmdet's own detectors, images on a backend, frames on a stepper."""
+"""The networks of the data-set loop: mmdet's own detectors, images on a backend, frames on a stepper.
+
+Glossary: B images of a batch, H, W network input, h, w original image, n detections of a class.
+"""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 IMAGE_INPUT = 'img'
 """The only input that frames of cameras can feed."""
 SAMPLES = 'samples'
+"""nuScenes' folder that holds the cameras' folders."""
 MAX_MISSING_NAMES = 3
 """Missing images that an error names."""
 Frame = tuple[Path, ...]

@@ -4,6 +4,8 @@ Source: pytorch-quantization's max and histogram calibrators, as far as `ALGORIT
 2048 bins on |x| from 0, later tensors widen the histogram by full bins. Differs in: a first tensor of zeros
 does not fix the width of a bin; beyond 16384 bins neighbours are merged (one far outlier in a later sweep
 would otherwise cost gigabytes); a percentile in the first bin gives that bin's upper edge, not 0.
+
+Glossary: O output and I input channels of a convolution, k0, k1, k2 its kernel.
 """
 
 import numpy as np

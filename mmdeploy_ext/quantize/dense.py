@@ -5,8 +5,8 @@ with int8 on both sides ONNX Runtime was measured at twice the time. Needs onnx 
 
 `quantize_static` gives the same nodes and constants (a test compares them), but it calibrates in every call:
 measured on the ATSS toy with 4 images 0.55 s of CPU time for one layer in INT8, against 0.02 s here, with the
-ranges of one calibration. `rank` makes such a network for every layer, and a proof repeats a file from the
-ranges in its record, without images. ONNX Runtime 1.20 has no cache of ranges.
+ranges of one calibration. `dense_sensitivity.rank` makes such a network for every layer, and a proof repeats
+a file from the ranges in its record, without images. ONNX Runtime 1.20 has no cache of ranges.
 """
 
 from __future__ import annotations
@@ -214,7 +214,11 @@ def _minmax_ranges(model: onnx.ModelProto, feeds: Iterator[dict[str, np.ndarray]
         try:
             onnx.save_model(model, str(path), save_as_external_data=True)
             calibrator = create_calibrator(
-                path, OPERATORS, str(Path(folder) / 'ranges.onnx'), CalibrationMethod.MinMax, True
+                path,
+                OPERATORS,
+                str(Path(folder) / 'ranges.onnx'),
+                CalibrationMethod.MinMax,
+                use_external_data_format=True,
             )
             calibrator.collect_data(Reader())
             ranges = calibrator.compute_data().data
@@ -280,4 +284,4 @@ def quantise_again(
     quantiser.ranges = {
         name: tuple(np.asarray(end, np.float32) for end in ends) for name, ends in ranges.items()
     }
-    return finish_model(graph, quantiser.network(layers), {})
+    return finish_model(graph, quantiser.network(layers), facts={})

@@ -26,6 +26,7 @@ POSTPROCESS = ('postprocess/', 'decode/')
 FOLLOWERS = ('Relu', 'Clip', 'MaxPool')
 """Operators that are INT8 if their input is."""
 QUANTISED = ('QuantizeLinear', 'DequantizeLinear', 'QLinearConv', 'QLinearMatMul', 'ConvInteger')
+"""Operators by which a quantised model is recognised."""
 SORTS = ('TopK',)
 """Operators that sort rows."""
 SMALLEST_OPSET = 13

@@ -34,7 +34,7 @@ MOVES = (
 
 
 class NncfQuantiser:
-    """Quantises layers of a graph with NNCF; the counterpart of `DenseQuantiser`.
+    """Quantises layers of a graph with NNCF; the counterpart of `dense.DenseQuantiser`.
 
     Every call of `network` runs all batches (input name -> array; surplus inputs are ignored): NNCF's ranges
     depend on the layers that are quantised.

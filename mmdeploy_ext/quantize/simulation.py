@@ -1,6 +1,8 @@
 """Simulation of int8 and fp16 in a sparse graph, on a CPU.
 
 Inputs and kernels of a layer are rounded to the precision; products and sums are computed in fp32.
+
+Glossary: N voxels, C values of a voxel.
 """
 
 from __future__ import annotations

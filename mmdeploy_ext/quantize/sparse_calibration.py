@@ -2,6 +2,8 @@
 
 Source: ALGORITHM.md section 6. Differs in: the number of sweeps is the one asked for (the reference runs one
 more), and every quantiser is measured, also those of layers that the reference then computes in fp16.
+
+Glossary: N voxels, C values of a voxel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Sweeps to calibrate on: a folder of point clouds, or an infos file of mmdet3d. Needs numpy only."""
+"""Sweeps to calibrate on: a folder of point clouds, or an infos file of mmdet3d. Needs numpy only.
+
+Glossary: P points, D values of a point.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Compiled loops of `bev_nms` and of BEVFusion's pooling: boxes and cells seen from above. Needs numba."""
+"""Compiled loops of `bev_nms` and of BEVFusion's pooling: boxes and cells seen from above. Needs numba.
+
+Glossary: n boxes or intervals; of the pooling N maps of h x w pixels, D depths, C channels, X, Y cells.
+"""
 # ruff: noqa: ANN001, ANN201 - numba infers the types; the docstrings give them
 
 import numpy as np

@@ -23,6 +23,7 @@ WHITE, PALE, DARK, GREY = (255, 255, 255), (225, 225, 225), (32, 30, 28), (110, 
 EXTENT = 61.2
 """Metres from the ego to the edge of the picture."""
 RING_SPACING_M, MOST_RINGS = 20, 20
+"""Metres between two rings, and the largest number of rings before the spacing grows."""
 FARTHEST_PIXEL = 1e6
 """From the corner of a picture; a box may lie at 1e30 m, which no integer of a pixel holds."""
 MIN_SPEED = 0.3

@@ -58,7 +58,7 @@ class Scored(Rows, abc.ABC):
         return self[self.scores >= score_thr]
 
     def to_json(self, classes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-        """Return a plain dict per result: `label`, `name` of the class, `score` if `scored`, and its place."""
+        """Return a dict per result: `label`, `name` of the class, `score` if `scored`, and its place."""
         entries = []
         for index, (score, label) in enumerate(zip(self.scores, self.labels, strict=True)):
             name = classes[label] if label < len(classes) else str(label)

@@ -1,4 +1,7 @@
-"""Detections of one frame in 3D, in the LiDAR frame. Needs numpy only."""
+"""Detections of one frame in 3D, in the LiDAR frame. Needs numpy only.
+
+Glossary: n boxes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Pictures of detections. Needs OpenCV and numpy only."""
+"""Pictures of detections. Needs OpenCV and numpy only.
+
+Glossary: h, w pixels of the picture, n detections.
+"""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ SHARED_FIELDS = ('family', 'checkpoint_sha256', 'config_sha256', 'options')
 class Runtime(contextlib.ExitStack):
     """An exported model whose files are open: a context manager that closes them, as `close` does.
 
-    It has the parts of a `Stepper` that models without a memory share; a model with one overrides them.
+    It has the parts of a `runtime.frames.Stepper` that models without a memory share; a model with one
+    overrides them.
 
     Attributes:
         metadata: of the file whose outputs are the results.

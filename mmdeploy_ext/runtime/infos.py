@@ -1,6 +1,6 @@
 """Infos of a data set as mmdet3d writes them, read without running code in a pickle; their files.
 
-Needs numpy only; `RigFrame.read_pictures` needs OpenCV. Glossary: N cameras.
+Needs numpy only; `RigFrame.read_pictures` needs OpenCV. Glossary: N cameras, h, w pixels of a picture.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess.cameras import MultiViewRule
 
 INFOS = ('.pkl', '.json')
+"""Suffixes of files of infos."""
 MICROSECONDS = 1e6
 """Microseconds of a second."""
 MAX_BYTES = 1_500_000_000

@@ -1,4 +1,7 @@
-"""Point clouds as models take them, read from files and checked. Needs numpy only."""
+"""Point clouds as models take them, read from files and checked. Needs numpy only.
+
+Glossary: P points, D values of a point.
+"""
 
 from __future__ import annotations
 

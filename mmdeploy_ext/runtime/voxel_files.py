@@ -1,4 +1,7 @@
-"""Voxels from .npz files, under the names that various tools give them. Needs numpy only."""
+"""Voxels from .npz files, under the names that various tools give them. Needs numpy only.
+
+Glossary: N voxels, C values of a voxel.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Compiled loops that sort output rows by which neighbours they have. Needs numba.
 
-Glossary: a group is up to nine consecutive kernel offsets, g of them; M output rows; B buckets, L entries; a
-pattern is the set of a group's offsets at which an output row has a neighbour, bit k for offset k; a bucket
-holds rows whose patterns are subsets of its own.
+Glossary: a group is up to nine consecutive kernel offsets, g of them; M output rows; B buckets; a pattern is
+the set of a group's offsets at which an output row has a neighbour, bit k for offset k; a bucket holds rows
+whose patterns are subsets of its own.
 """
 # ruff: noqa: ANN001, ANN201, ANN202, C901 - numba infers the types; a call costs more than a branch here
 

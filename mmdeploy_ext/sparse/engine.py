@@ -1,7 +1,7 @@
 """An engine for sparse graphs in numpy: slow, plain, and the reference of every other one. Needs no torch.
 
 Glossary: N sites (rows) that a node reads, M that it writes, C channels, I and O those of a convolution, K
-offsets of its kernel k0*k1*k2; H, W cells of the bird's-eye view.
+offsets of its kernel (k0, k1, k2); H, W cells of the bird's-eye view.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NORM_KEYS = ('weight', 'bias', 'running_mean', 'running_var')
+"""Tensors of a BatchNorm."""
 
 
 @dataclasses.dataclass

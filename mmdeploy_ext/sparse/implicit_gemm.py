@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.node_writer import NodeWriter
 
 DOMAIN, VERSION = 'autoware', 1
+"""Domain of the operators, and its opset."""
 PAIRS, PRODUCTS = 'GetIndicePairsImplicitGemm', 'ImplicitGemm'
+"""The two operators: pairs of sites of a convolution, and the products over them."""
 ONE_MASK = 1
 """`ConvAlgo.MaskImplicitGemm`: the plug-in gives one mask for each site."""
 

@@ -15,6 +15,7 @@ import numpy as np
 
 Triple = tuple[int, int, int]
 ORDERS = ('xyz', 'zyx')
+"""Orders of the spatial axes."""
 
 
 @dataclasses.dataclass(frozen=True)

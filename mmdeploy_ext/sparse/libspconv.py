@@ -36,6 +36,7 @@ OPSET = ('ai.onnx', 11)
 MODULES = 'mm2onnx.scn_modules'
 """Key of the metadata whose value is JSON: node name -> module path."""
 PRECISIONS = ('', 'fp16', 'int8')
+"""Values of a precision in a file; '' stands for an attribute that is missing."""
 NODE_CLASSES: dict[str, type[Node]] = {
     'SparseConvolution': SparseConvolution,
     'Add': ir.Add,

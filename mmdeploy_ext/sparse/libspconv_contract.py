@@ -48,6 +48,7 @@ DOUBTFUL_ACTIVATIONS = ('Sigmoid', 'LeakyReLU')
 """Written by the reference exporter for spconv 2 modules; no known file has run with them."""
 PRECISIONS = ('', 'fp16', INT8)
 LAYOUTS = ('', 'NCHW', 'NCHW32', 'NHWzC')
+"""Values of ScatterDense's `output_layout` that the engine has."""
 
 
 def order_of_name(path: str | os.PathLike[str]) -> str:
@@ -506,7 +507,7 @@ class TensorWalk:
         if shape and grid and shape != expected:
             message = f'output_shape={list(shape)}, expected (1, C, grid) = {list(expected)}'
             self._report(node, 'output_shape', 'spatial-shape', message)
-        return TensorFacts(source.channels, grid or source.grid, source.sites, shape, True)
+        return TensorFacts(source.channels, grid or source.grid, source.sites, shape, dense=True)
 
     def _transpose(self, node: ParsedNode, source: TensorFacts) -> TensorFacts:
         dims = node.values['dims']

@@ -2,6 +2,8 @@
 
 Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, libraries/3DSparseConvolution, the ONNX parser (its
 behaviour, in own words). Needs onnx and numpy only.
+
+Glossary: O output and I input channels of a convolution, k0, k1, k2 its kernel.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
 GEOMETRY = {'kernel_size': 1, 'stride': 1, 'padding': 0, 'dilation': 1}
 """Attribute of a convolution with a value per axis -> its smallest value."""
 ADDITIONS = ('Add', 'QuantAdd')
+"""Operators that add two tensors."""
 
 
 @dataclasses.dataclass(frozen=True)

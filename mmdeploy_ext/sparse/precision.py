@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Override = str | tuple[str, str]
 
 PRECISIONS = ('fp16', 'int8')
+"""Precisions that a node can have."""
 
 
 def apply_precision(

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import Node, SparseGraph
 
 FORMAT, VERSION = 'mm2onnx-scn-ranges', 1
+"""Values of the keys `format` and `version` of a file of ranges."""
 NORM_TOLERANCE = 1e-3
 """Relative difference of a kernel's norm that is still the same kernel: folding in fp16 moves it by 1e-4."""
+# checks of the values in a file of ranges: of a node, of all nodes, and below of the whole file
 AMAX, NORM = schema.number(above=0), schema.number()
 NODE = dict(module=schema.text(), input_amax=schema.maybe(AMAX), weight_norm=schema.maybe(NORM))
 NODES = schema.mapping(schema.record(NODE | dict(weight_amax=schema.maybe(schema.items(AMAX)))))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 TITLES = {'Relu': 'ReLU', 'QuantAdd': 'Add'}
+"""Operator -> its name in the trace; others keep theirs."""
 FACES = {
     'subm': ('#dbe9f7', 'submanifold convolution'),
     'conv': ('#3b73c5', 'strided convolution'),
@@ -28,6 +29,7 @@ FACES = {
 }
 """Kind of node -> colour, and its name in the legend; 'dense' is that of all other operators."""
 INT8_EDGE = '#b3541e'
+"""Colour of the border of a node that computes in or stores int8."""
 GEOMETRY = ('kernel_size', 'stride', 'padding', 'dilation', 'subm', 'inverse', 'activation', 'rulebook')
 ATTRIBUTES = (*GEOMETRY, 'output_bound', 'precision', 'output_precision', 'format', 'dims')
 """Attributes of nodes that are shown."""
@@ -40,7 +42,7 @@ def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
 
     Keys: `name`, `op_type`, `number` among the nodes of its title, `inputs`, `output`, those of `ATTRIBUTES`
     that the operator has, `in_channels` and `out_channels` of a convolution, and of the output the `grid`,
-    `sites`, `shape` and `dense` of `TensorFacts`.
+    `sites`, `shape` and `dense` of `libspconv_contract.TensorFacts`.
     """
     nodes = EngineParser(model.graph).nodes
     tensors = TensorWalk(model.graph, nodes, None).tensors

@@ -108,7 +108,7 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> deploy.Deployment:
     else:
         family.check(cfg, family.choose(opset=0))
     model = settings.seeded(cfg, family)
-    model.CLASSES = deploy.class_names(cfg, {}, family.num_classes(model))
+    model.CLASSES = deploy.class_names(cfg, meta={}, num_classes=family.num_classes(model))
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode())

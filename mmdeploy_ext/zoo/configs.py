@@ -15,6 +15,7 @@ from mmdeploy_ext.core.errors import ConfigError, UsageError
 TRAINING_KEYS = 'train_cfg', 'init_cfg', 'pretrained'
 """Keys that only training reads. Losses are not among them: heads take their number of outputs from them."""
 HEADS = ('bbox_head', 'mask_head', 'rpn_head', 'roi_head')
+"""Keys of the heads in a model."""
 LIBRARIES = ('mmdet', 'mmdet3d')
 """Libraries whose configs have short names: a path below the folder of mmdet, or the library and a path."""
 AUGMENTATIONS = ('MultiScaleFlipAug', 'MultiScaleFlipAug3D')

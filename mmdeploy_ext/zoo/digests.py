@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parents[1]
 DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+"""Nodes of a syntax tree that may begin with a docstring."""
 JUDGES = (
     'compat',
     'consumers',

@@ -25,6 +25,7 @@ from mmdeploy_ext.zoo.records import (
 )
 
 POLL_S = 0.2
+"""Seconds between two looks at the processes."""
 LOG_LINES = 12
 """Last lines of its output that the record of a failed process has."""
 

@@ -72,7 +72,7 @@ class NodeSettings:
 
 
 class AutowareBEVFusion(FusionRuntime):
-    """The file of bevfusion, LiDAR alone: a `Stepper` of sweeps, without a memory."""
+    """The file of bevfusion, LiDAR alone: a `runtime.frames.Stepper` of sweeps, without a memory."""
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ ENGINE_KEYS = ('engine_path', 'image_backbone_engine_path')
 PLUGINS_KEY = 'plugins_path'
 """Key whose value is the path of the library with the plug-ins."""
 CLASSES = ('CAR', 'TRUCK', 'BUS', 'TRAILER', 'MOTORCYCLE', 'BICYCLE', 'PEDESTRIAN')
+"""Class names that the node knows."""
 BOUNDS, SCALES = ('d_bound', 'x_bound', 'y_bound', 'z_bound'), ('img_aug_scale_x', 'img_aug_scale_y')
 KEYS = dict(
     class_names=items(NAME, 1),

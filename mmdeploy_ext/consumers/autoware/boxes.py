@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 OUTPUTS = ('heatmap', 'reg', 'height', 'dim', 'rot', 'vel')
+"""Outputs of CenterPoint's head in the order in which the node takes them."""
 SMALLEST_UNION_M2 = 0.01
 """Boxes that cover less together do not overlap."""
 

@@ -34,10 +34,11 @@ GRAPHS = (ENCODER, HEAD)
 LONGEST_LAG_S = 10.0
 """Longest time lag of a point that is plausible; successive sweeps are 0.1 s apart."""
 SPATIAL, PILLARS = 'spatial_features', 'pillar_features'
+"""Input of the head's graph, and output of the encoder's; between them the node scatters pillars to a map."""
 
 
 class AutowareCenterPoint(Runtime):
-    """The files of lidar_centerpoint: a `Stepper` of sweeps, without a memory.
+    """The files of lidar_centerpoint: a `runtime.frames.Stepper` of sweeps, without a memory.
 
     Attributes:
         settings: of its manifest.

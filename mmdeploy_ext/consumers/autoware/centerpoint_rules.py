@@ -56,7 +56,9 @@ if TYPE_CHECKING:
 MANIFEST = 'ml_package.param.yaml'
 ENCODER, HEAD = 'pts_voxel_encoder', 'pts_backbone_neck_head'
 PATTERNS = (f'{ENCODER}*.onnx', f'{HEAD}*.onnx')
+"""Patterns of files by which a folder of this node is recognised, beside the manifest."""
 CLASSES = ('CAR', 'TRUCK', 'BUS', 'TRAILER', 'BICYCLE', 'MOTORBIKE', 'PEDESTRIAN')
+"""Class names that the node knows."""
 POINTS, CHANNELS = 32, 32
 """Points of a pillar and channels of its features: constants of the node."""
 POINT_WIDTH = {9: 4, 10: 4, 11: 5}
@@ -86,9 +88,12 @@ REALS = ('point_cloud_range', 'voxel_size', 'yaw_norm_thresholds')
 """Keys of the model that the node declares as floating point, see `key_rules`."""
 THRESHOLDS = 'detection_score_thresholds'
 LIMITS, SCORES = 'distance_bin_upper_limits', 'min_confidence_scores'
+"""Keys below `THRESHOLDS`: metres of each bin of distance, and class name -> a score for each bin."""
 REMAPPER_KEY = 'class_remapper_param_path'
 READ_KEYS = ('encoder_onnx_path', 'head_onnx_path', REMAPPER_KEY)
+"""Keys whose values are paths of files that the node reads."""
 ENGINE_KEYS = ('encoder_engine_path', 'head_engine_path')
+"""Keys whose values are paths of engines of TensorRT that the node writes."""
 
 
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:

@@ -85,9 +85,9 @@ class Bound:
     """One tensor that a node reads or writes.
 
     Attributes:
-        name: that it is looked up by, or that is customary.
-        shape: None for a size that the node does not state.
-        types: in ONNX's words, that are read as they are meant.
+        name: by which the node looks it up, or which is customary if the node binds by index.
+        shape: sizes that the node expects; None for a size that it does not state.
+        types: element types in ONNX's words that the node reads or writes.
         type_note: added to the message of a wrong type.
     """
 
@@ -134,12 +134,18 @@ def bind_by_name(
 ) -> Iterator[Violation]:
     """Yield the violations for a node that looks tensors up by name.
 
-    With `exact` other outputs are refused, too; `consequence` is what becomes of a name that is missing.
+    Args:
+        file: name of the file.
+        tensors: inputs and outputs of the file; other inputs than the node's are refused.
+        inputs: those of the node.
+        outputs: those of the node.
+        exact: whether other outputs than the node's are refused, too.
+        consequence: what becomes of a name that is missing, for the message.
     """
-    fed, read = 'that the node feeds nothing: it is never written', 'that the node does not know'
+    unfed, unknown = 'that the node feeds nothing: it is never written', 'that the node does not know'
     for side, bounds, names, extra in (
-        ('input', inputs, tensors.inputs, fed),
-        ('output', outputs, tensors.outputs, read if exact else ''),
+        ('input', inputs, tensors.inputs, unfed),
+        ('output', outputs, tensors.outputs, unknown if exact else ''),
     ):
         for bound in bounds:
             if bound.name in names:

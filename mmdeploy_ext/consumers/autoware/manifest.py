@@ -29,13 +29,16 @@ if TYPE_CHECKING:
 ANY_NODE, PARAMETERS = '/**', 'ros__parameters'
 """Keys above all parameters of a file."""
 MODEL_PARAMS = 'model_params'
+"""Key above the parameters of the model."""
 MODEL_PREFIX = f'{MODEL_PARAMS}.'
+"""Beginning of the names of these parameters in messages."""
 NOT_REAL = 'holds whole numbers without a point, integers to ROS 2: the node throws; write 64.0, not 64'
 METRES = number(-1e5, 1e5)
 """A bound of a range, or an area: no sensor sees a hundred kilometres."""
 CELL_METRES = number(1e-3, 1e3)
 """Side of a voxel."""
 REMAPPER = 'detection_class_remapper.param.yaml'
+"""Name of the file with the remapper, by which the node changes classes by the area of a box."""
 REMAPPER_LABELS = 8
 """Labels of the remapper's matrices: UNKNOWN to PEDESTRIAN."""
 REMAPPER_SIZES = REMAPPER_LABELS**2, 100

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LAYERS = ('Conv', 'ConvTranspose', 'MatMul', 'Gemm', 'BatchNormalization')
 """Operators of a network; what follows the last of them only rearranges what the head gives."""
 SINE, COSINE = 0.6, -0.8
+"""Direction of the synthetic boxes."""
 UNCHANGED, CONVERTED = 'unchanged', 'converted'
 """Treatments of the boxes of mmdet3d 1.0: they are right for the node once they are converted."""
 TOLERANCE = 1e-3

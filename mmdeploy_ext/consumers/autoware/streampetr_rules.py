@@ -46,10 +46,13 @@ BACKBONE, POSITIONS, HEAD = (
     'simplify_pts_head_memory',
 )
 FILES = (BACKBONE, POSITIONS, HEAD)
+"""Names of the three files without `.onnx`."""
 PATTERNS = ('simplify_*.onnx',)
+"""Patterns of files by which a folder of this node is recognised, beside the manifest."""
 READ_KEYS = ('backbone_path', 'position_embedding_path', 'head_path')
 """Keys of `model_params` that the node's launch file sets, and that a manifest may have."""
 CLASSES = ('CAR', 'TRUCK', 'BUS', 'TRAILER', 'MOTORCYCLE', 'BICYCLE', 'PEDESTRIAN')
+"""Class names that the node knows."""
 KEYS = dict(
     class_names=items(NAME, 1),
     detection_range=cuboid,
@@ -119,7 +122,7 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
         inputs, outputs = _bounds(name, tensors[name], valid)
         consequence = 'which the node dereferences without looking'
         violations += bind_by_name(name, tensors[name], inputs, outputs, exact=False, consequence=consequence)
-        violations += [*fixed_rules(name, tensors[name]), *operator_rules(name, graph, {})]
+        violations += [*fixed_rules(name, tensors[name]), *operator_rules(name, graph, plugins={})]
     violations += _handover_rules(tensors)
     if not errors(violations):
         probes = {f'{HEAD}.onnx': MEMORY}

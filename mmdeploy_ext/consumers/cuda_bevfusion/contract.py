@@ -33,7 +33,9 @@ BOUND = {
 }
 """File -> inputs and outputs that the C++ looks up by name."""
 SPARSE = 'lidar.backbone.xyz', 'lidar.backbone.zyx'
+"""Files of the sparse backbone, by the order of the coordinates; one of them is enough."""
 OPSET = 13
+"""Opset of NVIDIA's own files."""
 PLUGIN = 'CustomLayerNormalization'
 """Operator of a plug-in of TensorRT, in the domain `nv`: NVIDIA's script writes it for LayerNormalization."""
 PLUGIN_ATTRIBUTES = dict(axis=-1, epsilon=1e-5)

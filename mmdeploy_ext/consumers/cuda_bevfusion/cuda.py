@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 DENSE = ('camera.backbone', 'camera.vtransform', 'fuser', 'head.bbox')
 SPARSE = ('lidar.backbone.xyz', 'lidar.backbone.zyx')
+"""Graphs in the dialect of libspconv, by the order of the coordinates; `DENSE` are ordinary ONNX."""
 GRAPHS = (*DENSE[:3], *SPARSE, DENSE[3])
 """The `form` in the metadata of each file of an export; boxes are decoded from the outputs of the last."""
 DEPTH, POOLED, CELLS = 'depth', 'feat_in', 'cells'
@@ -51,7 +52,7 @@ with which a proof compares it with the map by the weights before they were roun
 
 
 class CudaBEVFusion(FusionRuntime):
-    """The files of CUDA-BEVFusion: a `Stepper` of fused frames, without a memory.
+    """The files of CUDA-BEVFusion: a `runtime.frames.Stepper` of fused frames, without a memory.
 
     Attributes:
         tables: of the last calibration; None before the first frame.
