@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.core.distributed import Ranks
 
     Runs = Mapping[str, Sequence[Run]]
+    """Name of a contender -> its runs."""
 
 COUNT_TOLERANCE = 0.02
 """Relative difference of numbers of detections: a score near the threshold falls on either side of it."""

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     Row = Mapping[str, Any]
+    """JSON object of a benchmark."""
     Columns = Mapping[str, Callable[[Row], str]]
+    """Title of a column -> function that returns the text of its cell in a row."""
 
 NETWORK_COLOUR, POSTPROCESS_COLOUR = '#3b6ea5', '#e0973a'
 LINE_COLOURS = ('#1b2330', NETWORK_COLOUR, NETWORK_COLOUR, POSTPROCESS_COLOUR, POSTPROCESS_COLOUR)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     Voxelise = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    """Function of points (P, D) that returns features and coordinates of their voxels."""
 
 ENDINGS = ('.bin', '.npy', '.npz')
 """Suffixes of files of sweeps in a folder."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 
     Buffer = OrtValue | np.ndarray
+    """Buffer of a `BoundGraph`, or of a `FedGraph`."""
 
 DEVICES = dict.fromkeys(('CUDAExecutionProvider', 'TensorrtExecutionProvider'), 'cuda')
 """Execution provider -> device of its buffers; others have them on the CPU."""

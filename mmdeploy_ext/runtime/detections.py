@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
 
     Arrays = Mapping[str, np.ndarray]
+    """Name of a tensor -> its values."""
 
 
 class Rows:

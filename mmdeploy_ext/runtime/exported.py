@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines.base import Backend
 
     Paths = str | Path | Sequence[str | Path]
+    """A folder of an export, one file, or several files."""
 
 SHARED_FIELDS = ('family', 'checkpoint_sha256', 'config_sha256', 'options')
 """Fields of the metadata that all files of one export share."""

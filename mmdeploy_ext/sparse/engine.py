@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Transform = Callable[
         [Node, tuple[np.ndarray, ...], np.ndarray | None], tuple[tuple[np.ndarray, ...], np.ndarray | None]
     ]
+    """Function of a node, its inputs and weight, which returns the inputs and weight to compute with."""
 
 
 def run(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ranges import NodeRange, Ranges
 
     Override = str | tuple[str, str]
+    """Precision of a node, or its precision and output precision."""
 
 PRECISIONS = ('fp16', 'int8')
 """Precisions that a node can have."""
