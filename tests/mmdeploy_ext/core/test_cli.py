@@ -314,6 +314,7 @@ def tool(module: str) -> str:
     )
 
 
+@pytest.mark.matrix
 def test_a_proof_whose_table_nobody_reads_writes_its_verdict_and_report(tmp_path):
     import toy_atss
 

@@ -234,6 +234,7 @@ def test_scatter_streams_are_asked_for_by_number(monkeypatch):
 WORKER = Path(__file__).parent / 'ddp_worker.py'
 
 
+@pytest.mark.matrix
 @NO_GPU
 def test_two_gloo_processes_test_and_train_with_mmdets_own_loops(tmp_path):
     """init_dist, build_ddp, MMDistributedDataParallel, collect_results_cpu and the runner, together."""
