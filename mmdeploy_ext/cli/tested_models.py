@@ -135,7 +135,9 @@ class ImageModel(TestedModel):
         from mmdeploy_ext.evaluate.detector import BackendDetector, Show
 
         folder = self.args.show_dir
-        show = Show(Path(folder), metadata.classes, self.args.show_score_thr) if folder else None
+        show = None
+        if folder:
+            show = Show(Path(folder), metadata.family, metadata.classes, self.args.show_score_thr)
         return BackendDetector(backend, deployment.family, metadata, dump, show)
 
     def example_images(self, deployment: Deployment) -> list[PreparedImage]:

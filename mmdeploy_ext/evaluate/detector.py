@@ -16,9 +16,7 @@ from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.evaluate.loop import Network, scene_tokens
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.runtime.detections import Detections, Instances
-from mmdeploy_ext.runtime.draw import draw_detections, draw_instances, write_picture
-from mmdeploy_ext.runtime.panoptic import Segments
+from mmdeploy_ext.runtime.draw import draw_results, write_picture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.families.images import ImageFamily
     from mmdeploy_ext.families.sequence import SequenceFamily
+    from mmdeploy_ext.runtime.detections import Scored
     from mmdeploy_ext.runtime.frames import Stepper
 
 
@@ -90,7 +89,7 @@ class BackendDetector(Network):
             _prepared(tensor.cpu().numpy(), meta, boxes)
             for tensor, meta, boxes in zip(views[0], metas, proposals, strict=True)
         ]
-        detections: dict[int, Detections | Instances] = {}
+        detections: dict[int, Scored] = {}
         for group in self.family.batches(images):
             group_indices = [indices[position] for position in group]
             results = self._detect([images[position] for position in group], group_indices)
@@ -99,11 +98,9 @@ class BackendDetector(Network):
             for position, meta in enumerate(metas):
                 self.show.write(views[0][position], meta, detections[position])
         classes = len(self.metadata.classes)
-        return [to_mmdet_result(detections[position], classes) for position in range(len(images))]
+        return [detections[position].to_mmdet_result(classes) for position in range(len(images))]
 
-    def _detect(
-        self, images: list[PreparedImage], indices: Sequence[int]
-    ) -> list[Detections] | list[Instances]:
+    def _detect(self, images: list[PreparedImage], indices: Sequence[int]) -> Sequence[Scored]:
         feeds = self.family.feeds([self._fit(image) for image in images], rescale=True)
         inputs = {name: feeds[name] for name in self.backend.spec.input_names if name in feeds}
         with collect_taps() as taps:
@@ -181,15 +178,17 @@ class Show:
 
     Attributes:
         folder: of the pictures, one per image with the name of its file.
+        family: name of the family, which may draw its results by itself.
         classes: names by label.
         score_thr: drawn from this score on.
     """
 
     folder: Path
+    family: str
     classes: Sequence[str]
     score_thr: float = 0.3
 
-    def write(self, image: torch.Tensor, meta: Mapping[str, Any], detections: Detections | Instances) -> None:
+    def write(self, image: torch.Tensor, meta: Mapping[str, Any], detections: Scored) -> None:
         """Draw detections on the network's input image (3, H, W) in its original size."""
         from mmcv.image import imresize, tensor2imgs
 
@@ -197,8 +196,7 @@ class Show:
         height, width = meta['img_shape'][:2]
         top, left = _border(meta)
         picture = imresize(picture[top : top + height, left : left + width], meta['ori_shape'][1::-1])
-        draw = draw_detections if isinstance(detections, Detections) else draw_instances
-        picture = draw(picture, detections, self.classes, self.score_thr)
+        picture = draw_results(self.family, picture, detections, self.classes, self.score_thr)
         write_picture(self.folder / meta['ori_filename'], picture)
 
 
@@ -221,28 +219,3 @@ def _border(meta: Mapping[str, Any]) -> tuple[int, int]:
     """Return rows above and columns left of the content; mmdet has top, bottom, left, right."""
     top, _, left, _ = meta.get('border', (0, 0, 0, 0))
     return int(top), int(left)
-
-
-def to_mmdet_result(detections: Detections | Instances | Segments, num_classes: int) -> Any:
-    """Return mmdet's result of one image.
-
-    Returns:
-        Detections: per class (n, 5) float32 x1 y1 x2 y2 score. Instances: a pair, these, whose boxes are
-        zeros as in mmdet if a model has none, and per class a list of masks (h, w) bool; if masks have scores
-        of their own, the second is a pair: these lists, and per class the scores. Segments: a dict with
-        `pan_results`, the map (h, w) int32.
-    """
-    if isinstance(detections, Segments):
-        return dict(pan_results=detections.to_map(num_classes))
-    boxes = detections.bboxes_xyxy
-    if boxes is None:
-        boxes = np.zeros((len(detections), 4), np.float32)
-    rows = np.concatenate([boxes, detections.scores[:, None]], axis=1).astype(np.float32)
-    of_class = [detections.labels == label for label in range(num_classes)]
-    boxes_by_class = [rows[selected] for selected in of_class]
-    if isinstance(detections, Detections):
-        return boxes_by_class
-    masks = [list(detections.masks[selected]) for selected in of_class]
-    if detections.mask_scores is None:
-        return boxes_by_class, masks
-    return boxes_by_class, (masks, [detections.mask_scores[selected] for selected in of_class])

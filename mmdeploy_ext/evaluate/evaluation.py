@@ -22,15 +22,19 @@ if TYPE_CHECKING:
 
 
 def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
-    """Refuse a data set whose files are missing; the DataError names the key."""
+    """Refuse a data set whose files are missing; the DataError names the key.
+
+    Annotations are one file, or a folder with a file for each picture.
+    """
     root = dataset_cfg.get('data_root') or ''
-    for key, exists in (('ann_file', os.path.isfile), ('img_prefix', os.path.isdir)):
+    checks = ('ann_file', 'file or folder', os.path.exists), ('img_prefix', 'folder', os.path.isdir)
+    for key, kind, exists in checks:
         value = dataset_cfg.get(key)
         if isinstance(value, str) and value:
             path = value if value.startswith(root) else os.path.join(root, value)
             if not (exists(path) or exists(value)):
                 raise DataError(
-                    f'{config}: data.test.{key}={path}: no such {"file" if key == "ann_file" else "folder"}; '
+                    f'{config}: data.test.{key}={path}: no such {kind}; '
                     f'docs/your-checkpoint.md, "Data", tells where data sets are looked for'
                 )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class Rows:
-    """The base of data classes of arrays with a row per result, among them `scores`; others may be None."""
+    """The base of data classes of arrays with a row per result, among them `scores`.
+
+    Fields that are no arrays are facts about all rows, or None.
+    """
 
     scores: np.ndarray
 
@@ -35,7 +38,7 @@ class Rows:
     def __getitem__(self, rows: np.ndarray | slice) -> Self:
         """Return the rows at some indices, or those of a mask."""
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return type(self)(*(None if value is None else value[rows] for value in values))
+        return type(self)(*(value[rows] if isinstance(value, np.ndarray) else value for value in values))
 
     def best_first(self) -> Self:
         """Return all rows in descending order of score; equal ones keep their order."""
@@ -69,9 +72,23 @@ class Scored(Rows, abc.ABC):
             entries.append(entry | self.place(index))
         return entries
 
+    def by_class(self, rows: np.ndarray, num_classes: int) -> list[np.ndarray]:
+        """Return those of the rows (n, ...) that belong to results of each class."""
+        return [rows[self.labels == label] for label in range(num_classes)]
+
     def scaled(self, scale_factor: np.ndarray) -> Self:
         """Return boxes divided by `scale_factor` (4,); masks are of the original size already."""
         return self
+
+    def to_mmdet_result(self, num_classes: int) -> Any:
+        """Return what the detector's own test path returns for an image, as its data set evaluates it.
+
+        ConfigError: the class of these results does not define it.
+        """
+        raise ConfigError(
+            f'{type(self).__name__} has no to_mmdet_result(num_classes), which returns the results of an '
+            f'image as the data set of the config evaluates them; the package that has this class defines it'
+        )
 
     @abc.abstractmethod
     def place(self, index: int) -> dict[str, Any]:
@@ -89,6 +106,10 @@ class Detections(Scored):
     def scaled(self, scale_factor: np.ndarray) -> Detections:
         """Return the boxes divided by `scale_factor` (4,), `w h w h`."""
         return dataclasses.replace(self, bboxes_xyxy=self.bboxes_xyxy / scale_factor.astype(np.float32))
+
+    def to_mmdet_result(self, num_classes: int) -> list[np.ndarray]:
+        """Return per class (n, 5) float32 x1 y1 x2 y2 score."""
+        return self.by_class(rows_with_scores(self.bboxes_xyxy, self.scores), num_classes)
 
     def place(self, index: int) -> dict[str, Any]:
         """Return the corners in pixels."""
@@ -111,12 +132,29 @@ class Instances(Scored):
     bboxes_xyxy: np.ndarray | None = None
     mask_scores: np.ndarray | None = None
 
+    def to_mmdet_result(self, num_classes: int) -> tuple[list[np.ndarray], Any]:
+        """Return boxes as `Detections` do, zeros if the detector has none, and the masks (h, w) per class.
+
+        If masks have scores of their own, the second is a pair: the masks, and per class the scores.
+        """
+        boxes = np.zeros((len(self), 4), np.float32) if self.bboxes_xyxy is None else self.bboxes_xyxy
+        rows = self.by_class(rows_with_scores(boxes, self.scores), num_classes)
+        masks = [list(of_class) for of_class in self.by_class(self.masks, num_classes)]
+        if self.mask_scores is None:
+            return rows, masks
+        return rows, (masks, self.by_class(self.mask_scores, num_classes))
+
     def place(self, index: int) -> dict[str, Any]:
         """Return the mask, its area, and the box of the detector, or else the box round the mask."""
         place = mask_place(self.masks[index])
         if self.bboxes_xyxy is not None:
             place['bbox_xyxy'] = [round(float(value), 3) for value in self.bboxes_xyxy[index]]
         return place
+
+
+def rows_with_scores(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return boxes (n, columns) with their scores (n,) as a last column, float32."""
+    return np.concatenate([boxes, scores[:, None]], axis=1).astype(np.float32)
 
 
 def mask_place(mask: np.ndarray) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from mmdeploy_ext.core.errors import ImageError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.core.printable import printable
 from mmdeploy_ext.runtime.detections import Detections, bounding_box
+from mmdeploy_ext.runtime.family_runtime import runtime_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from mmdeploy_ext.runtime.detections import Instances
+    from mmdeploy_ext.runtime.detections import Instances, Scored
 
 FONT, NEAREST = cv2.FONT_HERSHEY_SIMPLEX, cv2.INTER_NEAREST
 Box, Colour = tuple[int, int, int, int], tuple[int, int, int]
@@ -45,6 +46,8 @@ TINT = 0.45
 """Share of the class's colour in the pixels of an instance."""
 LEGIBLE_SIDE = 900
 """Pixels; see `enlarged`."""
+FAR = 30000
+"""Pixels; points farther out are drawn there, so that they fit OpenCV's integers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +91,24 @@ def class_name(label: int, classes: Sequence[str]) -> str:
     return printable(classes[label]) if 0 <= label < len(classes) else f'class {label}'
 
 
+def draw_results(
+    family: str, image_bgr: np.ndarray, results: Scored, classes: Sequence[str], score_thr: float = 0.3
+) -> np.ndarray:
+    """Draw results by `draw` of their family's runtime; without one they are boxes, or else masks.
+
+    See `draw_detections`.
+    """
+    draw = draw_detections if isinstance(results, Detections) else draw_instances
+    return getattr(runtime_of(family), 'draw', draw)(image_bgr, results, classes, score_thr)
+
+
 def draw_detections(
     image_bgr: np.ndarray,
     detections: Detections,
     classes: Sequence[str],
     score_thr: float = 0.3,
     marked: np.ndarray | None = None,
+    outlines: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw boxes with class names and scores.
 
@@ -106,6 +121,8 @@ def draw_detections(
         classes: names by label.
         score_thr: boxes below are left out.
         marked: (n,) bool; these get a white frame and an exclamation mark.
+        outlines: (n, corners, 2) x, y in pixels of polygons that are drawn in place of the boxes, such as the
+            corners of turned boxes; the labels are placed at the boxes.
     """
     canvas = np.ascontiguousarray(image_bgr).copy()
     style = Style.for_image(*canvas.shape[:2])
@@ -118,7 +135,11 @@ def draw_detections(
         elif width > 1:
             lines = [((0, 0, 0), width + 2), *lines]
         for shade, thickness in lines:
-            cv2.rectangle(canvas, label.box[:2], label.box[2:], shade, thickness)
+            if outlines is None:
+                cv2.rectangle(canvas, label.box[:2], label.box[2:], shade, thickness)
+            else:
+                corners = pixel_points(outlines[label.index])
+                cv2.polylines(canvas, [corners], isClosed=True, color=shade, thickness=thickness)
     for label in reversed(labels):
         _draw_label(canvas, label, style)
     return canvas
@@ -161,8 +182,9 @@ def draw_instances(
 
 @dataclasses.dataclass(frozen=True)
 class _Label:
-    """The text at a box, and its place."""
+    """The text at a box, and its place; `index` is that of the result."""
 
+    index: int
     box: Box
     text: str
     place: Box
@@ -191,7 +213,7 @@ def _labels(
             text += f' {float(detections.scores[index]):.2f}'
         box = pixel_box(detections.bboxes_xyxy[index], shape)
         placed.append(place_label(text, box, shape, style, placed))
-        yield _Label(box, text, placed[-1], class_colour(class_index), is_marked)
+        yield _Label(int(index), box, text, placed[-1], class_colour(class_index), is_marked)
 
 
 def enlarged(
@@ -212,6 +234,11 @@ def pixel_box(bbox_xyxy: np.ndarray, shape: tuple[int, ...]) -> Box:
     """Round a box to pixels inside an image of a shape (h, w, ...)."""
     upper = np.array([shape[1] - 1, shape[0] - 1] * 2)
     return tuple(np.clip(np.nan_to_num(np.round(bbox_xyxy)), 0, upper).astype(int).tolist())
+
+
+def pixel_points(points: np.ndarray) -> np.ndarray:
+    """Round points (n, 2) to pixels, int32, also outside of an image; those that are not finite are 0."""
+    return np.rint(np.clip(np.nan_to_num(points, posinf=0, neginf=0), -FAR, FAR)).astype(np.int32)
 
 
 def place_label(text: str, box: Box, shape: tuple[int, ...], style: Style, placed: Sequence[Box]) -> Box:

@@ -63,6 +63,10 @@ class Segments(Scored):
             panoptic[mask] = segment_id
         return panoptic
 
+    def to_mmdet_result(self, num_classes: int) -> dict[str, np.ndarray]:
+        """Return a dict with `pan_results`, the map (h, w) int32."""
+        return dict(pan_results=self.to_map(num_classes))
+
     def place(self, index: int) -> dict[str, Any]:
         """Return the mask, its area and box, and the value in the map."""
         return dict(mask_place(self.masks[index]), id=int(self.ids[index]))

@@ -27,7 +27,7 @@ from mmdeploy_ext.core.errors import (
 )
 from mmdeploy_ext.core.files import check_outputs, check_writable, will_write, write_json
 from mmdeploy_ext.core.printable import printable
-from mmdeploy_ext.runtime.family_runtime import runner_of, runtime_of
+from mmdeploy_ext.runtime.family_runtime import runner_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -225,7 +225,6 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
     from mmdeploy_ext.preprocess.pictures import read_image
     from mmdeploy_ext.runtime import draw
     from mmdeploy_ext.runtime.detect import detect
-    from mmdeploy_ext.runtime.detections import Detections
 
     image = read_image(source)
     start = time.perf_counter()
@@ -233,9 +232,7 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
         results = detect(backend, image)
     milliseconds = (time.perf_counter() - start) * 1000
     classes = backend.metadata.classes
-    draw_results = draw.draw_detections if isinstance(results, Detections) else draw.draw_instances
-    draw_results = getattr(runtime_of(backend.metadata.family), 'draw', draw_results)
-    picture = draw_results(*draw.enlarged(image, results), classes, score_thr)
+    picture = draw.draw_results(backend.metadata.family, *draw.enlarged(image, results), classes, score_thr)
     draw.write_picture(target, picture)
     return dict(
         image=str(source),

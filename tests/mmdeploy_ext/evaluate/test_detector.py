@@ -1,5 +1,6 @@
 """Networks of the data-set loop: dumps of batches that a family splits, parts that do not make a data set."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,10 +10,10 @@ import torch
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.distributed import Ranks
 from mmdeploy_ext.core.dump import DumpWriter, load_dump
-from mmdeploy_ext.core.errors import DataError, ShapeError
+from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.evaluate.detector import BackendDetector
 from mmdeploy_ext.evaluate.loop import collect
-from mmdeploy_ext.runtime.detections import Detections
+from mmdeploy_ext.runtime.detections import Detections, Scored
 
 SPEC = GraphSpec(
     'echo',
@@ -63,6 +64,41 @@ def test_results_and_dumps_of_a_split_batch_are_those_of_their_samples(tmp_path)
 def test_augmented_images_are_refused(tmp_path):
     with pytest.raises(ShapeError, match='got 2 augmentations'):
         detector(tmp_path).run(batch(views=2), [0, 1, 2])
+
+
+@dataclasses.dataclass(frozen=True)
+class Points(Scored):
+    """Results of a package from outside, with a fact about all of them."""
+
+    xy: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    unit: str = 'pixels'
+
+    def place(self, index):
+        return dict(xy=self.xy[index].tolist())
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedPoints(Points):
+    def to_mmdet_result(self, num_classes):
+        return self.by_class(self.xy, num_classes)
+
+
+def three(kind):
+    return kind(np.arange(6.0).reshape(3, 2), np.array([0.9, 0.2, 0.7], np.float32), np.array([1, 0, 1]))
+
+
+def test_results_of_a_package_say_themselves_what_its_data_set_evaluates():
+    first, second = three(EvaluatedPoints).to_mmdet_result(2)
+    assert (first.tolist(), second.tolist()) == ([[2, 3]], [[0, 1], [4, 5]])
+    with pytest.raises(ConfigError, match=r'^Points has no to_mmdet_result\(num_classes\)'):
+        three(Points).to_mmdet_result(2)
+
+
+def test_facts_about_all_results_stay_when_rows_are_chosen():
+    points = dataclasses.replace(three(Points), unit='metres')
+    assert (len(points.above(0.5)), points.above(0.5).unit, points[1:].unit) == (2, 'metres', 'metres')
 
 
 @pytest.mark.parametrize('results', [{0: 'a'}, {0: 'a', 2: 'c'}])

@@ -8,6 +8,7 @@ import pytest
 
 from mmdeploy_ext.runtime import draw
 from mmdeploy_ext.runtime.detections import Detections
+from mmdeploy_ext.runtime.family_runtime import runtime_of
 
 GREY = np.full((300, 400, 3), 127, np.uint8)
 
@@ -20,6 +21,27 @@ def test_a_box_is_drawn_in_the_colour_of_its_class_and_the_image_is_left_alone()
     picture = draw.draw_detections(GREY, one([50, 100, 200, 250], label=1), ['cat', 'dog'])
     assert tuple(picture[175, 50]) == tuple(picture[250, 125]) == draw.class_colour(1)
     assert (GREY == 127).all() and picture.shape == GREY.shape
+
+
+def test_outlines_are_drawn_in_place_of_boxes():
+    diamond = np.array([[[125, 100], [200, 175], [125, 250], [50, 175]]])
+    picture = draw.draw_detections(GREY, one([50, 100, 200, 250], label=1), ['cat', 'dog'], outlines=diamond)
+    colour = draw.class_colour(1)
+    assert all(tuple(picture[y, x]) == colour for x, y in diamond[0])
+    assert (picture[250, 50] == 127).all()  # a corner of the upright box
+    odd = np.array([[[np.nan, -1e30], [1e30, 175], [125, np.inf]]])
+    draw.draw_detections(GREY, one([50, 100, 200, 250]), ['cat'], outlines=odd)
+
+
+def test_results_are_drawn_by_the_runtime_of_their_family_if_it_draws(monkeypatch):
+    def crossed_out(image_bgr, results, classes, score_thr):
+        return image_bgr * 0
+
+    results = one([50, 100, 200, 250])
+    drawn = draw.draw_detections(GREY, results, ['cat'])
+    assert (draw.draw_results('dense', GREY, results, ['cat']) == drawn).all()
+    monkeypatch.setattr(runtime_of('dense'), 'draw', crossed_out, raising=False)
+    assert (draw.draw_results('dense', GREY, results, ['cat']) == 0).all()
 
 
 def test_boxes_below_the_threshold_are_left_out():
