@@ -113,7 +113,7 @@ fi
 exec 9>&-
 endef
 
-.PHONY: help env env-tensorrt env-mmdet3 tensorrt-table tensorrt-table-full test test-fast test-matrix demo demo-stream demo-lidar demo-fusion benchmark zoo doctor site lint clean distclean
+.PHONY: help env env-tensorrt env-mmdet3 env-rotate tensorrt-table tensorrt-table-full test test-fast test-matrix demo demo-stream demo-lidar demo-fusion benchmark zoo doctor site lint clean distclean
 
 help:
 	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 1 to 2 minutes on 2 cores)'
@@ -124,6 +124,7 @@ help:
 	echo 'make test         the test suite          make test-fast    a part of it     make test-matrix  the long matrices'
 	echo 'make env-tensorrt the optional TensorRT-RTX (233 MB)     make tensorrt-table   what builds, for which GPU'
 	echo 'make env-mmdet3   the optional mmdet 3 in .venv-mmdet3/, which docs/mmdet3.md is measured with'
+	echo 'make env-rotate   the optional mmrotate in .venv-rotate/, which projects/mmrotate/ exports'
 	echo 'make tensorrt-table-full   the same of full-size models with seeded weights'
 	echo 'make benchmark    every family on every engine that is here, against PyTorch: docs/benchmarks.md'
 	echo 'make zoo          every config of the installed mmdet, exported with seeded weights and proven: docs/zoo.md'
@@ -185,6 +186,18 @@ env-mmdet3: $(ENV)
 	packages=$$($(MMDET3)/bin/python -c 'import site; print(site.getsitepackages()[0])')
 	$(call pip,--no-deps --target "$$packages" -r requirements-mmdet3.txt --find-links "$$dir")
 	$(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])' >"$$packages/mm2onnx.pth"
+
+# mmrotate and its families beside the torch and the libraries of .venv/, as mmdet 3 above. Both are pure Python.
+ROTATE := .venv-rotate
+env-rotate: $(ENV)
+	@$(call begin,mmrotate $(call pin,mmrotate) and projects/mmrotate/ in $(ROTATE)/)
+	$(BASE_PYTHON) -m venv --clear --without-pip $(ROTATE)
+	packages=$$($(ROTATE)/bin/python -c 'import site; print(site.getsitepackages()[0])')
+	$(call pip,--no-deps --no-build-isolation --target "$$packages" -r requirements-mmrotate.txt ./projects/mmrotate)
+	site=$$($(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')
+	echo "import site; site.addsitedir('$$site')" >"$$packages/mm2onnx.pth" # with mm2onnx, which is there in place
+	printf '#!/bin/sh\nexec "$$(dirname "$$0")/python" -m mmdeploy_ext "$$@"\n' >$(ROTATE)/bin/mm2onnx
+	chmod +x $(ROTATE)/bin/mm2onnx
 
 # Exports the toys whose checkpoints are there, builds them in float32 and float16 for each architecture.
 TENSORRT := work_dirs/tensorrt
@@ -350,4 +363,4 @@ clean:
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(MMDET3)
+	rm -rf $(VENV) $(MMDET3) $(ROTATE)

@@ -1,0 +1,1 @@
+"""One-stage detectors of rotated boxes; imports nothing."""

@@ -1,0 +1,101 @@
+"""From a head's outputs to rotated boxes, written once for numpy and PyTorch: `xp` is either of the two.
+
+A coder is a function of `CODERS`. It returns boxes (B, A, 5): x and y of the centre, width, height in pixels,
+not clipped, and the angle in radians; it takes
+
+- `xp`: numpy or torch.
+- `priors`: of one level, (A, 5) or (B, A, 5) boxes, or (A, 2) points.
+- `rows`: name of an output of the head -> its values at the priors, (B, A, columns).
+- `coder`: its settings, those of `options.CODERS`.
+- `level`: index of the level, for settings that every level has.
+
+`facts` are the metadata's entry `postprocess`: `facts['head']` has the fields of `head.RotatedHead`,
+`facts['coder']` the settings of the coder and its `type`.
+
+Glossary: B images, A priors of a level, C classes. Source: mmrotate 0.3.4 `core/bbox/coder`, and the
+`_get_bboxes_single` of the heads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mm2onnx_mmrotate.angles import norm_angle
+from mmdeploy_ext.families.parts.runtime.box_coders import constant, softmax
+from mmdeploy_ext.runtime.detections import sigmoid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import ModuleType
+
+    Rows = Mapping[str, Any]
+    Settings = Mapping[str, Any]
+
+QUARTER = float(np.pi / 2)
+
+
+def delta(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: int) -> Any:
+    """`DeltaXYWHAOBBoxCoder`: moves in sizes of the prior, logarithms of size ratios, an angle that is added.
+
+    With the output `angle_cls` the angle, or what is added, is that of the most probable class (CSL).
+    """
+    deltas = rows['bbox_pred']
+    deltas = deltas * constant(coder['stds'], deltas) + constant(coder['means'], deltas)
+    turn = deltas[..., 4]
+    if coder['norm_factor']:
+        turn = turn * float(coder['norm_factor'] * np.pi)
+    x, y, width, height, angle = (priors[..., column] for column in range(5))
+    bound = float(np.float32(abs(np.log(coder['wh_ratio_clip']))))
+    clamp = coder['ctr_clamp']
+    dx, dy = width * deltas[..., 0], height * deltas[..., 1]
+    if coder['proj_xy']:
+        cos, sin = xp.cos(angle), xp.sin(angle)
+        dx, dy = (
+            deltas[..., 0] * width * cos - deltas[..., 1] * height * sin,
+            deltas[..., 0] * width * sin + deltas[..., 1] * height * cos,
+        )
+    elif clamp:
+        dx, dy = xp.clip(dx, -clamp, clamp), xp.clip(dy, -clamp, clamp)
+    growth = xp.clip(deltas[..., 2:4], None if clamp else -bound, bound)
+    width, height = width * xp.exp(growth[..., 0]), height * xp.exp(growth[..., 1])
+    angle = norm_angle(xp, angle + turn, coder['version'])
+    if coder['edge_swap']:
+        longer = width > height
+        width, height = xp.where(longer, width, height), xp.where(longer, height, width)
+        angle = norm_angle(xp, xp.where(longer, angle, angle + QUARTER), coder['version'])
+    return xp.stack([x + dx, y + dy, width, height, angle], -1)
+
+
+CODERS: dict[str, Callable[..., Any]] = dict(delta=delta)
+"""Type of a coder -> its function."""
+
+
+def boxes_of(xp: ModuleType, facts: Settings, rows: Rows, priors: Any, level: int) -> Any:
+    """Return the boxes (B, A, 5) of one level; of refined heads, whose priors are an output, `rois`."""
+    priors = rows['rois'] if facts['head']['refined'] else constant_of(xp, priors)
+    return CODERS[facts['coder']['type']](xp, priors, rows, facts['coder'], level)
+
+
+def constant_of(xp: ModuleType, priors: Any) -> Any:
+    """Return priors (A, columns) as they broadcast to a batch: (1, A, columns)."""
+    return priors[None]
+
+
+def scores_of(xp: ModuleType, facts: Settings, rows: Rows) -> Any:
+    """Return the class scores (B, A, C) of one level, without the background."""
+    logits = rows['cls_score']
+    if facts['head']['activation'] == 'softmax':
+        return softmax(logits)[..., :-1]
+    return _sigmoid(logits)
+
+
+def factors_of(xp: ModuleType, facts: Settings, rows: Rows) -> Any:
+    """Return the score factors (B, A) of one level, or None."""
+    factor = facts['head']['factor']
+    return _sigmoid(rows[factor][..., 0]) if factor else None
+
+
+def _sigmoid(logits: Any) -> Any:
+    return logits.sigmoid() if hasattr(logits, 'sigmoid') else sigmoid(logits)

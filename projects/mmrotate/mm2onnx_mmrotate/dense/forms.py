@@ -1,0 +1,146 @@
+"""The modules of one-stage detectors of rotated boxes: what a form of the graph adds to the network.
+
+Glossary: B batch, a priors of a cell, A priors of a level or of all, C classes, L levels, H, W network input
+in pixels, h, w size of a level's maps, n results.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from mm2onnx_mmrotate.dense import coders
+from mm2onnx_mmrotate.dense.networks import flat_outputs, last_head, raw_names
+from mm2onnx_mmrotate.dense.settings import described, facts_of, generator_of, thresholds
+from mm2onnx_mmrotate.suppression import RotatedSuppression
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.postprocess.sizes import hw, limit
+from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
+from mmdeploy_ext.families.parts.dense_heads import rows_of, same_priors
+
+FULL_NAMES = ('dets', 'labels', 'candidates')
+"""Outputs of the `full` form; the last with `--max-candidates` alone."""
+
+
+class RawNetwork(nn.Module):
+    """The layers of the upstream detector; parameters keep their names below `model.`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the outputs of the head (B, a*columns, h, w) of images (B, 3, H, W) float32."""
+        outputs = flat_outputs(self.model, image)
+        return tuple(tap(name, tensor) for name, tensor in zip(raw_names(self.model), outputs, strict=True))
+
+
+class Decode(nn.Module):
+    """Priors, box decoding and scores for all levels."""
+
+    def __init__(self, head: nn.Module) -> None:
+        """Keep the generator of the priors, and the settings; none of the head's layers is used."""
+        super().__init__()
+        self.facts, self.outputs = facts_of(head), described(head).outputs
+        self.priors = same_priors(generator_of(head))
+
+    def forward(
+        self, *raw: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor | None]]:
+        """Return per level boxes (B, A, 5), class scores (B, A, C) and score factors (B, A) or None.
+
+        Boxes are x, y, width, height in pixels and angle in radians; their centres are not clipped.
+        """
+        count = len(raw) // len(self.outputs)
+        boxes, scores, factors = [], [], []
+        for level in range(count):
+            maps = raw[level::count]
+            rows = {
+                name: rows_of(tensor, columns)
+                for (name, columns), tensor in zip(self.outputs, maps, strict=True)
+            }
+            boxes.append(coders.boxes_of(torch, self.facts, rows, self._priors(maps[0], level), level))
+            scores.append(coders.scores_of(torch, self.facts, rows))
+            factors.append(coders.factors_of(torch, self.facts, rows))
+        return boxes, scores, factors
+
+    def _priors(self, maps: torch.Tensor, level: int) -> torch.Tensor | None:
+        """Return the priors of a level; None if they are an output of the network."""
+        if self.facts['head']['refined']:
+            return None
+        return self.priors.single_level_grid_priors(
+            maps.shape[-2:], level, dtype=maps.dtype, device=maps.device
+        )
+
+
+class DecodeForm(nn.Module):
+    """What the `decode` form adds to the network: raw outputs to boxes, scores, score factors."""
+
+    def __init__(self, model: nn.Module, product: bool) -> None:
+        """Choose with `product` whether scores are multiplied by the factor, or the factor is an output."""
+        super().__init__()
+        self.decode, self.product = Decode(last_head(model)), product
+
+    def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return boxes (B, A, 5), scores (B, A, C) and, of heads that have some, factors (B, A)."""
+        mlvl_boxes, mlvl_scores, mlvl_factors = self.decode(*raw)
+        boxes, scores = torch.cat(mlvl_boxes, dim=1), torch.cat(mlvl_scores, dim=1)
+        if mlvl_factors[0] is None:
+            return tap('boxes', boxes), tap('scores', scores)
+        factors = torch.cat(mlvl_factors, dim=1)
+        if self.product:
+            return tap('boxes', boxes), tap('scores', scores * factors[..., None])
+        return tap('boxes', boxes), tap('scores', scores), tap('factors', factors)
+
+
+class FullForm(nn.Module):
+    """What the `full` form adds to the network: raw outputs to results."""
+
+    def __init__(self, model: nn.Module, cap: int = 0) -> None:
+        """Read the thresholds from the head's test_cfg; `cap` as in `RotatedSuppression`."""
+        super().__init__()
+        head = last_head(model)
+        self.decode, self.head, self.config = Decode(head), described(head), thresholds(head)
+        self.suppress = RotatedSuppression(self.config, cap)
+
+    def forward(
+        self, image: torch.Tensor, img_shape: torch.Tensor, scale_factor: torch.Tensor, *raw: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Return dets (B, n, 6), labels (B, n), and with a cap candidates (B,).
+
+        Args:
+            image: (B, 3, H, W); only its size is used.
+            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
+            scale_factor: (B, 4) float32 `w h w h`, input / original.
+            raw: the raw outputs.
+        """
+        levels = [self._best(*level) for level in zip(*self.decode(*raw), strict=True)]
+        boxes, scores, factors = (
+            None if parts[0] is None else torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)
+        )
+        if self.head.clips:
+            clip_hw = torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
+            upper = torch.cat([clip_hw[:, 1:], clip_hw[:, :1]], dim=1)[:, None] - 1
+            centres = torch.minimum(boxes[..., :2].clamp(min=0), upper)
+            boxes = torch.cat([centres, boxes[..., 2:]], dim=2)
+        boxes = torch.cat([boxes[..., :4] / scale_factor[:, None], boxes[..., 4:]], dim=2)
+        outputs = self.suppress(boxes, scores, factors)
+        return tuple(tap(name, tensor) for name, tensor in zip(FULL_NAMES, outputs, strict=False))
+
+    def _best(
+        self, boxes: torch.Tensor, scores: torch.Tensor, factors: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Return the `nms_pre` priors of a level whose scores of any class are the best."""
+        if self.config.nms_pre <= 0:
+            return boxes, scores, factors
+        ranks = scores if factors is None else scores * factors[..., None]
+        rows = ranks.amax(dim=2)
+        _, rows = rows.topk(limit(self.config.nms_pre, rows.shape[1]), dim=1)
+        chosen = None if factors is None else factors.gather(1, rows)
+        return gather_rows(boxes, rows), gather_rows(scores, rows), chosen
+
+
+def decode_names(model: nn.Module, options: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the names of the outputs of the `decode` form."""
+    separate = described(last_head(model)).factor and options.score_form == 'separate'
+    return ('boxes', 'scores', 'factors') if separate else ('boxes', 'scores')

@@ -1,0 +1,121 @@
+"""The graphs of one-stage detectors of rotated boxes: their contracts, and the modules that keep them.
+
+Glossary: B batch, A priors of all levels, n results, H, W network input in pixels, h, w size of maps.
+"""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+
+from mm2onnx_mmrotate.contract import ANGLE, PIXELS, rotated_outputs
+from mm2onnx_mmrotate.dense.forms import FULL_NAMES, DecodeForm, FullForm, RawNetwork, decode_names
+from mm2onnx_mmrotate.dense.networks import flat_outputs, last_head, num_levels, raw_names
+from mm2onnx_mmrotate.dense.settings import described, facts_of, generator_of, thresholds
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.postprocess.suppression import capped
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.image_tensors import image_input, optional_inputs
+
+RAW_MEANINGS = dict(
+    cls_score=('class logits', 'logit'),
+    bbox_pred=('box deltas dx dy dw dh da', ''),
+)
+"""Name of a raw output -> meaning and unit."""
+
+
+def spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a form."""
+    head = last_head(model)
+    smallest = detector_parts.smallest(head, max(facts_of(head)['strides']))
+    image = image_input(options, smallest, detector_parts.multiple(model))
+    inputs = [image]
+    if options.form == 'full':
+        inputs += optional_inputs(image.axes[0], described(head).clips)
+        outputs = _full_outputs(head, options)
+    elif options.form == 'decode':
+        outputs = _decode_outputs(model, options)
+    else:
+        outputs = _raw_outputs(model, options)
+    return GraphSpec(f'rotated_dense/{options.form}', tuple(inputs), outputs)
+
+
+def _full_outputs(head: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
+    if not cap:
+        return rotated_outputs(batch, 'n')
+    meaning = f'(prior, class) pairs over the score threshold; more than {cap}: the rest was cut off'
+    candidates = TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections')
+    return (*rotated_outputs(batch, capped(cap, thresholds(head).max_per_img)), candidates)
+
+
+def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    head = last_head(model)
+    batch, priors = 'B', 'A'
+    if not options.dynamic:
+        per_cell = generator_of(head).num_base_priors
+        shapes = feature_shapes(model, options)
+        batch = options.batch
+        priors = sum(height * width * count for (height, width), count in zip(shapes, per_cell, strict=True))
+    factor = described(head).factor
+    scores = f'class score times {factor}' if options.score_form == 'product' else 'class scores, 0..1'
+    meaning = 'x y width height and angle per prior, level by level, not clipped'
+    specs = dict(
+        boxes=TensorSpec('boxes', 'float32', (batch, priors, 5), meaning, groups=(PIXELS, ANGLE)),
+        scores=TensorSpec('scores', 'float32', (batch, priors, int(head.num_classes)), scores),
+        factors=TensorSpec('factors', 'float32', (batch, priors), f'{factor}, 0..1'),
+    )
+    return tuple(specs[name] for name in decode_names(model, options))
+
+
+def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    head, shapes = last_head(model), feature_shapes(model, options)
+    batch, outputs = 'B' if options.dynamic else options.batch, []
+    for name, columns in described(head).outputs:
+        meaning, unit = RAW_MEANINGS[name]
+        for level, priors_per_cell in enumerate(generator_of(head).num_base_priors):
+            size = (f'h{level}', f'w{level}') if options.dynamic else shapes[level]
+            axes = (batch, columns * priors_per_cell, *size)
+            outputs.append(TensorSpec(f'{name}_{level}', 'float32', axes, f'{meaning}, level {level}', unit))
+    return tuple(outputs)
+
+
+_SHAPES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], Any]] = weakref.WeakKeyDictionary()
+"""Model -> input (H, W) -> (h, w) of each level."""
+
+
+def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
+    """Return (h, w) of each level at the size of an export; UsageError: the model does not take it."""
+    if options.dynamic:
+        return [(0, 0)] * num_levels(model)
+    shapes = _SHAPES.setdefault(model, {})
+    size = options.height, options.width
+    if size not in shapes:
+        image = next(model.parameters()).new_zeros((1, 3, *size))
+        try:
+            with torch.no_grad():
+                outputs = flat_outputs(model, image)
+        except RuntimeError as error:
+            raise UsageError(f'--shape {size[0]} {size[1]}: the model does not take it: {error}') from error
+        shapes[size] = [tuple(maps.shape[2:]) for maps in outputs[: num_levels(model)]]
+    return shapes[size]
+
+
+def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and what the form adds to it."""
+    raw = raw_names(model)
+    network = fuse(model) if fold else model
+    chain = [Stage('network', RawNetwork(network), ('input',), raw)]
+    if options.form == 'decode':
+        form = DecodeForm(model, options.score_form == 'product')
+        chain.append(Stage('decode', form, raw, decode_names(model, options)))
+    elif options.form == 'full':
+        names = FULL_NAMES if options.max_candidates else FULL_NAMES[:2]
+        inputs = ('input', 'img_shape', 'scale_factor', *raw)
+        chain.append(Stage('postprocess', FullForm(model, options.max_candidates), inputs, names))
+    return chain

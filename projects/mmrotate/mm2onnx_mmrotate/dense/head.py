@@ -1,0 +1,30 @@
+"""The description of a head of rotated boxes, as plain data; the metadata of a file keep it."""
+
+import dataclasses
+
+from mmdeploy_ext.core.json_dataclass import JsonDataclass
+
+
+@dataclasses.dataclass(frozen=True)
+class RotatedHead(JsonDataclass):
+    """How the outputs of a head become candidates.
+
+    Attributes:
+        outputs: (name, columns per prior) of each kind of output; the graph's are `<name>_<level>`
+            (B, priors per cell * columns, h, w).
+        activation: of class scores, 'sigmoid' or 'softmax' (the background is the last column).
+        factor: name of the output with logits of a score factor; '' without one.
+        refined: whether the priors of a cell are an output of the network, `rois`.
+        clips: whether centres are clipped to the image.
+    """
+
+    outputs: tuple[tuple[str, int], ...]
+    activation: str = 'sigmoid'
+    factor: str = ''
+    refined: bool = False
+    clips: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the outputs, without levels."""
+        return tuple(name for name, _ in self.outputs)

@@ -1,0 +1,97 @@
+"""The kinds of one-stage heads of mmrotate 0.3.4: their outputs, coders, and boxes by its own functions.
+
+A detector exports because its head is of a kind. The boxes and scores here are those of mmrotate, for the
+proof. Source: `models/dense_heads`, the file of each head, and `core/bbox/coder`.
+
+Glossary: A priors of a level, C classes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmrotate.core.bbox import coder as coders
+from mmrotate.models import dense_heads as heads
+from torch import nn
+
+from mm2onnx_mmrotate.dense.head import RotatedHead
+from mmdeploy_ext.core.errors import ConfigError
+
+WH_RATIO_CLIP = 16 / 1000
+"""Default of the coders' `decode`, which no head changes."""
+
+
+def delta(coder: Any) -> dict[str, Any]:
+    """Return the settings of a `DeltaXYWHAOBBoxCoder`."""
+    return dict(
+        type='delta',
+        means=list(map(float, coder.means)),
+        stds=list(map(float, coder.stds)),
+        wh_ratio_clip=WH_RATIO_CLIP,
+        norm_factor=float(coder.norm_factor or 0),
+        edge_swap=bool(coder.edge_swap),
+        proj_xy=bool(coder.proj_xy),
+        ctr_clamp=float(coder.ctr_clamp) if coder.add_ctr_clamp else 0.0,
+        version=coder.angle_range,
+    )
+
+
+class RotatedKind:
+    """A kind of head; this one has anchors, and boxes by a `DeltaXYWHAOBBoxCoder`.
+
+    Its methods take a live head of this kind. `rows` are name of an output -> its rows (A, columns), `priors`
+    (A, 5) boxes or (A, 2) points in pixels; both are of one level and one image, and `level` is its index.
+
+    Attributes:
+        upstream: the class whose methods the graphs repeat.
+    """
+
+    def __init__(self, upstream: type) -> None:
+        self.upstream = upstream
+
+    def describe(self, head: nn.Module) -> RotatedHead:
+        """Return the outputs of a head, and how they become candidates."""
+        outputs = (('cls_score', int(head.cls_out_channels)), ('bbox_pred', 5))
+        return RotatedHead(outputs, 'sigmoid' if head.use_sigmoid_cls else 'softmax', clips=True)
+
+    def coder(self, head: nn.Module) -> dict[str, Any]:
+        """Return the settings of a coder of `coders.CODERS`; ConfigError: the head has another."""
+        if type(head.bbox_coder) is not coders.DeltaXYWHAOBBoxCoder:
+            name = type(head.bbox_coder).__name__
+            raise ConfigError(f'model.bbox_head.bbox_coder is {name}; expected DeltaXYWHAOBBoxCoder')
+        return delta(head.bbox_coder)
+
+    def version(self, head: nn.Module) -> str:
+        """Return the version of the angles of results, a key of `angles.VERSIONS`."""
+        return head.bbox_coder.angle_range
+
+    def generator(self, head: nn.Module) -> Any:
+        """Return the generator of a head's priors."""
+        return head.anchor_generator
+
+    def boxes(
+        self, head: nn.Module, level: int, rows: Mapping[str, torch.Tensor], priors: torch.Tensor
+    ) -> torch.Tensor:
+        """Return boxes (A, 5), not clipped, by mmrotate's functions."""
+        return head.bbox_coder.decode(priors, rows['bbox_pred'])
+
+    def scores(
+        self, head: nn.Module, rows: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return class scores (A, C) and score factors (A,) or None."""
+        logits = rows['cls_score']
+        return (logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[:, :-1]), None
+
+
+KINDS: dict[str, RotatedKind] = dict(
+    RotatedAnchorHead=RotatedKind(heads.RotatedAnchorHead),
+)
+"""Class of mmrotate -> its kind; a subclass is of the same kind."""
+
+
+def kind_of(head: nn.Module) -> RotatedKind:
+    """Return the kind of a head; ConfigError: its class is derived from none that is exported."""
+    for base in type(head).__mro__:
+        if base.__name__ in KINDS:
+            return KINDS[base.__name__]
+    raise ConfigError(f'{type(head).__name__}: no kind of head of rotated boxes that is exported')

@@ -1,0 +1,73 @@
+"""Options of one-stage heads of rotated boxes, and the check of the `postprocess` entry of their files."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mm2onnx_mmrotate.angles import VERSIONS
+from mmdeploy_ext.contract.options import MAX_CANDIDATES
+from mmdeploy_ext.contract.schema import (
+    COUNT,
+    FLAG,
+    FRACTION,
+    LIMIT,
+    POSITIVE,
+    STRIDES,
+    Check,
+    anything,
+    equal_lengths,
+    exactly,
+    full_record,
+    items,
+    number,
+    one_of,
+    record,
+    text,
+)
+
+OPTIONS = (MAX_CANDIDATES,)
+VERSION = one_of(*VERSIONS)
+CODERS: dict[str, dict[str, Check]] = dict(
+    delta=dict(
+        means=exactly(5, number()),
+        stds=exactly(5, POSITIVE),
+        wh_ratio_clip=POSITIVE,
+        norm_factor=number(0),
+        edge_swap=FLAG,
+        proj_xy=FLAG,
+        ctr_clamp=number(0),
+        version=VERSION,
+    ),
+)
+"""Coder of `coders.CODERS` -> checks of the settings that it reads."""
+PRIORS = items(items(items(number(), 2, 4), 1, 1024), 1, 64)
+"""Of each level the priors of its first cell: x, y, width, height of an anchor, or x, y of a point."""
+OUTPUTS = items(items(anything, 2, 2), 1, 8)
+HEAD = full_record(
+    outputs=OUTPUTS, activation=one_of('sigmoid', 'softmax'), factor=text(), refined=FLAG, clips=FLAG
+)
+
+
+def check_coder(value: Any, key: str) -> None:
+    """Refuse the settings of an unknown coder, and settings that lack an entry; a check of `schema`."""
+    record(dict(type=one_of(*CODERS)), ('type',), closed=False)(value, key)
+    settings = CODERS[value['type']]
+    record(dict(settings, type=anything), tuple(settings))(value, key)
+
+
+def _check_levels(facts: Mapping[str, Any], path: str) -> None:
+    equal_lengths('strides', 'base_priors')(facts, path)
+
+
+POSTPROCESS = full_record(
+    score_thr=number(),
+    nms_pre=LIMIT,
+    iou_threshold=FRACTION,
+    max_per_img=LIMIT,
+    strides=STRIDES,
+    base_priors=PRIORS,
+    coder=check_coder,
+    head=HEAD,
+    num_classes=COUNT,
+    angle_version=VERSION,
+    also=_check_levels,
+)

@@ -1,0 +1,104 @@
+"""One-stage detectors as mmrotate runs them, unpatched: what a proof compares the graphs with.
+
+Glossary: B batch.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mm2onnx_mmrotate.dense.kinds import kind_of
+from mm2onnx_mmrotate.dense.networks import last_head, raw_names
+from mm2onnx_mmrotate.dense.settings import described, generator_of, thresholds, version_of
+from mm2onnx_mmrotate.detections import RotatedDetections
+from mm2onnx_mmrotate.reference import rotated_detections
+from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.runtime.detections import count_bounds
+
+
+def tensors(
+    model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, score_form: str = 'separate', **_: Any
+) -> dict[str, np.ndarray]:
+    """Return the outputs by name of the form 'raw' or 'decode', by mmrotate's own head, priors and coder.
+
+    `feeds` hold `input`; `score_form` is the option of the file.
+    """
+    with torch.no_grad():
+        image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
+        outputs = dict(zip(raw_names(model), upstream_outputs(model, image), strict=True))
+        if form != 'raw':
+            outputs = decode_by_mmrotate(model, outputs)
+            if score_form == 'product' and 'factors' in outputs:
+                outputs['scores'] = outputs['scores'] * outputs.pop('factors')[..., None]
+    return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+
+
+def upstream_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
+    """Return the outputs of the last head by mmrotate's own methods, named by `raw_names`."""
+    return [maps for levels in model.bbox_head(model.extract_feat(image)) for maps in levels]
+
+
+def decode_by_mmrotate(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of `decode` by mmrotate's own functions, level by level and image by image.
+
+    `raw` are the outputs of the form 'raw' by name, `<name>_<level>`.
+    """
+    head, description = last_head(model), described(last_head(model))
+    kind, generator = kind_of(head), generator_of(head)
+    level_boxes, level_scores, level_factors = [], [], []
+    for level in range(len(generator.strides)):
+        maps = {name: raw[f'{name}_{level}'] for name in description.names}
+        batch, _, *size = maps['cls_score'].shape
+        rows = {
+            name: maps[name].permute(0, 2, 3, 1).reshape(batch, -1, columns)
+            for name, columns in description.outputs
+        }
+        priors = None
+        if not description.refined:
+            priors = generator.single_level_grid_priors(size, level, device=maps['cls_score'].device)
+        image_rows = [{name: tensor[index] for name, tensor in rows.items()} for index in range(batch)]
+        boxes = [
+            kind.boxes(head, level, of_image, of_image['rois'] if priors is None else priors)
+            for of_image in image_rows
+        ]
+        scores, factors = zip(*(kind.scores(head, of_image) for of_image in image_rows), strict=True)
+        level_boxes.append(torch.stack(boxes))
+        level_scores.append(torch.stack(scores))
+        if description.factor:
+            level_factors.append(torch.stack(factors))
+    outputs = dict(boxes=torch.cat(level_boxes, 1), scores=torch.cat(level_scores, 1))
+    if description.factor:
+        outputs['factors'] = torch.cat(level_factors, 1)
+    return outputs
+
+
+def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[RotatedDetections]:
+    """Return the results of the detector's own test path."""
+    return rotated_detections(model, images, rescale, version_of(last_head(model)))
+
+
+def candidate_bounds(
+    model: nn.Module, feeds: Mapping[str, np.ndarray], slack: float, **_: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return 'candidates' -> least and largest number (B,) of (prior, class) pairs that pass the threshold.
+
+    Of each level the `nms_pre` best priors count; for the arguments see `ImageFamily.candidate_bounds`.
+    """
+    head = last_head(model)
+    config, per_cell = thresholds(head), generator_of(head).num_base_priors
+    decoded, raw = tensors(model, feeds, 'decode'), tensors(model, feeds, 'raw')
+    scores = decoded['scores']
+    ranks = scores * decoded['factors'][..., None] if 'factors' in decoded else scores
+    cells = [np.prod(raw[f'cls_score_{level}'].shape[2:]) for level in range(len(per_cell))]
+    ends = np.cumsum(np.multiply(per_cell, cells))[:-1]
+    lower, upper = 0, 0
+    for level_scores, level_ranks in zip(np.split(scores, ends, 1), np.split(ranks, ends, 1), strict=True):
+        if config.nms_pre > 0:
+            rows = np.argsort(-level_ranks.max(2), 1, kind='stable')[:, : config.nms_pre]
+            level_scores = np.take_along_axis(level_scores, rows[..., None], 1)
+        level_lower, level_upper = count_bounds(level_scores, config.score_thr, slack)
+        lower, upper = lower + level_lower, upper + level_upper
+    return dict(candidates=(lower, upper))

@@ -1,0 +1,51 @@
+"""What the graphs read of a one-stage head of mmrotate: its kind, outputs, priors, coder and thresholds."""
+
+import json
+from typing import Any
+
+from mmdet.core.anchor.point_generator import MlvlPointGenerator
+from torch import nn
+
+from mm2onnx_mmrotate.dense.head import RotatedHead
+from mm2onnx_mmrotate.dense.kinds import kind_of
+from mm2onnx_mmrotate.suppression import RotatedNmsConfig, rotated_nms_config
+
+
+def generator_of(head: nn.Module) -> Any:
+    """Return the generator of a head's priors."""
+    return kind_of(head).generator(head)
+
+
+def described(head: nn.Module) -> RotatedHead:
+    """Return the description of a head: its outputs, and how they become candidates."""
+    return kind_of(head).describe(head)
+
+
+def version_of(head: nn.Module) -> str:
+    """Return the version of the angles of a head's results, a key of `angles.VERSIONS`."""
+    return kind_of(head).version(head)
+
+
+def base_priors(head: nn.Module) -> list[list[list[float]]]:
+    """Return the priors of the first cell of each level: anchors xyxy or points x, y; pixels."""
+    generator = generator_of(head)
+    if isinstance(generator, MlvlPointGenerator):
+        return [[[side * generator.offset for side in stride]] for stride in generator.strides]
+    return [base.tolist() for base in generator.base_anchors]
+
+
+def facts_of(head: nn.Module) -> dict[str, Any]:
+    """Return what the metadata tell about the decoding of a head: all of `POSTPROCESS` but its thresholds."""
+    return dict(
+        strides=[int(stride[0]) for stride in generator_of(head).strides],
+        base_priors=base_priors(head),
+        coder=kind_of(head).coder(head),
+        num_classes=int(head.num_classes),
+        angle_version=version_of(head),
+        head=json.loads(json.dumps(described(head).to_json())),
+    )
+
+
+def thresholds(head: nn.Module) -> RotatedNmsConfig:
+    """Return the thresholds of a head; ConfigError: `test_cfg` lacks one."""
+    return rotated_nms_config(head.test_cfg or {})

@@ -1,0 +1,51 @@
+"""Results of rotated boxes in numpy: mmrotate's suppression, and the outputs of `full` graphs.
+
+Glossary: B batch, n rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mm2onnx_mmrotate.detections import RotatedDetections
+from mmdeploy_ext.runtime.bev_nms import rotated_nms
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.runtime.detections import Arrays
+
+
+def from_padded(outputs: Arrays, version: str) -> list[RotatedDetections]:
+    """Return the results per image of a `full` graph.
+
+    Its outputs are `dets` (B, n, 6) x, y, width, height, angle, score, and `labels` (B, n), -1 for padding.
+    """
+    results = []
+    for dets, labels in zip(outputs['dets'], outputs['labels'], strict=True):
+        rows = labels >= 0
+        results.append(RotatedDetections(dets[rows, :5], dets[rows, 5], labels[rows], version))
+    return results
+
+
+def best_of(scores: np.ndarray, count: int) -> np.ndarray:
+    """Return the indices of the `count` best scores (n,), best first; of all if `count` is not positive."""
+    order = np.argsort(-scores, kind='stable')
+    return order[:count] if count > 0 else order
+
+
+def suppressed(candidates: RotatedDetections, iou_threshold: float, max_per_img: int) -> RotatedDetections:
+    """Return the candidates that greedy NMS within classes keeps, best first, `max_per_img` at most.
+
+    Centres of each class are moved by its label times the largest coordinate of a centre plus the largest
+    side plus 1, rounded to float32 as in mmrotate.
+    """
+    candidates = candidates.best_first()
+    if not len(candidates):
+        return candidates
+    boxes = candidates.boxes.astype(np.float32)
+    step = boxes[:, :2].max() + boxes[:, 2:4].max() + np.float32(1)
+    moved = boxes.copy()
+    moved[:, :2] += (candidates.labels.astype(np.float32) * step)[:, None]
+    rows = rotated_nms(moved, iou_threshold)
+    return candidates[rows[:max_per_img] if max_per_img > 0 else rows]
