@@ -6,6 +6,11 @@ inputs/000/img.bin            inputs of the first case, little-endian, row by ro
 beside/000/img_shape.bin      what the post-processing outside of the graph takes beside them
 expected/000/cls_score_0.bin  PyTorch's tensors for it
 results/000/0/scores.bin      PyTorch's results for its first image
+
+A case is one input of the graph, with PyTorch's outputs and results for it; 000 is its name. The manifest is
+a dict: `format`, `task` (that matches results), `file` (that of the model), `config`, `checkpoint_sha256`,
+`made_with` (package -> version), `python`, `cases` (what `Case.write` returns, and `output_shapes`, output ->
+shape), `files` (path in the kit -> SHA-256), and `kit_sha256`, see `kit_hash`.
 """
 
 from __future__ import annotations
@@ -28,13 +33,18 @@ if TYPE_CHECKING:
 
 MODEL, MANIFEST = 'model.onnx', 'manifest.json'
 FORMAT = 1
-"""Of the manifest; a kit of another format is refused."""
+"""Number of the manifest's format; a kit of another one is refused."""
 RESULTS = {cls.__name__: cls for cls in (Detections, Instances, Segments)}
 """Name in the manifest -> class of the results of an image."""
 
 
 def write_arrays(folder: Path, place: str, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Write arrays as raw little-endian files into the folder `place` of a kit.
+    """Write arrays as raw little-endian files.
+
+    Args:
+        folder: of the kit.
+        place: folder inside of it, such as 'inputs/000'.
+        arrays: name -> array.
 
     Returns:
         Their entries in the manifest: name -> dict of `file`, the path in the kit, `dtype` and `shape`.
@@ -50,7 +60,10 @@ def write_arrays(folder: Path, place: str, arrays: Mapping[str, np.ndarray]) -> 
 
 
 def read_array(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
-    """Return the array of an entry of the manifest; DataError if its file is missing or has another size."""
+    """Return the array of an entry of the manifest; DataError if its file is missing or has another size.
+
+    `folder` is that of the kit; `entry` has `file`, `dtype` and `shape`, as `write_arrays` returns them.
+    """
     path = folder / entry['file']
     if not path.is_file():
         raise DataError(f'{path}: is missing; the kit is not whole: make it again')
@@ -62,7 +75,7 @@ def read_array(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
 
 
 def result_arrays(results: Any) -> dict[str, np.ndarray]:
-    """Return name -> array of the fields of an image's results, one of `RESULTS`, that are not None."""
+    """Return name -> array of the fields of an image's results, of a class in `RESULTS`, unless None."""
     fields = ((field.name, getattr(results, field.name)) for field in dataclasses.fields(results))
     return {name: value for name, value in fields if value is not None}
 
@@ -72,13 +85,13 @@ class Case:
     """One input of a kit.
 
     Attributes:
-        name: of its folders, such as '000'.
-        title: sentence about what it tests.
+        name: name of its folders, such as '000'.
+        title: what it tests, such as 'batch of 2'.
         images: title of each image of the batch.
         inputs: name -> input of the graph.
-        beside: name -> fact of the images, no input, that the post-processing outside of the graph takes.
-        tensors: name -> output of PyTorch's; empty for a form whose outputs are results.
-        results: PyTorch's results per image, each one of `RESULTS`.
+        beside: name -> array that is no input of the graph and that the post-processing outside of it takes.
+        tensors: name -> PyTorch's value of an output; empty if the graph's outputs are results.
+        results: PyTorch's results, one object of a class in `RESULTS` per image.
     """
 
     name: str
@@ -90,7 +103,11 @@ class Case:
     results: list[Any]
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Write the arrays into the folder of a kit; return the case's entry in the manifest."""
+        """Write the arrays into the folder of a kit; return the case's entry in the manifest.
+
+        Its keys are `name`, `title`, `images`; `inputs`, `beside` and `tensors`, which are what
+        `write_arrays` returns; and `results`, per image `type`, a key of `RESULTS`, and `fields`, arrays too.
+        """
         results = [
             dict(
                 type=type(image).__name__,
@@ -125,13 +142,13 @@ class Case:
 
 
 def hashes_of(folder: Path) -> dict[str, str]:
-    """Return path -> hash of every file below a folder but the manifest."""
+    """Return path in the folder -> SHA-256 (hexadecimal) of every file in it and below, but the manifest."""
     files = sorted(path for path in folder.rglob('*') if path.is_file() and path.name != MANIFEST)
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
 
 
 def kit_hash(files: Mapping[str, str]) -> str:
-    """Return the hash that a kit is recognised by: that of `files`, path -> hash as of `hashes_of`."""
+    """Return the hash (hexadecimal) that a kit is recognised by: that of all `files`, see `hashes_of`."""
     return hashlib.sha256(json.dumps(dict(sorted(files.items()))).encode()).hexdigest()
 
 

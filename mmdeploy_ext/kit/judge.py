@@ -1,4 +1,8 @@
-"""Compares the outputs of an engine with PyTorch's results in a kit. Needs numpy and OpenCV, no PyTorch."""
+"""Compares the outputs of an engine with PyTorch's results in a kit. Needs numpy and OpenCV, no PyTorch.
+
+The bars of a precision are the limits that outputs in less than float32 have to keep, see
+`proving/half_bars.py`.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +35,9 @@ class Judgement:
     """The result of `judge`.
 
     Attributes:
-        told: what the user says of the device, engine, precision and version; nobody checked it.
+        told: text of the user about device, engine and version, which is printed and not checked; '' if none.
         precision: 'fp32', 'fp16' or 'int8', by whose bars the outputs are judged.
-        cases: one per input of the kit.
+        cases: the comparison of each input of the kit, in the order of its manifest.
     """
 
     told: str
@@ -66,7 +70,7 @@ class Judgement:
         return failures
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return `verdict` (the title), `equal`, `failures` and `cases` in plain JSON types."""
         cases = [dataclasses.asdict(case) | dict(passed=case.passed) for case in self.cases]
         return dict(verdict=self.title, equal=self.equal, failures=self.failures, cases=cases)
 
@@ -111,10 +115,10 @@ def judge_case(
 
     Args:
         case: with the inputs, and PyTorch's tensors and results.
-        arrays: name -> output of the engine.
+        arrays: name -> output of the engine; names that are missing or unknown fail.
         metadata: of the file.
-        task: name of the module of `proving/tasks`.
-        bars: of float16 or INT8; None for float32.
+        task: name of the task that matches results, see `proving/tasks`.
+        bars: of float16 or INT8; None for float32, which has tolerances.
     """
     spec = metadata.spec
     rows = [

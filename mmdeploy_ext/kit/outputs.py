@@ -99,7 +99,11 @@ def _read_trtexec(file: Path, spec: GraphSpec) -> dict[str, np.ndarray]:
 
 
 def check_kit(folder: Path, expected: str) -> None:
-    """Refuse a folder of outputs whose `KIT` has another hash than `expected`: DataError."""
+    """Refuse a folder of outputs whose file `KIT` has another hash than `expected`; one without it passes.
+
+    Raises:
+        DataError: the outputs are of another kit.
+    """
     path = folder / KIT
     if path.is_file() and path.read_text(encoding='utf-8').split()[:1] != [expected]:
         raise DataError(f'{path}: these outputs are of another kit; run the inputs of this one')

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def write_readme(folder: Path, manifest: Mapping[str, Any], metadata: Metadata) -> None:
-    """Write README.md below a folder from the manifest of a kit and the metadata of its file."""
+    """Write README.md into the folder of a kit, from its manifest and the metadata of its ONNX file."""
     versions = ', '.join(f'{name} {version}' for name, version in manifest['made_with'].items() if version)
     spec = metadata.spec
     template = jinja2.Template((Path(__file__).with_name('readme.md.j2')).read_text(encoding='utf-8'))

@@ -38,9 +38,9 @@ def write_kit(deployment: Deployment, path: str, samples: Collection[Any], out: 
     The outputs of ONNX Runtime on this machine are judged first, and no kit is written if they are wrong.
 
     Args:
-        deployment: config and checkpoint.
-        path: of the file.
-        samples: (title, BGR picture); the first is taken for the traced one.
+        deployment: the model in PyTorch, from config and checkpoint.
+        path: of the ONNX file.
+        samples: (title, (h, w, 3) uint8 BGR) of each picture; the first counts as the one that was traced.
         out: the folder, which appears whole or not at all; it has to be new or empty.
 
     Raises:
@@ -58,13 +58,12 @@ def write_kit(deployment: Deployment, path: str, samples: Collection[Any], out: 
     proof = open_proof(deployment, path, samples)
     inputs = proof_inputs(deployment, proof.export_options, list(samples))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix='.kit') as made:
-        folder = Path(made, 'kit')
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix='.kit') as workspace:
+        folder, outputs = Path(workspace, 'kit'), Path(workspace, 'outputs')
         folder.mkdir()
         manifest = _write_contents(proof, path, inputs, folder)
-        here = Path(made, 'here')
-        _run_here(folder, manifest, here)
-        judgement = judge(folder, here, told='ONNX Runtime on the CPU of this machine')
+        _run_here(folder, manifest, outputs)
+        judgement = judge(folder, outputs, told='ONNX Runtime on the CPU of this machine')
         if not judgement.equal:
             failures = '; '.join(judgement.failures[:3])
             raise UsageError(f"{path}: ONNX Runtime here does not give PyTorch's results: {failures}")
