@@ -83,9 +83,14 @@ def _write_output_shapes(model: onnx.ModelProto, opset: int) -> None:
                 old.CopyFrom(new)
 
 
-def operator_nodes(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, Operator]]:
-    """Yield the nodes of this domain with their operators; ExportError for one that is not registered."""
-    for node in all_nodes(model):
+def operator_nodes(
+    part: onnx.ModelProto | onnx.FunctionProto,
+) -> Iterator[tuple[onnx.NodeProto, Operator]]:
+    """Yield the nodes of this domain of a model or a function, with their operators.
+
+    ExportError: an operator is not registered.
+    """
+    for node in all_nodes(part):
         if node.domain == DOMAIN:
             yield node, operator_of(node.name, node.op_type)
 
@@ -104,10 +109,22 @@ def _with_functions(
 ) -> onnx.ModelProto:
     """Add one function per operator and set of attributes; that of a second set is called e.g. `Nms2`.
 
-    `body(operator, name of the function, attributes)` returns the function.
+    `body(operator, name of the function, attributes)` returns the function. Nodes of this domain in a
+    function, whose text calls other operators, get functions, too.
     """
     names: dict[tuple[str, str], str] = {}
-    for node, operator in list(operator_nodes(model)):
+    _name_functions(model, model, names, body)
+    return model
+
+
+def _name_functions(
+    model: onnx.ModelProto,
+    part: onnx.ModelProto | onnx.FunctionProto,
+    names: dict[tuple[str, str], str],
+    body: Callable[[Operator, str, dict[str, Any]], onnx.FunctionProto],
+) -> None:
+    """Rename the operator nodes of the model or of a function of it, and add to the model what they call."""
+    for node, operator in list(operator_nodes(part)):
         attributes = node_attributes(node)
         key = (operator.name, repr(sorted(attributes.items())))
         if key not in names:
@@ -116,16 +133,17 @@ def _with_functions(
             function = body(operator, names[key], attributes)
             # a node keeps attributes that the body has filled in, for readers of the graph
             function.attribute.extend(name for name in attributes if name not in function.attribute)
+            _name_functions(model, function, names, body)
             model.functions.append(function)
             _import(model, helper.make_opsetid(DOMAIN, 1), *function.opset_import)
             model.ir_version = max(model.ir_version, 8)  # functions exist from IR 8 on
         node.op_type = names[key]
-    return model
+        _import(part, helper.make_opsetid(DOMAIN, 1))
 
 
-def _import(model: onnx.ModelProto, *needed: onnx.OperatorSetIdProto) -> None:
-    domains = {entry.domain for entry in model.opset_import}
-    model.opset_import.extend(entry for entry in needed if entry.domain not in domains)
+def _import(part: onnx.ModelProto | onnx.FunctionProto, *needed: onnx.OperatorSetIdProto) -> None:
+    domains = {entry.domain for entry in part.opset_import}
+    part.opset_import.extend(entry for entry in needed if entry.domain not in domains)
 
 
 class _Traceable(torch.nn.Module):

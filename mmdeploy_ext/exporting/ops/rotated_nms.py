@@ -1,25 +1,27 @@
 """Non-maximum suppression of rotated boxes, mmcv's `nms_rotated`, in operators that every engine has.
 
-The overlap of two rectangles is the polygon of at most 24 points: their corners that lie in the other one,
-and the points where their edges cross. Points are ordered by their angle around the middle; the shoelace
-formula gives the area. Points that coincide (equal boxes, common edges) add nothing, so no case is special.
+Boxes go in blocks of rows, the best first. A block is compared with the boxes that are left: only pairs whose
+upright bounds touch get an intersection over union, so that memory and time grow with the pairs that overlap.
 
-Glossary: N boxes, M boxes that they are compared with, P = 24 points of a pair, n kept boxes.
+Glossary: B batch, N boxes of an image, n kept boxes.
 """
 
 import torch
+from torch import Tensor
 
-from mmdeploy_ext.exporting.ops.nms import greedy_keep
-from mmdeploy_ext.exporting.ops.operator import Operator, register
+from mmdeploy_ext.exporting.ops.operator import DOMAIN, Operator, register
+from mmdeploy_ext.exporting.ops.rotated_iou import PAIR_IOU
 from mmdeploy_ext.runtime import bev_nms
 
-SLACK = 1e-5
-"""Relative to the box: a corner this far outside still counts as inside."""
-EDGE_PAIRS = ([edge for edge in range(4) for _ in range(4)], [0, 1, 2, 3] * 4)
-CORNERS = ((0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5), (0.5, -0.5))
+ROWS = 16
+"""Rows of a block."""
+SLACK = 1e-3
+"""Bounds are wider by this share of their size, and by as many pixels."""
+LOST_DIGITS = 1e-6
+"""Share of the distance from 0 by which bounds are wider, since coordinates are rounded."""
 
 
-def _eager(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+def _eager(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     from mmcv.ops import nms_rotated
 
     if boxes.shape[0] == 0:  # mmcv gives None
@@ -34,90 +36,11 @@ def _numpy(boxes, scores, iou_threshold):  # noqa: ANN001, ANN202
     return order[bev_nms.rotated_nms(boxes[order], float(iou_threshold))].astype(np.int64)
 
 
-def _traceable(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+def _traceable(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     order = torch.topk(scores, scores.shape[0])[1]
-    ordered = boxes[order]
-    rank = torch.arange(scores.shape[0], device=scores.device)
-    behind = rank[:, None] < rank[None, :]
-    keep = greedy_keep((rotated_iou(ordered, ordered) >= iou_threshold) & behind)
-    return order[torch.nonzero(keep)[:, 0]]
-
-
-def rotated_iou(boxes: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Return the intersection over union (N, M) of all pairs of `boxes` (N, 5) and `columns` (M, 5).
-
-    Boxes are x, y, width, height, angle in radians, as those of `rotated_nms`.
-    """
-    middle = boxes[:, None, :2] - columns[None, :, :2]  # around the second box: no digits are lost far from 0
-    first = _corners(boxes)[:, None] + middle[:, :, None]
-    second = _corners(columns)[None].expand_as(first)
-    crossings, hit = _crossings(first, second)
-    points = torch.cat([first, second, crossings], 2)
-    valid = torch.cat([_inside(first, columns[None], 0), _inside(second, boxes[:, None], middle), hit], 2)
-    overlap = _area(points, valid)
-    areas = (boxes[:, 2] * boxes[:, 3])[:, None] + (columns[:, 2] * columns[:, 3])[None]
-    return overlap / (areas - overlap).clamp(min=1e-12)
-
-
-def _corners(boxes: torch.Tensor) -> torch.Tensor:
-    """Return (N, 4, 2), counter-clockwise, relative to the centres."""
-    half = boxes.new_tensor(CORNERS) * boxes[:, None, 2:4]
-    cos, sin = boxes[:, 4:5].cos(), boxes[:, 4:5].sin()
-    x = cos * half[..., 0] - sin * half[..., 1]
-    y = sin * half[..., 0] + cos * half[..., 1]
-    return torch.stack([x, y], -1)
-
-
-def _inside(points: torch.Tensor, boxes: torch.Tensor, centre: torch.Tensor | float) -> torch.Tensor:
-    """Return (N, M, 4) bool, which of four points (N, M, 4, 2) lie in a box.
-
-    Only the size and angle of `boxes`, which broadcast to (N, M, 5), are used; their centre is `centre`
-    (N, M, 2), or 0.
-    """
-    offset = points - (centre[:, :, None] if isinstance(centre, torch.Tensor) else centre)
-    cos, sin = boxes[..., 4:5].cos(), boxes[..., 4:5].sin()
-    along = (cos * offset[..., 0] + sin * offset[..., 1]).abs()
-    across = (cos * offset[..., 1] - sin * offset[..., 0]).abs()
-    reach = boxes[..., 2:4] / 2 * (1 + SLACK)
-    return (along <= reach[..., 0:1]) & (across <= reach[..., 1:2])
-
-
-def _crossings(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the points (N, M, 16, 2) where edges cross, and which of them do (N, M, 16)."""
-    # every edge with every other, by index: a Reshape of no pair at all would fail
-    i, j = (first.new_tensor(index, dtype=torch.int64) for index in EDGE_PAIRS)
-    start1, edge1 = first[:, :, i], (first.roll(-1, 2) - first)[:, :, i]
-    start2, edge2 = second[:, :, j], (second.roll(-1, 2) - second)[:, :, j]
-    gap = start2 - start1
-    cross = _cross(edge1, edge2)
-    parallel = cross.abs() <= 1e-12
-    safe = torch.where(parallel, torch.ones_like(cross), cross)
-    share1, share2 = _cross(gap, edge2) / safe, _cross(gap, edge1) / safe  # of each edge, up to the crossing
-    hit = ~parallel & (share1 >= 0) & (share1 <= 1) & (share2 >= 0) & (share2 <= 1)
-    return start1 + edge1 * share1[..., None], hit
-
-
-def _cross(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0]
-
-
-def _area(points: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Return the area (N, M) of the convex polygons of the points (N, M, P, 2) that are valid (N, M, P)."""
-    count = valid.sum(2, keepdim=True).clamp(min=1)
-    visible = torch.where(valid[..., None], points, torch.zeros_like(points))
-    offset = visible - (visible.sum(2) / count)[:, :, None]
-    # grows with the angle as atan2 does, 0..4, without a division by nothing
-    length = (offset[..., 0].abs() + offset[..., 1].abs()).clamp(min=1e-12)
-    slope = offset[..., 0] / length
-    angle = torch.where(offset[..., 1] >= 0, 1 - slope, 3 + slope)
-    angle = torch.where(valid, angle, torch.full_like(angle, 9.0))
-    order = torch.topk(angle, angle.shape[2], largest=False)[1]
-    ring = torch.gather(offset, 2, order[..., None].expand(-1, -1, -1, 2))
-    ring_valid = torch.gather(valid, 2, order)[..., None]
-    # invalid points follow the last one: as copies of the first they close the ring and add nothing
-    ring = torch.where(ring_valid, ring, ring[:, :, :1])
-    area = _cross(ring, ring.roll(-1, 2)).sum(2) / 2
-    return torch.where(count[..., 0] > 2, area.clamp(min=0), torch.zeros_like(area))
+    valid = torch.ones_like(scores, dtype=torch.bool)
+    keep = rotated_keep(boxes[order][None], valid[None], iou_threshold)
+    return order[torch.nonzero(keep[0])[:, 0]]
 
 
 rotated_nms = register(
@@ -143,3 +66,137 @@ A box is kept unless a better one that is kept overlaps it by the threshold (abo
 are float32 x, y, width, height, angle in radians, clockwise or not: the same for all; scores (N,).
 
 Source: mmcv 1.7.2 `nms_rotated` on the CPU."""
+
+
+def _keep_of_images(boxes: Tensor, bounds: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
+    keep = torch.zeros_like(valid)
+    for image_boxes, image_valid, image_keep in zip(boxes, valid, keep, strict=True):
+        rows = torch.nonzero(image_valid).squeeze(1)
+        falling = torch.arange(len(rows), 0, -1, device=boxes.device).to(boxes)
+        image_keep[rows[_eager(image_boxes[rows], falling, iou_threshold)]] = True
+    return keep
+
+
+ROTATED_KEEP = register(
+    Operator(
+        'RotatedKeep',
+        _keep_of_images,
+        inputs=dict(boxes='B N 5', bounds='B 4 N', valid='B N'),
+        outputs=('keep',),
+        example=lambda: (
+            torch.tensor([[[0.0, 0, 4, 2, 0], [0.5, 0, 4, 2, 0], [9, 9, 2, 2, 0]]]),
+            torch.tensor([[[-2.0, -1.5, 8], [-1, -1, 8], [2, 2.5, 10], [1, 1, 10]]]),
+            torch.tensor([[True, True, True]]),
+        ),
+        shapes=lambda boxes, bounds, valid, iou_threshold: torch.empty_like(valid),
+        body=f"""
+        RotatedKeep <iou_threshold> (boxes, bounds, valid) => (keep) {{
+            zero = Constant <value = int64 {{0}}> ()
+            unit = Constant <value = int64 {{1}}> ()
+            first_axis = Constant <value = int64[1] {{0}}> ()
+            row_axis = Constant <value = int64[1] {{1}}> ()
+            column_axis = Constant <value = int64[1] {{2}}> ()
+            row_place = Constant <value = int64[2] {{0, 1}}> ()
+            column_place = Constant <value = int64[2] {{0, 2}}> ()
+            rows_of_block = Constant <value = int64[1] {{{ROWS}}}> ()
+            rows_less_one = Constant <value = int64[1] {{{ROWS - 1}}}> ()
+            threshold = Constant <value_float: float = @iou_threshold> ()
+            left_place = Constant <value = int64[1] {{0}}> ()
+            top_place = Constant <value = int64[1] {{1}}> ()
+            right_place = Constant <value = int64[1] {{2}}> ()
+            bottom_place = Constant <value = int64[1] {{3}}> ()
+            left = Gather <axis = 1> (bounds, left_place)
+            top = Gather <axis = 1> (bounds, top_place)
+            right = Gather <axis = 1> (bounds, right_place)
+            bottom = Gather <axis = 1> (bounds, bottom_place)
+            count = Shape <start = 1, end = 2> (valid)
+            images = Shape <start = 0, end = 1> (valid)
+            count_number = Squeeze (count, first_axis)
+            ranks = Range (zero, count_number, unit)
+            rounded_up = Add (count, rows_less_one)
+            block_counts = Div (rounded_up, rows_of_block)
+            blocks = Squeeze (block_counts, first_axis)
+            keep = Loop (blocks, , valid) <body = block
+                (int64 number, bool go, bool[B,N] alive) => (bool go_on, bool[B,N] alive_after) {{
+                    go_on = Identity (go)
+                    begin = Mul (rows_of_block, number)
+                    full_end = Add (begin, rows_of_block)
+                    end = Min (full_end, count)
+                    begin_number = Squeeze (begin, first_axis)
+                    end_number = Squeeze (end, first_axis)
+                    block_rows = Sub (end, begin)
+                    block_boxes = Slice (boxes, begin, end, row_axis)
+                    flat_left = Slice (left, begin, end, column_axis)
+                    flat_top = Slice (top, begin, end, column_axis)
+                    flat_right = Slice (right, begin, end, column_axis)
+                    flat_bottom = Slice (bottom, begin, end, column_axis)
+                    row_left = Transpose <perm = [0, 2, 1]> (flat_left)
+                    row_top = Transpose <perm = [0, 2, 1]> (flat_top)
+                    row_right = Transpose <perm = [0, 2, 1]> (flat_right)
+                    row_bottom = Transpose <perm = [0, 2, 1]> (flat_bottom)
+                    begins_left = LessOrEqual (row_left, right)
+                    ends_right = GreaterOrEqual (row_right, left)
+                    begins_above = LessOrEqual (row_top, bottom)
+                    ends_below = GreaterOrEqual (row_bottom, top)
+                    in_columns = And (begins_left, ends_right)
+                    in_rows = And (begins_above, ends_below)
+                    touch = And (in_columns, in_rows)
+                    row_ranks = Range (begin_number, end_number, unit)
+                    row_ranks_down = Unsqueeze (row_ranks, row_axis)
+                    is_behind = Greater (ranks, row_ranks_down)
+                    alive_rows = Slice (alive, begin, end, row_axis)
+                    alive_down = Unsqueeze (alive_rows, column_axis)
+                    alive_across = Unsqueeze (alive, row_axis)
+                    both_alive = And (alive_down, alive_across)
+                    candidates = And (both_alive, is_behind)
+                    near = And (candidates, touch)
+                    places = NonZero (near)
+                    pairs = Transpose <perm = [1, 0]> (places)
+                    row_pairs = Gather <axis = 1> (pairs, row_place)
+                    column_pairs = Gather <axis = 1> (pairs, column_place)
+                    first = GatherND (block_boxes, row_pairs)
+                    second = GatherND (boxes, column_pairs)
+                    iou = {DOMAIN}.{PAIR_IOU.name} (first, second)
+                    overlaps = GreaterOrEqual (iou, threshold)
+                    overlap_numbers = Cast <to = 1> (overlaps)
+                    table_size = Concat <axis = 0> (images, block_rows, count)
+                    nothing = ConstantOfShape (table_size)
+                    hit_numbers = ScatterND (nothing, pairs, overlap_numbers)
+                    hits = Cast <to = 9> (hit_numbers)
+                    rows_number = Squeeze (block_rows, first_axis)
+                    alive_after = Loop (rows_number, , alive) <body = suppress
+                        (int64 row, bool going, bool[B,N] kept) => (bool goes_on, bool[B,N] spared) {{
+                            goes_on = Identity (going)
+                            row_at = Unsqueeze (row, first_axis)
+                            rank_at = Add (row_at, begin)
+                            targets = Gather <axis = 1> (hits, row)
+                            row_kept = Gather <axis = 1> (kept, rank_at)
+                            hit = And (targets, row_kept)
+                            missed = Not (hit)
+                            spared = And (kept, missed)
+                        }}>
+                }}>
+        }}""",
+    )
+)
+
+
+def rotated_keep(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
+    """Return the boxes that greedy suppression keeps in each image: (B, N) bool.
+
+    A box is kept unless a better one that is kept overlaps it by the threshold or more, as in mmcv's
+    `nms_rotated` on the CPU. Opset 15 or later.
+
+    Args:
+        boxes: (B, N, 5) float32 x, y, width, height, angle in radians, by descending score; boxes that may
+            not suppress each other must not overlap.
+        valid: (B, N) bool; other rows are no boxes, and are not kept.
+        iou_threshold: above 0.
+    """
+    cos, sin = boxes[..., 4:].cos().abs(), boxes[..., 4:].sin().abs()
+    width, height = boxes[..., 2:3].abs(), boxes[..., 3:4].abs()
+    reach = torch.cat([width * cos + height * sin, width * sin + height * cos], 2) / 2
+    centres = boxes[..., :2]
+    reach = reach + SLACK * (reach + 1) + LOST_DIGITS * centres.abs()
+    bounds = torch.cat([centres - reach, centres + reach], 2).transpose(1, 2)
+    return ROTATED_KEEP(boxes, bounds, valid, iou_threshold)

@@ -31,8 +31,10 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
-def all_graphs(model: onnx.ModelProto | onnx.GraphProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """Yield the main graph, the functions and every body in them; of a graph, itself and its bodies."""
+def all_graphs(
+    model: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto,
+) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    """Yield the main graph, the functions and every body in them; of a graph or function, it and its bodies."""
     waiting = [model.graph, *model.functions] if isinstance(model, onnx.ModelProto) else [model]
     while waiting:
         graph = waiting.pop()
@@ -40,8 +42,8 @@ def all_graphs(model: onnx.ModelProto | onnx.GraphProto) -> Iterator[onnx.GraphP
         waiting.extend(body for node in graph.node for body in bodies(node))
 
 
-def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Yield every node, also of bodies and functions."""
+def all_nodes(model: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+    """Yield every node of what `all_graphs` yields."""
     for graph in all_graphs(model):
         yield from graph.node
 

@@ -1,7 +1,5 @@
 """The worked examples against PyTorch, mmcv and a slow reference: empty, one, ties, edges."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -16,42 +14,8 @@ import toy_operators as toys
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops import attention, nms, rotated_nms
 from mmdeploy_ext.exporting.ops.upsample_bicubic import upsample_bicubic
-from mmdeploy_ext.runtime import bev_loops, bev_nms
 
 # ---- rotated NMS
-
-
-@pytest.mark.parametrize('seed', range(20))
-def test_the_overlap_of_rotated_boxes_is_that_of_polygons(seed):
-    boxes = toys.rotated_boxes(seed, 12)[0]
-    found = rotated_nms.rotated_iou(*[torch.from_numpy(boxes)] * 2).numpy()
-    corners = bev_nms.bev_corners(boxes.astype(np.float64))
-    areas = boxes[:, 2:4].astype(np.float64).prod(1)
-    room = np.empty((2, bev_loops.MAX_CORNERS, 2))
-    wanted = [[bev_loops.iou(corners[i], corners[j], areas[i], areas[j], *room) for j in range(12)]
-              for i in range(12)]
-    np.testing.assert_allclose(found, wanted, atol=2e-5)
-
-
-TURN = math.pi / 4
-CASES = {
-    'the same box': ([0, 0, 4, 2, 0.3], [0, 0, 4, 2, 0.3], 1),
-    'the same box, turned once around': ([0, 0, 4, 2, 0.3], [0, 0, 4, 2, 0.3 + 2 * math.pi], 1),
-    'a half': ([0, 0, 4, 2, 0], [1, 0, 2, 2, 0], 0.5),
-    'one edge in common': ([0, 0, 2, 2, 0], [2, 0, 2, 2, 0], 0),
-    'one corner in common': ([0, 0, 2, 2, 0], [2, 2, 2, 2, 0], 0),
-    'one inside': ([0, 0, 4, 4, 0], [0, 0, 1, 1, TURN], 1 / 16),
-    'a star': ([0, 0, 2, 2, 0], [0, 0, 2, 2, TURN], (8 * math.sqrt(2) - 8) / (8 - 8 * math.sqrt(2) + 8)),
-    'far from 0': ([5000, 5000, 4, 2, 0.3], [5000, 5000, 4, 2, 0.3], 1),
-    'apart': ([0, 0, 2, 2, 0], [9, 9, 2, 2, 1], 0),
-}
-
-
-@pytest.mark.parametrize('case', CASES)
-def test_the_overlap_of_special_pairs(case):
-    one, two, wanted = CASES[case]
-    found = rotated_nms.rotated_iou(torch.tensor([one]).float(), torch.tensor([two]).float())
-    assert float(found) == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.parametrize('threshold', [0.1, 0.5, 0.9])
