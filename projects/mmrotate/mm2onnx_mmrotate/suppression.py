@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.json_dataclass import JsonDataclass
-from mmdeploy_ext.exporting.ops.nms import BELOW_ALL, greedy_keep
-from mmdeploy_ext.exporting.ops.rotated_nms import rotated_iou
+from mmdeploy_ext.exporting.ops.nms import BELOW_ALL
+from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE
 from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.suppression import capped, gather_rows, number
@@ -116,21 +116,3 @@ def class_offsets(boxes: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
     largest = visible[..., :2].amax(dim=(1, 2)) + visible[..., 2:].amax(dim=(1, 2))
     offsets = labels.to(boxes.dtype) * (largest + 1)[:, None]
     return torch.cat([boxes[..., :2] + offsets[..., None], boxes[..., 2:]], dim=2)
-
-
-def rotated_keep(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
-    """Return (B, N) bool, the boxes that greedy NMS keeps.
-
-    Args:
-        boxes: (B, N, 5) by descending score.
-        valid: (B, N) bool; other rows neither suppress nor are kept.
-        iou_threshold: an IoU of this or more suppresses.
-    """
-    batch, count = valid.shape
-    flat = boxes.flatten(0, 1)
-    image = torch.arange(batch, device=boxes.device)[:, None].expand(-1, count).flatten()
-    place = torch.arange(batch * count, device=boxes.device)
-    comparable = (image[:, None] == image[None]) & (place[:, None] < place[None])
-    comparable = comparable & valid.flatten()[:, None]
-    keep = greedy_keep((rotated_iou(flat, flat) >= iou_threshold) & comparable)
-    return keep.reshape(boxes.shape[:2]) & valid
