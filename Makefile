@@ -113,7 +113,7 @@ fi
 exec 9>&-
 endef
 
-.PHONY: help env env-tensorrt env-mmdet3 env-rotate tensorrt-table tensorrt-table-full test test-fast test-matrix demo demo-stream demo-lidar demo-fusion benchmark zoo doctor site lint clean distclean
+.PHONY: help env env-tensorrt env-mmdet3 env-rotate test-rotate tensorrt-table tensorrt-table-full test test-fast test-matrix demo demo-stream demo-lidar demo-fusion benchmark zoo doctor site lint clean distclean
 
 help:
 	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 1 to 2 minutes on 2 cores)'
@@ -124,7 +124,7 @@ help:
 	echo 'make test         the test suite          make test-fast    a part of it     make test-matrix  the long matrices'
 	echo 'make env-tensorrt the optional TensorRT-RTX (233 MB)     make tensorrt-table   what builds, for which GPU'
 	echo 'make env-mmdet3   the optional mmdet 3 in .venv-mmdet3/, which docs/mmdet3.md is measured with'
-	echo 'make env-rotate   the optional mmrotate in .venv-rotate/, which projects/mmrotate/ exports'
+	echo 'make env-rotate   the optional mmrotate in .venv-rotate/, which projects/mmrotate/ exports     make test-rotate  its tests'
 	echo 'make tensorrt-table-full   the same of full-size models with seeded weights'
 	echo 'make benchmark    every family on every engine that is here, against PyTorch: docs/benchmarks.md'
 	echo 'make zoo          every config of the installed mmdet, exported with seeded weights and proven: docs/zoo.md'
@@ -198,6 +198,10 @@ env-rotate: $(ENV)
 	echo "import site; site.addsitedir('$$site')" >"$$packages/mm2onnx.pth" # with mm2onnx, which is there in place
 	printf '#!/bin/sh\nexec "$$(dirname "$$0")/python" -m mmdeploy_ext "$$@"\n' >$(ROTATE)/bin/mm2onnx
 	chmod +x $(ROTATE)/bin/mm2onnx
+
+# The tests of projects/mmrotate/; those of tests/ need none of it.
+test-rotate: $(if $(wildcard $(ROTATE)/bin/python),,env-rotate)
+	OMP_NUM_THREADS=1 $(ROTATE)/bin/python -m pytest projects/mmrotate/tests -n auto --dist loadfile -ra $(PYTEST_ARGS)
 
 # Exports the toys whose checkpoints are there, builds them in float32 and float16 for each architecture.
 TENSORRT := work_dirs/tensorrt

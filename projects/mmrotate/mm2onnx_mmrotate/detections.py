@@ -1,4 +1,11 @@
-"""Rotated boxes of one image. Glossary: n results."""
+"""Rotated boxes of one image.
+
+A box (cx, cy, w, h, angle) is turned by its angle from the x axis of the picture towards its y axis,
+clockwise on the screen. Two readings of one rectangle differ by whole quarter turns: w and h are exchanged if
+the number is odd. The angle version of a model says which reading its boxes have, see `angles.py`.
+
+Glossary: n results.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.runtime.detections import Scored
+from mmdeploy_ext.runtime.detections import Scored, rows_with_scores
+
+UNIT_CORNERS = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
+"""Corners of the unit square around the origin, in the order of mmrotate's `obb2poly`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,11 +25,11 @@ class RotatedDetections(Scored):
     """Rotated boxes of one image.
 
     Attributes:
-        boxes: (n, 5) float32 x and y of the centre, width, height, in pixels, and angle in radians, clockwise
-            in the picture.
-        scores: (n,) float32.
-        labels: (n,) int64.
-        version: of the angles, a key of `angles.VERSIONS`.
+        boxes: (n, 5) float32 x and y of the centre, width, height, in pixels of the network input or of the
+            original image, and angle in radians.
+        scores: (n,) float32 in 0..1.
+        labels: (n,) int64 class indices.
+        version: angle version of all boxes: 'oc', 'le90' or 'le135'.
     """
 
     boxes: np.ndarray
@@ -27,15 +37,43 @@ class RotatedDetections(Scored):
     labels: np.ndarray
     version: str = 'le90'
 
-    def __getitem__(self, rows: np.ndarray | slice) -> RotatedDetections:
-        """Return the rows at some indices, or those of a mask."""
-        return RotatedDetections(self.boxes[rows], self.scores[rows], self.labels[rows], self.version)
+    @property
+    def corners(self) -> np.ndarray:
+        """The corners (n, 4, 2) float64 of the boxes, x and y in pixels, around each box."""
+        return corners_of(self.boxes)
+
+    @property
+    def bboxes_xyxy(self) -> np.ndarray:
+        """The upright boxes (n, 4) float32 around the rotated ones."""
+        corners = self.corners
+        return np.concatenate([corners.min(1), corners.max(1)], axis=1).astype(np.float32)
 
     def scaled(self, scale_factor: np.ndarray) -> RotatedDetections:
         """Return the boxes divided by `scale_factor` (4,), `w h w h`; as in mmrotate, angles stay."""
         ratios = np.append(scale_factor, 1).astype(np.float32)
         return dataclasses.replace(self, boxes=self.boxes / ratios)
 
+    def to_mmdet_result(self, num_classes: int) -> list[np.ndarray]:
+        """Return per class (n, 6) float32 cx cy w h angle score, as mmrotate's `rbbox2result`."""
+        return self.by_class(rows_with_scores(self.boxes, self.scores), num_classes)
+
     def place(self, index: int) -> dict[str, Any]:
-        """Return the box: centre, width, height in pixels, and angle in radians."""
-        return dict(rotated_box=[round(float(value), 4) for value in self.boxes[index]])
+        """Return centre, width and height in pixels, the angle in radians, and the four corners."""
+        *pixels, angle = self.boxes[index].tolist()
+        return dict(
+            bbox_cxcywha=[*(round(value, 3) for value in pixels), round(angle, 6)],
+            corners_xy=self[index : index + 1].corners[0].round(3).tolist(),
+        )
+
+
+def corners_of(boxes: np.ndarray) -> np.ndarray:
+    """Return the corners (n, 4, 2) float64 of boxes (n, 5), x and y in pixels.
+
+    The first is the upper left one of a box that is not turned; the others follow clockwise on the screen.
+    """
+    boxes = boxes.astype(np.float64)
+    offsets = UNIT_CORNERS * boxes[:, None, 2:4]
+    cos, sin = np.cos(boxes[:, 4:]), np.sin(boxes[:, 4:])
+    x = cos * offsets[..., 0] - sin * offsets[..., 1]
+    y = sin * offsets[..., 0] + cos * offsets[..., 1]
+    return np.stack([x, y], axis=-1) + boxes[:, None, :2]

@@ -1,23 +1,33 @@
 """Pictures of rotated boxes."""
 
-from collections.abc import Sequence
-from typing import Any
+from __future__ import annotations
 
-import cv2
-import numpy as np
+from typing import TYPE_CHECKING
 
-from mmdeploy_ext.runtime.draw import class_colour
+from mmdeploy_ext.runtime.draw import draw_detections
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from mm2onnx_mmrotate.detections import RotatedDetections
 
 
 def draw(
-    image_bgr: np.ndarray, results: Any, classes: Sequence[str], score_thr: float = 0.3, marked: Any = None
+    image_bgr: np.ndarray,
+    results: RotatedDetections,
+    classes: Sequence[str],
+    score_thr: float = 0.3,
+    marked: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return a copy of a picture with the boxes."""
-    picture = image_bgr.copy()
-    for box, score, label in zip(results.boxes, results.scores, results.labels, strict=True):
-        if score < score_thr:
-            continue
-        x, y, width, height, angle = map(float, box)
-        corners = cv2.boxPoints(((x, y), (width, height), np.rad2deg(angle)))
-        cv2.polylines(picture, [np.int32(corners)], True, class_colour(int(label)), 2)
-    return picture
+    """Draw rotated boxes with class names and scores; see `mmdeploy_ext.runtime.draw.draw_detections`.
+
+    Args:
+        image_bgr: (h, w, 3) uint8, which stays as it is; a copy with the boxes is returned.
+        results: in pixels of the image.
+        classes: names by label.
+        score_thr: boxes below are left out.
+        marked: (n,) bool; these get a white frame and an exclamation mark.
+    """
+    return draw_detections(image_bgr, results, classes, score_thr, marked, outlines=results.corners)

@@ -1,44 +1,91 @@
-"""Matching and drawing of rotated boxes: the largest distance of their corners decides."""
+"""Level 3 of a proof for rotated boxes: match by class and rotated IoU, draw both engines side by side.
+
+A rectangle has four readings, a quarter turn apart (see `detections.py`), and a model gives one of them. So a
+pair has to be one rectangle, by its IoU, and one reading of it. Another reading is right only where rounding
+decides between two, `_is_wrap`: at the ends of the interval of the angle version, and for squares.
+
+Glossary: R results of the reference, C of the candidate, P pairs of boxes.
+"""
+
+from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mm2onnx_mmrotate.detections import corners_of
 from mm2onnx_mmrotate.draw import draw
 from mmdeploy_ext.proving.tasks import bbox2d, matching
+from mmdeploy_ext.runtime import bev_nms
 
-RESULTS, PLACE = 'rotated boxes', 'worst Δpx'
-PIXEL_BAR, SCORE_BAR, FLOOR = 0.05, 1e-4, -20.0
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mm2onnx_mmrotate.detections import RotatedDetections
+    from mmdeploy_ext.proving.half_bars import HalfBars
+    from mmdeploy_ext.proving.tasks.matching import Pairing
+
+RESULTS, PLACE = 'rotated boxes', 'worst IoU'
 fit_pair = bbox2d.fit_pair
+QUARTER = np.pi / 2
+"""Radians."""
+WRAPS = dict(le90=(2, -np.pi / 2), le135=(2, -np.pi / 4), oc=(1, 0.0))
+"""Angle version -> quarter turns from one end of its interval of angles to the other, and where it begins.
+
+`le90` is -pi/2 to pi/2, `le135` -pi/4 to 3/4 pi, `oc` 0 to pi/2. mmrotate wraps angles into the first two;
+those of `oc` stay as they are decoded.
+"""
+ANGLE_EPS = 1e-3
+"""Radians. An angle this close to an end of the interval may be at the other end for another engine. Tensors
+within 1e-4 give angles within that."""
+SQUARE_EPS = 1e-3
+"""Difference of w and h, relative to the larger, up to which rounding decides which side is longer."""
+ANY_TURN = 3
+"""A bar that lets every reading of a rectangle pass."""
+
+
 problem = functools.partial(matching.broken_boxes, 'boxes', 5)
+"""(reference, candidate) -> why two lists cannot be compared; '' if they can."""
 
 
-def corners_of(boxes: np.ndarray) -> np.ndarray:
-    """Return the corners (n, 4, 2) of boxes (n, 5)."""
-    x, y, width, height, angle = boxes.astype(np.float64).T
-    along = np.stack([np.cos(angle), np.sin(angle)], -1) * width[:, None] / 2
-    across = np.stack([-np.sin(angle), np.cos(angle)], -1) * height[:, None] / 2
-    centre = np.stack([x, y], -1)
-    return np.stack([centre - along - across, centre + along - across, centre + along + across,
-                     centre - along + across], 1)  # fmt: skip
+def half_bars(bars: HalfBars) -> dict[str, float]:
+    """Return the bars of `pair_up` for float16 and INT8 files, which may read a rectangle otherwise."""
+    return dict(matching.overlap_bars(bars), turn_bar=ANY_TURN)
+
+
+half_text = matching.overlap_text
 
 
 def pair_up(
-    reference: Any, candidate: Any, pixel_bar: float = PIXEL_BAR, score_bar: float = SCORE_BAR
-) -> matching.Pairing:
-    """Pair two lists of results."""
-    sides = corners_of(reference.boxes)[:, None], corners_of(candidate.boxes)[None]
-    turns = [np.abs(sides[0] - np.roll(sides[1], turn, 2)).max((-1, -2)) for turn in range(4)]
-    pixels = np.min(turns, 0)
-    pixels[reference.labels[:, None] != candidate.labels[None]] = np.inf
-    return matching.pair_lists(reference, candidate, pixels <= pixel_bar, -pixels, FLOOR, score_bar)
+    reference: RotatedDetections,
+    candidate: RotatedDetections,
+    iou_bar: float = bbox2d.IOU_BAR,
+    score_bar: float = bbox2d.SCORE_BAR,
+    turn_bar: float = 0.0,
+) -> Pairing:
+    """Pair two lists of finite detections one to one, within a class; the nearness is the rotated IoU.
+
+    Args:
+        reference: of PyTorch.
+        candidate: of the engine.
+        iou_bar: smallest IoU of a pair.
+        score_bar: largest score difference of a pair.
+        turn_bar: largest number of quarter turns by which the readings of a pair differ; those that rounding
+            explains do not count.
+    """
+    iou = class_iou(reference, candidate)
+    turns = _quarter_turns(reference, candidate)
+    gaps = [('quarter turns', turns, turn_bar)]
+    return matching.pair_lists(reference, candidate, iou >= iou_bar, iou, bbox2d.PAIR_IOU, score_bar, gaps)
 
 
-def figures(pairing: matching.Pairing, worst: Callable[..., float]) -> tuple[dict[str, float], str]:
-    """Return the worst distance."""
-    return dict(worst_distance=worst(-pairing.nearness)), f'{worst(-pairing.nearness):.2g} pixels'
+def figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, Any], str]:
+    """Return fields of a `DetectionRow` and a text on the worst pairs; see `matching.iou_figures`."""
+    fields, text = matching.iou_figures(pairing, worst)
+    if turns := worst(pairing.gaps['quarter turns']):
+        text += f', angle off by up to {turns:g} quarter turns'
+    return fields, text
 
 
 match_detections = functools.partial(
@@ -47,6 +94,60 @@ match_detections = functools.partial(
     pair_by=pair_up,
     figures=figures,
     score_thr=0.05,
-    score_bar=SCORE_BAR,
+    score_bar=bbox2d.SCORE_BAR,
 )
+"""Matches rotated boxes in pixels of the same image as `matching.match_lists` does; further bars are
+`iou_bar` and `turn_bar`."""
 draw_pair = functools.partial(bbox2d.side_by_side, draw=draw, problem=problem, pair_by=pair_up)
+"""Draws both engines' boxes of a pair, see `bbox2d.side_by_side`."""
+
+
+def class_iou(reference: RotatedDetections, candidate: RotatedDetections) -> np.ndarray:
+    """Return the IoU (R, C) float64 of every reference with every candidate box; -1 across classes."""
+    sides = reference.boxes.astype(np.float64), candidate.boxes.astype(np.float64)
+    reach = [np.hypot(boxes[:, 2], boxes[:, 3]) / 2 for boxes in sides]
+    distance = np.linalg.norm(sides[0][:, None, :2] - sides[1][None, :, :2], axis=-1)
+    same_class = reference.labels[:, None] == candidate.labels[None]
+    iou = np.where(same_class, 0.0, -1.0)
+    rows, columns = np.nonzero(same_class & (distance <= reach[0][:, None] + reach[1] + bbox2d.CORNER_EPS))
+    iou[rows, columns] = pair_iou(sides[0][rows], sides[1][columns])
+    return iou
+
+
+def pair_iou(boxes: np.ndarray, candidate_boxes: np.ndarray) -> np.ndarray:
+    """Return the IoU (P,) of P pairs of boxes (P, 5) float64.
+
+    It is 1 if all corners agree within `bbox2d.CORNER_EPS`: a sliver has no area that could be measured.
+    """
+    corners, candidate_corners = corners_of(boxes), corners_of(candidate_boxes)
+    areas, candidate_areas = (np.abs(side[:, 2] * side[:, 3]) for side in (boxes, candidate_boxes))
+    shared = np.array(
+        [bev_nms.common_area(*pair) for pair in zip(corners, candidate_corners, strict=True)], np.float64
+    )
+    union = areas + candidate_areas - shared
+    iou = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return np.where(corner_distance(corners, candidate_corners) <= bbox2d.CORNER_EPS, 1.0, iou)
+
+
+def corner_distance(corners: np.ndarray, candidate_corners: np.ndarray) -> np.ndarray:
+    """Return the largest distance (P,) of corners (P, 4, 2), pixels, in the nearest reading."""
+    readings = [np.roll(candidate_corners, turns, axis=1) for turns in range(4)]
+    distances = [np.linalg.norm(corners - reading, axis=-1).max(1, initial=0) for reading in readings]
+    return np.min(distances, axis=0)
+
+
+def _quarter_turns(reference: RotatedDetections, candidate: RotatedDetections) -> np.ndarray:
+    """Return by how many quarter turns (R, C) the angles differ; 0 if rounding explains them."""
+    difference = candidate.boxes[None, :, 4].astype(np.float64) - reference.boxes[:, None, 4]
+    turns = np.abs(np.rint(difference / QUARTER))
+    return np.where(_is_wrap(reference, turns), 0.0, turns)
+
+
+def _is_wrap(reference: RotatedDetections, turns: np.ndarray) -> np.ndarray:
+    """Return whether rounding decides between the readings of pairs that are `turns` (R, C) apart."""
+    width, height, angle = reference.boxes[:, 2:].astype(np.float64).T
+    square = np.abs(width - height) <= SQUARE_EPS * np.maximum(width, height)
+    across, start = WRAPS[reference.version]
+    end = start + across * QUARTER
+    at_end = np.minimum(np.abs(angle - start), np.abs(angle - end)) <= ANGLE_EPS
+    return square[:, None] | (at_end[:, None] & (turns == across))

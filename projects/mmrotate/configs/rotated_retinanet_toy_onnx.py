@@ -1,0 +1,1 @@
+_base_ = ['./rotated_retinanet_toy.py', '../../../configs/_base_/backends/onnxruntime.py']

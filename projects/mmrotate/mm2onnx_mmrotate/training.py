@@ -1,0 +1,23 @@
+"""What mmrotate 0.3.4 needs to train on a CPU; `custom_imports` of a config names it before 'mmrotate'."""
+
+import functools
+from types import ModuleType
+from typing import Any
+
+from mmdeploy_ext.compat.import_hook import after
+
+
+@after('mmrotate.models.dense_heads.rotated_anchor_head', versions='mmrotate 0.3.4')
+def anchors_of_training_on_the_device(module: ModuleType) -> None:
+    """RotatedAnchorHead.get_anchors gives the device as the dtype of anchors, so that a GPU makes them."""
+    original = module.RotatedAnchorHead.get_anchors
+
+    @functools.wraps(original)
+    def get_anchors(self: Any, featmap_sizes: Any, img_metas: Any, device: Any = 'cuda') -> tuple[list, list]:
+        anchors = self.anchor_generator.grid_priors(featmap_sizes, device=device)
+        flags = [
+            self.anchor_generator.valid_flags(featmap_sizes, meta['pad_shape'], device) for meta in img_metas
+        ]
+        return [anchors] * len(img_metas), flags
+
+    module.RotatedAnchorHead.get_anchors = get_anchors
