@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.exporting.deployment import Deployment
-    from mmdeploy_ext.proving.results import MetricRow
+    from mmdeploy_ext.proving.results import MetricRow, Pair
     from mmdeploy_ext.proving.verdict import Verdict
 
-    # called with (cfg, family, model) before the weights are read; raises a UsageError to refuse them
     Check = Callable[[Any, Family, Any], None]
+    """Is called with config, family and model before the weights are read; a UsageError refuses them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Source:
         return cls(str(config), str(checkpoint), cfg_options, device, cfg, family, weight_layout)
 
     def load(self, check: Check, mean: Sequence[float] | None, std: Sequence[float] | None) -> Deployment:
-        """Build the model, call `check(cfg, family, model)`, and load the weights.
+        """Build the model, call `check`, and load the weights.
 
         `mean` and `std`, a value per channel, replace those of the config; None keeps them.
         """
@@ -142,7 +142,7 @@ class Exported:
     samples: tuple[Collection[Any], str] | None = dataclasses.field(default=None, repr=False)
     sample_files: Sequence[Path] = ()
 
-    def prove(self, engine: Mapping[str, Any] | None = None, **claims: Any) -> tuple[Verdict, list[Any]]:
+    def prove(self, engine: Mapping[str, Any] | None = None, **claims: Any) -> tuple[Verdict, list[Pair]]:
         """Prove the files with the model in memory.
 
         Args:
@@ -150,7 +150,7 @@ class Exported:
             claims: further keyword arguments of `proving.ladder.prove`.
 
         Returns:
-            The verdict, and pictures for a report.
+            The verdict, and samples with the results of PyTorch and of the engine, to be drawn in a report.
         """
         from mmdeploy_ext.proving.ladder import prove as climb
 
@@ -283,7 +283,7 @@ def prove_source(
     std: Sequence[float] | None = None,
     metrics: Sequence[str] = (),
     **claims: Any,
-) -> tuple[Verdict, list[Any], Deployment]:
+) -> tuple[Verdict, list[Pair], Deployment]:
     """Prove files that were exported earlier.
 
     Args:
@@ -297,7 +297,8 @@ def prove_source(
         claims: further keyword arguments of `proving.ladder.prove`.
 
     Returns:
-        The verdict, pictures for the report, and the model.
+        The verdict; samples with the results of PyTorch and of the engine, to be drawn in a report; and the
+        model in PyTorch.
     """
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.proving.ladder import prove as climb
@@ -359,10 +360,10 @@ def prove(
         std: as at the export; None: that of the config.
         cfg_options: as at the export.
         device: where PyTorch runs.
-        engine: that runs the file: 'onnxruntime', 'openvino', 'tensorrt'.
+        engine: name of the engine that runs the file: 'onnxruntime', 'openvino', 'tensorrt'.
         providers: execution providers of ONNX Runtime, in order; None: the CPU's.
-        threads: of the engine, within an operator; 0: it decides.
-        inference_precision: what OpenVINO computes in; None: float32.
+        threads: number of threads of the engine, within an operator; 0: it decides.
+        inference_precision: what OpenVINO computes in, 'fp32', 'bf16' or 'fp16'; None: 'fp32'.
         metrics: of the data set, by both engines, such as 'bbox'; none are compared by default.
         edited: the file was edited on purpose: inputs alone decide, its graph is not compared.
         asked: what the export was asked for, option -> value; a file that says otherwise is not proven.

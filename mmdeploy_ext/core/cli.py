@@ -56,7 +56,15 @@ def wait_passively() -> None:
 
 
 def check_minimums(args: argparse.Namespace, **minimums: int) -> None:
-    """Refuse numbers that are smaller than the minimum of their argument; `minimums` have its name as key."""
+    """Refuse numbers that are smaller than the minimum of their argument; None passes.
+
+    Args:
+        args: the parsed arguments.
+        minimums: name of an argument -> the smallest value that it may have.
+
+    Raises:
+        UsageError: a number is too small.
+    """
     for name, minimum in minimums.items():
         value = getattr(args, name)
         if value is not None and value < minimum:
@@ -204,11 +212,12 @@ def add(parser: Any, names: str, text: str = '', default: Any = None, **settings
     """Add an argument: '--max-iter N' has a value, '--images PATH...' several, '--all' is a flag.
 
     Args:
-        parser: or a group of one.
+        parser: an `ArgumentParser`, or an argument group of one.
         names: of an option or of a positional argument; the metavar for the help comes last.
         text: help.
-        default: a number or a path also gives the values their type.
-        settings: arguments of `add_argument`; `writes` has those of the function `writes`, one or several.
+        default: value if the argument is left out; a number or a path also gives the values their type.
+        settings: further arguments of `add_argument`; and `writes`, the `files` of the function `writes`, a
+            text or a list of texts.
     """
     words = names.split()
     flags = [word for word in words if word.startswith('-')] or words[:1]
@@ -229,7 +238,7 @@ def add(parser: Any, names: str, text: str = '', default: Any = None, **settings
 
 
 def adder(parser: Any) -> Callable[..., argparse.Action]:
-    """Return `add` of a parser or group."""
+    """Return the function `add`, whose first argument is this parser or argument group."""
     return functools.partial(add, parser)
 
 
@@ -251,7 +260,7 @@ def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.N
     Args:
         run: files of this run; those of the command line are registered in it.
         parser: of the command line; `writes` has marked its outputs.
-        args: its values.
+        args: the parsed arguments.
     """
     for action in _actions(parser, args):
         value = getattr(args, action.dest, None)

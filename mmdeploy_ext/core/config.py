@@ -53,7 +53,7 @@ def mmdet3d_config(relative: str) -> str:
 
 @contextlib.contextmanager
 def refused_by_name(cfg: Any) -> Iterator[None]:
-    """Put the file of a config before the ConfigErrors of this block."""
+    """Let the message of every ConfigError in the block begin with the file name of a config, an mmcv one."""
     try:
         yield
     except ConfigError as error:
@@ -224,7 +224,10 @@ def _import_plugins(cfg: Any, path: str) -> None:
 
 
 def config_sha256(cfg: Any) -> str:
-    """Return a hash of what decides the graph: the model and the test pipeline, not paths or schedules."""
+    """Return a SHA-256 (hexadecimal) of what decides a graph: the model and the test pipeline.
+
+    Paths and schedules are not in it.
+    """
     decisive = {'model': cfg.get('model'), 'pipeline': test_pipeline(cfg)}
     return hashlib.sha256(_canonical(decisive).encode()).hexdigest()
 
@@ -238,7 +241,13 @@ def _canonical(value: Any) -> str:
 
 
 def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
-    """Return the test pipeline of a config, wherever it is kept."""
+    """Return the steps of the test pipeline of a config, each a dict with `type`.
+
+    It is that of `data.test`, or of the data set that it wraps; else of `data.val`, else `test_pipeline`.
+
+    Raises:
+        ConfigError: the config has none.
+    """
     data = cfg.get('data') or {}
     for section in ('test', 'val'):
         dataset = data.get(section)

@@ -42,7 +42,11 @@ class Ranks:
             self._group = dist.new_group(backend='gloo', timeout=WORK_TIMEOUT)
 
     def gather(self, value: Any = None) -> list[Any]:
-        """Return every rank's value, on every rank; RankError: another rank has failed or ended."""
+        """Return the value of every rank, in their order, on every rank; values have to be picklable.
+
+        Raises:
+            RankError: another rank has failed or ended.
+        """
         if self.size == 1:
             return [value]
         messages = self._exchange((value, None))
@@ -54,7 +58,10 @@ class Ranks:
         return [value for value, _ in messages]
 
     def to_first(self, value: Any, gpu: bool = False) -> list[Any] | None:
-        """Return every rank's value on rank 0, None elsewhere; `gpu` sends them by the launcher's backend."""
+        """Return the value of every rank, in their order, on rank 0, and None elsewhere.
+
+        `gpu` is whether the values are sent by the launcher's backend in place of gloo.
+        """
         self.gather()  # nobody sends to one that has failed
         if self.size == 1:
             return [value]

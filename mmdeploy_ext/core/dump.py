@@ -51,8 +51,8 @@ def save_dump(
     Args:
         folder: made when missing; files of an earlier dump in it are replaced.
         tensors: name -> array; written in C order, little endian.
-        facts: kept in the manifest: config, checkpoint hash, image ...
-        meanings: name -> one sentence.
+        facts: further entries of the manifest, in plain JSON types: config, checkpoint hash, image ...
+        meanings: name of a tensor -> one sentence about it.
         suffixes: see `file_name`.
     """
     folder = Path(folder)
@@ -112,7 +112,10 @@ def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
 
 
 def load_manifest(folder: str | Path) -> dict[str, Any]:
-    """Read what a dump says about itself; DataError when that is not what `save_dump` writes."""
+    """Return the manifest of a dump; DataError if it is not one that `save_dump` writes.
+
+    Its `tensors` are name -> `file`, `dtype`, `shape`, `sha256` and `meaning`; the other entries are facts.
+    """
     path = Path(folder) / MANIFEST
     manifest = read_json(path)
     entries = manifest.get('tensors') if isinstance(manifest, dict) else None
@@ -137,9 +140,9 @@ class DumpWriter:
 
     Attributes:
         folder: one sub-folder per sample, named by its index, is made in it.
-        facts: kept in every manifest.
-        samples: how many samples of the data set are written, or which (indices).
-        tensors: names to write; None means all.
+        facts: entries of every manifest, see `save_dump`.
+        samples: number of samples that are written, the first ones of the data set, or their indices.
+        tensors: names of the tensors that are written; None means all.
     """
 
     folder: Path
@@ -148,7 +151,7 @@ class DumpWriter:
     tensors: Sequence[str] | None = None
 
     def wants(self, index: int) -> bool:
-        """Return whether this sample is written."""
+        """Return whether the sample of an index in the data set is written."""
         return index < self.samples if isinstance(self.samples, int) else index in self.samples
 
     def write(

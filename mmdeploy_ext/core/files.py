@@ -68,7 +68,10 @@ class RunFiles:
             self.refuse_read(path, option)
 
     def refuse_read(self, path: AnyPath, option: str = '') -> None:
-        """Refuse to write a file that is read, by option, path and what it is."""
+        """Refuse to write a file that this run reads.
+
+        `option`, which names the file on the command line, begins the message of the UsageError.
+        """
         if not os.path.isdir(path):
             if os.path.exists(path):
                 self._open()
@@ -252,7 +255,7 @@ def _is_special(path: AnyPath) -> bool:
 
 
 def check_regular(path: AnyPath) -> None:
-    """Refuse a pipe, a socket or a device, which reading would wait for or never end with; by its path."""
+    """Refuse a pipe, a socket or a device, which reading would wait for or never end with: UsageError."""
     if _is_special(path):
         raise UsageError(
             f'{printable(path)}: is a pipe or a device, expected a file; save its content to one'

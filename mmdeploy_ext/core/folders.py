@@ -18,6 +18,7 @@ PATIENCE_S = 60.0
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Of Linux's <fcntl.h>."""
 NOT_SUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
+"""Errors of a system or a file system that cannot exchange two folders."""
 NEW, OLD, INODE = 'new', 'old', 'inode'
 """Names in the folder beside the target: the new folder, the old one, and the inode of the new one."""
 
@@ -42,16 +43,16 @@ def check_replaceable(target: AnyPath) -> None:
 def replaced_folder(
     target: AnyPath, outdated: Collection[str] = (), patience_s: float = PATIENCE_S
 ) -> Iterator[Path]:
-    """Yield a new folder that takes the place of `target` at once where the body succeeds.
+    """Yield a new, empty folder that takes the place of `target` in one step if the body succeeds.
 
-    The old folder stays until then; of its content all is kept but files that the body has written and those
-    that are outdated. Processes that write one folder wait for each other. What a killed one has left beside
-    it is cleared by the next one.
+    The old folder stays until then. The new one gets what the old one held, apart from names that the body
+    has written and those that are outdated. Processes that write one folder wait for each other. What a
+    killed process has left beside the folder is removed by the next one that writes it.
 
     Args:
         target: the folder; a link to one is followed.
-        outdated: names in it that go with what is replaced.
-        patience_s: how long to wait for another process.
+        outdated: names of files and folders in the old folder that are not kept.
+        patience_s: seconds to wait for another process.
 
     Raises:
         UsageError: another process is writing the folder for longer than that.
@@ -77,7 +78,7 @@ def replaced_folder(
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Let two folders change their names at once; False where the system or the file system cannot."""
+    """Exchange the names of two folders in one step; return False if the system or file system cannot."""
     try:
         function = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):

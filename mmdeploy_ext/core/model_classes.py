@@ -106,7 +106,7 @@ def _replaced_methods(kind: type) -> Iterator[ModelClass]:
 
 
 def changed_classes(exported: Iterable[Mapping[str, Any]], present: Iterable[ModelClass]) -> list[str]:
-    """Return a line for each class that has changed since a file was exported.
+    """Return a sentence for each class that has changed since a file was exported.
 
     Args:
         exported: entries of the file's metadata, see `ModelClass.to_json`.

@@ -24,7 +24,7 @@ class Output:
     """
 
     def __init__(self, name: str) -> None:
-        """Take the stream of this name in `sys`."""
+        """Take the stream of this name in `sys`, 'stdout' or 'stderr'."""
         self._name, self.stream, self.unread = name, getattr(sys, name), False
 
     @property
@@ -35,7 +35,7 @@ class Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write; returns how many characters."""
+        """Write a text; return the number of its characters."""
         with self._noticing():
             self._stream.write(writable(text, getattr(self._stream, 'encoding', None)))
         return len(text)
@@ -62,7 +62,7 @@ class Output:
 
 @contextlib.contextmanager
 def outputs() -> Iterator[tuple[Output, Output]]:
-    """Let stdout and stderr notice a closed pipe."""
+    """Replace `sys.stdout` and `sys.stderr` inside the block by `Output`s; yield these two, in this order."""
     before = sys.stdout, sys.stderr
     replacements = sys.stdout, sys.stderr = Output('stdout'), Output('stderr')
     try:

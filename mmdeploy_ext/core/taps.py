@@ -1,4 +1,8 @@
-"""Named intermediate tensors. A tap costs nothing by default; dump mode and graph diff collect them."""
+"""Taps: intermediate tensors of a model that have a name.
+
+A model calls `tap` where it computes such a tensor, which does nothing outside of `collect_taps`. A dump
+writes them, and the search for the first difference pairs them with tensors of a graph.
+"""
 
 import contextlib
 import contextvars
@@ -11,7 +15,7 @@ _collector: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextV
 
 
 def tap(name: str, tensor: Any) -> Any:
-    """Give `tensor` the name `name` and return it unchanged."""
+    """Return a tensor unchanged; inside `collect_taps` it is collected by this name."""
     if (collected := _collector.get()) is not None:
         collected[name] = tensor
     return tensor
@@ -19,7 +23,7 @@ def tap(name: str, tensor: Any) -> Any:
 
 @contextlib.contextmanager
 def collect_taps() -> Iterator[dict[str, Any]]:
-    """Collect all taps that are passed inside the block: name -> the last tensor."""
+    """Yield a dict, name -> tensor, that taps fill inside the block; of equal names the last tensor stays."""
     collected: dict[str, Any] = {}
     token = _collector.set(collected)
     try:

@@ -27,12 +27,12 @@ FITTING_VERSIONS = {'mmdet': range(3), 'mmdet3d': range(1, 2), 'mmseg': range(1)
 
 
 def has_copy(folder: Path, library: str) -> bool:
-    """Return whether a folder has a copy of a library that fits, as a package."""
+    """Return whether a folder has a package `library`, such as 'mmdet', whose version fits."""
     return _major_version(folder / library) in FITTING_VERSIONS[library]
 
 
 def is_older_copy(folder: Path, library: str) -> bool:
-    """Return whether a folder has a copy of a library, as a package, that is older than those that fit."""
+    """Return whether a folder has a package `library`, such as 'mmdet', that is older than those that fit."""
     major = _major_version(folder / library)
     return major is not None and major < FITTING_VERSIONS[library].start
 
@@ -109,7 +109,7 @@ def parsed_config(path: str) -> ast.Module:
 
 
 def imported_modules(path: str) -> list[str]:
-    """Return the modules that a config imports."""
+    """Return the dotted names of the modules that a config imports."""
     modules = []
     for node in ast.walk(parsed_config(path)):
         if isinstance(node, ast.Import):
@@ -135,8 +135,10 @@ def use_libraries_of(path: str) -> None:
     """Put a repository's own copy of mmdet, mmdet3d or mmseg before the installed one, for its configs.
 
     A copy that is older than families are written for is passed over: its models run in another process.
+    `path` is that of a config.
 
-    ConfigError: this process has imported another copy.
+    Raises:
+        ConfigError: this process has imported another copy.
     """
     for library in FITTING_VERSIONS:
         for folder in user_folders(path):
@@ -155,8 +157,13 @@ def find_modules(modules: Sequence[str], path: str) -> None:
     `mm2onnx` starts with none of these folders on it, and the scripts of `tools/` with their own. Installed
     modules, such as `mmdeploy_ext.models.mmdet`, need no folder.
 
-    ConfigError: this process has imported a module of the same name from another folder, or the only one
-    is that of this project's checkout.
+    Args:
+        modules: dotted names of the modules.
+        path: of the config.
+
+    Raises:
+        ConfigError: this process has imported a module of the same name from another folder, or the only one
+            is that of this project's checkout.
     """
     for module in map(str, modules):
         package = module.partition('.')[0]
