@@ -1,4 +1,10 @@
-"""The description of a dense head, as plain data, from which its graphs are built; the metadata keep it."""
+"""The description of a dense head, as plain data, from which its graphs are built; the metadata keep it.
+
+Glossary: a level is the feature map of one stride, with the same priors in each of its cells; a prior is an
+anchor (x1, y1, x2, y2) or a point (x, y), in pixels. A coder makes a box of a prior and the head's outputs
+for it. A score factor is a second score of each prior, such as centerness, that class scores are multiplied
+with. A candidate is a box with a class, before boxes that overlap a better one are suppressed.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -34,27 +40,31 @@ class Head(JsonDataclass):
         outputs: (name, columns per prior) of each kind of output; the graph's are `<name>_<level>`
             (B, priors per cell * columns, h, w).
         scores: name of the output with class scores.
-        first_class: column of its first class.
-        activation: 'sigmoid', 'softmax' (the background is the last column) or 'none'.
-        factor: name of the score factor in the `decode` form; '' without one.
-        factor_from: output and column of the factor's logits; empty if the coder computes the factor.
-        root: results are ordered by the root of score * factor instead of the product.
-        choose: 'pairs': the `nms_pre` best (prior, class) pairs of a level; 'priors': the `nms_pre` best
-            priors; 'best': each prior's best class; 'all': all pairs.
-        judged: what the threshold is compared with: 'class' scores, or their 'product' with the factor.
-        inclusive: a score that equals the threshold passes.
-        conf_thr: candidates with a smaller factor are left out.
-        votes: boxes are replaced by the mean of the candidates that overlap them.
-        clip_inset: boxes are clipped to this many pixels inside the right and bottom border.
+        first_class: column of this output that has the first class.
+        activation: function from logits to scores: 'sigmoid', 'softmax' (the background is the last column)
+            or 'none'.
+        factor: name of the score factor in the `decode` form; '' if there is none.
+        factor_from: (name of the output, column) of the factor's logits; empty if the coder computes it.
+        root: whether results are ordered by the root of score * factor instead of the product.
+        choose: which candidates of a level remain. 'pairs': the `nms_pre` best (prior, class) pairs;
+            'priors': all classes of the `nms_pre` best priors; 'best': the best class of each prior; 'all':
+            all pairs.
+        judged: what the score threshold is compared with: 'class' scores, or their 'product' with the factor.
+        inclusive: whether a score that equals the threshold passes.
+        conf_thr: candidates with a smaller factor are left out; 0 leaves none out.
+        votes: whether boxes are replaced by the mean of the candidates that overlap them.
+        clip_inset: pixels between the right and bottom border of the image and the one to which boxes are
+            clipped.
         visible: name of the output with logits (B, 1, h, w) of cells with priors; '' if every cell has some.
             Such heads (guided anchors) take one image at a time.
         visible_thr: score, after the sigmoid, from which on a cell has priors.
-        inverted: boxes may end before they begin. Upstream neither suppresses these nor others by them.
-        maps_by_stride: feature maps have ceil(H / stride) rows, and columns likewise.
-        peaks: side of the square around a cell in which its score has to be the highest of the class, else it
-            becomes zero; 0 keeps all scores.
-        suppresses: boxes that overlap a better one of their class are left out.
-        bordered: boxes lose the padding above and left of the image (input `border`).
+        inverted: whether boxes may end before they begin. Upstream neither suppresses these nor others by
+            them.
+        maps_by_stride: whether feature maps have ceil(H / stride) rows, and columns likewise.
+        peaks: side, in cells, of the square around a cell in which its score has to be the highest of the
+            class, else it becomes zero; 0 keeps all scores.
+        suppresses: whether boxes that overlap a better one of their class are left out.
+        bordered: whether the padding above and left of the image (input `border`) is subtracted from boxes.
     """
 
     outputs: tuple[tuple[str, int], ...]
@@ -95,7 +105,7 @@ def factor_head(num_classes: int, factor: str) -> Head:
 
 BOX = exactly(4, number())
 PRIORS = items(items(items(number(), 2, 4), 1, 1024), 1, 64)
-"""Of each level the priors of a cell: xyxy of an anchor, or x, y of a point."""
+"""Check of a list of lists of lists: of each level, the priors of one cell, each of 4 or of 2 numbers."""
 DELTA = dict(means=BOX, stds=exactly(4, POSITIVE), wh_ratio_clip=POSITIVE)
 CODERS: dict[str, dict[str, Check]] = dict(
     delta=DELTA,
@@ -128,8 +138,8 @@ def coder(value: Any, key: str) -> None:
     record(dict(needed, **optional, type=anything), tuple(needed))(value, key)
 
 
-def reads(settings: Mapping[str, Any]) -> dict[str, int]:
-    """Return output name -> number of columns per prior that a coder reads of it.
+def columns_read(settings: Mapping[str, Any]) -> dict[str, int]:
+    """Return name of an output -> number of its columns per prior that a coder reads.
 
     Args:
         settings: `coder` of the metadata's `postprocess`: `type`, a key of `CODERS`, and its settings.
@@ -148,7 +158,7 @@ NAME = text(r'\w*', 'the name of an output')
 
 
 def pair(number_check: Check) -> Check:
-    """Return a check of a list of the name of an output and a number."""
+    """Return a check of a list [name of an output, number]; `number_check` is that of the number."""
 
     def check(value: Any, key: str) -> None:
         exactly(2, anything)(value, key)
@@ -182,7 +192,7 @@ HEAD = full_record(
 )
 
 
-def together(facts: Mapping[str, Any], key: str) -> None:
+def check_consistency(facts: Mapping[str, Any], key: str) -> None:
     """Refuse a head, a coder, classes and priors that contradict each other; a check of `schema`.
 
     Missing entries pass: the code that reads them refuses them.
@@ -190,7 +200,7 @@ def together(facts: Mapping[str, Any], key: str) -> None:
     Args:
         facts: `postprocess` of the metadata, of which `head`, `coder`, `num_classes`, `strides` and
             `base_anchors` are looked at; each has passed its own check.
-        key: where `facts` are; no message needs it.
+        key: place of `facts` in the metadata; no message needs it.
     """
     head, settings = facts.get('head'), facts.get('coder')
     if head:
@@ -199,7 +209,7 @@ def together(facts: Mapping[str, Any], key: str) -> None:
         _check_levels(facts, settings)
     if head and settings:
         columns = dict(head['outputs'])
-        for name, count in reads(settings).items():
+        for name, count in columns_read(settings).items():
             if columns.get(name, 0) < count:
                 raise Mismatch(f'head.outputs has no {name!r} of {count} columns, which coder.type reads')
         if head['factor'] and not head['factor_from'] and settings['type'] != 'bucket':

@@ -36,13 +36,14 @@ class Metadata:
 
     Attributes:
         family: model family, e.g. 'dense'.
-        form: what the graph contains of the post-processing: 'full', 'decode' or 'raw'; of a streaming model,
-            which graph of its contract it is.
+        form: what the graph contains of the post-processing: 'full', 'decode' or 'raw'; of a model of several
+            graphs, which one it is.
         spec: names, shapes and tolerances of its tensors.
         preprocess: how samples become its input.
         classes: class names, by label.
-        postprocess: what the post-processing that the graph leaves out has to know.
-        options: the export options (opset, exporter, dynamic, batch size ...).
+        postprocess: settings of the post-processing outside of the graph, such as `score_thr`; each family
+            has its own keys (`Family.postprocess_facts`).
+        options: name of an option of the export (opset, exporter, dynamic, batch ...) -> value.
         config: file name of the config.
         config_sha256: hash of the model and test pipeline of the config.
         checkpoint_sha256: hash of the checkpoint file.
@@ -93,7 +94,11 @@ class Metadata:
 
     @classmethod
     def from_props(cls, props: Mapping[str, str], path: object = 'the file') -> Self:
-        """Rebuild from `metadata_props`; ModelFileError: not written by mm2onnx, or damaged metadata."""
+        """Rebuild from `metadata_props`, key -> JSON; `path` is that of the file, for messages.
+
+        Raises:
+            ModelFileError: not written by mm2onnx, or damaged metadata.
+        """
         check_names(props, path)
         values = {field.name: read_entry(props, field.name, path) for field in dataclasses.fields(cls)}
         try:
@@ -254,9 +259,15 @@ def _checked(value: Any, name: str, path: object, check: Check) -> Any:
 
 
 def checked_facts(facts: dict[str, Any], family: str, path: object) -> Facts:
-    """Return the `postprocess` of a file as `Facts`, after the check of its family, if that has one.
+    """Return the `postprocess` entry of a file as `Facts`, inner dicts too, after the check of its family.
 
-    ModelFileError: it does not pass; the message names the key, and the file by `path`.
+    Args:
+        facts: the entry.
+        family: name of the family; without a check of its own everything passes.
+        path: of the file, for messages.
+
+    Raises:
+        ModelFileError: it does not pass; the message names the key.
     """
     registration = registered().get(family)
     if registration is not None and registration.postprocess is not None:
@@ -282,7 +293,7 @@ def check_graph(
 
     Args:
         spec: in the metadata of the file.
-        inputs: name -> dtype and axes of the graph's inputs; a dynamic axis is a letter or None.
+        inputs: name -> (dtype, axes) of the graph's inputs; a dynamic axis is a text or None.
         outputs: the same of its outputs.
         path: of the file, for the message.
 

@@ -33,7 +33,6 @@ DTYPES = ('bool', 'int8', 'uint8', 'int16', 'int32', 'int64', 'float16', 'float3
 COLOURS = dict(mean=exactly(3, number()), std=exactly(3, POSITIVE), to_rgb=FLAG)
 COLOURS['size_divisor'] = number(1, 4096, integer=True)
 """Fields that the rule of single pictures and that of several cameras have."""
-
 IMAGE = full_record(
     **COLOURS,
     img_scale=maybe(exactly(2, PIXELS)),
@@ -47,6 +46,7 @@ IMAGE = full_record(
     centred=FLAG,
     to_float32=FLAG,
 )
+"""Check of the JSON form of a `PreprocessRule`, of single pictures."""
 
 
 def _check_rig(rule: Mapping[str, Any], key: str) -> None:
@@ -74,6 +74,7 @@ MULTIVIEW = full_record(
     cameras=items(NAME, 0, 64),
     also=_check_rig,
 )
+"""Check of the JSON form of a `MultiViewRule`, of the pictures of several cameras."""
 VOXELS = full_record(
     point_cloud_range=exactly(6, number(-1e6, 1e6)),
     voxel_size=exactly(3, number(above=0, maximum=1e6)),
@@ -83,6 +84,7 @@ VOXELS = full_record(
     in_channels=number(1, 1024, integer=True),
     mode=one_of('hard', 'dynamic'),
 )
+"""Check of the JSON form of a `VoxelRule`, of LiDAR sweeps."""
 FUSION = full_record(
     kind=one_of('fusion'),
     views=maybe(MULTIVIEW),
@@ -93,6 +95,7 @@ FUSION = full_record(
     pad_empty_sweeps=FLAG,
     remove_close=FLAG,
 )
+"""Check of the JSON form of a `FusionRule`, of cameras and LiDAR."""
 
 
 # functions of a value and its key are checks, see `schema`

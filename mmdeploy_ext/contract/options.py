@@ -26,16 +26,17 @@ class Option:
         help: text for the command line.
         choices: all values that it can have; if empty, any value that passes `schema`.
         schema: check of its value in the metadata of a file.
-        flag: on the command line; by default derived from the name; '' if other arguments decide the value.
-        key: in `backend_config`; None if configs cannot choose it.
+        flag: how it is typed on a command line, such as '--shape'; None: '--' and the name, with dashes; ''
+            if it cannot be typed, as another argument decides the value.
+        key: its key in `backend_config` of a config; None if configs cannot choose it.
         metavar: name of its argument in the help.
         minimum: smallest number that the user may type.
-        only_with: name and value of another option, without which this one has no effect.
+        only_with: (name, value) of another option, without which this one has no effect.
         stated: whether the command that exports again states it at its default, too.
-        pair: name of the option whose value follows in the same argument: height and width.
-        hint: what to do instead of typing a wrong value.
-        group: title above it in the help.
-        open: whether families may have other choices.
+        pair: name of the option whose value follows in the same argument (width after height); '' if none.
+        hint: advice at the end of the error of a wrong value; '' for none.
+        group: title above it in the help; '' puts it under the general one.
+        open: whether the metadata of a file may have other values than `choices`.
         refused: value that users may expect to be a choice -> why it is not.
         fixes: choice of this option -> name of another option -> the value that the choice fixes it at.
     """
@@ -80,7 +81,7 @@ class Option:
         return f'{self.as_typed(prefix)} {text}' if prefix == '--' else f'{self.as_typed(prefix)}={value!r}'
 
     def with_value_of(self, values: Mapping[str, Any]) -> str:
-        """Return the option with its value among `values`, as the user wrote it."""
+        """Return the option with its value in `values` (option name -> value), as the user wrote it."""
         value = values[self.name]
         return self.with_value((value, values[self.pair]) if self.pair in values else value)
 
@@ -128,9 +129,12 @@ class Option:
         parser.add_argument(self.typed, dest=self.name, help=self.help, default=None, **settings)
 
     def words(self, values: Mapping[str, Any]) -> list[str]:
-        """Return the words of a command line that choose its value of `values`; empty for the default."""
+        """Return the words of a command line that choose its value; [] if that is the default.
+
+        `values` is name -> value of all options.
+        """
         value = values.get(self.name, self.default)
-        if not self.typed or (value == self.default and not self.stated) or not self.counts(values):
+        if not self.typed or (value == self.default and not self.stated) or not self.has_effect(values):
             return []
         if isinstance(value, bool):
             return [self.as_typed(value=value)]
@@ -145,8 +149,8 @@ class Option:
                 words.append(str(argument))
         return words
 
-    def counts(self, values: Mapping[str, Any]) -> bool:
-        """Return whether the option has an effect with the other values."""
+    def has_effect(self, values: Mapping[str, Any]) -> bool:
+        """Return whether the option has an effect with these values of all options, see `only_with`."""
         return not self.only_with or values.get(self.only_with[0]) == self.only_with[1]
 
 
@@ -207,7 +211,7 @@ class Options(Mapping[str, Any]):
                 continue
             value = self[name]
             option.check(value, prefix)
-            if not option.counts(self):
+            if not option.has_effect(self):
                 condition, needed = option.only_with
                 needed_option = by_name[condition].with_value(needed, prefix)
                 raise UsageError(
@@ -220,7 +224,7 @@ class Options(Mapping[str, Any]):
 
     @property
     def fixed(self) -> dict[str, tuple[str, Any]]:
-        """Name of an option -> the option whose choice fixes it, and its value."""
+        """Name of an option -> (name of the option whose choice fixes it, the value that it is fixed at)."""
         return {
             name: (option.name, value)
             for option in self.declared

@@ -21,7 +21,7 @@ class Mismatch(ValueError):
 
 
 def mismatch(value: Any, key: str, expected: str) -> Mismatch:
-    """Return the error of a value, which names its key and what was expected, in words."""
+    """Return the error of a value under a key; `expected` is what was expected, in words."""
     got = repr(value)
     got = got if len(got) <= 60 else f'{got[:57]}...'
     return Mismatch(f'{key} is {got}, expected {expected}'.lstrip())
@@ -34,7 +34,14 @@ def number(
     above: float | None = None,
     integer: bool = False,
 ) -> Check:
-    """Return a check of a finite number from `minimum` to `maximum`, or larger than `above`."""
+    """Return a check of a finite number.
+
+    Args:
+        minimum: smallest number that passes.
+        maximum: largest number that passes.
+        above: number that does not pass, nor do smaller ones; None: only `minimum` counts.
+        integer: whether the number has to be an int; a bool is no number.
+    """
     types = int if integer else (int, float)
     title = 'a whole number' if integer else 'a number'
     bounds = f'of at least {minimum:g}' if above is None else f'above {above:g}'

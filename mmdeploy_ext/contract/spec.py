@@ -47,12 +47,13 @@ class TensorSpec:
         unit: unit of all values, when there is only one.
         groups: column groups with their tolerances; empty means one group of all columns.
         default: fill value of an optional input (an ONNX input with an initializer); None for a required one.
-        unused: an input of the contract that no operator uses (it stays in the signature).
+        unused: whether it is an input that no operator uses, and that stays in the signature.
         compare: 'values' for element-wise comparison; 'detections' if rows are matched by class and IoU.
-        single: points, poses, times or what a top-k sorts: computed in float32 in a float16 graph too.
+        single: whether it is computed in float32 in a float16 graph, too: points, poses, times, and what a
+            top-k sorts.
         smallest: minimum size of the axes from the third on (images: height and width).
         multiple: number that these sizes have to be multiples of.
-        positive: an input whose values have to be larger than zero (sizes).
+        positive: whether the values of this input have to be larger than zero (sizes).
     """
 
     name: str
@@ -133,7 +134,7 @@ class GraphSpec:
         )
 
     def rounded(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return feeds in which float32 arrays for float16 inputs are float16; the others are unchanged."""
+        """Return feeds (input name -> array) in which float32 arrays for float16 inputs are float16."""
         float16_inputs = {tensor.name for tensor in self.inputs if tensor.dtype == 'float16'}
         return {
             name: array.astype(np.float16) if name in float16_inputs and array.dtype == np.float32 else array
@@ -141,7 +142,10 @@ class GraphSpec:
         }
 
     def with_defaults(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return feeds with the defaults of optional inputs that are not fed, in the sizes of the others."""
+        """Return feeds (input name -> array) completed by the defaults of optional inputs that are not fed.
+
+        Dynamic axes of a default have the sizes of the axes with the same letter in the feeds, else 1.
+        """
         sizes = {
             letter: feeds[tensor.name].shape[axis]
             for tensor in self.inputs
@@ -156,9 +160,10 @@ class GraphSpec:
         return complete
 
     def check_feeds(self, feeds: Mapping[str, np.ndarray]) -> None:
-        """Refuse feeds that the graph does not take, the same way on every engine.
+        """Refuse feeds (input name -> array) that the graph does not take, the same way on every engine.
 
-        ShapeError: a required input is missing, an unknown one is given, or dtype or shape differ.
+        Raises:
+            ShapeError: a required input is missing, an unknown one is given, or dtype or shape differ.
         """
         names = self.input_names
         if unknown := [name for name in feeds if name not in names]:

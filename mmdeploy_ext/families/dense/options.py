@@ -22,7 +22,7 @@ OPTIONS = (MAX_CANDIDATES,)
 def _check_levels(facts: Mapping[str, Any], path: str) -> None:
     """Refuse levels of unequal number, and a head that does not go with its coder and priors."""
     equal_lengths('strides', 'base_anchors')(facts, path)
-    dense_head.together(facts, path)
+    dense_head.check_consistency(facts, path)
 
 
 POSTPROCESS = open_record(

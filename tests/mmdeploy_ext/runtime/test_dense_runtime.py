@@ -211,7 +211,7 @@ SETTINGS = dict(
 def test_the_check_of_a_coder_knows_what_it_reads(kind):
     settings = Noting(dict(SETTINGS[kind], type=kind))
     dense_head.coder(settings, 'coder')
-    columns = dense_head.reads(settings)
+    columns = dense_head.columns_read(settings)
     settings.read.clear()
     points = kind in dense_head.POINT_CODERS or kind == 'scaled'
     priors = np.float32([[0, 0, 8, 8], [4, 4, 20, 12]])[:, : 2 if points else 4]
