@@ -59,8 +59,8 @@ class BackendDetector(Network):
         backend: an active backend.
         family: makes feeds, turns outputs into detections.
         metadata: of the graph: form, spec, post-processing facts, classes.
-        dump: writes tensors while it runs.
-        show: draws detections while it runs.
+        dump: writes tensors while it runs; None writes none.
+        show: draws detections while it runs; None draws none.
     """
 
     backend: Backend
@@ -139,8 +139,8 @@ class FrameDetector(Network):
     Attributes:
         stepper: the model on an engine.
         family: makes frames of samples, and results of detections.
-        dump: writes tensors while it runs; needs `model`.
-        model: the PyTorch model whose taps are written.
+        dump: writes tensors while it runs; needs `model`. None writes none.
+        model: the PyTorch model whose taps (named intermediate tensors, see `core/taps.py`) are written.
         keep_memory: False empties the memory before every frame.
     """
 
@@ -180,7 +180,7 @@ class Show:
         folder: of the pictures, one per image with the name of its file.
         family: name of the family, which may draw its results by itself.
         classes: names by label.
-        score_thr: drawn from this score on.
+        score_thr: smallest score of a detection that is drawn.
     """
 
     folder: Path
@@ -189,7 +189,13 @@ class Show:
     score_thr: float = 0.3
 
     def write(self, image: torch.Tensor, meta: Mapping[str, Any], detections: Scored) -> None:
-        """Draw detections on the network's input image (3, H, W) in its original size."""
+        """Draw detections, in pixels of the original image, on the network's input in that size.
+
+        Args:
+            image: (3, H, W), normalised.
+            meta: mmdet's `img_metas` of the image.
+            detections: of the image.
+        """
         from mmcv.image import imresize, tensor2imgs
 
         (picture,) = tensor2imgs(image[None], **meta['img_norm_cfg'])

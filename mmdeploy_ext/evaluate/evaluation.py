@@ -117,7 +117,15 @@ class _Samples:
 def build_loader(
     dataset: Dataset, indices: Sequence[int], samples_per_gpu: int = 1, workers_per_gpu: int = 2, **rest: Any
 ) -> DataLoader:
-    """Return mmdet's test loader for these samples of a data set, in this order; `rest` goes to mmdet."""
+    """Return mmdet's test loader for some samples of a data set, in the order of `indices`.
+
+    Args:
+        dataset: built by `build_dataset`.
+        indices: of the samples in the data set.
+        samples_per_gpu: size of a batch.
+        workers_per_gpu: number of processes that read; 0: this one reads.
+        rest: further arguments of mmdet's `build_dataloader`.
+    """
     from mmdet.datasets import build_dataloader
 
     samples = _Samples(dataset, indices)
@@ -141,6 +149,16 @@ def evaluate(
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Evaluate results with the data set's own evaluator.
+
+    Args:
+        cfg: the config, whose `evaluation` has further arguments of the evaluator.
+        dataset: built by `build_dataset`.
+        results: a result per sample, in the order of the data set, as its evaluator takes them.
+        metrics: names of metrics of this evaluator, such as 'bbox'.
+        options: further arguments of the evaluator (`--eval-options`), over those of the config.
+
+    Returns:
+        Name -> value of every number that the evaluator gives.
 
     Raises:
         ConfigError: the data set does not have a metric or an option.

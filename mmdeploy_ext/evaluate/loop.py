@@ -28,7 +28,7 @@ class Network(abc.ABC):
     """A model on an engine, as the loop runs it; its kinds are in `detector.py`.
 
     Attributes:
-        one_by_one: it takes batches of one sample, in the order of the data set.
+        one_by_one: whether it takes batches of one sample, in the order of the data set.
     """
 
     one_by_one: ClassVar[bool] = False
@@ -42,7 +42,12 @@ class Network(abc.ABC):
 
     @abc.abstractmethod
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
-        """Return a result per sample of a batch of the test loader, for the data set's evaluator."""
+        """Return a result per sample of a batch, as the data set's evaluator takes it.
+
+        Args:
+            data: a batch of the test loader: key that the test pipeline collects -> values of the samples.
+            indices: of these samples in the data set.
+        """
 
 
 def scene_tokens(dataset: Dataset, required: bool = True) -> list[str]:
@@ -88,9 +93,9 @@ class DatasetFrames:
 
 
 def shard_scenes(scene_tokens: Sequence[Hashable], rank: int, world_size: int) -> list[int]:
-    """Return the sample indices of one process, scene after scene, each scene in data-set order.
+    """Return the sample indices of process `rank` of `world_size`, scene after scene.
 
-    `scene_tokens` has the scene of every sample.
+    `scene_tokens` has the scene of every sample; the frames of a scene stay in the order of the data set.
     Scenes are not divided, because a memory runs from frame to frame. They go, longest first, to the process
     that has the fewest frames; every process computes the same plan. Some processes may have no scene.
     """
