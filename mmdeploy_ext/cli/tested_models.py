@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.preprocess.pictures import PreparedImage
-    from mmdeploy_ext.proving.against_dump import Dumped
+    from mmdeploy_ext.proving.against_dump import DumpComparer
 
 
 class TestedModel(abc.ABC):
@@ -97,7 +97,7 @@ class TestedModel(abc.ABC):
     @abc.abstractmethod
     def on_engine(
         self, deployment: Deployment, engine: Mapping[str, Any]
-    ) -> AbstractContextManager[tuple[Network, Dumped]]:
+    ) -> AbstractContextManager[tuple[Network, DumpComparer]]:
         """Return the exported model on its engine, for the loop and for the samples of a dump.
 
         `engine` are options of `build_backend`.
@@ -152,12 +152,12 @@ class ImageModel(TestedModel):
     @contextlib.contextmanager
     def on_engine(
         self, deployment: Deployment, engine: Mapping[str, Any]
-    ) -> Iterator[tuple[Network, Dumped]]:
+    ) -> Iterator[tuple[Network, DumpComparer]]:
         """Yield the file on its engine."""
-        from mmdeploy_ext.proving.against_dump import DumpedImages
+        from mmdeploy_ext.proving.against_dump import ImageDumpComparer
 
         with build_backend(self.settings['type'], self.target, **engine) as backend:
-            yield self._network(deployment, backend, backend.metadata), DumpedImages(backend, deployment)
+            yield self._network(deployment, backend, backend.metadata), ImageDumpComparer(backend, deployment)
 
 
 class FrameModel(TestedModel):
@@ -187,14 +187,14 @@ class FrameModel(TestedModel):
     @contextlib.contextmanager
     def on_engine(
         self, deployment: Deployment, engine: Mapping[str, Any]
-    ) -> Iterator[tuple[Network, Dumped]]:
+    ) -> Iterator[tuple[Network, DumpComparer]]:
         """Yield the files on their engine."""
         from mmdeploy_ext.exporting.files import read_files
-        from mmdeploy_ext.proving.against_dump import DumpedFrames
+        from mmdeploy_ext.proving.against_dump import FrameDumpComparer
 
         files = read_files(self.target)
         stepper = deployment.family.runner(files.paths, dict(engine=self.settings['type'], **engine))
-        yield self._network(deployment, stepper), DumpedFrames(stepper, files.all_metadata, deployment)
+        yield self._network(deployment, stepper), FrameDumpComparer(stepper, files.all_metadata, deployment)
 
 
 def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Dataset) -> None:

@@ -1,4 +1,7 @@
-"""Compare an engine with the tensors that a run of a `_pth` config, which is PyTorch's test loop, wrote."""
+"""Compare an engine with the tensors that a run of a `_pth` config, which is PyTorch's test loop, wrote.
+
+A dump is the folder of that run, with a sub-folder of tensors for each sample, see `core/dump.py`.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ FAR = 1e-5
 """Metres of difference allowed per metre from the origin of the map; see `far_spec`."""
 
 
-class Dumped(Protocol):
-    """An engine that runs the samples of a dump, in their order."""
+class DumpComparer(Protocol):
+    """Runs the samples of a dump on an engine, in their order, and compares the outputs with the dump."""
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
         """Run one sample and compare its outputs.
@@ -46,14 +49,14 @@ class Dumped(Protocol):
         """
 
 
-def check_dump(engine: Dumped, deployment: Deployment, folder: Path) -> bool:
+def check_dump(comparer: DumpComparer, deployment: Deployment, folder: Path) -> bool:
     """Run an engine over the samples of a dump; print one line per sample, and return whether none differs.
 
     Samples that cannot be compared, such as those of another config or checkpoint, count as not different,
     with a line that tells why; so does a missing dump.
 
     Args:
-        engine: that is compared.
+        comparer: runs the engine.
         deployment: config and checkpoint of the engine's file.
         folder: of the dump.
     """
@@ -66,7 +69,7 @@ def check_dump(engine: Dumped, deployment: Deployment, folder: Path) -> bool:
             for key in ('config_sha256', 'checkpoint_sha256'):
                 if manifest.get(key) != getattr(deployment, key):
                     raise DataError(f'it was dumped from another {key.removesuffix("_sha256")}')
-            case = engine.compare(sample.name, tensors, manifest)
+            case = comparer.compare(sample.name, tensors, manifest)
         except DataError as error:
             print(f'{sample}: not compared: {error}')
             continue
@@ -93,8 +96,13 @@ def _require(tensors: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class DumpedImages:
-    """An active backend that is compared on dumped images."""
+class ImageDumpComparer:
+    """Compares a backend on dumped images.
+
+    Attributes:
+        backend: the engine with the file, active.
+        deployment: config and checkpoint of the file.
+    """
 
     backend: Backend
     deployment: Deployment
@@ -135,14 +143,20 @@ class DumpedImages:
         return compare_with_ties(self.deployment, feeds, expected, outputs, zeros, spec, bars)
 
 
-class DumpedFrames:
-    """A stepper that is compared on dumped frames; its memory goes on from frame to frame.
+class FrameDumpComparer:
+    """Compares the files of one export on dumped frames; their memory goes on from frame to frame.
 
     A frame in the middle of a scene whose predecessor was not dumped cannot be compared.
     """
 
     def __init__(self, stepper: Stepper, metadata: Sequence[Metadata], deployment: Deployment) -> None:
-        """Keep the engine, and the metadata of its files for the bars; the last one gives the outputs."""
+        """Keep what runs and what is compared.
+
+        Args:
+            stepper: the files on their engine.
+            metadata: of each file, in the order in which a frame goes through them.
+            deployment: config and checkpoint of the files.
+        """
         self.stepper, self.family, last = stepper, deployment.family, metadata[-1]
         self.bars = half_bars.bars_of(last.precision)
         specs = {tensor.name: tensor for file in metadata for tensor in file.spec.outputs}

@@ -41,12 +41,15 @@ class Axes:
         return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - part), 2)
 
     def level(self, value: float, kind: str) -> str:
-        """Return a horizontal line at the error `value`; `kind` is its class in the style sheet."""
+        """Return an SVG line across the chart at an error; `kind` is its class in the style sheet."""
         y = self.y(value)
         return f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
 
     def grid(self, name: Callable[[int], tuple[str, str]]) -> Iterator[str]:
-        """Yield line and label of each power of ten; `name(exponent)` returns the line's class and label."""
+        """Yield SVG elements: for each power of ten a line across the chart, and its label.
+
+        `name(exponent)` returns the class of the line in the style sheet, and the label.
+        """
         for decade in range(self.low, self.high + 1):
             kind, words = name(decade)
             yield self.level(10.0**decade, kind)
@@ -54,15 +57,15 @@ class Axes:
 
 
 def text(x: float, y: float, words: str, anchor: str = 'middle') -> str:
-    """Return the text `words` at a pixel of a chart; `anchor` is SVG's `text-anchor`."""
+    """Return an SVG element: the text `words` at a pixel of a chart; `anchor` is its `text-anchor`."""
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
 
 
 def svg(parts: Sequence[str], label: str, height: int = HEIGHT, kind: str = '') -> Markup:
-    """Return a chart.
+    """Return a chart as an SVG document, `WIDTH` pixels wide.
 
     Args:
-        parts: SVG elements.
+        parts: SVG elements in it.
         label: what it shows, for screen readers.
         height: in pixels.
         kind: its class in the style sheet.

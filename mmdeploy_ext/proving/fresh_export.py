@@ -40,7 +40,7 @@ REPEATED = {QUANTISE: quantise_again}
 
 
 @contextlib.contextmanager
-def options_of(path: str) -> Iterator[None]:
+def option_errors(path: str) -> Iterator[None]:
     """Inside the block a UsageError about an option becomes a ModelFileError of the file at `path`."""
     try:
         yield
@@ -53,8 +53,8 @@ class FreshExport:
     """The graph that a file is compared with, made when it is needed.
 
     Attributes:
-        export: returns a fresh export with the options of the file.
-        edits: commands that changed the file; `edited` repeats them.
+        export: returns a fresh export with the options of the file; raises an `Mm2OnnxError` if that fails.
+        edits: commands that changed the file after its export, see `Metadata.edits`.
     """
 
     export: Callable[[], onnx.ModelProto]
@@ -78,7 +78,7 @@ def of_images(
         deployment: config and checkpoint.
         options: of the export, from the metadata.
         metadata: of the file.
-        image_bgr: is traced; the graph does not depend on it.
+        image_bgr: picture (h, w, 3) uint8 that is traced; the graph does not depend on it.
     """
     export_options = exported_with(options, metadata)
 
@@ -171,7 +171,10 @@ def compare_with_fresh_export(
 
 
 def rules_text(recorded: Sequence[Mapping[str, Any]]) -> str:
-    """Return in one line those rules of recorded commands that only inputs can judge, not a graph, or ''."""
+    """Return in one line those rules of `recorded` edits that only inputs can judge, not a graph, or ''.
+
+    Edits are those of `Metadata.edits`; a rule is a replacement of a part of a graph that a user wrote.
+    """
     rules = edits.judged_by_inputs(recorded)
     if len(rules) > SHOWN:
         rules = [*rules[:SHOWN], f'{len(rules) - SHOWN} more']

@@ -1,5 +1,7 @@
 """The bars of half precision and INT8, all in this one place, and how rows are judged by them.
 
+A bar is a limit that a figure of a comparison has to keep, such as the smallest cosine.
+
 float16 has 11 significant bits and bfloat16 has 8, so that no tolerance of float32 can hold. The claim
 differs, too: such a file is never "proven", it is "within the bars of half precision". The project promises
 cosine and metric; the bars of matched pairs only catch what is plainly broken. They were set before anything
@@ -93,7 +95,7 @@ class HalfBars:
         return self.judge(compare_named(*sides, RTOL, 'matched results'))
 
     def text(self, task: str) -> str:
-        """Return the bars in one sentence."""
+        """Return the bars in words; `task` is the name of a module of `proving/tasks`."""
         place = task_module(task).half_text(self)
         return (
             f'cosine of every output at least {self.cosine}, {100 * self.match_rate:g} % of the results '
@@ -155,7 +157,7 @@ def accept_rate(cases: Sequence[Case], bars: HalfBars) -> tuple[list[Case], str]
 
 
 def judge_match_rate(verdict: Verdict, rounded: bool) -> None:
-    """Judge the results of all inputs together, and add a note on the bars.
+    """Judge the results of all inputs of a verdict together; change its cases, add reasons and notes.
 
     `rounded` is whether `proof_engine` rounded the values of float16, which is a note, too.
     """

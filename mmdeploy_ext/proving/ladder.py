@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.verdict import Verdict
 
 PROOFS = dict(images=ImageProof, drive=DriveProof, sweeps=SweepProof, fused=SweepProof, voxels=SparseProof)
-"""What a model takes -> the kind of proof of its files."""
+"""Kind of the inputs of a model, see `open_proof` -> class of the proof of its files."""
 MAX_MESSAGE_LENGTH = 500
 """Length to which an engine's message about a file that it cannot load is cut."""
 
@@ -49,7 +49,10 @@ def open_proof(
     engine: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Proof:
-    """Read the files and return their proof, which has not run yet; the arguments are those of `prove`."""
+    """Read the files and return their proof, which has not run yet; the arguments are those of `prove`.
+
+    The kind of the proof is `Family.samples`; 'drive' for models with a memory, 'voxels' for backbones.
+    """
     listed = [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
     family = deployment.family
     kind = family.samples
@@ -75,17 +78,17 @@ def prove(
     Args:
         deployment: the config and checkpoint that they claim to be.
         paths: of the files, in the order in which a sample goes through them.
-        samples: of a model of pictures (title, BGR picture), the first is taken as the traced one; of a model
-            with a memory `Frame`s of a drive, read once; of other models of LiDAR `Sweep`s; of a backbone
-            `VoxelSet`s, besides those that every proof has.
+        samples: of a model of pictures (title, (h, w, 3) uint8 BGR), the first of which counts as the one
+            that was traced; of a model with a memory the `Frame`s of a drive, read once; of other models of
+            LiDAR `Sweep`s; of a backbone `VoxelSet`s, besides those that every proof has.
         engine: `engine`, the name of the engine's class, and its options, as `engine_settings` returns them;
             None: ONNX Runtime on the CPU.
         edited: whether the files were edited on purpose: then only inputs decide, not their graphs.
-        asked: option of the export, 'form' among them -> value that the file must have been exported with.
+        asked: name of an option of the export -> value that the file must have been exported with.
         settings: keyword arguments of the kind of proof, see its class.
 
     Returns:
-        The verdict, and pictures for the report.
+        The verdict; and samples with the results of PyTorch and of the engine, to be drawn in a report.
 
     Raises:
         ModelFileError: a file is not there, not ours, or of another model family.

@@ -49,13 +49,13 @@ found 97; five of those six results were explained by two draws, the last one by
 def near_ties(
     model: torch.nn.Module, run: Callable[[], Any], keys: Sequence[str] = KEYS, choices: Contexts = ()
 ) -> Iterator[Any]:
-    """Yield results of runs with moved thresholds, in the contexts `choices`, and with other rounding.
+    """Yield the results of runs with moved thresholds, in the contexts `choices`, and with other rounding.
 
     Args:
         model: the detector.
         run: runs the model and returns its results.
-        keys: of thresholds of overlaps in the `test_cfg` of the model's heads.
-        choices: contexts in which the model decides ties of its own kind otherwise.
+        keys: names of the thresholds of overlaps in the `test_cfg` of the model's heads.
+        choices: contexts in which the model decides ties of its own kind otherwise; it runs in each of them.
     """
     yield from with_moved_thresholds(model, run, keys)
     yield from _in_each(choices, run)

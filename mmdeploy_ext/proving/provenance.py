@@ -144,9 +144,11 @@ def hash_checks(deployment: Any, recorded: Mapping[str, str], is_same: bool) -> 
 
 
 def asked_checks(options: Mapping[str, Any], expected: Mapping[str, Any]) -> list[Check]:
-    """Return a check per option in `expected`, option -> value, that the user asked the export for.
+    """Return a check per option that the user asked the export for.
 
-    `options` are those in the file's metadata.
+    Args:
+        options: option -> value in the file's metadata.
+        expected: option -> value that the user asked for.
     """
     checks = []
     for name, value in expected.items():

@@ -160,6 +160,9 @@ class PreprocessingResult:
 class DetectionRow:
     """Detections of one image or frame, ONNX against PyTorch, matched by class and place (level 3).
 
+    The reference is PyTorch, the candidate the engine that runs the file; bars are the limits that a pair has
+    to keep.
+
     Attributes:
         image: name of the image.
         reference: detections of the reference at or above the score threshold.
@@ -168,12 +171,12 @@ class DetectionRow:
         extra: number of detections of the candidate without a partner.
         worst_iou: smallest IoU of a pair; 1.0 when there is none.
         worst_score: largest score difference of a pair.
-        passed: nothing missing, nothing extra, all pairs within the bars.
+        passed: whether nothing is missing, nothing extra, and all pairs are within the bars.
         reason: why it failed; empty when passed.
         outside: number of pairs of one class whose IoU, distance or score difference is outside the bars.
         worst_distance: largest distance of a pair, of tasks that match by distance (metres of boxes in 3D);
             None of those that match by IoU.
-        broken: the results could not be compared at all.
+        broken: whether the results could not be compared at all.
         low: number of results of both sides below the score threshold, which are judged over the whole proof.
         low_alone: number of those without a partner within the bars.
         ties: number of results of either side without a partner that PyTorch itself has, or lacks, with other
@@ -203,7 +206,7 @@ class Case:
 
     Attributes:
         name: e.g. 'traced input', 'other image', 'other size, batch 2'.
-        input_shape: '1x3x608x608'.
+        input_shape: shape of the input, or of each, as text: '1x3x608x608'; '' if it has none.
         traced: whether the exporter saw this input.
         tensors: level 2 rows (empty for forms whose outputs are results).
         detections: level 3 rows, one per image.
@@ -223,9 +226,14 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class MetricRow:
-    """One metric of one data set, e.g. 'bbox_mAP', by PyTorch and by the ONNX engine (level 5).
+    """One metric of one data set, by PyTorch and by the ONNX engine (level 5).
 
-    The bar is the absolute difference that is allowed.
+    Attributes:
+        name: of the metric, e.g. 'bbox_mAP'.
+        reference: value by PyTorch; NaN if it gave none.
+        candidate: value by the engine; NaN if it gave none.
+        bar: largest absolute difference that passes.
+        passed: whether they differ by no more, or are both NaN, as the data set has no such object.
     """
 
     name: str

@@ -1,4 +1,7 @@
-"""Compares a TensorRT engine with ONNX Runtime on the same random feeds. Needs a GPU."""
+"""Compares a TensorRT engine, a file built from an ONNX file, with ONNX Runtime on the same random feeds.
+
+Needs a GPU.
+"""
 
 from __future__ import annotations
 

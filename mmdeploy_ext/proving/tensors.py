@@ -29,7 +29,7 @@ class TensorRow:
             zeros.
         cosine: of both tensors flattened.
         tolerance: the absolute difference that is allowed here.
-        passed: finite, same shape and dtype, not empty, within tolerance.
+        passed: whether it is finite, of the same shape and dtype, not empty, and within tolerance.
         reason: why it failed; empty when passed.
         histogram: counts of log10(|difference| / scale) in bins of one decade from -12 to 0 (13 counts: the
             first one is "equal or below 1e-12").

@@ -27,7 +27,7 @@ from mmdeploy_ext.graph.diff.structure import changes
 from mmdeploy_ext.graph.diff.walk import ReferenceTensor, compare, walk
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.proving import fresh_export
-from mmdeploy_ext.proving.difference.pair import Pairing
+from mmdeploy_ext.proving.difference.pair import RecordIndex
 from mmdeploy_ext.proving.difference.record import record_stages
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 
@@ -52,15 +52,16 @@ class Subject:
     Attributes:
         stages: the modules, as they were exported.
         feeds: input name -> array that the exporter did not see.
-        fresh_export: of the modules, with the file's own options and edits.
-        title: of the input, for people.
-        beside: name -> input of the unpatched model, of any form, more than the graph has; {} for models of
-            frames and sweeps.
+        fresh_export: makes the export of the modules with the options in the file; None if only the modules
+            are compared (`fresh=False`).
+        title: name of the input, for the reader.
+        beside: name -> input of the unpatched model, also those that the graph does not have; {} for models
+            of frames and sweeps.
     """
 
     stages: Sequence[Stage]
     feeds: dict[str, np.ndarray]
-    fresh_export: fresh_export.FreshExport
+    fresh_export: fresh_export.FreshExport | None
     title: str
     beside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -78,9 +79,10 @@ def first_difference(
     Args:
         deployment: config and checkpoint.
         path: the file.
-        images: (title, BGR picture); the first is taken for the traced one. Only for models of pictures.
+        images: (title, (h, w, 3) uint8 BGR) of each picture, for models of pictures; the first counts as the
+            one that was traced.
         feeds: name -> input to use instead of those made of the images.
-        bars: what counts as a difference; None: by the file's precision.
+        bars: largest errors that are no difference; None: those of the file's precision.
         fresh: whether to export the modules again and use the export to tell which tensor is which.
 
     Returns:
@@ -196,17 +198,17 @@ class Search:
 
     Attributes:
         subject: the modules that run, and their inputs.
-        bars: what counts as a difference.
-        pairing: the records of PyTorch. If it is given, from a search with the same modules and feeds, the
-            modules do not run again.
-        named: name of a tensor of the graph -> PyTorch's, of the stages' outputs and the taps.
+        bars: largest errors that are no difference.
+        records: the records of PyTorch. If they are passed, from a search with the same modules and feeds,
+            the modules do not run again.
+        named: name of a tensor of the graph -> its reference, of the stages' outputs and the taps.
     """
 
-    def __init__(self, subject: Subject, bars: findings.Bars, pairing: Pairing | None = None) -> None:
+    def __init__(self, subject: Subject, bars: findings.Bars, records: RecordIndex | None = None) -> None:
         self.subject, self.bars = subject, bars
         self.constants, self.runner = Constants(), NodeRunner()
-        self.pairing = pairing or _record(subject, bars)
-        self.named = self.pairing.named()
+        self.records = records or _record(subject, bars)
+        self.named = self.records.named()
 
     def compare(self, model: onnx.ModelProto, fresh: bool = True) -> findings.Comparison:
         """Compare a graph with PyTorch; `fresh` is whether a fresh export is used, see `first_difference`."""
@@ -223,7 +225,7 @@ class Search:
             references.update(_references_from(pairs.tensors, clean_walk, wrong))
             inherited = {name for name, mate in pairs.tensors.items() if mate in wrong}
         result = self._walk(program, references)
-        module = functools.cache(functools.partial(self.pairing.module_path, program))
+        module = functools.cache(functools.partial(self.records.module_path, program))
         entries = findings.entries_of(result, self.bars, module)
         explanations = findings.explain_by(graph_changes)
         differences = findings.differences_of(result, self.bars, explanations, module)
@@ -232,7 +234,7 @@ class Search:
                 difference.evidence.append('a fresh export has it, too: it is born in the export, not later')
         notes += engine_notes(model, self.subject.feeds, result, self.bars)
         return findings.Comparison(
-            dict(modules=len(self.pairing.recorder.calls), recorded=len(self.pairing.records)),
+            dict(modules=len(self.records.recorder.calls), recorded=len(self.records.records)),
             entries,
             differences,
             findings.outputs_of(program, entries),
@@ -256,11 +258,11 @@ class Search:
     def _walk(self, program: Program, references: dict[str, ReferenceTensor]) -> Walk:
         """Walk a graph; if an error hides what comes after it, pair by place and walk on."""
         for _ in range(MAX_PAIRED_BY_PLACE):
-            result = walk(program, self.subject.feeds, references, self.runner, self.pairing.lookup)
-            paired = self.pairing.by_module(result)
+            result = walk(program, self.subject.feeds, references, self.runner, self.records.lookup)
+            paired = self.records.by_module(result)
             if not paired:
                 for region in regions(result, self.bars.born):
-                    paired = self.pairing.by_place(result, region.tensors[: -1 if region.ends else None])
+                    paired = self.records.by_place(result, region.tensors[: -1 if region.ends else None])
                     if paired:
                         break
             if not paired:
@@ -269,8 +271,8 @@ class Search:
         return result
 
 
-def _record(subject: Subject, bars: findings.Bars) -> Pairing:
-    """Run the modules of a subject under observation."""
+def _record(subject: Subject, bars: findings.Bars) -> RecordIndex:
+    """Run the modules of a subject and return the records of what they compute."""
     parameters = (parameter for stage in subject.stages for parameter in stage.module.parameters())
     device = next((parameter.device for parameter in parameters), torch.device('cpu'))
     inputs = {name: torch.from_numpy(array).to(device) for name, array in subject.feeds.items()}
@@ -279,7 +281,7 @@ def _record(subject: Subject, bars: findings.Bars) -> Pairing:
     for stage in subject.stages:
         state = stage.module.state_dict()
         weights.update({name: value.detach().cpu().numpy() for name, value in state.items()})
-    return Pairing(recorder, weights, bars.born)
+    return RecordIndex(recorder, weights, bars.born)
 
 
 def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -> dict[str, ReferenceTensor]:

@@ -1,6 +1,9 @@
 """Pairs of tensors of a graph and records of PyTorch: by values, and behind an error by place.
 
-The place of a tensor is its operator, its module and the records that come before it.
+A record is a tensor that PyTorch computed, see `record.py`. The place of a tensor is its operator, its module
+and the records that come before it. A walk (`graph/diff/walk.py`) has run the graph; a reference is the
+record with which a tensor is paired, and `walk.good` has for each tensor the values of its reference, or, if
+it has none, what its node computes from the references of its inputs.
 """
 
 from __future__ import annotations
@@ -83,12 +86,12 @@ SAME_VALUES = (
 """Operators whose output may equal their input, and for which PyTorch need not have a step."""
 
 
-class Pairing:
-    """The records of PyTorch, looked up for one graph.
+class RecordIndex:
+    """The records of one run of PyTorch, in which the references of a graph's tensors are looked up.
 
     Attributes:
-        recorder: of the run.
-        records: its records.
+        recorder: the recorder of the run.
+        records: its records, in the order of execution.
         rtol: largest difference of equal values, relative to the largest value.
         modules: paths of all modules that ran.
     """
@@ -112,7 +115,10 @@ class Pairing:
                 self._owners.setdefault(_fingerprint(array), name.rpartition('.')[0])
 
     def named(self) -> dict[str, ReferenceTensor]:
-        """Return references of the tensors that PyTorch's side has by name: stage outputs and taps."""
+        """Return name -> reference of all records with a name: outputs of stages, and taps.
+
+        A tap is a tensor inside a module that the module gave a name, see `core/taps.py`.
+        """
         return {
             name: self.reference(index, 'name')
             for index, record in enumerate(self.records)
@@ -120,17 +126,18 @@ class Pairing:
         }
 
     def reference(self, index: int, how: str) -> ReferenceTensor:
-        """Return the record of an index as a reference.
+        """Return the record at an index of `records` as a reference.
 
-        `how` tells how it was paired: 'name', 'value', 'order' (by place) or 'module'.
+        `how` is what it was paired by: 'name', 'value', 'order' (its place) or 'module'.
         """
         record = self.records[index]
         return ReferenceTensor(record.value, record.label, record.module, how, index)
 
     def module_path(self, program: Program, position: int) -> str:
-        """Return the path of the module of the node at `position` of the graph; '' if it is unknown.
+        """Return the path of the PyTorch module of a node of a graph; '' if it is unknown.
 
-        It is that of the node's scope, else the owner of a weight that the node reads.
+        The path is in the node's name, or is that of the module whose weight the node reads. `position` is
+        the node's index in the graph.
         """
         node = program.index.nodes[position]
         if scope := module_path(node, self.modules):
@@ -150,9 +157,9 @@ class Pairing:
         transposition that changes nothing is not paired with the record of its input.
 
         Args:
-            walk: of the graph.
-            tensor: its name.
-            position: of the node that gives it.
+            walk: the walk of the graph so far.
+            tensor: name of the tensor.
+            position: index of the node that writes it.
             value: of the tensor.
         """
         program = walk.program
@@ -187,9 +194,9 @@ class Pairing:
         return {index: error for index, error in errors.items() if error <= self.rtol}
 
     def by_place(self, walk: Walk, segment: Sequence[str]) -> dict[str, ReferenceTensor]:
-        """Return name -> reference of the first tensor of a segment that can be paired by its place, or {}.
+        """Return name -> reference of the first tensor of `segment` that can be paired by its place, or {}.
 
-        The tensors of the segment are in topological order, and have no references in the walk.
+        `segment` has names of tensors in topological order, none of which has a reference in the walk.
         """
         claimed = _claimed(walk)
         for tensor in segment:
@@ -199,9 +206,9 @@ class Pairing:
         return {}
 
     def by_module(self, walk: Walk) -> dict[str, ReferenceTensor]:
-        """Return references of nodes whose operator is in `SINGLE`, by their module.
+        """Return name -> reference of tensors without one whose operator is in `SINGLE`, by their module.
 
-        They have a wrong value, which is in no record, although later tensors may be right: a later norm can
+        Their values are wrong, and so in no record, although later tensors may be right: a later norm can
         remove an error.
         """
         claimed, references = _claimed(walk), {}

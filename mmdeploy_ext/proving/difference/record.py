@@ -74,7 +74,7 @@ class Recorder(TorchDispatchMode):
 
     Attributes:
         records: in the order of execution.
-        calls: module path -> indices of the records of its calls' outputs, in order.
+        calls: module path -> indices in `records` of the outputs of its calls, in order.
         stack: paths of the modules that run, the innermost last.
     """
 
@@ -100,7 +100,7 @@ class Recorder(TorchDispatchMode):
         return result
 
     def keep(self, tensor: torch.Tensor, operator: str) -> int:
-        """Copy a tensor that an operator made; return the index of its record."""
+        """Copy a tensor that `operator` made (see `Record`); return the index of its record."""
         self._paused = True
         value = tensor.detach().cpu()
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()
@@ -129,7 +129,7 @@ class Recorder(TorchDispatchMode):
         self.records[index].names.append(name)
 
     def leave(self, path: str, outputs: Any) -> None:
-        """Record the outputs of a call of the module of a path, which ends."""
+        """Record the outputs of a call of a module that has ended; `path` is that of the module."""
         indices = [self._find(leaf) for leaf in _tensors(outputs)]
         self.stack.pop()
         self.calls[path].extend(indices)
@@ -178,7 +178,7 @@ def record_stages(
     Args:
         stages: the modules.
         inputs: name -> input of the graph.
-        recorder: which records; by default a new one.
+        recorder: the recorder that records; None: a new one.
 
     Returns:
         The records, in which outputs of the stages and all taps have their names.

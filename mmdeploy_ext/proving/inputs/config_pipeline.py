@@ -124,8 +124,8 @@ def test_steps(cfg: Any) -> Sequence[Any]:
     return cfg['test_pipeline']
 
 
-def normalised(steps: Sequence[Step]) -> bool:
-    """Return whether a step normalises pictures."""
+def has_normalisation(steps: Sequence[Step]) -> bool:
+    """Return whether one of the steps is a `Normalize`."""
     return any(step.get('type') == 'Normalize' for step in _all_dicts(steps))
 
 
@@ -166,7 +166,7 @@ def _normalise_with(steps: list[Step], normalisation: Mapping[str, Sequence[floa
     for step in _all_dicts(steps):
         if step['type'] in ('Normalize', 'RandomCenterCropPad'):
             step.update(replaced)
-    if not normalised(steps):
+    if not has_normalisation(steps):
         new = dict(dict(type='Normalize', mean=[0.0] * 3, std=[1.0] * 3, to_rgb=False), **replaced)
         _insert_after(_image_steps(steps), new, [name for name in IMAGE_STEPS if name != 'Pad'])
 

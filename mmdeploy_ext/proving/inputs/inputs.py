@@ -1,5 +1,7 @@
 """The inputs of a proof: the traced one, and inputs that show faults which the traced one does not.
 
+The traced input is the one that the exporter saw; a plain picture is one of a single colour.
+
 A dynamic file gets batches of 1, 2 and 3; landscape, portrait, wide and tall inputs, see `sizes.py`; every
 picture of the user, at the size that the config's rule makes of it. Every file gets a dark and a bright
 picture, one of one colour, and optional inputs left out, each alone and all together. One input shows several
@@ -50,8 +52,8 @@ class ProofInput:
     Attributes:
         name: the condition that it tests, for the table.
         images: prepared images of one size, one per batch entry.
-        sources: title and picture of each image, before it was resized and normalised.
-        traced: whether the exporter saw exactly this.
+        sources: (title, picture) of each image, before it was resized and normalised.
+        traced: whether the exporter saw exactly this input.
         rescale: whether `scale_factor` is fed, too, so that boxes are in pixels of the original picture.
         left_out: names of optional inputs that are not fed; the results are those of their defaults.
     """
@@ -102,7 +104,7 @@ def more_inputs(deployment: Deployment, options: Options, picture: Picture) -> l
 
 
 def plain_inputs(deployment: Deployment, options: Options) -> list[ProofInput]:
-    """Return pictures of one colour at the traced size: a detector finds nothing in most of them."""
+    """Return an input per colour of `PLAIN`, at the traced size: a detector finds nothing in most of them."""
     maker, size, inputs = _Inputs(deployment, options, []), (options.height, options.width), []
     for title, value in PLAIN.items():
         picture = title, np.full((*size, 3), value, np.uint8)

@@ -37,7 +37,7 @@ def picture_files(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[
 
 
 def read_images(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[tuple[str, np.ndarray]]:
-    """Read images and folders of images: (file name, BGR picture), at most `limit`."""
+    """Return (file name, (h, w, 3) uint8 BGR) of images and of those in folders, at most `limit`."""
     from mmdeploy_ext.preprocess.pictures import read_image
 
     return [(file.name, read_image(file)) for file in picture_files(paths, limit)]
@@ -72,7 +72,10 @@ class Samples:
         self.count = 0 if takes_pictures else check_paths(family, paths, frames, option)
 
     def of(self, deployment: Deployment) -> tuple[Collection[Any], str]:
-        """Return the samples, and a text about the source of frames and sweeps, '' for pictures."""
+        """Return the samples, see `ladder.prove`, and a text about the source of frames and sweeps.
+
+        The text is '' for pictures.
+        """
         return (self.pictures, '') if self.pictures else proof_samples(deployment, self.count, self.paths)
 
 

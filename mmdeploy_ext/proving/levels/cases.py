@@ -41,6 +41,10 @@ TIMED_S = 3.0
 def run_case(reference: ImageReference, backend: Backend) -> tuple[list[Case], list[Pair]]:
     """Run an engine twice on one input and compare tensors and results with the reference.
 
+    Args:
+        reference: PyTorch's side of the input; the seconds of the runs are added to it.
+        backend: the engine with the file, active.
+
     Returns:
         A case, and a second one if the second run gave other outputs; pairs of results to draw.
     """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.proving import half_bars
-from mmdeploy_ext.proving.levels.drive_run import Bars, Modes
+from mmdeploy_ext.proving.levels.drive_run import DriveBars, Modes
 from mmdeploy_ext.proving.levels.frames import FramesProof
 from mmdeploy_ext.proving.levels.synthetic import cases_of_family
 from mmdeploy_ext.proving.results import Case, DetectionRow
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.results import SequenceRow
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
 
-FULL_DRIVE = Bars()
+FULL_DRIVE = DriveBars()
 """A hundred frames with a scene change: the bars of a claim about drift."""
 SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
 """The bars of `--verify`, for two or more frames; the verdict says how many there were."""
@@ -39,7 +39,7 @@ NEAR_M = 100.0
 """Metres: scenes that begin this near to the origin stay where they are."""
 
 
-def default_bars(precision: str) -> Bars:
+def default_bars(precision: str) -> DriveBars:
     """Return the bars of a drive of a precision; below float32 tensors are judged by their cosines."""
     half = half_bars.bars_of(precision)
     if half is None:
@@ -152,7 +152,7 @@ class DriveProof(FramesProof):
     )
     by_rate = False
 
-    def __init__(self, *arguments: Any, bars: Bars | None = None) -> None:
+    def __init__(self, *arguments: Any, bars: DriveBars | None = None) -> None:
         """Read the files as `Proof` does; `bars` None takes `default_bars`."""
         super().__init__(*arguments)
         self.bars = bars or default_bars(self.verdict.precision)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
 
 MODES = ('teacher', 'free')
+"""Modes of a candidate: teacher-forced and free-running."""
 SAME_POSE = 1e-6
 """Metres, and seconds: largest difference of a memory's pose and time from those of its frame."""
 TIME_JUMP = 2.0
@@ -44,8 +45,8 @@ FRAMES_PER_TAKEOVER = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Bars:
-    """The bars that a drive is judged by.
+class DriveBars:
+    """The bars of a drive: the limits that its figures have to keep.
 
     Attributes:
         frames: smallest number of frames.
@@ -87,7 +88,7 @@ class Modes:
         spec: GraphSpec,
         *,
         memory: MemorySpec,
-        bars: Bars | None = None,
+        bars: DriveBars | None = None,
         task: str = 'bbox3d',
     ) -> None:
         """Keep the engines and empty their memories.
@@ -98,14 +99,14 @@ class Modes:
             spec: of the files. Of its outputs that are no state, those that `memory` needs and those that
                 both engines give are compared.
             memory: the family's description of its memory.
-            bars: that the drive is judged by; None: the defaults of `Bars`.
+            bars: that the drive is judged by; None: the defaults of `DriveBars`.
             task: name of the module of `proving/tasks` that matches results.
         """
         if unknown := [mode for mode in candidates if mode not in MODES]:
             raise ValueError(f'mode {unknown[0]!r}: expected one of {", ".join(MODES)}')
         match = task_module(task).match_detections
         self.reference, self.candidates, self.clock = reference, candidates, Clock()
-        self.runs = {mode: PairRun(mode, spec, bars or Bars(), memory, match) for mode in candidates}
+        self.runs = {mode: PairRun(mode, spec, bars or DriveBars(), memory, match) for mode in candidates}
         for stepper in (reference, *candidates.values()):
             stepper.reset()
         self.before: StreamState | None = None
@@ -190,6 +191,8 @@ class Moment:
 class PairRun:
     """Judges one candidate in one mode, one frame after the other.
 
+    `match` is `match_detections` of a task, see `proving/tasks`.
+
     Attributes:
         outputs: specs of the outputs that are no state.
         faults: what went wrong -> names of the frames.
@@ -204,7 +207,7 @@ class PairRun:
         self,
         mode: str,
         spec: GraphSpec,
-        bars: Bars,
+        bars: DriveBars,
         memory: MemorySpec,
         match: Callable[..., DetectionRow],
     ) -> None:

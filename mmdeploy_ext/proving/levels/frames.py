@@ -43,7 +43,15 @@ A TransFusion with random weights chooses other cells of equal score there, whic
 
 
 class FramesProof(ExportedProof):
-    """A proof of the files of one export."""
+    """A proof of the files of one export of a model of frames or sweeps.
+
+    Attributes:
+        spec: outputs and state of all files together.
+        reference: PyTorch's side, frame by frame.
+        runner: the files on their engine, frame by frame.
+        clock: seconds of both sides, by the names in `engine_titles`.
+        engine_titles: title of PyTorch, and of the engine, in the table of times.
+    """
 
     unit = 'frame'
 
@@ -71,7 +79,7 @@ class FramesProof(ExportedProof):
                     f'{file.path}: is of another export than {first.path} (options differ); export again'
                 )
         options = self.deployment.family.exported_options(first.options, first.path)
-        with fresh_export.options_of(first.path):
+        with fresh_export.option_errors(first.path):
             options.check()
         return options
 

@@ -61,7 +61,7 @@ class ImageProof(ExportedProof):
                 f'{path}: says that its form is {metadata.form!r} and that it was exported as '
                 f'{self.export_options.form!r}; export it again'
             )
-        with fresh_export.options_of(path):
+        with fresh_export.option_errors(path):
             self.export_options.check()
             deploy.check_options(self.export_options, deployment.cfg, family, deployment.model)
         return file

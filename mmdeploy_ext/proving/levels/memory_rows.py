@@ -186,11 +186,11 @@ class RowPairing:
         tie: float,
         max_error: float,
     ) -> Followed:
-        """Follow the memory over a frame, and tell ties from errors.
+        """Follow the memories over a frame, and tell ties from errors; `rows` changes.
 
         Args:
-            results: of the reference and of the candidate.
-            states: their memories afterwards.
+            results: result of the reference, and of the candidate.
+            states: memory of the reference, and of the candidate, after the frame.
             tie: scores that differ by no more than this plus twice the frame's score error are a tie.
             max_error: upper bound of the frame's score error in that sum.
         """

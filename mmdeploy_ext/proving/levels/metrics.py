@@ -106,7 +106,7 @@ def keep_metrics(
 
     Args:
         folder: work directory of the `_pth` and the `_onnx` run.
-        kind: registered name of the backend.
+        kind: registered name of the backend, such as 'OnnxRuntimeBackend'.
         metrics: name -> value.
         facts: `config`, `config_sha256`, `checkpoint_sha256`, number of `samples` and of `processes` of the
             run, and its `memory`: 'keep', or 'reset' if a streaming model forgets every frame.

@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.limits import Limit
     from mmdeploy_ext.proving.results import DetectionRow
 
-    # limits with their new values; of several values of one limit the last counts
     Values = list[tuple[Limit, Any]]
+    """Limits with their new values; of several values of one limit the last counts."""
 
 SHARES = (1.0, 0.2, 0.05)
 """Factors of a threshold of scores, tried in turn until there are enough rows."""
@@ -77,13 +77,13 @@ COUNTED = Kind.ROWS, Kind.SCORE
 
 
 class Trials:
-    """The common part of all cases of one file: the model, a picture, and the network's outputs for it.
+    """The common part of all trials of one file: the model, a picture, and the network's outputs for it.
 
     Attributes:
         deployment: the model.
         options: of the exports: a graph of one size, for one picture, in float32.
         file: the graph that is proven, which equals a fresh export; None: PyTorch's network runs in place of
-            it.
+            its own.
         title: of the picture.
         image: the picture, prepared.
         rounding: whether layers round in another way at the moment, so that no output of a layer is reused.
@@ -255,14 +255,14 @@ class Trials:
 
 
 class Trial(abc.ABC):
-    """One case with other limits; `case` chooses the limits and compares the lists.
+    """One trial: the post-processing with other limits; `case` chooses them and compares the lists.
 
     Attributes:
-        name: of the case.
+        name: begins the name of its case.
         area: new limit of areas over the area of a segment of the picture; 0 keeps that of `values`.
         covered: how the largest share that better masks may cover is chosen: True: a mask of the picture is
             just accepted; False: it is just rejected; None: the share of `values` is kept.
-        trials: the common part of all cases.
+        trials: the common part of all trials.
     """
 
     name: ClassVar[str]

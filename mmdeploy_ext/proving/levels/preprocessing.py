@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 
-    # (prepared picture, batch) -> name of an input -> array
     Feeds = Callable[[PreparedImage, int], Mapping[str, np.ndarray]]
+    """Takes a prepared picture and a batch size; returns name of an input -> array."""
 
 COLLECTED = ('ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip')
 """Values that a config's `Collect` may collect beside the tensor; those that it does not are not compared."""
@@ -78,8 +78,8 @@ def compare_pictures(
         files: paths of pictures of the user; if it is empty `picture` is used.
         picture: (h, w, 3) uint8 BGR, the first sample of the proof.
         normalisation: `mean` and `std` that the export was given in place of the config's.
-        feeds: takes a picture of the pipeline and a batch, and returns the inputs, by name, that
-            `mm2onnx run` has to make; None: inputs are not compared.
+        feeds: takes a picture of the pipeline and a batch size, and returns the inputs that `mm2onnx run` has
+            to make; None: inputs are not compared.
 
     Returns:
         The result, and the pictures of the pipeline, those of `files` first; [] if something failed.

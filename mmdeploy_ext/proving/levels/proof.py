@@ -56,7 +56,7 @@ class Proof(abc.ABC):
         max_pictures: largest number of pictures in the report.
         files: what `read` returned for each path.
         verdict: the results so far.
-        pictures: results of both engines to draw in the report.
+        pictures: samples with the results of both engines, to be drawn in the report, each a `Pair`.
     """
 
     unit: ClassVar[str] = 'input'
@@ -183,7 +183,12 @@ class Proof(abc.ABC):
         self.pictures += pictures
 
     def cases(self, sample: Any) -> tuple[list[Case], list[Any]]:
-        """Run both engines on one input; return one case, or two if a second run differed, and pictures."""
+        """Run both engines on one input.
+
+        Returns:
+            One case, or two if a second run of the engine differed; and what the report draws of them, each
+            a `Pair`.
+        """
         raise NotImplementedError
 
     def conclude(self) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.results import Case
 
 FAILURES = (ValueError, IndexError, RuntimeError)
-"""Errors of an engine, or of decoding its outputs, that make a failed case and are no exception."""
+"""Errors of an engine, or of decoding its outputs, that make a failed case and do not end the proof."""
 
 
 def run_twice(
@@ -32,11 +32,12 @@ def run_twice(
 
     Args:
         run: returns the result of one run.
-        judge: (result, or the exception that the engine raised) -> a case, and pictures.
+        judge: takes a result, or the exception that the engine raised, and returns a case and what the report
+            draws of it.
         outputs: returns the outputs of a result by name.
 
     Returns:
-        One case, or two if the second run did not give the same bits; pictures of the first.
+        One case, or two if the second run did not give the same bits; and what the report draws of the first.
     """
     first = attempt(run)
     case, pictures = judge(first)

@@ -44,7 +44,8 @@ EXACT_RTOL = 1e-4
 HALF_RTOL = 5e-3
 """Tolerance of the file's fp16 weights against the model's float32 ones, likewise relative."""
 Layer = tuple[str, str, np.ndarray, np.ndarray | None]
-"""Convolution's name in the file, its path in the module, sites (M, 4) in the file's order, values (M, C)."""
+"""Name of a convolution in the file, its path in the module, sites (M, 4) with axes in the file's order, and
+values (M, C), None if the file has no such layer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +149,8 @@ class DialectRunner:
     """A libspconv file, interpreted in numpy: the engine itself needs a GPU.
 
     Attributes:
-        title: name of the engine for pictures.
-        timed: name of the engine for the table of times.
+        title: name of the engine in pictures.
+        timed: name of the engine in the table of times.
         failure: subject and verb of the reason if a run raises.
         rtol: tolerance of its values, relative to the largest reference value.
     """
@@ -171,7 +172,7 @@ class DialectRunner:
         return engine.run(self.graph, coordinates, features, keep, rulebook=self.rulebook)
 
     def layers(self, coordinates: np.ndarray) -> Iterator[Layer]:
-        """Yield every layer of the last run, whose coordinates were these."""
+        """Yield every layer of the last run; `coordinates` (N, 4) are those of that run."""
         expected = self.file.expected.convolutions()
         for node, model_node in zip(self.graph.convolutions(), expected, strict=True):
             sites = self.rulebook.level(node.output).coordinates

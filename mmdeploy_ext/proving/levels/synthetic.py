@@ -56,8 +56,8 @@ def synthetic_cases(
     Args:
         reference: PyTorch's stepper, whose `boxes_of(outputs)` returns the detections, best first, of outputs
             of the last file.
-        runner: that of the files, with the same method.
-        inputs: title, and name -> output of the last file.
+        runner: the stepper of the files, with the same method.
+        inputs: (title, name -> output of the last file) of each case.
     """
     for title, outputs in inputs:
         expected: Detections3D = reference.boxes_of(outputs)
@@ -72,7 +72,7 @@ def cases_of_family(family: Any, model: Any, reference: Any, runner: Any, spec: 
         family: of `SequenceFamily`.
         model: the detector.
         reference: PyTorch's stepper, see `synthetic_cases`.
-        runner: that of the files.
+        runner: the stepper of the files.
         spec: of the last file.
     """
     outputs = list(family.synthetic_outputs(model, runner, spec))

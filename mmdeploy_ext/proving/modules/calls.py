@@ -69,7 +69,7 @@ class Call:
     Attributes:
         title: of the sample, for messages.
         values: all leaves of the arguments in order: tensors, and numbers or texts that stay as they are.
-        names: of the leaves; '' for one that is no tensor.
+        names: name of each leaf, see above; '' for one that is no tensor.
         tree: how the leaves are nested in (args, kwargs).
     """
 
@@ -84,7 +84,7 @@ class Call:
         return {name: value for name, value in zip(self.names, self.values, strict=True) if name}
 
     def replace(self, title: str, tensors: Mapping[str, torch.Tensor]) -> Call:
-        """Return the call with other values of some of its tensors."""
+        """Return the call with another title and other values of the tensors in `tensors`, by name."""
         values = tuple(
             tensors.get(name, value) if name else value
             for name, value in zip(self.names, self.values, strict=True)

@@ -60,7 +60,7 @@ def resized(call: Call, title: str, places: Sequence[tuple[str, int]], size: int
 
 
 def other_sizes(size: int, axis: int) -> tuple[int, ...]:
-    """Return the sizes to try for an axis: of the batch (axis 0) 1 and 2 more, else 1 more and half."""
+    """Return the sizes to try in place of `size`: of axis 0, the batch, 1 and 2 more; else 1 more, half."""
     return (size + 1, size + 2) if axis == 0 else tuple(dict.fromkeys((size + 1, max(size // 2, 1))))
 
 

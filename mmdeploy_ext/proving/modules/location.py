@@ -11,7 +11,7 @@ import torch
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.graph.diff.findings import Bars
 from mmdeploy_ext.proving.difference.locate import Search, Subject
-from mmdeploy_ext.proving.difference.pair import Pairing
+from mmdeploy_ext.proving.difference.pair import RecordIndex
 from mmdeploy_ext.proving.difference.record import Recorder, record_stages
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def locate(module: FlatModule, model: onnx.ModelProto, feeds: Mapping[str, np.nd
         [stage], {name: torch.from_numpy(array) for name, array in feeds.items()}, LineRecorder()
     )
     weights = {name: value.detach().cpu().numpy() for name, value in module.state_dict().items()}
-    search = Search(subject, bars, Pairing(recorder, weights, bars.born))
+    search = Search(subject, bars, RecordIndex(recorder, weights, bars.born))
     first = search.compare(model, fresh=False).first
     if first is None:
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import platform
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,8 @@ CHANGED = (*SAME_NODES, 'wiring', 'node', 'input', 'output', 'opset', 'function'
 """Kinds of changes that can change what a graph computes."""
 ROUNDING = 1e-5
 """Largest relative difference of constants that counts as rounding, as in exports of another machine."""
+Arrays = dict[str, np.ndarray]
+"""Name of an input or output of the file -> array."""
 REFUSALS = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AssertionError, ArithmeticError)
 """Exceptions that a module may raise for an input that it does not take."""
 
@@ -110,6 +113,25 @@ def prove_module(
     return proof.conclude()
 
 
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Module and file on one call.
+
+    Attributes:
+        call: the arguments of the module.
+        feeds: the inputs of the file.
+        reference: the results of the module.
+        outputs: the outputs of the file; {} if it could not run.
+        rows: the comparison of the outputs, of both runs if they differ.
+    """
+
+    call: Call
+    feeds: Arrays
+    reference: Arrays
+    outputs: Arrays
+    rows: list[TensorRow]
+
+
 class ModuleProof:
     """One proof of a module and a file; `prove_module` calls its methods.
 
@@ -117,6 +139,10 @@ class ModuleProof:
         verdict: the results so far.
         inputs: input of the file -> name of the module's tensor.
         outputs: output of the file -> name of the module's result.
+        compared: outputs that were not empty on every input so far.
+        first: results of the module for the first call; {} before it.
+        results_differ: whether the module has given other results than `first` for any call.
+        failing: the first comparison with a failing row; None if there is none.
     """
 
     def __init__(
@@ -165,9 +191,9 @@ class ModuleProof:
         )
         self._check_names()
         self.compared: set[str] = set()
-        self._varies = False
-        self._first_outputs: dict[str, np.ndarray] = {}
-        self._failing: tuple[Call, Mapping[str, np.ndarray]] | None = None
+        self.first: Arrays = {}
+        self.results_differ = False
+        self.failing: Comparison | None = None
         self.verdict = ModuleVerdict(self._subject())
 
     def _subject(self) -> dict[str, Any]:
@@ -289,7 +315,7 @@ class ModuleProof:
             self._run_sequence()
             return
         for call in tracked(self.calls, len(self.calls), 'samples'):
-            self._compare(call)
+            self._add(self._compare(call))
 
     def compare_generated(self) -> None:
         """Compare on generated inputs; one that the module itself refuses is only noted."""
@@ -299,7 +325,7 @@ class ModuleProof:
             if refusal:
                 self.verdict.not_compared.append(f'{call.title}: the module gives {refusal}')
             else:
-                self._compare(call)
+                self._add(self._compare(call))
         if not any(
             isinstance(size, str) for tensor in self.file_inputs.values() for size in tensor.axes or ()
         ):
@@ -312,12 +338,13 @@ class ModuleProof:
         first = self.calls[0]
         tensors = {self.file_inputs[name]: module_name for name, module_name in self.inputs.items()}
         places, sizes = dynamic_axes(tensors, first)
-        for letter, entries in places.items():
-            for size in other_sizes(sizes[letter], entries[0][1]):
-                call = resized(first, f'{letter} = {size}', entries, size)
-                if self._refusal(call) and size == sizes[letter] + 1:
-                    size = sizes[letter] + STEP
-                    call = resized(first, f'{letter} = {size}', entries, size)
+        for letter, axes in places.items():
+            next_size = sizes[letter] + 1
+            for size in other_sizes(sizes[letter], axes[0][1]):
+                call = resized(first, f'{letter} = {size}', axes, size)
+                if size == next_size and self._refusal(call):
+                    step_size = sizes[letter] + STEP
+                    call = resized(first, f'{letter} = {step_size}', axes, step_size)
                 yield call
 
     def _refusal(self, call: Call) -> str:
@@ -341,20 +368,22 @@ class ModuleProof:
         """
         runs = (('teacher-forced', True), ('free-running', False), ('free-running after a reset', False))
         for mode, is_forced in runs:
-            memory: dict[str, np.ndarray] = {}
-            own_memory: dict[str, np.ndarray] = {}
+            memory: Arrays = {}
+            own_memory: Arrays = {}
             for index, sample in enumerate(tracked(self.calls, len(self.calls), mode)):
                 remembered = {
                     self.inputs[name]: torch.from_numpy(array.copy()) for name, array in memory.items()
                 }
                 call = sample.replace(f'frame {index}, {mode}', remembered)
-                reference, outputs = self._compare(call, {} if is_forced else own_memory)
+                comparison = self._compare(call, {} if is_forced else own_memory)
+                self._add(comparison)
+                reference, outputs = comparison.reference, comparison.outputs
                 memory = {name: reference[output] for name, output in self.state.items()}
                 own_memory = {
                     name: outputs[output] for name, output in self.state.items() if output in outputs
                 }
 
-    def _reference(self, call: Call) -> dict[str, np.ndarray]:
+    def _reference(self, call: Call) -> Arrays:
         """Return the results of the module for a call; UsageError if it raises, or returns no tensor."""
         try:
             results = call.run(self.module)
@@ -365,14 +394,8 @@ class ModuleProof:
             raise UsageError(f'{call.title}: {title_of(self.module)} returns no tensor')
         return results
 
-    def _compare(
-        self, call: Call, state: Mapping[str, np.ndarray] | None = None
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Compare both sides on one call, each run twice; `state` replaces inputs of the file only.
-
-        Returns:
-            The outputs of the module and of the file, by the names of the file.
-        """
+    def _compare(self, call: Call, state: Arrays | None = None) -> Comparison:
+        """Compare both sides on one call, each run twice; `state` replaces inputs of the file only."""
         results, again = self._reference(call), self._reference(call)
         if not same_bits(results, again) and not all(
             row.passed for row in compare_named(results, again, self.rtol)
@@ -384,40 +407,35 @@ class ModuleProof:
         arrays = {name: to_array(call.tensors[result]) for name, result in self.inputs.items()}
         feeds = {name: as_fed(array, self.file_inputs[name], call.title) for name, array in arrays.items()}
         feeds |= state or {}
-        shapes = ', '.join(shape_text(array.shape) for array in feeds.values())
         try:
             outputs = self.runner.run(feeds)
             repeated = self.runner.run(feeds)
         except Mm2OnnxError as error:
             row = failed_row('all outputs', one_line(error)[:300])
-            self.verdict.cases.append(Case(call.title, shapes, False, (row,)))
-            return reference, {}
-        comparison = self._rows(reference, outputs)
+            return Comparison(call, feeds, reference, {}, [row])
+        rows = self._rows(reference, outputs)
         if not same_bits(outputs, repeated):
-            comparison += self._rows(reference, repeated)
-        self.verdict.cases.append(Case(call.title, shapes, False, tuple(comparison)))
-        self._varies |= bool(self._first_outputs) and not same_bits(self._first_outputs, reference)
-        self._first_outputs = self._first_outputs or reference
-        if self._failing is None and not all(row.passed for row in comparison):
-            self._failing = call, feeds
-        return reference, outputs
+            rows += self._rows(reference, repeated)
+        return Comparison(call, feeds, reference, outputs, rows)
 
-    def _rows(self, reference: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> list[TensorRow]:
-        """Compare the outputs of one run, without those that are empty on both sides.
+    def _add(self, comparison: Comparison) -> None:
+        """Add a comparison to the verdict, and what `conclude` has to know of it."""
+        reference, outputs = comparison.reference, comparison.outputs
+        shapes = ', '.join(shape_text(array.shape) for array in comparison.feeds.values())
+        self.verdict.cases.append(Case(comparison.call.title, shapes, False, tuple(comparison.rows)))
+        if not outputs:
+            return
+        self.compared |= reference.keys() - _empty_outputs(reference, outputs)
+        self.results_differ |= bool(self.first) and not same_bits(self.first, reference)
+        self.first = self.first or reference
+        if self.failing is None and not all(row.passed for row in comparison.rows):
+            self.failing = comparison
 
-        Empty ones are equal, but do not count as compared.
-        """
+    def _rows(self, reference: Arrays, outputs: Arrays) -> list[TensorRow]:
+        """Compare the outputs of one run, but for those that are empty on both sides, which are equal."""
         if self.rows:
             outputs = in_order_of(reference, outputs, self.rows, self.rtol)
-        empty = {
-            name
-            for name, array in reference.items()
-            if array.size == 0
-            and name in outputs
-            and outputs[name].shape == array.shape
-            and outputs[name].dtype == array.dtype
-        }
-        self.compared |= reference.keys() - empty
+        empty = _empty_outputs(reference, outputs)
         sides = (
             {name: array for name, array in side.items() if name not in empty}
             for side in (reference, outputs)
@@ -431,19 +449,30 @@ class ModuleProof:
         verdict = self.verdict
         if unseen := [name for name in self.outputs if name not in self.compared]:
             verdict.reasons.append(f'{", ".join(unseen)}: empty on every input, nothing of it was compared')
-        if len(verdict.cases) > 1 and not self._varies:
+        if len(verdict.cases) > 1 and not self.results_differ:
             verdict.reasons.append(
                 'the module gives the same results for all inputs: nothing shows that inputs are used; '
                 'give samples that differ'
             )
-        if self._failing is not None:
-            call, feeds = self._failing
-            flat = FlatModule(self.module, call, self.inputs, self.outputs).eval()
+        if self.failing is not None:
+            flat = FlatModule(self.module, self.failing.call, self.inputs, self.outputs).eval()
             try:
-                verdict.location = locate(flat, self.model, feeds)
+                verdict.location = locate(flat, self.model, self.failing.feeds)
             except (Mm2OnnxError, *REFUSALS) as error:
                 verdict.notes.append(f'the first difference could not be located: {one_line(error)[:200]}')
         return verdict
+
+
+def _empty_outputs(reference: Arrays, outputs: Arrays) -> set[str]:
+    """Return the names of outputs that are empty on both sides, in the same shape and dtype."""
+    return {
+        name
+        for name, array in reference.items()
+        if array.size == 0
+        and name in outputs
+        and outputs[name].shape == array.shape
+        and outputs[name].dtype == array.dtype
+    }
 
 
 def _check_evaluating(module: Callable[..., Any]) -> None:

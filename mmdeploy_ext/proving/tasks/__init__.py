@@ -7,8 +7,8 @@ A task module, one of these or one of the package that registers a family, has
 - `pair_up(reference, candidate, ...) -> Pairing`, the pairs of two lists of results,
 - `fit_pair(pair) -> Pair`, which brings a `Pair` to a size for drawing, and
   `draw_pair(pair, classes, score_thr) -> (h, w, 3) BGR`,
-- `RESULTS` and `PLACE`, titles of tables for its results, 'boxes', and for its `DetectionRow.worst_distance`
-  or `worst_iou`, 'worst IoU',
+- `RESULTS` and `PLACE`, titles of columns in tables: of the number of results, such as 'boxes', and of
+  `DetectionRow.worst_distance` or `worst_iou`, such as 'worst IoU',
 - `half_bars(bars)`, the bars of `pair_up` for float16 and INT8 files, made of `half_bars.HalfBars`, and
   `half_text(bars)`, the same in words.
 """

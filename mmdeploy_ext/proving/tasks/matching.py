@@ -44,7 +44,7 @@ class Pairing:
 
 NearTies = Iterator[tuple[set[int], set[int], bool]]
 """For each run of PyTorch with other rounding: rows of the reference that it lacks, columns of the candidate
-that it has, and whether its list is the candidate's completely."""
+that it has, and whether its list equals the candidate's completely."""
 ONE_DECISION = 2
 """Number of results that one decision of rounding changes: one is lost and one gained.
 
@@ -118,7 +118,8 @@ def match_lists(
         problem: of the task: (reference, candidate) -> why two lists cannot be compared at all, '' if they
             can.
         pair_by: of the task: (reference, candidate, score_bar=..., **bars) -> their `Pairing`.
-        figures: of the task, with the arguments and results of `iou_figures`.
+        figures: of the task: returns fields of the row and a text on the worst pairs; its arguments and
+            results are those of `iou_figures`.
         score_thr: score from which on results need a partner, see above.
         score_bar: largest score difference of a matched pair.
         capacity: results that both engines keep at most (`max_per_img`, `max_num`).

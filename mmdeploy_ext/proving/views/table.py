@@ -163,7 +163,7 @@ def _case_lines(case: Case, brief: bool) -> list[tuple[str, ...]]:
 
 
 def last_line(verdict: Verdict) -> str:
-    """Return `PROVEN ...` or `NOT PROVEN: reasons`; of half precision `WITHIN FP16 BARS ...`."""
+    """Return the claim of a verdict with its figures, `PROVEN ...`, or with the reasons why it failed."""
     file = verdict.subject.get('file', 'the ONNX model')
     if verdict.passed:
         tensors = sum(len(case.tensors) for case in verdict.cases)

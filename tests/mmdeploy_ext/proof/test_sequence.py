@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.proving.inputs.synthetic_drive import Drive
-from mmdeploy_ext.proving.levels.drive_run import Bars
+from mmdeploy_ext.proving.levels.drive_run import DriveBars
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from proofs import run_modes, run_pair
 from toy_stepper import GROUPS, MEMORY, SPEC, TOPK, Altered, ToyStepper
 
 FRAMES = list(Drive(frames=100, size=(8, 24), cameras=2))
 SHORT = list(Drive(frames=12, size=(8, 24), cameras=2))
-FEW = Bars(frames=12)
+FEW = DriveBars(frames=12)
 
 
 def both(candidate, frames=SHORT, bars=FEW, reference=ToyStepper):
@@ -38,7 +38,7 @@ def scaled(outputs, name, factor, rows=slice(None)):
 
 
 def test_engines_that_round_differently_pass_over_a_hundred_frames():
-    rows = both(lambda: ToyStepper(noise=1e-7), FRAMES, Bars())
+    rows = both(lambda: ToyStepper(noise=1e-7), FRAMES, DriveBars())
     for mode, row in rows.items():
         assert row.passed and not row.reasons, said(row)
         assert (row.mode, row.frames, row.resets, row.time_jumps) == (mode, 100, 2, 1)
@@ -376,10 +376,10 @@ def test_one_detection_in_a_thousand_may_differ_and_no_more():
 
         return alter
 
-    row = both(altered(alter_from(99)), FRAMES, Bars())['free']
+    row = both(altered(alter_from(99)), FRAMES, DriveBars())['free']
     total = row.reference
     assert row.matched == total - 1 and row.passed == (1 / total <= 1e-3)
-    row = both(altered(alter_from(90)), FRAMES, Bars())['free']
+    row = both(altered(alter_from(90)), FRAMES, DriveBars())['free']
     assert row.matched == total - 10 and not row.passed and f'{total - 10} of {total} detections' in said(row)
 
 

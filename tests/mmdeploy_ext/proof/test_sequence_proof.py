@@ -25,13 +25,13 @@ from mmdeploy_ext.families.streampetr.runtime.state import relative_motion
 from mmdeploy_ext.preprocess.cameras import multiview_rule
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.levels.drive import SPECIAL, NearOrigin, default_bars
-from mmdeploy_ext.proving.levels.drive_run import Bars
+from mmdeploy_ext.proving.levels.drive_run import DriveBars
 from mmdeploy_ext.proving.levels.frames import output_spec
 from mmdeploy_ext.proving.views.table import last_line, print_verdict
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 from proofs import run_far
 
-BARS = Bars(frames=18)
+BARS = DriveBars(frames=18)
 
 
 @pytest.fixture(scope='module')
@@ -228,7 +228,7 @@ def test_files_cannot_loosen_the_tolerances_that_they_are_judged_by(paths, tmp_p
 
 def test_nothing_found_by_either_is_not_proven_and_says_why(paths):
     deployment = copy.copy(toy.deployment())
-    bars = Bars(frames=4, resets=0, score_thr=1.0)
+    bars = DriveBars(frames=4, resets=0, score_thr=1.0)
     verdict, _ = prove(deployment, paths, toy.drive(4), bars=bars)
     assert all(row.match_rate is None for row in verdict.sequence)
     assert last_line(verdict).startswith('NOT PROVEN: teacher-forced: no detection was matched: use a drive')
@@ -262,7 +262,7 @@ def test_real_key_frames_are_proven(made, frames, resets, tmp_path):
     written = export_files(deployment, deployment.family.choose(), str(tmp_path / 'deploy'))[0]
     drive = list(DatasetFrames(deployment.family, build_dataset(test), range(frames)))
     assert len({frame.lidar2img.tobytes() for frame in drive}) == frames, 'each frame is calibrated anew'
-    verdict, _ = prove(deployment, written, drive, bars=Bars(frames=frames, resets=resets))
+    verdict, _ = prove(deployment, written, drive, bars=DriveBars(frames=frames, resets=resets))
     assert verdict.proven, said(verdict)
     assert any(note.startswith('scenes up to 1.') for note in verdict.notes), verdict.notes
     worst = {tensor.tensor: tensor.max_abs for tensor in verdict.sequence[0].tensors}
@@ -315,7 +315,7 @@ def test_the_ego_motion_in_float32_is_seen_though_the_drive_is_near_the_origin(p
         return (np.linalg.inv(np.float32(pose)) @ np.float32(last)).astype(np.float64)
 
     monkeypatch.setattr(model, 'relative_motion', motion)
-    verdict, _ = prove(toy.deployment(), paths, toy.drive(2), bars=Bars(frames=2, resets=0))
+    verdict, _ = prove(toy.deployment(), paths, toy.drive(2), bars=DriveBars(frames=2, resets=0))
     assert SPECIAL in said(verdict) and 'memory' in said(verdict)
 
 

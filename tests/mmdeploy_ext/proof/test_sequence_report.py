@@ -9,7 +9,7 @@ import pytest
 from test_report import EVIL, Page
 
 from mmdeploy_ext.proving.inputs.synthetic_drive import Drive
-from mmdeploy_ext.proving.levels.drive_run import Bars
+from mmdeploy_ext.proving.levels.drive_run import DriveBars
 from mmdeploy_ext.proving.results import Case, Check, GraphResult, Pair, PreprocessingResult
 from mmdeploy_ext.proving.verdict import Verdict
 from mmdeploy_ext.proving.views import report
@@ -32,7 +32,7 @@ def broken(stepper, frame, result):
 
 def verdict(candidate=lambda: ToyStepper(noise=1e-7)) -> Verdict:
     candidates = {mode: candidate() for mode in ('teacher', 'free')}
-    rows = run_modes(ToyStepper(), candidates, FRAMES, SPEC, memory=MEMORY, bars=Bars(frames=12))
+    rows = run_modes(ToyStepper(), candidates, FRAMES, SPEC, memory=MEMORY, bars=DriveBars(frames=12))
     teacher = rows['teacher']
     case = Case('teacher-forced', '6x3x8x24', False, teacher.tensors)
     return Verdict(

@@ -16,7 +16,7 @@ from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.rtdetr import runtime
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.against_dump import DumpedImages, check_dump
+from mmdeploy_ext.proving.against_dump import ImageDumpComparer, check_dump
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime import detect
@@ -240,7 +240,7 @@ def test_ties_in_the_selection_are_ties_and_other_choices_are_not(toy):
 def dumped_and_compared(deployment, backend, folder, feeds, tensors):
     facts = {key: getattr(deployment, key) for key in ('config_sha256', 'checkpoint_sha256')}
     save_dump(folder / '000000', {**feeds, **tensors}, facts)
-    return check_dump(DumpedImages(backend, deployment), deployment, folder)
+    return check_dump(ImageDumpComparer(backend, deployment), deployment, folder)
 
 
 def test_a_dump_is_compared_with_ties_as_ties_and_nothing_else_as_harmless(toy, raw, folder):
