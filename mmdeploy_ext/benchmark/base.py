@@ -38,7 +38,7 @@ class Benchmark(abc.ABC):
     """One run of the tool on one model.
 
     Attributes:
-        kind: kind of models as in `EngineInfo.runs`.
+        kind: kind of models: 'images', 'stream' or 'sparse', as in `EngineInfo.runs`.
         models: name of these models in messages.
         foreign: options of `benchmark.py` that do not apply to them.
         seconds: default of `--max-seconds`; 0 runs all rounds.
@@ -82,7 +82,7 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def export(self, folder: str) -> dict[str, str]:
-        """Export the files to measure if the user named none; return label -> path."""
+        """Export the files to measure to a folder, if the user named none; return label -> path."""
 
     @abc.abstractmethod
     def groups(self) -> list[Sequence[Any]]:
@@ -96,13 +96,17 @@ class Benchmark(abc.ABC):
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """Return the contenders of an engine on a file.
+        """Return the contenders of an engine, a key of `ENGINES`, on a file; the stack closes what they open.
 
-        With `--skip-refused` they are run here once, so that an engine that cannot raises its error now.
+        `label` is that of the file in `files`. With `--skip-refused` they are run here once, so that an
+        engine that cannot raises its error now.
         """
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
-        """Return a function that runs the model after `torch.compile`; failures raise EngineError."""
+        """Return a function that runs the model on a sample after `torch.compile`.
+
+        Failures raise EngineError; the stack closes what it opens.
+        """
         raise NotImplementedError
 
     @abc.abstractmethod
@@ -117,13 +121,16 @@ class Benchmark(abc.ABC):
         """Return the entries of the JSON file about the input."""
 
     def complete(self, row: dict[str, Any], contender: Contender, runs: Sequence[Run]) -> None:
-        """Add figures of this kind of model to the row of a contender in the JSON file."""
+        """Add figures of this kind of model to the row of a contender in the JSON file, from its runs."""
         return
 
     def rows(
         self, contenders: Sequence[Contender], runs: Runs, memories: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
-        """Return the row of each contender in the JSON file; `memories` are of `memory.measure` by name."""
+        """Return the row of each contender in the JSON file.
+
+        `memories` is name of a contender -> result of `memory.measure`; those not measured are missing.
+        """
         rows = measure.summarise(contenders, runs, self.batch, self.ranks.size)
         for row, contender in zip(rows, contenders, strict=True):
             row['memory'] = memories.get(contender.name)
@@ -133,7 +140,10 @@ class Benchmark(abc.ABC):
     def result(
         self, contenders: Sequence[Contender], runs: Sequence[Runs], memories: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Return the content of the JSON file; `runs` has the runs of each group of samples."""
+        """Return the content of the JSON file.
+
+        `runs` has the runs of each group of samples; `memories` are those of `rows`.
+        """
         (group_runs,), load = runs, self.other_load(runs)
         rows = self.rows(contenders, group_runs, memories)
         return dict(

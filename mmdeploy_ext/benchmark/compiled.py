@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 BACKEND = 'inductor'
+"""The compiler that `torch.compile` uses."""
 RECOMPILE_LIMIT = 64
 """Graphs per network: a head is called once per level, and the number of regions varies."""
 

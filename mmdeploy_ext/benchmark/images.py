@@ -42,8 +42,11 @@ EXPORTED_FORMS = ('full', 'raw')
 FUSED = 'torch fused'
 """Name of the contender that is the PyTorch model with its BatchNorms folded into the convolutions."""
 MAX_IMAGES = 64
+"""Pictures that are used of those that the user names."""
 PREPROCESS_RUNS = 10
+"""Runs of the pre-processing that are measured."""
 PREPARED_ARRAYS = ('input', 'img_shape', 'ori_shape')
+"""Arrays in the file of --prepared; see `read_prepared`."""
 
 
 class ImageBenchmark(Benchmark):

@@ -180,7 +180,10 @@ def time_files(
 
 
 def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
-    """Return median, quartiles, median absolute deviation, minimum and maximum of some values, rounded."""
+    """Return median, quartiles, median absolute deviation, minimum and maximum of some values.
+
+    The keys are `median`, `q1`, `q3`, `mad`, `min` and `max`; `digits` behind the point are kept.
+    """
     array = np.asarray(list(values), np.float64)
     q1, median, q3 = np.percentile(array, [25, 50, 75])
     figures = dict(
@@ -195,13 +198,16 @@ def ratio(runs: Iterable[Run], base_runs: Iterable[Run]) -> dict[str, float]:
 
 
 def mean_load(groups: Iterable[Mapping[str, Sequence[Run]]]) -> float | None:
-    """Return the share of the cores that other processes used, 0..1; None if unknown."""
+    """Return the mean share of the cores that other processes used, 0..1; None if unknown.
+
+    `groups` are name of a contender -> runs, one mapping for each group of samples.
+    """
     loads = [run.other_load for group in groups for runs in group.values() for run in runs]
     return None if None in loads else round(statistics.mean(loads), 4)
 
 
 def milliseconds(seconds: Iterable[float | None]) -> dict[str, float] | None:
-    """Return the `spread` in milliseconds; None if the time of a run is unknown."""
+    """Return the `spread` of times in milliseconds; None if the time of a run is unknown (None)."""
     values = list(seconds)
     return None if None in values else spread(value * 1e3 for value in values)
 
@@ -211,7 +217,8 @@ def summarise(
 ) -> list[dict[str, Any]]:
     """Return one plain dict per contender: times in ms, ratio to PyTorch round by round, images per second.
 
-    `runs` come from `interleave`; if several processes measured at a time, the runs of all are concatenated.
+    `runs` come from `interleave`; if several `processes` measured at a time, those of all are concatenated.
+    `batch` is the number of images in a run.
     """
     rows = []
     for contender in contenders:
@@ -261,7 +268,7 @@ def compare_forms(contenders: Sequence[Contender], runs: Mapping[str, Sequence[R
 
 
 def repeated(call: Callable[[], object], runs: int) -> dict[str, float]:
-    """Return `milliseconds` of a call after a first one that does not count."""
+    """Return the `milliseconds` of some runs of a call, after a first one that does not count."""
     seconds = []
     for _ in range(runs + 1):
         start = time.perf_counter()

@@ -61,7 +61,14 @@ def reset_peak_with(model: torch.nn.Module) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Arguments with which a child process loads a model; `threads` is the number of PyTorch's threads."""
+    """Arguments with which a child process loads a model.
+
+    Attributes:
+        config: path of the config.
+        checkpoint: path of the weights.
+        cfg_options: overrides of the config.
+        threads: number of PyTorch's threads.
+    """
 
     config: str
     checkpoint: str
@@ -96,9 +103,10 @@ class Source:
 
 
 def run_graph(engine: str, path: str, threads: int, feeds: Mapping[str, np.ndarray]) -> tuple[int, object]:
-    """Run a file on an engine of `registry.ENGINES` without torch; surplus feeds are ignored.
+    """Run a file on an engine of `registry.ENGINES` without torch, with a number of threads.
 
-    The kB before loading and the backend are returned, as `measure` expects.
+    `feeds` is input name -> array; surplus ones are ignored. The kB before loading and the backend are
+    returned, as `measure` expects.
     """
     backend = ENGINES[engine].open(path, threads)
     importlib.import_module(ENGINES[engine].package)

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 PROFILED_RUNS = 5
+"""Runs that count, after one that does not."""
 
 
 def profile_graph(path: str, feeds: Mapping[str, np.ndarray], threads: int) -> dict[str, Any]:
-    """Run a file in a separate ONNX Runtime session with the profiler; surplus feeds are ignored.
+    """Run a file in a separate ONNX Runtime session with the profiler, with threads within an operator.
+
+    `feeds` is input name -> array; surplus ones are ignored.
 
     Returns:
         `operators`: the ten slowest operator types with calls and milliseconds per run and their share;

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 NETWORK_COLOUR, POSTPROCESS_COLOUR = '#3b6ea5', '#e0973a'
 LINE_COLOURS = ('#1b2330', NETWORK_COLOUR, NETWORK_COLOUR, POSTPROCESS_COLOUR, POSTPROCESS_COLOUR)
+"""Colours of lines over voxels by contender: spconv, then two numbers of threads for each engine."""
 SPCONV = 'spconv, 1 thread'
+"""Name of the contender 'torch' in tables of sparse backbones."""
 
 
 def headline(result: Row) -> str:
-    """Return model, input, rounds and machine in one line."""
+    """Return model, input, rounds and machine in one line; `result` is the content of the JSON file."""
     machine = f'{result["machine"]["cpu"]}, {result["machine"]["cores"]} cores'
     if 'grid' in result:
         return f'{result["config"]}, grid {result["grid"]}; {machine}'
@@ -77,6 +79,7 @@ COLUMNS: Columns = {
     'found': lambda row: f'{row["detections_per_image"]:g}',
     **PEAK,
 }
+"""Columns of the table of contenders on pictures or frames."""
 SPARSE_COLUMNS: Columns = {
     **TIMES,
     'engine': lambda row: SPCONV if row['name'] == 'torch' else escape(row['name']),
@@ -88,14 +91,14 @@ SPARSE_COLUMNS: Columns = {
     ),
     **PEAK,
 }
-
-
+"""Columns of the table of contenders on a set of voxels."""
 PROFILE_COLUMNS: Columns = {
     'operator': lambda row: escape(row['name']),
     'calls': lambda row: f'{row["calls"]:g}',
     'ms per run': lambda row: f'{row["ms"]:.2f}',
     'share': lambda row: f'{row["share"]:.1%}',
 }
+"""Columns of the table of operators."""
 
 
 def _part_columns(rows: Sequence[Row]) -> Columns:
@@ -185,7 +188,7 @@ def _set_parts(result: Row) -> Iterator[str | Table]:
 
 
 def write_chart(result: Row, target: str | Path) -> None:
-    """Draw a chart into a PNG file: bars of all contenders, or their times over voxels."""
+    """Draw the content of a JSON file, bars of all contenders or times over voxels, into the PNG `target`."""
     height = 6 if 'sets' in result else 1.9 + 0.62 * len(result['contenders'])
     draw = _draw_lines if 'sets' in result else _draw_bars
     with views.png(target, 9.5, height, font=11, dpi=120) as figure:

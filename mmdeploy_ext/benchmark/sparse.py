@@ -218,7 +218,7 @@ def _run(voxels: VoxelSet, total_s: float, rulebook_s: float, network_s: float) 
 def onnxruntime_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], Run]:
     """Return a function that runs the portable file on ONNX Runtime by `ScnOnnx`.
 
-    `order`, 'xyz' or 'zyx', is that of the coordinates of the voxels.
+    `threads` is the number of its threads. `order`, 'xyz' or 'zyx', is that of the coordinates of the voxels.
     """
     engine = ScnOnnx(path, threads=threads)
 
@@ -256,7 +256,10 @@ STEPS = {DEFAULT.name: onnxruntime_step, 'openvino': openvino_step}
 
 
 def run_spconv(source: memory.Source, voxels: VoxelSet) -> tuple[int, object]:
-    """Run the model in a child process, for `memory.measure`."""
+    """Run the model on a set of voxels in a child process, for `memory.measure`.
+
+    The kB of the process before loading, and the object that has to stay alive, are returned.
+    """
     source.prepare()
     deployment = load(source.config, source.checkpoint, source.cfg_options, product=BACKBONE)
     family, model = deployment.family, deployment.model
@@ -268,7 +271,10 @@ def run_spconv(source: memory.Source, voxels: VoxelSet) -> tuple[int, object]:
 
 
 def run_portable(engine: str, path: str, threads: int, order: str, voxels: VoxelSet) -> tuple[int, object]:
-    """Run a portable file in a child process, for `memory.measure`."""
+    """Run a portable file on a set of voxels in a child process; see `run_spconv`.
+
+    `engine` is a key of `STEPS`; the other arguments are those of its function.
+    """
     importlib.import_module(engine)
     baseline_kb, run = memory.reset_peak(), STEPS[engine](path, threads, order)
     for _ in range(memory.RUNS):

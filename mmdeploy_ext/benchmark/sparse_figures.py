@@ -49,6 +49,7 @@ WALLS = 0.3
 MAX_FILLED = 0.5
 """Largest share of a small grid that is filled."""
 POINTS_PER_VOXEL = 3
+"""Points that `points_in` draws in a voxel."""
 
 
 def surfaces(spatial_shape: Triple, order: str, count: int, seed: int = 0) -> np.ndarray:
@@ -104,14 +105,20 @@ def points_in(coordinates: np.ndarray, rule: VoxelRule) -> np.ndarray:
 
 
 def growth_exponent(counts: Sequence[int], milliseconds: Sequence[float]) -> float | None:
-    """Return the slope of log(time) over log(voxels) by least squares; None for fewer than two sizes."""
+    """Return the slope of log(time) over log(voxels) by least squares; None for fewer than two sizes.
+
+    `counts` are numbers of voxels, `milliseconds` the times for them; 1 means that time grows with voxels.
+    """
     if len(set(counts)) < 2 or min(milliseconds) <= 0:
         return None
     return round(float(np.polyfit(np.log(counts), np.log(milliseconds), 1)[0]), 3)
 
 
 def pair_flops(graph: SparseGraph, coordinates: np.ndarray) -> dict[str, Any]:
-    """Return `pairs` of voxels and weights, their `gflop`, and the `sites` of the largest level."""
+    """Return how much a graph has to compute for voxels (N, 4), whose axes are in its order.
+
+    The entries are `pairs` of voxels and weights, their `gflop`, and the `sites` of the largest level.
+    """
     plan = plan_of(graph)
     rulebook = build(plan, coordinates)
     flops = pairs = 0
@@ -124,7 +131,7 @@ def pair_flops(graph: SparseGraph, coordinates: np.ndarray) -> dict[str, Any]:
 
 
 def gemm_flops(threads: int, seconds: float = 1.0) -> float:
-    """Return the FLOP/s of a float32 GEMM on a number of threads: the best of many short runs."""
+    """Return the FLOP/s of a float32 GEMM on a number of threads: the best of the runs in some seconds."""
     import torch
 
     rows, inner, columns = 2048, 512, 256
@@ -163,7 +170,9 @@ def add_roofline(rows: Sequence[dict[str, Any]], gflop: float, roofline: Mapping
 
 
 def growth(entries: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Return contender -> exponent of its time in the number of voxels.
+    """Return contender -> exponent of its time in the number of voxels; {} for fewer than two sets.
+
+    `entries` are those of sets of voxels in the JSON file.
 
     The fastest run of each size counts: other processes disturb long runs, which are those of large scenes,
     more often than short ones, and a median would take that for growth.
@@ -239,7 +248,11 @@ def voxelise_ms(rule: VoxelRule, voxels: VoxelSet) -> dict[str, float]:
 
 
 def racing_spconv(deployment: Deployment, voxels: VoxelSet, cores: int) -> dict[str, Any]:
-    """Run spconv with several threads, whose kernels race, and return time and largest relative error."""
+    """Run spconv on voxels with as many threads as `cores`, with which its kernels race.
+
+    The entries that are returned are `threads`, `voxels`, `runs`, `worst_rel`, the largest error relative to
+    the largest value of the result of one thread, and `median_ms`.
+    """
     from threadpoolctl import threadpool_limits
 
     from mmdeploy_ext import compat

@@ -2,6 +2,10 @@
 
 Every contender runs the same drive and has its own memory of earlier frames. Its time begins with a prepared
 frame, or the points of a sweep, and ends with decoded boxes.
+
+A contract is one of the sets of files that a family can write for a model: 'deploy', this project's own
+graphs, or 'fork', the one graph of StreamPETR's deployment fork. A bar is the largest value of a figure that
+passes.
 """
 
 from __future__ import annotations
@@ -189,7 +193,7 @@ def runner_contender(stepper: Any, engine: str, form: str, file: str) -> Contend
 
 
 def contract_ratio(contenders: Sequence[Contender], runs: Runs) -> dict[str, Any] | None:
-    """Return the ratio of times of the contracts deploy and fork in ONNX Runtime; None unless both ran."""
+    """Return the `measure.ratio` of the contract deploy to fork in ONNX Runtime; None unless both ran."""
     names = {contender.form: contender.name for contender in contenders if contender.engine == DEFAULT.name}
     if not {'deploy', 'fork'} <= names.keys():
         return None
@@ -219,7 +223,10 @@ def check_bars(
 def run_model(
     source: memory.Source, samples: Sequence[Frame | Sweep], change: Callable[[Any], Any] | None = None
 ) -> tuple[int, object]:
-    """Load a model, apply `change` and run it in a child process, for `memory.measure`."""
+    """Load a model, apply `change` to it and run it on samples in a child process, for `memory.measure`.
+
+    The kB of the process before loading, and the object that has to stay alive, are returned.
+    """
     baseline_kb, deployment = source.load(change)
     return baseline_kb, _run_steps(deployment.family.reference(deployment.model), samples)
 
@@ -227,7 +234,7 @@ def run_model(
 def run_files(
     source: memory.Source, engine: str, path: str, samples: Sequence[Frame | Sweep]
 ) -> tuple[int, object]:
-    """Run exported files in a child process, for `memory.measure`."""
+    """Run the files of a contract (`path`) on an engine in a child process; see `run_model`."""
     source.prepare(ENGINES[engine].package)
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.families.base import DETECTOR, find_family

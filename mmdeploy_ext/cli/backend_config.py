@@ -16,23 +16,34 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
 
 RUN_KEYS = ('onnx_file', 'check_dump', 'dump_dir')
-"""Keys about files and dumps, which every family has besides the keys of its options."""
+"""Keys that every family has besides those of its options.
+
+`onnx_file` is the path of the exported file or folder. Before an engine evaluates, its tensors are compared
+with those that a run in PyTorch has dumped, unless `check_dump` is False; `dump_dir` is the folder of that
+dump, if it is not the default one.
+"""
 MEMORY = ('keep', 'reset')
-"""'reset' empties the memory before every frame, which measures its gain."""
+"""Values of the key `memory`: 'keep', the default, passes the memory from frame to frame; 'reset' empties it
+before every frame, which measures its gain."""
 
 
 def graph_keys(family: Family) -> tuple[str, ...]:
-    """Return the keys about graphs and files that a family has."""
+    """Return the keys of `backend_config` about graphs and files that a family has."""
     keys = tuple(option.key for option in family.options if option.key) + RUN_KEYS
     return (*keys, 'memory') if family.memory else keys
 
 
 def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
-    """Return the `backend_config` of a config; without one PyTorch runs.
+    """Return the `backend_config` of mmcv's config `cfg`, of a model of a family; without one PyTorch runs.
 
     Returns:
-        The keys of the config, checked; `type` is always there, and `dump`: None, or a dict of `samples` (or
-        `frames`), `tensors` and `dir`.
+        The keys of the config, checked. `type`, the registered name of a backend, is always there, and so is
+        `dump`, which tensors a run in PyTorch writes to files: None, or a dict of
+
+        - `samples`, of models of frames `frames`: the number of the first ones; of frames also a list of
+          indices;
+        - `tensors`: a list of their names, None for all;
+        - `dir`: the folder, None for the default in the work directory.
 
     Raises:
         ConfigError: unknown type or key, or a value of the wrong kind.
@@ -86,7 +97,10 @@ def engine_options(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options:
-    """Return the export options of a config, not yet resolved; dynamic unless there is a shape.
+    """Return the export options of a config; sizes are dynamic unless the config has a `shape`.
+
+    Values that the config leaves open are 0: the opset, height and width, which `deployment.resolve` replaces
+    by the model's defaults.
 
     Args:
         cfg: the config, for messages.
@@ -134,9 +148,10 @@ def precision(settings: dict[str, Any]) -> str:
 
 
 def check_targets(settings: dict[str, Any], work_dir: Path) -> None:
-    """Refuse metrics and dumps that cannot be written, by the settings of `read_settings`.
+    """Refuse a file of metrics in `work_dir`, or a folder of dumps, that cannot be written.
 
-    Whether the exported model can be is checked when its contract is known.
+    `settings` are those of `read_settings`. The path of the exported model is checked later, when it is known
+    whether the export is a file or a folder.
     """
     check_writable(work_dir / 'metrics.json')
     if settings['dump'] and settings['dump']['dir']:

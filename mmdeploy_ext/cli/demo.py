@@ -30,7 +30,10 @@ OTHER_FILES = ('.avi', '.gif', '.jpg', '.mkv', '.mov', '.png', '.webm')
 
 
 def add_options(parser: argparse.ArgumentParser, engine: str | None, engine_text: str) -> None:
-    """Add --engine, --score-thr, --cfg-options, --threads; `engine_text` is the default engine in words."""
+    """Add --engine, --score-thr, --cfg-options and --threads.
+
+    `engine` is the default of --engine, `engine_text` that default in words.
+    """
     add = cli.adder(parser)
     add('--engine', f'engine to run (default: {engine_text})', engine, choices=(*ENGINES, 'both'))
     add('--score-thr S', 'draw boxes of at least this score, 0..1 (default: %(default)s)', 0.3)
@@ -74,7 +77,8 @@ def is_video(out: Path) -> bool:
 def open_writer(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     """Yield the function that writes the next picture, (h, w, 3) uint8 BGR, to a video or a folder `out`.
 
-    A video appears when it is complete; pictures of a folder are called '0000.png' and so on.
+    A video has `fps` frames per second and appears when it is complete; pictures of a folder are called
+    '0000.png' and so on.
     """
     from mmdeploy_ext.runtime.draw import write_picture
 

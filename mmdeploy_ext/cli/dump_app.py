@@ -1,4 +1,7 @@
-"""`python -m mmdeploy_ext.cli.dump_app`: list, show and compare dumps; needs numpy and rich only."""
+"""`python -m mmdeploy_ext.cli.dump_app`: list, show and compare dumps; needs numpy and rich only.
+
+A dump is a folder that a test loop wrote, with a folder for each sample: its tensors and a manifest.
+"""
 
 import argparse
 import sys

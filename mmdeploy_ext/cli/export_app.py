@@ -36,6 +36,7 @@ IMAGE_OPTIONS = ('input_img', 'mean', 'std', 'show')
 SIZES = {False: 'fixed', True: 'dynamic'}
 """`Options.dynamic` -> the word of the table of --check."""
 ENGINE_OPTIONS = ('engine', 'providers', 'threads', 'inference_precision')
+"""Arguments about the engine that runs the file."""
 
 
 def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
@@ -79,7 +80,7 @@ class Export:
     """One export from the command line, and its proof; `run` does both.
 
     Attributes:
-        product: what is exported, see `Family`.
+        product: the part of the model that is exported: DETECTOR or BACKBONE.
         samples_option: option that names samples of the proof, for messages.
         weight_layout: layout of the kernels in the checkpoint of a sparse backbone; 'auto' finds it.
         engine: backend and its options, which the proof runs the file by.
@@ -96,8 +97,6 @@ class Export:
     samples_option: ClassVar[str] = '--test-img'
     weight_layout = 'auto'
     engine: dict[str, Any]
-    cfg_options: dict[str, Any]
-    cfg: Any
     family: Family
     options: Options
 
@@ -107,7 +106,10 @@ class Export:
         self.claims: dict[str, Any] = {}
 
     def values(self) -> dict[str, Any]:
-        """Return the options of the export on the command line, after checks that need no config."""
+        """Return name -> value of the options on the command line, after checks that need no config.
+
+        Opset 0 stands for the model's default.
+        """
         args = self.args
         self.engine, values = shared.engine_options(args), shared.graph_values(args)
         for name in ('report', 'json', 'frames'):
@@ -157,7 +159,10 @@ class Export:
             check_engine_kind(self.engine['engine'], self.engine.get('inference_precision'))
 
     def export(self, samples: Samples) -> int:
-        """Write the files; with --verify prove them, else print the command that does."""
+        """Write the files; with --verify prove them on the samples, else print the command that does.
+
+        Returns the exit status.
+        """
         args, family = self.args, self.family
         args.output_file = args.output_file or family.default_output(Path(args.config).stem, self.options)
         exported = self.write(samples)
@@ -174,7 +179,7 @@ class Export:
             will_write('--show', [f'{self.args.output_file}.png'])
 
     def write(self, samples: Samples) -> Exported:
-        """Write the files, and print what they are."""
+        """Write the files, and print what they are; `samples` are those of the proof."""
         args = self.args
         exported = export_source(
             self.source,
@@ -240,6 +245,8 @@ def _show(
 
 def print_exports(cfg: Any, family: Family, options: Options) -> int:
     """Print a table of the exports of a config, in each form, fixed and dynamic; needs no weights.
+
+    `cfg` is mmcv's config, `options` are those of the requested export.
 
     Returns:
         0: the requested export can be made; if not, the error of the export is raised.

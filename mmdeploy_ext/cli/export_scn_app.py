@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ranges import Ranges
 
 PRECISIONS = ('fp16', 'int8')
+"""Precisions of a layer, and of its output."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,9 +62,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
-    """Read PATTERN=P or PATTERN=P:Q as (PATTERN, P, Q), where Q is P by default.
+    """Return (PATTERN, P, Q) of each entry, PATTERN=P or PATTERN=P:Q.
 
-    UsageError: an entry of another form, or an unknown precision.
+    The layers whose names fit the pattern compute in the precision P, 'fp16' or 'int8', and store their
+    output in Q, which is P by default. UsageError: an entry of another form, or an unknown precision.
     """
     precisions = []
     for entry in entries:

@@ -14,6 +14,7 @@ from mmdeploy_ext.core.errors import Mm2OnnxError
 
 MODULES = (inspection, comparison, reduction, editing, rewriting, folders)
 COMMANDS = {name: command for module in MODULES for name, command in module.COMMANDS.items()}
+"""Name of a subcommand -> its help, arguments and function."""
 
 
 def build_parser() -> argparse.ArgumentParser:

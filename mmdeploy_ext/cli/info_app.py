@@ -200,7 +200,7 @@ def plain_text(facts: Mapping[str, Any]) -> str:
 
 
 def proof_text(proof: Mapping[str, Any] | None) -> str:
-    """Return a verdict of `read_proof` in a line."""
+    """Return a verdict of `read_proof` in a line; of None, how to give a verdict."""
     if proof is None:
         return 'not recorded in the file: give the verdict of mm2onnx verify by --report'
     summary, versions = proof['summary'], proof['versions']

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_FAILURES = 8
+"""Failures that are printed; --json has all."""
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CONFIG = 'projects/configs/BEVFusion/centerpoint_toy.py'
 CHECKPOINT = 'demo/checkpoints/centerpoint_toy.pth'
 GRAPHS = Path('work_dirs/lidar_demo/graphs')
+"""Folder of the files that are exported without --onnx."""
 RUNS = 3
 """Runs of which the fastest is reported; the first one warms up."""
 

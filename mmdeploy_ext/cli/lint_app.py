@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.lint.report import Report
 
 BOTH = 'both'
+"""Value of --exporter for all exporters."""
 IMAGE_OPTIONS = ('input_img', 'shape', 'dynamic_export', 'postprocess')
 """Options that streaming and LiDAR models do not have."""
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.deployment import Deployment
 
 Feeds = dict[str, torch.Tensor]
+"""Name of a tensor -> its values: the inputs of a graph, and the outputs of the stages that have run."""
 LARGER = 64
 """Pixels by which the second picture is larger, so that sizes differ; a multiple of every family's stride."""
 

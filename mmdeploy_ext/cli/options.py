@@ -51,7 +51,10 @@ def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') ->
 def add_model_arguments(
     parser: argparse.ArgumentParser, device: str = 'cpu', needs_checkpoint: bool = True
 ) -> None:
-    """Add CONFIG, CHECKPOINT, --cfg-options and --device with its default."""
+    """Add CONFIG, CHECKPOINT, --cfg-options and --device, whose default is `device`.
+
+    CHECKPOINT may be left out unless the tool `needs_checkpoint`.
+    """
     add = cli.adder(parser)
     add('config', 'config file')
     add('checkpoint', 'checkpoint file', nargs=None if needs_checkpoint else '?')

@@ -59,7 +59,10 @@ def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Deployment, arg
 
 
 def draw_pairs(pictures: Sequence[Pair], deployment: Deployment) -> np.ndarray:
-    """Draw both engines' detections of up to four images, one image per row, as (h, w, 3) uint8 BGR."""
+    """Draw both engines' detections of up to four images, one image per row, as (h, w, 3) uint8 BGR.
+
+    `pictures` are the results of both engines on samples; `deployment` is the PyTorch model.
+    """
     import cv2
     import numpy as np
 

@@ -11,10 +11,14 @@ from typing import Any
 from mmdeploy_ext.core import cli
 
 META_KEYS = ('CLASSES', 'config', 'exp_name', 'seed', 'epoch', 'iter', 'mmcv_version', 'mmdet_version')
+"""Keys of the checkpoint's `meta` that are published."""
 
 
 def plain(value: Any) -> Any:
-    """Turn numpy scalars and arrays into Python's own types, which every `weights_only` loader takes."""
+    """Return a value with numpy's scalars and arrays as numbers and lists, which every safe loader takes.
+
+    Lists and tuples are converted entry by entry; other values are returned as they are.
+    """
     if isinstance(value, list | tuple):
         return type(value)(plain(item) for item in value)
     return value.tolist() if hasattr(value, 'tolist') else value

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ranges import Ranges
 
 LAYOUTS = ('auto', 'spconv1', 'spconv2', 'spconv2-rskc')
+"""Values of --weight-layout: found from the shapes, or named after the library that writes the layout."""
 
 
 def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +89,7 @@ def find(args: argparse.Namespace, deployment: Deployment, target: str, **fields
 
 
 def save(ranges: Ranges, target: str) -> None:
-    """Write ranges and print what they are."""
+    """Write ranges to the file `target`, and print how many they are and how they were measured."""
     ranges.save(target)
     text = f'{target}: ranges of {len(ranges.nodes)} layers by {ranges.calibrator}'
     if ranges.batches:

@@ -39,6 +39,7 @@ OF_INFOS = ('frames', 'fused')
 FPS = 4.0
 """Frames per second of a film."""
 NOTE_AFTER_S = 2.0
+"""Seconds after which the note of `once` is printed."""
 COMPILING = 'note: the loops for points are compiled, once on this machine; it takes some 10 s'
 
 
@@ -112,7 +113,10 @@ def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
 
 
 def list_sweeps(paths: Iterable[Path]) -> list[Path]:
-    """Return sweeps, folders replaced by the sweeps in them, sorted; DataError for a folder without any."""
+    """Return the files of `paths`, folders replaced by the sweeps (.bin) in them, sorted.
+
+    DataError: a folder without a sweep.
+    """
     sweeps: list[Path] = []
     for path in paths:
         inside = sorted(path.rglob('*.bin')) if path.is_dir() else [path]

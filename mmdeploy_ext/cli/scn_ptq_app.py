@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ranges import Ranges
 
 DEFAULT_OUTPUT = 'ranges.json'
+"""Default of --output."""
 WORST = 10
 """Layers that the table shows without --all."""
 

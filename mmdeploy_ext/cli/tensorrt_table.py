@@ -9,11 +9,12 @@ from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
 from mmdeploy_ext.engines.tensorrt.build import Built, build
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.passes.for_tensorrt import spec_of
+from mmdeploy_ext.graph.passes.for_tensorrt import engine_spec
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.proving.tensorrt import compare_outputs
 
 PRECISIONS = ('fp32', 'fp16')
+"""Values of `Row.precision`, in the order of the rows of a graph."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +44,9 @@ class Row:
 
 
 def fitting_options(path: str, texts: Sequence[str]) -> list[str]:
-    """Return those of the options NAME=... whose name is an input or an axis of a file."""
+    """Return those of the options NAME=... (`texts`) whose name is an input or an axis of a file."""
     model = files.load(path)
-    spec = spec_of(model)
+    spec = engine_spec(model)
     names = {value.name for value in model.graph.input}
     names |= {axis for tensor in spec.inputs for axis in tensor.dynamic_axes.values()}
     return [text for text in texts if text.partition('=')[0] in names]
@@ -132,7 +133,11 @@ def _cosine(path: str, job: tensorrt_engine.Job) -> float | None:
 
 
 def markdown(rows: Sequence[Row], architectures: Sequence[int], version: str) -> str:
-    """Return the table, with the version of tensorrt-rtx above it; its columns are the architectures."""
+    """Return the table as Markdown, with the version of tensorrt-rtx above it and refused graphs below.
+
+    It has a line for each of `rows` with an engine, and a column for each of the architectures (86 for SM
+    8.6).
+    """
     heads = ['graph', 'nodes', 'precision', *(f'SM {number}' for number in architectures)]
     heads += ['MB', 'products in float16', 'cosine of fp16']
     intro = f'tensorrt-rtx {version}; the size is that of one engine for all architectures of the row.'
@@ -161,7 +166,10 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def insert_table(text: str, table: str, mark: str = 'table') -> str:
-    """Return a page with the table between its marks, `<!-- table -->` and `<!-- /table -->`."""
+    """Return the page `text` with the table between its marks, `<!-- table -->` and `<!-- /table -->`.
+
+    `mark` is the word in the marks. A page without them is replaced by the marks and the table.
+    """
     start, end = f'<!-- {mark} -->\n', f'<!-- /{mark} -->'
     before, _, rest = text.partition(start)
     return f'{before}{start}{table}{end}{rest.partition(end)[2]}' if rest else f'{start}{table}{end}\n'

@@ -1,4 +1,7 @@
-"""`test.py`: mmdet's test loop over PyTorch or an ONNX engine, chosen by the config's `backend_config`."""
+"""`test.py`: mmdet's test loop over PyTorch or an ONNX engine, chosen by the config's `backend_config`.
+
+Of a model there are two configs, X_pth.py and X_onnx.py; below, the `_pth` run is that in PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -118,6 +121,7 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
 def open_network(deployment: Deployment, tested: TestedModel, ranks: Ranks) -> Iterator[Network | None]:
     """Yield the model on the engine of its config; None when it disagrees with the dump of the `_pth` run.
 
+    `deployment` is the PyTorch model, `tested` its settings and files, `ranks` the processes of the run.
     Files that are missing, or were made from another config or checkpoint, are exported first, by rank 0.
     The PyTorch weights are freed before an ONNX engine evaluates.
     """

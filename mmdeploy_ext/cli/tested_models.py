@@ -1,4 +1,9 @@
-"""The models of the test loop: settings, network on an engine, exported files."""
+"""The models of the test loop: settings, network on an engine, exported files.
+
+Of a model there are two configs, X_pth.py and X_onnx.py; below, the `_pth` run is that in PyTorch, and the
+`_onnx` run that of the exported files. The contract of an export of frames or sweeps tells which graphs it
+has: 'fork', that of StreamPETR's deployment fork, has one, the others have several, in a folder.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +47,10 @@ class TestedModel(abc.ABC):
     unit: ClassVar[str]
 
     def __init__(self, cfg: Any, family: Family, args: argparse.Namespace, work_dir: Path) -> None:
-        """Read the settings; those that this kind of model does not have are refused.
+        """Read the settings of mmcv's config `cfg`; those that this kind of model does not have are refused.
 
-        `work_dir` is shared by the `_pth` and the `_onnx` run.
+        `args` are those of the command line of `test.py`; `work_dir` is shared by the `_pth` and the `_onnx`
+        run.
         """
         self.args, self.work_dir = args, work_dir
         self.settings = backend_config.read_settings(cfg, family)
@@ -85,7 +91,7 @@ class TestedModel(abc.ABC):
         return [make_metadata(deployment, self.options, graph) for graph in graphs]
 
     def export(self, deployment: Deployment) -> float:
-        """Write the files; returns the seconds that it took."""
+        """Export the model to `target`; return the seconds that it took."""
         from mmdeploy_ext.exporting.files import export_files
 
         return export_files(deployment, self.options, self.target, self.example_images(deployment))[1]
@@ -198,7 +204,10 @@ class FrameModel(TestedModel):
 
 
 def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Dataset) -> None:
-    """Refuse a data set that does not fit the model, and a dump of samples or tensors that do not exist."""
+    """Refuse a data set that does not fit the model, and a dump of samples or tensors that do not exist.
+
+    `cfg` is mmcv's config, `dataset` that of its `data.test`.
+    """
     from mmdeploy_ext.evaluate.loop import scene_tokens
 
     if family.memory:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 GIGABYTES = 6.0
 SECONDS = 1800.0
 SWEEPS = 3
-"""Defaults of --memory, --timeout and --sweeps."""
+"""Defaults of --memory (of a process), --timeout (of a config) and --sweeps."""
 
 
 def build_parser() -> argparse.ArgumentParser:

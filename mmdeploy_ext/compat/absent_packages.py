@@ -29,11 +29,13 @@ PACKAGES = {
 }
 """Packages that are replaced if they are absent -> names for pip."""
 LYFT = 'lyft_dataset_sdk'
+"""Package of the Lyft data set, which mmdet3d imports; see `patches_mmdet.mmdet3d_without_lyft`."""
 ARGUMENTS = {**PACKAGES, LYFT: f'--no-deps {LYFT}'}
 """Package -> arguments of `pip install`; that of Lyft pins libraries of 2019."""
 INSTALLED = frozenset({'site-packages', 'dist-packages'})
 """Folders of installed packages, also those of a user or of another environment."""
 OURS = Path(__file__).resolve().parents[1]
+"""Folder of this project's package, whose imports are not those of a user."""
 
 
 class AbsentModule(ModuleType):

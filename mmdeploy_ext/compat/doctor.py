@@ -21,7 +21,6 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.engines.registry import BACKENDS
 
-# Distribution -> version of requirements*.txt (a test holds them together).
 RUNTIME = {
     'numpy': '1.26.4',
     'opencv-python-headless': '4.11.0.86',
@@ -34,12 +33,16 @@ RUNTIME = {
 }
 EXPORT = {'torch': '2.13.0', 'torchvision': '0.28.0', 'spconv': '2.3.8'}
 FROZEN = {'mmcv-full': '1.7.2', 'mmdet': '2.28.2', 'mmsegmentation': '0.30.0', 'mmdet3d': '1.0.0rc6'}
+"""Distribution -> version of requirements*.txt, which a test compares: what running an exported model needs,
+what an export needs besides, and of that the packages of which no other version works."""
 
 PATCHES = 'compat patches in effect'
+"""Name of the probe that lists the patches of `compat` that had something to do."""
 BUILD_MMCV = (
     'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall '
     'mmcv-full==1.7.2'
 )
+"""The command that builds mmcv with its compiled operators."""
 
 
 @dataclass
@@ -158,7 +161,7 @@ def probe(name: str, code: str, fix: str = '', timeout_s: float = 120) -> Findin
 
 
 def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda name: None) -> list[Finding]:
-    """Return all findings, or those of a runtime without PyTorch and OpenMMLab.
+    """Return all findings; with `runtime_only` those of a runtime without PyTorch and OpenMMLab.
 
     `progress` is called with the name of each check that takes a second or more.
     """

@@ -15,15 +15,21 @@ from dataclasses import dataclass
 from types import ModuleType
 
 Execute = Callable[[], None]
+"""Function that runs the code of a module; it does nothing for a module that was imported before."""
 PatchFunction = Callable[[ModuleType, Execute], bool]
+"""(module that is being imported, `execute`) -> whether anything was changed; it has to call `execute`."""
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch: what it is called, why, for which versions it was tried, and what it does.
+    """One patch.
 
-    `function` takes the module that is being imported and `execute`, which runs its code (and does nothing
-    for a module that was imported before). It returns whether it changed anything.
+    Attributes:
+        name: that of its function.
+        reason: why it is needed, the first paragraph of the function's docstring.
+        versions: of the libraries that it was tried with, as text.
+        modules: full names of the modules in whose import it runs.
+        function: what it does.
     """
 
     name: str
@@ -89,7 +95,9 @@ class Patches:
 
 
 PATCHES = Patches()
+"""The patches of this package."""
 patch = PATCHES.register
+"""Decorator `patch(*modules, versions=...)`, see `Patches.register`."""
 
 
 def has_gpu() -> bool:
@@ -103,7 +111,7 @@ def after(*modules: str, versions: str, without_gpu: bool = False) -> Callable[[
     """Make the decorated function the patch of `modules`, which runs after the code of the module.
 
     The function takes the module, and returns False if there was nothing to do; its docstring starts with the
-    reason. A patch for machines `without_gpu` does nothing on others.
+    reason. `versions` are those of `Patch`. A patch for machines `without_gpu` does nothing on others.
     """
 
     def decorate(function: Callable[[ModuleType], bool | None]) -> PatchFunction:

@@ -41,9 +41,9 @@ def cells_of_points(
 def dynamic_voxelize(
     points: Tensor, cells: Tensor, voxel_size: Sequence[float], limits: Sequence[float], axes: int = 3
 ) -> None:
-    """Write the cell of each point into `cells` (P, D), -1 for a point outside of the limits.
+    """Write the cell of each point (P, V) into `cells` (P, D), -1 for a point outside of the limits.
 
-    For the other arguments see `cells_of_points`.
+    For `voxel_size`, `limits` and `axes` see `cells_of_points`.
     """
     point_cells, inside = cells_of_points(points, voxel_size, limits, axes)
     cells.copy_(torch.where(inside[:, None], point_cells, -1))

@@ -16,6 +16,7 @@ import numpy as np
 VOID, OFFSET = 0, 256**3
 """Number of pixels without a segment, and the number of colours."""
 FIGURES = ('pq', 'sq', 'rq')
+"""Panoptic, segmentation and recognition quality."""
 
 
 def rgb2id(colour: np.ndarray) -> np.ndarray:

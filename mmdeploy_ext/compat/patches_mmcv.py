@@ -1,4 +1,9 @@
-"""What torchvision and mmcv-full 1.7.2 need on today's PyTorch and numpy, each patch with its reason."""
+"""What torchvision and mmcv-full 1.7.2 need on today's PyTorch and numpy, each patch with its reason.
+
+A function decorated by `patch` or `after` is a patch: it runs when one of the named modules is imported, and
+its docstring begins with the reason. It takes the module and, with `patch`, the function `execute`, which
+runs the module's code. It returns whether it changed anything; with `after`, None means True.
+"""
 
 import functools
 import inspect
@@ -128,9 +133,10 @@ def numpy_in_checkpoints(module: ModuleType) -> None:
 
 
 def numpy_checkpoint_globals() -> list[Any]:
-    """What `torch.load(weights_only=True)` must allow for numpy scalars and arrays, and nothing else.
+    """Return what `torch.load(weights_only=True)` must allow for numpy scalars and arrays, and nothing else.
 
-    Classes, and pairs of a function and its name in the file, once as numpy 1 and once as numpy 2 writes it.
+    The list has classes, and pairs of a function and its name in the file, once as numpy 1 and once as numpy
+    2 writes it.
     """
     import numpy as np
 
@@ -145,6 +151,7 @@ def numpy_checkpoint_globals() -> list[Any]:
 
 
 OPENMMLAB = 'mmcv-full 1.7.2, mmdet 2.28.2, mmdet3d 1.0.0rc6'
+"""Versions that the next patch was tried with."""
 
 
 @patch('mmcv.ops.pixel_group', 'mmdet', 'mmdet3d', versions=f'{OPENMMLAB} with numpy >= 1.24')

@@ -1,4 +1,9 @@
-"""What mmdet 2.28.2 and mmdet3d 1.0.0rc6 need on today's PyTorch, each patch with its reason."""
+"""What mmdet 2.28.2 and mmdet3d 1.0.0rc6 need on today's PyTorch, each patch with its reason.
+
+A function decorated by `patch` or `after` is a patch: it runs when one of the named modules is imported, and
+its docstring begins with the reason. It takes the module and, with `patch`, the function `execute`, which
+runs the module's code. It returns whether it changed anything; with `after`, None means True.
+"""
 
 import functools
 import importlib

@@ -1,4 +1,8 @@
-"""What spconv 2.3.8 needs on the CPU, each patch with its reason."""
+"""What spconv 2.3.8 needs on the CPU, each patch with its reason.
+
+A function decorated by `after` is a patch: it takes one of the named modules when that has been imported, and
+returns False if there was nothing to do; its docstring begins with the reason.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 Function = Callable[..., Any]
+"""A function of spconv, or what stands for it."""
 
 
 def _openmp_runtimes() -> Any:

@@ -48,8 +48,8 @@ def masked_conv2d(
 ) -> Tensor:
     """Return the convolution of features (1, C, h, w) inside the mask (1, h, w), and zero outside of it.
 
-    The mask is that of the result: bool, or a number that is above 0 inside. The others are arguments of
-    `torch.nn.functional.conv2d`.
+    The mask is that of the result: bool, or a number that is above 0 inside. `weight`, `bias`, `padding` and
+    `stride` are those of `torch.nn.functional.conv2d`.
     """
     if features.shape[0] != 1 or mask.dim() != 3:
         raise ValueError(

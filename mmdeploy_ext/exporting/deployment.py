@@ -27,7 +27,7 @@ from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
 CACHED_EXPORTS = 4
-"""How many exported graphs `Deployment.keep` holds: as many as the model with the most graphs has."""
+"""Exported graphs that a `Deployment` keeps: as many as the model with the most graphs has."""
 
 
 @dataclasses.dataclass
@@ -52,10 +52,14 @@ class Deployment:
     collected: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What the config's test pipeline collects of a picture, for PyTorch's test path."""
     exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
-    """The last exports of this model: (name of a graph, options) -> graph, see `keep`."""
+    """The last exports of this model: (name of a graph, options) -> graph, see `cache_export`."""
 
-    def keep(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
-        """Cache an export, which must not be changed, for a proof that may follow; returns it."""
+    def cache_export(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Keep an export in `exports` for a proof that may follow, and return it; it must not be changed.
+
+        `key` is the name of the graph and the options of the export. Older exports than the last
+        `CACHED_EXPORTS` are dropped.
+        """
         self.exports[key] = model
         while len(self.exports) > CACHED_EXPORTS:
             del self.exports[next(iter(self.exports))]
@@ -188,8 +192,9 @@ def load(
         cfg_options: overrides of the config.
         device: where the model goes: 'cpu', 'cuda' or 'cuda:N'.
         before_weights: called with cfg, family and model before the weights are read, to refuse options.
-        product: the exported part of the model, see `Family.product`.
-        weight_layout: of the checkpoint's sparse convolutions, see `Family.load`.
+        product: the part of the model that is exported: DETECTOR or BACKBONE of `families.base`.
+        weight_layout: of the kernels of a sparse backbone in the checkpoint: 'auto', which finds it from the
+            shapes, 'spconv1', 'spconv2' or 'spconv2-rskc'.
 
     Raises:
         UsageError: something is wrong with config or checkpoint; the message names the file.
@@ -225,8 +230,9 @@ def load(
 
 
 def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:
-    """Return options with the default opset and size; UsageError names an option that this model cannot have.
+    """Return the options of an export of a model with the default opset and size.
 
+    A UsageError names an option that the model of mmcv's config `cfg` cannot have.
     Values that no model can have were refused by `Options.check` before, when the command line, config or
     file was read.
     """
@@ -236,10 +242,10 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
 
 
 def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> Options:
-    """Return the options with the values that the user left open.
+    """Return the options with values in place of those that the user left open.
 
     Opset 0 becomes the model's default, height and width 0 the size that the config's test pipeline gives,
-    and `group_norm` '' of a float32 file that of `default_group_norm`.
+    which `rule` states, and `group_norm` '' of a float32 file that of `default_group_norm`.
     """
     options, changes = resolve_opset(options, model), {}
     if options.get('height') == 0 and options.width == 0:
@@ -252,7 +258,10 @@ def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> O
 
 
 def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, width: int) -> PreparedImage:
-    """Prepare an image for an input of exactly `height` x `width`: resized to fit, then padded."""
+    """Prepare an image (h, w, 3) uint8 BGR for an input of exactly `height` x `width` pixels.
+
+    It is resized to fit, then padded; `rule` decides about the rest.
+    """
     return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
 
 

@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from mmdeploy_ext.compat.import_hook import patched
 
 aten = torch.ops.aten
+"""PyTorch's own operators, as programs of torch.export call them."""
 SAME: dict[Any, tuple[Any, Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]]] = {
     aten.to.dtype: (aten._to_copy.default, lambda x, dtype, *_: ((x,), dict(dtype=dtype))),
     aten.__and__.Tensor: (aten.bitwise_and.Tensor, lambda x, y: ((x, y), {})),

@@ -50,6 +50,7 @@ class LibraryOperator:
 
 
 LIBRARY_OPERATORS: list[LibraryOperator] = []
+"""Operators of libraries that are patched during every export; the modules of `ops` add theirs."""
 
 
 @contextlib.contextmanager

@@ -52,7 +52,10 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
 
 
 def make_metadata(deployment: Deployment, options: Options, graph: Graph | None = None) -> Metadata:
-    """Return the metadata of one file; by default of the last one, which gives the outputs."""
+    """Return the metadata of the file of a graph, by default of the last one, which gives the outputs.
+
+    `options` are those of the export, resolved.
+    """
     family = deployment.family
     graph = graph or family.graphs(deployment.model, options)[-1]
     return Metadata(
@@ -134,10 +137,10 @@ def export_graphs(
 def export_files(
     deployment: Deployment, options: Options, output: str, images: Sequence[PreparedImage] = ()
 ) -> tuple[list[str], float]:
-    """Export a model and write its file, or its folder of graphs, atomically; see `export_graphs`.
+    """Export a model and write its file, or its folder of graphs, to the path `output`, atomically.
 
-    Returns the paths in the order in which a sample goes through them, and the seconds it took. If it raises,
-    nothing was written.
+    For the other arguments and the errors see `export_graphs`. Returns the paths of the graphs in the order
+    in which a sample goes through them, and the seconds it took. If it raises, nothing was written.
     """
     start = time.perf_counter()
     exported = export_graphs(deployment, options, images)
@@ -149,7 +152,7 @@ def export_files(
         companions = deployment.family.companions(deployment.model, options)
         paths = _write_folder(exported, Path(output), companions)
     for model, metadata in exported:
-        deployment.keep((metadata.form, options), model)
+        deployment.cache_export((metadata.form, options), model)
     return paths, time.perf_counter() - start
 
 

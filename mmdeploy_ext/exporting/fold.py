@@ -18,7 +18,8 @@ from torch import nn
 
 PROBE = 8
 """A convolution is tested on an image whose sides are those of its dilated kernel and this many pixels."""
-BatchNorm = nn.modules.batchnorm._BatchNorm  # nn.SyncBatchNorm is one
+BatchNorm = nn.modules.batchnorm._BatchNorm
+"""Base of all batch normalisations, of `nn.SyncBatchNorm`, too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +45,10 @@ class Folded:
 
 @runtime_checkable
 class Summed(Protocol):
-    """A module whose branches are one convolution, `conv`, once it has added them (RepVGG and its like)."""
+    """A module whose parallel branches can be added up to one convolution, `conv`, such as RepVGG's."""
 
     def reparameterise(self) -> None:
-        """Make `conv` of the branches, which stay beside it; once only."""
+        """Make `conv`, which computes the sum of the branches; they stay beside it. It is called once."""
 
 
 PREPARATIONS: list[Callable[[nn.Module], None]] = []

@@ -87,3 +87,4 @@ FUNCTIONS: dict[Callable, Callable] = {
         for owner in (torch, torch.Tensor)
     },
 }
+"""Function of torch -> its replacement, with the same arguments."""

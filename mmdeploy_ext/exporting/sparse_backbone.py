@@ -43,7 +43,7 @@ def trace(deployment: Deployment) -> SparseGraph:
 
 
 def has_precision(options: Options) -> bool:
-    """Return whether a file gets precision attributes."""
+    """Return whether the export options give layers a precision, which the file states as attributes."""
     return bool(options.precision or options.layer_precision)
 
 
@@ -115,7 +115,10 @@ def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dic
 
 
 def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | None = None) -> dict[str, str]:
-    """Return the metadata of the file, key -> JSON text. No engine reads it."""
+    """Return the metadata of the file of an export, key -> JSON text; `ranges` are those of INT8.
+
+    No engine reads them.
+    """
     values = dict(
         family=deployment.family.name,
         form=options.target,
@@ -136,7 +139,7 @@ def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | No
 def write_file(
     deployment: Deployment, graph: SparseGraph, options: Options, path: str, ranges: Ranges | None = None
 ) -> None:
-    """Write a graph to a file of its target, atomically.
+    """Write a graph to a file of the target in `options`, atomically, with the metadata of `metadata_props`.
 
     ExportError: the target cannot express a part of the graph; Mm2OnnxError: the file cannot be written.
     """

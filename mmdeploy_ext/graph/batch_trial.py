@@ -63,7 +63,7 @@ def trial_sizes(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, li
     """Return input -> the shape at which the edited graph `after` is tried.
 
     An axis of fixed size has that size, one that is fixed in `before` and open in `after` gets twice its old
-    size, and one that is open in both gets the size that `random_feeds` takes.
+    size, and one that is open in both gets the default of `random_feeds`: 1 if it is the first axis, else 64.
     """
     inputs, old_shapes = Index(after).inputs, types.shapes(before.graph.input)
     doubled: dict[str, int] = {}
@@ -175,7 +175,7 @@ class BatchTrial:
         }
 
     def feeds(self, batch: int, seed: int) -> dict[str, np.ndarray]:
-        """Return random inputs (name -> array) with `batch` images."""
+        """Return random inputs (name -> array), drawn from `seed`, with `batch` images."""
         shapes = {name: [batch, *self.inputs[name][1:]] for name in self.images}
         return random_feeds(self.index.model, seed, {**self.inputs, **shapes})
 

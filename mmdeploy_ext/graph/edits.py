@@ -78,7 +78,10 @@ def repeat(
 
 
 def other_versions(edits: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return, as text, the packages that a record (see `repeat`) states in another version than installed."""
+    """Return, as text, the packages of which a record states another version than the installed one.
+
+    `edits` are the entries of the record, see `repeat`.
+    """
     lines = []
     for edit in edits:
         for package, version in edit['versions'].items():

@@ -22,7 +22,10 @@ INTEGER_END = 8
 
 
 def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
-    """Raise ShapeError for a feed that is missing, unknown, or of another dtype, rank or fixed size."""
+    """Raise ShapeError for a feed that is missing, unknown, or of another dtype, rank or fixed size.
+
+    `index` is that of the graph; `feeds` is name of an input -> array.
+    """
     values = {value.name: value for value in index.graph.input}
     missing = [name for name in index.inputs if name not in feeds]
     if missing:
@@ -149,7 +152,10 @@ def common_feeds(
     try:
         check_feeds(index, feeds)
     except ShapeError as error:
-        raise ShapeError(f'--prove: no inputs suit both graphs: {error}') from error
+        raise ShapeError(
+            f'no random inputs suit both the graph and its edited version, so that these cannot be compared: '
+            f'{error}'
+        ) from error
     return feeds
 
 

@@ -76,10 +76,10 @@ class Runner:
             self._session = open_session(exposed, optimization, threads, shapes_first)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return name -> array of all `names` (a list of arrays if the graph has a sequence).
+        """Return name -> array of all `names`, for feeds input -> array; a sequence is a list of arrays.
 
         Raises:
-            ShapeError: see `check_feeds`.
+            ShapeError: a feed is missing or unknown, or has another dtype or shape than the graph takes.
             InferenceError: ONNX Runtime failed.
         """
         check_feeds(self.index, feeds)
@@ -112,7 +112,10 @@ def run(
     names: Sequence[str] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Run a model once and return name -> array of any of its tensors; `names` and options are `Runner`'s."""
+    """Run a model once and return name -> array of any of its tensors.
+
+    `feeds` is input -> array; `names` and the options are those of `Runner`.
+    """
     return Runner(model, names, **options).run(feeds)
 
 

@@ -27,7 +27,7 @@ from mmdeploy_ext.graph.io.modules import module_path
 IGNORED_CHANGES = ('metadata',)
 """Kinds of changes that do not make another graph."""
 UNLIKE = 'is not the same as in the reference'
-"""What is said of a node or an end if no difference of its own explains why the signatures differ."""
+"""Detail of a node, an input or an output if no difference of its own explains why the signatures differ."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,8 +188,8 @@ class GraphDifference:
     Attributes:
         kind: of the change, see `diff.structure.Change`; or 'interface' (an input, output or opset).
         where: node, tensor, or name of an input, output or opset.
-        detail: what differs, as text.
         module: PyTorch module that the node was exported from, '' if that is not known.
+        detail: what differs, as text.
         more: number of other nodes with the same difference: they read the same constant.
     """
 

@@ -27,9 +27,9 @@ NO_TURING = (
     'TensorRT-RTX has no matrix products of float32 there; leave 75 out, or build with --fp16 (and without '
     '--keep-fp32 for these)'
 )
+"""What is wrong with float32 matrix products for Turing, and what to change."""
 LARGEST_K = 3840
 """Largest K of TopK that TensorRT takes."""
-"""What is wrong with float32 matrix products for Turing, and what to change."""
 INTEGERS = frozenset(map(TensorProto.DataType.Value, ('INT32', 'INT64', 'BOOL', 'UINT8')))
 _OTHERS = ('FLOAT', 'FLOAT16', 'BFLOAT16', 'INT8', 'INT4', 'FLOAT8E4M3FN', 'DOUBLE')
 SUPPORTED_TYPES = INTEGERS.union(map(TensorProto.DataType.Value, _OTHERS))

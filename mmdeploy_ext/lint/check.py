@@ -204,7 +204,7 @@ def _changes_outputs(module: torch.nn.Module, example_inputs: Sequence[Any], ind
 
 
 def are_equal(expected: Any, value: Any) -> bool:
-    """Return whether two outputs are equal, arrays and tensors element by element."""
+    """Return whether an output equals the expected one; arrays and tensors do if all their elements do."""
     if isinstance(expected, torch.Tensor | np.ndarray):
         return expected.shape == value.shape and bool((expected == value).all())
     return bool(expected == value)

@@ -19,15 +19,16 @@ Origins = frozenset[tuple[str, int, int]]
 The line is the text of a site, 'file:line'. The same read in a run with other inputs has the same origin.
 """
 
-# methods of numbers: those whose results are sizes as well, and those that are reported to the recorder
 ARITHMETIC = (
     '__add__', '__radd__', '__sub__', '__rsub__', '__mul__', '__rmul__', '__floordiv__', '__rfloordiv__',
     '__mod__', '__rmod__', '__truediv__', '__rtruediv__', '__pow__', '__rpow__', '__neg__', '__abs__',
     '__lshift__', '__rshift__', '__divmod__',
 )  # fmt: skip
+"""Methods of numbers whose results are marked, too."""
 COMPARISONS = ('__lt__', '__le__', '__gt__', '__ge__', '__eq__', '__ne__', '__bool__')
 IN_PLACE = ('__iadd__', '__isub__', '__imul__', '__ifloordiv__')
 CONVERSIONS = ('__int__', '__float__', '__ceil__', '__floor__', '__round__', '__trunc__')
+"""Methods of numbers that the recorder is told of, in these three groups; see `Recorder`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Recorder:
         self.events.append(Event(rule, site, detail, origins))
 
     def read_sizes(self, site: Site, shape: tuple[int, ...]) -> list[Origins]:
-        """Note that a line read a shape; return the origins of each of its sizes."""
+        """Note that the line `site` read a shape; return the origins of each of its sizes."""
         count = self._reads[site.text]
         self._reads[site.text] += 1
         keys = [(site.text, count, axis) for axis in range(len(shape))]
@@ -82,7 +83,8 @@ class Recorder:
     def compared(self, origins: Origins, values: list[Any]) -> None:
         """Note that a size was compared, or tested by `bool`; `SizeInt` and `SizeFloat` call it.
 
-        `values` are the plain numbers: the size, and what it was compared with.
+        `origins` are those of the size, as in the methods below. `values` are the plain numbers: the size,
+        and what it was compared with.
         """
         site = caller()
         if site is None:

@@ -194,7 +194,7 @@ def _print_finding(finding: Finding, console: Console, explain: bool) -> None:
 
 
 def summary(report: Report, notes: bool = True) -> str:
-    """Return the numbers of findings by severity as text; `notes`: notes were printed, so no hint is due."""
+    """Return the numbers of findings by severity as text, with a hint unless the `notes` were printed."""
     counts = collections.Counter(finding.severity for finding in report)
     if not counts:
         return 'nothing found'

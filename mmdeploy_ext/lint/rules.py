@@ -5,15 +5,18 @@ from collections.abc import Mapping, Sequence
 
 from mmdeploy_ext.core.errors import UsageError
 
-# Outcomes of an export. 'Other inputs' are others than the example; 'wrong' alone holds for the example, too.
 RIGHT = 'right'
 WRONG = 'wrong on other inputs'
 WRONG_AT_ONCE = 'wrong'
 FAILS = 'fails on other inputs'
 REFUSED = 'refused'
 UNRUNNABLE = 'refused by the engine'
+"""Outcomes of an export.
 
+'Other inputs' are others than the example; a file that is 'wrong' alone is wrong for the example, too.
+"""
 EXPORTERS = ('torchscript', 'dynamo')
+"""The exporters of torch that rules have outcomes for."""
 SEVERITIES = ('note', 'warning', 'error')
 """The least severe first."""
 

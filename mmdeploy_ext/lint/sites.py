@@ -112,7 +112,10 @@ def _plain_site(frame: FrameType) -> Site:
 
 @functools.lru_cache(maxsize=4096)
 def site_at(file: str, line: int, function: str = '') -> Site:
-    """Return a line of a file, which is a path, as a site; without `via` and `waiting`."""
+    """Return a line of a file, which is a path, as a site, without `via` and `waiting`.
+
+    `function` is the name of the function that the line is in; '' if it is not known.
+    """
     return Site(
         _displayed_path(file), line, function, linecache.getline(file, line).strip(), _is_library(file)
     )

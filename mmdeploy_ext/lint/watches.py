@@ -15,18 +15,20 @@ from mmdeploy_ext.lint.observe import Call
 from mmdeploy_ext.lint.record import is_size, origins_of, plain
 from mmdeploy_ext.lint.sites import caller
 
-# names of functions as in `Call.name`: those that make a bool, a number or an array of a tensor; inverses;
-# those that draw random numbers; and those that do so unless `training` is False
 TO_BOOL = {'__bool__', 'is_nonzero', 'equal', 'allclose'}
 TO_NUMBER = {'item', '__int__', '__float__', '__complex__', '__index__', 'tolist'}
 TO_NUMPY = {'numpy', '__array__'}
+"""Functions that make a bool, a number or an array of numpy of a tensor; names as in `Call.name`."""
 INVERSES = {'inverse', 'linalg_inv', 'inv', 'inv_ex', 'linalg_inv_ex', 'pinverse', 'pinv'}
+"""Functions that invert matrices."""
 RANDOM = {
     'rand', 'randn', 'randint', 'randperm', 'rand_like', 'randn_like', 'randint_like', 'bernoulli',
     'multinomial', 'normal', 'poisson', 'uniform_', 'normal_', 'random_', 'bernoulli_', 'exponential_',
     'rrelu',
 }  # fmt: skip
+"""Functions that draw random numbers."""
 DROPOUTS = {'dropout', 'dropout1d', 'dropout2d', 'dropout3d', 'alpha_dropout', 'feature_alpha_dropout'}
+"""Functions that draw random numbers unless their argument `training` is False."""
 LARGEST_EXACT = 2.0**24
 """From here on float32 does not hold every integer."""
 LARGEST_TIME = 1e19
@@ -205,7 +207,10 @@ def absolute_time(call: Call) -> None:
 
 
 def largest_finite(tensor: torch.Tensor) -> float:
-    """Return the largest absolute value that may be a time or a position: below `LARGEST_TIME`; else 0."""
+    """Return the largest absolute value in a tensor that may be a time or a position; 0 if there is none.
+
+    Such a value is below `LARGEST_TIME`.
+    """
     values = tensor.detach().abs().double()
     values = values[values < LARGEST_TIME]
     return float(values.max()) if values.numel() else 0.0
@@ -230,7 +235,6 @@ def operators(call: Call) -> None:
         call.add(rule, f'{function.__name__} is a torch.autograd.Function', through_torch=True)
 
 
-# all watches, in the order in which they are called
 WATCHES = (
     values_to_python,
     values_to_numpy,
@@ -244,6 +248,7 @@ WATCHES = (
     absolute_time,
     operators,
 )
+"""All watches, in the order in which they are called."""
 
 
 def inputs_text(call: Call) -> str:

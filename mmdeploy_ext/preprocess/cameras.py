@@ -18,11 +18,13 @@ from mmdeploy_ext.preprocess.pictures import next_multiples, normalise
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 
 KIND = 'multiview'
+"""Entry `kind` of the rule in the metadata of a file."""
 CAMERAS = ('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT')
 """nuScenes' cameras in the order of StreamPETR's info files."""
 STEPS = ('ResizeCropFlipRotImage', 'NormalizeMultiviewImage', 'PadMultiViewImage')
 """Steps that change the images, in the only order that the rule has."""
 NEUTRAL = ('LoadMultiViewImageFromFiles', 'PETRFormatBundle3D', 'Collect3D', 'DefaultFormatBundle3D')
+"""Steps that load images and pack them, and change no pixel."""
 
 
 class Calibration(NamedTuple):

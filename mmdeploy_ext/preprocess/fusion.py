@@ -17,6 +17,7 @@ from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.preprocess.points import VoxelRule
 
 KIND = 'fusion'
+"""Entry `kind` of the rule in the metadata of a file."""
 POINTS = 'load_dim', 'use_dim', 'sweeps', 'pad_empty_sweeps', 'remove_close'
 """Fields of `FusionRule` about the reading of points."""
 AGE = 4

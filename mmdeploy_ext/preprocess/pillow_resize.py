@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 PRECISION_BITS = 32 - 8 - 2
+"""Bits behind the point of weights, which are integers, as Pillow has them."""
 
 
 def _bicubic(x: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ NEUTRAL = (
     'LoadImageFromFile', 'LoadImageFromWebcam', 'LoadProposals', 'RandomFlip', 'DefaultFormatBundle',
     'ImageToTensor', 'ToTensor', 'ToDataContainer', 'Collect',
 )  # fmt: skip
+"""Steps that change no pixel of a test."""
 REQUIRED = {
     'LoadImageFromFile': dict(color_type='color', channel_order='bgr'),
     'Resize': dict(interpolation='bilinear', ratio_range=None, override=False),

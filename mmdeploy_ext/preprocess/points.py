@@ -17,7 +17,9 @@ from mmdeploy_ext.core.errors import ConfigError, PointsError
 from mmdeploy_ext.core.json_dataclass import JsonDataclass
 
 MODES = ('hard', 'dynamic')
+"""Ways to make voxels: of the first points of the first voxels, or of all points."""
 ORDERS = ('xyz', 'zyx')
+"""Axis orders of coordinates."""
 
 
 @dataclasses.dataclass(frozen=True)

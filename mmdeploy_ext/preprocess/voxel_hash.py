@@ -16,13 +16,15 @@ import numpy as np
 from numba import njit
 
 EMPTY = np.int64(-1)
+"""Marks a free slot."""
 LEAST_SLOTS = 64
+"""Slots of the smallest hash."""
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: neighbouring keys spread over the whole table
 
 
 @njit(cache=True, nogil=True, inline='always')
 def slot(key, slots, shift):
-    """Return the place of a key, or the free place for it, of which there has to be one."""
+    """Return the place of a key in the slots of a hash, or the free place for it; there has to be one."""
     mask = np.int64(slots.shape[0] - 1)
     place = np.int64((np.uint64(key) * _MIX) >> shift)
     while slots[place] != key and slots[place] != EMPTY:
@@ -32,7 +34,10 @@ def slot(key, slots, shift):
 
 @njit(cache=True, nogil=True)
 def fill(keys, slots, rows, shift):
-    """Put every key into the hash with its row; return the first row whose key is in it already, or -1."""
+    """Put every key into a hash with its row; return the first row whose key is in it already, or -1.
+
+    slots, rows, shift: the hash, of which slots and rows are filled.
+    """
     for row in range(keys.shape[0]):
         place = slot(keys[row], slots, shift)
         if slots[place] == keys[row]:

@@ -115,7 +115,7 @@ def _made_once(
 
     def export_once() -> onnx.ModelProto:
         if key not in deployment.exports:
-            deployment.keep(key, export())
+            deployment.cache_export(key, export())
         return deployment.exports[key]
 
     return FreshExport(export_once, metadata.edits)

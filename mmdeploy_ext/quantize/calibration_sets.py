@@ -102,7 +102,7 @@ def quantised_graph(family: str) -> str:
 
 
 def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
-    """Return image files as a set that prepares them as the model file says.
+    """Return image files as a set that prepares them by the rule in the metadata of the model file.
 
     ModelFileError: the model takes more than one picture.
     """

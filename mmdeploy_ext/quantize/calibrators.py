@@ -1,7 +1,8 @@
 """Ranges of values by maximum, percentile or least squared error, and rounding to 8 bits. Needs numpy only.
 
-Source: pytorch-quantization's max and histogram calibrators, as far as `ALGORITHM.md` section 6 states them:
-2048 bins on |x| from 0, later tensors widen the histogram by full bins. Differs in: a first tensor of zeros
+Source: pytorch-quantization's max and histogram calibrators, as NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95 uses
+them (CUDA-BEVFusion/qat/lean/quantize.py, CUDA-CenterPoint/qat/tools/sparseconv_quantization.py): 2048 bins
+on |x| from 0, later tensors widen the histogram by full bins. Differs in: a first tensor of zeros
 does not fix the width of a bin; beyond 16384 bins neighbours are merged (one far outlier in a later sweep
 would otherwise cost gigabytes); a percentile in the first bin gives that bin's upper edge, not 0.
 
@@ -47,6 +48,7 @@ class HistogramCalibrator(Calibrator):
     """
 
     def __init__(self, method: str = 'mse', percentile: float = PERCENTILE, bins: int = BINS) -> None:
+        """Make an empty histogram; `percentile`, of |x| and in percent, is for the method of that name."""
         self.method, self.percentile = method, percentile
         self.width = 0.0
         self.counts = np.zeros(bins, np.int64)
@@ -108,7 +110,7 @@ def make_calibrator(method: str, percentile: float = PERCENTILE) -> Calibrator:
 
 
 def method_title(method: str, percentile: float = PERCENTILE) -> str:
-    """Return the name of a method for files of ranges."""
+    """Return the name of a method for files of ranges, with the percentile of the method of that name."""
     return f'percentile {percentile:g}' if method == 'percentile' else method
 
 
@@ -151,7 +153,10 @@ def fake_quantise(values: np.ndarray, amax: float | np.ndarray, ties: str = 'eve
 
 
 def fake_quantise_kernel(weight: np.ndarray, amax: np.ndarray, ties: str = 'even') -> np.ndarray:
-    """Round a kernel (O, k0, k1, k2, I) to 8 bits with one range per output channel, (O,)."""
+    """Round a kernel (O, k0, k1, k2, I) to 8 bits, each output channel by its range in `amax` (O,).
+
+    `ties` is that of `fake_quantise`.
+    """
     return fake_quantise(weight, np.asarray(amax)[:, None, None, None, None], ties)
 
 

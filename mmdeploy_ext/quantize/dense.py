@@ -39,6 +39,7 @@ OPERATORS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul', 'Relu', 'Clip', 'MaxPool
 INFERRED_KEY, INFERRED_VALUE = 'onnx.infer', 'onnxruntime.quant'
 """Metadata that tells the quantiser that a model has types; without it, it infers them each time."""
 MINMAX = DENSE_METHODS[0]
+"""The default method of ranges."""
 QUANTISE = 'quantize'
 """Name of the edit in the record of an INT8 file."""
 MAX_LAYER_NAMES = 10
@@ -273,7 +274,9 @@ def record(model: onnx.ModelProto, quantiser: object, layers: Sequence[str]) -> 
 def quantise_again(
     model: onnx.ModelProto, layers: Sequence[str], ranges: Mapping[str, Sequence[float]], reduce_range: bool
 ) -> onnx.ModelProto:
-    """Return a float model with these layers in INT8, by the ranges of a record: smallest and largest values.
+    """Return a float model with these layers in INT8, as the record of an INT8 file states it; see `record`.
+
+    `ranges` is tensor -> its smallest and largest value, `reduce_range` whether weights have 7 bits.
 
     Raises:
         UsageError: the model lacks a layer.

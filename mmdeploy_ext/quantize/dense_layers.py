@@ -25,7 +25,7 @@ POSTPROCESS = ('postprocess/', 'decode/')
 """Prefixes of the names of post-processing nodes, whose constant matrices do not count as weights."""
 FOLLOWERS = ('Relu', 'Clip', 'MaxPool')
 """Operators that are INT8 if their input is."""
-QUANTISED = ('QuantizeLinear', 'DequantizeLinear', 'QLinearConv', 'QLinearMatMul', 'ConvInteger')
+INT8_OPERATORS = ('QuantizeLinear', 'DequantizeLinear', 'QLinearConv', 'QLinearMatMul', 'ConvInteger')
 """Operators by which a quantised model is recognised."""
 SORTS = ('TopK',)
 """Operators that sort rows."""
@@ -191,7 +191,7 @@ class DenseGraph:
 
 def is_quantised(model: onnx.ModelProto) -> bool:
     """Return whether a model has INT8 operators."""
-    return any(node.op_type in QUANTISED for node in all_nodes(model))
+    return any(node.op_type in INT8_OPERATORS for node in all_nodes(model))
 
 
 def _with_initializers(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -33,6 +33,10 @@ class OpenVinoRunner:
     """A network in OpenVINO with float32 beside INT8; the counterpart of `graph.run.Runner`."""
 
     def __init__(self, model: onnx.ModelProto, names: Sequence[str], threads: int) -> None:
+        """Compile the network; `names` are the outputs that `run` returns, 0 `threads` are OpenVINO's choice.
+
+        ModelFileError: OpenVINO cannot compile it.
+        """
         require_openvino('openvino nncf')
         try:
             self._compiled = compiled(model.SerializeToString(), threads)
@@ -42,7 +46,7 @@ class OpenVinoRunner:
         self._names = list(names)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return name -> array; InferenceError: OpenVINO failed."""
+        """Run the network on input name -> array; return output name -> array. InferenceError: it failed."""
         try:
             outputs = self._compiled(dict(feeds))
         except RuntimeError as error:
@@ -152,7 +156,10 @@ class Probe:
 
 
 def rank(quantiser: DenseQuantiser, probe: Probe, layers: Sequence[str]) -> list[LayerSensitivity]:
-    """Quantise one layer at a time; return the sensitivities, the most sensitive layer first."""
+    """Quantise one layer at a time; return the sensitivities, the most sensitive layer first.
+
+    The outputs of each network are compared by `probe`; `layers` are the names of the layers.
+    """
 
     def sort_key(sensitivity: LayerSensitivity) -> float:
         error = sensitivity.outputs.error

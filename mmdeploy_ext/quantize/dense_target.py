@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import onnx
 
 SUFFIX = '.int8'
+"""What the name of an INT8 file or folder has more than that of the float one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,10 @@ def find_target(model: str, output: str | None) -> Target:
 
 
 def refuse_stale(path: str | os.PathLike[str], reason: str) -> None:
-    """Raise ModelFileError for an INT8 file that a test loop would replace by a float32 export."""
+    """Raise ModelFileError for an INT8 file that a test loop would replace by a float32 export.
+
+    `reason` says why the file is not up to date, for the message: 'another checkpoint' or the like.
+    """
     if is_quantised(files.load(path)):
         raise ModelFileError(
             f'{path}: is an INT8 file and {reason}; the loop exports float32 files and writes none over it: '

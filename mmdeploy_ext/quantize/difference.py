@@ -19,7 +19,7 @@ class Difference:
         self.largest_error = self.largest = 0.0
 
     def add(self, reference: np.ndarray, values: np.ndarray) -> None:
-        """Add a pair; values that are not finite make every figure NaN."""
+        """Add a tensor and its reference, of one size; values that are not finite make every figure NaN."""
         reference, values = reference.ravel(), values.ravel()
         if reference.size == 0:
             return

@@ -96,7 +96,7 @@ class Simulation:
         return tuple(rounded_inputs), self.int8_kernels.get(node.name)
 
     def prepare(self, features: np.ndarray, coordinates: np.ndarray) -> Prepared:
-        """Return a sweep with its rulebook."""
+        """Return a sweep, features (N, C) and coordinates (N, 4), with its rulebook."""
         return Prepared(features, coordinates, build(plan_of(self.graph), coordinates))
 
     def tensors(
@@ -130,7 +130,7 @@ class Simulation:
         fed: Mapping[str, np.ndarray] | None = None,
         observe: Callable[[str, np.ndarray], None] | None = None,
     ) -> np.ndarray:
-        """Return the dense output of one run.
+        """Return the dense output of one run on a sweep of `prepare`.
 
         The nodes that are not `int8_nodes` are in `float_precision`, 'fp16' or 'fp32'. `fed` is that of
         `tensors`; `observe` is called with name and output of each node.

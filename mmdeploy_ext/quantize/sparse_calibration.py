@@ -1,7 +1,9 @@
 """Post-training quantisation of sparse graphs: ranges that are measured on sweeps, on a CPU.
 
-Source: ALGORITHM.md section 6. Differs in: the number of sweeps is the one asked for (the reference runs one
-more), and every quantiser is measured, also those of layers that the reference then computes in fp16.
+The reference is NVIDIA's calibration of BEVFusion and CenterPoint. Source: NVIDIA-AI-IOT/Lidar_AI_Solution
+787ad95, CUDA-BEVFusion/qat (ptq.py, lean/quantize.py), CUDA-CenterPoint/qat/tools/sparseconv_quantization.py.
+Differs in: the number of sweeps is the one asked for (the reference runs one more), and every quantiser is
+measured, also those of layers that the reference then computes in fp16.
 
 Glossary: N voxels, C values of a voxel.
 """
@@ -73,7 +75,10 @@ class Calibration:
 
 
 def calibrate(deployment: Deployment, source: str | Path, options: Calibration) -> Ranges:
-    """Measure the ranges of a backbone on a folder or infos file; `Sweeps` tells what these hold."""
+    """Return the ranges of a backbone, measured on the sweeps of `source`, a folder or infos file.
+
+    `Sweeps` tells what these hold; `deployment` is that of the backbone.
+    """
     from mmdeploy_ext.exporting.sparse_backbone import trace  # imports torch
 
     options, traced = options.resolved(deployment.family), trace(deployment)
@@ -94,7 +99,10 @@ def calibrate(deployment: Deployment, source: str | Path, options: Calibration) 
 def config_sweeps(
     deployment: Deployment, source: str | Path, order: str, limit: int = 0, root: str = ''
 ) -> Sweeps:
-    """Return the sweeps of a source, loaded and voxelised as in the config; arguments as of `Sweeps`."""
+    """Return the sweeps of a source, loaded and voxelised as in the config of a backbone's deployment.
+
+    `order` is that of the coordinates that are returned, 'xyz' or 'zyx'; the others are as of `Sweeps`.
+    """
     from mmdeploy_ext.preprocess.points import voxelise
 
     def voxels(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

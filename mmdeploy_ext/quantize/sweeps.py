@@ -58,7 +58,7 @@ class PointRule:
 
     @classmethod
     def from_pipeline(cls, steps: list[Mapping[str, Any]], in_channels: int) -> PointRule:
-        """Return the rule of mmdet3d's LoadPointsFromFile and LoadPointsFromMultiSweeps.
+        """Return the rule of mmdet3d's LoadPointsFromFile and LoadPointsFromMultiSweeps, steps of a pipeline.
 
         Without them files have the `in_channels` values of the model.
         """

@@ -36,7 +36,10 @@ TITLES = ('layer', 'module', 'own cosine', 'own error', 'clipped', 'output alone
 
 
 def table(*titles: str, text_columns: int = 1, **options: str | None) -> Table:
-    """Return an empty table whose first `text_columns` hold left-aligned texts, the others figures."""
+    """Return an empty table with these titles of columns; `options` are those of rich's `Table`.
+
+    The first `text_columns` hold left-aligned texts, the others figures.
+    """
     view = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), **options)
     for index, title in enumerate(titles):
         view.add_column(title, justify='left' if index < text_columns else 'right')
@@ -45,7 +48,10 @@ def table(*titles: str, text_columns: int = 1, **options: str | None) -> Table:
 
 @contextlib.contextmanager
 def png(path: str | Path, width: float, height: float, font: int = 9, dpi: int = 100) -> Iterator[Figure]:
-    """Yield a figure, width and height in inches; it is written when the block ends."""
+    """Yield a figure, which is written to `path` when the block ends.
+
+    Width and height are in inches, the size of the font in points, `dpi` is pixels per inch.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -61,7 +67,10 @@ def png(path: str | Path, width: float, height: float, font: int = 9, dpi: int =
 def draw_bars(
     axes: Axes, names: Sequence[str], errors: Sequence[float], float_names: Collection[str], note: str
 ) -> None:
-    """Draw the errors of layers as bars, the first on top; float layers get another colour and a note."""
+    """Draw the errors of layers (`names`) as bars, the first on top.
+
+    Those among `float_names`, which stay float, get another colour and the note behind their names.
+    """
     colours = [FLOAT_COLOUR if name in float_names else INT8_COLOUR for name in names]
     axes.barh(range(len(names)), [clip_error(error) for error in errors], color=colours)
     label_rows(axes, [f'{name} ({note})' if name in float_names else name for name in names])

@@ -20,6 +20,7 @@ from mmdeploy_ext.weights.convert import mmdet3_names, rtdetr_names, solo_names
 MAX_KEYS = 10
 """Keys that a message names."""
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types that the tensors of a file may have for float weights of a model."""
 
 
 class IgnoredObject:

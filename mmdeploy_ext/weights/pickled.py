@@ -20,7 +20,6 @@ import torch
 
 from mmdeploy_ext.core.errors import CheckpointError
 
-# functions that build tensors and ordered dicts; torch itself maps storages and reads their bytes
 ALLOWED: dict[str, Callable] = {
     'collections.OrderedDict': collections.OrderedDict,
     'torch._utils._rebuild_tensor': torch._utils._rebuild_tensor,
@@ -30,10 +29,15 @@ ALLOWED: dict[str, Callable] = {
     'builtins.set': set,
     '__builtin__.set': set,
 }
+"""Name in a pickle -> function: those that build tensors, ordered dicts and sets.
+
+Torch itself maps storages and reads their bytes.
+"""
 CONVERT = (
     'In the environment that made it, load it and `torch.save({"state_dict": model.state_dict()}, FILE)`, '
     'which keeps the calibrated ranges too'
 )
+"""Advice for files that cannot be read without their code."""
 MAX_DEPTH = 100
 """Levels of nested modules that are read."""
 
@@ -87,8 +91,8 @@ def _loads(content: bytes, **options: Any) -> Any:
     raise pickle.UnpicklingError('nested pickles are not read')
 
 
-# torch.load uses it as the module `pickle`
 INERT_PICKLE = SimpleNamespace(Unpickler=InertUnpickler, load=_load, loads=_loads, __name__='inert_pickle')
+"""Takes the place of the module `pickle` in `torch.load`."""
 
 
 def read_pickled(path: str | Path) -> dict[str, torch.Tensor]:

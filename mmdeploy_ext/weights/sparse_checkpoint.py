@@ -26,7 +26,9 @@ from mmdeploy_ext.weights.checkpoint import listed, load_checkpoint, misfits
 from mmdeploy_ext.weights.pickled import read_pickled
 
 COUNTER = 'num_batches_tracked'
+"""End of the names of batch normalisations' counters, which a file may lack."""
 QUANTISER = '_quantizer.'
+"""Part of the names of the tensors of NVIDIA's quantisers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,13 @@ class LoadReport:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The tensors of a file by name; its form is 'state dict' or 'pickled module'."""
+    """The tensors of a file.
+
+    Attributes:
+        path: of the file.
+        form: 'state dict' or 'pickled module'.
+        weights: name -> tensor.
+    """
 
     path: str
     form: str

@@ -19,7 +19,9 @@ import torch
 from mmdeploy_ext.core.errors import CheckpointError, UsageError
 
 LAYOUTS = ('spconv1', 'spconv2', 'spconv2-rskc')
+"""The layouts in the table above."""
 CHOICES = ('auto', *LAYOUTS)
+"""What a caller may say about a file: how its kernels are laid out, or that the shapes decide."""
 LIBRARIES = {'spconv': 'spconv2', 'mmcv': 'spconv1'}
 """Top-level package of a sparse convolution's class -> layout of its kernel in memory."""
 

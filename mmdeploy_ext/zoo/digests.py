@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
 
 PACKAGE = Path(__file__).resolve().parents[1]
+"""Folder of this project's package."""
 DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
 """Nodes of a syntax tree that may begin with a docstring."""
 JUDGES = (

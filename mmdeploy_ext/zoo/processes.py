@@ -32,7 +32,7 @@ LOG_LINES = 12
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Limits of one process: wall time, and private memory in GiB."""
+    """Limits of one process: `seconds` of wall time, and private memory in GiB (`gigabytes`)."""
 
     seconds: float = 1800.0
     gigabytes: float = 6.0
@@ -46,7 +46,7 @@ class ConfigProcess:
     """
 
     def __init__(self, config: Config, settings: Settings, out: Path) -> None:
-        """Start the process."""
+        """Start the process, with the settings of the run."""
         self.config, self.log = config, out / 'logs' / f'{config.slug}.txt'
         self.record_path = record_path(config, out)
         self.unfinished_path = self.record_path.with_suffix('.unfinished')
@@ -112,8 +112,8 @@ def run_all(
 ) -> Iterator[Record]:
     """Yield the record of each config as soon as it is known; `jobs` processes run at a time.
 
-    Of configs that are the same model to test, only the first is proven. `ConfigProcess` says what is written
-    below `out`.
+    A process that exceeds one of the limits is killed. Of configs that are the same model to test, only the
+    first is proven. `ConfigProcess` says what is written below `out`.
     """
     for name in ('records', 'logs'):
         (out / name).mkdir(parents=True, exist_ok=True)

@@ -21,10 +21,11 @@ TORCH_FAILS = 'PyTorch itself fails'
 NOT_EXPORTED = 'export fails'
 NOT_PROVEN = 'not proven'
 TIME, MEMORY, CRASH = 'out of time', 'out of memory', 'the process died'
+"""Reasons why an export may not be proven; `REASONS` has all of them."""
 REASONS = (
     NO_FAMILY, NOT_BUILT, REFUSED, NO_KERNEL, TORCH_FAILS, NOT_EXPORTED, NOT_PROVEN, TIME, MEMORY, CRASH,
 )  # fmt: skip
-"""Every reason why an export may not be proven."""
+"""The values of `Outcome.reason`, in the order in which counts list them."""
 EXPORT_KINDS = ('fixed', 'dynamic')
 """The exports of a config: with one input size, and with any size and batch."""
 CPU = re.compile(
@@ -32,6 +33,7 @@ CPU = re.compile(
 )
 """Messages of operators that have no kernel for the CPU."""
 SITE_PACKAGES = re.compile(r'[^\s\'"]*/site-packages/(mmdet(?:3d)?/\.mim/configs/)?')
+"""Beginning of the path of an installed file, or of a config of an installed library."""
 UNREADABLE = ('the model cannot be built', 'cannot be read', 'syntax error')
 """Words in messages about configs of which no model can be built."""
 MAX_CHARACTERS = 2000

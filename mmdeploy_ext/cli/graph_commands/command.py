@@ -9,16 +9,25 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core import files as core_files
 
 AddArgument = Callable[[argparse.ArgumentParser], object]
+"""Function that adds one or several arguments to the parser of a subcommand."""
 Run = Callable[[argparse.Namespace], int]
+"""Function that runs a subcommand with its arguments, and returns the exit status."""
 
 
 def argument(*words: Any, **settings: Any) -> AddArgument:
-    """Return the function that adds an argument to a parser, by `cli.add` with these arguments."""
+    """Return the function that adds an argument to a parser.
+
+    `words` and `settings` are those of `core.cli.add`: the names of the argument with its metavar, its help
+    and its default.
+    """
     return lambda parser: cli.add(parser, *words, **settings)
 
 
 def output(metavar: str, text: str, *files: str) -> AddArgument:
-    """Return the function that adds --output; `files` are those of `cli.writes`."""
+    """Return the function that adds the argument --output, with `text` as its help.
+
+    `files` are the names of the outputs with '{}' for the value of --output; without any it is that value.
+    """
     return argument(f'--output {metavar}', text, required=True, writes=files)
 
 
@@ -45,7 +54,7 @@ class Commands(dict[str, Command]):
     def add(
         self, name: str, help: str, *arguments: AddArgument, takes_file: bool = True
     ) -> Callable[[Run], Run]:
-        """Return the decorator that makes a function a subcommand; see `Command`."""
+        """Return the decorator that makes a function the subcommand `name`; for the rest see `Command`."""
 
         def command(run: Run) -> Run:
             self[name] = Command(help, run, arguments, takes_file)

@@ -25,6 +25,7 @@ OUTPUT = (
     argument('--prove', 'run both on random inputs: unequal numbers are exit status 1'),
     argument('--seed SEED', 'of the random inputs of --prove (default: 0)', 0),
 )
+"""Arguments of every subcommand here: the output, and the comparison with the input."""
 
 
 def _load(args: argparse.Namespace) -> onnx.ModelProto:

@@ -51,7 +51,10 @@ def contracts(attribute: str) -> dict[str, Any]:
 
 
 def find_contract(args: argparse.Namespace, attribute: str) -> tuple[str, Any]:
-    """Return name and entry, see `contracts`, of --contract, or of the one with most files in the folder."""
+    """Return the name of a contract and its entry in the dicts called `attribute`, see `contracts`.
+
+    The contract is that of --contract, or else the one with most files in the folder.
+    """
     entries = contracts(attribute)
     name = args.contract
     if not name and len(entries) == 1:

@@ -22,6 +22,7 @@ SHAPE = argument(
     'count at these sizes, e.g. images=1x3x640x640 or batch=1; the file stays as it is',
     [],
 )
+"""Argument of the subcommands that count FLOPs."""
 
 
 def _read(args: argparse.Namespace) -> onnx.ModelProto:

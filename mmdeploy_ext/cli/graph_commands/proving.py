@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.tensors import TensorRow
 
 SEEDS = 2
+"""Sets of random inputs that a comparison runs on."""
 JSON_FIELDS = ('tensor', 'shape', 'max_abs', 'max_rel', 'cosine', 'passed', 'reason')
 """Fields of a row that --json has."""
 HINT = 'accept it with a larger --tolerance, give other --inputs, or write it with --no-proof'
+"""Advice for outputs that differ."""
 FEEDS = (
     argument('--inputs FILE', 'inputs to run on: .npz, or a folder of .npy (default: random values)'),
     argument('--seed N', 'seed of random inputs (default: 0)', 0),
@@ -39,7 +41,10 @@ FEEDS = (
 
 
 def proof(tolerance: float) -> tuple[AddArgument, ...]:
-    """Return --output and the arguments of the comparison with the input file."""
+    """Return --output and the arguments of the comparison with the input file.
+
+    `tolerance` is the default of --tolerance.
+    """
     return (
         output('OUT.onnx', 'file to write; the input file is never touched'),
         *FEEDS,

@@ -10,6 +10,8 @@ from mmdeploy_ext.core.printable import printable
 COMMANDS = Commands()
 TOLERANCE = 1e-4
 FP16_TOLERANCE = 1e-2
+"""Defaults of --tolerance, of the commands that keep the precision and of fp16: the largest difference of an
+output, relative to its largest value."""
 
 
 @COMMANDS.add(

@@ -108,7 +108,7 @@ def prepare(
     rtx = package == 'tensorrt-rtx' or bool(architectures) or not tensorrt_package.is_installed('tensorrt')
     rtx = rtx and package != 'tensorrt'
     check_limits(model, rtx=rtx, file=str(source))
-    spec = for_tensorrt.spec_of(model, fixed)
+    spec = for_tensorrt.engine_spec(model, fixed)
     profiles = {} if only_check else tensorrt_shapes.profiles_of(spec, requested)
     if not only_check:
         built_with = tensorrt_package.find_package(package, architectures)

@@ -26,6 +26,7 @@ RTX_MAGIC = b'vtrt'
 RTX_ARCHITECTURES = (75, 80, 86, 89, 120, 121)
 """Number of a bit of the header's mask -> architecture, as measured on tensorrt-rtx 1.7.1."""
 HEADER_BYTES = 64
+"""First bytes of an engine of tensorrt-rtx that `read_header` takes."""
 AS_GIVEN = 'as given'
 """Precision of a build that kept the dtypes of the ONNX file."""
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     """Smallest, usual and largest size of an axis."""
 
 FORM = 'NAME=MIN/OPT/MAX, e.g. input=1x3x320x320/1x3x608x608/1x3x800x1344, or an axis: B=1/1/4'
+"""What `--shapes` takes, for messages."""
 SUM = re.compile(r'(?P<axis>.+?)(?P<offset>[+-]\d+)')
 """An axis that follows from another one: 'M0+1'."""
 

@@ -71,7 +71,7 @@ def attend_maps(values: Sequence[Tensor], locations: Tensor, weights: Tensor) ->
     return (torch.cat(sampled, -1) * weights).sum(-1)
 
 
-def shares(logits: Tensor, heads: int) -> Tensor:
+def point_weights(logits: Tensor, heads: int) -> Tensor:
     """Return the weights that `attend_maps` takes, the softmax of logits over the points of all maps.
 
     Args:
@@ -98,7 +98,7 @@ def attend_tokens(
         module: mmcv's `MultiScaleDeformableAttention`.
         query: (B, Q, E), positions added.
         tokens: (B, S, E), the maps one after the other, each row by row.
-        keep: (B, S, 1) float32, 0 where a token is padding.
+        keep: (B, S, 1) float32, 0 where a token is padding, else 1.
         sizes: h and w of each map, numbers or what an exporter traces in their place.
         reference_points: as `sampling_locations` takes them.
     """
@@ -112,7 +112,7 @@ def attend_tokens(
         level = values[:, begin : begin + height * width].transpose(1, 2)
         maps.append(level.reshape(-1, level.shape[1] // split[0], height, width))
         begin = begin + height * width
-    mixed = attend_maps(maps, locations, shares(module.attention_weights(query), split[0]))
+    mixed = attend_maps(maps, locations, point_weights(module.attention_weights(query), split[0]))
     return module.output_proj(mixed.reshape(query.shape[0], query.shape[2], -1).transpose(1, 2))
 
 

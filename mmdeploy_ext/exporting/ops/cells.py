@@ -56,6 +56,7 @@ LAST_IN_CELL = register(
         }""",
     )
 )
+"""The operator of `LastInCell`: cells and values (N, P), and the number of cells K -> (N, K)."""
 
 
 def _tables(
@@ -168,6 +169,7 @@ CELL_TABLES = register(
         }}""",
     )
 )
+"""The operator of `CellTables`: cells (P,), K, and the widths of the first two tables -> tables and slots."""
 
 
 class CellTables(torch.nn.Module):

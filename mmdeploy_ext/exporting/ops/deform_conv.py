@@ -17,6 +17,7 @@ from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
 
 MIN_OPSET = 19
+"""The first opset with DeformConv."""
 MODULE = 'mmcv.ops'
 """Looked up in `sys.modules`: without its import no model has its convolutions, and mmcv may be missing."""
 CALLERS: list[type[torch.nn.Module]] = []

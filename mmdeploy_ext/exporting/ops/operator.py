@@ -21,7 +21,9 @@ import torch
 from mmdeploy_ext.core.errors import ExportError, Mm2OnnxError, UsageError
 
 DOMAIN = 'mm2onnx'
+"""Domain of the nodes that stand for operators, and namespace of the operators in PyTorch."""
 FORMS = ('standard', 'function', 'python', 'plugin')
+"""What an export can write in place of an operator; see `operators_as`."""
 OPERATORS: dict[str, Operator] = {}
 """Name -> operator; only `register` writes here."""
 TYPES = dict(f=(float, 'FLOAT'), i=(int, 'INT'), b=(bool, 'INT'), s=(str, 'STRING'))

@@ -33,6 +33,7 @@ ELEMENT_NAMES = {
     torch.float32: 'dt_float', torch.float64: 'dt_double', torch.float16: 'dt_float16', torch.bool: 'dt_bool',
     torch.int64: 'dt_int64', torch.int32: 'dt_int32', torch.uint8: 'dt_uint8',
 }  # fmt: skip
+"""Type of a tensor -> the name of onnxruntime-extensions for it."""
 _registered: dict[str, dict[str, Any]] = {}
 """Name of an operator -> `inputs`, `outputs` and `attrs`, the types that were registered for it with
 onnxruntime-extensions."""

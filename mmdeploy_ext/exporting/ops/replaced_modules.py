@@ -21,7 +21,7 @@ class SamePadding(nn.Conv2d):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve (B, C, h, w)."""
+        """Return the convolution of maps (B, C, h, w)."""
         sides = [self._padding(x.shape[2 + axis], axis) for axis in (1, 0)]
         padded = nn.functional.pad(x, [pixels for side in sides for pixels in side])
         return nn.functional.conv2d(
@@ -47,12 +47,15 @@ class CornerMaximum(nn.Module):
 
     ONNX has no CumMax. Every step takes the larger one of a map and of itself, moved twice as far as the step
     before.
+
+    Attributes:
+        mode: a key of `AXES`.
     """
 
     mode: str
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Pool (B, C, h, w)."""
+        """Return the maxima of maps (B, C, h, w), of the same shape."""
         axis, along = AXES[self.mode]
         for step in range(STEPS):
             moved = 2**step

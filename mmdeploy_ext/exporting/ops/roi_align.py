@@ -99,6 +99,8 @@ LEVEL_REGIONS, CONSTANT_LEVEL_REGIONS = (
     )
     for name, parts in TEXTS.items()
 )
+"""The operators of `pool_level`; the second keeps all shapes constant. They take its tensors, then the level,
+scale, height and width of a pooled region, the sampling ratio, and ONNX's name of the coordinate mode."""
 
 
 def pool_level(

@@ -30,6 +30,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import capped, number
 ROUNDING = 1e-5
 """By how much float32 sums may push a maskness over 1."""
 KERNELS = ('gaussian', 'linear')
+"""Kernels of the matrix NMS."""
 LIMITS = ('nms_pre', 'max_per_img')
 """Settings that limit nothing at 0 and below, as in mmdet."""
 

@@ -28,6 +28,7 @@ BAND = """
         used = Slice (lines, low, high, axis_of_weights)
         {product}
     }}"""
+"""ONNX text of a band; `product` gives `band` from `used`, the weights of the band, and the maps."""
 
 
 def _band(name: str, maps: str, axis: int, product: str) -> Operator:
@@ -130,7 +131,7 @@ def resizing_of(maps: Tensor, img_shape: Tensor, ori_shape: Tensor, ratio: int) 
 
 
 def resizing(size: Tensor, target: Tensor) -> Tensor:
-    """Return the weights (t, size) float32 of one bilinear resize between two lengths () int64."""
+    """Return the weights (t, size) float32 of one bilinear resize from `size` to `target` lines, () int64."""
     length = size.to(torch.float32).reshape(1, 1)
     return interpolation(length, _steps(target, length)[:, None], _steps(size, length))
 

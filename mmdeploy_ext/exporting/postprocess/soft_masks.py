@@ -72,7 +72,7 @@ COUNT_SHARED = register(
 p below 2^24. Only the second factor has a sign, as in VNNI's instructions: twice as fast as with none."""
 
 
-def pieces(size: torch.Tensor | int) -> Iterator[tuple[torch.Tensor | int, torch.Tensor | int]]:
+def piece_bounds(size: torch.Tensor | int) -> Iterator[tuple[torch.Tensor | int, torch.Tensor | int]]:
     """Yield start and stop of PIECES nearly equal parts; some are empty where `size` is smaller."""
     for piece in range(PIECES):
         yield size * piece // PIECES, size * (piece + 1) // PIECES
@@ -80,6 +80,8 @@ def pieces(size: torch.Tensor | int) -> Iterator[tuple[torch.Tensor | int, torch
 
 def pick_rows(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return rows of each image's table, (B, m, D).
+
+    It is one Gather; `suppression.gather_rows` is a GatherElements, with an index for every value.
 
     Args:
         table: (B, R, D).
@@ -113,7 +115,8 @@ class SoftMasks(abc.ABC):
     def overlaps(self, cells: torch.Tensor, mask_thr: float, integer: bool) -> torch.Tensor:
         """Return the number of pixels (B, m, m) float32 that two masks of cells (B, m) share.
 
-        `integer` counts with MatMulInteger, which CPUs have instructions for; some engines lack it.
+        Pixels above `mask_thr` count. `integer` counts with MatMulInteger, which CPUs have instructions for;
+        some engines lack it.
         """
         count = COUNT_SHARED if integer else _count_by_floats
         return sum(count(soft > mask_thr) for soft in self.pieces(cells)).to(torch.float32)
@@ -130,7 +133,7 @@ class DynamicMasks(SoftMasks):
     def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield the sigmoid of each piece of the product."""
         picked = pick_rows(self.kernels, cells)
-        for start, stop in pieces(self.features.shape[2]):
+        for start, stop in piece_bounds(self.features.shape[2]):
             yield (picked @ self.features[:, :, start:stop]).sigmoid()
 
     def maps(self, cells: torch.Tensor) -> torch.Tensor:
@@ -152,7 +155,7 @@ class ProductMasks(SoftMasks):
 
     def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield the product of each piece of the columns and rows."""
-        for start, stop in pieces(self.columns.shape[2]):
+        for start, stop in piece_bounds(self.columns.shape[2]):
             yield self._product(cells, self.columns[:, :, start:stop], self.rows[:, :, start:stop])
 
     def maps(self, cells: torch.Tensor) -> torch.Tensor:
@@ -193,7 +196,7 @@ class LevelMasks(SoftMasks):
     def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield bands of rows, resized from each level."""
         levels, places = self._levels(cells)
-        for start, stop in pieces(self.size[0]):
+        for start, stop in piece_bounds(self.size[0]):
             bands = [
                 (soft[:, :, start:stop] if rows is None else rows[start:stop] @ soft).flatten(2)
                 for soft, rows in levels

@@ -161,7 +161,10 @@ def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
 
 
 def clip_to(bboxes: Tensor, clip_hw: Tensor, inset: float = 0.0) -> Tensor:
-    """Clip boxes (B, N, 4) xyxy to heights and widths (B or 1, 2), less `inset` pixels at the far borders."""
+    """Return boxes (B, N, 4) xyxy, pixels, clipped to images of heights and widths `clip_hw` (B or 1, 2).
+
+    At the right and the lower border boxes end `inset` pixels before.
+    """
     upper = torch.cat([clip_hw[:, 1:], clip_hw[:, :1]], dim=1).repeat(1, 2)[:, None]
     if inset:
         upper = upper - inset

@@ -68,9 +68,15 @@ class Recorder:
 
     The module runs inside `with Functions(recorder)`, with every submodule hooked by `hook`.
 
+    Args:
+        features: (N, C) float32, the module's input of N voxels.
+        coordinates: (N, 4) int32 of the voxels: sample, then axes in `order`.
+        spatial_shape: grid size per axis, in `order`.
+        order: axis order of the coordinates, 'xyz' or 'zyx'.
+
     Attributes:
         nodes: recorded so far.
-        order: axis order of the coordinates, 'xyz' or 'zyx'.
+        order: as the argument.
     """
 
     def __init__(
@@ -450,7 +456,7 @@ def convolution_input(path: str, args: tuple, kwargs: dict) -> SparseConvTensor:
 
 
 def convolution_problem(path: str, module: ConvolutionModule) -> str:
-    """Return a message about what the dialect cannot express of a convolution, or ''."""
+    """Return a message about what the dialect cannot express of the convolution at a path, or ''."""
     class_name = type(module).__name__
     if module.ndim != 3:
         return f'{path}: {class_name} has {module.ndim} dimensions; the dialect knows 3'
@@ -464,7 +470,10 @@ def convolution_problem(path: str, module: ConvolutionModule) -> str:
 
 
 def refuse_small_grid(path: str, module: ConvolutionModule, source: SparseConvTensor) -> None:
-    """Raise an ExportError if a kernel does not fit on the grid."""
+    """Raise an ExportError if the kernel of a convolution does not fit on the grid of its input, `source`.
+
+    `path` is that of the convolution, for the message.
+    """
     if module.subm or module.inverse or module.transposed:
         return
     axes = zip(source.spatial_shape, module.kernel_size, module.padding, module.dilation, strict=True)

@@ -1,8 +1,8 @@
 """The alignment of two graphs: which node of one is which of the other. Needs no torch.
 
-Names say little: exporters number tensors, and tools rename them. Nodes are the same that compute the same
-from the inputs on (everything before a difference), or that the same is computed from (everything behind it).
-What is left, the differences themselves, is found from its neighbours.
+Names say little: exporters number tensors, and tools rename them. So two nodes are paired if they compute the
+same from the inputs on (all nodes before a difference), or if the same is computed from them (all nodes
+behind it). The nodes that are left, the differences themselves, are paired by their neighbours.
 
 Glossary: `program` is the graph on trial, `reference` the one that it is compared with; `position` and `name`
 are a node and a tensor of the graph on trial, `mate` and `mate_name` their counterparts in the reference.
@@ -20,9 +20,9 @@ Keys = dict[int, Hashable]
 
 
 def align(program: Program, reference: Program) -> Alignment:
-    """Return which nodes and tensors of a graph are which of the reference.
+    """Return the pairs of nodes, and of tensors, of a graph on trial and its reference.
 
-    Both programs must have been made with the same `Constants`.
+    Both programs must have been made with the same `Constants`, so that equal constants are one object.
     """
     return _Aligner(program, reference).align()
 

@@ -1,6 +1,8 @@
 """Compare two files: their structure, and their tensors on the same inputs. Needs no torch.
 
-The terms free and born are those of `walk.py`.
+The graph on trial runs node by node, and each of its tensors is looked at twice: its free value is what the
+graph computes from its inputs; and an error is born in a node whose result is wrong although the node was fed
+with the reference's values.
 """
 
 import dataclasses
@@ -31,7 +33,7 @@ def engine_notes(
         model: the graph on trial.
         feeds: input -> array, by its names.
         walk: of the model on these feeds.
-        bars: `free` is the error that is no difference.
+        bars: an error of an output up to `bars.free` is no difference.
 
     Returns:
         A sentence for each output that differs, or the error if ONNX Runtime cannot run the model.
@@ -104,7 +106,7 @@ def diff_files(
     reference_outputs = reference.index.outputs
     mates = {name: pairs.tensors.get(name) for name in candidate.index.outputs}
     return Comparison(
-        dict(kind='files', reference=str(reference_path), file=str(path), inputs=findings.shapes(feeds)),
+        dict(kind='files', reference=str(reference_path), file=str(path), inputs=findings.shape_texts(feeds)),
         entries,
         findings.differences_of(candidate_walk, bars, findings.explain_by(structure)),
         findings.outputs_of(candidate, entries),

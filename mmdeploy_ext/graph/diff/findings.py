@@ -73,10 +73,12 @@ class Entry:
         tensor: its name.
         shape: as text; '-' if a node before it failed.
         paired: label of the tensor that it was compared with, '' if there was none.
-        how: by what the two were paired, see `walk.ReferenceTensor`.
+        how: by what the two were paired: 'structure' of two files; 'name', 'value', 'module', 'order',
+            'values' or 'export' of a file and PyTorch, see `walk.ReferenceTensor`; '' without a counterpart.
         error: relative error in the whole model; None if it was not compared, or is infinite (see `state`).
         born: relative error of the node alone, on the reference's inputs.
-        state: see `walk.Row.state`.
+        state: 'equal'; 'born here', the node is at fault; 'passed on', an earlier node is; 'inner', without a
+            counterpart; or 'unknown', not computed or not compared.
         reason: why it could not be compared by numbers, or why the node failed.
     """
 
@@ -130,9 +132,10 @@ class Comparison:
 
     Attributes:
         subject: what was compared, name -> text for the reader; `kind` is 'files' if it was two files.
-        entries: tensors of the graph on trial in topological order; `outputs` are those of its outputs.
+        entries: tensors of the graph on trial in topological order.
         differences: where errors are born, in topological order.
-        changes: differences of structure, to the other file or to a fresh export: fields of
+        outputs: the entries of the graph's outputs, in its order.
+        changes: differences of structure from the other file, or from a fresh export: dicts of the fields of
             `structure.Change`.
         notes: remarks for the reader.
         bars: the errors above which values differ.
@@ -204,8 +207,8 @@ class Comparison:
 def entries_of(walk: Walk, bars: Bars, module: Callable[[int], str] | None = None) -> list[Entry]:
     """Return the rows of a walk for tables.
 
-    `bars` decide about the states of the entries. `module` is position of a node -> path of the PyTorch
-    module that it was exported from; None takes that from the node's name or metadata.
+    `bars` decide about the states of the entries. `module` is a function: position of a node -> path of the
+    PyTorch module that it was exported from; None takes that from the node's name or metadata.
     """
     index, entries = walk.program.index, []
     for depth, row in enumerate(walk.rows.values()):
@@ -236,10 +239,10 @@ def finite(value: float | None) -> float | None:
 def differences_of(
     walk: Walk, bars: Bars, explain: Callable[[int], list[str]], module: Callable[[int], str] | None = None
 ) -> list[Divergence]:
-    """Return where errors are born.
+    """Return where errors are born in the graph of a walk.
 
-    `explain` is position of a node -> observations about it, for `Divergence.evidence`; for `bars` and
-    `module` see `entries_of`.
+    `explain` is a function: position of a node -> observations about it, for `Divergence.evidence`; for
+    `bars` and `module` see `entries_of`.
     """
     return [_divergence(walk, region, explain, module) for region in regions(walk, bars.born)]
 
@@ -297,8 +300,8 @@ def outputs_of(program: Program, entries: Sequence[Entry]) -> list[Entry]:
     return [by_name[name] for name in program.index.outputs if name in by_name]
 
 
-def shapes(feeds: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Return name -> shape as text."""
+def shape_texts(feeds: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Return name -> shape of the array as text, e.g. '1x3x320x320'."""
     return {name: shape_text(array.shape) for name, array in feeds.items()}
 
 
@@ -314,7 +317,9 @@ class Region:
 
 
 def regions(walk: Walk, born_rtol: float = BORN_RTOL) -> list[Region]:
-    """Return the regions in topological order of their first tensors; of several with the same, the smallest.
+    """Return the regions of a walk in topological order of their first tensors.
+
+    Of several regions with the same first tensor the smallest is returned.
 
     `born_rtol` is the error above which the result of a node is wrong, see `Bars.born`.
     """

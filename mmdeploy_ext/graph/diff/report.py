@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TEMPLATE = 'diff_report.html.j2'
+"""File of the page's template, in the folder of this module."""
 AROUND = 6
 """Tensors that are printed on either side of the first difference."""
 MAX_CHANGES = 12
@@ -44,7 +45,7 @@ def figure(value: float | None, entry: Entry | None = None) -> str:
 
 
 def headline(comparison: Comparison) -> str:
-    """Return the result in one sentence."""
+    """Return the result of a comparison in one sentence."""
     parts = [*_output_names(comparison), _numbers(comparison)]
     if comparison.graph:
         parts.append(f'the graph is another one, whatever these inputs give: {comparison.graph}')

@@ -171,10 +171,10 @@ def walk(
 
 
 def compare(got: Any, want: Any) -> tuple[float | None, str]:
-    """Return the largest difference over the largest value of `want`; and why it is infinite, else ''.
+    """Return the error of a tensor, and why the error is infinite; the latter is '' if it is not.
 
-    Of integers, booleans and texts the error is the share of values that differ. It is None if one of the two
-    is no array.
+    The error is the largest difference over the largest value of `want`; of integers, booleans and texts it
+    is the share of values that differ. It is None if one of the two is no array.
     """
     if not isinstance(got, np.ndarray) or not isinstance(want, np.ndarray):
         return None, ''

@@ -1,6 +1,9 @@
 """Checks of a graph before it is used: opsets, order, bytes, ONNX's own rules. Needs onnx only.
 
 In all of them `name` is the file that the model is from, for the message.
+
+The libspconv dialect: NVIDIA's libspconv, an engine of sparse convolutions, reads files in ONNX's format
+whose operators and attributes are its own, and which are no valid ONNX.
 """
 
 import graphlib
@@ -17,6 +20,7 @@ from mmdeploy_ext.graph.io.index import all_nodes, all_tensors, node_label, read
 from mmdeploy_ext.proving.tensors import shape_text
 
 FileName = str | os.PathLike[str]
+"""Path of a file."""
 EXPORT_AGAIN = 'export it again, or download it again if it came from elsewhere'
 """Advice in messages about damaged files."""
 DEFAULT_DOMAINS = ('', 'ai.onnx')

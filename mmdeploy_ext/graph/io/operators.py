@@ -18,7 +18,7 @@ def opsets_of(model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, int]:
 
 
 def schema_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> onnx.defs.OpSchema | None:
-    """Return the schema of a node's operator in these opsets, None when ONNX has none."""
+    """Return the schema of a node's operator in these opsets (domain -> version), None when ONNX has none."""
     domain = '' if node.domain == 'ai.onnx' else node.domain
     return _schema(node.op_type, domain, opsets.get(domain, 1))
 
@@ -32,7 +32,10 @@ def _schema(op_type: str, domain: str, version: int) -> onnx.defs.OpSchema | Non
 
 
 def defaults_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> dict[str, Any]:
-    """Return name -> default value of the attributes of a node's operator that have one."""
+    """Return name -> default value of the attributes of a node's operator that have one.
+
+    `opsets` is domain -> version, as `opsets_of` returns it.
+    """
     schema = schema_of(node, opsets)
     entries = [entry.default_value for entry in schema.attributes.values()] if schema else []
     return {entry.name: helper.get_attribute_value(entry) for entry in entries if entry.name}

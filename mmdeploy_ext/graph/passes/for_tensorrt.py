@@ -97,8 +97,10 @@ def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:
     return constants
 
 
-def spec_of(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpec:
-    """Return the spec that a file of this project states; of another file, its inputs and outputs as a spec.
+def engine_spec(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpec:
+    """Return the spec of the engine of a file: the one that a file of this project states.
+
+    Of another file it has the inputs and outputs of the graph, as `output_comparison.spec_of` reads them.
 
     `fixed` are names of inputs that became constants, which are left out.
     """

@@ -33,6 +33,7 @@ from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
 
 HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
 LARGEST_HALF = 65504.0
+"""Largest number in float16."""
 PRODUCTS = {'MatMul': 1, 'Gemm': 1, 'Conv': 1, 'ConvTranspose': 1}
 """Operator -> place of the operand that is a weight if it is constant."""
 SINGLE_OPS = frozenset({'Pow', 'ReduceMean', 'Sqrt', 'Reciprocal', 'Exp', 'Log', 'Sin', 'Cos', 'Range'})

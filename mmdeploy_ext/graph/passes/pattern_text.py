@@ -12,14 +12,17 @@ import onnx.parser
 
 from mmdeploy_ext.core.errors import UsageError
 
-# end of messages about syntax; what may stand for a number; an attribute variable; what `_split` goes over
 SYNTAX = (
     'expected e.g. "s = Sigmoid(a); y = Mul(a, s) -> y = Swish(a)"; attributes come before the inputs: '
     'LeakyRelu <alpha: float = 0.1> (a)'
 )
+"""End of messages about the syntax of a rule."""
 NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?')
+"""A number that stands where an operand stands."""
 VARIABLE = re.compile(r'(\w+)\s*=\s*@')
+"""An attribute whose value is a variable, up to the variable's name."""
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|->|[;\n]|.', re.DOTALL)
+"""A quoted text, an arrow, a separator of statements, or any other character."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +64,13 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A pattern and what comes in its place; both give a result of the same name."""
+    """A replacement of nodes, whose two sides give a result of the same name.
+
+    Attributes:
+        pattern: the nodes that are looked for.
+        replacement: the nodes that take their place.
+        name: that of a named rule, '' for a rule that a user wrote.
+    """
 
     pattern: Side
     replacement: Side
@@ -110,7 +119,7 @@ def parse_rule(text: str, name: str = '') -> Rule:
 
 
 def rule_lines(text: str) -> list[str]:
-    """Return the rules of a file, one per line, without empty lines and comments, which begin with `#`.
+    """Return the rules in the text of a file, one per line, without empty lines and comments (`# ...`).
 
     Raises:
         UsageError: the file has no rule.

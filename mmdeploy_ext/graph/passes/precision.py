@@ -21,7 +21,7 @@ from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
 FACTS = 'fp16.'
 """Prefix of the entries of `metadata_props` that state what was done."""
 STAGES = ('decode/*', 'postprocess/*', 'proposals/*', 'regions/*', 'paste/*')
-"""Names of the nodes that make and read boxes; in float16 a pixel near 608 is 0.5 wide."""
+"""Patterns of the names of nodes that make and read boxes; in float16 a pixel near 608 is 0.5 wide."""
 
 
 def in_precision(
@@ -123,6 +123,6 @@ def with_fp16_metadata(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequenc
 
 
 def check_patterns(models: Iterable[onnx.ModelProto], patterns: Sequence[str]) -> None:
-    """Raise UsageError, with similar names, for patterns that fit no node of any graph of an export."""
+    """Raise UsageError, with similar names, for patterns that fit no node of the graphs of an export."""
     if patterns:
         matching_nodes([node for model in models for node in model.graph.node], patterns)

@@ -17,6 +17,7 @@ from mmdeploy_ext.graph.io.index import operator_name, refill
 from mmdeploy_ext.graph.io.operators import opsets_of
 
 DOMAIN = 'mm2onnx.roi_align'
+"""Domain of the functions that are inlined at the end."""
 _SIZES = dict(output_height=1, output_width=1, sampling_ratio=0, spatial_scale=1.0)
 DEFAULTS = dict(mode='avg', coordinate_transformation_mode='half_pixel', **_SIZES)
 """Attribute of RoiAlign -> its default in opset 16."""
@@ -180,7 +181,10 @@ def replace_roi_align(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
 
 def is_replaced(node: onnx.NodeProto, opset: int) -> bool:
-    """Return whether a node, not of a sub-graph, is a RoiAlign that `replace_roi_align` writes otherwise."""
+    """Return whether a node, not of a sub-graph, is a RoiAlign that `replace_roi_align` replaces.
+
+    `opset` is that of the graph, for ONNX's own domain.
+    """
     return operator_name(node) == 'RoiAlign' and opset >= FIRST_OPSET and _settings(node)['mode'] == 'avg'
 
 

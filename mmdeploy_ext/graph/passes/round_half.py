@@ -17,6 +17,7 @@ from mmdeploy_ext.graph.io.index import bodies, refill
 from mmdeploy_ext.graph.io.types import infer
 
 HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
+"""Data types of tensors: float16 and float32."""
 
 
 def round_half(model: onnx.ModelProto) -> onnx.ModelProto:

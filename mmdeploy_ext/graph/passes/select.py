@@ -10,6 +10,7 @@ from mmdeploy_ext.graph.io.index import Index, did_you_mean
 from mmdeploy_ext.graph.io.modules import module_of
 
 WILDCARDS = '*?['
+"""Characters by which a pattern is told from a name."""
 
 
 def select_nodes(index: Index, patterns: Iterable[str]) -> list[int]:

@@ -153,7 +153,7 @@ class Compared(Check):
     refusal = False
 
     def right(self, candidate: Candidate) -> dict[str, np.ndarray] | None:
-        """Return output -> array that is right, None or {} if that cannot be told."""
+        """Return output -> array that is right for a candidate, None or {} if that cannot be told."""
         raise NotImplementedError
 
     def shows(self, candidate: Candidate) -> bool:
@@ -234,6 +234,7 @@ class Crash(Check):
     meaning = 'ONNX Runtime refuses to load or run the model, or the process dies'
 
     def __init__(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Keep the seconds after which a run that does not end is stopped."""
         super().__init__()
         self.timeout_s = timeout_s
 
@@ -273,6 +274,7 @@ class Command(Check):
     kind = 'command'
 
     def __init__(self, command: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Keep the command, and the seconds after which a call of it is stopped."""
         super().__init__()
         self.command, self.timeout_s = command, timeout_s
         self.timeouts, self.last_result = 0, ''

@@ -21,7 +21,7 @@ Arrays = Mapping[str, np.ndarray]
 def compute(source: str | bytes, feeds: Arrays, optimized: bool) -> dict[str, np.ndarray]:
     """Run a model in ONNX Runtime, with all its optimisations or none, and return output name -> array.
 
-    `source` is the path of the file, or its bytes.
+    `source` is the path of the file, or its bytes; `feeds` is input name -> array.
     """
     import onnxruntime
 
@@ -73,7 +73,10 @@ def _difference(array: Any, expected: Any) -> float:
 
 
 def run_outcome(source: str, feeds: Arrays) -> str:
-    """Return 'runs', or the name of the exception that ONNX Runtime raises for a model."""
+    """Return 'runs', or the name of the exception that ONNX Runtime raises for a model.
+
+    `source` is the path of the file; `feeds` is input name -> array. The exception is printed on stderr.
+    """
     try:
         compute(source, feeds, optimized=True)
     except Exception as error:

@@ -43,9 +43,10 @@ FACE, MARKED, INK, SOFT, EDGE = '#e9eef3', '#b3541e', '#1b2330', '#6a7684', '#44
 _WINDOW = ('kernel_shape', 'strides', 'pads', 'dilations', 'group')
 SHOWN = (*_WINDOW, 'axis', 'axes', 'perm', 'to', 'mode', 'epsilon')
 """Attributes that a box shows unless they have their default."""
-# words for attributes in a box, and the values that it does not show, as text
 WORDS = {'kernel_shape': 'kernel', 'strides': 'stride', 'dilations': 'dilation'}
+"""Name of an attribute -> its word in a box, if that is another one."""
 DEFAULTS = {'group': '1', 'dilations': '1x1', 'strides': '1x1', 'pads': '0x0x0x0'}
+"""Name of an attribute -> its default as text, which a box does not show."""
 SPEED = dict(nslimit='1', nslimit1='1', mclimit='0.25', splines='polyline')
 """Options that let Graphviz stop refining early: half the time for 5,400 nodes."""
 
@@ -152,7 +153,7 @@ def draw(
 
 
 def neighbourhood(index: Index, start: int, depth: int) -> list[int]:
-    """Return the positions of nodes at most `depth` steps up or down from a node, its own among them.
+    """Return the positions of nodes at most `depth` steps up or down from that at `start`, `start` included.
 
     Nodes that make constants are left out.
     """

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from mmcv.cnn import constant_init, xavier_init
 from torch import nn
 
-from mmdeploy_ext.exporting.ops.attention import attend_maps, shares
+from mmdeploy_ext.exporting.ops.attention import attend_maps, point_weights
 from mmdeploy_ext.models.rtdetr.layers import SelfAttention
 
 FLOAT16_MAX = 65504.0
@@ -70,7 +70,7 @@ class DeformableAttention(nn.Module):
 
     def weights(self, query: torch.Tensor) -> torch.Tensor:
         """Return (B * M, 1, Q, L * P), which sum to 1 over the last axis."""
-        return shares(self.attention_weights(query), self.heads)
+        return point_weights(self.attention_weights(query), self.heads)
 
 
 class DecoderLayer(nn.Module):

@@ -107,7 +107,7 @@ def first_difference(
         config=deployment.config,
         checkpoint=deployment.checkpoint,
         input=subject.title,
-        inputs=findings.shapes(subject.feeds),
+        inputs=findings.shape_texts(subject.feeds),
         **comparison.subject,
     )
     outputs = {value.name for value in model.graph.output}

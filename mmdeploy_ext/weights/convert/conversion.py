@@ -11,6 +11,7 @@ from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
 from mmdeploy_ext.weights.checkpoint import check_finite, check_types, misfits
 
 Tensors = dict[str, torch.Tensor]
+"""Name -> tensor, as in a state dict."""
 FOREIGN_SUFFIXES = ('.py', '.json', '.onnx', '.safetensors')
 """Suffixes of other kinds of files, which a checkpoint must not have."""
 
@@ -52,7 +53,10 @@ def check_numbers(source: str | Path, tensors: Mapping[str, torch.Tensor], model
 
 
 def check_output(source: str | Path, target: str | Path, config: str | Path | None = None) -> None:
-    """Raise UsageError for a target that is an input, has a foreign suffix, or cannot be written."""
+    """Raise UsageError for a target that is an input, has a foreign suffix, or cannot be written.
+
+    Inputs are the checkpoint `source` and, if there is one, the file of the config.
+    """
     target = Path(target)
     if target.suffix in FOREIGN_SUFFIXES:
         raise UsageError(f'{target}: is not the name of a checkpoint: {target.suffix}; expected e.g. .pth')
@@ -64,7 +68,10 @@ def check_output(source: str | Path, target: str | Path, config: str | Path | No
 def save_checkpoint(
     target: str | Path, state_dict: Mapping[str, torch.Tensor], meta: Mapping[str, Any]
 ) -> None:
-    """Write `{'meta', 'state_dict'}` for `torch.load`, atomically; after a failure an older file remains."""
+    """Write the dict `{'meta': ..., 'state_dict': ...}` to a file, `target`, for `torch.load`, atomically.
+
+    After a failure an older file remains.
+    """
     with atomic_path(target) as temporary, open(temporary, 'wb') as stream:
         try:
             torch.save({'meta': dict(meta), 'state_dict': dict(state_dict)}, stream)

@@ -14,10 +14,12 @@ from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mm
 from mmdeploy_ext.weights.convert.mmdet3_names import COMMAND, UNUSED_PREFIXES, to_mmdet2_name
 
 KEPT_META = ('epoch', 'iter', 'seed', 'mmengine_version')
+"""Keys of the file's `meta` that the converted file has, too."""
 OTHER_CONFIG = (
     f'. Give the config of the same model with --config; `{command(COMMAND)} --config CONFIG3.py OUT.py` '
     f"makes it of mmdet 3's"
 )
+"""Advice for a checkpoint that does not fit the config."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,9 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
 
 
 def convert_file(source: str | Path, target: str | Path, cfg: Any) -> Converted:
-    """Convert a checkpoint for a config of mmdet 2.28 and write it with the `CLASSES` of its `dataset_meta`.
+    """Convert the checkpoint `source` for `cfg`, a config of mmdet 2.28, and write it to the file `target`.
+
+    The file gets the `CLASSES` of the checkpoint's `dataset_meta`.
 
     Raises:
         CheckpointError, ConfigError: those of `convert`; weights that are not finite or are codes.

@@ -25,14 +25,18 @@ DATASET_KEYS = {
     'type', 'data_root', 'ann_file', 'data_prefix', 'test_mode', 'pipeline', 'metainfo', 'backend_args',
     'filter_cfg', 'return_classes',
 }  # fmt: skip
+"""Supported keys of a data set of mmdet 3."""
 ADVICE = (
     'give the whole config: the checkpoint, in which mmengine keeps it, or what a training writes into its '
     'folder (TIME/vis_data/config.py)'
 )
+"""Advice for configs that only mmengine reads."""
 CHECKPOINTS = ('.pth', '.pt', '.ckpt')
-# `{{ _base_.name }}`, with or without quotes, and `{{ name }}`, which mmengine fills in
+"""Suffixes of checkpoints."""
 BASE_VALUE = re.compile(r'[\'"]?\{\{\s*(_base_[\w.]*)\s*\}\}[\'"]?')
+"""A value of a base, `{{ _base_.name }}`, with or without quotes."""
 OTHER_VALUE = re.compile(r'\{\{\s*(\w+)\s*\}\}')
+"""Another value that mmengine fills in, `{{ name }}`."""
 
 
 def to_mmdet2_config(cfg: Any) -> Any:

@@ -33,16 +33,19 @@ COSTS = {
 PROPOSAL_HEADS = ('RPNHead', 'GARPNHead', 'CascadeRPNHead', 'EmbeddingRPNHead')
 """Heads that make proposals in mmdet 2.28; in mmdet 3 any dense head can."""
 SCOPE = 'mmdet.'
-
-# operations of a layer in mmdet 2's `operation_order`; types of attention; defaults of mmdet 3's layers,
-# which configs leave out; and the supported keys of its `layer_cfg`, and of an encoder or decoder
+"""Prefix that types of mmdet may have in configs of mmdet 3."""
 SELF_ATTENTION, CROSS_ATTENTION, FFN = ('self_attn', 'norm'), ('cross_attn', 'norm'), ('ffn', 'norm')
+"""Operations of a layer in mmdet 2's `operation_order`."""
 MULTIHEAD, DEFORMABLE = 'MultiheadAttention', 'MultiScaleDeformableAttention'
+"""Types of attention."""
 MULTIHEAD_DEFAULTS = dict(embed_dims=256, num_heads=8, dropout=0.0)
 FFN_DEFAULTS = dict(embed_dims=256, feedforward_channels=1024, num_fcs=2, ffn_drop=0.0)
 FFN_DEFAULTS['act_cfg'] = dict(type='ReLU', inplace=True)
+"""Defaults of mmdet 3's attention (`MULTIHEAD_DEFAULTS`) and feed-forward layers, which configs leave out."""
 LAYER_KEYS = {'self_attn_cfg', 'cross_attn_cfg', 'ffn_cfg', 'norm_cfg', 'init_cfg'}
+"""Supported keys of mmdet 3's `layer_cfg`."""
 STACK_KEYS = {'num_layers', 'layer_cfg', 'init_cfg', 'return_intermediate', 'post_norm_cfg'}
+"""Supported keys of mmdet 3's encoders and decoders."""
 
 
 def parts(config: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -12,8 +12,9 @@ from typing import Any
 from mmdeploy_ext.weights.convert import conversion_command
 
 COMMAND = 'convert-mmdet3'
-
+"""The command that converts these checkpoints, a key of `core/commands.py`."""
 Rule = tuple[str, str]
+"""Pattern of a part of a name in mmdet 3, and its replacement in mmdet 2."""
 LAYER = r'(layers\.\d+\.)'
 FFN = (LAYER + r'ffn\.', r'\1ffns.0.')
 SELF_FIRST = (
@@ -22,6 +23,7 @@ SELF_FIRST = (
 CROSS_FIRST = (
     (LAYER + r'cross_attn\.', r'\1attentions.0.'), (LAYER + r'self_attn\.', r'\1attentions.1.'), FFN
 )  # fmt: skip
+"""Rules of the layers of a transformer, with self-attention first (`SELF_FIRST`) or cross-attention first."""
 
 
 def _below(prefix: str, new_prefix: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
@@ -32,7 +34,9 @@ def _below(prefix: str, new_prefix: str, rules: Iterable[Rule]) -> tuple[Rule, .
 
 
 TRANSFORMER = 'bbox_head.transformer.'
+"""Prefix of the transformer of DETR and its like in mmdet 2."""
 PIXELS, MASKS = 'panoptic_head.pixel_decoder.encoder.', 'panoptic_head.transformer_decoder.'
+"""Prefixes of the transformers of MaskFormer and Mask2Former, in both versions."""
 DETR_LAYERS = (
     *_below('encoder.', f'{TRANSFORMER}encoder.', SELF_FIRST),
     *_below('decoder.', f'{TRANSFORMER}decoder.', SELF_FIRST),

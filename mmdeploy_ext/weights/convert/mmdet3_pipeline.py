@@ -39,11 +39,13 @@ FIXED_VALUES = {
 }
 """Step and key -> the only value that mmdet 2 can do; the key is left out."""
 ANNOTATION_STEPS = ('LoadAnnotations', 'LoadPanopticAnnotations')
+"""Steps that are left out: no detection depends on annotations."""
 META_KEYS = [
     'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction', 'border',
 ]  # fmt: skip
 """Supported meta keys of a picture; mmdet 2 has no img_id, and calls the path filename."""
 DEFAULT_META = ('filename', 'ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip', 'flip_direction')
+"""Meta keys that mmdet 2's Collect has by default, as far as a test reads them."""
 
 
 def to_mmdet2_pipeline(

@@ -1,7 +1,6 @@
 """Converts checkpoints of the original RT-DETR repository and of transformers to this project's RT-DETR.
 
-Its names are the original's. Files are .pth, .bin and .safetensors. Source of the mapping:
-shared/golden/rtdetr/MAPPING.md.
+Its names are the original's. Files are .pth, .bin and .safetensors.
 """
 
 import dataclasses
@@ -20,18 +19,23 @@ from mmdeploy_ext.weights.convert import rtdetr_names as names
 from mmdeploy_ext.weights.convert.conversion import Tensors
 
 DENOISING = 'decoder.denoising_class_embed.weight'
+"""Embedding of classes that only training uses."""
 CLASS_HEAD = 'decoder.enc_score_head.weight'
+"""Weight of a head with one row for each class."""
 COUNTER = '.num_batches_tracked'
+"""End of the names of batch normalisations' counters."""
 OTHER_CONFIG = (
     '. Give the config of the same backbone (configs/rtdetr/rtdetr_r18vd.py, r34vd, r50vd, r101vd) with '
     '--config'
 )
+"""Advice for a checkpoint that does not fit the config."""
 SAFETENSORS_DTYPES = {
     'F32': torch.float32,
     'F16': torch.float16,
     'BF16': torch.bfloat16,
     'I64': torch.int64,
 }
+"""Name of a type in .safetensors -> type."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +86,7 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str 
 
 
 def convert(source: Source, cfg: Any) -> Converted:
-    """Rename, join and complete the tensors of a file.
+    """Rename, join and complete the tensors of a file for the model of `cfg`, a config of RT-DETR.
 
     Raises:
         CheckpointError: keys, shapes or the number of classes of file and model differ.

@@ -1,6 +1,8 @@
 """Names of RT-DETR's tensors in the original repository, which this project uses, and in transformers.
 
-Source: shared/golden/rtdetr/MAPPING.md; transformers 4.x (and the hub) and 5.x spell some names differently.
+Source: the state dicts of lyuwenyu/RT-DETR's rtdetr_pytorch and of transformers 5.23.0, r18vd and r50vd, of
+which each has the tensors of the other by these rules; transformers 4.x (and the hub) spells some names
+differently.
 """
 
 import mmap
@@ -12,8 +14,11 @@ from typing import Any
 from mmdeploy_ext.weights.convert import conversion_command
 
 COMMAND = 'convert-rtdetr'
+"""The command that converts these checkpoints, a key of `core/commands.py`."""
 PADDLE_SUFFIXES = ('.pdparams', '.pdopt', '.pdmodel', '.pdiparams')
+"""Suffixes of files that Paddle writes."""
 PADDLE_MARK = b'StructuredToParameterName@@'
+"""A key that Paddle writes into its files of weights."""
 PADDLE_STATISTICS = (b'._mean', b'._variance')
 """Suffixes of names in Paddle's batch norms; PyTorch has running_mean and running_var."""
 PICKLE, TORCH_PICKLE = b'\x80', b'\x80\x02\x8a\x0al\xfc\x9cF\xf9'
@@ -66,6 +71,7 @@ SPLIT_PROJECTION = re.compile(r'^(.*\.self_attn\.)([qkv])_proj\.(weight|bias)$')
 FUSED_BLOCK = re.compile(r'^encoder\.(?:fpn|pan)_blocks\.\d+\.bottlenecks\.\d+\.conv\.(?:weight|bias)$')
 """Sums of two branches that the original's `deploy()` adds."""
 PADDLE_NORM = re.compile(r'\.(?:_mean|_variance)$')
+"""A name of Paddle's batch norms; see `PADDLE_STATISTICS`."""
 
 
 def original_name(key: str) -> str:

@@ -14,9 +14,11 @@ from mmdeploy_ext.weights.convert import conversion, solo_names
 from mmdeploy_ext.weights.convert.solo_config import check_config, check_head, fit_config
 
 KEPT_META = ('CLASSES', 'epoch', 'iter')
+"""Keys of the file's `meta` that the converted file has, too."""
 OTHER_CONFIG = (
     ' (named as in mmdet). Give the config of the same backbone, tower width and depth with --config'
 )
+"""Advice for a checkpoint that does not fit the config."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +70,10 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
 
 
 def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Converted, Path | None]:
-    """Convert a file and write it; if the config had to be changed, write that beside it, as `.py`.
+    """Convert the file `source` for mmdet's config `cfg` and write it to the file `target`.
 
-    The path of the written config is returned, too, or None.
+    If the config had to be changed, it is written beside `target`, as `.py`. Returns what was converted, and
+    the path of that config, or None.
 
     Raises:
         CheckpointError, ConfigError: those of `convert`; weights that are not finite or are codes; a config

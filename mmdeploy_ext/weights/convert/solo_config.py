@@ -12,22 +12,30 @@ from typing import Any
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.weights.convert.solo_names import HEADS
 
-DEPTHS = {  # (whether blocks have a third convolution, blocks per stage) -> depth
+DEPTHS = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
     (True, (3, 4, 6, 3)): 50,
     (True, (3, 4, 23, 3)): 101,
     (True, (3, 8, 36, 3)): 152,
 }
-DCN_TYPES = {2: 'DCN', 3: 'DCNv2'}  # values per kernel element: offsets x, y and, in version 2, a mask
+"""(Whether blocks have a third convolution, blocks per stage) -> depth of the ResNet."""
+DCN_TYPES = {2: 'DCN', 3: 'DCNv2'}
+"""Values that a layer of offsets gives per kernel element -> type: x and y, and in version 2 a mask."""
 TOWERS = r'^mask_head\.(?:cls|kernel|mask)_convs\.'
+"""Names of the tensors of a head's towers, the convolutions before its outputs."""
 FEATURE = r'^mask_head\.mask_feature_head\.'
-TOWER_NORM = dict(type='GN', num_groups=32)  # the original's heads take no other, whatever the config says
+"""Names of the tensors of SOLOv2's mask features."""
+TOWER_NORM = dict(type='GN', num_groups=32)
+"""Normalisation of the original's towers: they take no other, whatever the config says."""
 CONFIG_GRIDS = re.compile(r'\bnum_grids=([\[(][\d,\s]*[\])])')
-LIGHT_DCN_SCALE = (852, 512)  # the original's only test size of light models with DCN; mmdet says 768x448
+"""The grids in the text of a config."""
+LIGHT_DCN_SCALE = (852, 512)
+"""Width and height, the original's only test size of light models with DCN; mmdet says 768x448."""
 MMDET_GRIDS, MMDET_CONVS = [40, 36, 24, 16, 12], 4
 """Defaults of mmdet's heads."""
 OPTIONAL_DICTS = ('backbone.dcn', 'mask_head.dcn_cfg', 'mask_head.norm_cfg', 'mask_head.mask_feature_head')
+"""Keys of the model whose values are dicts, or None."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """mmdet's name of a tensor of the checkpoint -> its shape."""
@@ -92,7 +100,10 @@ def check_head(cfg: Any, head: str, shapes: Shapes, text: object = None) -> None
 
 
 def checkpoint_grids(shapes: Shapes) -> list[int]:
-    """Return the cells per side of every level; empty for SOLOv2, whose layers do not depend on them."""
+    """Return the cells per side of every level, from the shapes of a checkpoint's tensors.
+
+    The list is empty for SOLOv2, whose layers do not depend on the grids.
+    """
 
     def channels(name: str) -> list[int]:
         keys = (f'mask_head.{name}.{level}.weight' for level in range(len(shapes)))

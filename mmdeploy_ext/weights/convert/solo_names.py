@@ -13,7 +13,7 @@ from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.weights.convert import conversion_command
 
 COMMAND = 'convert-solo'
-
+"""The command that converts these checkpoints, a key of `core/commands.py`."""
 MODULES = (
     ('bbox_head.solo_ins_list', 'mask_head.conv_mask_list'),
     *((f'bbox_head.dsolo_ins_list_{axis}', f'mask_head.conv_mask_list_{axis}') for axis in 'xy'),
@@ -30,13 +30,14 @@ MODULES = (
 )
 """Path of a module in the original repository and in mmdet; names below it are the same."""
 OFFSET = re.compile(r'^(.+)_offset\.(weight|bias)$')
-# pattern of keys that only one type of head has in the original repository -> that type in mmdet
+"""Name of a tensor of a layer that gives the offsets of a deformable convolution, in both spellings."""
 HEADS = {
     r'^bbox_head\.solo_kernel\.': 'SOLOV2Head',
     r'^bbox_head\.solo_ins_list\.': 'SOLOHead',
     r'^bbox_head\.ins_convs_x\.': 'DecoupledSOLOHead',
     r'^bbox_head\.dsolo_ins_list_x\.': 'DecoupledSOLOLightHead',
 }
+"""Pattern of keys that only one type of head has in the original repository -> that type in mmdet."""
 
 
 def original_head(keys: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ import pytest
 from onnx import numpy_helper
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants, spec_of
+from mmdeploy_ext.graph.passes.for_tensorrt import engine_spec, fix_inputs, for_tensorrt, parse_constants
 from mmdeploy_ext.graph.passes.precision import fp32_patterns
 from mmdeploy_ext.graph.run import Runner
 from toy_engines import parse, two_outputs
@@ -101,4 +101,4 @@ def test_axes_without_a_name_are_not_mixed_up():
     model = parse('y = Relu(x)')
     model.graph.input[0].type.tensor_type.shape.dim[0].Clear()
     model.graph.input[0].type.tensor_type.shape.dim[1].Clear()
-    assert spec_of(model).inputs[0].axes == ('x.0', 'x.1')
+    assert engine_spec(model).inputs[0].axes == ('x.0', 'x.1')
