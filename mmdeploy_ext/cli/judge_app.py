@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from mmdeploy_ext.proving.results import SequenceRow
+
 MAX_FAILURES = 8
 """Failures that are printed; --json has all."""
 
@@ -26,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('kit KIT', 'folder that mm2onnx kit wrote')
     add('outputs OUTPUTS', 'folder with CASE.npz, CASE.json of trtexec, or CASE/NAME.npy or .bin')
     add('--told WORDS', 'device, engine and version, for the verdict; nobody checks it', '')
-    add('--precision', 'whose bars (default: fp32)', 'fp32', choices=('fp32', 'fp16', 'int8'))
+    add('--precision', "whose bars (default: the file's precision)", choices=('fp32', 'fp16', 'int8'))
     add('--json FILE', 'write the verdict as JSON')
     cli.add_debug_option(parser)
     return parser
@@ -41,12 +43,31 @@ def run(args: argparse.Namespace) -> int:
         matched = sum(row.matched for row in case.detections)
         found = f', {matched} results matched' if case.detections else ''
         print(f'{"ok    " if case.passed else "FAILED"} {case.name}: {len(case.tensors)} tensors{found}')
+    for row in judgement.sequences:
+        print_drift(row)
+    for note in judgement.notes:
+        print(f'note: {note}')
+    if judgement.first_difference:
+        print(f'first difference: {judgement.first_difference}')
     for failure in judgement.failures[:MAX_FAILURES]:
         print(f'differs: {failure}')
     if (more := len(judgement.failures) - MAX_FAILURES) > 0:
         print(f'differs: {more} more; --json has them all')
     print(judgement.title)
     return 0 if judgement.equal else 1
+
+
+def print_drift(row: SequenceRow) -> None:
+    """Print a line per frame: the tensor with the largest share of its tolerance, and the matched results."""
+    print(f'{"ok    " if row.passed else "FAILED"} {row.title}: {row.frames} frames, {row.resets} resets')
+    series = row.series
+    for index, name in enumerate(series['name']):
+        ratios = {tensor: values[index] for tensor, values in series['ratios'].items() if index < len(values)}
+        worst = max(ratios, key=lambda tensor: ratios[tensor] or 0.0, default='')
+        drift = f'{worst} {ratios[worst] or 0.0:.2g} of its tolerance' if worst else 'no tensor was compared'
+        reset = ', memory emptied' if series['reset'][index] else ''
+        matched = f'{series["matched"][index]} of {series["reference"][index]} results matched'
+        print(f'       {name}: {drift}, {matched}{reset}')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from mmdeploy_ext.core.errors import ConfigError, EngineError, InferenceError, L
 from mmdeploy_ext.core.files import check_onnx_size
 from mmdeploy_ext.core.session_options import GRAPH_OPTIMIZATION
 from mmdeploy_ext.engines.base import Backend
+from mmdeploy_ext.engines.runs import note_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -143,6 +144,7 @@ class OnnxRuntimeBackend(Backend):
         except Exception as error:
             raise InferenceError(f'{self.path}: ONNX Runtime failed to run it: {error}') from error
         self.seconds += time.perf_counter() - start
+        note_run(self.path, feeds, outputs)
         return outputs
 
     def deactivate(self) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import DRIVE, Option, Options
 from mmdeploy_ext.contract.registry import options_of
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -23,45 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-
-
-@dataclasses.dataclass(frozen=True)
-class MemorySpec:
-    """The tensors in the memory of a model, and how the rows of a frame get into it.
-
-    Glossary: Q queries, K rows that a frame adds to the memory, P rows that become queries of the next frame.
-
-    Rows are the best K by score: engines that round differently may order equal scores differently. A proof
-    tells such ties from errors by `places`, which show the query that a row was copied from.
-
-    Attributes:
-        tensors: name of a tensor of `StreamState` -> its tolerance in float32.
-        outputs: name of such a tensor -> output of a graph that becomes it; in less than float32 the
-            tolerance of the output counts.
-        needed: outputs that every engine has to give; layers are on the first axis, and a graph may give the
-            last layer alone.
-        per_query: outputs with the queries on the axis before the last.
-        scores: the output of logits (layers, 1, Q, classes) by which rows are chosen; '' if scores never tie.
-        places: what rows copy from the outputs of their query, in m and m/s: (name in `tensors`, name of an
-            output, indices of those columns of the output that are the columns of the tensor).
-        topk: K.
-        propagated: P.
-    """
-
-    tensors: Mapping[str, ColumnGroup] = dataclasses.field(default_factory=dict)
-    outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    needed: tuple[str, ...] = ()
-    per_query: tuple[str, ...] = ()
-    scores: str = ''
-    places: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
-    topk: int = 0
-    propagated: int = 0
-
-    def judged_by(self, spec: GraphSpec) -> Self:
-        """Return the memory with the tolerances of those outputs of a graph that become its tensors."""
-        groups = {tensor.name: tensor.column_groups[0] for tensor in spec.outputs}
-        tensors = {name: groups.get(self.outputs.get(name), group) for name, group in self.tensors.items()}
-        return dataclasses.replace(self, tensors=tensors)
 
 
 class SequenceFamily(Family):

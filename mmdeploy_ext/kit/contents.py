@@ -1,16 +1,24 @@
 """What is in a kit: raw arrays, and a manifest that names each with its dtype and shape. Needs numpy only.
 
-model.onnx                    the file
+model.onnx                    the file, or all files of an export under their own names
 manifest.json                 what is below, how it was made, and the hash of every file
+manifest.txt                  the same inputs and outputs, a line each, for programs without JSON
+kit.txt                       the hash of the kit, which goes beside the outputs
 inputs/000/img.bin            inputs of the first case, little-endian, row by row
 beside/000/img_shape.bin      what the post-processing outside of the graph takes beside them
 expected/000/cls_score_0.bin  PyTorch's tensors for it
 results/000/0/scores.bin      PyTorch's results for its first image
 
-A case is one input of the graph, with PyTorch's outputs and results for it; 000 is its name. The manifest is
-a dict: `format`, `task` (that matches results), `file` (that of the model), `config`, `checkpoint_sha256`,
-`made_with` (package -> version), `python`, `cases` (what `Case.write` returns, and `output_shapes`, output ->
-shape), `files` (path in the kit -> SHA-256), and `kit_sha256`, see `kit_hash`.
+A case is one input of one file, with PyTorch's outputs and results for it; 000 is its name. The cases of a
+model of several files are called after file and frame, `head_003`; arrays that are equal are one file. Its
+frames say in which order the cases run, and which inputs are then outputs of cases before: `ChainedFrame`.
+
+The manifest is a dict: `format`; `title` and `origin`, which are a name of the model and a sentence about it;
+`task` (that matches results; None without results); `graphs` (`KitGraph`), `cases` (what `Case.write`
+returns) and `frames` (`ChainedFrame`), each a list; `file` (that of a model of one file); `memory`
+(`MemorySpec`, of a model with one); `tolerance` and `rows` (of a module, see `modules.py`); `pictures`
+(`name` and `licence` of each); `made_with` (package -> version), `python`; `files` (path in the kit ->
+SHA-256), and `kit_sha256`, see `kit_hash`.
 """
 
 from __future__ import annotations
@@ -18,51 +26,79 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.runtime.detections import Detections, Instances
+from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.panoptic import Segments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MODEL, MANIFEST = 'model.onnx', 'manifest.json'
-FORMAT = 1
+MODEL, MANIFEST, LINES, KIT_HASH = 'model.onnx', 'manifest.json', 'manifest.txt', 'kit.txt'
+"""Names of files of a kit; outputs have a `KIT_HASH`, too: that of the kit that they were computed from."""
+FORMAT = 2
 """Number of the manifest's format; a kit of another one is refused."""
-RESULTS = {cls.__name__: cls for cls in (Detections, Instances, Segments)}
-"""Name in the manifest -> class of the results of an image."""
+RESULTS = {cls.__name__: cls for cls in (Detections, Instances, Segments, Detections3D)}
+"""Name in the manifest -> class of the results of an image or frame."""
 
 
-def write_arrays(folder: Path, place: str, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Write arrays as raw little-endian files.
+def file_stem(name: str) -> str:
+    """Return the name of the file of a tensor: its own, with what file names must not hold as '%2F'."""
+    return urllib.parse.quote(name, safe='.:+-_@,=()[]')
 
-    Args:
+
+def name_of_stem(stem: str) -> str:
+    """Return the name of the tensor whose file is called `stem`; see `file_stem`."""
+    return urllib.parse.unquote(stem)
+
+
+class ArrayFolder:
+    """The folder of a kit, into which arrays are written as raw little-endian files, equal ones once.
+
+    Attributes:
         folder: of the kit.
-        place: folder inside of it, such as 'inputs/000'.
-        arrays: name -> array.
-
-    Returns:
-        Their entries in the manifest: name -> dict of `file`, the path in the kit, `dtype` and `shape`.
     """
-    entries = {}
-    (folder / place).mkdir(parents=True, exist_ok=True)
-    for name, array in arrays.items():
-        array = np.asarray(array)
-        file = f'{place}/{name}.bin'
-        (folder / file).write_bytes(array.astype(array.dtype.newbyteorder('<')).tobytes())
-        entries[name] = dict(file=file, dtype=array.dtype.name, shape=list(array.shape))
-    return entries
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[bytes, str] = {}
+
+    def write(self, place: str, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+        """Write arrays, unless a file of the same bytes is there already.
+
+        Args:
+            place: folder inside of that of the kit, such as 'inputs/000'.
+            arrays: name -> array.
+
+        Returns:
+            Their entries in the manifest: name -> dict of `file`, the path in the kit, `dtype` and `shape`.
+        """
+        entries = {}
+        for name, array in arrays.items():
+            array = np.asarray(array)
+            content = array.astype(array.dtype.newbyteorder('<')).tobytes()
+            file = self._files.setdefault(hashlib.sha256(content).digest(), f'{place}/{file_stem(name)}.bin')
+            path = self.folder / file
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            entries[name] = dict(file=file, dtype=array.dtype.name, shape=list(array.shape))
+        return entries
 
 
 def read_array(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
     """Return the array of an entry of the manifest; DataError if its file is missing or has another size.
 
-    `folder` is that of the kit; `entry` has `file`, `dtype` and `shape`, as `write_arrays` returns them.
+    `folder` is that of the kit; `entry` has `file`, `dtype` and `shape`, as `ArrayFolder.write` returns them.
     """
     path = folder / entry['file']
     if not path.is_file():
@@ -74,6 +110,11 @@ def read_array(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
     return np.frombuffer(content, dtype).reshape(shape).astype(entry['dtype'])
 
 
+def read_arrays(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Return name -> array of entries of the manifest; for the errors see `read_array`."""
+    return {name: read_array(folder, entry) for name, entry in entries.items()}
+
+
 def result_arrays(results: Any) -> dict[str, np.ndarray]:
     """Return name -> array of the fields of an image's results, of a class in `RESULTS`, unless None."""
     fields = ((field.name, getattr(results, field.name)) for field in dataclasses.fields(results))
@@ -81,13 +122,46 @@ def result_arrays(results: Any) -> dict[str, np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-    """One input of a kit.
+class KitGraph:
+    """One ONNX file of a kit.
 
     Attributes:
-        name: name of its folders, such as '000'.
-        title: what it tests, such as 'batch of 2'.
-        images: title of each image of the batch.
+        name: of the graph, in the names of its cases if there are several.
+        file: its path in the kit.
+        metadata: of a file that mm2onnx exported; None of any other.
+        spec: names, dtypes, axes and tolerances of its tensors.
+    """
+
+    name: str
+    file: str
+    metadata: Metadata | None
+    spec: GraphSpec
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the graph's entry in the manifest."""
+        entry: dict[str, Any] = dict(name=self.name, file=self.file)
+        if self.metadata is not None:
+            return entry | dict(metadata=self.metadata.to_props())
+        return entry | dict(spec=self.spec.to_json())
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> KitGraph:
+        """Rebuild a graph from its entry in the manifest."""
+        if 'metadata' in entry:
+            metadata = Metadata.from_props(entry['metadata'], entry['file'])
+            return cls(entry['name'], entry['file'], metadata, metadata.spec)
+        return cls(entry['name'], entry['file'], None, GraphSpec.from_json(entry['spec']))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One input of one file of a kit.
+
+    Attributes:
+        name: name of its folders, such as '000', or 'head_000' in a kit of several files.
+        graph: name of the `KitGraph` that it is for.
+        title: what it tests, such as 'batch of 2', or the name of the frame.
+        images: title of each image of the batch; empty if no results are compared.
         inputs: name -> input of the graph.
         beside: name -> array that is no input of the graph and that the post-processing outside of it takes.
         tensors: name -> PyTorch's value of an output; empty if the graph's outputs are results.
@@ -95,6 +169,7 @@ class Case:
     """
 
     name: str
+    graph: str
     title: str
     images: tuple[str, ...]
     inputs: dict[str, np.ndarray]
@@ -102,54 +177,100 @@ class Case:
     tensors: dict[str, np.ndarray]
     results: list[Any]
 
-    def write(self, folder: Path) -> dict[str, Any]:
+    def write(self, folder: ArrayFolder, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Write the arrays into the folder of a kit; return the case's entry in the manifest.
 
-        Its keys are `name`, `title`, `images`; `inputs`, `beside` and `tensors`, which are what
-        `write_arrays` returns; and `results`, per image `type`, a key of `RESULTS`, and `fields`, arrays too.
+        Its keys are `name`, `graph`, `title`, `images`; `inputs`, `beside` and `tensors`, which are what
+        `ArrayFolder.write` returns; `results`, per image `type`, a key of `RESULTS`, and `fields`, arrays
+        too; and `output_shapes`, output -> shape, of `outputs`, those of ONNX Runtime on this machine.
         """
         results = [
             dict(
                 type=type(image).__name__,
-                fields=write_arrays(folder, f'results/{self.name}/{index}', result_arrays(image)),
+                fields=folder.write(f'results/{self.name}/{index}', result_arrays(image)),
             )
             for index, image in enumerate(self.results)
         ]
         return dict(
             name=self.name,
+            graph=self.graph,
             title=self.title,
             images=list(self.images),
-            inputs=write_arrays(folder, f'inputs/{self.name}', self.inputs),
-            beside=write_arrays(folder, f'beside/{self.name}', self.beside),
-            tensors=write_arrays(folder, f'expected/{self.name}', self.tensors),
+            inputs=folder.write(f'inputs/{self.name}', self.inputs),
+            beside=folder.write(f'beside/{self.name}', self.beside),
+            tensors=folder.write(f'expected/{self.name}', self.tensors),
             results=results,
+            output_shapes={name: list(np.shape(array)) for name, array in outputs.items()},
         )
 
     @classmethod
     def read(cls, folder: Path, entry: Mapping[str, Any]) -> Case:
         """Return a case from its entry in the manifest; for the errors see `read_array`."""
-        arrays = {
-            part: {name: read_array(folder, value) for name, value in entry[part].items()}
-            for part in ('inputs', 'beside', 'tensors')
-        }
         results = [
-            RESULTS[image['type']](
-                **{name: read_array(folder, value) for name, value in image['fields'].items()}
-            )
-            for image in entry['results']
+            RESULTS[image['type']](**read_arrays(folder, image['fields'])) for image in entry['results']
         ]
-        return cls(entry['name'], entry['title'], tuple(entry['images']), **arrays, results=results)
+        parts = {part: read_arrays(folder, entry[part]) for part in ('inputs', 'beside', 'tensors')}
+        texts = {name: entry[name] for name in ('name', 'graph', 'title')}
+        return cls(**texts, images=tuple(entry['images']), **parts, results=results)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainedFrame:
+    """One frame of a kit whose files run one after the other, each on what those before it computed.
+
+    Attributes:
+        name: of its outputs, `chain_NAME`, which are those of the last file.
+        title: of the frame.
+        steps: case, whose inputs are fed, and name of an input -> name of the last output of that name so
+            far, in this frame or in an earlier one, that is fed in place of the case's own.
+        reset: whether the memory is emptied before the frame: then its inputs are those of the case.
+        scene: of the frame; frames of another scene follow a reset.
+        timestamp_s: seconds, absolute.
+        ego_pose: (4, 4) LiDAR frame to global frame, as lists; None of a model without a memory.
+    """
+
+    name: str
+    title: str
+    steps: tuple[tuple[str, dict[str, str]], ...]
+    reset: bool = True
+    scene: str = ''
+    timestamp_s: float = 0.0
+    ego_pose: list[list[float]] | None = None
+
+    @property
+    def outputs(self) -> str:
+        """Name under which the outputs of the last file are written."""
+        return f'chain_{self.name}'
+
+    @property
+    def last_case(self) -> str:
+        """Name of the case of the last file."""
+        return self.steps[-1][0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the frame's entry in the manifest."""
+        steps = [dict(case=case, computed=computed) for case, computed in self.steps]
+        return dict(dataclasses.asdict(self), steps=steps, outputs=self.outputs)
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> ChainedFrame:
+        """Rebuild a frame from its entry in the manifest."""
+        steps = tuple((step['case'], step['computed']) for step in entry['steps'])
+        fields = {key: value for key, value in entry.items() if key != 'outputs'}
+        return cls(**{**fields, 'steps': steps})
 
 
 def hashes_of(folder: Path) -> dict[str, str]:
-    """Return path in the folder -> SHA-256 (hexadecimal) of every file in it and below, but the manifest."""
-    files = sorted(path for path in folder.rglob('*') if path.is_file() and path.name != MANIFEST)
-    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+    """Return path in the folder -> SHA-256 (hexadecimal) of every file but `MANIFEST` and `KIT_HASH`."""
+    files = sorted(path for path in folder.rglob('*') if path.is_file())
+    paths = {path.relative_to(folder).as_posix(): path for path in files}
+    return {name: sha256_file(path) for name, path in paths.items() if name not in (MANIFEST, KIT_HASH)}
 
 
-def kit_hash(files: Mapping[str, str]) -> str:
-    """Return the hash (hexadecimal) that a kit is recognised by: that of all `files`, see `hashes_of`."""
-    return hashlib.sha256(json.dumps(dict(sorted(files.items()))).encode()).hexdigest()
+def kit_hash(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hexadecimal) that a kit is recognised by: that of its manifest with all others."""
+    content = {key: value for key, value in manifest.items() if key != 'kit_sha256'}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -167,9 +288,45 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f'{path}: is not valid JSON: {error}') from error
     if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
         raise DataError(f'{path}: is of another format; make the kit again')
+    if kit_hash(manifest) != manifest.get('kit_sha256'):
+        raise DataError(f'{path}: was changed since the kit was made; make it again')
     for file, expected in manifest['files'].items():
         if not (folder / file).is_file():
             raise DataError(f'{folder / file}: is missing; the kit is not whole: make it again')
         if sha256_file(folder / file) != expected:
             raise DataError(f'{folder / file}: was changed since the kit was made; make it again')
     return manifest
+
+
+def write_lines(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write `manifest.txt`: the cases and frames of a manifest as lines of words, for programs without JSON.
+
+    Words are separated by single blanks; tensors are called as in `file_stem`. The lines of a case follow it:
+
+        case CASE FILE.onnx
+        input NAME DTYPE AXES SIZE... FILE.bin
+        output NAME DTYPE AXES SIZE...
+        frame OUTPUTS
+        step CASE
+        computed INPUT OUTPUT
+    """
+    graphs = {graph['name']: KitGraph.from_json(graph) for graph in manifest['graphs']}
+    lines = []
+    for case in manifest['cases']:
+        graph = graphs[case['graph']]
+        lines.append(f'case {case["name"]} {graph.file}')
+        for name, entry in case['inputs'].items():
+            lines.append(f'input {_tensor_words(name, entry["dtype"], entry["shape"])} {entry["file"]}')
+        for name, shape in case['output_shapes'].items():
+            lines.append(f'output {_tensor_words(name, graph.spec.tensor(name).dtype, shape)}')
+    for frame in manifest['frames']:
+        lines.append(f'frame {frame["outputs"]}')
+        for step in frame['steps']:
+            lines.append(f'step {step["case"]}')
+            for name, output in step['computed'].items():
+                lines.append(f'computed {file_stem(name)} {file_stem(output)}')
+    (folder / LINES).write_text('\n'.join([*lines, '']), encoding='utf-8')
+
+
+def _tensor_words(name: str, dtype: str, shape: list[int]) -> str:
+    return ' '.join(map(str, (file_stem(name), dtype, len(shape), *shape)))

@@ -12,22 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.kit.contents import MODEL, Case, read_manifest
-from mmdeploy_ext.kit.outputs import check_kit, read_outputs
+from mmdeploy_ext.kit.contents import Case, ChainedFrame, KitGraph, read_manifest
+from mmdeploy_ext.kit.diagnosis import diagnose, is_constant, misfit, with_mixed_up_images
+from mmdeploy_ext.kit.drive import DriveJudge
+from mmdeploy_ext.kit.outputs import check_kit, has_outputs, read_outputs
 from mmdeploy_ext.proving import half_bars, results
 from mmdeploy_ext.proving.levels.run_twice import FAILURES
+from mmdeploy_ext.proving.modules.row_order import in_order_of
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tensors import compare_tensors, failed_row
+from mmdeploy_ext.proving.totals import lone_low_results
 from mmdeploy_ext.runtime.family_runtime import runtime_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.proving.half_bars import HalfBars
+    from mmdeploy_ext.proving.tensors import TensorRow
 
 
 @dataclasses.dataclass
@@ -37,31 +39,49 @@ class Judgement:
     Attributes:
         told: text of the user about device, engine and version, which is printed and not checked; '' if none.
         precision: 'fp32', 'fp16' or 'int8', by whose bars the outputs are judged.
-        cases: the comparison of each input of the kit, in the order of its manifest.
+        inputs: number of inputs whose outputs were judged.
+        frames: number of frames that were judged after the files ran one after the other.
+        cases: one per input and frame, without those of `sequences`.
+        sequences: of a model with a memory, its last file in all frames, teacher-forced and free-running.
+        first_difference: sentence about the first frame and tensor that differ; '' if none does, or there are
+            no frames.
+        reasons: why all cases together fail.
+        notes: what was not looked at.
     """
 
     told: str
     precision: str
+    inputs: int = 0
+    frames: int = 0
     cases: list[results.Case] = dataclasses.field(default_factory=list)
+    sequences: list[results.SequenceRow] = dataclasses.field(default_factory=list)
+    first_difference: str = ''
+    reasons: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def equal(self) -> bool:
         """Whether every tensor and every result of every case is PyTorch's, and something was compared."""
         matched = sum(row.matched for case in self.cases for row in case.detections)
-        tensors = any(case.tensors for case in self.cases)
-        return bool(matched or tensors) and all(case.passed for case in self.cases)
+        compared = matched or any(row.tensors for row in (*self.cases, *self.sequences))
+        return bool(compared) and not self.failures
 
     @property
     def title(self) -> str:
         """The claim, which is only about these inputs, with what the user told of the device."""
         claim = 'EQUAL' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
         told = f' ({self.told}, as told)' if self.told else ''
-        return f'{claim} ON {len(self.cases)} INPUTS{told}' if self.equal else f'NOT {claim}{told}'
+        if not self.equal:
+            return f'NOT {claim}{told}'
+        frames = f' AND {self.frames} FRAMES' if self.frames else ''
+        return f'{claim} ON {self.inputs} INPUTS{frames}{told}'
 
     @property
     def failures(self) -> list[str]:
         """A sentence for each tensor and image that differs: case, name and reason."""
-        failures = []
+        failures = list(self.reasons)
+        for row in self.sequences:
+            failures += [f'{row.title}: {reason}' for reason in row.reasons]
         for case in self.cases:
             failures += [f'{case.name}: {row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
             failures += [
@@ -70,85 +90,196 @@ class Judgement:
         return failures
 
     def to_json(self) -> dict[str, Any]:
-        """Return `verdict` (the title), `equal`, `failures` and `cases` in plain JSON types."""
-        cases = [dataclasses.asdict(case) | dict(passed=case.passed) for case in self.cases]
-        return dict(verdict=self.title, equal=self.equal, failures=self.failures, cases=cases)
+        """Return `verdict` (the title), `equal`, `failures` and all attributes in plain JSON types."""
+        content = dataclasses.asdict(self)
+        for case, entry in zip(self.cases, content['cases'], strict=True):
+            entry['passed'] = case.passed
+        return dict(verdict=self.title, equal=self.equal, failures=self.failures) | content
 
 
-def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: str = 'fp32') -> Judgement:
+def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: str | None = None) -> Judgement:
     """Compare the outputs of an engine with PyTorch's results in a kit.
 
     Args:
         kit: the folder that `mm2onnx kit` wrote.
         outputs: a folder with the outputs of every case, as the module `kit/outputs.py` describes it.
         told: device, engine and version, as the user tells them.
-        precision: 'fp32', or 'fp16' or 'int8', whose wider bars are those of the proof.
+        precision: 'fp32', or 'fp16' or 'int8', whose wider bars are those of the proof; None: that of the
+            file.
 
     Raises:
         DataError: a kit that is not whole, or outputs of another kit.
     """
-    kit, outputs = Path(kit), Path(outputs)
-    manifest = read_manifest(kit)
-    if not outputs.is_dir():
-        raise DataError(f'{outputs}: no such folder of outputs')
-    check_kit(outputs, manifest['kit_sha256'])
-    metadata = read_metadata(kit / MODEL)
-    judgement = Judgement(told, precision)
-    bars = None if precision == 'fp32' else half_bars.bars_of(precision)
-    for entry in manifest['cases']:
-        case = Case.read(kit, entry)
-        shapes = {name: tuple(shape) for name, shape in entry['output_shapes'].items()}
-        try:
-            arrays = read_outputs(outputs, case.name, metadata.spec, shapes)
-        except DataError as error:
-            row = failed_row('all outputs', one_line(error))
-            judgement.cases.append(results.Case(f'{case.name} {case.title}', '', False, (row,)))
-            continue
-        judgement.cases.append(judge_case(case, arrays, metadata, manifest['task'], bars))
-    return judgement
+    return _Judge(Path(kit), Path(outputs), told, precision).judge()
 
 
-def judge_case(
-    case: Case, arrays: Mapping[str, np.ndarray], metadata: Metadata, task: str, bars: HalfBars | None
-) -> results.Case:
-    """Compare the outputs of one case: names, dtypes and values of tensors, and results per image.
+class _Judge:
+    """One judgement of the outputs in a folder.
 
-    Args:
-        case: with the inputs, and PyTorch's tensors and results.
-        arrays: name -> output of the engine; names that are missing or unknown fail.
-        metadata: of the file.
-        task: name of the task that matches results, see `proving/tasks`.
-        bars: of float16 or INT8; None for float32, which has tolerances.
+    Attributes:
+        manifest: of the kit.
+        graphs: its files by name.
+        cases: its cases by name, as entries of the manifest.
+        bars: of float16 or INT8; None for float32.
     """
-    spec = metadata.spec
-    rows = [
-        failed_row(name, f'missing; the engine gave {", ".join(arrays) or "nothing"}')
-        for name in spec.output_names
-        if name not in arrays
-    ]
-    rows += [
-        failed_row(name, f'not an output of this kit; these are {", ".join(spec.output_names)}', arrays[name])
-        for name in arrays
-        if name not in spec.output_names
-    ]
-    arrays = {
-        name: _in_dtype_of_spec(array, spec.tensor(name).dtype)
-        for name, array in arrays.items()
-        if name in spec.output_names
-    }
-    rows += [
-        failed_row(name, f'dtype: got {array.dtype}, expected {spec.tensor(name).dtype}', array)
-        for name, array in arrays.items()
-        if array.dtype != np.dtype(spec.tensor(name).dtype)
-    ]
-    if case.tensors and not rows:
-        compared = compare_tensors(case.tensors, arrays, spec)
-        rows += bars.judge(compared) if bars else compared
-    detections: tuple[results.DetectionRow, ...] = ()
-    if not rows or all(row.passed for row in rows):
-        detections = _match(case, arrays, metadata, task, bars)
-    shapes = ', '.join('x'.join(map(str, array.shape)) for array in case.inputs.values())
-    return results.Case(f'{case.name} {case.title}', shapes, False, tuple(rows), detections)
+
+    def __init__(self, kit: Path, outputs: Path, told: str, precision: str | None) -> None:
+        self.kit, self.outputs, self.manifest = kit, outputs, read_manifest(kit)
+        if not outputs.is_dir():
+            raise DataError(f'{outputs}: no such folder of outputs')
+        is_named = check_kit(outputs, self.manifest['kit_sha256'])
+        self.graphs = {entry['name']: KitGraph.from_json(entry) for entry in self.manifest['graphs']}
+        self.cases = {entry['name']: entry for entry in self.manifest['cases']}
+        self.last = list(self.graphs.values())[-1]
+        precisions = [graph.metadata.precision for graph in self.graphs.values() if graph.metadata]
+        of_files = next((name for name in precisions if name != 'fp32'), 'fp32')
+        self.judgement = Judgement(told, precision or of_files)
+        self.bars = half_bars.bars_of(self.judgement.precision)
+        if not is_named:
+            self.judgement.notes.append(
+                'the outputs have no kit.txt: nothing shows that they are of this kit'
+            )
+
+    def judge(self) -> Judgement:
+        """Judge all cases, then all frames."""
+        judgement, frames = self.judgement, [*map(ChainedFrame.from_json, self.manifest['frames'])]
+        drive = (
+            DriveJudge(self.manifest, self.last, judgement.precision) if 'memory' in self.manifest else None
+        )
+        of_drive = {frame.last_case for frame in frames} if drive else set()
+        for name, entry in self.cases.items():
+            judgement.inputs += 1
+            if name not in of_drive:
+                judgement.cases.append(self._judge(entry, name))
+        given = [frame for frame in frames if has_outputs(self.outputs, frame.outputs)]
+        if not given and frames:
+            judgement.notes.append(
+                f'{len(frames)} frames one after the other: no {frames[0].outputs} and so on; not looked at'
+            )
+        judgement.frames = len(frames) if given else 0
+        if drive:
+            self._judge_drive(drive, frames, bool(given))
+        elif given:
+            for frame in frames:
+                judgement.cases.append(self._judge(self.cases[frame.last_case], frame.outputs))
+        if self.bars:
+            judgement.cases, reason = half_bars.accept_rate(judgement.cases, self.bars)
+            judgement.reasons += [reason] if reason else []
+        else:
+            rows = [row for case in judgement.cases for row in case.detections]
+            low, alone = sum(row.low for row in rows), sum(row.low_alone for row in rows)
+            judgement.reasons += lone_low_results(low, alone)
+        return judgement
+
+    def _judge_drive(self, drive: DriveJudge, frames: list[ChainedFrame], is_chained: bool) -> None:
+        """Judge the frames of a model with a memory: teacher-forced, and free-running if those were run."""
+        for mode in ('teacher', 'free') if is_chained else ('teacher',):
+            for frame in frames:
+                entry = self.cases[frame.last_case]
+                name = entry['name'] if mode == 'teacher' else frame.outputs
+                case = Case.read(self.kit, entry)
+                arrays, rows = self._read(entry, name)
+                if rows:
+                    self.judgement.cases.append(results.Case(f'{name} {case.title}', '', False, tuple(rows)))
+                else:
+                    drive.add(mode, frame, case, arrays)
+        self.judgement.sequences = drive.finish()
+        self.judgement.first_difference = drive.first_difference
+
+    def _read(self, entry: Mapping[str, Any], name: str) -> tuple[dict[str, np.ndarray], list[TensorRow]]:
+        """Return the outputs of a case that are called `name`, or failing rows for what they lack."""
+        spec = self.graphs[entry['graph']].spec
+        shapes = {output: tuple(shape) for output, shape in entry['output_shapes'].items()}
+        try:
+            arrays = read_outputs(self.outputs, name, spec, shapes)
+        except DataError as error:
+            return {}, [failed_row('all outputs', one_line(error))]
+        rows = [
+            failed_row(output, f'missing; the engine gave {", ".join(arrays) or "nothing"}')
+            for output in spec.output_names
+            if output not in arrays
+        ]
+        outputs = {}
+        for output, array in arrays.items():
+            if output not in spec.output_names:
+                reason = f'not an output of this kit; these are {", ".join(spec.output_names)}'
+                rows.append(failed_row(output, reason, array))
+                continue
+            tensor = spec.tensor(output)
+            array = _in_dtype_of_spec(array, tensor.dtype)
+            if reason := misfit(array, tensor):
+                rows.append(failed_row(output, reason, array))
+            outputs[output] = array.astype(np.float32) if array.dtype == np.float16 else array
+        return outputs, rows
+
+    def _judge(self, entry: Mapping[str, Any], name: str) -> results.Case:
+        """Compare the outputs of one case that are called `name`."""
+        case = Case.read(self.kit, entry)
+        arrays, rows = self._read(entry, name)
+        if case.tensors:
+            rows = self._compare(case, arrays, rows)
+        elif not rows and sum(map(len, case.results)):
+            rows = [
+                failed_row(output, f'every value is {array.flat[0]:g}, PyTorch has results', array)
+                for output, array in arrays.items()
+                if is_constant(array)
+            ]
+        detections: tuple[results.DetectionRow, ...] = ()
+        if case.results and all(row.passed for row in rows):
+            detections = self._match(case, arrays)
+        shapes = ', '.join('x'.join(map(str, array.shape)) for array in case.inputs.values())
+        return results.Case(f'{name} {case.title}', shapes, False, tuple(rows), detections)
+
+    def _compare(
+        self, case: Case, arrays: Mapping[str, np.ndarray], rows: list[TensorRow]
+    ) -> list[TensorRow]:
+        """Return rows of all tensors of a case; a reason that fails says what the output looks like.
+
+        `rows` are those of outputs that cannot be compared.
+        """
+        if not rows:
+            if ordered := self.manifest.get('rows'):
+                arrays = in_order_of(case.tensors, arrays, ordered, self.manifest['tolerance'])
+            spec = self.graphs[case.graph].spec
+            rows = compare_tensors(case.tensors, {name: arrays[name] for name in case.tensors}, spec)
+            rows = self.bars.judge(rows) if self.bars else rows
+        return [self._explained(row, case.tensors, arrays) for row in rows]
+
+    def _explained(
+        self, row: TensorRow, expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray]
+    ) -> TensorRow:
+        name = row.tensor.partition(' [')[0]
+        if row.passed or name not in expected or name not in got:
+            return row
+        diagnosis = diagnose(expected[name], got[name])
+        return dataclasses.replace(row, reason=f'{row.reason}; {diagnosis}') if diagnosis else row
+
+    def _match(self, case: Case, arrays: Mapping[str, np.ndarray]) -> tuple[results.DetectionRow, ...]:
+        """Match the results of every image with PyTorch's, after the post-processing of the runtime."""
+        metadata, task = self.graphs[case.graph].metadata, self.manifest['task']
+        module, settings = task_module(task), self.bars.of_task(task) if self.bars else {}
+        runtime, capacity = runtime_of(metadata.family), metadata.postprocess.get('max_per_img')
+        try:
+            if self.manifest['frames']:
+                candidates = [runtime.boxes_of_outputs(metadata, arrays)]
+            else:
+                candidates = runtime.detections(metadata, arrays, {**case.inputs, **case.beside})
+            if len(candidates) != len(case.results):
+                raise DataError(f'got results of {len(candidates)} images, expected {len(case.results)}')
+        except FAILURES as error:
+            reason = f'no results: {one_line(error)[:200]}'
+            return tuple(
+                results.DetectionRow(
+                    title, len(image), 0, len(image), 0, 0.0, 1.0, False, reason, broken=True
+                )
+                for title, image in zip(case.images, case.results, strict=True)
+            )
+
+        def match(title: str, reference: Any, candidate: Any) -> results.DetectionRow:
+            return module.match_detections(title, reference, candidate, capacity=capacity, **settings)
+
+        rows = [*map(match, case.images, case.results, candidates)]
+        return tuple(with_mixed_up_images(rows, case.results, candidates, match))
 
 
 def _in_dtype_of_spec(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -158,26 +289,3 @@ def _in_dtype_of_spec(array: np.ndarray, dtype: str) -> np.ndarray:
         converted = array.astype(expected)
         return converted if np.array_equal(converted, array) else array
     return array
-
-
-def _match(
-    case: Case, arrays: Mapping[str, np.ndarray], metadata: Metadata, task: str, bars: HalfBars | None
-) -> tuple[results.DetectionRow, ...]:
-    """Match the results of every image with PyTorch's, after the post-processing of the runtime."""
-    module, settings = task_module(task), bars.of_task(task) if bars else {}
-    capacity = metadata.postprocess.get('max_per_img')
-    try:
-        feeds = {**case.inputs, **case.beside}
-        candidates = runtime_of(metadata.family).detections(metadata, arrays, feeds)
-        if len(candidates) != len(case.results):
-            raise DataError(f'got results of {len(candidates)} images, expected {len(case.results)}')
-    except FAILURES as error:
-        reason = f'no results: {one_line(error)[:200]}'
-        return tuple(
-            results.DetectionRow(title, len(image), 0, len(image), 0, 0.0, 1.0, False, reason, broken=True)
-            for title, image in zip(case.images, case.results, strict=True)
-        )
-    return tuple(
-        module.match_detections(title, reference, candidate, capacity=capacity, **settings)
-        for title, reference, candidate in zip(case.images, case.results, candidates, strict=True)
-    )

@@ -15,14 +15,17 @@ import numpy as np
 
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.kit.contents import KIT_HASH, name_of_stem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mmdeploy_ext.contract.spec import GraphSpec
 
-KIT = 'kit.txt'
-"""File of the outputs with the hash of the kit that they were computed from."""
+
+def has_outputs(folder: Path, case: str) -> bool:
+    """Return whether a folder of outputs has something that is called like a case."""
+    return any((folder / f'{case}{suffix}').exists() for suffix in ('.npz', '.json', ''))
 
 
 def read_outputs(
@@ -48,9 +51,9 @@ def read_outputs(
     arrays = {}
     for file in files:
         if file.suffix == '.npy':
-            arrays[file.stem] = _load(file)
+            arrays[name_of_stem(file.stem)] = _load(file)
         elif file.suffix == '.bin':
-            arrays[file.stem] = _read_raw(file, spec, shapes)
+            arrays[name_of_stem(file.stem)] = _read_raw(file, spec, shapes)
     if not arrays:
         raise DataError(
             f'{folder}: has no outputs of case {case}: expected {case}.npz, {case}.json of trtexec, or '
@@ -73,7 +76,7 @@ def _read_archive(file: Path) -> dict[str, np.ndarray]:
 
 def _read_raw(file: Path, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
     """Return a raw array in the dtype and shape of the output that its file is named after."""
-    name, content = file.stem, file.read_bytes()
+    name, content = name_of_stem(file.stem), file.read_bytes()
     if name not in spec.output_names or name not in shapes:
         expected = ', '.join(spec.output_names)
         raise DataError(f'{file}: {name!r} has no known shape; outputs are {expected}; write .npy instead')
@@ -89,7 +92,7 @@ def _read_trtexec(file: Path, spec: GraphSpec) -> dict[str, np.ndarray]:
         entries = json.loads(file.read_text(encoding='utf-8'))
         arrays = {}
         for entry in entries:
-            shape = tuple(int(size) for size in str(entry['dimensions']).split('x'))
+            shape = tuple(int(size) for size in str(entry['dimensions']).split('x') if size)
             dtype = spec.tensor(entry['name']).dtype if entry['name'] in spec.output_names else 'float32'
             values = np.asarray(entry['values'], np.float64).reshape(shape)
             arrays[entry['name']] = values.astype(dtype)
@@ -98,12 +101,13 @@ def _read_trtexec(file: Path, spec: GraphSpec) -> dict[str, np.ndarray]:
     return arrays
 
 
-def check_kit(folder: Path, expected: str) -> None:
-    """Refuse a folder of outputs whose file `KIT` has another hash than `expected`; one without it passes.
+def check_kit(folder: Path, expected: str) -> bool:
+    """Return whether a folder of outputs has a file `KIT_HASH`, which has to hold the hash `expected`.
 
     Raises:
         DataError: the outputs are of another kit.
     """
-    path = folder / KIT
+    path = folder / KIT_HASH
     if path.is_file() and path.read_text(encoding='utf-8').split()[:1] != [expected]:
         raise DataError(f'{path}: these outputs are of another kit; run the inputs of this one')
+    return path.is_file()

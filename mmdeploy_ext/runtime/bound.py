@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.core.errors import InferenceError
+from mmdeploy_ext.engines.runs import is_recording, note_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,6 +78,10 @@ class BoundGraph:
             self.seconds += time.perf_counter() - start
         except Exception as error:
             raise InferenceError(f'{self.backend.path}: ONNX Runtime failed to run it: {error}') from error
+        if is_recording():
+            feeds = {name: on_cpu(inputs[name]) for name in self.spec.input_names if name in inputs}
+            results = {name: on_cpu(buffer) for name, buffer in outputs.items()}
+            note_run(self.backend.path, feeds, results)
 
 
 class FedGraph:
@@ -115,7 +120,12 @@ def fill(buffer: Buffer, values: np.ndarray) -> int:
     return array.nbytes
 
 
+def on_cpu(buffer: Buffer) -> np.ndarray:
+    """Return the values of a buffer as an array in the memory of the CPU, which may be the buffer itself."""
+    return buffer if isinstance(buffer, np.ndarray) else buffer.numpy()
+
+
 def fetch(buffer: Buffer) -> np.ndarray:
     """Return a copy of a buffer on the CPU; float16 becomes float32."""
-    array = np.array(buffer if isinstance(buffer, np.ndarray) else buffer.numpy())
+    array = np.array(on_cpu(buffer))
     return array.astype(np.float32) if array.dtype == np.float16 else array

@@ -3,9 +3,13 @@
 The runtime of a family of images has `detections(metadata, outputs, feeds)`, which returns results per image
 from the outputs and inputs of a file by name. It may have `draw(image_bgr, results, classes, score_thr)`, if
 its results are not boxes and masks, and `RUNNERS`: form of a file -> the script that draws its results, of
-`commands.RUNNERS`. The runtime of a family of frames or sweeps has `OPENS`, the class that runs the files of
-an export. If one of these graphs is fed by the others and has the layers that `quantize.py` puts in INT8,
-`QUANTISED` is its name, and `feeds` of the class returns its inputs for a sample.
+`commands.RUNNERS`.
+
+The runtime of a family of frames or sweeps has `OPENS`, the class that runs the files of an export, and
+`boxes_of_outputs(metadata, outputs)`, which returns the boxes of a frame, best first, from the metadata and
+the outputs of the last file; it runs no file. If one of these graphs is fed by the others and has the layers
+that `quantize.py` puts in INT8, `QUANTISED` is its name, and `feeds` of the class returns its inputs for a
+sample.
 """
 
 from __future__ import annotations

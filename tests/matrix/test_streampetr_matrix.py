@@ -17,7 +17,7 @@ from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proving import ladder
 from mmdeploy_ext.proving.inputs.samples import proof_samples
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
-from mmdeploy_ext.proving.levels.drive import FULL_DRIVE, SHORT_DRIVE
+from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, SHORT_DRIVE
 from mmdeploy_ext.proving.levels.frames import output_spec
 from proofs import run_far
 

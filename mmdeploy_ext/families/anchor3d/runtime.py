@@ -26,6 +26,7 @@ from mmdeploy_ext.runtime.detections import nms, sigmoid
 from mmdeploy_ext.runtime.detections3d import Detections3D, HeadRule
 
 if TYPE_CHECKING:
+    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays
 
 OUTPUTS = ('cls_score', 'bbox_pred', 'dir_cls_pred')
@@ -226,6 +227,11 @@ class AnchorOnnx(LidarOnnx):
     family = 'anchor3d'
     rules = AnchorRule
     decode = staticmethod(decode)
+
+
+def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
+    """Return the boxes of the head's outputs; see `mmdeploy_ext/runtime/family_runtime.py`."""
+    return decode(outputs, AnchorRule.from_json(metadata.postprocess))
 
 
 OPENS, QUANTISED = AnchorOnnx, 'head'

@@ -24,6 +24,8 @@ from mmdeploy_ext.runtime.detections3d import Detections3D, HeadRule, in_range
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mmdeploy_ext.contract.metadata import Metadata
+
 NMS_TYPES = ('rotate', 'circle')
 """Supported values of `nms_type` of mmdet3d's `test_cfg`."""
 VALUES = dict(reg=2, height=1, dim=3, rot=2, vel=2)
@@ -167,6 +169,11 @@ class CenterPointOnnx(LidarOnnx):
     family = 'centerpoint'
     rules = BoxRule
     decode = staticmethod(decode)
+
+
+def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+    """Return the boxes of the head's outputs; see `mmdeploy_ext/runtime/family_runtime.py`."""
+    return decode(outputs, BoxRule.from_json(metadata.postprocess))
 
 
 OPENS, QUANTISED = CenterPointOnnx, 'head'

@@ -9,6 +9,7 @@ from mmdet3d.models import build_model
 from torch import nn
 
 from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES as NODE_FILES
+from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
@@ -20,7 +21,7 @@ from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.samples import result
-from mmdeploy_ext.families.sequence import MemorySpec, SequenceFamily
+from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.streampetr import autoware
 from mmdeploy_ext.families.streampetr.graphs import graphs
 from mmdeploy_ext.families.streampetr.live import FOLLOWED, check_parts, is_ours, replaced

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.proving import half_bars
-from mmdeploy_ext.proving.levels.drive_run import DriveBars, Modes
+from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, Modes, default_bars
 from mmdeploy_ext.proving.levels.frames import FramesProof
 from mmdeploy_ext.proving.levels.synthetic import cases_of_family
 from mmdeploy_ext.proving.results import Case, DetectionRow
@@ -23,13 +23,9 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Collection, Iterator, Mapping
 
+    from mmdeploy_ext.proving.levels.drive_run import DriveBars
     from mmdeploy_ext.proving.results import SequenceRow
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
-
-FULL_DRIVE = DriveBars()
-"""A hundred frames with a scene change: the bars of a claim about drift."""
-SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
-"""The bars of `--verify`, for two or more frames; the verdict says how many there were."""
 
 SPECIAL = 'frames with one thing of the rig changed, and of one colour'
 """Title of the case of `DriveProof.run_special_frames`."""
@@ -37,15 +33,6 @@ FAR = dict(offset_m=(7e5, 4e6, 500.0), turn_rad=0.7)
 """A place as in UTM coordinates, where float32 has steps of a quarter of a metre, and another heading."""
 NEAR_M = 100.0
 """Metres: scenes that begin this near to the origin stay where they are."""
-
-
-def default_bars(precision: str) -> DriveBars:
-    """Return the bars of a drive of a precision; below float32 tensors are judged by their cosines."""
-    half = half_bars.bars_of(precision)
-    if half is None:
-        return SHORT_DRIVE
-    same = {name: getattr(half, name) for name in ('cosine', 'distance_m', 'score', 'match_rate')}
-    return dataclasses.replace(SHORT_DRIVE, **same, near_counts=True, tie=2e-3)
 
 
 class NearOrigin:

@@ -19,6 +19,7 @@ import numpy as np
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.cli import one_line
+from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.levels.memory_rows import Followed, RowPairing
 from mmdeploy_ext.proving.levels.run_twice import Clock, attempt
 from mmdeploy_ext.proving.results import SequenceRow
@@ -29,7 +30,7 @@ from mmdeploy_ext.proving.totals import lone_low_results
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from mmdeploy_ext.families.sequence import MemorySpec
+    from mmdeploy_ext.contract.memory import MemorySpec
     from mmdeploy_ext.proving.results import DetectionRow
     from mmdeploy_ext.proving.tensors import TensorRow
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
@@ -73,6 +74,21 @@ class DriveBars:
     tie: float = 2e-5
     near_counts: bool = False
     cosine: float | None = None
+
+
+FULL_DRIVE = DriveBars()
+"""A hundred frames with a scene change: the bars of a claim about drift."""
+SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
+"""The bars of `--verify`, for two or more frames; the verdict says how many there were."""
+
+
+def default_bars(precision: str) -> DriveBars:
+    """Return the bars of a drive of a precision; below float32 tensors are judged by their cosines."""
+    half = half_bars.bars_of(precision)
+    if half is None:
+        return SHORT_DRIVE
+    same = {name: getattr(half, name) for name in ('cosine', 'distance_m', 'score', 'match_rate')}
+    return dataclasses.replace(SHORT_DRIVE, **same, near_counts=True, tie=2e-3)
 
 
 class Modes:
@@ -441,6 +457,13 @@ class WorstRows:
             is_worse = (not row.passed, error_ratio(row)) > (not worst.passed, error_ratio(worst))
             row = dataclasses.replace(row if is_worse else worst, histogram=histogram)
         self.worst[row.tensor] = row
+
+    def text_of(self, tensor: str, index: int) -> str:
+        """Return the error of a tensor at a frame, by the frame's index in `series`, in words."""
+        error, ratio = (self.series[key][tensor][index] for key in ('errors', 'ratios'))
+        if error is None:
+            return 'not comparable'
+        return f'error {error:.3g}' + (f', {ratio:.3g} times its tolerance' if ratio is not None else '')
 
     def reasons(self, frames: int) -> list[str]:
         """Return one sentence per tensor that fails; `frames` is the number of frames that ran."""

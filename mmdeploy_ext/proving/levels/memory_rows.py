@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.families.sequence import MemorySpec
+    from mmdeploy_ext.contract.memory import MemorySpec
     from mmdeploy_ext.runtime.frames import StepResult, StreamState
 
 SAME_ROW = 5e-3

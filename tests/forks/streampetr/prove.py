@@ -23,7 +23,7 @@ from mmdeploy_ext.exporting.files import export_files  # noqa: E402
 from mmdeploy_ext.families.base import FAMILIES, find_family  # noqa: E402
 from mmdeploy_ext.proving import ladder  # noqa: E402
 from mmdeploy_ext.proving.inputs.samples import proof_samples  # noqa: E402
-from mmdeploy_ext.proving.levels.drive import SHORT_DRIVE  # noqa: E402
+from mmdeploy_ext.proving.levels.drive_run import SHORT_DRIVE  # noqa: E402
 from projects.mmdet3d_plugin import NMSFreeCoder, Petr3D, StreamPETRHead  # noqa: E402
 
 

@@ -141,6 +141,11 @@ def detections(outputs: Arrays) -> Detections3D:
     return Detections3D(boxes, outputs['scores'], labels)[labels >= 0].best_first()
 
 
+def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
+    """Return the boxes of the frame's file; see `mmdeploy_ext/runtime/family_runtime.py`."""
+    return suppress(detections(outputs), metadata.postprocess['nms'])
+
+
 def is_cuda(paths: Paths) -> bool:
     """Return whether files, or the files of a folder, follow CUDA-BEVFusion's contract."""
     name = f'{DENSE[0]}.onnx'

@@ -35,6 +35,7 @@ from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.engines.base import Backend
     from mmdeploy_ext.preprocess.cameras import MultiViewRule
     from mmdeploy_ext.runtime.exported import Paths
@@ -275,6 +276,11 @@ def boxes_of_predictions(preds: np.ndarray) -> np.ndarray:
     centre[:, 2] -= sizes[:, 2] * np.float32(0.5)
     yaw = np.arctan2(preds[:, 6:7], preds[:, 7:8])
     return np.concatenate([centre, sizes, yaw, preds[:, 8:10]], axis=1).astype(np.float32)
+
+
+def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+    """Return the boxes of the head's outputs; see `mmdeploy_ext/runtime/family_runtime.py`."""
+    return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], metadata.postprocess)
 
 
 OPENS = StreamPetrOnnx

@@ -1,0 +1,70 @@
+"""The memory of a model of frames: its tensors, their tolerances, and the output by which rows are chosen.
+
+A family describes it once; proofs and judgements of kits read it. Needs numpy only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Self
+
+from mmdeploy_ext.contract.spec import ColumnGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.contract.spec import GraphSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class MemorySpec:
+    """The tensors in the memory of a model, and how the rows of a frame get into it.
+
+    Glossary: Q queries, K rows that a frame adds to the memory, P rows that become queries of the next frame.
+
+    Rows are the best K by score: engines that round differently may order equal scores differently. A proof
+    tells such ties from errors by `places`, which show the query that a row was copied from.
+
+    Attributes:
+        tensors: name of a tensor of `StreamState` -> its tolerance in float32.
+        outputs: name of such a tensor -> output of a graph that becomes it; in less than float32 the
+            tolerance of the output counts.
+        needed: outputs that every engine has to give; layers are on the first axis, and a graph may give the
+            last layer alone.
+        per_query: outputs with the queries on the axis before the last.
+        scores: the output of logits (layers, 1, Q, classes) by which rows are chosen; '' if scores never tie.
+        places: what rows copy from the outputs of their query, in m and m/s: (name in `tensors`, name of an
+            output, indices of those columns of the output that are the columns of the tensor).
+        topk: K.
+        propagated: P.
+    """
+
+    tensors: Mapping[str, ColumnGroup] = dataclasses.field(default_factory=dict)
+    outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    needed: tuple[str, ...] = ()
+    per_query: tuple[str, ...] = ()
+    scores: str = ''
+    places: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
+    topk: int = 0
+    propagated: int = 0
+
+    def judged_by(self, spec: GraphSpec) -> Self:
+        """Return the memory with the tolerances of those outputs of a graph that become its tensors."""
+        groups = {tensor.name: tensor.column_groups[0] for tensor in spec.outputs}
+        tensors = {name: groups.get(self.outputs.get(name), group) for name, group in self.tensors.items()}
+        return dataclasses.replace(self, tensors=tensors)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the description as plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Rebuild a description from `to_json`, whose tuples are lists in JSON."""
+        tensors = {
+            name: ColumnGroup(**{**group, 'columns': group['columns'] and tuple(group['columns'])})
+            for name, group in content['tensors'].items()
+        }
+        places = tuple((name, output, tuple(columns)) for name, output, columns in content['places'])
+        names = {name: tuple(content[name]) for name in ('needed', 'per_query')}
+        return cls(**{**content, **names, 'tensors': tensors, 'places': places})

@@ -1,0 +1,85 @@
+"""What an output that is not PyTorch's looks like: constant, permuted, of another image. Needs numpy only."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mmdeploy_ext.contract.spec import TensorSpec
+    from mmdeploy_ext.proving.results import DetectionRow
+
+RTOL = 1e-3
+"""Largest difference of values that count as the same in another order, relative to the largest value."""
+MAX_AXES = 5
+"""Tensors with more axes are not looked at in every order of their axes."""
+
+
+def misfit(array: np.ndarray, tensor: TensorSpec) -> str:
+    """Return why dtype or shape of an array are not those of a tensor of a graph; '' if they are."""
+    if array.dtype != np.dtype(tensor.dtype):
+        return f'dtype: got {array.dtype}, expected {tensor.dtype}'
+    fits = array.ndim == len(tensor.axes) and all(
+        isinstance(axis, str) or axis == size for axis, size in zip(tensor.axes, array.shape, strict=True)
+    )
+    shape = 'x'.join(map(str, array.shape)) or 'scalar'
+    return '' if fits else f'shape: got {shape}, expected {tensor.shape_text()}'
+
+
+def is_constant(array: np.ndarray) -> bool:
+    """Return whether all values of an array of floats are the same one."""
+    return array.size > 1 and array.dtype.kind == 'f' and bool((array == array.flat[0]).all())
+
+
+def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
+    """Return what a wrong output looks like: constant, or PyTorch's values in another order; '' otherwise."""
+    if is_constant(got) and not is_constant(expected):
+        return f'every value is {got.flat[0]:g}'
+    if expected.size != got.size or expected.size < 2 or got.dtype.kind not in 'fiu':
+        return ''
+    if not (np.isfinite(expected).all() and np.isfinite(got).all()):
+        return ''
+    tolerance = RTOL * float(np.abs(expected).max(initial=0))
+    if 1 < expected.ndim <= MAX_AXES:
+        for order in itertools.permutations(range(expected.ndim)):
+            turned = expected.transpose(order)
+            is_turned = turned.shape == got.shape and order != tuple(range(expected.ndim))
+            if is_turned and np.allclose(turned, got, rtol=0, atol=tolerance):
+                return f"PyTorch's with its axes in the order {', '.join(map(str, order))}"
+    for axis in range(expected.ndim if expected.shape == got.shape else 0):
+        swapped = np.flip(expected, axis)
+        if expected.shape[axis] > 1 and np.allclose(swapped, got, rtol=0, atol=tolerance):
+            return f"PyTorch's with axis {axis} reversed"
+    same_values = np.allclose(np.sort(expected, None), np.sort(got, None), rtol=0, atol=tolerance)
+    return "PyTorch's values in another order" if same_values else ''
+
+
+def with_mixed_up_images(
+    rows: Sequence[DetectionRow],
+    references: Sequence[Any],
+    candidates: Sequence[Any],
+    match: Callable[..., DetectionRow],
+) -> list[DetectionRow]:
+    """Return rows, of which those of an image that has the results of another one of the batch say of which.
+
+    Args:
+        rows: of each image.
+        references: PyTorch's results of each image.
+        candidates: the engine's.
+        match: of the task, see `proving/tasks`.
+    """
+    named = []
+    for index, row in enumerate(rows):
+        if not row.passed and len(candidates[index]):
+            for other, reference in enumerate(references):
+                if other != index and match(row.image, reference, candidates[index]).passed:
+                    reason = f'{row.reason}; these are the results of image {other} of the batch'
+                    row = dataclasses.replace(row, reason=reason)
+                    break
+        named.append(row)
+    return named

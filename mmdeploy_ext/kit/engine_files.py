@@ -1,0 +1,154 @@
+"""What a kit has for engines: programs and commands that run its inputs, and Triton's model repository."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.kit import runners
+from mmdeploy_ext.kit.contents import KIT_HASH, KitGraph
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+RUNNERS = Path(runners.__file__).parent
+"""Folder of the programs that are copied into kits."""
+TRTEXEC = 'run_trtexec.sh'
+TRITON_TYPES = dict(
+    bool='BOOL',
+    **{f'{kind}int{bits}': f'{kind}int{bits}'.upper() for kind in ('', 'u') for bits in (8, 16, 32, 64)},
+    **{f'float{bits}': f'FP{bits}' for bits in (16, 32, 64)},
+)
+"""Name of numpy's dtype -> Triton's, without 'TYPE_'."""
+
+
+def write_engine_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the runners, `run_trtexec.sh` and the folder `triton` into the folder of a kit."""
+    for program in sorted(RUNNERS.glob('run_*')):
+        shutil.copyfile(program, folder / program.name)
+    (folder / TRTEXEC).write_text(trtexec_script(manifest), encoding='utf-8')
+    for entry in manifest['graphs']:
+        graph = KitGraph.from_json(entry)
+        repository = folder / 'triton' / graph.name
+        repository.mkdir(parents=True)
+        (repository / 'config.pbtxt').write_text(triton_config(graph), encoding='utf-8')
+
+
+def shapes_of(case: Mapping[str, Any]) -> str:
+    """Return the shapes of a case's inputs as trtexec takes them, 'img:1x3x64x64'; without scalars."""
+    inputs = case['inputs'].items()
+    return ','.join(
+        f'{name}:{"x".join(map(str, entry["shape"]))}' for name, entry in inputs if entry['shape']
+    )
+
+
+def is_dynamic(cases: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the cases of a graph have inputs of several shapes."""
+    return len(set(map(shapes_of, cases))) > 1
+
+
+def trtexec_build(graph: KitGraph, cases: Sequence[Mapping[str, Any]], engine: str) -> list[str]:
+    """Return the words of the command that builds an engine for the shapes of all cases of a graph.
+
+    `engine` is the path of the engine.
+    """
+    words = ['trtexec', f'--onnx={graph.file}', f'--saveEngine={engine}']
+    if is_dynamic(cases):
+        for option, choose in (('min', min), ('opt', None), ('max', max)):
+            shapes = []
+            for name, entry in cases[0]['inputs'].items():
+                sides = [case['inputs'][name]['shape'] for case in cases if name in case['inputs']]
+                shape = [choose(axis) for axis in zip(*sides, strict=True)] if choose else entry['shape']
+                if shape:
+                    shapes.append(f'{name}:{"x".join(map(str, shape))}')
+            words.append(f'--{option}Shapes={",".join(shapes)}')
+    return words
+
+
+def trtexec_run(cases: Sequence[Mapping[str, Any]], index: int, engine: str, outputs: str) -> list[str]:
+    """Return the words of the command that runs the case of an index and writes `OUTPUTS/CASE.json`."""
+    case = cases[index]
+    loaded = ','.join(f'{name}:{entry["file"]}' for name, entry in case['inputs'].items())
+    words = ['trtexec', f'--loadEngine={engine}', f'--loadInputs={loaded}']
+    if is_dynamic(cases):
+        words.append(f'--shapes={shapes_of(case)}')
+    return [
+        *words,
+        f'--exportOutput={outputs}/{case["name"]}.json',
+        '--iterations=1',
+        '--duration=0',
+        '--warmUp=0',
+    ]
+
+
+def trtexec_script(manifest: Mapping[str, Any]) -> str:
+    """Return a script that builds an engine per file of a kit and runs all its cases."""
+    lines = [
+        '#!/bin/sh',
+        '# Run the inputs of this kit in TensorRT: sh run_trtexec.sh OUTPUTS [FLAG...]',
+        '# FLAGs are of the build: --noTF32 for float32, --fp16 for half precision. Afterwards:',
+        "# mm2onnx judge KIT OUTPUTS --told 'DEVICE, TensorRT VERSION' [--precision fp16]",
+        'set -e',
+        'outputs=$1; shift; mkdir -p "$outputs"; outputs=$(cd "$outputs" && pwd); cd "$(dirname "$0")"',
+    ]
+    for entry in manifest['graphs']:
+        graph = KitGraph.from_json(entry)
+        cases = [case for case in manifest['cases'] if case['graph'] == graph.name]
+        engine = f'OUTPUTS/{graph.name}.engine'
+        commands = [trtexec_build(graph, cases, engine)]
+        commands += [trtexec_run(cases, index, engine, 'OUTPUTS') for index in range(len(cases))]
+        for index, words in enumerate(commands):
+            line = ' '.join(map(_quoted, words))
+            lines.append(line + (' "$@"' if index == 0 else ''))
+    lines.append(f'cp {KIT_HASH} "$outputs/{KIT_HASH}"')
+    return '\n'.join([*lines, ''])
+
+
+def _quoted(word: str) -> str:
+    """Return a word for a shell, in which OUTPUTS is the folder of the outputs."""
+    if 'OUTPUTS' not in word:
+        return shlex.quote(word)
+    before, _, after = word.partition('OUTPUTS')
+    return f'{before}"$outputs"{shlex.quote(after)}'
+
+
+def polygraphy_command(graph: KitGraph, case: Mapping[str, Any]) -> str:
+    """Return the command of Polygraphy that compares TensorRT with ONNX Runtime on random inputs."""
+    shapes = [f'{name}:[{",".join(map(str, entry["shape"]))}]' for name, entry in case['inputs'].items()]
+    return shlex.join(['polygraphy', 'run', graph.file, '--trt', '--onnxrt', '--input-shapes', *shapes])
+
+
+def benchmark_command(graph: KitGraph, case: Mapping[str, Any]) -> str:
+    """Return the command of OpenVINO's benchmark_app that times a case on its own inputs."""
+    shapes = ','.join(
+        f'{name}[{",".join(map(str, entry["shape"]))}]' for name, entry in case['inputs'].items()
+    )
+    inputs = ','.join(f'{name}:{entry["file"]}' for name, entry in case['inputs'].items())
+    return shlex.join(['benchmark_app', '-m', graph.file, '-d', 'CPU', '-shape', shapes, '-i', inputs])
+
+
+def triton_config(graph: KitGraph) -> str:
+    """Return Triton's config.pbtxt of a graph: every axis is in `dims`, none is Triton's batch."""
+    lines = [
+        f'name: "{graph.name}"',
+        'platform: "onnxruntime_onnx"',
+        'max_batch_size: 0',
+        f'default_model_filename: "{Path(graph.file).name}"',
+    ]
+    for kind, tensors in (('input', graph.spec.inputs), ('output', graph.spec.outputs)):
+        for tensor in tensors:
+            dims = [axis if isinstance(axis, int) else -1 for axis in tensor.axes]
+            lines += [
+                f'{kind} {{',
+                f'  name: "{tensor.name}"',
+                f'  data_type: TYPE_{TRITON_TYPES[tensor.dtype]}',
+                f'  dims: [ {", ".join(map(str, dims or [1]))} ]',
+            ]
+            if not dims:
+                lines.append('  reshape { shape: [ ] }')
+            if kind == 'input' and tensor.default is not None:
+                lines.append('  optional: true')
+            lines.append('}')
+    return '\n'.join([*lines, ''])

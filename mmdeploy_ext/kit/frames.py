@@ -1,0 +1,192 @@
+"""The cases of a kit of a model of several files: what a frame feeds to each, and PyTorch's tensors of it.
+
+Every file runs on tensors of PyTorch alone: an input that is an output of another file of the export is
+PyTorch's, and so is the memory before the frame (teacher-forced). PyTorch's tensors are those of the
+unpatched model; what that does not show (StreamPETR's features and position embedding) is computed by the
+exported module in PyTorch.
+
+Beside the cases, each frame says how the files run one after the other, on what those before them computed:
+for a model with a memory that is the free run, which a reset begins anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.cli import tracked
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.files import external_locations
+from mmdeploy_ext.engines.runs import record_runs
+from mmdeploy_ext.families.base import BACKBONE
+from mmdeploy_ext.kit.contents import ArrayFolder, Case, ChainedFrame, KitGraph
+from mmdeploy_ext.proving.ladder import open_proof
+from mmdeploy_ext.proving.levels.drive import NearOrigin
+from mmdeploy_ext.proving.levels.drive_run import snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.proving.levels.frames import FramesProof
+    from mmdeploy_ext.runtime.frames import Frame, Sweep
+
+
+def write_frames(
+    deployment: Deployment, paths: Sequence[str], samples: Collection[Any], folder: Path
+) -> dict[str, Any]:
+    """Write the files and their cases into the folder of a kit; return their entries of the manifest.
+
+    Args:
+        deployment: the model in PyTorch, from config and checkpoint, of a family of frames or sweeps.
+        paths: of the exported files, in the order in which a frame goes through them.
+        samples: `Frame`s of a drive in order, or `Sweep`s.
+        folder: of the kit.
+
+    Raises:
+        UsageError: a contract whose runner computes tensors between the files, or without a memory that
+            outputs of the graph become.
+        ModelFileError: see `ladder.prove`.
+    """
+    family = deployment.family
+    if family.product == BACKBONE:
+        raise UsageError(f'{paths[0]}: is a backbone alone; kits are of detectors: name the export of one')
+    proof = open_proof(deployment, paths, samples)
+    if between := family.between_files(deployment.model, proof.export_options):
+        names = ', '.join(tensor.name for tensor in between)
+        raise UsageError(
+            f'{Path(paths[0]).parent}: between its files the runner computes {names}, which no file does; '
+            f'kits are of the default contract of a family: export it without --contract'
+        )
+    if family.memory and not proof.metadata[-1].spec.state:
+        raise UsageError(
+            f'{paths[-1]}: its memory is updated outside of the file; kits are of the default contract of a '
+            f'family: export it without --contract'
+        )
+    with contextlib.ExitStack() as stack:
+        proof.start(stack)
+        writer = _FramesWriter(proof, folder)
+        frames = NearOrigin(samples) if family.memory else samples
+        for sample in tracked(frames, len(frames), 'PyTorch'):
+            writer.add(sample)
+    memory = (
+        dict(memory=family.memory_spec(proof.metadata[-1].postprocess).to_json()) if family.memory else {}
+    )
+    graphs = [graph.to_json() for graph in writer.graphs.values()]
+    return dict(graphs=graphs, cases=writer.cases, frames=writer.frames, **memory)
+
+
+class _FramesWriter:
+    """Writes frame after frame.
+
+    Attributes:
+        graphs: by the name of the file.
+        cases, frames: entries of the manifest so far.
+    """
+
+    def __init__(self, proof: FramesProof, folder: Path) -> None:
+        self.proof, self.folder = proof, ArrayFolder(folder)
+        self.graphs: dict[str, KitGraph] = {}
+        for file in proof.files:
+            path = Path(file.path)
+            for name in (path.name, *external_locations(path)):
+                shutil.copyfile(path.parent / name, folder / name)
+            self.graphs[path.name] = KitGraph(file.name, path.name, file.metadata, file.metadata.spec)
+        self.cases: list[dict[str, Any]] = []
+        self.frames: list[dict[str, Any]] = []
+        self._outputs: set[str] = set()
+        self._by_modules: dict[str, np.ndarray] = {}
+        self._memory: Any = None
+
+    def add(self, sample: Frame | Sweep) -> None:
+        """Run a frame through PyTorch and through the files, and write its cases."""
+        proof, index = self.proof, len(self.frames)
+        has_memory = proof.deployment.family.memory
+        if has_memory:
+            proof.runner.state = snapshot(self._memory)
+        expected = proof.reference.step(sample)
+        with record_runs() as runs:
+            proof.runner.step(sample)
+        if has_memory:
+            self._memory = snapshot(proof.reference.state)
+        title = sample.name or f'frame {index}'
+        steps, reference = [], {**self._by_modules, **expected.outputs}
+        for run in runs:
+            graph = self.graphs[Path(run.path).name]
+            is_last = graph is list(self.graphs.values())[-1]
+            inputs = {name: _in_dtype_of(reference.get(name), array) for name, array in run.inputs.items()}
+            if any(name not in expected.outputs for name in graph.spec.output_names):
+                computed = self._by_module(graph, inputs)
+                self._by_modules |= {n: a for n, a in computed.items() if n not in expected.outputs}
+                reference |= self._by_modules
+            case = _case(f'{graph.name}_{index:03}', graph, title, inputs, reference)
+            if is_last:
+                case = dataclasses.replace(case, images=(title,), results=[expected.detections])
+            self.cases.append(case.write(self.folder, run.outputs))
+            state = {name: source for source, name in graph.spec.state if not expected.was_reset}
+            fed = {name: name for name in inputs if name in self._outputs}
+            steps.append((case.name, fed | (state if has_memory else {})))
+            self._outputs |= set(run.outputs) - {source for source, _ in graph.spec.state}
+        frame = ChainedFrame(
+            f'{index:03}',
+            title,
+            tuple(steps),
+            bool(expected.was_reset) if has_memory else True,
+            str(sample.scene_token or ''),
+            float(sample.timestamp_s),
+            np.asarray(sample.ego_pose, np.float64).tolist() if has_memory else None,
+        )
+        self.frames.append(frame.to_json())
+
+    def _by_module(self, graph: KitGraph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs of the module that was exported as a graph, computed by PyTorch."""
+        import torch
+
+        exported = self.proof.graphs[graph.name]
+        if exported.module is None:
+            return {}
+        arguments = (inputs[name] for name in graph.spec.input_names)
+        device = next(self.proof.deployment.model.parameters()).device
+        tensors = (
+            torch.from_numpy(array.astype(np.float32) if array.dtype == np.float16 else array).to(device)
+            for array in arguments
+        )
+        with torch.no_grad():
+            results = exported.module(*tensors)
+        results = results if isinstance(results, list | tuple) else (results,)
+        return {
+            name: result.cpu().numpy() for name, result in zip(graph.spec.output_names, results, strict=True)
+        }
+
+
+def _case(
+    name: str,
+    graph: KitGraph,
+    title: str,
+    inputs: dict[str, np.ndarray],
+    reference: Mapping[str, np.ndarray],
+) -> Case:
+    """Return the case of one file in one frame, without results; `reference` has PyTorch's tensors."""
+    tensors = {
+        tensor.name: _given_layers(reference[tensor.name], tensor.axes)
+        for tensor in graph.spec.outputs
+        if tensor.compare == 'values'
+    }
+    return Case(name, graph.name, title, (), inputs, {}, tensors, [])
+
+
+def _in_dtype_of(reference: np.ndarray | None, fed: np.ndarray) -> np.ndarray:
+    """Return PyTorch's tensor in place of one that a file gave, in the dtype that the next file takes."""
+    if reference is None or reference.shape != fed.shape:
+        return fed
+    return reference.astype(fed.dtype)
+
+
+def _given_layers(array: np.ndarray, axes: Sequence[int | str]) -> np.ndarray:
+    """Return a tensor with decoder layers on its first axis; the last one if the graph gives that alone."""
+    return array[-1:] if axes[:1] == (1,) and array.ndim == len(axes) and len(array) > 1 else array

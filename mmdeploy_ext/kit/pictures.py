@@ -1,0 +1,74 @@
+"""The cases of a kit of a model of pictures: those of the proof, with PyTorch's tensors and results."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.cli import tracked
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, Case, KitGraph
+from mmdeploy_ext.proving.inputs.inputs import proof_inputs
+from mmdeploy_ext.proving.ladder import open_proof
+from mmdeploy_ext.proving.references import ImageReference
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.exporting.deployment import Deployment
+
+
+def write_pictures(
+    deployment: Deployment, path: str, samples: Collection[Any], folder: Path
+) -> dict[str, Any]:
+    """Write the file and its cases into the folder of a kit; return their entries of the manifest.
+
+    Args:
+        deployment: the model in PyTorch, from config and checkpoint.
+        path: of the ONNX file.
+        samples: (title, (h, w, 3) uint8 BGR) of each picture; the first counts as the one that was traced.
+        folder: of the kit.
+
+    Raises:
+        ModelFileError: see `ladder.prove`.
+    """
+    proof = open_proof(deployment, path, samples)
+    inputs = proof_inputs(deployment, proof.export_options, list(samples))
+    (file,) = proof.files
+    shutil.copyfile(path, folder / MODEL)
+    graph = KitGraph('model', MODEL, file.metadata, file.metadata.spec)
+    entries, arrays = [], ArrayFolder(folder)
+    with build_backend('OnnxRuntimeBackend', str(path)) as backend:
+        for index, proof_input in enumerate(tracked(inputs, len(inputs), 'PyTorch')):
+            reference = ImageReference(deployment, proof_input)
+            case = _case(f'{index:03}', reference, file.metadata)
+            entries.append(case.write(arrays, backend.infer(case.inputs)))
+            reference.forget()
+    return dict(file=MODEL, graphs=[graph.to_json()], cases=entries, frames=[])
+
+
+def _case(name: str, reference: ImageReference, metadata: Metadata) -> Case:
+    """Return the case of an input: what the graph takes, and what PyTorch makes of it."""
+    family = reference.deployment.family
+    inputs = metadata.spec.with_defaults(reference.feeds_of(metadata))  # not every engine has optional inputs
+    tensors: dict[str, np.ndarray] = {}
+    if any(tensor.compare == 'values' for tensor in metadata.spec.outputs):
+        options = dict(family.exported_options(metadata.options).items())
+        options.pop('form')
+        tensors = dict(reference.compute(family.reference_tensors, metadata.form, **options))
+        tensors = {name: array for name, array in tensors.items() if name in metadata.spec.output_names}
+    proof_input = reference.input
+    return Case(
+        name,
+        'model',
+        proof_input.name,
+        tuple(title for title, _ in proof_input.sources),
+        {key: np.ascontiguousarray(array) for key, array in inputs.items()},
+        {key: np.asarray(array) for key, array in reference.feeds.items() if key not in inputs},
+        tensors,
+        reference.results,
+    )

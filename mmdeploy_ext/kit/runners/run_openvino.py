@@ -1,0 +1,28 @@
+"""Run the inputs of this kit in OpenVINO: python run_openvino.py OUTPUTS [DEVICE [PRECISION]].
+
+DEVICE is CPU, GPU or NPU; PRECISION is f32, f16 or bf16, in which the device computes (default: f32). Needs
+numpy and openvino. Afterwards, where mm2onnx is: mm2onnx judge KIT OUTPUTS --told 'DEVICE, OpenVINO'.
+"""
+
+import sys
+from pathlib import Path
+
+
+def open_file(path: Path, device: str = 'CPU', precision: str = 'f32') -> object:
+    """Return a function from inputs to outputs of an ONNX file, both dicts of arrays by name."""
+    import openvino
+
+    model = openvino.compile_model(path, device, {'INFERENCE_PRECISION_HINT': precision})
+    names = {port.any_name for port in model.inputs}
+
+    def run(inputs: dict) -> dict:
+        results = model({name: array for name, array in inputs.items() if name in names})
+        return {port.any_name: array for port, array in results.items()}
+
+    return run
+
+
+if __name__ == '__main__':
+    from run_onnxruntime import main
+
+    main(*sys.argv[1:], opens=open_file)

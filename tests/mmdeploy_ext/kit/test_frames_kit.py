@@ -1,0 +1,199 @@
+"""Kits of models of several files: every file on PyTorch's tensors, then all of them one after the other."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+import toy_centerpoint
+import toy_streampetr_deploy as toy
+from mmdeploy_ext.cli import judge_app
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.kit.contents import ArrayFolder, ChainedFrame, read_array
+from mmdeploy_ext.kit.judge import judge
+from mmdeploy_ext.kit.runners import run_onnxruntime
+from mmdeploy_ext.kit.writer import write_detector_kit
+from mmdeploy_ext.runtime.frames import Sweep
+
+GENERATED = [dict(name='generated', licence='Apache-2.0')]
+FRAMES = 4
+
+
+@pytest.fixture(scope='module')
+def stream(tmp_path_factory):
+    """A kit of the toy StreamPETR: four frames, of which the third is of another scene; and its outputs."""
+    folder = tmp_path_factory.mktemp('stream')
+    files = toy.export(folder)
+    assert len(files) == 3
+    drive = toy.drive(FRAMES, scenes=2)
+    write_detector_kit(toy.deployment(), str(folder / 'deploy'), drive, folder / 'kit', GENERATED)
+    run_onnxruntime.main(str(folder / 'outputs'), kit=folder / 'kit')
+    return folder / 'kit', folder / 'outputs'
+
+
+@pytest.fixture(scope='module')
+def sweeps(tmp_path_factory):
+    """A kit of the tiny CenterPoint with two sweeps, and its outputs."""
+    folder = tmp_path_factory.mktemp('sweeps')
+    deployment, files, _, _ = toy_centerpoint.exported()
+    samples = [Sweep(toy_centerpoint.sweep(seed), f'sweep {seed}') for seed in range(2)]
+    write_detector_kit(deployment, str(files), samples, folder / 'kit', GENERATED)
+    run_onnxruntime.main(str(folder / 'outputs'), kit=folder / 'kit')
+    return folder / 'kit', folder / 'outputs'
+
+
+def changed(outputs, folder, change, names='*'):
+    """Copy outputs; `change` is called with the arrays of each case whose name fits."""
+    shutil.copytree(outputs, folder)
+    for file in folder.glob(f'{names}.npz'):
+        with np.load(file) as stored:
+            arrays = dict(stored)
+        change(arrays)
+        np.savez(file, **arrays)
+    return folder
+
+
+def test_a_drive_is_equal_frame_by_frame_and_free_running(stream):
+    judgement = judge(*stream)
+    assert judgement.equal, judgement.failures
+    assert judgement.title == f'EQUAL ON {2 * FRAMES + 1} INPUTS AND {FRAMES} FRAMES'
+    teacher, free = judgement.sequences
+    assert (teacher.mode, free.mode) == ('teacher', 'free')
+    for row in (teacher, free):
+        assert row.frames == FRAMES and row.series['reset'] == [True, False, True, False]
+        assert row.match_rate == 1 and row.matched > 20
+        assert len(row.series['errors']['memory velo']) == FRAMES
+    assert any(free.series['errors']['memory embedding'])
+    json.dumps(judgement.to_json(), allow_nan=False)
+
+
+def test_memory_of_pytorch_is_fed_to_each_frame_and_an_empty_one_after_a_reset(stream):
+    kit, _ = stream
+    manifest = json.loads((kit / 'manifest.json').read_text())
+    cases = {case['name']: case for case in manifest['cases']}
+    heads = [case for name, case in cases.items() if name.startswith('pts_head_memory')]
+    memories = [read_array(kit, head['inputs']['pre_memory_embedding']) for head in heads]
+    assert [bool(memory.any()) for memory in memories] == [False, True, False, True]
+    assert np.array_equal(memories[1], read_array(kit, heads[0]['tensors']['post_memory_embedding']))
+    frames = [*map(ChainedFrame.from_json, manifest['frames'])]
+    assert [frame.reset for frame in frames] == [True, False, True, False]
+    fed = [dict(frame.steps)[frame.last_case] for frame in frames]
+    assert [computed.get('pre_memory_velo') for computed in fed] == [None, 'post_memory_velo'] * 2
+    assert all(computed['pos_embed'] == 'pos_embed' for computed in fed)  # computed once, in the first frame
+
+
+def test_the_first_frame_and_tensor_that_differ_are_named(stream, tmp_path, capsys):
+    kit, outputs = stream
+
+    def wrong(arrays):
+        arrays['all_cls_scores'] = arrays['all_cls_scores'] + np.float32(0.01)
+
+    folder = changed(outputs, tmp_path / 'o', wrong, 'pts_head_memory_00[23]')
+    judgement = judge(kit, folder)
+    assert not judgement.equal
+    first = 'teacher-forced: frame 002 (scene 1 frame 0): all_cls_scores'
+    assert judgement.first_difference.startswith(first)
+    assert judge_app.main([str(kit), str(folder)]) == 1
+    printed = capsys.readouterr().out
+    assert 'frame 001 (scene 0 frame 1)' in printed and f'first difference: {first}' in printed
+    assert 'ok     free-running: 4 frames, 1 resets' in printed and printed.endswith('NOT EQUAL\n')
+
+
+MEMORY = [f'memory_{name}' for name in ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')]
+
+
+def test_a_frozen_memory_is_refused_by_frame(stream, tmp_path):
+    kit, _ = stream
+    manifest, copy = json.loads((kit / 'manifest.json').read_text()), tmp_path / 'kit'
+    cases = {case['name']: case for case in manifest['cases']}
+    for frame in manifest['frames']:  # the engine reads the memory of the first frame again and again
+        step = frame['steps'][-1]
+        for name in MEMORY:
+            step['computed'].pop(f'pre_{name}', None)
+            first = cases['pts_head_memory_000']['inputs'][f'pre_{name}']
+            cases[step['case']]['inputs'][f'pre_{name}'] = first
+    shutil.copytree(kit, copy)
+    (copy / 'manifest.json').write_text(json.dumps(manifest))
+    run_onnxruntime.main(str(tmp_path / 'outputs'), kit=copy)
+    judgement = judge(kit, tmp_path / 'outputs')
+    assert not judgement.equal
+    assert judgement.first_difference.startswith('teacher-forced: frame 001 (scene 0 frame 1)')
+    free = judgement.sequences[1]
+    assert free.matched < free.reference
+
+
+def test_frames_that_were_not_run_one_after_the_other_are_not_claimed(stream, tmp_path):
+    kit, outputs = stream
+    shutil.copytree(outputs, tmp_path / 'o', ignore=shutil.ignore_patterns('chain_*', 'kit.txt'))
+    judgement = judge(kit, tmp_path / 'o')
+    assert judgement.title == 'EQUAL ON 9 INPUTS' and len(judgement.sequences) == 1
+    assert any('one after the other' in note for note in judgement.notes)
+    assert any('kit.txt' in note for note in judgement.notes)
+    shutil.copyfile(outputs / 'chain_000.npz', tmp_path / 'o/chain_000.npz')
+    judgement = judge(kit, tmp_path / 'o')
+    assert not judgement.equal and any('chain_001' in failure for failure in judgement.failures)
+
+
+def test_sweeps_go_through_both_files_alone_and_one_after_the_other(sweeps):
+    judgement = judge(*sweeps)
+    assert judgement.title == 'EQUAL ON 4 INPUTS AND 2 FRAMES', judgement.failures
+    assert sum(row.matched for case in judgement.cases for row in case.detections) > 20
+    kit, _ = sweeps
+    manifest = json.loads((kit / 'manifest.json').read_text())
+    cases = {case['name']: case for case in manifest['cases']}
+    bev = cases['backbone_000']['tensors']['bev'], cases['head_000']['inputs']['bev']
+    assert bev[0]['file'] == bev[1]['file'], 'equal arrays are one file'
+
+
+def zeros(arrays):
+    arrays['heatmap_0'][:] = 0
+
+
+def reversed_rows(arrays):
+    arrays['reg_0'] = arrays['reg_0'][:, ::-1].copy()
+
+
+def turned(arrays):
+    arrays['bev'] = arrays['bev'].transpose(0, 1, 3, 2).copy()
+
+
+def exploded(arrays):
+    arrays['heatmap_1'] = np.where(arrays['heatmap_1'] > 0, np.float32(np.inf), arrays['heatmap_1'])
+    arrays['heatmap_1'].flat[0] = np.inf
+
+
+@pytest.mark.parametrize(
+    ('fault', 'names', 'reason'),
+    [
+        (zeros, 'head_001', 'head_001 sweep 1: heatmap_0: the candidate is all zero'),
+        (reversed_rows, 'chain_000', "reg_0: .*PyTorch's with axis 1 reversed"),
+        (turned, 'backbone_*', "bev: .*PyTorch's with its axes in the order 0, 1, 3, 2"),
+        (exploded, 'head_000', 'heatmap_1: candidate: 0 NaN and .* infinite'),
+    ],
+)
+def test_wrong_outputs_of_a_file_fail_by_name(sweeps, tmp_path, fault, names, reason):
+    kit, outputs = sweeps
+    judgement = judge(kit, changed(outputs, tmp_path / 'o', fault, names))
+    assert not judgement.equal
+    assert any(re.search(reason, failure) for failure in judgement.failures), judgement.failures
+
+
+def test_contracts_that_compute_between_files_are_refused(tmp_path):
+    folder = tmp_path / 'export'
+    folder.mkdir()
+    toy.export(folder, contract='fork')
+    with pytest.raises(UsageError, match='default contract'):
+        write_detector_kit(
+            toy.deployment(), str(folder / 'fork.onnx'), toy.drive(2), tmp_path / 'kit', GENERATED
+        )
+
+
+def test_arrays_are_little_endian_and_written_once(tmp_path):
+    folder, array = ArrayFolder(tmp_path), np.arange(6, dtype='>i4').reshape(2, 3)
+    entries = folder.write('inputs/000', {'a/b': array, 'again': array.astype('<i4')})
+    assert entries['a/b'] == dict(file='inputs/000/a%2Fb.bin', dtype='int32', shape=[2, 3])
+    assert entries['again']['file'] == entries['a/b']['file']
+    assert (tmp_path / 'inputs/000/a%2Fb.bin').read_bytes() == array.astype('<i4').tobytes()
+    assert np.array_equal(read_array(tmp_path, entries['again']), array)
