@@ -172,7 +172,7 @@ def stderr() -> Console:
 
 
 def say(console: Console, text: str, word: str = '', colour: str = '') -> None:
-    """Print a line as it is, however long; before it a word in a colour of rich, such as 'bold red'."""
+    """Print `text` as one line, however long; before it `word` in a `colour` of rich, such as 'bold red'."""
     if word:
         console.print(f'[{colour}]{word}[/{colour}] ', end='')
     console.print(printable(text), markup=False, highlight=False, soft_wrap=True)

@@ -75,7 +75,7 @@ def save_dump(
 
 
 def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read a dump: name -> array, and the manifest.
+    """Read what `save_dump` wrote into a folder; return name -> array, and the manifest.
 
     Raises:
         DataError: a file is missing, or its content is not what the manifest says.
@@ -162,7 +162,14 @@ class DumpWriter:
         meanings: Mapping[str, str] | None = None,
         suffixes: Mapping[str, str] | None = None,
     ) -> None:
-        """Write those tensors of a sample that the config names; for the other arguments see `save_dump`.
+        """Write those tensors of a sample that the config names.
+
+        Args:
+            index: of the sample in the data set.
+            tensors: name -> array of all tensors of the model.
+            facts: further entries of this sample's manifest.
+            meanings: see `save_dump`.
+            suffixes: see `save_dump`.
 
         Raises:
             ConfigError: `tensors` of the config names an unknown one.

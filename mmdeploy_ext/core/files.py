@@ -105,7 +105,10 @@ def _key(path: AnyPath) -> tuple[int, int] | str:
 
 
 def external_locations(path: Path) -> set[str]:
-    """Return the locations of the external weights of an ONNX file; empty if it cannot be read."""
+    """Return the files of the external weights of an ONNX file, as paths relative to its folder.
+
+    The set is empty if the ONNX file cannot be read.
+    """
     try:
         import onnx
 

@@ -77,6 +77,11 @@ def without_older_copies(library: str) -> Iterator[None]:
 def named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
     """Inside the block modules of the user's tree can be imported; a missing one is an error of the config.
 
+    Args:
+        path: of the config.
+        key: of the config that lists the modules, for messages.
+        names: dotted names of the modules.
+
     Raises:
         ConfigError: one of the names, or a module that one of them imports, does not exist; the message
             names the config and the key that lists the names.
@@ -120,7 +125,7 @@ def imported_modules(path: str) -> list[str]:
 
 
 def user_folders(path: str) -> list[Path]:
-    """Return the folders that may hold the modules of a config: the current folder, and those above it.
+    """Return the folders that may hold the modules of a config: the current one, and those above the file.
 
     It is the order in which research repositories find them, whose scripts run in their root with
     `PYTHONPATH=.`. A checkout of this project, whose `projects/` has the names of many of them, comes last,

@@ -1,5 +1,8 @@
 """The networks of the data-set loop: mmdet's own detectors, images on a backend, frames on a stepper.
 
+A backend is a model on an engine that runs batches of images; a stepper one that runs frame by frame and
+keeps its memory, if it has one.
+
 Glossary: B images of a batch, H, W network input, h, w original image, n detections of a class.
 """
 

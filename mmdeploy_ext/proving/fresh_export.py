@@ -95,7 +95,12 @@ def of_graph(
 ) -> FreshExport:
     """Return the fresh export of one file of a sequence family.
 
-    If `graph` is None, as the family has no such graph, `export` raises a ModelFileError.
+    Args:
+        deployment: config and checkpoint.
+        options: of the export, from the metadata.
+        metadata: of the file.
+        graph: the graph of the family that the file holds; None if it has no such graph: then `export` raises
+            a ModelFileError.
     """
     export_options = exported_with(options, metadata)
 
@@ -133,7 +138,10 @@ def exported_with(options: Options, metadata: Metadata) -> Options:
 
 
 def contract_after(spec: GraphSpec, metadata: Metadata) -> GraphSpec:
-    """Return the contract of a file after its recorded commands; `spec` is that of its export."""
+    """Return the contract of a file after the commands that changed it.
+
+    `spec` is the contract of its export; `metadata`, of the file, records the commands.
+    """
     half_ends = any(edit['arguments'].get('io') == 'fp16' for edit in _half_edits(metadata))
     return with_half_ends(spec) if half_ends else spec
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def shape_rows(outputs: Mapping[str, np.ndarray], spec: GraphSpec) -> list[TensorRow]:
-    """Return a failing row for every output with results whose shape differs from its contract."""
+    """Return a failing row for every output with results whose shape differs from its contract.
+
+    `outputs` are name -> array of the graph, `spec` is its contract.
+    """
     rows = []
     for tensor in spec.outputs:
         array = outputs.get(tensor.name)

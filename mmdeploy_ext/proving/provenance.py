@@ -106,7 +106,9 @@ def _names(value: Any) -> list[str]:
 def companion_checks(folder: Path, companions: Mapping[str, str]) -> list[Check]:
     """Compare the text files beside the graphs with those that an export writes.
 
-    `companions`, name of a file -> expected text, is what `Family.companions` returns.
+    Args:
+        folder: of the graphs.
+        companions: name of a file -> expected text, as `Family.companions` returns it.
     """
     checks = []
     for name, expected in companions.items():
@@ -174,7 +176,13 @@ def settings_check(cfg: Any, overrides: Mapping[str, Any]) -> Check:
 def refuse_other_settings(cfg: Any, overrides: Mapping[str, Any], path: object) -> None:
     """Refuse a file that was exported with overrides which neither the config nor the command line has.
 
-    UsageError: the message has the options to give.
+    Args:
+        cfg: mmcv's config, with the overrides of the command line.
+        overrides: key with dots -> value, `cfg_options` of the file.
+        path: of the file, for the message.
+
+    Raises:
+        UsageError: the message has the options to give.
     """
     if differing := _differing_settings(cfg, overrides):
         raise UsageError(f'{path}: was exported with other settings than this config has: {differing}')
@@ -271,10 +279,14 @@ def differing_contract(recorded: GraphSpec, contract: GraphSpec | None) -> str:
 
 
 def unequal_entries(recorded: Mapping[str, Any], expected: Mapping[str, Any], source: str = 'config') -> str:
-    """Return a text about entries that differ, or ''.
+    """Return a text about the entries of two dicts that differ; '' if none does.
 
-    They are compared as JSON: an entry None differs from no entry, and True from 1. `source` is what the text
-    calls the expected side.
+    They are compared as JSON: an entry None differs from no entry, and True from 1.
+
+    Args:
+        recorded: entries in the file.
+        expected: entries that it should have.
+        source: what the text calls the expected side.
     """
     file_texts, texts = (
         {key: json.dumps(value, sort_keys=True) for key, value in side.items()}

@@ -1,4 +1,9 @@
-"""Results of single comparisons of a proof, as plain data."""
+"""Results of single comparisons of a proof, as plain data.
+
+A proof has levels: 1 compares a file's graph and metadata with a fresh export, the config and the checkpoint;
+2 its tensors with PyTorch's; 3 its results (boxes, masks); 4 both over a drive, frame by frame; 5 the metrics
+of a data set.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +76,7 @@ class GraphResult:
 
 
 def first_lines(texts: Sequence[str], limit: int = SHOWN) -> str:
-    """Return the first texts in one line, and how many more there are."""
+    """Return the first `limit` texts in one line, and how many more there are."""
     suffix = f'; and {len(texts) - limit} more' if len(texts) > limit else ''
     return '; '.join(texts[:limit]) + suffix
 

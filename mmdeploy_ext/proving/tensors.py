@@ -186,7 +186,7 @@ def without_sequences(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def same_bits(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
-    """Return whether two runs gave the same arrays bit for bit, NaN included."""
+    """Return whether two runs gave the same arrays, by name, bit for bit, NaN included."""
     return first.keys() == second.keys() and all(
         array.dtype == second[name].dtype
         and array.shape == second[name].shape
@@ -207,7 +207,7 @@ def failed_row(name: str, reason: str, array: np.ndarray | None = None) -> Tenso
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """Return '1x80x76x76'."""
+    """Return a shape as text: '1x80x76x76', or 'scalar' for ()."""
     return 'x'.join(map(str, shape)) or 'scalar'
 
 

@@ -1,4 +1,8 @@
-"""Judgement of all cases of a proof together: whether enough was matched, and not too much excused."""
+"""Judgement of all cases of a proof together: whether enough was matched, and not too much excused.
+
+A tie is a result without a partner on the other side that is excused, because PyTorch itself has it, or lacks
+it, with other rounding, see `near_ties.py`.
+"""
 
 from __future__ import annotations
 

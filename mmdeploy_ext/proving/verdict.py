@@ -1,4 +1,8 @@
-"""The result of a proof as plain data: the table, the JSON file and the report page are three views of it."""
+"""The result of a proof as plain data: the table, the JSON file and the report page are three views of it.
+
+The levels of a proof are 1 the graph and the metadata of a file, 2 tensors, 3 results, 4 a drive frame by
+frame, 5 metrics of a data set; `results.py` has their rows.
+"""
 
 from __future__ import annotations
 

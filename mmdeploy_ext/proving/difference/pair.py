@@ -256,7 +256,10 @@ def _claimed(walk: Walk) -> set[int]:
 
 
 def stands_for(operator: str, op_type: str) -> bool:
-    """Return whether a node may have been exported from an operator of PyTorch."""
+    """Return whether a node of an ONNX operator may have been exported from an operator of PyTorch.
+
+    `operator` is PyTorch's, by its name in `Record.operator`; `op_type` is that of the node.
+    """
     if op_type in OPERATORS:
         return operator in OPERATORS[op_type]
     if op_type == 'Resize':

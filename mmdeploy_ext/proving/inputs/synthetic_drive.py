@@ -143,7 +143,10 @@ class Drive:
 
 
 def synthetic_drive(frames: int, rule: MultiViewRule, **options: Any) -> Drive:
-    """Return a drive for the network input of a rule; the options are those of `Drive`."""
+    """Return a drive of so many frames for the network input of a rule.
+
+    `options` are further fields of `Drive`.
+    """
     colours = dict(mean=tuple(rule.mean), std=tuple(rule.std), to_rgb=rule.to_rgb)
     return Drive(frames, rule.input_size, rule.num_cameras, **colours, **options)
 
@@ -196,7 +199,7 @@ class Surroundings:
 
 
 def rig(cameras: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return a calibrated rig of N cameras for a network input (H, W).
+    """Return a calibrated rig of N `cameras` for a network input of `size` (H, W).
 
     The pictures of nuScenes, resized to cover the input, then cut at the top and evenly at the sides.
 

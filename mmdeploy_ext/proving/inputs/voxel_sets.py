@@ -145,7 +145,10 @@ def _read_set(path: Path, rule: VoxelRule, settings: EncoderSettings) -> VoxelSe
 
 
 def borders(shape: np.ndarray) -> np.ndarray:
-    """Return voxels (n, 3) on borders of a grid: corners, middles of edges and faces, their neighbours."""
+    """Return voxels (n, 3) on borders of a grid: corners, middles of edges and faces, their neighbours.
+
+    `shape` (3,) is the number of voxels per axis.
+    """
     values = [sorted({0, 1, size // 2, size - 2, size - 1}) for size in shape]
     voxels = np.array([*itertools.product(*values)])
     voxels = voxels[((voxels == 0) | (voxels == shape - 1)).any(1)]
@@ -153,7 +156,7 @@ def borders(shape: np.ndarray) -> np.ndarray:
 
 
 def clusters(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return random voxels (n, 3) in clusters, in random order."""
+    """Return random voxels (n, 3) in clusters, in random order, of a grid of `shape` (3,) voxels."""
     centres = rng.integers(0, shape, (CLUSTERS, 1, 3))
     around = centres + rng.integers(-SPREAD, SPREAD + 1, (CLUSTERS, CLUSTER_VOXELS, 3))
     voxels = np.unique(np.clip(around.reshape(-1, 3), 0, shape - 1), axis=0)
@@ -161,7 +164,10 @@ def clusters(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def full_block(shape: np.ndarray) -> np.ndarray:
-    """Return the voxels (n, 3) of a block at the end of every axis, inside which no neighbour is missing."""
+    """Return all voxels (n, 3) of the last six indices of each axis of a grid of `shape` (3,) voxels.
+
+    Inside this block no neighbour is missing.
+    """
     lower = np.maximum(shape - 6, 0)
     axes = [np.arange(low, size) for low, size in zip(lower, shape, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing='ij'), -1).reshape(-1, 3)

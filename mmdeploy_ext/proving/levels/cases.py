@@ -1,4 +1,7 @@
-"""Levels 2 and 3 of pictures: files judged by the results of the unpatched model, which are computed once."""
+"""Levels 2 and 3 of pictures: an engine's tensors and results against those of the unpatched model.
+
+The reference side of an input is computed once for all files.
+"""
 
 from __future__ import annotations
 
@@ -190,7 +193,7 @@ def compare_with_ties(
         feeds: name -> input.
         expected: name -> PyTorch's output.
         outputs: name -> the engine's output.
-        zeros: what `ImageFamily.interchangeable_zeros` returned.
+        zeros: name -> value of the side that is not 0, if only one side of a tie is, see `without_ties`.
         spec: of the graph.
         bars: of float16 or INT8; None for float32.
     """

@@ -1,6 +1,7 @@
-"""Levels 2 to 4 of models with a memory: one pass over a drive, teacher-forced and free-running.
+"""Levels 2 to 4 of models with a memory (tensors, results, sequence): one pass over a drive in two modes.
 
-Teacher-forced, the file gets PyTorch's memory before every frame; free-running, it goes on with its own.
+Teacher-forced, the file gets PyTorch's memory before every frame; free-running, it goes on with its own. A
+stepper is a model on an engine that runs frame by frame and keeps its memory.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ its own memory as in a car: rounding accumulates, and the detections have to sta
 that decide which rows stay in memory, see `PairRun.takes_over`. Of each frame only figures are kept, no
 tensors: a drive may be of any length.
 
-`Modes` runs the engines, `PairRun` judges the candidate in one mode, and `WorstRows` collects its tensors.
+`Modes` runs the engines, `PairRun` judges the candidate in one mode, and `WorstRows` collects its tensors. A
+stepper is a model on an engine that runs frame by frame and keeps its memory.
 """
 
 from __future__ import annotations
@@ -207,7 +208,7 @@ class Moment:
 class PairRun:
     """Judges one candidate in one mode, one frame after the other.
 
-    `match` is `match_detections` of a task, see `proving/tasks`.
+    `spec`, `bars` and `memory` are those of `Modes`; `match` is `match_detections` of its task.
 
     Attributes:
         outputs: specs of the outputs that are no state.

@@ -1,4 +1,7 @@
-"""Proofs of models of several graphs: what they share, and levels 2 and 3 of models without a memory."""
+"""Proofs of models of frames or sweeps: what they share, and levels 2 and 3 of models without a memory.
+
+Level 2 compares tensors, level 3 results. A stepper is a model on an engine that runs one sample at a time.
+"""
 
 from __future__ import annotations
 
@@ -185,7 +188,13 @@ class SweepProof(FramesProof):
     def judge(
         self, sweep: Sweep, expected: StepResult, result: StepResult | Exception
     ) -> tuple[Case, list[Pair]]:
-        """Return levels 2 and 3 of one sweep, and its picture."""
+        """Return levels 2 and 3 of one sweep, and its picture, or [] if the engine failed.
+
+        Args:
+            sweep: the input.
+            expected: of PyTorch.
+            result: of the files, or the exception that they raised.
+        """
         case = self.judge_tensors(sweep, expected, result)
         if isinstance(result, Exception):
             return case, []
@@ -204,7 +213,7 @@ class SweepProof(FramesProof):
         return dataclasses.replace(case, detections=(row,)), [pair]
 
     def judge_tensors(self, sweep: Sweep, expected: StepResult, result: StepResult | Exception) -> Case:
-        """Return level 2 of one sweep; an exception of the engine makes a failed case."""
+        """Return level 2 of one sweep; an exception makes a failed case. For the arguments see `judge`."""
         case = Case(sweep.name, 'x'.join(map(str, sweep.points.shape)), False)
         if isinstance(result, Exception):
             row = failed_detections(sweep.name, expected.detections, result)
@@ -272,7 +281,10 @@ class SweepProof(FramesProof):
 
 
 def best_scores_row(expected: Detections3D, detections: Detections3D) -> DetectionRow:
-    """Return the row of results of which only the best score is compared, see `MAX_EXCESS`."""
+    """Return the row of results of which only the best score is compared, see `MAX_EXCESS`.
+
+    `expected` are PyTorch's results, `detections` those of the files.
+    """
     excess = float(detections.scores.max(initial=0.0)) - float(expected.scores.max())
     reason = '' if excess <= MAX_EXCESS else f'the best score is {excess:.3g} higher than that of the model'
     return DetectionRow('best score', 0, 0, 0, 0, 1.0, max(excess, 0.0), not reason, reason)
@@ -281,7 +293,9 @@ def best_scores_row(expected: Detections3D, detections: Detections3D) -> Detecti
 def output_spec(metadata: Sequence[Metadata], between: Sequence[TensorSpec] = ()) -> GraphSpec:
     """Return one spec with the outputs and the state of all files of an export.
 
-    `between` are specs of further outputs, which the runner computes between the files.
+    Args:
+        metadata: of each file.
+        between: specs of further outputs, which the runner computes between the files.
     """
     specs = [entry.spec for entry in metadata]
     outputs = {tensor.name: tensor for spec in specs for tensor in spec.outputs}

@@ -1,4 +1,4 @@
-"""Levels 1 to 3 of a model of single pictures, on inputs that its export never saw."""
+"""Levels 1 to 3 (graph, tensors, results) of a model of pictures, on inputs that its export never saw."""
 
 from __future__ import annotations
 

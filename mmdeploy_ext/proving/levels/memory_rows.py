@@ -217,7 +217,10 @@ class RowPairing:
 
 
 def score_error(reference: Selection, candidate: Selection, partners: np.ndarray) -> float:
-    """Return the largest score difference of queries that belong together; 0 if none is finite."""
+    """Return the largest score difference of queries that belong together; 0 if none is finite.
+
+    `partners` (Q,) is the candidate's query for each of the reference's, -1 for none.
+    """
     paired = partners >= 0
     gaps = np.abs(reference.scores[paired] - candidate.scores[partners[paired]])
     return float(gaps[np.isfinite(gaps)].max(initial=0.0))

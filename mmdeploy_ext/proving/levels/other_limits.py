@@ -345,7 +345,7 @@ class Trial(abc.ABC):
         return [limit for limit in self.trials.limits if limit.kind in kinds]
 
     def scores_with(self, values: Values, name: str = '') -> np.ndarray:
-        """Return the scores of upstream's list with changed limits, in descending order."""
+        """Return the scores (n,) of upstream's list `name` with changed limits, in descending order."""
         trials = self.trials
         with changed(values), trials.computed_once():
             scores = trials.deployment.family.scores_of(trials.deployment.model, [trials.image], name)

@@ -94,7 +94,11 @@ def watched(encoder: torch.nn.Module, sources: dict[str, LayerSource]) -> Iterat
     """Yield a dict, path of a convolution -> output, that is filled by a forward pass inside the block.
 
     Nothing of the module changes, and the hooks are removed afterwards. ReLUs are applied to the outputs at
-    the end of the block. `sources` is what `layer_sources` returned.
+    the end of the block.
+
+    Args:
+        encoder: the module, from which paths begin.
+        sources: what `layer_sources` returned.
     """
     outputs: dict[str, LayerOutput] = {}
 
@@ -147,6 +151,8 @@ def run_reference(file: SparseFile, voxels: VoxelSet) -> SparseReference:
 
 class DialectRunner:
     """A libspconv file, interpreted in numpy: the engine itself needs a GPU.
+
+    `threads` of ONNX Runtime, 0 for its own choice, only matter to `PortableRunner`.
 
     Attributes:
         title: name of the engine in pictures.

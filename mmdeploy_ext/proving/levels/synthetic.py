@@ -85,7 +85,7 @@ def cases_of_family(family: Any, model: Any, reference: Any, runner: Any, spec: 
 
 
 def match_with_headings(expected: Detections3D, detections: Detections3D | Exception) -> DetectionRow:
-    """Match two lists by the bars of samples; headings that differ by a whole turn fail here, too."""
+    """Match two lists as `match_all` does; headings that differ by a whole turn fail here, too."""
     row = match_all(expected, detections)
     if row.broken or isinstance(detections, Exception):
         return row
@@ -101,7 +101,12 @@ def match_with_headings(expected: Detections3D, detections: Detections3D | Excep
 
 
 def match_all(expected: Detections3D, detections: Detections3D | Exception) -> DetectionRow:
-    """Match two lists by the bars of samples; each result below the score threshold needs a partner, too."""
+    """Match two lists by the bars of samples; each result below the score threshold needs a partner, too.
+
+    Args:
+        expected: of PyTorch.
+        detections: of the files, or the exception that was raised in their place, which fails.
+    """
     if isinstance(detections, Exception):
         return failed_detections('boxes', expected, detections)
     row = bbox3d.match_detections('boxes', expected, detections)

@@ -43,7 +43,11 @@ class FileTensor:
 
     @classmethod
     def of(cls, value: onnx.ValueInfoProto, path: str) -> FileTensor:
-        """Return what a file states of one of its tensors; UsageError for a sequence, map or optional."""
+        """Return what a file states of one of its tensors; `path` is that of the file, for messages.
+
+        Raises:
+            UsageError: it is a sequence, a map or an optional.
+        """
         tensor_type = value.type.tensor_type
         if not value.type.HasField('tensor_type') or not tensor_type.elem_type:
             raise UsageError(f'{path}: {value.name!r} is no tensor; expected inputs and outputs of tensors')

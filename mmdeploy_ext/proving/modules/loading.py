@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def load_function(target: str) -> Callable[..., Any]:
-    """Return a function of a Python file, `FILE.py:function`; the file is run, with its folder on the path.
+    """Return a function of a Python file; the file is run, with its folder on the path.
+
+    `target` is 'FILE.py:function'.
 
     Raises:
         UsageError: no such file or function, or an error while the file runs.

@@ -31,9 +31,12 @@ NEEDED = ('match_detections', 'pair_up', 'fit_pair', 'draw_pair', 'RESULTS', 'PL
 
 
 def task_module(name: str) -> ModuleType:
-    """Return the module of a task, see `Family.task`.
+    """Return the module of a task.
 
-    ConfigError: there is no such module, or it lacks a function.
+    `name` is a key of `TASKS`, or the dotted name of another module, as `Family.task` states it.
+
+    Raises:
+        ConfigError: there is no such module, or it lacks a function.
     """
     try:
         module = importlib.import_module(TASKS.get(name, name))

@@ -48,7 +48,10 @@ problem = functools.partial(matching.broken_boxes, 'bboxes_xyxy', 4)
 def pair_up(
     reference: Detections, candidate: Detections, iou_bar: float = IOU_BAR, score_bar: float = SCORE_BAR
 ) -> Pairing:
-    """Pair two lists of finite detections one to one, within a class; the nearness is the IoU."""
+    """Pair two lists of finite detections one to one, within a class; the nearness is the IoU.
+
+    Pairs within the bars have an IoU of at least `iou_bar`, and scores that differ by `score_bar` at most.
+    """
     iou = class_iou(reference, candidate)
     return matching.pair_lists(reference, candidate, iou >= iou_bar, iou, PAIR_IOU, score_bar)
 

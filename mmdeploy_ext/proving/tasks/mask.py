@@ -50,7 +50,10 @@ def problem(reference: Instances, candidate: Instances) -> str:
 def pair_up(
     reference: Instances, candidate: Instances, iou_bar: float = IOU_BAR, score_bar: float = SCORE_BAR
 ) -> Pairing:
-    """Pair two lists of instances one to one, within a class; the nearness is the IoU of the masks."""
+    """Pair two lists of instances one to one, within a class; the nearness is the IoU of the masks.
+
+    Pairs within the bars have an IoU of at least `iou_bar`, and scores that differ by `score_bar` at most.
+    """
     iou = class_iou(reference, candidate)
     return matching.pair_lists(reference, candidate, iou >= iou_bar, iou, PAIR_IOU, score_bar)
 
