@@ -8,7 +8,6 @@ import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_bevfusion
-from marking import in_suite
 from mmdeploy_ext.models.bevfusion.rig import Rig
 from mmdeploy_ext.proving.ladder import prove
 from planting import arguments, replaced, result, when_traced
@@ -78,7 +77,6 @@ FAULTS = {
         ),
     ),
 }
-IN_SUITE = "the first camera's cut for the cells of all"
 
 
 def pooled(heat):
@@ -133,7 +131,8 @@ def test_the_files_are_proven_on_frames_of_other_rigs(known, frames, tmp_path, e
     assert verdict.summary()['matched'] >= 60
 
 
-@pytest.mark.parametrize('fault', in_suite(FAULTS, IN_SUITE))
+@pytest.mark.matrix  # of the suite are the faults of test_bevfusion_autoware.py
+@pytest.mark.parametrize('fault', FAULTS)
 def test_a_fault_in_our_own_code_is_refused_by_the_frames(known, frames, tmp_path, fault):
     with planted(fault):
         verdict, _ = prove(known, toy_bevfusion.export(known, tmp_path), frames[1:2])

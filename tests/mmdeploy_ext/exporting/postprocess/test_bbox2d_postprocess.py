@@ -114,7 +114,7 @@ def gone(*args, **kwargs):
     raise AssertionError('TorchScript was asked')
 
 
-@pytest.fixture(scope='module', params=['eager', *OPSETS, 'dynamo'])
+@pytest.fixture(scope='module', params=['eager', *OPSETS, pytest.param('dynamo', marks=pytest.mark.matrix)])
 def engine(request):
     """Return (head, raw, size) -> padded outputs: eager, a file per opset, or one without TorchScript."""
     head = make_head()
