@@ -1,10 +1,9 @@
-"""Compiled loops of `bev_nms` and of BEVFusion's pooling: boxes and cells seen from above. Needs numba.
+"""Compiled loops of `bev_nms` and of BEVFusion's pooling: areas and cells seen from above. Needs numba.
 
-Glossary: n boxes or intervals; of the pooling N maps of h x w pixels, D depths, C channels, X, Y cells.
+Glossary: n intervals; of the pooling N maps of h x w pixels, D depths, C channels, X, Y cells.
 """
 # ruff: noqa: ANN001, ANN201 - numba infers the types; the docstrings give them
 
-import numpy as np
 from numba import njit
 
 MAX_CORNERS = 8
@@ -43,39 +42,6 @@ def common_area(subject, clip, points, clipped):
         following = points[(p + 1) % count]
         area += points[p, 0] * following[1] - points[p, 1] * following[0]
     return area / 2
-
-
-@njit(cache=True, nogil=True)
-def iou(corners, other_corners, area, other_area, points, clipped):
-    """Return the intersection over union of two quadrilaterals; see `common_area`."""
-    overlap = common_area(corners, other_corners, points, clipped)
-    union = area + other_area - overlap
-    return overlap / union if union > 0 else 0.0
-
-
-@njit(cache=True, nogil=True)
-def keep_best(corners, areas, centres, reach, threshold):
-    """Return whether boxes (n,) bool are kept: none overlaps a better kept one by `threshold` or more.
-
-    corners (n, 4, 2), areas (n,), centres (n, 2) and reach (n,), the distance from the centre to a corner:
-    float64, best box first.
-    """
-    points, clipped = np.empty((MAX_CORNERS, 2)), np.empty((MAX_CORNERS, 2))
-    count = len(corners)
-    keep = np.zeros(count, np.bool_)
-    for index in range(count):
-        keep[index] = True
-        for better in range(index):
-            if not keep[better]:
-                continue
-            x, y = centres[better, 0] - centres[index, 0], centres[better, 1] - centres[index, 1]
-            if np.sqrt(x * x + y * y) > reach[better] + reach[index]:
-                continue
-            overlap = iou(corners[index], corners[better], areas[index], areas[better], points, clipped)
-            if overlap >= threshold:
-                keep[index] = False
-                break
-    return keep
 
 
 @njit(cache=True, nogil=True)

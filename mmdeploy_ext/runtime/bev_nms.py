@@ -23,20 +23,18 @@ def circle_nms(centres: np.ndarray, threshold: float) -> np.ndarray:
 def rotated_nms(boxes: np.ndarray, threshold: float) -> np.ndarray:
     """Return the indices, ascending, of the boxes whose IoU with better kept ones is below `threshold`.
 
-    Boxes (n, 5), best first, are x, y, sizes along and across, yaw counter-clockwise in radians; with a
-    threshold of 0 the first box alone is kept.
+    Boxes (n, 5), best first, are x, y, two sizes, angle in radians; with a threshold of 0 the first box alone
+    is kept. The IoU is that of mmcv's kernel to the last bit, see `rotated_loops.py`.
 
-    Source: mmcv 1.7.2 `nms_rotated` on the CPU, which mmdet3d's `nms_bev` calls (on a GPU an IoU of exactly
-    `threshold` is kept).
+    Source: mmcv 1.7.2 `nms_rotated` on the CPU, which mmdet3d's `nms_bev` and mmrotate call (on a GPU an IoU
+    of exactly `threshold` is kept).
     """
     if threshold <= 0:
         return np.arange(min(len(boxes), 1))
-    from mmdeploy_ext.runtime import bev_loops
+    from mmdeploy_ext.runtime import rotated_loops
 
-    boxes = np.ascontiguousarray(boxes, np.float64)
-    areas, reach = np.prod(boxes[:, 2:4], axis=1), np.linalg.norm(boxes[:, 2:4], axis=1) / 2
-    corners, centres = (np.ascontiguousarray(array) for array in (bev_corners(boxes), boxes[:, :2]))
-    return np.flatnonzero(bev_loops.keep_best(corners, areas, centres, reach, float(threshold)))
+    boxes = np.ascontiguousarray(boxes, np.float32)
+    return np.flatnonzero(rotated_loops.keep_best(boxes, np.float32(threshold)))
 
 
 def bev_corners(boxes: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from mmcv.ops import box_iou_rotated, nms_rotated
+from mmcv.ops import nms_rotated
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.core.post_processing import circle_nms as upstream_circle_nms
 from mmdet3d.models import build_head
@@ -14,8 +14,7 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.families.centerpoint.graphs import box_rule
 from mmdeploy_ext.families.centerpoint.runtime import BoxRule, decode
-from mmdeploy_ext.runtime import bev_loops
-from mmdeploy_ext.runtime.bev_nms import bev_corners, circle_nms, rotated_nms
+from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
 
 SIDE = 24
 TASKS = [dict(num_class=1, class_names=['car']), dict(num_class=2, class_names=['bus', 'truck'])]
@@ -135,19 +134,6 @@ def random_boxes(count, seed):
     random = np.random.default_rng(seed)
     values = [random.uniform(-3, 3, (count, 2)), random.uniform(0.3, 4, (count, 2))]
     return np.concatenate([*values, random.uniform(-4, 4, (count, 1))], axis=1).astype(np.float32)
-
-
-def test_rotated_iou_equals_mmcv():
-    boxes = np.concatenate([random_boxes(30, 0), [[0, 0, 2, 1, 0], [0, 0, 2, 1, 0], [0, 0, 2, 1, np.pi]]])
-    boxes = boxes.astype(np.float32)
-    expected = box_iou_rotated(torch.from_numpy(boxes), torch.from_numpy(boxes)).numpy()
-    corners, areas = bev_corners(boxes.astype(np.float64)), boxes[:, 2] * boxes[:, 3]
-    areas, room = areas.astype(float), np.empty((2, bev_loops.MAX_CORNERS, 2))
-    found = [
-        [bev_loops.iou(corners[i], corners[j], areas[i], areas[j], *room) for j in range(len(boxes))]
-        for i in range(len(boxes))
-    ]
-    np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize('threshold', [0.0, 0.2, 0.7])

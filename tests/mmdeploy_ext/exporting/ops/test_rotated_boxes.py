@@ -13,6 +13,8 @@ from mmdeploy_ext.exporting.ops.operator import operators_as
 from mmdeploy_ext.exporting.ops.roi_align_rotated import pool_rotated
 from mmdeploy_ext.exporting.ops.rotated_iou import PAIR_IOU, _traceable
 from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
+from mmdeploy_ext.runtime import rotated_loops
+from mmdeploy_ext.runtime.bev_nms import rotated_nms
 
 PAIRS = 1000
 """Of each kind; there are ten kinds."""
@@ -128,6 +130,16 @@ def test_the_exported_suppression_of_a_batch_keeps_what_mmcv_keeps(exporter):
         wanted = [kept_by_mmcv(*image) for image in zip(boxes, valid, strict=True)]
         np.testing.assert_array_equal(keep, torch.stack(wanted).numpy())
         np.testing.assert_array_equal(rotated_keep(boxes, valid, 0.1), torch.stack(wanted).numpy())
+
+
+def test_the_loops_without_pytorch_are_mmcvs_to_the_bit(pairs):
+    first, second = (torch.cat([pair[side] for pair in pairs.values()]) for side in (0, 1))
+    iou = rotated_loops.ious(first.numpy(), second.numpy())
+    np.testing.assert_array_equal(iou, box_iou_rotated(first, second, aligned=True).numpy())
+    for count in (0, 1, 400):
+        boxes = crowd(count, 20)
+        wanted = kept_by_mmcv(boxes, torch.ones(count, dtype=torch.bool))
+        np.testing.assert_array_equal(rotated_nms(boxes.numpy(), 0.1), torch.nonzero(wanted)[:, 0].numpy())
 
 
 STRIDES = (4, 8, 16)

@@ -1,0 +1,212 @@
+"""Compiled loops of rotated boxes: mmcv's CPU kernels of IoU and NMS, operation by operation. Needs numba.
+
+Everything is float32, in the kernel's order, as rounding decides about boxes that have edges in common; the
+graph's operators round alike, `exporting/ops/rotated_iou.py` tells why and what the steps are.
+
+Source: mmcv 1.7.2 `ops/csrc/common/box_iou_rotated_utils.hpp` and `ops/csrc/pytorch/cpu/nms_rotated.cpp`.
+Glossary: n boxes (5,) x, y, width, height, angle in radians; 24 points of a pair at most.
+"""
+# ruff: noqa: ANN001, ANN201, ANN202 - numba infers the types; the docstrings give them
+
+import math
+
+import numpy as np
+from numba import njit
+
+POINTS = 24
+HALF, TWO, ZERO, UNIT = np.float32(0.5), np.float32(2), np.float32(0), np.float32(1)
+SAME_ANGLE, SAME_POINT, NO_AREA = 1e-6, 1e-8, 1e-14
+"""Cross product below which two points are in one direction, squared length up to which a point is the first
+one, and area, or cross product of parallel edges, up to which there is none."""
+SLACK = 1e-3
+"""Boxes are compared if their circles are no farther apart than this share of the radii, and pixels."""
+
+
+@njit(cache=True, nogil=True)
+def _cross(x1, y1, x2, y2):
+    return x1 * y2 - x2 * y1
+
+
+@njit(cache=True, nogil=True)
+def _write_corners(box, x, y, corners):
+    """Write the corners (4, 2) of a box around its centre x, y."""
+    angle = np.float64(box[4])
+    cos, sin = np.float32(math.cos(angle)) * HALF, np.float32(math.sin(angle)) * HALF
+    corners[0, 0] = x - sin * box[3] - cos * box[2]
+    corners[0, 1] = y + cos * box[3] - sin * box[2]
+    corners[1, 0] = x + sin * box[3] - cos * box[2]
+    corners[1, 1] = y - cos * box[3] - sin * box[2]
+    corners[2, 0] = TWO * x - corners[0, 0]
+    corners[2, 1] = TWO * y - corners[0, 1]
+    corners[3, 0] = TWO * x - corners[1, 0]
+    corners[3, 1] = TWO * y - corners[1, 1]
+
+
+@njit(cache=True, nogil=True)
+def _add_crossings(corners, others, points):
+    """Write the points where edges of two boxes cross; returns their number."""
+    count = 0
+    for i in range(4):
+        x, y = corners[i]
+        edge_x, edge_y = corners[(i + 1) % 4, 0] - x, corners[(i + 1) % 4, 1] - y
+        for j in range(4):
+            other_x, other_y = others[j]
+            other_edge_x, other_edge_y = others[(j + 1) % 4, 0] - other_x, others[(j + 1) % 4, 1] - other_y
+            determinant = _cross(other_edge_x, other_edge_y, edge_x, edge_y)
+            if abs(determinant) <= NO_AREA:
+                continue
+            gap_x, gap_y = other_x - x, other_y - y
+            share = _cross(other_edge_x, other_edge_y, gap_x, gap_y) / determinant
+            other_share = _cross(edge_x, edge_y, gap_x, gap_y) / determinant
+            if ZERO <= share <= UNIT and ZERO <= other_share <= UNIT:
+                points[count, 0] = x + edge_x * share
+                points[count, 1] = y + edge_y * share
+                count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _add_inner_corners(corners, others, points, count):
+    """Add the corners of a box that lie in the other one to `count` points; returns their number."""
+    along_x, along_y = others[1, 0] - others[0, 0], others[1, 1] - others[0, 1]
+    across_x, across_y = others[0, 0] - others[3, 0], others[0, 1] - others[3, 1]
+    length = along_x * along_x + along_y * along_y
+    other_length = across_x * across_x + across_y * across_y
+    for i in range(4):
+        x, y = corners[i, 0] - others[0, 0], corners[i, 1] - others[0, 1]
+        along = x * along_x + y * along_y
+        across = -(x * across_x + y * across_y)
+        if along >= ZERO and across >= ZERO and along <= length and across <= other_length:
+            points[count] = corners[i]
+            count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _precedes(x1, y1, x2, y2):
+    """Return whether a point comes before another one, seen from the first point."""
+    cross = _cross(x1, y1, x2, y2)
+    if abs(cross) < SAME_ANGLE:
+        return x1 * x1 + y1 * y1 < x2 * x2 + y2 * y2
+    return cross > ZERO
+
+
+@njit(cache=True, nogil=True)
+def _move_to_lowest(points, count):
+    """Subtract the lowest point, of these the leftmost, from all, and make it the first."""
+    lowest = 0
+    for i in range(1, count):
+        is_level = points[i, 1] == points[lowest, 1]
+        if points[i, 1] < points[lowest, 1] or (is_level and points[i, 0] < points[lowest, 0]):
+            lowest = i
+    start_x, start_y = points[lowest]
+    for i in range(count):
+        points[i, 0] -= start_x
+        points[i, 1] -= start_y
+    first_x, first_y = points[0]
+    points[0, 0], points[0, 1] = points[lowest]
+    points[lowest, 0], points[lowest, 1] = first_x, first_y
+
+
+@njit(cache=True, nogil=True)
+def _sort_around_first(points, count):
+    """Sort the points behind the first by insertion, as libstdc++ does up to 16 of them."""
+    for i in range(2, count):
+        x, y = points[i]
+        place = i
+        if _precedes(x, y, points[1, 0], points[1, 1]):
+            while place > 1:
+                points[place] = points[place - 1]
+                place -= 1
+        else:
+            while _precedes(x, y, points[place - 1, 0], points[place - 1, 1]):
+                points[place] = points[place - 1]
+                place -= 1
+        points[place, 0], points[place, 1] = x, y
+
+
+@njit(cache=True, nogil=True)
+def _scan_hull(points, count):
+    """Leave the convex hull of sorted points, by Graham's scan; returns the number of its points."""
+    second = 1
+    while second < count:
+        x, y = points[second]
+        if x * x + y * y > SAME_POINT:
+            break
+        second += 1
+    if second == count:
+        return 1
+    points[1] = points[second]
+    size = 2
+    for i in range(second + 1, count):
+        while size > 1:
+            x, y = points[size - 2]
+            turn = _cross(
+                points[i, 0] - x, points[i, 1] - y, points[size - 1, 0] - x, points[size - 1, 1] - y
+            )
+            if not turn >= ZERO:  # of numbers that are none, too
+                break
+            size -= 1
+        points[size] = points[i]
+        size += 1
+    return size
+
+
+@njit(cache=True, nogil=True)
+def iou(box, other, corners, other_corners, points):
+    """Return the intersection over union, float32, of two boxes (5,) float32.
+
+    corners, other_corners (4, 2) and points (`POINTS`, 2) float32 are overwritten.
+    """
+    area, other_area = box[2] * box[3], other[2] * other[3]
+    if area < NO_AREA or other_area < NO_AREA:
+        return ZERO
+    middle_x, middle_y = (box[0] + other[0]) * HALF, (box[1] + other[1]) * HALF
+    _write_corners(box, box[0] - middle_x, box[1] - middle_y, corners)
+    _write_corners(other, other[0] - middle_x, other[1] - middle_y, other_corners)
+    count = _add_crossings(corners, other_corners, points)
+    count = _add_inner_corners(corners, other_corners, points, count)
+    count = _add_inner_corners(other_corners, corners, points, count)
+    overlap = ZERO
+    if count > 2:
+        _move_to_lowest(points, count)
+        _sort_around_first(points, count)
+        for i in range(1, _scan_hull(points, count) - 1):
+            overlap += abs(_cross(points[i, 0], points[i, 1], points[i + 1, 0], points[i + 1, 1]))
+        overlap = overlap * HALF
+    return overlap / (area + other_area - overlap)
+
+
+@njit(cache=True, nogil=True)
+def ious(boxes, others):
+    """Return the intersection over union (n,) float32 of n pairs of boxes (n, 5) float32."""
+    corners, other_corners = np.empty((4, 2), np.float32), np.empty((4, 2), np.float32)
+    points, values = np.empty((POINTS, 2), np.float32), np.empty(len(boxes), np.float32)
+    for i in range(len(boxes)):
+        values[i] = iou(boxes[i], others[i], corners, other_corners, points)
+    return values
+
+
+@njit(cache=True, nogil=True)
+def keep_best(boxes, threshold):
+    """Return whether boxes (n,) bool are kept: none overlaps a better kept one by `threshold` or more.
+
+    boxes (n, 5) float32, best first; threshold float32, above 0.
+    """
+    corners, other_corners = np.empty((4, 2), np.float32), np.empty((4, 2), np.float32)
+    points = np.empty((POINTS, 2), np.float32)
+    reach = np.sqrt(boxes[:, 2].astype(np.float64) ** 2 + boxes[:, 3].astype(np.float64) ** 2) / 2
+    keep = np.ones(len(boxes), np.bool_)
+    for better in range(len(boxes)):
+        if not keep[better]:
+            continue
+        for i in range(better + 1, len(boxes)):
+            if not keep[i]:
+                continue
+            x = np.float64(boxes[better, 0]) - np.float64(boxes[i, 0])
+            y = np.float64(boxes[better, 1]) - np.float64(boxes[i, 1])
+            if math.sqrt(x * x + y * y) > (reach[better] + reach[i]) * (1 + SLACK) + SLACK:
+                continue
+            if iou(boxes[better], boxes[i], corners, other_corners, points) >= threshold:
+                keep[i] = False
+    return keep
