@@ -45,11 +45,11 @@ def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[Tens
     row has it; the other labels are in 0..num_classes - 1.
 
     Args:
-        outputs: name -> array: `dets` (B, n, 5), whose last column is the score, or `scores` (B, n), and
-            `labels` (B, n); B images, n results.
+        outputs: name -> array: `dets` (B, n, columns), whose last column is the score, or `scores` (B, n),
+            and `labels` (B, n); B images, n results.
         num_classes: of the model.
     """
-    name, scores = ('dets', outputs['dets'][..., 4]) if 'dets' in outputs else ('scores', outputs['scores'])
+    name, scores = ('dets', outputs['dets'][..., -1]) if 'dets' in outputs else ('scores', outputs['scores'])
     labels, rows = outputs['labels'], []
     if labels.shape != scores.shape:
         return [failed_row('labels', f'shape: got {labels.shape}, expected {scores.shape}', labels)]

@@ -124,9 +124,24 @@ def test_steps(cfg: Any) -> Sequence[Any]:
     return cfg['test_pipeline']
 
 
+def kind_of(step: Step) -> str:
+    """Return the name of mmdet's step that a step is, or that its class is derived from; '' for a callable.
+
+    A step of a user's package that resizes a picture and its rotated boxes is a `Resize`. Of a class that is
+    derived from none of mmdet the type is returned.
+    """
+    from mmdet.datasets.builder import PIPELINES
+
+    if not hasattr(step, 'get'):
+        return ''
+    bases = getattr(PIPELINES.get(str(step.get('type'))), '__mro__', ())
+    names = (base.__name__ for base in bases if base.__module__.startswith('mmdet.datasets.pipelines'))
+    return next(names, str(step.get('type', '')))
+
+
 def has_normalisation(steps: Sequence[Step]) -> bool:
     """Return whether one of the steps is a `Normalize`."""
-    return any(step.get('type') == 'Normalize' for step in _all_dicts(steps))
+    return any(kind_of(step) == 'Normalize' for step in _all_dicts(steps))
 
 
 def _all_dicts(steps: Sequence[Step]) -> Iterator[dict[str, Any]]:
@@ -144,14 +159,14 @@ def _image_steps(steps: list[Step]) -> list[Step]:
 
 
 def _insert_after(steps: list[Step], new: Step, kinds: Sequence[str]) -> None:
-    """Insert a step behind the last one whose type is in `kinds` or loads, or which is a callable.
+    """Insert a step behind the last one whose kind is in `kinds` or loads, or which is a callable.
 
     If there is no such step, it becomes the first.
     """
     indices = [
         index
         for index, step in enumerate(steps)
-        if not hasattr(step, 'get') or step['type'] in kinds or step['type'].startswith('Load')
+        if not hasattr(step, 'get') or kind_of(step) in kinds or kind_of(step).startswith('Load')
     ]
     steps.insert(indices[-1] + 1 if indices else 0, new)
 
@@ -164,7 +179,7 @@ def _normalise_with(steps: list[Step], normalisation: Mapping[str, Sequence[floa
     """
     replaced = {name: list(values) for name, values in normalisation.items()}
     for step in _all_dicts(steps):
-        if step['type'] in ('Normalize', 'RandomCenterCropPad'):
+        if kind_of(step) in ('Normalize', 'RandomCenterCropPad'):
             step.update(replaced)
     if not has_normalisation(steps):
         new = dict(dict(type='Normalize', mean=[0.0] * 3, std=[1.0] * 3, to_rgb=False), **replaced)
@@ -174,20 +189,20 @@ def _normalise_with(steps: list[Step], normalisation: Mapping[str, Sequence[floa
 def _fit(steps: list[Step], size: tuple[int, int]) -> None:
     """Change a pipeline so that it gives one size (H, W): it resizes as the config does, and pads."""
     inner = _image_steps(steps)
-    if not any(hasattr(step, 'get') and step['type'] == 'Resize' for step in inner):
+    if not any(kind_of(step) == 'Resize' for step in inner):
         _insert_after(inner, dict(type='Resize', img_scale=size[::-1], keep_ratio=True), ())
-    resize = next(index for index, step in enumerate(inner) if step.get('type') == 'Resize')
+    resize = next(index for index, step in enumerate(inner) if kind_of(step) == 'Resize')
     inner[resize].pop('override', None)  # with it the step would not take the scale that is set
     inner.insert(resize, ScaleToFit(size, inner[resize].get('keep_ratio', True)))
     padded = False
     for index, step in enumerate(inner):
-        step_type = step.get('type') if hasattr(step, 'get') else ''
-        if step_type == 'Pad':
+        kind = kind_of(step)
+        if kind == 'Pad':
             pad_val = {key: step[key] for key in ('pad_val',) if key in step}
             inner[index] = dict(type='Pad', size=size, **pad_val)
-        elif step_type == 'RandomCenterCropPad':
+        elif kind == 'RandomCenterCropPad':
             inner[index] = PadAround(step, size)
-        padded = padded or step_type in ('Pad', 'RandomCenterCropPad')
+        padded = padded or kind in ('Pad', 'RandomCenterCropPad')
     if not padded:
         _insert_after(inner, dict(type='Pad', size=size, pad_val=dict(img=0)), IMAGE_STEPS)
 

@@ -12,10 +12,15 @@ LABELS = np.array([[1, 0, 2, 1], [2, 2, -1, -1]])
 
 
 def rows_of(scores=SCORES, labels=LABELS):
-    dets = np.concatenate([np.ones((*scores.shape, 4), np.float32), scores[..., None]], axis=2)
-    several = [order_rows(dict(one, labels=labels), 3) for one in (dict(dets=dets), dict(scores=scores))]
+    dets = [  # upright boxes, and rotated ones
+        np.concatenate([np.ones((*scores.shape, columns), np.float32), scores[..., None]], axis=2)
+        for columns in (4, 5)
+    ]
+    outputs = [dict(dets=dets[0]), dict(dets=dets[1]), dict(scores=scores)]
+    several = [order_rows(dict(one, labels=labels), 3) for one in outputs]
     assert [row.reason for row in several[0]] == [row.reason for row in several[1]]
-    return several[1]
+    assert [row.reason for row in several[1]] == [row.reason for row in several[2]]
+    return several[2]
 
 
 def test_what_keeps_the_contract_has_no_row():

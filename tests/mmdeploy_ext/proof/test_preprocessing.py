@@ -183,6 +183,22 @@ def test_given_mean_and_deviation_are_those_of_the_pipeline():
             assert compare_pictures(*options)[0].differences, 'they are not those of the config'
 
 
+def test_a_step_that_is_derived_from_one_of_mmdet_is_fitted_to_the_size_of_a_file():
+    from mmdet.datasets.builder import PIPELINES
+    from mmdet.datasets.pipelines import Resize
+
+    class ResizeOfAPackage(Resize):
+        pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        steps = dict(PIPELINES._module_dict, ResizeOfAPackage=ResizeOfAPackage)
+        patch.setattr(PIPELINES, '_module_dict', steps)
+        cfg = with_steps(Resize=dict(type='ResizeOfAPackage'))
+        picture = ConfigPipeline(cfg, (192, 256))(toy_atss.PICTURE)
+    expected = ConfigPipeline(TOY, (192, 256))(toy_atss.PICTURE)
+    assert (picture.tensor == expected.tensor).all() and picture.tensor.shape == (3, 192, 256)
+
+
 def test_what_a_pipeline_raises_and_several_pictures_of_one_are_not_proven():
     broken = with_steps(Collect=dict(keys=['gone']))
     assert "KeyError: 'gone'" in compared(broken).text and not compared(broken).passed
