@@ -17,6 +17,8 @@ SHARES = (0.004, 0.01, 0.03, 0.1)
 """Distances of scores below and above a threshold, relative to it."""
 HIGH = 0.5, 0.95
 """Range of scores that pass every threshold of a model."""
+SIDES = 3, 4, 5, 6
+"""Cells: sides of squares, one of which `clear_size` chooses."""
 
 
 def headings(count: int, rng: np.random.Generator, ends: Sequence[float] = (np.pi,)) -> np.ndarray:
@@ -45,11 +47,11 @@ def about_limits(low: float, high: float) -> list[float]:
     return [low - step, low + step, high - step, high + step]
 
 
-@functools.cache  # asked for each box
-def clear_size(threshold: float, choices: tuple[int, ...] = (3, 4, 5, 6)) -> int:
+@functools.cache  # called for each box
+def clear_size(threshold: float) -> int:
     """Return the side, in cells, of squares for which no overlap on a grid has an IoU near a threshold.
 
-    It is that of `choices` for which the nearest IoU of two such squares, shifted by cells, is furthest away.
+    It is that of `SIDES` for which the nearest IoU of two such squares, shifted by cells, is furthest away.
     """
 
     def clearance(side: int) -> float:
@@ -57,4 +59,4 @@ def clear_size(threshold: float, choices: tuple[int, ...] = (3, 4, 5, 6)) -> int
         common = np.multiply.outer(side - steps, side - steps)[1:]
         return float(np.abs(common / (2 * side**2 - common) - threshold).min())
 
-    return max(choices, key=clearance)
+    return max(SIDES, key=clearance)

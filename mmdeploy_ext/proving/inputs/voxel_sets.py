@@ -50,15 +50,14 @@ def in_order(coordinates: np.ndarray, same: bool) -> np.ndarray:
     return coordinates if same else np.ascontiguousarray(coordinates[:, [0, 3, 2, 1]])
 
 
-def proof_sets(spatial_shape: Triple, channels: int, seed: int = 0) -> list[VoxelSet]:
-    """Return the traced input and five that no exporter saw.
+def proof_sets(spatial_shape: Triple, channels: int) -> list[VoxelSet]:
+    """Return the traced input and five that no exporter saw, the same at every call.
 
     Args:
-        spatial_shape: grid size per axis.
-        channels: features per voxel.
-        seed: of the random ones.
+        spatial_shape: number of voxels per axis of the grid.
+        channels: number of features of a voxel.
     """
-    rng, shape = np.random.default_rng(seed), np.array(spatial_shape)
+    rng, shape = np.random.default_rng(0), np.array(spatial_shape)
     voxels = {
         'no voxel': np.zeros((0, 3), np.int64),
         'one voxel': np.array([shape // 2]),

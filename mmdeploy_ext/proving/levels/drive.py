@@ -133,7 +133,17 @@ class Shifted:
 
 
 class DriveProof(FramesProof):
-    """A proof on frames, read once. Scenes far from the map's origin are moved to it, see `NearOrigin`."""
+    """A proof on frames, read once. Scenes far from the map's origin are moved to it, see `NearOrigin`.
+
+    Attributes:
+        bars: that the drive is judged by.
+        modes: both sides in both modes, frame by frame.
+        drive: the frames that run.
+        drawn_frames: indices of the frames that the report draws.
+        first: the first frame; None before it ran.
+        count: number of frames that ran.
+        shape: of a frame's pictures, as text.
+    """
 
     advice = (
         'use a drive with objects that this model finds, a longer one (--frames), and a trained checkpoint'
@@ -147,6 +157,7 @@ class DriveProof(FramesProof):
         self.first: Frame | None = None
 
     def start(self, stack: contextlib.ExitStack) -> None:
+        """Open PyTorch's side and, for each mode, the files on the engine."""
         super().start(stack)
         memory = self.deployment.family.memory_spec(self.metadata[-1].postprocess)
         if self.verdict.precision != 'fp32':
@@ -160,12 +171,14 @@ class DriveProof(FramesProof):
         return Modes(self.reference, candidates, self.spec, task=task, **settings)
 
     def inputs(self) -> NearOrigin:
+        """Return the frames, moved to the origin, and choose those that the report draws."""
         self.drive = NearOrigin(self.samples)
         total, parts = len(self.drive), 2 * self.max_pictures
         self.drawn_frames = {min(part * total // parts, total - 1) for part in range(1, parts, 2)}
         return self.drive
 
     def run(self, sample: Frame) -> None:
+        """Run both sides on one frame in both modes."""
         self.first = self.first or sample
         expected, results = self.modes.add(sample)
         self.shape = self.shape or 'x'.join(map(str, sample.images.shape))
@@ -178,6 +191,7 @@ class DriveProof(FramesProof):
         self.count += 1
 
     def conclude(self) -> None:
+        """Judge the drive; for files in float32 add cases of synthetic outputs and of special frames."""
         rows = self.modes.finish()
         self.verdict.sequence = list(rows.values())
         self.verdict.cases = [_case(rows['teacher'], self.shape)]

@@ -63,6 +63,7 @@ class FramesProof(ExportedProof):
         return ExportedFile(path, file.model, file.metadata, file.metadata.form)
 
     def facts(self) -> dict[str, Any]:
+        """Return hashes, contract and precision of the files, and their engine, for the verdict."""
         precisions = (metadata.precision for metadata in self.metadata)
         return dict(
             files={Path(path).name: sha256_file(path)[:16] for path in self.paths},
@@ -93,6 +94,7 @@ class FramesProof(ExportedProof):
         return {graph.name: graph for graph in self.deployment.family.graphs(self.deployment.model, options)}
 
     def expected(self, file: ExportedFile) -> tuple[fresh_export.FreshExport, Any, GraphSpec | None]:
+        """Return fresh export, preprocessing rule and contract (None if unknown) of a file, in this order."""
         graph = self.graphs.get(file.name)
         fresh = fresh_export.of_graph(self.deployment, self.export_options, file.metadata, graph)
         contract = fresh_export.contract_after(graph.spec, file.metadata) if graph else None
@@ -128,6 +130,7 @@ class FramesProof(ExportedProof):
         return dataclasses.replace(result, differences=differences, error=voxels.error)
 
     def start(self, stack: contextlib.ExitStack) -> None:
+        """Open PyTorch's side and the files on the engine; a ModelFileError names graphs without a file."""
         names = {file.name for file in self.files}
         if absent := [f'{name}.onnx' for name in self.graphs if name not in names]:
             raise ModelFileError(
@@ -173,6 +176,7 @@ class SweepProof(FramesProof):
     )
 
     def cases(self, sample: Sweep) -> tuple[list[Case], list[Pair]]:
+        """Run both sides on one sweep; return its cases, and what the report draws of it."""
         run = functools.partial(
             self.clock.run, self.engine_titles[1], functools.partial(self.runner.step, sample)
         )

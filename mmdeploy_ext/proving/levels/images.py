@@ -38,10 +38,15 @@ if TYPE_CHECKING:
 
 
 class ImageProof(ExportedProof):
-    """A proof of one file. Its samples are (title, BGR picture); the first is taken as the traced one.
+    """A proof of one file. Its samples are (title, BGR picture); the first counts as the one that was traced.
 
     Attributes:
         picture_files: paths of the samples, if they were read from files.
+        export_options: options of the file's export, from its metadata.
+        backend: the engine with the file, active.
+        first: PyTorch's side of the first input.
+        empty: PyTorch's side of a plain picture in which it finds nothing; None if there is none.
+        prepared: PyTorch's sides of inputs that were computed before their turn.
     """
 
     max_pictures = 8
@@ -52,6 +57,7 @@ class ImageProof(ExportedProof):
         self.picture_files = picture_files
 
     def read(self, path: str) -> ExportedFile:
+        """Read the file; a ModelFileError refuses one whose form or options the model does not have."""
         file, deployment = super().read(path), self.deployment
         metadata, family = file.metadata, deployment.family
         metadata.require(path, family.name, family.forms)
@@ -67,6 +73,7 @@ class ImageProof(ExportedProof):
         return file
 
     def facts(self) -> dict[str, Any]:
+        """Return hash, form and shape ('fixed', 'dynamic' ...) of the file, and engine, for the verdict."""
         (file,) = self.files
         shape = 'fixed'
         if file.options['dynamic']:
@@ -82,6 +89,7 @@ class ImageProof(ExportedProof):
         )
 
     def expected(self, file: ExportedFile) -> tuple[fresh_export.FreshExport, Any, GraphSpec]:
+        """Return the fresh export, the rule by which pictures are prepared, and the contract of the file."""
         deployment, options = self.deployment, self.export_options
         fresh = fresh_export.of_images(deployment, options, file.metadata, self.samples[0][1])
         exported = make_metadata(deployment, fresh_export.exported_with(options, file.metadata))
@@ -89,6 +97,7 @@ class ImageProof(ExportedProof):
         return fresh, deploy.rule_of(deployment, options), contract
 
     def preprocessing(self) -> PreprocessingResult:
+        """Compare pictures prepared by the rule in the file with those of the config's test pipeline."""
         (file,), deployment = self.files, self.deployment
 
         def feeds(image: PreparedImage, batch: int) -> Mapping[str, np.ndarray]:
@@ -107,6 +116,7 @@ class ImageProof(ExportedProof):
         return result
 
     def start(self, stack: contextlib.ExitStack) -> None:
+        """Open the file on the engine; it is closed with the stack."""
         (file,), self.first, self.empty = self.files, None, None
         self.prepared: list[ImageReference] = []
         options = {key: value for key, value in self.engine.items() if key != 'engine'}
@@ -163,12 +173,14 @@ class ImageProof(ExportedProof):
         return more_inputs(self.deployment, self.export_options, self.samples[0])
 
     def run(self, sample: ProofInput | Trial) -> None:
+        """Run a trial, or both engines on an input, and add the results to the verdict."""
         if isinstance(sample, Trial):
             self.verdict.trials.append(sample.case())
         else:
             super().run(sample)
 
     def cases(self, sample: ProofInput) -> tuple[list[Case], list[Pair]]:
+        """Run both engines on one input; return its cases, and pairs of results to draw."""
         prepared = (reference for reference in self.prepared if reference.input is sample)
         reference = next(prepared, None) or ImageReference(self.deployment, sample)
         self.first = self.first or reference

@@ -77,9 +77,11 @@ class SparseProof(Proof):
         return self.files[0]
 
     def read(self, path: str) -> SparseFile:
+        """Read the file, and make the graphs that it is compared with."""
         return sparse_file.read_sparse_file(self.deployment, path, self.ranges)
 
     def facts(self) -> dict[str, Any]:
+        """Return hash, target, options, order of axes, precision, grid and output size for the verdict."""
         file, options = self.file, self.file.export_options
         return dict(
             file_sha256=sha256_file(file.path),
@@ -95,6 +97,7 @@ class SparseProof(Proof):
         return sparse_file.compare_graph(file)
 
     def checks(self, file: SparseFile) -> list[Check]:
+        """Check the file by the rules of its target, its settings, its INT8 ranges and its node list."""
         if file.export_options.target == 'libspconv':
             checks, notes = sparse_file.check_dialect(file.path, file.model, self.max_voxels)
             self.verdict.notes += notes
@@ -118,6 +121,7 @@ class SparseProof(Proof):
         return checks
 
     def preprocessing(self) -> PreprocessingResult:
+        """Compare the voxel rule in the file with the voxelisation of the model."""
         layer = self.deployment.family.voxel_layer(self.deployment.model)
         rule = sparse_file.read_fact(self.file.model, self.file.path, 'voxels')
         settings = self.deployment.settings
@@ -135,11 +139,13 @@ class SparseProof(Proof):
             self.candidate = runner
 
     def inputs(self) -> list[VoxelSet]:
+        """Return synthetic voxels, then the samples; [] if the file cannot be run."""
         settings = self.deployment.settings
         sets = [*proof_sets(settings.spatial_shape, settings.in_channels), *self.samples]
         return sets if self.candidate else []
 
     def cases(self, sample: VoxelSet) -> tuple[list[Case], list[Pair]]:
+        """Run both sides on one set of voxels; return its case, and what the report draws of it."""
         reference = run_reference(self.file, sample)
         coordinates = in_order(sample.coordinates, self.file.same_order)
         start = time.perf_counter()
