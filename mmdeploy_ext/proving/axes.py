@@ -40,7 +40,7 @@ class Axes:
         part = (min(max(decade, self.low), self.high) - self.low) / (self.high - self.low)
         return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - part), 2)
 
-    def level(self, value: float, kind: str) -> str:
+    def line(self, value: float, kind: str) -> str:
         """Return an SVG line across the chart at an error; `kind` is its class in the style sheet."""
         y = self.y(value)
         return f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
@@ -52,7 +52,7 @@ class Axes:
         """
         for decade in range(self.low, self.high + 1):
             kind, words = name(decade)
-            yield self.level(10.0**decade, kind)
+            yield self.line(10.0**decade, kind)
             yield text(LEFT - 6, self.y(10.0**decade) + 4, words, 'end')
 
 

@@ -1,7 +1,8 @@
 """Checks of what the contract of a `full` graph promises besides its results: order, padding, counts.
 
-The matching of results depends neither on their order nor on padding, so they are checked here. Each check
-returns failing rows, none if the promise is kept. Needs numpy only.
+A `full` graph contains the post-processing: its outputs are detections. The matching of results depends
+neither on their order nor on padding, so they are checked here. Each check returns failing rows, none if the
+promise is kept. Needs numpy only.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ def depth_plot(comparison: Comparison) -> Markup:
     words = {FLOOR: 'equal', 0: '1', CEILING: 'shape'}
     parts = list(axes.grid(lambda decade: ('base', words.get(decade, f'1e{decade}'))))
     bars = comparison.bars
-    parts += [axes.level(bars.born, 'bar born'), axes.level(bars.free, 'bar whole')]
+    parts += [axes.line(bars.born, 'bar born'), axes.line(bars.free, 'bar whole')]
     points, dots = [], []
     for entry in comparison.entries:
         if entry.state in ('inner', 'unknown'):

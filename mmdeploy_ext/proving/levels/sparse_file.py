@@ -2,6 +2,10 @@
 
 `read_sparse_file` reads a file and makes the graph that it has to hold; `compare_graph` compares both. The
 checks are those of the engine's contract, of the operators of a portable file, and of its metadata.
+
+The dialect is the form of ONNX that NVIDIA's libspconv reads; a portable file has standard operators only.
+Folding puts a BatchNorm into the convolution before it. Ranges are the largest absolute values of a layer's
+input and weights, by which INT8 is scaled. A node list is a file's nodes and initializers as JSON.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Level 2 of a sparse backbone: every layer and the dense map of its file against spconv.
 
 The reference is the unpatched model on spconv, whose convolutions are watched by hooks. The candidate is a
-libspconv file, interpreted in numpy, or a portable file on ONNX Runtime.
+libspconv file, interpreted in numpy, or a portable file on ONNX Runtime. A folded convolution has the
+BatchNorm and the ReLU behind it in itself.
 
 Glossary: N voxels, M active sites of a layer, C channels.
 """

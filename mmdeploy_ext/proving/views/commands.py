@@ -54,7 +54,7 @@ def export_command(subject: Mapping[str, Any], file: str, **changes: Any) -> str
     """Return the command that exports a file again.
 
     Args:
-        subject: of the verdict.
+        subject: `Verdict.subject`, of which `family`, `config`, `checkpoint` and `options` are read.
         file: path to write.
         changes: options that differ from those of the file that was proven.
     """

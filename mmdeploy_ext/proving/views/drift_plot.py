@@ -27,7 +27,8 @@ def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> M
     """Draw errors per frame of some tensors, each divided by its tolerance, with a line at 1.
 
     Args:
-        series: of a `SequenceRow`.
+        series: `SequenceRow.series`, with an entry per frame under each key: `name`, `reset` (whether the
+            memory was empty before), and under `ratios` the error over the tolerance of each tensor.
         names: of the tensors.
         label: what the chart shows, for screen readers.
     """
@@ -49,7 +50,7 @@ def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> M
 def match_strip(series: Mapping[str, Any], label: str) -> Markup:
     """Draw per frame which share of the detections was matched: full height is all of them.
 
-    The arguments are those of `drift_plot`.
+    The arguments are those of `drift_plot`, and `match_shares` for further keys of `series`.
     """
     axes = Axes(len(series['name']), *DECADES)
     wide = (WIDTH - LEFT - RIGHT) / max(axes.frames, 1)
@@ -68,7 +69,11 @@ def match_strip(series: Mapping[str, Any], label: str) -> Markup:
 
 
 def match_shares(series: Mapping[str, Any]) -> list[float | None]:
-    """Return per frame the share of matched results in the longer list; None if both lists are empty."""
+    """Return per frame the share of matched results in the longer list; None if both lists are empty.
+
+    `series` has the numbers of each frame: `reference` (PyTorch's results), `matched`, `extra` (results of
+    the engine without a partner).
+    """
     counts = zip(series['reference'], series['matched'], series['extra'], strict=True)
     return [
         matched / max(reference, matched + extra) if reference or extra else None
