@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A config and a checkpoint before the weights are loaded, and the family that exports them.
 
     Attributes:
@@ -63,7 +63,7 @@ class Source:
         product: str = DETECTOR,
         weight_layout: str = 'auto',
         file: str = '',
-    ) -> Source:
+    ) -> ModelSource:
         """Read the config and find its family.
 
         Args:
@@ -178,7 +178,7 @@ def check_provable(family: Family) -> None:
 
 
 def export_source(
-    source: Source,
+    source: ModelSource,
     output_file: str,
     options: Options,
     *,
@@ -266,7 +266,7 @@ def export(
         UsageError: refused before the weights were loaded; the message says what, got, expected.
         ExportError: the exporter failed, or wrote something other than what was asked for.
     """
-    source = Source.read(config, checkpoint, cfg_options, device)
+    source = ModelSource.read(config, checkpoint, cfg_options, device)
     export_options = source.family.choose(**{'opset': 0, **options})
     export_options.check(names=options)
     output = str(output_file) or source.family.default_output(Path(config).stem, export_options)
@@ -274,7 +274,7 @@ def export(
 
 
 def prove_source(
-    source: Source,
+    source: ModelSource,
     onnx_file: str,
     samples: Samples,
     engine: dict[str, Any],
@@ -374,7 +374,7 @@ def prove(
     Raises:
         UsageError: refused before the weights were loaded, such as a file that is not there.
     """
-    source = Source.read(config, checkpoint, cfg_options, device, file=str(onnx_file))
+    source = ModelSource.read(config, checkpoint, cfg_options, device, file=str(onnx_file))
     settings = engine_settings(
         engine, threads=threads, providers=providers, inference_precision=inference_precision
     )

@@ -12,7 +12,7 @@ import toy_streampetr_export as exported
 from mmdeploy_ext.exporting.deployment import Deployment
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.proving.inputs.synthetic_drive import Drive, synthetic_drive
+from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive, synthetic_drive
 from projects.configs.nuscenes_stream import image_augmentation, test_pipeline
 
 
@@ -40,6 +40,6 @@ def export(folder: Path, **options) -> list[str]:
     return export_files(deployment(), chosen, str(target))[0]
 
 
-def drive(frames: int, **options) -> Drive:
+def drive(frames: int, **options) -> SyntheticDrive:
     """Return a synthetic drive for the toy."""
     return synthetic_drive(frames, exported.RULE, **options)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.api import Exported, Source, check_provable, export_source
+from mmdeploy_ext.api import Exported, ModelSource, check_provable, export_source
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof
 from mmdeploy_ext.core import cli
@@ -127,7 +127,7 @@ class Export:
         args, values = self.args, self.values()
         cfg_options = shared.parse_cfg_options(args.cfg_options)
         proof.check_report_targets(args)
-        self.source = Source.read(
+        self.source = ModelSource.read(
             args.config,
             args.checkpoint or '',
             cfg_options,

@@ -41,12 +41,12 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Load the model, write the kit."""
     cli.wait_passively()
-    from mmdeploy_ext.api import Source
+    from mmdeploy_ext.api import ModelSource
     from mmdeploy_ext.kit.writer import write_detector_kit
     from mmdeploy_ext.proving.inputs.samples import Samples
 
     overrides = shared.parse_cfg_options(args.cfg_options)
-    source = Source.read(args.config, args.checkpoint, overrides, args.device, file=args.onnx_file)
+    source = ModelSource.read(args.config, args.checkpoint, overrides, args.device, file=args.onnx_file)
     if args.frames and source.family.samples == 'images':
         raise UsageError('--frames: goes with models of frames and sweeps only')
     inputs = Samples(source.family, args.samples or (), args.frames, '--samples')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.api import Source, prove_source
+from mmdeploy_ext.api import ModelSource, prove_source
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof
 from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, OPSET
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     engine = shared.engine_options(args)
     proof.check_report_targets(args)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
-    source = Source.read(args.config, args.checkpoint, cfg_options, args.device, file=args.onnx_file)
+    source = ModelSource.read(args.config, args.checkpoint, cfg_options, args.device, file=args.onnx_file)
     check_family(args, source.family, engine)
     samples = Samples(source.family, args.images or (), args.frames)
     asked = shared.option_values(args, EXPORT_OPTIONS)
@@ -88,7 +88,7 @@ def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any
 
 
 def prove_files(
-    args: argparse.Namespace, source: Source, samples: Samples, engine: dict[str, Any], **claims: Any
+    args: argparse.Namespace, source: ModelSource, samples: Samples, engine: dict[str, Any], **claims: Any
 ) -> int:
     """Prove files that were exported earlier, and show the verdict; return the exit status.
 

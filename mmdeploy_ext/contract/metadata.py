@@ -99,7 +99,7 @@ class Metadata:
         Raises:
             ModelFileError: not written by mm2onnx, or damaged metadata.
         """
-        check_names(props, path)
+        check_entry_names(props, path)
         values = {field.name: read_entry(props, field.name, path) for field in dataclasses.fields(cls)}
         try:
             rule = rule_from_json(values['preprocess'])
@@ -179,7 +179,9 @@ def entries_of(metadata_props: Iterable[Any], path: object) -> dict[str, str]:
     return props
 
 
-def check_names(props: Mapping[str, str], path: object, entries: Mapping[str, bool] = FILE_ENTRIES) -> None:
+def check_entry_names(
+    props: Mapping[str, str], path: object, entries: Mapping[str, bool] = FILE_ENTRIES
+) -> None:
     """Refuse a file of other graph rules, or with entries that no export writes.
 
     Nothing would compare such an entry, and whoever reads it first would believe it.
@@ -239,10 +241,10 @@ def read_entry(props: Mapping[str, str], name: str, path: object, check: Check |
 def check_entries(props: Mapping[str, str], path: object) -> None:
     """Check all entries of the file of a sparse graph, also those that its reader does not use.
 
-    For errors see `check_names` and `read_entry`.
+    For errors see `check_entry_names` and `read_entry`.
     """
     is_detector = f'{PREFIX}preprocess' in props
-    check_names(props, path, FILE_ENTRIES if is_detector else BACKBONE_ENTRIES)
+    check_entry_names(props, path, FILE_ENTRIES if is_detector else BACKBONE_ENTRIES)
     checks = {} if is_detector else dict(options=options_of_backbone)
     for name in FIELDS:
         if PREFIX + name in props:

@@ -194,7 +194,7 @@ def differing_facts(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[Grap
 
     Only the entries `OF_SPARSE_GRAPHS`, which a graph has before metadata is added, are compared here. The
     others are compared with config and checkpoint in `provenance.py`, and unknown ones are refused
-    (`metadata.check_names`).
+    (`metadata.check_entry_names`).
     """
     file_entries, fresh_entries = (
         {entry.key: entry.value for entry in graph.metadata_props} for graph in (model, fresh)

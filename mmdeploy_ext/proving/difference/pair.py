@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.graph.diff.program import Program
     from mmdeploy_ext.graph.diff.walk import Walk
-    from mmdeploy_ext.proving.difference.record import Recorder
+    from mmdeploy_ext.proving.difference.record import TensorRecorder
 
 SAMPLES = 48
 """Number of values of a tensor that are compared before all of them are."""
@@ -97,7 +97,7 @@ class RecordIndex:
     """
 
     def __init__(
-        self, recorder: Recorder, weights: Mapping[str, np.ndarray], rtol: float = BORN_RTOL
+        self, recorder: TensorRecorder, weights: Mapping[str, np.ndarray], rtol: float = BORN_RTOL
     ) -> None:
         """Index the records; `weights` are those of the modules that ran, by the names of the parameters."""
         self.recorder, self.records, self.rtol = recorder, recorder.records, rtol
@@ -258,7 +258,7 @@ def _claimed(walk: Walk) -> set[int]:
 def stands_for(operator: str, op_type: str) -> bool:
     """Return whether a node of an ONNX operator may have been exported from an operator of PyTorch.
 
-    `operator` is PyTorch's, by its name in `Record.operator`; `op_type` is that of the node.
+    `operator` is PyTorch's, by its name in `TensorRecord.operator`; `op_type` is that of the node.
     """
     if op_type in OPERATORS:
         return operator in OPERATORS[op_type]

@@ -41,7 +41,7 @@ expansions, which may be far larger than their inputs and which ONNX broadcasts,
 
 
 @dataclasses.dataclass
-class Record:
+class TensorRecord:
     """One tensor that PyTorch made.
 
     Attributes:
@@ -69,7 +69,7 @@ class Record:
         return f'{self.names[0]}: {source}' if source else self.names[0]
 
 
-class Recorder(TorchDispatchMode):
+class TensorRecorder(TorchDispatchMode):
     """Copies the outputs of operators while it is active.
 
     Attributes:
@@ -81,7 +81,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         """Begin with nothing recorded."""
         super().__init__()
-        self.records: list[Record] = []
+        self.records: list[TensorRecord] = []
         self.calls: dict[str, list[int]] = collections.defaultdict(list)
         self.stack: list[str] = []
         self._at: dict[int, int] = {}  # address of a tensor's memory -> index of its last record
@@ -100,12 +100,12 @@ class Recorder(TorchDispatchMode):
         return result
 
     def keep(self, tensor: torch.Tensor, operator: str) -> int:
-        """Copy a tensor that `operator` made (see `Record`); return the index of its record."""
+        """Copy a tensor that `operator` made (see `TensorRecord`); return the index of its record."""
         self._paused = True
         value = tensor.detach().cpu()
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()
         self._paused = False
-        self.records.append(Record(value, operator, self.stack[-1] if self.stack else ''))
+        self.records.append(TensorRecord(value, operator, self.stack[-1] if self.stack else ''))
         self._at[tensor.data_ptr()] = len(self.records) - 1
         return len(self.records) - 1
 
@@ -169,8 +169,8 @@ PARTS: dict[str, Callable[..., list[torch.Tensor]]] = {
 
 
 def record_stages(
-    stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor], recorder: Recorder | None = None
-) -> Recorder:
+    stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor], recorder: TensorRecorder | None = None
+) -> TensorRecorder:
     """Run the modules that a graph was exported from, in order, and record what they compute.
 
     A tap is a tensor inside a module that the module gave a name, see `core/taps.py`.
@@ -183,7 +183,7 @@ def record_stages(
     Returns:
         The records, in which outputs of the stages and all taps have their names.
     """
-    recorder, tensors = recorder or Recorder(), dict(inputs)
+    recorder, tensors = recorder or TensorRecorder(), dict(inputs)
     with torch.no_grad(), collect_taps() as taps:
         for stage in stages:
             with _watched(stage.module, recorder), recorder:
@@ -199,7 +199,7 @@ def record_stages(
 
 
 @contextlib.contextmanager
-def _watched(module: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
+def _watched(module: torch.nn.Module, recorder: TensorRecorder) -> Iterator[None]:
     """Hook all modules, so that the recorder knows which one runs."""
     with contextlib.ExitStack() as hooks:
         hooks.callback(recorder.stack.clear)

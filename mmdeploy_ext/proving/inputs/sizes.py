@@ -28,7 +28,7 @@ Size = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class InputSizes:
     """Sizes (H, W) of a dynamic graph's inputs, pixels.
 
     Attributes:
@@ -52,7 +52,7 @@ class Sizes:
     step: int = STRIDE
 
 
-def other_sizes(deployment: Deployment, options: Options) -> Sizes:
+def other_sizes(deployment: Deployment, options: Options) -> InputSizes:
     """Return the sizes for a file with these options; all are sizes that it takes, see `Family.takes`."""
     image = deployment.family.picture(deployment.model, options)
     takes = functools.partial(deployment.family.takes, deployment.model, options)
@@ -65,7 +65,7 @@ def other_sizes(deployment: Deployment, options: Options) -> Sizes:
     short, long = sorted(_aligned(unaligned, step))
     larger = tuple(max(size // step, 1) * step for size in (int(height * 1.25), int(width * 1.125)))
     fine = tuple(size // image.multiple * image.multiple for size in unaligned)
-    return Sizes(
+    return InputSizes(
         landscape=_grown((_odd(short, step), max(long, _odd(short, step) + step)), 2 * step, takes),
         portrait=_grown((_odd(long, step) + step * (long == short), short), 2 * step, takes),
         wide=_grown((_odd(NARROW, step), _odd(_beyond(width), step)), 2 * step, takes),

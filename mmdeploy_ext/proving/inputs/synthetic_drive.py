@@ -45,7 +45,7 @@ SCENE_PAUSE_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Drive:
+class SyntheticDrive:
     """A synthetic drive, whose frames are made one after the other.
 
     Attributes:
@@ -142,13 +142,13 @@ class Drive:
         return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 
 
-def synthetic_drive(frames: int, rule: MultiViewRule, **options: Any) -> Drive:
+def synthetic_drive(frames: int, rule: MultiViewRule, **options: Any) -> SyntheticDrive:
     """Return a drive of so many frames for the network input of a rule.
 
-    `options` are further fields of `Drive`.
+    `options` are further fields of `SyntheticDrive`.
     """
     colours = dict(mean=tuple(rule.mean), std=tuple(rule.std), to_rgb=rule.to_rgb)
-    return Drive(frames, rule.input_size, rule.num_cameras, **colours, **options)
+    return SyntheticDrive(frames, rule.input_size, rule.num_cameras, **colours, **options)
 
 
 class Surroundings:

@@ -25,7 +25,7 @@ that one's prediction is nearer by this; the float32 noise of a memory in global
 
 
 @dataclasses.dataclass(frozen=True)
-class Selection:
+class QuerySelection:
     """The queries that one engine put into its memory.
 
     Attributes:
@@ -63,7 +63,7 @@ def best_scores(logits: np.ndarray) -> np.ndarray:
 
 def select_queries(
     outputs: Mapping[str, np.ndarray], memory: Mapping[str, np.ndarray] | None, spec: MemorySpec
-) -> Selection:
+) -> QuerySelection:
     """Return which queries an engine put into its memory.
 
     By the order of scores they should be the first K. The places in the memory show which ones they are: a
@@ -79,7 +79,7 @@ def select_queries(
     expected = np.argsort(-scores, kind='stable')[: spec.topk]
     rows = min(spec.topk, len(expected))
     if memory is None or any(memory[name].shape[1] < rows for name, _, _ in spec.places):
-        return Selection(scores, expected)
+        return QuerySelection(scores, expected)
     memory_places = np.concatenate([memory[name][0, :rows] for name, _, _ in spec.places], 1)
     query_places = np.concatenate(
         [outputs[name][-1, 0][:, [*columns]] for _, name, columns in spec.places], 1
@@ -90,7 +90,7 @@ def select_queries(
     nearest, index = distance.argmin(1), np.arange(rows)
     is_other = distance[index, nearest] <= SAME_ROW
     is_other &= distance[index, nearest] + CLEARLY_NEARER < distance[index, expected]
-    return Selection(scores, np.where(is_other, nearest, expected))
+    return QuerySelection(scores, np.where(is_other, nearest, expected))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,7 @@ class RowPairing:
         return partners
 
     def advance(
-        self, reference: Selection, candidate: Selection, partners: np.ndarray, num_rows: int
+        self, reference: QuerySelection, candidate: QuerySelection, partners: np.ndarray, num_rows: int
     ) -> list[RowDifference]:
         """Update `rows` by the queries that a frame put into the memories; return new rows that differ.
 
@@ -216,7 +216,7 @@ class RowPairing:
         return Followed(queries, self.rows, len(differing) - len(beyond), fault, parted)
 
 
-def score_error(reference: Selection, candidate: Selection, partners: np.ndarray) -> float:
+def score_error(reference: QuerySelection, candidate: QuerySelection, partners: np.ndarray) -> float:
     """Return the largest score difference of queries that belong together; 0 if none is finite.
 
     `partners` (Q,) is the candidate's query for each of the reference's, -1 for none.

@@ -71,7 +71,7 @@ PASSING = (0.75, 0.5, 0.25, 0.125)
 BISECTIONS = 12
 """Number of thresholds that are tried at most until one row passes."""
 CUT_FROM = 0.95
-"""Smallest share of the rows that `cut` leaves."""
+"""Smallest share of the rows that `cut_at_gap` leaves."""
 COUNTED = Kind.ROWS, Kind.SCORE
 """Kinds of limits whose values are chosen by the number of rows that they leave."""
 
@@ -396,7 +396,7 @@ class LimitsLowered(Trial):
         inner = [limit for limit in inner if not limit.of_list_alone]
         for limit in inner:
             scores = self.scores_with([*values, (limit, limit.available)], limit.list)
-            values.append((limit, cut(scores, limit.minimum) or lowered(limit)))
+            values.append((limit, cut_at_gap(scores, limit.minimum) or lowered(limit)))
         if last is None:
             return values
         # few candidates have few results: the limit is raised so that all of them remain, if so many masks
@@ -407,7 +407,7 @@ class LimitsLowered(Trial):
         elif few_candidates:
             unlimited = min(max(last.value, trials.max_masks), last.available)
         scores = self.scores_with([*values, (last, unlimited)], last.list)
-        return [*values, (last, cut(scores, last.minimum) or lowered(last))]
+        return [*values, (last, cut_at_gap(scores, last.minimum) or lowered(last))]
 
 
 class LimitsRaised(Trial):
@@ -442,7 +442,7 @@ class LimitsRaised(Trial):
         scores = self.scores_with(values, limit.list)
         if len(scores) < max_rows:
             return max_rows
-        return cut(scores, limit.value + 1) or min(raised(limit), limit.available, max_rows)
+        return cut_at_gap(scores, limit.value + 1) or min(raised(limit), limit.available, max_rows)
 
     def _thresholds(self, values: Values, name: str, min_rows: int, max_rows: int) -> Values:
         """Return thresholds of scores that let more than `min_rows` rows of a list in.
@@ -572,7 +572,7 @@ class NothingPasses(Trial):
         return [(limit, limit.nothing) for limit in self.trials.limits if limit.nothing is not None]
 
 
-def cut(scores: np.ndarray, minimum: int) -> int:
+def cut_at_gap(scores: np.ndarray, minimum: int) -> int:
     """Return a number of rows at which descending scores can be cut: where the gap of two scores is largest.
 
     It is among the last 5 % of them (`CUT_FROM`) and at least `minimum`; 0 if there are not more scores.

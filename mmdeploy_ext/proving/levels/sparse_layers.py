@@ -91,7 +91,9 @@ def layer_sources(traced: SparseGraph) -> dict[str, LayerSource]:
 
 
 @contextlib.contextmanager
-def watched(encoder: torch.nn.Module, sources: dict[str, LayerSource]) -> Iterator[dict[str, LayerOutput]]:
+def watched_layers(
+    encoder: torch.nn.Module, sources: dict[str, LayerSource]
+) -> Iterator[dict[str, LayerOutput]]:
     """Yield a dict, path of a convolution -> output, that is filled by a forward pass inside the block.
 
     Nothing of the module changes, and the hooks are removed afterwards. ReLUs are applied to the outputs at
@@ -143,7 +145,7 @@ class SparseReference:
 def run_reference(file: SparseFile, voxels: VoxelSet) -> SparseReference:
     """Run the unpatched model on spconv, one thread, and watch its convolutions."""
     family, model = file.deployment.family, file.deployment.model
-    with watched(family.encoder(model), layer_sources(file.traced)) as layers:
+    with watched_layers(family.encoder(model), layer_sources(file.traced)) as layers:
         start = time.perf_counter()
         dense = family.run_encoder(model, voxels.features, voxels.coordinates)
         milliseconds = (time.perf_counter() - start) * 1e3

@@ -67,7 +67,7 @@ class FileTensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class ModuleCall:
     """The arguments of one call.
 
     Attributes:
@@ -87,7 +87,7 @@ class Call:
         """Name -> tensor, in the order of the arguments."""
         return {name: value for name, value in zip(self.names, self.values, strict=True) if name}
 
-    def replace(self, title: str, tensors: Mapping[str, torch.Tensor]) -> Call:
+    def replace(self, title: str, tensors: Mapping[str, torch.Tensor]) -> ModuleCall:
         """Return the call with another title and other values of the tensors in `tensors`, by name."""
         values = tuple(
             tensors.get(name, value) if name else value
@@ -108,12 +108,14 @@ def forward_of(module: Callable[..., Any]) -> Callable[..., Any]:
     return module.forward if isinstance(module, torch.nn.Module) else module
 
 
-def title_of(module: Callable[..., Any]) -> str:
+def module_title(module: Callable[..., Any]) -> str:
     """Return what messages call a module: its class, or the name of the function."""
     return type(module).__name__ if isinstance(module, torch.nn.Module) else getattr(module, '__name__', 'it')
 
 
-def read_call(module: Callable[..., Any], sample: Any, title: str, file_inputs: Sequence[str] = ()) -> Call:
+def read_call(
+    module: Callable[..., Any], sample: Any, title: str, file_inputs: Sequence[str] = ()
+) -> ModuleCall:
     """Return the call that a sample stands for.
 
     Args:
@@ -132,7 +134,7 @@ def read_call(module: Callable[..., Any], sample: Any, title: str, file_inputs: 
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         raise UsageError(
-            f'{title}: {title_of(module)}{signature} cannot be called with it: {error}'
+            f'{title}: {module_title(module)}{signature} cannot be called with it: {error}'
         ) from error
     names: list[str] = []
     for parameter, value in bound.arguments.items():
@@ -143,10 +145,10 @@ def read_call(module: Callable[..., Any], sample: Any, title: str, file_inputs: 
             parts = _leaves(parameter, value)
         names += [name if isinstance(leaf, torch.Tensor) else '' for name, leaf in parts]
     values, tree = pytree.tree_flatten(_with_tensors((bound.args, bound.kwargs)))
-    call = Call(title, tuple(values), tuple(names), tree)
+    call = ModuleCall(title, tuple(values), tuple(names), tree)
     if not call.tensors:
         raise UsageError(
-            f'{title}: holds no tensor; expected tensors or arrays for {title_of(module)}{signature}'
+            f'{title}: holds no tensor; expected tensors or arrays for {module_title(module)}{signature}'
         )
     return call
 
@@ -167,8 +169,8 @@ def _arguments(
         if set(sample) == set(file_inputs):
             return tuple(_with_tensors([sample[name] for name in file_inputs])), {}
         raise UsageError(
-            f'{title}: {unknown[0]!r} is no argument of {title_of(module)}{signature}; name tensors as the '
-            f"module's arguments, or all of them as the file's inputs: {', '.join(file_inputs)}"
+            f'{title}: {unknown[0]!r} is no argument of {module_title(module)}{signature}; name tensors as '
+            f"the module's arguments, or all of them as the file's inputs: {', '.join(file_inputs)}"
         )
     args = tuple(sample) if isinstance(sample, list | tuple) else (sample,)
     return tuple(_with_tensors(list(args))), {}
@@ -262,14 +264,18 @@ class FlatModule(torch.nn.Module):
     """
 
     def __init__(
-        self, module: Callable[..., Any], call: Call, inputs: Mapping[str, str], outputs: Mapping[str, str]
+        self,
+        module: Callable[..., Any],
+        call: ModuleCall,
+        inputs: Mapping[str, str],
+        outputs: Mapping[str, str],
     ) -> None:
         """Bind a module.
 
         Args:
             module: the user's.
             call: gives the values of arguments for which the file has no input.
-            inputs: name of the file's input -> name of the module's tensor, see `Call.names`.
+            inputs: name of the file's input -> name of the module's tensor, see `ModuleCall.names`.
             outputs: name of the file's output -> name of the module's result, see `named_results`.
         """
         super().__init__()

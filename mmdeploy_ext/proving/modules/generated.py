@@ -12,7 +12,7 @@ from mmdeploy_ext.proving.modules.calls import to_array
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.proving.modules.calls import Call, FileTensor
+    from mmdeploy_ext.proving.modules.calls import FileTensor, ModuleCall
 
 STEP = 32
 """By how much a size grows if the module refuses a size that is larger by 1: networks halve pictures up to
@@ -20,7 +20,7 @@ five times."""
 
 
 def dynamic_axes(
-    inputs: Mapping[FileTensor, str], call: Call
+    inputs: Mapping[FileTensor, str], call: ModuleCall
 ) -> tuple[dict[str, list[tuple[str, int]]], dict[str, int]]:
     """Return where the dynamic axes of a file are in the arguments of a call, and their sizes there.
 
@@ -43,7 +43,7 @@ def dynamic_axes(
     return places, sizes
 
 
-def resized(call: Call, title: str, places: Sequence[tuple[str, int]], size: int) -> Call:
+def resized(call: ModuleCall, title: str, places: Sequence[tuple[str, int]], size: int) -> ModuleCall:
     """Return a call in which axes have another size: their entries are repeated in order, or cut off.
 
     Args:
@@ -64,7 +64,7 @@ def other_sizes(size: int, axis: int) -> tuple[int, ...]:
     return (size + 1, size + 2) if axis == 0 else tuple(dict.fromkeys((size + 1, max(size // 2, 1))))
 
 
-def other_values(calls: Sequence[Call], names: Sequence[str], seed: int) -> Iterator[Call]:
+def other_values(calls: Sequence[ModuleCall], names: Sequence[str], seed: int) -> Iterator[ModuleCall]:
     """Yield calls like the first one with values that no sample has.
 
     All values stay between the smallest and the largest that a tensor has in any sample.
@@ -103,7 +103,7 @@ def other_values(calls: Sequence[Call], names: Sequence[str], seed: int) -> Iter
     yield first.replace('zeros', {name: torch.zeros_like(first.tensors[name]) for name in floats})
 
 
-def _range(calls: Sequence[Call], name: str) -> tuple[float, float]:
+def _range(calls: Sequence[ModuleCall], name: str) -> tuple[float, float]:
     """Return the smallest and the largest finite value of a tensor in all samples."""
     arrays = [to_array(call.tensors[name]).astype(np.float64).ravel() for call in calls]
     values = np.concatenate(arrays)

@@ -12,7 +12,7 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.graph.diff.findings import Bars
 from mmdeploy_ext.proving.difference.locate import Search, Subject
 from mmdeploy_ext.proving.difference.pair import RecordIndex
-from mmdeploy_ext.proving.difference.record import Recorder, record_stages
+from mmdeploy_ext.proving.difference.record import TensorRecorder, record_stages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +27,7 @@ LIBRARIES = tuple(str(folder) for package in PACKAGES for folder in (package, pa
 """Folders of PyTorch and of this package, as they are imported and without symbolic links."""
 
 
-class LineRecorder(Recorder):
+class LineRecorder(TensorRecorder):
     """A recorder that also notes for each record which line of the user's code ran.
 
     Attributes:

@@ -25,14 +25,14 @@ from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.graph.signature import compute_signature, count_nodes
 from mmdeploy_ext.proving.levels.structure import check_valid, unreached_inputs
 from mmdeploy_ext.proving.modules.calls import (
-    Call,
     FileTensor,
     FlatModule,
+    ModuleCall,
     as_fed,
     forward_of,
+    module_title,
     pair_names,
     read_call,
-    title_of,
     to_array,
 )
 from mmdeploy_ext.proving.modules.generated import STEP, dynamic_axes, other_sizes, other_values, resized
@@ -114,7 +114,7 @@ def prove_module(
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class CallComparison:
     """Module and file on one call.
 
     Attributes:
@@ -125,7 +125,7 @@ class Comparison:
         rows: the comparison of the outputs, of both runs if they differ.
     """
 
-    call: Call
+    call: ModuleCall
     feeds: Arrays
     reference: Arrays
     outputs: Arrays
@@ -184,16 +184,19 @@ class ModuleProof:
             list(self.file_inputs),
             list(self.calls[0].tensors),
             f'the inputs of {path}',
-            f'the arguments of {title_of(module)}',
+            f'the arguments of {module_title(module)}',
         )
         self.outputs = pair_names(
-            self.file_outputs, list(results), f'the outputs of {path}', f'the results of {title_of(module)}'
+            self.file_outputs,
+            list(results),
+            f'the outputs of {path}',
+            f'the results of {module_title(module)}',
         )
         self._check_names()
         self.compared: set[str] = set()
         self.first: Arrays = {}
         self.results_differ = False
-        self.failing: Comparison | None = None
+        self.failing: CallComparison | None = None
         self.verdict = ModuleVerdict(self._subject())
 
     def _subject(self) -> dict[str, Any]:
@@ -204,7 +207,7 @@ class ModuleProof:
         return dict(
             file=self.path,
             file_sha256=sha256_file(self.path),
-            module=title_of(self.module),
+            module=module_title(self.module),
             source=source or '',
             source_sha256=sha256_file(source) if source else '',
             inputs=self.inputs,
@@ -333,7 +336,7 @@ class ModuleProof:
                 'the file has no dynamic axis: it is proven at the sizes of the samples'
             )
 
-    def _resized(self) -> Iterator[Call]:
+    def _resized(self) -> Iterator[ModuleCall]:
         """Yield the first sample at other sizes of each dynamic axis."""
         first = self.calls[0]
         tensors = {self.file_inputs[name]: module_name for name, module_name in self.inputs.items()}
@@ -347,7 +350,7 @@ class ModuleProof:
                     call = resized(first, f'{letter} = {step_size}', axes, step_size)
                 yield call
 
-    def _refusal(self, call: Call) -> str:
+    def _refusal(self, call: ModuleCall) -> str:
         """Return why the module has no results for a generated input that could be compared, or ''."""
         try:
             results = call.run(self.module)
@@ -383,18 +386,18 @@ class ModuleProof:
                     name: outputs[output] for name, output in self.state.items() if output in outputs
                 }
 
-    def _reference(self, call: Call) -> Arrays:
+    def _reference(self, call: ModuleCall) -> Arrays:
         """Return the results of the module for a call; UsageError if it raises, or returns no tensor."""
         try:
             results = call.run(self.module)
         except REFUSALS as error:
             reason = f'{type(error).__name__}: {one_line(error)[:300]}'
-            raise UsageError(f'{call.title}: {title_of(self.module)} raises {reason}') from error
+            raise UsageError(f'{call.title}: {module_title(self.module)} raises {reason}') from error
         if not results:
-            raise UsageError(f'{call.title}: {title_of(self.module)} returns no tensor')
+            raise UsageError(f'{call.title}: {module_title(self.module)} returns no tensor')
         return results
 
-    def _compare(self, call: Call, state: Arrays | None = None) -> Comparison:
+    def _compare(self, call: ModuleCall, state: Arrays | None = None) -> CallComparison:
         """Compare both sides on one call, each run twice; `state` replaces inputs of the file only."""
         results, again = self._reference(call), self._reference(call)
         if not same_bits(results, again) and not all(
@@ -412,13 +415,13 @@ class ModuleProof:
             repeated = self.runner.run(feeds)
         except Mm2OnnxError as error:
             row = failed_row('all outputs', one_line(error)[:300])
-            return Comparison(call, feeds, reference, {}, [row])
+            return CallComparison(call, feeds, reference, {}, [row])
         rows = self._rows(reference, outputs)
         if not same_bits(outputs, repeated):
             rows += self._rows(reference, repeated)
-        return Comparison(call, feeds, reference, outputs, rows)
+        return CallComparison(call, feeds, reference, outputs, rows)
 
-    def _add(self, comparison: Comparison) -> None:
+    def _add(self, comparison: CallComparison) -> None:
         """Add a comparison to the verdict, and what `conclude` has to know of it."""
         reference, outputs = comparison.reference, comparison.outputs
         shapes = ', '.join(shape_text(array.shape) for array in comparison.feeds.values())
@@ -484,7 +487,9 @@ def _check_evaluating(module: Callable[..., Any]) -> None:
     if isinstance(module, torch.nn.Module):
         training = [name or 'the module' for name, part in module.named_modules() if part.training]
         if training:
-            raise UsageError(f'{title_of(module)}: {training[0]} is in training mode; return module.eval()')
+            raise UsageError(
+                f'{module_title(module)}: {training[0]} is in training mode; return module.eval()'
+            )
 
 
 def _compare_nodes(model: onnx.ModelProto, fresh: onnx.ModelProto) -> tuple[str, list[str]]:

@@ -13,7 +13,7 @@ from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.limits import Kind, Limit, changed, lowered, raised
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.proving.levels.other_limits import LimitsLowered, LimitsRaised, Trials, cut
+from mmdeploy_ext.proving.levels.other_limits import LimitsLowered, LimitsRaised, Trials, cut_at_gap
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
 from planted_boxes import OF_SUPPRESSION
 from planting import argument, arguments, replaced, result, settings
@@ -289,8 +289,8 @@ def test_every_kind_of_limit_has_other_values(kind, value, smaller, larger):
 def test_a_list_is_cut_where_rounding_mixes_nothing():
     scores = np.linspace(0.9, 0.5, 100)
     scores[97:] -= 0.1
-    assert cut(scores, 1) == 97 and cut(scores, 98) >= 98
-    assert cut(scores[:3], 3) == 0
+    assert cut_at_gap(scores, 1) == 97 and cut_at_gap(scores, 98) >= 98
+    assert cut_at_gap(scores[:3], 3) == 0
 
 
 def test_a_graph_whose_input_are_proposals_has_no_case_of_their_limits():

@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pytest
 
-from mmdeploy_ext.proving.inputs.synthetic_drive import Drive
+from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive
 from mmdeploy_ext.proving.levels.drive_run import DriveBars
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from proofs import run_modes, run_pair
 from toy_stepper import GROUPS, MEMORY, SPEC, TOPK, Altered, ToyStepper
 
-FRAMES = list(Drive(frames=100, size=(8, 24), cameras=2))
-SHORT = list(Drive(frames=12, size=(8, 24), cameras=2))
+FRAMES = list(SyntheticDrive(frames=100, size=(8, 24), cameras=2))
+SHORT = list(SyntheticDrive(frames=12, size=(8, 24), cameras=2))
 FEW = DriveBars(frames=12)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_report import EVIL, Page
 
-from mmdeploy_ext.proving.inputs.synthetic_drive import Drive
+from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive
 from mmdeploy_ext.proving.levels.drive_run import DriveBars
 from mmdeploy_ext.proving.results import Case, Check, GraphResult, Pair, PreprocessingResult
 from mmdeploy_ext.proving.verdict import Verdict
@@ -17,7 +17,7 @@ from mmdeploy_ext.proving.views.drift_plot import drift_plot, match_shares, matc
 from proofs import run_modes
 from toy_stepper import MEMORY, SPEC, Altered, ToyStepper
 
-FRAMES = list(Drive(frames=12, size=(8, 24), cameras=6))
+FRAMES = list(SyntheticDrive(frames=12, size=(8, 24), cameras=6))
 
 
 def broken(stepper, frame, result):

@@ -6,10 +6,10 @@ import itertools
 import numpy as np
 import pytest
 
-from mmdeploy_ext.proving.inputs.synthetic_drive import Drive, rig
+from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive, rig
 from mmdeploy_ext.runtime.frames import invert_pose
 
-DRIVE = Drive(frames=30, size=(32, 88))
+DRIVE = SyntheticDrive(frames=30, size=(32, 88))
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +37,7 @@ def test_two_scene_changes_and_one_jump_in_time(frames):
 
 
 def test_a_car_drives_and_turns_both_ways():
-    poses = Drive(frames=100).poses()
+    poses = SyntheticDrive(frames=100).poses()
     steps = np.linalg.norm(np.diff(poses[:, :2, 3], axis=0), axis=1)
     assert steps.min() > 0.5 and steps.max() < 6
     motion = invert_pose(poses[1:]) @ poses[:-1]
