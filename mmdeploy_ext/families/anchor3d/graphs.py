@@ -9,11 +9,9 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.anchor3d.runtime import AnchorRule
-from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, head_graph, head_spec, points_graph
+from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, points_and_head
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.pillars import points_facts
 
@@ -38,21 +36,18 @@ def flat_outputs(outputs: tuple[list[torch.Tensor], ...]) -> tuple[torch.Tensor,
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the graph of the points, a sparse backbone or pillars, and the graph of the dense head."""
-    points = points_graph(model, options, 'anchor3d')
-    head = DenseHead(fuse(model), flat_outputs)
-    return [points, head_graph(head, dense_spec(model, points.spec.outputs[0].axes))]
+    """Return the two graphs, see `lidar_graphs.points_and_head`."""
+    bev_meaning = "bird's-eye view of the points"
+    return points_and_head(model, options, 'anchor3d', flat_outputs, head_outputs(model), bev_meaning)
 
 
-def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
-    """Return the contract of the dense head, whose input is the bird's-eye view (1, C, H, W)."""
-    names = anchor_rule(parts_of(model).head).output_names
-    bev = TensorSpec('bev', 'float32', tuple(bev_shape), "bird's-eye view of the points")
-    meanings_and_units = [
-        (f'{MEANINGS[output]}, level {level}', '' if output == 'bbox_pred' else 'logit')
-        for output, level in (name.rsplit('_', 1) for name in names)
-    ]
-    return head_spec('anchor3d/head', DenseHead(model, flat_outputs), bev, names, meanings_and_units)
+def head_outputs(model: nn.Module) -> dict[str, tuple[str, str]]:
+    """Return the name of each output of the head (one of `AnchorRule.output_names`) -> its meaning and unit."""
+    names = {name: name.rsplit('_', 1) for name in anchor_rule(parts_of(model).head).output_names}
+    return {
+        name: (f'{MEANINGS[output]}, level {level}', '' if output == 'bbox_pred' else 'logit')
+        for name, (output, level) in names.items()
+    }
 
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:

@@ -96,8 +96,8 @@ def graphs(model: nn.Module) -> list[Graph]:
     head = DenseHead(fuse(model), node_outputs).eval()
     shape = (1, node.CHANNELS, int(parts.middle_encoder.ny), int(parts.middle_encoder.nx))
     spatial = TensorSpec(SPATIAL, 'float32', shape, 'pillars on the map, zeros elsewhere')
-    facts = [MEANINGS[name] for name in OUTPUTS]
-    spec = head_spec(f'centerpoint/{node.HEAD}', head, spatial, OUTPUTS, facts)
+    outputs = {name: MEANINGS[name] for name in OUTPUTS}
+    spec = head_spec(f'centerpoint/{node.HEAD}', head, spatial, outputs)
     example = {SPATIAL: torch.rand(shape, generator=generator).to(device)}
     return [encoder, Graph(node.HEAD, head, spec, example)]
 

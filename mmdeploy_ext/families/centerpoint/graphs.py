@@ -10,11 +10,9 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.centerpoint.runtime import VALUES, BoxRule
-from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, head_graph, head_spec, points_graph
+from mmdeploy_ext.families.parts.lidar_graphs import points_and_head
 from mmdeploy_ext.families.parts.pillars import points_facts
 
 UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
@@ -31,21 +29,15 @@ def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tup
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the graph of the points, a sparse backbone or pillars, and the graph of the dense head."""
-    folded, points = fuse(model), points_graph(model, options, 'centerpoint')
-    shape = points.spec.outputs[0].axes
-    return [points, head_graph(DenseHead(folded, flat_outputs), dense_spec(model, shape))]
+    """Return the two graphs, see `lidar_graphs.points_and_head`."""
+    bev_meaning = "bird's-eye view of the sparse backbone"
+    return points_and_head(model, options, 'centerpoint', flat_outputs, head_outputs(model), bev_meaning)
 
 
-def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
-    """Return the contract of `DenseHead` on a bird's-eye view of a shape (1, C, H, W)."""
-    names = box_rule(model.pts_bbox_head).output_names
-    bev = TensorSpec('bev', 'float32', tuple(bev_shape), "bird's-eye view of the sparse backbone")
-    meanings_and_units = [
-        (f'{output} of task {task}', UNITS[output])
-        for output, task in (name.rsplit('_', 1) for name in names)
-    ]
-    return head_spec('centerpoint/head', DenseHead(model, flat_outputs), bev, names, meanings_and_units)
+def head_outputs(model: nn.Module) -> dict[str, tuple[str, str]]:
+    """Return the name of each output of the head (one of `BoxRule.output_names`) -> its meaning and unit."""
+    names = {name: name.rsplit('_', 1) for name in box_rule(model.pts_bbox_head).output_names}
+    return {name: (f'{output} of task {task}', UNITS[output]) for name, (output, task) in names.items()}
 
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:

@@ -64,8 +64,7 @@ class CornerFamily(ImageFamily):
     reference_detections = staticmethod(mmdet_reference.box_detections)
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        yield from followed.replaced_of_class(model, FOLLOWED)
-        yield from followed.replaced_in([model.bbox_head], FOLLOWED)
+        return followed.replaced_in(model, ['bbox_head'], FOLLOWED)
 
     def claims(self, cfg: Any) -> Claim:
         """Claim every CornerNet; `check` refuses those with other heads, by the key."""

@@ -108,8 +108,7 @@ class DenseFamily(ImageFamily):
         return super().build(cfg)
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        yield from followed.replaced_of_class(model, followed.SINGLE_STAGE)
-        yield from followed.replaced_in([model.bbox_head], FOLLOWED)
+        return followed.replaced_in(model, ['bbox_head'], FOLLOWED)
 
     def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:
         """Take images that are smaller than a stride, unless levels shrink by more than their strides."""

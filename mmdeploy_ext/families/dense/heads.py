@@ -18,6 +18,7 @@ from mmdeploy_ext.families.parts import followed
 from mmdeploy_ext.families.parts.dense_heads import KINDS, HeadKind
 
 MlvlPointGenerator = mmdet_module('mmdet.core.anchor.point_generator').MlvlPointGenerator
+detectors = mmdet_module('mmdet.models.detectors')
 
 QUERY_HEAD = mmdet_module('mmdet.models.dense_heads').DETRHead
 """Base class of mmdet's heads of queries, which are derived from dense heads but have no priors."""
@@ -33,7 +34,7 @@ METHODS = (
 )
 """Methods of heads that the graphs compute by themselves."""
 FOLLOWED = (
-    *followed.SINGLE_STAGE,
+    (detectors.SingleStageDetector, followed.DETECTOR_METHODS),
     *((kind.upstream, METHODS) for kind in KINDS.values()),
     *followed.CODERS,
     *followed.FUNCTIONS,

@@ -13,11 +13,9 @@ from mmdet.core.utils import misc
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_of_class
 
-coders, detectors = mmdet_module('mmdet.core.bbox.coder'), mmdet_module('mmdet.models.detectors')
+coders = mmdet_module('mmdet.core.bbox.coder')
 DETECTOR_METHODS = ('forward', 'forward_test', 'simple_test')
 """Methods of detectors around their parts, in a test on one image."""
-SINGLE_STAGE: Followed = ((detectors.SingleStageDetector, DETECTOR_METHODS),)
-"""The methods of one-stage detectors."""
 CODER_FUNCTIONS = {
     coders.DeltaXYWHBBoxCoder: ('delta2bbox',),
     coders.LegacyDeltaXYWHBBoxCoder: ('legacy_delta2bbox',),
@@ -40,12 +38,19 @@ FUNCTIONS: Followed = (
 """Functions that choose boxes, and make results of them."""
 
 
-def replaced_in(heads: Iterable[Any], followed: Followed) -> Iterator[Replaced]:
-    """Yield the methods of live heads, their parts and box coders, and the functions that choose boxes.
+def replaced_in(detector: Any, heads: Iterable[str], followed: Followed) -> Iterator[Replaced]:
+    """Yield what the graphs of an image detector compute by themselves, as `Family.replaced` does.
 
-    `followed` are the classes and functions that the graphs of a family compute.
+    That is methods of the detector, of the parts of its heads and of their box coders, and functions.
+
+    Args:
+        detector: the live detector.
+        heads: names of the attributes that are its heads; heads that it does not have are left out.
+        followed: the classes and functions that the graphs of its family compute.
     """
-    parts = [part for head in heads if head is not None for part in head.modules()]
+    yield from replaced_of_class(detector, followed)
+    live_heads = [getattr(detector, head, None) for head in heads]
+    parts = [part for head in live_heads if head is not None for part in head.modules()]
     for part in parts:
         yield from replaced_of_class(part, followed)
     yield from replaced_coders(parts)

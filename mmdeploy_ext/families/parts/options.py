@@ -1,6 +1,7 @@
 """Options that several families declare."""
 
 import dataclasses
+import functools
 
 from mmdeploy_ext.contract import options
 from mmdeploy_ext.contract.options import Option
@@ -29,7 +30,9 @@ PASTE_MASKS = Option(
 # --- models of frames of several cameras, and LiDAR detectors with a dense head -------------------------
 
 AUTOWARE = 'autoware'
+"""Choice of `--contract`: the files that a node of Autoware loads."""
 STREAM_GROUP = 'multi-camera models (StreamPETR)'
+"""Heading of these options in the help text."""
 STREAM_CONTRACT = dataclasses.replace(
     options.CONTRACT,
     default='deploy',
@@ -39,25 +42,20 @@ STREAM_CONTRACT = dataclasses.replace(
     choices=('deploy', 'fork', AUTOWARE),
     fixes={AUTOWARE: dict(precision='fp32')},
 )
-FORK_VERSION = Option(
+_FORK_OPTION = functools.partial(Option, only_with=('contract', 'fork'), stated=True, group=STREAM_GROUP)
+FORK_VERSION = _FORK_OPTION(
     'fork_version',
     '1.0',
     "the fork's branch: 1.0 has 12 inputs with absolute time (default), 1.1 has 11 with ages",
     ('1.0', '1.1'),
     key='fork_version',
-    only_with=('contract', 'fork'),
-    stated=True,
-    group=STREAM_GROUP,
 )
-FORK_IMG2LIDAR = Option(
+FORK_IMG2LIDAR = _FORK_OPTION(
     'fork_img2lidar',
     'token',
     'matrices per token (default), or per token and depth bin',
     ('token', 'depth'),
     key='fork_img2lidar',
-    only_with=('contract', 'fork'),
-    stated=True,
-    group=STREAM_GROUP,
 )
 LAYERS = Option(
     'layers',
@@ -81,6 +79,7 @@ STREAM_OPTIONS = (STREAM_CONTRACT, FORK_VERSION, FORK_IMG2LIDAR, LAYERS, NODE_IM
 """Options of models of frames of several cameras."""
 
 EXPORT_SCN = 'export_scn.py writes the sparse backbone for other engines'
+"""What the error about a wrong choice of a LiDAR detector says to do."""
 LIDAR_CONTRACT = dataclasses.replace(
     options.CONTRACT,
     default='deploy',

@@ -115,12 +115,10 @@ CO_DETR_FOLLOWED = (
 
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
     """Yield the methods that the graphs of a detector compute by themselves, see `Family.replaced`."""
-    keys = ['bbox_head', 'panoptic_head', 'panoptic_fusion_head', 'rpn_head', 'roi_head']
+    heads = ['bbox_head', 'panoptic_head', 'panoptic_fusion_head', 'rpn_head', 'roi_head']
     if is_co_detr(type(model)):
-        keys = ['query_head']
-    methods = (*CO_DETR_FOLLOWED, *FOLLOWED)
-    yield from followed.replaced_of_class(model, methods)
-    yield from followed.replaced_in([getattr(model, key, None) for key in keys], methods)
+        heads = ['query_head']
+    return followed.replaced_in(model, heads, (*CO_DETR_FOLLOWED, *FOLLOWED))
 
 
 def kind_of(head: nn.Module) -> str:

@@ -63,11 +63,7 @@ class SoloFamily(ImageFamily):
     followed = FOLLOWED
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield the methods of the detector and its head, and the functions that suppress masks."""
-        yield from followed.replaced_of_class(model, FOLLOWED)
-        for part in model.mask_head.modules():
-            yield from followed.replaced_of_class(part, FOLLOWED)
-        yield from followed.replaced_functions(FOLLOWED)
+        return followed.replaced_in(model, ['mask_head'], FOLLOWED)
 
     def full_size(self, image: PreparedImage) -> tuple[int, int]:
         """Return the size that soft masks have: up to a multiple of 8."""

@@ -75,10 +75,8 @@ FOLLOWED = (
 
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
     """Yield the methods that the graphs of a detector compute by themselves, see `Family.replaced`."""
-    keys = 'rpn_head', 'roi_head', 'semantic_head', 'panoptic_fusion_head'
-    heads = [getattr(model, key, None) for key in keys]
-    yield from map(of_release, followed.replaced_of_class(model, FOLLOWED))
-    yield from map(of_release, followed.replaced_in(heads, FOLLOWED))
+    heads = 'rpn_head', 'roi_head', 'semantic_head', 'panoptic_fusion_head'
+    return map(of_release, followed.replaced_in(model, heads, FOLLOWED))
 
 
 def of_release(entry: Replaced) -> Replaced:

@@ -50,8 +50,7 @@ class YolactFamily(ImageFamily):
     batches = staticmethod(image_feeds.batches)
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        yield from followed.replaced_of_class(model, FOLLOWED)
-        yield from followed.replaced_in([model.bbox_head, model.mask_head], FOLLOWED)
+        return followed.replaced_in(model, ['bbox_head', 'mask_head'], FOLLOWED)
 
     def claims(self, cfg: Any) -> Claim:
         """Claim every YOLACT; `check` refuses those with other heads, by the key."""

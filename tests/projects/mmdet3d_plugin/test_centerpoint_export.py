@@ -14,6 +14,7 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 import toy_centerpoint
 from marking import in_suite
 from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, UsageError
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
@@ -280,11 +281,14 @@ def page_section(title):
 
 def test_the_page_states_the_contract_of_the_head():
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.families.centerpoint import graphs
+    from mmdeploy_ext.families.centerpoint.graphs import flat_outputs, head_outputs
+    from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, head_spec
 
     toy_centerpoint.register()
     cfg = load_config(str(REPO / 'projects/configs/BEVFusion/centerpoint_toy.py'))
-    contract = graphs.dense_spec(find_family(cfg).build(cfg), (1, 96, 56, 56))
+    model = find_family(cfg).build(cfg)
+    bev = TensorSpec('bev', 'float32', (1, 96, 56, 56))
+    contract = head_spec('centerpoint/head', DenseHead(model, flat_outputs), bev, head_outputs(model))
     rows = [
         [cell.strip() for cell in line.strip('|').split('|')]
         for line in page_section('head.onnx').splitlines()

@@ -50,35 +50,19 @@ class Tables:
 
 
 def tables_of(point_cells: np.ndarray, shape: tuple[int, int]) -> Tables:
-    """Return the tables of the cells (N, D, h, w) of points, see `geometry.cells`, on a grid of (X, Y)."""
-    geometry = point_cells.reshape(-1).astype(np.int32)
-    ranks = np.where(geometry < shape[0] * shape[1], geometry, np.int32(-1))
-    return _tables(geometry, ranks, shape, 0, len(geometry))
+    """Return the tables of the cells (N, D, h, w) of points, see `geometry.cells`, on a grid of (X, Y).
 
-
-def engine_tables(point_cells: np.ndarray, shape: tuple[int, int]) -> Tables:
-    """Return the tables as CUDA-BEVFusion makes them; the arguments are those of `tables_of`.
-
-    They differ in two ways: points outside the grid have rank 0, as those of cell 0 have, and the last point
-    of the last interval is left out.
+    CUDA-BEVFusion makes the same tables, but for points outside the grid, whose rank is that of cell 0, and
+    for the last point of the last interval, which it leaves out.
 
     Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion/src/bevfusion/camera-geometry.cu:60-88 and
     218-265 (its behaviour, no code).
     """
     geometry = point_cells.reshape(-1).astype(np.int32)
-    inside = geometry < shape[0] * shape[1]
-    ranks = np.where(inside, geometry, np.int32(0))
-    return _tables(geometry, ranks, shape, len(geometry) - int(inside.sum()), len(geometry) - 1)
-
-
-def _tables(geometry: np.ndarray, ranks: np.ndarray, shape: tuple[int, int], first: int, end: int) -> Tables:
-    """Return the tables of points sorted by rank.
-
-    Intervals are of the sorted points from `first` on, without those of rank -1; the last ends before `end`.
-    """
+    ranks = np.where(geometry < shape[0] * shape[1], geometry, np.int32(-1))
     indices = np.argsort(ranks, kind='stable')
-    starts = np.flatnonzero(np.diff(ranks[indices][first:], prepend=np.int32(-1))) + first
-    ends = np.append(starts[1:], end)[: len(starts)]
+    starts = np.flatnonzero(np.diff(ranks[indices], prepend=np.int32(-1)))
+    ends = np.append(starts[1:], len(ranks))[: len(starts)]
     intervals = np.stack([starts, ends, geometry[indices[starts]]], 1).astype(np.int32)
     return Tables(geometry, ranks, indices.astype(np.uint32), intervals, tuple(shape))
 
