@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 HERE, RUNTIME = 'mmdeploy_ext.families.centerpoint.autoware', 'mmdeploy_ext.consumers.autoware'
 OUTPUTS, PARAMETERS, ENCODER = (
-    f'{HERE}:{name}' for name in ('node_outputs', 'parameters', 'Encoder.forward')
+    f'{HERE}:{name}' for name in ('node_outputs', 'parameters', 'PillarEncoder.forward')
 )
 TEXT, REMAPPER, WORDS = (
     f'{RUNTIME}.manifest:{name}' for name in ('parameter_text', 'remapper_text', 'class_words')

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from planting import Change
 
 POST = 'mmdeploy_ext.families.corner.graphs'
-BEST, FORM = f'{POST}:best_corners', f'{POST}:FullForm.forward'
+BEST, FORM = f'{POST}:best_corners', f'{POST}:CornerFullForm.forward'
 SUPPRESSION = 'mmdeploy_ext.exporting.postprocess.suppression:Suppression.__call__'
 OFFSETS = 'mmdeploy_ext.exporting.ops.nms:class_offsets'
 PEAKS = 'mmdeploy_ext.families.parts.runtime.box_coders:peaks_of'
-NETWORK = 'mmdeploy_ext.families.corner.graphs:Network.forward'
+NETWORK = 'mmdeploy_ext.families.corner.graphs:CornerNetwork.forward'
 TOY, BOTH = 'cornernet', 'cornernet centripetalnet'
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 KINDS, FORMS = 'mmdeploy_ext.families.dense.heads', 'mmdeploy_ext.families.dense.forms'
 POSTPROCESS = 'mmdeploy_ext.exporting.postprocess.bbox2d:DenseBoxPostprocess.forward'
-DECODE, FULL = f'{FORMS}:Decode.forward', f'{FORMS}:FullForm.forward'
+DECODE, FULL = f'{FORMS}:Decode.forward', f'{FORMS}:DenseFullForm.forward'
 FACTORS = 'mmdeploy_ext.families.parts.runtime.box_coders:factors_of'
 WRITTEN = 'mmdeploy_ext.families.dense.family:DenseFamily.postprocess_facts'
 SELECT = 'mmdeploy_ext.families.dense.runtime:postprocess_image'

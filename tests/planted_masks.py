@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 PARTS = 'mmdeploy_ext.families.parts'
 PACKAGE = 'mmdeploy_ext.families.two_stage'
-MASKS, LOGITS, STAGES = f'{PACKAGE}.masks', f'{PARTS}.mask_heads', f'{PARTS}.mask_heads:Stages.forward'
+MASKS, LOGITS = f'{PACKAGE}.masks', f'{PARTS}.mask_heads'
+STAGES = f'{LOGITS}:StagedMaskHeads.forward'
 FORM, THRESHOLD = f'{MASKS}:Masks.forward', f'{PARTS}.mask_heads:threshold'
 PASTE = 'mmdeploy_ext.families.parts.runtime.pasted_masks:paste'
 IN_GRAPH = f'{PARTS}.pasting:Paste.forward'
@@ -94,7 +95,7 @@ planted(
 planted(
     'masks of the class of the detection beside',
     TOY,
-    (f'{LOGITS}:own_class', argument(1, lambda labels: labels.roll(1, 0))),
+    (f'{LOGITS}:predicted_class_only', argument(1, lambda labels: labels.roll(1, 0))),
 )
 planted('masks without a sigmoid', TOY, masks_of(lambda masks: torch.logit(masks, 1e-6).clamp(0, 1)))
 planted('masks turned: rows and columns change places', TOY, masks_of(lambda masks: masks.transpose(2, 3)))
@@ -200,7 +201,7 @@ planted(
     'a single result is lost, with its mask',
     TOY,
     (
-        f'{PACKAGE}.graphs:FullForm.forward',
+        f'{PACKAGE}.graphs:TwoStageFullForm.forward',
         result(
             lambda found, *_: tuple(
                 one * ((found[1] >= 0).sum(1) > 1).reshape(-1, *[1] * (one.dim() - 1)).to(one.dtype)

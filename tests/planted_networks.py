@@ -31,17 +31,17 @@ NETWORKS = dict(
     atss='mmdeploy_ext.families.dense.forms:RawNetwork.forward',
     solov2='mmdeploy_ext.families.solo.networks:BatchedNetwork.forward',
     decoupled_solo='mmdeploy_ext.families.solo.networks:BatchedNetwork.forward',
-    rtdetr='mmdeploy_ext.families.rtdetr.graphs:Network.forward',
+    rtdetr='mmdeploy_ext.families.rtdetr.graphs:RtDetrNetwork.forward',
 )
 OTHERS = dict(
-    faster_rcnn='mmdeploy_ext.families.two_stage.graphs:Network.forward',
-    mask_rcnn='mmdeploy_ext.families.two_stage.graphs:Network.forward',
-    panoptic_fpn='mmdeploy_ext.families.two_stage.graphs:Network.forward',
+    faster_rcnn='mmdeploy_ext.families.two_stage.graphs:TwoStageNetwork.forward',
+    mask_rcnn='mmdeploy_ext.families.two_stage.graphs:TwoStageNetwork.forward',
+    panoptic_fpn='mmdeploy_ext.families.two_stage.graphs:TwoStageNetwork.forward',
     deformable_detr='mmdeploy_ext.families.parts.query_networks:QueryNetwork.forward',
     queryinst='mmdeploy_ext.families.query.regions:RegionsNetwork.forward',
     mask2former='mmdeploy_ext.families.query.masks:Mask2FormerNetwork.forward',
-    yolact='mmdeploy_ext.families.yolact.graphs:Network.forward',
-    cornernet='mmdeploy_ext.families.corner.graphs:Network.forward',
+    yolact='mmdeploy_ext.families.yolact.graphs:YolactNetwork.forward',
+    cornernet='mmdeploy_ext.families.corner.graphs:CornerNetwork.forward',
 )
 """Toy -> its network, which gets the faults of `FEW`."""
 

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 PARTS = 'mmdeploy_ext.families.parts'
 PACKAGE = 'mmdeploy_ext.families.query'
 NETWORKS, POST, PADDING = f'{PARTS}.query_networks', f'{PACKAGE}.postprocess', f'{PARTS}.padding'
-FORM, BEST, MOST = f'{POST}:FullForm.forward', f'{POST}:best_pairs', f'{POST}:max_per_img'
+FORM, BEST, MOST = f'{POST}:QueryFullForm.forward', f'{POST}:best_pairs', f'{POST}:max_per_img'
 ATTENTION = 'mmdeploy_ext.exporting.ops.attention'
 LOCATIONS, ATTEND, SHARES = (
     f'{ATTENTION}:{name}' for name in ('sampling_locations', 'attend_maps', 'shares')
 )
 NETWORK, REFERENCE = f'{NETWORKS}:QueryNetwork.forward', f'{NETWORKS}:reference_points'
-LEVEL, POSITIONS = f'{PADDING}:Level', f'{PADDING}:SinePositions.forward'
+LEVEL, POSITIONS = f'{PADDING}:PaddedMap', f'{PADDING}:SinePositions.forward'
 XYXY = 'mmdeploy_ext.models.rtdetr.boxes:cxcywh_to_xyxy'
 LAYERS = f'{PARTS}.query_networks'
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from planting import Change
 
 PARTS = 'mmdeploy_ext.families.parts'
-PACKAGE = 'mmdeploy_ext.families.query'
+PACKAGE, MASK_HEADS = 'mmdeploy_ext.families.query', 'mmdeploy_ext.families.parts.mask_heads'
 REGIONS, MASKS = f'{PACKAGE}.regions', f'{PACKAGE}.masks'
 REGIONS_FORM, INTERACT = f'{REGIONS}:RegionsFullForm.forward', f'{REGIONS}:interact'
 BEST = f'{PACKAGE}.postprocess:best_pairs'
@@ -60,12 +60,12 @@ planted('masks of another query', QUERY, (INTERACT, result(lambda right, *_: (*r
 planted(
     'masks of the next class',
     QUERY,
-    ('mmdeploy_ext.families.parts.mask_heads:own_class', argument(1, lambda labels: (labels + 1) % 6)),
+    (f'{MASK_HEADS}:predicted_class_only', argument(1, lambda labels: (labels + 1) % 6)),
 )
 planted(
     'masks of classes by query',
     QUERY,
-    ('mmdeploy_ext.families.parts.mask_heads:own_class', argument(1, lambda labels: labels.roll(1))),
+    (f'{MASK_HEADS}:predicted_class_only', argument(1, lambda labels: labels.roll(1))),
 )
 planted(
     'queries that do not look at each other',

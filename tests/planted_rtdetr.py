@@ -25,7 +25,7 @@ ATTENTION, ATTEND = (
     'mmdeploy_ext.models.rtdetr.attention:DeformableAttention',
     'mmdeploy_ext.models.rtdetr.attention:attend_maps',
 )
-NETWORK, FEEDS = f'{PACKAGE}.graphs:Network.forward', f'{PACKAGE}.graphs:feeds'
+NETWORK, FEEDS = f'{PACKAGE}.graphs:RtDetrNetwork.forward', f'{PACKAGE}.graphs:feeds'
 SIZES = 'orig_target_sizes'
 TOY = 'rtdetr'
 

@@ -153,7 +153,7 @@ planted(
     'all cameras have the focal length of the first',
     FAMILY,
     (
-        f'{PETR}.graphs:PositionEmbedding.forward',
+        f'{PETR}.graphs:RigEmbedding.forward',
         arguments(lambda self, img2lidar, focal: (self, img2lidar, focal[:, :1].expand_as(focal))),
     ),
 )
@@ -180,7 +180,7 @@ def _moved_centres(original: Callable) -> Callable:
 planted(
     'token centres a half pixel off',
     FAMILY,
-    (f'{PETR}.graphs:PositionEmbedding.__init__', _moved_centres),
+    (f'{PETR}.graphs:RigEmbedding.__init__', _moved_centres),
 )
 
 

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from planting import Change
 
 POST = 'mmdeploy_ext.families.yolact.graphs'
-FORM, SUPPRESS, MASKS = f'{POST}:FullForm.forward', f'{POST}:fast_suppression', f'{POST}:masks_of'
+FORM, SUPPRESS, MASKS = f'{POST}:YolactFullForm.forward', f'{POST}:fast_suppression', f'{POST}:masks_of'
 IOU, RESIZING = (
     'mmdeploy_ext.exporting.ops.nms:pairwise_iou',
     'mmdeploy_ext.exporting.postprocess.mask_resize:resizing',
 )
-NETWORK = 'mmdeploy_ext.families.yolact.graphs:Network.forward'
+NETWORK = 'mmdeploy_ext.families.yolact.graphs:YolactNetwork.forward'
 TOY = 'yolact'
 
 
@@ -84,7 +84,7 @@ planted(
     'the last level is left out',
     TOY,
     (
-        f'{POST}:FullForm.forward',
+        f'{POST}:YolactFullForm.forward',
         called(lambda original, self, *given: original(self, *given[:5], *without_last_level(given[5:]))),
     ),
 )

@@ -64,12 +64,12 @@ def write(
     if contract == 'deploy':
         modules = dict(
             extract_img_feat=graphs.ExtractImgFeat(detector),
-            position_embedding=graphs.PositionEmbedding(detector, *shape),
+            position_embedding=graphs.RigEmbedding(detector, *shape),
             pts_head_memory=graphs.PtsHeadMemory(detector, every),
         )
         specs = {name: getattr(spec, name)(size, chosen) for name in modules}
     else:
-        cls = graphs.Fork10 if chosen.fork_version == '1.0' else graphs.Fork
+        cls = graphs.ForkFrame10 if chosen.fork_version == '1.0' else graphs.ForkFrame
         modules, specs = dict(fork=cls(detector, every, *shape)), dict(fork=spec.fork(size, chosen))
     return [
         _write(folder, name, module, specs[name], chosen, checkpoint, seed)

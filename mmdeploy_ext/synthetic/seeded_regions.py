@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.families.parts.mask_heads import heads_of, judge_of, logits_of, points_of
-from mmdeploy_ext.families.parts.regions import Branch, grid_of, region_maps, stages_of
+from mmdeploy_ext.families.parts.regions import RegionBranch, grid_of, region_maps, stages_of
 from mmdeploy_ext.families.two_stage.boxes import Grid, last_head
 from mmdeploy_ext.families.two_stage.masks import Masks
 from mmdeploy_ext.families.two_stage.proposals import generator_of
@@ -75,7 +75,7 @@ def forwards(
 ) -> Iterator[tuple[Sequence[nn.Module], Callable[[], Any]]]:
     """Yield heads of regions, and a function that runs them on `region_maps` and boxes (B, K, 4)."""
     for stage in range(stages_of(roi_head)):
-        branch = Branch(roi_head, 'bbox', stage)
+        branch = RegionBranch(roi_head, 'bbox', stage)
         yield [branch.head], functools.partial(branch, maps, boxes)
     boxes = boxes[:, :: STEP * (1 + last_head(roi_head).num_classes // MANY_CLASSES)]
     detections = torch.cat([boxes, torch.ones_like(boxes[..., :1])], 2)

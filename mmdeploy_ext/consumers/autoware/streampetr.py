@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mmdeploy_ext.engines.base import Backend
-    from mmdeploy_ext.families.streampetr.runtime.state import Moment
+    from mmdeploy_ext.families.streampetr.runtime.state import FrameMotion
     from mmdeploy_ext.preprocess.cameras import Calibration
     from mmdeploy_ext.runtime.detections import Arrays
 
@@ -75,7 +75,7 @@ class NodeContract:
         self.scale, self.shift = (values.reshape(-1, 1, 1) for values in (scale, shift))
         self.graphs = dict(backbone=self.backbone, embedding=self.embedding, head=self.head)
 
-    def run(self, images: np.ndarray, calibration: Calibration, moment: Moment) -> dict[str, np.ndarray]:
+    def run(self, images: np.ndarray, calibration: Calibration, moment: FrameMotion) -> dict[str, np.ndarray]:
         """Run one frame as the node does, and keep its memory.
 
         Returns:

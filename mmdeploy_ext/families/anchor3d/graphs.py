@@ -42,7 +42,7 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
 
 
 def head_outputs(model: nn.Module) -> dict[str, tuple[str, str]]:
-    """Return the name of each output of the head (one of `AnchorRule.output_names`) -> its meaning and unit."""
+    """Return the name of each output of the head, as `AnchorRule.output_names` -> its meaning and unit."""
     names = {name: name.rsplit('_', 1) for name in anchor_rule(parts_of(model).head).output_names}
     return {
         name: (f'{MEANINGS[output]}, level {level}', '' if output == 'bbox_pred' else 'logit')

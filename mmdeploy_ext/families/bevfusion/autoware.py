@@ -68,7 +68,7 @@ MEANINGS = dict(
 )
 
 
-class DenseHead(OfModel):
+class NodeDenseHead(OfModel):
     """From the LiDAR's map to the node's values of boxes."""
 
     def forward(self, bev: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,7 +76,7 @@ class DenseHead(OfModel):
         return boxes_of_node(self.model.heads['object'], self.model.joined([bev]))
 
 
-class NodeHead(nn.Module):
+class NodeBoxHead(nn.Module):
     """From the input map of the head to the node's values of boxes."""
 
     def __init__(self, head: nn.Module) -> None:
@@ -84,7 +84,7 @@ class NodeHead(nn.Module):
         self.head = head
 
     def forward(self, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the outputs of `DenseHead` for the input map (1, C, X, Y) of the head."""
+        """Return the outputs of `NodeDenseHead` for the input map (1, C, X, Y) of the head."""
         return boxes_of_node(self.head, middle)
 
 
@@ -127,7 +127,7 @@ def graphs(model: nn.Module) -> list[Graph]:
     spec = GraphSpec(f'bevfusion/{node.LIDAR}', inputs, outputs)
     stage = Stage(
         'dense',
-        DenseHead(fuse(model)).eval(),
+        NodeDenseHead(fuse(model)).eval(),
         (BEV,),
         tuple(spec.output_names),
         passes=(functools.partial(with_encoder, sparse=sparse, spec=spec),),

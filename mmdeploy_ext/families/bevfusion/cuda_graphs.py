@@ -52,7 +52,7 @@ class Fuser(OfModel):
         return self.model.joined([camera, lidar])
 
 
-class Head(nn.Module):
+class BoxValueHead(nn.Module):
     """The head's values before they are decoded."""
 
     def __init__(self, head: nn.Module) -> None:
@@ -82,7 +82,7 @@ def graphs(model: nn.Module, cameras: int) -> list[Graph]:
     for name in SPARSE:
         file = libspconv.to_onnx(reorder(sparse, name.rpartition('.')[2]))
         parts.append(Graph(name, None, model_spec(file, f'bevfusion/{name}'), {}, file))
-    head = Head(folded.heads['object'])
+    head = BoxValueHead(folded.heads['object'])
     return [*parts, _graph('head.bbox', head, sizes, ('middle',), HEAD, 'detections')]
 
 

@@ -75,7 +75,7 @@ class DepthMaps(nn.Module):
         return self.transform.depth_maps([points], rig)[0]
 
 
-class FusedFrame(OfModel):
+class FrameNetwork(OfModel):
     """From pictures, their depth maps and the LiDAR's map to boxes: the dense part, which runs in float32."""
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -100,7 +100,7 @@ def boxes_of_map(head: nn.Module, joined: Tensor) -> tuple[Tensor, ...]:
 
 
 def frame_inputs(model: nn.Module) -> list[str]:
-    """Return the names of the inputs of `FusedFrame`."""
+    """Return the names of the inputs of `FrameNetwork`."""
     names: list[str] = []
     if 'camera' in model.sensors:
         names += ['img', *TABLES]
@@ -151,7 +151,7 @@ def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
     )
     outputs = (TensorSpec(name, *facts, compare='detections') for name, facts in facts_of_outputs.items())
     inputs = (specs[name] for name in frame_inputs(model))
-    return [*parts, _graph('frame', FusedFrame(fuse(model)), inputs, outputs)]
+    return [*parts, _graph('frame', FrameNetwork(fuse(model)), inputs, outputs)]
 
 
 def _graph(

@@ -23,9 +23,9 @@ from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.exporting import files
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.bevfusion.autoware import NodeHead
+from mmdeploy_ext.families.bevfusion.autoware import NodeBoxHead
 from mmdeploy_ext.families.bevfusion.cuda_graphs import HEAD
-from mmdeploy_ext.families.bevfusion.cuda_graphs import Head as CudaHead
+from mmdeploy_ext.families.bevfusion.cuda_graphs import BoxValueHead as CudaHead
 from mmdeploy_ext.families.bevfusion.graphs import boxes_of_map, postprocess_facts
 from mmdeploy_ext.families.bevfusion.options import AUTOWARE, CUDA
 from mmdeploy_ext.families.bevfusion.reference import BEVFusionReference, detections
@@ -106,7 +106,7 @@ def exported_boxes(model: nn.Module, options: Options, middle: Tensor) -> Detect
         outputs = _exported(CudaHead(fused), tuple(HEAD), options, middle)
         return cuda_runtime.detections(outputs, coder)
     if options.contract == AUTOWARE:
-        outputs = _exported(NodeHead(fused), NODE_OUTPUTS, options, middle)
+        outputs = _exported(NodeBoxHead(fused), NODE_OUTPUTS, options, middle)
         return autoware_runtime.detections(outputs, coder)
     return runtime.detections(_exported(HeadBoxes(fused), BOX_OUTPUTS, options, middle))
 

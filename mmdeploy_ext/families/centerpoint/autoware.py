@@ -48,7 +48,7 @@ EXAMPLE = 3
 """Pillars of the traced input."""
 
 
-class Encoder(nn.Module):
+class PillarEncoder(nn.Module):
     """From decorated points, which the node makes, to features of pillars."""
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -89,7 +89,7 @@ def graphs(model: nn.Module) -> list[Graph]:
     pillars = TensorSpec(PILLARS, 'float32', ('V', 1, node.CHANNELS), 'of each pillar')
     encoder = Graph(
         node.ENCODER,
-        Encoder(parts.voxel_encoder).eval(),
+        PillarEncoder(parts.voxel_encoder).eval(),
         GraphSpec(f'centerpoint/{node.ENCODER}', (points,), (pillars,)),
         dict(input_features=example),
     )

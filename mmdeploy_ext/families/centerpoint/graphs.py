@@ -35,7 +35,7 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
 
 
 def head_outputs(model: nn.Module) -> dict[str, tuple[str, str]]:
-    """Return the name of each output of the head (one of `BoxRule.output_names`) -> its meaning and unit."""
+    """Return the name of each output of the head, as `BoxRule.output_names` -> its meaning and unit."""
     names = {name: name.rsplit('_', 1) for name in box_rule(model.pts_bbox_head).output_names}
     return {name: (f'{output} of task {task}', UNITS[output]) for name, (output, task) in names.items()}
 

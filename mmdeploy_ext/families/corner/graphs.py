@@ -49,7 +49,7 @@ LARGE, CENTRAL = 3500.0, (2.4, 2.1)
 its central region."""
 
 
-class Network(nn.Module):
+class CornerNetwork(nn.Module):
     """Backbone and head of mmdet's detector behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -63,7 +63,7 @@ class Network(nn.Module):
 
 
 def corner_maps(head: nn.Module, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the maps of `FullForm.forward` that a head outputs for its last level."""
+    """Return the maps of `CornerFullForm.forward` that a head outputs for its last level."""
     outputs = [levels[-1] for levels in head(maps)]
     if head.with_corner_emb:
         first_heat, last_heat, first_pairing, last_pairing, first_offset, last_offset = outputs
@@ -131,7 +131,7 @@ def best_corners(
     return Corners(scores, labels, grid.to(corner_offsets.dtype) + corner_offsets, corner_pairing)
 
 
-class FullForm(nn.Module):
+class CornerFullForm(nn.Module):
     """What the `full` form adds to the network."""
 
     def __init__(self, head: nn.Module) -> None:
@@ -222,6 +222,6 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     """Return the network, and the post-processing after it."""
     inputs = ('input', 'scale_factor', 'border', *MAP_NAMES)
     return [
-        Stage('network', Network(fuse(model) if fold else model), ('input',), MAP_NAMES),
-        Stage('postprocess', FullForm(model.bbox_head), inputs, FULL_NAMES),
+        Stage('network', CornerNetwork(fuse(model) if fold else model), ('input',), MAP_NAMES),
+        Stage('postprocess', CornerFullForm(model.bbox_head), inputs, FULL_NAMES),
     ]

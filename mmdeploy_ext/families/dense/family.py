@@ -37,8 +37,8 @@ from mmdeploy_ext.families.parts import detector_parts, followed, image_feeds
 from mmdeploy_ext.families.parts.exaggerated import (
     changed_forward,
     exaggerated_cells,
+    exchanged,
     raised_corners,
-    replaced,
 )
 from mmdeploy_ext.families.replaced import Replaced
 
@@ -144,7 +144,7 @@ class DenseFamily(ImageFamily):
                     changes[id(maps)] = exaggerated_cells(maps, coder)
                 elif name in LOGIT_OUTPUTS and description.activation == 'sigmoid':
                     changes[id(maps)] = raised_corners(maps)
-            return replaced(outputs, changes)
+            return exchanged(outputs, changes)
 
         with changed_forward(head, change):
             yield

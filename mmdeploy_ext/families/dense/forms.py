@@ -71,7 +71,7 @@ class RawNetwork(nn.Module):
         return tuple(tap(name, tensor) for name, tensor in zip(raw_names(self.model), outputs, strict=True))
 
 
-class Rows(dict):
+class LevelRows(dict):
     """The outputs of one level by name, each turned into rows (B, A, columns) when it is first read.
 
     Attributes:
@@ -108,7 +108,7 @@ class Decode(nn.Module):
         Boxes are xyxy in pixels, not clipped.
         """
         count = len(raw) // len(self.outputs)
-        levels = [Rows(self.outputs, self._peaks(raw[level::count])) for level in range(count)]
+        levels = [LevelRows(self.outputs, self._peaks(raw[level::count])) for level in range(count)]
         boxes = []
         for level, rows in enumerate(levels):
             like = rows.boxes
@@ -170,7 +170,7 @@ def decode_names(model: nn.Module, options: Options) -> tuple[str, ...]:
     return tuple(names)
 
 
-class FullForm(nn.Module):
+class DenseFullForm(nn.Module):
     """What the `full` form adds to the network: raw outputs to detections."""
 
     def __init__(self, model: nn.Module, cap: int = 0) -> None:

@@ -23,7 +23,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.dense.forms import (
     FULL_NAMES,
     DecodeForm,
-    FullForm,
+    DenseFullForm,
     RawNetwork,
     decode_names,
     described,
@@ -183,5 +183,5 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
         border = ('border',) if described(model).bordered else ()
         inputs = ('input', 'img_shape', 'scale_factor', *border, *raw)
         names = FULL_NAMES if options.max_candidates else FULL_NAMES[:2]
-        chain.append(Stage('postprocess', FullForm(model, options.max_candidates), inputs, names))
+        chain.append(Stage('postprocess', DenseFullForm(model, options.max_candidates), inputs, names))
     return chain

@@ -49,7 +49,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
     if metadata.form == 'raw':
         outputs = decode_raw(outputs, height, width, facts)
     sizes = _level_sizes(outputs, height, width, facts)
-    priors = Level(outputs['boxes'], outputs['scores'], outputs.get(facts['head']['factor']))
+    priors = DecodedPriors(outputs['boxes'], outputs['scores'], outputs.get(facts['head']['factor']))
     clip_hw = feeds.get('img_shape', np.full((batch, 2), [height, width], np.float32))
     scale_factor = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
     border = feeds.get('border', np.zeros((batch, 2), np.float32))
@@ -168,7 +168,7 @@ def _level_sizes(outputs: Arrays, height: int, width: int, facts: Mapping[str, A
 
 
 @dataclasses.dataclass(frozen=True)
-class Level(Rows):
+class DecodedPriors(Rows):
     """Decoded priors of one image, of one level or of all.
 
     Attributes:
@@ -190,7 +190,7 @@ class Level(Rows):
 
 
 def postprocess_image(
-    priors: Level,
+    priors: DecodedPriors,
     level_sizes: Sequence[int],
     clip_hw: Sequence[float],
     scale_factor: np.ndarray,
@@ -240,7 +240,7 @@ def _best(scores: np.ndarray, nms_pre: int) -> np.ndarray:
     return order[:nms_pre] if nms_pre > 0 else order
 
 
-def _candidates(level: Level, facts: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
+def _candidates(level: DecodedPriors, facts: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
     """Return boxes, scores and labels of the pairs that pass the threshold.
 
     If `head.choose` of the facts is 'pairs' they are at most `nms_pre`.
@@ -259,7 +259,7 @@ def _candidates(level: Level, facts: Mapping[str, Any]) -> tuple[np.ndarray, ...
     return level.boxes[priors], ranks[priors, labels], labels
 
 
-def _voted(results: Detections, levels: Sequence[Level], facts: Mapping[str, Any]) -> Detections:
+def _voted(results: Detections, levels: Sequence[DecodedPriors], facts: Mapping[str, Any]) -> Detections:
     """Replace each box by the mean of the candidates of its class that overlap it.
 
     A box without an area overlaps none, and is left out.

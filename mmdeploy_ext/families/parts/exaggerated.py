@@ -73,7 +73,7 @@ def changed_outputs(head: nn.Module, change: Callable[[Any], Any]) -> Iterator[N
 def changed_forward(head: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
     """Do what `changed_outputs` does, also if mmdet's test path calls the head's `forward` itself.
 
-    No hook runs then: the class of the head is replaced, so that a copy of the head has it, too.
+    No hook runs then: the class of the head is exchanged, so that a copy of the head has it, too.
     """
     cls = type(head)
 
@@ -87,10 +87,10 @@ def changed_forward(head: nn.Module, change: Callable[[Any], Any]) -> Iterator[N
         head.__class__ = cls
 
 
-def replaced(outputs: Any, changes: dict[int, torch.Tensor]) -> Any:
+def exchanged(outputs: Any, changes: dict[int, torch.Tensor]) -> Any:
     """Return nested outputs with other tensors; `changes` are id of a tensor -> the tensor in its place."""
     if isinstance(outputs, torch.Tensor):
         return changes.get(id(outputs), outputs)
     if isinstance(outputs, list | tuple):
-        return type(outputs)(replaced(output, changes) for output in outputs)
+        return type(outputs)(exchanged(output, changes) for output in outputs)
     return outputs

@@ -16,7 +16,7 @@ from torch import nn
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import number
-from mmdeploy_ext.families.parts.regions import Branch, Regions, part_of, stages_of
+from mmdeploy_ext.families.parts.regions import RegionBranch, Regions, part_of, stages_of
 
 NormedConv2d = mmdet_module('mmdet.models.utils').NormedConv2d
 
@@ -70,13 +70,13 @@ def side_of(roi_head: nn.Module) -> int:
     return pooled // shared * (int(head.scale_factor) if head.upsample is not None else 1)
 
 
-class Stages(nn.Module):
+class StagedMaskHeads(nn.Module):
     """Mask heads that take the features of their own regions."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
         super().__init__()
         stages = range(len(heads_of(roi_head)))
-        self.branches = nn.ModuleList(Branch(roi_head, 'mask', stage, constant) for stage in stages)
+        self.branches = nn.ModuleList(RegionBranch(roi_head, 'mask', stage, constant) for stage in stages)
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
         """Return the features of the last stage, and the logits of every stage.
@@ -88,7 +88,7 @@ class Stages(nn.Module):
         return features[-1], [branch.head(branch_features) for branch, branch_features in pairs]
 
 
-class Flow(Regions):
+class ChainedMaskHeads(Regions):
     """Mask heads of HTC: all take the regions of the last one, and the features of the head before them."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
@@ -96,7 +96,7 @@ class Flow(Regions):
         self.heads = roi_head.mask_head
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
-        """Return the features that the last head takes, and the logits of every head; see `Stages`."""
+        """Return the features of the last head, and the logits of every head; see `StagedMaskHeads`."""
         features, passed_on, stage_logits = self.features(maps, boxes), None, []
         for head in self.heads:
             logits, passed_on = head(features, passed_on)
@@ -104,34 +104,34 @@ class Flow(Regions):
         return features, stage_logits
 
 
-class Relayed(Regions):
+class RelayedMaskHead(Regions):
     """The mask head of SCNet, whose features include those of the box head of the last stage."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
         super().__init__(roi_head, 'mask', 0, constant)
         self.head, self.relay = roi_head.mask_head, roi_head.feat_relay_head
-        self.box = Branch(roi_head, 'bbox', stages_of(roi_head) - 1, constant)
+        self.box = RegionBranch(roi_head, 'bbox', stages_of(roi_head) - 1, constant)
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
-        """Return the features that the head takes, and its logits; for the arguments see `Stages`."""
+        """Return the features of the head, and its logits; for the arguments see `StagedMaskHeads`."""
         shared = self.box.head(self.box.features(maps, boxes), return_shared_feat=True)[-1]
         features = self.features(maps, boxes) + self.relay(shared)
         return features, [self.head(features)]
 
 
 def logits_of(roi_head: nn.Module, constant: bool = False) -> nn.Module:
-    """Return the module that computes the logits of all mask heads, as `Stages` does.
+    """Return the module that computes the logits of all mask heads, as `StagedMaskHeads` does.
 
     For `constant` see `exporting.ops.roi_align.pool_level`.
     """
     if hasattr(roi_head, 'mask_info_flow'):
-        return Flow(roi_head, constant)
+        return ChainedMaskHeads(roi_head, constant)
     if getattr(roi_head, 'with_feat_relay', False):
-        return Relayed(roi_head, constant)
-    return Stages(roi_head, constant)
+        return RelayedMaskHead(roi_head, constant)
+    return StagedMaskHeads(roi_head, constant)
 
 
-class OwnClass(nn.Module):
+class PredictedClass(nn.Module):
     """The last convolution of a mask head, 1 x 1, for the predicted class of each region.
 
     mmdet computes all classes, of which one is used: of LVIS 1203, each of as many numbers.
@@ -156,19 +156,19 @@ class OwnClass(nn.Module):
 
 
 @contextlib.contextmanager
-def own_class(heads: Iterable[nn.Module], labels: torch.Tensor) -> Iterator[None]:
+def predicted_class_only(heads: Iterable[nn.Module], labels: torch.Tensor) -> Iterator[None]:
     """Inside the block mask heads compute the class of each region alone; labels (R,) are 0 or more."""
     layers = [(head, head.conv_logits) for head in heads]
     try:
         for head, layer in layers:
-            head.conv_logits = OwnClass(layer, labels)
+            head.conv_logits = PredictedClass(layer, labels)
         yield
     finally:
         for head, layer in layers:
             head.conv_logits = layer
 
 
-def own_rows(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def rows_of_class(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the values (R, 1, ...) of each region's class, of (R, C, ...); for a label (R,) of -1 any."""
     rows = labels.clamp(min=0).reshape(-1, *[1] * (values.dim() - 1))
     return values.gather(1, rows.expand(-1, -1, *values.shape[2:]))

@@ -50,7 +50,7 @@ def line(content: torch.Tensor, side: int | torch.Tensor, cells: int | torch.Ten
     return Line(inside, inside.sum(1, keepdim=True), place, size)
 
 
-class Level:
+class PaddedMap:
     """The rows and columns of a map (B, D, h, w), of the image or of its padding."""
 
     def __init__(self, content: torch.Tensor, image: torch.Tensor, level: torch.Tensor) -> None:
@@ -104,7 +104,7 @@ class SinePositions(nn.Module):
         self.normalize, self.scale = encoding.normalize, encoding.scale
         self.eps, self.offset = encoding.eps, encoding.offset
 
-    def forward(self, level: Level) -> torch.Tensor:
+    def forward(self, level: PaddedMap) -> torch.Tensor:
         """Return the positions (B, h * w, D) of the cells of a map."""
         y = waves(self._along(level.rows), self.periods)
         x = waves(self._along(level.columns), self.periods)
@@ -131,7 +131,7 @@ class PaddedSinePositions(SinePositions):
                 zero = (zero + self.offset) / (zero + self.eps) * self.scale
             self.register_buffer('none', waves(zero, self.periods), persistent=False)
 
-    def forward(self, level: Level) -> torch.Tensor:
+    def forward(self, level: PaddedMap) -> torch.Tensor:
         y = waves(self._along(level.rows), self.periods)
         x = waves(self._along(level.columns), self.periods)
         row_is_inside, column_is_inside = level.rows.inside > 0, level.columns.inside > 0

@@ -23,7 +23,7 @@ from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.attention import attend_tokens, multi_head
 from mmdeploy_ext.exporting.postprocess.sizes import hw
-from mmdeploy_ext.families.parts.padding import Level, SinePositions, periods, tokens_of, waves
+from mmdeploy_ext.families.parts.padding import PaddedMap, SinePositions, periods, tokens_of, waves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -147,15 +147,15 @@ def for_every_image(learned: torch.Tensor, batch: int | torch.Tensor | torch.Sym
     return learned.expand(batch, -1, -1)
 
 
-def tokens_inside(levels: Sequence[Level]) -> torch.Tensor:
+def tokens_inside(levels: Sequence[PaddedMap]) -> torch.Tensor:
     """Return (B, S, 1) float32, 1 for tokens of the image, 0 for those of its padding."""
     return torch.cat([level.inside() for level in levels], 1)[..., None]
 
 
-def reference_points(levels: Sequence[Level], ratios: torch.Tensor) -> torch.Tensor:
+def reference_points(levels: Sequence[PaddedMap], ratios: torch.Tensor) -> torch.Tensor:
     """Return (B, S, L, 2): x, y of every token in every map, as shares of the map.
 
-    `ratios` (B, L, 2) are those of `Level.ratios` of all levels.
+    `ratios` (B, L, 2) are those of `PaddedMap.ratios` of all levels.
     """
     centres = []
     for index, level in enumerate(levels):
@@ -232,7 +232,7 @@ class QueryNetwork(nn.Module):
         """
         content = content_size(self.model, image, img_shape)
         maps = self.maps(image)
-        outputs = self.queries(maps, [Level(content, image, level_map) for level_map in maps])
+        outputs = self.queries(maps, [PaddedMap(content, image, level_map) for level_map in maps])
         return tuple(tap(name, tensor) for name, tensor in zip(NAMES, outputs, strict=True))
 
     def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -240,7 +240,7 @@ class QueryNetwork(nn.Module):
         return self.model.extract_feat(image)
 
     def queries(
-        self, maps: Sequence[torch.Tensor], levels: Sequence[Level]
+        self, maps: Sequence[torch.Tensor], levels: Sequence[PaddedMap]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what `forward` returns, from the maps of `maps` and the padding of each level."""
         raise NotImplementedError
@@ -254,7 +254,7 @@ class DetrNetwork(QueryNetwork):
         return [self.head.input_proj(super().maps(image)[-1])]
 
     def queries(
-        self, maps: Sequence[torch.Tensor], levels: Sequence[Level]
+        self, maps: Sequence[torch.Tensor], levels: Sequence[PaddedMap]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         head, (level,) = self.head, levels
         position = self.positions(level)
@@ -281,7 +281,7 @@ class DeformableNetwork(QueryNetwork):
         self.register_buffer('waves', periods(PROPOSAL_FEATURES, TEMPERATURE), persistent=False)
 
     def queries(
-        self, maps: Sequence[torch.Tensor], levels: Sequence[Level]
+        self, maps: Sequence[torch.Tensor], levels: Sequence[PaddedMap]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         head = self.head
         keep = tokens_inside(levels)
@@ -303,7 +303,7 @@ class DeformableNetwork(QueryNetwork):
         return self._decode(query, query_position, reference, memory, ratios, attend_points)
 
     def best_tokens(
-        self, memory: torch.Tensor, levels: Sequence[Level], keep: torch.Tensor
+        self, memory: torch.Tensor, levels: Sequence[PaddedMap], keep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return boxes (B, Q, 4) cxcywh and scores (B, Q) of the best tokens, see `token_scores`.
 
@@ -333,7 +333,7 @@ class DeformableNetwork(QueryNetwork):
         return logits[..., 0]
 
     def _proposals(
-        self, memory: torch.Tensor, levels: Sequence[Level], keep: torch.Tensor
+        self, memory: torch.Tensor, levels: Sequence[PaddedMap], keep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return queries, their positions (B, Q, D) and reference boxes (B, Q, 4) of the best tokens."""
         transformer = self.head.transformer
@@ -399,7 +399,7 @@ class DinoNetwork(DeformableNetwork):
         return logits.amax(-1)
 
     def _proposals(
-        self, memory: torch.Tensor, levels: Sequence[Level], keep: torch.Tensor
+        self, memory: torch.Tensor, levels: Sequence[PaddedMap], keep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return learned queries and the boxes of the best tokens; no layer uses the positions."""
         query = for_every_image(self.learned_queries()[None], memory.shape[0])

@@ -338,7 +338,7 @@ class Regions(nn.Module):
         return self.shared(pooled)
 
 
-class Branch(Regions):
+class RegionBranch(Regions):
     """Regions of a batch and the head that takes their features."""
 
     def __init__(self, roi_head: nn.Module, kind: str, stage: int, constant: bool = False) -> None:

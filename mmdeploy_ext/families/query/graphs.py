@@ -27,7 +27,7 @@ from mmdeploy_ext.families.parts.pasting import mask_output, size_inputs, with_p
 from mmdeploy_ext.families.parts.query_networks import NAMES, NETWORKS, query_head
 from mmdeploy_ext.families.parts.regions import has_masks
 from mmdeploy_ext.families.query import masks, regions
-from mmdeploy_ext.families.query.postprocess import FULL_NAMES, FullForm, max_per_img
+from mmdeploy_ext.families.query.postprocess import FULL_NAMES, QueryFullForm, max_per_img
 from mmdeploy_ext.families.query.supported_parts import attends_inside_masks, kind_of
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 
@@ -83,7 +83,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     inputs = ('input', 'img_shape', 'scale_factor', *NAMES)
     return [
         Stage('network', network, ('input', 'img_shape'), NAMES, passes=passes),
-        Stage('postprocess', FullForm(model), inputs, FULL_NAMES),
+        Stage('postprocess', QueryFullForm(model), inputs, FULL_NAMES),
     ]
 
 
@@ -143,7 +143,7 @@ def panoptic_stages(model: nn.Module, options: Options, fold: bool = True) -> li
     network = mask_network(model, options, fold)
     if options.form == 'raw':
         return [network]
-    form = masks.MapFullForm(model.panoptic_fusion_head)
+    form = masks.QueryMapFullForm(model.panoptic_fusion_head)
     return [network, Stage('fusion', form, ('img_shape', 'ori_shape', *masks.NAMES), ('panoptic',))]
 
 

@@ -27,7 +27,7 @@ from mmdeploy_ext.exporting.postprocess.panoptic import QueryFusion
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.soft_masks import pick_rows
 from mmdeploy_ext.exporting.same_bytes import SameBytes
-from mmdeploy_ext.families.parts.padding import Level, PaddedSinePositions, SinePositions, tokens_of
+from mmdeploy_ext.families.parts.padding import PaddedMap, PaddedSinePositions, SinePositions, tokens_of
 from mmdeploy_ext.families.parts.query_networks import (
     among_themselves,
     attend_to,
@@ -67,7 +67,7 @@ class MaskFormerNetwork(nn.Module):
         """
         head, maps = self.model.panoptic_head, self.model.extract_feat(image)
         content = torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
-        level = Level(content, image, maps[-1])
+        level = PaddedMap(content, image, maps[-1])
         padded = level.inside()[:, None, None] < 0.5
         features, memory = self.pixels(maps, level, padded)
         tokens = tokens_of([head.decoder_input_proj(memory)])
@@ -77,7 +77,7 @@ class MaskFormerNetwork(nn.Module):
         return tuple(tap(name, tensor) for name, tensor in zip(NAMES, outputs, strict=True))
 
     def pixels(
-        self, maps: Sequence[torch.Tensor], level: Level, padded: torch.Tensor
+        self, maps: Sequence[torch.Tensor], level: PaddedMap, padded: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the features (B, D, H4, W4) of masks, and the map (B, channels, h, w) that queries look at.
 
@@ -138,19 +138,19 @@ class Mask2FormerNetwork(nn.Module):
         convs = self.model.panoptic_head.pixel_decoder.input_convs
         return [conv(maps[-1 - index]) for index, conv in enumerate(convs)]
 
-    def levels(self, image: torch.Tensor, maps: Sequence[torch.Tensor]) -> list[Level]:
+    def levels(self, image: torch.Tensor, maps: Sequence[torch.Tensor]) -> list[PaddedMap]:
         """Return the rows and columns of maps; no cell is padding."""
         content = hw(image).to(image)[None]
-        return [Level(content, image, tensor) for tensor in maps]
+        return [PaddedMap(content, image, tensor) for tensor in maps]
 
-    def place(self, user: int, index: int, level: Level) -> torch.Tensor:
+    def place(self, user: int, index: int, level: PaddedMap) -> torch.Tensor:
         """Return the positions (1, h * w, D) of a level, as the encoder (0) or the decoder (1) uses them."""
         if self.fixed:
             return self.get_buffer(f'place_{user}_{index}')
         return self.encodings[user](level)
 
     def pixels(
-        self, maps: Sequence[torch.Tensor], projected: Sequence[torch.Tensor], levels: Sequence[Level]
+        self, maps: Sequence[torch.Tensor], projected: Sequence[torch.Tensor], levels: Sequence[PaddedMap]
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Return the maps that queries look at, coarse to fine, and the features (B, D, H4, W4) of masks.
 
@@ -179,7 +179,7 @@ class Mask2FormerNetwork(nn.Module):
         return pyramid[: decoder.num_outs], decoder.mask_feature(pyramid[-1])
 
     def decode(
-        self, sources: Sequence[torch.Tensor], features: torch.Tensor, levels: Sequence[Level]
+        self, sources: Sequence[torch.Tensor], features: torch.Tensor, levels: Sequence[PaddedMap]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return class logits and mask logits after the last layer.
 
@@ -259,7 +259,7 @@ def max_per_image(fusion: nn.Module) -> int:
     return int(fusion.test_cfg.get('max_per_image', 100))
 
 
-class MapFullForm(nn.Module):
+class QueryMapFullForm(nn.Module):
     """The part of a `full` graph behind the network: masks at the size of the original, fused into a map."""
 
     def __init__(self, fusion: nn.Module) -> None:

@@ -48,7 +48,7 @@ def best_pairs(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Te
     return scores, index % num_classes, torch.div(index, num_classes, rounding_mode='floor')
 
 
-class FullForm(nn.Module):
+class QueryFullForm(nn.Module):
     """The part of a `full` graph behind the network.
 
     Of Co-DETR with a suppression as many of the best pairs enter it as there are queries.

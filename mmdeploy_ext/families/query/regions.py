@@ -16,7 +16,7 @@ from torch import nn
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
 from mmdeploy_ext.families.parts.image_tensors import clip_size
-from mmdeploy_ext.families.parts.mask_heads import own_class
+from mmdeploy_ext.families.parts.mask_heads import predicted_class_only
 from mmdeploy_ext.families.parts.query_networks import attend_to
 from mmdeploy_ext.families.parts.regions import Regions, decoded, feature_names, has_masks, stages_of
 from mmdeploy_ext.families.query.postprocess import FULL_NAMES, best_pairs
@@ -105,7 +105,7 @@ class RegionsFullForm(nn.Module):
         if self.mask_head is not None:
             attended, *maps = of_masks
             queries = gather_rows(attended, query)
-            with own_class([self.mask_head], labels.flatten()):
+            with predicted_class_only([self.mask_head], labels.flatten()):
                 masks = self.mask_head(self.regions.features(maps, best), queries).sigmoid()
             outputs.append(masks.reshape(*labels.shape, *masks.shape[2:]))
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))

@@ -23,7 +23,7 @@ from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.families.parts.image_tensors import PROPOSALS, SCORED_PROPOSALS
 from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes, metas_of, tested
-from mmdeploy_ext.families.parts.padding import Level
+from mmdeploy_ext.families.parts.padding import PaddedMap
 from mmdeploy_ext.families.parts.query_networks import NETWORKS, content_size, query_head, tokens_inside
 from mmdeploy_ext.families.query import supported_parts
 from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
@@ -46,7 +46,7 @@ def chooses_tokens(transformer: nn.Module) -> bool:
     return owner.__name__ in TRANSFORMERS
 
 
-class TokensForm(nn.Module):
+class QueryTokensForm(nn.Module):
     """The choice of the tokens that become queries, behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -61,7 +61,7 @@ class TokensForm(nn.Module):
         `memory` (B, S, D) are the tokens of the encoder; of images and maps only the sizes are used.
         """
         content = content_size(self.network.model, image, img_shape)
-        levels = [Level(content, image, level_map) for level_map in maps]
+        levels = [PaddedMap(content, image, level_map) for level_map in maps]
         boxes, logits = self.network.best_tokens(memory, levels, tokens_inside(levels))
         corners = cxcywh_to_xyxy(boxes) * hw(image).to(boxes).flip(0).repeat(2)
         return (torch.cat([corners, logits.sigmoid()[..., None]], 2),)
@@ -70,22 +70,22 @@ class TokensForm(nn.Module):
 def stage_of(model: nn.Module) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
     """Return the stage that chooses tokens alone, and its output."""
     inputs = ('input', 'img_shape', MEMORY, *_map_names(model))
-    return [Stage(PROPOSALS, TokensForm(fuse(model)), inputs, (PROPOSALS,))], (SCORED_PROPOSALS,)
+    return [Stage(PROPOSALS, QueryTokensForm(fuse(model)), inputs, (PROPOSALS,))], (SCORED_PROPOSALS,)
 
 
 def inputs_of(model: nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
     """Return the inputs of the stage of `stage_of` besides pictures, by name, from the model's own layers."""
-    watch = watched(model, images)
-    maps = zip(_map_names(model), watch.maps, strict=True)
-    memory = watch.memory.transpose(0, 1)
+    record = recorded(model, images)
+    maps = zip(_map_names(model), record.maps, strict=True)
+    memory = record.memory.transpose(0, 1)
     return {name: tensor.cpu().numpy() for name, tensor in (*maps, (MEMORY, memory))}
 
 
 def chosen_boxes(model: nn.Module, images: Sequence[PreparedImage]) -> list[Detections]:
-    """Return the boxes of the tokens that the unpatched transformer chooses, per image; see `TokensForm`."""
-    watch = watched(model, images)
-    (height, width), scores = images[0].tensor.shape[1:], watch.best[-1].values.sigmoid()
-    corners = cxcywh_to_xyxy(watch.boxes) * watch.boxes.new_tensor([width, height, width, height])
+    """Return the boxes of the tokens that the unpatched transformer chooses, per image."""
+    record = recorded(model, images)
+    (height, width), scores = images[0].tensor.shape[1:], record.best[-1].values.sigmoid()
+    corners = cxcywh_to_xyxy(record.boxes) * record.boxes.new_tensor([width, height, width, height])
     rows = torch.cat([corners, scores[..., None]], 2).cpu().numpy()
     return [boxes_of_classes([rows_of_image]) for rows_of_image in rows]
 
@@ -99,7 +99,7 @@ class DecoderReached(Exception):
     """Ends a run before its decoder."""
 
 
-class Watch(TorchFunctionMode):
+class TransformerRecord(TorchFunctionMode):
     """Records the tensors of a transformer until its decoder begins.
 
     Attributes:
@@ -136,18 +136,20 @@ class Watch(TorchFunctionMode):
         raise DecoderReached
 
 
-def watched(model: nn.Module, images: Sequence[PreparedImage]) -> Watch:
+def recorded(model: nn.Module, images: Sequence[PreparedImage]) -> TransformerRecord:
     """Run the detector's own test path up to its decoder."""
     head = query_head(model)
-    transformer, watch = head.transformer, Watch()
+    transformer, record = head.transformer, TransformerRecord()
     with contextlib.ExitStack() as stack:
         # a proof that remembers results of parts would not run them
         forward = types.MethodType(type(head).forward, head)
         stack.enter_context(replaced_entry(vars(head), 'forward', forward))
-        stack.enter_context(transformer.register_forward_pre_hook(watch.at_transformer))
-        stack.enter_context(transformer.encoder.register_forward_hook(watch.after_encoder))
-        stack.enter_context(transformer.decoder.register_forward_pre_hook(watch.at_decoder, with_kwargs=True))
+        stack.enter_context(transformer.register_forward_pre_hook(record.at_transformer))
+        stack.enter_context(transformer.encoder.register_forward_hook(record.after_encoder))
+        stack.enter_context(
+            transformer.decoder.register_forward_pre_hook(record.at_decoder, with_kwargs=True)
+        )
         stack.enter_context(contextlib.suppress(DecoderReached))
-        stack.enter_context(watch)
+        stack.enter_context(record)
         tested(model, images, metas_of(images), rescale=True)
-    return watch
+    return record

@@ -36,7 +36,7 @@ HEADS = ('pred_logits', 'pred_boxes')
 """Outputs of the network in the form `full`."""
 
 
-class Network(nn.Module):
+class RtDetrNetwork(nn.Module):
     """Backbone, encoder and decoder behind flat tensors; its parameters keep their names below `model.`."""
 
     def __init__(self, model: nn.Module, with_tokens: bool) -> None:
@@ -54,7 +54,7 @@ class Network(nn.Module):
         return outputs if self.with_tokens else outputs[:2]
 
 
-class Constants(nn.Module):
+class ConstantTensors(nn.Module):
     """Tensors in place of a module that computes them from the size of its input alone."""
 
     def __init__(self, *tensors: torch.Tensor) -> None:
@@ -78,8 +78,8 @@ def with_fixed_size(model: nn.Module, height: int, width: int) -> None:
     maps = [torch.empty(1, 1, height // stride, width // stride) for stride in STRIDES]
     with torch.no_grad(), SameBytes():
         position, anchors = model.encoder.position(maps[-1]), model.decoder.anchors(maps)
-    model.encoder.position = Constants(position).to(device)
-    model.decoder.anchors = Constants(*anchors).to(device)
+    model.encoder.position = ConstantTensors(position).to(device)
+    model.decoder.anchors = ConstantTensors(*anchors).to(device)
 
 
 def separate_branches(model: nn.Module) -> None:
@@ -89,7 +89,7 @@ def separate_branches(model: nn.Module) -> None:
             module.conv = None
 
 
-class TokensForm(nn.Module):
+class RtDetrTokensForm(nn.Module):
     """The choice of the tokens that become queries, from the maps of the encoder."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -113,7 +113,7 @@ def token_rows(selection: Selection, size: torch.Tensor) -> torch.Tensor:
 def tokens_stage(model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
     """Return the stage that chooses tokens alone, and its output."""
     network = _network(model, options, fold=True)
-    return [Stage(PROPOSALS, TokensForm(network), ('images', *MAPS), (PROPOSALS,))], (SCORED_PROPOSALS,)
+    return [Stage(PROPOSALS, RtDetrTokensForm(network), ('images', *MAPS), (PROPOSALS,))], (SCORED_PROPOSALS,)
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
@@ -182,8 +182,10 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     network = _network(model, options, fold)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
     if options.form == 'raw':
-        return [Stage('network', Network(network, with_tokens=True), ('images',), RAW_NAMES, passes=passes)]
+        return [
+            Stage('network', RtDetrNetwork(network, with_tokens=True), ('images',), RAW_NAMES, passes=passes)
+        ]
     return [
-        Stage('network', Network(network, with_tokens=False), ('images',), HEADS, passes=passes),
+        Stage('network', RtDetrNetwork(network, with_tokens=False), ('images',), HEADS, passes=passes),
         Stage('postprocess', model.postprocess, (*HEADS, SIZES), FULL_NAMES),
     ]

@@ -67,7 +67,7 @@ def mask_stride(head: nn.Module) -> int:
     return int(getattr(head, 'mask_stride', 4))
 
 
-class FullForm(nn.Module):
+class SoloFullForm(nn.Module):
     """The part of a `full` graph behind the network: instances from its outputs."""
 
     def __init__(self, head: nn.Module, cap: int) -> None:
@@ -201,7 +201,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     outputs = ('masks', 'scores', 'labels')
     if options.max_candidates:
         outputs += ('candidates',)
-    form = FullForm(levels.head, options.max_candidates)
+    form = SoloFullForm(levels.head, options.max_candidates)
     return [
         Stage('network', network, ('input',), names),
         Stage('postprocess', form, ('img_shape', 'ori_shape', *names), outputs),

@@ -27,8 +27,8 @@ from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.streampetr import spec
 from mmdeploy_ext.families.streampetr.graphs import (
     ExtractImgFeat,
-    PositionEmbedding,
     PtsHeadMemory,
+    RigEmbedding,
     with_examples,
 )
 from mmdeploy_ext.families.streampetr.runtime.state import FIELDS
@@ -65,7 +65,7 @@ class NodeImages(ExtractImgFeat):
         return super().forward(planes)
 
 
-class NodePositions(PositionEmbedding):
+class NodePositions(RigEmbedding):
     """The graph of the calibration, with the node's inputs."""
 
     def forward(self, img_metas_pad: Tensor, intrinsics: Tensor, img2lidar: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,7 +77,7 @@ class NodePositions(PositionEmbedding):
         return super().forward(img2lidar, intrinsics + 0.0 * img_metas_pad.sum())
 
 
-class NodeHead(PtsHeadMemory):
+class NodeMemoryHead(PtsHeadMemory):
     """The head as a step whose memory is in the map of the node."""
 
     def forward(
@@ -110,7 +110,7 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return the three graphs, in the order of `streampetr_rules.FILES`."""
     size, folded = spec.sizes(model, *model.input_sizes, layers='last'), fuse(model)
     positions = NodePositions(folded, size.cameras, size.height, size.width)
-    modules = NodeImages(folded, options.node_images), positions, NodeHead(folded, all_layers=False)
+    modules = NodeImages(folded, options.node_images), positions, NodeMemoryHead(folded, all_layers=False)
     return with_examples(model, list(zip(node.FILES, modules, specs(size, options), strict=True)))
 
 

@@ -43,7 +43,7 @@ class ExtractImgFeat(OfModel):
         return (self.model.extract_img_feat(img.unsqueeze(0)),)
 
 
-class PositionEmbedding(OfModel):
+class RigEmbedding(OfModel):
     """The position embedding, which depends on the calibration alone; it is run once per rig."""
 
     def __init__(self, model: nn.Module, cameras: int, height: int, width: int) -> None:
@@ -110,7 +110,7 @@ class PtsHeadMemory(_Head):
         return outputs['all_cls_scores'], outputs['all_bbox_preds'], *after
 
 
-class Fork(_Head):
+class ForkFrame(_Head):
     """The deployment fork's one graph, with the inputs of version 1.1: ages instead of absolute times."""
 
     def __init__(self, model: nn.Module, all_layers: bool, cameras: int, height: int, width: int) -> None:
@@ -140,14 +140,14 @@ class Fork(_Head):
         features = self.model.extract_img_feat(img.unsqueeze(0))
         pos_embed, cone = steps.position_embedding(img2lidar, intrinsic, self.frustum)
         state = Memory(embedding, ref_point, age, egopose, velo)
-        # the fork's caller, or `Fork10`, has made ages of the times
+        # the fork's caller, or `ForkFrame10`, has made ages of the times
         no_time = torch.zeros_like(prev_exists)
         outputs, used, _ = self.step(features, pos_embed, cone, state, ego_pose_inv, no_time, prev_exists)
         rows = (used.embedding, used.timestamp, used.egopose, used.reference_point, used.velo)
         return outputs['all_cls_scores'], outputs['all_bbox_preds'], *rows, outputs['outs_dec'][-1]
 
 
-class Fork10(Fork):
+class ForkFrame10(ForkFrame):
     """The fork's graph of version 1.0, which makes the ages itself.
 
     It adds the absolute time of the frame to the memory's times, which are negative, in float64; only the sum
@@ -169,7 +169,7 @@ class Fork10(Fork):
         ref_point: Tensor,
         velo: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Compute one frame as `Fork`; `timestamp` (1,) and `in_timestamp` (1, n, 1) are float64."""
+        """Compute one frame as `ForkFrame`; `timestamp` (1,) and `in_timestamp` (1, n, 1) are float64."""
         age = (in_timestamp + timestamp.view(1, 1, 1)).float()
         state = (embedding, age, egopose, ref_point, velo)
         outputs = super().forward(img, img2lidar, intrinsic, ego_pose, ego_pose_inv, prev_exists, *state)
@@ -182,12 +182,12 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
     camera = (size.cameras, size.height, size.width)
     all_layers = options.layers == 'all'
     if options.contract == 'fork':
-        module_class = Fork10 if options.fork_version == '1.0' else Fork
+        module_class = ForkFrame10 if options.fork_version == '1.0' else ForkFrame
         parts = [('fork', module_class(folded, all_layers, *camera), spec.fork(size, options))]
     else:
         modules = (
             ExtractImgFeat(folded),
-            PositionEmbedding(folded, *camera),
+            RigEmbedding(folded, *camera),
             PtsHeadMemory(folded, all_layers),
         )
         contracts = spec.extract_img_feat, spec.position_embedding, spec.pts_head_memory

@@ -23,7 +23,15 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     Suppression,
     nms_config,
 )
-from mmdeploy_ext.families.parts.regions import Branch, Pool, coder_of, decoded, grid_of, part_of, stages_of
+from mmdeploy_ext.families.parts.regions import (
+    Pool,
+    RegionBranch,
+    coder_of,
+    decoded,
+    grid_of,
+    part_of,
+    stages_of,
+)
 from mmdeploy_ext.families.parts.runtime.box_coders import softmax
 
 METHODS = ('get_bboxes', 'regress_by_class', 'refine_bboxes')
@@ -72,7 +80,7 @@ class Boxes(nn.Module):
         """Keep the heads; `config` has the thresholds of the results; for `cap` see `Suppression`."""
         super().__init__()
         self.stages = nn.ModuleList(
-            Branch(roi_head, 'bbox', stage, bool(cap)) for stage in range(stages_of(roi_head))
+            RegionBranch(roi_head, 'bbox', stage, bool(cap)) for stage in range(stages_of(roi_head))
         )
         self.config, self.cap = config, cap
         self.padded_at_top = len(self.stages) == 1 and mmdet_release() < SPLIT_BY_IMAGE

@@ -71,7 +71,7 @@ def proposal_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(f'rpn_{kind}_{level}' for kind in output_kinds(model.rpn_head) for level in levels)
 
 
-class Network(nn.Module):
+class TwoStageNetwork(nn.Module):
     """Backbone, neck and the head of proposals behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -83,8 +83,8 @@ class Network(nn.Module):
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Return the maps that regions are pooled from, and the outputs of the head of proposals.
 
-        `image` is (B, 3, H, W); `img_shape` (B, 2), see `FullForm.forward`, is an input if several stages
-        refine anchors.
+        `image` is (B, 3, H, W); `img_shape` (B, 2), see `TwoStageFullForm.forward`, is an input if several
+        stages refine anchors.
         """
         outputs = self.head_outputs(self.model.extract_feat(image), image, img_shape)
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, outputs, strict=True))
@@ -100,7 +100,7 @@ class Network(nn.Module):
         return [*region_maps(self.model, maps), *outputs]
 
 
-class FullForm(nn.Module):
+class TwoStageFullForm(nn.Module):
     """The part of a `full` graph behind the network: proposals, regions, results.
 
     Attributes:
@@ -128,7 +128,8 @@ class FullForm(nn.Module):
             image: (B, 3, H, W); only its size is used.
             img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
             scale_factor: (B, 4) float32 `w h w h`, input / original, which boxes are divided by.
-            maps: the outputs of `Network`, and before them proposals (B, K, 4) if the model finds none.
+            maps: the outputs of `TwoStageNetwork`, and before them proposals (B, K, 4) if the model finds
+                none.
 
         Returns:
             The outputs, and with `shows_proposals` the proposals with scores (B, K, 5) behind them.
@@ -200,7 +201,7 @@ class ProposalsForm(nn.Module):
     ) -> tuple[torch.Tensor]:
         """Return proposals (B, K, columns) of the head's outputs; rows that an image does not have are zero.
 
-        For the inputs see `FullForm.forward`.
+        For the inputs see `TwoStageFullForm.forward`.
         """
         dets, *_ = self.proposals(maps, clip_size(image, img_shape))
         return (tap(PROPOSALS, dets[..., : self.columns]),)
@@ -261,8 +262,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and the part of the form behind it."""
     folded = fuse(model) if fold else model
-    network = Network(folded)
-    form = FullForm(folded, options.get('max_proposals', 0), options.get('max_candidates', 0))
+    network = TwoStageNetwork(folded)
+    form = TwoStageFullForm(folded, options.get('max_proposals', 0), options.get('max_candidates', 0))
     first = ('input', 'img_shape') if proposes(model) and is_staged(model.rpn_head) else ('input',)
     inputs = ('input', 'img_shape', 'scale_factor')
     inputs += network.names if proposes(model) else (PROPOSALS, *network.names)
@@ -276,7 +277,7 @@ def with_proposals(
 ) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
     """Return stages and the contracts of their outputs, changed so that the proposals are an output, too.
 
-    `chain` begins with the stage of a `FullForm`, whose module is set to show them.
+    `chain` begins with the stage of a `TwoStageFullForm`, whose module is set to show them.
     """
     regions, *rest = chain
     regions.module.shows_proposals = True

@@ -19,9 +19,9 @@ from mmdeploy_ext.families.parts.mask_heads import (
     heads_of,
     judge_of,
     logits_of,
-    own_class,
-    own_rows,
     points_of,
+    predicted_class_only,
+    rows_of_class,
 )
 from mmdeploy_ext.families.parts.regions import sampled
 
@@ -68,7 +68,7 @@ class Masks(nn.Module):
         masks = masks.reshape(*labels.shape, *masks.shape[2:])
         if self.judge is None:
             return (masks,)
-        ious = own_rows(self.judge(features, logits[-1][:, 0]), classes)[:, 0].reshape(labels.shape)
+        ious = rows_of_class(self.judge(features, logits[-1][:, 0]), classes)[:, 0].reshape(labels.shape)
         return masks, torch.where(labels >= 0, ious * dets[..., 4], torch.zeros_like(ious))
 
     def _logits_of_classes(
@@ -76,12 +76,12 @@ class Masks(nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return features of regions, and the logits (R, 1, m, m) of each one's class by every stage."""
         if self.points is None and self.by_class:
-            with own_class(self.heads, classes.clamp(min=0)):
+            with predicted_class_only(self.heads, classes.clamp(min=0)):
                 return self.logits(maps, boxes)
         features, logits = self.logits(maps, boxes)
         if self.points is None:
             return features, logits
-        of_class = own_rows(logits[0], classes) if self.by_class else logits[0]
+        of_class = rows_of_class(logits[0], classes) if self.by_class else logits[0]
         return features, [self.points(maps, boxes, logits[0], of_class, classes)]
 
 
@@ -125,6 +125,6 @@ class Points(nn.Module):
             grid = points[:, :, None] * 2.0 - 1.0
             of_points = functional.grid_sample(coarse, grid, align_corners=False)[..., 0]
             refined = self.head(torch.cat(fine, dim=1), of_points)
-            refined = own_rows(refined, classes) if self.by_class else refined
+            refined = rows_of_class(refined, classes) if self.by_class else refined
             logits = logits.flatten(2).scatter(2, cells[:, None], refined).reshape(-1, 1, side, side)
         return logits

@@ -85,7 +85,7 @@ def facts_of(model: nn.Module) -> dict[str, Any]:
     )
 
 
-class PanopticNetwork(graphs.Network):
+class PanopticNetwork(graphs.TwoStageNetwork):
     """Backbone, neck, the head of proposals and the head of stuff behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -99,7 +99,7 @@ class PanopticNetwork(graphs.Network):
         return [*super().head_outputs(maps, image, img_shape), self.model.semantic_head(maps)['seg_preds']]
 
 
-class MapFullForm(nn.Module):
+class RegionMapFullForm(nn.Module):
     """The end of a `full` graph: instances and stuff at the size of the original, fused into a map."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -158,7 +158,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, the part that looks at regions, and for `full` the fusion behind both."""
     folded = fuse(model) if fold else model
-    network, regions = PanopticNetwork(folded), graphs.FullForm(folded)
+    network, regions = PanopticNetwork(folded), graphs.TwoStageFullForm(folded)
     inputs = ('input', 'img_shape', 'scale_factor', *network.names[:-1])
     first = Stage('network', network, ('input',), network.names)
     if options.form == 'raw':
@@ -168,7 +168,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     return [
         first,
         Stage('regions', regions, inputs, outputs, varying=outputs),
-        Stage('fusion', MapFullForm(folded), fused, ('panoptic',)),
+        Stage('fusion', RegionMapFullForm(folded), fused, ('panoptic',)),
     ]
 
 

@@ -74,7 +74,7 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
         )
 
 
-class RegionsForm(graphs.FullForm):
+class RegionsForm(graphs.TwoStageFullForm):
     """The second graph: regions to results, with the tensors from which these were made."""
 
     def forward(
@@ -130,7 +130,7 @@ def shapes(model: nn.Module, options: Options) -> dict[str, tuple[int, ...]]:
     shapes_of_sizes = _SHAPES.setdefault(model, {})
     size = options.height, options.width
     if size not in shapes_of_sizes:
-        network, form = graphs.Network(model), RegionsForm(model).eval()
+        network, form = graphs.TwoStageNetwork(model), RegionsForm(model).eval()
         like = next(model.parameters())
         try:
             with torch.no_grad():
@@ -196,7 +196,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
         names = (*graphs.spec(model, options).output_names, *inner_names(model, options))
         inputs = ('img_shape', 'scale_factor', 'proposals', *feature_names(model))
         return [Stage('regions', RegionsForm(folded), inputs, names)]
-    network = graphs.Network(folded)
+    network = graphs.TwoStageNetwork(folded)
     return [
         Stage('network', network, ('input',), network.names),
         graphs.proposals_stage(folded, columns=4),

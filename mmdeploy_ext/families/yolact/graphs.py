@@ -55,7 +55,7 @@ MASK_THR = 0.5
 """Probability that a pixel of an instance has to exceed."""
 
 
-class Network(nn.Module):
+class YolactNetwork(nn.Module):
     """Backbone, neck, head and prototypes of mmdet's detector behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -109,7 +109,7 @@ def fast_suppression(
     return result_scores, labels.flatten(1).gather(1, order), rows.flatten(1).gather(1, order)
 
 
-class FullForm(nn.Module):
+class YolactFullForm(nn.Module):
     """What the `full` form adds to the network."""
 
     def __init__(self, head: nn.Module) -> None:
@@ -212,9 +212,9 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and the post-processing after it."""
-    network = Network(fuse(model) if fold else model)
+    network = YolactNetwork(fuse(model) if fold else model)
     inputs = ('input', 'img_shape', 'scale_factor', 'ori_shape', *network.names)
     return [
         Stage('network', network, ('input',), network.names),
-        Stage('postprocess', FullForm(model.bbox_head), inputs, FULL_NAMES),
+        Stage('postprocess', YolactFullForm(model.bbox_head), inputs, FULL_NAMES),
     ]

@@ -129,7 +129,7 @@ def rows_for_columns(original):
     'fault', in_suite([inverse_for_pose, stays_in_the_vehicle, rows_for_columns], inverse_for_pose)
 )
 def test_a_fault_in_the_graph_is_refused(toy, tmp_path, fault, drive):
-    with replaced(f'{HERE}:NodeHead.forward', fault):
+    with replaced(f'{HERE}:NodeMemoryHead.forward', fault):
         deployed.export(tmp_path, contract='autoware', opset=17)
     toy.exports.clear()
     if fault is rows_for_columns:

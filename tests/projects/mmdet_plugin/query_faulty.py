@@ -50,9 +50,9 @@ def whole(one):
 
 
 EVERY = {
-    'a query swapped': altered(postprocess.FullForm, 'forward', boxes_of_another_query),
-    'boxes relative to padding': altered(postprocess.FullForm, 'forward', padded_whole),
-    'padding ignored': altered(padding.Level, 'inside', lambda right: lambda self: right(self) * 0 + 1),
+    'a query swapped': altered(postprocess.QueryFullForm, 'forward', boxes_of_another_query),
+    'boxes relative to padding': altered(postprocess.QueryFullForm, 'forward', padded_whole),
+    'padding ignored': altered(padding.PaddedMap, 'inside', lambda right: lambda self: right(self) * 0 + 1),
     'padding of the first image': altered(query_networks.QueryNetwork, 'forward', of_the_first_image),
     'positions of padding, too': altered(
         padding.SinePositions, '_along', lambda right: lambda self, one: right(self, whole(one))
@@ -66,7 +66,7 @@ DEFORMABLE = {
     'offsets scaled': sampled(lambda points, offsets: (points, offsets * 1.05)),
     'samples one cell off': altered(attention, 'sampling_locations', a_cell_off),
     'offsets of another level': sampled(lambda points, offsets: (points, offsets.roll(1, 3))),
-    'ratios ignored': altered(padding.Level, 'ratios', lambda right: lambda self: right(self) * 0 + 1),
+    'ratios ignored': altered(padding.PaddedMap, 'ratios', lambda right: lambda self: right(self) * 0 + 1),
     'weights of another map': altered(
         attention, 'shares', lambda right: lambda logits, heads: right(logits, heads).roll(4, -1)
     ),

@@ -108,7 +108,7 @@ EVERY = {
     'peaks of a larger window': settings(local_maximum_kernel=7),
     'fewer corners': settings(corner_topk=40),
     'border left in': altered(
-        graphs.FullForm,
+        graphs.CornerFullForm,
         'forward',
         lambda right: lambda self, image, scale, border, *maps: right(self, image, scale, border * 0, *maps),
     ),

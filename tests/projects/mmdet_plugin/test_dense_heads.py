@@ -18,7 +18,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.dense import heads, reference, runtime
 from mmdeploy_ext.families.dense.family import largest_num_candidates
-from mmdeploy_ext.families.dense.forms import DecodeForm, FullForm, decode_names, raw_names
+from mmdeploy_ext.families.dense.forms import DecodeForm, DenseFullForm, decode_names, raw_names
 
 SIZE = (128, 192)
 CLIPS = (121.0, 180.0)
@@ -75,7 +75,7 @@ def head(request):
 def test_detections_are_those_of_get_bboxes(head):
     raw, clips, scales = images(head)
     wanted = by_mmdet(head, raw, clips, scales)
-    same(eager(FullForm(detector(head)), raw, clips, scales), wanted, max(SIZE))
+    same(eager(DenseFullForm(detector(head)), raw, clips, scales), wanted, max(SIZE))
     metadata = types.SimpleNamespace(
         form='raw', postprocess=dense_heads.FAMILY.postprocess_facts(detector(head)), options={}
     )
@@ -95,7 +95,7 @@ def test_a_limit_that_no_image_reaches_changes_nothing(head):
     size = types.SimpleNamespace(height=SIZE[0], width=SIZE[1])
     cap = min(2000, largest_num_candidates(head, heads.facts_of(head), size))
     same(
-        eager(FullForm(detector(head), cap), raw, clips, scales),
+        eager(DenseFullForm(detector(head), cap), raw, clips, scales),
         by_mmdet(head, raw, clips, scales),
         max(SIZE),
     )
@@ -132,7 +132,7 @@ def test_decoded_tensors_are_those_of_mmdets_own_functions(head):
 def test_the_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(name):
     head = make_head(name)
     raw, clips, scales = images(head, 3, (128, 160))
-    form = FullForm(detector(head))
+    form = DenseFullForm(detector(head))
     traced = inputs(form, raw[:], clips, scales, (128, 160))
     first = ('input', 'img_shape', 'scale_factor', *(['border'] if form.postprocess.head.bordered else []))
     names = (*first, *raw_names(detector(head)))
@@ -161,7 +161,7 @@ def test_the_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(name
 
 
 def give(part, key, change):
-    """Return what plants a fault: it changes one setting of `FullForm`."""
+    """Return what plants a fault: it changes one setting of `DenseFullForm`."""
 
     def plant(form):
         facts = form.decode.facts
@@ -243,7 +243,7 @@ def test_a_planted_fault_gives_other_detections(fault):
     differs = []
     for seed in range(6):
         raw, clips, scales = images(head, seed)
-        form = FullForm(detector(head))
+        form = DenseFullForm(detector(head))
         plant(form)
         try:
             same(eager(form, raw, clips, scales), by_mmdet(head, raw, clips, scales), max(SIZE))

@@ -148,7 +148,7 @@ def test_layers_of_co_detr_give_what_those_of_dino_give(model, monkeypatch):
 def test_co_detr_suppresses_as_many_of_the_best_pairs_as_it_has_queries(model, nms):
     from mmcv.ops import batched_nms
 
-    from mmdeploy_ext.families.query.postprocess import FullForm
+    from mmdeploy_ext.families.query.postprocess import QueryFullForm
 
     torch.manual_seed(0)
     test_cfg = dict(max_per_img=6, score_thr=0.4, nms=nms)
@@ -157,7 +157,7 @@ def test_co_detr_suppresses_as_many_of_the_best_pairs_as_it_has_queries(model, n
     logits, boxes = torch.randn(1, head.num_query, head.num_classes), torch.rand(1, head.num_query, 4)
     scale = torch.tensor([[0.5, 0.5, 2.0, 2.0]])
     image, size = torch.zeros(1, 3, 40, 60), torch.tensor([[30.0, 50.0]])
-    dets, labels = FullForm(detector)(image, size, scale, logits, boxes)
+    dets, labels = QueryFullForm(detector)(image, size, scale, logits, boxes)
     scores, index = logits[0].sigmoid().flatten().topk(head.num_query if nms else 6)
     kept = scores > 0.4
     scores, index = scores[kept], index[kept]

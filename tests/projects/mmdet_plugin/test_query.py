@@ -11,7 +11,7 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.families.parts.padding import Level, SinePositions
+from mmdeploy_ext.families.parts.padding import PaddedMap, SinePositions
 from mmdeploy_ext.families.parts.runtime.padded_results import detections
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from toy_query import KINDS, exported, images, options_of, run_stages, seeded, toy
@@ -66,7 +66,7 @@ def test_masks_of_maps_are_those_that_mmdet_resizes(sizes):
     for stride in (4, 8, 32, 64):
         level = torch.zeros(3, 1, -(-height // stride), -(-width // stride))
         wanted = torch.nn.functional.interpolate(masks[None], size=level.shape[2:])[0].bool()
-        found = Level(content, masks[:, None], level)
+        found = PaddedMap(content, masks[:, None], level)
         inside = found.inside() > 0.5
         assert torch.equal(inside, ~wanted.flatten(1))
         places = encoding(wanted).flatten(2).transpose(1, 2)

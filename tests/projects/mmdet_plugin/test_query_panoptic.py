@@ -120,7 +120,7 @@ FAULTS = {
 }
 OF_MASKFORMER = {
     'padding looked at': altered(
-        padding.Level, 'inside', lambda right: lambda self: torch.ones_like(right(self))
+        padding.PaddedMap, 'inside', lambda right: lambda self: torch.ones_like(right(self))
     ),
     'positions of padding counted': altered(
         forms, 'PaddedSinePositions', lambda right: padding.SinePositions

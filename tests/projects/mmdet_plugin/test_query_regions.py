@@ -105,7 +105,7 @@ OF_MASKS = {
         regions, 'interact', lambda right: lambda *given: (*(found := right(*given))[:3], swapped(found[3]))
     ),
     'masks of the next class': altered(
-        regions, 'own_class', lambda right: lambda heads, labels: right(heads, (labels + 1) % 6)
+        regions, 'predicted_class_only', lambda right: lambda heads, labels: right(heads, (labels + 1) % 6)
     ),
 }
 CASES = [*(('regions', fault) for fault in FAULTS), *(('regions_masks', fault) for fault in OF_MASKS)]

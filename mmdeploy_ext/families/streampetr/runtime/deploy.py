@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mmdeploy_ext.engines.base import Backend
-    from mmdeploy_ext.families.streampetr.runtime.state import Moment
+    from mmdeploy_ext.families.streampetr.runtime.state import FrameMotion
     from mmdeploy_ext.preprocess.cameras import Calibration
     from mmdeploy_ext.runtime.detections import Arrays
 
 GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
 """`form` of the three files, in the order in which a frame goes through them."""
 MOTION = ('ego_motion', 'delta_t_s', 'prev_exists')
-"""Inputs of the head that a `Moment` decides."""
+"""Inputs of the head that a `FrameMotion` decides."""
 
 
 class DeployContract:
@@ -66,7 +66,7 @@ class DeployContract:
         spec = self.head.spec
         self.state_shapes = {field: tuple(spec.tensor(f'pre_memory_{field}').axes) for field in FIELDS}
 
-    def run(self, images: np.ndarray, calibration: Calibration, moment: Moment) -> dict[str, np.ndarray]:
+    def run(self, images: np.ndarray, calibration: Calibration, moment: FrameMotion) -> dict[str, np.ndarray]:
         """Run one frame of images (N, 3, H, W), contiguous, which are read in place, and keep the memory.
 
         The memory is ignored if `prev_exists` of the moment is False. Returned are `all_cls_scores`

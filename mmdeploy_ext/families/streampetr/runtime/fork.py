@@ -23,7 +23,7 @@ from mmdeploy_ext.runtime.frames import invert_pose
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines.base import Backend
-    from mmdeploy_ext.families.streampetr.runtime.state import Moment
+    from mmdeploy_ext.families.streampetr.runtime.state import FrameMotion
     from mmdeploy_ext.preprocess.cameras import Calibration
     from mmdeploy_ext.runtime.detections import Arrays
 
@@ -58,7 +58,7 @@ class ForkContract:
             field: tuple(self.spec.tensor(f'in_mem_{name}').axes) for field, name in FORK_NAMES.items()
         }
 
-    def run(self, images: np.ndarray, calibration: Calibration, moment: Moment) -> dict[str, np.ndarray]:
+    def run(self, images: np.ndarray, calibration: Calibration, moment: FrameMotion) -> dict[str, np.ndarray]:
         """Run one frame, and make the memory after it, which the fork leaves to its user.
 
         Arguments and result are those of `DeployContract.run`.
@@ -79,7 +79,7 @@ class ForkContract:
         """Return the origin (3,) in metres of the global frame in which a file is fed."""
         return np.round(last_pose[:3, 3])
 
-    def _feeds(self, images: np.ndarray, moment: Moment) -> dict[str, np.ndarray]:
+    def _feeds(self, images: np.ndarray, moment: FrameMotion) -> dict[str, np.ndarray]:
         (last_pose, last_time), pose = self.last, moment.ego_pose
         if moment.prev_exists:
             origin = self.origin(last_pose)

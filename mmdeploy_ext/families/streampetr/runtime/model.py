@@ -26,7 +26,7 @@ from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
 from mmdeploy_ext.families.streampetr.runtime import checks
 from mmdeploy_ext.families.streampetr.runtime.deploy import GRAPHS, DeployContract
 from mmdeploy_ext.families.streampetr.runtime.fork import ForkContract
-from mmdeploy_ext.families.streampetr.runtime.state import Moment, check_tensors, relative_motion
+from mmdeploy_ext.families.streampetr.runtime.state import FrameMotion, check_tensors, relative_motion
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
 from mmdeploy_ext.runtime.exported import Runtime, check_same_export, export_files
@@ -173,7 +173,7 @@ class StreamPetrOnnx(Runtime):
         if not is_first:
             last_pose, last_time, scene = self._last
             motion, gap = relative_motion(last_pose, pose), time - last_time
-        outputs = self.contract.run(images, calibration, Moment(pose, time, motion, gap, not is_first))
+        outputs = self.contract.run(images, calibration, FrameMotion(pose, time, motion, gap, not is_first))
         if not all(np.isfinite(values[-1]).all() for values in outputs.values()):
             self.reset()
             raise InferenceError('the network gave NaN or infinity; the memory was emptied')

@@ -24,7 +24,7 @@ FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
 
 
 @dataclasses.dataclass(frozen=True)
-class Moment:
+class FrameMotion:
     """Pose and time of a frame, and its motion since the last frame.
 
     Attributes:

@@ -16,7 +16,7 @@ from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.families.dense.family import DenseFamily
-from mmdeploy_ext.families.dense.forms import FullForm, raw_names
+from mmdeploy_ext.families.dense.forms import DenseFullForm, raw_names
 
 STRIDES = (8, 16, 32)
 CLASSES = 5
@@ -100,7 +100,7 @@ def by_mmdet(head, raw, size, img_shape=None, scale_factor=None, **test_cfg):
 
 
 def full_inputs(raw, size, img_shape=None, scale_factor=None):
-    """Return the inputs of `FullForm` as a dict of tensors; what is None takes its default."""
+    """Return the inputs of `DenseFullForm` as a dict of tensors; what is None takes its default."""
     batch = raw[0].shape[0]
     img_shape = np.zeros((batch, 2)) if img_shape is None else img_shape
     scale_factor = np.ones((batch, 4)) if scale_factor is None else scale_factor
@@ -114,7 +114,7 @@ def full_inputs(raw, size, img_shape=None, scale_factor=None):
 
 def eager(head, raw, size, cap=0, **optional):
     with torch.no_grad():
-        found = FullForm(detector(head), cap)(*full_inputs(raw, size, **optional).values())
+        found = DenseFullForm(detector(head), cap)(*full_inputs(raw, size, **optional).values())
     return [tensor.numpy() for tensor in found]
 
 
@@ -135,7 +135,7 @@ def exported(head, opset, traced_size=(64, 96), seed=99, **options):
     raw = random_outputs(seed, 1, traced_size, anchors=anchors)
     contract = spec(raw)
     names = tuple(contract.input_names)
-    stage = Stage('postprocess', FullForm(detector(head)), names, ('dets', 'labels'))
+    stage = Stage('postprocess', DenseFullForm(detector(head)), names, ('dets', 'labels'))
     model = export.export_stages(
         [stage],
         full_inputs(raw, traced_size),

@@ -32,7 +32,7 @@ from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.nms import nms_of_sorted
 from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.dense import runtime
-from mmdeploy_ext.families.dense.forms import FULL_NAMES, FullForm
+from mmdeploy_ext.families.dense.forms import FULL_NAMES, DenseFullForm
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
 
 SIZE = (64, 96)
@@ -67,7 +67,8 @@ def exported(head, cap=CAP, batch=1, opset=17):
         TensorSpec('labels', 'int64', (batch, rows)),
         TensorSpec('candidates', 'int64', (batch,)),
     )
-    stage = Stage('postprocess', FullForm(detector(head), cap), tuple(example), FULL_NAMES, 'torchscript')
+    form = DenseFullForm(detector(head), cap)
+    stage = Stage('postprocess', form, tuple(example), FULL_NAMES, 'torchscript')
     return export.export_stages(
         [stage], example, GraphSpec('capped', inputs, outputs), Options(IMAGE, opset=opset)
     )

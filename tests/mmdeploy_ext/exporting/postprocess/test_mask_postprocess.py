@@ -16,7 +16,7 @@ from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
 from mmdeploy_ext.families.solo import reference, runtime
-from mmdeploy_ext.families.solo.graphs import FullForm
+from mmdeploy_ext.families.solo.graphs import SoloFullForm
 from mmdeploy_ext.proving.tasks.mask import match_detections
 from mmdeploy_ext.runtime.detections import Instances
 
@@ -110,7 +110,7 @@ def by_numpy(kind, raw, img_shapes, ori_shape, **changes):
 
 
 def full_form(kind, cap=0, **changes):
-    return FullForm(make_head(kind, **changes), cap).eval()
+    return SoloFullForm(make_head(kind, **changes), cap).eval()
 
 
 def by_graph(module, raw, img_shapes, ori_shape):
