@@ -25,6 +25,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.unregistered import registries
 
 PACKAGE = 'mmdet3d'
+"""Name of the copy in a repository, and of the installed library."""
 REGISTERED_FOR_IT = (PACKAGE, 'spconv', 'mmdeploy_ext')
 """Packages whose types are registered beside the installed mmdet3d; a copy registers its own."""
 LAYERS = (
@@ -44,39 +45,72 @@ LAYERS = (
 )
 """Paths of layers that the graphs run as the repository has them; the sparse encoder is not among them."""
 DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
+"""Weight of the first convolution of the depth maps, whose second axis are their channels."""
 QUERY_HEAD = 'TransFusionHead'
 """Class of the head, or a base of it, whose layers are taken; of other heads the graphs run ours."""
 
 
 @contextlib.contextmanager
 def repository_first(root: str) -> Iterator[None]:
-    """Inside the block `import mmdet3d` gives the copy of a repository, which may register its types."""
-    installed = {name: module for name, module in sys.modules.items() if _is_of_package(name)}
-    all_registries = {id(registry): registry for registry in registries()}.values()
+    """Inside the block `import mmdet3d` gives the copy of a repository, which may register its types.
+
+    `root` is the folder of the repository.
+
+    Behind it, also after an error, `sys.path`, registries and the modules of the repository are as before;
+    what the block imports from elsewhere stays imported.
+    """
+    with _modules_kept(Path(root).resolve()), _registries_kept() as all_registries:
+        for registry in all_registries:
+            registry.children.pop(PACKAGE, None)
+            for name, registered in list(registry.module_dict.items()):
+                if registered.__module__.partition('.')[0] in REGISTERED_FOR_IT:
+                    del registry.module_dict[name]
+        for name in [name for name in sys.modules if _top_level(name) == PACKAGE]:
+            del sys.modules[name]
+        sys.path.insert(0, root)
+        yield
+
+
+@contextlib.contextmanager
+def _registries_kept() -> Iterator[list[Any]]:
+    """Yield every registry; behind the block they have the types and children that they had before."""
+    all_registries = list({id(registry): registry for registry in registries()}.values())
     tables = [table for registry in all_registries for table in (registry.module_dict, registry.children)]
     contents = [(table, dict(table)) for table in tables]
-    for registry in all_registries:
-        registry.children.pop(PACKAGE, None)
-        for name, registered in list(registry.module_dict.items()):
-            if registered.__module__.partition('.')[0] in REGISTERED_FOR_IT:
-                del registry.module_dict[name]
-    for name in installed:
-        del sys.modules[name]
-    sys.path.insert(0, root)
     try:
-        yield
+        yield all_registries
     finally:
-        sys.path.remove(root)
-        for name in [name for name in sys.modules if _is_of_package(name)]:
-            del sys.modules[name]
-        sys.modules.update(installed)
         for table, content in contents:
             table.clear()
             table.update(content)
 
 
-def _is_of_package(name: str) -> bool:
-    return name.partition('.')[0] == PACKAGE
+@contextlib.contextmanager
+def _modules_kept(root: Path) -> Iterator[None]:
+    """Behind the block `sys.path`, the modules of `PACKAGE` and those of the folder `root` are as before."""
+
+    def is_theirs(name: str) -> bool:
+        """Return whether a module's top-level package lies in `root`, or a part of it; never this package."""
+        if _top_level(name) == _top_level(__name__):
+            return False
+        package = sys.modules.get(_top_level(name))
+        places = getattr(package, '__path__', None) or [getattr(package, '__file__', None)]
+        return any(place is not None and Path(place).resolve().parent == root for place in places)
+
+    paths, modules = list(sys.path), dict(sys.modules)
+    try:
+        yield
+    finally:
+        sys.path[:] = paths
+        theirs = [name for name in sys.modules if name not in modules and is_theirs(name)]
+        for name in {*theirs, *(name for name in sys.modules if _top_level(name) == PACKAGE)}:
+            del sys.modules[name]
+        sys.modules.update({name: module for name, module in modules.items() if _top_level(name) == PACKAGE})
+
+
+def _top_level(name: str) -> str:
+    """Return the top-level package of a module."""
+    return name.partition('.')[0]
 
 
 def build_by_repository(cfg: Any) -> nn.Module:

@@ -1,6 +1,8 @@
 """A repository with a copy of mmdet3d: its own code is the reference, in a process of its own."""
 
+import contextlib
 import copy
+import importlib
 import json
 import sys
 
@@ -98,6 +100,33 @@ def test_code_that_cannot_be_imported_beside_ours_leaves_our_layers_and_a_note(t
     assert not model.fork.layers
     note = fork._graphs_note(model.fork)
     assert note.endswith('cannot be imported beside it: IndexError: list index out of range')
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_a_repository_leaves_nothing_behind_and_can_be_imported_again(fails, tmp_path):
+    """Also one that takes itself off the path, registers types of another module, or raises."""
+    import mmdet3d
+    from mmdet.models.builder import NECKS
+
+    (tmp_path / 'mmdet3d').mkdir()
+    (tmp_path / 'mmdet3d/__init__.py').write_text(
+        'import sys\nimport beside_mmdet3d\nsys.path.remove(beside_mmdet3d.ROOT)\n'
+    )
+    (tmp_path / 'beside_mmdet3d.py').write_text(
+        f'from mmdet.models.builder import NECKS\nROOT = {str(tmp_path)!r}\n'
+        'NECKS.register_module(module=type("Beside", (), {}))\n'
+    )
+    paths, types = list(sys.path), dict(NECKS.module_dict)
+    for _ in range(2):
+        with contextlib.suppress(ZeroDivisionError), live.repository_first(str(tmp_path)):
+            import beside_mmdet3d
+
+            assert importlib.import_module('mmdet3d') is not mmdet3d
+            assert NECKS.get('Beside').__module__ == beside_mmdet3d.__name__
+            if fails:
+                raise ZeroDivisionError
+        assert sys.modules['mmdet3d'] is mmdet3d and 'beside_mmdet3d' not in sys.modules
+        assert sys.path == paths and NECKS.module_dict == types
 
 
 def test_a_verdict_names_the_classes_of_the_repository_and_that_inputs_decide(verdict):
