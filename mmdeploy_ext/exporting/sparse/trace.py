@@ -34,7 +34,6 @@ def trace(
     order: str,
     spatial_shape: Triple,
     in_channels: int,
-    call: Call | None = None,
 ) -> SparseGraph:
     """Return the graph of a sparse encoder, with BatchNorm and Relu as nodes of their own.
 
@@ -51,13 +50,12 @@ def trace(
 
     Args:
         module: the encoder. Its forward takes (features, coordinates, batch_size), or these and det3d's
-            input_shape, or one SparseConvTensor; else `call` is needed.
+            input_shape, or one SparseConvTensor.
         coordinates: (N, 4) int32 (sample, axes in `order`), sample 0.
         features: (N, in_channels) float32, of the N voxels; zeros by default.
         order: axis order of the module's coordinates, 'xyz' or 'zyx'.
         spatial_shape: grid size per axis, in that order.
         in_channels: features per voxel.
-        call: calls a module whose forward takes other arguments: (module, features, coordinates) -> result.
 
     Raises:
         UsageError: bad coordinates, features or order.
@@ -68,7 +66,7 @@ def trace(
     shape = tuple(int(size) for size in spatial_shape)
 
     def traced(sites: np.ndarray, values: np.ndarray | None = None) -> SparseGraph:
-        return _trace(module, *_voxels(sites, values, shape, in_channels), order, shape, call)
+        return _trace(module, *_voxels(sites, values, shape, in_channels), order, shape)
 
     if coordinates is None and features is not None:
         raise UsageError('features without coordinates; give both, or neither for one zero voxel')
@@ -87,7 +85,6 @@ def _trace(
     features: np.ndarray,
     order: str,
     shape: Triple,
-    call: Call | None,
 ) -> SparseGraph:
     for name, parameter in module.named_parameters():
         if parameter.dtype != torch.float32:
@@ -98,7 +95,7 @@ def _trace(
     tensors = torch.from_numpy(features).to(device), torch.from_numpy(coordinates).to(device)
     recorder = Recorder(*tensors, shape, order)
     with compat.single_thread(), torch.no_grad(), _watched(module, recorder):
-        result = (call or _caller(module, shape))(module, *tensors)
+        result = _caller(module, shape)(module, *tensors)
         output, output_shape = _finish(recorder, result)
     if not any(isinstance(node, SparseConvolution) for node in recorder.nodes):
         raise ExportError(f'{type(module).__name__}: has no sparse convolution; is it the sparse encoder?')
@@ -176,7 +173,7 @@ def _caller(module: nn.Module, shape: Triple) -> Call:
         return lambda part, features, coordinates: part(features, coordinates, 1, size)
     raise ExportError(
         f'{type(module).__name__}.forward takes ({", ".join(required)}); expected (features, coordinates, '
-        f'batch_size), or one SparseConvTensor; say how to call it by `call`'
+        f'batch_size), or one SparseConvTensor; give it such a forward'
     )
 
 

@@ -528,17 +528,13 @@ def test_sites_that_are_moved_between_convolutions_are_refused(change):
 
 
 def test_two_dimensions_are_refused():
-    model = SparseSequential(spconv.SubMConv2d(4, 4, 3, bias=False))
-    with pytest.raises(ExportError, match=r'0.*SubMConv2d.*2'):
-        trace(
-            model,
-            order='zyx',
-            spatial_shape=GRID,
-            in_channels=4,
-            call=lambda part, features, coordinates: part(
-                SparseConvTensor(features, coordinates[:, :3].contiguous(), [24, 24], 1)
-            ),
-        )
+    def flat(model, x):
+        return model.conv2(SparseConvTensor(x.features, x.indices[:, :3].contiguous(), [24, 24], 1))
+
+    model = Calls(flat)
+    model.conv2 = spconv.SubMConv2d(4, 4, 3, bias=False)
+    with pytest.raises(ExportError, match=r'conv2.*SubMConv2d.*2'):
+        traced(model)
 
 
 def test_a_stride_that_jumps_over_the_origin_is_traced_with_more():
@@ -563,8 +559,10 @@ def test_no_site_left_says_what_to_do():
 
 
 def test_a_dense_model_is_refused():
+    model = Calls(lambda self, x: self.conv(x.features))
+    model.conv = nn.Linear(4, 4)
     with pytest.raises(ExportError, match=r'no sparse convolution|no counterpart'):
-        traced(nn.Sequential(nn.Linear(4, 4)), call=lambda part, features, coordinates: part(features))
+        traced(model)
 
 
 def test_half_weights_are_refused():
