@@ -93,14 +93,15 @@ def _bucket_of(bucket_patterns, count):
 
 
 @njit(cache=True, nogil=True)
-def arrange(table, none, buckets, last, rows, lengths, sizes, offsets, position):
+def arrange(table, no_neighbour, buckets, last, rows, lengths, sizes, offsets, position):
     """Sort the output rows of one group into buckets; write the arrays from `rows` on.
 
     The product of a bucket has one result per output row. T is the number of results of all buckets.
 
     Args:
         table: (g, M) int32, the input row at each offset of each output row.
-        none: entry of the table for no neighbour, the number of a row of zeros behind the input rows.
+        no_neighbour: entry of the table where there is no neighbour, the number of a row of zeros behind the
+            input rows.
         buckets: B.
         last: 1 if the bias alone is result T and a row of zeros result T + 1; 0 if result T is the zeros.
         rows: written, room for g*M int32: the input rows, bucket after bucket, output row by output row.
@@ -117,7 +118,7 @@ def arrange(table, none, buckets, last, rows, lengths, sizes, offsets, position)
     codes = np.zeros(m, np.int16)
     for k in range(g):
         for i in range(m):
-            codes[i] |= np.int16(table[k, i] != none) << k
+            codes[i] |= np.int16(table[k, i] != no_neighbour) << k
     counts = np.zeros(1 << g, np.int64)
     for i in range(m):
         counts[codes[i]] += 1

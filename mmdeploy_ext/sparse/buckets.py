@@ -119,15 +119,20 @@ def arrange(
     return arrangements
 
 
-def _arrange_group(table: np.ndarray, none: int, layout: Layout, group: int) -> tuple[np.ndarray, ...]:
-    """Return rows, lengths, sizes, offsets and positions of one group, as an `Arrangement` has them."""
+def _arrange_group(
+    table: np.ndarray, no_neighbour: int, layout: Layout, group: int
+) -> tuple[np.ndarray, ...]:
+    """Return rows, lengths, sizes, offsets and positions of one group, as an `Arrangement` has them.
+
+    For `table` and `no_neighbour` see `bucket_loops.arrange`; `table` is of all groups.
+    """
     first, end = layout.groups[group]
     size, rows_out, buckets = end - first, table.shape[1], layout.buckets
     rows, offsets = np.empty(size * rows_out, np.int32), np.empty(size * buckets, np.int32)
     lengths, sizes = np.empty((2, buckets), np.int64)
     positions, last = np.empty(rows_out + 1, np.int32), int(group == layout.bias_group)
     used, count = bucket_loops.arrange(
-        table[first:end], none, buckets, last, rows, lengths, sizes, offsets, positions
+        table[first:end], no_neighbour, buckets, last, rows, lengths, sizes, offsets, positions
     )
     return rows[:used], lengths, sizes, offsets[:count] + np.int32(first), positions
 

@@ -42,7 +42,11 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class BatchNorm(Node):
-    """Batch normalisation over active sites, arrays (C,) float32; only between tracing and folding."""
+    """Batch normalisation over active sites, only between tracing and folding.
+
+    Factor `gamma`, shift `beta`, running `mean` and variance `var` are arrays (C,) float32; `eps` is added to
+    the variance.
+    """
 
     gamma: np.ndarray
     beta: np.ndarray
@@ -115,7 +119,10 @@ TRIPLES = tuple(field.name for field in dataclasses.fields(SparseConvolution) if
 
 @dataclasses.dataclass(frozen=True)
 class Add(Node):
-    """Sum of two tensors on the same active sites: inputs are (convolution's output, identity)."""
+    """Sum of two tensors on the same active sites: inputs are (convolution's output, identity).
+
+    `precision` and `output_precision` are those of `SparseConvolution`.
+    """
 
     precision: str = ''
     output_precision: str = ''
@@ -130,7 +137,10 @@ class Relu(Node):
 
 @dataclasses.dataclass(frozen=True)
 class ScatterDense(Node):
-    """Active sites into a dense tensor of the output shape (1, C, d0, d1, d2), zero elsewhere."""
+    """Active sites of a grid of `spatial_shape` into a dense tensor of `output_shape` (1, C, d0, d1, d2).
+
+    It is zero elsewhere.
+    """
 
     spatial_shape: Triple
     output_shape: tuple[int, ...]
@@ -145,7 +155,7 @@ class Transpose(Node):
 
 @dataclasses.dataclass(frozen=True)
 class Reshape(Node):
-    """A dense tensor in another shape."""
+    """A dense tensor in the shape `dims`."""
 
     dims: tuple[int, ...]
 

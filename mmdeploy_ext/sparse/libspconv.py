@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import Add, Node
 
 IR_VERSION = 8
+"""Version of ONNX's format that NVIDIA's files have."""
 OPSET = ('ai.onnx', 11)
+"""The operator set that they import, although their operators are in none."""
 MODULES = 'mm2onnx.scn_modules'
 """Key of the metadata whose value is JSON: node name -> module path."""
 PRECISIONS = ('', 'fp16', 'int8')
@@ -57,7 +59,10 @@ REQUIRED: Any = object()
 def write(
     graph: SparseGraph, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a folded graph, in its coordinate order, as a libspconv file, atomically; see `to_onnx`."""
+    """Write a folded graph, in its coordinate order, as a libspconv file, atomically; see `to_onnx`.
+
+    `metadata` are key -> value of the file, None: none.
+    """
     model = to_onnx(graph, metadata)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())

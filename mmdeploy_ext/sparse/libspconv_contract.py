@@ -39,14 +39,17 @@ if TYPE_CHECKING:
     """Attribute, rule, message and perhaps severity of each violation of a node."""
 
 INT8 = 'int8'
+"""Name of the precision in a file whose nodes need ranges."""
 USUAL_MAX_VOXELS = 160000
 """What the published test configs of BEVFusion and CenterPoint allow."""
 FLAT_RATIO = 4
 """A grid is flat along z: with this many times the cells of its shortest axis, z is probably another axis."""
 ACTIVATIONS = ('', 'None', 'ReLU')
+"""Values of a convolution's `activation` that the engine has."""
 DOUBTFUL_ACTIVATIONS = ('Sigmoid', 'LeakyReLU')
 """Written by the reference exporter for spconv 2 modules; no known file has run with them."""
 PRECISIONS = ('', 'fp16', INT8)
+"""Values of a precision that the engine has."""
 LAYOUTS = ('', 'NCHW', 'NCHW32', 'NHWzC')
 """Values of ScatterDense's `output_layout` that the engine has."""
 

@@ -40,11 +40,13 @@ class Field:
 
 
 PRECISION_FIELDS = (Field('precision', 'STRING', ''), Field('output_precision', 'STRING', ''))
+"""Attributes of every node that computes."""
 ADD_FIELDS = (
     Field('input0_dynamic_range', 'FLOAT', 0.0),
     Field('input1_dynamic_range', 'FLOAT', 0.0),
     *PRECISION_FIELDS,
 )
+"""Attributes of an addition."""
 READ = {
     'SparseConvolution': (
         *(Field(name, 'INTS', (), ERROR) for name in GEOMETRY),

@@ -21,16 +21,18 @@ class NodeWriter:
         self.inputs: list[onnx.ValueInfoProto] = []
         self._shared: set[str] = set()
 
-    def first(self, name: str) -> bool:
-        """Return whether this is the first call with the name of a tensor that several nodes share."""
+    def is_first_use(self, name: str) -> bool:
+        """Return whether a tensor that several nodes share has not been asked for before, by its name."""
         is_new = name not in self._shared
         self._shared.add(name)
         return is_new
 
-    def op(self, kind: str, inputs: Sequence[str], output: str | Sequence[str], **attributes: object) -> str:
-        """Add a node of op_type `kind`, which is named after its first output; return that output."""
+    def op(
+        self, op_type: str, inputs: Sequence[str], output: str | Sequence[str], **attributes: object
+    ) -> str:
+        """Add a node, which is named after its first output; return that output."""
         outputs = [output] if isinstance(output, str) else list(output)
-        self.nodes.append(helper.make_node(kind, list(inputs), outputs, name=outputs[0], **attributes))
+        self.nodes.append(helper.make_node(op_type, list(inputs), outputs, name=outputs[0], **attributes))
         return outputs[0]
 
     def constant(self, name: str, values: np.ndarray) -> str:
@@ -43,9 +45,9 @@ class NodeWriter:
         name = 'shape.' + '_'.join(str(value) for value in values)
         return self.constant(name, np.array(values, np.int64))
 
-    def input(self, name: str, kind: int, *axes: int | str) -> str:
-        """Declare an input and return its name; `kind` is its `TensorProto` type, axes are sizes or names."""
-        self.inputs.append(helper.make_tensor_value_info(name, kind, list(axes)))
+    def input(self, name: str, elem_type: int, *axes: int | str) -> str:
+        """Declare an input, return its name; `elem_type` is one of `TensorProto`, axes are sizes or names."""
+        self.inputs.append(helper.make_tensor_value_info(name, elem_type, list(axes)))
         return name
 
     def split(self, tensor: str, lengths: str, pieces: int) -> None:

@@ -77,7 +77,7 @@ class Plan(JsonDataclass):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Plan:
-        """Rebuild from `to_json`; also after a round through JSON text."""
+        """Return the plan of which `content` is the `to_json`; also after a round through JSON text."""
         tables = [Table.from_json(table) for table in content['tables']]
         scatters = [Scatter.from_json(scatter) for scatter in content['scatters']]
         return super().from_json({**content, 'tables': tables, 'scatters': scatters})

@@ -142,7 +142,7 @@ class _Writer(NodeWriter):
     def _row_shapes(self, table: Table, channels: int, pieces: int) -> str:
         """Return the prefix of shapes (-1, s*I), one per bucket, which layers of the same width share."""
         name = f'{table.name}.shape{channels}'
-        if self.first(name):
+        if self.is_first_use(name):
             wide = self.op('Mul', [f'{table.name}.sizes', self.integers(0, channels)], f'{name}.wide')
             pairs = self.op('Add', [wide, self.integers(-1, 0)], f'{name}.pairs')
             flat = self.op('Reshape', [pairs, self.integers(-1)], name)
@@ -152,7 +152,7 @@ class _Writer(NodeWriter):
     def _with_zeros(self, source: str, channels: int) -> str:
         """Return a tensor with a row of zeros behind its last."""
         name = f'{source}.padded'
-        if self.first(name):
+        if self.is_first_use(name):
             zero = self.constant(f'zero.{channels}', np.zeros((1, channels), np.float32))
             self.op('Concat', [source, zero], name, axis=0)
         return name
@@ -226,7 +226,7 @@ class _Writer(NodeWriter):
         weights = self.op('Gather', [offsets, f'{table.name}.offsets'], f'{node.name}.weights')
         flat = self.op('Reshape', [weights, self.integers(-1, node.out_channels)], f'{node.name}.kernels')
         lengths = f'{table.name}.kernel_rows{node.in_channels}'
-        if self.first(lengths):
+        if self.is_first_use(lengths):
             wide = self.op('Mul', [f'{table.name}.sizes', self.integers(node.in_channels)], f'{lengths}.wide')
             self.op('Reshape', [wide, self.integers(-1)], lengths)
         self.split(flat, lengths, pieces)
@@ -245,7 +245,7 @@ class _Writer(NodeWriter):
             rows = f'{table.name}.table'
             if end - start < offset_count:
                 rows = f'{table.name}.columns.{start}_{end}'
-                if self.first(rows):
+                if self.is_first_use(rows):
                     limits = [self.integers(start), self.integers(end), self.integers(1)]
                     self.op('Slice', [f'{table.name}.table', *limits], rows)
             gathered = self.op('Gather', [padded, rows], f'{group}.rows')
@@ -264,7 +264,7 @@ class _Writer(NodeWriter):
         sites = source
         if self.form == 'buckets':
             sites = f'{source}.sites'
-            if self.first(sites):  # without the row of zeros
+            if self.is_first_use(sites):  # without the row of zeros
                 self.op('Slice', [source, self.integers(0), self.integers(-1), self.integers(0)], sites)
         columns = self.op('Transpose', [sites], f'{name}.columns', perm=[1, 0])
         shape = self.op('Shape', [columns], f'{name}.shape')

@@ -109,7 +109,7 @@ class Ranges:
         return self.path or f'ranges of {self.source}'
 
     def input_amax(self, name: str) -> float:
-        """Return the range of a node's input; UsageError if it is missing."""
+        """Return the range of the input of the node `name`; UsageError if it is missing."""
         return self._amax(name, 'input_amax')
 
     def weight_amax(self, name: str) -> np.ndarray:
@@ -225,7 +225,7 @@ class Ranges:
 
     @classmethod
     def from_json(cls, content: Any, title: str = 'ranges') -> Ranges:
-        """Read what `to_json` gives; `title` begins the messages."""
+        """Return the ranges of which `content` is the `to_json`; `title` begins the messages."""
         if not isinstance(content, dict) or content.get('format') != FORMAT:
             raise UsageError(
                 f'{title}: is not a file of ranges ("format" has to be "{FORMAT}"); make one with '

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Level:
-    """Active sites of one resolution; their hash is made when it is needed.
+    """Active sites of one resolution, on a grid of `spatial_shape`; their hash is made when it is needed.
 
     `coordinates` are (N, 4) int32, sample and the three axes in the graph's order; other shapes, dtypes, and
     sites outside the grid are a PointsError.

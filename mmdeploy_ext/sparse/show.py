@@ -31,6 +31,7 @@ FACES = {
 INT8_EDGE = '#b3541e'
 """Colour of the border of a node that computes in or stores int8."""
 GEOMETRY = ('kernel_size', 'stride', 'padding', 'dilation', 'subm', 'inverse', 'activation', 'rulebook')
+"""Attributes of a convolution that decide its sites, and its activation."""
 ATTRIBUTES = (*GEOMETRY, 'output_bound', 'precision', 'output_precision', 'format', 'dims')
 """Attributes of nodes that are shown."""
 HEAVY = 20
@@ -110,7 +111,10 @@ def _details(row: dict[str, Any]) -> str:
 
 
 def precision_text(row: dict[str, Any], arrow: str = '→') -> str:
-    """Return 'fp16 → int8', '' if a node states no precision."""
+    """Return 'fp16 → int8' of an entry of `sparse_layers`, '' if the node states no precision.
+
+    `arrow` stands between the precisions.
+    """
     precision, output_precision = row.get('precision'), row.get('output_precision')
     if not precision and not output_precision:
         return ''
