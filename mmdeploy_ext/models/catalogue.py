@@ -86,6 +86,7 @@ class Offer:
 
 
 _OFFERS: dict[str, Offer] = {}
+"""Type -> the class that is offered."""
 
 
 def offered(registry: Any, builds: Sequence[str] = ()) -> Callable[[Class], Class]:

@@ -33,6 +33,7 @@ HEIGHT_FIRST, TEMPERATURE = [1, 0, 2, 3], 10000
 LEAST_ODDS = 1e-3
 """Smallest odds of the numbers of a box that a layer before the last one moves."""
 TRAINS = 'DINO is trained by mmdet 3: its head has no loss here'
+"""What a call of the loss says."""
 
 
 @offered(DETECTORS)

@@ -35,11 +35,14 @@ YOLOXPAFPN = mmdet_module('mmdet.models.necks').YOLOXPAFPN
 inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
 
 NORM = dict(type='BN', momentum=0.03, eps=0.001)
+"""Normalisation and its running averages if the config names none."""
 SILU = dict(type='SiLU')
+"""Activation if the config names none."""
 KERNEL = 5
 """Size of the depth-wise convolution of a block."""
 Stage = tuple[int, int, int, bool, bool]
 FINE = ((64, 128, 3, True, False), (128, 256, 6, True, False), (256, 512, 6, True, False))
+"""The first three stages of every architecture."""
 ARCHITECTURES: dict[str, tuple[Stage, ...]] = dict(
     P5=(*FINE, (512, 1024, 3, False, True)),
     P6=(*FINE, (512, 768, 3, True, False), (768, 1024, 3, False, True)),
@@ -91,7 +94,11 @@ class ChannelAttention(nn.Module):
 
 
 class CSPNeXtLayer(CSPLayer):
-    """mmdet's cross stage partial layer with `CSPNeXtBlock`s, and channel attention before its last layer."""
+    """mmdet's cross stage partial layer with `CSPNeXtBlock`s, and channel attention before its last layer.
+
+    `expand_ratio` is the width of a branch over that of the output; `channel_attention` may be left out. For
+    the others see `CSPNeXtBlock`.
+    """
 
     def __init__(
         self,
@@ -199,6 +206,7 @@ class CSPNeXt(BaseModule):
 
 
 NEAREST = dict(scale_factor=2, mode='nearest')
+"""How maps are enlarged if the config does not say."""
 
 
 @offered(NECKS)
@@ -217,7 +225,11 @@ class CSPNeXtPAFPN(YOLOXPAFPN):
         act_cfg: Mapping[str, Any] = SILU,
         init_cfg: Any = None,
     ) -> None:
-        """Build it, of the settings of mmdet 3: maps go from fine to coarse."""
+        """Build it, of the settings of mmdet 3: maps go from fine to coarse.
+
+        For `expand_ratio` and `use_depthwise` see `CSPNeXtLayer`, of which each level has
+        `num_csp_blocks` blocks.
+        """
         layers = dict(norm_cfg=dict(norm_cfg), act_cfg=dict(act_cfg))
         super().__init__(
             list(in_channels), out_channels, 0, use_depthwise, dict(upsample_cfg), **layers, init_cfg=init_cfg
@@ -238,6 +250,7 @@ POINTS = dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32])
 DISTANCES = dict(type='DistancePointBBoxCoder')
 """Prior generator and box coder of a head whose config names none."""
 TRAINS = 'RTMDet is trained by mmdet 3: its head has no loss here'
+"""What a call of the loss says."""
 
 
 @offered(DETECTORS)

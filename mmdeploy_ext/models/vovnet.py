@@ -22,6 +22,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import offered
 
 STAGES = ('stage2', 'stage3', 'stage4', 'stage5')
+"""Names of the stages, which `out_features` takes."""
 
 
 class Spec(NamedTuple):
@@ -44,7 +45,9 @@ class Spec(NamedTuple):
 
 
 _WIDE = ((128, 160, 192, 224), (256, 512, 768, 1024))
+"""`layer_channels` and `out_channels` of most architectures."""
 _SLIM = ((64, 80, 96, 112), (112, 256, 384, 512))
+"""The same of the slim ones."""
 SPECS = {
     'V-19-slim-dw-eSE': Spec((64, 64, 64), *_SLIM, 3, (1, 1, 1, 1), depthwise=True),
     'V-19-dw-eSE': Spec((64, 64, 64), *_WIDE, 3, (1, 1, 1, 1), depthwise=True),
@@ -54,6 +57,7 @@ SPECS = {
     'V-57-eSE': Spec((64, 64, 128), *_WIDE, 5, (1, 1, 4, 3)),
     'V-99-eSE': Spec((64, 64, 128), *_WIDE, 5, (1, 3, 9, 3)),
 }
+"""Name of an architecture in a config -> the architecture."""
 
 
 def conv_unit(inputs: int, outputs: int, name: str, kernel: int = 3, stride: int = 1) -> OrderedDict:

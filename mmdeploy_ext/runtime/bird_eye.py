@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections3d import Detections3D
 
 WHITE, PALE, DARK, GREY = (255, 255, 255), (225, 225, 225), (32, 30, 28), (110, 105, 100)
+"""Colours: blue, green, red."""
 EXTENT = 61.2
 """Metres from the ego to the edge of the picture."""
 RING_SPACING_M, MOST_RINGS = 20, 20
@@ -127,7 +128,10 @@ class _View:
 
 
 def ring_radii(extent: float) -> range:
-    """Return the radii of the rings of a view, metres: every 20, or 200, 2,000, ... of a larger view."""
+    """Return the radii of the rings of a view, metres: every 20, or 200, 2,000, ... of a larger view.
+
+    `extent` are the metres from the ego to the edge.
+    """
     spacing = RING_SPACING_M
     while extent * 1.4 > spacing * MOST_RINGS:
         spacing *= 10

@@ -35,6 +35,8 @@ class BoundGraph:
 
     Attributes:
         spec: contract of the graph; all axes are fixed.
+        metadata: of the file.
+        input_names: names of its inputs.
         device: where its buffers are, 'cpu' or 'cuda'.
         seconds: spent in all runs so far.
     """
@@ -92,7 +94,7 @@ class FedGraph:
         self.seconds = 0.0
 
     def allocate(self, name: str, device: str | None = None) -> np.ndarray:
-        """Return a buffer of zeros for an input or output; it is on the CPU whatever the device."""
+        """Return a buffer of zeros for an input or output; it is on the CPU whatever `device` is."""
         tensor = self.spec.tensor(name)
         return np.zeros(tensor.axes, tensor.dtype)
 

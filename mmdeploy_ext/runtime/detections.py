@@ -62,7 +62,7 @@ class Scored(Rows, abc.ABC):
         return self[self.scores >= score_thr]
 
     def to_json(self, classes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-        """Return a dict per result: `label`, `name` of the class, `score` if `scored`, and its place."""
+        """Return a dict per result: `label`, `name` in `classes`, `score` if `scored`, and its place."""
         entries = []
         for index, (score, label) in enumerate(zip(self.scores, self.labels, strict=True)):
             name = classes[label] if label < len(classes) else str(label)
@@ -97,7 +97,7 @@ class Scored(Rows, abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Detections(Scored):
-    """Boxes of one image, (n, 4) float32, in pixels of the network input or of the original image."""
+    """Boxes of one image: `bboxes_xyxy` (n, 4) float32, pixels of the network input or the original image."""
 
     bboxes_xyxy: np.ndarray
     scores: np.ndarray
@@ -112,7 +112,7 @@ class Detections(Scored):
         return self.by_class(rows_with_scores(self.bboxes_xyxy, self.scores), num_classes)
 
     def place(self, index: int) -> dict[str, Any]:
-        """Return the corners in pixels."""
+        """Return the corners of one box in pixels."""
         return dict(bbox_xyxy=[round(float(value), 3) for value in self.bboxes_xyxy[index]])
 
 
@@ -145,7 +145,7 @@ class Instances(Scored):
         return rows, (masks, self.by_class(self.mask_scores, num_classes))
 
     def place(self, index: int) -> dict[str, Any]:
-        """Return the mask, its area, and the box of the detector, or else the box round the mask."""
+        """Return the mask of one instance, its area, and the box of the detector or else round the mask."""
         place = mask_place(self.masks[index])
         if self.bboxes_xyxy is not None:
             place['bbox_xyxy'] = [round(float(value), 3) for value in self.bboxes_xyxy[index]]
@@ -261,7 +261,10 @@ def candidates_lost(count: int, cap: int, option: str) -> ModelFileError:
 
 
 def candidates_needed(reason: str) -> dict[str, int]:
-    """Return name -> value of the option that a message of `candidates_lost` advises; {} of any other."""
+    """Return name -> value of the option that `reason`, a message of `candidates_lost`, advises.
+
+    {} for any other reason.
+    """
     match = re.search(r'candidates: .* export it with --(max-\w+) (\d+) or more', reason)
     return {match[1].replace('-', '_'): int(match[2])} if match else {}
 

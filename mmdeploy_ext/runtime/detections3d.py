@@ -85,11 +85,14 @@ class Detections3D(Scored):
     labels: np.ndarray
 
     def place(self, index: int) -> dict[str, Any]:
-        """Return the nine columns."""
+        """Return the nine columns of one box."""
         return dict(box=[round(float(value), 4) for value in self.boxes[index]])
 
 
 def in_range(boxes: np.ndarray, limits: Sequence[float]) -> np.ndarray:
-    """Return whether the places of boxes (n, 3 or more) are in a range of six numbers, ends included."""
+    """Return whether the places of boxes (n, 3 or more) are in the range `limits`, ends included.
+
+    These are six numbers: x, y, z of the lower corner, then of the upper one.
+    """
     low, high = np.float32(limits[:3]), np.float32(limits[3:])
     return ((boxes[:, :3] >= low) & (boxes[:, :3] <= high)).all(1)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Instances, Scored
 
 FONT, NEAREST = cv2.FONT_HERSHEY_SIMPLEX, cv2.INTER_NEAREST
+"""Font of labels, and how small pictures are enlarged."""
 Box, Colour = tuple[int, int, int, int], tuple[int, int, int]
 """x1, y1, x2, y2 in pixels; blue, green, red."""
 PALETTE_BGR: tuple[Colour, ...] = (
@@ -42,6 +43,7 @@ PALETTE_BGR: tuple[Colour, ...] = (
 )
 """Colours of the first classes; later ones walk round the hue circle by the golden angle."""
 BRIGHTNESSES = (255, 215, 170)
+"""Brightness of the colours of later classes, 0..255, by turns."""
 TINT = 0.45
 """Share of the class's colour in the pixels of an instance."""
 LEGIBLE_SIDE = 900
@@ -64,7 +66,7 @@ class Style:
 
     @classmethod
     def for_image(cls, height: int, width: int) -> Style:
-        """Return sizes that stay legible when the picture is shown as a whole."""
+        """Return sizes that stay legible when a picture of height x width pixels is shown as a whole."""
         side = max(height, width)
         line = round(side / 320)
         return cls(max(1, line), max(0.38, side / 1400), max(1, round(side / 900)), max(2, line))
@@ -87,7 +89,7 @@ def text_colour(background_bgr: Colour) -> Colour:
 
 
 def class_name(label: int, classes: Sequence[str]) -> str:
-    """Return a class's name, as it can be printed; its index if it has none."""
+    """Return the name of a class in `classes`, as it can be printed; its index if it has none."""
     return printable(classes[label]) if 0 <= label < len(classes) else f'class {label}'
 
 

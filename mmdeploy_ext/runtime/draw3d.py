@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 NEAR = 0.5
 """Metres from a camera to the plane at which nearer parts are cut off."""
 BOTTOM = [(0, 1), (1, 2), (2, 3), (3, 0)]
+"""Edges of the bottom face of a box."""
 TOP = [(4, 5), (5, 6), (6, 7), (7, 4)]
+"""Edges of the top face."""
 PILLARS = [(0, 4), (1, 5), (2, 6), (3, 7)]
+"""Edges between them."""
 FRONT_CROSS = [(0, 5), (1, 4)]
 """Diagonals of the front face, which show the heading."""
 BOX_LINES = np.array(BOTTOM + TOP + PILLARS + FRONT_CROSS)
@@ -30,7 +33,9 @@ BOX_LINES = np.array(BOTTOM + TOP + PILLARS + FRONT_CROSS)
 LAYOUT = ((2, 0, 1), (4, 3, 5))
 """Rows of the mosaic, for nuScenes' six cameras: front left, front, front right; the same behind."""
 CAMERA_TITLES = ('front', 'front right', 'front left', 'back', 'back left', 'back right')
+"""Titles of the cameras in the order of mmdet3d."""
 GAP = 4
+"""Pixels between two pictures."""
 SWEEP_SIDE, MARGIN_M, SMALLEST_EXTENT_M = 560, 4.0, 12.0
 """Pixels of the view of a sweep from above; metres round the farthest box, and least metres to its edge."""
 

@@ -262,7 +262,10 @@ def numbers_of(
 
 
 def seconds_of(values: Mapping[str, Any], place: str) -> float:
-    """Return the `timestamp` of an info or of one of its sweeps, microseconds, in seconds."""
+    """Return the `timestamp` of an info or of one of its sweeps, microseconds, in seconds.
+
+    `place` begins the message of the DataError for a value that is no time.
+    """
     return float(numbers_of(values, place, 'timestamp', (), largest=LATEST)) / MICROSECONDS
 
 

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class ImageModel(Runtime):
     """A detector of single pictures whose file is open in ONNX Runtime.
 
-    It is a context manager that closes the file, as `close` does. `metadata`, `rule` and `classes` are those
-    of the file.
+    `providers` are those of ONNX Runtime, best first; `threads` are within an operator, 0: it decides. It is
+    a context manager that closes the file, as `close` does. `metadata`, `rule` and `classes` are those of the
+    file.
     """
 
     def __init__(self, path: str | Path, *, providers: Sequence[str], threads: int = 0) -> None:

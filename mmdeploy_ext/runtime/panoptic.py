@@ -68,12 +68,14 @@ class Segments(Scored):
         return dict(pan_results=self.to_map(num_classes))
 
     def place(self, index: int) -> dict[str, Any]:
-        """Return the mask, its area and box, and the value in the map."""
+        """Return the mask of one segment, its area and box, and its value in the map."""
         return dict(mask_place(self.masks[index]), id=int(self.ids[index]))
 
 
 def segments_of(outputs: Mapping[str, np.ndarray], classes: int) -> list[Segments]:
     """Return the segments per image of a `full` graph, whose output is `panoptic` (B, h, w) int32.
+
+    `classes` is the number of classes, of things and of stuff.
 
     Raises:
         ModelFileError: the map holds a class that the model, of things and of stuff, does not have, or a

@@ -36,11 +36,15 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 
 DEFAULT_OUT = Path('work_dirs/onnx_results')
+"""Folder of the pictures with results if none is named."""
 BAR_WIDTH = 30
+"""Characters of the bar that shows progress."""
 UNUSABLE = (ImageError, DataError, ShapeError, InferenceError, MemoryError)
 """Errors of a single sample."""
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
+"""Suffixes of pictures that are written."""
 OTHER_PICTURES = '.gif', '.bmp', '.tif', '.tiff', '.webp', '.avif', '.heic', '.jp2', '.ppm', '.pgm', '.svg'
+"""Suffixes of other pictures, which are refused as an output."""
 OTHER_SUFFIXES = (*OTHER_PICTURES, '.pdf', '.mp4', '.avi', '.mkv', '.mov', '.json')
 """Suffixes of files, not of folders, that are not written here."""
 
@@ -57,7 +61,10 @@ def main(argv: Sequence[str] | None = None, runner: str = 'run', description: st
 def make_parser(
     description: str, model: str = '', images: str = 'image files or folders'
 ) -> argparse.ArgumentParser:
-    """Return the parser of the runners, with the help of the tool and of its first two arguments."""
+    """Return the parser of the runners; `description`, `model` and `images` are help texts.
+
+    They are of the tool and of its first two arguments.
+    """
     parser = cli.ArgumentParser(description=description)
     parser.add_argument('model', help=model or f'ONNX file written by {tool("export")}')
     parser.add_argument('images', nargs='+', help=images)
@@ -83,7 +90,10 @@ def make_parser(
 
 
 def run_files(args: argparse.Namespace, runner: str) -> int:
-    """Run a file by the options; everything is checked before the model is opened."""
+    """Run a file by the options; everything is checked before the model is opened.
+
+    For `runner` and the result see `main`.
+    """
     check_options(args)
     try:
         importlib.import_module('onnxruntime')
@@ -190,7 +200,10 @@ def finish(
 
 
 def check_file(path: str, metadata: Metadata, runner: str) -> None:
-    """Refuse a file that this tool cannot finish: ModelFileError names the tool that takes it."""
+    """Refuse a file that this tool cannot finish: ModelFileError names the tool that takes it.
+
+    For `runner` see `main`.
+    """
     expected = runner_of(metadata.family, metadata.form)
     if not expected or expected != runner:
         advice = f'use {tool(expected)} for it' if expected else 'no tool for pictures takes it'
@@ -283,7 +296,11 @@ def run_all(
 def usable(
     run_sample: Callable[[], dict[str, Any]], facts: Mapping[str, Any], fail_fast: bool
 ) -> dict[str, Any]:
-    """Return the entry of a sample, or its facts and the error if it cannot be used and not `fail_fast`."""
+    """Return the entry of a sample, as `run_sample` returns it.
+
+    If the sample cannot be used (`UNUSABLE`), the entry is `facts` and the `error`; with `fail_fast` the
+    error is raised.
+    """
     try:
         return run_sample()
     except UNUSABLE as error:
@@ -293,7 +310,7 @@ def usable(
 
 
 def report(name: object, entry: Mapping[str, Any]) -> None:
-    """Print the line of a sample; of an error on stderr."""
+    """Print the line of the sample `name`, see `result_line`; of an error on stderr."""
     if 'error' in entry:
         print(f'error: {printable(entry["error"])}', file=sys.stderr, flush=True)
     else:
@@ -301,7 +318,7 @@ def report(name: object, entry: Mapping[str, Any]) -> None:
 
 
 def result_line(source: object, entry: Mapping[str, Any]) -> str:
-    """Return the line that is printed for one sample."""
+    """Return the line that is printed for one sample; `entry` is that of the JSON file."""
     drawn = entry['drawn']
     count = f'{drawn} detection' if drawn == 1 else f'{drawn} detections'
     return printable(f'{source}: {count}, {entry["milliseconds"]:.0f} ms -> {entry["picture"]}')

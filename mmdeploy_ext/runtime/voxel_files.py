@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FEATURES = re.compile(r'features(_f16|_f32)?')
+"""Names of the array of features in an .npz file."""
 COORDINATES = re.compile(r'(?:coordinates|coors|coords)(?:_b(xyz|zyx))?(?:_i16|_i32)?')
+"""Names of the array of coordinates, which may tell their order."""
 EXPECTED = (
     'expected an .npz with `features` (N, C) floats and `coordinates` (N, 4) integers: sample and three axes '
     '(also coors, coords; coors_bxyz and coors_bzyx say their order)'
 )
+"""End of messages about other files."""
 
 
 def read_voxels(path: str | Path, order: str) -> tuple[np.ndarray, np.ndarray]:

@@ -27,16 +27,23 @@ from mmdeploy_ext.synthetic.scene import CLASSES, Instance, make_scene
 WORLD = 1
 """Version of the world; raise it when the same seed gives other pictures, so that older sets are refused."""
 TRAIN_IMAGES, VAL_IMAGES = 800, 100
+"""Pictures of the two parts if no other number is asked for."""
 SIZES = ((256, 256), (240, 320), (320, 240), (256, 320), (192, 256), (320, 320))
+"""Width and height of pictures, pixels."""
 SIZE_SHARES = (0.4, 0.15, 0.15, 0.1, 0.1, 0.1)
+"""Share of the pictures of each size."""
 EMPTY_EVERY = 20
 """Every 20th picture shows only ground."""
 MAX_PROPOSALS = 9
+"""Largest number of shapes that are tried for a picture; not all find room."""
 JPEG_QUALITY = 92
+"""Quality of the pictures, 0..100."""
 SHARD = 50
 """Pictures per finished piece, with which an interrupted run is resumed."""
 SPLITS = ('train2017', 'val2017')
+"""Folders of pictures."""
 _STREAMS = {'train2017': 0, 'val2017': 1, 'picture': 2}
+"""Use of random numbers -> the first word of their seed after the seed of the set."""
 
 
 def start_sample(

@@ -30,8 +30,11 @@ from mmdeploy_ext.synthetic.nuscenes_sensors import CAMERAS, LIDAR
 WORLD = 2
 """Version of the world; raise it when the same seed gives other pictures, so that older sets are refused."""
 VERSION = 'v1.0-trainval'
+"""Folder of the tables."""
 MAP_CELL_M = 0.1
+"""Side of a pixel of a map's mask, metres."""
 ROAD_M = 16.0
+"""Width of the road in a map's mask, metres."""
 OPTIONS = (
     ('--train-scenes', 'N', None),
     ('--val-scenes', 'N', None),

@@ -41,12 +41,16 @@ CATEGORIES = (
     'movable_object.barrier', 'movable_object.trafficcone', 'movable_object.pushable_pullable',
     'movable_object.debris', 'static_object.bicycle_rack',
 )  # fmt: skip
+"""Names of the table `category`, as nuScenes has them."""
 ATTRIBUTES = (
     'vehicle.moving', 'vehicle.stopped', 'vehicle.parked', 'cycle.with_rider', 'cycle.without_rider',
     'pedestrian.sitting_lying_down', 'pedestrian.standing', 'pedestrian.moving',
 )  # fmt: skip
+"""Names of the table `attribute`."""
 VISIBILITIES = {'1': 'v0-40', '2': 'v40-60', '3': 'v60-80', '4': 'v80-100'}
+"""Token -> level of the table `visibility`: percent of an object that is visible."""
 LOCATIONS = ('singapore-onenorth', 'boston-seaport')
+"""Maps, of scenes by turns."""
 
 
 def token(*parts: object) -> str:
@@ -212,8 +216,11 @@ def link(records: list[Record]) -> None:
 
 
 JPEG_QUALITY = 90
+"""Quality of the pictures, 0..100."""
 FIRST_TIMESTAMP_US = 1_531_000_000_000_000
+"""When the first scene begins, microseconds."""
 SCENE_GAP_US = 600_000_000
+"""Between the beginnings of two scenes, microseconds."""
 MIN_PIXELS_SHARE = 1e-4
 """Share of a picture's pixels from which on an object counts as visible."""
 VISIBLE_FOR_FRAMES = 2

@@ -28,6 +28,7 @@ _CAMERAS = {
 CAMERAS = tuple(_CAMERAS)
 """Names of the cameras in the order of mmdet3d's info files."""
 LIDAR = 'LIDAR_TOP'
+"""Name of the LiDAR."""
 CAMERA_LAG_US = {name: row[5] * 1000 for name, row in _CAMERAS.items()}
 """Name of a camera -> how much earlier than the LiDAR it measures, us."""
 _CAMERA_AXES = np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], float)
@@ -36,7 +37,7 @@ _CAMERA_AXES = np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], float)
 
 @dataclass(frozen=True)
 class Sensor:
-    """A calibrated sensor: `to_ego` (4, 4) and, for cameras, `intrinsic` (3, 3) in px."""
+    """A calibrated sensor: its name, pose `to_ego` (4, 4) and, for cameras, `intrinsic` (3, 3) in px."""
 
     channel: str
     to_ego: np.ndarray
@@ -360,10 +361,15 @@ def render(
 
 
 BEAMS = 32
+"""Number of beams of the LiDAR, one above the other."""
 ELEVATIONS_DEG = (-30.67, 10.67)
+"""Angles of the lowest and the highest beam, degrees."""
 AZIMUTHS = 360
+"""Number of directions in a turn, for each of which a beam has a point at most."""
 MAX_RANGE_M = 70.0
+"""Farthest point, metres."""
 RANGE_NOISE_M = 0.01
+"""Standard deviation of measured distances, metres."""
 
 
 def measure_sweep(

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 KEY_FRAME_S = 0.5
+"""Seconds between two key frames."""
 STEP_S = 0.01
+"""Seconds of a step of the simulation."""
 START_XY = (950.0, 250.0)
 """Start of a scene within 30 m; nuScenes' maps have such coordinates, and their masks begin at the origin."""
 MIN_ACTIVE, MAX_ACTIVE = 7, 13
 """Number of objects around the ego in every key frame, as far as there is room."""
 MAX_PROPOSALS = 600
+"""Number of objects that are tried for a scene; not all find room."""
 EGO_CIRCLES = ((-0.2, 1.15), (1.4, 1.15), (3.0, 1.15))
 """(x of the centre in the ego frame, radius) in m of circles that other objects do not enter."""
 

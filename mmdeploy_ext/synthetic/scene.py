@@ -38,6 +38,7 @@ OUTLINES = {
 """Class -> loops of (P, 2) float64 points (x right, y down) in the unit circle (the cross reaches 1.06): the
 outer edge first, then holes."""
 CLASSES = tuple(OUTLINES)
+"""Names of the shapes, in the order of their labels."""
 
 
 def outline_area(loops: list[np.ndarray]) -> float:
@@ -180,6 +181,7 @@ MIN_PIXELS = 48
 SIDE_RANGES = ((12.0, 31.0), (33.0, 95.0), (97.0, 150.0))
 """Ranges of the square root of the area in pixels: COCO's small, medium and large."""
 SIDE_SHARES = (0.3, 0.5, 0.2)
+"""Share of the instances of each range."""
 COLOUR_DISTANCE = 60.0
 """Distance between the mean colours of a fill and of the ground, 0..255, so that shapes are visible."""
 

@@ -17,9 +17,11 @@ import torch
 from mmdeploy_ext.weights.convert.solo_names import original_name
 
 COUNTER = 'num_batches_tracked'
+"""Entry of a batch normalisation that is no weight."""
 Shapes = Mapping[str, Sequence[int]]
 """Key of a state dict -> shape of its tensor."""
 ROOT2 = math.sqrt(2)
+"""Gain of a layer behind a ReLU, which keeps the deviation."""
 
 
 def name_rng(name: str) -> np.random.Generator:
@@ -185,6 +187,7 @@ STREAMPETR_GAINS = {
     r'\.(gamma|beta)\.weight$': 0.3,
     r'': 1.0,
 }
+"""Pattern of keys -> gain; the first match counts."""
 
 
 def streampetr_weights(shapes: Shapes) -> dict[str, torch.Tensor]:

@@ -54,6 +54,7 @@ class Calibration(NamedTuple):
 
 
 ATSS_CALIBRATION = Calibration(scenes=0, residual=0.25, shift=0.0)
+"""The calibration of ATSS, which is older than that of the others and keeps its weights."""
 SIZES = {'FPG': (384, 512), 'NASFPN': (512, 640), 'SSDNeck': (768, 896)}
 """Neck -> size of the pictures. Levels of some fit each other only if both sides are multiples of the largest
 stride; coarse levels of others are all border, or a single cell, in smaller pictures, whose statistics lead
@@ -80,10 +81,15 @@ LAYERS = {
 its channels."""
 
 CLASS_TARGET = Target(-4.6, 1.3)
+"""Mean and deviation of class logits."""
 QUALITY_TARGET = Target(0.5, 1.0)
+"""The same of centerness and the like."""
 OBJECTNESS_TARGET = Target(-4.0, 1.3)
+"""The same of objectness."""
 YOLOX_OBJECTNESS = Target(-2.0, 1.3)
+"""The same of YOLOX."""
 DELTA_TARGET = Target(0.0, 0.4)
+"""The same of deltas of boxes."""
 SMALL_TARGET = Target(0.0, 0.2)
 """Deltas whose coder has no standard deviations, and whose boxes place samples."""
 GROWTH_TARGET = Target(0.8, 1.0)
@@ -310,7 +316,7 @@ def stages_of(head: nn.Module) -> Sequence[nn.Module]:
 
 
 def check_supported(model: nn.Module, filename: str) -> None:
-    """Raise ConfigError, which names head and layers, for a head that is not supported."""
+    """Raise ConfigError, which names config file, head and layers, for a head that is not supported."""
     head = getattr(model, 'bbox_head', None) or getattr(model, 'rpn_head', None)
     if head is None and getattr(model, 'roi_head', None) is not None:
         return  # `seeded_regions.py` has the names of its layers

@@ -45,11 +45,13 @@ MAX_LOGITS = 3.0, 4.0
 """Highest logits of these sweeps in the first and last channel: other sweeps may have twice as much without
 reaching equal scores of 1."""
 BEST_ANCHORS = 200
+"""Number of the best anchors of a sweep."""
 CELLS_PER_BEST = 50
 """At most one of 50 cells counts as one of the best: toys have few."""
 BOX_CELLS = 500
 """Number of cells of the best scores, on which boxes have their targets."""
 CLASS_LAYERS = r'(.*\.)?(conv_cls|(heatmap|cls_head)\.\d+)'
+"""Names of the last layers of class logits."""
 BOX_TARGETS = {
     r'(.*\.)?conv_reg': DELTA_TARGET,
     r'(.*\.)?conv_dir_cls': Target(0.0, 1.0),

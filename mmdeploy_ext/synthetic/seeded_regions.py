@@ -73,7 +73,7 @@ def regions_of(pictures: torch.Tensor, seed: int = 0) -> torch.Tensor:
 def forwards(
     roi_head: nn.Module, maps: Sequence[torch.Tensor], boxes: torch.Tensor
 ) -> Iterator[tuple[Sequence[nn.Module], Callable[[], Any]]]:
-    """Yield heads of regions, and a function that runs them on `region_maps` and boxes (B, K, 4)."""
+    """Yield each head of regions, and a function that runs it on `region_maps` and boxes (B, K, 4)."""
     for stage in range(stages_of(roi_head)):
         branch = RegionBranch(roi_head, 'bbox', stage)
         yield [branch.head], functools.partial(branch, maps, boxes)

@@ -23,7 +23,9 @@ MANIFEST = 'READY.json'
 SHARDS = 'shards'
 """Folder of finished pieces, with which an interrupted run is resumed; a finished set has none."""
 _PARAMETERS = 'PARAMETERS.json'
+"""File with the parameters of an unfinished set."""
 EXISTS = 'already there with the same parameters, nothing to do'
+"""What a run says that finds the set."""
 
 
 def staging_folder(root: Path) -> Path:
@@ -157,13 +159,13 @@ def add_seeded(parser: argparse.ArgumentParser) -> None:
 
 
 def add_folder(parser: argparse.ArgumentParser, option: str, default: str) -> None:
-    """Add the option that names the folder of a set."""
+    """Add the option `option` that names the folder of a set, with its default."""
     text = 'folder of the set (default: %(default)s)'
     cli.writes(parser.add_argument(option, default=default, help=text), '')
 
 
 def write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
-    """Write a picture (H, W, 3) uint8 BGR."""
+    """Write a picture (H, W, 3) uint8 BGR with a quality of 0..100."""
     done, encoded = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise DataError(f'{path}: OpenCV could not encode the picture of shape {image.shape}')

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.exported import Paths
 
 ENGINE, PROVIDERS = 'OnnxRuntimeBackend', ('CPUExecutionProvider',)
+"""The one engine, and its providers, for what follows the plug-ins."""
 GRAPHS = (LIDAR,)
 """The `form` in the metadata of each file of an export."""
 BEV = 'bev'

@@ -50,6 +50,7 @@ PLUGINS_KEY = 'plugins_path'
 CLASSES = ('CAR', 'TRUCK', 'BUS', 'TRAILER', 'MOTORCYCLE', 'BICYCLE', 'PEDESTRIAN')
 """Class names that the node knows."""
 BOUNDS, SCALES = ('d_bound', 'x_bound', 'y_bound', 'z_bound'), ('img_aug_scale_x', 'img_aug_scale_y')
+"""Keys of ranges of the frustum, and of factors of a picture's size."""
 KEYS = dict(
     class_names=items(NAME, 1),
     voxels_num=exactly(3, number(1, 10_000_000, integer=True)),
@@ -64,6 +65,7 @@ KEYS = dict(
     **dict.fromkeys(('roi_height', 'roi_width', 'features_height', 'features_width'), PIXELS),
     **dict.fromkeys(('num_depth_features', 'image_feature_channel'), COUNT),
 )
+"""Key of the model -> check of its value."""
 REALS = ('point_cloud_range', 'voxel_size', *BOUNDS, *SCALES)
 """Keys that the node declares as floating point, see `key_rules`."""
 PLUGINS = {

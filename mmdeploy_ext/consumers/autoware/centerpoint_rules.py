@@ -54,7 +54,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.schema import Check
 
 MANIFEST = 'ml_package.param.yaml'
+"""File name of the manifest."""
 ENCODER, HEAD = 'pts_voxel_encoder', 'pts_backbone_neck_head'
+"""Names of the two graphs."""
 PATTERNS = (f'{ENCODER}*.onnx', f'{HEAD}*.onnx')
 """Patterns of files by which a folder of this node is recognised, beside the manifest."""
 CLASSES = ('CAR', 'TRUCK', 'BUS', 'TRAILER', 'BICYCLE', 'MOTORBIKE', 'PEDESTRIAN')
@@ -72,6 +74,7 @@ FOLDER_KEYS: Mapping[str, Check] = dict(
     class_remapper_param_path=NAME,
     trt_precision=one_of('fp32', 'fp16'),
 )
+"""Key of the manifest beside the model's -> check of its value."""
 MODEL_KEYS: Mapping[str, Check] = dict(
     class_names=items(NAME, 1),
     has_twist=FLAG,
@@ -84,12 +87,15 @@ MODEL_KEYS: Mapping[str, Check] = dict(
     encoder_in_feature_size=one_of(*POINT_WIDTH),
     yaw_norm_thresholds=items(FRACTION),
 )
+"""Key of the model -> check of its value."""
 REALS = ('point_cloud_range', 'voxel_size', 'yaw_norm_thresholds')
 """Keys of the model that the node declares as floating point, see `key_rules`."""
 THRESHOLDS = 'detection_score_thresholds'
+"""Key of the thresholds of scores."""
 LIMITS, SCORES = 'distance_bin_upper_limits', 'min_confidence_scores'
 """Keys below `THRESHOLDS`: metres of each bin of distance, and class name -> a score for each bin."""
 REMAPPER_KEY = 'class_remapper_param_path'
+"""Key of the path of the file that maps classes."""
 READ_KEYS = ('encoder_onnx_path', 'head_onnx_path', REMAPPER_KEY)
 """Keys whose values are paths of files that the node reads."""
 ENGINE_KEYS = ('encoder_engine_path', 'head_engine_path')

@@ -175,7 +175,7 @@ def _tensor_rules(file: str, name: str, tensors: GraphTensors, bound: Bound) -> 
 
 
 def fixed_rules(file: str, tensors: GraphTensors) -> Iterator[Violation]:
-    """Yield tensors with axes that are not fixed, for nodes that give no profile."""
+    """Yield the violation of every tensor with an axis that is not fixed, for nodes that give no profile."""
     for name, shape in tensors.shapes.items():
         if None in shape:
             message = f'{file}: {name} is {shape_text(shape)}; the node gives no sizes: export it static'

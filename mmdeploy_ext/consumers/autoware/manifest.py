@@ -33,6 +33,7 @@ MODEL_PARAMS = 'model_params'
 MODEL_PREFIX = f'{MODEL_PARAMS}.'
 """Beginning of the names of these parameters in messages."""
 NOT_REAL = 'holds whole numbers without a point, integers to ROS 2: the node throws; write 64.0, not 64'
+"""End of the message about a whole number where the node wants a floating point one."""
 METRES = number(-1e5, 1e5)
 """A bound of a range, or an area: no sensor sees a hundred kilometres."""
 CELL_METRES = number(1e-3, 1e3)
@@ -217,26 +218,26 @@ def valid_values(
 
 
 def are_reals(value: Any) -> bool:
-    """Return whether a number, or each number of a list, is one that ROS 2 takes for floating point."""
+    """Return whether `value`, a number or a list of numbers, is what ROS 2 takes for floating point."""
     return all(isinstance(entry, float) for entry in (value if isinstance(value, list) else [value]))
 
 
 def ascending(value: Any, name: str) -> None:
-    """Check a list of numbers, each larger than the one before."""
+    """Check that `value` is a list of numbers, each larger than the one before; `name` is for messages."""
     items(METRES, 1)(value, name)
     if any(later <= sooner for sooner, later in itertools.pairwise(value)):
         raise Mismatch(f'{name} is {value}, expected ascending numbers')
 
 
 def cuboid(value: Any, name: str) -> None:
-    """Check six numbers: the lower corner and the upper one, in metres."""
+    """Check that `value` is six numbers: the lower corner and the upper one, in metres."""
     exactly(6, METRES)(value, name)
     if any(low >= high for low, high in zip(value[:3], value[3:], strict=True)):
         raise Mismatch(f'{name} is {value}: a lower bound is not below its upper one')
 
 
 def interval(value: Any, name: str) -> None:
-    """Check lower bound, upper bound and step."""
+    """Check that `value` is a lower bound, an upper bound and a step."""
     exactly(3, METRES)(value, name)
     if value[0] >= value[1] or value[2] <= 0:
         raise Mismatch(f'{name} is {value}: expected lower below upper, and a positive step')
@@ -281,7 +282,7 @@ def grid_rules(
 
 
 def node_cells(low: float, high: float, step: float) -> int:
-    """Return how many cells a node counts between bounds: a float32 quotient, cut off.
+    """Return how many cells of a step a node counts between two bounds: a float32 quotient, cut off.
 
     Source: autoware_lidar_centerpoint centerpoint_config.hpp:95-102.
     """

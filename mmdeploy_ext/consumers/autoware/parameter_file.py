@@ -29,11 +29,17 @@ DEEPEST = 16
 LONGEST_NUMBER = 64
 """Characters of a number; more digits than that have no meaning in 64 bits."""
 TRUE_WORDS = frozenset(['Y', 'y', 'yes', 'Yes', 'YES', 'true', 'True', 'TRUE', 'on', 'On', 'ON'])
+"""Words that YAML 1.1 takes for true."""
 FALSE_WORDS = frozenset(['N', 'n', 'no', 'No', 'NO', 'false', 'False', 'FALSE', 'off', 'Off', 'OFF'])
+"""Words that it takes for false."""
 INTEGER = re.compile(r'[-+]?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)')
+"""Words that are whole numbers."""
 REAL = re.compile(r'[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?')
+"""Words that are numbers with a point or an exponent."""
 NOT_FINITE = {'.nan': math.nan, '.inf': math.inf, '+.inf': math.inf, '-.inf': -math.inf}
+"""Word -> the number that it stands for."""
 TYPE_NAMES = {bool: 'truth values', int: 'whole numbers', float: 'numbers with a point', str: 'texts'}
+"""Type of a value -> its name in messages."""
 
 
 class ParameterFileError(ValueError):

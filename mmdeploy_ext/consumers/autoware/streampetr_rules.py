@@ -40,11 +40,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MANIFEST = 'ml_package_camera_streampetr.param.yaml'
+"""File name of the manifest."""
 BACKBONE, POSITIONS, HEAD = (
     'simplify_extract_img_feat',
     'simplify_position_embedding',
     'simplify_pts_head_memory',
 )
+"""Names of the three graphs."""
 FILES = (BACKBONE, POSITIONS, HEAD)
 """Names of the three files without `.onnx`."""
 PATTERNS = ('simplify_*.onnx',)
@@ -63,6 +65,7 @@ KEYS = dict(
     pre_memory_length=COUNT,
     post_memory_length=COUNT,
 )
+"""Key of the model -> check of its value."""
 MEMORY_ROWS: dict[str, tuple[int | None, ...]] = dict(
     embedding=(None,), reference_point=(3,), timestamp=(1,), egopose=(4, 4), velo=(2,)
 )

@@ -38,10 +38,12 @@ LOAD, CONVENTION, MEMORY = 'load', 'convention', 'memory'
 TRYING = 'trying '
 """Beginning of the line that the process prints before each file."""
 REPOSITORY = Path(__file__).resolve().parents[3]
+"""Folder that the process imports this package from."""
 START = (
     'import sys; sys.path.insert(0, sys.argv[1]); '
     'from mmdeploy_ext.consumers.autoware import trial; trial.main()'
 )
+"""Code that the process begins with."""
 
 
 def trial_rules(graphs: Sequence[tuple[Path, onnx.ModelProto, str]]) -> list[Violation]:

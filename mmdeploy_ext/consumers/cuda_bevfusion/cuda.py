@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import SparseGraph
 
 DENSE = ('camera.backbone', 'camera.vtransform', 'fuser', 'head.bbox')
+"""Graphs in ordinary ONNX."""
 SPARSE = ('lidar.backbone.xyz', 'lidar.backbone.zyx')
 """Graphs in the dialect of libspconv, by the order of the coordinates; `DENSE` are ordinary ONNX."""
 GRAPHS = (*DENSE[:3], *SPARSE, DENSE[3])

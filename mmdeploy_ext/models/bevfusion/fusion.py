@@ -176,7 +176,10 @@ class BEVFusion(BaseModule):
         return self.heads['object'](self.joined(maps))
 
     def forward(self, return_loss: bool = True, **data: Any) -> Any:
-        """Return losses, see `forward_train`, or results, see `simple_test`."""
+        """Return losses, see `forward_train`, or results, see `simple_test`.
+
+        With `return_loss` the arguments are those of `forward_train`, otherwise of `forward_test`.
+        """
         return self.forward_train(**data) if return_loss else self.forward_test(**data)
 
     def forward_train(

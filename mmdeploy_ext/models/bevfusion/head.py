@@ -62,6 +62,8 @@ class Attention(nn.MultiheadAttention):
 class DecoderLayer(nn.Module):
     """Queries look at each other, then at every cell; keys and values carry the positions, too.
 
+    `hidden` is the width of the feed-forward network, `heads` the number of heads of both attentions.
+
     Source: mit-han-lab/bevfusion db75150, models/utils/transformer.py:12-111.
     """
 

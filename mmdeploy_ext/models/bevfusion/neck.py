@@ -17,6 +17,7 @@ from mmdeploy_ext.models.bevfusion.view_transform import conv_block
 from mmdeploy_ext.models.catalogue import offered
 
 BILINEAR = dict(mode='bilinear', align_corners=False)
+"""How maps are enlarged if the config does not say."""
 
 
 @offered(NECKS)

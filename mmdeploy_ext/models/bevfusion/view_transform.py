@@ -17,6 +17,7 @@ from mmdeploy_ext.models.bevfusion import rig as rigs
 from mmdeploy_ext.models.bevfusion.rig import Rig
 
 VIEW_TRANSFORMS = Registry('view transform')
+"""Registry of the view transforms that a camera encoder of a config names."""
 
 
 def build_view_transform(cfg: dict[str, Any]) -> nn.Module:

@@ -22,7 +22,10 @@ FLOAT16_MAX = 65504.0
 
 
 class DeformableAttention(nn.Module):
-    """Every query reads a few points of every map, around its box."""
+    """Every query reads a few points of every map, around its box.
+
+    `dim` is D, `num_points` the number of points of a head in each map.
+    """
 
     def __init__(self, dim: int, heads: int, num_levels: int, num_points: int) -> None:
         super().__init__()
@@ -74,7 +77,11 @@ class DeformableAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Queries look at each other, then at the maps, then at themselves."""
+    """Queries look at each other, then at the maps, then at themselves.
+
+    `dim` is D, `feedforward` the width of the feed-forward network; for `num_points` see
+    `DeformableAttention`.
+    """
 
     def __init__(
         self, dim: int, heads: int, feedforward: int, dropout: float, num_levels: int, num_points: int

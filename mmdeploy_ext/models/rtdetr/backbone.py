@@ -25,7 +25,10 @@ NUM_RETURNED = 3
 
 
 class ResidualBlock(nn.Module):
-    """The base class of both kinds of blocks: the shortcut, which the first block of every stage projects."""
+    """The base class of both kinds of blocks: the shortcut, which the first block of every stage projects.
+
+    `first` says whether it is that block; with `frozen` normalisation never learns.
+    """
 
     expansion = 1
 
@@ -51,7 +54,10 @@ class ResidualBlock(nn.Module):
 
 
 class BasicBlock(ResidualBlock):
-    """Two 3x3 convolutions."""
+    """Two 3x3 convolutions.
+
+    The first one has the stride; `width` is the number of channels. For the others see `ResidualBlock`.
+    """
 
     def __init__(self, in_channels: int, width: int, stride: int, first: bool, frozen: bool) -> None:
         super().__init__(in_channels, width, stride, first, frozen)
@@ -60,7 +66,10 @@ class BasicBlock(ResidualBlock):
 
 
 class Bottleneck(ResidualBlock):
-    """1x1, 3x3 with the stride, 1x1 to four times the width."""
+    """1x1, 3x3 with the stride, 1x1 to four times the width.
+
+    For the arguments see `ResidualBlock`.
+    """
 
     expansion = 4
 
@@ -72,7 +81,10 @@ class Bottleneck(ResidualBlock):
 
 
 class Stage(nn.Module):
-    """`count` blocks of the class `kind` and of one width; the first has the stride."""
+    """`count` blocks of the class `kind` and of one width; the first has the stride.
+
+    With `frozen` normalisation never learns.
+    """
 
     def __init__(
         self, kind: type[ResidualBlock], in_channels: int, width: int, count: int, stride: int, frozen: bool

@@ -161,7 +161,7 @@ class RTDETRDecoder(BaseModule):
         return tap('pred_logits', logits), tap('pred_boxes', boxes), tap('tokens', selection.tokens)
 
     def project(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return per level (B, D, h, w)."""
+        """Return the encoder's levels (B, channels, h, w) as maps (B, D, h, w)."""
         return [project(level) for project, level in zip(self.input_proj, features, strict=True)]
 
     def tokens(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

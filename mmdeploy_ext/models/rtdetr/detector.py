@@ -22,7 +22,9 @@ from mmdeploy_ext.models.rtdetr.decoder import Postprocess
 from mmdeploy_ext.models.rtdetr.training import Objects, SetLoss, training_losses
 
 STRIDE = 32
+"""Stride of the coarsest map, pixels: the sides of images are multiples of it."""
 MAX_PER_IMG = 300
+"""Number of results if `test_cfg` names none."""
 
 
 @offered(DETECTORS)

@@ -66,7 +66,10 @@ class PositionEmbedding(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One layer of attention and feed-forward, each normalised after its sum."""
+    """One layer of attention and feed-forward, each normalised after its sum.
+
+    `dim` is D, `feedforward` the width of the feed-forward network, `act` the name of its activation.
+    """
 
     def __init__(self, dim: int, heads: int, feedforward: int, dropout: float, act: str) -> None:
         super().__init__()
@@ -100,7 +103,10 @@ class Encoder(nn.Module):
 
 
 class CSPRepLayer(nn.Module):
-    """Two 1x1 branches, one with RepVGG blocks behind it, summed."""
+    """Two 1x1 branches, one with RepVGG blocks behind it, summed.
+
+    `expansion` is the width of the branches over that of the output, `act` the name of the activations.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, expansion: float, act: str) -> None:
         super().__init__()

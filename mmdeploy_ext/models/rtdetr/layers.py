@@ -39,7 +39,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch normalisation, activation; `frozen` normalisation never learns."""
+    """Convolution without bias, batch normalisation, which if `frozen` never learns, activation `act`."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them, `layers.0`, `layers.1` ..."""
+    """`num_layers` linear layers with ReLU between them, `layers.0`, `layers.1` ..."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from torch import nn
 from mmdeploy_ext.models.catalogue import offered
 
 NORM = dict(type='BN1d', eps=1e-3, momentum=0.01)
+"""Normalisation if the config names none."""
 
 
 @offered(MIDDLE_ENCODERS)

@@ -19,6 +19,7 @@ from mmdeploy_ext.models.catalogue import offered
 from mmdeploy_ext.models.streampetr.coder import normalize_bbox
 
 WORST_COST = 100.0
+"""What stands for a cost that is no number."""
 
 
 def match(cost: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,8 +62,8 @@ def refuse_ignored(gt_bboxes_ignore: Tensor | None) -> None:
 class HungarianAssigner3D(BaseAssigner):
     """Match queries with 3D boxes by classification cost and weighted L1 distance of the regression targets.
 
-    `iou_cost` is accepted and built, never used (configs give it weight 0); `pc_range` is x, y, z low and
-    high in m.
+    The costs are configs of match costs; `iou_cost` is accepted and built, never used (configs give it weight
+    0); `pc_range` is x, y, z low and high in m.
     """
 
     def __init__(
@@ -108,7 +109,10 @@ class HungarianAssigner3D(BaseAssigner):
 
 @offered(BBOX_ASSIGNERS)
 class HungarianAssigner2D(BaseAssigner):
-    """Match image tokens with 2D boxes by class, L1 and GIoU of boxes and L1 of projected 3D centres."""
+    """Match image tokens with 2D boxes by class, L1 and GIoU of boxes and L1 of projected 3D centres.
+
+    The costs are configs of mmdet's match costs.
+    """
 
     def __init__(
         self,
@@ -152,7 +156,7 @@ class HungarianAssigner2D(BaseAssigner):
 
 @offered(MATCH_COST)
 class BBox3DL1Cost:
-    """L1 distance of two sets of vectors, of any number of columns.
+    """L1 distance of two sets of vectors, of any number of columns, times `weight`.
 
     Source: DETR3D `core/bbox/match_costs/match_cost.py`.
     """

@@ -139,7 +139,7 @@ class Petr3D(MVXTwoStageDetector):
         return self.simple_test(img_metas[0], img=img, **single)
 
     def simple_test(self, img_metas: list[dict], img: Tensor, **data: Tensor) -> list[dict]:
-        """Detect in one frame (B = 1): a list of one dict with `pts_bbox`."""
+        """Detect in one frame (B = 1): return a list of one dict, `pts_bbox` -> boxes, scores and labels."""
         img = img.unsqueeze(0) if img.dim() == 4 else img
         if img.shape[0] != 1:
             raise DataError(

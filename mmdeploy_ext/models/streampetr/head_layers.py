@@ -29,6 +29,7 @@ MOTION_SIZE = 180
 NUM_BRANCHES = 6
 """Number of entries of `cls_branches` and `reg_branches`: decoder layers that a head can have."""
 IGNORED_KEYS = {'with_position', 'depth_step', 'code_size'}
+"""Keys of published configs that upstream reads and does not use."""
 LEGACY_NAMES = {
     '.self_attn.': '.attentions.0.',
     '.multihead_attn.': '.attentions.1.',
@@ -38,7 +39,10 @@ LEGACY_NAMES = {
 
 
 class MLN(nn.Module):
-    """Motion-aware layer normalisation: a code scales and shifts normalised features, at first by 1 and 0."""
+    """Motion-aware layer normalisation: a code scales and shifts normalised features, at first by 1 and 0.
+
+    `code_dims` is the number of values of the code, `embed_dims` that of the features.
+    """
 
     def __init__(self, code_dims: int, embed_dims: int) -> None:
         super().__init__()
@@ -57,7 +61,10 @@ class MLN(nn.Module):
 
 
 class SELayer(nn.Module):
-    """A gate on features, computed from other features of the same size."""
+    """A gate on features, computed from other features of the same size.
+
+    `embed_dims` is C.
+    """
 
     def __init__(self, embed_dims: int) -> None:
         super().__init__()

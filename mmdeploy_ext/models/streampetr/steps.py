@@ -328,7 +328,7 @@ def run_branches(branches: Sequence[nn.Module], outs_dec: Tensor) -> Tensor:
 
 
 def tap_memory(prefix: str, memory: Memory) -> None:
-    """Name the five tensors of `memory` as the fork's dump has them."""
+    """Show the five tensors of `memory` to a dump, named as the fork's dump has them, behind `prefix`."""
     names = ('embedding', 'ref_point', 'timestamp', 'egopose', 'velo')
     for name, rows in zip(names, memory, strict=True):
         tap(f'{prefix}_{name}', rows)

@@ -162,7 +162,10 @@ def head_losses(
 
 
 def name_layers(layers: list[tuple[Tensor, Tensor]], prefix: str) -> dict[str, Tensor]:
-    """Return the pairs of losses of L layers under upstream's names; the last layer has no number."""
+    """Return the pairs of losses of L layers under upstream's names, which begin with `prefix`.
+
+    The last layer has no number.
+    """
     named = {f'{prefix}loss_cls': layers[-1][0], f'{prefix}loss_bbox': layers[-1][1]}
     for i, (cls, bbox) in enumerate(layers[:-1]):
         named[f'd{i}.{prefix}loss_cls'], named[f'd{i}.{prefix}loss_bbox'] = cls, bbox
@@ -215,7 +218,10 @@ def box_loss(head: nn.Module, boxes: Tensor, targets: Tensor, count: int) -> Ten
 
 
 def denoising_losses(head: nn.Module, mask_dict: dict) -> list[tuple[Tensor, Tensor]]:
-    """Return the pairs of losses of L layers of the denoising queries, which know their box."""
+    """Return the pairs of losses of L layers of the denoising queries, which know their box.
+
+    `mask_dict` is that of `prepare_denoising`.
+    """
     truth, labels = mask_dict['known'], mask_dict['labels']
     all_scores, all_boxes = mask_dict['output_known_lbs_bboxes']
     count = len(labels)

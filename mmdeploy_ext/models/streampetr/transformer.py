@@ -30,6 +30,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import offered
 
 LAYER_NORM = dict(type='LN')
+"""Normalisation if the config names none."""
 FFN_KEYS = dict(feedforward_channels='feedforward_channels', ffn_dropout='ffn_drop', ffn_num_fcs='num_fcs')
 """Option of a decoder layer -> option of mmcv's `FFN`."""
 _announced: set[str] = set()

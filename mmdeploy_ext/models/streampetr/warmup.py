@@ -28,7 +28,10 @@ MAX_TURN = 0.4
 
 @offered(HOOKS)
 class GeometryWarmupHook(Hook):
-    """Run `warm_up` before the first iteration of a new run, with the calibrations of its batch."""
+    """Run `warm_up` before the first iteration of a new run, with the calibrations of its batch.
+
+    The arguments are those of `warm_up`.
+    """
 
     def __init__(self, iters: int = 800, lr: float = 1e-3, num_points: int = 256) -> None:
         self.iters, self.lr, self.num_points = iters, lr, num_points

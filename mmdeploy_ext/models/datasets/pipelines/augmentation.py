@@ -16,6 +16,7 @@ from mmdeploy_ext.models.catalogue import offered
 
 # What PIL's `resize` without a filter means from Pillow 7 on; StreamPETR names none.
 RESAMPLE = Image.Resampling.BICUBIC
+"""How pictures are resized."""
 MIN_SIZE_2D = 2.0
 """Smallest width and height of a 2D box that stays, px."""
 KEYS_2D = ('gt_bboxes', 'centers2d', 'gt_labels', 'depths')

@@ -41,6 +41,8 @@ class NormalizeMultiviewImage:
 class PadMultiViewImage:
     """Pad every image at the right and the bottom, to `size` (H, W) or to a multiple of `size_divisor`.
 
+    Padding has the value `pad_val`.
+
     Adds `img_shape` (before), `pad_shape` (after), both lists of (H, W, C), `pad_fix_size` and
     `pad_size_divisor`.
     Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py.
