@@ -227,7 +227,7 @@ planted(
 planted(
     'Mask2Former: positions a cell off',
     FORMER,
-    (f'{MASKS}:Mask2FormerNetwork.place', result(lambda places, *_: places.roll(1, 1))),
+    (f'{MASKS}:Mask2FormerNetwork.level_positions', result(lambda places, *_: places.roll(1, 1))),
 )
 planted(
     'Mask2Former: results of classes that score less than 0.05 are dropped',

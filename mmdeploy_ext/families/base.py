@@ -50,6 +50,7 @@ class Claim(enum.IntEnum):
 
 
 DETECTOR, BACKBONE = 'detector', 'backbone'
+"""Values of `Family.product`."""
 
 
 class Family(abc.ABC):
@@ -96,7 +97,7 @@ class Family(abc.ABC):
     followed: ClassVar[Followed] = ()
 
     def choose(self, /, **values: Any) -> Options:
-        """Return options with these values; the others have the family's defaults.
+        """Return options with these values, by name of the option; the others have the family's defaults.
 
         UsageError: an option that only other families have.
         """
@@ -164,7 +165,8 @@ class Family(abc.ABC):
     def settings(self, cfg: Any, model: torch.nn.Module) -> Any:
         """Return settings of a part of the model that are needed before its weights; None if there are none.
 
-        ConfigError: the config contradicts itself.
+        Families with a sparse encoder have such: how it reads its voxels.
+                ConfigError: the config contradicts itself.
         """
         return None
 
@@ -278,6 +280,7 @@ class Families(dict[str, Family]):
 FAMILIES = Families()
 """Every family that is registered, by its name."""
 NOT_INSTALLED = 'not installed'
+"""Why a library cannot be imported that is not there; messages leave its families out without a word."""
 WANTED = {DETECTOR: 'a detector config', BACKBONE: 'a LiDAR model with a sparse encoder'}
 """Product -> what a config has to be."""
 LACKING = {

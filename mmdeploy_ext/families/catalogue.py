@@ -16,6 +16,7 @@ from mmdeploy_ext.families.two_stage import options as two_stage
 from mmdeploy_ext.families.yolact import options as yolact
 
 MMDET3D = 'mmdet3d'
+"""Library whose import the LiDAR and multi-camera families need."""
 
 register_family(
     'anchor3d',

@@ -1,4 +1,16 @@
-"""The base class of families of single-image models."""
+"""The base class of families of single-image models.
+
+Terms of its methods:
+
+- form: how much of the post-processing a graph has, an option of the export (`--postprocess`);
+- stage: one of the modules whose chain is the graph: the first is the network, those behind it are the
+  post-processing;
+- feeds: the inputs of a graph by name, and what the runtime needs of the pictures besides;
+- list: the rows that upstream's test path has at one of its steps, per image, such as proposals; the list of
+  the results has the name '';
+- trial: the post-processing, exported with other limits, that a proof runs on the network's outputs for one
+  picture; see `proving/levels/other_limits.py`.
+"""
 
 from __future__ import annotations
 
@@ -55,11 +67,10 @@ class ImageFamily(Family):
         forms: how much of the post-processing its graphs may contain.
         tie_keys: thresholds of overlaps and scores in its `test_cfg` at which rounding decides whether there
             is a result; see `proving/near_ties.py`.
-        trial_rows: number of results among which every threshold decides some, see
-            `proving/levels/other_limits.py`.
-        first: name of the list of rows that the results are made from, such as proposals or the tokens that
-            become queries, see `lists`; '' if there is none.
-        lowest_share: factor of the thresholds of scores in a proof's trial that chooses few candidates: 0
+        trial_rows: number of results that a trial asks for at least, so that every threshold decides some.
+        first: name of the list that the results are made from, such as proposals or the tokens that become
+            queries; '' if there is none.
+        lowest_share: what thresholds of scores are multiplied by in a trial that chooses few candidates: 0
             lets every row pass; more if much is computed of each row before candidates are chosen.
         shares_network: whether the reference runs the same modules as the network, so that only a file shows
             what the export makes of them.
@@ -108,7 +119,10 @@ class ImageFamily(Family):
         return min(height, width) >= self.picture(model, options).smallest
 
     def picture(self, model: torch.nn.Module, options: Options) -> TensorSpec:
-        """Return the contract of the pictures that come before a graph: its first input."""
+        """Return the contract of the input of pictures.
+
+        A graph that takes features of pictures has that of the graph which makes them.
+        """
         return self.spec(model, options).inputs[0]
 
     @abc.abstractmethod
@@ -134,7 +148,7 @@ class ImageFamily(Family):
         return [list(range(len(images)))]
 
     def full_size(self, image: PreparedImage) -> tuple[int, int]:
-        """Return the default of a graph's inputs for sizes: height and width of the input, pixels."""
+        """Return the height and width, pixels, that a graph takes for those of an image without its sizes."""
         return tuple(image.tensor.shape[1:])
 
     def reference_tensors(
@@ -182,11 +196,12 @@ class ImageFamily(Family):
     def interchangeable_zeros(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **options: Any
     ) -> dict[str, np.ndarray]:
-        """Return output name -> values, in the shape of the output, that may be zero because of a tie.
+        """Return output name -> values that engine or reference may have zeros in place of, because of ties.
 
-        If two scores are so close that rounding decides which of them becomes zero, one of engine and
-        reference may have zero in an element and the other the value that stands here; elements without a
-        tie have NaN. Only elements count that decide no result, or whose results `rounded_choices` covers.
+        Of two scores that are almost equal one becomes zero, and rounding decides which. The values have the
+        shape of the output: where there is a tie, the score before it became zero; elsewhere NaN. A proof
+        takes zero and this score for equal. Only elements count that decide no result, or whose results
+        `rounded_choices` covers.
         """
         return {}
 
@@ -233,14 +248,14 @@ class ImageFamily(Family):
                 head = limit.head
             else:
                 limits.append(limit)
-        if results.limits:
+        if results.leaves_out:
             limits.append(dataclasses.replace(results, head=head))
         return limits
 
     def lists(
         self, model: torch.nn.Module, images: Sequence[PreparedImage], rescale: bool
     ) -> dict[str, Sequence[Any]]:
-        """Return name -> list of rows per image that upstream's test path makes; '' names the results.
+        """Return name -> list of each image, as upstream's test path makes them; '' names the results.
 
         With `rescale` results are in pixels of the originals.
         """
@@ -260,11 +275,14 @@ class ImageFamily(Family):
         return self.lists(model, images, rescale=True)[name][0].scores
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return name -> list of one image, of the lists before the results that a graph of `trial` gives."""
+        """Return name -> list, without the results, of the outputs of a graph of `trial` or `first_trial`.
+
+        `outputs` are by name and of one image.
+        """
         return {}
 
     def trial(self, model: torch.nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stages behind the network, and their outputs: also lists on the way to the results."""
+        """Return the stages behind the network, and their outputs: the results, and lists before them."""
         return self.stages(model, options)[1:], self.spec(model, options).outputs
 
     def first_trial(

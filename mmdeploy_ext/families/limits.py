@@ -2,6 +2,9 @@
 
 They are constants of a graph. A picture with 90 results does not show that a limit is 99 instead of 100, so a
 proof gives other values to the model, exports its post-processing with them, and compares both.
+
+A list is what upstream's test path has at one of its steps: rows of boxes or masks, such as the proposals;
+see `families/images.py`.
 """
 
 from __future__ import annotations
@@ -109,7 +112,7 @@ class Limit:
     never: float | None = None
 
     @property
-    def nothing(self) -> float | None:
+    def value_without_rows(self) -> float | None:
         """Value that lets no row pass, None if there is none."""
         return NEVER.get(self.kind) if self.never is None else self.never
 
@@ -128,8 +131,8 @@ class Limit:
         return self.config is limit.config and self.key == limit.key
 
     @property
-    def limits(self) -> bool:
-        """Whether the entry leaves anything out: limits of 0 and below do not."""
+    def leaves_out(self) -> bool:
+        """Whether the entry leaves anything out: limits of 0 rows and below do not."""
         counts = self.kind in (Kind.CANDIDATES, Kind.ROWS)
         return self.value is not None and (self.value > 0 or not counts)
 
@@ -153,7 +156,7 @@ def entries_of(config: dict[str, Any], head: str, name: str = '') -> list[Limit]
     for key, value in config.items():
         if key in KINDS and isinstance(value, int | float):
             limit = Limit(config, key, KINDS[key], head, name)
-            if limit.limits:
+            if limit.leaves_out:
                 limits.append(limit)
         elif isinstance(value, dict):
             limits += entries_of(value, head, name)

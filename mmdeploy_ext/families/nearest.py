@@ -16,10 +16,11 @@ SENSOR_KEYS, SENSOR_STEPS = ('pts_', 'img_', 'voxel_'), ('Points', 'MultiView')
 ALIKE = 0.75
 """Share of equal letters from which on two names are alike."""
 ADVICE = 'the families and their configs are in README.md'
+"""Where a message sends the reader."""
 
 
 class Described(Protocol):
-    """The attributes of a `Family` that describe it."""
+    """The attributes of a `Family` that describe it; see there."""
 
     name: str
     exports: str

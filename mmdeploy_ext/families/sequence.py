@@ -1,4 +1,14 @@
-"""The base class of families of streams and sweeps: models with a memory, and LiDAR models without."""
+"""The base class of families of streams and sweeps: models with a memory, and LiDAR models without.
+
+Terms of its methods:
+
+- moment: one sample of a data set: a `Frame` of cameras or a `Sweep` of points;
+- infos: the file of a data set that lists its moments, with poses and calibrations;
+- rig: the cameras and the LiDAR of a vehicle, and their calibration;
+- contract: which program the files are for, an option of the export (`--contract`);
+- stepper: what computes one moment after the other: the reference, which is PyTorch's model, or the runner,
+  which is the exported files on an engine.
+"""
 
 from __future__ import annotations
 

@@ -42,14 +42,15 @@ class EncoderSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Int8Reference:
-    """How the reference makes the INT8 file of a family; the defaults stand for a family without a reference.
+    """How NVIDIA's scripts make the INT8 file of a family; the defaults stand for a family that has none.
 
     Attributes:
         precisions: module path -> (precision, output precision) if it is not int8.
-        half_ranges: it rounds ranges to fp16.
-        fp16_folded: modules of convolutions into which it folds batch normalisation in fp16, unlike the rest.
+        half_ranges: whether they round ranges to fp16.
+        fp16_folded: modules of convolutions into which they fold batch normalisation in fp16, unlike the
+            rest.
         unfolded_ranges: modules whose weight ranges are of the kernel before folding.
-        add_method: how it calibrates residual additions; '': as convolutions.
+        add_method: how they calibrate residual additions; '': as convolutions.
     """
 
     precisions: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
@@ -63,8 +64,8 @@ class SparseFamily(Family):
     """One family of models with a sparse-convolution backbone.
 
     Attributes:
-        orders: coordinate orders in which its file is written by the reference exporter, the default first.
-        int8: particulars of the INT8 file of the reference.
+        orders: coordinate orders in which NVIDIA's exporter writes its file, the default first.
+        int8: particulars of NVIDIA's INT8 file.
     """
 
     task = 'bev'

@@ -17,6 +17,7 @@ LISTED = 3
 NO_CLASSES = ('.nms.type', '.roi_layer.type', '.conv_op.type')
 """Ends of keys whose types are functions, or names in a module, and so in no registry."""
 SKIPPED_FOLDERS = ('site-packages', 'node_modules', '__pycache__', 'build')
+"""Folders of environments and caches, which are not searched."""
 
 
 def registries(packages: Collection[str] = ()) -> Iterator[Any]:

@@ -24,10 +24,13 @@ from mmdeploy_ext.runtime.frames import Stepper
 PER_CLASS_HEAD = 'ShapeAwareHead'
 """Head of SSN, in which classes have maps of their own."""
 HEADS = ('Anchor3DHead', 'FreeAnchor3DHead', PER_CLASS_HEAD)
+"""Heads that export, and bases of such."""
 REGION_PROPOSAL_HEAD = 'PartA2RPNHead'
 """A head of mmdet3d that is derived from `Anchor3DHead` and belongs to a detector of two stages."""
 DETECTORS = ('VoxelNet', 'MVXFasterRCNN', DYNAMIC_DETECTOR)
+"""Detectors that export."""
 CODER = 'DeltaXYZWLHRBBoxCoder'
+"""The one box coder that the runtime repeats."""
 FOLLOWED = (
     *lidar_family.FOLLOWED,
     *((getattr(dense_heads, name), ('get_bboxes', 'get_bboxes_single')) for name in HEADS),

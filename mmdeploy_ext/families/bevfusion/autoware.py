@@ -66,6 +66,7 @@ MEANINGS = dict(
     score='probability',
     label_pred='class',
 )
+"""Input or output of the file -> its meaning."""
 
 
 class NodeDenseHead(OfModel):

@@ -42,6 +42,7 @@ from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
 from mmdeploy_ext.weights.sparse_layouts import decide_layouts, find_kernels
 
 PROGRAM = 'mmdeploy_ext.families.bevfusion.fork_process'
+"""Module that runs in the process of a repository."""
 MARK = Path('mmdet3d', 'models', 'fusion_models')
 """Folder by which a repository of this kind is recognised among others with an `mmdet3d`."""
 SPARSE_ENCODER = 'encoders.lidar.backbone'
@@ -49,11 +50,13 @@ SPARSE_ENCODER = 'encoders.lidar.backbone'
 ENCODERS = {'SparseEncoder': 'BEVFusionSparseEncoder'}
 """Type of a sparse encoder in these repositories -> the same one here."""
 META_KEYS = *MATRICES, 'filename', 'sample_idx', 'box_mode_3d', 'box_type_3d'
+"""Entries of the metadata of a sample that the process gets."""
 TRUTH_STEPS = 'LoadRadarPointsMultiSweeps', 'LoadAnnotations3D', 'LoadBEVSegmentation', 'GTDepth'
 """Steps of test pipelines that load radar and annotations, which no model of cameras and LiDAR takes."""
 IGNORED_STEPS = (*TRUTH_STEPS, 'GlobalRotScaleTrans')
 """Steps of test pipelines that change neither pictures nor points."""
 PICTURE_STEPS = 'LoadMultiViewImageFromFiles', 'ImageAug3D', 'ImageNormalize'
+"""Steps of test pipelines that read and change pictures."""
 IMAGE_KEYS = 'type', 'final_dim', 'resize_lim', 'bot_pct_lim'
 """Keys of ImageAug3D that this package's step takes; the other keys are for training."""
 BEAMS = 32
@@ -97,7 +100,7 @@ class Fork:
 
 
 def root_of(filename: str | None) -> Path | None:
-    """Return the repository of a config: the working directory, or else the nearest folder above."""
+    """Return the repository of a config file: the working directory, or the nearest folder above the file."""
     folders = user_folders(filename) if filename else [Path.cwd()]
     return next((folder for folder in folders if (folder / MARK).is_dir()), None)
 
@@ -209,6 +212,8 @@ class ForkProcess:
     """A process that runs the model of a repository, see `fork_process.py`.
 
     Attributes:
+        fork: the repository and its config.
+        close: ends the process; it is called at the latest when nobody has this object any more.
         facts: facts about the repository's code, see `fork_process.ForkModel.facts`.
         operators: compiled operators of the repository that ran in PyTorch so far.
     """
@@ -291,6 +296,9 @@ class RepositoryMoments(torch.utils.data.Dataset):
         fork: the repository.
         data_root: folder of the files.
         ignored: further arguments of mmdet3d's data sets.
+
+    Attributes:
+        data_infos: the entries of the info file, one a moment.
     """
 
     picture_rtol = 1e-6
@@ -368,7 +376,11 @@ class ForkReference(BEVFusionReference):
         return StepResult(outputs, self._detections(results))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes of the repository's head for queries that have the boxes of the frame's graph."""
+        """Return the boxes of the repository's head for queries that have the boxes of the frame's graph.
+
+        `outputs` are those of the graph by name; other outputs become boxes by the code of
+        `BEVFusionReference`.
+        """
         head = self.model.heads['object']
         if 'boxes' not in outputs or not hasattr(head, 'prediction_heads'):
             return super().boxes_of(outputs)

@@ -56,6 +56,10 @@ class ForkModel:
         cfg: the config as `tools/test.py` of the repository reads it.
         steps: steps of the test pipeline, which `moment` runs.
         checkpoint: path of the weights, whose names have to be those of the model; '' loads none.
+
+    Attributes:
+        general: patches of `compat` that were in force before the repository was imported.
+        captured: tensors of the last run by name, which hooks on parts of the model keep.
     """
 
     def __init__(

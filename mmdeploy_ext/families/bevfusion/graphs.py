@@ -19,7 +19,9 @@ from mmdeploy_ext.families.parts.sparse_graph import portable_graph
 from mmdeploy_ext.models.bevfusion.rig import Rig
 
 DEPTH_MATRICES = ('lidar2image', 'img_aug_matrix', 'lidar_aug_matrix')
+"""Matrices that the depth maps are drawn by."""
 RIG_MATRICES = ('camera_intrinsics', 'camera2lidar', 'img_aug_matrix', 'lidar_aug_matrix')
+"""Matrices that decide the cells of the frustum's points: inputs of the rig's graph."""
 TABLES = ('first', 'pixels', 'second', 'third', 'slots')
 """Outputs of the rig's graph that are inputs of the frame's, see `ViewTransform.pool_tables`.
 
@@ -34,6 +36,7 @@ TABLE_MEANINGS = dict(
     third='rows of `second` in one cell; 0 for none',
     slots='row of a cell in the sums of `first`, `second` and `third`, one behind the other',
 )
+"""Output of the rig's graph -> its meaning."""
 MEANINGS = dict(
     camera_intrinsics='camera to picture as it was taken, pixels',
     camera2lidar='camera to LiDAR, before the augmentation of points',
@@ -41,6 +44,7 @@ MEANINGS = dict(
     img_aug_matrix='picture as it was taken to input of the network, pixels',
     lidar_aug_matrix='LiDAR to augmented LiDAR; a unit matrix when it is deployed',
 )
+"""Matrix -> its meaning: from where to where it transforms."""
 
 
 class RigTables(nn.Module):
@@ -119,7 +123,8 @@ def uses_points(model: nn.Module) -> bool:
 def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
     """Return the graphs of rig, depth maps, sparse backbone and frame that the sensors of a model need.
 
-    `options` are for the sparse backbone; the other graphs have one form.
+    `options` are for the sparse backbone; the other graphs have one form. `cameras` is the number of cameras
+    of a rig.
     """
     specs: dict[str, TensorSpec] = {}
     parts: list[Graph] = []

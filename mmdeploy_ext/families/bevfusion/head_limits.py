@@ -47,7 +47,9 @@ UNLIMITED = 10**6
 MIDDLE = 0.25, 0.75
 """Range of ranks, as shares of a sorted list of scores, in which the threshold lies."""
 BOX_OUTPUTS = ('boxes', 'scores', 'labels')
+"""Outputs of an exported head of `HeadBoxes`."""
 NODE_OUTPUTS = ('bbox_pred', 'score', 'label_pred')
+"""Outputs of an exported head of `NodeBoxHead`."""
 
 Entry = tuple[dict[str, Any], str, Any]
 """Settings as a dict, a key of them, and the value to set: the arguments of `replaced_entry`."""

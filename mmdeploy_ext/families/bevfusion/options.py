@@ -22,6 +22,7 @@ from mmdeploy_ext.contract.schema import (
 )
 
 PORTABLE, CUDA, AUTOWARE = 'portable', 'cuda-bevfusion', 'autoware'
+"""Choices of `--contract`."""
 CONTRACT = dataclasses.replace(
     DECLARED,
     default=PORTABLE,
@@ -32,7 +33,9 @@ CONTRACT = dataclasses.replace(
     fixes={CUDA: dict(opset=13, exporter='torchscript', precision='fp32'), AUTOWARE: dict(precision='fp32')},
 )
 OPTIONS = (CONTRACT, dataclasses.replace(SPARSE_FORM, only_with=('contract', PORTABLE)))
+"""Options of the family."""
 NUMBERS, TRIPLE = items(number(), 1), exactly(3, number())
+"""Lists of any number of numbers, and of three."""
 CLASSES = items(number(0, 1000, integer=True), 1)
 """Labels of classes."""
 CIRCLE = full_record(classes=CLASSES, radius=number(0), most=COUNT)

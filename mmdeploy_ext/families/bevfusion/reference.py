@@ -112,9 +112,9 @@ class BEVFusionReference:
 def head_values(outputs: Mapping[str, np.ndarray], classes: int) -> list[torch.Tensor]:
     """Return scores (1, K, Q), centres, heights, sizes, rotations and velocities for the box coder.
 
-    All but the scores are (1, channels, Q). The outputs are those of CUDA-BEVFusion's head, or of Autoware's
-    node. The node's boxes have length, width and a heading from x counter-clockwise, those of the coder
-    width, length and a heading from -y clockwise.
+    All but the scores are (1, channels, Q); K is `classes`, their number. The outputs, by name, are those of
+    CUDA-BEVFusion's head, or of Autoware's node. The node's boxes have length, width and a heading from x
+    counter-clockwise, those of the coder width, length and a heading from -y clockwise.
     """
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
     if 'bbox_pred' not in tensors:
@@ -173,6 +173,8 @@ class CudaReference(BEVFusionReference):
 
 def detections(boxes_of_head: dict[str, torch.Tensor]) -> Detections3D:
     """Return the result of `TransFusionHead.get_bboxes` for one sample, best first, in mmdet3d 1.0's columns.
+
+    `boxes_of_head` are the boxes, scores and labels of that result by name.
 
     This does not call the runtime's `in_lidar_columns`, which would then be compared with itself: the heading
     is taken from its sine and cosine.

@@ -83,7 +83,7 @@ def _views(cfg: Any, camera: Any) -> MultiViewRule:
 
 
 def frame(data: Mapping[str, Any]) -> FusedFrame:
-    """Return one collated sample of the test loader (batch 1) as a fused frame."""
+    """Return `data`, one collated sample of the test loader (batch 1) by key, as a fused frame."""
     if 'img_metas' not in data or not {'img', 'points'} & set(data):
         raise DataError('the test pipeline gives no img, points and img_metas; see the keys of Collect3D')
     meta = only(data['img_metas'], 'img_metas')

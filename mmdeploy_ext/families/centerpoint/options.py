@@ -21,6 +21,7 @@ from mmdeploy_ext.contract.schema import (
 from mmdeploy_ext.families.parts.options import LIDAR_OPTIONS
 
 OPTIONS = LIDAR_OPTIONS
+"""Options of the family."""
 
 
 def check_lengths(facts: Mapping[str, Any], key: str) -> None:

@@ -36,7 +36,7 @@ class CenterPointReference(LidarReference):
         super().__init__(model, box_rule, flat_outputs)
 
     def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
-        """Return outputs by name (`reg_0`, ...) as `CenterHead.get_bboxes` takes them.
+        """Return `tensors`, outputs by name (`reg_0`, ...), as `CenterHead.get_bboxes` takes them.
 
         These are its positional arguments before the metas: here one, the tasks with one level each.
         """

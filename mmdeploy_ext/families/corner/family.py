@@ -23,6 +23,7 @@ from mmdeploy_ext.families.replaced import Replaced
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 HEADS = (dense_heads.CentripetalHead, dense_heads.CornerHead)
+"""Heads that export."""
 METHODS = (
     'simple_test',
     'simple_test_bboxes',

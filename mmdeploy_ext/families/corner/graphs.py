@@ -40,6 +40,7 @@ STRIDE = 4
 MAP_NAMES = ('tl_heat', 'tl_off', 'tl_pair', 'br_heat', 'br_off', 'br_pair')
 """Outputs of the network: heat, offsets and embeddings or shifts of top left and of bottom right corners."""
 FULL_NAMES = ('dets', 'labels')
+"""Outputs of the graph."""
 PAIRS = 1000
 """Number of the best pairs, which enter the suppression: mmdet's `num_dets`."""
 FEWEST_CORNERS = 32
@@ -219,7 +220,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the post-processing after it."""
+    """Return the network, and the post-processing after it; see `ImageFamily.stages`."""
     inputs = ('input', 'scale_factor', 'border', *MAP_NAMES)
     return [
         Stage('network', CornerNetwork(fuse(model) if fold else model), ('input',), MAP_NAMES),

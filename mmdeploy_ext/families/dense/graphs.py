@@ -36,6 +36,7 @@ from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.image_tensors import box_outputs, image_input, optional_inputs
 
 PIXELS = ColumnGroup(name='xyxy', unit='pixel')
+"""Columns of boxes, and their unit."""
 FACTOR_MEANINGS = dict(
     centerness='centerness, 0..1',
     objectness='objectness, 0..1',
@@ -172,7 +173,7 @@ def _check_stride(model: nn.Module) -> None:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and what the form adds to it."""
+    """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
     raw = raw_names(model)
     network = fuse(model) if fold else model
     chain = [Stage('network', RawNetwork(network), ('input',), raw)]

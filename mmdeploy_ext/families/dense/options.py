@@ -17,6 +17,7 @@ from mmdeploy_ext.contract.schema import (
 )
 
 OPTIONS = (MAX_CANDIDATES,)
+"""Options of the family."""
 
 
 def _check_levels(facts: Mapping[str, Any], path: str) -> None:
@@ -39,3 +40,4 @@ POSTPROCESS = open_record(
     num_classes=COUNT,
     also=_check_levels,
 )
+"""The entry `postprocess` of the metadata."""

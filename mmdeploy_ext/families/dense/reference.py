@@ -77,6 +77,8 @@ def decode_by_mmdet(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dict[s
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
     """Return the results of the detector's own test path, with `deploy_nms_pre` in place of `nms_pre`.
 
+    For the arguments see `ImageFamily.reference_detections`.
+
     Rows that are no results are left out: boxes without an area if boxes vote, for which upstream divides
     zero by zero, and those of score 0, by which upstream fills up a list of peaks.
     """
@@ -138,10 +140,10 @@ def candidate_bounds(
 def interchangeable_zeros(
     model: nn.Module, feeds: Mapping[str, np.ndarray], **_: Any
 ) -> dict[str, np.ndarray]:
-    """Return the scores of ties between neighbouring cells that are no results, as `ImageFamily` tells.
+    """Return the scores of ties between neighbouring cells that are no results.
 
     If two cells of a heatmap differ by rounding, PyTorch and an engine may take different ones for the peak,
-    and set the other one to zero.
+    and set the other one to zero. For the arguments and the result see `ImageFamily.interchangeable_zeros`.
     """
     description = described(model)
     if not description.peaks:

@@ -72,7 +72,8 @@ def priors_of(
 ) -> list[np.ndarray]:
     """Return the priors of each level, row by row: (h * w * priors per cell, columns) float32, pixels.
 
-    `bases` are those of the first cell of each level: anchors xyxy, or points x, y.
+    `shapes` are height and width of each level in cells, `strides` the sides of its cells in pixels, `bases`
+    the priors of its first cell: anchors xyxy, or points x, y.
     """
     levels = []
     for shape, stride, base in zip(shapes, strides, bases, strict=True):

@@ -49,7 +49,7 @@ def part_cfg(model: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def without_teacher(model_cfg: Any) -> Any:
-    """Return the `model` of a distilled detector (LD, LAD) as its student alone; others as they are.
+    """Return a config's `model`, of a distilled detector (LD, LAD) as the student alone; others as they are.
 
     The teacher is not read: its config is a path of the working directory, its checkpoint a URL.
     """
@@ -143,7 +143,8 @@ def check_one_image(head: nn.Module, options: Options) -> None:
 def check_tokens(num_tokens: int, options: Options, key: str, num_queries: int) -> None:
     """Refuse (UsageError) a size of the options whose tokens are fewer than the queries chosen from them.
 
-    `key` is the config's name of the number of queries, for the message.
+    `num_tokens` is their number at that size. `key` is the config's name of the number of queries, for the
+    message.
     """
     if num_tokens < num_queries:
         raise UsageError(
@@ -153,7 +154,7 @@ def check_tokens(num_tokens: int, options: Options, key: str, num_queries: int) 
 
 
 def check_limit(key: str, limit: Any, available: int) -> None:
-    """Refuse (ConfigError) a limit of results, an entry of `test_cfg`, above the number of available ones."""
+    """Refuse (ConfigError) a limit of results, the entry `key` of `test_cfg`, above the `available` ones."""
     if not isinstance(limit, int) or not 0 < limit <= available:
         raise ConfigError(f'model.test_cfg.{key}={limit}; expected 1 to {available}, as many as there are')
 
@@ -180,7 +181,7 @@ def tested_head(cfg: Any, key: str, test_cfg: Mapping[str, Any] | None) -> nn.Mo
 
 
 def built_head(content: Mapping[str, Any], key: str) -> nn.Module:
-    """Return a head of mmdet, in evaluation mode, from its entry in a config.
+    """Return a head of mmdet, in evaluation mode, from its entry `content` in a config.
 
     ConfigError: it cannot be built; the message names its `key`.
     """

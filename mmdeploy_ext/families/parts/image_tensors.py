@@ -55,6 +55,7 @@ def box_outputs(batch: int | str, rows: int | str) -> tuple[TensorSpec, ...]:
 
 
 PROPOSALS = 'proposals'
+"""Name of the tensor and of the list of boxes that results are made from."""
 SCORED_PROPOSALS = TensorSpec(
     PROPOSALS,
     'float32',

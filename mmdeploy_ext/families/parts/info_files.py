@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess.points import VoxelRule
 
 INFOS = 'infos.pkl'
+"""Name of the file of infos."""
 MOMENTS = 2
+"""Number of moments that are written."""
 SUFFIXES = '.jpg', '.png'
 """Suffix of the pictures of each moment."""
 COARSE = 16
@@ -50,9 +52,9 @@ def generated_dataset(
 ) -> dict[str, Any]:
     """Write two moments and return the config of a data set of them; see `SequenceFamily.generated_dataset`.
 
-    `default` is its type if the data set of the config reads no infos of nuScenes. `views` and `voxels` are
-    the rules of the model's cameras and points; None: it takes none. Test-time augmentation is left out: no
-    file takes several samples.
+    `default` is the type of the data set if that of the config reads no infos of nuScenes. `views` and
+    `voxels` are the rules of the model's cameras and points; None: it takes none. Test-time augmentation is
+    left out: no file takes several samples.
     """
     from mmdet3d.datasets import NuScenesDataset
     from mmdet3d.datasets.builder import DATASETS

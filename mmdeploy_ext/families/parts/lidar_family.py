@@ -44,6 +44,7 @@ DETECTOR_METHODS = (
     'extract_pts_feat',
     'voxelize',
 )
+"""Methods of detectors around their parts, in a test on one sweep."""
 FOLLOWED = (
     *((kind, DETECTOR_METHODS) for kind in (detectors.MVXTwoStageDetector, detectors.CenterPoint)),
     *((kind, DETECTOR_METHODS) for kind in (detectors.VoxelNet, detectors.DynamicVoxelNet)),

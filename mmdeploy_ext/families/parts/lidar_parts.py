@@ -10,9 +10,16 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The modules from points to raw outputs; `neck` may be None.
+    """The modules of a detector from points to raw outputs, in the order in which they run.
 
-    `prefix` begins their names in the model: 'pts_' or ''.
+    Attributes:
+        prefix: what their names in the model begin with: 'pts_' or ''.
+        voxel_layer: from points to voxels.
+        voxel_encoder: from the points of each voxel to its features.
+        middle_encoder: from voxels to the bird's-eye view.
+        backbone: of the bird's-eye view.
+        neck: of its maps; None: there is none.
+        head: gives the raw outputs.
     """
 
     prefix: str

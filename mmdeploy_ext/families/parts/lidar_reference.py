@@ -57,7 +57,7 @@ class LidarReference(abc.ABC):
 
     @abc.abstractmethod
     def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
-        """Return outputs of the head, by name, as the arguments that its `get_bboxes` takes."""
+        """Return `tensors`, outputs of the head by name, as the arguments that its `get_bboxes` takes."""
 
     def step(self, sweep: Sweep) -> StepResult:
         """Run one sweep through `simple_test`; unusable points raise what `LidarOnnx` raises."""

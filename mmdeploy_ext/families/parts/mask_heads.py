@@ -47,7 +47,7 @@ def check_flow(roi_head: nn.Module) -> None:
 
 
 def threshold(test_cfg: Mapping[str, Any]) -> float:
-    """Return `mask_thr_binary`, which masks have to reach.
+    """Return `mask_thr_binary` of `test_cfg`, the probability that pixels of masks have to reach.
 
     ConfigError: it is missing, no number, or below 0, for which mmdet returns soft masks to look at.
     """
@@ -71,7 +71,7 @@ def side_of(roi_head: nn.Module) -> int:
 
 
 class StagedMaskHeads(nn.Module):
-    """Mask heads that take the features of their own regions."""
+    """Mask heads that take the features of their own regions; for `constant` see `Regions`."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
         super().__init__()
@@ -89,14 +89,17 @@ class StagedMaskHeads(nn.Module):
 
 
 class ChainedMaskHeads(Regions):
-    """Mask heads of HTC: all take the regions of the last one, and the features of the head before them."""
+    """Mask heads of HTC: all take the regions of the last one, and the features of the head before them.
+
+    For `constant` see `Regions`.
+    """
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
         super().__init__(roi_head, 'mask', len(heads_of(roi_head)) - 1, constant)
         self.heads = roi_head.mask_head
 
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> FeaturesAndLogits:
-        """Return the features of the last head, and the logits of every head; see `StagedMaskHeads`."""
+        """Return the features of the last head, and all logits; for the arguments see `StagedMaskHeads`."""
         features, passed_on, stage_logits = self.features(maps, boxes), None, []
         for head in self.heads:
             logits, passed_on = head(features, passed_on)
@@ -105,7 +108,10 @@ class ChainedMaskHeads(Regions):
 
 
 class RelayedMaskHead(Regions):
-    """The mask head of SCNet, whose features include those of the box head of the last stage."""
+    """The mask head of SCNet, whose features include those of the box head of the last stage.
+
+    For `constant` see `Regions`.
+    """
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
         super().__init__(roi_head, 'mask', 0, constant)

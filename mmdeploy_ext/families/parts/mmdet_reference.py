@@ -41,7 +41,7 @@ def metas_of(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
 
 
 def metas_of_images(images: Sequence[PreparedImage], rescale: bool) -> list[dict[str, Any]]:
-    """Return `metas_of` images whose masks are pasted into images of `pasted_size`, see `image_feeds`."""
+    """Return `metas_of` images whose masks are pasted into images of `image_feeds.pasted_size`."""
     metas = metas_of(images)
     for meta, image in zip(metas, images, strict=True):
         size = pasted_size(image, rescale=True) if rescale else image.ori_shape
@@ -58,8 +58,8 @@ def tested(
 ) -> list[Any]:
     """Return the results of a detector's own test path, per image: `forward` with `return_loss=False`.
 
-    With `rescale` they are in pixels of the originals. `data` are other inputs of the test path, a list with
-    one entry per image each, such as proposals.
+    `metas` are their `img_metas`. With `rescale` results are in pixels of the originals. `data` are other
+    inputs of the test path, a list with one entry per image each, such as proposals.
     """
     batch = batch_of(model, images).contiguous()  # mmcv's kernel of RoIAlign takes no strided input
     with torch.no_grad(), warnings.catch_warnings():
@@ -119,8 +119,9 @@ def boxes_of_classes(result: Sequence[np.ndarray]) -> Detections:
 def instances_of_classes(
     boxes: Sequence[np.ndarray], masks: Sequence[Sequence[np.ndarray]], size: tuple[int, int]
 ) -> Instances:
-    """Return the instances of an image of all classes, masks of `size`, in descending score order.
+    """Return the instances of an image, masks of `size` (height, width), in descending score order.
 
+    `boxes` are those of each class, (n, 5) with scores, `masks` lists of their masks (height, width) bool.
     Of heads that score masks, `masks` is a pair: masks and their scores, of all classes.
     """
     masks, scores = masks if isinstance(masks, tuple) else (masks, None)

@@ -38,12 +38,14 @@ if TYPE_CHECKING:
     """A record of one of the devkit's tables."""
 
 LIDAR = 'LIDAR_TOP'
+"""Channel of the LiDAR, whose key frames are the moments."""
 SPLITS = {'v1.0-trainval': ('train', 'val'), 'v1.0-mini': ('mini_train', 'mini_val'), 'v1.0-test': ('test',)}
 """Version -> its splits."""
 TABLES = (
     'category', 'attribute', 'visibility', 'instance', 'sensor', 'calibrated_sensor', 'ego_pose', 'log',
     'scene', 'sample', 'sample_data', 'sample_annotation', 'map',
 )  # fmt: skip
+"""Tables that every version of nuScenes has."""
 CLASSES = (
     'car', 'truck', 'trailer', 'bus', 'construction_vehicle',
     'bicycle', 'motorcycle', 'pedestrian', 'traffic_cone', 'barrier',
@@ -163,7 +165,7 @@ def check_root(root: Path, version: str) -> None:
 
 
 def load_tables(root: Path, version: str) -> NuScenes:
-    """Load all tables with the devkit; raises as `check_root` and `whole_tables`."""
+    """Load all tables of a version with the devkit; raises as `check_root` and `whole_tables`."""
     check_root(root, version)
     from nuscenes.nuscenes import NuScenes
 

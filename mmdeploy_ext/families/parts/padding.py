@@ -51,7 +51,7 @@ def line(content: torch.Tensor, side: int | torch.Tensor, cells: int | torch.Ten
 
 
 class PaddedMap:
-    """The rows and columns of a map (B, D, h, w), of the image or of its padding."""
+    """The rows and columns of a map (B, D, h, w), of the image or of its padding; `size` is (h, w)."""
 
     def __init__(self, content: torch.Tensor, image: torch.Tensor, level: torch.Tensor) -> None:
         """Find the rows and columns of the padding.

@@ -159,7 +159,7 @@ of the cells of a mask for the pixels along the axis."""
 def pasted_masks(
     rows: torch.Tensor, masks: torch.Tensor, columns: torch.Tensor, threshold: float
 ) -> torch.Tensor:
-    """Compute `PASTE_MASKS` in PyTorch; the shapes are in the description of the operator."""
+    """Compute `PASTE_MASKS` in PyTorch; its description has the shapes and the threshold of probability."""
     boxes = zip(rows, masks, columns, strict=True)
     return torch.stack([line @ mask @ column.T >= threshold for line, mask, column in boxes])
 
@@ -199,7 +199,7 @@ PASTE_MASKS = register(
 
 
 class Paste(nn.Module):
-    """From masks in the frame of boxes to masks of images."""
+    """From masks in the frame of boxes to masks of images: pixels whose probability reaches a threshold."""
 
     def __init__(self, threshold: float) -> None:
         super().__init__()

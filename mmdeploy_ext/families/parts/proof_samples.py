@@ -39,7 +39,7 @@ STEP_S = 0.4
 
 
 def generated(rule: VoxelRule, count: int) -> Iterator[Sweep]:
-    """Yield sweeps of the generated world, each of another scene.
+    """Yield `count` sweeps of the generated world, each of another scene.
 
     Values of a point beyond x, y, z, intensity and ring are zero, as the time lag of a sweep.
     """

@@ -148,7 +148,7 @@ def for_every_image(learned: torch.Tensor, batch: int | torch.Tensor | torch.Sym
 
 
 def tokens_inside(levels: Sequence[PaddedMap]) -> torch.Tensor:
-    """Return (B, S, 1) float32, 1 for tokens of the image, 0 for those of its padding."""
+    """Return (B, S, 1) float32, 1 for tokens of the image, 0 for those of its padding, level by level."""
     return torch.cat([level.inside() for level in levels], 1)[..., None]
 
 

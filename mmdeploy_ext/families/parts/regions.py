@@ -30,6 +30,7 @@ from mmdeploy_ext.families.parts.dense_heads import border_inset, bucket_setting
 from mmdeploy_ext.families.parts.runtime.box_coders import CODERS, bucket_choice
 
 EXTRACTORS = (extractors.SingleRoIExtractor, extractors.GenericRoIExtractor)
+"""Extractors that the graphs repeat."""
 MOVING_LAYERS = (DeformRoIPoolPack, ModulatedDeformRoIPoolPack)
 """Layers that move the cells of a region before they are pooled."""
 
@@ -339,7 +340,7 @@ class Regions(nn.Module):
 
 
 class RegionBranch(Regions):
-    """Regions of a batch and the head that takes their features."""
+    """Regions of a batch and the head that takes their features; the arguments are those of `Regions`."""
 
     def __init__(self, roi_head: nn.Module, kind: str, stage: int, constant: bool = False) -> None:
         super().__init__(roi_head, kind, stage, constant)
@@ -354,8 +355,8 @@ class RegionBranch(Regions):
     ) -> tuple[torch.Tensor, ...]:
         """Return the head's outputs (R, ...) of boxes (B, K, 4), pixels of the network input.
 
-        A dict of the features (R, channels, h, w) that the head takes, by name, is appended to
-        `taken_features`.
+        `maps` are those of `region_maps`. A dict of the features (R, channels, h, w) that the head takes, by
+        name, is appended to `taken_features`.
         """
         features = [self.features(maps, boxes)]
         if self.factor is not None:  # Double-Head R-CNN: the regression takes larger regions

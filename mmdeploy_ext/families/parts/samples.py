@@ -13,13 +13,13 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 
 
 def check_given(data: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Raise DataError unless a sample of the test loader has all keys."""
+    """Raise DataError unless `data`, a sample of the test loader, has all keys."""
     if missing := [key for key in keys if key not in data]:
         raise DataError(f'the test pipeline gives no {", ".join(missing)}; add them to the keys of Collect3D')
 
 
 def check_dumped(tensors: Mapping[str, np.ndarray], names: Iterable[str]) -> None:
-    """Raise DataError unless a dump has all tensors."""
+    """Raise DataError unless `tensors`, those of a dump by name, have all names."""
     if missing := [name for name in names if name not in tensors]:
         raise DataError(f'the dump has no {", ".join(missing)}; dump with tensors=None, or name them too')
 

@@ -57,7 +57,10 @@ def half_encoder(encoder: nn.Module) -> nn.Module:
 
 
 def check_form(filename: str, options: Options, sparse: bool) -> None:
-    """Refuse (UsageError) `--sparse-form` for a config without a sparse backbone; `sparse`: it has one."""
+    """Refuse (UsageError) `--sparse-form` for a config without a sparse backbone.
+
+    `filename` is that of the config, `sparse` whether its model has one.
+    """
     if options.sparse_form != SPARSE_FORM.default and not sparse:
         raise UsageError(
             f'--sparse-form {options.sparse_form}: {filename} has no sparse backbone; leave it out'
@@ -67,7 +70,9 @@ def check_form(filename: str, options: Options, sparse: bool) -> None:
 def portable_graph(encoder: nn.Module, name: str, family: str, options: Options) -> Graph:
     """Return the graph of a sparse encoder in standard operators.
 
-    Its inputs are coordinates: float32 up to the first kernel in a float16 file.
+    Its inputs are voxels, whose features are points' coordinates: float32 up to the first kernel, also in a
+    float16 file. `name` is that of the graph and its file, `family` that of the family, which the name of the
+    contract begins with.
     """
     model = portable.to_onnx(backbone_graph(encoder), opset=options.opset, form=options.sparse_form)
     spec = model_spec(model, f'{family}/{name}')

@@ -100,6 +100,7 @@ def _windows(length: int, count: int, like: torch.Tensor) -> torch.Tensor:
 def merged_size(x: torch.Tensor, size: Sequence[int], mode: str) -> torch.Tensor:
     """Return (B, C, h, w) enlarged, or padded with zeros and pooled, to `size`, as mmcv's merge cells do.
 
+    `mode` is that of `torch.nn.functional.interpolate`, by which maps are enlarged.
     The traced sizes decide which of them happens: a level is the finer one at every size.
     """
     if x.shape[-2:] == size:
@@ -117,7 +118,7 @@ class Balanced(BFP):
     """BFP whose maps are resized by the functions of this module."""
 
     def forward(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Return every level plus the refined mean of all of them, each (B, C, h, w)."""
+        """Return every level of `inputs` plus the refined mean of all of them, each (B, C, h, w)."""
         sizes = [level.shape[2:] for level in inputs]
         levels = range(len(inputs))
         coarse = self.refine_level

@@ -8,7 +8,7 @@ from mmdeploy_ext.preprocess.points import VoxelRule
 
 
 def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelRule:
-    """Return the rule of the arguments of mmcv's `Voxelization`, for points of `channels` values.
+    """Return the rule of `layer`, the arguments of mmcv's `Voxelization`, for points of `channels` values.
 
     `order` is the order of axes in the coordinates of voxels, 'xyz' or 'zyx'. Of two limits of voxels the
     second one counts, that of tests.
@@ -31,7 +31,8 @@ def grid_size(
 ) -> tuple[int, int, int]:
     """Return the number of voxels along x, y, z.
 
-    The range is the least corner, then the greatest, metres, as the size is; `key` is that of the config.
+    The range is the least corner, then the greatest, metres, as the size is, x y z each; `key` is that of the
+    config.
 
     Raises:
         ConfigError: sizes that are not positive, or voxels that do not fill the range.

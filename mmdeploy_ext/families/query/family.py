@@ -90,7 +90,7 @@ class QueryFamily(ImageFamily):
 
     def sizes_choose_levels(self, model: nn.Module) -> bool:
         """Return whether tokens of all levels become queries, each as a box of the size of its level."""
-        return bool(graphs.proposals(model))
+        return bool(graphs.num_proposals(model))
 
     def finds_always(self, model: nn.Module) -> bool:
         # the best pairs have no threshold, unless they are suppressed
@@ -126,7 +126,7 @@ class QueryFamily(ImageFamily):
         return tokens.stage_of(model)
 
     def first_inputs(self, model: nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
-        """Return maps, and the tokens of mmdet's own encoder."""
+        """Return maps, and the tokens of mmdet's own encoder; see `ImageFamily.first_inputs`."""
         return tokens.inputs_of(model, images)
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:

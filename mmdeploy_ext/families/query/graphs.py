@@ -31,7 +31,7 @@ from mmdeploy_ext.families.query.postprocess import FULL_NAMES, QueryFullForm, m
 from mmdeploy_ext.families.query.supported_parts import attends_inside_masks, kind_of
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 
-WHOLE = '0 means those of the input'
+SIZE_DEFAULT = '0 means those of the input'
 """Meaning of a size of 0."""
 MASK_MULTIPLE = 32
 """Sides of an input of Mask2Former, whose masks are a quarter of it, are multiples of this."""
@@ -54,7 +54,7 @@ def count_tokens(model: nn.Module, height: int, width: int) -> int:
     return sum(-(-height // stride) * -(-width // stride) for stride in strides(model))
 
 
-def proposals(model: nn.Module) -> int:
+def num_proposals(model: nn.Module) -> int:
     """Return how many tokens become queries; 0 where queries are learned."""
     head = query_head(model)
     two_stage = getattr(head, 'as_two_stage', False)
@@ -63,13 +63,14 @@ def proposals(model: nn.Module) -> int:
 
 def smallest(model: nn.Module) -> int:
     """Return the smallest side of an input, pixels: a square of it has as many tokens as become queries."""
-    return next(side for side in itertools.count(1) if count_tokens(model, side, side) >= proposals(model))
+    fewest = num_proposals(model)
+    return next(side for side in itertools.count(1) if count_tokens(model, side, side) >= fewest)
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the graph; UsageError: its size has fewer tokens than become queries."""
     tokens = count_tokens(model, options.height, options.width)
-    detector_parts.check_tokens(tokens, options, 'two_stage_num_proposals', proposals(model))
+    detector_parts.check_tokens(tokens, options, 'two_stage_num_proposals', num_proposals(model))
     image = image_input(options, smallest(model), detector_parts.multiple(model))
     batch = image.axes[0]
     inputs = (image, *optional_inputs(batch, clips=True))
@@ -77,7 +78,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the part of the form behind it."""
+    """Return the network, and the part of the form behind it; see `ImageFamily.stages`."""
     network = NETWORKS[kind_of(query_head(model))](fuse(model) if fold else model)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
     inputs = ('input', 'img_shape', 'scale_factor', *NAMES)
@@ -97,11 +98,12 @@ def masks_spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a graph of instances."""
     image = mask_image(model, options)
     batch, rows = image.axes[0], masks.max_per_image(model.panoptic_fusion_head)
-    return GraphSpec('query_masks/full', (image, *mask_inputs(batch, WHOLE)), mask_outputs(batch, rows))
+    inputs = image, *mask_inputs(batch, SIZE_DEFAULT)
+    return GraphSpec('query_masks/full', inputs, mask_outputs(batch, rows))
 
 
 def masks_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the post-processing after it."""
+    """Return the network, and the post-processing after it; see `ImageFamily.stages`."""
     form = masks.MasksFullForm(model.panoptic_fusion_head)
     inputs = 'img_shape', 'ori_shape', *masks.NAMES
     return [mask_network(model, options, fold), Stage('postprocess', form, inputs, masks.MASKS_FULL)]
@@ -121,7 +123,7 @@ def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a graph of panoptic maps, or of the logits that they are made of."""
     image = mask_image(model, options)
     batch = image.axes[0]
-    content, original = mask_inputs(batch, WHOLE)
+    content, original = mask_inputs(batch, SIZE_DEFAULT)
     if options.form == 'full':
         return GraphSpec('query_panoptic/full', (image, content, original), map_output(batch))
     inputs = (image,) if attends_inside_masks(model.panoptic_head) else (image, content)
@@ -139,7 +141,7 @@ def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def panoptic_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and for `full` the fusion of the masks behind it."""
+    """Return the network, and for `full` the fusion of the masks behind it; see `ImageFamily.stages`."""
     network = mask_network(model, options, fold)
     if options.form == 'raw':
         return [network]
@@ -158,7 +160,7 @@ def regions_spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def regions_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the part of the form behind it."""
+    """Return the network, and the part of the form behind it; see `ImageFamily.stages`."""
     folded = fuse(model) if fold else model
     network, form = regions.RegionsNetwork(folded), regions.RegionsFullForm(folded)
     chain = [

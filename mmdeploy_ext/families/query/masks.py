@@ -134,7 +134,7 @@ class Mask2FormerNetwork(nn.Module):
         return tuple(tap(name, tensor) for name, tensor in zip(NAMES, outputs, strict=True))
 
     def projected(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the inputs of the encoder, coarse to fine, (B, D, h, w)."""
+        """Return the inputs of the encoder, coarse to fine, (B, D, h, w), of the maps of the backbone."""
         convs = self.model.panoptic_head.pixel_decoder.input_convs
         return [conv(maps[-1 - index]) for index, conv in enumerate(convs)]
 
@@ -143,8 +143,11 @@ class Mask2FormerNetwork(nn.Module):
         content = hw(image).to(image)[None]
         return [PaddedMap(content, image, tensor) for tensor in maps]
 
-    def place(self, user: int, index: int, level: PaddedMap) -> torch.Tensor:
-        """Return the positions (1, h * w, D) of a level, as the encoder (0) or the decoder (1) uses them."""
+    def level_positions(self, user: int, index: int, level: PaddedMap) -> torch.Tensor:
+        """Return the positions (1, h * w, D) of the level with an index.
+
+        `user` is 0 for those that the encoder uses, 1 for those of the decoder.
+        """
         if self.fixed:
             return self.get_buffer(f'place_{user}_{index}')
         return self.encodings[user](level)
@@ -162,7 +165,7 @@ class Mask2FormerNetwork(nn.Module):
         look = functools.partial(attend_tokens, keep=keep, sizes=[level.size for level in levels])
         embeds = decoder.level_encoding.weight
         position = torch.cat(
-            [embeds[index] + self.place(0, index, level) for index, level in enumerate(levels)], 1
+            [embeds[index] + self.level_positions(0, index, level) for index, level in enumerate(levels)], 1
         )
         reference = reference_points(levels, ratios)
         memory = encode_points(decoder.encoder, tokens_of(projected), position, reference, look)
@@ -190,7 +193,7 @@ class Mask2FormerNetwork(nn.Module):
             tokens_of([head.decoder_input_projs[index](source)]) + head.level_embed.weight[index]
             for index, source in enumerate(sources)
         ]
-        keys = [tokens + self.place(1, index, levels[index]) for index, tokens in enumerate(values)]
+        keys = [tokens + self.level_positions(1, index, levels[index]) for index, tokens in enumerate(values)]
         places = head.query_embed.weight[None]
         query = head.query_feat.weight[None].expand(features.shape[0], -1, -1)
         for number, layer in enumerate(head.transformer_decoder.layers):

@@ -24,6 +24,7 @@ from mmdeploy_ext.families.parts.query_networks import content_size, query_head
 from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
 
 FULL_NAMES = ('dets', 'labels')
+"""Outputs of the graph."""
 
 
 def max_per_img(head: nn.Module) -> int:

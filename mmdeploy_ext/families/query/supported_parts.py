@@ -31,12 +31,14 @@ DETECTORS = (dino.DINO, detectors.DETR, detectors.DeformableDETR)
 MASKFORMER = detectors.MaskFormer
 """The base class of detectors of masks by queries."""
 MASK_DETECTORS = (detectors.Mask2Former, detectors.MaskFormer)
+"""Detectors whose queries are masks."""
 MASK_HEADS = {
     heads.Mask2FormerHead: (plugins.MSDeformAttnPixelDecoder,),
     heads.MaskFormerHead: (plugins.PixelDecoder, plugins.TransformerEncoderPixelDecoder),
 }
 """Heads of masks -> their pixel decoders."""
 REGION_DETECTORS = (detectors.SparseRCNN,)
+"""Detectors whose queries are boxes of regions."""
 REGION_PARTS = dict(
     rpn_head=heads.EmbeddingRPNHead,
     roi_head=roi_heads.SparseRoIHead,
@@ -258,7 +260,7 @@ def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
 
 
 def check_region_heads(parts: Mapping[str, nn.Module]) -> None:
-    """Refuse (ConfigError) heads of queries with regions, by key, that the graphs do not repeat."""
+    """Refuse (ConfigError) heads of queries with regions, key -> head, that the graphs do not repeat."""
     for name, part in parts.items():
         check_class(type(part), (REGION_PARTS[name],), name)
     roi_head = parts['roi_head']

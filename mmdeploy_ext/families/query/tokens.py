@@ -137,7 +137,7 @@ class TransformerRecord(TorchFunctionMode):
 
 
 def recorded(model: nn.Module, images: Sequence[PreparedImage]) -> TransformerRecord:
-    """Run the detector's own test path up to its decoder."""
+    """Return what the detector's own test path computes of images until its decoder begins."""
     head = query_head(model)
     transformer, record = head.transformer, TransformerRecord()
     with contextlib.ExitStack() as stack:

@@ -51,7 +51,7 @@ class RtDetrFamily(ImageFamily):
     followed = FOLLOWED
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
-        """Yield the methods around the parts of the detector; the graph runs the parts as they are."""
+        """Yield the methods of the detector alone: the graph runs its parts as they are."""
         return followed.replaced_of_class(model, FOLLOWED)
 
     def build(self, cfg: Any) -> nn.Module:
@@ -142,7 +142,7 @@ class RtDetrFamily(ImageFamily):
         return graphs.tokens_stage(model, options)
 
     def first_inputs(self, model: nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
-        """Return the maps of the encoder."""
+        """Return the maps of the encoder; see `ImageFamily.first_inputs`."""
         maps = zip(graphs.MAPS, reference.maps_of(model, images), strict=True)
         return {name: tensor.cpu().numpy() for name, tensor in maps}
 

@@ -29,7 +29,9 @@ from mmdeploy_ext.models.rtdetr.layers import RepVggBlock
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 RAW_NAMES = ('logits', 'boxes', 'tokens')
+"""Outputs of a graph in the form `raw`."""
 FULL_NAMES = ('labels', 'boxes', 'scores')
+"""Outputs of a graph in the form `full`."""
 MAPS = tuple(f'map_{level}' for level in range(len(STRIDES)))
 """Inputs of the stage that chooses tokens: the maps of the encoder."""
 HEADS = ('pred_logits', 'pred_boxes')
@@ -48,7 +50,8 @@ class RtDetrNetwork(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the network on (B, 3, H, W) float32 RGB / 255.
 
-        Returns class logits (B, Q, C), boxes cxcywh (B, Q, 4) relative to the input, tokens (B, Q) int64.
+        Returns class logits (B, Q, C) and boxes cxcywh (B, Q, 4) relative to the input; with `with_tokens`
+        also the tokens (B, Q) int64.
         """
         outputs = self.model.decoder(self.model.extract_feat(images))
         return outputs if self.with_tokens else outputs[:2]
@@ -178,7 +181,7 @@ def _network(model: nn.Module, options: Options, fold: bool) -> nn.Module:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and for `full` the post-processing after it."""
+    """Return the network, and for `full` the post-processing after it; see `ImageFamily.stages`."""
     network = _network(model, options, fold)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
     if options.form == 'raw':

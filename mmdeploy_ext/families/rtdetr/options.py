@@ -15,6 +15,8 @@ DYNAMIC_BATCH = Option(
     'dynamic_batch', False, 'the batch stays dynamic, the size is fixed', schema=FLAG, group=OF_SOME
 )
 OPTIONS = (FUSE, GRID_SAMPLE, DYNAMIC_BATCH)
+"""Options of the family."""
 POSTPROCESS = open_record(
     max_per_img=COUNT, num_queries=COUNT, num_classes=COUNT, orig_target_sizes=text(), position_layout=text()
 )
+"""The entry `postprocess` of the metadata."""

@@ -28,6 +28,7 @@ dense_heads = mmdet_module('mmdet.models.dense_heads')
 segmentors = mmdet_module('mmdet.models.detectors.single_stage_instance_seg')
 mask_matrix_nms = mmdet_module('mmdet.core').mask_matrix_nms
 METHODS = ('simple_test', 'resize_feats', 'forward', 'get_results', '_get_results_single')
+"""Methods of heads that the graphs compute by themselves."""
 FOLLOWED = (
     (segmentors.SingleStageInstanceSegmentor, (*followed.DETECTOR_METHODS, 'format_results')),
     *((getattr(dense_heads, name), METHODS) for name in LEVELS),

@@ -35,6 +35,7 @@ MEANINGS = {
     'x': 'soft masks of grid columns, 0..1; a cell has the product of its column and its row',
     'y': 'soft masks of grid rows, 0..1',
 }
+"""Kind of an output, such as the axis of its masks -> its meaning."""
 ROWS = 'level after level, each row by row'
 """The order of grid cells in an output."""
 
@@ -183,7 +184,7 @@ def _fork_outputs(head: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and for `full` the post-processing after it."""
+    """Return the network, and for `full` the post-processing after it; see `ImageFamily.stages`."""
     head = model.mask_head
     levels = LEVELS[kind(head)](fuse(model) if fold else model)
     if options.form == 'raw' and options.layout == 'fork':

@@ -39,7 +39,7 @@ class Coordinates(nn.Module):
 
 
 def resize(features: torch.Tensor, size: Sequence[int] | int) -> torch.Tensor:
-    """Resize bilinearly with half-pixel centres."""
+    """Resize (B, C, h, w) to `size`, height and width or one side, bilinearly with half-pixel centres."""
     return F.interpolate(features, size=size, mode='bilinear', align_corners=False)
 
 
@@ -81,7 +81,7 @@ class SoloNetwork(nn.Module):
         return self.head.resize_feats(pyramid), pyramid
 
     def category(self, features: torch.Tensor, grid: int) -> torch.Tensor:
-        """Return the scores (B, C, g, g) of one level of SOLO or Decoupled SOLO."""
+        """Return the scores (B, C, g, g) of one level of SOLO or Decoupled SOLO; `grid` is g."""
         for index, layer in enumerate(self.head.cls_convs):
             if index == self.head.cls_down_index:
                 features = resize(features, grid)
@@ -190,7 +190,7 @@ class BatchedNetwork(nn.Module):
     """The `raw` form: cells of all levels in one tensor, with a batch axis.
 
     `cate_pred` (B, S, C) and, by head, `seg_pred` (B, S, H4, W4); `seg_pred_x`, `seg_pred_y` (B, G, H4, W4);
-    `kernel_pred` (B, S, E) and `seg_pred` (B, E, H4, W4).
+    `kernel_pred` (B, S, E) and `seg_pred` (B, E, H4, W4). `names` are those of the outputs, in their order.
     """
 
     def __init__(self, levels: SoloNetwork, names: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ LAYOUT = Option(
     group=OF_SOME,
 )
 OPTIONS = (LAYOUT, MAX_CANDIDATES)
+"""Options of the family."""
 POSTPROCESS = open_record(
     score_thr=number(),
     mask_thr=FRACTION,
@@ -41,3 +42,4 @@ POSTPROCESS = open_record(
     cells=text(),
     also=equal_lengths('num_grids', 'strides'),
 )
+"""The entry `postprocess` of the metadata."""

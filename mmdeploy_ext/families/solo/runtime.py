@@ -129,7 +129,8 @@ def soft_masks_of(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that makes the soft masks of cells, from the `raw` outputs of one image of a batch.
 
-    It takes indices (m,) and returns (m, H4, W4); `image` is the index of the image.
+    It takes indices (m,) and returns (m, H4, W4); `image` is the index of the image, `facts` are the entry
+    `postprocess` of the metadata.
     """
     if facts['head'] == 'SOLOHead':
         return lambda cells: outputs['seg_pred'][image][cells]
@@ -143,7 +144,10 @@ def soft_masks_of(
 
 
 def batched(outputs: Arrays, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the outputs of the fork layout as those of the batched one; others stay as they are."""
+    """Return the outputs of the fork layout as those of the batched one; others stay as they are.
+
+    `facts` are the entry `postprocess` of the metadata.
+    """
     if 'cate_pred' in outputs and outputs['cate_pred'].ndim == 3:
         return dict(outputs)
     levels = range(len(facts['num_grids']))

@@ -64,7 +64,10 @@ def voxel_rule(cfg: Any, order: str) -> VoxelRule:
 
 
 def grid_size(cfg: Any, parts: Mapping[str, str]) -> tuple[int, int, int]:
-    """Return the numbers of voxels along x, y, z; ConfigError: the voxel layer lacks a key."""
+    """Return the numbers of voxels along x, y, z; ConfigError: the voxel layer lacks a key.
+
+    `parts` are those of `parts_of`.
+    """
     layer, name = cfg.model[parts['voxels']], f'model.{parts["voxels"]}'
     for key in ('point_cloud_range', 'voxel_size', 'max_num_points'):
         if layer.get(key) is None:

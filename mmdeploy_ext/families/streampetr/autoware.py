@@ -27,7 +27,7 @@ from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.streampetr import spec
 from mmdeploy_ext.families.streampetr.graphs import (
     ExtractImgFeat,
-    PtsHeadMemory,
+    HeadStep,
     RigEmbedding,
     with_examples,
 )
@@ -77,7 +77,7 @@ class NodePositions(RigEmbedding):
         return super().forward(img2lidar, intrinsics + 0.0 * img_metas_pad.sum())
 
 
-class NodeMemoryHead(PtsHeadMemory):
+class NodeMemoryHead(HeadStep):
     """The head as a step whose memory is in the map of the node."""
 
     def forward(

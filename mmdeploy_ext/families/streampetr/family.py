@@ -41,6 +41,7 @@ from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 DETECTORS = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
+"""Names of the detector here and in the forks."""
 HEADS = ('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX')
 """Types of detectors and heads; those that end in PTH and ONNX are the deployment fork's names for them."""
 DEFAULT_CAMERAS = 6

@@ -29,7 +29,7 @@ def _constants(model: nn.Module, compute: Callable[[nn.Module], Sequence[Tensor]
         return [rows.detach().clone().to(device) for rows in compute(copy.deepcopy(head).cpu())]
 
 
-def _register_frustum(module: OfModel, cameras: int, height: int, width: int) -> None:
+def _register_frustum(module: nn.Module, cameras: int, height: int, width: int) -> None:
     """Register the image points of the tokens, a constant of the image size, as a buffer."""
     (frustum,) = _constants(module.model, lambda head: [steps_of(head).frustum((height, width), cameras)])
     module.register_buffer('frustum', frustum, persistent=False)
@@ -44,7 +44,10 @@ class ExtractImgFeat(OfModel):
 
 
 class RigEmbedding(OfModel):
-    """The position embedding, which depends on the calibration alone; it is run once per rig."""
+    """The position embedding, which depends on the calibration alone; it is run once per rig.
+
+    Its arguments are the number of cameras, and the height and width in pixels of a picture.
+    """
 
     def __init__(self, model: nn.Module, cameras: int, height: int, width: int) -> None:
         super().__init__(model)
@@ -58,16 +61,17 @@ class RigEmbedding(OfModel):
         return steps.position_embedding(img2lidar, focal, self.frustum)
 
 
-class _Head(OfModel):
-    """The head's step with its learned queries as constants.
+class HeadStep(nn.Module):
+    """The head's step with its learned queries as constants; the base of the graphs that hold the head.
 
     Attributes:
+        model: the detector, below which parameters keep their names.
         all_layers: return the predictions of all decoder layers, not of the last one alone.
     """
 
     def __init__(self, model: nn.Module, all_layers: bool) -> None:
-        super().__init__(model)
-        self.all_layers = all_layers
+        super().__init__()
+        self.model, self.all_layers = model, all_layers
         queries = _constants(model, lambda head: steps_of(head).learned_queries())
         for name, rows in zip(('tgt', 'query_pos', 'query_points'), queries, strict=True):
             self.register_buffer(name, rows, persistent=False)
@@ -81,7 +85,7 @@ class _Head(OfModel):
         return steps_of(self.model.pts_bbox_head).step(*args, queries=queries, all_layers=self.all_layers)
 
 
-class PtsHeadMemory(_Head):
+class PtsHeadMemory(HeadStep):
     """The head as a step without side effects: the memory goes in and comes out as five tensors.
 
     They are in the LiDAR frame of the last frame; their times are ages in seconds.
@@ -110,8 +114,11 @@ class PtsHeadMemory(_Head):
         return outputs['all_cls_scores'], outputs['all_bbox_preds'], *after
 
 
-class ForkFrame(_Head):
-    """The deployment fork's one graph, with the inputs of version 1.1: ages instead of absolute times."""
+class ForkFrame(HeadStep):
+    """The deployment fork's one graph, with the inputs of version 1.1: ages instead of absolute times.
+
+    For its arguments see `HeadStep` and `RigEmbedding`.
+    """
 
     def __init__(self, model: nn.Module, all_layers: bool, cameras: int, height: int, width: int) -> None:
         super().__init__(model, all_layers)

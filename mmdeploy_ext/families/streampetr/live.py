@@ -38,6 +38,7 @@ HEAD_METHODS = (
     'prepare_for_dn',
     'get_bboxes',
 )
+"""Methods of the head that the graphs and the runtime compute by themselves."""
 DETECTOR_METHODS = (
     'forward',
     'forward_test',
@@ -46,6 +47,7 @@ DETECTOR_METHODS = (
     'prepare_location',
     'forward_roi_head',
 )
+"""The same of the detector."""
 CODER_METHODS = ('decode', 'decode_single')
 """Methods of a user's head, detector and box coder whose results the graphs compute by other code.
 
@@ -123,6 +125,8 @@ def steps_of(head: nn.Module) -> FrameSteps:
 
 def check_parts(filename: str, model: nn.Module) -> None:
     """Refuse a user's head that lacks layers or methods that the graphs and the proof need.
+
+    `filename` is that of the config, for the message.
 
     Raises:
         ConfigError: it names what is missing.

@@ -4,6 +4,7 @@ from mmdeploy_ext.contract.schema import COUNT, RANGE, maybe, number, open_recor
 from mmdeploy_ext.families.parts.options import STREAM_OPTIONS
 
 OPTIONS = STREAM_OPTIONS
+"""Options of the family."""
 POSTPROCESS = open_record(
     max_num=COUNT,
     post_center_range=RANGE,

@@ -31,12 +31,13 @@ DUMP_NAMES = (
     *INPUTS, *CALIBRATION, 'coords', 'query_pos', 'tgt', *(f'out_mem_{name}' for name in MEMORY),
     'out_outs_dec', *(f'post_mem_{name}' for name in MEMORY), 'all_cls_scores', 'all_bbox_preds',
 )  # fmt: skip
+"""Tensors that a dump has."""
 KEYS = ('img', 'lidar2img', 'intrinsics', 'timestamp', 'ego_pose', 'ego_pose_inv', 'img_metas')
 """Keys of a sample of the test loader."""
 
 
 def frame(data: Mapping[str, Any]) -> Frame:
-    """Return one collated sample of the test loader (batch 1, one augmentation) as a frame.
+    """Return `data`, one collated sample of the test loader (batch 1, one augmentation) by key, as a frame.
 
     The loader's lists and containers are taken off.
     """

@@ -98,12 +98,14 @@ def sizes(model: nn.Module, cameras: int, height: int, width: int, layers: str =
 
 
 LOGITS = (ColumnGroup('logits', unit='logit', rtol=0.0, atol=1e-3),)
+"""Tolerance of the class logits."""
 BOXES = (
     ColumnGroup('xyz', (0, 1, 2), 'm', 0.0, 5e-3),
     ColumnGroup('log size', (3, 4, 5), '', 0.0, 1e-3),
     ColumnGroup('sin cos yaw', (6, 7), '', 0.0, 1e-3),
     ColumnGroup('velocity', (8, 9), 'm/s', 0.0, 1e-3),
 )
+"""Columns of a box code, and their tolerances."""
 STATE_GROUPS = dict(
     embedding=ColumnGroup(rtol=0.0, atol=1e-3),
     reference_point=ColumnGroup('xyz', unit='m', rtol=0.0, atol=5e-3),
@@ -111,6 +113,7 @@ STATE_GROUPS = dict(
     egopose=ColumnGroup(rtol=0.0, atol=2e-4),
     velo=ColumnGroup(unit='m/s', rtol=0.0, atol=1e-3),
 )
+"""Field of the memory -> its tolerance."""
 STATE_MEANING = dict(
     embedding='decoder outputs of the rows',
     reference_point='box centres of the rows',
@@ -118,6 +121,7 @@ STATE_MEANING = dict(
     egopose="transforms from the LiDAR frame of each row's origin",
     velo='velocities of the rows in the LiDAR frame of their origin',
 )
+"""Field of the memory -> its meaning."""
 
 
 class SpecFactory:

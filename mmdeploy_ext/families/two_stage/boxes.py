@@ -37,6 +37,7 @@ from mmdeploy_ext.families.parts.runtime.box_coders import softmax
 METHODS = ('get_bboxes', 'regress_by_class', 'refine_bboxes')
 """Methods of box heads that the graphs compute by themselves."""
 HEADS = (bbox_heads.BBoxHead, bbox_heads.SABLHead)
+"""Box heads that export."""
 SPLIT_BY_IMAGE = (2, 14)
 """Release of mmdet since which regions of a batch are split by their image. Before it heads of one stage took
 regions whose lower side is at 0 for padding, and put zeros in place of what the head gives (compared: 2.11.0,

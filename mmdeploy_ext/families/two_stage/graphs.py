@@ -92,7 +92,7 @@ class TwoStageNetwork(nn.Module):
     def head_outputs(
         self, maps: tuple[torch.Tensor, ...], image: torch.Tensor, img_shape: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        """Return the tensors of `names`, from the maps of all levels."""
+        """Return the tensors of `names`, from the maps of all levels; for the others see `forward`."""
         outputs = []
         if proposes(self.model):
             clip_hw = None if img_shape is None else clip_size(image, img_shape)
@@ -108,7 +108,10 @@ class TwoStageFullForm(nn.Module):
     """
 
     def __init__(self, model: nn.Module, max_proposals: int = 0, max_candidates: int = 0) -> None:
-        """Keep the heads of regions, and the settings of all post-processing; see `Suppression.cap`."""
+        """Keep the heads of regions, and the settings of all post-processing.
+
+        For `max_proposals` and `max_candidates`, which are options of the export, see `Suppression.cap`.
+        """
         super().__init__()
         self.shows_proposals = False
         roi_head = roi_head_of(model)
@@ -260,7 +263,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the part of the form behind it."""
+    """Return the network, and the part of the form behind it; see `ImageFamily.stages`."""
     folded = fuse(model) if fold else model
     network = TwoStageNetwork(folded)
     form = TwoStageFullForm(folded, options.get('max_proposals', 0), options.get('max_candidates', 0))
@@ -286,6 +289,6 @@ def with_proposals(
 
 
 def proposals_stage(model: nn.Module, columns: int = 5) -> Stage:
-    """Return the stage behind the network that makes proposals alone; see `ProposalsForm`."""
+    """Return the stage behind the network that makes proposals alone; for `columns` see `ProposalsForm`."""
     inputs = ('input', 'img_shape', *proposal_names(model))
     return Stage(PROPOSALS, ProposalsForm(model, columns), inputs, (PROPOSALS,))

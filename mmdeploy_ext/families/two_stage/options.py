@@ -5,7 +5,9 @@ from mmdeploy_ext.contract.schema import COUNT, FLAG, FRACTION, LIMIT, number, o
 from mmdeploy_ext.families.parts.options import PASTE_MASKS
 
 OPTIONS = (MAX_CANDIDATES, MAX_PROPOSALS)
+"""Options of detectors that give boxes."""
 MASK_OPTIONS = (*OPTIONS, PASTE_MASKS)
+"""Options of detectors that give boxes with masks."""
 LIMITS = dict(
     score_thr=number(), nms_pre=LIMIT, iou_threshold=FRACTION, max_per_img=LIMIT, class_agnostic=FLAG
 )
@@ -13,7 +15,9 @@ LIMITS = dict(
 FACTS = dict(LIMITS, num_classes=COUNT, proposals=open_record(**LIMITS))
 """Entries of `postprocess`: settings of the results, and of the proposals."""
 POSTPROCESS = open_record(**FACTS)
+"""The entry `postprocess` of the metadata, of boxes."""
 MASK_POSTPROCESS = open_record(**FACTS, mask_thr=FRACTION)
+"""The same of boxes with masks."""
 PANOPTIC_POSTPROCESS = open_record(
     **FACTS,
     mask_thr=FRACTION,
@@ -21,3 +25,4 @@ PANOPTIC_POSTPROCESS = open_record(
     mask_overlap=FRACTION,
     stuff_area_limit=number(0, 10**9, integer=True),
 )
+"""The same of panoptic maps."""

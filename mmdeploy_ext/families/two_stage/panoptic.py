@@ -95,7 +95,10 @@ class PanopticNetwork(graphs.TwoStageNetwork):
     def head_outputs(
         self, maps: tuple[torch.Tensor, ...], image: torch.Tensor, img_shape: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        """Return the tensors of `names`; the logits of stuff (B, S + 1, H4, W4) come last."""
+        """Return the tensors of `names`; the logits of stuff (B, S + 1, H4, W4) come last.
+
+        For the arguments see `TwoStageNetwork.head_outputs`.
+        """
         return [*super().head_outputs(maps, image, img_shape), self.model.semantic_head(maps)['seg_preds']]
 
 
@@ -156,7 +159,10 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, the part that looks at regions, and for `full` the fusion behind both."""
+    """Return the network, the part that looks at regions, and for `full` the fusion behind both.
+
+    For the arguments see `ImageFamily.stages`.
+    """
     folded = fuse(model) if fold else model
     network, regions = PanopticNetwork(folded), graphs.TwoStageFullForm(folded)
     inputs = ('input', 'img_shape', 'scale_factor', *network.names[:-1])
@@ -178,7 +184,7 @@ def batches_of_one_size(images: Sequence[PreparedImage]) -> list[list[int]]:
 
 
 def feeds_with_size(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return the inputs of a batch, and `ori_shape` (2,) int64; maps are of the original size in any case.
+    """Return the inputs of a batch, and `ori_shape` (2,) int64 height and width, which maps have in any case.
 
     ShapeError: the images have several.
     """

@@ -41,6 +41,7 @@ from mmdeploy_ext.families.parts.dense_heads import (
 from mmdeploy_ext.families.parts.runtime.box_coders import CODERS, boxes_of, scores_of
 
 HEADS = (heads.GARPNHead, heads.CascadeRPNHead, heads.RPNHead)
+"""Heads of proposals that export."""
 METHODS = (
     'simple_test_rpn',
     'get_bboxes',
@@ -60,6 +61,7 @@ STAGE_METHODS = (
 )
 """The same of the stages of a Cascade RPN."""
 GUIDED = KINDS['GuidedAnchorHead']
+"""The kind of dense head whose anchors `GARPNHead` has."""
 STRICTLY_LONGER = {True: (2, 15), False: (2, 14)}
 """Whether a head is a plain one -> release of mmdet since which sides have to be longer than a minimum
 (compared: 2.11.0, 2.14.0 and 2.25.3)."""
@@ -173,8 +175,8 @@ def refined_outputs(
 ) -> tuple[Sequence[torch.Tensor], ...]:
     """Return class logits (B, 1, h, w), deltas (B, 4, h, w) and anchors (B, A, 4) of a Cascade RPN.
 
-    They are those of the last stage. `priors` makes the anchors of the first stage; refined ones are clipped
-    to `clip_hw` (B, 2) height, width.
+    They are those of the last stage; `maps` are those of the neck. `priors` makes the anchors of the first
+    stage; refined ones are clipped to `clip_hw` (B, 2) height, width.
     """
     batch = maps[0].shape[0]
     anchors = [
@@ -328,7 +330,7 @@ class GuidedProposals(Proposals):
         self.across = bool(head.test_cfg.get('nms_across_levels', False))
 
     def forward(self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Choose proposals as `Proposals` does; all are of level 0."""
+        """Choose proposals as `Proposals.forward` does; all are of level 0."""
         best, threshold = [], self.config.iou_threshold
         for boxes, scores, _ in self._levels(maps):
             boxes, scores, candidates = self._large(boxes, scores, clip_hw)

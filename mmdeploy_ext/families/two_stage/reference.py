@@ -71,8 +71,8 @@ def choose_as(
 ) -> dict[str, np.ndarray]:
     """Return the reference with the engine's regions as inputs of the heads of later stages.
 
-    See `ImageFamily`. Regions that differ by rounding may be pooled from other levels, and with other numbers
-    of samples.
+    See `ImageFamily.choose_as`. Regions that differ by rounding may be pooled from other levels, and with
+    other numbers of samples.
     """
     later = {name: array for name, array in outputs.items() if name.startswith('regions_')}
     fitting = later and all(array.shape == reference[name].shape for name, array in later.items())
@@ -193,7 +193,7 @@ def _needed_proposals(
 
 
 def without_masks(roi_head: nn.Module | None) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which a head of regions gives boxes alone."""
+    """Return a context in which a head of regions gives boxes alone; None: there is none."""
     if roi_head is None:
         return contextlib.nullcontext()
     return replaced_entry(roi_head._modules, 'mask_head', None)
@@ -232,7 +232,7 @@ def rows_of_proposals(proposals: Sequence[torch.Tensor]) -> list[Detections]:
 
 
 def proposals_alone(model: nn.Module, images: Sequence[PreparedImage]) -> list[Detections]:
-    """Return the proposals of mmdet's head of proposals."""
+    """Return the proposals of each image by mmdet's head of proposals."""
     with torch.no_grad():
         maps = model.extract_feat(batch_of(model, images).contiguous())
         metas = metas_of_images(images, rescale=True)
@@ -246,7 +246,7 @@ def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Te
 
 
 def metas_of(feeds: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return mmdet's `img_metas` of every image, from the inputs of a graph."""
+    """Return mmdet's `img_metas` of every image, from `feeds`, the inputs of a graph by name."""
     batch, _, *size = feeds['input'].shape
     shapes = [(*map(int, shape), 3) for shape in sizes_of(feeds)]
     scales = feeds.get('scale_factor', np.ones((batch, 4), np.float32))

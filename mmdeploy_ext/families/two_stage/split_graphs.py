@@ -190,7 +190,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the chain of modules of one of the two graphs."""
+    """Return the chain of modules of one of the two graphs; see `ImageFamily.stages`."""
     folded = fuse(model) if fold else model
     if options.form == REGIONS:
         names = (*graphs.spec(model, options).output_names, *inner_names(model, options))

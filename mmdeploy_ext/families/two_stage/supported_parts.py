@@ -28,6 +28,7 @@ dense_heads, seg_heads = mmdet_module('mmdet.models.dense_heads'), mmdet_module(
 mask_heads = mmdet_module('mmdet.models.roi_heads.mask_heads')
 
 PANOPTIC = detectors.TwoStagePanopticSegmentor
+"""The detector whose results are panoptic maps."""
 DETECTOR_CLASSES = (detectors.TridentFasterRCNN, PANOPTIC, detectors.TwoStageDetector, detectors.RPN)
 """Detectors that the graphs follow."""
 ROI_METHODS = (

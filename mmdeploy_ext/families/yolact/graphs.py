@@ -49,6 +49,7 @@ from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, scores_of
 HEAD_OUTPUTS = ('cls', 'reg', 'coeff')
 """Outputs of the head, each of every level."""
 FULL_NAMES = ('dets', 'labels', 'masks')
+"""Outputs of the graph."""
 EDGE = 1.0
 """Cells by which a crop is larger than its box, on every side."""
 MASK_THR = 0.5
@@ -211,7 +212,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the post-processing after it."""
+    """Return the network, and the post-processing after it; see `ImageFamily.stages`."""
     network = YolactNetwork(fuse(model) if fold else model)
     inputs = ('input', 'img_shape', 'scale_factor', 'ori_shape', *network.names)
     return [

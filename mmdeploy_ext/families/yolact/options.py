@@ -11,3 +11,4 @@ POSTPROCESS = open_record(
     max_per_img=COUNT,
     num_classes=COUNT,
 )
+"""The entry `postprocess` of the metadata."""

@@ -569,7 +569,9 @@ class NothingPasses(Trial):
     name = 'nothing passes'
 
     def values(self) -> Values:
-        return [(limit, limit.nothing) for limit in self.trials.limits if limit.nothing is not None]
+        limits = self.trials.limits
+        values = [(limit, limit.value_without_rows) for limit in limits]
+        return [(limit, value) for limit, value in values if value is not None]
 
 
 def cut_at_gap(scores: np.ndarray, minimum: int) -> int:

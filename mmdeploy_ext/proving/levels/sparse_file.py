@@ -272,7 +272,7 @@ def check_dialect(
 ) -> tuple[list[Check], list[str]]:
     """Check that a file keeps the contract of the dialect's engine; return the check, and warnings as notes.
 
-    `max_voxels` is that of `libspconv_contract.check`.
+    `max_voxels` is the largest number of voxels of a sweep; None: the usual one.
     """
     violations = libspconv_contract.check(model, max_voxels=max_voxels, name=path)
     wrong = [f'{entry.node or "file"}: {entry.rule}: {entry.message}' for entry in errors(violations)]

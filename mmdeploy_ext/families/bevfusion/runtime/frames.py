@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.infos import RigFrame
 
 FAMILY = 'bevfusion_det'
+"""Name of the family in the metadata."""
 MATRICES = 'camera_intrinsics', 'camera2lidar', 'lidar2image', 'img_aug_matrix', 'lidar_aug_matrix'
 """Names of the matrices of a calibration, see `FusedFrame`."""
 INVERTED = ('camera_intrinsics', 'camera2lidar', 'img_aug_matrix', 'lidar_aug_matrix')
@@ -63,13 +64,13 @@ class FusionRuntime(Runtime):
     def detect(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> Detections3D:
-        """Detect in one frame of a data set's infos; see `frame_of_rig`."""
+        """Detect in one frame of a data set's infos; for the arguments see `frame_of_rig`."""
         return self.step(self.moment(images_bgr, rig, root)).detections
 
     def moment(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> FusedFrame:
-        """Return one frame of a data set's infos as `step` takes it; see `frame_of_rig`."""
+        """Return one frame of a data set's infos as `step` takes it; for the arguments see `frame_of_rig`."""
         return frame_of_rig(images_bgr, rig, self.rule, root)
 
 
@@ -106,7 +107,7 @@ def frame_of_rig(
 def points_of(rig: RigFrame, rule: FusionRule, root: str | Path | None = None) -> np.ndarray:
     """Return the points (P, V) of a key frame and of the sweeps before it, see `PastSweeps.merge`.
 
-    A model without LiDAR gets no points; for the errors see `frame_of_rig`.
+    A model without LiDAR gets no points; for `root` and the errors see `frame_of_rig`.
     """
     if rule.voxels is None:
         return NO_POINTS
@@ -154,7 +155,7 @@ def check_images(frame: FusedFrame, size: tuple[int, int], cameras: int = 0) -> 
 
 
 def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: str = '') -> None:
-    """Refuse an invalid calibration, `MATRICES` by name, for a number of cameras.
+    """Refuse an invalid calibration for a number of cameras; `matrices` are those of `MATRICES` by name.
 
     `name` is that of the frame, for messages.
 

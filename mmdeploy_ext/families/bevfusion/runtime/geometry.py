@@ -44,7 +44,7 @@ class View:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> View:
-        """Return the view of the metadata's entry `view`, whose keys are the names of the attributes."""
+        """Return the view of `facts`, the metadata's entry `view`, whose keys are names of the attributes."""
         sizes = {name: tuple(facts[name]) for name in ('image_size', 'count')}
         arrays = {name: np.float32(value) for name, value in facts.items() if name not in sizes}
         return cls(**sizes, **arrays)

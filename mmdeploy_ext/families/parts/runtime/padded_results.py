@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays, Detections, Scored
 
 RUNNERS = {'full': 'with_postprocess'}
+"""Form of a file -> the script that draws its results, see `runtime/family_runtime.py`."""
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:

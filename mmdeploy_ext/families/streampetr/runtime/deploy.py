@@ -33,7 +33,9 @@ class DeployContract:
     that a frame wrote is what the next one reads: two sets of buffers take turns.
 
     Attributes:
-        image_shape: (N, 3, H, W).
+        metadata: of the head's file.
+        image_shape, image_dtype: (N, 3, H, W) and the type of the images.
+        calibration_key: bytes of the last calibration, by which a new one is noticed; empty before.
         fed_bytes: copied to the engine for the last frame, besides the images.
         constant: outputs of the position embedding, which stay until the calibration changes.
         rig, motion: inputs of the position embedding, and of the head about the motion since the last frame.

@@ -35,6 +35,8 @@ class ForkContract:
     """The one graph and the memory between its runs; the methods are those of `DeployContract`.
 
     Attributes:
+        metadata, spec: of the file.
+        image_shape, fed_bytes, calibration_key, graphs, state_shapes: as those of `DeployContract`.
         absolute_time: the graph takes absolute times (version 1.0), not ages (1.1).
         num_new: rows that a frame adds to the memory.
         rig: `img2lidar` and `intrinsic` of the last calibration.
@@ -103,11 +105,14 @@ class ForkContract:
         }
 
     def read_state(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
-        """Return the memory after the last frame, in its LiDAR frame, by `FIELDS`."""
+        """Return the memory after the last frame, in its LiDAR frame, by `FIELDS`.
+
+        `ego_pose` and `timestamp_s` are pose and time of that frame.
+        """
         return dict(self.memory)
 
     def write_state(self, tensors: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> None:
-        """Replace the memory by one as `read_state` returns it, and pose and time of the last frame."""
+        """Replace the memory by one as `read_state` returns it, of a last frame of this pose and time."""
         self.memory = {field: np.array(tensors[field], np.float32) for field in FIELDS}
         self.last = ego_pose, timestamp_s
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 FAMILY = 'streampetr'
+"""Name of the family in the metadata."""
 MAX_GAP_S = 2.0
 """Seconds: the time of four key frames of nuScenes, which are 0.5 s apart."""
 

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'with_postprocess')
+"""Form of a file -> the script that draws its results, see `runtime/family_runtime.py`."""
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segments]:
-    """Return the segments per image, see `consumers`.
+    """Return the segments per image, see `runtime/family_runtime.py`.
 
     A `full` file gives `panoptic` (B, h, w), a `raw` one `dets` (B, n, 5), `labels` (B, n), `masks` (B, n, m,
     m) in the frame of the box, and `semantic_logits` (B, S + 1, H4, W4); with it feeds hold `ori_shape` (2,),
