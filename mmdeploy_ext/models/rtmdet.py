@@ -41,6 +41,7 @@ SILU = dict(type='SiLU')
 KERNEL = 5
 """Size of the depth-wise convolution of a block."""
 Stage = tuple[int, int, int, bool, bool]
+"""Of a backbone, see `ARCHITECTURES`."""
 FINE = ((64, 128, 3, True, False), (128, 256, 6, True, False), (256, 512, 6, True, False))
 """The first three stages of every architecture."""
 ARCHITECTURES: dict[str, tuple[Stage, ...]] = dict(

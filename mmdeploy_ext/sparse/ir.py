@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 Triple = tuple[int, int, int]
+"""A number for each axis, in the order of the graph."""
 ORDERS = ('xyz', 'zyx')
 """Orders of the spatial axes."""
 

@@ -30,6 +30,7 @@ from mmdeploy_ext.synthetic.nuscenes_world import KEY_FRAME_S, Thing, World, mak
 from mmdeploy_ext.synthetic.staging import write_jpeg
 
 Record = dict[str, Any]
+"""A row of a table of nuScenes: key -> value."""
 
 CATEGORIES = (
     'human.pedestrian.adult', 'human.pedestrian.child', 'human.pedestrian.wheelchair',

@@ -18,6 +18,7 @@ from torch import nn
 from mmdeploy_ext.core.taps import tap
 
 Maps = list[torch.Tensor]
+"""Maps of all levels, the finest first."""
 UPSAMPLING = 2
 """Mask branches of SOLO and Decoupled SOLO predict on maps twice the size of their level."""
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 Rows = 'Mapping[str, Any]'
+"""Output of a head -> its values at the priors of a level, (B, A, columns)."""
 VOTES_ABOVE, VOTE_SPREAD = 0.01, 0.025
 """IoU above which a candidate votes about a box, and spread of the weights of votes, in PAA's score voting
 (mmdet 2.28.2 `paa_head.py`)."""
