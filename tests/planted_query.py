@@ -20,7 +20,7 @@ NETWORKS, POST, PADDING = f'{PARTS}.query_networks', f'{PACKAGE}.postprocess', f
 FORM, BEST, MOST = f'{POST}:QueryFullForm.forward', f'{POST}:best_pairs', f'{POST}:max_per_img'
 ATTENTION = 'mmdeploy_ext.exporting.ops.attention'
 LOCATIONS, ATTEND, SHARES = (
-    f'{ATTENTION}:{name}' for name in ('sampling_locations', 'attend_maps', 'shares')
+    f'{ATTENTION}:{name}' for name in ('sampling_locations', 'attend_maps', 'point_weights')
 )
 NETWORK, REFERENCE = f'{NETWORKS}:QueryNetwork.forward', f'{NETWORKS}:reference_points'
 LEVEL, POSITIONS = f'{PADDING}:PaddedMap', f'{PADDING}:SinePositions.forward'
