@@ -39,11 +39,14 @@ QUARTER = float(np.pi / 2)
 def delta(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: int) -> Any:
     """`DeltaXYWHAOBBoxCoder`: moves in sizes of the prior, logarithms of size ratios, an angle that is added.
 
-    With the output `angle_cls` the angle, or what is added, is that of the most probable class (CSL).
+    With `angles` (CSL) the delta of the angle, or with `replaced` the angle, is that of the best class.
     """
     deltas = rows['bbox_pred']
     deltas = deltas * constant(coder['stds'], deltas) + constant(coder['means'], deltas)
     turn = deltas[..., 4]
+    if 'angles' in coder and not coder['replaced']:
+        mean, deviation = coder['means'][4], coder['stds'][4]
+        turn = angle_of_class(xp, rows['angle_cls'], coder['angles']) * deviation + mean
     if coder['norm_factor']:
         turn = turn * float(coder['norm_factor'] * np.pi)
     x, y, width, height, angle = (priors[..., column] for column in range(5))
@@ -65,10 +68,36 @@ def delta(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: int) 
         longer = width > height
         width, height = xp.where(longer, width, height), xp.where(longer, height, width)
         angle = norm_angle(xp, xp.where(longer, angle, angle + QUARTER), coder['version'])
+    if 'angles' in coder and coder['replaced']:
+        angle = angle_of_class(xp, rows['angle_cls'], coder['angles'])
     return xp.stack([x + dx, y + dy, width, height, angle], -1)
 
 
-CODERS: dict[str, Callable[..., Any]] = dict(delta=delta)
+def distance(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: int) -> Any:
+    """`DistanceAnglePointCoder`: distances from a point to the sides of a box that is turned around it."""
+    sides, angle = rows['bbox_pred'], rows['angle_pred']
+    angle = angle_of_class(xp, angle, coder['angles']) if 'angles' in coder else angle[..., 0]
+    cos, sin = xp.cos(angle), xp.sin(angle)
+    size = sides[..., :2] + sides[..., 2:]
+    shift = (sides[..., 2:] - sides[..., :2]) / 2
+    x = priors[..., 0] + (cos * shift[..., 0] - sin * shift[..., 1])
+    y = priors[..., 1] + (sin * shift[..., 0] + cos * shift[..., 1])
+    return xp.stack([x, y, size[..., 0], size[..., 1], norm_angle(xp, angle, coder['version'])], -1)
+
+
+def angle_of_class(xp: ModuleType, logits: Any, angles: Settings) -> Any:
+    """`CSLCoder`: the middle, in radians, of the best class of angles, the first of equal ones.
+
+    `logits` are (B, A, classes) of an output, `angles` the settings of `kinds.classes_of_angles`.
+    """
+    scores = _sigmoid(logits) if angles['sigmoid'] else logits
+    classes = scores.argmax(-1)
+    number = classes.astype(np.float32) if isinstance(classes, np.ndarray) else classes.to(logits.dtype)
+    degrees = xp.fmod((number + 0.5) * angles['width'], angles['range']) - angles['offset']
+    return degrees * float(np.pi / 180)
+
+
+CODERS: dict[str, Callable[..., Any]] = dict(delta=delta, distance=distance)
 """Type of a coder -> its function."""
 
 

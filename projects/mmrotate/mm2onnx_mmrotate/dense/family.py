@@ -1,26 +1,39 @@
 """The family of one-stage detectors of rotated boxes: which configs it claims and refuses."""
 
-from collections.abc import Mapping
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmdet.models.builder import DETECTORS, HEADS
+from mmrotate.models.dense_heads import CSLRRetinaHead, RotatedRetinaHead
+from mmrotate.models.detectors import RotatedBaseDetector
 from torch import nn
 
 from mm2onnx_mmrotate.dense import graphs, reference
-from mm2onnx_mmrotate.dense.kinds import KINDS
+from mm2onnx_mmrotate.dense.kinds import KINDS, kind_of
 from mm2onnx_mmrotate.dense.networks import last_head
-from mm2onnx_mmrotate.dense.settings import facts_of, thresholds
+from mm2onnx_mmrotate.dense.settings import described, facts_of, generator_of, thresholds
 from mm2onnx_mmrotate.pipeline import preprocess_rule
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
-from mmdeploy_ext.families.limits import Limit
+from mmdeploy_ext.families.limits import Kind, Limit, entries_of
 from mmdeploy_ext.families.parts import detector_parts, image_feeds
+from mmdeploy_ext.families.parts.exaggerated import (
+    changed_forward,
+    exaggerated_cells,
+    raised_corners,
+    replaced,
+)
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
+BOX_OUTPUTS, LOGIT_OUTPUTS = ('bbox_pred', 'angle_pred'), ('cls_score', 'centerness')
+"""Outputs that hold only places, sizes and angles of boxes, and outputs that become scores by a sigmoid."""
 UNREAD = ('min_bbox_size',)
 """Entries of `test_cfg` that no head reads."""
 
@@ -41,23 +54,35 @@ class RotatedDenseFamily(ImageFamily):
     candidate_bounds = staticmethod(reference.candidate_bounds)
 
     def claims(self, cfg: Any) -> Claim:
-        """Claim every config of mmrotate's detectors whose only head is of a kind that is exported."""
-        head = HEADS.get(detector_parts.part_cfg(cfg.model, 'bbox_head').get('type') or '')
-        detector = DETECTORS.get(cfg.model.get('type') or '')
-        if head is None or detector is None or not detector.__module__.startswith('mmrotate.'):
+        """Claim every config of one of mmrotate's detectors whose last head is of a kind that is exported."""
+        detector, (*_, key) = DETECTORS.get(cfg.model.get('type') or ''), heads_of(cfg.model)
+        head = HEADS.get(part_of(cfg.model, key).get('type') or '')
+        if head is None or detector is None or not issubclass(detector, RotatedBaseDetector):
             return Claim.NO
         return Claim.HEAD if any(base.__name__ in KINDS for base in head.__mro__) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         with refused_by_name(cfg):
-            head = detector_parts.tested_head(cfg, 'bbox_head', detector_parts.test_cfg_of(cfg))
+            for key in heads_of(cfg.model):
+                settings = dict(copy.deepcopy(part_of(cfg.model, key)), train_cfg=None)
+                head = detector_parts.built_head(
+                    dict(settings, test_cfg=detector_parts.test_cfg_of(cfg)), f'model.{key}'
+                )
+                facts = facts_of(head)
             thresholds(head)
-            facts = facts_of(head)
+            for key in heads_of(cfg.model)[:-1]:
+                check_inner_head(key, part_of(cfg.model, key))
         detector_parts.check(cfg.model, options)
         detector_parts.check_smallest(facts['strides'], options)
 
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:
         return preprocess_rule(test_pipeline(cfg))
+
+    def build(self, cfg: Any) -> nn.Module:
+        """Build mmrotate's detector; its last head shares the `test_cfg` that the detector reads."""
+        model = super().build(cfg)
+        last_head(model).test_cfg = model.test_cfg
+        return model
 
     def num_classes(self, model: nn.Module) -> int:
         return int(last_head(model).num_classes)
@@ -66,11 +91,32 @@ class RotatedDenseFamily(ImageFamily):
         return ResultLimit(last_head(model).test_cfg)
 
     def limits(self, model: nn.Module) -> list[Limit]:
-        return [limit for limit in super().limits(model) if limit.key not in UNREAD]
+        """Return the limits that are read: those of the last head."""
+        settings = last_head(model).test_cfg
+        limits = [*entries_of(settings, ''), Limit(settings, 'max_per_img', Kind.ROWS, default=-1)]
+        unique = {limit.key: limit for limit in limits if limit.key not in UNREAD and limit.limits}
+        return list(unique.values())
 
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
         """Return the stages behind the network; its layers do not run, so that they are not folded."""
         return graphs.stages(model, options, fold=False)[1:], graphs.spec(model, options).outputs
+
+    @contextlib.contextmanager
+    def exaggerated(self, model: nn.Module) -> Iterator[None]:
+        head = last_head(model)
+        names = [name for name in described(head).names for _ in generator_of(head).strides]
+
+        def change(outputs: Any) -> Any:
+            changes = {}
+            for name, maps in zip(names, kind_of(head).flatten(outputs), strict=False):
+                if name in BOX_OUTPUTS:
+                    changes[id(maps)] = exaggerated_cells(maps)
+                elif name in LOGIT_OUTPUTS and described(head).activation == 'sigmoid':
+                    changes[id(maps)] = raised_corners(maps)
+            return replaced(outputs, changes)
+
+        with changed_forward(head, change):
+            yield
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """Return what `dense/runtime.py` reads."""
@@ -83,3 +129,26 @@ class RotatedDenseFamily(ImageFamily):
             'score_form=product keeps no class scores, so detections are not compared: a threshold on the '
             'product is not the one that get_bboxes applies'
         )
+
+
+def heads_of(model_cfg: Mapping[str, Any]) -> list[str]:
+    """Return the keys of the heads of a config's `model`, in the order in which they run."""
+    if 'odm_head' in model_cfg:
+        return ['fam_head', 'odm_head']
+    stages = range(len(model_cfg.get('refine_heads') or ()))
+    return ['bbox_head', *(f'refine_heads.{stage}' for stage in stages)]
+
+
+def part_of(model_cfg: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the entry of a config's `model` at a key of `heads_of`; empty if there is none."""
+    name, _, index = key.partition('.')
+    part = model_cfg.get(name)
+    part = part[int(index)] if index else part
+    return part if isinstance(part, Mapping) else {}
+
+
+def check_inner_head(key: str, settings: Mapping[str, Any]) -> None:
+    """Refuse (ConfigError) an inner head whose boxes the graphs do not make: one without deltas alone."""
+    head = HEADS.get(settings['type'])
+    if not issubclass(head, RotatedRetinaHead) or issubclass(head, CSLRRetinaHead):
+        raise ConfigError(f'model.{key} is {head.__name__}; expected a RotatedRetinaHead')

@@ -11,8 +11,9 @@ from torch import nn
 
 from mm2onnx_mmrotate.contract import ANGLE, PIXELS, rotated_outputs
 from mm2onnx_mmrotate.dense.forms import FULL_NAMES, DecodeForm, FullForm, RawNetwork, decode_names
+from mm2onnx_mmrotate.dense.kinds import kind_of
 from mm2onnx_mmrotate.dense.networks import flat_outputs, last_head, num_levels, raw_names
-from mm2onnx_mmrotate.dense.settings import described, facts_of, generator_of, thresholds
+from mm2onnx_mmrotate.dense.settings import described, facts_of, priors_per_cell, thresholds
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
@@ -25,14 +26,20 @@ from mmdeploy_ext.families.parts.image_tensors import image_input, optional_inpu
 RAW_MEANINGS = dict(
     cls_score=('class logits', 'logit'),
     bbox_pred=('box deltas dx dy dw dh da', ''),
+    rois=('boxes of the head before, which deltas refine: x y width height in pixels, angle in radians', ''),
+    angle_cls=('logits of the classes of angles', 'logit'),
+    angle_pred=('angle, radians', 'rad'),
+    centerness=('centerness logits', 'logit'),
 )
 """Name of a raw output -> meaning and unit."""
+DISTANCES = 'distances left top right bottom along the axes of the box, pixels'
+"""Meaning of `bbox_pred` of heads of points."""
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a form."""
     head = last_head(model)
-    smallest = detector_parts.smallest(head, max(facts_of(head)['strides']))
+    smallest = detector_parts.smallest(model, max(facts_of(head)['strides']))
     image = image_input(options, smallest, detector_parts.multiple(model))
     inputs = [image]
     if options.form == 'full':
@@ -58,7 +65,7 @@ def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...
     head = last_head(model)
     batch, priors = 'B', 'A'
     if not options.dynamic:
-        per_cell = generator_of(head).num_base_priors
+        per_cell = priors_per_cell(head)
         shapes = feature_shapes(model, options)
         batch = options.batch
         priors = sum(height * width * count for (height, width), count in zip(shapes, per_cell, strict=True))
@@ -76,11 +83,16 @@ def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...
 def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
     head, shapes = last_head(model), feature_shapes(model, options)
     batch, outputs = 'B' if options.dynamic else options.batch, []
+    coder, meanings = kind_of(head).coder(head), dict(RAW_MEANINGS)
+    if coder['type'] == 'distance':
+        meanings['bbox_pred'] = (DISTANCES, 'pixel')
+        if 'angles' in coder:
+            meanings['angle_pred'] = meanings['angle_cls']
     for name, columns in described(head).outputs:
-        meaning, unit = RAW_MEANINGS[name]
-        for level, priors_per_cell in enumerate(generator_of(head).num_base_priors):
+        meaning, unit = meanings[name]
+        for level, count in enumerate(priors_per_cell(head)):
             size = (f'h{level}', f'w{level}') if options.dynamic else shapes[level]
-            axes = (batch, columns * priors_per_cell, *size)
+            axes = (batch, columns * count, *size)
             outputs.append(TensorSpec(f'{name}_{level}', 'float32', axes, f'{meaning}, level {level}', unit))
     return tuple(outputs)
 

@@ -6,6 +6,7 @@ proof. Source: `models/dense_heads`, the file of each head, and `core/bbox/coder
 Glossary: A priors of a level, C classes.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,18 @@ def delta(coder: Any) -> dict[str, Any]:
         proj_xy=bool(coder.proj_xy),
         ctr_clamp=float(coder.ctr_clamp) if coder.add_ctr_clamp else 0.0,
         version=coder.angle_range,
+    )
+
+
+def classes_of_angles(coder: Any, sigmoid: bool) -> dict[str, Any]:
+    """Return the settings of a `CSLCoder`; `sigmoid` says whether the head decodes scores or logits."""
+    if type(coder) is not coders.CSLCoder:
+        raise ConfigError(f'model.bbox_head.angle_coder is {type(coder).__name__}; expected CSLCoder')
+    return dict(
+        width=float(coder.omega),
+        range=float(coder.angle_range),
+        offset=float(coder.angle_offset),
+        sigmoid=sigmoid,
     )
 
 
@@ -66,8 +79,12 @@ class RotatedKind:
         return head.bbox_coder.angle_range
 
     def generator(self, head: nn.Module) -> Any:
-        """Return the generator of a head's priors."""
+        """Return the generator of a head's priors; that of a refined head has strides alone."""
         return head.anchor_generator
+
+    def flatten(self, outputs: Any) -> list[torch.Tensor]:
+        """Return the outputs of `forward` that results are made of, output by output, level by level."""
+        return [level for levels in outputs for level in levels]
 
     def boxes(
         self, head: nn.Module, level: int, rows: Mapping[str, torch.Tensor], priors: torch.Tensor
@@ -83,8 +100,102 @@ class RotatedKind:
         return (logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[:, :-1]), None
 
 
+class RefinedKind(RotatedKind):
+    """A head whose priors are the boxes of the head before it: they are an output of the network, `rois`."""
+
+    def describe(self, head: nn.Module) -> RotatedHead:
+        description = super().describe(head)
+        outputs = (*description.outputs, ('rois', 5))
+        return dataclasses.replace(description, outputs=outputs, refined=True)
+
+
+class CslKind(RotatedKind):
+    """`CSLRRetinaHead`: the angle, or what is added to that of the anchor, is one of a number of classes."""
+
+    def describe(self, head: nn.Module) -> RotatedHead:
+        description = super().describe(head)
+        outputs = (*description.outputs, ('angle_cls', int(head.coding_len)))
+        return dataclasses.replace(description, outputs=outputs)
+
+    def coder(self, head: nn.Module) -> dict[str, Any]:
+        angles = classes_of_angles(head.angle_coder, sigmoid=True)
+        return dict(super().coder(head), angles=angles, replaced=not head.use_encoded_angle)
+
+    def boxes(
+        self, head: nn.Module, level: int, rows: Mapping[str, torch.Tensor], priors: torch.Tensor
+    ) -> torch.Tensor:
+        angle, deltas = head.angle_coder.decode(rows['angle_cls'].sigmoid()), rows['bbox_pred'].clone()
+        if head.use_encoded_angle:
+            deltas[..., -1] = angle
+            return head.bbox_coder.decode(priors, deltas)
+        boxes = head.bbox_coder.decode(priors, deltas)
+        boxes[..., -1] = angle
+        return boxes
+
+
+class FcosKind(RotatedKind):
+    """`RotatedFCOSHead`: distances from a point to the sides of a box, and its angle."""
+
+    def describe(self, head: nn.Module) -> RotatedHead:
+        outputs = (
+            ('cls_score', int(head.cls_out_channels)),
+            ('bbox_pred', 4),
+            ('angle_pred', self.angle_columns(head)),
+            ('centerness', 1),
+        )
+        return RotatedHead(outputs, factor='centerness')
+
+    def angle_columns(self, head: nn.Module) -> int:
+        """Return the number of columns of the output `angle_pred`."""
+        return 1
+
+    def coder(self, head: nn.Module) -> dict[str, Any]:
+        if type(head.bbox_coder) is not coders.DistanceAnglePointCoder:
+            name = type(head.bbox_coder).__name__
+            raise ConfigError(f'model.bbox_head.bbox_coder is {name}; expected DistanceAnglePointCoder')
+        return dict(type='distance', version=self.version(head))
+
+    def version(self, head: nn.Module) -> str:
+        return head.bbox_coder.angle_version
+
+    def generator(self, head: nn.Module) -> Any:
+        return head.prior_generator
+
+    def boxes(
+        self, head: nn.Module, level: int, rows: Mapping[str, torch.Tensor], priors: torch.Tensor
+    ) -> torch.Tensor:
+        return head.bbox_coder.decode(priors, torch.cat([rows['bbox_pred'], self.angle(head, rows)], 1))
+
+    def angle(self, head: nn.Module, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the angles (A, 1) by mmrotate's functions."""
+        return rows['angle_pred']
+
+    def scores(self, head: nn.Module, rows: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return rows['cls_score'].sigmoid(), rows['centerness'][:, 0].sigmoid()
+
+
+class CslFcosKind(FcosKind):
+    """`CSLRFCOSHead`: the angle is one of a number of classes."""
+
+    def angle_columns(self, head: nn.Module) -> int:
+        return int(head.coding_len)
+
+    def coder(self, head: nn.Module) -> dict[str, Any]:
+        return dict(super().coder(head), angles=classes_of_angles(head.angle_coder, sigmoid=False))
+
+    def angle(self, head: nn.Module, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return head.angle_coder.decode(rows['angle_pred'])[:, None]
+
+
 KINDS: dict[str, RotatedKind] = dict(
     RotatedAnchorHead=RotatedKind(heads.RotatedAnchorHead),
+    RotatedRetinaRefineHead=RefinedKind(heads.RotatedRetinaRefineHead),
+    ODMRefineHead=RefinedKind(heads.ODMRefineHead),
+    KFIoURRetinaRefineHead=RefinedKind(heads.KFIoURRetinaRefineHead),
+    KFIoUODMRefineHead=RefinedKind(heads.KFIoUODMRefineHead),
+    CSLRRetinaHead=CslKind(heads.CSLRRetinaHead),
+    RotatedFCOSHead=FcosKind(heads.RotatedFCOSHead),
+    CSLRFCOSHead=CslFcosKind(heads.CSLRFCOSHead),
 )
 """Class of mmrotate -> its kind; a subclass is of the same kind."""
 

@@ -1,18 +1,35 @@
 """The layers of one-stage detectors of rotated boxes, from images to the outputs of their last head.
 
-Glossary: B batch, a priors of a cell, H, W network input in pixels, h, w size of a level's maps.
+R3Det and S2A-Net have several heads: the boxes of a head, one per cell, show the next one where to look at
+the features, and are its priors. mmrotate makes these boxes image by image, here all at once.
+
+Glossary: B batch, C channels, a priors of a cell, A priors of a level, H, W network input in pixels, h, w
+size of a level's maps, k taps of a kernel. Source: mmrotate 0.3.4 `models/detectors/{r3det,s2anet,utils}.py`.
 """
 
+import functools
+
 import torch
+from mmrotate.models.utils import ORConv2d
 from torch import nn
 
-from mm2onnx_mmrotate.dense.settings import described, generator_of
+from mm2onnx_mmrotate.dense import coders
+from mm2onnx_mmrotate.dense.kinds import kind_of
+from mm2onnx_mmrotate.dense.settings import described, facts_of, generator_of
+from mm2onnx_mmrotate.sampling import bilinear_rows
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.fold import PREPARATIONS
+from mmdeploy_ext.families.parts.dense_heads import rows_of, same_priors
+
+Maps = list[torch.Tensor]
+"""A tensor (B, columns, h, w) of each level."""
 
 
 def last_head(model: nn.Module) -> nn.Module:
     """Return the head that gives the results of a detector."""
-    return model.bbox_head
+    if hasattr(model, 'odm_head'):
+        return model.odm_head
+    return model.refine_head[-1] if hasattr(model, 'refine_head') else model.bbox_head
 
 
 def num_levels(model: nn.Module) -> int:
@@ -26,14 +43,129 @@ def raw_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(f'{name}_{level}' for name in names for level in levels)
 
 
-def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
+def flat_outputs(model: nn.Module, image: torch.Tensor) -> Maps:
     """Return the outputs (B, a*columns, h, w) of images (B, 3, H, W), named by `raw_names`.
 
     ConfigError: there are more or fewer.
     """
-    outputs = [maps for levels in model.bbox_head(model.extract_feat(image)) for maps in levels]
+    features = list(model.extract_feat(image))
+    if hasattr(model, 'odm_head'):
+        outputs = aligned_outputs(model, features)
+    elif hasattr(model, 'refine_head'):
+        outputs = refined_outputs(model, features)
+    else:
+        outputs = kind_of(model.bbox_head).flatten(model.bbox_head(features))
     names = raw_names(model)
     if len(outputs) != len(names):
         head = type(last_head(model)).__name__
         raise ConfigError(f'{head}: gives {len(outputs)} tensors, expected {", ".join(names)}')
     return outputs
+
+
+def aligned_outputs(model: nn.Module, features: Maps) -> Maps:
+    """Return the outputs of S2A-Net: a deformable convolution aligns to the boxes of the first head."""
+    rois = boxes_of_head(model.fam_head, model.fam_head(features))
+    aligned = [
+        align.relu(align.deform_conv(maps, align_offsets(boxes, align.kernel_size, align.stride)))
+        for maps, boxes, align in zip(features, rois, model.align_conv.ac, strict=True)
+    ]
+    scores, deltas = model.odm_head(aligned)
+    return [*scores, *deltas, *rois]
+
+
+def refined_outputs(model: nn.Module, features: Maps) -> Maps:
+    """Return the outputs of R3Det: each stage adds features from the centres of the boxes before it."""
+    rois = best_boxes_of_head(model.bbox_head, model.bbox_head(features))
+    for stage, (align, head) in enumerate(zip(model.feat_refine_module, model.refine_head, strict=True)):
+        if stage:
+            rois = boxes_of_head(model.refine_head[stage - 1], (scores, deltas), rois)  # noqa: F821
+        scores, deltas = head(refined_features(align, features, rois))
+    return [*scores, *deltas, *rois]
+
+
+def decoded(
+    head: nn.Module, outputs: tuple[Maps, Maps], level: int, rois: Maps | None = None
+) -> torch.Tensor:
+    """Return the boxes (B, A, 5) of one level of an inner head.
+
+    `outputs` are class logits and deltas of all levels; `rois` (B, 5, h, w) the priors of a refined head.
+    """
+    deltas = outputs[1][level]
+    rows = dict(bbox_pred=rows_of(deltas, 5))
+    if rois is not None:
+        rows['rois'] = rows_of(rois[level], 5)
+        return coders.boxes_of(torch, facts_of(head), rows, None, level)
+    priors = same_priors(generator_of(head)).single_level_grid_priors(
+        deltas.shape[-2:], level, dtype=deltas.dtype, device=deltas.device
+    )
+    return coders.boxes_of(torch, facts_of(head), rows, priors, level)
+
+
+def boxes_of_head(head: nn.Module, outputs: tuple[Maps, Maps], rois: Maps | None = None) -> Maps:
+    """Return the box (B, 5, h, w) of each cell of all levels, by a head with one prior per cell."""
+    levels = range(len(outputs[1]))
+    return [as_map(decoded(head, outputs, level, rois), outputs[1][level]) for level in levels]
+
+
+def best_boxes_of_head(head: nn.Module, outputs: tuple[Maps, Maps]) -> Maps:
+    """Return the box (B, 5, h, w) of each cell of all levels whose score of any class is the best."""
+    best, count = [], head.num_anchors
+    for level, scores in enumerate(outputs[0]):
+        logits = rows_of(scores, count * head.cls_out_channels)
+        logits = logits.reshape(*logits.shape[:2], count, head.cls_out_channels).amax(-1)
+        boxes = decoded(head, outputs, level).reshape(*logits.shape, 5)
+        chosen = logits.argmax(-1)[..., None, None].expand(-1, -1, -1, 5)
+        best.append(as_map(boxes.gather(2, chosen)[:, :, 0], scores))
+    return best
+
+
+def as_map(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return rows (B, h * w, columns) as a map (B, columns, h, w); `like` (B, ..., h, w) has its size."""
+    return rows.transpose(1, 2).reshape(like.shape[0], rows.shape[2], like.shape[2], like.shape[3])
+
+
+def refined_features(align: nn.Module, features: Maps, rois: Maps) -> Maps:
+    """Return what `FeatureRefineModule` adds up: features, and those at the centres of boxes (B, 5, h, w)."""
+    refined = []
+    for maps, boxes, stride in zip(features, rois, align.featmap_strides, strict=True):
+        local = align.conv_5_1(align.conv_1_5(maps)) + align.conv_1_1(maps)
+        refined.append(maps + local + features_at_centres(local, boxes, 1 / stride))
+    return refined
+
+
+def features_at_centres(maps: torch.Tensor, boxes: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return the features (B, C, h, w) at the centres of boxes (B, 5, h, w), in pixels of which 1 is `scale`.
+
+    mmcv's `rotated_feature_align` takes the x of a centre for the row, and y for the column.
+    """
+    centres = (boxes[:, :2] * scale).flatten(2)
+    rows = bilinear_rows(maps, centres[:, 0], centres[:, 1])
+    return as_map(rows, maps)
+
+
+def align_offsets(boxes: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
+    """Return the offsets (B, 2k, h, w), y before x, by which the taps of a kernel lie in boxes (B, 5, h, w).
+
+    The kernel covers the box: its taps are `kernel_size` apart in the width and in the height, turned.
+    """
+    pad, (height, width) = (kernel_size - 1) // 2, boxes.shape[2:]
+    steps = range(-pad, pad + 1)
+    tap_y = boxes.new_tensor([step for step in steps for _ in steps])[:, None, None]
+    tap_x = boxes.new_tensor([*steps] * kernel_size)[:, None, None]
+    column, row = (torch.arange(size, dtype=boxes.dtype, device=boxes.device) for size in (width, height))
+    x, y, box_width, box_height = ((boxes[:, index] / stride)[:, None] for index in range(4))
+    cos, sin = boxes[:, 4].cos()[:, None], boxes[:, 4].sin()[:, None]
+    along, across = box_width / kernel_size * tap_x, box_height / kernel_size * tap_y
+    offset_x = (cos * along - sin * across + x) - (column[None, None, None] + tap_x)
+    offset_y = (sin * along + cos * across + y) - (row[None, None, :, None] + tap_y)
+    return torch.stack([offset_y, offset_x], 2).flatten(1, 2)
+
+
+def rotate_filters_once(module: nn.Module) -> None:
+    """Let an `ORConv2d` of an exported copy hold its turned filters: they depend on weights alone."""
+    if isinstance(module, ORConv2d):
+        with torch.no_grad():
+            module.rotate_arf = functools.partial(torch.Tensor.detach, module.rotate_arf())
+
+
+PREPARATIONS.append(rotate_filters_once)

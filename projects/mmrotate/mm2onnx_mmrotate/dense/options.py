@@ -26,6 +26,8 @@ from mmdeploy_ext.contract.schema import (
 
 OPTIONS = (MAX_CANDIDATES,)
 VERSION = one_of(*VERSIONS)
+ANGLES = full_record(width=POSITIVE, range=POSITIVE, offset=number(0), sigmoid=FLAG)
+"""Classes of angles: the width of each and the range of all, degrees; how far below zero the first begins."""
 CODERS: dict[str, dict[str, Check]] = dict(
     delta=dict(
         means=exactly(5, number()),
@@ -37,8 +39,13 @@ CODERS: dict[str, dict[str, Check]] = dict(
         ctr_clamp=number(0),
         version=VERSION,
     ),
+    distance=dict(version=VERSION),
 )
 """Coder of `coders.CODERS` -> checks of the settings that it reads."""
+OPTIONAL: dict[str, dict[str, Check]] = dict(
+    delta=dict(angles=ANGLES, replaced=FLAG), distance=dict(angles=ANGLES)
+)
+"""Coder -> checks of settings that may be missing."""
 PRIORS = items(items(items(number(), 2, 4), 1, 1024), 1, 64)
 """Of each level the priors of its first cell: x, y, width, height of an anchor, or x, y of a point."""
 OUTPUTS = items(items(anything, 2, 2), 1, 8)
@@ -51,7 +58,7 @@ def check_coder(value: Any, key: str) -> None:
     """Refuse the settings of an unknown coder, and settings that lack an entry; a check of `schema`."""
     record(dict(type=one_of(*CODERS)), ('type',), closed=False)(value, key)
     settings = CODERS[value['type']]
-    record(dict(settings, type=anything), tuple(settings))(value, key)
+    record(dict(settings, **OPTIONAL[value['type']], type=anything), tuple(settings))(value, key)
 
 
 def _check_levels(facts: Mapping[str, Any], path: str) -> None:

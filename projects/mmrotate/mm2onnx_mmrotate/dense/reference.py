@@ -12,7 +12,7 @@ from torch import nn
 
 from mm2onnx_mmrotate.dense.kinds import kind_of
 from mm2onnx_mmrotate.dense.networks import last_head, raw_names
-from mm2onnx_mmrotate.dense.settings import described, generator_of, thresholds, version_of
+from mm2onnx_mmrotate.dense.settings import described, generator_of, priors_per_cell, thresholds, version_of
 from mm2onnx_mmrotate.detections import RotatedDetections
 from mm2onnx_mmrotate.reference import rotated_detections
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -37,8 +37,27 @@ def tensors(
 
 
 def upstream_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
-    """Return the outputs of the last head by mmrotate's own methods, named by `raw_names`."""
-    return [maps for levels in model.bbox_head(model.extract_feat(image)) for maps in levels]
+    """Return the outputs of the last head by mmrotate's own methods, named by `raw_names`.
+
+    The steps are those of `simple_test` of the detectors.
+    """
+    features, head = model.extract_feat(image), last_head(model)
+    if hasattr(model, 'odm_head'):
+        rois = model.fam_head.refine_bboxes(*model.fam_head(features))
+        outputs = model.odm_head(model.align_conv(features, rois))
+    elif hasattr(model, 'refine_head'):
+        rois = model.bbox_head.filter_bboxes(*model.bbox_head(features))
+        for stage in range(model.num_refine_stages):
+            if stage:
+                rois = model.refine_head[stage - 1].refine_bboxes(*outputs, rois=rois)
+            outputs = model.refine_head[stage](model.feat_refine_module[stage](features, rois))
+    else:
+        return kind_of(head).flatten(model.bbox_head(features))
+    maps = kind_of(head).flatten(outputs)
+    sizes = [level.shape[2:] for level in outputs[0]]
+    for size, boxes in zip(sizes, zip(*rois, strict=True), strict=True):
+        maps.append(torch.stack(boxes).transpose(1, 2).reshape(len(boxes), 5, *size))
+    return maps
 
 
 def decode_by_mmrotate(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -88,7 +107,7 @@ def candidate_bounds(
     Of each level the `nms_pre` best priors count; for the arguments see `ImageFamily.candidate_bounds`.
     """
     head = last_head(model)
-    config, per_cell = thresholds(head), generator_of(head).num_base_priors
+    config, per_cell = thresholds(head), priors_per_cell(head)
     decoded, raw = tensors(model, feeds, 'decode'), tensors(model, feeds, 'raw')
     scores = decoded['scores']
     ranks = scores * decoded['factors'][..., None] if 'factors' in decoded else scores

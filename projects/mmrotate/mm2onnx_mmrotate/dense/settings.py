@@ -29,9 +29,16 @@ def version_of(head: nn.Module) -> str:
 def base_priors(head: nn.Module) -> list[list[list[float]]]:
     """Return the priors of the first cell of each level: anchors xyxy or points x, y; pixels."""
     generator = generator_of(head)
+    if described(head).refined:  # a box per cell, which the network gives
+        return [[[0.0, 0.0]] for _ in generator.strides]
     if isinstance(generator, MlvlPointGenerator):
         return [[[side * generator.offset for side in stride]] for stride in generator.strides]
     return [base.tolist() for base in generator.base_anchors]
+
+
+def priors_per_cell(head: nn.Module) -> list[int]:
+    """Return the number of priors of a cell of each level."""
+    return [len(priors) for priors in base_priors(head)]
 
 
 def facts_of(head: nn.Module) -> dict[str, Any]:
