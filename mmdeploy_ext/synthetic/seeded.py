@@ -103,12 +103,17 @@ def _shift_norms(model: nn.Module, shift: float) -> None:
 
 HeadStep = Callable[[Sequence[torch.Tensor]], None]
 """A step on the heads of a detector, given the features of each level."""
+HeadSteps = Callable[[nn.Module, torch.Tensor, torch.Tensor], tuple[HeadStep, HeadStep]]
+"""Function with the arguments and results of `_head_steps`."""
 
 
 def _head_steps(
     model: nn.Module, pictures: torch.Tensor, exposed_pictures: torch.Tensor
 ) -> tuple[HeadStep, HeadStep]:
-    """Return the step that runs the heads of a detector, and the step that rescales their last layers."""
+    """Return the step that runs the heads of a detector, and the step that rescales their last layers.
+
+    `pictures` and `exposed_pictures` (the same in the dark and in bright light) are (B, 3, H, W) float32.
+    """
     head = getattr(model, 'bbox_head', None)
     if is_query(model):
         return lambda maps: None, functools.partial(scale_queries, model, pictures)
@@ -128,11 +133,21 @@ def _head_steps(
     return lambda maps: head(for_head(head, maps)), scale
 
 
-def fill_seeded(model: nn.Module, seed: int = 0, deviation: float = 1.0, offset: float = 0.0) -> nn.Module:
-    """Fill a detector of mmdet in place.
+def fill_seeded(
+    model: nn.Module,
+    seed: int = 0,
+    deviation: float = 1.0,
+    offset: float = 0.0,
+    head_steps: HeadSteps = _head_steps,
+) -> nn.Module:
+    """Fill a detector of mmdet, or one with an `extract_feat`, in place, and return it.
 
-    `deviation` and `offset` are standard deviation and mean of a photograph after the config's normalisation,
-    see `normalisation`.
+    Args:
+        model: the detector.
+        seed: of weights and pictures.
+        deviation: standard deviation of a photograph after the config's normalisation, see `normalisation`.
+        offset: its mean.
+        head_steps: returns the steps on the heads; a family gives its own for heads that mmdet has not.
     """
     calibration = calibration_of(model)
     pictures = [seeded_picture(seed + index, *calibration.size) for index in range(calibration.pictures)]
@@ -147,7 +162,7 @@ def fill_seeded(model: nn.Module, seed: int = 0, deviation: float = 1.0, offset:
         batch, exposed_batch = (
             torch.cat(group) * deviation + offset for group in (pictures, exposed_pictures)
         )
-        run_heads, scale_heads = _head_steps(model, batch, exposed_batch)
+        run_heads, scale_heads = head_steps(model, batch, exposed_batch)
 
         def run() -> Sequence[torch.Tensor]:
             features = model.extract_feat(batch)
@@ -208,6 +223,8 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
     """
     if family is not None and family.name in LIDAR_RULES:
         return LIDAR_RULES[family.name](family.build(cfg), cfg, family, seed)
+    if family is not None and (own := family.seeded(cfg, seed)) is not None:
+        return own
     model = build_student(cfg) if family is None else family.build(cfg)
     if family is not None and family.name in RULES_BY_NAME:
         weights = model.state_dict()  # with the versions of its modules: heads rename keys of older ones

@@ -48,18 +48,21 @@ def flat_outputs(model: nn.Module, image: torch.Tensor) -> Maps:
 
     ConfigError: there are more or fewer.
     """
-    features = list(model.extract_feat(image))
-    if hasattr(model, 'odm_head'):
-        outputs = aligned_outputs(model, features)
-    elif hasattr(model, 'refine_head'):
-        outputs = refined_outputs(model, features)
-    else:
-        outputs = kind_of(model.bbox_head).flatten(model.bbox_head(features))
+    outputs = head_outputs(model, list(model.extract_feat(image)))
     names = raw_names(model)
     if len(outputs) != len(names):
         head = type(last_head(model)).__name__
         raise ConfigError(f'{head}: gives {len(outputs)} tensors, expected {", ".join(names)}')
     return outputs
+
+
+def head_outputs(model: nn.Module, features: Maps) -> Maps:
+    """Return what `flat_outputs` does from the features of each level."""
+    if hasattr(model, 'odm_head'):
+        return aligned_outputs(model, features)
+    if hasattr(model, 'refine_head'):
+        return refined_outputs(model, features)
+    return kind_of(model.bbox_head).flatten(model.bbox_head(features))
 
 
 def aligned_outputs(model: nn.Module, features: Maps) -> Maps:

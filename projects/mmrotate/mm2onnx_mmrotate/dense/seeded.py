@@ -1,0 +1,81 @@
+"""Seeded weights of one-stage detectors of rotated boxes: the targets of the last layers of their heads.
+
+The network is filled as mm2onnx fills detectors of mmdet. Glossary: B pictures, H, W of a picture in pixels.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mm2onnx_mmrotate.dense.networks import head_outputs
+from mmdeploy_ext.synthetic.seeded import HeadStep, fill_seeded, normalisation
+from mmdeploy_ext.synthetic.seeded_dense import MAX_LOGIT
+from mmdeploy_ext.synthetic.seeded_layers import Target, outputs_of, rescale
+
+DELTAS, LOGITS = Target(0.0, 0.4), Target(-6.0, 1.3)
+"""Logits of 15 classes: about one score of a hundred passes the threshold. With the -4.6 of mmdet's heads ten
+of a hundred do, of which a suppression of rotated boxes would compare thousands with each other."""
+TARGETS = {
+    r'(retina|odm)_reg': DELTAS,
+    r'conv_angle': Target(0.0, 0.6),
+    r'retina_angle_cls': Target(-4.6, 1.3),
+    r'reppoints_pts_(init|refine)_out': Target(0.0, 0.8),
+    r'conv_centerness': Target(0.5, 1.0),
+    r'(retina|odm|conv)_cls|reppoints_cls_out': LOGITS,
+}
+"""Names of last layers -> target of their outputs, boxes before scores."""
+DISTANCES = {True: Target(2.0, 0.7), False: Target(3.4, 0.5)}
+"""Target of the distances of a head of points: by whether they are in strides, or logarithms of pixels."""
+ANGLE_CLASSES = Target(-4.6, 1.3)
+"""Target of the logits of classes of angles."""
+
+
+def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
+    """Fill a detector in place, by the normalisation of its config, and return it."""
+    return fill_seeded(model, seed, *normalisation(cfg), head_steps=_head_steps)
+
+
+def _head_steps(
+    model: nn.Module, pictures: torch.Tensor, exposed_pictures: torch.Tensor
+) -> tuple[HeadStep, HeadStep]:
+    """Return the step that runs the heads, and the step that rescales their last layers."""
+    return functools.partial(head_outputs, model), functools.partial(_scale, model, exposed_pictures)
+
+
+def _scale(model: nn.Module, exposed_pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
+    """Rescale the last layers of all heads in place, head by head, given the features of each level."""
+    features, exposed = list(features), list(model.extract_feat(exposed_pictures))
+    for head in _heads(model):
+        for names, target in {r'conv_reg': _distances(head), **TARGETS}.items():
+            for name, layer in head.named_modules():
+                if isinstance(layer, nn.Conv2d) and re.fullmatch(names, name):
+                    mean, deviation = ANGLE_CLASSES if _is_csl(head, name) else target
+                    rescale(layer, outputs_of(layer, lambda: head_outputs(model, features)), mean, deviation)
+                    if target is LOGITS:
+                        _bound(layer, outputs_of(layer, lambda: head_outputs(model, exposed)), mean)
+
+
+def _heads(model: nn.Module) -> list[nn.Module]:
+    """Return the heads of a detector in the order in which they run."""
+    if hasattr(model, 'odm_head'):
+        return [model.fam_head, model.odm_head]
+    return [model.bbox_head, *getattr(model, 'refine_head', ())]
+
+
+def _distances(head: nn.Module) -> Target:
+    return DISTANCES[bool(getattr(head, 'norm_on_bbox', False))]
+
+
+def _is_csl(head: nn.Module, name: str) -> bool:
+    return name == 'conv_angle' and hasattr(head, 'angle_coder')
+
+
+def _bound(layer: nn.Module, logits: torch.Tensor, mean: float) -> None:
+    """Reduce the deviation of a layer's outputs until no logit (classes, positions) is over `MAX_LOGIT`."""
+    share = min(1.0, float((MAX_LOGIT - mean) / (logits.amax() - mean).clamp(min=1e-6)))
+    layer.weight.mul_(share)
+    layer.bias.copy_(mean - share * (mean - layer.bias))
