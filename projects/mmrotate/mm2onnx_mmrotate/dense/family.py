@@ -28,8 +28,8 @@ from mmdeploy_ext.families.parts import detector_parts, image_feeds
 from mmdeploy_ext.families.parts.exaggerated import (
     changed_forward,
     exaggerated_cells,
+    exchanged,
     raised_corners,
-    replaced,
 )
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
@@ -117,7 +117,7 @@ class RotatedDenseFamily(ImageFamily):
                     changes[id(maps)] = exaggerated_cells(maps)
                 elif name in LOGIT_OUTPUTS and described(head).activation == 'sigmoid':
                     changes[id(maps)] = raised_corners(maps)
-            return replaced(outputs, changes)
+            return exchanged(outputs, changes)
 
         with changed_forward(head, change):
             yield
