@@ -28,11 +28,13 @@ class Tool:
         module: its `main(argv)` runs it, its `build_parser()` gives its options.
         help: one line, without a full stop.
         needs: modules of `STACK` that it needs.
+        without: an option with which it needs none of them.
     """
 
     module: str
     help: str
     needs: tuple[str, ...] = ()
+    without: str = ''
 
     def load(self) -> Any:
         """Return the module."""
@@ -75,6 +77,7 @@ TOOLS = {
         'mmdeploy_ext.cli.kit_app',
         "Write a file, inputs and PyTorch's results for another device",
         needs=STACK,
+        without='--serve',
     ),
     'judge': Tool('mmdeploy_ext.cli.judge_app', 'Judge what a device made of the inputs of a kit'),
     'lint': Tool('mmdeploy_ext.cli.lint_app', 'Find what an export of a model will get wrong', needs=STACK),
@@ -161,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if tool is None:
         return cli.run(lambda _: 0, build_parser(), words)
     missing = tool.missing()
-    if missing and not {'-h', '--help'} & set(words):
+    if missing and not {'-h', '--help', tool.without or '--help'} & set(words):
         print(
             f'error: mm2onnx {words[0]} needs PyTorch and OpenMMLab (not installed for {sys.executable}: '
             f'{", ".join(missing)}); make env in a checkout of the repository, or the pip commands of its '

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import webbrowser
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.kit import web_library
+from mmdeploy_ext.kit.page import SINGLE_FILE, add_library, has_page, write_single_file
+from mmdeploy_ext.kit.server import LOOPBACK, serving
 
 if TYPE_CHECKING:
     import argparse
@@ -21,12 +27,16 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = cli.ArgumentParser(
         description="Write a kit: an exported model, inputs, and PyTorch's own results of them. Run the "
-        'inputs on the device, then mm2onnx judge.'
+        'inputs on the device, then mm2onnx judge; or show the kit in a browser with --serve.'
     )
     add = cli.adder(parser)
-    add('onnx_file m.onnx|FOLDER', 'file that mm2onnx exported, or the folder of a model of several files')
-    shared.add_model_arguments(parser)
-    add('--out KIT', 'folder to write; new or empty', required=True, writes='')
+    add(
+        'onnx_file m.onnx|FOLDER',
+        'file that mm2onnx exported, or the folder of a model of several files',
+        nargs='?',
+    )
+    shared.add_model_arguments(parser, needs_config=False, needs_checkpoint=False)
+    add('--out KIT', 'folder to write; new or empty', writes='')
     add(
         '--samples PATH...',
         'pictures or folders of them (default: demo/toy.jpg); sweeps, or an info file of frames (default: '
@@ -34,12 +44,38 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cli.add(parser, '--frames N', 'frames or sweeps of a model of several files (default: 12)', type=int)
     add('--licence WORDS', 'of the --samples, for the README')
+    add('--web', 'put onnxruntime-web into the kit, so that any web server can show its page')
+    add('--single-file', f'write {SINGLE_FILE} into the kit, one page that browsers open from disk')
+    group = parser.add_argument_group('to show a kit in a browser')
+    cli.add(group, '--serve KIT', 'serve it on loopback until Ctrl+C; needs no other argument')
+    cli.add(group, '--port N', 'of the address (default: a free one)', 0)
+    cli.add(group, '--open', 'open the page in the default browser')
     cli.add_debug_option(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
+    """Write a kit, or serve one."""
+    return _serve(args) if args.serve else _write(args)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    """Serve a kit until somebody presses Ctrl+C."""
+    with contextlib.suppress(KeyboardInterrupt), serving(Path(args.serve), args.port) as server:
+        address = f'http://{LOOPBACK}:{server.server_port}/'
+        print(f'{args.serve} is at {address} (Ctrl+C ends the server)', flush=True)
+        if args.open:
+            webbrowser.open(address)
+        server.serve_forever()
+    return 0
+
+
+def _write(args: argparse.Namespace) -> int:
     """Load the model, write the kit."""
+    if not (args.onnx_file and args.config and args.checkpoint and args.out):
+        raise UsageError('expected m.onnx CONFIG CHECKPOINT --out KIT, or --serve KIT')
+    if args.web or args.single_file:
+        web_library.package()  # a download that fails does so before PyTorch computes
     cli.wait_passively()
     from mmdeploy_ext.api import ModelSource
     from mmdeploy_ext.kit.writer import write_detector_kit
@@ -56,6 +92,10 @@ def run(args: argparse.Namespace) -> int:
     names = [name for name, _ in inputs.pictures] or [where]
     pictures = [dict(name=name, licence=licence) for name in names]
     manifest = write_detector_kit(deployment, args.onnx_file, samples, args.out, pictures)
+    if args.web:
+        add_library(Path(args.out))
+    if args.single_file:
+        write_single_file(Path(args.out))
     show(args.out, manifest)
     return 0
 
@@ -65,6 +105,8 @@ def show(out: str, manifest: dict) -> None:
     frames = f' and {len(manifest["frames"])} frames' if manifest['frames'] else ''
     print(f"{out}: {len(manifest['cases'])} inputs{frames} with PyTorch's results; see {out}/README.md")
     print(f'next: run them on the device, then mm2onnx judge {out} OUTPUTS')
+    if has_page(manifest):
+        print(f'in a browser: mm2onnx kit --serve {out}')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -49,14 +49,17 @@ def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') ->
 
 
 def add_model_arguments(
-    parser: argparse.ArgumentParser, device: str = 'cpu', needs_checkpoint: bool = True
+    parser: argparse.ArgumentParser,
+    device: str = 'cpu',
+    needs_config: bool = True,
+    needs_checkpoint: bool = True,
 ) -> None:
     """Add CONFIG, CHECKPOINT, --cfg-options and --device, whose default is `device`.
 
     CHECKPOINT may be left out unless the tool `needs_checkpoint`.
     """
     add = cli.adder(parser)
-    add('config', 'config file')
+    add('config', 'config file', nargs=None if needs_config else '?')
     add('checkpoint', 'checkpoint file', nargs=None if needs_checkpoint else '?')
     add('--cfg-options KEY=VALUE...', CFG_OPTIONS_HELP)
     add('--device DEVICE', f"where PyTorch runs: 'cpu', 'cuda', 'cuda:1' (default: {device})", device)

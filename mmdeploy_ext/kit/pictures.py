@@ -10,6 +10,7 @@ import numpy as np
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, Case, KitGraph
+from mmdeploy_ext.kit.page import write_page
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.ladder import open_proof
 from mmdeploy_ext.proving.references import ImageReference
@@ -48,7 +49,8 @@ def write_pictures(
             case = _case(f'{index:03}', reference, file.metadata)
             entries.append(case.write(arrays, backend.infer(case.inputs)))
             reference.forget()
-    return dict(file=MODEL, graphs=[graph.to_json()], cases=entries, frames=[])
+    bars = write_page(folder, graph, deployment.family.task)
+    return dict(file=MODEL, graphs=[graph.to_json()], cases=entries, frames=[], bars=bars)
 
 
 def _case(name: str, reference: ImageReference, metadata: Metadata) -> Case:

@@ -1,0 +1,151 @@
+"""The page of a kit, `index.html`, which runs its inputs in a browser and judges the outputs.
+
+The page is written once, in `kit/web/`; what it compares by comes from the manifest, so that there are no
+second copies of bars, tolerances and rules.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.kit import web_library
+from mmdeploy_ext.kit.contents import MANIFEST, read_manifest
+from mmdeploy_ext.proving import totals
+from mmdeploy_ext.proving.tasks import bbox2d, boxed_mask, mask, task_module
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.kit.contents import KitGraph
+
+SOURCES = Path(__file__).with_name('web')
+INDEX, STYLE = 'index.html', 'style.css'
+PLACE = 'web'
+"""Folder of the page's scripts and style in a kit."""
+LIBRARY = f'{PLACE}/ort'
+"""Folder of onnxruntime-web in a kit."""
+TASKS = ('bbox2d', 'boxed_mask', 'mask', 'panoptic')
+"""Tasks whose results the page compares; of others it compares tensors alone."""
+IMPORT_MAP, FILES_MARK = '{"imports": {"kit/": "./web/"}}', '<!-- files -->'
+"""Texts of the page that a single file replaces."""
+SINGLE_FILE = 'kit.html'
+"""Name of the page that holds the whole kit."""
+
+
+def bars_of(task: str) -> dict[str, float]:
+    """Return the bars for float32 by name, as the manifest has them: those of `proving/tasks`, and `rtol`.
+
+    For a task that is none of `TASKS` that is `rtol` alone, the tolerance of tensors without column groups.
+    """
+    if task not in TASKS:
+        return dict(rtol=DEFAULT_RTOL)
+    rules = mask if task == 'panoptic' else task_module(task)
+    scores = rules.match_detections.keywords
+    return dict(
+        rtol=DEFAULT_RTOL,
+        score_thr=scores['score_thr'],
+        score_bar=scores['score_bar'],
+        iou_bar=bbox2d.IOU_BAR if task == 'bbox2d' else mask.IOU_BAR,
+        box_iou_bar=bbox2d.IOU_BAR,
+        pair_iou=bbox2d.PAIR_IOU if task == 'bbox2d' else mask.PAIR_IOU,
+        corner_eps=bbox2d.CORNER_EPS,
+        flipped_pixels=mask.FLIPPED_PIXELS,
+        sliver=boxed_mask.SLIVER,
+        sliver_iou=boxed_mask.SLIVER_IOU,
+        low_alone=totals.ALLOWED_LOW_ALONE,
+        low_alone_share=totals.MAX_LOW_ALONE_SHARE,
+    )
+
+
+def write_page(folder: Path, graph: KitGraph, task: str) -> dict[str, float]:
+    """Write the page into the folder of a kit, without the library that runs the model; return its bars.
+
+    Files in less than float32 are judged by other bars, which the page does not have: they get no page, and
+    the bars are {}.
+
+    Args:
+        folder: of the kit.
+        graph: the file of the kit.
+        task: of its family, which matches results.
+    """
+    if graph.metadata is None or graph.metadata.precision != 'fp32':
+        return {}
+    shutil.copyfile(SOURCES / INDEX, folder / INDEX)
+    (folder / PLACE).mkdir()
+    for source in sorted(SOURCES.iterdir()):
+        if source.suffix in ('.js', '.css'):
+            shutil.copyfile(source, folder / PLACE / source.name)
+    return bars_of(task)
+
+
+def has_page(manifest: Mapping[str, Any]) -> bool:
+    """Return whether a kit has a page, from its manifest."""
+    return INDEX in manifest['files']
+
+
+def check_page(kit: Path) -> dict[str, Any]:
+    """Return the manifest of a kit with a page; DataError: it is no kit, was changed, or has no page."""
+    manifest = read_manifest(kit)
+    if not has_page(manifest):
+        raise DataError(f'{kit}: has no page; kits of files in float32 that take single pictures have one')
+    return manifest
+
+
+def add_library(kit: Path) -> None:
+    """Write onnxruntime-web into a kit, which any web server can show then; for errors see `check_page`."""
+    check_page(kit)
+    web_library.unpack(kit / LIBRARY)
+
+
+def write_single_file(kit: Path) -> Path:
+    """Write the whole kit as one page, which a browser also opens from disk; return its path.
+
+    Scripts are modules at addresses of their text; the model, the arrays, the manifest and the WebAssembly
+    are elements of the page, compressed in base64. For the errors see `check_page` and `web_library.package`.
+    """
+    manifest = check_page(kit)
+    files = {file: kit / file for file in manifest['files'] if _is_read(file)}
+    with tempfile.TemporaryDirectory() as unpacked:
+        library = Path(unpacked)
+        web_library.unpack(library)
+        loader, binary = next(iter(web_library.LOADERS.items()))
+        modules = {f'kit/{path.name}': path for path in sorted(SOURCES.glob('*.js'))}
+        modules[f'kit/ort/{loader}'] = library / loader
+        files |= {MANIFEST: kit / MANIFEST, f'{LIBRARY}/{binary}': library / binary}
+        addresses = {name: f'data:text/javascript;base64,{_base64(path)}' for name, path in modules.items()}
+        licence = (library / web_library.LICENCES[0]).read_text(encoding='utf-8')
+        elements = [f'<!--\n{web_library.NAME} {web_library.VERSION}\n{licence}-->']
+        elements += [
+            f'<script type="text/plain" data-file="{name}">{_base64(path, compressed=True)}</script>'
+            for name, path in files.items()
+        ]
+    text = (SOURCES / INDEX).read_text(encoding='utf-8')
+    style = (SOURCES / STYLE).read_text(encoding='utf-8')
+    for mark, content in (
+        (f'<link rel="stylesheet" href="{PLACE}/{STYLE}">', f'<style>\n{style}</style>'),
+        (IMPORT_MAP, json.dumps(dict(imports=addresses))),
+        (FILES_MARK, '\n'.join(elements)),
+    ):
+        text = text.replace(mark, content)
+    with atomic_path(kit / SINGLE_FILE) as temporary:
+        temporary.write_text(text, encoding='utf-8')
+    return kit / SINGLE_FILE
+
+
+def _is_read(file: str) -> bool:
+    """Return whether the page reads a file of a kit: the model and the arrays."""
+    return file.endswith(('.onnx', '.bin'))
+
+
+def _base64(path: Path, compressed: bool = False) -> str:
+    content = path.read_bytes()
+    return base64.b64encode(gzip.compress(content, 6, mtime=0) if compressed else content).decode()

@@ -1,0 +1,96 @@
+/** Says of the outputs of a kit's cases what `mm2onnx judge` says of them, by the bars of the manifest. */
+
+import { inDtype, isWhole, shapeText } from 'kit/arrays.js';
+import { matchResults } from 'kit/matching.js';
+import { hasResults, resultsOf } from 'kit/results.js';
+import { compareTensors, failedRow } from 'kit/tensors.js';
+
+/**
+ * Return {tensors, results, failures} of one case: rows as of tensors.js and matching.js, and sentences.
+ *
+ * @param kitCase with inputs, beside, tensors and results, see `Kit.readCase`.
+ * @param outputs object of arrays by name.
+ * @param kit with the manifest and the metadata of the file.
+ */
+export function judgeCase(kitCase, outputs, kit) {
+  const { spec } = kit.metadata;
+  const expected = Object.fromEntries(spec.outputs.map((tensor) => [tensor.name, tensor]));
+  const tensors = misnamed(outputs, expected);
+  const typed = {};
+  for (const [name, array] of Object.entries(outputs)) {
+    if (!(name in expected)) continue;
+    typed[name] = inDtype(array, expected[name].dtype);
+    const reason = misfit(typed[name], expected[name]);
+    if (reason) tensors.push(failedRow(name, reason));
+  }
+  if (!tensors.length && Object.keys(kitCase.tensors).length) {
+    tensors.push(...compareTensors(kitCase.tensors, typed, spec));
+  } else if (!tensors.length && kitCase.results.some(({ scores }) => scores.length)) {
+    tensors.push(...constant(typed));
+  }
+  const isRight = tensors.every((row) => !row.reason);
+  const results = isRight && hasResults(kit) ? matchImages(kitCase, typed, kit) : [];
+  const failures = [...tensors, ...results]
+    .filter((row) => row.reason)
+    .map((row) => `${kitCase.name} ${kitCase.title}: ${row.name}: ${row.reason}`);
+  return { tensors, results, failures };
+}
+
+function misnamed(outputs, expected) {
+  const missing = Object.keys(expected).filter((name) => !(name in outputs));
+  const unknown = Object.keys(outputs).filter((name) => !(name in expected));
+  return [
+    ...missing.map((name) => failedRow(name, `missing; the engine gave ${Object.keys(outputs).join(', ') || 'nothing'}`)),
+    ...unknown.map((name) => failedRow(name, `not an output of this kit; these are ${Object.keys(expected).join(', ')}`)),
+  ];
+}
+
+/** Return why dtype or shape of an array are not those of a tensor of the contract, '' if they are. */
+function misfit({ dtype, shape }, tensor) {
+  if (dtype !== tensor.dtype) return `dtype: got ${dtype}, expected ${tensor.dtype}`;
+  const fits = shape.length === tensor.axes.length
+    && tensor.axes.every((axis, index) => typeof axis === 'string' || axis === shape[index]);
+  return fits ? '' : `shape: got ${shapeText(shape)}, expected ${shapeText(tensor.axes)}`;
+}
+
+/** Return failing rows of the outputs of floats whose values are all the same one. */
+function constant(outputs) {
+  return Object.entries(outputs)
+    .filter(([, { dtype, values }]) => !isWhole(dtype) && values.length > 1 && values.every((value) => value === values[0]))
+    .map(([name, { values }]) => failedRow(name, `every value is ${values[0]}, PyTorch has results`));
+}
+
+function matchImages(kitCase, outputs, { metadata, manifest: { task, bars } }) {
+  let candidates;
+  try {
+    candidates = resultsOf(outputs, { ...kitCase.inputs, ...kitCase.beside }, metadata);
+  } catch (error) {
+    return kitCase.images.map((name) => ({ name, matched: 0, reason: `no results: ${error.message}` }));
+  }
+  if (candidates.length !== kitCase.results.length) {
+    const reason = `got results of ${candidates.length} images, expected ${kitCase.results.length}`;
+    return kitCase.images.map((name) => ({ name, matched: 0, reason }));
+  }
+  const capacity = task === 'panoptic' ? null : metadata.postprocess.max_per_img;
+  return kitCase.images.map((name, index) => (
+    { name, ...matchResults(kitCase.results[index], candidates[index], task, bars, capacity) }
+  ));
+}
+
+/** Return {equal, matched, failures, claim} of all cases; if nothing was compared they are not equal. */
+export function verdictOf(judgements, kit) {
+  const sumOf = (name) => judgements.reduce((sum, { results }) => sum + results.reduce((count, row) => count + (row[name] ?? 0), 0), 0);
+  const matched = sumOf('matched');
+  const failures = [...loneLowResults(sumOf('low'), sumOf('low_alone'), kit.manifest.bars), ...judgements.flatMap((judgement) => judgement.failures)];
+  const compared = matched > 0 || judgements.some(({ tensors }) => tensors.length);
+  const equal = compared && !failures.length;
+  const word = hasResults(kit) ? 'EQUAL' : 'TENSORS EQUAL';
+  const count = `${judgements.length} ${judgements.length === 1 ? 'INPUT' : 'INPUTS'}`;
+  return { equal, matched, failures, claim: equal ? `${word} ON ${count}` : 'NOT EQUAL' };
+}
+
+/** Return why results below the score threshold fail a kit: too many have no partner; else []. */
+function loneLowResults(low, alone, bars) {
+  if (alone <= Math.max(bars.low_alone, bars.low_alone_share * low)) return [];
+  return [`${alone} of ${low} results below the score threshold have no partner on the other side`];
+}

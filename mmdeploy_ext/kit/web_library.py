@@ -1,0 +1,97 @@
+"""onnxruntime-web from the npm registry: downloaded once, compared with its hash, unpacked beside a page.
+
+`npm pack` fetches the package as the user's npm is set up, and runs no scripts of it. Nothing of it is part
+of this repository.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
+from mmdeploy_ext.core.cli import one_line
+from mmdeploy_ext.core.errors import DataError, UsageError
+
+NAME, VERSION = 'onnxruntime-web', '1.30.0'
+INTEGRITY = 'sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=='
+"""Of the package, as a lock file of npm has it: SHA-512 in base64."""
+LOADERS = {
+    'ort.wasm.bundle.min.mjs': 'ort-wasm-simd-threaded.wasm',
+    'ort.webgpu.bundle.min.mjs': 'ort-wasm-simd-threaded.asyncify.wasm',
+}
+"""Script of the package that a page imports -> the WebAssembly that it runs: without WebGPU, and with it."""
+LICENCES = ('LICENSE', 'ThirdPartyNotices.txt')
+"""Files of the Python package onnxruntime, which is of the same sources: that of npm has no licence file."""
+SECONDS = 600
+"""Limit of a download: 33 MB."""
+
+
+def cache_folder() -> Path:
+    """Return the folder in which packages of npm are kept: `mm2onnx/npm` of the user's cache."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mm2onnx/npm'
+
+
+def package() -> Path:
+    """Return the package in the cache, after a download if it is not there.
+
+    Raises:
+        UsageError: there is no npm, or it cannot download the package.
+        DataError: the file in the cache has another hash.
+    """
+    path = cache_folder() / f'{NAME}-{VERSION}.tgz'
+    if not path.is_file():
+        _download(path)
+    digest = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
+    if f'sha512-{digest}' != INTEGRITY:
+        raise DataError(f'{path}: got sha512-{digest}, expected {INTEGRITY}; remove the file and try again')
+    return path
+
+
+def _download(path: Path) -> None:
+    """Let npm write the package to a path; it appears whole or not at all."""
+    by_hand = f'or put what `npm pack {NAME}@{VERSION}` writes on another machine into {path.parent}'
+    npm = shutil.which('npm')
+    if npm is None:
+        raise UsageError(
+            f'{NAME} {VERSION} is not in {path.parent}, and there is no npm to download it: install Node.js '
+            f'(on Debian: apt install npm), {by_hand}'
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix='.npm') as folder:
+        command = [npm, 'pack', '--ignore-scripts', '--silent', f'{NAME}@{VERSION}']
+        try:
+            subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise UsageError(
+                f'npm: no answer of its registry in {SECONDS} s; try again, {by_hand}'
+            ) from error
+        except subprocess.CalledProcessError as error:
+            reason = one_line(error.stderr)[:300] or f'exit status {error.returncode}'
+            raise UsageError(
+                f'npm pack {NAME}@{VERSION} failed: {reason}; is its registry reachable (npm ping)? Try '
+                f'again, {by_hand}'
+            ) from error
+        os.replace(Path(folder, path.name), path)
+
+
+def unpack(folder: Path) -> None:
+    """Write the library and its licences into a folder; for the errors see `package`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(package()) as archive:
+        for name in (*LOADERS, *LOADERS.values()):
+            content = archive.extractfile(f'package/dist/{name}')
+            (folder / name).write_bytes(content.read())
+    for name in LICENCES:
+        (folder / name).write_bytes(_licence(name))
+
+
+def _licence(name: str) -> bytes:
+    distribution = importlib.metadata.distribution('onnxruntime')
+    return Path(distribution.locate_file(f'onnxruntime/{name}')).read_bytes()

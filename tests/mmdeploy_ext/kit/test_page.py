@@ -1,0 +1,189 @@
+"""The page of a kit runs its inputs in a browser, and says what `mm2onnx judge` says."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import test_kit
+from onnx import numpy_helper
+
+from browser_pages import (
+    COUNTS,
+    address_of,
+    change_manifest,
+    counts,
+    in_page,
+    needs_library,
+    opened_browser,
+    run_page,
+)
+from mmdeploy_ext.cli import export_app, kit_app
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.kit import web_library
+from mmdeploy_ext.kit.contents import Case, read_manifest
+from mmdeploy_ext.kit.judge import judge
+from mmdeploy_ext.kit.page import write_single_file
+from mmdeploy_ext.kit.server import serving
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.tasks import bbox2d
+from mmdeploy_ext.runtime.detect import detect
+from mmdeploy_ext.runtime.detections import Detections
+
+CASES = 3
+"""Of the kit that most tests use."""
+
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    needs_library()
+    with opened_browser(tmp_path_factory.mktemp('profile')) as browser:
+        yield browser
+
+
+@pytest.fixture(scope='module')
+def kit(tmp_path_factory):
+    """The kit of the ATSS toy with its first inputs."""
+    folder = tmp_path_factory.mktemp('page') / 'kit'
+    model = ('configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth')
+    assert kit_app.main(['demo/atss_toy.onnx', *model, '--out', str(folder)]) == 0
+    change_manifest(folder, lambda manifest: manifest.update(cases=manifest['cases'][:CASES]))
+    return folder
+
+
+@pytest.fixture
+def changed_kit(kit, tmp_path):
+    """A copy of the kit, to plant faults in."""
+    return Path(shutil.copytree(kit, tmp_path / 'kit'))
+
+
+@pytest.fixture(scope='module')
+def page(browser, kit):
+    """The browser with the page of the kit."""
+    with address_of(kit) as address:
+        browser.open(address)
+        yield browser
+
+
+def test_a_browser_gives_pytorchs_results_and_asks_nobody_else(browser, kit):
+    with address_of(kit) as address:
+        verdict, failures, detail = run_page(browser, address)
+    assert verdict == f'EQUAL ON {CASES} INPUTS', failures
+    assert f'onnxruntime-web {web_library.VERSION}, WebAssembly' in detail and not browser.problems
+    assert all(request.startswith((address, 'data:')) for request in browser.requests)
+
+
+def test_a_page_from_disk_shows_the_command_and_stops(browser, kit):
+    browser.problems.clear()
+    browser.open((kit / 'index.html').as_uri())
+    text = browser.evaluate('document.body.innerText')
+    assert f'mm2onnx kit --serve {kit}' in text and 'Run' not in text and not browser.problems
+
+
+def test_a_single_file_runs_from_disk(browser, changed_kit):
+    change_manifest(changed_kit, lambda manifest: manifest.update(cases=manifest['cases'][:1]))
+    page = write_single_file(changed_kit)
+    verdict, failures, _ = run_page(browser, page.as_uri())
+    assert verdict == 'EQUAL ON 1 INPUT', failures
+    assert [address for address in browser.requests if not address.startswith('data:')] == [page.as_uri()]
+    assert not browser.problems
+
+
+def test_a_fault_in_the_file_is_shown(browser, changed_kit):
+    model = onnx.load(changed_kit / 'model.onnx')
+    weight = next(array for array in model.graph.initializer if len(array.dims) == 4)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
+    onnx.save(model, changed_kit / 'model.onnx')
+    change_manifest(changed_kit, lambda _: None)
+    with address_of(changed_kit) as address:
+        verdict, failures, _ = run_page(browser, address)
+    assert verdict == 'NOT EQUAL'
+    assert '000 traced input: toy.jpg: ' in failures and 'outside the bars' in failures
+
+
+def test_a_file_that_was_changed_is_refused(browser, changed_kit):
+    array = next((changed_kit / 'inputs/000').iterdir())
+    with address_of(changed_kit) as address:
+        array.write_bytes(array.read_bytes()[:-1] + b'\1')
+        verdict, _, detail = run_page(browser, address)
+    assert verdict == 'Stopped' and f'inputs/000/{array.name}: was changed' in detail
+    with pytest.raises(DataError, match=array.name), serving(changed_kit):
+        pass
+
+
+def test_a_picture_has_the_detections_that_python_finds(page):
+    pixels = read_image('demo/toy.jpg')
+    body = """
+        const [{ Kit }, { Engine }, { detect }] = await Promise.all(
+            ['kit', 'engine', 'picture'].map((name) => import(`kit/${name}.js`)));
+        const kit = await Kit.open();
+        const [height, width] = pixels.shape;
+        const engine = await Engine.open(kit, 'wasm');
+        return detect(engine, { height, width, values: pixels.values }, kit.metadata);
+    """
+    answer = in_page(page, body, pixels=pixels)
+    labels = np.asarray(answer['labels'], np.int64)
+    results = Detections(answer['boxes'].reshape(-1, 4), answer['scores'], labels)
+    with build_backend('OnnxRuntimeBackend', 'demo/atss_toy.onnx') as backend:
+        row = bbox2d.match_detections('toy', detect(backend, pixels), results)
+    assert row.passed and row.matched > 20, row
+
+
+def test_planted_outputs_are_judged_as_by_the_command(page, kit, tmp_path):
+    cases = [Case.read(kit, entry) for entry in read_manifest(kit)['cases']]
+    with build_backend('OnnxRuntimeBackend', str(kit / 'model.onnx')) as backend:
+        outputs = [backend.infer(case.inputs) for case in cases]
+    planted, expected = {}, {}
+    for fault, change in {'none': test_kit.changed(), **test_kit.FAULTS}.items():
+        planted[fault] = []
+        for case, arrays in zip(cases, outputs, strict=True):
+            change(tmp_path / case.name, arrays)
+            with np.load(tmp_path / f'{case.name}.npz') as archive:
+                planted[fault].append(dict(archive))
+        judgement = judge(kit, tmp_path)
+        rows = [
+            [[row.tensor for row in case.tensors if not row.passed], *map(counts, case.detections)]
+            for case in judgement.cases
+        ]
+        expected[fault] = dict(equal=judgement.equal, failures=len(judgement.failures), rows=rows)
+    body = """
+        const [{ Kit }, { judgeCase, verdictOf }] = await Promise.all(['kit', 'judge'].map((name) => import(`kit/${name}.js`)));
+        const kit = await Kit.open();
+        const cases = await Promise.all(kit.manifest.cases.map((entry) => kit.readCase(entry)));
+        const judged = (outputs) => {
+            const judgements = outputs.map((arrays, index) => judgeCase(cases[index], arrays, kit));
+            const rows = judgements.map(({ tensors, results }) => {
+                const failed = tensors.filter((row) => row.reason).map((row) => row.name);
+                return [failed, ...results.map((row) => counts.map((name) => row[name]))];
+            });
+            const { equal, failures } = verdictOf(judgements, kit);
+            return { equal, failures: failures.length, rows };
+        };
+        return Object.fromEntries(Object.entries(planted).map(([fault, outputs]) => [fault, judged(outputs)]));
+    """
+    assert in_page(page, body, planted=planted, counts=COUNTS) == expected
+    assert [fault for fault in expected if expected[fault]['equal']] == ['none']
+
+
+# --- other models -----------------------------------------------------------------------------------------
+
+MODELS = {
+    'retinanet': (), 'yolox': (), 'rtdetr': (), 'mask_rcnn': (), 'solov2': (), 'panoptic_fpn': (),
+    'deformable_detr': (), 'atss': ('--postprocess', 'raw'),
+}  # fmt: skip
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('name', MODELS)
+def test_other_models_are_equal_in_a_browser(browser, tmp_path, name):
+    model = (f'configs/demo/{name}_toy.py', f'demo/checkpoints/{name}_toy.pth')
+    file, folder = str(tmp_path / 'model.onnx'), tmp_path / 'kit'
+    assert export_app.main([*model, '--output-file', file, *MODELS[name]]) == 0
+    assert kit_app.main([file, *model, '--out', str(folder)]) == 0
+    with address_of(folder) as address:
+        verdict, failures, _ = run_page(browser, address)
+    claim = 'TENSORS EQUAL' if MODELS[name] else 'EQUAL'
+    assert verdict.startswith(f'{claim} ON '), failures
+    assert not browser.problems

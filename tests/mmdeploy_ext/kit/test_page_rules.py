@@ -1,0 +1,185 @@
+"""The rules of a kit's page, in JavaScript, are those in Python: pictures bit for bit, matches, tensors."""
+
+import numpy as np
+import pytest
+
+from browser_pages import COUNTS, address_of, counts, in_page, opened_browser, write_empty_kit
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.families.parts.runtime.pasted_masks import paste
+from mmdeploy_ext.kit.contents import result_arrays
+from mmdeploy_ext.kit.page import bars_of
+from mmdeploy_ext.preprocess.pictures import PreprocessRule
+from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.proving.tensors import compare_tensors
+from mmdeploy_ext.runtime.detections import Detections, Instances
+from mmdeploy_ext.runtime.panoptic import Segments
+
+
+@pytest.fixture(scope='module')
+def page(tmp_path_factory):
+    """A browser with the page and its scripts, of a kit that has neither inputs nor a library."""
+    folder = tmp_path_factory.mktemp('kit')
+    write_empty_kit(folder)
+    with opened_browser(tmp_path_factory.mktemp('profile')) as browser, address_of(folder) as address:
+        browser.open(address)
+        yield browser
+
+
+RULES = {
+    'keep ratio': dict(
+        img_scale=(96, 64), size_divisor=32, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)
+    ),
+    'stretch': dict(img_scale=(90, 51), keep_ratio=False, std=(3.3, 7.7, 0.3)),
+    'as it is': dict(to_rgb=False, mean=(103.5, 116.3, 123.7)),
+    'fixed': dict(size=(64, 96), pad_val=(114.0, 0.1, -1.0), std=(255.0, 255.0, 255.0)),
+    'fixed, stretch': dict(size=(31, 97), keep_ratio=False),
+    'padded size': dict(img_scale=(64, 48), pad_size=(70, 50), to_rgb=False),
+    'centred': dict(pad_or=127, pad_more=1, centred=True),
+    'centred, odd': dict(img_scale=(77, 77), size_divisor=11, centred=True),
+}
+PICTURES = ((60, 80), (37, 91), (128, 64), (3, 2), (64, 96), (96, 128), (102, 180), (1, 9), (301, 17))
+"""Heights and widths: smaller and larger than what the rules resize to, exact halves among them."""
+
+
+def test_pictures_are_prepared_bit_for_bit_as_in_python(page):
+    random = np.random.default_rng(0)
+    rules = {name: PreprocessRule(**values) for name, values in RULES.items()}
+    body = """
+        const { prepare } = await import('kit/prepare.js');
+        const [height, width] = pixels.shape;
+        return rules.map((rule) => prepare(rule, { height, width, values: pixels.values }));
+    """
+    for shape in PICTURES:
+        pixels = random.integers(0, 256, (*shape, 3), np.uint8)
+        answer = in_page(page, body, pixels=pixels, rules=[rule.to_json() for rule in rules.values()])
+        for (name, rule), prepared in zip(rules.items(), answer, strict=True):
+            expected = rule.apply(pixels)
+            assert prepared['shape'] == list(expected.tensor.shape[1:]), (name, shape)
+            assert prepared['content'] == list(expected.img_shape), (name, shape)
+            assert prepared['border'] == list(expected.border), (name, shape)
+            assert prepared['original'] == list(shape)
+            assert prepared['scale'].tobytes() == expected.scale_factor.tobytes()
+            assert prepared['tensor'].tobytes() == expected.tensor.tobytes(), (name, shape)
+
+
+def generated_pair(random, task):
+    """Return the results of an image, and others: moved, rescored, lost, in another order."""
+    count, (height, width) = int(random.integers(0, 12)), (24, 40)
+    corners = np.sort(random.integers(0, (width, height), (count, 2, 2)), axis=1)
+    corners = corners.reshape(-1, 4).astype(np.float32)
+    labels = random.integers(0, 2, count)
+    rows, columns = np.mgrid[:height, :width]
+    x1, y1, x2, y2 = corners.T[..., None, None]
+    masks = (columns >= x1) & (columns < x2) & (rows >= y1) & (rows < y2)
+    scores = random.choice(np.float32([0.02, 0.0999, 0.1, 0.3, 0.3, 0.7]), count)
+    order = random.permutation(count)[: count - int(random.integers(0, 2))]
+    moved = corners[order] + random.choice([0, 0, 2e-3, 0.1, 4], (len(order), 4)).astype(np.float32)
+    rescored = scores[order] + random.choice([0, 0, 5e-5, 5e-4, 0.1], len(order)).astype(np.float32)
+    flipped = masks[order] ^ (random.random((len(order), height, width)) < random.choice([0, 0.001, 0.02]))
+    if task == 'bbox2d':
+        return Detections(corners, scores, labels), Detections(moved, rescored, labels[order])
+    if task == 'panoptic':
+        ones = np.ones(count, np.float32)
+        return (
+            Segments(masks, ones, labels, labels),
+            Segments(flipped, ones[order], labels[order], labels[order]),
+        )
+    if task == 'mask':
+        return Instances(masks, scores, labels), Instances(flipped, rescored, labels[order])
+    return (
+        Instances(masks, scores, labels, corners, scores),
+        Instances(flipped, rescored, labels[order], moved, rescored),
+    )
+
+
+@pytest.mark.parametrize('task', ['bbox2d', 'mask', 'boxed_mask', 'panoptic'])
+def test_generated_results_are_matched_as_in_python(page, task):
+    random = np.random.default_rng(1)
+    pairs = [generated_pair(random, task) for _ in range(60)]
+    capacities = [random.choice([None, len(pair[0])]) for pair in pairs]
+    match = task_module(task).match_detections
+    expected = [counts(match('', *pair, capacity=size)) for pair, size in zip(pairs, capacities, strict=True)]
+    answer = in_page(
+        page,
+        """
+            const { matchResults } = await import('kit/matching.js');
+            const { resultsOfKit } = await import('kit/results.js');
+            return pairs.map((pair, index) => {
+                const capacity = task === 'panoptic' ? null : capacities[index];
+                const row = matchResults(...pair.map(resultsOfKit), task, bars, capacity);
+                return counts.map((name) => row[name]);
+            });
+        """,
+        pairs=[list(map(result_arrays, pair)) for pair in pairs],
+        capacities=capacities,
+        task=task,
+        bars=bars_of(task),
+        counts=COUNTS,
+    )
+    assert answer == expected
+    assert all(sum(row[index] for row in expected) for index in range(5)), 'each count occurs'
+
+
+def test_masks_are_pasted_as_in_python(page):
+    random = np.random.default_rng(2)
+    masks = random.random((30, 7, 7), np.float32)
+    corners = random.uniform(-10, 60, (30, 2, 2))
+    boxes = np.sort(corners, axis=1).reshape(-1, 4).astype(np.float32)
+    boxes[-3:] = corners[-3:].reshape(-1, 4)  # turned inside out, some of them
+    boxes[:5] = [[3, 4, 3, 9], [5, 5, 5.4, 30], [-9, -9, -2, -2], [0, 0, 50, 40], [7, 30, 9, 30]]
+    expected = paste(masks, boxes, 40, 50, 0.5)
+    body = """
+        const { pasteMasks } = await import('kit/pasted_masks.js');
+        return pasteMasks(masks, boxes.values, 40, 50, 0.5);
+    """
+    pasted = np.stack(in_page(page, body, masks=list(masks), boxes=boxes)).reshape(expected.shape)
+    assert np.array_equal(pasted, expected) and expected.any(axis=(1, 2)).sum() > 10
+
+
+GROUPS = (ColumnGroup('xy', (0, 1), 'pixel', 1e-4, 0.01), ColumnGroup('score', (2,), '', 1e-3))
+SPEC = GraphSpec(
+    'test',
+    (),
+    (
+        TensorSpec('boxes', 'float32', ('n', 3), groups=GROUPS),
+        TensorSpec('ids', 'int64', ('n',), groups=(ColumnGroup(rtol=0.0),)),
+        TensorSpec('flags', 'bool', ('n',)),
+        TensorSpec('uncovered', 'float32', ('n', 3), groups=GROUPS[:1]),
+    ),
+)
+BOXES = np.random.default_rng(3).normal(0, 50, (6, 3)).astype(np.float32)
+TENSORS = dict(boxes=BOXES, ids=np.arange(2**60, 2**60 + 6), flags=BOXES[:, 0] > 0, uncovered=BOXES)
+CHANGES = {
+    'nothing': {},
+    'NaN': dict(boxes=BOXES * np.nan),
+    'zeros': dict(boxes=BOXES * 0),
+    'within the tolerance': dict(boxes=BOXES + np.float32(0.009)),
+    'outside of it': dict(boxes=BOXES + np.float32(0.02)),
+    'numbers that are equal as float64': dict(ids=TENSORS['ids'] + 1),
+    'flags': dict(flags=~TENSORS['flags']),
+    'shape': dict(boxes=BOXES[:5]),
+    'dtype': dict(ids=np.arange(6, dtype=np.int32)),
+    'empty': dict(boxes=BOXES[:0]),
+}
+
+
+def test_tensors_are_compared_as_in_python(page):
+    candidates = {name: {**TENSORS, **change} for name, change in CHANGES.items()}
+    expected = {
+        name: [[row.tensor, row.passed] for row in compare_tensors(TENSORS, candidate, SPEC)]
+        for name, candidate in candidates.items()
+    }
+    body = """
+        const [{ compareTensors }, { withGroups }] = await Promise.all(
+            ['tensors', 'kit'].map((name) => import(`kit/${name}.js`)));
+        withGroups(spec, rtol);
+        const compare = (candidate) => compareTensors(expected, candidate, spec);
+        return Object.fromEntries(Object.entries(candidates).map(([name, candidate]) => (
+            [name, compare(candidate).map((row) => [row.name, !row.reason])]
+        )));
+    """
+    answer = in_page(
+        page, body, expected=TENSORS, candidates=candidates, spec=SPEC.to_json(), rtol=DEFAULT_RTOL
+    )
+    assert answer == expected
+    assert not all(passed for rows in expected.values() for _, passed in rows[:-1])
