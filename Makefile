@@ -113,7 +113,7 @@ fi
 exec 9>&-
 endef
 
-.PHONY: help env env-tensorrt env-mmdet3 env-rotate test-rotate tensorrt-table tensorrt-table-full test test-fast test-matrix demo demo-stream demo-lidar demo-fusion benchmark zoo doctor site lint clean distclean
+.PHONY: help env env-tensorrt env-mmdet3 env-rotate test-rotate tensorrt-table tensorrt-table-full test test-fast test-matrix demo demo-stream demo-lidar demo-fusion demo-web benchmark zoo doctor site lint clean distclean
 
 help:
 	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 1 to 2 minutes on 2 cores)'
@@ -121,6 +121,7 @@ help:
 	echo 'make demo-stream  a small trained StreamPETR on a generated nuScenes: the same, and a film'
 	echo 'make demo-lidar   a small trained CenterPoint on the same: from points to boxes, and a picture from above'
 	echo 'make demo-fusion  a small trained BEVFusion on the same: cameras and points to boxes, and a film'
+	echo 'make demo-web     the small ATSS in your browser: the verdict there, and a picture of yours'
 	echo 'make test         the test suite          make test-fast    a part of it     make test-matrix  the long matrices'
 	echo 'make env-tensorrt the optional TensorRT-RTX (233 MB)     make tensorrt-table   what builds, for which GPU'
 	echo 'make env-mmdet3   the optional mmdet 3 in .venv-mmdet3/, which docs/mmdet3.md is measured with'
@@ -336,6 +337,13 @@ demo-fusion: $(ENV)
 	    --verify --frames 24 --report work_dirs/demo_fusion
 	$(RUN) tools/demo/fusion_video.py $(FUSION).py $(FUSION_CKPT) --onnx work_dirs/demo_fusion/graphs \
 	    --engine both --out work_dirs/demo_fusion/drive.mp4
+
+# The page of a kit in a browser on this machine, until Ctrl+C.
+WEB := work_dirs/demo_web
+demo-web: $(ENV)
+	rm -rf $(WEB)
+	$(RUN) -m mmdeploy_ext kit demo/atss_toy.onnx configs/demo/atss_toy.py demo/checkpoints/atss_toy.pth --out $(WEB)
+	$(RUN) -m mmdeploy_ext kit --serve $(WEB) --open
 
 # All families at full size on every engine that is here: docs/benchmarks.md. See `benchmark_all.py --help`.
 BENCHMARK_ARGS ?=

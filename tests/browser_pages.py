@@ -70,14 +70,15 @@ def counts(row):
 def in_page(browser, body, **values):
     """Run the body of an asynchronous JavaScript function in the page of a kit and return what it returns.
 
-    `values` are its arguments. Arrays of numpy, also inside of lists and dicts, are arrays of arrays.js there;
-    typed arrays that it returns are arrays of one axis here.
+    `values` are its arguments. Arrays of numpy in them are arrays of arrays.js there; typed arrays that it
+    returns are arrays of one axis here.
     """
     text = json.dumps(json.dumps(values, default=_as_text))
     answer = browser.evaluate(f"""(async () => {{
         const {{ arrayOf }} = await import('kit/arrays.js');
         const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer;
-        const revive = (_, value) => (value?.base64 === undefined ? value : arrayOf(bytes(value.base64), value));
+        const revive = (_, value) => (
+            value?.base64 === undefined ? value : arrayOf(bytes(value.base64), value));
         const run = async ({{ {', '.join(values)} }}) => {{ {body} }};
         const answer = await run(JSON.parse({text}, revive));
         return JSON.stringify(answer, (_, value) => {{

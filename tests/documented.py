@@ -72,6 +72,8 @@ REASONS = {
         r'.*(\b[A-Z]{4,}\b(?![=_])|SWEEP|\$ORIGINAL|from_paddle| a\.onnx b\.onnx)',
     ),
     'own family': ('it is of the package that the page makes', r'.*circles\.(pth|onnx)'),
+    'server': ('it serves until somebody ends it', r'mm2onnx kit --serve '),
+    'npm': ('it downloads a package of npm', r'mm2onnx kit .*--(web|single-file)'),
     'own module': ('it is of the module that the page makes', r'.*my_module\.py:make'),
     'shell': ('it is of a shell in which people type', r'eval '),
     'bf16': ('it needs a CPU with bfloat16', r'.*(--inference-precision bf16|openvino-bf16)'),
@@ -110,6 +112,16 @@ RTDETR = (
 TOY = r'(\$CONFIG \$CKPT|configs/demo/atss_toy.py demo/checkpoints/atss_toy.pth) '
 OF_PAGES = {
     'docs/kit.md': (
+        Entry(
+            'mm2onnx kit --serve ',
+            why='server',
+            test=SELF + 'kit/test_serving.py::test_the_command_serves_without_pytorch_until_it_is_interrupted',
+        ),
+        Entry(
+            'mm2onnx kit .*--single-file',
+            why='npm',
+            test=SELF + 'kit/test_page.py::test_a_single_file_runs_from_disk',
+        ),
         Entry('(mm2onnx (kit|judge)|python work_dirs/kit/run_onnxruntime.py) ', run=True, matrix=True),
     ),
     'docs/prove-module.md': (

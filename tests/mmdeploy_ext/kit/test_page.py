@@ -104,12 +104,12 @@ def test_a_fault_in_the_file_is_shown(browser, changed_kit):
 
 
 def test_a_file_that_was_changed_is_refused(browser, changed_kit):
-    array = next((changed_kit / 'inputs/000').iterdir())
+    model = changed_kit / 'model.onnx'
     with address_of(changed_kit) as address:
-        array.write_bytes(array.read_bytes()[:-1] + b'\1')
+        model.write_bytes(model.read_bytes()[:-1] + b'\1')
         verdict, _, detail = run_page(browser, address)
-    assert verdict == 'Stopped' and f'inputs/000/{array.name}: was changed' in detail
-    with pytest.raises(DataError, match=array.name), serving(changed_kit):
+    assert verdict == 'Stopped' and 'model.onnx: was changed' in detail
+    with pytest.raises(DataError, match='model.onnx'), serving(changed_kit):
         pass
 
 
@@ -149,7 +149,8 @@ def test_planted_outputs_are_judged_as_by_the_command(page, kit, tmp_path):
         ]
         expected[fault] = dict(equal=judgement.equal, failures=len(judgement.failures), rows=rows)
     body = """
-        const [{ Kit }, { judgeCase, verdictOf }] = await Promise.all(['kit', 'judge'].map((name) => import(`kit/${name}.js`)));
+        const [{ Kit }, { judgeCase, verdictOf }] = await Promise.all(
+            ['kit', 'judge'].map((name) => import(`kit/${name}.js`)));
         const kit = await Kit.open();
         const cases = await Promise.all(kit.manifest.cases.map((entry) => kit.readCase(entry)));
         const judged = (outputs) => {
@@ -161,7 +162,8 @@ def test_planted_outputs_are_judged_as_by_the_command(page, kit, tmp_path):
             const { equal, failures } = verdictOf(judgements, kit);
             return { equal, failures: failures.length, rows };
         };
-        return Object.fromEntries(Object.entries(planted).map(([fault, outputs]) => [fault, judged(outputs)]));
+        const verdicts = Object.entries(planted).map(([fault, outputs]) => [fault, judged(outputs)]);
+        return Object.fromEntries(verdicts);
     """
     assert in_page(page, body, planted=planted, counts=COUNTS) == expected
     assert [fault for fault in expected if expected[fault]['equal']] == ['none']
