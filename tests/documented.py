@@ -115,7 +115,7 @@ OF_PAGES = {
         Entry(
             'mm2onnx kit --serve ',
             why='server',
-            test=SELF + 'kit/test_serving.py::test_the_command_serves_without_pytorch_until_it_is_interrupted',
+            test=SELF + 'kit/test_serving.py::test_the_command_serves_without_pytorch',
         ),
         Entry(
             'mm2onnx kit .*--single-file',

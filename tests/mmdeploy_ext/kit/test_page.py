@@ -109,7 +109,7 @@ def test_a_file_that_was_changed_is_refused(browser, changed_kit):
         model.write_bytes(model.read_bytes()[:-1] + b'\1')
         verdict, _, detail = run_page(browser, address)
     assert verdict == 'Stopped' and 'model.onnx: was changed' in detail
-    with pytest.raises(DataError, match='model.onnx'), serving(changed_kit):
+    with pytest.raises(DataError, match=r'model\.onnx'), serving(changed_kit):
         pass
 
 
