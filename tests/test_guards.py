@@ -63,7 +63,8 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
 
 # ---- configs
 
-FUNCTIONS = 'nuscenes_fusion.py', 'nuscenes_lidar.py', 'nuscenes_stream.py'  # that configs call
+# functions that configs call
+FUNCTIONS = 'bevformer_model.py', 'nuscenes_fusion.py', 'nuscenes_lidar.py', 'nuscenes_stream.py'
 CONFIGS = sorted(
     path.relative_to(REPOSITORY).as_posix()
     for folder in ('configs', 'projects/configs') for path in (REPOSITORY / folder).rglob('*.py')

@@ -28,6 +28,20 @@ MODELS_2D = {
 }
 """Module of this package -> types that it offers; they need mmdet."""
 MODELS_3D = {
+    'bevformer.attention': (
+        'CustomMSDeformableAttention',
+        'MSDeformableAttention3D',
+        'SpatialCrossAttention',
+        'TemporalSelfAttention',
+    ),
+    'bevformer.detector': ('BEVFormer',),
+    'bevformer.head': ('BEVFormerHead',),
+    'bevformer.transformer': (
+        'BEVFormerEncoder',
+        'BEVFormerLayer',
+        'DetectionTransformerDecoder',
+        'PerceptionTransformer',
+    ),
     'bevfusion.center_head': ('BEVFusionCenterHead',),
     'bevfusion.coder': ('TransFusionBBoxCoder',),
     'bevfusion.fusion': ('BEVFusion', 'ConvFuser'),

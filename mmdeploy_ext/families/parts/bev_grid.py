@@ -1,0 +1,99 @@
+"""The grid of a bird's-eye view: where its cells are, in which pictures its pillars appear, how it turns.
+
+Glossary: N cameras, H, W rows and columns of the view, Q = H W cells, row by row, P points of a pillar, which
+stands on a cell.
+
+Source of the formulas: fundamentalvision/BEVFormer 66b65f3, `modules/encoder.py`, lines 47 to 149.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+NEAREST_DEPTH = 1e-5
+"""A point less far in front of a camera, in m, is not in its picture."""
+
+
+def cell_centres(height: int, width: int) -> Tensor:
+    """Return x, y of the centres of the cells (Q, 2), in shares of the view's sides."""
+    y, x = torch.meshgrid(
+        (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing='ij'
+    )
+    return torch.stack([x.flatten(), y.flatten()], -1)
+
+
+def pillar_points(height: int, width: int, points: int, pc_range: Sequence[float]) -> Tensor:
+    """Return the points of the pillars (Q, P, 4): x, y, z in m and 1, the lowest first.
+
+    The lowest and the highest point are half a metre inside of the range.
+
+    Args:
+        height: H.
+        width: W.
+        points: P.
+        pc_range: x, y, z low, then high, m.
+    """
+    low, high = torch.tensor(pc_range).split(3)
+    depth = float(pc_range[5] - pc_range[2])
+    z = torch.linspace(0.5, depth - 0.5, points) / depth
+    centres = cell_centres(height, width)
+    shares = torch.cat(
+        [centres[:, None].expand(-1, points, -1), z[None, :, None].expand(len(centres), -1, -1)], -1
+    )
+    return torch.cat([shares * (high - low) + low, torch.ones(len(centres), points, 1)], -1)
+
+
+def project_pillars(points: Tensor, lidar2img: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return where points of pillars are in the pictures, and whether they are in them.
+
+    Args:
+        points: (Q, P, 4), see `pillar_points`.
+        lidar2img: (N, 4, 4), from the frame of the points to pixels.
+        image_size: height and width of the padded pictures, px.
+
+    Returns:
+        x, y (N, Q, P, 2) in shares of the picture, also of points outside and behind the camera, and
+        (N, Q, P), True for points in front of the camera and strictly inside of its picture.
+    """
+    cameras = lidar2img.shape[0]
+    projected = points.reshape(1, -1, 4) @ lidar2img.transpose(1, 2)
+    projected = projected.reshape(cameras, *points.shape)
+    depth = projected[..., 2]
+    is_ahead = depth > NEAREST_DEPTH
+    nearest = torch.full_like(depth, NEAREST_DEPTH)
+    pixels = projected[..., :2] / torch.maximum(depth, nearest)[..., None]
+    places = pixels / pixels.new_tensor([image_size[1], image_size[0]])
+    x, y = places[..., 0], places[..., 1]
+    return places, is_ahead & (x > 0) & (x < 1) & (y > 0) & (y < 1)
+
+
+def rotated_cells(rotation: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return the cell that each cell of a rotated view copies, the nearest, and whether there is one.
+
+    Args:
+        rotation: (2, 3) of `runtime.bev_motion.bev_rotation`.
+        height: H.
+        width: W.
+
+    Returns:
+        Indices (Q,) int64, in range for every cell, and (Q,) bool, False for cells whose source is outside.
+    """
+    x = torch.arange(width, device=rotation.device) - width * 0.5 + 0.5
+    y = torch.arange(height, device=rotation.device) - height * 0.5 + 0.5
+    x, y = x[None], y[:, None]
+    sources, is_inside = [], True
+    for row, extent in ((0, width), (1, height)):
+        share = rotation[row, 0] * x + rotation[row, 1] * y + rotation[row, 2]
+        source = ((share + 1) * extent - 1) / 2
+        source = source.round()  # half to even, as in torchvision
+        is_inside = is_inside & (source >= 0) & (source < extent)
+        sources.append(source.clamp(0, extent - 1))
+    column, row = sources
+    return (row * width + column).flatten().to(torch.int64), is_inside.flatten()
+
+
+def rotate_view(view: Tensor, rotation: Tensor, height: int, width: int) -> Tensor:
+    """Return a bird's-eye view (Q, C) turned by `rotated_cells`; cells without a source are 0."""
+    source, is_inside = rotated_cells(rotation, height, width)
+    return view[source] * is_inside[:, None].to(view.dtype)

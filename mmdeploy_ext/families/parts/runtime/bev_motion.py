@@ -1,0 +1,90 @@
+"""How the car moved between two frames, as a bird's-eye view of BEVFormer takes it: shift and rotation.
+
+Both are composed in float64 outside of a graph; the graph gets their float32 numbers. No torch.
+
+Glossary: H, W rows and columns of the bird's-eye view. Column 0 is at the smallest x, row 0 at the smallest
+y, in metres of the ego frame.
+
+Source of the formulas: fundamentalvision/BEVFormer 66b65f3, `modules/transformer.py`, lines 122 to 156, and
+torchvision 0.28, `transforms/functional.py` (`rotate`) with `nearest`.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+CAN_BUS = 18
+"""Numbers of a record of the car's motion, see `motion_since`."""
+YAW_RAD, YAW_DEG = 16, 17
+"""Where a record has the heading of the car in the map, in radians and in degrees."""
+
+
+def motion_since(can_bus: np.ndarray, previous: np.ndarray | None) -> np.ndarray:
+    """Return a record in which position and heading in degrees are what they changed by since a frame.
+
+    A record has 18 numbers: position x, y, z in the map, m (0 to 2); orientation (3 to 6); acceleration,
+    m/s^2 (7 to 9); rotation rate, rad/s (10 to 12); velocity, m/s (13 to 15); heading in rad (16) and in
+    degrees (17), from 0 to a whole turn.
+
+    Args:
+        can_bus: the record of this frame (18,).
+        previous: the record of the frame before; None at the first frame of a scene, whose changes are 0.
+
+    Returns:
+        (18,) float64. The change of the heading is not wrapped: it is near 360 where a turn crosses north,
+        as the model saw it in its training.
+    """
+    changed = np.array(can_bus, np.float64)
+    if previous is None:
+        changed[:3] = 0
+        changed[YAW_DEG] = 0
+        return changed
+    changed[:3] -= previous[:3]
+    changed[YAW_DEG] -= previous[YAW_DEG]
+    return changed
+
+
+def bev_shift(motion: np.ndarray, extent: Sequence[float]) -> np.ndarray:
+    """Return by how much content of the last bird's-eye view has moved, x and y, in shares of its sides.
+
+    The car's own x axis is taken for the y axis of the view, as upstream does.
+
+    Args:
+        motion: record of `motion_since`.
+        extent: width and height of the view, m.
+
+    Returns:
+        (2,) float64.
+    """
+    dx, dy, yaw = motion[0], motion[1], motion[YAW_RAD]
+    sine, cosine = math.sin(yaw), math.cos(yaw)
+    return np.array([(dx * sine - dy * cosine) / extent[0], (dx * cosine + dy * sine) / extent[1]])
+
+
+def bev_rotation(degrees: float, center: Sequence[float], size: tuple[int, int]) -> np.ndarray:
+    """Return the matrix by which `rotated_cells` finds the source of every cell.
+
+    It takes the centre of a cell, (x, y, 1) in cells from the middle of the view, to -1..1 of the view that
+    is rotated counter-clockwise.
+
+    Args:
+        degrees: angle of the turn.
+        center: x and y of the point about which it turns, cells from the first corner.
+        size: H and W.
+
+    Returns:
+        (2, 3) float32, rounded where torchvision rounds: the translation, then each share of half a side.
+    """
+    height, width = size
+    angle = math.radians(-degrees)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    x, y = center[0] - width * 0.5, center[1] - height * 0.5
+    matrix = np.array(
+        [
+            [cosine, sine, -x * cosine - y * sine + x],
+            [-sine, cosine, x * sine - y * cosine + y],
+        ]
+    ).astype(np.float32)
+    half = np.array([[0.5 * width], [0.5 * height]], np.float32)
+    return matrix / half

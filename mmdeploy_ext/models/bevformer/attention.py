@@ -1,0 +1,134 @@
+"""The attentions of BEVFormer as modules: parameters as in the checkpoints, the mathematics of the parts.
+
+Source of names and shapes: fundamentalvision/BEVFormer 66b65f3, `modules/{temporal_self_attention,
+spatial_cross_attention,decoder}.py`. Training needs more than this (dropout, initial values): not here.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmcv.cnn.bricks.registry import ATTENTION
+from mmcv.cnn.bricks.transformer import build_attention
+from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
+from mmcv.runner.base_module import BaseModule
+from torch import Tensor, nn
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.parts.bev_attention import attend_cameras, attend_views
+from mmdeploy_ext.models.catalogue import offered
+
+
+class DeformableSampler(BaseModule):
+    """The linear layers of a deformable attention.
+
+    Args:
+        embed_dims: C, channels of queries and values.
+        num_heads: M.
+        num_levels: feature maps that are sampled.
+        num_points: samples of a query per head and map.
+        queues: how many times as many samples and weights there are, and channels of the queries.
+    """
+
+    def __init__(
+        self, embed_dims: int, num_heads: int, num_levels: int, num_points: int, queues: int = 1
+    ) -> None:
+        super().__init__()
+        if embed_dims % num_heads:
+            raise ConfigError(
+                f'{type(self).__name__}: embed_dims is {embed_dims}, expected a multiple of num_heads = '
+                f'{num_heads}'
+            )
+        self.embed_dims, self.num_heads = embed_dims, num_heads
+        self.num_levels, self.num_points = num_levels, num_points
+        samples = queues * num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(queues * embed_dims, 2 * samples)
+        self.attention_weights = nn.Linear(queues * embed_dims, samples)
+        self.value_proj = nn.Linear(embed_dims, embed_dims)
+
+
+@offered(ATTENTION)
+class TemporalSelfAttention(DeformableSampler):
+    """Cells of the bird's-eye view look into the last view and into the present one.
+
+    `im2col_step`, `dropout`, `batch_first` and `norm_cfg` are not used at test time.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        num_heads: int = 8,
+        num_levels: int = 4,
+        num_points: int = 4,
+        num_bev_queue: int = 2,
+        im2col_step: int = 64,
+        dropout: float = 0.1,
+        batch_first: bool = True,
+        norm_cfg: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        if (num_levels, num_bev_queue) != (1, 2):
+            raise ConfigError(
+                f'TemporalSelfAttention: num_levels={num_levels}, num_bev_queue={num_bev_queue}; expected 1 '
+                "and 2, a bird's-eye view of one level and the one before it"
+            )
+        super().__init__(embed_dims, num_heads, num_levels, num_points, num_bev_queue)
+        self.output_proj = nn.Linear(embed_dims, embed_dims)
+
+    def forward(
+        self, query: Tensor, position: Tensor, views: Tensor, places: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """Return what is added to the query (1, Q, C); arguments as `attend_views`."""
+        return attend_views(self, query, position, views, places, size)
+
+
+@offered(ATTENTION)
+class MSDeformableAttention3D(DeformableSampler):
+    """Samples around the points of a pillar in the feature maps of the cameras; it has no output layer."""
+
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        num_heads: int = 8,
+        num_levels: int = 4,
+        num_points: int = 8,
+        im2col_step: int = 64,
+        dropout: float = 0.1,
+        batch_first: bool = True,
+        norm_cfg: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(embed_dims, num_heads, num_levels, num_points)
+
+
+@offered(ATTENTION, builds=('MSDeformableAttention3D',))
+class SpatialCrossAttention(BaseModule):
+    """Cells of the bird's-eye view look into the cameras that see their pillars; the mean over these.
+
+    `pc_range`, `dropout` and `batch_first` are not used at test time.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        num_cams: int = 6,
+        pc_range: Sequence[float] | None = None,
+        dropout: float = 0.1,
+        init_cfg: dict | None = None,
+        batch_first: bool = False,
+        deformable_attention: dict | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__()
+        default = dict(type='MSDeformableAttention3D', embed_dims=embed_dims, num_levels=4)
+        self.deformable_attention = build_attention(deformable_attention or default)
+        self.embed_dims, self.num_cams = embed_dims, num_cams
+        self.output_proj = nn.Linear(embed_dims, embed_dims)
+
+    def forward(self, query: Tensor, maps: Sequence[Tensor], places: Tensor, is_seen: Tensor) -> Tensor:
+        """Return what is added to the query (1, Q, C); arguments as `attend_cameras`."""
+        return attend_cameras(self, query, maps, places, is_seen)
+
+
+@offered(ATTENTION)
+class CustomMSDeformableAttention(MultiScaleDeformableAttention):
+    """Upstream's name for the deformable attention of its decoder, which is mmcv's."""

@@ -1,0 +1,83 @@
+"""BEVFormer's detector at test time: pictures to feature maps, frames to scenes.
+
+Source: fundamentalvision/BEVFormer 66b65f3, `detectors/bevformer.py`. Differs in: nothing is changed in
+place, neither the metas nor the picture nor the last bird's-eye view.
+"""
+
+from typing import Any
+
+import numpy as np
+from mmdet.models import DETECTORS
+from mmdet3d.core import bbox3d2result
+from mmdet3d.models.detectors.mvx_two_stage import MVXTwoStageDetector
+from torch import Tensor
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.families.parts.runtime.bev_motion import motion_since
+from mmdeploy_ext.models.catalogue import offered
+
+
+@offered(DETECTORS)
+class BEVFormer(MVXTwoStageDetector):
+    """Camera-only detector that runs a scene frame by frame.
+
+    Args:
+        use_grid_mask: of training.
+        video_test_mode: False forgets the last bird's-eye view before every frame.
+        modules: backbone, neck and head, as mmdet3d's detectors take them.
+    """
+
+    def __init__(self, use_grid_mask: bool = False, video_test_mode: bool = False, **modules: Any) -> None:
+        super().__init__(**modules)
+        self.video_test_mode = video_test_mode
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the last frame: the next one begins a scene."""
+        self.prev_bev: Tensor | None = None
+        self.prev_can_bus: np.ndarray | None = None
+        self.prev_scene_token: str | None = None
+
+    def extract_img_feat(self, img: Tensor) -> list[Tensor]:
+        """Return feature maps (1, N, C, h, w) of each level, of pictures (1, N, 3, H, W)."""
+        maps = self.img_backbone(img.flatten(0, 1))
+        maps = list(maps.values()) if isinstance(maps, dict) else maps
+        if self.with_img_neck:
+            maps = self.img_neck(maps)
+        return [level.reshape(*img.shape[:2], *level.shape[1:]) for level in maps]
+
+    def forward(self, return_loss: bool = True, **data: Any) -> Any:
+        """Test, as mmcv's runners call it; NotImplementedError for training."""
+        if return_loss:
+            raise NotImplementedError(
+                'BEVFormer of mm2onnx runs at test time; train with the repository of BEVFormer'
+            )
+        return self.forward_test(**data)
+
+    def forward_test(
+        self, img_metas: list, img: list[Tensor], rescale: bool = False, **data: Any
+    ) -> list[dict]:
+        """Detect in one frame of one sample; boxes are in m.
+
+        The metas are [one augmentation][one sample], `img` is [one augmentation] of (1, N, 3, H, W).
+        """
+        if not isinstance(img_metas, list) or len(img_metas) != 1:
+            raise DataError('BEVFormer tests one augmentation: img_metas has to be a list of one list')
+        outputs = self.run_frame(img_metas[0], tap('img', img[0]))
+        samples = self.pts_bbox_head.get_bboxes(outputs, img_metas[0])
+        return [{'pts_bbox': bbox3d2result(*boxes_scores_labels)} for boxes_scores_labels in samples]
+
+    def run_frame(self, img_metas: list[dict], img: Tensor) -> dict[str, Tensor]:
+        """Return the head's outputs for one frame; another scene token than before begins a scene."""
+        meta = img_metas[0]
+        if meta['scene_token'] != self.prev_scene_token or not self.video_test_mode:
+            self.reset()
+        motion = motion_since(np.asarray(meta['can_bus']), self.prev_can_bus)
+        meta = dict(meta, can_bus=motion)
+        outputs = self.pts_bbox_head(self.extract_img_feat(img), [meta], self.prev_bev)
+        self.prev_bev, self.prev_scene_token = outputs['bev_embed'], meta['scene_token']
+        self.prev_can_bus = np.array(img_metas[0]['can_bus'], np.float64)
+        for name, tensor in outputs.items():
+            tap(name, tensor)
+        return outputs

@@ -1,0 +1,159 @@
+"""The head of BEVFormer: queries of cells and of objects, and the branches of the decoder's layers.
+
+Source of names and shapes: fundamentalvision/BEVFormer 66b65f3, `dense_heads/bevformer_head.py`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.cnn.bricks.transformer import build_positional_encoding
+from mmcv.runner.base_module import BaseModule
+from mmdet.models import HEADS
+from mmdet.models.utils import build_transformer
+from torch import Tensor, nn
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.parts.bev_grid import rotate_view
+from mmdeploy_ext.families.parts.bev_queries import LastView, decode_objects, encode_view
+from mmdeploy_ext.families.parts.runtime.bev_motion import YAW_DEG, bev_rotation, bev_shift
+from mmdeploy_ext.models.bevformer.coder import BevBoxCoder
+from mmdeploy_ext.models.catalogue import offered
+
+CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
+"""Weights of the columns of a box in the loss; checkpoints have them."""
+
+
+def class_branch(channels: int, layers: int, classes: int) -> nn.Sequential:
+    """Return linear layers with normalisation and ReLU, and the linear layer of the logits behind them."""
+    steps: list[nn.Module] = []
+    for _ in range(layers):
+        steps += [nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*steps, nn.Linear(channels, classes))
+
+
+def box_branch(channels: int, layers: int, numbers: int) -> nn.Sequential:
+    """Return linear layers with ReLU, and the linear layer of a box's numbers behind them."""
+    steps: list[nn.Module] = []
+    for _ in range(layers):
+        steps += [nn.Linear(channels, channels), nn.ReLU()]
+    return nn.Sequential(*steps, nn.Linear(channels, numbers))
+
+
+@offered(HEADS)
+class BEVFormerHead(BaseModule):
+    """Test-time head: from feature maps of all cameras to the bird's-eye view and to objects.
+
+    Args:
+        num_classes, in_channels, num_query: K, C, R.
+        bev_h, bev_w: rows and columns of the bird's-eye view.
+        with_box_refine: has to be True, as in all published configs.
+        transformer, bbox_coder, positional_encoding: configs.
+        code_weights: of a loss; a parameter of checkpoints.
+        others: options of training.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        num_query: int = 100,
+        bev_h: int = 30,
+        bev_w: int = 30,
+        with_box_refine: bool = False,
+        as_two_stage: bool = False,
+        transformer: dict | None = None,
+        bbox_coder: dict | None = None,
+        positional_encoding: dict | None = None,
+        num_cls_fcs: int = 2,
+        num_reg_fcs: int = 2,
+        code_size: int = 10,
+        code_weights: Sequence[float] | None = None,
+        init_cfg: dict | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__(init_cfg)
+        if not with_box_refine or as_two_stage:
+            raise ConfigError(
+                f'BEVFormerHead: with_box_refine={with_box_refine}, as_two_stage={as_two_stage}; expected '
+                'True and False, as in the published configs'
+            )
+        if code_size != len(CODE_WEIGHTS):
+            raise ConfigError(f'BEVFormerHead: code_size is {code_size}, expected {len(CODE_WEIGHTS)}')
+        self.bev_h, self.bev_w, self.num_query, self.num_classes = bev_h, bev_w, num_query, num_classes
+        self.code_size = code_size
+        self.bbox_coder = BevBoxCoder(**{key: value for key, value in bbox_coder.items() if key != 'type'})
+        self.pc_range = self.bbox_coder.pc_range
+        self.positional_encoding = build_positional_encoding(positional_encoding)
+        self.transformer = build_transformer(transformer)
+        channels, layers = self.transformer.embed_dims, len(self.transformer.decoder.layers)
+        self.cls_branches = nn.ModuleList(
+            class_branch(channels, num_reg_fcs, num_classes) for _ in range(layers)
+        )
+        self.reg_branches = nn.ModuleList(box_branch(channels, num_reg_fcs, code_size) for _ in range(layers))
+        self.bev_embedding = nn.Embedding(bev_h * bev_w, channels)
+        self.query_embedding = nn.Embedding(num_query, 2 * channels)
+        self.code_weights = nn.Parameter(
+            torch.tensor(tuple(code_weights or CODE_WEIGHTS)), requires_grad=False
+        )
+
+    def forward(
+        self, maps: Sequence[Tensor], img_metas: list[dict], prev_bev: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the head's outputs for one frame.
+
+        Args:
+            maps: feature maps of each level (1, N, C, h, w).
+            img_metas: one dict: `can_bus` (18,) of `motion_since`, `lidar2img` [N] of (4, 4), and
+                `img_shape` [N] of (H, W, 3), the padded pictures.
+            prev_bev: the last bird's-eye view (Q, 1, C), not rotated; None at the first frame of a scene.
+
+        Returns:
+            'bev_embed' (Q, 1, C), 'all_cls_scores' (L, 1, R, K), 'all_bbox_preds' (L, 1, R, 10).
+        """
+        (meta,), device = img_metas, maps[0].device
+        can_bus = torch.as_tensor(np.asarray(meta['can_bus']), dtype=torch.float32, device=device)
+        lidar2img = torch.as_tensor(np.asarray(meta['lidar2img']), dtype=torch.float32, device=device)
+        view = encode_view(
+            self,
+            [level[0] for level in maps],
+            can_bus,
+            lidar2img,
+            tuple(meta['img_shape'][0][:2]),
+            self.last_view(prev_bev, np.asarray(meta['can_bus'], np.float64), device),
+        )
+        logits, boxes = decode_objects(self, view)
+        return dict(bev_embed=view.transpose(0, 1), all_cls_scores=logits, all_bbox_preds=boxes)
+
+    def last_view(self, prev_bev: Tensor | None, motion: np.ndarray, device: torch.device) -> LastView:
+        """Return the last view as this frame uses it; `motion` (18,) is what `motion_since` gives."""
+        size, transformer = (self.bev_h, self.bev_w), self.transformer
+        if prev_bev is None:
+            cells = torch.zeros(1, size[0] * size[1], transformer.embed_dims, device=device)
+            return LastView(cells, torch.zeros(2, device=device), torch.zeros(1, device=device))
+        cells, shift = prev_bev.transpose(0, 1)[0], np.zeros(2)
+        if transformer.rotate_prev_bev:
+            rotation = bev_rotation(float(motion[YAW_DEG]), transformer.rotate_center, size)
+            cells = rotate_view(cells, torch.from_numpy(rotation).to(device), *size)
+        if transformer.use_shift:
+            low, high = np.array(self.pc_range[:2]), np.array(self.pc_range[3:5])
+            shift = bev_shift(motion, high - low)
+        shift = torch.from_numpy(shift.astype(np.float32)).to(device)
+        return LastView(cells[None], shift, torch.ones(1, device=device))
+
+    def get_bboxes(self, outputs: dict[str, Tensor], img_metas: list[dict]) -> list[list[Any]]:
+        """Return boxes, scores (n,) and labels (n,) of each sample, from the last decoder layer.
+
+        Boxes are `box_type_3d` of the metas: x, y, z of the bottom, width, length, height in m, yaw in rad
+        as mmdet3d 0.17 has it, velocity x, y in m/s.
+        """
+        samples = []
+        last = zip(outputs['all_cls_scores'][-1], outputs['all_bbox_preds'][-1], img_metas, strict=True)
+        for logits, codes, meta in last:
+            decoded = self.bbox_coder.decode_single(logits, codes)
+            bboxes = decoded['bboxes']
+            bottom = torch.cat([bboxes[:, :2], bboxes[:, 2:3] - bboxes[:, 5:6] * 0.5, bboxes[:, 3:]], -1)
+            boxes = meta['box_type_3d'](bottom, bottom.shape[-1])
+            samples.append([boxes, decoded['scores'], decoded['labels']])
+        return samples

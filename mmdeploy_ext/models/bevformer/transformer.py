@@ -1,0 +1,138 @@
+"""The encoder and the decoder of BEVFormer: containers of parameters, which `families.parts` runs.
+
+Source of names and shapes: fundamentalvision/BEVFormer 66b65f3, `modules/{transformer,encoder,decoder,
+custom_base_transformer_layer}.py`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER, TRANSFORMER_LAYER_SEQUENCE
+from mmcv.cnn.bricks.transformer import (
+    BaseTransformerLayer,
+    TransformerLayerSequence,
+    build_transformer_layer_sequence,
+)
+from mmcv.runner.base_module import BaseModule
+from mmdet.models.utils.builder import TRANSFORMER
+from torch import nn
+
+from mmdeploy_ext.models.catalogue import offered
+
+CAN_BUS = 18
+"""Numbers of a record of the car's motion."""
+
+
+@offered(TRANSFORMER_LAYER)
+class BEVFormerLayer(BaseTransformerLayer):
+    """One layer of the encoder, with its steps in the order that `operation_order` gives."""
+
+    def __init__(
+        self,
+        attn_cfgs: Any,
+        feedforward_channels: int,
+        ffn_dropout: float = 0.0,
+        operation_order: tuple[str, ...] | None = None,
+        act_cfg: dict | None = None,
+        norm_cfg: dict | None = None,
+        ffn_num_fcs: int = 2,
+        **others: Any,
+    ) -> None:
+        network = dict(
+            type='FFN',
+            feedforward_channels=feedforward_channels,
+            num_fcs=ffn_num_fcs,
+            ffn_drop=ffn_dropout,
+            act_cfg=act_cfg or dict(type='ReLU', inplace=True),
+        )
+        super().__init__(
+            attn_cfgs=attn_cfgs,
+            ffn_cfgs=network,
+            operation_order=operation_order,
+            norm_cfg=norm_cfg or dict(type='LN'),
+            batch_first=True,
+        )
+
+
+@offered(TRANSFORMER_LAYER_SEQUENCE)
+class BEVFormerEncoder(TransformerLayerSequence):
+    """The layers of the encoder.
+
+    Args:
+        pc_range: of the bird's-eye view and its pillars: x, y, z low, then high, m.
+        num_points_in_pillar: points of a pillar that are projected into the pictures.
+        return_intermediate, dataset_type: not used at test time.
+    """
+
+    def __init__(
+        self,
+        *layers: Any,
+        pc_range: Sequence[float],
+        num_points_in_pillar: int = 4,
+        return_intermediate: bool = False,
+        dataset_type: str = 'nuscenes',
+        **others: Any,
+    ) -> None:
+        super().__init__(*layers, **others)
+        self.pc_range, self.num_points_in_pillar = pc_range, num_points_in_pillar
+
+
+@offered(TRANSFORMER_LAYER_SEQUENCE)
+class DetectionTransformerDecoder(TransformerLayerSequence):
+    """The layers of the decoder; the predictions of all of them are kept."""
+
+    def __init__(self, *layers: Any, return_intermediate: bool = False, **others: Any) -> None:
+        super().__init__(*layers, **others)
+
+
+@offered(TRANSFORMER)
+class PerceptionTransformer(BaseModule):
+    """Encoder, decoder and what they share.
+
+    Args:
+        num_feature_levels: levels that have an embedding; a model may use fewer.
+        num_cams: cameras.
+        encoder, decoder: configs.
+        embed_dims: C.
+        rotate_prev_bev, use_shift: whether the last view is turned and shifted by the motion of the car.
+        use_can_bus, can_bus_norm: whether the motion is added to the queries, and normalised before.
+        use_cams_embeds: whether tokens have an embedding of their camera.
+        rotate_center: x and y of the point about which the last view turns, cells; (100, 100) is not the
+            middle of every view, and trained weights rely on it.
+    """
+
+    def __init__(
+        self,
+        num_feature_levels: int = 4,
+        num_cams: int = 6,
+        two_stage_num_proposals: int = 300,
+        encoder: dict | None = None,
+        decoder: dict | None = None,
+        embed_dims: int = 256,
+        rotate_prev_bev: bool = True,
+        use_shift: bool = True,
+        use_can_bus: bool = True,
+        can_bus_norm: bool = True,
+        use_cams_embeds: bool = True,
+        rotate_center: Sequence[float] = (100, 100),
+        init_cfg: dict | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.encoder = build_transformer_layer_sequence(encoder)
+        self.decoder = build_transformer_layer_sequence(decoder)
+        self.embed_dims, self.num_cams = embed_dims, num_cams
+        self.rotate_prev_bev, self.use_shift, self.use_can_bus = rotate_prev_bev, use_shift, use_can_bus
+        self.use_cams_embeds, self.rotate_center = use_cams_embeds, tuple(rotate_center)
+        self.level_embeds = nn.Parameter(torch.zeros(num_feature_levels, embed_dims))
+        self.cams_embeds = nn.Parameter(torch.zeros(num_cams, embed_dims))
+        self.reference_points = nn.Linear(embed_dims, 3)
+        self.can_bus_mlp = nn.Sequential(
+            nn.Linear(CAN_BUS, embed_dims // 2),
+            nn.ReLU(inplace=True),
+            nn.Linear(embed_dims // 2, embed_dims),
+            nn.ReLU(inplace=True),
+        )
+        if can_bus_norm:
+            self.can_bus_mlp.add_module('norm', nn.LayerNorm(embed_dims))

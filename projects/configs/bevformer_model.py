@@ -1,0 +1,135 @@
+"""The `model` section of BEVFormer's configs: they differ in the backbone, the levels and the grid."""
+
+from typing import Any
+
+PC_RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
+CHANNELS = 256
+R50 = dict(
+    type='ResNet',
+    depth=50,
+    num_stages=4,
+    out_indices=(3,),
+    frozen_stages=1,
+    norm_cfg=dict(type='BN', requires_grad=False),
+    norm_eval=True,
+    style='pytorch',
+)
+R101_DCN = dict(
+    type='ResNet',
+    depth=101,
+    num_stages=4,
+    frozen_stages=1,
+    norm_cfg=dict(type='BN2d', requires_grad=False),
+    norm_eval=True,
+    style='caffe',
+    dcn=dict(type='DCNv2', deform_groups=1, fallback_on_stride=False),
+    stage_with_dcn=(False, False, True, True),
+)
+"""Its `out_indices` are those of a config."""
+POST_NORM = ('self_attn', 'norm', 'cross_attn', 'norm', 'ffn', 'norm')
+
+
+def encoder(layers: int, levels: int) -> dict[str, Any]:
+    """Return the encoder of the bird's-eye view, for feature maps of so many levels."""
+    cameras = dict(
+        type='SpatialCrossAttention',
+        pc_range=PC_RANGE,
+        deformable_attention=dict(
+            type='MSDeformableAttention3D', embed_dims=CHANNELS, num_points=8, num_levels=levels
+        ),
+        embed_dims=CHANNELS,
+    )
+    layer = dict(
+        type='BEVFormerLayer',
+        attn_cfgs=[dict(type='TemporalSelfAttention', embed_dims=CHANNELS, num_levels=1), cameras],
+        feedforward_channels=2 * CHANNELS,
+        ffn_dropout=0.1,
+        operation_order=POST_NORM,
+    )
+    return dict(
+        type='BEVFormerEncoder',
+        num_layers=layers,
+        pc_range=PC_RANGE,
+        num_points_in_pillar=4,
+        return_intermediate=False,
+        transformerlayers=layer,
+    )
+
+
+def decoder(layers: int = 6) -> dict[str, Any]:
+    """Return the decoder of objects."""
+    attentions = [
+        dict(type='MultiheadAttention', embed_dims=CHANNELS, num_heads=8, dropout=0.1),
+        dict(type='CustomMSDeformableAttention', embed_dims=CHANNELS, num_levels=1),
+    ]
+    layer = dict(
+        type='DetrTransformerDecoderLayer',
+        attn_cfgs=attentions,
+        feedforward_channels=2 * CHANNELS,
+        ffn_dropout=0.1,
+        operation_order=POST_NORM,
+    )
+    return dict(
+        type='DetectionTransformerDecoder',
+        num_layers=layers,
+        return_intermediate=True,
+        transformerlayers=layer,
+    )
+
+
+def bevformer(
+    backbone: dict[str, Any], in_channels: list[int], levels: int, side: int, layers: int
+) -> dict[str, Any]:
+    """Return the `model` section.
+
+    Args:
+        backbone: its config.
+        in_channels: channels of the backbone's levels.
+        levels: of the neck.
+        side: rows, and columns, of the bird's-eye view.
+        layers: of the encoder.
+    """
+    neck = dict(
+        type='FPN',
+        in_channels=in_channels,
+        out_channels=CHANNELS,
+        start_level=0,
+        add_extra_convs='on_output',
+        num_outs=levels,
+        relu_before_extra_convs=True,
+    )
+    transformer = dict(
+        type='PerceptionTransformer',
+        rotate_prev_bev=True,
+        use_shift=True,
+        use_can_bus=True,
+        embed_dims=CHANNELS,
+        encoder=encoder(layers, levels),
+        decoder=decoder(),
+    )
+    coder = dict(
+        type='NMSFreeCoder',
+        post_center_range=[-61.2, -61.2, -10.0, 61.2, 61.2, 10.0],
+        pc_range=PC_RANGE,
+        max_num=300,
+        voxel_size=[0.2, 0.2, 8],
+        num_classes=10,
+    )
+    head = dict(
+        type='BEVFormerHead',
+        bev_h=side,
+        bev_w=side,
+        num_query=900,
+        num_classes=10,
+        in_channels=CHANNELS,
+        with_box_refine=True,
+        as_two_stage=False,
+        transformer=transformer,
+        bbox_coder=coder,
+        positional_encoding=dict(
+            type='LearnedPositionalEncoding', num_feats=CHANNELS // 2, row_num_embed=side, col_num_embed=side
+        ),
+    )
+    return dict(
+        type='BEVFormer', video_test_mode=True, img_backbone=backbone, img_neck=neck, pts_bbox_head=head
+    )
