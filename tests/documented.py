@@ -122,6 +122,16 @@ OF_PAGES = {
             why='npm',
             test=SELF + 'kit/test_page.py::test_a_single_file_runs_from_disk',
         ),
+        Entry(
+            'mm2onnx kit FOLDER ',
+            why='placeholder',
+            test=SELF + 'kit/test_frames_kit.py::test_the_command_writes_a_kit_of_a_folder',
+        ),
+        Entry(
+            'mm2onnx kit .*--module ',
+            why='own module',
+            test=SELF + 'kit/test_module_kit.py::test_samples_are_frames_with_the_state_of_the_module',
+        ),
         Entry('(mm2onnx (kit|judge)|python work_dirs/kit/run_onnxruntime.py) ', run=True, matrix=True),
     ),
     'docs/prove-module.md': (

@@ -11,6 +11,7 @@ from typing import Any
 from mmdeploy_ext.contract.options import Option
 from mmdeploy_ext.contract.precision import PRECISIONS
 from mmdeploy_ext.contract.registry import detector_options
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.registry import engine_settings, file_engines
@@ -56,13 +57,44 @@ def add_model_arguments(
 ) -> None:
     """Add CONFIG, CHECKPOINT, --cfg-options and --device, whose default is `device`.
 
-    CHECKPOINT may be left out unless the tool `needs_checkpoint`.
+    CONFIG and CHECKPOINT may be left out unless the tool `needs_config`, and `needs_checkpoint`.
     """
     add = cli.adder(parser)
     add('config', 'config file', nargs=None if needs_config else '?')
     add('checkpoint', 'checkpoint file', nargs=None if needs_checkpoint else '?')
     add('--cfg-options KEY=VALUE...', CFG_OPTIONS_HELP)
     add('--device DEVICE', f"where PyTorch runs: 'cpu', 'cuda', 'cuda:1' (default: {device})", device)
+
+
+def add_module_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the comparison of a file with any PyTorch module takes besides file, module and --samples."""
+    add = cli.adder(parser)
+    add(
+        '--inputs SAMPLE.npz...',
+        "samples: a file each, arrays by the module's arguments or the file's inputs",
+    )
+    add('--tolerance RTOL', 'allowed difference, relative to the largest value of an output', DEFAULT_RTOL)
+    add(
+        '--state INPUT=OUTPUT...',
+        'the samples are the frames of a sequence: this output is the value of this input in the next frame',
+    )
+    add(
+        '--rows OUTPUT...',
+        'outputs whose rows belong together and may come in any order: boxes scores labels',
+    )
+    add('--seed SEED', 'of the generated inputs', 0)
+    add('--no-generated', 'compare on the samples alone')
+
+
+def parse_state(words: Sequence[str] | None) -> dict[str, str]:
+    """Return input -> output of the words of --state, `INPUT=OUTPUT`; UsageError: another form."""
+    pairs = {}
+    for word in words or ():
+        name, separator, output = word.partition('=')
+        if not separator or not name or not output:
+            raise UsageError(f'--state {word}: expected INPUT=OUTPUT, names of the file')
+        pairs[name] = output
+    return pairs
 
 
 def add_normalisation_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 
@@ -23,24 +23,10 @@ def build_parser() -> argparse.ArgumentParser:
     add('module FILE.py:make', 'function without arguments that returns the module in evaluation mode')
     add('--onnx m.onnx', 'the ONNX file', required=True)
     add(
-        '--inputs SAMPLE.npz...',
-        "samples: a file each, arrays by the module's arguments or the file's inputs",
-    )
-    add(
         '--samples FILE.py:samples',
         'function without arguments that yields samples: tuples of arguments, or dicts of them by name',
     )
-    add('--tolerance RTOL', 'allowed difference, relative to the largest value of an output', DEFAULT_RTOL)
-    add(
-        '--state INPUT=OUTPUT...',
-        'the samples are the frames of a sequence: this output is the value of this input in the next frame',
-    )
-    add(
-        '--rows OUTPUT...',
-        'outputs whose rows belong together and may come in any order: boxes scores labels',
-    )
-    add('--seed SEED', 'of the generated inputs', 0)
-    add('--no-generated', 'compare on the samples alone')
+    shared.add_module_arguments(parser)
     add('--no-fresh-export', 'do not export the module again to compare the graphs')
     add('--json FILE', 'write the verdict as JSON')
     cli.add_debug_option(parser)
@@ -52,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     cli.wait_passively()
     if not args.inputs and not args.samples:
         raise UsageError('--inputs or --samples: expected samples to compare on')
-    state = _pairs(args.state or ())
+    state = shared.parse_state(args.state)
 
     from mmdeploy_ext import compat
     from mmdeploy_ext.core.files import write_json
@@ -80,17 +66,6 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.json, verdict.to_json())
     print_module_verdict(verdict, cli.stdout())
     return 0 if verdict.proven else 1
-
-
-def _pairs(words: Sequence[str]) -> dict[str, str]:
-    """Return input -> output of `INPUT=OUTPUT` words."""
-    pairs = {}
-    for word in words:
-        name, separator, output = word.partition('=')
-        if not separator or not name or not output:
-            raise UsageError(f'--state {word}: expected INPUT=OUTPUT, names of the file')
-        pairs[name] = output
-    return pairs
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +20,10 @@ import numpy as np
 
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.files import external_locations
 from mmdeploy_ext.engines.runs import record_runs
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.kit.contents import ArrayFolder, Case, ChainedFrame, KitGraph
+from mmdeploy_ext.kit.model_files import copy_model
 from mmdeploy_ext.proving.ladder import open_proof
 from mmdeploy_ext.proving.levels.drive import NearOrigin
 from mmdeploy_ext.proving.levels.drive_run import snapshot
@@ -74,11 +73,10 @@ def write_frames(
         frames = NearOrigin(samples) if family.memory else samples
         for sample in tracked(frames, len(frames), 'PyTorch'):
             writer.add(sample)
-    memory = (
-        dict(memory=family.memory_spec(proof.metadata[-1].postprocess).to_json()) if family.memory else {}
-    )
-    graphs = [graph.to_json() for graph in writer.graphs.values()]
-    return dict(graphs=graphs, cases=writer.cases, frames=writer.frames, **memory)
+    contents = dict(graphs=writer.entries, cases=writer.cases, frames=writer.frames)
+    if family.memory:
+        contents['memory'] = family.memory_spec(proof.metadata[-1].postprocess).to_json()
+    return contents
 
 
 class _FramesWriter:
@@ -86,17 +84,20 @@ class _FramesWriter:
 
     Attributes:
         graphs: by the name of the file.
+        entries: of the graphs in the manifest.
         cases, frames: entries of the manifest so far.
     """
 
     def __init__(self, proof: FramesProof, folder: Path) -> None:
         self.proof, self.folder = proof, ArrayFolder(folder)
         self.graphs: dict[str, KitGraph] = {}
+        self.entries: list[dict[str, Any]] = []
         for file in proof.files:
-            path = Path(file.path)
-            for name in (path.name, *external_locations(path)):
-                shutil.copyfile(path.parent / name, folder / name)
-            self.graphs[path.name] = KitGraph(file.name, path.name, file.metadata, file.metadata.spec)
+            name = Path(file.path).name
+            self.graphs[name] = KitGraph(file.name, name, file.metadata, file.metadata.spec)
+            self.entries.append(
+                self.graphs[name].to_json() | copy_model(file.path, folder, self.graphs[name])
+            )
         self.cases: list[dict[str, Any]] = []
         self.frames: list[dict[str, Any]] = []
         self._outputs: set[str] = set()

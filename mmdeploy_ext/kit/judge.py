@@ -240,8 +240,10 @@ class _Judge:
         if not rows:
             if ordered := self.manifest.get('rows'):
                 arrays = in_order_of(case.tensors, arrays, ordered, self.manifest['tolerance'])
-            spec = self.graphs[case.graph].spec
-            rows = compare_tensors(case.tensors, {name: arrays[name] for name in case.tensors}, spec)
+            spec, empty = self.graphs[case.graph].spec, _empty_on_both_sides(case.tensors, arrays)
+            sides = ({n: side[n] for n in case.tensors if n not in empty} for side in (case.tensors, arrays))
+            outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in empty)
+            rows = compare_tensors(*sides, dataclasses.replace(spec, outputs=outputs))
             rows = self.bars.judge(rows) if self.bars else rows
         return [self._explained(row, case.tensors, arrays) for row in rows]
 
@@ -280,6 +282,11 @@ class _Judge:
 
         rows = [*map(match, case.images, case.results, candidates)]
         return tuple(with_mixed_up_images(rows, case.results, candidates, match))
+
+
+def _empty_on_both_sides(expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray]) -> set[str]:
+    """Return the names of outputs without a value on both sides, which are equal but show nothing."""
+    return {name for name, array in expected.items() if not array.size and got[name].shape == array.shape}
 
 
 def _in_dtype_of_spec(array: np.ndarray, dtype: str) -> np.ndarray:

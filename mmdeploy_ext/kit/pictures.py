@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, Case, KitGraph
+from mmdeploy_ext.kit.model_files import copy_model
 from mmdeploy_ext.kit.page import write_page
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.ladder import open_proof
@@ -40,8 +40,8 @@ def write_pictures(
     proof = open_proof(deployment, path, samples)
     inputs = proof_inputs(deployment, proof.export_options, list(samples))
     (file,) = proof.files
-    shutil.copyfile(path, folder / MODEL)
     graph = KitGraph('model', MODEL, file.metadata, file.metadata.spec)
+    entry = graph.to_json() | copy_model(path, folder, graph)
     entries, arrays = [], ArrayFolder(folder)
     with build_backend('OnnxRuntimeBackend', str(path)) as backend:
         for index, proof_input in enumerate(tracked(inputs, len(inputs), 'PyTorch')):
@@ -50,7 +50,7 @@ def write_pictures(
             entries.append(case.write(arrays, backend.infer(case.inputs)))
             reference.forget()
     bars = write_page(folder, graph, deployment.family.task)
-    return dict(file=MODEL, graphs=[graph.to_json()], cases=entries, frames=[], bars=bars)
+    return dict(file=MODEL, graphs=[entry], cases=entries, frames=[], bars=bars)
 
 
 def _case(name: str, reference: ImageReference, metadata: Metadata) -> Case:

@@ -10,14 +10,15 @@ from pathlib import Path
 
 def open_file(path: Path, device: str = 'CPU', precision: str = 'f32') -> object:
     """Return a function from inputs to outputs of an ONNX file, both dicts of arrays by name."""
+    import numpy
     import openvino
 
     model = openvino.compile_model(path, device, {'INFERENCE_PRECISION_HINT': precision})
-    names = {port.any_name for port in model.inputs}
+    names = {name for port in model.inputs for name in port.names}  # without inputs that nothing uses
 
     def run(inputs: dict) -> dict:
         results = model({name: array for name, array in inputs.items() if name in names})
-        return {port.any_name: array for port, array in results.items()}
+        return {name: numpy.array(array) for port, array in results.items() for name in port.names}
 
     return run
 

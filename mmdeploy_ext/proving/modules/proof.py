@@ -318,7 +318,7 @@ class ModuleProof:
             self._run_sequence()
             return
         for call in tracked(self.calls, len(self.calls), 'samples'):
-            self._add(self._compare(call))
+            self.add(self._compare(call))
 
     def compare_generated(self) -> None:
         """Compare on generated inputs; one that the module itself refuses is only noted."""
@@ -328,7 +328,7 @@ class ModuleProof:
             if refusal:
                 self.verdict.not_compared.append(f'{call.title}: the module gives {refusal}')
             else:
-                self._add(self._compare(call))
+                self.add(self._compare(call))
         if not any(
             isinstance(size, str) for tensor in self.file_inputs.values() for size in tensor.axes or ()
         ):
@@ -379,7 +379,7 @@ class ModuleProof:
                 }
                 call = sample.replace(f'frame {index}, {mode}', remembered)
                 comparison = self._compare(call, {} if is_forced else own_memory)
-                self._add(comparison)
+                self.add(comparison)
                 reference, outputs = comparison.reference, comparison.outputs
                 memory = {name: reference[output] for name, output in self.state.items()}
                 own_memory = {
@@ -421,7 +421,7 @@ class ModuleProof:
             rows += self._rows(reference, repeated)
         return CallComparison(call, feeds, reference, outputs, rows)
 
-    def _add(self, comparison: CallComparison) -> None:
+    def add(self, comparison: CallComparison) -> None:
         """Add a comparison to the verdict, and what `conclude` has to know of it."""
         reference, outputs = comparison.reference, comparison.outputs
         shapes = ', '.join(shape_text(array.shape) for array in comparison.feeds.values())

@@ -1,0 +1,43 @@
+"""The ONNX files of a kit: the user's, but optional inputs are ordinary ones, as every engine takes them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.core.files import external_locations, sha256_file
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.passes.for_tensorrt import for_tensorrt
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.kit.contents import KitGraph
+
+
+def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str]:
+    """Copy an ONNX file into the folder of a kit; return `source_sha256`, the hash of the user's file.
+
+    TensorRT, OpenVINO and onnxruntime-node take an input with a default for a constant. The cases of a kit
+    feed every input, so that in its file these have no defaults; and a Loop without a condition, which
+    TensorRT does not read, gets one that is always true. ONNX Runtime computes the same from both files.
+
+    Args:
+        path: of the user's file, beside which its external data lies.
+        folder: of the kit.
+        graph: to which the copy belongs; its `file` is the path of the copy in the kit.
+    """
+    path, target = Path(path), folder / graph.file
+    model = files.read(path)
+    inputs, weights = (
+        {value.name for value in side} for side in (model.graph.input, model.graph.initializer)
+    )
+    is_fed = inputs & weights <= set(graph.spec.input_names)  # old exporters list all weights as inputs
+    changed = for_tensorrt(model) if is_fed else model
+    if changed == model:
+        shutil.copyfile(path, target)
+    else:
+        target.write_bytes(changed.SerializeToString())
+    for name in external_locations(path):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path.parent / name, folder / name)
+    return dict(source_sha256=sha256_file(path))

@@ -1,0 +1,131 @@
+"""The cases of a kit of any module and any file: those of `prove_module`, with the results of the module."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, Case, ChainedFrame, KitGraph
+from mmdeploy_ext.kit.model_files import copy_model
+from mmdeploy_ext.kit.writer import write_kit
+from mmdeploy_ext.proving.modules.calls import FileTensor
+from mmdeploy_ext.proving.modules.proof import ModuleProof
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from mmdeploy_ext.proving.modules.proof import CallComparison
+
+
+class _RecordingProof(ModuleProof):
+    """A proof that keeps its comparisons, which have the inputs of the file and the results of the module."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.comparisons: list[CallComparison] = []
+
+    def add(self, comparison: CallComparison) -> None:
+        self.comparisons.append(comparison)
+        super().add(comparison)
+
+    @property
+    def graph_spec(self) -> GraphSpec:
+        """Names, dtypes and axes of the file, with the tolerance of the proof."""
+        first = self.comparisons[0]
+
+        def tensor(value: Any, array: Any) -> TensorSpec:
+            of_file = FileTensor.of(value, self.path)
+            axes = of_file.axes if of_file.axes is not None else ('',) * array.ndim
+            named = tuple(size or f'{value.name}[{axis}]' for axis, size in enumerate(axes))
+            rtol = self.rtol if array.dtype.kind in 'fc' else 0.0
+            return TensorSpec(value.name, of_file.dtype, named, groups=(ColumnGroup(rtol=rtol),))
+
+        graph = self.model.graph
+        inputs = [
+            tensor(value, first.feeds[value.name]) for value in graph.input if value.name in self.inputs
+        ]
+        outputs = [tensor(value, first.reference[value.name]) for value in graph.output]
+        state = tuple((output, name) for name, output in self.state.items())
+        return GraphSpec('module', tuple(inputs), tuple(outputs), state)
+
+
+def write_module_kit(
+    module: Callable[..., Any],
+    path: str | Path,
+    inputs: Iterable[Any],
+    out: str | Path,
+    *,
+    rtol: float = DEFAULT_RTOL,
+    state: Mapping[str, str] | None = None,
+    rows: Sequence[str] = (),
+    generate: bool = True,
+    seed: int = 0,
+    pictures: Sequence[dict[str, str]] = (),
+) -> dict[str, Any]:
+    """Write the kit of a PyTorch module and an ONNX file; return its manifest.
+
+    Both are compared here first, as `prove_module` does, whose arguments these are, too.
+
+    Args:
+        module: an `nn.Module` in evaluation mode, or any function of tensors.
+        path: of the ONNX file.
+        inputs: samples; those of a model with a state are the frames of one sequence, in order.
+        out: folder of the kit, see `write_kit`.
+        rtol: allowed difference, relative to the largest value of an output.
+        state: input of the file -> output of the file that is its value in the next frame.
+        rows: outputs whose rows belong together and may come in any order.
+        generate: whether the kit has generated inputs as well, if there is no state.
+        seed: of the generated inputs.
+        pictures: `name` and `licence` of what the inputs were made of.
+
+    Raises:
+        UsageError: the file does not compute what the module computes; see also `prove_module`.
+    """
+    proof = _RecordingProof(module, str(path), list(inputs), None, rtol, dict(state or {}), tuple(rows), seed)
+    proof.compare_samples()
+    if generate and not state:
+        proof.compare_generated()
+    verdict = proof.conclude()
+    if not verdict.proven:
+        failures = '; '.join(verdict.failures[:3])
+        raise UsageError(f'{path}: does not compute what the module computes here: {failures}')
+    return write_kit(out, str(path), functools.partial(_write_contents, proof, pictures))
+
+
+def _write_contents(
+    proof: _RecordingProof, pictures: Sequence[dict[str, str]], folder: Path
+) -> dict[str, Any]:
+    """Write the file and its cases into the folder of a kit; return their entries of the manifest."""
+    graph = KitGraph('model', MODEL, None, proof.graph_spec)
+    entry = graph.to_json() | copy_model(proof.path, folder, graph)
+    arrays, subject = ArrayFolder(folder), proof.verdict.subject
+    teacher_forced = proof.comparisons[: len(proof.calls)] if proof.state else proof.comparisons
+    cases = [
+        _case(index, comparison).write(arrays, comparison.outputs)
+        for index, comparison in enumerate(teacher_forced)
+    ]
+    frames = []
+    for index, case in enumerate(cases if proof.state else ()):
+        computed = dict(proof.state) if index else {}
+        frame = ChainedFrame(case['name'], case['title'], ((case['name'], computed),), not index)
+        frames.append(frame.to_json())
+    return dict(
+        file=MODEL,
+        graphs=[entry],
+        cases=cases,
+        frames=frames,
+        task=None,
+        tolerance=proof.rtol,
+        rows=list(proof.rows),
+        title=f'{subject["module"]}, {subject["file"]}',
+        origin=f'The source of the module has the SHA-256 `{subject["source_sha256"]}`.',
+        pictures=list(pictures),
+    )
+
+
+def _case(index: int, comparison: CallComparison) -> Case:
+    title = comparison.call.title.removesuffix(', teacher-forced')
+    return Case(f'{index:03}', 'model', title, (), comparison.feeds, {}, comparison.reference, [])
