@@ -114,6 +114,7 @@ def preprocess(value: Any, key: str) -> None:
 
 
 AXIS_SIZE = number(0, 2**31, integer=True)
+"""Check of the size of a fixed axis, or of the index of a column."""
 
 
 def axis(value: Any, key: str) -> None:
@@ -128,6 +129,7 @@ GROUP = full_record(
     rtol=number(0),
     atol=number(0),
 )
+"""Check of the JSON form of a `ColumnGroup`."""
 TENSOR = full_record(
     name=NAME,
     dtype=one_of(*DTYPES),
@@ -143,6 +145,7 @@ TENSOR = full_record(
     multiple=PIXELS,
     positive=FLAG,
 )
+"""Check of the JSON form of a `TensorSpec`."""
 
 
 def _check_tensor_names(spec: Mapping[str, Any], key: str) -> None:
@@ -164,6 +167,7 @@ SPEC = full_record(
     state=items(exactly(2, NAME)),
     also=_check_tensor_names,
 )
+"""Check of the JSON form of a `GraphSpec`."""
 
 
 def checks_of_options() -> dict[str, Check]:
@@ -184,7 +188,9 @@ def options_of_backbone(value: Any, key: str) -> None:
 MODEL_CLASS = full_record(
     name=NAME, file=NAME, sha256=text('(?:[0-9a-f]{64})?', '64 hexadecimal digits, or nothing'), ours=FLAG
 )
+"""Check of an entry of `Metadata.model_classes`."""
 EDIT = full_record(command=NAME, arguments=mapping(anything), versions=mapping(text()))
+"""Check of an entry of `Metadata.edits`."""
 
 # The plan of a graph of sparse convolutions numbers its levels of active sites from 0, which is the input: a
 # table pairs the sites of two levels, or of one, for convolutions, and a scatter puts those of a level into a
@@ -199,9 +205,11 @@ TABLE = full_record(
     padding=exactly(3, number(0, 1024, integer=True)),
     dilation=exactly(3, number(1, 1024, integer=True)),
 )
+"""Check of a table of a plan."""
 SCATTER = full_record(
     name=NAME, level=number(0, 63, integer=True), axes=exactly(3, number(0, 2, integer=True))
 )
+"""Check of a scatter of a plan."""
 
 
 def _check_levels(plan: Mapping[str, Any], key: str) -> None:
@@ -233,6 +241,7 @@ PLAN = full_record(
     table_of=mapping(NAME),
     also=_check_levels,
 )
+"""Check of a plan: its tables and scatters, and for each tensor its level, for each convolution its table."""
 SCN = full_record(
     form=one_of('buckets', 'tables'),
     order=one_of('xyz', 'zyx'),
@@ -241,6 +250,7 @@ SCN = full_record(
     plan=PLAN,
     closed=False,
 )
+"""Check of the entry `scn` of a portable graph of sparse convolutions."""
 FIELDS: dict[str, Check] = dict(
     family=text(r'[a-z][\w-]*', 'the name of a model family'),
     form=NAME,

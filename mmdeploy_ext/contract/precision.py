@@ -1,4 +1,4 @@
-"""The choices of `--precision`, and what they change in a contract.
+"""Precisions: the choices of engines, and what a float16 file changes in a contract.
 
 A float16 file holds casts: the network computes in float16, except for the nodes that stay float32. Its
 inputs and outputs stay float32 without `--fp16-io`. There is no bfloat16 file: bfloat16 is a choice of the
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 
 PRECISIONS = ('fp32', 'fp16', 'bf16')
+"""What an engine may compute in (`--inference-precision`)."""
 
 
 def with_half_features(spec: GraphSpec) -> GraphSpec:

@@ -181,18 +181,22 @@ def _below(key: str, name: object) -> str:
 
 FLAG = one_of(True, False)
 NAME = text(r'(?s).+', 'a text that is not empty')
+"""Checks of a bool, and of any text but ''."""
 SIZE = number(0, 16_384, integer=True)
 """Pixels; 0 means that the size is not fixed."""
 COUNT = number(1, 100_000, integer=True)
 PIXELS = number(1, 16_384, integer=True)
+"""Checks of a number of things, and of a side of a picture in pixels; neither is 0."""
 LIMIT = number(-1, 10**9, integer=True)
 """Limit of the number of results; -1 and 0 mean that there is no limit."""
 POSITIVE = number(above=0)
 FRACTION = number(0, 1)
 TRIPLE = exactly(3, COUNT)
+"""Check of three numbers of things, one per axis."""
 RANGE = exactly(6, number())
 """Of points: the least x, y, z, then the greatest."""
 STRIDES = items(number(1, 4096, integer=True), 1, 64)
+"""Check of the strides of feature maps, pixels per cell, finest first."""
 DIGEST = text('[0-9a-f]{64}', '64 hexadecimal digits')
 
 

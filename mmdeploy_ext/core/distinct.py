@@ -5,13 +5,16 @@ from collections.abc import Iterable
 from mmdeploy_ext.core.errors import CheckpointError
 
 
-def check_distinct(names: Iterable[tuple[object, str]]) -> None:
+def check_distinct(renames: Iterable[tuple[object, str]]) -> None:
     """Refuse two keys that become the same name, since either of them may be meant.
 
-    `names` are pairs of a key of the file and its new name; the CheckpointError names no file.
+    `renames` are (key in the file, its new name) of all entries.
+
+    Raises:
+        CheckpointError: two keys become one name; the message has both, and no file.
     """
     keys: dict[str, object] = {}
-    for key, name in names:
+    for key, name in renames:
         if name in keys:
             raise CheckpointError(
                 f'{keys[name]} and {key} both become {name}; the file holds it twice. Save it again with '

@@ -20,6 +20,7 @@ ENVIRONMENT = {
 }
 """Launcher -> the variables that it sets."""
 STARTERS = {'pytorch': 'torchrun', 'slurm': 'srun (tools/slurm_test.sh)', 'mpi': 'mpirun'}
+"""Launcher -> the command that starts its processes, for messages."""
 
 
 class Ranks:

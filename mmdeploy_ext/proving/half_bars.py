@@ -107,6 +107,7 @@ BARS = HalfBars()
 INT8_BARS = HalfBars(cosine=0.98, iou=0.5, distance_m=1.0, score=0.15, match_rate=0.9, metric=1e-2)
 """Bars of INT8 files: their metric is promised (docs/int8-images.md), the rest catches broken files."""
 CPU = 'CPUExecutionProvider'
+"""ONNX Runtime's name of the execution provider that is taken by default."""
 ROUNDED = (
     "ONNX Runtime's CPU computes float16 in float32: here every value that the file stores in float16 was "
     'rounded, as a GPU does'

@@ -254,6 +254,7 @@ class MetricRow:
 
 
 MODE_TITLES = dict(free='free-running', teacher='teacher-forced')
+"""Mode of a `SequenceRow` -> its name in tables."""
 
 
 @dataclasses.dataclass(frozen=True)

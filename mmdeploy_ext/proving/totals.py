@@ -46,7 +46,7 @@ such inputs.
 ALLOWED_UNPAIRED = 20
 """Number of results without a partner for which PyTorch is always run again: `MAX_TIES_SHARE` of 2000
 results, more than most proofs have."""
-IMAGES = (
+ADVICE_FOR_IMAGES = (
     'use images with objects that this model finds (--input-img, --test-img, --images), and a trained '
     'checkpoint'
 )
@@ -98,7 +98,7 @@ def total_reasons(
     precision: str = 'fp32',
     unit: str = 'input',
     found_in: str = 'image',
-    advice: str = IMAGES,
+    advice: str = ADVICE_FOR_IMAGES,
 ) -> list[str]:
     """Return why a proof fails beyond single cases: nothing was compared, or too little matched.
 

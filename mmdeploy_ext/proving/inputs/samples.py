@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
 
 MAX_IMAGES = 8
+"""Largest number of pictures of a proof."""
 DEFAULT_FRAMES = 12
+"""Number of frames or sweeps of a proof, if the user states none."""
 PROOF_SCENES = 3
 """Scenes that the frames of a proof are spread over."""
 

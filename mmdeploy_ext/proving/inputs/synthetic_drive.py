@@ -34,6 +34,7 @@ NUSCENES_CAMERAS = (
 """FRONT, FRONT_RIGHT, FRONT_LEFT, BACK, BACK_LEFT, BACK_RIGHT, rounded. Source: calibration of nuScenes."""
 MEAN_RGB = 123.675, 116.28, 103.53
 STD_RGB = 58.395, 57.12, 57.375
+"""Mean and standard deviation per channel of pictures in 0..255, those of ImageNet."""
 CAMERA_BELOW_M = 0.33
 """How far the cameras are below the LiDAR."""
 CAMERA_OUT_M = 0.8
@@ -41,7 +42,9 @@ CAMERA_OUT_M = 0.8
 PANORAMA = 192, 1536
 """Height, width in pixels of a scene's surroundings; the width goes once around."""
 BLOBS = 24
+"""Number of coloured rectangles that drift through the surroundings of a scene."""
 SCENE_PAUSE_S = 10.0
+"""Seconds between the last frame of a scene and the first of the next one."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from mmdeploy_ext.proving.levels.sparse_file import check_dialect
 from mmdeploy_ext.proving.levels.structure import check_structure
 from mmdeploy_ext.proving.provenance import asked_checks, hash_checks, override_notes, provenance
 from mmdeploy_ext.proving.results import EDITED, GraphResult
-from mmdeploy_ext.proving.totals import IMAGES, total_reasons
+from mmdeploy_ext.proving.totals import ADVICE_FOR_IMAGES, total_reasons
 from mmdeploy_ext.proving.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Proof(abc.ABC):
 
     unit: ClassVar[str] = 'input'
     found_in: ClassVar[str] = 'image'
-    advice: ClassVar[str] = IMAGES
+    advice: ClassVar[str] = ADVICE_FOR_IMAGES
     by_rate: ClassVar[bool] = True
     max_pictures: ClassVar[int] = 4
 

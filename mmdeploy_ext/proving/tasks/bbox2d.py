@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Detections
 
 RESULTS, PLACE = 'boxes', 'worst IoU'
+"""Titles of columns in tables: number of results, and `DetectionRow.worst_iou`."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
 IOU_BAR = 0.999
 """Smallest IoU of a matched pair."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 
 RESULTS, PLACE = 'boxes', 'worst Δm'
+"""Titles of columns in tables: number of results, and `DetectionRow.worst_distance`."""
 SCORE_THR = 0.1
 """Score from which on every result needs a partner; those below are judged over the whole proof."""
 DISTANCE_BAR = 0.01

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Instances
 
 RESULTS, PLACE = 'masks', 'worst IoU'
+"""Titles of columns in tables: number of results, and `DetectionRow.worst_iou`."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
 IOU_BAR = 0.995
 """Smallest mask IoU of a matched pair."""

@@ -27,6 +27,7 @@ __all__ = [
     'pair_up',
 ]
 RESULTS, PLACE = 'segments', 'worst IoU'
+"""Titles of columns in tables: number of results, and `DetectionRow.worst_iou`."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
 
 

@@ -71,7 +71,7 @@ def render(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str]) -
     gives = f'half precision ({verdict.precision}) can give of the PyTorch model'
     return template(__file__, TEMPLATE, autoescape=True).render(
         number=number,
-        bars=bars,
+        bars=histogram_bars,
         ticks=decade_ticks(),
         verdict=content,
         proven=verdict.passed,
@@ -130,7 +130,7 @@ def picture_uri(pair: Pair, classes: Sequence[str], task: str = 'bbox2d') -> str
     return 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode()
 
 
-def bars(histogram: Sequence[int], width: float, height: float) -> list[dict[str, Any]]:
+def histogram_bars(histogram: Sequence[int], width: float, height: float) -> list[dict[str, Any]]:
     """Return the bars of an error histogram, one per power of ten, with logarithmic heights.
 
     Args:

@@ -253,7 +253,7 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_histogram_bars_keep_the_order_of_the_counts():
-    drawn = report.bars([0, 1, 100, 10], 100, 50)
+    drawn = report.histogram_bars([0, 1, 100, 10], 100, 50)
     heights = [bar['height'] for bar in drawn]
     assert heights[0] == 0 and heights[1] < heights[3] < heights[2] == 50
     assert all(bar['x'] >= 0 and bar['x'] + bar['width'] <= 100 for bar in drawn)
