@@ -37,7 +37,10 @@ def is_constant(array: np.ndarray) -> bool:
 
 
 def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
-    """Return what a wrong output looks like: constant, or PyTorch's values in another order; '' otherwise."""
+    """Return what a wrong output looks like: constant, or PyTorch's values in another order; '' otherwise.
+
+    `expected` is PyTorch's tensor, `got` the engine's.
+    """
     if is_constant(got) and not is_constant(expected):
         return f'every value is {got.flat[0]:g}'
     if expected.size != got.size or expected.size < 2 or got.dtype.kind not in 'fiu':

@@ -52,7 +52,10 @@ def is_dynamic(cases: Sequence[Mapping[str, Any]]) -> bool:
 def trtexec_build(graph: KitGraph, cases: Sequence[Mapping[str, Any]], engine: str) -> list[str]:
     """Return the words of the command that builds an engine for the shapes of all cases of a graph.
 
-    `engine` is the path of the engine.
+    Args:
+        graph: the file that is built.
+        cases: its entries in the manifest, see `Case.write`.
+        engine: path of the engine that is written.
     """
     words = ['trtexec', f'--onnx={graph.file}', f'--saveEngine={engine}']
     if is_dynamic(cases):
@@ -68,7 +71,14 @@ def trtexec_build(graph: KitGraph, cases: Sequence[Mapping[str, Any]], engine: s
 
 
 def trtexec_run(cases: Sequence[Mapping[str, Any]], index: int, engine: str, outputs: str) -> list[str]:
-    """Return the words of the command that runs the case of an index and writes `OUTPUTS/CASE.json`."""
+    """Return the words of the command that runs one case and writes its outputs as JSON.
+
+    Args:
+        cases: entries in the manifest of all cases of the graph.
+        index: of the case that runs.
+        engine: path of the engine.
+        outputs: folder in which CASE.json is written.
+    """
     case = cases[index]
     loaded = ','.join(f'{name}:{entry["file"]}' for name, entry in case['inputs'].items())
     words = ['trtexec', f'--loadEngine={engine}', f'--loadInputs={loaded}']
@@ -115,7 +125,10 @@ def _quoted(word: str) -> str:
 
 
 def polygraphy_command(graph: KitGraph, case: Mapping[str, Any]) -> str:
-    """Return the command of Polygraphy that compares TensorRT with ONNX Runtime on random inputs."""
+    """Return the command of Polygraphy that compares TensorRT with ONNX Runtime on random inputs.
+
+    They have the shapes of the inputs of `case`, an entry of the manifest.
+    """
     shapes = [f'{name}:[{",".join(map(str, entry["shape"]))}]' for name, entry in case['inputs'].items()]
     return shlex.join(['polygraphy', 'run', graph.file, '--trt', '--onnxrt', '--input-shapes', *shapes])
 

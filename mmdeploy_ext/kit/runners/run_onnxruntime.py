@@ -19,7 +19,10 @@ def read(kit: Path, entry: dict) -> np.ndarray:
 
 
 def open_file(path: Path, *providers: str) -> object:
-    """Return a function from inputs to outputs of an ONNX file, both dicts of arrays by name."""
+    """Return a function from inputs to outputs of an ONNX file, both dicts of arrays by name.
+
+    `providers` are execution providers of ONNX Runtime, the preferred one first; without any it chooses.
+    """
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
