@@ -186,7 +186,7 @@ planted(
 planted(
     'proposals: the last level is left out',
     TOY,
-    ('mmdeploy_ext.families.two_stage.proposals:Proposals.forward', called(without_last_level)),
+    ('mmdeploy_ext.families.parts.proposals:Proposals.forward', called(without_last_level)),
 )
 planted('proposals: of the first image', TOY, chosen(first_of_batch, first_of_batch))
 planted('img_shape left out', TOY, (CLIP_SIZE, argument(1, lambda shape: shape * 0)))

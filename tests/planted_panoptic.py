@@ -153,7 +153,7 @@ planted(
 planted(
     'proposals: the last level is left out',
     FPN,
-    ('mmdeploy_ext.families.two_stage.proposals:Proposals.forward', called(without_last_level)),
+    ('mmdeploy_ext.families.parts.proposals:Proposals.forward', called(without_last_level)),
 )
 planted('proposals: max_per_img 50', FPN, of_proposals(max_per_img=lambda most: 50))
 planted('score threshold x 1.05', FPN, of_boxes(score_thr=five_percent))

@@ -70,6 +70,7 @@ class ImageFamily(Family):
         trial_rows: number of results that a trial asks for at least, so that every threshold decides some.
         first: name of the list that the results are made from, such as proposals or the tokens that become
             queries; '' if there is none.
+        first_task: what matches the rows of that list, see `Family.task`.
         lowest_share: what thresholds of scores are multiplied by in a trial that chooses few candidates: 0
             lets every row pass; more if much is computed of each row before candidates are chosen.
         shares_network: whether the reference runs the same modules as the network, so that only a file shows
@@ -81,6 +82,7 @@ class ImageFamily(Family):
     tie_keys: ClassVar[tuple[str, ...]] = ('iou_threshold',)
     trial_rows: ClassVar[int] = 400
     first: ClassVar[str] = ''
+    first_task: ClassVar[str] = 'bbox2d'
     lowest_share: ClassVar[float] = 0.0
     shares_network: ClassVar[bool] = False
 

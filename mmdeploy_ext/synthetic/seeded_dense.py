@@ -193,7 +193,8 @@ def _targets(head: nn.Module, name: str, role: str, channels: int) -> tuple[Numb
         if role == 'mixed':
             of_prior = [DELTA_TARGET] * 4 + [OBJECTNESS_TARGET] + [CLASS_TARGET] * (head.num_attrib - 5)
         else:
-            of_prior = [DELTA_TARGET] * 2 + [GROWTH_TARGET] * 2
+            columns = channels // head.num_base_priors  # more than four: of other boxes than upright ones
+            of_prior = [DELTA_TARGET] * 2 + [GROWTH_TARGET] * 2 + [DELTA_TARGET] * (columns - 4)
         return targets_of(of_prior * (channels // len(of_prior)))
     if role == 'box':
         return _box_target(head, name)

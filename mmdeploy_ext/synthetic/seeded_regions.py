@@ -6,20 +6,21 @@ beside a large background, so that a few per cent of the pairs of region and cla
 Glossary: B pictures of H x W pixels, K regions of each.
 """
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from mmdeploy_ext.families.parts.mask_heads import heads_of, judge_of, logits_of, points_of
+from mmdeploy_ext.families.parts.proposals import generator_of
+from mmdeploy_ext.families.parts.proposals import outputs_of as outputs_of_proposals
 from mmdeploy_ext.families.parts.regions import RegionBranch, grid_of, region_maps, stages_of
 from mmdeploy_ext.families.two_stage.boxes import Grid, last_head
 from mmdeploy_ext.families.two_stage.masks import Masks
-from mmdeploy_ext.families.two_stage.proposals import generator_of
-from mmdeploy_ext.families.two_stage.proposals import outputs_of as outputs_of_proposals
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
 from mmdeploy_ext.synthetic.seeded_dense import BACKGROUND, for_head, scale_outputs
 from mmdeploy_ext.synthetic.seeded_dense import stages_of as stages_of_proposals
@@ -95,7 +96,38 @@ def _propose(head: nn.Module, pictures: torch.Tensor, features: Sequence[torch.T
     outputs_of_proposals(head, maps, clip_hw, generator_of(head))
 
 
-def run_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
+@dataclasses.dataclass(frozen=True)
+class RegionRule:
+    """What the seeded rule has to know about the heads of regions of a detector.
+
+    Attributes:
+        forwards: takes the detector, features of each level and regions (B, K, 4) xyxy; yields heads, and a
+            function that runs them.
+        targets: last layer of a head -> target, see `TARGETS`.
+        score_thr: takes the detector and returns the threshold of its results.
+    """
+
+    forwards: Callable[..., Iterable[tuple[Sequence[nn.Module], Callable[[], Any]]]]
+    targets: Mapping[str, Target]
+    score_thr: Callable[[nn.Module], float]
+
+
+def _forwards_of_mmdet(
+    model: nn.Module, features: Sequence[torch.Tensor], boxes: torch.Tensor
+) -> Iterator[tuple[Sequence[nn.Module], Callable[[], Any]]]:
+    yield from forwards(model.roi_head, region_maps(model, features), boxes)
+
+
+MMDET_RULE = RegionRule(_forwards_of_mmdet, TARGETS, lambda model: result_cfg(model).score_thr)
+"""The rule of mmdet's own heads."""
+
+
+def run_heads(
+    model: nn.Module,
+    pictures: torch.Tensor,
+    features: Sequence[torch.Tensor],
+    rule: RegionRule = MMDET_RULE,
+) -> None:
     """Run those heads of a two-stage detector that have batch normalisations.
 
     Pictures are (B, 3, H, W), normalised; features are those of each level.
@@ -103,7 +135,7 @@ def run_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch
     if _has_norms(getattr(model, 'rpn_head', None)):
         _propose(model.rpn_head, pictures, features)
     if _has_norms(getattr(model, 'roi_head', None)):
-        for _, run in forwards(model.roi_head, region_maps(model, features), regions_of(pictures)):
+        for _, run in rule.forwards(model, features, regions_of(pictures)):
             run()
 
 
@@ -112,7 +144,12 @@ def _has_norms(head: nn.Module | None) -> bool:
     return head is not None and any(isinstance(module, norms) for module in head.modules())
 
 
-def scale_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
+def scale_heads(
+    model: nn.Module,
+    pictures: torch.Tensor,
+    features: Sequence[torch.Tensor],
+    rule: RegionRule = MMDET_RULE,
+) -> None:
     """Rescale all last layers of a two-stage detector in place so that their outputs have their targets.
 
     Pictures are (B, 3, H, W), normalised; features are those of each level.
@@ -123,17 +160,19 @@ def scale_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[tor
             scale_outputs(head, features, run=run)
     if getattr(model, 'roi_head', None) is None:
         return
-    maps, stages = region_maps(model, features), stages_of(model.roi_head)
-    high_threshold = result_cfg(model).score_thr > HIGH_THRESHOLD
-    for heads, run in forwards(model.roi_head, maps, regions_of(pictures)):
-        named = [(head, name) for head in heads for name in TARGETS if getattr(head, name, None) is not None]
+    stages = stages_of(model.roi_head)
+    high_threshold = rule.score_thr(model) > HIGH_THRESHOLD
+    for heads, run in rule.forwards(model, features, regions_of(pictures)):
+        named = [
+            (head, name) for head in heads for name in rule.targets if getattr(head, name, None) is not None
+        ]
         layers = [getattr(head, name) for head, name in named]
         for layer in layers:
             if hasattr(layer, 'tempearture'):  # mmdet's spelling
                 draw_normed_weights(layer, run)
         for (head, name), layer, calls in zip(named, layers, outputs_of_all(layers, run), strict=True):
             outputs = torch.cat(calls, 1)
-            mean, deviation = (torch.full((len(outputs),), value) for value in TARGETS[name])
+            mean, deviation = (torch.full((len(outputs),), value) for value in rule.targets[name])
             if name == 'fc_cls':
                 step = COMMON_STEP if head.num_classes > VAST_CLASSES else 1
                 mean[: head.num_classes] -= RARE_SHIFT * (torch.arange(head.num_classes) % step > 0)

@@ -199,7 +199,12 @@ class Suppression:
     soft: SoftNmsConfig | None = None
 
     def __call__(
-        self, bboxes: Tensor, scores: Tensor, labels: Tensor, candidates: Tensor
+        self,
+        bboxes: Tensor,
+        scores: Tensor,
+        labels: Tensor,
+        candidates: Tensor,
+        results: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Return the boxes that are not suppressed.
 
@@ -208,14 +213,17 @@ class Suppression:
             scores: (B, N); `NO_CANDIDATE` in rows that are no candidates.
             labels: (B, N) int64, 0 or more.
             candidates: (B, N) bool; the other rows neither suppress nor are results.
+            results: (B, N, D) what is returned of each box in place of its corners, such as the rotated box
+                that `bboxes` has the upright bounds of.
 
         Returns:
-            dets (B, n, 5) x1 y1 x2 y2 score, labels (B, n); n is the largest count of the batch, with a cap
-            constant; rows that an image does not have are zero with label -1. With a cap also candidates
-            (B,) int64, their number before it.
+            dets (B, n, 5) x1 y1 x2 y2 score, or (B, n, D + 1) with `results`, labels (B, n); n is the largest
+            count of the batch, with a cap constant; rows that an image does not have are zero with label -1.
+            With a cap also candidates (B,) int64, their number before it.
         """
+        results = bboxes if results is None else results
         if self.cap:
-            return self._capped(bboxes, scores, labels, candidates)
+            return self._capped(bboxes, scores, labels, candidates, results)
         if self.soft is not None:
             soft, separated = self.soft, self._separated(bboxes, labels, candidates)
             rows, best = SOFT_NMS[soft.method](
@@ -228,7 +236,7 @@ class Suppression:
         if self.trimmed:
             count = (best > NO_CANDIDATE).sum(dim=1).max()
             best, rows = best[:, :count], rows[:, :count]
-        return _padded(bboxes, best, labels, rows)
+        return _padded(results, best, labels, rows)
 
     def _separated(self, bboxes: Tensor, labels: Tensor, candidates: Tensor) -> Tensor:
         return bboxes if self.class_agnostic else class_offsets(bboxes, labels, candidates)
@@ -253,7 +261,7 @@ class Suppression:
         return flat_kept.reshape(scores.shape) > 0
 
     def _capped(
-        self, bboxes: Tensor, scores: Tensor, labels: Tensor, candidates: Tensor
+        self, bboxes: Tensor, scores: Tensor, labels: Tensor, candidates: Tensor, results: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return detections and the number of candidates, of the best `cap` rows, with constant shapes.
 
@@ -266,13 +274,13 @@ class Suppression:
             best = torch.where(keep, best, torch.full_like(best, NO_CANDIDATE))
         best, order = best.topk(capped(self.cap, self.max_per_img), dim=1)
         rows = rows.gather(1, order)
-        return *_padded(bboxes, best, labels, rows), candidates.sum(dim=1)
+        return *_padded(results, best, labels, rows), candidates.sum(dim=1)
 
 
-def _padded(bboxes: Tensor, best: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return dets (B, n, 5) and labels (B, n) of rows; those without a candidate are zero with label -1."""
-    bboxes, labels = gather_rows(bboxes, rows), labels.gather(1, rows)
+def _padded(results: Tensor, best: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return dets (B, n, D + 1) and labels (B, n) of rows; those without a candidate are zero, label -1."""
+    results, labels = gather_rows(results, rows), labels.gather(1, rows)
     present = best > NO_CANDIDATE
-    dets = torch.cat([bboxes, best[..., None]], dim=2)
+    dets = torch.cat([results, best[..., None]], dim=2)
     dets = torch.where(present[..., None], dets, torch.zeros_like(dets))
     return dets, torch.where(present, labels, torch.full_like(labels, -1))

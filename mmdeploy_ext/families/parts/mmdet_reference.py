@@ -1,13 +1,15 @@
 """mmdet's detectors, unpatched: their inputs and results, which proofs compare the graphs with."""
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.parts.image_feeds import pasted_size, proposals_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances
@@ -71,6 +73,23 @@ def tested(
             img_metas=[list(metas)],
             **{name: [value] for name, value in data.items()},
         )
+
+
+@contextlib.contextmanager
+def recorded(owner: Any, name: str, record: Callable[..., None]) -> Iterator[None]:
+    """Inside the block `record(result, *arguments)` is called after each call of a method of upstream.
+
+    `name` is that of the method of `owner`.
+    """
+    method = getattr(owner, name)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        record(result, *args)
+        return result
+
+    with replaced_entry(vars(owner), name, watched):
+        yield
 
 
 def box_detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:

@@ -12,8 +12,8 @@ from mmdeploy_ext.contract.options import LIMITS, Options
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.postprocess.suppression import SoftNmsConfig, capped, nms_config
 from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.proposals import generator_of, is_guided, is_staged, thresholds
 from mmdeploy_ext.families.two_stage import boxes
-from mmdeploy_ext.families.two_stage.proposals import generator_of, is_guided, is_staged, thresholds
 
 COUNTS = dict(candidates='max_candidates', proposal_candidates='max_proposals')
 """Name of an output -> the option with which a file has it. The output counts the candidates before they were

@@ -25,6 +25,7 @@ from mmdeploy_ext.families.parts import (
     mask_heads,
     mmdet_reference,
     pasting,
+    proposals,
     regions,
 )
 from mmdeploy_ext.families.parts.exaggerated import QUADRANT, changed_outputs, exaggerated_cells
@@ -35,7 +36,6 @@ from mmdeploy_ext.families.two_stage import (
     candidate_limits,
     graphs,
     panoptic,
-    proposals,
     reference,
     split_graphs,
 )
@@ -226,7 +226,7 @@ class TwoStageFamily(ImageFamily):
         def record(result: Sequence[torch.Tensor], *_: Any) -> None:
             rows.extend(reference.rows_of_proposals(result))
 
-        with reference.recorded(model.rpn_head, 'simple_test_rpn', record):
+        with mmdet_reference.recorded(model.rpn_head, 'simple_test_rpn', record):
             return super().lists(model, images, rescale) | {graphs.PROPOSALS: rows}
 
     def first_list(self, model: nn.Module, images: Sequence[PreparedImage]) -> Sequence[Detections]:
@@ -351,7 +351,7 @@ class TwoStagePanopticFamily(TwoStageFamily):
             rows = dets.cpu().numpy()
             instances.append(Detections(rows[:, :4], rows[:, 4], labels.cpu().numpy()))
 
-        with reference.recorded(model.panoptic_fusion_head, 'simple_test', record):
+        with mmdet_reference.recorded(model.panoptic_fusion_head, 'simple_test', record):
             return super().lists(model, images, rescale) | {panoptic.INSTANCES: instances}
 
     def scores_of(self, model: nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:

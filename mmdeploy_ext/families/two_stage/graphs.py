@@ -26,6 +26,14 @@ from mmdeploy_ext.families.parts.image_tensors import (
 )
 from mmdeploy_ext.families.parts.mask_heads import judge_of, threshold
 from mmdeploy_ext.families.parts.pasting import mask_output, size_inputs, with_pasting
+from mmdeploy_ext.families.parts.proposals import (
+    generator_of,
+    is_staged,
+    output_kinds,
+    outputs_of,
+    proposals_of,
+    smallest_input,
+)
 from mmdeploy_ext.families.parts.regions import (
     feature_names,
     grid_of,
@@ -38,14 +46,6 @@ from mmdeploy_ext.families.parts.regions import (
 from mmdeploy_ext.families.two_stage.boxes import Boxes, Grid, thresholds
 from mmdeploy_ext.families.two_stage.candidate_limits import COUNTS, rows_of
 from mmdeploy_ext.families.two_stage.masks import Masks
-from mmdeploy_ext.families.two_stage.proposals import (
-    generator_of,
-    is_staged,
-    output_kinds,
-    outputs_of,
-    proposals_of,
-    smallest_input,
-)
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
 
 COUNT_MEANINGS = dict(

@@ -31,8 +31,8 @@ from mmdeploy_ext.families.parts.image_feeds import feeds, grouped, one_size, pa
 from mmdeploy_ext.families.parts.image_tensors import box_outputs, image_input, optional_inputs
 from mmdeploy_ext.families.parts.mask_heads import side_of, threshold
 from mmdeploy_ext.families.parts.pasting import Paste
+from mmdeploy_ext.families.parts.proposals import smallest_input
 from mmdeploy_ext.families.two_stage import graphs
-from mmdeploy_ext.families.two_stage.proposals import smallest_input
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.parts.mmdet_reference import RegionInputs, batch_of, metas_of_images, tested
+from mmdeploy_ext.families.parts.proposals import needed, thresholds
 from mmdeploy_ext.families.parts.regions import feature_names, flat, part_of
 from mmdeploy_ext.families.two_stage.boxes import output_names
 from mmdeploy_ext.families.two_stage.graphs import proposal_names
-from mmdeploy_ext.families.two_stage.proposals import needed, thresholds
 from mmdeploy_ext.families.two_stage.split_graphs import PROPOSALS, REGIONS
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
@@ -205,23 +205,6 @@ def all_boxes(roi_head: nn.Module, **test_cfg: Any) -> Iterator[None]:
     changed = copy.deepcopy(roi_head.test_cfg)
     changed.update(max_per_img=10**9, **test_cfg)
     with without_masks(roi_head), replaced_entry(vars(roi_head), 'test_cfg', changed):
-        yield
-
-
-@contextlib.contextmanager
-def recorded(owner: Any, name: str, record: Callable[..., None]) -> Iterator[None]:
-    """Inside the block `record(result, *arguments)` is called after each call of a method of upstream.
-
-    `name` is that of the method of `owner`.
-    """
-    method = getattr(owner, name)
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        result = method(*args, **kwargs)
-        record(result, *args)
-        return result
-
-    with replaced_entry(vars(owner), name, watched):
         yield
 
 

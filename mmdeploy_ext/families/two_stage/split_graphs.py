@@ -19,9 +19,9 @@ from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.parts.proposals import is_guided, is_staged, smallest_side
 from mmdeploy_ext.families.parts.regions import context_names, feature_names, grid_of
 from mmdeploy_ext.families.two_stage import graphs
-from mmdeploy_ext.families.two_stage.proposals import is_guided, is_staged, smallest_side
 
 PROPOSALS, REGIONS = FORMS = ('proposals', 'regions')
 """The two graphs."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts import followed
+from mmdeploy_ext.families.parts import followed, proposals
 from mmdeploy_ext.families.parts.mask_heads import check_flow, threshold
 from mmdeploy_ext.families.parts.regions import (
     EXTRACTORS,
@@ -21,7 +21,7 @@ from mmdeploy_ext.families.parts.regions import (
     stages_of,
 )
 from mmdeploy_ext.families.replaced import Replaced, table_of
-from mmdeploy_ext.families.two_stage import boxes, masks, proposals
+from mmdeploy_ext.families.two_stage import boxes, masks
 
 detectors, roi_heads = mmdet_module('mmdet.models.detectors'), mmdet_module('mmdet.models.roi_heads')
 dense_heads, seg_heads = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.seg_heads')

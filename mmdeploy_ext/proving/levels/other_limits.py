@@ -362,7 +362,7 @@ class Trial(abc.ABC):
         except FAILURES as error:
             return tuple(failed_detections(titles[name], rows, error) for name, rows in expected.items())
         return tuple(
-            task_module('bbox2d' if name else family.task).match_detections(
+            task_module(family.first_task if name else family.task).match_detections(
                 titles[name],
                 rows,
                 exported[name],

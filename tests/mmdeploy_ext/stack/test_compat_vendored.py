@@ -124,7 +124,7 @@ def test_a_library_that_a_module_of_an_older_mmdet_needs_is_named(monkeypatch):
 def test_proposals_as_small_as_the_minimum_are_kept_by_an_older_mmdet(monkeypatch, version, smallest, sides):
     from mmdet.models import build_head
 
-    from mmdeploy_ext.families.two_stage.proposals import Proposals
+    from mmdeploy_ext.families.parts.proposals import Proposals
 
     monkeypatch.setattr(mmdet, '__version__', version)
     test_cfg = dict(nms_pre=9, max_per_img=9, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=smallest)

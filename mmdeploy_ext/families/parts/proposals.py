@@ -4,7 +4,7 @@ Source: `dense_heads/{rpn_head,ga_rpn_head,cascade_rpn_head}.py`.
 
 Glossary: B batch, a anchors of a cell (1 in a Cascade RPN), A anchors of a level, h, w size of a level's
 maps, K boxes of an image: of a level, then candidates of all levels, then proposals, n results of a
-suppression.
+suppression, D columns of a box.
 """
 
 from collections.abc import Iterator, Sequence
@@ -240,7 +240,16 @@ def needed(count: torch.Tensor, labels: torch.Tensor, cap: int, max_per_img: int
 
 
 class Proposals(nn.Module):
-    """Per level the `nms_pre` best anchors, decoded and clipped, those that are large enough; suppression."""
+    """Per level the `nms_pre` best anchors, decoded and clipped, those that are large enough; suppression.
+
+    A head whose proposals are other boxes than upright ones has a subclass, in which D is their number of
+    columns: `facts_of_head`, `least_side`, `decode`, `sides` and `bounds` say what they are.
+    """
+
+    facts_of_head = staticmethod(facts_of)
+    """Takes a head and returns `facts`: what the function of this name returns, with any coder."""
+    least_side = staticmethod(smallest_side)
+    """Takes a head and returns the length that sides have to exceed, pixels; below 0 any will do."""
 
     def __init__(self, head: nn.Module, trimmed: bool = False, cap: int = 0) -> None:
         """Keep the generator of the anchors, and the settings; none of the head's layers is used.
@@ -249,9 +258,21 @@ class Proposals(nn.Module):
         """
         super().__init__()
         self.trimmed, self.cap = trimmed, cap
-        self.config, self.smallest = thresholds(head), smallest_side(head)
-        self.priors, self.facts = same_priors(generator_of(head)), facts_of(head)
+        self.config, self.smallest = thresholds(head), self.least_side(head)
+        self.priors, self.facts = same_priors(generator_of(head)), self.facts_of_head(head)
         self.kinds = output_kinds(head)
+
+    def decode(self, rows: dict[str, torch.Tensor], priors: torch.Tensor, level: int) -> torch.Tensor:
+        """Return the boxes (B, K, D) of anchors, not clipped; `rows` are outputs of the head at them."""
+        return boxes_of(torch, self.facts, rows, priors, level)
+
+    def sides(self, boxes: torch.Tensor) -> torch.Tensor:
+        """Return width and height (B, K, 2) of boxes (B, K, D)."""
+        return boxes[..., 2:] - boxes[..., :2]
+
+    def bounds(self, boxes: torch.Tensor) -> torch.Tensor:
+        """Return the upright boxes (B, K, 4) xyxy by which boxes (B, K, D) suppress each other."""
+        return boxes
 
     def forward(self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Choose proposals.
@@ -262,7 +283,7 @@ class Proposals(nn.Module):
             clip_hw: (B, 2) float32 height and width that boxes are clipped to.
 
         Returns:
-            dets (B, K, 5) xyxy and score, the best first, and levels (B, K) int64; rows that an image does
+            dets (B, K, D + 1) box and score, the best first, and levels (B, K) int64; rows that an image does
             not have are zero with level -1. With a cap also (B,) int64: how many boxes had to enter the
             suppression: all where there are fewer proposals than there may be, else no more than the cap.
         """
@@ -278,13 +299,13 @@ class Proposals(nn.Module):
             cap=self.cap,
             trimmed=self.trimmed,
         )
-        dets, levels, *counts = suppress(boxes, scores, levels, candidates)
+        dets, levels, *counts = suppress(self.bounds(boxes), scores, levels, candidates, boxes)
         return dets, levels, *(needed(count, levels, self.cap, config.max_per_img) for count in counts)
 
     def _large(
         self, boxes: torch.Tensor, scores: torch.Tensor, clip_hw: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return clipped boxes (B, K, 4), scores and (B, K) bool, which are candidates.
+        """Return clipped boxes (B, K, D), scores and (B, K) bool, which are candidates.
 
         The scores (B, K) of boxes that are too small become `NO_CANDIDATE`.
         """
@@ -292,13 +313,13 @@ class Proposals(nn.Module):
             boxes = clip_to(boxes, clip_hw, self.facts['head']['clip_inset'])
         candidates = scores > NO_CANDIDATE
         if self.smallest >= 0:
-            candidates = candidates & (boxes[..., 2:] - boxes[..., :2] > self.smallest).all(dim=2)
+            candidates = candidates & (self.sides(boxes) > self.smallest).all(dim=2)
         return boxes, torch.where(candidates, scores, torch.full_like(scores, NO_CANDIDATE)), candidates
 
     def _levels(
         self, maps: Sequence[torch.Tensor]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Yield boxes (B, K, 4), not clipped, scores and level numbers (B, K) of every level."""
+        """Yield boxes (B, K, D), not clipped, scores and level numbers (B, K) of every level."""
         count = len(maps) // len(self.kinds)
         for level in range(count):
             outputs = dict(zip(self.kinds, maps[level::count], strict=True))
@@ -317,7 +338,7 @@ class Proposals(nn.Module):
                 scores, best = scores.topk(limit(self.config.nms_pre, scores.shape[1]), dim=1)
                 rows = {name: gather_rows(tensor, best) for name, tensor in rows.items()}
                 priors = gather_rows(priors, best) if 'prior' in outputs else priors[best]
-            boxes = boxes_of(torch, self.facts, rows, priors, level)
+            boxes = self.decode(rows, priors, level)
             yield boxes, scores, torch.full_like(scores, level, dtype=torch.int64)
 
 
