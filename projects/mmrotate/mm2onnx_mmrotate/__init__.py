@@ -4,6 +4,7 @@ Importing it registers the families, without PyTorch, mmcv or mmrotate.
 """
 
 from mm2onnx_mmrotate.dense.options import OPTIONS, POSTPROCESS
+from mm2onnx_mmrotate.two_stage.options import POSTPROCESS as TWO_STAGE_POSTPROCESS
 from mmdeploy_ext import register_family
 
 register_family(
@@ -12,5 +13,12 @@ register_family(
     options=OPTIONS,
     postprocess=POSTPROCESS,
     runtime='mm2onnx_mmrotate.dense.runtime',
+    library='mmrotate',
+)
+register_family(
+    'rotated_two_stage',
+    'mm2onnx_mmrotate.two_stage.family:RotatedTwoStageFamily',
+    postprocess=TWO_STAGE_POSTPROCESS,
+    runtime='mm2onnx_mmrotate.two_stage.runtime',
     library='mmrotate',
 )

@@ -1,11 +1,16 @@
 """mmrotate's detectors, unpatched: their results, which proofs compare the graphs with."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
+from mmcv.ops import nms_rotated
+from mmrotate.core.post_processing import bbox_nms_rotated
 from torch import nn
 
 from mm2onnx_mmrotate.detections import RotatedDetections
+from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.parts.mmdet_reference import metas_of, tested
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
@@ -17,7 +22,8 @@ def rotated_detections(
 
     Boxes are in pixels of the originals with `rescale`; `version` is that of the angles.
     """
-    results = tested(model, images, metas_of(images), rescale)
+    with equal_scores_by_index():
+        results = tested(model, images, metas_of(images), rescale)
     return [rotated_boxes_of_classes(of_image, version) for of_image in results]
 
 
@@ -27,3 +33,21 @@ def rotated_boxes_of_classes(result: Sequence[np.ndarray], version: str) -> Rota
     labels = np.repeat(np.arange(len(result), dtype=np.int64), [len(boxes) for boxes in result])
     order = np.argsort(-rows[:, 5], kind='stable')
     return RotatedDetections(rows[order, :5], rows[order, 5], labels[order], version)
+
+
+@contextlib.contextmanager
+def equal_scores_by_index() -> Iterator[None]:
+    """Inside the block mmrotate's suppression takes boxes of equal scores in the order of their indices.
+
+    PyTorch's sort leaves their order open (measured with torch 2.13: that of 100 equal scores is another),
+    and ONNX's TopK does not. Equal scores are common: all regions of no size have the same features.
+    """
+
+    def suppress(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> tuple[torch.Tensor, ...]:
+        order = torch.sort(scores, dim=0, descending=True, stable=True)[1]
+        falling = torch.arange(len(scores), 0, -1).to(scores)
+        _, keep = nms_rotated(boxes[order], falling, iou_threshold)
+        return boxes[order[keep]], order[keep]
+
+    with replaced_entry(vars(bbox_nms_rotated), 'nms_rotated', suppress):
+        yield

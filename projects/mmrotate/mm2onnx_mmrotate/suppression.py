@@ -69,7 +69,7 @@ class RotatedSuppression:
         """Return the boxes that are not suppressed.
 
         Args:
-            boxes: (B, A, 5) x, y, width, height, angle.
+            boxes: (B, A, 5) x, y, width, height, angle, or (B, A, C, 5) of each class.
             scores: (B, A, C) of the classes, without the background.
             factors: (B, A) what scores are multiplied by once they have passed the threshold, or None.
 
@@ -88,7 +88,7 @@ class RotatedSuppression:
         best, pairs = flat_scores.topk(self.cap or counts.max().clamp(min=1), dim=1)
         rows = torch.div(pairs, num_classes, rounding_mode='floor')
         labels = pairs - rows * num_classes
-        boxes = gather_rows(boxes, rows)
+        boxes = gather_rows(boxes.flatten(1, 2), pairs) if boxes.dim() == 4 else gather_rows(boxes, rows)
         valid = best > NO_CANDIDATE
         keep = rotated_keep(class_offsets(boxes, labels, valid), valid, self.config.iou_threshold)
         best = torch.where(keep, best, torch.full_like(best, NO_CANDIDATE))

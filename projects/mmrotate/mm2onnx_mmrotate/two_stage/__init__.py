@@ -1,0 +1,1 @@
+"""mmrotate's detectors that propose regions and look at each of them."""

@@ -1,0 +1,100 @@
+"""From proposals to scored boxes: features of regions, the heads of mmrotate, and their decoded boxes.
+
+Source: mmrotate 0.3.4 `models/roi_heads`, `bbox_heads/rotated_bbox_head.py`, `bbox_heads/gv_bbox_head.py`.
+
+Glossary: B batch, K regions of an image, R = B * K, C classes, G boxes per region (C, or 1 if the regression
+is class-agnostic), h, w of the pooled cells of a region.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mm2onnx_mmrotate.two_stage.coders import CODERS
+from mm2onnx_mmrotate.two_stage.heads import coder_of, output_columns
+from mmdeploy_ext.exporting.ops.roi_align_rotated import pool_rotated
+from mmdeploy_ext.families.parts.regions import Pool, part_of, stages_of
+from mmdeploy_ext.families.parts.runtime.box_coders import softmax
+
+
+class RotatedPool(Pool):
+    """A `RotatedSingleRoIExtractor`: every rotated region from the level of its size."""
+
+    def forward(
+        self, maps: Sequence[Tensor], boxes: Tensor, images: Tensor, factor: float | None = None
+    ) -> Tensor:
+        """Return features (R, channels, h, w) of boxes (R, 5); see `Pool.forward`."""
+        layers = self.extractor.roi_layers
+        return pool_rotated(maps[: len(layers)], boxes, images, self.levels(boxes), layers)
+
+    def levels(self, boxes: Tensor) -> Tensor:
+        return super().levels(torch.cat([torch.zeros_like(boxes[:, 2:4]), boxes[:, 2:4]], 1))
+
+
+class Stage(nn.Module):
+    """The pooled features of regions, the head that takes them, and its boxes."""
+
+    def __init__(self, roi_head: nn.Module, index: int, rotated: bool) -> None:
+        """Keep extractor and head of a stage; `rotated` is whether its regions are rotated boxes."""
+        super().__init__()
+        extractor = part_of(roi_head, 'bbox_roi_extractor', index)
+        self.pool = (RotatedPool if rotated else Pool)(extractor)
+        self.shared = getattr(roi_head, 'shared_head', None) or nn.Identity()
+        self.head = part_of(roi_head, 'bbox_head', index)
+        self.coder, self.columns = coder_of(self.head), output_columns(self.head)
+
+    def outputs(self, maps: Sequence[Tensor], regions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return class logits (B, K, C + 1) and name -> other outputs of the head (B, K, G, columns).
+
+        Regions are (B, K, 4) xyxy or (B, K, 5) boxes in pixels of the network input.
+        """
+        rows = regions.shape[:2]
+        images = torch.arange(rows[0], device=regions.device)[:, None].expand(-1, rows[1]).flatten()
+        features = self.shared(self.pool(maps, regions.flatten(0, 1), images))
+        logits, *others = self.head(features)
+        columns = zip(self.columns, others, strict=True)
+        named = {name: values.reshape(*rows, -1, count) for (name, count), values in columns}
+        return logits.reshape(*rows, -1), named
+
+    def decode(self, regions: Tensor, rows: dict[str, Tensor], clip_hw: Tensor) -> Tensor:
+        """Return boxes (B, K, G, 5); boxes, or their centres, are clipped to `clip_hw` (B, 2)."""
+        return CODERS[self.coder['type']](torch, regions[:, :, None], rows, self.coder, clip_hw)
+
+    def activated(self, logits: Tensor) -> Tensor:
+        """Return class scores (B, K, C), without the background."""
+        head = self.head
+        scores = head.loss_cls.get_activation(logits) if head.custom_cls_channels else softmax(logits)
+        return scores[..., :-1]
+
+
+class Boxes(nn.Module):
+    """All stages of the heads of regions, up to scored boxes."""
+
+    def __init__(self, roi_head: nn.Module, oriented: bool) -> None:
+        """Keep the stages; `oriented` is whether proposals are rotated boxes."""
+        super().__init__()
+        self.oriented = oriented
+        count = stages_of(roi_head)
+        self.stages = nn.ModuleList(Stage(roi_head, index, oriented or index > 0) for index in range(count))
+
+    def forward(
+        self, maps: Sequence[Tensor], proposals: Tensor, clip_hw: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Return the regions of the last stage, its outputs by name, and class logits.
+
+        Regions are (B, K, 4 or 5), outputs (B, K, G, columns), and the logits (B, K, C + 1) the mean of all
+        stages. For the arguments see `Stage`.
+        """
+        regions, stage_logits = proposals, []
+        for index, stage in enumerate(self.stages):
+            logits, rows = stage.outputs(maps, regions)
+            stage_logits.append(logits)
+            if index + 1 < len(self.stages):  # of one box for all classes
+                regions = stage.decode(regions, rows, clip_hw)[:, :, 0]
+        return regions, rows, sum(stage_logits) / float(len(stage_logits))
+
+    @property
+    def last(self) -> Stage:
+        """The stage whose boxes are the results."""
+        return self.stages[-1]

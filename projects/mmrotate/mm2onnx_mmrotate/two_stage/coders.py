@@ -1,0 +1,97 @@
+"""From the outputs of heads of proposals and regions to rotated boxes, for numpy and PyTorch (`xp`).
+
+A coder is a function of `CODERS`. It returns boxes (B, K, G, 5), and takes
+
+- `xp`: numpy or torch.
+- `regions`: (B, K, 1, 4) xyxy or (B, K, 1, 5) boxes.
+- `rows`: name of an output of the head -> its values (B, K, G, columns).
+- `coder`: its settings, those of `options.CODERS`.
+- `clip_hw`: (B, 2) height and width that boxes, or their centres, are clipped to; not used by all.
+
+Glossary: B images, K regions, G boxes per region (as many as classes, or 1), A anchors of a level. Source:
+mmrotate 0.3.4 `core/bbox/coder`, `models/roi_heads/bbox_heads/gv_bbox_head.py`.
+"""
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from mm2onnx_mmrotate.dense.coders import delta
+from mm2onnx_mmrotate.polygons import box_of_polygon, box_of_upright
+from mmdeploy_ext.families.parts.runtime.box_coders import CODERS as UPRIGHT_CODERS
+from mmdeploy_ext.families.parts.runtime.box_coders import constant
+
+Rows = Mapping[str, Any]
+Settings = Mapping[str, Any]
+
+
+def upright_delta(xp: ModuleType, regions: Any, rows: Rows, coder: Settings, clip_hw: Any) -> Any:
+    """`DeltaXYWHAHBBoxCoder`: deltas of upright regions; boxes are not clipped."""
+    centres, sides = (regions[..., :2] + regions[..., 2:]) * 0.5, regions[..., 2:] - regions[..., :2]
+    boxes = xp.concatenate([centres, sides, xp.zeros_like(sides[..., :1])], -1)
+    return delta(xp, boxes, rows, coder, 0)
+
+
+def rotated_delta(xp: ModuleType, regions: Any, rows: Rows, coder: Settings, clip_hw: Any) -> Any:
+    """`DeltaXYWHAOBBoxCoder`: deltas of rotated regions; centres are clipped one pixel inside."""
+    boxes = delta(xp, regions, rows, coder, 0)
+    upper = clip_hw[:, None, None] - 1
+    x = xp.minimum(xp.clip(boxes[..., 0], 0, None), upper[..., 1])
+    y = xp.minimum(xp.clip(boxes[..., 1], 0, None), upper[..., 0])
+    return xp.concatenate([xp.stack([x, y], -1), boxes[..., 2:]], -1)
+
+
+def gliding_vertex(xp: ModuleType, regions: Any, rows: Rows, coder: Settings, clip_hw: Any) -> Any:
+    """`GVBBoxHead`: an upright box, how far its corners glide along its sides, and how much of it is covered.
+
+    A box that is covered up to `ratio_thr` or more stays upright.
+    """
+    upright = UPRIGHT_CODERS['delta'](xp, regions, rows, coder, 0)
+    if coder['clip']:
+        height, width = clip_hw[:, None, None, 0], clip_hw[:, None, None, 1]
+        ends = (width, height, width, height)
+        clipped = [xp.minimum(xp.clip(upright[..., side], 0, None), end) for side, end in enumerate(ends)]
+        upright = xp.stack(clipped, -1)
+    x1, y1, x2, y2 = (upright[..., side] for side in range(4))
+    width, height, glide = x2 - x1, y2 - y1, rows['fix_pred']
+    top, right = x1 + width * glide[..., 0], y1 + height * glide[..., 1]
+    bottom, left = x2 - width * glide[..., 2], y2 - height * glide[..., 3]
+    x, y = xp.stack([top, x2, bottom, x1], -1), xp.stack([y1, right, y2, left], -1)
+    boxes = box_of_polygon(xp, x, y, coder['version'])
+    covered = rows['ratio_pred'] > coder['ratio_thr']
+    return xp.where(covered, box_of_upright(xp, upright, coder['version']), boxes)
+
+
+CODERS: dict[str, Callable[..., Any]] = dict(
+    upright_delta=upright_delta, rotated_delta=rotated_delta, gliding_vertex=gliding_vertex
+)
+"""Type of a coder of regions -> its function."""
+
+
+def midpoint_offset(xp: ModuleType, anchors: Any, deltas: Any, coder: Settings) -> Any:
+    """Return boxes (B, A, 5) of anchors (A, 4) or (B, A, 4) xyxy and deltas (B, A, 6): `MidpointOffsetCoder`.
+
+    Deltas are of the upright bounds, and where the box touches their upper and their right side.
+    """
+    deltas = deltas * constant(coder['stds'], deltas) + constant(coder['means'], deltas)
+    bound = float(np.float32(abs(np.log(coder['wh_ratio_clip']))))
+    growth = xp.exp(xp.clip(deltas[..., 2:4], -bound, bound))
+    sides = (anchors[..., 2:] - anchors[..., :2]) * growth
+    move = (anchors[..., 2:] - anchors[..., :2]) * deltas[..., :2]
+    centres = (anchors[..., :2] + anchors[..., 2:]) * 0.5 + move
+    x, y, width, height = centres[..., 0], centres[..., 1], sides[..., 0], sides[..., 1]
+    touch = xp.clip(deltas[..., 4:], -0.5, 0.5)
+    shift_x, shift_y = touch[..., 0] * width, touch[..., 1] * height
+    corners_x = xp.stack([x + shift_x, x + width * 0.5, x - shift_x, x - width * 0.5], -1)
+    corners_y = xp.stack([y - height * 0.5, y + shift_y, y + height * 0.5, y - shift_y], -1)
+    from_x, from_y = corners_x - x[..., None], corners_y - y[..., None]
+    lengths = xp.sqrt(from_x * from_x + from_y * from_y)
+    longest = xp.maximum(
+        xp.maximum(lengths[..., 0], lengths[..., 1]), xp.maximum(lengths[..., 2], lengths[..., 3])
+    )
+    stretch = longest[..., None] / lengths
+    return box_of_polygon(
+        xp, from_x * stretch + x[..., None], from_y * stretch + y[..., None], coder['version']
+    )

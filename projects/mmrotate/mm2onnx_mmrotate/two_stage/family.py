@@ -1,0 +1,140 @@
+"""The family of two-stage detectors of rotated boxes: which configs it claims and refuses."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from mm2onnx_mmrotate.pipeline import preprocess_rule
+from mm2onnx_mmrotate.suppression import rotated_nms_config
+from mm2onnx_mmrotate.two_stage import graphs, heads, reference
+from mm2onnx_mmrotate.two_stage.proposals import least_side
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.config import refused_by_name, test_pipeline
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.limits import Limit, entries_of
+from mmdeploy_ext.families.parts import detector_parts, image_feeds
+from mmdeploy_ext.families.parts.mmdet_reference import recorded
+from mmdeploy_ext.families.parts.proposals import generator_of, thresholds
+from mmdeploy_ext.families.parts.regions import part_of
+from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
+
+UNREAD = ('nms_pre', 'min_bbox_size')
+"""Entries of `test_cfg.rcnn` that no head reads."""
+
+
+class RotatedTwoStageFamily(ImageFamily):
+    """mmrotate's detectors that propose regions and look at each of them."""
+
+    name = 'rotated_two_stage'
+    exports = 'two-stage detectors of rotated boxes (projects/mmrotate/README.md)'
+    similar_names = ('RotatedFasterRCNN', 'OrientedRCNN', 'RoITransformer', 'GlidingVertex', 'ReDet')
+    task = 'mm2onnx_mmrotate.task'
+    forms = graphs.FORMS
+    tie_keys = ('iou_thr', 'iou_threshold')
+    keep_fp32 = ('proposals/*', 'regions/*')  # boxes in float16 are half a pixel coarse
+    first, first_task = graphs.PROPOSALS, task
+    spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    feeds = staticmethod(image_feeds.feeds)
+    reference_detections = staticmethod(reference.detections)
+    first_list = staticmethod(reference.proposals_alone)
+
+    def claims(self, cfg: Any) -> Claim:
+        """Claim every config of mmrotate's two-stage detectors."""
+        return Claim.HEAD if detector_parts.detects(cfg, heads.DETECTOR) else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        test_cfg = detector_parts.test_cfg_of(cfg)
+        with refused_by_name(cfg):
+            for key in ('rpn_head', 'roi_head'):
+                if not cfg.model.get(key):
+                    raise ConfigError(f'model.{key} is missing; {cfg.model.type} exports with one')
+            rpn_head = detector_parts.tested_head(cfg, 'rpn_head', test_cfg.get('rpn'))
+            roi_head = detector_parts.tested_head(cfg, 'roi_head', test_cfg.get('rcnn'))
+            heads.check_rpn_head(rpn_head)
+            heads.check_roi_head(roi_head, heads.is_oriented(rpn_head))
+            thresholds(rpn_head)
+            least_side(rpn_head)
+            rotated_nms_config(roi_head.test_cfg)
+        detector_parts.check(cfg.model, options)
+        strides = generator_of(rpn_head).strides
+        detector_parts.check_smallest((int(stride[0]) for stride in strides), options)
+
+    def seeded(self, cfg: Any, seed: int) -> nn.Module:
+        from mm2onnx_mmrotate.two_stage.seeded import seeded_detector
+
+        return seeded_detector(self.build(cfg), cfg, seed)
+
+    def preprocess_rule(self, cfg: Any) -> PreprocessRule:
+        return preprocess_rule(test_pipeline(cfg))
+
+    def num_classes(self, model: nn.Module) -> int:
+        return int(heads.last_head(model.roi_head).num_classes)
+
+    def reference_tensors(
+        self, model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **options: Any
+    ) -> dict[str, np.ndarray]:
+        """Return nothing: outputs of all forms have rows of proposals, and are compared by their results."""
+        return {}
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """Return what `two_stage/runtime.py` reads."""
+        config = rotated_nms_config(model.roi_head.test_cfg).to_json()
+        read = {key: value for key, value in config.items() if key not in UNREAD}
+        coder = heads.coder_of(heads.last_head(model.roi_head))
+        return read | dict(
+            coder=coder,
+            num_classes=self.num_classes(model),
+            angle_version=coder['version'],
+            proposals=thresholds(model.rpn_head).to_json(),
+        )
+
+    def result_limit(self, model: nn.Module) -> ResultLimit:
+        return ResultLimit(model.roi_head.test_cfg)
+
+    def limits(self, model: nn.Module) -> list[Limit]:
+        of_proposals = entries_of(model.rpn_head.test_cfg, 'rpn', graphs.PROPOSALS)
+        return of_proposals + [
+            dataclasses.replace(limit, head='rcnn')
+            for limit in super().limits(model)
+            if limit.key not in UNREAD and not any(map(limit.is_same_entry, of_proposals))
+        ]
+
+    def lists(
+        self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
+    ) -> dict[str, Sequence[Any]]:
+        rows: list[Any] = []
+
+        def record(result: Sequence[Any], *_: Any) -> None:
+            rows.extend(reference.rows_of_proposals(result))
+
+        with recorded(model.rpn_head, 'simple_test_rpn', record):
+            return super().lists(model, images, rescale) | {graphs.PROPOSALS: rows}
+
+    def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        proposals = outputs.get(graphs.PROPOSALS)
+        if proposals is None:
+            return {}
+        (rows,) = proposals
+        return {graphs.PROPOSALS: reference.boxes_of_rows(rows[rows[:, -1] > 0])}
+
+    def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+        chain, outputs = self.stages(model, options), self.spec(model, options).outputs
+        return graphs.with_proposals(chain[1:], outputs)
+
+    def first_trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+        spec = graphs.scored_proposals(heads.is_oriented(model.rpn_head))
+        return [graphs.proposals_stage(model)], (spec,)
+
+    def sizes_choose_levels(self, model: nn.Module) -> bool:
+        return True
+
+    def last_level_side(self, model: nn.Module) -> float:
+        extractor = part_of(model.roi_head, 'bbox_roi_extractor', 0)
+        return float(extractor.finest_scale * 2 ** (extractor.num_inputs - 1))

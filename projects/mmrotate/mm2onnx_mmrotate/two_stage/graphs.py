@@ -1,0 +1,266 @@
+"""The graphs of two-stage detectors of rotated boxes: their contracts, and the modules that keep them.
+
+The rows of every form are proposals, which are chosen by their scores: engines that round otherwise may
+order them otherwise. So tensors behind the proposals are not compared row by row, but by the results that
+are made of them.
+
+Glossary: B batch, K proposals of an image, C classes, G boxes per region, n results, H, W network input in
+pixels.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from mm2onnx_mmrotate.contract import rotated_outputs
+from mm2onnx_mmrotate.suppression import RotatedSuppression, rotated_nms_config
+from mm2onnx_mmrotate.two_stage.boxes import Boxes
+from mm2onnx_mmrotate.two_stage.heads import is_oriented, last_head, output_columns
+from mm2onnx_mmrotate.two_stage.proposals import proposals_of
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.ops.nms import NMS_SCORE_THRESHOLD
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.image_tensors import (
+    PROPOSALS,
+    SCORED_PROPOSALS,
+    clip_size,
+    image_input,
+    optional_inputs,
+)
+from mmdeploy_ext.families.parts.proposals import generator_of, smallest_input
+from mmdeploy_ext.families.parts.regions import part_of, stages_of
+
+FORMS = ('full', 'decode', 'raw')
+NO_SCORE = 2 * NMS_SCORE_THRESHOLD
+"""Score of all classes of a row that is no proposal of its image."""
+NO_LOGIT = -1e4
+"""Class logit of such a row, whose background has 0."""
+FULL_NAMES = ('dets', 'labels')
+
+
+def level_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the maps that regions are pooled from."""
+    extractors = (
+        part_of(model.roi_head, 'bbox_roi_extractor', stage) for stage in range(stages_of(model.roi_head))
+    )
+    return tuple(f'features_{level}' for level in range(max(one.num_inputs for one in extractors)))
+
+
+def proposal_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the outputs of the head of proposals, by kind, then by level."""
+    levels = range(len(generator_of(model.rpn_head).strides))
+    return tuple(f'rpn_{kind}_{level}' for kind in ('cls', 'reg') for level in levels)
+
+
+def raw_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the outputs of the form 'raw'."""
+    return ('regions', 'cls_score', *(name for name, _ in output_columns(last_head(model.roi_head))))
+
+
+class Network(nn.Module):
+    """Backbone, neck and the head of proposals behind flat tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.num_levels = model, len(level_names(model))
+        self.names = (*level_names(model), *proposal_names(model))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return the maps that regions are pooled from, and the outputs of the head of proposals.
+
+        `image` is (B, 3, H, W).
+        """
+        maps = self.model.extract_feat(image)
+        outputs = [tensor for levels in self.model.rpn_head(maps) for tensor in levels]
+        tensors = (*maps[: self.num_levels], *outputs)
+        return tuple(tap(name, tensor) for name, tensor in zip(self.names, tensors, strict=True))
+
+
+class Form(nn.Module):
+    """The part of a graph behind the network.
+
+    Attributes:
+        form: a name of `FORMS`.
+        shows_proposals: whether the proposals are an output, too; False unless it is set.
+    """
+
+    def __init__(self, model: nn.Module, form: str = 'full') -> None:
+        """Keep the heads of regions, and the settings of all post-processing."""
+        super().__init__()
+        self.form, self.shows_proposals = form, False
+        self.proposals = proposals_of(model.rpn_head)
+        self.boxes = Boxes(model.roi_head, is_oriented(model.rpn_head))
+        self.config = rotated_nms_config(model.roi_head.test_cfg)
+        self.num_levels = len(level_names(model))
+
+    def forward(
+        self, image: Tensor, img_shape: Tensor, scale_factor: Tensor, *maps: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Find proposals and look at their regions; return the outputs of `spec`.
+
+        Args:
+            image: (B, 3, H, W); only its size is used.
+            img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
+            scale_factor: (B, 4) float32 `w h w h`, input / original, which boxes are divided by.
+            maps: the outputs of `Network`.
+
+        Returns:
+            The outputs, and with `shows_proposals` the proposals with scores behind them.
+        """
+        clip_hw = clip_size(image, img_shape)
+        features, heads = maps[: self.num_levels], maps[self.num_levels :]
+        proposals, levels = self.proposals(heads, clip_hw)
+        present = (levels >= 0)[..., None]
+        regions, rows, logits = self.boxes(features, proposals[..., :-1], clip_hw)
+        if self.form == 'raw':
+            background = torch.arange(logits.shape[2], device=logits.device) + 1 == logits.shape[2]
+            logits = torch.where(present, logits, torch.where(background, 0.0, NO_LOGIT).to(logits))
+            outputs = (regions, logits, *rows.values())
+        else:
+            scores = self.boxes.last.activated(logits)
+            scores = torch.where(present, scores, torch.full_like(scores, NO_SCORE))
+            boxes = self.boxes.last.decode(regions, rows, clip_hw)
+            outputs = boxes, scores
+            if self.form == 'full':
+                ratios = torch.cat([scale_factor, torch.ones_like(scale_factor[:, :1])], 1)
+                outputs = self._results(boxes / ratios[:, None, None], scores)
+        return (*outputs, proposals) if self.shows_proposals else outputs
+
+    def _results(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
+        """Return dets (B, n, 6) and labels (B, n) of boxes (B, K, G, 5) and scores (B, K, C)."""
+        boxes = boxes[:, :, 0] if boxes.shape[2] == 1 else boxes
+        dets, labels = RotatedSuppression(self.config)(boxes, scores)
+        return tap('dets', dets), tap('labels', labels)
+
+
+class ProposalsForm(nn.Module):
+    """The part behind the network that makes proposals alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.proposals = proposals_of(model.rpn_head)
+
+    def forward(self, image: Tensor, img_shape: Tensor, *maps: Tensor) -> tuple[Tensor]:
+        """Return proposals with scores (B, K, columns); rows that an image does not have are zero."""
+        return (tap(PROPOSALS, self.proposals(maps, clip_size(image, img_shape))[0]),)
+
+
+def output_names(model: nn.Module, form: str) -> tuple[str, ...]:
+    """Return the names of the outputs of a form."""
+    if form == 'raw':
+        return raw_names(model)
+    return ('boxes', 'scores') if form == 'decode' else FULL_NAMES
+
+
+def spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a form."""
+    image = image_input(options, smallest_input(model), detector_parts.multiple(model))
+    batch = image.axes[0]
+    img_shape, scale_factor = optional_inputs(batch, clips=True)
+    if options.form == 'full':
+        inputs, outputs = (image, img_shape, scale_factor), rotated_outputs(batch, 'n')
+    elif options.form == 'decode':
+        inputs, outputs = (image, img_shape), _decode_outputs(model, batch)
+    else:
+        inputs, outputs = (image, img_shape), _raw_outputs(model, batch)
+    return GraphSpec(f'rotated_two_stage/{options.form}', inputs, outputs)
+
+
+def _decode_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
+    head = last_head(model.roi_head)
+    per_region = 1 if head.reg_class_agnostic else int(head.num_classes)
+    box = 'x y width height and angle of each region, of one box or one per class'
+    score = f'class scores, 0..1; {NO_SCORE:g} in rows that are no proposal of the image'
+    return (
+        TensorSpec('boxes', 'float32', (batch, 'K', per_region, 5), box, 'pixel', compare='detections'),
+        TensorSpec('scores', 'float32', (batch, 'K', int(head.num_classes)), score, compare='detections'),
+    )
+
+
+def _raw_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
+    head = last_head(model.roi_head)
+    per_region = 1 if head.reg_class_agnostic else int(head.num_classes)
+    rotated = is_oriented(model.rpn_head) or stages_of(model.roi_head) > 1
+    regions = 'x y width height angle' if rotated else 'x1 y1 x2 y2'
+    meanings = dict(
+        bbox_pred='box deltas of regions',
+        fix_pred='shares of the sides along which corners glide, 0..1',
+        ratio_pred='covered share of the upright box, 0..1',
+    )
+    columns = dict(output_columns(head))
+    classes = int(head.num_classes) + 1
+    logits = 'class logits, the background last; in rows that are no proposal it has all of the score'
+    return (
+        TensorSpec(
+            'regions',
+            'float32',
+            (batch, 'K', 5 if rotated else 4),
+            f'{regions} of the regions that the last head looks at',
+            'pixel',
+            compare='detections',
+        ),
+        TensorSpec('cls_score', 'float32', (batch, 'K', classes), logits, 'logit', compare='detections'),
+        *(
+            TensorSpec(name, 'float32', (batch, 'K', per_region, count), meanings[name], compare='detections')
+            for name, count in columns.items()
+        ),
+    )
+
+
+def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and the part of the form behind it."""
+    folded = fuse(model) if fold else model
+    network = Network(folded)
+    inputs = ('input', 'img_shape', 'scale_factor', *network.names)
+    form = Form(folded, options.form)
+    if options.form != 'full':  # boxes stay in pixels of the input
+        form, inputs = WithoutScale(form), ('input', 'img_shape', *network.names)
+    return [
+        Stage('network', network, ('input',), network.names),
+        Stage('regions', form, inputs, output_names(model, options.form)),
+    ]
+
+
+class WithoutScale(nn.Module):
+    """A form whose boxes stay in pixels of the network input."""
+
+    def __init__(self, form: Form) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, image: Tensor, img_shape: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs of the form; see `Form.forward`."""
+        return self.form(image, img_shape, torch.ones_like(img_shape).repeat(1, 2), *maps)
+
+
+def with_proposals(
+    chain: list[Stage], outputs: tuple[TensorSpec, ...]
+) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+    """Return stages and the contracts of their outputs, changed so that the proposals are an output, too.
+
+    `chain` has the stage of a form alone.
+    """
+    (stage,) = chain
+    form = stage.module.form if isinstance(stage.module, WithoutScale) else stage.module
+    form.shows_proposals = True
+    shown = dataclasses.replace(stage, outputs=(*stage.outputs, PROPOSALS))
+    return [shown], (*outputs, scored_proposals(form.boxes.oriented))
+
+
+def scored_proposals(oriented: bool) -> TensorSpec:
+    """Return the contract of the list of proposals, of upright or rotated boxes."""
+    if not oriented:
+        return SCORED_PROPOSALS
+    meaning = 'x y width height angle score; rows that an image does not have are zero'
+    return dataclasses.replace(SCORED_PROPOSALS, axes=(1, 'K', 6), meaning=meaning)
+
+
+def proposals_stage(model: nn.Module) -> Stage:
+    """Return the stage behind the network that makes proposals alone."""
+    inputs = ('input', 'img_shape', *proposal_names(model))
+    return Stage(PROPOSALS, ProposalsForm(model), inputs, (PROPOSALS,))

@@ -1,0 +1,61 @@
+"""Proposals of mmrotate's heads: upright boxes, or rotated ones that suppress each other by their bounds.
+
+Source: mmrotate 0.3.4 `models/dense_heads/{rotated_rpn_head,oriented_rpn_head}.py`.
+
+Glossary: B batch, K boxes of an image.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mm2onnx_mmrotate.polygons import bounds_of_box
+from mm2onnx_mmrotate.two_stage.coders import midpoint_offset
+from mm2onnx_mmrotate.two_stage.heads import is_oriented, midpoint_settings
+from mmdeploy_ext.exporting.postprocess.suppression import number
+from mmdeploy_ext.families.parts.dense_heads import plain_head
+from mmdeploy_ext.families.parts.proposals import Proposals
+
+
+def least_side(head: nn.Module) -> float:
+    """Return the length that sides of proposals have to exceed, pixels; below 0 any will do.
+
+    mmrotate keeps sides of `min_bbox_size`, and with 0 also boxes without an area.
+    """
+    size = float(number('rpn.min_bbox_size', head.test_cfg.get('min_bbox_size', 0), float))
+    return float(np.nextafter(np.float32(size), np.float32(0))) if size > 0 else -1.0
+
+
+def oriented_facts(head: nn.Module) -> dict[str, Any]:
+    """Return what `facts_of` of the core does, for a head with a `MidpointOffsetCoder`."""
+    description = plain_head(head).to_json()
+    outputs = [['cls_score', int(head.cls_out_channels)], ['bbox_pred', 6]]
+    return dict(coder=midpoint_settings(head.bbox_coder), head=dict(description, outputs=outputs), clip=False)
+
+
+class UprightProposals(Proposals):
+    """Proposals of a `RotatedRPNHead`: those of mmdet's RPN but for the shortest side."""
+
+    least_side = staticmethod(least_side)
+
+
+class OrientedProposals(UprightProposals):
+    """Proposals of an `OrientedRPNHead`: boxes (B, K, 5), not clipped."""
+
+    facts_of_head = staticmethod(oriented_facts)
+
+    def decode(self, rows: dict[str, torch.Tensor], priors: torch.Tensor, level: int) -> torch.Tensor:
+        return midpoint_offset(torch, priors, rows['bbox_pred'], self.facts['coder'])
+
+    def sides(self, boxes: torch.Tensor) -> torch.Tensor:
+        return boxes[..., 2:4]
+
+    def bounds(self, boxes: torch.Tensor) -> torch.Tensor:
+        return bounds_of_box(torch, boxes, self.facts['coder']['version'])
+
+
+def proposals_of(head: nn.Module) -> Proposals:
+    """Return the module that makes proposals of the outputs of a head."""
+    return (OrientedProposals if is_oriented(head) else UprightProposals)(head)

@@ -1,0 +1,70 @@
+"""From the outputs of files of two-stage detectors of rotated boxes to results, without PyTorch.
+
+Glossary: B batch, K regions of an image, C classes, G boxes per region.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mm2onnx_mmrotate.detections import RotatedDetections
+from mm2onnx_mmrotate.draw import draw
+from mm2onnx_mmrotate.runtime import from_padded, suppressed
+from mm2onnx_mmrotate.two_stage.coders import CODERS
+from mmdeploy_ext.families.parts.runtime.box_coders import softmax
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.runtime.detections import Arrays
+
+__all__ = ['detections', 'draw']
+
+
+def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[RotatedDetections]:
+    """Return the results per image, in pixels of the originals if `feeds` has `scale_factor` (B, 4)."""
+    facts = metadata.postprocess
+    if metadata.form == 'full':
+        return from_padded(outputs, facts['angle_version'])
+    batch = len(outputs['regions' if metadata.form == 'raw' else 'boxes'])
+    if metadata.form == 'raw':
+        height, width = feeds['input'].shape[2:]
+        clip_hw = feeds.get('img_shape', np.full((batch, 2), [height, width], np.float32))
+        clip_hw = np.where(clip_hw > 0, clip_hw, np.asarray([height, width], np.float32))
+        outputs = decode_raw(outputs, clip_hw, facts)
+    scale_factor = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
+    images = zip(outputs['boxes'], outputs['scores'], scale_factor, strict=True)
+    return [_results(*image, facts) for image in images]
+
+
+def decode_raw(outputs: Arrays, clip_hw: np.ndarray, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Turn the outputs of a `raw` graph into those of a `decode` graph.
+
+    Args:
+        outputs: `regions` (B, K, 4 or 5), `cls_score` (B, K, C + 1) and the others (B, K, G, columns).
+        clip_hw: (B, 2) height and width of the contents of the input, pixels.
+        facts: the `postprocess` entry of the file's metadata.
+
+    Returns:
+        `boxes` (B, K, G, 5) and `scores` (B, K, C).
+    """
+    coder, regions = facts['coder'], outputs['regions'][:, :, None]
+    boxes = CODERS[coder['type']](np, regions, outputs, coder, clip_hw.astype(np.float32))
+    return dict(boxes=boxes, scores=softmax(outputs['cls_score'])[..., :-1])
+
+
+def _results(
+    boxes: np.ndarray, scores: np.ndarray, scale_factor: np.ndarray, facts: Mapping[str, Any]
+) -> RotatedDetections:
+    """Post-process one image: boxes (K, G, 5) and scores (K, C)."""
+    boxes = boxes / np.append(scale_factor, 1).astype(np.float32)
+    rows, labels = np.nonzero(scores > facts['score_thr'])
+    chosen = boxes[rows, np.minimum(labels, boxes.shape[1] - 1)]
+    candidates = RotatedDetections(
+        chosen, scores[rows, labels], labels.astype(np.int64), facts['angle_version']
+    )
+    return suppressed(candidates, facts['iou_threshold'], facts['max_per_img'])

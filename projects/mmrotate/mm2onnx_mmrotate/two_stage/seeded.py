@@ -1,0 +1,54 @@
+"""Seeded weights of two-stage detectors of rotated boxes: how their heads of regions run, and their targets.
+
+Everything else is filled as mm2onnx fills detectors of mmdet. Glossary: B pictures, H, W of a picture in
+pixels, K regions.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mm2onnx_mmrotate.two_stage.boxes import Boxes, RotatedPool
+from mm2onnx_mmrotate.two_stage.heads import is_oriented
+from mmdeploy_ext.synthetic.seeded import HeadStep, fill_seeded, normalisation
+from mmdeploy_ext.synthetic.seeded_layers import Target
+from mmdeploy_ext.synthetic.seeded_regions import TARGETS, RegionRule, run_heads, scale_heads
+
+GLIDING_TARGETS = dict(fc_fix=Target(0.0, 1.0), fc_ratio=Target(1.0, 1.0))
+"""Last layer of a `GVBBoxHead` -> target of its logits."""
+TURN = 0.25 * torch.pi
+"""Radians. Regions are turned by up to so much."""
+
+
+def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
+    """Fill a detector in place, by the normalisation of its config, and return it."""
+    return fill_seeded(model, seed, *normalisation(cfg), head_steps=_head_steps)
+
+
+def _head_steps(model: nn.Module, pictures: Tensor, exposed_pictures: Tensor) -> tuple[HeadStep, HeadStep]:
+    """Return the step that runs the heads, and the step that rescales their last layers."""
+    return (
+        functools.partial(run_heads, model, pictures, rule=RULE),
+        functools.partial(scale_heads, model, pictures, rule=RULE),
+    )
+
+
+def forwards(
+    model: nn.Module, features: Sequence[Tensor], regions: Tensor
+) -> Iterator[tuple[Sequence[nn.Module], Callable[[], Any]]]:
+    """Yield the head of each stage, and a function that runs it on upright regions (B, K, 4) xyxy.
+
+    Stages of rotated regions get the same ones, turned by angles within `TURN`.
+    """
+    centres, sides = (regions[..., :2] + regions[..., 2:]) / 2, regions[..., 2:] - regions[..., :2]
+    turns = torch.linspace(-TURN, TURN, regions.shape[1]).to(regions)
+    rotated = torch.cat([centres, sides, turns[:, None].expand_as(sides[..., :1])], 2)
+    for stage in Boxes(model.roi_head, is_oriented(model.rpn_head)).stages:
+        boxes = rotated if isinstance(stage.pool, RotatedPool) else regions
+        yield [stage.head], functools.partial(stage.outputs, features, boxes)
+
+
+RULE = RegionRule(forwards, TARGETS | GLIDING_TARGETS, lambda model: model.roi_head.test_cfg.score_thr)
