@@ -1,5 +1,6 @@
 /** The page of a kit: runs its inputs on the visitor's device, judges the outputs, and takes pictures. */
 
+import { OutputArchive } from 'kit/archive.js';
 import { shapeText } from 'kit/arrays.js';
 import { classColour, className, drawResults } from 'kit/draw.js';
 import { Engine, PROVIDERS } from 'kit/engine.js';
@@ -42,14 +43,19 @@ function browserName() {
 }
 
 /** Let the browser paint before the next piece of work. */
-const painted = () => new Promise((resolve) => { setTimeout(resolve); });
+const painted = () =>
+  new Promise((resolve) => {
+    setTimeout(resolve);
+  });
 
 /** Run and judge every input; say in the end whether all outputs are PyTorch's. */
 async function run() {
   const { cases } = kit.manifest;
   const judgements = [];
+  const archive = new OutputArchive(kit.manifest.kit_sha256);
   element('run').disabled = true;
   element('failures').replaceChildren();
+  element('saving').hidden = true;
   cases.forEach((entry) => showRow(entry, 'waiting', '', ''));
   try {
     show('running', 'Loading the engine and the model', PROVIDERS[provider()].title);
@@ -63,12 +69,20 @@ async function run() {
       const start = performance.now();
       const outputs = await engine.run(kitCase.inputs);
       const milliseconds = performance.now() - start;
+      archive.addCase(entry.name, outputs);
       const judgement = judgeCase(kitCase, outputs, kit);
       judgements.push(judgement);
-      showRow(entry, judgement.failures.length ? 'different' : 'equal', judged(judgement), `${milliseconds.toFixed(0)} ms`);
+      showRow(
+        entry,
+        judgement.failures.length ? 'different' : 'equal',
+        judged(judgement),
+        `${milliseconds.toFixed(0)} ms`,
+      );
       element('progress').value = (index + 1) / cases.length;
     }
     showVerdict(verdictOf(judgements, kit), engine);
+    element('save').href = URL.createObjectURL(archive.toBlob());
+    element('saving').hidden = false;
   } catch (error) {
     show('failed', 'Stopped', error.message);
     throw error;
@@ -93,20 +107,28 @@ function showRow({ name, title, inputs }, state, words, time) {
   const id = `case-${name}`;
   const shapes = Object.values(inputs)[0].shape;
   const cells = [name, title, shapeText(shapes), words, time].map((text) => make('td', text));
-  const row = make('tr', [make('td', make('span', '', { className: 'mark', title: state })), ...cells], { id });
+  const mark = make('span', '', { className: 'mark', title: state });
+  const row = make('tr', [make('td', mark), ...cells], { id });
   row.dataset.state = state;
   if (element(id)) element(id).replaceWith(row);
   else element('cases').append(row);
 }
 
 function showVerdict(verdict, engine) {
-  const told = `${browserName()}, onnxruntime-web ${engine.version}, ${PROVIDERS[provider()].title}, one thread, as this browser tells`;
-  const unread = kit.isChecked ? '' : ' The hashes of the files were not compared: browsers do that on HTTPS and loopback alone.';
-  const summary = verdict.equal ? `${verdict.matched} results matched with PyTorch's.` : `${verdict.failures.length} differ from PyTorch's.`;
+  const library = `onnxruntime-web ${engine.version}, ${PROVIDERS[provider()].title}, one thread`;
+  const told = `${browserName()}, ${library}, as this browser tells`;
+  const unread = kit.isChecked
+    ? ''
+    : ' The hashes of the files were not compared: browsers do that on HTTPS and loopback alone.';
+  const summary = verdict.equal
+    ? `${verdict.matched} results matched with PyTorch's.`
+    : `${verdict.failures.length} differ from PyTorch's.`;
   show(verdict.equal ? 'equal' : 'different', verdict.claim, `${told}. ${summary}${unread}`);
   const { failures } = verdict;
   const more = failures.length - SHOWN_FAILURES;
-  element('failures').replaceChildren(...failures.slice(0, SHOWN_FAILURES).map((failure) => make('li', failure)));
+  element('failures').replaceChildren(
+    ...failures.slice(0, SHOWN_FAILURES).map((failure) => make('li', failure)),
+  );
   if (more > 0) element('failures').append(make('li', `${more} more`));
 }
 
@@ -120,7 +142,8 @@ async function tryPicture(file) {
     const engine = await engineOf(provider());
     const start = performance.now();
     const results = await detect(engine, picture, kit.metadata);
-    note.textContent = `${file.name ?? 'picture'}, ${bitmap.width} x ${bitmap.height}, prepared and run in ${(performance.now() - start).toFixed(0)} ms`;
+    const time = `prepared and run in ${(performance.now() - start).toFixed(0)} ms`;
+    note.textContent = `${file.name ?? 'picture'}, ${bitmap.width} x ${bitmap.height}, ${time}`;
     shown = { bitmap, results };
     drawPicture();
   } catch (error) {
@@ -138,11 +161,17 @@ function drawPicture() {
   element('stage').hidden = false;
   drawResults(element('canvas'), shown.bitmap, results, classes, threshold);
   const rows = [...results.scores.keys()].filter((index) => results.scores[index] >= threshold);
-  element('detections').replaceChildren(...rows.map((index) => {
-    const swatch = make('span', '', { className: 'swatch' });
-    swatch.style.background = classColour(results.labels[index]);
-    return make('li', [swatch, className(results.labels[index], classes), make('b', results.scores[index].toFixed(3))]);
-  }));
+  element('detections').replaceChildren(
+    ...rows.map((index) => {
+      const swatch = make('span', '', { className: 'swatch' });
+      swatch.style.background = classColour(results.labels[index]);
+      return make('li', [
+        swatch,
+        className(results.labels[index], classes),
+        make('b', results.scores[index].toFixed(3)),
+      ]);
+    }),
+  );
 }
 
 function listenForPictures() {
@@ -169,12 +198,17 @@ function showFacts() {
   const { made_with: versions, config, checkpoint_sha256: weights, kit_sha256: hash, cases } = kit.manifest;
   const name = config.split('/').at(-1).replace(/\.py$/, '');
   const facts = {
-    config, form: `${metadata.family}/${metadata.form}`, weights: weights.slice(0, 12), kit: hash.slice(0, 12),
+    config,
+    form: `${metadata.family}/${metadata.form}`,
+    weights: weights.slice(0, 12),
+    kit: hash.slice(0, 12),
     reference: `PyTorch ${versions.torch ?? ''}`,
   };
   document.title = `${name}: mm2onnx kit`;
   element('title').textContent = name;
-  element('facts').replaceChildren(...Object.entries(facts).map(([term, value]) => make('div', [make('dt', term), make('dd', value)])));
+  element('facts').replaceChildren(
+    ...Object.entries(facts).map(([term, value]) => make('div', [make('dt', term), make('dd', value)])),
+  );
   element('run').textContent = `Run ${cases.length} inputs`;
   cases.forEach((entry) => showRow(entry, 'waiting', '', ''));
 }
@@ -191,10 +225,15 @@ async function start() {
   const webgpu = document.querySelector('input[value=webgpu]');
   const isInside = Boolean(document.querySelector('script[data-file]'));
   webgpu.disabled = isInside || !navigator.gpu;
-  element('webgpu-note').textContent = isInside ? 'not in a single file' : navigator.gpu ? 'not tested' : 'not in this browser';
+  if (!navigator.gpu) element('webgpu-note').textContent = 'not in this browser';
+  if (isInside) element('webgpu-note').textContent = 'not in a single file';
   element('run').addEventListener('click', run);
   element('run').disabled = false;
-  show('ready', 'Not run yet', "Runs the kit's inputs in this browser and compares the outputs with PyTorch's own results.");
+  show(
+    'ready',
+    'Not run yet',
+    "Runs the kit's inputs in this browser and compares the outputs with PyTorch's own results.",
+  );
   listenForPictures();
 }
 

@@ -1,16 +1,26 @@
 /** Arrays as numpy has them, {dtype, shape, values}: values are a typed array, row by row. */
 
 const TYPES = {
-  float32: Float32Array, float64: Float64Array, int64: BigInt64Array, int32: Int32Array, int16: Int16Array,
-  int8: Int8Array, uint8: Uint8Array, bool: Uint8Array,
+  float32: Float32Array,
+  float64: Float64Array,
+  int64: BigInt64Array,
+  int32: Int32Array,
+  int16: Int16Array,
+  int8: Int8Array,
+  uint8: Uint8Array,
+  bool: Uint8Array,
 };
 
 /** Return the array of a raw little-endian file; `entry`, of the manifest, has its dtype and shape. */
 export function arrayOf(bytes, { dtype, shape, file }) {
   const Type = TYPES[dtype];
-  if (!Type) throw new Error(`${file}: is ${dtype}, which this page cannot read; it reads ${Object.keys(TYPES).join(', ')}`);
+  if (!Type)
+    throw new Error(
+      `${file}: is ${dtype}, which this page cannot read; it reads ${Object.keys(TYPES).join(', ')}`,
+    );
   const size = sizeOf(shape) * Type.BYTES_PER_ELEMENT;
-  if (bytes.byteLength !== size) throw new Error(`${file}: has ${bytes.byteLength} bytes, expected ${dtype} ${shapeText(shape)}`);
+  if (bytes.byteLength !== size)
+    throw new Error(`${file}: has ${bytes.byteLength} bytes, expected ${dtype} ${shapeText(shape)}`);
   return { dtype, shape, values: new Type(bytes) };
 }
 

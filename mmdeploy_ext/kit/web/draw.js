@@ -24,7 +24,8 @@ export function drawResults(canvas, bitmap, results, classes, threshold) {
     .filter((index) => results.scores[index] >= threshold)
     .sort((a, b) => results.scores[a] - results.scores[b]);
   const colour = (index) => classColour(results.labels[index]);
-  if (results.masks) shown.forEach((index) => tint(context, results.masks[index], results.maskShape, colour(index)));
+  if (results.masks)
+    shown.forEach((index) => tint(context, results.masks[index], results.maskShape, colour(index)));
   if (results.boxes) shown.forEach((index) => drawBox(context, results, index, colour(index), classes, unit));
 }
 

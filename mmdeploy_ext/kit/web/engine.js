@@ -5,7 +5,11 @@ import { withoutDefaults } from 'kit/optional_inputs.js';
 /** Execution provider -> its title, and the files of the library. */
 export const PROVIDERS = {
   wasm: { title: 'WebAssembly', loader: 'ort.wasm.bundle.min.mjs', binary: 'ort-wasm-simd-threaded.wasm' },
-  webgpu: { title: 'WebGPU', loader: 'ort.webgpu.bundle.min.mjs', binary: 'ort-wasm-simd-threaded.asyncify.wasm' },
+  webgpu: {
+    title: 'WebGPU',
+    loader: 'ort.webgpu.bundle.min.mjs',
+    binary: 'ort-wasm-simd-threaded.asyncify.wasm',
+  },
 };
 
 /** A session of a model. */
@@ -41,9 +45,10 @@ export class Engine {
       feeds[name] = new this.ort.Tensor(dtype, values, shape);
     }
     const outputs = await this.session.run(feeds);
-    const arrays = Object.entries(outputs).map(([name, { type, dims, data }]) => (
-      [name, { dtype: type, shape: [...dims], values: data }]
-    ));
+    const arrays = Object.entries(outputs).map(([name, { type, dims, data }]) => [
+      name,
+      { dtype: type, shape: [...dims], values: data },
+    ]);
     return Object.fromEntries(arrays);
   }
 }

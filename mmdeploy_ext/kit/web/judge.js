@@ -40,23 +40,31 @@ function misnamed(outputs, expected) {
   const missing = Object.keys(expected).filter((name) => !(name in outputs));
   const unknown = Object.keys(outputs).filter((name) => !(name in expected));
   return [
-    ...missing.map((name) => failedRow(name, `missing; the engine gave ${Object.keys(outputs).join(', ') || 'nothing'}`)),
-    ...unknown.map((name) => failedRow(name, `not an output of this kit; these are ${Object.keys(expected).join(', ')}`)),
+    ...missing.map((name) =>
+      failedRow(name, `missing; the engine gave ${Object.keys(outputs).join(', ') || 'nothing'}`),
+    ),
+    ...unknown.map((name) =>
+      failedRow(name, `not an output of this kit; these are ${Object.keys(expected).join(', ')}`),
+    ),
   ];
 }
 
 /** Return why dtype or shape of an array are not those of a tensor of the contract, '' if they are. */
 function misfit({ dtype, shape }, tensor) {
   if (dtype !== tensor.dtype) return `dtype: got ${dtype}, expected ${tensor.dtype}`;
-  const fits = shape.length === tensor.axes.length
-    && tensor.axes.every((axis, index) => typeof axis === 'string' || axis === shape[index]);
+  const fits =
+    shape.length === tensor.axes.length &&
+    tensor.axes.every((axis, index) => typeof axis === 'string' || axis === shape[index]);
   return fits ? '' : `shape: got ${shapeText(shape)}, expected ${shapeText(tensor.axes)}`;
 }
 
 /** Return failing rows of the outputs of floats whose values are all the same one. */
 function constant(outputs) {
   return Object.entries(outputs)
-    .filter(([, { dtype, values }]) => !isWhole(dtype) && values.length > 1 && values.every((value) => value === values[0]))
+    .filter(
+      ([, { dtype, values }]) =>
+        !isWhole(dtype) && values.length > 1 && values.every((value) => value === values[0]),
+    )
     .map(([name, { values }]) => failedRow(name, `every value is ${values[0]}, PyTorch has results`));
 }
 
@@ -72,16 +80,24 @@ function matchImages(kitCase, outputs, { metadata, manifest: { task, bars } }) {
     return kitCase.images.map((name) => ({ name, matched: 0, reason }));
   }
   const capacity = task === 'panoptic' ? null : metadata.postprocess.max_per_img;
-  return kitCase.images.map((name, index) => (
-    { name, ...matchResults(kitCase.results[index], candidates[index], task, bars, capacity) }
-  ));
+  return kitCase.images.map((name, index) => ({
+    name,
+    ...matchResults(kitCase.results[index], candidates[index], task, bars, capacity),
+  }));
 }
 
 /** Return {equal, matched, failures, claim} of all cases; if nothing was compared they are not equal. */
 export function verdictOf(judgements, kit) {
-  const sumOf = (name) => judgements.reduce((sum, { results }) => sum + results.reduce((count, row) => count + (row[name] ?? 0), 0), 0);
+  const sumOf = (name) =>
+    judgements.reduce(
+      (sum, { results }) => sum + results.reduce((count, row) => count + (row[name] ?? 0), 0),
+      0,
+    );
   const matched = sumOf('matched');
-  const failures = [...loneLowResults(sumOf('low'), sumOf('low_alone'), kit.manifest.bars), ...judgements.flatMap((judgement) => judgement.failures)];
+  const failures = [
+    ...loneLowResults(sumOf('low'), sumOf('low_alone'), kit.manifest.bars),
+    ...judgements.flatMap((judgement) => judgement.failures),
+  ];
   const compared = matched > 0 || judgements.some(({ tensors }) => tensors.length);
   const equal = compared && !failures.length;
   const word = hasResults(kit) ? 'EQUAL' : 'TENSORS EQUAL';

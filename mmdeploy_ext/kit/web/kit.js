@@ -1,4 +1,4 @@
-/** Reads the files of a kit, over HTTP or out of the page itself, and compares them with the manifest's hashes. */
+/** Reads the files of a kit, over HTTP or out of the page itself, and compares them with their hashes. */
 
 import { arrayOf } from 'kit/arrays.js';
 import { resultsOfKit } from 'kit/results.js';
@@ -25,7 +25,10 @@ async function sha256(bytes) {
 
 /** Return the metadata of the kit's file, of which each entry is JSON. */
 function metadataOf({ graphs, bars }) {
-  const entries = Object.entries(graphs[0].metadata).map(([key, text]) => [key.replace('mm2onnx.', ''), JSON.parse(text)]);
+  const entries = Object.entries(graphs[0].metadata).map(([key, text]) => [
+    key.replace('mm2onnx.', ''),
+    JSON.parse(text),
+  ]);
   const metadata = Object.fromEntries(entries);
   withGroups(metadata.spec, bars.rtol);
   return metadata;
@@ -34,7 +37,8 @@ function metadataOf({ graphs, bars }) {
 /** Give every output of a spec that has no column groups one of all columns, with a relative tolerance. */
 export function withGroups(spec, rtol) {
   for (const tensor of spec.outputs) {
-    if (!tensor.groups.length) tensor.groups = [{ name: '', columns: null, unit: tensor.unit, rtol, atol: 0 }];
+    if (!tensor.groups.length)
+      tensor.groups = [{ name: '', columns: null, unit: tensor.unit, rtol, atol: 0 }];
   }
 }
 
@@ -58,7 +62,7 @@ export class Kit {
   /** Return the bytes of a file of the kit; an error if it is missing, or was changed since. */
   async read(file) {
     const bytes = await readFile(file);
-    if (this.isChecked && await sha256(bytes) !== this.manifest.files[file]) {
+    if (this.isChecked && (await sha256(bytes)) !== this.manifest.files[file]) {
       throw new Error(`${file}: was changed since the kit was made; make it again`);
     }
     return bytes;
@@ -71,18 +75,28 @@ export class Kit {
 
   /** Return {name, title, images, inputs, beside, tensors, results} of an entry of the manifest's cases. */
   async readCase({ name, title, images, inputs, beside, tensors, results }) {
-    const [inputArrays, besideArrays, tensorArrays] = await Promise.all([inputs, beside, tensors].map((part) => this.readArrays(part)));
+    const [inputArrays, besideArrays, tensorArrays] = await Promise.all(
+      [inputs, beside, tensors].map((part) => this.readArrays(part)),
+    );
     const fields = await Promise.all(results.map((image) => this.readArrays(image.fields)));
     return {
-      name, title, images, inputs: inputArrays, beside: besideArrays, tensors: tensorArrays,
+      name,
+      title,
+      images,
+      inputs: inputArrays,
+      beside: besideArrays,
+      tensors: tensorArrays,
       results: fields.map(resultsOfKit),
     };
   }
 
   async readArrays(entries) {
-    const arrays = await Promise.all(Object.entries(entries).map(async ([name, entry]) => (
-      [name, arrayOf(await this.read(entry.file), entry)]
-    )));
+    const arrays = await Promise.all(
+      Object.entries(entries).map(async ([name, entry]) => [
+        name,
+        arrayOf(await this.read(entry.file), entry),
+      ]),
+    );
     return Object.fromEntries(arrays);
   }
 }

@@ -45,13 +45,32 @@ export function matchResults(reference, candidate, task, bars, capacity) {
   const problem = incomparable(reference, candidate);
   if (problem) {
     const [missing, extra] = [reference.scores.length, candidate.scores.length];
-    return { reference: missing, matched: 0, missing, extra, outside: 0, low: 0, low_alone: 0, worstIou: 0, worstScore: 1, reason: problem };
+    return {
+      reference: missing,
+      matched: 0,
+      missing,
+      extra,
+      outside: 0,
+      low: 0,
+      low_alone: 0,
+      worstIou: 0,
+      worstScore: 1,
+      reason: problem,
+    };
   }
   const scores = scoreGaps(reference.scores, candidate.scores);
-  const { nearness, isNear = (value) => value >= bars.iou_bar, gaps = [] } = TASKS[task](reference, candidate, bars);
-  const allowed = nearness.map((values, row) => Array.from(values, (value, column) => (
-    isNear(value, row, column) && [scores, ...gaps].every((gap) => gap[row][column] <= bars.score_bar)
-  )));
+  const {
+    nearness,
+    isNear = (value) => value >= bars.iou_bar,
+    gaps = [],
+  } = TASKS[task](reference, candidate, bars);
+  const allowed = nearness.map((values, row) =>
+    Array.from(
+      values,
+      (value, column) =>
+        isNear(value, row, column) && [scores, ...gaps].every((gap) => gap[row][column] <= bars.score_bar),
+    ),
+  );
   const matched = maximumMatching(allowed, nearness, reference.scores);
   const outside = nearestPairs(nearness, matched, bars.pair_iou);
   const counts = tally({ matched, outside }, reference.scores, candidate.scores, bars, capacity);
@@ -61,8 +80,10 @@ export function matchResults(reference, candidate, task, bars, capacity) {
   const reasons = ['missing', 'extra'].filter((key) => counts[key]).map((key) => `${counts[key]} ${key}`);
   if (counts.outside) {
     const pairs = counts.outside > 1 ? 'pairs' : 'pair';
-    const figures = `worst IoU ${worstIou.toFixed(5)}, worst score difference ${Number(worstScore.toPrecision(2))}`;
-    reasons.push(`${counts.outside} ${pairs} outside the bars (${figures})`);
+    const difference = `worst score difference ${Number(worstScore.toPrecision(2))}`;
+    reasons.push(
+      `${counts.outside} ${pairs} outside the bars (worst IoU ${worstIou.toFixed(5)}, ${difference})`,
+    );
   }
   return { ...counts, worstIou, worstScore, reason: reasons.join(', ') };
 }
@@ -71,7 +92,8 @@ export function matchResults(reference, candidate, task, bars, capacity) {
 function incomparable(reference, candidate) {
   const isFinite = (values) => (values ?? []).every(Number.isFinite);
   for (const [side, results] of Object.entries({ reference, candidate })) {
-    if (!isFinite(results.scores) || !isFinite(results.boxes)) return `${side}: results have NaN or infinite values`;
+    if (!isFinite(results.scores) || !isFinite(results.boxes))
+      return `${side}: results have NaN or infinite values`;
   }
   const [size, expected] = [candidate, reference].map(({ maskShape = [] }) => maskShape.join('x'));
   return size === expected ? '' : `masks: got ${size} pixels, expected ${expected}`;
@@ -83,17 +105,18 @@ function scoreGaps(reference, candidate) {
 
 /** Return row -> column of a largest matching of the allowed pairs; rows of higher score come first. */
 function maximumMatching(allowed, preference, scores) {
-  const choices = allowed.map((row, index) => (
-    indicesWhere(row, Boolean).sort((a, b) => preference[index][b] - preference[index][a])
-  ));
+  const choices = allowed.map((row, index) =>
+    indicesWhere(row, Boolean).sort((a, b) => preference[index][b] - preference[index][a]),
+  );
   const owner = new Map();
-  const augment = (row, visited) => choices[row].some((column) => {
-    if (visited.has(column)) return false;
-    visited.add(column);
-    if (owner.has(column) && !augment(owner.get(column), visited)) return false;
-    owner.set(column, row);
-    return true;
-  });
+  const augment = (row, visited) =>
+    choices[row].some((column) => {
+      if (visited.has(column)) return false;
+      visited.add(column);
+      if (owner.has(column) && !augment(owner.get(column), visited)) return false;
+      owner.set(column, row);
+      return true;
+    });
   for (const row of bestFirst(scores)) augment(row, new Set());
   return new Map([...owner].map(([column, row]) => [row, column]));
 }
@@ -101,9 +124,11 @@ function maximumMatching(allowed, preference, scores) {
 /** Return row -> column of the results without a partner, the nearest first, down to a nearness. */
 function nearestPairs(nearness, matched, floor) {
   const columns = new Set(matched.values());
-  const free = nearness.flatMap((values, row) => (
-    matched.has(row) ? [] : Array.from(values, (value, column) => ({ row, column, value }))
-  )).filter(({ column, value }) => value >= floor && !columns.has(column));
+  const free = nearness
+    .flatMap((values, row) =>
+      matched.has(row) ? [] : Array.from(values, (value, column) => ({ row, column, value })),
+    )
+    .filter(({ column, value }) => value >= floor && !columns.has(column));
   const pairs = new Map();
   for (const { row, column } of free.sort((a, b) => b.value - a.value)) {
     if (!pairs.has(row) && !columns.has(column)) {
@@ -126,7 +151,9 @@ function tally({ matched, outside }, reference, candidate, bars, capacity) {
     [missing, extra] = withoutTies(missing, extra, reference, candidate, bars.score_bar);
   }
   const [low, otherLow] = [reference, candidate].map((scores) => (index) => scores[index] < bars.score_thr);
-  const lowCount = indicesWhere(reference, (_, row) => low(row)).length + indicesWhere(candidate, (_, column) => otherLow(column)).length;
+  const lowCount =
+    indicesWhere(reference, (_, row) => low(row)).length +
+    indicesWhere(candidate, (_, column) => otherLow(column)).length;
   const lowPaired = [...matched].reduce((sum, [row, column]) => sum + low(row) + otherLow(column), 0);
   return {
     reference: indicesWhere(reference, (_, row) => isNeeded(row)).length,

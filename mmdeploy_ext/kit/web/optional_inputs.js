@@ -2,7 +2,7 @@
  * Removes the defaults of optional inputs from an ONNX file, so that onnxruntime-web can feed them.
  *
  * A default is an initializer with the name of an input. The library's sessions know such inputs only as
- * constants, and refuse to be fed them. Nothing else of the file changes. Field numbers are those of onnx.proto.
+ * constants, and refuse to be fed them. Nothing else of the file changes. Field numbers are of onnx.proto.
  */
 
 const MODEL_GRAPH = 7;
@@ -21,7 +21,10 @@ export function withoutDefaults(model, inputNames) {
     }
     const graph = model.subarray(field.contentStart, field.end);
     const kept = fieldsOf(graph)
-      .filter(({ number, contentStart, end }) => number !== GRAPH_INITIALIZER || !names.has(nameOf(graph.subarray(contentStart, end))))
+      .filter(
+        ({ number, contentStart, end }) =>
+          number !== GRAPH_INITIALIZER || !names.has(nameOf(graph.subarray(contentStart, end))),
+      )
       .map(({ start, end }) => graph.subarray(start, end));
     const size = kept.reduce((sum, part) => sum + part.length, 0);
     parts.push(varint((MODEL_GRAPH << 3) | BYTES), varint(size), ...kept);
@@ -51,9 +54,14 @@ function fieldsOf(message) {
   while (offset < message.length) {
     const start = offset;
     const key = readVarint();
-    const sizes = { [VARINT]: () => (readVarint(), 0), [FIXED64]: () => 8, [BYTES]: readVarint, [FIXED32]: () => 4 };
+    const sizes = {
+      [VARINT]: () => (readVarint(), 0),
+      [FIXED64]: () => 8,
+      [BYTES]: readVarint,
+      [FIXED32]: () => 4,
+    };
     const size = sizes[key % 8]();
-    fields.push({ number: Math.floor(key / 8), start, contentStart: offset, end: offset += size });
+    fields.push({ number: Math.floor(key / 8), start, contentStart: offset, end: (offset += size) });
   }
   return fields;
 }

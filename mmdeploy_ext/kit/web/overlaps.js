@@ -6,9 +6,9 @@
 
 /** Return the matrix of `measure(row, column)` for results of one class. */
 function withinClasses(reference, candidate, measure) {
-  return Array.from(reference.labels, (label, row) => (
-    Float64Array.from(candidate.labels, (other, column) => (label === other ? measure(row, column) : -1))
-  ));
+  return Array.from(reference.labels, (label, row) =>
+    Float64Array.from(candidate.labels, (other, column) => (label === other ? measure(row, column) : -1)),
+  );
 }
 
 /** Return the IoU of boxes; corners that differ by `bars.corner_eps` pixels or less are the same. */
@@ -18,7 +18,10 @@ export function boxOverlaps(reference, candidate, bars) {
     let [overlap, area, otherArea] = [1, 1, 1];
     for (const axis of [0, 1]) {
       const [start, end] = [reference.boxes[4 * row + axis], reference.boxes[4 * row + axis + 2]];
-      const [otherStart, otherEnd] = [candidate.boxes[4 * column + axis], candidate.boxes[4 * column + axis + 2]];
+      const [otherStart, otherEnd] = [
+        candidate.boxes[4 * column + axis],
+        candidate.boxes[4 * column + axis + 2],
+      ];
       if (Math.abs(start - otherStart) <= eps && Math.abs(end - otherEnd) <= eps) continue; // sides of 1
       const shared = Math.min(end, otherEnd) - Math.max(start, otherStart);
       if (shared <= 0) return 0;
@@ -37,7 +40,8 @@ export function maskOverlaps(reference, candidate, bars) {
   return withinClasses(reference, candidate, (row, column) => {
     const { words, area } = masks[row];
     let overlap = 0;
-    for (let index = 0; index < words.length; index += 1) overlap += bitCount(words[index] & others[column].words[index]);
+    for (let index = 0; index < words.length; index += 1)
+      overlap += bitCount(words[index] & others[column].words[index]);
     const union = area + others[column].area - overlap;
     if (union === 0 || (overlap > 0 && union - overlap <= bars.flipped_pixels)) return 1;
     return overlap / union;

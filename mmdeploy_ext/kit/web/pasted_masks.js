@@ -42,7 +42,10 @@ export function pasteMasks(masks, boxes, height, width, threshold) {
 /** Return the pixels along an axis that a box may touch. */
 function span(low, high, size) {
   const first = Math.max(Math.floor(low) - 1, 0);
-  return Array.from({ length: Math.max(Math.min(Math.ceil(high) + 1, size) - first, 0) }, (_, index) => first + index);
+  return Array.from(
+    { length: Math.max(Math.min(Math.ceil(high) + 1, size) - first, 0) },
+    (_, index) => first + index,
+  );
 }
 
 /** Return for each pixel its two neighbours in a mask, which has a border of one, and their weights. */

@@ -7,8 +7,12 @@ import { hasResults, resultsOf } from 'kit/results.js';
 export function cannotShow(kit) {
   const { metadata } = kit;
   if (!hasResults(kit)) return `its form is ${metadata.form}, whose results are made outside of the graph`;
-  const unknown = metadata.spec.inputs.slice(1).find(({ name, default: fill }) => fill === null && !(name in SIZES));
-  return unknown ? `it needs ${unknown.name}, which is not made of a picture` : cannotPrepare(metadata.preprocess);
+  const unknown = metadata.spec.inputs
+    .slice(1)
+    .find(({ name, default: fill }) => fill === null && !(name in SIZES));
+  return unknown
+    ? `it needs ${unknown.name}, which is not made of a picture`
+    : cannotPrepare(metadata.preprocess);
 }
 
 /** Name of an input -> its values for one image, of what `prepare` returns. */
@@ -29,7 +33,8 @@ export async function decode(file) {
   const { data } = context.getImageData(0, 0, width, height);
   const values = new Uint8Array(width * height * 3);
   for (let pixel = 0; pixel < width * height; pixel += 1) {
-    for (let channel = 0; channel < 3; channel += 1) values[3 * pixel + channel] = data[4 * pixel + 2 - channel];
+    for (let channel = 0; channel < 3; channel += 1)
+      values[3 * pixel + channel] = data[4 * pixel + 2 - channel];
   }
   return { bitmap, picture: { width, height, values } };
 }
@@ -52,7 +57,11 @@ export function feedsOf(prepared, inputs) {
     const values = index ? size : prepared.tensor;
     const shape = index ? [values.length] : [3, ...prepared.shape];
     const isBatched = index === 0 || axes.length > 1;
-    const copies = isBatched ? Array(repeats).fill([...values]).flat() : [...values];
+    const copies = isBatched
+      ? Array(repeats)
+          .fill([...values])
+          .flat()
+      : [...values];
     const typed = dtype === 'int64' ? BigInt64Array.from(copies, BigInt) : Float32Array.from(copies);
     feeds[name] = { dtype, shape: isBatched ? [repeats, ...shape] : shape, values: typed };
   }

@@ -11,7 +11,8 @@ const WEIGHT_BITS = 11;
 
 /** Return why this page cannot prepare pictures by a rule, '' if it can. */
 export function cannotPrepare(rule) {
-  if (rule.resize !== 'cv2') return `its pictures are resized with ${rule.resize}, which this page does not do`;
+  if (rule.resize !== 'cv2')
+    return `its pictures are resized with ${rule.resize}, which this page does not do`;
   return rule.to_float32 ? 'its pictures are resized in float32, which this page does not do' : '';
 }
 
@@ -36,7 +37,10 @@ export function prepare(rule, picture) {
   }
   const tensor = new Float32Array(3 * paddedHeight * paddedWidth);
   for (let channel = 0; channel < 3; channel += 1) {
-    const plane = tensor.subarray(channel * paddedHeight * paddedWidth, (channel + 1) * paddedHeight * paddedWidth);
+    const plane = tensor.subarray(
+      channel * paddedHeight * paddedWidth,
+      (channel + 1) * paddedHeight * paddedWidth,
+    );
     const levels = normalisedLevels(rule, channel);
     const source = rule.to_rgb ? 2 - channel : channel;
     plane.fill(rule.pad_val[channel]);
@@ -102,12 +106,17 @@ export function resizeBilinear(picture, height, width) {
   const resizedRow = (row) => {
     if (!rows.has(row)) {
       if (rows.size > 2) rows.clear();
-      rows.set(row, resizeRow(picture.values.subarray(row * picture.width * 3, (row + 1) * picture.width * 3), across));
+      rows.set(
+        row,
+        resizeRow(picture.values.subarray(row * picture.width * 3, (row + 1) * picture.width * 3), across),
+      );
     }
     return rows.get(row);
   };
   down.forEach(({ first, weights }, y) => {
-    const [upper, lower] = [first, first + 1].map((row) => resizedRow(Math.min(Math.max(row, 0), picture.height - 1)));
+    const [upper, lower] = [first, first + 1].map((row) =>
+      resizedRow(Math.min(Math.max(row, 0), picture.height - 1)),
+    );
     for (let index = 0; index < width * 3; index += 1) {
       const sum = ((weights[0] * (upper[index] >> 4)) >> 16) + ((weights[1] * (lower[index] >> 4)) >> 16);
       values[y * width * 3 + index] = (sum + 2) >> 2;
@@ -135,7 +144,10 @@ function taps(source, size, isAcross) {
     let [first, share] = [Math.floor(place), f32(place - Math.floor(place))];
     if (isAcross && first < 0) [first, share] = [0, 0];
     if (isAcross && first >= source - 1) [first, share] = [source - 1, 0];
-    return { first, weights: [f32(1 - share), share].map((weight) => roundHalfEven(weight * 2 ** WEIGHT_BITS)) };
+    return {
+      first,
+      weights: [f32(1 - share), share].map((weight) => roundHalfEven(weight * 2 ** WEIGHT_BITS)),
+    };
   });
 }
 
@@ -151,7 +163,8 @@ function halved({ height, width, values }) {
   for (let y = 0; y < rows; y += 1) {
     for (let index = 0; index < columns * 3; index += 1) {
       const place = 2 * y * width * 3 + 6 * Math.floor(index / 3) + (index % 3);
-      const sum = values[place] + values[place + 3] + values[place + width * 3] + values[place + width * 3 + 3];
+      const sum =
+        values[place] + values[place + 3] + values[place + width * 3] + values[place + width * 3 + 3];
       means[y * columns * 3 + index] = (sum + 2) >> 2;
     }
   }

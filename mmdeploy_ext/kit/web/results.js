@@ -4,11 +4,18 @@ import { at } from 'kit/arrays.js';
 import { pasteMasks } from 'kit/pasted_masks.js';
 
 /** Fields of results in a kit -> their names here. */
-const FIELDS = { scores: 'scores', labels: 'labels', bboxes_xyxy: 'boxes', masks: 'masks', mask_scores: 'maskScores', ids: 'ids' };
+const FIELDS = {
+  scores: 'scores',
+  labels: 'labels',
+  bboxes_xyxy: 'boxes',
+  masks: 'masks',
+  mask_scores: 'maskScores',
+  ids: 'ids',
+};
 /** A pixel of a panoptic map is its class, and of a thing also its number times this. */
 const NUMBER = 1000;
 
-/** Return whether this page makes and compares results; for other forms and tasks the runtime in Python does. */
+/** Return whether this page makes and compares results; else the runtime in Python does. */
 export const hasResults = ({ metadata, manifest }) => metadata.form === 'full' && 'iou_bar' in manifest.bars;
 
 /** Return the results of an image of a kit, PyTorch's, from its arrays by field. */
@@ -32,8 +39,11 @@ const plain = (field, array) => {
  * @param metadata of the file.
  */
 export function resultsOf(outputs, feeds, metadata) {
-  if (outputs.panoptic) return images(outputs.panoptic).map((map) => segmentsOf(map, metadata.postprocess.num_classes));
-  const results = images(outputs.labels).map((labels, index) => imageResults(labels, index, outputs, feeds, metadata));
+  if (outputs.panoptic)
+    return images(outputs.panoptic).map((map) => segmentsOf(map, metadata.postprocess.num_classes));
+  const results = images(outputs.labels).map((labels, index) =>
+    imageResults(labels, index, outputs, feeds, metadata),
+  );
   checkLimits(outputs, results, metadata);
   return results;
 }
@@ -54,29 +64,40 @@ function imageResults(labels, index, outputs, feeds, metadata) {
   results.scores = outputs.dets ? pick('dets', 4) : pick('scores', 0);
   if (outputs.dets || outputs.boxes) results.boxes = corners(outputs.dets ? 'dets' : 'boxes');
   if (outputs.mask_scores) results.maskScores = pick('mask_scores', 0);
-  if (outputs.masks) addMasks(results, rows.map((row) => at(at(outputs.masks, index), row)), index, outputs, feeds, metadata);
+  if (outputs.masks)
+    addMasks(
+      results,
+      rows.map((row) => at(at(outputs.masks, index), row)),
+      index,
+      outputs,
+      feeds,
+      metadata,
+    );
   return results;
 }
 
 /** Add masks of the size of the image: cut off the padding of whole ones, paste those in frames of boxes. */
 function addMasks(results, masks, index, outputs, feeds, metadata) {
   const { shape, dtype } = outputs.masks;
-  const sizes = feeds.ori_shape?.values ?? shape.slice(2);
-  const [height, width] = Array.from(sizes.slice(sizes.length > 2 ? 2 * index : 0).slice(0, 2), Number);
+  const sizes = Array.from(feeds.ori_shape?.values ?? [0, 0], Number);
+  const size = sizes.slice(sizes.length > 2 ? 2 * index : 0).slice(0, 2);
+  const [height, width] = size.map((side, axis) => side || shape[2 + axis]); // 0: that of the masks
   results.maskShape = [height, width];
   if (dtype === 'bool') {
     results.masks = masks.map((mask) => cropped(mask, height, width));
     return;
   }
   const scale = feeds.scale_factor ? at(feeds.scale_factor, index).values : [1, 1, 1, 1];
-  const boxes = results.boxes.map((value, place) => Math.fround(value * scale[place % 4]) / scale[place % 4]); // as mmdet rounds
+  const factor = (place) => scale[place % 4]; // mmdet scales boxes to the input and back, which rounds
+  const boxes = results.boxes.map((value, place) => Math.fround(value * factor(place)) / factor(place));
   results.masks = pasteMasks(masks, boxes, height, width, metadata.postprocess.mask_thr);
 }
 
 function cropped({ shape, values }, height, width) {
   if (shape[0] === height && shape[1] === width) return values;
   const mask = new Uint8Array(height * width);
-  for (let row = 0; row < height; row += 1) mask.set(values.subarray(row * shape[1], row * shape[1] + width), row * width);
+  for (let row = 0; row < height; row += 1)
+    mask.set(values.subarray(row * shape[1], row * shape[1] + width), row * width);
   return mask;
 }
 
@@ -94,7 +115,9 @@ function segmentsOf(map, classes) {
 /** Refuse results of a file with `--max-candidates` or `--max-proposals` that may lack some. */
 function checkLimits(outputs, results, { options, postprocess }) {
   const refuse = (count, option) => {
-    throw new Error(`candidates: an image has ${count} of them, the file was exported with --${option} and left some out`);
+    throw new Error(
+      `candidates: an image has ${count} of them, the file was exported with --${option} and left some out`,
+    );
   };
   const { max_candidates: candidates = 0, max_proposals: proposals = 0 } = options;
   const limit = postprocess.max_per_img ?? -1;

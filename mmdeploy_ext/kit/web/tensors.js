@@ -47,7 +47,9 @@ function incomparable(expected, output) {
 function compareGroup(name, group, columns, expected, output, width) {
   const rows = [...Array(expected.values.length / width).keys()];
   const places = rows.flatMap((row) => columns.map((column) => row * width + column));
-  const [reference, candidate] = [expected, output].map(({ values }) => Float64Array.from(places, (place) => Number(values[place])));
+  const [reference, candidate] = [expected, output].map(({ values }) =>
+    Float64Array.from(places, (place) => Number(values[place])),
+  );
   if (!reference.length) return failedRow(name, 'empty column group: nothing was compared');
   const odd = [notFinite('candidate', candidate), notFinite('reference', reference)].filter(Boolean);
   if (odd.length) return failedRow(name, odd.join('; '));
@@ -65,8 +67,8 @@ function compareGroup(name, group, columns, expected, output, width) {
   if (scale > 0 && candidate.every((value) => value === 0)) {
     reason = 'the candidate is all zero, the reference is not';
   } else if (over) {
-    const unit = group.unit ? ` ${group.unit}` : '';
-    reason = `${over} of ${reference.length} values differ by more than ${Number(tolerance.toPrecision(3))}${unit}`;
+    const bar = `${Number(tolerance.toPrecision(3))} ${group.unit}`.trim();
+    reason = `${over} of ${reference.length} values differ by more than ${bar}`;
   }
   return { name, maxAbs, tolerance, reason };
 }

@@ -18,6 +18,7 @@ from browser_pages import (
     needs_library,
     opened_browser,
     run_page,
+    saved_outputs,
 )
 from mmdeploy_ext.cli import export_app, kit_app
 from mmdeploy_ext.core.errors import DataError
@@ -67,12 +68,17 @@ def page(browser, kit):
         yield browser
 
 
-def test_a_browser_gives_pytorchs_results_and_asks_nobody_else(browser, kit):
+def test_a_browser_gives_pytorchs_results_and_asks_nobody_else(browser, kit, tmp_path):
     with address_of(kit) as address:
         verdict, failures, detail = run_page(browser, address)
+        judgement = judge(kit, saved_outputs(browser, tmp_path))
     assert verdict == f'EQUAL ON {CASES} INPUTS', failures
     assert f'onnxruntime-web {web_library.VERSION}, WebAssembly' in detail and not browser.problems
-    assert all(request.startswith((address, 'data:')) for request in browser.requests)
+    assert judgement.title == verdict and not judgement.notes
+    elsewhere = [
+        request for request in browser.requests if not request.startswith((address, 'data:', 'blob:'))
+    ]
+    assert not elsewhere
 
 
 def test_a_page_from_disk_shows_the_command_and_stops(browser, kit):
@@ -186,6 +192,8 @@ def test_other_models_are_equal_in_a_browser(browser, tmp_path, name):
     assert kit_app.main([file, *model, '--out', str(folder)]) == 0
     with address_of(folder) as address:
         verdict, failures, _ = run_page(browser, address)
+        judgement = judge(folder, saved_outputs(browser, tmp_path))
+    assert judgement.equal, judgement.failures
     claim = 'TENSORS EQUAL' if MODELS[name] else 'EQUAL'
     assert verdict.startswith(f'{claim} ON '), failures
     assert not browser.problems
