@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
-from mmdeploy_ext.families.limits import Kind, Limit, entries_of
+from mmdeploy_ext.families.limits import Limit
 from mmdeploy_ext.families.parts import detector_parts, image_feeds
 from mmdeploy_ext.families.parts.exaggerated import (
     changed_forward,
@@ -97,9 +98,12 @@ class RotatedDenseFamily(ImageFamily):
     def limits(self, model: nn.Module) -> list[Limit]:
         """Return the limits that are read: those of the last head."""
         settings = last_head(model).test_cfg
-        limits = [*entries_of(settings, ''), Limit(settings, 'max_per_img', Kind.ROWS, default=-1)]
-        unique = {limit.key: limit for limit in limits if limit.key not in UNREAD and limit.limits}
-        return list(unique.values())
+        read = {id(settings), id(settings['nms'])}
+        return [
+            dataclasses.replace(limit, head='')
+            for limit in super().limits(model)
+            if id(limit.config) in read and limit.key not in UNREAD
+        ]
 
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
         """Return the stages behind the network; its layers do not run, so that they are not folded."""
