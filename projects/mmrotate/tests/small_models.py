@@ -142,7 +142,8 @@ def config(name):
     """Return the config of a model."""
     model = dict(MODELS[name], backbone=BACKBONE, neck=NECK, train_cfg=None, test_cfg=TEST)
     content = dict(model=model, data=dict(test=dict(pipeline=PIPELINE)))
-    return Config(content, cfg_text=name, filename=f'{name}.py')  # mmcv reads the file of a config without text
+    # without a text mmcv would read the file
+    return Config(content, cfg_text=name, filename=f'{name}.py')
 
 
 def write_config(name, folder):

@@ -11,7 +11,7 @@ from mmrotate.models.dense_heads import CSLRRetinaHead, RotatedRetinaHead
 from mmrotate.models.detectors import RotatedBaseDetector
 from torch import nn
 
-from mm2onnx_mmrotate.dense import graphs, reference
+from mm2onnx_mmrotate.dense import followed, graphs, reference
 from mm2onnx_mmrotate.dense.kinds import KINDS, kind_of
 from mm2onnx_mmrotate.dense.networks import last_head
 from mm2onnx_mmrotate.dense.seeded import seeded_detector
@@ -49,6 +49,7 @@ class RotatedDenseFamily(ImageFamily):
     task = 'mm2onnx_mmrotate.task'
     forms = ('full', 'decode', 'raw')
     tie_keys = ('iou_thr',)
+    followed, replaced = followed.FOLLOWED, staticmethod(followed.replaced)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_feeds.feeds)
     reference_tensors = staticmethod(reference.tensors)

@@ -1,0 +1,120 @@
+"""Exported one-stage detectors of rotated boxes against PyTorch, at a size and batch that were not traced."""
+
+import dataclasses
+import types
+
+import numpy as np
+import onnxruntime
+import pytest
+import small_models
+import torch
+
+from mm2onnx_mmrotate import task
+from mmdeploy_ext.exporting.deployment import resolve_opset
+from mmdeploy_ext.exporting.export import export_stages
+from mmdeploy_ext.preprocess.pictures import PreparedImage
+
+TRACED, OTHER = (160, 192), (192, 256)
+CHEAP = ('retina_le90', 's2anet')
+CASES = [
+    pytest.param(name, form, marks=[] if form == 'full' or name in CHEAP else pytest.mark.matrix)
+    for name in small_models.MODELS
+    for form in ('full', 'decode', 'raw')
+]
+
+
+def prepared(count, size, seed):
+    """Return prepared pictures whose content ends before their input does, and that were resized."""
+    tensors = small_models.pictures(count, *size, seed).numpy()
+    content, ratio = (size[0] - 5, size[1] - 9), np.full(4, 0.8, np.float32)
+    original = tuple(int(side / 0.8) for side in content)
+    return [PreparedImage(tensor, content, ratio, original) for tensor in tensors]
+
+
+def exported(family, model, **options):
+    """Return the session and the options of an export."""
+    chosen = family.choose(opset=0, height=TRACED[0], width=TRACED[1], **options)
+    options = resolve_opset(chosen, model)
+    (graph,) = family.graphs(model, options)
+    feeds = family.example(prepared(1, TRACED, 0), options)
+    example = {name: torch.from_numpy(feeds[name]) for name in graph.spec.input_names if name in feeds}
+    onnx_model = export_stages(graph.stages, example, graph.spec, options)
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    return onnxruntime.InferenceSession(onnx_model.SerializeToString(), settings), options
+
+
+def run(session, feeds):
+    """Return name -> output."""
+    names = [entry.name for entry in (*session.get_inputs(), *session.get_overridable_initializers())]
+    outputs = session.run(None, {name: value for name, value in feeds.items() if name in names})
+    return dict(zip([entry.name for entry in session.get_outputs()], outputs, strict=True))
+
+
+def results_of(family, model, options, outputs, feeds):
+    metadata = types.SimpleNamespace(
+        postprocess=family.postprocess_facts(model), form=options.form, options=dict(options)
+    )
+    return family.detections(metadata, outputs, feeds)
+
+
+@pytest.mark.parametrize(('name', 'form'), CASES)
+def test_a_file_of_any_size_gives_the_results_of_mmrotate_for_a_batch(name, form):
+    _, family, model = small_models.seeded(name)
+    session, options = exported(family, model, form=form, dynamic=True)
+    images = prepared(2, OTHER, 3)
+    feeds = family.feeds(images, rescale=True)
+    outputs = run(session, feeds)
+    if form != 'full':
+        for key, right in family.reference_tensors(model, feeds, form).items():
+            np.testing.assert_allclose(outputs[key], right, rtol=1e-4, atol=1e-4 * np.abs(right).max())
+    results = results_of(family, model, options, outputs, feeds)
+    references = family.reference_detections(model, images, True)
+    for reference, candidate in zip(references, results, strict=True):
+        row = task.match_detections('', reference, candidate)
+        assert row.passed and len(reference) > 10, row
+
+
+def test_a_cap_keeps_the_best_and_counts_the_candidates():
+    _, family, model = small_models.seeded('retina_le90')
+    images = prepared(1, TRACED, 3)
+    feeds = family.feeds(images, rescale=True)
+    ((lower,), (upper,)) = family.candidate_bounds(model, feeds, 1e-4)['candidates']
+    session, options = exported(family, model, form='full', max_candidates=int(upper) + 3)
+    outputs = run(session, feeds)
+    assert lower <= outputs['candidates'][0] <= upper and outputs['dets'].shape[1] == min(upper + 3, 200)
+    (reference,) = family.reference_detections(model, images, True)
+    (candidate,) = results_of(family, model, options, outputs, feeds)
+    assert task.match_detections('', reference, candidate).passed
+    session, options = exported(family, model, form='full', max_candidates=3)
+    outputs = run(session, feeds)
+    assert lower <= outputs['candidates'][0] <= upper and outputs['dets'].shape[1] == 3
+
+
+def test_nothing_and_one_result_pass_through():
+    _, family, model = small_models.seeded('fcos')
+    images = prepared(2, TRACED, 3)
+    feeds = family.feeds(images, rescale=False)
+    (reference, _) = family.reference_detections(model, images, False)
+    for threshold, count in ((0.999, 0), (float(reference.scores[:1].mean()) - 1e-4, None)):
+        model.bbox_head.test_cfg.score_thr = threshold
+        session, options = exported(family, model, form='full', dynamic=True)
+        results = results_of(family, model, options, run(session, feeds), feeds)
+        for expected, candidate in zip(
+            family.reference_detections(model, images, False), results, strict=True
+        ):
+            assert len(candidate) == len(expected) and (count is None or len(candidate) == count)
+
+
+def test_what_is_refused_is_named():
+    cfg = small_models.config('r3det')
+    _, family, _ = small_models.seeded('retina_oc')
+    options = family.choose(height=160, width=192)
+    cfg.model.bbox_head = dict(cfg.model.bbox_head, type='CSLRRetinaHead', **small_models.CSL)
+    with pytest.raises(Exception, match=r'model.bbox_head is CSLRRetinaHead; expected a RotatedRetinaHead'):
+        family.check(cfg, options)
+    cfg = small_models.config('retina_oc')
+    cfg.model.test_cfg = dict(small_models.TEST, nms=dict(type='nms'))
+    with pytest.raises(Exception, match=r'test_cfg.nms: got .* expected iou_thr'):
+        family.check(cfg, options)
+    assert dataclasses.is_dataclass(family.preprocess_rule(cfg))
