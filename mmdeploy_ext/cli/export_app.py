@@ -83,7 +83,7 @@ class Export:
         product: the part of the model that is exported: DETECTOR or BACKBONE.
         samples_option: option that names samples of the proof, for messages.
         weight_layout: layout of the kernels in the checkpoint of a sparse backbone; 'auto' finds it.
-        engine: backend and its options, which the proof runs the file by.
+        engine: name of the backend (`engine`) by which the proof runs the file, and the backend's options.
         source: config and checkpoint, once `run` has read them.
         family: of the config.
         options: of the export.

@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Judge and print."""
+    """Judge the outputs of a device and print the verdict: 0 equal to PyTorch's, 1 not."""
     judgement = judge(args.kit, args.outputs, told=args.told, precision=args.precision)
     if args.json:
         write_json(args.json, judgement.to_json())

@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Detect, compare and draw."""
+    """Detect boxes in a sweep by PyTorch and the exported files, compare and draw them."""
     from mmdeploy_ext.runtime.frames import Sweep
     from mmdeploy_ext.runtime.points import read_points
 

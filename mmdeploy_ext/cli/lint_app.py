@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Observe every stage or graph of a model, print, write."""
+    """Observe every stage or graph of a model, print the findings, and write them to --json: 1 on errors."""
     cli.wait_passively()
     compat.apply()
     from mmdeploy_ext.exporting import deployment as deploy

@@ -127,7 +127,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Quantise; 1 if `--max-error` was not reached within `--budget`."""
+    """Quantise a file, measure and save it; return 1 if `--max-error` was not reached within `--budget`."""
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.quantize.calibration_sets import calibration_set
@@ -274,9 +274,13 @@ def quantisation_facts(
 def measure(
     args: argparse.Namespace, target: Target, probe: Probe, network: onnx.ModelProto, images: CalibrationSet
 ) -> dict[str, Any]:
-    """Return sizes, the outputs' errors, and with --rounds the ratio of times of the first image.
+    """Return what was measured of the float file and the INT8 file.
 
     `network` is the part of the INT8 file whose outputs are compared with the float ones of `probe`.
+
+    Returns:
+        `engine`, `float_bytes`, `int8_bytes`, `size_ratio` (INT8 over float), `outputs` (their errors) and
+        `time` (of the first image, by `time_files`; None without --rounds).
     """
     from mmdeploy_ext.benchmark.measure import time_files
 

@@ -69,7 +69,7 @@ def resolve_device(device: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate."""
+    """Evaluate the model on the data set; return the exit status."""
     cli.wait_passively()
     compat.apply()
     if not (args.out or args.eval or args.format_only or args.show_dir):

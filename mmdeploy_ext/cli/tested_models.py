@@ -106,7 +106,7 @@ class TestedModel(abc.ABC):
     ) -> AbstractContextManager[tuple[Network, DumpComparer]]:
         """Return the exported model on its engine, for the loop and for the samples of a dump.
 
-        `engine` are options of `build_backend`.
+        `engine` are options of the backend, such as `threads`, which `build_backend` takes by name.
         """
 
 

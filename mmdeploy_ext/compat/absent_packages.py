@@ -131,5 +131,8 @@ def offer() -> None:
 
 @after(*PACKAGES, versions='exiawsh 95f6470 of 2024-06')
 def packages_that_this_model_does_not_call(module: ModuleType) -> bool:
-    """Repositories import einops, flash_attn, fvcore or IPython at their top, for a few functions."""
+    """Repositories import einops, flash_attn, fvcore or IPython at their top, for a few functions.
+
+    Where one is absent, its stand-in of this module has been imported: this patch only reports that.
+    """
     return isinstance(module, AbsentModule)

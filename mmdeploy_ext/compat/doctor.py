@@ -232,7 +232,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns 0 when healthy, 1 when there is a problem."""
+    """Check the installation and print the findings: 0 healthy, 1 a problem."""
     return cli.run(_run, build_parser(), argv)
 
 

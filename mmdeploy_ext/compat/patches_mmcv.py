@@ -20,9 +20,9 @@ from mmdeploy_ext.compat.import_hook import Execute, after, patch, patched
 def torchvision_without_operators(module: ModuleType, execute: Execute) -> bool:
     """Without its compiled operators torchvision dies in its import: "torchvision::nms does not exist".
 
-    The public index's wheel is built for CUDA and links libtorch_cuda.so, which a CPU-only torch has not.
-    torchvision tolerates that everywhere but in this module, which registers fake kernels for the absent
-    operators. The detectors use mmcv's operators, not these.
+    The public index's wheel is built for CUDA and links libtorch_cuda.so, which a CPU-only torch does not
+    have. torchvision tolerates that everywhere but in this module, which registers fake kernels for the
+    absent operators, and is not run here. The detectors use mmcv's operators, not these.
     """
     extension = sys.modules['torchvision.extension']
     if extension._has_ops():
@@ -33,7 +33,10 @@ def torchvision_without_operators(module: ModuleType, execute: Execute) -> bool:
 
 @patch('mmcv', 'mmcv.cnn.bricks.transformer', versions='mmcv-full 1.7.2')
 def mmcv_import_warnings(module: ModuleType, execute: Execute) -> bool:
-    """At every import mmcv warns that version 2 comes in 2023, and that a class has moved inside it."""
+    """At every import mmcv warns that version 2 comes in 2023, and that a class has moved inside it.
+
+    The module runs with both warnings off.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='On January 1, 2023, MMCV will release v2.0.0')
         warnings.filterwarnings('ignore', message=r'``\w*MultiScaleDeformableAttention`` has been moved')
@@ -65,7 +68,10 @@ def init_dist_without_gpu(module: ModuleType) -> None:
 
 @after('mmcv.runner.iter_based_runner', versions='mmcv-full 1.7.2', without_gpu=True)
 def resume_iterations_without_gpu(module: ModuleType) -> None:
-    """IterBasedRunner.resume puts the checkpoint on the current GPU and asks not whether there is one."""
+    """IterBasedRunner.resume puts the checkpoint on the current GPU, even if there is none.
+
+    Without a GPU its default is the CPU.
+    """
     original = module.IterBasedRunner.resume
 
     @functools.wraps(original)
@@ -79,7 +85,10 @@ def resume_iterations_without_gpu(module: ModuleType) -> None:
 
 @after('mmcv.parallel._functions', versions='mmcv-full 1.7.2, torch >= 2.1')
 def scatter_stream_of_int_device(module: ModuleType) -> bool | None:
-    """Scatter asks for a copy stream by GPU number; torch 2.1 wants a device: 'int' has no 'type'."""
+    """Scatter asks for a copy stream by GPU number; torch 2.1 wants a device: 'int' has no 'type'.
+
+    It gets a stream of that GPU, the same at each call.
+    """
     import torch
 
     parameter = next(iter(inspect.signature(module._get_stream).parameters.values()))
@@ -90,7 +99,7 @@ def scatter_stream_of_int_device(module: ModuleType) -> bool | None:
 
 @after('mmcv.parallel.distributed', versions='mmcv-full 1.7.2, torch >= 2.0')
 def distributed_data_parallel(module: ModuleType) -> bool | None:
-    """MMDistributedDataParallel.forward reads _use_replicated_tensor_module, which newer torch has not.
+    """MMDistributedDataParallel.forward reads _use_replicated_tensor_module, gone from newer torch.
 
     On CPU it also hands DataContainers to the model unopened. train_step and val_step go through torch's own
     forward here, which does the bucket, buffer and unused-parameter work that mmcv repeats by hand for torch
@@ -156,7 +165,10 @@ OPENMMLAB = 'mmcv-full 1.7.2, mmdet 2.28.2, mmdet3d 1.0.0rc6'
 
 @patch('mmcv.ops.pixel_group', 'mmdet', 'mmdet3d', versions=f'{OPENMMLAB} with numpy >= 1.24')
 def numpy_aliases(module: ModuleType, execute: Execute) -> bool:
-    """numpy 1.24 removed np.bool, np.int, np.float and np.long; data sets and evaluators use them."""
+    """numpy 1.24 removed np.bool, np.int, np.float and np.long; data sets and evaluators use them.
+
+    They stand for Python's types again, for all modules that run later.
+    """
     import numpy as np
 
     aliases = dict(bool=bool, int=int, float=float, long=int)
@@ -180,20 +192,26 @@ def masked_conv_without_gpu(module: ModuleType) -> None:
 
 @after('mmcv.ops.carafe', versions='mmcv-full 1.7.2')
 def carafe_without_gpu(module: ModuleType) -> None:
-    """CARAFE, which enlarges maps by kernels of their own, has only a CUDA kernel."""
+    """CARAFE, which enlarges maps by kernels of their own, has only a CUDA kernel.
+
+    The CPU gets torch's operators.
+    """
     _on_cpu(module, 'carafe')
     _on_cpu(module, 'carafe_naive', 'carafe')
 
 
 @after('mmcv.ops.deform_roi_pool', versions='mmcv-full 1.7.2')
 def deform_roi_pool_without_gpu(module: ModuleType) -> None:
-    """Deformable pooling of regions has only a CUDA kernel."""
+    """Deformable pooling of regions has only a CUDA kernel; the CPU gets torch's operators."""
     _on_cpu(module, 'deform_roi_pool')
 
 
 @after('mmcv.ops.roi_align', versions='mmcv-full 1.7.2')
 def regions_without_numbers(module: ModuleType) -> None:
-    """RoIAlign's kernel ends in an internal assertion if a region is NaN or infinite."""
+    """RoIAlign's kernel ends in an internal assertion if a region is NaN or infinite.
+
+    On the CPU such regions are a CheckpointError, which counts them.
+    """
     original = module.roi_align
 
     def roi_align(features: Any, regions: Any, *args: Any) -> Any:
@@ -227,7 +245,7 @@ def _on_cpu(module: ModuleType, name: str, plain: str = '') -> None:
 def sync_bn_without_gpu(module: ModuleType) -> None:
     """MMSyncBN asks for a process group when it is built, and its kernels are CUDA's; torch's does neither.
 
-    Parameters and statistics have the same names in both.
+    torch's is built in its place; parameters and statistics have the same names in both.
     """
     import torch
 

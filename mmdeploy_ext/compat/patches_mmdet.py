@@ -38,7 +38,10 @@ class _LazyModule(ModuleType):
 
 @patch(*RARELY_USED, versions='torchvision 0.28.0, mmdet 2.28.2, nuscenes-devkit 1.2.0')
 def libraries_that_few_models_call(module: ModuleType, execute: Execute) -> bool:
-    """Half of the start of a tool, 4 of 8.5 s, went into torch._dynamo and sklearn, for a function each."""
+    """Half of the start of a tool, 4 of 8.5 s, went into torch._dynamo and sklearn, for a function each.
+
+    The modules of `RARELY_USED` import stand-ins of them, which import the package at the first call.
+    """
     package, name = RARELY_USED[module.__name__]
     if package in sys.modules or importlib.util.find_spec(package) is None:
         execute()
@@ -55,7 +58,10 @@ def libraries_that_few_models_call(module: ModuleType, execute: Execute) -> bool
 
 @after('mmdet.apis.test', 'mmcv.engine.test', versions='mmcv-full 1.7.2, mmdet 2.28.2', without_gpu=True)
 def collect_results_without_gpu(module: ModuleType) -> None:
-    """collect_results_cpu tells the ranks its temporary folder through a CUDA tensor, also without a GPU."""
+    """collect_results_cpu tells the ranks its temporary folder through a CUDA tensor, also without a GPU.
+
+    Here the first rank makes the folder and broadcasts its name as an object.
+    """
     original = module.collect_results_cpu
 
     @functools.wraps(original)
@@ -76,7 +82,8 @@ def collect_results_without_gpu(module: ModuleType) -> None:
 def build_ddp_on_cpu(module: ModuleType) -> None:
     """build_ddp asserts that the device is an accelerator, so distributed training with gloo cannot start.
 
-    Its argument broadcast_buffers, deprecated in torch, is not worth a warning per rank.
+    For the CPU it returns an MMDistributedDataParallel without device ids. Its argument broadcast_buffers,
+    deprecated in torch, is not worth a warning per rank.
     """
     original = module.build_ddp
 
@@ -147,7 +154,10 @@ def mmdet3d_without_lyft(module: ModuleType, execute: Execute) -> bool:
 
 @after('mmdet.models.dense_heads.solo_head', 'mmdet.models.dense_heads.solov2_head', versions='mmdet 2.28.2')
 def instances_all_filtered(module: ModuleType) -> None:
-    """SOLO's heads raise where the last threshold removes every instance: they resize a stack of no masks."""
+    """SOLO's heads raise where the last threshold removes every instance: they resize a stack of no masks.
+
+    Their `interpolate` returns an empty array of the new size then.
+    """
     functional = module.F
 
     def interpolate(values: Any, size: Any = None, *args: Any, **options: Any) -> Any:
@@ -161,7 +171,10 @@ def instances_all_filtered(module: ModuleType) -> None:
 
 @after('mmdet.models.dense_heads.tood_head', versions='mmdet 2.28.2')
 def geometric_mean_without_gradient(module: ModuleType) -> None:
-    """TOOD's scores are an autograd.Function, which no exporter sees into: the formula, without gradients."""
+    """TOOD's scores are an autograd.Function, which no exporter sees into.
+
+    Where no gradient is needed, their formula in operators of torch stands in its place.
+    """
     trained = module.sigmoid_geometric_mean
 
     def sigmoid_geometric_mean(x: Any, y: Any) -> Any:

@@ -57,7 +57,8 @@ def priors_of_a_level(module: ModuleType) -> bool | None:
     """Before mmdet 2.16 the priors of a level were float32 anchors; families ask for priors of a type.
 
     mmdet 2.11 calls them anchors throughout, and takes sizes of maps as constants, which a graph of any size
-    must not.
+    must not. The generator of anchors gets the newer method, `single_level_grid_priors`, and
+    `num_base_priors`.
     """
     generator = module.AnchorGenerator
     present = getattr(generator, 'single_level_grid_priors', None)
@@ -85,7 +86,10 @@ def priors_of_a_level(module: ModuleType) -> bool | None:
 
 @after('mmdet.models.dense_heads.anchor_head', versions='mmdet 2.11.0 and 2.14.0')
 def prior_generator_of_anchors(module: ModuleType) -> bool | None:
-    """Before mmdet 2.18 the generator of a head's priors was called `anchor_generator`."""
+    """Before mmdet 2.18 the generator of a head's priors was called `anchor_generator`.
+
+    Heads get the newer name, `prior_generator`, for it.
+    """
     if 'self.prior_generator' in inspect.getsource(module.AnchorHead.__init__):
         return False
     module.AnchorHead.prior_generator = property(lambda self: self.anchor_generator)
@@ -94,7 +98,10 @@ def prior_generator_of_anchors(module: ModuleType) -> bool | None:
 
 @after('mmdet.core.bbox.coder.delta_xywh_bbox_coder', versions='mmdet 2.11.0')
 def coder_without_clamped_centres(module: ModuleType) -> bool | None:
-    """Before mmdet 2.13 no coder limited how far a centre moves, and none had the setting of it."""
+    """Before mmdet 2.13 no coder limited how far a centre moves, and none had the setting of it.
+
+    The class of coders gets the setting, `add_ctr_clamp`, False.
+    """
     coder = module.DeltaXYWHBBoxCoder
     if 'add_ctr_clamp' in inspect.signature(coder.__init__).parameters:
         return False
@@ -104,7 +111,10 @@ def coder_without_clamped_centres(module: ModuleType) -> bool | None:
 
 @after('mmdet.models.roi_heads.bbox_heads.bbox_head', versions='mmdet 2.11.0 and 2.14.0')
 def softmax_of_box_heads(module: ModuleType) -> bool | None:
-    """Before mmdet 2.15 every head of boxes gave softmax scores; none asked its loss for the activation."""
+    """Before mmdet 2.15 every head of boxes gave softmax scores; none asked its loss for the activation.
+
+    The class of heads gets `custom_cls_channels` and `custom_activation`, both False, which say so.
+    """
     head = module.BBoxHead
     if hasattr(head, 'custom_cls_channels'):
         return False

@@ -1,4 +1,9 @@
-"""From config and checkpoint to a file of a sparse backbone: what `export_scn.py` and `benchmark.py` call."""
+"""From config and checkpoint to a file of a sparse backbone: what `export_scn.py` and `benchmark.py` call.
+
+Glossary: order, that of the axes of the sparse grid, 'xyz' or 'zyx'; folded, with batch normalisation
+computed into the weights of the convolution before it; range, the largest absolute value that a quantiser of
+INT8 represents; bound, the most active sites of a layer that an engine makes room for.
+"""
 
 import dataclasses
 import json

@@ -66,7 +66,7 @@ class Report:
         name: of the module.
         findings: the worst first, then by file and line.
         trials: the trial exports.
-        exporters: that were asked for.
+        exporters: names of those that were asked for: 'torchscript', 'dynamo'.
     """
 
     name: str
@@ -113,7 +113,7 @@ def make_report(
     Args:
         name: of the module.
         events: of the observed run and of the trials.
-        exporters: that were asked for.
+        exporters: names of those that severities are for: 'torchscript', 'dynamo'.
         trials: the trial exports.
         names: of the input tensors, in order; they take the place of numbers in the events' details.
     """

@@ -118,7 +118,7 @@ def tensor_data(call: Call) -> None:
 
 
 def writes(call: Call) -> None:
-    """Writes into tensors: through indices, into slices, into views, into inputs and into state."""
+    """`t[i] = v`, `t[a:b].add_(v)`, `t.view(-1).zero_()`: also writes into inputs and into state."""
     if not call.in_place or not call.args or not isinstance(call.args[0], torch.Tensor):
         return
     target, observer = call.args[0], call.observer
@@ -181,7 +181,7 @@ def _add_index_kinds(call: Call, index: Any) -> None:
 
 
 def float64(call: Call) -> None:
-    """A tensor becomes float64."""
+    """`t.double()`, `t.to(torch.float64)`: a tensor becomes float64."""
     if not call.mark.inputs or _has_float64((call.args, call.kwargs)):
         return
     if _has_float64(call.result):
@@ -222,7 +222,7 @@ def step_text(value: float) -> str:
 
 
 def operators(call: Call) -> None:
-    """Inverses, random operators, custom functions of autograd."""
+    """`t.inverse()`, `torch.rand()`, `MyFunction.apply(t)`: inverses, random numbers, own functions."""
     if call.name in INVERSES:
         call.add('matrix-inverse', f'{call.name} of {tuple(call.args[0].shape)}', through_torch=True)
     is_training = call.argument(2, 'training', default=True)

@@ -45,7 +45,7 @@ CHECK_HELP = (
     argument('--max-checks N', 'most checks in all (default: %(default)s)', 400),
 )
 def run_reduce(args: argparse.Namespace) -> int:
-    """Reduce a graph."""
+    """Find the smallest part of a graph that shows the fault, and save it as a folder."""
     from pathlib import Path
 
     from rich.progress import MofNCompleteColumn

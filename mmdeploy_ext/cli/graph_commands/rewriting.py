@@ -64,7 +64,7 @@ def run_replace(args: argparse.Namespace) -> int:
 
 @COMMANDS.add('fold', 'Compute what depends on constants alone', *proving.proof(TOLERANCE))
 def run_fold(args: argparse.Namespace) -> int:
-    """Fold constants."""
+    """Compute what depends on constants alone, and save the graph."""
     from mmdeploy_ext.graph.passes.simplify import fold
 
     return _shrink(args, 'fold', fold)
@@ -72,7 +72,7 @@ def run_fold(args: argparse.Namespace) -> int:
 
 @COMMANDS.add('simplify', 'Simplify a graph with onnxslim', *proving.proof(TOLERANCE))
 def run_simplify(args: argparse.Namespace) -> int:
-    """Run onnxslim."""
+    """Simplify a graph by onnxslim, and save it."""
     from mmdeploy_ext.graph.passes.simplify import simplify
 
     return _shrink(args, 'simplify', simplify, 'onnxslim')

@@ -19,6 +19,7 @@ from torch import Tensor
 from mmdeploy_ext.exporting.ops.operator import Operator, register
 
 POINTS = 24
+"""Points of a pair: 16 crossings of edges, and the 4 corners of each box."""
 SAME_ANGLE, SAME_POINT, NO_AREA = 1e-6, 1e-8, 1e-14
 """Cross product up to which two points count as in one direction, squared length up to which a point counts
 as the first one, and area, or cross product of parallel edges, up to which there is none."""

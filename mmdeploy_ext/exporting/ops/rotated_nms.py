@@ -179,6 +179,10 @@ ROTATED_KEEP = register(
         }}""",
     )
 )
+"""(boxes, bounds, valid, iou_threshold) -> (B, N) bool: the boxes of each image that are kept.
+
+Boxes (B, N, 5) and valid (B, N) bool are those of `rotated_keep`; bounds (B, 4, N) are left, top, right and
+bottom of the upright bounds of each box, in pixels."""
 
 
 def rotated_keep(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:

@@ -102,7 +102,7 @@ class MaskPostprocess(nn.Module):
     def forward(
         self, cate_pred: Tensor, soft: SoftMasks, img_shape: Tensor, ori_shape: Tensor
     ) -> tuple[Tensor, ...]:
-        """Find the instances.
+        """Find the instances: masks whose scores, lowered by better masks that overlap them, are high.
 
         Args:
             cate_pred: (B, S, C) class scores after points NMS.

@@ -38,8 +38,8 @@ class Program:
 
     Attributes:
         index: of the graph.
-        constants: initializers, and what Constant and Identity nodes make of them.
-        defaults: initializers that are inputs, too.
+        constants: name -> array of the initializers, and of what Constant and Identity nodes make of them.
+        defaults: name -> array of the initializers that are inputs, too.
         steps: positions of all other nodes.
         static: tensors that depend on no value of an input, at most on its shape.
     """
@@ -82,7 +82,7 @@ class Program:
 
 @dataclasses.dataclass
 class Alignment:
-    """Which nodes and tensors of two graphs belong together; constants are not among them.
+    """The nodes and tensors of two graphs that belong together; constants are not among them.
 
     Attributes:
         nodes: position in the left graph, which is on trial -> position in the right one, the reference.

@@ -98,9 +98,10 @@ def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:
 
 
 def engine_spec(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpec:
-    """Return the spec of the engine of a file: the one that a file of this project states.
+    """Return the inputs and outputs, with types and axes, of the engine of a file.
 
-    Of another file it has the inputs and outputs of the graph, as `output_comparison.spec_of` reads them.
+    They are those that a file of this project states in its metadata, and of another file those of its graph,
+    as `output_comparison.spec_of` reads them.
 
     `fixed` are names of inputs that became constants, which are left out.
     """

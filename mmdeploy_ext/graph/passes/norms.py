@@ -33,7 +33,8 @@ def replace_group_norm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
       Sqrt(variance + epsilon), R being the reshaped X, G the number of groups; mean and variance are means
       over W first, then over what is left of the group. It is for float32: float16 cannot hold squares of
       values above 255.
-    - Not fired: another scale or bias, one that is no constant, another shape, sub-graphs.
+    - A node stays as it is if its scale or bias is another one or no constant, if its input is reshaped to
+      another shape, or if it is in a sub-graph.
     """
     constants = _constants(model.graph)
     producers = {name: node for node in model.graph.node for name in node.output}

@@ -118,7 +118,7 @@ class NotFinite(Check):
         return run.not_finite(_compute(candidate, optimized=False) or {})
 
     def check_whole(self, whole_model: Candidate) -> bool:
-        """Remember whether NaN or infinity is looked for."""
+        """Return whether an output of the whole model has NaN or infinity, and remember which of the two."""
         if run.not_finite(whole_model.feeds):
             raise UsageError('--check nan: the inputs themselves are not finite; give finite ones')
         self.outcome = self._outcome(whole_model)
@@ -248,12 +248,12 @@ class Crash(Check):
         return f'signal {-status}' if status < 0 else lines[-1]
 
     def check_whole(self, whole_model: Candidate) -> bool:
-        """Remember how it ends."""
+        """Return whether a run of the whole model does not end well, and remember how it ends."""
         self.outcome = self._outcome(whole_model)
         return self.outcome != 'runs'
 
     def shows(self, candidate: Candidate) -> bool:
-        """Return whether it ends the way the whole model does."""
+        """Return whether a run of the candidate ends the way that of the whole model does."""
         return self._outcome(candidate) == self.outcome
 
     def facts(self) -> dict[str, Any]:
@@ -290,7 +290,7 @@ class Command(Check):
         return status
 
     def check_whole(self, whole_model: Candidate) -> bool:
-        """Refuse a command that cannot be run or does not end."""
+        """Return whether the command exits with 0; UsageError: it cannot be run or does not end."""
         status = self._status(whole_model)
         if status is None:
             raise UsageError(
@@ -302,7 +302,7 @@ class Command(Check):
         return status == 0
 
     def shows(self, candidate: Candidate) -> bool:
-        """Return whether the command exits with 0; out of time is no."""
+        """Return whether the command exits with 0; False if it runs into its time limit."""
         status = self._status(candidate)
         if status is None:
             self.timeouts += 1

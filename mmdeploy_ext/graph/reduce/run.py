@@ -93,8 +93,10 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
 def judge(folder: Path, case: Mapping[str, Any]) -> bool:
     """Run the model of a folder and print what it gives; return whether the fault is shown.
 
-    `case` is the content of case.json: `check` (its kind), `tolerance`, `outcome`, `outputs` and, of some
-    checks, `timeout` or `command`.
+    `case` is the content of case.json: `check` (its kind: 'nan', 'engines', 'reference', 'differs', 'crash'
+    or 'command'), `tolerance` (largest relative difference that is no fault), `outcome` (which fault was
+    found: 'nan', 'inf', 'signal 11' ...), `outputs` (names that are compared), and, of some checks, `timeout`
+    (seconds) or `command` (that showed the fault).
     """
     kind, source = case['check'], str(folder / 'model.onnx')
     if kind == 'crash':  # in a process of its own, which may die

@@ -90,7 +90,7 @@ class _Search:
         return is_shown
 
     def smallest(self, part: Part) -> Part:
-        """Bisect both ends, then leave out whatever is not needed."""
+        """Return a small part of `part` that shows the fault: its ends are bisected, then chunks left out."""
         part = self.bisect(part, lambda part, length: part[:length])
         part = self.bisect(part, lambda part, length: part[-length:])
         needed = set(self.case.index.ancestors(self.case.index.writes(part[-1])))
@@ -106,7 +106,7 @@ class _Search:
         return cut(part, high)
 
     def leave_out_chunks(self, part: Part) -> Part:
-        """Leave out chunks, then smaller ones, until no single node can be left out."""
+        """Return a part without chunks of its nodes, then smaller ones, until each single node is needed."""
         chunks = 2
         while len(part) > 1:
             bounds = [len(part) * step // chunks for step in range(chunks + 1)]

@@ -36,7 +36,7 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         - `kind`: 'sparse' (libspconv dialect) or 'onnx'; `producer`, `ir_version`, `opsets` (domain ->
           version), `functions` (names) and `metadata` (key -> text);
         - `inputs`, `defaults` (inputs that need not be fed) and `outputs`: dicts of `name`, `dtype`, `shape`
-          and `type` (as text);
+          ([] if it is unknown) and `type` (as text);
         - `nodes` (number, bodies included) and `operators` (name -> number);
         - `parameters` and `bytes`: elements and size of the weights; `dtypes`: name -> number of tensors;
         - if `kind` is 'onnx', `flops`, and `flops_unknown`: number of nodes whose shapes are open.

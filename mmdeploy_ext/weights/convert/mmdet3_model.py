@@ -39,9 +39,10 @@ SELF_ATTENTION, CROSS_ATTENTION, FFN = ('self_attn', 'norm'), ('cross_attn', 'no
 MULTIHEAD, DEFORMABLE = 'MultiheadAttention', 'MultiScaleDeformableAttention'
 """Types of attention."""
 MULTIHEAD_DEFAULTS = dict(embed_dims=256, num_heads=8, dropout=0.0)
+"""Defaults of mmdet 3's attention, which configs leave out."""
 FFN_DEFAULTS = dict(embed_dims=256, feedforward_channels=1024, num_fcs=2, ffn_drop=0.0)
 FFN_DEFAULTS['act_cfg'] = dict(type='ReLU', inplace=True)
-"""Defaults of mmdet 3's attention (`MULTIHEAD_DEFAULTS`) and feed-forward layers, which configs leave out."""
+"""Defaults of mmdet 3's feed-forward layers, which configs leave out."""
 LAYER_KEYS = {'self_attn_cfg', 'cross_attn_cfg', 'ffn_cfg', 'norm_cfg', 'init_cfg'}
 """Supported keys of mmdet 3's `layer_cfg`."""
 STACK_KEYS = {'num_layers', 'layer_cfg', 'init_cfg', 'return_intermediate', 'post_norm_cfg'}

@@ -16,7 +16,9 @@ COMMAND = 'convert-mmdet3'
 Rule = tuple[str, str]
 """Pattern of a part of a name in mmdet 3, and its replacement in mmdet 2."""
 LAYER = r'(layers\.\d+\.)'
+"""Pattern of the path of a layer of a transformer."""
 FFN = (LAYER + r'ffn\.', r'\1ffns.0.')
+"""Rule of the feed-forward network of a layer."""
 SELF_FIRST = (
     (LAYER + r'self_attn\.', r'\1attentions.0.'), (LAYER + r'cross_attn\.', r'\1attentions.1.'), FFN
 )  # fmt: skip
@@ -37,11 +39,12 @@ TRANSFORMER = 'bbox_head.transformer.'
 """Prefix of the transformer of DETR and its like in mmdet 2."""
 PIXELS, MASKS = 'panoptic_head.pixel_decoder.encoder.', 'panoptic_head.transformer_decoder.'
 """Prefixes of the transformers of MaskFormer and Mask2Former, in both versions."""
-DETR_LAYERS = (
+DETR_LAYERS: tuple[Rule, ...] = (
     *_below('encoder.', f'{TRANSFORMER}encoder.', SELF_FIRST),
     *_below('decoder.', f'{TRANSFORMER}decoder.', SELF_FIRST),
     (r'^query_embedding\.', 'bbox_head.query_embedding.'),
 )
+"""Rules of DETR's transformer and of the embedding of its queries."""
 DEFORMABLE: tuple[Rule, ...] = (
     *DETR_LAYERS,
     (r'^level_embed$', f'{TRANSFORMER}level_embeds'),
@@ -51,6 +54,7 @@ DEFORMABLE: tuple[Rule, ...] = (
     (r'^pos_trans_fc\.', f'{TRANSFORMER}pos_trans.'),
     (r'^pos_trans_norm\.', f'{TRANSFORMER}pos_trans_norm.'),
 )
+"""Rules of Deformable DETR and DINO."""
 RULES: dict[str, tuple[Rule, ...]] = {
     'DETR': (*DETR_LAYERS, (r'^neck\.convs\.0\.conv\.', 'bbox_head.input_proj.')),
     'DeformableDETR': DEFORMABLE,
