@@ -38,7 +38,9 @@ class TestedModel(abc.ABC):
     """A model of the test loop, as its config describes it.
 
     Attributes:
-        settings: as `backend_config.read_settings` returns it.
+        args: of the command line of `test.py`.
+        work_dir: folder that the `_pth` and the `_onnx` run share.
+        settings: key -> value of the config's `backend_config`, as `backend_config.read_settings` returns it.
         options: of the export; resolved once `check` has run.
         target: file or folder of the exported model.
         unit: key of `backend_config.dump` with the number of samples or frames.
@@ -47,11 +49,7 @@ class TestedModel(abc.ABC):
     unit: ClassVar[str]
 
     def __init__(self, cfg: Any, family: Family, args: argparse.Namespace, work_dir: Path) -> None:
-        """Read the settings of mmcv's config `cfg`; those that this kind of model does not have are refused.
-
-        `args` are those of the command line of `test.py`; `work_dir` is shared by the `_pth` and the `_onnx`
-        run.
-        """
+        """Read the settings of mmcv's config `cfg`; those that such models do not have are refused."""
         self.args, self.work_dir = args, work_dir
         self.settings = backend_config.read_settings(cfg, family)
         self.options = backend_config.graph_options(cfg, self.settings, family)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.quantize.fidelity import Fidelity, Finding
 
 INT8_COLOUR, FLOAT_COLOUR, FP16_COLOUR = '#3b6ea5', '#e0973a', '#7a9e6e'
+"""Colours of bars and curves in charts."""
 MAX_BARS = 60
 """Layers that the chart of a dense graph shows."""
 MIN_ERROR, MAX_ERROR = 1e-6, 10.0

@@ -8,7 +8,7 @@ keys are afterwards what they were. Needs torch and spconv 2.
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,6 @@ from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.sparse.recorder import Functions, NoSiteLeftError, Recorder
 from mmdeploy_ext.sparse.ir import ORDERS, SparseConvolution, SparseGraph, Triple, prune, renumber
 from mmdeploy_ext.sparse.plan import name_rulebooks
-
-Call = Callable[[nn.Module, torch.Tensor, torch.Tensor], Any]
-"""(module, features, coordinates) -> result of its forward."""
 
 
 def trace(
@@ -59,7 +56,8 @@ def trace(
 
     Raises:
         UsageError: bad coordinates, features or order.
-        ExportError: the module does something that the dialect cannot express; the submodule is named.
+        ExportError: the forward takes other arguments, or the module does something that the dialect cannot
+            express; the submodule is named.
     """
     if order not in ORDERS:
         raise UsageError(f'order={order!r} is unknown; expected one of {", ".join(ORDERS)}')
@@ -80,11 +78,7 @@ def trace(
 
 
 def _trace(
-    module: nn.Module,
-    coordinates: np.ndarray,
-    features: np.ndarray,
-    order: str,
-    shape: Triple,
+    module: nn.Module, coordinates: np.ndarray, features: np.ndarray, order: str, shape: Triple
 ) -> SparseGraph:
     for name, parameter in module.named_parameters():
         if parameter.dtype != torch.float32:
@@ -95,7 +89,7 @@ def _trace(
     tensors = torch.from_numpy(features).to(device), torch.from_numpy(coordinates).to(device)
     recorder = Recorder(*tensors, shape, order)
     with compat.single_thread(), torch.no_grad(), _watched(module, recorder):
-        result = _caller(module, shape)(module, *tensors)
+        result = _call(module, *tensors, shape)
         output, output_shape = _finish(recorder, result)
     if not any(isinstance(node, SparseConvolution) for node in recorder.nodes):
         raise ExportError(f'{type(module).__name__}: has no sparse convolution; is it the sparse encoder?')
@@ -153,8 +147,8 @@ def _voxels(
     return coordinates, features
 
 
-def _caller(module: nn.Module, shape: Triple) -> Call:
-    """Return the function that calls a module's forward with voxels, by the names of its parameters."""
+def _call(module: nn.Module, features: torch.Tensor, coordinates: torch.Tensor, shape: Triple) -> Any:
+    """Run a module on voxels, which its forward takes in one of the ways that `trace` names."""
     from spconv.pytorch import SparseConvTensor
 
     parameters = inspect.signature(module.forward).parameters.values()
@@ -164,13 +158,13 @@ def _caller(module: nn.Module, shape: Triple) -> Call:
         if item.default is item.empty and item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)
     ]
     if len(required) == 1:
-        return lambda part, *voxels: part(SparseConvTensor(*voxels, list(shape), 1))
+        return module(SparseConvTensor(features, coordinates, list(shape), 1))
     if len(required) == 3:
-        return lambda part, features, coordinates: part(features, coordinates, 1)
+        return module(features, coordinates, 1)
     if len(required) == 4 and required[3] == 'input_shape':
         # det3d's grid is x, y, z, and its module adds one layer of z
         size = [shape[2], shape[1], shape[0] - 1]
-        return lambda part, features, coordinates: part(features, coordinates, 1, size)
+        return module(features, coordinates, 1, size)
     raise ExportError(
         f'{type(module).__name__}.forward takes ({", ".join(required)}); expected (features, coordinates, '
         f'batch_size), or one SparseConvTensor; give it such a forward'
