@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, print and write."""
+    """Print the metadata of the files and the verdict of --report, and write them to --json."""
     files = [describe(path) for path in model_files(args.model)]
     for file in files[1:]:
         for key in SHARED:

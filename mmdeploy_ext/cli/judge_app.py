@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.json, judgement.to_json())
     for case in judgement.cases:
         matched = sum(row.matched for row in case.detections)
-        found = f', {matched} results matched' if case.detections else ''
-        print(f'{"ok    " if case.passed else "FAILED"} {case.name}: {len(case.tensors)} tensors{found}')
+        results = f', {matched} results matched' if case.detections else ''
+        print(f'{"ok    " if case.passed else "FAILED"} {case.name}: {len(case.tensors)} tensors{results}')
     for row in judgement.sequences:
         print_drift(row)
     for note in judgement.notes:
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
         print(f'first difference: {judgement.first_difference}')
     for failure in judgement.failures[:MAX_FAILURES]:
         print(f'differs: {failure}')
-    if (more := len(judgement.failures) - MAX_FAILURES) > 0:
-        print(f'differs: {more} more; --json has them all')
+    if (hidden := len(judgement.failures) - MAX_FAILURES) > 0:
+        print(f'differs: {hidden} more; --json has them all')
     print(judgement.title)
     return 0 if judgement.equal else 1
 

@@ -32,27 +32,42 @@ CACHED_EXPORTS = 4
 
 @dataclasses.dataclass
 class Deployment:
-    """A trained model, ready to be exported or compared."""
+    """A trained model, ready to be exported or compared.
 
-    cfg: Any  # mmcv's, overrides applied
-    config: str  # its path
-    cfg_options: dict[str, Any]  # the overrides
+    Attributes:
+        cfg: mmcv's config, overrides applied.
+        config: path of the config.
+        cfg_options: the overrides: key with dots -> value.
+        family: of the model.
+        model: upstream's model with its weights, in evaluation mode.
+        checkpoint: path of the weights.
+        checkpoint_sha256: digest of that file.
+        classes: names by label; () for a backbone.
+        rule: how a sample becomes the input, of `Family.preprocess_rule`; of images a `PreprocessRule`.
+        settings: what `Family.settings` returned; None for most families.
+        report: what `Family.load` returned: the tensors of the checkpoint that were loaded.
+        unbuilt_cfg: `cfg` before the model was built, for which mmcv takes entries out, such as
+            `fallback_on_stride`.
+        normalisation: `mean` and `std` of the command line that replace the config's; {} for none.
+        collected: what the config's test pipeline collects of a picture, for PyTorch's test path.
+        exports: the last exports of this model: (name of a graph, options) -> graph, see `cache_export`.
+    """
+
+    cfg: Any
+    config: str
+    cfg_options: dict[str, Any]
     family: Family
-    model: torch.nn.Module  # of upstream, with its weights, in evaluation mode
-    checkpoint: str  # the path of the weights
+    model: torch.nn.Module
+    checkpoint: str
     checkpoint_sha256: str
-    classes: tuple[str, ...]  # names by label; () for a backbone
-    rule: Any  # how a sample becomes the input, of `Family.preprocess_rule`; of images a `PreprocessRule`
-    settings: Any = None  # what `Family.settings` returned; None for most families
-    report: Any = None  # what `Family.load` returned: the tensors of the checkpoint that were loaded
+    classes: tuple[str, ...]
+    rule: Any
+    settings: Any = None
+    report: Any = None
     unbuilt_cfg: Any = None
-    """`cfg` before the model was built, for which mmcv takes entries out, such as `fallback_on_stride`."""
     normalisation: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
-    """`mean` and `std` of the command line that replace the config's."""
     collected: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What the config's test pipeline collects of a picture, for PyTorch's test path."""
     exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
-    """The last exports of this model: (name of a graph, options) -> graph, see `cache_export`."""
 
     def cache_export(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
         """Keep an export in `exports` for a proof that may follow, and return it; it must not be changed.

@@ -174,10 +174,15 @@ def _write_folder(
 
 @dataclasses.dataclass(frozen=True)
 class ExportedFiles:
-    """Files of one export."""
+    """Files of one export.
 
-    paths: list[str]  # in the order in which a sample goes through them, which the family states
-    all_metadata: list[Metadata]  # of each
+    Attributes:
+        paths: of the files, in the order in which a sample goes through them, which the family states.
+        all_metadata: that of each file, in the same order.
+    """
+
+    paths: list[str]
+    all_metadata: list[Metadata]
 
     @property
     def metadata(self) -> Metadata:

@@ -155,7 +155,7 @@ RESIZERS = {'cv2': resize_cv2, 'pillow': resize_pillow}
 def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float], to_rgb: bool) -> np.ndarray:
     """Return (h, w, 3) float32 `(image - mean) / std`, rounded as mmdet rounds: float32, then OpenCV.
 
-    The image is (h, w, 3) uint8; mean and std are in the channel order after `to_rgb`.
+    The image is (h, w, 3) uint8 or float32; mean and std are in the channel order after `to_rgb`.
     """
     image = image_bgr.astype(np.float32)
     if to_rgb:
