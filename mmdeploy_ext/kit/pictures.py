@@ -13,7 +13,7 @@ from mmdeploy_ext.kit.model_files import copy_model
 from mmdeploy_ext.kit.page import write_page
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.ladder import open_proof
-from mmdeploy_ext.proving.references import ImageReference
+from mmdeploy_ext.proving.references import ImageReference, options_besides_form
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -59,8 +59,7 @@ def _case(name: str, reference: ImageReference, metadata: Metadata) -> Case:
     inputs = metadata.spec.with_defaults(reference.feeds_of(metadata))  # not every engine has optional inputs
     tensors: dict[str, np.ndarray] = {}
     if any(tensor.compare == 'values' for tensor in metadata.spec.outputs):
-        options = dict(family.exported_options(metadata.options).items())
-        options.pop('form')
+        options = options_besides_form(reference.deployment, metadata)
         tensors = dict(reference.compute(family.reference_tensors, metadata.form, **options))
         tensors = {name: array for name, array in tensors.items() if name in metadata.spec.output_names}
     proof_input = reference.input

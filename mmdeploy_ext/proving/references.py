@@ -110,6 +110,15 @@ class ImageReference:
         self._computed.clear()
 
 
+def options_besides_form(deployment: Deployment, metadata: Metadata) -> dict[str, Any]:
+    """Return the options of a file's export as keyword arguments of `ImageFamily.reference_tensors`.
+
+    That method takes the form, which is left out here, as an argument of its own.
+    """
+    options = deployment.family.exported_options(metadata.options)
+    return {name: value for name, value in options.items() if name != 'form'}
+
+
 def _as_fed(image: PreparedImage, deployment: Deployment, left_out: Sequence[str]) -> PreparedImage:
     """Return an image with all values that the config's test pipeline collects.
 

@@ -30,6 +30,7 @@ from mmdeploy_ext.proving import fresh_export
 from mmdeploy_ext.proving.difference.pair import RecordIndex
 from mmdeploy_ext.proving.difference.record import record_stages
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
+from mmdeploy_ext.proving.references import options_besides_form
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -317,9 +318,7 @@ def _upstream_notes(
     output_names = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
     if family.samples != 'images' or not output_names:
         return []
-    options = {
-        name: value for name, value in family.exported_options(metadata.options).items() if name != 'form'
-    }
+    options = options_besides_form(deployment, metadata)
     feeds = {**subject.beside, **subject.feeds}
     expected = family.reference_tensors(deployment.model, feeds, metadata.form, **options)
     stage_outputs, notes = {name for stage in subject.stages for name in stage.outputs}, []

@@ -17,6 +17,7 @@ from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.proving import full_form, half_bars
 from mmdeploy_ext.proving.levels.run_twice import FAILURES, failed_detections, run_twice
+from mmdeploy_ext.proving.references import options_besides_form
 from mmdeploy_ext.proving.results import Case, DetectionRow, Pair
 from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.tensors import compare_tensors, without_ties
@@ -169,9 +170,7 @@ def _compare_tensors(
     if all(tensor.compare != 'values' for tensor in metadata.spec.outputs):
         return ()
     family, feeds = reference.deployment.family, reference.feeds
-    options = {
-        name: value for name, value in family.exported_options(metadata.options).items() if name != 'form'
-    }
+    options = options_besides_form(reference.deployment, metadata)
     expected = reference.compute(family.reference_tensors, metadata.form, **options)
     zeros = reference.compute(family.interchangeable_zeros, **options)
     return compare_with_ties(reference.deployment, feeds, expected, outputs, zeros, metadata.spec, bars)
