@@ -200,7 +200,7 @@ class Family(abc.ABC):
         load_strict(model, checkpoint, self.ignored_prefixes)
 
     def checkpoint_weights(self, model: torch.nn.Module) -> Mapping[str, torch.Tensor]:
-        """Return the weights of a model as a checkpoint of the user's code has them."""
+        """Return name -> weight of a model as a checkpoint of the user's code has them."""
         return model.state_dict()
 
     def config_sha256(self, cfg: Any) -> str:
@@ -261,7 +261,7 @@ class Family(abc.ABC):
         return differing_methods([*replaced_layers(model), *self.replaced(model)], table)
 
     def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
-        """Return the metadata about the steps after the graphs: decoding, memory."""
+        """Return the metadata's entry `postprocess`, name -> value: decoding of the outputs, memory."""
         return {}
 
 

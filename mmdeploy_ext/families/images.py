@@ -156,7 +156,7 @@ class ImageFamily(Family):
     def reference_tensors(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str, **options: Any
     ) -> dict[str, np.ndarray]:
-        """Run the unpatched upstream model and return the right outputs of a graph of this form.
+        """Run the unpatched upstream model; return name -> right output of a graph of this form.
 
         `options` are the others that the file was exported with. Only families with forms that end before
         the results have such outputs.
@@ -298,7 +298,7 @@ class ImageFamily(Family):
         return sys.maxsize
 
     def first_inputs(self, model: torch.nn.Module, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
-        """Return what the stages of `first_trial` take besides inputs of the graph and `network_outputs`."""
+        """Return name -> what `first_trial` takes besides the inputs of the graph and `network_outputs`."""
         return {}
 
     def network_outputs(

@@ -43,7 +43,7 @@ BESIDE = ('img_shape', 'scale_factor', 'border', 'orig_target_sizes', 'ori_shape
 
 
 def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndarray]:
-    """Return every input that a graph may have, for one image, repeated if the batch is fixed."""
+    """Return name -> every input that a graph may have, for one image, repeated if the batch is fixed."""
     image = metadata.spec.inputs[0]
     repeats = image.axes[0] if isinstance(image.axes[0], int) else 1
     ori_shape = np.asarray(prepared.ori_shape, np.int64)

@@ -92,7 +92,7 @@ class Scored(Rows, abc.ABC):
 
     @abc.abstractmethod
     def place(self, index: int) -> dict[str, Any]:
-        """Return the place of one result, as plain data."""
+        """Return the place of the result of an index, as plain data: what JSON files have of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Detections(Scored):
         return self.by_class(rows_with_scores(self.bboxes_xyxy, self.scores), num_classes)
 
     def place(self, index: int) -> dict[str, Any]:
-        """Return the corners of one box in pixels."""
+        """Return `bbox_xyxy`, the corners of one box in pixels."""
         return dict(bbox_xyxy=[round(float(value), 3) for value in self.bboxes_xyxy[index]])
 
 

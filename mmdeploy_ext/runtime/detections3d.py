@@ -85,7 +85,7 @@ class Detections3D(Scored):
     labels: np.ndarray
 
     def place(self, index: int) -> dict[str, Any]:
-        """Return the nine columns of one box."""
+        """Return `box`, the nine columns of one box."""
         return dict(box=[round(float(value), 4) for value in self.boxes[index]])
 
 

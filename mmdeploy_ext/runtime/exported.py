@@ -76,7 +76,7 @@ class Runtime(contextlib.ExitStack):
         return end
 
     def graph_seconds(self) -> dict[str, float]:
-        """Return the seconds that were spent in each part so far."""
+        """Return name of a part -> seconds that were spent in it so far."""
         return dict(self.seconds)
 
     def reset(self) -> None:

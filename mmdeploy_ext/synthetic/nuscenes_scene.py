@@ -60,7 +60,7 @@ def token(*parts: object) -> str:
 
 
 def fixed_tables() -> dict[str, list[Record]]:
-    """Return the tables that are the same for every set: category, attribute, visibility, sensor."""
+    """Return name -> rows of the tables of every set: category, attribute, visibility and sensor."""
     return {
         'category': [dict(token=token('category', name), name=name, description='') for name in CATEGORIES],
         'attribute': [dict(token=token('attribute', name), name=name, description='') for name in ATTRIBUTES],

@@ -67,7 +67,7 @@ def _to_ego(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
 
 
 def make_rig(rng: np.random.Generator, width: int, height: int) -> dict[str, Sensor]:
-    """Draw the sensors of a car: each within half a degree and 1.5 cm of the usual mounting.
+    """Draw the sensors of a car, name -> sensor: each within half a degree and 1.5 cm of the usual mounting.
 
     Width and height are those of the pictures, px.
     """

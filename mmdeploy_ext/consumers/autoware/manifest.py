@@ -212,7 +212,7 @@ def key_rules(
 def valid_values(
     values: Mapping[str, Any], fields: Iterable[str], violations: Sequence[Violation], prefix: str = ''
 ) -> dict[str, Any]:
-    """Return the parameters that no error is about, so that rules that join them can be checked."""
+    """Return name -> value of the parameters without an error, for rules that join several of them."""
     wrong = {violation.attribute for violation in errors(violations)}
     return {key: values[key] for key in fields if key in values and f'{prefix}{key}' not in wrong}
 

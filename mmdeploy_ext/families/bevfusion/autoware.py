@@ -226,7 +226,7 @@ def max_voxels_at_test_time(layer: Any) -> int:
 
 
 def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
-    """Return the parameters in the node's manifest, for a model that `check` accepts.
+    """Return name -> value of the parameters in the node's manifest, for a model that `check` accepts.
 
     `classes` are the names of the classes, in the order of the labels.
     """

@@ -270,7 +270,7 @@ def end_process(process: subprocess.Popen, folder: tempfile.TemporaryDirectory) 
 
 
 def weights_of_repository(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return the weights of a model for the classes of its repository, which may be on another spconv.
+    """Return name -> weight of a model for the classes of its repository, which may be on another spconv.
 
     Raises:
         CheckpointError: a kernel of the repository has a shape of no layout.

@@ -189,7 +189,7 @@ class ForkModel:
         return {name: value.detach().numpy() for name, value in {**self.captured, **boxes}.items()}
 
     def moment(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the arrays that the test pipeline makes of the moment `index` of the file `infos`.
+        """Return name -> array that the test pipeline makes of the moment `index` of the file `infos`.
 
         Both are entries of `arrays`. Returned are `points` (P, V), `img` (N, 3, H, W), and the matrices of
         `Collect3D`.

@@ -58,7 +58,7 @@ def synthetic_outputs(
 
 
 def boxes_of_all_sizes(classes: int, count: int) -> dict[str, np.ndarray]:
-    """Return outputs of the frame's graph: `count` boxes of all sizes, headings, classes and scores.
+    """Return outputs of the frame's graph by name: `count` boxes of all sizes, headings, classes and scores.
 
     `classes` is the number of classes. No box has the label -1, which would drop it.
     """
@@ -79,7 +79,7 @@ def boxes_of_all_sizes(classes: int, count: int) -> dict[str, np.ndarray]:
 def values_of_boxes(
     outputs: Mapping[str, np.ndarray], coder: Any, classes: int, of_node: bool
 ) -> dict[str, np.ndarray]:
-    """Return the outputs of a head for boxes of the frame's graph, as `reference.head_values` reads them.
+    """Return the outputs of a head by name for boxes of the frame's graph, as `head_values` reads them.
 
     A box with the label -1 is put far above the range of the coder, which then drops it.
 

@@ -173,7 +173,7 @@ def _differences(model: Mapping[str, Any]) -> list[str]:
 
 
 def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
-    """Return the parameters of the node, those in its manifest, for a model that `check` accepts.
+    """Return name -> value of the parameters in the node's manifest, for a model that `check` accepts.
 
     `classes` are the names of the classes, in the order of the labels.
     A class that the node does not know raises ConfigError.

@@ -74,7 +74,7 @@ def corner_maps(head: nn.Module, maps: Sequence[torch.Tensor]) -> list[torch.Ten
 
 
 def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of `test_cfg`; ConfigError names an entry that is missing or not reproduced."""
+    """Return name -> number of `test_cfg`; ConfigError names an entry that is missing or not reproduced."""
     config = {key: positive(key, test_cfg.get(key)) for key in ('corner_topk', 'max_per_img')}
     config['local_maximum_kernel'] = peak_window(test_cfg)
     if config['corner_topk'] < FEWEST_CORNERS:

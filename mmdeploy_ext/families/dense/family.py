@@ -154,7 +154,7 @@ class DenseFamily(ImageFamily):
         return kind_of(model.bbox_head).limit == 'topk'
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        """Return what `families/dense/runtime.py` reads."""
+        """Return name -> value of what `families/dense/runtime.py` reads, see `options.POSTPROCESS`."""
         facts = facts_of(model.bbox_head) | dict(head=json_of(graphs.described(model)))
         return thresholds(model.bbox_head).to_json() | facts
 

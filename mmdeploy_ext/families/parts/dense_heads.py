@@ -53,13 +53,13 @@ def same_priors(generator: Any) -> Any:
 
 
 def delta(coder: Any) -> dict[str, Any]:
-    """Return the settings of a `DeltaXYWHBBoxCoder`."""
+    """Return the settings of a `DeltaXYWHBBoxCoder`, by their names in `contract.dense_head`."""
     clamp = dict(ctr_clamp=coder.ctr_clamp) if coder.add_ctr_clamp else {}
     return dict(type='delta', means=list(coder.means), stds=list(coder.stds), wh_ratio_clip=0.016, **clamp)
 
 
 def legacy_delta(coder: Any) -> dict[str, Any]:
-    """Return the settings of a `LegacyDeltaXYWHBBoxCoder`, that of mmdet 1.x."""
+    """Return the same of a `LegacyDeltaXYWHBBoxCoder`, that of mmdet 1.x."""
     settings = dict(means=list(coder.means), stds=list(coder.stds), wh_ratio_clip=0.016)
     return dict(settings, type='delta', pixel=1.0)
 

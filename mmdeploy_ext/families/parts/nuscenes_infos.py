@@ -286,7 +286,7 @@ def _data_path(nusc: NuScenes, data: Record) -> str:
 def sample_info(
     nusc: NuScenes, sample: Record, frame_idx: int, max_sweeps: int, annotated: bool
 ) -> dict[str, Any]:
-    """Return the entry of one key frame, number `frame_idx` of its scene.
+    """Return the entry (key -> value) of one key frame, number `frame_idx` of its scene.
 
     Up to `max_sweeps` LiDAR sweeps before it are listed; versions that are not `annotated` have no ground
     truth.

@@ -130,7 +130,7 @@ class QueryFamily(ImageFamily):
         return tokens.inputs_of(model, images)
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return the tokens that become queries as boxes, if they are among the outputs of a graph."""
+        """Return the list of tokens that become queries, as boxes, if a graph gives them."""
         return {PROPOSALS: boxes_of_classes(outputs[PROPOSALS])} if PROPOSALS in outputs else {}
 
 

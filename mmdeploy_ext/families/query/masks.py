@@ -279,7 +279,7 @@ class QueryMapFullForm(nn.Module):
 
 
 def facts_of(fusion: nn.Module) -> dict[str, Any]:
-    """Return the settings of mmdet's fusion head, as files tell them to `families/query/runtime.py`."""
+    """Return name -> setting of mmdet's fusion head, as files tell them to `families/query/runtime.py`."""
     test_cfg = fusion.test_cfg
     return dict(
         num_classes=int(fusion.num_classes),

@@ -147,5 +147,5 @@ class RtDetrFamily(ImageFamily):
         return {name: tensor.cpu().numpy() for name, tensor in maps}
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Return the tokens that become queries as boxes, if they are among the outputs of a graph."""
+        """Return the list of tokens that become queries, as boxes, if a graph gives them."""
         return {PROPOSALS: boxes_of_classes(outputs[PROPOSALS])} if PROPOSALS in outputs else {}

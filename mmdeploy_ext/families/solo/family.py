@@ -67,7 +67,7 @@ class SoloFamily(ImageFamily):
         return followed.replaced_in(model, ['mask_head'], FOLLOWED)
 
     def full_size(self, image: PreparedImage) -> tuple[int, int]:
-        """Return the size that soft masks have: up to a multiple of 8."""
+        """Return height and width of soft masks, pixels: those of the input up to a multiple of 8."""
         return tuple(-(-side // 8) * 8 for side in image.tensor.shape[1:])
 
     def limits(self, model: nn.Module) -> list[Limit]:

@@ -123,7 +123,7 @@ PROBED = 3
 
 
 def shapes(model: nn.Module, options: Options) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors between the graphs, and of the outputs of the heads, of one image.
+    """Return name -> shape of all tensors between the graphs, and of the outputs of the heads, of one image.
 
     UsageError: the model does not take images of that size.
     """

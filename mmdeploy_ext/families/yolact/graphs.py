@@ -74,7 +74,7 @@ class YolactNetwork(nn.Module):
 
 
 def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of `test_cfg`; ConfigError names an entry that is missing, or no number."""
+    """Return name -> number of `test_cfg`; ConfigError names an entry that is missing, or no number."""
     return dict(
         score_thr=number('score_thr', test_cfg.get('score_thr'), float),
         iou_thr=number('iou_thr', test_cfg.get('iou_thr'), float),

@@ -199,7 +199,7 @@ class BEVFusion(BaseModule):
         return head.loss(predictions, boxes, labels)
 
     def train_step(self, data: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
-        """Return the sum of the losses, figures for the log and number of samples for mmcv's runners."""
+        """Return `loss`, their sum, `log_vars`, figures for the log, and `num_samples` for mmcv's runners."""
         loss, figures = BaseDetector._parse_losses(self, self(**data))
         return dict(loss=loss, log_vars=figures, num_samples=len(data['img_metas']))
 

@@ -86,7 +86,7 @@ class SetLoss:
     def losses(
         self, logits: torch.Tensor, boxes: torch.Tensor, objects: Objects, pairs: Pairs, count: float
     ) -> dict[str, torch.Tensor]:
-        """Return `loss_cls`, `loss_bbox`, `loss_giou`, weighted, divided by `count`.
+        """Return the losses `loss_cls`, `loss_bbox` and `loss_giou` by name, weighted, divided by `count`.
 
         Logits are (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1; `pairs` assigns objects to queries, the other
         queries are background.
@@ -194,7 +194,7 @@ def attention_mask(group: int, repetitions: int, num_queries: int) -> torch.Tens
 def training_losses(
     decoder: RTDETRDecoder, features: Sequence[torch.Tensor], objects: Objects, loss: SetLoss
 ) -> dict[str, torch.Tensor]:
-    """Return mmdet's dict of losses.
+    """Return name -> loss, as mmdet's runners take them.
 
     Prefix `d0.` is of the first layer and so on except for the last, `enc.` of the encoder, `dn0.` of the
     denoising queries of the first layer.

@@ -150,7 +150,7 @@ class Petr3D(MVXTwoStageDetector):
         return [{'pts_bbox': bbox3d2result(*boxes_scores_labels)} for boxes_scores_labels in samples]
 
     def run_frame(self, img_metas: list[dict], img: Tensor, **data: Tensor) -> dict[str, Any]:
-        """Return the head's outputs for one frame; another scene token than before starts a new stream."""
+        """Return the head's outputs by name for one frame; another scene token starts a new stream."""
         scene_token = img_metas[0]['scene_token']
         is_new = scene_token != self.prev_scene_token
         if is_new:
@@ -249,7 +249,7 @@ class Petr3D(MVXTwoStageDetector):
         return losses
 
     def forward_roi_head(self, img_metas: list[dict], **data: Tensor) -> dict[str, Tensor | None]:
-        """Return the 2D head's outputs of a frame; if it does not run, `topk_indexes` is None."""
+        """Return the 2D head's outputs by name of a frame; if it does not run, `topk_indexes` is None."""
         if not (self.with_img_roi_head and self.training):
             return {'topk_indexes': None}
         return self.img_roi_head(self.prepare_location(img_metas, data['img_feats']), **data)

@@ -153,7 +153,7 @@ class FocalHead(BaseModule):
         img_metas: list[dict],
         gt_bboxes_ignore: None = None,
     ) -> dict[str, Tensor]:
-        """Return the five losses of one frame.
+        """Return name -> each of the five losses of one frame.
 
         The annotations are lists [B][N]: boxes (G, 4) xyxy px, labels (G,), centres (G, 2) px; `depths` are
         unused. `pad_shape[0]` of the first meta is every image's (H, W, 3).

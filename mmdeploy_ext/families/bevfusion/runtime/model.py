@@ -107,7 +107,7 @@ class BEVFusionOnnx(FusionRuntime):
         return suppress(detections(outputs), self.metadata.postprocess['nms'])
 
     def feeds(self, frame: FusedFrame) -> dict[str, np.ndarray]:
-        """Return the inputs of the frame's graph; raises what `step` raises."""
+        """Return name -> input of the frame's graph; raises what `step` raises."""
         tensors = self._tensors_before_frame(frame)
         return {name: tensors[name] for name in self.metadata.spec.input_names}
 

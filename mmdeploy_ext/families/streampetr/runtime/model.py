@@ -187,7 +187,7 @@ class StreamPetrOnnx(Runtime):
         return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], self.metadata.postprocess)
 
     def graph_seconds(self) -> dict[str, float]:
-        """Return the seconds that the engine spent in each part so far."""
+        """Return name of a part -> seconds that the engine spent in it so far."""
         return {part: graph.seconds for part, graph in self.contract.graphs.items()}
 
     def reset(self) -> None:

@@ -59,7 +59,7 @@ def relative_motion(last_pose: np.ndarray, pose: np.ndarray) -> np.ndarray:
 
 
 def to_local(memory: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
-    """Return a memory in the LiDAR frame of a pose, for one in global coordinates; float32.
+    """Return a memory, by `FIELDS`, in the LiDAR frame of a pose, for one in global coordinates; float32.
 
     Its times become ages at `timestamp_s`: a global memory has minus the absolute times. `ego_pose` (4, 4) is
     LiDAR to global.
