@@ -140,7 +140,7 @@ def fill_seeded(
     offset: float = 0.0,
     head_steps: HeadSteps = _head_steps,
 ) -> nn.Module:
-    """Fill a detector of mmdet, or one with an `extract_feat`, in place, and return it.
+    """Fill a detector of mmdet, or one with an `extract_feat`, with seeded weights in place; return it.
 
     Args:
         model: the detector.

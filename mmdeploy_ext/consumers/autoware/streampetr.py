@@ -56,6 +56,9 @@ class NodeContract:
         memory: rows after the last frame, places relative to the first pose, times as the node has them.
         origin: (3,) metres, translation of the first pose; None before it.
         started_s: time of the first frame, or of the last restart of the clock; None before.
+        rows: number of rows of the memory that a frame reads; it leaves more.
+        reverses, scale, shift: from the node's pictures to those of the training, see `from_node`.
+        image_shape, fed_bytes, state_shapes, rig, calibration_key, graphs: as those of `DeployContract`.
     """
 
     def __init__(self, backends: Mapping[str, Backend]) -> None:
@@ -76,7 +79,7 @@ class NodeContract:
         self.graphs = dict(backbone=self.backbone, embedding=self.embedding, head=self.head)
 
     def run(self, images: np.ndarray, calibration: Calibration, moment: FrameMotion) -> dict[str, np.ndarray]:
-        """Run one frame as the node does, and keep its memory.
+        """Run one frame as the node does, and keep its memory; for the arguments see `DeployContract.run`.
 
         Returns:
             `all_cls_scores` (1, 1, Q, K), `all_bbox_preds` (1, 1, Q, 10) of the last decoder layer.

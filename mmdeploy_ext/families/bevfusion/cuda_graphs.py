@@ -39,8 +39,7 @@ class CameraBackbone(OfModel):
 
     def forward(self, img: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         """Return (N, h, w, C) and (N, D, h, w) of pictures (1, N, 3, H, W) and depth maps (1, N, 1, H, W)."""
-        transform = self.model.encoders['camera']['vtransform']
-        weights, features = transform.lift(self.model.camera_maps(img[0]), depth[0])
+        weights, features = transform_of(self.model).lift(self.model.camera_maps(img[0]), depth[0])
         return features.permute(0, 2, 3, 1), weights
 
 
