@@ -23,7 +23,7 @@ DECORATED, SCATTERED = f'{RUNTIME}.pillars:decorated', f'{RUNTIME}.pillars:scatt
 DECODE, PASSING, SUPPRESSED, OVERLAP = (
     f'{RUNTIME}.boxes:{name}' for name in ('decode', 'passing', 'suppressed', 'overlap_nms')
 )
-DETECTIONS, SETTINGS = f'{RUNTIME}.boxes:Objects.detections', f'{RUNTIME}.settings:Settings.of'
+DETECTIONS, SETTINGS = f'{RUNTIME}.boxes:NodeObjects.detections', f'{RUNTIME}.settings:CenterPointSettings.of'
 TOY = 'autoware_varied'
 NAMES = 'heatmap', 'reg', 'height', 'dim', 'rot', 'vel'
 

@@ -24,7 +24,14 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import read_json, write_json
 from mmdeploy_ext.synthetic import staging
-from mmdeploy_ext.synthetic.nuscenes_scene import Options, Plan, Record, fixed_tables, token, write_scene
+from mmdeploy_ext.synthetic.nuscenes_scene import (
+    Record,
+    ScenePlan,
+    SetOptions,
+    fixed_tables,
+    token,
+    write_scene,
+)
 from mmdeploy_ext.synthetic.nuscenes_sensors import CAMERAS, LIDAR
 
 WORLD = 2
@@ -44,10 +51,10 @@ OPTIONS = (
     ('--sweeps', 'N', 'LiDAR sweeps between two key frames (default: %(default)s)'),
     ('--drop-share', 'P', 'chance that a good camera is dark or dazzled next (default: %(default)s)'),
 )
-"""Name, metavar and help of the options on the command line, in the order of the fields of `Options`."""
+"""Name, metavar and help of the options on the command line, in the order of the fields of `SetOptions`."""
 
 
-def check_options(options: Options) -> None:
+def check_options(options: SetOptions) -> None:
     """Raise UsageError for values out of range."""
     minima = dict(train_scenes=1, val_scenes=1, frames=2, seed=0, sweeps=0)
     for name, minimum in minima.items():
@@ -62,7 +69,7 @@ def check_options(options: Options) -> None:
         raise UsageError(f'--drop-share: got {options.drop_share}, expected 0 to 1')
 
 
-def plans(options: Options) -> list[Plan]:
+def plans(options: SetOptions) -> list[ScenePlan]:
     """Return the plans of all scenes, training scenes first; UsageError: the devkit has fewer names."""
     from nuscenes.utils import splits
 
@@ -74,21 +81,21 @@ def plans(options: Options) -> list[Plan]:
         if count > len(names):
             raise UsageError(f'{option}: got {count}, expected at most {len(names)}, as many as nuScenes has')
         scene_names += names[:count]
-    return [Plan(**vars(options), name=name, number=number) for number, name in enumerate(scene_names)]
+    return [ScenePlan(**vars(options), name=name, number=number) for number, name in enumerate(scene_names)]
 
 
-def _shard(root: Path, plan: Plan) -> Path:
+def _shard(root: Path, plan: ScenePlan) -> Path:
     return root / staging.SHARDS / f'{plan.name}.json'
 
 
-def _write_shard(root: Path, plan: Plan) -> int:
+def _write_shard(root: Path, plan: ScenePlan) -> int:
     """Write a scene and its shard unless an interrupted run did; return 1."""
     if not _shard(root, plan).is_file():
         write_json(_shard(root, plan), write_scene(root, plan))
     return 1
 
 
-def _write_scenes(root: Path, scene_plans: list[Plan], jobs: int) -> Iterator[int]:
+def _write_scenes(root: Path, scene_plans: list[ScenePlan], jobs: int) -> Iterator[int]:
     """Write the shards of scenes; yield 1 after each."""
     for channel in (*CAMERAS, LIDAR):
         for folder in ('samples', 'sweeps'):
@@ -120,7 +127,7 @@ def _write_map(path: Path, poses: list[Record]) -> None:
         raise DataError(f'{path}: OpenCV could not write the map mask')
 
 
-def _merge_shards(root: Path, scene_plans: list[Plan]) -> None:
+def _merge_shards(root: Path, scene_plans: list[ScenePlan]) -> None:
     """Write the tables of the set from those of its scenes, and a map of each location."""
     tables, poses_of_log = fixed_tables(), {}
     for plan in scene_plans:
@@ -141,7 +148,7 @@ def _merge_shards(root: Path, scene_plans: list[Plan]) -> None:
 
 def ensure_toy_nuscenes(
     root: str | os.PathLike[str] = 'data/toy_nuscenes',
-    options: Options | None = None,
+    options: SetOptions | None = None,
     *,
     jobs: int = 2,
     force: bool = False,
@@ -163,7 +170,7 @@ def ensure_toy_nuscenes(
         DataError: `root` is another folder, or a set with other parameters.
         UsageError: a parameter is out of range.
     """
-    options = options or Options()
+    options = options or SetOptions()
     check_options(options)
     if jobs < 1:
         raise UsageError(f'--jobs: got {jobs}, expected 1 or more')
@@ -180,7 +187,7 @@ def ensure_toy_nuscenes(
 def run(args: argparse.Namespace) -> int:
     """Make the set of the command line."""
     args.image_size = tuple(args.image_size)
-    options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
+    options = SetOptions(**{field.name: getattr(args, field.name) for field in fields(SetOptions)})
     was_made = ensure_toy_nuscenes(args.root, options, jobs=args.jobs, force=args.force)
     scenes = f'{args.train_scenes} training and {args.val_scenes} validation scenes'
     print(f'{args.root}: {f"{scenes} of {args.frames} key frames made" if was_made else staging.EXISTS}')
@@ -190,7 +197,7 @@ def run(args: argparse.Namespace) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `run` to a parser."""
     staging.add_folder(parser, '--root', 'data/toy_nuscenes')
-    for (name, metavar, text), field in zip(OPTIONS, fields(Options), strict=True):
+    for (name, metavar, text), field in zip(OPTIONS, fields(SetOptions), strict=True):
         value = (
             dict(type=int, nargs=2) if isinstance(field.default, tuple) else dict(type=type(field.default))
         )

@@ -229,7 +229,7 @@ VISIBLE_FOR_FRAMES = 2
 
 
 @dataclass(frozen=True)
-class Options:
+class SetOptions:
     """The parameters of a set.
 
     Attributes:
@@ -251,7 +251,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(Options):
+class ScenePlan(SetOptions):
     """The parameters of one scene: its name in the devkit, and its number in the set."""
 
     name: str
@@ -274,7 +274,7 @@ class Scene:
         scenery: ground and sky.
     """
 
-    plan: Plan
+    plan: ScenePlan
     world: World
     rig: dict[str, Sensor]
     lenses: dict[str, Lens]
@@ -295,7 +295,7 @@ class Scene:
         return FIRST_TIMESTAMP_US + self.plan.number * SCENE_GAP_US + round(time_s * 1e6)
 
 
-def make_scene(plan: Plan) -> Scene:
+def make_scene(plan: ScenePlan) -> Scene:
     """Make the content of a scene without writing anything."""
     world = make_world(plan.rng(0), plan.frames, plan.drop_share)
     rig = make_rig(plan.rng(1), *plan.image_size)
@@ -381,7 +381,7 @@ def _write_frames(root: Path, scene: Scene) -> _Records:
     return records
 
 
-def write_scene(root: Path, plan: Plan) -> dict[str, list[Record]]:
+def write_scene(root: Path, plan: ScenePlan) -> dict[str, list[Record]]:
     """Write the files of a scene below `root` and return its records per table.
 
     The tables of a set are `fixed_tables` and those of its scenes, concatenated.

@@ -272,7 +272,7 @@ def paint(thing: Thing, points: np.ndarray, axis: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class View:
+class CameraView:
     """A picture of a camera.
 
     Attributes:
@@ -289,7 +289,7 @@ class View:
 def _draw_boxes(
     lens: Lens, boxes: list[np.ndarray], things: list[Thing], image: np.ndarray, depth: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw objects into image and depth, in place; return `View.visible` and `View.projected`."""
+    """Draw objects into image and depth, in place; return `CameraView.visible` and `CameraView.projected`."""
     height, width = depth.shape
     nearest = np.full((height, width), -1, np.int32)
     projected = np.zeros(len(things), int)
@@ -336,7 +336,7 @@ def render(
     time_s: float,
     dropped: int,
     rng: np.random.Generator,
-) -> View:
+) -> CameraView:
     """Take a picture of the objects at a time of the scene.
 
     Args:
@@ -354,7 +354,7 @@ def render(
     visible, projected = _draw_boxes(lens, boxes, things, image, depth)
     clarity = np.where(np.isfinite(depth), np.exp(-depth / HAZE_M), 1)[..., None]
     image = image * clarity + scenery.horizon * (1 - clarity)
-    return View(_expose(image, depth, world, lens.sensor.channel, dropped, rng), visible, projected)
+    return CameraView(_expose(image, depth, world, lens.sensor.channel, dropped, rng), visible, projected)
 
 
 # ---------------------------------------------------------------- sweeps

@@ -23,7 +23,7 @@ EGO_CIRCLES = ((-0.2, 1.15), (1.4, 1.15), (3.0, 1.15))
 
 
 @dataclass(frozen=True)
-class Kind:
+class ThingKind:
     """One detection class of the world.
 
     Attributes:
@@ -49,18 +49,20 @@ class Kind:
 
 
 KINDS = (
-    Kind('car', 'vehicle.car', (1.95, 4.62, 1.73), 0, 'plain', 5, 13, 16, 0.5, (1, 4)),
-    Kind('truck', 'vehicle.truck', (2.51, 6.94, 2.84), 252, 'vertical', 6, 14, 18, 0.4, (1, 4)),
-    Kind('trailer', 'vehicle.trailer', (2.90, 12.29, 3.87), 180, 'horizontal', 8, 15, 20, 0.2, (1, 3)),
-    Kind('bus', 'vehicle.bus.rigid', (2.94, 11.2, 3.47), 108, 'checker', 8, 15, 20, 0.5, (1, 4)),
-    Kind('construction_vehicle', 'vehicle.construction', (2.73, 6.37, 3.19), 36, 'checker', 6, 13, 17, 0.2,
-         (1, 3)),
-    Kind('bicycle', 'vehicle.bicycle', (0.60, 1.70, 1.28), 144, 'vertical', 4, 9, 12, 0.5, (1, 3)),
-    Kind('motorcycle', 'vehicle.motorcycle', (0.77, 2.11, 1.47), 288, 'horizontal', 4, 9, 12, 0.5, (1, 4)),
-    Kind('pedestrian', 'human.pedestrian.adult', (0.67, 0.73, 1.77), 72, 'plain', 4, 9, 12, 0.7, (0.6, 1.8)),
-    Kind('traffic_cone', 'movable_object.trafficcone', (0.41, 0.41, 1.07), 216, 'horizontal', 4, 8, 11, 0,
-         (0, 0)),
-    Kind('barrier', 'movable_object.barrier', (2.53, 0.50, 0.98), 324, 'vertical', 4, 9, 12, 0, (0, 0)),
+    ThingKind('car', 'vehicle.car', (1.95, 4.62, 1.73), 0, 'plain', 5, 13, 16, 0.5, (1, 4)),
+    ThingKind('truck', 'vehicle.truck', (2.51, 6.94, 2.84), 252, 'vertical', 6, 14, 18, 0.4, (1, 4)),
+    ThingKind('trailer', 'vehicle.trailer', (2.90, 12.29, 3.87), 180, 'horizontal', 8, 15, 20, 0.2, (1, 3)),
+    ThingKind('bus', 'vehicle.bus.rigid', (2.94, 11.2, 3.47), 108, 'checker', 8, 15, 20, 0.5, (1, 4)),
+    ThingKind('construction_vehicle', 'vehicle.construction', (2.73, 6.37, 3.19), 36, 'checker', 6, 13, 17,
+              0.2, (1, 3)),
+    ThingKind('bicycle', 'vehicle.bicycle', (0.60, 1.70, 1.28), 144, 'vertical', 4, 9, 12, 0.5, (1, 3)),
+    ThingKind('motorcycle', 'vehicle.motorcycle', (0.77, 2.11, 1.47), 288, 'horizontal', 4, 9, 12, 0.5,
+              (1, 4)),
+    ThingKind('pedestrian', 'human.pedestrian.adult', (0.67, 0.73, 1.77), 72, 'plain', 4, 9, 12, 0.7,
+              (0.6, 1.8)),
+    ThingKind('traffic_cone', 'movable_object.trafficcone', (0.41, 0.41, 1.07), 216, 'horizontal', 4, 8, 11,
+              0, (0, 0)),
+    ThingKind('barrier', 'movable_object.barrier', (2.53, 0.50, 0.98), 324, 'vertical', 4, 9, 12, 0, (0, 0)),
 )  # fmt: skip
 """The order is mmdet3d's class order. Classes of similar size have different hues."""
 
@@ -103,7 +105,7 @@ class Thing:
     tint: tuple[float, float]
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ThingKind:
         """The class of the object."""
         return KINDS[self.label]
 

@@ -27,7 +27,7 @@ from mmdeploy_ext.synthetic.seeded_layers import (
 )
 
 
-class Calibration(NamedTuple):
+class NetworkCalibration(NamedTuple):
     """The pictures on which a network is calibrated, and the scales of its layers.
 
     Attributes:
@@ -53,7 +53,7 @@ class Calibration(NamedTuple):
     size: tuple[int, int] = (320, 416)
 
 
-ATSS_CALIBRATION = Calibration(scenes=0, residual=0.25, shift=0.0)
+ATSS_CALIBRATION = NetworkCalibration(scenes=0, residual=0.25, shift=0.0)
 """The calibration of ATSS, which is older than that of the others and keeps its weights."""
 SIZES = {'FPG': (384, 512), 'NASFPN': (512, 640), 'SSDNeck': (768, 896)}
 """Neck -> size of the pictures. Levels of some fit each other only if both sides are multiples of the largest
@@ -61,7 +61,7 @@ stride; coarse levels of others are all border, or a single cell, in smaller pic
 to logits of 30 in larger ones."""
 
 EXPOSED_BACKBONES = ('CSPDarknet', 'CSPNeXt', 'EfficientNet', 'HourglassNet')
-"""Backbones whose outputs grow with the light of a picture; see `Calibration.exposures`."""
+"""Backbones whose outputs grow with the light of a picture; see `NetworkCalibration.exposures`."""
 
 ATSS_TARGETS = dict(atss_cls=Target(-4.6, 1.3), atss_reg=Target(0.0, 0.4), atss_centerness=Target(0.5, 1.0))
 """ATSSHead keeps the first version of the rule, which does not centre channels: published figures rest on
@@ -118,14 +118,14 @@ BOXES_OF_HEADS = {
 """Class of a head (or a base of it) -> layers whose outputs are not deltas of anchors."""
 
 
-def calibration_of(model: nn.Module) -> Calibration:
+def calibration_of(model: nn.Module) -> NetworkCalibration:
     """Return the calibration of a detector."""
     if _is_atss(getattr(model, 'bbox_head', None)):
         return ATSS_CALIBRATION
     types = [type(part).__name__ for part in model.modules()]
     sizes = [SIZES[kind] for kind in types if kind in SIZES]
     exposures = any(kind in EXPOSED_BACKBONES for kind in types)
-    return Calibration(exposures=exposures, **({'size': sizes[0]} if sizes else {}))
+    return NetworkCalibration(exposures=exposures, **({'size': sizes[0]} if sizes else {}))
 
 
 def _is_atss(head: nn.Module | None) -> bool:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 SWEEPS = 3
 """Number of generated sweeps for statistics."""
 RESIDUAL = 0.1
-"""Scale of the last normalisation of every residual block; see `seeded_dense.Calibration`."""
+"""Scale of the last normalisation of every residual block; see `seeded_dense.NetworkCalibration`."""
 EMPTY_LOGIT, BEST_LOGIT = -5.0, 0.0
 """Highest logit of an empty map, and the logit that `BEST_ANCHORS` of each sweep exceed, in all channels
 together."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.consumers.autoware.bevfusion_rules import LIDAR
-from mmdeploy_ext.consumers.autoware.boxes import Objects, suppressed
+from mmdeploy_ext.consumers.autoware.boxes import NodeObjects, suppressed
 from mmdeploy_ext.core.errors import EngineError, ModelFileError
 from mmdeploy_ext.families.bevfusion.runtime.boxes import filter_boxes, suppress
 from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
@@ -50,7 +50,7 @@ BEV = 'bev'
 
 
 @dataclasses.dataclass(frozen=True)
-class NodeSettings:
+class BEVFusionSettings:
     """Settings of the node that decide which boxes it publishes; the defaults are those of its own file.
 
     Attributes:
@@ -131,10 +131,10 @@ class AutowareBEVFusion(FusionRuntime):
         facts = self.metadata.postprocess
         return suppress(detections(outputs, facts['coder']), facts['nms'])
 
-    def objects(self, points: np.ndarray, settings: NodeSettings | None = None) -> Objects:
+    def objects(self, points: np.ndarray, settings: BEVFusionSettings | None = None) -> NodeObjects:
         """Return the objects that the node publishes of one cloud (P, F); for the errors see `step`."""
         outputs = self.step(FusedFrame(points)).outputs
-        settings = settings or NodeSettings(tuple(name.upper() for name in self.classes))
+        settings = settings or BEVFusionSettings(tuple(name.upper() for name in self.classes))
         return published(outputs, self.metadata.postprocess['coder'], settings)
 
 
@@ -185,7 +185,9 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> D
     return filter_boxes(boxes, outputs['score'], outputs['label_pred'], coder)
 
 
-def published(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any], settings: NodeSettings) -> Objects:
+def published(
+    outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any], settings: BEVFusionSettings
+) -> NodeObjects:
     """Return the objects that the node publishes of a file's outputs, best first, before its remapper.
 
     For the outputs see `detections`.
@@ -197,7 +199,7 @@ def published(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any], setti
     has_yaw = (yaw_norms >= np.float32(settings.yaw_norm)) | np.isin(labels, pedestrians)
     scores = np.where(has_yaw, outputs['score'], np.float32(0))
     inside = (centres[:, :2] ** 2).sum(1) < np.float32(max(settings.limits)) ** 2
-    objects = Objects(
+    objects = NodeObjects(
         places=centres,
         sizes=np.exp(values[3:6]).T,
         yaws=np.arctan2(values[6], values[7]),

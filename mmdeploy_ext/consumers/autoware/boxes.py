@@ -19,7 +19,7 @@ from mmdeploy_ext.runtime.detections import Rows
 from mmdeploy_ext.runtime.detections3d import Detections3D
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.consumers.autoware.settings import Settings
+    from mmdeploy_ext.consumers.autoware.settings import CenterPointSettings
     from mmdeploy_ext.runtime.detections import Arrays
 
 OUTPUTS = ('heatmap', 'reg', 'height', 'dim', 'rot', 'vel')
@@ -29,7 +29,7 @@ SMALLEST_UNION_M2 = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
-class Objects(Rows):
+class NodeObjects(Rows):
     """Objects as the node publishes them, best first.
 
     Attributes:
@@ -60,7 +60,7 @@ class Objects(Rows):
         return Detections3D(boxes.astype(np.float32), self.scores, self.labels)
 
 
-def decode(outputs: Arrays, settings: Settings) -> Objects:
+def decode(outputs: Arrays, settings: CenterPointSettings) -> NodeObjects:
     """Return one object for each cell that passes the thresholds, best first; nothing is suppressed.
 
     `outputs` are those of `OUTPUTS`, in this order: (1, K, H, W) logits, (1, 2, H, W) x, y within the cell,
@@ -79,7 +79,7 @@ def decode(outputs: Arrays, settings: Settings) -> Objects:
     yaws = -np.arctan2(sine, cosine) - np.float32(np.pi / 2)
     cos, sin = np.cos(yaws), np.sin(yaws)
     vx, vy = values['vel'][:2] * np.float32(settings.has_twist)
-    objects = Objects(
+    objects = NodeObjects(
         places=places.astype(np.float32),
         sizes=np.exp(values['dim'][[1, 0, 2]]).T,
         yaws=yaws,
@@ -93,7 +93,9 @@ def decode(outputs: Arrays, settings: Settings) -> Objects:
     return objects[passes].best_first()
 
 
-def passing(xy: np.ndarray, scores: np.ndarray, labels: np.ndarray, settings: Settings) -> np.ndarray:
+def passing(
+    xy: np.ndarray, scores: np.ndarray, labels: np.ndarray, settings: CenterPointSettings
+) -> np.ndarray:
     """Return (n,) bool: whether the score reaches the threshold of the class in the bin of the distance.
 
     `xy` (n, 2) are the centres in metres, whose distance is measured from the origin.
@@ -104,7 +106,7 @@ def passing(xy: np.ndarray, scores: np.ndarray, labels: np.ndarray, settings: Se
     return (bins <= last) & (scores >= thresholds) & (scores > 0)
 
 
-def suppressed(objects: Objects, settings: Any) -> Objects:
+def suppressed(objects: NodeObjects, settings: Any) -> NodeObjects:
     """Return the objects, best first, that the two suppressions of a node keep.
 
     The settings have `class_names`, `circle_m`, `iou` and `iou_search_m`.
@@ -116,7 +118,9 @@ def suppressed(objects: Objects, settings: Any) -> Objects:
     return objects[overlap_nms(objects, pedestrians, settings.iou, settings.iou_search_m)]
 
 
-def overlap_nms(objects: Objects, separate_labels: set[int], threshold: float, search_m: float) -> np.ndarray:
+def overlap_nms(
+    objects: NodeObjects, separate_labels: set[int], threshold: float, search_m: float
+) -> np.ndarray:
     """Return the rows whose IoU with every better object is at most a threshold.
 
     Better objects that are dropped themselves count, too. Objects are seen from above; labels in
@@ -142,7 +146,7 @@ def overlap_nms(objects: Objects, separate_labels: set[int], threshold: float, s
     return np.array(rows, np.int64)
 
 
-def _variances(values: Arrays, settings: Settings) -> np.ndarray:
+def _variances(values: Arrays, settings: CenterPointSettings) -> np.ndarray:
     """Return variances (cells, 9) of x, y, z, width, length, height, yaw, vx, vy.
 
     Those of y are scaled by the voxel's size along x, as in the node.

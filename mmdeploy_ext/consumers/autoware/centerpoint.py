@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.consumers.autoware.boxes import OUTPUTS, Objects, decode, suppressed
+from mmdeploy_ext.consumers.autoware.boxes import OUTPUTS, NodeObjects, decode, suppressed
 from mmdeploy_ext.consumers.autoware.centerpoint_rules import ENCODER, HEAD
 from mmdeploy_ext.consumers.autoware.pillars import decorated, scattered
-from mmdeploy_ext.consumers.autoware.settings import Settings, read_settings
+from mmdeploy_ext.consumers.autoware.settings import CenterPointSettings, read_settings
 from mmdeploy_ext.core.errors import PointsError
 from mmdeploy_ext.runtime.exported import Runtime, check_finite, export_files
 from mmdeploy_ext.runtime.frames import StepResult
@@ -54,20 +54,20 @@ class AutowareCenterPoint(Runtime):
     ) -> None:
         """Open the folder, or its two files; `options` are those of the engine, such as `threads`.
 
-        `node` holds `circle_m`, `iou` or `iou_search_m`, see `Settings`, if they differ from the node's
-        defaults.
+        `node` holds `circle_m`, `iou` or `iou_search_m`, see `CenterPointSettings`, if they differ from the
+        node's defaults.
 
         Raises:
             ModelFileError: the node would reject the folder, or read it wrongly.
         """
         super().__init__()
         files = dict(zip(GRAPHS, export_files(paths, GRAPHS), strict=True))
-        settings: Settings = read_settings(files[ENCODER].parent)
+        settings: CenterPointSettings = read_settings(files[ENCODER].parent)
         self.settings = dataclasses.replace(settings, **(node or {}))
         self.sessions = {name: self.opened(engine, path, options) for name, path in files.items()}
         self.seconds = dict.fromkeys((*GRAPHS, 'boxes'), 0.0)
 
-    def objects(self, points: np.ndarray) -> Objects:
+    def objects(self, points: np.ndarray) -> NodeObjects:
         """Return the objects that the node publishes of one cloud.
 
         Args:
@@ -90,7 +90,7 @@ class AutowareCenterPoint(Runtime):
         outputs, objects = self._run(sweep.points, sweep.name)
         return StepResult(outputs, objects.detections())
 
-    def _run(self, points: np.ndarray, name: str) -> tuple[dict[str, np.ndarray], Objects]:
+    def _run(self, points: np.ndarray, name: str) -> tuple[dict[str, np.ndarray], NodeObjects]:
         settings = self.settings
         points = check_points(points, settings.point_width, name)
         check_in_range(points, settings.cloud, name)
@@ -112,7 +112,7 @@ class AutowareCenterPoint(Runtime):
         return {PILLARS: features[order], SPATIAL: canvas, **outputs}, objects
 
 
-def check_columns(points: np.ndarray, settings: Settings) -> None:
+def check_columns(points: np.ndarray, settings: CenterPointSettings) -> None:
     """Refuse points (P, D), at least one, with intensities or time lags that the node never has.
 
     Raises:

@@ -20,7 +20,7 @@ from mmdeploy_ext.consumers.autoware.centerpoint_rules import CHANNELS, POINTS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmdeploy_ext.consumers.autoware.settings import Settings
+    from mmdeploy_ext.consumers.autoware.settings import CenterPointSettings
 
 CAPACITY = 2_000_000
 """Points of all sweeps: cloud_capacity."""
@@ -50,7 +50,7 @@ def densified(
     return np.concatenate(moved)
 
 
-def decorated(points: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+def decorated(points: np.ndarray, settings: CenterPointSettings) -> tuple[np.ndarray, np.ndarray]:
     """Return the encoder's input of one cloud, and the pillars' cells.
 
     Args:
@@ -103,7 +103,7 @@ def _features(
     return np.where(is_point[..., None], features, np.float32(0))
 
 
-def scattered(features: np.ndarray, cells: np.ndarray, settings: Settings) -> np.ndarray:
+def scattered(features: np.ndarray, cells: np.ndarray, settings: CenterPointSettings) -> np.ndarray:
     """Return the map (1, 32, H, W) of features (n, 1, 32) of pillars in the cells (n, 2) y, x."""
     columns, rows = settings.grid
     canvas = np.zeros((1, CHANNELS, rows, columns), np.float32)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class CenterPointSettings:
     """Settings of one CenterPoint as the node runs it.
 
     Attributes:
@@ -69,7 +69,7 @@ class Settings:
         return x, y
 
     @classmethod
-    def of(cls, parameters: Mapping[str, Any]) -> Settings:
+    def of(cls, parameters: Mapping[str, Any]) -> CenterPointSettings:
         """Return the settings of a manifest in which `centerpoint_rules.check` has no error."""
         model = parameters['model_params']
         thresholds = model['detection_score_thresholds']
@@ -91,7 +91,7 @@ class Settings:
         )
 
 
-def read_settings(folder: str | Path) -> Settings:
+def read_settings(folder: str | Path) -> CenterPointSettings:
     """Return the settings of a folder.
 
     Raises:
@@ -110,4 +110,4 @@ def read_settings(folder: str | Path) -> Settings:
             f'{folder}: {parameters[REMAPPER_KEY]} allows classes to change by area, which is not computed '
             f'here; set allow_remapping_by_area_matrix to zeros'
         )
-    return Settings.of(parameters)
+    return CenterPointSettings.of(parameters)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.consumers.autoware.boxes import Objects, suppressed
+from mmdeploy_ext.consumers.autoware.boxes import NodeObjects, suppressed
 from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES, from_node
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.families.parts.runtime.scores import sigmoid
@@ -195,7 +195,7 @@ class StreamSettings:
                 )
 
 
-def objects_of(scores: np.ndarray, boxes: np.ndarray, settings: StreamSettings) -> Objects:
+def objects_of(scores: np.ndarray, boxes: np.ndarray, settings: StreamSettings) -> NodeObjects:
     """Return the objects that the node publishes of one frame, best first; it has no velocities.
 
     Scores are (1, K, P) logits, boxes (1, 10, P): x, y, z of the centre in metres, logarithms of length,
@@ -208,7 +208,7 @@ def objects_of(scores: np.ndarray, boxes: np.ndarray, settings: StreamSettings) 
     labels, best = scores_by_class.argmax(0), scores_by_class.max(0)
     passes = in_range(codes.T, settings.limits) & (best > np.float32(settings.confidence)[labels])
     passes &= np.hypot(codes[6], codes[7]) >= np.float32(settings.yaw_norms)[labels]
-    objects = Objects(
+    objects = NodeObjects(
         places=codes[:3].T,
         sizes=np.exp(codes[3:6]).T,
         yaws=np.arctan2(codes[6], codes[7]),

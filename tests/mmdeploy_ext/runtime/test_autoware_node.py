@@ -9,7 +9,7 @@ import toy_autoware
 from mmdeploy_ext.consumers.autoware import boxes
 from mmdeploy_ext.consumers.autoware.centerpoint import check_columns
 from mmdeploy_ext.consumers.autoware.pillars import decorated, densified, scattered
-from mmdeploy_ext.consumers.autoware.settings import Settings
+from mmdeploy_ext.consumers.autoware.settings import CenterPointSettings
 from mmdeploy_ext.core.errors import PointsError
 
 HALF = math.sqrt(0.5)
@@ -31,7 +31,7 @@ def settings(**changes):
         limits=(200.0,),
         scores=((0.35, 0.35, 0.35),),
     )
-    return Settings(**{**given, **changes})
+    return CenterPointSettings(**{**given, **changes})
 
 
 def test_a_point_is_decorated_as_in_the_nodes_test():
@@ -146,7 +146,7 @@ def objects(rows):
     """Return objects of x, y, length, width, label; best first."""
     rows = np.float32(rows)
     count = len(rows)
-    return boxes.Objects(
+    return boxes.NodeObjects(
         places=np.pad(rows[:, :2], ((0, 0), (0, 1))),
         sizes=np.pad(rows[:, 2:4], ((0, 0), (0, 1)), constant_values=1),
         yaws=np.zeros(count, np.float32),
@@ -189,5 +189,5 @@ def test_settings_are_those_of_the_manifest_and_scores_out_of_range_count_as_zer
     known = toy_autoware.CENTERPOINT['model_params']
     scores = dict(known['detection_score_thresholds'])
     scores['min_confidence_scores'] = dict(scores['min_confidence_scores'], CAR=[1.0, -1.0])
-    found = Settings.of(dict(model_params=dict(known, detection_score_thresholds=scores)))
+    found = CenterPointSettings.of(dict(model_params=dict(known, detection_score_thresholds=scores)))
     assert found.scores == ((0.0, 0.4, 0.4), (0.0, 0.3, 0.3)) and found.grid == (16, 8)

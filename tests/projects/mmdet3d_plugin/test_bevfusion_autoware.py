@@ -169,7 +169,7 @@ def test_what_is_published_follows_the_rules_of_the_node(folder, known):
         label_pred=np.array([0, 1, 0, 0, 8, 0]),
     )
     names = (*(name.upper() for name in CLASSES), 'PEDESTRIAN')
-    found = bevfusion.published(given, coder, bevfusion.NodeSettings(names, limits=(5.0, 15.0)))
+    found = bevfusion.published(given, coder, bevfusion.BEVFusionSettings(names, limits=(5.0, 15.0)))
     # 1 is 16 cm from the better 0; 2 is below the score; 3 has no heading; 5 is further than 15 m
     np.testing.assert_allclose(found.scores, [0.9, 0.6])
     np.testing.assert_allclose(found.places, [[0, 0, 1], [12.8, 0, 1]], atol=1e-5)

@@ -15,8 +15,8 @@ from mmdeploy_ext.synthetic import nuscenes as toy
 from mmdeploy_ext.synthetic import nuscenes_scene, nuscenes_sensors, nuscenes_world, staging
 from mmdeploy_ext.synthetic.nuscenes_sensors import ray_box, render
 
-SMALL = toy.Options(2, 2, 8, seed=3, image_size=(160, 90), sweeps=1)
-TINY = toy.Options(1, 1, 2, seed=3, image_size=(48, 32))
+SMALL = toy.SetOptions(2, 2, 8, seed=3, image_size=(160, 90), sweeps=1)
+TINY = toy.SetOptions(1, 1, 2, seed=3, image_size=(48, 32))
 HUES = {kind.name: kind.hue for kind in nuscenes_world.KINDS}
 
 
@@ -91,7 +91,7 @@ def test_times_places_and_speeds_are_those_of_a_drive(nusc):
 
 
 def test_worlds_are_full_and_all_classes_are_in_them():
-    options = toy.Options(image_size=(48, 32))
+    options = toy.SetOptions(image_size=(48, 32))
     seen = {'train': np.zeros(10, int), 'val': np.zeros(10, int)}
     for number, plan in enumerate(toy.plans(options)[-10:]):
         world = nuscenes_world.make_world(plan.rng(0), plan.frames, plan.drop_share)
@@ -232,7 +232,7 @@ def _front_view(scene, things):
 
 def test_nights_are_darker_than_days_and_both_are_in_every_set():
     scenes = [
-        nuscenes_scene.make_scene(plan) for plan in toy.plans(toy.Options(frames=2, image_size=(96, 54)))
+        nuscenes_scene.make_scene(plan) for plan in toy.plans(toy.SetOptions(frames=2, image_size=(96, 54)))
     ]
     for split in (scenes[:32], scenes[32:]):
         assert {scene.world.night for scene in split} == {False, True}
@@ -296,7 +296,7 @@ def test_the_devkit_gives_the_ground_truth_itself_map_and_nds_1(nusc, tmp_path):
 def test_equal_options_give_equal_bytes_on_any_number_of_processes(tmp_path):
     for name, jobs in (('one', 1), ('two', 2)):
         toy.ensure_toy_nuscenes(tmp_path / name, TINY, jobs=jobs, quiet=True)
-    other = toy.Options(1, 1, 2, seed=4, image_size=(48, 32))
+    other = toy.SetOptions(1, 1, 2, seed=4, image_size=(48, 32))
     toy.ensure_toy_nuscenes(tmp_path / 'other', other, jobs=1, quiet=True)
     one, two, rest = (file_hashes(tmp_path / name) for name in ('one', 'two', 'other'))
     assert one == two
@@ -328,7 +328,7 @@ def test_a_ready_set_is_left_alone_and_another_one_is_refused(tmp_path, monkeypa
     assert toy.main(options) == 0
     assert 'nothing to do' in capsys.readouterr().out
     with pytest.raises(DataError, match=r"\{'frames'.*2\}.*\{'frames'.*3\}.*--force"):
-        toy.ensure_toy_nuscenes(root, toy.Options(1, 1, 3, 3, (48, 32)), quiet=True)
+        toy.ensure_toy_nuscenes(root, toy.SetOptions(1, 1, 3, 3, (48, 32)), quiet=True)
 
 
 def test_an_interrupted_run_resumes_with_the_scenes_it_had(tmp_path, monkeypatch):
@@ -370,4 +370,4 @@ def test_bad_options_end_with_one_line_and_status_2(tmp_path, capsys, options, m
     assert captured.err.startswith('error: ') and message in captured.err
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UsageError):
-        toy.ensure_toy_nuscenes(tmp_path / 'set', toy.Options(frames=0))
+        toy.ensure_toy_nuscenes(tmp_path / 'set', toy.SetOptions(frames=0))
