@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PARTS = 'mmdeploy_ext.families.parts'
 PACKAGE = 'mmdeploy_ext.families.two_stage'
-PROPOSALS, PROPOSALS_FORM = f'{PACKAGE}.proposals', f'{PACKAGE}.proposals:Proposals.forward'
+PROPOSALS, PROPOSALS_FORM = f'{PARTS}.proposals', f'{PARTS}.proposals:Proposals.forward'
 BOXES, REGIONS = f'{PACKAGE}.boxes', f'{PARTS}.regions'
 LEVELS, FEATURES, POOL = f'{REGIONS}:Pool.levels', f'{REGIONS}:Regions.features', f'{REGIONS}:Pool.forward'
 POOL_LEVEL = 'mmdeploy_ext.exporting.ops.roi_align:pool_level'
