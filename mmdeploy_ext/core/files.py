@@ -204,6 +204,14 @@ def _refuse_read(target: Path) -> None:
         run.refuse_read(target)
 
 
+def write_error(target: AnyPath, error: OSError) -> Mm2OnnxError:
+    """Return the error of a file or folder that could not be written."""
+    return Mm2OnnxError(
+        f'{target}: could not be written ({error.strerror or error}); free some space or choose another '
+        f'folder'
+    )
+
+
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `target` that is renamed to it on success and removed on failure.
@@ -223,10 +231,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
-        raise Mm2OnnxError(
-            f'{target}: could not be written ({error.strerror or error}); '
-            f'free some space or choose another folder'
-        ) from error
+        raise write_error(target, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -10,8 +10,8 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
-from mmdeploy_ext.core.files import AnyPath, check_writable
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.files import AnyPath, check_writable, write_error
 
 PATIENCE_S = 60.0
 """How long a process waits for another one that is writing the same folder."""
@@ -71,10 +71,7 @@ def replaced_folder(
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
     except OSError as error:
-        raise Mm2OnnxError(
-            f'{target}: could not be written ({error.strerror or error}); free some space or choose another '
-            f'folder'
-        ) from error
+        raise write_error(target, error) from error
 
 
 def exchange(first: Path, second: Path) -> bool:

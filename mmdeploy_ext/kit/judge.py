@@ -83,17 +83,12 @@ class Judgement:
         for row in self.sequences:
             failures += [f'{row.title}: {reason}' for reason in row.reasons]
         for case in self.cases:
-            failures += [f'{case.name}: {row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
-            failures += [
-                f'{case.name}: {row.image}: {row.reason}' for row in case.detections if not row.passed
-            ]
+            failures += case.failures
         return failures
 
     def to_json(self) -> dict[str, Any]:
         """Return `verdict` (the title), `equal`, `failures` and all attributes in plain JSON types."""
-        content = dataclasses.asdict(self)
-        for case, entry in zip(self.cases, content['cases'], strict=True):
-            entry['passed'] = case.passed
+        content = dataclasses.asdict(self) | dict(cases=[case.to_json() for case in self.cases])
         return dict(verdict=self.title, equal=self.equal, failures=self.failures) | content
 
 

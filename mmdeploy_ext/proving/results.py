@@ -228,6 +228,16 @@ class Case:
         """Whether every row passed."""
         return all(row.passed for row in (*self.tensors, *self.detections))
 
+    @property
+    def failures(self) -> list[str]:
+        """A line for each row that failed: name of the case, of the tensor or image, and the reason."""
+        rows = [(row.tensor, row) for row in self.tensors] + [(row.image, row) for row in self.detections]
+        return [f'{self.name}: {title}: {row.reason}' for title, row in rows if not row.passed]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all attributes, and `passed`, in plain types."""
+        return dataclasses.asdict(self) | dict(passed=self.passed)
+
 
 @dataclasses.dataclass(frozen=True)
 class MetricRow:

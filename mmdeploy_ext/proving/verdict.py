@@ -133,10 +133,7 @@ class Verdict:
         if not all(row.passed for row in self.sequence):
             cases = cases[1:]  # the first case was made of the sequence, whose reasons are listed below
         for case in (*cases, *self.trials):
-            reasons += [f'{case.name}: {row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
-            reasons += [
-                f'{case.name}: {row.image}: {row.reason}' for row in case.detections if not row.passed
-            ]
+            reasons += case.failures
         for row in self.sequence:
             reasons += [f'{row.title}: {reason}' for reason in row.reasons]
         return reasons + [f'{row.name}: {row.difference_text}' for row in self.metrics if not row.passed]
@@ -168,9 +165,8 @@ class Verdict:
         """Return plain JSON types, the verdict first; NaN and infinity, which JSON has not, become null."""
         first = dict(verdict=self.title.lower(), by_inputs=self.by_inputs, summary=self.summary())
         content = first | dataclasses.asdict(self)
-        for kind in ('cases', 'trials'):
-            for case, entry in zip(getattr(self, kind), content[kind], strict=True):
-                entry['passed'] = case.passed
+        content['cases'] = [case.to_json() for case in self.cases]
+        content['trials'] = [trial.to_json() for trial in self.trials]
         for row, entry in zip(self.sequence, content['sequence'], strict=True):
             entry.update(passed=row.passed, title=row.title)
         for graph, entry in zip(self.graphs, content['graphs'], strict=True):

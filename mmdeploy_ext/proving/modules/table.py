@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmdeploy_ext.proving.results import first_lines
-from mmdeploy_ext.proving.views.table import figure
+from mmdeploy_ext.proving.views.table import figure, print_structure
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,13 +24,7 @@ def print_module_verdict(verdict: ModuleVerdict, console: Console) -> None:
     """Print a verdict on a console of 120 columns or more."""
     if verdict.graph:
         console.print(f'graph: {escape(verdict.graph)}', soft_wrap=True)
-    failed = [check for check in verdict.structure if not check.passed]
-    for check in failed:
-        console.print(
-            f'[red]FAILED[/red] structure: {escape(check.name)}: {escape(check.detail)}', soft_wrap=True
-        )
-    if not failed:
-        console.print(f'structure: {len(verdict.structure)} checks passed')
+    print_structure(verdict.structure, console)
     if verdict.cases:
         console.print(module_table(verdict.cases))
     for line in verdict.not_compared:

@@ -49,7 +49,7 @@ class ModuleVerdict:
         failures = list(self.reasons)
         failures += [f'{check.name}: {check.detail}' for check in self.structure if not check.passed]
         for case in self.cases:
-            failures += [f'{case.name}: {row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
+            failures += case.failures
         return failures
 
     @property
@@ -70,7 +70,5 @@ class ModuleVerdict:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types, the verdict first."""
         first = dict(verdict=self.title.lower(), failures=self.failures, worst_rel=self.worst_relative_error)
-        content = first | dataclasses.asdict(self)
-        for case, entry in zip(self.cases, content['cases'], strict=True):
-            entry['passed'] = case.passed
-        return plain_json(content)
+        cases = [case.to_json() for case in self.cases]
+        return plain_json(first | dataclasses.asdict(self) | dict(cases=cases))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from mmdeploy_ext.proving.results import Case, DetectionRow, SequenceRow
+    from mmdeploy_ext.proving.results import Case, Check, DetectionRow, SequenceRow
     from mmdeploy_ext.proving.tensors import TensorRow
     from mmdeploy_ext.proving.verdict import Verdict
 
@@ -41,12 +41,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         console.print(f'[{colour}]graph:[/{colour}] {escape(verdict.graph_text)}', soft_wrap=True)
     for line in code_lines(verdict):
         console.print(escape(line), soft_wrap=True)
-    failed = [check for check in verdict.structure if not check.passed]
-    for check in failed:
-        text = f'structure: {escape(check.name)}: {escape(check.detail)}'
-        console.print(f'[red]FAILED[/red] {text}', soft_wrap=True)
-    if verdict.structure and not failed:
-        console.print(f'structure: {len(verdict.structure)} checks passed')
+    print_structure(verdict.structure, console)
     if verdict.preprocessing is not None:
         mark = '' if verdict.preprocessing.passed else '[red]FAILED[/red] '
         console.print(f'{mark}preprocessing: {escape(verdict.preprocessing.text)}', soft_wrap=True)
@@ -62,6 +57,16 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     colour = 'bold green' if verdict.passed else 'bold red'
     console.print(f'[{colour}]{escape(last_line(verdict))}[/{colour}]', soft_wrap=True)
     console.print(f'next: {escape(next_command(verdict))}', soft_wrap=True)
+
+
+def print_structure(checks: Sequence[Check], console: Console) -> None:
+    """Print the checks of a file's structure that failed, or how many passed."""
+    failed = [check for check in checks if not check.passed]
+    for check in failed:
+        text = f'structure: {escape(check.name)}: {escape(check.detail)}'
+        console.print(f'[red]FAILED[/red] {text}', soft_wrap=True)
+    if checks and not failed:
+        console.print(f'structure: {len(checks)} checks passed')
 
 
 def code_lines(verdict: Verdict) -> list[str]:
