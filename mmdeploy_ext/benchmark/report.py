@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     """Title of a column -> function that returns the text of its cell in a row."""
 
 NETWORK_COLOUR, POSTPROCESS_COLOUR = '#3b6ea5', '#e0973a'
+"""Colours of the two parts of a bar: time of the network, and of the post-processing."""
 LINE_COLOURS = ('#1b2330', NETWORK_COLOUR, NETWORK_COLOUR, POSTPROCESS_COLOUR, POSTPROCESS_COLOUR)
 """Colours of lines over voxels by contender: spconv, then two numbers of threads for each engine."""
 SPCONV = 'spconv, 1 thread'
@@ -67,7 +68,9 @@ TIMES: Columns = {
     'median ms': lambda row: f'[bold]{_median(row["total_ms"])}[/bold]',
     'quartiles': lambda row: _quartiles(row['total_ms']),
 }
+"""First columns of both tables of contenders: name and times."""
 PEAK: Columns = {'peak MB': lambda row: f'{row["memory"]["peak_mb"]:.0f}' if row['memory'] else '-'}
+"""Column of both tables of contenders: memory, '-' if it was not measured."""
 COLUMNS: Columns = {
     **TIMES,
     'MAD': lambda row: f'{row["total_ms"]["mad"]:.1f}',

@@ -15,7 +15,7 @@ from mmdeploy_ext.core.config import load_config
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Read, rename, account for every key, write."""
+    """Convert the checkpoint, and print what was renamed, added and left out."""
     compat.apply()
     from mmdeploy_ext.families.base import load_families
     from mmdeploy_ext.weights.convert.rtdetr import convert_file

@@ -14,7 +14,7 @@ from mmdeploy_ext.core.config import load_config
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Read, rename, account for every key, write."""
+    """Convert the checkpoint, and print how many tensors it has and what was changed in the config."""
     compat.apply()
     from mmdeploy_ext.weights.convert.solo import convert_file
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CONFIG = 'projects/configs/BEVFusion/centerpoint_toy.py'
 CHECKPOINT = 'demo/checkpoints/centerpoint_toy.pth'
+"""Default checkpoint, of the default config `CONFIG`."""
 GRAPHS = Path('work_dirs/lidar_demo/graphs')
 """Folder of the files that are exported without --onnx."""
 RUNS = 3

@@ -52,8 +52,8 @@ def check(
         name: of the module, in the report; '' for that of its class.
 
     Raises:
-        UsageError: inputs that are no tuple, hold no tensor or that forward does not take, or an exporter
-            that there is not.
+        UsageError: inputs that are no tuple, hold no tensor or that forward does not take, or an unknown
+            exporter.
     """
     check_exporters(exporters)
     for argument, inputs in (('example_inputs', example_inputs), ('other_inputs', other_inputs)):

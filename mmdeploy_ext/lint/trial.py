@@ -33,6 +33,8 @@ class Trial:
     """The result of an exporter at an opset.
 
     Attributes:
+        exporter: 'torchscript' or 'dynamo'.
+        opset: of the export.
         refused: whether the export failed.
         skipped: whether it was not tried.
         text: the first line of its error and where it arose, or why it was skipped; else ''.

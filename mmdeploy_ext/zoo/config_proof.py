@@ -55,7 +55,7 @@ class Settings:
         size: (H, W) of the traced input in pixels, rounded up to the next size that the network takes.
         picture: title and BGR picture (H, W, 3) that the proof begins with.
         seeded: builds the detector with seeded weights from a config and its family.
-        engine: options of `build_backend`.
+        engine: name of the engine's class (`engine`) and its options, as `proving.ladder.prove` takes them.
         export_kinds: those of `EXPORT_KINDS` to export and to prove.
         sweeps: number of generated sweeps on which models of sweeps are proven.
     """

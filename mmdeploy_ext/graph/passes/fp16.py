@@ -32,6 +32,7 @@ from mmdeploy_ext.graph.io.types import infer
 from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
 
 HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
+"""Data types of tensors: float16 and float32."""
 LARGEST_HALF = 65504.0
 """Largest number in float16."""
 PRODUCTS = {'MatMul': 1, 'Gemm': 1, 'Conv': 1, 'ConvTranspose': 1}

@@ -34,7 +34,7 @@ This is the smallest part of `{source}` that still shows it: {after} of {before}
 - `run.py`: shows the fault: `python run.py`, with numpy and onnxruntime installed; exit status 0 when it
   is shown.
 """
-# kind of a check -> what its expected.npz holds
+"""Text of README.md, with fields for `str.format`."""
 EXPECTED = {
     'nan': 'what ONNX Runtime gave when this was written.',
     'engines': 'what ONNX Runtime gives without optimisations.',
@@ -43,6 +43,7 @@ EXPECTED = {
     'crash': 'empty where nothing could be computed.',
     'command': 'what ONNX Runtime gave for the whole graph, without optimisations.',
 }
+"""Kind of a check -> what its expected.npz holds."""
 
 
 def check_folder(target: str | os.PathLike[str]) -> None:

@@ -30,6 +30,7 @@ FORMATS = ('.svg', '.png', '.pdf')
 LONGEST = 44
 """Characters of a name that are shown; the tooltip has all."""
 BLUE, GREEN, ORANGE, PINK = '#3b73c5', '#d9f0e2', '#fbe3c8', '#f4d6de'
+"""Fill colours of boxes."""
 FACES = {
     **dict.fromkeys(('Conv', 'ConvTranspose', 'DeformConv', 'Gemm', 'MatMul', 'Einsum'), BLUE),
     **dict.fromkeys(('input', 'output'), GREEN),
