@@ -68,7 +68,7 @@ DEFORMABLE = {
     'offsets of another level': sampled(lambda points, offsets: (points, offsets.roll(1, 3))),
     'ratios ignored': altered(padding.PaddedMap, 'ratios', lambda right: lambda self: right(self) * 0 + 1),
     'weights of another map': altered(
-        attention, 'shares', lambda right: lambda logits, heads: right(logits, heads).roll(4, -1)
+        attention, 'point_weights', lambda right: lambda logits, heads: right(logits, heads).roll(4, -1)
     ),
 }
 TWO_STAGE = {
