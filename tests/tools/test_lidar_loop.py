@@ -31,10 +31,10 @@ def register():
 def data(tmp_path_factory):
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
     from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
-    from mmdeploy_ext.synthetic.nuscenes import Options, ensure_toy_nuscenes
+    from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
 
     root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
-    options = Options(train_scenes=1, val_scenes=1, frames=FRAMES, image_size=(32, 32))
+    options = SetOptions(train_scenes=1, val_scenes=1, frames=FRAMES, image_size=(32, 32))
     ensure_toy_nuscenes(root, options, jobs=1, quiet=True)
     create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
     return [

@@ -27,10 +27,10 @@ def register():
 def data(tmp_path_factory):
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
     from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
-    from mmdeploy_ext.synthetic.nuscenes import Options, ensure_toy_nuscenes
+    from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
 
     root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
-    options = Options(train_scenes=1, val_scenes=SCENES, frames=FRAMES)
+    options = SetOptions(train_scenes=1, val_scenes=SCENES, frames=FRAMES)
     ensure_toy_nuscenes(root, options, jobs=1, quiet=True)
     create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
     return [

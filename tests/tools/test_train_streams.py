@@ -7,7 +7,7 @@ import pytest
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
 from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
-from mmdeploy_ext.synthetic.nuscenes import Options, ensure_toy_nuscenes
+from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
 from train_tool import REPOSITORY, train
 
 CONFIG = """
@@ -29,7 +29,7 @@ log_config = dict(interval=1)
 def config(tmp_path_factory):
     """A config for the tiny detector on a drive of three scenes."""
     folder = tmp_path_factory.mktemp('drive')
-    options = Options(train_scenes=2, val_scenes=1, frames=3, image_size=(96, 54))
+    options = SetOptions(train_scenes=2, val_scenes=1, frames=3, image_size=(96, 54))
     ensure_toy_nuscenes(folder / 'nuscenes', options, jobs=1, quiet=True)
     create_infos(folder / 'nuscenes', folder / 'nuscenes', 'drive', quiet=True)
     path = folder / 'stream.py'

@@ -17,7 +17,7 @@ from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
 from mmdeploy_ext.families.bevfusion.samples import frame
 from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
 from mmdeploy_ext.models.bevfusion.coder import TransFusionBBoxCoder
-from mmdeploy_ext.synthetic.nuscenes import Options, ensure_toy_nuscenes
+from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
 from toy_atss import REPO
 
 CONFIG = str(REPO / 'projects/configs/BEVFusion/bevfusion_toy.py')
@@ -32,7 +32,7 @@ def register():
 def options(tmp_path_factory):
     """Overrides that name a small generated set."""
     root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
-    ensure_toy_nuscenes(root, Options(train_scenes=1, val_scenes=1, frames=2), jobs=1, quiet=True)
+    ensure_toy_nuscenes(root, SetOptions(train_scenes=1, val_scenes=1, frames=2), jobs=1, quiet=True)
     create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
     parts = ('train', 'train'), ('test', 'val')
     found = {f'data.{part}.ann_file': f'{root}/toy_nuscenes_infos_{name}.pkl' for part, name in parts}
@@ -120,7 +120,7 @@ def test_sweeps_of_the_past_come_after_the_key_frame_with_their_age(tmp_path):
     from mmdeploy_ext.evaluate.evaluation import build_loader
 
     root = tmp_path / 'toy_nuscenes'
-    options = Options(train_scenes=1, val_scenes=1, frames=2, image_size=(32, 32), sweeps=3)
+    options = SetOptions(train_scenes=1, val_scenes=1, frames=2, image_size=(32, 32), sweeps=3)
     ensure_toy_nuscenes(root, options, jobs=1, quiet=True)
     create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 10)
     paths = {'data.test.ann_file': f'{root}/toy_nuscenes_infos_val.pkl', 'data.test.data_root': f'{root}/'}

@@ -17,7 +17,7 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
 from mmdeploy_ext.models.datasets.loaders import build_dataloader
 from mmdeploy_ext.models.datasets.nuscenes_dataset import camera_inputs, rigid_inverse
-from mmdeploy_ext.synthetic.nuscenes import Options, ensure_toy_nuscenes
+from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
 from projects.configs.nuscenes_stream import CLASS_NAMES, image_augmentation, stream_data
 
 GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/streampetr/inputs.npz'
@@ -30,7 +30,7 @@ PC_RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
 def root(tmp_path_factory):
     """Two training scenes and one for validation, of four key frames."""
     folder = tmp_path_factory.mktemp('drive') / 'nuscenes'
-    options = Options(train_scenes=2, val_scenes=1, frames=FRAMES, image_size=(WIDTH, HEIGHT))
+    options = SetOptions(train_scenes=2, val_scenes=1, frames=FRAMES, image_size=(WIDTH, HEIGHT))
     ensure_toy_nuscenes(folder, options, jobs=1, quiet=True)
     create_infos(folder, folder, 'drive', quiet=True)
     return f'{folder}/'

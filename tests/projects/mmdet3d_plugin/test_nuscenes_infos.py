@@ -23,7 +23,7 @@ SIZE = (160, 90)
 @pytest.fixture(scope='module')
 def root(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('infos') / 'toy_nuscenes'
-    toy.ensure_toy_nuscenes(folder, toy.Options(1, 1, 4, 5, SIZE, sweeps=2), jobs=1, quiet=True)
+    toy.ensure_toy_nuscenes(folder, toy.SetOptions(1, 1, 4, 5, SIZE, sweeps=2), jobs=1, quiet=True)
     return folder
 
 
