@@ -54,7 +54,7 @@ REASONS = {
     'ruff': ('tests/test_guards.py runs ruff', r'make lint$'),
     'suite': (
         'it is this suite, or a part of it',
-        r'make test(-fast|-matrix)?$|python -m pytest |python tests/\w+\.py',
+        r'make test(-fast|-matrix|-rotate)?$|python -m pytest |python tests/\w+\.py',
     ),
     'steps': ('its steps are commands of their own, each tested', r'make (demo(-\w+)?)$'),
     'site': ('tests/test_site.py runs its command', r'make site$'),
@@ -89,6 +89,10 @@ REASONS = {
         r'\$LOOP)',
     ),
     'zoo': ('it goes through many configs for hours, or takes what that found', r'.*zoo'),
+    'mmrotate': (
+        'it needs mmrotate, with which `make test-rotate` runs the test',
+        r'.*(mmrotate|work_dirs/rotated)',
+    ),
     'mmdet 3': (
         'it needs the optional mmdet 3, or takes what was measured with it',
         r'python -m docs\._pages\.mmdet3\.',
@@ -104,6 +108,7 @@ REASONS = {
 """Reason -> what it says, and what is true of a command that has it."""
 
 TOOLS, PROJECTS, SELF = 'tests/tools/', 'tests/projects/', 'tests/mmdeploy_ext/'
+ROTATED = 'projects/mmrotate/tests/'
 EXPORT = 'python tools/deployment/(pytorch2onnx|solo2onnx).py '
 RTDETR = (
     ('configs/rtdetr/rtdetr_r18vd.py', 'configs/demo/rtdetr_toy.py'),
@@ -157,6 +162,38 @@ OF_PAGES = {
         ),
         Entry(EXPORT + TOY + r'.*half.onnx --precision fp16', run=True, matrix=True),
     ),
+    'projects/mmrotate/README.md': (
+        Entry(
+            r'python -m mm2onnx_mmrotate\.synthetic ',
+            why='mmrotate',
+            test=ROTATED + 'test_toys.py::test_both_engines_have_the_same_map',
+        ),
+        Entry(
+            r'mm2onnx export projects/mmrotate/.*/rotated\.onnx --verify',
+            why='mmrotate',
+            test=ROTATED + 'test_toys.py::test_a_trained_toy_is_proven_with_turned_boxes',
+        ),
+        Entry(
+            r'mm2onnx run work_dirs/rotated\.onnx',
+            why='mmrotate',
+            test=ROTATED + 'test_toys.py::test_its_boxes_are_drawn_and_written_with_their_corners',
+        ),
+        Entry(
+            r'tools/dist_test_(pth|onnx)\.sh projects/mmrotate/',
+            why='mmrotate',
+            test=ROTATED + 'test_toys.py::test_both_engines_have_the_same_map',
+        ),
+        Entry(
+            r'mm2onnx export projects/mmrotate/.* --precision fp16',
+            why='mmrotate',
+            test=ROTATED + 'test_toys.py::test_a_half_file_is_within_its_bars',
+        ),
+        Entry(
+            r'mm2onnx (quantize work_dirs/rotated\.onnx|verify projects/mmrotate/)',
+            why='mmrotate',
+            test=ROTATED + 'test_toys.py::test_an_int8_file_is_within_its_bars',
+        ),
+    ),
     'docs/tensorrt.md': (
         Entry(
             r'python tools/deployment/verify.py .*/bevfusion_.* --engine tensorrt',
@@ -192,7 +229,7 @@ ENTRIES = (
     *FIRST,
     # ---- the environment
     Entry(r'(MMCV_WITH_OPS=1 )?(pip|apt) install |make env', why='installs'),
-    Entry(r'make test(-fast|-matrix)?$', why='suite'),
+    Entry(r'make test(-fast|-matrix|-rotate)?$', why='suite'),
     Entry(r'make lint$', why='ruff'),
     Entry(r'python -m pytest ', why='suite'),
     Entry(r'python tests/(mutation_run|fault_run|mutation_table)\.py ', why='suite'),
@@ -629,7 +666,7 @@ ENTRIES = (
         + 'mmdet3d_plugin/test_nuscenes_infos.py::test_files_are_named_as_the_configs_name_them',
     ),
     Entry(
-        r'python tools/train.py (configs/demo|projects/configs/(BEVFusion|Autoware))',
+        r'python tools/train.py (configs/demo|projects/(configs/(BEVFusion|Autoware)|mmrotate/configs))',
         why='minutes',
         test=TOOLS + 'test_train.py::test_a_run_leaves_log_config_and_checkpoint_and_evaluates',
     ),

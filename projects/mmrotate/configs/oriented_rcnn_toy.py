@@ -1,4 +1,5 @@
 _base_ = ['./_base_/toy_dota.py', './_base_/toy_schedule.py']
+runner = dict(max_epochs=4)
 model = dict(
     type='OrientedRCNN',
     backbone=dict(

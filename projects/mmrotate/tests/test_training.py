@@ -1,0 +1,77 @@
+"""What the trained toys are made from: the generated set as mmrotate reads it, and losses on a CPU."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmcv.utils import Config
+
+from mm2onnx_mmrotate import synthetic
+from mm2onnx_mmrotate.detections import corners_of
+from mmdeploy_ext.core.errors import DataError, UsageError
+
+SIZES = dict(train_images=2, val_images=3)
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp('data') / 'toy_dota'
+    assert synthetic.ensure_toy_dota(root, **SIZES, quiet=True)
+    return root
+
+
+def test_a_set_is_made_once_and_the_same_again(root, tmp_path):
+    assert not synthetic.ensure_toy_dota(root, **SIZES, quiet=True)
+    assert synthetic.main(['--out', str(tmp_path / 'again'), '--train-images', '2', '--val-images', '3']) == 0
+    for path in root.glob('val/*/*'):
+        assert path.read_bytes() == (tmp_path / 'again' / path.relative_to(root)).read_bytes()
+    with pytest.raises(DataError, match='was made with'):
+        synthetic.ensure_toy_dota(root, train_images=3, val_images=3)
+    with pytest.raises(UsageError, match='--val-images: got 0'):
+        synthetic.ensure_toy_dota(tmp_path / 'none', val_images=0)
+
+
+@pytest.mark.parametrize('version', ['oc', 'le90', 'le135'])
+def test_mmrotate_reads_the_objects_that_were_painted(root, version):
+    from mmrotate.datasets import DOTADataset
+
+    folder = root / 'val'
+    dataset = DOTADataset(
+        f'{folder}/annfiles/', [], version, classes=synthetic.CLASSES, img_prefix=f'{folder}/images/'
+    )
+    assert len(dataset) == SIZES['val_images']
+    for index in range(len(dataset)):
+        number = int(dataset.data_infos[index]['filename'][1:5])
+        aerial, annotation = synthetic.sample(0, 'val', number), dataset.get_ann_info(index)
+        assert annotation['labels'].tolist() == aerial.labels.tolist()
+        for corners, read in zip(corners_of(aerial.boxes), corners_of(annotation['bboxes']), strict=True):
+            distances = np.linalg.norm(corners[:, None] - read[None], axis=-1)
+            assert distances.min(0).max() < 0.5
+
+
+def test_objects_do_not_touch_and_some_pictures_are_empty():
+    for index in (0, 1, synthetic.EMPTY_EVERY - 1):
+        aerial = synthetic.sample(3, 'train', index)
+        count = np.zeros(aerial.image_bgr.shape[:2], np.uint8)
+        for corners in corners_of(aerial.boxes):
+            count += cv2.fillPoly(np.zeros_like(count), [np.rint(corners).astype(np.int32)], 1)
+        assert count.max(initial=0) <= 1
+        assert (len(aerial.labels) == 0) == (index == synthetic.EMPTY_EVERY - 1)
+
+
+def test_anchors_of_training_are_made_on_the_device_of_the_model():
+    from mmrotate.models.dense_heads import RotatedRetinaHead
+
+    head = RotatedRetinaHead(
+        5,
+        8,
+        feat_channels=8,
+        anchor_generator=dict(
+            type='RotatedAnchorGenerator', octave_base_scale=4, scales_per_octave=1, ratios=[1.0], strides=[8]
+        ),
+        bbox_coder=dict(type='DeltaXYWHAOBBoxCoder', angle_range='le90'),
+        train_cfg=Config(dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4))),
+    )
+    anchors, flags = head.get_anchors([(4, 4)], [dict(pad_shape=(32, 32, 3))] * 2, device='cpu')
+    assert (len(anchors), len(flags)) == (2, 2)
+    assert (anchors[0][0].device.type, anchors[0][0].dtype) == ('cpu', torch.float32)
