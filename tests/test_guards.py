@@ -196,6 +196,35 @@ def test_what_runs_as_a_module_imports_openmmlab_after_the_patches():
     assert names and done.returncode == 0, done.stderr
 
 
+def names_in(name: str) -> set[str]:
+    """Return the names that a module defines or imports at its top level."""
+    names = set()
+    for node in ast.walk(syntax(name)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name.split('.')[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def test_what_a_distribution_takes_of_mmdeploy_ext_is_there():
+    files, missing = set(tracked('.py')), []
+    for name in (name for name in files if name.startswith(DISTRIBUTIONS)):
+        for node in ast.walk(syntax(name)):
+            if not isinstance(node, ast.ImportFrom) or not f'{node.module}.'.startswith('mmdeploy_ext.'):
+                continue
+            path = node.module.replace('.', '/')
+            sources = files & {f'{path}.py', f'{path}/__init__.py'}
+            there = set().union(*map(names_in, sources), *(
+                {alias.name} for alias in node.names
+                if files & {f'{path}/{alias.name}.py', f'{path}/{alias.name}/__init__.py'}))
+            absent = {alias.name for alias in node.names} - there
+            missing += [f'{name}: {node.module}.{one}' for one in absent]
+    assert not missing
+
+
 TOOLS = [path.relative_to(REPOSITORY).as_posix() for path in sorted((REPOSITORY / 'tools').rglob('*.py'))]
 
 
