@@ -1,9 +1,10 @@
 """Compiled loops of `bev_nms` and of BEVFusion's pooling: areas and cells seen from above. Needs numba.
 
-Glossary: n intervals; of the pooling N maps of h x w pixels, D depths, C channels, X, Y cells.
+Glossary: n pairs or intervals; of the pooling N maps of h x w pixels, D depths, C channels, X, Y cells.
 """
 # ruff: noqa: ANN001, ANN201 - numba infers the types; the docstrings give them
 
+import numpy as np
 from numba import njit
 
 MAX_CORNERS = 8
@@ -42,6 +43,16 @@ def common_area(subject, clip, points, clipped):
         following = points[(p + 1) % count]
         area += points[p, 0] * following[1] - points[p, 1] * following[0]
     return area / 2
+
+
+@njit(cache=True, nogil=True)
+def common_areas(subjects, clips):
+    """Return `common_area` (n,) float64 of n pairs of quadrilaterals (n, 4, 2) float64."""
+    points, clipped = np.empty((MAX_CORNERS, 2)), np.empty((MAX_CORNERS, 2))
+    areas = np.empty(len(subjects))
+    for i in range(len(subjects)):
+        areas[i] = common_area(subjects[i], clips[i], points, clipped)
+    return areas
 
 
 @njit(cache=True, nogil=True)

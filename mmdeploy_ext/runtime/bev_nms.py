@@ -50,3 +50,10 @@ def common_area(corners: np.ndarray, other_corners: np.ndarray) -> float:
     from mmdeploy_ext.runtime import bev_loops
 
     return float(bev_loops.common_area(corners, other_corners, *np.empty((2, bev_loops.MAX_CORNERS, 2))))
+
+
+def common_areas(corners: np.ndarray, other_corners: np.ndarray) -> np.ndarray:
+    """Return `common_area` (n,) float64 of n pairs of quadrilaterals (n, 4, 2) float64."""
+    from mmdeploy_ext.runtime import bev_loops
+
+    return bev_loops.common_areas(*map(np.ascontiguousarray, (corners, other_corners)))

@@ -121,9 +121,7 @@ def pair_iou(boxes: np.ndarray, candidate_boxes: np.ndarray) -> np.ndarray:
     """
     corners, candidate_corners = corners_of(boxes), corners_of(candidate_boxes)
     areas, candidate_areas = (np.abs(side[:, 2] * side[:, 3]) for side in (boxes, candidate_boxes))
-    shared = np.array(
-        [bev_nms.common_area(*pair) for pair in zip(corners, candidate_corners, strict=True)], np.float64
-    )
+    shared = bev_nms.common_areas(corners, candidate_corners)
     union = areas + candidate_areas - shared
     iou = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     return np.where(corner_distance(corners, candidate_corners) <= bbox2d.CORNER_EPS, 1.0, iou)
