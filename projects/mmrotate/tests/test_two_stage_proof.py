@@ -7,7 +7,7 @@ from test_two_stage_faults import angle_sign, no_class_offset, sampling_grid, si
 from two_stage_toys import KINDS, toy
 
 from mmdeploy_ext.engines.registry import DEFAULT
-from mmdeploy_ext.proving.inputs.picture_files import read_images
+from mmdeploy_ext.proving.inputs.samples import read_images
 from mmdeploy_ext.synthetic.seeded import seeded_model
 from mmdeploy_ext.zoo.config_proof import Settings, prove_config
 from mmdeploy_ext.zoo.configs import Config
