@@ -22,7 +22,8 @@ importlib.import_module(sys.argv[2])
 
 
 @pytest.mark.parametrize(
-    'module', ['', '.detections', '.draw', '.runtime', '.dense.runtime', '.task', '.synthetic', '.training']
+    'module', ['', '.detections', '.draw', '.runtime', '.dense.runtime', '.two_stage.runtime', '.task', '.synthetic',
+     '.training'],
 )
 def test_it_imports_without_pytorch(module):
     command = [sys.executable, '-c', BLOCKED, ','.join(PACKAGES), f'mm2onnx_mmrotate{module}']

@@ -24,7 +24,7 @@ def settings(kind):
 
 def outcome(folder, kind, version='le90', export='fixed'):
     path = folder / f'{kind}_{version}.py'
-    toy(kind, version).dump(path)
+    toy(kind, version).dump(str(path))
     record = prove_config(Config(path.name, str(path), {}), settings(export), None, lambda record: None)
     return getattr(record, export)
 

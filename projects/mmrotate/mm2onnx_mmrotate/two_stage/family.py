@@ -9,7 +9,7 @@ from torch import nn
 
 from mm2onnx_mmrotate.pipeline import preprocess_rule
 from mm2onnx_mmrotate.suppression import rotated_nms_config
-from mm2onnx_mmrotate.two_stage import graphs, heads, reference
+from mm2onnx_mmrotate.two_stage import followed, graphs, heads, reference
 from mm2onnx_mmrotate.two_stage.proposals import least_side
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import TensorSpec
@@ -42,6 +42,7 @@ class RotatedTwoStageFamily(ImageFamily):
     first, first_task = graphs.PROPOSALS, task
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_feeds.feeds)
+    followed, replaced = followed.FOLLOWED, staticmethod(followed.replaced)
     reference_detections = staticmethod(reference.detections)
     first_list = staticmethod(reference.proposals_alone)
 
