@@ -44,9 +44,22 @@ def shapes_of(case: Mapping[str, Any]) -> str:
     )
 
 
-def is_dynamic(cases: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether the cases of a graph have inputs of several shapes."""
-    return len(set(map(shapes_of, cases))) > 1
+def is_dynamic(graph: KitGraph) -> bool:
+    """Return whether an input of a graph has an axis of any size, which an engine has to be given."""
+    return any(tensor.dynamic_axes for tensor in graph.spec.inputs)
+
+
+def shape_ranges(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
+    """Return 'min', 'opt' (that of the first case) and 'max' -> input -> shape, of all cases of a graph."""
+    ranges: dict[str, dict[str, list[int]]] = {}
+    for option, choose in (('min', min), ('opt', None), ('max', max)):
+        ranges[option] = {}
+        for name, entry in cases[0]['inputs'].items():
+            sides = [case['inputs'][name]['shape'] for case in cases]
+            shape = [choose(axis) for axis in zip(*sides, strict=True)] if choose else entry['shape']
+            if shape:
+                ranges[option][name] = list(shape)
+    return ranges
 
 
 def trtexec_build(graph: KitGraph, cases: Sequence[Mapping[str, Any]], engine: str) -> list[str]:
@@ -58,31 +71,21 @@ def trtexec_build(graph: KitGraph, cases: Sequence[Mapping[str, Any]], engine: s
         engine: path of the engine that is written.
     """
     words = ['trtexec', f'--onnx={graph.file}', f'--saveEngine={engine}']
-    if is_dynamic(cases):
-        for option, choose in (('min', min), ('opt', None), ('max', max)):
-            shapes = []
-            for name, entry in cases[0]['inputs'].items():
-                sides = [case['inputs'][name]['shape'] for case in cases if name in case['inputs']]
-                shape = [choose(axis) for axis in zip(*sides, strict=True)] if choose else entry['shape']
-                if shape:
-                    shapes.append(f'{name}:{"x".join(map(str, shape))}')
-            words.append(f'--{option}Shapes={",".join(shapes)}')
+    if is_dynamic(graph):
+        for option, shapes in shape_ranges(cases).items():
+            texts = (f'{name}:{"x".join(map(str, shape))}' for name, shape in shapes.items())
+            words.append(f'--{option}Shapes={",".join(texts)}')
     return words
 
 
-def trtexec_run(cases: Sequence[Mapping[str, Any]], index: int, engine: str, outputs: str) -> list[str]:
-    """Return the words of the command that runs one case and writes its outputs as JSON.
+def trtexec_run(graph: KitGraph, case: Mapping[str, Any], engine: str, outputs: str) -> list[str]:
+    """Return the words of the command that runs a case of a graph.
 
-    Args:
-        cases: entries in the manifest of all cases of the graph.
-        index: of the case that runs.
-        engine: path of the engine.
-        outputs: folder in which CASE.json is written.
+    `engine` is the path of the engine, `outputs` the folder into which the command writes `CASE.json`.
     """
-    case = cases[index]
     loaded = ','.join(f'{name}:{entry["file"]}' for name, entry in case['inputs'].items())
     words = ['trtexec', f'--loadEngine={engine}', f'--loadInputs={loaded}']
-    if is_dynamic(cases):
+    if is_dynamic(graph):
         words.append(f'--shapes={shapes_of(case)}')
     return [
         *words,
@@ -108,7 +111,7 @@ def trtexec_script(manifest: Mapping[str, Any]) -> str:
         cases = [case for case in manifest['cases'] if case['graph'] == graph.name]
         engine = f'OUTPUTS/{graph.name}.engine'
         commands = [trtexec_build(graph, cases, engine)]
-        commands += [trtexec_run(cases, index, engine, 'OUTPUTS') for index in range(len(cases))]
+        commands += [trtexec_run(graph, case, engine, 'OUTPUTS') for case in cases]
         for index, words in enumerate(commands):
             line = ' '.join(map(_quoted, words))
             lines.append(line + (' "$@"' if index == 0 else ''))
@@ -124,13 +127,16 @@ def _quoted(word: str) -> str:
     return f'{before}"$outputs"{shlex.quote(after)}'
 
 
-def polygraphy_command(graph: KitGraph, case: Mapping[str, Any]) -> str:
-    """Return the command of Polygraphy that compares TensorRT with ONNX Runtime on random inputs.
-
-    They have the shapes of the inputs of `case`, an entry of the manifest.
-    """
-    shapes = [f'{name}:[{",".join(map(str, entry["shape"]))}]' for name, entry in case['inputs'].items()]
-    return shlex.join(['polygraphy', 'run', graph.file, '--trt', '--onnxrt', '--input-shapes', *shapes])
+def polygraphy_command(graph: KitGraph, cases: Sequence[Mapping[str, Any]]) -> str:
+    """Return the commands of Polygraphy that run all cases of a graph in TensorRT and write their outputs."""
+    words = ['polygraphy', 'run', graph.file, '--trt', '--data-loader-script', 'run_polygraphy.py']
+    if is_dynamic(graph):
+        for option, shapes in shape_ranges(cases).items():
+            texts = (f'{name}:[{",".join(map(str, shape))}]' for name, shape in shapes.items())
+            words += [f'--trt-{option}-shapes', *texts]
+    results = f'{graph.name}.json'
+    lines = [[*words, '--save-outputs', results], ['python', 'run_polygraphy.py', results, 'outputs']]
+    return '\n'.join(f'KIT_GRAPH={shlex.quote(graph.name)} {shlex.join(line)}' for line in lines)
 
 
 def benchmark_command(graph: KitGraph, case: Mapping[str, Any]) -> str:

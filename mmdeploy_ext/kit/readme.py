@@ -30,7 +30,7 @@ def write_readme(folder: Path, manifest: Mapping[str, Any]) -> None:
     of_first = cases[graphs[0].name]
     commands = dict(
         trtexec_build=trtexec_build(graphs[0], of_first, f'{graphs[0].name}.engine'),
-        trtexec_run=trtexec_run(of_first, 0, f'{graphs[0].name}.engine', 'outputs'),
+        trtexec_run=trtexec_run(graphs[0], of_first[0], f'{graphs[0].name}.engine', 'outputs'),
     )
     template = jinja2.Template(Path(__file__).with_name('readme.md.j2').read_text(encoding='utf-8'))
     text = template.render(
@@ -41,7 +41,7 @@ def write_readme(folder: Path, manifest: Mapping[str, Any]) -> None:
         frames=manifest['frames'],
         tensors=_tensors,
         shapes=shapes_of,
-        polygraphy=[polygraphy_command(graph, cases[graph.name][0]) for graph in graphs],
+        polygraphy=[polygraphy_command(graph, cases[graph.name]) for graph in graphs],
         benchmark=[benchmark_command(graph, cases[graph.name][0]) for graph in graphs],
         **{name: shlex.join(words) for name, words in commands.items()},
     )

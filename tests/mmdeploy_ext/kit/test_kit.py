@@ -1,5 +1,6 @@
 """A kit holds PyTorch's results; outputs of an engine are judged by them, in every format of engines."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from mmdeploy_ext.cli import judge_app, kit_app
@@ -132,7 +134,8 @@ def test_a_case_without_outputs_fails_by_name(kit, outputs, tmp_path):
 
 def test_the_command_judges_without_pytorch(kit, outputs, tmp_path):
     code = (
-        'import sys; sys.modules.update(torch=None, mmcv=None, onnxruntime=None); '
+        'import sys; sys.modules.update(torch=None, mmcv=None, onnxruntime=None, '
+        'onnx=None, numba=None, jinja2=None, rich=None); '
         'from mmdeploy_ext.cli.command import main; sys.exit(main(sys.argv[1:]))'
     )
     words = ['judge', str(kit), str(outputs), '--told', 'x', '--json', str(tmp_path / 'v.json')]
@@ -148,3 +151,62 @@ def test_folders_that_are_no_kit_or_not_empty_are_refused(kit, outputs, tmp_path
     assert 'manifest.json' in capsys.readouterr().err
     assert kit_app.main(['demo/atss_toy.onnx', *MODEL, '--out', str(outputs)]) == 2
     assert str(outputs) in capsys.readouterr().err
+
+
+def named(fault):
+    return {
+        'constant': (changed(dets=np.ones_like), 'dets: every value is 1, PyTorch has results'),
+        'other axes': (changed(dets=lambda array: array.transpose(0, 2, 1)), 'dets: shape: got 1x5x'),
+        'mixed up': (FAULTS['images of a batch mixed up'], 'these are the results of image 1 of the batch'),
+        'missing': (FAULTS['a missing output'], 'labels: missing; the engine gave dets'),
+        'dtype': (FAULTS['another dtype'], 'dets: dtype: got float64, expected float32'),
+        'extra': (renamed, 'boxes: not an output of this kit; these are dets, labels'),
+    }[fault]
+
+
+def renamed(target, arrays):
+    np.savez(target.with_suffix('.npz'), boxes=arrays['dets'], labels=arrays['labels'])
+
+
+@pytest.mark.parametrize('fault', ['constant', 'other axes', 'mixed up', 'missing', 'dtype', 'extra'])
+def test_the_reason_names_what_is_wrong_with_an_output(kit, outputs, tmp_path, fault):
+    change, reason = named(fault)
+    judgement = judge(kit, rewritten(outputs, tmp_path, change))
+    assert any(reason in failure for failure in judgement.failures), judgement.failures
+
+
+def in_half_precision(target, arrays):
+    noise = np.random.default_rng(0).normal(0, 2e-3, arrays['dets'].shape).astype(np.float32)
+    noise[..., :4] *= 100
+    np.savez(target.with_suffix('.npz'), dets=arrays['dets'] + noise, labels=arrays['labels'])
+
+
+def overflowed(target, arrays):
+    dets = (arrays['dets'] * np.float32(300)).astype(np.float16).astype(np.float32) / np.float32(300)
+    np.savez(target.with_suffix('.npz'), dets=dets, labels=arrays['labels'])
+
+
+def test_half_precision_has_bars_of_its_own_and_an_overflow_is_beyond_them(kit, outputs, tmp_path):
+    for name, change in (('half', in_half_precision), ('overflow', overflowed)):
+        (tmp_path / name).mkdir()
+        rewritten(outputs, tmp_path / name, change)
+    assert not judge(kit, tmp_path / 'half').equal
+    judgement = judge(kit, tmp_path / 'half', precision='fp16', told='x')
+    assert judgement.title == 'WITHIN FP16 BARS ON 9 INPUTS (x, as told)', judgement.failures
+    assert judge(kit, tmp_path / 'overflow', precision='fp16').title == 'NOT WITHIN FP16 BARS'
+
+
+def test_a_kit_whose_manifest_was_changed_is_refused(kit, outputs, tmp_path):
+    shutil.copytree(kit, tmp_path / 'kit')
+    path = tmp_path / 'kit/manifest.json'
+    path.write_text(path.read_text().replace('traced input', 'another input'))
+    with pytest.raises(DataError, match='was changed since the kit was made'):
+        judge(tmp_path / 'kit', outputs)
+
+
+def test_files_of_kits_have_no_optional_inputs_and_the_hash_of_the_file_that_was_given(kit):
+    model = onnx.load(kit / 'model.onnx')
+    weights = {tensor.name for tensor in model.graph.initializer}
+    assert not weights & {value.name for value in model.graph.input} and len(model.graph.input) == 3
+    (graph,) = json.loads((kit / 'manifest.json').read_text())['graphs']
+    assert graph['source_sha256'] == hashlib.sha256(Path('demo/atss_toy.onnx').read_bytes()).hexdigest()

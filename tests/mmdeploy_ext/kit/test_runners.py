@@ -1,0 +1,221 @@
+"""The programs and commands of a kit: each runs its inputs from the kit's files alone, and is judged."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_frames_kit
+import test_module_kit
+
+from marking import in_suite
+from mmdeploy_ext.kit.contents import KitGraph, read_array
+from mmdeploy_ext.kit.judge import judge
+
+stream, sweeps = test_frames_kit.stream, test_frames_kit.sweeps
+folder, kit = test_module_kit.folder, test_module_kit.kit
+NPM = os.environ.get('KIT_NPM', '')
+"""Folder in which `npm install --ignore-scripts onnxruntime-node` was run."""
+HEADERS = os.environ.get('KIT_ORT_INCLUDE', '')
+"""Folder with onnxruntime_c_api.h, which no package of PyPI, npm or Debian 12 has."""
+OPENVINO = os.environ.get('KIT_OPENVINO_PYTHON', '')
+"""Python of an environment with openvino and numpy."""
+POLYGRAPHY = os.environ.get('KIT_POLYGRAPHY_PATH', '')
+"""Folder of packages with polygraphy."""
+LIBRARY = 'node_modules/onnxruntime-node/bin/napi-v6/linux/x64/libonnxruntime.so.1'
+
+
+def run(words, cwd, **environment):
+    done = subprocess.run(
+        list(map(str, words)), cwd=cwd, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+
+
+def trtexec(kit, outputs):
+    (outputs / 'bin').mkdir(parents=True)
+    program = outputs / 'bin/trtexec'
+    stand_in = Path(test_frames_kit.__file__).parents[2] / 'fake_trtexec.py'
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {stand_in} "$@"\n')
+    program.chmod(0o755)
+    path = f'{program.parent}:{os.environ["PATH"]}'
+    run(['sh', kit / 'run_trtexec.sh', outputs, '--noTF32'], outputs, PATH=path)
+
+
+def node(kit, outputs):
+    if not (NPM and Path(NPM, LIBRARY).is_file()):
+        pytest.skip('KIT_NPM names no folder with onnxruntime-node')
+    run(['node', kit / 'run_node.mjs', outputs], NPM)
+
+
+def openvino(kit, outputs):
+    if not OPENVINO:
+        pytest.skip('KIT_OPENVINO_PYTHON names no Python with openvino')
+    run([OPENVINO, kit / 'run_openvino.py', outputs], kit.parent, PYTHONPATH='')
+
+
+def c_api(kit, outputs):
+    library = Path(NPM, LIBRARY)
+    if not (NPM and library.is_file() and HEADERS):
+        pytest.skip('KIT_NPM or KIT_ORT_INCLUDE is not set: onnxruntime-node and onnxruntime_c_api.h')
+    outputs.mkdir()
+    program = outputs / 'program'
+    words = ['cc', kit / 'run_c_api.c', '-Wall', '-Werror', '-I', HEADERS, library, '-o', program]
+    run([*words, f'-Wl,-rpath,{library.parent}'], kit)
+    run([program, outputs], kit)
+
+
+def polygraphy(kit, outputs):
+    if not POLYGRAPHY:
+        pytest.skip('KIT_POLYGRAPHY_PATH names no folder of packages with polygraphy')
+    outputs.mkdir()
+    for line in re.findall(r'^KIT_GRAPH=.*$', (kit / 'README.md').read_text(), re.MULTILINE):
+        line = line.replace('--trt ', '--onnxrt ').replace(' outputs', f' {outputs}')
+        line = re.sub(r" --trt-(min|opt|max)-shapes( '[^']+'| [^ -]\S*)+", '', line)
+        main = f'{sys.executable} -c "from polygraphy.tools import main; main()" run'
+        line = line.replace('polygraphy run', main)
+        run(['sh', '-c', line.replace(' python ', f' {sys.executable} ')], kit, PYTHONPATH=POLYGRAPHY)
+
+
+RUNTIMES = [trtexec, node, openvino, c_api, polygraphy]
+ALONE = [trtexec, polygraphy]
+"""Tools that run one file, and no frames."""
+
+
+def kit_of(request, name):
+    kit, _ = request.getfixturevalue(name)
+    return kit
+
+
+@pytest.mark.parametrize(
+    ('name', 'runtime'),
+    in_suite(
+        [(name, runtime) for name in ('stream', 'sweeps', 'kit') for runtime in RUNTIMES], ('kit', trtexec)
+    ),
+)
+def test_outputs_of_other_programs_are_judged_equal(request, tmp_path, name, runtime):
+    kit = kit_of(request, name)
+    if name == 'sweeps' and runtime is trtexec:
+        pytest.skip('the stand-in reads no tables of a sparse backbone')
+    runtime(kit, tmp_path / 'outputs')
+    judgement = judge(kit, tmp_path / 'outputs', told=runtime.__name__)
+    if (name, runtime) == ('kit', openvino):  # it computes float64, a time here, in float32
+        assert judgement.title == 'NOT EQUAL (openvino, as told)'
+        return
+    assert judgement.equal, judgement.failures
+    assert bool(judgement.frames) is (runtime not in ALONE)
+
+
+def other_channels(arrays):
+    arrays['image'] = arrays['image'][:, ::-1]
+
+
+def frozen_memory(arrays):
+    arrays['memory'] = np.zeros_like(arrays['memory'])
+
+
+def time_in_float32(arrays):
+    arrays['time'] = arrays['time'].astype(np.float32).astype(np.float64)
+
+
+def wrong_resize(arrays):
+    arrays['image'] = np.repeat(np.repeat(arrays['image'][..., ::2, ::2], 2, 2), 2, 3)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('runtime', [node, c_api])
+@pytest.mark.parametrize('fault', [other_channels, frozen_memory, time_in_float32, wrong_resize])
+def test_wrong_inputs_in_other_programs_are_refused(kit, tmp_path, fault, runtime):
+    kit, copy = kit[0], tmp_path / 'kit'
+    shutil.copytree(kit, copy)
+    for case in json.loads((kit / 'manifest.json').read_text())['cases']:
+        arrays = {name: read_array(kit, entry) for name, entry in case['inputs'].items()}
+        fault(arrays)
+        for name, entry in case['inputs'].items():
+            np.ascontiguousarray(arrays[name]).tofile(copy / entry['file'])
+    runtime(copy, tmp_path / 'outputs')
+    assert judge(kit, tmp_path / 'outputs').title == 'NOT EQUAL'
+
+
+CPP = """
+#include <cstdint>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <map>
+#include <string>
+#include <vector>
+int main() {{
+    {snippet}
+    for (auto& [name, bytes] : inputs) {{
+        std::cout << name << ' ' << bytes.size() << ' ' << shapes[name].size() << '\\n';
+    }}
+}}
+"""
+
+
+@pytest.mark.matrix
+@pytest.mark.skipif(not shutil.which('g++'), reason='there is no g++')
+def test_the_readme_reads_a_kit_in_cpp(kit, tmp_path):
+    kit = kit[0]
+    snippet = re.search(r'```cpp\n(.*?)```', (kit / 'README.md').read_text(), re.DOTALL)[1]
+    (tmp_path / 'm.cpp').write_text(CPP.format(snippet=snippet))
+    run(['g++', '-std=c++17', '-Wall', 'm.cpp', '-o', 'm'], tmp_path)
+    done = subprocess.run([tmp_path / 'm'], cwd=kit, capture_output=True, text=True, check=True)
+    case = json.loads((kit / 'manifest.json').read_text())['cases'][-1]
+    lines = [
+        f'{name} {(kit / entry["file"]).stat().st_size} {len(entry["shape"])}'
+        for name, entry in sorted(case['inputs'].items())
+    ]
+    assert done.stdout.splitlines() == lines
+
+
+def test_triton_has_the_names_dtypes_and_axes_of_each_file(kit, sweeps):
+    text = (kit[0] / 'triton/model/config.pbtxt').read_text()
+    assert 'platform: "onnxruntime_onnx"\nmax_batch_size: 0\n' in text
+    for lines in (
+        '  name: "image"\n  data_type: TYPE_FP32\n  dims: [ 1, 3, -1, -1 ]\n',
+        '  name: "time"\n  data_type: TYPE_FP64\n  dims: [ 1 ]\n',
+        'output {\n  name: "out/logits"\n  data_type: TYPE_FP32\n  dims: [ 1, 4 ]\n',
+    ):
+        assert lines in text
+    head = (sweeps[0] / 'triton/head/config.pbtxt').read_text()
+    graphs = json.loads((sweeps[0] / 'manifest.json').read_text())['graphs']
+    spec = {graph['name']: KitGraph.from_json(graph).spec for graph in graphs}['head']
+    assert re.findall(r'  name: "(.*)"', head) == [*spec.input_names, *spec.output_names]
+
+
+@pytest.mark.matrix
+def test_triton_reads_the_configuration(kit, stream):
+    config = pytest.importorskip('tritonclient.grpc.model_config_pb2')
+    text_format = pytest.importorskip('google.protobuf.text_format')
+    for path in (*kit[0].rglob('config.pbtxt'), *stream[0].rglob('config.pbtxt')):
+        model = text_format.Parse(path.read_text(), config.ModelConfig())
+        assert model.name == path.parent.name and model.max_batch_size == 0 and model.input
+
+
+def test_lines_for_programs_without_json_have_all_inputs(kit):
+    kit = kit[0]
+    manifest = json.loads((kit / 'manifest.json').read_text())
+    lines = (kit / 'manifest.txt').read_text().splitlines()
+    assert lines[0] == 'case 000 model.onnx'
+    assert 'input time float64 1 1 inputs/000/time.bin' in lines
+    assert 'output out%2Flogits float32 2 1 4' in lines
+    assert [line for line in lines if line.startswith('frame')] == [
+        f'frame {frame["outputs"]}' for frame in manifest['frames']
+    ]
+    assert lines[-1] == 'computed memory memory_out'
+
+
+def test_the_readme_names_only_files_that_are_there(sweeps):
+    kit = sweeps[0]
+    text = (kit / 'README.md').read_text()
+    for name in re.findall(r'\brun_\w+\.(?:py|sh|mjs|c)\b|inputs/[^C]\S+?\.bin', text):
+        assert (kit / name).is_file(), name
+    tools = 'trtexec', 'polygraphy', 'benchmark_app', 'tritonserver', 'mm2onnx judge'
+    assert all(word in text for word in (*tools, '--fp16', '--noTF32'))
