@@ -155,6 +155,7 @@ def columns_read(settings: Mapping[str, Any]) -> dict[str, int]:
 
 
 NAME = text(r'\w*', 'the name of an output')
+"""Check of the name of an output, or ''."""
 
 
 def pair(number_check: Check) -> Check:
@@ -190,6 +191,7 @@ HEAD = full_record(
     suppresses=FLAG,
     bordered=FLAG,
 )
+"""Check of the JSON form of a `Head`."""
 
 
 def check_consistency(facts: Mapping[str, Any], key: str) -> None:

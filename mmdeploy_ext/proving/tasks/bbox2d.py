@@ -1,6 +1,7 @@
 """Level 3 of a proof for boxes in images: match by class and IoU, draw both engines side by side.
 
-Glossary: R results of the reference, C of the candidate, P pairs of boxes, h, w size of a picture.
+The reference is PyTorch, the candidate an engine; bars are the limits that a matched pair keeps. Glossary: R
+results of the reference, C of the candidate, P pairs of boxes, h, w size of a picture.
 """
 
 from __future__ import annotations

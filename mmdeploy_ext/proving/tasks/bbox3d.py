@@ -1,8 +1,9 @@
 """Level 3 of a proof for boxes in 3D: match by class and place, draw both engines.
 
 Boxes (n, 9) are x, y, z of the bottom's centre, length, width, height in metres, yaw in radians, and velocity
-x, y in m/s, in the LiDAR frame. Glossary: R reference detections (rows), C candidate detections (columns), P
-pairs of them, n boxes.
+x, y in m/s, in the LiDAR frame. The reference is PyTorch, the candidate an engine; bars are the limits that a
+matched pair keeps. Glossary: R reference detections (rows), C candidate detections (columns), P pairs,
+n boxes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Level 3 of a proof for boxes with masks: a pair has to agree in both; draw both engines side by side."""
+"""Level 3 of a proof for boxes with masks: a pair has to agree in both; draw both engines side by side.
+
+The reference is PyTorch, the candidate an engine; bars are the limits that a matched pair keeps.
+"""
 
 from __future__ import annotations
 

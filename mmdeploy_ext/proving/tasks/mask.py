@@ -1,6 +1,7 @@
 """Level 3 of a proof for instance masks: match by class and mask IoU, draw both engines side by side.
 
-Glossary: R reference instances (rows), C candidate instances (columns), P pixels.
+The reference is PyTorch, the candidate an engine; bars are the limits that a matched pair keeps. Glossary: R
+reference instances (rows), C candidate instances (columns), P pixels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One-to-one matching of two lists of results, whatever "near" means to the task.
 
 Every task matches by `match_lists`: `pair_lists` pairs two lists, and results without a partner are counted,
-or excused as ties of rounding (`_tally`).
+or excused as ties of rounding (`_tally`). The reference is PyTorch, the candidate an engine; bars are the
+limits that a matched pair keeps.
 
 Glossary: R reference results (rows), C candidate results (columns).
 """

@@ -1,4 +1,7 @@
-"""Level 3 of a proof for panoptic maps: segments are matched one to one, by class, number and IoU."""
+"""Level 3 of a proof for panoptic maps: segments are matched one to one, by class, number and IoU.
+
+The reference is PyTorch, the candidate an engine; bars are the limits that a matched pair keeps.
+"""
 
 from __future__ import annotations
 
