@@ -9,6 +9,7 @@ from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, Ten
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, Case, ChainedFrame, KitGraph
 from mmdeploy_ext.kit.model_files import copy_model
+from mmdeploy_ext.kit.page import write_page
 from mmdeploy_ext.kit.writer import write_kit
 from mmdeploy_ext.proving.modules.calls import FileTensor
 from mmdeploy_ext.proving.modules.proof import ModuleProof
@@ -112,11 +113,13 @@ def _write_contents(
         computed = dict(proof.state) if index else {}
         frame = ChainedFrame(case['name'], case['title'], ((case['name'], computed),), not index)
         frames.append(frame.to_json())
+    is_ordered = not proof.rows and not frames  # the page does neither rows in any order nor memories
     return dict(
         file=MODEL,
         graphs=[entry],
         cases=cases,
         frames=frames,
+        bars=write_page(folder, graph, None) if is_ordered else {},
         task=None,
         tolerance=proof.rtol,
         rows=list(proof.rows),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.core.files import atomic_path, external_locations
 from mmdeploy_ext.kit import web_library
 from mmdeploy_ext.kit.contents import MANIFEST, read_manifest
 from mmdeploy_ext.proving import totals
@@ -41,17 +41,20 @@ SINGLE_FILE = 'kit.html'
 """Name of the page that holds the whole kit."""
 
 
-def bars_of(task: str) -> dict[str, float]:
-    """Return the bars for float32 by name, as the manifest has them: those of `proving/tasks`, and `rtol`.
+def bars_of(task: str | None) -> dict[str, float]:
+    """Return the bars for float32 by name, as the manifest has them: those of `proving`.
 
-    For a task that is none of `TASKS` that is `rtol` alone, the tolerance of tensors without column groups.
+    For a task that is none of `TASKS` those are the tolerance of tensors without column groups, `rtol`, and
+    those of results below the score threshold.
     """
+    bars = dict(
+        rtol=DEFAULT_RTOL, low_alone=totals.ALLOWED_LOW_ALONE, low_alone_share=totals.MAX_LOW_ALONE_SHARE
+    )
     if task not in TASKS:
-        return dict(rtol=DEFAULT_RTOL)
+        return bars
     rules = mask if task == 'panoptic' else task_module(task)
     scores = rules.match_detections.keywords
-    return dict(
-        rtol=DEFAULT_RTOL,
+    return bars | dict(
         score_thr=scores['score_thr'],
         score_bar=scores['score_bar'],
         iou_bar=bbox2d.IOU_BAR if task == 'bbox2d' else mask.IOU_BAR,
@@ -61,23 +64,22 @@ def bars_of(task: str) -> dict[str, float]:
         flipped_pixels=mask.FLIPPED_PIXELS,
         sliver=boxed_mask.SLIVER,
         sliver_iou=boxed_mask.SLIVER_IOU,
-        low_alone=totals.ALLOWED_LOW_ALONE,
-        low_alone_share=totals.MAX_LOW_ALONE_SHARE,
     )
 
 
-def write_page(folder: Path, graph: KitGraph, task: str) -> dict[str, float]:
+def write_page(folder: Path, graph: KitGraph, task: str | None) -> dict[str, float]:
     """Write the page into the folder of a kit, without the library that runs the model; return its bars.
 
-    Files in less than float32 are judged by other bars, which the page does not have: they get no page, and
-    the bars are {}.
+    Files in less than float32 are judged by other bars, which the page does not have, and files with their
+    weights beside them are not read by it: these get no page, and the bars are {}.
 
     Args:
-        folder: of the kit.
-        graph: the file of the kit.
-        task: of its family, which matches results.
+        folder: of the kit, with its file.
+        graph: the file.
+        task: of its family, which matches results; None of a module, which has none.
     """
-    if graph.metadata is None or graph.metadata.precision != 'fp32':
+    is_exact = graph.metadata is None or graph.metadata.precision == 'fp32'
+    if not is_exact or external_locations(folder / graph.file):
         return {}
     shutil.copyfile(SOURCES / INDEX, folder / INDEX)
     (folder / PLACE).mkdir()
@@ -96,7 +98,10 @@ def check_page(kit: Path) -> dict[str, Any]:
     """Return the manifest of a kit with a page; DataError: it is no kit, was changed, or has no page."""
     manifest = read_manifest(kit)
     if not has_page(manifest):
-        raise DataError(f'{kit}: has no page; kits of files in float32 that take single pictures have one')
+        raise DataError(
+            f'{kit}: has no page; kits of one file in float32, without a memory and with its weights inside, '
+            f'have one'
+        )
     return manifest
 
 

@@ -120,9 +120,10 @@ function showVerdict(verdict, engine) {
   const unread = kit.isChecked
     ? ''
     : ' The hashes of the files were not compared: browsers do that on HTTPS and loopback alone.';
-  const summary = verdict.equal
+  const compared = verdict.matched
     ? `${verdict.matched} results matched with PyTorch's.`
-    : `${verdict.failures.length} differ from PyTorch's.`;
+    : `${verdict.compared} tensors compared with PyTorch's.`;
+  const summary = verdict.equal ? compared : `${verdict.failures.length} differ from PyTorch's.`;
   show(verdict.equal ? 'equal' : 'different', verdict.claim, `${told}. ${summary}${unread}`);
   const { failures } = verdict;
   const more = failures.length - SHOWN_FAILURES;
@@ -195,15 +196,21 @@ function listenForPictures() {
 
 function showFacts() {
   const { metadata } = kit;
-  const { made_with: versions, config, checkpoint_sha256: weights, kit_sha256: hash, cases } = kit.manifest;
-  const name = config.split('/').at(-1).replace(/\.py$/, '');
-  const facts = {
+  const {
+    made_with: versions,
+    title,
+    config,
+    checkpoint_sha256: weights,
+    kit_sha256: hash,
+    cases,
+  } = kit.manifest;
+  const name = config ? config.split('/').at(-1).replace(/\.py$/, '') : title;
+  const ofDetector = config && {
     config,
     form: `${metadata.family}/${metadata.form}`,
     weights: weights.slice(0, 12),
-    kit: hash.slice(0, 12),
-    reference: `PyTorch ${versions.torch ?? ''}`,
   };
+  const facts = { ...ofDetector, kit: hash.slice(0, 12), reference: `PyTorch ${versions.torch ?? ''}` };
   document.title = `${name}: mm2onnx kit`;
   element('title').textContent = name;
   element('facts').replaceChildren(

@@ -1,7 +1,5 @@
 /** Runs the model with onnxruntime-web: one thread, in WebAssembly or on WebGPU. */
 
-import { withoutDefaults } from 'kit/optional_inputs.js';
-
 /** Execution provider -> its title, and the files of the library. */
 export const PROVIDERS = {
   wasm: { title: 'WebAssembly', loader: 'ort.wasm.bundle.min.mjs', binary: 'ort-wasm-simd-threaded.wasm' },
@@ -21,9 +19,9 @@ export class Engine {
     ort.env.logLevel = 'error';
     ort.env.wasm.numThreads = 1;
     ort.env.wasm.wasmBinary = await kit.readLibrary(binary);
-    const inputs = kit.metadata.spec.inputs.map(({ name }) => name);
-    const model = withoutDefaults(new Uint8Array(await kit.read(kit.manifest.file)), inputs);
-    const session = await ort.InferenceSession.create(model, { executionProviders: [provider] });
+    const model = new Uint8Array(await kit.read(kit.manifest.file));
+    const options = { executionProviders: [provider], logSeverityLevel: 3 };
+    const session = await ort.InferenceSession.create(model, options);
     return new Engine(ort, session);
   }
 

@@ -86,7 +86,7 @@ function matchImages(kitCase, outputs, { metadata, manifest: { task, bars } }) {
   }));
 }
 
-/** Return {equal, matched, failures, claim} of all cases; if nothing was compared they are not equal. */
+/** Return {equal, matched, compared, failures, claim} of all cases; not equal if nothing was compared. */
 export function verdictOf(judgements, kit) {
   const sumOf = (name) =>
     judgements.reduce(
@@ -98,11 +98,12 @@ export function verdictOf(judgements, kit) {
     ...loneLowResults(sumOf('low'), sumOf('low_alone'), kit.manifest.bars),
     ...judgements.flatMap((judgement) => judgement.failures),
   ];
-  const compared = matched > 0 || judgements.some(({ tensors }) => tensors.length);
-  const equal = compared && !failures.length;
-  const word = hasResults(kit) ? 'EQUAL' : 'TENSORS EQUAL';
+  const compared = judgements.reduce((sum, { tensors }) => sum + tensors.length, 0);
+  const equal = matched + compared > 0 && !failures.length;
+  const isPart = !hasResults(kit) && kit.manifest.cases.some((entry) => entry.results.length);
+  const word = isPart ? 'TENSORS EQUAL' : 'EQUAL';
   const count = `${judgements.length} ${judgements.length === 1 ? 'INPUT' : 'INPUTS'}`;
-  return { equal, matched, failures, claim: equal ? `${word} ON ${count}` : 'NOT EQUAL' };
+  return { equal, matched, compared, failures, claim: equal ? `${word} ON ${count}` : 'NOT EQUAL' };
 }
 
 /** Return why results below the score threshold fail a kit: too many have no partner; else []. */

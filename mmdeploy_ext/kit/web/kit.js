@@ -9,7 +9,7 @@ export const MANIFEST = 'manifest.json';
 async function readFile(file) {
   const element = document.querySelector(`script[data-file="${file}"]`);
   if (!element) {
-    const response = await fetch(file);
+    const response = await fetch(file.split('/').map(encodeURIComponent).join('/'));
     if (!response.ok) throw new Error(`${file}: the server answered ${response.status}`);
     return response.arrayBuffer();
   }
@@ -23,13 +23,11 @@ async function sha256(bytes) {
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, '0')).join('');
 }
 
-/** Return the metadata of the kit's file, of which each entry is JSON. */
+/** Return the metadata of the kit's file, of which each entry is JSON; of a module's file the spec alone. */
 function metadataOf({ graphs, bars }) {
-  const entries = Object.entries(graphs[0].metadata).map(([key, text]) => [
-    key.replace('mm2onnx.', ''),
-    JSON.parse(text),
-  ]);
-  const metadata = Object.fromEntries(entries);
+  const [{ metadata: texts = {}, spec }] = graphs;
+  const entries = Object.entries(texts).map(([key, text]) => [key.replace('mm2onnx.', ''), JSON.parse(text)]);
+  const metadata = { spec, ...Object.fromEntries(entries) };
   withGroups(metadata.spec, bars.rtol);
   return metadata;
 }

@@ -6,6 +6,7 @@ import { hasResults, resultsOf } from 'kit/results.js';
 /** Return why the model of a kit cannot be shown a picture on this page, '' if it can. */
 export function cannotShow(kit) {
   const { metadata } = kit;
+  if (!metadata.form) return 'it is no detector that mm2onnx exported';
   if (!hasResults(kit)) return `its form is ${metadata.form}, whose results are made outside of the graph`;
   const unknown = metadata.spec.inputs
     .slice(1)

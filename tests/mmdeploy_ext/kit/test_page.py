@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import test_kit
+import torch
 from onnx import numpy_helper
 
 from browser_pages import (
@@ -26,6 +27,7 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.kit import web_library
 from mmdeploy_ext.kit.contents import Case, read_manifest
 from mmdeploy_ext.kit.judge import judge
+from mmdeploy_ext.kit.modules import write_module_kit
 from mmdeploy_ext.kit.page import write_single_file
 from mmdeploy_ext.kit.server import serving
 from mmdeploy_ext.preprocess.pictures import read_image
@@ -95,6 +97,19 @@ def test_a_single_file_runs_from_disk(browser, changed_kit):
     assert verdict == 'EQUAL ON 1 INPUT', failures
     assert [address for address in browser.requests if not address.startswith('data:')] == [page.as_uri()]
     assert not browser.problems
+
+
+def test_the_file_of_a_module_is_compared_by_its_tensors(browser, tmp_path):
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
+    picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    path, folder = str(tmp_path / 'm.onnx'), tmp_path / 'kit'
+    torch.onnx.export(module, (picture,), path, dynamo=False, output_names=['out/maps'])
+    write_module_kit(module, path, [(picture,)], folder)
+    with address_of(folder) as address:
+        verdict, failures, detail = run_page(browser, address)
+        judgement = judge(folder, saved_outputs(browser, tmp_path))
+    assert verdict == judgement.title and verdict.startswith('EQUAL ON '), failures
+    assert "tensors compared with PyTorch's" in detail and not browser.problems
 
 
 def test_a_fault_in_the_file_is_shown(browser, changed_kit):
