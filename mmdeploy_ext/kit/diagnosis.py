@@ -79,9 +79,9 @@ def with_mixed_up_images(
     named = []
     for index, row in enumerate(rows):
         if not row.passed and len(candidates[index]):
-            for other, reference in enumerate(references):
-                if other != index and match(row.image, reference, candidates[index]).passed:
-                    reason = f'{row.reason}; these are the results of image {other} of the batch'
+            for position, reference in enumerate(references):
+                if position != index and match(row.image, reference, candidates[index]).passed:
+                    reason = f'{row.reason}; these are the results of image {position} of the batch'
                     row = dataclasses.replace(row, reason=reason)
                     break
         named.append(row)

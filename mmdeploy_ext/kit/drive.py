@@ -75,7 +75,9 @@ class DriveJudge:
             run.faults[f'no results: {one_line(error)[:200]}'].append(moment_frame.name)
             return
         sides = ((case.tensors, case.results[0]), (arrays, boxes))
-        outputs = [StepResult(self._results(tensors), found, frame.reset) for tensors, found in sides]
+        outputs = [
+            StepResult(self._results(tensors), detections, frame.reset) for tensors, detections in sides
+        ]
         states = [
             StreamState(self._memory(tensors), pose, frame.timestamp_s, frame.scene) for tensors, _ in sides
         ]

@@ -146,15 +146,15 @@ class _Judge:
             judgement.inputs += 1
             if name not in of_drive:
                 judgement.cases.append(self._judge(entry, name))
-        given = [frame for frame in frames if has_outputs(self.outputs, frame.outputs)]
-        if not given and frames:
+        is_chained = any(has_outputs(self.outputs, frame.outputs) for frame in frames)
+        if frames and not is_chained:
             judgement.notes.append(
                 f'{len(frames)} frames one after the other: no {frames[0].outputs} and so on; not looked at'
             )
-        judgement.frames = len(frames) if given else 0
+        judgement.frames = len(frames) if is_chained else 0
         if drive:
-            self._judge_drive(drive, frames, bool(given))
-        elif given:
+            self._judge_drive(drive, frames, is_chained)
+        elif is_chained:
             for frame in frames:
                 judgement.cases.append(self._judge(self.cases[frame.last_case], frame.outputs))
         if self.bars:

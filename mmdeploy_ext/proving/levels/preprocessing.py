@@ -238,8 +238,8 @@ def _moments_to_compare(
     yield from ((dataset, index) for index in range(len(dataset)))
     if isinstance(samples, DatasetFrames) and hasattr(samples.dataset, 'data_infos'):
         count = len(samples.indices)
-        chosen = {0, count // 2} if count > OF_DATASET else range(count)
-        yield from ((samples.dataset, samples.indices[index]) for index in sorted(chosen))
+        positions = (0, count // 2) if count > OF_DATASET else range(count)
+        yield from ((samples.dataset, samples.indices[position]) for position in positions)
 
 
 def _compare_moment(
