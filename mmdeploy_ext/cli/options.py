@@ -11,7 +11,6 @@ from typing import Any
 from mmdeploy_ext.contract.options import Option
 from mmdeploy_ext.contract.precision import PRECISIONS
 from mmdeploy_ext.contract.registry import detector_options
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.registry import engine_settings, file_engines
@@ -68,6 +67,8 @@ def add_model_arguments(
 
 def add_module_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the comparison of a file with any PyTorch module takes besides file, module and --samples."""
+    from mmdeploy_ext.contract.spec import DEFAULT_RTOL  # numpy: the help of other tools needs none
+
     add = cli.adder(parser)
     add(
         '--inputs SAMPLE.npz...',

@@ -11,9 +11,9 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from mmdeploy_ext.core.console_streams import console_streams
 from mmdeploy_ext.core.errors import AbsentPackageError, Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import RunFiles, check_writable, watched_run
-from mmdeploy_ext.core.outputs import outputs
 from mmdeploy_ext.core.printable import printable
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def run(
         The exit status: what `body` returns, or the exit code of the error. `CLOSED_PIPE` if nobody reads
         stdout; the body runs to its end all the same, so that its files are written.
     """
-    with outputs() as (out, _):
+    with console_streams() as (out, _):
         try:
             status, failed = _run(body, parser, argv)
         except SystemExit as leaving:  # --help, or a wrong option
@@ -132,7 +132,7 @@ def _run(
             traceback.print_exc()
         status = error.exit_code if isinstance(error, Mm2OnnxError) else 1
         message = one_line(error) or type(error).__name__
-        if isinstance(error, BrokenPipeError):  # of another pipe: `Output` hides those of stdout and stderr
+        if isinstance(error, BrokenPipeError):  # of another pipe than stdout and stderr, see `ConsoleStream`
             message += ': a process that this one was writing to has ended; --debug shows where'
     print(printable(f'error: {message}'), file=sys.stderr)
     return status, True

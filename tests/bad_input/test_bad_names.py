@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import metadata_fuzz as fuzz
 from mmdeploy_ext.cli import graph_app, info_app, run_app
+from mmdeploy_ext.core.console_streams import ConsoleStream
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.outputs import Output
 from mmdeploy_ext.core.printable import UNPRINTABLE, escape, printable, shortened
 from mmdeploy_ext.exporting.deployment import class_names
 from mmdeploy_ext.preprocess.pictures import read_image
@@ -65,7 +65,7 @@ def test_what_a_tool_writes_is_taken_by_any_stream(text, encoding):
     stream, before = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline=''), sys.stdout
     sys.stdout = stream
     try:
-        Output('stdout').write(f'\x1b[1;31m{text}\x1b[0m\r\x1b[K\n')
+        ConsoleStream('stdout').write(f'\x1b[1;31m{text}\x1b[0m\r\x1b[K\n')
     finally:
         sys.stdout = before
     stream.flush()

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from mmdeploy_ext.core.printable import writable
 
 
-class Output:
+class ConsoleStream:
     """stdout or stderr, to which one can write without an error after its reader has closed it.
 
     A BrokenPipeError does not say which pipe broke: only that of a worker is an error.
@@ -61,10 +61,10 @@ class Output:
 
 
 @contextlib.contextmanager
-def outputs() -> Iterator[tuple[Output, Output]]:
-    """Replace `sys.stdout` and `sys.stderr` inside the block by `Output`s; yield these two, in this order."""
+def console_streams() -> Iterator[tuple[ConsoleStream, ConsoleStream]]:
+    """Replace `sys.stdout` and `sys.stderr` inside the block; yield both replacements, in this order."""
     before = sys.stdout, sys.stderr
-    replacements = sys.stdout, sys.stderr = Output('stdout'), Output('stderr')
+    replacements = sys.stdout, sys.stderr = ConsoleStream('stdout'), ConsoleStream('stderr')
     try:
         yield replacements
     finally:
