@@ -21,10 +21,20 @@ importlib.import_module(sys.argv[2])
 """
 
 
-@pytest.mark.parametrize(
-    'module', ['', '.detections', '.draw', '.runtime', '.dense.runtime', '.two_stage.runtime', '.task', '.synthetic',
-     '.training'],
+MODULES = (
+    '',
+    '.detections',
+    '.draw',
+    '.runtime',
+    '.dense.runtime',
+    '.two_stage.runtime',
+    '.task',
+    '.synthetic',
+    '.training',
 )
+
+
+@pytest.mark.parametrize('module', MODULES)
 def test_it_imports_without_pytorch(module):
     command = [sys.executable, '-c', BLOCKED, ','.join(PACKAGES), f'mm2onnx_mmrotate{module}']
     env = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, (PROJECT, PROJECT.parents[1]))))

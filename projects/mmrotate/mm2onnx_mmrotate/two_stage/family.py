@@ -1,10 +1,12 @@
 """The family of two-stage detectors of rotated boxes: which configs it claims and refuses."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from mm2onnx_mmrotate.pipeline import preprocess_rule
@@ -20,10 +22,33 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Limit, entries_of
 from mmdeploy_ext.families.parts import detector_parts, image_feeds
+from mmdeploy_ext.families.parts.exaggerated import FACTOR, changed_outputs, exaggerated_cells
 from mmdeploy_ext.families.parts.mmdet_reference import recorded
-from mmdeploy_ext.families.parts.proposals import generator_of, thresholds
+from mmdeploy_ext.families.parts.proposals import facts_of, generator_of, thresholds
 from mmdeploy_ext.families.parts.regions import part_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
+
+
+def _exaggerated_proposals(head: nn.Module) -> Callable[[Any], Any]:
+    """Return a function that changes the outputs of a head of proposals: the deltas in some cells."""
+    coder = None if heads.is_oriented(head) else facts_of(head)['coder']
+
+    def change(outputs: Any) -> Any:
+        scores, deltas = outputs
+        return scores, [exaggerated_cells(level, coder) for level in deltas]
+
+    return change
+
+
+def _exaggerated_regions(outputs: Any) -> Any:
+    """Return outputs of a head of boxes with larger deltas in a quarter of the rows, by signs of two of them.
+
+    The rows of a graph may have another order than those of mmrotate, so that no index can choose them.
+    """
+    scores, deltas, *others = outputs
+    far = (deltas[:, :1] > 0) & (deltas[:, 1:2] > 0)
+    return scores, torch.where(far, deltas * FACTOR, deltas), *others
+
 
 UNREAD = ('nms_pre', 'min_bbox_size')
 """Entries of `test_cfg.rcnn` that no head reads."""
@@ -132,6 +157,19 @@ class RotatedTwoStageFamily(ImageFamily):
     def first_trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
         spec = graphs.scored_proposals(heads.is_oriented(model.rpn_head))
         return [graphs.proposals_stage(model)], (spec,)
+
+    @contextlib.contextmanager
+    def exaggerated(self, model: nn.Module) -> Iterator[None]:
+        """Inside the block heads give extreme boxes, see `ImageFamily`; of regions, those of the last stage.
+
+        Others would be pooled by the next one.
+        """
+        head = heads.last_head(model.roi_head)
+        with self.exaggerated_first(model), changed_outputs(head, _exaggerated_regions):
+            yield
+
+    def exaggerated_first(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        return changed_outputs(model.rpn_head, _exaggerated_proposals(model.rpn_head))
 
     def sizes_choose_levels(self, model: nn.Module) -> bool:
         return True
