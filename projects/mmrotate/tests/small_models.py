@@ -21,7 +21,7 @@ NECK = dict(
     num_outs=4,
 )
 FOCAL = dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0)
-TEST = dict(nms_pre=300, min_bbox_size=0, score_thr=0.05, nms=dict(iou_thr=0.1), max_per_img=200)
+TEST = dict(nms_pre=300, min_bbox_size=0, score_thr=0.02, nms=dict(iou_thr=0.1), max_per_img=200)
 PIPELINE = [
     dict(type='LoadImageFromFile'),
     dict(
@@ -92,6 +92,26 @@ def point_head(head_type, version, **settings):
     )
 
 
+def reppoints(head_type, version):
+    """Return a detector whose boxes are rectangles around points."""
+    head = dict(
+        type=head_type,
+        num_classes=CLASSES,
+        in_channels=CHANNELS,
+        feat_channels=CHANNELS,
+        point_feat_channels=CHANNELS,
+        stacked_convs=1,
+        num_points=9,
+        point_strides=STRIDES,
+        norm_cfg=dict(type='GN', num_groups=4),
+        loss_cls=FOCAL,
+        loss_bbox_init=dict(type='ConvexGIoULoss', loss_weight=0.4),
+        loss_bbox_refine=dict(type='ConvexGIoULoss', loss_weight=0.8),
+        version=version,
+    )
+    return dict(type='RotatedRepPoints', bbox_head=head)
+
+
 CSL = dict(angle_coder=dict(type='CSLCoder', angle_version='le90', omega=4, window='gaussian', radius=3))
 S2A_CODER = dict(norm_factor=1, edge_swap=False, proj_xy=True)
 REFINE = dict(in_channels=CHANNELS, featmap_strides=STRIDES)
@@ -133,6 +153,9 @@ MODELS = dict(
         frm_cfgs=[REFINE, REFINE],
         refine_heads=[refined('RotatedRetinaRefineHead', 'oc')] * 2,
     ),
+    reppoints_oc=reppoints('RotatedRepPointsHead', 'oc'),
+    oriented_reppoints=reppoints('OrientedRepPointsHead', 'le135'),
+    sam_reppoints=reppoints('SAMRepPointsHead', 'le90'),
     s2anet=s2anet('le135', 'ODMRefineHead'),
 )
 """Name -> parts of a config's `model` besides backbone and neck."""

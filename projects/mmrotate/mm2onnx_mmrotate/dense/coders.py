@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mm2onnx_mmrotate.angles import norm_angle
+from mm2onnx_mmrotate.dense.smallest_rectangle import smallest_rectangle
 from mmdeploy_ext.families.parts.runtime.box_coders import constant, softmax
 from mmdeploy_ext.runtime.detections import sigmoid
 
@@ -85,6 +86,15 @@ def distance(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: in
     return xp.stack([x, y, size[..., 0], size[..., 1], norm_angle(xp, angle, coder['version'])], -1)
 
 
+def points(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: int) -> Any:
+    """The heads of points: the smallest rectangle around points, which are offsets y, x in strides."""
+    offsets = rows['pts_pred']
+    boxes = smallest_rectangle(xp, offsets[..., 1::2], offsets[..., 0::2], coder['version'])
+    boxes, stride = [boxes[..., column] for column in range(5)], coder['strides'][level]
+    x, y = boxes[0] * stride + priors[..., 0], boxes[1] * stride + priors[..., 1]
+    return xp.stack([x, y, boxes[2] * stride, boxes[3] * stride, boxes[4]], -1)
+
+
 def angle_of_class(xp: ModuleType, logits: Any, angles: Settings) -> Any:
     """`CSLCoder`: the middle, in radians, of the best class of angles, the first of equal ones.
 
@@ -97,7 +107,7 @@ def angle_of_class(xp: ModuleType, logits: Any, angles: Settings) -> Any:
     return degrees * float(np.pi / 180)
 
 
-CODERS: dict[str, Callable[..., Any]] = dict(delta=delta, distance=distance)
+CODERS: dict[str, Callable[..., Any]] = dict(delta=delta, distance=distance, points=points)
 """Type of a coder -> its function."""
 
 

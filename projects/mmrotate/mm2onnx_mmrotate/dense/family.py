@@ -34,7 +34,7 @@ from mmdeploy_ext.families.parts.exaggerated import (
 )
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
-BOX_OUTPUTS, LOGIT_OUTPUTS = ('bbox_pred', 'angle_pred'), ('cls_score', 'centerness')
+BOX_OUTPUTS, LOGIT_OUTPUTS = ('bbox_pred', 'angle_pred', 'pts_pred'), ('cls_score', 'centerness')
 """Outputs that hold only places, sizes and angles of boxes, and outputs that become scores by a sigmoid."""
 UNREAD = ('min_bbox_size',)
 """Entries of `test_cfg` that no head reads."""

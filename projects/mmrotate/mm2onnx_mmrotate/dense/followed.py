@@ -19,7 +19,7 @@ from mm2onnx_mmrotate.dense.kinds import KINDS
 from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_of_class
 
 OF_DETECTORS = ('forward', 'forward_test', 'simple_test')
-OF_HEADS = ('get_bboxes', '_get_bboxes_single', 'filter_bboxes', 'refine_bboxes')
+OF_HEADS = ('get_bboxes', '_get_bboxes_single', 'filter_bboxes', 'refine_bboxes', 'points2rotrect')
 DETECTORS: Followed = tuple(
     (kind, OF_DETECTORS) for kind in (detectors.RotatedSingleStageDetector, detectors.R3Det, detectors.S2ANet)
 )
@@ -40,7 +40,10 @@ CODERS: Followed = (
 )
 FUNCTIONS: Followed = (
     (sys.modules[boxes.coder.DeltaXYWHAOBBoxCoder.__module__], ('delta2bbox',)),
-    (importlib.import_module('mmrotate.core.bbox.transforms'), ('norm_angle', 'rbbox2result')),
+    (
+        importlib.import_module('mmrotate.core.bbox.transforms'),
+        ('norm_angle', 'rbbox2result', 'poly2obb_oc', 'poly2obb_le90', 'poly2obb_le135'),
+    ),
     (
         importlib.import_module('mmrotate.core.post_processing.bbox_nms_rotated'),
         ('multiclass_nms_rotated',),

@@ -30,6 +30,7 @@ RAW_MEANINGS = dict(
     angle_cls=('logits of the classes of angles', 'logit'),
     angle_pred=('angle, radians', 'rad'),
     centerness=('centerness logits', 'logit'),
+    pts_pred=('offsets y x of nine points from the point of the cell, strides', ''),
 )
 """Name of a raw output -> meaning and unit."""
 DISTANCES = 'distances left top right bottom along the axes of the box, pixels'

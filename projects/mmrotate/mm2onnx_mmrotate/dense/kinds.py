@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from mmcv.ops import min_area_polygons
+from mmrotate.core import poly2obb
 from mmrotate.core.bbox import coder as coders
 from mmrotate.models import dense_heads as heads
 from torch import nn
 
 from mm2onnx_mmrotate.dense.head import RotatedHead
+from mm2onnx_mmrotate.min_area_kernel import min_area_polygons_on_cpu
 from mmdeploy_ext.core.errors import ConfigError
 
 WH_RATIO_CLIP = 16 / 1000
@@ -187,6 +190,38 @@ class CslFcosKind(FcosKind):
         return head.angle_coder.decode(rows['angle_pred'])[:, None]
 
 
+class PointsKind(RotatedKind):
+    """Heads of points: a box is the smallest rectangle around nine of them, which are offsets in strides."""
+
+    def describe(self, head: nn.Module) -> RotatedHead:
+        outputs = (('cls_score', int(head.cls_out_channels)), ('pts_pred', 2 * int(head.num_points)))
+        return RotatedHead(outputs, 'sigmoid' if head.use_sigmoid_cls else 'softmax')
+
+    def coder(self, head: nn.Module) -> dict[str, Any]:
+        transform = getattr(head, 'transform_method', 'rotrect')
+        if transform != 'rotrect':
+            raise ConfigError(f'model.bbox_head.transform_method is {transform!r}; expected rotrect')
+        return dict(type='points', version=self.version(head), strides=list(map(int, head.point_strides)))
+
+    def version(self, head: nn.Module) -> str:
+        return head.version
+
+    def generator(self, head: nn.Module) -> Any:
+        return head.prior_generator
+
+    def flatten(self, outputs: Any) -> list[torch.Tensor]:
+        scores, _, refined, *_ = outputs
+        return [*scores, *refined]
+
+    def boxes(
+        self, head: nn.Module, level: int, rows: Mapping[str, torch.Tensor], priors: torch.Tensor
+    ) -> torch.Tensor:
+        offsets = rows['pts_pred'].reshape(len(priors), -1, 2).flip(-1).flatten(1)
+        points = offsets * head.point_strides[level] + priors[:, :2].repeat(1, head.num_points)
+        with min_area_polygons_on_cpu():
+            return poly2obb(min_area_polygons(points), head.version)
+
+
 KINDS: dict[str, RotatedKind] = dict(
     RotatedAnchorHead=RotatedKind(heads.RotatedAnchorHead),
     RotatedRetinaRefineHead=RefinedKind(heads.RotatedRetinaRefineHead),
@@ -196,6 +231,9 @@ KINDS: dict[str, RotatedKind] = dict(
     CSLRRetinaHead=CslKind(heads.CSLRRetinaHead),
     RotatedFCOSHead=FcosKind(heads.RotatedFCOSHead),
     CSLRFCOSHead=CslFcosKind(heads.CSLRFCOSHead),
+    RotatedRepPointsHead=PointsKind(heads.RotatedRepPointsHead),
+    OrientedRepPointsHead=PointsKind(heads.OrientedRepPointsHead),
+    SAMRepPointsHead=PointsKind(heads.SAMRepPointsHead),
 )
 """Class of mmrotate -> its kind; a subclass is of the same kind."""
 

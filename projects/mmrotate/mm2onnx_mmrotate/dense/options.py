@@ -40,10 +40,11 @@ CODERS: dict[str, dict[str, Check]] = dict(
         version=VERSION,
     ),
     distance=dict(version=VERSION),
+    points=dict(version=VERSION, strides=STRIDES),
 )
 """Coder of `coders.CODERS` -> checks of the settings that it reads."""
 OPTIONAL: dict[str, dict[str, Check]] = dict(
-    delta=dict(angles=ANGLES, replaced=FLAG), distance=dict(angles=ANGLES)
+    delta=dict(angles=ANGLES, replaced=FLAG), distance=dict(angles=ANGLES), points={}
 )
 """Coder -> checks of settings that may be missing."""
 PRIORS = items(items(items(number(), 2, 4), 1, 1024), 1, 64)

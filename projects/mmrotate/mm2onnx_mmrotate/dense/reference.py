@@ -14,6 +14,7 @@ from mm2onnx_mmrotate.dense.kinds import kind_of
 from mm2onnx_mmrotate.dense.networks import last_head, raw_names
 from mm2onnx_mmrotate.dense.settings import described, generator_of, priors_per_cell, thresholds, version_of
 from mm2onnx_mmrotate.detections import RotatedDetections
+from mm2onnx_mmrotate.min_area_kernel import min_area_polygons_on_cpu
 from mm2onnx_mmrotate.reference import rotated_detections
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import count_bounds
@@ -96,7 +97,8 @@ def decode_by_mmrotate(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dic
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[RotatedDetections]:
     """Return the results of the detector's own test path."""
-    return rotated_detections(model, images, rescale, version_of(last_head(model)))
+    with min_area_polygons_on_cpu():
+        return rotated_detections(model, images, rescale, version_of(last_head(model)))
 
 
 def candidate_bounds(
