@@ -96,9 +96,11 @@ function judged({ tensors, results }) {
   const words = [];
   if (tensors.length) words.push(`${tensors.length} tensors`);
   if (results.length) {
-    const matched = results.reduce((sum, row) => sum + row.matched, 0);
+    const [matched, expected] = ['matched', 'reference'].map((name) =>
+      results.reduce((sum, row) => sum + (row[name] ?? 0), 0),
+    );
     const worst = Math.min(...results.map((row) => row.worstIou ?? 1));
-    words.push(`${matched} results, worst IoU ${worst.toFixed(5)}`);
+    words.push(`${matched} of ${expected} results, worst IoU ${worst.toFixed(5)}`);
   }
   return words.join(', ');
 }
@@ -123,7 +125,9 @@ function showVerdict(verdict, engine) {
   const compared = verdict.matched
     ? `${verdict.matched} results matched with PyTorch's.`
     : `${verdict.compared} tensors compared with PyTorch's.`;
-  const summary = verdict.equal ? compared : `${verdict.failures.length} differ from PyTorch's.`;
+  const summary = verdict.equal
+    ? compared
+    : `${verdict.failures.length} images or tensors differ from PyTorch's.`;
   show(verdict.equal ? 'equal' : 'different', verdict.claim, `${told}. ${summary}${unread}`);
   const { failures } = verdict;
   const more = failures.length - SHOWN_FAILURES;

@@ -69,20 +69,27 @@ function constant(outputs) {
 }
 
 function matchImages(kitCase, outputs, { metadata, manifest: { task, bars } }) {
+  const expected = kitCase.results;
+  const fail = (reason) =>
+    kitCase.images.map((name, index) => ({
+      name,
+      reference: expected[index].scores.length,
+      matched: 0,
+      reason,
+    }));
   let candidates;
   try {
     candidates = resultsOf(outputs, { ...kitCase.inputs, ...kitCase.beside }, metadata);
   } catch (error) {
-    return kitCase.images.map((name) => ({ name, matched: 0, reason: `no results: ${error.message}` }));
+    return fail(`no results: ${error.message}`);
   }
-  if (candidates.length !== kitCase.results.length) {
-    const reason = `got results of ${candidates.length} images, expected ${kitCase.results.length}`;
-    return kitCase.images.map((name) => ({ name, matched: 0, reason }));
+  if (candidates.length !== expected.length) {
+    return fail(`got results of ${candidates.length} images, expected ${expected.length}`);
   }
   const capacity = task === 'panoptic' ? null : metadata.postprocess.max_per_img;
   return kitCase.images.map((name, index) => ({
     name,
-    ...matchResults(kitCase.results[index], candidates[index], task, bars, capacity),
+    ...matchResults(expected[index], candidates[index], task, bars, capacity),
   }));
 }
 
