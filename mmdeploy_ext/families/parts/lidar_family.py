@@ -176,8 +176,8 @@ class LidarFamily(SequenceFamily):
     ) -> Iterator[Sweep]:
         """Yield the sweeps of infos, with the columns and the past sweeps that the config's pipeline loads.
 
-        The exported file takes points, and does not record how they were read. Calibration reads infos this
-        way, too.
+        For the arguments see `SequenceFamily.moments`. The exported file takes points, and does not record
+        how they were read. Calibration reads infos this way, too.
         """
         sweeps = Sweeps(infos, lambda points: (points, points), point_rule(cfg, rule.in_channels), root)
         for info in sweeps.items:
