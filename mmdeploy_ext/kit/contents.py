@@ -14,7 +14,7 @@ model of several files are called after file and frame, `head_003`; arrays that 
 frames say in which order the cases run, and which inputs are then outputs of cases before: `ChainedFrame`.
 
 The manifest is a dict: `format`; `title` and `origin`, which are a name of the model and a sentence about it;
-`task` (that matches results; None without results); `graphs` (`KitGraph`), `cases` (what `Case.write`
+`task` (that matches results; None without results); `graphs` (`KitGraph`), `cases` (what `KitCase.write`
 returns) and `frames` (`ChainedFrame`), each a list; `file` (that of a model of one file); `memory`
 (`MemorySpec`, of a model with one); `tolerance` and `rows` (of a module, see `modules.py`); `pictures`
 (`name` and `licence` of each); `made_with` (package -> version), `python`; `files` (path in the kit ->
@@ -154,7 +154,7 @@ class KitGraph:
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class KitCase:
     """One input of one file of a kit.
 
     Attributes:
@@ -204,7 +204,7 @@ class Case:
         )
 
     @classmethod
-    def read(cls, folder: Path, entry: Mapping[str, Any]) -> Case:
+    def read(cls, folder: Path, entry: Mapping[str, Any]) -> KitCase:
         """Return a case from its entry in the manifest; for the errors see `read_array`."""
         results = [
             RESULTS[image['type']](**read_arrays(folder, image['fields'])) for image in entry['results']

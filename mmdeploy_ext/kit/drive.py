@@ -22,7 +22,7 @@ from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.kit.contents import Case, ChainedFrame, KitGraph
+    from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph
     from mmdeploy_ext.proving.results import SequenceRow
 
 NOTHING = np.zeros(0, np.float32)
@@ -49,7 +49,7 @@ class DriveJudge:
         bars, match = default_bars(precision), task_module(manifest['task']).match_detections
         self.runs = {mode: PairRun(mode, graph.spec, bars, self.memory, match) for mode in MODES}
 
-    def add(self, mode: str, frame: ChainedFrame, case: Case, arrays: Mapping[str, np.ndarray]) -> None:
+    def add(self, mode: str, frame: ChainedFrame, case: KitCase, arrays: Mapping[str, np.ndarray]) -> None:
         """Judge the outputs of one frame in a mode; frames are added in order.
 
         Args:

@@ -67,7 +67,7 @@ def trtexec_build(graph: KitGraph, cases: Sequence[Mapping[str, Any]], engine: s
 
     Args:
         graph: the file that is built.
-        cases: its entries in the manifest, see `Case.write`.
+        cases: its entries in the manifest, see `KitCase.write`.
         engine: path of the engine that is written.
     """
     words = ['trtexec', f'--onnx={graph.file}', f'--saveEngine={engine}']

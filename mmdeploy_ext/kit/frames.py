@@ -22,7 +22,7 @@ from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.runs import record_runs
 from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.kit.contents import ArrayFolder, Case, ChainedFrame, KitGraph
+from mmdeploy_ext.kit.contents import ArrayFolder, ChainedFrame, KitCase, KitGraph
 from mmdeploy_ext.kit.model_files import copy_model
 from mmdeploy_ext.proving.ladder import open_proof
 from mmdeploy_ext.proving.levels.drive import NearOrigin
@@ -171,14 +171,14 @@ def _case(
     title: str,
     inputs: dict[str, np.ndarray],
     reference: Mapping[str, np.ndarray],
-) -> Case:
+) -> KitCase:
     """Return the case of one file in one frame, without results; `reference` has PyTorch's tensors."""
     tensors = {
         tensor.name: _given_layers(reference[tensor.name], tensor.axes)
         for tensor in graph.spec.outputs
         if tensor.compare == 'values'
     }
-    return Case(name, graph.name, title, (), inputs, {}, tensors, [])
+    return KitCase(name, graph.name, title, (), inputs, {}, tensors, [])
 
 
 def _in_dtype_of(reference: np.ndarray | None, fed: np.ndarray) -> np.ndarray:

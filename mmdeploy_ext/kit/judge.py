@@ -14,7 +14,7 @@ import numpy as np
 
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.kit.contents import Case, ChainedFrame, KitGraph, read_manifest
+from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, read_manifest
 from mmdeploy_ext.kit.diagnosis import diagnose, is_constant, misfit, with_mixed_up_images
 from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.outputs import check_kit, has_outputs, read_outputs
@@ -172,7 +172,7 @@ class _Judge:
             for frame in frames:
                 entry = self.cases[frame.last_case]
                 name = entry['name'] if mode == 'teacher' else frame.outputs
-                case = Case.read(self.kit, entry)
+                case = KitCase.read(self.kit, entry)
                 arrays, rows = self._read(entry, name)
                 if rows:
                     self.judgement.cases.append(results.Case(f'{name} {case.title}', '', False, tuple(rows)))
@@ -209,7 +209,7 @@ class _Judge:
 
     def _judge(self, entry: Mapping[str, Any], name: str) -> results.Case:
         """Compare the outputs of one case that are called `name`."""
-        case = Case.read(self.kit, entry)
+        case = KitCase.read(self.kit, entry)
         arrays, rows = self._read(entry, name)
         if case.tensors:
             rows = self._compare(case, arrays, rows)
@@ -226,7 +226,7 @@ class _Judge:
         return results.Case(f'{name} {case.title}', shapes, False, tuple(rows), detections)
 
     def _compare(
-        self, case: Case, arrays: Mapping[str, np.ndarray], rows: list[TensorRow]
+        self, case: KitCase, arrays: Mapping[str, np.ndarray], rows: list[TensorRow]
     ) -> list[TensorRow]:
         """Return rows of all tensors of a case; a reason that fails says what the output looks like.
 
@@ -251,7 +251,7 @@ class _Judge:
         diagnosis = diagnose(expected[name], got[name])
         return dataclasses.replace(row, reason=f'{row.reason}; {diagnosis}') if diagnosis else row
 
-    def _match(self, case: Case, arrays: Mapping[str, np.ndarray]) -> tuple[results.DetectionRow, ...]:
+    def _match(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> tuple[results.DetectionRow, ...]:
         """Match the results of every image with PyTorch's, after the post-processing of the runtime."""
         metadata, task = self.graphs[case.graph].metadata, self.manifest['task']
         module, settings = task_module(task), self.bars.of_task(task) if self.bars else {}

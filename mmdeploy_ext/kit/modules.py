@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, Case, ChainedFrame, KitGraph
+from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, ChainedFrame, KitCase, KitGraph
 from mmdeploy_ext.kit.model_files import copy_model
 from mmdeploy_ext.kit.page import write_page
 from mmdeploy_ext.kit.writer import write_kit
@@ -129,6 +129,6 @@ def _write_contents(
     )
 
 
-def _case(index: int, comparison: CallComparison) -> Case:
+def _case(index: int, comparison: CallComparison) -> KitCase:
     title = comparison.call.title.removesuffix(', teacher-forced')
-    return Case(f'{index:03}', 'model', title, (), comparison.feeds, {}, comparison.reference, [])
+    return KitCase(f'{index:03}', 'model', title, (), comparison.feeds, {}, comparison.reference, [])

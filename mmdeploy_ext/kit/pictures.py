@@ -8,7 +8,7 @@ import numpy as np
 
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, Case, KitGraph
+from mmdeploy_ext.kit.contents import MODEL, ArrayFolder, KitCase, KitGraph
 from mmdeploy_ext.kit.model_files import copy_model
 from mmdeploy_ext.kit.page import write_page
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
@@ -53,7 +53,7 @@ def write_pictures(
     return dict(file=MODEL, graphs=[entry], cases=entries, frames=[], bars=bars)
 
 
-def _case(name: str, reference: ImageReference, metadata: Metadata) -> Case:
+def _case(name: str, reference: ImageReference, metadata: Metadata) -> KitCase:
     """Return the case of an input: what the graph takes, and what PyTorch makes of it."""
     family = reference.deployment.family
     inputs = metadata.spec.with_defaults(reference.feeds_of(metadata))  # not every engine has optional inputs
@@ -63,7 +63,7 @@ def _case(name: str, reference: ImageReference, metadata: Metadata) -> Case:
         tensors = dict(reference.compute(family.reference_tensors, metadata.form, **options))
         tensors = {name: array for name, array in tensors.items() if name in metadata.spec.output_names}
     proof_input = reference.input
-    return Case(
+    return KitCase(
         name,
         'model',
         proof_input.name,

@@ -25,7 +25,7 @@ from mmdeploy_ext.cli import export_app, kit_app
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.kit import web_library
-from mmdeploy_ext.kit.contents import Case, read_manifest
+from mmdeploy_ext.kit.contents import KitCase, read_manifest
 from mmdeploy_ext.kit.judge import judge
 from mmdeploy_ext.kit.modules import write_module_kit
 from mmdeploy_ext.kit.page import write_single_file
@@ -153,7 +153,7 @@ def test_a_picture_has_the_detections_that_python_finds(page):
 
 
 def test_planted_outputs_are_judged_as_by_the_command(page, kit, tmp_path):
-    cases = [Case.read(kit, entry) for entry in read_manifest(kit)['cases']]
+    cases = [KitCase.read(kit, entry) for entry in read_manifest(kit)['cases']]
     with build_backend('OnnxRuntimeBackend', str(kit / 'model.onnx')) as backend:
         outputs = [backend.infer(case.inputs) for case in cases]
     planted, expected = {}, {}
