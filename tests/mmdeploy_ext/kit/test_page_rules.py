@@ -34,6 +34,8 @@ RULES = {
     'fixed': dict(size=(64, 96), pad_val=(114.0, 0.1, -1.0), std=(255.0, 255.0, 255.0)),
     'fixed, stretch': dict(size=(31, 97), keep_ratio=False),
     'padded size': dict(img_scale=(64, 48), pad_size=(70, 50), to_rgb=False),
+    'Pillow': dict(img_scale=(96, 64), resize='pillow'),
+    'Pillow, stretch': dict(img_scale=(50, 77), keep_ratio=False, resize='pillow'),
     'centred': dict(pad_or=127, pad_more=1, centred=True),
     'centred, odd': dict(img_scale=(77, 77), size_divisor=11, centred=True),
 }
