@@ -28,7 +28,7 @@ from mmdeploy_ext.kit import web_library
 from mmdeploy_ext.kit.contents import KitCase, read_manifest
 from mmdeploy_ext.kit.judge import judge
 from mmdeploy_ext.kit.modules import write_module_kit
-from mmdeploy_ext.kit.page import write_single_file
+from mmdeploy_ext.kit.page import LIBRARY, add_library, write_single_file
 from mmdeploy_ext.kit.server import serving
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.tasks import bbox2d
@@ -188,6 +188,24 @@ def test_planted_outputs_are_judged_as_by_the_command(page, kit, tmp_path):
     """
     assert in_page(page, body, planted=planted, counts=COUNTS) == expected
     assert [fault for fault in expected if expected[fault]['equal']] == ['none']
+
+
+def test_the_library_lies_in_a_kit_with_its_licence(browser, changed_kit, monkeypatch):
+    add_library(changed_kit)
+    library = changed_kit / LIBRARY
+    assert 'MIT License' in (library / 'LICENSE').read_text()
+    assert {path.name for path in library.iterdir()} == {
+        *web_library.LOADERS,
+        *web_library.LOADERS.values(),
+        *web_library.LICENCES,
+    }
+    monkeypatch.setattr(web_library, 'package', None)  # a server of such a kit needs no other copy
+    with address_of(changed_kit) as address:
+        browser.open(address)
+        version = in_page(
+            browser, "return (await import('kit/ort/ort.wasm.bundle.min.mjs')).env.versions.web;"
+        )
+    assert version == web_library.VERSION
 
 
 # --- other models -----------------------------------------------------------------------------------------
