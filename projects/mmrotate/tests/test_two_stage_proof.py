@@ -12,7 +12,7 @@ from mmdeploy_ext.synthetic.seeded import seeded_model
 from mmdeploy_ext.zoo.config_proof import Settings, prove_config
 from mmdeploy_ext.zoo.configs import Config
 
-pytestmark = pytest.mark.matrix
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
 SIZE = (192, 256)
 
 

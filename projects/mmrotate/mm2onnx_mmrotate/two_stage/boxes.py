@@ -18,6 +18,25 @@ from mmdeploy_ext.families.parts.regions import Pool, part_of, stages_of
 from mmdeploy_ext.families.parts.runtime.box_coders import softmax
 
 
+class UprightPool(Pool):
+    """A `SingleRoIExtractor`, whose regions may have no size: mmrotate keeps such proposals.
+
+    mmcv takes as many samples of a cell as it is long, if the layer gives no number of them: none of a region
+    without size, whose features are zero. OpenVINO takes one.
+    """
+
+    def forward(
+        self, maps: Sequence[Tensor], boxes: Tensor, images: Tensor, factor: float | None = None
+    ) -> Tensor:
+        """Return features (R, channels, h, w) of boxes (R, 4); see `Pool.forward`."""
+        pooled = super().forward(maps, boxes, images, factor)
+        layer = self.extractor.roi_layers[0]
+        if layer.sampling_ratio > 0 or not layer.aligned:
+            return pooled
+        has_size = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)[:, None, None, None]
+        return torch.where(has_size, pooled, torch.zeros_like(pooled))
+
+
 class RotatedPool(Pool):
     """A `RotatedSingleRoIExtractor`: every rotated region from the level of its size."""
 
@@ -39,7 +58,7 @@ class Stage(nn.Module):
         """Keep extractor and head of a stage; `rotated` is whether its regions are rotated boxes."""
         super().__init__()
         extractor = part_of(roi_head, 'bbox_roi_extractor', index)
-        self.pool = (RotatedPool if rotated else Pool)(extractor)
+        self.pool = (RotatedPool if rotated else UprightPool)(extractor)
         self.shared = getattr(roi_head, 'shared_head', None) or nn.Identity()
         self.head = part_of(roi_head, 'bbox_head', index)
         self.coder, self.columns = coder_of(self.head), output_columns(self.head)

@@ -161,7 +161,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a form."""
     image = image_input(options, smallest_input(model), detector_parts.multiple(model))
     batch = image.axes[0]
-    img_shape, scale_factor = optional_inputs(batch, clips=True)
+    clips = options.form != 'raw' or not is_oriented(model.rpn_head)  # rotated proposals are not clipped
+    img_shape, scale_factor = optional_inputs(batch, clips)
     if options.form == 'full':
         inputs, outputs = (image, img_shape, scale_factor), rotated_outputs(batch, 'n')
     elif options.form == 'decode':
