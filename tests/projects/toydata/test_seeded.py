@@ -1,6 +1,7 @@
 """Seeded weights of one-stage detectors: things are found, calmly, and only the seed decides."""
 
 import functools
+import types
 
 import pytest
 import torch
@@ -172,3 +173,8 @@ def test_seeded_weights_are_of_the_config_with_its_overrides(tmp_path, monkeypat
     words = ['seeded', 'config.py', str(tmp_path / 'w.pth'), '--seed', '3']
     assert synthetic_app.main([*words, '--cfg-options', 'custom_imports.imports=nets', 'a.b=1']) == 0
     assert written == [('config.py', 3, {'custom_imports.imports': 'nets', 'a.b': 1})]
+
+
+def test_a_family_with_a_rule_of_its_own_gives_its_model():
+    family = types.SimpleNamespace(name='outside', seeded=lambda cfg, seed: (cfg, seed))
+    assert seeded.seeded_model('config', family, 3) == ('config', 3)
