@@ -1,7 +1,8 @@
 """Images and calibration of several cameras made into a network input, in numpy and OpenCV.
 
-Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py at test time: Pillow's bicubic resize,
-crop, normalise, pad. Glossary: N cameras, H, W network input in pixels, h, w of a camera's image.
+Sources: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py at test time: Pillow's bicubic resize,
+crop, normalise, pad; fundamentalvision/BEVFormer 66b65f3, the same file: normalise, OpenCV's bilinear resize of
+the float32 values, pad. Glossary: N cameras, H, W network input in pixels, h, w of a camera's image.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.core.json_dataclass import JsonDataclass
-from mmdeploy_ext.preprocess.pictures import next_multiples, normalise
+from mmdeploy_ext.preprocess.pictures import next_multiples, normalise, resize_cv2
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 
 KIND = 'multiview'
@@ -22,8 +23,12 @@ KIND = 'multiview'
 CAMERAS = ('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT')
 """nuScenes' cameras in the order of StreamPETR's info files."""
 STEPS = ('ResizeCropFlipRotImage', 'NormalizeMultiviewImage', 'PadMultiViewImage')
-"""Steps that change the images, in the only order that the rule has."""
-NEUTRAL = ('LoadMultiViewImageFromFiles', 'PETRFormatBundle3D', 'Collect3D', 'DefaultFormatBundle3D')
+"""Steps that change the images, in the order of a rule that normalises last."""
+SCALED_STEPS = ('NormalizeMultiviewImage', 'RandomScaleImageMultiViewImage', 'PadMultiViewImage')
+"""The same, in the order of a rule that normalises first."""
+NEUTRAL = (
+    'LoadMultiViewImageFromFiles', 'PETRFormatBundle3D', 'Collect3D', 'DefaultFormatBundle3D', 'CustomCollect3D',
+)  # fmt: skip
 """Steps that load images and pack them, and change no pixel."""
 
 
@@ -55,6 +60,8 @@ class MultiViewRule(JsonDataclass):
         pad_size: (H, W) to pad to instead; None uses `size_divisor`.
         num_cameras: N.
         cameras: names in the order of the network input; () if the config does not tell them.
+        normalised_first: normalise, then resize the float32 values bilinearly by OpenCV, without a crop;
+            otherwise resize by Pillow's bicubic, crop, then normalise.
     """
 
     mean: tuple[float, ...]
@@ -69,6 +76,7 @@ class MultiViewRule(JsonDataclass):
     pad_size: tuple[int, int] | None = None
     num_cameras: int = 6
     cameras: tuple[str, ...] = CAMERAS
+    normalised_first: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types; `kind` tells this rule from that of single images."""
@@ -96,7 +104,10 @@ class MultiViewRule(JsonDataclass):
         self._check_images(images_bgr)
         prepared = np.zeros((self.num_cameras, 3, *self.input_size), np.float32)
         for target, image in zip(prepared, images_bgr, strict=True):
-            values = normalise(self._cropped(image), self.mean, self.std, self.to_rgb)
+            values = image if self.normalised_first else self._cropped(image)
+            values = normalise(values, self.mean, self.std, self.to_rgb)
+            if self.normalised_first:
+                values = resize_cv2(values, *self.resized)
             target[:, : self.size[0], : self.size[1]] = values.transpose(2, 0, 1)
         return prepared
 
@@ -174,7 +185,7 @@ class MultiViewRule(JsonDataclass):
 
 
 def multiview_rule(pipeline: Sequence[Mapping[str, Any]], num_cameras: int = 6) -> MultiViewRule:
-    """Read the rule out of a StreamPETR test pipeline, `MultiScaleFlipAug3D` included.
+    """Read the rule out of a test pipeline of cameras, `MultiScaleFlipAug3D` included.
 
     With another number of cameras than 6 their names are left out.
 
@@ -183,22 +194,22 @@ def multiview_rule(pipeline: Sequence[Mapping[str, Any]], num_cameras: int = 6) 
     """
     steps = {}
     for step in _flat_steps(pipeline):
-        if step['type'] in STEPS:
+        if step['type'] in (*STEPS, *SCALED_STEPS):
             steps[step['type']] = step
         elif step['type'] not in NEUTRAL:
             raise ConfigError(
                 f'test pipeline step {step["type"]!r} cannot be described by the exported file; supported: '
-                f'{", ".join(STEPS)}'
+                f'{", ".join(dict.fromkeys((*STEPS, *SCALED_STEPS)))}'
             )
-    if tuple(steps) not in (STEPS, STEPS[:2]):
+    normalised_first = SCALED_STEPS[1] in steps
+    expected = SCALED_STEPS if normalised_first else STEPS
+    if tuple(steps) not in (expected, expected[:2]):
         raise ConfigError(
-            f'test pipeline: got the steps {list(steps)}; expected {", ".join(STEPS)} in this order'
+            f'test pipeline: got the steps {list(steps)}; expected {", ".join(expected)} in this order'
         )
-    resize, norm = (steps[name] for name in STEPS[:2])
-    for name, keys in zip(STEPS[:2], (('data_aug_conf',), ('mean', 'std')), strict=True):
-        _require(steps[name], keys, name)
-    if resize.get('training', True):
-        raise ConfigError(f'test pipeline step {STEPS[0]}: training=True; expected False in a test pipeline')
+    norm = steps['NormalizeMultiviewImage']
+    _require(norm, ('mean', 'std'), norm['type'])
+    sizes = _scaled_sizes(pipeline, steps[SCALED_STEPS[1]]) if normalised_first else _sizes(steps[STEPS[0]])
     pad = steps.get(STEPS[2], {})
     if pad.get('pad_val', 0) != 0:
         raise ConfigError(f'test pipeline step {STEPS[2]}: pad_val={pad["pad_val"]}; expected 0')
@@ -210,7 +221,8 @@ def multiview_rule(pipeline: Sequence[Mapping[str, Any]], num_cameras: int = 6) 
         pad_size=tuple(map(int, pad['size'])) if pad.get('size') else None,
         num_cameras=num_cameras,
         cameras=CAMERAS if num_cameras == len(CAMERAS) else (),
-        **_crop_values(resize['data_aug_conf']),
+        normalised_first=normalised_first,
+        **sizes,
     )
 
 
@@ -232,8 +244,29 @@ def _flat_steps(pipeline: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
     return steps
 
 
-def _crop_values(conf: Mapping[str, Any]) -> dict[str, Any]:
+def _scaled_sizes(pipeline: Sequence[Mapping[str, Any]], step: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sizes of a resize by one factor, of pictures of the size that `MultiScaleFlipAug3D` names."""
+    _require(step, ('scales',), step['type'])
+    if len(step['scales']) != 1:
+        raise ConfigError(f'test pipeline step {step["type"]}: scales={step["scales"]}; expected one factor')
+    (scale,) = map(float, step['scales'])
+    width_height = [step['img_scale'] for step in pipeline if 'img_scale' in step]
+    if len(width_height) != 1 or np.shape(width_height[0]) != (2,):
+        raise ConfigError(
+            f'test pipeline step MultiScaleFlipAug3D: img_scale={width_height}; expected the width and height '
+            f'of the pictures as they are taken'
+        )
+    source = int(width_height[0][1]), int(width_height[0][0])
+    resized = int(source[0] * scale), int(source[1] * scale)
+    return dict(source=source, size=resized, scale=scale, resized=resized, crop=(0, 0))
+
+
+def _sizes(resize: Mapping[str, Any]) -> dict[str, Any]:
     """Return resize and crop as upstream at test time: the crop is filled, centred, at the mean bottom."""
+    _require(resize, ('data_aug_conf',), STEPS[0])
+    if resize.get('training', True):
+        raise ConfigError(f'test pipeline step {STEPS[0]}: training=True; expected False in a test pipeline')
+    conf = resize['data_aug_conf']
     _require(conf, ('H', 'W', 'final_dim', 'bot_pct_lim'), f'{STEPS[0]}: data_aug_conf')
     source, size = (int(conf['H']), int(conf['W'])), tuple(map(int, conf['final_dim']))
     scale = max(size[0] / source[0], size[1] / source[1])

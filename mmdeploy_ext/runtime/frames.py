@@ -34,6 +34,8 @@ class Frame:
         name: of the frame, for display and for file names.
         image_files: one path per camera, for pictures; empty when there are none.
         ego_pose_inv: (4, 4) float64, the inverse as the data set has it; None: it is computed.
+        can_bus: (18,) float64, a record of the car's motion as `families.parts.runtime.bev_motion` describes
+            it; None: there is none, and models that need one derive it from the pose.
     """
 
     images: np.ndarray
@@ -45,6 +47,7 @@ class Frame:
     name: str = ''
     image_files: tuple[str, ...] = ()
     ego_pose_inv: np.ndarray | None = None
+    can_bus: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
