@@ -72,6 +72,7 @@ MULTIVIEW = full_record(
     pad_size=maybe(exactly(2, PIXELS)),
     num_cameras=number(1, 64, integer=True),
     cameras=items(NAME, 0, 64),
+    normalised_first=FLAG,
     also=_check_rig,
 )
 """Check of the JSON form of a `MultiViewRule`, of the pictures of several cameras."""

@@ -5,6 +5,7 @@
 
 from mmdeploy_ext.contract.registry import register_family
 from mmdeploy_ext.families.anchor3d import options as anchor3d
+from mmdeploy_ext.families.bevformer import options as bevformer
 from mmdeploy_ext.families.bevfusion import options as bevfusion_det
 from mmdeploy_ext.families.centerpoint import options as centerpoint
 from mmdeploy_ext.families.dense import options as dense
@@ -24,6 +25,14 @@ register_family(
     options=anchor3d.OPTIONS,
     postprocess=anchor3d.POSTPROCESS,
     runtime='mmdeploy_ext.families.anchor3d.runtime',
+    library=MMDET3D,
+)
+register_family(
+    'bevformer',
+    'mmdeploy_ext.families.bevformer.family:BevFormerFamily',
+    options=bevformer.OPTIONS,
+    postprocess=bevformer.POSTPROCESS,
+    runtime='mmdeploy_ext.families.bevformer.runtime',
     library=MMDET3D,
 )
 register_family('bevfusion', 'mmdeploy_ext.families.sparse_backbone.family:BEVFusionEncoder', library=MMDET3D)

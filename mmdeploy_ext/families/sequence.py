@@ -41,6 +41,8 @@ class SequenceFamily(Family):
     Attributes:
         compared: tensors of the graphs that are compared with a dump, by name; empty means the outputs of the
             last graph.
+        unread_fields: fields of a `Frame` that the models do not read, and that data sets may lack; no proof
+            compares them.
         dump_suffixes: prefix of a dumped tensor's name -> what its file name ends in.
         measured: contracts that a benchmark exports if it is given no files; empty means the default one.
         dump_names: tensors that dump mode has; empty if they are unknown before a frame has run.
@@ -51,6 +53,7 @@ class SequenceFamily(Family):
 
     compared: ClassVar[tuple[str, ...]] = ()
     measured: ClassVar[tuple[str, ...]] = ()
+    unread_fields: ClassVar[tuple[str, ...]] = ()
     dump_suffixes: ClassVar[dict[str, str]] = {}
     dump_names: ClassVar[tuple[str, ...]] = ()
     bars: ClassVar[tuple[tuple[str, str, float], ...]] = ()

@@ -201,15 +201,19 @@ def multiview_rule(pipeline: Sequence[Mapping[str, Any]], num_cameras: int = 6) 
                 f'test pipeline step {step["type"]!r} cannot be described by the exported file; supported: '
                 f'{", ".join(dict.fromkeys((*STEPS, *SCALED_STEPS)))}'
             )
-    normalised_first = SCALED_STEPS[1] in steps
+    normalised_first = STEPS[0] not in steps
     expected = SCALED_STEPS if normalised_first else STEPS
-    if tuple(steps) not in (expected, expected[:2]):
+    optional = SCALED_STEPS[1:] if normalised_first else STEPS[2:]
+    if list(steps) != [name for name in expected if name in steps or name not in optional]:
         raise ConfigError(
             f'test pipeline: got the steps {list(steps)}; expected {", ".join(expected)} in this order'
         )
     norm = steps['NormalizeMultiviewImage']
     _require(norm, ('mean', 'std'), norm['type'])
-    sizes = _scaled_sizes(pipeline, steps[SCALED_STEPS[1]]) if normalised_first else _sizes(steps[STEPS[0]])
+    if normalised_first:
+        sizes = _scaled_sizes(pipeline, steps.get(SCALED_STEPS[1]))
+    else:
+        sizes = _sizes(steps[STEPS[0]])
     pad = steps.get(STEPS[2], {})
     if pad.get('pad_val', 0) != 0:
         raise ConfigError(f'test pipeline step {STEPS[2]}: pad_val={pad["pad_val"]}; expected 0')
@@ -244,12 +248,19 @@ def _flat_steps(pipeline: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
     return steps
 
 
-def _scaled_sizes(pipeline: Sequence[Mapping[str, Any]], step: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sizes of a resize by one factor, of pictures of the size that `MultiScaleFlipAug3D` names."""
-    _require(step, ('scales',), step['type'])
-    if len(step['scales']) != 1:
-        raise ConfigError(f'test pipeline step {step["type"]}: scales={step["scales"]}; expected one factor')
-    (scale,) = map(float, step['scales'])
+def _scaled_sizes(pipeline: Sequence[Mapping[str, Any]], step: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the sizes of a resize by one factor, of pictures of the size that `MultiScaleFlipAug3D` names.
+
+    `step` is that of the resize; None keeps the size.
+    """
+    scale = 1.0
+    if step is not None:
+        _require(step, ('scales',), step['type'])
+        if len(step['scales']) != 1:
+            raise ConfigError(
+                f'test pipeline step {step["type"]}: scales={step["scales"]}; expected one factor'
+            )
+        (scale,) = map(float, step['scales'])
     width_height = [step['img_scale'] for step in pipeline if 'img_scale' in step]
     if len(width_height) != 1 or np.shape(width_height[0]) != (2,):
         raise ConfigError(

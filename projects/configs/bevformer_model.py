@@ -29,44 +29,51 @@ R101_DCN = dict(
 POST_NORM = ('self_attn', 'norm', 'cross_attn', 'norm', 'ffn', 'norm')
 
 
-def encoder(layers: int, levels: int) -> dict[str, Any]:
+def encoder(layers: int, levels: int, channels: int, heads: int, pc_range: list[float]) -> dict[str, Any]:
     """Return the encoder of the bird's-eye view, for feature maps of so many levels."""
     cameras = dict(
         type='SpatialCrossAttention',
-        pc_range=PC_RANGE,
+        pc_range=pc_range,
         deformable_attention=dict(
-            type='MSDeformableAttention3D', embed_dims=CHANNELS, num_points=8, num_levels=levels
+            type='MSDeformableAttention3D',
+            embed_dims=channels,
+            num_heads=heads,
+            num_points=8,
+            num_levels=levels,
         ),
-        embed_dims=CHANNELS,
+        embed_dims=channels,
     )
     layer = dict(
         type='BEVFormerLayer',
-        attn_cfgs=[dict(type='TemporalSelfAttention', embed_dims=CHANNELS, num_levels=1), cameras],
-        feedforward_channels=2 * CHANNELS,
+        attn_cfgs=[
+            dict(type='TemporalSelfAttention', embed_dims=channels, num_heads=heads, num_levels=1),
+            cameras,
+        ],
+        feedforward_channels=2 * channels,
         ffn_dropout=0.1,
         operation_order=POST_NORM,
     )
     return dict(
         type='BEVFormerEncoder',
         num_layers=layers,
-        pc_range=PC_RANGE,
+        pc_range=pc_range,
         num_points_in_pillar=4,
         return_intermediate=False,
         transformerlayers=layer,
     )
 
 
-def decoder(layers: int = 6) -> dict[str, Any]:
+def decoder(layers: int, channels: int, heads: int) -> dict[str, Any]:
     """Return the decoder of objects."""
     attentions = [
-        dict(type='MultiheadAttention', embed_dims=CHANNELS, num_heads=8, dropout=0.1),
-        dict(type='CustomMSDeformableAttention', embed_dims=CHANNELS, num_levels=1),
+        dict(type='MultiheadAttention', embed_dims=channels, num_heads=heads, dropout=0.1),
+        dict(type='CustomMSDeformableAttention', embed_dims=channels, num_heads=heads, num_levels=1),
     ]
     layer = dict(
         type='DetrTransformerDecoderLayer',
         attn_cfgs=attentions,
-        feedforward_channels=2 * CHANNELS,
-        ffn_dropout=0.1,
+        feedforward_channels=2 * channels,
+        ffn_cfgs=dict(type='FFN', embed_dims=channels, ffn_drop=0.1),
         operation_order=POST_NORM,
     )
     return dict(
@@ -78,7 +85,17 @@ def decoder(layers: int = 6) -> dict[str, Any]:
 
 
 def bevformer(
-    backbone: dict[str, Any], in_channels: list[int], levels: int, side: int, layers: int
+    backbone: dict[str, Any],
+    in_channels: list[int],
+    levels: int,
+    side: int,
+    layers: int,
+    channels: int = CHANNELS,
+    heads: int = 8,
+    decoder_layers: int = 6,
+    queries: int = 900,
+    max_num: int = 300,
+    pc_range: list[float] = PC_RANGE,
 ) -> dict[str, Any]:
     """Return the `model` section.
 
@@ -88,11 +105,17 @@ def bevformer(
         levels: of the neck.
         side: rows, and columns, of the bird's-eye view.
         layers: of the encoder.
+        channels: of features, cells and queries.
+        heads: of the attentions.
+        decoder_layers: of the decoder.
+        queries: of objects.
+        max_num: most boxes of a frame.
+        pc_range: x, y, z low, then high, m.
     """
     neck = dict(
         type='FPN',
         in_channels=in_channels,
-        out_channels=CHANNELS,
+        out_channels=channels,
         start_level=0,
         add_extra_convs='on_output',
         num_outs=levels,
@@ -103,15 +126,18 @@ def bevformer(
         rotate_prev_bev=True,
         use_shift=True,
         use_can_bus=True,
-        embed_dims=CHANNELS,
-        encoder=encoder(layers, levels),
-        decoder=decoder(),
+        embed_dims=channels,
+        encoder=encoder(layers, levels, channels, heads, pc_range),
+        decoder=decoder(decoder_layers, channels, heads),
     )
     coder = dict(
         type='NMSFreeCoder',
-        post_center_range=[-61.2, -61.2, -10.0, 61.2, 61.2, 10.0],
-        pc_range=PC_RANGE,
-        max_num=300,
+        post_center_range=[
+            *(low - 10.0 if number < 2 else low - 5.0 for number, low in enumerate(pc_range[:3])),
+            *(high + 10.0 if number < 2 else high + 7.0 for number, high in enumerate(pc_range[3:])),
+        ],
+        pc_range=pc_range,
+        max_num=max_num,
         voxel_size=[0.2, 0.2, 8],
         num_classes=10,
     )
@@ -119,15 +145,15 @@ def bevformer(
         type='BEVFormerHead',
         bev_h=side,
         bev_w=side,
-        num_query=900,
+        num_query=queries,
         num_classes=10,
-        in_channels=CHANNELS,
+        in_channels=channels,
         with_box_refine=True,
         as_two_stage=False,
         transformer=transformer,
         bbox_coder=coder,
         positional_encoding=dict(
-            type='LearnedPositionalEncoding', num_feats=CHANNELS // 2, row_num_embed=side, col_num_embed=side
+            type='LearnedPositionalEncoding', num_feats=channels // 2, row_num_embed=side, col_num_embed=side
         ),
     )
     return dict(

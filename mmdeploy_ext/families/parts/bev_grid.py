@@ -82,14 +82,14 @@ def rotated_cells(rotation: Tensor, height: int, width: int) -> tuple[Tensor, Te
     x = torch.arange(width, device=rotation.device) - width * 0.5 + 0.5
     y = torch.arange(height, device=rotation.device) - height * 0.5 + 0.5
     x, y = x[None], y[:, None]
-    sources, is_inside = [], True
-    for row, extent in ((0, width), (1, height)):
-        share = rotation[row, 0] * x + rotation[row, 1] * y + rotation[row, 2]
+    sources = []
+    for axis, extent in ((0, width), (1, height)):
+        share = rotation[axis, 0] * x + rotation[axis, 1] * y + rotation[axis, 2]
         source = ((share + 1) * extent - 1) / 2
-        source = source.round()  # half to even, as in torchvision
-        is_inside = is_inside & (source >= 0) & (source < extent)
-        sources.append(source.clamp(0, extent - 1))
+        sources.append(source.round())  # half to even, as in torchvision
     column, row = sources
+    is_inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    column, row = column.clamp(0, width - 1), row.clamp(0, height - 1)
     return (row * width + column).flatten().to(torch.int64), is_inside.flatten()
 
 

@@ -24,12 +24,12 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.families.streampetr import spec
 from mmdeploy_ext.families.streampetr.graphs import (
     ExtractImgFeat,
     HeadStep,
     RigEmbedding,
-    with_examples,
 )
 from mmdeploy_ext.families.streampetr.runtime.state import FIELDS
 from mmdeploy_ext.models.streampetr import memory as temporal

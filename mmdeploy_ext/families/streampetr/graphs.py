@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
+from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.families.streampetr import spec
 from mmdeploy_ext.families.streampetr.live import steps_of
 from mmdeploy_ext.models.streampetr.memory import Memory
@@ -203,25 +203,3 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
             for module, contract in zip(modules, contracts, strict=True)
         ]
     return with_examples(model, parts)
-
-
-def with_examples(model: nn.Module, parts: Sequence[tuple[str, nn.Module, GraphSpec]]) -> list[Graph]:
-    """Return graphs of (name, module, contract) triples, with examples to trace, on the model's device."""
-    device = next(model.parameters()).device
-    return [
-        Graph(name, module.eval().to(device), contract, _example(contract, device))
-        for name, module, contract in parts
-    ]
-
-
-def _example(contract: GraphSpec, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return seeded random inputs to trace; no branch of a graph depends on their values."""
-    generator = torch.Generator().manual_seed(0)
-    example = {}
-    for tensor in contract.inputs:
-        values = torch.rand(tensor.axes, generator=generator)
-        if len(tensor.axes) > 2 and tensor.axes[-2:] == (4, 4):
-            values = torch.eye(4) + 0.01 * values
-        dtype = torch.float64 if tensor.dtype == 'float64' else torch.float32
-        example[tensor.name] = values.to(device, dtype)
-    return example

@@ -8,9 +8,9 @@ import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
 from mmdeploy_ext.core.taps import collect_taps, tap
+from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.samples import detections
 from mmdeploy_ext.families.streampetr.live import memory_of, set_memory, tap_geometry, tapped
-from mmdeploy_ext.families.streampetr.runtime import checks
 from mmdeploy_ext.families.streampetr.runtime.state import FIELDS, to_global, to_local
 from mmdeploy_ext.models.streampetr.memory import Memory
 from mmdeploy_ext.preprocess.cameras import Calibration
@@ -74,9 +74,9 @@ class StreamPetrReference:
 
         An invalid calibration, pose or time raises the same DataError as of `StreamPetrOnnx`.
         """
-        checks.check_calibration(Calibration(frame.lidar2img, frame.intrinsics), len(frame.images))
-        checks.check_pose(frame.ego_pose)
-        checks.check_time(frame.timestamp_s)
+        frame_checks.check_calibration(Calibration(frame.lidar2img, frame.intrinsics), len(frame.images))
+        frame_checks.check_pose(frame.ego_pose)
+        frame_checks.check_time(frame.timestamp_s)
         with torch.no_grad(), collect_taps() as taps, tapped(self.model):
             results = self.model(return_loss=False, rescale=True, **self._data(frame))
             rig = [self._tensor(matrices)[None] for matrices in (frame.lidar2img, frame.intrinsics)]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.families.parts.runtime.bev_motion import motion_since
+from mmdeploy_ext.families.parts.runtime.bev_motion import YAW_DEG, motion_since
 from mmdeploy_ext.models.catalogue import offered
 
 
@@ -35,9 +35,9 @@ class BEVFormer(MVXTwoStageDetector):
 
     def reset(self) -> None:
         """Forget the last frame: the next one begins a scene."""
-        self.prev_bev: Tensor | None = None
-        self.prev_can_bus: np.ndarray | None = None
-        self.prev_scene_token: str | None = None
+        self.prev_frame_info: dict[str, Any] = dict(
+            prev_bev=None, scene_token=None, prev_pos=np.zeros(3), prev_angle=0.0
+        )
 
     def extract_img_feat(self, img: Tensor) -> list[Tensor]:
         """Return feature maps (1, N, C, h, w) of each level, of pictures (1, N, 3, H, W)."""
@@ -70,14 +70,23 @@ class BEVFormer(MVXTwoStageDetector):
 
     def run_frame(self, img_metas: list[dict], img: Tensor) -> dict[str, Tensor]:
         """Return the head's outputs for one frame; another scene token than before begins a scene."""
-        meta = img_metas[0]
-        if meta['scene_token'] != self.prev_scene_token or not self.video_test_mode:
+        meta, last = img_metas[0], self.prev_frame_info
+        if meta['scene_token'] != last['scene_token'] or not self.video_test_mode:
             self.reset()
-        motion = motion_since(np.asarray(meta['can_bus']), self.prev_can_bus)
-        meta = dict(meta, can_bus=motion)
-        outputs = self.pts_bbox_head(self.extract_img_feat(img), [meta], self.prev_bev)
-        self.prev_bev, self.prev_scene_token = outputs['bev_embed'], meta['scene_token']
-        self.prev_can_bus = np.array(img_metas[0]['can_bus'], np.float64)
+            last = self.prev_frame_info
+        record = np.array(meta['can_bus'], np.float64)
+        before = None
+        if last['prev_bev'] is not None:
+            before = np.zeros_like(record)
+            before[:3], before[YAW_DEG] = last['prev_pos'], last['prev_angle']
+        meta = dict(meta, can_bus=motion_since(record, before))
+        outputs = self.pts_bbox_head(self.extract_img_feat(img), [meta], last['prev_bev'])
+        self.prev_frame_info = dict(
+            prev_bev=outputs['bev_embed'],
+            scene_token=meta['scene_token'],
+            prev_pos=record[:3],
+            prev_angle=record[YAW_DEG],
+        )
         for name, tensor in outputs.items():
             tap(name, tensor)
         return outputs

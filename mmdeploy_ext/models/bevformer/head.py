@@ -106,7 +106,7 @@ class BEVFormerHead(BaseModule):
         Args:
             maps: feature maps of each level (1, N, C, h, w).
             img_metas: one dict: `can_bus` (18,) of `motion_since`, `lidar2img` [N] of (4, 4), and
-                `img_shape` [N] of (H, W, 3), the padded pictures.
+                `pad_shape` [N] of (H, W, 3), the padded pictures.
             prev_bev: the last bird's-eye view (Q, 1, C), not rotated; None at the first frame of a scene.
 
         Returns:
@@ -120,7 +120,7 @@ class BEVFormerHead(BaseModule):
             [level[0] for level in maps],
             can_bus,
             lidar2img,
-            tuple(meta['img_shape'][0][:2]),
+            tuple(meta['pad_shape'][0][:2]),
             self.last_view(prev_bev, np.asarray(meta['can_bus'], np.float64), device),
         )
         logits, boxes = decode_objects(self, view)

@@ -9,7 +9,7 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.families.bevfusion.graphs import RIG_MATRICES
 from mmdeploy_ext.families.bevfusion.runtime.frames import FusionRuntime, check_calibration
 from mmdeploy_ext.families.parts.proof_samples import changed_drive, changed_rigs, plain_sweep
-from mmdeploy_ext.families.streampetr.runtime import checks
+from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.proving.levels.frames import best_scores_row
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -56,7 +56,7 @@ def test_frames_of_a_drive_have_rigs_that_are_let_through_and_differ_in_one_thin
     frames = list(changed_drive(next(iter(drive(1)))))
     rigs = [Calibration(frame.lidar2img, frame.intrinsics) for frame in frames]
     for rig in rigs:
-        checks.check_calibration(rig, len(frames[0].images))
+        frame_checks.check_calibration(rig, len(frames[0].images))
     places = [(before.lidar2img != after.lidar2img).any() for before, after in itertools.pairwise(rigs)]
     lenses = [(before.intrinsics != after.intrinsics).any() for before, after in itertools.pairwise(rigs)]
     assert (places, lenses) == ([True, True, False, False], [True, False, True, False])

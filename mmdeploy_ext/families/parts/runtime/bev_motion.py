@@ -20,6 +20,46 @@ YAW_RAD, YAW_DEG = 16, 17
 """Where a record has the heading of the car in the map, in radians and in degrees."""
 
 
+def can_bus_record(
+    translation: Sequence[float], rotation: Sequence[float], measured: np.ndarray | None = None
+) -> np.ndarray:
+    """Return a record of the car's motion, see `motion_since`, as BEVFormer's data set makes it.
+
+    Args:
+        translation: of the car in the map, m.
+        rotation: of the car in the map, a quaternion w, x, y, z.
+        measured: a record (18,) of the CAN bus, whose entries 7 to 15 are taken; None: they are 0, as in
+            scenes without a record.
+
+    Returns:
+        (18,) float64. Entries 3 to 6 are w, w, w, w, not the quaternion: upstream's data set assigns it to
+        four numbers, which takes its real part for each, and the published weights were trained so.
+    """
+    record = np.zeros(CAN_BUS)
+    if measured is not None:
+        record[7:16] = np.asarray(measured, np.float64)[7:16]
+    w, x, y, z = (float(number) for number in rotation)
+    record[:3], record[3:7] = translation, w
+    degrees = math.degrees(math.atan2(2 * (w * z + x * y), w * w + x * x - y * y - z * z))
+    degrees += 360 if degrees < 0 else 0
+    record[YAW_RAD], record[YAW_DEG] = math.radians(degrees), degrees
+    return record
+
+
+def record_of_pose(ego_pose: np.ndarray) -> np.ndarray:
+    """Return the record of a car whose LiDAR, with y ahead as nuScenes has it, is at a pose (4, 4) in the map.
+
+    Rates and accelerations are 0.
+    """
+    ahead, left, up = ego_pose[:3, 1], -ego_pose[:3, 0], ego_pose[:3, 2]
+    trace = ahead[0] + left[1] + up[2]
+    heading = math.atan2(ahead[1], ahead[0])
+    w = 0.5 * math.sqrt(max(1 + trace, 0.0))
+    record = can_bus_record(ego_pose[:3, 3], (math.cos(heading / 2), 0, 0, math.sin(heading / 2)))
+    record[3:7] = w
+    return record
+
+
 def motion_since(can_bus: np.ndarray, previous: np.ndarray | None) -> np.ndarray:
     """Return a record in which position and heading in degrees are what they changed by since a frame.
 

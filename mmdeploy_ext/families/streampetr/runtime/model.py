@@ -22,8 +22,8 @@ from mmdeploy_ext.consumers.autoware.streampetr import NodeContract
 from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES as NODE_GRAPHS
 from mmdeploy_ext.contract.metadata import damaged
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError
+from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
-from mmdeploy_ext.families.streampetr.runtime import checks
 from mmdeploy_ext.families.streampetr.runtime.deploy import GRAPHS, DeployContract
 from mmdeploy_ext.families.streampetr.runtime.fork import ForkContract
 from mmdeploy_ext.families.streampetr.runtime.state import FrameMotion, check_tensors, relative_motion
@@ -161,14 +161,18 @@ class StreamPetrOnnx(Runtime):
 
     def step(self, frame: Frame) -> StepResult:
         """Run a prepared frame; raises what `detect` raises."""
-        images = checks.check_prepared(frame.images, self.image_shape)
+        images = frame_checks.check_prepared(frame.images, self.image_shape)
         calibration = None
         if frame.lidar2img is not None and frame.intrinsics is not None:
             calibration = Calibration(frame.lidar2img, frame.intrinsics)
-        calibration = checks.check_calibration(calibration, self.num_cameras)
-        pose, time, scene = checks.check_pose(frame.ego_pose), checks.check_time(frame.timestamp_s), None
+        calibration = frame_checks.check_calibration(calibration, self.num_cameras)
+        pose, time, scene = (
+            frame_checks.check_pose(frame.ego_pose),
+            frame_checks.check_time(frame.timestamp_s),
+            None,
+        )
         if frame.ego_pose_inv is not None:
-            checks.check_pose(frame.ego_pose_inv, 'ego_pose_inv')
+            frame_checks.check_pose(frame.ego_pose_inv, 'ego_pose_inv')
         is_first = self._is_first_frame(time, frame.scene_token)
         motion, gap = np.eye(4), 0.0
         if not is_first:
@@ -208,8 +212,8 @@ class StreamPetrOnnx(Runtime):
             self.reset()
             return
         check_tensors(state.tensors, self.contract.state_shapes)
-        pose = checks.check_pose(state.ego_pose, 'state: ego_pose')
-        time = checks.check_time(state.timestamp_s)
+        pose = frame_checks.check_pose(state.ego_pose, 'state: ego_pose')
+        time = frame_checks.check_time(state.timestamp_s)
         self.contract.write_state(state.tensors, pose, time)
         self._last = pose, time, state.scene_token or None
 

@@ -38,6 +38,31 @@ class NormalizeMultiviewImage:
 
 
 @offered(PIPELINES)
+class RandomScaleImageMultiViewImage:
+    """Resize every image by the one factor in `scales`, bilinearly, and `lidar2img` with it.
+
+    Source: fundamentalvision/BEVFormer 66b65f3, datasets/pipelines/transform_3d.py, which has this name although
+    nothing is random.
+    """
+
+    def __init__(self, scales: Sequence[float]) -> None:
+        if len(scales) != 1:
+            raise ValueError(
+                f'RandomScaleImageMultiViewImage: got scales={list(scales)}, expected one factor'
+            )
+        (self.scale,) = scales
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Resize results['img'], a list of (H, W, 3)."""
+        sizes = [(int(img.shape[1] * self.scale), int(img.shape[0] * self.scale)) for img in results['img']]
+        scale = np.diag([self.scale, self.scale, 1.0, 1.0])
+        results['img'] = [mmcv.imresize(img, size) for img, size in zip(results['img'], sizes, strict=True)]
+        results['lidar2img'] = [scale @ matrix for matrix in results['lidar2img']]
+        results['img_shape'] = results['ori_shape'] = [img.shape for img in results['img']]
+        return results
+
+
+@offered(PIPELINES)
 class PadMultiViewImage:
     """Pad every image at the right and the bottom, to `size` (H, W) or to a multiple of `size_divisor`.
 

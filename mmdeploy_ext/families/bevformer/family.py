@@ -1,0 +1,137 @@
+"""The family of BEVFormer: the configs that it claims and refuses, its graph, reference and runtime."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdet3d.models import build_model
+from torch import nn
+
+from mmdeploy_ext.contract.memory import MemorySpec
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import ColumnGroup
+from mmdeploy_ext.core.config import refused_by_name, test_pipeline
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.bevformer.graphs import BEV, FORM, PREDICTIONS, graphs
+from mmdeploy_ext.families.bevformer.reference import BevFormerReference
+from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
+from mmdeploy_ext.families.bevformer.samples import dumped_frame, frame, moments
+from mmdeploy_ext.families.bevformer.seeded import bevformer_weights
+from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.families.parts.info_files import generated_dataset
+from mmdeploy_ext.families.parts.proof_samples import changed_drive
+from mmdeploy_ext.families.parts.samples import arrays, result
+from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
+from mmdeploy_ext.runtime.frames import Frame, Stepper
+
+DETECTORS, HEAD = ('BEVFormer', 'BEVFormer_fp16'), 'BEVFormerHead'
+"""Types that the family exports."""
+
+
+def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
+    """Return what a proof knows about the memory of files: the view, and where the car was."""
+    tensors = dict(
+        bev_embed=BEV,
+        position=ColumnGroup(unit='m', rtol=0.0, atol=1e-6),
+        heading=ColumnGroup(unit='degree', rtol=0.0, atol=1e-6),
+    )
+    return MemorySpec(
+        tensors=tensors, outputs=dict(bev_embed='bev_embed'), needed=PREDICTIONS, per_query=PREDICTIONS
+    )
+
+
+class BevFormerFamily(SequenceFamily):
+    """`BEVFormer` with `BEVFormerHead`."""
+
+    name = 'bevformer'
+    exports = 'BEVFormer with BEVFormerHead (mmdeploy_ext/families/bevformer/README.md)'
+    similar_names = ('BEVFormer', 'BEVDet', 'DETR3D')
+    of_config = "size and cameras are the config's"
+    task = 'bbox3d'
+    samples = 'frames'
+    memory = True
+    files = (FORM,)
+    compared = PREDICTIONS
+    unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s')
+    ignored_prefixes = ('pts_bbox_head.code_weights',)
+    reference, memory_spec = staticmethod(BevFormerReference), staticmethod(memory_spec)
+    frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
+    dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped_frame)
+    graphs = staticmethod(graphs)
+
+    def claims(self, cfg: Any) -> Claim:
+        head = (cfg.model.get('pts_bbox_head') or {}).get('type')
+        if cfg.model.get('type') in DETECTORS and head == HEAD:
+            return Claim.DETECTOR
+        return Claim.HEAD if head == HEAD else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        _check_model(cfg.filename, cfg.model)
+
+    def build(self, cfg: Any) -> nn.Module:
+        _check_model(cfg.filename, cfg.model)
+        model = build_without_weights(cfg, build_model, 'img_backbone')
+        rule = self.preprocess_rule(cfg)
+        model.input_sizes = (rule.num_cameras, *rule.input_size)  # cameras, height and width, for `spec`
+        return model
+
+    def seeded(self, cfg: Any, seed: int) -> nn.Module:
+        model = self.build(cfg)
+        shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        model.load_state_dict(bevformer_weights(shapes, f'{seed}:' if seed else ''))
+        return model
+
+    def preprocess_rule(self, cfg: Any) -> MultiViewRule:
+        transformer = (cfg.model.get('pts_bbox_head') or {}).get('transformer') or {}
+        steps = test_pipeline(cfg)
+        with refused_by_name(cfg):
+            return multiview_rule(steps, int(transformer.get('num_cams', 6)))
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
+        return generated_dataset(folder, cfg, 'BevNuScenesDataset', views=rule)
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        head, coder = model.pts_bbox_head, model.pts_bbox_head.bbox_coder
+        transformer = head.transformer
+        low, high = head.pc_range[:2], head.pc_range[3:5]
+        return dict(
+            max_num=int(coder.max_num),
+            post_center_range=[float(value) for value in coder.post_center_range],
+            score_threshold=coder.score_threshold,
+            num_classes=int(head.num_classes),
+            bev_h=int(head.bev_h),
+            bev_w=int(head.bev_w),
+            extent=[float(end) - float(start) for start, end in zip(low, high, strict=True)],
+            rotate_center=[float(value) for value in transformer.rotate_center],
+            rotate_prev_bev=bool(transformer.rotate_prev_bev),
+            use_shift=bool(transformer.use_shift),
+        )
+
+    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
+        return BevFormerOnnx(paths, **engine)
+
+    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterable[Frame]:
+        return changed_drive(sample)
+
+    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
+        return dict(network=[(model, 'forward_test')])
+
+
+def _check_model(filename: str, model: Mapping[str, Any]) -> None:
+    """Refuse detectors and settings that are not exported."""
+    head = model.get('pts_bbox_head') or {}
+    if model.get('type') not in DETECTORS:
+        raise ConfigError(
+            f'{filename}: model.type={model.get("type")!r}; BEVFormer exports {", ".join(DETECTORS)}'
+        )
+    if head.get('as_two_stage') or not head.get('with_box_refine', True):
+        raise ConfigError(
+            f'{filename}: model.pts_bbox_head has as_two_stage={head.get("as_two_stage")}, with_box_refine='
+            f'{head.get("with_box_refine")}; expected False and True'
+        )
+    if not model.get('video_test_mode', True):
+        raise ConfigError(
+            f'{filename}: model.video_test_mode=False forgets the last view before every frame; expected True'
+        )

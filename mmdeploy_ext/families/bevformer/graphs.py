@@ -1,0 +1,130 @@
+"""BEVFormer's contract `portable`: one graph of plain operators, with the motion of the car as inputs.
+
+Glossary: N cameras, H, W network input in pixels, Q cells of the bird's-eye view, row by row, C channels, L
+decoder layers, R queries of objects, K classes.
+"""
+
+from torch import Tensor, nn
+
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.parts.bev_grid import rotate_view
+from mmdeploy_ext.families.parts.bev_queries import LastView, decode_objects, encode_view
+from mmdeploy_ext.families.parts.traced_inputs import with_examples
+from mmdeploy_ext.proving.half_bars import ATOL, RTOL
+
+FORM = 'bevformer'
+"""Name of the graph, and of its file."""
+PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
+"""Outputs from which boxes are decoded."""
+BEV = ColumnGroup(rtol=0.0, atol=1e-4)
+LOGITS = ColumnGroup('logits', unit='logit', rtol=0.0, atol=5e-4)
+BOXES = (
+    ColumnGroup('xyz', (0, 1, 4), 'm', 0.0, 2e-3),
+    ColumnGroup('log size', (2, 3, 5), '', 0.0, 5e-4),
+    ColumnGroup('sin cos yaw', (6, 7), '', 0.0, 5e-4),
+    ColumnGroup('velocity', (8, 9), 'm/s', 0.0, 5e-4),
+)
+"""Tolerances of float32. Source: "Suggested tolerances" of the reference data of BEVFormer; the view has twice
+its bar of slices, since all of its numbers are compared."""
+
+
+class BevFormerFrame(nn.Module):
+    """One frame: pictures, rig, motion and the last bird's-eye view to the present one and to objects."""
+
+    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+
+    def forward(
+        self,
+        img: Tensor,
+        lidar2img: Tensor,
+        can_bus: Tensor,
+        bev_shift: Tensor,
+        bev_rotation: Tensor,
+        prev_bev: Tensor,
+        use_prev_bev: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `bev_embed`, `all_cls_scores` and `all_bbox_preds`; see `spec`."""
+        head = self.model.pts_bbox_head
+        maps = self.model.img_backbone(img)
+        maps = self.model.img_neck(list(maps.values()) if isinstance(maps, dict) else maps)
+        cells = prev_bev[:, 0]
+        if head.transformer.rotate_prev_bev:
+            cells = rotate_view(cells, bev_rotation, head.bev_h, head.bev_w)
+        last = LastView(cells[None], bev_shift, use_prev_bev)
+        view = encode_view(head, maps, can_bus, lidar2img, self.size, last)
+        logits, boxes = decode_objects(head, view)
+        return view.transpose(0, 1), logits, boxes
+
+
+def spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of the graph."""
+    head, (cameras, height, width) = model.pts_bbox_head, model.input_sizes
+    cells, channels = head.bev_h * head.bev_w, head.transformer.embed_dims
+    layers, queries = len(head.transformer.decoder.layers), head.query_embedding.num_embeddings
+    is_half = options.precision != 'fp32'
+
+    def tensor(
+        name: str,
+        axes: tuple[int, ...],
+        meaning: str,
+        unit: str = '',
+        groups: tuple[ColumnGroup, ...] = (),
+        single: bool = False,
+    ) -> TensorSpec:
+        if is_half:  # a proof goes by cosines, see `proving/half_bars.py`
+            groups = tuple(
+                ColumnGroup(group.name, group.columns, group.unit, RTOL, max(group.atol, ATOL))
+                for group in groups
+            )
+        return TensorSpec(name, 'float32', axes, meaning, unit, groups, single=single)
+
+    view = (cells, 1, channels)
+    inputs = (
+        tensor('img', (cameras, 3, height, width), 'normalised images, padded bottom and right'),
+        tensor('lidar2img', (cameras, 4, 4), 'LiDAR frame to pixels times depth', single=True),
+        tensor(
+            'can_bus', (18,), 'record of the motion, position and heading since the last frame', single=True
+        ),
+        tensor(
+            'bev_shift',
+            (2,),
+            "x and y by which the last view's content moved, in shares of its sides",
+            single=True,
+        ),
+        tensor('bev_rotation', (2, 3), 'centres of cells to their sources in the last view', single=True),
+        tensor('prev_bev', view, "the last frame's bev_embed; any finite numbers at the first frame"),
+        tensor('use_prev_bev', (1,), '0 at the first frame of a scene, 1 otherwise', single=True),
+    )
+    box = 'x y (m) log w log l z (m, of the centre) log h sin cos (yaw) vx vy (m/s)'
+    outputs = (
+        tensor('bev_embed', view, "bird's-eye view, row by row from the least y, x", '', (BEV,)),
+        tensor(
+            'all_cls_scores',
+            (layers, 1, queries, int(head.cls_branches[-1][-1].out_features)),
+            'class logits of all decoder layers',
+            'logit',
+            (LOGITS,),
+            single=True,
+        ),
+        tensor(
+            'all_bbox_preds',
+            (layers, 1, queries, 10),
+            f'{box}, of all decoder layers',
+            '',
+            BOXES,
+            single=True,
+        ),
+    )
+    return GraphSpec('bevformer/portable', inputs, outputs, (('bev_embed', 'prev_bev'),))
+
+
+def graphs(model: nn.Module, options: Options) -> list[Graph]:
+    """Return the one graph."""
+    _, height, width = model.input_sizes
+    module = BevFormerFrame(fuse(model), (height, width))
+    return with_examples(model, [(FORM, module, spec(model, options))])

@@ -1,0 +1,101 @@
+"""BEVFormer in PyTorch as a stepper: the detector's own test path, unpatched, of the user's code or of ours."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet3d.core.bbox import LiDARInstance3DBoxes
+
+from mmdeploy_ext.core.taps import collect_taps, tap
+from mmdeploy_ext.families.bevformer.runtime import memory_tensors, record_of
+from mmdeploy_ext.families.parts.samples import detections
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
+
+OUTPUTS = ('bev_embed', 'all_cls_scores', 'all_bbox_preds')
+"""Outputs of the head that are compared."""
+
+
+class BevFormerReference:
+    """The detector's own test path, which keeps the last view in `prev_frame_info`.
+
+    Another scene token empties the memory, as in upstream's code; a gap between times does not.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model, self.head = model, model.pts_bbox_head
+        self.device = next(model.parameters()).device
+        self._last: Frame | StreamState | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty the memory."""
+        self.model.prev_frame_info = dict(prev_bev=None, scene_token=None, prev_pos=0, prev_angle=0)
+        self._last = None
+
+    @property
+    def state(self) -> StreamState | None:
+        """The view and the place of the last frame, see `Stepper.state`."""
+        kept = self.model.prev_frame_info
+        if kept['prev_bev'] is None or self._last is None:
+            return None
+        view = kept['prev_bev'].detach().cpu().numpy().copy()
+        tensors = memory_tensors(view, kept['prev_pos'], kept['prev_angle'])
+        last = self._last
+        return StreamState(tensors, last.ego_pose, last.timestamp_s, last.scene_token or '')
+
+    @state.setter
+    def state(self, state: StreamState | None) -> None:
+        self.reset()
+        if state is None:
+            return
+        self.model.prev_frame_info = dict(
+            prev_bev=torch.from_numpy(np.array(state.tensors['bev_embed'], np.float32)).to(self.device),
+            scene_token=state.scene_token,
+            prev_pos=np.array(state.tensors['position']),
+            prev_angle=float(state.tensors['heading'][0]),
+        )
+        self._last = state
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+        """Return the boxes that the head itself decodes from its outputs."""
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
+        with torch.no_grad():
+            ((boxes, scores, labels),) = self.head.get_bboxes(
+                tensors, [dict(box_type_3d=LiDARInstance3DBoxes)]
+            )
+        return detections(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))
+
+    def step(self, frame: Frame) -> StepResult:
+        """Run one frame through `forward_test`; outputs are those of the head by name."""
+        given: dict[str, torch.Tensor] = {}
+        was_first = self.model.prev_frame_info['scene_token'] != frame.scene_token
+        hook = self.head.register_forward_hook(lambda module, inputs, outputs: given.update(outputs))
+        try:
+            with torch.no_grad(), collect_taps() as taps:
+                results = self.model(return_loss=False, rescale=True, **self._data(frame))
+        finally:
+            hook.remove()
+        taps = dict(taps, can_bus=torch.from_numpy(record_of(frame)))
+        taps['lidar2img'], taps['img'] = (torch.from_numpy(x) for x in (frame.lidar2img, frame.images))
+        taps.update({name: given[name] for name in OUTPUTS})
+        for name, value in taps.items():
+            tap(name, value)  # for `collect_taps` around this step
+        self._last = frame
+        outputs = {name: given[name].detach().cpu().numpy().copy() for name in OUTPUTS}
+        return StepResult(outputs, detections(results[0]['pts_bbox']), was_first)
+
+    def _data(self, frame: Frame) -> dict[str, Any]:
+        """Return the frame in the form of the test loader: one augmentation of one sample, all of it copies."""
+        images = torch.from_numpy(np.array(frame.images, np.float32)).to(self.device)[None]
+        shapes = [(*frame.images.shape[2:], 3)] * len(frame.images)
+        meta = dict(
+            scene_token=frame.scene_token,
+            can_bus=record_of(frame).copy(),
+            lidar2img=list(np.array(frame.lidar2img, np.float64)),
+            img_shape=shapes,
+            pad_shape=shapes,
+            box_type_3d=LiDARInstance3DBoxes,
+        )
+        return dict(img=[images], img_metas=[[meta]])

@@ -1,0 +1,280 @@
+"""BEVFormer as a stream: images, calibration and motion in, boxes out, the bird's-eye view kept between calls.
+
+Needs numpy, OpenCV and ONNX Runtime, no PyTorch.
+
+Glossary: N cameras, H, W network input in pixels, h, w pictures as taken, Q cells of the view, C channels, L
+decoder layers, R queries, K classes, n boxes.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.families.parts.runtime import frame_checks
+from mmdeploy_ext.families.parts.runtime.bev_motion import (
+    YAW_DEG,
+    bev_rotation,
+    bev_shift,
+    can_bus_record,
+    motion_since,
+    record_of_pose,
+)
+from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
+from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
+from mmdeploy_ext.runtime.exported import Runtime, check_finite, export_files
+from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.preprocess.cameras import MultiViewRule
+    from mmdeploy_ext.runtime.exported import Paths
+    from mmdeploy_ext.runtime.infos import RigFrame
+
+FAMILY = 'bevformer'
+"""Name of the family in the metadata."""
+LOWEST_THRESHOLD, LOWERED = 0.01, 0.9
+"""A threshold that nothing passes is lowered by this factor until something does, or it is this low."""
+CENTRE, SIZES = [0, 1, 4], [2, 3, 5]
+"""Columns of a box code: x, y, z, and the logarithms of width, length and height."""
+
+
+def record_of(frame: Frame) -> np.ndarray:
+    """Return the record of the car's motion (18,) of a frame; one without has that of its pose."""
+    if frame.can_bus is None:
+        return record_of_pose(frame_checks.check_pose(frame.ego_pose))
+    record = np.asarray(frame.can_bus, np.float64)
+    if record.shape != (18,) or not np.isfinite(record).all():
+        raise DataError(
+            f'can_bus: got shape {record.shape}{"" if np.isfinite(record).all() else " with NaN or infinity"}, '
+            'expected 18 finite numbers: position, orientation, acceleration, rotation rate, velocity, heading'
+        )
+    return record
+
+
+class BevFormerOnnx(Runtime):
+    """An exported BEVFormer with its last bird's-eye view: a `Stepper` of frames.
+
+    Attributes:
+        num_cameras: N.
+        image_shape: (N, 3, H, W) of prepared images.
+        was_reset: whether the last frame began a scene.
+    """
+
+    def __init__(self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
+        """Open the file.
+
+        Args:
+            paths: the file of an export, or its folder.
+            engine: registered name of the backend.
+            options: of the backend, for example `providers`, `threads`.
+
+        Raises:
+            ModelFileError: it is missing, or of another family.
+            EngineError: the engine is not here.
+        """
+        super().__init__()
+        (file,) = export_files(paths, (FAMILY,))
+        self.backend = self.opened(engine, file, options)
+        self.metadata = self.backend.metadata
+        self.metadata.require(file, FAMILY)
+        self.image_shape = tuple(self.backend.spec.tensor('img').axes)
+        self.num_cameras = self.image_shape[0]
+        self.seconds = dict(network=0.0)
+        self.was_reset = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the last frame: the next one begins a scene."""
+        self._view = np.zeros(self.backend.spec.tensor('prev_bev').axes, np.float32)
+        self._last: tuple[np.ndarray, Frame] | None = None  # record of the motion, and the frame
+
+    def detect(
+        self,
+        images_bgr: Sequence[np.ndarray],
+        calibration: Any,
+        can_bus: np.ndarray,
+        scene_token: str | None = None,
+    ) -> Detections3D:
+        """Return the boxes in the images of one moment, in its LiDAR frame.
+
+        Args:
+            images_bgr: N images (h, w, 3) uint8 as OpenCV reads them, in the order of `rule.cameras`.
+            calibration: of `rule.calibrate`.
+            can_bus: (18,) record of the motion, see `bev_motion.can_bus_record`.
+            scene_token: a change begins a scene; None leaves the scene as it was.
+        """
+        record = np.asarray(can_bus, np.float64)
+        pose = np.eye(4)
+        pose[:3, 3] = record[:3]
+        frame = Frame(self.rule.apply(images_bgr), *calibration, pose, 0.0, scene_token, can_bus=record)
+        return self.step(frame).detections
+
+    def moment(
+        self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
+    ) -> Frame:
+        """Return a frame of a data set's infos as `step` takes it; see `frame_of_rig`."""
+        return frame_of_rig(images_bgr, rig, self.rule)
+
+    def step(self, frame: Frame) -> StepResult:
+        """Run a prepared frame and keep its view.
+
+        Raises:
+            ShapeError: images of another shape.
+            DataError: a record or a calibration that is not of finite numbers.
+            InferenceError: the network gave NaN or infinity; the view is forgotten then.
+        """
+        images = frame_checks.check_prepared(frame.images, self.image_shape)
+        lidar2img = np.asarray(frame.lidar2img, np.float64)
+        if lidar2img.shape != (self.num_cameras, 4, 4) or not np.isfinite(lidar2img).all():
+            raise DataError(
+                f'lidar2img: got shape {lidar2img.shape}, expected finite numbers of '
+                f'({self.num_cameras}, 4, 4)'
+            )
+        record, facts = record_of(frame), self.metadata.postprocess
+        is_first = self._last is None or self._is_another_scene(frame)
+        motion = motion_since(record, None if is_first else self._last[0])
+        shift = bev_shift(motion, facts['extent']) if facts['use_shift'] else np.zeros(2)
+        size = facts['bev_h'], facts['bev_w']
+        feeds = dict(
+            img=images,
+            lidar2img=lidar2img,
+            can_bus=motion,
+            bev_shift=np.zeros(2) if is_first else shift,
+            bev_rotation=bev_rotation(motion[YAW_DEG], facts['rotate_center'], size),
+            prev_bev=self._view,
+            use_prev_bev=np.array([0.0 if is_first else 1.0]),
+        )
+        start = time.perf_counter()
+        outputs = self.backend.infer({name: np.float32(values) for name, values in feeds.items()})
+        self.passed('network', start)
+        try:
+            check_finite(outputs, frame.name or 'frame')
+        except Exception:
+            self.reset()
+            raise
+        self._view, self._last, self.was_reset = outputs['bev_embed'], (record, frame), is_first
+        return StepResult(outputs, self.boxes_of(outputs), is_first)
+
+    def _is_another_scene(self, frame: Frame) -> bool:
+        last_scene = self._last[1].scene_token
+        return frame.scene_token is not None and last_scene is not None and frame.scene_token != last_scene
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+        """Return the boxes of the head's outputs, best first; see `decode`."""
+        return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], self.metadata.postprocess)
+
+    @property
+    def state(self) -> StreamState | None:
+        """A copy of the view and the record of the last frame, None before the first; assign to go on from."""
+        if self._last is None:
+            return None
+        record, frame = self._last
+        tensors = memory_tensors(self._view.copy(), record[:3], record[YAW_DEG])
+        return StreamState(tensors, frame.ego_pose, frame.timestamp_s, frame.scene_token or '')
+
+    @state.setter
+    def state(self, state: StreamState | None) -> None:
+        self.reset()
+        if state is None:
+            return
+        self._view = np.array(state.tensors['bev_embed'], np.float32)
+        record = np.zeros(18)
+        record[:3], record[YAW_DEG] = state.tensors['position'], state.tensors['heading'][0]
+        last = Frame(
+            np.empty(0),
+            np.empty(0),
+            np.empty(0),
+            state.ego_pose,
+            state.timestamp_s,
+            state.scene_token or None,
+        )
+        self._last = record, last
+
+
+def memory_tensors(view: np.ndarray, position: np.ndarray, degrees: float) -> dict[str, np.ndarray]:
+    """Return what is kept between frames: `bev_embed` (Q, 1, C), `position` (3,) m, `heading` (1,) degrees."""
+    return dict(
+        bev_embed=view,
+        position=np.array(position, np.float64),
+        heading=np.array([degrees], np.float64),
+    )
+
+
+def record_of_info(info: Mapping[str, Any], ego_pose: np.ndarray) -> np.ndarray:
+    """Return the record of the motion of an info: of its `ego2global` and `can_bus`, as upstream's data set does.
+
+    `ego_pose` (4, 4), LiDAR to global, stands for an info without a pose of the car.
+    """
+    translation, rotation = (info.get(f'ego2global_{part}') for part in ('translation', 'rotation'))
+    if translation is None or rotation is None:
+        return record_of_pose(ego_pose)
+    return can_bus_record(translation, rotation, info.get('can_bus'))
+
+
+def frame_of_rig(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
+    """Return a frame of `read_frames` with its N pictures (h, w, 3) uint8 as inputs of the model.
+
+    Raises:
+        ShapeError: wrong number or size of pictures.
+        DataError: an invalid calibration.
+    """
+    calibration = rule.calibrate(rig.intrinsics, rig.lidar2cam)
+    images, record = rule.apply(images_bgr), record_of_info(rig.info, rig.ego_pose)
+    return Frame(
+        images, *calibration, rig.ego_pose, rig.timestamp_s, rig.scene_token, rig.name, can_bus=record
+    )
+
+
+def passing(scores: np.ndarray, threshold: float | None) -> np.ndarray:
+    """Return which scores (n,) are kept: above the threshold, or from a lower one on if none is above it."""
+    if not threshold:
+        return np.ones(len(scores), bool)
+    keep = scores > threshold
+    while not keep.any():
+        threshold *= LOWERED
+        if threshold < LOWEST_THRESHOLD:
+            return np.ones(len(scores), bool)
+        keep = scores >= threshold
+    return keep
+
+
+def decode(cls_scores: np.ndarray, bbox_preds: np.ndarray, facts: Mapping[str, Any]) -> Detections3D:
+    """Decode the outputs of one frame to boxes, best first, with z at the bottom.
+
+    One query may give several boxes, and there is no NMS. Yaw and the order of the sizes are those of mmdet3d
+    0.17, for which the published weights were trained: width, length, height.
+
+    Args:
+        cls_scores: (L, 1, R, K) logits; the last layer counts.
+        bbox_preds: (L, 1, R, 10), see `graphs.spec`.
+        facts: the `postprocess` entry of the file's metadata.
+
+    Source: fundamentalvision/BEVFormer 66b65f3, core/bbox/coders/nms_free_coder.py, bevformer_head.py.
+    """
+    scores = sigmoid(cls_scores[-1, 0]).reshape(-1)
+    best = top_rows(scores, int(facts['max_num']))
+    query, labels = np.divmod(best, cls_scores.shape[-1])
+    scores, codes = scores[best], bbox_preds[-1, 0].astype(np.float32)[query]
+    sizes, centre = np.exp(codes[:, SIZES]), codes[:, CENTRE]
+    keep = in_range(centre, facts['post_center_range']) & passing(scores, facts.get('score_threshold'))
+    bottom = centre.copy()
+    bottom[:, 2] -= sizes[:, 2] * np.float32(0.5)
+    yaw = np.arctan2(codes[:, 6:7], codes[:, 7:8])
+    boxes = np.concatenate([bottom, sizes, yaw, codes[:, 8:10]], axis=1).astype(np.float32)
+    return Detections3D(boxes, scores, labels.astype(np.int64))[keep]
+
+
+def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+    """Return the boxes of the head's outputs; see `mmdeploy_ext/runtime/family_runtime.py`."""
+    return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], metadata.postprocess)
+
+
+OPENS = BevFormerOnnx
+"""Class that opens an export, see `mmdeploy_ext/runtime/family_runtime.py`."""

@@ -1,0 +1,80 @@
+"""Samples of the test loader as frames, frames of infos, and the dump of a frame."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.families.bevformer.runtime import frame_of_rig
+from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS
+from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.runtime.infos import read_frames
+
+KEYS = ('img', 'img_metas')
+"""Keys of a sample of the test loader."""
+META_KEYS = ('lidar2img', 'can_bus', 'scene_token')
+"""Keys of its metas."""
+DUMPED = ('img', 'lidar2img', 'can_bus')
+"""Tensors of a dump from which a frame is read back."""
+
+
+def frame(data: Mapping[str, Any]) -> Frame:
+    """Return one collated sample of the test loader (batch 1, one augmentation) as a frame.
+
+    BEVFormer's samples have neither intrinsics nor a pose of the LiDAR: unit matrices stand for the former,
+    and the position of the car for the latter.
+    """
+    check_given(data, KEYS)
+    images, meta = (only(data[key], key) for key in KEYS)
+    if missing := [key for key in META_KEYS if not isinstance(meta, dict) or key not in meta]:
+        raise DataError(f'img_metas has no {", ".join(missing)}; add it to the meta_keys of the last step')
+    record = np.asarray(meta['can_bus'], np.float64)
+    if record.shape != (CAN_BUS,):
+        raise DataError(f'img_metas: can_bus has shape {record.shape}, expected ({CAN_BUS},)')
+    pose = np.eye(4)
+    pose[:3, 3] = record[:3]
+    images = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
+    files = meta.get('filename') or ()
+    return Frame(
+        images=np.float32(images.reshape(images.shape[-4:])),
+        lidar2img=np.asarray(meta['lidar2img'], np.float64),
+        intrinsics=np.tile(np.eye(4), (len(meta['lidar2img']), 1, 1)),
+        ego_pose=np.asarray(meta.get('ego_pose', pose), np.float64),
+        timestamp_s=float(meta.get('timestamp', 0.0)),
+        scene_token=str(meta['scene_token']),
+        name=str(meta.get('sample_idx', '')),
+        image_files=tuple(map(str, [files] if isinstance(files, str) else files)),
+        can_bus=record,
+    )
+
+
+def moments(cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None = None) -> Iterator[Frame]:
+    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`."""
+    for rig in read_frames(infos, rule, root):
+        yield frame_of_rig(rig.read_pictures(), rig, rule)
+
+
+def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
+    """Return a dumped frame as the model got it.
+
+    `manifest` may have `scene_token`, and `frame`, its name.
+    """
+    check_dumped(tensors, DUMPED)
+    record = np.asarray(tensors['can_bus'], np.float64)
+    pose = np.eye(4)
+    pose[:3, 3] = record[:3]
+    return Frame(
+        images=np.ascontiguousarray(tensors['img']),
+        lidar2img=np.asarray(tensors['lidar2img'], np.float64),
+        intrinsics=np.tile(np.eye(4), (len(tensors['lidar2img']), 1, 1)),
+        ego_pose=pose,
+        timestamp_s=0.0,
+        scene_token=str(manifest.get('scene_token', '')),
+        name=str(manifest.get('frame', '')),
+        can_bus=record,
+    )

@@ -1,0 +1,31 @@
+"""Seeded inputs to trace graphs of frames with, by their contracts."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.contract.stages import Graph
+
+
+def with_examples(model: nn.Module, parts: Sequence[tuple[str, nn.Module, GraphSpec]]) -> list[Graph]:
+    """Return graphs of (name, module, contract) triples, with examples to trace, on the model's device."""
+    device = next(model.parameters()).device
+    return [
+        Graph(name, module.eval().to(device), contract, _example(contract, device))
+        for name, module, contract in parts
+    ]
+
+
+def _example(contract: GraphSpec, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return seeded random inputs to trace; no branch of a graph depends on their values."""
+    generator = torch.Generator().manual_seed(0)
+    example = {}
+    for tensor in contract.inputs:
+        values = torch.rand(tensor.axes, generator=generator)
+        if len(tensor.axes) > 2 and tensor.axes[-2:] == (4, 4):
+            values = torch.eye(4) + 0.01 * values
+        dtype = torch.float64 if tensor.dtype == 'float64' else torch.float32
+        example[tensor.name] = values.to(device, dtype)
+    return example

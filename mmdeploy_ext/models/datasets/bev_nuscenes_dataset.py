@@ -1,0 +1,56 @@
+"""nuScenes as BEVFormer takes it: cameras, and a record of the car's motion, for tests.
+
+BEVFormer's repository calls its data set `CustomNuScenesDataset`, as StreamPETR's does; both are used for
+their own configs, so that this one has another name.
+"""
+
+from typing import Any
+
+from mmdet.datasets import DATASETS
+from mmdet3d.datasets import NuScenesDataset
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.families.parts.runtime.bev_motion import can_bus_record
+from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.datasets.nuscenes_dataset import camera_inputs, lidar_to_global
+
+
+@offered(DATASETS)
+class BevNuScenesDataset(NuScenesDataset):
+    """mmdet3d's nuScenes data set, plus the matrices of cameras and the motion of the car.
+
+    Infos are those of mmdet3d, with a `scene_token`; a `can_bus` (18,) of BEVFormer's converter is used where
+    an info has one.
+
+    Source: fundamentalvision/BEVFormer 66b65f3, datasets/nuscenes_dataset.py. Differs in: the infos stay as
+    they are; tests alone.
+    """
+
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        """Return the dict that the pipeline starts from.
+
+        Returns:
+            `can_bus` (18,) float64, see `can_bus_record`; `ego_pose` (4, 4) float32, LiDAR to global;
+            `timestamp` s; `sample_idx`, `scene_token`; per camera, in the order of the info: `img_filename`,
+            `lidar2img` and `intrinsics` (4, 4) float64.
+
+        Raises:
+            DataError: a pose or calibration that is missing, not finite or singular.
+        """
+        info = self.data_infos[index]
+        name = f'{self.ann_file}: sample {info["token"]}'
+        cameras = camera_inputs(info.get('cams') or {}, name)
+        if 'scene_token' not in info:
+            raise DataError(f'{name}: has no scene_token; make the info file again with tools/create_data.py')
+        return dict(
+            sample_idx=info['token'],
+            scene_token=info['scene_token'],
+            timestamp=info['timestamp'] / 1e6,
+            ego_pose=lidar_to_global(info, name),
+            can_bus=can_bus_record(
+                info['ego2global_translation'], info['ego2global_rotation'], info.get('can_bus')
+            ),
+            img_filename=cameras['img_filename'],
+            lidar2img=cameras['lidar2img'],
+            intrinsics=cameras['intrinsics'],
+        )
