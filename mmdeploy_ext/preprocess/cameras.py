@@ -1,8 +1,10 @@
 """Images and calibration of several cameras made into a network input, in numpy and OpenCV.
 
-Sources: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py at test time: Pillow's bicubic resize,
-crop, normalise, pad; fundamentalvision/BEVFormer 66b65f3, the same file: normalise, OpenCV's bilinear resize of
-the float32 values, pad. Glossary: N cameras, H, W network input in pixels, h, w of a camera's image.
+Sources: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py at test time: Pillow's bicubic
+resize, crop, normalise, pad; fundamentalvision/BEVFormer 66b65f3, the same file: normalise, resize the
+float32 values bilinearly by OpenCV, pad.
+
+Glossary: N cameras, H, W network input in pixels, h, w of a camera's image.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ STEPS = ('ResizeCropFlipRotImage', 'NormalizeMultiviewImage', 'PadMultiViewImage
 SCALED_STEPS = ('NormalizeMultiviewImage', 'RandomScaleImageMultiViewImage', 'PadMultiViewImage')
 """The same, in the order of a rule that normalises first."""
 NEUTRAL = (
-    'LoadMultiViewImageFromFiles', 'PETRFormatBundle3D', 'Collect3D', 'DefaultFormatBundle3D', 'CustomCollect3D',
+    'LoadMultiViewImageFromFiles', 'PETRFormatBundle3D', 'Collect3D', 'DefaultFormatBundle3D',
+    'CustomCollect3D',
 )  # fmt: skip
 """Steps that load images and pack them, and change no pixel."""
 
@@ -264,8 +267,8 @@ def _scaled_sizes(pipeline: Sequence[Mapping[str, Any]], step: Mapping[str, Any]
     width_height = [step['img_scale'] for step in pipeline if 'img_scale' in step]
     if len(width_height) != 1 or np.shape(width_height[0]) != (2,):
         raise ConfigError(
-            f'test pipeline step MultiScaleFlipAug3D: img_scale={width_height}; expected the width and height '
-            f'of the pictures as they are taken'
+            f'test pipeline step MultiScaleFlipAug3D: img_scale={width_height}; expected width and height of '
+            f'the pictures as they are taken'
         )
     source = int(width_height[0][1]), int(width_height[0][0])
     resized = int(source[0] * scale), int(source[1] * scale)

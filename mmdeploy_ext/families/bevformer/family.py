@@ -1,19 +1,21 @@
 """The family of BEVFormer: the configs that it claims and refuses, its graph, reference and runtime."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mmdet3d.models import build_model
 from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.bevformer.graphs import BEV, FORM, PREDICTIONS, graphs
+from mmdeploy_ext.families.bevformer.live import FOLLOWED, replaced
 from mmdeploy_ext.families.bevformer.reference import BevFormerReference
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
 from mmdeploy_ext.families.bevformer.samples import dumped_frame, frame, moments
@@ -21,6 +23,7 @@ from mmdeploy_ext.families.bevformer.seeded import bevformer_weights
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
+from mmdeploy_ext.families.parts.query_limits import other_limits, synthetic_outputs
 from mmdeploy_ext.families.parts.samples import arrays, result
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
@@ -28,6 +31,8 @@ from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 DETECTORS, HEAD = ('BEVFormer', 'BEVFormer_fp16'), 'BEVFormerHead'
 """Types that the family exports."""
+COLUMNS = (0, 1, 3, 4, 2, 5, 6, 7, 8, 9)
+"""Columns of a box code in the order of `query_limits.IN_ORDER`: the centre's z is between the sizes."""
 
 
 def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
@@ -50,6 +55,9 @@ class BevFormerFamily(SequenceFamily):
     similar_names = ('BEVFormer', 'BEVDet', 'DETR3D')
     of_config = "size and cameras are the config's"
     task = 'bbox3d'
+    used_by: ClassVar[Mapping[str, str]] = {
+        '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'
+    }
     samples = 'frames'
     memory = True
     files = (FORM,)
@@ -57,6 +65,7 @@ class BevFormerFamily(SequenceFamily):
     unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s')
     ignored_prefixes = ('pts_bbox_head.code_weights',)
     reference, memory_spec = staticmethod(BevFormerReference), staticmethod(memory_spec)
+    replaced, followed = staticmethod(replaced), FOLLOWED
     frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
     dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped_frame)
     graphs = staticmethod(graphs)
@@ -114,6 +123,20 @@ class BevFormerFamily(SequenceFamily):
 
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterable[Frame]:
         return changed_drive(sample)
+
+    def synthetic_outputs(
+        self, model: nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        head = model.pts_bbox_head
+        queries = int(head.query_embedding.num_embeddings)
+        return synthetic_outputs(runner.metadata.postprocess, queries, int(head.num_classes), COLUMNS)
+
+    def other_limits(
+        self, model: nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterable[tuple[str, AbstractContextManager[None]]]:
+        head = model.pts_bbox_head
+        pairs = int(head.query_embedding.num_embeddings) * int(head.num_classes)
+        return other_limits(head.bbox_coder, runner.metadata.postprocess, pairs)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         return dict(network=[(model, 'forward_test')])

@@ -27,8 +27,8 @@ BOXES = (
     ColumnGroup('sin cos yaw', (6, 7), '', 0.0, 5e-4),
     ColumnGroup('velocity', (8, 9), 'm/s', 0.0, 5e-4),
 )
-"""Tolerances of float32. Source: "Suggested tolerances" of the reference data of BEVFormer; the view has twice
-its bar of slices, since all of its numbers are compared."""
+"""Tolerances of float32. Source: "Suggested tolerances" of the reference data of BEVFormer; the view has
+twice the bar of its slices, as all of its numbers are compared."""
 
 
 class BevFormerFrame(nn.Module):

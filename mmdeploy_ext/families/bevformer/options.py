@@ -9,7 +9,7 @@ OPTIONS = (
     dataclasses.replace(
         options.CONTRACT,
         default='portable',
-        help="portable: one graph of plain operators; the car's motion and the last bird's-eye view are inputs",
+        help="portable: one graph of plain operators; motion and the last bird's-eye view are inputs",
         choices=('portable',),
     ),
 )

@@ -1,4 +1,4 @@
-"""BEVFormer in PyTorch as a stepper: the detector's own test path, unpatched, of the user's code or of ours."""
+"""BEVFormer in PyTorch as a stepper: the test path of the user's detector or of ours, unpatched."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -87,7 +87,7 @@ class BevFormerReference:
         return StepResult(outputs, detections(results[0]['pts_bbox']), was_first)
 
     def _data(self, frame: Frame) -> dict[str, Any]:
-        """Return the frame in the form of the test loader: one augmentation of one sample, all of it copies."""
+        """Return the frame in the form of the test loader: one augmentation of one sample, copied."""
         images = torch.from_numpy(np.array(frame.images, np.float32)).to(self.device)[None]
         shapes = [(*frame.images.shape[2:], 3)] * len(frame.images)
         meta = dict(

@@ -1,4 +1,4 @@
-"""BEVFormer as a stream: images, calibration and motion in, boxes out, the bird's-eye view kept between calls.
+"""BEVFormer as a stream: images, calibration and motion in, boxes out, the view kept between calls.
 
 Needs numpy, OpenCV and ONNX Runtime, no PyTorch.
 
@@ -52,8 +52,8 @@ def record_of(frame: Frame) -> np.ndarray:
     record = np.asarray(frame.can_bus, np.float64)
     if record.shape != (18,) or not np.isfinite(record).all():
         raise DataError(
-            f'can_bus: got shape {record.shape}{"" if np.isfinite(record).all() else " with NaN or infinity"}, '
-            'expected 18 finite numbers: position, orientation, acceleration, rotation rate, velocity, heading'
+            f'can_bus: got {record.tolist()}, expected 18 finite numbers: position, orientation, '
+            f'acceleration, rotation rate, velocity, heading'
         )
     return record
 
@@ -172,7 +172,7 @@ class BevFormerOnnx(Runtime):
 
     @property
     def state(self) -> StreamState | None:
-        """A copy of the view and the record of the last frame, None before the first; assign to go on from."""
+        """A copy of the view and the record of the last frame, None before the first one."""
         if self._last is None:
             return None
         record, frame = self._last
@@ -199,7 +199,7 @@ class BevFormerOnnx(Runtime):
 
 
 def memory_tensors(view: np.ndarray, position: np.ndarray, degrees: float) -> dict[str, np.ndarray]:
-    """Return what is kept between frames: `bev_embed` (Q, 1, C), `position` (3,) m, `heading` (1,) degrees."""
+    """Return the memory by name: `bev_embed` (Q, 1, C), `position` (3,) m, `heading` (1,) degrees."""
     return dict(
         bev_embed=view,
         position=np.array(position, np.float64),
@@ -208,7 +208,7 @@ def memory_tensors(view: np.ndarray, position: np.ndarray, degrees: float) -> di
 
 
 def record_of_info(info: Mapping[str, Any], ego_pose: np.ndarray) -> np.ndarray:
-    """Return the record of the motion of an info: of its `ego2global` and `can_bus`, as upstream's data set does.
+    """Return the record of the motion of an info, of its `ego2global` and `can_bus`.
 
     `ego_pose` (4, 4), LiDAR to global, stands for an info without a pose of the car.
     """

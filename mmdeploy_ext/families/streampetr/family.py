@@ -13,13 +13,14 @@ from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.core.config import refused_by_name, replaced_entry, test_pipeline
+from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
+from mmdeploy_ext.families.parts.query_limits import other_limits, synthetic_outputs
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.streampetr import autoware
@@ -36,7 +37,6 @@ from mmdeploy_ext.families.streampetr.samples import (
     moments,
 )
 from mmdeploy_ext.families.streampetr.spec import PREDICTIONS, sizes
-from mmdeploy_ext.families.streampetr.synthetic import synthetic_outputs
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 
@@ -56,8 +56,6 @@ TOLERANCES = {
 """Absolute tolerances of a float32 memory. Source: "Suggested tolerances" of the reference data of StreamPETR
 (measured between correct implementations); times 1e-5 s instead of 1e-6 s, because ages are float32 here and
 a step of float32 at 10 s is 1e-6 s."""
-OTHER_THRESHOLD = 0.1
-"""Score threshold that a proof sets for a model without one; `synthetic_outputs` has scores about it."""
 
 
 def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
@@ -199,36 +197,14 @@ class StreamPetrFamily(SequenceFamily):
     def other_limits(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterator[tuple[str, contextlib.AbstractContextManager[None]]]:
-        """Yield titles and contexts in which model and runner decode with other limits.
-
-        These are fewer and more boxes, and a score threshold for a model without one, or none for others.
-        """
         head = model.pts_bbox_head
         pairs = (int(head.num_query) + int(head.num_propagated)) * int(head.num_classes)
-        max_num, threshold = int(head.bbox_coder.max_num), head.bbox_coder.score_threshold
-        other_limits = (
-            dict(max_num=max(max_num // 2, 1)),
-            dict(max_num=min(max_num + max(max_num // 10, 2), pairs)),
-            dict(score_threshold=None if threshold else OTHER_THRESHOLD),
-        )
-        for limits in other_limits:
-            title = ', '.join(f'{name} {value}' for name, value in limits.items())
-            yield title, _with_limits(model, runner, limits)
+        return other_limits(head.bbox_coder, runner.metadata.postprocess, pairs)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         head = model.pts_bbox_head
         embedding = 'embed_positions' if is_ours(head) else 'position_embeding'
         return dict(backbone=[(model, 'extract_img_feat')], embedding=[(head, embedding)])
-
-
-@contextlib.contextmanager
-def _with_limits(model: nn.Module, runner: Stepper, limits: Mapping[str, Any]) -> Iterator[None]:
-    """Set limits of the box coder of a model and of its files, by name, while the context lasts."""
-    with contextlib.ExitStack() as stack:
-        for settings in (vars(model.pts_bbox_head.bbox_coder), runner.metadata.postprocess):
-            for name, value in limits.items():
-                stack.enter_context(replaced_entry(settings, name, value))
-        yield
 
 
 def _check_model(filename: str, model: Mapping[str, Any]) -> None:

@@ -1,4 +1,9 @@
-"""The attentions of BEVFormer as modules: parameters as in the checkpoints, the mathematics of the parts.
+"""The attentions of BEVFormer as upstream runs them: by mmcv's sampling, and only where a camera sees a cell.
+
+A graph computes the same by other code, `families/parts/bev_attention.py`: so a proof compares two forms.
+
+Glossary: N cameras, Q cells of the bird's-eye view, C channels, M heads, D = C / M, L levels, h, w their
+sizes, P points per level, Z points of a pillar.
 
 Source of names and shapes: fundamentalvision/BEVFormer 66b65f3, `modules/{temporal_self_attention,
 spatial_cross_attention,decoder}.py`. Training needs more than this (dropout, initial values): not here.
@@ -7,14 +12,17 @@ spatial_cross_attention,decoder}.py`. Training needs more than this (dropout, in
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from mmcv.cnn.bricks.registry import ATTENTION
 from mmcv.cnn.bricks.transformer import build_attention
-from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
+from mmcv.ops.multi_scale_deform_attn import (
+    MultiScaleDeformableAttention,
+    multi_scale_deformable_attn_pytorch,
+)
 from mmcv.runner.base_module import BaseModule
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts.bev_attention import attend_cameras, attend_views
 from mmdeploy_ext.models.catalogue import offered
 
 
@@ -44,6 +52,10 @@ class DeformableSampler(BaseModule):
         self.sampling_offsets = nn.Linear(queues * embed_dims, 2 * samples)
         self.attention_weights = nn.Linear(queues * embed_dims, samples)
         self.value_proj = nn.Linear(embed_dims, embed_dims)
+
+    def values_of(self, tokens: Tensor) -> Tensor:
+        """Return the projected tokens (B, S, C) by head (B, S, M, D)."""
+        return self.value_proj(tokens).unflatten(-1, (self.num_heads, -1))
 
 
 @offered(ATTENTION)
@@ -77,8 +89,29 @@ class TemporalSelfAttention(DeformableSampler):
     def forward(
         self, query: Tensor, position: Tensor, views: Tensor, places: Tensor, size: tuple[int, int]
     ) -> Tensor:
-        """Return what is added to the query (1, Q, C); arguments as `attend_views`."""
-        return attend_views(self, query, position, views, places, size)
+        """Return what is added to the query (1, Q, C).
+
+        Args:
+            query: (1, Q, C).
+            position: embedding of the cells, of the same shape.
+            views: (2, Q, C), the last view and the present one; without a last one the query twice.
+            places: (2, Q, 2), where each cell looks in each view, x and y in shares of its sides.
+            size: rows and columns of the view.
+        """
+        height, width = size
+        both = torch.cat([views[:1], query + position], -1)
+        split = (self.num_heads, 2, self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(both).view(1, -1, *split, 2)
+        weights = self.attention_weights(both).view(1, -1, *split[:2], self.num_points).softmax(-1)
+        shares = offsets[0].permute(2, 0, 1, 3, 4, 5) / offsets.new_tensor([width, height])
+        locations = places.view(2, -1, 1, 1, 1, 2) + shares
+        attended = multi_scale_deformable_attn_pytorch(
+            self.values_of(views),
+            torch.tensor([size], device=query.device),
+            locations,
+            weights[0].permute(2, 0, 1, 3)[:, :, :, None].contiguous(),
+        )
+        return self.output_proj(attended.mean(0, keepdim=True))
 
 
 @offered(ATTENTION)
@@ -98,6 +131,24 @@ class MSDeformableAttention3D(DeformableSampler):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(embed_dims, num_heads, num_levels, num_points)
+
+    def forward(self, query: Tensor, tokens: Tensor, places: Tensor, sizes: Tensor) -> Tensor:
+        """Return the mixed values (1, n, C) of the cells that one camera sees.
+
+        Args:
+            query: (1, n, C).
+            tokens: (1, S, C), the levels one after the other, each row by row.
+            places: (n, Z, 2) of the pillars' points, x and y in shares of the picture.
+            sizes: (L, 2) h, w.
+        """
+        split = (self.num_heads, self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(query).view(1, -1, *split, 2) / sizes.flip(1)[:, None]
+        weights = self.attention_weights(query).view(1, -1, self.num_heads, self.num_levels * self.num_points)
+        repeated = places.repeat(1, self.num_points // places.shape[1], 1)  # point p is around p mod Z
+        locations = repeated[None, :, None, None] + offsets
+        return multi_scale_deformable_attn_pytorch(
+            self.values_of(tokens), sizes, locations, weights.softmax(-1).view(1, -1, *split)
+        )
 
 
 @offered(ATTENTION, builds=('MSDeformableAttention3D',))
@@ -125,8 +176,24 @@ class SpatialCrossAttention(BaseModule):
         self.output_proj = nn.Linear(embed_dims, embed_dims)
 
     def forward(self, query: Tensor, maps: Sequence[Tensor], places: Tensor, is_seen: Tensor) -> Tensor:
-        """Return what is added to the query (1, Q, C); arguments as `attend_cameras`."""
-        return attend_cameras(self, query, maps, places, is_seen)
+        """Return what is added to the query (1, Q, C).
+
+        Args:
+            query: (1, Q, C).
+            maps: of each level (N, C, h, w), embeddings of camera and level added.
+            places: (N, Q, Z, 2), x and y of the pillars' points in shares of the pictures.
+            is_seen: (N, Q, Z), which of the points are in the pictures.
+        """
+        sizes = torch.tensor([level.shape[2:] for level in maps], device=query.device)
+        total, count = torch.zeros_like(query), query.new_zeros(1, query.shape[1], 1)
+        for camera in range(self.num_cams):
+            cells = is_seen[camera].any(-1).nonzero()[:, 0]
+            tokens = torch.cat([level[camera].flatten(1).t() for level in maps])
+            total[:, cells] += self.deformable_attention(
+                query[:, cells], tokens[None], places[camera, cells], sizes
+            )
+            count[:, cells] += 1
+        return self.output_proj(total / count.clamp(min=1))
 
 
 @offered(ATTENTION)

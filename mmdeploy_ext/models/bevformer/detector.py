@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.families.parts.runtime.bev_motion import YAW_DEG, motion_since
 from mmdeploy_ext.models.catalogue import offered
 
 
@@ -75,17 +74,19 @@ class BEVFormer(MVXTwoStageDetector):
             self.reset()
             last = self.prev_frame_info
         record = np.array(meta['can_bus'], np.float64)
-        before = None
-        if last['prev_bev'] is not None:
-            before = np.zeros_like(record)
-            before[:3], before[YAW_DEG] = last['prev_pos'], last['prev_angle']
-        meta = dict(meta, can_bus=motion_since(record, before))
+        motion = record.copy()
+        if last['prev_bev'] is None:
+            motion[[0, 1, 2, -1]] = 0
+        else:
+            motion[:3] -= last['prev_pos']
+            motion[-1] -= last['prev_angle']
+        meta = dict(meta, can_bus=motion)
         outputs = self.pts_bbox_head(self.extract_img_feat(img), [meta], last['prev_bev'])
         self.prev_frame_info = dict(
             prev_bev=outputs['bev_embed'],
             scene_token=meta['scene_token'],
             prev_pos=record[:3],
-            prev_angle=record[YAW_DEG],
+            prev_angle=record[-1],
         )
         for name, tensor in outputs.items():
             tap(name, tensor)

@@ -15,10 +15,8 @@ from mmdet.models.utils import build_transformer
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts.bev_grid import rotate_view
-from mmdeploy_ext.families.parts.bev_queries import LastView, decode_objects, encode_view
-from mmdeploy_ext.families.parts.runtime.bev_motion import YAW_DEG, bev_rotation, bev_shift
 from mmdeploy_ext.models.bevformer.coder import BevBoxCoder
+from mmdeploy_ext.models.bevformer.view import run_decoder, run_encoder
 from mmdeploy_ext.models.catalogue import offered
 
 CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
@@ -112,35 +110,18 @@ class BEVFormerHead(BaseModule):
         Returns:
             'bev_embed' (Q, 1, C), 'all_cls_scores' (L, 1, R, K), 'all_bbox_preds' (L, 1, R, 10).
         """
-        (meta,), device = img_metas, maps[0].device
-        can_bus = torch.as_tensor(np.asarray(meta['can_bus']), dtype=torch.float32, device=device)
-        lidar2img = torch.as_tensor(np.asarray(meta['lidar2img']), dtype=torch.float32, device=device)
-        view = encode_view(
+        (meta,) = img_metas
+        lidar2img = torch.from_numpy(np.asarray(meta['lidar2img'], np.float32)).to(maps[0].device)
+        view = run_encoder(
             self,
             [level[0] for level in maps],
-            can_bus,
+            np.asarray(meta['can_bus'], np.float64),
             lidar2img,
             tuple(meta['pad_shape'][0][:2]),
-            self.last_view(prev_bev, np.asarray(meta['can_bus'], np.float64), device),
+            prev_bev,
         )
-        logits, boxes = decode_objects(self, view)
+        logits, boxes = run_decoder(self, view)
         return dict(bev_embed=view.transpose(0, 1), all_cls_scores=logits, all_bbox_preds=boxes)
-
-    def last_view(self, prev_bev: Tensor | None, motion: np.ndarray, device: torch.device) -> LastView:
-        """Return the last view as this frame uses it; `motion` (18,) is what `motion_since` gives."""
-        size, transformer = (self.bev_h, self.bev_w), self.transformer
-        if prev_bev is None:
-            cells = torch.zeros(1, size[0] * size[1], transformer.embed_dims, device=device)
-            return LastView(cells, torch.zeros(2, device=device), torch.zeros(1, device=device))
-        cells, shift = prev_bev.transpose(0, 1)[0], np.zeros(2)
-        if transformer.rotate_prev_bev:
-            rotation = bev_rotation(float(motion[YAW_DEG]), transformer.rotate_center, size)
-            cells = rotate_view(cells, torch.from_numpy(rotation).to(device), *size)
-        if transformer.use_shift:
-            low, high = np.array(self.pc_range[:2]), np.array(self.pc_range[3:5])
-            shift = bev_shift(motion, high - low)
-        shift = torch.from_numpy(shift.astype(np.float32)).to(device)
-        return LastView(cells[None], shift, torch.ones(1, device=device))
 
     def get_bboxes(self, outputs: dict[str, Tensor], img_metas: list[dict]) -> list[list[Any]]:
         """Return boxes, scores (n,) and labels (n,) of each sample, from the last decoder layer.

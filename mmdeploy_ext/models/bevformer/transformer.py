@@ -1,4 +1,4 @@
-"""The encoder and the decoder of BEVFormer: containers of parameters, which `families.parts` runs.
+"""The encoder and the decoder of BEVFormer: containers of parameters, which `view.py` runs.
 
 Source of names and shapes: fundamentalvision/BEVFormer 66b65f3, `modules/{transformer,encoder,decoder,
 custom_base_transformer_layer}.py`.

@@ -47,7 +47,7 @@ def can_bus_record(
 
 
 def record_of_pose(ego_pose: np.ndarray) -> np.ndarray:
-    """Return the record of a car whose LiDAR, with y ahead as nuScenes has it, is at a pose (4, 4) in the map.
+    """Return the record of a car whose LiDAR, with y ahead as nuScenes', is at a pose (4, 4) in the map.
 
     Rates and accelerations are 0.
     """

@@ -41,8 +41,7 @@ class NormalizeMultiviewImage:
 class RandomScaleImageMultiViewImage:
     """Resize every image by the one factor in `scales`, bilinearly, and `lidar2img` with it.
 
-    Source: fundamentalvision/BEVFormer 66b65f3, datasets/pipelines/transform_3d.py, which has this name although
-    nothing is random.
+    Source: fundamentalvision/BEVFormer 66b65f3, datasets/pipelines/transform_3d.py; nothing in it is random.
     """
 
     def __init__(self, scales: Sequence[float]) -> None:

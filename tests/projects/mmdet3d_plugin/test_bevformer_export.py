@@ -1,0 +1,147 @@
+"""BEVFormer's portable contract: proven as a stream; faults in graph and runtime are not."""
+
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+import toy_bevformer as toy
+from marking import in_suite
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.families.bevformer import graphs, runtime
+from mmdeploy_ext.families.parts import bev_attention, bev_grid, bev_queries
+from mmdeploy_ext.families.parts.runtime import bev_motion
+from mmdeploy_ext.families.parts.runtime.bev_motion import can_bus_record, record_of_pose
+from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.proving.ladder import prove
+
+FRAMES = 4
+RECORD = np.array([12.0, -7.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.1, 0.2, 9.8, 0, 0, 0.1, 5.0, 0.1, 0, 0.8, 45.8])
+
+
+@pytest.fixture(scope='module')
+def deployment(tmp_path_factory):
+    return toy.load(tmp_path_factory.mktemp('bevformer'))
+
+
+@pytest.fixture(scope='module')
+def paths(deployment, tmp_path_factory):
+    return toy.export(deployment, tmp_path_factory.mktemp('export'))
+
+
+def drive(deployment, frames=FRAMES):
+    return synthetic_drive(frames, deployment.rule)
+
+
+def test_the_file_is_proven_as_a_stream(deployment, paths):
+    verdict, _ = prove(deployment, paths, drive(deployment))
+    assert verdict.passed, verdict.reasons
+    assert verdict.summary()['matched'] >= 400
+
+
+def test_the_first_frame_takes_any_finite_view(deployment, paths):
+    runner = deployment.family.runner(paths, dict(engine='OnnxRuntimeBackend'))
+    frame = next(iter(drive(deployment, 1)))
+    empty = runner.step(frame).outputs
+    runner.reset()
+    runner._view = np.random.default_rng(0).standard_normal(runner._view.shape).astype(np.float32)
+    noise = runner.step(frame).outputs
+    for name, values in empty.items():
+        np.testing.assert_array_equal(values, noise[name])
+
+
+def bilinear(view, rotation, height, width):
+    picture = view.t().reshape(1, -1, height, width)
+    scale = rotation.new_tensor([width / 2, height / 2, 1])
+    grid = torch.nn.functional.affine_grid((rotation * scale)[None], picture.shape, align_corners=False)
+    return torch.nn.functional.grid_sample(picture, grid, align_corners=False)[0].flatten(1).t()
+
+
+def changed(function, change):
+    """Return a function whose arguments are changed before it is called."""
+    return lambda *arguments: function(*change(*arguments))
+
+
+rotation, shift, since = bev_motion.bev_rotation, bev_motion.bev_shift, bev_motion.motion_since
+project = bev_grid.project_pillars
+FAULTS = {
+    'rotation about the middle of the view': (
+        (runtime, 'bev_rotation'),
+        changed(rotation, lambda degrees, center, size: (degrees, (size[1] / 2, size[0] / 2), size)),
+    ),
+    'rotation reversed': (
+        (runtime, 'bev_rotation'), changed(rotation, lambda degrees, *rest: (-degrees, *rest))
+    ),
+    'bilinear rotation': ((graphs, 'rotate_view'), bilinear),
+    'no rotation': ((graphs, 'rotate_view'), lambda view, *_: view),
+    'no shift': ((runtime, 'bev_shift'), lambda *_: np.zeros(2)),
+    'x and y of the shift exchanged': ((runtime, 'bev_shift'), lambda *given: shift(*given)[::-1]),
+    'atan for atan2': (
+        (runtime, 'bev_shift'),
+        changed(shift, lambda motion, extent: (np.sign(motion[0] or 1) * motion, extent)),
+    ),
+    'motion since the first frame': (
+        (runtime, 'motion_since'), lambda record, previous: since(record, None)
+    ),
+    'angles of the record zero': (
+        (runtime, 'motion_since'),
+        lambda record, previous: since(record, previous) * np.array([1] * 16 + [0, 1]),
+    ),
+    'two cameras exchanged': (
+        (bev_queries, 'project_pillars'),
+        changed(project, lambda points, matrices, size: (points, matrices[[1, 0, 2, 3, 4, 5]], size)),
+    ),
+    'height without its padding': (
+        (bev_queries, 'project_pillars'),
+        changed(project, lambda points, matrices, size: (points, matrices, (size[0] - 29, size[1]))),
+    ),
+    'the half of the temporal value': (
+        (bev_queries, 'attend_views'),
+        lambda module, query, position, views, *rest: bev_attention.attend_views(
+            module, query, position, torch.cat([views[:1], query]), *rest
+        ),
+    ),
+    'points of a pillar, each for itself': (
+        (bev_queries, 'attend_cameras'),
+        lambda module, query, maps, places, is_seen: bev_attention.attend_cameras(
+            module, query, maps, places.flip(2), is_seen.flip(2)
+        ),
+    ),
+}
+"""What is wrong -> (module and name of a public function), and what is put in its place."""
+IN_SUITE = 'bilinear rotation', 'x and y of the shift exchanged'
+
+
+@pytest.mark.parametrize('fault', in_suite(FAULTS, *IN_SUITE))
+def test_a_fault_in_our_own_code_is_not_proven(deployment, tmp_path, fault):
+    (module, name), wrong = FAULTS[fault]
+    with mock.patch.object(module, name, wrong):
+        verdict, _ = prove(deployment, toy.export(deployment, tmp_path), drive(deployment))
+    assert not verdict.passed and any('all_cls_scores' in reason for reason in verdict.reasons)
+
+
+def test_a_record_has_the_real_part_of_the_orientation_four_times():
+    half = np.sqrt(0.5)
+    record = can_bus_record((3, 4, 5), (half, 0, 0, half), RECORD)
+    np.testing.assert_allclose(record[:7], [3, 4, 5, half, half, half, half])
+    np.testing.assert_array_equal(record[7:16], RECORD[7:16])
+    np.testing.assert_allclose(record[16:], [np.pi / 2, 90])
+    assert can_bus_record((0, 0, 0), (half, 0, 0, -half))[17] == pytest.approx(270)
+
+
+def test_a_pose_stands_for_a_record():
+    pose = np.eye(4)
+    pose[:3, 3] = 10, 20, 1.8
+    record = record_of_pose(pose)  # the LiDAR's y is ahead, so that the car looks along the map's y
+    np.testing.assert_allclose(record[:3], [10, 20, 1.8])
+    np.testing.assert_allclose(record[[3, 16, 17]], [np.sqrt(0.5), np.pi / 2, 90])
+
+
+@pytest.mark.parametrize(('record', 'named'), [(np.zeros(17), '18 finite'), (RECORD * np.nan, '18 finite')])
+def test_a_record_that_is_none_is_refused(deployment, paths, record, named):
+    import dataclasses
+
+    frame = dataclasses.replace(next(iter(drive(deployment, 1))), can_bus=record)
+    with pytest.raises(DataError, match=named):
+        deployment.family.runner(paths, dict(engine='OnnxRuntimeBackend')).step(frame)
