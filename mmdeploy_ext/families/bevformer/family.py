@@ -1,6 +1,6 @@
 """The family of BEVFormer: the configs that it claims and refuses, its graph, reference and runtime."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ from mmdeploy_ext.families.bevformer.graphs import BEV, FORM, PREDICTIONS, graph
 from mmdeploy_ext.families.bevformer.live import FOLLOWED, replaced
 from mmdeploy_ext.families.bevformer.reference import BevFormerReference
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
-from mmdeploy_ext.families.bevformer.samples import dumped_frame, frame, moments
+from mmdeploy_ext.families.bevformer.samples import driven, dumped_frame, frame, moments
 from mmdeploy_ext.families.bevformer.seeded import bevformer_weights
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.info_files import generated_dataset
@@ -121,8 +121,10 @@ class BevFormerFamily(SequenceFamily):
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         return BevFormerOnnx(paths, **engine)
 
-    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterable[Frame]:
-        return changed_drive(sample)
+    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
+        frames = list(changed_drive(sample))
+        yield from frames
+        yield from driven(frames[-1])
 
     def synthetic_outputs(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec

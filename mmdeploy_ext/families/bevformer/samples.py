@@ -1,5 +1,6 @@
 """Samples of the test loader as frames, frames of infos, and the dump of a frame."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.bevformer.runtime import frame_of_rig
-from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS
+from mmdeploy_ext.families.bevformer.runtime import frame_of_rig, record_of
+from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD
 from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
@@ -19,6 +20,15 @@ KEYS = ('img', 'img_metas')
 """Keys of a sample of the test loader."""
 META_KEYS = ('lidar2img', 'can_bus', 'scene_token')
 """Keys of its metas."""
+WAYS = (
+    ('a way along y', 0.0, 1.5, 0.0),
+    ('a way along -x', -1.25, 0.0, 0.0),
+    ('a way along -y', 0.0, -2.0, 0.0),
+    ('a turn to the left', 0.5, 0.25, 12.0),
+    ('a turn to the right', -0.75, 0.5, -200.0),
+    ('neither a way nor a turn', 0.0, 0.0, 0.0),
+)
+"""Name of a frame, metres along x and y of the map, and degrees of a turn, since the frame before."""
 DUMPED = ('img', 'lidar2img', 'can_bus')
 """Tensors of a dump from which a frame is read back."""
 
@@ -57,6 +67,24 @@ def moments(cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None 
     """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`."""
     for rig in read_frames(infos, rule, root):
         yield frame_of_rig(rig.read_pictures(), rig, rule)
+
+
+def driven(frame: Frame) -> Iterator[Frame]:
+    """Yield the next frames of a drive, whose car moves along an axis of the map exactly, or turns.
+
+    Pictures and rig stay those of `frame`. A direction that is computed by a quotient fails where a way has
+    no share along an axis, and a heading that crosses north changes by almost a whole turn.
+    """
+    record = record_of(frame)
+    for step, (name, x, y, degrees) in enumerate(WAYS, start=1):
+        record = record.copy()
+        record[:2] += x, y
+        record[YAW_DEG] = (record[YAW_DEG] + degrees) % 360
+        record[YAW_RAD] = np.radians(record[YAW_DEG])
+        record[13] = step  # a velocity, m/s, as a record of the CAN bus has it
+        yield dataclasses.replace(
+            frame, name=name, can_bus=record, timestamp_s=frame.timestamp_s + 0.5 * step
+        )
 
 
 def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
