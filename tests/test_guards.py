@@ -64,7 +64,8 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
 # ---- configs
 
 # functions that configs call
-FUNCTIONS = 'bevformer_model.py', 'nuscenes_bev.py', 'nuscenes_fusion.py', 'nuscenes_lidar.py', 'nuscenes_stream.py'
+FUNCTIONS = (
+    'bevformer_model.py', 'nuscenes_bev.py', 'nuscenes_fusion.py', 'nuscenes_lidar.py', 'nuscenes_stream.py')
 CONFIGS = sorted(
     path.relative_to(REPOSITORY).as_posix()
     for folder in ('configs', 'projects/configs') for path in (REPOSITORY / folder).rglob('*.py')
