@@ -113,7 +113,7 @@ fi
 exec 9>&-
 endef
 
-.PHONY: help env env-tensorrt env-mmdet3 env-rotate test-rotate tensorrt-table tensorrt-table-full test test-fast test-matrix demo demo-stream demo-lidar demo-fusion demo-web benchmark zoo doctor site lint clean distclean
+.PHONY: tensorrt-exports tensorrt-device tensorrt-judged help env env-tensorrt env-mmdet3 env-rotate test-rotate tensorrt-table tensorrt-table-full test test-fast test-matrix demo demo-stream demo-lidar demo-fusion demo-web benchmark zoo doctor site lint clean distclean
 
 help:
 	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 1 to 2 minutes on 2 cores)'
@@ -220,7 +220,7 @@ TENSORRT_TOYS := \
     "rtdetr:raw full:" \
     "deformable_detr:full:" \
     "mask_rcnn:full:--max-candidates 500 --max-proposals 500"
-tensorrt-table: $(ENV)
+tensorrt-exports: $(ENV)
 	@for model in $(TENSORRT_TOYS); do
 	    IFS=: read -r name forms extra <<<"$$model"
 	    checkpoint=demo/checkpoints/$${name}_toy.pth
@@ -236,8 +236,37 @@ tensorrt-table: $(ENV)
 	    --output-file $(TENSORRT)/bevfusion
 	$(RUN) tools/deployment/pytorch2onnx.py $(LIDAR).py $(LIDAR_CKPT) --sparse-form tables \
 	    --output-file $(TENSORRT)/centerpoint
-	$(RUN) tools/deployment/onnx2tensorrt.py $(TENSORRT)/*/*.onnx --sm $(TENSORRT_SM) --table docs/tensorrt.md \
+tensorrt-table: tensorrt-exports
+	@$(RUN) tools/deployment/onnx2tensorrt.py $(TENSORRT)/*/*.onnx --sm $(TENSORRT_SM) --table docs/tensorrt.md \
 	    --shapes N=100/3000/20000 $(SITES) $(CELLS) --constant img_shape ori_shape
+
+# Runs the same exports on the GPU of this machine, in float32 and float16, and judges them: a kit of each.
+# ENGINE=onnxruntime tries the steps without a GPU, and writes $(JUDGED)/table.md.
+JUDGED := work_dirs/tensorrt_judged
+ENGINE := tensorrt
+tensorrt-device: $(ENV)
+	@$(RUN) -c 'from mmdeploy_ext.kit.local_run import device_of; print(device_of("$(ENGINE)"))'
+tensorrt-judged: tensorrt-device tensorrt-exports
+	@page=docs/tensorrt.md; [ $(ENGINE) = tensorrt ] || page=$(JUDGED)/table.md
+	judged() { # NAME FILE|FOLDER CONFIG CHECKPOINT
+	    rm -rf $(JUDGED)/$$1
+	    $(RUN) -m mmdeploy_ext kit $$2 $$3 $$4 --out $(JUDGED)/$$1/kit || return 0
+	    echo "$$1"
+	    for precision in fp32 fp16; do
+	        out=$(JUDGED)/$$1/$$precision
+	        $(RUN) -m mmdeploy_ext judge $(JUDGED)/$$1/kit $$out --run $(ENGINE) --precision $$precision \
+	            --json $$out.json >$$out.log 2>&1 || true
+	        tail -1 $$out.log
+	    done; }
+	for file in $(TENSORRT)/*/{raw,decode,full}.onnx; do
+	    [ -f $$file ] || continue
+	    name=$$(basename $$(dirname $$file))
+	    judged $$name/$$(basename $$file .onnx) $$file configs/demo/$${name}_toy.py demo/checkpoints/$${name}_toy.pth
+	done
+	judged stream_petr $(TENSORRT)/stream_petr $(STREAM).py $(STREAM_CKPT)
+	judged bevfusion $(TENSORRT)/bevfusion $(FUSION).py $(FUSION_CKPT)
+	judged centerpoint $(TENSORRT)/centerpoint $(LIDAR).py $(LIDAR_CKPT)
+	$(RUN) docs/_pages/judged_kits.py $(JUDGED) $$page
 
 # The same of full-size models with seeded weights, on one architecture.
 TENSORRT_FULL := work_dirs/tensorrt_full

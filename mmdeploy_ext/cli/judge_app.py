@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import write_json
 from mmdeploy_ext.kit.judge import judge
+from mmdeploy_ext.kit.local_run import ENGINES, run_kit
 
 if TYPE_CHECKING:
     import argparse
@@ -27,6 +29,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = cli.adder(parser)
     add('kit KIT', 'folder that mm2onnx kit wrote')
     add('outputs OUTPUTS', 'folder with CASE.npz, CASE.json of trtexec, or CASE/NAME.npy or .bin')
+    add(
+        '--run ENGINE',
+        'run the inputs on an engine of this machine first, and write OUTPUTS, a new folder; in float16 with '
+        '--precision fp16',
+        choices=ENGINES,
+    )
     add('--told WORDS', 'device, engine and version, for the verdict; nobody checks it', '')
     add('--precision', "whose bars (default: the file's precision)", choices=('fp32', 'fp16', 'int8'))
     add('--json FILE', 'write the verdict as JSON')
@@ -36,7 +44,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Judge the outputs of a device and print the verdict: 0 equal to PyTorch's, 1 not."""
+    ran = ''
+    if args.run:
+        if args.told:
+            raise UsageError('--told: does not go with --run, which tells what ran')
+        ran = run_kit(args.kit, args.outputs, args.run, args.precision or 'fp32')
     judgement = judge(args.kit, args.outputs, told=args.told, precision=args.precision)
+    judgement.ran = ran
     if args.json:
         write_json(args.json, judgement.to_json())
     for case in judgement.cases:

@@ -39,6 +39,7 @@ class Judgement:
     Attributes:
         told: text of the user about device, engine and version, which is printed and not checked; '' if none.
         precision: 'fp32', 'fp16' or 'int8', by whose bars the outputs are judged.
+        ran: what ran the inputs on this machine, as `run_kit` returns it; '' if that is only told.
         inputs: number of inputs whose outputs were judged.
         frames: number of frames that were judged after the files ran one after the other.
         cases: one per input and frame, without those of `sequences`.
@@ -51,6 +52,7 @@ class Judgement:
 
     told: str
     precision: str
+    ran: str = ''
     inputs: int = 0
     frames: int = 0
     cases: list[results.Case] = dataclasses.field(default_factory=list)
@@ -70,7 +72,7 @@ class Judgement:
     def title(self) -> str:
         """The claim, which is only about these inputs, with what the user told of the device."""
         claim = 'EQUAL' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
-        told = f' ({self.told}, as told)' if self.told else ''
+        told = f' ({self.told}, as told)' if self.told else f' ({self.ran})' if self.ran else ''
         if not self.equal:
             return f'NOT {claim}{told}'
         frames = f' AND {self.frames} FRAMES' if self.frames else ''

@@ -3,16 +3,19 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import toy_centerpoint
 import toy_streampetr_deploy as toy
+from docs._pages import judged_kits
 from mmdeploy_ext.cli import judge_app, kit_app
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.kit.contents import ArrayFolder, ChainedFrame, read_array
 from mmdeploy_ext.kit.judge import judge
+from mmdeploy_ext.kit.local_run import run_kit
 from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.kit.writer import write_detector_kit
 from mmdeploy_ext.runtime.frames import Sweep
@@ -206,3 +209,88 @@ def test_arrays_are_little_endian_and_written_once(tmp_path):
     assert entries['again']['file'] == entries['a/b']['file']
     assert (tmp_path / 'inputs/000/a%2Fb.bin').read_bytes() == array.astype('<i4').tobytes()
     assert np.array_equal(read_array(tmp_path, entries['again']), array)
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'fp16'])
+def test_judge_runs_a_kit_on_an_engine_of_this_machine(sweeps, tmp_path, capsys, precision):
+    kit, outputs = str(sweeps[0]), tmp_path / precision
+    words = [kit, str(outputs), '--run', 'onnxruntime', '--precision', precision]
+    assert judge_app.main([*words, '--json', str(tmp_path / f'{precision}.json')]) == 0
+    claim = 'EQUAL' if precision == 'fp32' else 'WITHIN FP16 BARS'
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f'{claim} ON 4 INPUTS AND 2 FRAMES (CPU, ONNX Runtime ') and 'as told' not in last
+    assert f', {precision}, backbone ' in last and last.endswith(' ms)')
+    assert (outputs / 'head.fp16.onnx').exists() is (precision == 'fp16')
+    assert judge_app.main(words) == 2 and 'is not empty' in capsys.readouterr().err
+
+
+def test_without_a_gpu_nothing_is_built_and_the_reason_is_said(sweeps, tmp_path, capsys, monkeypatch):
+    class Package:
+        name, version = 'tensorrt', '10.3.0'
+
+    words = [str(sweeps[0]), str(tmp_path / 'o'), '--run', 'tensorrt']
+    monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.package.find_package', Package)
+    monkeypatch.setattr('mmdeploy_ext.kit.local_run.find_gpu', lambda index: None)
+    assert judge_app.main(words) == 2
+    assert 'tensorrt: there is no GPU 0 here' in capsys.readouterr().err
+    assert not (tmp_path / 'o').exists()
+
+
+def test_an_engine_on_a_gpu_gets_the_sizes_of_all_cases(sweeps, tmp_path, monkeypatch):
+    built, opened = [], []
+
+    class Gpu:
+        name = 'a GPU'
+
+    class Package:
+        name, version = 'tensorrt', '10.3.0'
+
+    class Backend:
+        """Runs the file that an engine was built from in ONNX Runtime."""
+
+        def __init__(self, engine):
+            opened.append(engine)
+            self.session = self
+
+        def open_session(self):
+            source = sweeps[0] / f'{Path(opened[-1]).stem}.onnx'
+            self.run = run_onnxruntime.open_file(source)
+
+    monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.package.find_package', Package)
+    monkeypatch.setattr('mmdeploy_ext.kit.local_run.find_gpu', lambda index: Gpu)
+    monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.engine.prepare', lambda path, **job: (path, job))
+    monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.engine.build_file', lambda *job: built.append(job))
+    monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.backend.TensorRtBackend', Backend)
+    ran = run_kit(sweeps[0], tmp_path / 'o', 'tensorrt', 'fp16')
+    assert ran.startswith('a GPU, tensorrt 10.3.0, fp16, backbone ')
+    ((_, of_backbone), _), ((_, of_head), target) = built
+    assert target == tmp_path / 'o/head.engine' and of_head == dict(fp16=True, shapes=[])
+    manifest = json.loads((sweeps[0] / 'manifest.json').read_text())
+    cases = [case['inputs'] for case in manifest['cases'] if case['graph'] == 'backbone']
+    name = next(iter(cases[0]))
+    low, high = (choose(inputs[name]['shape'][0] for inputs in cases) for choose in (min, max))
+    (sizes,) = (text for text in of_backbone['shapes'] if text.startswith(f'{name}='))
+    first, _, last = sizes.partition('=')[2].split('/')
+    assert (first.split('x')[0], last.split('x')[0]) == (str(low), str(high))
+    assert judge(sweeps[0], tmp_path / 'o').equal
+
+
+def test_the_table_of_judged_kits_has_verdicts_and_reasons(tmp_path):
+    equal = dict(verdict='EQUAL ON 5 INPUTS (x)', failures=[], inputs=5, frames=0, ran='x')
+    unequal = dict(equal, verdict='NOT EQUAL (x)', failures=['000: y | z'], frames=2)
+    for name, precision, content in (('a/raw', 'fp32', equal), ('a/raw', 'fp16', unequal)):
+        (tmp_path / name / 'kit').mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / f'{precision}.json').write_text(json.dumps(content))
+    (tmp_path / 'b/kit').mkdir(parents=True)
+    (tmp_path / 'b/fp32.log').write_text('error: no such node\n')
+    page = tmp_path / 'page.md'
+    page.write_text('before\n<!-- judged -->\nold\n<!-- /judged -->\nafter\n')
+    judged_kits.main(str(tmp_path), str(page))
+    text = page.read_text()
+    assert text.startswith('before\n') and text.endswith('after\n') and 'old' not in text
+    for line in (
+        '| a/raw | fp32 | 5 |  | EQUAL |  | x |',
+        '| a/raw | fp16 | 5 | 2 | NOT EQUAL | 000: y / z | x |',
+        '| b | fp32 |  |  | did not run | error: no such node |  |',
+    ):
+        assert line in text

@@ -1,0 +1,137 @@
+"""Runs the inputs of a kit on an engine of this machine: ONNX Runtime, OpenVINO or TensorRT."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.errors import EngineError, UsageError
+from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
+from mmdeploy_ext.kit.contents import KitGraph, read_manifest
+from mmdeploy_ext.kit.engine_files import is_dynamic, shape_ranges
+from mmdeploy_ext.kit.runners import run_onnxruntime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+
+    Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+    """From inputs to outputs of a file, arrays by name."""
+
+ENGINES = ('onnxruntime', 'openvino', 'tensorrt')
+
+
+def run_kit(kit: str | Path, outputs: str | Path, engine: str, precision: str = 'fp32') -> str:
+    """Run all inputs and frames of a kit on an engine of this machine.
+
+    Args:
+        kit: the folder of the kit.
+        outputs: folder to write, in which engines and files of float16 are kept, too; new or empty.
+        engine: one of `ENGINES`.
+        precision: 'fp32' runs the files as they are; 'fp16' writes float16 into their graphs first.
+
+    Returns:
+        What ran: device, engine, its version, precision, and the median milliseconds of each file.
+
+    Raises:
+        UsageError: another engine or precision, or a folder that is not empty.
+        EngineError: the engine, or the GPU that it needs, is not here, or it cannot take a file.
+    """
+    kit, outputs, manifest = Path(kit), Path(outputs), read_manifest(Path(kit))
+    if engine not in ENGINES:
+        raise UsageError(f'--run {engine}: expected one of {", ".join(ENGINES)}')
+    if precision not in ('fp32', 'fp16'):
+        raise UsageError(f'--precision {precision}: with --run expected fp32 or fp16')
+    if outputs.exists() and (not outputs.is_dir() or any(outputs.iterdir())):
+        raise UsageError(f'{outputs}: is not empty; name a new folder')
+    device = device_of(engine)
+    outputs.mkdir(parents=True, exist_ok=True)
+    graphs = {entry['file']: KitGraph.from_json(entry) for entry in manifest['graphs']}
+    seconds: dict[str, list[float]] = {}
+
+    def opens(path: Path) -> Run:
+        graph = graphs[path.name]
+        cases = [case for case in manifest['cases'] if case['graph'] == graph.name]
+        run = OPENERS[engine](path, outputs, precision == 'fp16', _shapes(graph, cases))
+        times = seconds.setdefault(graph.name, [])
+
+        def timed(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            start = time.perf_counter()
+            results = run(inputs)
+            times.append(time.perf_counter() - start)
+            return results
+
+        return timed
+
+    run_onnxruntime.main(str(outputs), kit=kit, opens=opens)
+    medians = ', '.join(f'{name} {1e3 * statistics.median(times):.3g} ms' for name, times in seconds.items())
+    return f'{device}, {precision}, {medians}'
+
+
+def device_of(engine: str) -> str:
+    """Return the device, name and version of one of `ENGINES`; EngineError: it, or its GPU, is not here."""
+    if engine == 'tensorrt':
+        from mmdeploy_ext.engines.tensorrt.package import find_package
+
+        package, gpu = find_package(), find_gpu(0)
+        if gpu is None:
+            raise EngineError(f'{package.name}: there is no GPU 0 here; an engine needs a GPU')
+        return f'{gpu.name}, {package.name} {package.version}'
+    if engine == 'openvino':
+        from mmdeploy_ext.engines.openvino import require_openvino
+
+        return f'CPU, OpenVINO {require_openvino().__version__}'
+    import onnxruntime
+
+    return f'CPU, ONNX Runtime {onnxruntime.__version__}'
+
+
+def _shapes(graph: KitGraph, cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the sizes of the inputs with open axes as `onnx2tensorrt.py --shapes` takes them."""
+    if not is_dynamic(graph):
+        return []
+    ranges, texts = shape_ranges(cases), []
+    for name in (tensor.name for tensor in graph.spec.inputs if tensor.dynamic_axes):
+        shapes = ['x'.join(map(str, ranges[option][name])) for option in ('min', 'opt', 'max')]
+        texts.append(f'{name}={"/".join(shapes)}')
+    return texts
+
+
+def _in_float16(path: Path, folder: Path) -> Path:
+    """Write a file in mixed precision into a folder, as `onnx2tensorrt.py --fp16` does; return its path."""
+    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.graph.passes.for_tensorrt import engine_spec
+    from mmdeploy_ext.graph.passes.fp16 import to_fp16
+    from mmdeploy_ext.graph.passes.precision import fp32_patterns
+
+    model, target = files.load(path), folder / f'{path.stem}.fp16.onnx'
+    files.save(to_fp16(model, engine_spec(model, {}), fp32_patterns(model)), target)
+    return target
+
+
+def _open_onnxruntime(path: Path, folder: Path, fp16: bool, shapes: Sequence[str]) -> Run:
+    return run_onnxruntime.open_file(_in_float16(path, folder) if fp16 else path)
+
+
+def _open_openvino(path: Path, folder: Path, fp16: bool, shapes: Sequence[str]) -> Run:
+    from mmdeploy_ext.kit.runners import run_openvino
+
+    return run_openvino.open_file(_in_float16(path, folder) if fp16 else path)
+
+
+def _open_tensorrt(path: Path, folder: Path, fp16: bool, shapes: Sequence[str]) -> Run:
+    from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
+    from mmdeploy_ext.engines.tensorrt.engine import build_file, prepare
+
+    engine = folder / f'{path.stem}.engine'
+    build_file(prepare(path, fp16=fp16, shapes=shapes), engine)
+    backend = TensorRtBackend(str(engine))
+    backend.open_session()
+    return backend.session.run
+
+
+OPENERS = dict(onnxruntime=_open_onnxruntime, openvino=_open_openvino, tensorrt=_open_tensorrt)
+"""Engine -> function (file, folder of the outputs, whether in float16, sizes of open axes) -> `Run`."""
