@@ -1,10 +1,15 @@
 """The test loader: a sample is the same one, whatever its pipeline draws and whoever reads it."""
 
 import random
+from pathlib import Path
 
 import numpy as np
+import pytest
+from mmcv.utils import Config
+from mmdet.datasets import DATASETS
 
-from mmdeploy_ext.evaluate.evaluation import build_loader
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader
 
 
 class Drawing:
@@ -37,3 +42,25 @@ def test_the_generators_of_the_process_stay_as_they_are():
     np.random.seed(5)
     read(range(3), 0)
     assert (random.random(), np.random.rand()) == wanted
+
+
+class Folder:
+    """A data set of a package from outside, whose annotations are a folder of files."""
+
+    def __init__(self, ann_file, test_mode):
+        self.files = sorted(path.name for path in Path(ann_file).iterdir())
+
+    def __len__(self):
+        return len(self.files)
+
+
+def test_annotations_may_be_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setitem(DATASETS.module_dict, 'Folder', Folder)
+    (tmp_path / 'one.txt').touch()
+
+    def config(folder):
+        return Config(dict(data=dict(test=dict(type='Folder', ann_file=str(folder)))))
+
+    assert build_dataset(config(tmp_path)).files == ['one.txt']
+    with pytest.raises(DataError, match=r'ann_file=.*none: no such file or folder'):
+        build_dataset(config(tmp_path / 'none'))
