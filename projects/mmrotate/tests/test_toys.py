@@ -11,7 +11,7 @@ from mm2onnx_mmrotate.detections import corners_of
 from mmdeploy_ext.cli import export_app, quantize_app, run_app, test_app, verify_app
 
 PROJECT = Path(__file__).resolve().parents[1]
-TOYS = ['rotated_retinanet']
+TOYS = ['rotated_retinanet', 'oriented_rcnn']
 VAL_IMAGES = 12
 
 

@@ -10,6 +10,7 @@ import installed_wheel
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1500)]
 PROJECT = Path(__file__).resolve().parents[1]
+PICTURE = PROJECT.parents[1] / 'demo/toy.jpg'
 CONFIG = 'rotated_retinanet/rotated_retinanet_obb_r50_fpn_1x_dota_le90.py'
 
 
@@ -35,14 +36,13 @@ def test_a_config_of_mmrotate_is_proven_in_an_empty_folder(installed, tmp_path):
     config = folder_of('mmrotate') / '.mim/configs' / CONFIG
     done = installed('synthetic', 'seeded', config, 'seeded.pth')
     assert done.returncode == 0, done.stderr
-    words = ('export', config, 'seeded.pth', '--shape', 256, 256, '--output-file', 'rotated.onnx', '--verify')
+    words = ('export', config, 'seeded.pth', '--shape', 128, 128, '--output-file', 'rotated.onnx', '--verify')
     done = installed(*words, '--json', 'verdict.json')
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert '\nPROVEN ' in done.stdout
     verdict = json.loads((tmp_path / 'verdict.json').read_text())
     assert (verdict['verdict'], verdict['subject']['task']) == ('proven', 'mm2onnx_mmrotate.task')
-    picture = PROJECT.parents[1] / 'demo/toy.jpg'
-    done = installed('run', 'rotated.onnx', picture, '--out', 'boxes.png', '--score-thr', 0)
+    done = installed('run', 'rotated.onnx', PICTURE, '--out', 'boxes.png', '--score-thr', 0)
     assert (done.returncode, (tmp_path / 'boxes.png').is_file()) == (0, True), done.stderr
 
 
@@ -55,8 +55,7 @@ def test_a_file_runs_where_only_the_core_and_this_distribution_are(installed, tm
     paths = stack.read_text()
     stack.unlink()
     try:
-        done = installed('synthetic', 'coco', '--picture', 'ground.jpg')
-        done = installed('run', 'toy.onnx', 'ground.jpg', '--out', 'boxes.png')
+        done = installed('run', 'toy.onnx', PICTURE, '--out', 'boxes.png')
     finally:
         stack.write_text(paths)
     assert (done.returncode, (tmp_path / 'boxes.png').is_file()) == (0, True), done.stderr
