@@ -6,6 +6,7 @@ free-running, all files ran one after the other and kept the memory. See `provin
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +45,8 @@ class DriveJudge:
             precision: by whose bars the frames are judged.
         """
         self.graph, self.memory = graph, MemorySpec.from_json(manifest['memory'])
+        of_outputs = {name: self.memory.tensors[name] for name in self.memory.outputs}
+        self.memory = dataclasses.replace(self.memory, tensors=of_outputs)  # the rest follows from the frame
         if precision != 'fp32':
             self.memory = self.memory.judged_by(graph.spec)
         bars, match = default_bars(precision), task_module(manifest['task']).match_detections

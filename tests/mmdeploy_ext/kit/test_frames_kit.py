@@ -18,6 +18,7 @@ from mmdeploy_ext.kit.judge import judge
 from mmdeploy_ext.kit.local_run import run_kit
 from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.kit.writer import write_detector_kit
+from mmdeploy_ext.proving.inputs.samples import proof_samples
 from mmdeploy_ext.runtime.frames import Sweep
 
 GENERATED = [dict(name='generated', licence='Apache-2.0')]
@@ -191,6 +192,40 @@ def test_contracts_that_compute_between_files_are_refused(tmp_path):
         write_detector_kit(
             toy.deployment(), str(folder / 'fork.onnx'), toy.drive(2), tmp_path / 'kit', GENERATED
         )
+
+
+@pytest.mark.matrix
+def test_a_memory_that_is_partly_of_the_frame_is_judged_by_what_a_file_gives(tmp_path):
+    import toy_bevformer
+
+    deployment = toy_bevformer.load(tmp_path)
+    (file,) = toy_bevformer.export(deployment, tmp_path)
+    frames, _ = proof_samples(deployment, 4)
+    write_detector_kit(deployment, file, frames, tmp_path / 'kit', GENERATED)
+    run_onnxruntime.main(str(tmp_path / 'outputs'), kit=tmp_path / 'kit')
+    judgement = judge(tmp_path / 'kit', tmp_path / 'outputs')
+    assert judgement.title == 'EQUAL ON 4 INPUTS AND 4 FRAMES', judgement.failures
+    teacher, free = judgement.sequences
+    assert free.matched > 10 and 'memory bev_embed' in teacher.series['errors']
+
+
+@pytest.mark.matrix
+def test_four_files_of_cameras_and_lidar_are_judged_one_by_one_and_in_their_order(tmp_path):
+    import toy_bevfusion
+
+    deployment = toy_bevfusion.toy(tmp_path)
+    files = toy_bevfusion.export(deployment, tmp_path / 'export')
+    frames = list(deployment.family.generated_sweeps(deployment.rule, 2))
+    write_detector_kit(deployment, str(tmp_path / 'export'), frames, tmp_path / 'kit', GENERATED)
+    run_onnxruntime.main(str(tmp_path / 'outputs'), kit=tmp_path / 'kit')
+    judgement = judge(tmp_path / 'kit', tmp_path / 'outputs')
+    assert len(files) == 4 and judgement.title == 'EQUAL ON 8 INPUTS AND 2 FRAMES', judgement.failures
+
+    def moved(arrays):
+        arrays['cells'] = np.roll(arrays['cells'], 1, 1)
+
+    judgement = judge(tmp_path / 'kit', changed(tmp_path / 'outputs', tmp_path / 'o', moved, 'rig_*'))
+    assert all(': cells: ' in failure for failure in judgement.failures) and len(judgement.failures) == 2
 
 
 def test_the_command_writes_a_kit_of_a_folder(tmp_path, capsys):
