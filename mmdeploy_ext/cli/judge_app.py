@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if args.run:
         if args.told:
             raise UsageError('--told: does not go with --run, which tells what ran')
-        ran = run_kit(args.kit, args.outputs, args.run, args.precision or 'fp32')
+        ran = run_kit(args.kit, args.outputs, args.run, fp16=args.precision == 'fp16')
     judgement = judge(args.kit, args.outputs, told=args.told, precision=args.precision)
     judgement.ran = ran
     if args.json:

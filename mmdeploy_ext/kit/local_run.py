@@ -24,27 +24,25 @@ if TYPE_CHECKING:
 ENGINES = ('onnxruntime', 'openvino', 'tensorrt')
 
 
-def run_kit(kit: str | Path, outputs: str | Path, engine: str, precision: str = 'fp32') -> str:
+def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = False) -> str:
     """Run all inputs and frames of a kit on an engine of this machine.
 
     Args:
         kit: the folder of the kit.
         outputs: folder to write, in which engines and files of float16 are kept, too; new or empty.
         engine: one of `ENGINES`.
-        precision: 'fp32' runs the files as they are; 'fp16' writes float16 into their graphs first.
+        fp16: write float16 into the graphs first; otherwise the files run as they are.
 
     Returns:
-        What ran: device, engine, its version, precision, and the median milliseconds of each file.
+        What ran: device, engine, its version, and the median milliseconds of each file.
 
     Raises:
-        UsageError: another engine or precision, or a folder that is not empty.
+        UsageError: another engine, or a folder that is not empty.
         EngineError: the engine, or the GPU that it needs, is not here, or it cannot take a file.
     """
     kit, outputs, manifest = Path(kit), Path(outputs), read_manifest(Path(kit))
     if engine not in ENGINES:
         raise UsageError(f'--run {engine}: expected one of {", ".join(ENGINES)}')
-    if precision not in ('fp32', 'fp16'):
-        raise UsageError(f'--precision {precision}: with --run expected fp32 or fp16')
     if outputs.exists() and (not outputs.is_dir() or any(outputs.iterdir())):
         raise UsageError(f'{outputs}: is not empty; name a new folder')
     device = device_of(engine)
@@ -55,7 +53,7 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, precision: str = 
     def opens(path: Path) -> Run:
         graph = graphs[path.name]
         cases = [case for case in manifest['cases'] if case['graph'] == graph.name]
-        run = OPENERS[engine](path, outputs, precision == 'fp16', _shapes(graph, cases))
+        run = OPENERS[engine](path, outputs, fp16, _shapes(graph, cases))
         times = seconds.setdefault(graph.name, [])
 
         def timed(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -68,7 +66,7 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, precision: str = 
 
     run_onnxruntime.main(str(outputs), kit=kit, opens=opens)
     medians = ', '.join(f'{name} {1e3 * statistics.median(times):.3g} ms' for name, times in seconds.items())
-    return f'{device}, {precision}, {medians}'
+    return f'{device}, {"in float16, " if fp16 else ""}{medians}'
 
 
 def device_of(engine: str) -> str:

@@ -254,7 +254,7 @@ def test_judge_runs_a_kit_on_an_engine_of_this_machine(sweeps, tmp_path, capsys,
     claim = 'EQUAL' if precision == 'fp32' else 'WITHIN FP16 BARS'
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f'{claim} ON 4 INPUTS AND 2 FRAMES (CPU, ONNX Runtime ') and 'as told' not in last
-    assert f', {precision}, backbone ' in last and last.endswith(' ms)')
+    assert (', in float16, backbone ' in last) is (precision == 'fp16') and last.endswith(' ms)')
     assert (outputs / 'head.fp16.onnx').exists() is (precision == 'fp16')
     assert judge_app.main(words) == 2 and 'is not empty' in capsys.readouterr().err
 
@@ -296,8 +296,8 @@ def test_an_engine_on_a_gpu_gets_the_sizes_of_all_cases(sweeps, tmp_path, monkey
     monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.engine.prepare', lambda path, **job: (path, job))
     monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.engine.build_file', lambda *job: built.append(job))
     monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.backend.TensorRtBackend', Backend)
-    ran = run_kit(sweeps[0], tmp_path / 'o', 'tensorrt', 'fp16')
-    assert ran.startswith('a GPU, tensorrt 10.3.0, fp16, backbone ')
+    ran = run_kit(sweeps[0], tmp_path / 'o', 'tensorrt', fp16=True)
+    assert ran.startswith('a GPU, tensorrt 10.3.0, in float16, backbone ')
     ((_, of_backbone), _), ((_, of_head), target) = built
     assert target == tmp_path / 'o/head.engine' and of_head == dict(fp16=True, shapes=[])
     manifest = json.loads((sweeps[0] / 'manifest.json').read_text())
