@@ -40,7 +40,9 @@ DISTANCES = 'distances left top right bottom along the axes of the box, pixels'
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a form."""
     head = last_head(model)
-    smallest = detector_parts.smallest(model, max(facts_of(head)['strides']))
+    smallest = 1  # a file of one size has whatever mmcv does with maps that are smaller than its kernels
+    if options.dynamic:
+        smallest = detector_parts.smallest(model, max(facts_of(head)['strides']))
     image = image_input(options, smallest, detector_parts.multiple(model))
     inputs = [image]
     if options.form == 'full':
