@@ -169,6 +169,11 @@ OF_PAGES = {
             test=ROTATED + 'test_toys.py::test_both_engines_have_the_same_map',
         ),
         Entry(
+            r'python -m mm2onnx_mmrotate\.training ',
+            why='mmrotate',
+            test=ROTATED + 'test_training.py::test_anchors_of_training_are_made_on_the_device_of_the_model',
+        ),
+        Entry(
             r'mm2onnx export projects/mmrotate/.*/rotated\.onnx --verify',
             why='mmrotate',
             test=ROTATED + 'test_toys.py::test_a_trained_toy_is_proven_with_turned_boxes',
@@ -668,7 +673,7 @@ ENTRIES = (
         + 'mmdet3d_plugin/test_nuscenes_infos.py::test_files_are_named_as_the_configs_name_them',
     ),
     Entry(
-        r'python tools/train.py (configs/demo|projects/(configs/(BEVFusion|Autoware)|mmrotate/configs))',
+        r'python tools/train.py (configs/demo|projects/configs/(BEVFusion|Autoware))',
         why='minutes',
         test=TOOLS + 'test_train.py::test_a_run_leaves_log_config_and_checkpoint_and_evaluates',
     ),

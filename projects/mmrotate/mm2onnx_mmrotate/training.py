@@ -1,6 +1,10 @@
-"""What mmrotate 0.3.4 needs to train on a CPU; `custom_imports` of a config names it before 'mmrotate'."""
+"""`python -m mm2onnx_mmrotate.training CONFIG`: `tools/train.py`, with what mmrotate 0.3.4 needs on a CPU.
+
+The patch comes before the import of mmrotate, which the config makes.
+"""
 
 import functools
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -21,3 +25,14 @@ def anchors_of_training_on_the_device(module: ModuleType) -> None:
         return [anchors] * len(img_metas), flags
 
     module.RotatedAnchorHead.get_anchors = get_anchors
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train a detector; arguments and exit status are those of `tools/train.py`."""
+    from mmdeploy_ext.cli import train_app
+
+    return train_app.main(argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,8 @@ def test_a_config_of_mmrotate_is_proven_in_an_empty_folder(installed, tmp_path):
 def test_a_file_runs_where_only_the_core_and_this_distribution_are(installed, tmp_path):
     """Without PyTorch and mmcv."""
     installed.folder = tmp_path
-    toy, stack = PROJECT / 'configs/rotated_retinanet_toy.py', installed.site / 'stack.pth'
+    shutil.copytree(PROJECT / 'configs', tmp_path / 'configs')
+    toy, stack = 'configs/rotated_retinanet_toy.py', installed.site / 'stack.pth'
     checkpoint = PROJECT / 'checkpoints/rotated_retinanet_toy.pth'
     assert installed('export', toy, checkpoint, '--output-file', 'toy.onnx').returncode == 0
     paths = stack.read_text()

@@ -1,5 +1,5 @@
 # The generated set in DOTA's format; made by `python -m mm2onnx_mmrotate.synthetic --out data/toy_dota`.
-custom_imports = dict(imports=['mm2onnx_mmrotate.training', 'mmrotate'])
+custom_imports = dict(imports=['mmrotate'])
 dataset_type = 'DOTADataset'
 data_root = 'data/toy_dota/'
 classes = ('small-vehicle', 'large-vehicle', 'ship', 'tennis-court', 'storage-tank')
