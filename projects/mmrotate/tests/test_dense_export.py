@@ -118,3 +118,12 @@ def test_what_is_refused_is_named():
     with pytest.raises(Exception, match=r'test_cfg.nms: got .* expected iou_thr'):
         family.check(cfg, options)
     assert dataclasses.is_dataclass(family.preprocess_rule(cfg))
+
+
+def test_only_files_of_any_size_refuse_maps_that_are_smaller_than_a_kernel():
+    _, family, model = small_models.seeded('s2anet')
+    sizes = [
+        family.spec(model, family.choose(height=96, width=96, dynamic=dynamic)).inputs[0].smallest
+        for dynamic in (False, True)
+    ]
+    assert sizes == [1, 2 * small_models.STRIDES[-1] + 1]

@@ -113,13 +113,8 @@ CODERS: dict[str, Callable[..., Any]] = dict(delta=delta, distance=distance, poi
 
 def boxes_of(xp: ModuleType, facts: Settings, rows: Rows, priors: Any, level: int) -> Any:
     """Return the boxes (B, A, 5) of one level; of refined heads, whose priors are an output, `rois`."""
-    priors = rows['rois'] if facts['head']['refined'] else constant_of(xp, priors)
+    priors = rows['rois'] if facts['head']['refined'] else priors[None]
     return CODERS[facts['coder']['type']](xp, priors, rows, facts['coder'], level)
-
-
-def constant_of(xp: ModuleType, priors: Any) -> Any:
-    """Return priors (A, columns) as they broadcast to a batch: (1, A, columns)."""
-    return priors[None]
 
 
 def scores_of(xp: ModuleType, facts: Settings, rows: Rows) -> Any:

@@ -4,8 +4,6 @@ Glossary: B batch, a priors of a cell, A priors of a level or of all, C classes,
 in pixels, h, w size of a level's maps, n results.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
@@ -13,6 +11,7 @@ from mm2onnx_mmrotate.dense import coders
 from mm2onnx_mmrotate.dense.networks import flat_outputs, last_head, raw_names
 from mm2onnx_mmrotate.dense.settings import described, facts_of, generator_of, thresholds
 from mm2onnx_mmrotate.suppression import RotatedSuppression
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.sizes import hw, limit
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
@@ -140,7 +139,7 @@ class FullForm(nn.Module):
         return gather_rows(boxes, rows), gather_rows(scores, rows), chosen
 
 
-def decode_names(model: nn.Module, options: Mapping[str, str]) -> tuple[str, ...]:
+def decode_names(model: nn.Module, options: Options) -> tuple[str, ...]:
     """Return the names of the outputs of the `decode` form."""
     separate = described(last_head(model)).factor and options.score_form == 'separate'
     return ('boxes', 'scores', 'factors') if separate else ('boxes', 'scores')
