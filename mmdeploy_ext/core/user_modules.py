@@ -214,8 +214,14 @@ def _is_of(file: Path, folder: Path, package: str) -> bool:
 
 
 def _refuse_module_of_checkout(module: str, path: str) -> None:
-    """Raise a ConfigError if a config of another tree would import a module of this project's `projects/`."""
-    if CHECKOUT in user_folders(path) or not (CHECKOUT / Path(*module.split('.'))).exists():
+    """Raise a ConfigError if a config of another tree would import a module of this project's `projects/`.
+
+    An installed mm2onnx has none; there `CHECKOUT` is the folder of all installed packages.
+    """
+    is_checkout = (CHECKOUT / 'pyproject.toml').is_file()
+    if not is_checkout or CHECKOUT in user_folders(path):
+        return
+    if not (CHECKOUT / Path(*module.split('.'))).exists():
         return
     package = module.partition('.')[0]
     spec = importlib.util.find_spec(package)

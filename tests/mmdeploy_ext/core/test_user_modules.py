@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from marking import in_suite
+from mmdeploy_ext.core import user_modules
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import MODELS_2D, MODELS_3D
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -113,6 +115,17 @@ def test_our_plugin_is_not_the_one_that_a_repository_lacks(tmp_path):
     outcome = run("load_config('projects/configs/a.py')", tmp_path, REPOSITORY)
     last = outcome.stderr.strip().splitlines()[-1]
     assert 'ConfigError' in last and 'projects.mmdet3d_plugin' in last and 'is not meant' in last
+
+
+def test_a_package_beside_an_installed_mm2onnx_may_be_imported(tmp_path, monkeypatch):
+    packages = tmp_path / 'site-packages'
+    write(packages, **{'beside/__init__.py': ''})
+    monkeypatch.syspath_prepend(str(packages))
+    monkeypatch.setattr(user_modules, 'CHECKOUT', packages)
+    user_modules.find_modules(['beside'], str(tmp_path / 'elsewhere/config.py'))
+    (packages / 'pyproject.toml').touch()  # as the folder of a checkout has it
+    with pytest.raises(ConfigError, match='is not meant'):
+        user_modules.find_modules(['beside'], str(tmp_path / 'elsewhere/config.py'))
 
 
 @pytest.mark.parametrize(('version', 'is_taken'), [('2.11.0', True), ('3.3.0', False)])
