@@ -67,7 +67,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return path, bytes, hash and metadata of one file, as plain JSON types."""
+    """Return path, size, hash and metadata of one file, as plain JSON types.
+
+    Returns:
+        `file`, `bytes`, `sha256`, and the metadata that the file has, by the names of the fields of
+        `contract.metadata.Metadata`: `family`, `form` (the graph's name in a folder, else 'full', 'decode' or
+        'raw'), `options`, `preprocess` and others. A file of a sparse backbone has `voxels`, and neither
+        `spec`, `classes` nor `postprocess`.
+    """
     from mmdeploy_ext.contract.metadata import Metadata, read_props
     from mmdeploy_ext.contract.metadata_schema import FIELDS
 
@@ -80,7 +87,7 @@ def describe(path: Path) -> dict[str, Any]:
         )
     check_entries(props, path)
     values = {name: json.loads(props[PREFIX + name]) for name in names}
-    if 'voxels' not in names:  # a sparse backbone has less metadata
+    if 'voxels' not in names:  # metadata of a sparse backbone has no precision
         values['precision'] = Metadata.from_props(props, path).precision
     return dict(file=str(path), bytes=path.stat().st_size, sha256=sha256_file(path), **values)
 
@@ -119,7 +126,8 @@ def read_proof(report: str, files: Sequence[Mapping[str, Any]]) -> dict[str, Any
 def overview(model: str, files: Sequence[Mapping[str, Any]], proof: Mapping[str, Any] | None) -> Table:
     """Return the table of the facts about all files together.
 
-    `files` are those of `describe`, `proof` that of `read_proof`, or None.
+    `model` is the path as it was given, `files` are those of `describe`, `proof` that of `read_proof`, or
+    None. The files are of one export: what they share is read from the last of them.
     """
     from rich.table import Table
     from rich.text import Text

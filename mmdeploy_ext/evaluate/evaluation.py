@@ -166,8 +166,8 @@ def evaluate(
     """
     hook_keys = 'interval', 'tmpdir', 'start', 'gpu_collect', 'save_best', 'rule', 'dynamic_intervals'
     settings = {key: value for key, value in (cfg.get('evaluation') or {}).items() if key not in hook_keys}
-    settings.update(metric=list(metrics), **dict(options or {}))
     try:
+        settings.update(metric=list(metrics), **dict(options or {}))
         values = dataset.evaluate(results, **settings)
     except TypeError as error:
         raise ConfigError(f'--eval-options: {error}') from error

@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
 
 
-def has_outputs(folder: Path, case: str) -> bool:
-    """Return whether a folder of outputs has something that is called like a case."""
-    return any((folder / f'{case}{suffix}').exists() for suffix in ('.npz', '.json', ''))
+def has_outputs(folder: Path, name: str) -> bool:
+    """Return whether a folder of outputs has a file or a folder of this name; see `read_outputs`."""
+    return any((folder / f'{name}{suffix}').exists() for suffix in ('.npz', '.json', ''))
 
 
 def read_outputs(
-    folder: Path, case: str, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]
+    folder: Path, name: str, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """Return the outputs of a case by name.
+    """Return the outputs of one run of a graph by name.
 
     Args:
-        folder: of the outputs of all cases.
-        case: its name.
+        folder: of the outputs of all runs.
+        name: of the run: that of a case, such as '000', or `ChainedFrame.outputs` of a frame of a drive.
         spec: of the graph, which has the dtypes of raw files and JSON files.
-        shapes: name of an output -> its shape, for raw files.
+        shapes: name of an output -> its shape, of the manifest, for raw files.
 
     Raises:
-        DataError: there is nothing of the case, or a file that cannot be read.
+        DataError: there is nothing of this name, or a file that cannot be read.
     """
-    archive, listing, single = folder / f'{case}.npz', folder / f'{case}.json', folder / case
+    archive, listing, single = folder / f'{name}.npz', folder / f'{name}.json', folder / name
     if archive.is_file():
         return _read_archive(archive)
     if listing.is_file():
@@ -56,8 +56,8 @@ def read_outputs(
             arrays[name_of_stem(file.stem)] = _read_raw(file, spec, shapes)
     if not arrays:
         raise DataError(
-            f'{folder}: has no outputs of case {case}: expected {case}.npz, {case}.json of trtexec, or '
-            f'{case}/NAME.npy or .bin'
+            f'{folder}: has no outputs of {name}: expected {name}.npz, {name}.json of trtexec, or '
+            f'{name}/NAME.npy or .bin'
         )
     return arrays
 

@@ -93,7 +93,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         tensor(
             'bev_shift',
             (2,),
-            "x and y by which the last view's content moved, in shares of its sides",
+            'where a cell finds itself in the last view: x, y from its place, in shares of the sides',
             single=True,
         ),
         tensor('bev_rotation', (2, 3), 'centres of cells to their sources in the last view', single=True),

@@ -38,7 +38,7 @@ class LastView:
 
     Attributes:
         cells: (1, Q, C), turned to the present heading.
-        shift: (2,) by how much its content has moved, x and y, in shares of its sides.
+        shift: (2,) where a cell finds itself in it: x and y from its own place, in shares of its sides.
         exists: (1,) 1; 0 at the first frame of a scene, where `cells` may be any finite numbers.
     """
 

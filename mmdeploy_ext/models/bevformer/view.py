@@ -34,7 +34,7 @@ def turned(view: Tensor, motion: np.ndarray, center: Sequence[float], size: tupl
 
 
 def shift_of(motion: np.ndarray, extent: Sequence[float]) -> np.ndarray:
-    """Return by how much content of the last view has moved, x and y, in shares of its sides.
+    """Return the way of the car, x to the right and y ahead, in shares of the sides of the view.
 
     `extent` is the width and height of the view, m. The way is measured by its length and direction.
     """

@@ -284,7 +284,7 @@ class _Inputs:
         if not self.optional:
             return cases
         alone = [(name,) for name in self.optional] if len(self.optional) > 1 else []
-        hosts = ('dark', 'bright', 'H > 2W', 'portrait in the input')
+        hosts = ('dark', 'bright', 'H > 2W', 'portrait in the input', 'W > 2H, batch 2', 'other image')
         indices = [index for name in hosts for index, case in enumerate(cases) if case.name == name]
         for index, names in zip(indices, [self.optional, *alone], strict=False):
             name = f'{cases[index].name}, without {" and ".join(names)}'

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 MAX_WIDTH = 64
-"""Outputs with longer rows, such as masks, are not used to recognise rows; they follow the others."""
+"""Outputs with longer rows, such as masks, are not used to recognise rows; they follow the others.
+
+If all outputs are that wide, the rows stay in their order.
+"""
 
 
 def in_order_of(
@@ -27,21 +30,25 @@ def in_order_of(
         rtol: allowed difference of two equal rows, relative to the largest value of an output.
 
     Returns:
-        The outputs as they are if their numbers of rows differ, or a row has no partner.
+        The outputs as they are if their numbers of rows differ, a row has no partner, or the rows are in
+        order already.
     """
     counts = {side[name].shape[:1] for side in (reference, outputs) for name in names if name in side}
     if len(counts) != 1 or any(name not in outputs or name not in reference for name in names):
         return dict(outputs)
     (count,) = counts.pop() or (0,)
-    allowed, nearness = np.ones((count, count), bool), np.zeros((count, count))
+    allowed, nearness, has_narrow = np.ones((count, count), bool), np.zeros((count, count)), False
     for name in names:
         expected, got = (side[name].reshape(count, -1).astype(np.float64) for side in (reference, outputs))
         if not count or expected.shape != got.shape or expected.shape[1] > MAX_WIDTH:
             continue
+        has_narrow = True
         distance = np.abs(expected[:, None] - got[None]).max(-1, initial=0)
         scale = float(np.abs(expected).max(initial=0))
         allowed &= distance <= (rtol * scale if reference[name].dtype.kind == 'f' else 0)
         nearness -= distance / (scale or 1.0)
+    if not has_narrow or allowed.diagonal().all():  # equal rows may be several: their order stays
+        return dict(outputs)
     partners = maximum_matching(allowed, nearness, np.zeros(count))
     if len(partners) < count:
         return dict(outputs)

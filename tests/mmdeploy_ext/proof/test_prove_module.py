@@ -11,6 +11,7 @@ from onnx import numpy_helper
 import mmdeploy_ext
 from mmdeploy_ext.cli import prove_module_app
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.proving.modules import row_order
 
 MODULE = """
 import torch
@@ -238,6 +239,16 @@ def test_rows_may_come_in_another_order_only_where_that_is_said(detections):
     assert not mmdeploy_ext.prove_module(net, detections, samples, **options).proven
     assert mmdeploy_ext.prove_module(net, detections, samples, rows=names, **options).proven
     assert not mmdeploy_ext.prove_module(net, detections, samples, rows=names[:2], **options).proven
+
+
+@pytest.mark.parametrize('width', [4, row_order.MAX_WIDTH + 1])
+def test_rows_that_are_in_order_stay_so(width):
+    rows = np.zeros((1500, width))
+    rows[:3] = np.arange(3)[:, None]  # the others are equal, as padding is
+    masks = np.random.default_rng(0).random((1500, row_order.MAX_WIDTH + 1))
+    outputs = dict(rows=rows, masks=masks)
+    ordered = row_order.in_order_of(outputs, outputs, ('rows', 'masks'), 1e-4)
+    assert all(np.array_equal(ordered[name], outputs[name]) for name in outputs)
 
 
 class Constant(torch.nn.Module):

@@ -3,7 +3,7 @@
 Both are composed in float64 outside of a graph; the graph gets their float32 numbers. No torch.
 
 Glossary: H, W rows and columns of the bird's-eye view. Column 0 is at the smallest x, row 0 at the smallest
-y, in metres of the ego frame.
+y, in metres of the LiDAR frame: x to the right, y ahead.
 
 Source of the formulas: fundamentalvision/BEVFormer 66b65f3, `modules/transformer.py`, lines 122 to 156, and
 torchvision 0.28, `transforms/functional.py` (`rotate`) with `nearest`.
@@ -72,7 +72,7 @@ def motion_since(can_bus: np.ndarray, previous: np.ndarray | None) -> np.ndarray
         previous: the record of the frame before; None at the first frame of a scene, whose changes are 0.
 
     Returns:
-        (18,) float64. The change of the heading is not wrapped: it is near 360 where a turn crosses north,
+        (18,) float64. The heading in radians stays absolute. Its change in degrees is not wrapped: it is near 360 where a turn crosses north,
         as the model saw it in its training.
     """
     changed = np.array(can_bus, np.float64)
@@ -86,9 +86,10 @@ def motion_since(can_bus: np.ndarray, previous: np.ndarray | None) -> np.ndarray
 
 
 def bev_shift(motion: np.ndarray, extent: Sequence[float]) -> np.ndarray:
-    """Return by how much content of the last bird's-eye view has moved, x and y, in shares of its sides.
+    """Return the way of the car, x to the right and y ahead, in shares of the sides of the view.
 
-    The car's own x axis is taken for the y axis of the view, as upstream does.
+    A cell finds itself in the last view at its own place plus this; what stands still has moved by the
+    negative.
 
     Args:
         motion: record of `motion_since`.
@@ -105,16 +106,18 @@ def bev_shift(motion: np.ndarray, extent: Sequence[float]) -> np.ndarray:
 def bev_rotation(degrees: float, center: Sequence[float], size: tuple[int, int]) -> np.ndarray:
     """Return the matrix by which `rotated_cells` finds the source of every cell.
 
-    It takes the centre of a cell, (x, y, 1) in cells from the middle of the view, to -1..1 of the view that
-    is rotated counter-clockwise.
+    It takes the centre of a cell, (x, y, 1) in cells from the middle of the view, to its source, x and y in
+    -1..1 of the last view. Positive degrees turn the view counter-clockwise as a picture with row 0 on top:
+    clockwise as seen from above, as what stands still does if the car turns to the left.
 
     Args:
-        degrees: angle of the turn.
+        degrees: by how much the heading has changed, `motion[YAW_DEG]`.
         center: x and y of the point about which it turns, cells from the first corner.
         size: H and W.
 
     Returns:
-        (2, 3) float32, rounded where torchvision rounds: the translation, then each share of half a side.
+        (2, 3) float32, rounded where torchvision rounds: the matrix in cells, then its quotients by half the
+        sides.
     """
     height, width = size
     angle = math.radians(-degrees)
