@@ -72,8 +72,8 @@ def motion_since(can_bus: np.ndarray, previous: np.ndarray | None) -> np.ndarray
         previous: the record of the frame before; None at the first frame of a scene, whose changes are 0.
 
     Returns:
-        (18,) float64. The heading in radians stays absolute. Its change in degrees is not wrapped: it is near 360 where a turn crosses north,
-        as the model saw it in its training.
+        (18,) float64. The heading in radians stays absolute. Its change in degrees is not wrapped: it is
+        near 360 where a turn crosses north, as the model saw it in its training.
     """
     changed = np.array(can_bus, np.float64)
     if previous is None:
