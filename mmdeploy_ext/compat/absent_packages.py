@@ -21,6 +21,7 @@ from mmdeploy_ext.core.errors import AbsentPackageError
 
 PACKAGES = {
     'IPython': 'ipython',
+    'detectron2': 'git+https://github.com/facebookresearch/detectron2',
     'einops': 'einops',
     'flash_attn': 'flash-attn',
     'fvcore': 'fvcore',
@@ -131,7 +132,7 @@ def offer() -> None:
 
 @after(*PACKAGES, versions='exiawsh 95f6470 of 2024-06')
 def packages_that_this_model_does_not_call(module: ModuleType) -> bool:
-    """Repositories import einops, flash_attn, fvcore or IPython at their top, for a few functions.
+    """Repositories import detectron2, einops, flash_attn, fvcore or IPython at their top, for a few functions.
 
     Where one is absent, its stand-in of this module has been imported: this patch only reports that.
     """
