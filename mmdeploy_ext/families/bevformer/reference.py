@@ -37,11 +37,11 @@ class BevFormerReference:
     @property
     def state(self) -> StreamState | None:
         """The view and the place of the last frame, see `Stepper.state`."""
-        kept = self.model.prev_frame_info
-        if kept['prev_bev'] is None or self._last is None:
+        last_info = self.model.prev_frame_info
+        if last_info['prev_bev'] is None or self._last is None:
             return None
-        view = kept['prev_bev'].detach().cpu().numpy().copy()
-        tensors = memory_tensors(view, kept['prev_pos'], kept['prev_angle'])
+        view = last_info['prev_bev'].detach().cpu().numpy().copy()
+        tensors = memory_tensors(view, last_info['prev_pos'], last_info['prev_angle'])
         last = self._last
         return StreamState(tensors, last.ego_pose, last.timestamp_s, last.scene_token or '')
 
@@ -69,9 +69,9 @@ class BevFormerReference:
 
     def step(self, frame: Frame) -> StepResult:
         """Run one frame through `forward_test`; outputs are those of the head by name."""
-        given: dict[str, torch.Tensor] = {}
+        head_outputs: dict[str, torch.Tensor] = {}
         was_first = self.model.prev_frame_info['scene_token'] != frame.scene_token
-        hook = self.head.register_forward_hook(lambda module, inputs, outputs: given.update(outputs))
+        hook = self.head.register_forward_hook(lambda module, inputs, outputs: head_outputs.update(outputs))
         try:
             with torch.no_grad(), collect_taps() as taps:
                 results = self.model(return_loss=False, rescale=True, **self._data(frame))
@@ -79,11 +79,11 @@ class BevFormerReference:
             hook.remove()
         taps = dict(taps, can_bus=torch.from_numpy(record_of(frame)))
         taps['lidar2img'], taps['img'] = (torch.from_numpy(x) for x in (frame.lidar2img, frame.images))
-        taps.update({name: given[name] for name in OUTPUTS})
+        taps.update({name: head_outputs[name] for name in OUTPUTS})
         for name, value in taps.items():
             tap(name, value)  # for `collect_taps` around this step
         self._last = frame
-        outputs = {name: given[name].detach().cpu().numpy().copy() for name in OUTPUTS}
+        outputs = {name: head_outputs[name].detach().cpu().numpy().copy() for name in OUTPUTS}
         return StepResult(outputs, detections(results[0]['pts_bbox']), was_first)
 
     def _data(self, frame: Frame) -> dict[str, Any]:

@@ -8,16 +8,13 @@ maps.
 
 import operator
 import types
-import weakref
-from typing import Any
 
-import torch
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
-from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.dense.forms import (
@@ -138,25 +135,9 @@ def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
     return tuple(outputs)
 
 
-_SHAPES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], Any]] = weakref.WeakKeyDictionary()
-"""Model -> input (H, W) -> (h, w) of each level."""
-
-
 def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
     """Return (h, w) of each level at the size of an export; UsageError: the model does not take it."""
-    if options.dynamic:
-        return [(0, 0)] * num_levels(model)
-    shapes = _SHAPES.setdefault(model, {})
-    size = options.height, options.width
-    if size not in shapes:
-        image = next(model.parameters()).new_zeros((1, 3, *size))
-        try:
-            with torch.no_grad():
-                outputs = flat_outputs(model, image)
-        except RuntimeError as error:
-            raise UsageError(f'--shape {size[0]} {size[1]}: the model does not take it: {error}') from error
-        shapes[size] = [tuple(maps.shape[2:]) for maps in outputs[: num_levels(model)]]
-    return shapes[size]
+    return detector_parts.map_sizes(model, flat_outputs, num_levels(model), options)
 
 
 def _check_stride(model: nn.Module) -> None:

@@ -2,9 +2,11 @@
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from mmdet.models.builder import DETECTORS, build_head
 from mmdet.models.detectors import SingleStageDetector
 from torch import nn
@@ -95,6 +97,43 @@ def smallest(head: Any, stride: int, rounded: bool = False) -> int:
     layers = [module for module in head.modules() if isinstance(module, DeformConv2d)]
     kernel = max((max(layer.kernel_size) for layer in layers), default=1)
     return max(stride if rounded else 1, (kernel - 1) * stride + 1)
+
+
+_MAP_SIZES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], Any]] = weakref.WeakKeyDictionary()
+"""Model -> input (H, W) -> (h, w) of each level, since a network takes a while to run."""
+
+
+def map_sizes(
+    model: nn.Module,
+    network: Callable[[nn.Module, torch.Tensor], Sequence[torch.Tensor]],
+    levels: int,
+    options: Options,
+) -> list[tuple[int, int]]:
+    """Return height and width of the maps of each level at the size of an export; 0, 0 if it takes any size.
+
+    Args:
+        model: the detector.
+        network: from the detector and images (1, 3, H, W) to maps (1, columns, h, w), first those of one
+            output, level by level.
+        levels: number of levels.
+        options: of the export.
+
+    Raises:
+        UsageError: the model does not take the size.
+    """
+    if options.dynamic:
+        return [(0, 0)] * levels
+    sizes = _MAP_SIZES.setdefault(model, {})
+    shape = options.height, options.width
+    if shape not in sizes:
+        image = next(model.parameters()).new_zeros((1, 3, *shape))
+        try:
+            with torch.no_grad():
+                maps = network(model, image)
+        except RuntimeError as error:
+            raise UsageError(f'--shape {shape[0]} {shape[1]}: the model does not take it: {error}') from error
+        sizes[shape] = [tuple(level_map.shape[2:]) for level_map in maps[:levels]]
+    return sizes[shape]
 
 
 def check(model: Mapping[str, Any], options: Options) -> None:

@@ -155,7 +155,7 @@ class MSDeformableAttention3D(DeformableSampler):
 class SpatialCrossAttention(BaseModule):
     """Cells of the bird's-eye view look into the cameras that see their pillars; the mean over these.
 
-    `pc_range`, `dropout` and `batch_first` are not used at test time.
+    `pc_range`, `dropout`, `batch_first` and the options in `training` are not used at test time.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class SpatialCrossAttention(BaseModule):
         init_cfg: dict | None = None,
         batch_first: bool = False,
         deformable_attention: dict | None = None,
-        **others: Any,
+        **training: Any,
     ) -> None:
         super().__init__()
         default = dict(type='MSDeformableAttention3D', embed_dims=embed_dims, num_levels=4)

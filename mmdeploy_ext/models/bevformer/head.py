@@ -49,7 +49,7 @@ class BEVFormerHead(BaseModule):
         with_box_refine: has to be True, as in all published configs.
         transformer, bbox_coder, positional_encoding: configs.
         code_weights: of a loss; a parameter of checkpoints.
-        others: options of training.
+        training: options that training alone reads.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class BEVFormerHead(BaseModule):
         code_size: int = 10,
         code_weights: Sequence[float] | None = None,
         init_cfg: dict | None = None,
-        **others: Any,
+        **training: Any,
     ) -> None:
         super().__init__(init_cfg)
         if not with_box_refine or as_two_stage:

@@ -26,7 +26,10 @@ CAN_BUS = 18
 
 @offered(TRANSFORMER_LAYER)
 class BEVFormerLayer(BaseTransformerLayer):
-    """One layer of the encoder, with its steps in the order that `operation_order` gives."""
+    """One layer of the encoder, with its steps in the order that `operation_order` gives.
+
+    Options in `training` are not used at test time.
+    """
 
     def __init__(
         self,
@@ -37,7 +40,7 @@ class BEVFormerLayer(BaseTransformerLayer):
         act_cfg: dict | None = None,
         norm_cfg: dict | None = None,
         ffn_num_fcs: int = 2,
-        **others: Any,
+        **training: Any,
     ) -> None:
         network = dict(
             type='FFN',
@@ -72,9 +75,9 @@ class BEVFormerEncoder(TransformerLayerSequence):
         num_points_in_pillar: int = 4,
         return_intermediate: bool = False,
         dataset_type: str = 'nuscenes',
-        **others: Any,
+        **settings: Any,
     ) -> None:
-        super().__init__(*layers, **others)
+        super().__init__(*layers, **settings)
         self.pc_range, self.num_points_in_pillar = pc_range, num_points_in_pillar
 
 
@@ -82,8 +85,8 @@ class BEVFormerEncoder(TransformerLayerSequence):
 class DetectionTransformerDecoder(TransformerLayerSequence):
     """The layers of the decoder; the predictions of all of them are kept."""
 
-    def __init__(self, *layers: Any, return_intermediate: bool = False, **others: Any) -> None:
-        super().__init__(*layers, **others)
+    def __init__(self, *layers: Any, return_intermediate: bool = False, **settings: Any) -> None:
+        super().__init__(*layers, **settings)
 
 
 @offered(TRANSFORMER)
@@ -100,6 +103,7 @@ class PerceptionTransformer(BaseModule):
         use_cams_embeds: whether tokens have an embedding of their camera.
         rotate_center: x and y of the point about which the last view turns, cells; (100, 100) is not the
             middle of every view, and trained weights rely on it.
+        training: options that training alone reads.
     """
 
     def __init__(
@@ -117,7 +121,7 @@ class PerceptionTransformer(BaseModule):
         use_cams_embeds: bool = True,
         rotate_center: Sequence[float] = (100, 100),
         init_cfg: dict | None = None,
-        **others: Any,
+        **training: Any,
     ) -> None:
         super().__init__(init_cfg)
         self.encoder = build_transformer_layer_sequence(encoder)

@@ -66,9 +66,9 @@ def pillars_in_pictures(
     shares = torch.stack([torch.cat([centres, height.expand(len(centres), 1)], 1) for height in heights], 1)
     metres = shares * (high - low) + low
     homogeneous = torch.cat([metres, torch.ones_like(metres[..., :1])], -1)
-    seen = torch.einsum('nij,qzj->nqzi', lidar2img, homogeneous)
-    z = seen[..., 2:3]
-    places = seen[..., :2] / torch.maximum(z, torch.full_like(z, NEAREST_DEPTH))
+    projected = torch.einsum('nij,qzj->nqzi', lidar2img, homogeneous)
+    z = projected[..., 2:3]
+    places = projected[..., :2] / torch.maximum(z, torch.full_like(z, NEAREST_DEPTH))
     places = places / places.new_tensor([picture[1], picture[0]])
     inside = (places > 0).all(-1) & (places < 1).all(-1) & (z[..., 0] > NEAREST_DEPTH)
     return places, inside

@@ -50,10 +50,10 @@ def min_area_polygons_on_cpu() -> Iterator[None]:
     import mmcv.ops  # noqa: F401
 
     extension = sys.modules[MODULE].ext_module
-    right = extension.min_area_polygons
+    gpu_kernel = extension.min_area_polygons
 
     def kernel(pointsets: torch.Tensor, polygons: torch.Tensor) -> None:
-        (right if pointsets.is_cuda else _kernel)(pointsets, polygons)
+        (gpu_kernel if pointsets.is_cuda else _kernel)(pointsets, polygons)
 
     with patched(extension, min_area_polygons=kernel):
         yield

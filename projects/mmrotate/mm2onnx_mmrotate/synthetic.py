@@ -137,7 +137,7 @@ def place_objects(
     `size` is (H, W) of the picture.
     """
     height, width = size
-    boxes, labels, taken = [], [], np.zeros(size, np.uint8)
+    boxes, labels, occupied = [], [], np.zeros(size, np.uint8)
     for _ in range(count * TRIALS):
         if len(boxes) == count:
             break
@@ -152,9 +152,9 @@ def place_objects(
         centre = rng.uniform(reach, width - reach), rng.uniform(reach, height - reach)
         margin = np.array([[*centre, length + 2 * GAP, across + 2 * GAP, angle]])
         footprint = coverage(list(corners_of(margin)), height, width)
-        if (taken[footprint > 0] > 0).any():
+        if (occupied[footprint > 0] > 0).any():
             continue
-        taken = np.maximum(taken, footprint)
+        occupied = np.maximum(occupied, footprint)
         boxes.append((*centre, length, across, angle))
         labels.append(label)
     return np.array(boxes, np.float64).reshape(-1, 5), np.array(labels, np.int64)

@@ -135,8 +135,8 @@ class FullForm(nn.Module):
         ranks = scores if factors is None else scores * factors[..., None]
         rows = ranks.amax(dim=2)
         _, rows = rows.topk(limit(self.config.nms_pre, rows.shape[1]), dim=1)
-        chosen = None if factors is None else factors.gather(1, rows)
-        return gather_rows(boxes, rows), gather_rows(scores, rows), chosen
+        row_factors = None if factors is None else factors.gather(1, rows)
+        return gather_rows(boxes, rows), gather_rows(scores, rows), row_factors
 
 
 def decode_names(model: nn.Module, options: Options) -> tuple[str, ...]:

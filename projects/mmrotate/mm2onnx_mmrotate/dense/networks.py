@@ -117,8 +117,8 @@ def best_boxes_of_head(head: nn.Module, outputs: tuple[Maps, Maps]) -> Maps:
         logits = rows_of(scores, count * head.cls_out_channels)
         logits = logits.reshape(*logits.shape[:2], count, head.cls_out_channels).amax(-1)
         boxes = decoded(head, outputs, level).reshape(*logits.shape, 5)
-        chosen = logits.argmax(-1)[..., None, None].expand(-1, -1, -1, 5)
-        best.append(as_map(boxes.gather(2, chosen)[:, :, 0], scores))
+        best_priors = logits.argmax(-1)[..., None, None].expand(-1, -1, -1, 5)
+        best.append(as_map(boxes.gather(2, best_priors)[:, :, 0], scores))
     return best
 
 

@@ -116,11 +116,11 @@ def _results(
     """Post-process one image: its decoded priors of all levels, and height and width that centres end at."""
     ranks = scores if factors is None else scores * factors[:, None]
     ends = np.cumsum(level_sizes)
-    chosen = [
+    level_rows = [
         start + best_of(ranks[start:end].max(1), facts['nms_pre'])
         for start, end in itertools.pairwise([0, *ends])
     ]
-    rows = np.concatenate(chosen)
+    rows = np.concatenate(level_rows)
     boxes, scores, ranks = boxes[rows], scores[rows], ranks[rows]
     if facts['head']['clips']:
         upper = np.asarray([clip_hw[1], clip_hw[0]], np.float32) - 1

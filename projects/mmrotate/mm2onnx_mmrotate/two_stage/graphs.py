@@ -48,7 +48,9 @@ def level_names(model: nn.Module) -> tuple[str, ...]:
     extractors = (
         part_of(model.roi_head, 'bbox_roi_extractor', stage) for stage in range(stages_of(model.roi_head))
     )
-    return tuple(f'features_{level}' for level in range(max(one.num_inputs for one in extractors)))
+    return tuple(
+        f'features_{level}' for level in range(max(extractor.num_inputs for extractor in extractors))
+    )
 
 
 def proposal_names(model: nn.Module) -> tuple[str, ...]:
@@ -249,8 +251,8 @@ def with_proposals(
     (stage,) = chain
     form = stage.module.form if isinstance(stage.module, WithoutScale) else stage.module
     form.shows_proposals = True
-    shown = dataclasses.replace(stage, outputs=(*stage.outputs, PROPOSALS))
-    return [shown], (*outputs, scored_proposals(form.boxes.oriented))
+    with_list = dataclasses.replace(stage, outputs=(*stage.outputs, PROPOSALS))
+    return [with_list], (*outputs, scored_proposals(form.boxes.oriented))
 
 
 def scored_proposals(oriented: bool) -> TensorSpec:

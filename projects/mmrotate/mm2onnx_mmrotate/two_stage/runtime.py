@@ -63,8 +63,8 @@ def _results(
     """Post-process one image: boxes (K, G, 5) and scores (K, C)."""
     boxes = boxes / np.append(scale_factor, 1).astype(np.float32)
     rows, labels = np.nonzero(scores > facts['score_thr'])
-    chosen = boxes[rows, np.minimum(labels, boxes.shape[1] - 1)]
+    class_boxes = boxes[rows, np.minimum(labels, boxes.shape[1] - 1)]
     candidates = RotatedDetections(
-        chosen, scores[rows, labels], labels.astype(np.int64), facts['angle_version']
+        class_boxes, scores[rows, labels], labels.astype(np.int64), facts['angle_version']
     )
     return suppressed(candidates, facts['iou_threshold'], facts['max_per_img'])
