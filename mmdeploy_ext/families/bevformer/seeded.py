@@ -1,8 +1,8 @@
 """Seeded weights of BEVFormer that depend on names and shapes alone.
 
 The rows of kernels sum to zero, residual branches are small, and sampling offsets reach over cells, so that
-every input moves the predictions and rounding does not grow. Source of the rule: FILL.md of the reference
-data in shared/golden/bevformer, which were made with these weights.
+every input moves the predictions and rounding does not grow. Source of the rule: FILL.md beside the
+reference data of BEVFormer, which were made with these weights; `tests/bevformer_golden.py` reads them.
 """
 
 import math

@@ -4,8 +4,9 @@
     polygraphy run FILE.onnx --trt --data-loader-script run_polygraphy.py --save-outputs RESULTS.json
     python run_polygraphy.py RESULTS.json OUTPUTS
 
-The second command runs all cases of the file NAME, which `load_data` yields; the third writes the results of
-its last engine as OUTPUTS/CASE.npz. Needs numpy and polygraphy. Afterwards, where mm2onnx is: mm2onnx judge.
+`polygraphy run` runs all cases of the file NAME, which `load_data` yields; then this program writes the
+results of its last engine as OUTPUTS/CASE.npz. Needs numpy and polygraphy. Afterwards, where mm2onnx is:
+mm2onnx judge.
 """
 
 import json
