@@ -51,8 +51,8 @@ def record_of_pose(ego_pose: np.ndarray) -> np.ndarray:
 
     Rates and accelerations are 0.
     """
-    ahead, left, up = ego_pose[:3, 1], -ego_pose[:3, 0], ego_pose[:3, 2]
-    trace = ahead[0] + left[1] + up[2]
+    ahead, leftward, up = ego_pose[:3, 1], -ego_pose[:3, 0], ego_pose[:3, 2]
+    trace = ahead[0] + leftward[1] + up[2]
     heading = math.atan2(ahead[1], ahead[0])
     w = 0.5 * math.sqrt(max(1 + trace, 0.0))
     record = can_bus_record(ego_pose[:3, 3], (math.cos(heading / 2), 0, 0, math.sin(heading / 2)))
