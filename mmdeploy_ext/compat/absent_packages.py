@@ -132,7 +132,7 @@ def offer() -> None:
 
 @after(*PACKAGES, versions='exiawsh 95f6470 of 2024-06')
 def packages_that_this_model_does_not_call(module: ModuleType) -> bool:
-    """Repositories import detectron2, einops, flash_attn, fvcore or IPython at their top, for a few functions.
+    """Repositories import detectron2, einops, flash_attn, fvcore or IPython at their top, for few functions.
 
     Where one is absent, its stand-in of this module has been imported: this patch only reports that.
     """
