@@ -146,8 +146,11 @@ class MultiViewRule(JsonDataclass):
         return self.cameras[index] if index < len(self.cameras) else f'camera {index}'
 
     def crop_matrix(self, size: int = 3) -> np.ndarray:
-        """Return the (size, size) float32 that maps homogeneous image pixels to network pixels."""
-        matrix = np.eye(size, dtype=np.float32)
+        """Return the (size, size) matrix that maps homogeneous image pixels to network pixels.
+
+        It is float32, as StreamPETR's is; float64 if `normalised_first`, as BEVFormer's.
+        """
+        matrix = np.eye(size, dtype=np.float64 if self.normalised_first else np.float32)
         matrix[[0, 1], [0, 1]] = self.scale
         matrix[:2, -1] = -self.crop[1], -self.crop[0]
         return matrix

@@ -93,6 +93,29 @@ def test_equals_the_real_pipeline_bit_for_bit(conf, pad):
     np.testing.assert_array_equal(calibration.lidar2img, np.stack(results['lidar2img']))
 
 
+@pytest.mark.parametrize('scales', [None, [0.5], [0.81]])
+def test_a_rule_that_normalises_first_is_the_test_pipeline_bit_for_bit(scales):
+    from mmdet3d.datasets.pipelines import Compose
+
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+
+    scaled = [dict(type='PadMultiViewImage', size_divisor=32)]
+    if scales is not None:
+        scaled.insert(0, dict(type='RandomScaleImageMultiViewImage', scales=scales))
+    norm = dict(type='NormalizeMultiviewImage', **NORM)
+    steps = [norm, dict(type='MultiScaleFlipAug3D', img_scale=(160, 90), flip=False, transforms=scaled)]
+    images, intrinsics, lidar2cam = rig((90, 160))
+    full = np.tile(np.eye(4), (6, 1, 1))
+    full[:, :3, :3] = intrinsics
+    results = dict(img=[image.astype(np.float32) for image in images], lidar2img=list(full @ lidar2cam))
+    results = Compose(copy.deepcopy([norm, *scaled]))(results)
+    rule = multiview_rule(steps)
+    assert rule.normalised_first
+    np.testing.assert_array_equal(rule.apply(images), np.stack(results['img']).transpose(0, 3, 1, 2))
+    calibration = rule.calibrate(intrinsics, lidar2cam)
+    np.testing.assert_allclose(calibration.lidar2img, np.stack(results['lidar2img']), rtol=1e-12)
+
+
 def test_the_numbers_of_the_published_config():
     rule = multiview_rule(pipeline(R50))
     assert rule.scale == 0.44 and rule.resized == (396, 704) and rule.crop == (140, 0)
@@ -114,7 +137,7 @@ def test_survives_json_and_the_metadata_tells_it_from_the_rule_of_one_image():
             lambda steps: steps.insert(1, dict(type='PhotoMetricDistortion')),
             "step 'PhotoMetricDistortion' cannot",
         ),
-        (lambda steps: steps.pop(1), 'got the steps'),
+        (lambda steps: steps.pop(2), 'got the steps'),
         (lambda steps: steps.insert(1, steps.pop(2)), 'in this order'),
         (lambda steps: steps[1].pop('training'), 'training=True; expected False'),
         (lambda steps: steps[3].update(pad_val=3), 'pad_val=3; expected 0'),

@@ -23,7 +23,7 @@ IMAGE = 'toy.jpg', read_image(PICTURE)
 LOWERED, PROPOSALS, RAISED = 'limits lowered', 'limits of proposals raised', 'limits raised'
 THRESHOLDS, ONE = 'thresholds raised', 'one passes'
 FORMS, TWO_STAGE = 'mmdeploy_ext.families.dense.forms', 'mmdeploy_ext.families.two_stage'
-PROPOSAL_CODE = f'{TWO_STAGE}.proposals'
+PROPOSAL_CODE = 'mmdeploy_ext.families.parts.proposals'
 
 
 @functools.cache
