@@ -37,10 +37,12 @@ def in_order_of(
     if len(counts) != 1 or any(name not in outputs or name not in reference for name in names):
         return dict(outputs)
     (count,) = counts.pop() or (0,)
+    if count == 0:
+        return dict(outputs)
     allowed, nearness, has_narrow = np.ones((count, count), bool), np.zeros((count, count)), False
     for name in names:
         expected, got = (side[name].reshape(count, -1).astype(np.float64) for side in (reference, outputs))
-        if not count or expected.shape != got.shape or expected.shape[1] > MAX_WIDTH:
+        if expected.shape != got.shape or expected.shape[1] > MAX_WIDTH:
             continue
         has_narrow = True
         distance = np.abs(expected[:, None] - got[None]).max(-1, initial=0)

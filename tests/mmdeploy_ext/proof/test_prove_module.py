@@ -251,6 +251,11 @@ def test_rows_that_are_in_order_stay_so(width):
     assert all(np.array_equal(ordered[name], outputs[name]) for name in outputs)
 
 
+def test_outputs_without_rows_stay_so():
+    outputs = dict(boxes=np.zeros((0, 4)), scores=np.zeros(0))
+    assert row_order.in_order_of(outputs, outputs, ('boxes', 'scores'), 1e-4).keys() == outputs.keys()
+
+
 class Constant(torch.nn.Module):
     def forward(self, image):
         return torch.ones(3) + 0 * image.sum()
