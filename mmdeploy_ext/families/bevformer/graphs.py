@@ -12,6 +12,7 @@ from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.parts.bev_grid import rotate_view
 from mmdeploy_ext.families.parts.bev_queries import LastView, decode_objects, encode_view
+from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.proving.half_bars import ATOL, RTOL
 
@@ -88,7 +89,10 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         tensor('img', (cameras, 3, height, width), 'normalised images, padded bottom and right'),
         tensor('lidar2img', (cameras, 4, 4), 'LiDAR frame to pixels times depth', single=True),
         tensor(
-            'can_bus', (18,), 'record of the motion, position and heading since the last frame', single=True
+            'can_bus',
+            (CAN_BUS,),
+            'record of the motion, position and heading since the last frame',
+            single=True,
         ),
         tensor(
             'bev_shift',

@@ -16,6 +16,7 @@ import numpy as np
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.bev_motion import (
+    CAN_BUS,
     YAW_DEG,
     bev_rotation,
     bev_shift,
@@ -50,9 +51,9 @@ def record_of(frame: Frame) -> np.ndarray:
     if frame.can_bus is None:
         return record_of_pose(frame_checks.check_pose(frame.ego_pose))
     record = np.asarray(frame.can_bus, np.float64)
-    if record.shape != (18,) or not np.isfinite(record).all():
+    if record.shape != (CAN_BUS,) or not np.isfinite(record).all():
         raise DataError(
-            f'can_bus: got {record.tolist()}, expected 18 finite numbers: position, orientation, '
+            f'can_bus: got {record.tolist()}, expected {CAN_BUS} finite numbers: position, orientation, '
             f'acceleration, rotation rate, velocity, heading'
         )
     return record
@@ -185,7 +186,7 @@ class BevFormerOnnx(Runtime):
         if state is None:
             return
         self._view = np.array(state.tensors['bev_embed'], np.float32)
-        record = np.zeros(18)
+        record = np.zeros(CAN_BUS)
         record[:3], record[YAW_DEG] = state.tensors['position'], state.tensors['heading'][0]
         last = Frame(
             np.empty(0),

@@ -18,10 +18,8 @@ from mmcv.runner.base_module import BaseModule
 from mmdet.models.utils.builder import TRANSFORMER
 from torch import nn
 
+from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS
 from mmdeploy_ext.models.catalogue import offered
-
-CAN_BUS = 18
-"""Numbers of a record of the car's motion."""
 
 
 @offered(TRANSFORMER_LAYER)
