@@ -8,6 +8,7 @@ decoder layers, R queries, K classes, n boxes.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,7 @@ class BevFormerOnnx(Runtime):
     def reset(self) -> None:
         """Forget the last frame: the next one begins a scene."""
         self._view = np.zeros(self.backend.spec.tensor('prev_bev').axes, np.float32)
-        self._last: tuple[np.ndarray, Frame] | None = None  # record of the motion, and the frame
+        self._last: StreamState | None = None  # without the view
 
     def detect(
         self,
@@ -140,7 +141,11 @@ class BevFormerOnnx(Runtime):
             )
         record, facts = record_of(frame), self.metadata.postprocess
         is_first = self._last is None or self._is_another_scene(frame)
-        motion = motion_since(record, None if is_first else self._last[0])
+        before = None
+        if not is_first:
+            before = np.zeros(CAN_BUS)
+            before[:3], before[YAW_DEG] = self._last.tensors['position'], self._last.tensors['heading'][0]
+        motion = motion_since(record, before)
         shift = bev_shift(motion, facts['extent']) if facts['use_shift'] else np.zeros(2)
         size = facts['bev_h'], facts['bev_w']
         feeds = dict(
@@ -160,12 +165,14 @@ class BevFormerOnnx(Runtime):
         except Exception:
             self.reset()
             raise
-        self._view, self._last, self.was_reset = outputs['bev_embed'], (record, frame), is_first
+        place = dict(position=record[:3], heading=record[[YAW_DEG]])
+        self._last = StreamState(place, frame.ego_pose, frame.timestamp_s, frame.scene_token or '')
+        self._view, self.was_reset = outputs['bev_embed'], is_first
         return StepResult(outputs, self.boxes_of(outputs), is_first)
 
     def _is_another_scene(self, frame: Frame) -> bool:
-        last_scene = self._last[1].scene_token
-        return frame.scene_token is not None and last_scene is not None and frame.scene_token != last_scene
+        last_scene = self._last.scene_token
+        return bool(last_scene) and frame.scene_token is not None and frame.scene_token != last_scene
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         """Return the boxes of the head's outputs, best first; see `decode`."""
@@ -176,9 +183,8 @@ class BevFormerOnnx(Runtime):
         """A copy of the view and the record of the last frame, None before the first one."""
         if self._last is None:
             return None
-        record, frame = self._last
-        tensors = memory_tensors(self._view.copy(), record[:3], record[YAW_DEG])
-        return StreamState(tensors, frame.ego_pose, frame.timestamp_s, frame.scene_token or '')
+        tensors = dict(bev_embed=self._view.copy(), **self._last.tensors)
+        return dataclasses.replace(self._last, tensors=tensors)
 
     @state.setter
     def state(self, state: StreamState | None) -> None:
@@ -186,17 +192,8 @@ class BevFormerOnnx(Runtime):
         if state is None:
             return
         self._view = np.array(state.tensors['bev_embed'], np.float32)
-        record = np.zeros(CAN_BUS)
-        record[:3], record[YAW_DEG] = state.tensors['position'], state.tensors['heading'][0]
-        last = Frame(
-            np.empty(0),
-            np.empty(0),
-            np.empty(0),
-            state.ego_pose,
-            state.timestamp_s,
-            state.scene_token or None,
-        )
-        self._last = record, last
+        place = {name: np.array(state.tensors[name], np.float64) for name in ('position', 'heading')}
+        self._last = dataclasses.replace(state, tensors=place)
 
 
 def memory_tensors(view: np.ndarray, position: np.ndarray, degrees: float) -> dict[str, np.ndarray]:
