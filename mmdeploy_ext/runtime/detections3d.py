@@ -78,15 +78,20 @@ class Detections3D(Scored):
     Attributes:
         boxes: (n, 9) float32: x, y, z of the bottom centre in metres, the three sizes in metres in the order
             of mmdet3d's `LiDARInstance3DBoxes` columns, yaw in radians, vx, vy in m/s; LiDAR frame.
+        ids: (n,) int64, track ids of a model that follows objects, -1 for none; None of other models.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+    ids: np.ndarray | None = None
 
     def place(self, index: int) -> dict[str, Any]:
-        """Return `box`, the nine columns of one box."""
-        return dict(box=[round(float(value), 4) for value in self.boxes[index]])
+        """Return `box`, the nine columns of one box, and `track_id` of a model that follows objects."""
+        place: dict[str, Any] = dict(box=[round(float(value), 4) for value in self.boxes[index]])
+        if self.ids is not None:
+            place['track_id'] = int(self.ids[index])
+        return place
 
 
 def in_range(boxes: np.ndarray, limits: Sequence[float]) -> np.ndarray:

@@ -162,6 +162,22 @@ def invert_pose(pose: np.ndarray) -> np.ndarray:
     return inverse
 
 
+def relative_motion(last_pose: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """Return the (4, 4) float64 transform from the last LiDAR frame to the current one.
+
+    Both poses are (4, 4), LiDAR to global.
+
+    The positions are subtracted before they are turned, so that a rotation that is orthonormal to float32
+    only costs nothing 700 km away from the origin of the map.
+    """
+    last_pose, pose = np.asarray(last_pose, np.float64), np.asarray(pose, np.float64)
+    rotation = pose[:3, :3].T
+    motion = np.eye(4)
+    motion[:3, :3] = rotation @ last_pose[:3, :3]
+    motion[:3, 3] = rotation @ (last_pose[:3, 3] - pose[:3, 3])
+    return motion
+
+
 def not_rigid(matrix: np.ndarray) -> str:
     """Return why a finite (4, 4) matrix is no rotation and translation, '' if it is one."""
     if not np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-6):

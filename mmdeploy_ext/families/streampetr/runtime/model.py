@@ -26,11 +26,11 @@ from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
 from mmdeploy_ext.families.streampetr.runtime.deploy import GRAPHS, DeployContract
 from mmdeploy_ext.families.streampetr.runtime.fork import ForkContract
-from mmdeploy_ext.families.streampetr.runtime.state import FrameMotion, check_tensors, relative_motion
+from mmdeploy_ext.families.streampetr.runtime.state import FrameMotion, check_tensors
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
 from mmdeploy_ext.runtime.exported import Runtime, check_same_export, export_files
-from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
+from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, relative_motion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

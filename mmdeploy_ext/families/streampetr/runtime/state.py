@@ -42,22 +42,6 @@ class FrameMotion:
     prev_exists: bool
 
 
-def relative_motion(last_pose: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """Return the (4, 4) float64 transform from the last LiDAR frame to the current one.
-
-    Both poses are (4, 4), LiDAR to global.
-
-    The positions are subtracted before they are turned, so that a rotation that is orthonormal to float32
-    only costs nothing 700 km away from the origin of the map.
-    """
-    last_pose, pose = np.asarray(last_pose, np.float64), np.asarray(pose, np.float64)
-    rotation = pose[:3, :3].T
-    motion = np.eye(4)
-    motion[:3, :3] = rotation @ last_pose[:3, :3]
-    motion[:3, 3] = rotation @ (last_pose[:3, 3] - pose[:3, 3])
-    return motion
-
-
 def to_local(memory: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
     """Return a memory, by `FIELDS`, in the LiDAR frame of a pose, for one in global coordinates; float32.
 

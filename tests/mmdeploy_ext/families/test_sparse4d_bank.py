@@ -1,0 +1,440 @@
+"""The instance bank of Sparse4D: its limits by construction, and the stored states of the published one."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.families.sparse4d.runtime.bank import (
+    COSINE,
+    NO_ID,
+    REPAIRS,
+    SINE,
+    VELOCITY,
+    BankRule,
+    InstanceBank,
+    project_anchors,
+)
+from mmdeploy_ext.families.sparse4d.runtime.boxes import boxes_of_anchors, decode
+from mmdeploy_ext.runtime.frames import relative_motion
+
+GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/sparse4d'
+FRAMES = range(10)
+CHANNELS = 16  # the goldens have every 16th channel of a feature in all frames
+PUBLISHED = BankRule(900, 600, 0.6, 0.5, 2.0)
+SMALL = BankRule(6, 4, 0.6, 0.5, 2.0)
+START = 1.5e9
+"""Seconds, the time of the first frame; float32 would be 128 s off here."""
+
+
+@pytest.fixture(scope='module')
+def golden():
+    if not GOLDEN.is_dir():
+        pytest.skip('skipped: ../shared/golden/sparse4d not found')
+    with np.load(GOLDEN / 'inputs.npz') as inputs, np.load(GOLDEN / 'outputs.npz') as outputs:
+        return {**inputs, **outputs}
+
+
+def frame_of(golden, frame):
+    """Return pose and time of a stored frame, and what its graph gave."""
+
+    def stored(name):
+        return golden[f'f{frame}_{name}']
+
+    layer = stored('instance_feature_slice'), stored('prediction_015')[2], stored('classification_5')
+    return stored('T_global'), float(stored('timestamp')), [values[None] for values in layer]
+
+
+def load_stored(bank, golden, frame):
+    """Put the stored state after a frame into a bank; one without a frame before it is empty."""
+    if frame < 0 or golden[f'f{frame + 1}_reset']:
+        bank.reset()
+        return
+    names = dict(
+        cached_feature='cached_feature_slice', cached_anchor='cached_anchor', confidence='confidence'
+    )
+    tensors = {name: golden[f'f{frame}_{key}'][None] for name, key in names.items()}
+    ids = golden[f'f{frame}_state_instance_id']
+    assert (ids[PUBLISHED.num_temp :] == NO_ID).all()
+    tensors['instance_id'] = ids[None, : PUBLISHED.num_temp]
+    tensors['prev_id'] = np.array([golden[f'f{frame}_prev_id']])
+    bank.load(tensors, golden[f'f{frame}_T_global'], float(golden[f'f{frame}_timestamp']))
+
+
+def same_up_to_ties(rows, expected, scores, distance=3e-7):
+    """Assert two orders of rows that differ where scores are within a distance; return the others' places."""
+    assert sorted(rows) == sorted(expected)
+    places = np.flatnonzero(rows != expected)
+    np.testing.assert_allclose(scores[rows[places]], scores[expected[places]], rtol=0, atol=distance)
+    return places
+
+
+@pytest.mark.parametrize('frame', FRAMES)
+def test_a_frame_from_the_stored_state_gives_the_next_stored_state(golden, frame):
+    def stored(name):
+        return golden[f'f{frame}_{name}']
+
+    bank = InstanceBank(PUBLISHED, CHANNELS)
+    load_stored(bank, golden, frame - 1)
+    pose, time, outputs = frame_of(golden, frame)
+    inputs = bank.get(pose, time)
+    assert inputs.exists == (frame not in (0, 8))
+    assert inputs.time_interval == stored('time_interval')
+    if inputs.exists:
+        assert bool(inputs.mask[0]) == bool(stored('mask')[0])
+        error = np.abs(inputs.temp_anchor[0] - stored('temp_anchor_projected')).max()
+        # frame 5 is 5.8e6 s later: its places of 4e7 m are compared by their norm
+        norm = np.linalg.norm(stored('temp_anchor_projected')[:, :3], axis=1).max()
+        assert error <= max(2e-5, 1e-6 * norm)
+    update = bank.update(inputs, *outputs)
+    np.testing.assert_allclose(update.confidence[0], stored('temp_confidence'), rtol=0, atol=2e-7)
+    expected = stored('cache_topk_index').astype(np.int64)
+    ties = same_up_to_ties(update.kept, expected, stored('temp_confidence'))
+    assert len(ties) <= (20 if frame in (8, 9) else 0), 'frames 8 and 9 alone have equal scores'
+    np.testing.assert_array_equal(update.ids[0], stored('instance_id'))
+    # with the order of the stored rows the whole state is the stored one
+    load_stored(bank, golden, frame - 1)
+    bank.update(inputs, *outputs, kept=expected)
+    tensors = bank.tensors
+    np.testing.assert_array_equal(tensors['cached_feature'][0], stored('cached_feature_slice'))
+    np.testing.assert_array_equal(tensors['cached_anchor'][0], stored('cached_anchor'))
+    np.testing.assert_allclose(tensors['confidence'][0], stored('confidence'), rtol=0, atol=2e-7)
+    np.testing.assert_array_equal(tensors['instance_id'][0], stored('state_instance_id')[:600])
+    assert tensors['prev_id'] == stored('prev_id')
+
+
+def test_ids_are_equal_over_all_frames_of_a_free_run(golden):
+    bank = InstanceBank(PUBLISHED, CHANNELS)
+    for frame in FRAMES:
+        if golden[f'f{frame}_reset']:
+            bank.reset()
+        pose, time, outputs = frame_of(golden, frame)
+        kept = golden[f'f{frame}_cache_topk_index'].astype(np.int64)
+        ids = bank.update(bank.get(pose, time), *outputs, kept=kept).ids
+        np.testing.assert_array_equal(ids[0], golden[f'f{frame}_instance_id'])
+
+
+@pytest.mark.parametrize('frame', FRAMES)
+def test_boxes_are_the_stored_ones(golden, frame):
+    def stored(name):
+        return golden[f'f{frame}_{name}']
+
+    _, _, (_, anchor, logits) = frame_of(golden, frame)
+    ids = stored('instance_id')[None].astype(np.int64)
+    boxes = decode(logits, anchor, stored('quality_5')[None], dict(max_num=300), ids)
+    np.testing.assert_allclose(boxes.scores, stored('scores_3d'), rtol=0, atol=3e-7)
+    np.testing.assert_allclose(boxes.class_scores, stored('cls_scores'), rtol=0, atol=3e-7)
+    # by id: an id is there once, and equal scores have no order
+    assert len(set(boxes.ids)) == 300
+    mine, expected = np.argsort(boxes.ids), np.argsort(stored('instance_ids'))
+    np.testing.assert_array_equal(boxes.ids[mine], stored('instance_ids')[expected])
+    np.testing.assert_array_equal(boxes.labels[mine], stored('labels_3d')[expected])
+    columns = stored('boxes_3d')[expected].copy()
+    columns[:, 2] -= columns[:, 5] / 2
+    np.testing.assert_allclose(boxes.boxes[mine], columns[:, :9], rtol=0, atol=1e-5)
+    apart = np.flatnonzero(boxes.ids != stored('instance_ids'))
+    assert len(apart) <= 4
+    np.testing.assert_allclose(boxes.scores[apart], stored('scores_3d')[apart], rtol=0, atol=3e-7)
+
+
+# --- limits that no stored frame reaches ---------------------------------------------------------------
+
+
+def outputs_of(rule, seed=0, scores=None):
+    """Return feature, anchor and logits (one class) of a frame; logits are those of some scores."""
+    rng = np.random.default_rng(seed)
+    count = rule.num_instances
+    scores = rng.uniform(0.1, 0.9, count) if scores is None else np.asarray(scores, np.float64)
+    logits = np.log(scores / (1 - scores))[None, :, None]
+    return (
+        rng.standard_normal((1, count, CHANNELS)).astype(np.float32),
+        rng.standard_normal((1, count, 11)).astype(np.float32),
+        logits.astype(np.float32),
+    )
+
+
+def bank_after(rule=SMALL, **frame):
+    """Return a bank after a frame at `START` at the origin."""
+    bank = InstanceBank(rule, CHANNELS)
+    bank.update(bank.get(np.eye(4), START), *outputs_of(rule, **frame))
+    return bank
+
+
+def turned(degrees, x=0.0, y=0.0):
+    angle = np.radians(degrees)
+    pose = np.eye(4)
+    pose[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    pose[:2, 3] = x, y
+    return pose
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'is_near', 'interval'),
+    [
+        (2.0, True, 2.0),
+        (2.0 + 4e-7, False, 0.5),  # the next time that float32 tells apart
+        (-2.0, True, -2.0),
+        (-2.5, False, 0.5),
+        (-0.25, True, -0.25),
+        (0.0, True, 0.5),
+        (1e-3, True, 1e-3),
+        (3.5, False, 0.5),
+    ],
+)
+def test_the_mask_and_the_interval_follow_the_gap(seconds, is_near, interval):
+    bank = bank_after()
+    bank.timestamp_s = 0.0  # float64 tells 4e-7 s apart here
+    inputs = bank.get(np.eye(4), seconds)
+    assert inputs.exists
+    assert inputs.mask.tolist() == [float(is_near)]
+    assert inputs.time_interval.tolist() == [np.float32(interval)]
+    # whatever the interval is, the anchors move on by the true gap
+    moved = inputs.temp_anchor[0, :, :3] - bank.tensors['cached_anchor'][0, :, :3]
+    velocity = bank.tensors['cached_anchor'][0, :, VELOCITY]
+    np.testing.assert_allclose(moved, velocity * seconds, rtol=0, atol=1e-6)
+
+
+def test_a_gap_is_a_difference_of_float64():
+    inputs = bank_after().get(np.eye(4), START + 0.4)
+    np.testing.assert_allclose(inputs.time_interval, 0.4, rtol=0, atol=1e-6)
+
+
+def test_the_first_frame_has_no_inputs_and_gives_every_row_an_id():
+    bank = InstanceBank(SMALL, CHANNELS)
+    inputs = bank.get(turned(30), START)
+    assert not inputs.exists
+    assert inputs.mask.tolist() == [0]
+    assert inputs.time_interval.tolist() == [0.5]
+    assert not inputs.temp_feature.any()
+    assert not inputs.temp_anchor.any()
+    assert (inputs.track_id == NO_ID).all()
+    assert bank.tensors is None
+    update = bank.update(inputs, *outputs_of(SMALL))
+    assert update.ids.tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert bank.tensors['prev_id'].tolist() == [6]
+
+
+def test_asking_for_inputs_changes_nothing():
+    bank = bank_after()
+    before = bank.tensors
+    first, second = (bank.get(turned(20, 3.0), START + 0.5) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for name, values in bank.tensors.items():
+        np.testing.assert_array_equal(values, before[name])
+    assert bank.timestamp_s == START
+
+
+def test_rows_that_were_handed_on_keep_their_ids_and_the_others_get_new_ones():
+    bank = bank_after(scores=[0.1, 0.9, 0.5, 0.4, 0.8, 0.2])
+    assert bank.tensors['instance_id'].tolist() == [[1, 4, 2, 3]]
+    update = bank.update(bank.get(np.eye(4), START + 0.5), *outputs_of(SMALL))
+    assert update.ids.tolist() == [[1, 4, 2, 3, 6, 7]]
+    assert bank.tensors['prev_id'].tolist() == [8]
+
+
+def test_after_a_long_gap_every_row_is_new_but_old_confidences_stay():
+    bank = bank_after(scores=[0.9] * 6)
+    inputs = bank.get(np.eye(4), START + 2.5)
+    assert inputs.track_id[0, :4].tolist() == [0, 1, 2, 3], 'the mask is for the graph and the update'
+    update = bank.update(inputs, *outputs_of(SMALL, scores=[0.1] * 6))
+    assert update.ids.tolist() == [[6, 7, 8, 9, 10, 11]]
+    np.testing.assert_allclose(update.confidence, [[0.54] * 4 + [0.1] * 2], rtol=1e-6)
+
+
+def test_a_confidence_decays_from_frame_to_frame_and_not_below_the_new_one():
+    bank = bank_after(scores=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    update = bank.update(
+        bank.get(np.eye(4), START + 0.5), *outputs_of(SMALL, scores=[0.1, 0.1, 0.5, 0.1, 0.2, 0.3])
+    )
+    np.testing.assert_allclose(update.confidence, [[0.54, 0.48, 0.5, 0.36, 0.2, 0.3]], rtol=1e-6)
+    update = bank.update(bank.get(np.eye(4), START + 1), *outputs_of(SMALL, scores=[0.1] * 6))
+    # rows were handed on in the order 0, 2, 1, 3
+    np.testing.assert_allclose(update.confidence, [[0.324, 0.3, 0.288, 0.216, 0.1, 0.1]], rtol=1e-6)
+
+
+def test_of_equal_confidences_the_first_rows_are_handed_on():
+    bank = bank_after(scores=[0.5, 0.5, 0.7, 0.5, 0.5, 0.5])
+    assert bank.tensors['instance_id'].tolist() == [[2, 0, 1, 3]]
+
+
+def test_confidences_that_float32_tells_apart_keep_their_order():
+    logits = np.float32([-3.6, -3.6, -3.6, -3.6])
+    logits[[1, 3]] = (
+        np.nextafter(logits[0], np.float32(0)),
+        np.nextafter(np.nextafter(logits[0], np.float32(0)), np.float32(0)),
+    )
+    rule = BankRule(4, 4, 0.6, 0.5, 2.0)
+    bank, (feature, anchor, _) = InstanceBank(rule, CHANNELS), outputs_of(rule)
+    update = bank.update(bank.get(np.eye(4), START), feature, anchor, logits[None, :, None])
+    assert update.kept.tolist() == [3, 1, 0, 2]
+
+
+def test_ids_are_given_from_the_threshold_on():
+    rule = dataclasses.replace(SMALL, score_threshold=0.5)
+    bank = InstanceBank(rule, CHANNELS)
+    update = bank.update(
+        bank.get(np.eye(4), START), *outputs_of(rule, scores=[0.6, 0.2, 0.5, 0.4999, 0.1, 0.9])
+    )
+    assert update.ids.tolist() == [[0, -1, 1, -1, -1, 2]]
+    assert bank.tensors['instance_id'].tolist() == [[2, 0, 1, -1]]
+    # a row that was handed on without an id gets one as soon as it is good enough
+    update = bank.update(
+        bank.get(np.eye(4), START + 0.5), *outputs_of(rule, scores=[0.1, 0.1, 0.1, 0.7, 0.8, 0.1])
+    )
+    assert update.ids.tolist() == [[2, 0, 1, 3, 4, -1]]
+
+
+def test_without_any_confidence_above_the_threshold_there_is_no_id():
+    rule = dataclasses.replace(SMALL, score_threshold=0.95)
+    bank = bank_after(rule)
+    assert (bank.tensors['instance_id'] == NO_ID).all()
+    assert bank.tensors['prev_id'].tolist() == [0]
+
+
+def test_a_reset_begins_with_the_id_0_again():
+    bank = bank_after()
+    bank.reset()
+    assert bank.tensors is None
+    update = bank.update(bank.get(np.eye(4), START + 0.5), *outputs_of(SMALL))
+    assert update.ids.tolist() == [[0, 1, 2, 3, 4, 5]]
+    np.testing.assert_allclose(
+        update.confidence[0], 1 / (1 + np.exp(-outputs_of(SMALL)[2][0, :, 0])), rtol=1e-6
+    )
+
+
+# --- projection ----------------------------------------------------------------------------------------
+
+
+def test_a_thing_that_stands_still_stays_at_its_place_on_the_map():
+    anchor = outputs_of(SMALL)[1]
+    anchor[..., VELOCITY] = 0
+    last, now = turned(25, 1000.0, 2000.0), turned(-80, 1010.0, 1995.0)
+    moved = project_anchors(anchor, relative_motion(last, now), 0.5)
+    places = [
+        pose[:3, :3] @ row[:, :3].T + pose[:3, 3:] for pose, row in ((last, anchor[0]), (now, moved[0]))
+    ]
+    np.testing.assert_allclose(*places, rtol=0, atol=1e-5)
+
+
+def test_a_thing_moves_on_by_its_velocity_before_the_car_turns():
+    anchor = np.zeros((1, 1, 11), np.float32)
+    anchor[..., :3], anchor[..., VELOCITY] = (10, 0, 1), (2, 0, 0.5)
+    moved = project_anchors(anchor, relative_motion(np.eye(4), turned(90)), 0.5)
+    np.testing.assert_allclose(moved[0, 0, :3], [0, -11, 1.25], atol=1e-6)
+    np.testing.assert_allclose(moved[0, 0, VELOCITY], [0, -2, 0.5], atol=1e-6)
+
+
+def test_the_projection_exchanges_sine_and_cosine_unless_it_is_repaired():
+    anchor = np.zeros((1, 11), np.float32)
+    yaw = 0.3
+    anchor[:, [SINE, COSINE]] = np.sin(yaw), np.cos(yaw)
+    motion = relative_motion(np.eye(4), turned(20))
+    yaw -= np.radians(20)
+    published = project_anchors(anchor, motion, 0.5)
+    np.testing.assert_allclose(published[0, [SINE, COSINE]], [np.cos(yaw), np.sin(yaw)], atol=1e-6)
+    repaired = project_anchors(anchor, motion, 0.5, keeps_yaw_order=True)
+    np.testing.assert_allclose(repaired[0, [SINE, COSINE]], [np.sin(yaw), np.cos(yaw)], atol=1e-6)
+    np.testing.assert_allclose(boxes_of_anchors(repaired)[0, 6], yaw, atol=1e-6)
+
+
+def test_sizes_and_a_sine_and_cosine_that_are_no_unit_vector_pass_unchanged():
+    anchor = outputs_of(SMALL)[1]
+    moved = project_anchors(anchor, relative_motion(turned(3), turned(50)), 1.0)
+    np.testing.assert_array_equal(moved[..., 3:6], anchor[..., 3:6])
+    lengths = [np.hypot(rows[..., SINE], rows[..., COSINE]) for rows in (anchor, moved)]
+    np.testing.assert_allclose(*lengths, rtol=1e-6)
+
+
+# --- repairs -------------------------------------------------------------------------------------------
+
+
+def test_a_repaired_gap_empties_the_bank_but_gives_no_id_twice():
+    bank = bank_after(dataclasses.replace(SMALL, repairs=('gap',)), scores=[0.9] * 6)
+    assert bank.get(np.eye(4), START + 2).exists
+    inputs = bank.get(np.eye(4), START + 2.5)
+    assert not inputs.exists
+    assert not inputs.temp_feature.any()
+    update = bank.update(inputs, *outputs_of(SMALL, scores=[0.1] * 6))
+    assert update.ids.tolist() == [[6, 7, 8, 9, 10, 11]]
+    np.testing.assert_allclose(update.confidence, 0.1, rtol=1e-6)
+
+
+def test_no_repair_is_on_unless_it_is_named_and_its_name_is_checked():
+    assert PUBLISHED.repairs == ()
+    assert set(REPAIRS) == {'yaw', 'gap', 'scene', 'class_scores'}
+    with pytest.raises(ValueError, match='decay'):
+        dataclasses.replace(SMALL, repairs=('decay',))
+
+
+def test_class_scores_follow_their_boxes_only_if_they_are_repaired():
+    logits = np.float32([[[2.0], [1.0], [0.0]]])
+    quality = np.float32([[[-3.0, 0], [3.0, 0], [0.0, 0]]])
+    inputs = logits, np.zeros((1, 3, 11), np.float32), quality, dict(max_num=3), np.array([[7, 8, 9]])
+    published, repaired = decode(*inputs), decode(*inputs, repairs=('class_scores',))
+    assert published.ids.tolist() == repaired.ids.tolist() == [8, 9, 7]
+    np.testing.assert_allclose(published.class_scores, [0.880797, 0.731059, 0.5], atol=1e-6)
+    np.testing.assert_allclose(repaired.class_scores, [0.731059, 0.5, 0.880797], atol=1e-6)
+
+
+# --- boxes and states ----------------------------------------------------------------------------------
+
+
+def test_a_threshold_of_boxes_is_of_the_class_and_follows_the_order():
+    logits = np.float32([[[2.0], [1.0], [0.0]]])
+    quality = np.float32([[[-3.0, 0], [3.0, 0], [0.0, 0]]])
+    facts = dict(max_num=3, score_threshold=0.6)
+    boxes = decode(logits, np.zeros((1, 3, 11), np.float32), quality, facts, np.array([[7, 8, 9]]))
+    assert boxes.ids.tolist() == [8, 7]
+
+
+def test_without_ids_an_instance_can_be_there_for_several_classes():
+    logits = np.float32([[[2.0, 1.0], [-5.0, -4.0]]])
+    boxes = decode(logits, np.zeros((1, 2, 11), np.float32), np.zeros((1, 2, 2), np.float32), dict(max_num=2))
+    assert boxes.ids is None
+    assert boxes.labels.tolist() == [0, 1]
+    np.testing.assert_allclose(boxes.scores, [0.440399, 0.365529], atol=1e-6)
+
+
+def test_a_box_has_its_z_at_the_bottom_and_its_id_in_json():
+    anchor = np.zeros((1, 1, 11), np.float32)
+    anchor[..., :6] = 1, 2, 3, *np.log([4.0, 2.0, 1.0])
+    anchor[..., [SINE, COSINE]] = 1, 0
+    boxes = decode(
+        np.zeros((1, 1, 1), np.float32),
+        anchor,
+        np.zeros((1, 1, 2), np.float32),
+        dict(max_num=1),
+        np.array([[5]]),
+    )
+    (entry,) = boxes.to_json(('car',))
+    assert entry['track_id'] == 5
+    np.testing.assert_allclose(entry['box'], [1, 2, 2.5, 4, 2, 1, np.pi / 2, 0, 0], atol=1e-4)
+    assert len(boxes.above(0.5)) == 0
+
+
+def test_a_state_can_be_moved_to_another_bank():
+    bank, other = bank_after(), InstanceBank(SMALL, CHANNELS)
+    other.load(bank.tensors, bank.ego_pose, bank.timestamp_s)
+    for mine, same in zip(*(one.get(turned(5, 1), START + 0.5) for one in (bank, other)), strict=True):
+        np.testing.assert_array_equal(mine, same)
+
+
+@pytest.mark.parametrize(
+    ('name', 'change', 'message'),
+    [
+        ('confidence', lambda values: None, 'no tensor'),
+        ('instance_id', lambda values: values[:, :2], 'another model'),
+        ('cached_anchor', lambda values: values * np.nan, 'NaN'),
+    ],
+)
+def test_a_state_of_another_bank_is_refused_by_name(name, change, message):
+    bank = bank_after()
+    tensors = bank.tensors
+    changed = change(tensors.pop(name))
+    if changed is not None:
+        tensors[name] = changed
+    with pytest.raises(ShapeError, match=f'{name}.*{message}|{message}.*{name}'):
+        bank.load(tensors, np.eye(4), START)
