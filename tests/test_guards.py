@@ -24,9 +24,10 @@ DISTRIBUTIONS = ('projects/mmrotate/',)
 STACK = ('torch', 'torchvision', 'mmcv', 'mmdet', 'mmdet3d', 'mmseg')
 BLOCKED = """
 import importlib, runpy, sys
+missing = sys.argv[1].split(',')
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in sys.argv[1].split(','):
+        if name.split('.')[0] in missing:
             raise ModuleNotFoundError('blocked: ' + name, name=name)
 sys.meta_path.insert(0, Blocker())
 """
