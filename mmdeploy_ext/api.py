@@ -311,7 +311,7 @@ def prove_source(
         if metadata is not None:
             metadata.require(onnx_file, family.name, getattr(family, 'forms', ()))
         if metrics:
-            evaluation.check_tables(cfg, evaluation.build_dataset(cfg))
+            evaluation.check_tables(cfg, evaluation.build_dataset(cfg), metrics)
 
     deployment = source.load(check, mean, std)
     proof_samples, origin = samples.of(deployment)

@@ -105,7 +105,7 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     dataset = evaluation.build_dataset(cfg)
     check_dataset(cfg, tested, family, dataset)
     if args.eval:
-        evaluation.check_tables(cfg, dataset)
+        evaluation.check_tables(cfg, dataset, args.eval)
     device = resolve_device(args.device)
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, device, tested.check)
     with after_weights():

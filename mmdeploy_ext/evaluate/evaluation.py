@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError, DataError, root_cause
+from mmdeploy_ext.evaluate import tracking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -154,7 +155,7 @@ def evaluate(
         cfg: the config, whose `evaluation` has further arguments of the evaluator.
         dataset: built by `build_dataset`.
         results: a result per sample, in the order of the data set, as its evaluator takes them.
-        metrics: names of metrics of this evaluator, such as 'bbox'.
+        metrics: names of metrics of this evaluator, such as 'bbox'; 'tracking' of boxes with track ids.
         options: further arguments of the evaluator (`--eval-options`), over those of the config.
 
     Returns:
@@ -163,11 +164,18 @@ def evaluate(
     Raises:
         ConfigError: the data set does not have a metric or an option.
         DataError: the evaluator refuses the results or tables.
+        UsageError: 'tracking' without the package that it needs.
     """
+    metrics, track_values = list(metrics), {}
+    if tracking.is_by_devkit(dataset, metrics):
+        track_values = tracking.evaluate_tracks(dataset, results)
+        metrics.remove(tracking.METRIC)
+        if not metrics:
+            return track_values
     hook_keys = 'interval', 'tmpdir', 'start', 'gpu_collect', 'save_best', 'rule', 'dynamic_intervals'
     settings = {key: value for key, value in (cfg.get('evaluation') or {}).items() if key not in hook_keys}
     try:
-        settings.update(metric=list(metrics), **dict(options or {}))
+        settings.update(metric=metrics, **dict(options or {}))
         values = dataset.evaluate(results, **settings)
     except TypeError as error:
         raise ConfigError(f'--eval-options: {error}') from error
@@ -175,15 +183,19 @@ def evaluate(
         raise ConfigError(f'--eval {" ".join(metrics)}: {error.args[0] if error.args else error}') from error
     except AssertionError as error:  # nuScenes' devkit, if the samples are not those of its split
         raise DataError(f'--eval {" ".join(metrics)}: the evaluator refused: {error}') from error
-    return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+    numbers = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+    return {**numbers, **track_values}
 
 
-def check_tables(cfg: Any, dataset: Dataset) -> None:
+def check_tables(cfg: Any, dataset: Dataset, metrics: Sequence[str] = ()) -> None:
     """Refuse a nuScenes data set whose tables are missing, before hours of inference.
 
     Raises:
         DataError: the folder that its evaluator reads is missing.
+        UsageError: one of the `metrics` needs a package that is not installed.
     """
+    if tracking.is_by_devkit(dataset, metrics):
+        tracking.check_available()
     root, version = getattr(dataset, 'data_root', None), getattr(dataset, 'version', None)
     if root and version and not Path(root, version).is_dir():
         raise DataError(

@@ -55,10 +55,15 @@ def detections(result: Mapping[str, Any]) -> Detections3D:
 
 
 def result(detections: Detections3D) -> dict[str, Any]:
-    """Return detections as one entry of the results that mmdet3d's nuScenes data sets evaluate."""
+    """Return detections as one entry of the results that mmdet3d's nuScenes data sets evaluate.
+
+    Track ids are its `instance_ids`, which the metric 'tracking' reads.
+    """
     boxes = torch.from_numpy(np.ascontiguousarray(detections.boxes, np.float32))
     scores, labels = (
         torch.from_numpy(np.ascontiguousarray(rows)) for rows in (detections.scores, detections.labels)
     )
-    boxes = LiDARInstance3DBoxes(boxes, box_dim=9)
-    return dict(pts_bbox=dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))
+    rows = dict(boxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9), scores_3d=scores, labels_3d=labels)
+    if detections.ids is not None:
+        rows['instance_ids'] = torch.from_numpy(np.ascontiguousarray(detections.ids))
+    return dict(pts_bbox=rows)
