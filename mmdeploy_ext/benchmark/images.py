@@ -163,7 +163,7 @@ class ImageBenchmark(Benchmark):
         return functools.partial(memory.run_graph, contender.engine, contender.file, self.threads[0], feeds)
 
     def facts(self) -> dict[str, Any]:
-        """Return shape of the input and number of images."""
+        """Return `input_shape`, such as '1x3x640x640', and `images`, the number of images."""
         size = f'{self.options.height}x{self.options.width}'
         return dict(input_shape=f'{self.batch}x3x{size}', images=len(self.images))
 

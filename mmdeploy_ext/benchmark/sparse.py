@@ -126,7 +126,10 @@ class SparseBenchmark(Benchmark):
         return contenders
 
     def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
-        """Return a function that runs the contender on the main set in a child process."""
+        """Return a function that runs the contender on the main set of voxels in a child process.
+
+        It returns the kB of the process before loading, and the object that has to stay alive.
+        """
         if contender.engine == BASELINE:
             return functools.partial(run_spconv, self.source(), self.main_set)
         file, threads = contender.file, contender.threads
@@ -135,7 +138,7 @@ class SparseBenchmark(Benchmark):
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return the grid and the numbers of threads."""
+        """Return `grid`, such as '1440x1440x41', and `threads`, the numbers of threads."""
         return dict(grid='x'.join(map(str, self.graph.spatial_shape)), threads=list(self.threads))
 
     def complete(self, row: dict[str, Any], contender: Contender, runs: Sequence[Run]) -> None:

@@ -172,7 +172,8 @@ def add_roofline(rows: Sequence[dict[str, Any]], gflop: float, roofline: Mapping
 def growth(entries: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Return contender -> exponent of its time in the number of voxels; {} for fewer than two sets.
 
-    `entries` are those of sets of voxels in the JSON file.
+    `entries` are those of sets of voxels in the JSON file. An exponent is None if it cannot be told, see
+    `growth_exponent`.
 
     The fastest run of each size counts: other processes disturb long runs, which are those of large scenes,
     more often than short ones, and a median would take that for growth.
@@ -186,7 +187,10 @@ def growth(entries: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 
 def work_growth(entries: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the exponent of the multiplications in the number of voxels: 1 in scenes of equal density."""
+    """Return the exponent of the multiplications in the number of voxels: 1 in scenes of equal density.
+
+    `entries` are those of `growth`; None if it cannot be told.
+    """
     return growth_exponent([entry['voxels'] for entry in entries], [entry['gflop'] for entry in entries])
 
 

@@ -136,7 +136,7 @@ class StreamBenchmark(Benchmark):
         return functools.partial(run_files, self.source(), contender.engine, contender.file, samples)
 
     def facts(self) -> dict[str, Any]:
-        """Return the shape of the images, or of the points, of the first sample."""
+        """Return `input_shape`, such as '6x3x256x704', of the images or points of the first sample."""
         first = self.samples[0]
         array = first.points if isinstance(first, Sweep) else first.images
         return dict(input_shape='x'.join(map(str, array.shape)))

@@ -68,6 +68,8 @@ def check(args: argparse.Namespace) -> None:
 def find(args: argparse.Namespace, deployment: Deployment, target: str, **fields: Any) -> Ranges | None:
     """Return the ranges of `--ranges`, those that `--calibrate` measures and writes, or of the checkpoint.
 
+    None: the options name no ranges, and the checkpoint has none.
+
     Args:
         args: of `add_arguments`, after `check`.
         deployment: of the backbone.

@@ -49,7 +49,7 @@ class PublishedDetector(Network):
             self.model.device_ids = []
 
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
-        """Return the detector's results."""
+        """Return the results of a batch of the data loader; `indices` are not used."""
         with torch.no_grad():
             return self.model(return_loss=False, rescale=True, **data)
 
@@ -95,23 +95,20 @@ class BackendDetector(Network):
         detections: dict[int, Scored] = {}
         for group in self.family.batches(images):
             group_indices = [indices[position] for position in group]
-            results = self._detect([images[position] for position in group], group_indices)
+            feeds = self.family.feeds([self._fit(images[position]) for position in group], rescale=True)
+            inputs = {name: feeds[name] for name in self.backend.spec.input_names if name in feeds}
+            with collect_taps() as taps:
+                outputs = self.backend.infer(inputs)
+            if self.dump is not None:
+                inner = {name: tensor.cpu().numpy() for name, tensor in taps.items()}
+                self._write(group_indices, {**feeds, **inner, **outputs})
+            results = self.family.detections(self.metadata, outputs, feeds)
             detections |= zip(group, results, strict=True)
         if self.show:
             for position, meta in enumerate(metas):
                 self.show.write(views[0][position], meta, detections[position])
         classes = len(self.metadata.classes)
         return [detections[position].to_mmdet_result(classes) for position in range(len(images))]
-
-    def _detect(self, images: list[PreparedImage], indices: Sequence[int]) -> Sequence[Scored]:
-        feeds = self.family.feeds([self._fit(image) for image in images], rescale=True)
-        inputs = {name: feeds[name] for name in self.backend.spec.input_names if name in feeds}
-        with collect_taps() as taps:
-            outputs = self.backend.infer(inputs)
-        if self.dump is not None:
-            inner = {name: tensor.cpu().numpy() for name, tensor in taps.items()}
-            self._write(indices, {**feeds, **inner, **outputs})
-        return self.family.detections(self.metadata, outputs, feeds)
 
     def _fit(self, image: PreparedImage) -> PreparedImage:
         """Pad an image to the size of a fixed graph; the spec refuses larger images."""
@@ -155,12 +152,12 @@ class FrameDetector(Network):
     keep_memory: bool = True
 
     def start(self, dataset: Dataset) -> list[str] | None:
-        """Reset the memory; return the scenes of a model that has one."""
+        """Reset the memory; return the scene of every sample, or None for a model without a memory."""
         self.stepper.reset()
         return scene_tokens(dataset) if self.family.memory else None
 
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
-        """Run one frame."""
+        """Run one frame, `data` of the data loader at the index of `indices`; return a list of its result."""
         (index,) = indices
         frame = self.family.frame(data)
         if not self.keep_memory:

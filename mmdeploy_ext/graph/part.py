@@ -43,7 +43,10 @@ def part(
     for node in graph.node:
         for place, name in enumerate(node.output):
             if name in input_names:
-                node.output[place] = _unused_name(index, name)
+                unused = f'{name}_unused'
+                while unused in index.tensors:
+                    unused += '_'
+                node.output[place] = unused
     output_names = {value.name for value in graph.output}
     used = {name for node in graph.node for name in reads(node)} | output_names
     constants = used - input_names
@@ -59,14 +62,6 @@ def part(
         entry for entry in source_graph.quantization_annotation if entry.tensor_name in tensors
     )
     return model
-
-
-def _unused_name(index: Index, name: str) -> str:
-    """Return a name that no tensor of a graph has, for the output of a node that nothing reads."""
-    unused = f'{name}_unused'
-    while unused in index.tensors:
-        unused += '_'
-    return unused
 
 
 def drop_functions(model: onnx.ModelProto) -> None:

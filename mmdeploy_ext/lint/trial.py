@@ -102,7 +102,8 @@ def unknown_to_torchscript(
     """Return the operators of a trace that have no symbolic at an opset, with their lines, each pair once.
 
     `module` is traced with the positional arguments `args`; [] if that fails. The registry is private to
-    torch (2.13); it is empty until the modules of the opsets are imported.
+    torch (2.13); it is empty until the modules of the opsets are imported. A line is None if the trace has
+    none for the operator.
     """
     import importlib
 
@@ -133,7 +134,7 @@ def unknown_to_dynamo(
     """Return the operators of an exported program that have no translation, with their lines, each pair once.
 
     `module` is exported with the positional arguments `args`; [] if that fails. Registry and decomposition
-    are private to torch (2.13).
+    are private to torch (2.13). A line is None if the program has none for the operator.
     """
     from torch.onnx._internal.exporter import _dispatching, _fx_passes, _registration
 

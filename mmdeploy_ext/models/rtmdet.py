@@ -56,6 +56,7 @@ def convolution(norm_cfg: Mapping[str, Any], act_cfg: Mapping[str, Any], use_dep
     """Return a constructor of mmcv's convolutions with normalisation and activation.
 
     It takes the remaining arguments of `ConvModule`; with `use_depthwise` convolutions are separable.
+    `norm_cfg` and `act_cfg` are mmcv's configs of normalisation and activation.
     """
     module_class = DepthwiseSeparableConvModule if use_depthwise else ConvModule
     return functools.partial(module_class, norm_cfg=dict(norm_cfg), act_cfg=dict(act_cfg))
@@ -112,7 +113,10 @@ class CSPNeXtLayer(CSPLayer):
         use_depthwise: bool = False,
         **layers: Any,
     ) -> None:
-        """Build it; `layers` are `norm_cfg` and `act_cfg`."""
+        """Build it; `layers` are `norm_cfg` and `act_cfg`.
+
+        `num_blocks` is the number of `CSPNeXtBlock`s.
+        """
         super().__init__(in_channels, out_channels, expand_ratio, num_blocks=0, **layers)
         inside = self.main_conv.out_channels
         blocks = [CSPNeXtBlock(inside, add_identity, use_depthwise, **layers) for _ in range(num_blocks)]
@@ -150,7 +154,9 @@ class CSPNeXt(BaseModule):
         `deepen_factor` and `widen_factor` multiply the numbers of blocks and channels; `out_indices` are the
         stages whose maps are returned, 0 for the stem; stages up to `frozen_stages` do not learn, -1 freezes
         none; with `use_depthwise` 3x3 convolutions are separable; with `norm_eval` statistics of
-        normalisation stay fixed in training.
+        normalisation stay fixed in training. `arch` is a key of `ARCHITECTURES`; `expand_ratio` and
+        `channel_attention` are those of `CSPNeXtLayer`; `spp_kernel_sizes` are those of the poolings of a
+        stage with spatial pyramid pooling.
 
         Raises:
             ConfigError: an unknown architecture or stage.
@@ -228,8 +234,9 @@ class CSPNeXtPAFPN(YOLOXPAFPN):
     ) -> None:
         """Build it, of the settings of mmdet 3: maps go from fine to coarse.
 
-        For `expand_ratio` and `use_depthwise` see `CSPNeXtLayer`, of which each level has
-        `num_csp_blocks` blocks.
+        For `expand_ratio` and `use_depthwise` see `CSPNeXtLayer`, of which each level has `num_csp_blocks`
+        blocks. `in_channels` are those of the maps, `out_channels` those of every map that is returned;
+        `upsample_cfg` are arguments of `nn.Upsample`.
         """
         layers = dict(norm_cfg=dict(norm_cfg), act_cfg=dict(act_cfg))
         super().__init__(
@@ -291,7 +298,10 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
 
         With `share_conv` all levels have the same convolutions, with normalisations of their own. With
         objectness the root of score times objectness replaces the score; with `exp_on_reg` distances are
-        exponentials. `train_cfg` and losses are not used, except for the kind of scores.
+        exponentials. `train_cfg` and losses are not used, except for the kind of scores. A level has two
+        branches of `stacked_convs` convolutions of `feat_channels` channels; `pred_kernel_size` is that of
+        the layers behind them. `anchor_generator` and `bbox_coder` are configs of mmdet, `test_cfg` the
+        settings of its `get_bboxes`.
 
         Raises:
             ConfigError: scores by softmax; convolutions that are separable and shared.
@@ -332,7 +342,10 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
         self.rtm_obj = last(1) if with_objectness else None
 
     def forward(self, feats: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return class logits (B, C, h, w) and distances in pixels (B, 4, h, w) of every level."""
+        """Return class logits (B, C, h, w) and distances in pixels (B, 4, h, w) of every level.
+
+        `feats` are the maps (B, in_channels, h, w) of the neck, one per level.
+        """
         scores, distances = [], []
         for level, (features, stride) in enumerate(zip(feats, self.prior_generator.strides, strict=True)):
             classes = boxes = features

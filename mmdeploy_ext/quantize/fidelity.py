@@ -21,7 +21,7 @@ from mmdeploy_ext.quantize.simulation import DEFAULT, Assumption, Simulation
 from mmdeploy_ext.sparse.ranges import quantised
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from mmdeploy_ext.quantize.simulation import Prepared
     from mmdeploy_ext.quantize.sparse_calibration import Sweep
@@ -188,7 +188,10 @@ def fidelity(
         raise DataError('fidelity: has no sweep to compare on; give a folder or an infos file that has some')
     single_layer, fp16_layers = {}, ()
     if advise:
-        single_layer = _single_layer_differences(simulation, *first, int8_names)
+        sweep, reference = first
+        single_layer = {name: Difference() for name in simulation.names if name in int8_names}
+        for name in tracked(single_layer, 'each layer alone'):
+            single_layer[name].add(reference, simulation.output(sweep, {name}, 'fp32'))
         fp16_layers = _choose_fp16_layers(simulation, *first, single_layer, target)
     rows = tuple(
         Row(
@@ -204,16 +207,6 @@ def fidelity(
     )
     outputs = int8[graph.output], fp16[graph.output]
     return Fidelity(rows, *outputs, fp16_layers, count, target, ranges.calibrator)
-
-
-def _single_layer_differences(
-    simulation: Simulation, sweep: Prepared, reference: np.ndarray, names: Collection[str]
-) -> dict[str, Difference]:
-    """Return node name -> difference of the output if only that node is int8 and the others are fp32."""
-    differences = {name: Difference() for name in simulation.names if name in names}
-    for name in tracked(differences, 'each layer alone'):
-        differences[name].add(reference, simulation.output(sweep, {name}, 'fp32'))
-    return differences
 
 
 def _choose_fp16_layers(

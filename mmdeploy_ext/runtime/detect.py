@@ -30,7 +30,10 @@ def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections | I
 
 
 def prepare(metadata: Metadata, image_bgr: np.ndarray) -> PreparedImage:
-    """Resize, pad and normalise by the file's rule, to the size of a graph with a fixed shape."""
+    """Resize, pad and normalise by the file's rule, to the size of a graph with a fixed shape.
+
+    `image_bgr` is (h, w, 3) uint8.
+    """
     height, width = metadata.spec.inputs[0].axes[2:]
     rule = metadata.preprocess
     if isinstance(height, int) and isinstance(width, int):

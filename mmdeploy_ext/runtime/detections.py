@@ -145,7 +145,10 @@ class Instances(Scored):
         return rows, (masks, self.by_class(self.mask_scores, num_classes))
 
     def place(self, index: int) -> dict[str, Any]:
-        """Return the mask of one instance, its area, and the box of the detector or else round the mask."""
+        """Return `area`, `segmentation` and `bbox_xyxy` of one instance, see `mask_place`.
+
+        The box is that of the detector if it has boxes, else that round the mask.
+        """
         place = mask_place(self.masks[index])
         if self.bboxes_xyxy is not None:
             place['bbox_xyxy'] = [round(float(value), 3) for value in self.bboxes_xyxy[index]]
@@ -158,7 +161,11 @@ def rows_with_scores(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def mask_place(mask: np.ndarray) -> dict[str, Any]:
-    """Return the area of a mask (h, w) bool, the box round it, and COCO's uncompressed run lengths."""
+    """Return `area`, `bbox_xyxy` and `segmentation` of a mask (h, w) bool.
+
+    These are its pixels, the box round it, x1 y1 x2 y2, and COCO's uncompressed run lengths: `size` and
+    `counts`.
+    """
     return dict(
         area=int(mask.sum()),
         bbox_xyxy=bounding_box(mask),

@@ -1,6 +1,7 @@
 """Pictures of detections. Needs OpenCV and numpy only.
 
-Glossary: h, w pixels of the picture, n detections.
+Glossary: h, w pixels of the picture, n detections. Pictures, `image_bgr` and `canvas`, are (h, w, 3) uint8 in
+the order blue, green, red.
 """
 
 from __future__ import annotations
@@ -156,7 +157,8 @@ def draw_instances(
 ) -> np.ndarray:
     """Draw masks, tinted and outlined, with class names and scores, if any; better ones lie on top.
 
-    See `draw_detections`. Masks of another size are brought to that of the image.
+    See `draw_detections`. Masks of another size are brought to that of the image. `marked` (n,) bool are the
+    instances that get another outline; None marks none.
     """
     canvas = np.ascontiguousarray(image_bgr).copy()
     height, width = canvas.shape[:2]
@@ -233,7 +235,10 @@ def enlarged(
 
 
 def pixel_box(bbox_xyxy: np.ndarray, shape: tuple[int, ...]) -> Box:
-    """Round a box to pixels inside an image of a shape (h, w, ...)."""
+    """Round a box to pixels inside an image of a shape (h, w, ...).
+
+    `bbox_xyxy` (4,) are its corners in pixels.
+    """
     upper = np.array([shape[1] - 1, shape[0] - 1] * 2)
     return tuple(np.clip(np.nan_to_num(np.round(bbox_xyxy)), 0, upper).astype(int).tolist())
 

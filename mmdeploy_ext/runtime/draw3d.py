@@ -65,7 +65,10 @@ def _cut(points: np.ndarray, other_ends: np.ndarray) -> np.ndarray:
 def draw_camera(
     image_bgr: np.ndarray, lidar2img: np.ndarray, layer: BoxLayer, classes: Sequence[str]
 ) -> np.ndarray:
-    """Draw boxes into a copy of one camera's image (h, w, 3), far ones first; `lidar2img` is (4, 4)."""
+    """Draw boxes into a copy of one camera's image (h, w, 3), far ones first; `lidar2img` is (4, 4).
+
+    It goes from the LiDAR frame to pixels times depth.
+    """
     canvas = np.ascontiguousarray(image_bgr).copy()
     corners = box_corners(layer.detections.boxes)
     depth = (corners.mean(axis=1) @ lidar2img[2, :3]) + lidar2img[2, 3]

@@ -68,7 +68,10 @@ class Segments(Scored):
         return dict(pan_results=self.to_map(num_classes))
 
     def place(self, index: int) -> dict[str, Any]:
-        """Return the mask of one segment, its area and box, and its value in the map."""
+        """Return `area`, `bbox_xyxy`, `segmentation` and `id` of a segment.
+
+        The first three are those of `mask_place`, `id` is its value in the map.
+        """
         return dict(mask_place(self.masks[index]), id=int(self.ids[index]))
 
 

@@ -184,7 +184,8 @@ def finish(
     """Write all results to --json; print the number of detections of several samples.
 
     `kind` is the word for the samples, by default that of the metadata. Returns the exit status: 1 if a
-    sample could not be used.
+    sample could not be used. `entries` are those of the samples in the JSON file: `error`, or `drawn` and the
+    results; `seconds` is the time of all.
     """
     kind = kind or metadata.samples
     if args.json:
@@ -310,7 +311,10 @@ def usable(
 
 
 def report(name: object, entry: Mapping[str, Any]) -> None:
-    """Print the line of the sample `name`, see `result_line`; of an error on stderr."""
+    """Print the line of the sample `name`, see `result_line`; of an error on stderr.
+
+    `entry` is that of the sample in the JSON file.
+    """
     if 'error' in entry:
         print(f'error: {printable(entry["error"])}', file=sys.stderr, flush=True)
     else:

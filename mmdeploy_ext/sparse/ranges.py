@@ -66,7 +66,7 @@ class NodeRange(JsonDataclass):
     weight_norm: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data, without the entries that an addition does not have."""
+        """Return field -> value, without the entries that an addition does not have."""
         content = {'module': self.module, 'input_amax': self.input_amax}
         if self.weight_amax is not None:
             content['weight_amax'] = list(self.weight_amax)

@@ -244,7 +244,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, cfg_options: Mapping[str, Any] | None = None) -> int:
-    """Write the checkpoint of the command line, with overrides of the config; return 0."""
+    """Write the checkpoint of the command line, with overrides of the config; return 0.
+
+    `cfg_options` is dotted key -> value.
+    """
     from mmdeploy_ext import compat
     from mmdeploy_ext.core.files import check_writable
 
@@ -258,7 +261,10 @@ def run(args: argparse.Namespace, cfg_options: Mapping[str, Any] | None = None) 
 
 
 def write_seeded(config: str, out: Path, seed: int = 0, cfg_options: Mapping[str, Any] | None = None) -> None:
-    """Write a checkpoint with seeded weights for a config with overrides."""
+    """Write a checkpoint with seeded weights for a config with overrides.
+
+    `cfg_options` is dotted key of the config -> value.
+    """
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.families.base import DETECTOR, FAMILIES, find_family, load_families
     from mmdeploy_ext.weights.convert.conversion import save_checkpoint

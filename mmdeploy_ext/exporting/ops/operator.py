@@ -160,7 +160,7 @@ def attribute_letters(operator: Operator) -> dict[str, str]:
 
 
 def attribute_values(operator: Operator, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attributes of a node as the eager form takes them, in its order.
+    """Return name -> value of the attributes of a node as the eager form takes them, in its order.
 
     ONNX keeps a bool as an integer and a text as bytes; what the node leaves out has its default.
     """

@@ -100,7 +100,10 @@ class Fork:
 
 
 def root_of(filename: str | None) -> Path | None:
-    """Return the repository of a config file: the working directory, or the nearest folder above the file."""
+    """Return the repository of a config file: the working directory, or the nearest folder above the file.
+
+    None if no such folder has the `MARK` of the repository; `filename` is None for a config without a file.
+    """
     folders = user_folders(filename) if filename else [Path.cwd()]
     return next((folder for folder in folders if (folder / MARK).is_dir()), None)
 

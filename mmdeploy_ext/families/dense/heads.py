@@ -88,7 +88,7 @@ def described(head: nn.Module) -> Head:
 
 
 def json_of(description: Head) -> dict[str, Any]:
-    """Return a description with lists in place of tuples, as the metadata of a file have it."""
+    """Return field -> value of a description, with lists in place of tuples, as files have it."""
     return json.loads(json.dumps(description.to_json()))
 
 

@@ -53,13 +53,19 @@ def same_priors(generator: Any) -> Any:
 
 
 def delta(coder: Any) -> dict[str, Any]:
-    """Return the settings of a `DeltaXYWHBBoxCoder`, by their names in `contract.dense_head`."""
+    """Return the settings of a `DeltaXYWHBBoxCoder`, by their names in `contract.dense_head`.
+
+    `coder` is that of a head of mmdet.
+    """
     clamp = dict(ctr_clamp=coder.ctr_clamp) if coder.add_ctr_clamp else {}
     return dict(type='delta', means=list(coder.means), stds=list(coder.stds), wh_ratio_clip=0.016, **clamp)
 
 
 def legacy_delta(coder: Any) -> dict[str, Any]:
-    """Return the same of a `LegacyDeltaXYWHBBoxCoder`, that of mmdet 1.x."""
+    """Return the same settings of a `LegacyDeltaXYWHBBoxCoder` of mmdet 1.x.
+
+    `pixel` 1 says that boxes are a pixel larger than their corners are apart.
+    """
     settings = dict(means=list(coder.means), stds=list(coder.stds), wh_ratio_clip=0.016)
     return dict(settings, type='delta', pixel=1.0)
 
@@ -83,7 +89,10 @@ def chosen_coder(head: nn.Module, key: str = 'model.bbox_head') -> dict[str, Any
 
 
 def bucket_settings(head: nn.Module) -> dict[str, Any]:
-    """Return the settings of the coder of a side-aware head, of priors or of regions."""
+    """Return `type`, `buckets`, `num_buckets` and `scale_factor` of the coder of a side-aware head.
+
+    The head is one of priors or of regions; the names are those in `contract.dense_head`.
+    """
     coder = head.bbox_coder
     return dict(
         type='bucket',

@@ -117,17 +117,6 @@ def _focal(matrices: np.ndarray, camera: int, factor: float) -> np.ndarray:
     return changed
 
 
-def _rolled(intrinsics: np.ndarray, camera: int) -> np.ndarray:
-    """Return intrinsics (N, 4, 4); those of one camera turn the picture about the optical axis.
-
-    With the camera turned the other way, the same pixels see the same points: `lidar2img` stays as it is, and
-    both matrices still differ by a rigid transform, however far the intrinsics are from what they were.
-    """
-    changed = intrinsics.copy()
-    changed[camera] = changed[camera] @ Quaternion(axis=[0, 0, 1], radians=ROLL_RAD).transformation_matrix
-    return changed
-
-
 def changed_drive(frame: Frame) -> Iterator[Frame]:
     """Yield frames of one drive: as it is, each with one more change of its rig, and one without pictures.
 
@@ -139,11 +128,16 @@ def changed_drive(frame: Frame) -> Iterator[Frame]:
     focal = _focal(frame.intrinsics, 0, FOCAL)
     moved = extrinsics.copy()
     moved[last] = moved[last] @ _moved()
+    # These intrinsics turn the picture of one camera about its optical axis. With the camera turned the other
+    # way, the same pixels see the same points: `lidar2img` stays as it is, and both matrices still differ by
+    # a rigid transform, however far the intrinsics are from what they were.
+    rolled = focal.copy()
+    rolled[last] = rolled[last] @ Quaternion(axis=[0, 0, 1], radians=ROLL_RAD).transformation_matrix
     changes = {
         'the rig as it was': {},
         'another focal length': dict(intrinsics=focal, lidar2img=focal @ extrinsics),
         'another place of a camera': dict(lidar2img=focal @ moved),
-        'intrinsics alone': dict(intrinsics=_rolled(focal, last)),
+        'intrinsics alone': dict(intrinsics=rolled),
         'pictures of one colour': dict(images=np.zeros_like(frame.images)),
     }
     for name, values in changes.items():

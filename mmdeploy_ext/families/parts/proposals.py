@@ -193,18 +193,14 @@ def refined_outputs(
             offsets = [kernel_offsets(boxes, tensor, stride) for boxes, tensor, stride in levels]
         maps, logits, deltas = stage(maps, offsets)
         if index + 1 < len(head.stages):
-            levels = zip(anchors, deltas, strict=True)
-            anchors = [_refined(stage, boxes, tensor, clip_hw) for boxes, tensor in levels]
+            settings = chosen_coder(stage, 'model.rpn_head.stages')
+            decode = CODERS[settings['type']]
+            refined = []
+            for boxes, tensor in zip(anchors, deltas, strict=True):
+                boxes = decode(torch, boxes, dict(bbox_pred=rows_of(tensor, 4)), settings, 0)
+                refined.append(clip_to(boxes, clip_hw, border_inset(stage)) if clips(stage) else boxes)
+            anchors = refined
     return logits, deltas, anchors
-
-
-def _refined(
-    stage: nn.Module, anchors: torch.Tensor, deltas: torch.Tensor, clip_hw: torch.Tensor
-) -> torch.Tensor:
-    """Return anchors (B, A, 4) moved by the deltas (B, 4, h, w) of a stage."""
-    settings = chosen_coder(stage, 'model.rpn_head.stages')
-    boxes = CODERS[settings['type']](torch, anchors, dict(bbox_pred=rows_of(deltas, 4)), settings, 0)
-    return clip_to(boxes, clip_hw, border_inset(stage)) if clips(stage) else boxes
 
 
 def kernel_offsets(anchors: torch.Tensor, level: torch.Tensor, stride: float) -> torch.Tensor:

@@ -110,7 +110,11 @@ def masks_stages(model: nn.Module, options: Options, fold: bool = True) -> list[
 
 
 def mask_network(model: nn.Module, options: Options, fold: bool) -> Stage:
-    """Return the stage that gives logits of classes and of masks."""
+    """Return the stage that gives logits of classes and of masks.
+
+    With `fold` batch normalisations are folded into convolutions; without, the model is as it is, at any
+    size.
+    """
     folded = fuse(model) if fold else model
     if not attends_inside_masks(model.panoptic_head):
         return Stage('network', masks.MaskFormerNetwork(folded), ('input', 'img_shape'), masks.NAMES)

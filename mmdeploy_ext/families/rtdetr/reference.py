@@ -74,7 +74,7 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
 
 
 def maps_of(model: nn.Module, images: Sequence[PreparedImage]) -> list[torch.Tensor]:
-    """Return the maps of the encoder."""
+    """Return the maps (B, D, h, w) of the encoder, the finest first; D is the width of its embedding."""
     with torch.no_grad():
         return list(model.extract_feat(_to_model(model, np.stack([image.tensor for image in images]))))
 

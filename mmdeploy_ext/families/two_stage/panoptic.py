@@ -186,7 +186,7 @@ def batches_of_one_size(images: Sequence[PreparedImage]) -> list[list[int]]:
 def feeds_with_size(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return the inputs of a batch, and `ori_shape` (2,) int64 height and width, which maps have in any case.
 
-    ShapeError: the images have several.
+    ShapeError: the images have several. `rescale` has no effect: maps have the size of the originals.
     """
     sizes = [pasted_size(image, rescale=True) for image in images]
     return dict(feeds(images, rescale=True), ori_shape=one_size(sizes, 'maps'))

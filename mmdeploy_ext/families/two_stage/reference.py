@@ -223,7 +223,10 @@ def proposals_alone(model: nn.Module, images: Sequence[PreparedImage]) -> list[D
 
 
 def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
-    """Return the maps of all levels of the unpatched model; `feeds` hold `input`."""
+    """Return the maps of all levels of the unpatched model; `feeds` hold `input`.
+
+    They are (B, channels, h, w), the finest first.
+    """
     image = torch.from_numpy(feeds['input']).contiguous().to(next(model.parameters()).device)
     return model.extract_feat(image)
 

@@ -165,7 +165,10 @@ def shape(tensor_type: onnx.TypeProto | None) -> list[int | str] | None:
 
 
 def shapes(values: Iterable[onnx.ValueInfoProto]) -> dict[str, list[int | str] | None]:
-    """Return name -> sizes, as `shape` gives them, of declared tensors such as inputs or outputs."""
+    """Return name -> sizes of declared tensors, such as inputs or outputs, as `shape` gives them.
+
+    They are None for a tensor without a declared shape.
+    """
     return {value.name: shape(value.type) for value in values}
 
 

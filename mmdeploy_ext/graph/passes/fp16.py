@@ -259,20 +259,18 @@ class _Writer:
             return name
         new_name = f'{name}/{"half" if element == HALF else "single"}'
         if new_name not in self.converted and name in self.initializers:
-            self.new_initializers.append(_convert(self.initializers[name], new_name, element))
+            array = numpy_helper.to_array(self.initializers[name])
+            if element == HALF and np.abs(array[np.isfinite(array)]).max(initial=0.0) > LARGEST_HALF:
+                raise ExportError(
+                    f'float16: constant {name!r} has values up to {np.abs(array).max():g}; float16 ends at '
+                    f'65504: keep the nodes that read it in float32 (--keep-fp32), or export with '
+                    f'--precision fp32'
+                )
+            array = array.astype(np.float16 if element == HALF else np.float32)
+            self.new_initializers.append(numpy_helper.from_array(array, new_name))
         elif new_name not in self.converted:
             cast = helper.make_node('Cast', [name], [new_name], name=f'{new_name}/Cast', to=element)
             self.nodes.append(cast)
         self.converted.add(new_name)
         self.elements[new_name] = element
         return new_name
-
-
-def _convert(tensor: TensorProto, name: str, element: int) -> TensorProto:
-    array = numpy_helper.to_array(tensor)
-    if element == HALF and np.abs(array[np.isfinite(array)]).max(initial=0.0) > LARGEST_HALF:
-        raise ExportError(
-            f'float16: constant {tensor.name!r} has values up to {np.abs(array).max():g}; float16 ends at '
-            f'65504: keep the nodes that read it in float32 (--keep-fp32), or export with --precision fp32'
-        )
-    return numpy_helper.from_array(array.astype(np.float16 if element == HALF else np.float32), name)

@@ -176,7 +176,7 @@ class Engines(Compared):
     refusal = True
 
     def right(self, candidate: Candidate) -> dict[str, np.ndarray] | None:
-        """Return what ONNX Runtime gives without optimisations."""
+        """Return output -> array of ONNX Runtime without optimisations; None if it fails."""
         return _compute(candidate, optimized=False)
 
 
@@ -187,7 +187,7 @@ class Reference(Compared):
     meaning = 'ONNX Runtime differs from the reference implementation of ONNX'
 
     def right(self, candidate: Candidate) -> dict[str, np.ndarray] | None:
-        """Return what the reference implementation gives."""
+        """Return output -> array of ONNX's reference implementation; None if it fails."""
         from onnx.reference import ReferenceEvaluator
 
         try:
@@ -223,7 +223,7 @@ class Differs(Compared):
             }
 
     def right(self, candidate: Candidate) -> dict[str, np.ndarray]:
-        """Return the other model's values."""
+        """Return output -> array of the other model."""
         return {name: self.values[name] for name in candidate.outputs if name in self.values}
 
 
@@ -257,7 +257,7 @@ class Crash(Check):
         return self._outcome(candidate) == self.outcome
 
     def facts(self) -> dict[str, Any]:
-        """Add the time limit."""
+        """Return the facts of `Check.facts`, and the time limit as `timeout`."""
         return dict(super().facts(), timeout=self.timeout_s)
 
 
@@ -315,7 +315,7 @@ class Command(Check):
         return f'the check says no to the whole model: {self.last_result}'
 
     def facts(self) -> dict[str, Any]:
-        """Add the command."""
+        """Return the facts of `Check.facts`, and the command as `command`."""
         return dict(super().facts(), command=self.command)
 
 

@@ -21,7 +21,8 @@ Arrays = Mapping[str, np.ndarray]
 def compute(source: str | bytes, feeds: Arrays, optimized: bool) -> dict[str, np.ndarray]:
     """Run a model in ONNX Runtime, with all its optimisations or none, and return output name -> array.
 
-    `source` is the path of the file, or its bytes; `feeds` is input name -> array.
+    `source` is the path of the file, or its bytes; `feeds` is input name -> array. `optimized` is whether
+    ONNX Runtime optimises.
     """
     import onnxruntime
 

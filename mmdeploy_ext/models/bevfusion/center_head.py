@@ -190,7 +190,7 @@ class BEVFusionCenterHead(CenterHead):
 
 
 def x_last(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return maps (B, channels, Y, X), as mmdet3d reads them, of maps (B, channels, X, Y)."""
+    """Return name -> map (B, channels, Y, X), as mmdet3d reads them, of maps (B, channels, X, Y)."""
     return {name: value.transpose(2, 3).contiguous() for name, value in maps.items()}
 
 

@@ -121,9 +121,26 @@ class Predictor(nn.ModuleDict):
 class TransFusionHead(nn.Module):
     """Queries from a heat map, refined by one decoder layer; for nuScenes, as BEVFusion has it.
 
-    A peak is the largest of a window of `nms_kernel_size` cells; `common_heads` is kind of value ->
-    (channels, layers). With one decoder layer `auxiliary` has no effect; upstream's keys `conv_cfg`,
-    `norm_cfg`, `bias` and `loss_iou` are accepted and not used.
+    Args:
+        num_proposals: Q, the number of queries.
+        auxiliary: has no effect with one decoder layer.
+        in_channels: of the bird's-eye map.
+        hidden_channel: C, channels of the queries.
+        num_classes: K.
+        num_decoder_layers: has to be 1.
+        num_heads: of both attentions.
+        nms_kernel_size: side of the window in cells of which a peak is the largest.
+        ffn_channel: width of the feed-forward network.
+        dropout: share of values that are dropped in training.
+        bn_momentum: of all batch normalisations.
+        activation: has to be 'relu'.
+        common_heads: kind of value of a box, such as 'center' -> (channels, layers) of its network.
+        num_heatmap_convs: layers of the network of the classes.
+        train_cfg: settings of the losses, see `HeadLosses`; None for a model that is not trained.
+        test_cfg: `dataset`, 'nuScenes' or 'Waymo', and `nms_type`, 'circle' or None.
+        bbox_coder: config of the box coder.
+        loss_cls, loss_heatmap, loss_bbox: configs of the losses of classes, heat map and boxes.
+        unused: upstream's keys `conv_cfg`, `norm_cfg`, `bias` and `loss_iou`; ConfigError: another key.
 
     Source: mit-han-lab/bevfusion db75150, models/heads/bbox/transfusion.py.
     """
@@ -239,12 +256,18 @@ class TransFusionHead(nn.Module):
         return heat.flatten(1).topk(self.num_proposals).indices
 
     def scores(self, predictions: Mapping[str, Tensor]) -> Tensor:
-        """Return (B, K, Q): the product of both probabilities for the class of the query, 0 for others."""
+        """Return (B, K, Q): the product of both probabilities for the class of the query, 0 for others.
+
+        `predictions` are those of `forward`.
+        """
         of_query = nn.functional.one_hot(predictions['query_labels'], self.num_classes).transpose(1, 2)
         return predictions['heatmap'].sigmoid() * predictions['query_heatmap_score'] * of_query
 
     def candidates(self, predictions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return boxes (B, Q, 9), scores (B, Q) and labels (B, Q), which are -1 if the coder drops a box."""
+        """Return boxes (B, Q, 9), scores (B, Q) and labels (B, Q), which are -1 if the coder drops a box.
+
+        `predictions` are those of `forward`; boxes have the columns of the box coder.
+        """
         boxes = self.bbox_coder.boxes(*(predictions[name] for name in VALUES if name in predictions))
         scores = self.scores(predictions).amax(1)
         valid = self.bbox_coder.within_limits(boxes, scores)
@@ -261,14 +284,20 @@ class TransFusionHead(nn.Module):
 
     @torch.no_grad()
     def get_bboxes(self, predictions: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, see `TransFusionBBoxCoder`."""
+        """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, see `TransFusionBBoxCoder`.
+
+        `predictions` are those of `forward`.
+        """
         values = (predictions[name] for name in VALUES if name in predictions)
         boxes = self.bbox_coder.decode(self.scores(predictions), *values)
         return [self.suppress(sample) for sample in boxes]
 
     @property
     def nms(self) -> dict[str, Any] | None:
-        """Classes, squared distance in m2 and largest number of boxes of a class for circle NMS, or None."""
+        """`classes`, `radius`, a squared distance in m2, and `most`, the boxes of a class, of circle NMS.
+
+        None if the config has no circle NMS.
+        """
         if self.test_cfg.get('nms_type') is None:
             return None
         dataset = self.test_cfg['dataset']

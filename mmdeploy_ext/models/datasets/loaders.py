@@ -140,7 +140,9 @@ def build_dataloader(
 
     `shuffle` chooses between the two samplers: of training, whose data set has `flag`, and of tests. The seed
     is that of the training order and the loaders' augmentation. `num_gpus` and `runner_type` are not used:
-    one process has one device, and the sampler says whether it gives batches.
+    one process has one device, and the sampler says whether it gives batches. `dist` says whether samples are
+    shared among the ranks; the two samplers are configs of the registry of samplers, None for mmdet's
+    `DistributedGroupSampler` and for `DistributedSampler`.
     """
     rank, world_size = get_dist_info() if dist else (0, 1)
     shared = dict(dataset=dataset, num_replicas=world_size, rank=rank, seed=seed)

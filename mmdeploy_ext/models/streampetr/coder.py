@@ -34,7 +34,10 @@ def normalize_bbox(bboxes: Tensor, pc_range: list[float] | Tensor | None = None)
 
 
 def denormalize_bbox(normalized: Tensor, pc_range: list[float] | Tensor | None = None) -> Tensor:
-    """Return the boxes (..., 9 or 7) that predictions (..., 10 or 8) mean; see `normalize_bbox`."""
+    """Return the boxes (..., 9 or 7) that predictions (..., 10 or 8) mean; see `normalize_bbox`.
+
+    `pc_range` is unused here, too.
+    """
     yaw = torch.atan2(normalized[..., 6:7], normalized[..., 7:8])
     return torch.cat([normalized[..., :3], normalized[..., 3:6].exp(), yaw, normalized[..., 8:10]], dim=-1)
 

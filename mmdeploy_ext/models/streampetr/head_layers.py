@@ -77,7 +77,14 @@ class SELayer(nn.Module):
 
 
 class HeadLayers(FrameSteps, BaseModule):
-    """The layers of a `StreamPETRHead`, which documents the arguments; no frame is run here."""
+    """The layers of a `StreamPETRHead`; no frame is run here.
+
+    The arguments are the keys of its config; see `StreamPETRHead` for those of the memory, the depth bins and
+    the denoising queries. `transformer`, `bbox_coder` and the three losses are configs; `code_weights` and
+    `match_costs` are ten factors of the columns of a box, in the loss and in the matching; `match_with_velo`
+    says whether the matching compares velocities; `sync_cls_avg_factor` averages the number of positives over
+    the ranks; `train_cfg` has `assigner`, None for a model that is not trained; `test_cfg` is not used.
+    """
 
     _version = 2
 

@@ -74,7 +74,7 @@ def lidar_points(img2lidar: Tensor, frustum: Tensor) -> Tensor:
     """Return the points (B, T, D, 3) in m, LiDAR frame, of a frustum (T, D, 4).
 
     The matrices are (B, G, 4, 4), one per camera (G = N) or per token (G = T), or (B, T, D, 4, 4), one per
-    point.
+    point. They go from pixels times depth to metres of the LiDAR frame.
     """
     num_tokens, num_bins, _ = frustum.shape
     matrices = img2lidar.flatten(1, -3).transpose(-1, -2)

@@ -1,4 +1,7 @@
-"""Views of the pictures of a proof: mirrored, cut, dark, bright, zoomed, with the ratio of an input."""
+"""Views of the pictures of a proof: mirrored, cut, dark, bright, zoomed, with the ratio of an input.
+
+Pictures, `image_bgr`, are (height, width, 3) uint8 in the order blue, green, red.
+"""
 
 import cv2
 import numpy as np
@@ -48,7 +51,10 @@ def bright(image_bgr: np.ndarray) -> np.ndarray:
 
 
 def zoomed(image_bgr: np.ndarray, box_xyxy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return the part of a picture in a box, stretched to a size (h, w): one object fills it."""
+    """Return the part of a picture in a box, stretched to a size (h, w): one object fills it.
+
+    `box_xyxy` (4,) are its corners in pixels of the picture.
+    """
     height, width = image_bgr.shape[:2]
     x1, y1 = np.clip(np.floor(box_xyxy[:2]), 0, (width - 1, height - 1)).astype(int)
     x2, y2 = np.clip(np.ceil(box_xyxy[2:]), (x1 + 1, y1 + 1), (width, height)).astype(int)

@@ -108,7 +108,7 @@ class Shifted:
 
     @property
     def state(self) -> StreamState | None:
-        """The memory after the last frame, with the pose and time of that frame."""
+        """The memory after the last frame, with pose and time of that frame; None before the first."""
         state = self.stepper.state
         return None if state is None else self._moved(state, -1)
 

@@ -63,7 +63,10 @@ class FramesProof(ExportedProof):
         return ExportedFile(path, file.model, file.metadata, file.metadata.form)
 
     def facts(self) -> dict[str, Any]:
-        """Return hashes, contract and precision of the files, and their engine, for the verdict."""
+        """Return `files`, `contract`, `precision`, `engine` and the facts of the base class for the verdict.
+
+        `files` is name -> the first 16 digits of its SHA-256.
+        """
         precisions = (metadata.precision for metadata in self.metadata)
         return dict(
             files={Path(path).name: sha256_file(path)[:16] for path in self.paths},

@@ -189,7 +189,7 @@ class ImageProof(ExportedProof):
         return cases
 
     def timing(self) -> dict[str, float]:
-        """Return the milliseconds of the first input, if all passed."""
+        """Return the milliseconds of the first input by the names of `timing`; {} if a case failed."""
         passed = all(case.passed for case in self.verdict.cases)
         return timing(self.first, self.backend) if passed else {}
 

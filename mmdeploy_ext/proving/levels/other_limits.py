@@ -281,7 +281,7 @@ class Trial(abc.ABC):
         return self.trials.lists()
 
     def exported(self) -> dict[str, Any]:
-        """Return the same lists of an export, in ONNX Runtime."""
+        """Return name -> list of results as `Trial.expected` does, of an export in ONNX Runtime."""
         trials, deployment = self.trials, self.trials.deployment
         family, model, images = deployment.family, deployment.model, [self.trials.image]
         feeds = family.feeds(images, rescale=True)

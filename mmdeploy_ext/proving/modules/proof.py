@@ -178,8 +178,14 @@ class ModuleProof:
             read_call(module, sample, f'sample {index}', list(self.file_inputs))
             for index, sample in enumerate(samples)
         ]
-        self._check_alike()
-        results = self._reference(self.calls[0])
+        first = self.calls[0]
+        for call in self.calls[1:]:
+            dtypes, expected = ({n: t.dtype for n, t in side.tensors.items()} for side in (call, first))
+            if dtypes != expected:
+                raise UsageError(
+                    f'{call.title}: holds {dtypes}; expected the tensors of sample 0: {expected}'
+                )
+        results = self._reference(first)
         self.inputs = pair_names(
             list(self.file_inputs),
             list(self.calls[0].tensors),
@@ -219,16 +225,6 @@ class ModuleProof:
             proven_with=versions(),
             python=platform.python_version(),
         )
-
-    def _check_alike(self) -> None:
-        """Refuse samples whose tensors have other names or dtypes than those of the first."""
-        first = self.calls[0]
-        for call in self.calls[1:]:
-            dtypes, expected = ({n: t.dtype for n, t in side.tensors.items()} for side in (call, first))
-            if dtypes != expected:
-                raise UsageError(
-                    f'{call.title}: holds {dtypes}; expected the tensors of sample 0: {expected}'
-                )
 
     def _check_names(self) -> None:
         """Refuse names of outputs and of a state that the file does not have."""

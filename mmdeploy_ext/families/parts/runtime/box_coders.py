@@ -71,7 +71,10 @@ def delta(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], lev
 
 
 def guided(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], level: int) -> Any:
-    """`GuidedAnchorHead`: deltas of anchors whose sizes are outputs of the network."""
+    """`GuidedAnchorHead`: deltas of anchors whose sizes are outputs of the network.
+
+    `coder['anchor_coder']` has the settings by which the sizes, the output `shape_pred`, are decoded.
+    """
     shape = rows['shape_pred']
     grown = dict(bbox_pred=xp.concatenate([xp.zeros_like(shape), shape], -1))
     anchors = delta(xp, priors, grown, coder['anchor_coder'], level)[0]  # such heads take one image at a time
@@ -90,7 +93,10 @@ def tblr(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], leve
 
 
 def sides_of(xp: ModuleType, points: Any, sides: Any) -> Any:
-    """Return boxes of the distances left, top, right, bottom (B, A, 4) of points (A, 2)."""
+    """Return boxes of the distances left, top, right, bottom (B, A, 4) of points (A, 2).
+
+    Boxes are (B, A, 4) xyxy.
+    """
     return xp.concatenate([points - sides[..., :2], points + sides[..., 2:]], -1)
 
 
@@ -142,7 +148,10 @@ def centre(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], le
 
 
 def peaks_of(xp: ModuleType, maps: Any, side: int) -> Any:
-    """Return maps (B, C, h, w) with zeros where a cell of the `side` x `side` around has a higher value."""
+    """Return maps (B, C, h, w) with zeros where a cell of the `side` x `side` around has a higher value.
+
+    `xp` is numpy or torch; `side` is an odd number.
+    """
     edge = side // 2
     if hasattr(maps, 'new_tensor'):
         highest = xp.nn.functional.max_pool2d(maps, side, stride=1, padding=edge)
@@ -154,7 +163,10 @@ def peaks_of(xp: ModuleType, maps: Any, side: int) -> Any:
 
 
 def bucket_choice(xp: ModuleType, rows: Rows, coder: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Return the best bucket per side (B, A, 4), and the confidence of the four (B, A)."""
+    """Return the best bucket per side (B, A, 4), and the confidence of the four (B, A).
+
+    `rows` has the output `bbox_cls`; the sides are left, right, top, bottom.
+    """
     buckets = coder['buckets']
     scores = softmax(rows['bbox_cls'].reshape(*rows['bbox_cls'].shape[:2], 4, buckets))
     best = scores.argmax(-1)

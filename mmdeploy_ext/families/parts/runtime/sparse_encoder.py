@@ -137,13 +137,19 @@ class ScnOnnx(contextlib.ExitStack):
         return dense
 
     def feeds(self, features: np.ndarray, coordinates: np.ndarray) -> dict[str, np.ndarray]:
-        """Return all inputs of the graph for voxels in `order`; see `step` for the errors."""
+        """Return input -> array of all inputs of the graph, for voxels whose axes are in `order`.
+
+        For the errors see `step`.
+        """
         rulebook = build(self.plan, coordinates, self.threads)
         features = checked_features(features, len(rulebook.levels[0]), self.in_channels)
         return {VOXELS: features, **table_feeds(self.plan, rulebook, self.form, self.threads)}
 
     def voxels(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the voxels of points, features and coordinates in `order`; PointsError: there are none."""
+        """Return the voxels of points, features and coordinates in `order`; PointsError: there are none.
+
+        Features are (N, values of a voxel), coordinates (N, 4) of sample and axes.
+        """
         features, coordinates = voxelise(points, self.rule)
         if not len(features):
             raise PointsError(
