@@ -16,6 +16,8 @@ class NetworkClock:
     """Context manager that records when the last layer with parameters has run; post-processing follows.
 
     Attributes:
+        handles: of the hooks on them, which are removed at the end.
+        layers: modules of `model` that have parameters themselves.
         seconds: that moment on the clock of `time.perf_counter`.
     """
 

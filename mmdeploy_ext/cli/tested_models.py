@@ -49,7 +49,10 @@ class TestedModel(abc.ABC):
     unit: ClassVar[str]
 
     def __init__(self, cfg: Any, family: Family, args: argparse.Namespace, work_dir: Path) -> None:
-        """Read the settings of mmcv's config `cfg`; those that such models do not have are refused."""
+        """Read the settings of mmcv's config `cfg`; those that such models do not have are refused.
+
+        `family` is the one that exports the model.
+        """
         self.args, self.work_dir = args, work_dir
         self.settings = backend_config.read_settings(cfg, family)
         self.options = backend_config.graph_options(cfg, self.settings, family)

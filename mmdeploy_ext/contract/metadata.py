@@ -144,7 +144,7 @@ class Facts(dict):
     """A dict of entries of a file, in which a missing key is an error of the file.
 
     Attributes:
-        name: what the dict is, for the message: '{name} has no KEY'.
+        name: what the dict `values` is, for the message: '{name} has no KEY'.
     """
 
     def __init__(self, values: Any, name: str = 'the metadata') -> None:

@@ -89,7 +89,7 @@ def maybe(check: Check) -> Check:
 
 
 def either(first: Check, second: Check) -> Check:
-    """Return a check of a value that passes one of two checks; a list gets the message of the second."""
+    """Return a check of a value that passes the first of two checks, or is a list that passes the second."""
 
     def check(value: Any, key: str) -> None:
         try:

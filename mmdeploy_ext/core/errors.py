@@ -71,7 +71,7 @@ class RankError(Mm2OnnxError):
     """Another process of a distributed run failed, so this one stops too."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
-        """Keep the exit status of the process that failed."""
+        """Keep the message, and the exit status of the process that failed."""
         super().__init__(message)
         self.exit_code = exit_code
 

@@ -54,6 +54,7 @@ class OpenVinoBackend(Backend):
     """One file in one OpenVINO compiled model, in float32 or another precision.
 
     Attributes:
+        computes_in: 'bf16' or 'fp16'; '' for float32.
         compiled: the `openvino.CompiledModel`; None before `activate` and after `deactivate`.
     """
 

@@ -152,6 +152,9 @@ class FrameDumpComparer:
     def __init__(self, stepper: Stepper, metadata: Sequence[Metadata], deployment: Deployment) -> None:
         """Keep what runs and what is compared.
 
+        `names` and `spec` are then the outputs that are compared and their contract; `bars` those of a file
+        in float16 or INT8, None for float32; `previous` is the index of the last frame.
+
         Args:
             stepper: the files on their engine.
             metadata: of each file, in the order in which a frame goes through them.

@@ -133,7 +133,11 @@ def _as_fed(image: PreparedImage, deployment: Deployment, left_out: Sequence[str
 def references(
     deployment: Deployment, options: Options, images: Sequence[tuple[str, np.ndarray]]
 ) -> list[ImageReference]:
-    """Return the references of all inputs of a proof; see `proof_inputs` for the arguments."""
+    """Return the references of all inputs of a proof.
+
+    `options` are those of the export; `images` are titles and pictures (H, W, 3) uint8 BGR, of which the
+    inputs are made, see `proof_inputs`.
+    """
     inputs = proof_inputs(deployment, options, images)
     return [ImageReference(deployment, proof_input) for proof_input in inputs]
 

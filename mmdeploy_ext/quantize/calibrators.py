@@ -44,7 +44,8 @@ class Calibrator:
 class HistogramCalibrator(Calibrator):
     """A histogram of |x|, from which `amax` chooses the range by 'mse' or 'percentile'.
 
-    It has `bins` bins up to the largest value of the first tensor that is not all zeros.
+    It has `bins` bins up to the largest value of the first tensor that is not all zeros. `width` is that of a
+    bin, 0 before that tensor, and `counts` has the values in each bin.
     """
 
     def __init__(self, method: str = 'mse', percentile: float = PERCENTILE, bins: int = BINS) -> None:

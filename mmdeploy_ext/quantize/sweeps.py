@@ -92,6 +92,8 @@ def point_rule(cfg: Any, in_channels: int) -> PointRule:
 class Sweeps:
     """Voxels of every sweep of a folder or an infos file, read one at a time.
 
+    `items` are the sweeps of the source, paths or entries of the infos, after the limit.
+
     Args:
         source: one file, or a folder, of .bin (float32), .npy (P, load_dim) or .npz (voxels, see
             `runtime.voxel_files`), or infos as .pkl or .json.

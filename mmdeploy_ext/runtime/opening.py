@@ -25,7 +25,7 @@ class ImageModel(Runtime):
 
     `providers` are those of ONNX Runtime, best first; `threads` are within an operator, 0: it decides. It is
     a context manager that closes the file, as `close` does. `metadata`, `rule` and `classes` are those of the
-    file.
+    file. `backend` is the open session.
     """
 
     def __init__(self, path: str | Path, *, providers: Sequence[str], threads: int = 0) -> None:

@@ -97,7 +97,8 @@ def segments_of(outputs: Mapping[str, np.ndarray], classes: int) -> list[Segment
 def resized(logits: np.ndarray, img_shape: Sequence[float], ori_shape: Sequence[int]) -> np.ndarray:
     """Return logits (n, h, w) of (n, H4, W4) resized to the input, cut to the image, resized to the original.
 
-    For the sizes see `mask_resize.resizing`.
+    `img_shape` is the height and width of the image in the input, before padding, `ori_shape` that of the
+    original, both in pixels.
     """
     rows, columns = resizing(logits.shape[1:], img_shape, ori_shape, RATIO)
     return rows @ (logits @ columns.T)

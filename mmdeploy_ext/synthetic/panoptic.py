@@ -37,7 +37,8 @@ def ground_and_shapes(
     """Return the pattern of the ground (index into `STUFF`), the shapes, and the size of one picture.
 
     The random stream is read in the same order as in `coco.sample`, so that the shapes are those of the
-    picture. The arguments are those of `coco.sample`.
+    picture. `seed` is that of the set, `index` the number of the picture in its `split`, such as 'train2017';
+    `size` is (H, W) in pixels, None draws one.
     """
     rng, (height, width), proposals = start_sample(seed, split, index, size)
     shapes = layout(rng, height, width, proposals)

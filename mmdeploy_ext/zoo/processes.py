@@ -42,7 +42,8 @@ class ConfigProcess:
     """The process that exports and proves one config.
 
     Below the folder `out` of the run, `records/` has a JSON file for each config, with the suffix
-    '.unfinished' while its process runs, and `logs/` has the output of its process.
+    '.unfinished' while its process runs, and `logs/` has the output of its process. `log`, `record_path` and
+    `unfinished_path` are these files of the config, `start_s` is when it began, by `time.monotonic`.
     """
 
     def __init__(self, config: Config, settings: Settings, out: Path) -> None:

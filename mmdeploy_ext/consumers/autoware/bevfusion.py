@@ -73,7 +73,11 @@ class BEVFusionSettings:
 
 
 class AutowareBEVFusion(FusionRuntime):
-    """The file of bevfusion, LiDAR alone: a `runtime.frames.Stepper` of sweeps, without a memory."""
+    """The file of bevfusion, LiDAR alone: a `runtime.frames.Stepper` of sweeps, without a memory.
+
+    `metadata` is that of the file; `encoder` and `head` run its two halves, the sparse encoder and what
+    follows it; `seconds` has the time spent so far by each.
+    """
 
     def __init__(
         self,
@@ -87,7 +91,8 @@ class AutowareBEVFusion(FusionRuntime):
         """Open the folder, or its file.
 
         The options are those of other runtimes: `engine` and `providers` can only have their defaults,
-        `threads` is 0 for all cores, and `graph_optimization` the level of ONNX Runtime by name.
+        `threads` is 0 for all cores, and `graph_optimization` the level of ONNX Runtime by name. `paths` is
+        the folder of an export, or its file.
 
         Raises:
             ModelFileError: it is missing, of another model family, or does not begin as the node's.

@@ -41,6 +41,8 @@ class AutowareCenterPoint(Runtime):
     """The files of lidar_centerpoint: a `runtime.frames.Stepper` of sweeps, without a memory.
 
     Attributes:
+        seconds: time spent so far, by these names and 'boxes'.
+        sessions: name of a file of `GRAPHS` -> its session.
         settings: of its manifest.
     """
 
@@ -55,7 +57,7 @@ class AutowareCenterPoint(Runtime):
         """Open the folder, or its two files; `options` are those of the engine, such as `threads`.
 
         `node` holds `circle_m`, `iou` or `iou_search_m`, see `CenterPointSettings`, if they differ from the
-        node's defaults.
+        node's defaults. `engine` is the registered name of a backend.
 
         Raises:
             ModelFileError: the node would reject the folder, or read it wrongly.

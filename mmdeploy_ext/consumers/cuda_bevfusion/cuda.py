@@ -56,6 +56,11 @@ class CudaBEVFusion(FusionRuntime):
     """The files of CUDA-BEVFusion: a `runtime.frames.Stepper` of fused frames, without a memory.
 
     Attributes:
+        seconds: time spent so far, by the name of a file or 'pooling'.
+        view: how pictures are lifted into the bird's-eye view.
+        sparse: name of a sparse file -> its graph.
+        sessions: name of a file of ordinary ONNX -> its session.
+        metadata: of the last file.
         tables: of the last calibration; None before the first frame.
     """
 
@@ -64,7 +69,8 @@ class CudaBEVFusion(FusionRuntime):
     ) -> None:
         """Open the files; `engine` and its `options` are for the graphs that are ordinary ONNX.
 
-        With `to_compare` the second sparse file is run, too, and all maps of the LiDAR are outputs.
+        With `to_compare` the second sparse file is run, too, and all maps of the LiDAR are outputs. `paths`
+        is the folder of an export, or its files.
         """
         from mmdeploy_ext.sparse.libspconv import read
 

@@ -142,9 +142,10 @@ def prepare(
 def build_file(
     job: Job, output: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None
 ) -> tuple[Record, Built]:
-    """Build an engine and write it to `output`, with its record beside it.
+    """Build an engine and write it to `output`, with its record beside it; return the record and the engine.
 
-    `progress` is called as `build` calls it; the errors are those of `build`.
+    `progress` is called with the name of a phase, the number of steps done, and that of all its steps; the
+    errors are those of `build`.
     """
     architectures = job.architectures if job.package.builds_for_others else ()
     built = build(job.model, job.package, architectures, job.profiles, tf32=job.tf32, progress=progress)

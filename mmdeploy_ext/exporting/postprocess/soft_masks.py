@@ -123,7 +123,10 @@ class SoftMasks(abc.ABC):
 
 
 class DynamicMasks(SoftMasks):
-    """SOLOv2: the sigmoid of a cell's kernel times the mask features."""
+    """SOLOv2: the sigmoid of a cell's kernel times the mask features.
+
+    `size` is (H4, W4).
+    """
 
     def __init__(self, kernels: torch.Tensor, features: torch.Tensor) -> None:
         """Keep kernels (B, S, E) and features (B, E, H4, W4)."""
@@ -143,7 +146,11 @@ class DynamicMasks(SoftMasks):
 
 
 class ProductMasks(SoftMasks):
-    """Decoupled SOLO: the product of a column's and a row's probability."""
+    """Decoupled SOLO: the product of a column's and a row's probability.
+
+    `size` is (H4, W4); `column_of` and `row_of` (S,) are the column and the row of each cell, among those of
+    all levels.
+    """
 
     def __init__(self, columns: torch.Tensor, rows: torch.Tensor, num_grids: Sequence[int]) -> None:
         """Keep the masks of columns and of rows (B, G, H4, W4); `num_grids` is g of each level."""
@@ -171,6 +178,8 @@ class LevelMasks(SoftMasks):
     """SOLO: the sigmoid of a level's own convolution for the cell, resized to the size of the first level.
 
     Levels differ in size, so the requested cells are gathered level by level and put back into their order.
+    `size` is that of the masks of the first level; `starts` has the first cell of each level, `level_of` (S,)
+    the level of each cell.
     """
 
     def __init__(

@@ -77,7 +77,8 @@ def decode_by_mmdet(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dict[s
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
     """Return the results of the detector's own test path, with `deploy_nms_pre` in place of `nms_pre`.
 
-    For the arguments see `ImageFamily.reference_detections`.
+    There is one for each of the images; with `rescale` boxes are in pixels of the originals, else of the
+    network input.
 
     Rows that are no results are left out: boxes without an area if boxes vote, for which upstream divides
     zero by zero, and those of score 0, by which upstream fills up a list of peaks.

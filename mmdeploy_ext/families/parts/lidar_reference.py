@@ -32,7 +32,8 @@ class LidarReference(abc.ABC):
         """Keep a detector in evaluation mode.
 
         `rule` takes its head and returns how it decodes, with `output_names`; `flatten` makes one tuple of
-        the head's outputs, in the order of these names.
+        the head's outputs, in the order of these names. `width` is then the number of values of a point, and
+        `device` that of the weights.
         """
         self.model = model
         self.parts = parts_of(model)

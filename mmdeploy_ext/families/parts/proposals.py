@@ -339,7 +339,11 @@ class Proposals(nn.Module):
 
 
 class GuidedProposals(Proposals):
-    """Proposals of guided anchors: suppressed level by level, the best `nms_post` of each, then the best."""
+    """Proposals of guided anchors: suppressed level by level, the best `nms_post` of each, then the best.
+
+    `cap` has no effect. `max_per_level` is `nms_post`; `across` says whether a suppression across all levels
+    follows. For `head` and `trimmed` see `Proposals`.
+    """
 
     def __init__(self, head: nn.Module, trimmed: bool = False, cap: int = 0) -> None:
         super().__init__(head, trimmed)  # there is no cap

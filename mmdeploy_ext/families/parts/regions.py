@@ -236,9 +236,11 @@ def pool_moved(
     layer: nn.Module,
     constant: bool,
 ) -> torch.Tensor:
-    """Return `pooled` with the regions of one level filled in by a layer of `MOVING_LAYERS`.
+    """Return `pooled` (R, C, h, w) with the regions of one level filled in by a layer of `MOVING_LAYERS`.
 
-    For the arguments see `pool_level`.
+    `maps` (B, C, H, W) are those of this `level`, `boxes` (R, 4) xyxy in pixels of the network input,
+    `images` and `levels` (R,) int64 say to which image and level each region belongs. With `constant` no
+    shape of the graph depends on values.
     """
     height, width = layer.output_size
     scale, ratio, cells = float(layer.spatial_scale), int(layer.sampling_ratio), height * width
@@ -340,7 +342,11 @@ class Regions(nn.Module):
 
 
 class RegionBranch(Regions):
-    """Regions of a batch and the head that takes their features; the arguments are those of `Regions`."""
+    """Regions of a batch and the head that takes their features; the arguments are those of `Regions`.
+
+    `factor` enlarges the regions of a head that pools them twice, once for the regression (Double-Head
+    R-CNN); None for others.
+    """
 
     def __init__(self, roi_head: nn.Module, kind: str, stage: int, constant: bool = False) -> None:
         super().__init__(roi_head, kind, stage, constant)

@@ -52,6 +52,7 @@ class RepeatedPriors:
     """The priors of a level, once for each image of a batch.
 
     The head joins them in a loop over the images, of which a trace keeps the batch of its example.
+    `generator` makes priors as mmdet does; `repeats`, which `count` sets, is how often they are repeated.
     """
 
     def __init__(self, generator: Any) -> None:

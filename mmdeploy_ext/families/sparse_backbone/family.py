@@ -17,7 +17,11 @@ from mmdeploy_ext.weights.sparse_checkpoint import LoadReport, load_model
 
 
 class EncoderFamily(SparseFamily):
-    """Models of mmdet3d, or `LidarBackbone`, whose sparse encoder has a certain registered type."""
+    """Models of mmdet3d, or `LidarBackbone`, whose sparse encoder has a certain registered type.
+
+    The first of `orders` is the order of the axes in the model and in NVIDIA's files; `encoder_type` is the
+    type.
+    """
 
     encoder_type: ClassVar[str]
     encoder, settings = staticmethod(graphs.encoder), staticmethod(graphs.settings)

@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 class NodeImages(ExtractImgFeat):
     """Backbone and neck, with the batch axis, the planes and the norm of the node.
 
+    `turned` is whether the node's planes are in the other order than those of the detector.
+
     Args:
         model: the detector; its `image_norm` is (mean, std, to_rgb) of its own preprocessing.
         planes: order of the node's planes, a key of `streampetr_rules.NORMS`.

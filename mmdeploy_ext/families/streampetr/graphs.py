@@ -46,7 +46,8 @@ class ExtractImgFeat(OfModel):
 class RigEmbedding(OfModel):
     """The position embedding, which depends on the calibration alone; it is run once per rig.
 
-    Its arguments are the number of cameras, and the height and width in pixels of a picture.
+    Its arguments are the number of cameras, and the height and width in pixels of a picture. `model` is the
+    detector; `tokens_per_camera` is h w.
     """
 
     def __init__(self, model: nn.Module, cameras: int, height: int, width: int) -> None:
@@ -117,7 +118,7 @@ class PtsHeadMemory(HeadStep):
 class ForkFrame(HeadStep):
     """The deployment fork's one graph, with the inputs of version 1.1: ages instead of absolute times.
 
-    For its arguments see `HeadStep` and `RigEmbedding`.
+    `model` and `all_layers` are those of `HeadStep`, `cameras`, `height` and `width` those of `RigEmbedding`.
     """
 
     def __init__(self, model: nn.Module, all_layers: bool, cameras: int, height: int, width: int) -> None:

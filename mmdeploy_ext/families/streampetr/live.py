@@ -106,7 +106,13 @@ class UserSteps(FrameSteps):
         temp_pos: Tensor,
         attn_mask: Tensor | None,
     ) -> Tensor:
-        """Return the outputs (L, B, Q, C) of the user's transformer; for the arguments see `FrameSteps`."""
+        """Return the outputs (L, B, Q, C) of the user's transformer.
+
+        The arguments are those of `PETRTemporalTransformer.forward`, batch first: queries and their
+        positions, tokens and their positions, rows of the memory and their positions, and the mask of the
+        self attention, True if a query must not look; here they are passed in the order that the user's
+        transformer takes.
+        """
         outs_dec, _ = self.head.transformer(
             tokens, tgt, query_pos, tokens_pos, attn_mask, temp_memory, temp_pos
         )

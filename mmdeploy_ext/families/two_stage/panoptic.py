@@ -86,7 +86,10 @@ def facts_of(model: nn.Module) -> dict[str, Any]:
 
 
 class PanopticNetwork(graphs.TwoStageNetwork):
-    """Backbone, neck, the head of proposals and the head of stuff behind flat tensors."""
+    """Backbone, neck, the head of proposals and the head of stuff behind flat tensors.
+
+    `names` are those of its outputs.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

@@ -267,6 +267,7 @@ class Command(Check):
     The file's path takes the place of '{}' in the command, or comes last. `inputs.npz` lies beside it.
 
     Attributes:
+        meaning: what the fault is, for messages.
         timeouts: number of candidates on which the command ran into its time limit.
         last_result: how the last call ended, for messages.
     """

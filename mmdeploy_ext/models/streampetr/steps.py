@@ -241,7 +241,12 @@ class FrameSteps:
         return outs_dec, *self.predict(outs_dec, reference, first_layer)
 
     def run_transformer(self, *args: Tensor | None) -> Tensor:
-        """Return the outputs (L, B, Q, C) of the decoder; the arguments are those of our transformer."""
+        """Return the outputs (L, B, Q, C) of the decoder.
+
+        The arguments are those of `PETRTemporalTransformer.forward`, batch first: queries and their
+        positions, tokens and their positions, rows of the memory and their positions, and the mask of the
+        self attention or None.
+        """
         return self.transformer(*args)
 
     def predict(

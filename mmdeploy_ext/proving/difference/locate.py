@@ -202,6 +202,7 @@ class Search:
         bars: largest errors that are no difference.
         records: the records of PyTorch. If they are passed, from a search with the same modules and feeds,
             the modules do not run again.
+        constants, runner: what the walks through several graphs share: equal constants, and results of nodes.
         named: name of a tensor of the graph -> its reference, of the stages' outputs and the taps.
     """
 

@@ -155,7 +155,15 @@ def synthetic_drive(frames: int, rule: MultiViewRule, **options: Any) -> Synthet
 
 
 class Surroundings:
-    """Surroundings of a scene: a panorama of noise at several scales, and blobs that drift through it."""
+    """Surroundings of a scene: a panorama of noise at several scales, and blobs that drift through it.
+
+    Attributes:
+        rng: generator that `seed` starts.
+        colours: (n, 3) 0..255 of the blobs.
+        drift: (n,) share of the width that a blob moves.
+        places, sizes: (n, 2) of the blobs: shares of the panorama's width and height, and pixels.
+        panorama: (height, width, 3) uint8 of `PANORAMA`, all around the car.
+    """
 
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng([seed, 2])

@@ -96,6 +96,12 @@ class Modes:
     """Runs the reference and one candidate per mode frame by frame; all memories are emptied first.
 
     A candidate that raises an exception at a frame is stopped, which is its reason to fail; the others go on.
+
+    Attributes:
+        first: the first frame, and the result of the candidate 'teacher' for it.
+        before: state of the reference before the frame; None: its memory was empty.
+        clock: measures the times of the engines.
+        runs: mode -> `PairRun`, which judges it.
     """
 
     def __init__(
@@ -211,6 +217,11 @@ class PairRun:
     `spec`, `bars` and `memory` are those of `Modes`; `match` is `match_detections` of its task.
 
     Attributes:
+        worst_distance, worst_score: largest differences of matched results; the distance, in m, is None
+            before the first.
+        tied: counts of ties, of the frames with one, of those that one affects, and of rows that a tie took
+            over.
+        pairing: which rows of the memory belong together; None for a memory without scores.
         outputs: specs of the outputs that are no state.
         faults: what went wrong -> names of the frames.
         stopped: why the candidate runs no more; '' while it runs.

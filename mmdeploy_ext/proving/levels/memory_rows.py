@@ -118,7 +118,8 @@ class RowPairing:
     """Keeps, along a drive, which candidate row and query belongs to which of the reference.
 
     Without ties row i belongs to row i. A tie swaps rows, or takes a row that the other engine lacks; the
-    swapped rows become queries of the next frame and older rows of the following ones.
+    swapped rows become queries of the next frame and older rows of the following ones. `spec` is the family's
+    description of its memory.
 
     Attributes:
         rows: (n,) int64, the candidate's memory row for each of the reference; -1 for none; None while the

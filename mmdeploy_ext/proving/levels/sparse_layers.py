@@ -158,6 +158,7 @@ class DialectRunner:
     `threads` of ONNX Runtime, 0 for its own choice, only matter to `PortableRunner`.
 
     Attributes:
+        graph, plan: of the file, as it is read.
         title: name of the engine in pictures.
         timed: name of the engine in the table of times.
         failure: subject and verb of the reason if a run raises.
@@ -200,7 +201,8 @@ class PortableRunner:
 
     A second session has the outputs of the file's convolutions, as far as the file has tensors of their
     names, as further outputs. The dense map comes from the first session: ONNX Runtime cannot fuse such
-    outputs, so the two may differ in last bits.
+    outputs, so the two may differ in last bits. `engine` is the first session, `layer_engine` the second one,
+    both with `threads`.
     """
 
     title, timed, failure = 'ONNX Runtime', 'rulebook and ONNX Runtime', 'engine failed'

@@ -136,6 +136,9 @@ class ModuleProof:
     """One proof of a module and a file; `prove_module` calls its methods.
 
     Attributes:
+        file_outputs: names of the outputs of the file.
+        file_inputs: input of the file without a default -> what the file states of it.
+        model, runner: the ONNX model, and what runs it.
         verdict: the results so far.
         inputs: input of the file -> name of the module's tensor.
         outputs: output of the file -> name of the module's result.

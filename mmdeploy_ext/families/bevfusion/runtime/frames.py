@@ -157,7 +157,8 @@ def check_images(frame: FusedFrame, size: tuple[int, int], cameras: int = 0) -> 
 def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: str = '') -> None:
     """Refuse an invalid calibration for a number of cameras; `matrices` are those of `MATRICES` by name.
 
-    `name` is that of the frame, for messages.
+    `name` is that of the frame, for messages. They are (N, 4, 4), one per camera, that of the augmentation of
+    points (4, 4).
 
     Raises:
         DataError: a matrix is missing, holds NaN, lacks a needed inverse, or disagrees with others.

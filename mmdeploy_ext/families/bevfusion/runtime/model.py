@@ -42,6 +42,8 @@ class BEVFusionOnnx(FusionRuntime):
     The cells of a rig are computed whenever the calibration changes.
 
     Attributes:
+        sessions: name of a file -> its session, without `lidar`, which is a `ScnOnnx`.
+        metadata: of the file `frame`.
         seconds: time spent so far by part: `rig`, `depth`, `lidar` (voxels, rulebook and network), `frame`.
     """
 

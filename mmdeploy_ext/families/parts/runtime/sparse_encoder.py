@@ -44,6 +44,10 @@ class ScnOnnx(contextlib.ExitStack):
     """One portable file on ONNX Runtime or OpenVINO; a context manager.
 
     Attributes:
+        path: of the file.
+        in_channels: values of a voxel.
+        form: 'buckets' or 'tables', how the rulebook is written into inputs, see `sparse.buckets.feeds`.
+        session: runs the file.
         order: axis order of the coordinates that the graph takes, 'xyz' or 'zyx'.
         plan: what its rulebook has to find.
         rule: how points become voxels.

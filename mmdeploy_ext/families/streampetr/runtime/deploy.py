@@ -33,6 +33,7 @@ class DeployContract:
     that a frame wrote is what the next one reads: two sets of buffers take turns.
 
     Attributes:
+        backbone, embedding, head: the three graphs, with buffers, from `backends`: name of a file -> session.
         metadata: of the head's file.
         image_shape, image_dtype: (N, 3, H, W) and the type of the images.
         calibration_key: bytes of the last calibration, by which a new one is noticed; empty before.

@@ -35,7 +35,7 @@ class ForkContract:
     """The one graph and the memory between its runs; the methods are those of `DeployContract`.
 
     Attributes:
-        metadata, spec: of the file.
+        metadata, spec: of the file of `backend`.
         image_shape, fed_bytes, calibration_key, graphs, state_shapes: as those of `DeployContract`.
         absolute_time: the graph takes absolute times (version 1.0), not ages (1.1).
         num_new: rows that a frame adds to the memory.

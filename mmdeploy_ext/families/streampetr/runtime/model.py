@@ -52,6 +52,8 @@ class StreamPetrOnnx(Runtime):
     """An exported StreamPETR with its memory, on ONNX Runtime or OpenVINO: a `Stepper` of frames.
 
     Attributes:
+        metadata: of the file that gives the boxes.
+        contract: runs the files, and keeps the memory.
         num_cameras: N.
         image_shape: (N, 3, H, W) of prepared images.
         max_gap_s: a longer gap between two frames empties the memory; None never does.
