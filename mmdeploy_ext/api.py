@@ -69,7 +69,8 @@ class ModelSource:
         Args:
             config: path of the config.
             checkpoint: path of the weights, which are not read yet.
-            cfg_options: key, with dots for nested ones, -> value that replaces that of the config.
+            cfg_options: key, with dots for nested ones, -> value that replaces that of the config; with None
+                nothing is replaced.
             device: where PyTorch runs: 'cpu', 'cuda' or 'cuda:N'.
             product: the part of the model that is exported, `DETECTOR` or `BACKBONE` of `families.base`.
             weight_layout: axis order of the checkpoint's sparse convolutions, see `Family.load`.
@@ -198,7 +199,7 @@ def export_source(
             default samples.
         picture: path of the picture that is traced; '': one of this package.
         mean: per channel, as in `export`.
-        std: per channel, as in `export`.
+        std: per channel, as in `export`; None leaves them to the config.
         before_weights: called without arguments after the model was built, before its weights are read.
 
     Returns:
@@ -254,7 +255,8 @@ def export(
         picture: path of the picture that is traced, for models of pictures; '': one of this package.
         mean: per channel, R G B, of the pictures' 0..255; None: that of the config.
         std: standard deviation per channel, in the same unit; None: that of the config.
-        cfg_options: key, with dots for nested ones, -> value that replaces that of the config.
+        cfg_options: key, with dots for nested ones, -> value that replaces that of the config; with None
+            nothing is replaced.
         device: where PyTorch runs: 'cpu', 'cuda', 'cuda:1'.
         options: options of the graph, by their names in the metadata: `form`, `opset`, `height`
             and `width` in pixels, `batch`, `dynamic`, `precision`, ... and those of the family.
@@ -292,7 +294,7 @@ def prove_source(
         samples: what to compare on.
         engine: settings of the engine, as `engine_settings` returns them.
         mean: per channel, as in `prove`.
-        std: per channel, as in `prove`.
+        std: per channel, as in `prove`; None leaves them to the config.
         metrics: names of the data set's metrics, such as 'bbox', that both engines are evaluated by.
         claims: further keyword arguments of `proving.ladder.prove`.
 
@@ -358,7 +360,7 @@ def prove(
         frames: how many frames or sweeps; None: 12.
         mean: as at the export; None: that of the config.
         std: as at the export; None: that of the config.
-        cfg_options: as at the export.
+        cfg_options: as at the export; with None nothing is replaced.
         device: where PyTorch runs.
         engine: name of the engine that runs the file: 'onnxruntime', 'openvino', 'tensorrt'.
         providers: execution providers of ONNX Runtime, in order; None: the CPU's.

@@ -290,14 +290,20 @@ def short_labels(paths: Sequence[str], *label_kinds: Sequence[str]) -> dict[str,
 
 
 def load_notes(other_load: float | None) -> list[str]:
-    """Return a note if other processes used so much of the cores that the figures are doubtful."""
+    """Return a note if other processes used so much of the cores that the figures are doubtful.
+
+    `other_load` is their share, 0..1; None if unknown, which gives no note.
+    """
     if other_load is None or other_load <= QUIET_SHARE:
         return []
     return [f'other processes used {other_load:.0%} of the cores meanwhile: measure again when it is quiet']
 
 
 def doubts(contenders: Sequence[dict[str, Any]], other_load: float | None = None) -> list[str]:
-    """Return notes about what makes the figures of contenders (rows of the JSON file) doubtful."""
+    """Return notes about what makes the figures of contenders (rows of the JSON file) doubtful.
+
+    `other_load` is that of `load_notes`.
+    """
     counts, notes = sorted(row['detections_per_image'] for row in contenders), load_notes(other_load)
     if counts[-1] == 0:
         notes += ['nothing was found on these images: the cost of post-processing depends on what is found']

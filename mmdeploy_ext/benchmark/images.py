@@ -221,7 +221,8 @@ def torch_contender(
         family: of the model.
         model: with the weights.
         name: of the contender.
-        clock: an entered `NetworkClock` of the model; with it runs on CPU also have the network's time.
+        clock: an entered `NetworkClock` of the model; with it runs on CPU also have the network's time; None:
+            that time is unknown.
     """
     import torch
 

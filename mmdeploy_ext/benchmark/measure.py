@@ -103,7 +103,8 @@ def interleave(
         rounds: number of rounds that count.
         warmup: number of rounds before them.
         before_each: called before every run (a barrier, when several processes measure).
-        on_round: called after every round that counts, with its index and the runs so far.
+        on_round: called after every round that counts, with its index and the runs so far; by default nothing
+            is called.
         spare: rounds to repeat because other processes used more than `QUIET_SHARE` of the cores.
         seconds: time after which no round begins, once `MIN_ROUNDS` count; 0 runs all rounds.
     """

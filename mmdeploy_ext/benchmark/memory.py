@@ -87,7 +87,10 @@ class Source:
             importlib.import_module(name)
 
     def load(self, change: Callable[[Any], Any] | None) -> tuple[int, Any]:
-        """Load the model and apply `change`; return the kB before it had weights, and its deployment."""
+        """Load the model and apply `change`; return the kB before it had weights, and its deployment.
+
+        `change` takes the model and returns the one that is run; None changes nothing.
+        """
         self.prepare()
         from mmdeploy_ext.exporting.deployment import load
 

@@ -206,7 +206,7 @@ def check_bars(
 
     Args:
         entry: entry of the main set in the JSON file.
-        exponents: result of `growth`.
+        exponents: result of `growth`; None of one that could not be told.
         export_s: target -> seconds of an export.
     """
     rows = {(row['engine'], row['threads']): row for row in entry['contenders']}

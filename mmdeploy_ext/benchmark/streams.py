@@ -207,7 +207,7 @@ def check_bars(
 
     Args:
         rows: rows of the contenders in the JSON file.
-        ratio: result of `contract_ratio`.
+        ratio: result of `contract_ratio`; None if one of the contracts was not measured.
         bars: name, figure and largest value of each bar. A figure is 'torch' or 'fork' (ratio of times to
             theirs), 'fed_bytes', or the name of a part (ms).
     """
@@ -225,7 +225,8 @@ def run_model(
 ) -> tuple[int, object]:
     """Load a model, apply `change` to it and run it on samples in a child process, for `memory.measure`.
 
-    The kB of the process before loading, and the object that has to stay alive, are returned.
+    The kB of the process before loading, and the object that has to stay alive, are returned. Without
+    `change` the model runs as it is.
     """
     baseline_kb, deployment = source.load(change)
     return baseline_kb, _run_steps(deployment.family.reference(deployment.model), samples)

@@ -32,7 +32,8 @@ OTHER_FILES = ('.avi', '.gif', '.jpg', '.mkv', '.mov', '.png', '.webm')
 def add_options(parser: argparse.ArgumentParser, engine: str | None, engine_text: str) -> None:
     """Add --engine, --score-thr, --cfg-options and --threads.
 
-    `engine` is the default of --engine, `engine_text` that default in words.
+    `engine` is the default of --engine, `engine_text` that default in words. It is None if the default
+    depends on other options.
     """
     add = cli.adder(parser)
     add('--engine', f'engine to run (default: {engine_text})', engine, choices=(*ENGINES, 'both'))

@@ -40,7 +40,10 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def naming(file: str | None) -> Iterator[None]:
-    """Add the name of the file to every error inside; passes have only the graph."""
+    """Add the name of the file to every error inside; passes have only the graph.
+
+    None of a command without a file adds nothing.
+    """
     try:
         yield
     except Mm2OnnxError as error:

@@ -66,7 +66,8 @@ def measure(
         architectures: 86 for SM 8.6.
         shapes: options of --shapes, `NAME=MIN/OPT/MAX`; used for the files that have such an input or axis.
         constants: options of --constant, `NAME` or `NAME=VALUES`; used likewise.
-        progress: called with file and precision, the number of finished files and that of all.
+        progress: called with file and precision, the number of finished files and that of all; with None
+            nothing is called.
     """
     rows = []
     for finished, path in enumerate(paths):

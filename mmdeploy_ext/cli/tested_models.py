@@ -126,7 +126,10 @@ class ImageModel(TestedModel):
 
     @contextlib.contextmanager
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
-        """Yield the stages of the export in PyTorch, in float32, whatever the precision of the file is."""
+        """Yield the stages of the export in PyTorch, in float32, whatever the precision of the file is.
+
+        `dump` writes tensors of each batch; None writes none.
+        """
         from mmdeploy_ext.exporting.files import make_metadata
 
         options = self.options.replace(precision='fp32', fp16_io=False, keep_fp32=())
@@ -179,7 +182,10 @@ class FrameModel(TestedModel):
 
     @contextlib.contextmanager
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
-        """Yield the PyTorch model itself, of which the exported graphs are parts."""
+        """Yield the PyTorch model itself, of which the exported graphs are parts.
+
+        `dump` writes tensors of each frame; None writes none.
+        """
         from mmdeploy_ext.exporting.fold import fuse
 
         model = fuse(deployment.model) if self.args.fuse_conv_bn else deployment.model

@@ -32,7 +32,7 @@ def plain_attention(
         kv: on axis 2 keys, then values.
         softmax_scale: factor of the scores; the default is D ** -0.5.
         causal: query T - i sees the keys up to S - i and none after it, as in flash_attn 2.1.
-        key_padding_mask: (B, S) bool, True for keys that are seen.
+        key_padding_mask: (B, S) bool, True for keys that are seen; if it is None, all are.
     """
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     queries = q.transpose(1, 2) * scale

@@ -140,7 +140,7 @@ def record(
     Args:
         fields: name -> check of the value.
         needed: names of the fields that must be there.
-        also: check of the dict as a whole, called once all fields are right.
+        also: check of the dict as a whole, called once all fields are right; None if there is no such check.
         closed: whether fields of other names are refused.
     """
 
@@ -161,7 +161,10 @@ def record(
 
 
 def full_record(*, also: Check | None = None, closed: bool = True, **fields: Check) -> Check:
-    """Return a check of a dict that has all of these fields; see `record`."""
+    """Return a check of a dict that has all of these fields; see `record`.
+
+    `also` and `closed` are those of `record`.
+    """
     return record(fields, tuple(fields), also, closed)
 
 

@@ -198,7 +198,8 @@ def progress(title: str, total: int | None = None, *columns: Any) -> Iterator[Ca
     """Yield a function that updates a bar on stderr by its keyword arguments.
 
     These are `completed`, `total` and `description`. There is a bar if stderr is a terminal; `title` is the
-    first description, `columns`, of `rich.progress`, stand between the bar and the time.
+    first description, `columns`, of `rich.progress`, stand between the bar and the time. `total` is the
+    number of steps, None if it is not known.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

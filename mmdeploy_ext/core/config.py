@@ -65,7 +65,8 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
 
     Args:
         path: of the config, Python or YAML.
-        overrides: dotted key, such as 'model.test_cfg.score_thr' -> value, over those of the file.
+        overrides: dotted key, such as 'model.test_cfg.score_thr' -> value, over those of the file; with None
+            nothing is replaced.
 
     Returns:
         An `mmcv.Config`.

@@ -29,7 +29,8 @@ def file_name(name: str, array: np.ndarray, suffixes: Mapping[str, str] | None =
     Args:
         name: of a tensor.
         array: the tensor.
-        suffixes: name prefix -> what comes after the shape, '_pth' in 'post_mem_velo_1x640x2_pth.bin'.
+        suffixes: name prefix -> what comes after the shape, '_pth' in 'post_mem_velo_1x640x2_pth.bin'; with
+            None nothing is added.
     """
     suffix = next((end for prefix, end in (suffixes or {}).items() if name.startswith(prefix)), '')
     safe = re.sub(f'^\\.|{UNSAFE.pattern}', lambda match: f'%{ord(match[0]):02X}', name)
@@ -52,8 +53,8 @@ def save_dump(
         folder: made when missing; files of an earlier dump in it are replaced.
         tensors: name -> array; written in C order, little endian.
         facts: further entries of the manifest, in plain JSON types: config, checkpoint hash, image ...
-        meanings: name of a tensor -> one sentence about it.
-        suffixes: see `file_name`.
+        meanings: name of a tensor -> one sentence about it; None: '' for all.
+        suffixes: see `file_name`; with None nothing is added.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +168,7 @@ class DumpWriter:
         Args:
             index: of the sample in the data set.
             tensors: name -> array of all tensors of the model.
-            facts: further entries of this sample's manifest.
+            facts: further entries of this sample's manifest; with None nothing is added.
             meanings: see `save_dump`.
             suffixes: see `save_dump`.
 

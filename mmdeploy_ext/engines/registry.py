@@ -251,7 +251,8 @@ def engine_settings(
     Args:
         engine: its name on the command line, one of `file_engines()`.
         threads: 0 leaves the choice to the engine.
-        providers: execution providers of ONNX Runtime, in order of preference.
+        providers: execution providers of ONNX Runtime, in order of preference; None leaves them to the
+            engine.
         inference_precision: of OpenVINO: 'fp32', 'bf16' or 'fp16'.
 
     Returns:

@@ -156,7 +156,8 @@ def evaluate(
         dataset: built by `build_dataset`.
         results: a result per sample, in the order of the data set, as its evaluator takes them.
         metrics: names of metrics of this evaluator, such as 'bbox'; 'tracking' of boxes with track ids.
-        options: further arguments of the evaluator (`--eval-options`), over those of the config.
+        options: further arguments of the evaluator (`--eval-options`), over those of the config; with None
+            nothing is replaced.
 
     Returns:
         Name -> value of every number that the evaluator gives.

@@ -204,9 +204,10 @@ def load(
     Args:
         config: path of the config.
         checkpoint: path of the weights.
-        cfg_options: overrides of the config.
+        cfg_options: overrides of the config; with None nothing is replaced.
         device: where the model goes: 'cpu', 'cuda' or 'cuda:N'.
-        before_weights: called with cfg, family and model before the weights are read, to refuse options.
+        before_weights: called with cfg, family and model before the weights are read, to refuse options; with
+            None nothing is called.
         product: the part of the model that is exported: DETECTOR or BACKBONE of `families.base`.
         weight_layout: of the kernels of a sparse backbone in the checkpoint: 'auto', which finds it from the
             shapes, 'spconv1', 'spconv2' or 'spconv2-rskc'.

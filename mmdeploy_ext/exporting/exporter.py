@@ -165,7 +165,7 @@ def export_module(
         input_names: by default input_0, input_1, ...
         output_names: of the first outputs; the others are output_0, output_1, ... by position.
         dynamic: input or output name -> dynamic axis -> name of its symbolic dimension, with both exporters;
-            other axes of inputs are fixed.
+            other axes of inputs are fixed; None: all sizes are fixed.
         finish: `ops.forms.finish`, with which `export.export_module` is this function.
 
     Raises:

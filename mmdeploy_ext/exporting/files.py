@@ -89,9 +89,9 @@ def export_graph(
 ) -> onnx.ModelProto:
     """Export one graph with the names, types and opset of its spec and in its precision.
 
-    A graph that has its ONNX model already (`graph.model`) is not exported again. `keep_fp32` are patterns
-    of names of nodes that stay float32 in the family's float16 files; `example`, input name -> tensor, is
-    traced instead of the graph's own.
+    A graph that has its ONNX model already (`graph.model`) is not exported again. `keep_fp32` are patterns of
+    names of nodes that stay float32 in the family's float16 files; `example`, input name -> tensor, is traced
+    instead of the graph's own. None takes the example of the graph.
     """
     model = graph.model
     if model is None:

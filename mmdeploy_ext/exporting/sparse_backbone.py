@@ -70,7 +70,7 @@ def make_graph(
         traced: the graph of `trace`.
         options: of the export.
         family: of the model.
-        ranges: of the quantisers; INT8 needs them.
+        ranges: of the quantisers; INT8 needs them; None for precisions without INT8.
         checkpoint_sha256: digest of the weights, which `ranges` must be of.
 
     Raises:
@@ -122,7 +122,7 @@ def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dic
 def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | None = None) -> dict[str, str]:
     """Return the metadata of the file of an export, key -> JSON text; `ranges` are those of INT8.
 
-    No engine reads them.
+    No engine reads them. With None nothing is added.
     """
     values = dict(
         family=deployment.family.name,
@@ -147,6 +147,7 @@ def write_file(
     """Write a graph to a file of the target in `options`, atomically, with the metadata of `metadata_props`.
 
     ExportError: the target cannot express a part of the graph; Mm2OnnxError: the file cannot be written.
+    `ranges` are those of INT8; None for other precisions.
     """
     props = metadata_props(deployment, options, ranges)
     if options.target == 'libspconv':
@@ -167,7 +168,7 @@ def export_file(
     """Trace, fold and write a backbone; return the graph that was written and the seconds it took.
 
     `ranges` are those of the quantisers, which INT8 needs. For the errors see `trace`, `make_graph` and
-    `write_file`.
+    `write_file`. They are None for other precisions.
     """
     start = time.perf_counter()
     graph = make_graph(trace(deployment), options, deployment.family, ranges, deployment.checkpoint_sha256)

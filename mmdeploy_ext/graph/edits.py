@@ -57,7 +57,8 @@ def repeat(
     Args:
         model: the fresh export.
         edits: the record, in order: dicts of `command`, `arguments` and `versions`.
-        family_commands: command -> function of a model and the arguments, beside those of `REPEATED`.
+        family_commands: command -> function of a model and the arguments, beside those of `REPEATED`; None:
+            there are none.
 
     Raises:
         ModelFileError: an unknown command or argument, or one that fails on the model.

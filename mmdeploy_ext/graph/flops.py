@@ -33,7 +33,7 @@ def count(
     """Return position of a node -> its FLOPs, of the nodes of the main graph whose operator is counted.
 
     The value is None if shapes are open. `tensor_types` is tensor name -> type, if `types.infer` gave it
-    already.
+    already. None infers them.
     """
     tensor_types = types.infer(model) if tensor_types is None else tensor_types
     flops: dict[int, int | None] = {}
@@ -83,7 +83,7 @@ def _product(shape: Shape) -> int:
 
 
 def text(flops: int | None) -> str:
-    """Return e.g. '2.08 GFLOPs'; '?' for unknown ones."""
+    """Return e.g. '2.08 GFLOPs'; '?' for None, if the number is unknown."""
     if flops is None:
         return '?'
     for size, unit in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):

@@ -97,7 +97,7 @@ def compare_edited(
         before: the graph, which gets random inputs.
         after: the edited graph.
         seed: of the random inputs.
-        renamed: name of a tensor in `before` -> its name in `after`, if they differ.
+        renamed: name of a tensor in `before` -> its name in `after`, if they differ; None: no name differs.
 
     Returns:
         A row for each output of `after`.

@@ -114,7 +114,8 @@ def run(
 ) -> dict[str, Any]:
     """Run a model once and return name -> array of any of its tensors.
 
-    `feeds` is input -> array; `names` and the options are those of `Runner`.
+    `feeds` is input -> array; `names` and the options are those of `Runner`. `names` of None gives all
+    outputs.
     """
     return Runner(model, names, **options).run(feeds)
 

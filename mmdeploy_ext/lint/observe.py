@@ -142,6 +142,8 @@ def name_of(func: Callable[..., Any]) -> str:
 class Observer(TorchFunctionMode):
     """Sees every call, sets the marks of its results and calls the watches.
 
+    `watches` are called with each call that is seen.
+
     Args:
         inputs: the tensors whose values may change later: bit 0 of the marks is the first.
         module: the module that runs; its parameters and buffers are state.

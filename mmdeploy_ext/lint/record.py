@@ -69,7 +69,10 @@ class Recorder:
         self._reads: collections.Counter[str] = collections.Counter()
 
     def add(self, rule: str, detail: str, site: Site | None, origins: Origins | None = None) -> None:
-        """Add an event; see `Event`."""
+        """Add an event; see `Event`.
+
+        `site` is None if no line of the user's code is known, `origins` if no size or number is concerned.
+        """
         self.events.append(Event(rule, site, detail, origins))
 
     def read_sizes(self, site: Site, shape: tuple[int, ...]) -> list[Origins]:

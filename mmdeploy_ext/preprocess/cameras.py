@@ -166,7 +166,8 @@ class MultiViewRule(JsonDataclass):
         Args:
             intrinsics: (N, 3, 3) of the cameras' images.
             lidar2cam: (N, 4, 4) rigid, LiDAR points to camera points (x right, y down, z forward), metres.
-            image_sizes: N (h, w) of the images that the intrinsics are for, which are compared with `source`.
+            image_sizes: N (h, w) of the images that the intrinsics are for, which are compared with `source`;
+                with None they are not checked.
 
         Raises:
             DataError: matrices of another shape, with NaN, or for another image size.

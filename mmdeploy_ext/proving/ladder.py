@@ -84,7 +84,8 @@ def prove(
         engine: `engine`, the name of the engine's class, and its options, as `engine_settings` returns them;
             None: ONNX Runtime on the CPU.
         edited: whether the files were edited on purpose: then only inputs decide, not their graphs.
-        asked: name of an option of the export -> value that the file must have been exported with.
+        asked: name of an option of the export -> value that the file must have been exported with; with None
+            nothing is demanded.
         settings: keyword arguments of the kind of proof, see its class.
 
     Returns:

@@ -74,7 +74,8 @@ def calibration_set(
         path: path of the model file; the other graphs of its export are beside it.
         metadata: metadata of the model file.
         source: images, see `image_files`; frames, see `camera_frames`; sweeps, or infos of sweeps or frames.
-        root: folder of the files that annotations or infos name.
+        root: folder of the files that annotations or infos name; None: they are at the paths of the infos, or
+            beside them.
         limit: number of samples, spread evenly over all; 0 takes all.
 
     Raises:
@@ -189,7 +190,8 @@ def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | No
         source: infos of mmdet3d (.pkl, .json) with `cams`, or a folder with a folder of pictures per camera,
             such as nuScenes' or its `samples`.
         rule: pre-processing rule of the model.
-        root: folder of the data set, for paths of infos that do not exist as they are.
+        root: folder of the data set, for paths of infos that do not exist as they are; None: they are at the
+            paths of the infos, or beside them.
 
     Raises:
         DataError: infos without these cameras, or whose pictures are missing.

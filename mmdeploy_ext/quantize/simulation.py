@@ -110,7 +110,8 @@ class Simulation:
         Args:
             sweep: result of `prepare`.
             int8_nodes: nodes in int8, the others are in fp16; None computes all in fp32.
-            fed: tensor id -> value that nodes take as input in place of the computed one.
+            fed: tensor id -> value that nodes take as input in place of the computed one; None feeds the
+                computed ones.
         """
         outputs = {node.name: node.output for node in self.graph.nodes}
         tensors = {'0': sweep.features.astype(np.float32)}
@@ -133,7 +134,7 @@ class Simulation:
         """Return the dense output of one run on a sweep of `prepare`.
 
         The nodes that are not `int8_nodes` are in `float_precision`, 'fp16' or 'fp32'. `fed` is that of
-        `tensors`; `observe` is called with name and output of each node.
+        `tensors`; `observe` is called with name and output of each node. With None nothing is called.
         """
 
         def transform(node, inputs, weight):  # noqa: ANN001, ANN202

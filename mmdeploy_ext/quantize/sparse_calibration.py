@@ -147,7 +147,8 @@ def calibrate_sweeps(
         method: method for inputs: 'mse', 'percentile' or 'max'.
         percentile: percentile of |x| for the method of that name.
         add_method: method for residual additions, None: `method`. The reference has 'max' for CenterPoint.
-        unfolded: result of `kernels_before_folding`; these kernels replace the folded ones.
+        unfolded: result of `kernels_before_folding`; these kernels replace the folded ones; None takes the
+            folded ones of all.
         source: name of the sweeps for the file of ranges.
         checkpoint_sha256: hash of the checkpoint for the file of ranges.
 

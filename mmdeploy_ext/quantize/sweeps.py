@@ -99,7 +99,7 @@ class Sweeps:
             `runtime.voxel_files`), or infos as .pkl or .json.
         voxelise: points (P, D) float32 -> (features, coordinates).
         rule: rule of the files.
-        root: folder of the data set, for paths of infos that do not exist as they are.
+        root: folder of the data set, for paths of infos that do not exist as they are; None if there is none.
         limit: number of sweeps, spread evenly over the source; 0 takes all.
         order: order of the graph's coordinates, for files of voxels that name their order.
 

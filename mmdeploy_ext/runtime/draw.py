@@ -123,9 +123,9 @@ def draw_detections(
         detections: in pixels of the image.
         classes: names by label.
         score_thr: boxes below are left out.
-        marked: (n,) bool; these get a white frame and an exclamation mark.
+        marked: (n,) bool; these get a white frame and an exclamation mark; with None nothing is marked.
         outlines: (n, corners, 2) x, y in pixels of polygons that are drawn in place of the boxes, such as the
-            corners of turned boxes; the labels are placed at the boxes.
+            corners of turned boxes; the labels are placed at the boxes; None draws the boxes.
     """
     canvas = np.ascontiguousarray(image_bgr).copy()
     style = Style.for_image(*canvas.shape[:2])

@@ -181,7 +181,8 @@ def compare_picture(
         layers: one or two lists of boxes.
         classes: names by label.
         title: of the frame.
-        points: (P, 3 or more) of the frame, LiDAR frame, for the view from above.
+        points: (P, 3 or more) of the frame, LiDAR frame, for the view from above; with None no points are
+            drawn.
 
     Returns:
         (h, w, 3) uint8 BGR; equal sizes for equal inputs and numbers of layers, even in both axes.

@@ -83,7 +83,7 @@ def find_file(
     Args:
         name: path in the infos.
         source: the infos' file.
-        root: folder of the data set; the infos' own folder is tried after it.
+        root: folder of the data set; the infos' own folder is tried after it; None tries that folder alone.
         kind: of the file, for the message.
         subfolder: folder below that of the data set for names without a folder.
 
@@ -179,7 +179,7 @@ def read_frames(
     Args:
         path: infos of mmdet3d's kind (.pkl, .json) with `cams`.
         rule: of the model; has the cameras and their order.
-        root: folder of the data set, if the pictures are not at their paths in the infos.
+        root: folder of the data set, if the pictures are not at their paths in the infos; None if they are.
         missing: allow frames in which the picture of a camera is missing.
 
     Raises:

@@ -42,7 +42,7 @@ def run(
         coordinates: (N, 4) integers, sample and axes in the graph's order, every voxel once; N may be 0.
         features: (N, C) of the voxels.
         observe: called after every node with its name and its output: (M, C) of a sparse tensor, whose rows
-            are the sites of `rulebook.level(node.output)`.
+            are the sites of `rulebook.level(node.output)`; with None nothing is called.
         transform: called before every node with the node, its inputs and its weight (None without one);
             returns the inputs and the weight to compute with, for fake quantisation.
         rulebook: of these coordinates; None: it is built.

@@ -62,7 +62,7 @@ def to_onnx(
         form: 'buckets' or 'tables'.
         opset: 13 or later.
         metadata: `metadata_props` of the file; the facts that the runtime needs are added under
-            'mm2onnx.scn': form, order, channels, output shape and plan.
+            'mm2onnx.scn': form, order, channels, output shape and plan; with None nothing is added.
 
     Returns:
         A model that `onnx.checker` and strict shape inference accept. Inputs: 'voxels' (N, C) float32 and

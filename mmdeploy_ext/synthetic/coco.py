@@ -51,7 +51,7 @@ def start_sample(
 ) -> tuple[np.random.Generator, tuple[int, int], int]:
     """Return the random stream of one picture after its first draws, its size, and the number of proposals.
 
-    The arguments are those of `sample`.
+    `seed`, `split` and `index` are those of `sample`; a `size` of None is drawn.
     """
     rng = np.random.default_rng([seed, _STREAMS[split], index])
     drawn_size = SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]

@@ -221,7 +221,7 @@ def check_finite(
     """Raise CheckpointError for NaN and infinite weights, with which every output would be meaningless.
 
     With the tensors of the built `model` those of the file are first cast to their types, as loading does,
-    and may be infinite if the model's are.
+    and may be infinite if the model's are. Without a model they are checked as they are.
     """
     broken = []
     for key, tensor in tensors.items():

@@ -77,7 +77,7 @@ def prove_config(
         config: config to prove.
         settings: settings of the run.
         earlier: record of an earlier run. Its proofs hold if graph and rules are equal; its outcomes of
-            exports that this run leaves out stay.
+            exports that this run leaves out stay; None if there is none.
         keep: called with the record after each export, since the next one may kill the process.
     """
     record = Record(config.name, config.parts)

@@ -153,14 +153,20 @@ def record_path(config: Config, out: Path) -> Path:
 
 
 def resident_bytes(pid: int | None) -> int:
-    """Return the memory of a process including shared pages; 0 if it cannot be read."""
+    """Return the memory of a process including shared pages; 0 if it cannot be read.
+
+    `pid` is that of the process, None of one that has not started.
+    """
     with contextlib.suppress(OSError, ValueError):
         return int(Path(f'/proc/{pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
     return 0
 
 
 def private_bytes(pid: int | None) -> int:
-    """Return the memory that a process wrote and does not share with its parent; 0 if it cannot be read."""
+    """Return the memory that a process wrote and does not share with its parent; 0 if it cannot be read.
+
+    `pid` is that of the process, None of one that has not started.
+    """
     with contextlib.suppress(OSError, ValueError):
         for line in Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines():
             if line.startswith('Private_Dirty:'):

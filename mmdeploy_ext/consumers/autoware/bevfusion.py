@@ -117,7 +117,8 @@ class AutowareBEVFusion(FusionRuntime):
     def step(self, frame: FusedFrame) -> StepResult:
         """Detect in one sweep; return the outputs of all queries, and the boxes that the model's limits keep.
 
-        The latter are not those that the node publishes, see `objects`.
+        The latter are not those that the node publishes, see `objects`. DataError: points of another width,
+        not finite, or all outside of the range.
         """
         points, _ = checked_inputs(frame, self.rule)
         start = time.perf_counter()
@@ -137,7 +138,10 @@ class AutowareBEVFusion(FusionRuntime):
         return suppress(detections(outputs, facts['coder']), facts['nms'])
 
     def objects(self, points: np.ndarray, settings: BEVFusionSettings | None = None) -> NodeObjects:
-        """Return the objects that the node publishes of one cloud (P, F); for the errors see `step`."""
+        """Return the objects that the node publishes of one cloud (P, F); for the errors see `step`.
+
+        Without `settings` they are the node's defaults, with the class names of the file in capitals.
+        """
         outputs = self.step(FusedFrame(points)).outputs
         settings = settings or BEVFusionSettings(tuple(name.upper() for name in self.classes))
         return published(outputs, self.metadata.postprocess['coder'], settings)

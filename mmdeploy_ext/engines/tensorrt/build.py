@@ -80,9 +80,11 @@ def build(
         package: the TensorRT that builds.
         architectures: to build for, all in one engine, e.g. (86, 89) for SM 8.6 and 8.9; () for the GPU of
             this machine.
-        profiles: input -> smallest, usual and largest shape; for every input with an open axis.
+        profiles: input -> smallest, usual and largest shape; for every input with an open axis; None if all
+            sizes are fixed.
         tf32: let products of float32 round their factors to 10 bits, which TensorRT does by default.
-        progress: called with the phase's name, the number of steps done, and that of all its steps.
+        progress: called with the phase's name, the number of steps done, and that of all its steps; with None
+            nothing is called.
 
     Raises:
         EngineError: the parser does not take a node, which the message names.

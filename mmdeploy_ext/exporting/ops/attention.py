@@ -35,7 +35,7 @@ def multi_head(
 ) -> torch.Tensor:
     """Return the mixed values (B, Q, E), before the projection of the result.
 
-    The parameters are those of `nn.MultiheadAttention`.
+    The parameters are those of `nn.MultiheadAttention`. Without a mask every query looks at every key.
 
     Args:
         sources: of queries (B, Q, E), of keys (B, K, E) and of values (B, K, E); embeddings of positions are

@@ -104,7 +104,7 @@ def deform_conv(
     From x (B, C, h, w) float32, weight (D, C / groups, kh, kw), bias (D,), offset (B, deform_groups * kh * kw
     * 2, H, W) in pixels and mask (B, deform_groups * kh * kw, H, W), which only version 2 has, to (B, D, H,
     W). Offsets, stride, padding and dilation have y before x. torchvision derives both numbers of groups from
-    the shapes.
+    the shapes. `bias` and `mask` may be None: zeros, and ones.
     """
     from torchvision.ops import deform_conv2d
 

@@ -66,7 +66,8 @@ class DenseBoxPostprocess(nn.Module):
             clip_hw: (B or 1, 2) float32 height and width that boxes are clipped to.
             scale_factor: (B or 1, 4) float32 `w h w h`; boxes are divided by it.
             border: (B or 1, 2) float32 padding above and left of the image in pixels, which is subtracted
-                from boxes after they are clipped and before they are divided.
+                from boxes after they are clipped and before they are divided; with None nothing is
+                subtracted.
 
         Returns:
             dets (B, n, 5) float32 x1 y1 x2 y2 score, labels (B, n) int64; n is the largest count of

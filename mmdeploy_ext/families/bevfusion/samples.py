@@ -101,7 +101,10 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
 
 
 def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = None) -> Iterator[FusedFrame]:
-    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`."""
+    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`.
+
+    `root` is the folder of the data set; None: files are at the paths of the infos, or beside them.
+    """
     if rule.views is not None:
         for rig in read_frames(infos, rule.views, root):
             yield frame_of_rig(rig.read_pictures(), rig, rule, root)

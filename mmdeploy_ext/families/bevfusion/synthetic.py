@@ -38,7 +38,7 @@ def synthetic_outputs(
     """Yield titles and outputs of the frame's graph: `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,).
 
     Args:
-        nms: suppression of the file, see `runtime.boxes.suppress`.
+        nms: suppression of the file, see `runtime.boxes.suppress`; None of a head without one.
         classes: number of classes.
         count: Q.
         spread: distances of boxes far apart, in distances of boxes beside each other.

@@ -214,7 +214,10 @@ def test_cfg_of(cfg: Any) -> Any:
 
 
 def tested_head(cfg: Any, key: str, test_cfg: Mapping[str, Any] | None) -> nn.Module:
-    """Return the head below a key of a config's model, built with this `test_cfg`; see `built_head`."""
+    """Return the head below a key of a config's model, built with this `test_cfg`; see `built_head`.
+
+    `test_cfg` None is for a head that takes none.
+    """
     content = dict(copy.deepcopy(cfg.model.get(key) or {}), train_cfg=None, test_cfg=test_cfg)
     return built_head(content, f'model.{key}')
 

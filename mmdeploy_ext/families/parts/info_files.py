@@ -81,9 +81,9 @@ def write_infos(
 ) -> Path:
     """Write two moments of one scene and return the path of their infos.
 
-    `steps` are those of the test pipeline; for `views` and `voxels` see `generated_dataset`.
-    The first one has as many sweeps of the past as the steps of a test pipeline take, and one more if they
-    take the nearest ones; the second one has none.
+    `steps` are those of the test pipeline; for `views` and `voxels` see `generated_dataset`. The first one
+    has as many sweeps of the past as the steps of a test pipeline take, and one more if they take the nearest
+    ones; the second one has none. Both may be None, for models without cameras or voxels.
     """
     moments = []
     for moment in range(MOMENTS):

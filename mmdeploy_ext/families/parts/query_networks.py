@@ -75,8 +75,8 @@ def attend_to(
 ) -> torch.Tensor:
     """Run mmcv's `MultiheadAttention` without its shortcut: query (B, Q, D) to (B, Q, D).
 
-    `key` and `value` are (B, K, D); query and key have positions added; `mask`, bool, broadcast to
-    (B, M, Q, K), is True where a query must not look.
+    `key` and `value` are (B, K, D); query and key have positions added; `mask`, bool, broadcast to (B, M, Q,
+    K), is True where a query must not look. With None nothing is hidden.
     """
     layer = attention.attn
     heads = multi_head((query, key, value), layer.in_proj_weight, layer.in_proj_bias, layer.num_heads, mask)

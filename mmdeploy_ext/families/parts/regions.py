@@ -142,7 +142,8 @@ class Pool(nn.Module):
             maps: of all levels (B, channels, H, W); those behind the extractor's inputs are not used.
             boxes: (R, 4) xyxy, pixels of the network input, image by image, equally many of each.
             images: (R,) int64 index into the batch.
-            factor: of the sides of boxes before pooling; levels are those of the boxes as they are.
+            factor: of the sides of boxes before pooling; levels are those of the boxes as they are; None
+                keeps them.
         """
         layers = self.extractor.roi_layers
         pairs = list(zip(layers, maps[: len(layers)], strict=True))

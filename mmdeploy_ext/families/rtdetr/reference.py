@@ -24,7 +24,8 @@ def tensors(
 ) -> dict[str, np.ndarray]:
     """Return the outputs of the form `raw` by name.
 
-    `feeds` hold `images`. Queries are the best tokens, or those with the indices `tokens` (B, Q).
+    `feeds` hold `images`. Queries are the best tokens, or those with the indices `tokens` (B, Q). None takes
+    the best ones.
     """
     with torch.no_grad():
         images = _to_model(model, feeds['images'])

@@ -97,6 +97,8 @@ class Boxes(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Return dets (B, n, 5) and labels (B, n), with a cap also candidates (B,), see `Suppression`.
 
+        With None nothing is collected.
+
         Args:
             maps: features of all levels.
             proposals: (B, K, 4) xyxy, pixels of the network input.

@@ -92,7 +92,10 @@ class TwoStageNetwork(nn.Module):
     def head_outputs(
         self, maps: tuple[torch.Tensor, ...], image: torch.Tensor, img_shape: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        """Return the tensors of `names`, from the maps of all levels; for the others see `forward`."""
+        """Return the tensors of `names`, from the maps of all levels; for the others see `forward`.
+
+        `img_shape` may be None if no anchors are clipped.
+        """
         outputs = []
         if proposes(self.model):
             clip_hw = None if img_shape is None else clip_size(image, img_shape)

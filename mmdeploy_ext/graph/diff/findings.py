@@ -242,7 +242,7 @@ def differences_of(
     """Return where errors are born in the graph of a walk.
 
     `explain` is a function: position of a node -> observations about it, for `Divergence.evidence`; for
-    `bars` and `module` see `entries_of`.
+    `bars` and `module` see `entries_of`. Without `module` the module is read from the node's name.
     """
     return [_divergence(walk, region, explain, module) for region in regions(walk, bars.born)]
 

@@ -86,7 +86,8 @@ def merge(
     Args:
         models: in the order of execution.
         names: one per model, put before the names of its nodes and inner tensors; all different.
-        connections: output of an earlier model -> input of a later one. Equal names connect by themselves.
+        connections: output of an earlier model -> input of a later one. Equal names connect by themselves;
+            None: names are equal wherever models are connected.
         outputs: names of the merged graph's outputs; None for every output that no later model takes.
 
     Raises:

@@ -151,7 +151,8 @@ def reduce(
         check: decides whether a candidate shows the fault.
         most_checks: number of candidates to check; then the smallest part so far is the result.
         good: candidates without the fault, e.g. `Case.trivial`: a check that reports it for them is refused.
-        progress: called with the number of checks so far and the number of nodes that are left.
+        progress: called with the number of checks so far and the number of nodes that are left; with None
+            nothing is called.
 
     Raises:
         UsageError: the check does not show the fault of the whole graph, shows one of a good graph, or gives

@@ -82,7 +82,7 @@ def first_difference(
         path: the file.
         images: (title, (h, w, 3) uint8 BGR) of each picture, for models of pictures; the first counts as the
             one that was traced.
-        feeds: name -> input to use instead of those made of the images.
+        feeds: name -> input to use instead of those made of the images; None takes those of the images.
         bars: largest errors that are no difference; None: those of the file's precision.
         fresh: whether to export the modules again and use the export to tell which tensor is which.
 
@@ -136,7 +136,7 @@ def subject_of(
         deployment: config and checkpoint.
         metadata: of the file.
         images: (title, BGR picture); for models of single pictures.
-        feeds: inputs to use instead.
+        feeds: inputs to use instead; None takes those of the images.
 
     Raises:
         UsageError: the graph was not made by an exporter of torch, or is not of this contract.

@@ -62,7 +62,8 @@ class ConfigPipeline:
         Args:
             cfg: mmcv's, overrides applied.
             size: (H, W) that a file with a fixed size takes; None keeps the config's own sizes.
-            normalisation: `mean` and `std` that replace those of the config, in its channel order.
+            normalisation: `mean` and `std` that replace those of the config, in its channel order; None keeps
+                those of the config.
 
         Raises:
             Exception: whatever mmdet raises about a step.

@@ -49,7 +49,7 @@ def portrait_size(edge: int | None) -> tuple[int, int]:
     mmcv rounds it up; Python's `round` takes the even number, the lower one here, and `int` the lower one.
 
     Args:
-        edge: pixels that the height is resized to.
+        edge: pixels that the height is resized to; None: pictures are not resized to an edge.
     """
     # w * edge / h ends in one half if w / h is odd / period, with period twice the power of two in edge
     period = 2 * (edge & -edge) if edge else 0
@@ -66,7 +66,7 @@ def landscape_size(edge: int | None) -> tuple[int, int]:
     """Return (h, w) of a wide landscape whose resized height mmcv rounds down, and `ceil` up.
 
     Args:
-        edge: pixels that the width is resized to.
+        edge: pixels that the width is resized to; None: pictures are not resized to an edge.
     """
     heights = range(LANDSCAPE_HEIGHT, LANDSCAPE_HEIGHT // 2, -1)
     fractions = {height: height * (edge or 0) / LANDSCAPE_WIDTH % 1 for height in heights}

@@ -185,7 +185,10 @@ class Modes:
 
 
 def snapshot(state: StreamState | None) -> StreamState | None:
-    """Return a copy of a memory that no engine's buffers can change."""
+    """Return a copy of a memory that no engine's buffers can change.
+
+    It is None if `state` is.
+    """
     if state is None:
         return None
     tensors = {name: np.array(tensor) for name, tensor in state.tensors.items()}

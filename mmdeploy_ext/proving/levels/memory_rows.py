@@ -191,7 +191,8 @@ class RowPairing:
 
         Args:
             results: result of the reference, and of the candidate.
-            states: memory of the reference, and of the candidate, after the frame.
+            states: memory of the reference, and of the candidate, after the frame; None of a side without a
+                memory.
             tie: scores that differ by no more than this plus twice the frame's score error are a tie.
             max_error: upper bound of the frame's score error in that sum.
         """

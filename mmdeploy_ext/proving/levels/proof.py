@@ -136,7 +136,7 @@ class Proof(abc.ABC):
 
         Args:
             edited: whether the files were edited on purpose: then their graphs are not compared.
-            asked: option -> value that the file must have been exported with.
+            asked: option -> value that the file must have been exported with; with None nothing is demanded.
         """
         verdict = self.verdict
         for file in self.files:

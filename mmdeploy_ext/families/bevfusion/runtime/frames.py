@@ -79,7 +79,8 @@ def frame_of_rig(
 ) -> FusedFrame:
     """Return a frame of `read_frames` with its N pictures (h, w, 3) uint8 as inputs of the model.
 
-    `root` is the folder of the data set, for files that are not at the paths of the info.
+    `root` is the folder of the data set, for files that are not at the paths of the info. Without it they are
+    searched beside the infos.
 
     Raises:
         DataError: a sweep is missing, or does not fit.
