@@ -140,9 +140,10 @@ class Benchmark(abc.ABC):
     def result(
         self, contenders: Sequence[Contender], runs: Sequence[Runs], memories: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Return the content of the JSON file.
+        """Return the content of the JSON file: `common_facts`, `facts`, `contenders`, `forms` and `notes`.
 
-        `runs` has the runs of each group of samples; `memories` are those of `rows`.
+        `runs` has the runs of each group of samples; `memories` are those of `rows`. `contenders` are the
+        rows of `rows`, `forms` those of `measure.compare_forms`, `notes` what makes the figures doubtful.
         """
         (group_runs,), load = runs, self.other_load(runs)
         rows = self.rows(contenders, group_runs, memories)
@@ -257,7 +258,14 @@ class Benchmark(abc.ABC):
         return measure.mean_load(runs) if self.ranks.size == 1 else None
 
     def common_facts(self, runs: Sequence[Runs]) -> dict[str, Any]:
-        """Return the entries of every JSON file about model, machine and rounds."""
+        """Return the entries of every JSON file about model, machine and rounds.
+
+        These are config and checkpoint with their hashes, `family`, `device`, `threads`, `processes` that
+        measured at a time, `rounds`, `warmup`, `spare_rounds`, `machine`, `memory_method`, `other_load`
+        (share of the cores, None if unknown), `preprocess_ms`, `profiles` (title of a graph -> times of its
+        operators) and `refused`, the files that engines refused: `engine`, `label`, `file` and `reason` of
+        each.
+        """
         deployment, args = self.deployment, self.args
         names = ('config', 'checkpoint', 'cfg_options', 'config_sha256', 'checkpoint_sha256')
         return dict(

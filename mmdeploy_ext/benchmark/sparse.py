@@ -152,7 +152,12 @@ class SparseBenchmark(Benchmark):
     def result(
         self, contenders: Sequence[Contender], runs: Sequence[Runs], memories: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Return the content of the JSON file, which has an entry for each set of voxels."""
+        """Return the content of the JSON file.
+
+        Beside the common facts it has `sets`, an entry for each set of voxels, `growth` and `work_growth`,
+        exponents of time and of multiplications in the number of voxels, `racing`, how wrong spconv is with
+        all threads, `export_s`, target -> seconds, `bars` and what they are of (`bars_of`), and `notes`.
+        """
         roofline = {threads: figures.gemm_flops(threads) for threads in {1, *self.threads}}
         entries = []
         for (voxels,), set_runs in zip(self.groups(), runs, strict=True):

@@ -199,7 +199,10 @@ def _dump(deployment: Deployment, tested: TestedModel, first: bool) -> DumpWrite
 
 
 def model_facts(deployment: Deployment) -> dict[str, str]:
-    """Return the facts about the model in a dump and a file of metrics."""
+    """Return `config`, a file name, `config_sha256` and `checkpoint_sha256`.
+
+    These are facts about the model in a dump and in a file of metrics.
+    """
     return dict(
         config=Path(deployment.config).name,
         config_sha256=deployment.config_sha256,

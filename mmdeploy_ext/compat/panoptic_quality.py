@@ -46,7 +46,10 @@ class ClassCount:
     fn: int = 0
 
     def figures(self) -> dict[str, float] | None:
-        """Return panoptic, segmentation and recognition quality; None of a class that does not occur."""
+        """Return `pq`, `sq` and `rq`, panoptic, segmentation and recognition quality in 0..1.
+
+        They are None of a class that does not occur.
+        """
         weight = self.tp + 0.5 * self.fp + 0.5 * self.fn
         if not weight:
             return None

@@ -91,7 +91,7 @@ class Report:
         return {finding.rule for finding in self}
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return plain JSON types: `name`, `exporters`, `failed`, `trials` and `findings`."""
         return dict(
             name=self.name,
             exporters=list(self.exporters),

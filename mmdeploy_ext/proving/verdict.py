@@ -139,7 +139,13 @@ class Verdict:
         return reasons + [f'{row.name}: {row.difference_text}' for row in self.metrics if not row.passed]
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures of all cases together: counts, worst values, one histogram of all tensors."""
+        """Return the figures of all cases together.
+
+        Counts are `inputs`, `sequence_frames`, `unseen_inputs` (that were not traced), `checks`, `tensors`
+        and `images`, and how many of these failed (`checks_failed` ...); of results `reference`, `matched`,
+        `missing`, `extra` and `ties`. `worst_rel`, `worst_iou` and `worst_score` are None if nothing was
+        compared; `histogram` is the sum of those of all tensors.
+        """
         tensors = [row for case in self.cases for row in case.tensors]
         images = [row for case in self.cases for row in case.detections]
         names = 'reference', 'matched', 'missing', 'extra', 'ties'

@@ -71,7 +71,7 @@ class Row:
         return math.inf if math.isnan(error) else error
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return plain JSON types: the attributes, `own` being `local`."""
         return dict(
             name=self.name,
             module=self.module,
@@ -124,7 +124,7 @@ class Fidelity:
         return f'{start}. Keep in fp16, cosine after each: {steps}{end}'
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return plain JSON types: the attributes, `keep_fp16` being `fp16_layers` and `layers` the rows."""
         return {
             'calibrator': self.calibrator,
             'sweeps': self.sweeps,
@@ -240,7 +240,7 @@ class Finding:
     default: Difference
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return plain JSON types: the attributes."""
         return {
             'assumption': dataclasses.asdict(self.assumption),
             'fp32': self.fp32.to_json(),

@@ -235,7 +235,12 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
 
 
 def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr: float) -> dict[str, Any]:
-    """Detect, draw and write one image; return its entry for the JSON file."""
+    """Detect, draw and write one image; return its entry for the JSON file.
+
+    `source` is the image, `target` the picture that is written, `score_thr` the least score of what is drawn.
+    The entry has both paths (`image`, `picture`), `height`, `width`, `milliseconds`, the number of results
+    that are `drawn`, and all `detections`.
+    """
     from mmdeploy_ext.preprocess.pictures import read_image
     from mmdeploy_ext.runtime import draw
     from mmdeploy_ext.runtime.detect import detect

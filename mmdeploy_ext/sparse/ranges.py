@@ -204,7 +204,7 @@ class Ranges:
         return dataclasses.replace(self, nodes=nodes)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data, for `from_json`."""
+        """Return plain data, for `from_json`: format and version, attributes, and `nodes`, name -> ranges."""
         head = {'format': FORMAT, 'version': VERSION}
         head |= {key: value for key, value in vars(self).items() if key not in ('nodes', 'path')}
         return dict(head, nodes=self._nodes_json())

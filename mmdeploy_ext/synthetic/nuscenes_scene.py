@@ -382,9 +382,10 @@ def _write_frames(root: Path, scene: Scene) -> _Records:
 
 
 def write_scene(root: Path, plan: ScenePlan) -> dict[str, list[Record]]:
-    """Write the files of a scene below `root` and return its records per table.
+    """Write the files of a scene below `root` and return table -> its records.
 
-    The tables of a set are `fixed_tables` and those of its scenes, concatenated.
+    The tables, such as `scene` and `sample_annotation`, are nuScenes'; those of a set are `fixed_tables` and
+    those of its scenes, concatenated.
     """
     cv2.setNumThreads(1)
     scene = make_scene(plan)

@@ -166,7 +166,7 @@ def portable(text: str) -> str:
 
 
 def zoo_content(records: Sequence[Record]) -> dict[str, Any]:
-    """Return the content of the JSON file of all records, sorted by name."""
+    """Return the content of the JSON file of all records: `versions` and `configs`, sorted by name."""
     ordered = sorted(records, key=lambda record: record.config)
     return dict(versions=versions(), configs=[dataclasses.asdict(record) for record in ordered])
 

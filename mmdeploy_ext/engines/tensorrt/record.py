@@ -75,7 +75,7 @@ class Record:
         return '' if self.precision == AS_GIVEN else self.precision
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return attribute -> value as plain JSON types, and `format`, the version of the format."""
         return dict(format=FORMAT, **dataclasses.asdict(self))
 
     @classmethod

@@ -488,6 +488,9 @@ def refuse_small_grid(path: str, module: ConvolutionModule, source: SparseConvTe
 def convolution_fields(module: ConvolutionModule) -> dict[str, Any]:
     """Return those fields of the graph's node that follow from the module, not from its input.
 
+    They are, by the names of `ir.SparseConvolution`, the geometry, `weight`, `bias` (None if it has none),
+    `subm`, `inverse`, `rulebook` (the indice key), `activation` and `output_bound`.
+
     The weight is (O, k0, k1, k2, I) float32, O and I output and input channels. spconv 2 reads the memory of
     a 1x1x1 kernel as (I, O), whatever its shape (its issue 556); such a kernel is transposed accordingly.
     """

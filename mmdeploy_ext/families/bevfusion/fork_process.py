@@ -281,7 +281,10 @@ def line_of(error: Exception) -> str:
 
 
 def run(fork: ForkModel, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Answer one request, see the module: write the result of its `method` to its file `output`."""
+    """Answer one request, see the module: write the result of its `method` to its file `output`.
+
+    Returned is `operators`, the compiled operators that ran in PyTorch so far.
+    """
     from mmdeploy_ext.proving.near_ties import other_rounding
 
     with np.load(request['input']) as arrays, contextlib.ExitStack() as stack:

@@ -81,7 +81,8 @@ def values_of_boxes(
 ) -> dict[str, np.ndarray]:
     """Return the outputs of a head by name for boxes of the frame's graph, as `head_values` reads them.
 
-    A box with the label -1 is put far above the range of the coder, which then drops it.
+    A box with the label -1 is put far above the range of the coder, which then drops it. The node's outputs
+    are `bbox_pred`, `score` and `label_pred`.
 
     Args:
         outputs: `boxes` (Q, 9), `scores` and `labels` of the frame's graph.

@@ -93,7 +93,11 @@ def json_of(description: Head) -> dict[str, Any]:
 
 
 def facts_of(head: nn.Module) -> dict[str, Any]:
-    """Return what the metadata tell about the decoding of a head: all of `POSTPROCESS` but its thresholds."""
+    """Return what the metadata tell about the decoding of a head: all of `POSTPROCESS` but its thresholds.
+
+    The keys are `clip_border`, `strides` and `base_anchors` per level, `coder` (settings, by
+    `contract.dense_head`), `num_classes` and `head` (fields of its `Head`).
+    """
     kind = kind_of(head)
     coder = kind.coder(head)  # refuses coders that are not exported, before their other settings are read
     return dict(

@@ -54,7 +54,8 @@ def generated_dataset(
 
     `default` is the type of the data set if that of the config reads no infos of nuScenes. `views` and
     `voxels` are the rules of the model's cameras and points; None: it takes none. Test-time augmentation is
-    left out: no file takes several samples.
+    left out: no file takes several samples. The config is that of `data.test`, with `type`, `pipeline`,
+    `ann_file` and what the type needs.
     """
     from mmdet3d.datasets import NuScenesDataset
     from mmdet3d.datasets.builder import DATASETS

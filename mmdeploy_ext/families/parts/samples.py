@@ -57,7 +57,8 @@ def detections(result: Mapping[str, Any]) -> Detections3D:
 def result(detections: Detections3D) -> dict[str, Any]:
     """Return detections as one entry of the results that mmdet3d's nuScenes data sets evaluate.
 
-    Track ids are its `instance_ids`, which the metric 'tracking' reads.
+    It is `pts_bbox`: `boxes_3d`, `scores_3d` and `labels_3d`. Track ids are its `instance_ids`, which the
+    metric 'tracking' reads.
     """
     boxes = torch.from_numpy(np.ascontiguousarray(detections.boxes, np.float32))
     scores, labels = (

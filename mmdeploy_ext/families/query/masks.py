@@ -279,7 +279,10 @@ class QueryMapFullForm(nn.Module):
 
 
 def facts_of(fusion: nn.Module) -> dict[str, Any]:
-    """Return name -> setting of mmdet's fusion head, as files tell them to `families/query/runtime.py`."""
+    """Return name -> setting of mmdet's fusion head, as files tell them to `families/query/runtime.py`.
+
+    The names are `num_classes`, `num_things`, `object_mask_thr`, `iou_thr` and `filter_low_score`.
+    """
     test_cfg = fusion.test_cfg
     return dict(
         num_classes=int(fusion.num_classes),

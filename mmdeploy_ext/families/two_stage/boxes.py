@@ -97,16 +97,14 @@ class Boxes(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Return dets (B, n, 5) and labels (B, n), with a cap also candidates (B,), see `Suppression`.
 
-        With None nothing is collected.
-
         Args:
-            maps: features of all levels.
+            maps: features of all levels, (B, channels, h, w) each.
             proposals: (B, K, 4) xyxy, pixels of the network input.
             present: (B, K) bool; other rows are padding.
             clip_hw: (B, 2) float32 height and width that boxes are clipped to.
             scale_factor: (B, 4) float32 `w h w h`; boxes are divided by it.
             stage_tensors: if it is a list, a dict per stage is appended to it: the inputs and outputs of its
-                head by name, a row per region.
+                head by name, a row per region; None if nobody needs them.
         """
         regions, logits = proposals, []
         for index, stage in enumerate(self.stages):

@@ -204,7 +204,10 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
 
 
 def example(model: nn.Module, options: Options) -> dict[str, torch.Tensor]:
-    """Return name -> tensor to trace the second graph with: seeded features, and windows of several sizes."""
+    """Return name -> tensor to trace the second graph with: seeded features, and windows of several sizes.
+
+    They are the features by their names, `proposals`, `img_shape` and `scale_factor`.
+    """
     shape_of, numbers = shapes(model, options), torch.Generator().manual_seed(SEED)
     features = {
         name: torch.randn((options.batch, *shape_of[name][1:]), generator=numbers)

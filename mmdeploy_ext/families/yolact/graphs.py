@@ -74,7 +74,10 @@ class YolactNetwork(nn.Module):
 
 
 def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
-    """Return name -> number of `test_cfg`; ConfigError names an entry that is missing, or no number."""
+    """Return `score_thr`, `iou_thr`, `top_k`, `max_per_img` and `nms_pre` of `test_cfg`.
+
+    ConfigError names an entry that is missing, or is no number; without `nms_pre` it is -1, no limit.
+    """
     return dict(
         score_thr=number('score_thr', test_cfg.get('score_thr'), float),
         iou_thr=number('iou_thr', test_cfg.get('iou_thr'), float),
@@ -178,7 +181,7 @@ def masks_of(
 ) -> torch.Tensor:
     """Return masks (B, n, h, w) bool of prototypes (B, P, hp, wp) and their weights (B, n, P) in each mask.
 
-    They are cropped to boxes `relative` (B, n, 4), shares of the image; `target` (2,) int64 is h, w.
+    They are cropped to boxes `relative` (B, n, 4) xyxy, shares of the image; `target` (2,) int64 is h, w.
     """
     size = hw(prototypes)
     probabilities = (weights @ prototypes.flatten(2)).sigmoid()

@@ -41,7 +41,7 @@ PAIR_DISTANCE = 1.0
 
 
 def half_bars(bars: HalfBars) -> dict[str, float]:
-    """Return the bars of `pair_up` for float16 and INT8 files."""
+    """Return `distance_bar`, `corner_bar` (m) and `score_bar` of `pair_up` for float16 and INT8 files."""
     return dict(distance_bar=bars.distance_m, corner_bar=bars.distance_m, score_bar=bars.score)
 
 
