@@ -12,12 +12,13 @@ import cv2
 import numpy as np
 
 from mmdeploy_ext.runtime.bev_nms import bev_corners
-from mmdeploy_ext.runtime.draw import class_colour, class_name, write
+from mmdeploy_ext.runtime.draw import class_colour, class_name, track_colour, write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.draw import Colour
 
 WHITE, PALE, DARK, GREY = (255, 255, 255), (225, 225, 225), (32, 30, 28), (110, 105, 100)
 """Colours: blue, green, red."""
@@ -50,6 +51,17 @@ class BoxLayer:
     def is_marked(self, index: int) -> bool:
         """Return whether a box is marked."""
         return self.marked is not None and bool(self.marked[index])
+
+    def colour(self, index: int) -> Colour:
+        """Return the colour of a box: that of its track if boxes have ids, else that of its class."""
+        if self.detections.ids is not None:
+            return track_colour(int(self.detections.ids[index]))
+        return class_colour(int(self.detections.labels[index]))
+
+    def name(self, index: int, classes: Sequence[str]) -> str:
+        """Return the class of a box in `classes`, with the id of its track if it has one."""
+        name, ids = class_name(int(self.detections.labels[index]), classes), self.detections.ids
+        return name if ids is None or ids[index] < 0 else f'{name} #{ids[index]}'
 
     def caption(self) -> str:
         """Return the title and the number of the boxes."""
@@ -157,7 +169,7 @@ def _draw_from_above(canvas: np.ndarray, view: _View, layer: BoxLayer, index: in
     box = layer.detections.boxes[index]
     corners = box_corners(box[None])[0, :4, :2]
     outline, centre = view.pixels(corners), view.pixels(box[:2])
-    colour, width = (PALE, 1) if is_pale else (class_colour(int(layer.detections.labels[index])), 3)
+    colour, width = (PALE, 1) if is_pale else (layer.colour(index), 3)
     cv2.polylines(canvas, [outline], True, colour, width, cv2.LINE_AA)
     cv2.line(canvas, centre.tolist(), view.pixels(corners[:2].mean(0)).tolist(), colour, width, cv2.LINE_AA)
     if np.hypot(*box[7:9]) >= MIN_SPEED:
@@ -169,14 +181,19 @@ def _draw_from_above(canvas: np.ndarray, view: _View, layer: BoxLayer, index: in
 
 
 def _legend(canvas: np.ndarray, layers: Sequence[BoxLayer], classes: Sequence[str]) -> None:
-    """Write the captions of the layers, and the colours of the classes in the picture."""
+    """Write the captions of the layers, and the colours in the picture: of classes, or of tracks."""
     for line, layer in enumerate(layers):
         text = layer.caption() + (', pale lines' if line else '')
         write(canvas, text, (8, 18 + 18 * line), 0.5)
     if any(layer.marked is not None and layer.marked.any() for layer in layers):
         write(canvas, 'white ring: no equal on the other side', (8, 18 + 18 * len(layers)), 0.45)
-    labels = sorted({int(label) for layer in layers for label in layer.detections.labels})
-    for row, label in enumerate(reversed(labels)):
+    colours = {
+        (int(layer.detections.labels[index]), layer.name(index, classes)): layer.colour(index)
+        for layer in layers
+        for index in range(len(layer.detections))
+    }
+    most = (canvas.shape[0] - 8) // 17 - len(layers) - 2
+    for row, ((_, name), colour) in enumerate(sorted(colours.items(), reverse=True)[:most]):
         bottom = canvas.shape[0] - 8 - 17 * row
-        cv2.rectangle(canvas, (8, bottom - 10), (20, bottom), class_colour(label), cv2.FILLED)
-        write(canvas, class_name(label, classes), (26, bottom), 0.42)
+        cv2.rectangle(canvas, (8, bottom - 10), (20, bottom), colour, cv2.FILLED)
+        write(canvas, name, (26, bottom), 0.42)

@@ -83,6 +83,11 @@ def class_colour(label: int) -> Colour:
     return tuple(pixel.tolist())
 
 
+def track_colour(track_id: int) -> Colour:
+    """Return the BGR colour of a track, equal in every picture; grey for a box without an id, -1."""
+    return class_colour(len(PALETTE_BGR) + track_id) if track_id >= 0 else (150, 150, 150)
+
+
 def text_colour(background_bgr: Colour) -> Colour:
     """Return black or white, whichever is legible on the background."""
     blue, green, red = background_bgr

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from mmdeploy_ext.runtime.bird_eye import DARK, WHITE, BoxLayer, bird_eye, box_corners
-from mmdeploy_ext.runtime.draw import FONT, class_colour, class_name, overlaps, text_colour, write
+from mmdeploy_ext.runtime.draw import FONT, overlaps, text_colour, write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,13 +79,13 @@ def draw_camera(
         lines = project_segments(*corners[index][BOX_LINES.T], lidar2img)
         if _is_outside(lines, canvas.shape):
             continue
-        lines, label = np.clip(lines, -1e4, 1e4), int(layer.detections.labels[index])
+        lines, colour = np.clip(lines, -1e4, 1e4), layer.colour(index)
         outline = (WHITE, width + 4) if layer.is_marked(index) else ((0, 0, 0), width + 2)
-        for shade, thickness in (outline, (class_colour(label), width)):
+        for shade, thickness in (outline, (colour, width)):
             for line in np.round(lines).astype(int).tolist():
                 cv2.line(canvas, line[:2], line[2:], shade, thickness, cv2.LINE_AA)
-        text = f'{class_name(label, classes)} {float(layer.detections.scores[index]):.2f}'
-        labels.append((text, lines, class_colour(label)))
+        text = f'{layer.name(index, classes)} {float(layer.detections.scores[index]):.2f}'
+        labels.append((text, lines, colour))
     for text, lines, colour in reversed(labels):
         _label(canvas, text, lines, colour, placed)
     return canvas

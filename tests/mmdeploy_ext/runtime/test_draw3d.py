@@ -1,12 +1,15 @@
 """Boxes are drawn where they are: in the right camera, at the right pixels, cut at the camera, from above."""
 
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from mmdeploy_ext.runtime.bird_eye import EXTENT, WHITE, BoxLayer, bird_eye, box_corners, ring_radii
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.draw import class_colour
+from mmdeploy_ext.runtime.draw import class_colour, track_colour
 from mmdeploy_ext.runtime.draw3d import (
     NEAR,
     camera_mosaic,
@@ -176,3 +179,33 @@ def test_a_box_far_beyond_any_sensor_is_drawn_with_few_rings():
         layer = BoxLayer('far', detections(box(far, 3.0)))
         assert sweep_picture('', np.zeros((2, 3), np.float32), [layer], ['car']).any()
         assert bird_eye([layer], ['car']).any()
+
+
+def test_a_box_keeps_the_colour_of_its_track_whatever_its_class_and_its_neighbours():
+    image, boxes = np.zeros((180, 320, 3), np.uint8), [box(12, 0), box(20, 5)]
+    frames = (
+        dict(labels=[0, 1], ids=[7, 3]),
+        dict(labels=[2, 1], ids=[7, 12]),
+        dict(labels=[0, 0], ids=[-1, 7]),
+    )
+    for frame in frames:
+        tracks = dataclasses.replace(detections(*boxes, labels=frame['labels']), ids=np.array(frame['ids']))
+        layer = BoxLayer('tracks', tracks)
+        for picture in (draw_camera(image, looking(0.0), layer, CLASSES), bird_eye([layer], CLASSES)):
+            for track_id in (3, 7, 12, -1):
+                drawn = (picture == track_colour(track_id)).all(-1).any()
+                assert drawn == (track_id in frame['ids'])
+    assert layer.name(0, CLASSES) == 'class 0'
+    assert layer.name(1, CLASSES) == 'class 0 #7'
+    # neighbouring ids are told apart, and none looks like a class
+    colours = [track_colour(track_id) for track_id in range(40)]
+    assert len(set(colours)) == 40
+    apart = min(np.abs(np.subtract(*pair)).sum() for pair in itertools.pairwise(colours))
+    assert apart > 100
+    assert not set(colours) & {class_colour(label) for label in range(10)}
+
+
+def test_a_legend_of_more_tracks_than_there_is_room_for_stays_in_the_picture():
+    many = detections(*[box(12 + index, 0) for index in range(90)])
+    layer = BoxLayer('tracks', dataclasses.replace(many, ids=np.arange(90)))
+    assert bird_eye([layer], CLASSES, side=440).shape == (440, 440, 3)
