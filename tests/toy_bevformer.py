@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.exporting import deployment as deploy
@@ -22,7 +22,7 @@ def load(folder: Path) -> deploy.Deployment:
     return deploy.load(CONFIG, str(path))
 
 
-def export(deployment: deploy.Deployment, folder: Path) -> list[str]:
-    """Export the toy and return the path of its file, in a list."""
-    options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
+def export(deployment: deploy.Deployment, folder: Path, **options: Any) -> list[str]:
+    """Export the toy with options and return the path of its file, in a list."""
+    options = deploy.resolve_opset(deployment.family.choose(opset=0, **options), deployment.model)
     return export_files(deployment, options, str(folder / 'bevformer'))[0]

@@ -4,6 +4,8 @@ Glossary: N cameras, H, W network input in pixels, Q cells of the bird's-eye vie
 decoder layers, R queries of objects, K classes.
 """
 
+import dataclasses
+
 from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
@@ -14,6 +16,7 @@ from mmdeploy_ext.families.parts.bev_grid import rotate_view
 from mmdeploy_ext.families.parts.bev_queries import LastView, decode_objects, encode_view
 from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
+from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.proving.half_bars import ATOL, RTOL
 
 FORM = 'bevformer'
@@ -131,4 +134,8 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return the one graph."""
     _, height, width = model.input_sizes
     module = BevFormerFrame(fuse(model), (height, width))
-    return with_examples(model, [(FORM, module, spec(model, options))])
+    (graph,) = with_examples(model, [(FORM, module, spec(model, options))])
+    if options.grid_sample == 'operator':
+        return [graph]
+    stages = [dataclasses.replace(stage, passes=(replace_grid_sample,)) for stage in graph.stages]
+    return [dataclasses.replace(graph, make=lambda: stages)]

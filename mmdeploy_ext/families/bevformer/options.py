@@ -1,9 +1,10 @@
-"""BEVFormer: its option, and the schema of the post-processing in the metadata of its files."""
+"""BEVFormer: its options, and the schema of the post-processing in the metadata of its files."""
 
 import dataclasses
 
 from mmdeploy_ext.contract import options
 from mmdeploy_ext.contract.schema import COUNT, FLAG, RANGE, exactly, full_record, maybe, number
+from mmdeploy_ext.families.parts.options import GRID_SAMPLE
 
 OPTIONS = (
     dataclasses.replace(
@@ -12,6 +13,7 @@ OPTIONS = (
         help="portable: one graph of plain operators; motion and the last bird's-eye view are inputs",
         choices=('portable',),
     ),
+    GRID_SAMPLE,
 )
 """Options of the family."""
 POSTPROCESS = full_record(

@@ -9,6 +9,7 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
 from mmdeploy_ext.core.taps import collect_taps, tap
 from mmdeploy_ext.families.bevformer.runtime import memory_tensors, record_of
+from mmdeploy_ext.families.parts.runtime.bev_motion import TIE_CELLS, YAW_DEG, rotation_ties
 from mmdeploy_ext.families.parts.samples import detections
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
@@ -27,12 +28,21 @@ class BevFormerReference:
         self.model, self.head = model, model.pts_bbox_head
         self.device = next(model.parameters()).device
         self._last: Frame | StreamState | None = None
+        self._ties: dict[str, int] = {}
         self.reset()
 
     def reset(self) -> None:
         """Empty the memory."""
         self.model.prev_frame_info = dict(prev_bev=None, scene_token=None, prev_pos=0, prev_angle=0)
         self._last = None
+
+    @property
+    def notes(self) -> list[str]:
+        """Frames in which the rotation of the last view has ties, for the verdict."""
+        if not self._ties:
+            return []
+        frames = ', '.join(f'{count} cells of {name}' for name, count in self._ties.items())
+        return [f'rotation of the last view: {frames} are within {TIE_CELLS:g} cells of a tie']
 
     @property
     def state(self) -> StreamState | None:
@@ -70,6 +80,7 @@ class BevFormerReference:
     def step(self, frame: Frame) -> StepResult:
         """Run one frame through `forward_test`; outputs are those of the head by name."""
         head_outputs: dict[str, torch.Tensor] = {}
+        self._note_ties(frame)
         was_first = self.model.prev_frame_info['scene_token'] != frame.scene_token
         hook = self.head.register_forward_hook(lambda module, inputs, outputs: head_outputs.update(outputs))
         try:
@@ -85,6 +96,16 @@ class BevFormerReference:
         self._last = frame
         outputs = {name: head_outputs[name].detach().cpu().numpy().copy() for name in OUTPUTS}
         return StepResult(outputs, detections(results[0]['pts_bbox']), was_first)
+
+    def _note_ties(self, frame: Frame) -> None:
+        last, transformer = self.model.prev_frame_info, self.head.transformer
+        if last['prev_bev'] is None or last['scene_token'] != frame.scene_token:
+            return
+        if transformer.rotate_prev_bev:
+            degrees = record_of(frame)[YAW_DEG] - last['prev_angle']
+            size = self.head.bev_h, self.head.bev_w
+            if ties := rotation_ties(degrees, transformer.rotate_center, size):
+                self._ties[frame.name] = ties
 
     def _data(self, frame: Frame) -> dict[str, Any]:
         """Return the frame in the form of the test loader: one augmentation of one sample, copied."""

@@ -90,11 +90,14 @@ class BevFormerOnnx(Runtime):
         self.num_cameras = self.image_shape[0]
         self.seconds = dict(network=0.0)
         self.was_reset = False
+        self._view = np.zeros(self.backend.spec.tensor('prev_bev').axes, np.float32)
         self.reset()
 
     def reset(self) -> None:
-        """Forget the last frame: the next one begins a scene."""
-        self._view = np.zeros(self.backend.spec.tensor('prev_bev').axes, np.float32)
+        """Forget the last frame: the next one begins a scene, and its results do not depend on the view.
+
+        The view stays what it was: a proof shows with each new scene that a first frame takes any numbers.
+        """
         self._last: StreamState | None = None  # without the view
 
     def detect(
@@ -163,6 +166,7 @@ class BevFormerOnnx(Runtime):
         try:
             check_finite(outputs, frame.name or 'frame')
         except Exception:
+            self._view = np.zeros_like(self._view)
             self.reset()
             raise
         place = dict(position=record[:3], heading=record[[YAW_DEG]])

@@ -11,11 +11,14 @@ import toy_bevformer as toy
 from marking import in_suite
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.bevformer import graphs, runtime
+from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
 from mmdeploy_ext.families.parts import bev_attention, bev_grid, bev_queries
 from mmdeploy_ext.families.parts.runtime import bev_motion
 from mmdeploy_ext.families.parts.runtime.bev_motion import can_bus_record, record_of_pose
-from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.graph.io.files import load
+from mmdeploy_ext.proving.inputs.synthetic_drive import rig, synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.runtime.frames import StreamState
 
 FRAMES = 4
 RECORD = np.array([12.0, -7.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.1, 0.2, 9.8, 0, 0, 0.1, 5.0, 0.1, 0, 0.8, 45.8])
@@ -45,11 +48,39 @@ def test_the_first_frame_takes_any_finite_view(deployment, paths):
     runner = deployment.family.runner(paths, dict(engine='OnnxRuntimeBackend'))
     frame = next(iter(drive(deployment, 1)))
     empty = runner.step(frame).outputs
-    runner.reset()
-    runner._view = np.random.default_rng(0).standard_normal(runner._view.shape).astype(np.float32)
+    noise = np.random.default_rng(0).standard_normal(empty['bev_embed'].shape).astype(np.float32)
+    runner.state = StreamState(
+        dict(bev_embed=noise, position=np.zeros(3), heading=np.zeros(1)), frame.ego_pose, 0.0, 'another'
+    )
     noise = runner.step(frame).outputs
     for name, values in empty.items():
         np.testing.assert_array_equal(values, noise[name])
+
+
+@pytest.mark.matrix
+def test_a_graph_of_gathers_is_proven(deployment, tmp_path):
+    paths = toy.export(deployment, tmp_path, grid_sample='gather')
+    assert 'GridSample' not in {node.op_type for node in load(paths[0]).graph.node}
+    verdict, _ = prove(deployment, paths, drive(deployment))
+    assert verdict.passed, verdict.reasons
+
+
+def test_gathers_stand_for_every_grid_sample(deployment, paths, tmp_path):
+    gathers = toy.export(deployment, tmp_path, grid_sample='gather')
+    assert 'GridSample' not in {node.op_type for node in load(gathers[0]).graph.node}
+    results = []
+    for files in (paths, gathers):
+        runner = deployment.family.runner(files, dict(engine='OnnxRuntimeBackend'))
+        results.append([runner.step(frame).outputs for frame in drive(deployment, 2)])
+    for sampled, gathered in zip(*results, strict=True):
+        np.testing.assert_allclose(gathered['bev_embed'], sampled['bev_embed'], rtol=0, atol=1e-5)
+
+
+def test_cells_between_two_cells_are_counted_as_ties():
+    assert bev_motion.rotation_ties(0.0, (100, 100), (50, 50)) == 0
+    assert bev_motion.rotation_ties(90.0, (100, 100), (150, 150)) == 0
+    assert bev_motion.rotation_ties(12.3, (100, 100), (50, 50)) == 0
+    assert bev_motion.rotation_ties(90.0, (10.5, 11), (21, 21)) == 21 * 21  # each source is on an edge
 
 
 def bilinear(view, rotation, height, width):
@@ -71,6 +102,31 @@ def by_atan(motion, extent):
 def changed(function, change):
     """Return a function whose arguments are changed before it is called."""
     return lambda *arguments: function(*change(*arguments))
+
+
+def initial_query(head, maps, can_bus, lidar2img, size, last):
+    """At the first frame the query of the encoder's input stands for the view, in each layer."""
+    queries, _ = bev_queries.cell_queries(head, can_bus)
+    cells = last.cells * last.exists + queries * (1 - last.exists)
+    seen = bev_queries.LastView(cells, last.shift * last.exists, torch.ones_like(last.exists))
+    return bev_queries.encode_view(head, maps, can_bus, lidar2img, size, seen)
+
+
+def masks_of_the_drive(points, lidar2img, size):
+    """Masks of the rig before one of its cameras changed, places of the present one."""
+    _, matrices, _ = rig(len(lidar2img), size)
+    _, is_seen = project(points, torch.from_numpy(matrices.astype(np.float32)), size)
+    return project(points, lidar2img, size)[0], is_seen
+
+
+def first_rig(original):
+    kept = {}
+
+    def step(self, frame):
+        kept.setdefault('lidar2img', frame.lidar2img)
+        return original(self, dataclasses.replace(frame, **kept))
+
+    return step
 
 
 rotation, shift, since = bev_motion.bev_rotation, bev_motion.bev_shift, bev_motion.motion_since
@@ -107,6 +163,13 @@ FAULTS = {
         lambda module, query, position, views, *rest: bev_attention.attend_views(
             module, query, position, torch.cat([views[:1], query]), *rest
         ),
+    ),
+    'the first frame with the initial query': ((graphs, 'encode_view'), initial_query),
+    'camera masks of the frame before': ((bev_queries, 'project_pillars'), masks_of_the_drive),
+    'the rig of the first frame': ((BevFormerOnnx, 'step'), first_rig(BevFormerOnnx.step)),
+    'the first frame looks at the view': (
+        (graphs, 'LastView'),
+        lambda cells, shift, exists: bev_queries.LastView(cells, shift, 0 * exists + 1),
     ),
     'points of a pillar, each for itself': (
         (bev_queries, 'attend_cameras'),

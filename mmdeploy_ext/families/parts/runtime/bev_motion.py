@@ -18,6 +18,9 @@ CAN_BUS = 18
 """Numbers of a record of the car's motion, see `motion_since`."""
 YAW_RAD, YAW_DEG = 16, 17
 """Where a record has the heading of the car in the map, in radians and in degrees."""
+TIE_CELLS = 2e-5
+"""A source as near as this to the middle between two cells may be rounded to either by right float32 code:
+its coordinates, up to 100 cells, have steps of 8e-6 cells."""
 
 
 def can_bus_record(
@@ -131,3 +134,21 @@ def bev_rotation(degrees: float, center: Sequence[float], size: tuple[int, int])
     ).astype(np.float32)
     half = np.array([[0.5 * width], [0.5 * height]], np.float32)
     return matrix / half
+
+
+def rotation_ties(degrees: float, center: Sequence[float], size: tuple[int, int]) -> int:
+    """Return how many cells of a rotated view have their source within `TIE_CELLS` of two cells.
+
+    Right implementations may copy one or the other there. For the arguments see `bev_rotation`.
+    """
+    height, width = size
+    angle = math.radians(-degrees)
+    x = np.arange(width) + 0.5 - center[0]
+    y = (np.arange(height) + 0.5 - center[1])[:, None]
+    cosine, sine = math.cos(angle), math.sin(angle)
+    columns, rows = cosine * x + sine * y + center[0], -sine * x + cosine * y + center[1]
+    is_near, is_inside = False, True
+    for places, cells in ((columns, width), (rows, height)):  # cell 0 is from 0 to 1
+        is_near |= np.abs(places - np.round(places)) < TIE_CELLS
+        is_inside &= (places > -TIE_CELLS) & (places < cells + TIE_CELLS)
+    return int((is_near & is_inside).sum())
