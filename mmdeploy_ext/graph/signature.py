@@ -87,32 +87,46 @@ def count_nodes(model: onnx.ModelProto) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Scope:
-    """Digests the nodes of one graph, body or function; `opsets` states the opsets that they are of."""
+    """Digests the nodes of one graph, body or function.
+
+    Attributes:
+        opsets: states the opsets that the nodes are of.
+        functions: the model's local functions by domain, name and overload.
+        depth: how many bodies it is inside of.
+        shapes: digest of a constant -> its shape, of all scopes.
+    """
 
     opsets: onnx.ModelProto | onnx.FunctionProto
     functions: Mapping[tuple[str, str, str], onnx.FunctionProto]
     depth: int = 0
+    shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def digest_nodes(self, graph: onnx.GraphProto | onnx.FunctionProto, tensors: dict[str, str]) -> list[str]:
         """Return a digest per node of a graph, and add those of its tensors to `tensors`."""
         inputs = set(_names(graph.input))
         for tensor in getattr(graph, 'initializer', ()):
             if tensor.name not in inputs:
-                tensors[tensor.name] = _constant_digest(numpy_helper.to_array(tensor))
+                tensors[tensor.name] = self._digest_constant(numpy_helper.to_array(tensor))
         for sparse in getattr(graph, 'sparse_initializer', ()):
-            tensors[sparse.values.name] = _constant_digest(dense_values(sparse))
+            tensors[sparse.values.name] = self._digest_constant(dense_values(sparse))
         return [self._digest_node(node, tensors) for node in graph.node]
+
+    def _digest_constant(self, array: np.ndarray) -> str:
+        digest = _constant_digest(array)
+        self.shapes[digest] = array.shape
+        return digest
 
     def _digest_node(self, node: onnx.NodeProto, tensors: dict[str, str]) -> str:
         value = constant_value(node)
         if value is not None:
-            tensors[node.output[0]] = _constant_digest(value)
+            tensors[node.output[0]] = self._digest_constant(value)
             return ''
-        inner = _Scope(self.opsets, self.functions, self.depth + 1)
+        values = attributes(node, self.opsets, lambda name: self.shapes.get(tensors.get(name, '')))
+        inner = dataclasses.replace(self, depth=self.depth + 1)
         digest = _digest(
             node.domain or 'ai.onnx',
             node.op_type,
-            *(f'{name}={exact_text(entry)}' for name, entry in sorted(attributes(node, self.opsets).items())),
+            *(f'{name}={exact_text(entry)}' for name, entry in sorted(values.items())),
             *(f'{entry.name}=@{entry.ref_attr_name}' for entry in node.attribute if entry.ref_attr_name),
             *(
                 f'{attribute.name}={inner.digest_body(body, dict(tensors))}'
@@ -134,7 +148,7 @@ class _Scope:
         function = self.functions.get((node.domain, node.op_type, node.overload))
         if function is None:
             return ''
-        inner = _Scope(function, self.functions, self.depth + 1)
+        inner = dataclasses.replace(self, opsets=function, depth=self.depth + 1)
         defaults = sorted(entry.SerializeToString(deterministic=True) for entry in function.attribute_proto)
         imports = sorted(f'{entry.domain} {entry.version}' for entry in function.opset_import)
         return _digest(

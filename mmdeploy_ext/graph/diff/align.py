@@ -219,7 +219,7 @@ def _operation(program: Program, position: int) -> tuple[Hashable, ...]:
     """Return operator and attributes of a node, and the operators of its bodies."""
     node = program.index.nodes[position]
     inner = tuple(tuple(inner_node.op_type for inner_node in body.node) for body in bodies(node))
-    values = attributes(node, program.index.model).items()
+    values = attributes(node, program.index.model, program.shape_of_constant).items()
     texts = tuple(sorted((name, exact_text(value)) for name, value in values))
     return node.domain, node.op_type, texts, inner
 

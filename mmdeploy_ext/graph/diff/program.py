@@ -67,6 +67,11 @@ class Program:
             if node.op_type in SHAPE_READERS or (is_static and node.op_type not in RANDOM):
                 self.static.update(self.index.writes(position))
 
+    def shape_of_constant(self, name: str) -> tuple[int, ...] | None:
+        """Return the shape of a constant, None for a tensor that is none."""
+        array = self.constants.get(name)
+        return None if array is None else array.shape
+
     def is_half(self) -> bool:
         """Return whether a constant, a default or an input is float16."""
         arrays = (*self.constants.values(), *self.defaults.values())

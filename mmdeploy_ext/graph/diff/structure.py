@@ -1,7 +1,7 @@
 """The changes between two graphs whose nodes are aligned. Needs no torch."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from mmdeploy_ext.graph.diff.program import Alignment, Program
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, operator_name
-from mmdeploy_ext.graph.io.operators import defaults_of, opsets_of
+from mmdeploy_ext.graph.io.operators import defaults_of, fill_window, opsets_of
 from mmdeploy_ext.proving.tensors import ArrayDistance, shape_text
 
 LONGEST_VALUE = 60
@@ -79,8 +79,8 @@ def _node_changes(
         detail = f'is {operator_name(node)}, in the reference {operator_name(expected)}'
         yield Change('node', label, detail, position, mate)
     else:
-        values = attributes(node, program.index.model)
-        expected_values = attributes(expected, reference.index.model)
+        values = attributes(node, program.index.model, program.shape_of_constant)
+        expected_values = attributes(expected, reference.index.model, reference.shape_of_constant)
         for name in sorted(values.keys() | expected_values.keys()):
             value, expected_value = values.get(name), expected_values.get(name)
             if exact_text(value) != exact_text(expected_value):
@@ -143,17 +143,25 @@ def _constant_change(array: np.ndarray, expected: np.ndarray) -> tuple[str, floa
     return detail, distance.max_rel if distance.scale else None
 
 
-def attributes(node: onnx.NodeProto, model: onnx.ModelProto) -> dict[str, Any]:
-    """Return name -> value of a node's attributes, defaults of the operator included, sub-graphs left out.
+def attributes(
+    node: onnx.NodeProto,
+    model: onnx.ModelProto | onnx.FunctionProto,
+    shape_of_constant: Callable[[str], Sequence[int] | None],
+) -> dict[str, Any]:
+    """Return name -> value of a node's attributes, defaults of the operator included.
 
-    `model` states the opsets; a local function may stand in its place.
+    Sub-graphs are left out, and what refers to an attribute of the function that the node is in.
+    `model`, which may be a local function, states the opsets; for `shape_of_constant` see `fill_window`.
     """
-    values = defaults_of(node, opsets_of(model))
+    opsets = opsets_of(model)
+    values = defaults_of(node, opsets)
     for entry in node.attribute:
-        if entry.type not in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+        is_graph = entry.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+        if not is_graph and not entry.ref_attr_name:
             value = helper.get_attribute_value(entry)
             is_tensor = isinstance(value, onnx.TensorProto)
             values[entry.name] = numpy_helper.to_array(value) if is_tensor else value
+    fill_window(values, node, opsets, shape_of_constant)
     return values
 
 

@@ -1,7 +1,7 @@
 """Schemas of operators by opset, and the nodes of a graph that draw random numbers."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,16 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.graph.io.constants import constant_value
 from mmdeploy_ext.graph.io.index import RANDOM, all_graphs
+
+WEIGHTS = {'Conv': 1, 'ConvInteger': 1, 'ConvTranspose': 1, 'DeformConv': 1, 'QLinearConv': 3}
+"""Operator of a convolution -> place of the input whose shape (D, C, *kernel) states the kernel."""
+
+LEFT_OUT = {'ConvTranspose': 'output_padding', 'AveragePool': 'dilations', 'LpPool': 'dilations'}
+"""Operator -> attribute that its canonical form lacks at the default.
+
+PyTorch's TorchScript exporter writes the others and leaves these out, so that the digests of its files, which
+the records of the zoo hold, are those of the attributes as they stand in the file.
+"""
 
 
 def opsets_of(model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, int]:
@@ -39,6 +49,43 @@ def defaults_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> dict[str, An
     schema = schema_of(node, opsets)
     entries = [entry.default_value for entry in schema.attributes.values()] if schema else []
     return {entry.name: helper.get_attribute_value(entry) for entry in entries if entry.name}
+
+
+def fill_window(
+    values: dict[str, Any],
+    node: onnx.NodeProto,
+    opsets: Mapping[str, int],
+    shape_of_constant: Callable[[str], Sequence[int] | None],
+) -> None:
+    """Bring the attributes that describe the window of a convolution or pooling into one form, in place.
+
+    The schemas have no default for kernel, strides, dilations and pads, because its length is the rank of the
+    kernel; the specification of the operators has it in words. Defaults are added, but for those of
+    `LEFT_OUT`, which are removed.
+
+    Args:
+        values: attributes of the node by name.
+        node: any node; one without a window, or whose rank nothing shows, stays as it is.
+        opsets: domain -> version, as `opsets_of` returns it.
+        shape_of_constant: returns the shape of a tensor that is a constant, and None for any other.
+    """
+    schema = schema_of(node, opsets)
+    if schema is None or 'strides' not in schema.attributes:
+        return
+    kernel, place = values.get('kernel_shape'), WEIGHTS.get(node.op_type, len(node.input))
+    if kernel is None and place < len(node.input):
+        kernel = list(shape_of_constant(node.input[place]) or ())[2:]
+    if not kernel:
+        return
+    rank = len(kernel)
+    defaults = dict(kernel_shape=kernel, strides=[1] * rank, dilations=[1] * rank, output_padding=[0] * rank)
+    if 'output_shape' not in values and values.get('auto_pad') == b'NOTSET':  # else they state the padding
+        defaults['pads'] = [0] * (2 * rank)
+    left_out = LEFT_OUT.get(node.op_type, '')
+    for name in schema.attributes.keys() & defaults.keys() - {left_out}:
+        values.setdefault(name, defaults[name])
+    if left_out and values.get(left_out) == defaults[left_out]:
+        del values[left_out]
 
 
 def random_nodes(model: onnx.ModelProto) -> list[str]:

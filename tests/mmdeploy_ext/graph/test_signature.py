@@ -197,6 +197,62 @@ def test_an_attribute_at_its_default_is_the_same_as_none():
     assert found.kind == 'attribute' and 'alpha' in found.detail
 
 
+WINDOWS = {
+    'MaxPool': (dict(kernel_shape=[3, 3]), dict(strides=[1, 1], dilations=[1, 1], pads=[0, 0, 0, 0])),
+    'AveragePool': (dict(kernel_shape=[2, 2], strides=[2, 2]), dict(dilations=[1, 1], count_include_pad=0)),
+    'Conv': ({}, dict(kernel_shape=[3, 5], strides=[1, 1], pads=[0] * 4, dilations=[1, 1], group=1)),
+    'ConvTranspose': (dict(strides=[2, 2]), dict(kernel_shape=[3, 5], output_padding=[0, 0], pads=[0] * 4)),
+}
+
+
+def window_model(operator, is_in_a_branch=False, **stated):
+    weights = numpy_helper.from_array(np.ones((4, 4, 3, 5), np.float32), 'w')
+    reads = ['x', 'w'] if 'Conv' in operator else ['x']
+    x, y, z = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in 'xyz')
+    nodes = [helper.make_node(operator, reads, ['y'], **stated)]
+    if is_in_a_branch:
+        body, yes = helper.make_graph(nodes, 'body', [], [y]), numpy_helper.from_array(np.array(True), 'yes')
+        nodes = [helper.make_node('If', ['yes'], ['z'], then_branch=body, else_branch=body)]
+        graph = helper.make_graph(nodes, 'g', [x], [z], [weights, yes])
+    else:
+        graph = helper.make_graph(nodes, 'g', [x], [y], [weights])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid('', 20)])
+
+
+@pytest.mark.parametrize('operator', WINDOWS)
+def test_a_window_at_its_defaults_is_the_same_as_one_that_states_them(operator):
+    needed, defaults = WINDOWS[operator]
+    for is_in_a_branch in (False, True):
+        bare = window_model(operator, is_in_a_branch, **needed)
+        assert differences(bare, window_model(operator, is_in_a_branch, **needed, **defaults)) == []
+        for name, value in defaults.items():
+            other = [entry + 1 for entry in value] if isinstance(value, list) else value + 1
+            changed = {**needed, **defaults, name: other}
+            assert differences(bare, window_model(operator, is_in_a_branch, **changed)), name
+
+
+def test_padding_that_the_operator_computes_is_not_the_default():
+    same, none = (window_model('Conv', auto_pad=entry) for entry in ('SAME_UPPER', 'NOTSET'))
+    assert differences(same, window_model('Conv', pads=[0] * 4))
+    assert differences(none, window_model('Conv', pads=[0] * 4)) == []
+
+
+def test_an_attribute_that_a_function_is_called_with_counts():
+    def called(kernel):
+        pool = helper.make_node('MaxPool', ['x'], ['y'])
+        pool.attribute.add(name='kernel_shape', ref_attr_name='kernel', type=onnx.AttributeProto.INTS)
+        opset = helper.make_opsetid('', 20)
+        function = helper.make_function('own', 'Pool', ['x'], ['y'], [pool], [opset], ['kernel'])
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in 'xy']
+        node = helper.make_node('Pool', ['x'], ['y'], domain='own', kernel=kernel)
+        graph = helper.make_graph([node], 'g', values[:1], values[1:])
+        opsets = [opset, helper.make_opsetid('own', 1)]
+        return helper.make_model(graph, opset_imports=opsets, functions=[function])
+
+    assert differences(called([2, 2]), called([2, 2])) == []
+    assert differences(called([2, 2]), called([2, 3]))
+
+
 def test_what_a_body_reads_from_outside_counts():
     def chosen(name):
         out = helper.make_tensor_value_info('z', TensorProto.FLOAT, (2, 3))
