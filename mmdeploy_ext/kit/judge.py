@@ -235,9 +235,11 @@ class _Judge:
         `rows` are those of outputs that cannot be compared.
         """
         if not rows:
+            spec = self.graphs[case.graph].spec
             if ordered := self.manifest.get('rows'):
-                arrays = in_order_of(case.tensors, arrays, ordered, self.manifest['tolerance'])
-            spec, empty = self.graphs[case.graph].spec, _empty_on_both_sides(case.tensors, arrays)
+                smallest = {tensor.name: tensor.column_groups[0].atol for tensor in spec.outputs}
+                arrays = in_order_of(case.tensors, arrays, ordered, self.manifest['tolerance'], smallest)
+            empty = _empty_on_both_sides(case.tensors, arrays)
             sides = ({n: side[n] for n in case.tensors if n not in empty} for side in (case.tensors, arrays))
             outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in empty)
             rows = compare_tensors(*sides, dataclasses.replace(spec, outputs=outputs))

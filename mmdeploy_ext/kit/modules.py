@@ -34,15 +34,16 @@ class _RecordingProof(ModuleProof):
 
     @property
     def graph_spec(self) -> GraphSpec:
-        """Names, dtypes and axes of the file, with the tolerance of the proof."""
-        first = self.comparisons[0]
+        """Names, dtypes and axes of the file, with the tolerances of the proof."""
+        first, smallest = self.comparisons[0], self.smallest_tolerances
 
         def tensor(value: Any, array: Any) -> TensorSpec:
             of_file = FileTensor.of(value, self.path)
             axes = of_file.axes if of_file.axes is not None else ('',) * array.ndim
             named = tuple(size or f'{value.name}[{axis}]' for axis, size in enumerate(axes))
             rtol = self.rtol if array.dtype.kind in 'fc' else 0.0
-            return TensorSpec(value.name, of_file.dtype, named, groups=(ColumnGroup(rtol=rtol),))
+            group = ColumnGroup(rtol=rtol, atol=smallest.get(value.name, 0.0))
+            return TensorSpec(value.name, of_file.dtype, named, groups=(group,))
 
         graph = self.model.graph
         inputs = [

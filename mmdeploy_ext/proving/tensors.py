@@ -154,7 +154,11 @@ def compare_tensors(
 
 
 def compare_named(
-    reference: Mapping[str, Any], candidate: Mapping[str, Any], rtol: float, title: str = 'the model'
+    reference: Mapping[str, Any],
+    candidate: Mapping[str, Any],
+    rtol: float,
+    title: str = 'the model',
+    atol: Mapping[str, float] | None = None,
 ) -> list[TensorRow]:
     """Compare outputs by name without a spec, floats relative to the output's largest value.
 
@@ -165,11 +169,14 @@ def compare_named(
         candidate: the same of the other side.
         rtol: largest difference of floats, relative to the output's largest value in the reference.
         title: of the reference, for messages.
+        atol: name -> difference that is allowed for floats however small they are; None: 0 for all.
     """
+    atol = atol or {}
     reference, candidate = without_sequences(reference), without_sequences(candidate)
     outputs = []
     for name, array in reference.items():
-        group = ColumnGroup(rtol=rtol if array.dtype.kind in 'fc' else 0.0)
+        is_float = array.dtype.kind in 'fc'
+        group = ColumnGroup(rtol=rtol if is_float else 0.0, atol=atol.get(name, 0.0) if is_float else 0.0)
         outputs.append(TensorSpec(name, array.dtype.name, array.shape, groups=(group,)))
     return compare_tensors(reference, candidate, GraphSpec(title, (), tuple(outputs)))
 

@@ -19,7 +19,11 @@ If all outputs are that wide, the rows stay in their order.
 
 
 def in_order_of(
-    reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], names: Sequence[str], rtol: float
+    reference: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    rtol: float,
+    atol: Mapping[str, float] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return outputs whose rows are in the order of the reference's, if each row has an equal partner.
 
@@ -28,6 +32,7 @@ def in_order_of(
         outputs: output -> array (R, ...).
         names: of the outputs whose rows belong together.
         rtol: allowed difference of two equal rows, relative to the largest value of an output.
+        atol: output of floats -> difference that is allowed however small its values are; None: 0 for all.
 
     Returns:
         The outputs as they are if their numbers of rows differ, a row has no partner, or the rows are in
@@ -47,7 +52,8 @@ def in_order_of(
         has_narrow = True
         distance = np.abs(expected[:, None] - got[None]).max(-1, initial=0)
         scale = float(np.abs(expected).max(initial=0))
-        allowed &= distance <= (rtol * scale if reference[name].dtype.kind == 'f' else 0)
+        tolerance = max(rtol * scale, (atol or {}).get(name, 0.0))
+        allowed &= distance <= (tolerance if reference[name].dtype.kind == 'f' else 0)
         nearness -= distance / (scale or 1.0)
     if not has_narrow or allowed.diagonal().all():  # equal rows may be several: their order stays
         return dict(outputs)
