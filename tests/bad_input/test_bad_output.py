@@ -83,6 +83,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_folder_as_it_was(tool, bench):
     )
 
 
+@pytest.mark.matrix
 def test_a_full_disk_leaves_no_half_report(bench):
     done = bench.call('verify', limit=100_000)
     assert done.status == 1 and done.err.count('\n') == 1

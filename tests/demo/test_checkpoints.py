@@ -43,6 +43,7 @@ def test_the_config_is_plain_data_and_the_one_that_was_trained(atss, config):
         assert trained[key] == config[key], key
 
 
+@pytest.mark.matrix
 def test_the_checkpoint_has_the_ap_that_its_page_states(config, tmp_path):
     from mmcv.parallel import MMDataParallel
     from mmdet.apis import single_gpu_test

@@ -67,6 +67,7 @@ def test_both_engines_have_the_ap_that_the_page_states(toy, data, tmp_path, caps
     assert 'equal' in capsys.readouterr().out
 
 
+@pytest.mark.matrix
 def test_a_file_of_another_pad_value_is_not_proven(tmp_path, capsys):
     config, checkpoint = (
         str(REPO / name) for name in ('configs/demo/yolox_toy.py', CHECKPOINTS / 'yolox_toy.pth')

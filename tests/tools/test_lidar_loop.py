@@ -72,6 +72,7 @@ def test_nds_and_map_by_both_engines_are_equal(runs):
     check_metrics(runs, 0.5)  # 0.811 on these four frames
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ('toy', 'folder', 'least'),
     in_suite(

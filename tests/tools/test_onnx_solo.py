@@ -11,6 +11,7 @@ import pytest
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from instances_json import decoded
+from marking import in_suite
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.preprocess.pictures import read_image
@@ -49,7 +50,7 @@ def images(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope='module', params=['full', 'raw'])
+@pytest.fixture(scope='module', params=in_suite(['full', 'raw'], 'full'))
 def found(request, deployment, images, tmp_path_factory):
     """Return the JSON and the folder of pictures that the tool writes for a folder of images."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -48,6 +48,7 @@ def test_the_deploy_contract_is_exported_and_proven_on_the_data_set(folder, tmp_
     assert len({(entry.checkpoint_sha256, entry.config_sha256) for entry in found.values()}) == 1
 
 
+@pytest.mark.matrix
 def test_other_cameras_and_sizes_and_the_last_layer_alone(folder, tmp_path, capfd):
     """Four cameras of 64x128 px, on a drive of its own: the files say so, verify.py is told again."""
     changes = ['num_cams=4', 'data.test.pipeline.1.data_aug_conf.final_dim=64,128', 'data.test.ann_file=none']
@@ -118,6 +119,7 @@ def test_fork_version_may_come_from_the_command_line(folder, tmp_path):
     assert read_metadata(str(found)).options['fork_version'] == '1.1'
 
 
+@pytest.mark.matrix
 def test_dumping_keeps_no_tensor_of_frames_that_are_done(folder, tmp_path):
     """Memory use must not grow with the number of frames: count what is alive after each of them."""
     from mmdeploy_ext.core.dump import DumpWriter

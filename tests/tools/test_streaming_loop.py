@@ -155,6 +155,7 @@ def test_a_dump_of_another_checkpoint_is_not_compared(work_dir, data, capfd):
     assert capfd.readouterr().out.count('not compared: it was dumped from another checkpoint') == 3
 
 
+@pytest.mark.matrix
 def test_the_fork_contract_gives_the_same_metrics(work_dir, data):
     assert evaluate(ONNX, work_dir, *data, 'backend_config.contract=fork') == 0
     assert (work_dir / 'stream_petr_toy_fork.onnx').is_file()
@@ -204,6 +205,7 @@ def test_settings_that_cannot_be_are_one_line(options, message, data, tmp_path, 
     assert error.startswith('error: ') and message in error
 
 
+@pytest.mark.matrix
 def test_verify_compares_the_metrics_too(onnx_run, data, tmp_path):
     from mmdeploy_ext.cli import verify_app
 

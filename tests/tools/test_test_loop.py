@@ -238,6 +238,7 @@ def test_two_processes_of_the_script_give_the_metrics_of_one(work_dir, data):
     assert metrics(work_dir, 'onnx') == alone
 
 
+@pytest.mark.matrix
 def test_a_rank_that_dies_ends_the_run_with_a_message_and_no_hang(data, tmp_path):
     fault = tmp_path / 'dying.py'
     fault.write_text(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from marking import in_suite
 from mmdeploy_ext.cli import test_app
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
@@ -34,7 +35,7 @@ def register():
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
-@pytest.fixture(scope='module', params=TOYS)
+@pytest.fixture(scope='module', params=in_suite(TOYS, 'mask_rcnn_toy'))
 def runs(request, data, tmp_path_factory):
     """Return the folder and what the tool printed with either engine."""
     folder, texts = tmp_path_factory.mktemp('run'), {}

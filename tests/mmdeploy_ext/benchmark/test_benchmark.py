@@ -236,6 +236,7 @@ def test_memory_of_both_engines_is_measured(toy, tmp_path, capsys):
     assert all(row['memory']['peak_mb'] > 0 for row in rows)
 
 
+@pytest.mark.matrix
 def test_without_files_the_forms_are_exported_to_a_folder_that_goes(toy, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('TMPDIR', str(tmp_path))
     monkeypatch.setattr('tempfile.tempdir', None)

@@ -33,6 +33,7 @@ print('Gemm' in [node.op_type for node in model.graph.node])
 '''
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize('exporter', [pytest.param('torchscript', marks=pytest.mark.matrix), 'dynamo'])
 def test_a_plain_script_can_call_it_without_patching_torchvision_first_and_nothing_is_printed(exporter):
     command = [sys.executable, '-c', PLAIN, exporter]

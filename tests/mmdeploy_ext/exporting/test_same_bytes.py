@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import toy_constants
+from marking import in_suite
 from mmdeploy_ext.exporting.same_bytes import SameBytes, power
 from mmdeploy_ext.families.rtdetr.graphs import with_fixed_size
 from mmdeploy_ext.models.rtdetr.decoder import Anchors
@@ -42,7 +43,7 @@ OLD_CPU = dict(
 """Kernels of a CPU without AVX, as far as each library can be told."""
 
 
-VARIANTS = 'decoupled_solo', 'rtdetr fixed', 'rtdetr simplified', 'stream_petr fork'
+VARIANTS = 'decoupled_solo', 'solov2', 'rtdetr', 'rtdetr fixed', 'rtdetr simplified', 'stream_petr fork'
 """Constants come from the modules of another toy here."""
 
 
@@ -57,6 +58,7 @@ def test_the_constants_of_a_toy_are_pinned(name):
     assert toy_constants.digest(name) == PINNED[name]
 
 
+@pytest.mark.matrix
 def test_the_kernels_of_an_old_cpu_give_the_same_constants():
     """By its learned queries, StreamPETR's toy has the most arithmetic in its constants."""
     command = [sys.executable, '-W', 'ignore', toy_constants.__file__, 'stream_petr']
@@ -83,7 +85,7 @@ CHOSEN_KERNELS = {
 }
 
 
-@pytest.mark.parametrize('name', ['atss', 'stream_petr'])
+@pytest.mark.parametrize('name', in_suite(['atss', 'stream_petr'], 'atss'))
 def test_kernels_that_round_otherwise_change_no_constant(name):
     with OtherCpu():
         assert torch.ones(1).sqrt() > 1

@@ -10,6 +10,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from marking import in_suite
 from mmdeploy_ext.cli import export_app, graph_app, quantize_app, verify_app
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, read_metadata
 from mmdeploy_ext.core.errors import ModelFileError
@@ -137,7 +138,7 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize('command', EDITS)
+@pytest.mark.parametrize('command', in_suite(EDITS, 'fold', 'replace', 'rename'))
 def test_commands_of_ours_are_recorded_and_done_again_on_the_fresh_export(
     deployment, raw_path, tmp_path, command
 ):
@@ -221,6 +222,7 @@ def test_a_file_that_was_exported_with_another_threshold_is_refused_by_the_name_
     assert status == 0 and out.startswith('graph: equal to a fresh export')
 
 
+@pytest.mark.matrix
 def test_normalisation_unlike_the_configs_has_to_be_asked_for_again(tmp_path, capsys):
     path = str(tmp_path / 'm.onnx')
     words = ['--mean', '100', '110', '120', '--std', '50', '51', '52']

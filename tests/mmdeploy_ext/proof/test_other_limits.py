@@ -150,7 +150,12 @@ def test_the_decoder_does_not_run_where_tokens_are_watched():
     assert len(rows) == head.transformer.two_stage_num_proposals and 'forward' not in vars(head)
 
 
-REPEATED = 'proposals: nms_pre capped at 290', 'proposals: the limit of a size', 'the limit of a size'
+REPEATED = (
+    'max_per_img capped at 80',
+    'proposals: nms_pre capped at 290',
+    'proposals: the limit of a size',
+    'the limit of a size',
+)
 """Faults of a limit; the suite has those of RetinaNet's limits, and of a level of proposals."""
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import toy_centerpoint
 import toy_scn_family
+from marking import in_suite
 from mmdeploy_ext.cli import export_app, export_scn_app, verify_app
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import read_json
@@ -112,7 +113,7 @@ def test_the_command_that_an_unproven_export_suggests_works_without_a_data_set(t
     assert 'note: frames: generated sweeps' in said
 
 
-@pytest.mark.parametrize('target', ['libspconv', 'portable'])
+@pytest.mark.parametrize('target', in_suite(['libspconv', 'portable'], 'portable'))
 def test_a_sparse_backbone_is_proven_by_verify_too(target, tmp_path, capsys):
     config, checkpoint = toy_scn_family.write_model(tmp_path)
     points = np.random.default_rng(0).uniform(-8, 8, (2000, 5)).astype(np.float32) * [1, 1, 0.4, 1, 1]

@@ -150,6 +150,7 @@ ELSEWHERE = (
     'RT-DETR, reversed',
     'SOLO, sizes of the first image',
     'SOLO, no candidates',
+    'SOLO, classes of low scores',
 )
 """In the suite: `test_ladder.py`, `test_rtdetr_export.py`, `tests/bad_input/test_bad_solo.py`, ATSS here."""
 

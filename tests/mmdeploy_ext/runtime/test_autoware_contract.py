@@ -543,6 +543,7 @@ def test_a_graph_of_many_paths_is_walked_once(tmp_path):
     assert check(tmp_path)[0] == []
 
 
+@pytest.mark.matrix
 def test_a_file_that_never_ends_is_stopped(tmp_path, monkeypatch):
     """The head doubles zero 10^12 times in a Loop before it gives its angles."""
     toy_autoware.centerpoint(tmp_path)

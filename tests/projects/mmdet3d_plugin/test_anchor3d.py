@@ -79,6 +79,7 @@ def test_anchors_of_classes_with_maps_of_their_own_equal_mmdet3ds():
         np.testing.assert_allclose(runtime.anchors_by_range(chosen), torch.cat(expected).numpy(), atol=2e-6)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize('kind', in_suite(['shapes', 'dynamic'], 'dynamic'))
 def test_nothing_needs_torchscript(tmp_path, kind):
     deployment, *_ = toy_anchor3d.exported(kind)

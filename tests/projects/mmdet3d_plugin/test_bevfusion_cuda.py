@@ -137,6 +137,7 @@ def weaker(model):
     tensor.raw_data = values.tobytes()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize('name', in_suite(['fuser', 'lidar.backbone.zyx'], 'fuser'))
 def test_other_weights_in_one_file_are_refused(known, folder, tmp_path, name):
     from mmdeploy_ext.proving.ladder import open_proof

@@ -98,6 +98,7 @@ def check_instances(deployment, metadata, feeds, outputs, images):
     assert all(row.worst_iou >= 0.995 and row.worst_score <= 1e-4 and row.ties <= 4 for row in rows), rows
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ('name', 'size', 'whole'),
     [

@@ -14,6 +14,7 @@ from two_stage_edited import (
     sampling_ratio,
 )
 
+from marking import in_suite
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.engines.openvino import OpenVinoBackend
 from mmdeploy_ext.exporting import deployment as deploy
@@ -83,7 +84,7 @@ def test_openvino_knows_the_four_columns_of_computed_boxes(cascade):
     assert all(case.passed for case in cases)
 
 
-@pytest.mark.parametrize('form', ['full', 'regions', 'proposals'])
+@pytest.mark.parametrize('form', in_suite(['full', 'regions', 'proposals'], 'full'))
 def test_an_honest_file_passes(known, form):
     assert check_files(known.deployment, known.path(form), [('toy.jpg', PICTURE)]).graphs[0].passed
     cases = known.cases(form, known.path(form))

@@ -111,6 +111,7 @@ class First(nn.Module):
         return maps[0]
 
 
+@pytest.mark.matrix
 def test_tood_at_other_batches():
     head = make_head('TOODHead')
     strides = [stride[0] for stride in head.prior_generator.strides]

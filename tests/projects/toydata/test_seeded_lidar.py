@@ -8,6 +8,7 @@ import torch
 
 import toy_anchor3d
 import toy_centerpoint
+from marking import in_suite
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.runtime.detections import sigmoid
@@ -18,6 +19,11 @@ KINDS = [
     *(('anchor3d', kind) for kind in toy_anchor3d.KINDS),
     *(('centerpoint', kind) for kind in toy_centerpoint.VARIANTS),
 ]
+SPREAD = [
+    *(('anchor3d', kind) for kind in ('kitti', 'nuscenes', 'voxels', 'second')),
+    *(('centerpoint', kind) for kind in ('sparse', 'pillars', 'circle')),
+]
+"""Kinds of the suite, with one of each voxel encoder, head and suppression."""
 THRESHOLD = 0.1
 
 
@@ -32,7 +38,7 @@ def registered():
     toy_centerpoint.register()
 
 
-@pytest.mark.parametrize(('name', 'kind'), KINDS)
+@pytest.mark.parametrize(('name', 'kind'), in_suite(KINDS, *SPREAD))
 def test_sweeps_give_boxes_of_several_classes_and_an_empty_map_none(tmp_path, name, kind):
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
     from mmdeploy_ext.families.parts.lidar_parts import parts_of

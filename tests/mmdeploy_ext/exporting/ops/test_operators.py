@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import toy_operators as toys
+from marking import in_suite
 from mmdeploy_ext.core.errors import EngineError, ExportError, UsageError
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops import forms
@@ -32,7 +33,7 @@ def net(request):
     return toys.build(request.param)
 
 
-@pytest.mark.parametrize('exporter', EXPORTERS)
+@pytest.mark.parametrize('exporter', in_suite(EXPORTERS, 'torchscript'))
 def test_standard_operators_do_what_pytorch_does_on_inputs_that_were_not_traced(net, exporter):
     model = toys.export(net, exporter)
     assert toys.domains(model) <= {''} and not model.functions

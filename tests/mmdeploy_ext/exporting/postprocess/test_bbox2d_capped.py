@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from mmcv.ops import nms
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from marking import in_suite
 from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
@@ -101,7 +102,12 @@ def few(seed, batch=1):
 
 
 @pytest.mark.parametrize(
-    ('case', 'opset'), [*((case, 17) for case in CASES), ('default', 11), ('default', 20)]
+    ('case', 'opset'),
+    in_suite(
+        [*((case, 17) for case in CASES), ('default', 11), ('default', 20)],
+        ('default', 11),
+        *((case, 17) for case in ('more rows than candidates', 'class agnostic', 'no suppression')),
+    ),
 )
 def test_the_capped_graph_equals_get_bboxes(case, opset):
     head = make_head(**CASES[case])
