@@ -242,7 +242,7 @@ class TwoStageFamily(ImageFamily):
         if image_proposals is None or image_proposals.shape[-1] == 4:
             return {}
         (rows,) = image_proposals
-        rows = rows[rows[:, 4] > 0]  # the others are padding
+        rows = rows[rows.any(axis=1)]  # the others are padding; a score may round to 0
         return {graphs.PROPOSALS: Detections(rows[:, :4], rows[:, 4], np.zeros(len(rows), np.int64))}
 
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:

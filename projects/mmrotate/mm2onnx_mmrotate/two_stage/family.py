@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mm2onnx_mmrotate.pipeline import preprocess_rule
+from mm2onnx_mmrotate.reference import compiled_suppression
 from mm2onnx_mmrotate.suppression import rotated_nms_config
 from mm2onnx_mmrotate.two_stage import followed, graphs, heads, reference
 from mm2onnx_mmrotate.two_stage.proposals import least_side
@@ -121,6 +122,10 @@ class RotatedTwoStageFamily(ImageFamily):
             proposals=thresholds(model.rpn_head).to_json(),
         )
 
+    def scores_of(self, model: nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
+        with compiled_suppression():
+            return super().scores_of(model, images, name)
+
     def result_limit(self, model: nn.Module) -> ResultLimit:
         return ResultLimit(model.roi_head.test_cfg)
 
@@ -148,7 +153,8 @@ class RotatedTwoStageFamily(ImageFamily):
         if proposals is None:
             return {}
         (rows,) = proposals
-        return {graphs.PROPOSALS: reference.boxes_of_rows(rows[rows[:, -1] > 0])}
+        rows = rows[rows.any(axis=1)]  # the others are padding; a score may round to 0
+        return {graphs.PROPOSALS: reference.boxes_of_rows(rows)}
 
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
         chain, outputs = self.stages(model, options), self.spec(model, options).outputs
