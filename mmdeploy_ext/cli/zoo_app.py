@@ -1,4 +1,4 @@
-"""`zoo.py`: configs of mmdet, of mmdet3d or of the user, exported with seeded weights and proven."""
+"""`zoo.py`: configs of installed libraries or of the user, exported with seeded weights and proven."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         'configs CONFIG',
         'files, folders and globs, also below the configs of the installed mmdet (default: all of them) '
-        "or, as 'mmdet3d/second/*.py', of mmdet3d",
+        "or of the library that they begin with, as in 'mmdet3d/second/*.py'",
         nargs='*',
     )
     add('--out FOLDER', '', Path('work_dirs/zoo'), writes='{}')

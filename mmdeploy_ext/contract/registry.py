@@ -40,6 +40,7 @@ class Registration:
     postprocess: Check | None = None
     runtime: str = ''
     library: str = ''
+    training_keys: tuple[str, ...] = ()
 
     def load_family(self) -> Any:
         """Import the family's class, and return an instance; ConfigError: there is no such class."""
@@ -80,6 +81,7 @@ def register_family(
     postprocess: Check | None = None,
     runtime: str = '',
     library: str = '',
+    training_keys: tuple[str, ...] = (),
 ) -> None:
     """Make a family known to every command and function.
 
@@ -98,11 +100,15 @@ def register_family(
             `mmdeploy_ext.runtime.family_runtime`; '' if the family overrides `detections`.
         library: import name of a library that the family needs and that takes long to import, such as
             'mmdet3d': the family is looked at after all others, and left out if the library is not installed.
+        training_keys: keys of `model` in the configs of `library` that only training reads, such as losses of
+            boxes. Configs that differ in them alone are one model of the zoo, which is proven once.
 
     Raises:
         ConfigError: another family has the name, or the name or `family` is not of that form.
     """
-    registration = Registration(name, family, tuple(options), postprocess, runtime, library)
+    registration = Registration(
+        name, family, tuple(options), postprocess, runtime, library, tuple(training_keys)
+    )
     if not re.fullmatch(r'[a-z][\w-]*', name):
         raise ConfigError(
             f'register_family({name!r}): expected a name of lower-case letters, digits, _ and -'

@@ -9,15 +9,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmdeploy_ext.contract.registry import registered
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 
 TRAINING_KEYS = 'train_cfg', 'init_cfg', 'pretrained'
-"""Keys that only training reads. Losses are not among them: heads take their number of outputs from them."""
+"""Keys that only training reads. Losses are not among them: heads take their number of outputs from them.
+Families have further ones for the configs of their library, see `register_family`."""
+PATH_KEYS = 'data_root', 'ann_file', 'ann_subdir', 'img_prefix', 'img_subdir'
+"""Keys of a data set that say where its files are."""
 HEADS = ('bbox_head', 'mask_head', 'rpn_head', 'roi_head')
 """Keys of the heads in a model."""
-LIBRARIES = ('mmdet', 'mmdet3d')
-"""Libraries whose configs have short names: a path below the folder of mmdet, or the library and a path."""
+MMDET = 'mmdet'
+"""The library whose configs are named by their path alone; those of others begin with the library's name."""
+INSTALLED = '.mim', 'configs'
+"""Folders below the package of a library that its configs are installed in."""
 AUGMENTATIONS = ('MultiScaleFlipAug', 'MultiScaleFlipAug3D')
 """Steps of test pipelines that may hold test-time augmentation."""
 SCALES = dict(img_scale='scales', pts_scale_ratio='scales of points')
@@ -29,7 +35,7 @@ class Config:
     """One config of a zoo.
 
     Attributes:
-        name: path below mmdet's configs or the working folder; 'mmdet3d/...' for a config of mmdet3d.
+        name: path below mmdet's configs or the working folder; 'mmdet3d/...' for one of mmdet3d's configs.
         path: path of the file.
         parts: class names of the model, see `part_types`.
         test_digest: see `test_digest`; '' if the config cannot be read.
@@ -46,7 +52,7 @@ class Config:
         return self.name.strip('/').removesuffix('.py').replace('/', '__')
 
 
-def installed_folder(library: str = LIBRARIES[0]) -> Path:
+def installed_folder(library: str = MMDET) -> Path:
     """Return the folder of configs of an installed library; UsageError if there is none."""
     spec = importlib.util.find_spec(library)
     folder = Path(spec.submodule_search_locations[0]) / '.mim' / 'configs' if spec else None
@@ -60,8 +66,8 @@ def config_files(patterns: Sequence[str]) -> list[Path]:
 
     Args:
         patterns: files, folders and globs. A relative one without matches in the working folder is looked
-            up below the configs of the installed mmdet, or, if it begins with 'mmdet3d/', of mmdet3d. Without
-            any, all configs of mmdet are returned.
+            up below the configs of the installed mmdet, or of the library that it begins with, as in
+            'mmdet3d/second/*.py'. Without any, all configs of mmdet are returned.
 
     Raises:
         UsageError: a pattern matches no config.
@@ -73,7 +79,7 @@ def config_files(patterns: Sequence[str]) -> list[Path]:
         matches = [Path(path) for path in glob.glob(pattern)]
         if not matches and not Path(pattern).is_absolute():
             library, _, rest = pattern.partition('/')
-            if rest and library in LIBRARIES:
+            if rest and has_configs(library):
                 matches = sorted(installed_folder(library).glob(rest))
             else:
                 matches = sorted(installed_folder().glob(pattern))
@@ -97,14 +103,24 @@ def _leaf_configs(folder: Path) -> list[Path]:
 
 def config_name(path: Path) -> str:
     """Return the path below the configs of a library, or below the working folder, or the path itself."""
-    folders = {
-        library: installed_folder(library) for library in LIBRARIES if importlib.util.find_spec(library)
-    }
-    for library, folder in (folders | {'': Path.cwd()}).items():
-        if path.is_relative_to(folder):
-            prefix = '' if library == LIBRARIES[0] else library
-            return Path(prefix, path.relative_to(folder)).as_posix()
-    return path.as_posix()
+    for folder in path.parents:
+        if folder.parts[-2:] == INSTALLED:
+            library = '' if library_of(path) == MMDET else library_of(path)
+            return Path(library, path.relative_to(folder)).as_posix()
+    return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()
+
+
+def library_of(path: Path) -> str:
+    """Return the name of the library that a config was installed with; '' if it is another config."""
+    return next((folder.parts[-3] for folder in path.parents if folder.parts[-2:] == INSTALLED), '')
+
+
+def has_configs(library: str) -> bool:
+    """Return whether a library of this name is installed with configs."""
+    try:
+        return installed_folder(library).is_dir()
+    except (UsageError, ValueError):  # ValueError: the name of no module, such as '..'
+        return False
 
 
 def read_configs(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[Config | None]:
@@ -123,28 +139,40 @@ def read_configs(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[C
             if not cfg.get('model') or 'backend_config' in cfg:
                 yield None
                 continue
-            parts, digest = part_types(cfg), test_digest(cfg)
+            parts, digest = part_types(cfg), test_digest(cfg, training_keys_of(library_of(path)))
         if heads and not set(heads) & set(parts['head'].split('+')):
             yield None
         else:
             yield Config(config_name(path), str(path), parts, digest)
 
 
-def test_digest(cfg: Any) -> str:
+def test_digest(cfg: Any, training_keys: Sequence[str] = ()) -> str:
     """Return a hash of the model and its test pipeline without the keys that only training reads.
 
-    Configs with equal hashes are the same model to export and to test.
+    Configs with equal hashes are the same model to export and to test, wherever their data are.
+    `training_keys` are further keys of the model that only training reads.
     """
     test = (cfg.get('data') or {}).get('test') or {}
-    content = [_without_training(cfg.model), _without_training(test), cfg.get('test_cfg')]
+    content = [
+        _without(cfg.model, (*TRAINING_KEYS, *training_keys)),
+        _without(test, (*TRAINING_KEYS, *PATH_KEYS)),
+        cfg.get('test_cfg'),
+    ]
     text = json.dumps(content, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _without_training(value: Any) -> Any:
+def training_keys_of(library: str) -> tuple[str, ...]:
+    """Return the keys that families declare for the configs of a library; none for ''."""
+    registrations = registered().values() if library else ()
+    return tuple(key for family in registrations if family.library == library for key in family.training_keys)
+
+
+def _without(value: Any, keys: Sequence[str]) -> Any:
+    """Return nested dicts and lists without some keys."""
     if isinstance(value, dict):
-        return {key: _without_training(entry) for key, entry in value.items() if key not in TRAINING_KEYS}
-    return [_without_training(entry) for entry in value] if isinstance(value, list | tuple) else value
+        return {key: _without(entry, keys) for key, entry in value.items() if key not in keys}
+    return [_without(entry, keys) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def part_types(cfg: Any) -> dict[str, str]:

@@ -35,7 +35,8 @@ JUDGES = (
 )
 """Code that decides the verdict of every family: packages, and the files of `families` without its folders.
 
-The folder of the family itself is hashed too; a change in one family leaves the proofs of others valid.
+The folder of the family itself is hashed too; a change in one family leaves the proofs of others valid. Of
+a family from outside it is the whole package that the family is in.
 """
 
 
@@ -60,9 +61,18 @@ def proof_rules(family: Family) -> str:
     digest = hashlib.sha256(repr(sorted(versions().items())).encode())
     for pattern in JUDGES:
         digest.update(code_digest(PACKAGE, pattern).encode())
-    family_folder = Path(inspect.getfile(type(family))).resolve().parent
-    digest.update(code_digest(family_folder, '.').encode())
+    digest.update(code_digest(family_folder(type(family)), '.').encode())
     return digest.hexdigest()
+
+
+def family_folder(family: type) -> Path:
+    """Return the folder with the code of a family: its own, or the package of a family from outside."""
+    folder = Path(inspect.getfile(family)).resolve().parent
+    if folder.is_relative_to(PACKAGE):
+        return folder
+    for _ in family.__module__.split('.')[2:]:
+        folder = folder.parent
+    return folder
 
 
 def hash_judges() -> None:

@@ -10,6 +10,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.zoo.config_proof import Settings, prove_config
 from mmdeploy_ext.zoo.configs import Config
 from mmdeploy_ext.zoo.digests import hash_judges
@@ -122,6 +125,8 @@ def run_all(
     for config in configs:
         groups.setdefault(config.test_digest or config.path, []).append(config)
     hash_judges()
+    with contextlib.suppress(UsageError):
+        find_family(load_config(configs[0].path))  # imports the libraries, which every fork then has: 3 s
     waiting = list(groups.values())
     running: list[tuple[ConfigProcess, list[Config]]] = []
     try:

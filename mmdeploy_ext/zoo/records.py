@@ -32,7 +32,7 @@ CPU = re.compile(
     r'not implemented on (the )?CPU|implementation for device cpu|compiled with (GPU|CUDA)', re.IGNORECASE
 )
 """Messages of operators that have no kernel for the CPU."""
-SITE_PACKAGES = re.compile(r'[^\s\'"]*/site-packages/(mmdet(?:3d)?/\.mim/configs/)?')
+SITE_PACKAGES = re.compile(r'[^\s\'"]*/site-packages/(\w+/\.mim/configs/)?')
 """Beginning of the path of an installed file, or of a config of an installed library."""
 UNREADABLE = ('the model cannot be built', 'cannot be read', 'syntax error')
 """Words in messages about configs of which no model can be built."""

@@ -15,6 +15,7 @@ import pytest
 
 from docs._pages.zoo import page, readme
 from mmdeploy_ext.cli import zoo_app
+from mmdeploy_ext.contract.registry import Registration
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
 from mmdeploy_ext.core.files import read_json
@@ -138,9 +139,21 @@ def test_configs_that_differ_in_anything_else_are_not(other):
     cfg = load_config(f'{REPOSITORY}/configs/demo/atss_toy.py')
     before = configs.test_digest(cfg)
     cfg.merge_from_dict({'model.train_cfg.pos_weight': 3, 'model.backbone.init_cfg': None})
+    cfg.merge_from_dict({'data.test.ann_file': 'elsewhere.json', 'data.test.img_prefix': 'elsewhere/'})
     assert configs.test_digest(cfg) == before
     cfg.merge_from_dict({key: ast.literal_eval(value)})
     assert configs.test_digest(cfg) != before
+
+
+def test_a_family_names_keys_of_its_librarys_configs_that_only_training_reads(monkeypatch):
+    cfg = load_config(f'{REPOSITORY}/configs/demo/atss_toy.py')
+    registration = Registration('of_points', 'points:Family', library='points', training_keys=('loss_bbox',))
+    monkeypatch.setattr(configs, 'registered', lambda: dict(of_points=registration))
+    keys = {library: configs.training_keys_of(library) for library in ('points', 'mmdet', '')}
+    before = {library: configs.test_digest(cfg, keys[library]) for library in keys}
+    cfg.merge_from_dict({'model.bbox_head.loss_bbox.loss_weight': 5.0})
+    same = {library: configs.test_digest(cfg, keys[library]) == before[library] for library in keys}
+    assert same == {'points': True, 'mmdet': False, '': False}
 
 
 @pytest.mark.matrix
@@ -341,6 +354,19 @@ def test_configs_of_mmdet3d_are_known_by_the_name_of_the_library(tmp_path):
         head='Anchor3DHead',
     )
     assert one.test_digest == others[0].test_digest != others[1].test_digest
+
+
+@pytest.mark.parametrize(
+    ('path', 'library', 'name'),
+    [
+        ('lib/mmdet/.mim/configs/atss/a.py', 'mmdet', 'atss/a.py'),
+        ('lib/points/.mim/configs/circles/a.py', 'points', 'points/circles/a.py'),
+        ('configs/circles/a.py', '', 'configs/circles/a.py'),
+    ],
+)
+def test_an_installed_config_is_named_after_its_library(path, library, name):
+    path = Path.cwd() / path
+    assert (configs.library_of(path), configs.config_name(path)) == (library, name)
 
 
 def test_a_size_that_a_network_does_not_take_is_enlarged():

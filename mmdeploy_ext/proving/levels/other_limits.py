@@ -271,6 +271,7 @@ class Trial(abc.ABC):
 
     def __init__(self, trials: Trials) -> None:
         self.trials = trials
+        self._scores: dict[tuple[str, str], np.ndarray] = {}
 
     @abc.abstractmethod
     def values(self) -> Values:
@@ -345,11 +346,17 @@ class Trial(abc.ABC):
         return [limit for limit in self.trials.limits if limit.kind in kinds]
 
     def scores_with(self, values: Values, name: str = '') -> np.ndarray:
-        """Return the scores (n,) of upstream's list `name` with changed limits, in descending order."""
-        trials = self.trials
-        with changed(values), trials.computed_once():
-            scores = trials.deployment.family.scores_of(trials.deployment.model, [trials.image], name)
-        return -np.sort(-scores.astype(np.float64))
+        """Return the scores (n,) of upstream's list `name` with changed limits, in descending order.
+
+        The model runs once for the same values.
+        """
+        trials, final = self.trials, {(id(limit.config), limit.key): value for limit, value in values}
+        key = name, repr(sorted(final.items()))
+        if key not in self._scores:
+            with changed(values), trials.computed_once():
+                scores = trials.deployment.family.scores_of(trials.deployment.model, [trials.image], name)
+            self._scores[key] = -np.sort(-scores.astype(np.float64))
+        return self._scores[key]
 
     def _compare_lists(self) -> tuple[DetectionRow, ...]:
         """Return a row for every list; called while the model has the changed limits."""

@@ -7,6 +7,18 @@ from mm2onnx_mmrotate.dense.options import OPTIONS, POSTPROCESS
 from mm2onnx_mmrotate.two_stage.options import POSTPROCESS as TWO_STAGE_POSTPROCESS
 from mmdeploy_ext import register_family
 
+TRAINING_KEYS = (
+    'assign_by_circumhbbox',
+    'loss_bbox',
+    'loss_bbox_init',
+    'loss_bbox_refine',
+    'loss_centerness',
+    'loss_weight',
+    'reg_decoded_bbox',
+    'stage_loss_weights',
+)
+"""Keys of mmrotate's configs that only training reads; a test looks for readers in mmrotate's code."""
+
 register_family(
     'rotated_dense',
     'mm2onnx_mmrotate.dense.family:RotatedDenseFamily',
@@ -14,6 +26,7 @@ register_family(
     postprocess=POSTPROCESS,
     runtime='mm2onnx_mmrotate.dense.runtime',
     library='mmrotate',
+    training_keys=TRAINING_KEYS,
 )
 register_family(
     'rotated_two_stage',

@@ -3,9 +3,10 @@
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from mmdet.models.builder import DETECTORS, HEADS
 from mmrotate.models.dense_heads import CSLRRetinaHead, RotatedRetinaHead
 from mmrotate.models.detectors import RotatedBaseDetector
@@ -17,6 +18,7 @@ from mm2onnx_mmrotate.dense.networks import last_head
 from mm2onnx_mmrotate.dense.seeded import seeded_detector
 from mm2onnx_mmrotate.dense.settings import described, facts_of, generator_of, thresholds
 from mm2onnx_mmrotate.pipeline import preprocess_rule
+from mm2onnx_mmrotate.reference import compiled_suppression
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Stage
@@ -32,7 +34,7 @@ from mmdeploy_ext.families.parts.exaggerated import (
     exchanged,
     raised_corners,
 )
-from mmdeploy_ext.preprocess.pictures import PreprocessRule
+from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 
 BOX_OUTPUTS, LOGIT_OUTPUTS = ('bbox_pred', 'angle_pred', 'pts_pred'), ('cls_score', 'centerness')
 """Outputs that hold only places, sizes and angles of boxes, and outputs that become scores by a sigmoid."""
@@ -92,6 +94,10 @@ class RotatedDenseFamily(ImageFamily):
 
     def num_classes(self, model: nn.Module) -> int:
         return int(last_head(model).num_classes)
+
+    def scores_of(self, model: nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
+        with compiled_suppression():
+            return super().scores_of(model, images, name)
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
         return ResultLimit(last_head(model).test_cfg)
