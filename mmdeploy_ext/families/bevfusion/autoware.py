@@ -228,7 +228,8 @@ def max_voxels_at_test_time(layer: Any) -> int:
 def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
     """Return name -> value of the parameters in the node's manifest, for a model that `check` accepts.
 
-    `classes` are the names of the classes, in the order of the labels.
+    `classes` are the names of the classes, in the order of the labels. They are class names, ranges, sizes of
+    voxels and cells, and the limits of voxels, points and proposals.
     """
     voxels, coder = model.encoders['lidar'].voxel_layer, model.heads['object'].bbox_coder
     point_range, voxel_size = (

@@ -74,7 +74,12 @@ def corner_maps(head: nn.Module, maps: Sequence[torch.Tensor]) -> list[torch.Ten
 
 
 def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
-    """Return name -> number of `test_cfg`; ConfigError names an entry that is missing or not reproduced."""
+    """Return `corner_topk`, `max_per_img`, `local_maximum_kernel` and `distance_threshold` of `test_cfg`.
+
+    These are the number of corners of a kind, that of the results, the side in cells of the square of which a
+    corner is the highest, and the largest difference of the embeddings of a pair. ConfigError names an entry
+    that is missing or not reproduced.
+    """
     config = {key: positive(key, test_cfg.get(key)) for key in ('corner_topk', 'max_per_img')}
     config['local_maximum_kernel'] = peak_window(test_cfg)
     if config['corner_topk'] < FEWEST_CORNERS:
@@ -220,7 +225,11 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the post-processing after it; see `ImageFamily.stages`."""
+    """Return the network, and the post-processing after it; see `ImageFamily.stages`.
+
+    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
+    is.
+    """
     inputs = ('input', 'scale_factor', 'border', *MAP_NAMES)
     return [
         Stage('network', CornerNetwork(fuse(model) if fold else model), ('input',), MAP_NAMES),

@@ -170,7 +170,7 @@ class DenseFamily(ImageFamily):
 def check_max_candidates(head: nn.Module, facts: Mapping[str, Any], options: Options) -> None:
     """Refuse (UsageError) `--max-candidates` for a dynamic file, or above what the head can have.
 
-    `facts` are those of `facts_of`. They are the metadata's entry about the head.
+    `facts` are those of `facts_of`, the metadata's entry about the head.
     """
     option = f'--max-candidates {options.max_candidates}'
     if options.dynamic:

@@ -154,7 +154,11 @@ def _check_stride(model: nn.Module) -> None:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
+    """Return the network, and what the form adds to it; see `ImageFamily.stages`.
+
+    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
+    is.
+    """
     raw = raw_names(model)
     network = fuse(model) if fold else model
     chain = [Stage('network', RawNetwork(network), ('input',), raw)]

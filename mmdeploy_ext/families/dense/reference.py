@@ -104,8 +104,8 @@ def candidate_bounds(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return 'candidates' -> least and largest number (B,) of (prior, class) pairs that pass the threshold.
 
-    Of each level those count that `contract.dense_head.Head.choose` lets through; for the arguments see
-    `ImageFamily.candidate_bounds`.
+    A score that differs from the threshold by no more than `slack` may pass or not. Of each level those count
+    that `contract.dense_head.Head.choose` lets through. See `ImageFamily.candidate_bounds`.
     """
     config, description = thresholds(model.bbox_head), described(model)
     generator = generator_of(model.bbox_head)
@@ -144,7 +144,9 @@ def interchangeable_zeros(
     """Return the scores of ties between neighbouring cells that are no results.
 
     If two cells of a heatmap differ by rounding, PyTorch and an engine may take different ones for the peak,
-    and set the other one to zero. For the arguments and the result see `ImageFamily.interchangeable_zeros`.
+    and set the other one to zero. The result is `scores`, of the shape of that output: the score before it
+    became zero, NaN where there is no tie; {} for heads without peaks. See
+    `ImageFamily.interchangeable_zeros`.
     """
     description = described(model)
     if not description.peaks:

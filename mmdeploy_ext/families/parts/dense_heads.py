@@ -55,7 +55,8 @@ def same_priors(generator: Any) -> Any:
 def delta(coder: Any) -> dict[str, Any]:
     """Return the settings of a `DeltaXYWHBBoxCoder`, by their names in `contract.dense_head`.
 
-    `coder` is that of a head of mmdet.
+    `coder` is that of a head of mmdet. They are `type`, `means`, `stds`, `wh_ratio_clip` and, if centres move
+    no further, `ctr_clamp`.
     """
     clamp = dict(ctr_clamp=coder.ctr_clamp) if coder.add_ctr_clamp else {}
     return dict(type='delta', means=list(coder.means), stds=list(coder.stds), wh_ratio_clip=0.016, **clamp)
@@ -80,7 +81,10 @@ CODERS: dict[type, Callable[[Any], dict[str, Any]]] = {
 
 
 def chosen_coder(head: nn.Module, key: str = 'model.bbox_head') -> dict[str, Any]:
-    """Return the settings of the coder that the config chose; ConfigError names the head by its `key`."""
+    """Return the settings of the coder that the config chose; ConfigError names the head by its `key`.
+
+    They are `type`, its name in `box_coders.CODERS`, and what that coder reads, such as `means` and `stds`.
+    """
     for coder_class, settings in CODERS.items():
         if type(head.bbox_coder) is coder_class:
             return settings(head.bbox_coder)

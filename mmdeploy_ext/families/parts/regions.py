@@ -386,7 +386,10 @@ def flat(outputs: Any) -> Iterator[torch.Tensor]:
 
 
 def coder_of(head: nn.Module) -> dict[str, Any]:
-    """Return the settings of the coder of a box head, as `parts/runtime/box_coders.py` reads them."""
+    """Return the settings of the coder of a box head, as `parts/runtime/box_coders.py` reads them.
+
+    They are `type`, its name in `box_coders.CODERS`, and what that coder reads, such as `means` and `stds`.
+    """
     if isinstance(head, bbox_heads.SABLHead):
         return bucket_settings(head)
     return chosen_coder(head, f'model.roi_head.bbox_head ({type(head).__name__})')

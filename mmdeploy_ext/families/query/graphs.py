@@ -78,7 +78,11 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the part of the form behind it; see `ImageFamily.stages`."""
+    """Return the network, and the part of the form behind it; see `ImageFamily.stages`.
+
+    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
+    is.
+    """
     network = NETWORKS[kind_of(query_head(model))](fuse(model) if fold else model)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
     inputs = ('input', 'img_shape', 'scale_factor', *NAMES)
@@ -103,7 +107,11 @@ def masks_spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def masks_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the post-processing after it; see `ImageFamily.stages`."""
+    """Return the network, and the post-processing after it; see `ImageFamily.stages`.
+
+    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
+    is.
+    """
     form = masks.MasksFullForm(model.panoptic_fusion_head)
     inputs = 'img_shape', 'ori_shape', *masks.NAMES
     return [mask_network(model, options, fold), Stage('postprocess', form, inputs, masks.MASKS_FULL)]
@@ -145,7 +153,11 @@ def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def panoptic_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and for `full` the fusion of the masks behind it; see `ImageFamily.stages`."""
+    """Return the network, and for `full` the fusion of the masks behind it; see `ImageFamily.stages`.
+
+    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
+    is.
+    """
     network = mask_network(model, options, fold)
     if options.form == 'raw':
         return [network]
@@ -164,7 +176,11 @@ def regions_spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def regions_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the part of the form behind it; see `ImageFamily.stages`."""
+    """Return the network, and the part of the form behind it; see `ImageFamily.stages`.
+
+    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
+    is.
+    """
     folded = fuse(model) if fold else model
     network, form = regions.RegionsNetwork(folded), regions.RegionsFullForm(folded)
     chain = [

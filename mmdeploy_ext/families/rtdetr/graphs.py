@@ -181,7 +181,11 @@ def _network(model: nn.Module, options: Options, fold: bool) -> nn.Module:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and for `full` the post-processing after it; see `ImageFamily.stages`."""
+    """Return the network, and for `full` the post-processing after it; see `ImageFamily.stages`.
+
+    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
+    is.
+    """
     network = _network(model, options, fold)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
     if options.form == 'raw':

@@ -184,7 +184,11 @@ def _fork_outputs(head: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and for `full` the post-processing after it; see `ImageFamily.stages`."""
+    """Return the network, and for `full` the post-processing after it; see `ImageFamily.stages`.
+
+    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
+    is.
+    """
     head = model.mask_head
     levels = LEVELS[kind(head)](fuse(model) if fold else model)
     if options.form == 'raw' and options.layout == 'fork':

@@ -266,7 +266,11 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the part of the form behind it; see `ImageFamily.stages`."""
+    """Return the network, and the part of the form behind it; see `ImageFamily.stages`.
+
+    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
+    is.
+    """
     folded = fuse(model) if fold else model
     network = TwoStageNetwork(folded)
     form = TwoStageFullForm(folded, options.get('max_proposals', 0), options.get('max_candidates', 0))

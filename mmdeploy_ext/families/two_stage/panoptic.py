@@ -167,7 +167,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, the part that looks at regions, and for `full` the fusion behind both.
 
-    For the arguments see `ImageFamily.stages`.
+    See `ImageFamily.stages`. With `fold` batch normalisation is folded into the network's convolutions;
+    without, the model runs as it is.
     """
     folded = fuse(model) if fold else model
     network, regions = PanopticNetwork(folded), graphs.TwoStageFullForm(folded)

@@ -149,7 +149,9 @@ def candidate_bounds(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return name -> bounds of the outputs that count candidates, see `ImageFamily.candidate_bounds`.
 
-    `max_proposals` and `max_candidates` are the options of the file, 0 if it has no such limit.
+    `max_proposals` and `max_candidates` are the options of the file, 0 if it has no such limit. The bounds
+    are the least and the largest number (B,); a score that differs from its threshold by no more than `slack`
+    may pass or not.
     """
     bounds = {}
     with torch.no_grad():

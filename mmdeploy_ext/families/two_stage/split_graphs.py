@@ -190,7 +190,11 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the chain of modules of one of the two graphs; see `ImageFamily.stages`."""
+    """Return the chain of modules of one of the two graphs; see `ImageFamily.stages`.
+
+    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
+    is.
+    """
     folded = fuse(model) if fold else model
     if options.form == REGIONS:
         names = (*graphs.spec(model, options).output_names, *inner_names(model, options))

@@ -215,7 +215,11 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
-    """Return the network, and the post-processing after it; see `ImageFamily.stages`."""
+    """Return the network, and the post-processing after it; see `ImageFamily.stages`.
+
+    With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
+    is.
+    """
     network = YolactNetwork(fuse(model) if fold else model)
     inputs = ('input', 'img_shape', 'scale_factor', 'ori_shape', *network.names)
     return [
