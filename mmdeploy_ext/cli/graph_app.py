@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 def naming(file: str | None) -> Iterator[None]:
     """Add the name of the file to every error inside; passes have only the graph.
 
-    None of a command without a file adds nothing.
+    `file` is None for a command without a file, whose errors stay as they are.
     """
     try:
         yield

@@ -90,7 +90,7 @@ def add_module_arguments(parser: argparse.ArgumentParser) -> None:
 def parse_state(words: Sequence[str] | None) -> dict[str, str]:
     """Return input -> output of the words of --state, `INPUT=OUTPUT`; UsageError: another form.
 
-    None in place of words gives {}.
+    `words` of None give {}.
     """
     pairs = {}
     for word in words or ():

@@ -128,7 +128,7 @@ class ImageModel(TestedModel):
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
         """Yield the stages of the export in PyTorch, in float32, whatever the precision of the file is.
 
-        `dump` writes tensors of each batch; None writes none.
+        `dump` writes the tensors of samples; None writes none.
         """
         from mmdeploy_ext.exporting.files import make_metadata
 
@@ -184,7 +184,7 @@ class FrameModel(TestedModel):
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
         """Yield the PyTorch model itself, of which the exported graphs are parts.
 
-        `dump` writes tensors of each frame; None writes none.
+        `dump` writes the tensors of samples; None writes none.
         """
         from mmdeploy_ext.exporting.fold import fuse
 

@@ -126,7 +126,7 @@ def run_dataset(
         cfg: the config, with the loader's settings.
         dataset: built by `evaluation.build_dataset`.
         ranks: the processes that share the samples; None for this process alone.
-        tmpdir: see `collect`; None makes a temporary one.
+        tmpdir: folder that all processes share, see `collect`; None sends the parts.
         gpu_collect: see `collect`.
 
     Returns:

@@ -93,7 +93,7 @@ export_module = functools.partial(exporter.export_module, finish=finish)
 def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = None) -> None:
     """Check a model, add `metadata` to its properties, and write it atomically.
 
-    A model in libspconv's dialect is no valid ONNX and is not checked. With None nothing is added.
+    A model in libspconv's dialect is no valid ONNX and is not checked. Without `metadata` nothing is added.
     """
     if metadata is not None:
         props = {entry.key: entry.value for entry in model.metadata_props}

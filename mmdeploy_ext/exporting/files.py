@@ -91,7 +91,7 @@ def export_graph(
 
     A graph that has its ONNX model already (`graph.model`) is not exported again. `keep_fp32` are patterns of
     names of nodes that stay float32 in the family's float16 files; `example`, input name -> tensor, is traced
-    instead of the graph's own. None takes the example of the graph.
+    instead of the graph's own example, if it is not None.
     """
     model = graph.model
     if model is None:

@@ -122,7 +122,7 @@ def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dic
 def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | None = None) -> dict[str, str]:
     """Return the metadata of the file of an export, key -> JSON text; `ranges` are those of INT8.
 
-    No engine reads them. With None nothing is added.
+    No engine reads them.
     """
     values = dict(
         family=deployment.family.name,

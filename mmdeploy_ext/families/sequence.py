@@ -87,7 +87,7 @@ class SequenceFamily(Family):
     ) -> Iterable[Frame | Sweep]:
         """Yield the moments of infos as the runtime reads and prepares them by a rule; names are tokens.
 
-        `root` is the folder of the data set. None: files are at the paths of the infos, or beside them.
+        `root` is the folder of the data set; None: files are at the paths of the infos, or beside them.
         """
 
     def generated_sweeps(self, rule: Any, count: int) -> Iterable[Sweep]:

@@ -33,7 +33,7 @@ def count(
     """Return position of a node -> its FLOPs, of the nodes of the main graph whose operator is counted.
 
     The value is None if shapes are open. `tensor_types` is tensor name -> type, if `types.infer` gave it
-    already. None infers them.
+    already; None if not.
     """
     tensor_types = types.infer(model) if tensor_types is None else tensor_types
     flops: dict[int, int | None] = {}

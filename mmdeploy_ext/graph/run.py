@@ -114,8 +114,8 @@ def run(
 ) -> dict[str, Any]:
     """Run a model once and return name -> array of any of its tensors.
 
-    `feeds` is input -> array; `names` and the options are those of `Runner`. `names` of None gives all
-    outputs.
+    `feeds` is input -> array; `names` and the options are those of `Runner`. Without `names` all outputs are
+    returned.
     """
     return Runner(model, names, **options).run(feeds)
 

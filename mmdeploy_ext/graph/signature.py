@@ -226,7 +226,7 @@ def differences(
 ) -> list[GraphDifference]:
     """Return the differences of a model from a reference, in topological order; [] if the graph is the same.
 
-    `signatures` are those of `model` and of `reference`, if they are computed already. None computes them.
+    `signatures` are those of `model` and of `reference`, if they are computed already; None if not.
     """
     signature, expected = signatures or (compute_signature(model), compute_signature(reference))
     if signature.equals(expected):

@@ -71,7 +71,7 @@ class Recorder:
     def add(self, rule: str, detail: str, site: Site | None, origins: Origins | None = None) -> None:
         """Add an event; see `Event`.
 
-        `site` is None if no line of the user's code is known, `origins` if no size or number is concerned.
+        `site` is None for the module or an input as a whole, `origins` if the event does not depend on sizes.
         """
         self.events.append(Event(rule, site, detail, origins))
 

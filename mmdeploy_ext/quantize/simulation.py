@@ -134,7 +134,7 @@ class Simulation:
         """Return the dense output of one run on a sweep of `prepare`.
 
         The nodes that are not `int8_nodes` are in `float_precision`, 'fp16' or 'fp32'. `fed` is that of
-        `tensors`; `observe` is called with name and output of each node. With None nothing is called.
+        `tensors`; `observe`, if it is not None, is called with name and output of each node.
         """
 
         def transform(node, inputs, weight):  # noqa: ANN001, ANN202

@@ -161,7 +161,7 @@ def draw_layers(
 def fidelity_table(result: Fidelity, limit: int | None = None) -> Table:
     """Return a table of the worst layers, at most `limit`, and of the network's output; see `TITLES`.
 
-    None shows all.
+    `limit` of None shows all layers.
     """
     view = table(*TITLES, text_columns=2)
     fp16_layers = set(result.advice())

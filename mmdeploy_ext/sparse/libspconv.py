@@ -71,7 +71,7 @@ def write(
 def to_onnx(graph: SparseGraph, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
     """Return a graph in the dialect; float32 weights are rounded to fp16 here.
 
-    `metadata` are `metadata_props` to add, which the engine does not read. With None nothing is added.
+    `metadata` are `metadata_props` to add, which the engine does not read; None adds nothing.
 
     Raises:
         ExportError: a BatchNorm that is not folded, a convolution without a bias, weights beyond fp16; the

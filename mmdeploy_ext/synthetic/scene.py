@@ -161,8 +161,8 @@ def colour_pair(
     """Draw two colours of one fill, (2, 3) float32 BGR.
 
     The second lies between the first and an unrelated colour: `contrast` is the smallest and largest share of
-    the way. The mean is at least `distance` (Euclidean, 0..255) from the colour `unlike` (3,). With None
-    there is no such distance.
+    the way. The mean is at least `distance` (Euclidean, 0..255) from the colour `unlike` (3,), if there is
+    one.
     """
     while True:
         first, unrelated = rng.uniform(20, 235, (2, 3)).astype(np.float32)

@@ -80,8 +80,8 @@ def seeded_scene(
 ) -> torch.Tensor:
     """Return a picture of the generated data set, normalised: (1, 3, height, width) float32.
 
-    `expose` takes the picture (height, width, 3) uint8 and returns it darker or brighter. None leaves the
-    picture as it is.
+    `expose` takes the picture (height, width, 3) uint8 and returns it darker or brighter; None leaves it as
+    it is.
     """
     picture, _ = make_scene(np.random.default_rng(seed), height, width, SCENE_SHAPES)
     picture = expose(picture) if expose else picture
@@ -247,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, cfg_options: Mapping[str, Any] | None = None) -> int:
     """Write the checkpoint of the command line, with overrides of the config; return 0.
 
-    `cfg_options` is dotted key -> value. With None nothing is overridden.
+    `cfg_options` is dotted key -> value; None overrides nothing.
     """
     from mmdeploy_ext import compat
     from mmdeploy_ext.core.files import check_writable
@@ -264,7 +264,7 @@ def run(args: argparse.Namespace, cfg_options: Mapping[str, Any] | None = None) 
 def write_seeded(config: str, out: Path, seed: int = 0, cfg_options: Mapping[str, Any] | None = None) -> None:
     """Write a checkpoint with seeded weights for a config with overrides.
 
-    `cfg_options` is dotted key of the config -> value. With None nothing is overridden.
+    `cfg_options` is dotted key of the config -> value; None overrides nothing.
     """
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.families.base import DETECTOR, FAMILIES, find_family, load_families

@@ -145,7 +145,7 @@ def build_file(
     """Build an engine and write it to `output`, with its record beside it; return the record and the engine.
 
     `progress` is called with the name of a phase, the number of steps done, and that of all its steps; the
-    errors are those of `build`. With None nothing is called.
+    errors are those of `build`. Without `progress` nothing is called.
     """
     architectures = job.architectures if job.package.builds_for_others else ()
     built = build(job.model, job.package, architectures, job.profiles, tf32=job.tf32, progress=progress)

@@ -216,7 +216,7 @@ def test_cfg_of(cfg: Any) -> Any:
 def tested_head(cfg: Any, key: str, test_cfg: Mapping[str, Any] | None) -> nn.Module:
     """Return the head below a key of a config's model, built with this `test_cfg`; see `built_head`.
 
-    `test_cfg` None is for a head that takes none.
+    `test_cfg` is None if the config has none for this head.
     """
     content = dict(copy.deepcopy(cfg.model.get(key) or {}), train_cfg=None, test_cfg=test_cfg)
     return built_head(content, f'model.{key}')

@@ -103,7 +103,7 @@ def detections(
     """Return the results of the detector's own test path, or of that of its head of regions alone.
 
     Boxes are in pixels of the originals with `rescale`. `regions` are maps and proposals in place of the
-    model's own. None runs the whole detector.
+    model's own; without them the whole detector runs.
     """
     metas = metas_of_images(images, rescale)
     if regions is not None:

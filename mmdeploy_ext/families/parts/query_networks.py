@@ -76,7 +76,7 @@ def attend_to(
     """Run mmcv's `MultiheadAttention` without its shortcut: query (B, Q, D) to (B, Q, D).
 
     `key` and `value` are (B, K, D); query and key have positions added; `mask`, bool, broadcast to (B, M, Q,
-    K), is True where a query must not look. With None nothing is hidden.
+    K), is True where a query must not look. Without a mask nothing is hidden.
     """
     layer = attention.attn
     heads = multi_head((query, key, value), layer.in_proj_weight, layer.in_proj_bias, layer.num_heads, mask)

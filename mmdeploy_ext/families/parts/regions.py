@@ -143,7 +143,7 @@ class Pool(nn.Module):
             boxes: (R, 4) xyxy, pixels of the network input, image by image, equally many of each.
             images: (R,) int64 index into the batch.
             factor: of the sides of boxes before pooling; levels are those of the boxes as they are; None
-                keeps them.
+                keeps the size of boxes.
         """
         layers = self.extractor.roi_layers
         pairs = list(zip(layers, maps[: len(layers)], strict=True))

@@ -94,7 +94,7 @@ class TwoStageNetwork(nn.Module):
     ) -> list[torch.Tensor]:
         """Return the tensors of `names`, from the maps of all levels; for the others see `forward`.
 
-        `img_shape` may be None if no anchors are clipped.
+        `img_shape` may be None but for a Cascade RPN, whose anchors are clipped.
         """
         outputs = []
         if proposes(self.model):

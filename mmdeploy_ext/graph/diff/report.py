@@ -37,8 +37,8 @@ COLOURS = {'equal': 'green', 'born here': 'bold red', 'passed on': 'yellow', 'in
 def figure(value: float | None, entry: Entry | None = None) -> str:
     """Return an error as text; None, which stands for an infinite or missing error, as 'differs' or '-'.
 
-    It is 'differs' if `entry` is a tensor at which an error is born, with a reason why there is no number.
-    Without an entry it is '-'.
+    None is 'differs' if `entry` is a tensor at which an error is born, with a reason why there is no number,
+    and '-' otherwise, also without an entry.
     """
     if value is None:
         return 'differs' if entry is not None and entry.reason and entry.state == 'born here' else '-'

@@ -44,8 +44,8 @@ def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
 def constants_to_initializers(graph: onnx.GraphProto, data_type: int | None = None) -> None:
     """Turn the Constant nodes of a graph into initializers, in place; constants of strings stay nodes.
 
-    With `data_type`, a `TensorProto.DataType`, only the constants of that type become initializers. None
-    takes all.
+    With `data_type`, a `TensorProto.DataType`, only the constants of that type become initializers. Without
+    it all become initializers.
     """
     initializers = {}
     for node in graph.node:

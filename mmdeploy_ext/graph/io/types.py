@@ -181,7 +181,7 @@ def dtype(data_type: int) -> str:
 def text(value_type: onnx.TypeProto | None) -> str:
     """Return e.g. 'float[1,3,h,w]'; 'sequence' or the like for no tensor, '?' when nothing is known.
 
-    None is a type that is not stated.
+    `value_type` is None if the type is not stated.
     """
     if value_type is None or value_type.WhichOneof('value') is None:
         return '?'
@@ -195,7 +195,7 @@ def text(value_type: onnx.TypeProto | None) -> str:
 def shape_label(value_type: onnx.TypeProto | None) -> str:
     """Return e.g. '1x3xhxw', '' when nothing is known.
 
-    None is a type that is not stated.
+    `value_type` is None if the type is not stated.
     """
     sizes = shape(value_type)
     return '' if sizes is None else 'x'.join(map(str, sizes)) or 'scalar'

@@ -64,7 +64,7 @@ class SparseProof(Proof):
         Args:
             arguments: see `Proof`.
             ranges: INT8 ranges that the file was exported with; None: those that it records.
-            max_voxels: see `libspconv_contract.check`; with None the number is not checked.
+            max_voxels: see `libspconv_contract.check`; None warns about the usual number.
             node_list: path of a JSON file with the node list of NVIDIA's exporter, which that of the file
                 has to equal; '' for none.
         """

@@ -69,7 +69,7 @@ def pair_up(
         distance_bar: metres; largest distance of the centres of a pair.
         score_bar: largest score difference of a pair.
         corner_bar: metres; largest distance of corners, and in m/s of velocities, in place of the bars of
-            float32 for sizes, yaw and velocity; with None they are not compared.
+            float32 for sizes, yaw and velocity; None keeps these.
     """
     nearness = _nearness(reference, candidate)
     close = np.nonzero(nearness >= -max(distance_bar, PAIR_DISTANCE))

@@ -40,7 +40,7 @@ def check_time(timestamp_s: float) -> float:
 def check_calibration(calibration: Calibration | None, num_cameras: int) -> Calibration:
     """Return a calibration as float64: `lidar2img` and `intrinsics` (N, 4, 4), N being `num_cameras`.
 
-    None is refused, too.
+    A calibration of None is refused, too.
 
     Raises:
         DataError: missing, for another number of cameras, not finite, singular, or intrinsics and lidar2img
