@@ -16,6 +16,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.bevformer.graphs import BEV, FORM, PREDICTIONS, graphs
 from mmdeploy_ext.families.bevformer.live import FOLLOWED, replaced
+from mmdeploy_ext.families.bevformer.options import CONVENTIONS
 from mmdeploy_ext.families.bevformer.reference import BevFormerReference
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
 from mmdeploy_ext.families.bevformer.samples import driven, dumped_frame, frame, moments
@@ -84,7 +85,16 @@ class BevFormerFamily(SequenceFamily):
         model = build_without_weights(cfg, build_model, 'img_backbone')
         rule = self.preprocess_rule(cfg)
         model.input_sizes = (rule.num_cameras, *rule.input_size)  # cameras, height and width, for `spec`
+        model.box_convention = _box_convention(cfg) or CONVENTIONS[0]  # of the published weights
+        model.states_boxes = bool(_box_convention(cfg))
         return model
+
+    def load(self, model: nn.Module, path: str, weight_layout: str = 'auto') -> Any:
+        checkpoint = super().load(model, path, weight_layout)
+        version = str(checkpoint.meta.get('mmdet3d_version', ''))
+        if version and not model.states_boxes:
+            model.box_convention = CONVENTIONS[0 if version.startswith('0.') else 1]
+        return checkpoint
 
     def seeded(self, cfg: Any, seed: int) -> nn.Module:
         model = self.build(cfg)
@@ -116,6 +126,7 @@ class BevFormerFamily(SequenceFamily):
             rotate_center=[float(value) for value in transformer.rotate_center],
             rotate_prev_bev=bool(transformer.rotate_prev_bev),
             use_shift=bool(transformer.use_shift),
+            box_convention=model.box_convention,
         )
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
@@ -142,6 +153,15 @@ class BevFormerFamily(SequenceFamily):
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         return dict(network=[(model, 'forward_test')])
+
+
+def _box_convention(cfg: Any) -> str:
+    """Return the mmdet3d whose boxes a config says that its model was trained with; '' if it says nothing."""
+    convention = cfg.get('box_convention', '')
+    if convention not in ('', *CONVENTIONS):
+        expected = ' or '.join(map(repr, CONVENTIONS))
+        raise ConfigError(f'{cfg.filename}: box_convention={convention!r}, expected {expected}')
+    return convention
 
 
 def _check_model(filename: str, model: Mapping[str, Any]) -> None:

@@ -3,9 +3,12 @@
 import dataclasses
 
 from mmdeploy_ext.contract import options
-from mmdeploy_ext.contract.schema import COUNT, FLAG, RANGE, exactly, full_record, maybe, number
+from mmdeploy_ext.contract.schema import COUNT, FLAG, RANGE, exactly, full_record, maybe, number, one_of
 from mmdeploy_ext.families.parts.options import GRID_SAMPLE
 
+CONVENTIONS = '0.17', '1.x'
+"""Versions of mmdet3d by the boxes that models were trained with: width, length, height and yaw from -y
+clockwise; length, width, height and yaw from x counter-clockwise."""
 OPTIONS = (
     dataclasses.replace(
         options.CONTRACT,
@@ -27,5 +30,6 @@ POSTPROCESS = full_record(
     rotate_center=exactly(2, number()),
     rotate_prev_bev=FLAG,
     use_shift=FLAG,
+    box_convention=one_of(*CONVENTIONS),
 )
 """Schema of `BevFormerFamily.postprocess_facts`."""

@@ -1,5 +1,6 @@
 """BEVFormer in PyTorch as a stepper: the test path of the user's detector or of ours, unpatched."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
 from mmdeploy_ext.core.taps import collect_taps, tap
+from mmdeploy_ext.families.bevformer.options import CONVENTIONS
 from mmdeploy_ext.families.bevformer.runtime import memory_tensors, record_of
 from mmdeploy_ext.families.parts.runtime.bev_motion import TIE_CELLS, YAW_DEG, rotation_ties
 from mmdeploy_ext.families.parts.samples import detections
@@ -38,11 +40,13 @@ class BevFormerReference:
 
     @property
     def notes(self) -> list[str]:
-        """Frames in which the rotation of the last view has ties, for the verdict."""
+        """What a reader of the verdict has to know: whose boxes, and in which frames a rotation has ties."""
+        convention = self.model.box_convention
+        notes = [f'trained with boxes of mmdet3d {convention}; results are compared as boxes of 1.x']
         if not self._ties:
-            return []
+            return notes
         frames = ', '.join(f'{count} cells of {name}' for name, count in self._ties.items())
-        return [f'rotation of the last view: {frames} are within {TIE_CELLS:g} cells of a tie']
+        return [*notes, f'rotation of the last view: {frames} are within {TIE_CELLS:g} cells of a tie']
 
     @property
     def state(self) -> StreamState | None:
@@ -75,7 +79,7 @@ class BevFormerReference:
             ((boxes, scores, labels),) = self.head.get_bboxes(
                 tensors, [dict(box_type_3d=LiDARInstance3DBoxes)]
             )
-        return detections(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))
+        return self._detections(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))
 
     def step(self, frame: Frame) -> StepResult:
         """Run one frame through `forward_test`; outputs are those of the head by name."""
@@ -95,7 +99,17 @@ class BevFormerReference:
             tap(name, value)  # for `collect_taps` around this step
         self._last = frame
         outputs = {name: head_outputs[name].detach().cpu().numpy().copy() for name in OUTPUTS}
-        return StepResult(outputs, detections(results[0]['pts_bbox']), was_first)
+        return StepResult(outputs, self._detections(results[0]['pts_bbox']), was_first)
+
+    def _detections(self, result: Mapping[str, Any]) -> Detections3D:
+        """Return a result with boxes as mmdet3d 1.x has them; the runtime turns sine and cosine instead."""
+        old = detections(result)
+        if self.model.box_convention != CONVENTIONS[0]:
+            return old
+        boxes = old.boxes[:, [0, 1, 2, 4, 3, 5, 6, 7, 8]]
+        yaw = -boxes[:, 6] - np.pi / 2
+        boxes[:, 6] = yaw - 2 * np.pi * np.round(yaw / (2 * np.pi))
+        return dataclasses.replace(old, boxes=boxes)
 
     def _note_ties(self, frame: Frame) -> None:
         last, transformer = self.model.prev_frame_info, self.head.transformer

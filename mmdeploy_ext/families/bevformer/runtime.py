@@ -180,7 +180,7 @@ class BevFormerOnnx(Runtime):
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         """Return the boxes of the head's outputs, best first; see `decode`."""
-        return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], self.metadata.postprocess)
+        return boxes_of_outputs(self.metadata, outputs)
 
     @property
     def state(self) -> StreamState | None:
@@ -248,15 +248,16 @@ def passing(scores: np.ndarray, threshold: float | None) -> np.ndarray:
 
 
 def decode(cls_scores: np.ndarray, bbox_preds: np.ndarray, facts: Mapping[str, Any]) -> Detections3D:
-    """Decode the outputs of one frame to boxes, best first, with z at the bottom.
+    """Decode the outputs of one frame to boxes of mmdet3d 1.0, best first, with z at the bottom.
 
-    One query may give several boxes, and there is no NMS. Yaw and the order of the sizes are those of mmdet3d
-    0.17, for which the published weights were trained: width, length, height.
+    One query may give several boxes, and there is no NMS.
 
     Args:
         cls_scores: (L, 1, R, K) logits; the last layer counts.
         bbox_preds: (L, 1, R, 10), see `graphs.spec`.
-        facts: the `postprocess` entry of the file's metadata.
+        facts: the `postprocess` entry of the file's metadata. Its `box_convention` is the mmdet3d whose boxes
+            the model was trained with; for 0.17, as the published weights, the first size is the width, and
+            the yaw another.
 
     Source: fundamentalvision/BEVFormer 66b65f3, core/bbox/coders/nms_free_coder.py, bevformer_head.py.
     """
@@ -268,7 +269,10 @@ def decode(cls_scores: np.ndarray, bbox_preds: np.ndarray, facts: Mapping[str, A
     keep = in_range(centre, facts['post_center_range']) & passing(scores, facts.get('score_threshold'))
     bottom = centre.copy()
     bottom[:, 2] -= sizes[:, 2] * np.float32(0.5)
-    yaw = np.arctan2(codes[:, 6:7], codes[:, 7:8])
+    sine, cosine = codes[:, 6:7], codes[:, 7:8]
+    if facts['box_convention'] == '0.17':
+        sizes, sine, cosine = sizes[:, [1, 0, 2]], -cosine, -sine
+    yaw = np.arctan2(sine, cosine)
     boxes = np.concatenate([bottom, sizes, yaw, codes[:, 8:10]], axis=1).astype(np.float32)
     return Detections3D(boxes, scores, labels.astype(np.int64))[keep]
 

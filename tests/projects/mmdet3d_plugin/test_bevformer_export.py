@@ -10,6 +10,7 @@ import torch
 import toy_bevformer as toy
 from marking import in_suite
 from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.bevformer import graphs, runtime
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
 from mmdeploy_ext.families.parts import bev_attention, bev_grid, bev_queries
@@ -18,9 +19,12 @@ from mmdeploy_ext.families.parts.runtime.bev_motion import can_bus_record, recor
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.proving.inputs.synthetic_drive import rig, synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.provenance import unequal_entries
 from mmdeploy_ext.runtime.frames import StreamState
+from mmdeploy_ext.synthetic.seeded import write_seeded
 
 FRAMES = 4
+PREDICTED = 'cls_scores', 'bbox_preds'
 RECORD = np.array([12.0, -7.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.1, 0.2, 9.8, 0, 0, 0.1, 5.0, 0.1, 0, 0.8, 45.8])
 
 
@@ -83,6 +87,36 @@ def test_cells_between_two_cells_are_counted_as_ties():
     assert bev_motion.rotation_ties(90.0, (10.5, 11), (21, 21)) == 21 * 21  # each source is on an edge
 
 
+@pytest.mark.parametrize(
+    ('stated', 'version', 'convention'),
+    [('', '', '0.17'), ('', '0.17.1', '0.17'), ('', '1.0.0rc6', '1.x'), ('0.17', '1.0.0rc6', '0.17')],
+)
+def test_the_boxes_are_those_that_config_or_checkpoint_state(tmp_path, stated, version, convention):
+    path = tmp_path / 'toy.pth'
+    write_seeded(toy.CONFIG, str(path))
+    content = torch.load(path, weights_only=True)
+    content.setdefault('meta', {})['mmdet3d_version'] = version
+    torch.save(content, path)
+    options = dict(box_convention=stated) if stated else {}
+    model = deploy.load(toy.CONFIG, str(path), cfg_options=options).model
+    assert model.box_convention == convention
+
+
+def test_a_file_says_whose_boxes_it_has_and_the_runtime_turns_them(deployment, paths):
+    runner = deployment.family.runner(paths, dict(engine='OnnxRuntimeBackend'))
+    facts = runner.metadata.postprocess
+    outputs = runner.step(next(iter(drive(deployment, 1)))).outputs
+    old, (logits, codes) = runner.boxes_of(outputs), (outputs[f'all_{name}'] for name in PREDICTED)
+    new = runtime.decode(logits, codes, {**facts, 'box_convention': '1.x'})
+    assert facts['box_convention'] == '0.17'
+    np.testing.assert_array_equal(old.boxes[:, [4, 3, 5]], new.boxes[:, 3:6])
+    turned = -new.boxes[:, 6] - np.pi / 2
+    np.testing.assert_allclose(np.cos(old.boxes[:, 6]), np.cos(turned), atol=1e-6)
+    np.testing.assert_allclose(np.sin(old.boxes[:, 6]), np.sin(turned), atol=1e-6)
+    edited = dataclasses.replace(runner.metadata, postprocess={**facts, 'box_convention': '1.x'})
+    assert 'box_convention' in unequal_entries(edited.postprocess, facts)
+
+
 def bilinear(view, rotation, height, width):
     picture = view.t().reshape(1, -1, height, width)
     x = (torch.arange(width) - width / 2 + 0.5).expand(height, -1)
@@ -129,6 +163,7 @@ def first_rig(original):
     return step
 
 
+runtime_decode = runtime.decode
 rotation, shift, since = bev_motion.bev_rotation, bev_motion.bev_shift, bev_motion.motion_since
 project = bev_grid.project_pillars
 FAULTS = {
@@ -149,6 +184,10 @@ FAULTS = {
     'angles of the record zero': (
         (runtime, 'motion_since'),
         lambda record, previous: since(record, previous) * np.array([1] * 16 + [0, 1]),
+    ),
+    'boxes as they were trained': (
+        (runtime, 'decode'),
+        lambda *given: runtime_decode(*given[:2], {**given[2], 'box_convention': '1.x'}),
     ),
     'two cameras exchanged': (
         (bev_queries, 'project_pillars'),
