@@ -24,9 +24,10 @@ def argument(*words: Any, **settings: Any) -> AddArgument:
 
 
 def output(metavar: str, text: str, *files: str) -> AddArgument:
-    """Return the function that adds the argument --output, with `text` as its help.
+    """Return the function that adds the required argument --output, with `text` as its help.
 
-    `files` are the names of the outputs with '{}' for the value of --output; without any it is that value.
+    `files` are the names of the files that the command writes, with '{}' for the value of --output; without
+    any it is that value. They are registered before the command runs.
     """
     return argument(f'--output {metavar}', text, required=True, writes=files)
 

@@ -362,8 +362,9 @@ class RegionBranch(Regions):
     ) -> tuple[torch.Tensor, ...]:
         """Return the head's outputs (R, ...) of boxes (B, K, 4), pixels of the network input.
 
-        `maps` are those of `region_maps`. A dict of the features (R, channels, h, w) that the head takes, by
-        name, is appended to `taken_features`.
+        `maps` are those of `region_maps`. If `taken_features` is a list, a dict is appended to it:
+        `region_features` (R, channels, h, w), the features that the head takes, without those of enlarged
+        regions.
         """
         features = [self.features(maps, boxes)]
         if self.factor is not None:  # Double-Head R-CNN: the regression takes larger regions
@@ -403,7 +404,8 @@ def decoded(
     Args:
         head: of mmdet.
         regions: (B, K, 4).
-        outputs: of the head, (B, K, columns) each, without the class logits.
+        outputs: of the head, (B, K, columns) each, without the class logits: deltas, or of a side-aware head
+            `bbox_cls` and `bbox_reg`.
         clip_hw: (B, 2) height and width, pixels.
     """
     if not getattr(head, 'with_reg', True):
