@@ -33,7 +33,8 @@ def single_thread(runtimes: Callable[[], Any] = _openmp_runtimes) -> Iterator[No
 
     With more threads it has a race: 4 of 27,774 rows of a convolution were wrong, others in each run (one
     thread: within 1e-7, and faster). It brings an OpenMP runtime of its own, so torch.set_num_threads alone
-    does not reach it.
+    does not reach it. `runtimes` returns a ThreadpoolController of the runtimes that are limited: usually of
+    all that are loaded when the block begins.
     """
     import torch
 

@@ -29,7 +29,11 @@ class Described(Protocol):
 
 
 def part_types(model: Any, prefix: str = '') -> dict[str, str]:
-    """Return key -> type name of the heads of a `model`, wherever they are: `roi_head.bbox_head`."""
+    """Return path -> type name of the parts of a `model` whose keys end in one of PARTS, however deep.
+
+    A path has the keys from `model` on, 'roi_head.bbox_head'. `prefix` is put before it, with its dot; of
+    parts in a list the first one's type is told.
+    """
     types: dict[str, str] = {}
     for key, value in model.items() if isinstance(model, dict) else ():
         for part in value if isinstance(value, list | tuple) else [value]:

@@ -88,7 +88,7 @@ def encode_view(
         head: a `BEVFormerHead`.
         maps: feature maps of each level (N, C, h, w).
         can_bus: (18,), as `cell_queries` takes it.
-        lidar2img: (N, 4, 4), from the car to pixels of the padded pictures.
+        lidar2img: (N, 4, 4), from the LiDAR to pixels of the padded pictures times depth, m.
         image_size: height and width of these pictures, px.
         last: the view before.
     """

@@ -116,8 +116,8 @@ def warm_up(
     """Teach the cross attention of every layer to look at the projections of the queries' points.
 
     There are R calibrations (R, N, 4, 4), which take turns, each turned about z anew; images of (H, W, ...)
-    px; `lr` is Adam's, `num_points` are drawn per step. Returned is the loss of each step: the mean cross
-    entropy in nats.
+    px; `lr` is Adam's, `num_points` are drawn per step, of which there are `iters`. Returned is the loss of
+    each step: the mean cross entropy in nats.
     """
     attentions = [layer.attentions[1].attn for layer in head.transformer.decoder.layers]  # cross attention
     modules = [head.position_encoder, head.query_embedding, head.featurized_pe, *attentions]
