@@ -78,7 +78,7 @@ from mmdeploy_ext.models.sparse_backbone.model import LidarBackbone
 
 
 for name in ('BEVFusionSparseEncoder', 'TransFusionHead', 'TransFusionBBoxCoder'):
-    catalogue.register(name)
+    catalogue.register([name])
 
 
 class Lidar(LidarBackbone):

@@ -10,7 +10,8 @@ by mmcv alone.
 import contextlib
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 from unittest import mock
 
@@ -118,36 +119,41 @@ def offered(registry: Any, builds: Sequence[str] = ()) -> Callable[[Class], Clas
     return note
 
 
-def register(name: str) -> None:
-    """Register this package's class of a type, and the types that it builds.
+def registered_types() -> set[str]:
+    """Return the types in the registries of the libraries, whoever registered them."""
+    distinct = {id(registry): registry for registry in registries(LIBRARIES)}
+    return {name for registry in distinct.values() for name in registry.module_dict}
 
-    Nothing happens if the type is registered already, or if this package does not have it.
+
+def register(names: Iterable[str]) -> None:
+    """Register this package's classes of some types, and the types that these build.
+
+    A type that is registered already, or that this package does not have, is passed over.
     """
-
-    def is_registered() -> bool:  # by the libraries, a plugin or this package
-        return any(name in registry.module_dict for registry in registries(LIBRARIES))
-
-    if name not in MODULES or is_registered():
-        return
-    importlib.import_module(MODULES[name])  # imports the library, which may have the type
-    offer = _OFFERS[name]
-    if not is_registered():
-        offer.registry.register_module(module=offer.cls)
-    for built_type in offer.builds:
-        register(built_type)
+    pending = [name for name in names if name in MODULES]
+    registered = registered_types() if pending else set()
+    while pending:
+        name = pending.pop(0)
+        if name in registered:
+            continue
+        if MODULES[name] not in sys.modules:
+            importlib.import_module(MODULES[name])
+            registered = registered_types()  # the import brought the library, which may have the type
+        offer = _OFFERS[name]
+        if name not in registered:
+            offer.registry.register_module(module=offer.cls)
+            registered.add(name)
+        pending = [*offer.builds, *pending]
 
 
 def register_named(cfg: Any) -> None:
     """Register the types of this package that an mmcv Config names and that nobody has registered."""
-    for name in sorted({name for _, name in types_of(dict(cfg.items()))}):
-        register(name)
+    register(sorted({name for _, name in types_of(dict(cfg.items()))}))
 
 
 def register_all(modules: dict[str, tuple[str, ...]]) -> None:
     """Register every type of some modules of this package (module -> types) that nobody has registered."""
-    for names in modules.values():
-        for name in names:
-            register(name)
+    register(name for names in modules.values() for name in names)
 
 
 @contextlib.contextmanager

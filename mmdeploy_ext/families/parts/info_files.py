@@ -70,7 +70,7 @@ def generated_dataset(
         if isinstance(dataset_class, type) and issubclass(dataset_class, NuScenesDataset):
             return dict(test_data, **files)
     modality = dict(use_camera=views is not None, use_lidar=voxels is not None)
-    catalogue.register(default)
+    catalogue.register([default])
     return dict(type=default, pipeline=steps, modality=modality, **files)
 
 
