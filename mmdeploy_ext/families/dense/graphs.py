@@ -16,7 +16,6 @@ from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.dense.forms import (
     FULL_NAMES,
     DecodeForm,
@@ -30,7 +29,12 @@ from mmdeploy_ext.families.dense.forms import (
 )
 from mmdeploy_ext.families.dense.heads import facts_of, generator_of, kind_of, thresholds
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.image_tensors import box_outputs, image_input, optional_inputs
+from mmdeploy_ext.families.parts.image_tensors import (
+    box_outputs,
+    image_input,
+    optional_inputs,
+    results_and_candidates,
+)
 
 PIXELS = ColumnGroup(name='xyxy', unit='pixel')
 """Columns of boxes, and their unit."""
@@ -80,21 +84,13 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     if options.form == 'full':
         clips = bool(kind_of(model.bbox_head).clips(model.bbox_head))
         inputs += optional_inputs(image.axes[0], clips, bordered)
-        outputs = _full_outputs(model, options)
+        max_per_img = thresholds(model.bbox_head).max_per_img
+        outputs = results_and_candidates(box_outputs, options, max_per_img)
     elif options.form == 'decode':
         outputs = _decode_outputs(model, options)
     else:
         outputs = _raw_outputs(model, options)
     return GraphSpec(f'dense/{options.form}', tuple(inputs), outputs)
-
-
-def _full_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-    batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
-    if not cap:
-        return box_outputs(batch, 'n')
-    meaning = f'(prior, class) pairs over the score threshold; more than {cap}: the rest was cut off'
-    candidates = TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections')
-    return (*box_outputs(batch, capped(cap, thresholds(model.bbox_head).max_per_img)), candidates)
 
 
 def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:

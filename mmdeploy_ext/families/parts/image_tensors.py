@@ -3,11 +3,14 @@
 Glossary: B batch, H, W network input in pixels, n detections.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.exporting.postprocess.sizes import hw
+from mmdeploy_ext.exporting.postprocess.suppression import capped
 
 
 def image_input(
@@ -52,6 +55,33 @@ def box_outputs(batch: int | str, rows: int | str) -> tuple[TensorSpec, ...]:
         TensorSpec('dets', 'float32', (batch, rows, 5), boxes, compare='detections'),
         TensorSpec('labels', 'int64', (batch, rows), labels, compare='detections'),
     )
+
+
+def results_and_candidates(
+    results: Callable[[int | str, int | str], tuple[TensorSpec, ...]],
+    options: Options,
+    *limits: int,
+    pairs: str = 'prior',
+) -> tuple[TensorSpec, ...]:
+    """Return the outputs of a `full` graph whose options may limit the candidates that enter a suppression.
+
+    Args:
+        results: returns the outputs of the results, given the size or the letter of the axes of images and
+            of results per image, as `box_outputs` does.
+        options: of the export.
+        limits: of the head, on candidates or results of an image; those of 0 or below limit nothing.
+        pairs: what is paired with a class to be a candidate.
+
+    Returns:
+        The outputs of `results`; with a limit their sizes are constant, and `candidates` has the number of
+        candidates of each image before it.
+    """
+    batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
+    if not cap:
+        return results(batch, 'n')
+    meaning = f'({pairs}, class) pairs over the score threshold; more than {cap}: the rest was cut off'
+    candidates = TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections')
+    return (*results(batch, capped(cap, *limits)), candidates)
 
 
 PROPOSALS = 'proposals'

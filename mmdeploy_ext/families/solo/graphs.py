@@ -14,9 +14,15 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.exporting.postprocess.mask import MaskPostprocess, capped, mask_config
+from mmdeploy_ext.exporting.postprocess.mask import MaskPostprocess, mask_config
 from mmdeploy_ext.exporting.postprocess.soft_masks import DynamicMasks, LevelMasks, ProductMasks, SoftMasks
-from mmdeploy_ext.families.parts.image_tensors import Axis, image_input, mask_inputs, mask_outputs
+from mmdeploy_ext.families.parts.image_tensors import (
+    Axis,
+    image_input,
+    mask_inputs,
+    mask_outputs,
+    results_and_candidates,
+)
 from mmdeploy_ext.families.solo.networks import LEVELS, BatchedNetwork, ForkNetwork, SoloFeatures, SoloLevels
 
 SIZE_MULTIPLE = 32
@@ -114,13 +120,9 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     image = image_input(options, max(head.num_grids), SIZE_MULTIPLE if kind(head) == 'SOLOV2Head' else 1)
     batch = image.axes[0]
     if options.form == 'full':
-        config, cap, rows = mask_config(head.test_cfg), options.max_candidates, 'n'
-        if cap:
-            rows = capped(cap, config.nms_pre, config.max_per_img)
-        outputs = mask_outputs(batch, rows)
-        if cap:
-            meaning = f'(cell, class) pairs over the score threshold; more than {cap}: the rest was cut off'
-            outputs += (TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections'),)
+        config = mask_config(head.test_cfg)
+        limits = config.nms_pre, config.max_per_img
+        outputs = results_and_candidates(mask_outputs, options, *limits, pairs='cell')
         return GraphSpec('solo/full', (image, *mask_inputs(batch)), outputs)
     if options.layout == 'fork':
         return GraphSpec('solo/raw-fork', (image,), _fork_outputs(head, options))

@@ -1,18 +1,8 @@
-_base_ = ['./_base_/toy_dota.py', './_base_/toy_schedule.py']
+_base_ = ['./_base_/toy_backbone.py', './_base_/toy_dota.py', './_base_/toy_schedule.py']
 runner = dict(max_epochs=4)
 model = dict(
     type='OrientedRCNN',
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        base_channels=16,
-        stem_channels=16,
-        num_stages=4,
-        out_indices=(0, 1, 2, 3),
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-        style='pytorch',
-        init_cfg=dict(type='Pretrained', checkpoint='demo/checkpoints/atss_toy.pth', prefix='backbone.')),
+    backbone=dict(out_indices=(0, 1, 2, 3)),
     neck=dict(type='FPN', in_channels=[16, 32, 64, 128], out_channels=32, num_outs=4),
     rpn_head=dict(
         type='OrientedRPNHead',

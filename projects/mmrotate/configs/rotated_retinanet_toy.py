@@ -1,17 +1,7 @@
-_base_ = ['./_base_/toy_dota.py', './_base_/toy_schedule.py']
+_base_ = ['./_base_/toy_backbone.py', './_base_/toy_dota.py', './_base_/toy_schedule.py']
 model = dict(
     type='RotatedRetinaNet',
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        base_channels=16,
-        stem_channels=16,
-        num_stages=4,
-        out_indices=(1, 2, 3),
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-        style='pytorch',
-        init_cfg=dict(type='Pretrained', checkpoint='demo/checkpoints/atss_toy.pth', prefix='backbone.')),
+    backbone=dict(out_indices=(1, 2, 3)),
     neck=dict(type='FPN', in_channels=[32, 64, 128], out_channels=48, num_outs=3),
     bbox_head=dict(
         type='RotatedRetinaHead',

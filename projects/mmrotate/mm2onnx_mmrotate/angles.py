@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from mmdeploy_ext.contract.schema import one_of
+
 VERSIONS = dict(oc=None, le135=float(np.pi / 4), le90=float(np.pi / 2))
 """Angle version -> how far below zero its interval of length pi begins; None: not wrapped."""
+VERSION = one_of(*VERSIONS)
+"""Check of an angle version in the metadata."""
 PI = float(np.pi)
 
 

@@ -1,8 +1,8 @@
 """Level 3 of a proof for rotated boxes: match by class and rotated IoU, draw both engines side by side.
 
-A rectangle has four readings, a quarter turn apart (see `detections.py`), and a model gives one of them. So a
+A rectangle has four readings, a quarter turn apart (see `readings.py`), and a model gives one of them. So a
 pair has to be one rectangle, by its IoU, and one reading of it. Another reading is right only where rounding
-decides between two, `_is_wrap`: at the ends of the interval of the angle version, and for squares.
+decides between two: at the ends of the interval of the angle version, and for squares.
 
 Glossary: R results of the reference, C of the candidate, P pairs of boxes.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mm2onnx_mmrotate import readings
 from mm2onnx_mmrotate.detections import corners_of
 from mm2onnx_mmrotate.draw import draw
 from mmdeploy_ext.proving.tasks import bbox2d, matching
@@ -28,19 +29,6 @@ if TYPE_CHECKING:
 
 RESULTS, PLACE = 'rotated boxes', 'worst IoU'
 fit_pair = bbox2d.fit_pair
-QUARTER = np.pi / 2
-"""Radians."""
-WRAPS = dict(le90=(2, -np.pi / 2), le135=(2, -np.pi / 4), oc=(1, 0.0))
-"""Angle version -> quarter turns from one end of its interval of angles to the other, and where it begins.
-
-`le90` is -pi/2 to pi/2, `le135` -pi/4 to 3/4 pi, `oc` 0 to pi/2. mmrotate wraps angles into the first two;
-those of `oc` stay as they are decoded.
-"""
-ANGLE_EPS = 1e-3
-"""Radians. An angle this close to an end of the interval may be at the other end for another engine. Tensors
-within 1e-4 give angles within that."""
-SQUARE_EPS = 1e-3
-"""Difference of w and h, relative to the larger, up to which rounding decides which side is longer."""
 ANY_TURN = 3
 """A bar that lets every reading of a rectangle pass."""
 
@@ -75,7 +63,7 @@ def pair_up(
             explains do not count.
     """
     iou = class_iou(reference, candidate)
-    turns = _quarter_turns(reference, candidate)
+    turns = _unexplained_turns(reference, candidate)
     gaps = [('quarter turns', turns, turn_bar)]
     return matching.pair_lists(reference, candidate, iou >= iou_bar, iou, bbox2d.PAIR_IOU, score_bar, gaps)
 
@@ -134,18 +122,8 @@ def corner_distance(corners: np.ndarray, candidate_corners: np.ndarray) -> np.nd
     return np.min(distances, axis=0)
 
 
-def _quarter_turns(reference: RotatedDetections, candidate: RotatedDetections) -> np.ndarray:
+def _unexplained_turns(reference: RotatedDetections, candidate: RotatedDetections) -> np.ndarray:
     """Return by how many quarter turns (R, C) the angles differ; 0 if rounding explains them."""
-    difference = candidate.boxes[None, :, 4].astype(np.float64) - reference.boxes[:, None, 4]
-    turns = np.abs(np.rint(difference / QUARTER))
-    return np.where(_is_wrap(reference, turns), 0.0, turns)
-
-
-def _is_wrap(reference: RotatedDetections, turns: np.ndarray) -> np.ndarray:
-    """Return whether rounding decides between the readings of pairs that are `turns` (R, C) apart."""
-    width, height, angle = reference.boxes[:, 2:].astype(np.float64).T
-    square = np.abs(width - height) <= SQUARE_EPS * np.maximum(width, height)
-    across, start = WRAPS[reference.version]
-    end = start + across * QUARTER
-    at_end = np.minimum(np.abs(angle - start), np.abs(angle - end)) <= ANGLE_EPS
-    return square[:, None] | (at_end[:, None] & (turns == across))
+    turns = readings.quarter_turns(reference.boxes[:, None, 4], candidate.boxes[None, :, 4])
+    explained = readings.is_wrap(reference.boxes[:, None], turns, reference.version)
+    return np.where(explained, 0.0, np.abs(turns))

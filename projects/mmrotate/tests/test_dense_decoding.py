@@ -10,6 +10,7 @@ from mmcv.utils import build_from_cfg
 from mmdet.core.bbox.builder import BBOX_CODERS
 from mmrotate.core.bbox.transforms import norm_angle as upstream_norm_angle
 
+from mm2onnx_mmrotate import deltas as delta_coders
 from mm2onnx_mmrotate.angles import VERSIONS, norm_angle
 from mm2onnx_mmrotate.dense import coders, kinds, settings
 
@@ -52,7 +53,7 @@ def test_deltas_become_the_boxes_of_mmrotate(version, changes):
     content = dict(type='DeltaXYWHAOBBoxCoder', angle_range=version, **changes)
     coder = build_from_cfg(content, BBOX_CODERS)
     deltas, priors = deltas_and_priors()
-    facts = dict(coder=kinds.delta(coder), head=dict(refined=False))
+    facts = dict(coder=dict(delta_coders.settings_of(coder), type='delta'), head=dict(refined=False))
     expected = coder.decode(priors, deltas)
     by_torch, by_numpy = both(facts, dict(bbox_pred=deltas), priors)
     assert torch.equal(by_torch, expected)

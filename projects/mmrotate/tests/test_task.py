@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mm2onnx_mmrotate import task
+from mm2onnx_mmrotate import readings, task
 from mm2onnx_mmrotate.detections import RotatedDetections, corners_of
 from mm2onnx_mmrotate.draw import draw
 from mmdeploy_ext.proving.half_bars import BARS
@@ -185,3 +185,25 @@ def test_a_pair_is_drawn_with_what_differs():
     drawn = task.draw_pair(pair, ('ship',))
     assert drawn.shape[1] > 2 * pair.shown.shape[1] and drawn.dtype == np.uint8
     assert cv2.imencode('.png', drawn)[0]
+
+
+@pytest.mark.parametrize(
+    ('box', 'version', 'turns', 'follows'),
+    [
+        ((50, 40, 60, 20, -HALF + 2e-4), 'le90', 2, True),
+        ((50, 40, 60, 20, -HALF / 2 + 2e-4), 'le135', 2, True),
+        ((50, 40, 60, 20, 2e-4), 'oc', 1, True),
+        ((50, 40, 30, 30.01, 0.4), 'le90', 1, True),
+        ((50, 40, 60, 20, -HALF + 0.01), 'le90', 2, False),
+        ((50, 40, 60, 20, -HALF + 2e-4), 'le90', 1, False),
+        ((50, 40, 60, 20, -HALF / 2 + 2e-4), 'le90', 2, False),
+        ((50, 40, 30, 31, 0.4), 'le90', 1, False),
+    ],
+)
+def test_tensors_of_boxes_are_compared_in_the_engines_reading_only_where_rounding_decides(
+    box, version, turns, follows
+):
+    reference, engine = (np.array([[value]], np.float32) for value in (box, turned(box, turns)))
+    chosen = readings.read_as(reference, engine, version)
+    np.testing.assert_allclose(chosen, engine if follows else reference, atol=0.02 if follows else 0)
+    np.testing.assert_allclose(chosen[..., 4], engine[..., 4] if follows else reference[..., 4], atol=1e-6)

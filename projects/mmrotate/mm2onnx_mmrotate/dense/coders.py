@@ -20,12 +20,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mm2onnx_mmrotate.angles import norm_angle
+from mm2onnx_mmrotate.deltas import angle_of_class, boxes_of_deltas, sigmoid_of
 from mm2onnx_mmrotate.dense.smallest_rectangle import smallest_rectangle
-from mmdeploy_ext.families.parts.runtime.box_coders import constant, softmax
-from mmdeploy_ext.runtime.detections import sigmoid
+from mmdeploy_ext.families.parts.runtime.box_coders import softmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,45 +31,6 @@ if TYPE_CHECKING:
 
     Rows = Mapping[str, Any]
     Settings = Mapping[str, Any]
-
-QUARTER = float(np.pi / 2)
-
-
-def delta(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: int) -> Any:
-    """`DeltaXYWHAOBBoxCoder`: moves in sizes of the prior, logarithms of size ratios, an angle that is added.
-
-    With `angles` (CSL) the delta of the angle, or with `replaced` the angle, is that of the best class.
-    """
-    deltas = rows['bbox_pred']
-    deltas = deltas * constant(coder['stds'], deltas) + constant(coder['means'], deltas)
-    turn = deltas[..., 4]
-    if 'angles' in coder and not coder['replaced']:
-        mean, deviation = coder['means'][4], coder['stds'][4]
-        turn = angle_of_class(xp, rows['angle_cls'], coder['angles']) * deviation + mean
-    if coder['norm_factor']:
-        turn = turn * float(coder['norm_factor'] * np.pi)
-    x, y, width, height, angle = (priors[..., column] for column in range(5))
-    bound = float(np.float32(abs(np.log(coder['wh_ratio_clip']))))
-    clamp = coder['ctr_clamp']
-    dx, dy = width * deltas[..., 0], height * deltas[..., 1]
-    if coder['proj_xy']:
-        cos, sin = xp.cos(angle), xp.sin(angle)
-        dx, dy = (
-            deltas[..., 0] * width * cos - deltas[..., 1] * height * sin,
-            deltas[..., 0] * width * sin + deltas[..., 1] * height * cos,
-        )
-    elif clamp:
-        dx, dy = xp.clip(dx, -clamp, clamp), xp.clip(dy, -clamp, clamp)
-    growth = xp.clip(deltas[..., 2:4], None if clamp else -bound, bound)
-    width, height = width * xp.exp(growth[..., 0]), height * xp.exp(growth[..., 1])
-    angle = norm_angle(xp, angle + turn, coder['version'])
-    if coder['edge_swap']:
-        longer = width > height
-        width, height = xp.where(longer, width, height), xp.where(longer, height, width)
-        angle = norm_angle(xp, xp.where(longer, angle, angle + QUARTER), coder['version'])
-    if 'angles' in coder and coder['replaced']:
-        angle = angle_of_class(xp, rows['angle_cls'], coder['angles'])
-    return xp.stack([x + dx, y + dy, width, height, angle], -1)
 
 
 def distance(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: int) -> Any:
@@ -95,19 +54,7 @@ def points(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: int)
     return xp.stack([x, y, boxes[2] * stride, boxes[3] * stride, boxes[4]], -1)
 
 
-def angle_of_class(xp: ModuleType, logits: Any, angles: Settings) -> Any:
-    """`CSLCoder`: the middle, in radians, of the best class of angles, the first of equal ones.
-
-    `logits` are (B, A, classes) of an output, `angles` the settings of `kinds.classes_of_angles`.
-    """
-    scores = _sigmoid(logits) if angles['sigmoid'] else logits
-    classes = scores.argmax(-1)
-    number = classes.astype(np.float32) if isinstance(classes, np.ndarray) else classes.to(logits.dtype)
-    degrees = xp.fmod((number + 0.5) * angles['width'], angles['range']) - angles['offset']
-    return degrees * float(np.pi / 180)
-
-
-CODERS: dict[str, Callable[..., Any]] = dict(delta=delta, distance=distance, points=points)
+CODERS: dict[str, Callable[..., Any]] = dict(delta=boxes_of_deltas, distance=distance, points=points)
 """Type of a coder -> its function."""
 
 
@@ -122,14 +69,10 @@ def scores_of(xp: ModuleType, facts: Settings, rows: Rows) -> Any:
     logits = rows['cls_score']
     if facts['head']['activation'] == 'softmax':
         return softmax(logits)[..., :-1]
-    return _sigmoid(logits)
+    return sigmoid_of(logits)
 
 
 def factors_of(xp: ModuleType, facts: Settings, rows: Rows) -> Any:
     """Return the score factors (B, A) of one level, or None."""
     factor = facts['head']['factor']
-    return _sigmoid(rows[factor][..., 0]) if factor else None
-
-
-def _sigmoid(logits: Any) -> Any:
-    return logits.sigmoid() if hasattr(logits, 'sigmoid') else sigmoid(logits)
+    return sigmoid_of(rows[factor][..., 0]) if factor else None

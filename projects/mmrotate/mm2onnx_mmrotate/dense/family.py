@@ -56,7 +56,7 @@ class RotatedDenseFamily(ImageFamily):
     feeds = staticmethod(image_feeds.feeds)
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
-    candidate_bounds = staticmethod(reference.candidate_bounds)
+    candidate_bounds, choose_as = staticmethod(reference.candidate_bounds), staticmethod(reference.choose_as)
 
     def claims(self, cfg: Any) -> Claim:
         """Claim every config of one of mmrotate's detectors whose last head is of a kind that is exported."""

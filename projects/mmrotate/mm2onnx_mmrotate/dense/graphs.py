@@ -14,9 +14,12 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.parts import detector_parts
-from mmdeploy_ext.families.parts.image_tensors import image_input, optional_inputs
+from mmdeploy_ext.families.parts.image_tensors import (
+    image_input,
+    optional_inputs,
+    results_and_candidates,
+)
 
 RAW_MEANINGS = dict(
     cls_score=('class logits', 'logit'),
@@ -42,21 +45,12 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     inputs = [image]
     if options.form == 'full':
         inputs += optional_inputs(image.axes[0], described(head).clips)
-        outputs = _full_outputs(head, options)
+        outputs = results_and_candidates(rotated_outputs, options, thresholds(head).max_per_img)
     elif options.form == 'decode':
         outputs = _decode_outputs(model, options)
     else:
         outputs = _raw_outputs(model, options)
     return GraphSpec(f'rotated_dense/{options.form}', tuple(inputs), outputs)
-
-
-def _full_outputs(head: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-    batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
-    if not cap:
-        return rotated_outputs(batch, 'n')
-    meaning = f'(prior, class) pairs over the score threshold; more than {cap}: the rest was cut off'
-    candidates = TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections')
-    return (*rotated_outputs(batch, capped(cap, thresholds(head).max_per_img)), candidates)
 
 
 def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:

@@ -17,27 +17,10 @@ from mmrotate.core.bbox import coder as coders
 from mmrotate.models import dense_heads as heads
 from torch import nn
 
+from mm2onnx_mmrotate.deltas import settings_of
 from mm2onnx_mmrotate.dense.head import RotatedHead
 from mm2onnx_mmrotate.min_area_kernel import min_area_polygons_on_cpu
 from mmdeploy_ext.core.errors import ConfigError
-
-WH_RATIO_CLIP = 16 / 1000
-"""Default of the coders' `decode`, which no head changes."""
-
-
-def delta(coder: Any) -> dict[str, Any]:
-    """Return the settings of a `DeltaXYWHAOBBoxCoder`."""
-    return dict(
-        type='delta',
-        means=list(map(float, coder.means)),
-        stds=list(map(float, coder.stds)),
-        wh_ratio_clip=WH_RATIO_CLIP,
-        norm_factor=float(coder.norm_factor or 0),
-        edge_swap=bool(coder.edge_swap),
-        proj_xy=bool(coder.proj_xy),
-        ctr_clamp=float(coder.ctr_clamp) if coder.add_ctr_clamp else 0.0,
-        version=coder.angle_range,
-    )
 
 
 def classes_of_angles(coder: Any, sigmoid: bool) -> dict[str, Any]:
@@ -75,7 +58,7 @@ class RotatedKind:
         if type(head.bbox_coder) is not coders.DeltaXYWHAOBBoxCoder:
             name = type(head.bbox_coder).__name__
             raise ConfigError(f'model.bbox_head.bbox_coder is {name}; expected DeltaXYWHAOBBoxCoder')
-        return delta(head.bbox_coder)
+        return dict(settings_of(head.bbox_coder), type='delta')
 
     def version(self, head: nn.Module) -> str:
         """Return the version of the angles of results, a key of `angles.VERSIONS`."""

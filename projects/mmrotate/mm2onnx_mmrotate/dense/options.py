@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mm2onnx_mmrotate.angles import VERSIONS
+from mm2onnx_mmrotate.angles import VERSION
+from mm2onnx_mmrotate.deltas import SETTINGS
 from mmdeploy_ext.contract.options import MAX_CANDIDATES
 from mmdeploy_ext.contract.schema import (
     COUNT,
@@ -15,7 +16,6 @@ from mmdeploy_ext.contract.schema import (
     Check,
     anything,
     equal_lengths,
-    exactly,
     full_record,
     items,
     number,
@@ -25,20 +25,10 @@ from mmdeploy_ext.contract.schema import (
 )
 
 OPTIONS = (MAX_CANDIDATES,)
-VERSION = one_of(*VERSIONS)
 ANGLES = full_record(width=POSITIVE, range=POSITIVE, offset=number(0), sigmoid=FLAG)
 """Classes of angles: the width of each and the range of all, degrees; how far below zero the first begins."""
 CODERS: dict[str, dict[str, Check]] = dict(
-    delta=dict(
-        means=exactly(5, number()),
-        stds=exactly(5, POSITIVE),
-        wh_ratio_clip=POSITIVE,
-        norm_factor=number(0),
-        edge_swap=FLAG,
-        proj_xy=FLAG,
-        ctr_clamp=number(0),
-        version=VERSION,
-    ),
+    delta=SETTINGS,
     distance=dict(version=VERSION),
     points=dict(version=VERSION, strides=STRIDES),
 )

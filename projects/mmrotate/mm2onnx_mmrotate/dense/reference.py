@@ -15,7 +15,9 @@ from mm2onnx_mmrotate.dense.networks import last_head, raw_names
 from mm2onnx_mmrotate.dense.settings import described, generator_of, priors_per_cell, thresholds, version_of
 from mm2onnx_mmrotate.detections import RotatedDetections
 from mm2onnx_mmrotate.min_area_kernel import min_area_polygons_on_cpu
+from mm2onnx_mmrotate.readings import read_as
 from mm2onnx_mmrotate.reference import rotated_detections
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import count_bounds
 
@@ -35,6 +37,23 @@ def tensors(
             if score_form == 'product' and 'factors' in outputs:
                 outputs['scores'] = outputs['scores'] * outputs.pop('factors')[..., None]
     return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+
+
+def choose_as(
+    model: nn.Module,
+    feeds: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    reference: Mapping[str, np.ndarray],
+    ties_rtol: float = DEFAULT_RTOL,
+) -> dict[str, np.ndarray]:
+    """Return the reference with boxes of `decode` in the engine's readings, where rounding decides of two.
+
+    See `ImageFamily.choose_as`; the bars are those of `readings.py`, whatever `ties_rtol` is.
+    """
+    chosen, boxes = dict(reference), outputs.get('boxes')
+    if boxes is not None and boxes.shape == np.shape(reference.get('boxes')):
+        chosen['boxes'] = read_as(reference['boxes'], boxes, version_of(last_head(model)))
+    return chosen
 
 
 def upstream_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mm2onnx_mmrotate.dense.coders import delta
+from mm2onnx_mmrotate.deltas import boxes_of_deltas
 from mm2onnx_mmrotate.polygons import box_of_polygon, box_of_upright
 from mmdeploy_ext.families.parts.runtime.box_coders import CODERS as UPRIGHT_CODERS
 from mmdeploy_ext.families.parts.runtime.box_coders import constant
@@ -31,12 +31,12 @@ def upright_delta(xp: ModuleType, regions: Any, rows: Rows, coder: Settings, cli
     """`DeltaXYWHAHBBoxCoder`: deltas of upright regions; boxes are not clipped."""
     centres, sides = (regions[..., :2] + regions[..., 2:]) * 0.5, regions[..., 2:] - regions[..., :2]
     boxes = xp.concatenate([centres, sides, xp.zeros_like(sides[..., :1])], -1)
-    return delta(xp, boxes, rows, coder, 0)
+    return boxes_of_deltas(xp, boxes, rows, coder)
 
 
 def rotated_delta(xp: ModuleType, regions: Any, rows: Rows, coder: Settings, clip_hw: Any) -> Any:
     """`DeltaXYWHAOBBoxCoder`: deltas of rotated regions; centres are clipped one pixel inside."""
-    boxes = delta(xp, regions, rows, coder, 0)
+    boxes = boxes_of_deltas(xp, regions, rows, coder)
     upper = clip_hw[:, None, None] - 1
     x = xp.minimum(xp.clip(boxes[..., 0], 0, None), upper[..., 1])
     y = xp.minimum(xp.clip(boxes[..., 1], 0, None), upper[..., 0])

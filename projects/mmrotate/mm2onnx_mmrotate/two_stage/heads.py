@@ -10,7 +10,7 @@ from mmrotate.models.roi_heads import bbox_heads
 from mmrotate.models.roi_heads.roi_extractors import RotatedSingleRoIExtractor
 from torch import nn
 
-from mm2onnx_mmrotate.dense.kinds import WH_RATIO_CLIP, delta
+from mm2onnx_mmrotate.deltas import WH_RATIO_CLIP, settings_of
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.roi_align_rotated import check_rotated_layer
 from mmdeploy_ext.families.parts.dense_heads import delta as upright_settings
@@ -69,26 +69,12 @@ def coder_of(head: nn.Module) -> dict[str, Any]:
                 version=head.fix_coder.version,
             )
     elif type(coder) is coders.DeltaXYWHAHBBoxCoder:
-        return dict(delta_of_upright(coder), type='upright_delta')
+        return dict(settings_of(coder), type='upright_delta')
     elif type(coder) is coders.DeltaXYWHAOBBoxCoder:
-        return dict(delta(coder), type='rotated_delta')
+        return dict(settings_of(coder), type='rotated_delta')
     raise ConfigError(
         f'model.roi_head.bbox_head ({type(head).__name__}): bbox_coder is {type(coder).__name__}; exported '
         f'are DeltaXYWHAHBBoxCoder, DeltaXYWHAOBBoxCoder and, in a GVBBoxHead, DeltaXYWHBBoxCoder'
-    )
-
-
-def delta_of_upright(coder: Any) -> dict[str, Any]:
-    """Return the settings of a `DeltaXYWHAHBBoxCoder` as those of `dense.coders.delta`."""
-    return dict(
-        means=list(map(float, coder.means)),
-        stds=list(map(float, coder.stds)),
-        wh_ratio_clip=WH_RATIO_CLIP,
-        norm_factor=float(coder.norm_factor or 0),
-        edge_swap=bool(coder.edge_swap),
-        proj_xy=False,
-        ctr_clamp=float(coder.ctr_clamp) if coder.add_ctr_clamp else 0.0,
-        version=coder.angle_range,
     )
 
 

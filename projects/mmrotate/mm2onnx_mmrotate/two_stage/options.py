@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from mm2onnx_mmrotate.dense.options import CODERS as DENSE_CODERS
-from mm2onnx_mmrotate.dense.options import VERSION
+from mm2onnx_mmrotate.angles import VERSION
+from mm2onnx_mmrotate.deltas import SETTINGS
 from mmdeploy_ext.contract.schema import (
     COUNT,
     FLAG,
@@ -21,8 +21,8 @@ from mmdeploy_ext.contract.schema import (
 )
 
 CODERS: dict[str, dict[str, Check]] = dict(
-    upright_delta=DENSE_CODERS['delta'],
-    rotated_delta=DENSE_CODERS['delta'],
+    upright_delta=SETTINGS,
+    rotated_delta=SETTINGS,
     gliding_vertex=dict(
         means=exactly(4, number()),
         stds=exactly(4, POSITIVE),

@@ -1,0 +1,110 @@
+"""Boxes of deltas: the coders `DeltaXYWHAOBBoxCoder` and `DeltaXYWHAHBBoxCoder`, of both families.
+
+Here are their settings in the metadata, the check of these, and the boxes for numpy and PyTorch (`xp`).
+
+Glossary: B images, A priors of a level. Source: mmrotate 0.3.4 `core/bbox/coder`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mm2onnx_mmrotate.angles import VERSION, norm_angle
+from mmdeploy_ext.contract.schema import FLAG, POSITIVE, exactly, number
+from mmdeploy_ext.families.parts.runtime.box_coders import constant
+from mmdeploy_ext.runtime.detections import sigmoid
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import ModuleType
+
+    from mmdeploy_ext.contract.schema import Check
+
+    Rows = Mapping[str, Any]
+    Settings = Mapping[str, Any]
+
+QUARTER = float(np.pi / 2)
+WH_RATIO_CLIP = 16 / 1000
+"""Default of the coders' `decode`, which no head changes."""
+SETTINGS: dict[str, Check] = dict(
+    means=exactly(5, number()),
+    stds=exactly(5, POSITIVE),
+    wh_ratio_clip=POSITIVE,
+    norm_factor=number(0),
+    edge_swap=FLAG,
+    proj_xy=FLAG,
+    ctr_clamp=number(0),
+    version=VERSION,
+)
+"""Setting of a coder in the metadata -> its check."""
+
+
+def settings_of(coder: Any) -> dict[str, Any]:
+    """Return the `SETTINGS` of a live coder; that of upright priors has no `proj_xy`, which needs angles."""
+    return dict(
+        means=list(map(float, coder.means)),
+        stds=list(map(float, coder.stds)),
+        wh_ratio_clip=WH_RATIO_CLIP,
+        norm_factor=float(coder.norm_factor or 0),
+        edge_swap=bool(coder.edge_swap),
+        proj_xy=bool(getattr(coder, 'proj_xy', False)),
+        ctr_clamp=float(coder.ctr_clamp) if coder.add_ctr_clamp else 0.0,
+        version=coder.angle_range,
+    )
+
+
+def boxes_of_deltas(xp: ModuleType, priors: Any, rows: Rows, coder: Settings, level: int = 0) -> Any:
+    """Return boxes (B, A, 5): moves in sizes of the prior, logarithms of size ratios, an angle that is added.
+
+    With `angles` (CSL) the delta of the angle, or with `replaced` the angle, is that of the best class. For
+    the arguments see `dense/coders.py`; all levels have the same settings.
+    """
+    deltas = rows['bbox_pred']
+    deltas = deltas * constant(coder['stds'], deltas) + constant(coder['means'], deltas)
+    turn = deltas[..., 4]
+    if 'angles' in coder and not coder['replaced']:
+        mean, deviation = coder['means'][4], coder['stds'][4]
+        turn = angle_of_class(xp, rows['angle_cls'], coder['angles']) * deviation + mean
+    if coder['norm_factor']:
+        turn = turn * float(coder['norm_factor'] * np.pi)
+    x, y, width, height, angle = (priors[..., column] for column in range(5))
+    bound = float(np.float32(abs(np.log(coder['wh_ratio_clip']))))
+    clamp = coder['ctr_clamp']
+    dx, dy = width * deltas[..., 0], height * deltas[..., 1]
+    if coder['proj_xy']:
+        cos, sin = xp.cos(angle), xp.sin(angle)
+        dx, dy = (
+            deltas[..., 0] * width * cos - deltas[..., 1] * height * sin,
+            deltas[..., 0] * width * sin + deltas[..., 1] * height * cos,
+        )
+    elif clamp:
+        dx, dy = xp.clip(dx, -clamp, clamp), xp.clip(dy, -clamp, clamp)
+    growth = xp.clip(deltas[..., 2:4], None if clamp else -bound, bound)
+    width, height = width * xp.exp(growth[..., 0]), height * xp.exp(growth[..., 1])
+    angle = norm_angle(xp, angle + turn, coder['version'])
+    if coder['edge_swap']:
+        longer = width > height
+        width, height = xp.where(longer, width, height), xp.where(longer, height, width)
+        angle = norm_angle(xp, xp.where(longer, angle, angle + QUARTER), coder['version'])
+    if 'angles' in coder and coder['replaced']:
+        angle = angle_of_class(xp, rows['angle_cls'], coder['angles'])
+    return xp.stack([x + dx, y + dy, width, height, angle], -1)
+
+
+def angle_of_class(xp: ModuleType, logits: Any, angles: Settings) -> Any:
+    """`CSLCoder`: the middle, in radians, of the best class of angles, the first of equal ones.
+
+    `logits` are (B, A, classes) of an output, `angles` the settings of `dense.kinds.classes_of_angles`.
+    """
+    scores = sigmoid_of(logits) if angles['sigmoid'] else logits
+    classes = scores.argmax(-1)
+    number = classes.astype(np.float32) if isinstance(classes, np.ndarray) else classes.to(logits.dtype)
+    degrees = xp.fmod((number + 0.5) * angles['width'], angles['range']) - angles['offset']
+    return degrees * float(np.pi / 180)
+
+
+def sigmoid_of(logits: Any) -> Any:
+    """Return the scores of logits, an array or a tensor."""
+    return logits.sigmoid() if hasattr(logits, 'sigmoid') else sigmoid(logits)
