@@ -1,0 +1,190 @@
+"""Deformable aggregation of Sparse4D: key points of instances gather features of all cameras and levels.
+
+A point counts in a camera if it is strictly inside of the picture, 0 < u < 1 and 0 < v < 1, on all levels or
+on none. There it takes the four corners around it, each by itself: a corner outside of the map is 0. A
+GridSample alone is another function, since it also gives points up to half a cell outside of the picture
+their part of the border's cells.
+
+`_traceable` has two forms of standard operators. Gathers take the points in the pictures alone, a small
+share of all (opset 16: ScatterElements that adds). GridSample has fixed shapes and samples all points, with
+the weight 0 for those outside; it is exact, because for points inside it takes the same corners.
+
+Glossary: B batch, N cameras, L levels, S rows of the features, which are the cells of all maps, C channels,
+A instances, P points, G groups of channels, n points in pictures.
+
+Source of the rule: HorizonRobotics/Sparse4D c41df4b, ops/src/deformable_aggregation_cuda.cu. Source of the
+plugin's names: ThomasVonWu/SparseEnd2End 15790b6, deploy/dfa_plugin/deformableAttentionAggrPlugin.cpp.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
+
+CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
+"""Steps in y and x from the corner at the upper left of a point to each of its four."""
+
+
+def _in_pictures(locations: Tensor) -> Tensor:
+    """Return whether points (..., 2) are strictly inside of their pictures (...)."""
+    return ((locations > 0) & (locations < 1)).all(-1)
+
+
+def _eager(
+    features: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    locations: Tensor,
+    weights: Tensor,
+    grid_sample: bool,
+) -> Tensor:
+    """Add up camera by camera and level by level, in the precision of the features."""
+    groups = weights.shape[-1]
+    rows = []
+    for sample, places, shares in zip(features, locations, weights, strict=True):
+        mixed = sample.new_zeros(len(places), sample.shape[-1])
+        for camera, sizes in enumerate(spatial_shapes.tolist()):
+            instances, points = _in_pictures(places[:, :, camera]).nonzero(as_tuple=True)
+            grid = 2 * places[instances, points, camera] - 1
+            seen = shares[instances, points, camera]  # (n, L, G)
+            for level, (height, width) in enumerate(sizes):
+                begin = int(level_start_index[camera, level])
+                cells = sample[begin : begin + height * width].t().reshape(1, -1, height, width)
+                sampled = F.grid_sample(cells, grid[None, None], align_corners=False)[0, :, 0].t()
+                parts = sampled.unflatten(1, (groups, -1)) * seen[:, level, :, None]
+                mixed.index_add_(0, instances, parts.flatten(1))
+        rows.append(mixed)
+    return torch.stack(rows)
+
+
+def _traceable(
+    features: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    locations: Tensor,
+    weights: Tensor,
+    grid_sample: bool,
+) -> Tensor:
+    """Return what `_eager` does; GridSample needs sizes that are constants of the graph."""
+    if grid_sample:
+        return _sampled(features, spatial_shapes, level_start_index, locations, weights)
+    return _gathered(features, spatial_shapes, level_start_index, locations, weights)
+
+
+def _gathered(
+    features: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, locations: Tensor, weights: Tensor
+) -> Tensor:
+    batch, count, channels = features.shape
+    instances, points, cameras = locations.shape[1:4]
+    levels, groups = weights.shape[4:]
+    chosen = _in_pictures(locations).flatten().nonzero()[:, 0]  # (n,)
+    place = locations.reshape(-1, 2)[chosen]
+    share = weights.reshape(-1, levels, groups)[chosen]
+    camera = chosen % cameras
+    instance = torch.div(chosen, points * cameras, rounding_mode='floor')  # of all samples of the batch
+    sizes = spatial_shapes.to(torch.int64)[camera]  # (n, L, 2)
+    starts = level_start_index.to(torch.int64)[camera]
+    if batch > 1:
+        starts = starts + torch.div(instance, instances, rounding_mode='floor')[:, None] * count
+    height, width = sizes[..., 0], sizes[..., 1]
+    y = place[:, 1:] * height.to(place.dtype) - 0.5
+    x = place[:, :1] * width.to(place.dtype) - 0.5
+    top, left = y.floor(), x.floor()
+    down, right = y - top, x - left
+    top, left = top.to(torch.int64), left.to(torch.int64)
+    cells = features.reshape(-1, channels)
+    mixed = 0.0
+    for step_y, step_x in CORNERS:
+        row, column = top + step_y, left + step_x
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        part = (down if step_y else 1 - down) * (right if step_x else 1 - right)
+        part = (part * inside.to(part.dtype))[..., None] * share  # (n, L, G)
+        index = starts + (row * width + column) * inside.to(torch.int64)
+        corner = cells[index].reshape(-1, levels, groups, channels // groups)
+        mixed = mixed + (corner * part[..., None]).sum(1)
+    mixed = mixed.reshape(-1, channels)
+    empty = features.new_zeros(batch * instances, channels)
+    summed = empty.scatter_add(0, instance[:, None].expand(-1, channels), mixed)
+    return summed.reshape(batch, instances, channels)
+
+
+def _sampled(
+    features: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, locations: Tensor, weights: Tensor
+) -> Tensor:
+    is_seen = _in_pictures(locations)
+    grid = torch.where(is_seen[..., None], 2 * locations - 1, torch.zeros_like(locations))
+    weights = weights * is_seen[..., None, None].to(weights.dtype)
+    sizes, starts = spatial_shapes.tolist(), level_start_index.tolist()
+    groups = weights.shape[-1]
+    mixed = 0.0
+    for camera, shapes in enumerate(sizes):
+        for level, (height, width) in enumerate(shapes):
+            begin = starts[camera][level]
+            cells = features[:, begin : begin + height * width].transpose(1, 2)
+            cells = cells.reshape(cells.shape[0], -1, height, width)
+            sampled = F.grid_sample(cells, grid[:, :, :, camera], align_corners=False)  # (B, C, A, P)
+            share = weights[:, :, :, camera, level].permute(0, 3, 1, 2)[:, :, None]  # (B, G, 1, A, P)
+            mixed = mixed + (sampled.unflatten(1, (groups, -1)) * share).sum(-1).flatten(1, 2)
+    return mixed.transpose(1, 2)
+
+
+def _example() -> tuple[Tensor, ...]:
+    sizes = torch.tensor([[[4, 6], [2, 3]]] * 2, dtype=torch.int32)
+    starts = torch.tensor([[0, 24], [30, 54]], dtype=torch.int32)
+    weights = torch.rand(1, 5, 3, 2, 2, 4)
+    return torch.rand(1, 60, 8), sizes, starts, 1.4 * torch.rand(1, 5, 3, 2, 2) - 0.2, weights
+
+
+def _shapes(
+    features: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    locations: Tensor,
+    weights: Tensor,
+    grid_sample: bool,
+) -> Tensor:
+    return features.new_empty(locations.shape[0], locations.shape[1], features.shape[2])
+
+
+DEFORMABLE_AGGREGATION = register(
+    Operator(
+        'DeformableAggregation',
+        _eager,
+        inputs=dict(
+            features='B S C',
+            spatial_shapes='N L 2',
+            level_start_index='N L',
+            locations='B A P N 2',
+            weights='B A P N L G',
+        ),
+        outputs=('aggregated',),
+        example=_example,
+        traceable=_traceable,
+        shapes=_shapes,
+        plugin=Plugin('DeformableAttentionAggrPlugin', domain='custom'),
+    )
+)
+
+
+def aggregate(
+    features: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    locations: Tensor,
+    weights: Tensor,
+    grid_sample: bool = False,
+) -> Tensor:
+    """Return the aggregated features (B, A, C).
+
+    Args:
+        features: (B, S, C), camera by camera, level by level, row by row.
+        spatial_shapes: (N, L, 2) int32, height and width of each map.
+        level_start_index: (N, L) int32, where each map begins in S.
+        locations: (B, A, P, N, 2), x and y in shares of the picture, of any finite value.
+        weights: (B, A, P, N, L, G); channel c has those of group c // (C / G).
+        grid_sample: whether a graph of standard operators samples by GridSample; otherwise by gathers.
+    """
+    return DEFORMABLE_AGGREGATION(
+        features, spatial_shapes, level_start_index, locations, weights, grid_sample
+    )

@@ -1,0 +1,188 @@
+"""The memory of Sparse4D: instances of the last frame, how sure they are, and the ids of their tracks.
+
+Glossary: B batch, A instances of a frame, M of them remembered, C channels, K classes.
+
+Source of names and algorithm: HorizonRobotics/Sparse4D c41df4b, models/instance_bank.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmcv.cnn.bricks.registry import PLUGIN_LAYERS
+from mmcv.runner.base_module import BaseModule
+from mmcv.utils import build_from_cfg
+from torch import Tensor, nn
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.sparse4d.blocks import NUMBERS
+
+NO_ID = -1
+"""Id of an instance whose track has none yet."""
+
+
+class Remembered(NamedTuple):
+    """The instances of the last frame as a frame gets them; None before there is one.
+
+    Attributes:
+        feature: (B, M, C).
+        anchor: (B, M, 11), in the LiDAR frame of the present frame.
+    """
+
+    feature: Tensor | None
+    anchor: Tensor | None
+
+
+def read_anchors(anchor: str | Sequence, count: int) -> Tensor:
+    """Return the first `count` anchors of a file of numpy or of a list, (count, 11) float32.
+
+    A file that is absent gives zeros, as every checkpoint has the anchors.
+    """
+    if isinstance(anchor, str):
+        if not Path(anchor).is_file():
+            return torch.zeros(count, NUMBERS)
+        anchor = np.load(anchor)
+    return torch.tensor(np.asarray(anchor)[:count], dtype=torch.float32)
+
+
+@offered(PLUGIN_LAYERS)
+class InstanceBank(BaseModule):
+    """The learned instances, and those that were kept of the last frame.
+
+    Args:
+        num_anchor, embed_dims, num_temp_instances: A, C, M.
+        anchor: see `read_anchors`.
+        anchor_handler: config of the module that moves anchors to another frame.
+        default_time_interval: seconds between frames where the true interval is 0 or too long.
+        confidence_decay: share of its last confidence that a kept instance has at least.
+        max_time_interval: seconds; after a longer gap the kept instances are not taken over.
+        training: options that training alone reads.
+
+    Attributes:
+        cached: the kept instances, in the LiDAR frame of the last frame, and from `get` on of the present.
+        metas: data of the last frame, as `get` takes them; None before.
+        mask: (B,) bool, whether the kept instances are taken over.
+        confidence: (B, M) of the kept instances; None before the first frame.
+        temp_confidence: (B, A) of the last frame's instances.
+        kept: (B, M) rows of the last frame's instances that were kept.
+        instance_id: (B, A) int64 ids of the kept instances, then -1; None before the first frame.
+        prev_id: the next id.
+    """
+
+    def __init__(
+        self,
+        num_anchor: int,
+        embed_dims: int,
+        anchor: str | Sequence,
+        anchor_handler: dict | None = None,
+        num_temp_instances: int = 0,
+        default_time_interval: float = 0.5,
+        confidence_decay: float = 0.6,
+        max_time_interval: float = 2,
+        **training: Any,
+    ) -> None:
+        super().__init__()
+        if anchor_handler is None or num_temp_instances <= 0:
+            raise ConfigError(
+                f'InstanceBank: anchor_handler={anchor_handler}, num_temp_instances={num_temp_instances}; '
+                f'expected a config and a positive number, as in Sparse4D v3'
+            )
+        self.num_anchor, self.embed_dims, self.num_temp_instances = num_anchor, embed_dims, num_temp_instances
+        self.default_time_interval, self.max_time_interval = default_time_interval, max_time_interval
+        self.confidence_decay = confidence_decay
+        self.anchor_handler = build_from_cfg(anchor_handler, PLUGIN_LAYERS)
+        self.anchor = nn.Parameter(read_anchors(anchor, num_anchor), requires_grad=False)
+        self.instance_feature = nn.Parameter(torch.zeros(num_anchor, embed_dims), requires_grad=False)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: the next frame is the first one, and its ids begin at 0."""
+        self.cached = Remembered(None, None)
+        self.metas: Mapping[str, Any] | None = None
+        self.mask = self.confidence = self.temp_confidence = self.kept = self.instance_id = None
+        self.prev_id = 0
+
+    def get(self, metas: Mapping[str, Any]) -> tuple[Tensor, Tensor, Remembered, Tensor]:
+        """Return the learned features and anchors, the remembered instances, and the time interval (B,).
+
+        `metas` has `timestamp` (B,) float64 seconds and `img_metas`, a dict per sample with `T_global` and
+        `T_global_inv` (4, 4) float64, LiDAR to global and back.
+        """
+        batch = len(metas['img_metas'])
+        feature, anchor = (rows[None].repeat(batch, 1, 1) for rows in (self.instance_feature, self.anchor))
+        if self.cached.anchor is None or len(self.cached.anchor) != batch:
+            self.reset()
+            return feature, anchor, self.cached, feature.new_full((batch,), self.default_time_interval)
+        seconds = (metas['timestamp'] - self.metas['timestamp']).to(feature.dtype)
+        self.mask = seconds.abs() <= self.max_time_interval
+        pairs = zip(metas['img_metas'], self.metas['img_metas'], strict=True)
+        motion = np.stack([now['T_global_inv'] @ before['T_global'] for now, before in pairs])
+        moved = self.anchor_handler.anchor_projection(
+            self.cached.anchor, feature.new_tensor(motion), seconds
+        )
+        self.cached = Remembered(self.cached.feature, moved)
+        default = torch.full_like(seconds, self.default_time_interval)
+        return feature, anchor, self.cached, torch.where((seconds != 0) & self.mask, seconds, default)
+
+    def update(self, feature: Tensor, anchor: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features and anchors of the remembered instances and of the best ones of this frame.
+
+        Args:
+            feature: (B, A, C) of this frame's own instances.
+            anchor: (B, A, 11).
+            logits: (B, A, K).
+        """
+        if self.cached.feature is None:
+            return feature, anchor
+        _, best = best_rows(logits.amax(-1), self.num_anchor - self.num_temp_instances)
+        is_kept = self.mask[:, None, None]
+        pairs = zip(self.cached, (feature, anchor), strict=True)
+        feature, anchor = (
+            torch.where(is_kept, torch.cat([kept, rows_of(own, best)], 1), own) for kept, own in pairs
+        )
+        if self.instance_id is not None:
+            self.instance_id = torch.where(self.mask[:, None], self.instance_id, NO_ID)
+        return feature, anchor
+
+    def cache(self, feature: Tensor, anchor: Tensor, logits: Tensor, metas: Mapping[str, Any]) -> None:
+        """Keep the most confident instances; arguments are those of `update` and `get`."""
+        confidence = logits.amax(-1).sigmoid()
+        if self.confidence is not None:
+            decayed = self.confidence * self.confidence_decay
+            kept = torch.maximum(decayed, confidence[:, : self.num_temp_instances])
+            confidence = torch.cat([kept, confidence[:, self.num_temp_instances :]], 1)
+        self.metas, self.temp_confidence = metas, confidence
+        self.confidence, self.kept = best_rows(confidence, self.num_temp_instances)
+        self.cached = Remembered(rows_of(feature, self.kept), rows_of(anchor, self.kept))
+
+    def get_instance_id(self, logits: Tensor, threshold: float | None = None) -> Tensor:
+        """Return the ids (B, A) int64 of the instances of a frame after `cache`, and keep those of the kept.
+
+        Instances without one get the next ids, in the order of their rows; those with a score below
+        `threshold` stay without.
+        """
+        ids = torch.full(logits.shape[:2], NO_ID, dtype=torch.int64, device=logits.device)
+        if self.instance_id is not None and len(self.instance_id) == len(ids):
+            ids = self.instance_id.clone()
+        is_new = ids < 0
+        if threshold is not None:
+            is_new &= logits.amax(-1).sigmoid() >= threshold
+        count = int(is_new.sum())
+        ids[is_new] = torch.arange(self.prev_id, self.prev_id + count, device=ids.device)
+        self.prev_id += count
+        padding = ids.new_full((len(ids), self.num_anchor - self.num_temp_instances), NO_ID)
+        self.instance_id = torch.cat([ids.gather(1, self.kept), padding], 1)
+        return ids
+
+
+def best_rows(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` best of scores (B, A), and their indices (B, count), best first."""
+    return tuple(scores.topk(count, 1))
+
+
+def rows_of(values: Tensor, indices: Tensor) -> Tensor:
+    """Return rows (B, m, n) of values (B, A, n) by their indices (B, m)."""
+    return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))

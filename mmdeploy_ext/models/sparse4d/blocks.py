@@ -1,0 +1,257 @@
+"""The modules of Sparse4D's decoder: embedding of anchors, refinement, feed-forward network, key points.
+
+An anchor is x, y, z (m, of the centre), logarithms of length, width and height, sine and cosine of the yaw,
+and the velocity in x, y and z (m/s), in the LiDAR frame. Columns 6 and 7 are not normalised.
+
+Glossary: B batch, A instances, C channels, P key points.
+
+Source of names, shapes and algorithm: HorizonRobotics/Sparse4D c41df4b, models/detection3d/
+detection3d_blocks.py and models/blocks.py. Training needs more than this: not here.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmcv.cnn.bricks.registry import FEEDFORWARD_NETWORK, PLUGIN_LAYERS, POSITIONAL_ENCODING
+from mmcv.runner.base_module import BaseModule
+from torch import Tensor, nn
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.models.catalogue import offered
+
+CENTRE, LOG_SIZE, YAW, VELOCITY = slice(0, 3), slice(3, 6), slice(6, 8), slice(8, 11)
+"""Columns of an anchor."""
+NUMBERS = 11
+"""Numbers of an anchor."""
+BEGINS_AT_CENTRE = ((0.0, 0.0, 0.0),)
+"""Key points of a generator whose config names none."""
+
+
+def normalised_layers(channels: int, inner: int, outer: int, inputs: int | None = None) -> list[nn.Module]:
+    """Return `outer` times: `inner` linear layers with ReLU, and a normalisation.
+
+    The first one takes `inputs` channels; None: as all others, `channels`.
+    """
+    layers: list[nn.Module] = []
+    width = channels if inputs is None else inputs
+    for _ in range(outer):
+        for _ in range(inner):
+            layers += [nn.Linear(width, channels), nn.ReLU(inplace=True)]
+            width = channels
+        layers.append(nn.LayerNorm(channels))
+    return layers
+
+
+class Scaled(nn.Module):
+    """Factors of the numbers of an anchor, learned."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(numbers))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return values (..., numbers) times their factors."""
+        return values * self.scale
+
+
+@offered(POSITIONAL_ENCODING)
+class SparseBox3DEncoder(BaseModule):
+    """Anchors to embeddings: one network each for place, sizes, yaw and velocity, side by side.
+
+    Args:
+        embed_dims: channels of the four networks.
+        vel_dims: numbers of the velocity, 3.
+        mode, output_fc: 'cat' and False, as in the published configs.
+        in_loops, out_loops: see `normalised_layers`.
+    """
+
+    def __init__(
+        self,
+        embed_dims: Sequence[int],
+        vel_dims: int = 3,
+        mode: str = 'add',
+        output_fc: bool = True,
+        in_loops: int = 1,
+        out_loops: int = 2,
+    ) -> None:
+        super().__init__()
+        if mode != 'cat' or output_fc or vel_dims != NUMBERS - VELOCITY.start:
+            raise ConfigError(
+                f"SparseBox3DEncoder: mode={mode!r}, output_fc={output_fc}, vel_dims={vel_dims}; expected "
+                f"'cat', False and 3, as in Sparse4D v3"
+            )
+        names = ('pos_fc', 3), ('size_fc', 3), ('yaw_fc', 2), ('vel_fc', vel_dims)
+        for (name, numbers), channels in zip(names, embed_dims, strict=True):
+            layers = normalised_layers(channels, in_loops, out_loops, numbers)
+            self.add_module(name, nn.Sequential(*layers))
+
+    def forward(self, anchor: Tensor) -> Tensor:
+        """Return the embeddings (B, A, C) of anchors (B, A, 11)."""
+        parts = (
+            self.pos_fc(anchor[..., CENTRE]),
+            self.size_fc(anchor[..., LOG_SIZE]),
+            self.yaw_fc(anchor[..., YAW]),
+            self.vel_fc(anchor[..., VELOCITY]),
+        )
+        return torch.cat(parts, -1)
+
+
+@offered(PLUGIN_LAYERS)
+class SparseBox3DRefinementModule(BaseModule):
+    """Corrects anchors, and scores them.
+
+    Args:
+        embed_dims: C.
+        output_dim: numbers of an anchor.
+        num_cls: classes.
+        refine_yaw, with_quality_estimation: True; `normalize_yaw` False, as in the published configs.
+        with_cls_branch: whether it has layers for the classes.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        output_dim: int = NUMBERS,
+        num_cls: int = 10,
+        normalize_yaw: bool = False,
+        refine_yaw: bool = False,
+        with_cls_branch: bool = True,
+        with_quality_estimation: bool = False,
+    ) -> None:
+        super().__init__()
+        if normalize_yaw or not refine_yaw or not with_quality_estimation or output_dim != NUMBERS:
+            raise ConfigError(
+                f'SparseBox3DRefinementModule: normalize_yaw={normalize_yaw}, refine_yaw={refine_yaw}, '
+                f'with_quality_estimation={with_quality_estimation}, output_dim={output_dim}; expected '
+                f'False, True, True and {NUMBERS}, as in Sparse4D v3'
+            )
+        last = [nn.Linear(embed_dims, output_dim), Scaled(output_dim)]
+        self.layers = nn.Sequential(*normalised_layers(embed_dims, 2, 2), *last)
+        if with_cls_branch:
+            self.cls_layers = nn.Sequential(
+                *normalised_layers(embed_dims, 1, 2), nn.Linear(embed_dims, num_cls)
+            )
+        self.quality_layers = nn.Sequential(*normalised_layers(embed_dims, 1, 2), nn.Linear(embed_dims, 2))
+
+    def forward(
+        self, feature: Tensor, anchor: Tensor, embedding: Tensor, time_interval: Tensor, scored: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the anchors, and if `scored` their class logits (B, A, K) and quality logits (B, A, 2).
+
+        Args:
+            feature: (B, A, C).
+            anchor: (B, A, 11).
+            embedding: of the anchors (B, A, C).
+            time_interval: (B,) seconds: the network gives metres, of which velocities are made.
+            scored: whether the logits are computed; else they are None.
+        """
+        both = feature + embedding
+        step = self.layers(both)
+        velocity = step[..., VELOCITY] / time_interval[:, None, None] + anchor[..., VELOCITY]
+        place = step[..., : VELOCITY.start] + anchor[..., : VELOCITY.start]
+        refined = torch.cat([place, velocity], -1)
+        if not scored:
+            return refined, None, None
+        return refined, self.cls_layers(feature), self.quality_layers(both)
+
+
+@offered(FEEDFORWARD_NETWORK)
+class AsymmetricFFN(BaseModule):
+    """Feed-forward network from `in_channels` to `embed_dims`, whose shortcut begins behind its norm.
+
+    Options in `training` have no effect at test time.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        embed_dims: int = 256,
+        feedforward_channels: int = 1024,
+        num_fcs: int = 2,
+        pre_norm: dict | None = None,
+        act_cfg: dict | None = None,
+        add_identity: bool = True,
+        **training: Any,
+    ) -> None:
+        super().__init__()
+        if num_fcs != 2 or pre_norm is None or not add_identity or (act_cfg or {}).get('type') != 'ReLU':
+            raise ConfigError(
+                f'AsymmetricFFN: num_fcs={num_fcs}, pre_norm={pre_norm}, add_identity={add_identity}, '
+                f'act_cfg={act_cfg}; expected 2 layers with ReLU behind a norm, and a shortcut'
+            )
+        self.pre_norm = nn.LayerNorm(in_channels)
+        first = nn.Sequential(nn.Linear(in_channels, feedforward_channels), nn.ReLU(inplace=True))
+        self.layers = nn.Sequential(first, nn.Linear(feedforward_channels, embed_dims))
+        same = in_channels == embed_dims
+        self.identity_fc = nn.Identity() if same else nn.Linear(in_channels, embed_dims)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Return (B, A, embed_dims) of (B, A, in_channels)."""
+        normed = self.pre_norm(feature)
+        return self.identity_fc(normed) + self.layers(normed)
+
+
+@offered(PLUGIN_LAYERS)
+class SparseBox3DKeyPointsGenerator(BaseModule):
+    """Key points of an instance: some at fixed places in its box, some at learned ones.
+
+    Args:
+        embed_dims: C.
+        num_learnable_pts: number of learned points.
+        fix_scale: fixed places, in shares of the sizes from the centre; a parameter of checkpoints.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        num_learnable_pts: int = 0,
+        fix_scale: Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        super().__init__()
+        places = torch.tensor([*(fix_scale or BEGINS_AT_CENTRE)], dtype=torch.float32)
+        self.fix_scale = nn.Parameter(places, requires_grad=False)
+        self.num_pts = len(places) + num_learnable_pts
+        if num_learnable_pts:
+            self.learnable_fc = nn.Linear(embed_dims, 3 * num_learnable_pts)
+
+    def forward(self, anchor: Tensor, feature: Tensor) -> Tensor:
+        """Return the key points (B, A, P, 3), m, of anchors (B, A, 11) and features (B, A, C)."""
+        size = anchor[..., None, LOG_SIZE].exp()
+        places = self.fix_scale * size
+        if hasattr(self, 'learnable_fc'):
+            learned = self.learnable_fc(feature).unflatten(-1, (-1, 3)).sigmoid() - 0.5
+            places = torch.cat([places, learned * size], -2)
+        sine, cosine = anchor[..., 6], anchor[..., 7]
+        zero, one = torch.zeros_like(sine), torch.ones_like(sine)
+        rows = [cosine, -sine, zero, sine, cosine, zero, zero, zero, one]
+        rotation = torch.stack(rows, -1).unflatten(-1, (3, 3))
+        return (rotation[:, :, None] @ places[..., None])[..., 0] + anchor[..., None, CENTRE]
+
+    @staticmethod
+    def anchor_projection(anchor: Tensor, motion: Tensor, seconds: Tensor) -> Tensor:
+        """Return anchors (B, A, 11) in the LiDAR frame of a later moment.
+
+        The rotated heading is written as cosine and sine, in the columns of sine and cosine, as upstream
+        does: trained weights rely on it.
+
+        Args:
+            anchor: (B, A, 11).
+            motion: (B, 4, 4), the anchors' frame to that of the moment.
+            seconds: (B,) since the anchors' moment.
+        """
+        turn = motion[:, None, :3, :3]
+        moved = anchor[..., CENTRE] + anchor[..., VELOCITY] * seconds[:, None, None]
+        centre = (turn @ moved[..., None])[..., 0] + motion[:, None, :3, 3]
+        cosine_sine = (turn[..., :2, :2] @ anchor[..., [7, 6]][..., None])[..., 0]
+        velocity = (turn @ anchor[..., VELOCITY, None])[..., 0]
+        return torch.cat([centre, anchor[..., LOG_SIZE], cosine_sine, velocity], -1)
+
+
+@offered(PLUGIN_LAYERS)
+class DenseDepthNet(BaseModule):
+    """The depth branch of training: a container of its parameters, which checkpoints have."""
+
+    def __init__(self, embed_dims: int = 256, num_depth_layers: int = 1, **training: Any) -> None:
+        super().__init__()
+        self.depth_layers = nn.ModuleList(nn.Conv2d(embed_dims, 1, 1) for _ in range(num_depth_layers))

@@ -1,0 +1,198 @@
+"""The head of Sparse4D: a list of operations on instances, in the order that its config gives.
+
+Glossary: B batch, N cameras, A instances of a frame, M of them remembered, C channels, K classes.
+
+Source of names and algorithm: HorizonRobotics/Sparse4D c41df4b, models/sparse4d_head.py and models/detection3d/
+decoder.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmcv.cnn.bricks.registry import (
+    ATTENTION,
+    FEEDFORWARD_NETWORK,
+    NORM_LAYERS,
+    PLUGIN_LAYERS,
+    POSITIONAL_ENCODING,
+)
+from mmcv.runner.base_module import BaseModule
+from mmcv.utils import build_from_cfg
+from mmdet.core.bbox.builder import BBOX_CODERS
+from mmdet.models import HEADS
+from torch import Tensor, nn
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.sparse4d.aggregation import Features
+from mmdeploy_ext.models.sparse4d.blocks import CENTRE, LOG_SIZE, VELOCITY
+
+OPERATIONS = ('temp_gnn', 'gnn', 'norm', 'deformable', 'ffn', 'refine')
+"""Kinds of operations."""
+
+
+@offered(BBOX_CODERS)
+class SparseBox3DDecoder:
+    """The best instances of a frame as boxes.
+
+    Args:
+        num_output: number of boxes.
+        score_threshold: smallest score, before it is multiplied by the centerness; None keeps all boxes.
+        sorted: True, as in the published configs.
+    """
+
+    def __init__(
+        self, num_output: int = 300, score_threshold: float | None = None, sorted: bool = True
+    ) -> None:
+        self.num_output, self.score_threshold, self.sorted = num_output, score_threshold, sorted
+
+    def decode(self, logits: Tensor, anchor: Tensor, ids: Tensor, quality: Tensor) -> list[dict[str, Tensor]]:
+        """Return a dict per sample of its n boxes, best first.
+
+        Args:
+            logits: (B, A, K).
+            anchor: (B, A, 11).
+            ids: (B, A) int64.
+            quality: (B, A, 2) logits of centerness and yawness.
+
+        Returns:
+            `boxes_3d` (n, 10): x, y, z of the centre, length, width, height, yaw, velocity x, y, z;
+            `scores_3d` (n,), times the centerness; `labels_3d`, `instance_ids` (n,); `cls_scores` (n,)
+            without the centerness, in the order of their own, which is upstream's: row i is not of box i.
+        """
+        scores, labels = logits.sigmoid().max(-1)
+        first, rows = scores.topk(self.num_output, 1, sorted=self.sorted)
+        final = first * quality[..., 0].gather(1, rows).sigmoid()
+        final, order = final.sort(1, descending=True)
+        rows = rows.gather(1, order)
+        passing = torch.ones_like(final, dtype=torch.bool)
+        if self.score_threshold is not None:
+            passing = (first >= self.score_threshold).gather(1, order)
+        return [
+            dict(
+                boxes_3d=boxes_of(anchor[sample, rows[sample]])[keep],
+                scores_3d=final[sample][keep],
+                labels_3d=labels[sample, rows[sample]][keep],
+                cls_scores=first[sample][keep],
+                instance_ids=ids[sample, rows[sample]][keep],
+            )
+            for sample, keep in enumerate(passing)
+        ]
+
+
+def boxes_of(anchor: Tensor) -> Tensor:
+    """Return boxes (n, 10), see `SparseBox3DDecoder.decode`, of anchors (n, 11)."""
+    yaw = torch.atan2(anchor[:, 6], anchor[:, 7])[:, None]
+    return torch.cat([anchor[:, CENTRE], anchor[:, LOG_SIZE].exp(), yaw, anchor[:, VELOCITY]], -1)
+
+
+@offered(HEADS)
+class Sparse4DHead(BaseModule):
+    """Test-time head.
+
+    Args:
+        instance_bank, anchor_encoder, graph_model, norm_layer, ffn, deformable_model, refine_layer,
+            temp_graph_model, decoder: configs.
+        num_single_frame_decoder: refinements before the remembered instances come in.
+        operation_order: kind of each operation.
+        decouple_attn: True, as in the published configs.
+        training: options that training alone reads.
+    """
+
+    def __init__(
+        self,
+        instance_bank: dict,
+        anchor_encoder: dict,
+        graph_model: dict,
+        norm_layer: dict,
+        ffn: dict,
+        deformable_model: dict,
+        refine_layer: dict,
+        temp_graph_model: dict,
+        decoder: dict,
+        operation_order: Sequence[str],
+        num_single_frame_decoder: int = -1,
+        decouple_attn: bool = True,
+        init_cfg: dict | None = None,
+        **training: Any,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.operation_order = list(operation_order)
+        if not decouple_attn or {*self.operation_order} - {*OPERATIONS}:
+            raise ConfigError(
+                f'Sparse4DHead: decouple_attn={decouple_attn}, operations '
+                f'{sorted({*self.operation_order})}; expected True, and {", ".join(OPERATIONS)}'
+            )
+        self.num_single_frame_decoder = num_single_frame_decoder
+        self.instance_bank = build_from_cfg(instance_bank, PLUGIN_LAYERS)
+        self.anchor_encoder = build_from_cfg(anchor_encoder, POSITIONAL_ENCODING)
+        self.decoder = build_from_cfg(decoder, BBOX_CODERS)
+        configs = dict(
+            temp_gnn=(temp_graph_model, ATTENTION),
+            gnn=(graph_model, ATTENTION),
+            norm=(norm_layer, NORM_LAYERS),
+            deformable=(deformable_model, ATTENTION),
+            ffn=(ffn, FEEDFORWARD_NETWORK),
+            refine=(refine_layer, PLUGIN_LAYERS),
+        )
+        layers = []
+        for kind in self.operation_order:
+            cfg, registry = configs[kind]
+            layers.append(build_from_cfg(dict(cfg), registry))
+        self.layers = nn.ModuleList(layers)
+        channels = self.instance_bank.embed_dims
+        self.fc_before = nn.Linear(channels, 2 * channels, bias=False)
+        self.fc_after = nn.Linear(2 * channels, channels, bias=False)
+
+    def forward(self, features: Features, metas: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the layers predict, and keep instances and ids for the next frame.
+
+        `metas` has what `InstanceBank.get` takes, `projection_mat` (B, N, 4, 4) and `image_wh` (B, N, 2).
+
+        Returns:
+            'prediction', 'classification' and 'quality': of each refinement (B, A, 11), (B, A, K), (B, A, 2);
+            the latter two are None where they are not computed. 'instance_id': (B, A) int64.
+        """
+        bank, encode, last_operation = self.instance_bank, self.anchor_encoder, len(self.layers) - 1
+        feature, anchor, (kept_feature, kept_anchor), interval = bank.get(metas)
+        embedding = encode(anchor)
+        kept_embedding = None if kept_anchor is None else encode(kept_anchor)
+        predictions: dict[str, list] = dict(prediction=[], classification=[], quality=[])
+        for number, (kind, layer) in enumerate(zip(self.operation_order, self.layers, strict=True)):
+            if kind in ('gnn', 'temp_gnn'):
+                keys, values = None, feature
+                if kind == 'temp_gnn':
+                    keys = None if kept_feature is None else torch.cat([kept_feature, kept_embedding], -1)
+                    values = kept_feature
+                values = None if values is None else self.fc_before(values)
+                feature = self.fc_after(layer(torch.cat([feature, embedding], -1), keys, values))
+            elif kind in ('norm', 'ffn'):
+                feature = layer(feature)
+            elif kind == 'deformable':
+                rig = metas['projection_mat'], metas['image_wh']
+                feature = layer(feature, anchor, embedding, features, *rig)
+            else:
+                done = len(predictions['prediction']) + 1
+                scored = done == self.num_single_frame_decoder or number == last_operation
+                anchor, logits, quality = layer(feature, anchor, embedding, interval, scored)
+                for name, values in zip(predictions, (anchor, logits, quality), strict=True):
+                    predictions[name].append(values)
+                if done == self.num_single_frame_decoder:
+                    tap('first_logits', logits)
+                    feature, anchor = bank.update(feature, anchor, logits)
+                if number != last_operation:
+                    embedding = encode(anchor)
+                if done > self.num_single_frame_decoder and kept_anchor is not None:
+                    kept_embedding = embedding[:, : bank.num_temp_instances]
+        bank.cache(tap('instance_feature', feature), anchor, logits, metas)
+        ids = bank.get_instance_id(logits, self.decoder.score_threshold)
+        return dict(predictions, instance_id=ids)
+
+    def post_process(self, outputs: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+        """Return the boxes of the last refinement, see `SparseBox3DDecoder.decode`."""
+        last = (outputs[name][-1] for name in ('classification', 'prediction', 'quality'))
+        logits, anchor, quality = last
+        return self.decoder.decode(logits, anchor, outputs['instance_id'], quality)
+

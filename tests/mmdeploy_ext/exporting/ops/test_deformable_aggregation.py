@@ -1,0 +1,85 @@
+"""Deformable aggregation: the kernel's rule at the border, in PyTorch and in graphs.
+
+Golden cases: ../shared/golden/sparse4d/dfa_op.npz, upstream's kernel compiled and run.
+"""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+import sparse4d_golden as golden
+from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.exporting.ops import forms
+from mmdeploy_ext.exporting.ops.deformable_aggregation import DEFORMABLE_AGGREGATION, aggregate
+from mmdeploy_ext.exporting.ops.operator import operators_as
+
+CASES = 'abc'
+KERNEL, ROUNDING = 5e-6, 1e-12
+NAMES = tuple(DEFORMABLE_AGGREGATION.inputs)
+GRID_SAMPLES = [pytest.param(False, id='gathers'), pytest.param(True, id='GridSample')]
+
+
+class Aggregation(torch.nn.Module):
+    def __init__(self, sizes, starts, grid_sample):
+        super().__init__()
+        self.register_buffer('sizes', sizes)
+        self.register_buffer('starts', starts)
+        self.grid_sample = grid_sample
+
+    def forward(self, features, locations, weights):
+        return aggregate(features, self.sizes, self.starts, locations, weights, self.grid_sample)
+
+
+def exported(case, grid_sample, form='standard'):
+    """The graph is traced with other points, of which none is in a picture."""
+    features, sizes, starts, locations, weights = case
+    module = Aggregation(sizes, starts, grid_sample).eval()
+    names = ['features', 'locations', 'weights']
+    traced = features, locations + 9, weights
+    with operators_as(form):
+        return export_module(module, traced, opset=17, input_names=names, output_names=['aggregated'])
+
+
+def in_onnx_runtime(model, case):
+    features, _, _, locations, weights = case
+    session = ort.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+    feeds = dict(features=features, locations=locations, weights=weights)
+    return session.run(None, {name: value.numpy() for name, value in feeds.items()})[0]
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_pytorch_computes_what_the_kernel_does(name):
+    case, stored = golden.operator_case(name)
+    np.testing.assert_allclose(aggregate(*case), stored['out'], rtol=0, atol=KERNEL)
+    exact = [values.double() if values.is_floating_point() else values for values in case]
+    np.testing.assert_allclose(aggregate(*exact), stored['out_float64'], rtol=0, atol=ROUNDING)
+    assert np.abs(aggregate(*case).numpy() - stored['out_grid_sample']).max() > 0.3
+
+
+@pytest.mark.parametrize('grid_sample', GRID_SAMPLES)
+@pytest.mark.parametrize('name', CASES)
+def test_a_graph_computes_what_the_kernel_does(name, grid_sample):
+    case, stored = golden.operator_case(name)
+    model = exported(case, grid_sample)
+    onnx.checker.check_model(model)
+    assert {node.domain for node in model.graph.node} == {''}
+    np.testing.assert_allclose(in_onnx_runtime(model, case), stored['out'], rtol=0, atol=KERNEL)
+
+
+@pytest.mark.parametrize('grid_sample', GRID_SAMPLES)
+def test_points_outside_of_all_pictures_give_zeros(grid_sample):
+    features, sizes, starts, locations, weights = golden.operator_case('a')[0]
+    case = features, sizes, starts, locations * 1e9 - 1e12, weights
+    assert not in_onnx_runtime(exported(case, grid_sample), case).any()
+    assert not aggregate(*case).any()
+
+
+def test_the_plugin_gets_the_node_that_its_creator_reads():
+    """Name, version and inputs of SparseEnd2End's DeformableAttentionAggrPlugin, which has no attributes."""
+    model = exported(golden.operator_case('a')[0], grid_sample=False, form='plugin')
+    (node,) = [node for node in model.graph.node if node.domain == 'custom']
+    assert node.op_type == 'DeformableAttentionAggrPlugin'
+    assert forms.node_attributes(node) == dict(plugin_version=b'1', plugin_namespace=b'')
+    assert len(node.input) == len(NAMES) and len(node.output) == 1

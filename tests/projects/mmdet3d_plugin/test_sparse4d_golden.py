@@ -1,0 +1,123 @@
+"""Sparse4D with the goldens' seeded weights: every tensor of upstream's run, on its frames.
+
+Tolerances: ../shared/golden/sparse4d/INDEX.md. The suite has one case of the head alone; the matrix the others
+and the ten frames of the whole model, whose memory keeps the rows that upstream kept.
+"""
+
+import numpy as np
+import pytest
+import torch
+from mmdet3d.models import build_model
+
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+import sparse4d_golden as golden
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.taps import collect_taps
+from mmdeploy_ext.families.sparse4d.seeded import sparse4d_weights
+from mmdeploy_ext.models.sparse4d import bank
+from mmdeploy_ext.models.sparse4d.aggregation import Features, flatten_maps
+from mmdeploy_ext.models.sparse4d.blocks import CENTRE
+
+MODEL = 'projects/configs/_base_/models/sparse4dv3_r50.py'
+LOGITS, METRES, OTHER, FEATURES, SCORES, OPERATOR = 1e-3, 5e-3, 1e-3, 1e-3, 2e-4, 5e-4
+FRAMES = range(10)
+
+
+@pytest.fixture(scope='module')
+def model():
+    model = build_model(load_config(MODEL).model).eval()
+    model.load_state_dict(sparse4d_weights(model.state_dict()), strict=True)
+    return model
+
+
+def test_the_filled_weights_are_those_of_the_goldens(model):
+    golden.arrays('head_only.npz')
+    assert golden.fill_sha256(model.state_dict()) == golden.FILL_SHA256
+
+
+def same_anchors(anchor, expected):
+    np.testing.assert_allclose(anchor[..., CENTRE], expected[..., CENTRE], rtol=0, atol=METRES)
+    np.testing.assert_allclose(anchor[..., 3:], expected[..., 3:], rtol=0, atol=OTHER)
+
+
+def same(tensor, expected, tolerance):
+    np.testing.assert_allclose(tensor, expected, rtol=0, atol=tolerance)
+
+
+def same_boxes(result, expected):
+    """The same boxes in any order of near ties: each of the expected ones has its own partner."""
+    differences = np.abs(result['boxes_3d'].numpy()[None] - expected['boxes_3d'][:, None]).max(-1)
+    differences[expected['labels_3d'][:, None] != result['labels_3d'].numpy()[None]] = np.inf
+    partner = differences.argmin(1)
+    assert len(set(partner)) == len(partner) and differences.min(1).max() <= METRES
+    same(result['scores_3d'].numpy()[partner], expected['scores_3d'], SCORES)
+    same(result['cls_scores'], expected['cls_scores'], SCORES)
+    assert (result['instance_ids'].numpy()[partner] == expected['instance_ids']).all()
+
+
+@pytest.mark.parametrize('frames', [1, pytest.param(3, marks=pytest.mark.matrix)])
+def test_the_head_alone(model, frames):
+    head = model.head
+    head.instance_bank.reset()
+    shapes = torch.tensor(golden.SIZES, dtype=torch.int32)[None].expand(6, -1, -1)
+    starts = flatten_maps([torch.zeros(1, 6, 1, *size) for size in golden.SIZES]).level_start_index
+    for case in range(frames):
+        expected = golden.frame_arrays('head_only.npz', f'h{case}_')
+        features = Features(golden.features(case), shapes, starts)
+        with torch.no_grad():
+            outputs = head(features, golden.metas(int(expected['frame'])))
+            (result,) = head.post_process(outputs)
+        same_anchors(outputs['prediction'][-1][0], expected['prediction_5'])
+        for layer in range(5):
+            same_anchors(outputs['prediction'][layer][0, ::9], expected['prediction_0to4_slice'][layer])
+        same(outputs['classification'][0][0, ::3], expected['classification_0_slice'], LOGITS)
+        same(outputs['classification'][-1][0], expected['classification_5'], LOGITS)
+        same(outputs['quality'][-1][0], expected['quality_5'], LOGITS)
+        same_boxes(result, expected)
+
+
+def forced(stored, checked):
+    """Return a `best_rows` that takes upstream's rows, after a check of its own choice as a set."""
+
+    def best_rows(scores, count):
+        rows = stored.pop(0)[None]
+        border = scores.topk(count, 1).values[:, -1:]
+        assert (scores.gather(1, rows) >= border - checked).all() and rows.unique().numel() == count
+        return scores.gather(1, rows), rows
+
+    return best_rows
+
+
+@pytest.mark.matrix
+def test_every_frame_of_the_whole_model(model, monkeypatch):
+    inputs = golden.arrays('inputs.npz')
+    instance_bank = model.head.instance_bank
+    for frame in FRAMES:
+        expected = golden.frame_arrays('outputs.npz', f'f{frame}_')
+        if inputs[f'f{frame}_reset'] or frame == 0:
+            instance_bank.reset()
+        is_first = instance_bank.cached.anchor is None
+        rows = [] if is_first else [expected['update_topk_index']]
+        rows = [torch.from_numpy(values.astype(np.int64)) for values in (*rows, expected['cache_topk_index'])]
+        monkeypatch.setattr(bank, 'best_rows', forced(rows, 1e-3))
+        with torch.no_grad(), collect_taps() as taps:
+            features = model.extract_feat(golden.pictures(frame))
+            outputs = model.head(features, golden.metas(frame))
+            (result,) = model.head.post_process(outputs)
+        same(features.rows[0, ::197, ::16], expected['feature_slice'], 2e-5)
+        for stored, layer in zip(expected['prediction_015'], (0, 1, 5), strict=True):
+            same_anchors(outputs['prediction'][layer][0], stored)
+        for layer in (0, 5):
+            same(outputs['classification'][layer][0], expected[f'classification_{layer}'], LOGITS)
+            same(outputs['quality'][layer][0], expected[f'quality_{layer}'], LOGITS)
+        same(taps['instance_feature'][0, :, ::16], expected['instance_feature_slice'], FEATURES)
+        same(taps['dfa'][0, ::9, ::8], expected['dfa5_out_slice'], OPERATOR)
+        assert instance_bank.mask is None or bool(instance_bank.mask) == bool(expected['mask'])
+        same_anchors(instance_bank.cached.anchor[0], expected['cached_anchor'])
+        same(instance_bank.cached.feature[0, :, ::16], expected['cached_feature_slice'], FEATURES)
+        same(instance_bank.confidence[0], expected['confidence'], SCORES)
+        same(instance_bank.temp_confidence[0], expected['temp_confidence'], SCORES)
+        assert (outputs['instance_id'][0].numpy() == expected['instance_id']).all()
+        assert (instance_bank.instance_id[0].numpy() == expected['state_instance_id']).all()
+        assert instance_bank.prev_id == expected['prev_id']
+        same_boxes(result, expected)
