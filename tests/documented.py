@@ -467,6 +467,8 @@ ENTRIES = (
     Entry(r'mm2onnx synthetic seeded .*bevfusion_toy_engine', run=True, matrix=True),
     Entry(r'mm2onnx synthetic seeded .*bevformer_toy', run=True, matrix=True),
     Entry(r'mm2onnx export .*bevformer_toy.py', run=True, matrix=True),
+    Entry(r'mm2onnx synthetic seeded .*sparse4d_toy', run=True, matrix=True),
+    Entry(r'mm2onnx export .*sparse4d_toy.py', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/mask_rcnn_toy.py work_dirs/mask_rcnn.pth', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/yolox_toy.py --check', run=True),
     Entry(EXPORT + r'configs/demo/(yolox|retinanet|deformable_detr)_toy.py', run=True, matrix=True),

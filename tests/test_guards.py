@@ -80,7 +80,8 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
 
 # functions that configs call
 FUNCTIONS = (
-    'bevformer_model.py', 'nuscenes_bev.py', 'nuscenes_fusion.py', 'nuscenes_lidar.py', 'nuscenes_stream.py')
+    'bevformer_model.py', 'nuscenes_bev.py', 'nuscenes_fusion.py', 'nuscenes_lidar.py', 'nuscenes_stream.py',
+    'nuscenes_track.py', 'sparse4d_model.py')
 CONFIGS = sorted(
     path.relative_to(REPOSITORY).as_posix()
     for folder in ('configs', 'projects/configs') for path in (REPOSITORY / folder).rglob('*.py')
@@ -122,7 +123,9 @@ def test_every_config_builds(name):
     if sparse is not None:
         assert sparse.settings(cfg, sparse.build(cfg)).in_channels == sparse.preprocess_rule(cfg).in_channels
         return
-    streams = 'contract' in cfg.get('backend_config', {}) or (not fragment and 'pts_bbox_head' in cfg.model)
+    model = cfg.get('model', {})
+    of_frames = 'pts_bbox_head' in model or 'instance_bank' in model.get('head', {})
+    streams = 'contract' in cfg.get('backend_config', {}) or (not fragment and of_frames)
     if cfg.get('backend_config'):
         names = ('streampetr',) if streams else ('rtdetr', 'solo')  # their options are all that images have
         families = [FAMILIES[name] for name in names] if fragment else [find_family(cfg)]
@@ -131,7 +134,7 @@ def test_every_config_builds(name):
         if not fragment:
             (family,) = families
             backend_config.graph_options(cfg, backend_config.read_settings(cfg, family), family)
-    if cfg.get('model') and not (fragment and 'pts_bbox_head' in cfg.model):  # it needs a pipeline
+    if cfg.get('model') and not (fragment and of_frames):  # it needs a pipeline
         parts = dict(model=cfg.model.to_dict())
         if streams:
             parts['data'] = dict(test=cfg.data.test.to_dict())

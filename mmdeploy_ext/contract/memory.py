@@ -37,6 +37,12 @@ class MemorySpec:
             output, indices of those columns of the output that are the columns of the tensor).
         topk: K.
         propagated: P.
+        confidence: the output of confidences (1, Q) by which all rows are chosen anew in every frame; '' for
+            a memory that keeps older rows.
+        first_scores: of such a memory, the reference's output (1, Q) of the scores by which a frame's own
+            instances are put in order; NaN for kept ones.
+        ids: of such a memory, the output of track ids (1, Q), the tensor of those of its rows, and that of
+            the next id; () without tracks.
     """
 
     tensors: Mapping[str, ColumnGroup] = dataclasses.field(default_factory=dict)
@@ -47,6 +53,9 @@ class MemorySpec:
     places: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
     topk: int = 0
     propagated: int = 0
+    confidence: str = ''
+    first_scores: str = ''
+    ids: tuple[str, ...] = ()
 
     def judged_by(self, spec: GraphSpec) -> Self:
         """Return the memory with the tolerances of those outputs of a graph that become its tensors."""
@@ -66,5 +75,5 @@ class MemorySpec:
             for name, group in content['tensors'].items()
         }
         places = tuple((name, output, tuple(columns)) for name, output, columns in content['places'])
-        names = {name: tuple(content[name]) for name in ('needed', 'per_query')}
+        names = {name: tuple(content[name]) for name in ('needed', 'per_query', 'ids')}
         return cls(**{**content, **names, 'tensors': tensors, 'places': places})

@@ -12,6 +12,7 @@ from mmdeploy_ext.families.dense import options as dense
 from mmdeploy_ext.families.query import options as query
 from mmdeploy_ext.families.rtdetr import options as rtdetr
 from mmdeploy_ext.families.solo import options as solo
+from mmdeploy_ext.families.sparse4d import options as sparse4d
 from mmdeploy_ext.families.streampetr import options as streampetr
 from mmdeploy_ext.families.two_stage import options as two_stage
 from mmdeploy_ext.families.yolact import options as yolact
@@ -117,6 +118,14 @@ register_family(
     options=solo.OPTIONS,
     postprocess=solo.POSTPROCESS,
     runtime='mmdeploy_ext.families.solo.runtime',
+)
+register_family(
+    'sparse4d',
+    'mmdeploy_ext.families.sparse4d.family:Sparse4DFamily',
+    options=sparse4d.OPTIONS,
+    postprocess=sparse4d.POSTPROCESS,
+    runtime='mmdeploy_ext.families.sparse4d.runtime.model',
+    library=MMDET3D,
 )
 register_family(
     'sparse-encoder', 'mmdeploy_ext.families.sparse_backbone.family:SecondEncoder', library=MMDET3D

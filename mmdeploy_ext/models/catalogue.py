@@ -51,6 +51,11 @@ MODELS_3D = {
     'cp_fpn': ('CPFPN',),
     'datasets.bev_nuscenes_dataset': ('BevNuScenesDataset',),
     'datasets.nuscenes_dataset': ('CustomNuScenesDataset', 'FusionNuScenesDataset'),
+    'datasets.track_nuscenes_dataset': (
+        'NuScenes3DDetTrackDataset',
+        'NuScenesSparse4DAdaptor',
+        'ResizeCropFlipImage',
+    ),
     'datasets.pipelines.augmentation': ('GlobalRotScaleTransImage', 'ResizeCropFlipRotImage'),
     'datasets.pipelines.fusion': ('FoldHeading', 'ImageAug3D', 'ImageNormalize', 'LidarAugMatrix'),
     'datasets.pipelines.multi_view_image': (

@@ -45,7 +45,8 @@ def _eager(
     for sample, places, shares in zip(features, locations, weights, strict=True):
         mixed = sample.new_zeros(len(places), sample.shape[-1])
         for camera, sizes in enumerate(spatial_shapes.tolist()):
-            instances, points = _in_pictures(places[:, :, camera]).nonzero(as_tuple=True)
+            x, y = places[:, :, camera].unbind(-1)
+            instances, points = ((x > 0) & (x < 1) & (y > 0) & (y < 1)).nonzero(as_tuple=True)
             grid = 2 * places[instances, points, camera] - 1
             seen = shares[instances, points, camera]  # (n, L, G)
             for level, (height, width) in enumerate(sizes):

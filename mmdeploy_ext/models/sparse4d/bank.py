@@ -7,7 +7,7 @@ Source of names and algorithm: HorizonRobotics/Sparse4D c41df4b, models/instance
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +22,6 @@ from mmdeploy_ext.models.sparse4d.blocks import NUMBERS
 
 NO_ID = -1
 """Id of an instance whose track has none yet."""
-
-
-class Remembered(NamedTuple):
-    """The instances of the last frame as a frame gets them; None before there is one.
-
-    Attributes:
-        feature: (B, M, C).
-        anchor: (B, M, 11), in the LiDAR frame of the present frame.
-    """
-
-    feature: Tensor | None
-    anchor: Tensor | None
 
 
 def read_anchors(anchor: str | Sequence, count: int) -> Tensor:
@@ -62,7 +50,8 @@ class InstanceBank(BaseModule):
         training: options that training alone reads.
 
     Attributes:
-        cached: the kept instances, in the LiDAR frame of the last frame, and from `get` on of the present.
+        cached_feature: (B, M, C) of the kept instances; None before the first frame.
+        cached_anchor: (B, M, 11), in the LiDAR frame of the last frame, and from `get` on of the present.
         metas: data of the last frame, as `get` takes them; None before.
         mask: (B,) bool, whether the kept instances are taken over.
         confidence: (B, M) of the kept instances; None before the first frame.
@@ -100,32 +89,31 @@ class InstanceBank(BaseModule):
 
     def reset(self) -> None:
         """Forget everything: the next frame is the first one, and its ids begin at 0."""
-        self.cached = Remembered(None, None)
+        self.cached_feature = self.cached_anchor = None
         self.metas: Mapping[str, Any] | None = None
         self.mask = self.confidence = self.temp_confidence = self.kept = self.instance_id = None
         self.prev_id = 0
 
-    def get(self, metas: Mapping[str, Any]) -> tuple[Tensor, Tensor, Remembered, Tensor]:
-        """Return the learned features and anchors, the remembered instances, and the time interval (B,).
+    def get(self, metas: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the learned features and anchors, and the time interval (B,); move the kept anchors.
 
         `metas` has `timestamp` (B,) float64 seconds and `img_metas`, a dict per sample with `T_global` and
         `T_global_inv` (4, 4) float64, LiDAR to global and back.
         """
         batch = len(metas['img_metas'])
         feature, anchor = (rows[None].repeat(batch, 1, 1) for rows in (self.instance_feature, self.anchor))
-        if self.cached.anchor is None or len(self.cached.anchor) != batch:
+        if self.cached_anchor is None or len(self.cached_anchor) != batch:
             self.reset()
-            return feature, anchor, self.cached, feature.new_full((batch,), self.default_time_interval)
+            return feature, anchor, feature.new_full((batch,), self.default_time_interval)
         seconds = (metas['timestamp'] - self.metas['timestamp']).to(feature.dtype)
         self.mask = seconds.abs() <= self.max_time_interval
         pairs = zip(metas['img_metas'], self.metas['img_metas'], strict=True)
         motion = np.stack([now['T_global_inv'] @ before['T_global'] for now, before in pairs])
-        moved = self.anchor_handler.anchor_projection(
-            self.cached.anchor, feature.new_tensor(motion), seconds
+        self.cached_anchor = self.anchor_handler.anchor_projection(
+            self.cached_anchor, feature.new_tensor(motion), seconds
         )
-        self.cached = Remembered(self.cached.feature, moved)
         default = torch.full_like(seconds, self.default_time_interval)
-        return feature, anchor, self.cached, torch.where((seconds != 0) & self.mask, seconds, default)
+        return feature, anchor, torch.where((seconds != 0) & self.mask, seconds, default)
 
     def update(self, feature: Tensor, anchor: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return features and anchors of the remembered instances and of the best ones of this frame.
@@ -135,11 +123,11 @@ class InstanceBank(BaseModule):
             anchor: (B, A, 11).
             logits: (B, A, K).
         """
-        if self.cached.feature is None:
+        if self.cached_feature is None:
             return feature, anchor
         _, best = best_rows(logits.amax(-1), self.num_anchor - self.num_temp_instances)
         is_kept = self.mask[:, None, None]
-        pairs = zip(self.cached, (feature, anchor), strict=True)
+        pairs = (self.cached_feature, feature), (self.cached_anchor, anchor)
         feature, anchor = (
             torch.where(is_kept, torch.cat([kept, rows_of(own, best)], 1), own) for kept, own in pairs
         )
@@ -156,7 +144,7 @@ class InstanceBank(BaseModule):
             confidence = torch.cat([kept, confidence[:, self.num_temp_instances :]], 1)
         self.metas, self.temp_confidence = metas, confidence
         self.confidence, self.kept = best_rows(confidence, self.num_temp_instances)
-        self.cached = Remembered(rows_of(feature, self.kept), rows_of(anchor, self.kept))
+        self.cached_feature, self.cached_anchor = rows_of(feature, self.kept), rows_of(anchor, self.kept)
 
     def get_instance_id(self, logits: Tensor, threshold: float | None = None) -> Tensor:
         """Return the ids (B, A) int64 of the instances of a frame after `cache`, and keep those of the kept.

@@ -78,7 +78,7 @@ class SparseBox3DEncoder(BaseModule):
         super().__init__()
         if mode != 'cat' or output_fc or vel_dims != NUMBERS - VELOCITY.start:
             raise ConfigError(
-                f"SparseBox3DEncoder: mode={mode!r}, output_fc={output_fc}, vel_dims={vel_dims}; expected "
+                f'SparseBox3DEncoder: mode={mode!r}, output_fc={output_fc}, vel_dims={vel_dims}; expected '
                 f"'cat', False and 3, as in Sparse4D v3"
             )
         names = ('pos_fc', 3), ('size_fc', 3), ('yaw_fc', 2), ('vel_fc', vel_dims)

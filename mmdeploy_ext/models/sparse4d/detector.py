@@ -22,7 +22,8 @@ class Sparse4D(BaseModule):
     """Camera-only detector and tracker that runs a drive frame by frame.
 
     Args:
-        img_backbone, img_neck, head, depth_branch: configs; the last is a container of parameters of training.
+        img_backbone, img_neck, head: configs.
+        depth_branch: config of a container of parameters of training.
         use_deformable_func: has to be True, as in the published configs.
         training: options that training alone reads.
     """
@@ -40,8 +41,8 @@ class Sparse4D(BaseModule):
         super().__init__(init_cfg)
         if not use_deformable_func:
             raise ConfigError(
-                'Sparse4D: use_deformable_func=False is another function at the border of pictures, for which '
-                'no published weights were trained; expected True'
+                'Sparse4D: use_deformable_func=False is another function at the border of pictures than that '
+                'for which weights are trained; expected True'
             )
         self.img_backbone, self.img_neck = build_backbone(img_backbone), build_neck(img_neck)
         self.head = build_head(head)

@@ -2,8 +2,8 @@
 
 Glossary: B batch, N cameras, A instances of a frame, M of them remembered, C channels, K classes.
 
-Source of names and algorithm: HorizonRobotics/Sparse4D c41df4b, models/sparse4d_head.py and models/detection3d/
-decoder.py.
+Source of names and algorithm: HorizonRobotics/Sparse4D c41df4b, models/sparse4d_head.py and
+models/detection3d/decoder.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -156,7 +156,8 @@ class Sparse4DHead(BaseModule):
             the latter two are None where they are not computed. 'instance_id': (B, A) int64.
         """
         bank, encode, last_operation = self.instance_bank, self.anchor_encoder, len(self.layers) - 1
-        feature, anchor, (kept_feature, kept_anchor), interval = bank.get(metas)
+        feature, anchor, interval = bank.get(metas)
+        kept_feature, kept_anchor = bank.cached_feature, bank.cached_anchor
         embedding = encode(anchor)
         kept_embedding = None if kept_anchor is None else encode(kept_anchor)
         predictions: dict[str, list] = dict(prediction=[], classification=[], quality=[])
@@ -195,4 +196,3 @@ class Sparse4DHead(BaseModule):
         last = (outputs[name][-1] for name in ('classification', 'prediction', 'quality'))
         logits, anchor, quality = last
         return self.decoder.decode(logits, anchor, outputs['instance_id'], quality)
-

@@ -21,6 +21,7 @@ import numpy as np
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.proving import half_bars
+from mmdeploy_ext.proving.levels.instance_rows import InstancePairing
 from mmdeploy_ext.proving.levels.memory_rows import Followed, RowPairing
 from mmdeploy_ext.proving.levels.run_twice import Clock, attempt
 from mmdeploy_ext.proving.results import SequenceRow
@@ -151,6 +152,8 @@ class Modes:
                 results[mode] = got
                 if self.runs[mode].takes_over():
                     candidate.state = snapshot(after)
+                elif (state := self.runs[mode].reordered(candidate.state)) is not None:
+                    candidate.state = state
         self.first = self.first or (frame, results.get('teacher'))
         self.before = after
         return expected, results
@@ -245,7 +248,9 @@ class PairRun:
         state = {source for source, _ in spec.state}
         self.mode, self.bars, self.memory, self.match = mode, bars, memory, match
         self.outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in state)
-        self.pairing = RowPairing(memory) if memory.scores else None
+        self.pairing: RowPairing | None = RowPairing(memory) if memory.scores else None
+        if memory.confidence:
+            self.pairing = InstancePairing(memory)
         self.names: set[str] | None = None
         self.faults: dict[str, list[str]] = collections.defaultdict(list)
         self.stopped = ''
@@ -289,6 +294,16 @@ class PairRun:
         self.tied['taken_over'] += 1
         self.pairing.forget()
         return True
+
+    def reordered(self, state: StreamState | None) -> StreamState | None:
+        """Return a free candidate's memory in the reference's order if ties alone changed that; else None.
+
+        Of a memory that is chosen anew in every frame the order decides, after a gap, which rows meet.
+        """
+        if self.mode != 'free' or state is None or not isinstance(self.pairing, InstancePairing):
+            return None
+        tensors = self.pairing.reordered(state)
+        return None if tensors is None else dataclasses.replace(state, tensors=tensors)
 
     def _check_reset(self, moment: Moment, name: str) -> None:
         """Check that both or neither emptied their memories, which have the frame's pose and time."""
@@ -359,10 +374,14 @@ class PairRun:
             TensorSpec(f'memory {key}', 'float32', (), groups=(group,))
             for key, group in self.memory.tensors.items()
         )
-        if rows is not None and all(np.shape(got.get(key))[:2] == (1, len(rows)) for key in expected):
+        for side in (expected, got):  # the ids of tracks are compared by their pairing
+            for key in self.memory.ids[1:2]:
+                side.pop(f'memory {key}', None)
+        named = [key for key, array in expected.items() if np.ndim(array) > 1]  # the next id is no row
+        if rows is not None and all(np.shape(got.get(key))[:2] == (1, len(rows)) for key in named):
             paired = rows >= 0
-            expected = {key: array[:, paired] for key, array in expected.items()}
-            got = {key: array[:, rows[paired]] for key, array in got.items()}
+            expected |= {key: expected[key][:, paired] for key in named}
+            got |= {key: got[key][:, rows[paired]] for key in named}
         return compare_tensors(expected, got, GraphSpec('the memory', (), specs))
 
     def _match_detections(self, moment: Moment, name: str) -> bool:

@@ -1,6 +1,6 @@
 """Sparse4D with the goldens' seeded weights: every tensor of upstream's run, on its frames.
 
-Tolerances: ../shared/golden/sparse4d/INDEX.md. The suite has one case of the head alone; the matrix the others
+Tolerances: ../shared/golden/sparse4d/INDEX.md. The suite has one frame of the head alone; the matrix three,
 and the ten frames of the whole model, whose memory keeps the rows that upstream kept.
 """
 
@@ -96,7 +96,7 @@ def test_every_frame_of_the_whole_model(model, monkeypatch):
         expected = golden.frame_arrays('outputs.npz', f'f{frame}_')
         if inputs[f'f{frame}_reset'] or frame == 0:
             instance_bank.reset()
-        is_first = instance_bank.cached.anchor is None
+        is_first = instance_bank.cached_anchor is None
         rows = [] if is_first else [expected['update_topk_index']]
         rows = [torch.from_numpy(values.astype(np.int64)) for values in (*rows, expected['cache_topk_index'])]
         monkeypatch.setattr(bank, 'best_rows', forced(rows, 1e-3))
@@ -113,8 +113,8 @@ def test_every_frame_of_the_whole_model(model, monkeypatch):
         same(taps['instance_feature'][0, :, ::16], expected['instance_feature_slice'], FEATURES)
         same(taps['dfa'][0, ::9, ::8], expected['dfa5_out_slice'], OPERATOR)
         assert instance_bank.mask is None or bool(instance_bank.mask) == bool(expected['mask'])
-        same_anchors(instance_bank.cached.anchor[0], expected['cached_anchor'])
-        same(instance_bank.cached.feature[0, :, ::16], expected['cached_feature_slice'], FEATURES)
+        same_anchors(instance_bank.cached_anchor[0], expected['cached_anchor'])
+        same(instance_bank.cached_feature[0, :, ::16], expected['cached_feature_slice'], FEATURES)
         same(instance_bank.confidence[0], expected['confidence'], SCORES)
         same(instance_bank.temp_confidence[0], expected['temp_confidence'], SCORES)
         assert (outputs['instance_id'][0].numpy() == expected['instance_id']).all()

@@ -1,0 +1,247 @@
+"""The family of Sparse4D: the configs that it claims and refuses, its graphs, reference and runtime."""
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from mmdet3d.models import build_model
+from torch import nn
+
+from mmdeploy_ext.contract.memory import MemorySpec
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec
+from mmdeploy_ext.core.config import refused_by_name, replaced_entry, test_pipeline
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.families.parts.info_files import write_infos
+from mmdeploy_ext.families.parts.proof_samples import changed_drive
+from mmdeploy_ext.families.parts.samples import arrays
+from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.families.sparse4d.graphs import FEATURES, graphs
+from mmdeploy_ext.families.sparse4d.live import FOLLOWED, replaced
+from mmdeploy_ext.families.sparse4d.network import map_sizes
+from mmdeploy_ext.families.sparse4d.options import DEPLOY
+from mmdeploy_ext.families.sparse4d.reference import Sparse4DReference
+from mmdeploy_ext.families.sparse4d.runtime.model import (
+    CONSTANTS,
+    DEPLOY_FILES,
+    PORTABLE,
+    PREDICTIONS,
+    Sparse4DOnnx,
+)
+from mmdeploy_ext.families.sparse4d.samples import (
+    camera_steps,
+    driven,
+    dumped_frame,
+    frame,
+    moments,
+    result,
+)
+from mmdeploy_ext.families.sparse4d.seeded import sparse4d_weights
+from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
+from mmdeploy_ext.runtime.frames import Frame, Stepper
+
+DETECTOR, HEAD = 'Sparse4D', 'Sparse4DHead'
+"""Types that the family exports."""
+ANCHOR_NUMBERS = 11
+"""Numbers of an anchor."""
+
+
+def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
+    """Return what a proof knows about the memory of files: the kept instances."""
+    tensors = dict(
+        cached_feature=FEATURES,
+        cached_anchor=ColumnGroup(rtol=0.0, atol=5e-3),
+        confidence=ColumnGroup(rtol=0.0, atol=2e-4),
+        prev_id=ColumnGroup(rtol=0.0, atol=0.0),
+    )
+    return MemorySpec(
+        tensors=tensors,
+        needed=PREDICTIONS,
+        per_query=PREDICTIONS,
+        places=(('cached_anchor', 'pred_anchor', tuple(range(ANCHOR_NUMBERS))),),
+        confidence='confidence',
+        first_scores='first_scores',
+        ids=('instance_id', 'instance_id', 'prev_id'),
+    )
+
+
+class Sparse4DFamily(SequenceFamily):
+    """`Sparse4D` with `Sparse4DHead`, version 3."""
+
+    name = 'sparse4d'
+    exports = 'Sparse4D with Sparse4DHead (mmdeploy_ext/families/sparse4d/README.md)'
+    similar_names = ('Sparse4D', 'SparseDrive')
+    of_config = "size and cameras are the config's"
+    task = 'bbox3d'
+    used_by: ClassVar[Mapping[str, str]] = {
+        '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'
+    }
+    samples = 'frames'
+    memory = True
+    files = (PORTABLE,)
+    compared = PREDICTIONS
+    unread_fields = ('intrinsics', 'scene_token')
+    ignored_prefixes = ('depth_branch.', 'head.instance_bank.anchor_handler.')
+    reference, memory_spec = staticmethod(Sparse4DReference), staticmethod(memory_spec)
+    replaced, followed = staticmethod(replaced), FOLLOWED
+    frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
+    dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped_frame)
+    graphs = staticmethod(graphs)
+
+    def claims(self, cfg: Any) -> Claim:
+        if cfg.model.get('type') == DETECTOR:
+            return Claim.DETECTOR
+        heads = [cfg.model.get(key) or {} for key in ('head', 'pts_bbox_head')]
+        is_head = any(isinstance(head, dict) and head.get('type') == HEAD for head in heads)
+        return Claim.HEAD if is_head else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        _check_model(cfg.filename, cfg.model)
+
+    def build(self, cfg: Any) -> nn.Module:
+        _check_model(cfg.filename, cfg.model)
+        bank = cfg.model['head']['instance_bank']
+        if isinstance(bank['anchor'], str) and not Path(bank['anchor']).is_file():
+            # every checkpoint has the anchors, which the file only initialises
+            zeros = np.zeros((int(bank['num_anchor']), ANCHOR_NUMBERS)).tolist()
+            with replaced_entry(bank, 'anchor', zeros):
+                model = build_without_weights(cfg, build_model, 'img_backbone')
+        else:
+            model = build_without_weights(cfg, build_model, 'img_backbone')
+        rule = self.preprocess_rule(cfg)
+        model.input_sizes = (rule.num_cameras, *rule.input_size)  # cameras, height and width, for `specs`
+        return model
+
+    def num_classes(self, model: nn.Module) -> int:
+        return int(model.head.layers[-1].cls_layers[-1].out_features)
+
+    def seeded(self, cfg: Any, seed: int) -> nn.Module:
+        model = self.build(cfg)
+        model.load_state_dict(sparse4d_weights(model.state_dict(), f'{seed}:' if seed else ''))
+        return model
+
+    def preprocess_rule(self, cfg: Any) -> MultiViewRule:
+        layer = cfg.model['head'].get('deformable_model') or {}
+        with refused_by_name(cfg):
+            return multiview_rule(camera_steps(test_pipeline(cfg), cfg), int(layer.get('num_cams', 6)))
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
+        infos = write_infos(folder, test_pipeline(cfg), views=rule)
+        return dict(cfg.data.test, ann_file=str(infos), data_root=f'{folder}/')
+
+    def names_of(self, options: Options) -> tuple[str, ...]:
+        return DEPLOY_FILES if options.contract == DEPLOY else self.files
+
+    def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
+        if options.contract != DEPLOY:
+            return {}
+        bank, (sizes, starts) = model.head.instance_bank, map_sizes(model, *model.input_sizes)
+        values = dict(
+            instance_feature=bank.instance_feature,
+            anchor=bank.anchor,
+            spatial_shapes=sizes,
+            level_start_index=starts,
+        )
+        rows = (f'"{name}": {json.dumps(value.detach().cpu().tolist())}' for name, value in values.items())
+        return {CONSTANTS: '{' + ',\n'.join(rows) + '}\n'}
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        bank, coder = model.head.instance_bank, model.head.decoder
+        return dict(
+            max_num=int(coder.num_output),
+            score_threshold=coder.score_threshold,
+            num_classes=self.num_classes(model),
+            num_instances=int(bank.num_anchor),
+            num_temp=int(bank.num_temp_instances),
+            confidence_decay=float(bank.confidence_decay),
+            default_time_interval=float(bank.default_time_interval),
+            max_time_interval=float(bank.max_time_interval),
+        )
+
+    def reference_of(self, model: nn.Module, options: Options) -> Stepper:
+        return Sparse4DReference(model, options.contract == DEPLOY)
+
+    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
+        return Sparse4DOnnx(paths, **engine)
+
+    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
+        frames = list(changed_drive(sample))
+        yield from frames
+        yield from driven(frames[-2])
+
+    def ignores_places(self, options: Options) -> bool:
+        return True  # the bank composes poses in float64
+
+    def synthetic_outputs(
+        self, model: nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterable[tuple[str, Mapping[str, np.ndarray]]]:
+        facts = runner.metadata.postprocess
+        count, classes = int(facts['num_instances']), int(facts['num_classes'])
+        rng = np.random.default_rng(0)
+        anchor = rng.standard_normal((1, count, ANCHOR_NUMBERS)).astype(np.float32)
+        anchor[..., :2] *= 30
+        quality = np.zeros((1, count, 2), np.float32)
+        for title, low, high in (('all scores distinct', -3.0, 3.0), ('nothing', -9.0, -6.0)):
+            logits = rng.permutation(np.linspace(low, high, count * classes)).reshape(1, count, classes)
+            quality[..., 0] = rng.permutation(np.linspace(-2, 2, count))
+            yield (
+                title,
+                dict(
+                    pred_class_score=logits.astype(np.float32),
+                    pred_anchor=anchor,
+                    pred_quality_score=quality.copy(),
+                    pred_instance_feature=np.zeros((1, count, 1), np.float32),
+                ),
+            )
+
+    def other_limits(
+        self, model: nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterable[tuple[str, contextlib.AbstractContextManager[None]]]:
+        coder, facts = model.head.decoder, runner.metadata.postprocess
+        half = max(int(coder.num_output) // 2, 1)
+        threshold = None if coder.score_threshold else 0.4
+        yield f'at most {half} boxes', _with_limit(coder, facts, 'num_output', 'max_num', half)
+        yield (
+            f'score_threshold {threshold}',
+            _with_limit(coder, facts, 'score_threshold', 'score_threshold', threshold),
+        )
+
+    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
+        return dict(network=[(model, 'extract_feat'), (model.head, 'forward')])
+
+
+@contextlib.contextmanager
+def _with_limit(coder: Any, facts: dict[str, Any], attribute: str, name: str, value: Any) -> Iterator[None]:
+    """Set a limit in the coder of a model and in the facts of its files while the context lasts."""
+    with replaced_entry(vars(coder), attribute, value), replaced_entry(facts, name, value):
+        yield
+
+
+def _check_model(filename: str, model: Mapping[str, Any]) -> None:
+    """Refuse detectors and settings that are not exported."""
+    head = model.get('head') or {}
+    if model.get('type') != DETECTOR or head.get('type') != HEAD:
+        raise ConfigError(
+            f'{filename}: model.type={model.get("type")!r} with head.type={head.get("type")!r}; expected '
+            f'{DETECTOR} and {HEAD}'
+        )
+    layer, bank = head.get('deformable_model') or {}, head.get('instance_bank') or {}
+    kept = int(bank.get('num_temp_instances', 0))
+    wrong = dict(
+        use_deformable_func=not (model.get('use_deformable_func') and layer.get('use_deformable_func')),
+        decouple_attn=not head.get('decouple_attn', True),
+        num_temp_instances=kept <= 0,
+        use_camera_embed=not layer.get('use_camera_embed'),
+        residual_mode=layer.get('residual_mode') != 'cat',
+    )
+    if names := [name for name, is_wrong in wrong.items() if is_wrong]:
+        raise ConfigError(
+            f'{filename}: {", ".join(names)} of model.head: not as in Sparse4D v3, which is exported: '
+            f"use_deformable_func, decouple_attn and use_camera_embed True, residual_mode 'cat', instances "
+            f'that are kept; without the operator the model is another function at the border of pictures'
+        )

@@ -1,0 +1,263 @@
+"""Sparse4D from pictures to refined instances on live modules, the user's or ours.
+
+Linear layers, norms and feed-forward networks run as they are; attentions, key points, weights, the choice of
+instances and the loop over operations are computed here, by other code than the models'.
+
+Glossary: N cameras, L levels, A instances of a frame, M remembered ones, P key points, G groups, C channels,
+K classes, S cells of all maps.
+
+Source of the algorithm: HorizonRobotics/Sparse4D c41df4b, models/{sparse4d_head,instance_bank,blocks}.py and
+models/detection3d/detection3d_blocks.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.ops.attention import multi_head
+from mmdeploy_ext.exporting.ops.deformable_aggregation import aggregate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+CENTRE, LOG_SIZE, VELOCITY = slice(0, 3), slice(3, 6), slice(8, 11)
+SINE, COSINE = 6, 7
+"""Columns of an anchor."""
+ENCODERS = dict(pos_fc=CENTRE, size_fc=LOG_SIZE, yaw_fc=slice(6, 8), vel_fc=VELOCITY)
+"""Network of the embedding of anchors -> columns that it takes."""
+NEAREST_DEPTH = 1e-5
+"""A smaller depth of a point, m, is taken for this one when the point is projected."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """The features of a frame, and its rig.
+
+    Attributes:
+        rows: (1, S, C), camera by camera, level by level, row by row.
+        sizes, starts: (N, L, 2) height and width of each map, and (N, L) where it begins in S; int32.
+        lidar2img: (N, 4, 4), LiDAR frame to pixels times depth.
+        image_wh: (N, 2), width and height of the pictures, px.
+        grid_sample: see `aggregate`.
+    """
+
+    rows: Tensor
+    sizes: Tensor
+    starts: Tensor
+    lidar2img: Tensor
+    image_wh: Tensor
+    grid_sample: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Remembered:
+    """The instances of the last frame, as a frame gets them.
+
+    Attributes:
+        feature: (1, M, C).
+        anchor: (1, M, 11), in the LiDAR frame of the present frame.
+        is_near: (1,) bool, whether they become instances of this frame; they are attended to in any case.
+        exists: (1,) bool, False at a first frame, where the others may have any finite values; None: always.
+    """
+
+    feature: Tensor
+    anchor: Tensor
+    is_near: Tensor
+    exists: Tensor | None = None
+
+
+def map_sizes(model: nn.Module, cameras: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return `Pictures.sizes` and `starts` for pictures of so many pixels, by running the network once."""
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        maps = feature_maps(model, torch.zeros(1, 3, height, width, device=device))
+    sizes = torch.tensor([[*level.shape[-2:]] for level in maps], dtype=torch.int32)
+    areas = sizes.prod(-1).repeat(cameras)
+    starts = areas.cumsum(0) - areas
+    return sizes.repeat(cameras, 1, 1), starts.to(torch.int32).reshape(cameras, -1)
+
+
+def feature_maps(model: nn.Module, img: Tensor) -> Sequence[Tensor]:
+    """Return the feature maps of each level (N, C, h, w) of pictures (N, 3, H, W)."""
+    maps = model.img_backbone(img)
+    return model.img_neck(list(maps.values()) if isinstance(maps, dict) else maps)
+
+
+def feature_rows(model: nn.Module, img: Tensor) -> Tensor:
+    """Return `Pictures.rows` of pictures (N, 3, H, W)."""
+    maps = [level.flatten(2) for level in feature_maps(model, img)]
+    return torch.cat(maps, 2).transpose(1, 2).flatten(0, 1)[None]
+
+
+def embed(encoder: nn.Module, anchor: Tensor) -> Tensor:
+    """Return the embeddings (1, A, C) of anchors (1, A, 11)."""
+    return torch.cat([getattr(encoder, name)(anchor[..., part]) for name, part in ENCODERS.items()], -1)
+
+
+def key_points(generator: nn.Module, anchor: Tensor, feature: Tensor) -> Tensor:
+    """Return the key points (A, P, 3), m, of anchors (1, A, 11) with features (1, A, C)."""
+    shares = generator.fix_scale[None].expand(anchor.shape[1], -1, -1)
+    if getattr(generator, 'learnable_fc', None) is not None:
+        learned = generator.learnable_fc(feature)[0].reshape(anchor.shape[1], -1, 3)
+        shares = torch.cat([shares, learned.sigmoid() - 0.5], 1)
+    x, y, z = (shares * anchor[0, :, None, LOG_SIZE].exp()).unbind(-1)
+    sine, cosine = anchor[0, :, SINE, None], anchor[0, :, COSINE, None]
+    turned = torch.stack([cosine * x - sine * y, sine * x + cosine * y, z], -1)
+    return turned + anchor[0, :, None, CENTRE]
+
+
+def project(points: Tensor, lidar2img: Tensor, image_wh: Tensor) -> Tensor:
+    """Return where points (A, P, 3) are in the pictures (A, P, N, 2), in shares of their sides."""
+    projected = points[:, :, None, None] @ lidar2img[:, :3, :3].transpose(1, 2)
+    projected = projected[:, :, :, 0] + lidar2img[:, :3, 3]
+    depth = projected[..., 2:]
+    depth = torch.maximum(depth, torch.full_like(depth, NEAREST_DEPTH))
+    return projected[..., :2] / depth / image_wh
+
+
+def point_weights(layer: nn.Module, query: Tensor, lidar2img: Tensor) -> Tensor:
+    """Return the weights (A, P, N, L, G) of key points, which sum to 1 over points, cameras and levels.
+
+    The layer of the weights is linear: instances (1, A, C) and cameras (N, C) pass it one by one, not as A N
+    pairs.
+    """
+    cameras = layer.camera_encoder(lidar2img[:, :3].flatten(1))
+    of_cameras = torch.nn.functional.linear(cameras, layer.weights_fc.weight)
+    logits = layer.weights_fc(query)[0, :, None] + of_cameras  # (A, N, L P G)
+    logits = logits.unflatten(-1, (-1, layer.num_pts, layer.num_groups))  # (A, N, L, P, G)
+    weights = logits.flatten(1, 3).softmax(1).reshape(logits.shape)
+    return weights.permute(0, 3, 1, 2, 4)
+
+
+def gather(
+    layer: nn.Module, feature: Tensor, anchor: Tensor, embedding: Tensor, pictures: Pictures
+) -> Tensor:
+    """Return the projected sum of what key points gather, beside the features (1, A, 2 C)."""
+    points = key_points(layer.kps_generator, anchor, feature)
+    locations = project(points, pictures.lidar2img, pictures.image_wh)
+    weights = point_weights(layer, feature + embedding, pictures.lidar2img)
+    gathered = aggregate(
+        pictures.rows, pictures.sizes, pictures.starts, locations[None], weights[None], pictures.grid_sample
+    )
+    return torch.cat([layer.output_proj(tap('dfa', gathered)), feature], -1)
+
+
+def attend(
+    head: nn.Module, layer: nn.Module, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Return features (1, A, C) of queries (1, A, 2 C) that attend to keys and values of 2 C channels.
+
+    `mask` is that of `multi_head`.
+    """
+    attention = layer.attn
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    mixed = multi_head((query, keys, values), weight, bias, attention.num_heads, mask)
+    return head.fc_after(query + attention.out_proj(mixed))
+
+
+def refine(
+    layer: nn.Module, feature: Tensor, anchor: Tensor, embedding: Tensor, time_interval: Tensor
+) -> Tensor:
+    """Return the corrected anchors (1, A, 11); steps of velocities are metres per `time_interval` (1,)."""
+    step = layer.layers(feature + embedding)
+    velocity = step[..., VELOCITY] / time_interval
+    return anchor + torch.cat([step[..., : VELOCITY.start], velocity], -1)
+
+
+def take_over(
+    head: nn.Module, feature: Tensor, anchor: Tensor, logits: Tensor, last: Remembered
+) -> list[Tensor]:
+    """Return features and anchors of the last frame's instances, then of the best ones of this frame.
+
+    They stay as they are unless the last frame is near. The order is that of the scores.
+    """
+    count = anchor.shape[1] - last.anchor.shape[1]
+    _, best = logits.amax(-1)[0].topk(count)
+    near = last.is_near if last.exists is None else last.is_near & last.exists
+    pairs = ((last.feature, feature), (last.anchor, anchor))
+    return [torch.where(near[:, None, None], torch.cat([old, own[:, best]], 1), own) for old, own in pairs]
+
+
+class LastFrame:
+    """Keys and values of the attention to the last frame's instances.
+
+    At a first frame instances attend to themselves, and their values skip `fc_before`: upstream's code gives
+    no keys then, and its attention takes the queries for both.
+    """
+
+    def __init__(self, head: nn.Module, last: Remembered | None, instances: int) -> None:
+        self.last = last
+        self.mask = None
+        if last is None:
+            return
+        self.position = embed(head.anchor_encoder, last.anchor)
+        self.values = head.fc_before(last.feature)
+        if last.exists is not None:
+            row = torch.arange(instances, device=last.feature.device)
+            self.mask = (last.exists & (row >= last.anchor.shape[1]))[None, None, None]
+
+    def keys_and_values(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both (1, A or M, 2 C); without a last frame they are the queries (1, A, 2 C)."""
+        if self.last is None:
+            return query, query
+        keys = torch.cat([self.last.feature, self.position], -1)
+        if self.last.exists is None:
+            return keys, self.values
+        missing = query.shape[1] - keys.shape[1]
+        exists = self.last.exists[:, None, None]
+        return tuple(
+            torch.where(exists, torch.nn.functional.pad(rows, (0, 0, 0, missing)), query)
+            for rows in (keys, self.values)
+        )
+
+
+def run_head(
+    head: nn.Module,
+    pictures: Pictures,
+    time_interval: Tensor,
+    last: Remembered | None,
+    learned: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return features (1, A, C), anchors (1, A, 11), class logits (1, A, K) and quality logits (1, A, 2).
+
+    Args:
+        head: a `Sparse4DHead`.
+        pictures: of the frame.
+        time_interval: (1,) seconds since the last frame, or the default.
+        last: its instances; None at a first frame.
+        learned: features and anchors with which a frame begins; None: those of the head.
+    """
+    bank, operations = head.instance_bank, head.operation_order
+    feature, anchor = learned or (bank.instance_feature[None], bank.anchor[None])
+    position, done = embed(head.anchor_encoder, anchor), 0
+    memory = LastFrame(head, last, anchor.shape[1])
+    for number, (kind, layer) in enumerate(zip(operations, head.layers, strict=True)):
+        if kind == 'gnn':
+            query = torch.cat([feature, position], -1)
+            feature = attend(head, layer, query, query, head.fc_before(feature), None)
+        elif kind == 'temp_gnn':
+            query = torch.cat([feature, position], -1)
+            feature = attend(head, layer, query, *memory.keys_and_values(query), memory.mask)
+        elif kind == 'deformable':
+            feature = gather(layer, feature, anchor, position, pictures)
+        elif kind == 'refine':
+            done += 1
+            anchor = refine(layer, feature, anchor, position, time_interval)
+            if done == head.num_single_frame_decoder and last is not None:
+                logits = tap('first_logits', layer.cls_layers(feature))
+                feature, anchor = take_over(head, feature, anchor, logits, last)
+            if number == len(operations) - 1:
+                return feature, anchor, layer.cls_layers(feature), layer.quality_layers(feature + position)
+            position = embed(head.anchor_encoder, anchor)
+            if done > head.num_single_frame_decoder and last is not None:
+                memory.position = position[:, : last.anchor.shape[1]]
+        else:
+            feature = layer(feature)
+    raise AssertionError('the last operation of a checked head is a refinement')

@@ -1,0 +1,39 @@
+"""Sparse4D: its options, and the schema of the post-processing in the metadata of its files."""
+
+import dataclasses
+
+from mmdeploy_ext.contract import options
+from mmdeploy_ext.contract.schema import COUNT, full_record, maybe, number
+from mmdeploy_ext.families.parts.options import GRID_SAMPLE
+
+DEPLOY = 'deploy'
+"""Choice of `--contract`: three files with the names that a C++ node loads."""
+OPTIONS = (
+    dataclasses.replace(
+        options.CONTRACT,
+        default='portable',
+        help='portable: one graph of plain operators for all frames (default); deploy: the backbone, the '
+        "head of a first frame and that of the others, with the names of SparseEnd2End's files",
+        choices=('portable', DEPLOY),
+    ),
+    dataclasses.replace(
+        GRID_SAMPLE,
+        default='gather',
+        help='gather takes the points in the pictures alone (default); operator samples by GridSample, in '
+        'graphs of fixed shapes',
+        only_with=('contract', 'portable'),
+        group=options.CONTRACT.group,
+    ),
+)
+"""Options of the family."""
+POSTPROCESS = full_record(
+    max_num=COUNT,
+    score_threshold=maybe(number()),
+    num_classes=COUNT,
+    num_instances=COUNT,
+    num_temp=COUNT,
+    confidence_decay=number(0, 1),
+    default_time_interval=number(above=0),
+    max_time_interval=number(above=0),
+)
+"""Schema of `Sparse4DFamily.postprocess_facts`."""

@@ -1,0 +1,251 @@
+"""Sparse4D as a stream: images, calibration, pose and time in, boxes with track ids out.
+
+    runtime = Sparse4DOnnx('work_dirs/sparse4d')          # the folder that pytorch2onnx.py wrote
+    calibration = runtime.rule.calibrate(intrinsics, lidar2cam)
+    boxes = runtime.detect(images_bgr, calibration, ego_pose, timestamp_s)
+
+Needs numpy, OpenCV and ONNX Runtime, no PyTorch.
+
+Glossary: N cameras, H, W network input in pixels, h, w pictures as taken, A instances, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError, ModelFileError, ShapeError
+from mmdeploy_ext.families.parts.runtime import frame_checks
+from mmdeploy_ext.families.sparse4d.runtime.bank import BankRule, InstanceBank, TemporalInputs
+from mmdeploy_ext.families.sparse4d.runtime.boxes import InstanceBoxes, decode
+from mmdeploy_ext.runtime.exported import Runtime, check_finite, check_forms, model_files
+from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.engines.base import Backend
+    from mmdeploy_ext.preprocess.cameras import MultiViewRule
+    from mmdeploy_ext.runtime.exported import Paths
+    from mmdeploy_ext.runtime.infos import RigFrame
+
+FAMILY = 'sparse4d'
+"""Name of the family in the metadata."""
+PORTABLE = 'sparse4d'
+"""Name of the one graph of the contract `portable`, and of its file."""
+BACKBONE, FIRST, NEXT = DEPLOY_FILES = ('sparse4dbackbone', 'sparse4dhead1st', 'sparse4dhead2nd')
+"""Names of those of the contract `deploy`."""
+CONSTANTS = 'sparse4dconstants.json'
+"""File beside those of `deploy`: inputs of the heads that are constants of a model, by name: the numbers of
+`instance_feature`, `anchor`, `spatial_shapes` and `level_start_index`."""
+PREDICTIONS = ('pred_instance_feature', 'pred_anchor', 'pred_class_score', 'pred_quality_score')
+"""Outputs of every contract: features (1, A, C), anchors (1, A, 11), logits (1, A, K) and (1, A, 2)."""
+
+
+class Sparse4DOnnx(Runtime):
+    """An exported Sparse4D with its instance bank: a `Stepper` of frames.
+
+    Attributes:
+        bank: the memory.
+        num_cameras: N.
+        image_shape: (N, 3, H, W) of prepared images.
+        was_reset: whether the last frame took no instances over.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        *,
+        repairs: Sequence[str] = (),
+        engine: str = 'OnnxRuntimeBackend',
+        **options: Any,
+    ) -> None:
+        """Open the files.
+
+        Args:
+            paths: the files of an export, or their folder.
+            repairs: names of `bank.REPAIRS`: behaviour of the published model that is left out.
+            engine: registered name of the backend.
+            options: of the backend, for example `providers`, `threads`.
+
+        Raises:
+            ModelFileError: one is missing, or of another family.
+            EngineError: the engine is not here.
+        """
+        super().__init__()
+        files = model_files(paths) if isinstance(paths, str) or hasattr(paths, 'is_dir') else list(paths)
+        self.graphs: dict[str, Backend] = {}
+        by_form = {}
+        for file in files:
+            backend = self.opened(engine, file, options)
+            backend.metadata.require(file, FAMILY)
+            self.graphs[backend.metadata.form], by_form[backend.metadata.form] = backend, file
+        check_forms(by_form, {form: graph.metadata for form, graph in self.graphs.items()}, FAMILY)
+        self.is_portable = PORTABLE in self.graphs
+        self.metadata: Metadata = self.graphs[PORTABLE if self.is_portable else NEXT].metadata
+        image = self.graphs[PORTABLE if self.is_portable else BACKBONE].spec.tensor('img').axes
+        self.image_shape = tuple(image[-4:])
+        self.num_cameras = self.image_shape[0]
+        self.constants = {} if self.is_portable else read_constants(by_form[NEXT], self.graphs[NEXT].spec)
+        rule = BankRule.from_facts(self.metadata.postprocess, tuple(repairs))
+        last = self.graphs[PORTABLE if self.is_portable else NEXT].spec
+        self.bank = InstanceBank(rule, int(last.tensor('pred_instance_feature').axes[-1]))
+        self.seconds = dict(network=0.0)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: the next frame is the first one, and its ids begin at 0."""
+        self.bank.reset()
+        self._scene: str | None = None
+        self.was_reset = False
+
+    def detect(
+        self,
+        images_bgr: Sequence[np.ndarray],
+        calibration: Any,
+        ego_pose: np.ndarray,
+        timestamp_s: float,
+        scene_token: str | None = None,
+    ) -> InstanceBoxes:
+        """Return the boxes in the images of one moment, in its LiDAR frame, with track ids.
+
+        Args:
+            images_bgr: N images (h, w, 3) uint8 as OpenCV reads them, in the order of `rule.cameras`.
+            calibration: of `rule.calibrate`.
+            ego_pose: (4, 4) float64, LiDAR frame to a global frame.
+            timestamp_s: seconds, absolute.
+            scene_token: read by the repair 'scene' alone.
+        """
+        images = self.rule.apply(images_bgr)
+        return self.step(Frame(images, *calibration, ego_pose, timestamp_s, scene_token)).detections
+
+    def moment(
+        self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
+    ) -> Frame:
+        """Return a frame of a data set's infos as `step` takes it; see `frame_of_rig`."""
+        return frame_of_rig(images_bgr, rig, self.rule)
+
+    def step(self, frame: Frame) -> StepResult:
+        """Run a prepared frame and keep its instances.
+
+        Raises:
+            ShapeError: images of another shape.
+            DataError: a pose, a time or a calibration that is not of finite numbers.
+            InferenceError: the network gave NaN or infinity; the bank stays as it was.
+        """
+        images = frame_checks.check_prepared(frame.images, self.image_shape)
+        lidar2img = np.asarray(frame.lidar2img, np.float64)
+        if lidar2img.shape != (self.num_cameras, 4, 4) or not np.isfinite(lidar2img).all():
+            raise DataError(
+                f'lidar2img: got shape {lidar2img.shape}, expected finite numbers of '
+                f'({self.num_cameras}, 4, 4)'
+            )
+        pose = frame_checks.check_pose(frame.ego_pose)
+        timestamp_s = frame_checks.check_time(frame.timestamp_s)
+        if 'scene' in self.bank.rule.repairs and self._scene not in (None, frame.scene_token):
+            self.bank.reset()
+        inputs = self.bank.get(pose, timestamp_s)
+        start = time.perf_counter()
+        outputs = self._infer(images, np.float32(lidar2img), inputs)
+        self.passed('network', start)
+        check_finite(outputs, frame.name or 'frame')
+        feature, anchor, logits, quality = (outputs[name] for name in PREDICTIONS)
+        update = self.bank.update(inputs, feature, anchor, logits)
+        outputs |= dict(instance_id=update.ids, confidence=update.confidence)
+        self._scene, self.was_reset = frame.scene_token, not inputs.mask[0]
+        rule, facts = self.bank.rule, self.metadata.postprocess
+        boxes = decode(logits, anchor, quality, facts, update.ids, rule.repairs)
+        return StepResult(outputs, boxes, self.was_reset)
+
+    def _infer(
+        self, images: np.ndarray, lidar2img: np.ndarray, inputs: TemporalInputs
+    ) -> dict[str, np.ndarray]:
+        """Return the outputs of the graphs for a frame."""
+        temporal = dict(temp_instance_feature=inputs.temp_feature, temp_anchor=inputs.temp_anchor)
+        if self.is_portable:
+            has_temp = np.float32([inputs.exists])
+            feeds = dict(temporal, img=images, lidar2img=lidar2img, time_interval=inputs.time_interval)
+            return self.graphs[PORTABLE].infer(dict(feeds, mask=inputs.mask, has_temp=has_temp))
+        features = self.graphs[BACKBONE].infer(dict(img=images[None]))
+        height, width = self.image_shape[2:]
+        feeds = dict(
+            self.constants,
+            time_interval=inputs.time_interval,
+            image_wh=np.tile(np.float32([width, height]), (1, self.num_cameras, 1)),
+            lidar2img=lidar2img[None],
+        )
+        if not inputs.exists:
+            ids = dict(pred_track_id=np.full_like(inputs.track_id, -1, np.int32))
+            return features | ids | self.graphs[FIRST].infer(features | feeds)
+        ids = dict(mask=inputs.mask.astype(np.int32), track_id=inputs.track_id.astype(np.int32))
+        return features | self.graphs[NEXT].infer(features | feeds | temporal | ids)
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> InstanceBoxes:
+        """Return the boxes of a frame's outputs, best first; see `boxes.decode`."""
+        return boxes_of_outputs(self.metadata, outputs)
+
+    @property
+    def state(self) -> StreamState | None:
+        """A copy of the bank after the last frame, None before the first one."""
+        tensors = self.bank.tensors
+        if tensors is None:
+            return None
+        return StreamState(tensors, self.bank.ego_pose, self.bank.timestamp_s, self._scene or '')
+
+    @state.setter
+    def state(self, state: StreamState | None) -> None:
+        self.reset()
+        if state is not None:
+            self.bank.load(state.tensors, state.ego_pose, state.timestamp_s)
+            self._scene = state.scene_token
+
+
+def read_constants(head: str | Path, spec: GraphSpec) -> dict[str, np.ndarray]:
+    """Return the constant inputs of the heads of `deploy` by name, from the file beside them.
+
+    Raises:
+        ModelFileError: it is missing, or is not of these files.
+    """
+    path = Path(head).with_name(CONSTANTS)
+    try:
+        content = json.loads(path.read_text())
+        arrays = {name: np.array(values, spec.tensor(name).dtype) for name, values in content.items()}
+        for name, values in arrays.items():
+            arrays[name] = values.reshape(spec.tensor(name).axes)
+    except (OSError, ValueError, AttributeError, ShapeError) as error:
+        raise ModelFileError(
+            f'{path}: is no constants of these files ({error}); export them again'
+        ) from error
+    return arrays
+
+
+def frame_of_rig(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
+    """Return a frame of `read_frames` with its N pictures (h, w, 3) uint8 as inputs of the model.
+
+    Raises:
+        ShapeError: wrong number or size of pictures.
+        DataError: an invalid calibration.
+    """
+    calibration = rule.calibrate(rig.intrinsics, rig.lidar2cam)
+    images = rule.apply(images_bgr)
+    return Frame(images, *calibration, rig.ego_pose, rig.timestamp_s, rig.scene_token, rig.name)
+
+
+def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> InstanceBoxes:
+    """Return the boxes of a frame's outputs; see `mmdeploy_ext/runtime/family_runtime.py`.
+
+    Without `instance_id`, which the bank gives, instances are numbered by their rows.
+    """
+    _, anchor, logits, quality = (outputs.get(name) for name in PREDICTIONS)
+    rows = np.arange(logits.shape[1])[None]
+    return decode(logits, anchor, quality, metadata.postprocess, outputs.get('instance_id', rows))
+
+
+OPENS = Sparse4DOnnx
+"""Class that opens an export, see `mmdeploy_ext/runtime/family_runtime.py`."""

@@ -1,0 +1,121 @@
+"""Samples of the test loader as frames, frames of infos, results, and the dump of a frame."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.families.parts import samples
+from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only
+from mmdeploy_ext.families.sparse4d.runtime.boxes import InstanceBoxes
+from mmdeploy_ext.families.sparse4d.runtime.model import frame_of_rig
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.runtime.infos import read_frames
+
+KEYS = ('img', 'projection_mat', 'timestamp', 'img_metas')
+"""Keys of a sample of the test loader."""
+RESIZE, PACKING = 'ResizeCropFlipImage', ('NuScenesSparse4DAdaptor', 'Collect')
+"""Steps of the test pipeline: the one that resizes by what the data set tells, and those that only pack."""
+GAPS_S = (0.4, 1.9999, 2.0001, 3.5, 0.0, -0.5)
+"""Seconds from frame to frame of a drive that reaches the limits of a gap; time runs backwards at the end."""
+TURN_RAD, WAY_M = 0.5, 1.5
+"""How much the car turns and moves between these frames."""
+DUMPED = ('img', 'lidar2img', 'ego_pose', 'timestamp_s')
+"""Tensors of a dump from which a frame is read back."""
+
+
+def camera_steps(steps: list[Mapping[str, Any]], cfg: Any) -> list[Mapping[str, Any]]:
+    """Return the steps of a test pipeline as `multiview_rule` reads them.
+
+    Sparse4D's data set chooses resize and crop by its `data_aug_conf`; ConfigError: it has none.
+    """
+    aug_conf = ((cfg.get('data') or {}).get('test') or {}).get('data_aug_conf')
+    translated = []
+    for step in steps:
+        if step['type'] == RESIZE:
+            if not aug_conf:
+                raise ConfigError(
+                    f'{cfg.filename}: data.test has no data_aug_conf, by which {RESIZE} resizes'
+                )
+            step = dict(type='ResizeCropFlipRotImage', data_aug_conf=aug_conf, training=False)
+        if step['type'] not in PACKING:
+            translated.append(step)
+    return translated
+
+
+def frame(data: Mapping[str, Any]) -> Frame:
+    """Return one collated sample of the test loader (batch 1) as a frame.
+
+    Sparse4D's samples have no intrinsics, for which unit matrices stand, and upstream's no scene.
+    """
+    check_given(data, KEYS)
+    images, projection, timestamp, meta = (only(data[key], key) for key in KEYS)
+    if missing := [key for key in ('T_global',) if not isinstance(meta, dict) or key not in meta]:
+        raise DataError(f'img_metas has no {", ".join(missing)}; add it to the meta_keys of Collect')
+    images, projection, timestamp = (np.asarray(value) for value in (images, projection, timestamp))
+    files = meta.get('filename') or ()
+    lidar2img = projection.reshape(-1, 4, 4).astype(np.float64)
+    return Frame(
+        images=np.float32(images.reshape(images.shape[-4:])),
+        lidar2img=lidar2img,
+        intrinsics=np.tile(np.eye(4), (len(lidar2img), 1, 1)),
+        ego_pose=np.asarray(meta['T_global'], np.float64),
+        timestamp_s=float(timestamp.reshape(-1)[0]),
+        scene_token=str(meta.get('scene_token', '')),
+        name=str(meta.get('sample_idx', '')),
+        image_files=tuple(map(str, [files] if isinstance(files, str) else files)),
+    )
+
+
+def moments(cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None = None) -> Iterator[Frame]:
+    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`."""
+    for rig in read_frames(infos, rule, root):
+        yield frame_of_rig(rig.read_pictures(), rig, rule)
+
+
+def driven(frame: Frame) -> Iterator[Frame]:
+    """Yield the next frames of a drive: gaps around the limit, none at all, and one backwards; the car turns.
+
+    Pictures and rig stay those of `frame`.
+    """
+    turn, pose = np.eye(4), np.array(frame.ego_pose, np.float64)
+    sine, cosine = np.sin(TURN_RAD), np.cos(TURN_RAD)
+    turn[:2, :2] = [[cosine, -sine], [sine, cosine]]
+    turn[1, 3] = WAY_M
+    time = frame.timestamp_s
+    for gap in GAPS_S:
+        pose, time = pose @ turn, time + gap
+        yield dataclasses.replace(
+            frame, name=f'{gap} s later', ego_pose=pose, ego_pose_inv=None, timestamp_s=time
+        )
+
+
+def result(detections: InstanceBoxes) -> dict[str, Any]:
+    """Return detections as one entry of the results of a test loop, with ids of tracks."""
+    entry = samples.result(detections)['pts_bbox']
+    if detections.ids is not None:
+        entry['track_ids'] = torch.from_numpy(np.ascontiguousarray(detections.ids))
+        entry['cls_scores'] = torch.from_numpy(np.ascontiguousarray(detections.class_scores))
+    return dict(pts_bbox=entry)
+
+
+def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
+    """Return a dumped frame as the model got it.
+
+    `manifest` may have `scene_token`, and `frame`, its name.
+    """
+    check_dumped(tensors, DUMPED)
+    return Frame(
+        images=np.ascontiguousarray(tensors['img']).reshape(tensors['img'].shape[-4:]),
+        lidar2img=np.asarray(tensors['lidar2img'], np.float64),
+        intrinsics=np.tile(np.eye(4), (len(tensors['lidar2img']), 1, 1)),
+        ego_pose=np.asarray(tensors['ego_pose'], np.float64),
+        timestamp_s=float(tensors['timestamp_s'][0]),
+        scene_token=str(manifest.get('scene_token', '')),
+        name=str(manifest.get('frame', '')),
+    )

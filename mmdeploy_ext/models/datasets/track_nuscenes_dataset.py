@@ -1,0 +1,123 @@
+"""nuScenes as Sparse4D takes it: cameras, and where the LiDAR is in the map, in float64; for tests.
+
+Source: HorizonRobotics/Sparse4D c41df4b, datasets/nuscenes_3d_det_track_dataset.py and datasets/pipelines/
+{augment,transform}.py.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.parallel import DataContainer
+from mmdet.datasets import DATASETS
+from mmdet.datasets.builder import PIPELINES
+from mmdet3d.datasets import NuScenesDataset
+from PIL import Image
+from pyquaternion import Quaternion
+
+from mmdeploy_ext.models.catalogue import offered
+
+
+def rigid(rotation: Any, translation: Any) -> np.ndarray:
+    """Return the (4, 4) float64 of a rotation, a matrix or a quaternion, and a translation."""
+    rotation = np.asarray(rotation, np.float64)
+    matrix = np.eye(4)
+    matrix[:3, :3] = Quaternion(rotation).rotation_matrix if rotation.shape == (4,) else rotation
+    matrix[:3, 3] = translation
+    return matrix
+
+
+@offered(DATASETS)
+class NuScenes3DDetTrackDataset(NuScenesDataset):
+    """mmdet3d's nuScenes data set, plus matrices of cameras and the pose of the LiDAR.
+
+    Args:
+        data_aug_conf: `H`, `W` of the pictures, `final_dim` (height, width) of the input, `bot_pct_lim`.
+        tracking, tracking_threshold, version: not used here.
+        settings: of mmdet3d's data set.
+    """
+
+    def __init__(
+        self,
+        data_aug_conf: dict[str, Any],
+        tracking: bool = False,
+        tracking_threshold: float | None = None,
+        version: str = '',
+        **settings: Any,
+    ) -> None:
+        self.data_aug_conf = data_aug_conf
+        super().__init__(**settings)
+
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        """Return the dict that the pipeline starts from.
+
+        Returns:
+            `sample_idx`, `scene_token`; `timestamp` s; `lidar2global` (4, 4) float64; `aug_config`, the
+            `resize` and `crop` (left, top, right, bottom) of pictures; per camera, in the order of the info:
+            `img_filename`, `lidar2img` (4, 4) float64, in pixels of the pictures as they are taken.
+        """
+        info = self.data_infos[index]
+        poses = {
+            name: rigid(info[f'{name}_rotation'], info[f'{name}_translation'])
+            for name in ('ego2global', 'lidar2ego')
+        }
+        lidar2img = []
+        for camera in info['cams'].values():
+            pose = rigid(camera['sensor2lidar_rotation'], camera['sensor2lidar_translation'])
+            intrinsic = np.eye(4)
+            intrinsic[:3, :3] = camera['cam_intrinsic']
+            lidar2img.append(intrinsic @ np.linalg.inv(pose))
+        return dict(
+            sample_idx=info['token'],
+            scene_token=info.get('scene_token', ''),
+            timestamp=info['timestamp'] / 1e6,
+            lidar2global=poses['ego2global'] @ poses['lidar2ego'],
+            img_filename=[camera['data_path'] for camera in info['cams'].values()],
+            lidar2img=lidar2img,
+            aug_config=self.test_augmentation(),
+        )
+
+    def test_augmentation(self) -> dict[str, Any]:
+        """Return `resize` and `crop` of tests: the input is filled, at the mean bottom."""
+        conf = self.data_aug_conf
+        height, width = conf['final_dim']
+        resize = max(height / conf['H'], width / conf['W'])
+        resized_width, resized_height = int(conf['W'] * resize), int(conf['H'] * resize)
+        top = int((1 - np.mean(conf['bot_pct_lim'])) * resized_height) - height
+        left = int(max(0, resized_width - width) / 2)
+        return dict(resize=resize, crop=(left, top, left + width, top + height))
+
+
+@offered(PIPELINES)
+class ResizeCropFlipImage:
+    """Resizes and crops all cameras by `aug_config`, and their `lidar2img` with them; tests alone."""
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Change `img` and `lidar2img`, and add `img_shape` (height, width) per camera."""
+        resize, crop = results['aug_config']['resize'], results['aug_config']['crop']
+        matrix = np.diag([resize, resize, 1.0, 1.0])
+        matrix[:2, 2] = -np.array(crop[:2])
+        images = []
+        for image in results['img']:
+            size = int(image.shape[1] * resize), int(image.shape[0] * resize)
+            picture = Image.fromarray(np.uint8(image)).resize(size).crop(crop)
+            images.append(np.array(picture).astype(np.float32))
+        results['img'], results['img_shape'] = images, [image.shape[:2] for image in images]
+        results['lidar2img'] = [matrix @ camera for camera in results['lidar2img']]
+        return results
+
+
+@offered(PIPELINES)
+class NuScenesSparse4DAdaptor:
+    """Makes the tensors that Sparse4D takes."""
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Add `projection_mat` (N, 4, 4), `image_wh` (N, 2), `T_global` and its inverse; stack `img`."""
+        sizes = np.array(results['img_shape'], np.float32)[:, :2]
+        results['projection_mat'] = np.float32(np.stack(results['lidar2img']))
+        results['image_wh'] = np.ascontiguousarray(sizes[:, ::-1])
+        results['T_global'] = results['lidar2global']
+        results['T_global_inv'] = np.linalg.inv(results['lidar2global'])
+        images = np.stack([image.transpose(2, 0, 1) for image in results['img']])
+        results['img'] = DataContainer(torch.from_numpy(np.ascontiguousarray(images)), stack=True)
+        return results

@@ -1,0 +1,177 @@
+"""Pairing of the instances of two engines whose memory is chosen anew in every frame. Needs numpy only.
+
+Of a frame's Q instances the M most confident ones are kept; in the next frame they come first, and the best
+of that frame's own instances follow. Engines that round differently put equal scores into another order, at
+both choices. Nothing but order follows from that as long as the same instances are chosen, so that
+instances are paired by their places, and a free run goes on in the reference's order, see `Modes.add`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.proving.levels.memory_rows import SAME_ROW, Followed, QuerySelection, RowPairing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.contract.memory import MemorySpec
+    from mmdeploy_ext.runtime.frames import StepResult, StreamState
+
+NO_ID = -1
+"""Id of an instance without a track."""
+
+
+class InstancePairing(RowPairing):
+    """Keeps, along a drive, which instance, memory row and track of a candidate is which of the reference.
+
+    Attributes:
+        tracks: id of the reference -> id of the candidate. They are equal but for ties, since new ids are
+            given in the order of rows.
+    """
+
+    def __init__(self, spec: MemorySpec) -> None:
+        super().__init__(spec)
+        self.tracks: dict[int, int] = {}
+
+    def forget(self) -> None:
+        super().forget()
+        self.tracks = {}
+
+    def follow(
+        self,
+        results: Sequence[StepResult],
+        states: Sequence[StreamState | None],
+        tie: float,
+        max_error: float,
+    ) -> Followed:
+        spec, sides = self.spec, [result.outputs for result in results]
+        needed = {*spec.needed, spec.confidence, *spec.ids[:1]}
+        if None in states or any(needed - side.keys() for side in sides):
+            return Followed()
+        places = [side[spec.places[0][1]][0].astype(np.float64) for side in sides]
+        if places[0].shape != places[1].shape:
+            return Followed()
+        queries = pair_rows(*places)
+        selections = [
+            QuerySelection(side[spec.confidence][0].astype(np.float64), rows_kept(place, state, spec))
+            for side, place, state in zip(sides, places, states, strict=True)
+        ]
+        reference, candidate = selections
+        paired = queries >= 0
+        errors = np.abs(reference.scores[paired] - candidate.scores[queries[paired]])
+        allowed = tie + 2 * min(float(errors.max(initial=0.0)), max_error)
+        faults = [self._wrong_order(sides[0], queries, allowed), not_the_best(candidate)]
+        differing = self.advance(reference, candidate, queries, len(reference.queries))
+        beyond = [row for row in differing if not row.gap <= allowed]
+        if beyond:
+            worst = max(beyond, key=lambda row: row.gap)
+            places_text = f'row {worst.row}: instances {worst.reference} and {worst.candidate}'
+            faults.append(f'{places_text}, confidences {worst.gap:.2g} apart, allowed {allowed:.2g}')
+        ties = len(differing) - len(beyond) + int((queries != np.arange(len(queries))).sum())
+        faults.append(self._wrong_track(sides, states, queries, ties > 0))
+        parted = bool((self.rows < 0).any()) and all(row.gap <= tie for row in differing)
+        fault = next(filter(None, faults), '')
+        return Followed(queries, self.rows, ties, fault, parted and not fault)
+
+    def reordered(self, state: StreamState) -> dict[str, np.ndarray] | None:
+        """Return the memory of a candidate in the order of the reference, and begin from there.
+
+        None if the order is the same, or if the two hold different instances.
+        """
+        rows = self.rows
+        if rows is None or not self.affected or (rows < 0).any():
+            return None
+        self.rows = None
+        return {
+            name: values[:, rows] if values.shape[:2] == (1, len(rows)) else values
+            for name, values in state.tensors.items()
+        }
+
+    def _wrong_order(self, outputs: Mapping[str, np.ndarray], queries: np.ndarray, allowed: float) -> str:
+        """Return why instances in another order are no tie of the frame's own choice, or ''."""
+        moved = np.flatnonzero((queries >= 0) & (queries != np.arange(len(queries))))
+        if not len(moved):
+            return ''
+        scores = outputs[self.spec.first_scores][0].astype(np.float64)
+        gaps = np.abs(scores[moved] - scores[queries[moved]])
+        gaps[~np.isfinite(gaps)] = np.inf  # a kept instance, whose row the memory decides
+        worst = int(gaps.argmax())
+        if gaps[worst] <= allowed:
+            return ''
+        return (
+            f'instances {moved[worst]} and {queries[moved[worst]]} are exchanged, first scores '
+            f'{gaps[worst]:.2g} apart, allowed {allowed:.2g}'
+        )
+
+    def _wrong_track(
+        self,
+        sides: Sequence[Mapping[str, np.ndarray]],
+        states: Sequence[StreamState],
+        queries: np.ndarray,
+        is_tied: bool,
+    ) -> str:
+        """Return which track differs, or ''; a tie may change the order in which tracks begin."""
+        output, _, next_id = self.spec.ids
+        expected, got = (side[output][0] for side in sides)
+        for row, query in enumerate(queries):
+            if query < 0:
+                continue
+            track, other = int(expected[row]), int(got[query])
+            if NO_ID in (track, other):
+                if track != other:
+                    return f'instance {row} has the track id {other}, expected {track}'
+                continue
+            known = self.tracks.get(track)
+            if known is None and (track == other or is_tied):
+                known = self.tracks[track] = other
+            if known != other:
+                return f'instance {row} has the track id {other}, expected {known or track}'
+        following = [int(state.tensors[next_id][0]) for state in states]
+        return (
+            '' if following[0] == following[1] else f'the next id is {following[1]}, expected {following[0]}'
+        )
+
+
+def pair_rows(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    """Return the candidate's row (Q,) int64 for each of the reference's, by their places (Q, n).
+
+    Rows of the same index belong together if they are near. The others take the nearest of those that are
+    left, if it is near; else they stay, so that their values are compared and fail.
+    """
+    partners = np.arange(len(reference))
+    with np.errstate(invalid='ignore'):
+        is_near = np.abs(reference - candidate).max(-1) <= SAME_ROW
+    left = np.flatnonzero(~is_near)
+    if not len(left):
+        return partners
+    with np.errstate(invalid='ignore'):
+        distance = np.abs(reference[left][:, None] - candidate[left][None]).max(-1)
+    distance[~np.isfinite(distance)] = np.inf
+    nearest = distance.argmin(1)
+    fits = distance[np.arange(len(left)), nearest] <= SAME_ROW
+    if fits.all() and len({*nearest.tolist()}) == len(left):
+        partners[left] = left[nearest]
+    elif fits.any():  # some have a partner, others are not in the candidate
+        partners[left] = np.where(fits, left[nearest], -1)
+    return partners
+
+
+def rows_kept(places: np.ndarray, state: StreamState, spec: MemorySpec) -> np.ndarray:
+    """Return the instance (M,) of each memory row, which is a copy of it: that of the same places (Q, n)."""
+    memory = state.tensors[spec.places[0][0]][0].astype(np.float64)
+    distance: Any = np.abs(memory[:, None] - places[None]).max(-1)
+    return distance.argmin(1)
+
+
+def not_the_best(selection: QuerySelection) -> str:
+    """Return why the kept instances are not the most confident ones, in descending order; '' if they are."""
+    kept = selection.scores[selection.queries]
+    best = -np.sort(-selection.scores)[: len(kept)]
+    wrong = np.flatnonzero(kept != best)
+    if not len(wrong):
+        return ''
+    row = int(wrong[0])
+    return f'memory row {row} has the confidence {kept[row]:.6f}, the best one left {best[row]:.6f}'

@@ -1,0 +1,218 @@
+"""Sparse4D's contracts: proven as a stream with track ids; faults in graph, bank and coder are not."""
+
+import dataclasses
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+import toy_sparse4d as toy
+from marking import in_suite
+from mmdeploy_ext.core.errors import DataError, ModelFileError
+from mmdeploy_ext.exporting.ops import deformable_aggregation
+from mmdeploy_ext.families.sparse4d import network
+from mmdeploy_ext.families.sparse4d.runtime import bank, model
+from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive, synthetic_drive
+from mmdeploy_ext.proving.ladder import prove
+
+FRAMES = 4
+ENGINE = dict(engine='OnnxRuntimeBackend')
+
+
+@pytest.fixture(scope='module')
+def deployment(tmp_path_factory):
+    return toy.load(tmp_path_factory.mktemp('sparse4d'))
+
+
+@pytest.fixture(scope='module')
+def paths(deployment, tmp_path_factory):
+    return toy.export(deployment, tmp_path_factory.mktemp('export'))
+
+
+def drive(deployment, frames=FRAMES, **settings):
+    """Two scenes with a pause of ten seconds between them, which nothing resets."""
+    return synthetic_drive(frames, deployment.rule, scenes=2, **settings)
+
+
+def test_one_graph_is_proven_as_a_stream(deployment, paths):
+    verdict, _ = prove(deployment, paths, drive(deployment))
+    assert verdict.passed, verdict.reasons
+    assert verdict.summary()['matched'] >= 300
+
+
+@pytest.mark.parametrize(
+    'options',
+    in_suite(
+        [dict(contract='deploy'), dict(grid_sample='operator'), dict(exporter='dynamo')],
+        dict(contract='deploy'),
+    ),
+    ids=str,
+)
+def test_other_files_are_proven(deployment, tmp_path, options):
+    verdict, _ = prove(deployment, toy.export(deployment, tmp_path, **options), drive(deployment))
+    assert verdict.passed, verdict.reasons
+
+
+def test_the_first_frame_takes_any_finite_instances(deployment, paths):
+    runner = deployment.family.runner(paths, ENGINE)
+    frame = next(iter(drive(deployment, 1)))
+    empty = runner.step(frame).outputs
+    shapes, numbers = runner.bank.shapes, np.random.default_rng(0)
+    noise = {
+        f'temp_{name}': numbers.standard_normal(shapes[key]).astype(np.float32)
+        for name, key in (('feature', 'cached_feature'), ('anchor', 'cached_anchor'))
+    }
+    runner.reset()
+    get = bank.InstanceBank.get
+    with mock.patch.object(bank.InstanceBank, 'get', lambda self, *when: get(self, *when)._replace(**noise)):
+        other = runner.step(frame).outputs
+    for name, values in empty.items():
+        np.testing.assert_array_equal(values, other[name])
+
+
+def changed(function, change):
+    """Return a function whose arguments are changed before it is called."""
+    return lambda *arguments, **named: function(*change(*arguments), **named)
+
+
+def with_result(function, change):
+    """Return a function whose result is changed."""
+    return lambda *arguments, **named: change(function(*arguments, **named))
+
+
+def to_the_edge(places):
+    """The border of GridSample: points up to half a cell outside of the picture give their part."""
+    return torch.ones(places.shape[:-1], dtype=torch.bool, device=places.device)
+
+
+def without_yaw(step):
+    return torch.cat([step[..., :6], step[..., 6:8] * 0, step[..., 8:]], -1)
+
+
+def interval_of_gap(anchor, motion, seconds):
+    """Behind a gap anchors are projected with the default of half a second."""
+    return anchor, motion, seconds if abs(seconds) <= 2 else 0.5
+
+
+def from_second_row(scores, count):
+    return top_rows(scores, count + 1)[1:] if count == 40 else top_rows(scores, count)
+
+
+def ids_below(facts, repairs=()):
+    return dataclasses.replace(rule_of(facts, repairs), score_threshold=0.5)
+
+
+def unturned(motion):
+    moved = np.array(motion)
+    moved[:3, :3] = np.eye(3)
+    return moved
+
+
+def no_decay(facts, repairs=()):
+    return dataclasses.replace(rule_of(facts, repairs), confidence_decay=0.0)
+
+
+def ids_anew(self, inputs, *given, **named):
+    changes = update(self, inputs, *given, **named)
+    self._tensors['prev_id'] = np.array([0], np.int64)
+    return changes
+
+
+rule_of = bank.BankRule.from_facts
+top_rows, project, take_over = bank.top_rows, bank.project_anchors, network.take_over
+get, update = bank.InstanceBank.get, bank.InstanceBank.update
+refine = network.refine
+FAULTS = {
+    'the border of GridSample': ((deformable_aggregation, '_in_pictures'), to_the_edge),
+    'the absolute value of the interval': (
+        (bank, 'project_anchors'),
+        changed(project, lambda anchor, motion, seconds: (anchor, motion, abs(seconds))),
+    ),
+    'half a second for the true gap': ((bank, 'project_anchors'), changed(project, interval_of_gap)),
+    'projection without rotation': (
+        (bank, 'project_anchors'),
+        changed(project, lambda anchor, motion, seconds: (anchor, unturned(motion), seconds)),
+    ),
+    'velocity unused by the projection': (
+        (bank, 'project_anchors'),
+        changed(project, lambda anchor, motion, seconds: (anchor, motion, 0.0)),
+    ),
+    'no decay of confidences': ((bank.BankRule, 'from_facts'), no_decay),
+    'ids begin anew in every frame': ((bank.InstanceBank, 'update'), ids_anew),
+    'ids only above a threshold': ((bank.BankRule, 'from_facts'), ids_below),
+    'mask ignored by the graph': (
+        (network, 'take_over'),
+        changed(
+            take_over,
+            lambda *given: (
+                *given[:4],
+                dataclasses.replace(given[4], is_near=torch.ones_like(given[4].is_near)),
+            ),
+        ),
+    ),
+    'kept rows off by one': ((bank, 'top_rows'), from_second_row),
+    'yaw without residual': (
+        (network, 'refine'),
+        lambda layer, feature, anchor, *rest: refine(layer, feature, without_yaw(anchor), *rest),
+    ),
+    'stale features zeroed': (
+        (bank.InstanceBank, 'get'),
+        with_result(get, lambda inputs: inputs._replace(temp_feature=inputs.temp_feature * inputs.mask[0])),
+    ),
+    'sine and cosine kept in order': (
+        (bank, 'project_anchors'),
+        lambda anchor, motion, seconds, **named: project(anchor, motion, seconds, keeps_yaw_order=True),
+    ),
+}
+"""What is wrong -> (owner and name of a function), and what is put in its place."""
+
+
+IN_SUITE = 'the border of GridSample', 'ids begin anew in every frame'
+OF_A_GRAPH = 'the border of GridSample', 'mask ignored by the graph', 'yaw without residual'
+
+
+def frames_of_faults(deployment):
+    """Four frames: a second one 0.5 s later, a third one earlier than it, a fourth behind a gap."""
+    frames = list(SyntheticDrive(4, deployment.rule.input_size, scenes=1, jump_s=0.0))
+    times = 0.0, 1.9, 1.2, 5.4
+    pairs = zip(frames, times, strict=True)
+    return [dataclasses.replace(frame, timestamp_s=1.5e9 + time) for frame, time in pairs]
+
+
+@pytest.mark.parametrize('fault', in_suite(FAULTS, *IN_SUITE))
+def test_a_fault_in_our_own_code_is_not_proven(deployment, paths, tmp_path, fault):
+    (owner, name), wrong = FAULTS[fault]
+    with mock.patch.object(owner, name, wrong):
+        if (
+            fault in OF_A_GRAPH
+        ):  # another deployment, since one keeps the fresh export that a file is compared with
+            deployment = toy.load(tmp_path)
+            paths = toy.export(deployment, tmp_path)
+        verdict, _ = prove(deployment, paths, frames_of_faults(deployment))
+    assert not verdict.passed
+    assert not any('structure' in reason for reason in verdict.reasons)
+
+
+def test_frames_that_run_backwards_and_gaps_are_proven(deployment, paths):
+    verdict, _ = prove(deployment, paths, frames_of_faults(deployment))
+    assert verdict.passed, verdict.reasons
+
+
+@pytest.mark.parametrize(
+    ('change', 'named'),
+    [
+        (dict(timestamp_s=float('nan')), 'timestamp_s'),
+        (dict(ego_pose=np.eye(4) * 2), 'ego_pose'),
+        (dict(lidar2img=np.eye(4)[None]), 'lidar2img'),
+    ],
+)
+def test_inputs_that_are_no_numbers_are_refused(deployment, paths, change, named):
+    frame = dataclasses.replace(next(iter(drive(deployment, 1))), **change)
+    with pytest.raises(DataError, match=named):
+        deployment.family.runner(paths, ENGINE).step(frame)
+
+
+def test_heads_without_their_constants_are_refused(tmp_path):
+    with pytest.raises(ModelFileError, match='sparse4dconstants'):
+        model.read_constants(tmp_path / 'sparse4dhead2nd.onnx', None)
