@@ -1,4 +1,4 @@
-"""Samples of the test loader as frames, frames of infos, results, and the dump of a frame."""
+"""Samples of the test loader as frames, frames of infos, and the dump of a frame."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mmdeploy_ext.core.errors import ConfigError, DataError
-from mmdeploy_ext.families.parts import samples
 from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only
-from mmdeploy_ext.families.sparse4d.runtime.boxes import InstanceBoxes
 from mmdeploy_ext.families.sparse4d.runtime.model import frame_of_rig
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
@@ -93,15 +90,6 @@ def driven(frame: Frame) -> Iterator[Frame]:
         yield dataclasses.replace(
             frame, name=f'{gap} s later', ego_pose=pose, ego_pose_inv=None, timestamp_s=time
         )
-
-
-def result(detections: InstanceBoxes) -> dict[str, Any]:
-    """Return detections as one entry of the results of a test loop, with ids of tracks."""
-    entry = samples.result(detections)['pts_bbox']
-    if detections.ids is not None:
-        entry['track_ids'] = torch.from_numpy(np.ascontiguousarray(detections.ids))
-        entry['cls_scores'] = torch.from_numpy(np.ascontiguousarray(detections.class_scores))
-    return dict(pts_bbox=entry)
 
 
 def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
