@@ -31,6 +31,8 @@ class Stage:
         outputs: names of its outputs.
         exporter: 'torchscript' or 'dynamo' if the stage needs that one; '' takes the user's choice.
         passes: model -> (model, whether it changed), over the merged graph.
+        operators: form in which registered operators are written, see `exporting.ops.operator.operators_as`;
+            '' for the form that is chosen around the export.
         varying: outputs that a later stage takes, with as many rows (axis 1) as there are results; this axis
             is dynamic even in a graph of a fixed size.
     """
@@ -42,6 +44,7 @@ class Stage:
     exporter: str = ''
     passes: tuple[Callable[[onnx.ModelProto], tuple[onnx.ModelProto, bool]], ...] = ()
     varying: tuple[str, ...] = ()
+    operators: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.exporting import exporter
 from mmdeploy_ext.exporting.ops import deform_conv, replaced_modules  # noqa: F401  (they register themselves)
 from mmdeploy_ext.exporting.ops.forms import finish
+from mmdeploy_ext.exporting.ops.operator import current_form, operators_as
 from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.passes.interface import apply_spec
 from mmdeploy_ext.graph.passes.merge import concatenate
@@ -54,7 +55,8 @@ def export_stages(
         dynamic = _dynamic_axes(ends, letters, options)
         if not options.get('dynamic', False):
             letters.update({name: {**letters.get(name, {}), 1: f'{name}_rows'} for name in stage.varying})
-        parts.append(exporter.run(stage, args, dynamic, options.opset, finish, multiples))
+        with operators_as(stage.operators or current_form()):
+            parts.append(exporter.run(stage, args, dynamic, options.opset, finish, multiples))
         if stage.exporter == 'dynamo':  # it finds that some axes have one size: those are no longer open
             for value in parts[-1].graph.output:
                 sizes = value.type.tensor_type.shape.dim

@@ -10,13 +10,13 @@ from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.bevformer.graphs import BEV, FORM, PREDICTIONS, graphs
+from mmdeploy_ext.families.bevformer.graphs import BEV, FORM, PREDICTIONS, graphs, spec
 from mmdeploy_ext.families.bevformer.live import FOLLOWED, replaced
-from mmdeploy_ext.families.bevformer.options import CONVENTIONS
+from mmdeploy_ext.families.bevformer.options import CONVENTIONS, PORTABLE
 from mmdeploy_ext.families.bevformer.reference import BevFormerReference
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
 from mmdeploy_ext.families.bevformer.samples import driven, dumped_frame, frame, moments
@@ -128,6 +128,11 @@ class BevFormerFamily(SequenceFamily):
             use_shift=bool(transformer.use_shift),
             box_convention=model.box_convention,
         )
+
+    def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+        if options.contract == PORTABLE:
+            return ()
+        return tuple(spec(model, options).tensor(name) for name in PREDICTIONS)
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         return BevFormerOnnx(paths, **engine)

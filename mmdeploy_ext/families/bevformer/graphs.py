@@ -1,4 +1,6 @@
-"""BEVFormer's contract `portable`: one graph of plain operators, with the motion of the car as inputs.
+"""BEVFormer's graphs: `portable`, of plain operators with the motion of the car as inputs, and `trt-plugin`.
+
+The latter has names and shapes of the known TensorRT deployments and computes the motion itself.
 
 Glossary: N cameras, H, W network input in pixels, Q cells of the bird's-eye view, row by row, C channels, L
 decoder layers, R queries of objects, K classes.
@@ -6,15 +8,18 @@ decoder layers, R queries of objects, K classes.
 
 import dataclasses
 
+import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.bevformer.options import PORTABLE
 from mmdeploy_ext.families.parts.bev_grid import rotate_view
+from mmdeploy_ext.families.parts.bev_plugins import turn_view
 from mmdeploy_ext.families.parts.bev_queries import LastView, decode_objects, encode_view
-from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS
+from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.proving.half_bars import ATOL, RTOL
@@ -23,6 +28,8 @@ FORM = 'bevformer'
 """Name of the graph, and of its file."""
 PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
 """Outputs from which boxes are decoded."""
+DEPLOYED_NAMES = dict(all_cls_scores='outputs_classes', all_bbox_preds='outputs_coords')
+"""Output of the portable graph -> its name in TensorRT deployments."""
 BEV = ColumnGroup(rtol=0.0, atol=1e-4)
 LOGITS = ColumnGroup('logits', unit='logit', rtol=0.0, atol=5e-4)
 BOXES = (
@@ -53,16 +60,46 @@ class BevFormerFrame(nn.Module):
         use_prev_bev: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return `bev_embed`, `all_cls_scores` and `all_bbox_preds`; see `spec`."""
+        head, cells = self.model.pts_bbox_head, prev_bev[:, 0]
+        if head.transformer.rotate_prev_bev:
+            cells = rotate_view(cells, bev_rotation, head.bev_h, head.bev_w)
+        return self.detect(img, lidar2img, can_bus, LastView(cells[None], bev_shift, use_prev_bev))
+
+    def detect(
+        self, img: Tensor, lidar2img: Tensor, can_bus: Tensor, last: LastView, by_plugins: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the outputs of `forward`; `by_plugins` is that of `bev_queries.encode_view`."""
         head = self.model.pts_bbox_head
         maps = self.model.img_backbone(img)
         maps = self.model.img_neck(list(maps.values()) if isinstance(maps, dict) else maps)
-        cells = prev_bev[:, 0]
-        if head.transformer.rotate_prev_bev:
-            cells = rotate_view(cells, bev_rotation, head.bev_h, head.bev_w)
-        last = LastView(cells[None], bev_shift, use_prev_bev)
-        view = encode_view(head, maps, can_bus, lidar2img, self.size, last)
-        logits, boxes = decode_objects(head, view)
+        view = encode_view(head, maps, can_bus, lidar2img, self.size, last, by_plugins)
+        logits, boxes = decode_objects(head, view, by_plugins)
         return view.transpose(0, 1), logits, boxes
+
+
+class DeployedFrame(BevFormerFrame):
+    """One frame as TensorRT deployments feed it: shift and rotation are computed from the motion."""
+
+    def forward(
+        self, image: Tensor, prev_bev: Tensor, use_prev_bev: Tensor, can_bus: Tensor, lidar2img: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `bev_embed`, `outputs_classes` and `outputs_coords`; see `deployed_spec`."""
+        head, cells = self.model.pts_bbox_head, prev_bev[:, 0]
+        if head.transformer.rotate_prev_bev:
+            center = head.transformer.rotate_center
+            cells = turn_view(cells, can_bus[YAW_DEG], center, head.bev_h, head.bev_w)
+        last = LastView(cells[None], self.shift(can_bus), use_prev_bev)
+        return self.detect(image[0], lidar2img[0], can_bus, last, by_plugins=True)
+
+    def shift(self, can_bus: Tensor) -> Tensor:
+        """Return `runtime.bev_motion.bev_shift` (2,) of the motion (18,)."""
+        head = self.model.pts_bbox_head
+        if not head.transformer.use_shift:
+            return 0 * can_bus[:2]
+        x, y, yaw = can_bus[0], can_bus[1], can_bus[YAW_RAD]
+        sine, cosine = yaw.sin(), yaw.cos()
+        low, high = can_bus.new_tensor(head.pc_range[:2]), can_bus.new_tensor(head.pc_range[3:5])
+        return torch.stack([x * sine - y * cosine, x * cosine + y * sine]) / (high - low)
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
@@ -130,9 +167,37 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     return GraphSpec('bevformer/portable', inputs, outputs, (('bev_embed', 'prev_bev'),))
 
 
+def deployed_spec(portable: GraphSpec) -> GraphSpec:
+    """Return the contract of `trt-plugin`: tensors of the portable one under the names of the deployments.
+
+    Source of names, shapes and order: DerryHub/BEVFormer_tensorrt 303d314, configs/bevformer; the same are
+    looked up by autoware_tensorrt_bevformer.
+    """
+
+    def renamed(name: str, new: str = '', batch: bool = False) -> TensorSpec:
+        tensor = portable.tensor(name)
+        axes = (1, *tensor.axes) if batch else tensor.axes
+        return dataclasses.replace(tensor, name=new or name, axes=axes)
+
+    inputs = (
+        renamed('img', 'image', batch=True),
+        renamed('prev_bev'),
+        renamed('use_prev_bev'),
+        renamed('can_bus'),
+        renamed('lidar2img', batch=True),
+    )
+    outputs = [renamed(name, DEPLOYED_NAMES.get(name, name)) for name in portable.output_names]
+    return GraphSpec('bevformer/trt-plugin', inputs, tuple(outputs), portable.state)
+
+
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the one graph."""
+    """Return the one graph of a contract."""
     _, height, width = model.input_sizes
+    if options.contract != PORTABLE:
+        module = DeployedFrame(fuse(model), (height, width))
+        (graph,) = with_examples(model, [(FORM, module, deployed_spec(spec(model, options)))])
+        stages = [dataclasses.replace(stage, operators='plugin') for stage in graph.stages]
+        return [dataclasses.replace(graph, make=lambda: stages)]
     module = BevFormerFrame(fuse(model), (height, width))
     (graph,) = with_examples(model, [(FORM, module, spec(model, options))])
     if options.grid_sample == 'operator':

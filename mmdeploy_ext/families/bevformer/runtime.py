@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.consumers.bev_plugins import open_with_plugins
+from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.families.bevformer.options import PORTABLE
 from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.bev_motion import (
     CAN_BUS,
@@ -34,17 +38,25 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.preprocess.cameras import MultiViewRule
     from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.runtime.infos import RigFrame
 
 FAMILY = 'bevformer'
 """Name of the family in the metadata."""
+PORTABLE_NAMES = dict(outputs_classes='all_cls_scores', outputs_coords='all_bbox_preds')
+"""Output of a graph with plug-ins -> its name in the portable one, and in results."""
 LOWEST_THRESHOLD, LOWERED = 0.01, 0.9
 """A threshold that nothing passes is lowered by this factor until something does, or it is this low."""
 CENTRE, SIZES = [0, 1, 4], [2, 3, 5]
 """Columns of a box code: x, y, z, and the logarithms of width, length and height."""
+
+
+def contract_of(file: Path) -> str:
+    """Return the contract of a file, `--contract` of its export; ModelFileError: it is of another family."""
+    metadata = Metadata.from_props(read_props(file), file)
+    metadata.require(file, FAMILY)
+    return metadata.options['contract']
 
 
 def record_of(frame: Frame) -> np.ndarray:
@@ -83,10 +95,13 @@ class BevFormerOnnx(Runtime):
         """
         super().__init__()
         (file,) = export_files(paths, (FAMILY,))
-        self.backend = self.opened(engine, file, options)
+        contract = contract_of(file)
+        self.is_portable = contract == PORTABLE
+        build = build_backend if self.is_portable else open_with_plugins
+        self.backend = self.opened(engine, file, options, build)
         self.metadata = self.backend.metadata
-        self.metadata.require(file, FAMILY)
-        self.image_shape = tuple(self.backend.spec.tensor('img').axes)
+        images = self.backend.spec.tensor('img' if self.is_portable else 'image').axes
+        self.image_shape = tuple(images[-4:])
         self.num_cameras = self.image_shape[0]
         self.seconds = dict(network=0.0)
         self.was_reset = False
@@ -151,17 +166,15 @@ class BevFormerOnnx(Runtime):
         motion = motion_since(record, before)
         shift = bev_shift(motion, facts['extent']) if facts['use_shift'] else np.zeros(2)
         size = facts['bev_h'], facts['bev_w']
-        feeds = dict(
-            img=images,
-            lidar2img=lidar2img,
-            can_bus=motion,
-            bev_shift=np.zeros(2) if is_first else shift,
-            bev_rotation=bev_rotation(motion[YAW_DEG], facts['rotate_center'], size),
-            prev_bev=self._view,
-            use_prev_bev=np.array([0.0 if is_first else 1.0]),
-        )
+        feeds = dict(can_bus=motion, prev_bev=self._view, use_prev_bev=np.array([0.0 if is_first else 1.0]))
+        if self.is_portable:
+            feeds |= dict(img=images, lidar2img=lidar2img, bev_shift=np.zeros(2) if is_first else shift)
+            feeds['bev_rotation'] = bev_rotation(motion[YAW_DEG], facts['rotate_center'], size)
+        else:
+            feeds |= dict(image=images[None], lidar2img=lidar2img[None])
         start = time.perf_counter()
         outputs = self.backend.infer({name: np.float32(values) for name, values in feeds.items()})
+        outputs = {PORTABLE_NAMES.get(name, name): values for name, values in outputs.items()}
         self.passed('network', start)
         try:
             check_finite(outputs, frame.name or 'frame')

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.families.parts import bev_plugins
 from mmdeploy_ext.families.parts.bev_attention import attend_cameras, attend_view, attend_views
 from mmdeploy_ext.families.parts.bev_grid import cell_centres, pillar_points, project_pillars
 from mmdeploy_ext.families.parts.query_networks import among_themselves, inverse_sigmoid, run_layer
@@ -81,6 +82,7 @@ def encode_view(
     lidar2img: Tensor,
     image_size: tuple[int, int],
     last: LastView,
+    by_plugins: bool = False,
 ) -> Tensor:
     """Return the bird's-eye view (1, Q, C) of a frame.
 
@@ -91,6 +93,7 @@ def encode_view(
         lidar2img: (N, 4, 4), from the LiDAR to pixels of the padded pictures times depth, m.
         image_size: height and width of these pictures, px.
         last: the view before.
+        by_plugins: whether the attentions are the operators of `bev_plugins`.
     """
     transformer, encoder, size = head.transformer, head.transformer.encoder, (head.bev_h, head.bev_w)
     maps = with_embeddings(transformer, maps)
@@ -106,10 +109,12 @@ def encode_view(
 
         def attend_time(module: nn.Module, cells: Tensor) -> Tensor:
             views = remembered + cells * (1 - last.exists)
-            return attend_views(module, cells, position, views, looked_at, size)
+            function = bev_plugins.attend_views if by_plugins else attend_views
+            return function(module, cells, position, views, looked_at, size)
 
         def attend_space(module: nn.Module, cells: Tensor) -> Tensor:
-            return attend_cameras(module, cells, maps, places, is_seen)
+            function = bev_plugins.attend_cameras if by_plugins else attend_cameras
+            return function(module, cells, maps, places, is_seen)
 
         view = tap(
             f'enc{number}', run_layer(layer, view, dict(self_attn=attend_time, cross_attn=attend_space))
@@ -117,7 +122,7 @@ def encode_view(
     return view
 
 
-def decode_objects(head: nn.Module, view: Tensor) -> tuple[Tensor, Tensor]:
+def decode_objects(head: nn.Module, view: Tensor, by_plugins: bool = False) -> tuple[Tensor, Tensor]:
     """Return the logits (L, 1, R, K) and box codes (L, 1, R, 10) of all decoder layers.
 
     A box is x, y (m), log of width and length, z of its centre (m), log of its height, sine and cosine of its
@@ -126,6 +131,7 @@ def decode_objects(head: nn.Module, view: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         head: a `BEVFormerHead`.
         view: the bird's-eye view (1, Q, C).
+        by_plugins: as in `encode_view`.
     """
     transformer, size = head.transformer, (head.bev_h, head.bev_w)
     position, objects = head.query_embedding.weight[None].chunk(2, -1)
@@ -135,7 +141,8 @@ def decode_objects(head: nn.Module, view: Tensor) -> tuple[Tensor, Tensor]:
     for number, layer in enumerate(transformer.decoder.layers):
 
         def attend(module: nn.Module, queries: Tensor, places: Tensor = reference[..., :2]) -> Tensor:
-            return attend_view(module, queries + position, view, places, size)
+            function = bev_plugins.attend_view if by_plugins else attend_view
+            return function(module, queries + position, view, places, size)
 
         objects = tap(
             f'dec{number}',

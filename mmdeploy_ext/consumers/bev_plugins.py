@@ -1,0 +1,171 @@
+"""The plug-ins of TensorRT deployments of BEVFormer in numpy, and an engine of files that have them.
+
+No plug-in was run here: what they compute was read from their sources.
+
+Source: DerryHub/BEVFormer_tensorrt 303d314, TensorRT/plugin/{rotate,multi_scale_deformable_attn} (float32
+kernels; behaviour in own words), and the copies of autoware_universe, autoware_tensorrt_bevformer c1fe1b8.
+
+Glossary: B batch, S values of all maps, M heads, D channels of a head, L maps, Q queries, P points per map, Z
+reference points of a query.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.contract.metadata import Metadata, read_props
+from mmdeploy_ext.core.errors import EngineError, InferenceError
+from mmdeploy_ext.engines.base import Backend
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+ROTATE, ATTENTION = 'RotateTRT', 'MultiScaleDeformableAttnTRT'
+"""Names of the plug-ins, version 1, without a name space."""
+NEAREST = 1
+"""Value of RotateTRT's attribute `interpolation`; 0 is bilinear, which BEVFormer does not use."""
+ENGINE, PROVIDERS = 'OnnxRuntimeBackend', ('CPUExecutionProvider',)
+"""The one engine between the plug-ins, and its providers."""
+
+
+def rotate(image: np.ndarray, angle: np.ndarray, center: np.ndarray, interpolation: int = 0) -> np.ndarray:
+    """Return a picture (C, H, W) turned about a point, what comes from outside as 0.
+
+    Args:
+        image: (C, H, W) float32.
+        angle: () degrees, counter-clockwise with row 0 on top.
+        center: (2,) x, y, pixels from the corner.
+        interpolation: `NEAREST`; a source between two pixels goes to the one further from 0, where
+            torchvision takes the even one.
+    """
+    if interpolation != NEAREST:
+        raise InferenceError(
+            f'{ROTATE}: interpolation is {interpolation}, expected {NEAREST}, the nearest cell: BEVFormer '
+            f'mixes no cells of a view'
+        )
+    height, width = image.shape[1:]
+    radians = np.float32(-float(angle) * np.pi / 180)
+    cosine, sine = np.cos(radians), np.sin(radians)
+    half = np.float32([width, height]) * np.float32(0.5)
+    x0, y0 = center.astype(np.float32) - half
+    x = np.arange(width, dtype=np.float32) - half[0] + np.float32(0.5)
+    y = (np.arange(height, dtype=np.float32) - half[1] + np.float32(0.5))[:, None]
+    shares = (
+        (cosine * x + sine * y + (-x0 * cosine - y0 * sine + x0)) / half[0],
+        (-sine * x + cosine * y + (x0 * sine - y0 * cosine + y0)) / half[1],
+    )
+    cells, is_inside = [], True
+    for share, size in zip(shares, (width, height), strict=True):
+        place = ((share + 1) * size - 1) / 2
+        cell = np.trunc(place + np.copysign(np.float32(0.5), place)).astype(np.int64)
+        is_inside = is_inside & (cell >= 0) & (cell < size)
+        cells.append(cell.clip(0, size - 1))
+    return image[:, cells[1], cells[0]] * is_inside
+
+
+def attend(
+    value: np.ndarray, shapes: np.ndarray, references: np.ndarray, offsets: np.ndarray, logits: np.ndarray
+) -> np.ndarray:
+    """Return the weighted samples of all maps, summed (B, Q, M, D).
+
+    Args:
+        value: (B, S, M, D) float32, the maps one after the other, each row by row.
+        shapes: (L, 2) int64, rows and columns of each map. Autoware's copy gives its float kernel a null
+            pointer for int32; a TensorRT of before version 10 narrows int64 by itself.
+        references: (B, Q, 1, 2 Z), x and y in shares of a map.
+        offsets: (B, Q, M, L P 2), x and y in pixels; point p of a map is around reference p mod Z.
+        logits: (B, Q, M, L P), whose softmax weighs the points of all maps.
+    """
+    if shapes.dtype != np.int64:
+        raise InferenceError(
+            f'{ATTENTION}: spatial_shapes are {shapes.dtype}, expected int64, which the plug-in reads; '
+            f'export it again'
+        )
+    batch, queries, heads, _ = logits.shape
+    anchors = references.shape[-1] // 2
+    offsets = offsets.reshape(batch, queries, heads, len(shapes), -1, anchors, 2)
+    places = references.reshape(batch, queries, 1, 1, anchors, 2)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights = (weights / weights.sum(-1, keepdims=True)).reshape(batch, queries, heads, len(shapes), -1)
+    result = np.zeros((batch, queries, *value.shape[2:]), np.float32)
+    begin = 0
+    for level, (height, width) in enumerate(shapes.tolist()):
+        values = value[:, begin : begin + height * width]
+        begin += height * width
+        size = np.float32([width, height])
+        pixels = (places + offsets[:, :, :, level] / size) * size - np.float32(0.5)
+        pixels = pixels.reshape(batch, queries, heads, -1, 2)
+        for row in range(batch):
+            for head in range(heads):
+                maps = values[row, :, head].reshape(height, width, -1)
+                sampled = _bilinear(maps, pixels[row, :, head])
+                result[row, :, head] += (weights[row, :, head, level, :, None] * sampled).sum(1)
+    return result
+
+
+def _bilinear(values: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Return samples (Q, P, D) of a map (H, W, D) at x, y (Q, P, 2); what is outside counts as 0."""
+    height, width = values.shape[:2]
+    low = np.floor(pixels)
+    share = pixels - low
+    total = np.zeros((*pixels.shape[:2], values.shape[2]), np.float32)
+    for dy in (0, 1):
+        for dx in (0, 1):
+            x, y = low[..., 0] + dx, low[..., 1] + dy
+            is_inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            weight = np.where(dx, share[..., 0], 1 - share[..., 0])
+            weight = weight * np.where(dy, share[..., 1], 1 - share[..., 1]) * is_inside
+            column, row = (np.where(is_inside, axis, 0).astype(np.int64) for axis in (x, y))
+            total += values[row, column] * weight[..., None]
+    return total
+
+
+KERNELS = {ROTATE: rotate, ATTENTION: attend}
+"""Plug-in -> what it computes."""
+
+
+class PluginBackend(Backend):
+    """A file with the plug-ins: these in numpy, the operators between them in ONNX Runtime."""
+
+    engine = 'ONNX Runtime, plug-ins in numpy'
+
+    def __init__(self, path: str, threads: int = 0, graph_optimization: str = 'all') -> None:
+        self.path, self.threads, self.graph_optimization = path, threads, graph_optimization
+
+    def activate(self) -> None:
+        """Cut the file at its plug-ins; ModelFileError: it has an operator that is none of them."""
+        import onnx
+
+        from mmdeploy_ext.graph.custom_steps import SteppedModel
+
+        self.metadata = Metadata.from_props(read_props(self.path), self.path)
+        self.spec = self.metadata.spec
+        settings = dict(optimization=self.graph_optimization, threads=self.threads)
+        self.model = SteppedModel(onnx.load(self.path), KERNELS, **settings)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run all steps."""
+        return self.model.run(feeds)
+
+
+def open_with_plugins(
+    engine: str,
+    path: str,
+    threads: int = 0,
+    graph_optimization: str = 'all',
+    providers: Sequence[str] = PROVIDERS,
+    **settings: Any,
+) -> PluginBackend:
+    """Return the engine of a file with plug-ins; other settings of sessions have no effect.
+
+    Raises:
+        EngineError: another engine or provider than ONNX Runtime and the CPU's.
+    """
+    if engine != ENGINE or tuple(providers) != PROVIDERS:
+        raise EngineError(
+            f"{path}: its plug-ins are TensorRT's; here they run in numpy, and what is between them in "
+            f'{ENGINE} on the CPU: choose that engine'
+        )
+    return PluginBackend(path, threads, graph_optimization)

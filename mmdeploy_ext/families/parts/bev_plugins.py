@@ -1,0 +1,167 @@
+"""BEVFormer's rotation and attentions as operators that TensorRT deployments have plug-ins for.
+
+The attentions are those of `bev_attention.py` on the same live modules; what the plug-in computes itself
+(offsets in shares of a map, softmax, sampling) is left to it.
+
+Source of names and contracts: DerryHub/BEVFormer_tensorrt 303d314, det2trt/models/functions (no code).
+
+Glossary: N cameras, Q cells of the view or queries, C channels, M heads, D = C / M, L levels of a camera's
+feature maps, h, w their sizes, P points per level, Z points of a pillar, H, W rows and columns of the view.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmdeploy_ext.consumers import bev_plugins
+from mmdeploy_ext.exporting.ops.attention import attend
+from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
+from mmdeploy_ext.families.parts.bev_grid import rotate_view
+
+
+def rotation_in_graph(degrees: Tensor, center: Tensor, height: int, width: int) -> Tensor:
+    """Return the matrix (2, 3) of `runtime.bev_motion.bev_rotation`, computed by a graph in float32.
+
+    Whole turns are taken off first, which is exact. The matrix then differs from that of float64 by rounding:
+    sources of cells, up to 100 cells away, by some 1e-5 cells.
+
+    Args:
+        degrees: () by how much the heading has changed.
+        center: (2,) x and y of the point about which it turns, cells from the first corner.
+        height: H.
+        width: W.
+    """
+    radians = (360 * (degrees / 360).round() - degrees) * (torch.pi / 180)
+    cosine, sine = radians.cos(), radians.sin()
+    x, y = (center - center.new_tensor([width * 0.5, height * 0.5])).unbind()
+    rows = [
+        torch.stack([cosine, sine, x - x * cosine - y * sine]) / (0.5 * width),
+        torch.stack([-sine, cosine, y + x * sine - y * cosine]) / (0.5 * height),
+    ]
+    return torch.stack(rows)
+
+
+def _rotate(image: Tensor, angle: Tensor, center: Tensor, interpolation: int) -> Tensor:
+    height, width = image.shape[1:]
+    rotation = rotation_in_graph(angle, center, height, width)
+    return rotate_view(image.flatten(1).t(), rotation, height, width).t().unflatten(1, (height, width))
+
+
+def _attend(
+    value: Tensor, spatial_shapes: Tensor, references: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    levels, anchors = spatial_shapes.shape[0], references.shape[-1] // 2
+    sizes = spatial_shapes.flip(1)[:, None, None]
+    offsets = offsets.unflatten(-1, (levels, -1, anchors, 2))  # (B, Q, M, L, P / Z, Z, 2)
+    places = references.unflatten(-1, (anchors, 2))[:, :, :, None, None]
+    locations = (places + offsets / sizes).flatten(4, 5)
+    weights = logits.softmax(-1).unflatten(-1, (levels, -1))
+    areas = spatial_shapes[:, 0] * spatial_shapes[:, 1]
+    return attend(value, spatial_shapes, areas.cumsum(0) - areas, locations, weights).unflatten(
+        -1, value.shape[2:]
+    )
+
+
+def _view_example() -> tuple[Tensor, ...]:
+    return torch.rand(8, 5, 6), torch.tensor(10.0), torch.tensor([4.0, 3.0])
+
+
+def _attention_example() -> tuple[Tensor, ...]:
+    shapes = torch.tensor([[4, 5], [2, 3]])
+    return (
+        torch.rand(2, 26, 3, 8),
+        shapes,
+        torch.rand(2, 7, 1, 4),
+        torch.rand(2, 7, 3, 2 * 4 * 2),
+        torch.rand(2, 7, 3, 2 * 4),
+    )
+
+
+ROTATE = register(
+    Operator(
+        'BevRotation',
+        _rotate,
+        inputs=dict(image='C H W', angle='', center='2'),
+        outputs=('rotated',),
+        example=_view_example,
+        traceable=_rotate,
+        plugin=Plugin(bev_plugins.ROTATE, attributes=dict(interpolation='interpolation')),
+    )
+)
+ATTENTION = register(
+    Operator(
+        'BevAttention',
+        _attend,
+        inputs=dict(
+            value='B S M D',
+            spatial_shapes='L 2',
+            references='B Q 1 R',
+            offsets='B Q M O',
+            logits='B Q M W',
+        ),
+        outputs=('attended',),
+        example=_attention_example,
+        traceable=_attend,
+        plugin=Plugin(bev_plugins.ATTENTION),
+    )
+)
+"""Operators with the inputs of the plug-ins `RotateTRT` and `MultiScaleDeformableAttnTRT`, see
+`consumers/bev_plugins.py`. Shapes are int64, as these read them."""
+
+
+def turn_view(cells: Tensor, degrees: Tensor, center: Sequence[float], height: int, width: int) -> Tensor:
+    """Return a bird's-eye view (Q, C) turned by degrees () about a cell; see `bev_grid.rotate_view`."""
+    image = cells.t().reshape(-1, height, width)
+    return ROTATE(image, degrees, cells.new_tensor(list(center)), bev_plugins.NEAREST).flatten(1).t()
+
+
+def attend_views(
+    module: nn.Module,
+    query: Tensor,
+    position: Tensor,
+    views: Tensor,
+    places: Tensor,
+    size: tuple[int, int],
+) -> Tensor:
+    """Return what `bev_attention.attend_views` returns, which explains the arguments."""
+    both = torch.cat([views[:1], query + position], -1)
+    per_view = (module.num_heads, 2, -1)
+    offsets, logits = (
+        layer(both)[0].unflatten(-1, per_view).permute(2, 0, 1, 3)  # (2, Q, M, P 2), (2, Q, M, P)
+        for layer in (module.sampling_offsets, module.attention_weights)
+    )
+    values = module.value_proj(views).unflatten(-1, (module.num_heads, -1))
+    mixed = ATTENTION(values, torch.tensor([size]), places[:, :, None], offsets, logits)
+    return module.output_proj(mixed.flatten(2).mean(0, keepdim=True))
+
+
+def attend_cameras(
+    module: nn.Module, query: Tensor, maps: Sequence[Tensor], places: Tensor, is_seen: Tensor
+) -> Tensor:
+    """Return what `bev_attention.attend_cameras` returns, which explains the arguments."""
+    sampler = module.deformable_attention
+    tokens = torch.cat([level.flatten(2) for level in maps], -1).transpose(1, 2)
+    values = sampler.value_proj(tokens).unflatten(-1, (sampler.num_heads, -1))
+    offsets, logits = (
+        layer(query).unflatten(-1, (sampler.num_heads, -1)).expand(len(tokens), -1, -1, -1)
+        for layer in (sampler.sampling_offsets, sampler.attention_weights)
+    )
+    shapes = torch.tensor([level.shape[2:] for level in maps])
+    mixed = ATTENTION(values, shapes, places.flatten(2)[:, :, None], offsets, logits)
+    hits = is_seen.any(-1).to(query.dtype)  # (N, Q)
+    total = (mixed.flatten(2) * hits[..., None]).sum(0, keepdim=True)
+    return module.output_proj(total / hits.sum(0).clamp(min=1)[:, None])
+
+
+def attend_view(
+    module: nn.Module, query: Tensor, view: Tensor, places: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """Return what `bev_attention.attend_view` returns, which explains the arguments."""
+    values = module.value_proj(view).unflatten(-1, (module.num_heads, -1))
+    offsets, logits = (
+        layer(query).unflatten(-1, (module.num_heads, -1))
+        for layer in (module.sampling_offsets, module.attention_weights)
+    )
+    mixed = ATTENTION(values, torch.tensor([size]), places[:, :, None], offsets, logits)
+    return module.output_proj(mixed.flatten(2))

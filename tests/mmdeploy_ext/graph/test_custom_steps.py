@@ -1,0 +1,41 @@
+"""A model with operators that Python computes gives what it would give if ONNX Runtime had them."""
+
+import numpy as np
+import onnx
+import pytest
+
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.graph.custom_steps import SteppedModel
+
+TEXT = """
+<ir_version: 8, opset_import: ["": 17, "other": 1]>
+agraph (float[2, 3] x, float[3] y) => (float[2, 3] sum, float[2, 3] last)
+<float two = {2.0}>
+{
+   doubled = Mul(x, two)
+   early = Relu(doubled)
+   power = other.Power <exponent = 2, plugin_version = "1"> (doubled)
+   constant = Constant <value = float[3] {1, 2, 3}> ()
+   shifted = Add(power, constant)
+   joined = other.Join (shifted, y)
+   last = Add(joined, constant)
+   sum = Add(last, early)
+}
+"""
+KERNELS = {'Power': lambda values, exponent: values**exponent, 'Join': lambda left, right: left - right}
+
+
+def test_steps_give_what_one_engine_would_give():
+    model = SteppedModel(onnx.parser.parse_model(TEXT), KERNELS, threads=1)
+    x = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+    y = np.float32([5, 6, 7])
+    outputs = model.run(dict(x=x, y=y))
+    last = (2 * x) ** 2 + np.float32([1, 2, 3]) - y + np.float32([1, 2, 3])
+    np.testing.assert_allclose(outputs['last'], last, rtol=1e-6)
+    np.testing.assert_allclose(outputs['sum'], last + np.maximum(2 * x, 0), rtol=1e-6)
+    assert len(model.steps) == 5  # engine, Power, engine, Join, engine
+
+
+def test_an_operator_without_a_kernel_is_named():
+    with pytest.raises(ModelFileError, match='no kernel in Python for Join; there are Power'):
+        SteppedModel(onnx.parser.parse_model(TEXT), {'Power': KERNELS['Power']})

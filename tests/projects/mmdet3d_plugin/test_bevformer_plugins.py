@@ -1,0 +1,158 @@
+"""BEVFormer's contract trt-plugin: proven through the plug-ins in numpy, which equal PyTorch and upstream."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+
+import bevformer_golden as golden
+import toy_bevformer as toy
+from marking import in_suite
+from mmdeploy_ext.consumers import bev_plugins
+from mmdeploy_ext.core.errors import EngineError, InferenceError
+from mmdeploy_ext.families.parts import bev_plugins as operators
+from mmdeploy_ext.families.parts.runtime.bev_motion import rotation_ties
+from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.proving.ladder import prove
+from planting import arguments, replaced, result
+
+HERE = 'mmdeploy_ext.families.parts.bev_plugins'
+
+
+@pytest.fixture(scope='module')
+def deployment(tmp_path_factory):
+    return toy.load(tmp_path_factory.mktemp('bevformer'))
+
+
+@pytest.fixture(scope='module')
+def paths(deployment, tmp_path_factory):
+    return toy.export(deployment, tmp_path_factory.mktemp('plugins'), contract='trt-plugin')
+
+
+def test_the_file_is_proven_through_the_plugins(deployment, paths):
+    verdict, _ = prove(deployment, paths, synthetic_drive(4, deployment.rule))
+    assert verdict.passed, verdict.reasons
+    assert verdict.summary()['matched'] >= 400
+    compared = {row.tensor.split(' ')[0] for row in verdict.sequence[0].tensors}
+    assert {'all_cls_scores', 'all_bbox_preds'} <= compared
+
+
+def test_names_and_plugins_are_those_of_the_deployments(paths):
+    model = onnx.load(paths[0])
+    assert [value.name for value in model.graph.input] == [
+        'image',
+        'prev_bev',
+        'use_prev_bev',
+        'can_bus',
+        'lidar2img',
+    ]
+    assert [value.name for value in model.graph.output] == ['bev_embed', 'outputs_classes', 'outputs_coords']
+    nodes = [node for node in model.graph.node if node.domain]
+    assert {node.domain for node in nodes} == {'trt.plugins'}
+    kinds = [node.op_type for node in nodes]
+    # two layers of the encoder with two attentions each, two of the decoder with one
+    assert kinds == ['RotateTRT', *['MultiScaleDeformableAttnTRT'] * 6]
+    attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in nodes[0].attribute}
+    assert attributes == dict(interpolation=1, plugin_version=b'1', plugin_namespace=b'')
+    assert not {'GridSample', 'Atan', 'GatherElements'} & {node.op_type for node in model.graph.node}
+
+
+def test_another_engine_is_refused(deployment, paths):
+    with pytest.raises(EngineError, match='run in numpy'):
+        deployment.family.runner(paths, dict(engine='OpenVinoBackend'))
+
+
+def attention(seed, anchors=2):
+    rng = np.random.default_rng(seed)
+    shapes = np.array([[5, 7], [2, 3]])
+    places = rng.choice([0.0, 0.5 / 7, 1.0, 0.31, -0.2], (2, 11, 1, 2 * anchors))  # edges, centres, outside
+    return (
+        rng.standard_normal((2, 41, 3, 8)).astype(np.float32),
+        shapes,
+        places.astype(np.float32),
+        rng.choice([0.0, 0.5, -1.0, 0.37], (2, 11, 3, 2 * 4 * 2)).astype(np.float32),
+        rng.standard_normal((2, 11, 3, 2 * 4)).astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize('anchors', [1, 2, 4])
+def test_the_attention_is_that_of_mmcv_also_at_borders(anchors):
+    value, shapes, places, offsets, logits = attention(anchors, anchors)
+    found = bev_plugins.attend(value, shapes, places, offsets, logits)
+    tensors = [torch.from_numpy(array) for array in (value, shapes, places, offsets, logits)]
+    locations = torch.zeros(2, 11, 3, 2, 4, 2)
+    for level, (height, width) in enumerate(shapes):
+        for point in range(4):
+            column = 2 * (point % anchors)
+            shift = tensors[3].view(2, 11, 3, 2, 4, 2)[:, :, :, level, point] / torch.tensor([width, height])
+            locations[:, :, :, level, point] = tensors[2][:, :, :, column : column + 2] + shift
+    weights = tensors[4].softmax(-1).view(2, 11, 3, 2, 4)
+    expected = multi_scale_deformable_attn_pytorch(tensors[0], tensors[1], locations, weights)
+    np.testing.assert_allclose(found.reshape(2, 11, -1), expected, atol=1e-5)
+    torch.testing.assert_close(operators.ATTENTION(*tensors), torch.from_numpy(found), atol=1e-5, rtol=0)
+
+
+def test_int32_shapes_are_refused_where_int64_is_read():
+    value, shapes, *others = attention(0)
+    with pytest.raises(InferenceError, match='int32, expected int64'):
+        bev_plugins.attend(value, shapes.astype(np.int32), *others)
+
+
+def test_the_rotation_copies_the_cells_that_torchvision_copies():
+    stored = np.load(golden.require_golden() / 'rotate.npz')
+    names = [name for name in stored.files if name.startswith('rot_')]
+    assert len(names) == 31
+    for name in names:
+        _, size, center, angle = name.split('_')
+        side, about = int(size), np.float32([center.removeprefix('c')] * 2)
+        ties = rotation_ties(float(angle), about.tolist(), (side, side))
+        numbers = 1 + np.arange(side * side, dtype=np.float32).reshape(1, side, side)
+        turned = bev_plugins.rotate(numbers, np.float32(angle), about, interpolation=1).reshape(-1) - 1
+        assert (turned != stored[name]).sum() <= ties, name
+        by_graph = operators.ROTATE(
+            torch.from_numpy(numbers), torch.tensor(float(angle)), torch.from_numpy(about), 1
+        )
+        assert (by_graph.numpy().reshape(-1) - 1 != stored[name]).sum() <= ties, name
+
+
+def int32_shapes(original):
+    return lambda value, shapes, *rest: original(value, shapes.to(torch.int32), *rest)
+
+
+FAULTS = {
+    'int32 shapes where int64 is read': (f'{HERE}:ATTENTION', int32_shapes),
+    'the bilinear rotation': (f'{HERE}:ROTATE', arguments(lambda *given: (*given[:3], 0))),
+    'rotation reversed': (
+        f'{HERE}:turn_view',
+        arguments(lambda cells, degrees, *rest: (cells, -degrees, *rest)),
+    ),
+    'softmax before the plug-in, too': (
+        f'{HERE}:ATTENTION',
+        arguments(lambda *given: (*given[:4], given[4].softmax(-1))),
+    ),
+    'offsets in shares of the map': (
+        f'{HERE}:ATTENTION',
+        arguments(
+            lambda value, shapes, places, offsets, logits: (value, shapes, places, offsets / 9, logits)
+        ),
+    ),
+    'rows and columns exchanged': (
+        f'{HERE}:ATTENTION',
+        arguments(lambda value, shapes, *rest: (value, shapes.flip(1), *rest)),
+    ),
+    'no shift': (
+        'mmdeploy_ext.families.bevformer.graphs:DeployedFrame.shift',
+        result(lambda made, *_: 0 * made),
+    ),
+}
+
+
+@pytest.mark.parametrize('fault', in_suite(FAULTS, 'int32 shapes where int64 is read'))
+def test_a_fault_in_the_graph_is_not_proven(deployment, tmp_path, fault):
+    deployment.exports.clear()
+    with replaced(*FAULTS[fault]):
+        files = toy.export(deployment, tmp_path, contract='trt-plugin')
+        verdict, _ = prove(deployment, files, synthetic_drive(4, deployment.rule))
+    deployment.exports.clear()
+    assert verdict.graphs[0].equal and not verdict.passed
