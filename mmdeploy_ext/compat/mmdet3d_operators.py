@@ -1,9 +1,10 @@
 """Compiled operators that mmdet3d 0.x and copies of it bring along, in PyTorch; only for inference.
 
 A copy of mmdet3d in a research repository builds its operators for CUDA when it is installed. `MODULES` names
-those of its modules whose functions are here; the results are those of the compiled ones on a CPU, and depend
-on no thread. They share no code with `preprocess/points.py` and `sparse/rulebook.py`, by which files run: a
-proof would not see a fault that both have.
+those of its modules whose functions are here. The results are those of the compiled ones of
+mit-han-lab/bevfusion 326653d, whose cells of points are x first (mmdet3d's own `voxel_layer` has z first),
+and depend on no thread. They share no code with `preprocess/points.py` and `sparse/rulebook.py`, by which
+files run: a proof would not see a fault that both have.
 
 Glossary: P points, V values of a point, D axes of a grid, N voxels before and M after a convolution, K cells
 of a kernel, I and O channels before and after it, C channels of a feature, L intervals.
@@ -66,11 +67,11 @@ def hard_voxelize(
     Args:
         points: (P, V) values of points, the coordinates first.
         voxels: (max_voxels, max_points, V), filled with the first points of each voxel.
-        cells: (max_voxels, D), filled with the cell of each voxel.
+        cells: (max_voxels, D), filled with the cell of each voxel, x first.
         counts: (max_voxels,), filled with the number of points that each voxel keeps.
         voxel_size: of each axis.
         limits: all low ends, then all high ends.
-        max_points: of a voxel; later ones are dropped.
+        max_points: of a voxel; later ones are dropped, -1 takes all.
         max_voxels: points of voxels that appear later are dropped; -1 takes all.
         axes: of the grid.
         deterministic: is always true here.

@@ -16,7 +16,7 @@ NUMBERS_PER_ENTRY = dict(ranges=6, sizes=3, cells=2)
 def check_anchors(facts: Mapping[str, Any], key: str) -> None:
     """Refuse incomplete entries, and numbers of ranges, sizes, maps and levels that do not fit together.
 
-    `facts` is the entry of the metadata, `key` its place, for messages.
+    `facts` is the entry of the metadata; `key`, its place, is not used.
     """
     counts = {}
     for name, entry_length in NUMBERS_PER_ENTRY.items():

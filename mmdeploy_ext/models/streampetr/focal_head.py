@@ -156,7 +156,8 @@ class FocalHead(BaseModule):
         """Return name -> each of the five losses of one frame.
 
         The annotations are lists [B][N]: boxes (G, 4) xyxy px, labels (G,), centres (G, 2) px; `depths` are
-        unused. `pad_shape[0]` of the first meta is every image's (H, W, 3).
+        unused. `preds_dicts` is what `forward` returned. `pad_shape[0]` of the first meta is every image's
+        (H, W, 3).
 
         Raises:
             ValueError: the annotations are not those of M images.

@@ -50,8 +50,8 @@ class TensorRecord:
             of a tensor inside it, see `PARTS`; 'view' of one that no recorded operator made.
         module: path of the innermost module that ran, below the exported wrapper; '' outside of all.
         names: its names as a tap and as a tensor of the graph.
-        outputs_of: modules whose output it is, innermost first, and the number of the call, e.g.
-            'bbox_head.atss_cls (call 2)'.
+        outputs_of: modules whose output it is, innermost first, and the number of the call, from 1, e.g.
+            'bbox_head.atss_cls (call 2)'; all outputs of a call have its number.
     """
 
     value: np.ndarray
@@ -74,7 +74,7 @@ class TensorRecorder(TorchDispatchMode):
 
     Attributes:
         records: in the order of execution.
-        calls: module path -> indices in `records` of the outputs of its calls, in order.
+        calls: module path -> number of its calls that have ended.
         stack: paths of the modules that run, the innermost last.
     """
 
@@ -82,7 +82,7 @@ class TensorRecorder(TorchDispatchMode):
         """Begin with nothing recorded."""
         super().__init__()
         self.records: list[TensorRecord] = []
-        self.calls: dict[str, list[int]] = collections.defaultdict(list)
+        self.calls: dict[str, int] = collections.Counter()
         self.stack: list[str] = []
         self._at: dict[int, int] = {}  # address of a tensor's memory -> index of its last record
         self._paused = False
@@ -132,9 +132,9 @@ class TensorRecorder(TorchDispatchMode):
         """Record the outputs of a call of a module that has ended; `path` is that of the module."""
         indices = [self._find(leaf) for leaf in _tensors(outputs)]
         self.stack.pop()
-        self.calls[path].extend(indices)
+        self.calls[path] += 1
         for index in indices:
-            self.records[index].outputs_of.append(f'{path} (call {len(self.calls[path])})')
+            self.records[index].outputs_of.append(f'{path} (call {self.calls[path]})')
 
     def _find(self, tensor: torch.Tensor) -> int:
         """Return the index of a tensor's record, of a new one if none has its memory and size."""

@@ -137,7 +137,7 @@ class Modes:
         self.first: tuple[Frame, StepResult | None] | None = None
 
     def add(self, frame: Frame) -> tuple[StepResult, dict[str, StepResult]]:
-        """Run one frame on all sides; return the results of the reference, and of the candidates by mode."""
+        """Run one frame on all sides; return the reference's result, and mode -> result of those that ran."""
         expected = self.clock.run('reference', lambda: self.reference.step(frame))
         results: dict[str, StepResult] = {}
         after = snapshot(self.reference.state)
@@ -286,7 +286,7 @@ class PairRun:
 
         It does if only a tie decided which rows are kept, and all results of the frame are equal: with the
         other row PyTorch itself might give other results from then on. One frame of `FRAMES_PER_TAKEOVER`
-        may.
+        may. A call that returns True is counted in `tied`.
         """
         allowed = max(self.bars.frames // FRAMES_PER_TAKEOVER, 1)
         if self.mode != 'free' or not self.parted or self.tied['taken_over'] >= allowed:
