@@ -153,6 +153,21 @@ def _scan_hull(points, count):
 
 
 @njit(cache=True, nogil=True)
+def convex_hulls(points, counts):
+    """Return the number (n,) int64 of the points of each convex hull, which are left in `points`.
+
+    points (n, `POINTS`, 2) float32 are relative to the first of them, the lowest and of these the leftmost;
+    those of a pair from counts (n,) int64 on are none.
+    """
+    sizes = np.ones(len(points), np.int64)
+    for i in range(len(points)):
+        if counts[i] > 1:
+            _sort_around_first(points[i], counts[i])
+            sizes[i] = _scan_hull(points[i], counts[i])
+    return sizes
+
+
+@njit(cache=True, nogil=True)
 def iou(box, other, corners, other_corners, points):
     """Return the intersection over union, float32, of two boxes (5,) float32.
 

@@ -33,47 +33,12 @@ def _cross(x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
 
 
 def _convex_hull(x: Tensor, y: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    columns = torch.arange(x.shape[1], device=x.device)
-    for row in range(2, int(count.max()) if len(count) else 0):
-        x, y = _insert(x, y, count, columns, row)
-    far = (x * x + y * y > SAME_POINT) & (columns >= 1) & (columns < count)
-    second = far.to(torch.float32).argmax(1, keepdim=True)
-    size = 1 + far.any(1, keepdim=True).to(torch.int64)
-    behind = torch.where(size > 1, second + 1, count)
-    x, y = (torch.where(columns == 1, values.gather(1, second), values) for values in (x, y))
-    while bool((behind < count).any()):
-        x, y, size, behind = _scan(x, y, count, columns, size, behind)
-    return x, y, size
+    from mmdeploy_ext.runtime import rotated_loops
 
-
-def _insert(x: Tensor, y: Tensor, count: Tensor, columns: Tensor, row: int) -> tuple[Tensor, Tensor]:
-    """Insert point `row` among the sorted points 1 to `row` - 1 of each pair that has so many."""
-    point_x, point_y = x[:, row : row + 1], y[:, row : row + 1]
-    cross = _cross(point_x, point_y, x, y)
-    nearer = point_x * point_x + point_y * point_y < x * x + y * y
-    precedes = torch.where(cross.abs() <= SAME_ANGLE, nearer, cross > 0)
-    stays = ~precedes & (columns >= 1) & (columns < row)
-    last = torch.where(stays, columns, -1).argmax(1, keepdim=True)
-    place = torch.where(precedes[:, 1:2], 1, last + 1)
-    place = torch.where(row < count, place, row)
-    moves = (columns > place) & (columns <= row)
-    return tuple(
-        torch.where(columns == place, point, torch.where(moves, values.roll(1, 1), values))
-        for values, point in ((x, point_x), (y, point_y))
-    )
-
-
-def _scan(
-    x: Tensor, y: Tensor, count: Tensor, columns: Tensor, size: Tensor, behind: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Take one step of Graham's scan in each pair: drop the last point of the hull, or add the next one."""
-    places = (size - 2).clamp(min=0), (size - 1).clamp(min=0), behind.clamp(max=x.shape[1] - 1)
-    (x1, x2, x3), (y1, y2, y3) = ([values.gather(1, place) for place in places] for values in (x, y))
-    drops = (behind < count) & (size > 1) & (_cross(x3 - x1, y3 - y1, x2 - x1, y2 - y1) >= 0)
-    adds = (behind < count) & ~drops
-    here = adds & (columns == size)
-    x, y = torch.where(here, x3, x), torch.where(here, y3, y)
-    return x, y, size + adds.to(torch.int64) - drops.to(torch.int64), behind + adds.to(torch.int64)
+    points = torch.stack([x, y], 2).cpu().numpy()
+    sizes = rotated_loops.convex_hulls(points, count[:, 0].cpu().numpy())
+    hulls = torch.from_numpy(points).to(x)
+    return hulls[..., 0], hulls[..., 1], torch.from_numpy(sizes).to(count)[:, None]
 
 
 CONVEX_HULL = register(
