@@ -40,47 +40,10 @@ PLACES = ('begin', 'map_height', 'map_width')
 
 
 def _eager(table: Tensor, geometry: Tensor, places: Tensor, height: int, width: int) -> Tensor:
-    columns = dict(zip(GEOMETRY, geometry[:, None].unbind(2), strict=True))
-    rows = dict(zip(PLACES, places[:, None].unbind(2), strict=True))
-    cells = torch.arange(height * width, device=table.device)
-    base_y = columns['start_y'] + torch.div(cells, width, rounding_mode='floor') * columns['side_y']
-    base_x = columns['start_x'] + cells % width * columns['side_x']
-    pooled = table.new_zeros(len(places), height * width, table.shape[1])
-    samples_y, samples_x = columns['samples_y'], columns['samples_x']
-    most_y, most_x = (int(samples.max()) if len(places) else 0 for samples in (samples_y, samples_x))
-    for sample in range(most_y * most_x):
-        step_y, step_x = divmod(sample, most_x)
-        used = (step_y < samples_y) & (step_x < samples_x)
-        yy = base_y + (step_y + 0.5) * columns['side_y'] / samples_y
-        xx = base_x + (step_x + 0.5) * columns['side_x'] / samples_x
-        y = yy * columns['cos'] - xx * columns['sin'] + columns['centre_y']
-        x = yy * columns['sin'] + xx * columns['cos'] + columns['centre_x']
-        map_height, map_width = rows['map_height'].to(table), rows['map_width'].to(table)
-        used = used & (y >= -1) & (y <= map_height) & (x >= -1) & (x <= map_width)
-        (y0, y1, part_y), (x0, x1, part_x) = _neighbours(y, map_height), _neighbours(x, map_width)
-        rest_y, rest_x = 1 - part_y, 1 - part_x
-        corners = (
-            (y0, x0, rest_y * rest_x),
-            (y0, x1, rest_y * part_x),
-            (y1, x0, part_y * rest_x),
-            (y1, x1, part_y * part_x),
-        )
-        value = torch.zeros_like(pooled)
-        for row, column, weight in corners:
-            index = rows['begin'] + row.to(torch.int64) * rows['map_width'] + column.to(torch.int64)
-            weight = torch.where(used, weight, torch.zeros_like(weight))
-            value = value + weight[..., None] * table[torch.where(used, index, 0)]
-        pooled = pooled + value
-    return pooled / (samples_y * samples_x).clamp(min=1)[..., None]
+    from mmdeploy_ext.exporting.ops import rotated_region_loops
 
-
-def _neighbours(place: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the cells below and above a place along one axis, and its distance from the first."""
-    place, end = place.clamp(min=0), size - 1
-    low = place.floor()
-    at_end = low >= end
-    low, place = torch.where(at_end, end, low), torch.where(at_end, end, place)
-    return low, torch.where(at_end, end, low + 1), place - low
+    arrays = (tensor.detach().cpu().contiguous().numpy() for tensor in (table, geometry, places))
+    return torch.from_numpy(rotated_region_loops.pooled_regions(*arrays, height, width)).to(table)
 
 
 def _corner(number: int, row: str, column: str, weight: tuple[str, str]) -> str:
@@ -99,7 +62,7 @@ def _corner(number: int, row: str, column: str, weight: tuple[str, str]) -> str:
 
 
 def _axis(name: str, size: str) -> str:
-    """Return the text of `_neighbours` along one axis: {name}0, {name}1, {name}_part and {name}_rest."""
+    """Return the text of the cells around a place: {name}0, {name}1, {name}_part and {name}_rest."""
     return f"""
                     {name}_clamped = Max ({name}, flat)
                     {name}_end = Sub ({size}, whole)

@@ -91,28 +91,28 @@ draw_pair = functools.partial(bbox2d.side_by_side, draw=draw, problem=problem, p
 
 
 def class_iou(reference: RotatedDetections, candidate: RotatedDetections) -> np.ndarray:
-    """Return the IoU (R, C) float64 of every reference with every candidate box; -1 across classes."""
-    sides = reference.boxes.astype(np.float64), candidate.boxes.astype(np.float64)
-    reach = [np.hypot(boxes[:, 2], boxes[:, 3]) / 2 for boxes in sides]
-    distance = np.linalg.norm(sides[0][:, None, :2] - sides[1][None, :, :2], axis=-1)
-    same_class = reference.labels[:, None] == candidate.labels[None]
-    iou = np.where(same_class, 0.0, -1.0)
-    rows, columns = np.nonzero(same_class & (distance <= reach[0][:, None] + reach[1] + bbox2d.CORNER_EPS))
-    iou[rows, columns] = pair_iou(sides[0][rows], sides[1][columns])
-    return iou
-
-
-def pair_iou(boxes: np.ndarray, candidate_boxes: np.ndarray) -> np.ndarray:
-    """Return the IoU (P,) of P pairs of boxes (P, 5) float64.
+    """Return the IoU (R, C) float64 of every reference with every candidate box; -1 across classes.
 
     It is 1 if all corners agree within `bbox2d.CORNER_EPS`: a sliver has no area that could be measured.
     """
+    boxes, candidate_boxes = reference.boxes.astype(np.float64), candidate.boxes.astype(np.float64)
+    reach, candidate_reach = (np.hypot(side[:, 2], side[:, 3]) / 2 for side in (boxes, candidate_boxes))
+    gap_x, gap_y = (np.subtract.outer(boxes[:, axis], candidate_boxes[:, axis]) for axis in range(2))
+    distance = np.hypot(gap_x, gap_y)
+    same_class = reference.labels[:, None] == candidate.labels[None]
+    iou = np.where(same_class, 0.0, -1.0)
     corners, candidate_corners = corners_of(boxes), corners_of(candidate_boxes)
     areas, candidate_areas = (np.abs(side[:, 2] * side[:, 3]) for side in (boxes, candidate_boxes))
-    shared = bev_nms.common_areas(corners, candidate_corners)
-    union = areas + candidate_areas - shared
-    iou = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return np.where(corner_distance(corners, candidate_corners) <= bbox2d.CORNER_EPS, 1.0, iou)
+    touch = distance <= reach[:, None] + candidate_reach + bbox2d.CORNER_EPS
+    rows, columns = np.nonzero(same_class & touch)
+    shared = bev_nms.common_areas(corners[rows], candidate_corners[columns])
+    union = areas[rows] + candidate_areas[columns] - shared
+    iou[rows, columns] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    # corners that agree have centres that do: these are few pairs, of up to a million that touch
+    rows, columns = np.nonzero(same_class & (distance <= bbox2d.CORNER_EPS))
+    agree = corner_distance(corners[rows], candidate_corners[columns]) <= bbox2d.CORNER_EPS
+    iou[rows[agree], columns[agree]] = 1.0
+    return iou
 
 
 def corner_distance(corners: np.ndarray, candidate_corners: np.ndarray) -> np.ndarray:

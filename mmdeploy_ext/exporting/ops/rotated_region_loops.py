@@ -1,0 +1,68 @@
+"""Rotated regions pooled by a compiled loop, the eager form of `roi_align_rotated.py`. Needs numba.
+
+Everything is float32, in the order of mmcv's kernel, as in the graph: 1,000 regions of 7 x 7 cells with 256
+channels and 4 samples take PyTorch's gathers 2.7 s of CPU time.
+"""
+# ruff: noqa: ANN001, ANN201, ANN202 - numba infers the types; the docstrings give them
+
+import math
+
+import numpy as np
+from numba import njit
+
+ZERO, HALF, UNIT = np.float32(0), np.float32(0.5), np.float32(1)
+
+
+@njit(cache=True, nogil=True)
+def _neighbours(place, size):
+    """Return the cells on both sides of a place on an axis, and its distance from the first of them."""
+    place, end = max(place, ZERO), size - UNIT
+    low = np.float32(math.floor(place))
+    if low >= end:
+        return end, end, ZERO
+    return low, low + UNIT, place - low
+
+
+@njit(cache=True, nogil=True)
+def pooled_regions(table, geometry, places, height, width):
+    """Return pooled features (R, height * width, C) float32.
+
+    table (T, C), geometry (R, 10) float32 and places (R, 3) int64 are those of `ROTATED_REGIONS`.
+    """
+    channels = table.shape[1]
+    pooled = np.zeros((len(places), height * width, channels), np.float32)
+    for region in range(len(places)):
+        centre_x, centre_y, cos, sin, start_x, start_y, side_x, side_y, samples_x, samples_y = geometry[
+            region
+        ]
+        begin, map_height, map_width = places[region]
+        end_y, end_x = np.float32(map_height), np.float32(map_width)
+        for cell in range(height * width):
+            base_y = start_y + np.float32(cell // width) * side_y
+            base_x = start_x + np.float32(cell % width) * side_x
+            total = pooled[region, cell]
+            for step_y in range(int(samples_y)):
+                yy = base_y + (np.float32(step_y) + HALF) * side_y / samples_y
+                for step_x in range(int(samples_x)):
+                    xx = base_x + (np.float32(step_x) + HALF) * side_x / samples_x
+                    y = yy * cos - xx * sin + centre_y
+                    x = yy * sin + xx * cos + centre_x
+                    if not (-UNIT <= y <= end_y and -UNIT <= x <= end_x):
+                        continue
+                    y0, y1, part_y = _neighbours(y, end_y)
+                    x0, x1, part_x = _neighbours(x, end_x)
+                    rest_y, rest_x = UNIT - part_y, UNIT - part_x
+                    weight1, weight2 = rest_y * rest_x, rest_y * part_x
+                    weight3, weight4 = part_y * rest_x, part_y * part_x
+                    above, below = begin + np.int64(y0) * map_width, begin + np.int64(y1) * map_width
+                    left, right = np.int64(x0), np.int64(x1)
+                    row1, row2 = table[above + left], table[above + right]
+                    row3, row4 = table[below + left], table[below + right]
+                    for channel in range(channels):
+                        value = weight1 * row1[channel] + weight2 * row2[channel]
+                        value = value + weight3 * row3[channel]
+                        total[channel] += value + weight4 * row4[channel]
+            count = max(samples_y * samples_x, UNIT)
+            for channel in range(channels):
+                total[channel] = total[channel] / count
+    return pooled
