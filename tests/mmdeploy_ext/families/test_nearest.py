@@ -34,8 +34,11 @@ def test_a_detector_of_no_family_hears_what_is_near(name, detector, keys, near):
 
 MODELS = {
     'centerpoint': dict(
-        type='BEVDet', img_backbone=dict(type='ResNet'), pts_bbox_head=dict(type='CenterHead'),
-        img_view_transformer=dict(type='LSSViewTransformer')),
+        type='BEVDet',
+        img_backbone=dict(type='ResNet'),
+        pts_bbox_head=dict(type='CenterHead'),
+        img_view_transformer=dict(type='LSSViewTransformer'),
+    ),
     'query': dict(type='DDQDETR', backbone=dict(type='ResNet'), bbox_head=dict(type='DDQDETRHead')),
     '': dict(type='DDQFCN', backbone=dict(type='ResNet'), bbox_head=dict(type='DDQFCNHead')),
 }

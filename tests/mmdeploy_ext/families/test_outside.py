@@ -137,16 +137,12 @@ def test_what_is_missing_is_named(registered):
         runtime_of('bare')
     with pytest.raises(ModelFileError, match=r"'absent'"):
         runtime_of('absent')
-    with pytest.raises(
-        ConfigError, match=r"'rbbox'.*bbox2d"
-    ):
+    with pytest.raises(ConfigError, match=r"'rbbox'.*bbox2d"):
         task_module('rbbox')
     with pytest.raises(ConfigError, match=r"'json'.*match_detections.*pair_up"):
         task_module('json')
     register_family('wrong', 'json:Wrong')
-    with pytest.raises(
-        ConfigError, match=r"'wrong'.*'json:Wrong'"
-    ):
+    with pytest.raises(ConfigError, match=r"'wrong'.*'json:Wrong'"):
         FAMILIES.get('wrong')
 
 
@@ -170,9 +166,7 @@ def test_an_entry_point_that_fails_is_named(registered, monkeypatch):
 
     monkeypatch.setattr(registry.importlib.metadata, 'entry_points', lambda group: [Entry()])
     registry._import_all.cache_clear()
-    with pytest.raises(
-        ConfigError, match=r'broken_package.*mm2onnx.families'
-    ):
+    with pytest.raises(ConfigError, match=r'broken_package.*mm2onnx.families'):
         registry.registered()
     monkeypatch.undo()
     registry._import_all.cache_clear()

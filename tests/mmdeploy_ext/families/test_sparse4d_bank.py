@@ -1,6 +1,7 @@
 """The instance bank of Sparse4D: its limits by construction, and the stored states of the published one."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from mmdeploy_ext.families.sparse4d.runtime.bank import (
 from mmdeploy_ext.families.sparse4d.runtime.boxes import boxes_of_anchors, decode
 from mmdeploy_ext.runtime.frames import relative_motion
 
-GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/sparse4d'
+REPOSITORY = Path(__file__).resolve().parents[3]
+GOLDEN = REPOSITORY.parent / 'shared/golden/sparse4d'
 FRAMES = range(10)
 CHANNELS = 16  # the goldens have every 16th channel of a feature in all frames
 PUBLISHED = BankRule(900, 600, 0.6, 0.5, 2.0)
@@ -438,3 +440,11 @@ def test_a_state_of_another_bank_is_refused_by_name(name, change, message):
         tensors[name] = changed
     with pytest.raises(ShapeError, match=f'{name}.*{message}|{message}.*{name}'):
         bank.load(tensors, np.eye(4), START)
+
+
+def test_the_example_of_the_page_prints_what_the_page_shows(capsys):
+    page = (REPOSITORY / 'mmdeploy_ext/families/sparse4d/README.md').read_text(encoding='utf-8')
+    section = page[page.index('### Numbers to start with') :]
+    code, shown = (re.search(f'```{kind}\n(.*?)```', section, re.S)[1] for kind in ('python', 'text'))
+    exec(compile(code, 'README.md', 'exec'), {})
+    assert capsys.readouterr().out == shown

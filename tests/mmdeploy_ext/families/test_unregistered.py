@@ -9,19 +9,19 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family, load_families
 from mmdeploy_ext.families.unregistered import files_of_classes, module_to_import, unregistered
 
-BACKBONE = '''
+BACKBONE = """
 from mmdet.models.builder import BACKBONES
 raise RuntimeError('this file is read, not imported')
 
 @BACKBONES.register_module()
 class UserNet(object):
     pass
-'''
-MODEL = '''
+"""
+MODEL = """
 model = dict(type={detector!r}, backbone=dict(type='UserNet'),
              rpn_head=dict(type='RPNHead', nms=dict(type='nms')),
              roi_head=dict(type='StandardRoIHead', bbox_roi_extractor=dict(roi_layer=dict(type='RoIAlign'))))
-'''
+"""
 
 
 @pytest.fixture

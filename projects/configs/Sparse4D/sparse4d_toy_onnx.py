@@ -1,0 +1,1 @@
+_base_ = ['./sparse4d_toy.py', '../_base_/backends/onnxruntime.py']

@@ -1,0 +1,136 @@
+"""The bank in numpy equals that in PyTorch over a drive that reaches its limits; each fault is refused."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+import toy_sparse4d
+from mmdeploy_ext.families.sparse4d.runtime.bank import BankRule, InstanceBank
+from mmdeploy_ext.models.sparse4d.bank import InstanceBank as TorchBank
+from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.proving.ladder import prove
+from planted_sparse4d import BANK_FAULTS, OF_THRESHOLD
+from planting import replaced
+
+A, M, C, K = 24, 16, 4, 3
+FACTS = dict(
+    num_instances=A,
+    num_temp=M,
+    confidence_decay=0.6,
+    default_time_interval=0.5,
+    max_time_interval=2.0,
+    score_threshold=None,
+)
+TIMES = (0.0, 0.5, 1.0, 0.75, 0.75, 2.75, 6.0, 6.5, 100.0, 100.25)
+"""Seconds: backwards, no time at all, exactly 2 s, and two gaps."""
+
+
+def published():
+    """Return the bank of the PyTorch model."""
+    handler = dict(type='SparseBox3DKeyPointsGenerator', embed_dims=C)
+    return TorchBank(A, C, np.zeros((A, 11)).tolist(), handler, M)
+
+
+def poses():
+    """Return the poses of a car that drives and turns, 1 km from the origin."""
+    for number in range(len(TIMES)):
+        angle = 0.4 * number**1.5
+        pose = np.eye(4)
+        pose[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        pose[:3, 3] = 1000 + 3 * number, -500 + number**2, 0.1 * number
+        yield pose
+
+
+def network(frame, feature, anchor, mask):
+    """Return what a graph could give: the instances that were handed on, changed a little, and new ones."""
+    rng = np.random.default_rng(frame)
+    new = [rng.standard_normal((1, A, size)).astype(np.float32) for size in (C, 11, K)]
+    new[2] = new[2] * 1.5 - 0.5
+    if mask:
+        new[0][:, :M] = feature + 0.1 * new[0][:, :M]
+        new[1][:, :M] = anchor + 0.1 * new[1][:, :M]
+    return new
+
+
+def run_published(threshold):
+    """Return per frame what the PyTorch bank gives to the graph and makes of its results."""
+    bank, frames = published(), []
+    for frame, (pose, time) in enumerate(zip(poses(), TIMES, strict=True)):
+        globals_ = dict(T_global=pose, T_global_inv=np.linalg.inv(pose))
+        metas = dict(timestamp=torch.tensor([time], dtype=torch.float64), img_metas=[globals_])
+        _, _, interval = bank.get(metas)
+        exists = bank.cached_anchor is not None
+        mask = exists and bool(bank.mask)
+        stored = [None, None]
+        if exists:
+            stored = [bank.cached_feature.numpy(), bank.cached_anchor.numpy()]
+        outputs = network(frame, *stored, mask)
+        tensors = [torch.from_numpy(values) for values in outputs]
+        bank.update(*tensors)
+        bank.cache(*tensors, metas)
+        ids = bank.get_instance_id(tensors[2], threshold)
+        facts = dict(feature=stored[0], anchor=stored[1], interval=interval.numpy(), mask=mask, exists=exists)
+        facts.update(ids=ids.numpy(), confidence=bank.temp_confidence.numpy(), kept=bank.kept[0].numpy())
+        frames.append((outputs, facts))
+    return frames
+
+
+def run_numpy(frames, threshold):
+    """Return the first difference of our bank from the published one, '' if there is none."""
+    bank = InstanceBank(BankRule.from_facts(FACTS | dict(score_threshold=threshold)), C)
+    for number, ((outputs, facts), pose, time) in enumerate(zip(frames, poses(), TIMES, strict=True)):
+        inputs = bank.get(pose, time)
+        if inputs.exists != facts['exists'] or bool(inputs.mask[0]) != facts['mask']:
+            return f'frame {number}: mask'
+        pairs = [('interval', inputs.time_interval, 1e-6)]
+        if inputs.exists:
+            pairs += [('feature', inputs.temp_feature, 0), ('anchor', inputs.temp_anchor, 2e-4)]
+        update = bank.update(inputs, *outputs)
+        pairs += [('confidence', update.confidence, 1e-6), ('kept', update.kept, 0), ('ids', update.ids, 0)]
+        for name, values, tolerance in pairs:
+            if not np.abs(values - facts[name]).max() <= tolerance:
+                return f'frame {number}: {name}'
+    return ''
+
+
+@pytest.fixture(scope='module', params=[None, 0.5], ids=['all', 'threshold'])
+def drive(request):
+    return run_published(request.param), request.param
+
+
+def test_both_banks_are_equal_over_gaps_and_time_that_runs_backwards(drive):
+    assert run_numpy(*drive) == ''
+
+
+def test_every_fault_of_the_bank_is_a_difference(drive):
+    frames, threshold = drive
+    found = {}
+    for name, changes in {**BANK_FAULTS, **(OF_THRESHOLD if threshold else {})}.items():
+        with contextlib.ExitStack() as stack:
+            for place, make in changes:
+                stack.enter_context(replaced(place, make))
+            found[name] = run_numpy(frames, threshold)
+    assert [name for name, difference in found.items() if not difference] == []
+    assert run_numpy(frames, threshold) == '', 'a fault was not undone'
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('name', BANK_FAULTS)
+def test_a_file_with_a_fault_of_the_bank_is_not_proven(toy_files, name):
+    deployment, paths = toy_files
+    drive = synthetic_drive(6, deployment.rule, scenes=2)
+    with contextlib.ExitStack() as stack:
+        for place, make in BANK_FAULTS[name]:
+            stack.enter_context(replaced(place, make))
+        verdict, _ = prove(deployment, paths, drive)
+    assert not verdict.passed
+
+
+@pytest.fixture(scope='module')
+def toy_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('sparse4d')
+    deployment = toy_sparse4d.load(folder)
+    return deployment, toy_sparse4d.export(deployment, folder)
