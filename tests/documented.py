@@ -438,6 +438,12 @@ ENTRIES = (
         'test_both_engines_run_the_data_set_and_the_dump_agrees',
     ),
     Entry(
+        r'tools/dist_test_\w+.sh projects/configs/Sparse4D',
+        why='data set',
+        test=TOOLS + 'test_sparse4d_loop.py::'
+        'test_metrics_are_those_of_a_model_that_finds_and_equal_on_both_engines',
+    ),
+    Entry(
         r'tools/dist_test_\w+.sh projects/configs/StreamPETR',
         why='data set',
         test=TOOLS + 'test_streaming_loop.py::test_nds_and_map_by_both_engines_are_equal',

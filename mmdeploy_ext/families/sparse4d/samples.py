@@ -1,4 +1,4 @@
-"""Samples of the test loader as frames, frames of infos, and the dump of a frame."""
+"""Samples of the test loader as frames, frames of infos, results, and the dump of a frame."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.families.parts import samples
 from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only
+from mmdeploy_ext.families.sparse4d.runtime.boxes import InstanceBoxes
 from mmdeploy_ext.families.sparse4d.runtime.model import frame_of_rig
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
@@ -18,7 +21,7 @@ KEYS = ('img', 'projection_mat', 'timestamp', 'img_metas')
 """Keys of a sample of the test loader."""
 RESIZE, PACKING = 'ResizeCropFlipImage', ('NuScenesSparse4DAdaptor', 'Collect')
 """Steps of the test pipeline: the one that resizes by what the data set tells, and those that only pack."""
-GAPS_S = (0.4, 1.9999, 2.0001, 3.5, 0.0, -0.5)
+GAPS_S = (0.4, 1.9999, 2.0, 2.0001, 3.5, 0.0, -0.5)
 """Seconds from frame to frame of a drive that reaches the limits of a gap; time runs backwards at the end."""
 TURN_RAD, WAY_M = 0.5, 1.5
 """How much the car turns and moves between these frames."""
@@ -90,6 +93,16 @@ def driven(frame: Frame) -> Iterator[Frame]:
         yield dataclasses.replace(
             frame, name=f'{gap} s later', ego_pose=pose, ego_pose_inv=None, timestamp_s=time
         )
+
+
+def result(detections: InstanceBoxes) -> dict[str, Any]:
+    """Return detections as one entry of the results of a test loop, with the scores without centerness.
+
+    The tracking evaluation compares these with its threshold, in the order of the published coder.
+    """
+    entry = samples.result(detections)
+    entry['pts_bbox']['cls_scores'] = torch.from_numpy(np.ascontiguousarray(detections.class_scores))
+    return entry
 
 
 def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:

@@ -33,7 +33,8 @@ class NuScenes3DDetTrackDataset(NuScenesDataset):
 
     Args:
         data_aug_conf: `H`, `W` of the pictures, `final_dim` (height, width) of the input, `bot_pct_lim`.
-        tracking, tracking_threshold, version: not used here.
+        tracking_threshold: smallest score of a box whose track is evaluated.
+        tracking, version: not used here.
         settings: of mmdet3d's data set.
     """
 
@@ -41,11 +42,11 @@ class NuScenes3DDetTrackDataset(NuScenesDataset):
         self,
         data_aug_conf: dict[str, Any],
         tracking: bool = False,
-        tracking_threshold: float | None = None,
+        tracking_threshold: float = 0.2,
         version: str = '',
         **settings: Any,
     ) -> None:
-        self.data_aug_conf = data_aug_conf
+        self.data_aug_conf, self.tracking_threshold = data_aug_conf, tracking_threshold
         super().__init__(**settings)
 
     def get_data_info(self, index: int) -> dict[str, Any]:
