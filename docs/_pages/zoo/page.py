@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _body(args: argparse.Namespace) -> int:
     if args.found:
-        _replace(_of_runs(args.found) if args.found.is_dir() else read_json(args.found))
+        _replace(records_of(args.found) if args.found.is_dir() else read_json(args.found))
     content = whole()
     texts = {path: page(name, content) for name, path in PAGES.items()}
     for name in readme.TEMPLATES:
@@ -211,7 +211,7 @@ def _replace(content: Mapping[str, Any]) -> None:
             write_json(path, dict(content, configs=chosen))
 
 
-def _of_runs(folder: Path) -> dict[str, Any]:
+def records_of(folder: Path) -> dict[str, Any]:
     """Return the content of all records of a folder.
 
     Raises:

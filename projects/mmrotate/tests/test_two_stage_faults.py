@@ -67,7 +67,7 @@ def unclipped_centres(monkeypatch):
     monkeypatch.setitem(
         coders.CODERS,
         'rotated_delta',
-        lambda xp, regions, rows, coder, clip_hw: coders.delta(xp, regions, rows, coder, 0),
+        lambda xp, regions, rows, coder, clip_hw: coders.boxes_of_deltas(xp, regions, rows, coder),
     )
 
 
