@@ -194,6 +194,11 @@ OF_PAGES = {
             test=ROTATED + 'test_toys.py::test_a_half_file_is_within_its_bars',
         ),
         Entry(
+            r"mm2onnx zoo 'mmrotate/|python -m docs\._pages\.zoo\.rotated work_dirs/rotated_zoo",
+            why='mmrotate',
+            test=ROTATED + 'test_zoo.py::test_the_page_has_a_row_for_each_model',
+        ),
+        Entry(
             r'mm2onnx (quantize work_dirs/rotated\.onnx|verify projects/mmrotate/)',
             why='mmrotate',
             test=ROTATED + 'test_toys.py::test_an_int8_file_is_within_its_bars',

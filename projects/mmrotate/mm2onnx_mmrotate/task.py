@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 
 RESULTS, PLACE = 'rotated boxes', 'worst IoU'
 fit_pair = bbox2d.fit_pair
+CORNER_SHARE = 1e-5
+"""Share of the longer side by which corners may differ; from 500 pixels on it is more than `CORNER_EPS`.
+
+Raised limits come with boxes far beyond the picture. Measured with Oriented R-CNN, R-50 and one class: 12 of
+618 boxes found no partner, 10 of them without height and 16,000 to 421,000 pixels wide, since their widths
+differed by up to 5e-6 of themselves.
+"""
 ANY_TURN = 3
 """A bar that lets every reading of a rectangle pass."""
 
@@ -93,7 +100,8 @@ draw_pair = functools.partial(bbox2d.side_by_side, draw=draw, problem=problem, p
 def class_iou(reference: RotatedDetections, candidate: RotatedDetections) -> np.ndarray:
     """Return the IoU (R, C) float64 of every reference with every candidate box; -1 across classes.
 
-    It is 1 if all corners agree within `bbox2d.CORNER_EPS`: a sliver has no area that could be measured.
+    It is 1 if all corners agree within `bbox2d.CORNER_EPS`, or within `CORNER_SHARE` of the longer side: a
+    sliver has no area that could be measured.
     """
     boxes, candidate_boxes = reference.boxes.astype(np.float64), candidate.boxes.astype(np.float64)
     reach, candidate_reach = (np.hypot(side[:, 2], side[:, 3]) / 2 for side in (boxes, candidate_boxes))
@@ -109,8 +117,9 @@ def class_iou(reference: RotatedDetections, candidate: RotatedDetections) -> np.
     union = areas[rows] + candidate_areas[columns] - shared
     iou[rows, columns] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     # corners that agree have centres that do: these are few pairs, of up to a million that touch
-    rows, columns = np.nonzero(same_class & (distance <= bbox2d.CORNER_EPS))
-    agree = corner_distance(corners[rows], candidate_corners[columns]) <= bbox2d.CORNER_EPS
+    bars = np.maximum(bbox2d.CORNER_EPS, CORNER_SHARE * np.abs(boxes[:, 2:4]).max(1, initial=0))
+    rows, columns = np.nonzero(same_class & (distance <= bars[:, None]))
+    agree = corner_distance(corners[rows], candidate_corners[columns]) <= bars[rows]
     iou[rows[agree], columns[agree]] = 1.0
     return iou
 

@@ -208,3 +208,12 @@ def test_tensors_of_boxes_are_compared_in_the_engines_reading_only_where_roundin
     chosen = readings.read_as(reference, engine, version)
     np.testing.assert_allclose(chosen, engine if follows else reference, atol=0.02 if follows else 0)
     np.testing.assert_allclose(chosen[..., 4], engine[..., 4] if follows else reference[..., 4], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('width', 'wider', 'matches'),
+    [(420822.56, 0.0625, True), (16019.816, 0.08, True), (16019.816, 0.8, False), (300.0, 0.02, False)],
+)
+def test_boxes_without_height_agree_in_their_corners_up_to_a_share_of_their_length(width, wider, matches):
+    reference, candidate = (detections((200, 100, side, 0, -1.2)) for side in (width, width + wider))
+    assert match(reference, candidate).passed == matches

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from docs._pages.zoo import rotated
 from mm2onnx_mmrotate import TRAINING_KEYS
+from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.zoo import configs, digests
 
@@ -50,3 +52,13 @@ def test_a_proof_is_kept_until_code_of_the_whole_package_changes():
     for name in ('rotated_dense', 'rotated_two_stage'):
         assert digests.family_folder(type(FAMILIES[name])) == package
     assert digests.family_folder(type(FAMILIES['dense'])).name == 'dense'
+
+
+def test_the_page_has_a_row_for_each_model():
+    content = read_json(rotated.DATA)
+    assert rotated.README.read_text() == rotated.text_with(content)
+    names = {record['same_as'] or record['config'] for record in content['configs']}
+    rows = [line for line in rotated.section(content).splitlines() if line.startswith('| `')]
+    assert len(names) <= len(rows)
+    for name in names:
+        assert any(line.startswith(f'| `{rotated.short(name)}` |') for line in rows)
