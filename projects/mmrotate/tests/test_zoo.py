@@ -8,6 +8,7 @@ import pytest
 
 from docs._pages.zoo import rotated
 from mm2onnx_mmrotate import TRAINING_KEYS
+from mmdeploy_ext.cli import zoo_app
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.zoo import configs, digests
@@ -36,6 +37,12 @@ def readers(key):
 def test_only_training_reads_the_keys_that_the_zoo_leaves_out(key):
     others = [name for name in readers(key) if not any(word in name for word in OF_TRAINING)]
     assert readers(key) and not others
+
+
+def test_the_zoo_has_all_configs_of_mmrotate(capsys):
+    assert zoo_app.main(['mmrotate/*/*.py', '--list']) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert len(names) == 82 and all(name.startswith('mmrotate/') for name in names)
 
 
 def test_configs_of_one_model_are_proven_once_and_those_of_another_are_not():
