@@ -1,4 +1,4 @@
-"""Judges the frames of a model with a memory, as level 4 of a proof does. Needs numpy and OpenCV.
+"""Judges the frames of a model with a memory, as level 4 of a proof does. Needs numpy alone.
 
 Teacher-forced, the last file ran on PyTorch's tensors and memory, and every frame counts by itself;
 free-running, all files ran one after the other and kept the memory. See `proving/levels/drive_run.py`.

@@ -1,4 +1,4 @@
-"""Compares the outputs of an engine with PyTorch's results in a kit. Needs numpy and OpenCV, no PyTorch.
+"""Compares the outputs of an engine with PyTorch's results in a kit. Needs numpy alone.
 
 The bars of a precision are the limits that outputs in less than float32 have to keep, see
 `proving/half_bars.py`.

@@ -1,5 +1,7 @@
 """Resize, pad and normalise rules: OpenMMLab's test pipeline in numpy and OpenCV.
 
+OpenCV is imported where a picture is processed, so that what only reads a rule needs numpy alone.
+
 Glossary: H, W height and width of the network input in pixels; h, w of an image; K proposals.
 """
 
@@ -13,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from mmdeploy_ext.core.errors import ImageError
@@ -145,6 +146,8 @@ def next_multiples(size: tuple[int, int], divisor: int) -> tuple[int, int]:
 
 def resize_cv2(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize (h, w, 3) uint8 or float32 to `height` x `width` as OpenCV's bilinear interpolation does."""
+    import cv2
+
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
@@ -157,6 +160,8 @@ def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float]
 
     The image is (h, w, 3) uint8 or float32; mean and std are in the channel order after `to_rgb`.
     """
+    import cv2
+
     image = image_bgr.astype(np.float32)
     if to_rgb:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -196,6 +201,8 @@ def read_image(path: str | Path) -> np.ndarray:
         ImageError: no such file, no permission, zero bytes, not an image, damaged in a way that the decoder
             notices, or of more than `MOST_PIXELS` or `MOST_BYTES`.
     """
+    import cv2
+
     path = Path(path)
     if not path.is_file():
         is_other = path.exists() and not path.is_dir()

@@ -13,7 +13,8 @@ points of a voxel; P points of D values, n voxels.
 # ruff: noqa: ANN001, ANN201 - numba infers the types; the docstrings give them
 
 import numpy as np
-from numba import njit
+
+from mmdeploy_ext.core.compiled import njit
 
 EMPTY = np.int64(-1)
 """Marks a free slot."""

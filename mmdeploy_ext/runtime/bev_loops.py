@@ -1,11 +1,12 @@
-"""Compiled loops of `bev_nms` and of BEVFusion's pooling: areas and cells seen from above. Needs numba.
+"""Compiled loops of `bev_nms` and of BEVFusion's pooling: areas and cells seen from above.
 
 Glossary: n pairs or intervals; of the pooling N maps of h x w pixels, D depths, C channels, X, Y cells.
 """
 # ruff: noqa: ANN001, ANN201 - numba infers the types; the docstrings give them
 
 import numpy as np
-from numba import njit
+
+from mmdeploy_ext.core.compiled import njit
 
 MAX_CORNERS = 8
 """Corners of the intersection of two rectangles."""

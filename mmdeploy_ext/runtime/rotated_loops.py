@@ -1,4 +1,4 @@
-"""Compiled loops of rotated boxes: mmcv's CPU kernels of IoU and NMS, operation by operation. Needs numba.
+"""Compiled loops of rotated boxes: mmcv's CPU kernels of IoU and NMS, operation by operation.
 
 Everything is float32, in the kernel's order, as rounding decides about boxes that have edges in common; the
 graph's operators round alike, `exporting/ops/rotated_iou.py` tells why and what the steps are.
@@ -11,7 +11,8 @@ Glossary: n boxes (5,) x, y, width, height, angle in radians; 24 points of a pai
 import math
 
 import numpy as np
-from numba import njit
+
+from mmdeploy_ext.core.compiled import njit
 
 POINTS = 24
 HALF, TWO, ZERO, UNIT = np.float32(0.5), np.float32(2), np.float32(0), np.float32(1)

@@ -7,7 +7,8 @@ whose patterns are subsets of its own.
 # ruff: noqa: ANN001, ANN201, ANN202, C901 - numba infers the types; a call costs more than a branch here
 
 import numpy as np
-from numba import njit
+
+from mmdeploy_ext.core.compiled import njit
 
 CANDIDATES = 48  # patterns that may become a bucket: the most frequent ones; more gained nothing measurable
 

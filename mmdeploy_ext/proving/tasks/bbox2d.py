@@ -10,11 +10,9 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
 from mmdeploy_ext.proving.tasks import matching
-from mmdeploy_ext.runtime.draw import FONT, draw_detections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,6 +104,8 @@ def fit_pair(pair: Pair) -> Pair:
     Pictures wider than `LEGIBLE` shrink to it, small ones are enlarged by a whole factor; masks follow when
     they are drawn.
     """
+    import cv2
+
     (height, width), image = pair.shown.shape[:2], pair.shown
     if width > LEGIBLE:
         size = LEGIBLE, max(round(height * (LEGIBLE / width)), 1)
@@ -149,12 +149,19 @@ def side_by_side(
     return np.hstack([sides[0], gap, sides[1]])
 
 
-draw_pair = functools.partial(side_by_side, draw=draw_detections, problem=problem, pair_by=pair_up)
-"""Draws both engines' boxes of a pair, see `side_by_side`."""
+def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
+    """Draw both engines' boxes of a pair, see `side_by_side`."""
+    from mmdeploy_ext.runtime.draw import draw_detections
+
+    return side_by_side(pair, classes, score_thr, draw=draw_detections, problem=problem, pair_by=pair_up)
 
 
 def _title_strip(title: str, width: int) -> np.ndarray:
     """Return a title as a dark strip (h, width, 3) uint8."""
+    import cv2
+
+    from mmdeploy_ext.runtime.draw import FONT
+
     scale = float(np.clip(width / 1000, 0.4, 1.2))
     thickness = max(1, round(scale * 1.6))
     (_, text_height), baseline = cv2.getTextSize(title, FONT, scale, thickness)

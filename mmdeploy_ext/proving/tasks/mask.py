@@ -7,14 +7,16 @@ reference instances (rows), C candidate instances (columns), P pixels.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.proving.tasks import bbox2d, matching
-from mmdeploy_ext.runtime.draw import draw_instances
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mmdeploy_ext.proving.results import Pair
     from mmdeploy_ext.proving.tasks.matching import Pairing
     from mmdeploy_ext.runtime.detections import Instances
 
@@ -64,9 +66,17 @@ match_detections = functools.partial(
     matching.match_lists, problem=problem, pair_by=pair_up, score_thr=0.1, score_bar=SCORE_BAR
 )
 """Matches masks in pixels of the original image as `matching.match_lists` does, also by `iou_bar`."""
-draw_pair = functools.partial(bbox2d.side_by_side, draw=draw_instances, problem=problem, pair_by=pair_up)
-"""Draws both engines' masks of a pair, see `bbox2d.side_by_side`."""
 fit_pair = bbox2d.fit_pair
+
+
+def draw_pair(
+    pair: Pair, classes: Sequence[str], score_thr: float = 0.3, *, pair_by: Callable[..., Pairing] = pair_up
+) -> np.ndarray:
+    """Draw both engines' masks of a pair, see `bbox2d.side_by_side`."""
+    from mmdeploy_ext.runtime.draw import draw_instances
+
+    task: dict[str, Callable[..., Any]] = dict(draw=draw_instances, problem=problem, pair_by=pair_by)
+    return bbox2d.side_by_side(pair, classes, score_thr, **task)
 
 
 def class_iou(reference: Instances, candidate: Instances) -> np.ndarray:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.proving.tasks import bbox2d, mask, matching
+from mmdeploy_ext.proving.tasks import mask, matching
 from mmdeploy_ext.proving.tasks.mask import fit_pair
-from mmdeploy_ext.runtime.draw import draw_instances
 
 if TYPE_CHECKING:
     from mmdeploy_ext.proving.results import DetectionRow
@@ -52,7 +51,7 @@ def pair_up(
     return matching.pair_lists(reference, candidate, near, iou, mask.PAIR_IOU, score_bar)
 
 
-draw_pair = functools.partial(bbox2d.side_by_side, draw=draw_instances, problem=mask.problem, pair_by=pair_up)
+draw_pair = functools.partial(mask.draw_pair, pair_by=pair_up)
 """Draws both engines' segments of a pair, see `bbox2d.side_by_side`."""
 
 

@@ -11,6 +11,7 @@ import pytest
 import toy_centerpoint
 import toy_streampetr_deploy as toy
 from docs._pages import judged_kits
+from marking import in_suite
 from mmdeploy_ext.cli import judge_app, kit_app
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.kit.contents import ArrayFolder, ChainedFrame, read_array
@@ -20,6 +21,7 @@ from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.kit.writer import write_detector_kit
 from mmdeploy_ext.proving.inputs.samples import proof_samples
 from mmdeploy_ext.runtime.frames import Sweep
+from numpy_alone import run_command
 
 GENERATED = [dict(name='generated', licence='Apache-2.0')]
 FRAMES = 4
@@ -103,6 +105,12 @@ def test_the_first_frame_and_tensor_that_differ_are_named(stream, tmp_path, caps
     printed = capsys.readouterr().out
     assert 'frame 001 (scene 0 frame 1)' in printed and f'first difference: {first}' in printed
     assert 'ok     free-running: 4 frames, 1 resets' in printed and printed.endswith('NOT EQUAL\n')
+
+
+@pytest.mark.parametrize('name', in_suite(['stream', 'sweeps'], 'stream'))  # rotated boxes take long
+def test_frames_are_judged_with_numpy_alone(request, name):
+    done = run_command('judge', *request.getfixturevalue(name))
+    assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith('EQUAL ON'), done.stderr
 
 
 MEMORY = [f'memory_{name}' for name in ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')]

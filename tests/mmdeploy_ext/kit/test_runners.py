@@ -9,16 +9,21 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import test_frames_kit
+import test_kit
 import test_module_kit
 
 from marking import in_suite
+from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.kit.contents import KitGraph, read_array
 from mmdeploy_ext.kit.judge import judge
+from mmdeploy_ext.kit.runners import run_onnxruntime
 
 stream, sweeps = test_frames_kit.stream, test_frames_kit.sweeps
 folder, kit = test_module_kit.folder, test_module_kit.kit
+atss = test_kit.kit
 NPM = os.environ.get('KIT_NPM', '')
 """Folder in which `npm install --ignore-scripts onnxruntime-node` was run."""
 HEADERS = os.environ.get('KIT_ORT_INCLUDE', '')
@@ -51,6 +56,10 @@ def node(kit, outputs):
     if not (NPM and Path(NPM, LIBRARY).is_file()):
         pytest.skip('KIT_NPM names no folder with onnxruntime-node')
     run(['node', kit / 'run_node.mjs', outputs], NPM)
+
+
+def python(kit, outputs):
+    run_onnxruntime.main(str(outputs), kit=kit)
 
 
 def openvino(kit, outputs):
@@ -140,6 +149,53 @@ def test_wrong_inputs_in_other_programs_are_refused(kit, tmp_path, fault, runtim
             np.ascontiguousarray(arrays[name]).tofile(copy / entry['file'])
     runtime(copy, tmp_path / 'outputs')
     assert judge(kit, tmp_path / 'outputs').title == 'NOT EQUAL'
+
+
+def batch_mixed_up(kit, case):
+    """The pictures of the batch go in in another order, as from a queue that lost one."""
+    for entry in case['inputs'].values():
+        np.flip(read_array(kit, entry), 0).tofile(kit / entry['file'])
+
+
+def overflow(kit, case):
+    """The file in float16, in which the first feature map is 1e6 times as large as it was."""
+    spec = KitGraph.from_json(json.loads((kit / 'manifest.json').read_text())['graphs'][0]).spec
+    model = to_fp16(onnx.load(kit / 'model.onnx'), spec)
+    node = next(node for node in model.graph.node if node.op_type == 'Conv')
+    place, name = list(model.graph.node).index(node), node.output[0]
+    node.output[0] = 'features'
+    names, factors = ['features', 'large', 'larger', 'small', name], (6e4, 6e4, 1 / 6e4, 1 / 6e4)
+    for step, factor in enumerate(factors):
+        model.graph.initializer.append(onnx.helper.make_tensor(f'factor {step}', 10, (), [factor]))
+        product = onnx.helper.make_node('Mul', [names[step], f'factor {step}'], [names[step + 1]])
+        model.graph.node.insert(place + 1 + step, product)
+    onnx.save(model, kit / 'model.onnx')
+
+
+FAULTY_RUNS = {
+    batch_mixed_up: ('fp32', 'these are the results of image 1 of the batch'),
+    overflow: ('fp16', '000 traced input'),
+}
+
+
+@pytest.mark.parametrize(
+    ('runtime', 'fault'),
+    in_suite(
+        [(runtime, fault) for runtime in (python, node, c_api) for fault in FAULTY_RUNS],
+        (python, batch_mixed_up),
+        (python, overflow),
+    ),
+)
+def test_a_run_with_a_mixed_up_batch_or_an_overflow_is_refused(atss, tmp_path, runtime, fault):
+    shutil.copytree(atss, tmp_path / 'kit')
+    case = json.loads((atss / 'manifest.json').read_text())['cases'][-1]
+    assert case['inputs']['input']['shape'][0] == 2
+    fault(tmp_path / 'kit', case)
+    runtime(tmp_path / 'kit', tmp_path / 'outputs')
+    precision, reason = FAULTY_RUNS[fault]
+    judgement = judge(atss, tmp_path / 'outputs', precision=precision)
+    assert judgement.title.startswith('NOT ')
+    assert any(reason in failure for failure in judgement.failures), judgement.failures
 
 
 CPP = """
