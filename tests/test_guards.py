@@ -312,8 +312,11 @@ def test_every_way_to_name_a_family_is_seen(code):
 
 # ---- one place for everything
 
+@functools.cache
 def exporter_calls(name: str) -> list[ast.Call]:
     """Return the calls of `torch.onnx.export`, by whatever name the file knows it."""
+    if 'onnx' not in (REPOSITORY / name).read_text(encoding='utf-8'):
+        return []
     aliases = {'torch.onnx.export', 'torch.onnx.utils.export', 'torch.onnx.dynamo_export'}
     for node in ast.walk(syntax(name)):
         if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('torch'):

@@ -15,6 +15,7 @@ import toy_atss
 from docs._pages.exporters import page as exporters_page
 from docs._pages.exporters import tool as exporters_tool
 from docs._pages.exporters.rows import MODELS, Row
+from marking import in_suite
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import dynamo, exporter
 from mmdeploy_ext.exporting.export import export_module
@@ -184,7 +185,7 @@ class Frozen(nn.Module):
         return self.network(self.kept + 0 * picture)
 
 
-@pytest.mark.parametrize('exporter', ['torchscript', 'dynamo'])
+@pytest.mark.parametrize('exporter', in_suite(['torchscript', 'dynamo'], 'torchscript'))
 def test_an_input_that_the_export_froze_is_found(exporter, tmp_path, monkeypatch):
     """The file is right on the traced picture, and every input reaches an output: only others tell."""
     deployment, image = toy_atss.load_toy(), read_image(toy_atss.PICTURE)

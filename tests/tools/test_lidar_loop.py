@@ -87,6 +87,7 @@ def test_those_of_toys_with_pillars_are_equal_too(toy, folder, least, data, tmp_
     check_metrics(tmp_path, least)
 
 
+@pytest.mark.matrix
 def test_the_toy_for_autoware_is_proven_through_the_nodes_loop(data, tmp_path, capsys):
     config, *_, checkpoint = files('centerpoint_pillar_toy', 'Autoware')
     asked = ['--contract', 'autoware', '--output-file', str(tmp_path / 'graphs'), '--verify', '--frames', '2']

@@ -71,6 +71,7 @@ def test_other_cameras_and_sizes_and_the_last_layer_alone(folder, tmp_path, capf
     assert 'made from this checkpoint' in out and 'NOT PROVEN: graph: pts_head_memory: ' in out
 
 
+@pytest.mark.matrix
 def test_the_forks_later_branch_at_opset_11(folder, tmp_path, capfd):
     options = ['--contract', 'fork', '--fork-version', '1.1', '--fork-img2lidar', 'depth']
     target = tmp_path / 'fork.onnx'

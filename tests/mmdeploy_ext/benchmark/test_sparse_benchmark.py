@@ -121,6 +121,7 @@ def test_bars_name_what_missed():
 ONNX_ENGINES = ['onnxruntime'] + ['openvino'] * bool(importlib.util.find_spec('openvino'))
 
 
+@pytest.mark.matrix
 def test_a_small_run_measures_all_and_says_so(model, tmp_path, capsys):
     result, chart = tmp_path / 'b.json', tmp_path / 'b.png'
     np.savez(tmp_path / 's.npz', features=np.ones((40, 5)), coordinates=surfaces((24, 24, 41), 'xyz', 40))

@@ -93,6 +93,7 @@ def test_our_class_is_registered_for_a_config_that_names_it_without_a_plugin(tmp
     assert outcome.stdout.split() == ['True', 'False', 'False'], outcome.stderr
 
 
+@pytest.mark.matrix
 def test_two_repositories_with_the_same_name_need_two_processes(fork, tmp_path):
     write(
         tmp_path / 'other',

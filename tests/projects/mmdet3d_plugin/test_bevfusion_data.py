@@ -373,6 +373,7 @@ def test_a_proof_ends_with_a_command_that_runs_the_files(runs, checkpoint, optio
     assert 'PROVEN' in said and f'python -m mmdeploy_ext run {files} INFOS.pkl' in said.replace('\n', '')
 
 
+@pytest.mark.matrix
 def test_the_frames_graph_is_calibrated_on_moments_of_an_info_file(runs, options, tmp_path):
     """Its other graphs give what it takes; heads and the heat map, which is sorted, stay float."""
     from mmdeploy_ext.cli import quantize_app

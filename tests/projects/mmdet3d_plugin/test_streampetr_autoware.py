@@ -185,6 +185,7 @@ def test_what_a_node_makes_of_the_bytes_becomes_what_the_model_was_trained_with(
     np.testing.assert_allclose(fed[..., :: -1 if turned else 1] * scale + shift, trained, atol=1e-9)
 
 
+@pytest.mark.matrix
 def test_another_norm_is_changed_in_the_graph(toy, folder, tmp_path, monkeypatch):
     rule = dataclasses.replace(toy.rule, mean=(0.0, 1.0, 2.0), std=(255.0, 254.0, 253.0))
     monkeypatch.setattr(toy.model, 'image_norm', (rule.mean, rule.std, rule.to_rgb))

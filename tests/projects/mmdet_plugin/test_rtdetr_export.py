@@ -150,6 +150,7 @@ def test_an_input_of_too_few_tokens_is_refused_before_the_engine_runs(raw):
         backend.infer({'images': np.zeros((1, 3, 32, 64), np.float32)})
 
 
+@pytest.mark.matrix
 def test_fusing_branches_is_neutral_and_can_be_left_out(toy, raw, folder):
     apart = toy_rtdetr.export_toy(toy, folder / 'apart.onnx', form='raw', fuse=False)
     convolutions = [

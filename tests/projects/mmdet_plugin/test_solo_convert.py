@@ -85,6 +85,7 @@ def test_configs_that_mmdet_does_not_have_are_made(pair):
     golden.check_pair(pair)
 
 
+@pytest.mark.matrix
 def test_the_light_dcn_model_gets_the_config_that_fits(tmp_path, capsys):
     shapes = golden.keys('wxinlong', 'solov2_light_dcn_r50')
     tensors = {key: torch.zeros(shape) for key, shape in shapes.items()}
