@@ -41,14 +41,17 @@ def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
 
 
 def _prepared(pipeline: Callable[[dict[str, Any]], Any], results: dict[str, Any]) -> Any:
-    """Prepare one sample by the pipeline of its data set; the DataError names its file."""
+    """Prepare one sample, of any kind, by the pipeline of its data set; the DataError names its file."""
     name = (results.get('img_info') or {}).get('filename') or f'sample {results.get("sample_idx", "")}'
     path = os.path.join(results.get('img_prefix') or '', name).strip()
     try:
         return pipeline(results)
     except Exception as error:
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise DataError(f'{path}: cannot be prepared ({reason}); expected an image') from error
+        raise DataError(
+            f'{path}: cannot be prepared ({reason}); expected a sample that the '
+            f'test pipeline of the config can load'
+        ) from error
 
 
 def dataset_builder() -> Callable[[Mapping[str, Any]], Dataset]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import onnx
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.io.index import did_you_mean
+from mmdeploy_ext.graph.io.index import all_nodes, did_you_mean
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.graph.passes.norms import replace_group_norm
 from mmdeploy_ext.graph.passes.pattern_text import Rule, parse_rule
@@ -74,9 +74,9 @@ def replace_all(
         reports.append(report)
     for name in (name for name in named if name in PASSES):
         run, operator, reason = PASSES[name]
-        before = sum(node.op_type == operator for node in model.graph.node)
+        before = sum(node.op_type == operator for node in all_nodes(model))
         model, _ = run(model)
-        remaining = [node.name or node.output[0] for node in model.graph.node if node.op_type == operator]
+        remaining = [node.name or node.output[0] for node in all_nodes(model) if node.op_type == operator]
         kept = tuple(f'{operator} {node!r} is kept: {reason}' for node in remaining)
         reports.append(Replacements(name, before - len(remaining), kept))
     return model, reports
