@@ -16,7 +16,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.bevformer.graphs import BEV, FORM, PREDICTIONS, graphs, spec
 from mmdeploy_ext.families.bevformer.live import FOLLOWED, replaced
-from mmdeploy_ext.families.bevformer.options import CONVENTIONS, PORTABLE
+from mmdeploy_ext.families.bevformer.options import CONVENTIONS, PORTABLE, RECORDED
 from mmdeploy_ext.families.bevformer.reference import BevFormerReference
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
 from mmdeploy_ext.families.bevformer.samples import driven, dumped_frame, frame, moments
@@ -85,8 +85,9 @@ class BevFormerFamily(SequenceFamily):
         model = build_without_weights(cfg, build_model, 'img_backbone')
         rule = self.preprocess_rule(cfg)
         model.input_sizes = (rule.num_cameras, *rule.input_size)  # cameras, height and width, for `spec`
-        model.box_convention = _box_convention(cfg) or CONVENTIONS[0]  # of the published weights
-        model.states_boxes = bool(_box_convention(cfg))
+        boxes = _stated(cfg, 'box_convention', CONVENTIONS)
+        model.box_convention, model.states_boxes = boxes or CONVENTIONS[0], bool(boxes)  # 0.17: as published
+        model.can_bus_orientation = _stated(cfg, 'can_bus_orientation', RECORDED) or RECORDED[0]
         return model
 
     def load(self, model: nn.Module, path: str, weight_layout: str = 'auto') -> Any:
@@ -127,6 +128,7 @@ class BevFormerFamily(SequenceFamily):
             rotate_prev_bev=bool(transformer.rotate_prev_bev),
             use_shift=bool(transformer.use_shift),
             box_convention=model.box_convention,
+            can_bus_orientation=model.can_bus_orientation,
         )
 
     def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
@@ -160,13 +162,12 @@ class BevFormerFamily(SequenceFamily):
         return dict(network=[(model, 'forward_test')])
 
 
-def _box_convention(cfg: Any) -> str:
-    """Return the mmdet3d whose boxes a config says that its model was trained with; '' if it says nothing."""
-    convention = cfg.get('box_convention', '')
-    if convention not in ('', *CONVENTIONS):
-        expected = ' or '.join(map(repr, CONVENTIONS))
-        raise ConfigError(f'{cfg.filename}: box_convention={convention!r}, expected {expected}')
-    return convention
+def _stated(cfg: Any, key: str, choices: Sequence[str]) -> str:
+    """Return what a config says at a key about the training of its model; '' if it says nothing."""
+    value = cfg.get(key, '')
+    if value not in ('', *choices):
+        raise ConfigError(f'{cfg.filename}: {key}={value!r}, expected {" or ".join(map(repr, choices))}')
+    return value
 
 
 def _check_model(filename: str, model: Mapping[str, Any]) -> None:

@@ -11,6 +11,8 @@ PORTABLE, TRT_PLUGIN = 'portable', 'trt-plugin'
 CONVENTIONS = '0.17', '1.x'
 """Versions of mmdet3d by the boxes that models were trained with: width, length, height and yaw from -y
 clockwise; length, width, height and yaw from x counter-clockwise."""
+RECORDED = 'wwww', 'wxyz'
+"""Kinds of entries 3 to 6 of the records that models were trained with, see `bev_motion.ORIENTATIONS`."""
 OPTIONS = (
     dataclasses.replace(
         options.CONTRACT,
@@ -35,5 +37,6 @@ POSTPROCESS = full_record(
     rotate_prev_bev=FLAG,
     use_shift=FLAG,
     box_convention=one_of(*CONVENTIONS),
+    can_bus_orientation=one_of(*RECORDED),
 )
 """Schema of `BevFormerFamily.postprocess_facts`."""

@@ -127,7 +127,7 @@ class BevFormerReference:
         shapes = [(*frame.images.shape[2:], 3)] * len(frame.images)
         meta = dict(
             scene_token=frame.scene_token,
-            can_bus=record_of(frame).copy(),
+            can_bus=record_of(frame, self.model.can_bus_orientation).copy(),
             lidar2img=list(np.array(frame.lidar2img, np.float64)),
             img_shape=shapes,
             pad_shape=shapes,

@@ -22,11 +22,13 @@ from mmdeploy_ext.families.bevformer.options import PORTABLE
 from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.bev_motion import (
     CAN_BUS,
+    ORIENTATIONS,
     YAW_DEG,
     bev_rotation,
     bev_shift,
     can_bus_record,
     motion_since,
+    orientation_of,
     record_of_pose,
 )
 from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
@@ -59,8 +61,24 @@ def contract_of(file: Path) -> str:
     return metadata.options['contract']
 
 
-def record_of(frame: Frame) -> np.ndarray:
-    """Return the record of the car's motion (18,) of a frame; one without has that of its pose."""
+def record_of(frame: Frame, orientation: str = '') -> np.ndarray:
+    """Return the record of the car's motion (18,) of a frame; one without has that of its pose.
+
+    `orientation` is the kind of records that the model was trained with, of `bev_motion.ORIENTATIONS`; ''
+    takes any. DataError: the record is of another kind, or not of finite numbers.
+    """
+    record = _any_record(frame)
+    if orientation and (kind := orientation_of(record)) != orientation:
+        got = ORIENTATIONS.get(kind, 'neither of both kinds')
+        raise DataError(
+            f'can_bus: entries 3 to 6 are {record[3:7].tolist()}, {got}; '
+            f'the model was trained with {ORIENTATIONS[orientation]} (can_bus_orientation={orientation!r}): '
+            f'give such records, or state the other kind in the config and export again'
+        )
+    return record
+
+
+def _any_record(frame: Frame) -> np.ndarray:
     if frame.can_bus is None:
         return record_of_pose(frame_checks.check_pose(frame.ego_pose))
     record = np.asarray(frame.can_bus, np.float64)
@@ -157,7 +175,8 @@ class BevFormerOnnx(Runtime):
                 f'lidar2img: got shape {lidar2img.shape}, expected finite numbers of '
                 f'({self.num_cameras}, 4, 4)'
             )
-        record, facts = record_of(frame), self.metadata.postprocess
+        facts = self.metadata.postprocess
+        record = record_of(frame, facts['can_bus_orientation'])
         is_first = self._last is None or self._is_another_scene(frame)
         before = None
         if not is_first:

@@ -9,7 +9,7 @@ import torch
 
 import toy_bevformer as toy
 from marking import in_suite
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.bevformer import graphs, runtime
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
@@ -245,6 +245,32 @@ def test_a_pose_stands_for_a_record():
     record = record_of_pose(pose)  # the LiDAR's y is ahead, so that the car looks along the map's y
     np.testing.assert_allclose(record[:3], [10, 20, 1.8])
     np.testing.assert_allclose(record[[3, 16, 17]], [np.sqrt(0.5), np.pi / 2, 90])
+
+
+def test_records_of_another_kind_than_the_model_was_trained_with_are_refused(deployment, paths):
+    frame = next(iter(drive(deployment, 1)))
+    quaternion = RECORD.copy()
+    quaternion[3:7] = 0.8, 0.0, 0.0, 0.6
+    runner = deployment.family.runner(paths, dict(engine='OnnxRuntimeBackend'))
+    assert runner.metadata.postprocess['can_bus_orientation'] == 'wwww'
+    for stepper in (runner, deployment.family.reference(deployment.model)):
+        stepper.step(dataclasses.replace(frame, can_bus=RECORD))
+        with pytest.raises(
+            DataError, match='a unit quaternion w, x, y, z; the model was trained with the real'
+        ):
+            stepper.step(dataclasses.replace(frame, can_bus=quaternion))
+    other = dataclasses.replace(frame, can_bus=quaternion)
+    np.testing.assert_array_equal(runtime.record_of(other, 'wxyz'), quaternion)
+    with pytest.raises(DataError, match='trained with a unit quaternion'):
+        runtime.record_of(frame, 'wxyz')
+
+
+@pytest.mark.parametrize('key', ['box_convention', 'can_bus_orientation'])
+def test_a_wrong_fact_of_the_training_is_refused_by_name(tmp_path, key):
+    path = tmp_path / 'toy.pth'
+    write_seeded(toy.CONFIG, str(path))
+    with pytest.raises(ConfigError, match=f"{key}='xyzw', expected"):
+        deploy.load(toy.CONFIG, str(path), cfg_options={key: 'xyzw'})
 
 
 @pytest.mark.parametrize(('record', 'named'), [(np.zeros(17), '18 finite'), (RECORD * np.nan, '18 finite')])

@@ -18,6 +18,11 @@ CAN_BUS = 18
 """Numbers of a record of the car's motion, see `motion_since`."""
 YAW_RAD, YAW_DEG = 16, 17
 """Where a record has the heading of the car in the map, in radians and in degrees."""
+ORIENTATIONS = dict(wwww='the real part w of the orientation four times', wxyz='a unit quaternion w, x, y, z')
+"""What entries 3 to 6 of a record may be. Upstream's data set makes the former, Autoware's node the
+latter."""
+UNIT_TOLERANCE = 1e-3
+"""Largest difference of a unit quaternion's length from 1; float32 records stay below 1e-6."""
 TIE_CELLS = 2e-5
 """A source as near as this to the middle between two cells may be rounded to either by right float32 code:
 its coordinates, up to 100 cells, have steps of 8e-6 cells."""
@@ -61,6 +66,14 @@ def record_of_pose(ego_pose: np.ndarray) -> np.ndarray:
     record = can_bus_record(ego_pose[:3, 3], (math.cos(heading / 2), 0, 0, math.sin(heading / 2)))
     record[3:7] = w
     return record
+
+
+def orientation_of(record: np.ndarray) -> str:
+    """Return how a record (18,) has the orientation, a key of `ORIENTATIONS`; '' if it is neither of them."""
+    four = record[3:7]
+    if (four == four[0]).all():
+        return 'wwww'
+    return 'wxyz' if abs(float(np.linalg.norm(four)) - 1) < UNIT_TOLERANCE else ''
 
 
 def motion_since(can_bus: np.ndarray, previous: np.ndarray | None) -> np.ndarray:
