@@ -464,6 +464,21 @@ ENTRIES = (
         test=TOOLS + 'test_streaming_loop.py::test_nds_and_map_by_both_engines_are_equal',
     ),
     Entry(
+        r'tools/dist_test_\w+.sh projects/configs/BEVFormer',
+        why='data set',
+        test=TOOLS + 'test_bevformer_loop.py::test_nds_and_map_by_both_engines_are_equal',
+    ),
+    Entry(
+        r'mm2onnx run work_dirs/bevformer_toy/',
+        why='data set',
+        test=TOOLS + 'test_bevformer_loop.py::test_run_draws_infos_and_says_what_stands_for_a_missing_record',
+    ),
+    Entry(
+        r'python -m projects.toydata.bevformer',
+        why='minutes',
+        test=TOOLS + 'test_bevformer_loop.py::test_one_command_trains_the_toy',
+    ),
+    Entry(
         r'tools/dist_test_\w+.sh \$LOOP',
         why='data set',
         test=TOOLS + 'test_quantize.py::test_the_test_loop_evaluates_the_int8_file_as_it_is',

@@ -208,6 +208,8 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
             entries.append(run_images.usable(run_frame, facts, fail_fast))
             name = f'{frame.name} ({", ".join(black)} black)' if black else frame.name
             run_images.report(name, entries[-1])
+        for note in model.notes:
+            print(f'note: {note}', file=sys.stderr)
     return run_images.finish(args, metadata, entries, time.perf_counter() - begun, 'frames')
 
 

@@ -40,12 +40,14 @@ class Runtime(contextlib.ExitStack):
         state: the memory; None without one.
         fed_bytes: bytes copied to the engine for the last frame, besides the images; None if not counted.
         seconds: spent so far, by part of the model; set by the model.
+        notes: sentences about the samples so far that a reader of the results has to know.
     """
 
     metadata: Metadata
     state: Any = None
     fed_bytes: int | None = None
     seconds: dict[str, float]
+    notes: Sequence[str] = ()
 
     @property
     def rule(self) -> Any:

@@ -94,6 +94,7 @@ class BevFormerReference:
             hook.remove()
         taps = dict(taps, can_bus=torch.from_numpy(record_of(frame)))
         taps['lidar2img'], taps['img'] = (torch.from_numpy(x) for x in (frame.lidar2img, frame.images))
+        taps['prev_exists'] = torch.tensor([0.0 if was_first else 1.0])
         taps.update({name: head_outputs[name] for name in OUTPUTS})
         for name, value in taps.items():
             tap(name, value)  # for `collect_taps` around this step

@@ -123,6 +123,7 @@ class BevFormerOnnx(Runtime):
         self.num_cameras = self.image_shape[0]
         self.seconds = dict(network=0.0)
         self.was_reset = False
+        self._moments = self._without_record = 0
         self._view = np.zeros(self.backend.spec.tensor('prev_bev').axes, np.float32)
         self.reset()
 
@@ -158,7 +159,20 @@ class BevFormerOnnx(Runtime):
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> Frame:
         """Return a frame of a data set's infos as `step` takes it; see `frame_of_rig`."""
+        self._moments += 1
+        self._without_record += rig.info.get('can_bus') is None
         return frame_of_rig(images_bgr, rig, self.rule)
+
+    @property
+    def notes(self) -> list[str]:
+        """How many infos had no record of the motion, and what stands for it."""
+        if not self._without_record:
+            return []
+        return [
+            f'{self._without_record} of {self._moments} frames have no can_bus: position, orientation and '
+            'heading are of ego2global; acceleration, rotation rate and velocity are 0, as in the data set '
+            'of BEVFormer for scenes without a record'
+        ]
 
     def step(self, frame: Frame) -> StepResult:
         """Run a prepared frame and keep its view.

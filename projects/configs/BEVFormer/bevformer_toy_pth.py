@@ -1,0 +1,1 @@
+_base_ = ['./bevformer_toy.py', '../_base_/backends/torch.py']

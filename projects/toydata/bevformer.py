@@ -1,0 +1,222 @@
+"""`python -m projects.toydata.bevformer`: trains BEVFormer's toy on the generated drives.
+
+BEVFormer of this project runs at test time; this trains the small model alone, so that metrics of its files
+mean something. The backbone is StreamPETR's toy's and stays as it is: its maps are computed once. Scenes run
+side by side, each with its last bird's-eye view, through which nothing is learned back in time. The loss is
+that of DETR: one-to-one matching, focal loss, L1 distance of box codes.
+
+Source of costs and factors: fundamentalvision/BEVFormer 66b65f3, `projects/configs/bevformer/*.py`.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import math
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.bevformer.runtime import frame_of_rig
+from mmdeploy_ext.families.parts.runtime.bev_motion import motion_since
+from mmdeploy_ext.runtime.infos import read_frames, read_infos
+
+CONFIG = 'projects/configs/BEVFormer/bevformer_toy.py'
+BACKBONE = 'demo/checkpoints/stream_petr_toy.pth'
+"""Checkpoint with a backbone of the same layers."""
+SLOTS = 2
+"""Scenes side by side: frames of an iteration."""
+CLASS_WEIGHT, BOX_WEIGHT, ALPHA, GAMMA = 2.0, 0.25, 0.25, 2.0
+"""Factors of the losses, which are those of the matching's costs, and constants of the focal loss."""
+RATE, WARMUP, LARGEST_GRADIENT = 1e-3, 50, 10.0
+"""Largest rate of AdamW, iterations in which it rises, and the norm to which gradients are cut."""
+
+
+@dataclasses.dataclass
+class Moment:
+    """One frame as training takes it: maps of the backbone, rig, motion and targets."""
+
+    maps: list[Tensor]
+    lidar2img: np.ndarray
+    record: np.ndarray
+    codes: Tensor
+    labels: Tensor
+
+
+def start_values(model: nn.Module, seed: int) -> None:
+    """Set the weights with which training begins: offsets that point around, small box branches."""
+    torch.manual_seed(seed)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not name.startswith('img_backbone'):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    head = model.pts_bbox_head
+    for module in head.modules():
+        if hasattr(module, 'sampling_offsets'):
+            point_around(module)
+            nn.init.zeros_(module.attention_weights.weight)
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight)
+    nn.init.uniform_(head.query_embedding.weight)
+    for embedding in (head.transformer.level_embeds, head.transformer.cams_embeds):
+        nn.init.normal_(embedding)
+    for classes, boxes in zip(head.cls_branches, head.reg_branches, strict=True):
+        nn.init.constant_(classes[-1].bias, -math.log(99))  # a score of 0.01
+        nn.init.normal_(boxes[-1].weight, std=0.01)
+
+
+def point_around(attention: nn.Module) -> None:
+    """Let the heads of a deformable attention look into as many directions, each point one step farther."""
+    heads = attention.num_heads
+    angles = torch.arange(heads) * (2 * math.pi / heads)
+    ways = torch.stack([angles.cos(), angles.sin()], -1)
+    ways = ways / ways.abs().amax(-1, keepdim=True)
+    points = attention.num_points
+    queues = attention.sampling_offsets.out_features // (heads * attention.num_levels * points * 2)
+    steps = torch.arange(1, points + 1)[:, None]
+    offsets = (ways[:, None, None] * steps).expand(heads, queues * attention.num_levels, points, 2)
+    with torch.no_grad():
+        nn.init.zeros_(attention.sampling_offsets.weight)
+        attention.sampling_offsets.bias.copy_(offsets.flatten())
+
+
+def targets_of(info: Mapping[str, Any], classes: Sequence[str], pc_range: Sequence[float]) -> tuple:
+    """Return box codes (n, 10) and labels (n,) of an info, as mmdet3d 0.17 has them."""
+    boxes, names = np.asarray(info['gt_boxes'], np.float64), info['gt_names']
+    low, high = np.array(pc_range[:2]), np.array(pc_range[3:5])
+    inside = ((boxes[:, :2] > low) & (boxes[:, :2] < high)).all(1) & (np.asarray(info['num_lidar_pts']) > 0)
+    keep = inside & np.isin(names, classes)
+    x, y, z, length, width, height, yaw = boxes[keep].T
+    yaw = -yaw - np.pi / 2
+    speed = np.nan_to_num(np.asarray(info['gt_velocity'], np.float64)[keep])
+    codes = [x, y, np.log(width), np.log(length), z, np.log(height), np.sin(yaw), np.cos(yaw), *speed.T]
+    labels = [classes.index(name) for name in np.asarray(names)[keep]]
+    return torch.tensor(np.stack(codes, 1), dtype=torch.float32), torch.tensor(labels, dtype=torch.int64)
+
+
+def read_scenes(model: nn.Module, infos: Path, rule: Any, classes: Sequence[str]) -> list[list[Moment]]:
+    """Return the frames of every scene, in their order."""
+    scenes: dict[str, list[Moment]] = {}
+    contents = {info['token']: info for info in read_infos(infos)}
+    for rig in read_frames(infos, rule):
+        frame = frame_of_rig(rig.read_pictures(), rig, rule)
+        with torch.no_grad():
+            maps = list(model.img_backbone(torch.from_numpy(frame.images)))
+        codes, labels = targets_of(contents[rig.name], classes, model.pts_bbox_head.pc_range)
+        moment = Moment(maps, frame.lidar2img, frame.can_bus, codes, labels)
+        scenes.setdefault(rig.scene_token, []).append(moment)
+    return list(scenes.values())
+
+
+def focal_terms(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the focal loss of every logit as the right class, and as a wrong one."""
+    scores = logits.sigmoid()
+    right = -nn.functional.logsigmoid(logits) * ALPHA * (1 - scores) ** GAMMA
+    wrong = -nn.functional.logsigmoid(-logits) * (1 - ALPHA) * scores**GAMMA
+    return right, wrong
+
+
+def layer_loss(logits: Tensor, boxes: Tensor, moment: Moment, weights: Tensor) -> Tensor:
+    """Return the loss of a decoder layer: logits (R, K), box codes (R, 10)."""
+    right, wrong = focal_terms(logits)
+    labels, count = moment.labels, max(len(moment.labels), 1)
+    distance = torch.cdist(boxes * weights, moment.codes * weights, p=1)
+    costs = CLASS_WEIGHT * (right - wrong)[:, labels] + BOX_WEIGHT * distance
+    rows, columns = linear_sum_assignment(costs.detach().numpy())
+    rows, columns = torch.from_numpy(rows), torch.from_numpy(columns)
+    classes = wrong.sum() + (right - wrong)[rows, labels[columns]].sum()
+    return (CLASS_WEIGHT * classes + BOX_WEIGHT * distance[rows, columns].sum()) / count
+
+
+def frame_loss(model: nn.Module, moment: Moment, last: tuple | None, size: tuple[int, int]) -> tuple:
+    """Return the loss of a frame, summed over the layers, and what the next frame takes of it."""
+    head = model.pts_bbox_head
+    before, view = last or (None, None)
+    meta = dict(
+        can_bus=motion_since(moment.record, before),
+        lidar2img=moment.lidar2img,
+        pad_shape=[(*size, 3)] * len(moment.lidar2img),
+    )
+    outputs = head([level[None] for level in model.img_neck(moment.maps)], [meta], view)
+    layers = zip(outputs['all_cls_scores'][:, 0], outputs['all_bbox_preds'][:, 0], strict=True)
+    loss = sum(layer_loss(logits, boxes, moment, head.code_weights) for logits, boxes in layers)
+    return loss, (moment.record, outputs['bev_embed'].detach())
+
+
+def endless(scenes: list[list[Moment]], seed: int) -> Iterator[tuple[Moment, bool]]:
+    """Yield the frames of scenes in random order, each with whether it begins a scene."""
+    rng = random.Random(seed)
+    for _ in itertools.count():
+        for number, moment in enumerate(rng.choice(scenes)):
+            yield moment, number == 0
+
+
+def train(
+    model: nn.Module, scenes: list[list[Moment]], size: tuple[int, int], iterations: int, seed: int
+) -> None:
+    """Train neck and head of a model in place."""
+    parameters = [value for name, value in model.named_parameters() if not name.startswith('img_backbone')]
+    parameters = [value for value in parameters if value.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / WARMUP, (1 + math.cos(math.pi * step / iterations)) / 2)
+    )
+    slots = [endless(scenes, seed + slot) for slot in range(SLOTS)]
+    memories: list[tuple | None] = [None] * SLOTS
+    start, total = time.monotonic(), 0.0
+    for iteration in range(1, iterations + 1):
+        optimizer.zero_grad()
+        for slot, frames in enumerate(slots):
+            moment, is_first = next(frames)
+            loss, memories[slot] = frame_loss(model, moment, None if is_first else memories[slot], size)
+            (loss / SLOTS).backward()
+            total += float(loss.detach()) / SLOTS
+        nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
+        optimizer.step()
+        schedule.step()
+        if iteration % 50 == 0:
+            print(f'{iteration}: loss {total / 50:.3f}, {time.monotonic() - start:.0f} s', flush=True)
+            total = 0.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, and write the checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
+    parser.add_argument('--infos', default='data/toy_nuscenes/toy_nuscenes2d_temporal_infos_train.pkl')
+    parser.add_argument('--out', required=True, help='checkpoint to write')
+    parser.add_argument('--iterations', type=int, default=420)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument(
+        '--begin-with', help='checkpoint of an earlier run, from whose weights this one goes on'
+    )
+    args = parser.parse_args(argv)
+    compat.apply()
+    cfg = load_config(CONFIG)
+    family = find_family(cfg)
+    model, rule = family.build(cfg).eval(), family.preprocess_rule(cfg)
+    start_values(model, args.seed)
+    weights = torch.load(BACKBONE, weights_only=True)['state_dict']
+    prefix = 'img_backbone.'
+    model.img_backbone.load_state_dict(
+        {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    )
+    if args.begin_with:
+        model.load_state_dict(torch.load(args.begin_with, weights_only=True)['state_dict'])
+    scenes = read_scenes(model, Path(args.infos), rule, list(cfg.data.test.classes))
+    train(model, scenes, rule.input_size, args.iterations, args.seed)
+    classes = tuple(cfg.data.test.classes)
+    torch.save(dict(meta=dict(CLASSES=classes), state_dict=model.state_dict()), args.out)
+    return 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,109 @@
+"""BEVFormer's toy over a small generated data set: the test loop by both engines, and `mm2onnx run`."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.cli import run_app, test_app
+from mmdeploy_ext.core.files import read_json
+from toy_atss import REPO
+
+CONFIG = str(REPO / 'projects/configs/BEVFormer/bevformer_toy.py')
+PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
+CHECKPOINT = str(REPO / 'demo/checkpoints/bevformer_toy.pth')
+SCENES, FRAMES = 2, 3
+
+
+@pytest.fixture(scope='module')
+def infos(tmp_path_factory):
+    """Infos of two scenes, which have no record of the CAN bus."""
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
+    from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
+
+    root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
+    options = SetOptions(train_scenes=1, val_scenes=SCENES, frames=FRAMES)
+    ensure_toy_nuscenes(root, options, jobs=1, quiet=True)
+    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
+    return root / 'toy_nuscenes2d_temporal_infos_val.pkl'
+
+
+def evaluate(config, infos, work_dir, *options):
+    words = [config, CHECKPOINT, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options']
+    data = [f'data.test.ann_file={infos}', f'data.test.data_root={infos.parent}/', 'data.workers_per_gpu=0']
+    assert test_app.main([*words, *data, *options]) == 0
+
+
+@pytest.fixture(scope='module')
+def work_dir(infos, tmp_path_factory):
+    """The folder of a PyTorch run, which dumps its first frames."""
+    folder = tmp_path_factory.mktemp('run') / 'bevformer_toy'
+    evaluate(PTH, infos, folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def exported(infos, work_dir):
+    """The folder of the files that the ONNX run exported."""
+    evaluate(ONNX, infos, work_dir)
+    return work_dir / 'bevformer_toy_portable'
+
+
+def metrics(folder, name):
+    return read_json(folder / f'metrics_{name}.json')['metrics']
+
+
+def test_nds_and_map_by_both_engines_are_equal(work_dir, exported):
+    reference, candidate = metrics(work_dir, 'pth'), metrics(work_dir, 'onnx')
+    assert reference.keys() == candidate.keys()
+    scores = [name for name in reference if name.endswith(('NDS', 'mAP'))]
+    assert len(scores) == 2
+    assert all(abs(reference[name] - candidate[name]) <= 5e-4 for name in scores)
+
+
+def test_the_onnx_run_agrees_with_the_dump(infos, work_dir, exported, capfd):
+    evaluate(ONNX, infos, work_dir)
+    out = capfd.readouterr().out
+    assert out.count(': agrees') == 4 and 'up to date' in out
+
+
+def test_an_emptied_memory_changes_the_metrics(infos, work_dir, tmp_path):
+    evaluate(PTH, infos, tmp_path, 'backend_config.memory=reset', 'backend_config.dump=None')
+    assert metrics(tmp_path, 'pth') != metrics(work_dir, 'pth')
+
+
+def test_run_draws_infos_and_says_what_stands_for_a_missing_record(infos, exported, tmp_path, capsys):
+    out, found = tmp_path / 'drawn', tmp_path / 'found.json'
+    words = [str(exported), str(infos), '--out', str(out), '--json', str(found)]
+    assert run_app.main(words) == 0
+    assert f'{SCENES * FRAMES} of {SCENES * FRAMES} frames have no can_bus' in capsys.readouterr().err
+    assert len(list(out.glob('*.png'))) == len(read_json(found)['frames']) == SCENES * FRAMES
+
+
+def test_one_command_trains_the_toy(infos, tmp_path):
+    import torch
+
+    from projects.toydata import bevformer
+
+    out = tmp_path / 'trained.pth'
+    train_infos = str(infos).replace('_val.pkl', '_train.pkl')
+    assert bevformer.main(['--infos', train_infos, '--out', str(out), '--iterations', '2']) == 0
+    trained, kept = (torch.load(path, weights_only=True)['state_dict'] for path in (out, CHECKPOINT))
+    assert {key: value.shape for key, value in trained.items()} == {
+        key: value.shape for key, value in kept.items()
+    }
+    assert all(value.isfinite().all() for value in trained.values())
+
+
+def test_a_record_in_the_infos_is_taken(infos, exported, tmp_path, capsys):
+    content = pickle.loads(infos.read_bytes())
+    content['infos'] = [dict(content['infos'][0], can_bus=np.arange(18.0))]
+    recorded = infos.with_name('recorded.pkl')
+    recorded.write_bytes(pickle.dumps(content))
+    found = tmp_path / 'found.json'
+    assert (
+        run_app.main([str(exported), str(recorded), '--out', str(tmp_path / 'drawn'), '--json', str(found)])
+        == 0
+    )
+    assert 'can_bus' not in capsys.readouterr().err
