@@ -22,9 +22,8 @@ STEP, MEMORY, STEPS = (
     'mmdeploy_ext.models.streampetr.steps:FrameSteps',
 )
 STEP_ON_ENGINE, DEPLOY = f'{RUNTIME}.model:StreamPetrOnnx.step', f'{RUNTIME}.deploy:DeployContract.run'
-MOTION, DECODE, BOXES = (
-    f'{RUNTIME}.{name}' for name in ('state:relative_motion', 'model:decode', 'model:boxes_of_predictions')
-)
+MOTION = 'mmdeploy_ext.runtime.frames:relative_motion'
+DECODE, BOXES = (f'{RUNTIME}.model:{name}' for name in ('decode', 'boxes_of_predictions'))
 VIEWS, PIPELINE = (
     'mmdeploy_ext.preprocess.cameras:MultiViewRule',
     'mmdeploy_ext.preprocess.cameras:multiview_rule',
