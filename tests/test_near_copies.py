@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SHORTEST = 15
+SHORTEST = 12
 FEWEST = 5
 SHARE = 0.8
 STRETCH = 8
@@ -39,15 +39,22 @@ def header(node: ast.AST) -> list[str]:
 
 
 def functions(path: str, source: str) -> dict[str, list[str]]:
-    """Return 'path:line name' -> statements of every function of at least `SHORTEST` lines as written."""
+    """Return 'path:first-last name' -> statements of each function of at least `SHORTEST` lines."""
     found = {}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[1:][:1] if ast.get_docstring(node) else node.body[:1]
             lines = code_lines(node)
             if first and node.end_lineno - first[0].lineno + 1 >= SHORTEST and len(lines) >= FEWEST:
-                found[f'{path}:{node.lineno} {node.name}'] = lines
+                found[f'{path}:{node.lineno}-{node.end_lineno} {node.name}'] = lines
     return found
+
+
+def is_inside(name: str, other: str) -> bool:
+    """Return whether a function, as `functions` names it, is defined inside another one."""
+    (path, lines), (other_path, other_lines) = (entry.split(' ')[0].rsplit(':', 1) for entry in (name, other))
+    (first, last), (outer_first, outer_last) = (map(int, span.split('-')) for span in (lines, other_lines))
+    return path == other_path and outer_first <= first and last <= outer_last
 
 
 def common_in_order(left: list[str], right: list[str]) -> int:
@@ -76,6 +83,8 @@ def near_copies(found: dict[str, list[str]]) -> list[tuple[str, str]]:
     for (left, right), lines in shared.items():
         ours, theirs = found[left], found[right]
         least = SHARE * min(len(ours), len(theirs))
+        if is_inside(left, right) or is_inside(right, left):
+            continue
         if lines >= least and common_in_order(ours, theirs) >= least:
             pairs.append((left, right))
     return pairs
@@ -139,6 +148,12 @@ def test_the_finder_finds_copies_whatever_their_names_comments_and_layout(change
     other = [f'{line}  # same' if index >= changed else f'y{index} = g()' for index, line in enumerate(BODY)]
     found = {**functions('a', as_function('one', BODY)), **functions('b', as_function('two', other))}
     assert bool(near_copies(found)) == is_copy
+
+
+def test_a_function_is_no_copy_of_the_one_that_it_is_defined_in():
+    inner = as_function('inner', BODY).replace('\n', '\n    ')
+    assert len(found := functions('a', f'def outer():\n    {inner}')) == 2
+    assert not near_copies(found)
 
 
 def test_the_finder_wants_the_order_too():
