@@ -61,8 +61,8 @@ def to_onnx(
         graph: folded; float16 weights are computed with in float32.
         form: 'buckets' or 'tables'.
         opset: 13 or later.
-        metadata: `metadata_props` of the file; the facts that the runtime needs are added under
-            'mm2onnx.scn': form, order, channels, output shape and plan; with None nothing is added.
+        metadata: `metadata_props` of the file; None: no further ones. The facts that the runtime needs are
+            always added, under 'mm2onnx.scn': form, order, channels, output shape and plan.
 
     Returns:
         A model that `onnx.checker` and strict shape inference accept. Inputs: 'voxels' (N, C) float32 and

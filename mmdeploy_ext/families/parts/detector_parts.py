@@ -28,7 +28,8 @@ MULTIPLES = dict(
 PATHS = dict(YOLOXPAFPN=3, CSPNeXtPAFPN=3)
 """Necks that take any number of maps -> the one for which `MULTIPLES` holds; each further one doubles it."""
 GRID_SAMPLE_OPSETS = (16, 20)
-"""GridSample exists from 16 on; the default stays below 20, whose GridSample TensorRT 10 gets wrong."""
+"""First and last opset of graphs with GridSample, which ONNX has from 16 on. 20 is taken if it is asked for;
+the default stays below it, since TensorRT 10 gets GridSample of opset 20 wrong."""
 ROUND_DOWN = ('NASFPN',)
 """Parts whose coarse levels have `H // stride` rows, since they pool; convolutions round up."""
 
@@ -158,7 +159,7 @@ def check(model: Mapping[str, Any], options: Options) -> None:
 
 
 def check_grid_sample(name: str, options: Options) -> None:
-    """Refuse (UsageError) an opset without GridSample, or with one that TensorRT 10 gets wrong.
+    """Refuse (UsageError) an opset that is outside of `GRID_SAMPLE_OPSETS`.
 
     `name` is that of the part that needs it, for the message.
     """
