@@ -14,7 +14,7 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.dense.forms import (
     FULL_NAMES,
@@ -74,10 +74,20 @@ BOX_MEANINGS = dict(
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of a form; ConfigError: the maps have another stride than the head decodes by."""
+    """Return the contract of a form.
+
+    Raises:
+        ConfigError: the maps have another stride than the head decodes by.
+        UsageError: a fixed size that the file itself would refuse, see `detector_parts.smallest`.
+    """
     _check_stride(model)
     bordered, stride = described(model).bordered, max(facts_of(model.bbox_head)['strides'])
     smallest = detector_parts.smallest(model.bbox_head, stride, detector_parts.round_down(model))
+    if not options.dynamic and min(options.height, options.width) < smallest:
+        raise UsageError(
+            f'--shape {options.height} {options.width}: each side has to be at least {smallest} pixels for '
+            f'this model, whose largest stride is {stride}'
+        )
     padded = 'all around' if bordered else 'bottom and right'
     image = image_input(options, smallest, detector_parts.multiple(model), padded)
     inputs = [image]

@@ -14,7 +14,7 @@ from marking import in_suite
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.dense import heads, reference, runtime
 from mmdeploy_ext.families.dense.family import largest_num_candidates
@@ -265,6 +265,14 @@ def test_maps_of_another_stride_than_the_head_decodes_by_are_refused():
     model = dense_heads.FAMILY.build(cfg).eval()
     with pytest.raises(ConfigError, match=r'CenterNetHead.*8.*4'):
         dense_heads.FAMILY.spec(model, dense_heads.FAMILY.choose(dynamic=True))
+
+
+def test_a_fixed_size_below_the_kernel_of_the_last_level_is_refused():
+    model = dense_heads.detector(make_head('RepPointsHead'))
+    size = dict(form='raw', height=256, width=320)
+    with pytest.raises(UsageError, match=r'--shape 256 320: .* at least 257 pixels'):
+        dense_heads.FAMILY.spec(model, dense_heads.FAMILY.choose(**size))
+    assert dense_heads.FAMILY.spec(model, dense_heads.FAMILY.choose(**size, dynamic=True))
 
 
 def test_the_number_of_peaks_is_all_that_limits_results_of_centernet():
