@@ -143,3 +143,24 @@ def dcnv3_without_extension(module: ModuleType, execute: Execute) -> bool:
         del sys.modules['DCNv3']
     module.DCNv3Function = type('DCNv3Function', (), dict(apply=staticmethod(dcnv3_forward)))
     return True
+
+
+@patch('projects.mmdet3d_plugin.ops.deformable_aggregation', versions='Sparse4D c41df4b')
+def sparse4d_without_extension(module: ModuleType, execute: Execute) -> bool:
+    """Sparse4D imports a compiled extension, which is built for GPUs, or else refuses its own configs.
+
+    Without it PyTorch computes, by the rule of the kernel: upstream's variant without the operator is another
+    function at the border of pictures.
+    """
+    from mmdeploy_ext.compat.plain_kernels import SPARSE4D_EXTENSION, deformable_aggregation
+
+    name = f'{module.__package__}.{SPARSE4D_EXTENSION}'
+    if importlib.util.find_spec(name) is not None:
+        execute()
+        return False
+    extension = ModuleType(name)
+    extension.deformable_aggregation_forward = deformable_aggregation
+    sys.modules[name] = extension
+    setattr(sys.modules[module.__package__], SPARSE4D_EXTENSION, extension)
+    execute()
+    return True

@@ -1,4 +1,4 @@
-"""Operators of mmcv 1.7.2 and InternImage that have only CUDA kernels, in PyTorch, gradients included.
+"""Operators of mmcv 1.7.2, InternImage and Sparse4D that have only CUDA kernels, in PyTorch, with gradients.
 
 CARAFE: https://arxiv.org/abs/1905.02188; deformable pooling of regions: https://arxiv.org/abs/1703.06211 and
 https://arxiv.org/abs/1811.11168; DCNv3: https://arxiv.org/abs/2211.05778.
@@ -17,6 +17,8 @@ from mmdeploy_ext.compat import flash_attention
 
 MMCV_MODULES = ('MaskedConv2d', 'CARAFEPack', 'DeformRoIPoolPack', 'ModulatedDeformRoIPoolPack')
 """Modules of mmcv without a CPU kernel, which compute by the functions of this file on the CPU."""
+SPARSE4D_EXTENSION = 'deformable_aggregation_ext'
+"""Module of Sparse4D's package `ops` that is compiled for GPUs."""
 
 
 def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
@@ -219,6 +221,40 @@ def dcnv3_forward(
     return sums.permute(0, 2, 3, 1).contiguous()
 
 
+def deformable_aggregation(
+    features: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, locations: Tensor, weights: Tensor
+) -> Tensor:
+    """Return what key points of instances gather from all cameras and levels (B, A, C).
+
+    A point counts in a camera if it is strictly inside of its picture, 0 < u < 1 and 0 < v < 1, and takes the
+    four corners around it there, each by itself. This is the operator of Sparse4D, in the precision of the
+    features: camera by camera, level by level, by GridSample of the points in the pictures alone.
+
+    Args:
+        features: (B, S, C), camera by camera, level by level, row by row.
+        spatial_shapes: (N, L, 2), height and width of each map.
+        level_start_index: (N, L), where each map begins in S.
+        locations: (B, A, P, N, 2), u and v of P points in shares of the picture, of any finite value.
+        weights: (B, A, P, N, L, G) of G groups of channels.
+    """
+    groups, mixed = weights.shape[-1], []
+    for sample, places, shares in zip(features, locations, weights, strict=True):
+        total = sample.new_zeros(len(places), sample.shape[-1])
+        for camera, sizes in enumerate(spatial_shapes.tolist()):
+            u, v = places[:, :, camera].unbind(-1)
+            instances, points = ((u > 0) & (u < 1) & (v > 0) & (v < 1)).nonzero(as_tuple=True)
+            grid = 2 * places[instances, points, camera] - 1
+            seen = shares[instances, points, camera]  # points in the picture, L, G
+            for level, (height, width) in enumerate(sizes):
+                begin = int(level_start_index[camera, level])
+                cells = sample[begin : begin + height * width].t().reshape(1, -1, height, width)
+                sampled = functional.grid_sample(cells, grid[None, None], align_corners=False)[0, :, 0].t()
+                parts = sampled.unflatten(1, (groups, -1)) * seen[:, level, :, None]
+                total = total.index_add(0, instances, parts.flatten(1))
+        mixed.append(total)
+    return torch.stack(mixed)
+
+
 def notes_on(model: nn.Module) -> list[str]:
     """Return a sentence of a verdict for each class of a model that computes without its compiled kernel."""
     kinds = sorted({type(module) for module in model.modules()}, key=lambda kind: kind.__qualname__)
@@ -229,6 +265,13 @@ def notes_on(model: nn.Module) -> list[str]:
         if kind.__name__ == 'DCNv3':  # `DCNv3_pytorch` beside it never calls the function
             function = getattr(sys.modules.get(kind.__module__), 'DCNv3Function', None)
             is_plain = getattr(function, 'apply', None) is dcnv3_forward  # see `dcnv3_without_extension`
+        if kind.__name__ == 'DeformableFeatureAggregation':
+            # see `sparse4d_without_extension`; its package has the extension, which that puts there
+            extension = sys.modules.get(
+                f'{kind.__module__.rpartition(".models.")[0]}.ops.{SPARSE4D_EXTENSION}'
+            )
+            function = getattr(extension, 'deformable_aggregation_forward', None)
+            is_plain = device == 'cpu' and function is deformable_aggregation
         if is_plain:
             notes.append(
                 f'{kind.__module__}.{kind.__qualname__} computes by the reference of mm2onnx in PyTorch, '

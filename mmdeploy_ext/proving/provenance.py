@@ -79,7 +79,8 @@ def _class_sources(deployment: Deployment) -> Iterator[tuple[str, list[str]]]:
     yield 'checkpoint', _names(meta.get('CLASSES'))
     dataset_class, classes = _test_set(cfg)
     if classes is not None:  # a list, or the name of a file of names, which mmdet's data sets read
-        names = dataset_class.get_classes(classes) if dataset_class else classes
+        # a data set that is not derived from mmdet's takes a list as it is
+        names = getattr(dataset_class, 'get_classes', lambda names: names)(classes)
         yield 'data set of the config', _names(names)
     for key in ('classes', 'class_names'):
         yield f'config ({key})', _names(cfg.get(key))

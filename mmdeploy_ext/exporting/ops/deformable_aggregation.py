@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdeploy_ext.compat import plain_kernels
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
 
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
@@ -39,24 +40,9 @@ def _eager(
     weights: Tensor,
     grid_sample: bool,
 ) -> Tensor:
-    """Add up camera by camera and level by level, in the precision of the features."""
-    groups = weights.shape[-1]
-    rows = []
-    for sample, places, shares in zip(features, locations, weights, strict=True):
-        mixed = sample.new_zeros(len(places), sample.shape[-1])
-        for camera, sizes in enumerate(spatial_shapes.tolist()):
-            x, y = places[:, :, camera].unbind(-1)
-            instances, points = ((x > 0) & (x < 1) & (y > 0) & (y < 1)).nonzero(as_tuple=True)
-            grid = 2 * places[instances, points, camera] - 1
-            seen = shares[instances, points, camera]  # (n, L, G)
-            for level, (height, width) in enumerate(sizes):
-                begin = int(level_start_index[camera, level])
-                cells = sample[begin : begin + height * width].t().reshape(1, -1, height, width)
-                sampled = F.grid_sample(cells, grid[None, None], align_corners=False)[0, :, 0].t()
-                parts = sampled.unflatten(1, (groups, -1)) * seen[:, level, :, None]
-                mixed.index_add_(0, instances, parts.flatten(1))
-        rows.append(mixed)
-    return torch.stack(rows)
+    return plain_kernels.deformable_aggregation(
+        features, spatial_shapes, level_start_index, locations, weights
+    )
 
 
 def _traceable(
