@@ -12,6 +12,7 @@ from torch import nn
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.compat import plain_kernels
+from mmdeploy_ext.compat.patches_vendored import sparse4d_without_extension
 from mmdeploy_ext.compat.plain_kernels import dcnv3_forward
 
 compat.apply()
@@ -152,3 +153,22 @@ def test_a_verdict_notes_each_class_that_computes_without_its_compiled_kernel(mo
     (note,) = plain_kernels.notes_on(model)
     assert note.startswith('ops_of_a_user.DCNv3 computes by the reference of mm2onnx')
     assert plain_kernels.notes_on(nn.Sequential(nn.Conv2d(1, 1, 1))) == []
+
+
+def test_sparse4d_has_a_stand_in_for_its_extension_and_the_verdict_notes_it(monkeypatch):
+    for name in ('repository', 'repository.ops', 'repository.ops.deformable_aggregation'):
+        module = types.ModuleType(name)
+        module.__path__, module.__package__ = [], 'repository.ops'
+        monkeypatch.setitem(sys.modules, name, module)
+    extension = f'repository.ops.{plain_kernels.SPARSE4D_EXTENSION}'
+    monkeypatch.setitem(sys.modules, extension, None)  # restored after the test
+    del sys.modules[extension]
+    layer = type('DeformableFeatureAggregation', (nn.Module,), dict(__module__='repository.models.blocks'))()
+    assert not plain_kernels.notes_on(layer)
+    assert sparse4d_without_extension(module, lambda: None)
+    compute = sys.modules[extension].deformable_aggregation_forward
+    assert compute is plain_kernels.deformable_aggregation
+    (note,) = plain_kernels.notes_on(layer)
+    assert note.startswith('repository.models.blocks.DeformableFeatureAggregation computes by the reference')
+    sys.modules[extension].__spec__ = types.SimpleNamespace()  # as of a compiled one
+    assert not sparse4d_without_extension(module, lambda: None)
