@@ -64,6 +64,9 @@ MODELS_3D = {
         'PadMultiViewImage',
         'RandomScaleImageMultiViewImage',
     ),
+    'petr.head': ('PETRHead', 'PETRv2Head'),
+    'petr.positions': ('SinePositionalEncoding3D',),
+    'petr.transformer': ('PETRTransformer', 'PETRTransformerDecoderLayer'),
     'sparse4d.aggregation': ('DeformableFeatureAggregation',),
     'sparse4d.bank': ('InstanceBank',),
     'sparse4d.blocks': (

@@ -1,0 +1,296 @@
+"""The heads of PETR and PETRv2 at test time: from feature maps and calibrations to objects.
+
+PETRv2 takes the maps of the frame before as further cameras, gates the positions by the features, and
+predicts how far an object moved since that frame, which the time between the two divides.
+
+Source: megvii-research/PETR f7525f9, `dense_heads/petr_head.py`, `dense_heads/petrv2_head.py`; names of
+parameters are the checkpoints'. Differs in: training is left out.
+
+Glossary: N cameras, C channels, h, w feature map, T = N h w tokens, D depth bins, R queries, L layers of the
+decoder, K classes, n boxes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.cnn.bricks.transformer import build_positional_encoding
+from mmcv.runner.base_module import BaseModule
+from mmdet.models import HEADS
+from mmdet.models.utils import build_transformer
+from mmdet.models.utils.transformer import inverse_sigmoid
+from torch import Tensor, nn
+
+from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.models.bevformer.coder import BevBoxCoder
+from mmdeploy_ext.models.bevformer.head import box_branch, class_branch
+from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.petr.positions import image_to_lidar, ray_codes, token_corners
+from mmdeploy_ext.models.streampetr.steps import depth_bins, point_encoding
+
+CODE_SIZE = 10
+"""Numbers of a predicted box."""
+CAMERAS = 6
+"""Cameras of one frame."""
+TASK_SIZES = (2, 1, 3, 2, 2)
+"""Numbers that each of the five branches of a box of PETRv2 gives; their names upstream do not fit them."""
+QUERY_FEATS = 128
+"""Numbers of the code of one coordinate of a query."""
+
+
+def two_convolutions(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Return two 1x1 convolutions with a ReLU between them."""
+    return nn.Sequential(nn.Conv2d(inputs, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, outputs, 1))
+
+
+class PositionGate(nn.Module):
+    """A gate on the positions (N, C, h, w), computed for each token from its features."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_reduce = nn.Conv2d(channels, channels, 1)
+        self.conv_expand = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, positions: Tensor, features: Tensor) -> Tensor:
+        """Multiply positions by a sigmoid that is made from features, both (N, C, h, w)."""
+        return positions * self.conv_expand(self.conv_reduce(features).relu()).sigmoid()
+
+
+class BoxBranches(nn.Module):
+    """The numbers of a box of PETRv2: layers in common, then a branch for each group of `TASK_SIZES`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        steps: list[nn.Module] = []
+        for _ in range(2):
+            steps += [nn.Linear(channels, channels), nn.ReLU(), nn.Dropout(0.0)]
+        self.reg_branch = nn.Sequential(*steps)
+        self.task_heads = nn.ModuleList(box_branch(channels, 1, size) for size in TASK_SIZES)
+
+    def forward(self, queries: Tensor) -> Tensor:
+        """Return the numbers (..., 10) of queries (..., C)."""
+        features = self.reg_branch(queries)
+        return torch.cat([branch(features) for branch in self.task_heads], dim=-1)
+
+
+@offered(HEADS)
+class PETRHead(BaseModule):
+    """Test-time head of PETR, for one frame of N cameras.
+
+    Args:
+        num_classes, in_channels, num_query: K, C of the maps, R.
+        embed_dims: C.
+        transformer, positional_encoding, bbox_coder: configs.
+        depth_num, depth_start: D, and the first of the depths in m.
+        LID: whether the steps of the depths grow.
+        position_range: x, y, z low, then high, m, of the points along the rays; the last depth is near the
+            fourth number.
+        with_multiview: has to be True: cameras are counted, too.
+        code_weights: of a loss; a parameter of checkpoints.
+        training: options that training alone reads, and those that upstream does not read.
+    """
+
+    _version = 2
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        num_query: int = 100,
+        embed_dims: int = 256,
+        transformer: dict | None = None,
+        positional_encoding: dict | None = None,
+        bbox_coder: dict | None = None,
+        depth_num: int = 64,
+        depth_start: float = 1.0,
+        LID: bool = False,
+        position_range: Sequence[float] = (-65, -65, -8.0, 65, 65, 8.0),
+        with_multiview: bool = False,
+        num_reg_fcs: int = 2,
+        code_weights: Sequence[float] | None = None,
+        init_cfg: dict | None = None,
+        **training: Any,
+    ) -> None:
+        super().__init__(init_cfg)
+        if not with_multiview or training.get('normedlinear') or training.get('with_position') is False:
+            raise ConfigError(
+                f'{type(self).__name__}: with_multiview and with_position have to be True and normedlinear '
+                'False, as in the published configs'
+            )
+        self.num_classes, self.num_query, self.embed_dims = num_classes, num_query, embed_dims
+        options = {key: value for key, value in bbox_coder.items() if key != 'type'}
+        if options.get('score_threshold'):
+            raise ConfigError(
+                f'{type(self).__name__}: bbox_coder.score_threshold is not supported; remove it'
+            )
+        self.bbox_coder = BevBoxCoder(**options)
+        self.register_buffer('pc_range', torch.tensor(self.bbox_coder.pc_range).float(), persistent=False)
+        self.register_buffer('position_range', torch.tensor(position_range).float(), persistent=False)
+        depths = depth_bins(depth_num, depth_start, self.position_range[3], LID)
+        self.register_buffer('depths', depths, persistent=False)
+        self.code_weights = nn.Parameter(
+            torch.tensor(list(code_weights or [1.0] * CODE_SIZE)[:CODE_SIZE]), requires_grad=False
+        )
+        self.input_proj = nn.Conv2d(in_channels, embed_dims, 1)
+        self.transformer = build_transformer(transformer)
+        self.positional_encoding = build_positional_encoding(positional_encoding)
+        self._build_branches(len(self.transformer.decoder.layers), num_reg_fcs)
+        self.adapt_pos3d = two_convolutions(
+            3 * self.positional_encoding.num_feats, 4 * embed_dims, embed_dims
+        )
+        self.position_encoder = two_convolutions(3 * depth_num, 4 * embed_dims, embed_dims)
+        self.reference_points = nn.Embedding(num_query, 3)
+        self.query_embedding = nn.Sequential(
+            nn.Linear(3 * QUERY_FEATS, embed_dims), nn.ReLU(), nn.Linear(embed_dims, embed_dims)
+        )
+
+    def _build_branches(self, layers: int, depth: int) -> None:
+        # one module in every place: the layers share their branches, the checkpoints repeat them
+        classes = class_branch(self.embed_dims, depth, self.num_classes)
+        self.cls_branches = nn.ModuleList([classes] * layers)
+        self.reg_branches = nn.ModuleList([box_branch(self.embed_dims, depth, CODE_SIZE)] * layers)
+
+    def forward(self, maps: Sequence[Tensor], img_metas: list[dict]) -> dict[str, Tensor]:
+        """Return the head's outputs for one frame.
+
+        Args:
+            maps: feature maps of each level (1, N, C, h, w), of which the first is used.
+            img_metas: one dict: `lidar2img` [N] of (4, 4), `pad_shape` and `img_shape` [N] of (H, W, 3), the
+                pictures with and without padding; for PETRv2 `timestamp` [N], see `PETRv2Head.seconds`.
+
+        Returns:
+            'all_cls_scores' (L, 1, R, K) logits, 'all_bbox_preds' (L, 1, R, 10): x, y in m, log width, log
+            length, z in m, log height, sine and cosine of the yaw, velocity x, y in m/s.
+        """
+        (meta,) = img_metas
+        features = tap('x_proj', self.input_proj(maps[0][0]))
+        padding = self.padding(meta, features.shape[-2:]).to(features.device)
+        positions = self.token_positions(features, meta, padding)
+        outputs = self.transformer(
+            features.permute(0, 2, 3, 1).flatten(0, 2),
+            positions.permute(0, 2, 3, 1).flatten(0, 2),
+            self.query_positions(),
+            padding.flatten() if padding.any() else None,
+        )
+        return self.predict(tap('outs_dec', torch.nan_to_num(outputs)), meta)
+
+    def padding(self, meta: dict, size: Sequence[int]) -> Tensor:
+        """Return where there is padding: (N, h, w), True for cells whose nearest pixel shows no picture."""
+        height, width = meta['pad_shape'][0][:2]
+        mask = torch.ones(1, len(meta['img_shape']), int(height), int(width))
+        for camera, shape in enumerate(meta['img_shape']):
+            mask[0, camera, : int(shape[0]), : int(shape[1])] = 0
+        return nn.functional.interpolate(mask, size=tuple(size))[0].bool()
+
+    def token_positions(self, features: Tensor, meta: dict, padding: Tensor) -> Tensor:
+        """Return the positions (N, C, h, w) of tokens whose projected features are (N, C, h, w)."""
+        size = tuple(features.shape[-2:])
+        codes = ray_codes(
+            image_to_lidar(meta['lidar2img']).to(features.device),
+            token_corners(meta['pad_shape'][0], size).to(features.device),
+            self.depths,
+            self.position_range,
+            size,
+        )
+        rays = tap('coords_pe', self.position_encoder(tap('ray_codes', codes)))
+        counts = tap('sine', self.positional_encoding(padding.unsqueeze(0))[0])
+        return tap('pos_embed', self.gated(rays, features) + tap('sin_pe', self.adapt_pos3d(counts)))
+
+    def gated(self, rays: Tensor, features: Tensor) -> Tensor:
+        """Return the codes of the rays, as they are: only PETRv2 has a gate."""
+        return rays
+
+    def query_positions(self) -> Tensor:
+        """Return the positions (R, C) of the queries."""
+        codes = point_encoding(self.reference_points.weight, QUERY_FEATS)
+        return tap('query_embeds', self.query_embedding(codes))
+
+    def predict(self, outputs: Tensor, meta: dict) -> dict[str, Tensor]:
+        """Return the head's outputs by name, see `forward`, of the decoder's (L, 1, R, C)."""
+        logits = torch.stack([f(x) for f, x in zip(self.cls_branches, outputs, strict=True)])
+        numbers = torch.stack([f(x) for f, x in zip(self.reg_branches, outputs, strict=True)])
+        low, high = self.pc_range.split(3)
+        offsets = inverse_sigmoid(self.reference_points.weight, eps=1e-5)
+        centre = (numbers[..., [0, 1, 4]] + offsets).sigmoid() * (high - low) + low
+        boxes = torch.cat(
+            [
+                centre[..., :2],
+                numbers[..., 2:4],
+                centre[..., 2:],
+                numbers[..., 5:8],
+                numbers[..., 8:] / self.seconds(meta),
+            ],
+            dim=-1,
+        )
+        return dict(all_cls_scores=logits, all_bbox_preds=boxes)
+
+    def seconds(self, meta: dict) -> float:
+        """Return what divides the last two numbers of a box: PETR predicts velocities in m/s."""
+        return 1.0
+
+    def get_bboxes(self, outputs: dict[str, Tensor], img_metas: list[dict]) -> list[list[Any]]:
+        """Return boxes, scores (n,) and labels (n,) of each sample, from the last decoder layer.
+
+        Boxes are `box_type_3d` of the metas: x, y, z of the bottom, width, length, height in m, yaw in rad
+        as mmdet3d 0.17 has it, velocity x, y in m/s.
+        """
+        samples = []
+        last = zip(outputs['all_cls_scores'][-1], outputs['all_bbox_preds'][-1], img_metas, strict=True)
+        for logits, codes, meta in last:
+            decoded = self.bbox_coder.decode_single(logits, codes)
+            bottom = decoded['bboxes'].clone()
+            bottom[:, 2] -= bottom[:, 5] * 0.5
+            boxes = meta['box_type_3d'](bottom, bottom.shape[-1])
+            samples.append([boxes, decoded['scores'], decoded['labels']])
+        return samples
+
+
+@offered(HEADS)
+class PETRv2Head(PETRHead):
+    """Test-time head of PETRv2: 6 cameras of the frame, then 6 of a frame before; see `PETRHead`.
+
+    Args:
+        with_fpe, with_time, with_multi: have to be True: gate, division by the time, and branches of boxes.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        with_fpe: bool = False,
+        with_time: bool = False,
+        with_multi: bool = False,
+        **options: Any,
+    ) -> None:
+        if not (with_fpe and with_time and with_multi):
+            raise ConfigError(
+                f'PETRv2Head: with_fpe={with_fpe}, with_time={with_time}, with_multi={with_multi}; expected '
+                'True for all three, as in the published configs'
+            )
+        super().__init__(*args, **options)
+        self.fpe = PositionGate(self.embed_dims)
+
+    def _build_branches(self, layers: int, depth: int) -> None:
+        self.cls_branches = nn.ModuleList(
+            class_branch(self.embed_dims, depth, self.num_classes) for _ in range(layers)
+        )
+        self.reg_branches = nn.ModuleList(BoxBranches(self.embed_dims) for _ in range(layers))
+
+    def gated(self, rays: Tensor, features: Tensor) -> Tensor:
+        return tap('fpe', self.fpe(rays, features))
+
+    def seconds(self, meta: dict) -> float:
+        """Return the mean time in s between the two frames, over the cameras.
+
+        `timestamp` of the meta are 12 ages in s of the pictures at the time of the LiDAR: the current six,
+        then those of the frame before. DataError if the mean is 0: there is no velocity then.
+        """
+        ages = np.asarray(meta['timestamp'], np.float32).reshape(-1, CAMERAS)
+        seconds = float((ages[1] - ages[0]).mean())
+        if not seconds:
+            raise DataError(
+                'timestamp: both frames have the same times, so a displacement gives no velocity; '
+                'give the ages of the frame before in entries 6 to 11'
+            )
+        return seconds

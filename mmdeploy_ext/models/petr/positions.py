@@ -1,0 +1,97 @@
+"""Where the tokens of all cameras are: points along their rays, and the count of cameras, rows and columns.
+
+Both depend on calibration and image size alone, not on the pictures.
+
+Source: megvii-research/PETR f7525f9, `dense_heads/petr_head.py` (`position_embeding`),
+`utils/positional_encoding.py` (`SinePositionalEncoding3D`).
+
+Glossary: N cameras (those of the frame before are further ones), h, w feature map, D depth bins.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmcv.cnn.bricks.transformer import POSITIONAL_ENCODING
+from mmcv.runner.base_module import BaseModule
+from mmdet.models.utils.transformer import inverse_sigmoid
+from torch import Tensor
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.streampetr.steps import frustum_points, lidar_points, sine_encoding
+
+EPSILON = 1e-6
+"""What is added to the last count before it divides the others."""
+
+
+def token_corners(pad_shape: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Return the upper left corners (h w, 2) of the cells, x and y in px of the padded image.
+
+    `pad_shape` begins with the image's height and width, `size` is h, w. StreamPETR takes the centres of the
+    cells; the weights of PETR were trained with the corners.
+    """
+    ys, xs = (
+        torch.arange(cells).float() * float(pixels) / cells
+        for pixels, cells in zip(pad_shape[:2], size, strict=True)
+    )
+    return torch.stack(torch.meshgrid(xs, ys, indexing='xy'), dim=-1).reshape(-1, 2)
+
+
+def image_to_lidar(lidar2img: Sequence[np.ndarray]) -> Tensor:
+    """Return the inverses (N, 4, 4), float32, each computed in the precision of its own matrix.
+
+    Upstream holds the matrices of the current cameras in float64 and those of the frame before in float32;
+    the code of a point near the border of the range changes with the last bits of them.
+    """
+    return torch.from_numpy(np.stack([np.linalg.inv(np.asarray(m)).astype(np.float32) for m in lidar2img]))
+
+
+def ray_codes(
+    img2lidar: Tensor, corners: Tensor, depths: Tensor, position_range: Tensor, size: Sequence[int]
+) -> Tensor:
+    """Return the inverse sigmoids (N, 3 D, h, w) of the points of each token in its range.
+
+    Args:
+        img2lidar: (N, 4, 4), from pixels times depth to m of the LiDAR frame.
+        corners: (h w, 2) px, see `token_corners`.
+        depths: (D,) m.
+        position_range: x, y, z low, then high, m; points outside count as on its border.
+        size: h, w.
+    """
+    cameras = img2lidar.shape[0]
+    points = lidar_points(img2lidar.unsqueeze(0), frustum_points(corners.repeat(cameras, 1), depths))
+    low, high = position_range.split(3)
+    codes = inverse_sigmoid((points - low) / (high - low), eps=1e-5)
+    return codes.reshape(cameras, *size, -1).permute(0, 3, 1, 2)
+
+
+@offered(POSITIONAL_ENCODING)
+class SinePositionalEncoding3D(BaseModule):
+    """Sines and cosines of the counts of cameras, rows and columns that are no padding.
+
+    Args:
+        num_feats: numbers per count; half of them are sines.
+        normalize: has to be True: counts are divided by the last one, as in all published configs.
+    """
+
+    def __init__(self, num_feats: int, normalize: bool = False, init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg)
+        if not normalize:
+            raise ConfigError('SinePositionalEncoding3D: normalize=False is not supported; set it to True')
+        self.num_feats = num_feats
+
+    def forward(self, padding: Tensor) -> Tensor:
+        """Return the code (1, N, 3 num_feats, h, w) of a mask (1, N, h, w), True where there is padding.
+
+        The order is camera, row, column; of each first all sines, then all cosines, unlike the codes of
+        queries, in which they take turns.
+        """
+        codes = []
+        for axis in (1, 2, 3):
+            counts = (~padding).float().cumsum(axis)
+            last = counts.narrow(axis, counts.shape[axis] - 1, 1)
+            shares = (counts / (last + EPSILON)).unsqueeze(-1)
+            turns = sine_encoding(shares, self.num_feats)
+            codes += [turns[..., 0::2], turns[..., 1::2]]
+        return torch.cat(codes, dim=-1).permute(0, 1, 4, 2, 3)

@@ -1,0 +1,168 @@
+"""The goldens' seeded weights and inputs of PETR and PETRv2, made again by the rule of FILL.md.
+
+Source: ../shared/golden/petr/FILL.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from mmdeploy_ext.synthetic.seeded_by_name import name_rng, state_dict_by_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+GOLDEN = Path(__file__).resolve().parents[2] / 'shared/golden/petr'
+GAINS = dict(
+    dcn_offset_weight=1.2,
+    weight_resblock_conv3=0.25,
+    weight_stem_r50=0.0246,
+    weight_vov_concat=2.3,
+    weight_ese=1.0,
+    weight_backbone=math.sqrt(2),
+    weight_fpn_conv=1.5,
+    position_encoder_out_weight=2.0,
+    adapt_pos3d_out_weight=2.0,
+    cls_out_weight=2.5,
+    reg_out_weight=3.0,
+    query_embedding_out_weight=8.0,
+    input_proj_weight=2.0,
+    fpe_weight=2.0,
+    weight=1.0,
+)
+"""Kind of a kernel -> its gain."""
+
+
+def require_golden() -> Path:
+    """Return the folder of the goldens; skip the test where it is not."""
+    if not GOLDEN.is_dir():
+        pytest.skip('skipped: ../shared/golden/petr not found')
+    return GOLDEN
+
+
+def head_config(name: str) -> dict:
+    """Return the published config of a head, PETR's or PETRv2's."""
+    attentions = [
+        dict(type=attention, embed_dims=256, num_heads=8, dropout=0.1)
+        for attention in ('MultiheadAttention', 'PETRMultiheadAttention')
+    ]
+    layer = dict(
+        type='PETRTransformerDecoderLayer',
+        attn_cfgs=attentions,
+        feedforward_channels=2048,
+        ffn_dropout=0.1,
+        operation_order=('self_attn', 'norm', 'cross_attn', 'norm', 'ffn', 'norm'),
+    )
+    decoder = dict(
+        type='PETRTransformerDecoder', return_intermediate=True, num_layers=6, transformerlayers=layer
+    )
+    coder = dict(
+        type='NMSFreeCoder',
+        post_center_range=[-61.2, -61.2, -10.0, 61.2, 61.2, 10.0],
+        pc_range=[-51.2, -51.2, -5.0, 51.2, 51.2, 3.0],
+        max_num=300,
+        voxel_size=[0.2, 0.2, 8],
+        num_classes=10,
+    )
+    second = dict(with_fpe=True, with_time=True, with_multi=True) if name == 'v2' else {}
+    return dict(
+        type='PETRv2Head' if name == 'v2' else 'PETRHead',
+        num_classes=10,
+        in_channels=256,
+        num_query=900,
+        LID=True,
+        with_position=True,
+        with_multiview=True,
+        position_range=[-61.2, -61.2, -10.0, 61.2, 61.2, 10.0],
+        normedlinear=False,
+        transformer=dict(type='PETRTransformer', decoder=decoder),
+        bbox_coder=coder,
+        positional_encoding=dict(type='SinePositionalEncoding3D', num_feats=128, normalize=True),
+        **second,
+    )
+
+
+def fill(key: str, shape: tuple[int, ...], kind: str, shared: bool) -> np.ndarray:
+    """Return the numbers of a key, float64, by its kind in the list of the goldens.
+
+    Args:
+        key: of the state dict.
+        shape: of its tensor.
+        kind: in `state_dict_*.json`.
+        shared: whether all layers have the branches of the first.
+    """
+    seed = re.sub(r'((?:cls|reg)_branches)\.\d+', r'\1.0', key) if shared else key
+    if kind == 'reference_points':
+        return name_rng(seed).uniform(0.0, 1.0, shape)
+    z = name_rng(seed).standard_normal(shape)
+    small = dict(
+        running_mean=0.05 * z,
+        running_var=1 + 0.1 * abs(z),
+        norm_weight=1 + 0.05 * z,
+        norm_bias=0.05 * z,
+        cls_out_bias=-3.2 + 0.02 * z,
+        bias=0.02 * z,
+    )
+    if kind in small:
+        return small[kind]
+    axes = (2, 3) if kind == 'weight_fpn_conv' else tuple(range(1, len(shape)))
+    gain: float | np.ndarray = GAINS.get(kind, 1.0)
+    if kind == 'attn_in_proj_weight':
+        of_values = 0.7 if '.attentions.0.' in key else 3.0
+        gain = np.where(np.arange(shape[0]) < shape[0] * 2 // 3, 0.8, of_values)[:, None]
+    return (z - z.mean(axis=axes, keepdims=True)) * gain / math.sqrt(math.prod(shape[1:]))
+
+
+def state_dict(name: str, prefix: str = '') -> dict[str, torch.Tensor]:
+    """Return the seeded tensors of 'v2' or 'v1r50' whose keys begin with a prefix."""
+    content = json.loads((require_golden() / f'state_dict_{name}.json').read_text())
+    entries = content['keys']
+    shared = content['shared_branches']
+    shapes = {key: tuple(entry['shape']) for key, entry in entries.items() if key.startswith(prefix)}
+    constants = content['kept_constants']
+
+    def rule(key: str, shape: tuple[int, ...]) -> np.ndarray:
+        if key in constants:
+            return np.array(constants[key])
+        return fill(key, shape, entries[key]['kind'], shared)
+
+    return state_dict_by_name(shapes, rule)
+
+
+def fill_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the checksum that FILL.md defines, over all keys in their order."""
+    digest = hashlib.sha256()
+    for value in tensors.values():
+        digest.update(np.ascontiguousarray(value.numpy(), np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def features(number: int) -> torch.Tensor:
+    """Return the feature maps (1, 12, 256, 20, 50) of the tests of the head alone."""
+    normal = name_rng(f'feat_{number}').standard_normal((1, 12, 256, 20, 50))
+    return torch.from_numpy((0.6 * normal).astype(np.float32))
+
+
+def meta_of(frame: str) -> dict:
+    """Return the metas of a frame such as 'v2_f5', each matrix in the precision that upstream has."""
+    inputs = np.load(require_golden() / 'inputs.npz')
+    flags = inputs[f'{frame}_lidar2img_is_float32']
+    matrices = inputs[f'{frame}_lidar2img']
+    return dict(
+        lidar2img=[
+            matrix.astype(np.float32 if is_single else np.float64)
+            for matrix, is_single in zip(matrices, np.broadcast_to(flags, len(matrices)), strict=True)
+        ],
+        pad_shape=[tuple(shape) for shape in inputs[f'{frame}_pad_shape']],
+        img_shape=[tuple(shape) for shape in inputs[f'{frame}_img_shape']],
+        timestamp=inputs[f'{frame}_timestamp'],
+    )
