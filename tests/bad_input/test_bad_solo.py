@@ -87,6 +87,7 @@ def test_the_tool_for_solo_does_not_take_a_config_of_atss(bench, monkeypatch, ca
     assert (bench.out / 'm.onnx').read_bytes() == b'an earlier export'
 
 
+@pytest.mark.matrix
 def test_a_solo_file_is_not_an_atss_model_and_the_reverse(bench, solo, solo_onnx):
     bench.refuses('verify', 'solo.onnx', "'solo'", "'dense'", onnx=solo_onnx)
     bench.refuses('verify', 'toy.onnx', "'dense'", "'solo'", **solo)

@@ -77,6 +77,7 @@ def test_a_selection_that_is_written_leaves_the_other_rows_and_their_reasons(tmp
     assert page.read_text().endswith(f'1. SOLOv2 raw, dynamo: NaN: x\n\n{exporters_page.END}\nafter\n')
 
 
+@pytest.mark.matrix
 def test_what_others_write_into_the_page_meanwhile_stays(tmp_path, monkeypatch):
     page, measure = tmp_path / 'page.md', exporters_tool.measure
     page.write_text(PAGE.format(''))

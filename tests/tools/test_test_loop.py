@@ -273,6 +273,7 @@ def test_metrics_that_differ_end_with_status_1(work_dir, data, capsys):
     assert 'DIFFERS' in (out := capsys.readouterr().out) and 'NOT PROVEN' in out
 
 
+@pytest.mark.matrix
 def test_where_no_engine_detects_anything_nothing_was_compared(data, tmp_path, capsys):
     nothing = ['--cfg-options', *data, 'model.test_cfg.score_thr=0.9999']
     line = [CHECKPOINT, '--eval=bbox', '--work-dir', str(tmp_path), *nothing]

@@ -48,6 +48,7 @@ def iterations(folder):
     return [line['iter'] for line in lines if line.get('mode') == 'train']
 
 
+@pytest.mark.matrix
 def test_a_stream_is_trained_evaluated_and_resumed(config, tmp_path):
     log = run(tmp_path / 'run', config)
     assert iterations(tmp_path / 'run') == [1, 2]

@@ -92,6 +92,7 @@ def run(path, picture, folder, capsys, tool='no_topk_nms'):
     return status, capsys.readouterr().err
 
 
+@pytest.mark.matrix
 def test_no_metadata_of_a_runner_are_a_traceback(picture, tmp_path, capsys):
     model, count = raw_model(), 400
     props = raw_props(model)

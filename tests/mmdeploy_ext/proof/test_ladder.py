@@ -354,6 +354,7 @@ def test_overrides_of_the_export_are_told_from_those_of_the_proof(deployment, fi
     ]
 
 
+@pytest.mark.matrix
 def test_another_mean_than_that_of_the_config_is_said_where_it_was_asked_for(files, tmp_path):
     model = onnx.load(files['raw'])
     entry = next(one for one in model.metadata_props if one.key == 'mm2onnx.preprocess')
@@ -370,6 +371,7 @@ def register():
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
+@pytest.mark.matrix
 def test_verify_exits_0_for_a_proven_file_and_writes_json_and_a_page(files, tmp_path, capsys):
     status = verify_app.main(
         [

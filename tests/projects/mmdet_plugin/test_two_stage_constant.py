@@ -90,6 +90,7 @@ def test_a_file_with_constant_shapes_gives_the_results_of_simple_test_for_each_i
     assert not (bounds['candidates'][1] > 600).any()
 
 
+@pytest.mark.matrix
 def test_the_regions_of_a_file_for_tensorrt_are_the_same():
     graph, spec, run = exported('mask', **CAPS)
     gathered, changed = replace_roi_align(graph)
