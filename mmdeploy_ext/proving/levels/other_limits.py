@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.options import Options
     from mmdeploy_ext.contract.stages import Stage
     from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.families.images import ImageFamily
     from mmdeploy_ext.families.limits import Limit
     from mmdeploy_ext.proving.results import DetectionRow
 
@@ -57,10 +58,6 @@ MAX_BOXES = 2500
 """Boxes that a raised limit leaves at most: more would take longer than the rest of a proof."""
 MAX_MASK_PIXELS = 1 << 24
 """Pixels of all masks together that a limit leaves at most, for the same reason."""
-SCORE_BAR = 1e-5
-"""Largest score difference of a matched pair of boxes: both sides have the same logits."""
-BOXED = 'bbox2d', 'boxed_mask'
-"""Tasks whose results are boxes."""
 MIN_GAP = 2e-5
 """Smallest difference of the scores on both sides of a threshold: rounding changes them by far less."""
 COVERED_FROM, COVERED_STEP = 0.95, 1.02
@@ -363,7 +360,8 @@ class Trial(abc.ABC):
         trials, family = self.trials, self.trials.deployment.family
         expected = self.expected()
         titles = {name: f'{trials.title}: {name}' if name else trials.title for name in expected}
-        bars = dict(score_bar=SCORE_BAR) if family.task in BOXED else {}
+        score_bar = getattr(task_module(family.task), 'SAME_LOGITS_SCORE_BAR', None)
+        bars = {} if score_bar is None else dict(score_bar=score_bar)
         try:
             exported = self.exported()
         except FAILURES as error:
@@ -380,6 +378,11 @@ class Trial(abc.ABC):
             for name, rows in expected.items()
             if name in exported  # a graph of regions takes its proposals as an input
         )
+
+
+def matches_many(family: ImageFamily) -> bool:
+    """Return whether the task of a family matches thousands of results quickly, see `MATCHES_MANY`."""
+    return getattr(task_module(family.task), 'MATCHES_MANY', False)
 
 
 class LimitsLowered(Trial):
@@ -409,7 +412,7 @@ class LimitsLowered(Trial):
         # few candidates have few results: the limit is raised so that all of them remain, if so many masks
         # can be compared
         unlimited = last.value
-        if few_candidates and family.task == 'bbox2d':
+        if few_candidates and matches_many(family):
             unlimited = last.available
         elif few_candidates:
             unlimited = min(max(last.value, trials.max_masks), last.available)
@@ -434,8 +437,8 @@ class LimitsRaised(Trial):
         (last,) = [limit for limit in limits if limit.kind is Kind.ROWS] or [None]
         if last is None:
             return values + self._thresholds(values, '', 0, MAX_BOXES)
-        with_masks = self.trials.deployment.family.task != 'bbox2d'
-        max_results = max(self.trials.max_masks if with_masks else MAX_BOXES, raised(last))
+        max_compared = MAX_BOXES if matches_many(self.trials.deployment.family) else self.trials.max_masks
+        max_results = max(max_compared, raised(last))
         max_rows = min(max_results, last.available)
         values += self._thresholds([*values, (last, max_rows)], last.list, last.value, max_rows)
         return [*values, (last, self._limit(last, [*values, (last, max_rows)], max_rows))]
@@ -480,7 +483,7 @@ class LimitsRaised(Trial):
         scores = self.scores_with(values, name)
         if len(scores) < max(family.trial_rows, min_rows + 1):
             return False
-        if family.task != 'bbox2d':  # masks are too few to show it
+        if not matches_many(family):  # masks are too few to show it
             return True
         unchanged = [(limit, limit.value) for limit in self.of_kind(Kind.CANDIDATES)]
         return not unchanged or not np.array_equal(self.scores_with([*values, *unchanged], name), scores)

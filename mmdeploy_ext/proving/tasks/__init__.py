@@ -11,6 +11,11 @@ A task module, one of these or one of the package that registers a family, has
   `DetectionRow.worst_distance` or `worst_iou`, such as 'worst IoU',
 - `half_bars(bars)`, the bars of `pair_up` for float16 and INT8 files, made of `half_bars.HalfBars`, and
   `half_text(bars)`, the same in words.
+
+It may have
+
+- `MATCHES_MANY`, whether thousands of results are matched in a moment; limits are raised further then,
+- `SAME_LOGITS_SCORE_BAR`, the `score_bar` of `match_detections` if both sides have the same logits.
 """
 
 from __future__ import annotations

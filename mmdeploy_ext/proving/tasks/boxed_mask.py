@@ -20,6 +20,7 @@ RESULTS, PLACE = 'masks', 'worst IoU'
 """Titles of columns in tables: number of results, and `DetectionRow.worst_iou`."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
 fit_pair = bbox2d.fit_pair
+SAME_LOGITS_SCORE_BAR = bbox2d.SAME_LOGITS_SCORE_BAR
 SLIVER = 1.0
 """Pixels. The mask of a box that is less wide, or less high, is sampled at one position between two rows."""
 SLIVER_IOU = 0.95
