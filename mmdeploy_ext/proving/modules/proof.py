@@ -17,8 +17,8 @@ from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.graph.diff.align import align
-from mmdeploy_ext.graph.diff.program import Constants, Program
-from mmdeploy_ext.graph.diff.structure import changes
+from mmdeploy_ext.graph.diff.program import Alignment, Constants, Program
+from mmdeploy_ext.graph.diff.structure import Change, changes
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.graph.io.operators import opsets_of, random_nodes
 from mmdeploy_ext.graph.run import Runner
@@ -61,6 +61,8 @@ SAME_NODES = ('attribute', 'initializer')
 """Kinds of changes after which a graph still has the same nodes, joined in the same way."""
 CHANGED = (*SAME_NODES, 'wiring', 'node', 'input', 'output', 'opset', 'function', 'domain')
 """Kinds of changes that can change what a graph computes."""
+COMMUTATIVE = ('Add', 'Mul', 'Max', 'Min', 'Sum', 'Mean', 'And', 'Or', 'Xor', 'Equal')
+"""Operators that compute the same with their operands in another order."""
 ROUNDING = 1e-5
 """Largest relative difference of constants that counts as rounding, as in exports of another machine."""
 ACROSS_INPUTS = 0.1
@@ -486,8 +488,8 @@ class ModuleProof:
             return compare_named(*sides, self.rtol, self.path, smallest)
         return [row for row in compare_tensors(*sides, self.spec) if row.tensor not in empty]
 
-    def conclude(self) -> ModuleVerdict:
-        """Judge all cases together, locate the first difference if there is one, and return the verdict."""
+    def judge(self) -> ModuleVerdict:
+        """Judge all cases together, and return the verdict without the place of a difference."""
         verdict = self.verdict
         if self.spec is None:
             self._judge_by_scales_of_all_inputs()
@@ -498,6 +500,11 @@ class ModuleProof:
                 'the module gives the same results for all inputs: nothing shows that inputs are used; '
                 'give samples that differ'
             )
+        return verdict
+
+    def conclude(self) -> ModuleVerdict:
+        """Judge all cases together, locate the first difference if there is one, and return the verdict."""
+        verdict = self.judge()
         for failing in list(self.failing.values())[:1]:
             flat = FlatModule(self.module, failing.call, self.inputs, self.outputs).eval()
             try:
@@ -540,6 +547,28 @@ def _empty_outputs(reference: Arrays, outputs: Arrays) -> set[str]:
     }
 
 
+def _swapped_operands(
+    program: Program, expected: Program, pairs: Alignment, differences: Sequence[Change]
+) -> set[int]:
+    """Return the positions of nodes that read the tensors of their counterpart in another order.
+
+    Nodes whose operator does not depend on the order are not among them.
+    """
+    swapped = set()
+    for position in {change.left for change in differences if change.kind == 'wiring'} & pairs.nodes.keys():
+        node, mate = program.index.nodes[position], expected.index.nodes[pairs.nodes[position]]
+        sides = []
+        for graph, names in ((program, node.input), (expected, mate.input)):
+            constants = graph.constants  # equal ones are one object
+            sides.append([id(constants[name]) if name in constants else name for name in names])
+        mapped = {**pairs.tensors, '': ''}
+        operands = [entry if isinstance(entry, int) else mapped.get(entry) for entry in sides[0]]
+        is_permuted = operands != sides[1] and sorted(map(str, operands)) == sorted(map(str, sides[1]))
+        if is_permuted and node.op_type not in COMMUTATIVE:
+            swapped.add(position)
+    return swapped
+
+
 def _check_evaluating(module: Callable[..., Any]) -> None:
     """Refuse a module of which a part is in training mode: dropout and batch statistics are random there."""
     if not callable(module):
@@ -558,17 +587,18 @@ def _compare_nodes(model: onnx.ModelProto, fresh: onnx.ModelProto) -> tuple[str,
     """Compare a graph with a fresh export from which it differs.
 
     If both have the same nodes, connected in the same way, they come from the same exporter and options. Then
-    an attribute or constant that differs by more than rounding is an error, even if no input shows it.
+    an attribute or constant that differs by more than rounding is an error, even if no input shows it, and so
+    are operands in another order.
 
     Returns:
         The sentence of the verdict about the graph, and reasons why it is wrong.
     """
     constants = Constants()
     program, expected = Program(model, constants), Program(fresh, constants)
-    relevant = [
-        change for change in changes(program, expected, align(program, expected)) if change.kind in CHANGED
-    ]
-    if any(change.kind not in SAME_NODES for change in relevant):
+    pairs = align(program, expected)
+    relevant = [change for change in changes(program, expected, pairs) if change.kind in CHANGED]
+    swapped = _swapped_operands(program, expected, pairs, relevant)
+    if any(change.kind not in SAME_NODES and change.left not in swapped for change in relevant):
         count = len({change.where for change in relevant})
         places = 'place differs' if count == 1 else 'places differ'
         return f'{count} {places} from a fresh export with default options: inputs alone decide', []

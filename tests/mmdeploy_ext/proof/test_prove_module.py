@@ -225,6 +225,27 @@ def test_a_constant_that_no_input_reaches_is_found_in_the_graph(tmp_path):
     assert mmdeploy_ext.prove_module(net, path, samples, fresh=False).title.startswith('PROVEN ON')
 
 
+class Rare(torch.nn.Module):
+    """A difference that counts for large numbers only."""
+
+    def forward(self, left, right):
+        return torch.where(left > 100, left - right, left + right)
+
+
+@pytest.mark.parametrize(('operator', 'is_proven'), [('Sub', False), ('Add', True)])
+def test_operands_in_another_order_are_found_where_no_input_reaches_them(tmp_path, operator, is_proven):
+    samples = [tuple(torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(seed))) for seed in (0, 1)]
+    path, names = tmp_path / 'rare.onnx', ['left', 'right']
+    torch.onnx.export(Rare(), samples[0], str(path), dynamo=False, opset_version=17, input_names=names)
+    model = onnx.load(path)
+    node = next(node for node in model.graph.node if node.op_type == operator)
+    node.input[:] = [*reversed(node.input)]
+    onnx.save(model, path)
+    assert mmdeploy_ext.prove_module(Rare().eval(), path, samples, fresh=False).proven
+    verdict = mmdeploy_ext.prove_module(Rare().eval(), path, samples)
+    assert verdict.proven is is_proven and ('Sub input 0' in str(verdict.failures)) is not is_proven
+
+
 class Detector(torch.nn.Module):
     """Boxes, scores and labels, best first."""
 
