@@ -1,7 +1,7 @@
 """What Autoware's perception nodes would reject or read wrongly in a folder, whoever wrote it.
 
-There are three nodes: lidar_centerpoint (manifest v4.1), camera_streampetr and bevfusion; the files of a
-folder tell for which of them it is.
+There are four nodes: lidar_centerpoint (manifest v4.1), camera_streampetr, bevfusion and tensorrt_bevformer;
+the files of a folder tell for which of them it is.
 What the check cannot tell: whether the numbers are right. No node was run here.
 
 Source: autowarefoundation/autoware_universe 5e12a711; CenterPoint's manifest 656cdab8.
@@ -12,7 +12,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.consumers.autoware import bevfusion_rules, centerpoint_rules, streampetr_rules
+from mmdeploy_ext.consumers.autoware import (
+    bevformer_rules,
+    bevfusion_rules,
+    centerpoint_rules,
+    streampetr_rules,
+)
 from mmdeploy_ext.core.errors import ModelFileError
 
 if TYPE_CHECKING:
@@ -22,6 +27,7 @@ NODES = dict(
     lidar_centerpoint=(centerpoint_rules, (centerpoint_rules.MANIFEST, *centerpoint_rules.PATTERNS)),
     camera_streampetr=(streampetr_rules, (streampetr_rules.MANIFEST, *streampetr_rules.PATTERNS)),
     bevfusion=(bevfusion_rules, bevfusion_rules.PATTERNS),
+    tensorrt_bevformer=(bevformer_rules, (bevformer_rules.MANIFEST, *bevformer_rules.PATTERNS)),
 )
 """Node -> module that checks its folder, and patterns of files by which a folder is recognised."""
 

@@ -8,12 +8,15 @@ from typing import Any, ClassVar
 from mmdet3d.models import build_model
 from torch import nn
 
+from mmdeploy_ext.consumers.autoware.bevformer_rules import GRAPH as NODE_GRAPH
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.bevformer import autoware
 from mmdeploy_ext.families.bevformer.graphs import BEV, FORM, PREDICTIONS, graphs, spec
 from mmdeploy_ext.families.bevformer.live import FOLLOWED, replaced
 from mmdeploy_ext.families.bevformer.options import CONVENTIONS, PORTABLE, RECORDED
@@ -23,6 +26,7 @@ from mmdeploy_ext.families.bevformer.samples import driven, dumped_frame, frame,
 from mmdeploy_ext.families.bevformer.seeded import bevformer_weights
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.info_files import generated_dataset
+from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.query_limits import other_limits, synthetic_outputs
 from mmdeploy_ext.families.parts.samples import arrays, result
@@ -57,7 +61,8 @@ class BevFormerFamily(SequenceFamily):
     of_config = "size and cameras are the config's"
     task = 'bbox3d'
     used_by: ClassVar[Mapping[str, str]] = {
-        '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'
+        NODE_GRAPH: 'check {folder}',
+        '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video',
     }
     samples = 'frames'
     memory = True
@@ -69,7 +74,18 @@ class BevFormerFamily(SequenceFamily):
     replaced, followed = staticmethod(replaced), FOLLOWED
     frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
     dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped_frame)
-    graphs = staticmethod(graphs)
+
+    def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
+        return autoware.graphs(model, options) if options.contract == AUTOWARE else graphs(model, options)
+
+    def names_of(self, options: Options) -> tuple[str, ...]:
+        return (NODE_GRAPH,) if options.contract == AUTOWARE else self.files
+
+    def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
+        return autoware.companions(model) if options.contract == AUTOWARE else {}
+
+    def reference_of(self, model: nn.Module, options: Options) -> Stepper:
+        return BevFormerReference(model, as_node=options.contract == AUTOWARE)
 
     def claims(self, cfg: Any) -> Claim:
         head = (cfg.model.get('pts_bbox_head') or {}).get('type')
@@ -79,11 +95,14 @@ class BevFormerFamily(SequenceFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         _check_model(cfg.filename, cfg.model)
+        if options.contract == AUTOWARE:
+            autoware.check(cfg.filename, self.preprocess_rule(cfg))
 
     def build(self, cfg: Any) -> nn.Module:
         _check_model(cfg.filename, cfg.model)
         model = build_without_weights(cfg, build_model, 'img_backbone')
         rule = self.preprocess_rule(cfg)
+        model.rule = rule  # for `autoware.companions`
         model.input_sizes = (rule.num_cameras, *rule.input_size)  # cameras, height and width, for `spec`
         boxes = _stated(cfg, 'box_convention', CONVENTIONS)
         model.box_convention, model.states_boxes = boxes or CONVENTIONS[0], bool(boxes)  # 0.17: as published

@@ -15,9 +15,9 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.bevformer.options import PORTABLE
+from mmdeploy_ext.families.bevformer.options import TRT_PLUGIN
 from mmdeploy_ext.families.parts.bev_grid import rotate_view
-from mmdeploy_ext.families.parts.bev_plugins import turn_view
+from mmdeploy_ext.families.parts.bev_plugins import rotation_in_graph, turn_view
 from mmdeploy_ext.families.parts.bev_queries import LastView, decode_objects, encode_view
 from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
@@ -78,7 +78,14 @@ class BevFormerFrame(nn.Module):
 
 
 class DeployedFrame(BevFormerFrame):
-    """One frame as TensorRT deployments feed it: shift and rotation are computed from the motion."""
+    """One frame as TensorRT deployments feed it: shift and rotation are computed from the motion.
+
+    `by_plugins` is that of `bev_queries.encode_view`; the rotation is an operator of the plug-ins then, too.
+    """
+
+    def __init__(self, model: nn.Module, size: tuple[int, int], by_plugins: bool) -> None:
+        super().__init__(model, size)
+        self.by_plugins = by_plugins
 
     def forward(
         self, image: Tensor, prev_bev: Tensor, use_prev_bev: Tensor, can_bus: Tensor, lidar2img: Tensor
@@ -86,10 +93,18 @@ class DeployedFrame(BevFormerFrame):
         """Return `bev_embed`, `outputs_classes` and `outputs_coords`; see `deployed_spec`."""
         head, cells = self.model.pts_bbox_head, prev_bev[:, 0]
         if head.transformer.rotate_prev_bev:
-            center = head.transformer.rotate_center
-            cells = turn_view(cells, can_bus[YAW_DEG], center, head.bev_h, head.bev_w)
+            center, size = head.transformer.rotate_center, (head.bev_h, head.bev_w)
+            if self.by_plugins:
+                cells = turn_view(cells, can_bus[YAW_DEG], center, *size)
+            else:
+                rotation = rotation_in_graph(can_bus[YAW_DEG], cells.new_tensor(list(center)), *size)
+                cells = rotate_view(cells, rotation, *size)
         last = LastView(cells[None], self.shift(can_bus), use_prev_bev)
-        return self.detect(image[0], lidar2img[0], can_bus, last, by_plugins=True)
+        return self.detect(image[0], lidar2img[0], self.record(can_bus), last, self.by_plugins)
+
+    def record(self, can_bus: Tensor) -> Tensor:
+        """Return the record (18,) of the motion as the model has it; the deployments feed it so."""
+        return can_bus
 
     def shift(self, can_bus: Tensor) -> Tensor:
         """Return `runtime.bev_motion.bev_shift` (2,) of the motion (18,)."""
@@ -167,8 +182,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     return GraphSpec('bevformer/portable', inputs, outputs, (('bev_embed', 'prev_bev'),))
 
 
-def deployed_spec(portable: GraphSpec) -> GraphSpec:
-    """Return the contract of `trt-plugin`: tensors of the portable one under the names of the deployments.
+def deployed_spec(portable: GraphSpec, contract: str = 'trt-plugin') -> GraphSpec:
+    """Return a contract with the tensors of the portable one under the names of TensorRT deployments.
 
     Source of names, shapes and order: DerryHub/BEVFormer_tensorrt 303d314, configs/bevformer; the same are
     looked up by autoware_tensorrt_bevformer.
@@ -187,20 +202,24 @@ def deployed_spec(portable: GraphSpec) -> GraphSpec:
         renamed('lidar2img', batch=True),
     )
     outputs = [renamed(name, DEPLOYED_NAMES.get(name, name)) for name in portable.output_names]
-    return GraphSpec('bevformer/trt-plugin', inputs, tuple(outputs), portable.state)
+    return GraphSpec(f'bevformer/{contract}', inputs, tuple(outputs), portable.state)
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return the one graph of a contract."""
     _, height, width = model.input_sizes
-    if options.contract != PORTABLE:
-        module = DeployedFrame(fuse(model), (height, width))
+    if options.contract == TRT_PLUGIN:
+        module = DeployedFrame(fuse(model), (height, width), by_plugins=True)
         (graph,) = with_examples(model, [(FORM, module, deployed_spec(spec(model, options)))])
         stages = [dataclasses.replace(stage, operators='plugin') for stage in graph.stages]
         return [dataclasses.replace(graph, make=lambda: stages)]
     module = BevFormerFrame(fuse(model), (height, width))
-    (graph,) = with_examples(model, [(FORM, module, spec(model, options))])
+    return [with_sampling(*with_examples(model, [(FORM, module, spec(model, options))]), options)]
+
+
+def with_sampling(graph: Graph, options: Options) -> Graph:
+    """Return a graph whose samples are taken as the options say, by GridSample or by gathers."""
     if options.grid_sample == 'operator':
-        return [graph]
+        return graph
     stages = [dataclasses.replace(stage, passes=(replace_grid_sample,)) for stage in graph.stages]
-    return [dataclasses.replace(graph, make=lambda: stages)]
+    return dataclasses.replace(graph, make=lambda: stages)

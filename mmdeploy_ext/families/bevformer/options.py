@@ -4,10 +4,10 @@ import dataclasses
 
 from mmdeploy_ext.contract import options
 from mmdeploy_ext.contract.schema import COUNT, FLAG, RANGE, exactly, full_record, maybe, number, one_of
-from mmdeploy_ext.families.parts.options import GRID_SAMPLE
+from mmdeploy_ext.families.parts.options import AUTOWARE, GRID_SAMPLE
 
 PORTABLE, TRT_PLUGIN = 'portable', 'trt-plugin'
-"""Choices of `--contract`."""
+"""Choices of `--contract`, beside `AUTOWARE`."""
 CONVENTIONS = '0.17', '1.x'
 """Versions of mmdet3d by the boxes that models were trained with: width, length, height and yaw from -y
 clockwise; length, width, height and yaw from x counter-clockwise."""
@@ -18,9 +18,13 @@ OPTIONS = (
         options.CONTRACT,
         default=PORTABLE,
         help="portable: one graph of plain operators; motion and the last bird's-eye view are inputs; "
-        'trt-plugin: the graph that TensorRT deployments of BEVFormer load, with their plug-ins',
-        choices=(PORTABLE, TRT_PLUGIN),
-        fixes={TRT_PLUGIN: dict(precision='fp32', grid_sample='operator')},
+        'trt-plugin: the graph that TensorRT deployments of BEVFormer load, with their plug-ins; autoware: '
+        "the file that Autoware's tensorrt_bevformer loads, of plain operators",
+        choices=(PORTABLE, TRT_PLUGIN, AUTOWARE),
+        fixes={
+            TRT_PLUGIN: dict(precision='fp32', grid_sample='operator'),
+            AUTOWARE: dict(precision='fp32'),
+        },
     ),
     GRID_SAMPLE,
 )

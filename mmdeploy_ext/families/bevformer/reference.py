@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
+from mmdeploy_ext.consumers.autoware import bevformer as node
 from mmdeploy_ext.core.taps import collect_taps, tap
 from mmdeploy_ext.families.bevformer.options import CONVENTIONS
 from mmdeploy_ext.families.bevformer.runtime import memory_tensors, record_of
@@ -16,6 +17,9 @@ from mmdeploy_ext.families.parts.samples import detections
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
+NODE_STEPS = 4
+"""Steps of float32 by which a record of Autoware's node may differ from the exact one: it computes the
+heading of a rounded quaternion."""
 OUTPUTS = ('bev_embed', 'all_cls_scores', 'all_bbox_preds')
 """Outputs of the head that are compared."""
 
@@ -26,7 +30,9 @@ class BevFormerReference:
     Another scene token empties the memory, as in upstream's code; a gap between times does not.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, as_node: bool = False) -> None:
+        """Keep the detector; `as_node`: its records have the float32 numbers of Autoware's node."""
+        self.as_node = as_node
         self.model, self.head = model, model.pts_bbox_head
         self.device = next(model.parameters()).device
         self._last: Frame | StreamState | None = None
@@ -43,6 +49,8 @@ class BevFormerReference:
         """What a reader of the verdict has to know: whose boxes, and in which frames a rotation has ties."""
         convention = self.model.box_convention
         notes = [f'trained with boxes of mmdet3d {convention}; results are compared as boxes of 1.x']
+        if self.as_node:
+            notes.append("PyTorch's records of the motion are rounded to float32, as the node has them")
         if not self._ties:
             return notes
         frames = ', '.join(f'{count} cells of {name}' for name, count in self._ties.items())
@@ -112,12 +120,25 @@ class BevFormerReference:
         boxes[:, 6] = yaw - 2 * np.pi * np.round(yaw / (2 * np.pi))
         return dataclasses.replace(old, boxes=boxes)
 
+    def _record(self, frame: Frame) -> np.ndarray:
+        """Return the record of a frame; with `as_node` the node's numbers, if only rounding differs.
+
+        The node rounds positions and headings to float32, which decides ties of the rotation.
+        """
+        orientation = self.model.can_bus_orientation
+        record = record_of(frame, orientation).copy()
+        if not self.as_node:
+            return record
+        rounded = node.trained_record(node.absolute(node.motion_of(record, orientation)), orientation)
+        steps = np.spacing(np.maximum(np.abs(record), 1).astype(np.float32))
+        return np.where(np.abs(rounded - record) <= NODE_STEPS * steps, rounded, record)
+
     def _note_ties(self, frame: Frame) -> None:
         last, transformer = self.model.prev_frame_info, self.head.transformer
         if last['prev_bev'] is None or last['scene_token'] != frame.scene_token:
             return
         if transformer.rotate_prev_bev:
-            degrees = record_of(frame)[YAW_DEG] - last['prev_angle']
+            degrees = self._record(frame)[YAW_DEG] - last['prev_angle']
             size = self.head.bev_h, self.head.bev_w
             if ties := rotation_ties(degrees, transformer.rotate_center, size):
                 self._ties[frame.name] = ties
@@ -128,7 +149,7 @@ class BevFormerReference:
         shapes = [(*frame.images.shape[2:], 3)] * len(frame.images)
         meta = dict(
             scene_token=frame.scene_token,
-            can_bus=record_of(frame, self.model.can_bus_orientation).copy(),
+            can_bus=self._record(frame),
             lidar2img=list(np.array(frame.lidar2img, np.float64)),
             img_shape=shapes,
             pad_shape=shapes,

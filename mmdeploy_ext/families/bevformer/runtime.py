@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.consumers.autoware import bevformer as node
+from mmdeploy_ext.consumers.autoware.bevformer_rules import GRAPH as NODE_GRAPH
 from mmdeploy_ext.consumers.bev_plugins import open_with_plugins
 from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.families.bevformer.options import PORTABLE
+from mmdeploy_ext.families.bevformer.options import PORTABLE, TRT_PLUGIN
+from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.bev_motion import (
     CAN_BUS,
@@ -38,7 +42,6 @@ from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from mmdeploy_ext.preprocess.cameras import MultiViewRule
     from mmdeploy_ext.runtime.exported import Paths
@@ -112,13 +115,13 @@ class BevFormerOnnx(Runtime):
             EngineError: the engine is not here.
         """
         super().__init__()
-        (file,) = export_files(paths, (FAMILY,))
-        contract = contract_of(file)
-        self.is_portable = contract == PORTABLE
-        build = build_backend if self.is_portable else open_with_plugins
+        of_node = isinstance(paths, str | Path) and (Path(paths) / f'{NODE_GRAPH}.onnx').is_file()
+        (file,) = export_files(paths, (NODE_GRAPH if of_node else FAMILY,))
+        self.contract = contract_of(file)
+        build = open_with_plugins if self.contract == TRT_PLUGIN else build_backend
         self.backend = self.opened(engine, file, options, build)
         self.metadata = self.backend.metadata
-        images = self.backend.spec.tensor('img' if self.is_portable else 'image').axes
+        images = self.backend.spec.tensor('img' if self.contract == PORTABLE else 'image').axes
         self.image_shape = tuple(images[-4:])
         self.num_cameras = self.image_shape[0]
         self.seconds = dict(network=0.0)
@@ -190,7 +193,11 @@ class BevFormerOnnx(Runtime):
                 f'({self.num_cameras}, 4, 4)'
             )
         facts = self.metadata.postprocess
-        record = record_of(frame, facts['can_bus_orientation'])
+        orientation = facts['can_bus_orientation']
+        record = record_of(frame, orientation)
+        if self.contract == AUTOWARE:
+            fed = node.absolute(node.motion_of(record, orientation))
+            record = node.trained_record(fed, orientation)
         is_first = self._last is None or self._is_another_scene(frame)
         before = None
         if not is_first:
@@ -200,7 +207,9 @@ class BevFormerOnnx(Runtime):
         shift = bev_shift(motion, facts['extent']) if facts['use_shift'] else np.zeros(2)
         size = facts['bev_h'], facts['bev_w']
         feeds = dict(can_bus=motion, prev_bev=self._view, use_prev_bev=np.array([0.0 if is_first else 1.0]))
-        if self.is_portable:
+        if self.contract == AUTOWARE:
+            feeds['can_bus'] = node.relative(fed, None if is_first else np.float32(before))
+        if self.contract == PORTABLE:
             feeds |= dict(img=images, lidar2img=lidar2img, bev_shift=np.zeros(2) if is_first else shift)
             feeds['bev_rotation'] = bev_rotation(motion[YAW_DEG], facts['rotate_center'], size)
         else:

@@ -10,7 +10,7 @@ import torch
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.bevformer.runtime import frame_of_rig, record_of
-from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD
+from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD, orientation_of
 from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
@@ -81,6 +81,9 @@ def driven(frame: Frame) -> Iterator[Frame]:
         record[:2] += x, y
         record[YAW_DEG] = (record[YAW_DEG] + degrees) % 360
         record[YAW_RAD] = np.radians(record[YAW_DEG])
+        half = record[YAW_RAD] / 2
+        quaternion = np.array([np.cos(half), 0, 0, np.sin(half)])
+        record[3:7] = quaternion if orientation_of(record) == 'wxyz' else quaternion[0]
         record[13] = step  # a velocity, m/s, as a record of the CAN bus has it
         yield dataclasses.replace(
             frame, name=name, can_bus=record, timestamp_s=frame.timestamp_s + 0.5 * step

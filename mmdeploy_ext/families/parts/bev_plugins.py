@@ -39,7 +39,7 @@ def rotation_in_graph(degrees: Tensor, center: Tensor, height: int, width: int) 
         torch.stack([cosine, sine, x - x * cosine - y * sine]) / (0.5 * width),
         torch.stack([-sine, cosine, y + x * sine - y * cosine]) / (0.5 * height),
     ]
-    return torch.stack(rows)
+    return torch.cat(rows).reshape(2, 3)  # onnx takes stacked rows for a shape, and refuses what reads them
 
 
 def _rotate(image: Tensor, angle: Tensor, center: Tensor, interpolation: int) -> Tensor:

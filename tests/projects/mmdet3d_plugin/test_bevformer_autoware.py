@@ -1,0 +1,140 @@
+"""BEVFormer for tensorrt_bevformer: proven through the node's record; the checker reads folders."""
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from pyquaternion import Quaternion
+
+import toy_bevformer as toy
+from marking import in_suite
+from mmdeploy_ext.cli.check_autoware_app import main
+from mmdeploy_ext.consumers.autoware import bevformer as node
+from mmdeploy_ext.consumers.autoware.bevformer_rules import GRAPH, MANIFEST, read_entries
+from mmdeploy_ext.families.parts.runtime.bev_motion import can_bus_record
+from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.proving.ladder import prove
+from planting import arguments, replaced, result
+
+HERE, LOOP = 'mmdeploy_ext.families.bevformer.autoware', 'mmdeploy_ext.consumers.autoware.bevformer'
+
+
+@pytest.fixture(scope='module')
+def deployment(tmp_path_factory):
+    return toy.load(tmp_path_factory.mktemp('bevformer'))
+
+
+@pytest.fixture(scope='module')
+def paths(deployment, tmp_path_factory):
+    return toy.export(deployment, tmp_path_factory.mktemp('autoware'), contract='autoware')
+
+
+@pytest.fixture
+def folder(paths, tmp_path):
+    source = onnx.load(paths[0])
+    onnx.save(source, tmp_path / f'{GRAPH}.onnx')
+    text = (tmp_path.__class__(paths[0]).parent / MANIFEST).read_text()
+    (tmp_path / MANIFEST).write_text(text)
+    return tmp_path
+
+
+def test_the_file_is_proven_through_the_nodes_record(deployment, paths):
+    verdict, _ = prove(deployment, paths, synthetic_drive(6, deployment.rule))
+    assert verdict.passed, verdict.reasons
+    assert verdict.summary()['matched'] >= 600
+    assert any('rounded to float32' in note for note in verdict.notes)
+
+
+def test_the_node_would_take_the_folder(folder, capsys):
+    assert main([str(folder)]) == 0, capsys.readouterr().out
+    graph = onnx.load(folder / f'{GRAPH}.onnx')
+    assert read_entries(graph) == {*range(4), *range(7, 18)}  # of the quaternion w alone
+
+
+def test_the_record_of_the_node_has_the_heading_of_the_pose():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        yaw, pitch, roll = rng.uniform(-np.pi, np.pi), *rng.normal(0, 0.03, 2)
+        turn = Quaternion(axis=[0, 0, 1], radians=yaw) * Quaternion(axis=[0, 1, 0], radians=pitch)
+        rotation = (turn * Quaternion(axis=[1, 0, 0], radians=roll)).elements
+        record = can_bus_record((10, 20, 1), rotation, np.arange(18.0))
+        found = node.absolute(node.motion_of(record, 'wwww'))
+        np.testing.assert_allclose(node.trained_record(found, 'wwww'), record, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found[7:16], [13, 14, 15, 10, 11, 12, 7, 8, 9])
+        quaternion = node.quaternion_of(record[3], record[16])
+        np.testing.assert_allclose(np.linalg.norm(quaternion), 1, atol=1e-9)
+
+
+def with_parameter(group, key, value):
+    def change(folder):
+        content = yaml.safe_load((folder / MANIFEST).read_text())
+        content['/**']['ros__parameters'][group][key] = value
+        (folder / MANIFEST).write_text(yaml.safe_dump(content))
+
+    return change
+
+
+def whole_record(folder):
+    path = folder / f'{GRAPH}.onnx'
+    model = onnx.load(path)
+    for one in model.graph.node:
+        if one.op_type == 'Gather' and one.input[0] == 'can_bus':
+            one.op_type = 'Identity'
+            del one.input[1:], one.attribute[:]
+    onnx.save(model, path)
+
+
+def plugin_with_int32(folder):
+    path = folder / f'{GRAPH}.onnx'
+    model = onnx.load(path)
+    model.opset_import.append(onnx.helper.make_opsetid('trt.plugins', 1))
+    shapes = onnx.numpy_helper.from_array(np.int32([[20, 20]]), 'shapes32')
+    model.graph.initializer.append(shapes)
+    inputs = ['bev_embed', 'shapes32', 'bev_embed', 'bev_embed', 'bev_embed']
+    one = onnx.helper.make_node(
+        'MultiScaleDeformableAttnTRT', inputs, ['unread'], 'attn', domain='trt.plugins'
+    )
+    model.graph.node.append(one)
+    onnx.save(model, path)
+
+
+BROKEN = {
+    'another size of the view': (with_parameter('model_params', 'bev_h', 21), 'prev_bev is 400x1x64'),
+    'four cameras': (with_parameter('data_params', 'CAM_NUM', 4), 'CAM_NUM'),
+    'whole numbers': (with_parameter('data_params', 'mean', [1, 2, 3]), 'data_params.mean'),
+    'another scale': (with_parameter('data_params', 'scale_factor', 0.25), 'image is'),
+    'fewer classes': (
+        with_parameter('post_process_params', 'class_names', ['car']),
+        '1 names for 10 classes',
+    ),
+    'w, x, y, z for w four times': (whole_record, 'trained with w four times'),
+    'int32 shapes': (plugin_with_int32, 'null pointer'),
+}
+
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_a_broken_folder_is_refused(folder, capsys, name):
+    change, named = BROKEN[name]
+    change(folder)
+    assert main([str(folder)]) == 1
+    assert named in capsys.readouterr().out
+
+
+FAULTS = {
+    'the heading stays absolute': (
+        f'{LOOP}:relative',
+        result(lambda made, record, last: np.r_[made[:17], record[17:]].astype(np.float32)),
+    ),
+    'positions of the first frame': (f'{LOOP}:relative', arguments(lambda record, last: (record, None))),
+    'velocity and acceleration as they come': (f'{HERE}:TRAINED_ORDER', lambda _: tuple(range(18))),
+}
+
+
+@pytest.mark.parametrize('fault', in_suite(FAULTS, 'the heading stays absolute'))
+def test_a_fault_is_not_proven(deployment, tmp_path, fault):
+    deployment.exports.clear()
+    with replaced(*FAULTS[fault]):
+        files = toy.export(deployment, tmp_path, contract='autoware')
+        verdict, _ = prove(deployment, files, synthetic_drive(4, deployment.rule))
+    deployment.exports.clear()
+    assert verdict.graphs[0].equal and not verdict.passed
