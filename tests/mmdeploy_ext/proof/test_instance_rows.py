@@ -1,0 +1,98 @@
+"""Instances of a memory that is chosen anew in every frame: ties, errors and tracks."""
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.contract.memory import MemorySpec
+from mmdeploy_ext.proving.levels.instance_rows import InstancePairing, pair_rows
+from mmdeploy_ext.runtime.frames import StepResult, StreamState
+
+INSTANCES, KEPT, TIE = 8, 5, 2e-5
+SPEC = MemorySpec(
+    needed=('place',),
+    per_query=('place',),
+    places=(('kept_place', 'place', (0, 1)),),
+    confidence='confidence',
+    first_scores='first_scores',
+    ids=('track', 'track', 'next'),
+)
+CONFIDENCE = np.array([0.9, 0.8, 0.4, 0.3, 0.2, 0.95, 0.65, 0.64999])
+SWAPPED = np.array([0.9, 0.8, 0.4, 0.3, 0.2, 0.95, 0.649995, 0.65])
+FIRST = np.array([np.nan] * KEPT + [0.5, 0.4, 0.39999])
+
+
+def side(
+    order=range(INSTANCES), confidence=CONFIDENCE, tracks=range(INSTANCES), kept=None, next_id=INSTANCES
+):
+    """Return the result and the memory of an engine that has the instances in an order."""
+    order = list(order)
+    place = np.arange(INSTANCES)[order, None] * np.array([[1.0, -2.0]])
+    confidence = np.asarray(confidence)[order]
+    kept = np.argsort(-confidence, kind='stable')[:KEPT] if kept is None else np.array(kept)
+    outputs = dict(place=place[None], confidence=confidence[None], first_scores=FIRST[None])
+    outputs['track'] = np.array([list(tracks)])
+    state = dict(kept_place=place[None, kept], track=outputs['track'][:, kept], next=np.array([next_id]))
+    return StepResult(outputs, None), StreamState(state, np.eye(4), 0.0, '')
+
+
+def follow(reference, candidate, pairing=None):
+    results, states = zip(reference, candidate, strict=True)
+    return (pairing or InstancePairing(SPEC)).follow(results, states, TIE, 1e-3)
+
+
+EXCHANGED = [0, 1, 2, 3, 4, 5, 7, 6]
+
+
+def test_equal_frames_have_neither_ties_nor_a_fault():
+    followed = follow(side(), side())
+    assert (followed.fault, followed.ties, followed.parted) == ('', 0, False)
+    np.testing.assert_array_equal(followed.queries, range(INSTANCES))
+
+
+def test_instances_of_near_scores_may_be_exchanged_and_the_memory_takes_the_order_of_the_reference():
+    pairing = InstancePairing(SPEC)
+    candidate = side(EXCHANGED, SWAPPED)  # kept in another order, too
+    followed = follow(side(), candidate, pairing)
+    assert (followed.fault, followed.parted) == ('', False) and followed.ties
+    np.testing.assert_array_equal(followed.queries, EXCHANGED)
+    reordered = pairing.reordered(candidate[1])
+    np.testing.assert_array_equal(reordered['kept_place'], side()[1].tensors['kept_place'])
+    assert pairing.reordered(candidate[1]) is None  # in the order of the reference from now on
+
+
+def test_memories_part_where_a_tie_decides_which_instance_is_the_last_to_be_kept():
+    sides = [np.r_[values[:2], 0.7, values[3:]] for values in (CONFIDENCE, SWAPPED)]
+    followed = follow(*(side(confidence=values) for values in sides))
+    assert (followed.fault, followed.parted) == ('', True)
+
+
+@pytest.mark.parametrize(
+    ('candidate', 'fault'),
+    [
+        (side([0, 1, 2, 3, 4, 6, 5, 7]), 'instances 5 and 6 are exchanged, first scores 0.1 apart'),
+        (side([1, 0, 2, 3, 4, 5, 6, 7]), 'exchanged, first scores inf apart'),
+        (side(kept=[0, 1, 2, 6, 3]), 'memory row 0 has the confidence 0.900000, the best one left 0.950000'),
+        (side(tracks=[*range(7), 9]), 'instance 7 has the track id 9, expected 7'),
+        (side(tracks=[*range(7), -1]), 'instance 7 has the track id -1, expected 7'),
+        (side(next_id=0), 'the next id is 0, expected 8'),
+    ],
+)
+def test_what_is_no_tie_is_a_fault(candidate, fault):
+    assert fault in follow(side(), candidate).fault
+
+
+def test_a_track_keeps_the_id_that_a_tie_gave_it():
+    pairing = InstancePairing(SPEC)
+    assert not follow(side(), side(EXCHANGED), pairing).fault
+    assert not follow(side(), side(EXCHANGED), pairing).fault
+    assert 'has the track id 6, expected 7' in follow(side(), side(), pairing).fault
+
+
+def test_rows_that_are_near_to_none_are_compared_as_they_are():
+    places = np.arange(6.0)[:, None] * np.ones(2)
+    np.testing.assert_array_equal(pair_rows(places, places + 0.1), range(6))
+    order = [0, 2, 1, 3, 4, 5]
+    np.testing.assert_array_equal(pair_rows(places, places[order]), order)
+    lost = places.copy()
+    lost[1], lost[2] = places[2], 99.0
+    np.testing.assert_array_equal(pair_rows(places, lost), [0, -1, 1, 3, 4, 5])
