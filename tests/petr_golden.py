@@ -40,6 +40,8 @@ GAINS = dict(
     weight=1.0,
 )
 """Kind of a kernel -> its gain."""
+PICTURES = dict(v2=(320, 800, 1, 'img_{}'), v1r50=(512, 1408, 57, 'img57_{}'))
+"""Model -> height, width, scale and name of its pictures."""
 
 
 def require_golden() -> Path:
@@ -150,6 +152,17 @@ def features(number: int) -> torch.Tensor:
     """Return the feature maps (1, 12, 256, 20, 50) of the tests of the head alone."""
     normal = name_rng(f'feat_{number}').standard_normal((1, 12, 256, 20, 50))
     return torch.from_numpy((0.6 * normal).astype(np.float32))
+
+
+def pictures(name: str, index: int) -> torch.Tensor:
+    """Return the pictures (1, 6, 3, H, W) of a frame of a model, normalised."""
+    height, width, scale, title = PICTURES[name]
+    source = name_rng(title.format(index))
+    fine = source.standard_normal((1, 6, 3, height, width))
+    coarse = (
+        source.standard_normal((1, 6, 3, height // 32, width // 32)).repeat(32, axis=3).repeat(32, axis=4)
+    )
+    return torch.from_numpy((scale * (0.5 * fine + coarse)).astype(np.float32))
 
 
 def meta_of(frame: str) -> dict:

@@ -1,6 +1,7 @@
-"""The heads of PETR and PETRv2 with the goldens' seeded weights: the tensors of upstream's run.
+"""The heads of PETR and PETRv2 with the goldens' seeded weights: boxes and steps of upstream's run.
 
-Tolerances: ../shared/golden/petr/INDEX.md. The suite has PETR's head alone; the matrix has PETRv2's, too.
+Tolerances: ../shared/golden/petr/INDEX.md. The suite has PETR's head alone; the matrix has PETRv2's too, and
+whole networks from pictures on: a frame of PETR R50-DCN, and two of PETRv2 VoVNet-99.
 """
 
 import json
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mmcv import Config
-from mmdet3d.models import build_head, build_model
+from mmdet3d.models import build_backbone, build_head, build_model, build_neck
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import petr_golden as golden
@@ -149,3 +150,62 @@ def test_the_detector_of_streampetr_names_the_head_that_it_cannot_run():
     register_named(cfg)
     with pytest.raises(ConfigError, match='pts_bbox_head is PETRHead, expected a head of StreamPETR'):
         build_model(cfg.model)
+
+
+def image_parts(version):
+    """Return the backbone and the neck of a model, with the goldens' weights."""
+    if version == 'v2':
+        backbone = dict(
+            type='VoVNetCP',
+            spec_name='V-99-eSE',
+            norm_eval=True,
+            frozen_stages=-1,
+            input_ch=3,
+            out_features=('stage4', 'stage5'),
+        )
+        channels = [768, 1024]
+    else:
+        backbone = dict(
+            type='ResNet',
+            depth=50,
+            num_stages=4,
+            out_indices=(2, 3),
+            norm_cfg=dict(type='BN2d', requires_grad=False),
+            norm_eval=True,
+            style='caffe',
+            dcn=dict(type='DCNv2', deform_groups=1, fallback_on_stride=False),
+            stage_with_dcn=(False, False, True, True),
+        )
+        channels = [1024, 2048]
+    parts = []
+    neck = dict(type='CPFPN', in_channels=channels, out_channels=256, num_outs=2)
+    for prefix, part in (('img_backbone.', build_backbone(backbone)), ('img_neck.', build_neck(neck))):
+        weights = golden.state_dict(version, prefix)
+        part.load_state_dict({key.removeprefix(prefix): value for key, value in weights.items()}, strict=True)
+        part.eval()  # mmdet's backbones return None here
+        parts.append(part)
+    return parts
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(('version', 'frames'), [('v1r50', (0,)), ('v2', (4, 5))])
+def test_pictures_to_objects(version, frames):
+    inputs, stored = arrays('inputs.npz'), arrays('outputs.npz')
+    backbone, neck = image_parts(version)
+    head = head_of(version)
+    last = None
+    for number in frames:
+        frame = f'{version}_f{number}'
+        info = json.loads(str(np.asarray(inputs[f'{frame}_meta_json'])))
+        with torch.no_grad():
+            maps = backbone(golden.pictures(version, info['info_index'])[0])
+            level = neck(list(maps.values()) if isinstance(maps, dict) else maps)[0].unsqueeze(0)
+            before = level if last is None else last
+            features = torch.cat([level, before], 1) if version == 'v2' else level
+            outputs = head([features], [golden.meta_of(frame)])
+        last = level
+        close(features[:, :, ::16, ::5, ::10], stored[f'{frame}_feat0_slice'], 1e-4)
+        logits, boxes = (stored[f'{frame}_all_{name}'] for name in ('cls_scores', 'bbox_preds'))
+        same_outputs(outputs, slice(None), logits, boxes, BOUNDS[version[:2]])
+        expected = {name: stored[f'{frame}_{name}'] for name in ('boxes_3d', 'scores_3d', 'labels_3d')}
+        same_detections(head, logits, boxes, expected)
