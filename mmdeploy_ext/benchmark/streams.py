@@ -42,6 +42,8 @@ DECODING = 'boxes'
 """Name of the part that follows the graphs."""
 SWEEPS = 4
 """Number of generated sweeps if the user gives none."""
+GROWTH_FRAMES = 100
+"""Frames from which on it is told whether a frame takes longer after many others."""
 
 
 class StreamBenchmark(Benchmark):
@@ -154,7 +156,8 @@ class StreamBenchmark(Benchmark):
         """Return the content of the JSON file, with the bars of the family and whether they are met."""
         result = super().result(contenders, runs, *memories)
         ratio, family = contract_ratio(contenders, runs[0]), self.deployment.family
-        bars = check_bars(result['contenders'], ratio, family.bars)
+        form = (family.measured or (family.choose(opset=0).contract,))[0]
+        bars = check_bars(result['contenders'], ratio, family.bars, form)
         return dict(result, deploy_to_fork=ratio, bars=bars, bars_of=family.bars_of)
 
 
@@ -201,23 +204,43 @@ def contract_ratio(contenders: Sequence[Contender], runs: Runs) -> dict[str, Any
 
 
 def check_bars(
-    rows: Sequence[Mapping[str, Any]], ratio: Mapping[str, Any] | None, bars: Sequence[tuple[str, str, float]]
+    rows: Sequence[Mapping[str, Any]],
+    ratio: Mapping[str, Any] | None,
+    bars: Sequence[tuple[str, str, float]],
+    form: str = 'deploy',
 ) -> list[dict[str, Any]]:
-    """Return the `bar_rows` of the deploy contract in ONNX Runtime, as far as its figures were measured.
+    """Return the `bar_rows` of a contract in ONNX Runtime, as far as its figures were measured.
 
     Args:
         rows: rows of the contenders in the JSON file.
         ratio: result of `contract_ratio`; None if one of the contracts was not measured.
         bars: name, figure and largest value of each bar. A figure is 'torch' or 'fork' (ratio of times to
-            theirs), 'fed_bytes', or the name of a part (ms).
+            theirs), 'memory' (ratio of peaks to PyTorch's), 'growth' (see `growth`), 'fed_bytes', or the name
+            of a part (ms).
+        form: the contract.
     """
-    row = next((row for row in rows if (row['engine'], row['form']) == (DEFAULT.name, 'deploy')), None)
+    row = next((row for row in rows if (row['engine'], row['form']) == (DEFAULT.name, form)), None)
     if row is None:
         return []
+    torch_row = next((row for row in rows if row['engine'] == BASELINE), {})
+    peaks_mb = [(each.get('memory') or {}).get('peak_mb') for each in (row, torch_row)]
     ratios = dict(torch=row['ratio_to_torch'], fork=ratio)
     medians = {name: figures and figures['median'] for name, figures in ratios.items()}
     values = dict(row['parts_ms'], **medians, fed_bytes=row['fed_bytes'])
+    values.update(memory=peaks_mb[0] / peaks_mb[1] if all(peaks_mb) else None)
+    values.update(growth=growth(row.get('samples_ms', ())))
     return bar_rows([(name, values.get(figure), bar) for name, figure, bar in bars])
+
+
+def growth(samples_ms: Sequence[float]) -> float | None:
+    """Return the median time of the last quarter of the frames over that of the first quarter.
+
+    None for fewer than `GROWTH_FRAMES`, which tell nothing. A memory that grows makes later frames slower.
+    """
+    if len(samples_ms) < GROWTH_FRAMES:
+        return None
+    quarter = len(samples_ms) // 4
+    return statistics.median(samples_ms[-quarter:]) / statistics.median(samples_ms[:quarter])
 
 
 def run_model(

@@ -46,7 +46,7 @@ class SequenceFamily(Family):
         dump_suffixes: prefix of a dumped tensor's name -> what its file name ends in.
         measured: contracts that a benchmark exports if it is given no files; empty means the default one.
         dump_names: tensors that dump mode has; empty if they are unknown before a frame has run.
-        bars: (name, figure, largest value) of each limit of its deploy contract in a benchmark; for the
+        bars: (name, figure, largest value) of each limit of its first contract in a benchmark; for the
             figures see `benchmark.streams.check_bars`.
         bars_of: the model and machine that the bars were set for.
     """

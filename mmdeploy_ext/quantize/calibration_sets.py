@@ -238,7 +238,7 @@ def _read_sweeps(
 def _read_frames(
     model: Any, metadata: Metadata, source: str | Path, root: str | Path | None, limit: int
 ) -> tuple[list[Any], Callable[[Any], Any]]:
-    rule = metadata.preprocess.views
+    rule = getattr(metadata.preprocess, 'views', metadata.preprocess)
     if rule is None:
         raise ModelFileError(
             f'a model of family {metadata.family!r} of LiDAR alone: frames to calibrate on come with '
@@ -248,7 +248,7 @@ def _read_frames(
     return frames, lambda frame: model.moment(frame.read_pictures(), frame, root)
 
 
-READERS = dict(sweeps=_read_sweeps, fused=_read_frames)
+READERS = dict(sweeps=_read_sweeps, fused=_read_frames, frames=_read_frames)
 """Kind of samples -> function that returns the items of a source, and a function that reads an item.
 
 Arguments are the model whose graphs are open, and those of `calibration_set` from `metadata` on. What the

@@ -32,21 +32,23 @@ class Target:
     Attributes:
         model: float file.
         output: INT8 file.
-        beside: other files of the folder of a model of several graphs, which are copied unchanged.
+        beside: other files of the folder of an export, which are copied unchanged.
+        is_folder: whether the model is the folder of an export.
     """
 
     model: Path
     output: Path
     beside: tuple[Path, ...] = ()
+    is_folder: bool = False
 
     @property
     def shown(self) -> str:
         """Path that messages show: the INT8 file, or its folder."""
-        return str(self.output.parent if self.beside else self.output)
+        return str(self.output.parent if self.is_folder else self.output)
 
     def save(self, model: onnx.ModelProto) -> None:
         """Write the INT8 file; a folder is made beside an older one and replaces it when it is complete."""
-        if not self.beside:
+        if not self.is_folder:
             files.save(model, self.output, inputs=[self.model])
             return
         folder, family = self.output.parent, read_metadata(str(self.model)).family
@@ -86,7 +88,7 @@ def find_target(model: str, output: str | None) -> Target:
         graphs = [
             path for path, metadata in metadata_of.items() if metadata.spec.input_names == [IMAGE_INPUT]
         ]
-    if len(graphs) != 1 or len(paths) == 1:
+    if len(graphs) != 1 or (len(paths) == 1 and not quantised_graph(metadata_of[paths[0]].family)):
         names = ', '.join(path.name for path in paths) or 'no .onnx file'
         raise ModelFileError(
             f'{model}: holds {names}; expected the folder of an export of several graphs, one of which takes '
@@ -97,7 +99,7 @@ def find_target(model: str, output: str | None) -> Target:
     beside = [path for path in sorted(source.iterdir()) if path.is_file() and path.name not in graph_files]
     check_replaceable(folder)
     check_writable(folder / graph.name)
-    return Target(graph, folder / graph.name, tuple(beside))
+    return Target(graph, folder / graph.name, tuple(beside), is_folder=True)
 
 
 def refuse_stale(path: str | os.PathLike[str], reason: str) -> None:

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from mmdeploy_ext.cli import run_app, test_app
+from mmdeploy_ext.cli import quantize_app, run_app, test_app
 from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
 
@@ -79,6 +79,16 @@ def test_run_draws_infos_and_says_what_stands_for_a_missing_record(infos, export
     assert run_app.main(words) == 0
     assert f'{SCENES * FRAMES} of {SCENES * FRAMES} frames have no can_bus' in capsys.readouterr().err
     assert len(list(out.glob('*.png'))) == len(read_json(found)['frames']) == SCENES * FRAMES
+
+
+def test_a_folder_of_one_graph_is_quantised_on_a_drive(infos, exported, tmp_path):
+    target, report = tmp_path / 'int8', tmp_path / 'report.json'
+    words = [str(exported), '--calibrate', str(infos), '--rounds', '0', '--reduce-range']
+    assert quantize_app.main([*words, '--output', str(target), '--json', str(report)]) == 0
+    assert [path.name for path in target.iterdir()] == ['bevformer.onnx']
+    measured = read_json(report)
+    assert measured['images'] == SCENES * FRAMES and measured['layers'] >= 70
+    assert all(figures['cosine'] > 0.99 for figures in measured['outputs'].values())
 
 
 def test_one_command_trains_the_toy(infos, tmp_path):

@@ -68,6 +68,13 @@ class BevFormerFamily(SequenceFamily):
     memory = True
     files = (FORM,)
     compared = PREDICTIONS
+    measured = ('portable',)
+    bars = (
+        ('frame, against PyTorch', 'torch', 0.5),
+        ('peak memory, against PyTorch', 'memory', 1.3),
+        ('last quarter of 100 frames or more, against the first', 'growth', 1.1),
+    )
+    bars_of = 'the portable contract of tiny at 480x800 on a CPU'
     unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s')
     ignored_prefixes = ('pts_bbox_head.code_weights',)
     reference, memory_spec = staticmethod(BevFormerReference), staticmethod(memory_spec)

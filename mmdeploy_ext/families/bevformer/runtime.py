@@ -21,6 +21,7 @@ from mmdeploy_ext.consumers.bev_plugins import open_with_plugins
 from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.engines.runs import record_runs
 from mmdeploy_ext.families.bevformer.options import PORTABLE, TRT_PLUGIN
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.runtime import frame_checks
@@ -229,6 +230,17 @@ class BevFormerOnnx(Runtime):
         self._view, self.was_reset = outputs['bev_embed'], is_first
         return StepResult(outputs, self.boxes_of(outputs), is_first)
 
+    def feeds(self, frame: Frame) -> dict[str, np.ndarray]:
+        """Return the inputs of the graph for a prepared frame, which is run: its view goes into the next.
+
+        A frame that is not later than the one before begins a drive, as the first of another pass does.
+        """
+        if self._last is not None and frame.timestamp_s <= self._last.timestamp_s:
+            self.reset()
+        with record_runs() as runs:
+            self.step(frame)
+        return runs[-1].inputs
+
     def _is_another_scene(self, frame: Frame) -> bool:
         last_scene = self._last.scene_token
         return bool(last_scene) and frame.scene_token is not None and frame.scene_token != last_scene
@@ -337,5 +349,7 @@ def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> D
     return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], metadata.postprocess)
 
 
+QUANTISED = FAMILY
+"""Name of the graph whose layers `quantize.py` puts in INT8."""
 OPENS = BevFormerOnnx
 """Class that opens an export, see `mmdeploy_ext/runtime/family_runtime.py`."""

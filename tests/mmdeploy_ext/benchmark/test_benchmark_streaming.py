@@ -11,8 +11,9 @@ import torch
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr_export as toy
 from mmdeploy_ext.benchmark.clocks import PartClock
-from mmdeploy_ext.benchmark.streams import check_bars
+from mmdeploy_ext.benchmark.streams import check_bars, growth
 from mmdeploy_ext.cli import benchmark_app
+from mmdeploy_ext.families.bevformer.family import BevFormerFamily
 from mmdeploy_ext.families.streampetr.family import StreamPetrFamily
 
 CONFIG = """
@@ -192,3 +193,19 @@ def test_the_clock_counts_a_nested_part_once_and_leaves_nothing_behind():
         assert clock.seconds['a'] > 0 == clock.seconds['b']
         assert model.inner() == 7 and clock.seconds['b'] > 0
     assert not vars(model)
+
+
+def test_memory_and_growth_have_bars_for_the_contract_of_their_family():
+    torch_row = dict(engine='torch', form='', memory=dict(peak_mb=100.0))
+    row = dict(contender('portable', 0.4), memory=dict(peak_mb=131.0), samples_ms=[10.0] * 75 + [12.0] * 25)
+    rows = check_bars([torch_row, row], None, BevFormerFamily.bars, 'portable')
+    assert [(row['value'], row['passed']) for row in rows] == [(0.4, True), (1.31, False), (1.2, False)]
+    rows = check_bars(
+        [torch_row, dict(row, memory=None, samples_ms=[1.0])], None, BevFormerFamily.bars, 'portable'
+    )
+    assert [row['value'] for row in rows] == [0.4]
+
+
+def test_the_growth_of_a_cost_is_that_of_its_quarters():
+    assert growth([3.0] * 100) == 1 and growth(range(1, 101)) == 88 / 13
+    assert growth([1.0] * 99) is None
