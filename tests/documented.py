@@ -474,6 +474,11 @@ ENTRIES = (
         test=TOOLS + 'test_bevformer_loop.py::test_run_draws_infos_and_says_what_stands_for_a_missing_record',
     ),
     Entry(
+        r'mm2onnx quantize work_dirs/bevformer_toy ',
+        why='data set',
+        test=TOOLS + 'test_bevformer_loop.py::test_a_folder_of_one_graph_is_quantised_on_a_drive',
+    ),
+    Entry(
         r'python -m projects.toydata.bevformer',
         why='minutes',
         test=TOOLS + 'test_bevformer_loop.py::test_one_command_trains_the_toy',
