@@ -117,3 +117,12 @@ def test_a_record_in_the_infos_is_taken(infos, exported, tmp_path, capsys):
         == 0
     )
     assert 'can_bus' not in capsys.readouterr().err
+
+
+@pytest.mark.matrix
+def test_a_file_in_float16_is_within_its_bars(infos, tmp_path, capfd):
+    from mmdeploy_ext.cli import export_app
+
+    words = [CONFIG, CHECKPOINT, '--output-file', str(tmp_path / 'half'), '--precision', 'fp16', '--verify']
+    assert export_app.main([*words, '--test-img', str(infos), '--frames', '3']) == 0
+    assert 'WITHIN FP16 BARS' in capfd.readouterr().out
