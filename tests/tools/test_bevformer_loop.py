@@ -81,6 +81,7 @@ def test_run_draws_infos_and_says_what_stands_for_a_missing_record(infos, export
     assert len(list(out.glob('*.png'))) == len(read_json(found)['frames']) == SCENES * FRAMES
 
 
+@pytest.mark.matrix
 def test_a_folder_of_one_graph_is_quantised_on_a_drive(infos, exported, tmp_path):
     target, report = tmp_path / 'int8', tmp_path / 'report.json'
     words = [str(exported), '--calibrate', str(infos), '--rounds', '0', '--reduce-range']

@@ -218,6 +218,7 @@ def test_verify_compares_the_metrics_too(onnx_run, data, tmp_path):
     assert compared['pts_bbox_NuScenes/NDS'] <= 5e-4 and compared['pts_bbox_NuScenes/mAP'] <= 5e-4
 
 
+@pytest.mark.matrix
 def test_verify_takes_the_frames_of_an_info_file(onnx_run, data, tmp_path):
     from mmdeploy_ext.cli import verify_app
 

@@ -83,6 +83,7 @@ def test_group_normalisation_is_exact_by_default_where_the_backbone_has_it(deplo
     assert deploy.resolve(options, model, deployment.rule).group_norm == expected
 
 
+@pytest.mark.matrix
 def test_every_constant_of_the_network_is_held_to_the_bit(deployment, path, tmp_path):
     model = onnx.load(path)
     parameters = [value for value in model.graph.initializer if value.name.startswith('network/model.')]

@@ -151,6 +151,7 @@ ELSEWHERE = (
     'SOLO, sizes of the first image',
     'SOLO, no candidates',
     'SOLO, classes of low scores',
+    'SOLO, one original size',
 )
 """In the suite: `test_ladder.py`, `test_rtdetr_export.py`, `tests/bad_input/test_bad_solo.py`, ATSS here."""
 

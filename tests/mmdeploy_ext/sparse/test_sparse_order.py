@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,8 @@ from mmdeploy_ext.sparse.order import reorder
 
 @pytest.fixture(scope='module')
 def graphs():
+    # by unseeded weights the largest difference of float32 sums in another order went from 1.2e-7 to 1.2e-6
+    torch.manual_seed(10)
     small = dict(channels=((4, 4, 8), (8, 8)), paddings=((0, 0, 1), (0, 0)), output_channels=8, base=4)
     xyz = trace(
         scn_nets.bevfusion((20, 24, 9), **small), order='xyz', spatial_shape=(20, 24, 9), in_channels=5

@@ -157,6 +157,7 @@ def test_pictures_in_the_order_of_another_node_are_refused(toy, tmp_path):
     assert all(graph.passed for graph in verdict.graphs) and not all(row.passed for row in verdict.sequence)
 
 
+@pytest.mark.matrix
 def test_a_file_for_nodes_that_feed_rgb_is_proven_and_turns_nothing(toy, folder, tmp_path):
     deployed.export(tmp_path, contract='autoware', opset=17, node_images='rgb')
     verdict, _ = prove(toy, paths(tmp_path / 'deploy'), deployed.drive(6))

@@ -356,18 +356,8 @@ VARIANTS = {
 }
 
 
-ONE_FORM = {'moves of centres bounded by pixels': 'decode'}
-"""Proven in the suite; scores by softmax are those of SSD (test_dense_faults.py)."""
-
-
-@pytest.mark.parametrize(
-    ('variant', 'form'),
-    [
-        pytest.param(variant, form, marks=[] if ONE_FORM.get(variant) == form else [pytest.mark.matrix])
-        for variant in VARIANTS
-        for form in FORMS
-    ],
-)
+@pytest.mark.matrix  # in the suite: scores and coders of test_dense_heads.py and test_dense_faults.py
+@pytest.mark.parametrize(('variant', 'form'), [(variant, form) for variant in VARIANTS for form in FORMS])
 def test_other_scores_and_coders_are_proven(tmp_path, variant, form):
     deployment = load(tmp_path, {**SMALL, **VARIANTS[variant]})
     prove_file(deployment, tmp_path / 'm.onnx', form=form, dynamic=True)

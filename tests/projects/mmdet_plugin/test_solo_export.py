@@ -119,7 +119,7 @@ def test_without_their_sizes_masks_are_of_the_input_up_to_a_multiple_of_8(models
     ('form', 'name'),
     [
         *in_suite((('raw', name) for name in HEADS), ('raw', 'solov2')),
-        *in_suite((('full', name) for name in HEADS), ('full', 'decoupled'), ('full', 'solov2')),
+        *in_suite((('full', name) for name in HEADS), ('full', 'solov2')),
     ],
 )
 def test_a_dynamic_file_equals_mmdet_at_sizes_and_batches_it_never_saw(models, files, name, form):
