@@ -97,6 +97,10 @@ REASONS = {
         'it needs the optional mmdet 3, or takes what was measured with it',
         r'python -m docs\._pages\.mmdet3\.',
     ),
+    'transformers': (
+        'it needs transformers, and torchvision with operators of its own',
+        r'python -m docs\._pages\.modules\.table ',
+    ),
     'quiet': ('it measures, which needs a quiet machine', r'.*(benchmark|exporters)'),
     'long': (
         'it builds, quantises, exports with torch.export or asks every package: more than ten seconds',
@@ -332,6 +336,14 @@ ENTRIES = (
         r'mm2onnx run work_dirs/panoptic_fpn\.onnx data/toy_coco/val2017/000000000001\.jpg',
         why='data set',
         test=TOOLS + 'test_panoptic_loop.py::test_both_engines_have_the_same_panoptic_quality',
+    ),
+    Entry(
+        r'python -m docs\._pages\.modules\.table yunet ',
+        why='placeholder',
+    ),
+    Entry(
+        r'python -m docs\._pages\.modules\.table resnet18 ',
+        why='transformers',
     ),
     Entry(
         r'python docs/_pages/forks\.py CHECKOUTS',
