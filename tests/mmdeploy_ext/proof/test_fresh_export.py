@@ -197,6 +197,7 @@ def test_an_int8_file_is_quantised_again_and_compared_code_by_code(deployment, i
     assert judged(deployment, model, tmp_path).equal
 
 
+@pytest.mark.matrix
 def test_an_int8_file_is_within_bars_and_never_proven(tmp_path, capsys, int8):
     status, out, content = verdict_of(tmp_path, capsys, int8)
     assert status == 0 and '\nWITHIN INT8 BARS ' in out and 'PROVEN' not in out

@@ -246,6 +246,7 @@ def test_a_frozen_input_is_named_by_the_structure_check(deployment, files, image
     assert any('img_shape' in check.detail for check in verdict.structure if not check.passed)
 
 
+@pytest.mark.matrix
 def test_a_proof_in_which_next_to_nothing_is_found_is_no_proof(deployment, files):
     black = [('black.png', np.zeros((240, 320, 3), np.uint8))]
     verdict, _ = prove(deployment, files['full'], black)

@@ -7,7 +7,6 @@ import yaml
 from pyquaternion import Quaternion
 
 import toy_bevformer as toy
-from marking import in_suite
 from mmdeploy_ext.cli.check_autoware_app import main
 from mmdeploy_ext.consumers.autoware import bevformer as node
 from mmdeploy_ext.consumers.autoware.bevformer_rules import GRAPH, MANIFEST, read_entries
@@ -130,7 +129,8 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize('fault', in_suite(FAULTS, 'the heading stays absolute'))
+@pytest.mark.matrix
+@pytest.mark.parametrize('fault', FAULTS)
 def test_a_fault_is_not_proven(deployment, tmp_path, fault):
     deployment.exports.clear()
     with replaced(*FAULTS[fault]):

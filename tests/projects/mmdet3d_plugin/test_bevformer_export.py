@@ -69,6 +69,7 @@ def test_a_graph_of_gathers_is_proven(deployment, tmp_path):
     assert verdict.passed, verdict.reasons
 
 
+@pytest.mark.matrix
 def test_gathers_stand_for_every_grid_sample(deployment, paths, tmp_path):
     gathers = toy.export(deployment, tmp_path, grid_sample='gather')
     assert 'GridSample' not in {node.op_type for node in load(gathers[0]).graph.node}

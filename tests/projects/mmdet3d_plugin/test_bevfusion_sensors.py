@@ -36,6 +36,7 @@ def files(toys, tmp_path_factory):
     return exported
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize('sensor', in_suite(FILES, 'lidar'))
 def test_one_sensor_is_exported_in_its_files_and_proven(toys, files, sensor):
     toy, paths = toys[sensor], files(sensor)

@@ -236,7 +236,11 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize('fault', FAULTS)
+REPEATED = 'the threshold', 'the order of classes', 'the IoU'
+"""Faults of limits, which the suite has in test_other_limits.py, too."""
+
+
+@pytest.mark.parametrize('fault', in_suite(FAULTS, *(fault for fault in FAULTS if fault not in REPEATED)))
 def test_a_planted_fault_gives_other_detections(fault):
     name, plant, *settings = FAULTS[fault]
     head = make_head(name, max_per_img=10_000, **(settings[0] if settings else {}))

@@ -58,6 +58,7 @@ def tool(name):
     return module
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize('kind', marked(MASKS))
 def test_masks_are_those_of_pytorch_in_pixels_of_the_picture_and_drawn(kind, made, tmp_path):
     deployment, path = made(kind)

@@ -127,6 +127,7 @@ def test_proposals_alone_have_one_limit():
     assert_same('rpn', seeded('rpn'), found, prepared)
 
 
+@pytest.mark.matrix
 def test_too_few_are_refused_with_the_number_that_would_do():
     prepared = images(1, seed=9)
     model = copy.deepcopy(seeded('faster'))
