@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-import toy_sparse4d
+from toy_frames import SPARSE4D
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,7 +146,7 @@ def write(infos_path: Path, root: Path, folder: Path) -> str:
         root: its folder.
         folder: for the checkpoint.
     """
-    deployment = toy_sparse4d.load(folder)
+    deployment = SPARSE4D.load(folder)
     infos = sorted(pickle.loads(infos_path.read_bytes())['infos'], key=lambda info: info['timestamp'])
     rule = deployment.family.preprocess_rule(deployment.cfg)
     follow(deployment, infos, list(deployment.family.moments(deployment.cfg, rule, infos_path, root)))

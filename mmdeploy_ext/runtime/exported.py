@@ -64,7 +64,11 @@ class Runtime(contextlib.ExitStack):
     ) -> Backend:
         """Return an engine with a file, open until `close`.
 
-        `build` makes it of the name of the engine, the path and the options.
+        Args:
+            engine: registered name of the backend.
+            path: of the file.
+            options: of the backend, for example `providers`, `threads`.
+            build: makes the engine of its name, the path and the options.
 
         Several share the cores: a thread pool that still spins slows the next one (StreamPETR of R50 on 2
         cores: 1131 against 1101 ms per frame).

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from mmdeploy_ext import compat
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.bevformer.runtime import frame_of_rig
+from mmdeploy_ext.families.bevformer.runtime import frame_with_record
 from mmdeploy_ext.families.parts.runtime.bev_motion import motion_since
 from mmdeploy_ext.runtime.infos import read_frames, read_infos
 
@@ -108,7 +108,7 @@ def read_scenes(model: nn.Module, infos: Path, rule: Any, classes: Sequence[str]
     scenes: dict[str, list[Moment]] = {}
     contents = {info['token']: info for info in read_infos(infos)}
     for rig in read_frames(infos, rule):
-        frame = frame_of_rig(rig.read_pictures(), rig, rule)
+        frame = frame_with_record(rig.read_pictures(), rig, rule)
         with torch.no_grad():
             maps = list(model.img_backbone(torch.from_numpy(frame.images)))
         codes, labels = targets_of(contents[rig.name], classes, model.pts_bbox_head.pc_range)

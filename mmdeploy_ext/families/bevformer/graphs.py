@@ -17,7 +17,7 @@ from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.bevformer.options import TRT_PLUGIN
 from mmdeploy_ext.families.parts.bev_grid import rotate_view
-from mmdeploy_ext.families.parts.bev_plugins import rotation_in_graph, turn_view
+from mmdeploy_ext.families.parts.bev_plugin_operators import rotation_in_graph, turn_view
 from mmdeploy_ext.families.parts.bev_queries import LastView, decode_objects, encode_view
 from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD
 from mmdeploy_ext.families.parts.traced_inputs import with_examples

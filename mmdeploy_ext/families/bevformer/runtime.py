@@ -36,6 +36,7 @@ from mmdeploy_ext.families.parts.runtime.bev_motion import (
     orientation_of,
     record_of_pose,
 )
+from mmdeploy_ext.families.parts.runtime.rig_frames import frame_of_rig
 from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
 from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
 from mmdeploy_ext.runtime.exported import Runtime, check_finite, export_files
@@ -108,8 +109,8 @@ class BevFormerOnnx(Runtime):
 
         Args:
             paths: the file of an export, or its folder.
-            engine: registered name of the backend.
-            options: of the backend, for example `providers`, `threads`.
+            engine: see `Runtime.opened`.
+            options: see `Runtime.opened`.
 
         Raises:
             ModelFileError: it is missing, or of another family.
@@ -162,10 +163,10 @@ class BevFormerOnnx(Runtime):
     def moment(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> Frame:
-        """Return a frame of a data set's infos as `step` takes it; see `frame_of_rig`."""
+        """Return a frame of a data set's infos as `step` takes it; see `frame_with_record`."""
         self._moments += 1
         self._without_record += rig.info.get('can_bus') is None
-        return frame_of_rig(images_bgr, rig, self.rule)
+        return frame_with_record(images_bgr, rig, self.rule)
 
     @property
     def notes(self) -> list[str]:
@@ -187,12 +188,7 @@ class BevFormerOnnx(Runtime):
             InferenceError: the network gave NaN or infinity; the view is forgotten then.
         """
         images = frame_checks.check_prepared(frame.images, self.image_shape)
-        lidar2img = np.asarray(frame.lidar2img, np.float64)
-        if lidar2img.shape != (self.num_cameras, 4, 4) or not np.isfinite(lidar2img).all():
-            raise DataError(
-                f'lidar2img: got shape {lidar2img.shape}, expected finite numbers of '
-                f'({self.num_cameras}, 4, 4)'
-            )
+        lidar2img = frame_checks.check_lidar2img(frame.lidar2img, self.num_cameras)
         facts = self.metadata.postprocess
         orientation = facts['can_bus_orientation']
         record = record_of(frame, orientation)
@@ -287,18 +283,10 @@ def record_of_info(info: Mapping[str, Any], ego_pose: np.ndarray) -> np.ndarray:
     return can_bus_record(translation, rotation, info.get('can_bus'))
 
 
-def frame_of_rig(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
-    """Return a frame of `read_frames` with its N pictures (h, w, 3) uint8 as inputs of the model.
-
-    Raises:
-        ShapeError: wrong number or size of pictures.
-        DataError: an invalid calibration.
-    """
-    calibration = rule.calibrate(rig.intrinsics, rig.lidar2cam)
-    images, record = rule.apply(images_bgr), record_of_info(rig.info, rig.ego_pose)
-    return Frame(
-        images, *calibration, rig.ego_pose, rig.timestamp_s, rig.scene_token, rig.name, can_bus=record
-    )
+def frame_with_record(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
+    """Return `rig_frames.frame_of_rig` with the record of the motion; raises what that raises."""
+    record = record_of_info(rig.info, rig.ego_pose)
+    return dataclasses.replace(frame_of_rig(images_bgr, rig, rule), can_bus=record)
 
 
 def passing(scores: np.ndarray, threshold: float | None) -> np.ndarray:

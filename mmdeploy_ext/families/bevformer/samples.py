@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.bevformer.runtime import frame_of_rig, record_of
+from mmdeploy_ext.families.bevformer.runtime import frame_with_record, record_of
 from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD, orientation_of
 from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
@@ -66,7 +66,7 @@ def frame(data: Mapping[str, Any]) -> Frame:
 def moments(cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None = None) -> Iterator[Frame]:
     """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`."""
     for rig in read_frames(infos, rule, root):
-        yield frame_of_rig(rig.read_pictures(), rig, rule)
+        yield frame_with_record(rig.read_pictures(), rig, rule)
 
 
 def driven(frame: Frame) -> Iterator[Frame]:

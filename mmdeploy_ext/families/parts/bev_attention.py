@@ -4,13 +4,14 @@ Each takes a module of the user's or of ours by the names of its parameters: `sa
 `attention_weights`, `value_proj` and `output_proj`, linear layers. They sample by GridSample, which is exact
 here: mmcv's kernels take the same four corners with the same weights.
 
-Glossary: N cameras, Q cells of the view or queries, C channels, M heads, D = C / M, L levels of a camera's
-feature maps, h, w their sizes, P points per level, Z points of a pillar.
+Glossary: N cameras, H, W rows and columns of a view, Q cells of it or queries, C channels, M heads,
+D = C / M, L levels of a camera's feature maps, h, w their sizes, P points per level, Z points of a pillar.
 
 Source of the algorithm: fundamentalvision/BEVFormer 66b65f3, `modules/temporal_self_attention.py`,
 `modules/spatial_cross_attention.py`, `modules/decoder.py`.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -19,33 +20,40 @@ from torch import Tensor, nn
 from mmdeploy_ext.exporting.ops.attention import attend_maps, attend_tokens
 
 
-def attend_views(
-    module: nn.Module,
-    query: Tensor,
-    position: Tensor,
-    views: Tensor,
-    places: Tensor,
-    size: tuple[int, int],
-) -> Tensor:
+@dataclasses.dataclass(frozen=True)
+class SeenViews:
+    """Bird's-eye views, and where queries look in each of them.
+
+    Attributes:
+        cells: (V, H W, C), V views, each row by row.
+        places: (V, Q, 2), x and y in shares of the sides of a view.
+        size: H and W.
+    """
+
+    cells: Tensor
+    places: Tensor
+    size: tuple[int, int]
+
+
+def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: SeenViews) -> Tensor:
     """Return what `TemporalSelfAttention` computes before its shortcut (1, Q, C).
 
     Args:
         module: the attention.
         query: (1, Q, C).
         position: embedding of the cells, of the same shape.
-        views: (2, Q, C), the last bird's-eye view and the present one; without a last one the query twice.
-        places: (2, Q, 2), where each cell looks in each view, x and y in shares of its sides.
-        size: H and W of the view.
+        views: the last view and the present one, and where each cell looks in both; without a last one the
+            cells are the query twice.
     """
     heads, points = module.num_heads, module.num_points
-    both = torch.cat([views[:1], query + position], -1)
+    both = torch.cat([views.cells[:1], query + position], -1)
     per_view = (heads, 2, points)
     offsets = module.sampling_offsets(both).unflatten(-1, (*per_view, 2))[0]  # (Q, M, 2, P, 2)
     weights = module.attention_weights(both).unflatten(-1, per_view).softmax(-1)[0]  # (Q, M, 2, P)
-    height, width = size
+    height, width = views.size
     shares = offsets / offsets.new_tensor([width, height])
-    locations = places[:, :, None, None] + shares.permute(2, 0, 1, 3, 4)  # (2, Q, M, P, 2)
-    values = module.value_proj(views).transpose(1, 2)  # (2, C, Q)
+    locations = views.places[:, :, None, None] + shares.permute(2, 0, 1, 3, 4)  # (2, Q, M, P, 2)
+    values = module.value_proj(views.cells).transpose(1, 2)  # (2, C, Q)
     maps = values.reshape(2 * heads, -1, height, width)
     mixed = attend_maps(
         [maps], 2 * locations[:, :, :, None] - 1, weights.permute(2, 1, 0, 3).flatten(0, 1)[:, None]
@@ -96,17 +104,13 @@ def attend_cameras(
     return module.output_proj(mixed.t()[None])
 
 
-def attend_view(
-    module: nn.Module, query: Tensor, view: Tensor, places: Tensor, size: tuple[int, int]
-) -> Tensor:
+def attend_view(module: nn.Module, query: Tensor, view: SeenViews) -> Tensor:
     """Return what the decoder's deformable attention computes before its shortcut (1, Q, C).
 
     Args:
         module: the attention.
         query: (1, Q, C), positions added.
-        view: the bird's-eye view (1, H W, C).
-        places: (1, Q, 2), x and y in shares of its sides.
-        size: H and W.
+        view: one view, and where each query looks in it.
     """
-    keep = view.new_ones(1, view.shape[1], 1)
-    return attend_tokens(module, query, view, keep, [size], places[:, :, None])
+    keep = view.cells.new_ones(1, view.cells.shape[1], 1)
+    return attend_tokens(module, query, view.cells, keep, [view.size], view.places[:, :, None])

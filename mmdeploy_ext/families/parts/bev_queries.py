@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.families.parts import bev_plugins
-from mmdeploy_ext.families.parts.bev_attention import attend_cameras, attend_view, attend_views
+from mmdeploy_ext.families.parts import bev_plugin_operators
+from mmdeploy_ext.families.parts.bev_attention import SeenViews, attend_cameras, attend_view, attend_views
 from mmdeploy_ext.families.parts.bev_grid import cell_centres, pillar_points, project_pillars
 from mmdeploy_ext.families.parts.query_networks import among_themselves, inverse_sigmoid, run_layer
 
@@ -93,7 +93,7 @@ def encode_view(
         lidar2img: (N, 4, 4), from the LiDAR to pixels of the padded pictures times depth, m.
         image_size: height and width of these pictures, px.
         last: the view before.
-        by_plugins: whether the attentions are the operators of `bev_plugins`.
+        by_plugins: whether the attentions are those of `bev_plugin_operators`.
     """
     transformer, encoder, size = head.transformer, head.transformer.encoder, (head.bev_h, head.bev_w)
     maps = with_embeddings(transformer, maps)
@@ -108,12 +108,12 @@ def encode_view(
     for number, layer in enumerate(encoder.layers):
 
         def attend_time(module: nn.Module, cells: Tensor) -> Tensor:
-            views = remembered + cells * (1 - last.exists)
-            function = bev_plugins.attend_views if by_plugins else attend_views
-            return function(module, cells, position, views, looked_at, size)
+            views = SeenViews(remembered + cells * (1 - last.exists), looked_at, size)
+            function = bev_plugin_operators.attend_views if by_plugins else attend_views
+            return function(module, cells, position, views)
 
         def attend_space(module: nn.Module, cells: Tensor) -> Tensor:
-            function = bev_plugins.attend_cameras if by_plugins else attend_cameras
+            function = bev_plugin_operators.attend_cameras if by_plugins else attend_cameras
             return function(module, cells, maps, places, is_seen)
 
         view = tap(
@@ -141,8 +141,8 @@ def decode_objects(head: nn.Module, view: Tensor, by_plugins: bool = False) -> t
     for number, layer in enumerate(transformer.decoder.layers):
 
         def attend(module: nn.Module, queries: Tensor, places: Tensor = reference[..., :2]) -> Tensor:
-            function = bev_plugins.attend_view if by_plugins else attend_view
-            return function(module, queries + position, view, places, size)
+            function = bev_plugin_operators.attend_view if by_plugins else attend_view
+            return function(module, queries + position, SeenViews(view, places, size))
 
         objects = tap(
             f'dec{number}',

@@ -19,6 +19,7 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.info_files import write_infos
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
+from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.samples import arrays
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.sparse4d.graphs import FEATURES, graphs
@@ -38,7 +39,6 @@ from mmdeploy_ext.families.sparse4d.samples import (
     driven,
     dumped_frame,
     frame,
-    moments,
     result,
 )
 from mmdeploy_ext.families.sparse4d.seeded import sparse4d_weights

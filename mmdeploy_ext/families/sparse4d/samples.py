@@ -1,8 +1,7 @@
-"""Samples of the test loader as frames, frames of infos, results, and the dump of a frame."""
+"""Samples of the test loader as frames, results, and the dump of a frame."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,7 @@ from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.parts import samples
 from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only
 from mmdeploy_ext.families.sparse4d.runtime.boxes import InstanceBoxes
-from mmdeploy_ext.families.sparse4d.runtime.model import frame_of_rig
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.runtime.infos import read_frames
 
 KEYS = ('img', 'projection_mat', 'timestamp', 'img_metas')
 """Keys of a sample of the test loader."""
@@ -70,12 +66,6 @@ def frame(data: Mapping[str, Any]) -> Frame:
         name=str(meta.get('sample_idx', '')),
         image_files=tuple(map(str, [files] if isinstance(files, str) else files)),
     )
-
-
-def moments(cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None = None) -> Iterator[Frame]:
-    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`."""
-    for rig in read_frames(infos, rule, root):
-        yield frame_of_rig(rig.read_pictures(), rig, rule)
 
 
 def driven(frame: Frame) -> Iterator[Frame]:

@@ -21,6 +21,7 @@ from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.query_limits import other_limits, synthetic_outputs
+from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.streampetr import autoware
@@ -34,7 +35,6 @@ from mmdeploy_ext.families.streampetr.samples import (
     dump_tensors,
     dumped_frame,
     frame,
-    moments,
 )
 from mmdeploy_ext.families.streampetr.spec import PREDICTIONS, sizes
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule

@@ -3,8 +3,7 @@
 Source of the dump's names: woquyuna/StreamPETR deployV1.0 0e9eefe, tools/test_pth.py and its documentation.
 """
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,7 @@ from torch import nn
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only
 from mmdeploy_ext.families.streampetr.live import steps_of
-from mmdeploy_ext.families.streampetr.runtime.model import frame_of_rig
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.runtime.infos import read_frames
 
 DUMP_SUFFIXES = {'out_': '_pth', 'post_mem_': '_pth', 'all_': '_pth'}
 """Prefix of a tensor's name -> suffix of the fork's file name."""
@@ -58,15 +54,6 @@ def frame(data: Mapping[str, Any]) -> Frame:
         image_files=tuple(map(str, [files] if isinstance(files, str) else files)),
         ego_pose_inv=_array(values['ego_pose_inv'], 2).astype(np.float64),
     )
-
-
-def moments(cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None = None) -> Iterator[Frame]:
-    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`.
-
-    `root` is the folder of the data set; None: pictures are at the paths of the infos, or beside them.
-    """
-    for rig in read_frames(infos, rule, root):
-        yield frame_of_rig(rig.read_pictures(), rig, rule)
 
 
 def _array(value: Any, axes: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.levels.instance_rows import InstancePairing
-from mmdeploy_ext.proving.levels.memory_rows import Followed, RowPairing
+from mmdeploy_ext.proving.levels.memory_rows import Followed, Moment, RowPairing
 from mmdeploy_ext.proving.levels.run_twice import Clock, attempt
 from mmdeploy_ext.proving.results import SequenceRow
 from mmdeploy_ext.proving.tasks import task_module
@@ -198,25 +198,6 @@ def snapshot(state: StreamState | None) -> StreamState | None:
     return dataclasses.replace(state, tensors=tensors)
 
 
-@dataclasses.dataclass(frozen=True)
-class Moment:
-    """One frame after both engines ran it.
-
-    Attributes:
-        frame: the frame.
-        expected: result of the reference.
-        got: result of the candidate.
-        expected_state: memory of the reference after the frame.
-        got_state: memory of the candidate after the frame.
-    """
-
-    frame: Frame
-    expected: StepResult
-    got: StepResult
-    expected_state: StreamState | None
-    got_state: StreamState | None
-
-
 class PairRun:
     """Judges one candidate in one mode, one frame after the other.
 
@@ -327,8 +308,7 @@ class PairRun:
         if self.pairing is None:
             return Followed()
         max_error = self.bars.score if self.mode == 'teacher' else np.inf
-        results, states = (moment.expected, moment.got), (moment.expected_state, moment.got_state)
-        followed = self.pairing.follow(results, states, self.bars.tie, max_error)
+        followed = self.pairing.follow(moment, self.bars.tie, max_error)
         if followed.fault:
             fault = 'the rows kept in memory differ by more than a tie'
             self.faults[fault].append(f'{name} ({followed.fault})')

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.proving.levels.memory_rows import SAME_ROW, Followed, QuerySelection, RowPairing
+from mmdeploy_ext.proving.levels.memory_rows import SAME_ROW, Followed, Moment, QuerySelection, RowPairing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.contract.memory import MemorySpec
-    from mmdeploy_ext.runtime.frames import StepResult, StreamState
+    from mmdeploy_ext.runtime.frames import StreamState
 
 NO_ID = -1
 """Id of an instance without a track."""
@@ -40,14 +40,9 @@ class InstancePairing(RowPairing):
         super().forget()
         self.tracks = {}
 
-    def follow(
-        self,
-        results: Sequence[StepResult],
-        states: Sequence[StreamState | None],
-        tie: float,
-        max_error: float,
-    ) -> Followed:
-        spec, sides = self.spec, [result.outputs for result in results]
+    def follow(self, moment: Moment, tie: float, max_error: float) -> Followed:
+        spec, sides = self.spec, [moment.expected.outputs, moment.got.outputs]
+        states = moment.expected_state, moment.got_state
         needed = {*spec.needed, spec.confidence, *spec.ids[:1]}
         if None in states or any(needed - side.keys() for side in sides):
             return Followed()

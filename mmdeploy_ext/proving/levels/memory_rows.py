@@ -12,16 +12,35 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from mmdeploy_ext.contract.memory import MemorySpec
-    from mmdeploy_ext.runtime.frames import StepResult, StreamState
+    from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 SAME_ROW = 5e-3
 """Metres and m/s: largest difference of a memory row from the prediction of the query that it is from."""
 CLEARLY_NEARER = 1e-4
 """Metres: a memory row is only taken for another query's than the one that the order of scores puts there if
 that one's prediction is nearer by this; the float32 noise of a memory in global coordinates is below it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """One frame after both engines ran it.
+
+    Attributes:
+        frame: the frame.
+        expected: result of the reference.
+        got: result of the candidate.
+        expected_state: memory of the reference after the frame.
+        got_state: memory of the candidate after the frame.
+    """
+
+    frame: Frame
+    expected: StepResult
+    got: StepResult
+    expected_state: StreamState | None
+    got_state: StreamState | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,23 +199,16 @@ class RowPairing:
         self.rows = np.concatenate([np.array(new, np.int64), old])[:num_rows]
         return differences
 
-    def follow(
-        self,
-        results: Sequence[StepResult],
-        states: Sequence[StreamState | None],
-        tie: float,
-        max_error: float,
-    ) -> Followed:
+    def follow(self, moment: Moment, tie: float, max_error: float) -> Followed:
         """Follow the memories over a frame, and tell ties from errors; `rows` changes.
 
         Args:
-            results: result of the reference, and of the candidate.
-            states: memory of the reference, and of the candidate, after the frame; None of a side without a
-                memory.
+            moment: the frame; a memory of None is that of a side without one.
             tie: scores that differ by no more than this plus twice the frame's score error are a tie.
             max_error: upper bound of the frame's score error in that sum.
         """
-        sides = [result.outputs for result in results]
+        sides = [moment.expected.outputs, moment.got.outputs]
+        states = moment.expected_state, moment.got_state
         is_complete = all(name in outputs for outputs in sides for name in self.spec.needed)
         scores = [outputs[self.spec.scores] for outputs in sides] if is_complete else []
         if not is_complete or None in states or scores[0].shape[1:] != scores[1].shape[1:]:

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-import toy_sparse4d
 from mmdeploy_ext.families.sparse4d.runtime.bank import BankRule, InstanceBank
 from mmdeploy_ext.models.sparse4d.bank import InstanceBank as TorchBank
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
 from planted_sparse4d import BANK_FAULTS, OF_THRESHOLD
 from planting import replaced
+from toy_frames import SPARSE4D
 
 A, M, C, K = 24, 16, 4, 3
 FACTS = dict(
@@ -132,5 +132,5 @@ def test_a_file_with_a_fault_of_the_bank_is_not_proven(toy_files, name):
 @pytest.fixture(scope='module')
 def toy_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp('sparse4d')
-    deployment = toy_sparse4d.load(folder)
-    return deployment, toy_sparse4d.export(deployment, folder)
+    deployment = SPARSE4D.load(folder)
+    return deployment, SPARSE4D.export(deployment, folder)

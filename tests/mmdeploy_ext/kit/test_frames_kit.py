@@ -204,10 +204,10 @@ def test_contracts_that_compute_between_files_are_refused(tmp_path):
 
 @pytest.mark.matrix
 def test_a_memory_that_is_partly_of_the_frame_is_judged_by_what_a_file_gives(tmp_path):
-    import toy_bevformer
+    from toy_frames import BEVFORMER
 
-    deployment = toy_bevformer.load(tmp_path)
-    (file,) = toy_bevformer.export(deployment, tmp_path)
+    deployment = BEVFORMER.load(tmp_path)
+    (file,) = BEVFORMER.export(deployment, tmp_path)
     frames, _ = proof_samples(deployment, 4)
     write_detector_kit(deployment, file, frames, tmp_path / 'kit', GENERATED)
     run_onnxruntime.main(str(tmp_path / 'outputs'), kit=tmp_path / 'kit')

@@ -5,6 +5,7 @@ import pytest
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.proving.levels.instance_rows import InstancePairing, pair_rows
+from mmdeploy_ext.proving.levels.memory_rows import Moment
 from mmdeploy_ext.runtime.frames import StepResult, StreamState
 
 INSTANCES, KEPT, TIE = 8, 5, 2e-5
@@ -37,7 +38,7 @@ def side(
 
 def follow(reference, candidate, pairing=None):
     results, states = zip(reference, candidate, strict=True)
-    return (pairing or InstancePairing(SPEC)).follow(results, states, TIE, 1e-3)
+    return (pairing or InstancePairing(SPEC)).follow(Moment(None, *results, *states), TIE, 1e-3)
 
 
 EXCHANGED = [0, 1, 2, 3, 4, 5, 7, 6]

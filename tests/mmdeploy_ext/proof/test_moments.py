@@ -10,7 +10,7 @@ import pytest
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.streampetr import samples
+from mmdeploy_ext.families.parts.runtime import rig_frames
 from mmdeploy_ext.preprocess import cameras, fusion
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.proving.levels.preprocessing import compare_moments
@@ -85,7 +85,7 @@ FAULTS = [
         'streampetr',
         'ego_pose',
         altered(
-            samples,
+            rig_frames,
             'frame_of_rig',
             result(lambda one, *_: dataclasses.replace(one, ego_pose=invert_pose(one.ego_pose))),
         ),
@@ -121,9 +121,7 @@ FAULTS = [
         'a sweep less',
         'fusion_past_sweeps',
         'points',
-        altered(
-            fusion.PastSweeps, 'merge', arguments(lambda self, one, all_, *a: (self, one, all_[1:], *a))
-        ),
+        altered(fusion.PastSweeps, 'merge', arguments(lambda self, one, all_, *a: (self, one, all_[1:], *a))),
     ),
     (
         'no padding',

@@ -6,26 +6,19 @@ import pytest
 import yaml
 from pyquaternion import Quaternion
 
-import toy_bevformer as toy
 from mmdeploy_ext.cli.check_autoware_app import main
 from mmdeploy_ext.consumers.autoware import bevformer as node
 from mmdeploy_ext.consumers.autoware.bevformer_rules import GRAPH, MANIFEST, read_entries
 from mmdeploy_ext.families.parts.runtime.bev_motion import can_bus_record
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
-from planting import arguments, replaced, result
+from planting import arguments, result
+from toy_frames import BEVFORMER as toy
 
 HERE, LOOP = 'mmdeploy_ext.families.bevformer.autoware', 'mmdeploy_ext.consumers.autoware.bevformer'
 
 
-@pytest.fixture(scope='module')
-def deployment(tmp_path_factory):
-    return toy.load(tmp_path_factory.mktemp('bevformer'))
-
-
-@pytest.fixture(scope='module')
-def paths(deployment, tmp_path_factory):
-    return toy.export(deployment, tmp_path_factory.mktemp('autoware'), contract='autoware')
+deployment, paths = toy.fixtures(contract='autoware')
 
 
 @pytest.fixture
@@ -132,9 +125,5 @@ FAULTS = {
 @pytest.mark.matrix
 @pytest.mark.parametrize('fault', FAULTS)
 def test_a_fault_is_not_proven(deployment, tmp_path, fault):
-    deployment.exports.clear()
-    with replaced(*FAULTS[fault]):
-        files = toy.export(deployment, tmp_path, contract='autoware')
-        verdict, _ = prove(deployment, files, synthetic_drive(4, deployment.rule))
-    deployment.exports.clear()
+    verdict = toy.verdict_with(FAULTS[fault], deployment, tmp_path, contract='autoware')
     assert verdict.graphs[0].equal and not verdict.passed

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import toy_bevformer as toy
 from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.exporting import deployment as deploy
@@ -22,20 +21,14 @@ from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.provenance import unequal_entries
 from mmdeploy_ext.runtime.frames import StreamState
 from mmdeploy_ext.synthetic.seeded import write_seeded
+from toy_frames import BEVFORMER as toy
 
 FRAMES = 4
 PREDICTED = 'cls_scores', 'bbox_preds'
 RECORD = np.array([12.0, -7.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.1, 0.2, 9.8, 0, 0, 0.1, 5.0, 0.1, 0, 0.8, 45.8])
 
 
-@pytest.fixture(scope='module')
-def deployment(tmp_path_factory):
-    return toy.load(tmp_path_factory.mktemp('bevformer'))
-
-
-@pytest.fixture(scope='module')
-def paths(deployment, tmp_path_factory):
-    return toy.export(deployment, tmp_path_factory.mktemp('export'))
+deployment, paths = toy.fixtures()
 
 
 def drive(deployment, frames=FRAMES):
@@ -94,12 +87,12 @@ def test_cells_between_two_cells_are_counted_as_ties():
 )
 def test_the_boxes_are_those_that_config_or_checkpoint_state(tmp_path, stated, version, convention):
     path = tmp_path / 'toy.pth'
-    write_seeded(toy.CONFIG, str(path))
+    write_seeded(toy.config, str(path))
     content = torch.load(path, weights_only=True)
     content.setdefault('meta', {})['mmdet3d_version'] = version
     torch.save(content, path)
     options = dict(box_convention=stated) if stated else {}
-    model = deploy.load(toy.CONFIG, str(path), cfg_options=options).model
+    model = deploy.load(toy.config, str(path), cfg_options=options).model
     assert model.box_convention == convention
 
 
@@ -200,8 +193,8 @@ FAULTS = {
     ),
     'the half of the temporal value': (
         (bev_queries, 'attend_views'),
-        lambda module, query, position, views, *rest: bev_attention.attend_views(
-            module, query, position, torch.cat([views[:1], query]), *rest
+        lambda module, query, position, views: bev_attention.attend_views(
+            module, query, position, dataclasses.replace(views, cells=torch.cat([views.cells[:1], query]))
         ),
     ),
     'the first frame with the initial query': ((graphs, 'encode_view'), initial_query),
@@ -269,9 +262,9 @@ def test_records_of_another_kind_than_the_model_was_trained_with_are_refused(dep
 @pytest.mark.parametrize('key', ['box_convention', 'can_bus_orientation'])
 def test_a_wrong_fact_of_the_training_is_refused_by_name(tmp_path, key):
     path = tmp_path / 'toy.pth'
-    write_seeded(toy.CONFIG, str(path))
+    write_seeded(toy.config, str(path))
     with pytest.raises(ConfigError, match=f"{key}='xyzw', expected"):
-        deploy.load(toy.CONFIG, str(path), cfg_options={key: 'xyzw'})
+        deploy.load(toy.config, str(path), cfg_options={key: 'xyzw'})
 
 
 @pytest.mark.parametrize(('record', 'named'), [(np.zeros(17), '18 finite'), (RECORD * np.nan, '18 finite')])

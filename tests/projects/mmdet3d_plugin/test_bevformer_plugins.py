@@ -7,27 +7,20 @@ import torch
 from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
 import bevformer_golden as golden
-import toy_bevformer as toy
 from marking import in_suite
 from mmdeploy_ext.consumers import bev_plugins
 from mmdeploy_ext.core.errors import EngineError, InferenceError
-from mmdeploy_ext.families.parts import bev_plugins as operators
+from mmdeploy_ext.families.parts import bev_plugin_operators as operators
 from mmdeploy_ext.families.parts.runtime.bev_motion import rotation_ties
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
-from planting import arguments, replaced, result
+from planting import arguments, result
+from toy_frames import BEVFORMER as toy
 
-HERE = 'mmdeploy_ext.families.parts.bev_plugins'
-
-
-@pytest.fixture(scope='module')
-def deployment(tmp_path_factory):
-    return toy.load(tmp_path_factory.mktemp('bevformer'))
+HERE = 'mmdeploy_ext.families.parts.bev_plugin_operators'
 
 
-@pytest.fixture(scope='module')
-def paths(deployment, tmp_path_factory):
-    return toy.export(deployment, tmp_path_factory.mktemp('plugins'), contract='trt-plugin')
+deployment, paths = toy.fixtures(contract='trt-plugin')
 
 
 def test_the_file_is_proven_through_the_plugins(deployment, paths):
@@ -150,9 +143,5 @@ FAULTS = {
 
 @pytest.mark.parametrize('fault', in_suite(FAULTS, 'int32 shapes where int64 is read'))
 def test_a_fault_in_the_graph_is_not_proven(deployment, tmp_path, fault):
-    deployment.exports.clear()
-    with replaced(*FAULTS[fault]):
-        files = toy.export(deployment, tmp_path, contract='trt-plugin')
-        verdict, _ = prove(deployment, files, synthetic_drive(4, deployment.rule))
-    deployment.exports.clear()
+    verdict = toy.verdict_with(FAULTS[fault], deployment, tmp_path, contract='trt-plugin')
     assert verdict.graphs[0].equal and not verdict.passed

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import toy_sparse4d as toy
 from marking import in_suite
 from mmdeploy_ext.core.errors import DataError, ModelFileError
 from mmdeploy_ext.exporting.ops import deformable_aggregation
@@ -15,19 +14,13 @@ from mmdeploy_ext.families.sparse4d import network
 from mmdeploy_ext.families.sparse4d.runtime import bank, model
 from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive, synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
+from toy_frames import SPARSE4D as toy
 
 FRAMES = 4
 ENGINE = dict(engine='OnnxRuntimeBackend')
 
 
-@pytest.fixture(scope='module')
-def deployment(tmp_path_factory):
-    return toy.load(tmp_path_factory.mktemp('sparse4d'))
-
-
-@pytest.fixture(scope='module')
-def paths(deployment, tmp_path_factory):
-    return toy.export(deployment, tmp_path_factory.mktemp('export'))
+deployment, paths = toy.fixtures()
 
 
 def drive(deployment, frames=FRAMES, **settings):

@@ -75,6 +75,16 @@ def check_calibration(calibration: Calibration | None, num_cameras: int) -> Cali
     return Calibration(lidar2img, intrinsics)
 
 
+def check_lidar2img(matrices: np.ndarray, num_cameras: int) -> np.ndarray:
+    """Return matrices (N, 4, 4) as float64, N being `num_cameras`; DataError: another shape, or NaN."""
+    matrices = np.asarray(matrices, np.float64)
+    if matrices.shape != (num_cameras, 4, 4) or not np.isfinite(matrices).all():
+        raise DataError(
+            f'lidar2img: got shape {matrices.shape}, expected finite numbers of ({num_cameras}, 4, 4)'
+        )
+    return matrices
+
+
 def check_prepared(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return prepared images (N, 3, H, W) float32; ShapeError if they are not float32 of `shape`."""
     images = np.asarray(images)

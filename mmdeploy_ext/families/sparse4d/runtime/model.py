@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, ModelFileError, ShapeError
+from mmdeploy_ext.core.errors import ModelFileError, ShapeError
 from mmdeploy_ext.families.parts.runtime import frame_checks
+from mmdeploy_ext.families.parts.runtime.rig_frames import frame_of_rig
 from mmdeploy_ext.families.sparse4d.runtime.bank import BankRule, InstanceBank, TemporalInputs
 from mmdeploy_ext.families.sparse4d.runtime.boxes import InstanceBoxes, decode
 from mmdeploy_ext.runtime.exported import Runtime, check_finite, check_forms, model_files
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines.base import Backend
-    from mmdeploy_ext.preprocess.cameras import MultiViewRule
     from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.runtime.infos import RigFrame
 
@@ -71,8 +71,8 @@ class Sparse4DOnnx(Runtime):
         Args:
             paths: the files of an export, or their folder.
             repairs: names of `bank.REPAIRS`: behaviour of the published model that is left out.
-            engine: registered name of the backend.
-            options: of the backend, for example `providers`, `threads`.
+            engine: see `Runtime.opened`.
+            options: see `Runtime.opened`.
 
         Raises:
             ModelFileError: one is missing, or of another family.
@@ -140,12 +140,7 @@ class Sparse4DOnnx(Runtime):
             InferenceError: the network gave NaN or infinity; the bank stays as it was.
         """
         images = frame_checks.check_prepared(frame.images, self.image_shape)
-        lidar2img = np.asarray(frame.lidar2img, np.float64)
-        if lidar2img.shape != (self.num_cameras, 4, 4) or not np.isfinite(lidar2img).all():
-            raise DataError(
-                f'lidar2img: got shape {lidar2img.shape}, expected finite numbers of '
-                f'({self.num_cameras}, 4, 4)'
-            )
+        lidar2img = frame_checks.check_lidar2img(frame.lidar2img, self.num_cameras)
         pose = frame_checks.check_pose(frame.ego_pose)
         timestamp_s = frame_checks.check_time(frame.timestamp_s)
         if 'scene' in self.bank.rule.repairs and self._scene not in (None, frame.scene_token):
@@ -223,18 +218,6 @@ def read_constants(head: str | Path, spec: GraphSpec) -> dict[str, np.ndarray]:
             f'{path}: is no constants of these files ({error}); export them again'
         ) from error
     return arrays
-
-
-def frame_of_rig(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
-    """Return a frame of `read_frames` with its N pictures (h, w, 3) uint8 as inputs of the model.
-
-    Raises:
-        ShapeError: wrong number or size of pictures.
-        DataError: an invalid calibration.
-    """
-    calibration = rule.calibrate(rig.intrinsics, rig.lidar2cam)
-    images = rule.apply(images_bgr)
-    return Frame(images, *calibration, rig.ego_pose, rig.timestamp_s, rig.scene_token, rig.name)
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> InstanceBoxes:

@@ -23,6 +23,7 @@ from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES as NODE_GRAPH
 from mmdeploy_ext.contract.metadata import damaged
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError
 from mmdeploy_ext.families.parts.runtime import frame_checks
+from mmdeploy_ext.families.parts.runtime.rig_frames import frame_of_rig
 from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
 from mmdeploy_ext.families.streampetr.runtime.deploy import GRAPHS, DeployContract
 from mmdeploy_ext.families.streampetr.runtime.fork import ForkContract
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.engines.base import Backend
-    from mmdeploy_ext.preprocess.cameras import MultiViewRule
     from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.runtime.infos import RigFrame
 
@@ -240,18 +240,6 @@ class StreamPetrOnnx(Runtime):
             )
             return True
         return False
-
-
-def frame_of_rig(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
-    """Return a frame of `read_frames` with its N pictures (h, w, 3) uint8 as inputs of the model.
-
-    Raises:
-        ShapeError: wrong number or size of pictures.
-        DataError: an invalid calibration.
-    """
-    calibration = rule.calibrate(rig.intrinsics, rig.lidar2cam)
-    images = rule.apply(images_bgr)
-    return Frame(images, *calibration, rig.ego_pose, rig.timestamp_s, rig.scene_token, rig.name)
 
 
 def decode(cls_scores: np.ndarray, bbox_preds: np.ndarray, facts: Mapping[str, Any]) -> Detections3D:

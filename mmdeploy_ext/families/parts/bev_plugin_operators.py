@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mmdeploy_ext.consumers import bev_plugins
 from mmdeploy_ext.exporting.ops.attention import attend
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
+from mmdeploy_ext.families.parts.bev_attention import SeenViews
 from mmdeploy_ext.families.parts.bev_grid import rotate_view
 
 
@@ -116,23 +117,16 @@ def turn_view(cells: Tensor, degrees: Tensor, center: Sequence[float], height: i
     return ROTATE(image, degrees, cells.new_tensor(list(center)), bev_plugins.NEAREST).flatten(1).t()
 
 
-def attend_views(
-    module: nn.Module,
-    query: Tensor,
-    position: Tensor,
-    views: Tensor,
-    places: Tensor,
-    size: tuple[int, int],
-) -> Tensor:
+def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: SeenViews) -> Tensor:
     """Return what `bev_attention.attend_views` returns, which explains the arguments."""
-    both = torch.cat([views[:1], query + position], -1)
+    both = torch.cat([views.cells[:1], query + position], -1)
     per_view = (module.num_heads, 2, -1)
     offsets, logits = (
         layer(both)[0].unflatten(-1, per_view).permute(2, 0, 1, 3)  # (2, Q, M, P 2), (2, Q, M, P)
         for layer in (module.sampling_offsets, module.attention_weights)
     )
-    values = module.value_proj(views).unflatten(-1, (module.num_heads, -1))
-    mixed = ATTENTION(values, torch.tensor([size]), places[:, :, None], offsets, logits)
+    values = module.value_proj(views.cells).unflatten(-1, (module.num_heads, -1))
+    mixed = ATTENTION(values, torch.tensor([views.size]), views.places[:, :, None], offsets, logits)
     return module.output_proj(mixed.flatten(2).mean(0, keepdim=True))
 
 
@@ -154,14 +148,12 @@ def attend_cameras(
     return module.output_proj(total / hits.sum(0).clamp(min=1)[:, None])
 
 
-def attend_view(
-    module: nn.Module, query: Tensor, view: Tensor, places: Tensor, size: tuple[int, int]
-) -> Tensor:
+def attend_view(module: nn.Module, query: Tensor, view: SeenViews) -> Tensor:
     """Return what `bev_attention.attend_view` returns, which explains the arguments."""
-    values = module.value_proj(view).unflatten(-1, (module.num_heads, -1))
+    values = module.value_proj(view.cells).unflatten(-1, (module.num_heads, -1))
     offsets, logits = (
         layer(query).unflatten(-1, (module.num_heads, -1))
         for layer in (module.sampling_offsets, module.attention_weights)
     )
-    mixed = ATTENTION(values, torch.tensor([size]), places[:, :, None], offsets, logits)
+    mixed = ATTENTION(values, torch.tensor([view.size]), view.places[:, :, None], offsets, logits)
     return module.output_proj(mixed.flatten(2))

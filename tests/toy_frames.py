@@ -1,0 +1,75 @@
+"""Small models of frames with seeded weights, their exports, and the verdict on a planted fault."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.synthetic.seeded import write_seeded
+from planting import replaced
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mmdeploy_ext.proving.verdict import Verdict
+    from planting import Change
+
+
+@dataclasses.dataclass(frozen=True)
+class SeededToy:
+    """A toy with seeded weights.
+
+    Attributes:
+        name: of its exports.
+        config: path of its config.
+    """
+
+    name: str
+    config: str
+
+    def load(self, folder: Path) -> deploy.Deployment:
+        """Return the toy with its weights, which are written into a folder."""
+        path = folder / 'toy.pth'
+        write_seeded(self.config, str(path))
+        return deploy.load(self.config, str(path))
+
+    def export(self, deployment: deploy.Deployment, folder: Path, **options: Any) -> list[str]:
+        """Export the toy by options of its family; return the paths of its files."""
+        chosen = deploy.resolve_opset(deployment.family.choose(opset=0, **options), deployment.model)
+        return export_files(deployment, chosen, str(folder / self.name))[0]
+
+    def fixtures(self, **options: Any) -> tuple[Any, Any]:
+        """Return fixtures of a module: the loaded toy, which has to be named `deployment`, and its files."""
+
+        @pytest.fixture(scope='module')
+        def deployment(tmp_path_factory: pytest.TempPathFactory) -> deploy.Deployment:
+            return self.load(tmp_path_factory.mktemp(self.name))
+
+        @pytest.fixture(scope='module')
+        def paths(deployment: deploy.Deployment, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+            return self.export(deployment, tmp_path_factory.mktemp('export'), **options)
+
+        return deployment, paths
+
+    def verdict_with(
+        self, fault: Change, deployment: deploy.Deployment, folder: Path, **options: Any
+    ) -> Verdict:
+        """Return the verdict on an export that a fault was planted into, over four frames."""
+        deployment.exports.clear()
+        try:
+            with replaced(*fault):
+                files = self.export(deployment, folder, **options)
+                return prove(deployment, files, synthetic_drive(4, deployment.rule))[0]
+        finally:
+            deployment.exports.clear()
+
+
+BEVFORMER = SeededToy('bevformer', 'projects/configs/BEVFormer/bevformer_toy.py')
+SPARSE4D = SeededToy('sparse4d', 'projects/configs/Sparse4D/sparse4d_toy.py')
