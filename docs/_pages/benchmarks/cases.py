@@ -102,6 +102,8 @@ FUSION_INT8 = Step(
     'int8',
 )
 FUSION_STEPS = (CHECKPOINT, FRAMES, INFOS, FUSION, FUSION_INT8)
+VIEW_STEPS = (CHECKPOINT, Step('views', 'portable', EXPORT, 'portable'))
+"""Of BEVFormer, whose file has one contract that runs on a CPU."""
 REGION_STEPS = (CHECKPOINT, PICTURES, FULL, FULL_INT8)
 """Of a detector of two stages, whose one form has its results."""
 
@@ -204,6 +206,13 @@ CASES = (
         (CHECKPOINT, FULL),
     ),
     Case('streampetr_r50', 'StreamPETR R50, six cameras of 704x256', STREAM_R50, 'stream', STREAM_STEPS),
+    Case(
+        'bevformer_tiny',
+        'BEVFormer tiny, six cameras of 800x480',
+        'projects/configs/BEVFormer/bevformer_tiny.py',
+        'stream',
+        VIEW_STEPS,
+    ),
     Case(
         'bevfusion_r50',
         'BEVFusion R50, six cameras of 704x256 and a sweep',

@@ -59,7 +59,21 @@ class BevFormerFrame(nn.Module):
         prev_bev: Tensor,
         use_prev_bev: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `bev_embed`, `all_cls_scores` and `all_bbox_preds`; see `spec`."""
+        """Return the bird's-eye view and the predictions of all decoder layers.
+
+        Args:
+            img: (N, 3, H, W), normalised pictures, padded at the bottom and on the right.
+            lidar2img: (N, 4, 4), from the LiDAR to pixels of these pictures times depth, m.
+            can_bus: (18,) of `bev_motion.motion_since`.
+            bev_shift: (2,) of `bev_motion.bev_shift`.
+            bev_rotation: (2, 3) of `bev_motion.bev_rotation`.
+            prev_bev: (Q, 1, C), `bev_embed` of the frame before, neither turned nor moved.
+            use_prev_bev: (1,) 1; 0 at the first frame of a scene, where `prev_bev` may be any finite numbers.
+
+        Returns:
+            `bev_embed` (Q, 1, C), `all_cls_scores` (L, 1, R, K) logits and `all_bbox_preds` (L, 1, R, 10) of
+            `bev_queries.decode_objects`.
+        """
         head, cells = self.model.pts_bbox_head, prev_bev[:, 0]
         if head.transformer.rotate_prev_bev:
             cells = rotate_view(cells, bev_rotation, head.bev_h, head.bev_w)
@@ -68,7 +82,10 @@ class BevFormerFrame(nn.Module):
     def detect(
         self, img: Tensor, lidar2img: Tensor, can_bus: Tensor, last: LastView, by_plugins: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the outputs of `forward`; `by_plugins` is that of `bev_queries.encode_view`."""
+        """Return the outputs of `forward`, of `last` as the present frame uses it.
+
+        For `by_plugins` see `bev_queries.encode_view`.
+        """
         head = self.model.pts_bbox_head
         maps = self.model.img_backbone(img)
         maps = self.model.img_neck(list(maps.values()) if isinstance(maps, dict) else maps)
@@ -90,7 +107,11 @@ class DeployedFrame(BevFormerFrame):
     def forward(
         self, image: Tensor, prev_bev: Tensor, use_prev_bev: Tensor, can_bus: Tensor, lidar2img: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `bev_embed`, `outputs_classes` and `outputs_coords`; see `deployed_spec`."""
+        """Return what `BevFormerFrame.forward` returns, as `bev_embed`, `outputs_classes`, `outputs_coords`.
+
+        `image` (1, N, 3, H, W) and `lidar2img` (1, N, 4, 4) have an axis of one sample; the other arguments
+        are those of `BevFormerFrame.forward`.
+        """
         head, cells = self.model.pts_bbox_head, prev_bev[:, 0]
         if head.transformer.rotate_prev_bev:
             center, size = head.transformer.rotate_center, (head.bev_h, head.bev_w)

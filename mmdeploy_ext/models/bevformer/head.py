@@ -104,7 +104,8 @@ class BEVFormerHead(BaseModule):
         Args:
             maps: feature maps of each level (1, N, C, h, w).
             img_metas: one dict: `can_bus` (18,) of `motion_since`, `lidar2img` [N] of (4, 4), and
-                `pad_shape` [N] of (H, W, 3), the padded pictures.
+                `pad_shape` [N] of (H, W, 3), the padded pictures; metas without it have them as `img_shape`,
+                as upstream's padding makes it.
             prev_bev: the last bird's-eye view (Q, 1, C), not rotated; None at the first frame of a scene.
 
         Returns:
@@ -117,7 +118,7 @@ class BEVFormerHead(BaseModule):
             [level[0] for level in maps],
             np.asarray(meta['can_bus'], np.float64),
             lidar2img,
-            tuple(meta['pad_shape'][0][:2]),
+            tuple((meta.get('pad_shape') or meta['img_shape'])[0][:2]),
             prev_bev,
         )
         logits, boxes = run_decoder(self, view)

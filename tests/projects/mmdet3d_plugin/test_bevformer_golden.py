@@ -74,7 +74,7 @@ def test_the_head_alone(model, case):
     }
     maps = [golden.normal(f'feat_{case}', (1, 6, 256, 15, 25), 0.35)]
     last = golden.normal(f'prev_bev_{case}', (2500, 1, 256)) if case else None
-    meta = dict(can_bus=expected['can_bus'], lidar2img=expected['lidar2img'], pad_shape=SHAPE)
+    meta = dict(can_bus=expected['can_bus'], lidar2img=expected['lidar2img'], img_shape=SHAPE)
     with torch.no_grad(), collect_taps() as taps:
         outputs = model.pts_bbox_head(maps, [meta], last)
     np.testing.assert_allclose(
