@@ -43,14 +43,16 @@ def export_stages(
     # tensor name -> dynamic axis -> name of its symbolic dimension
     letters = {tensor.name: tensor.dynamic_axes for tensor in spec.inputs}
     multiples = {tensor.name: tensor.multiple for tensor in spec.inputs}
+    has_open_axes = options.get('dynamic', False) or options.get('dynamic_batch', False)
     parts = []
     for stage in stages:
         args = tuple(tensors[name] for name in stage.inputs)
-        with torch.no_grad():
-            outputs = stage.module(*args)
-        outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
-        tensors.update(zip(stage.outputs, outputs, strict=True))
-        ends = {name: tensors[name] for name in (*stage.inputs, *stage.outputs)}
+        if has_open_axes or stage is not stages[-1]:  # of fixed outputs that no stage reads nothing is needed
+            with torch.no_grad():
+                outputs = stage.module(*args)
+            outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+            tensors.update(zip(stage.outputs, outputs, strict=True))
+        ends = {name: tensors.get(name) for name in (*stage.inputs, *stage.outputs)}
         stage = dataclasses.replace(stage, exporter=stage.exporter or options.exporter)
         dynamic = _dynamic_axes(ends, letters, options)
         if not options.get('dynamic', False):
@@ -76,9 +78,12 @@ def export_stages(
 
 
 def _dynamic_axes(
-    ends: Mapping[str, torch.Tensor], letters: dict[str, dict[int, str]], options: Options
+    ends: Mapping[str, torch.Tensor | None], letters: dict[str, dict[int, str]], options: Options
 ) -> dict[str, dict[int, str]]:
-    """Return the dynamic axes of the inputs and outputs of a stage, and add new ones to `letters`."""
+    """Return the dynamic axes of the inputs and outputs of a stage, and add new ones to `letters`.
+
+    Tensors may be None if the options open no axes.
+    """
     all_axes = options.get('dynamic', False)
     if all_axes or options.get('dynamic_batch', False):
         # Intermediate tensors keep every axis open; the merged graph gets the letters of the spec.

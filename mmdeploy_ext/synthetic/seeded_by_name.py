@@ -43,10 +43,10 @@ def state_dict_by_name(
     return state_dict
 
 
-def _centred(normal: np.ndarray, gain: float | np.ndarray) -> np.ndarray:
-    """Return a kernel: centred rows, scaled by a gain over the root of their length."""
-    centred = normal - normal.mean(axis=tuple(range(1, normal.ndim)), keepdims=True)
-    return centred * gain / math.sqrt(math.prod(normal.shape[1:]))
+def centred(normal: np.ndarray, gain: float | np.ndarray) -> np.ndarray:
+    """Return a kernel made of normal numbers: centred rows, times a gain over the root of their length."""
+    rows = normal - normal.mean(axis=tuple(range(1, normal.ndim)), keepdims=True)
+    return rows * gain / math.sqrt(math.prod(normal.shape[1:]))
 
 
 def _projection_gain(rows: int, query_key_gain: float, value_gain: float) -> np.ndarray:
@@ -138,10 +138,10 @@ def rtdetr_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
             is_padding = np.arange(len(normal)) == len(normal) - 1
             return np.where(is_padding[:, None], 0.0, 0.1 * normal)
         if key.endswith('.self_attn.in_proj_weight'):
-            return _centred(normal, _projection_gain(len(normal), 0.6, 1.0))
+            return centred(normal, _projection_gain(len(normal), 0.6, 1.0))
         if not bottlenecks and re.match(RTDETR_BASIC_BLOCK, key):
-            return _centred(normal, 0.5)
-        return _centred(normal, _first_match(RTDETR_GAINS, key))
+            return centred(normal, 0.5)
+        return centred(normal, _first_match(RTDETR_GAINS, key))
 
     return state_dict_by_name(shapes, rule)
 
@@ -216,8 +216,8 @@ def _streampetr_values(norms: Container[str], key: str, shape: tuple[int, ...]) 
         offset, scale = _first_match(STREAMPETR_VECTORS, f'norm.{leaf}' if is_norm else key)
         return offset + scale * normal
     if key.endswith('in_proj_weight'):
-        return _centred(normal, _projection_gain(len(normal), 0.6, 2.0))
-    return _centred(normal, _first_match(STREAMPETR_GAINS, key))
+        return centred(normal, _projection_gain(len(normal), 0.6, 2.0))
+    return centred(normal, _first_match(STREAMPETR_GAINS, key))
 
 
 # ---------------------------------------------------------------- SOLO

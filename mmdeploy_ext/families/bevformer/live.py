@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from mmdeploy_ext.families.replaced import Followed, Replaced
+from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_of_class
 from mmdeploy_ext.models.bevformer import attention, coder, detector, head
 
 FOLLOWED: Followed = (
@@ -52,9 +52,7 @@ def replaced(model: nn.Module) -> Iterator[Replaced]:
     transformer = bev_head.transformer
     if is_ours(model):
         for part in (model, bev_head, bev_head.bbox_coder, *transformer.modules()):
-            for followed_class, methods in FOLLOWED:
-                if isinstance(part, followed_class):
-                    yield Replaced(part, followed_class.__name__, methods)
+            yield from replaced_of_class(part, FOLLOWED)
         return
     yield Replaced(model, 'BEVFormer', DETECTOR)
     yield Replaced(bev_head, 'BEVFormerHead', HEAD)

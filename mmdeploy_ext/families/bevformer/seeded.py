@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from mmdeploy_ext.synthetic.seeded_by_name import name_rng
+from mmdeploy_ext.synthetic.seeded_by_name import centred, name_rng, state_dict_by_name
 
 SCALED = (
     (r'level_embeds|cams_embeds', 0.2),
@@ -62,8 +62,7 @@ def kernel_of(key: str, numbers: np.ndarray) -> np.ndarray:
         gain = np.where(np.arange(len(numbers)) < 512, 0.7, 1.5)[:, None]
     if re.search(r'reg_branches\.\d+\.4\.weight', key):
         gain = np.where(np.isin(np.arange(len(numbers)), (0, 1, 4)), 0.3, 1.0)[:, None]
-    centred = numbers - numbers.mean(axis=tuple(range(1, numbers.ndim)), keepdims=True)
-    return centred * gain / math.sqrt(math.prod(numbers.shape[1:]))
+    return centred(numbers, gain)
 
 
 def values_of(key: str, shape: tuple[int, ...], prefix: str) -> np.ndarray:
@@ -84,10 +83,4 @@ def bevformer_weights(shapes: Mapping[str, Sequence[int]], prefix: str = '') -> 
         shapes: key of a state dict -> shape.
         prefix: of all names when numbers are drawn: another one gives other weights.
     """
-    tensors = {}
-    for key, shape in shapes.items():
-        if key.endswith('num_batches_tracked'):
-            tensors[key] = torch.zeros((), dtype=torch.int64)
-        else:
-            tensors[key] = torch.tensor(values_of(key, tuple(shape), prefix), dtype=torch.float32)
-    return tensors
+    return state_dict_by_name(shapes, lambda key, shape: values_of(key, shape, prefix))

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from mmdeploy_ext.synthetic.seeded_by_name import name_rng
+from mmdeploy_ext.synthetic.seeded_by_name import centred, name_rng
 
 INPUT_BIASES = dict(pos_fc=15.0, size_fc=1.0, yaw_fc=0.5, vel_fc=2.0)
 """Network of the anchors' embedding -> deviation of the biases of its first layer."""
@@ -77,8 +77,7 @@ def kernel_of(key: str, numbers: np.ndarray) -> np.ndarray:
     gain = next(factor for pattern, factor in GAINS if re.search(pattern, key))
     if key.endswith('in_proj_weight'):
         gain = np.where(np.arange(len(numbers)) < len(numbers) * 2 // 3, 0.6, 2.0)[:, None]
-    centred = numbers - numbers.mean(axis=tuple(range(1, numbers.ndim)), keepdims=True)
-    return centred * gain / math.sqrt(math.prod(numbers.shape[1:]))
+    return centred(numbers, gain)
 
 
 def values_of(
