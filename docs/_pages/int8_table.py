@@ -68,6 +68,7 @@ TOYS = {
         Toy('configs/demo/yolox_toy', ('bbox',), {'box AP': 'bbox_mAP'}),
         Toy('configs/demo/deformable_detr_toy', ('bbox',), {'box AP': 'bbox_mAP'}),
         Toy(f'{STREAM}stream_petr_toy', ('bbox',), NUSCENES, 'nuscenes'),
+        Toy('projects/configs/BEVFormer/bevformer_toy', ('bbox',), NUSCENES, 'nuscenes'),
         Toy(
             'projects/configs/PointPillars/pointpillars_toy',
             ('bbox',),
