@@ -18,11 +18,11 @@ from mmdeploy_ext.models.streampetr import memory as temporal
 from mmdeploy_ext.models.streampetr import training
 from mmdeploy_ext.models.streampetr.head_layers import HeadLayers
 from mmdeploy_ext.models.streampetr.memory import Memory
-from mmdeploy_ext.models.streampetr.steps import tap_memory
+from mmdeploy_ext.models.streampetr.steps import FrameSteps, tap_memory
 
 
 @offered(HEADS)
-class StreamPETRHead(HeadLayers):
+class StreamPETRHead(FrameSteps, HeadLayers):
     """Queries, some of them propagated from the last frame, become boxes; the best of them become memory.
 
     Args:

@@ -18,7 +18,7 @@ from mmdet.models.utils import NormedLinear, build_transformer
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.streampetr.steps import CONE_BIN, FrameSteps, depth_bins
+from mmdeploy_ext.models.streampetr.steps import CONE_BIN, depth_bins
 
 CODE_SIZE = 10
 """Numbers of a predicted box."""
@@ -76,7 +76,7 @@ class SELayer(nn.Module):
         return features * self.conv_expand(self.conv_reduce(gating).relu()).sigmoid()
 
 
-class HeadLayers(FrameSteps, BaseModule):
+class HeadLayers(BaseModule):
     """The layers of a `StreamPETRHead`; no frame is run here.
 
     The arguments are the keys of its config; see `StreamPETRHead` for those of the memory, the depth bins and
