@@ -130,15 +130,15 @@ def pair_flops(graph: SparseGraph, coordinates: np.ndarray) -> dict[str, Any]:
     return dict(pairs=pairs, sites=max(map(len, rulebook.levels)), gflop=round(flops / 1e9, 9))
 
 
-def gemm_flops(threads: int, seconds: float = 1.0) -> float:
-    """Return the FLOP/s of a float32 GEMM on a number of threads: the best of the runs in some seconds."""
+def gemm_flops(threads: int) -> float:
+    """Return the FLOP/s of a float32 GEMM on a number of threads: the best of the runs in a second."""
     import torch
 
     rows, inner, columns = 2048, 512, 256
     with _torch_threads(threads):
         left, right = torch.randn(rows, inner), torch.randn(inner, columns)
         left @ right
-        best, end = float('inf'), time.perf_counter() + seconds
+        best, end = float('inf'), time.perf_counter() + 1
         while time.perf_counter() < end:
             start = time.perf_counter()
             left @ right

@@ -58,9 +58,9 @@ HIGH_THRESHOLD_FACTOR = 2.0
 """Factor of that deviation."""
 
 
-def regions_of(pictures: torch.Tensor, seed: int = 0) -> torch.Tensor:
+def regions_of(pictures: torch.Tensor) -> torch.Tensor:
     """Return K = `REGIONS` regions (B, K, 4) float32 xyxy of each of B pictures (B, 3, H, W), in pixels."""
-    generator, (height, width) = torch.Generator().manual_seed(seed), pictures.shape[2:]
+    generator, (height, width) = torch.Generator().manual_seed(0), pictures.shape[2:]
     count = len(pictures) * REGIONS
     low, high = (torch.tensor(side).log() for side in SIDES)
     sizes = (low + (high - low) * torch.rand(count, 2, generator=generator)).exp()
@@ -183,7 +183,7 @@ def scale_heads(
             rescale(layer, outputs, mean, deviation)
 
 
-def draw_normed_weights(layer: nn.Module, run: Callable[[], Any], seed: int = 0) -> None:
+def draw_normed_weights(layer: nn.Module, run: Callable[[], Any]) -> None:
     """Draw the weights of a layer that norms weights and inputs, as mixtures of differences of its inputs.
 
     The layer is linear, or a 1x1 convolution; `run` runs a network in which it has inputs.
@@ -196,6 +196,6 @@ def draw_normed_weights(layer: nn.Module, run: Callable[[], Any], seed: int = 0)
     rows = rows - rows.mean(0)
     directions = rows[:: max(len(rows) // DIRECTIONS, 1)][:DIRECTIONS]
     directions = nn.functional.normalize(directions, dim=1)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     weights = torch.randn(len(layer.weight), len(directions), generator=generator) @ directions
     layer.weight.copy_(weights.reshape(layer.weight.shape))

@@ -62,15 +62,13 @@ def python_body(operator: Operator, name: str, attributes: dict[str, Any], opset
     return helper.make_function(DOMAIN, name, *ends, [node], imports, list(attributes))
 
 
-def python_session(model: onnx.ModelProto, threads: int = 1) -> onnxruntime.InferenceSession:
+def python_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     """Return a session of ONNX Runtime on the CPU that calls the model's operators in Python.
 
     An operator's `reference` is called with numpy arrays and attributes, or else its eager form with tensors.
     Operators that the model does not use are not registered with ONNX Runtime.
 
-    Args:
-        model: exported inside `operators_as('python')`.
-        threads: of ONNX Runtime within an operator.
+    ONNX Runtime has one thread within an operator. `model` was exported inside `operators_as('python')`.
 
     Raises:
         EngineError: onnxruntime-extensions is not installed; a node's operator is not registered here, or
@@ -88,7 +86,7 @@ def python_session(model: onnx.ModelProto, threads: int = 1) -> onnxruntime.Infe
     for node, operator in _python_calls(model):
         _register(operator, node, extensions)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     options.register_custom_ops_library(extensions.get_library_path())
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=['CPUExecutionProvider']
