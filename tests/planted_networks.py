@@ -28,7 +28,7 @@ FAULTS += [Planted('folding: the last mean is forgotten', toy, folding(_no_mean)
 
 PROJECTS = 'mmdeploy_ext.families.mmdet_plugin'
 NETWORKS = dict(
-    atss='mmdeploy_ext.families.dense.forms:RawNetwork.forward',
+    atss='mmdeploy_ext.families.parts.dense_graphs:RawNetwork.forward',
     solov2='mmdeploy_ext.families.solo.networks:BatchedNetwork.forward',
     decoupled_solo='mmdeploy_ext.families.solo.networks:BatchedNetwork.forward',
     rtdetr='mmdeploy_ext.families.rtdetr.graphs:RtDetrNetwork.forward',

@@ -248,12 +248,20 @@ def load(
 def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:
     """Return the options of an export of a model with the default opset and size.
 
-    A UsageError names an option that the model of mmcv's config `cfg` cannot have.
+    A UsageError names an option that the model of mmcv's config `cfg` cannot have, or a size that a file of
+    any size would be traced with and does not take.
     Values that no model can have were refused by `Options.check` before, when the command line, config or
     file was read.
     """
     resolved = resolve(options, model, family.preprocess_rule(cfg))
     family.check(cfg, resolved)
+    if family.samples == 'images' and resolved.dynamic:
+        smallest = family.picture(model, resolved).smallest
+        if min(resolved.height, resolved.width) < smallest:
+            raise UsageError(
+                f'--shape {resolved.height} {resolved.width}: a file of any size takes sides of at least '
+                f'{smallest} pixels for this model, and is traced with a size that it takes'
+            )
     return resolved
 
 

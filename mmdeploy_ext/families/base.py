@@ -78,6 +78,8 @@ class Family(abc.ABC):
         similar_names: words in the names of similar detectors and heads, for the same message.
         followed: classes of the installed libraries, or modules of functions, and the names of the methods
             that its graphs compute by themselves; see `replaced`.
+        compared_with_own_kernels: names of classes of layers or heads that need an operator without a CPU
+            kernel in its library, so that a proof compares with a kernel of the family's package.
     """
 
     name: ClassVar[str]
@@ -95,6 +97,7 @@ class Family(abc.ABC):
     exports: ClassVar[str] = ''
     similar_names: ClassVar[tuple[str, ...]] = ()
     followed: ClassVar[Followed] = ()
+    compared_with_own_kernels: ClassVar[tuple[str, ...]] = ()
 
     def choose(self, /, **values: Any) -> Options:
         """Return options with these values, by name of the option; the others have the family's defaults.

@@ -203,21 +203,14 @@ def run(args: argparse.Namespace) -> int:
             staging.write_jpeg(temporary, image, JPEG_QUALITY)
         print(f'{args.picture}: written')
         return 0
-    counts = dict(train_images=args.train_images, val_images=args.val_images)
-    was_made = ensure_toy_coco(args.out, seed=args.seed, size=size, force=args.force, **counts)
-    pictures = f'{args.train_images} training and {args.val_images} validation pictures made'
-    print(f'{args.out}: {pictures if was_made else staging.EXISTS}')
+    staging.make_pictures(args, ensure_toy_coco, size=size)
     return 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `run` to a parser."""
-    staging.add_folder(parser, '--out', 'data/toy_coco')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--train-images', type=int, default=TRAIN_IMAGES, metavar='N')
-    parser.add_argument('--val-images', type=int, default=VAL_IMAGES, metavar='M')
+    staging.add_pictures(parser, 'data/toy_coco', TRAIN_IMAGES, VAL_IMAGES)
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='one size (default: a mix)')
-    parser.add_argument('--force', action='store_true', help='replace a generated set at --out')
     text = 'write one picture of no split, not a set'
     cli.writes(parser.add_argument('--picture', metavar='FILE', help=text))
     parser.add_argument('--shapes', type=int, metavar='N', help='with --picture: shapes to try')

@@ -164,6 +164,27 @@ def add_folder(parser: argparse.ArgumentParser, option: str, default: str) -> No
     cli.writes(parser.add_argument(option, default=default, help=text), '')
 
 
+def add_pictures(parser: argparse.ArgumentParser, default: str, train_images: int, val_images: int) -> None:
+    """Add the options of a set of training and validation pictures, with their defaults."""
+    add_folder(parser, '--out', default)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--train-images', type=int, default=train_images, metavar='N')
+    parser.add_argument('--val-images', type=int, default=val_images, metavar='M')
+    parser.add_argument('--force', action='store_true', help='replace a generated set at --out')
+
+
+def make_pictures(args: argparse.Namespace, ensure: Callable[..., bool], **settings: Any) -> None:
+    """Make the set of the options of `add_pictures`, and print what was done.
+
+    `ensure` makes it unless it exists already, and returns whether it did; `settings` are further arguments
+    of it.
+    """
+    counts = dict(train_images=args.train_images, val_images=args.val_images)
+    was_made = ensure(args.out, seed=args.seed, force=args.force, **counts, **settings)
+    pictures = f'{args.train_images} training and {args.val_images} validation pictures made'
+    print(f'{args.out}: {pictures if was_made else EXISTS}')
+
+
 def write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
     """Write a picture (H, W, 3) uint8 BGR with a quality of 0..100."""
     done, encoded = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])

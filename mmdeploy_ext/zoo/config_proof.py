@@ -87,10 +87,10 @@ def prove_config(
         deployment = _deploy(config, cfg, settings)
     except Exception as error:
         return dataclasses.replace(record, fixed=outcome_of_error(error))
-    types = {type(module).__name__ for module in deployment.model.modules()}
-    own_kernels = tuple(sorted(types & set(MMCV_MODULES)))
-    record = dataclasses.replace(record, family=deployment.family.name, own_kernels=own_kernels)
-    for kind in EXPORT_KINDS if _takes_pictures(deployment.family) else ('fixed',):
+    types, family = {type(module).__name__ for module in deployment.model.modules()}, deployment.family
+    own_kernels = tuple(sorted(types & {*MMCV_MODULES, *family.compared_with_own_kernels}))
+    record = dataclasses.replace(record, family=family.name, own_kernels=own_kernels)
+    for kind in EXPORT_KINDS if _takes_pictures(family) else ('fixed',):
         outcome = getattr(earlier, kind, None)
         if kind in settings.export_kinds:
             outcome = _prove_export(deployment, settings, dynamic=kind == 'dynamic', earlier=outcome)

@@ -88,7 +88,8 @@ class Record:
         parts: detector, encoder, backbone, neck, head -> class names; see `configs.part_types`.
         notes: changes that the export made to the config, such as test-time augmentation that it removed.
         family: name of the family that exports it.
-        own_kernels: operators without a CPU kernel in mmcv, for which this project's kernel ran.
+        own_kernels: parts of the model that need an operator without a CPU kernel in its library, in place of
+            which a kernel of this project ran.
         fixed: outcome with one input size; None if it was not tried.
         dynamic: outcome with any size and batch; None if it was not tried.
         same_as: name of the config that was proven in place of this one: the two differ in training alone.

@@ -1,16 +1,8 @@
 # ATSS with a quarter-width ResNet-18: 1.1 M parameters, trained from scratch (so BN learns).
+_base_ = './resnet18_toy.py'
 model = dict(
     type='ATSS',
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        base_channels=16,
-        stem_channels=16,
-        num_stages=4,
-        out_indices=(1, 2, 3),
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-        style='pytorch'),
+    backbone=dict(out_indices=(1, 2, 3)),
     neck=dict(
         type='FPN',
         in_channels=[32, 64, 128],

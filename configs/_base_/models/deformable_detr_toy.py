@@ -1,18 +1,9 @@
 # Two-stage Deformable DETR on a quarter-width ResNet-18: one layer of the encoder, two of the decoder.
+_base_ = './resnet18_toy.py'
 points = dict(type='MultiScaleDeformableAttention', embed_dims=256, num_levels=3, dropout=0.0)
 model = dict(
     type='DeformableDETR',
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        base_channels=16,
-        stem_channels=16,
-        num_stages=4,
-        out_indices=(2, 3),
-        frozen_stages=2,
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=True,
-        style='pytorch'),
+    backbone=dict(out_indices=(2, 3), frozen_stages=2, norm_eval=True),
     neck=dict(
         type='ChannelMapper',
         in_channels=[64, 128],

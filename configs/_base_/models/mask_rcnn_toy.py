@@ -1,16 +1,8 @@
 # Mask R-CNN with a quarter-width ResNet-18 whose BN learns.
+_base_ = './resnet18_toy.py'
 model = dict(
     type='MaskRCNN',
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        base_channels=16,
-        stem_channels=16,
-        num_stages=4,
-        out_indices=(0, 1, 2, 3),
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-        style='pytorch'),
+    backbone=dict(out_indices=(0, 1, 2, 3)),
     neck=dict(type='FPN', in_channels=[16, 32, 64, 128], out_channels=64, num_outs=5),
     rpn_head=dict(
         type='RPNHead',

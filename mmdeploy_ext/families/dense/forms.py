@@ -22,11 +22,9 @@ from mmdeploy_ext.exporting.postprocess.sizes import hw, length
 from mmdeploy_ext.families.dense import heads
 from mmdeploy_ext.families.dense.heads import facts_of, generator_of, kind_of, thresholds
 from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.dense_graphs import FULL_NAMES
 from mmdeploy_ext.families.parts.dense_heads import rows_of, same_priors
 from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, factors_of, peaks_of, scores_of
-
-FULL_NAMES = ('dets', 'labels', 'candidates')
-"""Outputs of the `full` form; the last with `--max-candidates` alone."""
 
 
 def described(model: nn.Module) -> Head:
@@ -56,19 +54,6 @@ def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
             f'{", ".join(described(model).names)} of each of {num_levels(model)} levels'
         )
     return outputs
-
-
-class RawNetwork(nn.Module):
-    """Backbone, neck and head of the upstream detector; parameters keep their names below `model.`."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the outputs of the head (B, a*columns, h, w) of images (B, 3, H, W) float32."""
-        outputs = flat_outputs(self.model, image)
-        return tuple(tap(name, tensor) for name, tensor in zip(raw_names(self.model), outputs, strict=True))
 
 
 class LevelRows(dict):

@@ -6,7 +6,6 @@ Glossary: B batch, A priors of all levels, n detections, H, W network input in p
 maps.
 """
 
-import operator
 import types
 
 from torch import nn
@@ -17,10 +16,8 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.dense.forms import (
-    FULL_NAMES,
     DecodeForm,
     DenseFullForm,
-    RawNetwork,
     decode_names,
     described,
     flat_outputs,
@@ -28,7 +25,7 @@ from mmdeploy_ext.families.dense.forms import (
     raw_names,
 )
 from mmdeploy_ext.families.dense.heads import facts_of, generator_of, kind_of, thresholds
-from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts import dense_graphs, detector_parts
 from mmdeploy_ext.families.parts.image_tensors import (
     box_outputs,
     image_input,
@@ -104,12 +101,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 
 def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-    head = described(model)
-    batch, priors = 'B', 'A'
-    if not options.dynamic:
-        priors_per_cell = generator_of(model.bbox_head).num_base_priors
-        cells = [height * width for height, width in feature_shapes(model, options)]
-        batch, priors = options.batch, sum(map(operator.mul, cells, priors_per_cell))
+    head, priors_per_cell = described(model), generator_of(model.bbox_head).num_base_priors
+    batch, priors = dense_graphs.prior_axes(priors_per_cell, feature_shapes(model, options), options)
     meaning = f'class score times {head.factor}' if options.score_form == 'product' else 'class scores, 0..1'
     shape = (batch, priors, int(model.bbox_head.num_classes))
     boxes = 'x1 y1 x2 y2 per prior, level by level, not clipped'
@@ -129,16 +122,8 @@ def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
     meanings = dict(RAW_MEANINGS, bbox_pred=(BOX_MEANINGS.get(coder, ''), ''))
     if head.activation == 'none':
         meanings['cls_score'] = ('class scores, 0..1', '')
-    batch = 'B' if options.dynamic else options.batch
     shapes = feature_shapes(model, options)
-    outputs = []
-    for name, columns in head.outputs:
-        meaning, unit = meanings[name]
-        for level, priors_per_cell in enumerate(generator.num_base_priors):
-            size = (f'h{level}', f'w{level}') if options.dynamic else shapes[level]
-            axes = (batch, columns * priors_per_cell, *size)
-            outputs.append(TensorSpec(f'{name}_{level}', 'float32', axes, f'{meaning}, level {level}', unit))
-    return tuple(outputs)
+    return dense_graphs.raw_outputs(head.outputs, meanings, generator.num_base_priors, shapes, options)
 
 
 def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
@@ -165,15 +150,12 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     With `fold` batch normalisation is folded into the network's convolutions; without, the model runs as it
     is.
     """
-    raw = raw_names(model)
-    network = fuse(model) if fold else model
-    chain = [Stage('network', RawNetwork(network), ('input',), raw)]
-    if options.form == 'decode':
-        form = DecodeForm(model, options.score_form == 'product')
-        chain.append(Stage('decode', form, raw, decode_names(model, options)))
-    elif options.form == 'full':
-        border = ('border',) if described(model).bordered else ()
-        inputs = ('input', 'img_shape', 'scale_factor', *border, *raw)
-        names = FULL_NAMES if options.max_candidates else FULL_NAMES[:2]
-        chain.append(Stage('postprocess', DenseFullForm(model, options.max_candidates), inputs, names))
-    return chain
+    network, head = fuse(model) if fold else model, described(model)
+    return dense_graphs.form_stages(
+        dense_graphs.RawNetwork(network, raw_names(model), flat_outputs),
+        raw_names(model),
+        options,
+        decode=lambda: (DecodeForm(model, options.score_form == 'product'), decode_names(model, options)),
+        full=lambda: DenseFullForm(model, options.max_candidates),
+        extra_inputs=('border',) if head.bordered else (),
+    )

@@ -272,10 +272,7 @@ def run(args: argparse.Namespace) -> int:
             write_png(temporary, sample(args.seed, 'picture', 0).image_bgr)
         print(f'{args.picture}: written')
         return 0
-    counts = dict(train_images=args.train_images, val_images=args.val_images)
-    was_made = ensure_toy_dota(args.out, seed=args.seed, force=args.force, **counts)
-    pictures = f'{args.train_images} training and {args.val_images} validation pictures made'
-    print(f'{args.out}: {pictures if was_made else staging.EXISTS}')
+    staging.make_pictures(args, ensure_toy_dota)
     return 0
 
 
@@ -284,11 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.ArgumentParser(
         prog='python -m mm2onnx_mmrotate.synthetic', description="Generate a data set in DOTA's format."
     )
-    staging.add_folder(parser, '--out', 'data/toy_dota')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--train-images', type=int, default=TRAIN_IMAGES, metavar='N')
-    parser.add_argument('--val-images', type=int, default=VAL_IMAGES, metavar='M')
-    parser.add_argument('--force', action='store_true', help='replace a generated set at --out')
+    staging.add_pictures(parser, 'data/toy_dota', TRAIN_IMAGES, VAL_IMAGES)
     text = 'write one picture of no split, a PNG, not a set'
     cli.writes(parser.add_argument('--picture', metavar='FILE', help=text))
     cli.add_debug_option(parser)

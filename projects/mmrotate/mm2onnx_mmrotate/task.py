@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.tasks.matching import Pairing
 
 RESULTS, PLACE = 'rotated boxes', 'worst IoU'
+MATCHES_MANY = True
 fit_pair = bbox2d.fit_pair
 CORNER_SHARE = 1e-5
 """Share of the longer side by which corners may differ; from 500 pixels on it is more than `CORNER_EPS`.

@@ -10,7 +10,8 @@ import small_models
 import torch
 
 from mm2onnx_mmrotate import task
-from mmdeploy_ext.exporting.deployment import resolve_opset
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.exporting.deployment import check_options, resolve_opset
 from mmdeploy_ext.exporting.export import export_stages
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
@@ -121,9 +122,13 @@ def test_what_is_refused_is_named():
 
 
 def test_only_files_of_any_size_refuse_maps_that_are_smaller_than_a_kernel():
-    _, family, model = small_models.seeded('s2anet')
-    sizes = [
-        family.spec(model, family.choose(height=96, width=96, dynamic=dynamic)).inputs[0].smallest
-        for dynamic in (False, True)
-    ]
-    assert sizes == [1, 2 * small_models.STRIDES[-1] + 1]
+    cfg, family, model = small_models.seeded('s2anet')
+    fixed, dynamic = (
+        family.choose(opset=0, height=128, width=192, dynamic=dynamic) for dynamic in (False, True)
+    )
+    smallest = 2 * small_models.STRIDES[-1] + 1
+    assert [family.spec(model, options).inputs[0].smallest for options in (fixed, dynamic)] == [1, smallest]
+    check_options(fixed, cfg, family, model)
+    check_options(dynamic.replace(height=smallest), cfg, family, model)
+    with pytest.raises(UsageError, match=r'--shape 128 192: a file of any size takes .* 129 pixels'):
+        check_options(dynamic, cfg, family, model)

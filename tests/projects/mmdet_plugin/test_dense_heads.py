@@ -16,6 +16,7 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting import export
+from mmdeploy_ext.exporting.deployment import check_options
 from mmdeploy_ext.families.dense import heads, reference, runtime
 from mmdeploy_ext.families.dense.family import largest_num_candidates
 from mmdeploy_ext.families.dense.forms import DecodeForm, DenseFullForm, decode_names, raw_names
@@ -277,6 +278,15 @@ def test_a_fixed_size_below_the_kernel_of_the_last_level_is_refused():
     with pytest.raises(UsageError, match=r'--shape 256 320: .* at least 257 pixels'):
         dense_heads.FAMILY.spec(model, dense_heads.FAMILY.choose(**size))
     assert dense_heads.FAMILY.spec(model, dense_heads.FAMILY.choose(**size, dynamic=True))
+
+
+def test_a_file_of_any_size_is_not_traced_with_a_size_that_it_refuses():
+    cfg = load_config(str(CONFIGS / HEADS['RepPointsHead']))
+    model, size = dense_heads.detector(make_head('RepPointsHead')), dict(height=256, width=320)
+    options = dense_heads.FAMILY.choose(opset=0, form='raw', dynamic=True, **size)
+    check_options(options.replace(height=257), cfg, dense_heads.FAMILY, model)
+    with pytest.raises(UsageError, match=r'--shape 256 320: a file of any size takes .* 257 pixels'):
+        check_options(options, cfg, dense_heads.FAMILY, model)
 
 
 def test_the_number_of_peaks_is_all_that_limits_results_of_centernet():

@@ -51,6 +51,7 @@ class RotatedDenseFamily(ImageFamily):
     task = 'mm2onnx_mmrotate.task'
     forms = ('full', 'decode', 'raw')
     tie_keys = ('iou_thr',)
+    compared_with_own_kernels = ('RotatedRepPointsHead', 'OrientedRepPointsHead', 'SAMRepPointsHead')
     followed, replaced = followed.FOLLOWED, staticmethod(followed.replaced)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(image_feeds.feeds)

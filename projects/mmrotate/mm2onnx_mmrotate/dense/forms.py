@@ -8,30 +8,15 @@ import torch
 from torch import nn
 
 from mm2onnx_mmrotate.dense import coders
-from mm2onnx_mmrotate.dense.networks import flat_outputs, last_head, raw_names
+from mm2onnx_mmrotate.dense.networks import last_head
 from mm2onnx_mmrotate.dense.settings import described, facts_of, generator_of, thresholds
 from mm2onnx_mmrotate.suppression import RotatedSuppression
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.sizes import hw, limit
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
+from mmdeploy_ext.families.parts.dense_graphs import FULL_NAMES
 from mmdeploy_ext.families.parts.dense_heads import rows_of, same_priors
-
-FULL_NAMES = ('dets', 'labels', 'candidates')
-"""Outputs of the `full` form; the last with `--max-candidates` alone."""
-
-
-class RawNetwork(nn.Module):
-    """The layers of the upstream detector; parameters keep their names below `model.`."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the outputs of the head (B, a*columns, h, w) of images (B, 3, H, W) float32."""
-        outputs = flat_outputs(self.model, image)
-        return tuple(tap(name, tensor) for name, tensor in zip(raw_names(self.model), outputs, strict=True))
 
 
 class Decode(nn.Module):

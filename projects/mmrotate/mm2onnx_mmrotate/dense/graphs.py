@@ -6,7 +6,7 @@ Glossary: B batch, A priors of all levels, n results, H, W network input in pixe
 from torch import nn
 
 from mm2onnx_mmrotate.contract import ANGLE, PIXELS, rotated_outputs
-from mm2onnx_mmrotate.dense.forms import FULL_NAMES, DecodeForm, FullForm, RawNetwork, decode_names
+from mm2onnx_mmrotate.dense.forms import DecodeForm, FullForm, decode_names
 from mm2onnx_mmrotate.dense.kinds import kind_of
 from mm2onnx_mmrotate.dense.networks import flat_outputs, last_head, num_levels, raw_names
 from mm2onnx_mmrotate.dense.settings import described, facts_of, priors_per_cell, thresholds
@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts import dense_graphs, detector_parts
 from mmdeploy_ext.families.parts.image_tensors import (
     image_input,
     optional_inputs,
@@ -55,12 +55,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
     head = last_head(model)
-    batch, priors = 'B', 'A'
-    if not options.dynamic:
-        per_cell = priors_per_cell(head)
-        shapes = feature_shapes(model, options)
-        batch = options.batch
-        priors = sum(height * width * count for (height, width), count in zip(shapes, per_cell, strict=True))
+    shapes = feature_shapes(model, options)
+    batch, priors = dense_graphs.prior_axes(priors_per_cell(head), shapes, options)
     factor = described(head).factor
     scores = f'class score times {factor}' if options.score_form == 'product' else 'class scores, 0..1'
     meaning = 'x y width height and angle per prior, level by level, not clipped'
@@ -74,19 +70,13 @@ def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...
 
 def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
     head, shapes = last_head(model), feature_shapes(model, options)
-    batch, outputs = 'B' if options.dynamic else options.batch, []
     coder, meanings = kind_of(head).coder(head), dict(RAW_MEANINGS)
     if coder['type'] == 'distance':
         meanings['bbox_pred'] = (DISTANCES, 'pixel')
         if 'angles' in coder:
             meanings['angle_pred'] = meanings['angle_cls']
-    for name, columns in described(head).outputs:
-        meaning, unit = meanings[name]
-        for level, count in enumerate(priors_per_cell(head)):
-            size = (f'h{level}', f'w{level}') if options.dynamic else shapes[level]
-            axes = (batch, columns * count, *size)
-            outputs.append(TensorSpec(f'{name}_{level}', 'float32', axes, f'{meaning}, level {level}', unit))
-    return tuple(outputs)
+    outputs = described(head).outputs
+    return dense_graphs.raw_outputs(outputs, meanings, priors_per_cell(head), shapes, options)
 
 
 def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
@@ -96,14 +86,11 @@ def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and what the form adds to it."""
-    raw = raw_names(model)
     network = fuse(model) if fold else model
-    chain = [Stage('network', RawNetwork(network), ('input',), raw)]
-    if options.form == 'decode':
-        form = DecodeForm(model, options.score_form == 'product')
-        chain.append(Stage('decode', form, raw, decode_names(model, options)))
-    elif options.form == 'full':
-        names = FULL_NAMES if options.max_candidates else FULL_NAMES[:2]
-        inputs = ('input', 'img_shape', 'scale_factor', *raw)
-        chain.append(Stage('postprocess', FullForm(model, options.max_candidates), inputs, names))
-    return chain
+    return dense_graphs.form_stages(
+        dense_graphs.RawNetwork(network, raw_names(model), flat_outputs),
+        raw_names(model),
+        options,
+        decode=lambda: (DecodeForm(model, options.score_form == 'product'), decode_names(model, options)),
+        full=lambda: FullForm(model, options.max_candidates),
+    )

@@ -17,7 +17,6 @@ from mm2onnx_mmrotate.detections import RotatedDetections
 from mm2onnx_mmrotate.min_area_kernel import min_area_polygons_on_cpu
 from mm2onnx_mmrotate.readings import read_as
 from mm2onnx_mmrotate.reference import rotated_detections
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import count_bounds
 
@@ -44,11 +43,11 @@ def choose_as(
     feeds: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
     reference: Mapping[str, np.ndarray],
-    ties_rtol: float = DEFAULT_RTOL,
+    *_: float,
 ) -> dict[str, np.ndarray]:
     """Return the reference with boxes of `decode` in the engine's readings, where rounding decides of two.
 
-    See `ImageFamily.choose_as`; the bars are those of `readings.py`, whatever `ties_rtol` is.
+    See `ImageFamily.choose_as`; the bars are those of `readings.py`.
     """
     chosen, boxes = dict(reference), outputs.get('boxes')
     if boxes is not None and boxes.shape == np.shape(reference.get('boxes')):

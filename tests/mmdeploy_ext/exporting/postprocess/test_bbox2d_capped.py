@@ -33,7 +33,8 @@ from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.nms import nms_of_sorted
 from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.dense import runtime
-from mmdeploy_ext.families.dense.forms import FULL_NAMES, DenseFullForm
+from mmdeploy_ext.families.dense.forms import DenseFullForm
+from mmdeploy_ext.families.parts.dense_graphs import FULL_NAMES
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
 
 SIZE = (64, 96)
@@ -168,9 +169,7 @@ def test_more_candidates_than_k_are_exact_where_the_list_is_full_and_refused_els
     for most in (100, -1):
         lacking = make_head(max_per_img=most)
         outputs = run(exported(lacking, 60), raw)
-        with pytest.raises(
-            ModelFileError, match=rf'{outputs[2][0]}.*--max-candidates 60'
-        ):
+        with pytest.raises(ModelFileError, match=rf'{outputs[2][0]}.*--max-candidates 60'):
             found_by(lacking, outputs, 60)
 
 
