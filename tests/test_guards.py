@@ -134,7 +134,8 @@ def test_every_config_builds(name):
         if not fragment:
             (family,) = families
             backend_config.graph_options(cfg, backend_config.read_settings(cfg, family), family)
-    if cfg.get('model') and not (fragment and of_frames):  # it needs a pipeline
+    of_parts = fragment and (of_frames or 'type' not in model)  # that of frames needs a pipeline, too
+    if cfg.get('model') and not of_parts:
         parts = dict(model=cfg.model.to_dict())
         if streams:
             parts['data'] = dict(test=cfg.data.test.to_dict())
