@@ -208,9 +208,15 @@ OF_PAGES = {
             test=ROTATED + 'test_zoo.py::test_the_page_has_a_row_for_each_model',
         ),
         Entry(
-            r'mm2onnx (quantize work_dirs/rotated\.onnx|verify projects/mmrotate/)',
+            r'mm2onnx (quantize work_dirs/rotated\w*\.onnx|verify projects/mmrotate/)',
             why='mmrotate',
-            test=ROTATED + 'test_toys.py::test_an_int8_file_is_within_its_bars',
+            test=ROTATED
+            + 'test_toys.py::test_an_int8_file_is_within_its_bars_on_pictures_like_those_of_the_training',
+        ),
+        Entry(
+            r'mm2onnx export projects/mmrotate/.*/rotated_regions\.onnx',
+            why='mmrotate',
+            test=ROTATED + 'test_toys.py::test_a_trained_toy_is_proven_with_turned_boxes',
         ),
     ),
     'docs/tensorrt.md': (

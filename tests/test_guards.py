@@ -245,6 +245,11 @@ def test_what_a_distribution_takes_of_mmdeploy_ext_is_there():
     assert not missing
 
 
+def test_mmdeploy_ext_does_not_know_the_distribution_of_rotated_boxes():
+    assert not [name for name in tracked() if name.startswith('mmdeploy_ext/')
+                and b'mmrotate' in (REPOSITORY / name).read_bytes()]
+
+
 TOOLS = [path.relative_to(REPOSITORY).as_posix() for path in sorted((REPOSITORY / 'tools').rglob('*.py'))]
 
 

@@ -26,8 +26,8 @@ def rotated_nms(boxes: np.ndarray, threshold: float) -> np.ndarray:
     Boxes (n, 5), best first, are x, y, two sizes, angle in radians; with a threshold of 0 the first box alone
     is kept. The IoU is that of mmcv's kernel to the last bit, see `rotated_loops.py`.
 
-    Source: mmcv 1.7.2 `nms_rotated` on the CPU, which mmdet3d's `nms_bev` and mmrotate call (on a GPU an IoU
-    of exactly `threshold` is kept).
+    Source: mmcv 1.7.2 `nms_rotated` on the CPU, which mmdet3d's `nms_bev` calls (on a GPU an IoU of exactly
+    `threshold` is kept).
     """
     if threshold <= 0:
         return np.arange(min(len(boxes), 1))
