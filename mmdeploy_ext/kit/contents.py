@@ -16,7 +16,8 @@ frames say in which order the cases run, and which inputs are then outputs of ca
 The manifest is a dict: `format`; `title` and `origin`, which are a name of the model and a sentence about it;
 `task` (that matches results; None without results); `graphs` (`KitGraph`), `cases` (what `KitCase.write`
 returns) and `frames` (`ChainedFrame`), each a list; `file` (that of a model of one file); `memory`
-(`MemorySpec`, of a model with one); `tolerance` and `rows` (of a module, see `modules.py`); `pictures`
+(`MemorySpec`, of a model whose last file gives it); `teacher_forced` (whether a memory is updated outside of
+the files, and PyTorch's is an input of every frame); `tolerance` and `rows` (of a module, see `modules.py`); `pictures`
 (`name` and `licence` of each); `made_with` (package -> version), `python`; `files` (path in the kit ->
 SHA-256), and `kit_sha256`, see `kit_hash`.
 """
@@ -34,7 +35,7 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -115,9 +116,28 @@ def read_arrays(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[
     return {name: read_array(folder, entry) for name, entry in entries.items()}
 
 
+def result_type(results: Any) -> str:
+    """Return the key in `RESULTS` of the class of an image's results, or of the base class that is there.
+
+    Raises:
+        UsageError: none is; kits cannot hold such results.
+    """
+    for cls in type(results).__mro__:
+        if cls.__name__ in RESULTS:
+            return cls.__name__
+    raise UsageError(
+        f'results of the class {type(results).__name__}: kits hold {", ".join(RESULTS)}; judge this model with '
+        f'mm2onnx verify on this machine'
+    )
+
+
 def result_arrays(results: Any) -> dict[str, np.ndarray]:
-    """Return name -> array of the fields of an image's results, of a class in `RESULTS`, unless None."""
-    fields = ((field.name, getattr(results, field.name)) for field in dataclasses.fields(results))
+    """Return name -> array of the fields of an image's results, without those that are None.
+
+    The fields are those of the class that `result_type` names.
+    """
+    names = [field.name for field in dataclasses.fields(RESULTS[result_type(results)])]
+    fields = ((name, getattr(results, name)) for name in names)
     return {name: value for name, value in fields if value is not None}
 
 
@@ -183,10 +203,13 @@ class KitCase:
         Its keys are `name`, `graph`, `title`, `images`; `inputs`, `beside` and `tensors`, which are what
         `ArrayFolder.write` returns; `results`, per image `type`, a key of `RESULTS`, and `fields`, arrays
         too; and `output_shapes`, output -> shape, of `outputs`, those of ONNX Runtime on this machine.
+
+        Raises:
+            UsageError: results that kits cannot hold, see `result_type`.
         """
         results = [
             dict(
-                type=type(image).__name__,
+                type=result_type(image),
                 fields=folder.write(f'results/{self.name}/{index}', result_arrays(image)),
             )
             for index, image in enumerate(self.results)

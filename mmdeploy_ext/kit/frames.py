@@ -6,7 +6,9 @@ unpatched model; what that does not show (StreamPETR's features and position emb
 exported module in PyTorch.
 
 Beside the cases, each frame says how the files run one after the other, on what those before them computed:
-for a model with a memory that is the free run, which a reset begins anew.
+for a model with a memory that is the free run, which a reset begins anew. The programs of a kit run files and
+nothing else: a memory that is updated outside of the files, such as Sparse4D's, is PyTorch's in every frame
+there, too.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ def write_frames(
         folder: of the kit.
 
     Raises:
-        UsageError: a contract whose runner computes tensors between the files, or without a memory that
-            outputs of the graph become.
+        UsageError: a backbone alone, a contract whose runner computes tensors between the files, or frames
+            in which a file does not run.
         ModelFileError: see `ladder.prove`.
     """
     family = deployment.family
@@ -62,21 +64,21 @@ def write_frames(
             f'{Path(paths[0]).parent}: between its files the runner computes {names}, which no file does; '
             f'kits are of the default contract of a family: export it without --contract'
         )
-    if family.memory and not proof.metadata[-1].spec.state:
-        raise UsageError(
-            f'{paths[-1]}: its memory is updated outside of the file; kits are of the default contract of a '
-            f'family: export it without --contract'
-        )
     with contextlib.ExitStack() as stack:
         proof.start(stack)
         writer = _FramesWriter(proof, folder)
         frames = NearOrigin(samples) if family.memory else samples
-        for sample in tracked(frames, len(frames), 'PyTorch'):
-            writer.add(sample)
+        for index, sample in enumerate(tracked(frames, len(frames), 'PyTorch')):
+            writer.add(index, sample)
+    judged = {case['graph'] for case in writer.cases}
+    if unused := [graph.file for graph in writer.graphs.values() if graph.name not in judged]:
+        raise UsageError(
+            f'{len(samples)} frames: {", ".join(unused)} did not run in them; take more frames (--frames)'
+        )
     contents = dict(graphs=writer.entries, cases=writer.cases, frames=writer.frames)
-    if family.memory:
+    if writer.keeps_memory:
         contents['memory'] = family.memory_spec(proof.metadata[-1].postprocess).to_json()
-    return contents
+    return contents | dict(teacher_forced=family.memory and not writer.keeps_memory)
 
 
 class _FramesWriter:
@@ -85,7 +87,8 @@ class _FramesWriter:
     Attributes:
         graphs: by the name of the file.
         entries: of the graphs in the manifest.
-        cases, frames: entries of the manifest so far.
+        keeps_memory: whether outputs of the last file become its inputs in the next frame.
+        cases, frames: entries of the manifest so far; a single file that keeps no memory has no frames.
     """
 
     def __init__(self, proof: FramesProof, folder: Path) -> None:
@@ -98,15 +101,16 @@ class _FramesWriter:
             self.entries.append(
                 self.graphs[name].to_json() | copy_model(file.path, folder, self.graphs[name])
             )
+        self.keeps_memory = bool(proof.metadata[-1].spec.state)
         self.cases: list[dict[str, Any]] = []
         self.frames: list[dict[str, Any]] = []
         self._outputs: set[str] = set()
         self._by_modules: dict[str, np.ndarray] = {}
         self._memory: Any = None
 
-    def add(self, sample: Frame | Sweep) -> None:
-        """Run a frame through PyTorch and through the files, and write its cases."""
-        proof, index = self.proof, len(self.frames)
+    def add(self, index: int, sample: Frame | Sweep) -> None:
+        """Run a frame through PyTorch and through the files, and write its cases; `index` counts frames."""
+        proof = self.proof
         has_memory = proof.deployment.family.memory
         if has_memory:
             proof.runner.state = snapshot(self._memory)
@@ -119,28 +123,29 @@ class _FramesWriter:
         steps, reference = [], {**self._by_modules, **expected.outputs}
         for run in runs:
             graph = self.graphs[Path(run.path).name]
-            is_last = graph is list(self.graphs.values())[-1]
             inputs = {name: _in_dtype_of(reference.get(name), array) for name, array in run.inputs.items()}
             if any(name not in expected.outputs for name in graph.spec.output_names):
                 computed = self._by_module(graph, inputs)
                 self._by_modules |= {n: a for n, a in computed.items() if n not in expected.outputs}
                 reference |= self._by_modules
             case = _case(f'{graph.name}_{index:03}', graph, title, inputs, reference)
-            if is_last:
+            if run is runs[-1]:
                 case = dataclasses.replace(case, images=(title,), results=[expected.detections])
             self.cases.append(case.write(self.folder, run.outputs))
             state = {name: source for source, name in graph.spec.state if not expected.was_reset}
             fed = {name: name for name in inputs if name in self._outputs}
-            steps.append((case.name, fed | (state if has_memory else {})))
+            steps.append((case.name, fed | state))
             self._outputs |= set(run.outputs) - {source for source, _ in graph.spec.state}
+        if len(self.graphs) == 1 and not self.keeps_memory:
+            return
         frame = ChainedFrame(
             f'{index:03}',
             title,
             tuple(steps),
-            bool(expected.was_reset) if has_memory else True,
+            bool(expected.was_reset) if self.keeps_memory else True,
             str(sample.scene_token or ''),
             float(sample.timestamp_s),
-            np.asarray(sample.ego_pose, np.float64).tolist() if has_memory else None,
+            np.asarray(sample.ego_pose, np.float64).tolist() if self.keeps_memory else None,
         )
         self.frames.append(frame.to_json())
 

@@ -136,6 +136,11 @@ class _Judge:
             self.judgement.notes.append(
                 'the outputs have no kit.txt: nothing shows that they are of this kit'
             )
+        if self.manifest.get('teacher_forced'):
+            self.judgement.notes.append(
+                "the memory is updated outside of the files: every frame ran on PyTorch's, so drift and the "
+                'code that updates it were not looked at'
+            )
 
     def judge(self) -> Judgement:
         """Judge all cases, then all frames."""
@@ -261,7 +266,7 @@ class _Judge:
         module, settings = task_module(task), self.bars.of_task(task) if self.bars else {}
         runtime, capacity = runtime_of(metadata.family), metadata.postprocess.get('max_per_img')
         try:
-            if self.manifest['frames']:
+            if hasattr(runtime, 'boxes_of_outputs'):
                 candidates = [runtime.boxes_of_outputs(metadata, arrays)]
             else:
                 candidates = runtime.detections(metadata, arrays, {**case.inputs, **case.beside})

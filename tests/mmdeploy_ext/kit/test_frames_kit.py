@@ -218,6 +218,39 @@ def test_a_memory_that_is_partly_of_the_frame_is_judged_by_what_a_file_gives(tmp
 
 
 @pytest.mark.matrix
+@pytest.mark.parametrize(
+    ('contract', 'title'),
+    [('portable', 'EQUAL ON 3 INPUTS'), ('deploy', 'EQUAL ON 6 INPUTS AND 3 FRAMES')],
+)
+def test_a_memory_outside_of_the_files_is_that_of_pytorch_in_every_frame(tmp_path, contract, title):
+    import toy_sparse4d
+
+    deployment, kit = toy_sparse4d.load(tmp_path), tmp_path / 'kit'
+    files = toy_sparse4d.export(deployment, tmp_path, contract=contract)
+    source = files[0] if contract == 'portable' else str(tmp_path / 'sparse4d')
+    drive, _ = proof_samples(deployment, 3)
+    write_detector_kit(deployment, source, drive, kit, GENERATED)
+    run_onnxruntime.main(str(tmp_path / 'outputs'), kit=kit)
+    judgement = judge(kit, tmp_path / 'outputs')
+    assert judgement.title == title, judgement.failures
+    assert any('drift' in note for note in judgement.notes)
+    assert 'every frame gets PyTorch' in (kit / 'README.md').read_text()
+
+    shutil.copytree(kit, tmp_path / 'copy')
+    last = json.loads((kit / 'manifest.json').read_text())['cases'][-1]
+    for name in ('temp_instance_feature', 'temp_anchor'):
+        entry = last['inputs'][name]
+        np.zeros_like(read_array(kit, entry)).tofile(tmp_path / 'copy' / entry['file'])
+    run_onnxruntime.main(str(tmp_path / 'o'), kit=tmp_path / 'copy')
+    failures = judge(kit, tmp_path / 'o').failures
+    assert failures and all(last['title'] in failure for failure in failures)
+    if contract == 'deploy':
+        first, _ = proof_samples(deployment, 1)
+        with pytest.raises(UsageError, match=r'sparse4dhead2nd.onnx did not run .* take more frames'):
+            write_detector_kit(deployment, source, first, tmp_path / 'short', GENERATED)
+
+
+@pytest.mark.matrix
 def test_four_files_of_cameras_and_lidar_are_judged_one_by_one_and_in_their_order(tmp_path):
     import toy_bevfusion
 
