@@ -92,25 +92,31 @@ class SteppedModel:
             ModelFileError: an operator has no kernel, or ONNX Runtime cannot load a step.
         """
         index = Index(model)
-        custom = [at for at, node in enumerate(index.nodes) if node.domain not in DEFAULT_DOMAINS]
-        for at in custom:
-            if index.nodes[at].op_type not in kernels:
+        custom_nodes = [
+            position for position, node in enumerate(index.nodes) if node.domain not in DEFAULT_DOMAINS
+        ]
+        for position in custom_nodes:
+            if index.nodes[position].op_type not in kernels:
                 raise ModelFileError(
-                    f'node {index.label(at)}: no kernel in Python for {index.nodes[at].op_type}; there are '
-                    f'{", ".join(kernels)}'
+                    f'node {index.label(position)}: no kernel in Python for {index.nodes[position].op_type}; '
+                    f'there are {", ".join(kernels)}'
                 )
-        typed = _types_of(model, [name for at in custom for name in index.writes(at)])
-        ends = [index.reads(at) for at in custom] + [index.outputs]
-        groups = _groups(index, ends, custom)
+        tensor_types = _types_of(
+            model, [name for position in custom_nodes for name in index.writes(position)]
+        )
+        targets = [index.reads(position) for position in custom_nodes] + [index.outputs]
+        groups = _groups(index, targets, custom_nodes)
         self.outputs = list(index.outputs)
         self.steps: list[CustomStep | EngineStep] = []
-        for number, positions in enumerate(groups):
-            later = {name for end in ends[number:] for name in end}
-            later |= {name for group in groups[number + 1 :] for at in group for name in index.reads(at)}
-            if (step := _engine_step(index, positions, later, typed, optimization, threads)) is not None:
+        for step_index, positions in enumerate(groups):
+            read_afterwards = {name for names in targets[step_index:] for name in names}
+            for group in groups[step_index + 1 :]:
+                read_afterwards.update(name for position in group for name in index.reads(position))
+            step = _engine_step(index, positions, read_afterwards, tensor_types, optimization, threads)
+            if step is not None:
                 self.steps.append(step)
-            if number < len(custom):
-                node = index.nodes[custom[number]]
+            if step_index < len(custom_nodes):
+                node = index.nodes[custom_nodes[step_index]]
                 attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
                 for name in PLUGIN_FIELDS:
                     attributes.pop(name, None)
@@ -133,46 +139,49 @@ class SteppedModel:
 
 def _types_of(model: onnx.ModelProto, outputs: Sequence[str]) -> dict[str, onnx.TypeProto]:
     """Return the types of all tensors, with those of other operators' `outputs` as float32."""
-    typed = copy.deepcopy(model)
-    known = {value.name for value in (*typed.graph.value_info, *typed.graph.output)}
+    typed_model = copy.deepcopy(model)
+    typed_names = {value.name for value in (*typed_model.graph.value_info, *typed_model.graph.output)}
     float32 = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
-    typed.graph.value_info.extend(value for value in float32 if value.name not in known)
-    return types.infer(typed)
+    typed_model.graph.value_info.extend(value for value in float32 if value.name not in typed_names)
+    return types.infer(typed_model)
 
 
-def _groups(index: Index, ends: Sequence[Sequence[str]], custom: Sequence[int]) -> list[list[int]]:
+def _groups(index: Index, targets: Sequence[Sequence[str]], custom_nodes: Sequence[int]) -> list[list[int]]:
     """Return the nodes that run before each custom node, and those after the last, each group ascending.
 
-    Nodes that depend on no input are in every group that reads them, so that an engine folds them.
+    `targets` are the tensors that each group has to make. Nodes that depend on no input are in every group
+    that reads them, so that an engine folds them.
     """
-    constant = index.constant_nodes() - set(custom)
+    constant_nodes = index.constant_nodes() - set(custom_nodes)
     available, groups = set(index.inputs), []
-    for number, end in enumerate(ends):
-        positions = index.ancestors(end, available)
+    for step_index, tensors in enumerate(targets):
+        positions = index.ancestors(tensors, available)
         groups.append(positions)
-        available |= {name for at in positions if at not in constant for name in index.writes(at)}
-        if number < len(custom):
-            available.update(index.writes(custom[number]))
+        for position in positions:
+            if position not in constant_nodes:
+                available.update(index.writes(position))
+        if step_index < len(custom_nodes):
+            available.update(index.writes(custom_nodes[step_index]))
     return groups
 
 
 def _engine_step(
     index: Index,
     positions: Sequence[int],
-    later: set[str],
-    typed: Mapping[str, onnx.TypeProto],
+    read_afterwards: set[str],
+    tensor_types: Mapping[str, onnx.TypeProto],
     optimization: str,
     threads: int,
 ) -> EngineStep | None:
-    """Return a session of some nodes, whose outputs are what is read `later`; None of no nodes."""
-    written = {name for at in positions for name in index.writes(at)}
-    outputs = [name for at in positions for name in index.writes(at) if name in later]
+    """Return a session of some nodes; None if they make nothing that is `read_afterwards`."""
+    produced = [name for position in positions for name in index.writes(position)]
+    outputs = [name for name in produced if name in read_afterwards]
     if not outputs:
         return None
-    read = dict.fromkeys(name for at in positions for name in index.reads(at))
-    inputs = [name for name in read if name not in written and name not in index.constants]
-    if untyped := [name for name in inputs if name not in typed]:
+    operands = dict.fromkeys(name for position in positions for name in index.reads(position))
+    inputs = [name for name in operands if name not in produced and name not in index.constants]
+    if untyped := [name for name in inputs if name not in tensor_types]:
         raise ModelFileError(f'the type of {untyped[0]!r} cannot be inferred')
-    values = [onnx.ValueInfoProto(name=name, type=typed[name]) for name in inputs]
+    values = [onnx.ValueInfoProto(name=name, type=tensor_types[name]) for name in inputs]
     model = part(index, positions, values, [onnx.ValueInfoProto(name=name) for name in outputs])
     return EngineStep(open_session(model, optimization, threads), tuple(inputs), tuple(outputs))

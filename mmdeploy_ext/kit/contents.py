@@ -17,9 +17,9 @@ The manifest is a dict: `format`; `title` and `origin`, which are a name of the 
 `task` (that matches results; None without results); `graphs` (`KitGraph`), `cases` (what `KitCase.write`
 returns) and `frames` (`ChainedFrame`), each a list; `file` (that of a model of one file); `memory`
 (`MemorySpec`, of a model whose last file gives it); `teacher_forced` (whether a memory is updated outside of
-the files, and PyTorch's is an input of every frame); `tolerance` and `rows` (of a module, see `modules.py`); `pictures`
-(`name` and `licence` of each); `made_with` (package -> version), `python`; `files` (path in the kit ->
-SHA-256), and `kit_sha256`, see `kit_hash`.
+the files, and PyTorch's is an input of every frame); `tolerance` and `rows` (of a module, see `modules.py`);
+`pictures` (`name` and `licence` of each); `made_with` (package -> version), `python`; `files` (path in the
+kit -> SHA-256), and `kit_sha256`, see `kit_hash`.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def result_type(results: Any) -> str:
         if cls.__name__ in RESULTS:
             return cls.__name__
     raise UsageError(
-        f'results of the class {type(results).__name__}: kits hold {", ".join(RESULTS)}; judge this model with '
-        f'mm2onnx verify on this machine'
+        f'results of the class {type(results).__name__}: kits hold {", ".join(RESULTS)}; prove this model on '
+        f'this machine with mm2onnx verify'
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.proving.results import DetectionRow
@@ -48,18 +48,51 @@ def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
     if not (np.isfinite(expected).all() and np.isfinite(got).all()):
         return ''
     tolerance = RTOL * float(np.abs(expected).max(initial=0))
-    if 1 < expected.ndim <= MAX_AXES:
-        for order in itertools.permutations(range(expected.ndim)):
-            turned = expected.transpose(order)
-            is_turned = turned.shape == got.shape and order != tuple(range(expected.ndim))
-            if is_turned and np.allclose(turned, got, rtol=0, atol=tolerance):
-                return f"PyTorch's with its axes in the order {', '.join(map(str, order))}"
+    for order in _orders(expected):
+        turned = expected.transpose(order)  # in a raw file it has the shape of the output all the same
+        is_moved = got.shape != expected.shape or not np.array_equal(turned.ravel(), expected.ravel())
+        if is_moved and np.allclose(turned.ravel(), got.ravel(), rtol=0, atol=tolerance):
+            return f"PyTorch's with its axes in the order {_order_text(order)}"
     for axis in range(expected.ndim if expected.shape == got.shape else 0):
         swapped = np.flip(expected, axis)
         if expected.shape[axis] > 1 and np.allclose(swapped, got, rtol=0, atol=tolerance):
             return f"PyTorch's with axis {axis} reversed"
     same_values = np.allclose(np.sort(expected, None), np.sort(got, None), rtol=0, atol=tolerance)
     return "PyTorch's values in another order" if same_values else ''
+
+
+def _orders(array: np.ndarray) -> list[tuple[int, ...]]:
+    """Return the other orders of an array's axes, unless it has more than `MAX_AXES`."""
+    return list(itertools.permutations(range(array.ndim)))[1:] if array.ndim <= MAX_AXES else []
+
+
+def _order_text(order: Sequence[int]) -> str:
+    return ', '.join(map(str, order))
+
+
+def with_other_layout(
+    rows: Sequence[DetectionRow],
+    outputs: Mapping[str, np.ndarray],
+    is_equal: Callable[[Mapping[str, np.ndarray]], bool],
+) -> list[DetectionRow]:
+    """Return rows, whose failing ones name an output that was written with its axes in another order.
+
+    Args:
+        rows: of each image.
+        outputs: of the engine, in the shapes of the file.
+        is_equal: whether all results of such outputs are PyTorch's.
+    """
+    for name, array in outputs.items():
+        for order in _orders(array):
+            stored_shape = [array.shape[axis] for axis in order]
+            reading = array.reshape(stored_shape).transpose(np.argsort(order))
+            if not np.array_equal(reading, array) and is_equal({**outputs, name: reading}):
+                reason = f"{name} is PyTorch's with its axes in the order {_order_text(order)}"
+                return [
+                    row if row.passed else dataclasses.replace(row, reason=f'{row.reason}; {reason}')
+                    for row in rows
+                ]
+    return list(rows)
 
 
 def with_mixed_up_images(

@@ -15,7 +15,13 @@ import numpy as np
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, read_manifest
-from mmdeploy_ext.kit.diagnosis import diagnose, is_constant, misfit, with_mixed_up_images
+from mmdeploy_ext.kit.diagnosis import (
+    diagnose,
+    is_constant,
+    misfit,
+    with_mixed_up_images,
+    with_other_layout,
+)
 from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.outputs import check_kit, has_outputs, read_outputs
 from mmdeploy_ext.proving import half_bars, results
@@ -72,11 +78,14 @@ class Judgement:
     def title(self) -> str:
         """The claim, which is only about these inputs, with what the user told of the device."""
         claim = 'EQUAL' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
-        told = f' ({self.told}, as told)' if self.told else f' ({self.ran})' if self.ran else ''
+        device = self.ran
+        if self.told:
+            device = f'{self.told}, as told'
+        suffix = f' ({device})' if device else ''
         if not self.equal:
-            return f'NOT {claim}{told}'
+            return f'NOT {claim}{suffix}'
         frames = f' AND {self.frames} FRAMES' if self.frames else ''
-        return f'{claim} ON {self.inputs} INPUTS{frames}{told}'
+        return f'{claim} ON {self.inputs} INPUTS{frames}{suffix}'
 
     @property
     def failures(self) -> list[str]:
@@ -265,27 +274,42 @@ class _Judge:
         metadata, task = self.graphs[case.graph].metadata, self.manifest['task']
         module, settings = task_module(task), self.bars.of_task(task) if self.bars else {}
         runtime, capacity = runtime_of(metadata.family), metadata.postprocess.get('max_per_img')
-        try:
+
+        def candidates_of(outputs: Mapping[str, np.ndarray]) -> list[Any]:
             if hasattr(runtime, 'boxes_of_outputs'):
-                candidates = [runtime.boxes_of_outputs(metadata, arrays)]
+                candidates = [runtime.boxes_of_outputs(metadata, outputs)]
             else:
-                candidates = runtime.detections(metadata, arrays, {**case.inputs, **case.beside})
+                candidates = runtime.detections(metadata, outputs, {**case.inputs, **case.beside})
             if len(candidates) != len(case.results):
                 raise DataError(f'got results of {len(candidates)} images, expected {len(case.results)}')
-        except FAILURES as error:
-            reason = f'no results: {one_line(error)[:200]}'
-            return tuple(
-                results.DetectionRow(
-                    title, len(image), 0, len(image), 0, 0.0, 1.0, False, reason, broken=True
-                )
-                for title, image in zip(case.images, case.results, strict=True)
-            )
+            return candidates
 
         def match(title: str, reference: Any, candidate: Any) -> results.DetectionRow:
             return module.match_detections(title, reference, candidate, capacity=capacity, **settings)
 
-        rows = [*map(match, case.images, case.results, candidates)]
-        return tuple(with_mixed_up_images(rows, case.results, candidates, match))
+        def is_equal(outputs: Mapping[str, np.ndarray]) -> bool:
+            try:
+                return all(
+                    row.passed for row in map(match, case.images, case.results, candidates_of(outputs))
+                )
+            except FAILURES:
+                return False
+
+        try:
+            candidates = candidates_of(arrays)
+            rows = [*map(match, case.images, case.results, candidates)]
+            rows = with_mixed_up_images(rows, case.results, candidates, match)
+        except FAILURES as error:
+            reason = f'no results: {one_line(error)[:200]}'
+            rows = [
+                results.DetectionRow(
+                    title, len(image), 0, len(image), 0, 0.0, 1.0, False, reason, broken=True
+                )
+                for title, image in zip(case.images, case.results, strict=True)
+            ]
+        if not case.tensors and not all(row.passed for row in rows):
+            rows = with_other_layout(rows, arrays, is_equal)
+        return tuple(rows)
 
 
 def _empty_on_both_sides(expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray]) -> set[str]:

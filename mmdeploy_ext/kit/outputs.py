@@ -81,8 +81,15 @@ def _read_raw(file: Path, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]
         expected = ', '.join(spec.output_names)
         raise DataError(f'{file}: {name!r} has no known shape; outputs are {expected}; write .npy instead')
     dtype = np.dtype(spec.tensor(name).dtype).newbyteorder('<')
-    if len(content) != dtype.itemsize * int(np.prod(shapes[name])):
-        raise DataError(f'{file}: has {len(content)} bytes, expected {dtype.name} {list(shapes[name])}')
+    count = int(np.prod(shapes[name]))
+    if len(content) != dtype.itemsize * count:
+        advice = 'a raw file has no shape of its own: write .npy if the engine gives another one'
+        if count and len(content) % count == 0 and len(content) // count in (1, 2, 4, 8):
+            advice = f'{len(content) // count} bytes per value: write the dtype of the file, or .npy'
+        raise DataError(
+            f'{file}: has {len(content)} bytes, expected {dtype.itemsize * count} of {dtype.name} '
+            f'{list(shapes[name])}; {advice}'
+        )
     return np.frombuffer(content, dtype).reshape(shapes[name]).astype(spec.tensor(name).dtype)
 
 

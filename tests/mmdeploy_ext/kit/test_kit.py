@@ -152,15 +152,39 @@ def named(fault):
         'mixed up': (FAULTS['images of a batch mixed up'], 'these are the results of image 1 of the batch'),
         'missing': (FAULTS['a missing output'], 'labels: missing; the engine gave dets'),
         'dtype': (FAULTS['another dtype'], 'dets: dtype: got float64, expected float32'),
+        'raw, other axes': (
+            as_raw(dets=lambda array: array.transpose(0, 2, 1)),
+            "dets is PyTorch's with its axes in the order 0, 2, 1",
+        ),
+        'raw, half': (
+            as_raw(dets=lambda array: array.astype(np.float16)),
+            '; 2 bytes per value: write the dtype of the file, or .npy',
+        ),
+        'raw, fewer rows': (
+            as_raw(labels=lambda array: array[:, 1:]),
+            'labels.bin: has 792 bytes, expected 800 of int64 [1, 100]; a raw file has no shape of its own',
+        ),
         'extra': (renamed, 'boxes: not an output of this kit; these are dets, labels'),
     }[fault]
+
+
+def as_raw(**change):
+    def write(target, arrays):
+        arrays = {name: change.get(name, lambda array: array)(array) for name, array in arrays.items()}
+        as_raw_files(target, {name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+    return write
 
 
 def renamed(target, arrays):
     np.savez(target.with_suffix('.npz'), boxes=arrays['dets'], labels=arrays['labels'])
 
 
-@pytest.mark.parametrize('fault', ['constant', 'other axes', 'mixed up', 'missing', 'dtype', 'extra'])
+NAMED = ['constant', 'other axes', 'mixed up', 'missing', 'dtype', 'extra']
+NAMED += ['raw, other axes', 'raw, half', 'raw, fewer rows']
+
+
+@pytest.mark.parametrize('fault', NAMED)
 def test_the_reason_names_what_is_wrong_with_an_output(kit, outputs, tmp_path, fault):
     change, reason = named(fault)
     judgement = judge(kit, rewritten(outputs, tmp_path, change))
