@@ -7,12 +7,14 @@ import pytest
 from docs._pages.modules import table
 
 
-def test_the_page_has_the_results_that_are_kept(tmp_path, monkeypatch):
-    before = table.PAGE.read_text(encoding='utf-8')
-    monkeypatch.setattr(table, 'PAGE', tmp_path / 'page.md')
-    table.PAGE.write_text(before, encoding='utf-8')
-    table.write_page(json.loads(table.RESULTS.read_text(encoding='utf-8')))
-    assert table.PAGE.read_text(encoding='utf-8') == before
+def test_the_pages_have_the_results_that_are_kept(tmp_path):
+    pages = {tmp_path / page: table.DOCS / page for page in table.HEADS}
+    for copy, page in pages.items():
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(page.read_text(encoding='utf-8'), encoding='utf-8')
+    table.write_pages(json.loads(table.RESULTS.read_text(encoding='utf-8')), tmp_path)
+    for copy, page in pages.items():
+        assert copy.read_text(encoding='utf-8') == page.read_text(encoding='utf-8')
 
 
 @pytest.mark.parametrize('name', json.loads(table.RESULTS.read_text(encoding='utf-8')))

@@ -183,12 +183,10 @@ def pooled_mean(graph: onnx.GraphProto) -> None:
     """Take the mean for the maximum of a pooling, or the other way round."""
     node = nodes_of(graph, 'MaxPool', 'GlobalAveragePool')[0]
     node.op_type = {'MaxPool': 'AveragePool', 'GlobalAveragePool': 'GlobalMaxPool'}[node.op_type]
-    kept = [
-        entry for entry in node.attribute if entry.name in ('kernel_shape', 'strides', 'pads', 'ceil_mode')
-    ]
-    kept = [copy.deepcopy(entry) for entry in kept]
+    names = ('kernel_shape', 'strides', 'pads', 'ceil_mode')
+    attributes = [copy.deepcopy(entry) for entry in node.attribute if entry.name in names]
     del node.attribute[:]
-    node.attribute.extend(kept)
+    node.attribute.extend(attributes)
 
 
 def scaled_result(graph: onnx.GraphProto) -> None:

@@ -89,7 +89,10 @@ def spread(model: torch.nn.Module, deviations: Mapping[torch.nn.Module, float], 
         done.add(layer)
         channels = output.movedim(1, -1) if output.ndim == 4 else output
         mean = channels.reshape(-1, channels.shape[-1]).mean(0) if layer.bias is not None else 0.0
-        factor = deviations.get(layer, 1.0) / (channels - mean).std()
+        deviation = (channels - mean).std()
+        if deviation < 1e-6:  # the first values of DETR's queries are zeros
+            return None
+        factor = deviations.get(layer, 1.0) / deviation
         layer.weight *= factor
         if layer.bias is not None:
             layer.bias.copy_((layer.bias - mean) * factor)
@@ -174,6 +177,45 @@ def bert_sample(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(0, 500, (1, 12), generator=generator), mask
 
 
+def detr() -> torch.nn.Module:
+    """Return a small DETR with a ResNet of its own, which returns logits and boxes."""
+    from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
+
+    class Predictions(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            output = self.model(image)
+            return output.logits, output.pred_boxes
+
+    torch.manual_seed(0)
+    backbone = ResNetConfig(
+        embedding_size=16,
+        hidden_sizes=[16, 32, 64, 128],
+        depths=[1, 1, 1, 1],
+        layer_type='basic',
+        out_features=['stage4'],
+    )
+    layers = dict(encoder_layers=2, decoder_layers=2, encoder_ffn_dim=128, decoder_ffn_dim=128)
+    heads = dict(encoder_attention_heads=4, decoder_attention_heads=4, d_model=64)
+    config = DetrConfig(
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=backbone,
+        num_queries=20,
+        num_labels=6,
+        **layers,
+        **heads,
+    )
+    model = Predictions(DetrForObjectDetection(config)).eval()
+    torch.nn.init.normal_(model.model.model.query_position_embeddings.weight)
+    spread(model, {}, torch.cat([picture(100 + index, *DETECTION_SIZE)[0] for index in range(4)]))
+    return model
+
+
 def yunet(checkout: Path, checkpoint: Path) -> torch.nn.Module:
     """Return the YuNet of its own repository with its published weights; its mmdet is imported."""
     sys.path.insert(0, str(checkout))
@@ -221,6 +263,13 @@ MODELS = {
         dynamic={'image': BATCH},
         outputs=('out',),
     ),
+    'deeplabv3': Model(
+        'torchvision DeepLabV3 R50, any batch',
+        functools.partial(torchvision_model, 'segmentation', 'deeplabv3_resnet50'),
+        lambda seed: picture(seed, 64, 96),
+        dynamic={'image': BATCH},
+        outputs=('out',),
+    ),
     'faster_rcnn': Model(
         'torchvision Faster R-CNN R50 FPN',
         functools.partial(
@@ -251,6 +300,13 @@ MODELS = {
         outputs=('boxes', 'scores', 'labels'),
         rows=BOXES,
         generate=False,
+    ),
+    'detr': Model(
+        'transformers DETR, any batch',
+        detr,
+        lambda seed: picture(seed, *DETECTION_SIZE),
+        dynamic={'image': BATCH},
+        outputs=('logits', 'pred_boxes'),
     ),
     'bert': Model(
         'transformers BERT, any batch and length',

@@ -1,4 +1,4 @@
-"""Proves models that nobody here wrote, and writes the table of docs/prove-module.md.
+"""Proves models that nobody here wrote, and writes the table of docs/prove-module.md in both languages.
 
     python -m docs._pages.modules.table resnet18 faster_rcnn
     python -m docs._pages.modules.table yunet --checkout YUNET --files FOLDER
@@ -35,11 +35,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 RESULTS = Path(__file__).with_name('results.json')
-PAGE = Path(__file__).parents[2] / 'prove-module.md'
+DOCS = Path(__file__).parents[2]
 SAMPLES = 3
 OPSETS = {'torchscript': 17, 'dynamo': 20}
 COLUMNS = ('torchscript', 'dynamo', 'onnxslim')
-HEAD = ('model', 'TorchScript', 'dynamo', 'then onnxslim', 'faults: proven, of these')
+HEADS = {
+    'prove-module.md': ('model', 'TorchScript', 'dynamo', 'then onnxslim', 'faults: proven, of these'),
+    'zh-CN/prove-module.md': ('模型', 'TorchScript', 'dynamo', '再经 onnxslim', '错误：被证明的，共'),
+}
+"""Page in `DOCS` -> heads of the columns."""
 
 
 def export(model: Model, module: torch.nn.Module, exporter: str, path: Path) -> str:
@@ -108,19 +112,19 @@ def is_proven(model: Model, module: torch.nn.Module, path: Path, fresh: bool) ->
 
 def judge_faults(model: Model, module: torch.nn.Module, path: Path, folder: Path) -> dict[str, str]:
     """Return fault -> what found it: 'inputs', 'graph' or 'ONNX Runtime'; 'PROVEN' if nothing did."""
-    found = {}
+    checks = {}
     for name, faulty in faulty_models(onnx.load(path), model.no_faults).items():
         file = folder / f'{name}.onnx'
         onnx.save(faulty, file)
         try:
             if not is_proven(model, module, file, fresh=False):
-                found[name] = 'inputs'
+                checks[name] = 'inputs'
             else:
-                found[name] = 'PROVEN' if is_proven(model, module, file, fresh=True) else 'graph'
+                checks[name] = 'PROVEN' if is_proven(model, module, file, fresh=True) else 'graph'
         except Mm2OnnxError:
-            found[name] = 'ONNX Runtime'
-        print(f'  {name}: {found[name]}', flush=True)
-    return found
+            checks[name] = 'ONNX Runtime'
+        print(f'  {name}: {checks[name]}', flush=True)
+    return checks
 
 
 def measure(model: Model, published: Sequence[Path]) -> dict[str, Any]:
@@ -166,23 +170,25 @@ def faults_cell(faults: dict[str, str]) -> str:
         (kind, sum(value == kind for value in faults.values()))
         for kind in ('inputs', 'graph', 'ONNX Runtime')
     ]
-    found = ', '.join(f'{kind} {count}' for kind, count in counts if count)
-    return f'{sum(value == "PROVEN" for value in faults.values())} of {len(faults)} ({found})'
+    checks = ', '.join(f'{kind} {count}' for kind, count in counts if count)
+    return f'{sum(value == "PROVEN" for value in faults.values())} of {len(faults)} ({checks})'
 
 
-def write_page(results: dict[str, Any]) -> None:
-    """Write the table of all results into the page."""
+def write_pages(results: dict[str, Any], folder: Path = DOCS) -> None:
+    """Write the table of all results into the pages of a folder."""
     rows = [
         (entry['title'], *(cell(entry.get(name)) for name in COLUMNS), faults_cell(entry['faults']))
         for entry in results.values()
     ]
-    lines = [HEAD, ('---',) * len(HEAD), *rows]
-    table = '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n'
-    PAGE.write_text(insert_table(PAGE.read_text(encoding='utf-8'), table, 'modules'), encoding='utf-8')
+    for page, head in HEADS.items():
+        lines = [head, ('---',) * len(head), *rows]
+        table = '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n'
+        path = folder / page
+        path.write_text(insert_table(path.read_text(encoding='utf-8'), table, 'modules'), encoding='utf-8')
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure the models that are named, and write the page."""
+    """Measure the models that are named, and write the pages."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -191,12 +197,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--files', type=Path, help='folder of yunet_n.pth, yunet_n_320_320.onnx and so on')
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    compat.apply()
     results = json.loads(RESULTS.read_text(encoding='utf-8')) if RESULTS.is_file() else {}
     for name in args.models:
         published: list[Path] = []
         model = MODELS.get(name)
         if model is None:
-            compat.apply()
             published = [args.files / 'yunet_n_320_320.onnx', args.files / 'yunet_n_dynamic.onnx']
             make = functools.partial(yunet, args.checkout.resolve(), args.files / 'yunet_n.pth')
             model = Model('YuNet', make, lambda seed: (255 * noise(seed, 320, 320)[None],))
@@ -204,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
         results[name] = measure(model, published)
         ordered = {key: results[key] for key in [*MODELS, 'yunet'] if key in results}
         RESULTS.write_text(json.dumps(ordered, indent=1) + '\n', encoding='utf-8')
-        write_page(ordered)
+        write_pages(ordered)
 
 
 if __name__ == '__main__':

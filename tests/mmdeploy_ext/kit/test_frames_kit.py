@@ -13,6 +13,7 @@ import toy_streampetr_deploy as toy
 from docs._pages import judged_kits
 from marking import in_suite
 from mmdeploy_ext.cli import judge_app, kit_app
+from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.kit.contents import ArrayFolder, ChainedFrame, read_array
 from mmdeploy_ext.kit.judge import judge
@@ -192,14 +193,25 @@ def test_wrong_outputs_of_a_file_fail_by_name(sweeps, tmp_path, fault, names, re
     assert any(re.search(reason, failure) for failure in judgement.failures), judgement.failures
 
 
-def test_contracts_that_compute_between_files_are_refused(tmp_path):
-    folder = tmp_path / 'export'
-    folder.mkdir()
-    toy.export(folder, contract='fork')
-    with pytest.raises(UsageError, match='default contract'):
-        write_detector_kit(
-            toy.deployment(), str(folder / 'fork.onnx'), toy.drive(2), tmp_path / 'kit', GENERATED
-        )
+def test_contracts_that_compute_between_files_are_refused(tmp_path, monkeypatch):
+    deployment, files, _, _ = toy_centerpoint.exported()
+    between = (TensorSpec('spatial_features', 'float32', (1, 8, 4, 4)),)
+    monkeypatch.setattr(type(deployment.family), 'between_files', lambda *_: between)
+    samples = [Sweep(toy_centerpoint.sweep(0), 'sweep')]
+    with pytest.raises(UsageError, match=r'the runner computes spatial_features, .* default contract'):
+        write_detector_kit(deployment, str(files), samples, tmp_path / 'kit', GENERATED)
+
+
+@pytest.mark.matrix
+def test_a_file_whose_memory_is_updated_by_its_program_has_that_of_pytorch(tmp_path):
+    (tmp_path / 'export').mkdir()
+    toy.export(tmp_path / 'export', contract='fork')
+    file, kit = str(tmp_path / 'export/fork.onnx'), tmp_path / 'kit'
+    write_detector_kit(toy.deployment(), file, toy.drive(2), kit, GENERATED)
+    run_onnxruntime.main(str(tmp_path / 'outputs'), kit=kit)
+    judgement = judge(kit, tmp_path / 'outputs')
+    assert judgement.title == 'EQUAL ON 2 INPUTS', judgement.failures
+    assert sum(row.matched for case in judgement.cases for row in case.detections) > 20
 
 
 @pytest.mark.matrix

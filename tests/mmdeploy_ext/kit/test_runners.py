@@ -27,7 +27,7 @@ atss = test_kit.kit
 NPM = os.environ.get('KIT_NPM', '')
 """Folder in which `npm install --ignore-scripts onnxruntime-node` was run."""
 HEADERS = os.environ.get('KIT_ORT_INCLUDE', '/usr/include/onnxruntime')
-"""Folder with onnxruntime_c_api.h, as Debian 13's libonnxruntime-dev has it; no package of PyPI or npm does."""
+"""Folder with onnxruntime_c_api.h, as Debian 13 has it in libonnxruntime-dev."""
 OPENVINO = os.environ.get('KIT_OPENVINO_PYTHON', '')
 """Python of an environment with openvino and numpy."""
 POLYGRAPHY = os.environ.get('KIT_POLYGRAPHY_PATH', '')

@@ -197,7 +197,7 @@ def test_a_state_is_run_with_the_memory_of_either_side_and_from_the_start_again(
     verdict = mmdeploy_ext.prove_module(
         net, folder / 'm.onnx', samples, state={'memory': 'memory_out'}, fresh=False, generate=False
     )
-    assert verdict.title == 'PROVEN ON 9 INPUTS'
+    assert verdict.title == 'PROVEN ON 5 INPUTS'
     assert verdict.cases[-1].name == 'frame 2, free-running after a reset'
 
 
@@ -253,6 +253,36 @@ class Detector(torch.nn.Module):
         order = torch.topk(rows[:, 4], 6)[1]
         rows = rows[order]
         return rows[:, :4], rows[:, 4], (rows[:, 5] * 3).long()
+
+
+class Rows(torch.nn.Module):
+    """Two rows of six numbers, as rows of four and of three."""
+
+    def forward(self, x):
+        return (2 * x).reshape(3, 4), x.reshape(4, 3).sum(1)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'title'), [([-1, 4], 'PROVEN ON 5 INPUTS'), ([3, -1], 'PROVEN ON 5 INPUTS'), ([-1, 6], '')]
+)
+def test_a_size_that_a_reshape_infers_is_the_one_of_a_fresh_export(tmp_path, shape, title):
+    module, samples = Rows().eval(), [(torch.rand(2, 6),) for _ in range(2)]
+    torch.onnx.export(
+        Rows(),
+        samples[0],
+        tmp_path / 'm.onnx',
+        dynamo=False,
+        input_names=['x'],
+        output_names=['rows', 'sums'],
+    )
+    model = onnx.load(tmp_path / 'm.onnx')
+    node = next(node for node in model.graph.node if node.op_type == 'Reshape')
+    model.graph.initializer.append(numpy_helper.from_array(np.array(shape), 'target'))
+    node.input[1] = 'target'
+    onnx.save(model, tmp_path / 'm.onnx')
+    verdict = mmdeploy_ext.prove_module(module, tmp_path / 'm.onnx', samples)
+    assert verdict.title == (title or 'NOT PROVEN'), verdict.failures
+    assert ('that Reshape infers' in verdict.graph) is bool(title)
 
 
 @pytest.fixture(scope='module')
