@@ -197,7 +197,7 @@ def test_a_state_is_run_with_the_memory_of_either_side_and_from_the_start_again(
     verdict = mmdeploy_ext.prove_module(
         net, folder / 'm.onnx', samples, state={'memory': 'memory_out'}, fresh=False, generate=False
     )
-    assert verdict.title == 'PROVEN ON 5 INPUTS'
+    assert verdict.title == 'PROVEN ON 9 INPUTS'
     assert verdict.cases[-1].name == 'frame 2, free-running after a reset'
 
 
