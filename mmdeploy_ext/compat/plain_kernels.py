@@ -221,6 +221,11 @@ def dcnv3_forward(
     return sums.permute(0, 2, 3, 1).contiguous()
 
 
+def in_pictures(places: Tensor) -> Tensor:
+    """Return whether points (..., 2), in shares of a picture's sides, are strictly inside of it (...)."""
+    return ((places > 0) & (places < 1)).all(-1)
+
+
 def deformable_aggregation(
     features: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, locations: Tensor, weights: Tensor
 ) -> Tensor:
@@ -239,10 +244,9 @@ def deformable_aggregation(
     """
     groups, mixed = weights.shape[-1], []
     for sample, places, shares in zip(features, locations, weights, strict=True):
-        total = sample.new_zeros(len(places), sample.shape[-1])
+        total, is_seen = sample.new_zeros(len(places), sample.shape[-1]), in_pictures(places)
         for camera, sizes in enumerate(spatial_shapes.tolist()):
-            u, v = places[:, :, camera].unbind(-1)
-            instances, points = ((u > 0) & (u < 1) & (v > 0) & (v < 1)).nonzero(as_tuple=True)
+            instances, points = is_seen[:, :, camera].nonzero(as_tuple=True)
             grid = 2 * places[instances, points, camera] - 1
             seen = shares[instances, points, camera]  # points in the picture, L, G
             for level, (height, width) in enumerate(sizes):

@@ -8,8 +8,9 @@ import torch
 
 from mmdeploy_ext.core.taps import collect_taps, tap
 from mmdeploy_ext.families.parts.runtime import frame_checks
+from mmdeploy_ext.families.sparse4d.border_points import BorderPoints, nearest_decision
 from mmdeploy_ext.families.sparse4d.runtime.boxes import InstanceBoxes
-from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
+from mmdeploy_ext.runtime.frames import Decision, Frame, StepResult, StreamState
 
 CACHED = ('cached_feature', 'cached_anchor', 'confidence')
 """Attributes of the live bank that are its memory, besides the ids."""
@@ -78,10 +79,44 @@ class Sparse4DReference:
             (result,) = self.head.post_process(dict(tensors, instance_id=ids))
         return boxes_of_result(result)
 
+    def decided_as(
+        self, frame: Frame, before: StreamState | None, outputs: Mapping[str, np.ndarray]
+    ) -> Decision | None:
+        """Return the result with points at borders of pictures on that side which is nearest to `outputs`.
+
+        See `proving.levels.drive_run.Modes`; None if no point is at a border, or if none is on another side.
+        """
+        if not self._points.distances:
+            return None
+        after = self.state
+
+        def run(points: BorderPoints) -> tuple[StepResult, StreamState]:
+            self.state = before
+            return self._run(frame, points), self.state
+
+        def distance(run: tuple[StepResult, StreamState]) -> float:
+            pairs = [(run[0].outputs[name], outputs[name]) for name in PREDICTIONS.values()]
+            return sum(float(np.abs(expected - got).sum()) for expected, got in pairs)
+
+        (result, state), moved = nearest_decision(run, distance)
+        self.state = after
+        if not moved:
+            return None
+        texts = [
+            f'key point {point} of instance {instance} in layer {layer} is {shares:.1g} of a side from the '
+            f'border of camera {camera}'
+            for (layer, instance, point, camera), shares in moved.items()
+        ]
+        return Decision(result, state, ', '.join(texts))
+
     def step(self, frame: Frame) -> StepResult:
         """Run one frame; outputs are those of the last refinement, the ids, and the confidences."""
+        return self._run(frame, BorderPoints())
+
+    def _run(self, frame: Frame, points: BorderPoints) -> StepResult:
         frame_checks.check_pose(frame.ego_pose)
         frame_checks.check_time(frame.timestamp_s)
+        self._points = points
         was_empty, outputs = self.bank.cached_anchor is None, {}
 
         def keep_outputs(head: Any, inputs: Any, predictions: Mapping[str, Any]) -> None:
@@ -100,7 +135,7 @@ class Sparse4DReference:
         ]
         images = torch.from_numpy(np.ascontiguousarray(frame.images, np.float32)).to(self.device)
         try:
-            with torch.no_grad(), collect_taps() as taps:
+            with torch.no_grad(), collect_taps() as taps, points.answering():
                 results = self.model(images[None], **self._data(frame))
         finally:
             for handle in handles:

@@ -141,6 +141,7 @@ class DriveProof(FramesProof):
         drive: the frames that run.
         drawn_frames: indices of the frames that the report draws.
         first: the first frame; None before it ran.
+        decided: see `Modes.decided`, of all frames.
         count: number of frames that ran.
         shape: of a frame's pictures, as text.
     """
@@ -155,6 +156,7 @@ class DriveProof(FramesProof):
         super().__init__(*arguments)
         self.bars = bars or default_bars(self.verdict.precision)
         self.first: Frame | None = None
+        self.decided: dict[str, str] = {}
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """Open PyTorch's side and, for each mode, the files on the engine."""
@@ -192,6 +194,7 @@ class DriveProof(FramesProof):
 
     def conclude(self) -> None:
         """Judge the drive; for files in float32 add cases of synthetic outputs and of special frames."""
+        self.decided |= self.modes.decided
         rows = self.modes.finish()
         self.verdict.sequence = list(rows.values())
         self.verdict.cases = [_case(rows['teacher'], self.shape)]
@@ -218,6 +221,7 @@ class DriveProof(FramesProof):
         modes = self._modes(dict(teacher=candidate), memory=memory, bars=bars)
         for frame in family.special_samples(self.deployment.rule, self.first):
             modes.add(frame)
+        self.decided |= modes.decided
         row = modes.finish()['teacher']
         self.verdict.cases.append(dataclasses.replace(_case(row, self.shape), name=SPECIAL))
         if row.match_rate is not None:
@@ -248,6 +252,9 @@ class DriveProof(FramesProof):
             )
             if self.engine.get('round_fp16'):
                 notes.append(half_bars.ROUNDED)
+        notes += [
+            f'{name}: {text}; compared with PyTorch on the other side' for name, text in self.decided.items()
+        ]
         notes += super().notes()
         if self.drive.moved_m:
             notes.append(

@@ -13,6 +13,7 @@ stepper is a model on an engine that runs frame by frame and keeps its memory.
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +99,14 @@ class Modes:
 
     A candidate that raises an exception at a frame is stopped, which is its reason to fail; the others go on.
 
+    A reference whose results jump where rounding decides has a method `decided_as(frame, before, outputs)`:
+    where a candidate is beyond the tolerances, its frame is compared with that `Decision`, the reference's
+    own result with its ties decided as in the candidate's outputs. Its memory after the frame is then taken
+    over by a free candidate.
+
     Attributes:
         first: the first frame, and the result of the candidate 'teacher' for it.
+        decided: the ties of frames that were compared with a decision, by the names of the frames.
         before: state of the reference before the frame; None: its memory was empty.
         clock: measures the times of the engines.
         runs: mode -> `PairRun`, which judges it.
@@ -134,6 +141,7 @@ class Modes:
         for stepper in (reference, *candidates.values()):
             stepper.reset()
         self.before: StreamState | None = None
+        self.decided: dict[str, str] = {}
         self.first: tuple[Frame, StepResult | None] | None = None
 
     def add(self, frame: Frame) -> tuple[StepResult, dict[str, StepResult]]:
@@ -148,9 +156,9 @@ class Modes:
                 candidate.state = snapshot(self.before)
             got = self._step(mode, frame)
             if got is not None:
-                self.runs[mode].add(Moment(frame, expected, got, after, candidate.state))
+                was_decided = self._judge(mode, Moment(frame, expected, got, after, candidate.state))
                 results[mode] = got
-                if self.runs[mode].takes_over():
+                if was_decided or self.runs[mode].takes_over():
                     candidate.state = snapshot(after)
                 elif (state := self.runs[mode].reordered(candidate.state)) is not None:
                     candidate.state = state
@@ -171,6 +179,24 @@ class Modes:
             return result
         self.runs[mode].stopped = f'{frame.name}: the candidate failed: {one_line(result)[:200]}'
         return None
+
+    def _judge(self, mode: str, moment: Moment) -> bool:
+        """Judge one frame of a mode; return whether a decision was what it had to equal."""
+        run = self.runs[mode]
+        can_decide = hasattr(self.reference, 'decided_as') and run.bars.cosine is None
+        before = copy.deepcopy(run) if can_decide else None
+        run.add(moment)
+        if before is None or run.is_near:
+            return False
+        decision = self.reference.decided_as(moment.frame, self.before, moment.got.outputs)
+        if decision is None:
+            return False
+        before.add(dataclasses.replace(moment, expected=decision.result, expected_state=decision.state))
+        if not before.is_near:
+            return False
+        before.take_over()
+        self.runs[mode], self.decided[moment.frame.name] = before, decision.text
+        return True
 
     def _run_again(self, frame: Frame, first: StepResult) -> None:
         """Run the first frame again after the last; outputs with other bits must be within the bars."""
@@ -216,6 +242,7 @@ class PairRun:
         series: see `SequenceRow.series`.
         totals: counts of `DetectionRow`, of all frames.
         parted: whether in the last frame only a tie decided which rows are kept, with equal results.
+        is_near: whether in the last frame nothing failed, and each tensor was within its tolerance.
     """
 
     def __init__(
@@ -243,12 +270,13 @@ class PairRun:
         self.tied = dict(ties=0, tied_frames=0, affected_frames=0, taken_over=0)
         self.worst_distance: float | None = None
         self.last: tuple[str, float] | None = None
-        self.worst_score, self.parted = 0.0, False
+        self.worst_score, self.parted, self.is_near = 0.0, False, True
 
     def add(self, moment: Moment) -> None:
         """Judge one frame."""
         frame, last = moment.frame, self.last
         name = frame.name or f'frame {len(self.series["name"])}'
+        faults = self._count_faults()
         self.last = frame.scene_token, frame.timestamp_s
         same_scene = last is not None and last[0] == frame.scene_token
         self.series['gap_s'].append(round(frame.timestamp_s - last[1], 6) if same_scene else None)
@@ -259,8 +287,10 @@ class PairRun:
         self._check_reset(moment, name)
         followed = self._follow(moment, name)
         self.series['ties'].append(followed.ties)
-        self._compare_tensors(moment, followed, name)
-        self.parted = self._match_detections(moment, name) and followed.parted
+        is_equal = self._compare_tensors(moment, followed, name)
+        is_matched = self._match_detections(moment, name)
+        self.parted = is_matched and followed.parted
+        self.is_near = is_equal and is_matched and self._count_faults() == faults
 
     def takes_over(self) -> bool:
         """Return whether the candidate goes on with the reference's memory after the frame that was added.
@@ -272,9 +302,14 @@ class PairRun:
         allowed = max(self.bars.frames // FRAMES_PER_TAKEOVER, 1)
         if self.mode != 'free' or not self.parted or self.tied['taken_over'] >= allowed:
             return False
-        self.tied['taken_over'] += 1
-        self.pairing.forget()
+        self.take_over()
         return True
+
+    def take_over(self) -> None:
+        """Note that the candidate goes on with the reference's memory; teacher-forced it does so anyway."""
+        if self.mode == 'free':
+            self.tied['taken_over'] += 1
+        self.pairing.forget()
 
     def reordered(self, state: StreamState | None) -> StreamState | None:
         """Return a free candidate's memory in the reference's order if ties alone changed that; else None.
@@ -285,6 +320,9 @@ class PairRun:
             return None
         tensors = self.pairing.reordered(state)
         return None if tensors is None else dataclasses.replace(state, tensors=tensors)
+
+    def _count_faults(self) -> int:
+        return sum(map(len, self.faults.values()))
 
     def _check_reset(self, moment: Moment, name: str) -> None:
         """Check that both or neither emptied their memories, which have the frame's pose and time."""
@@ -317,10 +355,11 @@ class PairRun:
         self.tied['affected_frames'] += followed.rows is not None and self.pairing.affected
         return followed
 
-    def _compare_tensors(self, moment: Moment, followed: Followed, name: str) -> None:
+    def _compare_tensors(self, moment: Moment, followed: Followed, name: str) -> bool:
         """Compare outputs and memory, the candidate's queries and rows in the reference's order.
 
-        Queries and rows without a partner are left out.
+        Return whether all are within their tolerances, though a free run need not keep them. Queries and rows
+        without a partner are left out.
         """
         expected, got = moment.expected.outputs, moment.got.outputs
         if self.names is None:
@@ -341,8 +380,10 @@ class PairRun:
                     expected[output] = expected[output][..., paired, :]
                     got[output] = got[output][..., queries[paired], :]
         rows = compare_tensors(expected, got, GraphSpec('', (), specs))
-        for row in rows + self._compare_memory(moment, followed.rows):
+        rows += self._compare_memory(moment, followed.rows)
+        for row in rows:
             self.tensors.add(row, name, len(self.series['name']))
+        return all(row.passed for row in rows)
 
     def _compare_memory(self, moment: Moment, rows: np.ndarray | None) -> list[TensorRow]:
         """Compare the memories after a frame; `rows` are those of `Followed`."""
