@@ -34,6 +34,13 @@ if TYPE_CHECKING:
 
     import torch
 
+FRAME_BARS = (
+    ('frame, against PyTorch', 'torch', 0.5),
+    ('peak memory, against PyTorch', 'memory', 1.3),
+    ('last quarter of 100 frames or more, against the first', 'growth', 1.1),
+)
+"""Limits of a benchmark of one graph with a memory, see `SequenceFamily.bars`."""
+
 
 class SequenceFamily(Family):
     """Export, references and runner of one family whose samples are frames or sweeps.

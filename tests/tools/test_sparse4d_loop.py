@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import toy_sparse4d_tracks
-from mmdeploy_ext.cli import run_app, test_app
+from mmdeploy_ext.cli import quantize_app, run_app, test_app
 from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
 
@@ -42,23 +42,29 @@ def checkpoint(infos, root, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def runs(infos, root, checkpoint, tmp_path_factory):
+def evaluate(infos, root, checkpoint):
+    """Runs a config in a work directory with the overrides of `options`; the results go to a file there."""
+
+    def run(config, work_dir, results, *options):
+        data = f'data.test.ann_file={infos}', f'data.test.data_root={root}/', 'data.workers_per_gpu=0'
+        words = [config, checkpoint, '--eval', *METRICS, '--out', str(work_dir / results)]
+        assert test_app.main([*words, '--work-dir', str(work_dir), '--cfg-options', *data, *options]) == 0
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def runs(evaluate, tmp_path_factory):
     """The work directory of a run by PyTorch and of one by ONNX Runtime, with the results of both."""
     work_dir = tmp_path_factory.mktemp('run') / 'sparse4d_toy'
-    overrides = [f'data.test.ann_file={infos}', f'data.test.data_root={root}/', 'data.workers_per_gpu=0']
-    for config, results in ((PTH, 'pth.pkl'), (ONNX, 'onnx.pkl')):
-        words = [config, checkpoint, '--eval', *METRICS, '--out', str(work_dir / results)]
-        words += ['--work-dir', str(work_dir), '--cfg-options', *overrides, 'backend_config.dump.frames=2']
-        assert test_app.main(words[:-1] if config == ONNX else words) == 0
+    evaluate(PTH, work_dir, 'pth.pkl', 'backend_config.dump.frames=2')
+    evaluate(ONNX, work_dir, 'onnx.pkl')
     return work_dir
 
 
 def results_of(runs):
     """Return the boxes of both engines, frame by frame."""
-    return [
-        [frame['pts_bbox'] for frame in pickle.loads((runs / name).read_bytes())]
-        for name in ('pth.pkl', 'onnx.pkl')
-    ]
+    return [pickle.loads((runs / name).read_bytes()) for name in ('pth.pkl', 'onnx.pkl')]
 
 
 def test_metrics_are_those_of_a_model_that_finds_and_equal_on_both_engines(runs):
@@ -101,3 +107,17 @@ def test_a_film_of_the_file_tells_tracks_by_their_ids(runs, infos, root, tmp_pat
     ids = [{box['track_id'] for box in frame['detections'] if box['score'] >= 0.3} for frame in frames]
     assert len(ids[0] & ids[FRAMES - 1]) >= 3
     assert all(cv2.imread(frame['picture']) is not None for frame in frames)
+
+
+@pytest.mark.matrix
+def test_a_file_in_int8_is_evaluated(runs, evaluate, root, tmp_path):
+    source, target = next(runs.rglob('*.onnx')).parent, tmp_path / 'int8'
+    train = root / 'toy_nuscenes2d_temporal_infos_train.pkl'
+    words = [str(source), '--calibrate', str(train), '--rounds', '0', '--reduce-range']
+    assert quantize_app.main([*words, '--output', str(target), '--json', str(tmp_path / 'int8.json')]) == 0
+    assert [path.name for path in target.iterdir()] == ['sparse4d.onnx']
+    evaluate(ONNX, tmp_path, 'onnx.pkl', f'backend_config.onnx_file={target}')
+    metrics = [read_json(folder / 'metrics_onnx.json')['metrics'] for folder in (runs, tmp_path)]
+    sizes = [(folder / 'sparse4d.onnx').stat().st_size for folder in (source, target)]
+    print(read_json(tmp_path / 'int8.json')['layers'], sizes, *metrics, sep='\n')
+    assert metrics[1]['pts_bbox_NuScenes/NDS'] > metrics[0]['pts_bbox_NuScenes/NDS'] - 0.05

@@ -92,17 +92,18 @@ INFOS = Step(
     'tools/create_data.py nuscenes --root-path {frames} --out-dir {out}',
     shared=True,
 )
-FUSION = Step('fusion', 'portable', EXPORT, 'portable')
-FUSION_INT8 = Step(
-    'fusion_int8',
+RIG = Step('rig', 'portable', EXPORT, 'portable')
+RIG_INT8 = Step(
+    'rig_int8',
     'portable.int8',
-    'tools/deployment/quantize.py {fusion} --calibrate {infos}/nuscenes_infos_train.pkl --images 4 '
+    'tools/deployment/quantize.py {rig} --calibrate {infos}/nuscenes_infos_train.pkl --images 4 '
     '--rounds 0 --output {out}',
     'portable, INT8',
     'int8',
 )
-FUSION_STEPS = (CHECKPOINT, FRAMES, INFOS, FUSION, FUSION_INT8)
-VIEW_STEPS = (CHECKPOINT, Step('views', 'portable', EXPORT, 'portable'))
+RIG_HALF = Step('rig_fp16', 'portable.fp16', f'{EXPORT} --precision fp16', 'portable, fp16', 'fp16')
+RIG_STEPS = (CHECKPOINT, FRAMES, INFOS, RIG, RIG_INT8)
+VIEW_STEPS = (CHECKPOINT, RIG)
 """Of BEVFormer, whose file has one contract that runs on a CPU."""
 REGION_STEPS = (CHECKPOINT, PICTURES, FULL, FULL_INT8)
 """Of a detector of two stages, whose one form has its results."""
@@ -214,11 +215,18 @@ CASES = (
         VIEW_STEPS,
     ),
     Case(
+        'sparse4d_r50',
+        'Sparse4D v3 R50, six cameras of 704x256',
+        'projects/configs/Sparse4D/sparse4dv3_temporal_r50_1x8_bs6_256x704.py',
+        'stream',
+        (*RIG_STEPS, RIG_HALF),
+    ),
+    Case(
         'bevfusion_r50',
         'BEVFusion R50, six cameras of 704x256 and a sweep',
         f'{BEV}/bevfusion_camera_lidar_r50_nus.py',
         'stream',
-        FUSION_STEPS,
+        RIG_STEPS,
         sweeps=True,
     ),
     Case(

@@ -5,16 +5,18 @@ on none. There it takes the four corners around it, each by itself: a corner out
 GridSample alone is another function, since it also gives points up to half a cell outside of the picture
 their part of the border's cells.
 
-`_traceable` has two forms of standard operators. Gathers take the points in the pictures alone, a small
-share of all (opset 16: ScatterElements that adds). GridSample has fixed shapes and samples all points, with
-the weight 0 for those outside; it is exact, because for points inside it takes the same corners.
+`_traceable` has two forms of standard operators. Gathers leave out the cameras that have no point of an
+instance, which are most (opset 16: ScatterElements that adds). GridSample has fixed shapes and samples all
+points, with the weight 0 for those outside; it is exact, because for points inside it takes the same corners.
 
 Glossary: B batch, N cameras, L levels, S rows of the features, which are the cells of all maps, C channels,
-A instances, P points, G groups of channels, n points in pictures.
+A instances, P points, G groups of channels, m pairs of an instance and a camera that has one of its points.
 
 Source of the rule: HorizonRobotics/Sparse4D c41df4b, ops/src/deformable_aggregation_cuda.cu. Source of the
 plugin's names: ThomasVonWu/SparseEnd2End 15790b6, deploy/dfa_plugin/deformableAttentionAggrPlugin.cpp.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,55 +47,67 @@ def _eager(
     )
 
 
-def _traceable(
-    features: Tensor,
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
-    locations: Tensor,
-    weights: Tensor,
-    grid_sample: bool,
-) -> Tensor:
+def _traceable(*arguments: Any) -> Tensor:
     """Return what `_eager` does; GridSample needs sizes that are constants of the graph."""
-    if grid_sample:
-        return _sampled(features, spatial_shapes, level_start_index, locations, weights)
-    return _gathered(features, spatial_shapes, level_start_index, locations, weights)
+    *inputs, grid_sample = arguments
+    return _sampled(*inputs) if grid_sample else _gathered(*inputs)
 
 
 def _gathered(
     features: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, locations: Tensor, weights: Tensor
 ) -> Tensor:
+    """Sum by products of matrices, for each instance and each camera that has one of its points.
+
+    Measured with the shapes of R50 (12,400 points in pictures, one thread): 0.10 s of CPU in ONNX Runtime;
+    0.18 s if each point is multiplied and added by itself; 0.12 s in eager PyTorch.
+    """
     batch, count, channels = features.shape
     instances, points, cameras = locations.shape[1:4]
     levels, groups = weights.shape[4:]
-    chosen = _in_pictures(locations).flatten().nonzero()[:, 0]  # (n,)
-    place = locations.reshape(-1, 2)[chosen]
-    share = weights.reshape(-1, levels, groups)[chosen]
-    camera = chosen % cameras
-    instance = torch.div(chosen, points * cameras, rounding_mode='floor')  # of all samples of the batch
-    sizes = spatial_shapes.to(torch.int64)[camera]  # (n, L, 2)
-    starts = level_start_index.to(torch.int64)[camera]
+    is_seen = _in_pictures(locations).transpose(2, 3).reshape(-1, points)
+    pair = is_seen.any(1).nonzero()[:, 0]  # (m,)
+    is_seen = is_seen[pair]
+    place = locations.transpose(2, 3).reshape(-1, points, 2)[pair]
+    place = torch.where(is_seen[..., None], place, torch.zeros_like(place))  # others may be infinitely far
+    share = weights.transpose(2, 3).reshape(-1, points, levels, groups)[pair]
+    share = (share * is_seen[..., None, None].to(share.dtype)).permute(0, 2, 3, 1)  # (m, L, G, P)
+    camera = pair % cameras
+    instance = torch.div(pair, cameras, rounding_mode='floor')  # of all samples of the batch
+    starts = level_start_index.to(torch.int64)[camera]  # (m, L)
     if batch > 1:
         starts = starts + torch.div(instance, instances, rounding_mode='floor')[:, None] * count
-    height, width = sizes[..., 0], sizes[..., 1]
-    y = place[:, 1:] * height.to(place.dtype) - 0.5
-    x = place[:, :1] * width.to(place.dtype) - 0.5
-    top, left = y.floor(), x.floor()
-    down, right = y - top, x - left
-    top, left = top.to(torch.int64), left.to(torch.int64)
-    cells = features.reshape(-1, channels)
+    index, part = _corners(place[:, None], spatial_shapes.to(torch.int64)[camera][:, :, None])
+    group = torch.arange(groups, device=features.device)[:, None]
+    index = (starts[..., None] + index)[:, :, None] * groups + group  # (m, L, G, 4 P)
+    part = part[:, :, None] * share.repeat(1, 1, 1, len(CORNERS))
+    cells = features.reshape(-1, channels // groups)
     mixed = 0.0
-    for step_y, step_x in CORNERS:
-        row, column = top + step_y, left + step_x
-        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        part = (down if step_y else 1 - down) * (right if step_x else 1 - right)
-        part = (part * inside.to(part.dtype))[..., None] * share  # (n, L, G)
-        index = starts + (row * width + column) * inside.to(torch.int64)
-        corner = cells[index].reshape(-1, levels, groups, channels // groups)
-        mixed = mixed + (corner * part[..., None]).sum(1)
+    for level in range(levels):
+        mixed = mixed + part[:, level, :, None] @ cells[index[:, level]]  # (m, G, 1, C / G)
     mixed = mixed.reshape(-1, channels)
     empty = features.new_zeros(batch * instances, channels)
     summed = empty.scatter_add(0, instance[:, None].expand(-1, channels), mixed)
     return summed.reshape(batch, instances, channels)
+
+
+def _corners(place: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cells around places (m, 1, P, 2) in maps of sizes (m, L, 1, 2), and the parts of each.
+
+    Both are (m, L, 4 P), corner by corner. A corner outside of its map is cell 0 with the part 0.
+    """
+    height, width = sizes.unbind(-1)
+    y = place[..., 1] * height.to(place.dtype) - 0.5
+    x = place[..., 0] * width.to(place.dtype) - 0.5
+    top, left = y.floor(), x.floor()
+    down, right = y - top, x - left
+    cells, parts = [], []
+    for step_y, step_x in CORNERS:
+        row, column = top.to(torch.int64) + step_y, left.to(torch.int64) + step_x
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        part = (down if step_y else 1 - down) * (right if step_x else 1 - right)
+        cells.append((row * width + column) * inside.to(torch.int64))
+        parts.append(part * inside.to(part.dtype))
+    return torch.cat(cells, -1), torch.cat(parts, -1)
 
 
 def _sampled(
@@ -123,14 +137,7 @@ def _example() -> tuple[Tensor, ...]:
     return torch.rand(1, 60, 8), sizes, starts, 1.4 * torch.rand(1, 5, 3, 2, 2) - 0.2, weights
 
 
-def _shapes(
-    features: Tensor,
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
-    locations: Tensor,
-    weights: Tensor,
-    grid_sample: bool,
-) -> Tensor:
+def _shapes(features: Tensor, sizes: Tensor, starts: Tensor, locations: Tensor, *others: Any) -> Tensor:
     return features.new_empty(locations.shape[0], locations.shape[1], features.shape[2])
 
 

@@ -30,7 +30,7 @@ from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.query_limits import other_limits, synthetic_outputs
 from mmdeploy_ext.families.parts.samples import arrays, result
-from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.families.sequence import FRAME_BARS, SequenceFamily
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 
@@ -69,11 +69,7 @@ class BevFormerFamily(SequenceFamily):
     files = (FORM,)
     compared = PREDICTIONS
     measured = ('portable',)
-    bars = (
-        ('frame, against PyTorch', 'torch', 0.5),
-        ('peak memory, against PyTorch', 'memory', 1.3),
-        ('last quarter of 100 frames or more, against the first', 'growth', 1.1),
-    )
+    bars = FRAME_BARS
     bars_of = 'the portable contract of tiny at 480x800 on a CPU'
     unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s')
     ignored_prefixes = ('pts_bbox_head.code_weights',)

@@ -21,7 +21,7 @@ from mmdeploy_ext.families.parts.info_files import write_infos
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.samples import arrays
-from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.families.sequence import FRAME_BARS, SequenceFamily
 from mmdeploy_ext.families.sparse4d.graphs import FEATURES, graphs
 from mmdeploy_ext.families.sparse4d.live import FOLLOWED, replaced
 from mmdeploy_ext.families.sparse4d.network import map_sizes
@@ -85,6 +85,9 @@ class Sparse4DFamily(SequenceFamily):
     memory = True
     files = (PORTABLE,)
     compared = PREDICTIONS
+    measured = ('portable',)
+    bars = FRAME_BARS
+    bars_of = 'the portable contract of R50 at 256x704 on a CPU'
     unread_fields = ('intrinsics', 'scene_token')
     ignored_prefixes = ('depth_branch.', 'head.instance_bank.anchor_handler.')
     reference, memory_spec = staticmethod(Sparse4DReference), staticmethod(memory_spec)

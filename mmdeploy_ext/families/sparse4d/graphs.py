@@ -10,6 +10,7 @@ remembered ones, C channels, K classes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,8 @@ ROWS = ColumnGroup(rtol=1e-5, atol=5e-5)
 of which all numbers are compared, have 2.5 times the bar of their slices, or 1e-5 of the largest one."""
 
 
-class Rig(nn.Module):
-    """The base of graphs with a head: the sizes of maps are constants."""
+class PortableFrame(nn.Module):
+    """One frame, whether it is the first one or not; the sizes of maps are constants."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int, int], grid_sample: bool) -> None:
         """Keep the model; `size` is N, H and W, for `grid_sample` see `aggregate`."""
@@ -47,14 +48,6 @@ class Rig(nn.Module):
         sizes, starts = map_sizes(model, *size)
         self.register_buffer('sizes', sizes, persistent=False)
         self.register_buffer('starts', starts, persistent=False)
-
-    def pictures(self, rows: Tensor, lidar2img: Tensor, image_wh: Tensor) -> Pictures:
-        """Return features (1, S, C) with their rig (N, 4, 4) and sizes of pictures (N, 2)."""
-        return Pictures(rows, self.sizes, self.starts, lidar2img, image_wh, self.grid_sample)
-
-
-class PortableFrame(Rig):
-    """One frame, whether it is the first one or not."""
 
     def forward(
         self,
@@ -69,7 +62,8 @@ class PortableFrame(Rig):
         """Return features, anchors, class logits and quality logits; see `specs`."""
         cameras, height, width = self.size
         image_wh = lidar2img.new_tensor([[width, height]] * cameras)
-        pictures = self.pictures(feature_rows(self.model, img), lidar2img, image_wh)
+        rows = feature_rows(self.model, img)
+        pictures = Pictures(rows, self.sizes, self.starts, lidar2img, image_wh, self.grid_sample)
         last = Remembered(temp_instance_feature, temp_anchor, mask > 0.5, has_temp > 0.5)
         return run_head(self.model.head, pictures, time_interval, last)
 
@@ -86,12 +80,31 @@ class Backbone(nn.Module):
         return (feature_rows(self.model, img[0]),)
 
 
-class FirstFrame(Rig):
-    """The head of a first frame.
+class DeployHead(nn.Module):
+    """The base of the heads of `deploy`.
 
     The inputs that a checkpoint has, learned instances and anchors, and the sizes of maps are inputs of the
     node, too; the latter two have to be those of the model.
     """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.head = model.head
+
+    def run(self, maps: Sequence[Tensor], rig: Sequence[Tensor], *frame: Any) -> tuple[Tensor, ...]:
+        """Return features, anchors, class logits and quality logits; see `specs`.
+
+        Args:
+            maps: features, sizes of maps, and where each map begins.
+            rig: projections (1, N, 4, 4) and sizes of pictures (1, N, 2).
+            frame: what `run_head` takes behind the pictures.
+        """
+        lidar2img, image_wh = rig
+        return run_head(self.head, Pictures(*maps, lidar2img[0], image_wh[0]), *frame)
+
+
+class FirstFrame(DeployHead):
+    """The head of a first frame."""
 
     def forward(
         self,
@@ -104,14 +117,12 @@ class FirstFrame(Rig):
         image_wh: Tensor,
         lidar2img: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Return features, anchors, class logits and quality logits; see `specs`."""
-        pictures = Pictures(
-            feature, spatial_shapes, level_start_index, lidar2img[0], image_wh[0], self.grid_sample
-        )
-        return run_head(self.model.head, pictures, time_interval, None, (instance_feature, anchor))
+        """Return the outputs of `run`."""
+        maps, learned = (feature, spatial_shapes, level_start_index), (instance_feature, anchor)
+        return self.run(maps, (lidar2img, image_wh), time_interval, None, learned)
 
 
-class NextFrame(Rig):
+class NextFrame(DeployHead):
     """The head of every other frame, also behind a gap."""
 
     def forward(
@@ -129,12 +140,10 @@ class NextFrame(Rig):
         image_wh: Tensor,
         lidar2img: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Return features, anchors, class logits, quality logits and masked ids; see `specs`."""
-        pictures = Pictures(
-            feature, spatial_shapes, level_start_index, lidar2img[0], image_wh[0], self.grid_sample
-        )
+        """Return the outputs of `run`, and the ids masked."""
+        maps, learned = (feature, spatial_shapes, level_start_index), (instance_feature, anchor)
         last = Remembered(temp_instance_feature, temp_anchor, mask > 0)
-        outputs = run_head(self.model.head, pictures, time_interval, last, (instance_feature, anchor))
+        outputs = self.run(maps, (lidar2img, image_wh), time_interval, last, learned)
         return (*outputs, torch.where(mask[:, None] > 0, track_id, torch.full_like(track_id, -1)))
 
 
@@ -218,8 +227,8 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
     if options.contract == DEPLOY:
         modules = [
             (BACKBONE, Backbone(fused)),
-            (FIRST, FirstFrame(fused, size, sampled)),
-            (NEXT, NextFrame(fused, size, sampled)),
+            (FIRST, FirstFrame(fused)),
+            (NEXT, NextFrame(fused)),
         ]
     made = with_examples(model, [(name, module, by_name[name]) for name, module in modules])
     sizes, starts = (values.to(next(model.parameters()).device) for values in map_sizes(model, *size))

@@ -161,6 +161,7 @@ class Sparse4DReference:
             tap(name, torch.from_numpy(np.array(values)))
         tap('ego_pose', torch.from_numpy(np.array(frame.ego_pose)))
         tap('timestamp_s', torch.tensor([frame.timestamp_s], dtype=torch.float64))
+        tap('prev_exists', torch.tensor([0.0 if was_empty else 1.0]))
         return StepResult(tensors, boxes_of_result(results[0]['img_bbox']), was_reset)
 
     def _first_scores(self, logits: torch.Tensor, was_reset: bool) -> np.ndarray:

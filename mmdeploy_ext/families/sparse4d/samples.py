@@ -88,10 +88,12 @@ def driven(frame: Frame) -> Iterator[Frame]:
 def result(detections: InstanceBoxes) -> dict[str, Any]:
     """Return detections as one entry of the results of a test loop, with the scores without centerness.
 
-    The tracking evaluation compares these with its threshold, in the order of the published coder.
+    The tracking evaluation compares these with its threshold, in the order of the published coder. The entry
+    is not below a name of the kind of boxes, since upstream's data set evaluates `img_bbox` and mmdet3d's
+    `pts_bbox`; both take it without one.
     """
-    entry = samples.result(detections)
-    entry['pts_bbox']['cls_scores'] = torch.from_numpy(np.ascontiguousarray(detections.class_scores))
+    (entry,) = samples.result(detections).values()
+    entry['cls_scores'] = torch.from_numpy(np.ascontiguousarray(detections.class_scores))
     return entry
 
 

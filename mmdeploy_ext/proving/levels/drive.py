@@ -137,6 +137,7 @@ class DriveProof(FramesProof):
 
     Attributes:
         bars: that the drive is judged by.
+        memory: the family's description of the memory.
         modes: both sides in both modes, frame by frame.
         drive: the frames that run.
         drawn_frames: indices of the frames that the report draws.
@@ -164,6 +165,7 @@ class DriveProof(FramesProof):
         memory = self.deployment.family.memory_spec(self.metadata[-1].postprocess)
         if self.verdict.precision != 'fp32':
             memory = memory.judged_by(self.spec)
+        self.memory = memory
         runners = dict(teacher=self.open_runner(stack), free=self.runner)
         self.modes = self._modes(runners, memory=memory, bars=self.bars)
         self.count, self.shape = 0, ''
@@ -250,6 +252,8 @@ class DriveProof(FramesProof):
                 f'{100 * bars.match_rate:g} % of the results matched within {bars.distance_m} m and score '
                 f'{bars.score}; pairs that are only near count as matched'
             )
+            if self.memory.confidence:
+                notes.append('which instances are handed on, and the ids of their tracks, were not compared')
             if self.engine.get('round_fp16'):
                 notes.append(half_bars.ROUNDED)
         notes += [

@@ -6,12 +6,12 @@ from unittest import mock
 import numpy as np
 import pytest
 
-import toy_sparse4d as toy
 from mmdeploy_ext.exporting.ops import deformable_aggregation
 from mmdeploy_ext.families.sparse4d import border_points
 from mmdeploy_ext.families.sparse4d.border_points import BorderPoints
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
+from toy_frames import SPARSE4D
 
 ROUNDING, BEYOND = -5e-7, -1e-3
 """Where a point is, in shares of the side from the left border: outside by rounding, and by more."""
@@ -20,7 +20,7 @@ CAMERA = 0
 
 @pytest.fixture(scope='module')
 def deployment(tmp_path_factory):
-    return toy.load(tmp_path_factory.mktemp('sparse4d'))
+    return SPARSE4D.load(tmp_path_factory.mktemp('sparse4d'))
 
 
 @pytest.fixture(scope='module')
@@ -81,16 +81,18 @@ def test_a_point_that_is_farther_from_the_border_than_rounding_has_no_other_side
 
 @pytest.mark.matrix
 @pytest.mark.parametrize('place', [ROUNDING, BEYOND])
-def test_a_graph_with_a_wider_border_is_proven_if_rounding_explains_it(deployment, frames, tmp_path, place):
+def test_a_graph_with_a_wider_border_is_proven_if_rounding_explains_it(
+    deployment, reference, frames, tmp_path, place
+):
     """The graph counts points that are outside by up to a little more than that."""
 
     def wider(places):
         return ((places > 1.5 * place) & (places < 1 - 1.5 * place)).all(-1)
 
-    deployment = toy.load(tmp_path)  # another one, since one keeps the fresh export
-    reference = deployment.family.reference_of(deployment.model, deployment.family.choose(opset=0))
     drive = [moved_to(reference, frames[0], place)[0], *frames[1:]]
+    deployment.exports.clear()
     with mock.patch.object(deformable_aggregation, '_in_pictures', wider):
-        verdict, _ = prove(deployment, toy.export(deployment, tmp_path), drive)
+        verdict, _ = prove(deployment, SPARSE4D.export(deployment, tmp_path), drive)
+    deployment.exports.clear()
     notes = [note for note in verdict.notes if 'from the border of camera 0' in note]
     assert verdict.passed == bool(notes) == (place == ROUNDING), verdict.reasons

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ModelFileError, ShapeError
+from mmdeploy_ext.engines.runs import record_runs
 from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.rig_frames import frame_of_rig
 from mmdeploy_ext.families.sparse4d.runtime.bank import BankRule, InstanceBank, TemporalInputs
@@ -158,6 +159,17 @@ class Sparse4DOnnx(Runtime):
         boxes = decode(logits, anchor, quality, facts, update.ids, rule.repairs)
         return StepResult(outputs, boxes, self.was_reset)
 
+    def feeds(self, frame: Frame) -> dict[str, np.ndarray]:
+        """Return the inputs of the graph `portable` for a prepared frame, which is run and kept in the bank.
+
+        A frame that is not later than the one before begins a drive, as the first of another pass does.
+        """
+        if self.bank.timestamp_s is not None and frame.timestamp_s <= self.bank.timestamp_s:
+            self.reset()
+        with record_runs() as runs:
+            self.step(frame)
+        return runs[-1].inputs
+
     def _infer(
         self, images: np.ndarray, lidar2img: np.ndarray, inputs: TemporalInputs
     ) -> dict[str, np.ndarray]:
@@ -230,5 +242,7 @@ def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> I
     return decode(logits, anchor, quality, metadata.postprocess, outputs.get('instance_id', rows))
 
 
+QUANTISED = PORTABLE
+"""Name of the graph whose layers `quantize.py` puts in INT8; of `deploy` it is the one of pictures alone."""
 OPENS = Sparse4DOnnx
 """Class that opens an export, see `mmdeploy_ext/runtime/family_runtime.py`."""
