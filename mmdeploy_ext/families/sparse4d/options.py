@@ -19,8 +19,8 @@ OPTIONS = (
     dataclasses.replace(
         GRID_SAMPLE,
         default='gather',
-        help='gather leaves out cameras that do not see an instance (default); operator samples by GridSample, '
-        'in graphs of fixed shapes',
+        help='gather leaves out cameras that do not see an instance (default); operator takes GridSample, in '
+        'graphs of fixed shapes',
         only_with=('contract', 'portable'),
         group=options.CONTRACT.group,
     ),
