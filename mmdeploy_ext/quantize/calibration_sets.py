@@ -175,10 +175,11 @@ def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSe
             f'{", ".join(metadata.spec.input_names[:4])}; of a model of several cameras the image backbone '
             f'alone can be calibrated: give the folder of a deploy export, or its extract_img_feat.onnx'
         )
-    dtype = metadata.spec.tensor(IMAGE_INPUT).dtype
+    pictures = metadata.spec.tensor(IMAGE_INPUT)
 
     def feeds(frame: Frame) -> dict[str, np.ndarray]:
-        return {IMAGE_INPUT: metadata.preprocess.apply([read_image(path) for path in frame]).astype(dtype)}
+        images = metadata.preprocess.apply([read_image(path) for path in frame])
+        return {IMAGE_INPUT: images.astype(pictures.dtype).reshape(pictures.axes)}
 
     return CalibrationSet(frames, feeds, 'frames', heads=False)
 

@@ -27,6 +27,7 @@ from mmdeploy_ext.families.sparse4d.live import FOLLOWED, replaced
 from mmdeploy_ext.families.sparse4d.network import map_sizes
 from mmdeploy_ext.families.sparse4d.options import DEPLOY
 from mmdeploy_ext.families.sparse4d.reference import Sparse4DReference
+from mmdeploy_ext.families.sparse4d.runtime.bank import COLUMNS
 from mmdeploy_ext.families.sparse4d.runtime.model import (
     CONSTANTS,
     DEPLOY_FILES,
@@ -47,8 +48,6 @@ from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 DETECTOR, HEAD = 'Sparse4D', 'Sparse4DHead'
 """Types that the family exports."""
-ANCHOR_NUMBERS = 11
-"""Numbers of an anchor."""
 
 
 def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
@@ -63,7 +62,7 @@ def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
         tensors=tensors,
         needed=PREDICTIONS,
         per_query=PREDICTIONS,
-        places=(('cached_anchor', 'pred_anchor', tuple(range(ANCHOR_NUMBERS))),),
+        places=(('cached_anchor', 'pred_anchor', tuple(range(COLUMNS))),),
         confidence='confidence',
         first_scores='first_scores',
         ids=('instance_id', 'instance_id', 'prev_id'),
@@ -111,7 +110,7 @@ class Sparse4DFamily(SequenceFamily):
         bank = cfg.model['head']['instance_bank']
         if isinstance(bank['anchor'], str) and not Path(bank['anchor']).is_file():
             # every checkpoint has the anchors, which the file only initialises
-            zeros = np.zeros((int(bank['num_anchor']), ANCHOR_NUMBERS)).tolist()
+            zeros = np.zeros((int(bank['num_anchor']), COLUMNS)).tolist()
             with replaced_entry(bank, 'anchor', zeros):
                 model = build_without_weights(cfg, build_model, 'img_backbone')
         else:
@@ -186,7 +185,7 @@ class Sparse4DFamily(SequenceFamily):
         facts = runner.metadata.postprocess
         count, classes = int(facts['num_instances']), int(facts['num_classes'])
         rng = np.random.default_rng(0)
-        anchor = rng.standard_normal((1, count, ANCHOR_NUMBERS)).astype(np.float32)
+        anchor = rng.standard_normal((1, count, COLUMNS)).astype(np.float32)
         anchor[..., :2] *= 30
         quality = np.zeros((1, count, 2), np.float32)
         for title, low, high in (('all scores distinct', -3.0, 3.0), ('nothing', -9.0, -6.0)):

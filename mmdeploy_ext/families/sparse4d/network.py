@@ -21,15 +21,13 @@ from torch import Tensor
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.attention import multi_head
 from mmdeploy_ext.exporting.ops.deformable_aggregation import aggregate
+from mmdeploy_ext.families.sparse4d.runtime.bank import CENTRE, COSINE, LOG_SIZE, SINE, VELOCITY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
 
-CENTRE, LOG_SIZE, VELOCITY = slice(0, 3), slice(3, 6), slice(8, 11)
-SINE, COSINE = 6, 7
-"""Columns of an anchor."""
 ENCODERS = dict(pos_fc=CENTRE, size_fc=LOG_SIZE, yaw_fc=slice(6, 8), vel_fc=VELOCITY)
 """Network of the embedding of anchors -> columns that it takes."""
 NEAREST_DEPTH = 1e-5
