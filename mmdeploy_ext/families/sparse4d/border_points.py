@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 Result = TypeVar('Result')
 NEAR = 1e-6
-"""Distance from a border, in shares of the picture's side, up to which a point may be on either side."""
+"""Distance from a border, in shares of the picture's side, up to which a point may be on either side.
+
+Measured with the toy over 8 frames: from the same memory two engines place a point up to 3.6e-7 apart.
+"""
 TRIALS = 24
 """Largest number of points of a frame that are tried on the other side."""
 in_pictures = plain_kernels.in_pictures
