@@ -546,6 +546,17 @@ ENTRIES = (
         'test_both_files_are_proven_on_sweeps_that_were_not_traced',
     ),
     Entry(
+        EXPORT + r'CONFIG CHECKPOINT --output-file work_dirs/fcos3d',
+        why='placeholder',
+        test='tests/projects/mmdet3d_plugin/test_monocular.py::test_a_file_of_any_size_is_proven',
+    ),
+    Entry(
+        r'mm2onnx run work_dirs/fcos3d.onnx',
+        why='placeholder',
+        test='tests/projects/mmdet3d_plugin/test_monocular.py::'
+        'test_mm2onnx_run_takes_a_file_of_cameras_and_gives_the_boxes_of_pytorch',
+    ),
+    Entry(
         r'python tools/demo/lidar_demo.py SWEEP',
         why='placeholder',
         test=TOOLS + 'test_lidar_demo.py::test_onnx_alone_needs_no_checkpoint',

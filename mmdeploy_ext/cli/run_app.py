@@ -89,6 +89,8 @@ def check_inputs(args: argparse.Namespace, samples: str) -> None:
         fits = samples in OF_INFOS if kind == 'frames' else kind == samples
         if not fits and not (path.is_dir() and samples not in OF_INFOS):
             raise UsageError(f'{path}: {args.model} takes {TAKES[samples]}')
+    if args.cameras and samples != 'images':
+        raise UsageError(f'--cameras {args.cameras}: goes with pictures; {args.model} takes {TAKES[samples]}')
     if samples not in OF_INFOS:
         if args.data_root:
             raise UsageError(

@@ -40,7 +40,7 @@ IMAGE = full_record(
     size=maybe(exactly(2, PIXELS)),
     pad_val=exactly(3, number()),
     pad_size=maybe(exactly(2, PIXELS)),
-    resize=one_of('cv2', 'pillow'),
+    resize=one_of('cv2', 'pillow', 'warp'),
     pad_or=number(0, 4096, integer=True),
     pad_more=number(0, 4096, integer=True),
     centred=FLAG,

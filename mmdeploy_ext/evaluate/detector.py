@@ -18,7 +18,8 @@ import torch
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.evaluate.loop import Network, scene_tokens
-from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.preprocess.cam2img import square_matrix
+from mmdeploy_ext.preprocess.pictures import PreparedImage, warp_about_middle
 from mmdeploy_ext.runtime.draw import draw_results, write_picture
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class BackendDetector(Network):
             for position, meta in enumerate(metas):
                 self.show.write(views[0][position], meta, detections[position])
         classes = len(self.metadata.classes)
-        return [detections[position].to_mmdet_result(classes) for position in range(len(images))]
+        return [self.family.result(detections[position], classes) for position in range(len(images))]
 
     def _fit(self, image: PreparedImage) -> PreparedImage:
         """Pad an image to the size of a fixed graph; the spec refuses larger images."""
@@ -211,7 +212,7 @@ def _prepared(
 ) -> PreparedImage:
     """Return the image of mmdet's pipeline, with the facts of its meta."""
     scale = np.asarray(meta.get('scale_factor', 1.0), np.float32)
-    return PreparedImage(
+    prepared = PreparedImage(
         tensor=np.ascontiguousarray(tensor),
         img_shape=tuple(meta['img_shape'][:2]),
         scale_factor=np.broadcast_to(scale, (4,)).copy(),
@@ -219,6 +220,13 @@ def _prepared(
         border=_border(meta),
         proposals=None if proposals is None else proposals.cpu().numpy(),
     )
+    if 'cam2img' not in meta:
+        return prepared
+    if 'trans_mat' in meta:  # of AffineResize, which goes on to the maps of the network
+        shape, new_shape = prepared.ori_shape, prepared.img_shape
+        prepared = dataclasses.replace(prepared, warp=warp_about_middle(shape, new_shape))
+    cam2img = square_matrix(prepared.to_input) @ square_matrix(meta['cam2img'])
+    return dataclasses.replace(prepared, cam2img=cam2img)
 
 
 def _border(meta: Mapping[str, Any]) -> tuple[int, int]:

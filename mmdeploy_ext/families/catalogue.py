@@ -9,6 +9,7 @@ from mmdeploy_ext.families.bevformer import options as bevformer
 from mmdeploy_ext.families.bevfusion import options as bevfusion_det
 from mmdeploy_ext.families.centerpoint import options as centerpoint
 from mmdeploy_ext.families.dense import options as dense
+from mmdeploy_ext.families.monocular import options as monocular
 from mmdeploy_ext.families.query import options as query
 from mmdeploy_ext.families.rtdetr import options as rtdetr
 from mmdeploy_ext.families.solo import options as solo
@@ -72,6 +73,13 @@ register_family(
     runtime='mmdeploy_ext.families.dense.runtime',
 )
 register_family(
+    'monocular',
+    'mmdeploy_ext.families.monocular.family:PointsFamily',
+    postprocess=monocular.POSTPROCESS,
+    runtime='mmdeploy_ext.families.monocular.runtime.points',
+    library=MMDET3D,
+)
+register_family(
     'query',
     'mmdeploy_ext.families.query.family:QueryFamily',
     options=query.OPTIONS,
@@ -111,6 +119,13 @@ register_family(
     options=rtdetr.OPTIONS,
     postprocess=rtdetr.POSTPROCESS,
     runtime='mmdeploy_ext.families.rtdetr.runtime',
+)
+register_family(
+    'smoke',
+    'mmdeploy_ext.families.monocular.family:SmokeFamily',
+    postprocess=monocular.SMOKE_POSTPROCESS,
+    runtime='mmdeploy_ext.families.monocular.runtime.peaks',
+    library=MMDET3D,
 )
 register_family(
     'solo',

@@ -365,6 +365,10 @@ class ImageFamily(Family):
         """
         return self.detections(metadata, outputs, feeds)
 
+    def result(self, detections: Any, num_classes: int) -> Any:
+        """Return what the detector's own test path returns for an image, as its data set evaluates it."""
+        return detections.to_mmdet_result(num_classes)
+
     def detections(
         self, metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
     ) -> list[Detections] | list[Instances]:

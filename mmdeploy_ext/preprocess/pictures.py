@@ -20,6 +20,7 @@ import numpy as np
 from mmdeploy_ext.core.errors import ImageError
 from mmdeploy_ext.core.files import IMAGE_SUFFIXES, will_read
 from mmdeploy_ext.core.json_dataclass import JsonDataclass
+from mmdeploy_ext.preprocess.cam2img import square_matrix
 from mmdeploy_ext.preprocess.image_headers import is_cut_png, size_in_header
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 
@@ -43,6 +44,10 @@ class PreparedImage:
         ori_shape: (h, w) of the original image, pixels.
         border: rows of padding above the content and columns left of it.
         proposals: (K, 4) float32 xyxy, pixels of the network input, for detectors that take proposals.
+        cam2img: (4, 4) float64, camera of the network input, see `preprocess/cam2img.py`, for detectors of
+            boxes in 3D; None if the picture came without one.
+        warp: (3, 3) float64 matrix from pixels of the original to those of the input, of pictures that are
+            warped about their middle; None for those that are resized and padded.
         collected: what else a config's test pipeline collects of a picture, such as `filename`, for PyTorch.
     """
 
@@ -52,7 +57,17 @@ class PreparedImage:
     ori_shape: tuple[int, int]
     border: tuple[int, int] = (0, 0)
     proposals: np.ndarray | None = None
+    cam2img: np.ndarray | None = None
+    warp: np.ndarray | None = None
     collected: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def to_input(self) -> np.ndarray:
+        """The matrix (3, 3) float64 from pixels of the original picture to those of the network input."""
+        if self.warp is not None:
+            return self.warp
+        (top, left), (ratio_w, ratio_h) = self.border, self.scale_factor[:2].astype(np.float64)
+        return np.array([[ratio_w, 0, left], [0, ratio_h, top], [0, 0, 1]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +85,9 @@ class PreprocessRule(JsonDataclass):
         pad_size: (H, W) to pad to, whatever the size after the resize; larger images keep theirs.
         size: (H, W) that a graph with a fixed shape takes: resize to fit inside, pad to it.
         pad_val: value of the padding per channel, applied after normalisation as mmdet does.
-        resize: library of the bilinear interpolation, 'cv2' or 'pillow'.
+        resize: library of the bilinear interpolation, 'cv2' or 'pillow'; 'warp': OpenCV's affine warp, which
+            scales by the widths, keeps the middle in the middle, and cuts off or leaves black what is above
+            and below.
         to_float32: resize in float32, without rounding to 8 bits.
     """
 
@@ -91,6 +108,8 @@ class PreprocessRule(JsonDataclass):
 
     def resized_shape(self, height: int, width: int) -> tuple[int, int]:
         """Return (h, w) after the resize of an image of `height` x `width`."""
+        if self.resize == WARP:
+            return self.size or (self.img_scale[1], self.img_scale[0])
         if self.size is not None:
             if not self.keep_ratio:
                 return self.size
@@ -113,13 +132,19 @@ class PreprocessRule(JsonDataclass):
             return (height | self.pad_or) + self.pad_more, (width | self.pad_or) + self.pad_more
         return next_multiples((height, width), self.size_divisor)
 
-    def apply(self, image_bgr: np.ndarray) -> PreparedImage:
-        """Return the network input of an image (h, w, 3) uint8 BGR, as OpenCV reads it."""
+    def apply(self, image_bgr: np.ndarray, cam2img: np.ndarray | None = None) -> PreparedImage:
+        """Return the network input of an image (h, w, 3) uint8 BGR, as OpenCV reads it.
+
+        `cam2img` (4, 4) is the camera of the image, see `preprocess/cam2img.py`; None: it has none.
+        """
         height, width = image_bgr.shape[:2]
         if self.to_float32:
             image_bgr = image_bgr.astype(np.float32)
         resized_h, resized_w = self.resized_shape(height, width)
-        if (resized_h, resized_w) != (height, width):
+        warp = warp_about_middle((height, width), (resized_h, resized_w)) if self.resize == WARP else None
+        if warp is not None:
+            image_bgr = warped(image_bgr, warp, resized_h, resized_w)
+        elif (resized_h, resized_w) != (height, width):
             image_bgr = RESIZERS[self.resize](image_bgr, resized_h, resized_w)
         padded_h, padded_w = self.padded_shape(resized_h, resized_w)
         padded = np.broadcast_to(np.float32(self.pad_val), (padded_h, padded_w, 3)).copy()
@@ -130,13 +155,19 @@ class PreprocessRule(JsonDataclass):
             content = content[: padded_h // 2 + resized_h // 2, : padded_w // 2 + resized_w // 2]
         padded[top : top + content.shape[0], left : left + content.shape[1]] = content
         ratio_w, ratio_h = resized_w / width, resized_h / height
-        return PreparedImage(
+        if warp is not None:
+            ratio_h = ratio_w
+        prepared = PreparedImage(
             tensor=np.ascontiguousarray(padded.transpose(2, 0, 1)),
             img_shape=(resized_h, resized_w),
             scale_factor=np.array([ratio_w, ratio_h, ratio_w, ratio_h], np.float32),
             ori_shape=(height, width),
             border=(top, left),
+            warp=warp,
         )
+        if cam2img is None:
+            return prepared
+        return dataclasses.replace(prepared, cam2img=square_matrix(prepared.to_input) @ cam2img)
 
 
 def next_multiples(size: tuple[int, int], divisor: int) -> tuple[int, int]:
@@ -149,6 +180,34 @@ def resize_cv2(image: np.ndarray, height: int, width: int) -> np.ndarray:
     import cv2
 
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+WARP = 'warp'
+"""Value of `PreprocessRule.resize` of mmdet3d's `AffineResize`."""
+
+
+def warp_about_middle(size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
+    """Return the matrix (3, 3) of mmdet3d's `AffineResize` without augmentation.
+
+    It takes pixels of a picture of `size` (h, w) to those of `new_size` (h, w), by the ratio of the widths.
+    """
+    import cv2
+
+    half_width, new_half_width = size[1] * 0.5, new_size[1] * 0.5
+    middle, new_middle = (half_width, size[0] * 0.5), (new_half_width, new_size[0] * 0.5)
+    triangles = [
+        np.float32([(x, y), (x, y - reach), (x - reach, y - reach)])
+        for (x, y), reach in ((middle, half_width), (new_middle, new_half_width))
+    ]
+    matrix = np.concatenate([cv2.getAffineTransform(*triangles), [[0.0, 0.0, 1.0]]])
+    return matrix.astype(np.float32).astype(np.float64)
+
+
+def warped(image: np.ndarray, matrix: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Warp (h, w, 3) uint8 or float32 by a matrix (3, 3) to `height` x `width`; what is outside is black."""
+    import cv2
+
+    return cv2.warpAffine(image, matrix[:2].astype(np.float32), (width, height))
 
 
 RESIZERS = {'cv2': resize_cv2, 'pillow': resize_pillow}

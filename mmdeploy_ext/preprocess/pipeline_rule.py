@@ -6,18 +6,22 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.preprocess.pictures import RESIZERS, PreprocessRule, normalise
+from mmdeploy_ext.preprocess.pictures import RESIZERS, WARP, PreprocessRule, normalise
 
-ORDERED = ('Resize', 'RandomCenterCropPad', 'Normalize', 'Pad')
+ORDERED = ('Resize', 'AffineResize', 'RandomCenterCropPad', 'Normalize', 'Pad')
 """Steps that change the image, in the order that the rule has them; it pads once. Padding may come before the
 normalisation: its value is then normalised."""
 NEUTRAL = (
     'LoadImageFromFile', 'LoadImageFromWebcam', 'LoadProposals', 'RandomFlip', 'DefaultFormatBundle',
     'ImageToTensor', 'ToTensor', 'ToDataContainer', 'Collect',
+    'LoadImageFromFileMono3D', 'RandomFlip3D', 'DefaultFormatBundle3D', 'Collect3D',
 )  # fmt: skip
 """Steps that change no pixel of a test."""
+FLIPS = dict(RandomFlip='flip_ratio', RandomFlip3D='flip_ratio_bev_horizontal')
+"""Step that flips pictures -> its option with the share of them."""
 REQUIRED = {
     'LoadImageFromFile': dict(color_type='color', channel_order='bgr'),
+    'LoadImageFromFileMono3D': dict(color_type='color', channel_order='bgr'),
     'Resize': dict(interpolation='bilinear', ratio_range=None, override=False),
     'MultiScaleFlipAug': dict(flip=False),
     'RandomCenterCropPad': dict(test_mode=True),
@@ -49,7 +53,7 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
         order[-2:] = reversed(order[-2:])
         values['pad_pixel'] = np.asarray(values['pad_val'], np.float32).reshape(1, 1, 3)
     _check_combination(order, values)
-    if 'Resize' not in order:  # MultiScaleFlipAug only passes its scale on
+    if not {'Resize', 'AffineResize'} & set(order):  # MultiScaleFlipAug only passes its scale on
         values.pop('img_scale', None)
     if (pixel := values.pop('pad_pixel', None)) is not None:
         colours = {key: values.get(key, getattr(PreprocessRule, key)) for key in ('mean', 'std', 'to_rgb')}
@@ -64,6 +68,8 @@ def _check_combination(order: Sequence[str], values: Mapping[str, Any]) -> None:
             f'test pipeline: got the steps {", ".join(order)}; expected each of {", ".join(ORDERED)} at most '
             f'once and in this order'
         )
+    if {'Resize', 'AffineResize'} <= set(order):
+        raise ConfigError('test pipeline: Resize and AffineResize both resize the image; expected one')
     if {'RandomCenterCropPad', 'Pad'} <= set(order):
         raise ConfigError('test pipeline: RandomCenterCropPad and Pad both pad the image; expected one')
     if values.get('to_float32') and values.get('resize') == 'pillow':
@@ -85,9 +91,10 @@ def _flat_steps(pipeline: Sequence[Mapping[str, Any]], values: dict[str, Any]) -
     steps: list[Mapping[str, Any]] = []
     for step in pipeline:
         if step.get('type') != 'MultiScaleFlipAug':
-            if step.get('type') == 'RandomFlip' and step.get('flip_ratio'):
+            key = FLIPS.get(step.get('type'), '')
+            if step.get(key):
                 raise ConfigError(
-                    f'test pipeline step RandomFlip: flip_ratio={step["flip_ratio"]} outside of '
+                    f'test pipeline step {step["type"]}: {key}={step[key]} outside of '
                     f'MultiScaleFlipAug flips pictures at random; expected 0'
                 )
             steps.append(step)
@@ -143,6 +150,10 @@ def _read_resize(step: Mapping[str, Any], values: dict[str, Any]) -> None:
         values['img_scale'] = _single_scale(step['img_scale'])
 
 
+def _read_affine_resize(step: Mapping[str, Any], values: dict[str, Any]) -> None:
+    values.update(resize=WARP, img_scale=tuple(map(int, step['img_scale'])))
+
+
 def _read_normalize(step: Mapping[str, Any], values: dict[str, Any]) -> None:
     values.update({key: tuple(map(float, step[key])) for key in ('mean', 'std')})
     values['to_rgb'] = bool(step.get('to_rgb', True))
@@ -182,7 +193,9 @@ def _read_centre_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
 
 READERS = {
     'LoadImageFromFile': _read_load,
+    'LoadImageFromFileMono3D': _read_load,
     'Resize': _read_resize,
+    'AffineResize': _read_affine_resize,
     'RandomCenterCropPad': _read_centre_pad,
     'Normalize': _read_normalize,
     'Pad': _read_pad,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import Facts
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.preprocess.cam2img import CAMERA, check_camera, unmoved
 from mmdeploy_ext.runtime.family_runtime import runtime_of
 
 if TYPE_CHECKING:
@@ -17,28 +19,36 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Detections, Instances
 
 
-def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections | Instances:
+def detect(
+    backend: OnnxRuntimeBackend, image_bgr: np.ndarray, cam2img: np.ndarray | None = None
+) -> Detections | Instances:
     """Return the results of a file of any form in an image (h, w, 3) uint8, in its pixels, best first.
 
-    The backend is an active session.
+    The backend is an active session. `cam2img` (4, 4) is the camera of the image, for detectors of boxes in
+    3D; UsageError: such a detector without one.
     """
     metadata = backend.metadata
-    feeds = make_feeds(prepare(metadata, image_bgr), metadata)
+    if cam2img is None and CAMERA in metadata.spec.input_names:
+        raise UsageError(
+            f'{backend.path}: takes the camera of each picture ({CAMERA}), none was named; with '
+            f'`mm2onnx run` name a file by --cameras, in Python `model(image_bgr, cam2img)`'
+        )
+    feeds = make_feeds(prepare(metadata, image_bgr, cam2img), metadata)
     computed = backend.infer(backend.select_inputs(feeds))
     outputs = Facts(computed, f'{backend.path}: the graph of mm2onnx.form {metadata.form!r}')
     return runtime_of(metadata.family).detections(metadata, outputs, feeds)[0]
 
 
-def prepare(metadata: Metadata, image_bgr: np.ndarray) -> PreparedImage:
+def prepare(metadata: Metadata, image_bgr: np.ndarray, cam2img: np.ndarray | None = None) -> PreparedImage:
     """Resize, pad and normalise by the file's rule, to the size of a graph with a fixed shape.
 
-    `image_bgr` is (h, w, 3) uint8.
+    `image_bgr` is (h, w, 3) uint8, `cam2img` its camera (4, 4), or None.
     """
     height, width = metadata.spec.inputs[0].axes[2:]
     rule = metadata.preprocess
     if isinstance(height, int) and isinstance(width, int):
         rule = dataclasses.replace(rule, size=(height, width))
-    return rule.apply(image_bgr)
+    return rule.apply(image_bgr, cam2img)
 
 
 BESIDE = ('img_shape', 'scale_factor', 'border', 'orig_target_sizes', 'ori_shape')
@@ -57,6 +67,10 @@ def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndar
         'border': np.asarray(prepared.border, np.float32),
         'orig_target_sizes': ori_shape[::-1],
     }
+    if (camera := prepared.cam2img) is not None:
+        feeds[CAMERA] = camera.astype(np.float32)
+        check_camera(feeds[CAMERA])
+        feeds['unmoved_cam2img'] = unmoved(camera, prepared.to_input, prepared.scale_factor)
     feeds = {name: np.stack([array] * repeats) for name, array in feeds.items()}
     is_batched = any(tensor.name == 'ori_shape' and len(tensor.axes) > 1 for tensor in metadata.spec.inputs)
     return dict(feeds, ori_shape=np.stack([ori_shape] * repeats) if is_batched else ori_shape)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
+from mmdeploy_ext.preprocess.cam2img import square_matrix
 from mmdeploy_ext.runtime.detect import detect
 from mmdeploy_ext.runtime.exported import Runtime, model_files
 from mmdeploy_ext.runtime.family_runtime import runtime_of
@@ -35,16 +36,19 @@ class ImageModel(Runtime):
         self.metadata = self.backend.metadata
         runtime_of(self.metadata.family)
 
-    def __call__(self, image_bgr: np.ndarray) -> Detections | Instances:
+    def __call__(self, image_bgr: np.ndarray, cam2img: np.ndarray | None = None) -> Detections | Instances:
         """Return the results of a picture, in its pixels, in descending order of score.
 
         Args:
             image_bgr: (h, w, 3) uint8, blue, green, red.
+            cam2img: matrix (3, 3), (3, 4) or (4, 4) from the frame of the camera, in metres, to pixels of the
+                picture times depth, for detectors of boxes in 3D; None for others.
 
         Raises:
             ShapeError, InferenceError: the graph does not take or cannot compute the picture.
+            UsageError: a detector of boxes in 3D without `cam2img`.
         """
-        return detect(self.backend, image_bgr)
+        return detect(self.backend, image_bgr, None if cam2img is None else square_matrix(cam2img))
 
 
 def open_model(

@@ -27,10 +27,13 @@ from mmdeploy_ext.core.errors import (
 )
 from mmdeploy_ext.core.files import check_outputs, check_writable, will_write, write_json
 from mmdeploy_ext.core.printable import printable
+from mmdeploy_ext.preprocess.cam2img import CAMERA, camera_for, read_cameras
 from mmdeploy_ext.runtime.family_runtime import runner_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
+
+    import numpy as np
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
@@ -81,6 +84,11 @@ def make_parser(
     text = 'execution providers in order of preference; one that is not there is an error'
     providers = ['CPUExecutionProvider']
     parser.add_argument('--providers', nargs='+', default=providers, metavar='NAME', help=text)
+    text = (
+        'of detectors of boxes in 3D: JSON file with the intrinsic matrix of the camera, of all pictures or '
+        "by file name, or a data set's *_mono3d.coco.json"
+    )
+    parser.add_argument('--cameras', metavar='FILE', help=text)
     text = "threads within an operator, 1 or more (default: ONNX Runtime's choice)"
     parser.add_argument('--threads', type=int, metavar='N', help=text)
     text = 'end at the first sample that cannot be used, instead of going on and ending with status 1'
@@ -105,12 +113,13 @@ def run_files(args: argparse.Namespace, runner: str) -> int:
         ) from error
     targets = plan_pictures(args.images, args.out)
     check_targets(args, targets.values())
+    cameras = read_cameras(args.cameras) if args.cameras else {}
     with OnnxRuntimeBackend(args.model, args.providers, args.threads or 0) as backend:
         check_file(args.model, backend.metadata, runner)
+        check_cameras(args, backend.metadata)
         start = time.perf_counter()
-        entries = run_all(
-            targets, lambda *files: run_file(backend, *files, args.score_thr), 'image', args.fail_fast
-        )
+        run_sample = functools.partial(run_file, backend, score_thr=args.score_thr, cameras=cameras)
+        entries = run_all(targets, run_sample, 'image', args.fail_fast)
         return finish(args, backend.metadata, entries, time.perf_counter() - start)
 
 
@@ -234,10 +243,29 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
         raise damaged(path, 'preprocess', 'is of rigs or sweeps, expected the rule of one picture')
 
 
-def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr: float) -> dict[str, Any]:
+def check_cameras(args: argparse.Namespace, metadata: Metadata) -> None:
+    """Refuse (UsageError) a file that takes cameras without `--cameras`, and `--cameras` for another file."""
+    takes_cameras = CAMERA in metadata.spec.input_names
+    if takes_cameras and not args.cameras:
+        raise UsageError(
+            f'{args.model}: finds boxes in 3D and takes the camera of each picture; name a JSON file with '
+            f'its matrix by --cameras, such as [[1266.4, 0, 816.3], [0, 1266.4, 491.5], [0, 0, 1]]'
+        )
+    if args.cameras and not takes_cameras:
+        raise UsageError(f'--cameras {args.cameras}: {args.model} takes no cameras')
+
+
+def run_file(
+    backend: OnnxRuntimeBackend,
+    source: Path,
+    target: Path,
+    score_thr: float,
+    cameras: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
     """Detect, draw and write one image; return its entry for the JSON file.
 
-    `source` is the image, `target` the picture that is written, `score_thr` the least score of what is drawn.
+    `source` is the image, `target` the picture that is written, `score_thr` the least score of what is drawn,
+    `cameras` are those of `read_cameras`, none for files that take none.
     The entry has both paths (`image`, `picture`), `height`, `width`, `milliseconds`, the number of results
     that are `drawn`, and all `detections`.
     """
@@ -246,9 +274,10 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
     from mmdeploy_ext.runtime.detect import detect
 
     image = read_image(source)
+    cam2img = camera_for(cameras, source) if cameras else None
     start = time.perf_counter()
     with named(source):
-        results = detect(backend, image)
+        results = detect(backend, image, cam2img)
     milliseconds = (time.perf_counter() - start) * 1000
     classes = backend.metadata.classes
     picture = draw.draw_results(backend.metadata.family, *draw.enlarged(image, results), classes, score_thr)

@@ -214,24 +214,32 @@ def test_cfg_of(cfg: Any) -> Any:
     return cfg.model.get('test_cfg') or cfg.get('test_cfg') or {}
 
 
-def tested_head(cfg: Any, key: str, test_cfg: Mapping[str, Any] | None) -> nn.Module:
+def tested_head(
+    cfg: Any,
+    key: str,
+    test_cfg: Mapping[str, Any] | None,
+    build: Callable[[Any], nn.Module] = build_head,
+) -> nn.Module:
     """Return the head below a key of a config's model, built with this `test_cfg`; see `built_head`.
 
-    `test_cfg` is None if the config has none for this head.
+    `test_cfg` is None if the config has none for this head; `build` is the function of the library that
+    builds heads.
     """
     content = dict(copy.deepcopy(cfg.model.get(key) or {}), train_cfg=None, test_cfg=test_cfg)
-    return built_head(content, f'model.{key}')
+    return built_head(content, f'model.{key}', build)
 
 
-def built_head(content: Mapping[str, Any], key: str) -> nn.Module:
-    """Return a head of mmdet, in evaluation mode, from its entry `content` in a config.
+def built_head(
+    content: Mapping[str, Any], key: str, build: Callable[[Any], nn.Module] = build_head
+) -> nn.Module:
+    """Return a head, in evaluation mode, from its entry `content` in a config; `build` builds it.
 
     ConfigError: it cannot be built; the message names its `key`.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
-            return build_head(dict(content)).eval()
+            return build(dict(content)).eval()
     except Exception as error:
         reason = error if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
         raise ConfigError(f'{key} cannot be built: {reason}') from error

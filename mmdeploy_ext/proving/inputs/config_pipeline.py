@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 BOXES = np.array([[1.0, 1.0, 9.0, 9.0]], np.float32)
 """Proposals (1, 4) for `LoadProposals`, which a data set would give; they change no picture."""
-IMAGE_STEPS = ('Resize', 'RandomFlip', 'RandomCenterCropPad', 'Normalize', 'Pad')
+INTRINSICS = [[500.0, 0.0, 320.0], [0.0, 500.0, 240.0], [0.0, 0.0, 1.0]]
+"""Camera for mmdet3d's `LoadImageFromFileMono3D`, which a data set would give; it changes no picture."""
+IMAGE_STEPS = ('Resize', 'AffineResize', 'RandomFlip', 'RandomCenterCropPad', 'Normalize', 'Pad')
 """Steps that change a picture; a new step is inserted behind them, before the picture becomes a tensor."""
 
 
@@ -48,7 +51,7 @@ class ConfigPipeline:
     Attributes:
         edges: pixels of the height that a narrow portrait and of the width that a wide landscape is resized
             to; None if pictures keep their size.
-        compose: mmdet's `Compose` of the steps.
+        compose: `Compose` of the steps, of mmdet or mmdet3d.
     """
 
     def __init__(
@@ -68,8 +71,6 @@ class ConfigPipeline:
         Raises:
             Exception: whatever mmdet raises about a step.
         """
-        from mmdet.datasets.pipelines import Compose
-
         steps = [copy.deepcopy(dict(step)) for step in test_steps(cfg)]
         for step in steps:
             if step.get('type') == 'LoadImageFromWebcam':
@@ -84,7 +85,7 @@ class ConfigPipeline:
         if size is not None:
             _fit(steps, size)
         with _without_warnings():
-            self.compose = Compose(steps)
+            self.compose = _composer(steps)(steps)
 
     def __call__(self, path: str | Path) -> PipelinePicture:
         """Prepare the picture in a file.
@@ -95,8 +96,9 @@ class ConfigPipeline:
         """
         from mmcv.parallel import DataContainer
 
-        results = dict(img_info=dict(filename=str(path)), img_prefix=None, proposals=BOXES.copy())
-        results |= {f'{name}_fields': [] for name in ('bbox', 'mask', 'seg')}
+        img_info = dict(filename=str(path), cam_intrinsic=INTRINSICS)
+        results = dict(img_info=img_info, img_prefix=None, proposals=BOXES.copy())
+        results |= {f'{name}_fields': [] for name in ('bbox', 'mask', 'seg', 'bbox3d', 'pts_mask', 'pts_seg')}
         with _without_warnings():
             data = self.compose(results)
         values = [data['img'], data['img_metas']]
@@ -145,6 +147,18 @@ def has_normalisation(steps: Sequence[Step]) -> bool:
     return any(kind_of(step) == 'Normalize' for step in _all_dicts(steps))
 
 
+def _composer(steps: Sequence[Step]) -> Any:
+    """Return the `Compose` of mmdet, or that of mmdet3d if one of the steps is only there."""
+    from mmdet.datasets.builder import PIPELINES
+    from mmdet.datasets.pipelines import Compose
+
+    library = sys.modules.get('mmdet3d.datasets.pipelines')  # imported by the families that need it
+    names = [str(step.get('type')) for step in _all_dicts(steps)]
+    if library is None or all(name in PIPELINES.module_dict for name in names):
+        return Compose
+    return library.Compose
+
+
 def _all_dicts(steps: Sequence[Step]) -> Iterator[dict[str, Any]]:
     """Yield the dicts of all steps, those inside MultiScaleFlipAug too."""
     for step in steps:
@@ -190,11 +204,15 @@ def _normalise_with(steps: list[Step], normalisation: Mapping[str, Sequence[floa
 def _fit(steps: list[Step], size: tuple[int, int]) -> None:
     """Change a pipeline so that it gives one size (H, W): it resizes as the config does, and pads."""
     inner = _image_steps(steps)
-    if not any(kind_of(step) == 'Resize' for step in inner):
+    warps = [step for step in inner if kind_of(step) == 'AffineResize']
+    for step in warps:
+        step['img_scale'] = size[::-1]
+    if not warps and not any(kind_of(step) == 'Resize' for step in inner):
         _insert_after(inner, dict(type='Resize', img_scale=size[::-1], keep_ratio=True), ())
-    resize = next(index for index, step in enumerate(inner) if kind_of(step) == 'Resize')
-    inner[resize].pop('override', None)  # with it the step would not take the scale that is set
-    inner.insert(resize, ScaleToFit(size, inner[resize].get('keep_ratio', True)))
+    if not warps:
+        resize = next(index for index, step in enumerate(inner) if kind_of(step) == 'Resize')
+        inner[resize].pop('override', None)  # with it the step would not take the scale that is set
+        inner.insert(resize, ScaleToFit(size, inner[resize].get('keep_ratio', True)))
     padded = False
     for index, step in enumerate(inner):
         kind = kind_of(step)

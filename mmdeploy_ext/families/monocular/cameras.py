@@ -1,0 +1,61 @@
+"""Cameras of pictures: those that come with them, and generated ones for pictures that have none.
+
+Only proofs have pictures without a camera. Each gets one of its own, so that a file that kept the camera of
+its export is seen: other focal lengths along both axes, another middle, and a translation as KITTI's cameras
+have it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmdeploy_ext.families.parts import image_feeds
+from mmdeploy_ext.preprocess.cam2img import check_camera, unmoved
+from mmdeploy_ext.preprocess.pictures import PreparedImage
+
+FOCAL, STRETCH = (0.7, 1.3), (0.95, 1.05)
+"""Range of generated focal lengths, over the width of the input, and of the ratio of both."""
+MIDDLE, SKEW = 0.1, 0.02
+"""Largest distance of the middle of a generated camera from that of the input, over its sides, and largest
+skew, over the focal length."""
+TRANSLATION_M = (0.3, 0.1, 0.02)
+"""Largest translation of a generated camera, metres times focal length for x and y."""
+
+
+def camera_of(image: PreparedImage) -> np.ndarray:
+    """Return the camera (4, 4) float32 of a prepared picture, for pixels of the network input."""
+    if image.cam2img is None:
+        return generated_camera(image)
+    return image.cam2img.astype(np.float32)
+
+
+def generated_camera(image: PreparedImage) -> np.ndarray:
+    """Return a camera (4, 4) float32 that depends on the pixels of a picture alone."""
+    height, width = image.tensor.shape[1:]
+    content = np.frombuffer(np.ascontiguousarray(image.tensor[:, ::7, ::5]).tobytes(), np.uint8)
+    rng = np.random.default_rng([int(content.astype(np.int64).sum()), height, width])
+    focal = width * rng.uniform(*FOCAL)
+    moved = 1 + rng.uniform(-MIDDLE, MIDDLE, 2)
+    cam2img = np.eye(4)
+    cam2img[0, :3] = focal, focal * rng.uniform(-SKEW, SKEW), width / 2 * moved[0]
+    cam2img[1, 1:3] = focal * rng.uniform(*STRETCH), height / 2 * moved[1]
+    cam2img[:3, 3] = rng.uniform(-1, 1, 3) * TRANSLATION_M * (focal, focal, 1)
+    return cam2img.astype(np.float32)
+
+
+def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+    """Return the inputs of a batch of pictures of one size by name, and what the runtime needs of them.
+
+    They are those of `image_feeds.feeds`, `cam2img` (B, 4, 4) float32, and to draw with `unmoved_cam2img`
+    (B, 4, 4), see `preprocess.cam2img.unmoved`.
+    """
+    cameras = [camera_of(image) for image in images]
+    for camera in cameras:
+        check_camera(camera)
+    unmoved_cameras = [
+        unmoved(camera, image.to_input, image.scale_factor)
+        for image, camera in zip(images, cameras, strict=True)
+    ]
+    batch = image_feeds.feeds(images, rescale)
+    batch.pop('border', None)
+    return batch | dict(cam2img=np.stack(cameras), unmoved_cam2img=np.stack(unmoved_cameras))

@@ -1,0 +1,202 @@
+"""The families of monocular detectors: the configs that they claim and refuse, and their models."""
+
+import abc
+from collections.abc import Iterator
+from typing import Any
+
+import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
+import torch
+from mmdet3d.core.bbox.coders import FCOS3DBBoxCoder, PGDBBoxCoder, SMOKECoder
+from mmdet3d.core.post_processing import box3d_nms
+from mmdet3d.models import builder, dense_heads, detectors
+from mmdet3d.models.dense_heads.anchor_free_mono3d_head import AnchorFreeMono3DHead
+from torch import nn
+
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.core.config import refused_by_name, test_pipeline
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.limits import Kind, Limit
+from mmdeploy_ext.families.monocular import cameras, graphs, reference, smoke_graphs
+from mmdeploy_ext.families.monocular.seeded import seeded_detector
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.replaced import Replaced, replaced_of_class
+from mmdeploy_ext.preprocess.pipeline_rule import steps_of
+from mmdeploy_ext.runtime.detections import rows_with_scores
+
+DETECTOR_METHODS = ('forward_test', 'simple_test')
+HEAD_METHODS = (
+    'forward',
+    'forward_single',
+    'get_bboxes',
+    '_get_bboxes_single',
+    'get_points',
+    '_get_points_single',
+)
+"""Methods that the graphs compute by themselves, of detectors and of heads."""
+FOLLOWED = (
+    (detectors.FCOSMono3D, DETECTOR_METHODS),
+    (detectors.SMOKEMono3D, DETECTOR_METHODS),
+    (detectors.SingleStageMono3DDetector, DETECTOR_METHODS),
+    (dense_heads.PGDHead, HEAD_METHODS),
+    (dense_heads.FCOSMono3DHead, HEAD_METHODS),
+    (dense_heads.SMOKEMono3DHead, ('forward', 'forward_single', 'get_bboxes', 'decode_heatmap')),
+    (AnchorFreeMono3DHead, ('forward_single',)),
+    (PGDBBoxCoder, ('decode', 'decode_2d', 'decode_prob_depth', 'decode_yaw')),
+    (FCOS3DBBoxCoder, ('decode', 'decode_yaw')),
+    (SMOKECoder, ('decode', '_decode_depth', '_decode_location', '_decode_dimension', '_decode_orientation')),
+    (box3d_nms, ('box3d_multiclass_nms', 'nms_bev')),
+)
+"""Classes and functions of mmdet3d, and the methods that the graphs compute, see `Family.followed`."""
+
+
+READ = ('nms_pre', 'score_thr', 'max_per_img')
+"""Limits in `test_cfg` that heads of FCOS3D and PGD read; `min_bbox_size` is not one of them."""
+
+
+class MonocularFamily(ImageFamily):
+    """What the families of monocular detectors share."""
+
+    similar_names = ('Mono3D', 'FCOS3D', 'PGD', 'SMOKE', 'MonoFlex')
+    task = 'mmdeploy_ext.families.monocular.task'
+    followed = FOLLOWED
+    feeds = staticmethod(cameras.feeds)
+    reference_tensors = staticmethod(reference.tensors)
+    reference_detections = staticmethod(reference.detections)
+
+    @property
+    @abc.abstractmethod
+    def heads(self) -> tuple[type, ...]:
+        """The heads that export, and bases of such."""
+
+    def claims(self, cfg: Any) -> Claim:
+        head = builder.HEADS.get((cfg.model.get('bbox_head') or {}).get('type') or '')
+        detector = builder.DETECTORS.get(cfg.model.get('type') or '')
+        if head is None or detector is None or not issubclass(detector, detectors.SingleStageMono3DDetector):
+            return Claim.NO
+        return Claim.DETECTOR if issubclass(head, self.heads) else Claim.NO
+
+    def build(self, cfg: Any) -> nn.Module:
+        return build_without_weights(cfg, builder.build_detector, 'backbone')
+
+    def seeded(self, cfg: Any, seed: int) -> nn.Module:
+        return seeded_detector(self.build(cfg), cfg, seed)
+
+    def check(self, cfg: Any, options: Options) -> None:
+        with refused_by_name(cfg):
+            test_cfg = detector_parts.test_cfg_of(cfg)
+            head = detector_parts.tested_head(cfg, 'bbox_head', test_cfg, builder.build_head)
+            self.check_head(cfg, head)
+        detector_parts.check(cfg.model, options)
+
+    @abc.abstractmethod
+    def check_head(self, cfg: Any, head: nn.Module) -> None:
+        """Refuse (ConfigError) what the graphs do not reproduce of a built head."""
+
+    def check_dataset(self, cfg: Any, dataset: Any) -> None:
+        steps = [step.get('type') for step in steps_of(test_pipeline(cfg), 'LoadImageFromFileMono3D')]
+        if not steps:
+            raise ConfigError(
+                f'{cfg.filename}: data.test: its pipeline has no LoadImageFromFileMono3D, so that pictures '
+                f'come without cam2img'
+            )
+
+    def replaced(self, model: nn.Module) -> Iterator[Replaced]:
+        yield from replaced_of_class(model, FOLLOWED)
+        yield from replaced_of_class(model.bbox_head, FOLLOWED)
+        yield from replaced_of_class(model.bbox_head.bbox_coder, FOLLOWED)
+        yield Replaced(box3d_nms, box3d_nms.__name__, ('box3d_multiclass_nms', 'nms_bev'))
+
+    def result(self, detections: Any, num_classes: int) -> dict[str, Any]:
+        return mmdet3d_result(detections, num_classes)
+
+
+def mmdet3d_result(detections: Any, num_classes: int) -> dict[str, Any]:
+    """Return what mmdet3d's monocular detectors return for a picture, of `MonocularDetections`.
+
+    It is `img_bbox`, with `boxes_3d`, `scores_3d`, `labels_3d` and `attrs_3d`, and of models with boxes in
+    the picture `img_bbox2d`, per class (n, 5) with scores.
+    """
+    from mmdet3d.core.bbox import CameraInstance3DBoxes
+
+    rows = torch.tensor(detections.boxes[:, : detections.code_size])
+    boxes = dict(
+        boxes_3d=CameraInstance3DBoxes(rows, box_dim=detections.code_size),
+        scores_3d=torch.tensor(detections.scores),
+        labels_3d=torch.tensor(detections.labels),
+    )
+    if detections.attributes is not None:
+        boxes['attrs_3d'] = torch.tensor(detections.attributes)
+    results: dict[str, Any] = dict(img_bbox=boxes)
+    if detections.bboxes_xyxy is not None:
+        corners = rows_with_scores(detections.bboxes_xyxy, detections.scores)
+        results['img_bbox2d'] = detections.by_class(corners, num_classes)
+    return results
+
+
+class PointsFamily(MonocularFamily):
+    """FCOS3D and PGD: a box of every cell, and suppression as seen from above."""
+
+    name = 'monocular'
+    exports = 'FCOS3D and PGD (mmdeploy_ext/families/monocular/README.md)'
+    forms = ('full', 'decode', 'raw')
+    tie_keys = ('nms_thr', 'score_thr')
+    spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    choose_as = staticmethod(reference.choose_as)
+    heads = (dense_heads.FCOSMono3DHead,)
+
+    def check_head(self, cfg: Any, head: nn.Module) -> None:
+        test = head.test_cfg or {}
+        for key in ('score_thr', 'nms_thr', 'max_per_img'):
+            if not isinstance(test.get(key), int | float):
+                raise ConfigError(f'model.test_cfg.{key}={test.get(key)!r}: expected a number')
+        if not test.get('use_rotate_nms'):
+            raise ConfigError(
+                'model.test_cfg.use_rotate_nms: expected True, boxes are compared as they are turned'
+            )
+        if not head.bbox_coder.norm_on_bbox:
+            raise ConfigError('model.bbox_head.bbox_coder.norm_on_bbox=False: mmdet3d refuses it, too')
+        if list(steps_of(test_pipeline(cfg), 'Resize')):
+            raise ConfigError(
+                'test pipeline step Resize: mmdet3d cannot divide centres by its scale_factor; leave it out'
+            )
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        return graphs.postprocess_facts(model)
+
+    def limits(self, model: nn.Module) -> list[Limit]:
+        *limits, results = [limit for limit in super().limits(model) if limit.key in READ]
+        return [*limits, Limit(model.bbox_head.test_cfg, 'nms_thr', Kind.OVERLAP), results]
+
+    def result_limit(self, model: nn.Module) -> ResultLimit:
+        return ResultLimit(model.bbox_head.test_cfg)
+
+
+class SmokeFamily(MonocularFamily):
+    """SMOKE: a box of each of the best peaks."""
+
+    name = 'smoke'
+    exports = 'SMOKE (mmdeploy_ext/families/monocular/README.md)'
+    forms = ('full', 'raw')
+    tie_keys = ()
+    spec, stages = staticmethod(smoke_graphs.spec), staticmethod(smoke_graphs.stages)
+    heads = (dense_heads.SMOKEMono3DHead,)
+
+    def check_head(self, cfg: Any, head: nn.Module) -> None:
+        if list(head.dim_channel) != [3, 4, 5] or list(head.ori_channel) != [6, 7]:
+            raise ConfigError('model.bbox_head: expected dim_channel=[3, 4, 5] and ori_channel=[6, 7]')
+        for step in steps_of(test_pipeline(cfg), 'AffineResize'):
+            if step['down_ratio'] != smoke_graphs.STRIDE:
+                raise ConfigError(
+                    f'test pipeline step AffineResize: down_ratio={step["down_ratio"]}, expected '
+                    f'{smoke_graphs.STRIDE}, the stride of the maps'
+                )
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        return smoke_graphs.postprocess_facts(model)
+
+    def limits(self, model: nn.Module) -> list[Limit]:
+        """Return none: mmdet3d reads no entry of the settings."""
+        return []

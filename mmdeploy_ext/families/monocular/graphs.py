@@ -1,0 +1,347 @@
+"""The graphs of FCOS3D and PGD: their contracts, and the modules that keep them.
+
+Source of the algorithm: mmdet3d 1.0.0rc6, `get_bboxes` of models/dense_heads/{fcos_mono3d,pgd}_head.py and
+core/post_processing/box3d_nms.py `box3d_multiclass_nms`.
+
+Glossary: B batch, A cells of all levels, C classes, D values of a box, K attributes, n results, H, W network
+input in pixels, h, w size of a level's maps.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
+from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE
+from mmdeploy_ext.exporting.postprocess.sizes import limit
+from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
+from mmdeploy_ext.families.monocular.networks import PointsNetwork, output_names, raw_names
+from mmdeploy_ext.families.monocular.runtime import decoding
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.dense_heads import rows_of
+from mmdeploy_ext.families.parts.image_tensors import clip_size, image_input, optional_inputs
+
+RAW_MEANINGS = dict(
+    cls_score=('class logits', 'logit'),
+    bbox_pred=('offset of the centre (pixels), depth and sizes (m), yaw seen along the ray (rad), rest', ''),
+    dir_cls_pred=('logits of both directions', 'logit'),
+    depth_cls_pred=('logits of bins of depth', 'logit'),
+    weight=('logarithms of weights of depths', ''),
+    attr_pred=('logits of attributes', 'logit'),
+    centerness=('centerness logits', 'logit'),
+)
+"""Name of a raw output -> meaning and unit."""
+METRES, SIZES = ColumnGroup('x y z', (0, 1, 2), 'm'), ColumnGroup('sizes', (3, 4, 5), 'm')
+YAW, VELOCITY = ColumnGroup('yaw', (6,), 'rad'), ColumnGroup('velocity', (7, 8), 'm/s')
+"""Columns of boxes, and their units."""
+BOX = 'x y z of the middle of the bottom and sizes (m), yaw (rad), velocity (m/s), in the frame of the camera'
+"""Meaning of a box."""
+
+
+def camera_input(batch: int | str) -> TensorSpec:
+    """Return the contract of the cameras; `batch` is a number, or 'B' if it is dynamic."""
+    meaning = (
+        'from the frame of the camera to pixels of the network input times depth; the last row is 0 0 0 1'
+    )
+    return TensorSpec('cam2img', 'float32', (batch, 4, 4), meaning, single=True)
+
+
+def code_size(head: nn.Module) -> int:
+    """Return the number of values of a box."""
+    return int(head.bbox_coder.bbox_code_size)
+
+
+def depth_facts(head: nn.Module) -> dict[str, Any] | None:
+    """Return how a PGD head mixes depths, see `options.DEPTH`; None for a head of direct depths."""
+    if not getattr(head, 'use_depth_classifier', False):
+        return None
+    (low, high), count, division = head.depth_range, int(head.num_depth_cls), head.division
+    steps, first = np.arange(count), max(low, 1)
+    if division == 'uniform':
+        bins = steps * float(head.depth_unit)
+    elif division == 'linear':
+        bins = low + (high - low) / (count * (count - 1)) * steps * (steps + 1)
+    else:
+        bins = np.log(first) + steps * np.log(high / first) / (count - 1)
+        bins = np.exp(bins) if division == 'log' else bins
+    return dict(
+        bins=[float(value) for value in bins],
+        logarithms=division == 'loguniform',
+        direct=float(torch.sigmoid(head.fuse_lambda.detach())),
+        uncertain=head.weight_dim != -1,
+    )
+
+
+def postprocess_facts(model: nn.Module) -> dict[str, Any]:
+    """Return the metadata's entry `postprocess`: all numbers by which outputs become results."""
+    head, test = model.bbox_head, model.bbox_head.test_cfg
+    return dict(
+        num_classes=int(head.num_classes),
+        code_size=code_size(head),
+        strides=[int(stride) for stride in head.strides],
+        dir_offset=float(head.dir_offset),
+        depth=depth_facts(head),
+        attributes=int(head.num_attrs) if head.pred_attrs else 0,
+        sides=bool(head.pred_bbox2d),
+        nms_pre=int(test.get('nms_pre', -1)),
+        score_thr=float(test['score_thr']),
+        nms_thr=float(test['nms_thr']),
+        max_per_img=int(test['max_per_img']),
+    )
+
+
+def result_names(model: nn.Module, form: str) -> tuple[str, ...]:
+    """Return the names of the outputs of the form 'decode' or 'full'."""
+    head, names = model.bbox_head, ['boxes', 'scores']
+    if form == 'full':
+        names.append('labels')
+    if head.pred_attrs:
+        names.append('attributes' if form == 'full' else 'attr_pred')
+    if head.pred_bbox2d:
+        names.append('bboxes')
+    return tuple(names)
+
+
+def box_groups(head: nn.Module) -> tuple[ColumnGroup, ...]:
+    """Return the columns of boxes with their units."""
+    return (METRES, SIZES, YAW, VELOCITY) if code_size(head) == 9 else (METRES, SIZES, YAW)
+
+
+def spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a form."""
+    head = model.bbox_head
+    smallest = detector_parts.smallest(head, max(head.strides)) if options.dynamic else 1
+    image = image_input(options, smallest, detector_parts.multiple(model))
+    batch, inputs = image.axes[0], [image]
+    if options.form != 'raw':
+        inputs.append(camera_input(batch))
+        if head.pred_bbox2d:
+            inputs.append(optional_inputs(batch, clips=True)[0])
+    makers = dict(raw=raw_outputs, decode=decode_outputs, full=full_outputs)
+    return GraphSpec(f'monocular/{options.form}', tuple(inputs), makers[options.form](model, options, batch))
+
+
+def map_sizes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
+    """Return (h, w) of each level at the size of an export; UsageError: the model does not take it."""
+    head = model.bbox_head
+    return detector_parts.map_sizes(
+        model, lambda detector, image: detector.extract_feat(image), len(head.strides), options
+    )
+
+
+def raw_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
+    """Return the outputs of the network; `batch` is a number, or 'B' if it is dynamic."""
+    head, sizes, outputs = model.bbox_head, map_sizes(model, options), []
+    columns = dict(
+        cls_score=int(head.num_classes),
+        bbox_pred=sum(head.group_reg_dims),
+        dir_cls_pred=2,
+        depth_cls_pred=int(getattr(head, 'num_depth_cls', 0)),
+        weight=int(getattr(head, 'weight_dim', 0)),
+        attr_pred=int(head.num_attrs),
+        centerness=1,
+    )
+    for name in output_names(head):
+        meaning, unit = RAW_MEANINGS[name]
+        for level in range(len(head.strides)):
+            size = (f'h{level}', f'w{level}') if options.dynamic else sizes[level]
+            axes = (batch, columns[name], *size)
+            outputs.append(TensorSpec(f'{name}_{level}', 'float32', axes, f'{meaning}, level {level}', unit))
+    return tuple(outputs)
+
+
+def decode_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
+    """Return the outputs of the form 'decode': a box of every cell."""
+    head = model.bbox_head
+    cells = 'A' if options.dynamic else sum(height * width for height, width in map_sizes(model, options))
+    tensors = dict(
+        boxes=TensorSpec('boxes', 'float32', (batch, cells, code_size(head)), BOX, groups=box_groups(head)),
+        scores=TensorSpec(
+            'scores',
+            'float32',
+            (batch, cells, int(head.num_classes)),
+            'class scores times centerness (and confidence of the depth), 0..1',
+        ),
+        attr_pred=TensorSpec(
+            'attr_pred', 'float32', (batch, cells, int(head.num_attrs)), 'logits of attributes', 'logit'
+        ),
+        bboxes=TensorSpec('bboxes', 'float32', (batch, cells, 4), 'x1 y1 x2 y2 in the picture', 'pixel'),
+    )
+    return tuple(tensors[name] for name in result_names(model, 'decode'))
+
+
+def full_outputs(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
+    """Return the outputs of the form 'full': results."""
+
+    def result(name: str, dtype: str, columns: tuple[int, ...], meaning: str, unit: str = '') -> TensorSpec:
+        return TensorSpec(name, dtype, (batch, 'n', *columns), meaning, unit, compare='detections')
+
+    tensors = dict(
+        boxes=result('boxes', 'float32', (code_size(model.bbox_head),), f'{BOX}; padded with zeros'),
+        scores=result('scores', 'float32', (), 'in descending order; padded with zeros'),
+        labels=result('labels', 'int64', (), 'class indices; -1 where a row is padding'),
+        attributes=result('attributes', 'int64', (), 'indices of attributes'),
+        bboxes=result('bboxes', 'float32', (4,), 'x1 y1 x2 y2 in the network input', 'pixel'),
+    )
+    return tuple(tensors[name] for name in result_names(model, 'full'))
+
+
+def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
+    head = model.bbox_head
+    raw = raw_names(head)
+    chain = [Stage('network', PointsNetwork(fuse(model) if fold else model), ('input',), raw)]
+    sizes = ('input', 'img_shape') if head.pred_bbox2d else ()
+    if options.form != 'raw':
+        form = DecodeForm(model) if options.form == 'decode' else FullForm(model)
+        inputs = ('cam2img', *sizes, *raw)
+        chain.append(Stage('postprocess', form, inputs, result_names(model, options.form)))
+    return chain
+
+
+def cell_points(maps: torch.Tensor, stride: int) -> torch.Tensor:
+    """Return x and y (A, 2) of the middle of each cell of maps (B, columns, h, w), pixels, row by row."""
+    height, width = maps.shape[2:]
+    y, x = (torch.arange(count, device=maps.device).to(maps.dtype) * stride for count in (height, width))
+    grid = torch.stack([x[None].expand(height, -1), y[:, None].expand(-1, width)], 2)
+    return grid.reshape(-1, 2) + stride // 2
+
+
+class Decode(nn.Module):
+    """From the maps of the network to a box of every cell, level by level."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.facts, self.names = postprocess_facts(model), output_names(model.bbox_head)
+
+    def forward(
+        self, cam2img: torch.Tensor, clip_hw: torch.Tensor | None, maps: tuple[torch.Tensor, ...]
+    ) -> list[dict[str, torch.Tensor]]:
+        """Return name of an output of 'decode' -> its rows (B, A, columns), per level.
+
+        Args:
+            cam2img: (B, 4, 4).
+            clip_hw: (B, 2) height and width to which boxes in the picture are clipped; None without such.
+            maps: outputs of the network, by `raw_names`.
+        """
+        levels, count = [], len(self.facts['strides'])
+        for level, stride in enumerate(self.facts['strides']):
+            level_maps = dict(zip(self.names, maps[level::count], strict=True))
+            rows = {name: rows_of(tensor, tensor.shape[1]) for name, tensor in level_maps.items()}
+            points = cell_points(level_maps['cls_score'], stride)
+            decoded = dict(
+                boxes=decoding.boxes_of(torch, rows, points, cam2img, self.facts),
+                scores=decoding.scores_of(torch, rows, self.facts),
+            )
+            if self.facts['attributes']:
+                decoded['attr_pred'] = rows['attr_pred']
+            if self.facts['sides']:
+                sides = rows['bbox_pred'][..., -4:]
+                decoded['bboxes'] = decoding.corners_of(torch, sides, points, clip_hw)
+            levels.append(decoded)
+        return levels
+
+
+class DecodeForm(nn.Module):
+    """What the form 'decode' adds to the network."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.decode, self.names = Decode(model), result_names(model, 'decode')
+
+    def forward(self, cam2img: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the outputs of 'decode', (B, A, ...).
+
+        `others` are image (B, 3, H, W), of which only the size is used, and img_shape (B, 2), of models with
+        boxes in the picture, and the maps of the network.
+        """
+        clip_hw, maps = clip_and_maps(self.decode.facts, others)
+        levels = self.decode(cam2img, clip_hw, maps)
+        return tuple(tap(name, torch.cat([level[name] for level in levels], 1)) for name in self.names)
+
+
+def clip_and_maps(
+    facts: dict[str, Any], others: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]:
+    """Return the sizes (B, 2) that boxes in the picture are clipped to, and the maps of the network.
+
+    `others` are the arguments of `DecodeForm.forward`; the sizes are None for models without such boxes.
+    """
+    if not facts['sides']:
+        return None, others
+    image, img_shape, *maps = others
+    return clip_size(image, img_shape), tuple(maps)
+
+
+class FullForm(nn.Module):
+    """What the form 'full' adds to the network: the best cells, suppression within classes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.decode, self.names = Decode(model), result_names(model, 'full')
+
+    def forward(self, cam2img: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the outputs of 'full', (B, n, ...); for `others` see `DecodeForm.forward`."""
+        facts = self.decode.facts
+        clip_hw, maps = clip_and_maps(facts, others)
+        levels = [self._best(level) for level in self.decode(cam2img, clip_hw, maps)]
+        rows = {name: torch.cat([level[name] for level in levels], 1) for name in levels[0]}
+        best, cells, labels = self._suppressed(rows['boxes'], rows['scores'])
+        present = best > NO_CANDIDATE
+        results = dict(
+            boxes=gather_rows(rows['boxes'], cells),
+            scores=best,
+            labels=labels,
+        )
+        if facts['attributes']:
+            results['attributes'] = gather_rows(rows['attr_pred'], cells).max(2)[1]
+        if facts['sides']:
+            results['bboxes'] = gather_rows(rows['bboxes'], cells)
+        outputs = []
+        for name in self.names:
+            tensor = results[name]
+            padding = torch.full_like(tensor, -1 if name == 'labels' else 0)
+            mask = present[..., None] if tensor.dim() == 3 else present
+            outputs.append(tap(name, torch.where(mask, tensor, padding)))
+        return tuple(outputs)
+
+    def _best(self, level: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the rows of the `nms_pre` cells of a level with the best scores of any class."""
+        count = self.decode.facts['nms_pre']
+        if count <= 0:
+            return level
+        ranks = level['scores'].amax(2)
+        rows = ranks.topk(limit(count, ranks.shape[1]), 1)[1]
+        return {name: gather_rows(values, rows) for name, values in level.items()}
+
+    def _suppressed(
+        self, boxes: torch.Tensor, scores: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return scores, cells and labels (B, n) of the results; scores behind them are `NO_CANDIDATE`.
+
+        Boxes of each class are compared on a plane of their own. `boxes` are (B, A, D), `scores` (B, A, C).
+        """
+        facts = self.decode.facts
+        classes = scores.shape[2]
+        passing = scores > facts['score_thr']
+        scores = torch.where(passing, scores, torch.full_like(scores, NO_CANDIDATE))
+        count = passing.sum(1).amax().clamp(min=1)
+        best, cells = scores.transpose(1, 2).topk(count, 2)  # (B, C, m)
+        flat_cells = cells.flatten(1)
+        above = gather_rows(decoding.seen_from_above(torch, boxes), flat_cells)
+        above = above.reshape(-1, best.shape[2], 5)
+        valid = (best > NO_CANDIDATE).flatten(0, 1)
+        keep = rotated_keep(above, valid, facts['nms_thr']).reshape(best.shape)
+        best = torch.where(keep, best, torch.full_like(best, NO_CANDIDATE)).flatten(1)
+        labels = torch.arange(classes, device=best.device)[None, :, None].expand_as(cells).flatten(1)
+        best, order = best.topk(limit(facts['max_per_img'], best.shape[1]), 1)
+        count = (best > NO_CANDIDATE).sum(1).max()
+        best, order = best[:, :count], order[:, :count]
+        return best, flat_cells.gather(1, order), labels.gather(1, order)

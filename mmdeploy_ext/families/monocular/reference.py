@@ -1,0 +1,227 @@
+"""Monocular detectors as mmdet3d runs them, unpatched: what a proof compares the graphs with.
+
+Glossary: B batch.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet3d.core.bbox import Box3DMode, CameraInstance3DBoxes
+from torch import nn
+
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.families.monocular import cameras
+from mmdeploy_ext.families.monocular.networks import SMOKE_NAMES, output_names
+from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections, padded_boxes
+from mmdeploy_ext.families.monocular.smoke_graphs import STRIDE
+from mmdeploy_ext.families.parts.mmdet_reference import metas_of, tested
+from mmdeploy_ext.preprocess.pictures import PreparedImage
+
+SAME_TURN = 1e-3
+"""Radians by which two yaws that differ by half a turn may differ besides."""
+
+
+def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
+    """Return mmdet3d's `img_metas`: the network input counts as the original picture, with its camera.
+
+    FCOS3D and PGD take no `scale_factor` of a picture that was resized: mmdet3d divides two columns by its
+    four numbers.
+    """
+    batch = metas_of(images)
+    for meta, image in zip(batch, images, strict=True):
+        meta.update(
+            cam2img=cameras.camera_of(image),
+            scale_factor=1.0,
+            box_type_3d=CameraInstance3DBoxes,
+            box_mode_3d=Box3DMode.CAM,
+            trans_mat=np.diag([1 / STRIDE, 1 / STRIDE, 1.0]).astype(np.float32),
+        )
+    return batch
+
+
+def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[MonocularDetections]:
+    """Return the results of the detector's own test path, picture by picture, in descending score order.
+
+    Of a batch mmdet3d gives the results of the first picture alone if the model has boxes in the picture.
+    Those are in pixels of the originals with `rescale`.
+    """
+    results = []
+    for image, meta in zip(images, metas(images), strict=True):
+        (result,) = tested(model, [image], [meta], rescale)
+        results.append(_as_detections(result, image, model))
+    if not rescale:
+        return results
+    return [of_image.scaled(image.scale_factor) for of_image, image in zip(results, images, strict=True)]
+
+
+def _as_detections(result: Mapping[str, Any], image: PreparedImage, model: nn.Module) -> MonocularDetections:
+    """Return a result of mmdet3d in the order of its scores; `model` gave it for the image."""
+    boxes, corners = result['img_bbox'], None
+    if 'img_bbox2d' in result:
+        corners = _corners_of_results(result, int(model.bbox_head.num_classes))
+    rows = boxes['boxes_3d'].tensor.numpy()
+    attributes = boxes['attrs_3d'].numpy() if 'attrs_3d' in boxes else None
+    camera = cameras.feeds([image], rescale=False)['unmoved_cam2img'][0]
+    return MonocularDetections(
+        padded_boxes(rows),
+        boxes['scores_3d'].numpy(),
+        boxes['labels_3d'].numpy(),
+        attributes,
+        corners,
+        tuple(map(tuple, camera.tolist())),
+        rows.shape[1],
+    ).best_first()
+
+
+def _corners_of_results(result: Mapping[str, Any], num_classes: int) -> np.ndarray:
+    """Return the boxes in the picture (n, 4) in the order of those in 3D; mmdet3d lists them by class."""
+    labels = result['img_bbox']['labels_3d'].numpy()
+    corners = np.zeros((len(labels), 4), np.float32)
+    for label in range(num_classes):
+        corners[labels == label] = result['img_bbox2d'][label][:, :4]
+    return corners
+
+
+def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
+    """Return the outputs by name of the forms 'raw' and 'decode', by mmdet3d's own head and coders.
+
+    `feeds` are those of `cameras.feeds`.
+    """
+    head = model.bbox_head
+    with torch.no_grad():
+        image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
+        outputs = head(model.extract_feat(image))
+        if not hasattr(head, 'scales'):
+            return {name: maps.numpy() for name, (maps,) in zip(SMOKE_NAMES, outputs, strict=True)}
+        listed = dict(zip(outputs_in_order(head), outputs, strict=True))
+        raw = {name: listed[name] for name in output_names(head)}
+        if form == 'raw':
+            return {
+                f'{name}_{level}': maps.cpu().numpy()
+                for name, levels in raw.items()
+                for level, maps in enumerate(levels)
+            }
+        return {name: array.cpu().numpy() for name, array in decoded_by_mmdet3d(model, raw, feeds).items()}
+
+
+def outputs_in_order(head: nn.Module) -> tuple[str, ...]:
+    """Return the names of all outputs of a head of FCOS3D or PGD in the order of its `forward`."""
+    depth = ('depth_cls_pred', 'weight') if hasattr(head, 'use_depth_classifier') else ()
+    return ('cls_score', 'bbox_pred', 'dir_cls_pred', *depth, 'attr_pred', 'centerness')
+
+
+def decoded_by_mmdet3d(
+    model: nn.Module, raw: Mapping[str, Sequence[torch.Tensor]], feeds: Mapping[str, np.ndarray]
+) -> dict[str, torch.Tensor]:
+    """Return the outputs of 'decode', as mmdet3d's `get_bboxes` hands them to its suppression.
+
+    Args:
+        model: a detector with a head of FCOS3D or PGD.
+        raw: name of an output of the head -> its maps of all levels.
+        feeds: inputs by name.
+    """
+    head, batch = model.bbox_head, []
+    absent = [None] * len(head.strides)
+    cfg = type(head.test_cfg)(dict(head.test_cfg, nms_pre=-1))
+    sizes = feeds.get('img_shape')
+    if sizes is None:
+        sizes = np.full((len(feeds['input']), 2), feeds['input'].shape[2:])
+    for index, (cam2img, size) in enumerate(zip(feeds['cam2img'], sizes, strict=True)):
+        size = np.where(size > 0, size, feeds['input'].shape[2:])
+        meta = dict(
+            cam2img=cam2img,
+            scale_factor=1.0,
+            img_shape=(*map(int, size), 3),
+            box_type_3d=CameraInstance3DBoxes,
+        )
+        levels = [
+            [None if maps is None else maps[index : index + 1].clone() for maps in raw.get(name, absent)]
+            for name in outputs_in_order(head)
+        ]
+        batch.append(_before_suppression(head, levels, meta, cfg))
+    results = {name: torch.stack([image[name] for image in batch]) for name in batch[0]}
+    if head.pred_attrs:
+        rows = [maps.permute(0, 2, 3, 1).flatten(1, 2) for maps in raw['attr_pred']]
+        results['attr_pred'] = torch.cat(rows, 1)
+    return results
+
+
+def _before_suppression(
+    head: nn.Module, levels: Sequence[Any], meta: dict[str, Any], cfg: Any
+) -> dict[str, torch.Tensor]:
+    """Return boxes (A, D), scores (A, C) and, if there are some, boxes in the picture (A, 4) of one image.
+
+    Args:
+        head: of FCOS3D or PGD.
+        levels: arguments of its `get_bboxes`, lists of a map per level.
+        meta: of the image.
+        cfg: test settings without a limit of candidates.
+    """
+    rows: dict[str, torch.Tensor] = {}
+    names = type(head)._get_bboxes_single.__globals__
+    suppress = names['box3d_multiclass_nms']
+
+    def record(*arguments: Any) -> Any:
+        boxes, _, scores, *_ = arguments
+        rows['boxes'] = CameraInstance3DBoxes(boxes, box_dim=boxes.shape[1], origin=(0.5, 0.5, 0.5)).tensor
+        rows['scores'] = scores[:, :-1].clone()
+        if len(arguments) > 8:
+            rows['bboxes'] = arguments[8].clone()
+        nothing = [argument[:0] if isinstance(argument, torch.Tensor) else argument for argument in arguments]
+        return suppress(*nothing)
+
+    with replaced_entry(names, 'box3d_multiclass_nms', record):
+        head.get_bboxes(*levels, [meta], cfg=cfg, rescale=False)
+    if not head.pred_bbox2d:
+        rows.pop('bboxes', None)
+    return rows
+
+
+def choose_as(
+    model: nn.Module,
+    feeds: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    reference: Mapping[str, np.ndarray],
+    ties_rtol: float = DEFAULT_RTOL,
+) -> dict[str, np.ndarray]:
+    """Return the reference with the yaws of 'decode' turned as the engine's, if rounding decides about it.
+
+    A yaw jumps by half a turn if the angle that the head outputs is at the end of its interval, or if both
+    directions have the same logit. See `ImageFamily.choose_as`.
+    """
+    chosen = dict(reference)
+    yaws, expected = outputs.get('boxes'), reference.get('boxes')
+    if yaws is None or expected is None or yaws.shape != expected.shape:
+        return chosen
+    gap = np.abs(yaws[..., 6] - expected[..., 6])
+    flipped = np.abs(gap - np.pi) < SAME_TURN
+    flipped |= np.abs(gap - 2 * np.pi) < SAME_TURN
+    if not flipped.any():
+        return chosen
+    raw, head = tensors(model, feeds, 'raw'), model.bbox_head
+    rows = {
+        name: np.concatenate(
+            [
+                raw[f'{name}_{level}']
+                .transpose(0, 2, 3, 1)
+                .reshape(len(gap), -1, raw[f'{name}_{level}'].shape[1])
+                for level in range(len(head.strides))
+            ],
+            1,
+        )
+        for name in output_names(head)
+        if name in ('bbox_pred', 'dir_cls_pred')
+    }
+    turns = (rows['bbox_pred'][..., 6] - head.dir_offset) / np.pi
+    is_tie = np.abs(turns - np.rint(turns)) < ties_rtol
+    if 'dir_cls_pred' in rows:
+        directions = rows['dir_cls_pred']
+        scale = np.abs(directions).max()
+        is_tie |= np.abs(directions[..., 0] - directions[..., 1]) <= ties_rtol * scale
+    chosen['boxes'] = expected.copy()
+    follow = flipped & is_tie
+    chosen['boxes'][..., 6][follow] = yaws[..., 6][follow]
+    return chosen

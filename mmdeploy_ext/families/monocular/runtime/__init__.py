@@ -1,0 +1,1 @@
+"""Monocular detectors without PyTorch: boxes of the outputs of a file, in numpy."""

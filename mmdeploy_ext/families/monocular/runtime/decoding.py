@@ -1,0 +1,164 @@
+"""From outputs of monocular heads to boxes, written once for numpy and PyTorch: `xp` is either of the two.
+
+A box is x, y, z of the middle of its bottom in metres, in the frame of the camera (x to the right, y down, z
+ahead), its sizes along x, y and z before it is turned, in metres, its yaw about y in radians, and of some
+models the velocity along x and z in m/s.
+
+A camera is the matrix (4, 4) from its frame to pixels of the network input times depth, whose last row is 0 0
+0 1. KITTI's has a translation, nuScenes' is a matrix (3, 3) in its upper left.
+
+Source: mmdet3d 1.0.0rc6, core/bbox/coders/{fcos3d,pgd,smoke}_bbox_coder.py, core/bbox/structures/utils.py,
+models/dense_heads/{fcos_mono3d,pgd,smoke_mono3d}_head.py.
+
+Glossary: B images, A cells of a level, K peaks, C classes, D values of a box.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.families.parts.runtime.box_coders import constant, sigmoid, softmax
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import ModuleType
+
+PI = float(np.float32(np.pi))
+NO_ZERO = 1e-7
+"""Number that SMOKE adds to what it divides by."""
+
+
+def cross(xp: ModuleType, first: Any, second: Any) -> Any:
+    """Return the cross products (..., 3) of vectors (..., 3)."""
+    (x, y, z), (u, v, w) = ([side[..., axis] for axis in range(3)] for side in (first, second))
+    return xp.stack([y * w - z * v, z * u - x * w, x * v - y * u], -1)
+
+
+def located(xp: ModuleType, centres: Any, depths: Any, cam2img: Any) -> Any:
+    """Return the places (B, A, 3) in the frame of the camera of centres in the picture.
+
+    Args:
+        xp: numpy or torch.
+        centres: (B, A, 2) x and y, pixels of the network input.
+        depths: (B, A), metres.
+        cam2img: (B, 4, 4) cameras.
+    """
+    rows = [cam2img[:, row, :3] for row in range(3)]
+    columns = [cross(xp, rows[1], rows[2]), cross(xp, rows[2], rows[0]), cross(xp, rows[0], rows[1])]
+    determinant = (rows[0] * columns[0]).sum(-1)[:, None]
+    seen = xp.concatenate([centres * depths[..., None], depths[..., None]], -1) - cam2img[:, None, :3, 3]
+    return sum(seen[..., axis : axis + 1] * (columns[axis] / determinant)[:, None] for axis in range(3))
+
+
+def on_the_ground(xp: ModuleType, boxes: Any) -> Any:
+    """Return boxes (..., D) whose place is the middle of the bottom, of boxes by the middle of the volume."""
+    bottom = boxes[..., 1:2] + boxes[..., 4:5] * 0.5
+    return xp.concatenate([boxes[..., :1], bottom, boxes[..., 2:]], -1)
+
+
+def seen_from_above(xp: ModuleType, boxes: Any) -> Any:
+    """Return x, z, both sizes on the ground and the angle (..., 5) of boxes (..., D), for a suppression."""
+    parts = [boxes[..., 0], boxes[..., 2], boxes[..., 3], boxes[..., 5], -boxes[..., 6]]
+    return xp.stack(parts, -1)
+
+
+def mixed_depth(xp: ModuleType, direct: Any, logits: Any, depth: Mapping[str, Any]) -> Any:
+    """Return depths (B, A) of PGD, of direct ones (B, A) and the logits (B, A, bins) of bins of depth.
+
+    `depth` has the depths of the `bins` (their logarithms if `logarithms`), and the share of the `direct`
+    depth.
+    """
+    expected = (softmax(logits) * constant(depth['bins'], logits)).sum(-1)
+    if depth['logarithms']:
+        expected = xp.exp(expected)
+    return direct * depth['direct'] + expected * (1 - depth['direct'])
+
+
+def scores_of(xp: ModuleType, rows: Mapping[str, Any], facts: Mapping[str, Any]) -> Any:
+    """Return the scores (B, A, C) in 0..1 that FCOS3D and PGD compare with thresholds and with each other.
+
+    They are those of the class times the centerness, and of PGD times the confidence of the depth: the mean
+    of the two likeliest bins, and of some models a factor of the uncertainty. `rows` are as for `boxes_of`.
+    """
+    scores = sigmoid(xp, rows['cls_score']) * sigmoid(xp, rows['centerness'])
+    if facts['depth']:
+        shares = softmax(rows['depth_cls_pred'])
+        best = shares.topk(2, -1)[0] if hasattr(shares, 'topk') else np.sort(shares, -1)[..., -2:]
+        scores = scores * best.mean(-1)[..., None]
+        if facts['depth']['uncertain']:
+            scores = scores * xp.exp(-rows['weight'][..., -1:])
+    return scores
+
+
+def boxes_of(
+    xp: ModuleType, rows: Mapping[str, Any], points: Any, cam2img: Any, facts: Mapping[str, Any]
+) -> Any:
+    """Return the boxes (B, A, D) of a level of FCOS3D or PGD.
+
+    Args:
+        xp: numpy or torch.
+        rows: name of an output of the head -> its values in the cells, (B, A, columns).
+        points: (A, 2) x and y of the middle of each cell, pixels.
+        cam2img: (B, 4, 4) cameras.
+        facts: entry `postprocess` of the metadata.
+    """
+    boxes = rows['bbox_pred'][..., : facts['code_size']]
+    centres, depths = points - boxes[..., :2], boxes[..., 2]
+    if facts['depth']:
+        depths = mixed_depth(xp, depths, rows['depth_cls_pred'], facts['depth'])
+    places = located(xp, centres, depths, cam2img)
+    yaw, offset = boxes[..., 6], facts['dir_offset']
+    if 'dir_cls_pred' in rows:
+        directions = rows['dir_cls_pred']
+        turns = xp.where(directions[..., 1] > directions[..., 0], constant(PI, yaw), constant(0.0, yaw))
+    else:
+        turns = 0.0
+    turned = yaw - offset
+    yaw = turned - xp.floor(turned / PI) * PI + offset + turns
+    focal, middle = cam2img[:, 0, :1], cam2img[:, 0, 2:3]
+    yaw = xp.arctan((centres[..., 0] - middle) / focal) + yaw
+    return on_the_ground(xp, xp.concatenate([places, boxes[..., 3:6], yaw[..., None], boxes[..., 7:]], -1))
+
+
+def corners_of(xp: ModuleType, sides: Any, points: Any, clip_hw: Any) -> Any:
+    """Return boxes (B, A, 4) xyxy in pixels, clipped to pictures, of PGD's distances to their four sides.
+
+    Args:
+        xp: numpy or torch.
+        sides: (B, A, 4) left, top, right, bottom, pixels.
+        points: (A, 2) that they are measured from.
+        clip_hw: (B, 2) heights and widths of the pictures.
+    """
+    upper = xp.stack([clip_hw[:, 1], clip_hw[:, 0]], -1)[:, None]
+    corners = [points - sides[..., :2], points + sides[..., 2:]]
+    return xp.concatenate([xp.minimum(xp.clip(corner, 0, None), upper) for corner in corners], -1)
+
+
+def smoke_boxes(
+    xp: ModuleType, values: Any, cells: Any, labels: Any, cam2img: Any, stride: Any, facts: Mapping[str, Any]
+) -> Any:
+    """Return the boxes (B, K, D) of SMOKE's peaks.
+
+    Args:
+        xp: numpy or torch.
+        values: (B, K, 8) of the map of boxes at the peaks: offset of the depth, offsets x and y of the
+            centre in cells, three logarithms of sizes, sine and cosine of the angle of view.
+        cells: (B, K, 2) x and y of the peaks.
+        labels: (B, K) int64 classes of the peaks.
+        cam2img: (B, 4, 4) cameras.
+        stride: pixels of a cell, x and y (2,).
+        facts: entry `postprocess` of the metadata.
+    """
+    mean, spread = facts['base_depth']
+    depths = values[..., 0] * spread + mean
+    places = located(xp, (cells + values[..., 1:3]) * stride, depths, cam2img)
+    sizes = xp.exp(values[..., 3:6]) * constant(facts['base_dims'], values)[labels]
+    sine, cosine = values[..., 6], values[..., 7]
+    ray = xp.arctan(places[..., 0] / (places[..., 2] + NO_ZERO))
+    quarter = xp.where(cosine >= 0, constant(-PI / 2, sine), constant(PI / 2, sine))
+    yaw = xp.arctan(sine / (cosine + NO_ZERO)) + quarter + ray
+    yaw = xp.where(yaw > PI, yaw - 2 * PI, yaw)
+    yaw = xp.where(yaw < -PI, yaw + 2 * PI, yaw)
+    return on_the_ground(xp, xp.concatenate([places, sizes, yaw[..., None]], -1))

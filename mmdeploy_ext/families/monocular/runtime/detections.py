@@ -1,0 +1,62 @@
+"""Boxes in 3D that a monocular detector finds in one picture. Needs numpy only.
+
+Glossary: n results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from mmdeploy_ext.runtime.detections import Scored
+
+
+@dataclasses.dataclass(frozen=True)
+class MonocularDetections(Scored):
+    """Boxes of one picture, in the frame of its camera, see `decoding`.
+
+    Attributes:
+        boxes: (n, 9) float32; velocities are 0 if the model has none.
+        scores: (n,) float32 in 0..1.
+        labels: (n,) int64 class indices.
+        attributes: (n,) int64 index of the attribute, such as 'moving'; None of models without attributes.
+        bboxes_xyxy: (n, 4) float32, boxes in the picture, pixels of the network input or of the original
+            picture; None of models without such.
+        camera: four rows of the matrix from the frame of the camera to pixels of the picture times depth, to
+            draw with; empty if the picture has none.
+        code_size: number of columns that the model gives: 7, or 9 with a velocity.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    attributes: np.ndarray | None = None
+    bboxes_xyxy: np.ndarray | None = None
+    camera: tuple[tuple[float, ...], ...] = ()
+    code_size: int = 9
+
+    def scaled(self, scale_factor: np.ndarray) -> MonocularDetections:
+        """Return the boxes in the picture, and the camera, divided by `scale_factor` (4,), `w h w h`."""
+        ratios = scale_factor.astype(np.float32)
+        corners = None if self.bboxes_xyxy is None else self.bboxes_xyxy / ratios
+        rows = np.array(self.camera).reshape(-1, 4)
+        rows[:2] /= ratios[:2, None]
+        return dataclasses.replace(self, bboxes_xyxy=corners, camera=tuple(map(tuple, rows.tolist())))
+
+    def place(self, index: int) -> dict[str, Any]:
+        """Return `box`, the columns of one box, `attribute`, and `bbox_xyxy`, if the model gives them."""
+        place: dict[str, Any] = dict(
+            box=[round(float(value), 4) for value in self.boxes[index, : self.code_size]]
+        )
+        if self.attributes is not None:
+            place['attribute'] = int(self.attributes[index])
+        if self.bboxes_xyxy is not None:
+            place['bbox_xyxy'] = [round(float(value), 3) for value in self.bboxes_xyxy[index]]
+        return place
+
+
+def padded_boxes(boxes: np.ndarray) -> np.ndarray:
+    """Return boxes (n, 9) float32 of boxes (n, 7 to 9); missing velocities are 0."""
+    return np.pad(boxes, [(0, 0), (0, 9 - boxes.shape[1])]).astype(np.float32)

@@ -1,0 +1,119 @@
+"""FCOS3D and PGD without PyTorch: results of the outputs of files of any form, in numpy.
+
+Glossary: B batch, A cells of a level or of all, C classes, h, w size of a level's maps.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.families.monocular.runtime import decoding
+from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections, padded_boxes
+from mmdeploy_ext.families.monocular.runtime.results import (
+    draw,
+    from_padded,
+    in_original_pixels,
+    rows_of_camera,
+)
+from mmdeploy_ext.runtime.bev_nms import rotated_nms
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.runtime.detections import Arrays
+
+__all__ = ['detections', 'draw']
+
+
+def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:
+    """Turn the outputs of a graph of any form into results, see `runtime/family_runtime.py`.
+
+    Feeds hold `input` and `cam2img`, and may hold `img_shape`, `scale_factor` and `unmoved_cam2img`.
+    """
+    if metadata.form == 'full':
+        return from_padded(outputs, feeds)
+    facts = metadata.postprocess
+    _, _, height, width = feeds['input'].shape
+    sizes = [(-(-height // stride), -(-width // stride)) for stride in facts['strides']]
+    if metadata.form == 'raw':
+        outputs = decoded(outputs, feeds, sizes, facts)
+    counts = [rows * columns for rows, columns in sizes]
+    images = [
+        best_boxes({name: array[index] for name, array in outputs.items()}, counts, facts)
+        for index in range(len(outputs['boxes']))
+    ]
+    images = [
+        MonocularDetections(*columns, camera=rows_of_camera(feeds, index), code_size=facts['code_size'])
+        for index, columns in enumerate(images)
+    ]
+    return in_original_pixels(images, feeds)
+
+
+def decoded(
+    outputs: Arrays, feeds: Arrays, sizes: list[tuple[int, int]], facts: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Return the outputs of the form 'decode', of those of the form 'raw'.
+
+    Args:
+        outputs: name of an output of the head and level, such as `cls_score_0` -> map (B, columns, h, w).
+        feeds: see `detections`.
+        sizes: h, w of each level.
+        facts: entry `postprocess` of the metadata.
+    """
+    levels: list[dict[str, np.ndarray]] = []
+    clip_hw = feeds.get('img_shape')
+    if clip_hw is None:
+        clip_hw = np.full((len(feeds['input']), 2), feeds['input'].shape[2:], np.float32)
+    for level, (stride, (height, width)) in enumerate(zip(facts['strides'], sizes, strict=True)):
+        rows = {
+            name.rpartition('_')[0]: maps.transpose(0, 2, 3, 1).reshape(len(maps), -1, maps.shape[1])
+            for name, maps in outputs.items()
+            if name.rpartition('_')[2] == str(level)
+        }
+        y, x = np.mgrid[:height, :width].reshape(2, -1).astype(np.float32) * stride + stride // 2
+        points = np.stack([x, y], -1)
+        values = dict(
+            boxes=decoding.boxes_of(np, rows, points, feeds['cam2img'], facts),
+            scores=decoding.scores_of(np, rows, facts),
+        )
+        if facts['attributes']:
+            values['attr_pred'] = rows['attr_pred']
+        if facts['sides']:
+            values['bboxes'] = decoding.corners_of(np, rows['bbox_pred'][..., -4:], points, clip_hw)
+        levels.append(values)
+    return {name: np.concatenate([values[name] for values in levels], 1) for name in levels[0]}
+
+
+def best_boxes(
+    decoded: Arrays, counts: list[int], facts: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Return boxes (n, 9), scores, labels, attributes and boxes in the picture of one image, best first.
+
+    `decoded` are its outputs of the form 'decode', `counts` the cells of each level. What the model does not
+    give is None.
+    """
+    chosen, start = [], 0
+    for count in counts:
+        ranks = decoded['scores'][start : start + count].max(1)
+        order = np.argsort(-ranks, kind='stable')
+        chosen.append(start + (order[: facts['nms_pre']] if facts['nms_pre'] > 0 else np.arange(count)))
+        start += count
+    cells = np.concatenate(chosen)
+    boxes, scores = decoded['boxes'][cells], decoded['scores'][cells]
+    above = decoding.seen_from_above(np, boxes)
+    rows, labels = [], []
+    for label in range(scores.shape[1]):
+        candidates = np.flatnonzero(scores[:, label] > np.float32(facts['score_thr']))
+        candidates = candidates[np.argsort(-scores[candidates, label], kind='stable')]
+        kept = candidates[rotated_nms(above[candidates], facts['nms_thr'])]
+        rows.append(kept)
+        labels.append(np.full_like(kept, label))
+    row, label = np.concatenate(rows), np.concatenate(labels)
+    order = np.argsort(-scores[row, label], kind='stable')[: facts['max_per_img']]
+    row, label = row[order], label[order]
+    attributes = decoded['attr_pred'][cells[row]].argmax(1) if facts['attributes'] else None
+    corners = decoded['bboxes'][cells[row]] if facts['sides'] else None
+    return padded_boxes(boxes[row]), scores[row, label], label, attributes, corners

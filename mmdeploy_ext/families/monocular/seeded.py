@@ -1,0 +1,77 @@
+"""Seeded weights of monocular detectors: the targets of the last layers of their heads.
+
+The network is filled as other detectors of pictures are. Boxes are some metres long and 5 to 50 m away.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.synthetic.seeded import HeadStep, fill_seeded, normalisation
+from mmdeploy_ext.synthetic.seeded_dense import MAX_LOGIT
+from mmdeploy_ext.synthetic.seeded_layers import Target, outputs_of, rescale
+
+LOGITS = {True: Target(-2.6, 0.9), False: Target(-4.2, 1.3)}
+"""Target of class logits, by whether the head is SMOKE's: some of a hundred scores pass the threshold."""
+TARGETS = {
+    r'conv_centerness': Target(0.5, 1.0),
+    r'conv_(dir_cls|attr)': Target(0.0, 1.0),
+    r'conv_depth_cls': Target(0.0, 1.5),
+    r'conv_weights\.\d+': Target(0.3, 0.3),
+}
+"""Names of last layers -> target of their outputs."""
+PLACES = {
+    True: (Target(0.0, 0.6), Target(0.0, 0.5), Target(0.0, 0.2)),
+    False: (Target(0.0, 0.6), Target(2.8, 0.5), Target(0.8, 0.4)),
+}
+"""Targets of offsets of centres in strides, of depths and of sizes, by whether they are relative to means;
+otherwise depths and sizes are logarithms of metres."""
+YAW, REST, SMOKE_VALUES = Target(0.5, 1.5), Target(0.5, 1.0), Target(0.0, 0.7)
+"""Targets of yaws, of the other columns of boxes of FCOS3D and PGD, and of all columns of SMOKE."""
+
+
+def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
+    """Fill a detector in place, by the normalisation of its config, and return it."""
+    return fill_seeded(model, seed, *normalisation(cfg), head_steps=_head_steps)
+
+
+def _head_steps(
+    model: nn.Module, pictures: torch.Tensor, exposed_pictures: torch.Tensor
+) -> tuple[HeadStep, HeadStep]:
+    """Return the step that runs the head, and the step that rescales its last layers."""
+    return model.bbox_head, functools.partial(_scale, model, exposed_pictures)
+
+
+def _scale(model: nn.Module, exposed_pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
+    """Rescale the last layers of the head in place, given the features of each level."""
+    head, features = model.bbox_head, list(features)
+    exposed = list(model.extract_feat(exposed_pictures))
+    is_smoke = not hasattr(head, 'scales')
+    targets = dict(TARGETS, conv_cls=LOGITS[is_smoke])
+    for index in range(len(head.conv_regs)):
+        targets[rf'conv_regs\.{index}'] = _box_target(head, index, is_smoke)
+    for names, (mean, deviation) in targets.items():
+        for name, layer in head.named_modules():
+            if not isinstance(layer, nn.Conv2d) or not re.fullmatch(names, name):
+                continue
+            rescale(layer, outputs_of(layer, lambda: head(features)), mean, deviation)
+            if name == 'conv_cls':
+                logits = outputs_of(layer, lambda: head(exposed))
+                share = min(1.0, float((MAX_LOGIT - mean) / (logits.amax() - mean).clamp(min=1e-6)))
+                layer.weight.mul_(share)
+                layer.bias.copy_(mean - share * (mean - layer.bias))
+
+
+def _box_target(head: nn.Module, index: int, is_smoke: bool) -> Target:
+    """Return the target of the branch `index` of the layers of boxes."""
+    if is_smoke:
+        return SMOKE_VALUES
+    if index == 1:
+        return PLACES[head.bbox_coder.base_depths is not None][1]
+    if index in (0, 2):
+        return PLACES[head.bbox_coder.base_dims is not None][index]
+    return YAW if index == 3 else REST

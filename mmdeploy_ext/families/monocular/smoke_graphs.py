@@ -1,0 +1,136 @@
+"""The graph of SMOKE: scores and values of boxes in cells, peaks of scores, boxes of the peaks.
+
+Source of the algorithm: mmdet3d 1.0.0rc6, models/dense_heads/smoke_mono3d_head.py `get_bboxes`,
+core/bbox/coders/smoke_bbox_coder.py.
+
+Glossary: B batch, C classes, K peaks, n results, H, W network input in pixels, h, w size of the maps.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.postprocess.sizes import hw
+from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
+from mmdeploy_ext.families.monocular.graphs import BOX, camera_input
+from mmdeploy_ext.families.monocular.networks import SMOKE_NAMES, PeaksNetwork
+from mmdeploy_ext.families.monocular.runtime import decoding
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.dense_heads import rows_of
+from mmdeploy_ext.families.parts.image_tensors import image_input
+from mmdeploy_ext.families.parts.runtime.box_coders import peaks_of
+
+FULL_NAMES = ('boxes', 'scores', 'labels')
+"""Outputs of the form 'full'."""
+PEAKS, WINDOW, SCORE_THR = 100, 3, 0.25
+"""Number of peaks, side of the square in which a cell is the highest, and least score: constants of mmdet3d's
+code, which does not read the `topK`, `local_maximum_kernel` and `max_per_img` of `test_cfg`."""
+STRIDE = 4
+"""Pixels of a cell of the maps of DLA's neck, the `down_ratio` of the test pipeline."""
+
+
+def postprocess_facts(model: nn.Module) -> dict[str, Any]:
+    """Return the metadata's entry `postprocess`: all numbers by which outputs become results."""
+    head, coder = model.bbox_head, model.bbox_head.bbox_coder
+    return dict(
+        num_classes=int(head.num_classes),
+        code_size=int(head.bbox_code_size),
+        base_depth=[float(value) for value in coder.base_depth],
+        base_dims=[[float(value) for value in sizes] for sizes in coder.base_dims],
+        window=WINDOW,
+        max_per_img=PEAKS,
+        score_thr=SCORE_THR,
+    )
+
+
+def smallest(model: nn.Module) -> int:
+    """Return the smallest side of an input, pixels: a square of it has as many scores as there are peaks."""
+    classes = int(model.bbox_head.num_classes)
+    cells = next(side for side in range(1, PEAKS + 1) if side * side * classes >= PEAKS)
+    return cells * STRIDE
+
+
+def spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a form."""
+    image = image_input(options, smallest(model), 32)
+    batch, classes = image.axes[0], int(model.bbox_head.num_classes)
+    if options.form == 'raw':
+        size = ('h', 'w')
+        if not options.dynamic:
+            (size,) = detector_parts.map_sizes(
+                model, lambda detector, pictures: detector.extract_feat(pictures), 1, options
+            )
+        values = 'offset of the depth, of the centre (cells), logarithms of sizes, sine and cosine'
+        outputs = (
+            TensorSpec('heat', 'float32', (batch, classes, *size), 'scores of centres, 0..1'),
+            TensorSpec('bbox_pred', 'float32', (batch, 8, *size), values),
+        )
+        return GraphSpec('smoke/raw', (image,), outputs)
+    outputs = (
+        TensorSpec('boxes', 'float32', (batch, 'n', 7), f'{BOX}; padded with zeros', compare='detections'),
+        TensorSpec(
+            'scores',
+            'float32',
+            (batch, 'n'),
+            'in descending order; padded with zeros',
+            compare='detections',
+        ),
+        TensorSpec(
+            'labels', 'int64', (batch, 'n'), 'class indices; -1 where a row is padding', compare='detections'
+        ),
+    )
+    return GraphSpec('smoke/full', (image, camera_input(batch)), outputs)
+
+
+def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
+    chain = [Stage('network', PeaksNetwork(fuse(model) if fold else model), ('input',), SMOKE_NAMES)]
+    if options.form == 'full':
+        inputs = ('input', 'cam2img', *SMOKE_NAMES)
+        chain.append(Stage('postprocess', SmokeFullForm(model), inputs, FULL_NAMES))
+    return chain
+
+
+class SmokeFullForm(nn.Module):
+    """What the form 'full' adds to the network."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.facts = postprocess_facts(model)
+
+    def forward(
+        self, image: torch.Tensor, cam2img: torch.Tensor, heat: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Return boxes (B, n, 7), scores and labels (B, n); rows behind the results are zero, label -1.
+
+        Args:
+            image: (B, 3, H, W); only its size is used.
+            cam2img: (B, 4, 4).
+            heat: (B, C, h, w) scores.
+            values: (B, 8, h, w) of boxes.
+        """
+        peaks = peaks_of(torch, heat, self.facts['window'])
+        scores, indices = peaks.flatten(1).topk(self.facts['max_per_img'], 1)
+        size = hw(heat)
+        height, width = size.unbind()
+        cells = height * width
+        labels, cell = torch.div(indices, cells, rounding_mode='floor'), indices % cells
+        places = torch.stack([cell % width, torch.div(cell, width, rounding_mode='floor')], 2).to(values)
+        stride = (hw(image).to(values) / size.to(values)).flip(0)
+        rows = gather_rows(rows_of(values, values.shape[1]), cell)
+        boxes = decoding.smoke_boxes(torch, rows, places, labels, cam2img, stride, self.facts)
+        present = scores > self.facts['score_thr']
+        count = present.sum(1).max()
+        boxes, scores, labels, present = (part[:, :count] for part in (boxes, scores, labels, present))
+        results = (
+            torch.where(present[..., None], boxes, torch.zeros_like(boxes)),
+            torch.where(present, scores, torch.zeros_like(scores)),
+            torch.where(present, labels, torch.full_like(labels, -1)),
+        )
+        return tuple(tap(name, tensor) for name, tensor in zip(FULL_NAMES, results, strict=True))

@@ -1,0 +1,98 @@
+"""Intrinsic matrices of cameras of single pictures: their form, and their file. Needs numpy alone.
+
+A camera is a matrix from the frame of the camera, in metres, to pixels times depth: (3, 3), or with a
+translation (3, 4) or (4, 4).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError, ShapeError
+from mmdeploy_ext.core.files import read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CAMERA = 'cam2img'
+"""Name of the input of a graph that takes the cameras of pictures."""
+
+
+def square_matrix(matrix: Any) -> np.ndarray:
+    """Return a matrix (3, 3), (3, 4) or (4, 4) as (4, 4) float64, the rest that of the identity.
+
+    ValueError: another shape, or not finite.
+    """
+    array = np.asarray(matrix, np.float64)
+    if array.shape not in ((3, 3), (3, 4), (4, 4)) or not np.isfinite(array).all():
+        raise ValueError(f'got {array.tolist()}, expected 3x3, 3x4 or 4x4 finite numbers')
+    square = np.eye(4)
+    square[: array.shape[0], : array.shape[1]] = array
+    return square
+
+
+def check_camera(camera: np.ndarray) -> None:
+    """Refuse (ShapeError) a camera (4, 4) that graphs of monocular detectors would read wrongly.
+
+    Its last row has to be 0 0 0 1, and its focal lengths positive.
+    """
+    if not np.array_equal(camera[3], (0, 0, 0, 1)) or camera[0, 0] <= 0 or camera[1, 1] <= 0:
+        raise ShapeError(
+            f'cam2img: got {camera.tolist()}; expected positive focal lengths and a last row of 0 0 0 1'
+        )
+
+
+def unmoved(cam2img: np.ndarray, to_input: np.ndarray, scale_factor: np.ndarray) -> np.ndarray:
+    """Return a camera (4, 4) of a network input without what moved the picture in it, padding or a warp.
+
+    The picture of the result is the original times `scale_factor`, so that dividing by it gives the camera of
+    the original.
+
+    Args:
+        cam2img: (4, 4) of the network input.
+        to_input: (3, 3) matrix from pixels of the original picture to those of the input.
+        scale_factor: (4,) `w h w h`, input / original.
+    """
+    scale = np.diag([float(scale_factor[0]), float(scale_factor[1]), 1.0])
+    return square_matrix(scale @ np.linalg.inv(to_input)) @ cam2img.astype(np.float64)
+
+
+def cameras_of(content: Any) -> dict[str, np.ndarray]:
+    """Return file name -> camera (4, 4) of the content of a JSON file; '' is that of all other pictures.
+
+    The content is a matrix, or a dict of file name -> matrix, or the annotations of mmdet3d's monocular data
+    sets, whose `images` have `file_name` and `cam_intrinsic`. ValueError: none of these.
+    """
+    if isinstance(content, list):
+        content = {'': content}
+    elif isinstance(content, dict) and isinstance(content.get('images'), list):
+        content = {image['file_name']: image['cam_intrinsic'] for image in content['images']}
+    elif not isinstance(content, dict):
+        raise ValueError('expected a matrix, or file names and their matrices')
+    return {name: square_matrix(matrix) for name, matrix in content.items()}
+
+
+def read_cameras(path: str | Path) -> dict[str, np.ndarray]:
+    """Return `cameras_of` a JSON file; DataError names the file and what is wrong."""
+    try:
+        return cameras_of(read_json(path))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f'{path}: holds no cameras: {error}') from error
+
+
+def camera_for(cameras: Mapping[str, np.ndarray], picture: str | Path) -> np.ndarray:
+    """Return the camera of a picture: that of its path, or of a name in which its path ends, or of all.
+
+    DataError: there is none.
+    """
+    path = Path(picture).as_posix()
+    for name, camera in cameras.items():
+        if name and (path == name or path.endswith(f'/{name}')):
+            return camera
+    by_name = {Path(name).name: camera for name, camera in cameras.items() if name}
+    if (camera := by_name.get(Path(path).name, cameras.get(''))) is None:
+        raise DataError(f'{picture}: has no camera in the file of cameras, which has {len(cameras)}')
+    return camera

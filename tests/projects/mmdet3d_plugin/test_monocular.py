@@ -1,0 +1,270 @@
+"""FCOS3D, PGD and SMOKE: proofs of toys, planted faults, cameras, what is refused."""
+
+import dataclasses
+import functools
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet3d.datasets.pipelines.transforms_3d import AffineResize
+
+from marking import in_suite
+from mmdeploy_ext.cli import run_app
+from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.families.monocular import cameras, graphs, networks, reference, smoke_graphs
+from mmdeploy_ext.families.monocular.runtime import decoding
+from mmdeploy_ext.families.parts import mmdet_reference
+from mmdeploy_ext.preprocess.cam2img import camera_for, cameras_of, check_camera, square_matrix
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.references import references
+from proofs import run_cases
+from toy_monocular import KINDS, SIZE, exported, options, picture, seeded, toy
+
+FORMS = [
+    (kind, form)
+    for kind in KINDS
+    for form in ('full', 'decode', 'raw')
+    if (kind, form) != ('smoke', 'decode')
+]
+
+
+@pytest.mark.parametrize(('kind', 'form'), in_suite(FORMS, ('smoke', 'full')))
+def test_a_file_of_any_size_is_proven(kind, form, tmp_path):
+    file = exported(kind, tmp_path / 'm.onnx', form=form, dynamic=True)
+    verdict, _ = prove(seeded(kind), file, [picture()])
+    assert verdict.proven, verdict.reasons
+    assert verdict.summary()['matched'] > 300
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_file_of_one_size_by_the_other_exporter_is_proven(kind, tmp_path):
+    file = exported(kind, tmp_path / 'm.onnx', exporter='dynamo')
+    verdict, _ = prove(seeded(kind), file, [picture()])
+    assert verdict.proven, verdict.reasons
+
+
+@functools.cache
+def known(kind):
+    return references(seeded(kind), options(kind, dynamic=True), [picture()])
+
+
+def changed(module, name, change):
+    """Return a patch of a function: `change` gets the original and its arguments."""
+    original = getattr(module, name)
+    return lambda patch: patch.setattr(module, name, functools.partial(change, original))
+
+
+def column(index, change):
+    """Return a change of the results of a function: that of one column of boxes."""
+
+    def changed_columns(original, *arguments):
+        boxes = original(*arguments).clone()
+        boxes[..., index] = change(boxes[..., index], boxes)
+        return boxes
+
+    return changed_columns
+
+
+def rows_changed(name, change):
+    def with_rows(original, xp, rows, *rest):
+        return original(xp, dict(rows, **{name: change(rows[name])}), *rest)
+
+    return with_rows
+
+
+def local_yaw(yaw, boxes):
+    return yaw - torch.arctan(boxes[..., 0] / boxes[..., 2])
+
+
+def frozen(original, xp, centres, depths, cam2img):
+    first = cameras.feeds(known('smoke')[0].images, rescale=False)['cam2img'][:1]
+    return original(xp, centres, depths, torch.from_numpy(first).expand_as(cam2img))
+
+
+def in_picture_plane(original, xp, boxes):
+    return xp.stack([boxes[..., 0], boxes[..., 1], boxes[..., 3], boxes[..., 4], -boxes[..., 6]], -1)
+
+
+def transposed(original, xp, centres, depths, cam2img):
+    turned = cam2img.clone()
+    turned[:, :3, :3] = cam2img[:, :3, :3].transpose(1, 2)
+    return original(xp, centres, depths, turned)
+
+
+def camera(change):
+    """Return a patch of the cameras that boxes are located by."""
+    return changed(decoding, 'located', lambda original, *rest: original(*rest[:3], change(rest[3])))
+
+
+def located_cells(change):
+    """Return a patch of the x and y of SMOKE's peaks."""
+    return changed(
+        decoding,
+        'smoke_boxes',
+        lambda original, xp, values, cells, *rest: original(xp, values, change(cells), *rest),
+    )
+
+
+def class_before(original, xp, values, cells, labels, *rest):
+    return original(xp, values, cells, (labels - 1).clamp(min=0), *rest)
+
+
+def depth_of_logarithm(original, *arguments):
+    maps = original(*arguments)
+    return torch.cat([maps[:, :2], maps[:, 2:3].log(), maps[:, 3:]], 1)
+
+
+def turned_the_other_way(original, xp, boxes):
+    return original(xp, boxes) * boxes.new_tensor([1.0, 1.0, 1.0, 1.0, -1.0])
+
+
+def certain(original, xp, rows, facts):
+    return original(xp, rows, dict(facts, depth=dict(facts['depth'], uncertain=False)))
+
+
+def bins_alone(original, xp, direct, logits, depth):
+    return original(xp, direct, logits, dict(depth, direct=0.0))
+
+
+def not_clipped(original, xp, sides, points, clip_hw):
+    return original(xp, sides, points, clip_hw * 9)
+
+
+def half_speed(speed, boxes):
+    return speed / 2
+
+
+def permuted_attributes(patch):
+    decode = graphs.Decode.forward
+
+    def forward(self, *arguments):
+        levels = decode(self, *arguments)
+        return [dict(level, attr_pred=level['attr_pred'].roll(1, -1)) for level in levels]
+
+    patch.setattr(graphs.Decode, 'forward', forward)
+
+
+FAULTS = {
+    'smoke: camera of the export': changed(decoding, 'located', frozen),
+    'smoke: camera of the first picture': camera(lambda cam2img: cam2img[:1].expand_as(cam2img)),
+    'smoke: transposed camera': changed(decoding, 'located', transposed),
+    'smoke: camera without its translation': camera(lambda cam: cam * cam.new_tensor([1.0, 1.0, 1.0, 0.0])),
+    'smoke: yaw as seen along the ray': changed(decoding, 'smoke_boxes', column(6, local_yaw)),
+    'smoke: y of the middle': changed(decoding, 'on_the_ground', lambda original, xp, boxes: boxes),
+    'smoke: centres half a cell off': located_cells(lambda cells: cells + 0.5),
+    'smoke: sizes of the class before': changed(decoding, 'smoke_boxes', class_before),
+    'smoke: no peaks': lambda patch: patch.setattr(smoke_graphs, 'WINDOW', 1),
+    'smoke: 99 peaks': lambda patch: patch.setattr(smoke_graphs, 'PEAKS', 99),
+    'fcos3d: transposed camera': changed(decoding, 'located', transposed),
+    'fcos3d: depth without exp': changed(networks, 'decoded_maps', depth_of_logarithm),
+    'fcos3d: other direction': changed(
+        decoding, 'boxes_of', rows_changed('dir_cls_pred', lambda rows: rows.flip(-1))
+    ),
+    'fcos3d: yaw as seen along the ray': changed(decoding, 'boxes_of', column(6, local_yaw)),
+    'fcos3d: attributes permuted': permuted_attributes,
+    'fcos3d: half of the velocity': changed(decoding, 'boxes_of', column(7, half_speed)),
+    'fcos3d: suppression in the plane of the picture': changed(decoding, 'seen_from_above', in_picture_plane),
+    'fcos3d: suppression of boxes turned the other way': changed(
+        decoding, 'seen_from_above', turned_the_other_way
+    ),
+    'fcos3d: corners of cells': changed(
+        graphs, 'cell_points', lambda original, maps, stride: original(maps, stride) - stride // 2
+    ),
+    'fcos3d: scores without centerness': changed(
+        decoding, 'scores_of', lambda original, xp, rows, facts: rows['cls_score'].sigmoid()
+    ),
+    'pgd: direct depth alone': changed(decoding, 'mixed_depth', lambda original, xp, direct, *rest: direct),
+    'pgd: depth of bins alone': changed(decoding, 'mixed_depth', bins_alone),
+    'pgd: scores without uncertainty': changed(decoding, 'scores_of', certain),
+    'pgd: boxes in the picture not clipped': changed(decoding, 'corners_of', not_clipped),
+}
+
+
+@pytest.mark.parametrize('fault', in_suite(FAULTS, 'smoke: camera of the export'))
+def test_a_planted_fault_is_not_proven(fault, tmp_path, monkeypatch):
+    kind, plant = fault.partition(':')[0], FAULTS[fault]
+    references_of_kind = known(kind)
+    with monkeypatch.context() as patch:
+        plant(patch)
+        file = exported(kind, tmp_path / 'm.onnx', dynamic=True)
+    with build_backend('OnnxRuntimeBackend', file) as backend:
+        assert not all(case.passed for case in run_cases(references_of_kind, backend))
+
+
+def test_mm2onnx_run_takes_a_file_of_cameras_and_gives_the_boxes_of_pytorch(tmp_path, capsys):
+    file, (_, image) = exported('smoke', tmp_path / 'm.onnx'), picture()
+    intrinsics, photo = [[250.0, 0, 160, 9], [0, 240.0, 50, 1], [0, 0, 1, 0.01]], tmp_path / 'a.png'
+    cv2.imwrite(str(photo), image)
+    command = [str(file), str(photo), '--out', str(tmp_path), '--json', str(tmp_path / 'a.json')]
+    assert run_app.main(command) == 2
+    assert 'takes the camera of each picture' in capsys.readouterr().err
+    (tmp_path / 'cameras.json').write_text(json.dumps({'images/a.png': intrinsics}))
+    assert run_app.main([*command, '--cameras', str(tmp_path / 'cameras.json')]) == 0
+    entries = json.loads((tmp_path / 'a.json').read_text())['images'][0]['detections']
+    deployment = seeded('smoke')
+    prepared = deployment.rule.apply(image, square_matrix(intrinsics))
+    (expected,) = deployment.family.reference_detections(deployment.model, [prepared], rescale=True)
+    boxes = np.array([entry['box'] for entry in entries])
+    assert len(boxes) == len(expected) > 20
+    np.testing.assert_allclose(boxes, expected.boxes[:, :7], atol=1e-3)
+
+
+def test_mmdet3d_gives_the_same_boxes_of_the_original_picture_with_its_matrix_of_the_warp():
+    deployment, (_, image) = seeded('smoke'), picture()
+    intrinsics = [[250.0, 0, 160, 9], [0, 240.0, 50, 1], [0, 0, 1, 0.01], [0, 0, 0, 1]]
+    prepared = deployment.rule.apply(image, square_matrix(intrinsics))
+    step = AffineResize(img_scale=SIZE[::-1], down_ratio=4)
+    results = step(dict(img=image.copy()))
+    (meta,) = reference.metas([prepared])
+    meta.update(cam2img=intrinsics, trans_mat=results['trans_mat'])
+    (upstream,) = mmdet_reference.tested(deployment.model, [prepared], [meta], rescale=True)
+    (expected,) = deployment.family.reference_detections(deployment.model, [prepared], rescale=True)
+    boxes = upstream['img_bbox']['boxes_3d'].tensor.numpy()
+    np.testing.assert_allclose(expected.boxes[:, :7], boxes, atol=1e-3)
+
+
+@pytest.mark.parametrize('size', [(100, 300), (375, 1242), (301, 77)])
+def test_a_warped_picture_is_that_of_affine_resize(size):
+    rule = seeded('smoke').rule
+    image = picture(height=size[0], width=size[1])[1]
+    expected = AffineResize(img_scale=SIZE[::-1], down_ratio=4)(dict(img=image.copy()))
+    prepared = dataclasses.replace(rule, mean=(0.0,) * 3, std=(1.0,) * 3, to_rgb=False).apply(image)
+    assert np.array_equal(prepared.tensor.transpose(1, 2, 0), expected['img'].astype(np.float32))
+    to_map = np.diag([0.25, 0.25, 1]) @ prepared.to_input
+    np.testing.assert_allclose(to_map, expected['trans_mat'], atol=1e-5)
+
+
+def test_cameras_are_read_by_path_by_name_and_for_all():
+    matrices = {'a/1.jpg': np.eye(3), 'b/1.jpg': 2 * np.eye(3), '': 3 * np.eye(3)}
+    read = cameras_of({name: matrix.tolist() for name, matrix in matrices.items()})
+    assert camera_for(read, 'data/b/1.jpg')[0, 0] == 2
+    assert camera_for(read, '2.jpg')[0, 0] == 3
+    listed = cameras_of(dict(images=[dict(file_name='x/3.jpg', cam_intrinsic=np.eye(3).tolist())]))
+    assert np.array_equal(camera_for(listed, '/data/3.jpg'), np.eye(4))
+    with pytest.raises(DataError, match='has no camera'):
+        camera_for(listed, '4.jpg')
+    with pytest.raises(ValueError, match='expected 3x3, 3x4 or 4x4'):
+        cameras_of([[1, 2], [3, 4]])
+    for row, column, value in ((3, 0, 1.0), (0, 0, -1.0)):
+        camera = np.eye(4)
+        camera[row, column] = value
+        with pytest.raises(ShapeError, match='expected positive focal lengths'):
+            check_camera(camera)
+
+
+def test_what_the_graphs_do_not_reproduce_is_refused_by_its_key():
+    changes = [
+        ('fcos3d', dict(test_cfg=dict(use_rotate_nms=False)), 'use_rotate_nms'),
+        ('fcos3d', dict(test_cfg=dict(nms_thr=None)), 'nms_thr=None'),
+        ('smoke', dict(bbox_head=dict(dim_channel=[0, 1, 2])), 'dim_channel'),
+    ]
+    for kind, change, message in changes:
+        cfg = toy(kind)
+        for part, values in change.items():
+            cfg.model[part].update(values)
+        with pytest.raises(ConfigError, match=message):
+            seeded(kind).family.check(cfg, options(kind))
