@@ -526,6 +526,7 @@ ENTRIES = (
     Entry(r'mm2onnx synthetic seeded .*bevfusion_toy_engine', run=True, matrix=True),
     Entry(r'mm2onnx synthetic seeded .*bevformer_toy', run=True, matrix=True),
     Entry(r'mm2onnx export .*bevformer_toy.py', run=True, matrix=True),
+    Entry(r'mm2onnx check work_dirs/bevformer_node', run=True, matrix=True),
     Entry(r'mm2onnx synthetic seeded .*sparse4d_toy', run=True, matrix=True),
     Entry(r'mm2onnx export .*sparse4d_toy.py', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/mask_rcnn_toy.py work_dirs/mask_rcnn.pth', run=True, matrix=True),
