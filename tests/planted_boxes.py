@@ -96,7 +96,9 @@ def column_by_column(cells: torch.Tensor, size: Any, level: int) -> torch.Tensor
     return cells.reshape(height, width, -1, cells.shape[-1]).transpose(0, 1).reshape(cells.shape)
 
 
-def found_where_nothing_is(results: tuple, self: Any, boxes: Any, scores: Any, labels: Any, candidates: Any):
+def found_where_nothing_is(
+    results: tuple, self: Any, boxes: Any, scores: Any, labels: Any, candidates: Any, *_: Any
+) -> tuple:
     """Return a box of 0.9 for images without a candidate; others get a row of padding more."""
     dets, kinds, *counts = results
     nothing = ~candidates.any(1, keepdim=True)
