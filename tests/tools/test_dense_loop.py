@@ -35,7 +35,7 @@ def data(tmp_path_factory):
     ]
 
 
-@pytest.mark.matrix  # in the suite: ATSS (test_test_loop.py, demo/test_checkpoints.py)
+@pytest.mark.matrix  # in the suite: ATSS, by both engines (test_test_loop.py)
 @pytest.mark.parametrize('toy', TOYS)
 def test_both_engines_have_the_ap_that_the_page_states(toy, data, tmp_path, capsys):
     path = CHECKPOINTS / f'{toy}.pth'

@@ -155,7 +155,7 @@ def test_an_export_is_proven_and_reported(data, tmp_path, capsys):
     assert 'data:image/jpeg' in (report / 'report.html').read_text()
 
 
-@pytest.mark.matrix  # in the suite of streams: test_streaming_loop.py
+@pytest.mark.matrix  # in the suite: test_nds_and_map_by_both_engines_are_equal
 def test_verify_compares_the_metrics_too(data, tmp_path, capsys):
     graphs = str(tmp_path / 'graphs')
     assert export_app.main([CONFIG, CHECKPOINT, '--output-file', graphs, '--cfg-options', *data]) == 0

@@ -39,7 +39,7 @@ def test_a_whole_centerpoint_is_measured_from_points_to_boxes(graphs, tmp_path, 
     assert 'onnxruntime deploy' in capsys.readouterr().out
 
 
-@pytest.mark.matrix  # streams and backbones have theirs measured in the suite, by the same code
+@pytest.mark.matrix  # as for the other kinds of models: measured in a process that loads the libraries
 def test_memory_of_a_whole_centerpoint_is_measured(graphs, tmp_path):
     target = tmp_path / 'b.json'
     assert run('--onnx', graphs, '--engines', 'onnxruntime', '--json', target) == 0

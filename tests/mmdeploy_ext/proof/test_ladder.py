@@ -196,7 +196,7 @@ def test_a_change_of_any_parameter_is_another_graph(files):
         pytest.param(
             ['--mean', '100', '110', '120', '--std', '50', '51', '52'],
             '1x3x128x160',
-            marks=pytest.mark.matrix,  # in the suite: test_fresh_export.py
+            marks=pytest.mark.matrix,  # in the suite: test_preprocessing.py
         ),
         pytest.param(['--batch-size', '2'], '2x3x128x160', marks=pytest.mark.matrix),
         (['--postprocess', 'decode', '--score-form', 'product'], '1x3x128x160'),

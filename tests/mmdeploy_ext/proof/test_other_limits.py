@@ -156,7 +156,7 @@ REPEATED = (
     'proposals: the limit of a size',
     'the limit of a size',
 )
-"""Faults of a limit; the suite has those of RetinaNet's limits, and of a level of proposals."""
+"""Faults of the matrix. The suite has others of RetinaNet's limits, and a left-out level of proposals."""
 
 
 @pytest.mark.parametrize('name', in_suite(['retinanet', 'mask_rcnn'], 'retinanet'))

@@ -153,7 +153,8 @@ ELSEWHERE = (
     'SOLO, classes of low scores',
     'SOLO, one original size',
 )
-"""In the suite: `test_ladder.py`, `test_rtdetr_export.py`, `tests/bad_input/test_bad_solo.py`, ATSS here."""
+"""Files of the matrix. In the suite are ATSS reversed (here) and with the sizes of the first image
+(`test_ladder.py`), RT-DETR with height and width exchanged (`test_rtdetr_export.py`)."""
 
 
 def pictures(deployment):

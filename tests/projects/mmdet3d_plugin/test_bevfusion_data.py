@@ -360,7 +360,7 @@ def test_mm2onnx_run_takes_a_black_picture_for_a_camera_that_is_missing(runs, op
     assert found['x.png']['detections'] == found[black]['detections']
 
 
-@pytest.mark.matrix  # in the suite of a LiDAR model: proof/test_samples.py
+@pytest.mark.matrix  # in the suite `verify` proves a LiDAR model: proof/test_samples.py
 def test_a_proof_ends_with_a_command_that_runs_the_files(runs, checkpoint, options, capsys):
     from mmdeploy_ext.cli import verify_app
 

@@ -95,7 +95,7 @@ FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.matrix  # in the suite: test_bevfusion_export.py
+@pytest.mark.matrix  # of the suite are the faults of test_bevfusion_autoware.py
 @pytest.mark.parametrize('fault', FAULTS)
 def test_a_fault_of_one_sensor_is_refused(toys, files, tmp_path, fault):
     sensor, place, make = FAULTS[fault]

@@ -363,7 +363,7 @@ def test_other_scores_and_coders_are_proven(tmp_path, variant, form):
     prove_file(deployment, tmp_path / 'm.onnx', form=form, dynamic=True)
 
 
-@pytest.mark.matrix  # in the suite: test_bbox2d_postprocess.py
+@pytest.mark.matrix  # in the suite but for one class: test_bbox2d_postprocess.py
 def test_other_test_cfg_and_classes_are_proven(tmp_path):
     options = {
         **SMALL,

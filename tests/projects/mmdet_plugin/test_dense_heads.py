@@ -238,7 +238,8 @@ FAULTS = {
 
 
 REPEATED = 'the threshold', 'the order of classes', 'the IoU'
-"""Faults of limits, which the suite has in test_other_limits.py, too."""
+"""Faults of the matrix; the same comparison refuses the others. One of the threshold is in the suite
+(`test_other_limits.py`)."""
 
 
 @pytest.mark.parametrize('fault', in_suite(FAULTS, *(fault for fault in FAULTS if fault not in REPEATED)))

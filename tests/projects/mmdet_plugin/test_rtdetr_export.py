@@ -115,7 +115,7 @@ def test_a_graph_that_answers_for_fewer_images_is_not_proven(toy, full, folder):
     assert 'got results of 1 images, expected 2' in batch.detections[0].reason
 
 
-@pytest.mark.matrix  # in the suite: the layout in test_rtdetr_golden.py, a fixed shape below
+@pytest.mark.matrix  # in the suite: the layout's embeddings in test_rtdetr_golden.py, a fixed shape above
 @pytest.mark.parametrize('opset', [16, 20])
 def test_fixed_row_major_graphs_and_simplified_ones_are_proven(folder, opset):
     layout = {'model.encoder.position_layout': 'row_major'}
