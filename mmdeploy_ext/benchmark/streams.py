@@ -196,7 +196,10 @@ def runner_contender(stepper: Any, engine: str, form: str, file: str) -> Contend
 
 
 def contract_ratio(contenders: Sequence[Contender], runs: Runs) -> dict[str, Any] | None:
-    """Return the `measure.ratio` of the contract deploy to fork in ONNX Runtime; None unless both ran."""
+    """Return median and quartiles, `measure.ratio`, of the times of contract deploy over those of fork.
+
+    Both are those in ONNX Runtime; None unless both ran.
+    """
     names = {contender.form: contender.name for contender in contenders if contender.engine == DEFAULT.name}
     if not {'deploy', 'fork'} <= names.keys():
         return None
@@ -209,7 +212,9 @@ def check_bars(
     bars: Sequence[tuple[str, str, float]],
     form: str = 'deploy',
 ) -> list[dict[str, Any]]:
-    """Return the `bar_rows` of a contract in ONNX Runtime, as far as its figures were measured.
+    """Return `name`, `value`, `bar` and `passed` of each bar of a contract in ONNX Runtime.
+
+    Bars whose figure was not measured are left out.
 
     Args:
         rows: rows of the contenders in the JSON file.

@@ -37,8 +37,11 @@ def rotate(image: np.ndarray, angle: np.ndarray, center: np.ndarray, interpolati
         image: (C, H, W) float32.
         angle: () degrees, counter-clockwise with row 0 on top.
         center: (2,) x, y, pixels from the corner.
-        interpolation: `NEAREST`; a source between two pixels goes to the one further from 0, where
+        interpolation: has to be `NEAREST`; a source between two pixels goes to the one further from 0, where
             torchvision takes the even one.
+
+    Raises:
+        InferenceError: another interpolation.
     """
     if interpolation != NEAREST:
         raise InferenceError(
@@ -127,7 +130,13 @@ KERNELS = {ROTATE: rotate, ATTENTION: attend}
 
 
 class PluginBackend(Backend):
-    """A file with the plug-ins: these in numpy, the operators between them in ONNX Runtime."""
+    """A file with the plug-ins: these in numpy, the operators between them in ONNX Runtime.
+
+    Args:
+        path: of the file.
+        threads: of ONNX Runtime; 0: as many as it chooses.
+        graph_optimization: level of ONNX Runtime's optimisation, such as 'all' or 'disable'.
+    """
 
     engine = 'ONNX Runtime, plug-ins in numpy'
 

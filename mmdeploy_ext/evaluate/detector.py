@@ -74,7 +74,10 @@ class BackendDetector(Network):
     show: Show | None = None
 
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
-        """Run one batch: `img`, a (B, 3, H, W) tensor per test-time augmentation, and `img_metas`.
+        """Run one batch; return the result of each image as mmdet's detectors give it.
+
+        `data` has `img`, a (B, 3, H, W) tensor per test-time augmentation, and `img_metas`; `indices` are
+        those of the samples, for dumps.
 
         Raises:
             ShapeError: test-time augmentation.

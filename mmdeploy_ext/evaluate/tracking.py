@@ -31,7 +31,7 @@ RATES = ('amota', 'amotp', 'recall', 'motar', 'mota', 'motp')
 
 
 def is_by_devkit(dataset: Dataset, metrics: Sequence[str]) -> bool:
-    """Return whether the tracks of a data set are evaluated here: it is nuScenes, and does not do so itself.
+    """Return whether tracks are evaluated here: of mmdet3d's nuScenes, with 'tracking' among the metrics.
 
     Sparse4D's own data set evaluates tracks; it has `track3d_eval_configs`.
     """

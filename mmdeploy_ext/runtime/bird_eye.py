@@ -70,9 +70,10 @@ class BoxLayer:
 
 
 def box_corners(boxes: np.ndarray) -> np.ndarray:
-    """Return the corners (n, 8, 3) of boxes (n, 9), z at the bottom: four below, then four above.
+    """Return the corners (n, 8, 3) of boxes (n, 9): four below, then four above.
 
-    The first two of each four are the front, in the direction of the yaw; the first size lies along it.
+    The columns of a box are x, y, z of the bottom, three sizes, yaw and velocity in x and y. The first two of
+    each four corners are the front, in the direction of the yaw; the first size lies along it.
     """
     boxes = np.asarray(boxes, np.float64)
     flat = bev_corners(boxes[:, [0, 1, 3, 4, 6]])[:, [0, 3, 2, 1]]
@@ -90,8 +91,8 @@ def bird_eye(
 ) -> np.ndarray:
     """Draw boxes from above, (side, side, 3) uint8 BGR: rings, ego, headings, arrows to places in a second.
 
-    The first layer is drawn in class colours, a second one over it as thin pale lines: where both agree, the
-    pale line lies in the middle of the coloured one.
+    The first layer is drawn in the colours of `BoxLayer.colour`, a second one over it as thin pale lines:
+    where both agree, the pale line lies in the middle of the coloured one.
 
     Args:
         layers: one or two lists of boxes.

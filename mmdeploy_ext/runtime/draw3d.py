@@ -157,7 +157,10 @@ def _grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 
 
 def forward_direction(lidar2img: np.ndarray) -> np.ndarray:
-    """Return the axis (2,) of the LiDAR frame nearest to the viewing direction of the first camera."""
+    """Return the axis (2,) of the LiDAR frame nearest to the viewing direction of the first camera.
+
+    `lidar2img` (N, 4, 4) goes to pixels times depth.
+    """
     direction = np.asarray(lidar2img, np.float64)[0, 2, :2]
     axis = int(np.argmax(np.abs(direction)))
     forward = np.zeros(2)

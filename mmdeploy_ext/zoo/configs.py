@@ -35,7 +35,8 @@ class Config:
     """One config of a zoo.
 
     Attributes:
-        name: path below mmdet's configs or the working folder; 'mmdet3d/...' for one of mmdet3d's configs.
+        name: path below mmdet's configs or the working folder; '<library>/...' for one of another library's
+            configs, such as 'mmdet3d/...'.
         path: path of the file.
         parts: class names of the model, see `part_types`.
         test_digest: see `test_digest`; '' if the config cannot be read.

@@ -43,7 +43,16 @@ RATE, WARMUP, LARGEST_GRADIENT = 1e-3, 50, 10.0
 
 @dataclasses.dataclass
 class Moment:
-    """One frame as training takes it: maps of the backbone, rig, motion and targets."""
+    """One frame as training takes it.
+
+    Attributes:
+        maps: feature maps of the backbone, per level (N, C, h, w) of N cameras.
+        lidar2img: (N, 4, 4), LiDAR frame to pixels times depth.
+        record: can_bus (18,) of the frame, with the car's pose in the map.
+        codes: box codes of the objects (n, 10): x, y, log width, log length, z, log height, sine and cosine
+            of the yaw, velocity in x and y.
+        labels: (n,) int64 classes of the objects.
+    """
 
     maps: list[Tensor]
     lidar2img: np.ndarray
@@ -90,7 +99,16 @@ def point_around(attention: nn.Module) -> None:
 
 
 def targets_of(info: Mapping[str, Any], classes: Sequence[str], pc_range: Sequence[float]) -> tuple:
-    """Return box codes (n, 10) and labels (n,) of an info, as mmdet3d 0.17 has them."""
+    """Return box codes (n, 10) and labels (n,) of the objects of a frame, see `Moment`.
+
+    The yaw is that of mmdet3d 0.17. Objects outside of the range, without a LiDAR point and of other classes
+    are left out.
+
+    Args:
+        info: with `gt_boxes` (m, 7), `gt_names`, `num_lidar_pts`, `gt_velocity` (m, 2), in the LiDAR frame.
+        classes: names, in the order of the labels.
+        pc_range: lowest x, y, z and highest x, y, z, in metres.
+    """
     boxes, names = np.asarray(info['gt_boxes'], np.float64), info['gt_names']
     low, high = np.array(pc_range[:2]), np.array(pc_range[3:5])
     inside = ((boxes[:, :2] > low) & (boxes[:, :2] < high)).all(1) & (np.asarray(info['num_lidar_pts']) > 0)
@@ -104,7 +122,14 @@ def targets_of(info: Mapping[str, Any], classes: Sequence[str], pc_range: Sequen
 
 
 def read_scenes(model: nn.Module, infos: Path, rule: Any, classes: Sequence[str]) -> list[list[Moment]]:
-    """Return the frames of every scene, in their order."""
+    """Return the frames of every scene, in their order.
+
+    Args:
+        model: whose backbone computes the maps.
+        infos: the info file, a pickle.
+        rule: the rig's rule of preprocessing, `BevFormerFamily.preprocess_rule`.
+        classes: names, in the order of the labels.
+    """
     scenes: dict[str, list[Moment]] = {}
     contents = {info['token']: info for info in read_infos(infos)}
     for rig in read_frames(infos, rule):
@@ -118,7 +143,7 @@ def read_scenes(model: nn.Module, infos: Path, rule: Any, classes: Sequence[str]
 
 
 def focal_terms(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the focal loss of every logit as the right class, and as a wrong one."""
+    """Return the focal losses of every logit, in its shape: as the right class, and as a wrong one."""
     scores = logits.sigmoid()
     right = -nn.functional.logsigmoid(logits) * ALPHA * (1 - scores) ** GAMMA
     wrong = -nn.functional.logsigmoid(-logits) * (1 - ALPHA) * scores**GAMMA
@@ -126,7 +151,14 @@ def focal_terms(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def layer_loss(logits: Tensor, boxes: Tensor, moment: Moment, weights: Tensor) -> Tensor:
-    """Return the loss of a decoder layer: logits (R, K), box codes (R, 10)."""
+    """Return the loss of a decoder layer per object of the frame.
+
+    Args:
+        logits: (R, K) of R queries and K classes.
+        boxes: box codes (R, 10) of the queries, see `Moment`.
+        moment: the frame, whose objects are matched with the queries one to one.
+        weights: (10,) of the numbers of a box code.
+    """
     right, wrong = focal_terms(logits)
     labels, count = moment.labels, max(len(moment.labels), 1)
     distance = torch.cdist(boxes * weights, moment.codes * weights, p=1)
@@ -138,7 +170,14 @@ def layer_loss(logits: Tensor, boxes: Tensor, moment: Moment, weights: Tensor) -
 
 
 def frame_loss(model: nn.Module, moment: Moment, last: tuple | None, size: tuple[int, int]) -> tuple:
-    """Return the loss of a frame, summed over the layers, and what the next frame takes of it."""
+    """Return the loss of a frame, summed over the layers, and what the next frame takes as `last`.
+
+    Args:
+        model: the detector.
+        moment: the frame.
+        last: can_bus record (18,) and bird's-eye view of the frame before; None in a scene's first frame.
+        size: height and width of the pictures.
+    """
     head = model.pts_bbox_head
     before, view = last or (None, None)
     meta = dict(
@@ -163,7 +202,15 @@ def endless(scenes: list[list[Moment]], seed: int) -> Iterator[tuple[Moment, boo
 def train(
     model: nn.Module, scenes: list[list[Moment]], size: tuple[int, int], iterations: int, seed: int
 ) -> None:
-    """Train neck and head of a model in place."""
+    """Train neck and head of a model in place.
+
+    Args:
+        model: the detector; its backbone stays as it is.
+        scenes: frames of each scene, of `read_scenes`.
+        size: height and width of the pictures.
+        iterations: number of steps of the optimiser, each of `SLOTS` frames.
+        seed: of the order of the scenes.
+    """
     parameters = [value for name, value in model.named_parameters() if not name.startswith('img_backbone')]
     parameters = [value for value in parameters if value.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.01)

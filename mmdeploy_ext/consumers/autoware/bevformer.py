@@ -77,13 +77,16 @@ def relative(record: np.ndarray, last: np.ndarray | None) -> np.ndarray:
 
 
 def motion_of(record: np.ndarray, orientation: str) -> Motion:
-    """Return what the node would get of a car with a model's record (18,); see `bev_motion.ORIENTATIONS`."""
+    """Return what the node would get of a car with a model's record (18,).
+
+    `orientation` is what entries 3 to 6 are: 'wxyz', a quaternion, or 'wwww', its real part four times.
+    """
     rotation = record[3:7] if orientation == 'wxyz' else quaternion_of(record[3], record[YAW_RAD])
     return Motion(record[:3], rotation, record[13:16], record[10:13], record[7:10])
 
 
 def trained_record(record: np.ndarray, orientation: str) -> np.ndarray:
-    """Return the node's record (18,) as a model's, float64."""
+    """Return the node's record (18,) as a model's, float64; `orientation` is that of `motion_of`."""
     trained = record[list(TRAINED_ORDER)].astype(np.float64)
     if orientation == 'wwww':
         trained[3:7] = record[3]

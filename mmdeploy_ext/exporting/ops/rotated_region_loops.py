@@ -27,7 +27,15 @@ def _neighbours(place, size):
 def pooled_regions(table, geometry, places, height, width):
     """Return pooled features (R, height * width, C) float32.
 
-    table (T, C), geometry (R, 10) float32 and places (R, 3) int64 are those of `ROTATED_REGIONS`.
+    Args:
+        table: (T, C) float32, features of the cells of all maps, row by row.
+        geometry: (R, 10) float32 per region, in cells of its map: x and y of the centre; cosine and sine of
+            the turn; x and y of the first corner before the turn, from the centre; width and height of an
+            output cell; samples per output cell in x and y.
+        places: (R, 3) int64 per region: row of the table at which its map begins, rows and columns of the
+            map.
+        height: rows of output cells.
+        width: columns of output cells.
     """
     channels = table.shape[1]
     pooled = np.zeros((len(places), height * width, channels), np.float32)

@@ -112,13 +112,25 @@ ATTENTION = register(
 
 
 def turn_view(cells: Tensor, degrees: Tensor, center: Sequence[float], height: int, width: int) -> Tensor:
-    """Return a bird's-eye view (Q, C) turned by degrees () about a cell; see `bev_grid.rotate_view`."""
+    """Return a bird's-eye view (Q, C) turned about a point; what comes from outside is 0.
+
+    Args:
+        cells: the view (Q, C), row by row.
+        degrees: () by how much the heading has changed; with row 0 on top the picture turns
+            counter-clockwise.
+        center: x and y of the point, cells from the first corner.
+        height: H.
+        width: W.
+    """
     image = cells.t().reshape(-1, height, width)
     return ROTATE(image, degrees, cells.new_tensor(list(center)), bev_plugins.NEAREST).flatten(1).t()
 
 
 def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: SeenViews) -> Tensor:
-    """Return what `bev_attention.attend_views` returns, which explains the arguments."""
+    """Return what `bev_attention.attend_views` returns (1, Q, C), before the shortcut.
+
+    `query` and `position` are (1, Q, C), and `views` are the last view and the present one.
+    """
     both = torch.cat([views.cells[:1], query + position], -1)
     per_view = (module.num_heads, 2, -1)
     offsets, logits = (
@@ -133,7 +145,11 @@ def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: Seen
 def attend_cameras(
     module: nn.Module, query: Tensor, maps: Sequence[Tensor], places: Tensor, is_seen: Tensor
 ) -> Tensor:
-    """Return what `bev_attention.attend_cameras` returns, which explains the arguments."""
+    """Return what `bev_attention.attend_cameras` returns (1, Q, C), before the shortcut.
+
+    `query` is (1, Q, C), `maps` are (N, C, h, w) of each level, `places` (N, Q, Z, 2) are in shares of the
+    pictures, and `is_seen` (N, Q, Z) tells which of them are inside.
+    """
     sampler = module.deformable_attention
     tokens = torch.cat([level.flatten(2) for level in maps], -1).transpose(1, 2)
     values = sampler.value_proj(tokens).unflatten(-1, (sampler.num_heads, -1))
@@ -149,7 +165,10 @@ def attend_cameras(
 
 
 def attend_view(module: nn.Module, query: Tensor, view: SeenViews) -> Tensor:
-    """Return what `bev_attention.attend_view` returns, which explains the arguments."""
+    """Return what `bev_attention.attend_view` returns (1, Q, C), before the shortcut.
+
+    `query` is (1, Q, C) with positions, and `view` is one view.
+    """
     values = module.value_proj(view.cells).unflatten(-1, (module.num_heads, -1))
     offsets, logits = (
         layer(query).unflatten(-1, (module.num_heads, -1))

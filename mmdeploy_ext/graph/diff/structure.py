@@ -151,7 +151,8 @@ def attributes(
     """Return name -> value of a node's attributes, defaults of the operator included.
 
     Sub-graphs are left out, and what refers to an attribute of the function that the node is in.
-    `model`, which may be a local function, states the opsets; for `shape_of_constant` see `fill_window`.
+    `model`, which may be a local function, states the opsets; `shape_of_constant` returns the shape of a
+    tensor that is a constant, by its name, and None for any other.
     """
     opsets = opsets_of(model)
     values = defaults_of(node, opsets)

@@ -62,7 +62,8 @@ class Attention(nn.MultiheadAttention):
 class DecoderLayer(nn.Module):
     """Queries look at each other, then at every cell; keys and values carry the positions, too.
 
-    `hidden` is the width of the feed-forward network, `heads` the number of heads of both attentions.
+    `channels` is C, `hidden` the width of the feed-forward network, `heads` the number of heads of both
+    attentions, and `dropout` the share of values that are dropped in training.
 
     Source: mit-han-lab/bevfusion db75150, models/utils/transformer.py:12-111.
     """
@@ -266,7 +267,7 @@ class TransFusionHead(nn.Module):
     def candidates(self, predictions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes (B, Q, 9), scores (B, Q) and labels (B, Q), which are -1 if the coder drops a box.
 
-        `predictions` are those of `forward`; boxes have the columns of the box coder.
+        `predictions` are those of `forward`; boxes have the columns of `get_bboxes`.
         """
         boxes = self.bbox_coder.boxes(*(predictions[name] for name in VALUES if name in predictions))
         scores = self.scores(predictions).amax(1)
@@ -276,7 +277,10 @@ class TransFusionHead(nn.Module):
     def loss(
         self, predictions: Mapping[str, Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """Return the losses of predictions of `forward` for boxes and labels per sample, see `HeadLosses`."""
+        """Return name -> loss of predictions of `forward`, see `HeadLosses`.
+
+        Per sample there are boxes (n, 9) with the columns of `get_bboxes`, and labels (n,).
+        """
         losses = HeadLosses(
             **self.loss_cfg, train_cfg=self.train_cfg, coder=self.bbox_coder, classes=self.num_classes
         )
@@ -284,9 +288,10 @@ class TransFusionHead(nn.Module):
 
     @torch.no_grad()
     def get_bboxes(self, predictions: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, see `TransFusionBBoxCoder`.
+        """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample.
 
-        `predictions` are those of `forward`.
+        The columns of boxes are x, y, z of the bottom's centre and three sizes, m, yaw, rad, and velocity in
+        x and y, m/s. `predictions` are those of `forward`.
         """
         values = (predictions[name] for name in VALUES if name in predictions)
         boxes = self.bbox_coder.decode(self.scores(predictions), *values)

@@ -32,7 +32,8 @@ class NuScenes3DDetTrackDataset(NuScenesDataset):
     """mmdet3d's nuScenes data set, plus matrices of cameras and the pose of the LiDAR.
 
     Args:
-        data_aug_conf: `H`, `W` of the pictures, `final_dim` (height, width) of the input, `bot_pct_lim`.
+        data_aug_conf: `H`, `W` of the pictures, `final_dim` (height, width) of the input, and
+            `bot_pct_lim`, the least and largest share of the height that is cut off at the bottom.
         tracking_threshold: smallest score of a box whose track is evaluated.
         tracking, version: not used here.
         settings: of mmdet3d's data set.
@@ -79,7 +80,10 @@ class NuScenes3DDetTrackDataset(NuScenesDataset):
         )
 
     def test_augmentation(self) -> dict[str, Any]:
-        """Return `resize` and `crop` of tests: the input is filled, at the mean bottom."""
+        """Return `resize`, a factor, and `crop` (left, top, right, bottom) in pixels of the resized picture.
+
+        The input is filled; at the bottom the mean of `bot_pct_lim` is cut off, left and right the same.
+        """
         conf = self.data_aug_conf
         height, width = conf['final_dim']
         resize = max(height / conf['H'], width / conf['W'])
@@ -94,7 +98,7 @@ class ResizeCropFlipImage:
     """Resizes and crops all cameras by `aug_config`, and their `lidar2img` with them; tests alone."""
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Change `img` and `lidar2img`, and add `img_shape` (height, width) per camera."""
+        """Change each camera's `img` (H, W, 3) and `lidar2img` (4, 4); add `img_shape` (height, width)."""
         resize, crop = results['aug_config']['resize'], results['aug_config']['crop']
         matrix = np.diag([resize, resize, 1.0, 1.0])
         matrix[:2, 2] = -np.array(crop[:2])
@@ -113,7 +117,10 @@ class NuScenesSparse4DAdaptor:
     """Makes the tensors that Sparse4D takes."""
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Add `projection_mat` (N, 4, 4), `image_wh` (N, 2), `T_global` and its inverse; stack `img`."""
+        """Add `projection_mat` (N, 4, 4), `image_wh` (N, 2), and `T_global` (4, 4) with `T_global_inv`.
+
+        `T_global` is LiDAR to global; `img` becomes a DataContainer (N, 3, H, W).
+        """
         sizes = np.array(results['img_shape'], np.float32)[:, :2]
         results['projection_mat'] = np.float32(np.stack(results['lidar2img']))
         results['image_wh'] = np.ascontiguousarray(sizes[:, ::-1])

@@ -113,7 +113,12 @@ class DeformableFeatureAggregation(BaseModule):
         return torch.cat([self.output_proj(gathered), feature], -1)
 
     def weights_of(self, queries: Tensor, projection: Tensor) -> Tensor:
-        """Return the weights (B, A, P, N, L, G), which sum to 1 over points, cameras and levels."""
+        """Return the weights (B, A, P, N, L, G), which sum to 1 over points, cameras and levels.
+
+        Args:
+            queries: features and embeddings of the instances, added (B, A, C).
+            projection: (B, N, 4, 4), see `forward`.
+        """
         cameras = self.camera_encoder(projection[..., :3, :].flatten(2))  # (B, N, C)
         logits = self.weights_fc(queries[:, :, None] + cameras[:, None])  # (B, A, N, L P G)
         shares = logits.flatten(2).unflatten(2, (-1, self.num_groups)).softmax(2)
@@ -122,7 +127,10 @@ class DeformableFeatureAggregation(BaseModule):
 
     @staticmethod
     def project(points: Tensor, projection: Tensor, image_wh: Tensor) -> Tensor:
-        """Return where points (B, A, P, 3) are in the pictures (B, N, A, P, 2), in shares of their sides."""
+        """Return where points are in the pictures (B, N, A, P, 2): x and y in shares of width and height.
+
+        `points` are (B, A, P, 3) in the LiDAR frame, m; `projection` and `image_wh` are those of `forward`.
+        """
         homogeneous = torch.cat([points, torch.ones_like(points[..., :1])], -1)
         projected = (projection[:, :, None, None] @ homogeneous[:, None, ..., None])[..., 0]
         pixels = projected[..., :2] / projected[..., 2:3].clamp(min=NEAREST_DEPTH)

@@ -44,7 +44,8 @@ class InstanceBank(BaseModule):
         num_anchor, embed_dims, num_temp_instances: A, C, M.
         anchor: see `read_anchors`.
         anchor_handler: config of the module that moves anchors to another frame.
-        default_time_interval: seconds between frames where the true interval is 0 or too long.
+        default_time_interval: seconds that stand for the interval in a first frame, and where the true one is
+            0 or too long.
         confidence_decay: share of its last confidence that a kept instance has at least.
         max_time_interval: seconds; after a longer gap the kept instances are not taken over.
         training: options that training alone reads.
@@ -53,10 +54,10 @@ class InstanceBank(BaseModule):
         cached_feature: (B, M, C) of the kept instances; None before the first frame.
         cached_anchor: (B, M, 11), in the LiDAR frame of the last frame, and from `get` on of the present.
         metas: data of the last frame, as `get` takes them; None before.
-        mask: (B,) bool, whether the kept instances are taken over.
+        mask: (B,) bool, whether the kept instances are taken over; None in the first frame.
         confidence: (B, M) of the kept instances; None before the first frame.
-        temp_confidence: (B, A) of the last frame's instances.
-        kept: (B, M) rows of the last frame's instances that were kept.
+        temp_confidence: (B, A) of the last frame's instances; None before the first frame.
+        kept: (B, M) rows of the last frame's instances that were kept; None before the first frame.
         instance_id: (B, A) int64 ids of the kept instances, then -1; None before the first frame.
         prev_id: the next id.
     """
@@ -95,7 +96,9 @@ class InstanceBank(BaseModule):
         self.prev_id = 0
 
     def get(self, metas: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the learned features and anchors, and the time interval (B,); move the kept anchors.
+        """Return learned features (B, A, C) and anchors (B, A, 11), and the time interval (B,), seconds.
+
+        The kept anchors are moved into the LiDAR frame of the present.
 
         `metas` has `timestamp` (B,) float64 seconds and `img_metas`, a dict per sample with `T_global` and
         `T_global_inv` (4, 4) float64, LiDAR to global and back.
@@ -116,7 +119,9 @@ class InstanceBank(BaseModule):
         return feature, anchor, torch.where((seconds != 0) & self.mask, seconds, default)
 
     def update(self, feature: Tensor, anchor: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features and anchors of the remembered instances and of the best ones of this frame.
+        """Return features and anchors of the M remembered instances and then of this frame's A - M best ones.
+
+        Those of a sample without remembered instances, or with too old ones, are returned as they are.
 
         Args:
             feature: (B, A, C) of this frame's own instances.

@@ -3,7 +3,7 @@
 An anchor is x, y, z (m, of the centre), logarithms of length, width and height, sine and cosine of the yaw,
 and the velocity in x, y and z (m/s), in the LiDAR frame. Columns 6 and 7 are not normalised.
 
-Glossary: B batch, A instances, C channels, P key points.
+Glossary: B batch, A instances, C channels, P key points, K classes.
 
 Source of names, shapes and algorithm: HorizonRobotics/Sparse4D c41df4b, models/detection3d/
 detection3d_blocks.py and models/blocks.py. Training needs more than this: not here.
@@ -24,14 +24,14 @@ CENTRE, LOG_SIZE, YAW, VELOCITY = slice(0, 3), slice(3, 6), slice(6, 8), slice(8
 """Columns of an anchor."""
 NUMBERS = 11
 """Numbers of an anchor."""
-BEGINS_AT_CENTRE = ((0.0, 0.0, 0.0),)
-"""Key points of a generator whose config names none."""
+CENTRE_ALONE = ((0.0, 0.0, 0.0),)
+"""Fixed key points of a generator whose config names none: the centre of the box."""
 
 
 def normalised_layers(channels: int, inner: int, outer: int, inputs: int | None = None) -> list[nn.Module]:
-    """Return `outer` times: `inner` linear layers with ReLU, and a normalisation.
+    """Return `outer` groups of layers: `inner` linear layers, each with ReLU, and a layer normalisation.
 
-    The first one takes `inputs` channels; None: as all others, `channels`.
+    The first linear layer takes `inputs` channels; None: `channels`, as all others.
     """
     layers: list[nn.Module] = []
     width = channels if inputs is None else inputs
@@ -60,7 +60,7 @@ class SparseBox3DEncoder(BaseModule):
     """Anchors to embeddings: one network each for place, sizes, yaw and velocity, side by side.
 
     Args:
-        embed_dims: channels of the four networks.
+        embed_dims: channels of the networks of place, sizes, yaw and velocity; C is their sum.
         vel_dims: numbers of the velocity, 3.
         mode, output_fc: 'cat' and False, as in the published configs.
         in_loops, out_loops: see `normalised_layers`.
@@ -105,7 +105,7 @@ class SparseBox3DRefinementModule(BaseModule):
         embed_dims: C.
         output_dim: numbers of an anchor.
         num_cls: classes.
-        refine_yaw, with_quality_estimation: True; `normalize_yaw` False, as in the published configs.
+        normalize_yaw, refine_yaw, with_quality_estimation: False, True and True, as in the published configs.
         with_cls_branch: whether it has layers for the classes.
     """
 
@@ -137,14 +137,15 @@ class SparseBox3DRefinementModule(BaseModule):
     def forward(
         self, feature: Tensor, anchor: Tensor, embedding: Tensor, time_interval: Tensor, scored: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return the anchors, and if `scored` their class logits (B, A, K) and quality logits (B, A, 2).
+        """Return the corrected anchors (B, A, 11), class logits (B, A, K) and quality logits (B, A, 2).
 
         Args:
             feature: (B, A, C).
             anchor: (B, A, 11).
             embedding: of the anchors (B, A, C).
-            time_interval: (B,) seconds: the network gives metres, of which velocities are made.
-            scored: whether the logits are computed; else they are None.
+            time_interval: (B,) seconds since the last frame; the network's correction of a velocity is in
+                metres, and is divided by it.
+            scored: whether both kinds of logits are computed; else they are None.
         """
         both = feature + embedding
         step = self.layers(both)
@@ -160,7 +161,14 @@ class SparseBox3DRefinementModule(BaseModule):
 class AsymmetricFFN(BaseModule):
     """Feed-forward network from `in_channels` to `embed_dims`, whose shortcut begins behind its norm.
 
-    Options in `training` have no effect at test time.
+    Args:
+        in_channels: channels of the input, and of its norm.
+        embed_dims: channels of the result.
+        feedforward_channels: channels between the two linear layers.
+        num_fcs, add_identity: 2 and True, as in the published configs.
+        pre_norm: config of the norm, which is a layer normalisation whatever it says; not None.
+        act_cfg: config of the activation, which has to be ReLU.
+        training: options that have no effect at test time.
     """
 
     def __init__(
@@ -199,7 +207,8 @@ class SparseBox3DKeyPointsGenerator(BaseModule):
     Args:
         embed_dims: C.
         num_learnable_pts: number of learned points.
-        fix_scale: fixed places, in shares of the sizes from the centre; a parameter of checkpoints.
+        fix_scale: fixed places (n, 3), in shares of the sizes from the centre; a parameter of checkpoints.
+            None: the centre alone.
     """
 
     def __init__(
@@ -209,7 +218,7 @@ class SparseBox3DKeyPointsGenerator(BaseModule):
         fix_scale: Sequence[Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
-        places = torch.tensor([*(fix_scale or BEGINS_AT_CENTRE)], dtype=torch.float32)
+        places = torch.tensor([*(fix_scale or CENTRE_ALONE)], dtype=torch.float32)
         self.fix_scale = nn.Parameter(places, requires_grad=False)
         self.num_pts = len(places) + num_learnable_pts
         if num_learnable_pts:

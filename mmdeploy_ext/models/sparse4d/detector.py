@@ -54,10 +54,13 @@ class Sparse4D(BaseModule):
         return flatten_maps([level.unflatten(0, img.shape[:2]) for level in maps])
 
     def forward(self, img: Tensor, **data: Any) -> list[dict]:
-        """Detect in one frame of each sample; NotImplementedError in training mode.
+        """Return a dict per sample: 'img_bbox' -> the boxes of one frame, see `SparseBox3DDecoder.decode`.
 
         `img` is (B, N, 3, H, W), or a list with that of one augmentation; `data` is what
         `Sparse4DHead.forward` takes as `metas`, and may have lists of one augmentation, too.
+
+        Raises:
+            NotImplementedError: in training mode.
         """
         if self.training:
             raise NotImplementedError(

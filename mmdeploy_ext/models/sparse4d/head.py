@@ -95,7 +95,7 @@ class Sparse4DHead(BaseModule):
     Args:
         instance_bank, anchor_encoder, graph_model, norm_layer, ffn, deformable_model, refine_layer,
             temp_graph_model, decoder: configs.
-        num_single_frame_decoder: refinements before the remembered instances come in.
+        num_single_frame_decoder: refinements before the remembered instances come in; -1: they never do.
         operation_order: kind of each operation.
         decouple_attn: True, as in the published configs.
         training: options that training alone reads.
@@ -152,8 +152,9 @@ class Sparse4DHead(BaseModule):
         `metas` has what `InstanceBank.get` takes, `projection_mat` (B, N, 4, 4) and `image_wh` (B, N, 2).
 
         Returns:
-            'prediction', 'classification' and 'quality': of each refinement (B, A, 11), (B, A, K), (B, A, 2);
-            the latter two are None where they are not computed. 'instance_id': (B, A) int64.
+            'prediction', 'classification' and 'quality': lists with a tensor per refinement, (B, A, 11),
+            (B, A, K) and (B, A, 2); the latter two have None where they are not computed. 'instance_id':
+            (B, A) int64.
         """
         bank, encode, last_operation = self.instance_bank, self.anchor_encoder, len(self.layers) - 1
         feature, anchor, interval = bank.get(metas)

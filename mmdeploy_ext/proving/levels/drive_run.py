@@ -531,7 +531,10 @@ class WorstRows:
 
 
 def error_ratio(row: TensorRow) -> float:
-    """Return the error of a row over its tolerance, if it has one; infinity if nothing was compared."""
+    """Return the error of a row over its tolerance; of one without a tolerance the error itself.
+
+    Infinity if nothing was compared.
+    """
     if row.max_abs is None:
         return np.inf
     return row.max_abs / row.tolerance if row.tolerance else row.max_abs

@@ -133,8 +133,9 @@ class InstancePairing(RowPairing):
 def pair_rows(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     """Return the candidate's row (Q,) int64 for each of the reference's, by their places (Q, n).
 
-    Rows of the same index belong together if they are near. The others take the nearest of those that are
-    left, if it is near; else they stay, so that their values are compared and fail.
+    Rows of the same index belong together if they are near. The others take the nearest of the rows that are
+    left if it is near, and -1 if it is not. If none of them has a near one, all keep their index, so that
+    their values are compared and fail.
     """
     partners = np.arange(len(reference))
     with np.errstate(invalid='ignore'):
@@ -155,7 +156,13 @@ def pair_rows(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
 
 
 def rows_kept(places: np.ndarray, state: StreamState, spec: MemorySpec) -> np.ndarray:
-    """Return the instance (M,) of each memory row, which is a copy of it: that of the same places (Q, n)."""
+    """Return the index (M,) of the instance that each memory row is a copy of: that at the same place.
+
+    Args:
+        places: (Q, n) of the frame's instances.
+        state: the memory after the frame.
+        spec: names the memory's tensor of places.
+    """
     memory = state.tensors[spec.places[0][0]][0].astype(np.float64)
     distance: Any = np.abs(memory[:, None] - places[None]).max(-1)
     return distance.argmin(1)
