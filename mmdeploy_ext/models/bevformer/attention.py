@@ -116,7 +116,10 @@ class TemporalSelfAttention(DeformableSampler):
 
 @offered(ATTENTION)
 class MSDeformableAttention3D(DeformableSampler):
-    """Samples around the points of a pillar in the feature maps of the cameras; it has no output layer."""
+    """Samples around the points of a pillar in the feature maps of the cameras; it has no output layer.
+
+    `im2col_step`, `dropout`, `batch_first` and `norm_cfg` are not used at test time.
+    """
 
     def __init__(
         self,
@@ -155,7 +158,8 @@ class MSDeformableAttention3D(DeformableSampler):
 class SpatialCrossAttention(BaseModule):
     """Cells of the bird's-eye view look into the cameras that see their pillars; the mean over these.
 
-    `pc_range`, `dropout`, `batch_first` and the options in `training` are not used at test time.
+    `deformable_attention` is the config of the attention that samples; None: `MSDeformableAttention3D` with
+    four levels. `pc_range`, `dropout`, `batch_first` and the options in `training` are not used at test time.
     """
 
     def __init__(

@@ -57,7 +57,7 @@ class BEVFormer(MVXTwoStageDetector):
     def forward_test(
         self, img_metas: list, img: list[Tensor], rescale: bool = False, **data: Any
     ) -> list[dict]:
-        """Detect in one frame of one sample; boxes are in m.
+        """Return a list of one dict, 'pts_bbox' -> boxes (m), scores and labels of one frame; B is 1.
 
         The metas are [one augmentation][one sample], `img` is [one augmentation] of (1, N, 3, H, W).
         """
@@ -68,7 +68,10 @@ class BEVFormer(MVXTwoStageDetector):
         return [{'pts_bbox': bbox3d2result(*boxes_scores_labels)} for boxes_scores_labels in samples]
 
     def run_frame(self, img_metas: list[dict], img: Tensor) -> dict[str, Tensor]:
-        """Return the head's outputs for one frame; another scene token than before begins a scene."""
+        """Return the head's outputs for one frame; another scene token than before begins a scene.
+
+        `img_metas` is a list of one dict, `img` (1, N, 3, H, W).
+        """
         meta, last = img_metas[0], self.prev_frame_info
         if meta['scene_token'] != last['scene_token'] or not self.video_test_mode:
             self.reset()

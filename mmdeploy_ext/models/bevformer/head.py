@@ -46,8 +46,10 @@ class BEVFormerHead(BaseModule):
     Args:
         num_classes, in_channels, num_query: K, C, R.
         bev_h, bev_w: rows and columns of the bird's-eye view.
-        with_box_refine: has to be True, as in all published configs.
+        with_box_refine, as_two_stage: have to be True and False, as in all published configs.
         transformer, bbox_coder, positional_encoding: configs.
+        num_reg_fcs: hidden layers of the branches of classes and of boxes; `num_cls_fcs` is not used.
+        code_size: numbers of a box, which have to be 10.
         code_weights: of a loss; a parameter of checkpoints.
         training: options that training alone reads.
     """

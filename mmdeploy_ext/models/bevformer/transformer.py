@@ -26,7 +26,14 @@ from mmdeploy_ext.models.catalogue import offered
 class BEVFormerLayer(BaseTransformerLayer):
     """One layer of the encoder, with its steps in the order that `operation_order` gives.
 
-    Options in `training` are not used at test time.
+    Args:
+        attn_cfgs: configs of its two attentions.
+        feedforward_channels, ffn_num_fcs, ffn_dropout: width and number of the layers of the feed-forward
+            network, and the share of its values that training drops.
+        operation_order: names of the steps, as mmcv's `BaseTransformerLayer` has them.
+        act_cfg: activation of the feed-forward network; None: ReLU.
+        norm_cfg: normalisation; None: a layer normalisation.
+        training: options that are not used at test time.
     """
 
     def __init__(
@@ -101,6 +108,7 @@ class PerceptionTransformer(BaseModule):
         use_cams_embeds: whether tokens have an embedding of their camera.
         rotate_center: x and y of the point about which the last view turns, cells; (100, 100) is not the
             middle of every view, and trained weights rely on it.
+        two_stage_num_proposals: not used.
         training: options that training alone reads.
     """
 

@@ -27,7 +27,10 @@ DX, DY, YAW_RAD, TURN_DEG = 0, 1, 16, 17
 
 
 def turned(view: Tensor, motion: np.ndarray, center: Sequence[float], size: tuple[int, int]) -> Tensor:
-    """Return the last view (Q, 1, C) turned by the motion (18,) about a cell, as (1, Q, C)."""
+    """Return the last view (Q, 1, C) turned by the motion (18,) about a point, as (1, Q, C).
+
+    `center` is x and y of the point, cells from the first corner; `size` is (H, W).
+    """
     picture = view[:, 0].t().reshape(-1, *size)
     picture = functional.rotate(picture, float(motion[TURN_DEG]), center=list(center))
     return picture.flatten(1).t()[None]

@@ -62,7 +62,12 @@ class BEVFusionCenterHead(CenterHead):
 
     @property
     def nms(self) -> list[dict[str, Any]]:
-        """Groups of classes for the suppression, one per task, see `runtime.boxes.suppress`."""
+        """Groups of classes for the suppression, one per task.
+
+        A group has `classes`; `most`, the largest number of boxes; and `radius`, a squared distance, for
+        circle NMS, or `overlap`, an IoU, `first`, the number of boxes that are compared, and `scales` of the
+        sizes of each class.
+        """
         test, tasks = self.test_cfg, len(self.counts)
         kinds, scales = test.get('nms_type'), test.get('nms_scale', 1.0)
         kinds = list(kinds) if isinstance(kinds, list | tuple) else [kinds] * tasks

@@ -47,8 +47,9 @@ class NMSFreeCoder(BaseBBoxCoder):
     """The best (query, class) pairs as boxes; one query may give several.
 
     There are `max_num` pairs at most, without boxes whose centres are outside `post_center_range` (x, y, z
-    low, then high, in m, ends included) or whose scores are below `score_threshold`, if there is one.
-    `voxel_size` is not used; upstream's configs have it.
+    low, then high, in m, ends included) or whose scores are below `score_threshold`; None or 0 drops none.
+    `pc_range` is kept for the head that reads it, `num_classes` is K, and `voxel_size` is not used;
+    upstream's configs have it.
     """
 
     def __init__(
@@ -88,6 +89,9 @@ class NMSFreeCoder(BaseBBoxCoder):
         return {'bboxes': bboxes[keep], 'scores': scores[keep], 'labels': (pairs % self.num_classes)[keep]}
 
     def decode(self, preds_dicts: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Decode the last layer of 'all_cls_scores' (L, B, Q, K) and 'all_bbox_preds' (L, B, Q, 10)."""
+        """Return the `decode_single` of every sample, of the last decoder layer.
+
+        `preds_dicts` has 'all_cls_scores' (L, B, Q, K), logits, and 'all_bbox_preds' (L, B, Q, 10).
+        """
         last = zip(preds_dicts['all_cls_scores'][-1], preds_dicts['all_bbox_preds'][-1], strict=True)
         return [self.decode_single(cls_scores, bbox_preds) for cls_scores, bbox_preds in last]

@@ -63,9 +63,10 @@ def draw_heatmap(centers: Tensor, bboxes: Tensor, shape: tuple[int, int], stride
 class FocalHead(BaseModule):
     """2D boxes, centres and classes per token.
 
-    C is a multiple of 32. In training `use_hybrid_tokens` keeps a random part of the tokens, of 0.2 to 1;
-    otherwise the part is `train_ratio` or `infer_ratio`, 1 keeps all. `sync_cls_avg_factor` averages the
-    number of positives over the ranks; `train_cfg` has `assigner2d`.
+    `num_classes` is K, `in_channels` C, a multiple of 32, and `stride` in px per token. In training
+    `use_hybrid_tokens` keeps a random part of the tokens, of 0.2 to 1; otherwise the part is `train_ratio` or
+    `infer_ratio`, 1 keeps all. `sync_cls_avg_factor` averages the number of positives over the ranks;
+    `train_cfg` has `assigner2d`. The losses are configs.
     """
 
     def __init__(

@@ -186,7 +186,10 @@ class PETRTransformerDecoder(TransformerLayerSequence):
 
 @offered(TRANSFORMER)
 class PETRTemporalTransformer(BaseModule):
-    """The decoder for tensors whose first axis is the batch; `cross` is not used."""
+    """The decoder for tensors whose first axis is the batch.
+
+    `decoder` is its config; `cross` is not used, and an `encoder` is refused (ConfigError).
+    """
 
     def __init__(
         self, decoder: dict, encoder: dict | None = None, cross: bool = False, init_cfg: dict | None = None
