@@ -24,7 +24,11 @@ def cores() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """Return CPU, cores, instruction sets, GPU, system and versions, for the JSON file of a benchmark."""
+    """Return the entry of a machine in the JSON file of a benchmark.
+
+    The keys are `cpu`, its name, `cores` that this process may use, `simd`, those of `SIMD` that it has,
+    `gpu`, the name, `system`, `python` and `versions`, package -> version.
+    """
     lines: list[str] = []
     with contextlib.suppress(OSError):
         lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()

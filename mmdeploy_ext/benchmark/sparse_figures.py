@@ -55,9 +55,10 @@ POINTS_PER_VOXEL = 3
 def surfaces(spatial_shape: Triple, order: str, count: int, seed: int = 0) -> np.ndarray:
     """Return voxels (count, 4) int32 on pieces of ground and wall, as a LiDAR sees them, in random order.
 
-    Pieces have one size, so that a voxel has as many neighbours in a small scene as in a large one. Pieces
-    may overlap, more often when the grid fills. A small grid gets fewer voxels, see `MAX_FILLED`. `order` is
-    that of the axes, 'xyz' or 'zyx'.
+    The columns are the index in the batch, 0, and the axes in `order`, 'xyz' or 'zyx', which is also that of
+    `spatial_shape`. Pieces have one size, so that a voxel has as many neighbours in a small scene as in a
+    large one. Pieces may overlap, more often when the grid fills. A small grid gets fewer voxels, see
+    `MAX_FILLED`.
     """
     shape = np.array(spatial_shape if order == 'xyz' else spatial_shape[::-1], np.int64)
     count = min(count, int(MAX_FILLED * shape.prod()))
@@ -161,7 +162,8 @@ def _torch_threads(threads: int) -> Iterator[None]:
 def add_roofline(rows: Sequence[dict[str, Any]], gflop: float, roofline: Mapping[int, float]) -> None:
     """Add to rows the time of a GEMM of the same work, and the ratio of the network's time to it.
 
-    `gflop` is the work of the pairs of this set, `roofline` is threads -> FLOP/s of a large GEMM.
+    They are `roofline_ms` and `of_roofline`, None without work. Rows are those of contenders in the JSON
+    file; `gflop` is the work of the pairs of this set, `roofline` is threads -> FLOP/s of a large GEMM.
     """
     for row in rows:
         gemm_ms = gflop / roofline[row['threads']] * 1e12
@@ -230,7 +232,10 @@ def check_bars(
 
 
 def voxelise_ms(rule: VoxelRule, voxels: VoxelSet) -> dict[str, float]:
-    """Return the median times in which points become these voxels: 'numba' is this project's code."""
+    """Return name of the code -> median milliseconds in which points become these voxels; {} for no voxels.
+
+    'numba' is this project's code; 'mmcv' is there if the rule's mode is 'hard'.
+    """
     import torch
     from mmcv.ops import Voxelization
 

@@ -151,7 +151,10 @@ def limits_of(model: torch.nn.Module) -> list[Limit]:
 
 
 def entries_of(config: dict[str, Any], head: str, name: str = '') -> list[Limit]:
-    """Return the entries of `KINDS` in the settings of a head that limit the list `name`, at any depth."""
+    """Return the entries of `KINDS` in the settings of a head that limit the list `name`, at any depth.
+
+    `head` is the name of the head in the model, '' if messages leave it out.
+    """
     limits = []
     for key, value in config.items():
         if key in KINDS and isinstance(value, int | float):

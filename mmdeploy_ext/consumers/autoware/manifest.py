@@ -169,7 +169,10 @@ def missing_files(names: Sequence[str], paths: Collection[str]) -> list[Violatio
 
 
 def model_params(file: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Violation]]:
-    """Return the parameters below `model_params`, and a violation if there are none."""
+    """Return the parameters below `model_params`, and a violation if there are none.
+
+    `values` are those of the manifest with the name `file`.
+    """
     model = values.get(MODEL_PARAMS)
     if isinstance(model, dict):
         return model, []
@@ -212,7 +215,10 @@ def key_rules(
 def valid_values(
     values: Mapping[str, Any], fields: Iterable[str], violations: Sequence[Violation], prefix: str = ''
 ) -> dict[str, Any]:
-    """Return name -> value of the parameters without an error, for rules that join several of them."""
+    """Return key -> value of those of `fields` that are there without an error, for rules that join several.
+
+    `violations` are those of the manifest so far, in which the keys begin with `prefix`.
+    """
     wrong = {violation.attribute for violation in errors(violations)}
     return {key: values[key] for key in fields if key in values and f'{prefix}{key}' not in wrong}
 

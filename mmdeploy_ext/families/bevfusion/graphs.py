@@ -83,9 +83,9 @@ class FrameNetwork(OfModel):
     """From pictures, their depth maps and the LiDAR's map to boxes: the dense part, which runs in float32."""
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,) of the head's `candidates`.
+        """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,), see `boxes_of_map`.
 
-        Inputs are those of `frame_inputs`.
+        Inputs are those of `frame_inputs`, in that order.
         """
         tensors = dict(zip(frame_inputs(self.model), inputs, strict=True))
         maps = dict(lidar=tensors.get('bev'))
@@ -99,7 +99,11 @@ class FrameNetwork(OfModel):
 
 
 def boxes_of_map(head: nn.Module, joined: Tensor) -> tuple[Tensor, ...]:
-    """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,) of the input map of a head, (1, C, X, Y)."""
+    """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,) of the input map of a head, (1, C, X, Y).
+
+    A box is x, y, z of the bottom, w, l, h, yaw and the velocity vx, vy, in the LiDAR's frame, m, rad and
+    m/s; the label is -1 for one that the head's coder drops.
+    """
     return tuple(rows[0] for rows in head.candidates(head(joined)))
 
 

@@ -149,7 +149,7 @@ class PredictedClass(nn.Module):
         self.layer, self.labels = layer, labels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits (R, 1, m, m) of features (R, C, m, m)."""
+        """Return the logits (R, 1, m, m) of features (R, channels, m, m)."""
         weight = self.layer.weight.flatten(1)
         if isinstance(self.layer, NormedConv2d):  # one of 1 x 1 is normed over the same axis in both ways
             power, eps = self.layer.power, self.layer.eps
