@@ -38,9 +38,10 @@ def profile_graph(path: str, feeds: Mapping[str, np.ndarray], threads: int) -> d
 
 
 def summarise_profile(events: Sequence[Mapping[str, Any]], limit: int = 10) -> dict[str, Any]:
-    """Sum the events of ONNX Runtime's profiler without the first run, which is warm-up.
+    """Return what `profile_graph` returns, of the events of ONNX Runtime's profiler.
 
-    `limit` is the number of operators and of nodes that are returned.
+    The first run, which is warm-up, does not count. `limit` is the number of operators and of nodes that are
+    returned.
     """
     ends = sorted(event['ts'] + event['dur'] for event in events if event.get('name') == 'model_run')
     kernels = [

@@ -52,7 +52,7 @@ class Finding:
     Attributes:
         name: of the package or probe.
         found: installed version, or last line of the probe.
-        expected: version that was tried.
+        expected: version that was tried; 'optional' of an engine that is absent, '' of a probe.
         verdict: 'ok', 'differs' (another version than the one tried), 'absent' (optional) or 'problem'; only
             the last makes the doctor exit 1.
         fix: a command, or a sentence that says what to do.

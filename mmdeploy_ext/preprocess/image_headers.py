@@ -28,7 +28,10 @@ def size_in_header(content: bytes) -> tuple[int, int] | None:
 
 
 def is_cut_png(content: bytes) -> bool:
-    """Return whether a chunk of a PNG is longer than the file: OpenCV allocates memory for all of it."""
+    """Return whether a PNG ends before its last chunk does; False for other files.
+
+    OpenCV allocates memory for all of a chunk, however long it says that it is.
+    """
     if not content.startswith(PNG):
         return False
     offset = len(PNG)

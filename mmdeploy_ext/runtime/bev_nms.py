@@ -38,7 +38,10 @@ def rotated_nms(boxes: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def bev_corners(boxes: np.ndarray) -> np.ndarray:
-    """Return the corners (n, 4, 2) of (n, 5) boxes, counter-clockwise if both sizes are positive."""
+    """Return the corners (n, 4, 2) of boxes (n, 5), counter-clockwise if both sizes are positive.
+
+    Boxes have the columns of `rotated_nms`.
+    """
     half = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2 * boxes[:, None, 2:4]
     cos, sin = np.cos(boxes[:, None, 4]), np.sin(boxes[:, None, 4])
     rotated = np.stack([cos * half[..., 0] - sin * half[..., 1], sin * half[..., 0] + cos * half[..., 1]], -1)

@@ -89,7 +89,7 @@ PLUGINS = {
 
 
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return the violations in a folder, and its files by name."""
+    """Return the violations in a folder, and file name -> path of those of its files that are there."""
     fusion = any((folder / f'{name}.onnx').is_file() for name in (FUSION, BACKBONE))
     main = FUSION if fusion else LIDAR
     manifest = f'ml_package_{main}.param.yaml'

@@ -103,7 +103,7 @@ ENGINE_KEYS = ('encoder_engine_path', 'head_engine_path')
 
 
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return the violations in a folder, and its files by name."""
+    """Return the violations in a folder, and file name -> path of the manifest and files that it names."""
     path = folder / MANIFEST
     if not path.is_file():
         return [_missing_manifest(folder)], {}

@@ -59,7 +59,7 @@ def decorated(points: np.ndarray, settings: CenterPointSettings) -> tuple[np.nda
 
     Returns:
         (n, 32, F) float32, zeros after a pillar's last point, and (n, 2) int64 cells y, x of the pillars,
-        which are sorted by falling x; at most `settings.pillars`.
+        which are sorted by falling x, then by rising y; at most `settings.pillars`.
     """
     low, high = np.float32(settings.cloud[:3]), np.float32(settings.cloud[3:])
     points = points[((points[:, :3] >= low) & (points[:, :3] < high)).all(1)]

@@ -39,7 +39,7 @@ class CenterPointSettings:
         stride: voxels of a cell of the head.
         yaw_norms: (K,) least length of (sine, cosine).
         limits: (B,) upper bounds of distance, metres, ascending.
-        scores: (B, K) least scores.
+        scores: (B, K) least scores; those below 0, and those of 1 and more, are 0 here.
         circle_m: boxes nearer to a better one are dropped, whatever their class; of the node's own file, as
             are those below.
         iou: boxes that overlap a better one by more are dropped; above 1 it is off.

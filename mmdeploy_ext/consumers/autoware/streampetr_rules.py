@@ -100,7 +100,7 @@ def from_node(
 
 
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return the violations in a folder, and its files by name."""
+    """Return the violations in a folder, and file name -> path of those of its files that are there."""
     names = (*(f'{name}.onnx' for name in FILES), MANIFEST)
     paths = {name: folder / name for name in names if (folder / name).is_file()}
     violations = missing_files(names, paths)

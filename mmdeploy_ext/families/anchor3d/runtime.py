@@ -51,7 +51,8 @@ class AnchorRule(HeadRule):
             dir_offset - dir_limit_offset * pi, in radians; the direction classifier may then add half a turn.
         nms_pre: number of anchors of a level that are decoded; 0 or less takes all.
         score_thr: scores have to exceed it.
-        nms_thr: largest IoU, in the bird's-eye view, of two boxes that stay.
+        nms_thr: IoU in the bird's-eye view above which the worse of two boxes is dropped, if `rotated` from
+            which on.
         rotated: the IoU is that of rotated boxes.
         max_num: largest number of results.
         cells: rows and columns of the map of each range, one after the other, for heads whose ranges have

@@ -39,7 +39,7 @@ NUMBERS, TRIPLE = items(number(), 1), exactly(3, number())
 CLASSES = items(number(0, 1000, integer=True), 1)
 """Labels of classes."""
 CIRCLE = full_record(classes=CLASSES, radius=number(0), most=COUNT)
-"""Suppression of a group of classes by the distance of centres, see `runtime.boxes.rows_after_nms`."""
+"""Suppression of a group of classes by squared distances of centres, see `runtime.boxes.rows_after_nms`."""
 ROTATED = full_record(
     classes=CLASSES, most=COUNT, overlap=number(0, 1), first=maybe(COUNT), scales=items(POSITIVE, 1)
 )

@@ -47,11 +47,12 @@ class BoxRule(HeadRule):
         norm_bbox: `dim` holds logarithms of the sizes.
         with_velocity: the head has an output `vel`.
         nms_type: 'rotate' or 'circle'.
-        nms_thr: largest IoU of two boxes that stay ('rotate').
+        nms_thr: IoU in the bird's-eye view from which on the worse of two boxes is dropped ('rotate').
         nms_score_threshold: a second threshold before NMS, inclusive ('rotate').
         pre_max_size: boxes per task that go into NMS ('rotate'); None takes all.
         post_max_size: boxes per task that come out of NMS.
-        min_radius: one number per task; see `circle_nms` ('circle').
+        min_radius: per task the squared distance of centres, m2, up to which the worse of two boxes is
+            dropped ('circle').
         post_center_limit_range: range of box centres in metres after NMS, ends included ('rotate'); an empty
             one keeps all boxes.
     """

@@ -74,7 +74,8 @@ def attend_cameras(
         module: the attention; its `deformable_attention` samples.
         query: (1, Q, C).
         maps: of each level (N, C, h, w), embeddings of camera and level added.
-        places: (N, Q, Z, 2) of `bev_grid.project_pillars`.
+        places: (N, Q, Z, 2), where each camera sees each point of a pillar, x and y in shares of the picture,
+            as `bev_grid.project_pillars` returns them.
         is_seen: (N, Q, Z), which of the points are in the pictures.
     """
     sampler = module.deformable_attention

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
 
 def lines(num_grids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return for every cell (S,) the grid line of all levels that is its column, and its row.
+    """Return for every cell (S,) int64 the index of the grid line that is its column, and of that of its row.
 
-    `num_grids` are the numbers of rows, which are those of columns, of the levels.
+    Lines are counted through all levels; cells are those of level after level, each row by row. `num_grids`
+    are the numbers of rows, which are those of columns, of the levels.
     """
     ends = np.cumsum(num_grids)
     levels = [np.arange(end - grid, end) for end, grid in zip(ends, num_grids, strict=True)]
