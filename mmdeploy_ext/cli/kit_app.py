@@ -125,9 +125,10 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError('--frames: goes with models of frames and sweeps only')
     inputs = Samples(source.family, args.samples or (), args.frames, '--samples')
     deployment = source.load(lambda *_: None, mean=None, std=None)
-    samples, where = inputs.of(deployment)
-    licence = args.licence or (NOT_STATED if args.samples or 'data.test' in where else GENERATED)
-    pictures = [dict(name=name, licence=licence) for name in [name for name, _ in inputs.pictures] or [where]]
+    samples, origin = inputs.of(deployment)
+    licence = args.licence or (NOT_STATED if args.samples or 'data.test' in origin else GENERATED)
+    names = [name for name, _ in inputs.pictures] or [origin]
+    pictures = [dict(name=name, licence=licence) for name in names]
     return write_detector_kit(deployment, args.onnx_file, samples, args.out, pictures)
 
 

@@ -163,8 +163,8 @@ def _method(number_type: type, name: str) -> Callable[..., Any]:
     """Return a method that computes as that of a plain number, and records what becomes of a size."""
     plain_method = getattr(number_type, name)
 
-    def method(self: Any, *others: Any) -> Any:
-        numbers, origins = [plain(self), *map(plain, others)], origins_of(self, *others)
+    def method(self: Any, *operands: Any) -> Any:
+        numbers, origins = [plain(self), *map(plain, operands)], origins_of(self, *operands)
         if name in COMPARISONS:
             self.recorder.compared(origins, numbers)
         elif name in CONVERSIONS:

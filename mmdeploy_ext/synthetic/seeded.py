@@ -224,8 +224,8 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
     """
     if family is not None and family.name in LIDAR_RULES:
         return LIDAR_RULES[family.name](family.build(cfg), cfg, family, seed)
-    if family is not None and (own := family.seeded(cfg, seed)) is not None:
-        return own
+    if family is not None and (model := family.seeded(cfg, seed)) is not None:
+        return model
     model = build_student(cfg) if family is None else family.build(cfg)
     if family is not None and family.name in RULES_BY_NAME:
         weights = model.state_dict()  # with the versions of its modules: heads rename keys of older ones

@@ -160,7 +160,8 @@ class ForkModel:
             arrays: `points` (P, V); with cameras `images` (N, 3, H, W) and `MATRICES`.
 
         Returns:
-            `boxes`, `scores` and `labels`; `bev`, `depth` and `cells` as far as the model has the sensors.
+            `boxes` (n, 7 or 9), whose columns `box_convention` tells, `scores` (n,) and `labels` (n,) int64;
+            `bev`, `depth` and `cells` as far as the model has the sensors.
         """
         from mmdet3d.core import LiDARInstance3DBoxes
 

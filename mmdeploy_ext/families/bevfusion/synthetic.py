@@ -48,8 +48,8 @@ def synthetic_outputs(
     )
     rng = np.random.default_rng(0)
     suppressed = [label for group in groups for label in group['classes']]
-    others = [label for label in range(classes) if label not in suppressed][-1:]
-    labels = np.resize([*suppressed, *others], count)
+    other_labels = [label for label in range(classes) if label not in suppressed][-1:]
+    labels = np.resize([*suppressed, *other_labels], count)
     yield 'boxes beside those of other classes', _boxes(groups, rng.permutation(labels), 1, rng)
     for group in groups:
         labels = np.full(count, group['classes'][-1])

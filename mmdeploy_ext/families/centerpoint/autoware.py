@@ -224,14 +224,14 @@ def manifest_differences(folder: Path, model: Mapping[str, Any]) -> Iterator[str
     import yaml
 
     (node_parameters,) = yaml.safe_load((folder / node.MANIFEST).read_text()).values()
-    written = node_parameters['ros__parameters']
+    manifest = node_parameters['ros__parameters']
     prefix = prefix_of(model)
     voxels = model[f'{prefix}voxel_layer']['max_voxels']
     tasks = model[f'{prefix}bbox_head']['tasks']
     names = [str(name).upper() for task in tasks for name in task['class_names']]
-    params = written['model_params']
+    params = manifest['model_params']
     for key, got, expected in (
-        ('trt_precision', written['trt_precision'], 'fp32'),
+        ('trt_precision', manifest['trt_precision'], 'fp32'),
         (
             'max_voxel_size',
             params['max_voxel_size'],

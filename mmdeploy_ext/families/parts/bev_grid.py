@@ -72,7 +72,8 @@ def rotated_cells(rotation: Tensor, height: int, width: int) -> tuple[Tensor, Te
     """Return the cell that each cell of a rotated view copies, the nearest, and whether there is one.
 
     Args:
-        rotation: (2, 3) of `runtime.bev_motion.bev_rotation`.
+        rotation: (2, 3), from x, y of a cell of the rotated view, in cells from its middle, and 1, to x, y of
+            its source, -1 to 1 from side to side; see `runtime.bev_motion.bev_rotation`.
         height: H.
         width: W.
 
@@ -94,6 +95,9 @@ def rotated_cells(rotation: Tensor, height: int, width: int) -> tuple[Tensor, Te
 
 
 def rotate_view(view: Tensor, rotation: Tensor, height: int, width: int) -> Tensor:
-    """Return a bird's-eye view (Q, C) turned by `rotated_cells`; cells without a source are 0."""
+    """Return a bird's-eye view (Q, channels) turned by `rotated_cells`; cells without a source are 0.
+
+    The other arguments are those of `rotated_cells`.
+    """
     source, is_inside = rotated_cells(rotation, height, width)
     return view[source] * is_inside[:, None].to(view.dtype)

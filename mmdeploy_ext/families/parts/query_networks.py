@@ -51,7 +51,8 @@ HEIGHT_FIRST = [1, 0, 2, 3]
 def run_layer(layer: nn.Module, query: torch.Tensor, attend: Mapping[str, Attend]) -> torch.Tensor:
     """Run one `BaseTransformerLayer` of mmcv on (B, Q, D), and return as much.
 
-    `attend` has a function per step of the layer: 'self_attn' and, of a decoder, 'cross_attn'.
+    `attend` has a function per step of the layer: 'self_attn' and, of a decoder, 'cross_attn'. They take the
+    attention's module and the query, and return what is added to it.
     """
     attentions, norms, ffns = iter(layer.attentions), iter(layer.norms), iter(layer.ffns)
     identity = query

@@ -57,7 +57,7 @@ def flat_cells(levels: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def run_tower(layers: Sequence[nn.Module], features: torch.Tensor) -> torch.Tensor:
-    """Apply layers one after the other."""
+    """Apply layers one after the other to maps (B, D, h, w); return those of the last."""
     for layer in layers:
         features = layer(features)
     return features
@@ -90,7 +90,10 @@ class SoloNetwork(nn.Module):
         return points_nms(self.head.conv_cls(features))
 
     def soft_masks(self, logits: torch.Tensor, first_level: torch.Tensor) -> torch.Tensor:
-        """Return probabilities at H4 x W4, twice the size of the first level: sigmoid first, then resize."""
+        """Return probabilities at H4 x W4, twice the size of the first level: sigmoid first, then resize.
+
+        `logits` are (B, masks, 2h, 2w) of a level, `first_level` is its input map (B, D, H4 / 2, W4 / 2).
+        """
         size = (first_level.shape[2] * UPSAMPLING, first_level.shape[3] * UPSAMPLING)
         return resize(logits.sigmoid(), size)
 

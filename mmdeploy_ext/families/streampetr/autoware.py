@@ -95,9 +95,12 @@ class NodeMemoryHead(HeadStep):
         egopose: Tensor,
         velo: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Compute one frame; inputs and their shapes are told by `specs`.
+        """Compute one frame of `x`, the features (1, N, C, h, w), and the outputs of `NodePositions`.
 
-        Returned are all_cls_scores (1, K, Q), all_bbox_preds (1, 10, Q), and the memory after the frame.
+        `data_ego_pose` (1, 4, 4) is from the vehicle to the map, `data_ego_pose_inv` its inverse. The memory
+        is `embedding` (1, n, C), `reference_point` (1, n, 3), `timestamp` (1, n, 1), ages in s, `egopose`
+        (1, n, 4, 4) and `velo` (1, n, 2), n rows, newest first. Returned are all_cls_scores (1, K, Q),
+        all_bbox_preds (1, 10, Q), and the memory after the frame.
         """
         prev_exists = egopose.abs().sum().view(1)  # 0 for a memory that the node has zeroed
         state = Memory(embedding, reference_point, timestamp, egopose, velo)

@@ -106,9 +106,12 @@ class PtsHeadMemory(HeadStep):
         delta_t_s: Tensor,
         prev_exists: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Compute one frame; shapes as in `spec.pts_head_memory`.
+        """Compute one frame of `img_feats` (1, N, C, h, w) and the outputs of `RigEmbedding`.
 
-        Returned are all_cls_scores, all_bbox_preds, and the five tensors of the state after the frame.
+        The memory is `embedding` (1, n, C), `reference_point` (1, n, 3), `timestamp` (1, n, 1), `egopose`
+        (1, n, 4, 4) and `velo` (1, n, 2). `ego_motion` (1, 4, 4) is from the last LiDAR frame to this one,
+        `delta_t_s` (1,) the time since; the memory is ignored if `prev_exists` (1,) is 0. Returned are
+        all_cls_scores, all_bbox_preds, and the five tensors of the state after the frame.
         """
         state = Memory(embedding, reference_point, timestamp, egopose, velo)
         outputs, _, after = self.step(img_feats, pos_embed, cone, state, ego_motion, delta_t_s, prev_exists)
@@ -139,7 +142,12 @@ class ForkFrame(HeadStep):
         ref_point: Tensor,
         velo: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Compute one frame; shapes as in `spec.fork`. `ego_pose` is an input that no operator uses.
+        """Compute one frame of images (N, 3, H, W), with a memory in a global frame.
+
+        `img2lidar` is (1, T, 4, 4), or (1, T, depth bins, 4, 4), `intrinsic` (1, T, 2), |fx| and |fy| in 1000
+        pixels, `ego_pose_inv` (1, 4, 4) from the global frame to the LiDAR's; `ego_pose` is an input that no
+        operator uses. The memory is `embedding` (1, n, C), `age` (1, n, 1) s, `egopose` (1, n, 4, 4),
+        `ref_point` (1, n, 3) and `velo` (1, n, 2); it is ignored if `prev_exists` (1,) is 0.
 
         Returned are all_cls_scores, all_bbox_preds; embedding, age, egopose, ref_point and velo of the memory
         that the frame used; outs_dec of the last layer.

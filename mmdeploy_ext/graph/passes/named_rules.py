@@ -77,6 +77,6 @@ def replace_all(
         before = sum(node.op_type == operator for node in all_nodes(model))
         model, _ = run(model)
         remaining = [node.name or node.output[0] for node in all_nodes(model) if node.op_type == operator]
-        kept = tuple(f'{operator} {node!r} is kept: {reason}' for node in remaining)
-        reports.append(Replacements(name, before - len(remaining), kept))
+        reasons = tuple(f'{operator} {node!r} is kept: {reason}' for node in remaining)
+        reports.append(Replacements(name, before - len(remaining), reasons))
     return model, reports

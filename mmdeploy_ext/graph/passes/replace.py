@@ -76,11 +76,11 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
     graph = ir.serde.deserialize_model(model)
     rewriter = _Rewriter(rule, opsets, elements)
     count = rewriter.apply(graph)
-    kept = tuple(_kept_because(node, match) for node, match in rewriter.matches(graph))
+    reasons = tuple(_kept_because(node, match) for node, match in rewriter.matches(graph))
     if not count:
-        return copy.deepcopy(model), Replacements(str(rule), 0, kept)
+        return copy.deepcopy(model), Replacements(str(rule), 0, reasons)
     RemoveUnusedNodesPass()(graph)
-    return ir.serde.serialize_model(graph), Replacements(str(rule), count, kept)
+    return ir.serde.serialize_model(graph), Replacements(str(rule), count, reasons)
 
 
 class _Rewriter:

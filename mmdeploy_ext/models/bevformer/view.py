@@ -48,7 +48,7 @@ def shift_of(motion: np.ndarray, extent: Sequence[float]) -> np.ndarray:
 
 
 def cells_of(size: tuple[int, int]) -> Tensor:
-    """Return x, y of the centres of the cells (Q, 2), in shares of the view's sides."""
+    """Return x, y of the centres of the cells (Q, 2), in shares of the view's sides; `size` is (H, W)."""
     height, width = size
     y = (torch.linspace(0.5, height - 0.5, height) / height).repeat_interleave(width)
     x = (torch.linspace(0.5, width - 0.5, width) / width).repeat(height)
@@ -60,7 +60,8 @@ def pillars_in_pictures(
 ) -> tuple[Tensor, Tensor]:
     """Return x, y (N, Q, Z, 2) of the pillars' points in shares of the pictures, and which are in them.
 
-    `lidar2img` is (N, 4, 4), `picture` the height and width of the padded pictures, px.
+    `encoder` is a `BEVFormerEncoder`, `lidar2img` (N, 4, 4) from the LiDAR frame to pixels, `picture` the
+    height and width of the padded pictures, px, and `size` (H, W).
     """
     low, high = (lidar2img.new_tensor(bound) for bound in (encoder.pc_range[:3], encoder.pc_range[3:]))
     points, depth = encoder.num_points_in_pillar, encoder.pc_range[5] - encoder.pc_range[2]

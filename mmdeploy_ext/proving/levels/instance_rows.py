@@ -114,16 +114,16 @@ class InstancePairing(RowPairing):
         for row, query in enumerate(queries):
             if query < 0:
                 continue
-            track, other = int(expected[row]), int(got[query])
-            if NO_ID in (track, other):
-                if track != other:
-                    return f'instance {row} has the track id {other}, expected {track}'
+            track, candidate_track = int(expected[row]), int(got[query])
+            if NO_ID in (track, candidate_track):
+                if track != candidate_track:
+                    return f'instance {row} has the track id {candidate_track}, expected {track}'
                 continue
-            known = self.tracks.get(track)
-            if known is None and (track == other or is_tied):
-                known = self.tracks[track] = other
-            if known != other:
-                return f'instance {row} has the track id {other}, expected {known or track}'
+            paired_track = self.tracks.get(track)
+            if paired_track is None and (track == candidate_track or is_tied):
+                paired_track = self.tracks[track] = candidate_track
+            if paired_track != candidate_track:
+                return f'instance {row} has the track id {candidate_track}, expected {paired_track or track}'
         following = [int(state.tensors[next_id][0]) for state in states]
         return (
             '' if following[0] == following[1] else f'the next id is {following[1]}, expected {following[0]}'
@@ -170,10 +170,10 @@ def rows_kept(places: np.ndarray, state: StreamState, spec: MemorySpec) -> np.nd
 
 def not_the_best(selection: QuerySelection) -> str:
     """Return why the kept instances are not the most confident ones, in descending order; '' if they are."""
-    kept = selection.scores[selection.queries]
-    best = -np.sort(-selection.scores)[: len(kept)]
-    wrong = np.flatnonzero(kept != best)
+    chosen_scores = selection.scores[selection.queries]
+    best = -np.sort(-selection.scores)[: len(chosen_scores)]
+    wrong = np.flatnonzero(chosen_scores != best)
     if not len(wrong):
         return ''
     row = int(wrong[0])
-    return f'memory row {row} has the confidence {kept[row]:.6f}, the best one left {best[row]:.6f}'
+    return f'memory row {row} has the confidence {chosen_scores[row]:.6f}, the best one left {best[row]:.6f}'
