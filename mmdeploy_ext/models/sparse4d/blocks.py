@@ -24,7 +24,7 @@ CENTRE, LOG_SIZE, YAW, VELOCITY = slice(0, 3), slice(3, 6), slice(6, 8), slice(8
 """Columns of an anchor."""
 NUMBERS = 11
 """Numbers of an anchor."""
-CENTRE_ALONE = ((0.0, 0.0, 0.0),)
+BEGINS_AT_CENTRE = ((0.0, 0.0, 0.0),)
 """Fixed key points of a generator whose config names none: the centre of the box."""
 
 
@@ -218,7 +218,7 @@ class SparseBox3DKeyPointsGenerator(BaseModule):
         fix_scale: Sequence[Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
-        places = torch.tensor([*(fix_scale or CENTRE_ALONE)], dtype=torch.float32)
+        places = torch.tensor([*(fix_scale or BEGINS_AT_CENTRE)], dtype=torch.float32)
         self.fix_scale = nn.Parameter(places, requires_grad=False)
         self.num_pts = len(places) + num_learnable_pts
         if num_learnable_pts:
