@@ -120,9 +120,9 @@ def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dic
 
 
 def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | None = None) -> dict[str, str]:
-    """Return the metadata of the file of an export, key -> JSON text; `ranges` are those of INT8.
+    """Return the metadata of the file of an export, key -> JSON text; no engine reads them.
 
-    No engine reads them.
+    `ranges` are those of INT8, None of a file in floating point.
     """
     values = dict(
         family=deployment.family.name,

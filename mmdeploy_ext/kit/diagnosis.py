@@ -32,7 +32,7 @@ def misfit(array: np.ndarray, tensor: TensorSpec) -> str:
 
 
 def is_constant(array: np.ndarray) -> bool:
-    """Return whether all values of an array of floats are the same one."""
+    """Return whether an array of floats has several values, and all are the same one."""
     return array.size > 1 and array.dtype.kind == 'f' and bool((array == array.flat[0]).all())
 
 

@@ -79,7 +79,10 @@ def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
 
 
 def open_staging(root: Path, parameters: dict[str, Any]) -> Path:
-    """Return the staging folder of `root`, with the files of an interrupted run with the same parameters."""
+    """Return the staging folder of `root`, with the files of an interrupted run with the same parameters.
+
+    Those of a run with others are removed.
+    """
     staging = staging_folder(root)
     marker = staging / _PARAMETERS
     if marker.is_file() and json.loads(marker.read_text(encoding='utf-8')) == parameters:
@@ -123,8 +126,8 @@ def make_set(
     Args:
         root: folder of the set; it is written atomically.
         parameters: what decides on the content, for the manifest.
-        write: writes into a folder, in which `SHARDS` may be from an interrupted run, and yields the number
-            of steps that were just done.
+        write: writes into a folder, with finished pieces in its folder `SHARDS`, which may be there from an
+            interrupted run and is removed at the end; yields the number of steps that were just done.
         total: number of all steps.
         force: replace a generated set at `root` with any parameters; other folders are never replaced.
         quiet: show no progress bar.

@@ -81,7 +81,10 @@ class NodeContract:
         self.graphs = dict(backbone=self.backbone, embedding=self.embedding, head=self.head)
 
     def run(self, images: np.ndarray, calibration: Calibration, moment: FrameMotion) -> dict[str, np.ndarray]:
-        """Run one frame as the node does, and keep its memory; for the arguments see `DeployContract.run`.
+        """Run one frame as the node does, and keep its memory; the memory is emptied at a first frame.
+
+        Images are (N, 3, H, W), prepared as the model was trained; `moment` has pose and time of the frame,
+        and whether it goes on from the one before.
 
         Returns:
             `all_cls_scores` (1, 1, Q, K), `all_bbox_preds` (1, 1, Q, 10) of the last decoder layer.

@@ -206,6 +206,9 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 def deployed_spec(portable: GraphSpec, contract: str = 'trt-plugin') -> GraphSpec:
     """Return a contract with the tensors of the portable one under the names of TensorRT deployments.
 
+    Shift and rotation are no inputs of it, and images and rig have an axis of one sample in front; `contract`
+    is what follows 'bevformer/' in its name.
+
     Source of names, shapes and order: DerryHub/BEVFormer_tensorrt 303d314, configs/bevformer; the same are
     looked up by autoware_tensorrt_bevformer.
     """

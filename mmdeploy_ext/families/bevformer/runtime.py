@@ -273,9 +273,10 @@ def memory_tensors(view: np.ndarray, position: np.ndarray, degrees: float) -> di
 
 
 def record_of_info(info: Mapping[str, Any], ego_pose: np.ndarray) -> np.ndarray:
-    """Return the record of the motion of an info, of its `ego2global` and `can_bus`.
+    """Return the record (18,) of the motion of an info: of its pose of the car, and `can_bus` if it has one.
 
-    `ego_pose` (4, 4), LiDAR to global, stands for an info without a pose of the car.
+    The pose is `ego2global_translation` and `ego2global_rotation`; `ego_pose` (4, 4), LiDAR to global, stands
+    for it in an info without one, whose `can_bus` is not read.
     """
     translation, rotation = (info.get(f'ego2global_{part}') for part in ('translation', 'rotation'))
     if translation is None or rotation is None:
@@ -290,7 +291,10 @@ def frame_with_record(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: Mul
 
 
 def passing(scores: np.ndarray, threshold: float | None) -> np.ndarray:
-    """Return which scores (n,) are kept: above the threshold, or from a lower one on if none is above it."""
+    """Return which scores (n,) are kept: above the threshold, or from a lower one on if none is above it.
+
+    All are kept if the threshold is None or 0, or if none reaches `LOWEST_THRESHOLD`.
+    """
     if not threshold:
         return np.ones(len(scores), bool)
     keep = scores > threshold

@@ -64,7 +64,10 @@ def frame(data: Mapping[str, Any]) -> Frame:
 
 
 def moments(cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None = None) -> Iterator[Frame]:
-    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`."""
+    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`.
+
+    `root` is the folder of the data set; None: files are at the paths of the infos, or beside them.
+    """
     for rig in read_frames(infos, rule, root):
         yield frame_with_record(rig.read_pictures(), rig, rule)
 

@@ -176,8 +176,9 @@ class LidarFamily(SequenceFamily):
     ) -> Iterator[Sweep]:
         """Yield the sweeps of infos, with the columns and the past sweeps that the config's pipeline loads.
 
-        For the arguments see `SequenceFamily.moments`. The exported file takes points, and does not record
-        how they were read. Calibration reads infos this way, too.
+        `root` is the folder of the data set; None: files are at the paths of the infos, or beside them. The
+        exported file takes points, and does not record how they were read. Calibration reads infos this way,
+        too.
         """
         sweeps = Sweeps(infos, lambda points: (points, points), point_rule(cfg, rule.in_channels), root)
         for info in sweeps.items:

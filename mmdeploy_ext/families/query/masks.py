@@ -107,7 +107,7 @@ class Mask2FormerNetwork(nn.Module):
         """Keep the detector.
 
         `size` is H, W of a graph of one size, whose positions are constants: they are computed here, the same
-        bytes on every machine.
+        bytes on every machine. None: the graph takes any size.
         """
         super().__init__()
         self.model = model

@@ -132,7 +132,7 @@ def kind_of(head: nn.Module) -> str:
 
 
 def is_co_detr(detector: type | None) -> bool:
-    """Return whether a detector is Co-DETR's."""
+    """Return whether the class of a detector is Co-DETR's; None, an unknown one, is not."""
     return CO_DETR in [kind.__name__ for kind in getattr(detector, '__mro__', ())]
 
 

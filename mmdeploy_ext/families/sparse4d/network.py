@@ -174,7 +174,8 @@ def take_over(
 ) -> list[Tensor]:
     """Return features and anchors of the last frame's instances, then of the best ones of this frame.
 
-    They stay as they are unless the last frame is near. The order is that of the scores.
+    Those of this frame, features (1, A, C) and anchors (1, A, 11), stay as they are unless the last frame is
+    near. The best ones are in the order of their scores, which `logits` (1, A, K) give.
     """
     count = anchor.shape[1] - last.anchor.shape[1]
     _, best = logits.amax(-1)[0].topk(count)
@@ -188,9 +189,15 @@ class LastFrame:
 
     At a first frame instances attend to themselves, and their values skip `fc_before`: upstream's code gives
     no keys then, and its attention takes the queries for both.
+
+    Attributes:
+        last: the instances; None if the graph is that of a first frame.
+        mask: (1, 1, 1, A) bool, which keys are none: the rows behind M if there is a last frame; None if the
+            graph knows whether there is one.
     """
 
     def __init__(self, head: nn.Module, last: Remembered | None, instances: int) -> None:
+        """Embed the anchors of the last frame; `instances` is A."""
         self.last = last
         self.mask = None
         if last is None:
@@ -230,7 +237,8 @@ def run_head(
         pictures: of the frame.
         time_interval: (1,) seconds since the last frame, or the default.
         last: its instances; None at a first frame.
-        learned: features and anchors with which a frame begins; None: those of the head.
+        learned: features (1, A, C) and anchors (1, A, 11) with which a frame begins; None: those of the
+            head.
     """
     bank, operations = head.instance_bank, head.operation_order
     feature, anchor = learned or (bank.instance_feature[None], bank.anchor[None])

@@ -71,7 +71,10 @@ class Sparse4DReference:
         self._scene = state.scene_token
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> InstanceBoxes:
-        """Return the boxes that the head itself decodes from its outputs."""
+        """Return the boxes that the head itself decodes from its outputs, the values of `PREDICTIONS`.
+
+        Without `instance_id` (1, A) instances are numbered by their rows.
+        """
         tensors = {key: [torch.from_numpy(np.array(outputs[name]))] for key, name in PREDICTIONS.items()}
         rows = np.arange(outputs['pred_anchor'].shape[1])[None]
         ids = torch.from_numpy(np.array(outputs.get('instance_id', rows)))
@@ -196,7 +199,11 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def boxes_of_result(result: Mapping[str, torch.Tensor]) -> InstanceBoxes:
-    """Return a result of upstream's coder, boxes (n, 10) with z of the centre, best first."""
+    """Return the boxes of a result of upstream's coder, best first.
+
+    Its `boxes_3d` are (n, 10) with z of the centre, vz last, which is left out; `scores_3d`, `labels_3d`,
+    `instance_ids` and `cls_scores` are (n,).
+    """
     boxes = _array(result['boxes_3d'])[:, :9].astype(np.float32)
     boxes[:, 2] -= boxes[:, 5] * np.float32(0.5)
     scores, labels, ids, class_scores = (

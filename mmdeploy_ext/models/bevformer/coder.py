@@ -17,7 +17,7 @@ LOWEST_THRESHOLD, LOWERED = 0.01, 0.9
 
 
 def passing(scores: Tensor, threshold: float | None) -> Tensor:
-    """Return which scores are kept, bool: above the threshold, or from a lower one on if none is above it.
+    """Return which scores (n,) are kept: above the threshold, or from a lower one on if none is above it.
 
     All are kept if the threshold is None or 0, and if none reaches `LOWEST_THRESHOLD`.
     """

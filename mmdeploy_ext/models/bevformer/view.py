@@ -39,7 +39,8 @@ def turned(view: Tensor, motion: np.ndarray, center: Sequence[float], size: tupl
 def shift_of(motion: np.ndarray, extent: Sequence[float]) -> np.ndarray:
     """Return the way of the car, x to the right and y ahead, in shares of the sides of the view.
 
-    `extent` is the width and height of the view, m. The way is measured by its length and direction.
+    `motion` is the record (18,) since the last frame, `extent` the width and height of the view, m. The way
+    (2,) is measured by its length and direction.
     """
     length = math.hypot(motion[DX], motion[DY])
     direction = math.degrees(motion[YAW_RAD]) - math.degrees(math.atan2(motion[DY], motion[DX]))

@@ -150,7 +150,7 @@ class BEVFusion(BaseModule):
         return self.encoders['lidar'](points)
 
     def joined(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return the head's input map of the sensors' maps in the order of `sensors`."""
+        """Return the head's input (B, C, X, Y) of maps (B, C, X, Y) of the sensors, in their order."""
         joint = self.fuser(maps) if self.fuser is not None else maps[0]
         return self.decoder['neck'](self.decoder['backbone'](joint))[0]
 
@@ -191,7 +191,11 @@ class BEVFusion(BaseModule):
         img: Tensor | None = None,
         **ignored: Any,
     ) -> dict[str, Tensor]:
-        """Return the losses of a batch, see `HeadLosses`; boxes in mmdet3d's columns."""
+        """Return the losses of a batch by name, see `HeadLosses`.
+
+        `gt_bboxes_3d` are boxes of mmdet3d per sample, `gt_labels_3d` their classes (n,); the other arguments
+        are those of `predictions`.
+        """
         head = self.heads['object']
         predictions, parameter = self.predictions(img, points, img_metas), next(head.parameters())
         boxes = [in_lidar_columns(boxes_3d.tensor.to(parameter)) for boxes_3d in gt_bboxes_3d]

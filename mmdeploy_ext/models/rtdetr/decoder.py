@@ -177,6 +177,8 @@ class RTDETRDecoder(BaseModule):
     def select(self, maps: Sequence[torch.Tensor], tokens: torch.Tensor | None = None) -> Selection:
         """Return the Q tokens with the largest class logit, or others, as queries.
 
+        Maps are (B, D, h, w), projected; `tokens` (B, Q) int64 are the others, None takes the best.
+
         ShapeError: the maps have fewer tokens than there are queries.
         """
         content, logits, anchors = self.tokens(maps)

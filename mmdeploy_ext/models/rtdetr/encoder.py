@@ -171,7 +171,10 @@ class RTDETRHybridEncoder(BaseModule):
         return tokens.transpose(1, 2).reshape(features.shape)
 
     def top_down(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the finest map and the lateral outputs, coarsest first, of maps from fine to coarse."""
+        """Return the finest map and the lateral outputs, coarsest first, of maps from fine to coarse.
+
+        All are (B, D, h, w).
+        """
         current, laterals = maps[-1], []
         for lateral, block, finer in zip(
             self.lateral_convs, self.fpn_blocks, reversed(maps[:-1]), strict=True
@@ -183,7 +186,7 @@ class RTDETRHybridEncoder(BaseModule):
         return current, laterals
 
     def bottom_up(self, finest: torch.Tensor, laterals: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Return all maps, finest first, of the results of `top_down`."""
+        """Return all maps (B, D, h, w), finest first, of the results of `top_down`."""
         maps = [finest]
         for down, block, lateral in zip(
             self.downsample_convs, self.pan_blocks, reversed(laterals), strict=True

@@ -194,7 +194,7 @@ def attention_mask(group: int, repetitions: int, num_queries: int) -> torch.Tens
 def training_losses(
     decoder: RTDETRDecoder, features: Sequence[torch.Tensor], objects: Objects, loss: SetLoss
 ) -> dict[str, torch.Tensor]:
-    """Return name -> loss, as mmdet's runners take them.
+    """Return name -> loss, as mmdet's runners take them, of the encoder's maps (B, channels, h, w).
 
     Prefix `d0.` is of the first layer and so on except for the last, `enc.` of the encoder, `dn0.` of the
     denoising queries of the first layer.
@@ -230,7 +230,9 @@ def run_layers(
     selection: Selection,
     denoising: DenoisingQueries | None = None,
 ) -> list[Prediction]:
-    """Return the predictions of every layer, denoising queries first.
+    """Return the predictions of every layer, denoising queries first if there are some.
+
+    Maps are (B, D, h, w), projected; they and `selection` are those of the decoder.
 
     Selected content and boxes do not pass gradients to the encoder; a box does to the layer before its own
     ("look forward twice" of DINO).

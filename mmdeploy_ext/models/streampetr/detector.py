@@ -145,7 +145,10 @@ class Petr3D(MVXTwoStageDetector):
         return self.simple_test(img_metas[0], img=img, **single)
 
     def simple_test(self, img_metas: list[dict], img: Tensor, **data: Tensor) -> list[dict]:
-        """Detect in one frame (B = 1): return a list of one dict, `pts_bbox` -> boxes, scores and labels."""
+        """Detect in one frame (B = 1): return a list of one dict, `pts_bbox` -> boxes, scores and labels.
+
+        `img` is (N, 3, H, W) or (1, N, 3, H, W), normalised; `data` are further tensors of the sample.
+        """
         img = img.unsqueeze(0) if img.dim() == 4 else img
         if img.shape[0] != 1:
             raise DataError(
@@ -156,7 +159,11 @@ class Petr3D(MVXTwoStageDetector):
         return [{'pts_bbox': bbox3d2result(*boxes_scores_labels)} for boxes_scores_labels in samples]
 
     def run_frame(self, img_metas: list[dict], img: Tensor, **data: Tensor) -> dict[str, Any]:
-        """Return the head's outputs by name for one frame; another scene token starts a new stream."""
+        """Return the head's outputs by name for one frame (1, N, 3, H, W).
+
+        Another `scene_token` of its metas than that of the last frame starts a new stream. `data` has
+        `timestamp`, `ego_pose` and `ego_pose_inv`, and what else the head takes.
+        """
         scene_token = img_metas[0]['scene_token']
         is_new = scene_token != self.prev_scene_token
         if is_new:

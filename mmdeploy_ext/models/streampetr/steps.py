@@ -305,9 +305,10 @@ class FrameSteps:
         """Compute one frame: state in, boxes and state out.
 
         The features are (B, N, C, h, w); for `pos_embed_raw` (B, T, C) and `cone` (B, T, 8) see
-        `position_embedding`, for the next four `memory.pre_update`, for `queries`, `attn_mask` and
-        `all_layers` `decode`. The state after the last frame has memory_len + topk_proposals rows (or
-        memory_len). `pad_size` denoising queries at the front never become memory.
+        `position_embedding`, for `queries`, `attn_mask` and `all_layers` `decode`. `memory` is the state
+        after the last frame, of memory_len + topk_proposals rows (or memory_len); `transform` (B, 4, 4)
+        brings its places into the current LiDAR frame, `delta_t` (B,) in s makes its times ages, and where
+        `prev_exists` (B,) is 0 it is not used. `pad_size` denoising queries at the front never become memory.
 
         Returns:
             outs_dec, all_cls_scores, all_bbox_preds by name; the memory that the frame used (memory_len

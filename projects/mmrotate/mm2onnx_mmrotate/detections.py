@@ -58,7 +58,10 @@ class RotatedDetections(Scored):
         return self.by_class(rows_with_scores(self.boxes, self.scores), num_classes)
 
     def place(self, index: int) -> dict[str, Any]:
-        """Return centre, width and height in pixels, the angle in radians, and the four corners."""
+        """Return centre, width and height in pixels and the angle in radians, and the four corners.
+
+        They are `bbox_cxcywha`, and `corners_xy`, a list of x, y.
+        """
         *pixels, angle = self.boxes[index].tolist()
         return dict(
             bbox_cxcywha=[*(round(value, 3) for value in pixels), round(angle, 6)],

@@ -33,6 +33,9 @@ def frame_of_rig(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiVie
 
 
 def moments(cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None = None) -> Iterator[Frame]:
-    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`."""
+    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`.
+
+    `root` is the folder of the data set; None: files are at the paths of the infos, or beside them.
+    """
     for rig in read_frames(infos, rule, root):
         yield frame_of_rig(rig.read_pictures(), rig, rule)

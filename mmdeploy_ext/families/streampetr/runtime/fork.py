@@ -1,6 +1,6 @@
 """The deployment fork's contract on ONNX Runtime: one graph, global memory, the update left to the caller.
 
-Glossary: N cameras, T tokens.
+Glossary: N cameras, H, W network input in pixels, T tokens, L decoder layers, Q queries, K classes.
 
 Source: woquyuna/StreamPETR deployV1.0 0e9eefe and deployV1.1 13660a1, tools/test_onnx.py. It is for
 consumers of such files; the deploy contract feeds 72 bytes per frame, not megabytes.
@@ -63,7 +63,8 @@ class ForkContract:
     def run(self, images: np.ndarray, calibration: Calibration, moment: FrameMotion) -> dict[str, np.ndarray]:
         """Run one frame, and make the memory after it, which the fork leaves to its user.
 
-        Arguments and result are those of `DeployContract.run`.
+        Images are (N, 3, H, W); the memory is ignored if `prev_exists` of the moment is False. Returned are
+        `all_cls_scores` (L, 1, Q, K) and `all_bbox_preds` (L, 1, Q, 10).
         """
         key = calibration.lidar2img.tobytes() + calibration.intrinsics.tobytes()
         if key != self.calibration_key:

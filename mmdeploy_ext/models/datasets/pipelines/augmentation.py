@@ -228,7 +228,10 @@ class GlobalRotScaleTransImage:
 
 
 def frame_change(angle: float, scale: float, shift: np.ndarray) -> np.ndarray:
-    """Return the float64 4x4 that turns points clockwise by `angle`, then scales, then shifts them."""
+    """Return the float64 4x4 that turns points clockwise by `angle` in rad, then scales, then shifts them.
+
+    `shift` is (3,) in m.
+    """
     change = np.eye(4)
     change[:2, :2] = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
     change[:3] *= scale

@@ -24,7 +24,10 @@ from mmdeploy_ext.core.errors import ConfigError
 
 
 def classes_of_angles(coder: Any, sigmoid: bool) -> dict[str, Any]:
-    """Return the settings of a `CSLCoder`; `sigmoid` says whether the head decodes scores or logits."""
+    """Return the settings of a `CSLCoder`, angles in degrees, by the names of `options.ANGLES`.
+
+    `sigmoid` says whether the head decodes scores, else it decodes logits.
+    """
     if type(coder) is not coders.CSLCoder:
         raise ConfigError(f'model.bbox_head.angle_coder is {type(coder).__name__}; expected CSLCoder')
     return dict(

@@ -91,7 +91,8 @@ def decoded(
 ) -> torch.Tensor:
     """Return the boxes (B, A, 5) of one level of an inner head.
 
-    `outputs` are class logits and deltas of all levels; `rois` (B, 5, h, w) the priors of a refined head.
+    `outputs` are class logits and deltas of all levels; `rois` (B, 5, h, w) the priors of a refined head,
+    None of others.
     """
     deltas = outputs[1][level]
     rows = dict(bbox_pred=rows_of(deltas, 5))
@@ -137,9 +138,10 @@ def refined_features(align: nn.Module, features: Maps, rois: Maps) -> Maps:
 
 
 def features_at_centres(maps: torch.Tensor, boxes: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return the features (B, C, h, w) at the centres of boxes (B, 5, h, w), in pixels of which 1 is `scale`.
+    """Return the features (B, C, h, w) at the centres of boxes (B, 5, h, w), which are in pixels.
 
-    mmcv's `rotated_feature_align` takes the x of a centre for the row, and y for the column.
+    `scale` is the length of a pixel in cells. mmcv's `rotated_feature_align` takes the x of a centre for the
+    row, and y for the column.
     """
     centres = (boxes[:, :2] * scale).flatten(2)
     rows = bilinear_rows(maps, centres[:, 0], centres[:, 1])
@@ -149,7 +151,8 @@ def features_at_centres(maps: torch.Tensor, boxes: torch.Tensor, scale: float) -
 def align_offsets(boxes: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
     """Return the offsets (B, 2k, h, w), y before x, by which the taps of a kernel lie in boxes (B, 5, h, w).
 
-    The kernel covers the box: its taps are `kernel_size` apart in the width and in the height, turned.
+    The kernel covers the box: between its taps there is a `kernel_size`th of the width and of the height,
+    turned. Boxes are in pixels, of which a cell is `stride` long, and offsets in cells.
     """
     pad, (height, width) = (kernel_size - 1) // 2, boxes.shape[2:]
     steps = range(-pad, pad + 1)

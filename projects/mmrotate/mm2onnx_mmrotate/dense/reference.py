@@ -114,7 +114,10 @@ def decode_by_mmrotate(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dic
 
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[RotatedDetections]:
-    """Return the results of the detector's own test path."""
+    """Return the results of the detector's own test path, per image, best first.
+
+    Boxes are in pixels of the originals with `rescale`, else of the network input.
+    """
     with min_area_polygons_on_cpu():
         return rotated_detections(model, images, rescale, version_of(last_head(model)))
 
@@ -124,7 +127,8 @@ def candidate_bounds(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return 'candidates' -> least and largest number (B,) of (prior, class) pairs that pass the threshold.
 
-    Of each level the `nms_pre` best priors count; for the arguments see `ImageFamily.candidate_bounds`.
+    Of each level the `nms_pre` best priors count. `feeds` hold `input`; a score that is nearer to the
+    threshold than `slack` may pass or not.
     """
     head = last_head(model)
     config, per_cell = thresholds(head), priors_per_cell(head)

@@ -29,9 +29,10 @@ __all__ = ['detections', 'draw']
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[RotatedDetections]:
-    """Turn the outputs of a graph of any form into rotated boxes, see `runtime/family_runtime.py`.
+    """Turn the outputs of a graph of any form into rotated boxes per image, see `runtime/family_runtime.py`.
 
-    Feeds hold `input`, and may hold `img_shape` and `scale_factor`.
+    Feeds hold `input` (B, 3, H, W), and may hold `img_shape` (B, 2), height and width before padding, and
+    `scale_factor` (B, 4), with which boxes are in pixels of the originals.
     """
     facts = metadata.postprocess
     if metadata.form == 'full':

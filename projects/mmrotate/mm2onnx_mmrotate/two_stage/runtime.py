@@ -26,7 +26,10 @@ __all__ = ['detections', 'draw']
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[RotatedDetections]:
-    """Return the results per image, in pixels of the originals if `feeds` has `scale_factor` (B, 4)."""
+    """Return the results per image, in pixels of the originals if `feeds` has `scale_factor` (B, 4).
+
+    It has `input` (B, 3, height, width), and may have `img_shape` (B, 2), height and width before padding.
+    """
     facts = metadata.postprocess
     if metadata.form == 'full':
         return from_padded(outputs, facts['angle_version'])
