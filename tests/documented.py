@@ -348,6 +348,10 @@ ENTRIES = (
         why='placeholder',
     ),
     Entry(
+        r'python -m docs\._pages\.modules\.table yolox_nano ',
+        why='placeholder',
+    ),
+    Entry(
         r'python -m docs\._pages\.modules\.table resnet18 ',
         why='transformers',
     ),

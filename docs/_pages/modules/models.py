@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import torch
+from onnx import numpy_helper
 from torch.nn import functional
 
 if TYPE_CHECKING:
@@ -177,18 +179,24 @@ def bert_sample(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(0, 500, (1, 12), generator=generator), mask
 
 
+class Predictions(torch.nn.Module):
+    """A detector of transformers that returns logits and boxes."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        """Keep the model, and spread what its layers give."""
+        super().__init__()
+        self.model = model
+        spread(self, {}, torch.cat([picture(100 + index, *DETECTION_SIZE)[0] for index in range(4)]))
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return logits and boxes of pictures."""
+        output = self.model(image)
+        return output.logits, output.pred_boxes
+
+
 def detr() -> torch.nn.Module:
-    """Return a small DETR with a ResNet of its own, which returns logits and boxes."""
+    """Return a small DETR with a ResNet of its own."""
     from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
-
-    class Predictions(torch.nn.Module):
-        def __init__(self, model: torch.nn.Module) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            output = self.model(image)
-            return output.logits, output.pred_boxes
 
     torch.manual_seed(0)
     backbone = ResNetConfig(
@@ -210,10 +218,21 @@ def detr() -> torch.nn.Module:
         **layers,
         **heads,
     )
-    model = Predictions(DetrForObjectDetection(config)).eval()
-    torch.nn.init.normal_(model.model.model.query_position_embeddings.weight)
-    spread(model, {}, torch.cat([picture(100 + index, *DETECTION_SIZE)[0] for index in range(4)]))
-    return model
+    model = DetrForObjectDetection(config).eval()
+    torch.nn.init.normal_(model.model.query_position_embeddings.weight)
+    return Predictions(model).eval()
+
+
+def yolos() -> torch.nn.Module:
+    """Return a YOLOS of two layers."""
+    from transformers import YolosConfig, YolosForObjectDetection
+
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
+    config = YolosConfig(
+        image_size=list(DETECTION_SIZE), num_detection_tokens=20, num_labels=6, initializer_range=0.2, **sizes
+    )
+    return Predictions(YolosForObjectDetection(config).eval()).eval()
 
 
 def yunet(checkout: Path, checkpoint: Path) -> torch.nn.Module:
@@ -247,6 +266,41 @@ def yunet(checkout: Path, checkpoint: Path) -> torch.nn.Module:
     return Outputs(model).eval()
 
 
+def yolox_nano(checkout: Path, file: Path) -> torch.nn.Module:
+    """Return the YOLOX-nano of its own package with the weights in its published file.
+
+    The file has the normalisations folded into the convolutions, as YOLOX's own `fuse_model` does.
+    """
+    sys.path.insert(0, str(checkout))
+    from yolox.models import YOLOPAFPN, YOLOX, YOLOXHead
+    from yolox.models.network_blocks import BaseConv
+
+    settings = dict(in_channels=[256, 512, 1024], depthwise=True)
+    model = YOLOX(YOLOPAFPN(0.33, 0.25, **settings), YOLOXHead(80, 0.25, **settings)).eval()
+    model.head.decode_in_inference = False  # as its export script
+    convolutions: list[torch.nn.Conv2d] = []
+    hooks = [
+        part.register_forward_hook(lambda layer, *_: convolutions.append(layer))
+        for part in model.modules()
+        if isinstance(part, torch.nn.Conv2d)
+    ]
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 416, 416))
+    for hook in hooks:
+        hook.remove()
+    blocks = {part.conv: part for part in model.modules() if isinstance(part, BaseConv)}
+    graph = onnx.load(file).graph
+    arrays = {
+        tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer
+    }
+    nodes = [node for node in graph.node if node.op_type == 'Conv']
+    for layer, node in zip(convolutions, nodes, strict=True):
+        layer.weight, layer.bias = (torch.nn.Parameter(arrays[name]) for name in node.input[1:3])
+        if layer in blocks:
+            blocks[layer].bn = torch.nn.Identity()
+    return model.eval()
+
+
 BATCH, TOKENS = {0: 'batch'}, {0: 'batch', 1: 'length'}
 BOXES = ('boxes', 'labels', 'scores')
 MODELS = {
@@ -264,8 +318,8 @@ MODELS = {
         outputs=('out',),
     ),
     'deeplabv3': Model(
-        'torchvision DeepLabV3 R50, any batch',
-        functools.partial(torchvision_model, 'segmentation', 'deeplabv3_resnet50'),
+        'torchvision DeepLabV3 MobileNetV3, any batch',
+        functools.partial(torchvision_model, 'segmentation', 'deeplabv3_mobilenet_v3_large'),
         lambda seed: picture(seed, 64, 96),
         dynamic={'image': BATCH},
         outputs=('out',),
@@ -308,6 +362,13 @@ MODELS = {
         dynamic={'image': BATCH},
         outputs=('logits', 'pred_boxes'),
     ),
+    'yolos': Model(
+        'transformers YOLOS, any batch',
+        yolos,
+        lambda seed: picture(seed, *DETECTION_SIZE),
+        dynamic={'image': BATCH},
+        outputs=('logits', 'pred_boxes'),
+    ),
     'bert': Model(
         'transformers BERT, any batch and length',
         bert,
@@ -319,4 +380,16 @@ MODELS = {
         no_faults=('swapped_operands',),  # 1 - mask is only compared with 0
     ),
 }
-"""Name on the command line -> model; YuNet needs paths."""
+"""Name on the command line -> model; those with published files need paths, see `published_model`."""
+PUBLISHED = ('yunet', 'yolox_nano')
+
+
+def published_model(name: str, checkout: Path, files: Path) -> tuple[Model, list[Path]]:
+    """Return one of `PUBLISHED` and its files, which are in the folder `files`; `checkout` has its code."""
+    if name == 'yunet':
+        make = functools.partial(yunet, checkout.resolve(), files / 'yunet_n.pth')
+        paths = [files / 'yunet_n_320_320.onnx', files / 'yunet_n_dynamic.onnx']
+        return Model('YuNet', make, lambda seed: (255 * noise(seed, 320, 320)[None],)), paths
+    path = files / 'yolox_nano.onnx'
+    make = functools.partial(yolox_nano, checkout.resolve(), path)
+    return Model('YOLOX-nano', make, lambda seed: (255 * noise(seed, 416, 416)[None],)), [path]

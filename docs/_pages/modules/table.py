@@ -2,17 +2,18 @@
 
     python -m docs._pages.modules.table resnet18 faster_rcnn
     python -m docs._pages.modules.table yunet --checkout YUNET --files FOLDER
+    python -m docs._pages.modules.table yolox_nano --checkout YOLOX --files FOLDER
 
 Each model is exported by TorchScript and by dynamo, and the latter's file, or that of TorchScript where there
 is none, is simplified by onnxslim. Each file is proven, and ten faults are put into one of them. The results
 are kept in `results.json` beside this file; models that are not named keep theirs. YUNET is a checkout of
-ShiqiYu/libfacedetection.train, whose published files are in FOLDER.
+ShiqiYu/libfacedetection.train, YOLOX the sources of the package yolox 0.3.0; their published files are in
+FOLDER.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import tempfile
 import time
@@ -23,7 +24,7 @@ import onnx
 import torch
 
 from docs._pages.modules.faults import faulty_models
-from docs._pages.modules.models import MODELS, Model, noise, yunet
+from docs._pages.modules.models import MODELS, PUBLISHED, Model, published_model
 from mmdeploy_ext import compat, prove_module
 from mmdeploy_ext.cli.tensorrt_table import insert_table
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
@@ -192,23 +193,22 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('models', nargs='*', choices=[*MODELS, 'yunet'], metavar='MODEL')
-    parser.add_argument('--checkout', type=Path, help='of libfacedetection.train')
-    parser.add_argument('--files', type=Path, help='folder of yunet_n.pth, yunet_n_320_320.onnx and so on')
+    parser.add_argument('models', nargs='*', choices=[*MODELS, *PUBLISHED], metavar='MODEL')
+    parser.add_argument('--checkout', type=Path, help='code of a model with published files')
+    parser.add_argument('--files', type=Path, help='folder of these files')
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     compat.apply()
     results = json.loads(RESULTS.read_text(encoding='utf-8')) if RESULTS.is_file() else {}
     for name in args.models:
         published: list[Path] = []
-        model = MODELS.get(name)
-        if model is None:
-            published = [args.files / 'yunet_n_320_320.onnx', args.files / 'yunet_n_dynamic.onnx']
-            make = functools.partial(yunet, args.checkout.resolve(), args.files / 'yunet_n.pth')
-            model = Model('YuNet', make, lambda seed: (255 * noise(seed, 320, 320)[None],))
+        if name in PUBLISHED:
+            model, published = published_model(name, args.checkout, args.files)
+        else:
+            model = MODELS[name]
         print(name, flush=True)
         results[name] = measure(model, published)
-        ordered = {key: results[key] for key in [*MODELS, 'yunet'] if key in results}
+        ordered = {key: results[key] for key in [*MODELS, *PUBLISHED] if key in results}
         RESULTS.write_text(json.dumps(ordered, indent=1) + '\n', encoding='utf-8')
         write_pages(ordered)
 
