@@ -39,6 +39,8 @@ class Segments(Scored):
 
     Attributes:
         masks: (n, h, w) bool.
+        scores: (n,) float32.
+        labels: (n,) int64 class indices.
         ids: (n,) int64 values of a panoptic map.
     """
 

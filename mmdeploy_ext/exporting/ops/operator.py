@@ -65,7 +65,7 @@ class Operator:
 
     Attributes:
         name: op_type of its node, in CamelCase.
-        eager: what PyTorch runs. Parameters are tensors first, then attributes (float, int, bool), all
+        eager: what PyTorch runs. Parameters are tensors first, then attributes (float, int, bool, str), all
             annotated: the schema is read from it.
         inputs: name -> axes, in letters for those that vary and numbers for those that do not ('N 5').
         outputs: names.

@@ -88,7 +88,10 @@ class BEVFormerEncoder(TransformerLayerSequence):
 
 @offered(TRANSFORMER_LAYER_SEQUENCE)
 class DetectionTransformerDecoder(TransformerLayerSequence):
-    """The layers of the decoder; the predictions of all of them are kept."""
+    """The layers of the decoder; the predictions of all of them are kept.
+
+    `return_intermediate` is not used.
+    """
 
     def __init__(self, *layers: Any, return_intermediate: bool = False, **settings: Any) -> None:
         super().__init__(*layers, **settings)

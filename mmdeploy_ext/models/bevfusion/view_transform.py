@@ -43,6 +43,7 @@ class ViewTransform(nn.Module):
     """The base class of both view transforms: the grid, the frustum, and the sums in cells.
 
     Args:
+        in_channels, out_channels: channels of the feature maps, and C.
         image_size, feature_size: (H, W) of the network's pictures, pixels, and (h, w).
         xbound, ybound, zbound: first, end and step of the cells, metres; one cell along z.
         dbound: first, end and step of the depth bins, metres.

@@ -27,6 +27,7 @@ class DistributedSampler(Sampler):
     """Gives each rank one run of consecutive frames; the last ranks repeat the first frames to fill up.
 
     A run may begin inside a scene, without the memory of the frames before; see `SceneSampler`.
+    `num_replicas` is the number of ranks, `rank` this one; `shuffle` has to be False, `seed` is not used.
 
     Source: exiawsh/StreamPETR 95f6470, datasets/samplers/distributed_sampler.py.
     """
@@ -55,6 +56,9 @@ class SceneSampler(Sampler):
 
     mmdet collects results by interleaving ranks: with this sampler they must be put back by sample index
     (`indices` has those of this rank, in the order in which they are given). Scenes are never shuffled.
+
+    The data set has `data_infos` with scene tokens. `num_replicas` is the number of ranks, `rank` this one;
+    `shuffle` has to be False, `seed` is not used.
     """
 
     def __init__(
@@ -78,7 +82,8 @@ class InfiniteGroupEachSampleInBatchSampler(Sampler):
 
     Position p of all P = samples_per_gpu * num_replicas takes sequences p, p + P, p + 2P, ... of an endless
     chain of seeded permutations of the sequences, so no two positions share a sequence of one permutation.
-    The data set's `flag` (frames,) is the sequence of each frame; the seed is the same on all ranks.
+    `num_replicas` is the number of ranks, `rank` this one. The data set's `flag` (frames,) is the sequence of
+    each frame; the seed is the same on all ranks, None is 0.
 
     Source: exiawsh/StreamPETR 95f6470, datasets/samplers/group_sampler.py.
     """

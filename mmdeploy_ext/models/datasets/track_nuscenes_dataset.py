@@ -19,7 +19,10 @@ from mmdeploy_ext.models.catalogue import offered
 
 
 def rigid(rotation: Any, translation: Any) -> np.ndarray:
-    """Return the (4, 4) float64 of a rotation, a matrix or a quaternion, and a translation."""
+    """Return the (4, 4) float64 of a rotation and a translation (3,).
+
+    The rotation is a matrix (3, 3) or a quaternion (4,), its real part first.
+    """
     rotation = np.asarray(rotation, np.float64)
     matrix = np.eye(4)
     matrix[:3, :3] = Quaternion(rotation).rotation_matrix if rotation.shape == (4,) else rotation

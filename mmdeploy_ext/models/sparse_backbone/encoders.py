@@ -29,6 +29,14 @@ class BEVFusionSparseEncoder(SparseEncoder):
     NVIDIA's exporter writes them; upstream's blocks have no key and compute the same. A stage but the last
     ends in a stride of 2.
 
+    Args:
+        in_channels, output_channels: I and C.
+        sparse_shape: cells of the grid along x, y, z.
+        order: of convolution, normalisation and activation in a layer.
+        norm_cfg: config of the normalisation.
+        encoder_channels: of each stage, output channels of each of its layers.
+        kwargs: of mmdet3d's `SparseEncoder`.
+
     Source: mit-han-lab/bevfusion 326653d, mmdet3d/models/backbones/sparse_encoder.py.
     """
 
@@ -109,6 +117,12 @@ class CenterPointSparseEncoder(nn.Module):
 
     The grid has one cell more along z than the range. Each of the four stages but the first starts with a
     convolution of stride 2.
+
+    Args:
+        in_channels, output_channels: I and C.
+        sparse_shape: cells of the grid along z, y, x.
+        channels: of each of the four stages.
+        norm_cfg: config of the normalisation.
 
     Source: tianweiy/CenterPoint 3cf7d87, det3d/models/backbones/scn.py.
     """

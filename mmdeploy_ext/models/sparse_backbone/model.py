@@ -24,7 +24,8 @@ class LidarBackbone(nn.Module):
         encoder: config of the sparse encoder.
         encoder_path: path of the encoder in the model, such as 'encoders.lidar.backbone', so that keys equal
             those of the published checkpoint.
-        output_shape: (1, C, H, W) that the config states; checked before an export.
+        output_shape: (1, C, H, W) that the config states, which is checked before an export; None: nothing
+            is.
         train_cfg, test_cfg: not used; mmdet3d's builder passes them.
     """
 

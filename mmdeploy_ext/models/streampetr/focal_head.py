@@ -66,7 +66,8 @@ class FocalHead(BaseModule):
     `num_classes` is K, `in_channels` C, a multiple of 32, and `stride` in px per token. In training
     `use_hybrid_tokens` keeps a random part of the tokens, of 0.2 to 1; otherwise the part is `train_ratio` or
     `infer_ratio`, 1 keeps all. `sync_cls_avg_factor` averages the number of positives over the ranks;
-    `train_cfg` has `assigner2d`. The losses are configs.
+    `train_cfg` has `assigner2d`, None for a model that is not trained; `test_cfg` is not used. The losses are
+    configs, None for those of the published ones.
     """
 
     def __init__(
