@@ -21,8 +21,9 @@ from mmdeploy_ext.models.catalogue import offered
 class CPFPN(BaseModule):
     """Top-down pyramid; only the finest level passes through a 3x3 convolution.
 
-    Levels come with the finest first; `num_outs` must be their number. The released checkpoints have neither
-    `norm_cfg` nor `act_cfg`.
+    Levels come with the finest first; `in_channels` are the channels of each, `out_channels` those of all
+    results, and `num_outs` must be their number. `norm_cfg` and `act_cfg` are configs of normalisation and
+    activation, None for none, as in the released checkpoints.
     """
 
     def __init__(

@@ -65,7 +65,8 @@ def convolution(norm_cfg: Mapping[str, Any], act_cfg: Mapping[str, Any], use_dep
 class CSPNeXtBlock(nn.Module):
     """A 3x3 convolution and a depth-wise separable one of 5x5; with `add_identity` the input is added.
 
-    With `use_depthwise` the first one is separable, too; `layers` are `norm_cfg` and `act_cfg`.
+    `channels` are those of input and result, C. With `use_depthwise` the first one is separable, too;
+    `layers` are `norm_cfg` and `act_cfg`.
     """
 
     def __init__(self, channels: int, add_identity: bool, use_depthwise: bool, **layers: Any) -> None:
@@ -82,7 +83,7 @@ class CSPNeXtBlock(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Each channel, times a weight that is made of the means of all."""
+    """Each of `channels` channels, times a weight that is made of the means of all."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

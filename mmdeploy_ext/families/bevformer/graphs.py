@@ -43,7 +43,10 @@ twice the bar of its slices, as all of its numbers are compared."""
 
 
 class BevFormerFrame(nn.Module):
-    """One frame: pictures, rig, motion and the last bird's-eye view to the present one and to objects."""
+    """One frame: pictures, rig, motion and the last bird's-eye view to the present one and to objects.
+
+    `size` is (H, W).
+    """
 
     def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()

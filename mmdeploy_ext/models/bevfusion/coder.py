@@ -49,7 +49,8 @@ def boxes_of_cells(
 class TransFusionBBoxCoder(BaseBBoxCoder):
     """Cells to metres, logarithms to sizes, gravity centre to bottom centre.
 
-    `pc_range` is the first cell's corner (x, y, m), a cell has `out_size_factor` voxels. Boxes whose bottom
+    `pc_range` is the first cell's corner (x, y, m); a cell is `out_size_factor` voxels of `voxel_size` (m
+    along x, y, z) long, and a target has `code_size` numbers: 8, or 10 with the velocity. Boxes whose bottom
     centre is outside `post_center_range` (x, y, z low, then high), and boxes whose score does not exceed
     `score_threshold`, are dropped; a limit of None, or a threshold of 0, drops none.
 

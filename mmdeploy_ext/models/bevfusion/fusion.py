@@ -38,6 +38,8 @@ HEADS = dict(TransFusionHead='TransFusionHead', CenterHead='BEVFusionCenterHead'
 class ConvFuser(nn.Sequential):
     """The maps of all sensors side by side, and one 3x3 convolution to C channels.
 
+    `in_channels` are the channels of each sensor's map, `out_channels` is C.
+
     Source: mit-han-lab/bevfusion db75150, models/fusers/conv.py.
     """
 

@@ -88,6 +88,7 @@ class PETRHead(BaseModule):
         position_range: x, y, z low, then high, m, of the points along the rays; the last depth is near the
             fourth number.
         with_multiview: has to be True: cameras are counted, too.
+        num_reg_fcs: hidden layers of the branches of classes and, in PETR, of boxes.
         code_weights: of a loss; a parameter of checkpoints.
         training: options that training alone reads, and those that upstream does not read.
     """

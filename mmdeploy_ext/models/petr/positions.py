@@ -1,4 +1,4 @@
-"""Where the tokens of all cameras are: points along their rays, and the count of cameras, rows and columns.
+"""Codes of where tokens are: of points along their rays, and of counts of cameras, rows and columns.
 
 Both depend on calibration and image size alone, not on the pictures.
 

@@ -62,8 +62,9 @@ def refuse_ignored(gt_bboxes_ignore: Tensor | None) -> None:
 class HungarianAssigner3D(BaseAssigner):
     """Match queries with 3D boxes by classification cost and weighted L1 distance of the regression targets.
 
-    The costs are configs of match costs; `iou_cost` is accepted and built, never used (configs give it weight
-    0); `pc_range` is x, y, z low and high in m.
+    The costs are configs of match costs; None takes the class's probability and the L1 distance with the
+    weight 1. `iou_cost` is accepted and built, never used (configs give it weight 0); `pc_range` is x, y, z
+    low and high in m, which nothing needs.
     """
 
     def __init__(

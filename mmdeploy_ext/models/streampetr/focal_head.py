@@ -67,7 +67,7 @@ class FocalHead(BaseModule):
     `use_hybrid_tokens` keeps a random part of the tokens, of 0.2 to 1; otherwise the part is `train_ratio` or
     `infer_ratio`, 1 keeps all. `sync_cls_avg_factor` averages the number of positives over the ranks;
     `train_cfg` has `assigner2d`, None for a model that is not trained; `test_cfg` is not used. The losses are
-    configs, None for those of the published ones.
+    configs; None takes quality focal, Gaussian focal, L1, GIoU and L1 losses, in this order.
     """
 
     def __init__(

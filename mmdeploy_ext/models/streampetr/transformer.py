@@ -42,7 +42,8 @@ class PETRMultiheadAttention(MultiheadAttention):
     """Multi-head attention with identity connection and positions.
 
     `dropout` is one rate for the attention weights and for the shortcut; it replaces `attn_drop` and
-    `dropout_layer`. `fp16`, in training, is refused: mixed precision is set for the whole model.
+    `dropout_layer`, unless it is None. `fp16`, in training, is refused: mixed precision is set for the whole
+    model.
     """
 
     def __init__(

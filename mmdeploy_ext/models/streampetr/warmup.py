@@ -30,7 +30,7 @@ MAX_TURN = 0.4
 class GeometryWarmupHook(Hook):
     """Run `warm_up` before the first iteration of a new run, with the calibrations of its batch.
 
-    The arguments are those of `warm_up`.
+    The arguments are those of `warm_up`: the number of steps, the learning rate, and the points of a step.
     """
 
     def __init__(self, iters: int = 800, lr: float = 1e-3, num_points: int = 256) -> None:
