@@ -531,6 +531,8 @@ ENTRIES = (
     Entry(r'mm2onnx synthetic seeded .*bevformer_toy', run=True, matrix=True),
     Entry(r'mm2onnx export .*bevformer_toy.py', run=True, matrix=True),
     Entry(r'mm2onnx check work_dirs/bevformer_node', run=True, matrix=True),
+    Entry(r'mm2onnx synthetic seeded .*petr(v2)?_toy', run=True, matrix=True),
+    Entry(r'mm2onnx export .*petr(v2)?_toy.py', run=True, matrix=True),
     Entry(r'mm2onnx synthetic seeded .*sparse4d_toy', run=True, matrix=True),
     Entry(r'mm2onnx export .*sparse4d_toy.py', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/mask_rcnn_toy.py work_dirs/mask_rcnn.pth', run=True, matrix=True),

@@ -186,7 +186,7 @@ planted(
 def _later_queries(original: Callable) -> Callable:
     def init(self: Any, model: Any, *args: Any) -> None:
         import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-        from mmdeploy_ext.models.streampetr.steps import sine_encoding
+        from mmdeploy_ext.models.rays import sine_encoding
 
         original(self, model, *args)
         head = model.pts_bbox_head

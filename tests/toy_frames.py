@@ -73,3 +73,5 @@ class SeededToy:
 
 BEVFORMER = SeededToy('bevformer', 'projects/configs/BEVFormer/bevformer_toy.py')
 SPARSE4D = SeededToy('sparse4d', 'projects/configs/Sparse4D/sparse4d_toy.py')
+PETR = SeededToy('petr', 'projects/configs/PETR/petr_toy.py')
+PETRV2 = SeededToy('petrv2', 'projects/configs/PETR/petrv2_toy.py')

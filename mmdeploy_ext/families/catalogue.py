@@ -10,6 +10,7 @@ from mmdeploy_ext.families.bevfusion import options as bevfusion_det
 from mmdeploy_ext.families.centerpoint import options as centerpoint
 from mmdeploy_ext.families.dense import options as dense
 from mmdeploy_ext.families.monocular import options as monocular
+from mmdeploy_ext.families.petr import options as petr
 from mmdeploy_ext.families.query import options as query
 from mmdeploy_ext.families.rtdetr import options as rtdetr
 from mmdeploy_ext.families.solo import options as solo
@@ -77,6 +78,22 @@ register_family(
     'mmdeploy_ext.families.monocular.family:PointsFamily',
     postprocess=monocular.POSTPROCESS,
     runtime='mmdeploy_ext.families.monocular.runtime.points',
+    library=MMDET3D,
+)
+register_family(
+    'petr',
+    'mmdeploy_ext.families.petr.family:PetrFamily',
+    options=petr.OPTIONS,
+    postprocess=petr.POSTPROCESS,
+    runtime='mmdeploy_ext.families.petr.runtime',
+    library=MMDET3D,
+)
+register_family(
+    'petrv2',
+    'mmdeploy_ext.families.petr.family:Petrv2Family',
+    options=petr.OPTIONS,
+    postprocess=petr.POSTPROCESS,
+    runtime='mmdeploy_ext.families.petr.runtime',
     library=MMDET3D,
 )
 register_family(

@@ -64,9 +64,11 @@ MODELS_3D = {
         'PadMultiViewImage',
         'RandomScaleImageMultiViewImage',
     ),
+    'petr.detector': ('Petr3D',),
     'petr.head': ('PETRHead', 'PETRv2Head'),
     'petr.positions': ('SinePositionalEncoding3D',),
     'petr.transformer': ('PETRTransformer', 'PETRTransformerDecoderLayer'),
+    'query_decoder': ('PETRMultiheadAttention', 'PETRMultiheadFlashAttention', 'PETRTransformerDecoder'),
     'sparse4d.aggregation': ('DeformableFeatureAggregation',),
     'sparse4d.bank': ('InstanceBank',),
     'sparse4d.blocks': (
@@ -85,23 +87,24 @@ MODELS_3D = {
     'streampetr.detector': ('Petr3D', 'Petr3DONNX', 'Petr3DPTH'),
     'streampetr.focal_head': ('FocalHead',),
     'streampetr.head': ('StreamPETRHead', 'StreamPETRHeadONNX', 'StreamPETRHeadPTH'),
-    'streampetr.transformer': (
-        'PETRMultiheadAttention',
-        'PETRMultiheadFlashAttention',
-        'PETRTemporalDecoderLayer',
-        'PETRTemporalTransformer',
-        'PETRTransformerDecoder',
-    ),
+    'streampetr.transformer': ('PETRTemporalDecoderLayer', 'PETRTemporalTransformer'),
     'streampetr.warmup': ('GeometryWarmupHook',),
     'vovnet': ('VoVNet', 'VoVNetCP'),
 }
 """The same for models that need mmdet3d."""
-MODULES = {
-    name: f'mmdeploy_ext.models.{module}'
-    for module, names in (MODELS_2D | MODELS_3D).items()
-    for name in names
-}
-"""Type -> the module that offers it."""
+
+
+def modules_by_type() -> dict[str, list[str]]:
+    """Return type -> the modules that offer it; several if detectors of several models have one type."""
+    modules: dict[str, list[str]] = {}
+    for module, names in (MODELS_2D | MODELS_3D).items():
+        for name in names:
+            modules.setdefault(name, []).append(f'mmdeploy_ext.models.{module}')
+    return modules
+
+
+MODULES = modules_by_type()
+"""The same, made once."""
 LIBRARIES = ('mmcv', 'mmdet', 'mmdet3d', 'mmseg')
 """Packages with registries of models."""
 
@@ -114,25 +117,30 @@ class Offer:
         cls: the class.
         registry: mmcv's registry for it, such as `HEADS`.
         builds: types of this package that it builds although no config names them.
+        beside: types, such as heads, one of which a config names if it means this class; () for the class of
+            all other configs.
     """
 
     cls: type
     registry: Any
     builds: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
-_OFFERS: dict[str, Offer] = {}
-"""Type -> the class that is offered."""
+_OFFERS: dict[str, list[Offer]] = {}
+"""Type -> the classes that are offered."""
 
 
-def offered(registry: Any, builds: Sequence[str] = ()) -> Callable[[Class], Class]:
+def offered(
+    registry: Any, builds: Sequence[str] = (), beside: Sequence[str] = ()
+) -> Callable[[Class], Class]:
     """Return a decorator that offers a class for a registry of mmcv, and does not register it.
 
-    The type is the name of the class. `builds` are types that the class builds although no config names them.
+    The type is the name of the class; for `builds` and `beside` see `Offer`.
     """
 
     def note(cls: Class) -> Class:
-        _OFFERS[cls.__name__] = Offer(cls, registry, tuple(builds))
+        _OFFERS.setdefault(cls.__name__, []).append(Offer(cls, registry, tuple(builds), tuple(beside)))
         return cls
 
     return note
@@ -144,21 +152,29 @@ def registered_types() -> set[str]:
     return {name for registry in distinct.values() for name in registry.module_dict}
 
 
-def register(names: Iterable[str]) -> None:
+def register(names: Iterable[str], config_types: Iterable[str] = ()) -> None:
     """Register this package's classes of some types, and the types that these build.
 
-    A type that is registered already, or that this package does not have, is passed over.
+    A type that is registered already, or that this package does not have, is passed over. Of a type that
+    several of our classes have, `config_types`, all types of a config, decide which one is taken, in place of
+    one that was registered for another config.
     """
-    pending = [name for name in names if name in MODULES]
+    pending, config_types = [name for name in names if name in MODULES], set(config_types)
     registered = registered_types() if pending else set()
     while pending:
         name = pending.pop(0)
-        if name in registered:
+        if name in registered and (len(MODULES[name]) == 1 or not config_types):
             continue
-        if MODULES[name] not in sys.modules:
-            importlib.import_module(MODULES[name])
-            registered = registered_types()  # the import brought the library, which may have the type
-        offer = _OFFERS[name]
+        for module in MODULES[name]:
+            if module not in sys.modules:
+                importlib.import_module(module)
+                registered = registered_types()  # the import brought the library, which may have the type
+        offer = next((offer for offer in _OFFERS[name] if config_types & {*offer.beside}), None)
+        offer = offer or next(offer for offer in _OFFERS[name] if not offer.beside)
+        present = offer.registry.module_dict.get(name)
+        if present is not offer.cls and any(present is other.cls for other in _OFFERS[name]):
+            del offer.registry.module_dict[name]
+            registered.discard(name)
         if name not in registered:
             offer.registry.register_module(module=offer.cls)
             registered.add(name)
@@ -167,7 +183,8 @@ def register(names: Iterable[str]) -> None:
 
 def register_named(cfg: Any) -> None:
     """Register the types of this package that an mmcv Config names and that nobody has registered."""
-    register(sorted({name for _, name in types_of(dict(cfg.items()))}))
+    types = sorted({name for _, name in types_of(dict(cfg.items()))})
+    register(types, types)
 
 
 def register_all(modules: dict[str, tuple[str, ...]]) -> None:
@@ -185,8 +202,8 @@ def giving_way() -> Iterator[None]:
     def register_module(registry: Any, module: Any, module_name: Any = None, force: bool = False) -> None:
         names = [module_name] if isinstance(module_name, str) else module_name or [module.__name__]
         for name in names:
-            offer = _OFFERS.get(name)
-            if offer is not None and registry.module_dict.get(name) is offer.cls and module is not offer.cls:
+            present = registry.module_dict.get(name)
+            if present is not module and any(present is offer.cls for offer in _OFFERS.get(name, ())):
                 del registry.module_dict[name]
         original(registry, module, module_name, force)
 

@@ -36,6 +36,10 @@ class Frame:
         ego_pose_inv: (4, 4) float64, the inverse as the data set has it; None: it is computed.
         can_bus: (18,) float64, a record of the car's motion as `families.parts.runtime.bev_motion` describes
             it; None: there is none, and models that need one derive it from the pose.
+        camera_times_s: (N,) float64, absolute seconds at which each camera took its picture; None: all at
+            `timestamp_s`.
+
+    A data set may lack pose, time and scene, which are None then; models that need them raise DataError.
     """
 
     images: np.ndarray
@@ -48,6 +52,7 @@ class Frame:
     image_files: tuple[str, ...] = ()
     ego_pose_inv: np.ndarray | None = None
     can_bus: np.ndarray | None = None
+    camera_times_s: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -137,6 +137,7 @@ class RigFrame:
         scene_token: None if the info has none.
         info: as it was read.
         source: its file.
+        camera_times_s: (N,) float64, absolute seconds of the pictures; None if the info has not all of them.
     """
 
     name: str
@@ -148,6 +149,7 @@ class RigFrame:
     scene_token: str | None
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
     source: Path = Path()
+    camera_times_s: np.ndarray | None = None
 
     @property
     def lidar2img(self) -> np.ndarray:
@@ -220,6 +222,9 @@ def _frame(
     for key in ('token', 'scene_token'):
         if not isinstance(info.get(key), str | int | np.integer | None):
             raise DataError(f'{place}: {key} is {shortened(info[key])}, expected a text')
+    times = None
+    if all('timestamp' in camera for camera in cameras):
+        times = np.array([seconds_of(camera, place) for camera in cameras])
     return RigFrame(
         str(info.get('token', index)),
         tuple(map(picture, cameras)),
@@ -230,6 +235,7 @@ def _frame(
         None if info.get('scene_token') is None else str(info['scene_token']),
         info,
         source,
+        times,
     )
 
 

@@ -7,6 +7,7 @@ CLASS_NAMES = [
     'barrier', 'motorcycle', 'bicycle', 'pedestrian', 'traffic_cone',
 ]  # fmt: skip
 IMG_NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+VOV_NORM = dict(mean=[103.530, 116.280, 123.675], std=[57.375, 57.120, 58.395], to_rgb=False)
 FRAME_KEYS = [
     'lidar2img', 'intrinsics', 'extrinsics', 'timestamp', 'img_timestamp', 'ego_pose', 'ego_pose_inv',
 ]  # fmt: skip
@@ -73,12 +74,12 @@ def train_pipeline(
     ]
 
 
-def test_pipeline(image: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the steps of tests."""
+def test_pipeline(image: dict[str, Any], norm: dict[str, Any] = IMG_NORM) -> list[dict[str, Any]]:
+    """Return the steps of tests; `norm` is mean, std and `to_rgb`."""
     return [
         dict(type='LoadMultiViewImageFromFiles', to_float32=True),
         dict(type='ResizeCropFlipRotImage', data_aug_conf=image, training=False),
-        dict(type='NormalizeMultiviewImage', **IMG_NORM),
+        dict(type='NormalizeMultiviewImage', **norm),
         dict(type='PadMultiViewImage', size_divisor=32),
         dict(
             type='MultiScaleFlipAug3D',
@@ -158,3 +159,32 @@ def stream_data(
         shuffler_sampler=dict(type='InfiniteGroupEachSampleInBatchSampler'),
         nonshuffler_sampler=dict(type='SceneSampler'),
     )
+
+
+def stream_test_data(
+    image: dict[str, Any],
+    norm: dict[str, Any],
+    root: str = 'data/nuscenes/',
+    infos: str = 'nuscenes2d_temporal_infos',
+) -> dict[str, Any]:
+    """Return a `data` section of tests alone, for models that are trained elsewhere.
+
+    Args:
+        image: of `image_augmentation`.
+        norm: mean, std and `to_rgb`.
+        root: of the data set.
+        infos: the info file is `<root><infos>_val.pkl`, as `tools/create_data.py` makes it.
+    """
+    test = dict(
+        type='CustomNuScenesDataset',
+        data_root=root,
+        ann_file=f'{root}{infos}_val.pkl',
+        pipeline=test_pipeline(image, norm),
+        collect_keys=[*FRAME_KEYS, 'img', 'img_metas'],
+        queue_length=1,
+        classes=CLASS_NAMES,
+        modality=MODALITY,
+        box_type_3d='LiDAR',
+        test_mode=True,
+    )
+    return dict(samples_per_gpu=1, workers_per_gpu=4, val=test, test=test)

@@ -19,12 +19,13 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.bevformer import autoware
 from mmdeploy_ext.families.bevformer.graphs import BEV, FORM, PREDICTIONS, graphs, spec
 from mmdeploy_ext.families.bevformer.live import FOLLOWED, replaced
-from mmdeploy_ext.families.bevformer.options import CONVENTIONS, PORTABLE, RECORDED
+from mmdeploy_ext.families.bevformer.options import PORTABLE, RECORDED
 from mmdeploy_ext.families.bevformer.reference import BevFormerReference
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
 from mmdeploy_ext.families.bevformer.samples import driven, dumped_frame, frame, moments
 from mmdeploy_ext.families.bevformer.seeded import bevformer_weights
 from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention, stated
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
@@ -107,16 +108,13 @@ class BevFormerFamily(SequenceFamily):
         rule = self.preprocess_rule(cfg)
         model.rule = rule  # for `autoware.companions`
         model.input_sizes = (rule.num_cameras, *rule.input_size)  # cameras, height and width, for `spec`
-        boxes = _stated(cfg, 'box_convention', CONVENTIONS)
-        model.box_convention, model.states_boxes = boxes or CONVENTIONS[0], bool(boxes)  # 0.17: as published
-        model.can_bus_orientation = _stated(cfg, 'can_bus_orientation', RECORDED) or RECORDED[0]
+        state_convention(model, cfg)
+        model.can_bus_orientation = stated(cfg, 'can_bus_orientation', RECORDED) or RECORDED[0]
         return model
 
     def load(self, model: nn.Module, path: str, weight_layout: str = 'auto') -> Any:
         checkpoint = super().load(model, path, weight_layout)
-        version = str(checkpoint.meta.get('mmdet3d_version', ''))
-        if version and not model.states_boxes:
-            model.box_convention = CONVENTIONS[0 if version.startswith('0.') else 1]
+        note_convention(model, checkpoint)
         return checkpoint
 
     def seeded(self, cfg: Any, seed: int) -> nn.Module:
@@ -182,14 +180,6 @@ class BevFormerFamily(SequenceFamily):
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         return dict(network=[(model, 'forward_test')])
-
-
-def _stated(cfg: Any, key: str, choices: Sequence[str]) -> str:
-    """Return what a config says at a key about the training of its model; '' if it says nothing."""
-    value = cfg.get(key, '')
-    if value not in ('', *choices):
-        raise ConfigError(f'{cfg.filename}: {key}={value!r}, expected {" or ".join(map(repr, choices))}')
-    return value
 
 
 def _check_model(filename: str, model: Mapping[str, Any]) -> None:

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from torch import nn
 
 from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_of_class
-from mmdeploy_ext.models.bevformer import attention, coder, detector, head
+from mmdeploy_ext.models import query_boxes
+from mmdeploy_ext.models.bevformer import attention, detector, head
 
 FOLLOWED: Followed = (
     (detector.BEVFormer, ('extract_img_feat', 'forward', 'forward_test', 'run_frame')),
     (head.BEVFormerHead, ('forward', 'get_bboxes')),
-    (coder.BevBoxCoder, ('decode_single',)),
+    (query_boxes.QueryBoxCoder, ('decode_single',)),
     (attention.TemporalSelfAttention, ('forward',)),
     (attention.SpatialCrossAttention, ('forward',)),
     (attention.MSDeformableAttention3D, ('forward',)),

@@ -4,13 +4,10 @@ import dataclasses
 
 from mmdeploy_ext.contract import options
 from mmdeploy_ext.contract.schema import COUNT, FLAG, RANGE, exactly, full_record, maybe, number, one_of
-from mmdeploy_ext.families.parts.options import AUTOWARE, GRID_SAMPLE
+from mmdeploy_ext.families.parts.options import AUTOWARE, CONVENTIONS, GRID_SAMPLE
 
 PORTABLE, TRT_PLUGIN = 'portable', 'trt-plugin'
 """Choices of `--contract`, beside `AUTOWARE`."""
-CONVENTIONS = '0.17', '1.x'
-"""Versions of mmdet3d by the boxes that models were trained with: width, length, height and yaw from -y
-clockwise; length, width, height and yaw from x counter-clockwise."""
 RECORDED = 'wwww', 'wxyz'
 """Kinds of entries 3 to 6 of the records that models were trained with, see `bev_motion.ORIENTATIONS`."""
 OPTIONS = (

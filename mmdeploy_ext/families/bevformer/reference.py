@@ -1,6 +1,5 @@
 """BEVFormer in PyTorch as a stepper: the test path of the user's detector or of ours, unpatched."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +9,9 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
 from mmdeploy_ext.consumers.autoware import bevformer as node
 from mmdeploy_ext.core.taps import collect_taps, tap
-from mmdeploy_ext.families.bevformer.options import CONVENTIONS
 from mmdeploy_ext.families.bevformer.runtime import memory_tensors, record_of
 from mmdeploy_ext.families.parts.runtime.bev_motion import TIE_CELLS, YAW_DEG, rotation_ties
-from mmdeploy_ext.families.parts.samples import detections
+from mmdeploy_ext.families.parts.samples import as_trained
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
@@ -87,7 +85,7 @@ class BevFormerReference:
             ((boxes, scores, labels),) = self.head.get_bboxes(
                 tensors, [dict(box_type_3d=LiDARInstance3DBoxes)]
             )
-        return self._detections(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))
+        return as_trained(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels), self.model.box_convention)
 
     def step(self, frame: Frame) -> StepResult:
         """Run one frame through `forward_test`; outputs are those of the head by name."""
@@ -108,17 +106,7 @@ class BevFormerReference:
             tap(name, value)  # for `collect_taps` around this step
         self._last = frame
         outputs = {name: head_outputs[name].detach().cpu().numpy().copy() for name in OUTPUTS}
-        return StepResult(outputs, self._detections(results[0]['pts_bbox']), was_first)
-
-    def _detections(self, result: Mapping[str, Any]) -> Detections3D:
-        """Return a result with boxes as mmdet3d 1.x has them; the runtime turns sine and cosine instead."""
-        old = detections(result)
-        if self.model.box_convention != CONVENTIONS[0]:
-            return old
-        boxes = old.boxes[:, [0, 1, 2, 4, 3, 5, 6, 7, 8]]
-        yaw = -boxes[:, 6] - np.pi / 2
-        boxes[:, 6] = yaw - 2 * np.pi * np.round(yaw / (2 * np.pi))
-        return dataclasses.replace(old, boxes=boxes)
+        return StepResult(outputs, as_trained(results[0]['pts_bbox'], self.model.box_convention), was_first)
 
     def _record(self, frame: Frame) -> np.ndarray:
         """Return the record of a frame; with `as_node` the node's numbers, if only rounding differs.

@@ -36,9 +36,9 @@ from mmdeploy_ext.families.parts.runtime.bev_motion import (
     orientation_of,
     record_of_pose,
 )
+from mmdeploy_ext.families.parts.runtime.query_boxes import decode
 from mmdeploy_ext.families.parts.runtime.rig_frames import frame_of_rig
-from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
-from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
+from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.exported import Runtime, check_finite, export_files
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
@@ -53,10 +53,6 @@ FAMILY = 'bevformer'
 """Name of the family in the metadata."""
 PORTABLE_NAMES = dict(outputs_classes='all_cls_scores', outputs_coords='all_bbox_preds')
 """Output of a graph with plug-ins -> its name in the portable one, and in results."""
-LOWEST_THRESHOLD, LOWERED = 0.01, 0.9
-"""A threshold that nothing passes is lowered by this factor until something does, or it is this low."""
-CENTRE, SIZES = [0, 1, 4], [2, 3, 5]
-"""Columns of a box code: x, y, z, and the logarithms of width, length and height."""
 
 
 def contract_of(file: Path) -> str:
@@ -288,52 +284,6 @@ def frame_with_record(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: Mul
     """Return `rig_frames.frame_of_rig` with the record of the motion; raises what that raises."""
     record = record_of_info(rig.info, rig.ego_pose)
     return dataclasses.replace(frame_of_rig(images_bgr, rig, rule), can_bus=record)
-
-
-def passing(scores: np.ndarray, threshold: float | None) -> np.ndarray:
-    """Return which scores (n,) are kept: above the threshold, or from a lower one on if none is above it.
-
-    All are kept if the threshold is None or 0, or if none reaches `LOWEST_THRESHOLD`.
-    """
-    if not threshold:
-        return np.ones(len(scores), bool)
-    keep = scores > threshold
-    while not keep.any():
-        threshold *= LOWERED
-        if threshold < LOWEST_THRESHOLD:
-            return np.ones(len(scores), bool)
-        keep = scores >= threshold
-    return keep
-
-
-def decode(cls_scores: np.ndarray, bbox_preds: np.ndarray, facts: Mapping[str, Any]) -> Detections3D:
-    """Decode the outputs of one frame to boxes of mmdet3d 1.0, best first, with z at the bottom.
-
-    One query may give several boxes, and there is no NMS.
-
-    Args:
-        cls_scores: (L, 1, R, K) logits; the last layer counts.
-        bbox_preds: (L, 1, R, 10), see `graphs.spec`.
-        facts: the `postprocess` entry of the file's metadata. Its `box_convention` is the mmdet3d whose boxes
-            the model was trained with; for 0.17, as the published weights, the first size is the width, and
-            the yaw another.
-
-    Source: fundamentalvision/BEVFormer 66b65f3, core/bbox/coders/nms_free_coder.py, bevformer_head.py.
-    """
-    scores = sigmoid(cls_scores[-1, 0]).reshape(-1)
-    best = top_rows(scores, int(facts['max_num']))
-    query, labels = np.divmod(best, cls_scores.shape[-1])
-    scores, codes = scores[best], bbox_preds[-1, 0].astype(np.float32)[query]
-    sizes, centre = np.exp(codes[:, SIZES]), codes[:, CENTRE]
-    keep = in_range(centre, facts['post_center_range']) & passing(scores, facts.get('score_threshold'))
-    bottom = centre.copy()
-    bottom[:, 2] -= sizes[:, 2] * np.float32(0.5)
-    sine, cosine = codes[:, 6:7], codes[:, 7:8]
-    if facts['box_convention'] == '0.17':
-        sizes, sine, cosine = sizes[:, [1, 0, 2]], -cosine, -sine
-    yaw = np.arctan2(sine, cosine)
-    boxes = np.concatenate([bottom, sizes, yaw, codes[:, 8:10]], axis=1).astype(np.float32)
-    return Detections3D(boxes, scores, labels.astype(np.int64))[keep]
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:

@@ -29,6 +29,9 @@ PASTE_MASKS = Option(
 
 # --- models of frames of several cameras, and LiDAR detectors with a dense head -------------------------
 
+CONVENTIONS = '0.17', '1.x'
+"""Versions of mmdet3d by the boxes that models were trained with: width, length, height and yaw from -y
+clockwise; length, width, height and yaw from x counter-clockwise."""
 AUTOWARE = 'autoware'
 """Choice of `--contract`: the files that a node of Autoware loads."""
 STREAM_GROUP = 'multi-camera models (StreamPETR)'

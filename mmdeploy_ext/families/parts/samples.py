@@ -1,5 +1,6 @@
 """Values of the test loader's samples and of dumps, and detections from and to results of mmdet3d."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from mmcv.parallel import DataContainer
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
 from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.families.parts.options import CONVENTIONS
 from mmdeploy_ext.runtime.detections3d import Detections3D
 
 
@@ -68,3 +70,18 @@ def result(detections: Detections3D) -> dict[str, Any]:
     if detections.ids is not None:
         rows['instance_ids'] = torch.from_numpy(np.ascontiguousarray(detections.ids))
     return dict(pts_bbox=rows)
+
+
+def as_trained(result: Mapping[str, Any], convention: str) -> Detections3D:
+    """Return a result, see `detections`, with boxes as mmdet3d 1.x has them.
+
+    `convention` is that of the model's training, of `parts.options.CONVENTIONS`. The runtime turns sine and
+    cosine of the yaw instead.
+    """
+    old = detections(result)
+    if convention != CONVENTIONS[0]:
+        return old
+    boxes = old.boxes[:, [0, 1, 2, 4, 3, 5, 6, 7, 8]]
+    yaw = -boxes[:, 6] - np.pi / 2
+    boxes[:, 6] = yaw - 2 * np.pi * np.round(yaw / (2 * np.pi))
+    return dataclasses.replace(old, boxes=boxes)

@@ -23,6 +23,7 @@ from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.query_limits import other_limits, synthetic_outputs
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.samples import result
+from mmdeploy_ext.families.parts.stream_samples import stream_frame
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.streampetr import autoware
 from mmdeploy_ext.families.streampetr.graphs import graphs
@@ -34,9 +35,9 @@ from mmdeploy_ext.families.streampetr.samples import (
     DUMP_SUFFIXES,
     dump_tensors,
     dumped_frame,
-    frame,
 )
 from mmdeploy_ext.families.streampetr.spec import PREDICTIONS, sizes
+from mmdeploy_ext.models.catalogue import register_named
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 
@@ -105,14 +106,14 @@ class StreamPetrFamily(SequenceFamily):
     bars_of = 'the deploy contract of R50 at 704x256 on a CPU, where the convolutions are most of the time'
     reference, memory_spec = staticmethod(StreamPetrReference), staticmethod(memory_spec)
     replaced, followed = staticmethod(replaced), FOLLOWED
-    frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
+    frame, result, moments = staticmethod(stream_frame), staticmethod(result), staticmethod(moments)
     dump_tensors, dumped_frame = staticmethod(dump_tensors), staticmethod(dumped_frame)
 
     def claims(self, cfg: Any) -> Claim:
         head = (cfg.model.get('pts_bbox_head') or {}).get('type')
-        if cfg.model.get('type') in DETECTORS:
-            return Claim.DETECTOR
-        return Claim.HEAD if head in HEADS else Claim.NO
+        if head not in HEADS:
+            return Claim.NO  # other models have a detector of the same type
+        return Claim.DETECTOR if cfg.model.get('type') in DETECTORS else Claim.HEAD
 
     def check(self, cfg: Any, options: Options) -> None:
         _check_model(cfg.filename, cfg.model)
@@ -125,6 +126,7 @@ class StreamPetrFamily(SequenceFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         _check_model(cfg.filename, cfg.model)
+        register_named(cfg)  # PETR's detector has the same type
         model = build_without_weights(cfg, build_model, 'img_backbone')
         check_parts(cfg.filename, model)
         rule = self.preprocess_rule(cfg)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only
+from mmdeploy_ext.families.parts.samples import check_dumped
 from mmdeploy_ext.families.streampetr.live import steps_of
 from mmdeploy_ext.runtime.frames import Frame
 
@@ -28,38 +28,6 @@ DUMP_NAMES = (
     'out_outs_dec', *(f'post_mem_{name}' for name in MEMORY), 'all_cls_scores', 'all_bbox_preds',
 )  # fmt: skip
 """Tensors that a dump has."""
-KEYS = ('img', 'lidar2img', 'intrinsics', 'timestamp', 'ego_pose', 'ego_pose_inv', 'img_metas')
-"""Keys of a sample of the test loader."""
-
-
-def frame(data: Mapping[str, Any]) -> Frame:
-    """Return `data`, one collated sample of the test loader (batch 1, one augmentation) by key, as a frame.
-
-    The loader's lists and containers are taken off.
-    """
-    check_given(data, KEYS)
-    values = {key: only(data[key], key) for key in KEYS}
-    meta = values['img_metas']
-    if not isinstance(meta, dict) or 'scene_token' not in meta:
-        raise DataError('img_metas has no scene_token; add it to the meta_keys of Collect3D')
-    files = meta.get('filename') or ()
-    return Frame(
-        images=_array(values['img'], 4).astype(np.float32),
-        lidar2img=_array(values['lidar2img'], 3).astype(np.float64),
-        intrinsics=_array(values['intrinsics'], 3).astype(np.float64),
-        ego_pose=_array(values['ego_pose'], 2).astype(np.float64),
-        timestamp_s=float(_array(values['timestamp'], 0)),
-        scene_token=str(meta['scene_token']),
-        name=str(meta.get('sample_idx', '')),
-        image_files=tuple(map(str, [files] if isinstance(files, str) else files)),
-        ego_pose_inv=_array(values['ego_pose_inv'], 2).astype(np.float64),
-    )
-
-
-def _array(value: Any, axes: int) -> np.ndarray:
-    """Return an array with its last `axes` axes alone; the axes before them have length 1."""
-    array = value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-    return array.reshape(array.shape[array.ndim - axes :])
 
 
 def dump_tensors(model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:

@@ -15,28 +15,12 @@ from mmdet.models.utils import build_transformer
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.bevformer.coder import BevBoxCoder
 from mmdeploy_ext.models.bevformer.view import run_decoder, run_encoder
 from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.query_boxes import QueryBoxCoder, box_branch, class_branch, decoded_samples
 
 CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
 """Weights of the columns of a box in the loss; checkpoints have them."""
-
-
-def class_branch(channels: int, layers: int, classes: int) -> nn.Sequential:
-    """Return linear layers with normalisation and ReLU, and the linear layer of the logits behind them."""
-    steps: list[nn.Module] = []
-    for _ in range(layers):
-        steps += [nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(inplace=True)]
-    return nn.Sequential(*steps, nn.Linear(channels, classes))
-
-
-def box_branch(channels: int, layers: int, numbers: int) -> nn.Sequential:
-    """Return linear layers with ReLU, and the linear layer of a box's numbers behind them."""
-    steps: list[nn.Module] = []
-    for _ in range(layers):
-        steps += [nn.Linear(channels, channels), nn.ReLU()]
-    return nn.Sequential(*steps, nn.Linear(channels, numbers))
 
 
 @offered(HEADS)
@@ -83,7 +67,7 @@ class BEVFormerHead(BaseModule):
             raise ConfigError(f'BEVFormerHead: code_size is {code_size}, expected {len(CODE_WEIGHTS)}')
         self.bev_h, self.bev_w, self.num_query, self.num_classes = bev_h, bev_w, num_query, num_classes
         self.code_size = code_size
-        self.bbox_coder = BevBoxCoder(**{key: value for key, value in bbox_coder.items() if key != 'type'})
+        self.bbox_coder = QueryBoxCoder(**{key: value for key, value in bbox_coder.items() if key != 'type'})
         self.pc_range = self.bbox_coder.pc_range
         self.positional_encoding = build_positional_encoding(positional_encoding)
         self.transformer = build_transformer(transformer)
@@ -127,17 +111,5 @@ class BEVFormerHead(BaseModule):
         return dict(bev_embed=view.transpose(0, 1), all_cls_scores=logits, all_bbox_preds=boxes)
 
     def get_bboxes(self, outputs: dict[str, Tensor], img_metas: list[dict]) -> list[list[Any]]:
-        """Return boxes, scores (n,) and labels (n,) of each sample, from the last decoder layer.
-
-        Boxes are `box_type_3d` of the metas: x, y, z of the bottom, width, length, height in m, yaw in rad
-        as mmdet3d 0.17 has it, velocity x, y in m/s.
-        """
-        samples = []
-        last = zip(outputs['all_cls_scores'][-1], outputs['all_bbox_preds'][-1], img_metas, strict=True)
-        for logits, codes, meta in last:
-            decoded = self.bbox_coder.decode_single(logits, codes)
-            bboxes = decoded['bboxes']
-            bottom = torch.cat([bboxes[:, :2], bboxes[:, 2:3] - bboxes[:, 5:6] * 0.5, bboxes[:, 3:]], -1)
-            boxes = meta['box_type_3d'](bottom, bottom.shape[-1])
-            samples.append([boxes, decoded['scores'], decoded['labels']])
-        return samples
+        """Return the results of each sample, see `query_boxes.decoded_samples`."""
+        return decoded_samples(self.bbox_coder, outputs, img_metas)

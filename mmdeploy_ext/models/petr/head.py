@@ -19,16 +19,21 @@ from mmcv.cnn.bricks.transformer import build_positional_encoding
 from mmcv.runner.base_module import BaseModule
 from mmdet.models import HEADS
 from mmdet.models.utils import build_transformer
-from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.models.bevformer.coder import BevBoxCoder
-from mmdeploy_ext.models.bevformer.head import box_branch, class_branch
 from mmdeploy_ext.models.catalogue import offered
-from mmdeploy_ext.models.petr.positions import image_to_lidar, ray_codes, token_corners
-from mmdeploy_ext.models.streampetr.steps import depth_bins, point_encoding
+from mmdeploy_ext.models.petr.positions import image_to_lidar, token_corners
+from mmdeploy_ext.models.petr.steps import (
+    QUERY_FEATS,
+    embed_counts,
+    embed_rays,
+    padding_mask,
+    predict,
+    query_positions,
+)
+from mmdeploy_ext.models.query_boxes import QueryBoxCoder, box_branch, class_branch, decoded_samples
 
 CODE_SIZE = 10
 """Numbers of a predicted box."""
@@ -36,8 +41,6 @@ CAMERAS = 6
 """Cameras of one frame."""
 TASK_SIZES = (2, 1, 3, 2, 2)
 """Numbers that each of the five branches of a box of PETRv2 gives; their names upstream do not fit them."""
-QUERY_FEATS = 128
-"""Numbers of the code of one coordinate of a query."""
 
 
 def two_convolutions(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -73,6 +76,13 @@ class BoxBranches(nn.Module):
         """Return the numbers (..., 10) of queries (..., C)."""
         features = self.reg_branch(queries)
         return torch.cat([branch(features) for branch in self.task_heads], dim=-1)
+
+
+class PetrBoxCoder(QueryBoxCoder):
+    """A coder whose threshold stays as it is, if nothing is above it."""
+
+    def passing(self, scores: Tensor) -> Tensor:
+        return scores > (self.score_threshold or 0.0)
 
 
 @offered(HEADS)
@@ -122,15 +132,9 @@ class PETRHead(BaseModule):
             )
         self.num_classes, self.num_query, self.embed_dims = num_classes, num_query, embed_dims
         options = {key: value for key, value in bbox_coder.items() if key != 'type'}
-        if options.get('score_threshold'):
-            raise ConfigError(
-                f'{type(self).__name__}: bbox_coder.score_threshold is not supported; remove it'
-            )
-        self.bbox_coder = BevBoxCoder(**options)
-        self.register_buffer('pc_range', torch.tensor(self.bbox_coder.pc_range).float(), persistent=False)
-        self.register_buffer('position_range', torch.tensor(position_range).float(), persistent=False)
-        depths = depth_bins(depth_num, depth_start, self.position_range[3], LID)
-        self.register_buffer('depths', depths, persistent=False)
+        self.bbox_coder = PetrBoxCoder(**options)
+        self.pc_range, self.position_range = list(self.bbox_coder.pc_range), list(position_range)
+        self.depth_num, self.depth_start, self.LID = depth_num, depth_start, LID
         self.code_weights = nn.Parameter(
             torch.tensor(list(code_weights or [1.0] * CODE_SIZE)[:CODE_SIZE]), requires_grad=False
         )
@@ -167,85 +171,36 @@ class PETRHead(BaseModule):
         """
         (meta,) = img_metas
         features = tap('x_proj', self.input_proj(maps[0][0]))
-        padding = self.padding(meta, features.shape[-2:]).to(features.device)
-        positions = self.token_positions(features, meta, padding)
-        outputs = self.transformer(
-            features.permute(0, 2, 3, 1).flatten(0, 2),
-            positions.permute(0, 2, 3, 1).flatten(0, 2),
-            self.query_positions(),
-            padding.flatten() if padding.any() else None,
-        )
-        return self.predict(tap('outs_dec', torch.nan_to_num(outputs)), meta)
-
-    def padding(self, meta: dict, size: Sequence[int]) -> Tensor:
-        """Return where there is padding: (N, h, w), True for cells whose nearest pixel shows no picture."""
-        height, width = meta['pad_shape'][0][:2]
-        mask = torch.ones(1, len(meta['img_shape']), int(height), int(width))
-        for camera, shape in enumerate(meta['img_shape']):
-            mask[0, camera, : int(shape[0]), : int(shape[1])] = 0
-        return nn.functional.interpolate(mask, size=tuple(size))[0].bool()
-
-    def token_positions(self, features: Tensor, meta: dict, padding: Tensor) -> Tensor:
-        """Return the positions (N, C, h, w) of tokens whose projected features are (N, C, h, w)."""
         size = tuple(features.shape[-2:])
-        codes = ray_codes(
+        padding = padding_mask(meta['img_shape'], meta['pad_shape'][0], size).to(features.device)
+        rays = embed_rays(
+            self,
             image_to_lidar(meta['lidar2img']).to(features.device),
-            token_corners(meta['pad_shape'][0], size).to(features.device),
-            self.depths,
-            self.position_range,
+            token_corners(meta['pad_shape'][0], size),
             size,
         )
-        rays = tap('coords_pe', self.position_encoder(tap('ray_codes', codes)))
-        counts = tap('sine', self.positional_encoding(padding.unsqueeze(0))[0])
-        return tap('pos_embed', self.gated(rays, features) + tap('sin_pe', self.adapt_pos3d(counts)))
+        outputs = self.transformer(
+            features.permute(0, 2, 3, 1).flatten(0, 2),
+            tap('pos_embed', self.gated(rays, features) + embed_counts(self, padding))
+            .permute(0, 2, 3, 1)
+            .flatten(0, 2),
+            query_positions(self),
+            padding.flatten() if padding.any() else None,
+        )
+        logits, boxes = predict(self, tap('outs_dec', torch.nan_to_num(outputs)), self.seconds(meta))
+        return dict(all_cls_scores=logits, all_bbox_preds=boxes)
 
     def gated(self, rays: Tensor, features: Tensor) -> Tensor:
         """Return the codes of the rays, as they are: only PETRv2 has a gate."""
         return rays
-
-    def query_positions(self) -> Tensor:
-        """Return the positions (R, C) of the queries."""
-        codes = point_encoding(self.reference_points.weight, QUERY_FEATS)
-        return tap('query_embeds', self.query_embedding(codes))
-
-    def predict(self, outputs: Tensor, meta: dict) -> dict[str, Tensor]:
-        """Return the head's outputs by name, see `forward`, of the decoder's (L, 1, R, C)."""
-        logits = torch.stack([f(x) for f, x in zip(self.cls_branches, outputs, strict=True)])
-        numbers = torch.stack([f(x) for f, x in zip(self.reg_branches, outputs, strict=True)])
-        low, high = self.pc_range.split(3)
-        offsets = inverse_sigmoid(self.reference_points.weight, eps=1e-5)
-        centre = (numbers[..., [0, 1, 4]] + offsets).sigmoid() * (high - low) + low
-        boxes = torch.cat(
-            [
-                centre[..., :2],
-                numbers[..., 2:4],
-                centre[..., 2:],
-                numbers[..., 5:8],
-                numbers[..., 8:] / self.seconds(meta),
-            ],
-            dim=-1,
-        )
-        return dict(all_cls_scores=logits, all_bbox_preds=boxes)
 
     def seconds(self, meta: dict) -> float:
         """Return what divides the last two numbers of a box: PETR predicts velocities in m/s."""
         return 1.0
 
     def get_bboxes(self, outputs: dict[str, Tensor], img_metas: list[dict]) -> list[list[Any]]:
-        """Return boxes, scores (n,) and labels (n,) of each sample, from the last decoder layer.
-
-        Boxes are `box_type_3d` of the metas: x, y, z of the bottom, width, length, height in m, yaw in rad
-        as mmdet3d 0.17 has it, velocity x, y in m/s.
-        """
-        samples = []
-        last = zip(outputs['all_cls_scores'][-1], outputs['all_bbox_preds'][-1], img_metas, strict=True)
-        for logits, codes, meta in last:
-            decoded = self.bbox_coder.decode_single(logits, codes)
-            bottom = decoded['bboxes'].clone()
-            bottom[:, 2] -= bottom[:, 5] * 0.5
-            boxes = meta['box_type_3d'](bottom, bottom.shape[-1])
-            samples.append([boxes, decoded['scores'], decoded['labels']])
-        return samples
+        """Return the results of each sample, see `query_boxes.decoded_samples`."""
+        return decoded_samples(self.bbox_coder, outputs, img_metas)
 
 
 @offered(HEADS)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import offered
-from mmdeploy_ext.models.streampetr.steps import frustum_points, lidar_points, sine_encoding
+from mmdeploy_ext.models.rays import frustum_points, lidar_points, sine_encoding
 
 EPSILON = 1e-6
 """What is added to the last count before it divides the others."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import offered
-from mmdeploy_ext.models.streampetr.transformer import FFN_KEYS
+from mmdeploy_ext.models.query_decoder import FFN_KEYS
 
 
 @offered(TRANSFORMER_LAYER)

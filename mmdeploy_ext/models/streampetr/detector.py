@@ -102,7 +102,7 @@ class Petr3D(MVXTwoStageDetector):
                 f'{type(self).__name__}: aux_2d_only=False (focal token sampling) is not supported'
             )
         if not hasattr(self.pts_bbox_head, 'stride'):
-            # PETR and PETRv2 have a detector of the same type, which is not in this package
+            # PETR and PETRv2 have a detector of the same type, see `Offer.beside`
             raise ConfigError(
                 f'{type(self).__name__}: pts_bbox_head is {type(self.pts_bbox_head).__name__}, expected a '
                 'head of StreamPETR; import the plugin of the repository that the config comes from'

@@ -18,7 +18,8 @@ from mmdet.models.utils import NormedLinear, build_transformer
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.models.streampetr.steps import CONE_BIN, depth_bins
+from mmdeploy_ext.models.rays import depth_bins
+from mmdeploy_ext.models.streampetr.steps import CONE_BIN
 
 CODE_SIZE = 10
 """Numbers of a predicted box."""

@@ -11,17 +11,15 @@ queries (learned and propagated), L decoder layers, K classes, M memory rows ins
 queries or rows.
 """
 
-import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.same_bytes import power
+from mmdeploy_ext.models.rays import frustum_points, lidar_points, point_encoding, sine_encoding
 from mmdeploy_ext.models.streampetr import memory as temporal
 from mmdeploy_ext.models.streampetr.memory import Memory
 
@@ -31,16 +29,6 @@ CONE_BIN = -30
 """The second of the two depth bins whose points enter the cone, counted from the end."""
 NERF_FREQUENCIES = (1, 2, 4, 8, 16, 32)
 """Factors of the numbers whose sines and cosines `nerf_encoding` computes."""
-MIN_DEPTH = 1e-5
-"""Smallest depth in m by which pixels are multiplied."""
-
-
-def depth_bins(num: int, start: float, end: float, linear_increasing: bool) -> Tensor:
-    """Return `num` depths in m from `start` towards `end`, with equal or linearly growing steps (LID)."""
-    index = torch.arange(num).float()
-    if linear_increasing:
-        return start + (end - start) / (num * (1 + num)) * index * (index + 1)
-    return start + (end - start) / num * index
 
 
 def token_centers(
@@ -62,27 +50,6 @@ def token_centers(
     return grid.reshape(-1, 2).repeat(num_cameras, 1)
 
 
-def frustum_points(centers: Tensor, depths: Tensor) -> Tensor:
-    """Return the homogeneous points (T, D, 4) as u d, v d, d, 1 of `centers` (T, 2) at `depths` (D,)."""
-    num_tokens, num_bins = centers.shape[0], depths.shape[0]
-    depth = depths.view(1, -1, 1).expand(num_tokens, num_bins, 1)
-    scaled = centers.unsqueeze(1) * depth.clamp(min=MIN_DEPTH)
-    return torch.cat([scaled, depth, torch.ones_like(depth)], dim=-1)
-
-
-def lidar_points(img2lidar: Tensor, frustum: Tensor) -> Tensor:
-    """Return the points (B, T, D, 3) in m, LiDAR frame, of a frustum (T, D, 4).
-
-    The matrices are (B, G, 4, 4), one per camera (G = N) or per token (G = T), or (B, T, D, 4, 4), one per
-    point. They go from pixels times depth to metres of the LiDAR frame.
-    """
-    num_tokens, num_bins, _ = frustum.shape
-    matrices = img2lidar.flatten(1, -3).transpose(-1, -2)
-    per_matrix = num_tokens * num_bins // matrices.shape[1]
-    points = frustum.reshape(1, -1, per_matrix, 4) @ matrices
-    return points.reshape(-1, num_tokens, num_bins, 4)[..., :3]
-
-
 def focal_per_token(intrinsics: Tensor, tokens_per_camera: int) -> Tensor:
     """Return |fx|, |fy| in units of 1000 px per token, (B, T, 2), from `intrinsics` (B, N, 4, 4).
 
@@ -91,21 +58,6 @@ def focal_per_token(intrinsics: Tensor, tokens_per_camera: int) -> Tensor:
     """
     focal = torch.stack([intrinsics[..., 0, 0], intrinsics[..., 1, 1]], dim=-1).abs() / 1e3
     return focal.repeat(1, tokens_per_camera, 1)
-
-
-def sine_encoding(values: Tensor, num_feats: int) -> Tensor:
-    """Encode numbers (..., 1), which are scaled by 2 pi, as (..., num_feats): sin, cos, sin, cos, ...
-
-    Pair j has the frequency 10000 ** (-2 j / num_feats).
-    """
-    periods = power(10000.0, 2 * np.arange(num_feats // 2) / num_feats)
-    angles = values * (2 * math.pi) / torch.tensor(periods.tolist(), device=values.device)
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
-
-
-def point_encoding(points: Tensor, num_feats: int) -> Tensor:
-    """Encode (..., 3) normalised points as (..., 3 * num_feats), in the order y, x, z."""
-    return torch.cat([sine_encoding(points[..., axis : axis + 1], num_feats) for axis in (1, 0, 2)], dim=-1)
 
 
 def nerf_encoding(values: Tensor) -> Tensor:

@@ -48,10 +48,12 @@ COLLECTED = ('ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip')
 """Values that a config's `Collect` may collect beside the tensor; those that it does not are not compared."""
 OF_DATASET = 2
 """Number of samples of the user's data set that are compared besides the generated ones."""
-EXACT = ('images', 'points', 'timestamp_s', 'scene_token')
+EXACT = ('images', 'points', 'timestamp_s', 'camera_times_s', 'scene_token')
 """Values that the rules promise bit for bit."""
 NEAR = ('lidar2img', 'intrinsics', 'ego_pose')
 """Matrices, which data sets keep in float32."""
+OPTIONAL = ('ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token')
+"""Values that a data set may lack, see `Frame`."""
 MATRIX_RTOL = 2e-6
 """Tolerance of matrices, relative to the largest value: three products of float32."""
 RECORD_RTOL = 1e-9
@@ -215,6 +217,7 @@ def compare_moments(
     """
     titles: list[str] = []
     differences: list[PreprocessingDifference] = []
+    absent: dict[str, None] = {}
     error = note = ''
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -222,11 +225,16 @@ def compare_moments(
             if generated['pipeline'] != test_pipeline(deployment.cfg):
                 note = 'without test-time augmentation'
             for dataset, index in _moments_to_compare(deployment, generated, samples):
-                title, moment_differences = _compare_moment(deployment, rule, dataset, index, Path(folder))
+                title, moment_differences, missing = _compare_moment(
+                    deployment, rule, dataset, index, Path(folder)
+                )
                 titles.append(title)
                 differences += moment_differences
+                absent |= dict.fromkeys(missing)
     except Mm2OnnxError as raised:
         error = one_line(raised)[:300]
+    if absent:
+        note = f'{note}{", " if note else ""}without {", ".join(absent)}, which samples of the data set lack'
     return PreprocessingResult(tuple(titles), unit, tuple(differences), note, error)
 
 
@@ -247,8 +255,11 @@ def _moments_to_compare(
 
 def _compare_moment(
     deployment: Deployment, rule: Any, dataset: Any, index: int, folder: Path
-) -> tuple[str, list[PreprocessingDifference]]:
-    """Return the name of a sample of a data set, and its differing values that the model uses."""
+) -> tuple[str, list[PreprocessingDifference], list[str]]:
+    """Return the name of a sample of a data set, its differing values that the model uses, and absent ones.
+
+    Of those of `OPTIONAL` a value of None says that the samples of the data set do not have it.
+    """
     family, infos = deployment.family, folder / 'moment.pkl'
     infos.write_bytes(pickle.dumps(dict(infos=[dataset.data_infos[index]], metadata=dict(version=''))))
     try:
@@ -261,15 +272,18 @@ def _compare_moment(
     takes_points = getattr(rule, 'voxels', rule) is not None
     picture_rtol = float(getattr(dataset, 'picture_rtol', 0.0))  # of a data set that normalises otherwise
     points_range = _points_range(deployment.cfg)
-    title, differences = expected.name or f'moment {index}', []
+    title, differences, absent = expected.name or f'moment {index}', [], []
     for name, value, got, rtol in _moment_values(expected, moment, picture_rtol):
         if name in family.unread_fields or (name == 'points' and not takes_points):
+            continue
+        if value is None and got is not None and name in OPTIONAL:
+            absent.append(name)
             continue
         if name == 'points' and points_range is not None:
             value, got = (_in_range(cloud, points_range) for cloud in (value, got))
         if texts := _differing_values(got, value, rtol):
             differences.append(PreprocessingDifference(title, name, *texts))
-    return title, differences
+    return title, differences, absent
 
 
 def _points_range(cfg: Any) -> Sequence[float] | None:

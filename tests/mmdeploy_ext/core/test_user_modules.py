@@ -156,10 +156,11 @@ def test_the_catalogue_has_every_class_that_is_offered(library, modules):
     for module in modules:
         importlib.import_module(f'mmdeploy_ext.models.{module}')
     places = {f'mmdeploy_ext.models.{module}': set(types) for module, types in modules.items()}
-    offered = {name: offer.cls.__module__ for name, offer in catalogue._OFFERS.items()}
-    assert names <= offered.keys()
-    assert {name for name, module in offered.items() if module in places} == names
-    assert all(name in places[offered[name]] for name in names)
+    offers = {(name, offer.cls.__module__) for name in catalogue._OFFERS for offer in catalogue._OFFERS[name]}
+    assert names <= catalogue._OFFERS.keys()
+    assert {(name, module) for name, module in offers if module in places} == {
+        (name, module) for module, types in places.items() for name in types
+    }
 
 
 def test_every_module_that_offers_a_class_is_in_the_catalogue():

@@ -19,7 +19,7 @@ from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.families.parts.bev_grid import pillar_points, project_pillars, rotated_cells
 from mmdeploy_ext.families.parts.bev_queries import encode_view
 from mmdeploy_ext.families.parts.runtime.bev_motion import YAW_DEG, bev_rotation, bev_shift, motion_since
-from mmdeploy_ext.models.bevformer.coder import BevBoxCoder
+from mmdeploy_ext.models.query_boxes import QueryBoxCoder
 
 MODELS = 'projects/configs/_base_/models/bevformer_{}.py'
 SHAPE = [(480, 800, 3)] * 6
@@ -120,7 +120,7 @@ def test_the_coder_filters_by_score_and_place():
     )
     for case in range(5):
         options = json.loads(bytes(stored[f'd{case}_args_json']).decode())
-        decoded = BevBoxCoder(pc_range=None, **options).decode_single(logits, boxes)
+        decoded = QueryBoxCoder(pc_range=None, **options).decode_single(logits, boxes)
         expected = [stored[f'd{case}_{name}'] for name in ('bboxes', 'scores', 'labels')]
         expected[0][:, 2] -= expected[0][:, 5] / 2
         same_detections(decoded, *expected)

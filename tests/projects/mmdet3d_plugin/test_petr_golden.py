@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mmcv import Config
+from mmdet.models import DETECTORS
 from mmdet3d.models import build_backbone, build_head, build_model, build_neck
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
@@ -19,6 +20,7 @@ from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.models.catalogue import register_named
 from mmdeploy_ext.models.petr.positions import image_to_lidar, ray_codes, token_corners
+from mmdeploy_ext.models.petr.steps import depths_of, padding_mask
 
 METRES = [0, 1]
 OTHER = [2, 3, 4, 5, 6, 7, 8, 9]
@@ -96,7 +98,7 @@ def test_the_head_alone(case, number, frame):
     close(taps['x_proj'][:, ::16, ::5, ::10], expected['x_proj_slice'].reshape(cameras, 16, 4, 5), 1e-4)
     close(taps['pos_embed'][:, ::16, ::5, ::10], expected['pos_embed_slice'].reshape(cameras, 16, 4, 5), 5e-3)
     if case == 'v2_mask':
-        assert (head.padding(dict(meta, img_shape=shapes), (20, 50)).numpy() == expected['masks'][0]).all()
+        assert (padding_mask(shapes, (320, 800), (20, 50)).numpy() == expected['masks'][0]).all()
     same_outputs(
         outputs,
         [0, 5],
@@ -112,13 +114,13 @@ def test_rays_begin_at_corners_of_cells_and_follow_the_depths(is_growing):
     stored = arrays('head_only.npz')
     name = f'LID{int(is_growing)}'
     head = build_head(dict(golden.head_config('v2'), LID=is_growing))
-    close(head.depths, stored[f'depth_bins_{name}'], 1e-5)
+    close(depths_of(head), stored[f'depth_bins_{name}'], 1e-5)
     meta = golden.meta_of('v2_f5')
     codes = ray_codes(
         image_to_lidar(meta['lidar2img']),
         token_corners((320, 800), (20, 50)),
-        head.depths,
-        head.position_range,
+        depths_of(head),
+        torch.tensor(head.position_range),
         (20, 50),
     )
     # INDEX.md: two right implementations differ by 2.8e-3 here, and the sigmoid's inverse amplifies
@@ -140,16 +142,22 @@ def test_settings_that_no_published_config_has_are_refused():
             build_head(dict(golden.head_config('v2'), **wrong))
 
 
-def test_the_detector_of_streampetr_names_the_head_that_it_cannot_run():
+def test_a_config_gets_the_detector_that_belongs_to_its_head():
     neck = dict(type='CPFPN', in_channels=[256, 512], out_channels=256, num_outs=2)
     backbone = dict(type='ResNet', depth=18, out_indices=(2, 3))
     model = dict(
         type='Petr3D', img_backbone=backbone, img_neck=neck, pts_bbox_head=golden.head_config('v1r50')
     )
-    cfg = Config(dict(model=model))
-    register_named(cfg)
+    modules = {}
+    for head in ('StreamPETRHead', 'PETRHead', 'StreamPETRHead', 'PETRv2Head'):
+        register_named(Config(dict(model=dict(model, pts_bbox_head=dict(type=head)))))
+        modules[head] = DETECTORS.get('Petr3D').__module__
+    assert {head: module.split('.')[2] for head, module in modules.items()} == dict(
+        StreamPETRHead='streampetr', PETRHead='petr', PETRv2Head='petr'
+    )
+    register_named(Config(dict(model=dict(model, pts_bbox_head=dict(type='StreamPETRHead')))))
     with pytest.raises(ConfigError, match='pts_bbox_head is PETRHead, expected a head of StreamPETR'):
-        build_model(cfg.model)
+        build_model(Config(dict(model=model)).model)
 
 
 def image_parts(version):

@@ -13,15 +13,10 @@ from mmdet3d.models import build_head, build_model
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
 from mmdeploy_ext.core.errors import ConfigError, ShapeError
+from mmdeploy_ext.models.rays import lidar_points, point_encoding, sine_encoding
 from mmdeploy_ext.models.streampetr import memory as temporal
 from mmdeploy_ext.models.streampetr.memory import Memory
-from mmdeploy_ext.models.streampetr.steps import (
-    focal_per_token,
-    lidar_points,
-    nerf_encoding,
-    point_encoding,
-    sine_encoding,
-)
+from mmdeploy_ext.models.streampetr.steps import focal_per_token, nerf_encoding
 
 SIZE = (toy.HEIGHT, toy.WIDTH)
 ROWS = toy.MEMORY_LEN + toy.NUM_PROPAGATED
@@ -341,9 +336,9 @@ def test_flash_attention_says_so_in_one_line(monkeypatch):
 
     from mmcv.utils import get_logger
 
-    from mmdeploy_ext.models.streampetr import transformer
+    from mmdeploy_ext.models import query_decoder
 
-    monkeypatch.setattr(transformer, '_announced', set())
+    monkeypatch.setattr(query_decoder, '_announced', set())
     said, handler = [], logging.Handler()
     handler.emit = said.append
     get_logger('mm2onnx').addHandler(handler)

@@ -53,19 +53,7 @@ def check_calibration(calibration: Calibration | None, num_cameras: int) -> Cali
         )
     lidar2img, intrinsics = (np.asarray(matrices, np.float64) for matrices in calibration)
     for name, matrices in (('lidar2img', lidar2img), ('intrinsics', intrinsics)):
-        if matrices.shape != (num_cameras, 4, 4):
-            raise DataError(
-                f'calibration: {name} has shape {matrices.shape}, expected ({num_cameras}, 4, 4) for the '
-                f'{num_cameras} cameras of this model'
-            )
-        for camera, matrix in enumerate(matrices):
-            problem = ''
-            if not np.isfinite(matrix).all():
-                problem = 'has NaN or infinity'
-            elif _is_singular(matrix[:3, :3]):
-                problem = 'is singular'
-            if problem:
-                raise DataError(f'calibration: {name} of camera {camera} {problem}: {matrix.tolist()}')
+        check_matrices(name, matrices, num_cameras)
     for camera, matrix in enumerate(np.linalg.solve(intrinsics, lidar2img)):
         if problem := not_rigid(matrix):
             raise DataError(
@@ -82,6 +70,28 @@ def check_lidar2img(matrices: np.ndarray, num_cameras: int) -> np.ndarray:
         raise DataError(
             f'lidar2img: got shape {matrices.shape}, expected finite numbers of ({num_cameras}, 4, 4)'
         )
+    return matrices
+
+
+def check_matrices(name: str, matrices: np.ndarray, num_cameras: int) -> np.ndarray:
+    """Return matrices (N, 4, 4) of a calibration as float64; DataError, which names them by `name`.
+
+    They have to be finite, not singular, and as many as there are cameras.
+    """
+    matrices = np.asarray(matrices, np.float64)
+    if matrices.shape != (num_cameras, 4, 4):
+        raise DataError(
+            f'calibration: {name} has shape {matrices.shape}, expected ({num_cameras}, 4, 4) for the '
+            f'{num_cameras} cameras of this model'
+        )
+    for camera, matrix in enumerate(matrices):
+        problem = ''
+        if not np.isfinite(matrix).all():
+            problem = 'has NaN or infinity'
+        elif _is_singular(matrix[:3, :3]):
+            problem = 'is singular'
+        if problem:
+            raise DataError(f'calibration: {name} of camera {camera} {problem}: {matrix.tolist()}')
     return matrices
 
 

@@ -29,7 +29,15 @@ def frame_of_rig(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiVie
     """
     calibration = rule.calibrate(rig.intrinsics, rig.lidar2cam)
     images = rule.apply(images_bgr)
-    return Frame(images, *calibration, rig.ego_pose, rig.timestamp_s, rig.scene_token, rig.name)
+    return Frame(
+        images,
+        *calibration,
+        rig.ego_pose,
+        rig.timestamp_s,
+        rig.scene_token,
+        rig.name,
+        camera_times_s=rig.camera_times_s,
+    )
 
 
 def moments(cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None = None) -> Iterator[Frame]:

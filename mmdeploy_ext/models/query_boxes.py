@@ -1,16 +1,37 @@
-"""From the logits and box codes of BEVFormer to boxes, without NMS.
+"""From decoder outputs of queries to boxes, without NMS: the branches of a head, and its coder.
 
-StreamPETR has a coder of the same type name with other columns; this one belongs to `BEVFormerHead`.
+BEVFormer and PETR share them. StreamPETR has a coder of the same type name with other columns.
 
-Source: fundamentalvision/BEVFormer 66b65f3, `core/bbox/coders/nms_free_coder.py`, `core/bbox/util.py`.
+Source: fundamentalvision/BEVFormer 66b65f3 and megvii-research/PETR f7525f9,
+`core/bbox/coders/nms_free_coder.py`, `core/bbox/util.py`.
+
+Glossary: R queries, K classes, n boxes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
+
+
+def class_branch(channels: int, layers: int, classes: int) -> nn.Sequential:
+    """Return linear layers with normalisation and ReLU, and the linear layer of the logits behind them."""
+    steps: list[nn.Module] = []
+    for _ in range(layers):
+        steps += [nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*steps, nn.Linear(channels, classes))
+
+
+def box_branch(channels: int, layers: int, numbers: int) -> nn.Sequential:
+    """Return linear layers with ReLU, and the linear layer of a box's numbers behind them."""
+    steps: list[nn.Module] = []
+    for _ in range(layers):
+        steps += [nn.Linear(channels, channels), nn.ReLU()]
+    return nn.Sequential(*steps, nn.Linear(channels, numbers))
+
 
 LOWEST_THRESHOLD, LOWERED = 0.01, 0.9
 """A threshold that nothing passes is lowered by this factor until something does, or it is this low."""
@@ -32,11 +53,11 @@ def passing(scores: Tensor, threshold: float | None) -> Tensor:
     return keep
 
 
-class BevBoxCoder:
+class QueryBoxCoder:
     """The best (query, class) pairs as boxes; one query may give several.
 
     Args:
-        pc_range: of the view, m.
+        pc_range: of the model, m.
         post_center_range: x, y, z low, then high, m, between which centres are kept, ends included.
         max_num: pairs at most.
         score_threshold: see `passing`; None keeps all.
@@ -58,8 +79,12 @@ class BevBoxCoder:
         self.pc_range, self.post_center_range = pc_range, post_center_range
         self.max_num, self.score_threshold, self.num_classes = max_num, score_threshold, num_classes
 
+    def passing(self, scores: Tensor) -> Tensor:
+        """Return which scores (n,) are kept, by the function of the same name."""
+        return passing(scores, self.score_threshold)
+
     def decode_single(self, logits: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        """Decode logits (R, K) and box codes (R, 10) of `decode_objects`.
+        """Decode logits (R, K) and box codes (R, 10) of one sample.
 
         Returns:
             'bboxes' (n, 9): centre x, y, z, width, length, height in m, yaw in rad, velocity x, y in m/s;
@@ -71,5 +96,24 @@ class BevBoxCoder:
         yaw = torch.atan2(codes[:, 6:7], codes[:, 7:8])
         bboxes = torch.cat([centre, sizes, yaw, codes[:, 8:]], -1)
         low, high = centre.new_tensor(self.post_center_range).split(3)
-        keep = ((centre >= low) & (centre <= high)).all(1) & passing(scores, self.score_threshold)
+        keep = ((centre >= low) & (centre <= high)).all(1) & self.passing(scores)
         return dict(bboxes=bboxes[keep], scores=scores[keep], labels=(pairs % self.num_classes)[keep])
+
+
+def decoded_samples(
+    coder: QueryBoxCoder, outputs: Mapping[str, Tensor], img_metas: Sequence[Mapping[str, Any]]
+) -> list[list[Any]]:
+    """Return boxes, scores (n,) and labels (n,) of each sample, from the last decoder layer.
+
+    Boxes are `box_type_3d` of the metas: x, y, z of the bottom, width, length, height in m, yaw in rad as
+    mmdet3d 0.17 has it, velocity x, y in m/s. `outputs` are `all_cls_scores` and `all_bbox_preds` of a head.
+    """
+    samples = []
+    last = zip(outputs['all_cls_scores'][-1], outputs['all_bbox_preds'][-1], img_metas, strict=True)
+    for logits, codes, meta in last:
+        decoded = coder.decode_single(logits, codes)
+        bottom = decoded['bboxes'].clone()
+        bottom[:, 2] -= bottom[:, 5] * 0.5
+        boxes = meta['box_type_3d'](bottom, bottom.shape[-1])
+        samples.append([boxes, decoded['scores'], decoded['labels']])
+    return samples

@@ -1,0 +1,80 @@
+"""From logits and box codes of queries to boxes, without NMS. Needs numpy only.
+
+Glossary: L decoder layers, R queries, K classes, n boxes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
+from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+LOWEST_THRESHOLD, LOWERED = 0.01, 0.9
+"""A threshold that nothing passes is lowered by this factor until something does, or it is this low."""
+CENTRE, SIZES = [0, 1, 4], [2, 3, 5]
+"""Columns of a box code: x, y, z, and the logarithms of width, length and height."""
+
+
+def passing(scores: np.ndarray, threshold: float | None) -> np.ndarray:
+    """Return which scores (n,) are kept: above the threshold, or from a lower one on if none is above it.
+
+    All are kept if the threshold is None or 0, or if none reaches `LOWEST_THRESHOLD`.
+    """
+    if not threshold:
+        return np.ones(len(scores), bool)
+    keep = scores > threshold
+    while not keep.any():
+        threshold *= LOWERED
+        if threshold < LOWEST_THRESHOLD:
+            return np.ones(len(scores), bool)
+        keep = scores >= threshold
+    return keep
+
+
+def above(scores: np.ndarray, threshold: float | None) -> np.ndarray:
+    """Return which scores (n,) are above the threshold; without one all are kept."""
+    return scores > (threshold or 0.0)
+
+
+def decode(
+    cls_scores: np.ndarray,
+    bbox_preds: np.ndarray,
+    facts: Mapping[str, Any],
+    accepts: Callable[[np.ndarray, float | None], np.ndarray] = passing,
+) -> Detections3D:
+    """Decode the outputs of one frame to boxes of mmdet3d 1.0, best first, with z at the bottom.
+
+    One query may give several boxes, and there is no NMS.
+
+    Args:
+        cls_scores: (L, 1, R, K) logits; the last layer counts.
+        bbox_preds: (L, 1, R, 10): x, y in m, log width, log length, z in m, log height, sine and cosine of
+            the yaw, velocity x, y in m/s.
+        facts: the `postprocess` entry of the file's metadata. Its `box_convention` is the mmdet3d whose boxes
+            the model was trained with; for 0.17, as the published weights, the first size is the width, and
+            the yaw another.
+        accepts: chooses scores by the threshold of the facts: `passing`, or `above` for PETR.
+
+    Source: fundamentalvision/BEVFormer 66b65f3 and megvii-research/PETR f7525f9, `get_bboxes` of the heads,
+    core/bbox/coders/nms_free_coder.py.
+    """
+    scores = sigmoid(cls_scores[-1, 0]).reshape(-1)
+    best = top_rows(scores, int(facts['max_num']))
+    query, labels = np.divmod(best, cls_scores.shape[-1])
+    scores, codes = scores[best], bbox_preds[-1, 0].astype(np.float32)[query]
+    sizes, centre = np.exp(codes[:, SIZES]), codes[:, CENTRE]
+    keep = in_range(centre, facts['post_center_range']) & accepts(scores, facts.get('score_threshold'))
+    bottom = centre.copy()
+    bottom[:, 2] -= sizes[:, 2] * np.float32(0.5)
+    sine, cosine = codes[:, 6:7], codes[:, 7:8]
+    if facts['box_convention'] == '0.17':
+        sizes, sine, cosine = sizes[:, [1, 0, 2]], -cosine, -sine
+    yaw = np.arctan2(sine, cosine)
+    boxes = np.concatenate([bottom, sizes, yaw, codes[:, 8:10]], axis=1).astype(np.float32)
+    return Detections3D(boxes, scores, labels.astype(np.int64))[keep]

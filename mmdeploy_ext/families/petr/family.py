@@ -1,0 +1,221 @@
+"""The families of PETR and PETRv2: the configs that they claim and refuse, graphs, reference and runtime."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mmdet3d.models import build_model
+from torch import nn
+
+from mmdeploy_ext.contract.memory import MemorySpec
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.core.config import refused_by_name, test_pipeline
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention
+from mmdeploy_ext.families.parts.info_files import generated_dataset
+from mmdeploy_ext.families.parts.proof_samples import changed_drive
+from mmdeploy_ext.families.parts.query_limits import other_limits, synthetic_outputs
+from mmdeploy_ext.families.parts.runtime.rig_frames import moments
+from mmdeploy_ext.families.parts.samples import arrays, result
+from mmdeploy_ext.families.petr.graphs import (
+    FEATURES,
+    graphs,
+    predictions,
+    sizes,
+    valid_for,
+)
+from mmdeploy_ext.families.petr.live import FOLLOWED, replaced
+from mmdeploy_ext.families.petr.options import DL4AGX
+from mmdeploy_ext.families.petr.reference import PetrReference
+from mmdeploy_ext.families.petr.runtime import (
+    PORTABLE_FILES,
+    PREDICTIONS,
+    PetrOnnx,
+    bound_files,
+    bound_note,
+)
+from mmdeploy_ext.families.petr.samples import (
+    camera_steps,
+    driven,
+    dumped_frame,
+    frame,
+    start_gap_s,
+)
+from mmdeploy_ext.families.petr.seeded import petr_weights
+from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.models.catalogue import register_named
+from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
+from mmdeploy_ext.runtime.frames import Frame, Stepper
+
+DETECTOR = 'Petr3D'
+"""Type of the detector; StreamPETR's has the same."""
+COLUMNS = (0, 1, 3, 4, 2, 5, 6, 7, 8, 9)
+"""Columns of a box code in the order of `query_limits.IN_ORDER`: the centre's z is between the sizes."""
+CAMERAS = 6
+"""Number of cameras of a config without `num_cams`."""
+
+
+class PetrFamily(SequenceFamily):
+    """`Petr3D` with `PETRHead`, which sees one frame.
+
+    Attributes:
+        head: type of the head.
+        frames: that a head sees, 1 or 2.
+    """
+
+    head: ClassVar[str] = 'PETRHead'
+    frames: ClassVar[int] = 1
+    name = 'petr'
+    exports = 'Petr3D with PETRHead or PETRv2Head (mmdeploy_ext/families/petr/README.md)'
+    similar_names = ('PETR', 'DETR3D')
+    of_config = "size and cameras are the config's"
+    task = 'bbox3d'
+    used_by: ClassVar[Mapping[str, str]] = {
+        '': 'video {config} {checkpoint} --onnx {folder} --out work_dirs/video'
+    }
+    samples = 'frames'
+    memory = True
+    files = PORTABLE_FILES
+    compared = PREDICTIONS
+    measured = ('portable',)
+    bars = (
+        ('frame, against PyTorch', 'torch', 0.45),
+        ('peak memory, against PyTorch', 'memory', 1.3),
+    )
+    bars_of = 'the portable contract on a CPU'
+    unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token')
+    ignored_prefixes = ('pts_bbox_head.code_weights',)
+    reference = staticmethod(PetrReference)
+    replaced, followed = staticmethod(replaced), FOLLOWED
+    frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
+    dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped_frame)
+    graphs = staticmethod(graphs)
+
+    def claims(self, cfg: Any) -> Claim:
+        if (cfg.model.get('pts_bbox_head') or {}).get('type') != self.head:
+            return Claim.NO
+        return Claim.DETECTOR if cfg.model.get('type') == DETECTOR else Claim.HEAD
+
+    def check(self, cfg: Any, options: Options) -> None:
+        _check_model(cfg.filename, cfg.model)
+
+    def build(self, cfg: Any) -> nn.Module:
+        _check_model(cfg.filename, cfg.model)
+        register_named(cfg)  # StreamPETR's detector has the same type
+        model = build_without_weights(cfg, build_model, 'img_backbone')
+        rule = self.preprocess_rule(cfg)
+        model.input_sizes = (rule.num_cameras, *rule.input_size)  # cameras, height and width, for `sizes`
+        model.picture_size = tuple(rule.size)  # height and width without padding
+        model.start_gap_s = start_gap_s(test_pipeline(cfg))
+        state_convention(model, cfg)
+        return model
+
+    def load(self, model: nn.Module, path: str, weight_layout: str = 'auto') -> Any:
+        checkpoint = super().load(model, path, weight_layout)
+        note_convention(model, checkpoint)
+        return checkpoint
+
+    def seeded(self, cfg: Any, seed: int) -> nn.Module:
+        model = self.build(cfg)
+        model.load_state_dict(petr_weights(model.state_dict(), f'{seed}:' if seed else ''))
+        return model
+
+    def num_classes(self, model: nn.Module) -> int:
+        return int(model.pts_bbox_head.num_classes)
+
+    def preprocess_rule(self, cfg: Any) -> MultiViewRule:
+        with refused_by_name(cfg):
+            return multiview_rule(camera_steps(test_pipeline(cfg)), int(cfg.get('num_cams', CAMERAS)))
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
+        dataset = generated_dataset(folder, cfg, 'CustomNuScenesDataset', views=rule)
+        ours = dict(collect_keys=[]) if 'collect_keys' in (cfg.get('data') or {}).get('test', {}) else {}
+        return ours | dataset
+
+    def names_of(self, options: Options) -> tuple[str, ...]:
+        return bound_files(self.frames) if options.contract == DL4AGX else self.files
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        head, coder = model.pts_bbox_head, model.pts_bbox_head.bbox_coder
+        return dict(
+            max_num=int(coder.max_num),
+            post_center_range=[float(value) for value in coder.post_center_range],
+            score_threshold=coder.score_threshold,
+            num_classes=int(head.num_classes),
+            box_convention=model.box_convention,
+            start_gap_s=float(model.start_gap_s),
+            valid_for=valid_for(self.frames),
+        )
+
+    def memory_spec(self, facts: Mapping[str, Any]) -> MemorySpec:
+        tensors = {}
+        if self.frames > 1:
+            exact = ColumnGroup(rtol=0.0, atol=0.0)
+            tensors = dict(img_feats=FEATURES, lidar2img=exact, camera_times_s=exact)
+        return MemorySpec(tensors=tensors, needed=PREDICTIONS, per_query=PREDICTIONS)
+
+    def reference_of(self, model: nn.Module, options: Options) -> Stepper:
+        notes = [bound_note(self.frames)] if options.contract == DL4AGX else []
+        return PetrReference(model, notes)
+
+    def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+        return predictions(sizes(model)) if options.contract == DL4AGX else ()
+
+    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
+        # the published model knows no time gap: the proof and the metrics compare like with like
+        return PetrOnnx(paths, max_gap_s=None, **engine)
+
+    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
+        frames = list(changed_drive(sample))
+        yield from frames
+        yield from driven(dataclasses.replace(frames[-1], images=sample.images))
+
+    def ignores_places(self, options: Options) -> bool:
+        return True  # the motion is composed in float64
+
+    def synthetic_outputs(
+        self, model: nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        head = model.pts_bbox_head
+        facts = runner.metadata.postprocess
+        return synthetic_outputs(facts, int(head.num_query), int(head.num_classes), COLUMNS)
+
+    def other_limits(
+        self, model: nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterable[tuple[str, AbstractContextManager[None]]]:
+        head = model.pts_bbox_head
+        pairs = int(head.num_query) * int(head.num_classes)
+        return other_limits(head.bbox_coder, runner.metadata.postprocess, pairs)
+
+    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
+        return dict(backbone=[(model, 'extract_img_feat')])
+
+
+class Petrv2Family(PetrFamily):
+    """`Petr3D` with `PETRv2Head`, which sees the frame before, too."""
+
+    head, frames = 'PETRv2Head', 2
+    name = 'petrv2'
+    unread_fields = ('intrinsics',)
+
+
+def _check_model(filename: str, model: Mapping[str, Any]) -> None:
+    """Refuse detectors and settings that are not exported."""
+    head = model.get('pts_bbox_head') or {}
+    if model.get('type') != DETECTOR:
+        raise ConfigError(f'{filename}: model.type={model.get("type")!r}; PETR exports {DETECTOR}')
+    needed = dict(with_position=True, with_multiview=True, normedlinear=False)
+    if head.get('type') == Petrv2Family.head:
+        needed |= dict(with_fpe=True, with_time=True, with_multi=True)
+    absent = dict(with_position=True, normedlinear=False)
+    wrong = [key for key, value in needed.items() if head.get(key, absent.get(key)) != value]
+    if wrong:
+        raise ConfigError(
+            f'{filename}: {", ".join(f"pts_bbox_head.{key}={head.get(key)}" for key in wrong)}; expected '
+            f'{", ".join(str(needed[key]) for key in wrong)}, as in the published configs'
+        )

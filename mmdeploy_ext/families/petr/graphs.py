@@ -1,0 +1,365 @@
+"""The graphs of PETR and PETRv2: pictures to features, calibration to positions, both to objects.
+
+The positions depend on the calibration alone, those of the frame before on the motion of the car, too. Its
+encoder is a graph of its own, so that a caller runs it when one of them changes, and only then.
+
+Glossary: N cameras of a frame, F frames (PETR 1, PETRv2 2), H, W network input in pixels, h, w feature map,
+C channels, L decoder layers, R queries, K classes.
+"""
+
+import copy
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.same_bytes import SameBytes
+from mmdeploy_ext.families.parts.lidar_parts import OfModel
+from mmdeploy_ext.families.parts.traced_inputs import with_examples
+from mmdeploy_ext.families.petr.live import run_decoder
+from mmdeploy_ext.families.petr.options import DL4AGX, FRAME, MODEL, RIG
+from mmdeploy_ext.families.petr.runtime import (
+    BOUND_NAMES,
+    BOUND_POSITIONS,
+    BOUND_TIME,
+    PORTABLE_FILES,
+    PREDICTIONS,
+    bound_files,
+)
+from mmdeploy_ext.models.petr.positions import token_corners
+from mmdeploy_ext.models.petr.steps import (
+    embed_counts,
+    embed_rays,
+    padding_mask,
+    predict,
+    query_positions,
+)
+from mmdeploy_ext.proving.half_bars import ATOL, RTOL
+
+FEATURES = ColumnGroup(rtol=0.0, atol=1e-4)
+POSITIONS = ColumnGroup(rtol=0.0, atol=5e-3)
+LOGITS = ColumnGroup('logits', unit='logit', rtol=0.0, atol=1e-3)
+BOXES = (
+    ColumnGroup('x y', (0, 1), 'm', 0.0, 5e-3),
+    ColumnGroup('z, log size', (2, 3, 4, 5), '', 0.0, 1e-3),
+    ColumnGroup('sin cos yaw', (6, 7), '', 0.0, 1e-3),
+    ColumnGroup('velocity', (8, 9), 'm/s', 0.0, 1e-3),
+)
+"""Tolerances of float32. Source: "Suggested tolerances" of the reference data of PETRv2."""
+
+
+def valid_for(frames: int) -> dict[str, str]:
+    """Return for how long a value may be used again: inputs of the graphs of both contracts, constants.
+
+    `frames` is F: of PETRv2 the positions of DL4AGX's head are those of the frame before, too.
+    """
+    per_frame = ['img', 'img_feats', 'mlvl_feats.0']
+    if frames > 1:
+        inputs = ('img_feats', 'pos_embed', 'embedded_img2lidar', 'img2lidar')
+        per_frame += [*(f'prev_{name}' for name in inputs), 'mean_time_stamp', 'prev.0', 'prev.1']
+        per_frame += [BOUND_POSITIONS, BOUND_TIME]
+    per_rig = ['img2lidar', 'pos_embed', 'embedded_img2lidar']
+    if frames == 1:
+        per_rig.append(BOUND_POSITIONS)
+    names = {FRAME: per_frame, RIG: per_rig, MODEL: ['sine_part', 'queries']}
+    return {name: duration for duration, listed in names.items() for name in listed}
+
+
+def frames_of(model: nn.Module) -> int:
+    """Return F: a head with a gate is PETRv2's."""
+    return 2 if hasattr(model.pts_bbox_head, 'fpe') else 1
+
+
+def gated(head: nn.Module, rays: Tensor, tokens: Tensor) -> Tensor:
+    """Return the positions by rays (F N, C, h, w), of PETRv2 times a gate that tokens of this shape open."""
+    return head.fpe(rays, tokens) if hasattr(head, 'fpe') else rays
+
+
+def levels_of(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Return the feature maps (N, C, h, w) of each level, of pictures (N, 3, H, W)."""
+    maps = model.img_backbone(images)
+    maps = list(maps.values()) if isinstance(maps, dict) else list(maps)
+    return list(model.img_neck(maps)) if model.with_img_neck else maps
+
+
+class ExtractImgFeat(OfModel):
+    """Backbone and neck."""
+
+    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
+        """Return the feature map (1, N, C, h, w) of pictures (N, 3, H, W)."""
+        return (levels_of(self.model, img)[0].unsqueeze(0),)
+
+
+class BoundFeatures(OfModel):
+    """Backbone and neck as DL4AGX has them: all levels, those of the frame before behind the present ones."""
+
+    def forward(self, img: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
+        """Return the maps of each level; see `bound_features`."""
+        maps = levels_of(self.model, img)
+        if not before:
+            return tuple(level.unsqueeze(1) for level in maps)
+        pairs = zip(maps, before, strict=True)
+        return tuple(torch.cat([level.unsqueeze(0), last], 1) for level, last in pairs)
+
+
+class PositionEmbedding(OfModel):
+    """Positions of the tokens of N cameras by their rays; `size` is H, W, `map_size` h, w."""
+
+    def __init__(self, model: nn.Module, size: tuple[int, int], map_size: tuple[int, int]) -> None:
+        super().__init__(model)
+        self.map_size = map_size
+        self.register_buffer('corners', token_corners(size, map_size), persistent=False)
+
+    def forward(self, img2lidar: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the positions (1, N, C, h, w) and the matrices that they are of, (1, N, 4, 4) both."""
+        rays = embed_rays(self.model.pts_bbox_head, img2lidar[0], self.corners, self.map_size)
+        return rays.unsqueeze(0), img2lidar + 0.0
+
+
+class Head(OfModel):
+    """The head behind features and positions; the sine part and the queries' positions are constants.
+
+    `padding` (F N, h, w) is True for tokens without a picture.
+    """
+
+    def __init__(self, model: nn.Module, padding: Tensor) -> None:
+        super().__init__(model)
+        device = model.pts_bbox_head.reference_points.weight.device
+        head = copy.deepcopy(model.pts_bbox_head).cpu()
+        with torch.no_grad(), SameBytes():
+            constants = dict(sine_part=embed_counts(head, padding), queries=query_positions(head))
+        for name, values in constants.items():
+            self.register_buffer(name, values.detach().to(device), persistent=False)
+        self.register_buffer('padding', padding.to(device) if padding.any() else None, persistent=False)
+
+    def detect(self, features: Tensor, rays: Tensor, seconds: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return logits and box codes of features and positions (1, F N, C, h, w)."""
+        head = self.model.pts_bbox_head
+        tokens = head.input_proj(features[0])
+        positions = gated(head, rays[0], tokens) + self.sine_part
+        outputs = run_decoder(head, tokens, positions, self.queries, self.padding)
+        return predict(head, outputs, seconds)
+
+
+class PtsHead(Head):
+    """The portable head, which gives NaN if an embedding is of other matrices than those of the frame."""
+
+    def forward(
+        self,
+        img_feats: Tensor,
+        pos_embed: Tensor,
+        embedded_img2lidar: Tensor,
+        img2lidar: Tensor,
+        *before: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits and box codes; `before` are the same four of the frame before, and the time."""
+        stale, seconds = difference_of(embedded_img2lidar, img2lidar), 1.0
+        if before:
+            features, positions, embedded, matrices, seconds = before
+            img_feats = torch.cat([img_feats, features], 1)
+            pos_embed = torch.cat([pos_embed, positions], 1)
+            stale = stale + difference_of(embedded, matrices)
+        logits, boxes = self.detect(img_feats, pos_embed, seconds)
+        return torch.where(stale > 0, torch.full_like(logits, float('nan')), logits), boxes
+
+
+class BoundHead(Head):
+    """The head as DL4AGX has it: what its caller computes is taken as it is."""
+
+    def forward(self, features: Tensor, positions: Tensor, *seconds: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and box codes; see `bound_head`."""
+        return self.detect(features, positions, seconds[0] if seconds else 1.0)
+
+
+def difference_of(embedded: Tensor, matrices: Tensor) -> Tensor:
+    """Return the largest difference of the matrices of an embedding from those of a frame, a scalar."""
+    return (embedded - matrices).abs().max()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The numbers that determine all shapes; see the glossary.
+
+    Attributes:
+        cameras, height, width: N, H, W.
+        frames: F.
+        levels: (C, h, w) of each feature map; the head takes the first.
+        positions: channels of the embedding.
+        layers, queries, classes: L, R, K.
+    """
+
+    cameras: int
+    height: int
+    width: int
+    frames: int
+    levels: tuple[tuple[int, int, int], ...]
+    positions: int
+    layers: int
+    queries: int
+    classes: int
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """(h, w) of the first level."""
+        return self.levels[0][1:]
+
+
+def sizes(model: nn.Module) -> Sizes:
+    """Read the numbers from a detector; the maps' sizes are those of a picture of zeros."""
+    head, (cameras, height, width) = model.pts_bbox_head, model.input_sizes
+    with torch.no_grad():
+        picture = head.reference_points.weight.new_zeros((1, 3, height, width))
+        levels = tuple(tuple(level.shape[1:]) for level in levels_of(model, picture))
+    return Sizes(
+        cameras=cameras,
+        height=height,
+        width=width,
+        frames=frames_of(model),
+        levels=levels,
+        positions=int(head.embed_dims),
+        layers=len(head.transformer.decoder.layers),
+        queries=int(head.num_query),
+        classes=int(head.num_classes),
+    )
+
+
+def predictions(size: Sizes) -> tuple[TensorSpec, TensorSpec]:
+    """Return the specs of logits and box codes."""
+    axes = (size.layers, 1, size.queries)
+    box = 'x y (m) log w log l z (m, of the centre) log h sin cos (yaw) vx vy (m/s)'
+    logits, boxes = PREDICTIONS
+    return (
+        TensorSpec(
+            logits,
+            'float32',
+            (*axes, size.classes),
+            'class logits of all decoder layers',
+            'logit',
+            (LOGITS,),
+            single=True,
+        ),
+        TensorSpec(boxes, 'float32', (*axes, 10), f'{box}, of all decoder layers', groups=BOXES, single=True),
+    )
+
+
+def embedding_spec(size: Sizes) -> GraphSpec:
+    """Return the contract of the graph that depends on the calibration alone."""
+    matrices = (1, size.cameras, 4, 4)
+    inverse = 'inverses of lidar2img, made in float64: pixels times depth to the LiDAR frame of this moment'
+    axes = (1, size.cameras, size.positions, *size.map_size)
+    per_rig = 'position embedding of the tokens; compute it again when img2lidar or the image size change'
+    return GraphSpec(
+        'petr/position_embedding',
+        (TensorSpec('img2lidar', 'float32', matrices, inverse, single=True),),
+        (
+            TensorSpec('pos_embed', 'float32', axes, per_rig, groups=(POSITIONS,)),
+            TensorSpec(
+                'embedded_img2lidar',
+                'float32',
+                matrices,
+                'img2lidar, by which the head tells a stale pos_embed',
+                groups=(ColumnGroup(rtol=0.0, atol=0.0),),
+                single=True,
+            ),
+        ),
+    )
+
+
+def portable(size: Sizes) -> list[GraphSpec]:
+    """Return the contracts of the three portable graphs."""
+    maps, embedding = (1, size.cameras, *size.levels[0]), embedding_spec(size)
+    features = TensorSpec('img_feats', 'float32', maps, 'feature map', groups=(FEATURES,))
+    image = (size.cameras, 3, size.height, size.width)
+    images = TensorSpec('img', 'float32', image, 'normalised images, padded bottom and right')
+    inputs = [features, *embedding.outputs, embedding.inputs[0]]
+    if size.frames > 1:
+        before = 'of the frame before; at the first frame of a scene that of this frame again'
+        inputs += [
+            dataclasses.replace(tensor, name=f'prev_{tensor.name}', meaning=f'{tensor.meaning}; {before}')
+            for tensor in inputs
+        ]
+        inputs[7] = dataclasses.replace(
+            inputs[7], meaning='pixels times depth of the frame before to the LiDAR frame of this frame'
+        )
+        time = 'mean time since the frame before, over the cameras; 1.245 at the first frame of a scene'
+        inputs.append(TensorSpec('mean_time_stamp', 'float32', (1,), time, 's', single=True))
+    return [
+        GraphSpec('petr/extract_img_feat', (images,), (features,)),
+        embedding,
+        GraphSpec('petr/pts_head', tuple(inputs), predictions(size)),
+    ]
+
+
+def bound(size: Sizes) -> list[GraphSpec]:
+    """Return the contracts of DL4AGX's two graphs, and of the one that computes what its caller has to.
+
+    Source of names, ranks and shapes: NVIDIA/DL4AGX 482b3f5, AV-Solutions/petr-trt.
+    """
+    cameras, twice = size.cameras, size.frames > 1
+    image = (cameras, 3, size.height, size.width)
+    images = TensorSpec('img', 'float32', image, 'normalised images, padded bottom and right')
+    inputs, outputs = [images], []
+    for number, level in enumerate(size.levels):
+        axes, meaning = (cameras, 1, *level), f'feature map of level {number}'
+        if twice:
+            axes, meaning = (1, 2 * cameras, *level), f'{meaning}: present cameras, then prev.{number}'
+            last = f'first {cameras} cameras of out.{number} of the frame before'
+            inputs.append(TensorSpec(f'prev.{number}', 'float32', (1, cameras, *level), last))
+        outputs.append(TensorSpec(f'out.{number}', 'float32', axes, meaning, groups=(FEATURES,)))
+    tokens = size.frames * cameras
+    positions = 'pos_embed of all cameras; of every frame whose calibration, motion or time gap is another'
+    head_inputs = [
+        TensorSpec('mlvl_feats.0', 'float32', (1, tokens, *size.levels[0]), 'out.0'),
+        TensorSpec(
+            BOUND_POSITIONS,
+            'float32',
+            (1, tokens, size.positions, *size.map_size),
+            positions,
+        ),
+    ]
+    if twice:
+        time = 'mean time since the frame before, over the cameras: of every frame anew'
+        head_inputs.append(TensorSpec(BOUND_TIME, 'float32', (1,), time, 's', single=True))
+    head_outputs = tuple(
+        dataclasses.replace(tensor, name=BOUND_NAMES[tensor.name]) for tensor in predictions(size)
+    )
+    features_name, head_name, _ = bound_files(size.frames)
+    return [
+        GraphSpec(f'petr/{features_name}', tuple(inputs), tuple(outputs)),
+        GraphSpec(f'petr/{head_name}', tuple(head_inputs), head_outputs),
+        embedding_spec(size),
+    ]
+
+
+def for_precision(spec: GraphSpec, precision: str) -> GraphSpec:
+    """Return a contract whose outputs have the bars of a precision, see `proving/half_bars.py`."""
+    if precision == 'fp32':
+        return spec
+
+    def widened(tensor: TensorSpec) -> TensorSpec:
+        groups = tuple(
+            dataclasses.replace(group, rtol=RTOL, atol=max(group.atol, ATOL)) for group in tensor.groups
+        )
+        return dataclasses.replace(tensor, groups=groups)
+
+    return dataclasses.replace(spec, outputs=tuple(map(widened, spec.outputs)))
+
+
+def graphs(model: nn.Module, options: Options) -> list[Graph]:
+    """Return the three graphs of a contract."""
+    size, folded = sizes(model), fuse(model)
+    pictures = [model.picture_size] * size.cameras * size.frames
+    padding = padding_mask(pictures, (size.height, size.width), size.map_size)
+    embedding = PositionEmbedding(folded, (size.height, size.width), size.map_size)
+    if options.contract == DL4AGX:
+        modules = [BoundFeatures(folded), BoundHead(folded, padding), embedding]
+        names, specs = bound_files(size.frames), bound(size)
+    else:
+        modules = [ExtractImgFeat(folded), embedding, PtsHead(folded, padding)]
+        names, specs = PORTABLE_FILES, portable(size)
+    specs = [for_precision(spec, options.precision) for spec in specs]
+    return with_examples(model, list(zip(names, modules, specs, strict=True)))

@@ -1,0 +1,81 @@
+"""What the graphs compute in place of methods of the live model, the user's or ours.
+
+They run the layers of the model: backbone, neck, encoders, gate, decoder, branches and the code of counts.
+
+Source of the names: megvii-research/PETR f7525f9 (no code).
+"""
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_of_class
+from mmdeploy_ext.models.camera_detector import CameraDetector
+from mmdeploy_ext.models.petr import head, transformer
+from mmdeploy_ext.models.query_boxes import QueryBoxCoder
+
+FOLLOWED: Followed = (
+    (CameraDetector, ('extract_img_feat', 'forward', 'forward_test', 'run_frame')),
+    (head.PETRHead, ('forward', 'gated', 'get_bboxes')),
+    (head.PETRv2Head, ('forward', 'gated', 'get_bboxes', 'seconds')),
+    (transformer.PETRTransformer, ('forward',)),
+    (QueryBoxCoder, ('decode_single',)),
+)
+"""This package's classes, and methods of them that graphs and runtime compute by other code."""
+DETECTOR = (
+    'extract_feat', 'extract_img_feat', 'forward', 'forward_test', 'simple_test', 'simple_test_pts',
+)  # fmt: skip
+HEAD = ('forward', 'position_embeding', 'get_bboxes')
+CODER = ('decode', 'decode_single')
+"""Methods of upstream's classes that graphs and runtime compute by other code."""
+FUNCTIONS = dict(head=('pos2posemb3d',), coder=('denormalize_bbox',))
+"""Part -> functions that its module uses."""
+
+
+def is_ours(live_head: nn.Module) -> bool:
+    """Return whether a head is this package's or derived from it."""
+    return isinstance(live_head, head.PETRHead)
+
+
+def run_decoder(
+    live_head: nn.Module, tokens: Tensor, positions: Tensor, query_pos: Tensor, padding: Tensor | None
+) -> Tensor:
+    """Return the outputs (L, 1, R, C) of a head's decoder.
+
+    Tokens and their positions are (F N, C, h, w), the queries' positions (R, C); `padding` (F N, h, w) is
+    True where a token shows no picture, None if none does so. For the letters see `graphs.py`.
+    """
+    tokens, positions = (x.permute(0, 2, 3, 1).flatten(0, 2).unsqueeze(1) for x in (tokens, positions))
+    query_pos = query_pos.unsqueeze(1)
+    padding = None if padding is None else padding.flatten().unsqueeze(0)
+    decoder, start = live_head.transformer.decoder, torch.zeros_like(query_pos)
+    if is_ours(live_head):
+        return decoder(start, query_pos, tokens, positions, padding).transpose(1, 2)
+    outputs = decoder(
+        query=start,
+        key=tokens,
+        value=tokens,
+        key_pos=positions,
+        query_pos=query_pos,
+        key_padding_mask=padding,
+        reg_branch=None,
+    )
+    return outputs.transpose(1, 2)
+
+
+def replaced(model: nn.Module) -> Iterator[Replaced]:
+    """Yield the methods and functions of a live model that graphs and runtime compute by other code."""
+    live_head = model.pts_bbox_head
+    parts = (model, live_head, live_head.transformer, live_head.bbox_coder)
+    if is_ours(live_head):
+        for part in parts:
+            yield from replaced_of_class(part, FOLLOWED)
+        return
+    yield Replaced(model, 'Petr3D', DETECTOR)
+    yield Replaced(live_head, 'PETRv2Head' if hasattr(live_head, 'fpe') else 'PETRHead', HEAD)
+    yield Replaced(live_head.transformer, 'PETRTransformer', ('forward',))
+    yield Replaced(live_head.bbox_coder, 'NMSFreeCoder', CODER)
+    for part, key in ((live_head, 'head'), (live_head.bbox_coder, 'coder')):
+        yield Replaced(sys.modules[type(part).__module__], f'functions of the {key}', FUNCTIONS[key])

@@ -1,0 +1,141 @@
+"""PETR and PETRv2 in PyTorch as a stepper: the test path of the user's detector or of ours, unpatched."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet3d.core.bbox import LiDARInstance3DBoxes
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.taps import collect_taps, tap
+from mmdeploy_ext.families.parts.lidar_parts import watching
+from mmdeploy_ext.families.parts.runtime import frame_checks
+from mmdeploy_ext.families.parts.samples import as_trained
+from mmdeploy_ext.families.petr.graphs import frames_of
+from mmdeploy_ext.families.petr.runtime import PREDICTIONS, camera_times, memory_tensors, place_of
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
+
+
+class PetrReference:
+    """The detector's own test path; of PETRv2 it gets the pictures of the last frame behind the present ones.
+
+    The calibration of the last frame is moved into the present LiDAR frame here, in float64, as upstream's
+    converter of infos does. Another scene token begins a scene, as in upstream's data set; a gap does not.
+    """
+
+    def __init__(self, model: torch.nn.Module, notes: Sequence[str] = ()) -> None:
+        """Keep the detector; `notes` are sentences for the verdict about the contract."""
+        self.model, self.head = model, model.pts_bbox_head
+        self.device = next(model.parameters()).device
+        self.frames, self._notes = frames_of(model), tuple(notes)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the last frame."""
+        self._last: Frame | None = None
+        self._maps = np.zeros(0, np.float32)
+
+    @property
+    def notes(self) -> list[str]:
+        """Whose boxes the model was trained with, and which frame is the one before."""
+        convention = self.model.box_convention
+        notes = [f'trained with boxes of mmdet3d {convention}; results are compared as boxes of 1.x']
+        if self.frames > 1:
+            notes.append(
+                'the frame before is the last one that ran; the published evaluation takes sweeps of about '
+                '1.25 s before, which no cache of features holds'
+            )
+        return [*notes, *self._notes]
+
+    @property
+    def state(self) -> StreamState | None:
+        """What is kept of the last frame, see `runtime.memory_tensors`; its pictures are not in it."""
+        if self._last is None:
+            return None
+        last, tensors = self._last, {}
+        if self.frames > 1:
+            tensors = memory_tensors(self._maps, last.lidar2img, camera_times(last))
+        return StreamState(tensors, *place_of(last), last.scene_token or '')
+
+    @state.setter
+    def state(self, state: StreamState | None) -> None:
+        self.reset()
+        if state is not None and self.frames > 1:
+            raise DataError(
+                'PETRv2 in PyTorch takes the pictures of the frame before, which a state does not have; run '
+                'that frame instead'
+            )
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+        """Return the boxes that the head itself decodes from its outputs."""
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
+        with torch.no_grad():
+            ((boxes, scores, labels),) = self.head.get_bboxes(
+                tensors, [dict(box_type_3d=LiDARInstance3DBoxes)]
+            )
+        result = dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels)
+        return as_trained(result, self.model.box_convention)
+
+    def step(self, frame: Frame) -> StepResult:
+        """Run one frame through `forward_test`; an invalid calibration, pose or time raises a DataError."""
+        frame_checks.check_matrices('lidar2img', frame.lidar2img, len(frame.images))
+        if self.frames > 1:
+            frame_checks.check_pose(frame.ego_pose)
+        is_first = self._last is None or self._last.scene_token != frame.scene_token
+        count, seen = len(frame.images), {}
+        hook = self.head.register_forward_pre_hook(lambda module, inputs: seen.update(maps=inputs[0]))
+        hooks = {
+            self.head: lambda inputs, outputs: {name: outputs[name] for name in PREDICTIONS},
+            self.head.position_encoder: lambda inputs, outputs: dict(pos_embed=outputs[None, :count]),
+        }
+        try:
+            with torch.no_grad(), collect_taps() as taps, watching(hooks) as values:
+                results = self.model(return_loss=False, rescale=True, **self._data(frame, is_first))
+        finally:
+            hook.remove()
+        values['img_feats'] = seen['maps'][0][:, :count]
+        for name, value in (taps | values | self._inputs(frame, is_first)).items():
+            tap(name, value)  # for `collect_taps` around this step
+        outputs = {name: value.detach().cpu().numpy().copy() for name, value in values.items()}
+        self._last, self._maps = (
+            dataclasses.replace(frame, images=np.array(frame.images)),
+            outputs['img_feats'],
+        )
+        return StepResult(outputs, as_trained(results[0]['pts_bbox'], self.model.box_convention), is_first)
+
+    def _inputs(self, frame: Frame, is_first: bool) -> dict[str, torch.Tensor]:
+        """Return what a dump has of a frame, besides the tensors of the model."""
+        values = dict(
+            img=frame.images,
+            lidar2img=frame.lidar2img,
+            prev_exists=np.array([0.0 if is_first else 1.0]),
+        )
+        if frame.ego_pose is not None:
+            values['ego_pose'] = frame.ego_pose
+        if frame.timestamp_s is not None:
+            values |= dict(timestamp_s=np.array([frame.timestamp_s]), camera_times_s=camera_times(frame))
+        return {name: torch.from_numpy(np.array(value)) for name, value in values.items()}
+
+    def _data(self, frame: Frame, is_first: bool) -> dict[str, Any]:
+        """Return the frame in the form of the test loader: one augmentation of one sample, copied."""
+        images, matrices, meta = [frame.images], list(np.array(frame.lidar2img, np.float64)), {}
+        if self.frames > 1:
+            last = frame if is_first else self._last
+            ages = frame.timestamp_s - camera_times(frame)
+            earlier = ages + self.model.start_gap_s
+            if not is_first:
+                earlier = frame.timestamp_s - camera_times(last)
+            images.append(last.images)
+            matrices += list(last.lidar2img @ np.linalg.inv(last.ego_pose) @ frame.ego_pose)
+            meta['timestamp'] = [*ages, *earlier]
+        pictures = torch.from_numpy(np.concatenate(images).astype(np.float32)).to(self.device)
+        meta |= dict(
+            lidar2img=matrices,
+            img_shape=[(*self.model.picture_size, 3)] * len(matrices),
+            pad_shape=[(*frame.images.shape[2:], 3)] * len(matrices),
+            box_type_3d=LiDARInstance3DBoxes,
+        )
+        return dict(img=[pictures[None]], img_metas=[[meta]])

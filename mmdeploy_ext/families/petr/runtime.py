@@ -1,0 +1,434 @@
+"""PETR and PETRv2 as a stream: images, calibration, pose and times in, boxes out.
+
+PETRv2 keeps the features of the last frame, and where its cameras were. Nothing that depends on a frame is
+used for another one: positions are computed again whenever their matrices change.
+
+Needs numpy, OpenCV and ONNX Runtime, no PyTorch.
+
+Glossary: N cameras, H, W network input in pixels, C channels, h, w feature map, L decoder layers, R queries,
+K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError, ModelFileError
+from mmdeploy_ext.families.parts.runtime import frame_checks
+from mmdeploy_ext.families.parts.runtime.query_boxes import above, decode
+from mmdeploy_ext.families.parts.runtime.rig_frames import frame_of_rig
+from mmdeploy_ext.families.petr.options import PORTABLE
+from mmdeploy_ext.runtime.exported import Runtime, check_finite, check_same_export, export_files
+from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, relative_motion
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.preprocess.cameras import Calibration
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.exported import Paths
+    from mmdeploy_ext.runtime.infos import RigFrame
+
+logger = logging.getLogger(__name__)
+FAMILIES = dict(petr=1, petrv2=2)
+"""Name of a family in the metadata -> frames that its head sees."""
+EMBEDDING = 'position_embedding'
+PORTABLE_FILES = ('extract_img_feat', EMBEDDING, 'pts_head')
+"""Names of the files of the portable contract, in the order in which a frame goes through them."""
+PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
+"""Outputs from which boxes are decoded."""
+BOUND_NAMES = {name: f'out.{name}' for name in PREDICTIONS}
+"""Output of the portable head -> its name in DL4AGX."""
+BOUND_POSITIONS, BOUND_TIME = 'img_metas.0[coords_position_embeding]', 'img_metas.0[mean_time_stamp]'
+"""Inputs of DL4AGX's head that its caller computes."""
+MAX_GAP_S = 27 * 0.083
+"""Seconds: PETRv2 was trained with a frame before that is 3 to 27 sweeps of 0.083 s old (`sweep_range`)."""
+
+
+def bound_files(frames: int) -> tuple[str, str, str]:
+    """Return the names of the files of DL4AGX's contract, for PETR (`frames` 1) or PETRv2 (2)."""
+    return f'PETRv{frames}.extract_feat', f'PETRv{frames}.pts_bbox_head.forward', EMBEDDING
+
+
+def bound_note(frames: int) -> str:
+    """Return the sentence on what the caller of DL4AGX's graphs has to compute, and when."""
+    note = (
+        'contract dl4agx: the caller computes the position embedding (position_embedding.onnx; its weights '
+        'are in neither of the two graphs) '
+    )
+    if frames == 1:
+        return f'{note}again whenever calibration, resize or crop change'
+    return (
+        f'{note}for EVERY frame: the matrices of the frame before change with the motion of the car, and '
+        'mean_time_stamp with the gap; values that are loaded once (v2_coords_pe.bin, '
+        'v2_mean_time_stamp.bin) are those of another frame, and velocities are wrong by the ratio of the '
+        'gaps'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What is kept of a frame: of PETR the scene alone.
+
+    Attributes:
+        maps: feature maps (1, N, C, h, w) of each level that the files give; () of PETR.
+        lidar2img: (N, 4, 4) float64.
+        camera_times_s: (N,) float64, absolute.
+        ego_pose: (4, 4) float64, LiDAR to global.
+        timestamp_s: absolute.
+        scene_token: '' if it is unknown.
+    """
+
+    maps: tuple[np.ndarray, ...]
+    lidar2img: np.ndarray
+    camera_times_s: np.ndarray
+    ego_pose: np.ndarray
+    timestamp_s: float
+    scene_token: str
+
+
+def inverse_of(lidar2img: np.ndarray) -> np.ndarray:
+    """Return the inverses (1, N, 4, 4) float32 of matrices (N, 4, 4), computed in float64."""
+    return np.linalg.inv(np.asarray(lidar2img, np.float64)).astype(np.float32)[None]
+
+
+def camera_times(frame: Frame) -> np.ndarray:
+    """Return the absolute times (N,) float64 of a frame's pictures; DataError if one is not finite."""
+    count = len(frame.images)
+    if frame.camera_times_s is None:
+        return np.full(count, frame_checks.check_time(frame.timestamp_s))
+    times = np.asarray(frame.camera_times_s, np.float64)
+    if times.shape != (count,) or not np.isfinite(times).all():
+        raise DataError(f'camera_times_s: got {times.tolist()}, expected {count} finite times in s')
+    return times
+
+
+def place_of(frame: Frame) -> tuple[np.ndarray, float]:
+    """Return pose (4, 4) and time of a frame; a unit matrix and 0 for a frame that PETR alone can take."""
+    pose = np.eye(4) if frame.ego_pose is None else np.array(frame.ego_pose, np.float64)
+    return pose, float(frame.timestamp_s or 0.0)
+
+
+def mean_gap_s(time_s: float, times_s: np.ndarray, earlier_s: np.ndarray) -> np.float32:
+    """Return the mean time in s between two pictures of the same camera, as PETRv2 rounds it.
+
+    Args:
+        time_s: of the present frame.
+        times_s: (N,) of its pictures.
+        earlier_s: (N,) of those of the frame before.
+
+    Raises:
+        DataError: it is not positive, so that a displacement gives no velocity.
+    """
+    ages, earlier_ages = np.float32(time_s - times_s), np.float32(time_s - earlier_s)
+    gap = (earlier_ages - ages).mean(dtype=np.float32)
+    if not gap > 0:
+        raise DataError(
+            f'camera_times_s: the pictures are {gap:.6f} s newer than those of the frame before, expected '
+            f'more than 0; skip the frame, or call reset() where a new drive begins'
+        )
+    return gap
+
+
+class PetrOnnx(Runtime):
+    """An exported PETR or PETRv2: a `Stepper` of frames.
+
+    Attributes:
+        frames: 1 for PETR, 2 for PETRv2, which needs poses and times.
+        num_cameras: N.
+        image_shape: (N, 3, H, W) of prepared images.
+        max_gap_s: a longer gap between two frames begins a scene; None never does.
+        was_reset: whether the last frame began a scene.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        *,
+        max_gap_s: float | None = MAX_GAP_S,
+        engine: str = 'OnnxRuntimeBackend',
+        **options: Any,
+    ) -> None:
+        """Open the files.
+
+        Args:
+            paths: the folder of an export, or its three files.
+            max_gap_s: see the class. The published model knows no gap, so proofs pass None.
+            engine: registered name of the backend.
+            options: of the backend, for example `providers`, `threads`.
+
+        Raises:
+            ModelFileError: a file is missing, of another family, or not of the same export.
+            EngineError: the engine is not here.
+        """
+        super().__init__()
+        backends = {}
+        for file in export_files(paths, _names_in(paths)):
+            backend = self.opened(engine, file, options)
+            family = backend.metadata.family
+            backend.metadata.require(file, family if family in FAMILIES else next(iter(FAMILIES)))
+            backends[backend.metadata.form] = backend
+        check_same_export({backend.path: backend.metadata for backend in backends.values()})
+        self.frames = FAMILIES[family]
+        bound = bound_files(self.frames)
+        if set(backends) == set(PORTABLE_FILES):
+            self.backbone, self.embedding, self.head = (backends[name] for name in PORTABLE_FILES)
+        elif set(backends) == set(bound):
+            self.backbone, self.head, self.embedding = (backends[name] for name in bound)
+        else:
+            raise ModelFileError(
+                f'{", ".join(backend.path for backend in backends.values())}: got the graphs '
+                f'{", ".join(backends)}; expected {", ".join(PORTABLE_FILES)} or {", ".join(bound)}'
+            )
+        self.metadata = self.head.metadata
+        self.contract = self.metadata.options['contract']
+        self.image_shape = tuple(self.backbone.spec.tensor('img').axes)
+        self.num_cameras = self.image_shape[0]
+        self.seconds = dict(backbone=0.0, embedding=0.0, head=0.0)
+        self.max_gap_s, self.was_reset = max_gap_s, False
+        self._embedded: tuple[bytes, dict[str, np.ndarray]] = (b'', {})
+        self.reset()
+
+    @property
+    def notes(self) -> list[str]:
+        """What the caller of DL4AGX's two graphs has to compute anew, and when."""
+        if self.contract == PORTABLE:
+            return []
+        return [bound_note(self.frames)]
+
+    def reset(self) -> None:
+        """Forget the last frame: the next one begins a scene."""
+        self._last: Seen | None = None
+
+    def detect(
+        self,
+        images_bgr: Sequence[np.ndarray],
+        calibration: Calibration,
+        ego_pose: np.ndarray,
+        timestamp_s: float,
+        scene_token: str | None = None,
+        camera_times_s: np.ndarray | None = None,
+    ) -> Detections3D:
+        """Return the boxes in the images of one moment, in its LiDAR frame.
+
+        Args:
+            images_bgr: N images (h, w, 3) uint8 as OpenCV reads them, in the order of `rule.cameras`.
+            calibration: of `rule.calibrate`.
+            ego_pose: (4, 4) float64, LiDAR frame to a global frame; PETR does not read it.
+            timestamp_s: seconds, absolute or from any fixed point.
+            scene_token: a change begins a scene; None leaves the scene as it was.
+            camera_times_s: (N,) of the pictures; None: all at `timestamp_s`.
+        """
+        frame = Frame(
+            self.rule.apply(images_bgr),
+            *calibration,
+            ego_pose,
+            timestamp_s,
+            scene_token,
+            camera_times_s=camera_times_s,
+        )
+        return self.step(frame).detections
+
+    def moment(
+        self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
+    ) -> Frame:
+        """Return a frame of a data set's infos as `step` takes it; see `frame_of_rig`."""
+        return frame_of_rig(images_bgr, rig, self.rule)
+
+    def step(self, frame: Frame) -> StepResult:
+        """Run a prepared frame.
+
+        Raises:
+            ShapeError: images of another shape.
+            DataError: an invalid calibration, or for PETRv2 an invalid pose, or a time that is not later.
+            InferenceError: the network gave NaN or infinity; the last frame is forgotten then.
+        """
+        images = frame_checks.check_prepared(frame.images, self.image_shape)
+        img2lidar = inverse_of(frame_checks.check_matrices('lidar2img', frame.lidar2img, self.num_cameras))
+        is_first = self._begins_scene(frame)
+        start = time.perf_counter()
+        maps = self._features(images, is_first)
+        start = self.passed('backbone', start)
+        rig = self._embed(img2lidar)
+        feeds = [dict(img_feats=maps[0], **rig, img2lidar=img2lidar)]
+        seen = self._seen(frame, maps)
+        if self.frames > 1:
+            last, matrices, gap = seen, img2lidar, self._start_gap(frame)
+            if not is_first:
+                last = self._last
+                matrices = self._in_present_frame(last, frame)
+                gap = mean_gap_s(frame.timestamp_s, seen.camera_times_s, last.camera_times_s)
+            before = rig if is_first else self._run_embedding(matrices)
+            feeds.append(dict(img_feats=last.maps[0], **before, img2lidar=matrices))
+        start = self.passed('embedding', start)
+        outputs = self._detect(feeds, gap if self.frames > 1 else None)
+        self.passed('head', start)
+        try:
+            check_finite(outputs, frame.name or 'frame')
+        except Exception:
+            self.reset()
+            raise
+        self._last, self.was_reset = seen, is_first
+        outputs |= dict(img_feats=maps[0], pos_embed=rig['pos_embed'])
+        return StepResult(outputs, self.boxes_of(outputs), is_first)
+
+    def _begins_scene(self, frame: Frame) -> bool:
+        """Return whether a frame has no frame before; a gap longer than `max_gap_s` is logged."""
+        last = self._last
+        if self.frames > 1:
+            frame_checks.check_pose(frame.ego_pose)
+            frame_checks.check_time(frame.timestamp_s)
+        if last is None:
+            return True
+        if frame.scene_token is not None and last.scene_token and frame.scene_token != last.scene_token:
+            return True
+        if (
+            self.frames > 1
+            and self.max_gap_s is not None
+            and frame.timestamp_s - last.timestamp_s > self.max_gap_s
+        ):
+            gap = frame.timestamp_s - last.timestamp_s
+            logger.warning('a new scene: %.3f s since the last frame, max_gap_s=%g', gap, self.max_gap_s)
+            return True
+        return False
+
+    def _features(self, images: np.ndarray, is_first: bool) -> tuple[np.ndarray, ...]:
+        """Return the feature maps (1, N, C, h, w) of the images, of each level that the files give."""
+        feeds = dict(img=images)
+        for name in self.backbone.spec.input_names[1:]:  # prev.0, prev.1 of DL4AGX
+            level = int(name.rpartition('.')[2])
+            axes = self.backbone.spec.tensor(name).axes
+            feeds[name] = np.zeros(axes, np.float32) if is_first else self._last.maps[level]
+        outputs = self.backbone.infer(feeds)
+        maps = (outputs[name] for name in self.backbone.spec.output_names)
+        if self.contract == PORTABLE:
+            return tuple(maps)
+        count = self.num_cameras  # of PETR the cameras are on the first axis, of PETRv2 behind the batch
+        rows = (level.reshape(1, -1, *level.shape[-3:])[:, :count] for level in maps)
+        return tuple(map(np.ascontiguousarray, rows))
+
+    def _embed(self, img2lidar: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the embedding of the present cameras, which is kept until their matrices change."""
+        key = img2lidar.tobytes()
+        if key != self._embedded[0]:
+            self._embedded = key, self._run_embedding(img2lidar)
+        return self._embedded[1]
+
+    def _run_embedding(self, img2lidar: np.ndarray) -> dict[str, np.ndarray]:
+        """Return `pos_embed` and `embedded_img2lidar` of matrices (1, N, 4, 4)."""
+        return dict(self.embedding.infer(dict(img2lidar=img2lidar)))
+
+    def _seen(self, frame: Frame, maps: tuple[np.ndarray, ...]) -> Seen:
+        """Return what is kept of a frame; one without a scene belongs to that of the last frame."""
+        scene = frame.scene_token
+        if scene is None:
+            scene = '' if self._last is None else self._last.scene_token
+        matrices, place = np.array(frame.lidar2img, np.float64), place_of(frame)
+        if self.frames == 1:
+            return Seen((), matrices, np.zeros(len(matrices)), *place, scene)
+        return Seen(maps, matrices, camera_times(frame), *place, scene)
+
+    def _in_present_frame(self, last: Seen, frame: Frame) -> np.ndarray:
+        """Return the matrices (1, N, 4, 4) from the pixels of the last frame to the present LiDAR frame."""
+        motion = relative_motion(last.ego_pose, frame.ego_pose)
+        return (motion @ np.linalg.inv(last.lidar2img)).astype(np.float32)[None]
+
+    def _start_gap(self, frame: Frame) -> np.float32:
+        """Return the time that stands for the gap where there is no frame before."""
+        times = camera_times(frame)
+        return mean_gap_s(frame.timestamp_s, times, times - self.metadata.postprocess['start_gap_s'])
+
+    def _detect(self, parts: list[dict[str, np.ndarray]], gap: np.float32 | None) -> dict[str, np.ndarray]:
+        """Return the head's outputs by their portable names.
+
+        `parts` are the inputs of the present frame, then for PETRv2 those of the frame before, by the names
+        of the present ones; `gap` is the mean time between them, None for PETR.
+        """
+        if self.contract == PORTABLE:
+            feeds = dict(parts[0])
+            for part in parts[1:]:
+                feeds |= {f'prev_{name}': values for name, values in part.items()}
+            if gap is not None:
+                feeds['mean_time_stamp'] = np.array([gap], np.float32)
+            return dict(self.head.infer(feeds))
+        feeds = {
+            'mlvl_feats.0': np.concatenate([part['img_feats'] for part in parts], 1),
+            BOUND_POSITIONS: np.concatenate([part['pos_embed'] for part in parts], 1),
+        }
+        if gap is not None:
+            feeds[BOUND_TIME] = np.array([gap], np.float32)
+        outputs = self.head.infer(feeds)
+        return {name: outputs[bound] for name, bound in BOUND_NAMES.items()}
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+        """Return the boxes of the head's outputs, best first; see `decode`."""
+        return boxes_of_outputs(self.metadata, outputs)
+
+    @property
+    def state(self) -> StreamState | None:
+        """A copy of what is kept of the last frame, None before the first one; see `memory_tensors`."""
+        if self._last is None:
+            return None
+        last = self._last
+        tensors = {}
+        if self.frames > 1:
+            tensors = memory_tensors(last.maps[0], last.lidar2img, last.camera_times_s)
+        return StreamState(tensors, last.ego_pose, last.timestamp_s, last.scene_token)
+
+    @state.setter
+    def state(self, state: StreamState | None) -> None:
+        self.reset()
+        if state is None:
+            return
+        maps, tensors = (), state.tensors
+        count = self.num_cameras
+        places = [np.tile(np.eye(4), (count, 1, 1)), np.zeros(count)]
+        if self.frames > 1:
+            # no layer of the head reads further levels, which only DL4AGX's files have
+            further = [
+                np.zeros(self.backbone.spec.tensor(name).axes, np.float32)
+                for name in self.backbone.spec.input_names[2:]
+            ]
+            maps = (np.array(tensors['img_feats'], np.float32), *further)
+            places = [np.array(tensors[name], np.float64) for name in ('lidar2img', 'camera_times_s')]
+        self._last = Seen(maps, *places, state.ego_pose, state.timestamp_s, state.scene_token or '')
+
+
+def memory_tensors(
+    maps: np.ndarray, lidar2img: np.ndarray, camera_times_s: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the memory of PETRv2 by name, copied.
+
+    They are `img_feats` (1, N, C, h, w), the first feature map, `lidar2img` (N, 4, 4) and `camera_times_s`
+    (N,), absolute seconds, of the last frame.
+    """
+    return dict(
+        img_feats=np.array(maps, np.float32),
+        lidar2img=np.array(lidar2img, np.float64),
+        camera_times_s=np.array(camera_times_s, np.float64),
+    )
+
+
+def _names_in(paths: Paths) -> tuple[str, ...]:
+    """Return the names of the files that a folder has: DL4AGX's if its head is there, else the portable."""
+    if isinstance(paths, str | Path):
+        for frames in (1, 2):
+            if (Path(paths) / f'{bound_files(frames)[1]}.onnx').is_file():
+                return bound_files(frames)
+    return PORTABLE_FILES
+
+
+def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+    """Return the boxes of the head's outputs; see `mmdeploy_ext/runtime/family_runtime.py`."""
+    return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], metadata.postprocess, above)
+
+
+OPENS = PetrOnnx
+"""Class that opens an export, see `mmdeploy_ext/runtime/family_runtime.py`."""

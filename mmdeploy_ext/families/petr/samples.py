@@ -1,0 +1,112 @@
+"""Samples of the test loader as frames, frames of infos, drives for proofs, and the dump of a frame."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only
+from mmdeploy_ext.families.parts.stream_samples import as_array, stream_frame
+from mmdeploy_ext.runtime.frames import Frame
+
+CAMERAS = 6
+"""Cameras of one frame."""
+SWEEPS, RESIZE = 'LoadMultiViewImageFromMultiSweepsFiles', 'ResizeCropFlipImage'
+"""Upstream's steps of a test pipeline: the one that loads the frame before, and the one that resizes."""
+SWEEP_S, SWEEP_RANGE = 0.083, (3, 27)
+"""Time from one sweep to the next, and the sweeps of which upstream takes one as the frame before."""
+DUMPED = ('img', 'lidar2img', 'ego_pose', 'timestamp_s', 'camera_times_s')
+"""Tensors of a dump from which a frame is read back."""
+GAPS_S = (0.5, 0.05, 1.7, 6.0, 0.5)
+"""Seconds from frame to frame of a drive with irregular gaps, as after missing frames."""
+TURN_RAD, WAY_M = 0.25, 2.5
+"""How much the car turns and moves between these frames."""
+LAG_S = 0.08
+"""Seconds by which cameras of a drive take their pictures one after the other, in an order that changes."""
+
+
+def frame(data: Mapping[str, Any]) -> Frame:
+    """Return one collated sample of the test loader (batch 1, one augmentation) as a frame.
+
+    Samples of PETR's own data set have neither pose nor scene, nor a time of their own; those of PETRv2 have
+    the frame before behind the present one, which is left out: the steppers keep the last frame.
+    """
+    check_given(data, ('img', 'img_metas'))
+    if 'lidar2img' in data:
+        return stream_frame(data)
+    meta = only(data['img_metas'], 'img_metas')
+    if 'lidar2img' not in meta:
+        raise DataError('img_metas has no lidar2img; add it to the meta_keys of Collect3D')
+    lidar2img = np.asarray(meta['lidar2img'], np.float64)[:CAMERAS]
+    files = meta.get('filename') or ()
+    return Frame(
+        images=as_array(only(data['img'], 'img'), 4).astype(np.float32)[:CAMERAS],
+        lidar2img=lidar2img,
+        intrinsics=np.tile(np.eye(4), (len(lidar2img), 1, 1)),
+        ego_pose=None,
+        timestamp_s=None,
+        scene_token=None,
+        name=str(meta.get('sample_idx', '')),
+        image_files=tuple(map(str, [files] if isinstance(files, str) else files))[:CAMERAS],
+    )
+
+
+def camera_steps(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the steps of a test pipeline as `multiview_rule` reads them, those of the present frame."""
+    return [
+        dict(step, type='ResizeCropFlipRotImage') if step['type'] == RESIZE else step
+        for step in steps
+        if step['type'] != SWEEPS
+    ]
+
+
+def start_gap_s(steps: Sequence[Mapping[str, Any]]) -> float:
+    """Return the time in s that stands for the gap where there is no frame before, by a test pipeline."""
+    loader = next((step for step in steps if step['type'] == SWEEPS), {})
+    first, last = loader.get('sweep_range', SWEEP_RANGE)
+    return (first + last) / 2.0 * SWEEP_S
+
+
+def driven(frame: Frame) -> Iterator[Frame]:
+    """Yield the next frames of a drive with irregular gaps, whose car turns and whose cameras lag.
+
+    Pictures stay those of `frame`, in another order of the cameras each time: every frame has features that
+    differ from those of the frame before.
+    """
+    turn, pose = np.eye(4), np.array(frame.ego_pose, np.float64)
+    sine, cosine = np.sin(TURN_RAD), np.cos(TURN_RAD)
+    turn[:2, :2] = [[cosine, -sine], [sine, cosine]]
+    turn[1, 3] = WAY_M
+    count, time = len(frame.images), frame.timestamp_s
+    for number, gap in enumerate(GAPS_S):
+        pose, time = pose @ turn, time + gap
+        lags = np.roll(np.linspace(0, min(LAG_S, gap / 4), count), number)
+        yield dataclasses.replace(
+            frame,
+            name=f'{gap} s later',
+            images=np.roll(frame.images, number + 1, axis=0),
+            ego_pose=pose,
+            ego_pose_inv=None,
+            timestamp_s=time,
+            camera_times_s=time - lags,
+        )
+
+
+def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
+    """Return a dumped frame as the model got it.
+
+    `manifest` may have `scene_token`, and `frame`, its name.
+    """
+    check_dumped(tensors, DUMPED)
+    return Frame(
+        images=np.ascontiguousarray(tensors['img']),
+        lidar2img=np.asarray(tensors['lidar2img'], np.float64),
+        intrinsics=np.tile(np.eye(4), (len(tensors['lidar2img']), 1, 1)),
+        ego_pose=np.asarray(tensors['ego_pose'], np.float64),
+        timestamp_s=float(tensors['timestamp_s'][0]),
+        scene_token=str(manifest.get('scene_token', '')),
+        name=str(manifest.get('frame', '')),
+        camera_times_s=np.asarray(tensors['camera_times_s'], np.float64),
+    )

@@ -1,0 +1,67 @@
+"""A detector of several cameras at test time: pictures to feature maps, maps to boxes.
+
+BEVFormer and PETR derive theirs from it. Source: fundamentalvision/BEVFormer 66b65f3,
+`detectors/bevformer.py`; megvii-research/PETR f7525f9, `detectors/petr3d.py`. Differs in: nothing is changed
+in place, neither the metas nor the pictures.
+
+Glossary: N cameras, C channels, h, w feature map, H, W pictures in px.
+"""
+
+from typing import Any
+
+from mmdet3d.core import bbox3d2result
+from mmdet3d.models.detectors.mvx_two_stage import MVXTwoStageDetector
+from torch import Tensor
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.taps import tap
+
+
+class CameraDetector(MVXTwoStageDetector):
+    """Backbone, neck and head of cameras.
+
+    Args:
+        use_grid_mask: of training.
+        modules: backbone, neck and head, as mmdet3d's detectors take them.
+    """
+
+    def __init__(self, use_grid_mask: bool = False, **modules: Any) -> None:
+        super().__init__(**modules)
+
+    def extract_img_feat(self, img: Tensor) -> list[Tensor]:
+        """Return feature maps (1, N, C, h, w) of each level, of pictures (1, N, 3, H, W)."""
+        maps = self.img_backbone(img.flatten(0, 1))
+        maps = list(maps.values()) if isinstance(maps, dict) else maps
+        if self.with_img_neck:
+            maps = self.img_neck(maps)
+        return [level.reshape(*img.shape[:2], *level.shape[1:]) for level in maps]
+
+    def forward(self, return_loss: bool = True, **data: Any) -> Any:
+        """Test, as mmcv's runners call it; NotImplementedError for training."""
+        if return_loss:
+            name = type(self).__name__
+            raise NotImplementedError(
+                f'{name} of mm2onnx runs at test time; train with the repository of {name}'
+            )
+        return self.forward_test(**data)
+
+    def forward_test(
+        self, img_metas: list, img: list[Tensor], rescale: bool = False, **data: Any
+    ) -> list[dict]:
+        """Return a list of one dict, 'pts_bbox' -> boxes (m), scores and labels of one frame; B is 1.
+
+        The metas are [one augmentation][one sample], `img` is [one augmentation] of (1, N, 3, H, W).
+        """
+        if not isinstance(img_metas, list) or len(img_metas) != 1:
+            raise DataError(
+                f'{type(self).__name__} tests one augmentation: img_metas has to be a list of one list'
+            )
+        outputs = self.run_frame(img_metas[0], tap('img', img[0]))
+        for name, tensor in outputs.items():
+            tap(name, tensor)
+        samples = self.pts_bbox_head.get_bboxes(outputs, img_metas[0])
+        return [{'pts_bbox': bbox3d2result(*boxes_scores_labels)} for boxes_scores_labels in samples]
+
+    def run_frame(self, img_metas: list[dict], img: Tensor) -> dict[str, Tensor]:
+        """Return the head's outputs for one frame; its metas are those of one sample."""
+        return self.pts_bbox_head(self.extract_img_feat(img), img_metas)

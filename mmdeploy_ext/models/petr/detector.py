@@ -1,0 +1,18 @@
+"""The detector of PETR and PETRv2 at test time.
+
+Source: megvii-research/PETR f7525f9, `detectors/petr3d.py`.
+"""
+
+from mmdet.models import DETECTORS
+
+from mmdeploy_ext.models.camera_detector import CameraDetector
+from mmdeploy_ext.models.catalogue import offered
+
+
+@offered(DETECTORS, beside=('PETRHead', 'PETRv2Head'))
+class Petr3D(CameraDetector):
+    """Camera-only detector; `modules` are those of `CameraDetector`.
+
+    PETRv2 takes 12 pictures: the 6 of a frame, then those of a frame before, whose calibration is that to the
+    LiDAR frame of the present one. StreamPETR's detector has the same type.
+    """

@@ -1,0 +1,88 @@
+"""The steps of a frame on the layers of a head of PETR or PETRv2, ours or that of PETR's repository.
+
+Heads of the repository have the same layers and settings under the same names. Everything here traces by
+TorchScript: no branch depends on values.
+
+Source: megvii-research/PETR f7525f9, `dense_heads/petr_head.py`, `dense_heads/petrv2_head.py`.
+
+Glossary: N cameras (of PETRv2 those of the frame before, too), C channels, h, w feature map, D depth bins, R
+queries, L layers of the decoder, K classes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from mmdet.models.utils.transformer import inverse_sigmoid
+from torch import Tensor, nn
+
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.models.petr.positions import ray_codes
+from mmdeploy_ext.models.rays import depth_bins, point_encoding
+
+QUERY_FEATS = 128
+"""Numbers of the code of one coordinate of a query."""
+CENTRE = (0, 1, 4)
+"""Columns of a box code: x, y, z."""
+
+
+def depths_of(head: nn.Module) -> Tensor:
+    """Return the depths (D,) in m of the points along each ray."""
+    end = float(head.position_range[3])
+    return depth_bins(int(head.depth_num), float(head.depth_start), end, bool(head.LID))
+
+
+def embed_rays(head: nn.Module, img2lidar: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the positions (N, C, h, w) by the rays alone; gate and counts are not in them.
+
+    Args:
+        head: whose encoder runs.
+        img2lidar: (N, 4, 4), from pixels times depth to m of the LiDAR frame of this moment.
+        corners: (h w, 2) px, see `positions.token_corners`.
+        size: h, w.
+    """
+    device = img2lidar.device
+    limits = torch.as_tensor(head.position_range, dtype=torch.float32, device=device)
+    codes = ray_codes(img2lidar, corners.to(device), depths_of(head).to(device), limits, size)
+    return tap('coords_pe', head.position_encoder(tap('ray_codes', codes)))
+
+
+def embed_counts(head: nn.Module, padding: Tensor) -> Tensor:
+    """Return the positions (N, C, h, w) by camera, row and column; `padding` (N, h, w) shows no picture."""
+    counts = tap('sine', head.positional_encoding(padding.unsqueeze(0))[0])
+    return tap('sin_pe', head.adapt_pos3d(counts))
+
+
+def padding_mask(
+    img_shapes: Sequence[Sequence[int]], pad_shape: Sequence[int], size: Sequence[int]
+) -> Tensor:
+    """Return a mask (N, h, w) that is True for cells whose nearest pixel shows no picture.
+
+    `img_shapes` [N] and `pad_shape` begin with the height and the width of the pictures without and with
+    padding; `size` is h, w.
+    """
+    mask = torch.ones(1, len(img_shapes), int(pad_shape[0]), int(pad_shape[1]))
+    for camera, shape in enumerate(img_shapes):
+        mask[0, camera, : int(shape[0]), : int(shape[1])] = 0
+    return nn.functional.interpolate(mask, size=tuple(size))[0].bool()
+
+
+def query_positions(head: nn.Module) -> Tensor:
+    """Return the positions (R, C) of the queries, a constant of the weights."""
+    codes = point_encoding(head.reference_points.weight, QUERY_FEATS)
+    return tap('query_embeds', head.query_embedding(codes))
+
+
+def predict(head: nn.Module, outputs: Tensor, seconds: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Return logits (L, 1, R, K) and box codes (L, 1, R, 10) of the decoder's outputs (L, 1, R, C).
+
+    Codes are x, y in m, log width, log length, z in m, log height, sine and cosine of the yaw, velocity x, y
+    in m/s: `seconds` divides the displacements of PETRv2; PETR predicts velocities, for which it is 1.
+    """
+    layers = range(len(outputs))
+    logits = torch.stack([head.cls_branches[layer](outputs[layer]) for layer in layers])
+    numbers = torch.stack([head.reg_branches[layer](outputs[layer]) for layer in layers])
+    low, high = torch.as_tensor(head.pc_range, dtype=torch.float32, device=outputs.device).split(3)
+    offsets = inverse_sigmoid(head.reference_points.weight, eps=1e-5)
+    centre = (numbers[..., CENTRE] + offsets).sigmoid() * (high - low) + low
+    columns = (centre[..., :2], numbers[..., 2:4], centre[..., 2:], numbers[..., 5:8])
+    return logits, torch.cat([*columns, numbers[..., 8:] / seconds], dim=-1)

@@ -1,0 +1,99 @@
+"""Parts of decoders over image tokens that PETR and StreamPETR share: attentions, and the layers in turn.
+
+Source: exiawsh/StreamPETR 95f6470 and megvii-research/PETR f7525f9, `models/utils/petr_transformer.py`;
+parameter names are the checkpoints'. Differs in: the attention is mmcv's, which has the same parameters
+(`attn.in_proj_weight`, ...) and computes the same; there is no half-precision path and no CUDA kernel.
+
+Glossary: B batch, C channels, Q queries, L decoder layers.
+"""
+
+from typing import Any
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmcv.cnn.bricks.registry import ATTENTION, TRANSFORMER_LAYER_SEQUENCE
+from mmcv.cnn.bricks.transformer import MultiheadAttention, TransformerLayerSequence
+from mmcv.utils import get_logger
+from torch import Tensor
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.models.catalogue import offered
+
+LAYER_NORM = dict(type='LN')
+"""Normalisation if the config names none."""
+FFN_KEYS = dict(feedforward_channels='feedforward_channels', ffn_dropout='ffn_drop', ffn_num_fcs='num_fcs')
+"""Option of a decoder layer -> option of mmcv's `FFN`."""
+_announced: set[str] = set()
+"""Warnings that were logged in this process."""
+
+
+@offered(ATTENTION)
+class PETRMultiheadAttention(MultiheadAttention):
+    """Multi-head attention with identity connection and positions.
+
+    `dropout` is one rate for the attention weights and for the shortcut; it replaces `attn_drop` and
+    `dropout_layer`, unless it is None. `fp16`, in training, is refused: mixed precision is set for the whole
+    model.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        dropout_layer: dict | None = None,
+        dropout: float | None = None,
+        fp16: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if fp16:
+            raise ConfigError(
+                f'{type(self).__name__}: fp16=True is not supported; set the precision of the whole model'
+            )
+        if dropout is not None:
+            attn_drop, dropout_layer = dropout, dict(type='Dropout', drop_prob=dropout)
+        # mmcv writes into its default dropout_layer, which all instances share
+        dropout_layer = dict(dropout_layer or dict(type='Dropout', drop_prob=0.0))
+        super().__init__(embed_dims, num_heads, attn_drop, proj_drop, dropout_layer, **kwargs)
+
+
+@offered(ATTENTION)
+class PETRMultiheadFlashAttention(PETRMultiheadAttention):
+    """A config's flash attention, run as standard attention: same parameters, float32 instead of float16."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        line = 'PETRMultiheadFlashAttention: the standard attention runs instead (same parameters, float32)'
+        if line not in _announced:  # once per process; rank 0 logs it
+            _announced.add(line)
+            get_logger('mm2onnx').warning(line)
+
+
+@offered(TRANSFORMER_LAYER_SEQUENCE)
+class PETRTransformerDecoder(TransformerLayerSequence):
+    """The layers in turn; a shared norm makes each layer's output, but is not applied between layers.
+
+    `return_intermediate` gives every layer's output, not the last one's alone; without `post_norm_cfg` there
+    is no norm.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        post_norm_cfg: dict | None = LAYER_NORM,
+        return_intermediate: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.return_intermediate = return_intermediate
+        self.post_norm = build_norm_layer(post_norm_cfg, self.embed_dims)[1] if post_norm_cfg else None
+
+    def forward(self, query: Tensor, *args: Any) -> Tensor:
+        """Return (L, Q, B, C); L is 1 without `return_intermediate`."""
+        outputs = []
+        for layer in self.layers:
+            query = layer(query, *args)
+            outputs.append(query)
+        outputs = torch.stack(outputs if self.return_intermediate else outputs[-1:])
+        return outputs if self.post_norm is None else self.post_norm(outputs)

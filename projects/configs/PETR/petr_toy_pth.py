@@ -1,0 +1,1 @@
+_base_ = ['./petr_toy.py', '../_base_/backends/torch.py']

@@ -1,0 +1,1 @@
+_base_ = ['./petrv2_toy.py', '../_base_/backends/torch.py']

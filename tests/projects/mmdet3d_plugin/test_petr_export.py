@@ -1,0 +1,324 @@
+"""PETR's and PETRv2's contracts: proven as streams; faults in graphs and runtime are not."""
+
+import copy
+import dataclasses
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import petr_golden as golden
+import toy_frames
+from marking import in_suite
+from mmdeploy_ext.contract.metadata import Metadata, read_props
+from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.families.base import Claim, find_family
+from mmdeploy_ext.families.petr import runtime
+from mmdeploy_ext.families.petr.runtime import PetrOnnx
+from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.proving.ladder import prove
+
+TOYS = dict(petr=toy_frames.PETR, petrv2=toy_frames.PETRV2)
+ENGINE = dict(engine='OnnxRuntimeBackend')
+
+
+@pytest.fixture(scope='module')
+def deployments(tmp_path_factory):
+    return {name: toy.load(tmp_path_factory.mktemp(name)) for name, toy in TOYS.items()}
+
+
+@pytest.fixture(scope='module')
+def exports(deployments, tmp_path_factory):
+    """(toy, contract) -> paths of its files, exported when one is asked for."""
+    made = {}
+
+    def export(name, contract='portable'):
+        if (name, contract) not in made:
+            folder = tmp_path_factory.mktemp(f'{name}_{contract}')
+            made[name, contract] = TOYS[name].export(deployments[name], folder, contract=contract)
+        return made[name, contract]
+
+    return export
+
+
+def drive(deployment, frames=4):
+    return synthetic_drive(frames, deployment.rule)
+
+
+@pytest.mark.parametrize(
+    ('name', 'contract'),
+    in_suite(
+        [(name, contract) for name in TOYS for contract in ('portable', 'dl4agx')], ('petrv2', 'portable')
+    ),
+)
+def test_the_files_are_proven_as_a_stream(deployments, exports, name, contract):
+    deployment = deployments[name]
+    verdict, _ = prove(deployment, exports(name, contract), drive(deployment))
+    assert verdict.passed, verdict.reasons
+    assert verdict.summary()['matched'] >= 800
+    notes = ' '.join(verdict.notes)
+    assert ('for EVERY frame' in notes) == (name == 'petrv2' and contract == 'dl4agx')
+    assert ('whenever calibration, resize or crop change' in notes) == (
+        name == 'petr' and contract == 'dl4agx'
+    )
+
+
+@pytest.mark.parametrize('name', in_suite(TOYS, 'petrv2'))
+def test_names_and_ranks_are_those_of_dl4agx(exports, name):
+    content = json.loads((golden.require_golden() / 'contract.json').read_text())['graphs']
+    files = {path.rpartition('/')[2]: path for path in exports(name, 'dl4agx')}
+    version = 'PETRv2' if name == 'petrv2' else 'PETRv1'
+    for file, graph in content.items():
+        if not file.startswith(version):
+            continue
+        model = onnx.load(files[file]).graph
+        for side in ('inputs', 'outputs'):
+            values = model.input if side == 'inputs' else model.output
+            actual = {value.name: len(value.type.tensor_type.shape.dim) for value in values}
+            assert actual == {entry['name']: len(entry['shape']) for entry in graph[side]}
+
+
+def test_the_metadata_say_how_long_each_input_is_valid(exports):
+    (*_, head) = exports('petrv2')
+    metadata = Metadata.from_props(read_props(head), head)
+    valid_for = metadata.postprocess['valid_for']
+    assert set(metadata.spec.input_names) <= valid_for.keys()
+    assert valid_for['pos_embed'] == 'rig' and valid_for['prev_pos_embed'] == 'frame'
+    assert valid_for['mean_time_stamp'] == 'frame' and valid_for['sine_part'] == 'model'
+    assert metadata.postprocess['start_gap_s'] == pytest.approx(1.245)
+
+
+@pytest.mark.parametrize('name', TOYS)
+def test_a_stale_embedding_gives_no_result(deployments, exports, name):
+    deployment = deployments[name]
+    runner = deployment.family.runner(exports(name), ENGINE)
+    first, second = drive(deployment, 2)
+    moved = np.array(second.lidar2img)
+    moved[3, 0] *= 1.01
+    runner.step(first)
+    stale = runner._embedded
+    embed = PetrOnnx._embed
+    try:
+        PetrOnnx._embed = lambda self, img2lidar: stale[1]
+        with pytest.raises(InferenceError, match='NaN'):
+            runner.step(dataclasses.replace(second, lidar2img=moved))
+    finally:
+        PetrOnnx._embed = embed
+    runner.step(dataclasses.replace(second, lidar2img=moved))
+
+
+def test_the_embedding_of_a_rig_is_computed_once(deployments, exports, monkeypatch):
+    deployment = deployments['petrv2']
+    runner = deployment.family.runner(exports('petrv2'), ENGINE)
+    matrices, run = [], runner._run_embedding
+    monkeypatch.setattr(
+        runner, '_run_embedding', lambda img2lidar: matrices.append(img2lidar) or run(img2lidar)
+    )
+    for frame in drive(deployment, 3):
+        runner.step(dataclasses.replace(frame, scene_token='one'))
+    assert len(matrices) == 3  # that of the rig, and of the frame before for two frames
+    runner.reset()
+    runner.step(frame)
+    assert len(matrices) == 3
+
+
+def test_motion_and_times_are_those_of_the_goldens():
+    """Upstream's converter gives the matrices of the frame before, and the mean time."""
+    inputs = np.load(golden.require_golden() / 'inputs.npz')
+
+    def values(number, name):
+        return inputs[f'v2_f{number}_{name}']
+
+    for number, before in ((1, 0), (3, None), (5, 4), (6, 5), (7, 6)):
+        if before is None:
+            continue
+        motion = runtime.relative_motion(values(before, 'l2g'), values(number, 'l2g'))
+        actual = motion @ np.linalg.inv(values(before, 'lidar2img')[:6])
+        expected = np.linalg.inv(values(number, 'lidar2img')[6:])
+        scale = np.abs(expected).max(axis=(1, 2), keepdims=True)
+        assert (np.abs(actual - expected) <= 2e-5 * scale).all()
+    for number in range(8):
+        ages = values(number, 'timestamp')
+        gap = runtime.mean_gap_s(0.0, -ages[:6], -ages[6:])
+        np.testing.assert_allclose(gap, values(number, 'mean_time_stamp')[0], rtol=0, atol=1e-6)
+
+
+def test_times_that_give_no_velocity_are_refused(deployments, exports):
+    deployment = deployments['petrv2']
+    runner = deployment.family.runner(exports('petrv2'), ENGINE)
+    (frame,) = drive(deployment, 1)
+    runner.step(frame)
+    with pytest.raises(DataError, match='newer than those of the frame before'):
+        runner.step(frame)
+    with pytest.raises(DataError, match='expected 6 finite times'):
+        runner.step(dataclasses.replace(frame, camera_times_s=np.full(6, np.nan)))
+    with pytest.raises(DataError, match='ego_pose: is missing'):
+        runner.step(dataclasses.replace(frame, ego_pose=None))
+
+
+def test_a_long_gap_begins_a_scene_unless_the_published_model_is_compared(exports, deployments):
+    deployment = deployments['petrv2']
+    frame, second = drive(deployment, 2)
+    late = dataclasses.replace(second, timestamp_s=frame.timestamp_s + 3.0, scene_token=frame.scene_token)
+    for limits, is_reset in ((dict(), True), (dict(max_gap_s=None), False)):
+        runner = PetrOnnx(exports('petrv2'), **limits)
+        runner.step(frame)
+        assert runner.step(late).was_reset == is_reset
+
+
+GRAPHS, RUNTIME = (f'mmdeploy_ext.families.petr.{module}' for module in ('graphs', 'runtime'))
+
+
+def interleaved(original):
+    def counts(head, padding):
+        codes = head.positional_encoding(padding.unsqueeze(0))[0]
+        rows = codes.unflatten(1, (3, 2, -1)).transpose(2, 3).flatten(1, 3)
+        return head.adapt_pos3d(rows)
+
+    return counts
+
+
+def exchanged(original):
+    """The entries z and log width of a box code are exchanged, as their branches' names suggest."""
+
+    def predict(head, outputs, seconds):
+        logits, boxes = original(head, outputs, seconds)
+        return logits, boxes[..., [0, 1, 4, 3, 2, 5, 6, 7, 8, 9]]
+
+    return predict
+
+
+def kept_embedding(original):
+    """The embedding of the frame before is that of the first pair of frames, as DL4AGX's program has it."""
+    kept = {}
+
+    def run(self, img2lidar):
+        key = 'rig' if not kept else 'before'
+        return kept.setdefault(key, original(self, img2lidar))
+
+    return run
+
+
+def first_value(original):
+    kept = []
+
+    def compute(*arguments):
+        kept.append(original(*arguments))
+        return kept[0]
+
+    return compute
+
+
+def shrunk(original):
+    """The frame before has intrinsics that a second pass over the infos shrank."""
+
+    def inside(self, last, frame):
+        matrices = last.lidar2img.copy()
+        matrices[:, :2] *= 0.5
+        return original(self, dataclasses.replace(last, lidar2img=matrices), frame)
+
+    return inside
+
+
+def equal_steps(original):
+    def embed(head, *rest):
+        with replaced_entry(vars(head), 'LID', False):
+            return original(head, *rest)
+
+    return embed
+
+
+FAULTS = {
+    'sines and cosines of the counts interleaved': ('petr', f'{GRAPHS}:embed_counts', interleaved),
+    'centres of the cells for their corners': (
+        'petr',
+        f'{GRAPHS}:token_corners',
+        lambda original: (
+            lambda size, maps: original(size, maps) + torch.tensor([size[1] / maps[1], size[0] / maps[0]]) / 2
+        ),
+    ),
+    'depths in equal steps': ('petr', f'{GRAPHS}:embed_rays', equal_steps),
+    'the embedding of another frame': ('petrv2', f'{RUNTIME}:PetrOnnx._run_embedding', kept_embedding),
+    'the time of another frame': ('petrv2', f'{RUNTIME}:mean_gap_s', first_value),
+    'two cameras exchanged': (
+        'petr',
+        f'{RUNTIME}:inverse_of',
+        lambda original: lambda lidar2img: original(np.asarray(lidar2img)[[1, 0, 2, 3, 4, 5]]),
+    ),
+    'intrinsics of the frame before shrunk': (
+        'petrv2',
+        f'{RUNTIME}:PetrOnnx._in_present_frame',
+        shrunk,
+    ),
+    'the gate left out': ('petrv2', f'{GRAPHS}:gated', lambda original: lambda head, rays, tokens: rays),
+    'z and log width exchanged': ('petrv2', f'{GRAPHS}:predict', exchanged),
+    'velocities by a constant of half a second': (
+        'petrv2',
+        f'{RUNTIME}:mean_gap_s',
+        lambda original: lambda *times: np.float32(0.5),
+    ),
+    'boxes as they were trained': (
+        'petr',
+        f'{RUNTIME}:decode',
+        lambda original: (
+            lambda logits, boxes, facts, accepts: original(
+                logits, boxes, {**facts, 'box_convention': '1.x'}, accepts
+            )
+        ),
+    ),
+    'the motion of the car left out': (
+        'petrv2',
+        f'{RUNTIME}:relative_motion',
+        lambda original: lambda last, present: np.eye(4),
+    ),
+    'the motion of the car reversed': (
+        'petrv2',
+        f'{RUNTIME}:relative_motion',
+        lambda original: lambda last, present: original(present, last),
+    ),
+    'tokens of padding take part': (
+        'petr',
+        f'{GRAPHS}:padding_mask',
+        lambda original: lambda *arguments: torch.zeros_like(original(*arguments)),
+    ),
+    'the first frame keeps the features of the last scene': (
+        'petrv2',
+        f'{RUNTIME}:PetrOnnx._begins_scene',
+        lambda original: lambda self, frame: original(self, frame) and self._last is None,
+    ),
+}
+"""What is wrong -> (toy, place of a public name, the change)."""
+IN_SUITE = 'velocities by a constant of half a second'
+
+
+@pytest.mark.parametrize('fault', in_suite(FAULTS, IN_SUITE))
+def test_a_fault_in_our_own_code_is_not_proven(deployments, tmp_path, fault):
+    name, *change = FAULTS[fault]
+    verdict = TOYS[name].verdict_with(tuple(change), deployments[name], tmp_path)
+    assert not verdict.passed
+    assert not any('structure' in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize('name', in_suite(TOYS, 'petr'))
+def test_boxes_are_those_that_the_config_states(tmp_path, name):
+    path = tmp_path / 'toy.pth'
+    deployment = TOYS[name].load(tmp_path)
+    torch.save(dict(state_dict=deployment.model.state_dict(), meta=dict(mmdet3d_version='1.0.0rc6')), path)
+    assert deployment.model.box_convention == '0.17'
+    assert deploy.load(TOYS[name].config, str(path)).model.box_convention == '1.x'
+
+
+def test_heads_of_other_models_belong_to_no_family_of_petr(deployments):
+    cfg = deployments['petr'].cfg
+    assert find_family(cfg).name == 'petr' and find_family(deployments['petrv2'].cfg).name == 'petrv2'
+    family = deployments['petr'].family
+    model = dict(cfg.model, pts_bbox_head=dict(type='PETRHead_seg'))
+    assert family.claims(type(cfg)(dict(model=model))) == Claim.NO
+    wrong = copy.deepcopy(deployments['petrv2'].cfg)
+    wrong.model.pts_bbox_head.with_fpe = False
+    with pytest.raises(ConfigError, match='with_fpe=False'):
+        deployments['petrv2'].family.build(wrong)

@@ -1,0 +1,101 @@
+"""PETRv2's toy over a small generated data set: the test loop by both engines, `mm2onnx run`, film and INT8.
+
+Whole runs of parts that the loops of BEVFormer and StreamPETR have in the suite: all of it is in the matrix.
+"""
+
+import pytest
+
+import toy_petr_fitted
+from mmdeploy_ext.cli import export_app, quantize_app, run_app, test_app, video_app
+from mmdeploy_ext.core.files import read_json
+from toy_atss import REPO
+
+pytestmark = pytest.mark.matrix
+CONFIG = str(REPO / 'projects/configs/PETR/petrv2_toy.py')
+PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
+SCENES, FRAMES = 2, 3
+
+
+@pytest.fixture(scope='module')
+def infos(tmp_path_factory):
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
+    from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
+
+    root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
+    options = SetOptions(train_scenes=1, val_scenes=SCENES, frames=FRAMES, sweeps=0, drop_share=0)
+    ensure_toy_nuscenes(root, options, jobs=1, quiet=True)
+    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
+    return root / 'toy_nuscenes2d_temporal_infos_val.pkl'
+
+
+@pytest.fixture(scope='module')
+def checkpoint(infos, tmp_path_factory):
+    return toy_petr_fitted.write(infos, infos.parent, tmp_path_factory.mktemp('toy'))
+
+
+def evaluate(config, checkpoint, infos, work_dir, *options):
+    words = [config, checkpoint, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options']
+    data = [f'data.test.ann_file={infos}', f'data.test.data_root={infos.parent}/', 'data.workers_per_gpu=0']
+    assert test_app.main([*words, *data, *options]) == 0
+
+
+@pytest.fixture(scope='module')
+def work_dir(infos, checkpoint, tmp_path_factory):
+    """The folder of a PyTorch run, which dumps its first frames, and of an ONNX run after it."""
+    folder = tmp_path_factory.mktemp('run') / 'petrv2_toy'
+    evaluate(PTH, checkpoint, infos, folder)
+    evaluate(ONNX, checkpoint, infos, folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def exported(work_dir):
+    return work_dir / 'petrv2_toy_portable'
+
+
+def metrics(folder, name):
+    return read_json(folder / f'metrics_{name}.json')['metrics']
+
+
+def test_nds_and_map_are_those_of_a_model_that_finds_and_equal_on_both_engines(work_dir):
+    reference, candidate = metrics(work_dir, 'pth'), metrics(work_dir, 'onnx')
+    assert reference['pts_bbox_NuScenes/NDS'] > 0.1 and reference['pts_bbox_NuScenes/mAP'] > 0.05
+    assert reference.keys() == candidate.keys()
+    for name in (name for name in reference if name.endswith(('NDS', 'mAP'))):
+        assert abs(reference[name] - candidate[name]) <= 5e-4
+
+
+def test_the_onnx_run_agrees_with_the_dump(infos, checkpoint, work_dir, capfd):
+    evaluate(ONNX, checkpoint, infos, work_dir)
+    assert ': agrees' in capfd.readouterr().out
+
+
+def test_an_emptied_memory_changes_the_metrics(infos, checkpoint, work_dir, tmp_path):
+    evaluate(PTH, checkpoint, infos, tmp_path, 'backend_config.memory=reset', 'backend_config.dump=None')
+    assert metrics(tmp_path, 'pth') != metrics(work_dir, 'pth')
+
+
+def test_run_and_film_draw_the_drive(infos, checkpoint, exported, tmp_path):
+    out, found = tmp_path / 'drawn', tmp_path / 'found.json'
+    assert run_app.main([str(exported), str(infos), '--out', str(out), '--json', str(found)]) == 0
+    assert len(list(out.glob('*.png'))) == len(read_json(found)['frames']) == SCENES * FRAMES
+    film = tmp_path / 'film'
+    words = [CONFIG, checkpoint, '--onnx', str(exported), '--engine', 'both', '--out', str(film)]
+    data = [f'data.test.ann_file={infos}', f'data.test.data_root={infos.parent}/']
+    assert video_app.main([*words, '--cfg-options', *data]) == 0
+    assert any(film.parent.glob('film*'))
+
+
+def test_the_backbone_is_quantised_on_a_drive(infos, exported, tmp_path):
+    target, report = tmp_path / 'int8', tmp_path / 'report.json'
+    words = [str(exported), '--calibrate', str(infos), '--rounds', '0', '--reduce-range']
+    assert quantize_app.main([*words, '--output', str(target), '--json', str(report)]) == 0
+    assert len(list(target.glob('*.onnx'))) == 3
+    assert read_json(report)['layers'] >= 15
+
+
+def test_files_in_float16_are_within_their_bars(infos, checkpoint, tmp_path, capfd):
+    words = [CONFIG, checkpoint, '--output-file', str(tmp_path / 'half'), '--precision', 'fp16', '--verify']
+    assert export_app.main([*words, '--test-img', str(infos), '--frames', '3']) == 0
+    assert 'WITHIN FP16 BARS' in capfd.readouterr().out
