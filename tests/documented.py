@@ -501,6 +501,11 @@ ENTRIES = (
         test=TOOLS + 'test_bevformer_loop.py::test_a_folder_of_one_graph_is_quantised_on_a_drive',
     ),
     Entry(
+        r'mm2onnx verify .*bevformer_toy.int8',
+        why='data set',
+        test=TOOLS + 'test_bevformer_loop.py::test_a_folder_of_one_graph_is_quantised_on_a_drive',
+    ),
+    Entry(
         r'python -m projects.toydata.bevformer',
         why='minutes',
         test=TOOLS + 'test_bevformer_loop.py::test_one_command_trains_the_toy',

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from mmdeploy_ext.cli import quantize_app, run_app, test_app
+from mmdeploy_ext.cli import quantize_app, run_app, test_app, verify_app
 from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
 
@@ -82,7 +82,7 @@ def test_run_draws_infos_and_says_what_stands_for_a_missing_record(infos, export
 
 
 @pytest.mark.matrix
-def test_a_folder_of_one_graph_is_quantised_on_a_drive(infos, exported, tmp_path):
+def test_a_folder_of_one_graph_is_quantised_on_a_drive(infos, exported, tmp_path, capfd):
     target, report = tmp_path / 'int8', tmp_path / 'report.json'
     words = [str(exported), '--calibrate', str(infos), '--rounds', '0', '--reduce-range']
     assert quantize_app.main([*words, '--output', str(target), '--json', str(report)]) == 0
@@ -90,6 +90,12 @@ def test_a_folder_of_one_graph_is_quantised_on_a_drive(infos, exported, tmp_path
     measured = read_json(report)
     assert measured['images'] == SCENES * FRAMES and measured['layers'] >= 70
     assert all(figures['cosine'] > 0.99 for figures in measured['outputs'].values())
+    capfd.readouterr()
+    words = [CONFIG, CHECKPOINT, str(target), '--images', str(infos), '--frames', '3']
+    assert verify_app.main(words) == 1  # the toy's velocities are next to 0, and so have any direction
+    out = capfd.readouterr().out
+    assert 'both after quantize' in out
+    assert 'NOT WITHIN INT8 BARS: teacher-forced: all_bbox_preds [velocity]' in out
 
 
 def test_one_command_trains_the_toy(infos, tmp_path):

@@ -132,12 +132,12 @@ def changed(function, change):
     return lambda *arguments: function(*change(*arguments))
 
 
-def initial_query(head, maps, can_bus, lidar2img, size, last):
+def initial_query(head, maps, can_bus, lidar2img, size, last, by_plugins):
     """At the first frame the query of the encoder's input stands for the view, in each layer."""
     queries, _ = bev_queries.cell_queries(head, can_bus)
     cells = last.cells * last.exists + queries * (1 - last.exists)
     seen = bev_queries.LastView(cells, last.shift * last.exists, torch.ones_like(last.exists))
-    return bev_queries.encode_view(head, maps, can_bus, lidar2img, size, seen)
+    return bev_queries.encode_view(head, maps, can_bus, lidar2img, size, seen, by_plugins)
 
 
 def masks_of_the_drive(points, lidar2img, size):
