@@ -506,6 +506,11 @@ ENTRIES = (
         test=TOOLS + 'test_bevformer_loop.py::test_a_folder_of_one_graph_is_quantised_on_a_drive',
     ),
     Entry(
+        r'mm2onnx quantize work_dirs/sparse4d_toy ',
+        why='data set',
+        test=TOOLS + 'test_sparse4d_loop.py::test_files_in_int8_are_evaluated',
+    ),
+    Entry(
         r'python -m projects.toydata.bevformer',
         why='minutes',
         test=TOOLS + 'test_bevformer_loop.py::test_one_command_trains_the_toy',
