@@ -392,14 +392,6 @@ def test_a_threshold_of_boxes_is_of_the_class_and_follows_the_order():
     assert boxes.ids.tolist() == [8, 7]
 
 
-def test_without_ids_an_instance_can_be_there_for_several_classes():
-    logits = np.float32([[[2.0, 1.0], [-5.0, -4.0]]])
-    boxes = decode(logits, np.zeros((1, 2, 11), np.float32), np.zeros((1, 2, 2), np.float32), dict(max_num=2))
-    assert boxes.ids is None
-    assert boxes.labels.tolist() == [0, 1]
-    np.testing.assert_allclose(boxes.scores, [0.440399, 0.365529], atol=1e-6)
-
-
 def test_a_box_has_its_z_at_the_bottom_and_its_id_in_json():
     anchor = np.zeros((1, 1, 11), np.float32)
     anchor[..., :6] = 1, 2, 3, *np.log([4.0, 2.0, 1.0])

@@ -4,6 +4,7 @@ Tolerances: ../shared/golden/sparse4d/INDEX.md. The suite has one frame of the h
 and the ten frames of the whole model, whose memory keeps the rows that upstream kept.
 """
 
+import functools
 from unittest import mock
 
 import numpy as np
@@ -109,8 +110,20 @@ def forced(stored, checked):
     return best_rows
 
 
-def run_frame(model, frame, expected, choice):
-    """Run a frame with points at borders of pictures on upstream's side; return features, outputs and taps.
+@pytest.fixture(scope='module')
+def features_of(model):
+    """Returns the features of a frame, which are made once."""
+
+    @functools.cache
+    def extract(frame):
+        with torch.no_grad():
+            return model.extract_feat(golden.pictures(frame))
+
+    return extract
+
+
+def run_frame(model, features, frame, expected, choice):
+    """Run a frame with points at borders of pictures on upstream's side; return outputs and taps.
 
     `choice` returns what stands for `best_rows`. Measured with one thread: in frame 1 a point of the fifth
     layer is at 0 exactly, which is outside; upstream's was inside. It moves its instance by 4 mm and 0.025 of
@@ -118,8 +131,6 @@ def run_frame(model, frame, expected, choice):
     """
     memory = vars(model.head.instance_bank)
     before = {name: memory[name] for name in STATE}
-    with torch.no_grad():
-        features = model.extract_feat(golden.pictures(frame))
 
     def run(points):
         memory.update(before)
@@ -133,7 +144,7 @@ def run_frame(model, frame, expected, choice):
 
     (outputs, taps, after), _ = nearest_decision(run, distance)
     memory.update(after)
-    return features, outputs, taps
+    return outputs, taps
 
 
 def drive(model):
@@ -146,13 +157,14 @@ def drive(model):
 
 
 @pytest.mark.matrix
-def test_every_frame_of_the_whole_model(model):
+def test_every_frame_of_the_whole_model(model, features_of):
     instance_bank = model.head.instance_bank
     for frame, expected in drive(model):
         is_first = instance_bank.cached_anchor is None
         rows = [] if is_first else [expected['update_topk_index']]
         rows = [torch.from_numpy(values.astype(np.int64)) for values in (*rows, expected['cache_topk_index'])]
-        features, outputs, taps = run_frame(model, frame, expected, lambda rows=rows: forced([*rows], 1e-3))
+        features = features_of(frame)
+        outputs, taps = run_frame(model, features, frame, expected, lambda rows=rows: forced([*rows], 1e-3))
         (result,) = model.head.post_process(outputs)
         same(features.rows[0, ::197, ::16], expected['feature_slice'], 2e-5)
         for stored, layer in zip(expected['prediction_015'], (0, 1, 5), strict=True):
@@ -174,11 +186,11 @@ def test_every_frame_of_the_whole_model(model):
 
 
 @pytest.mark.matrix
-def test_a_drive_with_a_choice_of_its_own(model):
+def test_a_drive_with_a_choice_of_its_own(model, features_of):
     """Rows of near-equal scores may change places, which frames behind a gap (4 to 7) then depend on."""
     instance_bank = model.head.instance_bank
     for frame, expected in drive(model):
-        _, outputs, _ = run_frame(model, frame, expected, lambda: bank.best_rows)
+        outputs, _ = run_frame(model, features_of(frame), frame, expected, lambda: bank.best_rows)
         (result,) = model.head.post_process(outputs)
         if frame in AFTER_A_GAP:
             scores = -np.sort(-result['scores_3d'].numpy())

@@ -41,7 +41,7 @@ def decode(
     anchor: np.ndarray,
     quality: np.ndarray,
     facts: Mapping[str, Any],
-    ids: np.ndarray | None = None,
+    ids: np.ndarray,
     repairs: Sequence[str] = (),
 ) -> InstanceBoxes:
     """Decode the outputs of the last decoder layer to boxes, best first, with z at the bottom.
@@ -55,28 +55,22 @@ def decode(
         quality: (1, A, 2) logits of centerness and yaw.
         facts: the `postprocess` entry of the file's metadata: `max_num` and `score_threshold`, which is
             compared with the score of the class; None keeps all.
-        ids: (1, A) track ids. Without them an instance can be there once for each of its classes.
+        ids: (1, A) track ids.
         repairs: see `bank.REPAIRS`.
     """
     scores = exact_sigmoid(logits[0])
-    labels = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    if ids is not None:
-        labels = scores.argmax(1)[:, None]
-        scores = scores.max(1, keepdims=True)
-    best = top_rows(scores.reshape(-1), int(facts['max_num']))
-    rows, labels = best // scores.shape[1], labels.reshape(-1)[best].astype(np.int64)
-    class_scores = scores.reshape(-1)[best]
+    labels, scores = scores.argmax(1), scores.max(1)
+    rows = top_rows(scores, int(facts['max_num']))
+    class_scores = scores[rows]
     scores = class_scores * exact_sigmoid(quality[0, rows, CENTERNESS])
     order = top_rows(scores, len(scores))
-    rows, scores, labels = rows[order], scores[order], labels[order]
-    passes = np.ones(len(rows), bool)
+    rows, scores, passes = rows[order], scores[order], np.ones(len(rows), bool)
     if facts.get('score_threshold') is not None:
         passes = (class_scores >= np.float32(facts['score_threshold']))[order]
     if 'class_scores' in repairs:
         class_scores = class_scores[order]
-    boxes = boxes_of_anchors(anchor[0, rows])
-    tracks = None if ids is None else ids[0, rows]
-    return InstanceBoxes(boxes, scores, labels, tracks, class_scores)[passes]
+    boxes, labels = boxes_of_anchors(anchor[0, rows]), labels[rows].astype(np.int64)
+    return InstanceBoxes(boxes, scores, labels, ids[0, rows], class_scores)[passes]
 
 
 def boxes_of_anchors(anchor: np.ndarray) -> np.ndarray:
