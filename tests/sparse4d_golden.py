@@ -1,11 +1,13 @@
 """The goldens' seeded weights and inputs of Sparse4D, made again by the rule of FILL.md.
 
-Source: ../shared/golden/sparse4d/FILL.md.
+Source: ../shared/golden/sparse4d/FILL.md. Another set of the same rule is in another folder, with a prefix of
+all names: the environment variables GOLDEN_SPARSE4D and GOLDEN_PREFIX.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ import torch
 
 from mmdeploy_ext.synthetic.seeded_by_name import name_rng
 
-GOLDEN = Path(__file__).resolve().parents[2] / 'shared/golden/sparse4d'
+SHIPPED = Path(__file__).resolve().parents[2] / 'shared/golden/sparse4d'
+GOLDEN, PREFIX = Path(os.environ.get('GOLDEN_SPARSE4D', SHIPPED)), os.environ.get('GOLDEN_PREFIX', '')
 SIZES = (64, 176), (32, 88), (16, 44), (8, 22)
 """Height and width of the feature maps of a camera."""
 FILL_SHA256 = '7181d3d5bd4c5cadd7fe30ef9171faed99b9ae4deebb73a81a3621d2096cd311'
@@ -39,8 +42,8 @@ def operator_case(name: str) -> tuple[tuple[torch.Tensor, ...], dict[str, np.nda
     batch, instances, points, cameras, levels, channels, groups = stored['dims'].tolist()
     sizes = np.tile(stored['shapes'], (cameras, 1, 1)).astype(np.int32)
     rows = int(sizes.prod(-1).sum())
-    features = name_rng(f'dfa_op_{name}_feat').standard_normal((batch, rows, channels))
-    logits = 2 * name_rng(f'dfa_op_{name}_weights').standard_normal(
+    features = name_rng(f'{PREFIX}dfa_op_{name}_feat').standard_normal((batch, rows, channels))
+    logits = 2 * name_rng(f'{PREFIX}dfa_op_{name}_weights').standard_normal(
         (batch, instances, points, cameras, levels, groups)
     )
     exponents = np.exp(logits - logits.max((2, 3, 4), keepdims=True))
@@ -54,7 +57,7 @@ def features(case: int) -> torch.Tensor:
     """Return the rows of the features (1, S, 256) of a case of the head alone."""
     levels = []
     for number, (height, width) in enumerate(SIZES):
-        coarse = name_rng(f'feat_{case}_level{number}').standard_normal((6, 256, 5, 12))
+        coarse = name_rng(f'{PREFIX}feat_{case}_level{number}').standard_normal((6, 256, 5, 12))
         fine = interpolation(height, 5) @ coarse @ interpolation(width, 12).T
         levels.append(fine.reshape(6, 256, -1).transpose(0, 2, 1))
     return torch.from_numpy(np.concatenate(levels, 1).astype(np.float32).reshape(1, -1, 256))
@@ -62,7 +65,7 @@ def features(case: int) -> torch.Tensor:
 
 def pictures(frame: int) -> torch.Tensor:
     """Return the pictures (1, 6, 3, 256, 704) of a frame, normalised."""
-    generator = name_rng(f'img_{frame}')
+    generator = name_rng(f'{PREFIX}img_{frame}')
     fine = generator.standard_normal((1, 6, 3, 256, 704))
     coarse = generator.standard_normal((1, 6, 3, 8, 22))
     smooth = interpolation(256, 8) @ coarse @ interpolation(704, 22).T
@@ -89,6 +92,11 @@ def metas(frame: int) -> dict[str, object]:
         image_wh=torch.from_numpy(stored['image_wh'])[None],
         img_metas=[pose],
     )
+
+
+def count_frames() -> int:
+    """Return the number of frames."""
+    return sum(key.endswith('_token') for key in arrays('inputs.npz').files)
 
 
 def fill_sha256(tensors: dict[str, torch.Tensor]) -> str:

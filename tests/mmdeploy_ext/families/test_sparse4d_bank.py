@@ -1,6 +1,7 @@
 """The instance bank of Sparse4D: its limits by construction, and the stored states of the published one."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from mmdeploy_ext.families.sparse4d.runtime.boxes import boxes_of_anchors, decod
 from mmdeploy_ext.runtime.frames import relative_motion
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-GOLDEN = REPOSITORY.parent / 'shared/golden/sparse4d'
-FRAMES = range(10)
+SHIPPED = REPOSITORY.parent / 'shared/golden/sparse4d'
+GOLDEN = Path(os.environ.get('GOLDEN_SPARSE4D', SHIPPED))  # another set, see `sparse4d_golden.py`
+INPUTS = np.load(GOLDEN / 'inputs.npz').files if GOLDEN.is_dir() else ['f0_token']
+FRAMES = range(sum(name.endswith('_token') for name in INPUTS))
 CHANNELS = 16  # the goldens have every 16th channel of a feature in all frames
 PUBLISHED = BankRule(900, 600, 0.6, 0.5, 2.0)
 SMALL = BankRule(6, 4, 0.6, 0.5, 2.0)
@@ -82,7 +85,7 @@ def test_a_frame_from_the_stored_state_gives_the_next_stored_state(golden, frame
     load_stored(bank, golden, frame - 1)
     pose, time, outputs = frame_of(golden, frame)
     inputs = bank.get(pose, time)
-    assert inputs.exists == (frame not in (0, 8))
+    assert inputs.exists == (frame > 0 and not golden[f'f{frame}_reset'])
     assert inputs.time_interval == stored('time_interval')
     if inputs.exists:
         assert bool(inputs.mask[0]) == bool(stored('mask')[0])
@@ -94,7 +97,8 @@ def test_a_frame_from_the_stored_state_gives_the_next_stored_state(golden, frame
     np.testing.assert_allclose(update.confidence[0], stored('temp_confidence'), rtol=0, atol=2e-7)
     expected = stored('cache_topk_index').astype(np.int64)
     ties = same_up_to_ties(update.kept, expected, stored('temp_confidence'))
-    assert len(ties) <= (20 if frame in (8, 9) else 0), 'frames 8 and 9 alone have equal scores'
+    if GOLDEN == SHIPPED:
+        assert len(ties) <= (20 if frame in (8, 9) else 0), 'frames 8 and 9 alone have equal scores'
     np.testing.assert_array_equal(update.ids[0], stored('instance_id'))
     # with the order of the stored rows the whole state is the stored one
     load_stored(bank, golden, frame - 1)

@@ -25,7 +25,6 @@ from mmdeploy_ext.proving.levels.instance_rows import pair_rows
 
 MODEL = 'projects/configs/_base_/models/sparse4dv3_r50.py'
 LOGITS, METRES, OTHER, FEATURES, SCORES, OPERATOR = 1e-3, 5e-3, 1e-3, 1e-3, 2e-4, 5e-4
-FRAMES, AFTER_A_GAP = range(10), range(4, 8)
 LOOSE_SCORES = 0.05
 STATE = (
     'cached_feature',
@@ -44,12 +43,14 @@ STATE = (
 @pytest.fixture(scope='module')
 def model():
     model = build_model(load_config(MODEL).model).eval()
-    model.load_state_dict(sparse4d_weights(model.state_dict()), strict=True)
+    model.load_state_dict(sparse4d_weights(model.state_dict(), golden.PREFIX), strict=True)
     return model
 
 
 def test_the_filled_weights_are_those_of_the_goldens(model):
     golden.arrays('head_only.npz')
+    if golden.PREFIX:
+        pytest.skip('skipped: the checksum is that of the shipped set')
     assert golden.fill_sha256(model.state_dict()) == golden.FILL_SHA256
 
 
@@ -150,7 +151,7 @@ def run_frame(model, features, frame, expected, choice):
 def drive(model):
     """Yield each frame of the goldens and what is stored of it, after the resets of the drive."""
     inputs = golden.arrays('inputs.npz')
-    for frame in FRAMES:
+    for frame in range(golden.count_frames()):
         if inputs[f'f{frame}_reset'] or frame == 0:
             model.head.instance_bank.reset()
         yield frame, golden.frame_arrays('outputs.npz', f'f{frame}_')
@@ -187,12 +188,13 @@ def test_every_frame_of_the_whole_model(model, features_of):
 
 @pytest.mark.matrix
 def test_a_drive_with_a_choice_of_its_own(model, features_of):
-    """Rows of near-equal scores may change places, which frames behind a gap (4 to 7) then depend on."""
-    instance_bank = model.head.instance_bank
+    """Rows of near-equal scores may change places, which frames from a gap to a reset then depend on."""
+    instance_bank, is_behind_a_gap = model.head.instance_bank, False
     for frame, expected in drive(model):
         outputs, _ = run_frame(model, features_of(frame), frame, expected, lambda: bank.best_rows)
         (result,) = model.head.post_process(outputs)
-        if frame in AFTER_A_GAP:
+        is_behind_a_gap = instance_bank.mask is not None and (is_behind_a_gap or not instance_bank.mask)
+        if is_behind_a_gap:
             scores = -np.sort(-result['scores_3d'].numpy())
             same(scores, expected['scores_3d'], LOOSE_SCORES)
             continue
