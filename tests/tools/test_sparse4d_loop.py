@@ -115,13 +115,14 @@ def test_a_film_of_the_file_tells_tracks_by_their_ids(runs, infos, root, tmp_pat
     [('portable', ['sparse4d.onnx']), ('deploy', ['sparse4dbackbone.onnx', 'sparse4dconstants.json'])],
 )
 def test_files_in_int8_are_evaluated(runs, evaluate, root, tmp_path, contract, names):
-    evaluate(ONNX, tmp_path, 'float.pkl', f'backend_config.contract={contract}')
+    of_contract = f'backend_config.contract={contract}'
+    evaluate(ONNX, tmp_path, 'float.pkl', of_contract)
     source, target = next(tmp_path.rglob('*.onnx')).parent, tmp_path / 'int8'
     train = root / 'toy_nuscenes2d_temporal_infos_train.pkl'
     words = [str(source), '--calibrate', str(train), '--rounds', '0', '--reduce-range']
     assert quantize_app.main([*words, '--output', str(target), '--json', str(tmp_path / 'int8.json')]) == 0
     assert {*names} <= {path.name for path in target.iterdir()}
-    evaluate(ONNX, tmp_path, 'int8.pkl', f'backend_config.onnx_file={target}')
+    evaluate(ONNX, tmp_path, 'int8.pkl', of_contract, f'backend_config.onnx_file={target}')
     expected, got = (read_json(folder / 'metrics_onnx.json')['metrics'] for folder in (runs, tmp_path))
     sizes = [(folder / names[0]).stat().st_size for folder in (source, target)]
     print(contract, read_json(tmp_path / 'int8.json')['layers'], sizes)
