@@ -168,8 +168,8 @@ class Family(abc.ABC):
     def settings(self, cfg: Any, model: torch.nn.Module) -> Any:
         """Return settings of a part of the model that are needed before its weights; None if there are none.
 
-        Families with a sparse encoder have such: how it reads its voxels.
-                ConfigError: the config contradicts itself.
+        Families with a sparse encoder have such: how it reads its voxels. ConfigError: the config contradicts
+        itself.
         """
         return None
 
