@@ -58,7 +58,7 @@ def proof(tolerance: float) -> tuple[AddArgument, ...]:
 
 
 def check_tolerance(tolerance: float) -> None:
-    """Refuse a tolerance outside of 0..1."""
+    """Refuse a tolerance below 0, or of 1 and more."""
     if not 0 <= tolerance < 1:
         raise UsageError(f'--tolerance {tolerance:g}: expected a number from 0 to below 1, e.g. 1e-4')
 

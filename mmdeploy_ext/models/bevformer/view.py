@@ -29,7 +29,8 @@ DX, DY, YAW_RAD, TURN_DEG = 0, 1, 16, 17
 def turned(view: Tensor, motion: np.ndarray, center: Sequence[float], size: tuple[int, int]) -> Tensor:
     """Return the last view (Q, 1, C) turned by the motion (18,) about a point, as (1, Q, C).
 
-    `center` is x and y of the point, cells from the first corner; `size` is (H, W).
+    With row 0 on top it turns counter-clockwise by the degrees of the motion. `center` is x and y of the
+    point, cells from the first corner; `size` is (H, W).
     """
     picture = view[:, 0].t().reshape(-1, *size)
     picture = functional.rotate(picture, float(motion[TURN_DEG]), center=list(center))
@@ -162,7 +163,11 @@ def _encoder_layer(
 
 
 def run_decoder(head: nn.Module, view: Tensor) -> tuple[Tensor, Tensor]:
-    """Return logits (L, 1, R, K) and box codes (L, 1, R, 10) of all layers, from the view (1, Q, C)."""
+    """Return logits (L, 1, R, K) and box codes (L, 1, R, 10) of all layers, from the view (1, Q, C).
+
+    A code is x, y (m), logarithms of width and length, z of the centre (m), logarithm of the height, sine and
+    cosine of the yaw, and velocity x, y (m/s).
+    """
     transformer = head.transformer
     position, objects = head.query_embedding.weight[:, None].chunk(2, -1)  # sequence first, as mmcv has it
     reference = transformer.reference_points(position).sigmoid().transpose(0, 1)  # (1, R, 3)
