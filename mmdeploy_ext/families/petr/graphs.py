@@ -98,7 +98,7 @@ class BoundFeatures(OfModel):
     """Backbone and neck as DL4AGX has them: all levels, those of the frame before behind the present ones."""
 
     def forward(self, img: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
-        """Return the maps of each level; see `bound_features`."""
+        """Return the maps of each level; see `bound`."""
         maps = levels_of(self.model, img)
         if not before:
             return tuple(level.unsqueeze(1) for level in maps)
@@ -171,7 +171,7 @@ class BoundHead(Head):
     """The head as DL4AGX has it: what its caller computes is taken as it is."""
 
     def forward(self, features: Tensor, positions: Tensor, *seconds: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and box codes; see `bound_head`."""
+        """Return logits and box codes; see `bound`."""
         return self.detect(features, positions, seconds[0] if seconds else 1.0)
 
 
