@@ -202,7 +202,7 @@ class Trials:
 
         Args:
             stages: the modules; empty if the family's runtime does what follows the network.
-            outputs: specs of their outputs.
+            outputs: specs of their outputs; some may be outputs of the network that a file gives as well.
             feeds: name -> input of the file.
 
         Returns:
@@ -212,9 +212,12 @@ class Trials:
         deployment, options = self.deployment, self.options
         inner = {name for stage in stages for name in stage.outputs}
         names = list(dict.fromkeys(name for stage in stages for name in stage.inputs if name not in inner))
-        if not stages:
-            names = [tensor.name for tensor in outputs]
-        available = self._network_outputs(feeds, names)
+        of_network = [tensor.name for tensor in outputs if tensor.name not in inner]
+        available = self._network_outputs(feeds, list(dict.fromkeys([*names, *of_network])))
+        if stages:
+            outputs = tuple(tensor for tensor in outputs if tensor.name not in of_network)
+        else:
+            names = of_network
         arrays = {name: available[name] for name in names}
         inputs = tuple(TensorSpec(name, str(array.dtype), array.shape) for name, array in arrays.items())
         spec = GraphSpec(f'{deployment.family.name}/{options.form}', inputs, outputs)

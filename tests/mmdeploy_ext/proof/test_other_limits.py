@@ -92,6 +92,12 @@ FAULTS = {
 }
 
 @pytest.mark.matrix
+def test_a_graph_that_gives_features_beside_proposals_is_compared_with_other_limits():
+    (case,) = cases('mask_rcnn', LOWERED, form='proposals')
+    assert case.passed and case.detections[0].matched > 50, case.failures
+
+
+@pytest.mark.matrix
 def test_masks_of_boxes_that_no_head_clips_are_compared_where_mmdet_pastes_them():
     with contextlib.ExitStack() as stack:
         model = load('mask_rcnn').model
