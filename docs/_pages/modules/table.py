@@ -149,7 +149,8 @@ def measure(model: Model, published: Sequence[Path]) -> dict[str, Any]:
             count = SAMPLES if model.generate else 2 * SAMPLES
             result[name] = dict(failure=failure) if failure else prove(model, module, path, count=count)
             print(f' {name}: {result[name]}', flush=True)
-        of_faults = [paths[name] for name in ('dynamo', 'torchscript') if 'verdict' in result.get(name, {})]
+        verdicts = {name: result.get(name, {}).get('verdict', '') for name in ('dynamo', 'torchscript')}
+        of_faults = [paths[name] for name, verdict in verdicts.items() if verdict.startswith('PROVEN')]
         result['faults'] = judge_faults(model, module, of_faults[0], folder)
     return result
 
