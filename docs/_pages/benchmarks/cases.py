@@ -104,7 +104,7 @@ RIG_INT8 = Step(
 RIG_HALF = Step('rig_fp16', 'portable.fp16', f'{EXPORT} --precision fp16', 'portable, fp16', 'fp16')
 RIG_STEPS = (CHECKPOINT, FRAMES, INFOS, RIG, RIG_INT8)
 VIEW_STEPS = (CHECKPOINT, RIG)
-"""Of BEVFormer, whose file has one contract that runs on a CPU."""
+"""Of BEVFormer, PETR and PETRv2, of which one contract is measured."""
 REGION_STEPS = (CHECKPOINT, PICTURES, FULL, FULL_INT8)
 """Of a detector of two stages, whose one form has its results."""
 
@@ -211,6 +211,20 @@ CASES = (
         'bevformer_tiny',
         'BEVFormer tiny, six cameras of 800x480',
         'projects/configs/BEVFormer/bevformer_tiny.py',
+        'stream',
+        VIEW_STEPS,
+    ),
+    Case(
+        'petr_r50',
+        'PETR R50-DCN, six cameras of 1408x512',
+        'projects/configs/PETR/petr_r50dcn_gridmask_p4.py',
+        'stream',
+        VIEW_STEPS,
+    ),
+    Case(
+        'petrv2_vovnet',
+        'PETRv2 VoVNet-99, six cameras of 800x320',
+        'projects/configs/PETR/petrv2_vovnet_gridmask_p4_800x320.py',
         'stream',
         VIEW_STEPS,
     ),
