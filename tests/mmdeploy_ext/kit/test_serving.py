@@ -65,7 +65,8 @@ def test_files_have_the_types_that_browsers_want_and_nothing_else_is_served(kit)
 
 def test_the_command_serves_without_pytorch(kit):
     code = (
-        'import sys; sys.modules.update(torch=None, mmcv=None, mmdet=None, onnxruntime=None); '
+        'import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); '  # ignored below `&`
+        'sys.modules.update(torch=None, mmcv=None, mmdet=None, onnxruntime=None); '
         'from mmdeploy_ext.cli.command import main; sys.exit(main(sys.argv[1:]))'
     )
     command = [sys.executable, '-c', code, 'kit', '--serve', str(kit)]
