@@ -1,4 +1,4 @@
-"""Whose boxes a model of queries was trained with: those of mmdet3d 0.17, or those of 1.x.
+"""The convention of boxes that a model of queries was trained with: that of mmdet3d 0.17, or of 1.x.
 
 A config may state it (`box_convention`), else the version of mmdet3d in a checkpoint does; published weights
 without either are of 0.17.

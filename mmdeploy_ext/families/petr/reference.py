@@ -40,7 +40,7 @@ class PetrReference:
 
     @property
     def notes(self) -> list[str]:
-        """Whose boxes the model was trained with, and which frame is the one before."""
+        """Notes on the convention of boxes that the model was trained with, and on the frame before."""
         convention = self.model.box_convention
         notes = [f'trained with boxes of mmdet3d {convention}; results are compared as boxes of 1.x']
         if self.frames > 1:
