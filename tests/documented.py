@@ -526,6 +526,16 @@ ENTRIES = (
         test=TOOLS + 'test_dense_loop.py::test_both_engines_have_the_ap_that_the_page_states',
     ),
     Entry(
+        r'tools/dist_test_\w+.sh projects/configs/Monocular',
+        why='data set',
+        test=TOOLS + 'test_monocular_loop.py::test_both_engines_give_the_same_results_and_metrics',
+    ),
+    Entry(
+        r'mm2onnx synthetic monocular',
+        why='minutes',
+        test=TOOLS + 'test_monocular_loop.py::test_both_engines_give_the_same_results_and_metrics',
+    ),
+    Entry(
         r'tools/dist_test_\w+.sh configs/demo/panoptic_fpn_toy',
         why='data set',
         test=TOOLS + 'test_panoptic_loop.py::test_the_quality_is_the_one_that_the_page_states',

@@ -80,8 +80,8 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
 
 # functions that configs call
 FUNCTIONS = (
-    'bevformer_model.py', 'nuscenes_bev.py', 'nuscenes_fusion.py', 'nuscenes_lidar.py', 'nuscenes_stream.py',
-    'nuscenes_track.py', 'petr_model.py', 'sparse4d_model.py')
+    'bevformer_model.py', 'monocular.py', 'nuscenes_bev.py', 'nuscenes_fusion.py', 'nuscenes_lidar.py',
+    'nuscenes_stream.py', 'nuscenes_track.py', 'petr_model.py', 'sparse4d_model.py')
 CONFIGS = sorted(
     path.relative_to(REPOSITORY).as_posix()
     for folder in ('configs', 'projects/configs') for path in (REPOSITORY / folder).rglob('*.py')

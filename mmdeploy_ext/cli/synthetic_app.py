@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli.options import CFG_OPTIONS_HELP, parse_cfg_options
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.synthetic import coco, nuscenes, staging
+from mmdeploy_ext.synthetic import coco, monocular, nuscenes, staging
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +28,11 @@ def run_seeded(args: argparse.Namespace) -> int:
 
 KINDS = {
     'coco': (coco.add_arguments, coco.run, 'a COCO set of coloured shapes'),
+    'monocular': (
+        monocular.add_arguments,
+        monocular.run,
+        'annotations of single pictures of a nuScenes set of drives',
+    ),
     'nuscenes': (nuscenes.add_arguments, nuscenes.run, 'a nuScenes set of drives: cameras and LiDAR'),
     'seeded': (add_seeded, run_seeded, 'a checkpoint of seeded weights for a config'),
 }

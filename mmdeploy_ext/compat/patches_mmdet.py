@@ -17,7 +17,8 @@ from types import ModuleType
 from typing import Any
 
 from mmdeploy_ext.compat.absent_packages import LYFT, AbsentModule
-from mmdeploy_ext.compat.import_hook import Execute, after, patch, patched
+from mmdeploy_ext.compat.import_hook import Execute, after, has_gpu, patch, patched
+from mmdeploy_ext.compat.kitti_overlaps import overlaps
 
 RARELY_USED = {
     'torchvision.ops.roi_align': ('torch._dynamo', 'torch._dynamo.utils'),
@@ -182,3 +183,34 @@ def geometric_mean_without_gradient(module: ModuleType) -> None:
         return trained(x, y) if trains else (x.sigmoid() * y.sigmoid()).sqrt()
 
     module.sigmoid_geometric_mean = sigmoid_geometric_mean
+
+
+@patch('mmdet3d.core.evaluation.kitti_utils.rotate_iou', versions='mmdet3d 1.0.0rc6')
+def overlaps_without_gpu(module: ModuleType, execute: Execute) -> bool:
+    """KITTI's evaluator compares turned boxes by CUDA kernels, whose module no machine without a GPU imports.
+
+    Without one its function is that of `kitti_overlaps.py`.
+    """
+    if has_gpu():
+        execute()
+        return False
+    module.rotate_iou_gpu_eval = overlaps
+    return True
+
+
+@after('mmdet3d.datasets.nuscenes_mono_dataset', versions='mmdet3d 1.0.0rc6', without_gpu=True)
+def boxes_of_pictures_without_gpu(module: ModuleType) -> None:
+    """The evaluator of single pictures of nuScenes moves its boxes to a GPU, with or without one.
+
+    Without one they stay where they are.
+    """
+    import torch
+
+    convert = module.nusc_box_to_cam_box3d
+
+    @functools.wraps(convert)
+    def on_cpu(boxes: Any) -> Any:
+        with patched(torch.Tensor, cuda=lambda tensor, *_: tensor):
+            return convert(boxes)
+
+    module.nusc_box_to_cam_box3d = on_cpu

@@ -1,0 +1,39 @@
+"""Overlaps of turned boxes for KITTI's evaluator on machines without a GPU, for which mmdet3d has CUDA alone.
+
+Glossary: N, K boxes.
+"""
+
+import numpy as np
+
+ROWS = 64
+"""Boxes of the first list that are compared with all of the second at a time."""
+OF_UNION, OF_FIRST, OF_SECOND = -1, 0, 1
+"""Criteria of mmdet3d: what the common area is divided by; for others it is not divided."""
+
+
+def overlaps(
+    boxes: np.ndarray, query_boxes: np.ndarray, criterion: int = OF_UNION, device_id: int = 0
+) -> np.ndarray:
+    """Return the overlap (N, K) of each box with each query box.
+
+    Args:
+        boxes: (N, 5) x, y, sizes along both axes, angle in radians, clockwise.
+        query_boxes: (K, 5) likewise.
+        criterion: -1: the common area over that of the union; 0, 1: over that of the first, of the second
+            box; others: the common area.
+        device_id: is not used; mmdet3d's function has it.
+    """
+    from mmdeploy_ext.runtime.bev_nms import bev_corners, common_areas
+
+    sides = [np.asarray(side, np.float64) * (1, 1, 1, 1, -1) for side in (boxes, query_boxes)]
+    corners = [bev_corners(side) for side in sides]
+    areas = [side[:, 2] * side[:, 3] for side in sides]
+    shared = np.zeros((len(boxes), len(query_boxes)))
+    for start in range(0, len(boxes), ROWS):
+        rows, columns = np.indices(shared[start : start + ROWS].shape).reshape(2, -1)
+        common = common_areas(corners[0][start + rows], corners[1][columns])
+        shared[start + rows, columns] = common
+    union = areas[0][:, None] + areas[1][None] - shared
+    divisors = {OF_UNION: union, OF_FIRST: areas[0][:, None], OF_SECOND: areas[1][None]}
+    divisor = np.broadcast_to(divisors.get(criterion, np.ones(1)), shared.shape)
+    return np.divide(shared, divisor, out=np.zeros_like(shared), where=divisor > 0).astype(boxes.dtype)

@@ -1,0 +1,282 @@
+"""Annotations of single pictures of a generated drive: `mm2onnx synthetic monocular --root DIR`.
+
+The set is one of `mm2onnx synthetic nuscenes`. Beside its tables are written, as mmdet3d's monocular data
+sets read them,
+
+- `nuscenes_infos_{train,val}_mono3d.coco.json`: the six pictures of every key frame, in mmdet3d's order, with
+  cameras and poses, for `NuScenesMonoDataset`;
+- `kitti_infos_{train,val}_mono3d.coco.json` and `kitti_infos_{train,val}.pkl`: the pictures with a car, a
+  cyclist or a pedestrian as KITTI's, for `KittiMonoDataset`.
+
+Glossary: n objects. Frames: x to the right, y down, z ahead of a camera; metres.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.files import atomic_path, read_json, write_json
+from mmdeploy_ext.preprocess.cam2img import square_matrix
+from mmdeploy_ext.synthetic import staging
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+VERSION = 'v1.0-trainval'
+CAMERAS = ('FRONT', 'FRONT_RIGHT', 'FRONT_LEFT', 'BACK', 'BACK_LEFT', 'BACK_RIGHT')
+"""Cameras in the order in which mmdet3d's evaluator joins the pictures of a key frame."""
+CLASSES = {
+    'vehicle.car': 'car', 'vehicle.truck': 'truck', 'vehicle.trailer': 'trailer', 'vehicle.bus': 'bus',
+    'vehicle.construction': 'construction_vehicle', 'vehicle.bicycle': 'bicycle',
+    'vehicle.motorcycle': 'motorcycle', 'human.pedestrian': 'pedestrian',
+    'movable_object.trafficcone': 'traffic_cone', 'movable_object.barrier': 'barrier',
+}  # fmt: skip
+"""Beginning of a category -> class, in the order of labels."""
+ATTRIBUTES = (
+    'cycle.with_rider', 'cycle.without_rider', 'pedestrian.moving', 'pedestrian.standing',
+    'pedestrian.sitting_lying_down', 'vehicle.moving', 'vehicle.parked', 'vehicle.stopped', 'None',
+)  # fmt: skip
+"""Attributes in the order of mmdet3d's labels."""
+KITTI = dict(pedestrian='Pedestrian', bicycle='Cyclist', car='Car')
+"""Class of a drive -> class of KITTI, in the order of labels."""
+NEAR_M, SMALLEST_PX = 0.5, 2.0
+"""Nearest depth of the middle of an object, and shortest side of its box in a picture."""
+
+
+def rotation(quaternion: Sequence[float]) -> np.ndarray:
+    """Return the matrix (3, 3) of a quaternion w x y z."""
+    w, x, y, z = np.asarray(quaternion) / np.linalg.norm(quaternion)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def to_global(record: dict[str, Any]) -> np.ndarray:
+    """Return the matrix (4, 4) of a table's record with `rotation` and `translation`."""
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = rotation(record['rotation']), record['translation']
+    return matrix
+
+
+class Tables:
+    """The tables of a set: name -> token -> record; and what is seen in a picture of a key frame."""
+
+    def __init__(self, root: Path) -> None:
+        """Read the tables; UsageError: a file of them is missing."""
+        names = ('sample', 'sample_data', 'calibrated_sensor', 'ego_pose', 'scene', 'sensor')
+        names += ('sample_annotation', 'instance', 'category', 'attribute')
+        self.tables = {
+            name: {record['token']: record for record in read_json(root / VERSION / f'{name}.json')}
+            for name in names
+        }
+        self.annotations: dict[str, list[dict[str, Any]]] = {}
+        for record in self.tables['sample_annotation'].values():
+            self.annotations.setdefault(record['sample_token'], []).append(record)
+
+    def pictures(self, scenes: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yield the record of each picture of the key frames of scenes, by name: six of each, in order."""
+        by_sample: dict[str, dict[str, dict[str, Any]]] = {}
+        for record in self.tables['sample_data'].values():
+            sensor = self.tables['calibrated_sensor'][record['calibrated_sensor_token']]['sensor_token']
+            channel = self.tables['sensor'][sensor]['channel']
+            if record['is_key_frame'] and channel.startswith('CAM_'):
+                by_sample.setdefault(record['sample_token'], {})[channel] = record
+        names = {token: scene['name'] for token, scene in self.tables['scene'].items()}
+        samples = [
+            sample for sample in self.tables['sample'].values() if names[sample['scene_token']] in scenes
+        ]
+        for sample in sorted(samples, key=lambda one: (names[one['scene_token']], one['timestamp'])):
+            yield from (by_sample[sample['token']][f'CAM_{camera}'] for camera in CAMERAS)
+
+    def image(self, index: int, record: dict[str, Any]) -> dict[str, Any]:
+        """Return the entry of a picture in the annotations of COCO's kind, with its camera and its poses."""
+        sensor = self.tables['calibrated_sensor'][record['calibrated_sensor_token']]
+        pose = self.tables['ego_pose'][record['ego_pose_token']]
+        return dict(
+            id=index,
+            token=record['sample_token'],
+            file_name=record['filename'],
+            width=record['width'],
+            height=record['height'],
+            cam_intrinsic=sensor['camera_intrinsic'],
+            cam2ego_rotation=sensor['rotation'],
+            cam2ego_translation=sensor['translation'],
+            ego2global_rotation=pose['rotation'],
+            ego2global_translation=pose['translation'],
+        )
+
+    def velocity(self, record: dict[str, Any]) -> np.ndarray:
+        """Return the velocity (3,) of an annotated object in the global frame, m/s; 0 if it is seen once."""
+        ends = [self.tables['sample_annotation'].get(record[key], record) for key in ('prev', 'next')]
+        first_s, last_s = (self.tables['sample'][end['sample_token']]['timestamp'] / 1e6 for end in ends)
+        moved = np.subtract(ends[1]['translation'], ends[0]['translation'])
+        return moved / (last_s - first_s) if last_s > first_s else np.zeros(3)
+
+    def objects(self, image: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the objects that are seen in a picture, an entry of `image`, as mmdet3d's annotations."""
+        ego = dict(rotation=image['ego2global_rotation'], translation=image['ego2global_translation'])
+        camera = dict(rotation=image['cam2ego_rotation'], translation=image['cam2ego_translation'])
+        from_global = np.linalg.inv(to_global(ego) @ to_global(camera))
+        intrinsic, size = np.array(image['cam_intrinsic']), (image['width'], image['height'])
+        for record in self.annotations.get(image['token'], ()):
+            category = self.tables['instance'][record['instance_token']]['category_token']
+            name = self.tables['category'][category]['name']
+            label = next((key for key in CLASSES if name.startswith(key)), None)
+            box = from_global @ to_global(record)
+            width, length, height = record['size']
+            seen = seen_box(box, (length, width, height), intrinsic, size)
+            if label is None or box[2, 3] < NEAR_M or seen is None:
+                continue
+            heading, centre = box[:3, 0], intrinsic @ box[:3, 3] / box[2, 3]
+            attributes = [self.tables['attribute'][token]['name'] for token in record['attribute_tokens']]
+            x1, y1, x2, y2 = seen
+            yield dict(
+                category_name=CLASSES[label],
+                category_id=list(CLASSES.values()).index(CLASSES[label]),
+                bbox=[x1, y1, x2 - x1, y2 - y1],
+                area=(x2 - x1) * (y2 - y1),
+                iscrowd=0,
+                bbox_cam3d=[
+                    *box[:3, 3].tolist(),
+                    *(length, height, width),
+                    float(np.arctan2(-heading[2], heading[0])),
+                ],
+                velo_cam3d=(from_global[:3, :3] @ self.velocity(record))[[0, 2]].tolist(),
+                center2d=[float(centre[0]), float(centre[1]), float(box[2, 3])],
+                attribute_name=(attributes or ['None'])[0],
+                attribute_id=ATTRIBUTES.index((attributes or ['None'])[0]),
+            )
+
+
+def seen_box(
+    box: np.ndarray, sides: tuple[float, float, float], intrinsic: np.ndarray, size: tuple[int, int]
+) -> list[float] | None:
+    """Return x1 y1 x2 y2 of a box in a picture, cut at its borders; None if it is behind or hardly seen.
+
+    Args:
+        box: (4, 4) from the frame of the box (x along its length) to that of the camera.
+        sides: length, width, height.
+        intrinsic: (3, 3).
+        size: (w, h) of the picture, pixels.
+    """
+    signs = np.stack(np.meshgrid(*[(-0.5, 0.5)] * 3, indexing='ij'), -1).reshape(8, 3)
+    corners = (signs * sides) @ box[:3, :3].T + box[:3, 3]
+    if corners[:, 2].min() <= NEAR_M / 2:
+        return None
+    pixels = corners @ intrinsic.T
+    pixels = pixels[:, :2] / pixels[:, 2:]
+    low, high = np.clip(pixels.min(0), 0, size), np.clip(pixels.max(0), 0, size)
+    return [*low.tolist(), *high.tolist()] if (high - low).min() >= SMALLEST_PX else None
+
+
+def annotated(tables: Tables, scenes: Sequence[str]) -> dict[str, Any]:
+    """Return the annotations of the pictures of scenes, as `NuScenesMonoDataset` reads them."""
+    images = [tables.image(index, record) for index, record in enumerate(tables.pictures(scenes))]
+    objects = [dict(entry, image_id=image['id']) for image in images for entry in tables.objects(image)]
+    annotations = [dict(entry, id=index) for index, entry in enumerate(objects)]
+    categories = [dict(id=index, name=name) for index, name in enumerate(CLASSES.values())]
+    return dict(images=images, annotations=annotations, categories=categories)
+
+
+def as_kitti(content: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the annotations and the infos of pictures of `annotated`, for `KittiMonoDataset`.
+
+    Pictures without a car, cyclist or pedestrian are left out: mmdet3d's evaluator of KITTI takes none.
+    """
+    labels, annotations, infos, images = list(KITTI), [], [], []
+    for image in content['images']:
+        objects = [
+            entry
+            for entry in content['annotations']
+            if entry['image_id'] == image['id'] and entry['category_name'] in KITTI
+        ]
+        if not objects:
+            continue
+        camera, index = square_matrix(image['cam_intrinsic']), len(images)
+        for entry in objects:
+            label = labels.index(entry['category_name'])
+            changes = dict(id=len(annotations), image_id=index, category_id=label)
+            annotations.append(entry | changes | dict(category_name=KITTI[entry['category_name']]))
+        infos.append(kitti_info(index, image, camera, objects))
+        kept = {key: image[key] for key in ('file_name', 'width', 'height')}
+        images.append(dict(kept, id=index, cam_intrinsic=camera.tolist()))
+    categories = [dict(id=index, name=name) for index, name in enumerate(KITTI.values())]
+    return dict(images=images, annotations=annotations, categories=categories), infos
+
+
+def kitti_info(
+    index: int, image: dict[str, Any], camera: np.ndarray, objects: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what KITTI's evaluator knows of a picture: its size, calibration and objects.
+
+    Args:
+        index: of the picture.
+        image: entry of the picture.
+        camera: (4, 4).
+        objects: those of `Tables.objects` in it.
+    """
+    boxes = np.array([entry['bbox_cam3d'] for entry in objects]).reshape(-1, 7)
+    bottoms = boxes[:, :3] + np.array([0, 0.5, 0]) * boxes[:, 3:6]
+    corners = np.array([entry['bbox'] for entry in objects]).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    annos = dict(
+        name=np.array([KITTI[entry['category_name']] for entry in objects], dtype=str),
+        truncated=np.zeros(len(objects)),
+        occluded=np.zeros(len(objects), int),
+        alpha=boxes[:, 6] - np.arctan2(boxes[:, 0], boxes[:, 2]),
+        bbox=corners,
+        dimensions=boxes[:, 3:6],
+        location=bottoms,
+        rotation_y=boxes[:, 6],
+        index=np.arange(len(objects)),
+        group_ids=np.arange(len(objects)),
+        difficulty=np.zeros(len(objects), int),
+    )
+    shape = np.array([image['height'], image['width']], np.int32)
+    to_camera = np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+    return dict(
+        image=dict(image_idx=index, image_path=image['file_name'], image_shape=shape),
+        calib=dict(P2=camera, R0_rect=np.eye(4), Tr_velo_to_cam=to_camera),
+        annos=annos,
+    )
+
+
+def write_annotations(root: Path) -> dict[str, int]:
+    """Write the files of the set at `root`; return name of a file -> number of its pictures."""
+    from nuscenes.utils import splits
+
+    tables, counts = Tables(root), {}
+    for split in ('train', 'val'):
+        content = annotated(tables, getattr(splits, split))
+        kitti, infos = as_kitti(content)
+        for kind, written in (('nuscenes', content), ('kitti', kitti)):
+            name = f'{kind}_infos_{split}_mono3d.coco.json'
+            write_json(root / name, written)
+            counts[name] = len(written['images'])
+        with atomic_path(root / f'kitti_infos_{split}.pkl') as path:
+            Path(path).write_bytes(pickle.dumps(infos))
+    return counts
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the annotations of the command line."""
+    root = Path(args.root)
+    for name, count in write_annotations(root).items():
+        print(f'{root / name}: {count} pictures')
+    return 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `run` to a parser."""
+    staging.add_folder(parser, '--root', 'data/toy_nuscenes')
+    cli.add_debug_option(parser)

@@ -1,0 +1,1 @@
+_base_ = ['./fcos3d_toy.py', '../../../configs/_base_/backends/onnxruntime.py']

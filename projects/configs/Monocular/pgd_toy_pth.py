@@ -1,0 +1,1 @@
+_base_ = ['./pgd_toy.py', '../../../configs/_base_/backends/torch.py']

@@ -1,0 +1,90 @@
+"""The test loop of monocular detectors on generated pictures, by mmdet3d's evaluators."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.cli import test_app
+from mmdeploy_ext.compat.kitti_overlaps import OF_FIRST, OF_UNION, overlaps
+from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.synthetic.monocular import write_annotations
+from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
+from mmdeploy_ext.synthetic.seeded import write_seeded
+from toy_atss import REPO
+
+KINDS = dict(fcos3d='nuscenes', pgd='kitti', smoke='kitti')
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
+    ensure_toy_nuscenes(folder, SetOptions(train_scenes=1, val_scenes=1, frames=2), jobs=1, quiet=True)
+    counts = write_annotations(folder)
+    assert (
+        counts['nuscenes_infos_val_mono3d.coco.json'] == 12 and counts['kitti_infos_val_mono3d.coco.json'] > 2
+    )
+    return folder
+
+
+def check_equal(reference, candidate):
+    """Compare the results of all pictures of two runs; one of a hundred may be a tie at a threshold."""
+    matched = total = 0
+    for pair in zip(reference, candidate, strict=True):
+        first, second = (
+            np.concatenate(
+                [
+                    side['img_bbox']['boxes_3d'].tensor.numpy(),
+                    *(
+                        100 * side['img_bbox'][key].numpy()[:, None]
+                        for key in sorted(side['img_bbox'].keys() - {'boxes_3d'})
+                    ),
+                ],
+                1,
+            )
+            for side in pair
+        )
+        gaps = np.abs(first[:, None] - second[None]).max(-1)
+        matched, total = matched + int((gaps < 0.01).any(1).sum()), total + len(first)
+    assert total > 20 and matched >= 0.99 * total, (matched, total)
+
+
+@pytest.mark.parametrize('kind', [pytest.param(kind, marks=pytest.mark.matrix) for kind in KINDS])
+def test_both_engines_give_the_same_results_and_metrics(kind, root, tmp_path):
+    config, results = REPO / 'projects/configs/Monocular' / f'{kind}_toy', []
+    write_seeded(f'{config}.py', tmp_path / 'seeded.pth')
+    annotations = f'data.test.ann_file={root}/{KINDS[kind]}_infos_val_mono3d.coco.json'
+    options = [
+        annotations,
+        f'data.test.data_root={root}/',
+        f'data.test.img_prefix={root}/',
+        'data.workers_per_gpu=0',
+    ]
+    if kind != 'fcos3d':
+        options.append(f'data.test.info_file={root}/kitti_infos_val.pkl')
+    for engine in ('pth', 'onnx'):
+        words = [
+            f'{config}_{engine}.py',
+            str(tmp_path / 'seeded.pth'),
+            '--eval=bbox',
+            '--work-dir',
+            str(tmp_path),
+        ]
+        words += ['--out', str(tmp_path / f'{engine}.pkl'), '--cfg-options', *options]
+        assert test_app.main(words) == 0
+        results.append(pickle.loads((tmp_path / f'{engine}.pkl').read_bytes()))
+    check_equal(*results)
+    metrics = [read_json(tmp_path / f'metrics_{engine}.json')['metrics'] for engine in ('pth', 'onnx')]
+    assert metrics[0] == pytest.approx(metrics[1], abs=5e-4)
+    assert any(name.startswith('img_bbox') for name in metrics[0])
+
+
+def test_overlaps_of_turned_boxes_are_those_of_kitti_without_its_cuda_kernel():
+    boxes = np.array(
+        [[0, 0, 4, 2, 0], [0, 0, 4, 2, np.pi / 2], [1, 0, 2, 2, 0], [9, 9, 1, 1, 0.3]], np.float32
+    )
+    np.testing.assert_allclose(overlaps(boxes, boxes, OF_UNION)[0], [1, 4 / 12, 4 / 8, 0], atol=1e-6)
+    np.testing.assert_allclose(overlaps(boxes, boxes, OF_FIRST)[2], [1, 2 / 4, 1, 0], atol=1e-6)
+    turned = np.array([[0, 0, 4, 1, np.pi / 4], [1.2, -1.2, 0.5, 0.5, 0]], np.float32)
+    assert overlaps(turned[:1], turned[1:])[0, 0] > 0  # angles are clockwise: the long side goes down
+    assert overlaps(turned[:1], turned[1:] * (1, -1, 1, 1, 1))[0, 0] == 0
