@@ -554,6 +554,8 @@ ENTRIES = (
     Entry(r'mm2onnx synthetic seeded .*petr(v2)?_toy', run=True, matrix=True),
     Entry(r'mm2onnx export .*petr(v2)?_toy.py', run=True, matrix=True),
     Entry(r'mm2onnx synthetic seeded .*sparse4d_toy', run=True, matrix=True),
+    Entry(r'mm2onnx synthetic seeded .*smoke_toy', run=True, matrix=True),
+    Entry(EXPORT + r'projects/configs/Monocular/smoke_toy.py', run=True, matrix=True),
     Entry(r'mm2onnx export .*sparse4d_toy.py', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/mask_rcnn_toy.py work_dirs/mask_rcnn.pth', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/yolox_toy.py --check', run=True),
