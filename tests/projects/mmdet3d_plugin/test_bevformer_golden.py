@@ -16,9 +16,15 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from marking import in_suite
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.taps import collect_taps
-from mmdeploy_ext.families.parts.bev_grid import pillar_points, project_pillars, rotated_cells
-from mmdeploy_ext.families.parts.bev_queries import encode_view
+from mmdeploy_ext.families.parts.bev_grid import (
+    pillar_points,
+    project_pillars,
+    rotate_view,
+    rotated_cells,
+)
+from mmdeploy_ext.families.parts.bev_queries import LastView, encode_view
 from mmdeploy_ext.families.parts.runtime.bev_motion import YAW_DEG, bev_rotation, bev_shift, motion_since
+from mmdeploy_ext.models.bevformer.view import run_encoder
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder
 
 MODELS = 'projects/configs/_base_/models/bevformer_{}.py'
@@ -174,6 +180,15 @@ def test_every_frame_of_the_whole_model(model):
         same_detections(decoded, stored('boxes_3d'), stored('scores_3d'), stored('labels_3d'))
 
 
+def last_view(last, motion, side):
+    """Return the last view (Q, 1, C), None at the first frame, as the graph's encoder takes it."""
+    if last is None:
+        return LastView(torch.zeros(1, side * side, 256), torch.zeros(2), torch.zeros(1))
+    rotation = torch.from_numpy(bev_rotation(motion[YAW_DEG], (100, 100), (side, side)))
+    shift = torch.from_numpy(bev_shift(motion, EXTENT).astype(np.float32))
+    return LastView(rotate_view(last[:, 0], rotation, side, side)[None], shift, torch.ones(1))
+
+
 @pytest.mark.matrix
 def test_the_encoder_of_bevformer_small():
     stored = arrays('small_encoder.npz')
@@ -193,15 +208,12 @@ def test_the_encoder_of_bevformer_small():
         maps = golden.normal(f'small_feat_{case}', (1, 6, 256, 23, 40), 0.35)[0]
         last = None if case == 's0' else golden.normal('small_prev_bev_s1', (22500, 1, 256))
         can_bus = stored[f'{case}_can_bus']
+        matrices = torch.from_numpy(stored[f'{case}_lidar2img'].astype(np.float32))
+        record = torch.from_numpy(can_bus.astype(np.float32))
         with torch.no_grad():
-            view = encode_view(
-                head,
-                [maps],
-                torch.from_numpy(can_bus.astype(np.float32)),
-                torch.from_numpy(stored[f'{case}_lidar2img'].astype(np.float32)),
-                (736, 1280),
-                head.last_view(last, can_bus, maps.device),
-            )[0]
-        np.testing.assert_allclose(view[::45, ::8], stored[f'{case}_bev_slice'], rtol=0, atol=BEV)
-        row = view.reshape(150, 150, 256)[75, :, ::4]
-        np.testing.assert_allclose(row, stored[f'{case}_bev_row75'], rtol=0, atol=BEV)
+            of_model = run_encoder(head, [maps], can_bus, matrices, (736, 1280), last)
+            of_graph = encode_view(head, [maps], record, matrices, (736, 1280), last_view(last, can_bus, 150))
+        for view in (of_model[0], of_graph[0]):
+            np.testing.assert_allclose(view[::45, ::8], stored[f'{case}_bev_slice'], rtol=0, atol=BEV)
+            row = view.reshape(150, 150, 256)[75, :, ::4]
+            np.testing.assert_allclose(row, stored[f'{case}_bev_row75'], rtol=0, atol=BEV)
