@@ -147,6 +147,21 @@ def changed_drive(frame: Frame) -> Iterator[Frame]:
         yield frame
 
 
+def after_a_turn(frame: Frame) -> Frame:
+    """Return the next frame of a car that has turned and driven by what is no whole number of metres.
+
+    A car that stands still shows no error of a motion that is computed in float32: whether the two equal
+    poses cancel exactly depends on the kernels of the machine.
+    """
+    return dataclasses.replace(
+        frame,
+        ego_pose=frame.ego_pose @ _moved(),
+        ego_pose_inv=None,
+        timestamp_s=frame.timestamp_s + STEP_S,
+        name='after a turn',
+    )
+
+
 def plain_moment(frame: FusedFrame, limits: Sequence[float] | None) -> FusedFrame:
     """Return a moment with pictures of one colour and one of its points in the range `limits`.
 

@@ -1,6 +1,7 @@
 """The family of StreamPETR: the configs that it claims and refuses, its graphs, reference and runtime."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
-from mmdeploy_ext.families.parts.proof_samples import changed_drive
+from mmdeploy_ext.families.parts.proof_samples import after_a_turn, changed_drive
 from mmdeploy_ext.families.parts.query_limits import other_limits, synthetic_outputs
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.samples import result
@@ -184,8 +185,10 @@ class StreamPetrFamily(SequenceFamily):
         # the published model knows no time gap: the proof and the metrics compare like with like
         return StreamPetrOnnx(paths, max_gap_s=None, **engine)
 
-    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterable[Frame]:
-        return changed_drive(sample)
+    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
+        frames = list(changed_drive(sample))
+        yield from frames
+        yield after_a_turn(dataclasses.replace(frames[-1], images=sample.images))
 
     def ignores_places(self, options: Options) -> bool:
         return options.contract == 'deploy'  # its memory is in the last LiDAR frame
