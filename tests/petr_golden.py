@@ -1,14 +1,14 @@
 """The goldens' seeded weights and inputs of PETR and PETRv2, made again by the rule of FILL.md.
 
-Source: ../shared/golden/petr/FILL.md.
+Source: ../shared/golden/petr/FILL.md. Another set, made by the same program with a prefix before all names,
+is taken by the environment variables GOLDEN_PETR and GOLDEN_PREFIX.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,30 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.synthetic.seeded_by_name import name_rng, state_dict_by_name
+from mmdeploy_ext.families.petr.seeded import petr_weights
+from mmdeploy_ext.synthetic.seeded_by_name import name_rng
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-GOLDEN = Path(__file__).resolve().parents[2] / 'shared/golden/petr'
-GAINS = dict(
-    dcn_offset_weight=1.2,
-    weight_resblock_conv3=0.25,
-    weight_stem_r50=0.0246,
-    weight_vov_concat=2.3,
-    weight_ese=1.0,
-    weight_backbone=math.sqrt(2),
-    weight_fpn_conv=1.5,
-    position_encoder_out_weight=2.0,
-    adapt_pos3d_out_weight=2.0,
-    cls_out_weight=2.5,
-    reg_out_weight=3.0,
-    query_embedding_out_weight=8.0,
-    input_proj_weight=2.0,
-    fpe_weight=2.0,
-    weight=1.0,
-)
-"""Kind of a kernel -> its gain."""
+SHIPPED = Path(__file__).resolve().parents[2] / 'shared/golden/petr'
+GOLDEN, PREFIX = Path(os.environ.get('GOLDEN_PETR', SHIPPED)), os.environ.get('GOLDEN_PREFIX', '')
 PICTURES = dict(v2=(320, 800, 1, 'img_{}'), v1r50=(512, 1408, 57, 'img57_{}'))
 """Model -> height, width, scale and name of its pictures."""
 
@@ -93,51 +77,16 @@ def head_config(name: str) -> dict:
     )
 
 
-def fill(key: str, shape: tuple[int, ...], kind: str, shared: bool) -> np.ndarray:
-    """Return the numbers of a key, float64, by its kind in the list of the goldens.
-
-    Args:
-        key: of the state dict.
-        shape: of its tensor.
-        kind: in `state_dict_*.json`.
-        shared: whether all layers have the branches of the first.
-    """
-    seed = re.sub(r'((?:cls|reg)_branches)\.\d+', r'\1.0', key) if shared else key
-    if kind == 'reference_points':
-        return name_rng(seed).uniform(0.0, 1.0, shape)
-    z = name_rng(seed).standard_normal(shape)
-    small = dict(
-        running_mean=0.05 * z,
-        running_var=1 + 0.1 * abs(z),
-        norm_weight=1 + 0.05 * z,
-        norm_bias=0.05 * z,
-        cls_out_bias=-3.2 + 0.02 * z,
-        bias=0.02 * z,
-    )
-    if kind in small:
-        return small[kind]
-    axes = (2, 3) if kind == 'weight_fpn_conv' else tuple(range(1, len(shape)))
-    gain: float | np.ndarray = GAINS.get(kind, 1.0)
-    if kind == 'attn_in_proj_weight':
-        of_values = 0.7 if '.attentions.0.' in key else 3.0
-        gain = np.where(np.arange(shape[0]) < shape[0] * 2 // 3, 0.8, of_values)[:, None]
-    return (z - z.mean(axis=axes, keepdims=True)) * gain / math.sqrt(math.prod(shape[1:]))
-
-
 def state_dict(name: str, prefix: str = '') -> dict[str, torch.Tensor]:
     """Return the seeded tensors of 'v2' or 'v1r50' whose keys begin with a prefix."""
     content = json.loads((require_golden() / f'state_dict_{name}.json').read_text())
-    entries = content['keys']
-    shared = content['shared_branches']
-    shapes = {key: tuple(entry['shape']) for key, entry in entries.items() if key.startswith(prefix)}
-    constants = content['kept_constants']
-
-    def rule(key: str, shape: tuple[int, ...]) -> np.ndarray:
-        if key in constants:
-            return np.array(constants[key])
-        return fill(key, shape, entries[key]['kind'], shared)
-
-    return state_dict_by_name(shapes, rule)
+    shapes = {key: torch.empty(entry['shape'], device='meta') for key, entry in content['keys'].items()}
+    if prefix:
+        shapes = {key: tensor for key, tensor in shapes.items() if key.startswith(prefix)}
+    constants = {
+        key: torch.tensor(value) for key, value in content['kept_constants'].items() if key in shapes
+    }
+    return petr_weights(shapes, PREFIX) | constants
 
 
 def fill_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -150,14 +99,14 @@ def fill_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def features(number: int) -> torch.Tensor:
     """Return the feature maps (1, 12, 256, 20, 50) of the tests of the head alone."""
-    normal = name_rng(f'feat_{number}').standard_normal((1, 12, 256, 20, 50))
+    normal = name_rng(f'{PREFIX}feat_{number}').standard_normal((1, 12, 256, 20, 50))
     return torch.from_numpy((0.6 * normal).astype(np.float32))
 
 
 def pictures(name: str, index: int) -> torch.Tensor:
     """Return the pictures (1, 6, 3, H, W) of a frame of a model, normalised."""
     height, width, scale, title = PICTURES[name]
-    source = name_rng(title.format(index))
+    source = name_rng(PREFIX + title.format(index))
     fine = source.standard_normal((1, 6, 3, height, width))
     coarse = (
         source.standard_normal((1, 6, 3, height // 32, width // 32)).repeat(32, axis=3).repeat(32, axis=4)

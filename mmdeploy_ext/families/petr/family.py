@@ -171,7 +171,8 @@ class PetrFamily(SequenceFamily):
         return PetrOnnx(paths, max_gap_s=None, **engine)
 
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
-        frames = list(changed_drive(sample))
+        # their times change, those of the cameras would stay
+        frames = list(changed_drive(dataclasses.replace(sample, camera_times_s=None)))
         yield from frames
         yield from driven(dataclasses.replace(frames[-1], images=sample.images))
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -310,6 +311,17 @@ def test_boxes_are_those_that_the_config_states(tmp_path, name):
     torch.save(dict(state_dict=deployment.model.state_dict(), meta=dict(mmdet3d_version='1.0.0rc6')), path)
     assert deployment.model.box_convention == '0.17'
     assert deploy.load(TOYS[name].config, str(path)).model.box_convention == '1.x'
+
+
+def test_frames_of_a_drive_that_is_made_of_a_sample_get_later(deployments):
+    """Also of a data set's sample, which has times of its cameras."""
+    deployment = deployments['petrv2']
+    (frame,) = drive(deployment, 1)
+    frame = dataclasses.replace(frame, camera_times_s=np.full(6, frame.timestamp_s - 0.02))
+    frames = list(deployment.family.special_samples(deployment.rule, frame))
+    for before, after in itertools.pairwise(frames):
+        times = (runtime.camera_times(after), runtime.camera_times(before))
+        assert runtime.mean_gap_s(after.timestamp_s, *times) > 0
 
 
 def test_heads_of_other_models_belong_to_no_family_of_petr(deployments):
