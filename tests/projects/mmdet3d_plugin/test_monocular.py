@@ -14,6 +14,7 @@ from marking import in_suite
 from mmdeploy_ext.cli import run_app
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.evaluate import detector
 from mmdeploy_ext.families.monocular import cameras, graphs, networks, reference, smoke_graphs
 from mmdeploy_ext.families.monocular.runtime import decoding
 from mmdeploy_ext.families.parts import mmdet_reference
@@ -225,6 +226,21 @@ def test_mmdet3d_gives_the_same_boxes_of_the_original_picture_with_its_matrix_of
     (expected,) = deployment.family.reference_detections(deployment.model, [prepared], rescale=True)
     boxes = upstream['img_bbox']['boxes_3d'].tensor.numpy()
     np.testing.assert_allclose(expected.boxes[:, :7], boxes, atol=1e-3)
+
+
+@pytest.mark.parametrize('kind', ['smoke', 'fcos3d'])
+def test_the_test_loop_takes_the_camera_of_the_network_input_from_the_meta_of_a_picture(kind):
+    rule, (_, image) = seeded(kind).rule, picture()
+    intrinsics = [[250.0, 0, 160], [0, 240.0, 50], [0, 0, 1]]
+    expected = rule.apply(image, square_matrix(intrinsics))
+    meta = dict(
+        cam2img=intrinsics, ori_shape=image.shape, img_shape=(*expected.img_shape, 3), scale_factor=1.0
+    )
+    if kind == 'smoke':
+        meta['trans_mat'] = AffineResize(SIZE[::-1], 4)(dict(img=image.copy()))['trans_mat']
+    prepared = detector._prepared(expected.tensor, meta)
+    np.testing.assert_allclose(prepared.cam2img, expected.cam2img)
+    np.testing.assert_allclose(cameras.camera_of(prepared), expected.cam2img, rtol=1e-6)
 
 
 @pytest.mark.parametrize('size', [(100, 300), (375, 1242), (301, 77)])
