@@ -47,6 +47,14 @@ def test_other_files_are_proven(deployment, tmp_path, options):
     assert verdict.passed, verdict.reasons
 
 
+@pytest.mark.matrix
+def test_a_file_in_float16_is_within_its_bars(deployment, tmp_path):
+    paths = toy.export(deployment, tmp_path, precision='fp16')
+    verdict, _ = prove(deployment, paths, drive(deployment), ENGINE | dict(round_fp16=True))
+    assert verdict.passed and 'WITHIN FP16 BARS' in verdict.title, verdict.reasons
+    assert 'which instances are handed on, and the ids of their tracks, were not compared' in verdict.notes
+
+
 def test_the_first_frame_takes_any_finite_instances(deployment, paths):
     runner = deployment.family.runner(paths, ENGINE)
     frame = next(iter(drive(deployment, 1)))
@@ -115,7 +123,7 @@ def ids_anew(self, inputs, *given, **named):
 rule_of = bank.BankRule.from_facts
 top_rows, project, take_over = bank.top_rows, bank.project_anchors, network.take_over
 get, update = bank.InstanceBank.get, bank.InstanceBank.update
-refine = network.refine
+refine, embed = network.refine, network.embed
 FAULTS = {
     'the border of GridSample': ((deformable_aggregation, '_in_pictures'), to_the_edge),
     'the absolute value of the interval': (
@@ -149,6 +157,14 @@ FAULTS = {
         (network, 'refine'),
         lambda layer, feature, anchor, *rest: refine(layer, feature, without_yaw(anchor), *rest),
     ),
+    'steps of velocities that are not over the interval': (
+        (network, 'refine'),
+        lambda *given: refine(*given[:4], torch.ones_like(given[4])),
+    ),
+    'velocity unused by the embedding': (
+        (network, 'embed'),
+        lambda encoder, anchor: embed(encoder, torch.cat([anchor[..., :8], 0 * anchor[..., 8:]], -1)),
+    ),
     'stale features zeroed': (
         (bank.InstanceBank, 'get'),
         with_result(get, lambda inputs: inputs._replace(temp_feature=inputs.temp_feature * inputs.mask[0])),
@@ -162,7 +178,13 @@ FAULTS = {
 
 
 IN_SUITE = 'the border of GridSample', 'ids begin anew in every frame'
-OF_A_GRAPH = 'the border of GridSample', 'mask ignored by the graph', 'yaw without residual'
+OF_A_GRAPH = (
+    'the border of GridSample',
+    'mask ignored by the graph',
+    'yaw without residual',
+    'steps of velocities that are not over the interval',
+    'velocity unused by the embedding',
+)
 
 
 def frames_of_faults(deployment):
