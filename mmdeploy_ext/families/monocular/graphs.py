@@ -332,7 +332,7 @@ class FullForm(nn.Module):
         classes = scores.shape[2]
         passing = scores > facts['score_thr']
         scores = torch.where(passing, scores, torch.full_like(scores, NO_CANDIDATE))
-        count = passing.sum(1).amax().clamp(min=1)
+        count = passing.sum(1).max().clamp(min=1)
         best, cells = scores.transpose(1, 2).topk(count, 2)  # (B, C, m)
         flat_cells = cells.flatten(1)
         above = gather_rows(decoding.seen_from_above(torch, boxes), flat_cells)
