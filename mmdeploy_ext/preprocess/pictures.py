@@ -69,6 +69,10 @@ class PreparedImage:
         (top, left), (ratio_w, ratio_h) = self.border, self.scale_factor[:2].astype(np.float64)
         return np.array([[ratio_w, 0, left], [0, ratio_h, top], [0, 0, 1]])
 
+    def with_camera(self, cam2img: np.ndarray) -> 'PreparedImage':
+        """Return this with the camera of the network input, given that of the original picture, (4, 4)."""
+        return dataclasses.replace(self, cam2img=square_matrix(self.to_input) @ cam2img)
+
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessRule(JsonDataclass):
@@ -132,11 +136,8 @@ class PreprocessRule(JsonDataclass):
             return (height | self.pad_or) + self.pad_more, (width | self.pad_or) + self.pad_more
         return next_multiples((height, width), self.size_divisor)
 
-    def apply(self, image_bgr: np.ndarray, cam2img: np.ndarray | None = None) -> PreparedImage:
-        """Return the network input of an image (h, w, 3) uint8 BGR, as OpenCV reads it.
-
-        `cam2img` (4, 4) is the camera of the image, see `preprocess/cam2img.py`; None: it has none.
-        """
+    def apply(self, image_bgr: np.ndarray) -> PreparedImage:
+        """Return the network input of an image (h, w, 3) uint8 BGR, as OpenCV reads it."""
         height, width = image_bgr.shape[:2]
         if self.to_float32:
             image_bgr = image_bgr.astype(np.float32)
@@ -157,7 +158,7 @@ class PreprocessRule(JsonDataclass):
         ratio_w, ratio_h = resized_w / width, resized_h / height
         if warp is not None:
             ratio_h = ratio_w
-        prepared = PreparedImage(
+        return PreparedImage(
             tensor=np.ascontiguousarray(padded.transpose(2, 0, 1)),
             img_shape=(resized_h, resized_w),
             scale_factor=np.array([ratio_w, ratio_h, ratio_w, ratio_h], np.float32),
@@ -165,9 +166,6 @@ class PreprocessRule(JsonDataclass):
             border=(top, left),
             warp=warp,
         )
-        if cam2img is None:
-            return prepared
-        return dataclasses.replace(prepared, cam2img=square_matrix(prepared.to_input) @ cam2img)
 
 
 def next_multiples(size: tuple[int, int], divisor: int) -> tuple[int, int]:

@@ -48,7 +48,8 @@ def prepare(metadata: Metadata, image_bgr: np.ndarray, cam2img: np.ndarray | Non
     rule = metadata.preprocess
     if isinstance(height, int) and isinstance(width, int):
         rule = dataclasses.replace(rule, size=(height, width))
-    return rule.apply(image_bgr, cam2img)
+    prepared = rule.apply(image_bgr)
+    return prepared if cam2img is None else prepared.with_camera(cam2img)
 
 
 BESIDE = ('img_shape', 'scale_factor', 'border', 'orig_target_sizes', 'ori_shape')

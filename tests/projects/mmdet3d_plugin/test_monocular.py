@@ -207,7 +207,7 @@ def test_mm2onnx_run_takes_a_file_of_cameras_and_gives_the_boxes_of_pytorch(tmp_
     assert run_app.main([*command, '--cameras', str(tmp_path / 'cameras.json')]) == 0
     entries = json.loads((tmp_path / 'a.json').read_text())['images'][0]['detections']
     deployment = seeded('smoke')
-    prepared = deployment.rule.apply(image, square_matrix(intrinsics))
+    prepared = deployment.rule.apply(image).with_camera(square_matrix(intrinsics))
     (expected,) = deployment.family.reference_detections(deployment.model, [prepared], rescale=True)
     boxes = np.array([entry['box'] for entry in entries])
     assert len(boxes) == len(expected) > 20
@@ -217,7 +217,7 @@ def test_mm2onnx_run_takes_a_file_of_cameras_and_gives_the_boxes_of_pytorch(tmp_
 def test_mmdet3d_gives_the_same_boxes_of_the_original_picture_with_its_matrix_of_the_warp():
     deployment, (_, image) = seeded('smoke'), picture()
     intrinsics = [[250.0, 0, 160, 9], [0, 240.0, 50, 1], [0, 0, 1, 0.01], [0, 0, 0, 1]]
-    prepared = deployment.rule.apply(image, square_matrix(intrinsics))
+    prepared = deployment.rule.apply(image).with_camera(square_matrix(intrinsics))
     step = AffineResize(img_scale=SIZE[::-1], down_ratio=4)
     results = step(dict(img=image.copy()))
     (meta,) = reference.metas([prepared])
@@ -232,7 +232,7 @@ def test_mmdet3d_gives_the_same_boxes_of_the_original_picture_with_its_matrix_of
 def test_the_test_loop_takes_the_camera_of_the_network_input_from_the_meta_of_a_picture(kind):
     rule, (_, image) = seeded(kind).rule, picture()
     intrinsics = [[250.0, 0, 160], [0, 240.0, 50], [0, 0, 1]]
-    expected = rule.apply(image, square_matrix(intrinsics))
+    expected = rule.apply(image).with_camera(square_matrix(intrinsics))
     meta = dict(
         cam2img=intrinsics, ori_shape=image.shape, img_shape=(*expected.img_shape, 3), scale_factor=1.0
     )
