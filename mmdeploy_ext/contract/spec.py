@@ -45,10 +45,12 @@ class TensorSpec:
         axes: an int for a fixed axis, a letter (B, H, W, ...) for a dynamic one.
         meaning: one sentence of documentation.
         unit: unit of all values, when there is only one.
-        groups: column groups with their tolerances; empty means one group of all columns.
+        groups: column groups with their tolerances, which together have to cover all columns: one that no
+            group has fails a comparison. Empty means one group of all columns with the default tolerance.
         default: fill value of an optional input (an ONNX input with an initializer); None for a required one.
         unused: whether it is an input that no operator uses, and that stays in the signature.
-        compare: 'values' for element-wise comparison; 'detections' if rows are matched by class and IoU.
+        compare: 'values' for element-wise comparison; 'detections' for every output of results, such as
+            boxes, labels, scores, masks, maps and counts: the results decoded from all of them are matched.
         single: whether it is computed in float32 in a float16 graph, too: points, poses, times, and what a
             top-k sorts.
         smallest: minimum size of the axes from the third on (images: height and width).
@@ -94,7 +96,7 @@ class GraphSpec:
         inputs: inputs in the order of the exported module's arguments.
         outputs: outputs in order.
         state: (output name, input name) pairs of a stateful model: the output of a step is the input of the
-            next.
+            next. What the first step gets is decided by the family's runtime.
     """
 
     name: str
@@ -163,7 +165,8 @@ class GraphSpec:
         """Refuse feeds (input name -> array) that the graph does not take, the same way on every engine.
 
         Raises:
-            ShapeError: a required input is missing, an unknown one is given, or dtype or shape differ.
+            ShapeError: a required input is missing, an unknown one is given, dtype or shape differ, or values
+                of an input of positive numbers are not positive.
         """
         names = self.input_names
         if unknown := [name for name in feeds if name not in names]:
@@ -203,7 +206,7 @@ def _check_array(tensor: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[s
     if tensor.positive and not (array > 0).all():
         raise ShapeError(f'{prefix} {array.min()}, expected positive numbers ({tensor.meaning})')
     prefix = f'{prefix} shape {shape},'
-    if tensor.axes[0] == 'B' and not array.shape[0]:  # at which every engine fails in its own way
+    if tensor.axes[:1] == ('B',) and not array.shape[0]:  # at which every engine fails in its own way
         raise ShapeError(f'{prefix} a batch of no images; expected {expected} of 1 or more')
     if any(size < tensor.smallest or size % tensor.multiple for size in array.shape[2:]):
         multiple = f' and a multiple of {tensor.multiple}' if tensor.multiple > 1 else ''

@@ -46,8 +46,8 @@ class Job:
         model: the graph that is built, in float16 if asked.
         package: the TensorRT that builds; None if nothing is built.
         title: of the TensorRT that the checks were made for: 'TensorRT' or 'TensorRT-RTX'.
-        architectures: to build for, e.g. (86,) for SM 8.6.
-        profiles: input -> smallest, usual and largest shape.
+        architectures: to build for, e.g. (86,) for SM 8.6; () if nothing is built and none was given.
+        profiles: input -> smallest, usual and largest shape; {} if nothing is built.
         precision: `AS_GIVEN` or 'fp16'.
         keep_fp32: patterns of nodes that stay float32.
         constants: inputs that became constants, as they were written: NAME or NAME=VALUES.
@@ -84,7 +84,9 @@ def prepare(
     Args:
         source: ONNX file.
         fp16: write float16 into the graph (`passes/fp16.py`); inputs and outputs keep their dtypes.
-        keep_fp32: patterns of nodes that stay float32; None for the stages after the network.
+        keep_fp32: patterns with `*` and `?` of the names, operators, modules or outputs of nodes that stay
+            float32, in place of the default, None: the stages after the network, and float comparisons.
+            Not used without `fp16`.
         shapes: see `tensorrt_shapes.parse_shapes`.
         constants: NAME or NAME=VALUES: inputs that become constants (`for_tensorrt.fix_inputs`).
         package: 'tensorrt', 'tensorrt-rtx' or 'auto'.
@@ -184,16 +186,18 @@ def _ports(values: Sequence[onnx.ValueInfoProto]) -> tuple[Port, ...]:
 
 
 def engine_beside(source: str, device: int, shapes: Sequence[str], constants: Sequence[str]) -> Path:
-    """Return the path of an engine of an ONNX file, which is built if there is none for this GPU.
+    """Return the path of an engine of an ONNX file in the file's own dtypes, without TF32.
 
-    For `m.onnx` these are `m.engine` and `m.sm86.engine` (of SM 8.6), where a new one is written. `device` is
-    the index of the GPU, `shapes` and `constants` are as `prepare` takes them; without shapes those of an
-    engine of this file that lies beside it are used.
+    For `m.onnx` these are `m.engine` and `m.sm86.engine` (of SM 8.6). One that lies there is taken if a build
+    now would be equal to it in package version, file, shapes and constants; else a new one is written to the
+    latter, in place of what lies there. `device` is the index of the GPU, `shapes` and `constants` are as
+    `prepare` takes them; without shapes those of an engine of this file that lies beside it are used.
 
     Raises:
         EngineError: no package, no GPU, or a file that TensorRT cannot take.
+        ExportError: TensorRT failed to build.
         ModelFileError: no such file.
-        UsageError: open axes without sizes.
+        UsageError: open axes without sizes, or a malformed option.
     """
     package = tensorrt_package.find_package()
     gpu = find_gpu(device)

@@ -1,4 +1,7 @@
-"""Detectors of queries as mmdet runs them, unpatched: what a proof compares the graphs with."""
+"""Detectors of queries as mmdet runs them, unpatched: what a proof compares the graphs with.
+
+The images of one call are prepared to one size, except those for `regions`, which run one by one.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,9 +26,10 @@ from mmdeploy_ext.runtime.panoptic import Segments
 def mask_tensors(
     model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any
 ) -> dict[str, np.ndarray]:
-    """Return the logits of classes and of masks, by name of the output, after the last layer of mmdet's head.
+    """Return `logits` (B, Q, C + 1) and `mask_logits` (B, Q, h, w) after the last layer of mmdet's head.
 
-    `feeds` hold `input`, and may hold `img_shape` (B, 2) of the B images before padding.
+    Q is the number of queries, C of classes. `feeds` hold `input` (B, 3, H, W), and may hold `img_shape`
+    (B, 2), height and width of the images before padding, which are positive here. `form` is not used.
     """
     image = torch.from_numpy(feeds['input']).to(next(model.parameters()).device)
     batch, _, *size = image.shape
@@ -62,8 +66,10 @@ def instances(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) 
     return image_instances
 
 
-def regions(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-    """Return the results of the detector's own test path, of one image at a time.
+def regions(
+    model: nn.Module, images: Sequence[PreparedImage], rescale: bool
+) -> list[Detections | Instances]:
+    """Return the results of the detector's own test path, of one image at a time; of QueryInst with masks.
 
     For all images of a batch mmdet takes the masks of those queries that are the best of the last image.
     """

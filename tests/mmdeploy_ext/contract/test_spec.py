@@ -111,3 +111,8 @@ def test_wrong_feeds_are_refused_by_name(name, array, message):
 def test_a_fixed_axis_says_what_to_do():
     with pytest.raises(ShapeError, match='--dynamic-export'):
         SPEC.check_feeds({**FEEDS, 'pre_memory': np.zeros((2, 8, 4), np.float32)})
+
+
+def test_an_input_without_axes_is_taken():
+    scale = TensorSpec('scale', 'float32', ())
+    GraphSpec('toy', (scale,), ()).check_feeds({'scale': np.float32(1)})

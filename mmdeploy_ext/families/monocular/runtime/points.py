@@ -64,9 +64,9 @@ def decoded(
         facts: entry `postprocess` of the metadata.
     """
     levels: list[dict[str, np.ndarray]] = []
-    clip_hw = feeds.get('img_shape')
-    if clip_hw is None:
-        clip_hw = np.full((len(feeds['input']), 2), feeds['input'].shape[2:], np.float32)
+    clip_hw = np.full((len(feeds['input']), 2), feeds['input'].shape[2:], np.float32)
+    if 'img_shape' in feeds:  # 0 means the size of the input, as in the graphs
+        clip_hw = np.where(feeds['img_shape'] > 0, feeds['img_shape'], clip_hw)
     for level, (stride, (height, width)) in enumerate(zip(facts['strides'], sizes, strict=True)):
         rows = {
             name.rpartition('_')[0]: maps.transpose(0, 2, 3, 1).reshape(len(maps), -1, maps.shape[1])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LOWEST_THRESHOLD, LOWERED = 0.01, 0.9
 """A threshold that nothing passes is lowered by this factor until something does, or it is this low."""
 CENTRE, SIZES = [0, 1, 4], [2, 3, 5]
-"""Columns of a box code: x, y, z, and the logarithms of width, length and height."""
+"""Columns of a box code: x, y, z, and logarithms of the three sizes, in the order of the box convention."""
 
 
 def passing(scores: np.ndarray, threshold: float | None) -> np.ndarray:
@@ -48,17 +48,20 @@ def decode(
     facts: Mapping[str, Any],
     accepts: Callable[[np.ndarray, float | None], np.ndarray] = passing,
 ) -> Detections3D:
-    """Decode the outputs of one frame to boxes of mmdet3d 1.0, best first, with z at the bottom.
+    """Decode the outputs of one frame to boxes of mmdet3d 1.0 in the LiDAR frame, with z at the bottom.
+
+    At most `max_num` of the facts come back, best first.
 
     One query may give several boxes, and there is no NMS.
 
     Args:
         cls_scores: (L, 1, R, K) logits; the last layer counts.
-        bbox_preds: (L, 1, R, 10): x, y in m, log width, log length, z in m, log height, sine and cosine of
-            the yaw, velocity x, y in m/s.
-        facts: the `postprocess` entry of the file's metadata. Its `box_convention` is the mmdet3d whose boxes
-            the model was trained with; for 0.17, as the published weights, the first size is the width, and
-            the yaw another.
+        bbox_preds: (L, 1, R, 10): x, y in m, logarithms of the first two sizes, z of the centre in m, log
+            height, sine and cosine of the yaw, velocity x, y in m/s.
+        facts: the `postprocess` entry of the file's metadata: `max_num`, `post_center_range` (the least x, y,
+            z of a centre, then the greatest, m), `score_threshold` (may be missing), and `box_convention`,
+            the mmdet3d whose boxes the model was trained with. For 0.17, as the published weights, the first
+            two sizes are width and length, and the yaw is another; for 1.x they are length and width.
         accepts: chooses scores by the threshold of the facts: `passing`, or `above` for PETR.
 
     Source: fundamentalvision/BEVFormer 66b65f3 and megvii-research/PETR f7525f9, `get_bboxes` of the heads,
