@@ -156,9 +156,12 @@ def build(seed: int = 0, **options):
     from mmdet3d.models import build_model
 
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.models import catalogue
 
     torch.manual_seed(seed)
-    model = build_model(ConfigDict(model_cfg(**options)))
+    model_config = ConfigDict(model_cfg(**options))
+    catalogue.register_named(dict(model=model_config))  # a config of PETR has another detector of this type
+    model = build_model(model_config)
     model.init_weights()
     return model.train()
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from mmdeploy_ext.compat.absent_packages import LYFT, AbsentModule
 from mmdeploy_ext.compat.import_hook import Execute, after, has_gpu, patch, patched
-from mmdeploy_ext.compat.kitti_overlaps import overlaps
 
 RARELY_USED = {
     'torchvision.ops.roi_align': ('torch._dynamo', 'torch._dynamo.utils'),
@@ -194,6 +193,8 @@ def overlaps_without_gpu(module: ModuleType, execute: Execute) -> bool:
     if has_gpu():
         execute()
         return False
+    from mmdeploy_ext.compat.kitti_overlaps import overlaps
+
     module.rotate_iou_gpu_eval = overlaps
     return True
 

@@ -27,7 +27,6 @@ from mmdeploy_ext.core.errors import (
 )
 from mmdeploy_ext.core.files import check_outputs, check_writable, will_write, write_json
 from mmdeploy_ext.core.printable import printable
-from mmdeploy_ext.preprocess.cam2img import CAMERA, camera_for, read_cameras
 from mmdeploy_ext.runtime.family_runtime import runner_of
 
 if TYPE_CHECKING:
@@ -111,6 +110,8 @@ def run_files(args: argparse.Namespace, runner: str) -> int:
             f'{error.name} is not installed; this tool needs: pip install numpy '
             f'opencv-python-headless onnxruntime'
         ) from error
+    from mmdeploy_ext.preprocess.cam2img import read_cameras
+
     targets = plan_pictures(args.images, args.out)
     check_targets(args, targets.values())
     cameras = read_cameras(args.cameras) if args.cameras else {}
@@ -245,6 +246,8 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
 
 def check_cameras(args: argparse.Namespace, metadata: Metadata) -> None:
     """Refuse (UsageError) a file that takes cameras without `--cameras`, and `--cameras` for another file."""
+    from mmdeploy_ext.preprocess.cam2img import CAMERA
+
     takes_cameras = CAMERA in metadata.spec.input_names
     if takes_cameras and not args.cameras:
         raise UsageError(
@@ -269,6 +272,7 @@ def run_file(
     The entry has both paths (`image`, `picture`), `height`, `width`, `milliseconds`, the number of results
     that are `drawn`, and all `detections`.
     """
+    from mmdeploy_ext.preprocess.cam2img import camera_for
     from mmdeploy_ext.preprocess.pictures import read_image
     from mmdeploy_ext.runtime import draw
     from mmdeploy_ext.runtime.detect import detect

@@ -72,7 +72,7 @@ class MonocularFamily(ImageFamily):
         """The heads that export, and bases of such."""
 
     def claims(self, cfg: Any) -> Claim:
-        head = builder.HEADS.get((cfg.model.get('bbox_head') or {}).get('type') or '')
+        head = builder.HEADS.get(detector_parts.part_cfg(cfg.model, 'bbox_head').get('type') or '')
         detector = builder.DETECTORS.get(cfg.model.get('type') or '')
         if head is None or detector is None or not issubclass(detector, detectors.SingleStageMono3DDetector):
             return Claim.NO

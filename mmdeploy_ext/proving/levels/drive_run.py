@@ -86,7 +86,10 @@ SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
 
 
 def default_bars(precision: str) -> DriveBars:
-    """Return the bars of a drive of a precision; below float32 tensors are judged by their cosines."""
+    """Return the bars of a drive of a precision: 'fp32', 'fp16', 'bf16' or 'int8'.
+
+    Below float32 tensors are judged by their cosines.
+    """
     half = half_bars.bars_of(precision)
     if half is None:
         return SHORT_DRIVE
@@ -99,10 +102,11 @@ class Modes:
 
     A candidate that raises an exception at a frame is stopped, which is its reason to fail; the others go on.
 
-    A reference whose results jump where rounding decides has a method `decided_as(frame, before, outputs)`:
-    where a candidate is beyond the tolerances, its frame is compared with that `Decision`, the reference's
-    own result with its ties decided as in the candidate's outputs. Its memory after the frame is then taken
-    over by a free candidate.
+    A reference whose results jump where rounding decides has a method `decided_as(frame, before, outputs)`,
+    of its memory before the frame and the candidate's outputs by name. It returns a `Decision`, its own
+    result with its ties decided as in those outputs, or None if there is no tie to decide. Where a candidate
+    is beyond the tolerances, its frame is compared with that; if they are equal, a free candidate goes on
+    with the memory that the reference had after the frame by its own decision.
 
     Attributes:
         first: the first frame, and the result of the candidate 'teacher' for it.
@@ -232,8 +236,8 @@ class PairRun:
     Attributes:
         worst_distance, worst_score: largest differences of matched results; the distance, in m, is None
             before the first.
-        tied: counts of ties, of the frames with one, of those that one affects, and of rows that a tie took
-            over.
+        tied: counts of ties, of the frames with one, of those that one affects, and of those after which a
+            free candidate went on with the reference's memory.
         pairing: which rows of the memory belong together; None for a memory without scores.
         outputs: specs of the outputs that are no state.
         faults: what went wrong -> names of the frames.

@@ -42,6 +42,9 @@ class Echo:
             for value in outputs['first']
         ]
 
+    def result(self, detections, num_classes):
+        return detections.to_mmdet_result(num_classes)
+
 
 def batch(views=1):
     images = torch.arange(3, dtype=torch.float32)[:, None, None, None].expand(3, 3, 2, 2) + 10
