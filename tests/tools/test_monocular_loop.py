@@ -28,7 +28,7 @@ def root(tmp_path_factory):
 
 
 def check_equal(reference, candidate):
-    """Compare the results of all pictures of two runs; one of a hundred may be a tie at a threshold."""
+    """Compare the results of all pictures of two runs: each box of either has one in the other."""
     matched = total = 0
     for pair in zip(reference, candidate, strict=True):
         first, second = (
@@ -44,9 +44,10 @@ def check_equal(reference, candidate):
             )
             for side in pair
         )
-        gaps = np.abs(first[:, None] - second[None]).max(-1)
-        matched, total = matched + int((gaps < 0.01).any(1).sum()), total + len(first)
-    assert total > 20 and matched >= 0.99 * total, (matched, total)
+        near = np.abs(first[:, None] - second[None]).max(-1) < 0.01
+        matched, total = matched + int(near.any(1).sum()), total + len(first)
+        assert len(first) == len(second) and near.any(0).all(), (len(first), len(second))
+    assert total > 20 and matched == total, (matched, total)
 
 
 @pytest.mark.parametrize('kind', [pytest.param(kind, marks=pytest.mark.matrix) for kind in KINDS])
@@ -75,7 +76,7 @@ def test_both_engines_give_the_same_results_and_metrics(kind, root, tmp_path):
         results.append(pickle.loads((tmp_path / f'{engine}.pkl').read_bytes()))
     check_equal(*results)
     metrics = [read_json(tmp_path / f'metrics_{engine}.json')['metrics'] for engine in ('pth', 'onnx')]
-    assert metrics[0] == pytest.approx(metrics[1], abs=5e-4)
+    assert metrics[0] == pytest.approx(metrics[1], abs=5e-4, nan_ok=True)  # of classes without a box
     assert any(name.startswith('img_bbox') for name in metrics[0])
 
 
