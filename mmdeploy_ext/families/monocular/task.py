@@ -17,11 +17,11 @@ from mmdeploy_ext.families.monocular.runtime.results import draw
 from mmdeploy_ext.proving.tasks import bbox2d, bbox3d, matching
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
     from mmdeploy_ext.proving.half_bars import HalfBars
-    from mmdeploy_ext.proving.results import Pair
+    from mmdeploy_ext.proving.results import DetectionRow, Pair
     from mmdeploy_ext.proving.tasks.matching import Pairing
 
 RESULTS, PLACE = 'boxes', bbox3d.PLACE
@@ -92,22 +92,26 @@ def _gap(first: np.ndarray | None, second: np.ndarray | None, shape: tuple[int, 
     return gap.max(-1) if gap.ndim == 3 else gap
 
 
-def figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, Any], str]:
-    """Return fields of a `DetectionRow` and a text on the worst pairs; see `matching.iou_figures`."""
-    distance = worst(-pairing.nearness)
-    gaps = ', '.join(f'{title} {worst(gap):.2g}' for title, gap in pairing.gaps.items())
-    return dict(worst_distance=distance), f'worst: distance {distance:.2g} m, {gaps}'
+def match_detections(
+    image: str, reference: MonocularDetections, candidate: MonocularDetections, **settings: Any
+) -> DetectionRow:
+    """Match boxes of a picture by the bars of `pair_up`; the candidate's have to be in order of their scores.
+
+    `image` is a name for the row, `settings` are further keyword arguments of `matching.match_lists`.
+    """
+    row = match_lists(image, reference, candidate, **settings)
+    return matching.in_order_of_scores(row, candidate.scores)
 
 
-match_detections = functools.partial(
+match_lists = functools.partial(
     matching.match_lists,
     problem=problem,
     pair_by=pair_up,
-    figures=figures,
+    figures=bbox3d.figures,
     score_thr=SCORE_THR,
     score_bar=SCORE_BAR,
 )
-"""Matches boxes of the same picture as `matching.match_lists` does, by the bars of `pair_up`."""
+"""Matches boxes of the same picture as `matching.match_lists` does."""
 
 
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:

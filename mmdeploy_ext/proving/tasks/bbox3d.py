@@ -94,7 +94,7 @@ def _nearness(reference: Detections3D, candidate: Detections3D) -> np.ndarray:
     return nearness
 
 
-def _figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, Any], str]:
+def figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, Any], str]:
     """Return fields of a `DetectionRow` and a text on the worst pairs; see `matching.iou_figures`."""
     distance = worst(-pairing.nearness)
     gaps = ', '.join(f'{title} {worst(gap):.2g}' for title, gap in pairing.gaps.items())
@@ -105,7 +105,7 @@ match_lists = functools.partial(
     matching.match_lists,
     problem=problem,
     pair_by=pair_up,
-    figures=_figures,
+    figures=figures,
     score_thr=SCORE_THR,
     score_bar=SCORE_BAR,
 )
@@ -129,12 +129,7 @@ def match_detections(
         settings: further keyword arguments of `match_lists`.
     """
     row = match_lists(image, reference, candidate, **settings)
-    rising = np.flatnonzero(np.diff(candidate.scores) > 0)
-    if row.broken or not rising.size:
-        return row
-    scores = candidate.scores[rising[0] : rising[0] + 2]
-    order = f'results are not in descending order of their scores ({scores[0]:.4g} before {scores[1]:.4g})'
-    return matching.with_reason(row, order)
+    return matching.in_order_of_scores(row, candidate.scores)
 
 
 def boxes_centre(boxes: np.ndarray) -> np.ndarray:

@@ -351,6 +351,19 @@ def with_reason(row: DetectionRow, reason: str) -> DetectionRow:
     return dataclasses.replace(row, passed=False, reason=f'{row.reason}, {reason}' if row.reason else reason)
 
 
+def in_order_of_scores(row: DetectionRow, scores: np.ndarray) -> DetectionRow:
+    """Return a row, failing if the candidate's `scores` (C,) are not in descending order."""
+    rising = np.flatnonzero(np.diff(scores) > 0)
+    if row.broken or not rising.size:
+        return row
+    higher_after = scores[rising[0] : rising[0] + 2]
+    order = (
+        f'results are not in descending order of their scores ({higher_after[0]:.4g} before '
+        f'{higher_after[1]:.4g})'
+    )
+    return with_reason(row, order)
+
+
 def broken_boxes(name: str, columns: int, *sides: Any) -> str:
     """Return why two lists of boxes cannot be compared; '' if they can.
 
