@@ -114,12 +114,12 @@ class Sparse4DReference:
 
     def step(self, frame: Frame) -> StepResult:
         """Run one frame; outputs are those of the last refinement, the ids, and the confidences."""
-        return self._run(frame, BorderPoints())
+        self._points = BorderPoints()
+        return self._run(frame, self._points)
 
     def _run(self, frame: Frame, points: BorderPoints) -> StepResult:
         frame_checks.check_pose(frame.ego_pose)
         frame_checks.check_time(frame.timestamp_s)
-        self._points = points
         was_empty, outputs = self.bank.cached_anchor is None, {}
 
         def keep_outputs(head: Any, inputs: Any, predictions: Mapping[str, Any]) -> None:

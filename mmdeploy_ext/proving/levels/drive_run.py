@@ -45,7 +45,7 @@ SAME_POSE = 1e-6
 TIME_JUMP = 2.0
 """Gaps within scenes of at least so many times the usual one are jumps in time."""
 FRAMES_PER_TAKEOVER = 20
-"""Number of frames for each of which a memory may be taken over once, see `PairRun.takes_over`."""
+"""Number of frames for each of which a memory may be taken over once, see `PairRun.can_take_over`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,8 @@ class Modes:
     of its memory before the frame and the candidate's outputs by name. It returns a `Decision`, its own
     result with its ties decided as in those outputs, or None if there is no tie to decide. Where a candidate
     is beyond the tolerances, its frame is compared with that; if they are equal, a free candidate goes on
-    with the memory that the reference had after the frame by its own decision.
+    with the memory that the reference had after the frame by its own decision, as often as
+    `PairRun.can_take_over` allows; after that its frames are compared without decisions.
 
     Attributes:
         first: the first frame, and the result of the candidate 'teacher' for it.
@@ -187,19 +188,25 @@ class Modes:
     def _judge(self, mode: str, moment: Moment) -> bool:
         """Judge one frame of a mode; return whether a decision was what it had to equal."""
         run = self.runs[mode]
-        can_decide = hasattr(self.reference, 'decided_as') and run.bars.cosine is None
-        before = copy.deepcopy(run) if can_decide else None
+        can_decide = (
+            hasattr(self.reference, 'decided_as')
+            and run.bars.cosine is None
+            and run.can_take_over(len(run.series['name']))
+        )
+        run_as_decided = copy.deepcopy(run) if can_decide else None
         run.add(moment)
-        if before is None or run.is_near:
+        if run_as_decided is None or run.is_near:
             return False
         decision = self.reference.decided_as(moment.frame, self.before, moment.got.outputs)
         if decision is None:
             return False
-        before.add(dataclasses.replace(moment, expected=decision.result, expected_state=decision.state))
-        if not before.is_near:
+        run_as_decided.add(
+            dataclasses.replace(moment, expected=decision.result, expected_state=decision.state)
+        )
+        if not run_as_decided.is_near:
             return False
-        before.take_over()
-        self.runs[mode], self.decided[moment.frame.name] = before, decision.text
+        run_as_decided.take_over()
+        self.runs[mode], self.decided[moment.frame.name] = run_as_decided, decision.text
         return True
 
     def _run_again(self, frame: Frame, first: StepResult) -> None:
@@ -300,14 +307,21 @@ class PairRun:
         """Return whether the candidate goes on with the reference's memory after the frame that was added.
 
         It does if only a tie decided which rows are kept, and all results of the frame are equal: with the
-        other row PyTorch itself might give other results from then on. One frame of `FRAMES_PER_TAKEOVER`
-        may. A call that returns True is counted in `tied`.
+        other row PyTorch itself might give other results from then on. A call that returns True is counted
+        in `tied`.
         """
-        allowed = max(self.bars.frames // FRAMES_PER_TAKEOVER, 1)
-        if self.mode != 'free' or not self.parted or self.tied['taken_over'] >= allowed:
+        if self.mode != 'free' or not self.parted or not self.can_take_over(self.bars.frames):
             return False
         self.take_over()
         return True
+
+    def can_take_over(self, frames: int) -> bool:
+        """Return whether a drive of so many frames allows another takeover.
+
+        It allows one, and in longer drives one for `FRAMES_PER_TAKEOVER` frames: more would hide an error
+        that grows along the drive. Of a teacher-forced run none is counted.
+        """
+        return self.tied['taken_over'] < max(frames // FRAMES_PER_TAKEOVER, 1)
 
     def take_over(self) -> None:
         """Note that the candidate goes on with the reference's memory; teacher-forced it does so anyway."""
