@@ -481,14 +481,22 @@ class LimitsRaised(Trial):
         return lower(share)
 
     def _is_enough(self, values: Values, name: str, min_rows: int) -> bool:
-        """Return whether a list has enough rows, and other ones than with the model's candidate limits."""
+        """Return whether a list has enough rows, and other ones than with the model's candidate limits.
+
+        Candidate limits that `values` does not change are those of the list `family.first`, which has a trial
+        of its own, or at their maximum: they say nothing about the rows.
+        """
         family = self.trials.deployment.family
         scores = self.scores_with(values, name)
         if len(scores) < max(family.trial_rows, min_rows + 1):
             return False
         if not matches_many(family):  # masks are too few to show it
             return True
-        unchanged = [(limit, limit.value) for limit in self.of_kind(Kind.CANDIDATES)]
+        unchanged = [
+            (limit, limit.value)
+            for limit, value in values
+            if limit.kind is Kind.CANDIDATES and value != limit.value
+        ]
         return not unchanged or not np.array_equal(self.scores_with([*values, *unchanged], name), scores)
 
 

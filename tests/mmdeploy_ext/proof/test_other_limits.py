@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,6 +91,7 @@ FAULTS = {
         (f'{PROPOSAL_CODE}:facts_of', result(other_clip)),
     ),
 }
+
 
 @pytest.mark.matrix
 def test_a_graph_that_gives_features_beside_proposals_is_compared_with_other_limits():
@@ -250,6 +252,28 @@ def test_the_share_that_may_be_covered_is_near_that_of_a_mask_that_it_decides_of
 
     ((_, share),) = trial(OneMap()).with_covered_share([])
     assert (0.1 <= share < 0.1 * 1.02) if trial is LimitsLowered else (0.1 / 1.02 < share < 0.1)
+
+
+@pytest.mark.parametrize(('name', 'share'), [('proposals', 1.0), ('', 0.2)])
+def test_thresholds_are_lowered_until_raised_limits_of_candidates_let_rows_in(name, share):
+    """Limits of candidates for proposals are not raised with those of results: no row depends on them."""
+    candidates = Limit(dict(nms_pre=500), 'nms_pre', Kind.CANDIDATES, list=name)
+    threshold = Limit(dict(score_thr=0.5), 'score_thr', Kind.SCORE)
+
+    class ManyResults:
+        task, first, trial_rows = 'bbox2d', 'proposals', 400
+
+        def scores_of(self, model, images, name):
+            scores = np.linspace(1, 0, 1001)[: 10**9 if candidates.list else candidates.value]
+            return scores[scores > threshold.value]
+
+    deployment = SimpleNamespace(family=ManyResults(), model=None)
+    limits = [candidates, threshold]
+    trials = SimpleNamespace(
+        deployment=deployment, limits=limits, image=None, computed_once=contextlib.nullcontext
+    )
+    raised_limits = [] if name else [(candidates, 550)]
+    assert LimitsRaised(trials)._thresholds(raised_limits, '', 100, 2500) == [(threshold, 0.5 * share)]
 
 
 def test_corners_of_every_second_band_point_at_centres_of_small_boxes():
