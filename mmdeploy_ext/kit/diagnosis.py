@@ -18,8 +18,11 @@ RTOL = 1e-3
 """Largest difference of values that count as the same in another order, relative to the largest value."""
 MAX_AXES = 5
 """Tensors with more axes are not looked at in every order of their axes."""
-LAYOUTS = {2: [(1, 0)], 3: [(0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]}
-LAYOUTS[4] = [(0, 2, 3, 1), (0, 3, 1, 2), (0, 1, 3, 2)]
+LAYOUTS = {
+    2: [(1, 0)],
+    3: [(0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)],
+    4: [(0, 2, 3, 1), (0, 3, 1, 2), (0, 1, 3, 2)],
+}
 """Number of axes -> the orders of them in which outputs are read again if the results differ; each takes as
 long as the judgement of the results. Of four axes those are channels last, channels first, and W before H."""
 

@@ -207,9 +207,9 @@ def _fit(steps: list[Step], size: tuple[int, int]) -> None:
     warps = [step for step in inner if kind_of(step) == 'AffineResize']
     for step in warps:
         step['img_scale'] = size[::-1]
-    if not warps and not any(kind_of(step) == 'Resize' for step in inner):
-        _insert_after(inner, dict(type='Resize', img_scale=size[::-1], keep_ratio=True), ())
     if not warps:
+        if not any(kind_of(step) == 'Resize' for step in inner):
+            _insert_after(inner, dict(type='Resize', img_scale=size[::-1], keep_ratio=True), ())
         resize = next(index for index, step in enumerate(inner) if kind_of(step) == 'Resize')
         inner[resize].pop('override', None)  # with it the step would not take the scale that is set
         inner.insert(resize, ScaleToFit(size, inner[resize].get('keep_ratio', True)))

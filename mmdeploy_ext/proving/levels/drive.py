@@ -162,17 +162,16 @@ class DriveProof(FramesProof):
     def start(self, stack: contextlib.ExitStack) -> None:
         """Open PyTorch's side and, for each mode, the files on the engine."""
         super().start(stack)
-        memory = self.deployment.family.memory_spec(self.metadata[-1].postprocess)
+        self.memory = self.deployment.family.memory_spec(self.metadata[-1].postprocess)
         if self.verdict.precision != 'fp32':
-            memory = memory.judged_by(self.spec)
-        self.memory = memory
+            self.memory = self.memory.judged_by(self.spec)
         runners = dict(teacher=self.open_runner(stack), free=self.runner)
-        self.modes = self._modes(runners, memory=memory, bars=self.bars)
+        self.modes = self._modes(runners, self.bars)
         self.count, self.shape = 0, ''
 
-    def _modes(self, candidates: Mapping[str, Stepper], **settings: Any) -> Modes:
+    def _modes(self, candidates: Mapping[str, Stepper], bars: DriveBars) -> Modes:
         task = self.deployment.family.task
-        return Modes(self.reference, candidates, self.spec, task=task, **settings)
+        return Modes(self.reference, candidates, self.spec, memory=self.memory, bars=bars, task=task)
 
     def inputs(self) -> NearOrigin:
         """Return the frames, moved to the origin, and choose those that the report draws."""
@@ -215,12 +214,11 @@ class DriveProof(FramesProof):
         if self.first is None:
             return
         family = self.deployment.family
-        memory = family.memory_spec(self.metadata[-1].postprocess)
         bars = dataclasses.replace(self.bars, frames=1, resets=0)
         candidate: Stepper = self.runner
         if family.ignores_places(self.export_options):
             candidate = Shifted(self.runner, **FAR)
-        modes = self._modes(dict(teacher=candidate), memory=memory, bars=bars)
+        modes = self._modes(dict(teacher=candidate), bars)
         for frame in family.special_samples(self.deployment.rule, self.first):
             modes.add(frame)
         self.decided |= modes.decided

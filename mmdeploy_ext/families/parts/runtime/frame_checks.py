@@ -51,9 +51,9 @@ def check_calibration(calibration: Calibration | None, num_cameras: int) -> Cali
             'calibration: is missing; expected lidar2img and intrinsics of all cameras '
             '(MultiViewRule.calibrate)'
         )
-    lidar2img, intrinsics = (np.asarray(matrices, np.float64) for matrices in calibration)
-    for name, matrices in (('lidar2img', lidar2img), ('intrinsics', intrinsics)):
-        check_matrices(name, matrices, num_cameras)
+    lidar2img, intrinsics = calibration
+    lidar2img = check_matrices('lidar2img', lidar2img, num_cameras)
+    intrinsics = check_matrices('intrinsics', intrinsics, num_cameras)
     for camera, matrix in enumerate(np.linalg.solve(intrinsics, lidar2img)):
         if problem := not_rigid(matrix):
             raise DataError(
