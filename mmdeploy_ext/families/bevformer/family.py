@@ -1,7 +1,6 @@
 """The family of BEVFormer: the configs that it claims and refuses, its graph, reference and runtime."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +10,7 @@ from torch import nn
 from mmdeploy_ext.consumers.autoware.bevformer_rules import GRAPH as NODE_GRAPH
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
@@ -26,19 +25,17 @@ from mmdeploy_ext.families.bevformer.samples import driven, dumped_frame, frame,
 from mmdeploy_ext.families.bevformer.seeded import bevformer_weights
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention, stated
+from mmdeploy_ext.families.parts.camera_family import CameraQueryFamily
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
-from mmdeploy_ext.families.parts.query_limits import other_limits, synthetic_outputs
-from mmdeploy_ext.families.parts.samples import arrays, result
-from mmdeploy_ext.families.sequence import FRAME_BARS, SequenceFamily
+from mmdeploy_ext.families.parts.samples import arrays
+from mmdeploy_ext.families.sequence import FRAME_BARS
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 DETECTORS, HEAD = ('BEVFormer', 'BEVFormer_fp16'), 'BEVFormerHead'
 """Types that the family exports."""
-COLUMNS = (0, 1, 3, 4, 2, 5, 6, 7, 8, 9)
-"""Columns of a box code in the order of `query_limits.IN_ORDER`: the centre's z is between the sizes."""
 
 
 def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
@@ -53,20 +50,16 @@ def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
     )
 
 
-class BevFormerFamily(SequenceFamily):
+class BevFormerFamily(CameraQueryFamily):
     """`BEVFormer` with `BEVFormerHead`."""
 
     name = 'bevformer'
     exports = 'BEVFormer with BEVFormerHead (mmdeploy_ext/families/bevformer/README.md)'
     similar_names = ('BEVFormer', 'BEVDet', 'DETR3D')
-    of_config = "size and cameras are the config's"
-    task = 'bbox3d'
     used_by: ClassVar[Mapping[str, str]] = {
         NODE_GRAPH: 'check {folder}',
         '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video',
     }
-    samples = 'frames'
-    memory = True
     files = (FORM,)
     compared = PREDICTIONS
     measured = ('portable',)
@@ -76,7 +69,7 @@ class BevFormerFamily(SequenceFamily):
     ignored_prefixes = ('pts_bbox_head.code_weights',)
     reference, memory_spec = staticmethod(BevFormerReference), staticmethod(memory_spec)
     replaced, followed = staticmethod(replaced), FOLLOWED
-    frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
+    frame, moments = staticmethod(frame), staticmethod(moments)
     dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped_frame)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
@@ -123,6 +116,9 @@ class BevFormerFamily(SequenceFamily):
         model.load_state_dict(bevformer_weights(shapes, f'{seed}:' if seed else ''))
         return model
 
+    def num_queries(self, model: nn.Module) -> int:
+        return int(model.pts_bbox_head.query_embedding.num_embeddings)
+
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:
         transformer = (cfg.model.get('pts_bbox_head') or {}).get('transformer') or {}
         steps = test_pipeline(cfg)
@@ -133,14 +129,10 @@ class BevFormerFamily(SequenceFamily):
         return generated_dataset(folder, cfg, 'BevNuScenesDataset', views=rule)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        head, coder = model.pts_bbox_head, model.pts_bbox_head.bbox_coder
-        transformer = head.transformer
+        head, transformer = model.pts_bbox_head, model.pts_bbox_head.transformer
         low, high = head.pc_range[:2], head.pc_range[3:5]
         return dict(
-            max_num=int(coder.max_num),
-            post_center_range=[float(value) for value in coder.post_center_range],
-            score_threshold=coder.score_threshold,
-            num_classes=int(head.num_classes),
+            self.box_facts(model),
             bev_h=int(head.bev_h),
             bev_w=int(head.bev_w),
             extent=[float(end) - float(start) for start, end in zip(low, high, strict=True)],
@@ -163,20 +155,6 @@ class BevFormerFamily(SequenceFamily):
         frames = list(changed_drive(sample))
         yield from frames
         yield from driven(frames[-1])
-
-    def synthetic_outputs(
-        self, model: nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        head = model.pts_bbox_head
-        queries = int(head.query_embedding.num_embeddings)
-        return synthetic_outputs(runner.metadata.postprocess, queries, int(head.num_classes), COLUMNS)
-
-    def other_limits(
-        self, model: nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterable[tuple[str, AbstractContextManager[None]]]:
-        head = model.pts_bbox_head
-        pairs = int(head.query_embedding.num_embeddings) * int(head.num_classes)
-        return other_limits(head.bbox_coder, runner.metadata.postprocess, pairs)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         return dict(network=[(model, 'forward_test')])

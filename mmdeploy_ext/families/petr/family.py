@@ -1,8 +1,7 @@
 """The families of PETR and PETRv2: the configs that they claim and refuse, graphs, reference and runtime."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,17 +10,17 @@ from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention
+from mmdeploy_ext.families.parts.camera_family import CameraQueryFamily
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
-from mmdeploy_ext.families.parts.query_limits import other_limits, synthetic_outputs
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
-from mmdeploy_ext.families.parts.samples import arrays, result
+from mmdeploy_ext.families.parts.samples import arrays
 from mmdeploy_ext.families.petr.graphs import (
     FEATURES,
     graphs,
@@ -47,20 +46,17 @@ from mmdeploy_ext.families.petr.samples import (
     start_gap_s,
 )
 from mmdeploy_ext.families.petr.seeded import petr_weights
-from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.catalogue import register_named
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 DETECTOR = 'Petr3D'
 """Type of the detector; StreamPETR's has the same."""
-COLUMNS = (0, 1, 3, 4, 2, 5, 6, 7, 8, 9)
-"""Columns of a box code in the order of `query_limits.IN_ORDER`: the centre's z is between the sizes."""
 CAMERAS = 6
 """Number of cameras of a config without `num_cams`."""
 
 
-class PetrFamily(SequenceFamily):
+class PetrFamily(CameraQueryFamily):
     """`Petr3D` with `PETRHead`, which sees one frame.
 
     Attributes:
@@ -73,13 +69,9 @@ class PetrFamily(SequenceFamily):
     name = 'petr'
     exports = 'Petr3D with PETRHead or PETRv2Head (mmdeploy_ext/families/petr/README.md)'
     similar_names = ('PETR', 'DETR3D')
-    of_config = "size and cameras are the config's"
-    task = 'bbox3d'
     used_by: ClassVar[Mapping[str, str]] = {
         '': 'video {config} {checkpoint} --onnx {folder} --out work_dirs/video'
     }
-    samples = 'frames'
-    memory = True
     files = PORTABLE_FILES
     compared = PREDICTIONS
     measured = ('portable',)
@@ -92,7 +84,7 @@ class PetrFamily(SequenceFamily):
     ignored_prefixes = ('pts_bbox_head.code_weights',)
     reference = staticmethod(PetrReference)
     replaced, followed = staticmethod(replaced), FOLLOWED
-    frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
+    frame, moments = staticmethod(frame), staticmethod(moments)
     dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped_frame)
     graphs = staticmethod(graphs)
 
@@ -125,8 +117,8 @@ class PetrFamily(SequenceFamily):
         model.load_state_dict(petr_weights(model.state_dict(), f'{seed}:' if seed else ''))
         return model
 
-    def num_classes(self, model: nn.Module) -> int:
-        return int(model.pts_bbox_head.num_classes)
+    def num_queries(self, model: nn.Module) -> int:
+        return int(model.pts_bbox_head.num_query)
 
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:
         with refused_by_name(cfg):
@@ -141,12 +133,8 @@ class PetrFamily(SequenceFamily):
         return bound_files(self.frames) if options.contract == DL4AGX else self.files
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        head, coder = model.pts_bbox_head, model.pts_bbox_head.bbox_coder
         return dict(
-            max_num=int(coder.max_num),
-            post_center_range=[float(value) for value in coder.post_center_range],
-            score_threshold=coder.score_threshold,
-            num_classes=int(head.num_classes),
+            self.box_facts(model),
             box_convention=model.box_convention,
             start_gap_s=float(model.start_gap_s),
             valid_for=valid_for(self.frames),
@@ -178,20 +166,6 @@ class PetrFamily(SequenceFamily):
 
     def ignores_places(self, options: Options) -> bool:
         return True  # the motion is composed in float64
-
-    def synthetic_outputs(
-        self, model: nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        head = model.pts_bbox_head
-        facts = runner.metadata.postprocess
-        return synthetic_outputs(facts, int(head.num_query), int(head.num_classes), COLUMNS)
-
-    def other_limits(
-        self, model: nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterable[tuple[str, AbstractContextManager[None]]]:
-        head = model.pts_bbox_head
-        pairs = int(head.num_query) * int(head.num_classes)
-        return other_limits(head.bbox_coder, runner.metadata.postprocess, pairs)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         return dict(backbone=[(model, 'extract_img_feat')])

@@ -1,8 +1,7 @@
 """The family of StreamPETR: the configs that it claims and refuses, its graphs, reference and runtime."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,20 +11,19 @@ from torch import nn
 from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES as NODE_FILES
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.families.parts.camera_family import CameraQueryFamily
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import after_a_turn, changed_drive
-from mmdeploy_ext.families.parts.query_limits import other_limits, synthetic_outputs
+from mmdeploy_ext.families.parts.query_limits import IN_ORDER
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
-from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.families.parts.stream_samples import stream_frame
-from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.streampetr import autoware
 from mmdeploy_ext.families.streampetr.graphs import graphs
 from mmdeploy_ext.families.streampetr.live import FOLLOWED, check_parts, is_ours, replaced
@@ -78,22 +76,19 @@ def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
     )
 
 
-class StreamPetrFamily(SequenceFamily):
+class StreamPetrFamily(CameraQueryFamily):
     """`Petr3D` with `StreamPETRHead`."""
 
     name = 'streampetr'
     exports = 'Petr3D with StreamPETRHead (mmdeploy_ext/families/streampetr/README.md)'
     similar_names = ('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D')
-    of_config = "size and cameras are the config's"
-    task = 'bbox3d'
     used_by: ClassVar[Mapping[str, str]] = {
         NODE_FILES[-1]: 'check {folder}',
         '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video',
     }
-    samples = 'frames'
-    memory = True
     files = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
     compared = PREDICTIONS
+    columns = IN_ORDER
     measured = ('deploy', 'fork')
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
     dump_suffixes = DUMP_SUFFIXES
@@ -107,7 +102,7 @@ class StreamPetrFamily(SequenceFamily):
     bars_of = 'the deploy contract of R50 at 704x256 on a CPU, where the convolutions are most of the time'
     reference, memory_spec = staticmethod(StreamPetrReference), staticmethod(memory_spec)
     replaced, followed = staticmethod(replaced), FOLLOWED
-    frame, result, moments = staticmethod(stream_frame), staticmethod(result), staticmethod(moments)
+    frame, moments = staticmethod(stream_frame), staticmethod(moments)
     dump_tensors, dumped_frame = staticmethod(dump_tensors), staticmethod(dumped_frame)
 
     def claims(self, cfg: Any) -> Claim:
@@ -134,6 +129,9 @@ class StreamPetrFamily(SequenceFamily):
         model.input_sizes = (rule.num_cameras, *rule.input_size)  # cameras, height and width, for `sizes`
         model.image_norm = rule.mean, rule.std, rule.to_rgb  # for `autoware.NodeImages`
         return model
+
+    def num_queries(self, model: nn.Module) -> int:
+        return int(model.pts_bbox_head.num_query) + int(model.pts_bbox_head.num_propagated)
 
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:
         cameras = cfg.get('num_cams', DEFAULT_CAMERAS)
@@ -170,12 +168,9 @@ class StreamPetrFamily(SequenceFamily):
         return options.contract == 'fork'
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
-        head, coder = model.pts_bbox_head, model.pts_bbox_head.bbox_coder
+        head = model.pts_bbox_head
         return dict(
-            max_num=int(coder.max_num),
-            post_center_range=[float(value) for value in coder.post_center_range],
-            score_threshold=coder.score_threshold,
-            num_classes=int(head.num_classes),
+            self.box_facts(model),
             memory_len=int(head.memory_len),
             topk_proposals=int(head.topk_proposals),
             num_propagated=int(head.num_propagated),
@@ -192,19 +187,6 @@ class StreamPetrFamily(SequenceFamily):
 
     def ignores_places(self, options: Options) -> bool:
         return options.contract == 'deploy'  # its memory is in the last LiDAR frame
-
-    def synthetic_outputs(
-        self, model: nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        head, facts = model.pts_bbox_head, runner.metadata.postprocess
-        return synthetic_outputs(facts, int(head.num_query) + int(head.num_propagated), int(head.num_classes))
-
-    def other_limits(
-        self, model: nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterator[tuple[str, contextlib.AbstractContextManager[None]]]:
-        head = model.pts_bbox_head
-        pairs = (int(head.num_query) + int(head.num_propagated)) * int(head.num_classes)
-        return other_limits(head.bbox_coder, runner.metadata.postprocess, pairs)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         head = model.pts_bbox_head
