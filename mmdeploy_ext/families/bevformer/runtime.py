@@ -37,9 +37,9 @@ from mmdeploy_ext.families.parts.runtime.bev_motion import (
     record_of_pose,
 )
 from mmdeploy_ext.families.parts.runtime.query_boxes import decode
-from mmdeploy_ext.families.parts.runtime.rig_frames import frame_of_rig
+from mmdeploy_ext.families.parts.runtime.rig_frames import CameraRuntime, frame_of_rig, is_another_scene
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.exported import Runtime, check_finite, export_files
+from mmdeploy_ext.runtime.exported import check_finite, export_files
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _any_record(frame: Frame) -> np.ndarray:
     return record
 
 
-class BevFormerOnnx(Runtime):
+class BevFormerOnnx(CameraRuntime):
     """An exported BEVFormer with its last bird's-eye view: a `Stepper` of frames.
 
     Attributes:
@@ -159,7 +159,6 @@ class BevFormerOnnx(Runtime):
     def moment(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> Frame:
-        """Return a frame of a data set's infos as `step` takes it; see `frame_with_record`."""
         self._moments += 1
         self._without_record += rig.info.get('can_bus') is None
         return frame_with_record(images_bgr, rig, self.rule)
@@ -191,7 +190,7 @@ class BevFormerOnnx(Runtime):
         if self.contract == AUTOWARE:
             fed = node.absolute(node.motion_of(record, orientation))
             record = node.trained_record(fed, orientation)
-        is_first = self._last is None or self._is_another_scene(frame)
+        is_first = self._last is None or is_another_scene(self._last.scene_token, frame.scene_token)
         before = None
         if not is_first:
             before = np.zeros(CAN_BUS)
@@ -232,10 +231,6 @@ class BevFormerOnnx(Runtime):
         with record_runs() as runs:
             self.step(frame)
         return runs[-1].inputs
-
-    def _is_another_scene(self, frame: Frame) -> bool:
-        last_scene = self._last.scene_token
-        return bool(last_scene) and frame.scene_token is not None and frame.scene_token != last_scene
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         """Return the boxes of the head's outputs, best first; see `decode`."""

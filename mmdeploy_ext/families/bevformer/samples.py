@@ -11,7 +11,7 @@ import torch
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.bevformer.runtime import frame_with_record, record_of
 from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD, orientation_of
-from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only
+from mmdeploy_ext.families.parts.samples import check_dumped, check_given, dumped_cameras, only, picture_files
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.infos import read_frames
@@ -49,7 +49,6 @@ def frame(data: Mapping[str, Any]) -> Frame:
     pose = np.eye(4)
     pose[:3, 3] = record[:3]
     images = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
-    files = meta.get('filename') or ()
     return Frame(
         images=np.float32(images.reshape(images.shape[-4:])),
         lidar2img=np.asarray(meta['lidar2img'], np.float64),
@@ -58,7 +57,7 @@ def frame(data: Mapping[str, Any]) -> Frame:
         timestamp_s=float(meta.get('timestamp', 0.0)),
         scene_token=str(meta['scene_token']),
         name=str(meta.get('sample_idx', '')),
-        image_files=tuple(map(str, [files] if isinstance(files, str) else files)),
+        image_files=picture_files(meta),
         can_bus=record,
     )
 
@@ -94,21 +93,15 @@ def driven(frame: Frame) -> Iterator[Frame]:
 
 
 def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
-    """Return a dumped frame as the model got it.
-
-    `manifest` may have `scene_token`, and `frame`, its name.
-    """
+    """Return a dumped frame as the model got it; for `manifest` see `dumped_cameras`."""
     check_dumped(tensors, DUMPED)
     record = np.asarray(tensors['can_bus'], np.float64)
     pose = np.eye(4)
     pose[:3, 3] = record[:3]
-    return Frame(
-        images=np.ascontiguousarray(tensors['img']),
-        lidar2img=np.asarray(tensors['lidar2img'], np.float64),
-        intrinsics=np.tile(np.eye(4), (len(tensors['lidar2img']), 1, 1)),
+    return dumped_cameras(
+        tensors,
+        manifest,
         ego_pose=pose,
         timestamp_s=0.0,
-        scene_token=str(manifest.get('scene_token', '')),
-        name=str(manifest.get('frame', '')),
         can_bus=record,
     )

@@ -147,6 +147,14 @@ def changed_drive(frame: Frame) -> Iterator[Frame]:
         yield frame
 
 
+def turned_way(turn_rad: float, way_m: float) -> np.ndarray:
+    """Return the pose (4, 4) of a car that drove along y and turned to the left, in its frame before that."""
+    pose, sine, cosine = np.eye(4), np.sin(turn_rad), np.cos(turn_rad)
+    pose[:2, :2] = [[cosine, -sine], [sine, cosine]]
+    pose[1, 3] = way_m
+    return pose
+
+
 def after_a_turn(frame: Frame) -> Frame:
     """Return the next frame of a car that has turned and driven by what is no whole number of metres.
 

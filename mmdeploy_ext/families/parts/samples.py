@@ -12,6 +12,7 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.parts.options import CONVENTIONS
 from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.frames import Frame
 
 
 def check_given(data: Mapping[str, Any], keys: Iterable[str]) -> None:
@@ -40,6 +41,32 @@ def only(value: Any, key: str) -> Any:
             value = value[0]
         else:
             return value
+
+
+def picture_files(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the files of a sample's pictures by its metas; () if these name none."""
+    files = meta.get('filename') or ()
+    return (files,) if isinstance(files, str) else tuple(map(str, files))
+
+
+def dumped_cameras(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any], **fields: Any) -> Frame:
+    """Return a dumped frame of N cameras, for whose intrinsics unit matrices stand.
+
+    Args:
+        tensors: of the dump by name: pictures `img` (N, 3, H, W), may be with an axis of samples before,
+            and `lidar2img` (N, 4, 4).
+        manifest: of the dump, which may have `scene_token`, and `frame`, its name.
+        fields: further ones of a `Frame`.
+    """
+    images, lidar2img = tensors['img'], np.asarray(tensors['lidar2img'], np.float64)
+    return Frame(
+        images=np.ascontiguousarray(images).reshape(images.shape[-4:]),
+        lidar2img=lidar2img,
+        intrinsics=np.tile(np.eye(4), (len(lidar2img), 1, 1)),
+        scene_token=str(manifest.get('scene_token', '')),
+        name=str(manifest.get('frame', '')),
+        **fields,
+    )
 
 
 def arrays(model: torch.nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.parts.samples import check_given, only
+from mmdeploy_ext.families.parts.samples import check_given, only, picture_files
 from mmdeploy_ext.runtime.frames import Frame
 
 KEYS = ('img', 'lidar2img', 'intrinsics', 'timestamp', 'ego_pose', 'ego_pose_inv', 'img_metas')
@@ -27,7 +27,7 @@ def stream_frame(data: Mapping[str, Any]) -> Frame:
     meta = values['img_metas']
     if not isinstance(meta, dict) or 'scene_token' not in meta:
         raise DataError('img_metas has no scene_token; add it to the meta_keys of Collect3D')
-    files, times = meta.get('filename') or (), None
+    times = None
     if 'img_timestamp' in data:
         times = as_array(only(data['img_timestamp'], 'img_timestamp'), 1).astype(np.float64)
     return Frame(
@@ -38,7 +38,7 @@ def stream_frame(data: Mapping[str, Any]) -> Frame:
         timestamp_s=float(as_array(values['timestamp'], 0)),
         scene_token=str(meta['scene_token']),
         name=str(meta.get('sample_idx', '')),
-        image_files=tuple(map(str, [files] if isinstance(files, str) else files)),
+        image_files=picture_files(meta),
         ego_pose_inv=as_array(values['ego_pose_inv'], 2).astype(np.float64),
         camera_times_s=times,
     )

@@ -22,9 +22,9 @@ import numpy as np
 from mmdeploy_ext.core.errors import DataError, ModelFileError
 from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.query_boxes import above, decode
-from mmdeploy_ext.families.parts.runtime.rig_frames import frame_of_rig
+from mmdeploy_ext.families.parts.runtime.rig_frames import CameraRuntime, is_another_scene
 from mmdeploy_ext.families.petr.options import PORTABLE
-from mmdeploy_ext.runtime.exported import Runtime, check_finite, check_same_export, export_files
+from mmdeploy_ext.runtime.exported import check_finite, check_same_export, export_files
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, relative_motion
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.preprocess.cameras import Calibration
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.exported import Paths
-    from mmdeploy_ext.runtime.infos import RigFrame
 
 logger = logging.getLogger(__name__)
 FAMILIES = dict(petr=1, petrv2=2)
@@ -137,7 +136,7 @@ def mean_gap_s(time_s: float, times_s: np.ndarray, earlier_s: np.ndarray) -> np.
     return gap
 
 
-class PetrOnnx(Runtime):
+class PetrOnnx(CameraRuntime):
     """An exported PETR or PETRv2: a `Stepper` of frames.
 
     Attributes:
@@ -189,19 +188,13 @@ class PetrOnnx(Runtime):
             )
         self.metadata = self.head.metadata
         self.contract = self.metadata.options['contract']
+        self.notes = () if self.contract == PORTABLE else (bound_note(self.frames),)
         self.image_shape = tuple(self.backbone.spec.tensor('img').axes)
         self.num_cameras = self.image_shape[0]
         self.seconds = dict(backbone=0.0, embedding=0.0, head=0.0)
         self.max_gap_s, self.was_reset = max_gap_s, False
         self._embedded: tuple[bytes, dict[str, np.ndarray]] = (b'', {})
         self.reset()
-
-    @property
-    def notes(self) -> list[str]:
-        """What the caller of DL4AGX's two graphs has to compute anew, and when."""
-        if self.contract == PORTABLE:
-            return []
-        return [bound_note(self.frames)]
 
     def reset(self) -> None:
         """Forget the last frame: the next one begins a scene."""
@@ -235,12 +228,6 @@ class PetrOnnx(Runtime):
             camera_times_s=camera_times_s,
         )
         return self.step(frame).detections
-
-    def moment(
-        self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
-    ) -> Frame:
-        """Return a frame of a data set's infos as `step` takes it; see `frame_of_rig`."""
-        return frame_of_rig(images_bgr, rig, self.rule)
 
     def step(self, frame: Frame) -> StepResult:
         """Run a prepared frame.
@@ -285,19 +272,15 @@ class PetrOnnx(Runtime):
         if self.frames > 1:
             frame_checks.check_pose(frame.ego_pose)
             frame_checks.check_time(frame.timestamp_s)
-        if last is None:
+        if last is None or is_another_scene(last.scene_token, frame.scene_token):
             return True
-        if frame.scene_token is not None and last.scene_token and frame.scene_token != last.scene_token:
-            return True
-        if (
-            self.frames > 1
-            and self.max_gap_s is not None
-            and frame.timestamp_s - last.timestamp_s > self.max_gap_s
-        ):
-            gap = frame.timestamp_s - last.timestamp_s
-            logger.warning('a new scene: %.3f s since the last frame, max_gap_s=%g', gap, self.max_gap_s)
-            return True
-        return False
+        if self.frames == 1 or self.max_gap_s is None:
+            return False
+        gap = frame.timestamp_s - last.timestamp_s
+        if gap <= self.max_gap_s:
+            return False
+        logger.warning('a new scene: %.3f s since the last frame, max_gap_s=%g', gap, self.max_gap_s)
+        return True
 
     def _features(self, images: np.ndarray, is_first: bool) -> tuple[np.ndarray, ...]:
         """Return the feature maps (1, N, C, h, w) of the images, of each level that the files give."""

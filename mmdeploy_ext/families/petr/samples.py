@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only
+from mmdeploy_ext.families.parts.proof_samples import turned_way
+from mmdeploy_ext.families.parts.samples import check_dumped, check_given, dumped_cameras, only, picture_files
 from mmdeploy_ext.families.parts.stream_samples import as_array, stream_frame
 from mmdeploy_ext.runtime.frames import Frame
 
@@ -40,7 +41,6 @@ def frame(data: Mapping[str, Any]) -> Frame:
     if 'lidar2img' not in meta:
         raise DataError('img_metas has no lidar2img; add it to the meta_keys of Collect3D')
     lidar2img = np.asarray(meta['lidar2img'], np.float64)[:CAMERAS]
-    files = meta.get('filename') or ()
     return Frame(
         images=as_array(only(data['img'], 'img'), 4).astype(np.float32)[:CAMERAS],
         lidar2img=lidar2img,
@@ -49,7 +49,7 @@ def frame(data: Mapping[str, Any]) -> Frame:
         timestamp_s=None,
         scene_token=None,
         name=str(meta.get('sample_idx', '')),
-        image_files=tuple(map(str, [files] if isinstance(files, str) else files))[:CAMERAS],
+        image_files=picture_files(meta)[:CAMERAS],
     )
 
 
@@ -75,10 +75,7 @@ def driven(frame: Frame) -> Iterator[Frame]:
     Pictures stay those of `frame`, in another order of the cameras each time: every frame has features that
     differ from those of the frame before.
     """
-    turn, pose = np.eye(4), np.array(frame.ego_pose, np.float64)
-    sine, cosine = np.sin(TURN_RAD), np.cos(TURN_RAD)
-    turn[:2, :2] = [[cosine, -sine], [sine, cosine]]
-    turn[1, 3] = WAY_M
+    turn, pose = turned_way(TURN_RAD, WAY_M), np.array(frame.ego_pose, np.float64)
     count, time = len(frame.images), frame.timestamp_s
     for number, gap in enumerate(GAPS_S):
         pose, time = pose @ turn, time + gap
@@ -95,18 +92,12 @@ def driven(frame: Frame) -> Iterator[Frame]:
 
 
 def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
-    """Return a dumped frame as the model got it.
-
-    `manifest` may have `scene_token`, and `frame`, its name.
-    """
+    """Return a dumped frame as the model got it; for `manifest` see `dumped_cameras`."""
     check_dumped(tensors, DUMPED)
-    return Frame(
-        images=np.ascontiguousarray(tensors['img']),
-        lidar2img=np.asarray(tensors['lidar2img'], np.float64),
-        intrinsics=np.tile(np.eye(4), (len(tensors['lidar2img']), 1, 1)),
+    return dumped_cameras(
+        tensors,
+        manifest,
         ego_pose=np.asarray(tensors['ego_pose'], np.float64),
         timestamp_s=float(tensors['timestamp_s'][0]),
-        scene_token=str(manifest.get('scene_token', '')),
-        name=str(manifest.get('frame', '')),
         camera_times_s=np.asarray(tensors['camera_times_s'], np.float64),
     )

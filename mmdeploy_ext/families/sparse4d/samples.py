@@ -9,7 +9,8 @@ import torch
 
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.parts import samples
-from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only
+from mmdeploy_ext.families.parts.proof_samples import turned_way
+from mmdeploy_ext.families.parts.samples import check_dumped, check_given, dumped_cameras, only, picture_files
 from mmdeploy_ext.families.sparse4d.runtime.boxes import InstanceBoxes
 from mmdeploy_ext.runtime.frames import Frame
 
@@ -54,7 +55,6 @@ def frame(data: Mapping[str, Any]) -> Frame:
     if missing := [key for key in ('T_global',) if not isinstance(meta, dict) or key not in meta]:
         raise DataError(f'img_metas has no {", ".join(missing)}; add it to the meta_keys of Collect')
     images, projection, timestamp = (np.asarray(value) for value in (images, projection, timestamp))
-    files = meta.get('filename') or ()
     lidar2img = projection.reshape(-1, 4, 4).astype(np.float64)
     return Frame(
         images=np.float32(images.reshape(images.shape[-4:])),
@@ -64,7 +64,7 @@ def frame(data: Mapping[str, Any]) -> Frame:
         timestamp_s=float(timestamp.reshape(-1)[0]),
         scene_token=str(meta.get('scene_token', '')),
         name=str(meta.get('sample_idx', '')),
-        image_files=tuple(map(str, [files] if isinstance(files, str) else files)),
+        image_files=picture_files(meta),
     )
 
 
@@ -73,10 +73,7 @@ def driven(frame: Frame) -> Iterator[Frame]:
 
     Pictures and rig stay those of `frame`.
     """
-    turn, pose = np.eye(4), np.array(frame.ego_pose, np.float64)
-    sine, cosine = np.sin(TURN_RAD), np.cos(TURN_RAD)
-    turn[:2, :2] = [[cosine, -sine], [sine, cosine]]
-    turn[1, 3] = WAY_M
+    turn, pose = turned_way(TURN_RAD, WAY_M), np.array(frame.ego_pose, np.float64)
     time = frame.timestamp_s
     for gap in GAPS_S:
         pose, time = pose @ turn, time + gap
@@ -98,17 +95,11 @@ def result(detections: InstanceBoxes) -> dict[str, Any]:
 
 
 def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
-    """Return a dumped frame as the model got it.
-
-    `manifest` may have `scene_token`, and `frame`, its name.
-    """
+    """Return a dumped frame as the model got it; for `manifest` see `dumped_cameras`."""
     check_dumped(tensors, DUMPED)
-    return Frame(
-        images=np.ascontiguousarray(tensors['img']).reshape(tensors['img'].shape[-4:]),
-        lidar2img=np.asarray(tensors['lidar2img'], np.float64),
-        intrinsics=np.tile(np.eye(4), (len(tensors['lidar2img']), 1, 1)),
+    return dumped_cameras(
+        tensors,
+        manifest,
         ego_pose=np.asarray(tensors['ego_pose'], np.float64),
         timestamp_s=float(tensors['timestamp_s'][0]),
-        scene_token=str(manifest.get('scene_token', '')),
-        name=str(manifest.get('frame', '')),
     )

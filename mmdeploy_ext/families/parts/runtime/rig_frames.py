@@ -1,4 +1,4 @@
-"""Frames of a data set's infos as inputs of a model of cameras. No torch.
+"""Frames of a data set's infos as inputs of a model of cameras, and where their scenes begin. No torch.
 
 Glossary: N cameras, h, w pixels of a picture as taken.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.runtime.exported import Runtime
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.infos import read_frames
 
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.preprocess.cameras import MultiViewRule
     from mmdeploy_ext.runtime.infos import RigFrame
+
+
+class CameraRuntime(Runtime):
+    """An exported model of cameras that takes the frames of infos as they are."""
+
+    def moment(
+        self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
+    ) -> Frame:
+        """Return a frame of a data set's infos as `step` takes it; see `frame_of_rig`."""
+        return frame_of_rig(images_bgr, rig, self.rule)
 
 
 def frame_of_rig(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
@@ -38,6 +49,14 @@ def frame_of_rig(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiVie
         rig.name,
         camera_times_s=rig.camera_times_s,
     )
+
+
+def is_another_scene(last_token: str, token: str | None) -> bool:
+    """Return whether a frame's scene is another one than that of the last frame.
+
+    `last_token` is '' if that scene is unknown; a `token` of None leaves the scene as it was.
+    """
+    return bool(last_token) and token is not None and token != last_token
 
 
 def moments(cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None = None) -> Iterator[Frame]:

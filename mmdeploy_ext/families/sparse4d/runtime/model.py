@@ -21,10 +21,10 @@ import numpy as np
 from mmdeploy_ext.core.errors import ModelFileError, ShapeError
 from mmdeploy_ext.engines.runs import record_runs
 from mmdeploy_ext.families.parts.runtime import frame_checks
-from mmdeploy_ext.families.parts.runtime.rig_frames import frame_of_rig
+from mmdeploy_ext.families.parts.runtime.rig_frames import CameraRuntime
 from mmdeploy_ext.families.sparse4d.runtime.bank import BankRule, InstanceBank, TemporalInputs
 from mmdeploy_ext.families.sparse4d.runtime.boxes import InstanceBoxes, decode
-from mmdeploy_ext.runtime.exported import Runtime, check_finite, check_forms, model_files
+from mmdeploy_ext.runtime.exported import check_finite, check_forms, model_files
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines.base import Backend
     from mmdeploy_ext.runtime.exported import Paths
-    from mmdeploy_ext.runtime.infos import RigFrame
 
 FAMILY = 'sparse4d'
 """Name of the family in the metadata."""
@@ -49,7 +48,7 @@ PREDICTIONS = ('pred_instance_feature', 'pred_anchor', 'pred_class_score', 'pred
 """Outputs of every contract: features (1, A, C), anchors (1, A, 11), logits (1, A, K) and (1, A, 2)."""
 
 
-class Sparse4DOnnx(Runtime):
+class Sparse4DOnnx(CameraRuntime):
     """An exported Sparse4D with its instance bank: a `Stepper` of frames.
 
     Attributes:
@@ -125,12 +124,6 @@ class Sparse4DOnnx(Runtime):
         """
         images = self.rule.apply(images_bgr)
         return self.step(Frame(images, *calibration, ego_pose, timestamp_s, scene_token)).detections
-
-    def moment(
-        self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
-    ) -> Frame:
-        """Return a frame of a data set's infos as `step` takes it; see `frame_of_rig`."""
-        return frame_of_rig(images_bgr, rig, self.rule)
 
     def step(self, frame: Frame) -> StepResult:
         """Run a prepared frame and keep its instances.

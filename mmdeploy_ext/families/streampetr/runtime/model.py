@@ -23,14 +23,14 @@ from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES as NODE_GRAPH
 from mmdeploy_ext.contract.metadata import damaged
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError
 from mmdeploy_ext.families.parts.runtime import frame_checks
-from mmdeploy_ext.families.parts.runtime.rig_frames import frame_of_rig
+from mmdeploy_ext.families.parts.runtime.rig_frames import CameraRuntime
 from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
 from mmdeploy_ext.families.streampetr.runtime.deploy import GRAPHS, DeployContract
 from mmdeploy_ext.families.streampetr.runtime.fork import ForkContract
 from mmdeploy_ext.families.streampetr.runtime.state import FrameMotion, check_tensors
 from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
-from mmdeploy_ext.runtime.exported import Runtime, check_same_export, export_files
+from mmdeploy_ext.runtime.exported import check_same_export, export_files
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, relative_motion
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.engines.base import Backend
     from mmdeploy_ext.runtime.exported import Paths
-    from mmdeploy_ext.runtime.infos import RigFrame
 
 logger = logging.getLogger(__name__)
 FAMILY = 'streampetr'
@@ -48,7 +47,7 @@ MAX_GAP_S = 2.0
 """Seconds: the time of four key frames of nuScenes, which are 0.5 s apart."""
 
 
-class StreamPetrOnnx(Runtime):
+class StreamPetrOnnx(CameraRuntime):
     """An exported StreamPETR with its memory, on ONNX Runtime or OpenVINO: a `Stepper` of frames.
 
     Attributes:
@@ -154,12 +153,6 @@ class StreamPetrOnnx(Runtime):
         """
         images, (lidar2img, intrinsics) = self.rule.apply(images_bgr), calibration or (None, None)
         return self.step(Frame(images, lidar2img, intrinsics, ego_pose, timestamp_s, scene_token)).detections
-
-    def moment(
-        self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
-    ) -> Frame:
-        """Return a frame of a data set's infos as `step` takes it; see `frame_of_rig`."""
-        return frame_of_rig(images_bgr, rig, self.rule)
 
     def step(self, frame: Frame) -> StepResult:
         """Run a prepared frame; raises what `detect` raises."""
