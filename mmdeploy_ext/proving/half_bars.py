@@ -23,6 +23,7 @@ from mmdeploy_ext.proving.tensors import compare_named
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mmdeploy_ext.contract.spec import ColumnGroup
     from mmdeploy_ext.proving.results import Case, DetectionRow
     from mmdeploy_ext.proving.tensors import TensorRow
     from mmdeploy_ext.proving.verdict import Verdict
@@ -119,6 +120,16 @@ def bars_of(precision: str) -> HalfBars | None:
     if precision == 'fp32':
         return None
     return INT8_BARS if precision == 'int8' else BARS
+
+
+def widened(groups: Sequence[ColumnGroup], precision: str) -> tuple[ColumnGroup, ...]:
+    """Return the tolerances of a tensor's columns in the contract of a file of a precision.
+
+    float32 keeps its own; those of the others are in the tables of a proof, which goes by the bars.
+    """
+    if precision == 'fp32':
+        return tuple(groups)
+    return tuple(dataclasses.replace(group, rtol=RTOL, atol=max(group.atol, ATOL)) for group in groups)
 
 
 def proof_engine(kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mmdeploy_ext.families.parts.bev_queries import LastView, decode_objects, en
 from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
-from mmdeploy_ext.proving.half_bars import ATOL, RTOL
+from mmdeploy_ext.proving.half_bars import widened
 
 FORM = 'bevformer'
 """Name of the graph, and of its file."""
@@ -146,7 +146,6 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     head, (cameras, height, width) = model.pts_bbox_head, model.input_sizes
     cells, channels = head.bev_h * head.bev_w, head.transformer.embed_dims
     layers, queries = len(head.transformer.decoder.layers), head.query_embedding.num_embeddings
-    is_half = options.precision != 'fp32'
 
     def tensor(
         name: str,
@@ -156,11 +155,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         groups: tuple[ColumnGroup, ...] = (),
         single: bool = False,
     ) -> TensorSpec:
-        if is_half:  # a proof goes by cosines, see `proving/half_bars.py`
-            groups = tuple(
-                ColumnGroup(group.name, group.columns, group.unit, RTOL, max(group.atol, ATOL))
-                for group in groups
-            )
+        groups = widened(groups, options.precision)
         return TensorSpec(name, 'float32', axes, meaning, unit, groups, single=single)
 
     view = (cells, 1, channels)

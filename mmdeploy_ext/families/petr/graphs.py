@@ -38,7 +38,7 @@ from mmdeploy_ext.models.petr.steps import (
     predict,
     query_positions,
 )
-from mmdeploy_ext.proving.half_bars import ATOL, RTOL
+from mmdeploy_ext.proving.half_bars import widened
 
 FEATURES = ColumnGroup(rtol=0.0, atol=1e-4)
 POSITIONS = ColumnGroup(rtol=0.0, atol=5e-3)
@@ -337,16 +337,10 @@ def bound(size: Sizes) -> list[GraphSpec]:
 
 def for_precision(spec: GraphSpec, precision: str) -> GraphSpec:
     """Return a contract whose outputs have the bars of a precision, see `proving/half_bars.py`."""
-    if precision == 'fp32':
-        return spec
-
-    def widened(tensor: TensorSpec) -> TensorSpec:
-        groups = tuple(
-            dataclasses.replace(group, rtol=RTOL, atol=max(group.atol, ATOL)) for group in tensor.groups
-        )
-        return dataclasses.replace(tensor, groups=groups)
-
-    return dataclasses.replace(spec, outputs=tuple(map(widened, spec.outputs)))
+    outputs = (
+        dataclasses.replace(tensor, groups=widened(tensor.groups, precision)) for tensor in spec.outputs
+    )
+    return dataclasses.replace(spec, outputs=tuple(outputs))
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:

@@ -23,7 +23,7 @@ from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.families.sparse4d.network import Pictures, Remembered, feature_rows, map_sizes, run_head
 from mmdeploy_ext.families.sparse4d.options import DEPLOY
 from mmdeploy_ext.families.sparse4d.runtime.model import BACKBONE, FIRST, NEXT, PORTABLE
-from mmdeploy_ext.proving.half_bars import ATOL, RTOL
+from mmdeploy_ext.proving.half_bars import widened
 
 FEATURES = ColumnGroup(rtol=0.0, atol=1e-3)
 LOGITS = ColumnGroup('logits', unit='logit', rtol=0.0, atol=1e-3)
@@ -155,7 +155,6 @@ def specs(model: nn.Module, options: Options) -> dict[str, GraphSpec]:
     classes = model.head.layers[-1].cls_layers[-1].out_features
     sizes, _ = map_sizes(model, cameras, height, width)
     cells, levels = int(sizes.prod(-1).sum()), sizes.shape[1]
-    is_half = options.precision != 'fp32'
 
     def tensor(
         name: str,
@@ -165,11 +164,7 @@ def specs(model: nn.Module, options: Options) -> dict[str, GraphSpec]:
         dtype: str = 'float32',
         single: bool = True,
     ) -> TensorSpec:
-        if is_half:  # a proof goes by cosines, see `proving/half_bars.py`
-            groups = tuple(
-                ColumnGroup(group.name, group.columns, group.unit, RTOL, max(group.atol, ATOL))
-                for group in groups
-            )
+        groups = widened(groups, options.precision)
         return TensorSpec(name, dtype, axes, meaning, groups=groups, single=single)
 
     anchor = 'x y z (m) log l w h sin cos (yaw) vx vy vz (m/s)'

@@ -11,7 +11,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.families.streampetr.runtime.fork import FORK_NAMES
 from mmdeploy_ext.families.streampetr.runtime.state import FIELDS
-from mmdeploy_ext.proving.half_bars import ATOL, RTOL
+from mmdeploy_ext.proving.half_bars import widened
 
 STATE_PAIRS = tuple((f'post_memory_{field}', f'pre_memory_{field}') for field in FIELDS)
 """Outputs of a frame that are inputs of the next."""
@@ -151,11 +151,7 @@ class SpecFactory:
             dtype: name of its type; '' stands for float32, or float16 by the options.
             unused: no operator uses this input.
         """
-        groups = groups or (ColumnGroup(unit=unit),)
-        if self.options.precision != 'fp32':  # a proof goes by cosines, see `proving/half_bars.py`
-            groups = tuple(
-                dataclasses.replace(group, rtol=RTOL, atol=max(group.atol, ATOL)) for group in groups
-            )
+        groups = widened(groups or (ColumnGroup(unit=unit),), self.options.precision)
         is_half = self.options.precision == 'fp16' and self.options.fp16_io and name in FEATURES
         dtype = dtype or ('float16' if is_half else 'float32')
         single = name in GEOMETRY or name in PREDICTIONS
