@@ -22,11 +22,6 @@ VOVNET_99 = dict(
     input_ch=3,
     out_features=('stage4', 'stage5'),
 )
-R18_TOY = dict(
-    type='ResNet', depth=18, base_channels=16, stem_channels=16, out_indices=(2, 3), norm_eval=True,
-    style='pytorch',
-)  # fmt: skip
-"""ResNet-18 of 16 base channels, for a small model."""
 
 
 def transformer(layers: int, channels: int, heads: int, hidden: int) -> dict[str, Any]:
@@ -107,3 +102,23 @@ def petr(
             type='CPFPN', in_channels=in_channels, out_channels=channels, num_outs=len(in_channels)
         )
     return model
+
+
+def petr_toy(second: bool = False) -> dict[str, Any]:
+    """Return `petr` in small, of a ResNet-18 of 16 base channels; for `second` see there."""
+    backbone = dict(
+        type='ResNet', depth=18, base_channels=16, stem_channels=16, out_indices=(2, 3), norm_eval=True,
+        style='pytorch',
+    )  # fmt: skip
+    return petr(
+        backbone,
+        [64, 128],
+        second,
+        channels=64,
+        heads=4,
+        hidden=256,
+        layers=2,
+        queries=60,
+        max_num=50,
+        reach=32.0,
+    )

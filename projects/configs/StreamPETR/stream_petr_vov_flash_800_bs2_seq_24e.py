@@ -1,17 +1,10 @@
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
+from projects.configs.petr_model import VOVNET_99
 
 _base_ = ['../_base_/models/stream_petr_r50.py', '../_base_/schedules/nuscenes_24e.py']
 attention = dict(embed_dims=256, num_heads=8, dropout=0.1)
 model = dict(
-    img_backbone=dict(
-        _delete_=True,
-        type='VoVNetCP',
-        spec_name='V-99-eSE',
-        norm_eval=True,
-        frozen_stages=-1,
-        input_ch=3,
-        out_features=('stage4', 'stage5'),
-    ),
+    img_backbone=dict(VOVNET_99, _delete_=True),
     img_neck=dict(in_channels=[768, 1024]),
     pts_bbox_head=dict(
         transformer=dict(

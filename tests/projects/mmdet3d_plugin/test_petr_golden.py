@@ -21,6 +21,7 @@ from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.models.catalogue import register_named
 from mmdeploy_ext.models.petr.positions import image_to_lidar, ray_codes, token_corners
 from mmdeploy_ext.models.petr.steps import depths_of, padding_mask
+from projects.configs.petr_model import R50_DCN, VOVNET_99
 
 METRES = [0, 1]
 OTHER = [2, 3, 4, 5, 6, 7, 8, 9]
@@ -162,29 +163,9 @@ def test_a_config_gets_the_detector_that_belongs_to_its_head():
 
 def image_parts(version):
     """Return the backbone and the neck of a model, with the goldens' weights."""
+    backbone, channels = dict(R50_DCN, out_indices=(2, 3)), [1024, 2048]
     if version == 'v2':
-        backbone = dict(
-            type='VoVNetCP',
-            spec_name='V-99-eSE',
-            norm_eval=True,
-            frozen_stages=-1,
-            input_ch=3,
-            out_features=('stage4', 'stage5'),
-        )
-        channels = [768, 1024]
-    else:
-        backbone = dict(
-            type='ResNet',
-            depth=50,
-            num_stages=4,
-            out_indices=(2, 3),
-            norm_cfg=dict(type='BN2d', requires_grad=False),
-            norm_eval=True,
-            style='caffe',
-            dcn=dict(type='DCNv2', deform_groups=1, fallback_on_stride=False),
-            stage_with_dcn=(False, False, True, True),
-        )
-        channels = [1024, 2048]
+        backbone, channels = VOVNET_99, [768, 1024]
     parts = []
     neck = dict(type='CPFPN', in_channels=channels, out_channels=256, num_outs=2)
     for prefix, part in (('img_backbone.', build_backbone(backbone)), ('img_neck.', build_neck(neck))):
