@@ -6,17 +6,13 @@ by least squares to classes and boxes. It has seen nothing else, so that its met
 
 from __future__ import annotations
 
-import pickle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from toy_frames import PETRV2
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from mmdeploy_ext.exporting.deployment import Deployment
 
@@ -88,20 +84,3 @@ def fit(deployment: Deployment, infos: Sequence[dict[str, Any]], frames: Sequenc
             weight, bias = solve(np.concatenate(rows), goal)
             layer.weight.copy_(weight)
             layer.bias.copy_(bias)
-
-
-def write(infos_path: Path, root: Path, folder: Path) -> str:
-    """Write the checkpoint of a toy that is fitted to a data set; return its path.
-
-    Args:
-        infos_path: of its info file.
-        root: its folder.
-        folder: for the checkpoint.
-    """
-    deployment = PETRV2.load(folder)
-    infos = sorted(pickle.loads(infos_path.read_bytes())['infos'], key=lambda info: info['timestamp'])
-    rule = deployment.family.preprocess_rule(deployment.cfg)
-    fit(deployment, infos, list(deployment.family.moments(deployment.cfg, rule, infos_path, root)))
-    path = folder / 'fitted.pth'
-    torch.save(dict(state_dict=deployment.model.state_dict(), meta=dict(CLASSES=deployment.classes)), path)
-    return str(path)

@@ -6,17 +6,13 @@ squares. What appears later it does not find. Its results move with its pictures
 
 from __future__ import annotations
 
-import pickle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from toy_frames import SPARSE4D
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from mmdeploy_ext.exporting.deployment import Deployment
 
@@ -136,20 +132,3 @@ def with_far_anchors(anchors: np.ndarray, count: int) -> np.ndarray:
     far[:, 0], far[:, 1] = FAR_M * np.cos(angles), FAR_M * np.sin(angles)
     far[:, 3:6], far[:, 7] = np.log([4.0, 1.8, 1.7]), 1.0
     return np.concatenate([anchors, far]).astype(np.float32)
-
-
-def write(infos_path: Path, root: Path, folder: Path) -> str:
-    """Write the checkpoint of a toy that follows the objects of a data set; return its path.
-
-    Args:
-        infos_path: of its info file.
-        root: its folder.
-        folder: for the checkpoint.
-    """
-    deployment = SPARSE4D.load(folder)
-    infos = sorted(pickle.loads(infos_path.read_bytes())['infos'], key=lambda info: info['timestamp'])
-    rule = deployment.family.preprocess_rule(deployment.cfg)
-    follow(deployment, infos, list(deployment.family.moments(deployment.cfg, rule, infos_path, root)))
-    path = folder / 'tracks.pth'
-    torch.save(dict(state_dict=deployment.model.state_dict(), meta=dict(CLASSES=deployment.classes)), path)
-    return str(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import toy_nuscenes
 from mmdeploy_ext.cli import test_app, verify_app
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.proving.half_bars import BARS, METRIC
@@ -35,13 +36,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory):
-    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
-    from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
-
-    root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
-    ensure_toy_nuscenes(root, SetOptions(train_scenes=1), jobs=1, quiet=True)
-    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
+    root = toy_nuscenes.write(tmp_path_factory.mktemp('data'))
     return [f'data.test.data_root={root}/', 'data.workers_per_gpu=0'], root
 
 

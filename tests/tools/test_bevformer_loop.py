@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
+import toy_nuscenes
 from mmdeploy_ext.cli import quantize_app, run_app, test_app, verify_app
 from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
@@ -18,15 +19,8 @@ SCENES, FRAMES = 2, 3
 @pytest.fixture(scope='module')
 def infos(tmp_path_factory):
     """Infos of two scenes, which have no record of the CAN bus."""
-    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
-    from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
-
-    root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
-    options = SetOptions(train_scenes=1, val_scenes=SCENES, frames=FRAMES)
-    ensure_toy_nuscenes(root, options, jobs=1, quiet=True)
-    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
-    return root / 'toy_nuscenes2d_temporal_infos_val.pkl'
+    root = toy_nuscenes.write(tmp_path_factory.mktemp('data'), val_scenes=SCENES, frames=FRAMES)
+    return root / toy_nuscenes.INFOS
 
 
 def evaluate(config, infos, work_dir, *options):

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+import toy_nuscenes
 from marking import in_suite
 from mmdeploy_ext.cli import check_autoware_app, export_app, test_app, verify_app
 from mmdeploy_ext.core.dump import list_samples
@@ -29,14 +30,8 @@ def register():
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
-    from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
-
-    root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
-    options = SetOptions(train_scenes=1, val_scenes=1, frames=FRAMES, image_size=(32, 32))
-    ensure_toy_nuscenes(root, options, jobs=1, quiet=True)
-    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
+    folder = tmp_path_factory.mktemp('data')
+    root = toy_nuscenes.write(folder, val_scenes=1, frames=FRAMES, image_size=(32, 32))
     return [
         f'data.test.ann_file={root}/toy_nuscenes_infos_val.pkl',
         f'data.test.data_root={root}/',

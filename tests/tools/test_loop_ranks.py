@@ -2,6 +2,7 @@
 
 import pytest
 
+import toy_nuscenes
 from rank_processes import run_ranks
 from toy_atss import CHECKPOINT, CONFIG, REPO
 
@@ -48,15 +49,9 @@ def test_files_that_only_the_first_rank_reads(tmp_path, nuscenes_words):
 
 @pytest.fixture
 def nuscenes_words(tmp_path):
-    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
-    from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
-
-    root = tmp_path / 'toy_nuscenes'
-    ensure_toy_nuscenes(root, SetOptions(train_scenes=1, val_scenes=1, frames=2), jobs=1, quiet=True)
-    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
+    root = toy_nuscenes.write(tmp_path, val_scenes=1, frames=2)
     return [
-        f'data.test.ann_file={root}/toy_nuscenes2d_temporal_infos_val.pkl',
+        f'data.test.ann_file={root}/{toy_nuscenes.INFOS}',
         f'data.test.data_root={root}/',
         'data.workers_per_gpu=0',
     ]

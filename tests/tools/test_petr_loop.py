@@ -5,11 +5,13 @@ Whole runs of parts that the loops of BEVFormer and StreamPETR have in the suite
 
 import pytest
 
+import toy_nuscenes
 import toy_petr_fitted
 from mmdeploy_ext.cli import export_app, quantize_app, run_app, test_app, video_app
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.synthetic.seeded import write_seeded
 from toy_atss import REPO
+from toy_frames import PETRV2
 
 pytestmark = pytest.mark.matrix
 CONFIG = str(REPO / 'projects/configs/PETR/petrv2_toy.py')
@@ -19,20 +21,15 @@ SCENES, FRAMES = 2, 5
 
 @pytest.fixture(scope='module')
 def infos(tmp_path_factory):
-    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
-    from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
-
-    root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
-    options = SetOptions(train_scenes=1, val_scenes=SCENES, frames=FRAMES, sweeps=0, drop_share=0)
-    ensure_toy_nuscenes(root, options, jobs=1, quiet=True)
-    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
-    return root / 'toy_nuscenes2d_temporal_infos_val.pkl'
+    root = toy_nuscenes.write(
+        tmp_path_factory.mktemp('data'), val_scenes=SCENES, frames=FRAMES, sweeps=0, drop_share=0
+    )
+    return root / toy_nuscenes.INFOS
 
 
 @pytest.fixture(scope='module')
 def checkpoint(infos, tmp_path_factory):
-    return toy_petr_fitted.write(infos, infos.parent, tmp_path_factory.mktemp('toy'))
+    return PETRV2.write_fitted(toy_petr_fitted.fit, infos, infos.parent, tmp_path_factory.mktemp('toy'))
 
 
 def evaluate(config, checkpoint, infos, work_dir, *options):

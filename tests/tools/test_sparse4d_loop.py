@@ -7,10 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
+import toy_nuscenes
 import toy_sparse4d_tracks
 from mmdeploy_ext.cli import quantize_app, run_app, test_app
 from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
+from toy_frames import SPARSE4D
 
 CONFIG = str(REPO / 'projects/configs/Sparse4D/sparse4d_toy.py')
 PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
@@ -20,25 +22,20 @@ METRICS = ['bbox', 'tracking'] if importlib.util.find_spec('motmetrics') else ['
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
-    from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
-
-    root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
-    options = SetOptions(train_scenes=1, val_scenes=SCENES, frames=FRAMES, sweeps=0, drop_share=0)
-    ensure_toy_nuscenes(root, options, jobs=1, quiet=True)
-    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
+    root = toy_nuscenes.write(
+        tmp_path_factory.mktemp('data'), val_scenes=SCENES, frames=FRAMES, sweeps=0, drop_share=0
+    )
     return root
 
 
 @pytest.fixture(scope='module')
 def infos(root):
-    return root / 'toy_nuscenes2d_temporal_infos_val.pkl'
+    return root / toy_nuscenes.INFOS
 
 
 @pytest.fixture(scope='module')
 def checkpoint(infos, root, tmp_path_factory):
-    return toy_sparse4d_tracks.write(infos, root, tmp_path_factory.mktemp('toy'))
+    return SPARSE4D.write_fitted(toy_sparse4d_tracks.follow, infos, root, tmp_path_factory.mktemp('toy'))
 
 
 @pytest.fixture(scope='module')

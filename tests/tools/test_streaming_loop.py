@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+import toy_nuscenes
 from mmdeploy_ext.cli import dump_app, test_app
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
@@ -25,16 +26,9 @@ def register():
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
-    from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
-
-    root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
-    options = SetOptions(train_scenes=1, val_scenes=SCENES, frames=FRAMES)
-    ensure_toy_nuscenes(root, options, jobs=1, quiet=True)
-    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
+    root = toy_nuscenes.write(tmp_path_factory.mktemp('data'), val_scenes=SCENES, frames=FRAMES)
     return [
-        f'data.test.ann_file={root}/toy_nuscenes2d_temporal_infos_val.pkl',
+        f'data.test.ann_file={root}/{toy_nuscenes.INFOS}',
         f'data.test.data_root={root}/',
         'data.workers_per_gpu=0',
     ]

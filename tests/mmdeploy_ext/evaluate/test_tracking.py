@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import toy_nuscenes
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.evaluate import evaluation, tracking
@@ -19,15 +20,9 @@ NAMES = ('bicycle', 'bus', 'car', 'motorcycle', 'pedestrian', 'trailer', 'truck'
 
 @pytest.fixture(scope='module')
 def dataset(tmp_path_factory):
-    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
-    from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
-
-    root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
-    options = SetOptions(train_scenes=1, val_scenes=2, frames=FRAMES, image_size=(32, 32), sweeps=0)
-    ensure_toy_nuscenes(root, options, jobs=1, quiet=True)
-    create_infos(str(root), str(root), 'toy_nuscenes', 'v1.0-trainval', 0)
-    infos = f'{root}/toy_nuscenes2d_temporal_infos_val.pkl'
+    folder = tmp_path_factory.mktemp('data')
+    root = toy_nuscenes.write(folder, val_scenes=2, frames=FRAMES, image_size=(32, 32), sweeps=0)
+    infos = f'{root}/{toy_nuscenes.INFOS}'
     cfg = load_config(CONFIG, {'data.test.ann_file': infos, 'data.test.data_root': f'{root}/'})
     return evaluation.build_dataset(cfg)
 
