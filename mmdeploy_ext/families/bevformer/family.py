@@ -16,7 +16,7 @@ from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.bevformer import autoware
-from mmdeploy_ext.families.bevformer.graphs import BEV, FORM, PREDICTIONS, graphs, spec
+from mmdeploy_ext.families.bevformer.graphs import BEV, FORM, graphs, spec
 from mmdeploy_ext.families.bevformer.live import FOLLOWED, replaced
 from mmdeploy_ext.families.bevformer.options import PORTABLE, RECORDED
 from mmdeploy_ext.families.bevformer.reference import BevFormerReference
@@ -29,6 +29,7 @@ from mmdeploy_ext.families.parts.camera_family import CameraQueryFamily
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
+from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.samples import arrays
 from mmdeploy_ext.families.sequence import FRAME_BARS
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
@@ -61,7 +62,6 @@ class BevFormerFamily(CameraQueryFamily):
         '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video',
     }
     files = (FORM,)
-    compared = PREDICTIONS
     measured = ('portable',)
     bars = FRAME_BARS
     bars_of = 'the portable contract of tiny at 480x800 on a CPU'

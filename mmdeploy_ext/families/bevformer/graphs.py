@@ -20,14 +20,13 @@ from mmdeploy_ext.families.parts.bev_grid import rotate_view
 from mmdeploy_ext.families.parts.bev_plugin_operators import rotation_in_graph, turn_view
 from mmdeploy_ext.families.parts.bev_queries import LastView, decode_objects, encode_view
 from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD
+from mmdeploy_ext.families.parts.runtime.query_boxes import output_specs
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.proving.half_bars import widened
 
 FORM = 'bevformer'
 """Name of the graph, and of its file."""
-PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
-"""Outputs from which boxes are decoded."""
 DEPLOYED_NAMES = dict(all_cls_scores='outputs_classes', all_bbox_preds='outputs_coords')
 """Output of the portable graph -> its name in TensorRT deployments."""
 BEV = ColumnGroup(rtol=0.0, atol=1e-4)
@@ -151,12 +150,11 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         name: str,
         axes: tuple[int, ...],
         meaning: str,
-        unit: str = '',
         groups: tuple[ColumnGroup, ...] = (),
         single: bool = False,
     ) -> TensorSpec:
         groups = widened(groups, options.precision)
-        return TensorSpec(name, 'float32', axes, meaning, unit, groups, single=single)
+        return TensorSpec(name, 'float32', axes, meaning, groups=groups, single=single)
 
     view = (cells, 1, channels)
     inputs = (
@@ -178,24 +176,13 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         tensor('prev_bev', view, "the last frame's bev_embed; any finite numbers at the first frame"),
         tensor('use_prev_bev', (1,), '0 at the first frame of a scene, 1 otherwise', single=True),
     )
-    box = 'x y (m) log w log l z (m, of the centre) log h sin cos (yaw) vx vy (m/s)'
     outputs = (
-        tensor('bev_embed', view, "bird's-eye view, row by row from the least y, x", '', (BEV,)),
-        tensor(
-            'all_cls_scores',
-            (layers, 1, queries, int(head.cls_branches[-1][-1].out_features)),
-            'class logits of all decoder layers',
-            'logit',
-            (LOGITS,),
-            single=True,
-        ),
-        tensor(
-            'all_bbox_preds',
-            (layers, 1, queries, 10),
-            f'{box}, of all decoder layers',
-            '',
-            BOXES,
-            single=True,
+        tensor('bev_embed', view, "bird's-eye view, row by row from the least y, x", (BEV,)),
+        *output_specs(
+            (layers, 1, queries),
+            int(head.cls_branches[-1][-1].out_features),
+            widened((LOGITS,), options.precision),
+            widened(BOXES, options.precision),
         ),
     )
     return GraphSpec('bevformer/portable', inputs, outputs, (('bev_embed', 'prev_bev'),))

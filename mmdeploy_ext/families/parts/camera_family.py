@@ -9,6 +9,7 @@ from torch import nn
 
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.families.parts.query_limits import other_limits, synthetic_outputs
+from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.runtime.frames import Stepper
@@ -28,6 +29,7 @@ class CameraQueryFamily(SequenceFamily):
     task = 'bbox3d'
     samples = 'frames'
     memory = True
+    compared = PREDICTIONS
     columns: ClassVar[Sequence[int]] = Z_AFTER_TWO_SIZES
     result = staticmethod(result)
 

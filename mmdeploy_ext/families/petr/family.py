@@ -19,6 +19,7 @@ from mmdeploy_ext.families.parts.box_conventions import note_convention, state_c
 from mmdeploy_ext.families.parts.camera_family import CameraQueryFamily
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
+from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.samples import arrays
 from mmdeploy_ext.families.petr.graphs import (
@@ -33,7 +34,6 @@ from mmdeploy_ext.families.petr.options import DL4AGX
 from mmdeploy_ext.families.petr.reference import PetrReference
 from mmdeploy_ext.families.petr.runtime import (
     PORTABLE_FILES,
-    PREDICTIONS,
     PetrOnnx,
     bound_files,
     bound_note,
@@ -73,7 +73,6 @@ class PetrFamily(CameraQueryFamily):
         '': 'video {config} {checkpoint} --onnx {folder} --out work_dirs/video'
     }
     files = PORTABLE_FILES
-    compared = PREDICTIONS
     measured = ('portable',)
     bars = (
         ('frame, against PyTorch', 'torch', 0.45),

@@ -19,6 +19,7 @@ from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
+from mmdeploy_ext.families.parts.runtime.query_boxes import output_specs
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.families.petr.live import run_decoder
 from mmdeploy_ext.families.petr.options import DL4AGX, FRAME, MODEL, RIG
@@ -27,7 +28,6 @@ from mmdeploy_ext.families.petr.runtime import (
     BOUND_POSITIONS,
     BOUND_TIME,
     PORTABLE_FILES,
-    PREDICTIONS,
     bound_files,
 )
 from mmdeploy_ext.models.petr.positions import token_corners
@@ -229,21 +229,7 @@ def sizes(model: nn.Module) -> Sizes:
 
 def predictions(size: Sizes) -> tuple[TensorSpec, TensorSpec]:
     """Return the specs of logits and box codes."""
-    axes = (size.layers, 1, size.queries)
-    box = 'x y (m) log w log l z (m, of the centre) log h sin cos (yaw) vx vy (m/s)'
-    logits, boxes = PREDICTIONS
-    return (
-        TensorSpec(
-            logits,
-            'float32',
-            (*axes, size.classes),
-            'class logits of all decoder layers',
-            'logit',
-            (LOGITS,),
-            single=True,
-        ),
-        TensorSpec(boxes, 'float32', (*axes, 10), f'{box}, of all decoder layers', groups=BOXES, single=True),
-    )
+    return output_specs((size.layers, 1, size.queries), size.classes, (LOGITS,), BOXES)
 
 
 def embedding_spec(size: Sizes) -> GraphSpec:

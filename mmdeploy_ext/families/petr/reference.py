@@ -12,9 +12,10 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.taps import collect_taps, tap
 from mmdeploy_ext.families.parts.lidar_parts import watching
 from mmdeploy_ext.families.parts.runtime import frame_checks
+from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.samples import as_trained
 from mmdeploy_ext.families.petr.graphs import frames_of
-from mmdeploy_ext.families.petr.runtime import PREDICTIONS, camera_times, memory_tensors, place_of
+from mmdeploy_ext.families.petr.runtime import camera_times, memory_tensors, place_of
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 

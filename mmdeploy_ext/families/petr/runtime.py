@@ -21,7 +21,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ModelFileError
 from mmdeploy_ext.families.parts.runtime import frame_checks
-from mmdeploy_ext.families.parts.runtime.query_boxes import above, decode
+from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS, above, decode
 from mmdeploy_ext.families.parts.runtime.rig_frames import CameraRuntime, is_another_scene
 from mmdeploy_ext.families.petr.options import PORTABLE
 from mmdeploy_ext.runtime.exported import check_finite, check_same_export, export_files
@@ -41,8 +41,6 @@ FAMILIES = dict(petr=1, petrv2=2)
 EMBEDDING = 'position_embedding'
 PORTABLE_FILES = ('extract_img_feat', EMBEDDING, 'pts_head')
 """Names of the files of the portable contract, in the order in which a frame goes through them."""
-PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
-"""Outputs from which boxes are decoded."""
 BOUND_NAMES = {name: f'out.{name}' for name in PREDICTIONS}
 """Output of the portable head -> its name in DL4AGX."""
 BOUND_POSITIONS, BOUND_TIME = 'img_metas.0[coords_position_embeding]', 'img_metas.0[mean_time_stamp]'

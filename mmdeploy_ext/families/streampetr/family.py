@@ -22,6 +22,7 @@ from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import after_a_turn, changed_drive
 from mmdeploy_ext.families.parts.query_limits import IN_ORDER
+from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.stream_samples import stream_frame
 from mmdeploy_ext.families.streampetr import autoware
@@ -35,7 +36,7 @@ from mmdeploy_ext.families.streampetr.samples import (
     dump_tensors,
     dumped_frame,
 )
-from mmdeploy_ext.families.streampetr.spec import PREDICTIONS, sizes
+from mmdeploy_ext.families.streampetr.spec import sizes
 from mmdeploy_ext.models.catalogue import register_named
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
@@ -87,7 +88,6 @@ class StreamPetrFamily(CameraQueryFamily):
         '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video',
     }
     files = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
-    compared = PREDICTIONS
     columns = IN_ORDER
     measured = ('deploy', 'fork')
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')

@@ -9,16 +9,50 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
 from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
+    from mmdeploy_ext.contract.spec import ColumnGroup
+
+PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
+"""Outputs from which boxes are decoded."""
 LOWEST_THRESHOLD, LOWERED = 0.01, 0.9
 """A threshold that nothing passes is lowered by this factor until something does, or it is this low."""
 CENTRE, SIZES = [0, 1, 4], [2, 3, 5]
 """Columns of a box code: x, y, z, and logarithms of the three sizes, in the order of the box convention."""
+
+
+def output_specs(
+    rows: tuple[int, ...], classes: int, logits: Sequence[ColumnGroup], boxes: Sequence[ColumnGroup]
+) -> tuple[TensorSpec, TensorSpec]:
+    """Return the specs of the outputs that `decode` reads.
+
+    Args:
+        rows: their axes without the last one, (L, 1, R).
+        classes: K.
+        logits: tolerance of the logits.
+        boxes: tolerances of the columns of a box code.
+    """
+    of_layers, (logits_name, boxes_name) = 'of all decoder layers', PREDICTIONS
+    code = 'x y (m) log w log l z (m, of the centre) log h sin cos (yaw) vx vy (m/s)'
+    return (
+        TensorSpec(
+            logits_name,
+            'float32',
+            (*rows, classes),
+            f'class logits {of_layers}',
+            'logit',
+            tuple(logits),
+            single=True,
+        ),
+        TensorSpec(
+            boxes_name, 'float32', (*rows, 10), f'{code}, {of_layers}', groups=tuple(boxes), single=True
+        ),
+    )
 
 
 def passing(scores: np.ndarray, threshold: float | None) -> np.ndarray:
