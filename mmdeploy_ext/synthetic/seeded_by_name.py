@@ -43,9 +43,12 @@ def state_dict_by_name(
     return state_dict
 
 
-def centred(normal: np.ndarray, gain: float | np.ndarray) -> np.ndarray:
-    """Return a kernel made of normal numbers: centred rows, times a gain over the root of their length."""
-    rows = normal - normal.mean(axis=tuple(range(1, normal.ndim)), keepdims=True)
+def centred(normal: np.ndarray, gain: float | np.ndarray, axes: tuple[int, ...] | None = None) -> np.ndarray:
+    """Return a kernel made of normal numbers: centred rows, times a gain over the root of their length.
+
+    `axes` are those over which a mean is 0; None: all but the first, which counts the rows.
+    """
+    rows = normal - normal.mean(axis=axes or tuple(range(1, normal.ndim)), keepdims=True)
     return rows * gain / math.sqrt(math.prod(normal.shape[1:]))
 
 

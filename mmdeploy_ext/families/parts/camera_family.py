@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.query_limits import other_limits, synthetic_outputs
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.samples import result
@@ -16,6 +17,16 @@ from mmdeploy_ext.runtime.frames import Stepper
 
 Z_AFTER_TWO_SIZES = (0, 1, 3, 4, 2, 5, 6, 7, 8, 9)
 """Columns of a box code in the order of `query_limits.IN_ORDER`: the centre's z is between the sizes."""
+DEFAULT_CAMERAS = 6
+"""Number of cameras of a config without `num_cams`."""
+
+
+def cameras_of(cfg: Any) -> int:
+    """Return `num_cams` of a config, the number of its cameras; ConfigError if that is no number of them."""
+    cameras = cfg.get('num_cams', DEFAULT_CAMERAS)
+    if type(cameras) is not int or cameras < 1:
+        raise ConfigError(f'{cfg.filename}: num_cams={cameras!r}, expected a number of cameras')
+    return cameras
 
 
 class CameraQueryFamily(SequenceFamily):

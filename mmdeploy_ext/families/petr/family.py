@@ -16,7 +16,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention
-from mmdeploy_ext.families.parts.camera_family import CameraQueryFamily
+from mmdeploy_ext.families.parts.camera_family import CameraQueryFamily, cameras_of
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
@@ -52,8 +52,6 @@ from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 DETECTOR = 'Petr3D'
 """Type of the detector; StreamPETR's has the same."""
-CAMERAS = 6
-"""Number of cameras of a config without `num_cams`."""
 
 
 class PetrFamily(CameraQueryFamily):
@@ -120,8 +118,9 @@ class PetrFamily(CameraQueryFamily):
         return int(model.pts_bbox_head.num_query)
 
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:
+        cameras = cameras_of(cfg)
         with refused_by_name(cfg):
-            return multiview_rule(camera_steps(test_pipeline(cfg)), int(cfg.get('num_cams', CAMERAS)))
+            return multiview_rule(camera_steps(test_pipeline(cfg)), cameras)
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         dataset = generated_dataset(folder, cfg, 'CustomNuScenesDataset', views=rule)

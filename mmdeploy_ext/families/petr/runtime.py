@@ -72,23 +72,23 @@ def bound_note(frames: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What is kept of a frame: of PETR the scene alone.
+    """What is kept of a frame: of PETR neither feature maps nor cameras.
 
     Attributes:
-        maps: feature maps (1, N, C, h, w) of each level that the files give; () of PETR.
-        lidar2img: (N, 4, 4) float64.
-        camera_times_s: (N,) float64, absolute.
         ego_pose: (4, 4) float64, LiDAR to global.
         timestamp_s: absolute.
         scene_token: '' if it is unknown.
+        maps: feature maps (1, N, C, h, w) of each level that the files give.
+        lidar2img: (N, 4, 4) float64.
+        camera_times_s: (N,) float64, absolute.
     """
 
-    maps: tuple[np.ndarray, ...]
-    lidar2img: np.ndarray
-    camera_times_s: np.ndarray
     ego_pose: np.ndarray
     timestamp_s: float
     scene_token: str
+    maps: tuple[np.ndarray, ...] = ()
+    lidar2img: np.ndarray | None = None
+    camera_times_s: np.ndarray | None = None
 
 
 def inverse_of(lidar2img: np.ndarray) -> np.ndarray:
@@ -241,19 +241,18 @@ class PetrOnnx(CameraRuntime):
         start = time.perf_counter()
         maps = self._features(images, is_first)
         start = self.passed('backbone', start)
-        rig = self._embed(img2lidar)
-        feeds = [dict(img_feats=maps[0], **rig, img2lidar=img2lidar)]
-        seen = self._seen(frame, maps)
-        if self.frames > 1:
-            last, matrices, gap = seen, img2lidar, self._start_gap(frame)
-            if not is_first:
-                last = self._last
-                matrices = self._in_present_frame(last, frame)
-                gap = mean_gap_s(frame.timestamp_s, seen.camera_times_s, last.camera_times_s)
-            before = rig if is_first else self._run_embedding(matrices)
-            feeds.append(dict(img_feats=last.maps[0], **before, img2lidar=matrices))
+        present = dict(img_feats=maps[0], **self._embed(img2lidar), img2lidar=img2lidar)
+        seen, parts, gap = self._seen(frame, maps), [present], None
+        if self.frames > 1 and is_first:
+            gap = self._start_gap(frame)
+            parts.append(present)
+        elif self.frames > 1:
+            gap = mean_gap_s(frame.timestamp_s, seen.camera_times_s, self._last.camera_times_s)
+            matrices = self._in_present_frame(self._last, frame)
+            embedded = self._run_embedding(matrices)
+            parts.append(dict(img_feats=self._last.maps[0], **embedded, img2lidar=matrices))
         start = self.passed('embedding', start)
-        outputs = self._detect(feeds, gap if self.frames > 1 else None)
+        outputs = self._detect(parts, gap)
         self.passed('head', start)
         try:
             check_finite(outputs, frame.name or 'frame')
@@ -261,7 +260,7 @@ class PetrOnnx(CameraRuntime):
             self.reset()
             raise
         self._last, self.was_reset = seen, is_first
-        outputs |= dict(img_feats=maps[0], pos_embed=rig['pos_embed'])
+        outputs |= dict(img_feats=maps[0], pos_embed=present['pos_embed'])
         return StepResult(outputs, self.boxes_of(outputs), is_first)
 
     def _begins_scene(self, frame: Frame) -> bool:
@@ -311,10 +310,9 @@ class PetrOnnx(CameraRuntime):
         scene = frame.scene_token
         if scene is None:
             scene = '' if self._last is None else self._last.scene_token
-        matrices, place = np.array(frame.lidar2img, np.float64), place_of(frame)
         if self.frames == 1:
-            return Seen((), matrices, np.zeros(len(matrices)), *place, scene)
-        return Seen(maps, matrices, camera_times(frame), *place, scene)
+            return Seen(*place_of(frame), scene)
+        return Seen(*place_of(frame), scene, maps, np.array(frame.lidar2img, np.float64), camera_times(frame))
 
     def _in_present_frame(self, last: Seen, frame: Frame) -> np.ndarray:
         """Return the matrices (1, N, 4, 4) from the pixels of the last frame to the present LiDAR frame."""
@@ -368,9 +366,7 @@ class PetrOnnx(CameraRuntime):
         self.reset()
         if state is None:
             return
-        maps, tensors = (), state.tensors
-        count = self.num_cameras
-        places = [np.tile(np.eye(4), (count, 1, 1)), np.zeros(count)]
+        tensors, cameras = state.tensors, ()
         if self.frames > 1:
             # no layer of the head reads further levels, which only DL4AGX's files have
             further = [
@@ -378,8 +374,11 @@ class PetrOnnx(CameraRuntime):
                 for name in self.backbone.spec.input_names[2:]
             ]
             maps = (np.array(tensors['img_feats'], np.float32), *further)
-            places = [np.array(tensors[name], np.float64) for name in ('lidar2img', 'camera_times_s')]
-        self._last = Seen(maps, *places, state.ego_pose, state.timestamp_s, state.scene_token or '')
+            cameras = (
+                maps,
+                *(np.array(tensors[name], np.float64) for name in ('lidar2img', 'camera_times_s')),
+            )
+        self._last = Seen(state.ego_pose, state.timestamp_s, state.scene_token or '', *cameras)
 
 
 def memory_tensors(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from mmdeploy_ext.synthetic.seeded_by_name import name_rng, state_dict_by_name
+from mmdeploy_ext.synthetic.seeded_by_name import centred, name_rng, state_dict_by_name
 
 CODE_WEIGHTS = 'pts_bbox_head.code_weights'
 BRANCHES = re.compile(r'(pts_bbox_head\.(?:cls|reg)_branches)\.\d+\.')
@@ -71,11 +71,10 @@ def petr_weights(state_dict: Mapping[str, torch.Tensor], prefix: str = '') -> di
 
 def kernel_of(key: str, normal: np.ndarray) -> np.ndarray:
     """Return the values of a matrix or a kernel from normal numbers."""
-    axes = (2, 3) if key.startswith('img_neck.fpn_convs.') else tuple(range(1, normal.ndim))
+    axes = (2, 3) if key.startswith('img_neck.fpn_convs.') else None
     gain: float | np.ndarray = next(factor for pattern, factor in GAINS if re.search(pattern, key))
     if key.endswith('in_proj_weight'):
         of_values = SELF_VALUE_GAIN if '.attentions.0.' in key else CROSS_VALUE_GAIN
         is_value = np.arange(len(normal)) >= len(normal) * 2 // 3
         gain = np.where(is_value, of_values, QUERY_KEY_GAIN)[:, None]
-    centred = normal - normal.mean(axis=axes, keepdims=True)
-    return centred * gain / math.sqrt(math.prod(normal.shape[1:]))
+    return centred(normal, gain, axes)

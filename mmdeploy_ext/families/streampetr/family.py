@@ -17,7 +17,7 @@ from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
-from mmdeploy_ext.families.parts.camera_family import CameraQueryFamily
+from mmdeploy_ext.families.parts.camera_family import CameraQueryFamily, cameras_of
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import after_a_turn, changed_drive
@@ -45,8 +45,6 @@ DETECTORS = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
 """Names of the detector here and in the forks."""
 HEADS = ('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX')
 """Types of detectors and heads; those that end in PTH and ONNX are the deployment fork's names for them."""
-DEFAULT_CAMERAS = 6
-"""Number of cameras of a config without `num_cams`."""
 TOLERANCES = {
     'embedding': ColumnGroup(rtol=0.0, atol=5e-4),
     'reference_point': ColumnGroup(unit='m', rtol=0.0, atol=2e-3),
@@ -134,10 +132,7 @@ class StreamPetrFamily(CameraQueryFamily):
         return int(model.pts_bbox_head.num_query) + int(model.pts_bbox_head.num_propagated)
 
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:
-        cameras = cfg.get('num_cams', DEFAULT_CAMERAS)
-        if type(cameras) is not int or cameras < 1:
-            raise ConfigError(f'{cfg.filename}: num_cams={cameras!r}, expected a number of cameras')
-        steps = test_pipeline(cfg)
+        steps, cameras = test_pipeline(cfg), cameras_of(cfg)
         with refused_by_name(cfg):
             return multiview_rule(steps, cameras)
 
