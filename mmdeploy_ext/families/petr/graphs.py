@@ -264,13 +264,12 @@ def portable(size: Sizes) -> list[GraphSpec]:
     inputs = [features, *embedding.outputs, embedding.inputs[0]]
     if size.frames > 1:
         before = 'of the frame before; at the first frame of a scene that of this frame again'
+        meanings = {tensor.name: f'{tensor.meaning}; {before}' for tensor in inputs}
+        meanings['img2lidar'] = 'pixels times depth of the frame before to the LiDAR frame of this frame'
         inputs += [
-            dataclasses.replace(tensor, name=f'prev_{tensor.name}', meaning=f'{tensor.meaning}; {before}')
+            dataclasses.replace(tensor, name=f'prev_{tensor.name}', meaning=meanings[tensor.name])
             for tensor in inputs
         ]
-        inputs[7] = dataclasses.replace(
-            inputs[7], meaning='pixels times depth of the frame before to the LiDAR frame of this frame'
-        )
         time = 'mean time since the frame before, over the cameras; 1.245 at the first frame of a scene'
         inputs.append(TensorSpec('mean_time_stamp', 'float32', (1,), time, 's', single=True))
     return [
