@@ -18,6 +18,7 @@ import torch
 
 from mmdeploy_ext.families.petr.seeded import petr_weights
 from mmdeploy_ext.synthetic.seeded_by_name import name_rng
+from projects.configs.petr_model import VOVNET_99, petr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,44 +38,7 @@ def require_golden() -> Path:
 
 def head_config(name: str) -> dict:
     """Return the published config of a head, PETR's or PETRv2's."""
-    attentions = [
-        dict(type=attention, embed_dims=256, num_heads=8, dropout=0.1)
-        for attention in ('MultiheadAttention', 'PETRMultiheadAttention')
-    ]
-    layer = dict(
-        type='PETRTransformerDecoderLayer',
-        attn_cfgs=attentions,
-        feedforward_channels=2048,
-        ffn_dropout=0.1,
-        operation_order=('self_attn', 'norm', 'cross_attn', 'norm', 'ffn', 'norm'),
-    )
-    decoder = dict(
-        type='PETRTransformerDecoder', return_intermediate=True, num_layers=6, transformerlayers=layer
-    )
-    coder = dict(
-        type='NMSFreeCoder',
-        post_center_range=[-61.2, -61.2, -10.0, 61.2, 61.2, 10.0],
-        pc_range=[-51.2, -51.2, -5.0, 51.2, 51.2, 3.0],
-        max_num=300,
-        voxel_size=[0.2, 0.2, 8],
-        num_classes=10,
-    )
-    second = dict(with_fpe=True, with_time=True, with_multi=True) if name == 'v2' else {}
-    return dict(
-        type='PETRv2Head' if name == 'v2' else 'PETRHead',
-        num_classes=10,
-        in_channels=256,
-        num_query=900,
-        LID=True,
-        with_position=True,
-        with_multiview=True,
-        position_range=[-61.2, -61.2, -10.0, 61.2, 61.2, 10.0],
-        normedlinear=False,
-        transformer=dict(type='PETRTransformer', decoder=decoder),
-        bbox_coder=coder,
-        positional_encoding=dict(type='SinePositionalEncoding3D', num_feats=128, normalize=True),
-        **second,
-    )
+    return petr(VOVNET_99, [768, 1024], second=name == 'v2')['pts_bbox_head']
 
 
 def state_dict(name: str, prefix: str = '') -> dict[str, torch.Tensor]:
