@@ -708,7 +708,7 @@ ENTRIES = (
     Entry(
         r'python -m docs._pages.zoo.page work_dirs',
         why='zoo',
-        test=TOOLS + 'test_zoo.py::test_a_page_has_a_row_for_each_config_in_both_languages',
+        test=TOOLS + 'test_zoo.py::test_the_pages_have_a_row_for_each_config_and_each_kind',
     ),
     Entry(
         r'python tools/analysis_tools/exporters.py',

@@ -38,7 +38,9 @@ def groups(docname: str, text: str) -> dict[str, list[tuple[str, str]]]:
 
 
 def add_contents(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Append the hidden table of contents to a README."""
+    """Append the hidden table of contents to a README, and that of the zoo's pages to the zoo."""
+    if docname == 'docs/zoo':
+        source[0] += '\n\n```{toctree}\n:hidden:\n:glob:\n\nzoo/*\n```\n'
     if docname not in HEADINGS:
         return
     trees = [

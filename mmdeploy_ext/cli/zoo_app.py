@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.zoo.config_proof import Settings
+    from mmdeploy_ext.zoo.configs import Config
 
 GIGABYTES = 6.0
 SECONDS = 1800.0
@@ -32,8 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = cli.ArgumentParser(
         description='Export every config with seeded weights, with one size and with any, and prove the '
-        'files against PyTorch. What was proven once is not proven again until its graph or the code of the '
-        'proof changes. Exit status 1 when a config of a known family is not proven.'
+        'files against PyTorch. A run that was stopped goes on when it is started again, and what was proven '
+        'is not proven again until its graph or the code of the proof changes. Exit status 1 when a config '
+        'of a known family is not proven.'
     )
     add = cli.adder(parser)
     add(
@@ -53,6 +56,13 @@ def build_parser() -> argparse.ArgumentParser:
         EXPORT_KINDS,
         nargs='+',
         choices=EXPORT_KINDS,
+    )
+    add(
+        '--shard K/N',
+        'only the K-th of N parts of the configs, for as many machines or jobs, such as 2/8; parts may share '
+        'the folder of --out',
+        (1, 1),
+        type=shard,
     )
     add('--jobs JOBS', 'processes (default: one per core, as memory holds)', 0)
     add('--timeout TIMEOUT', f'of a config, s (default: {SECONDS:g})', SECONDS)
@@ -76,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f'--{name} {getattr(args, name)}: expected more than 0')
     if args.jobs < 0:
         raise UsageError(f'--jobs {args.jobs}: expected 0 (one per core) or more')
-    check_writable(args.out / 'zoo.json')
+    check_writable(_zoo_file(args))
     cli.wait_passively()
     compat.apply()
     from mmdeploy_ext.zoo import configs
@@ -88,36 +98,80 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f'none of {len(files)} configs has a model with such a head; --list shows what they have'
         )
+    index, count = args.shard
+    groups = configs.group_by_model(selected)[index - 1 :: count]
+    if not groups:
+        raise UsageError(f'--shard {index}/{count}: the configs are of {index - 1} models at most')
     if args.list:
-        for config in selected:
+        for config in (config for group in groups for config in group):
             parts = (f'{key}={value}' for key, value in config.parts.items() if value)
             print(' '.join([config.name, *parts]))
         return 0
-    records = []
-    for record in cli.tracked(_records(selected, args), len(selected), 'zoo'):
-        records.append(record)
-        outcomes = f'fixed {_text(record.fixed)}; dynamic {_text(record.dynamic)}'
-        print(f'{record.config}: {outcomes}', flush=True)
-        write_json(args.out / 'zoo.json', zoo_content(records))  # also of a run that is stopped
-    print(f'{summary_line(records)}; {args.out / "zoo.json"}')
+    return _prove_all(args, groups)
+
+
+def _prove_all(args: argparse.Namespace, groups: Sequence[Sequence[Config]]) -> int:
+    """Prove the configs of all groups; return the exit status."""
+    from mmdeploy_ext.zoo import processes
+    from mmdeploy_ext.zoo.time_left import TimeLeft, duration_text
+
+    settings = _settings(args)
+    processes.import_libraries(groups[0][0])
+    finished = [processes.finished_records(group, settings, args.out) for group in groups]
+    waiting = [group for group, records in zip(groups, finished, strict=True) if not records]
+    records = [record for group in finished for record in group]
+    if records:
+        print(f'{len(records)} configs are as an earlier run into {args.out} left them')
+    earlier = [processes.read_record(processes.record_path(group[0], args.out)) for group in waiting]
+    time_left = TimeLeft(earlier, settings.export_kinds)
+    limits = processes.Limits(args.timeout, args.memory)
+    done, total, target = len(records), sum(map(len, groups)), _zoo_file(args)
+    with cli.progress('zoo', total) as update:
+        for group in processes.run_all(waiting, settings, args.out, _jobs(args), limits):
+            records += group
+            done += len(group)
+            time_left.end(group[0])
+            left = time_left.seconds
+            rest = f', about {duration_text(left)} left' if left and done < total else ''
+            for record in group:
+                outcomes = f'fixed {_text(record.fixed)}; dynamic {_text(record.dynamic)}'
+                print(f'[{done} of {total}{rest}] {record.config}: {outcomes}', flush=True)
+            update(completed=done, description=f'zoo{rest}')
+            write_json(target, zoo_content(records))  # also of a run that is stopped
+    write_json(target, zoo_content(records))
+    print(f'{summary_line(records)}; {target}')
     return int(any(record.family and not record.proven for record in records))
 
 
-def _records(selected: Sequence[Any], args: argparse.Namespace) -> Any:
-    """Yield the record of each config, in the order in which they end."""
+def _zoo_file(args: argparse.Namespace) -> Path:
+    """Return the path of the file of all records of the run; a shard has a file of its own."""
+    index, count = args.shard
+    return args.out / ('zoo.json' if count == 1 else f'zoo-{index}-of-{count}.json')
+
+
+def _settings(args: argparse.Namespace) -> Settings:
     from mmdeploy_ext.engines.registry import DEFAULT
     from mmdeploy_ext.zoo.config_proof import Settings
-    from mmdeploy_ext.zoo.processes import Limits, run_all
 
     picture = read_images([DEFAULT_PICTURE], 1)[0]
     engine = DEFAULT.runner_options(threads=1)
-    size = args.height, args.width
-    settings = Settings(size, picture, seeded, engine, tuple(args.files), args.sweeps)
-    jobs = args.jobs
-    if not jobs:  # as many as cores and memory hold
-        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
-        jobs = max(1, min(len(os.sched_getaffinity(0)), int(memory // args.memory)))
-    return run_all(selected, settings, args.out, jobs, Limits(args.timeout, args.memory))
+    return Settings((args.height, args.width), picture, seeded, engine, tuple(args.files), args.sweeps)
+
+
+def _jobs(args: argparse.Namespace) -> int:
+    """Return the number of processes: as many as cores and memory hold if none is given."""
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
+    return args.jobs or max(1, min(len(os.sched_getaffinity(0)), int(memory // args.memory)))
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Return the numbers of a shard, 'K/N', such as (2, 8)."""
+    numbers = text.split('/')
+    if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
+        index, count = map(int, numbers)
+        if 1 <= index <= count:
+            return index, count
+    raise argparse.ArgumentTypeError(f'{text}: expected K/N with K from 1 to N, such as 2/8')
 
 
 def _text(outcome: Outcome | None) -> str:

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
+import importlib.util
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.compat.plain_kernels import MMCV_MODULES
+from mmdeploy_ext.contract.registry import registered
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
 from mmdeploy_ext.proving.ladder import prove
-from mmdeploy_ext.zoo.configs import Config, without_augmentation
-from mmdeploy_ext.zoo.digests import export_digest, proof_rules
+from mmdeploy_ext.zoo.configs import Config, library_of, without_augmentation
+from mmdeploy_ext.zoo.digests import export_digest, files_digest, proof_rules
 from mmdeploy_ext.zoo.records import (
     EXPORT_KINDS,
     MAX_CHARACTERS,
+    MEMORY,
     NOT_PROVEN,
     Outcome,
     Record,
@@ -68,6 +73,28 @@ class Settings:
     sweeps: int = 3
 
 
+def origin_digest(config: Config, settings: Settings) -> str:
+    """Return a hash of all that the outcomes of a config follow from; '' if the hash cannot cover that.
+
+    It covers the config, the settings of the run, the versions of the libraries, and every file of this
+    project and of the families from outside. A config that no library was installed with may import code
+    from anywhere, so that its outcomes are never taken over unseen.
+    """
+    try:
+        version = importlib.metadata.version(library_of(Path(config.path)))
+    except (ValueError, importlib.metadata.PackageNotFoundError):
+        return ''
+    digest = hashlib.sha256(repr((version, sorted(versions().items()))).encode())
+    digest.update((config.test_digest or Path(config.path).read_text(encoding='utf-8')).encode())
+    digest.update(repr((settings.size, settings.sweeps, sorted(settings.engine.items()))).encode())
+    digest.update(settings.picture[1].tobytes())
+    for package in sorted({registration.family.partition('.')[0] for registration in registered().values()}):
+        spec = importlib.util.find_spec(package)
+        for path in spec.submodule_search_locations or (spec.origin,):
+            digest.update(files_digest(Path(path)).encode())
+    return digest.hexdigest()
+
+
 def prove_config(
     config: Config, settings: Settings, earlier: Record | None, keep: Callable[[Record], None]
 ) -> Record:
@@ -80,24 +107,30 @@ def prove_config(
             exports that this run leaves out stay; None if there is none.
         keep: called with the record after each export, since the next one may kill the process.
     """
-    record = Record(config.name, config.parts)
+    record, made_from = Record(config.name, config.parts), origin_digest(config, settings)
     try:
         cfg = load_config(config.path)
         record = dataclasses.replace(record, notes=without_augmentation(cfg))
         deployment = _deploy(config, cfg, settings)
     except Exception as error:
-        return dataclasses.replace(record, fixed=outcome_of_error(error))
+        return dataclasses.replace(record, fixed=_with_origin(outcome_of_error(error), made_from))
     types, family = {type(module).__name__ for module in deployment.model.modules()}, deployment.family
     own_kernels = tuple(sorted(types & {*MMCV_MODULES, *family.compared_with_own_kernels}))
     record = dataclasses.replace(record, family=family.name, own_kernels=own_kernels)
-    for kind in EXPORT_KINDS if _takes_pictures(family) else ('fixed',):
+    for kind in export_kinds_of(family):
         outcome = getattr(earlier, kind, None)
         if kind in settings.export_kinds:
             outcome = _prove_export(deployment, settings, dynamic=kind == 'dynamic', earlier=outcome)
+            outcome = _with_origin(outcome, made_from)
         record = dataclasses.replace(record, **{kind: outcome})
         keep(record)
         deployment.exports.clear()
     return record
+
+
+def _with_origin(outcome: Outcome, made_from: str) -> Outcome:
+    """Return an outcome with the hash of what it follows from; memory may suffice the next time."""
+    return dataclasses.replace(outcome, made_from='' if outcome.reason == MEMORY else made_from)
 
 
 def _deploy(config: Config, cfg: Any, settings: Settings) -> deploy.Deployment:
@@ -125,6 +158,11 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> deploy.Deployment:
         rule=rule,
         settings=family.settings(cfg, model),
     )
+
+
+def export_kinds_of(family: Family) -> tuple[str, ...]:
+    """Return the exports that configs of a family have; the only one of sweeps takes any sweep."""
+    return EXPORT_KINDS if _takes_pictures(family) else EXPORT_KINDS[:1]
 
 
 def _takes_pictures(family: Family) -> bool:

@@ -169,6 +169,14 @@ def training_keys_of(library: str) -> tuple[str, ...]:
     return tuple(key for family in registrations if family.library == library for key in family.training_keys)
 
 
+def group_by_model(configs: Sequence[Config]) -> list[list[Config]]:
+    """Return the configs in groups of those that are the same model to test, in their order."""
+    groups: dict[str, list[Config]] = {}
+    for config in configs:
+        groups.setdefault(config.test_digest or config.path, []).append(config)
+    return list(groups.values())
+
+
 def _without(value: Any, keys: Sequence[str]) -> Any:
     """Return nested dicts and lists without some keys."""
     if isinstance(value, dict):

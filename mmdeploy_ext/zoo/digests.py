@@ -75,6 +75,18 @@ def family_folder(family: type) -> Path:
     return folder
 
 
+@functools.cache
+def files_digest(path: Path) -> str:
+    """Return a hash of a file, or of the names and contents of the Python and JSON files below a folder."""
+    digest = hashlib.sha256()
+    suffixes = 'py', 'json'
+    files = [path] if path.is_file() else [file for suffix in suffixes for file in path.rglob(f'*.{suffix}')]
+    for file in sorted(files):
+        content = file.read_bytes()
+        digest.update(f'{file.relative_to(path)} {len(content)} '.encode() + content)
+    return digest.hexdigest()
+
+
 def hash_judges() -> None:
     """Hash the code of all judges, which takes seconds, so that forked processes have the hashes cached."""
     for pattern in JUDGES:

@@ -10,14 +10,16 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mmdeploy_ext.contract.registry import registered
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.zoo.config_proof import Settings, prove_config
+from mmdeploy_ext.families.base import FAMILIES, find_family
+from mmdeploy_ext.zoo.config_proof import Settings, export_kinds_of, origin_digest, prove_config
 from mmdeploy_ext.zoo.configs import Config
 from mmdeploy_ext.zoo.digests import hash_judges
 from mmdeploy_ext.zoo.records import (
     CRASH,
+    EXPORT_KINDS,
     MAX_CHARACTERS,
     MEMORY,
     TIME,
@@ -111,24 +113,50 @@ class ConfigProcess:
         return record
 
 
-def run_all(
-    configs: Sequence[Config], settings: Settings, out: Path, jobs: int, limits: Limits
-) -> Iterator[Record]:
-    """Yield the record of each config as soon as it is known; `jobs` processes run at a time.
+def finished_records(group: Sequence[Config], settings: Settings, out: Path) -> list[Record]:
+    """Return the records of configs that are the same model, if an earlier run into `out` ended them.
 
-    A process that exceeds one of the limits is killed. Of configs that are the same model to test, only the
-    first is proven. `ConfigProcess` says what is written below `out`.
+    The list is empty if a wanted export was not tried, or if anything changed that the outcome follows from.
+    """
+    record = read_record(record_path(group[0], out))
+    if record is None:
+        return []
+    kinds = export_kinds_of(FAMILIES[record.family]) if record.family in registered() else EXPORT_KINDS[:1]
+    outcomes = [getattr(record, kind) for kind in kinds if kind in settings.export_kinds]
+    made_from = origin_digest(group[0], settings)
+    if not (made_from and outcomes and all(one and one.made_from == made_from for one in outcomes)):
+        return []
+    return [record, *_write_same_models(record, group[1:], out)]
+
+
+def _write_same_models(record: Record, same_models: Sequence[Config], out: Path) -> list[Record]:
+    """Write, and return, the records of configs that the model of a record is the same as."""
+    records = []
+    for config in same_models:
+        records.append(dataclasses.replace(record, config=config.name, same_as=record.config))
+        records[-1].write(record_path(config, out))
+    return records
+
+
+def import_libraries(config: Config) -> None:
+    """Import the libraries of a config and hash the judges, which forked processes then have: 3 s."""
+    hash_judges()
+    with contextlib.suppress(UsageError):
+        find_family(load_config(config.path))
+
+
+def run_all(
+    groups: Sequence[Sequence[Config]], settings: Settings, out: Path, jobs: int, limits: Limits
+) -> Iterator[list[Record]]:
+    """Yield the records of each group of configs as soon as they are known; `jobs` processes run at a time.
+
+    The configs of a group are the same model to test, of which only the first is proven. A process that
+    exceeds one of the limits is killed. `ConfigProcess` says what is written below `out`.
     """
     for name in ('records', 'logs'):
         (out / name).mkdir(parents=True, exist_ok=True)
-    groups: dict[str, list[Config]] = {}
-    for config in configs:
-        groups.setdefault(config.test_digest or config.path, []).append(config)
-    hash_judges()
-    with contextlib.suppress(UsageError):
-        find_family(load_config(configs[0].path))  # imports the libraries, which every fork then has: 3 s
-    waiting = list(groups.values())
-    running: list[tuple[ConfigProcess, list[Config]]] = []
+    waiting = list(groups)
+    running: list[tuple[ConfigProcess, Sequence[Config]]] = []
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -142,11 +170,7 @@ def run_all(
                     running.remove(entry)
                     job.end()
                     record = job.record(limit)
-                    yield record
-                    for config in same_models:
-                        same = dataclasses.replace(record, config=config.name, same_as=record.config)
-                        same.write(record_path(config, out))
-                        yield same
+                    yield [record, *_write_same_models(record, same_models, out)]
     finally:
         for job, _ in running:
             job.end()

@@ -60,6 +60,8 @@ class Outcome:
         worst_distance: largest distance between the centres of a pair of boxes in 3D, m.
         worst_score: largest difference between the scores of a pair.
         seconds: CPU time of export and proof.
+        made_from: hash of what the outcome follows from, see `config_proof.origin_digest`; '' if the process
+            was stopped, or if code that the hash does not cover has a part in it.
     """
 
     proven: bool = False
@@ -77,6 +79,7 @@ class Outcome:
     worst_score: float | None = None
     worst_distance: float | None = None
     seconds: float = 0.0
+    made_from: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +167,22 @@ def portable(text: str) -> str:
     for folder in (sysconfig.get_path('stdlib'), str(Path.cwd())):
         text = text.replace(f'{folder}/', '')
     return SITE_PACKAGES.sub('', text)
+
+
+def merge_records(earlier: Sequence[Record], later: Sequence[Record]) -> list[Record]:
+    """Return a record for each config of either sequence, sorted by name.
+
+    A later record replaces an earlier one of the same config, but an export that only the earlier run tried
+    keeps its outcome.
+    """
+    merged = {record.config: record for record in earlier}
+    for record in later:
+        before = merged.get(record.config)
+        outcomes = {
+            kind: getattr(before, kind) for kind in EXPORT_KINDS if before and getattr(record, kind) is None
+        }
+        merged[record.config] = dataclasses.replace(record, **outcomes)
+    return [merged[name] for name in sorted(merged)]
 
 
 def zoo_content(records: Sequence[Record]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 
 import mmcv
+import numpy as np
 import pytest
 
 from docs._pages.zoo import page, readme
@@ -21,6 +22,7 @@ from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.zoo import config_proof, configs, digests, processes, records
+from mmdeploy_ext.zoo.time_left import TimeLeft, duration_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOBODYS = "model = dict(type='Nobodys', backbone=dict(type='ResNet'), bbox_head=dict(type='NobodysHead'))\n"
@@ -250,34 +252,38 @@ def test_the_installed_configs_are_those_of_mmdet_without_bases():
 
 
 @pytest.mark.matrix
-def test_a_page_has_a_row_for_each_config_in_both_languages(zoo):
+def test_the_pages_have_a_row_for_each_config_and_each_kind(zoo):
     _, _, found = zoo
     own = dataclasses.replace(found['toy'], config='own.py', own_kernels=('MaskedConv2d',))
     content = records.zoo_content([*found.values(), own])
+    texts = {path.name: text for path, text in page.pages(content).items()}
+    rows = texts['one-stage.md'] + texts['no-family.md']
+    assert [config for config in found if rows.count(f'{config}` |') == 0] == []
+    assert '| ATSSHead | 7 | 5 | 2 | 2 | 1 |' in texts['parts.md']
     for name in page.PAGES:
-        text = page.page(name, content)
-        assert [config for config in found if text.count(f'{config}` |') == 0] == []
-        assert '| ATSSHead | 7 | 5 | 2 | 2 | 1 |' in text
+        assert '(zoo/one-stage.md) | 3 | 2 | 2 |' in page.page(name, content).replace('../zoo', 'zoo')
 
 
 @pytest.mark.matrix
-def test_lidar_detectors_of_mmdet3d_have_a_section_of_their_own(zoo):
-    _, _, found = zoo
+def test_detectors_in_3d_have_pages_of_their_own():
     outcome = records.Outcome(
         proven=True, inputs=3, reference=90, matched=90, fewest=20, worst_rel=2e-6, worst_distance=1e-5
     )
     parts = dict(detector='VoxelNet', encoder='HardVFE', backbone='SECOND', neck='FPN', head='Anchor3DHead')
-    lidar = records.Record('mmdet3d/second/a.py', parts, fixed=outcome)
+    lidar = records.Record('mmdet3d/second/a.py', parts, family='anchor3d', fixed=outcome)
     same = dataclasses.replace(lidar, config='mmdet3d/second/b.py', same_as='mmdet3d/second/a.py')
-    content = records.zoo_content([*found.values(), lidar, same])
-    for name in page.PAGES:
-        text = page.page(name, content)
-        assert '| `second/a` | proven | 90 / 90 | 20 | 2.0e-06 | 0.010 |  | 0 |' in text
-        assert '| `second/b` as `a` | proven |' in text
-        assert '| HardVFE | 2 | 2 |' in text
-    assert [one.config for one in page.split(content)[1]] == [lidar.config, same.config]
+    outcomes = dict(fixed=outcome, dynamic=dataclasses.replace(outcome, worst_distance=2e-5))
+    camera = records.Record('mmdet3d/smoke/c.py', dict(head='SMOKEMono3DHead'), family='smoke', **outcomes)
+    content = records.zoo_content([lidar, same, camera])
+    texts = {path.name: text for path, text in page.pages(content).items()}
+    row = '| `mmdet3d/second/a` | proven | - | 90 / 90 | 20 | 2.0e-06 | 0.010 |  | 0 |'
+    assert row in texts['lidar-anchors.md'] and '| `mmdet3d/second/b` as `a` |' in texts['lidar-anchors.md']
+    assert '| `mmdet3d/smoke/c` | proven | proven | 180 / 180 |' in texts['one-camera.md']
+    assert '| HardVFE | 2 | 2 |' in texts['parts.md']
+    assert '(zoo/lidar-anchors.md) | 2 | 2 | 2 |  | 0.01 mm |' in texts['zoo.md'].replace('../zoo', 'zoo')
+    assert '(zoo/one-camera.md) | 1 | 1 | 1 |  | 0.02 mm |' in texts['zoo.md'].replace('../zoo', 'zoo')
     text = readme.readme('README.md', f'{readme.BEGIN}{readme.END}', *page.split(content))
-    assert '2 of 2 LiDAR configs of mmdet3d' in text
+    assert '3 of 3 configs of mmdet3d' in text
 
 
 def test_the_readme_has_the_worst_of_all_proofs_of_a_family():
@@ -384,7 +390,8 @@ def test_a_page_takes_the_records_of_all_runs_into_a_folder(zoo, tmp_path, monke
     _, _, found = zoo
     monkeypatch.setattr(page, 'ROOT', tmp_path)
     monkeypatch.setattr(page, 'DATA', tmp_path / 'zoo.json')
-    monkeypatch.setattr(page, 'LIDAR', tmp_path / 'lidar.json')
+    monkeypatch.setattr(page, 'MMDET3D_DATA', tmp_path / 'mmdet3d.json')
+    monkeypatch.setattr(page, 'KIND_PAGES', tmp_path / 'kinds')
     monkeypatch.setattr(readme, 'TEMPLATES', {})
     monkeypatch.setattr(page, 'PAGES', {name: tmp_path / path.name for name, path in page.PAGES.items()})
     assert page.main([str(tmp_path)]) == 2
@@ -395,20 +402,88 @@ def test_a_page_takes_the_records_of_all_runs_into_a_folder(zoo, tmp_path, monke
     assert page.main([str(tmp_path)]) == 0
     content = read_json(page.DATA)
     assert len(content['configs']) == sum(one.fixed is not None for one in found.values())
-    assert not page.LIDAR.exists()
+    assert not page.MMDET3D_DATA.exists()
     lidar = dataclasses.replace(found['toy'], config='mmdet3d/toy.py')
     for path in (tmp_path / 'records').glob('*.json'):
         path.unlink()
     lidar.write(tmp_path / 'records/lidar.json')
     assert page.main([str(tmp_path)]) == 0
     assert read_json(page.DATA) == content
-    assert [one['config'] for one in read_json(page.LIDAR)['configs']] == [lidar.config]
+    assert [one['config'] for one in read_json(page.MMDET3D_DATA)['configs']] == [lidar.config]
 
 
 def test_the_pages_are_those_of_the_measured_zoo():
     content = page.whole()
-    for name, path in page.PAGES.items():
-        assert page.page(name, content) == path.read_text(encoding='utf-8'), 'python -m docs._pages.zoo.page'
+    texts = page.pages(content)
+    assert {*page.KIND_PAGES.glob('*.md')} <= {*texts}
+    for path, text in texts.items():
+        assert text == path.read_text(encoding='utf-8'), 'python -m docs._pages.zoo.page'
     for name in readme.TEMPLATES:
         text = (REPOSITORY / name).read_text(encoding='utf-8')
         assert readme.readme(name, text, *page.split(content)) == text, 'python -m docs._pages.zoo.page'
+
+
+def test_records_of_several_runs_are_merged_by_config_and_export():
+    proven, failed = records.Outcome(proven=True), records.Outcome(reason=records.NOT_PROVEN)
+    before = [
+        records.Record('a.py', {}, fixed=failed, dynamic=proven), records.Record('b.py', {}, fixed=proven)
+    ]  # fmt: skip
+    later = [records.Record('c.py', {}, fixed=proven), records.Record('a.py', {}, fixed=proven)]
+    merged = records.merge_records(before, later)
+    assert [(one.config, one.fixed, one.dynamic) for one in merged] == [
+        ('a.py', proven, proven), ('b.py', proven, None), ('c.py', proven, None),
+    ]  # fmt: skip
+
+
+def test_shards_have_every_config_once_and_the_same_models_together(capsys):
+    words = ['ssd/*.py', 'gfl/*.py', '--list']
+    lists = []
+    for arguments in ([], ['--shard', '1/2'], ['--shard', '2/2']):
+        assert zoo_app.main([*words, *arguments]) == 0
+        lists.append([line.split()[0] for line in capsys.readouterr().out.splitlines()])
+    whole, first, second = lists
+    assert sorted(first + second) == sorted(whole) and first and second
+    for text in ('0/2', '3/2', '1', 'a/b'):
+        with pytest.raises(SystemExit, match='2'):
+            zoo_app.main([*words, '--shard', text])
+        assert 'expected K/N' in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_leaves_alone_what_is_done_until_the_code_changes(tmp_path, monkeypatch):
+    (config,) = configs.read_configs(configs.config_files(['ssd/ssd300_coco.py']))
+    same = dataclasses.replace(config, name='same.py')
+    settings = config_proof.Settings((320, 448), ('picture', np.zeros((2, 2, 3), np.uint8)), seeded, {})
+    outcome = records.Outcome(proven=True, made_from=config_proof.origin_digest(config, settings))
+    record = records.Record(config.name, config.parts, family='dense', fixed=outcome, dynamic=outcome)
+    path = processes.record_path(config, tmp_path)
+    path.parent.mkdir()
+
+    def finished(record, settings=settings):
+        record.write(path)
+        return [one.config for one in processes.finished_records([config, same], settings, tmp_path)]
+
+    assert finished(record) == [config.name, same.name]
+    assert records.read_record(processes.record_path(same, tmp_path)).same_as == config.name
+    assert finished(dataclasses.replace(record, dynamic=None)) == []
+    assert finished(record, dataclasses.replace(settings, sweeps=9)) == []
+    monkeypatch.setattr(config_proof, 'files_digest', lambda path: 'other code')
+    assert finished(record) == []
+    own = dataclasses.replace(config, path=str(tmp_path / 'own.py'))
+    assert config_proof.origin_digest(own, settings) == ''
+
+
+def test_the_time_left_follows_from_what_configs_cost_before(monkeypatch):
+    now = iter([0.0, 30.0, 90.0])
+    monkeypatch.setattr(time, 'monotonic', lambda: next(now))
+    a, b, c = (
+        records.Record(name, {}, fixed=records.Outcome(seconds=seconds), dynamic=records.Outcome())
+        for name, seconds in (('a', 10.0), ('b', 40.0), ('c', 10.0))
+    )
+    left = TimeLeft([a, b, None], records.EXPORT_KINDS)
+    assert left.seconds is None
+    left.end(a)  # 3 s of wall for a second of CPU; the third is taken to cost (10 + 40) / 2
+    assert left.seconds == 3 * (40 + 25)
+    left.end(b)
+    left.end(c)
+    assert left.seconds == 0
+    assert [duration_text(seconds) for seconds in (5, 300, 5000)] == ['1 min', '5 min', '1 h 23 min']

@@ -1,9 +1,9 @@
-"""Write docs/zoo.md and its Chinese twin: `python -m docs._pages.zoo.page work_dirs/zoo`.
+"""Write docs/zoo.md, its Chinese twin and docs/zoo/: `python -m docs._pages.zoo.page FOLDER...`.
 
 The READMEs' table of detectors is written with them.
-Of a folder, all records of it count, which may be of several runs; of a `zoo.json`, those of one run. They
-replace docs/zoo.json or, of LiDAR detectors of mmdet3d, docs/zoo_lidar.json; without records of either, it
-stays. Without FOUND the pages are written again from these two.
+All records of a folder count, which may be of several runs; of a `zoo.json`, those of one run. They are put
+into docs/zoo.json or, of configs of mmdet3d, docs/zoo_mmdet3d.json, by `records.merge_records`. Without
+FOLDER the pages are written again from these two.
 """
 
 from __future__ import annotations
@@ -14,12 +14,19 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from docs._pages.zoo import readme
+from docs._pages.zoo import kinds, readme
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 from mmdeploy_ext.core.pages import template
-from mmdeploy_ext.zoo.records import Count, count_records, read_record, zoo_content, zoo_records
+from mmdeploy_ext.zoo.records import (
+    Count,
+    count_records,
+    merge_records,
+    read_record,
+    zoo_content,
+    zoo_records,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,38 +35,92 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[3]
 DATA = ROOT / 'docs/zoo.json'
-LIDAR = ROOT / 'docs/zoo_lidar.json'
+MMDET3D_DATA = ROOT / 'docs/zoo_mmdet3d.json'
 """Records of configs whose names begin with `OF_MMDET3D`."""
 OF_MMDET3D = 'mmdet3d/'
 PAGES = {'page.md.j2': ROOT / 'docs/zoo.md', 'page_zh.md.j2': ROOT / 'docs/zh-CN/zoo.md'}
-"""Template -> page."""
+"""Template -> page with the table of kinds."""
+LINKS = {'page.md.j2': 'zoo', 'page_zh.md.j2': '../zoo'}
+"""Template -> folder of the pages of kinds, from its page."""
+KIND_PAGES = ROOT / 'docs/zoo'
+COLUMNS = """\
+| config | one size | any size | matched | fewest | worst IoU | worst score difference | CPU s |
+|---|---|---|---:|---:|---:|---:|---:|"""
+COLUMNS_3D = """\
+| config | one size | any size | matched | fewest | worst tensor error | worst distance, mm | worst score difference | CPU s |
+|---|---|---|---:|---:|---:|---:|---:|---:|"""  # noqa: E501
 LONGEST = 240
 """Characters of a reason."""
 
 
 def page(name: str, content: Mapping[str, Any]) -> str:
-    """Return a page as it is for a zoo.
+    """Return the page with the table of kinds.
 
     Args:
         name: of its template.
-        content: of the JSON file.
+        content: of the JSON file of all records.
     """
-    records, lidar = split(content)
+    records, mmdet3d = split(content)
     texts = template(__file__, name, keep_trailing_newline=True)
     return texts.render(
         versions=content['versions'],
-        whole=count_records(records),
-        parts={part: counts(by_part(records, part)) for part in ('head', 'backbone', 'neck')},
-        heads={head: rows(group) for head, group in _by_head(records).items()},
-        lidar=count_records(lidar),
-        lidar_parts=[
-            f'| {name} | {one.configs} | {one.fixed} |'
-            for part in ('head', 'encoder', 'backbone')
-            for name, one in by_part(lidar, part).items()
+        mmdet=count_records(records),
+        mmdet3d=count_records(mmdet3d),
+        kinds=[
+            kind_row(kind, of_kind, chinese='_zh' in name, link=f'{LINKS[name]}/{kind.page}.md')
+            for kind in kinds.KINDS
+            if (of_kind := kinds.records_of(kind, [*records, *mmdet3d]))
         ],
-        lidar_heads={head: lidar_rows(group) for head, group in _by_head(lidar).items()},
-        reasons=reasons([*records, *lidar]),
     )
+
+
+def kind_row(kind: kinds.Kind, records: Sequence[Record], chinese: bool, link: str) -> str:
+    """Return the row of a kind in one of the two languages; `link` leads to its page."""
+    count = count_records(records)
+    tried = [record for record in records if record.proven and record.dynamic is None]
+    untried = [record for record in tried if not record.own_kernels and not kind.any_input]
+    cells = [
+        f'[{kind.title_zh if chinese else kind.title}]({link})',
+        count.configs,
+        count.fixed,
+        count.fixed if kind.any_input else count.dynamic,
+        len(untried) or '',
+        readme.of_records(records).errors(*(('得分', '张量') if chinese else ('score', 'tensor'))),
+    ]
+    return f'| {" | ".join(map(str, cells))} |'
+
+
+def kind_page(kind: kinds.Kind, records: Sequence[Record]) -> str:
+    """Return the page that lists the configs of a kind."""
+    heads = {
+        head: [cells_of(record, kind.in_3d) for record in group] for head, group in _by_head(records).items()
+    }
+    return template(__file__, 'kind.md.j2').render(
+        title=kind.title,
+        count=count_records(records),
+        heads=heads,
+        columns=COLUMNS_3D if kind.in_3d else COLUMNS,
+        reasons=reasons(records),
+    )
+
+
+def parts_page(records: Sequence[Record]) -> str:
+    """Return the page that counts the configs by their parts."""
+    parts = ('head', 'encoder', 'backbone', 'neck')
+    return template(__file__, 'parts.md.j2').render(
+        parts={part: counts(by_part(records, part)) for part in parts}
+    )
+
+
+def pages(content: Mapping[str, Any]) -> dict[Path, str]:
+    """Return path -> text of every page of the zoo."""
+    records = zoo_records(content)
+    texts = {path: page(name, content) for name, path in PAGES.items()}
+    texts[KIND_PAGES / 'parts.md'] = parts_page(records)
+    for kind in kinds.KINDS:
+        if of_kind := kinds.records_of(kind, records):
+            texts[KIND_PAGES / f'{kind.page}.md'] = kind_page(kind, of_kind)
+    return {path: f'{text.rstrip()}\n' for path, text in texts.items()}
 
 
 def by_part(chosen: Sequence[Record], part: str) -> dict[str, Count]:
@@ -72,10 +133,10 @@ def by_part(chosen: Sequence[Record], part: str) -> dict[str, Count]:
 
 
 def split(content: Mapping[str, Any]) -> tuple[list[Record], list[Record]]:
-    """Return the records of mmdet's and others' configs, and those of LiDAR detectors of mmdet3d."""
+    """Return the records of mmdet's and others' configs, and those of mmdet3d's."""
     records = zoo_records(content)
-    lidar = [one for one in records if one.config.startswith(OF_MMDET3D)]
-    return [one for one in records if one not in lidar], lidar
+    mmdet3d = [record for record in records if record.config.startswith(OF_MMDET3D)]
+    return [record for record in records if record not in mmdet3d], mmdet3d
 
 
 def counts(groups: Mapping[str, Count]) -> list[str]:
@@ -92,25 +153,34 @@ def _by_head(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def rows(records: Sequence[Record]) -> list[str]:
-    """Return a row of cells for each config."""
-    return [f'| {" | ".join(_cells(record))} |' for record in records]
+    """Return a row of cells for each config whose results are boxes or masks in a picture."""
+    return [cells_of(record, in_3d=False) for record in records]
 
 
-def _cells(record: Record) -> list[str]:
+def cells_of(record: Record, in_3d: bool) -> str:
+    """Return the row of a config, below `COLUMNS`, or `COLUMNS_3D` if its results are boxes in 3D."""
     done = [one for one in (record.fixed, record.dynamic) if one is not None and one.inputs]
     seconds = sum(one.seconds for one in (record.fixed, record.dynamic) if one is not None)
     ious = [one.worst_iou for one in done if one.worst_iou is not None]
     scores = [one.worst_score for one in done if one.worst_score is not None]
-    return [
+    tensors = [one.worst_rel for one in done if one.worst_rel is not None]
+    distances = [one.worst_distance for one in done if one.worst_distance is not None]
+    in_picture = [f'{min(ious):.6f}' if ious else '']
+    in_space = [
+        f'{max(tensors):.1e}' if tensors else '',
+        f'{1e3 * max(distances):.3f}' if distances else '',
+    ]
+    cells = [
         _named(record),
         _verdict(record.fixed) + (' *' if record.own_kernels else ''),
         _verdict(record.dynamic),
         f'{sum(one.matched for one in done)} / {sum(one.reference for one in done)}' if done else '',
         str(min(one.fewest for one in done)) if done else '',
-        f'{min(ious):.6f}' if ious else '',
+        *(in_space if in_3d else in_picture),
         f'{max(scores):.1e}' if scores else '',
         f'{seconds:.0f}',
     ]
+    return f'| {" | ".join(cells)} |'
 
 
 def _named(record: Record) -> str:
@@ -118,28 +188,6 @@ def _named(record: Record) -> str:
     if record.same_as:
         name += f' as `{record.same_as.removesuffix(".py").rpartition("/")[2]}`'
     return name
-
-
-def lidar_rows(records: Sequence[Record]) -> list[str]:
-    """Return a row of cells for each config of a LiDAR detector."""
-    return [f'| {" | ".join(_lidar_cells(record))} |' for record in records]
-
-
-def _lidar_cells(record: Record) -> list[str]:
-    found = record.fixed
-    name = _named(record).replace(OF_MMDET3D, '')
-    if found is None or not found.inputs:
-        return [name, _verdict(found), *[''] * 6]
-    return [
-        name,
-        _verdict(found),
-        f'{found.matched} / {found.reference}',
-        str(found.fewest),
-        '' if found.worst_rel is None else f'{found.worst_rel:.1e}',
-        '' if found.worst_distance is None else f'{1e3 * found.worst_distance:.3f}',
-        '' if found.worst_score is None else f'{found.worst_score:.1e}',
-        f'{found.seconds:.0f}',
-    ]
 
 
 def _verdict(outcome: Outcome | None) -> str:
@@ -170,23 +218,26 @@ def _short(why: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write both pages; 0 done, 2 usage."""
+    """Write all pages; 0 done, 2 usage."""
     parser = cli.ArgumentParser(prog='python -m docs._pages.zoo.page', description=__doc__.splitlines()[0])
     parser.add_argument(
-        'found', nargs='?', type=Path, help='--out of tools/analysis_tools/zoo.py, or a zoo.json of it'
+        'folders', nargs='*', type=Path, help='--out of tools/analysis_tools/zoo.py, or a zoo.json of it'
     )
     cli.add_debug_option(parser)
     return cli.run(_body, parser, argv)
 
 
 def _body(args: argparse.Namespace) -> int:
-    if args.found:
-        _replace(records_of(args.found) if args.found.is_dir() else read_json(args.found))
+    for path in args.folders:
+        _merge(records_of(path) if path.is_dir() else read_json(path))
     content = whole()
-    texts = {path: page(name, content) for name, path in PAGES.items()}
+    texts = pages(content)
     for name in readme.TEMPLATES:
         text = (ROOT / name).read_text(encoding='utf-8')
         texts[ROOT / name] = readme.readme(name, text, *split(content))
+    KIND_PAGES.mkdir(exist_ok=True)
+    for path in set(KIND_PAGES.glob('*.md')) - set(texts):
+        path.unlink()
     for path, text in texts.items():
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding='utf-8')
@@ -196,19 +247,19 @@ def _body(args: argparse.Namespace) -> int:
 
 def whole() -> dict[str, Any]:
     """Return the content of both files, with the versions of the first."""
-    content, *others = (read_json(path) for path in (DATA, LIDAR) if path.is_file())
+    content, *others = (read_json(path) for path in (DATA, MMDET3D_DATA) if path.is_file())
     return dict(
         content, configs=[*content['configs'], *(one for other in others for one in other['configs'])]
     )
 
 
-def _replace(content: Mapping[str, Any]) -> None:
-    """Write the records of either file that there are any of."""
-    lidar = [one for one in content['configs'] if one['config'].startswith(OF_MMDET3D)]
-    others = [one for one in content['configs'] if one not in lidar]
-    for path, chosen in ((DATA, others), (LIDAR, lidar)):
-        if chosen:
-            write_json(path, dict(content, configs=chosen))
+def _merge(content: Mapping[str, Any]) -> None:
+    """Put new records into the two files, with the versions that they were made with."""
+    for path, records in zip((DATA, MMDET3D_DATA), split(content), strict=True):
+        if records:
+            earlier = zoo_records(read_json(path)) if path.is_file() else []
+            merged = zoo_content(merge_records(earlier, records))
+            write_json(path, dict(merged, versions=content['versions']))
 
 
 def records_of(folder: Path) -> dict[str, Any]:

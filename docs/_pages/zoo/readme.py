@@ -66,7 +66,7 @@ class Evidence:
 
 
 def _power(value: float) -> str:
-    return f'{value:.1e}'.replace('e-0', 'e-')
+    return f'{value:.1e}'.replace('e-0', 'e-') if value else '0'
 
 
 def of_records(records: Sequence[Record]) -> Evidence:
@@ -140,33 +140,33 @@ def _worst(choose: type[max] | type[min], values: Iterable[float | None]) -> flo
     return choose(measured) if measured else None
 
 
-def readme(name: str, text: str, records: Sequence[Record], lidar: Sequence[Record]) -> str:
+def readme(name: str, text: str, records: Sequence[Record], mmdet3d: Sequence[Record]) -> str:
     """Return the text of a README with today's table between its marks.
 
     Args:
         name: of the README, see `TEMPLATES`.
         text: of the README.
         records: of the zoo's configs of mmdet.
-        lidar: of its configs of LiDAR detectors of mmdet3d.
+        mmdet3d: of its configs of mmdet3d.
     """
     listed_families: set[str] = set()
 
     def zoo(*families: str) -> Evidence:
         listed_families.update(families)
-        return of_records([record for record in (*records, *lidar) if record.family in families])
+        return of_records([record for record in (*records, *mmdet3d) if record.family in families])
 
     def parity(detector: str) -> Evidence:
         return of_page(PARITY.read_text(encoding='utf-8'), detector)
 
     def in_no_row() -> int:
-        return sum(record.family not in listed_families for record in (*records, *lidar))
+        return sum(record.family not in listed_families for record in (*records, *mmdet3d))
 
     values: Mapping[str, object] = dict(
         zoo=zoo,
         parity=parity,
         in_no_row=in_no_row,
         mmdet=count_records(records),
-        lidar=count_records(lidar),
+        mmdet3d=count_records(mmdet3d),
     )
     part = template(__file__, TEMPLATES[name]).render(values)
     before, _, rest = text.partition(BEGIN)

@@ -1,0 +1,61 @@
+"""The kinds of detectors that the zoo's table has a row for, and a page each."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.zoo.records import Record
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of detectors.
+
+    Attributes:
+        page: stem of its page below docs/zoo/.
+        families: families whose configs belong to it; '' is that of configs that no family takes.
+        title: English name.
+        title_zh: Chinese name.
+        any_input: whether there is one file that takes any input, and none of a fixed size.
+        in_3d: whether results are boxes in 3D, which differ by metres and not by IoU.
+    """
+
+    page: str
+    families: tuple[str, ...]
+    title: str
+    title_zh: str
+    any_input: bool = False
+    in_3d: bool = False
+
+
+TWO_STAGES = 'two_stage', 'two_stage_regions'
+QUERIES = 'query', 'query_regions', 'query_masks', 'query_regions_masks'
+PANOPTIC = 'two_stage_panoptic', 'query_panoptic'
+CAMERAS = 'bevformer', 'petr', 'petrv2', 'streampetr', 'sparse4d', 'bevfusion_det'
+KINDS = (
+    Kind('one-stage', ('dense',), 'One-stage detectors', '单阶段检测器'),
+    Kind('two-stage', TWO_STAGES, 'Two-stage detectors: boxes', '两阶段检测器：检测框'),
+    Kind('two-stage-masks', ('two_stage_masks',), 'Two-stage detectors: masks', '两阶段检测器：掩码'),
+    Kind('queries', QUERIES, 'Detectors of queries: boxes and masks', '查询式检测器：检测框与掩码'),
+    Kind('panoptic', PANOPTIC, 'Panoptic segmentation', '全景分割'),
+    Kind('solo', ('solo',), 'SOLO, SOLOv2, Decoupled SOLO', 'SOLO、SOLOv2、Decoupled SOLO'),
+    Kind('yolact', ('yolact',), 'YOLACT', 'YOLACT'),
+    Kind('corner', ('corner',), 'CornerNet, CentripetalNet', 'CornerNet、CentripetalNet'),
+    Kind('lidar-anchors', ('anchor3d',), 'LiDAR: anchors', 'LiDAR：锚框', any_input=True, in_3d=True),
+    Kind('lidar-centres', ('centerpoint',), 'LiDAR: centres', 'LiDAR：中心点', any_input=True, in_3d=True),
+    Kind('one-camera', ('monocular', 'smoke'), 'One camera: boxes in 3D', '单相机三维框', in_3d=True),
+    Kind('many-cameras', CAMERAS, 'Several cameras: boxes in 3D', '多相机三维框', any_input=True, in_3d=True),
+    Kind('no-family', ('',), 'Of no family', '不属于任何族'),
+)
+
+
+def records_of(kind: Kind, records: Sequence[Record]) -> list[Record]:
+    """Return the records that belong to a kind; 'no-family' has those of families in no other kind, too."""
+    if '' not in kind.families:
+        return [record for record in records if record.family in kind.families]
+    others = {family for other in KINDS if other is not kind for family in other.families}
+    return [record for record in records if record.family not in others]

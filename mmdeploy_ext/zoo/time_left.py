@@ -1,0 +1,57 @@
+"""An estimate of the time that a run of many configs still takes."""
+
+import time
+from collections.abc import Sequence
+
+from mmdeploy_ext.zoo.records import Record
+
+
+class TimeLeft:
+    """The rest of a run, from what its configs cost in CPU time and how fast the run gets on.
+
+    A config that was run before is taken to cost what it cost then, and any other as much as those of which
+    the costs are known do in the mean.
+    """
+
+    def __init__(self, earlier: Sequence[Record | None], export_kinds: Sequence[str]) -> None:
+        """Begin the run.
+
+        Args:
+            earlier: record of an earlier run for each model of this run; None if there is none.
+            export_kinds: exports that the run makes.
+        """
+        self.export_kinds = export_kinds
+        self.expected_costs = {
+            record.config: cost for record in earlier if record and (cost := self._cost(record))
+        }
+        self.total = len(earlier)
+        self.costs: dict[str, float] = {}
+        self.start_s = time.monotonic()
+
+    def _cost(self, record: Record) -> float:
+        """Return the CPU seconds of a record's exports; 0 if one of them was not tried."""
+        outcomes = [getattr(record, kind) for kind in self.export_kinds]
+        return sum(outcome.seconds for outcome in outcomes) if all(outcomes) else 0.0
+
+    def end(self, record: Record) -> None:
+        """Note that the model of a record is done."""
+        outcomes = (getattr(record, kind) for kind in self.export_kinds)
+        self.costs[record.config] = sum(outcome.seconds for outcome in outcomes if outcome)
+
+    @property
+    def seconds(self) -> float | None:
+        """The wall seconds that are left; None before the first model has ended."""
+        spent = sum(self.costs.values())
+        if not spent:
+            return None
+        known = self.expected_costs | self.costs
+        mean = sum(known.values()) / len(known)
+        expected = [cost for name, cost in self.expected_costs.items() if name not in self.costs]
+        unknown = self.total - len(self.costs) - len(expected)
+        return (time.monotonic() - self.start_s) / spent * (sum(expected) + unknown * mean)
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration in hours and minutes."""
+    minutes = round(seconds / 60)
+    return f'{minutes // 60} h {minutes % 60} min' if minutes >= 60 else f'{max(minutes, 1)} min'
