@@ -22,7 +22,7 @@ from mmdeploy_ext.families.bevformer.options import PORTABLE, RECORDED
 from mmdeploy_ext.families.bevformer.reference import BevFormerReference
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
 from mmdeploy_ext.families.bevformer.samples import driven, dumped_frame, frame, moments
-from mmdeploy_ext.families.bevformer.seeded import bevformer_weights
+from mmdeploy_ext.families.bevformer.seeded import bevformer_weights, for_view
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention, stated
 from mmdeploy_ext.families.parts.camera_family import CameraQueryFamily
@@ -113,7 +113,9 @@ class BevFormerFamily(CameraQueryFamily):
     def seeded(self, cfg: Any, seed: int) -> nn.Module:
         model = self.build(cfg)
         shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-        model.load_state_dict(bevformer_weights(shapes, f'{seed}:' if seed else ''))
+        weights = bevformer_weights(shapes, f'{seed}:' if seed else '')
+        head = model.pts_bbox_head
+        model.load_state_dict(for_view(weights, max(head.bev_h, head.bev_w)))
         return model
 
     def num_queries(self, model: nn.Module) -> int:
