@@ -23,7 +23,6 @@ REQUIRED = {
     'LoadImageFromFile': dict(color_type='color', channel_order='bgr'),
     'LoadImageFromFileMono3D': dict(color_type='color', channel_order='bgr'),
     'Resize': dict(interpolation='bilinear', ratio_range=None, override=False),
-    'MultiScaleFlipAug': dict(flip=False),
     'RandomCenterCropPad': dict(test_mode=True),
 }
 """Options that have to keep these values."""
@@ -89,7 +88,7 @@ def steps_of(pipeline: Sequence[Mapping[str, Any]], *kinds: str) -> Iterator[Map
 
 def _flat_steps(pipeline: Sequence[Mapping[str, Any]], values: dict[str, Any]) -> list[Mapping[str, Any]]:
     steps: list[Mapping[str, Any]] = []
-    for step in pipeline:
+    for index, step in enumerate(pipeline):
         if step.get('type') != 'MultiScaleFlipAug':
             key = FLIPS.get(step.get('type'), '')
             if step.get(key):
@@ -99,9 +98,14 @@ def _flat_steps(pipeline: Sequence[Mapping[str, Any]], values: dict[str, Any]) -
                 )
             steps.append(step)
             continue
-        _check_options(step)
+        if step.get('flip'):
+            raise ConfigError(
+                f'test pipeline step MultiScaleFlipAug: flip={step["flip"]} is test-time augmentation, which '
+                f'is no part of an exported file; leave it out, with --cfg-options '
+                f'data.test.pipeline.{index}.flip=False'
+            )
         if step.get('img_scale') is not None:
-            values['img_scale'] = _single_scale(step['img_scale'])
+            values['img_scale'] = _single_scale(step['img_scale'], f'data.test.pipeline.{index}.img_scale')
         elif step.get('scale_factor', 1.0) not in (1.0, [1.0], (1.0,)):
             raise ConfigError(
                 f'test pipeline step MultiScaleFlipAug: scale_factor={step["scale_factor"]} cannot be '
@@ -122,12 +126,14 @@ def _check_options(step: Mapping[str, Any]) -> None:
             )
 
 
-def _single_scale(img_scale: Any) -> tuple[int, int]:
+def _single_scale(img_scale: Any, key: str = '') -> tuple[int, int]:
+    """Return the one scale (w, h) of an option; the message says how to set it if its `key` is known."""
     scales = [img_scale] if isinstance(img_scale[0], int | float) else list(img_scale)
     if len(scales) != 1:
+        command = f', with --cfg-options "{key}=({scales[0][0]},{scales[0][1]})"' if key else ''
         raise ConfigError(
             f'test pipeline: img_scale={img_scale} has {len(scales)} scales; an exported file has one '
-            f'(test-time augmentation is no part of it)'
+            f'(test-time augmentation is no part of it): choose one{command}'
         )
     return int(scales[0][0]), int(scales[0][1])
 

@@ -99,7 +99,7 @@ CASES = {
     'flipped pictures': (
         CENTERNET + "data = dict(test=dict(pipeline=[dict(type='LoadImageFromFile'), dict("
         "type='MultiScaleFlipAug', scale_factor=1.0, flip=True, transforms=[])]))\n",
-        ['test pipeline step MultiScaleFlipAug: flip=True'],
+        ['test pipeline step MultiScaleFlipAug: flip=True', '--cfg-options data.test.pipeline.1.flip=False'],
     ),
 }
 

@@ -49,7 +49,7 @@ KINDS = (
     Kind('lidar-centres', ('centerpoint',), 'LiDAR: centres', 'LiDAR：中心点', any_input=True, in_3d=True),
     Kind('one-camera', ('monocular', 'smoke'), 'One camera: boxes in 3D', '单相机三维框', in_3d=True),
     Kind('many-cameras', CAMERAS, 'Several cameras: boxes in 3D', '多相机三维框', any_input=True, in_3d=True),
-    Kind('no-family', ('',), 'Of no family', '不属于任何族'),
+    Kind('no-family', ('',), 'Cannot be built, or of no family', '无法构建或不属于任何族'),
 )
 
 

@@ -49,6 +49,11 @@ COLUMNS = """\
 COLUMNS_3D = """\
 | config | one size | any size | matched | fewest | worst tensor error | worst distance, mm | worst score difference | CPU s |
 |---|---|---|---:|---:|---:|---:|---:|---:|"""  # noqa: E501
+UPSTREAM_FAULTS = {
+    'objects365/retinanet_r50_fpn_syncbn_1350k_obj365v1.py': 'mmdet builds it neither: its base is '
+    '`_base_/models/faster_rcnn_r50_fpn.py`, whose detector has no `bbox_head`, where RetinaNet was meant'
+}
+"""Config -> why the library that it comes with cannot build it."""
 LONGEST = 240
 """Characters of a reason."""
 
@@ -204,7 +209,9 @@ def reasons(records: Sequence[Record]) -> list[str]:
         for form in ('fixed', 'dynamic'):
             outcome = getattr(record, form)
             if outcome is not None and not outcome.proven:
-                found.append(f'| {name} | {form} | {outcome.reason} | {_short(outcome.why)} |')
+                fault = UPSTREAM_FAULTS.get(record.config)
+                text = _short(outcome.why) + (f' ({fault})' if fault else '')
+                found.append(f'| {name} | {form} | {outcome.reason} | {text} |')
         found += [f'| {name} | - | - | {note} |' for note in record.notes]
     return found
 
