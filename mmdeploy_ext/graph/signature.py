@@ -56,20 +56,26 @@ class Signature:
         return sum(self.nodes.values())
 
 
-def compute_signature(model: onnx.ModelProto) -> Signature:
-    """Return the signature of a model."""
+def compute_signature(model: onnx.ModelProto, float_values: bool = True) -> Signature:
+    """Return the signature of a model.
+
+    Args:
+        model: the model.
+        float_values: False: floating-point constants count by type and shape alone, so that a network with
+            other weights has the same signature.
+    """
     graph = model.graph
     tensors = {value.name: _digest('input', value.name) for value in graph.input}
     functions = {
         (function.domain, function.name, function.overload): function for function in model.functions
     }
-    node_digests = _Scope(model, functions).digest_nodes(graph, tensors)
+    node_digests = _Scope(model, functions, float_values).digest_nodes(graph, tensors)
     defaults = {tensor.name: tensor for tensor in graph.initializer}
     interface = []
     for value in graph.input:
         default = 'needed'
         if value.name in defaults:
-            default = _constant_digest(numpy_helper.to_array(defaults[value.name]))
+            default = _constant_digest(numpy_helper.to_array(defaults[value.name]), float_values)
         interface.append(f'input {_typed(value)} {default}')
     interface += [f'output {_typed(value)} {tensors.get(value.name)}' for value in graph.output]
     # the opset of a domain that no node is of decides nothing
@@ -92,12 +98,14 @@ class _Scope:
     Attributes:
         opsets: states the opsets that the nodes are of.
         functions: the model's local functions by domain, name and overload.
+        float_values: whether the values of floating-point constants count.
         depth: how many bodies it is inside of.
         shapes: digest of a constant -> its shape, of all scopes.
     """
 
     opsets: onnx.ModelProto | onnx.FunctionProto
     functions: Mapping[tuple[str, str, str], onnx.FunctionProto]
+    float_values: bool
     depth: int = 0
     shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
@@ -112,7 +120,7 @@ class _Scope:
         return [self._digest_node(node, tensors) for node in graph.node]
 
     def _digest_constant(self, array: np.ndarray) -> str:
-        digest = _constant_digest(array)
+        digest = _constant_digest(array, self.float_values)
         self.shapes[digest] = array.shape
         return digest
 
@@ -180,8 +188,10 @@ def _digest(*parts: str) -> str:
     return digest.hexdigest()
 
 
-def _constant_digest(array: np.ndarray) -> str:
-    """Return the digest of a constant: its type, shape and bytes."""
+def _constant_digest(array: np.ndarray, float_values: bool) -> str:
+    """Return the digest of a constant: its type, shape and bytes, the latter of floats only if they count."""
+    if not (float_values or np.issubdtype(array.dtype, np.integer) or array.dtype in (np.bool_, object)):
+        return _digest('constant', str(array.dtype), str(array.shape))
     raw = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
     values = hashlib.blake2b(raw, digest_size=16).hexdigest()
     return _digest('constant', str(array.dtype), str(array.shape), values)

@@ -1,4 +1,4 @@
-"""Hashes of what a proof rests on: the exported graph, and the code and versions that judged it."""
+"""Hashes of what a proof rests on: the exported graph, and the code and versions that made and judged it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,23 @@ DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
 JUDGES = (
     'compat',
     'consumers',
+    'core',
     'engines',
+    'exporting',
     'families/*.py',
     'families/parts',
+    'graph',
     'models',
+    'preprocess',
     'proving',
     'runtime',
+    'sparse',
+    'synthetic',
+    'weights',
 )
-"""Code that decides the verdict of every family: packages, and the files of `families` without its folders.
+"""Code that decides the weights, the constants of the graph and the verdict of every family.
+
+Packages, and the files of `families` without its folders.
 
 The folder of the family itself is hashed too; a change in one family leaves the proofs of others valid. Of
 a family from outside it is the whole package that the family is in.
@@ -41,8 +50,12 @@ a family from outside it is the whole package that the family is in.
 
 
 def graph_digest(model: onnx.ModelProto) -> str:
-    """Return a hash of how every output is computed, with all constants; names and order do not count."""
-    graph = compute_signature(model)
+    """Return a hash of how every output is computed; names and order of the nodes do not count.
+
+    Floating-point constants count by type and shape alone: seeded weights follow from runs of the network,
+    and their last bits are other ones on another CPU. The code that `proof_rules` hashes decides the values.
+    """
+    graph = compute_signature(model, float_values=False)
     lines = [*graph.interface, *(f'{count} {digest}' for digest, count in sorted(graph.nodes.items()))]
     return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
 
@@ -54,7 +67,7 @@ def export_digest(models: Sequence[onnx.ModelProto]) -> str:
 
 
 def proof_rules(family: Family) -> str:
-    """Return a hash of the code that judges exports of a family, and of the versions that it runs on.
+    """Return a hash of the code that makes and judges exports of a family, and of the libraries' versions.
 
     Comments and docstrings do not count: the hash is of what the code does.
     """
@@ -88,7 +101,7 @@ def files_digest(path: Path) -> str:
 
 
 def hash_judges() -> None:
-    """Hash the code of all judges, which takes seconds, so that forked processes have the hashes cached."""
+    """Hash the code of `JUDGES`, which takes seconds, so that forked processes have the hashes cached."""
     for pattern in JUDGES:
         code_digest(PACKAGE, pattern)
 
