@@ -105,11 +105,14 @@ class RegionRule:
             function that runs them.
         targets: last layer of a head -> target, see `TARGETS`.
         score_thr: takes the detector and returns the threshold of its results.
+        factors: takes a head and the name of its last layer, and returns what the deviation of each channel
+            of its outputs is multiplied by: (channels,), or one number for all of them.
     """
 
     forwards: Callable[..., Iterable[tuple[Sequence[nn.Module], Callable[[], Any]]]]
     targets: Mapping[str, Target]
     score_thr: Callable[[nn.Module], float]
+    factors: Callable[[nn.Module, str], torch.Tensor | float] = lambda head, name: 1.0
 
 
 def _forwards_of_mmdet(
@@ -180,7 +183,7 @@ def scale_heads(
                 deviation *= stages**0.5  # the scores of a cascade are the mean of its stages
                 if high_threshold:
                     deviation, mean = deviation * HIGH_THRESHOLD_FACTOR, mean * HIGH_THRESHOLD_FACTOR / 2
-            rescale(layer, outputs, mean, deviation)
+            rescale(layer, outputs, mean, deviation * rule.factors(head, name))
 
 
 def draw_normed_weights(layer: nn.Module, run: Callable[[], Any]) -> None:

@@ -51,4 +51,21 @@ def forwards(
         yield [stage.head], functools.partial(stage.outputs, features, boxes)
 
 
-RULE = RegionRule(forwards, TARGETS | GLIDING_TARGETS, lambda model: model.roi_head.test_cfg.score_thr)
+def factors(head: nn.Module, name: str) -> Tensor | float:
+    """Return what the deviations of the outputs of a last layer are multiplied by, see `RegionRule`.
+
+    A coder with a `norm_factor` multiplies the delta of the angle by that times pi, and the delta of a
+    trained detector is smaller by as much. Without this its turns would go around the circle, and carry six
+    times the rounding into the features of the next stage. Measured with the RoI Transformer, R-50: 17 of
+    4,442 boxes of the two engines, slivers of 90 to 480 pixels, had IoUs of 0.84 to 0.9987.
+    """
+    norm_factor = getattr(head.bbox_coder, 'norm_factor', None)
+    if name != 'fc_reg' or not norm_factor:
+        return 1.0
+    of_box = torch.tensor([1.0, 1.0, 1.0, 1.0, 1 / (norm_factor * torch.pi)])
+    return of_box.repeat(head.fc_reg.out_features // len(of_box))
+
+
+RULE = RegionRule(
+    forwards, TARGETS | GLIDING_TARGETS, lambda model: model.roi_head.test_cfg.score_thr, factors
+)
