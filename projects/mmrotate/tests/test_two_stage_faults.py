@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_two_stage import Metadata, by_mmrotate, detector, run
 
-from mm2onnx_mmrotate import suppression
+from mm2onnx_mmrotate import angles, suppression
 from mm2onnx_mmrotate.detections import RotatedDetections
 from mm2onnx_mmrotate.task import match_detections
 from mm2onnx_mmrotate.two_stage import boxes, coders
@@ -83,6 +83,21 @@ def other_version(monkeypatch):
     )
 
 
+def wrap_off(monkeypatch):
+    """Wrap angles into 0 to pi in place of -pi / 2 to pi / 2."""
+    monkeypatch.setitem(angles.VERSIONS, 'le90', 0.0)
+
+
+def upright_iou(monkeypatch):
+    """Suppress boxes by the overlap of boxes of the same sides that are not turned."""
+    keep = suppression.rotated_keep
+
+    def of_upright(boxes, *rest):
+        return keep(torch.cat([boxes[..., :4], torch.zeros_like(boxes[..., 4:])], -1), *rest)
+
+    monkeypatch.setattr(suppression, 'rotated_keep', of_upright)
+
+
 FAULTS = (
     angle_sign,
     sampling_grid,
@@ -92,6 +107,8 @@ FAULTS = (
     regions_exchanged,
     unclipped_centres,
     other_version,
+    wrap_off,
+    upright_iou,
 )
 
 
