@@ -2,8 +2,8 @@
 
 Every file runs on tensors of PyTorch alone: an input that is an output of another file of the export is
 PyTorch's, and so is the memory before the frame (teacher-forced). PyTorch's tensors are those of the
-unpatched model; what that does not show (StreamPETR's features and position embedding) is computed by the
-exported module in PyTorch.
+unpatched model; what that does not show (StreamPETR's features and position embedding, PETRv2's embedding of
+the frame before) is computed by the exported module in PyTorch.
 
 Beside the cases, each frame says how the files run one after the other, on what those before them computed:
 for a model with a memory that is the free run, which a reset begins anew. The programs of a kit run files and
@@ -13,6 +13,7 @@ there, too.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 from pathlib import Path
@@ -33,9 +34,13 @@ from mmdeploy_ext.proving.levels.drive_run import snapshot
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from mmdeploy_ext.engines.runs import Run
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.proving.levels.frames import FramesProof
     from mmdeploy_ext.runtime.frames import Frame, Sweep
+
+BEFORE = 'prev_'
+"""Beginning of the names of inputs that are outputs of another file for the frame before."""
 
 
 def write_frames(
@@ -75,10 +80,14 @@ def write_frames(
         raise UsageError(
             f'{len(samples)} frames: {", ".join(unused)} did not run in them; take more frames (--frames)'
         )
-    contents = dict(graphs=writer.entries, cases=writer.cases, frames=writer.frames)
-    if writer.keeps_memory:
-        contents['memory'] = family.memory_spec(proof.metadata[-1].postprocess).to_json()
-    return contents | dict(teacher_forced=family.memory and not writer.keeps_memory)
+    contents = dict(graphs=writer.entries, cases=writer.cases, frames=writer.frames, teacher_forced=False)
+    if family.memory:
+        memory = family.memory_spec(proof.metadata[-1].postprocess)
+        if writer.keeps_memory:
+            contents['memory'] = memory.to_json()
+        else:
+            contents['teacher_forced'] = bool(memory.tensors)
+    return contents
 
 
 class _FramesWriter:
@@ -88,7 +97,8 @@ class _FramesWriter:
         graphs: by the name of the file.
         entries: of the graphs in the manifest.
         keeps_memory: whether outputs of the last file become its inputs in the next frame.
-        cases, frames: entries of the manifest so far; a single file that keeps no memory has no frames.
+        cases, frames: entries of the manifest so far; of a file that runs several times in a frame the names
+            of its further cases end with a number; a single file that keeps no memory has no frames.
     """
 
     def __init__(self, proof: FramesProof, folder: Path) -> None:
@@ -104,7 +114,7 @@ class _FramesWriter:
         self.keeps_memory = bool(proof.metadata[-1].spec.state)
         self.cases: list[dict[str, Any]] = []
         self.frames: list[dict[str, Any]] = []
-        self._outputs: set[str] = set()
+        self._outputs: dict[str, np.ndarray] = {}
         self._by_modules: dict[str, np.ndarray] = {}
         self._memory: Any = None
 
@@ -116,26 +126,37 @@ class _FramesWriter:
             proof.runner.state = snapshot(self._memory)
         expected = proof.reference.step(sample)
         with record_runs() as runs:
-            proof.runner.step(sample)
+            result = proof.runner.step(sample)
         if has_memory:
             self._memory = snapshot(proof.reference.state)
         title = sample.name or f'frame {index}'
         steps, reference = [], {**self._by_modules, **expected.outputs}
+        number_of_runs: collections.Counter[str] = collections.Counter()
         for run in runs:
             graph = self.graphs[Path(run.path).name]
-            inputs = {name: _in_dtype_of(reference.get(name), array) for name, array in run.inputs.items()}
-            if any(name not in expected.outputs for name in graph.spec.output_names):
+            fed = self._fed(run.inputs)
+            inputs = {
+                name: _in_dtype_of(reference.get(name, reference.get(fed.get(name, ''))), array)
+                for name, array in run.inputs.items()
+            }
+            tensors = reference
+            if _is_of_frame_before(run, result.outputs):
+                tensors = self._by_module(graph, inputs)
+                reference |= {f'{BEFORE}{name}': array for name, array in tensors.items()}
+            elif any(name not in expected.outputs for name in graph.spec.output_names):
                 computed = self._by_module(graph, inputs)
                 self._by_modules |= {n: a for n, a in computed.items() if n not in expected.outputs}
                 reference |= self._by_modules
-            case = _case(f'{graph.name}_{index:03}', graph, title, inputs, reference)
+            number_of_runs[graph.name] += 1
+            again = f'_{number_of_runs[graph.name]}' if number_of_runs[graph.name] > 1 else ''
+            case = _case(f'{graph.name}_{index:03}{again}', graph, title, inputs, tensors)
             if run is runs[-1]:
                 case = dataclasses.replace(case, images=(title,), results=[expected.detections])
             self.cases.append(case.write(self.folder, run.outputs))
             state = {name: source for source, name in graph.spec.state if not expected.was_reset}
-            fed = {name: name for name in inputs if name in self._outputs}
             steps.append((case.name, fed | state))
-            self._outputs |= set(run.outputs) - {source for source, _ in graph.spec.state}
+            memory = {source for source, _ in graph.spec.state}
+            self._outputs |= {name: array for name, array in run.outputs.items() if name not in memory}
         if len(self.graphs) == 1 and not self.keeps_memory:
             return
         frame = ChainedFrame(
@@ -148,6 +169,15 @@ class _FramesWriter:
             np.asarray(sample.ego_pose, np.float64).tolist() if self.keeps_memory else None,
         )
         self.frames.append(frame.to_json())
+
+    def _fed(self, inputs: Mapping[str, np.ndarray]) -> dict[str, str]:
+        """Return name of an input -> name of the output whose last value the runner fed to it."""
+        sources = {name: name if name in self._outputs else name.removeprefix(BEFORE) for name in inputs}
+        return {
+            name: source
+            for name, source in sources.items()
+            if source in self._outputs and np.array_equal(self._outputs[source], inputs[name])
+        }
 
     def _by_module(self, graph: KitGraph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs of the module that was exported as a graph, computed by PyTorch."""
@@ -168,6 +198,14 @@ class _FramesWriter:
         return {
             name: result.cpu().numpy() for name, result in zip(graph.spec.output_names, results, strict=True)
         }
+
+
+def _is_of_frame_before(run: Run, outputs: Mapping[str, np.ndarray]) -> bool:
+    """Return whether a run gave other tensors than those of the frame, of which `outputs` are some."""
+    return any(
+        name in outputs and outputs[name].shape == array.shape and not np.array_equal(outputs[name], array)
+        for name, array in run.outputs.items()
+    )
 
 
 def _case(

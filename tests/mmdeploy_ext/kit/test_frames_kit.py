@@ -1,5 +1,6 @@
 """Kits of models of several files: every file on PyTorch's tensors, then all of them one after the other."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import toy_centerpoint
+import toy_frames
 import toy_streampetr_deploy as toy
 from docs._pages import judged_kits
 from marking import in_suite
@@ -21,6 +23,7 @@ from mmdeploy_ext.kit.local_run import run_kit
 from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.kit.writer import write_detector_kit
 from mmdeploy_ext.proving.inputs.samples import proof_samples
+from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.runtime.frames import Sweep
 from numpy_alone import run_command
 
@@ -235,10 +238,8 @@ def test_a_memory_that_is_partly_of_the_frame_is_judged_by_what_a_file_gives(tmp
     [('portable', 'EQUAL ON 3 INPUTS'), ('deploy', 'EQUAL ON 6 INPUTS AND 3 FRAMES')],
 )
 def test_a_memory_outside_of_the_files_is_that_of_pytorch_in_every_frame(tmp_path, contract, title):
-    import toy_sparse4d
-
-    deployment, kit = toy_sparse4d.load(tmp_path), tmp_path / 'kit'
-    files = toy_sparse4d.export(deployment, tmp_path, contract=contract)
+    deployment, kit = toy_frames.SPARSE4D.load(tmp_path), tmp_path / 'kit'
+    files = toy_frames.SPARSE4D.export(deployment, tmp_path, contract=contract)
     source = files[0] if contract == 'portable' else str(tmp_path / 'sparse4d')
     drive, _ = proof_samples(deployment, 3)
     write_detector_kit(deployment, source, drive, kit, GENERATED)
@@ -260,6 +261,33 @@ def test_a_memory_outside_of_the_files_is_that_of_pytorch_in_every_frame(tmp_pat
         first, _ = proof_samples(deployment, 1)
         with pytest.raises(UsageError, match=r'sparse4dhead2nd.onnx did not run .* take more frames'):
             write_detector_kit(deployment, source, first, tmp_path / 'short', GENERATED)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(('name', 'inputs'), [('petrv2', 10), ('petr', 9)])
+def test_a_file_that_runs_for_the_frame_before_gets_the_tensors_of_that_frame(tmp_path, name, inputs):
+    """The rig changes in the second frame, in which PETRv2's embedding runs for both frames."""
+    seeded, kit = toy_frames.PETRV2 if name == 'petrv2' else toy_frames.PETR, tmp_path / 'kit'
+    deployment = seeded.load(tmp_path)
+    seeded.export(deployment, tmp_path)
+    frame, *rest = synthetic_drive(4, deployment.rule)
+    lidar2img = np.array(frame.lidar2img)
+    lidar2img[:, 0] *= 1.01
+    second = dataclasses.replace(rest[0], scene_token=frame.scene_token, lidar2img=lidar2img)
+    write_detector_kit(deployment, str(tmp_path / name), [frame, second, rest[1]], kit, GENERATED)
+    run_onnxruntime.main(str(tmp_path / 'outputs'), kit=kit)
+    judgement = judge(kit, tmp_path / 'outputs')
+    assert judgement.title == f'EQUAL ON {inputs} INPUTS AND 3 FRAMES', judgement.failures
+    assert any('drift' in note for note in judgement.notes) == (name == 'petrv2')
+    manifest = json.loads((kit / 'manifest.json').read_text())
+    steps = {step['case']: step['computed'] for step in manifest['frames'][1]['steps']}
+    if name == 'petr':
+        assert steps['pts_head_001']['pos_embed'] == 'pos_embed'
+        return
+    assert 'position_embedding_001_2' in steps
+    assert steps['pts_head_001'] == dict(
+        img_feats='img_feats', prev_pos_embed='pos_embed', prev_embedded_img2lidar='embedded_img2lidar'
+    )
 
 
 @pytest.mark.matrix
