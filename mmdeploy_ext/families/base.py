@@ -18,6 +18,7 @@ from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.core.model_classes import ModelClass, model_classes
 from mmdeploy_ext.families.building import has_head, head_of
+from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.families.nearest import refusal
 from mmdeploy_ext.families.replaced import (
     DifferingMethod,
@@ -367,6 +368,7 @@ def _refuse(cfg: Any, product: str) -> NoReturn:
     reason = LACKING[product]
     if claiming := _closest(cfg, ''):
         reason += f' as a {product}; only its {claiming[0].product} is exported ({tool("export-backbone")})'
+    reason += ''.join(f'; {missing}' for missing in missing_operators(cfg.model))
     libraries = {registration.library for registration in registered().values()} - {''}
     for library in sorted(libraries):
         if (failure := library_failure(library)) not in ('', NOT_INSTALLED):

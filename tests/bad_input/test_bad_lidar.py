@@ -11,10 +11,13 @@ from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.points import read_points
+from mmdeploy_ext.zoo import records
 from mmdeploy_ext.zoo.configs import installed_folder
 from toy_centerpoint import sweep
 
 ENGINE = dict(engine='OnnxRuntimeBackend')
+ROI_AWARE = 'RoI-aware pooling (mmcv.ops.RoIAwarePool3d), not implemented on CPU'
+SAMPLING = 'furthest point sampling and ball query (mmcv.ops.furthest_point_sample, ball_query)'
 
 
 def checked(path):
@@ -123,16 +126,19 @@ def test_a_quotient_just_below_a_whole_number_is_that_number(tmp_path):
 @pytest.mark.parametrize(
     ('config', 'words'),
     [
-        ('parta2/hv_PartA2_secfpn_2x8_cyclic_80e_kitti-3d-3class', ("model.type='PartA2'", 'PartA2BboxHead')),
-        ('point_rcnn/point_rcnn_2x8_kitti-3d-3classes', ("model.type='PointRCNN'", 'PointRCNNRoIHead')),
-        ('3dssd/3dssd_4x4_kitti-3d-car', ("model.type='SSD3DNet'", 'SSD3DHead')),
-        ('votenet/votenet_8x8_scannet-3d-18class', ("model.type='VoteNet'", 'VoteHead')),
-        ('h3dnet/h3dnet_3x8_scannet-3d-18class', ("model.type='H3DNet'", 'H3DRoIHead')),
+        ('parta2/hv_PartA2_secfpn_2x8_cyclic_80e_kitti-3d-3class', ("model.type='PartA2'", ROI_AWARE)),
+        ('point_rcnn/point_rcnn_2x8_kitti-3d-3classes', ('PointRCNN', 'RoIPointPool3d', SAMPLING)),
+        ('3dssd/3dssd_4x4_kitti-3d-car', ("model.type='SSD3DNet'", 'SSD3DHead', SAMPLING)),
+        ('votenet/votenet_8x8_scannet-3d-18class', ("model.type='VoteNet'", 'VoteHead', SAMPLING)),
+        ('h3dnet/h3dnet_3x8_scannet-3d-18class', ("model.type='H3DNet'", 'H3DRoIHead', SAMPLING)),
         ('sassd/sassd_6x8_80e_kitti-3d-3class', ("model.type='SASSD'", 'SparseEncoderSASSD')),
     ],
-)
+)  # fmt: skip
 def test_two_stage_and_point_models_are_refused_by_name(config, words):
     with pytest.raises(ConfigError) as error:
         checked(installed_folder('mmdet3d') / f'{config}.py')
     for word in (*words, 'belongs to no family', 'nearest is anchor3d'):
         assert word in str(error.value), str(error.value)
+    missing = any(word in words for word in (ROI_AWARE, SAMPLING))
+    reason = records.outcome_of_error(error.value).reason
+    assert reason == (records.NO_KERNEL if missing else records.NO_FAMILY)

@@ -1,0 +1,43 @@
+"""Parts of mmdet3d whose operators run on a GPU alone, so that no file of theirs could be proven on a CPU."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+POINT_SETS = 'furthest point sampling and ball query (mmcv.ops.furthest_point_sample, ball_query)'
+MISSING_KERNELS = dict(
+    PointNet2SASSG=POINT_SETS,
+    PointNet2SAMSG=POINT_SETS,
+    PAConvCUDASAModule='scores of neighbours (mmcv.ops.assign_score_withk)',
+    VoteHead=POINT_SETS,
+    DGCNNBackbone='nearest neighbours (mmcv.ops.knn)',
+    PartAggregationROIHead='RoI-aware pooling (mmcv.ops.RoIAwarePool3d)',
+    PointRCNNRoIHead='pooling of points in boxes (mmcv.ops.RoIPointPool3d)',
+)
+"""Class name of a part -> the operator that mmcv has for a GPU alone."""
+MISSING_LIBRARIES = dict(
+    MinkResNet='MinkowskiEngine, a library of sparse convolutions that runs its own format of tensors'
+)
+"""Class name of a part -> the library, not among those of this project, that has its operators."""
+
+
+def missing_operators(model: Mapping[str, Any]) -> list[str]:
+    """Return a reason for each part of a config's `model` that lacks an operator, ordered by name."""
+    reasons = []
+    for name in sorted(set(_type_names(model))):
+        if name in MISSING_KERNELS:  # the zoo knows this reason by its last words
+            reasons.append(f'{name} needs {MISSING_KERNELS[name]}, not implemented on CPU')
+        elif name in MISSING_LIBRARIES:
+            reasons.append(f'{name} needs {MISSING_LIBRARIES[name]}')
+    return reasons
+
+
+def _type_names(part: Any) -> Iterator[str]:
+    """Yield the class names of a part of a config and of all parts inside it."""
+    if isinstance(part, Mapping):
+        if isinstance(part.get('type'), str):
+            yield part['type']
+        for value in part.values():
+            yield from _type_names(value)
+    elif isinstance(part, Sequence) and not isinstance(part, str):
+        for value in part:
+            yield from _type_names(value)
