@@ -16,6 +16,7 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.dynamo import decomposed_where_needed, translations_read_once
+from mmdeploy_ext.exporting.ops.backbone_attention import sizes_traced
 from mmdeploy_ext.exporting.ops.empty_writes import without_empty_writes
 from mmdeploy_ext.exporting.ops.operator import translations
 from mmdeploy_ext.graph.io.operators import opsets_of
@@ -127,7 +128,9 @@ def run(
     """
     try:
         # warnings of the exporters are left out: the proof finds what they warn of
-        with suppress_output(), warnings.catch_warnings(), patched_libraries(), torch.no_grad():
+        is_dynamic = any(dynamic.get(name) for name in stage.inputs)
+        sizes = sizes_traced(stage.module) if is_dynamic else contextlib.nullcontext()
+        with suppress_output(), warnings.catch_warnings(), patched_libraries(), torch.no_grad(), sizes:
             warnings.simplefilter('ignore')
             if stage.exporter == 'dynamo':
                 table = translations()

@@ -56,11 +56,6 @@ CASES = {
         RETINA + "model = dict(test_cfg=dict(nms=dict(type='soft_nms')))\n",
         ["test_cfg.nms.type='soft_nms'", "expected 'nms'"],
     ),
-    'a part for one size': (
-        f"_base_ = ['{mmdet_config('swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py')}']\n",
-        ['--dynamic-export: SwinTransformer computes its window masks', 'export a fixed --shape'],
-        '--dynamic-export',
-    ),
     'a part for multiples': (
         YOLOX,
         ['--shape 100 96: YOLOXPAFPN takes sizes that are multiples of 32'],

@@ -1,30 +1,35 @@
 """Parts of mmdet's detectors: heads as they are tested, backbones and necks that do not take every size."""
 
 import copy
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from mmdet.models.builder import DETECTORS, build_head
+from mmdet.models.builder import BACKBONES, DETECTORS, build_head
 from mmdet.models.detectors import SingleStageDetector
 from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 
-FIXED_SIZE = dict(
-    SwinTransformer='computes its window masks from the traced size',
-    PyramidVisionTransformer='resizes its position embedding to the traced size',
-    PyramidVisionTransformerV2='reshapes its tokens by the traced size',
+SIZED_ATTENTION = dict(
+    SwinTransformer='ShiftWindowMSA',
+    PyramidVisionTransformer='SpatialReductionAttention',
+    PyramidVisionTransformerV2='SpatialReductionAttention',
 )
-"""Parts of mmdet that compute in Python with the size of the input -> what they do. A dynamic graph of them
-would be wrong at other sizes (measured: a Swin-T traced at 256x384 is 0.4 off at 320x416)."""
+"""Backbones that compute in Python with the size of the input -> mmdet's class of their attention, which
+`exporting/ops/backbone_attention.py` computes from traced sizes. Backbones of the same name with attention of
+another class, in research repositories, would be wrong at other sizes than the traced one (measured: a Swin-T
+traced at 256x384 is 0.4 off at 320x416)."""
 MULTIPLES = dict(
-    YOLOV3Neck=32, YOLOXPAFPN=32, CSPNeXtPAFPN=32, HRNet=32, CTResNetNeck=32, FPN_CARAFE=64, FPG=128
-)
-"""Parts that add or concatenate maps, which fit only if the sides of the input are multiples of this."""
+    YOLOV3Neck=32, YOLOXPAFPN=32, CSPNeXtPAFPN=32, HRNet=32, CTResNetNeck=32, FPN_CARAFE=64, FPG=128,
+    PyramidVisionTransformer=32,
+)  # fmt: skip
+"""Parts that take sides that are multiples of this alone: they add or concatenate maps, which fit only then,
+or cut off the rest of a side (PVT)."""
 PATHS = dict(YOLOXPAFPN=3, CSPNeXtPAFPN=3)
 """Necks that take any number of maps -> the one for which `MULTIPLES` holds; each further one doubles it."""
 GRID_SAMPLE_OPSETS = (16, 20)
@@ -138,18 +143,21 @@ def map_sizes(
 
 
 def check(model: Mapping[str, Any], options: Options) -> None:
-    """Refuse (UsageError) a size that a part of the config's `model` does not take, or a dynamic one."""
+    """Refuse (UsageError) a size that a part of the config's `model` does not take, or any size at all."""
     parts = []
     for key in ('backbone', 'neck'):
         part = model.get(key) or []
         parts += part if isinstance(part, list | tuple) else [part]
     for part in parts:
         name = str(part.get('type'))
-        if options.dynamic and name in FIXED_SIZE:
-            raise UsageError(
-                f'--dynamic-export: {name} {FIXED_SIZE[name]}, so that the graph would be wrong at others; '
-                f'export a fixed --shape'
-            )
+        if options.dynamic and (attention := SIZED_ATTENTION.get(name)):
+            module = getattr(BACKBONES.get(name), '__module__', '')
+            if not hasattr(sys.modules.get(module), attention):
+                raise UsageError(
+                    f'--dynamic-export: {name} of {module} computes in Python with the traced size (it has '
+                    f"no {attention}, as mmdet's has), so that the graph would be wrong at others; export a "
+                    f'fixed --shape'
+                )
         divisor = multiple_of(name, part)
         if options.height % divisor or options.width % divisor:
             raise UsageError(

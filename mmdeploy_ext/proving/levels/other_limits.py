@@ -35,7 +35,7 @@ from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.runtime.panoptic import OFFSET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     import onnx
 
@@ -63,6 +63,8 @@ MIN_GAP = 2e-5
 COVERED_FROM, COVERED_STEP = 0.95, 1.02
 """The largest share of a mask that may be covered in the search of `Trial.with_covered_share` (the smallest
 is 1 minus that), and the ratio of its bounds at which the search ends."""
+MAX_KEPT_BYTES = 1 << 30
+"""Bytes of outputs of parts of the detector that are kept for equal inputs: pooled regions are 50 MB."""
 PASSING = (0.75, 0.5, 0.25, 0.125)
 """Shares of the scores of a full list, one of which a raised threshold leaves at most."""
 BISECTIONS = 12
@@ -158,7 +160,7 @@ class Trials:
         limiting = {id(limit.config) for limit in self.limits}
         with contextlib.ExitStack() as stack:
             stack.enter_context(replaced_entry(vars(model), 'extract_feat', self._once(model.extract_feat)))
-            for part in model.children():
+            for part in _parts_with_forward(model):
                 if id(vars(part)) not in limiting:
                     stack.enter_context(replaced_entry(vars(part), 'forward', self._once(part.forward)))
             yield
@@ -171,10 +173,21 @@ class Trials:
                 return run(*args, **kwargs)
             key = (run, *_content((args, kwargs)))
             if key not in self._outputs:
-                self._outputs[key] = run(*args, **kwargs)
+                self._keep(key, run(*args, **kwargs))
             return _copied(self._outputs[key])
 
         return once
+
+    def _keep(self, key: Hashable, outputs: Any) -> None:
+        """Keep the outputs of a part, and of the others the last ones that memory is allowed for."""
+        self._outputs[key] = outputs
+        sizes = {kept: _bytes_of(values) for kept, values in self._outputs.items()}
+        excess = sum(sizes.values()) - MAX_KEPT_BYTES
+        for kept in list(sizes)[:-1]:  # the oldest first
+            if excess <= 0:
+                break
+            excess -= sizes[kept]
+            del self._outputs[kept]
 
     def lists(self) -> dict[str, Any]:
         """Return the lists of rows of upstream's test path for the picture, by name."""
@@ -605,6 +618,23 @@ def cut_at_gap(scores: np.ndarray, minimum: int) -> int:
         return 0
     first = max(minimum, int(CUT_FROM * last))
     return first + int(np.argmax(scores[first - 1 : last] - scores[first : last + 1]))
+
+
+def _parts_with_forward(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Yield the outermost parts that are called as modules; heads of regions call theirs by methods."""
+    for part in module.children():
+        if type(part).forward is torch.nn.Module.forward:  # has none
+            yield from _parts_with_forward(part)
+        else:
+            yield part
+
+
+def _bytes_of(value: Any) -> int:
+    """Return the bytes of the tensors in nested outputs."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_bytes_of, entries))
 
 
 def _content(value: Any) -> Iterator[Any]:

@@ -10,6 +10,7 @@ import torch
 from mmcv import ConfigDict
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from marking import in_suite
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, ShapeError, UsageError
@@ -329,18 +330,35 @@ SWIN = dict(
     window_size=4,
     out_indices=(1, 2, 3),
 )
-WITH_SWIN = {
-    **{key: value for key, value in SMALL.items() if '.backbone.' not in key},
-    'model.backbone': SWIN,
-    'model.neck.in_channels': [32, 64, 128],
-    'model.neck.start_level': 0,
-}
+PVTV2 = dict(
+    _delete_=True,
+    type='PyramidVisionTransformerV2',
+    embed_dims=8,
+    num_layers=(1, 1, 1, 1),
+    num_heads=(1, 2, 4, 4),
+    out_indices=(1, 2, 3),
+)
+PVT = dict(PVTV2, type='PyramidVisionTransformer', pretrain_img_size=64)
+TRANSFORMERS = {'Swin': (SWIN, [32, 64, 128]), 'PVT': (PVT, [16, 32, 32]), 'PVTv2': (PVTV2, [16, 32, 32])}
 
 
-def test_swin_is_proven_at_a_fixed_size_and_refused_as_dynamic(tmp_path, garbage):
-    prove_file(load(tmp_path, WITH_SWIN), tmp_path / 'm.onnx', form='raw')
-    with pytest.raises(UsageError, match=r'--dynamic-export.*SwinTransformer'):
-        check(cfg_options=WITH_SWIN, checkpoint=garbage, dynamic=True)
+def with_transformer(name):
+    backbone, channels = TRANSFORMERS[name]
+    return {
+        **{key: value for key, value in SMALL.items() if '.backbone.' not in key},
+        'model.backbone': backbone,
+        'model.neck.in_channels': channels,
+        'model.neck.start_level': 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ('name', 'dynamic'),
+    in_suite([(name, dynamic) for name in TRANSFORMERS for dynamic in (False, True)], ('Swin', True)),
+)
+def test_transformer_backbones_are_proven_at_one_size_and_at_any(tmp_path, name, dynamic):
+    deployment = load(tmp_path, with_transformer(name))
+    prove_file(deployment, tmp_path / 'm.onnx', form='raw', dynamic=dynamic)
 
 
 SOFTMAX = dict(_delete_=True, type='CrossEntropyLoss', use_sigmoid=False)

@@ -1,0 +1,74 @@
+"""Parts of Swin and PVT that are computed from traced sizes equal mmdet's, and leave mmdet's as they are."""
+
+import pytest
+import torch
+from mmdet.models.backbones.pvt import SpatialReductionAttention
+from mmdet.models.backbones.swin import ShiftWindowMSA
+from mmdet.models.utils.transformer import AdaptivePadding
+
+from mmdeploy_ext.contract.options import IMAGE, Options
+from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.exporting.ops.backbone_attention import SIZED, sizes_traced
+from mmdeploy_ext.families.parts import detector_parts
+
+SIZES = [(4, 4), (8, 4), (9, 15), (3, 2), (1, 1), (16, 5)]
+"""(h, w) of maps, in windows of 4: one window, several, and parts of windows."""
+
+
+def tokens(size, batch=2):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, size[0] * size[1], 8, generator=generator)
+
+
+def both(module, *arguments):
+    """Return what mmdet's module gives, and what the module gives while sizes are traced."""
+    with torch.no_grad():
+        expected, cls = module(*arguments), type(module)
+        with sizes_traced(module):
+            assert type(module) is SIZED[cls.__name__]
+            given = module(*arguments)
+    assert type(module) is cls
+    return expected, given
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('shift', [0, 2, 3])
+def test_windows_are_those_of_mmdet(size, shift):
+    torch.manual_seed(0)
+    module = ShiftWindowMSA(8, 2, window_size=4, shift_size=shift).eval()
+    torch.nn.init.normal_(module.w_msa.relative_position_bias_table)
+    expected, given = both(module, tokens(size), size)
+    assert torch.equal(expected, given)
+
+
+@pytest.mark.parametrize('size', SIZES[:3])
+@pytest.mark.parametrize('ratio', [1, 2])
+def test_reduced_attention_is_that_of_mmdet(size, ratio):
+    torch.manual_seed(0)
+    module = SpatialReductionAttention(8, 2, sr_ratio=ratio).eval()
+    expected, given = both(module, tokens(size), size)
+    torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize(('kernel', 'stride'), [(4, 4), (2, 2), (3, 2), (1, 1)])
+def test_a_map_is_padded_as_mmdet_pads_it(size, kernel, stride):
+    expected, given = both(AdaptivePadding(kernel, stride), torch.ones(1, 1, *size))
+    assert torch.equal(expected, given)
+
+
+@pytest.mark.parametrize('padding', [AdaptivePadding(4, 4, padding='same'), AdaptivePadding(1, 2)])
+def test_paddings_that_are_not_followed_are_refused(padding):
+    with sizes_traced(padding), pytest.raises(ExportError, match='patch embedding'):
+        padding(torch.ones(1, 1, 5, 5))
+
+
+def test_a_backbone_with_other_attention_is_refused_at_any_size(monkeypatch):
+    options = Options(IMAGE, dynamic=True, height=128, width=160)
+    model = dict(backbone=dict(type='SwinTransformer'))
+    detector_parts.check(model, options)
+    other = type('SwinTransformer', (), dict(__module__='builtins'))
+    monkeypatch.setattr(detector_parts, 'BACKBONES', dict(SwinTransformer=other))
+    with pytest.raises(UsageError, match=r'--dynamic-export: SwinTransformer of .*ShiftWindowMSA'):
+        detector_parts.check(model, options)
+    detector_parts.check(model, Options(IMAGE, height=128, width=160))
