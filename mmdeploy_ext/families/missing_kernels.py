@@ -15,7 +15,7 @@ MISSING_KERNELS = dict(
 )
 """Class name of a part -> the operator that mmcv has for a GPU alone."""
 MISSING_LIBRARIES = dict(
-    MinkResNet='MinkowskiEngine, a library of sparse convolutions that runs its own format of tensors'
+    MinkResNet='MinkowskiEngine, a library of sparse convolutions with tensors of its own'
 )
 """Class name of a part -> the library, not among those of this project, that has its operators."""
 

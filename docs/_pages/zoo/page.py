@@ -54,7 +54,7 @@ UPSTREAM_FAULTS = {
     '`_base_/models/faster_rcnn_r50_fpn.py`, whose detector has no `bbox_head`, where RetinaNet was meant'
 }
 """Config -> why the library that it comes with cannot build it."""
-LONGEST = 240
+LONGEST = 400
 """Characters of a reason."""
 
 
