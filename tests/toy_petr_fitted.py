@@ -1,7 +1,8 @@
 """A small PETRv2 that finds objects of a few generated frames, without a training.
 
-Its queries stand where the objects of these frames are, and the last layers of its last branches are fitted
-by least squares to classes and boxes. It has seen nothing else, so that its metrics say nothing about PETRv2.
+Its backbone is that of the trained StreamPETR toy, its queries stand where the objects of these frames are,
+and the last layers of its last branches are fitted by least squares to classes and boxes. It has seen nothing
+else, so that its metrics say nothing about PETRv2.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from projects.configs.nuscenes_stream import IMG_NORM
+from toy_atss import REPO
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.exporting.deployment import Deployment
 
+TRAINED, PREFIX = REPO / 'demo/checkpoints/stream_petr_toy.pth', 'img_backbone.'
+STD = IMG_NORM['std']
 RIDGE = 1e-2
 GAP_S = 0.5
 """Seconds between the frames of the data set."""
@@ -38,6 +44,15 @@ def objects_of(info: dict[str, Any], classes: Sequence[str], reach: float) -> li
     return objects
 
 
+def take_backbone(model: torch.nn.Module) -> None:
+    """Load the backbone of the StreamPETR toy, whose pictures are RGB over `STD`, into a toy of plain BGR."""
+    state = torch.load(TRAINED, map_location='cpu', weights_only=False)['state_dict']
+    state = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+    stem = state['conv1.weight']
+    state['conv1.weight'] = stem.flip(1) / stem.new_tensor(STD[::-1])[None, :, None, None]
+    model.img_backbone.load_state_dict(state)
+
+
 def solve(features: np.ndarray, goals: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weight and bias of the linear layer that is nearest to the goals."""
     features = np.column_stack([features, np.ones(len(features))]).astype(np.float64)
@@ -48,6 +63,7 @@ def solve(features: np.ndarray, goals: np.ndarray) -> tuple[torch.Tensor, torch.
 
 def fit(deployment: Deployment, infos: Sequence[dict[str, Any]], frames: Sequence[Any]) -> None:
     """Fit the last branches of a toy with seeded weights to the frames of a data set and their infos."""
+    take_backbone(deployment.model)
     head, classes = deployment.model.pts_bbox_head, list(deployment.classes)
     low, high = np.split(np.array(head.pc_range), 2)
     listed = [

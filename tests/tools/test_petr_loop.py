@@ -9,7 +9,6 @@ import toy_nuscenes
 import toy_petr_fitted
 from mmdeploy_ext.cli import export_app, quantize_app, run_app, test_app, video_app
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.synthetic.seeded import write_seeded
 from toy_atss import REPO
 from toy_frames import PETRV2
 
@@ -58,7 +57,7 @@ def metrics(folder, name):
 
 def test_nds_and_map_are_those_of_a_model_that_finds_and_equal_on_both_engines(work_dir):
     reference, candidate = metrics(work_dir, 'pth'), metrics(work_dir, 'onnx')
-    assert reference['pts_bbox_NuScenes/NDS'] > 0.1 and reference['pts_bbox_NuScenes/mAP'] > 0.01
+    assert reference['pts_bbox_NuScenes/NDS'] > 0.15 and reference['pts_bbox_NuScenes/mAP'] > 0.03
     assert reference.keys() == candidate.keys()
     for name in (name for name in reference if name.endswith(('NDS', 'mAP'))):
         assert abs(reference[name] - candidate[name]) <= 5e-4
@@ -93,10 +92,7 @@ def test_the_backbone_is_quantised_on_a_drive(infos, exported, tmp_path):
     assert read_json(report)['layers'] >= 20
 
 
-def test_files_in_float16_are_within_their_bars(tmp_path, capfd):
-    """Of seeded weights: layers that are fitted to a few frames enlarge what rounding does."""
-    checkpoint = str(tmp_path / 'seeded.pth')
-    write_seeded(CONFIG, checkpoint)
+def test_files_in_float16_are_within_their_bars(infos, checkpoint, tmp_path, capfd):
     words = [CONFIG, checkpoint, '--output-file', str(tmp_path / 'half'), '--precision', 'fp16', '--verify']
-    assert export_app.main([*words, '--frames', '4']) == 0
+    assert export_app.main([*words, '--frames', '10', '--test-img', str(infos)]) == 0
     assert 'WITHIN FP16 BARS' in capfd.readouterr().out

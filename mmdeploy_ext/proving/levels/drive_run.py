@@ -431,8 +431,9 @@ class PairRun:
         row = self.match(name, *sides, **limits)
         for key in self.totals:
             self.totals[key] += getattr(row, key)
-        for key in ('reference', 'matched', 'extra'):
+        for key in ('reference', 'extra'):
             self.series[key].append(getattr(row, key))
+        self.series['matched'].append(row.matched + (row.outside if bars.near_counts else 0))
         if not row.passed and not (row.missing or row.extra or row.outside):
             self.faults['the detections cannot be compared'].append(f'{name} ({row.reason})')
         self.worst_score = max(self.worst_score, row.worst_score)
