@@ -33,8 +33,8 @@ def compiled(source: str | bytes, threads: int = 0, device: str = 'CPU', precisi
 
     Args:
         source: path of the file, or its bytes.
-        threads: for inference; 0 leaves the choice to OpenVINO.
-        device: OpenVINO's name of the device.
+        threads: number of threads for inference; 0 leaves the choice to OpenVINO.
+        device: OpenVINO's name of the device that runs the model, such as 'CPU', 'GPU' or 'GPU.1'.
         precision: 'fp32', 'bf16' or 'fp16', in which it computes.
 
     Returns:
@@ -68,7 +68,7 @@ class OpenVinoBackend(Backend):
         Args:
             path: the ONNX file.
             threads: for inference; 0 leaves the choice to OpenVINO.
-            device: OpenVINO's name of the device.
+            device: OpenVINO's name of the device that runs the model, such as 'CPU', 'GPU' or 'GPU.1'.
             inference_precision: 'fp32', 'bf16' or 'fp16', in which it computes whatever the file holds.
         """
         if inference_precision not in HINTS:

@@ -23,8 +23,10 @@ def circle_nms(centres: np.ndarray, threshold: float) -> np.ndarray:
 def rotated_nms(boxes: np.ndarray, threshold: float) -> np.ndarray:
     """Return the indices, ascending, of the boxes whose IoU with better kept ones is below `threshold`.
 
-    Boxes (n, 5), best first, are x, y, two sizes, angle in radians; with a threshold of 0 the first box alone
-    is kept. The IoU is that of mmcv's kernel to the last bit, see `rotated_loops.py`.
+    Boxes (n, 5), best first, are x and y of the centre, the sides along x and along y before the box is
+    turned, and the angle in radians by which it is turned from the x axis towards the y axis; the first four
+    are in one unit, such as metres. With a threshold of 0 or less the first box alone is kept. The IoU is
+    that of mmcv's kernel to the last bit, see `rotated_loops.py`.
 
     Source: mmcv 1.7.2 `nms_rotated` on the CPU, which mmdet3d's `nms_bev` calls (on a GPU an IoU of exactly
     `threshold` is kept).
@@ -38,9 +40,10 @@ def rotated_nms(boxes: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def bev_corners(boxes: np.ndarray) -> np.ndarray:
-    """Return the corners (n, 4, 2) of boxes (n, 5), counter-clockwise if both sizes are positive.
+    """Return the corners x, y (n, 4, 2) of boxes (n, 5), in the order from x to y around each box.
 
-    Boxes have the columns of `rotated_nms`.
+    Boxes have the columns of `rotated_nms`, and corners their unit. The first corner is the one towards
+    positive x and y before the box is turned; with one negative side the order is the other one.
     """
     half = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2 * boxes[:, None, 2:4]
     cos, sin = np.cos(boxes[:, None, 4]), np.sin(boxes[:, None, 4])

@@ -21,7 +21,12 @@ class SamePadding(nn.Conv2d):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the convolution of maps (B, C, h, w)."""
+        """Return the convolution of maps (B, C, h, w).
+
+        Raises:
+            ExportError: along an axis the kernel covers more than one cell but fewer than the stride has;
+                upstream's padding is then cut off at 0 for some sizes, which is not repeated here.
+        """
         sides = [self._padding(x.shape[2 + axis], axis) for axis in (1, 0)]
         padded = nn.functional.pad(x, [pixels for side in sides for pixels in side])
         return nn.functional.conv2d(

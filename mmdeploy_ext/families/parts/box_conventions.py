@@ -14,7 +14,10 @@ from mmdeploy_ext.families.parts.options import CONVENTIONS
 
 
 def stated(cfg: Any, key: str, choices: Sequence[str]) -> str:
-    """Return what a config says at a key about the training of its model; '' if it says nothing."""
+    """Return the value of a key at the top of a config, one of `choices`; '' if the config lacks the key.
+
+    ConfigError: the value is none of the choices.
+    """
     value = cfg.get(key, '')
     if value not in ('', *choices):
         raise ConfigError(f'{cfg.filename}: {key}={value!r}, expected {" or ".join(map(repr, choices))}')
@@ -22,13 +25,20 @@ def stated(cfg: Any, key: str, choices: Sequence[str]) -> str:
 
 
 def state_convention(model: nn.Module, cfg: Any) -> None:
-    """Set `box_convention` of a model, one of `CONVENTIONS`, and `states_boxes`: the config has it."""
+    """Set two attributes of a model, in place.
+
+    They are `box_convention`, one of `CONVENTIONS`, the first if the config has no key of that name, and
+    `states_boxes`, whether the config has it.
+    """
     boxes = stated(cfg, 'box_convention', CONVENTIONS)
     model.box_convention, model.states_boxes = boxes or CONVENTIONS[0], bool(boxes)
 
 
 def note_convention(model: nn.Module, checkpoint: Any) -> None:
-    """Set `box_convention` of a model by the version in a checkpoint, unless the config states it."""
+    """Set `box_convention` of a model by the version in a checkpoint, unless the config states it.
+
+    The version is `mmdet3d_version` of the checkpoint's `meta`; without one the convention stays.
+    """
     version = str(checkpoint.meta.get('mmdet3d_version', ''))
     if version and not model.states_boxes:
         model.box_convention = CONVENTIONS[0 if version.startswith('0.') else 1]

@@ -41,7 +41,7 @@ def rows_of(tensor: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def same_priors(generator: Any) -> Any:
-    """Return a generator of priors whose numbers are the same bytes on every machine."""
+    """Return a copy of a generator of priors of mmdet, whose numbers are the same bytes on every machine."""
     priors = copy.copy(generator)
     if hasattr(priors, 'base_anchors'):
         with SameBytes():  # roots of the ratios
@@ -107,12 +107,15 @@ def bucket_settings(head: nn.Module) -> dict[str, Any]:
 
 
 def clips(head: nn.Module) -> bool:
-    """Return whether the head's own box coder clips; that of mmdet 1.x always does."""
+    """Return whether the head's own box coder clips boxes to the image; that of mmdet 1.x always does."""
     return getattr(head.bbox_coder, 'clip_border', True)
 
 
 def border_inset(head: nn.Module) -> float:
-    """Return how many pixels inside the right and bottom border boxes are clipped; 1 in mmdet 1.x."""
+    """Return how many pixels before the right and the bottom border clipped boxes end.
+
+    It is 1 for the coder of mmdet 1.x, and 0 for all others.
+    """
     return float(isinstance(head.bbox_coder, coders.LegacyDeltaXYWHBBoxCoder))
 
 
@@ -120,7 +123,7 @@ def border_inset(head: nn.Module) -> float:
 
 
 def plain_head(head: nn.Module) -> Head:
-    """Return the description of a head that outputs class scores and boxes alone."""
+    """Return the description of a head that outputs `cls_score`, and `bbox_pred` of 4 columns, alone."""
     outputs = (('cls_score', int(head.cls_out_channels)), ('bbox_pred', 4))
     return Head(outputs, clip_inset=border_inset(head), **_scores_and_sizes(head, head.prior_generator))
 
@@ -132,7 +135,10 @@ def _scores_and_sizes(head: nn.Module, generator: Any) -> dict[str, Any]:
 
 
 def class_scores(head: nn.Module, logits: torch.Tensor) -> torch.Tensor:
-    """Return the class scores (A, C) of class logits, without the background."""
+    """Return the class scores (A, C) in 0..1 of class logits (A, C), or (A, C + 1) of a head with softmax.
+
+    The last of C + 1 is the background, which is left out.
+    """
     return logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[:, :-1]
 
 

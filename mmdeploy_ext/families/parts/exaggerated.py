@@ -29,8 +29,8 @@ the centre of its anchor: clipping leaves them, and they show the limit."""
 def exaggerated_cells(maps: torch.Tensor, coder: Mapping[str, Any] | None = None) -> torch.Tensor:
     """Return maps (B, channels, h, w) with larger, shifted and inverted values in some cells.
 
-    `coder` has the settings of the coder that decodes them, see `families/parts/runtime/box_coders.py`: if
-    they are deltas, shifted ones become `QUADRANT`. None: any other maps.
+    `coder` has the settings of the coder that decodes the maps, see `families/parts/runtime/box_coders.py`:
+    if they are deltas, shifted ones become `QUADRANT`. None stands for maps that no coder of deltas decodes.
     """
     rows, columns = (torch.arange(side, device=maps.device) for side in maps.shape[2:])
     cell = (3 * rows[:, None] + 5 * columns) % CELLS

@@ -35,7 +35,7 @@ def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarra
 def mask_feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return `input` and `img_shape` as `feeds` does, and `ori_shape` (2,) int64 height and width in pixels.
 
-    Masks have that size, the original one, whatever `rescale` says.
+    Masks have that size, the original one, whatever `rescale` says. ShapeError: the images have several.
     """
     return dict(
         input=np.stack([image.tensor for image in images]),
@@ -61,7 +61,7 @@ def batches(images: Sequence[PreparedImage]) -> list[list[int]]:
 
 
 def grouped(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Return the indices of equal sizes, group by group, in the order of the first of each."""
+    """Return groups of the indices of equal sizes, in the order of the first index of each group."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, size in enumerate(sizes):
         groups.setdefault(size, []).append(index)
@@ -82,10 +82,12 @@ def proposals_of(image: PreparedImage) -> np.ndarray:
 
 
 def pasted_size(image: PreparedImage, rescale: bool) -> tuple[int, int]:
-    """Return height and width that masks are pasted into: the original, or the content of the input.
+    """Return height and width, pixels, of the image that masks are pasted into.
 
-    If the content or its ratio is not fed, boxes reach beyond the original; mmdet raises if one lies outside
-    of the image that it is pasted into.
+    With `rescale` it is the original, or, along a side on which that is larger, the content of the input
+    divided by its ratio: if the content or its ratio is not fed, boxes reach beyond the original, and mmdet
+    raises if one lies outside of the image that it is pasted into. Without `rescale` it is the original
+    multiplied by the ratio, rounded.
     """
     if rescale:
         content = np.round(np.divide(image.img_shape, image.scale_factor[1::-1]))

@@ -206,7 +206,7 @@ def scene_samples(nusc: NuScenes, scene: Record) -> list[Record]:
 
 
 def check_sample(nusc: NuScenes, sample: Record) -> None:
-    """Refuse a key frame that lacks a sensor or a file."""
+    """Refuse (DataError) a key frame that lacks a camera or the LiDAR, or one of their files."""
     for channel in (*CAMERAS, LIDAR):
         if channel not in sample['data']:
             raise DataError(f'{nusc.version}/sample_data.json: key frame {sample["token"]} has no {channel}')

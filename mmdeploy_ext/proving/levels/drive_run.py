@@ -53,13 +53,14 @@ class DriveBars:
     """The bars of a drive: the limits that its figures have to keep.
 
     Attributes:
-        frames: smallest number of frames.
+        frames: smallest number of frames that have to run.
         resets: smallest number of resets of the memory after the first frame.
-        score_thr: detections from this score on count one by one, those below it by their share
-            (`lone_low_results`).
-        distance_m: largest distance of a matched pair.
+        score_thr: score in 0..1; each detection of this score or more needs a partner, those below it are
+            judged by the share that has none (`lone_low_results`).
+        distance_m: largest distance of the centres of a matched pair, metres.
         score: largest score difference of a matched pair.
-        match_rate: smallest share of detections that are matched.
+        match_rate: smallest share, in 0..1, of the longer of both lists of detections that is matched, over
+            all frames.
         tie: scores in the top-k are a tie if they differ by no more than this plus twice the largest score
             error of the frame. (If the scores of two lists differ by at most e, then the scores at one index
             of the sorted lists may belong to rows whose scores differ by 2e.)
@@ -494,7 +495,10 @@ class WorstRows:
     Attributes:
         worst: tensor -> its worst row, with the name of its frame as `at` and the sum of all histograms.
         failed: tensor -> names of the frames at which it fails.
-        series: 'errors' and 'ratios' (error over tolerance) -> tensor -> one value per frame, or None.
+        series: 'errors' -> tensor -> its largest absolute difference at each frame, in the order of the
+            frames, None at frames where it was not or could not be compared; 'ratios' -> the same over the
+            tolerance, also None for tensors that have none. A list ends with the last frame that has the
+            tensor.
     """
 
     def __init__(self, free: bool, cosine: float | None) -> None:
@@ -510,7 +514,7 @@ class WorstRows:
         self.series: dict[str, dict[str, list[float | None]]] = dict(errors={}, ratios={})
 
     def add(self, row: TensorRow, name: str, count: int) -> None:
-        """Judge one row of the frame of that name, which is the `count`-th."""
+        """Judge the row of a tensor at the frame `name`, which is the `count`-th of the drive, from 1."""
         if row.max_abs is None:
             passed = False
         elif self.free or self.cosine is None:
