@@ -1,7 +1,10 @@
 """Whose code a config imports: the user's tree first, our models only for types that nobody else has."""
 
+import json
+import os
 import subprocess
 import sys
+import types
 import textwrap
 from pathlib import Path
 
@@ -52,14 +55,54 @@ def fork(tmp_path):
     return tmp_path / 'fork'
 
 
-def run(code, cwd, *folders):
-    """Run code in a process of its own; the checkout is found at the end, as by an installed package."""
-    first = [str(folder) for folder in folders]
-    lines = f'import sys; sys.path[:0] = {first}; sys.path.append({str(REPOSITORY)!r})'
-    head = 'from mmdeploy_ext import compat; compat.apply(); from mmdeploy_ext.core.config import load_config'
-    text = '\n'.join([lines, head, textwrap.dedent(code)])
-    command = [sys.executable, '-P', '-c', text]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+FORKS = """
+import json, os, sys, traceback
+from mmdeploy_ext import compat
+compat.apply()
+import mmcv  # and with it torch, which take most of the time of a process
+for line in sys.stdin:
+    job = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        for number, name in ((1, 'out'), (2, 'err')):
+            os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.chdir(job['cwd'])
+        sys.path[:0] = job['folders']
+        from mmdeploy_ext.core.config import load_config
+        status = 0
+        try:
+            exec(job['code'], dict(sys=sys, load_config=load_config))
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """Return what runs code in a process of its own; the checkout is at the end of the path, as if installed.
+
+    Each process is forked from one that has imported mmcv, and nothing of mmdet.
+    """
+    place = tmp_path_factory.mktemp('processes')
+    command = [sys.executable, '-P', '-c', f'import sys; sys.path.append({str(REPOSITORY)!r})\n{FORKS}']
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, cwd=place, env=environment, **pipes) as server:
+
+        def run_code(code, cwd, *folders):
+            out, err = place / 'out', place / 'err'
+            job = dict(code=textwrap.dedent(code), cwd=cwd, folders=folders, out=out, err=err)
+            server.stdin.write(json.dumps(job, default=str) + '\n')
+            server.stdin.flush()
+            status = int(server.stdout.readline())
+            return types.SimpleNamespace(returncode=status, stdout=out.read_text(), stderr=err.read_text())
+
+        yield run_code
+        server.stdin.close()
 
 
 CLASS_OF_NECK = """
@@ -70,19 +113,19 @@ CLASS_OF_NECK = """
 
 
 @pytest.mark.parametrize('place', in_suite(['elsewhere', 'our checkout'], 'our checkout'))
-def test_the_class_of_the_fork_is_registered_and_not_ours(fork, tmp_path, place):
+def test_the_class_of_the_fork_is_registered_and_not_ours(run, fork, tmp_path, place):
     cwd = {'elsewhere': tmp_path, 'our checkout': REPOSITORY}[place]
     outcome = run(CLASS_OF_NECK.format(path=str(fork / 'projects/configs/a.py')), cwd)
     assert outcome.stdout.strip() == str(fork / 'projects/mmdet3d_plugin/__init__.py'), outcome.stderr
 
 
-def test_a_fork_replaces_our_class_that_came_first(fork):
+def test_a_fork_replaces_our_class_that_came_first(run, fork):
     code = 'import mmdeploy_ext.models.mmdet3d\n' + textwrap.dedent(CLASS_OF_NECK)
     outcome = run(code.format(path=str(fork / 'projects/configs/a.py')), fork)
     assert outcome.stdout.strip() == str(fork / 'projects/mmdet3d_plugin/__init__.py'), outcome.stderr
 
 
-def test_our_class_is_registered_for_a_config_that_names_it_without_a_plugin(tmp_path):
+def test_our_class_is_registered_for_a_config_that_names_it_without_a_plugin(run, tmp_path):
     write(tmp_path, **{'a.py': "model = dict(type='ATSS', neck=dict(type='CPFPN'))\n"})
     code = """
         load_config('a.py')
@@ -94,7 +137,7 @@ def test_our_class_is_registered_for_a_config_that_names_it_without_a_plugin(tmp
 
 
 @pytest.mark.matrix
-def test_two_repositories_with_the_same_name_need_two_processes(fork, tmp_path):
+def test_two_repositories_with_the_same_name_need_two_processes(run, fork, tmp_path):
     write(
         tmp_path / 'other',
         **{
@@ -111,7 +154,7 @@ def test_two_repositories_with_the_same_name_need_two_processes(fork, tmp_path):
     assert 'ConfigError' in last and 'one process serves one repository' in last and str(fork) in last
 
 
-def test_our_plugin_is_not_the_one_that_a_repository_lacks(tmp_path):
+def test_our_plugin_is_not_the_one_that_a_repository_lacks(run, tmp_path):
     write(tmp_path, **{'projects/configs/a.py': CONFIG})
     outcome = run("load_config('projects/configs/a.py')", tmp_path, REPOSITORY)
     last = outcome.stderr.strip().splitlines()[-1]
@@ -130,7 +173,7 @@ def test_a_package_beside_an_installed_mm2onnx_may_be_imported(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(('version', 'is_taken'), [('2.11.0', True), ('3.3.0', False)])
-def test_a_repository_s_own_mmdet_is_imported_if_it_is_of_the_same_age(tmp_path, version, is_taken):
+def test_a_repository_s_own_mmdet_is_imported_if_it_is_of_the_same_age(run, tmp_path, version, is_taken):
     write(
         tmp_path,
         **{

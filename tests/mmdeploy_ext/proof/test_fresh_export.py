@@ -18,6 +18,7 @@ from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files as deployed_files
 from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving import ladder
 from proofs import check_files
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
@@ -211,12 +212,19 @@ def verdict_of(tmp_path, capsys, *words):
     return status, capsys.readouterr().out, read_json(found)
 
 
+def level_1_alone(deployment, paths, samples, engine, *, edited=False, asked=None, **settings):
+    """Stand for `ladder.prove` where level 1 refuses a file, whatever its inputs give."""
+    return ladder.open_proof(deployment, paths, samples, engine, **settings).check(edited, asked), []
+
+
 def test_a_file_that_was_exported_with_another_threshold_is_refused_by_the_name_of_the_setting(
-    tmp_path, capsys
+    tmp_path, capsys, monkeypatch
 ):
     deployment = deploy.load(CONFIG, CHECKPOINT, {'model.test_cfg.score_thr': 0.3})
     path = export_toy(deployment, tmp_path / 'm.onnx', dynamic=False, height=128, width=160)
-    status, out, content = verdict_of(tmp_path, capsys, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(ladder, 'prove', level_1_alone)
+        status, out, content = verdict_of(tmp_path, capsys, path)
     assert status == 1 and content['verdict'] == 'not proven'
     assert 'model.test_cfg.score_thr: the file says 0.3, the config 0.05' in out
     assert '--cfg-options model.test_cfg.score_thr=0.3' in out
@@ -236,7 +244,8 @@ def test_normalisation_unlike_the_configs_has_to_be_asked_for_again(tmp_path, ca
     assert verdict_of(tmp_path, capsys, path, *words)[0] == 0
 
 
-def test_what_was_asked_for_decides_not_what_the_file_says(tmp_path, capsys, path):
+def test_what_was_asked_for_decides_not_what_the_file_says(tmp_path, capsys, path, monkeypatch):
+    monkeypatch.setattr(ladder, 'prove', level_1_alone)
     status, out, _ = verdict_of(
         tmp_path, capsys, path, '--postprocess', 'raw', '--opset-version', '18', '--max-candidates', '0'
     )
@@ -256,12 +265,14 @@ def test_another_hash_is_a_note_where_the_graph_is_the_same(tmp_path, capsys, pa
     assert status == 0 and 'note: the file was made from another checkpoint' in out
 
 
-def test_the_verdict_of_an_edited_file_counts_its_inputs(tmp_path, capsys, path):
+def test_the_verdict_of_an_edited_file_counts_its_inputs(tmp_path, capsys, path, monkeypatch):
     model = onnx.load(path)
     model.graph.node.append(helper.make_node('Neg', ['input'], ['unread'], name='unread'))
     target = str(tmp_path / 'm.onnx')
     onnx.save(model, target)
-    status, out, content = verdict_of(tmp_path, capsys, target)
+    with monkeypatch.context() as patch:
+        patch.setattr(ladder, 'prove', level_1_alone)
+        status, out, content = verdict_of(tmp_path, capsys, target)
     assert status == 1 and 'NOT PROVEN: graph: 1 node differs from a fresh export: unread' in out
     status, out, content = verdict_of(tmp_path, capsys, target, '--edited')
     assert status == 0 and f'PROVEN ON {len(content["cases"])} INPUTS (edited graph)' in out

@@ -174,14 +174,16 @@ def test_a_weight_fault_is_named_by_the_structure_check(deployment, files, image
     assert verdict.graphs[0].text.startswith('5 nodes differ from a fresh export') and not verdict.passed
 
 
-def test_a_change_of_any_parameter_is_another_graph(files):
+@pytest.mark.parametrize('step', in_suite([1, 9], 9))
+def test_a_change_of_any_parameter_is_another_graph(files, step):
     """One constant at a time, from a single number to the largest kernel."""
     model = onnx.load(files['full'])
     right = compute_signature(model)
     parameters = [value for value in model.graph.initializer if value.name.startswith('network/model.')]
     assert len(parameters) > 60
-    assert min(numpy_helper.to_array(value).size for value in parameters) == 1
-    for value in parameters:
+    parameters.sort(key=lambda value: numpy_helper.to_array(value).size)
+    assert numpy_helper.to_array(parameters[0]).size == 1
+    for value in (*parameters[::step], parameters[-1]):
         array = numpy_helper.to_array(value)
         kept = value.SerializeToString()
         value.CopyFrom(numpy_helper.from_array((array * 1.05 + 1e-3).astype(array.dtype), value.name))
@@ -289,11 +291,18 @@ def test_a_file_that_says_something_else_than_the_config_is_not_proven(
     onnx.save(model, told)
     (failed,) = [one for one in check_files(deployment, told, images).structure if not one.passed]
     assert failed.name == check and detail in failed.detail
-    if field == 'classes':  # the inputs of all of them give what PyTorch gives
-        command = [CONFIG, CHECKPOINT, told, '--json', str(tmp_path / 'v.json')]
-        assert verify_app.main(command) == 1
-        content = read_json(tmp_path / 'v.json')
-        assert [one['name'] for one in content['structure'] if not one['passed']] == [check]
+
+
+@pytest.mark.matrix  # in the suite: a weight, by verify_app, and a contract, by `prove`
+def test_verify_exits_1_for_a_file_whose_metadata_alone_differ(files, tmp_path):
+    """The inputs give what PyTorch gives."""
+    model = onnx.load(files['full'])
+    next(one for one in model.metadata_props if one.key == 'mm2onnx.classes').value = json.dumps(['none'])
+    onnx.save(model, tmp_path / 'told.onnx')
+    command = [CONFIG, CHECKPOINT, str(tmp_path / 'told.onnx'), '--json', str(tmp_path / 'v.json')]
+    assert verify_app.main(command) == 1
+    failed = [one['name'] for one in read_json(tmp_path / 'v.json')['structure'] if not one['passed']]
+    assert failed == ['classes as in checkpoint, data set or config']
 
 
 def loosened(tensors):
