@@ -14,7 +14,16 @@ if str(REPO) not in sys.path:
 from mmdeploy_ext import compat  # noqa: E402
 from mmdeploy_ext.core import cli  # noqa: E402
 
-pytest_plugins = ['cpu_seconds', 'exported_once', 'heap', 'one_run', 'one_thread', 'opened_once', 'resume', 'table_rows']
+pytest_plugins = [
+    'cpu_seconds',
+    'exported_once',
+    'heap',
+    'one_run',
+    'one_thread',
+    'opened_once',
+    'resume',
+    'table_rows',
+]
 WORKER_BYTES = 4 << 30
 COLLECT_AFTER = 10_000, 20, 50
 """For garbage: with Python's own numbers the search takes a 22nd of the CPU seconds."""

@@ -279,7 +279,9 @@ ENTRIES = (
     Entry(r'python tools/onnx/onnx_with_postprocess.py work_dirs/full.onnx demo/toy.jpg', run=True),
     Entry(r'python tools/onnx/onnx_no_topk_nms.py work_dirs/raw.onnx demo/toy.jpg', run=True, matrix=True),
     Entry(
-        r'python tools/deployment/verify.py \$CONFIG \$CKPT work_dirs/full.onnx --images', run=True, matrix=True
+        r'python tools/deployment/verify.py \$CONFIG \$CKPT work_dirs/full.onnx --images',
+        run=True,
+        matrix=True,
     ),
     Entry(
         r'python tools/deployment/verify.py \$CONFIG \$CKPT work_dirs/full.onnx --report work_dirs/proof$',
@@ -287,7 +289,10 @@ ENTRIES = (
         matrix=True,
     ),
     Entry(
-        r'python tools/deployment/verify.py .*work_dirs/changed.onnx --report', run=True, status=1, matrix=True
+        r'python tools/deployment/verify.py .*work_dirs/changed.onnx --report',
+        run=True,
+        matrix=True,
+        status=1,
     ),
     Entry(
         r'python tools/deployment/verify.py .*work_dirs/faster.onnx --report',

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
-from mmdeploy_ext.proving.ladder import open_proof
+from mmdeploy_ext.proving.ladder import open_proof, prove
 from mmdeploy_ext.proving.levels.cases import judge_outputs, run_case
-from mmdeploy_ext.proving.levels.drive import Shifted
+from mmdeploy_ext.proving.levels.drive import DriveProof, Shifted
 from mmdeploy_ext.proving.levels.drive_run import Modes
+from mmdeploy_ext.proving.levels.frames import SweepProof
 from mmdeploy_ext.proving.levels.run_twice import attempt
 
 if TYPE_CHECKING:
@@ -30,6 +32,17 @@ LATE_S = 1.6e9 + 20 * 60
 def check_files(deployment: Any, paths: Any, samples: Any = (), edited: bool = False) -> Verdict:
     """Return level 1 alone."""
     return open_proof(deployment, paths, samples).check(edited)
+
+
+def refuted(deployment: Any, paths: Any, samples: Any, engine: Any = None) -> Verdict:
+    """Return the verdict on files that the given frames or sweeps refute, or else the whole proof's.
+
+    A proof has further inputs, of limits and of special rigs, which take most of its time.
+    """
+    further = mock.patch.object(DriveProof, 'run_special_frames', lambda _: None)
+    with further, mock.patch.object(SweepProof, 'at_limits', lambda _: iter(())):
+        verdict, _ = prove(deployment, paths, samples, engine)
+    return prove(deployment, paths, samples, engine)[0] if verdict.passed else verdict
 
 
 def run_cases(known: Iterable[ImageReference], backend: Backend) -> Iterator[Case]:

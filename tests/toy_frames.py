@@ -13,9 +13,9 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.synthetic.seeded import write_seeded
 from planting import replaced
+from proofs import refuted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +86,7 @@ class SeededToy:
         try:
             with replaced(*fault):
                 files = self.export(deployment, folder, **options)
-                return prove(deployment, files, synthetic_drive(4, deployment.rule))[0]
+                return refuted(deployment, files, synthetic_drive(4, deployment.rule))
         finally:
             deployment.exports.clear()
 

@@ -4,8 +4,8 @@ import json
 import os
 import subprocess
 import sys
-import types
 import textwrap
+import types
 from pathlib import Path
 
 import pytest

@@ -21,6 +21,7 @@ from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.provenance import unequal_entries
 from mmdeploy_ext.runtime.frames import StreamState
 from mmdeploy_ext.synthetic.seeded import write_seeded
+from proofs import refuted
 from toy_frames import BEVFORMER as toy
 
 FRAMES = 4
@@ -219,7 +220,7 @@ IN_SUITE = ('x and y of the shift exchanged',)
 def test_a_fault_in_our_own_code_is_not_proven(deployment, tmp_path, fault):
     (module, name), wrong = FAULTS[fault]
     with mock.patch.object(module, name, wrong):
-        verdict, _ = prove(deployment, toy.export(deployment, tmp_path), drive(deployment))
+        verdict = refuted(deployment, toy.export(deployment, tmp_path), drive(deployment))
     assert not verdict.passed
     assert not any('structure' in reason for reason in verdict.reasons)
 

@@ -20,7 +20,7 @@ from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.views.commands import next_command
 from mmdeploy_ext.runtime.frames import FusedFrame
 from planting import arguments, replaced, result
-from proofs import check_files
+from proofs import check_files, refuted
 
 AUTOWARE = dict(contract='autoware')
 HERE = 'mmdeploy_ext.families.bevfusion.autoware'
@@ -99,7 +99,7 @@ FAULTS = {
 def test_a_fault_in_what_is_exported_is_refused(known, frames, tmp_path, fault):
     own = dataclasses.replace(known)  # with exports of its own
     with replaced(*FAULTS[fault]):
-        verdict, _ = prove(own, toy_bevfusion.export(own, tmp_path, **AUTOWARE), frames[:1])
+        verdict = refuted(own, toy_bevfusion.export(own, tmp_path, **AUTOWARE), frames[:1])
     assert verdict.graphs[0].passed and not verdict.cases[0].passed
 
 
@@ -120,7 +120,7 @@ AROUND = {
 @pytest.mark.parametrize('fault', in_suite(AROUND, 'x, y, z cells', 'z of the bottom'))
 def test_a_fault_around_the_file_is_refused(known, folder, frames, fault):
     with replaced(*AROUND[fault]):
-        verdict, _ = prove(known, [file(folder)], frames[:1])
+        verdict = refuted(known, [file(folder)], frames[:1])
     assert verdict.graphs[0].passed and not verdict.cases[0].passed
 
 

@@ -16,6 +16,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.bevfusion.runtime import geometry
 from mmdeploy_ext.proving.ladder import prove
 from planting import arguments, replaced, result, when_traced
+from proofs import refuted
 
 CONTRACT = dict(contract='cuda-bevfusion')
 GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/bevfusion/contract.json'
@@ -89,7 +90,7 @@ IN_RUNTIME = {
 @pytest.mark.parametrize('fault', IN_RUNTIME)
 def test_a_fault_between_the_files_is_refused(known, folder, frames, fault):
     with replaced(*IN_RUNTIME[fault]):
-        verdict, _ = prove(known, paths(folder), frames[1:])
+        verdict = refuted(known, paths(folder), frames[1:])
     assert all(graph.passed for graph in verdict.graphs) and not verdict.cases[0].passed
 
 
@@ -120,7 +121,7 @@ def largest(heat):
 def test_a_fault_in_what_is_traced_is_refused(known, frames, tmp_path, fault):
     place, make = TRACED[fault]
     with replaced(place, lambda original: when_traced(lambda _, *args: make(original)(*args))(original)):
-        verdict, _ = prove(known, toy_bevfusion.export(known, tmp_path, **CONTRACT), frames[:1])
+        verdict = refuted(known, toy_bevfusion.export(known, tmp_path, **CONTRACT), frames[:1])
     assert all(graph.passed for graph in verdict.graphs) and not verdict.cases[0].passed
 
 

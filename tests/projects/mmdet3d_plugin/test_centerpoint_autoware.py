@@ -20,7 +20,7 @@ from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.views.commands import next_command
 from mmdeploy_ext.runtime.frames import Sweep
 from planting import arguments, replaced, result
-from proofs import check_files
+from proofs import check_files, refuted
 from toy_autoware import key
 
 AUTOWARE = dict(contract='autoware')
@@ -130,7 +130,7 @@ def test_boxes_of_another_convention_in_the_graph_are_refused(toy, tmp_path, fau
     with replaced(f'{HERE}:node_outputs', fault):
         export_files(deployment, options, str(tmp_path))
         try:
-            verdict, _ = prove(deployment, paths(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
+            verdict = refuted(deployment, paths(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
         except ModelFileError as error:  # sizes and angles of two conventions
             assert 'of synthetic boxes' in str(error)
             return
@@ -180,7 +180,7 @@ def cases(table):
 def test_a_fault_between_the_files_is_refused(toy, fault):
     deployment, folder, *_ = toy
     with replaced(*IN_THE_NODE[fault]):
-        verdict, _ = prove(deployment, paths(folder), sweeps(1, 1), dict(engine='OnnxRuntimeBackend'))
+        verdict = refuted(deployment, paths(folder), sweeps(1, 1), dict(engine='OnnxRuntimeBackend'))
     assert all(graph.passed for graph in verdict.graphs) and not verdict.cases[0].passed
 
 
@@ -202,7 +202,7 @@ def test_a_manifest_that_was_edited_is_refused(toy, tmp_path, edit):
     deployment, folder, *_ = toy
     copied(folder, tmp_path)
     key(ML, *EDITED[edit])(tmp_path)
-    verdict, _ = prove(deployment, paths(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
+    verdict = refuted(deployment, paths(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
     assert not verdict.proven and not verdict.cases[0].passed
 
 
@@ -341,7 +341,7 @@ def test_the_config_that_fits_is_what_the_node_takes():
 def test_a_fault_of_the_nodes_suppressions_is_not_on_both_sides(place, change):
     deployment, folder, *_ = toy_centerpoint.exported('node_oblong', 'autoware')
     with replaced(f'{RUNTIME}.boxes:{place}', arguments(change)):
-        verdict, _ = prove(deployment, paths(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
+        verdict = refuted(deployment, paths(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
     assert not verdict.passed
 
 

@@ -14,6 +14,7 @@ from mmdeploy_ext.families.sparse4d import network
 from mmdeploy_ext.families.sparse4d.runtime import bank, model
 from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive, synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
+from proofs import refuted
 from toy_frames import SPARSE4D as toy
 
 FRAMES = 4
@@ -204,7 +205,7 @@ def test_a_fault_in_our_own_code_is_not_proven(deployment, paths, tmp_path, faul
         ):  # another deployment, since one keeps the fresh export that a file is compared with
             deployment = toy.load(tmp_path)
             paths = toy.export(deployment, tmp_path)
-        verdict, _ = prove(deployment, paths, frames_of_faults(deployment))
+        verdict = refuted(deployment, paths, frames_of_faults(deployment))
     assert not verdict.passed
     assert not any('structure' in reason for reason in verdict.reasons)
 

@@ -17,7 +17,7 @@ from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx, boxes_of_predictions
 from mmdeploy_ext.proving.ladder import prove
 from planting import replaced
-from proofs import check_files
+from proofs import check_files, refuted
 from toy_autoware import key
 
 HERE, LOOP = 'mmdeploy_ext.families.streampetr.autoware', 'mmdeploy_ext.consumers.autoware.streampetr'
@@ -101,7 +101,7 @@ IN_THE_LOOP = {
 )
 def test_a_fault_in_the_loop_is_refused(toy, folder, fault):
     with replaced(*IN_THE_LOOP[fault]):
-        verdict, _ = prove(toy, paths(folder), deployed.drive(12))
+        verdict = refuted(toy, paths(folder), deployed.drive(12))
     assert all(graph.passed for graph in verdict.graphs)
     assert not verdict.proven and not all(row.passed for row in verdict.sequence)
 
@@ -152,7 +152,7 @@ def test_pictures_in_the_order_of_another_node_are_refused(toy, tmp_path):
     """The toy is trained with RGB: what the graph takes from a node that feeds BGR has to be turned round."""
     with replaced(f'{HERE}:NodeImages.forward', planes_as_they_come):
         deployed.export(tmp_path, contract='autoware', opset=17)
-        verdict, _ = prove(toy, paths(tmp_path / 'deploy'), deployed.drive(6))
+        verdict = refuted(toy, paths(tmp_path / 'deploy'), deployed.drive(6))
     toy.exports.clear()
     assert all(graph.passed for graph in verdict.graphs) and not all(row.passed for row in verdict.sequence)
 
