@@ -87,12 +87,14 @@ REPEATED = (
     'centred anchors',
     'two anchors per cell',
     'strict NMS',
+    'nms_pre between the levels',
+    'max_per_img one',
+    'score_thr 0',
 )
 """Settings that the eager graph is compared with, too; the matrix exports them."""
 EXPORTED = [
     *in_suite(((case, 17) for case in CASES), *((case, 17) for case in CASES if case not in REPEATED)),
-    ('default', 11),
-    pytest.param('default', 20, marks=pytest.mark.matrix),
+    *(pytest.param('default', opset, marks=pytest.mark.matrix) for opset in (11, 20)),
     *(
         pytest.param(case, opset, marks=pytest.mark.matrix)
         for case in ('class agnostic', 'score_thr 0', 'two anchors per cell')
@@ -168,7 +170,7 @@ def test_unequal_counts_none_and_one(engine, first, second, counts):
     assert_same(by_numpy(head, raw, SIZE), wanted)
 
 
-@pytest.mark.parametrize('levels_tied', ['all', 'pairs'])
+@pytest.mark.parametrize('levels_tied', in_suite(['all', 'pairs'], 'pairs'))
 def test_exact_score_ties_give_the_same_set(levels_tied):
     head = make_head(nms_pre=ALL, max_per_img=ALL, nms=dict(type='nms', iou_threshold=0.9), score_thr=0.01)
     raw = random_outputs(3, 2, TIED_SIZE, deltas=0.0)
@@ -182,7 +184,7 @@ def test_exact_score_ties_give_the_same_set(levels_tied):
     assert_same(unpadded(*run(exported(head, 17), raw, TIED_SIZE)), wanted)
 
 
-@pytest.mark.parametrize(('deploy', 'nms_pre'), [(None, 50), (-1, ALL), (9, 9)])
+@pytest.mark.parametrize(('deploy', 'nms_pre'), in_suite([(None, 50), (-1, ALL), (9, 9)], (-1, ALL), (9, 9)))
 def test_deploy_nms_pre_replaces_nms_pre(deploy, nms_pre):
     head = make_head(deploy_nms_pre=deploy, max_per_img=ALL)
     raw = random_outputs(11, 2, SIZE)
