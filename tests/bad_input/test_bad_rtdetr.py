@@ -102,6 +102,7 @@ def test_options_that_other_families_do_not_have_are_named_as_they_were_typed(mo
     bench.refuses('export', f"error: {typed}: family 'dense' has no such option", more=more)
 
 
+@pytest.mark.matrix  # in the suite: SOLO (test_bad_solo.py)
 def test_runners_take_their_own_family(bench, good, capfd):
     path = bench.folder / 'rtdetr.onnx'
     done = bench.call('export', output=path, more=BATCH, **good)

@@ -39,6 +39,7 @@ def metrics_of(engine, data, folder, *more):
     return read_json(folder / f'metrics_{engine}.json')['metrics']
 
 
+@pytest.mark.matrix  # in the suite: the loop by ATSS (test_test_loop.py)
 def test_both_engines_have_the_same_panoptic_quality(tmp_path, capsys):
     data, shown = data_of(tmp_path / 'toy', 8), tmp_path / 'shown'
     wanted = metrics_of('pth', data, tmp_path)

@@ -109,6 +109,7 @@ def evaluate(model, data, folder):
     return test_app.main([*arguments, '--cfg-options', *options])
 
 
+@pytest.mark.matrix  # in the suite: the loop in test_test_loop.py
 def test_the_test_loop_evaluates_the_int8_file_as_it_is(int8, exported, data, tmp_path, capsys):
     metrics = {}
     for name, model in (('float', exported), ('int8', str(int8[0]))):

@@ -155,6 +155,7 @@ def test_the_fork_contract_gives_the_same_metrics(work_dir, data):
     assert (work_dir / 'stream_petr_toy_fork.onnx').is_file()
 
 
+@pytest.mark.matrix  # in the suite: shares of scenes (test_sharding.py), processes (test_test_loop.py)
 def test_two_processes_give_the_metrics_of_one(onnx_run, data, tmp_path):
     """Scenes stay whole: a memory that runs on from another rank's frame would change them."""
     work_dir = shutil.copytree(onnx_run, tmp_path / 'stream_petr_toy')

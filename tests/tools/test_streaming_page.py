@@ -12,6 +12,7 @@ from test_streampetr_video import write_dataset
 import real_nuscenes
 import toy_streampetr
 import toy_streampetr_deploy as toy
+from marking import in_suite
 from mmdeploy_ext.cli import command
 from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.exporting.files import export_files
@@ -24,7 +25,7 @@ INFOS = 'data/toy_nuscenes/toy_nuscenes2d_temporal_infos_val.pkl'
 SOURCES = dict(generated=(90, 160), real=(900, 1600))
 
 
-@pytest.fixture(params=SOURCES)
+@pytest.fixture(params=in_suite(SOURCES, 'generated'))
 def drive(request, tmp_path):
     """A data set's `test` section, its info file, and the files of a toy for its pictures."""
     if request.param == 'real':

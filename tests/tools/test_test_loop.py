@@ -119,6 +119,7 @@ def test_onnx_metrics_equal_pytorch_metrics_while_pytorch_cannot_run(work_dir, d
     assert 'atss_toy_pth.py' in out, 'it says which run the PyTorch metrics came from'
 
 
+@pytest.mark.matrix  # in the suite: of a stream (test_streaming_loop.py)
 def test_dumping_changes_no_result(pth_run, data, tmp_path):
     assert (
         test_app.main(
@@ -218,7 +219,7 @@ def test_a_stale_file_is_exported_again_and_a_fresh_one_is_not(work_dir, data, c
     assert 'stale: another config' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(('config', 'name'), [(PTH, 'pth'), (ONNX, 'onnx')])
+@pytest.mark.parametrize(('config', 'name'), in_suite([(PTH, 'pth'), (ONNX, 'onnx')], (ONNX, 'onnx')))
 def test_two_processes_give_the_metrics_of_one(work_dir, data, tmp_path, config, name):
     alone = metrics(work_dir, 'pth')
     words = ['--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *data]

@@ -136,7 +136,10 @@ def failing(source, folder, frame):
     return folder
 
 
-@pytest.mark.parametrize('frame', [0, 1], ids=['first frame', 'with a memory'])
+@pytest.mark.parametrize(
+    'frame',
+    [pytest.param(0, id='first frame'), pytest.param(1, id='with a memory', marks=pytest.mark.matrix)],
+)
 def test_files_that_load_and_cannot_run_are_left_out_with_the_reason(place, frame, tmp_path, capsys):
     bad, target = failing(place / 'deploy', tmp_path / 'bad', frame), tmp_path / 'b.json'
     arguments = ['--no-memory', '--onnx', place / 'deploy', bad]

@@ -226,6 +226,7 @@ def test_a_config_that_asks_for_a_bf16_file_is_told_where_bf16_is(deployment):
         backend_config.graph_options(cfg, found, deployment.family)
 
 
+@pytest.mark.matrix  # in the suite: the verdict, above
 def test_verify_exits_0_within_bars_and_its_json_says_which_claim(files, tmp_path, capsys):
     target = tmp_path / 'v.json'
     status = verify_app.main([CONFIG, CHECKPOINT, files['full'], '--json', str(target)])

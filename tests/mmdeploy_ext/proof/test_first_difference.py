@@ -77,8 +77,10 @@ def subjects(tmp_path_factory):
     ('fresh', 'family'),
     [
         (True, 'atss'),
-        *((False, family) for family in FAMILIES),
+        (False, 'atss'),
+        (False, 'streampetr'),
         *(pytest.param(True, family, marks=pytest.mark.matrix) for family in FAMILIES if family != 'atss'),
+        pytest.param(False, 'solov2', marks=pytest.mark.matrix),
     ],
 )
 def test_a_right_export_is_equal(subjects, family, fresh):

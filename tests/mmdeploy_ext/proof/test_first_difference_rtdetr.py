@@ -49,7 +49,7 @@ def plant(model, name):
 @pytest.mark.parametrize(
     'name',
     [
-        pytest.param(name, marks=[] if name in (WEIGHT, 'network/decoder/TopK') else [pytest.mark.matrix])
+        pytest.param(name, marks=[] if name == WEIGHT else [pytest.mark.matrix])
         for name in FAULTS
     ],
 )

@@ -254,6 +254,7 @@ def test_what_was_asked_for_decides_not_what_the_file_says(tmp_path, capsys, pat
     assert 'opset as asked for: asked for 18, the file says 17' in out
 
 
+@pytest.mark.matrix  # in the suite: another checkpoint (test_ladder.py)
 def test_another_hash_is_a_note_where_the_graph_is_the_same(tmp_path, capsys, path):
     model = onnx.load(path)
     for entry in model.metadata_props:

@@ -163,6 +163,7 @@ REPEATED = (
     'proposals: nms_pre capped at 290',
     'proposals: the limit of a size',
     'the limit of a size',
+    'max_per_img 99 of 100',
 )
 """Faults of the matrix. The suite has others of RetinaNet's limits, and a left-out level of proposals."""
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import toy_streampetr_export as toy
+from marking import in_suite
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx, decode
 from mmdeploy_ext.families.streampetr.runtime.state import to_global, to_local
@@ -80,7 +81,7 @@ def test_deploy_files_equal_the_unpatched_model_over_a_scene_change(folder):
     check_against_eager(folder)
 
 
-@pytest.mark.parametrize(('version', 'form'), FORKS)
+@pytest.mark.parametrize(('version', 'form'), in_suite(FORKS, ('1.0', 'token'), ('1.1', 'depth')))
 def test_fork_files_equal_the_unpatched_model_over_a_scene_change(tmp_path, version, form):
     check_against_eager(toy.write(tmp_path, 'fork', fork_version=version, fork_img2lidar=form)[0])
 
@@ -106,7 +107,9 @@ def test_a_drive_is_the_same_700_km_away_and_50_years_later(folder):
             np.testing.assert_allclose(two[name], values, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize('metres', [0.0, 700000.0], ids=['1.7 km', '700 km'])
+@pytest.mark.parametrize(
+    'metres', [pytest.param(0.0, id='1.7 km', marks=pytest.mark.matrix), pytest.param(700000.0, id='700 km')]
+)
 @pytest.mark.parametrize('version', ['1.0', '1.1'])
 def test_a_fork_file_keeps_a_millimetre_at_the_coordinates_of_a_map(tmp_path, version, metres):
     """The reference is the model in float64. Fed with map coordinates, the same file is 2 mm off or more."""
@@ -147,7 +150,7 @@ def test_steps_with_images_equal_steps_with_prepared_frames(folder):
     assert len(found) == 20 and found.boxes.shape == (20, 9)
 
 
-@pytest.mark.parametrize('contract', ['deploy', 'fork'])
+@pytest.mark.parametrize('contract', in_suite(['deploy', 'fork'], 'deploy'))
 def test_half_precision_inputs_and_memory_run_too(tmp_path, contract):
     frames = [toy.frame(i) for i in range(3)]
     paths = export(tmp_path, contract=contract, precision='fp16', fp16_io=True)

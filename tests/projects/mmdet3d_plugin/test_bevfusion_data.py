@@ -308,6 +308,7 @@ def test_mm2onnx_run_draws_the_frames_of_an_info_file(runs, options, tmp_path, c
     assert 'frames of several cameras and a LiDAR' in capsys.readouterr().err
 
 
+@pytest.mark.matrix  # in the suite: films of StreamPETR (test_streampetr_video.py)
 def test_a_film_shows_both_engines_in_all_cameras_and_over_the_points(
     runs, checkpoint, options, tmp_path, capsys
 ):

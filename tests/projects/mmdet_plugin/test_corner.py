@@ -62,7 +62,7 @@ def test_eager_results_of_every_image_are_those_of_get_bboxes(kind):
 
 @pytest.mark.parametrize(
     ('kind', 'exporter'),
-    in_suite(itertools.product(KINDS, ('torchscript', 'dynamo')), ('corner', 'torchscript')),
+    in_suite(itertools.product(KINDS, ('torchscript', 'dynamo'))),  # in the suite: test_query_files.py
 )
 def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind, exporter):
     model = seeded(kind)

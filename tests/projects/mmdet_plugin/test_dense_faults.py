@@ -6,6 +6,7 @@ import onnx
 import pytest
 from dense_faulty import NAMES, OF_FILES, PICTURE, export, load, options_of
 
+from marking import in_suite
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.proving import fresh_export
 from mmdeploy_ext.proving.fresh_export import compare_with_fresh_export
@@ -60,7 +61,7 @@ def known(tmp_path_factory):
     return functools.cache(lambda name: Known(name, tmp_path_factory.mktemp(name)))
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', in_suite(NAMES, *IN_SUITE))
 def test_an_honest_file_is_that_of_a_fresh_export(known, name):
     assert known(name).graph(known(name).path).passed
 

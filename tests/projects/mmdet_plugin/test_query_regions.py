@@ -51,9 +51,8 @@ def test_eager_results_of_every_image_are_those_of_simple_test(kind):
 @pytest.mark.parametrize(
     ('kind', 'exporter', 'paste'),
     [
-        ('regions', 'torchscript', False),
         ('regions_masks', 'torchscript', True),
-        pytest.param('regions_masks', 'torchscript', False, marks=pytest.mark.matrix),
+        *(pytest.param(kind, 'torchscript', False, marks=pytest.mark.matrix) for kind in REGIONS),
         *(pytest.param(kind, 'dynamo', False, marks=pytest.mark.matrix) for kind in REGIONS),
     ],
 )

@@ -245,6 +245,7 @@ def dumped_and_compared(deployment, backend, folder, feeds, tensors):
     return check_dump(ImageDumpComparer(backend, deployment), deployment, folder)
 
 
+@pytest.mark.matrix  # in the suite: ties above, dumps in test_rtdetr_loop.py
 def test_a_dump_is_compared_with_ties_as_ties_and_nothing_else_as_harmless(toy, raw, folder):
     level = copy.copy(toy)
     level.model = copy.deepcopy(toy.model)

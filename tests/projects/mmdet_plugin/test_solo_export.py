@@ -118,7 +118,7 @@ def test_without_their_sizes_masks_are_of_the_input_up_to_a_multiple_of_8(models
 @pytest.mark.parametrize(
     ('form', 'name'),
     [
-        *in_suite((('raw', name) for name in HEADS), ('raw', 'solov2')),
+        *in_suite(('raw', name) for name in HEADS),
         *in_suite((('full', name) for name in HEADS), ('full', 'solov2')),
     ],
 )

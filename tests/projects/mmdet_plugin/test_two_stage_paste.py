@@ -135,6 +135,7 @@ def test_a_dynamic_file_pastes_at_sizes_and_batches_that_it_never_saw_and_where_
     assert outputs['masks'].shape[1] == 0 and outputs['masks'].ndim == 4
 
 
+@pytest.mark.matrix  # in the suite: a file of any size, above
 def test_a_file_of_one_size_pastes_as_many_masks_as_there_are():
     family, model = family_of('mask'), copy.deepcopy(seeded('mask'))
     model.roi_head.test_cfg.score_thr = 0.4  # so that lists are not full
