@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from marking import in_suite
 from mmdeploy_ext.proving.ladder import open_proof, prove
 from mmdeploy_ext.proving.levels.cases import judge_outputs, run_case
 from mmdeploy_ext.proving.levels.drive import DriveProof, Shifted
@@ -34,14 +35,25 @@ def check_files(deployment: Any, paths: Any, samples: Any = (), edited: bool = F
     return open_proof(deployment, paths, samples).check(edited)
 
 
-def refuted(deployment: Any, paths: Any, samples: Any, engine: Any = None) -> Verdict:
-    """Return the verdict on files that the given frames or sweeps refute, or else the whole proof's.
+def prove_samples(
+    deployment: Any, paths: Any, samples: Any, engine: Any = None
+) -> tuple[Verdict, list[Any]]:
+    """Do what `prove` does, on the given frames or sweeps alone.
 
     A proof has further inputs, of limits and of special rigs, which take most of its time.
     """
     further = mock.patch.object(DriveProof, 'run_special_frames', lambda _: None)
     with further, mock.patch.object(SweepProof, 'at_limits', lambda _: iter(())):
-        verdict, _ = prove(deployment, paths, samples, engine)
+        return prove(deployment, paths, samples, engine)
+
+
+OF_OTHER_CONTRACTS = in_suite([prove, prove_samples], prove_samples)
+"""Proofs of files of a contract beside the family's first one, whose whole proof is in the suite."""
+
+
+def refuted(deployment: Any, paths: Any, samples: Any, engine: Any = None) -> Verdict:
+    """Return the verdict on files that the given frames or sweeps refute, or else the whole proof's."""
+    verdict, _ = prove_samples(deployment, paths, samples, engine)
     return prove(deployment, paths, samples, engine)[0] if verdict.passed else verdict
 
 

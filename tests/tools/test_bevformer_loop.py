@@ -56,12 +56,14 @@ def test_nds_and_map_by_both_engines_are_equal(work_dir, exported):
     assert all(abs(reference[name] - candidate[name]) <= 5e-4 for name in scores)
 
 
+@pytest.mark.matrix  # in the suite: of StreamPETR (test_streaming_loop.py)
 def test_the_onnx_run_agrees_with_the_dump(infos, work_dir, exported, capfd):
     evaluate(ONNX, infos, work_dir)
     out = capfd.readouterr().out
     assert out.count(': agrees') == 4 and 'up to date' in out
 
 
+@pytest.mark.matrix  # in the suite: the memory of test_bevformer_export.py
 def test_an_emptied_memory_changes_the_metrics(infos, work_dir, tmp_path):
     evaluate(PTH, infos, tmp_path, 'backend_config.memory=reset', 'backend_config.dump=None')
     assert metrics(tmp_path, 'pth') != metrics(work_dir, 'pth')

@@ -16,7 +16,7 @@ from toy_frames import SPARSE4D
 
 CONFIG = str(REPO / 'projects/configs/Sparse4D/sparse4d_toy.py')
 PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
-SCENES, FRAMES = 2, 5
+SCENES, FRAMES = 2, 3
 METRICS = ['bbox', 'tracking'] if importlib.util.find_spec('motmetrics') else ['bbox']
 
 
@@ -96,6 +96,7 @@ def test_track_ids_are_equal_over_whole_scenes_and_go_on_in_a_scene(runs):
     assert not best[FRAMES - 1] & best[FRAMES], 'a scene that begins much later has other ids'
 
 
+@pytest.mark.matrix  # in the suite: films of StreamPETR (test_streampetr_video.py)
 def test_a_film_of_the_file_tells_tracks_by_their_ids(runs, infos, root, tmp_path):
     model = next(runs.rglob('*.onnx')).parent
     words = [str(model), str(infos), '--data-root', str(root), '--out', str(tmp_path / 'pictures')]

@@ -17,7 +17,7 @@ from toy_atss import REPO
 CONFIG = str(REPO / 'projects/configs/StreamPETR/stream_petr_toy.py')
 PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
 CHECKPOINT = str(REPO / 'demo/checkpoints/stream_petr_toy.pth')
-SCENES, FRAMES = 2, 4
+SCENES, FRAMES = 2, 3
 
 
 def register():

@@ -11,8 +11,8 @@ from mmdeploy_ext.consumers.autoware import bevformer as node
 from mmdeploy_ext.consumers.autoware.bevformer_rules import GRAPH, MANIFEST, read_entries
 from mmdeploy_ext.families.parts.runtime.bev_motion import can_bus_record
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
-from mmdeploy_ext.proving.ladder import prove
 from planting import arguments, result
+from proofs import OF_OTHER_CONTRACTS
 from toy_frames import BEVFORMER as toy
 
 HERE, LOOP = 'mmdeploy_ext.families.bevformer.autoware', 'mmdeploy_ext.consumers.autoware.bevformer'
@@ -30,8 +30,9 @@ def folder(paths, tmp_path):
     return tmp_path
 
 
-def test_the_file_is_proven_through_the_nodes_record(deployment, paths):
-    verdict, _ = prove(deployment, paths, synthetic_drive(4, deployment.rule))
+@pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
+def test_the_file_is_proven_through_the_nodes_record(deployment, paths, proof):
+    verdict, _ = proof(deployment, paths, synthetic_drive(4, deployment.rule))
     assert verdict.passed, verdict.reasons
     assert verdict.summary()['matched'] >= 400
     assert any('rounded to float32' in note for note in verdict.notes)

@@ -13,8 +13,8 @@ from mmdeploy_ext.core.errors import EngineError, InferenceError
 from mmdeploy_ext.families.parts import bev_plugin_operators as operators
 from mmdeploy_ext.families.parts.runtime.bev_motion import rotation_ties
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
-from mmdeploy_ext.proving.ladder import prove
 from planting import arguments, result
+from proofs import OF_OTHER_CONTRACTS
 from toy_frames import BEVFORMER as toy
 
 HERE = 'mmdeploy_ext.families.parts.bev_plugin_operators'
@@ -23,8 +23,9 @@ HERE = 'mmdeploy_ext.families.parts.bev_plugin_operators'
 deployment, paths = toy.fixtures(contract='trt-plugin')
 
 
-def test_the_file_is_proven_through_the_plugins(deployment, paths):
-    verdict, _ = prove(deployment, paths, synthetic_drive(4, deployment.rule))
+@pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
+def test_the_file_is_proven_through_the_plugins(deployment, paths, proof):
+    verdict, _ = proof(deployment, paths, synthetic_drive(4, deployment.rule))
     assert verdict.passed, verdict.reasons
     assert verdict.summary()['matched'] >= 400
     compared = {row.tensor.split(' ')[0] for row in verdict.sequence[0].tensors}

@@ -20,7 +20,7 @@ from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.views.commands import next_command
 from mmdeploy_ext.runtime.frames import FusedFrame
 from planting import arguments, replaced, result
-from proofs import check_files, refuted
+from proofs import OF_OTHER_CONTRACTS, check_files, refuted
 
 AUTOWARE = dict(contract='autoware')
 HERE = 'mmdeploy_ext.families.bevfusion.autoware'
@@ -51,8 +51,9 @@ def file(folder):
     return str(folder / f'{bevfusion_rules.LIDAR}.onnx')
 
 
-def test_the_file_is_proven_through_the_plug_ins_in_numpy(known, folder, frames):
-    verdict, _ = prove(known, [file(folder)], frames)
+@pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
+def test_the_file_is_proven_through_the_plug_ins_in_numpy(known, folder, frames, proof):
+    verdict, _ = proof(known, [file(folder)], frames)
     assert verdict.proven, verdict.reasons
     assert verdict.summary()['matched'] >= 60
     assert {row.tensor for row in verdict.cases[0].tensors} == {bevfusion.BEV}

@@ -14,9 +14,8 @@ from mmdeploy_ext.consumers.cuda_bevfusion import cuda
 from mmdeploy_ext.consumers.cuda_bevfusion.contract import check
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.bevfusion.runtime import geometry
-from mmdeploy_ext.proving.ladder import prove
 from planting import arguments, replaced, result, when_traced
-from proofs import refuted
+from proofs import OF_OTHER_CONTRACTS, refuted
 
 CONTRACT = dict(contract='cuda-bevfusion')
 GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/bevfusion/contract.json'
@@ -44,8 +43,9 @@ def paths(folder):
     return [str(folder / f'{name}.onnx') for name in cuda.GRAPHS]
 
 
-def test_the_files_are_proven_on_frames_of_other_rigs(known, folder, frames):
-    verdict, _ = prove(known, paths(folder), frames[1:])
+@pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
+def test_the_files_are_proven_on_frames_of_other_rigs(known, folder, frames, proof):
+    verdict, _ = proof(known, paths(folder), frames[1:])
     assert verdict.passed, verdict.reasons
     assert verdict.summary()['matched'] >= 30 and len(verdict.cases[0].tensors) == 10
 

@@ -16,11 +16,10 @@ from mmdeploy_ext.core.errors import ConfigError, ModelFileError, PointsError, U
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.preprocess import points as inputs
-from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.views.commands import next_command
 from mmdeploy_ext.runtime.frames import Sweep
 from planting import arguments, replaced, result
-from proofs import check_files, refuted
+from proofs import OF_OTHER_CONTRACTS, check_files, refuted
 from toy_autoware import key
 
 AUTOWARE = dict(contract='autoware')
@@ -59,9 +58,10 @@ def copied(folder, place):
     return place
 
 
-def test_the_folder_is_proven_through_the_nodes_loop(toy):
+@pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
+def test_the_folder_is_proven_through_the_nodes_loop(toy, proof):
     deployment, folder, *_ = toy
-    verdict, _ = prove(deployment, paths(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
+    verdict, _ = proof(deployment, paths(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
     assert verdict.proven, verdict.reasons
     assert next_command(verdict) == f'python tools/deployment/check_autoware.py {folder}'
     assert sum(row.matched for case in verdict.cases for row in case.detections) >= 10

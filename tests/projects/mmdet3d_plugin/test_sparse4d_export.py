@@ -14,7 +14,7 @@ from mmdeploy_ext.families.sparse4d import network
 from mmdeploy_ext.families.sparse4d.runtime import bank, model
 from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive, synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
-from proofs import refuted
+from proofs import OF_OTHER_CONTRACTS, refuted
 from toy_frames import SPARSE4D as toy
 
 FRAMES = 4
@@ -43,8 +43,9 @@ def test_one_graph_is_proven_as_a_stream(deployment, paths):
     ),
     ids=str,
 )
-def test_other_files_are_proven(deployment, tmp_path, options):
-    verdict, _ = prove(deployment, toy.export(deployment, tmp_path, **options), drive(deployment))
+@pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
+def test_other_files_are_proven(deployment, tmp_path, options, proof):
+    verdict, _ = proof(deployment, toy.export(deployment, tmp_path, **options), drive(deployment))
     assert verdict.passed, verdict.reasons
 
 

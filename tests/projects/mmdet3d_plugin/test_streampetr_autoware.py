@@ -17,7 +17,7 @@ from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx, boxes_of_predictions
 from mmdeploy_ext.proving.ladder import prove
 from planting import replaced
-from proofs import check_files, refuted
+from proofs import OF_OTHER_CONTRACTS, check_files, refuted
 from toy_autoware import key
 
 HERE, LOOP = 'mmdeploy_ext.families.streampetr.autoware', 'mmdeploy_ext.consumers.autoware.streampetr'
@@ -58,8 +58,9 @@ def paths(folder):
     return [str(folder / f'{name}.onnx') for name in FILES]
 
 
-def test_the_files_are_proven_frame_by_frame_with_a_reset(toy, folder):
-    verdict, _ = prove(toy, paths(folder), deployed.drive(12))
+@pytest.mark.parametrize('proof', OF_OTHER_CONTRACTS)
+def test_the_files_are_proven_frame_by_frame_with_a_reset(toy, folder, proof):
+    verdict, _ = proof(toy, paths(folder), deployed.drive(12))
     assert verdict.proven, verdict.reasons
     teacher, free = verdict.sequence
     assert teacher.resets >= 1 and free.matched == free.reference >= 200
