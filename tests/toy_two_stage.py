@@ -93,6 +93,7 @@ def seeded(kind='faster'):
     return seeded_model(cfg, find_family(cfg)).eval()
 
 
+@functools.cache
 def family_of(kind):
     return find_family(toy(kind))
 

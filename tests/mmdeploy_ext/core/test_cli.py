@@ -210,8 +210,12 @@ def test_a_shape_that_is_none_is_refused_by_name(shape):
     ('script', 'words', 'status'),
     [
         ('tools/deployment/pytorch2onnx.py', [], 2),
-        ('tools/deployment/verify.py', ['none.py', 'none.pth', 'none.onnx'], 2),
-        ('tools/test.py', ['none.py', 'none.pth', '--eval', 'bbox'], 2),
+        pytest.param(
+            'tools/deployment/verify.py', ['none.py', 'none.pth', 'none.onnx'], 2, marks=pytest.mark.matrix
+        ),
+        pytest.param(
+            'tools/test.py', ['none.py', 'none.pth', '--eval', 'bbox'], 2, marks=pytest.mark.matrix
+        ),
         ('tools/onnx/onnx_with_postprocess.py', ['none.onnx', 'none.jpg'], 2),
     ],
 )

@@ -69,6 +69,7 @@ def test_the_position_embeddings_differ_for_non_square_maps_only():
     torch.testing.assert_close(original(wide)[0, token], expected)
 
 
+@pytest.mark.matrix  # in the suite: the blocks themselves (test_rtdetr_export.py)
 def test_re_parameterised_blocks_change_nothing(run):
     """In float64, where a fold that is right changes nothing: in float32 kernels and threads do."""
     from mmdeploy_ext.exporting.fold import fuse

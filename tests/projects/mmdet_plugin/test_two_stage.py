@@ -36,7 +36,10 @@ EXPORTED = ('faster',)
 `test_two_stage_split.py`."""
 POOLS = dict(faster=4, cascade=12, mask=8, cascade_mask=16, fast=4, generic=4, htc=20, scnet=24)
 """Kind -> RoIAlign nodes: of each level and stage of boxes, of masks once, of semantic maps with each."""
-LIKE = ('cascade', 'cascade_mask', 'mask', 'htc_alone', 'modulated', 'guided_alone', 'staged_alone')
+LIKE = (
+    *('faster', 'cascade', 'cascade_mask', 'mask', 'generic'),
+    *('htc_alone', 'modulated', 'guided_alone', 'staged_alone'),
+)
 """Kinds whose parts other kinds have, or other files of tests look at: `test_two_stage_{faults,split}.py`."""
 ALONE = ('rpn', 'guided_alone', 'staged_alone')
 """Kinds whose results are proposals."""

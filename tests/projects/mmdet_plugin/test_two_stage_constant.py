@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
+from marking import in_suite
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.graph.passes.roi_align import replace_roi_align
@@ -103,19 +104,23 @@ def test_the_regions_of_a_file_for_tensorrt_are_the_same():
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-4, err_msg=name)
 
 
-def test_rows_that_an_image_does_not_have_are_zero_with_label_minus_one():
-    prepared = images(2, seed=9)
-    for kind, score_thr, smallest in (('mask', 0.3, 0), ('faster', 0.05, 1000)):
-        model = copy.deepcopy(seeded(kind))
-        model.roi_head.test_cfg.score_thr, model.rpn_head.test_cfg.min_bbox_size = score_thr, smallest
-        _, _, run = exported(kind, model, **CAPS)
-        outputs = run(prepared)
-        padding, rows = outputs['labels'] == -1, {'dets', 'masks'} & outputs.keys()
-        assert padding.any() and not any(outputs[name][padding].any() for name in rows)
-        assert outputs['proposal_candidates'].any() != bool(smallest)
-        found = found_by(kind, model, outputs, prepared, **CAPS)
-        assert_same(kind, model, found, prepared, 0)
-        assert all(map(len, found)) != bool(smallest)
+NO_PROPOSALS = 'faster', 0.05, 1000
+
+
+@pytest.mark.parametrize(
+    ('kind', 'score_thr', 'smallest'), in_suite([('mask', 0.3, 0), NO_PROPOSALS], NO_PROPOSALS)
+)
+def test_rows_that_an_image_does_not_have_are_zero_with_label_minus_one(kind, score_thr, smallest):
+    prepared, model = images(2, seed=9), copy.deepcopy(seeded(kind))
+    model.roi_head.test_cfg.score_thr, model.rpn_head.test_cfg.min_bbox_size = score_thr, smallest
+    _, _, run = exported(kind, model, **CAPS)
+    outputs = run(prepared)
+    padding, rows = outputs['labels'] == -1, {'dets', 'masks'} & outputs.keys()
+    assert padding.any() and not any(outputs[name][padding].any() for name in rows)
+    assert outputs['proposal_candidates'].any() != bool(smallest)
+    found = found_by(kind, model, outputs, prepared, **CAPS)
+    assert_same(kind, model, found, prepared, 0)
+    assert all(map(len, found)) != bool(smallest)
 
 
 @pytest.mark.matrix
