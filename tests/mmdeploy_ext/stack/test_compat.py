@@ -62,10 +62,31 @@ for name, code in {}.items():
 '''
 
 
+FRESH = 'import', 'start', 'launch'
+"""Codes about imports and warnings, which need an interpreter of their own with the patches, too."""
+
+
+def forked(codes, path):
+    """Run codes in turn in a child of this process, which has the patches; return what they print."""
+    if not os.fork():
+        try:
+            sys.stdout = sys.stderr = path.open('w')
+            os.environ['CUDA_VISIBLE_DEVICES'] = ''
+            exec(IN_TURN.format(codes), {})
+        finally:
+            sys.stdout.flush()
+            os._exit(0)
+    os.wait()
+    return path.read_text()
+
+
 @pytest.fixture(scope='module')
-def outputs():
+def outputs(tmp_path_factory):
     """Return name of a code -> (its output with the bare libraries, its output with the patches)."""
-    texts = [python(start + IN_TURN.format(CODES)) for start in (TORCHVISION + BARE, APPLY)]
+    own = {name: CODES[name] for name in FRESH}
+    others = {name: code for name, code in CODES.items() if name not in own}
+    patched_text = python(APPLY + IN_TURN.format(own)) + forked(others, tmp_path_factory.mktemp('out') / 'a')
+    texts = [python(TORCHVISION + BARE + IN_TURN.format(CODES)), patched_text]
     parts = [dict(part.split('\n', 1) for part in text.split('==== ')[1:]) for text in texts]
     torchvision = [text.split('==== ')[0] for text in texts]
     return {name: tuple(part[name] for part in parts) for name in CODES} | dict(torchvision=torchvision)
