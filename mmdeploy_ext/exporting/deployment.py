@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class Deployment:
         normalisation: `mean` and `std` of the command line that replace the config's; {} for none.
         collected: what the config's test pipeline collects of a picture, for PyTorch's test path.
         exports: the last exports of this model: (name of a graph, options) -> graph, see `cache_export`.
+        shared: what proofs of several files of this model have in common, see `share`; None: nothing is kept,
+            since there is one proof.
     """
 
     cfg: Any
@@ -68,6 +70,7 @@ class Deployment:
     normalisation: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     collected: dict[str, Any] = dataclasses.field(default_factory=dict)
     exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    shared: dict[Hashable, Any] | None = dataclasses.field(default=None, repr=False)
 
     def cache_export(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
         """Keep an export in `exports` for a proof that may follow, and return it; it must not be changed.
@@ -79,6 +82,17 @@ class Deployment:
         while len(self.exports) > CACHED_EXPORTS:
             del self.exports[next(iter(self.exports))]
         return model
+
+    def share(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """Return what `compute` returns, which runs once for equal keys if several proofs share it.
+
+        It must depend on the key and on this model alone, and must not be changed.
+        """
+        if self.shared is None:
+            return compute()
+        if key not in self.shared:
+            self.shared[key] = compute()
+        return self.shared[key]
 
     def normalise_with(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
         """Replace the config's mean and std by `--mean` and `--std`; None keeps the config's.

@@ -157,6 +157,7 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> deploy.Deployment:
         classes=model.CLASSES,
         rule=rule,
         settings=family.settings(cfg, model),
+        shared={},  # the proofs of both files
     )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-import hashlib
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,6 +27,7 @@ from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files
 from mmdeploy_ext.families.limits import Kind, changed, lowered, raised
 from mmdeploy_ext.graph.run import Runner
+from mmdeploy_ext.proving.contents import content_of
 from mmdeploy_ext.proving.levels.run_twice import FAILURES, failed_detections
 from mmdeploy_ext.proving.near_ties import near_ties
 from mmdeploy_ext.proving.results import Case
@@ -100,7 +100,8 @@ class Trials:
         self.deployment, self.options = deployment, options.replace(**fitting, keep_fp32=())
         self.title, image_bgr = picture
         self.image = deploy.prepare_fixed(deployment.rule, image_bgr, options.height, options.width)
-        self.file, self.rounding, self._outputs = file, False, {}
+        self.file, self.rounding = file, False
+        self._outputs: dict[Hashable, Any] = deployment.share('outputs of parts', dict)
 
     def cases(self, *, finds_nothing: bool) -> list[Trial]:
         """Return the trials that fit the model; none if results are not compared, or nothing is limited.
@@ -171,7 +172,7 @@ class Trials:
         def once(*args: Any, **kwargs: Any) -> Any:
             if self.rounding:
                 return run(*args, **kwargs)
-            key = (run, *_content((args, kwargs)))
+            key = (run, *content_of((args, kwargs)))
             if key not in self._outputs:
                 self._keep(key, run(*args, **kwargs))
             return _copied(self._outputs[key])
@@ -209,11 +210,16 @@ class Trials:
             self.rounding = False
 
     def run_export(
-        self, stages: Sequence[Stage], outputs: tuple[TensorSpec, ...], feeds: Mapping[str, np.ndarray]
+        self,
+        trial: str,
+        stages: Sequence[Stage],
+        outputs: tuple[TensorSpec, ...],
+        feeds: Mapping[str, np.ndarray],
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Metadata]:
         """Export stages behind the network and run them in ONNX Runtime.
 
         Args:
+            trial: name of the trial, which decides, with the limits, what the stages compute.
             stages: the modules; empty if the family's runtime does what follows the network.
             outputs: specs of their outputs; some may be outputs of the network that a file gives as well.
             feeds: name -> input of the file.
@@ -240,8 +246,10 @@ class Trials:
             return {}, available, metadata
         device = next(deployment.model.parameters()).device
         example = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        runner = Runner(files.export_graph(graph, options, (), example), optimization='basic')
-        return runner.run(arrays), available, metadata
+        limits = [(limit.name, repr(limit.value)) for limit in self.limits]
+        key = ('export', trial, *limits, repr(inputs), repr(outputs), repr(sorted(options.items())))
+        model = deployment.share(key, lambda: files.export_graph(graph, options, (), example))
+        return Runner(model, optimization='basic').run(arrays), available, metadata
 
     def _network_outputs(
         self, feeds: Mapping[str, np.ndarray], names: Sequence[str]
@@ -299,7 +307,7 @@ class Trial(abc.ABC):
         trials, deployment = self.trials, self.trials.deployment
         family, model, images = deployment.family, deployment.model, [self.trials.image]
         feeds = family.feeds(images, rescale=True)
-        exported, inputs, metadata = trials.run_export(*family.trial(model, trials.options), feeds)
+        exported, inputs, metadata = trials.run_export(self.name, *family.trial(model, trials.options), feeds)
         (results,) = family.results(model, metadata, inputs | exported, feeds, images, True)
         return {'': results} | family.inner_lists(exported)
 
@@ -547,7 +555,7 @@ class FirstLimitsRaised(LimitsRaised):
         model, images = trials.deployment.model, [trials.image]
         with trials.computed_once():
             feeds = family.feeds(images, rescale=True) | family.first_inputs(model, images)
-        exported, *_ = trials.run_export(*family.first_trial(model, trials.options), feeds)
+        exported, *_ = trials.run_export(self.name, *family.first_trial(model, trials.options), feeds)
         return family.inner_lists(exported)
 
 
@@ -635,22 +643,6 @@ def _bytes_of(value: Any) -> int:
         return value.nbytes
     entries = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return sum(map(_bytes_of, entries))
-
-
-def _content(value: Any) -> Iterator[Any]:
-    """Yield what distinguishes arguments: hashes of tensors and arrays, `repr` of everything else."""
-    if isinstance(value, torch.Tensor | np.ndarray):
-        array = np.ascontiguousarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
-        yield array.shape, hashlib.blake2b(array.tobytes()).digest()
-    elif isinstance(value, dict):
-        for key, entry in value.items():
-            yield key
-            yield from _content(entry)
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from _content(entry)
-    else:
-        yield repr(value)
 
 
 def _copied(value: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 from marking import in_suite
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import files
 from mmdeploy_ext.families.limits import Kind, Limit, changed, lowered, raised
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.levels.other_limits import LimitsLowered, LimitsRaised, Trials, cut_at_gap
@@ -331,3 +332,27 @@ def test_a_list_is_cut_where_rounding_mixes_nothing():
 
 def test_a_graph_whose_input_are_proposals_has_no_case_of_their_limits():
     assert cases('mask_rcnn', PROPOSALS, form='regions') == []
+
+
+@pytest.mark.matrix  # in the suite, nothing is shared: proofs of several files are those of the zoo
+def test_proofs_that_share_results_export_again_for_other_limits_alone(monkeypatch):
+    deployment = dataclasses.replace(load('atss'), shared={})
+    options = deployment.family.choose(opset=17, height=128, width=160)
+    exported = []
+    export = files.export_graph
+    monkeypatch.setattr(files, 'export_graph', lambda *args: exported.append(args) or export(*args))
+
+    def judged():
+        exported.clear()
+        trials = Trials(deployment, options, IMAGE).cases(finds_nothing=True)
+        cases = [trial.case() for trial in trials]
+        assert all(case.passed for case in cases)
+        return cases, len(exported)
+
+    first, count = judged()
+    assert count == len(first)
+    assert judged() == (first, 0)
+    (limit,) = [limit for limit in deployment.family.limits(deployment.model) if limit.kind is Kind.ROWS]
+    with changed([(limit, limit.value // 2)]):
+        _, again = judged()
+    assert 0 < again <= count
