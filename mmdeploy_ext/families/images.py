@@ -68,6 +68,8 @@ class ImageFamily(Family):
         tie_keys: thresholds of overlaps and scores in its `test_cfg` at which rounding decides whether there
             is a result; see `proving/near_ties.py`.
         trial_rows: number of results that a trial asks for at least, so that every threshold decides some.
+        makes_masks_last: whether masks are made of the boxes of results, so that these are the same without
+            masks, see `without_masks`.
         first: name of the list that the results are made from, such as proposals or the tokens that become
             queries; '' if there is none.
         first_task: what matches the rows of that list, see `Family.task`.
@@ -81,6 +83,7 @@ class ImageFamily(Family):
     forms: ClassVar[tuple[str, ...]]
     tie_keys: ClassVar[tuple[str, ...]] = ('iou_threshold',)
     trial_rows: ClassVar[int] = 400
+    makes_masks_last: ClassVar[bool] = False
     first: ClassVar[str] = ''
     first_task: ClassVar[str] = 'bbox2d'
     lowest_share: ClassVar[float] = 0.0
@@ -327,6 +330,10 @@ class ImageFamily(Family):
         A proof then has a picture that an object fills: others rarely reach the last level.
         """
         return False
+
+    def without_masks(self, model: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model gives results without masks; used if `makes_masks_last`."""
+        return contextlib.nullcontext()
 
     def last_level_side(self, model: torch.nn.Module) -> float:
         """Return the side, pixels, from which on squares are looked at on the last level; 0 if none is."""

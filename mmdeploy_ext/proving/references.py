@@ -67,9 +67,21 @@ class ImageReference:
     @functools.cached_property
     def results(self) -> list[Any]:
         """The results per image, as `Family.reference_detections` returns them."""
-        key = ('results', self.input.rescale, *content_of([vars(image) for image in self.images]))
-        results, self.seconds = self.deployment.share(key, self._timed_results)
+        results, self.seconds = self.deployment.share(self._key('results'), self._timed_results)
         return results
+
+    @functools.cached_property
+    def objects(self) -> list[Any]:
+        """The results per image, without masks if the model makes these of its boxes, which is faster."""
+        family, model = self.deployment.family, self.deployment.model
+        if not family.makes_masks_last:
+            return self.results
+        with family.without_masks(model):
+            return self.deployment.share(self._key('boxes'), self._results)
+
+    def _key(self, kind: str) -> Hashable:
+        """Return a key of results of this kind, which equal inputs share."""
+        return kind, self.input.rescale, *content_of([vars(image) for image in self.images])
 
     def _timed_results(self) -> tuple[list[Any], float]:
         start = time.perf_counter()
@@ -217,7 +229,7 @@ def zoomed_reference(
     candidates: list[tuple[float, ImageReference]] = []
     for view in views[:ZOOMS]:
         reference = ImageReference(deployment, zoomed_input(deployment, options, picture, view))
-        objects = object_boxes(reference.results[0], reference.images[0].ori_shape)
+        objects = object_boxes(reference.objects[0], reference.images[0].ori_shape)
         candidates.append((max(map(_area, objects), default=0.0), reference))
         if candidates[-1][0] >= min_area:
             break

@@ -313,7 +313,11 @@ class TwoStageMasksFamily(TwoStageFamily):
     task = 'boxed_mask'
     with_masks = True
     trial_rows = 100  # masks take most of the time
+    makes_masks_last = True
     feeds = staticmethod(image_feeds.feeds_with_sizes)
+
+    def without_masks(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        return reference.without_masks(roi_head_of(model))
 
 
 class TwoStagePanopticFamily(TwoStageFamily):
