@@ -71,11 +71,30 @@ def page(name: str, content: Mapping[str, Any]) -> str:
         versions=content['versions'],
         mmdet=count_records(records),
         mmdet3d=count_records(mmdet3d),
+        costs=pass_costs(records),
         kinds=[
             kind_row(kind, of_kind, chinese='_zh' in name, link=f'{LINKS[name]}/{kind.page}.md')
             for kind in kinds.KINDS
             if (of_kind := kinds.records_of(kind, [*records, *mmdet3d]))
         ],
+    )
+
+
+def pass_costs(records: Sequence[Record]) -> dict[str, int]:
+    """Return what passes over some records cost, by the CPU seconds in them.
+
+    `spent_h` is the CPU hours of the exports in them, `rest_h` those of the exports of any size that were not
+    tried, by the ratio of both exports of other models; `rest` is the number of these.
+    """
+    models = [record for record in records if record.proven and not record.same_as]
+    both = [(one.fixed.seconds, one.dynamic.seconds) for one in models if one.dynamic and one.dynamic.inputs]
+    fixed_s, dynamic_s = (sum(seconds) for seconds in zip(*both, strict=True)) if both else (1.0, 0.0)
+    untried = [one.fixed.seconds for one in models if one.dynamic is None]
+    done = [one for record in records if not record.same_as for one in (record.fixed, record.dynamic) if one]
+    return dict(
+        spent_h=round(sum(one.seconds for one in done) / 3600),
+        rest_h=round(sum(untried) * dynamic_s / fixed_s / 3600),
+        rest=len(untried),
     )
 
 
