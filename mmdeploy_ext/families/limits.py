@@ -71,7 +71,7 @@ FEWER_CANDIDATES = 19
 suppressed then, so that the list shows the choice itself; those of five levels are less than 100, mmdet's
 usual limit of results."""
 NO_SUPPRESSION = 1.0
-"""No IoU is larger."""
+"""No IoU is larger. A suppression by overlaps that reach its threshold needs more, see `Limit.keeps_all`."""
 NEVER = {Kind.SCORE: 2.0}
 """Kind -> value that lets no row pass: no score is as large."""
 RAISED, LEAST_RAISED = 0.1, 2
@@ -98,6 +98,7 @@ class Limit:
         of_list_alone: whether a proof can change it only where it compares the list `list` and no results,
             since the steps behind the list take as many rows as the model's own value leaves.
         never: value that lets no row pass, if it is not that of `NEVER`.
+        keeps_all: of a threshold of overlaps, the value with which nothing is suppressed.
     """
 
     config: dict[str, Any]
@@ -110,6 +111,7 @@ class Limit:
     minimum: int = 1
     of_list_alone: bool = False
     never: float | None = None
+    keeps_all: float = NO_SUPPRESSION
 
     @property
     def value_without_rows(self) -> float | None:
@@ -181,7 +183,7 @@ def lowered(limit: Limit) -> Any:
     An IoU becomes one that suppresses nothing; sides of boxes and switches stay.
     """
     if limit.kind is Kind.OVERLAP:
-        return NO_SUPPRESSION
+        return limit.keeps_all
     if limit.kind in (Kind.SHARE, Kind.COVERED):
         return limit.value * OTHER_SHARE
     if limit.kind in (Kind.NUMBER, Kind.AREA):

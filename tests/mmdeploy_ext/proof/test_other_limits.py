@@ -321,6 +321,8 @@ def test_every_kind_of_limit_has_other_values(kind, value, smaller, larger):
     limit = Limit(dict(entry=value), 'entry', kind)
     assert (lowered(limit), raised(limit)) == (smaller, larger)
     assert raised(dataclasses.replace(limit, available=value)) == value or kind is not Kind.CANDIDATES
+    keeping_all = lowered(dataclasses.replace(limit, keeps_all=2.0))
+    assert keeping_all == (2.0 if kind is Kind.OVERLAP else smaller)
 
 
 def test_a_list_is_cut_where_rounding_mixes_nothing():

@@ -19,6 +19,7 @@ from mm2onnx_mmrotate.dense.seeded import seeded_detector
 from mm2onnx_mmrotate.dense.settings import described, facts_of, generator_of, thresholds
 from mm2onnx_mmrotate.pipeline import preprocess_rule
 from mm2onnx_mmrotate.reference import compiled_suppression
+from mm2onnx_mmrotate.suppression import KEEPS_ALL
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Stage
@@ -108,7 +109,7 @@ class RotatedDenseFamily(ImageFamily):
         settings = last_head(model).test_cfg
         read = {id(settings), id(settings['nms'])}
         return [
-            dataclasses.replace(limit, head='')
+            dataclasses.replace(limit, head='', keeps_all=KEEPS_ALL)
             for limit in super().limits(model)
             if id(limit.config) in read and limit.key not in UNREAD
         ]

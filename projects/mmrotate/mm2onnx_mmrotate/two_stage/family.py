@@ -11,7 +11,7 @@ from torch import nn
 
 from mm2onnx_mmrotate.pipeline import preprocess_rule
 from mm2onnx_mmrotate.reference import compiled_suppression
-from mm2onnx_mmrotate.suppression import rotated_nms_config
+from mm2onnx_mmrotate.suppression import KEEPS_ALL, rotated_nms_config
 from mm2onnx_mmrotate.two_stage import followed, graphs, heads, reference
 from mm2onnx_mmrotate.two_stage.proposals import least_side
 from mmdeploy_ext.contract.options import Options
@@ -132,7 +132,7 @@ class RotatedTwoStageFamily(ImageFamily):
     def limits(self, model: nn.Module) -> list[Limit]:
         of_proposals = entries_of(model.rpn_head.test_cfg, 'rpn', graphs.PROPOSALS)
         return of_proposals + [
-            dataclasses.replace(limit, head='rcnn')
+            dataclasses.replace(limit, head='rcnn', keeps_all=KEEPS_ALL)
             for limit in super().limits(model)
             if limit.key not in UNREAD and not any(map(limit.is_same_entry, of_proposals))
         ]
