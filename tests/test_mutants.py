@@ -59,6 +59,7 @@ def test_the_same_seed_gives_the_same_bytes(atss, found):
     ]
 
 
+@pytest.mark.matrix
 def test_another_seed_gives_other_faults(atss, found):
     other = {(mutant.where, mutant.detail) for mutant in mutants(atss, 1, len(KINDS))}
     assert len(other & {(mutant.where, mutant.detail) for mutant in found}) < len(KINDS) / 2
@@ -116,6 +117,7 @@ def test_the_libspconv_dialect_has_faults_though_onnx_refuses_it():
     assert {'operator', 'attribute', 'value', 'ulp', 'wiring', 'ends', 'metadata'} <= set(found)
 
 
+@pytest.mark.matrix
 def test_no_fault_wires_a_node_to_another_copy_of_the_same_value(atss):
     for mutant in mutants(atss, 2, 16, ('wiring',)):
         old, new = mutant.detail.split(': ', 1)[1].split(' -> ')

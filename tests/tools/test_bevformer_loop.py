@@ -13,7 +13,7 @@ from toy_atss import REPO
 CONFIG = str(REPO / 'projects/configs/BEVFormer/bevformer_toy.py')
 PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
 CHECKPOINT = str(REPO / 'demo/checkpoints/bevformer_toy.pth')
-SCENES, FRAMES = 2, 3
+SCENES, FRAMES = 2, 2
 
 
 @pytest.fixture(scope='module')

@@ -13,7 +13,7 @@ from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
 
 REPO = Path(__file__).resolve().parents[2]
-SAMPLES = 8
+SAMPLES = 4
 TOYS = dict(solov2_toy={'scores', 'cate_pred'}, mask_rcnn_toy={'dets', 'scale_factor'})
 """Toy -> tensors that its instances are made of."""
 

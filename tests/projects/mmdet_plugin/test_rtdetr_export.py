@@ -166,6 +166,7 @@ def test_fusing_branches_is_neutral_and_can_be_left_out(toy, raw, folder):
     np.testing.assert_allclose(found[0]['boxes'], found[1]['boxes'], atol=1e-5)
 
 
+@pytest.mark.matrix  # in the suite: graph/passes/test_grid_sample.py
 def test_a_graph_of_gathers_has_no_grid_sample_and_gives_the_same(toy, raw, folder):
     path = toy_rtdetr.export_toy(toy, folder / 'gather.onnx', form='raw', grid_sample='gather')
     kinds = [{node.op_type for node in onnx.load(file).graph.node} for file in (raw, path)]
