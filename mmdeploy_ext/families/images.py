@@ -271,7 +271,7 @@ class ImageFamily(Family):
         raise NotImplementedError(f'{self.name}: makes no list before its results')
 
     def scores_of(self, model: torch.nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
-        """Return the scores of the list `name` of the first image; '' names the results.
+        """Return the scores (n,) of the list `name` of the first image, row by row; '' names the results.
 
         Of the list named `first` no later step runs.
         """

@@ -27,11 +27,14 @@ def registries(packages: Collection[str] = ()) -> Iterator[Any]:
     """
     from mmcv.utils import Registry
 
+    kinds = {Registry}
+    while not kinds >= (derived := {cls for kind in kinds for cls in kind.__subclasses__()}):
+        kinds |= derived
     for name, module in list(sys.modules.items()):
         if packages and name.partition('.')[0] not in packages:
             continue
         for value in list(vars(module).values()):
-            if issubclass(type(value), Registry):  # isinstance() asks old torch attributes, which warn
+            if type(value) in kinds:  # isinstance() asks old torch attributes, which warn
                 yield value
 
 

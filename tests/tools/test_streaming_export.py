@@ -35,6 +35,7 @@ def export(folder, output, *options):
     return export_app.main(argv)
 
 
+@pytest.mark.matrix  # in the suite: the fork's files below, and the drive of proof/test_sequence_proof.py
 def test_the_deploy_contract_is_exported_and_proven_on_the_data_set(folder, tmp_path, capfd):
     assert export(folder, tmp_path / 'deploy', '--verify', '--frames', '6') == 0
     out = capfd.readouterr().out

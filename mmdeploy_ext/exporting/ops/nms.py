@@ -82,7 +82,8 @@ opset 11 makes no constant of an attribute."""
 def batched_nms(bboxes_xyxy: Tensor, scores: Tensor, iou_threshold: float, max_output: int) -> Tensor:
     """Return the boxes that greedy NMS of each image keeps: (n, 3) int64 image, group and index of the box.
 
-    In PyTorch the second column is 0. Boxes that may not suppress each other must not overlap.
+    They come image by image, and those of a group by descending score. In PyTorch all groups are one, and the
+    second column is 0. Boxes that may not suppress each other must not overlap.
 
     Args:
         bboxes_xyxy: (B, N, 4) float32, of several classes as `class_offsets` returns them.

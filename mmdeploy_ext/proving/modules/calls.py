@@ -237,6 +237,8 @@ def pair_names(
 def as_fed(array: np.ndarray, tensor: FileTensor, title: str) -> np.ndarray:
     """Return an array in the dtype that a file takes.
 
+    Floats are rounded to the file's float type; integers only change their width.
+
     Args:
         array: of the sample.
         tensor: input of the file.

@@ -114,7 +114,7 @@ def test_a_planted_fault_is_found_at_its_node(subjects, family, fault):
     ('family', 'fault'),
     in_suite(
         itertools.product(FAMILIES, toy_faults.FAULTS),
-        *(('atss', fault) for fault in ('weight', 'frozen', 'operator')),
+        *(('atss', fault) for fault in ('weight', 'frozen')),
     ),
 )
 def test_it_is_found_without_a_fresh_export(subjects, family, fault):

@@ -82,6 +82,7 @@ def test_voxels_are_refused_where_points_are_wanted(toy, tmp_path):
         proof_samples(toy[0], 1, [str(tmp_path / 'a.npz')])
 
 
+@pytest.mark.matrix  # in the suite: its sweeps above, a backbone by verify below
 def test_a_lidar_model_is_proven_on_the_sweeps_at_hand(toy, folder, tmp_path, capsys):
     _, graphs, config, checkpoint = toy
     words = [config, checkpoint, str(graphs), '--images', str(folder), '--json', str(tmp_path / 'v.json')]

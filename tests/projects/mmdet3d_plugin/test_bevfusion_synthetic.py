@@ -172,7 +172,11 @@ def test_the_exported_head_with_other_limits_finds_what_the_head_finds(transfusi
 @pytest.mark.parametrize(
     ('place', 'wrong'),
     [
-        (f'{HEAD}.proposals', called(lambda original, self, heat: heat.flatten(1).topk(120).indices)),
+        pytest.param(
+            f'{HEAD}.proposals',
+            called(lambda original, self, heat: heat.flatten(1).topk(120).indices),
+            marks=pytest.mark.matrix,
+        ),
         (f'{HEAD}.proposals', result(lambda cells, *_: torch.cat([cells[:, :-1], cells[:, -2:-1]], 1))),
         (
             f'{COUNTED}.within_limits',

@@ -30,6 +30,7 @@ def test_frames_give_boxes_of_several_classes(tmp_path, changes):
     assert sizes.min() > 0.1 and sizes.max() < 60
 
 
+@pytest.mark.matrix  # in the suite: of LiDAR detectors (test_seeded_lidar.py)
 def test_the_command_writes_what_the_seed_decides(tmp_path):
     config = toy_bevfusion.write_config(tmp_path / 'm.py', **toy_bevfusion.alone('lidar'))
     assert main([config, str(tmp_path / 'a.pth')]) == 0
