@@ -18,7 +18,10 @@ from mmdeploy_ext.core.errors import ConfigError
 
 
 def class_branch(channels: int, layers: int, classes: int) -> nn.Sequential:
-    """Return linear layers with normalisation and ReLU, and the linear layer of the logits behind them."""
+    """Return `layers` hidden linear layers with normalisation and ReLU, and the linear layer of the logits.
+
+    All hidden layers keep the number of `channels` of the queries (..., channels); logits are (..., classes).
+    """
     steps: list[nn.Module] = []
     for _ in range(layers):
         steps += [nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(inplace=True)]
@@ -26,7 +29,10 @@ def class_branch(channels: int, layers: int, classes: int) -> nn.Sequential:
 
 
 def box_branch(channels: int, layers: int, numbers: int) -> nn.Sequential:
-    """Return linear layers with ReLU, and the linear layer of a box's numbers behind them."""
+    """Return `layers` hidden linear layers with ReLU, and the linear layer of the `numbers` of a box.
+
+    All hidden layers keep the number of `channels` of the queries (..., channels).
+    """
     steps: list[nn.Module] = []
     for _ in range(layers):
         steps += [nn.Linear(channels, channels), nn.ReLU()]
@@ -38,9 +44,10 @@ LOWEST_THRESHOLD, LOWERED = 0.01, 0.9
 
 
 def passing(scores: Tensor, threshold: float | None) -> Tensor:
-    """Return which scores (n,) are kept: above the threshold, or from a lower one on if none is above it.
+    """Return (n,) bool, which scores (n,) are kept: those above the threshold.
 
-    All are kept if the threshold is None or 0, and if none reaches `LOWEST_THRESHOLD`.
+    If none is above it, it is lowered by steps (`LOWERED`) until some score reaches it. All are kept if the
+    threshold is None or 0, and if it would be lowered below `LOWEST_THRESHOLD`.
     """
     if not threshold:
         return torch.ones_like(scores, dtype=torch.bool)

@@ -20,7 +20,10 @@ MIN_DEPTH = 1e-5
 
 
 def depth_bins(num: int, start: float, end: float, linear_increasing: bool) -> Tensor:
-    """Return `num` depths in m from `start` towards `end`, with equal or linearly growing steps (LID)."""
+    """Return `num` depths (num,) in m from `start` on; the next one would be `end`.
+
+    Steps are equal, or with `linear_increasing` grow linearly with the depth's index (LID).
+    """
     index = torch.arange(num).float()
     if linear_increasing:
         return start + (end - start) / (num * (1 + num)) * index * (index + 1)

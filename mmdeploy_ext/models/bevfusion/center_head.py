@@ -200,7 +200,7 @@ def x_last(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def rows_after_nms(boxes: Tensor, scores: Tensor, labels: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """Return the rows of boxes (n, 9) that the NMS of a group keeps.
+    """Return the rows (k,) int64, best first, of the boxes (n, 9) that the NMS of a group keeps.
 
     Boxes have columns of mmdet3d 0.x; labels (n,) count within the group, which is one of
     `BEVFusionCenterHead.nms`.

@@ -56,9 +56,10 @@ def output_specs(
 
 
 def passing(scores: np.ndarray, threshold: float | None) -> np.ndarray:
-    """Return which scores (n,) are kept: above the threshold, or from a lower one on if none is above it.
+    """Return (n,) bool, which scores (n,) are kept: those above the threshold.
 
-    All are kept if the threshold is None or 0, or if none reaches `LOWEST_THRESHOLD`.
+    If none is above it, it is lowered by steps (`LOWERED`) until some score reaches it. All are kept if the
+    threshold is None or 0, or if it would be lowered below `LOWEST_THRESHOLD`.
     """
     if not threshold:
         return np.ones(len(scores), bool)
