@@ -53,21 +53,21 @@ class ShiftedWindows(nn.Module):
     def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """Return the tokens (B, L, C) after attention; `hw_shape` is (h, w) of their map."""
         (height, width), window, shift = hw_shape, self.window_size, self.shift_size
-        batch, _, channels = query.shape
+        channels = query.shape[2]
         rows, columns = (height + window - 1) // window, (width + window - 1) // window
         padding = (0, 0, 0, columns * window - width, 0, rows * window - height)
-        padded = F.pad(query.reshape(batch, height, width, channels), padding)
+        padded = F.pad(query.reshape(-1, height, width, channels), padding)
         mask = None
         if shift:
             padded = torch.roll(padded, (-shift, -shift), (1, 2))
             mask = self._mask(rows, columns, query)
-        cells = padded.reshape(batch, rows, window, columns, window, channels)
+        cells = padded.reshape(-1, rows, window, columns, window, channels)
         windows = cells.permute(0, 1, 3, 2, 4, 5).reshape(-1, window * window, channels)
-        attended = self.w_msa(windows, mask).reshape(batch, rows, columns, window, window, channels)
-        merged = attended.permute(0, 1, 3, 2, 4, 5).reshape(batch, rows * window, columns * window, channels)
+        attended = self.w_msa(windows, mask).reshape(-1, rows, columns, window, window, channels)
+        merged = attended.permute(0, 1, 3, 2, 4, 5).reshape(-1, rows * window, columns * window, channels)
         if shift:
             merged = torch.roll(merged, (shift, shift), (1, 2))
-        return self.drop(merged[:, :height, :width].reshape(batch, height * width, channels))
+        return self.drop(merged[:, :height, :width].reshape(-1, height * width, channels))
 
     def _mask(self, rows: int, columns: int, like: Tensor) -> Tensor:
         """Return what is added to the logits of windows, (rows * columns, M * M, M * M).
@@ -99,8 +99,7 @@ class ReducedAttention(nn.Module):
         """
         source = x
         if self.sr_ratio > 1:
-            batch, _, channels = x.shape
-            tokens = x.transpose(1, 2).reshape(batch, channels, *hw_shape)
+            tokens = x.transpose(1, 2).reshape(-1, x.shape[2], *hw_shape)
             source = self.norm(self.sr(tokens).flatten(2).transpose(1, 2))
         attention = self.attn
         mixed = multi_head(

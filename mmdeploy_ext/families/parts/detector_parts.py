@@ -158,6 +158,11 @@ def check(model: Mapping[str, Any], options: Options) -> None:
                     f"no {attention}, as mmdet's has), so that the graph would be wrong at others; export a "
                     f'fixed --shape'
                 )
+            if options.exporter == 'dynamo':  # measured: a small Swin is not proven in batches
+                raise UsageError(
+                    f'--exporter dynamo --dynamic-export: {name} takes any size with the TorchScript '
+                    f'exporter alone; leave --exporter out, or export a fixed --shape'
+                )
         divisor = multiple_of(name, part)
         if options.height % divisor or options.width % divisor:
             raise UsageError(

@@ -67,6 +67,8 @@ def test_a_backbone_with_other_attention_is_refused_at_any_size(monkeypatch):
     options = Options(IMAGE, dynamic=True, height=128, width=160)
     model = dict(backbone=dict(type='SwinTransformer'))
     detector_parts.check(model, options)
+    with pytest.raises(UsageError, match='--exporter dynamo --dynamic-export: SwinTransformer'):
+        detector_parts.check(model, options.replace(exporter='dynamo'))
     other = type('SwinTransformer', (), dict(__module__='builtins'))
     monkeypatch.setattr(detector_parts, 'BACKBONES', dict(SwinTransformer=other))
     with pytest.raises(UsageError, match=r'--dynamic-export: SwinTransformer of .*ShiftWindowMSA'):
