@@ -1,6 +1,7 @@
 """Write the zoo of projects/mmrotate/README.md: `python -m docs._pages.zoo.rotated work_dirs/zoo_rotated`.
 
-Records of the folder are kept in projects/mmrotate/zoo.json; without a folder the page is written from these.
+Records of the folder replace those of the same configs and exports in projects/mmrotate/zoo.json; without a
+folder the page is written from these.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from docs._pages.zoo import page
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
-from mmdeploy_ext.zoo.records import count_records, zoo_records
+from mmdeploy_ext.zoo.records import count_records, merge_records, zoo_content, zoo_records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _body(args: argparse.Namespace) -> int:
     if args.found:
-        write_json(DATA, page.records_of(args.found))
+        content = page.records_of(args.found)
+        merged = zoo_content(merge_records(zoo_records(read_json(DATA)), zoo_records(content)))
+        write_json(DATA, dict(merged, versions=content['versions']))
     text = text_with(read_json(DATA))
     with atomic_path(README) as temporary:
         temporary.write_text(text, encoding='utf-8')
