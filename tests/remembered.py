@@ -41,7 +41,7 @@ class Remembering:
     """
 
     def __init__(self, family: Any) -> None:
-        self.plain, self._known, self._raised = family, {}, False
+        self.plain, self._known, self._open = family, {}, ()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__'):
@@ -51,22 +51,32 @@ class Remembering:
             return method
 
         def ask(model: Any, *given: Any, **options: Any) -> Any:
-            key = name, id(model), self._raised, digest(given), digest(options)
+            key = name, id(model), self._open, digest(given), digest(options)
             if key not in self._known:
                 self._known[key] = model, method(model, *given, **options)  # the model keeps its id
             return self._known[key][1]
 
         return ask
 
-    @contextlib.contextmanager
-    def raised_result_limit(self, model: Any) -> Iterator[None]:
+    def raised_result_limit(self, model: Any) -> contextlib.AbstractContextManager[None]:
         """See `ImageFamily.raised_result_limit`."""
-        with self.plain.raised_result_limit(model):
-            self._raised = True
+        return self._inside('raised_result_limit', model)
+
+    def without_masks(self, model: Any) -> contextlib.AbstractContextManager[None]:
+        """See `ImageFamily.without_masks`."""
+        return self._inside('without_masks', model)
+
+    @contextlib.contextmanager
+    def _inside(self, name: str, model: Any) -> Iterator[None]:
+        """Enter a context of the family; answers that are given inside are remembered apart."""
+        before = self._open
+        with getattr(self.plain, name)(model):
+            self._open = (*before, name)
             try:
                 yield
             finally:
-                self._raised = False
+                self._open = before
+
 
 
 LOADED: dict[Any, deploy.Deployment] = {}

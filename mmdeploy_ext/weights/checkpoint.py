@@ -106,7 +106,10 @@ def read_content(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise CheckpointError(f'{path}: no such checkpoint file')
     try:
-        allowed = [*numpy_checkpoint_globals(), *MMENGINE_GLOBALS]
+        # the context takes its entries off torch's list when it ends, also those that were there before
+        listed = torch.serialization.get_safe_globals()
+        needed = (*numpy_checkpoint_globals(), *MMENGINE_GLOBALS)
+        allowed = [entry for entry in needed if entry not in listed]
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             # unreadable files raise errors below; readable newer pickles need no warning
             warnings.filterwarnings('ignore', message='Detected pickle protocol')

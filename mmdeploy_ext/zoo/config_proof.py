@@ -90,6 +90,8 @@ def origin_digest(config: Config, settings: Settings) -> str:
     digest.update(settings.picture[1].tobytes())
     for package in sorted({registration.family.partition('.')[0] for registration in registered().values()}):
         spec = importlib.util.find_spec(package)
+        if spec is None:  # imported from a folder that is no longer on the path
+            return ''
         for path in spec.submodule_search_locations or (spec.origin,):
             digest.update(files_digest(Path(path)).encode())
     return digest.hexdigest()

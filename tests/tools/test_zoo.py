@@ -16,7 +16,7 @@ import pytest
 
 from docs._pages.zoo import page, readme
 from mmdeploy_ext.cli import zoo_app
-from mmdeploy_ext.contract.registry import Registration
+from mmdeploy_ext.contract.registry import Registration, registered
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
 from mmdeploy_ext.core.files import read_json
@@ -449,6 +449,8 @@ def test_shards_have_every_config_once_and_the_same_models_together(capsys):
 def test_a_run_that_was_stopped_leaves_alone_what_is_done_until_the_code_changes(tmp_path, monkeypatch):
     (config,) = configs.read_configs(configs.config_files(['ssd/ssd300_coco.py']))
     same = dataclasses.replace(config, name='same.py')
+    families = {name: one for name, one in registered().items() if one.family.startswith('mmdeploy_ext.')}
+    monkeypatch.setattr(config_proof, 'registered', lambda: families)  # without those of other tests
     settings = config_proof.Settings((320, 448), ('picture', np.zeros((2, 2, 3), np.uint8)), seeded, {})
     outcome = records.Outcome(proven=True, made_from=config_proof.origin_digest(config, settings))
     record = records.Record(config.name, config.parts, family='dense', fixed=outcome, dynamic=outcome)
@@ -467,6 +469,8 @@ def test_a_run_that_was_stopped_leaves_alone_what_is_done_until_the_code_changes
     assert finished(record) == []
     own = dataclasses.replace(config, path=str(tmp_path / 'own.py'))
     assert config_proof.origin_digest(own, settings) == ''
+    families['gone'] = dataclasses.replace(families['dense'], family='package_that_is_gone:Family')
+    assert config_proof.origin_digest(config, settings) == ''
 
 
 def test_the_time_left_follows_from_what_configs_cost_before(monkeypatch):

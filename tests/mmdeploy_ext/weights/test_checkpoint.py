@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmdeploy_ext.compat.patches_mmcv import numpy_checkpoint_globals
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, load_strict
 
@@ -112,6 +113,7 @@ def test_what_is_no_tensor_is_no_weight(tmp_path):
 
 
 def test_loading_leaves_torchs_own_allow_list_as_it_was(tmp_path):
+    torch.serialization.add_safe_globals(numpy_checkpoint_globals())  # as the patch of mmcv does
     before = set(torch.serialization.get_safe_globals())  # torch keeps a set: the list's order is not stable
     torch.save(tiny().state_dict(), tmp_path / 'w.pth')
     load_checkpoint(tmp_path / 'w.pth')
