@@ -50,7 +50,7 @@ def write_tables() -> None:
     from mmdeploy_ext.families.base import FAMILIES, LAYERS_FOLDER, load_families
 
     load_families()
-    installed = {LAYERS_FOLDER: replaced.installed_hashes(tuple(replaced.LAYERS))}
+    installed = {LAYERS_FOLDER: replaced.installed_hashes((*replaced.LAYERS, *replaced.SIZED_LAYERS))}
     for family in FAMILIES.values():
         if family.followed:
             folder = replaced.folder_of(family)

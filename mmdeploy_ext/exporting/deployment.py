@@ -112,10 +112,12 @@ class Deployment:
         """The classes of the model that no installed library has."""
         return self.family.model_classes(self.model)
 
-    @functools.cached_property
-    def differing_methods(self) -> list[DifferingMethod]:
-        """The methods of the model whose code differs from that which the graphs compute in their place."""
-        return self.family.differing_methods(self.model)
+    def differing_methods(self, any_size: bool) -> list[DifferingMethod]:
+        """Return the methods of the model that the graphs replace by other code than theirs.
+
+        `any_size` is whether the graphs have open axes.
+        """
+        return self.family.differing_methods(self.model, any_size)
 
     @property
     def replaced_kernels(self) -> list[str]:

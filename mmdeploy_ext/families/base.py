@@ -259,10 +259,13 @@ class Family(abc.ABC):
         """
         return ()
 
-    def differing_methods(self, model: torch.nn.Module) -> list[DifferingMethod]:
-        """Return the methods of `replaced` that differ from the versions that the graphs follow."""
+    def differing_methods(self, model: torch.nn.Module, any_size: bool = False) -> list[DifferingMethod]:
+        """Return the methods that a graph replaces and that differ from the versions that it follows.
+
+        `any_size` is whether the graph has open axes, which replaces more layers.
+        """
         table = {**table_of(LAYERS_FOLDER), **table_of(folder_of(self))}
-        return differing_methods([*replaced_layers(model), *self.replaced(model)], table)
+        return differing_methods([*replaced_layers(model, any_size), *self.replaced(model)], table)
 
     def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return the metadata's entry `postprocess`, name -> value: decoding of the outputs, memory."""

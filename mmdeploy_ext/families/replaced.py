@@ -65,12 +65,18 @@ def replaced_of_class(part: Any, followed: Iterable[tuple[Any, tuple[str, ...]]]
 
 LAYERS: list[tuple[type, tuple[str, ...]]] = []
 """Layers of the libraries that every export replaces, wherever they are in a model, and their methods."""
+SIZED_LAYERS: list[tuple[type, tuple[str, ...]]] = []
+"""Layers that exports of any size or batch replace, too: `exporting/ops/backbone_attention.py`."""
 
 
-def replaced_layers(model: Any) -> Iterator[Replaced]:
-    """Yield the methods of layers of a live model that every export replaces."""
+def replaced_layers(model: Any, any_size: bool) -> Iterator[Replaced]:
+    """Yield the methods of layers of a live model that every export replaces.
+
+    `any_size` is whether the export has open axes, so that it replaces `SIZED_LAYERS`, too.
+    """
+    layers = [*LAYERS, *SIZED_LAYERS] if any_size else LAYERS
     for module in model.modules():
-        yield from replaced_of_class(module, LAYERS)
+        yield from replaced_of_class(module, layers)
 
 
 @dataclasses.dataclass(frozen=True)

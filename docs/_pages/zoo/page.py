@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,8 +102,8 @@ def pass_costs(records: Sequence[Record]) -> dict[str, int]:
 def kind_row(kind: kinds.Kind, records: Sequence[Record], chinese: bool, link: str) -> str:
     """Return the row of a kind in one of the two languages; `link` leads to its page."""
     count = count_records(records)
-    tried = [record for record in records if record.proven and record.dynamic is None]
-    untried = [record for record in tried if not record.own_kernels and not kind.any_input]
+    fixed_only = [record for record in records if record.proven and record.dynamic is None]
+    untried = [record for record in fixed_only if not record.own_kernels and not kind.any_input]
     cells = [
         f'[{kind.title_zh if chinese else kind.title}]({link})',
         count.configs,
@@ -283,9 +284,14 @@ def _merge(content: Mapping[str, Any]) -> None:
     """Put new records into the two files, with the versions that they were made with."""
     for path, records in zip((DATA, MMDET3D_DATA), split(content), strict=True):
         if records:
-            earlier = zoo_records(read_json(path)) if path.is_file() else []
-            merged = zoo_content(merge_records(earlier, records))
-            write_json(path, dict(merged, versions=content['versions']))
+            merge_into(path, dict(content, configs=[dataclasses.asdict(record) for record in records]))
+
+
+def merge_into(path: Path, content: Mapping[str, Any]) -> None:
+    """Put the records of `content` into the JSON file of a zoo, with the versions that made them."""
+    earlier = zoo_records(read_json(path)) if path.is_file() else []
+    merged = zoo_content(merge_records(earlier, zoo_records(content)))
+    write_json(path, dict(merged, versions=content['versions']))
 
 
 def records_of(folder: Path) -> dict[str, Any]:

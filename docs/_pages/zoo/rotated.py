@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from docs._pages.zoo import page
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.files import atomic_path, read_json, write_json
-from mmdeploy_ext.zoo.records import count_records, merge_records, zoo_content, zoo_records
+from mmdeploy_ext.core.files import atomic_path, read_json
+from mmdeploy_ext.zoo.records import count_records, zoo_records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -91,9 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _body(args: argparse.Namespace) -> int:
     if args.found:
-        content = page.records_of(args.found)
-        merged = zoo_content(merge_records(zoo_records(read_json(DATA)), zoo_records(content)))
-        write_json(DATA, dict(merged, versions=content['versions']))
+        page.merge_into(DATA, page.records_of(args.found))
     text = text_with(read_json(DATA))
     with atomic_path(README) as temporary:
         temporary.write_text(text, encoding='utf-8')

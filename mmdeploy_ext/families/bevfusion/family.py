@@ -184,10 +184,10 @@ class BEVFusionFamily(SequenceFamily):
         ours = [entry for entry in classes if entry.ours and entry.name != Fork.__name__]
         return *repository_classes, *ours
 
-    def differing_methods(self, model: nn.Module) -> list[DifferingMethod]:
+    def differing_methods(self, model: nn.Module, any_size: bool = False) -> list[DifferingMethod]:
         if model.fork:
             return differing_code(model.fork.process.facts['sources'])
-        return super().differing_methods(model)
+        return super().differing_methods(model, any_size)
 
     def replaced(self, model: nn.Module) -> Iterator[Replaced]:
         parts = [*model.modules(), getattr(model.heads['object'], 'bbox_coder', None)]

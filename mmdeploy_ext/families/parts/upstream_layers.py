@@ -21,9 +21,12 @@ from torch.nn import functional
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.exporting.fold import PREPARATIONS
 from mmdeploy_ext.exporting.ops.deform_conv import CALLERS, LeadingOffsets
-from mmdeploy_ext.families.replaced import LAYERS
+from mmdeploy_ext.families.replaced import LAYERS, SIZED_LAYERS
 
 TOODHead = mmdet_module('mmdet.models.dense_heads').TOODHead
+AdaptivePadding = mmdet_module('mmdet.models.utils.transformer').AdaptivePadding
+ShiftWindowMSA = mmdet_module('mmdet.models.backbones.swin').ShiftWindowMSA
+SpatialReductionAttention = mmdet_module('mmdet.models.backbones.pvt').SpatialReductionAttention
 DyHeadBlock = mmdet_module('mmdet.models.necks.dyhead').DyHeadBlock
 
 WRAPPERS = 'mmcv.cnn.bricks.wrappers'
@@ -154,6 +157,11 @@ LAYERS += [
     (TOODHead, ('deform_sampling',)),
     (Conv2dAdaptivePadding, ('forward',)),
     (CornerPool, ('forward',)),
+]
+SIZED_LAYERS += [
+    (AdaptivePadding, ('forward', 'get_pad_shape')),
+    (ShiftWindowMSA, ('forward', 'window_partition', 'window_reverse')),
+    (SpatialReductionAttention, ('forward',)),
 ]
 PREPARATIONS += [
     spell_out_leading_offsets,

@@ -154,7 +154,11 @@ class Proof(abc.ABC):
             notes += changed_classes(file.model_classes, self.deployment.model_classes)
             verdict.notes += [note for note in notes if note not in verdict.notes]
         verdict.model_classes = list(self.deployment.model_classes)
-        verdict.differing_methods = list(self.deployment.differing_methods)
+        open_axes = [
+            file.options.get('dynamic', False) or file.options.get('dynamic_batch', False)
+            for file in self.files
+        ]
+        verdict.differing_methods = self.deployment.differing_methods(any(open_axes))
         verdict.structure += asked_checks(self.files[-1].options, asked or {})
         verdict.notes += [
             f'{package} {versions()[package]} was imported from {folder}, not from the installed distribution'

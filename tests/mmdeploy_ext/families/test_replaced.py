@@ -25,7 +25,7 @@ TOYS = [
     ),
 ]
 TABLES = {replaced.folder_of(family): family.followed for family in FAMILIES.values() if family.followed}
-TABLES[LAYERS_FOLDER] = tuple(replaced.LAYERS)
+TABLES[LAYERS_FOLDER] = (*replaced.LAYERS, *replaced.SIZED_LAYERS)
 """Folder with a table -> what it follows; families of one folder follow the same."""
 
 

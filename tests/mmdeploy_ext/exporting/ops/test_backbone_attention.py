@@ -9,7 +9,9 @@ from mmdet.models.utils.transformer import AdaptivePadding
 from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.ops.backbone_attention import SIZED, sizes_traced
+from mmdeploy_ext.families.base import FAMILIES, LAYERS_FOLDER
 from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.replaced import differing_methods, replaced_layers, table_of
 
 SIZES = [(4, 4), (8, 4), (9, 15), (3, 2), (1, 1), (16, 5)]
 """(h, w) of maps, in windows of 4: one window, several, and parts of windows."""
@@ -55,6 +57,18 @@ def test_reduced_attention_is_that_of_mmdet(size, ratio):
 def test_a_map_is_padded_as_mmdet_pads_it(size, kernel, stride):
     expected, given = both(AdaptivePadding(kernel, stride), torch.ones(1, 1, *size))
     assert torch.equal(expected, given)
+
+
+def test_attention_of_the_user_is_named_where_the_graph_replaces_it(monkeypatch):
+    def methods(any_size):
+        layers = replaced_layers(torch.nn.ModuleList([module]), any_size)
+        return [method.name for method in differing_methods(layers, table_of(LAYERS_FOLDER))]
+
+    assert FAMILIES['dense']  # which registers the layers
+    module = ShiftWindowMSA(8, 2, window_size=4)
+    assert methods(True) == []
+    monkeypatch.setattr(ShiftWindowMSA, 'forward', lambda self, query, hw_shape: query)
+    assert methods(True) == ['ShiftWindowMSA.forward'] and methods(False) == []
 
 
 @pytest.mark.parametrize('padding', [AdaptivePadding(4, 4, padding='same'), AdaptivePadding(1, 2)])
