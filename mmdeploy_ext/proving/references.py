@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.proving.contents import content_of
 from mmdeploy_ext.proving.inputs.inputs import (
     BATCHES,
     plain_inputs,
@@ -67,7 +66,9 @@ class ImageReference:
     @functools.cached_property
     def results(self) -> list[Any]:
         """The results per image, as `Family.reference_detections` returns them."""
-        results, self.seconds = self.deployment.share(self._key('results'), self._timed_results)
+        start = time.perf_counter()
+        results = self._results()
+        self.seconds = time.perf_counter() - start
         return results
 
     @functools.cached_property
@@ -77,16 +78,7 @@ class ImageReference:
         if not family.makes_masks_last:
             return self.results
         with family.without_masks(model):
-            return self.deployment.share(self._key('boxes'), self._results)
-
-    def _key(self, kind: str) -> Hashable:
-        """Return a key of results of this kind, which equal inputs share."""
-        return kind, self.input.rescale, *content_of([vars(image) for image in self.images])
-
-    def _timed_results(self) -> tuple[list[Any], float]:
-        start = time.perf_counter()
-        results = self._results()
-        return results, time.perf_counter() - start
+            return self._results()
 
     @functools.cached_property
     def longer(self) -> list[Any]:

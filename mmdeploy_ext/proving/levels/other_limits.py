@@ -13,6 +13,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
+import hashlib
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,7 +28,6 @@ from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files
 from mmdeploy_ext.families.limits import Kind, changed, lowered, raised
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.proving.contents import content_of
 from mmdeploy_ext.proving.levels.run_twice import FAILURES, failed_detections
 from mmdeploy_ext.proving.near_ties import near_ties
 from mmdeploy_ext.proving.results import Case
@@ -172,7 +172,7 @@ class Trials:
         def once(*args: Any, **kwargs: Any) -> Any:
             if self.rounding:
                 return run(*args, **kwargs)
-            key = (run, *content_of((args, kwargs)))
+            key = (run, *_content_of((args, kwargs)))
             if key not in self._outputs:
                 self._keep(key, run(*args, **kwargs))
             return _copied(self._outputs[key])
@@ -652,3 +652,19 @@ def _copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copied(entry) for key, entry in value.items()}
     return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value
+
+
+def _content_of(value: Any) -> Iterator[Any]:
+    """Yield what distinguishes arguments: hashes of tensors and arrays, `repr` of everything else."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        array = np.ascontiguousarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+        yield array.shape, hashlib.blake2b(array.tobytes()).digest()
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield key
+            yield from _content_of(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _content_of(entry)
+    else:
+        yield repr(value)
