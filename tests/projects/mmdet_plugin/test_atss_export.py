@@ -295,12 +295,18 @@ def garbage(tmp_path):
     return path
 
 
-def prove_file(deployment, path, **changes):
+def proof_of(deployment, path, **changes):
+    """Export a file and return the verdict about it and the options."""
     options = options_for(opset=0, **{'height': 128, 'width': 160, **changes})
     options = deploy.resolve(options, deployment.model, deployment.rule)
     traced = prepared(deployment, 0, (options.height, options.width))
     export_files(deployment, options, str(path), [traced])
     verdict, _ = prove(deployment, str(path), [('a', picture(0)), ('b', picture(1))])
+    return verdict, options
+
+
+def prove_file(deployment, path, **changes):
+    verdict, options = proof_of(deployment, path, **changes)
     assert verdict.proven, verdict.to_json()
     return options, onnx.load(str(path))
 
@@ -360,6 +366,20 @@ def with_transformer(name):
 def test_transformer_backbones_are_proven_at_one_size_and_at_any(tmp_path, name, dynamic):
     deployment = load(tmp_path, with_transformer(name))
     prove_file(deployment, tmp_path / 'm.onnx', form='raw', dynamic=dynamic)
+
+
+@pytest.mark.matrix  # in the suite: test_backbone_attention.py names the method
+def test_attention_of_the_user_is_in_a_file_of_one_size_and_named_for_one_of_any(tmp_path, monkeypatch):
+    """A factor that no input shows."""
+    from mmdet.models.backbones.swin import ShiftWindowMSA
+
+    forward = ShiftWindowMSA.forward
+    monkeypatch.setattr(ShiftWindowMSA, 'forward', lambda *arguments: forward(*arguments) * (1 + 1e-6))
+    deployment = load(tmp_path, with_transformer('Swin'))
+    verdict, _ = proof_of(deployment, tmp_path / 'any.onnx', form='raw', dynamic=True)
+    assert verdict.proven and verdict.by_inputs == 'ShiftWindowMSA.forward differs'
+    verdict, _ = proof_of(deployment, tmp_path / 'one.onnx', form='raw', dynamic=False)
+    assert verdict.proven and not verdict.by_inputs
 
 
 SOFTMAX = dict(_delete_=True, type='CrossEntropyLoss', use_sigmoid=False)
