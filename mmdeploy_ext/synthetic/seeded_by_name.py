@@ -52,14 +52,35 @@ def centred(normal: np.ndarray, gain: float | np.ndarray, axes: tuple[int, ...] 
     return rows * gain / math.sqrt(math.prod(normal.shape[1:]))
 
 
-def _projection_gain(rows: int, query_key_gain: float, value_gain: float) -> np.ndarray:
+def projection_gain(rows: int, query_key_gain: float, value_gain: float) -> np.ndarray:
     """Return the gain (rows, 1) of a projection whose first two thirds are queries and keys."""
     return np.where(np.arange(rows) < rows * 2 // 3, query_key_gain, value_gain)[:, None]
 
 
-def _first_match(rules: Mapping[str, Any], key: str) -> Any:
+def first_match(rules: Mapping[str, Any], key: str) -> Any:
     """Return the value of the first pattern that is in a key."""
     return next(value for pattern, value in rules.items() if re.search(pattern, key))
+
+
+def norms_of(shapes: Shapes) -> set[str]:
+    """Return the names of normalisations: modules whose weight is a vector."""
+    return {
+        key.removesuffix('.weight')
+        for key, shape in shapes.items()
+        if key.endswith('.weight') and len(shape) == 1
+    }
+
+
+def vector_of(key: str, normal: np.ndarray, norms: Container[str]) -> np.ndarray:
+    """Return the values of a bias, or of a vector of a normalisation of `norms_of`, from normal numbers."""
+    if key.endswith('running_var'):
+        return 1 + 0.1 * np.abs(normal)
+    if key.endswith('running_mean'):
+        return 0.05 * normal
+    module, _, leaf = key.rpartition('.')
+    if module in norms:
+        return (1.0 if leaf == 'weight' else 0.0) + 0.05 * normal
+    return 0.02 * normal
 
 
 # ---------------------------------------------------------------- sparse backbones
@@ -141,10 +162,10 @@ def rtdetr_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
             is_padding = np.arange(len(normal)) == len(normal) - 1
             return np.where(is_padding[:, None], 0.0, 0.1 * normal)
         if key.endswith('.self_attn.in_proj_weight'):
-            return centred(normal, _projection_gain(len(normal), 0.6, 1.0))
+            return centred(normal, projection_gain(len(normal), 0.6, 1.0))
         if not bottlenecks and re.match(RTDETR_BASIC_BLOCK, key):
             return centred(normal, 0.5)
-        return centred(normal, _first_match(RTDETR_GAINS, key))
+        return centred(normal, first_match(RTDETR_GAINS, key))
 
     return state_dict_by_name(shapes, rule)
 
@@ -195,8 +216,7 @@ STREAMPETR_GAINS = {
 
 def streampetr_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
     """Return the state dict of a StreamPETR."""
-    norms = {key.removesuffix('.weight') for key, shape in shapes.items() if len(shape) == 1}
-    return state_dict_by_name(shapes, functools.partial(_streampetr_values, norms))
+    return state_dict_by_name(shapes, functools.partial(_streampetr_values, norms_of(shapes)))
 
 
 def _streampetr_values(norms: Container[str], key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -216,11 +236,11 @@ def _streampetr_values(norms: Container[str], key: str, shape: tuple[int, ...]) 
     if len(shape) < 2:
         module, leaf = key.rsplit('.', 1)
         is_norm = module in norms and leaf in ('weight', 'bias')
-        offset, scale = _first_match(STREAMPETR_VECTORS, f'norm.{leaf}' if is_norm else key)
+        offset, scale = first_match(STREAMPETR_VECTORS, f'norm.{leaf}' if is_norm else key)
         return offset + scale * normal
     if key.endswith('in_proj_weight'):
-        return centred(normal, _projection_gain(len(normal), 0.6, 2.0))
-    return centred(normal, _first_match(STREAMPETR_GAINS, key))
+        return centred(normal, projection_gain(len(normal), 0.6, 2.0))
+    return centred(normal, first_match(STREAMPETR_GAINS, key))
 
 
 # ---------------------------------------------------------------- SOLO

@@ -7,12 +7,12 @@ reference data of BEVFormer, which were made with these weights; `tests/bevforme
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 import torch
 
-from mmdeploy_ext.synthetic.seeded_by_name import centred, name_rng, state_dict_by_name
+from mmdeploy_ext.synthetic import seeded_by_name as by_name
 
 SCALED = (
     (r'level_embeds|cams_embeds', 0.2),
@@ -23,20 +23,20 @@ SCALED = (
     (r'attention_weights\.bias', 0.5),
 )
 """Pattern of a key -> factor of its normal numbers."""
-GAINS = (
-    (r'conv_offset\.weight', 1.2),
-    (r'^img_backbone\.layer[1-4]\..*conv3\.weight', 0.25),
-    (r'^img_backbone\.', math.sqrt(2)),
-    (r'sampling_offsets', 0.5),
-    (r'attention_weights', 1.0),
-    (r'decoder\.layers\.\d+\.attentions\.0\.attn\.out_proj', 0.5),
-    (r'decoder\.layers\.\d+\.attentions\.1\.value_proj', 1.0),
-    (r'encoder\.layers\.\d+\.attentions\.0\.value_proj', 1.5),
-    (r'encoder\.layers\.\d+\.attentions\.1\.deformable_attention\.value_proj', 3.0),
-    (r'can_bus_mlp\.0', 0.3),
-    (r'cls_branches\.\d+\.6', 1.5),
-    (r'', 1.0),
-)
+GAINS = {
+    r'conv_offset\.weight': 1.2,
+    r'^img_backbone\.layer[1-4]\..*conv3\.weight': 0.25,
+    r'^img_backbone\.': math.sqrt(2),
+    r'sampling_offsets': 0.5,
+    r'attention_weights': 1.0,
+    r'decoder\.layers\.\d+\.attentions\.0\.attn\.out_proj': 0.5,
+    r'decoder\.layers\.\d+\.attentions\.1\.value_proj': 1.0,
+    r'encoder\.layers\.\d+\.attentions\.0\.value_proj': 1.5,
+    r'encoder\.layers\.\d+\.attentions\.1\.deformable_attention\.value_proj': 3.0,
+    r'can_bus_mlp\.0': 0.3,
+    r'cls_branches\.\d+\.6': 1.5,
+    r'': 1.0,
+}
 """Pattern of a key -> gain of its kernel, whose rows sum to zero."""
 UNDIVIDED_STEM = math.sqrt(2) / 57
 """Gain of the first kernel of backbones with deformable convolutions.
@@ -49,43 +49,35 @@ difference of 1e-6 in the picture moves features by 2.8 of 30; with this one and
 DECODER_VALUES = re.compile(r'decoder\.layers\.\d+\.attentions\.1\.value_proj\.weight')
 LARGEST_UNSCALED_VIEW = 50
 """Cells along the longer side of the bird's-eye view from which on `for_view` scales the decoder."""
-NORM = re.compile(r'norm|\.bn\d|downsample\.1|cls_branches\.\d+\.[14]\.|img_backbone\.bn')
 LOGITS_BIAS = re.compile(r'pts_bbox_head\.cls_branches\.(\d+)\.6\.bias')
 """Biases of the logits, by the number of the decoder layer."""
 
 
-def vector_of(key: str, numbers: np.ndarray) -> np.ndarray:
-    """Return the values of a bias, or of a norm, from normal numbers."""
-    if key.endswith('running_mean'):
-        return 0.05 * numbers
-    if key.endswith('running_var'):
-        return 1 + 0.1 * np.abs(numbers)
-    if LOGITS_BIAS.fullmatch(key):
-        return -2.5 + 0.02 * numbers
-    if key.endswith('weight'):
-        return 1 + 0.05 * numbers
-    return (0.05 if NORM.search(key) else 0.02) * numbers
-
-
 def kernel_of(key: str, numbers: np.ndarray) -> np.ndarray:
     """Return the values of a matrix or a kernel from normal numbers."""
-    gain = next(factor for pattern, factor in GAINS if re.search(pattern, key))
+    gain = by_name.first_match(GAINS, key)
     if key.endswith('in_proj_weight'):
         gain = np.where(np.arange(len(numbers)) < 512, 0.7, 1.5)[:, None]
     if re.search(r'reg_branches\.\d+\.4\.weight', key):
         gain = np.where(np.isin(np.arange(len(numbers)), (0, 1, 4)), 0.3, 1.0)[:, None]
-    return centred(numbers, gain)
+    return by_name.centred(numbers, gain)
 
 
-def values_of(key: str, shape: tuple[int, ...], prefix: str) -> np.ndarray:
-    """Return the numbers of a key in float64; `prefix` precedes the key when they are drawn."""
+def values_of(key: str, shape: tuple[int, ...], prefix: str, norms: Container[str]) -> np.ndarray:
+    """Return the numbers of a key in float64.
+
+    `prefix` precedes the key when they are drawn; `norms` are the names of normalisations.
+    """
     if key.endswith('code_weights'):
         return np.array([1.0] * 8 + [0.2] * 2)
-    numbers = name_rng(prefix + key).standard_normal(shape)
+    numbers = by_name.name_rng(prefix + key).standard_normal(shape)
     for pattern, factor in SCALED:
         if re.search(pattern, key):
             return factor * numbers
-    return vector_of(key, numbers) if len(shape) == 1 else kernel_of(key, numbers)
+    if len(shape) > 1:
+        return kernel_of(key, numbers)
+    values = by_name.vector_of(key, numbers, norms)
+    return values - 2.5 if LOGITS_BIAS.fullmatch(key) else values
 
 
 def bevformer_weights(shapes: Mapping[str, Sequence[int]], prefix: str = '') -> dict[str, torch.Tensor]:
@@ -95,7 +87,8 @@ def bevformer_weights(shapes: Mapping[str, Sequence[int]], prefix: str = '') -> 
         shapes: key of a state dict -> shape.
         prefix: of all names when numbers are drawn: another one gives other weights.
     """
-    weights = state_dict_by_name(shapes, lambda key, shape: values_of(key, shape, prefix))
+    norms = by_name.norms_of(shapes)
+    weights = by_name.state_dict_by_name(shapes, lambda key, shape: values_of(key, shape, prefix, norms))
     stem = 'img_backbone.conv1.weight'
     if stem in weights and any('conv_offset' in key for key in weights):
         weights[stem] *= UNDIVIDED_STEM / math.sqrt(2)

@@ -12,25 +12,25 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from mmdeploy_ext.synthetic.seeded_by_name import centred, name_rng, state_dict_by_name
+from mmdeploy_ext.synthetic import seeded_by_name as by_name
 
 CODE_WEIGHTS = 'pts_bbox_head.code_weights'
 BRANCHES = re.compile(r'(pts_bbox_head\.(?:cls|reg)_branches)\.\d+\.')
-GAINS = (
-    (r'conv_offset\.weight', 1.2),
-    (r'^img_backbone\.layer[1-4]\..*conv3\.weight', 0.25),
-    (r'^img_backbone\.conv1\.weight', 0.0246),
-    (r'^img_backbone\.stage.*_concat/conv\.weight', 2.3),
-    (r'^img_backbone\..*ese\.fc\.weight', 1.0),
-    (r'^img_backbone\.', math.sqrt(2)),
-    (r'^img_neck\.fpn_convs\.', 1.5),
-    (r'(position_encoder|adapt_pos3d)\.2\.weight', 2.0),
-    (r'cls_branches\.\d+\.6\.weight', 2.5),
-    (r'reg_branches\.\d+\.(4|task_heads\.\d+\.2)\.weight', 3.0),
-    (r'query_embedding\.2\.weight', 8.0),
-    (r'input_proj\.weight|fpe\.conv_expand\.weight', 2.0),
-    (r'', 1.0),
-)
+GAINS = {
+    r'conv_offset\.weight': 1.2,
+    r'^img_backbone\.layer[1-4]\..*conv3\.weight': 0.25,
+    r'^img_backbone\.conv1\.weight': 0.0246,
+    r'^img_backbone\.stage.*_concat/conv\.weight': 2.3,
+    r'^img_backbone\..*ese\.fc\.weight': 1.0,
+    r'^img_backbone\.': math.sqrt(2),
+    r'^img_neck\.fpn_convs\.': 1.5,
+    r'(position_encoder|adapt_pos3d)\.2\.weight': 2.0,
+    r'cls_branches\.\d+\.6\.weight': 2.5,
+    r'reg_branches\.\d+\.(4|task_heads\.\d+\.2)\.weight': 3.0,
+    r'query_embedding\.2\.weight': 8.0,
+    r'input_proj\.weight|fpe\.conv_expand\.weight': 2.0,
+    r'': 1.0,
+}
 """Pattern of a key -> gain of its kernel; the first match counts."""
 QUERY_KEY_GAIN, SELF_VALUE_GAIN, CROSS_VALUE_GAIN = 0.8, 0.7, 3.0
 """Gains of the thirds of an attention's projection."""
@@ -44,37 +44,29 @@ def petr_weights(state_dict: Mapping[str, torch.Tensor], prefix: str = '') -> di
         prefix: of all names when numbers are drawn: another one gives other weights.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
-    norms = {key.removesuffix('weight') for key, shape in shapes.items() if len(shape) == 1}
+    norms = by_name.norms_of(shapes)
     is_shared = not any('.task_heads.' in key for key in shapes)  # PETR's layers have one branch
 
     def rule(key: str, shape: tuple[int, ...]) -> np.ndarray:
         if key == CODE_WEIGHTS:
             return np.ones(shape)
-        rng = name_rng(prefix + (BRANCHES.sub(r'\1.0.', key) if is_shared else key))
+        rng = by_name.name_rng(prefix + (BRANCHES.sub(r'\1.0.', key) if is_shared else key))
         if key.endswith('reference_points.weight'):
             return rng.uniform(0.0, 1.0, shape)
         normal = rng.standard_normal(shape)
         if len(shape) > 1:
             return kernel_of(key, normal)
-        module, _, leaf = key.rpartition('.')
-        if leaf == 'running_var':
-            return 1 + 0.1 * np.abs(normal)
-        if leaf == 'weight':
-            return 1 + 0.05 * normal
-        if leaf == 'running_mean' or (leaf == 'bias' and f'{module}.' in norms):
-            return 0.05 * normal
-        start = -3.2 if re.search(r'cls_branches\.\d+\.6\.bias$', key) else 0.0
-        return start + 0.02 * normal
+        values = by_name.vector_of(key, normal, norms)
+        return values - 3.2 if re.search(r'cls_branches\.\d+\.6\.bias$', key) else values
 
-    return state_dict_by_name(shapes, rule)
+    return by_name.state_dict_by_name(shapes, rule)
 
 
 def kernel_of(key: str, normal: np.ndarray) -> np.ndarray:
     """Return the values of a matrix or a kernel from normal numbers."""
     axes = (2, 3) if key.startswith('img_neck.fpn_convs.') else None
-    gain: float | np.ndarray = next(factor for pattern, factor in GAINS if re.search(pattern, key))
+    gain: float | np.ndarray = by_name.first_match(GAINS, key)
     if key.endswith('in_proj_weight'):
         of_values = SELF_VALUE_GAIN if '.attentions.0.' in key else CROSS_VALUE_GAIN
-        is_value = np.arange(len(normal)) >= len(normal) * 2 // 3
-        gain = np.where(is_value, of_values, QUERY_KEY_GAIN)[:, None]
-    return centred(normal, gain, axes)
+        gain = by_name.projection_gain(len(normal), QUERY_KEY_GAIN, of_values)
+    return by_name.centred(normal, gain, axes)
