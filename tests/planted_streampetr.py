@@ -23,7 +23,8 @@ STEP, MEMORY, STEPS = (
 )
 STEP_ON_ENGINE, DEPLOY = f'{RUNTIME}.model:StreamPetrOnnx.step', f'{RUNTIME}.deploy:DeployContract.run'
 MOTION = 'mmdeploy_ext.runtime.frames:relative_motion'
-DECODE, BOXES = (f'{RUNTIME}.model:{name}' for name in ('decode', 'boxes_of_predictions'))
+DECODE = f'{RUNTIME}.model:decode'
+BOXES = 'mmdeploy_ext.families.parts.runtime.query_boxes:boxes_of_predictions'
 VIEWS, PIPELINE = (
     'mmdeploy_ext.preprocess.cameras:MultiViewRule',
     'mmdeploy_ext.preprocess.cameras:multiview_rule',

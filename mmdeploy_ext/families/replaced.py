@@ -63,6 +63,35 @@ def replaced_of_class(part: Any, followed: Iterable[tuple[Any, tuple[str, ...]]]
             return
 
 
+def replaced_parts(
+    parts: Mapping[Any, str],
+    is_ours: bool,
+    followed: Followed,
+    upstream: Mapping[str, tuple[str, ...]],
+    functions: Mapping[str, tuple[str, ...]],
+) -> Iterator[Replaced]:
+    """Yield the methods of the parts of a live model, and the functions that their modules use.
+
+    Args:
+        parts: live part -> name of the class of upstream that it is, whatever the user calls it.
+        is_ours: whether the model is this package's, whose methods are by `followed` alone.
+        followed: this package's classes and methods of them.
+        upstream: name of a class -> its methods.
+        functions: name of a class -> functions that its module, or that of a base of it, has; the table has
+            them as "functions of" the class.
+    """
+    for part, name in parts.items():
+        if is_ours:
+            yield from replaced_of_class(part, followed)
+        else:
+            yield Replaced(part, name, upstream[name])
+    for part, name in parts.items():
+        if name in functions and not is_ours:
+            modules = [sys.modules[base.__module__] for base in type(part).__mro__]
+            module = next((module for module in modules if hasattr(module, functions[name][0])), modules[0])
+            yield Replaced(module, f'functions of {name}', functions[name])
+
+
 LAYERS: list[tuple[type, tuple[str, ...]]] = []
 """Layers of the libraries that every export replaces, wherever they are in a model, and their methods."""
 SIZED_LAYERS: list[tuple[type, tuple[str, ...]]] = []

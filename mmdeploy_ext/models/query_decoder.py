@@ -1,4 +1,4 @@
-"""Parts of decoders over image tokens that PETR and StreamPETR share: attentions, and the layers in turn.
+"""Parts of decoders over image tokens that PETR and StreamPETR share: attentions, layers, and these in turn.
 
 Source: exiawsh/StreamPETR 95f6470 and megvii-research/PETR f7525f9, `models/utils/petr_transformer.py`;
 parameter names are the checkpoints'. Differs in: the attention is mmcv's, which has the same parameters
@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks.registry import ATTENTION, TRANSFORMER_LAYER_SEQUENCE
-from mmcv.cnn.bricks.transformer import MultiheadAttention, TransformerLayerSequence
+from mmcv.cnn.bricks.transformer import (
+    BaseTransformerLayer,
+    MultiheadAttention,
+    TransformerLayerSequence,
+    build_transformer_layer_sequence,
+)
+from mmcv.runner.base_module import BaseModule
 from mmcv.utils import get_logger
 from torch import Tensor
 
@@ -70,6 +76,43 @@ class PETRMultiheadFlashAttention(PETRMultiheadAttention):
             get_logger('mm2onnx').warning(line)
 
 
+class AttentionLayer(BaseTransformerLayer):
+    """One layer of attentions and feed-forward networks, in the order that `operation_order` gives.
+
+    `with_cp` recomputes it in the backward pass instead of keeping its activations. The options of `FFN_KEYS`
+    belong to the feed-forward network, and take precedence over `ffn_cfgs`.
+    """
+
+    def __init__(
+        self, attn_cfgs: Any, operation_order: tuple[str, ...], with_cp: bool = True, **options: Any
+    ) -> None:
+        network = {new: options.pop(old) for old, new in FFN_KEYS.items() if old in options}
+        ffn_cfgs = options.pop('ffn_cfgs', dict(type='FFN', act_cfg=dict(type='ReLU', inplace=True)))
+        if isinstance(ffn_cfgs, dict):
+            # a copy: mmcv writes into the dict
+            ffn_cfgs = {**ffn_cfgs, **network}
+        super().__init__(attn_cfgs=attn_cfgs, ffn_cfgs=ffn_cfgs, operation_order=operation_order, **options)
+        self.with_cp = with_cp
+
+
+class DecoderTransformer(BaseModule):
+    """The base of transformers that are a decoder alone; `cross` is not used.
+
+    `decoder` is its config; an `encoder` is refused (ConfigError).
+    """
+
+    def __init__(
+        self, decoder: dict, encoder: dict | None = None, cross: bool = False, init_cfg: dict | None = None
+    ) -> None:
+        super().__init__(init_cfg)
+        if encoder is not None:
+            raise ConfigError(
+                f'{type(self).__name__}: an encoder is not supported; remove transformer.encoder'
+            )
+        self.decoder = build_transformer_layer_sequence(decoder)
+        self.embed_dims = self.decoder.embed_dims
+
+
 @offered(TRANSFORMER_LAYER_SEQUENCE)
 class PETRTransformerDecoder(TransformerLayerSequence):
     """The layers in turn; a shared norm makes each layer's output, but is not applied between layers.
@@ -89,11 +132,14 @@ class PETRTransformerDecoder(TransformerLayerSequence):
         self.return_intermediate = return_intermediate
         self.post_norm = build_norm_layer(post_norm_cfg, self.embed_dims)[1] if post_norm_cfg else None
 
-    def forward(self, query: Tensor, *args: Any) -> Tensor:
-        """Return (L, Q, B, C); L is 1 without `return_intermediate`."""
+    def forward(self, query: Tensor, *args: Any, **options: Any) -> Tensor:
+        """Return (L, Q, B, C); L is 1 without `return_intermediate`.
+
+        The other arguments are those of a layer.
+        """
         outputs = []
         for layer in self.layers:
-            query = layer(query, *args)
+            query = layer(query, *args, **options)
             outputs.append(query)
         outputs = torch.stack(outputs if self.return_intermediate else outputs[-1:])
         return outputs if self.post_norm is None else self.post_norm(outputs)

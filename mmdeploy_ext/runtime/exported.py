@@ -119,6 +119,17 @@ def export_files(paths: Paths, names: Sequence[str]) -> list[Path]:
     return [path]
 
 
+def names_in(paths: Paths, *contracts: Sequence[str]) -> Sequence[str]:
+    """Return the names of the files of the contract whose first file is in a folder, for `export_files`.
+
+    `contracts` are the names of each, without `.onnx`; the first one counts if none of them is there, and for
+    `paths` that are no folder.
+    """
+    if not isinstance(paths, str | Path):
+        return contracts[0]
+    return next((names for names in contracts if (Path(paths) / f'{names[0]}.onnx').is_file()), contracts[0])
+
+
 def model_files(path: str | Path) -> list[Path]:
     """Return the ONNX files of a folder, or the file itself; ModelFileError if there are none."""
     files = sorted(Path(path).glob('*.onnx')) if Path(path).is_dir() else [Path(path)]

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mmdet3d.models import build_model
 from torch import nn
 
 from mmdeploy_ext.consumers.autoware.bevformer_rules import GRAPH as NODE_GRAPH
@@ -12,9 +11,7 @@ from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.bevformer import autoware
 from mmdeploy_ext.families.bevformer.graphs import BEV, FORM, graphs, spec
 from mmdeploy_ext.families.bevformer.live import FOLLOWED, replaced
@@ -23,20 +20,15 @@ from mmdeploy_ext.families.bevformer.reference import BevFormerReference
 from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
 from mmdeploy_ext.families.bevformer.samples import driven, dumped_frame, frame, moments
 from mmdeploy_ext.families.bevformer.seeded import bevformer_weights, for_view
-from mmdeploy_ext.families.building import build_without_weights
-from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention, stated
-from mmdeploy_ext.families.parts.camera_family import CameraQueryFamily
+from mmdeploy_ext.families.parts.box_conventions import stated
+from mmdeploy_ext.families.parts.camera_family import ConventionFamily
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
-from mmdeploy_ext.families.parts.samples import arrays
 from mmdeploy_ext.families.sequence import FRAME_BARS
-from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
-
-DETECTORS, HEAD = ('BEVFormer', 'BEVFormer_fp16'), 'BEVFormerHead'
-"""Types that the family exports."""
 
 
 def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
@@ -51,9 +43,10 @@ def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
     )
 
 
-class BevFormerFamily(CameraQueryFamily):
+class BevFormerFamily(ConventionFamily):
     """`BEVFormer` with `BEVFormerHead`."""
 
+    detectors, heads = ('BEVFormer', 'BEVFormer_fp16'), ('BEVFormerHead',)
     name = 'bevformer'
     exports = 'BEVFormer with BEVFormerHead (mmdeploy_ext/families/bevformer/README.md)'
     similar_names = ('BEVFormer', 'BEVDet', 'DETR3D')
@@ -70,7 +63,7 @@ class BevFormerFamily(CameraQueryFamily):
     reference, memory_spec = staticmethod(BevFormerReference), staticmethod(memory_spec)
     replaced, followed = staticmethod(replaced), FOLLOWED
     frame, moments = staticmethod(frame), staticmethod(moments)
-    dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped_frame)
+    dumped_frame = staticmethod(dumped_frame)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         return autoware.graphs(model, options) if options.contract == AUTOWARE else graphs(model, options)
@@ -84,31 +77,30 @@ class BevFormerFamily(CameraQueryFamily):
     def reference_of(self, model: nn.Module, options: Options) -> Stepper:
         return BevFormerReference(model, as_node=options.contract == AUTOWARE)
 
-    def claims(self, cfg: Any) -> Claim:
-        head = (cfg.model.get('pts_bbox_head') or {}).get('type')
-        if cfg.model.get('type') in DETECTORS and head == HEAD:
-            return Claim.DETECTOR
-        return Claim.HEAD if head == HEAD else Claim.NO
+    def check_model(self, cfg: Any) -> None:
+        super().check_model(cfg)
+        head = self.head_of(cfg.model)
+        if head.get('as_two_stage') or not head.get('with_box_refine', True):
+            raise ConfigError(
+                f'{cfg.filename}: model.pts_bbox_head has as_two_stage={head.get("as_two_stage")}, '
+                f'with_box_refine={head.get("with_box_refine")}; expected False and True'
+            )
+        if not cfg.model.get('video_test_mode', True):
+            raise ConfigError(
+                f'{cfg.filename}: model.video_test_mode=False forgets the last view before every frame; '
+                f'expected True'
+            )
 
     def check(self, cfg: Any, options: Options) -> None:
-        _check_model(cfg.filename, cfg.model)
+        super().check(cfg, options)
         if options.contract == AUTOWARE:
             autoware.check(cfg.filename, self.preprocess_rule(cfg))
 
     def build(self, cfg: Any) -> nn.Module:
-        _check_model(cfg.filename, cfg.model)
-        model = build_without_weights(cfg, build_model, 'img_backbone')
-        rule = self.preprocess_rule(cfg)
-        model.rule = rule  # for `autoware.companions`
-        model.input_sizes = (rule.num_cameras, *rule.input_size)  # cameras, height and width, for `spec`
-        state_convention(model, cfg)
+        model = super().build(cfg)
+        model.rule = self.preprocess_rule(cfg)  # for `autoware.companions`
         model.can_bus_orientation = stated(cfg, 'can_bus_orientation', RECORDED) or RECORDED[0]
         return model
-
-    def load(self, model: nn.Module, path: str, weight_layout: str = 'auto') -> Any:
-        checkpoint = super().load(model, path, weight_layout)
-        note_convention(model, checkpoint)
-        return checkpoint
 
     def seeded(self, cfg: Any, seed: int) -> nn.Module:
         model = self.build(cfg)
@@ -121,11 +113,8 @@ class BevFormerFamily(CameraQueryFamily):
     def num_queries(self, model: nn.Module) -> int:
         return int(model.pts_bbox_head.query_embedding.num_embeddings)
 
-    def preprocess_rule(self, cfg: Any) -> MultiViewRule:
-        transformer = (cfg.model.get('pts_bbox_head') or {}).get('transformer') or {}
-        steps = test_pipeline(cfg)
-        with refused_by_name(cfg):
-            return multiview_rule(steps, int(transformer.get('num_cams', 6)))
+    def settings_of_cameras(self, cfg: Any) -> Mapping[str, Any]:
+        return self.head_of(cfg.model).get('transformer') or {}
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         return generated_dataset(folder, cfg, 'BevNuScenesDataset', views=rule)
@@ -160,21 +149,3 @@ class BevFormerFamily(CameraQueryFamily):
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         return dict(network=[(model, 'forward_test')])
-
-
-def _check_model(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse detectors and settings that are not exported."""
-    head = model.get('pts_bbox_head') or {}
-    if model.get('type') not in DETECTORS:
-        raise ConfigError(
-            f'{filename}: model.type={model.get("type")!r}; BEVFormer exports {", ".join(DETECTORS)}'
-        )
-    if head.get('as_two_stage') or not head.get('with_box_refine', True):
-        raise ConfigError(
-            f'{filename}: model.pts_bbox_head has as_two_stage={head.get("as_two_stage")}, with_box_refine='
-            f'{head.get("with_box_refine")}; expected False and True'
-        )
-    if not model.get('video_test_mode', True):
-        raise ConfigError(
-            f'{filename}: model.video_test_mode=False forgets the last view before every frame; expected True'
-        )

@@ -19,6 +19,7 @@ from mmdeploy_ext.families.bevformer.options import TRT_PLUGIN
 from mmdeploy_ext.families.parts.bev_grid import rotate_view
 from mmdeploy_ext.families.parts.bev_plugin_operators import rotation_in_graph, turn_view
 from mmdeploy_ext.families.parts.bev_queries import LastView, decode_objects, encode_view
+from mmdeploy_ext.families.parts.camera_graphs import feature_maps
 from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD
 from mmdeploy_ext.families.parts.runtime.query_boxes import output_specs
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
@@ -89,8 +90,7 @@ class BevFormerFrame(nn.Module):
         For `by_plugins` see `bev_queries.encode_view`.
         """
         head = self.model.pts_bbox_head
-        maps = self.model.img_backbone(img)
-        maps = self.model.img_neck(list(maps.values()) if isinstance(maps, dict) else maps)
+        maps = feature_maps(self.model, img)
         view = encode_view(head, maps, can_bus, lidar2img, self.size, last, by_plugins)
         logits, boxes = decode_objects(head, view, by_plugins)
         return view.transpose(0, 1), logits, boxes

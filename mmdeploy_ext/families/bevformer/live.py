@@ -6,12 +6,11 @@ them, attentions, geometry and the loop over layers, are functions of `families/
 Source of the names: fundamentalvision/BEVFormer 66b65f3 (no code).
 """
 
-import sys
 from collections.abc import Iterator
 
 from torch import nn
 
-from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_of_class
+from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_parts
 from mmdeploy_ext.models import query_boxes
 from mmdeploy_ext.models.bevformer import attention, detector, head
 
@@ -24,22 +23,28 @@ FOLLOWED: Followed = (
     (attention.MSDeformableAttention3D, ('forward',)),
 )
 """This package's classes, and methods of them that graph and runtime compute by other code."""
-DETECTOR = ('extract_feat', 'extract_img_feat', 'forward', 'forward_test', 'simple_test', 'simple_test_pts')
-HEAD = ('forward', 'get_bboxes')
-TRANSFORMER = ('forward', 'get_bev_features')
-ENCODER = ('forward', 'get_reference_points', 'point_sampling')
-CODER = ('decode', 'decode_single')
 FORWARD = ('forward',)
-"""Methods of upstream's classes that graph and runtime compute by other code."""
-ATTENTIONS = (
-    'TemporalSelfAttention',
-    'SpatialCrossAttention',
-    'MSDeformableAttention3D',
-    'CustomMSDeformableAttention',
+ATTENTIONS = dict(
+    TemporalSelfAttention=FORWARD,
+    SpatialCrossAttention=FORWARD,
+    MSDeformableAttention3D=FORWARD,
+    CustomMSDeformableAttention=FORWARD,
 )
-"""Upstream's attentions."""
-FUNCTIONS = dict(decoder=('inverse_sigmoid',), coder=('denormalize_bbox',))
-"""Part -> functions that its module uses."""
+UPSTREAM = dict(
+    BEVFormer=(
+        'extract_feat', 'extract_img_feat', 'forward', 'forward_test', 'simple_test', 'simple_test_pts',
+    ),
+    BEVFormerHead=('forward', 'get_bboxes'),
+    NMSFreeCoder=('decode', 'decode_single'),
+    PerceptionTransformer=('forward', 'get_bev_features'),
+    BEVFormerEncoder=('forward', 'get_reference_points', 'point_sampling'),
+    DetectionTransformerDecoder=FORWARD,
+    BEVFormerLayer=FORWARD,
+    **ATTENTIONS,
+)  # fmt: skip
+"""The same of upstream's classes, by name."""
+FUNCTIONS = dict(DetectionTransformerDecoder=('inverse_sigmoid',), NMSFreeCoder=('denormalize_bbox',))
+"""Class of upstream -> functions that its module uses."""
 
 
 def is_ours(model: nn.Module) -> bool:
@@ -48,25 +53,20 @@ def is_ours(model: nn.Module) -> bool:
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Yield the methods and functions of a live model that graph and runtime compute by other code."""
+    """Return the methods and functions of a live model that graph and runtime compute by other code."""
     bev_head = model.pts_bbox_head
     transformer = bev_head.transformer
-    if is_ours(model):
-        for part in (model, bev_head, bev_head.bbox_coder, *transformer.modules()):
-            yield from replaced_of_class(part, FOLLOWED)
-        return
-    yield Replaced(model, 'BEVFormer', DETECTOR)
-    yield Replaced(bev_head, 'BEVFormerHead', HEAD)
-    yield Replaced(bev_head.bbox_coder, 'NMSFreeCoder', CODER)
-    yield Replaced(transformer, 'PerceptionTransformer', TRANSFORMER)
-    yield Replaced(transformer.encoder, 'BEVFormerEncoder', ENCODER)
-    yield Replaced(transformer.decoder, 'DetectionTransformerDecoder', FORWARD)
-    for layer in transformer.encoder.layers:
-        yield Replaced(layer, 'BEVFormerLayer', FORWARD)
+    parts = {
+        model: 'BEVFormer',
+        bev_head: 'BEVFormerHead',
+        bev_head.bbox_coder: 'NMSFreeCoder',
+        transformer: 'PerceptionTransformer',
+        transformer.encoder: 'BEVFormerEncoder',
+        transformer.decoder: 'DetectionTransformerDecoder',
+        **dict.fromkeys(transformer.encoder.layers, 'BEVFormerLayer'),
+    }
     for module in transformer.modules():
-        names = [base.__name__ for base in type(module).__mro__]
-        upstream = next((name for name in ATTENTIONS if name in names), None)
-        if upstream is not None:
-            yield Replaced(module, upstream, FORWARD)
-    for part, key in ((transformer.decoder, 'decoder'), (bev_head.bbox_coder, 'coder')):
-        yield Replaced(sys.modules[type(part).__module__], f'functions of the {key}', FUNCTIONS[key])
+        names = [base.__name__ for base in type(module).__mro__ if base.__name__ in ATTENTIONS]
+        if names:
+            parts[module] = names[0]
+    return replaced_parts(parts, is_ours(model), FOLLOWED, UPSTREAM, FUNCTIONS)

@@ -3,8 +3,8 @@
 import dataclasses
 
 from mmdeploy_ext.contract import options
-from mmdeploy_ext.contract.schema import COUNT, FLAG, RANGE, exactly, full_record, maybe, number, one_of
-from mmdeploy_ext.families.parts.options import AUTOWARE, CONVENTIONS, GRID_SAMPLE
+from mmdeploy_ext.contract.schema import COUNT, FLAG, exactly, full_record, number, one_of
+from mmdeploy_ext.families.parts.options import AUTOWARE, BOX_FACTS, CONVENTIONS, GRID_SAMPLE
 
 PORTABLE, TRT_PLUGIN = 'portable', 'trt-plugin'
 """Choices of `--contract`, beside `AUTOWARE`."""
@@ -27,10 +27,7 @@ OPTIONS = (
 )
 """Options of the family."""
 POSTPROCESS = full_record(
-    max_num=COUNT,
-    post_center_range=RANGE,
-    score_threshold=maybe(number()),
-    num_classes=COUNT,
+    **BOX_FACTS,
     bev_h=COUNT,
     bev_w=COUNT,
     extent=exactly(2, number(above=0)),

@@ -1,6 +1,5 @@
 """BEVFormer in PyTorch as a stepper: the test path of the user's detector or of ours, unpatched."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,10 +8,10 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
 from mmdeploy_ext.consumers.autoware import bevformer as node
 from mmdeploy_ext.core.taps import collect_taps, tap
-from mmdeploy_ext.families.bevformer.runtime import memory_tensors, record_of
+from mmdeploy_ext.families.bevformer.runtime import record_of
+from mmdeploy_ext.families.parts.camera_reference import CameraReference
+from mmdeploy_ext.families.parts.lidar_parts import watching
 from mmdeploy_ext.families.parts.runtime.bev_motion import TIE_CELLS, YAW_DEG, rotation_ties
-from mmdeploy_ext.families.parts.samples import as_trained
-from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 NODE_STEPS = 4
@@ -22,7 +21,7 @@ OUTPUTS = ('bev_embed', 'all_cls_scores', 'all_bbox_preds')
 """Outputs of the head that are compared."""
 
 
-class BevFormerReference:
+class BevFormerReference(CameraReference):
     """The detector's own test path, which keeps the last view in `prev_frame_info`.
 
     Another scene token empties the memory, as in upstream's code; a gap between times does not.
@@ -31,22 +30,18 @@ class BevFormerReference:
     def __init__(self, model: torch.nn.Module, as_node: bool = False) -> None:
         """Keep the detector; `as_node`: its records have the float32 numbers of Autoware's node."""
         self.as_node = as_node
-        self.model, self.head = model, model.pts_bbox_head
-        self.device = next(model.parameters()).device
-        self._last: Frame | StreamState | None = None
         self._ties: dict[str, int] = {}
-        self.reset()
+        super().__init__(model)
 
     def reset(self) -> None:
         """Empty the memory."""
         self.model.prev_frame_info = dict(prev_bev=None, scene_token=None, prev_pos=0, prev_angle=0)
-        self._last = None
+        self._last: Frame | StreamState | None = None
 
     @property
     def notes(self) -> list[str]:
         """What a reader of the verdict has to know: whose boxes, and in which frames a rotation has ties."""
-        convention = self.model.box_convention
-        notes = [f'trained with boxes of mmdet3d {convention}; results are compared as boxes of 1.x']
+        notes = super().notes
         if self.as_node:
             notes.append("PyTorch's records of the motion are rounded to float32, as the node has them")
         if not self._ties:
@@ -60,9 +55,12 @@ class BevFormerReference:
         last_info = self.model.prev_frame_info
         if last_info['prev_bev'] is None or self._last is None:
             return None
-        view = last_info['prev_bev'].detach().cpu().numpy().copy()
-        tensors = memory_tensors(view, last_info['prev_pos'], last_info['prev_angle'])
         last = self._last
+        tensors = dict(
+            bev_embed=last_info['prev_bev'].detach().cpu().numpy().copy(),
+            position=np.array(last_info['prev_pos'], np.float64),
+            heading=np.array([last_info['prev_angle']], np.float64),
+        )
         return StreamState(tensors, last.ego_pose, last.timestamp_s, last.scene_token or '')
 
     @state.setter
@@ -78,26 +76,13 @@ class BevFormerReference:
         )
         self._last = state
 
-    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes that the head itself decodes from its outputs."""
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
-        with torch.no_grad():
-            ((boxes, scores, labels),) = self.head.get_bboxes(
-                tensors, [dict(box_type_3d=LiDARInstance3DBoxes)]
-            )
-        return as_trained(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels), self.model.box_convention)
-
     def step(self, frame: Frame) -> StepResult:
         """Run one frame through `forward_test`; outputs are those of the head by name."""
-        head_outputs: dict[str, torch.Tensor] = {}
         self._note_ties(frame)
         was_first = self.model.prev_frame_info['scene_token'] != frame.scene_token
-        hook = self.head.register_forward_hook(lambda module, inputs, outputs: head_outputs.update(outputs))
-        try:
-            with torch.no_grad(), collect_taps() as taps:
-                results = self.model(return_loss=False, rescale=True, **self._data(frame))
-        finally:
-            hook.remove()
+        hooks = {self.head: lambda inputs, outputs: outputs}
+        with torch.no_grad(), collect_taps() as taps, watching(hooks) as head_outputs:
+            results = self.model(return_loss=False, rescale=True, **self._data(frame))
         taps = dict(taps, can_bus=torch.from_numpy(record_of(frame)))
         taps['lidar2img'], taps['img'] = (torch.from_numpy(x) for x in (frame.lidar2img, frame.images))
         taps['prev_exists'] = torch.tensor([0.0 if was_first else 1.0])
@@ -106,7 +91,7 @@ class BevFormerReference:
             tap(name, value)  # for `collect_taps` around this step
         self._last = frame
         outputs = {name: head_outputs[name].detach().cpu().numpy().copy() for name in OUTPUTS}
-        return StepResult(outputs, as_trained(results[0]['pts_bbox'], self.model.box_convention), was_first)
+        return StepResult(outputs, self.detections(results[0]['pts_bbox']), was_first)
 
     def _record(self, frame: Frame) -> np.ndarray:
         """Return the record of a frame; with `as_node` the node's numbers, if only rounding differs.

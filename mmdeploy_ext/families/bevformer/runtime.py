@@ -21,7 +21,6 @@ from mmdeploy_ext.consumers.bev_plugins import open_with_plugins
 from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.engines.runs import record_runs
 from mmdeploy_ext.families.bevformer.options import PORTABLE, TRT_PLUGIN
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.runtime import frame_checks
@@ -37,9 +36,9 @@ from mmdeploy_ext.families.parts.runtime.bev_motion import (
     record_of_pose,
 )
 from mmdeploy_ext.families.parts.runtime.query_boxes import decode
-from mmdeploy_ext.families.parts.runtime.rig_frames import CameraRuntime, frame_of_rig, is_another_scene
+from mmdeploy_ext.families.parts.runtime.rig_frames import CameraRuntime, frame_of_rig, scene_of
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.exported import check_finite, export_files
+from mmdeploy_ext.runtime.exported import export_files, names_in
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 if TYPE_CHECKING:
@@ -92,13 +91,7 @@ def _any_record(frame: Frame) -> np.ndarray:
 
 
 class BevFormerOnnx(CameraRuntime):
-    """An exported BEVFormer with its last bird's-eye view: a `Stepper` of frames.
-
-    Attributes:
-        num_cameras: N.
-        image_shape: (N, 3, H, W) of prepared images.
-        was_reset: whether the last frame began a scene.
-    """
+    """An exported BEVFormer with its last bird's-eye view: a `Stepper` of frames."""
 
     def __init__(self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
         """Open the file.
@@ -113,17 +106,14 @@ class BevFormerOnnx(CameraRuntime):
             EngineError: the engine is not here.
         """
         super().__init__()
-        of_node = isinstance(paths, str | Path) and (Path(paths) / f'{NODE_GRAPH}.onnx').is_file()
-        (file,) = export_files(paths, (NODE_GRAPH if of_node else FAMILY,))
+        (file,) = export_files(paths, names_in(paths, (FAMILY,), (NODE_GRAPH,)))
         self.contract = contract_of(file)
         build = open_with_plugins if self.contract == TRT_PLUGIN else build_backend
         self.backend = self.opened(engine, file, options, build)
         self.metadata = self.backend.metadata
         images = self.backend.spec.tensor('img' if self.contract == PORTABLE else 'image').axes
         self.image_shape = tuple(images[-4:])
-        self.num_cameras = self.image_shape[0]
         self.seconds = dict(network=0.0)
-        self.was_reset = False
         self._moments = self._without_record = 0
         self._view = np.zeros(self.backend.spec.tensor('prev_bev').axes, np.float32)
         self.reset()
@@ -151,10 +141,8 @@ class BevFormerOnnx(CameraRuntime):
             scene_token: a change begins a scene; None leaves the scene as it was.
         """
         record = np.asarray(can_bus, np.float64)
-        pose = np.eye(4)
-        pose[:3, 3] = record[:3]
-        frame = Frame(self.rule.apply(images_bgr), *calibration, pose, 0.0, scene_token, can_bus=record)
-        return self.step(frame).detections
+        images, pose = self.rule.apply(images_bgr), place_of(record)
+        return self.step(Frame(images, *calibration, pose, 0.0, scene_token, can_bus=record)).detections
 
     def moment(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
@@ -190,7 +178,7 @@ class BevFormerOnnx(CameraRuntime):
         if self.contract == AUTOWARE:
             fed = node.absolute(node.motion_of(record, orientation))
             record = node.trained_record(fed, orientation)
-        is_first = self._last is None or is_another_scene(self._last.scene_token, frame.scene_token)
+        is_first = self.begins_scene(self._last, frame.timestamp_s, frame.scene_token)
         before = None
         if not is_first:
             before = np.zeros(CAN_BUS)
@@ -210,31 +198,12 @@ class BevFormerOnnx(CameraRuntime):
         outputs = self.backend.infer({name: np.float32(values) for name, values in feeds.items()})
         outputs = {PORTABLE_NAMES.get(name, name): values for name, values in outputs.items()}
         self.passed('network', start)
-        try:
-            check_finite(outputs, frame.name or 'frame')
-        except Exception:
-            self._view = np.zeros_like(self._view)
-            self.reset()
-            raise
+        self.check_outputs(outputs, frame)
         place = dict(position=record[:3], heading=record[[YAW_DEG]])
-        self._last = StreamState(place, frame.ego_pose, frame.timestamp_s, frame.scene_token or '')
+        scene = scene_of(frame.scene_token, self._last)
+        self._last = StreamState(place, frame.ego_pose, frame.timestamp_s, scene)
         self._view, self.was_reset = outputs['bev_embed'], is_first
         return StepResult(outputs, self.boxes_of(outputs), is_first)
-
-    def feeds(self, frame: Frame) -> dict[str, np.ndarray]:
-        """Return the inputs of the graph for a prepared frame, which is run: its view goes into the next.
-
-        A frame that is not later than the one before begins a drive, as the first of another pass does.
-        """
-        if self._last is not None and frame.timestamp_s <= self._last.timestamp_s:
-            self.reset()
-        with record_runs() as runs:
-            self.step(frame)
-        return runs[-1].inputs
-
-    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes of the head's outputs, best first; see `decode`."""
-        return boxes_of_outputs(self.metadata, outputs)
 
     @property
     def state(self) -> StreamState | None:
@@ -254,13 +223,11 @@ class BevFormerOnnx(CameraRuntime):
         self._last = dataclasses.replace(state, tensors=place)
 
 
-def memory_tensors(view: np.ndarray, position: np.ndarray, degrees: float) -> dict[str, np.ndarray]:
-    """Return the memory by name: `bev_embed` (Q, 1, C), `position` (3,) m, `heading` (1,) degrees."""
-    return dict(
-        bev_embed=view,
-        position=np.array(position, np.float64),
-        heading=np.array([degrees], np.float64),
-    )
+def place_of(record: np.ndarray) -> np.ndarray:
+    """Return the pose (4, 4) of a car that is where its record (18,) says, and does not turn."""
+    pose = np.eye(4)
+    pose[:3, 3] = record[:3]
+    return pose
 
 
 def record_of_info(info: Mapping[str, Any], ego_pose: np.ndarray) -> np.ndarray:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.bevformer.runtime import frame_with_record, record_of
+from mmdeploy_ext.families.bevformer.runtime import frame_with_record, place_of, record_of
 from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD, orientation_of
-from mmdeploy_ext.families.parts.samples import check_dumped, check_given, dumped_cameras, only, picture_files
+from mmdeploy_ext.families.parts.samples import camera_frame, check_given, dumped_cameras, only
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.infos import read_frames
@@ -46,18 +45,13 @@ def frame(data: Mapping[str, Any]) -> Frame:
     record = np.asarray(meta['can_bus'], np.float64)
     if record.shape != (CAN_BUS,):
         raise DataError(f'img_metas: can_bus has shape {record.shape}, expected ({CAN_BUS},)')
-    pose = np.eye(4)
-    pose[:3, 3] = record[:3]
-    images = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
-    return Frame(
-        images=np.float32(images.reshape(images.shape[-4:])),
-        lidar2img=np.asarray(meta['lidar2img'], np.float64),
-        intrinsics=np.tile(np.eye(4), (len(meta['lidar2img']), 1, 1)),
-        ego_pose=np.asarray(meta.get('ego_pose', pose), np.float64),
+    return camera_frame(
+        images,
+        meta['lidar2img'],
+        meta,
+        ego_pose=np.asarray(meta.get('ego_pose', place_of(record)), np.float64),
         timestamp_s=float(meta.get('timestamp', 0.0)),
         scene_token=str(meta['scene_token']),
-        name=str(meta.get('sample_idx', '')),
-        image_files=picture_files(meta),
         can_bus=record,
     )
 
@@ -94,14 +88,5 @@ def driven(frame: Frame) -> Iterator[Frame]:
 
 def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
     """Return a dumped frame as the model got it; for `manifest` see `dumped_cameras`."""
-    check_dumped(tensors, DUMPED)
-    record = np.asarray(tensors['can_bus'], np.float64)
-    pose = np.eye(4)
-    pose[:3, 3] = record[:3]
-    return dumped_cameras(
-        tensors,
-        manifest,
-        ego_pose=pose,
-        timestamp_s=0.0,
-        can_bus=record,
-    )
+    frame = dumped_cameras(tensors, manifest, DUMPED, ego_pose=None, timestamp_s=0.0)
+    return dataclasses.replace(frame, ego_pose=place_of(frame.can_bus))

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.families.parts import bev_plugin_operators
-from mmdeploy_ext.families.parts.bev_attention import SeenViews, attend_cameras, attend_view, attend_views
+from mmdeploy_ext.families.parts import bev_attention, bev_plugin_operators
+from mmdeploy_ext.families.parts.bev_attention import SeenViews
 from mmdeploy_ext.families.parts.bev_grid import cell_centres, pillar_points, project_pillars
 from mmdeploy_ext.families.parts.query_networks import among_themselves, inverse_sigmoid, run_layer
 
@@ -104,17 +104,16 @@ def encode_view(
     centres = cell_centres(*size).to(device)
     looked_at = torch.stack([centres + last.shift * last.exists, centres])
     remembered = torch.cat([last.cells, queries]) * last.exists
+    operators = bev_plugin_operators if by_plugins else bev_attention
     view = tap('bev_query', queries)
     for number, layer in enumerate(encoder.layers):
 
         def attend_time(module: nn.Module, cells: Tensor) -> Tensor:
             views = SeenViews(remembered + cells * (1 - last.exists), looked_at, size)
-            function = bev_plugin_operators.attend_views if by_plugins else attend_views
-            return function(module, cells, position, views)
+            return operators.attend_views(module, cells, position, views)
 
         def attend_space(module: nn.Module, cells: Tensor) -> Tensor:
-            function = bev_plugin_operators.attend_cameras if by_plugins else attend_cameras
-            return function(module, cells, maps, places, is_seen)
+            return operators.attend_cameras(module, cells, maps, places, is_seen)
 
         view = tap(
             f'enc{number}', run_layer(layer, view, dict(self_attn=attend_time, cross_attn=attend_space))
@@ -137,12 +136,12 @@ def decode_objects(head: nn.Module, view: Tensor, by_plugins: bool = False) -> t
     position, objects = head.query_embedding.weight[None].chunk(2, -1)
     reference = transformer.reference_points(position).sigmoid()  # (1, R, 3)
     low, high = view.new_tensor(head.pc_range).split(3)
+    operators = bev_plugin_operators if by_plugins else bev_attention
     logits, boxes = [], []
     for number, layer in enumerate(transformer.decoder.layers):
 
         def attend(module: nn.Module, queries: Tensor, places: Tensor = reference[..., :2]) -> Tensor:
-            function = bev_plugin_operators.attend_view if by_plugins else attend_view
-            return function(module, queries + position, SeenViews(view, places, size))
+            return operators.attend_view(module, queries + position, SeenViews(view, places, size))
 
         objects = tap(
             f'dec{number}',

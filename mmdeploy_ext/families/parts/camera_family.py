@@ -1,18 +1,27 @@
-"""The base of families of several cameras whose queries become boxes without NMS."""
+"""The base of families of several cameras, and of those whose queries become boxes without NMS."""
 
 import abc
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
+from mmdet3d.models import build_model
 from torch import nn
 
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention
 from mmdeploy_ext.families.parts.query_limits import other_limits, synthetic_outputs
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
-from mmdeploy_ext.families.parts.samples import result
+from mmdeploy_ext.families.parts.runtime.rig_frames import moments
+from mmdeploy_ext.families.parts.samples import arrays, result
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.models.catalogue import register_named
+from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.frames import Stepper
 
 Z_AFTER_TWO_SIZES = (0, 1, 3, 4, 2, 5, 6, 7, 8, 9)
@@ -21,25 +30,83 @@ DEFAULT_CAMERAS = 6
 """Number of cameras of a config without `num_cams`."""
 
 
-def cameras_of(cfg: Any) -> int:
-    """Return `num_cams` of a config, the number of its cameras; ConfigError if that is no number of them."""
-    cameras = cfg.get('num_cams', DEFAULT_CAMERAS)
-    if type(cameras) is not int or cameras < 1:
-        raise ConfigError(f'{cfg.filename}: num_cams={cameras!r}, expected a number of cameras')
-    return cameras
+class CameraFamily(SequenceFamily):
+    """Frames of cameras in, boxes out; a memory between frames.
 
-
-class CameraQueryFamily(SequenceFamily):
-    """Frames of cameras in, the best pairs of query and class out as boxes; a memory between frames.
+    A model that it builds has `input_sizes`: the number of cameras, and the height and the width of their
+    pictures in the network's input.
 
     Attributes:
-        columns: of the model's box code, see `query_limits.synthetic_outputs`.
+        detectors: types of the detectors that the family exports.
+        heads: types of their heads.
+        head_key: key of a model's config that has the head.
     """
 
     of_config = "size and cameras are the config's"
     task = 'bbox3d'
     samples = 'frames'
     memory = True
+    detectors: ClassVar[tuple[str, ...]]
+    heads: ClassVar[tuple[str, ...]]
+    head_key: ClassVar[str] = 'pts_bbox_head'
+    moments, dump_tensors = staticmethod(moments), staticmethod(arrays)
+
+    def head_of(self, model: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the config of a model's head; empty if it has none."""
+        return model.get(self.head_key) or {}
+
+    def claims(self, cfg: Any) -> Claim:
+        if self.head_of(cfg.model).get('type') not in self.heads:
+            return Claim.NO  # other models have a detector of the same type
+        return Claim.DETECTOR if cfg.model.get('type') in self.detectors else Claim.HEAD
+
+    def check_model(self, cfg: Any) -> None:
+        """Refuse types and settings of a config's model that are not exported; by itself it checks types."""
+        types = (
+            ('type', cfg.model, self.detectors),
+            (f'{self.head_key}.type', self.head_of(cfg.model), self.heads),
+        )
+        for key, part, exported in types:
+            if part.get('type') not in exported:
+                raise ConfigError(
+                    f'{cfg.filename}: model.{key}={part.get("type")!r}; expected {" or ".join(exported)}'
+                )
+
+    def check(self, cfg: Any, options: Options) -> None:
+        self.check_model(cfg)
+
+    def build(self, cfg: Any) -> nn.Module:
+        self.check_model(cfg)
+        register_named(cfg)  # several models have a detector of the same type
+        model = build_without_weights(cfg, build_model, 'img_backbone')
+        rule = self.preprocess_rule(cfg)
+        model.input_sizes = (rule.num_cameras, *rule.input_size)
+        return model
+
+    def settings_of_cameras(self, cfg: Any) -> Mapping[str, Any]:
+        """Return the part of a config that has `num_cams`, the number of cameras."""
+        return cfg
+
+    def camera_steps(self, cfg: Any) -> Sequence[Mapping[str, Any]]:
+        """Return the steps of a config's test pipeline as `multiview_rule` reads them."""
+        return test_pipeline(cfg)
+
+    def preprocess_rule(self, cfg: Any) -> MultiViewRule:
+        cameras = self.settings_of_cameras(cfg).get('num_cams', DEFAULT_CAMERAS)
+        if type(cameras) is not int or cameras < 1:
+            raise ConfigError(f'{cfg.filename}: num_cams={cameras!r}, expected a number of cameras')
+        steps = self.camera_steps(cfg)
+        with refused_by_name(cfg):
+            return multiview_rule(steps, cameras)
+
+
+class CameraQueryFamily(CameraFamily):
+    """A family of cameras whose best pairs of query and class become boxes.
+
+    Attributes:
+        columns: of the model's box code, see `query_limits.synthetic_outputs`.
+    """
+
     compared = PREDICTIONS
     columns: ClassVar[Sequence[int]] = Z_AFTER_TWO_SIZES
     result = staticmethod(result)
@@ -69,3 +136,17 @@ class CameraQueryFamily(SequenceFamily):
     ) -> Iterable[tuple[str, AbstractContextManager[None]]]:
         pairs = self.num_queries(model) * self.num_classes(model)
         return other_limits(model.pts_bbox_head.bbox_coder, runner.metadata.postprocess, pairs)
+
+
+class ConventionFamily(CameraQueryFamily):
+    """A family whose models were trained with boxes of mmdet3d 0.17 or of 1.x, see `box_conventions`."""
+
+    def build(self, cfg: Any) -> nn.Module:
+        model = super().build(cfg)
+        state_convention(model, cfg)
+        return model
+
+    def load(self, model: nn.Module, path: str, weight_layout: str = 'auto') -> Any:
+        checkpoint = super().load(model, path, weight_layout)
+        note_convention(model, checkpoint)
+        return checkpoint

@@ -5,7 +5,7 @@ import functools
 
 from mmdeploy_ext.contract import options
 from mmdeploy_ext.contract.options import Option
-from mmdeploy_ext.contract.schema import FLAG
+from mmdeploy_ext.contract.schema import COUNT, FLAG, RANGE, maybe, number
 
 # --- graphs of images -----------------------------------------------------------------------------------
 
@@ -34,6 +34,8 @@ CONVENTIONS = '0.17', '1.x'
 clockwise; length, width, height and yaw from x counter-clockwise."""
 AUTOWARE = 'autoware'
 """Choice of `--contract`: the files that a node of Autoware loads."""
+BOX_FACTS = dict(max_num=COUNT, post_center_range=RANGE, score_threshold=maybe(number()), num_classes=COUNT)
+"""Schema of `CameraQueryFamily.box_facts`."""
 STREAM_GROUP = 'multi-camera models (StreamPETR)'
 """Heading of these options in the help text."""
 STREAM_CONTRACT = dataclasses.replace(

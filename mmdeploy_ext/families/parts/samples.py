@@ -49,24 +49,51 @@ def picture_files(meta: Mapping[str, Any]) -> tuple[str, ...]:
     return (files,) if isinstance(files, str) else tuple(map(str, files))
 
 
-def dumped_cameras(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any], **fields: Any) -> Frame:
-    """Return a dumped frame of N cameras, for whose intrinsics unit matrices stand.
+def camera_frame(images: Any, lidar2img: Any, meta: Mapping[str, Any], **fields: Any) -> Frame:
+    """Return a frame of N cameras, for whose intrinsics unit matrices stand.
 
     Args:
-        tensors: of the dump by name: pictures `img` (N, 3, H, W), may be with an axis of samples before,
-            and `lidar2img` (N, 4, 4).
-        manifest: of the dump, which may have `scene_token`, and `frame`, its name.
+        images: (N, 3, H, W), may be with axes of length 1 before.
+        lidar2img: (N, 4, 4).
+        meta: metas of the sample, which may have its name, `sample_idx`, and the files of its pictures.
         fields: further ones of a `Frame`.
     """
-    images, lidar2img = tensors['img'], np.asarray(tensors['lidar2img'], np.float64)
+    images = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
+    lidar2img = np.asarray(lidar2img, np.float64)
     return Frame(
-        images=np.ascontiguousarray(images).reshape(images.shape[-4:]),
+        images=np.ascontiguousarray(images, np.float32).reshape(images.shape[-4:]),
         lidar2img=lidar2img,
         intrinsics=np.tile(np.eye(4), (len(lidar2img), 1, 1)),
-        scene_token=str(manifest.get('scene_token', '')),
-        name=str(manifest.get('frame', '')),
+        name=str(meta.get('sample_idx', '')),
+        image_files=picture_files(meta),
         **fields,
     )
+
+
+def dumped_cameras(
+    tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any], names: Iterable[str], **fields: Any
+) -> Frame:
+    """Return a dumped frame of N cameras as the model got it.
+
+    Args:
+        tensors: of the dump by name.
+        manifest: of the dump, which may have `scene_token`, and `frame`, its name.
+        names: tensors that are read, of which there are `img` (N, 3, H, W), may be with an axis of samples
+            before, `lidar2img` (N, 4, 4), and may be `ego_pose`, `timestamp_s` and others of a `Frame`.
+        fields: further ones of a `Frame`, also in place of tensors.
+
+    Raises:
+        DataError: the dump lacks one of the names.
+    """
+    check_dumped(tensors, names)
+    values = {
+        name: np.asarray(tensors[name], np.float64) for name in names if name not in ('img', 'lidar2img')
+    }
+    if 'timestamp_s' in values:
+        values['timestamp_s'] = float(values['timestamp_s'][0])
+    meta = dict(sample_idx=manifest.get('frame', ''))
+    scene = str(manifest.get('scene_token', ''))
+    return camera_frame(tensors['img'], tensors['lidar2img'], meta, scene_token=scene, **(values | fields))
 
 
 def arrays(model: torch.nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:

@@ -1,32 +1,28 @@
 """The families of PETR and PETRv2: the configs that they claim and refuse, graphs, reference and runtime."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mmdet3d.models import build_model
 from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
-from mmdeploy_ext.core.config import refused_by_name, test_pipeline
+from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.building import build_without_weights
-from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention
-from mmdeploy_ext.families.parts.camera_family import CameraQueryFamily, cameras_of
+from mmdeploy_ext.families.parts.camera_family import ConventionFamily
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
-from mmdeploy_ext.families.parts.runtime.rig_frames import moments
-from mmdeploy_ext.families.parts.samples import arrays
+from mmdeploy_ext.families.parts.samples import dumped_cameras
 from mmdeploy_ext.families.petr.graphs import (
     FEATURES,
+    Sizes,
     graphs,
     predictions,
-    sizes,
     valid_for,
 )
 from mmdeploy_ext.families.petr.live import FOLLOWED, replaced
@@ -39,30 +35,25 @@ from mmdeploy_ext.families.petr.runtime import (
     bound_note,
 )
 from mmdeploy_ext.families.petr.samples import (
+    DUMPED,
     camera_steps,
     driven,
-    dumped_frame,
     frame,
     start_gap_s,
 )
 from mmdeploy_ext.families.petr.seeded import petr_weights
-from mmdeploy_ext.models.catalogue import register_named
-from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 
-DETECTOR = 'Petr3D'
-"""Type of the detector; StreamPETR's has the same."""
 
-
-class PetrFamily(CameraQueryFamily):
+class PetrFamily(ConventionFamily):
     """`Petr3D` with `PETRHead`, which sees one frame.
 
     Attributes:
-        head: type of the head.
         frames: that a head sees, 1 or 2.
     """
 
-    head: ClassVar[str] = 'PETRHead'
+    detectors, heads = ('Petr3D',), ('PETRHead',)
     frames: ClassVar[int] = 1
     name = 'petr'
     exports = 'Petr3D with PETRHead or PETRv2Head (mmdeploy_ext/families/petr/README.md)'
@@ -79,35 +70,32 @@ class PetrFamily(CameraQueryFamily):
     bars_of = 'the portable contract on a CPU'
     unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token')
     ignored_prefixes = ('pts_bbox_head.code_weights',)
+    needed_settings: ClassVar[Mapping[str, bool]] = dict(
+        with_position=True, with_multiview=True, normedlinear=False
+    )
     reference = staticmethod(PetrReference)
     replaced, followed = staticmethod(replaced), FOLLOWED
-    frame, moments = staticmethod(frame), staticmethod(moments)
-    dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped_frame)
+    frame = staticmethod(frame)
+    dumped_frame = staticmethod(functools.partial(dumped_cameras, names=DUMPED))
     graphs = staticmethod(graphs)
 
-    def claims(self, cfg: Any) -> Claim:
-        if (cfg.model.get('pts_bbox_head') or {}).get('type') != self.head:
-            return Claim.NO
-        return Claim.DETECTOR if cfg.model.get('type') == DETECTOR else Claim.HEAD
-
-    def check(self, cfg: Any, options: Options) -> None:
-        _check_model(cfg.filename, cfg.model)
+    def check_model(self, cfg: Any) -> None:
+        super().check_model(cfg)
+        absent = dict(with_position=True, normedlinear=False)
+        head = absent | dict(self.head_of(cfg.model))
+        wrong = [key for key, value in self.needed_settings.items() if head.get(key) != value]
+        if wrong:
+            raise ConfigError(
+                f'{cfg.filename}: {", ".join(f"pts_bbox_head.{key}={head.get(key)}" for key in wrong)}; '
+                f'expected {", ".join(str(self.needed_settings[key]) for key in wrong)}, as in the published '
+                'configs'
+            )
 
     def build(self, cfg: Any) -> nn.Module:
-        _check_model(cfg.filename, cfg.model)
-        register_named(cfg)  # StreamPETR's detector has the same type
-        model = build_without_weights(cfg, build_model, 'img_backbone')
-        rule = self.preprocess_rule(cfg)
-        model.input_sizes = (rule.num_cameras, *rule.input_size)  # cameras, height and width, for `sizes`
-        model.picture_size = tuple(rule.size)  # height and width without padding
+        model = super().build(cfg)
+        model.picture_size = tuple(self.preprocess_rule(cfg).size)  # height and width without padding
         model.start_gap_s = start_gap_s(test_pipeline(cfg))
-        state_convention(model, cfg)
         return model
-
-    def load(self, model: nn.Module, path: str, weight_layout: str = 'auto') -> Any:
-        checkpoint = super().load(model, path, weight_layout)
-        note_convention(model, checkpoint)
-        return checkpoint
 
     def seeded(self, cfg: Any, seed: int) -> nn.Module:
         model = self.build(cfg)
@@ -117,10 +105,8 @@ class PetrFamily(CameraQueryFamily):
     def num_queries(self, model: nn.Module) -> int:
         return int(model.pts_bbox_head.num_query)
 
-    def preprocess_rule(self, cfg: Any) -> MultiViewRule:
-        cameras = cameras_of(cfg)
-        with refused_by_name(cfg):
-            return multiview_rule(camera_steps(test_pipeline(cfg)), cameras)
+    def camera_steps(self, cfg: Any) -> Sequence[Mapping[str, Any]]:
+        return camera_steps(test_pipeline(cfg))
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         dataset = generated_dataset(folder, cfg, 'CustomNuScenesDataset', views=rule)
@@ -150,7 +136,7 @@ class PetrFamily(CameraQueryFamily):
         return PetrReference(model, notes)
 
     def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
-        return predictions(sizes(model)) if options.contract == DL4AGX else ()
+        return predictions(Sizes(model)) if options.contract == DL4AGX else ()
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         # the published model knows no time gap: the proof and the metrics compare like with like
@@ -172,23 +158,7 @@ class PetrFamily(CameraQueryFamily):
 class Petrv2Family(PetrFamily):
     """`Petr3D` with `PETRv2Head`, which sees the frame before, too."""
 
-    head, frames = 'PETRv2Head', 2
+    heads, frames = ('PETRv2Head',), 2
     name = 'petrv2'
     unread_fields = ('intrinsics',)
-
-
-def _check_model(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse detectors and settings that are not exported."""
-    head = model.get('pts_bbox_head') or {}
-    if model.get('type') != DETECTOR:
-        raise ConfigError(f'{filename}: model.type={model.get("type")!r}; PETR exports {DETECTOR}')
-    needed = dict(with_position=True, with_multiview=True, normedlinear=False)
-    if head.get('type') == Petrv2Family.head:
-        needed |= dict(with_fpe=True, with_time=True, with_multi=True)
-    absent = dict(with_position=True, normedlinear=False)
-    wrong = [key for key, value in needed.items() if head.get(key, absent.get(key)) != value]
-    if wrong:
-        raise ConfigError(
-            f'{filename}: {", ".join(f"pts_bbox_head.{key}={head.get(key)}" for key in wrong)}; expected '
-            f'{", ".join(str(needed[key]) for key in wrong)}, as in the published configs'
-        )
+    needed_settings = PetrFamily.needed_settings | dict(with_fpe=True, with_time=True, with_multi=True)

@@ -18,6 +18,7 @@ from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.same_bytes import SameBytes
+from mmdeploy_ext.families.parts.camera_graphs import feature_maps, map_shapes
 from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.runtime.query_boxes import output_specs
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
@@ -79,19 +80,12 @@ def gated(head: nn.Module, rays: Tensor, tokens: Tensor) -> Tensor:
     return head.fpe(rays, tokens) if hasattr(head, 'fpe') else rays
 
 
-def levels_of(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Return the feature maps (N, C, h, w) of each level, of pictures (N, 3, H, W)."""
-    maps = model.img_backbone(images)
-    maps = list(maps.values()) if isinstance(maps, dict) else list(maps)
-    return list(model.img_neck(maps)) if model.with_img_neck else maps
-
-
 class ExtractImgFeat(OfModel):
     """Backbone and neck."""
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
         """Return the feature map (1, N, C, h, w) of pictures (N, 3, H, W)."""
-        return (levels_of(self.model, img)[0].unsqueeze(0),)
+        return (feature_maps(self.model, img)[0].unsqueeze(0),)
 
 
 class BoundFeatures(OfModel):
@@ -99,7 +93,7 @@ class BoundFeatures(OfModel):
 
     def forward(self, img: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
         """Return the maps of each level; see `bound`."""
-        maps = levels_of(self.model, img)
+        maps = feature_maps(self.model, img)
         if not before:
             return tuple(level.unsqueeze(1) for level in maps)
         pairs = zip(maps, before, strict=True)
@@ -180,7 +174,6 @@ def difference_of(embedded: Tensor, matrices: Tensor) -> Tensor:
     return (embedded - matrices).abs().max()
 
 
-@dataclasses.dataclass(frozen=True)
 class Sizes:
     """The numbers that determine all shapes; see the glossary.
 
@@ -188,43 +181,19 @@ class Sizes:
         cameras, height, width: N, H, W.
         frames: F.
         levels: (C, h, w) of each feature map; the head takes the first.
+        map_size: (h, w) of the first level.
         positions: channels of the embedding.
         layers, queries, classes: L, R, K.
     """
 
-    cameras: int
-    height: int
-    width: int
-    frames: int
-    levels: tuple[tuple[int, int, int], ...]
-    positions: int
-    layers: int
-    queries: int
-    classes: int
-
-    @property
-    def map_size(self) -> tuple[int, int]:
-        """(h, w) of the first level."""
-        return self.levels[0][1:]
-
-
-def sizes(model: nn.Module) -> Sizes:
-    """Read the numbers from a detector; the maps' sizes are those of a picture of zeros."""
-    head, (cameras, height, width) = model.pts_bbox_head, model.input_sizes
-    with torch.no_grad():
-        picture = head.reference_points.weight.new_zeros((1, 3, height, width))
-        levels = tuple(tuple(level.shape[1:]) for level in levels_of(model, picture))
-    return Sizes(
-        cameras=cameras,
-        height=height,
-        width=width,
-        frames=frames_of(model),
-        levels=levels,
-        positions=int(head.embed_dims),
-        layers=len(head.transformer.decoder.layers),
-        queries=int(head.num_query),
-        classes=int(head.num_classes),
-    )
+    def __init__(self, model: nn.Module) -> None:
+        head = model.pts_bbox_head
+        self.cameras, self.height, self.width = model.input_sizes
+        self.frames = frames_of(model)
+        self.levels = map_shapes(model, self.height, self.width)
+        self.map_size = self.levels[0][1:]
+        self.positions, self.layers = int(head.embed_dims), len(head.transformer.decoder.layers)
+        self.queries, self.classes = int(head.num_query), int(head.num_classes)
 
 
 def predictions(size: Sizes) -> tuple[TensorSpec, TensorSpec]:
@@ -330,7 +299,7 @@ def for_precision(spec: GraphSpec, precision: str) -> GraphSpec:
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return the three graphs of a contract."""
-    size, folded = sizes(model), fuse(model)
+    size, folded = Sizes(model), fuse(model)
     pictures = [model.picture_size] * size.cameras * size.frames
     padding = padding_mask(pictures, (size.height, size.width), size.map_size)
     embedding = PositionEmbedding(folded, (size.height, size.width), size.map_size)

@@ -5,13 +5,12 @@ They run the layers of the model: backbone, neck, encoders, gate, decoder, branc
 Source of the names: megvii-research/PETR f7525f9 (no code).
 """
 
-import sys
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_of_class
+from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_parts
 from mmdeploy_ext.models.camera_detector import CameraDetector
 from mmdeploy_ext.models.petr import head, transformer
 from mmdeploy_ext.models.query_boxes import QueryBoxCoder
@@ -24,14 +23,17 @@ FOLLOWED: Followed = (
     (QueryBoxCoder, ('decode_single',)),
 )
 """This package's classes, and methods of them that graphs and runtime compute by other code."""
-DETECTOR = (
-    'extract_feat', 'extract_img_feat', 'forward', 'forward_test', 'simple_test', 'simple_test_pts',
-)  # fmt: skip
 HEAD = ('forward', 'position_embeding', 'get_bboxes')
-CODER = ('decode', 'decode_single')
-"""Methods of upstream's classes that graphs and runtime compute by other code."""
-FUNCTIONS = dict(head=('pos2posemb3d',), coder=('denormalize_bbox',))
-"""Part -> functions that its module uses."""
+UPSTREAM = dict(
+    Petr3D=('extract_feat', 'extract_img_feat', 'forward', 'forward_test', 'simple_test', 'simple_test_pts'),
+    PETRHead=HEAD,
+    PETRv2Head=HEAD,
+    PETRTransformer=('forward',),
+    NMSFreeCoder=('decode', 'decode_single'),
+)
+"""The same of upstream's classes, by name."""
+FUNCTIONS = dict(PETRHead=('pos2posemb3d',), PETRv2Head=('pos2posemb3d',), NMSFreeCoder=('denormalize_bbox',))
+"""Class of upstream -> functions that its module uses."""
 
 
 def is_ours(live_head: nn.Module) -> bool:
@@ -51,8 +53,6 @@ def run_decoder(
     query_pos = query_pos.unsqueeze(1)
     padding = None if padding is None else padding.flatten().unsqueeze(0)
     decoder, start = live_head.transformer.decoder, torch.zeros_like(query_pos)
-    if is_ours(live_head):
-        return decoder(start, query_pos, tokens, positions, padding).transpose(1, 2)
     outputs = decoder(
         query=start,
         key=tokens,
@@ -66,16 +66,12 @@ def run_decoder(
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Yield the methods and functions of a live model that graphs and runtime compute by other code."""
+    """Return the methods and functions of a live model that graphs and runtime compute by other code."""
     live_head = model.pts_bbox_head
-    parts = (model, live_head, live_head.transformer, live_head.bbox_coder)
-    if is_ours(live_head):
-        for part in parts:
-            yield from replaced_of_class(part, FOLLOWED)
-        return
-    yield Replaced(model, 'Petr3D', DETECTOR)
-    yield Replaced(live_head, 'PETRv2Head' if hasattr(live_head, 'fpe') else 'PETRHead', HEAD)
-    yield Replaced(live_head.transformer, 'PETRTransformer', ('forward',))
-    yield Replaced(live_head.bbox_coder, 'NMSFreeCoder', CODER)
-    for part, key in ((live_head, 'head'), (live_head.bbox_coder, 'coder')):
-        yield Replaced(sys.modules[type(part).__module__], f'functions of the {key}', FUNCTIONS[key])
+    parts = {
+        model: 'Petr3D',
+        live_head: 'PETRv2Head' if hasattr(live_head, 'fpe') else 'PETRHead',
+        live_head.transformer: 'PETRTransformer',
+        live_head.bbox_coder: 'NMSFreeCoder',
+    }
+    return replaced_parts(parts, is_ours(live_head), FOLLOWED, UPSTREAM, FUNCTIONS)

@@ -3,8 +3,8 @@
 import dataclasses
 
 from mmdeploy_ext.contract import options
-from mmdeploy_ext.contract.schema import COUNT, RANGE, full_record, mapping, maybe, number, one_of
-from mmdeploy_ext.families.parts.options import CONVENTIONS
+from mmdeploy_ext.contract.schema import full_record, mapping, number, one_of
+from mmdeploy_ext.families.parts.options import BOX_FACTS, CONVENTIONS
 
 PORTABLE, DL4AGX = 'portable', 'dl4agx'
 """Choices of `--contract`."""
@@ -23,10 +23,7 @@ OPTIONS = (
 )
 """Options of the family."""
 POSTPROCESS = full_record(
-    max_num=COUNT,
-    post_center_range=RANGE,
-    score_threshold=maybe(number()),
-    num_classes=COUNT,
+    **BOX_FACTS,
     box_convention=one_of(*CONVENTIONS),
     start_gap_s=number(above=0),
     valid_for=mapping(one_of(FRAME, RIG, MODEL)),

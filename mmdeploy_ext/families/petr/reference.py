@@ -1,7 +1,7 @@
 """PETR and PETRv2 in PyTorch as a stepper: the test path of the user's detector or of ours, unpatched."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,17 +10,16 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.taps import collect_taps, tap
+from mmdeploy_ext.families.parts.camera_reference import CameraReference
 from mmdeploy_ext.families.parts.lidar_parts import watching
 from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
-from mmdeploy_ext.families.parts.samples import as_trained
 from mmdeploy_ext.families.petr.graphs import frames_of
-from mmdeploy_ext.families.petr.runtime import camera_times, memory_tensors, place_of
-from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.families.petr.runtime import camera_times, memory_of
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 
-class PetrReference:
+class PetrReference(CameraReference):
     """The detector's own test path; of PETRv2 it gets the pictures of the last frame behind the present ones.
 
     The calibration of the last frame is moved into the present LiDAR frame here, in float64, as upstream's
@@ -29,10 +28,8 @@ class PetrReference:
 
     def __init__(self, model: torch.nn.Module, notes: Sequence[str] = ()) -> None:
         """Keep the detector; `notes` are sentences for the verdict about the contract."""
-        self.model, self.head = model, model.pts_bbox_head
-        self.device = next(model.parameters()).device
         self.frames, self._notes = frames_of(model), tuple(notes)
-        self.reset()
+        super().__init__(model)
 
     def reset(self) -> None:
         """Forget the last frame."""
@@ -41,9 +38,8 @@ class PetrReference:
 
     @property
     def notes(self) -> list[str]:
-        """Notes on the convention of boxes that the model was trained with, and on the frame before."""
-        convention = self.model.box_convention
-        notes = [f'trained with boxes of mmdet3d {convention}; results are compared as boxes of 1.x']
+        """Those of the base, on the frame before, and on the contract."""
+        notes = super().notes
         if self.frames > 1:
             notes.append(
                 'the frame before is the last one that ran; the published evaluation takes sweeps of about '
@@ -53,13 +49,11 @@ class PetrReference:
 
     @property
     def state(self) -> StreamState | None:
-        """What is kept of the last frame, see `runtime.memory_tensors`; its pictures are not in it."""
+        """What is kept of the last frame, see `runtime.memory_of`; its pictures are not in it."""
         if self._last is None:
             return None
-        last, tensors = self._last, {}
-        if self.frames > 1:
-            tensors = memory_tensors(self._maps, last.lidar2img, camera_times(last))
-        return StreamState(tensors, *place_of(last), last.scene_token or '')
+        maps = self._maps if self.frames > 1 else None
+        return memory_of(self._last, self._last.scene_token or '', maps)
 
     @state.setter
     def state(self, state: StreamState | None) -> None:
@@ -70,42 +64,27 @@ class PetrReference:
                 'that frame instead'
             )
 
-    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes that the head itself decodes from its outputs."""
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
-        with torch.no_grad():
-            ((boxes, scores, labels),) = self.head.get_bboxes(
-                tensors, [dict(box_type_3d=LiDARInstance3DBoxes)]
-            )
-        result = dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels)
-        return as_trained(result, self.model.box_convention)
-
     def step(self, frame: Frame) -> StepResult:
         """Run one frame through `forward_test`; an invalid calibration, pose or time raises a DataError."""
         frame_checks.check_matrices('lidar2img', frame.lidar2img, len(frame.images))
         if self.frames > 1:
             frame_checks.check_pose(frame.ego_pose)
         is_first = self._last is None or self._last.scene_token != frame.scene_token
-        count, seen = len(frame.images), {}
-        hook = self.head.register_forward_pre_hook(lambda module, inputs: seen.update(maps=inputs[0]))
+        count = len(frame.images)
         hooks = {
-            self.head: lambda inputs, outputs: {name: outputs[name] for name in PREDICTIONS},
             self.head.position_encoder: lambda inputs, outputs: dict(pos_embed=outputs[None, :count]),
+            self.head: lambda inputs, outputs: dict(
+                {name: outputs[name] for name in PREDICTIONS}, img_feats=inputs[0][0][:, :count]
+            ),
         }
-        try:
-            with torch.no_grad(), collect_taps() as taps, watching(hooks) as values:
-                results = self.model(return_loss=False, rescale=True, **self._data(frame, is_first))
-        finally:
-            hook.remove()
-        values['img_feats'] = seen['maps'][0][:, :count]
+        with torch.no_grad(), collect_taps() as taps, watching(hooks) as values:
+            results = self.model(return_loss=False, rescale=True, **self._data(frame, is_first))
         for name, value in (taps | values | self._inputs(frame, is_first)).items():
             tap(name, value)  # for `collect_taps` around this step
         outputs = {name: value.detach().cpu().numpy().copy() for name, value in values.items()}
-        self._last, self._maps = (
-            dataclasses.replace(frame, images=np.array(frame.images)),
-            outputs['img_feats'],
-        )
-        return StepResult(outputs, as_trained(results[0]['pts_bbox'], self.model.box_convention), is_first)
+        self._last = dataclasses.replace(frame, images=np.array(frame.images))
+        self._maps = outputs['img_feats']
+        return StepResult(outputs, self.detections(results[0]['pts_bbox']), is_first)
 
     def _inputs(self, frame: Frame, is_first: bool) -> dict[str, torch.Tensor]:
         """Return what a dump has of a frame, besides the tensors of the model."""

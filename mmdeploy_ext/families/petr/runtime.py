@@ -11,10 +11,8 @@ K classes.
 
 from __future__ import annotations
 
-import dataclasses
-import logging
+import copy
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,20 +20,18 @@ import numpy as np
 from mmdeploy_ext.core.errors import DataError, ModelFileError
 from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS, above, decode
-from mmdeploy_ext.families.parts.runtime.rig_frames import CameraRuntime, is_another_scene
+from mmdeploy_ext.families.parts.runtime.rig_frames import CameraRuntime, scene_of
 from mmdeploy_ext.families.petr.options import PORTABLE
-from mmdeploy_ext.runtime.exported import check_finite, check_same_export, export_files
+from mmdeploy_ext.runtime.exported import check_same_export, export_files, names_in
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, relative_motion
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.preprocess.cameras import Calibration
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.exported import Paths
 
-logger = logging.getLogger(__name__)
 FAMILIES = dict(petr=1, petrv2=2)
 """Name of a family in the metadata -> frames that its head sees."""
 EMBEDDING = 'position_embedding'
@@ -70,27 +66,6 @@ def bound_note(frames: int) -> str:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """What is kept of a frame: of PETR neither feature maps nor cameras.
-
-    Attributes:
-        ego_pose: (4, 4) float64, LiDAR to global.
-        timestamp_s: absolute.
-        scene_token: '' if it is unknown.
-        maps: feature maps (1, N, C, h, w) of each level that the files give.
-        lidar2img: (N, 4, 4) float64.
-        camera_times_s: (N,) float64, absolute.
-    """
-
-    ego_pose: np.ndarray
-    timestamp_s: float
-    scene_token: str
-    maps: tuple[np.ndarray, ...] = ()
-    lidar2img: np.ndarray | None = None
-    camera_times_s: np.ndarray | None = None
-
-
 def inverse_of(lidar2img: np.ndarray) -> np.ndarray:
     """Return the inverses (1, N, 4, 4) float32 of matrices (N, 4, 4), computed in float64."""
     return np.linalg.inv(np.asarray(lidar2img, np.float64)).astype(np.float32)[None]
@@ -107,10 +82,19 @@ def camera_times(frame: Frame) -> np.ndarray:
     return times
 
 
-def place_of(frame: Frame) -> tuple[np.ndarray, float]:
-    """Return pose (4, 4) and time of a frame; a unit matrix and 0 for a frame that PETR alone can take."""
+def memory_of(frame: Frame, scene_token: str, maps: np.ndarray | None) -> StreamState:
+    """Return what is kept of a frame.
+
+    Of PETRv2 that is `img_feats` (1, N, C, h, w), its first feature map, `lidar2img` (N, 4, 4) and
+    `camera_times_s` (N,), absolute seconds. Of PETR, whose `maps` are None, it is pose and time alone, for
+    which a unit matrix and 0 stand if the frame has none.
+    """
     pose = np.eye(4) if frame.ego_pose is None else np.array(frame.ego_pose, np.float64)
-    return pose, float(frame.timestamp_s or 0.0)
+    tensors = {}
+    if maps is not None:
+        lidar2img = np.array(frame.lidar2img, np.float64)
+        tensors = dict(img_feats=maps, lidar2img=lidar2img, camera_times_s=camera_times(frame))
+    return StreamState(tensors, pose, float(frame.timestamp_s or 0.0), scene_token)
 
 
 def mean_gap_s(time_s: float, times_s: np.ndarray, earlier_s: np.ndarray) -> np.float32:
@@ -139,10 +123,6 @@ class PetrOnnx(CameraRuntime):
 
     Attributes:
         frames: 1 for PETR, 2 for PETRv2, which needs poses and times.
-        num_cameras: N.
-        image_shape: (N, 3, H, W) of prepared images.
-        max_gap_s: a longer gap between two frames begins a scene; None never does.
-        was_reset: whether the last frame began a scene.
     """
 
     def __init__(
@@ -157,7 +137,7 @@ class PetrOnnx(CameraRuntime):
 
         Args:
             paths: the folder of an export, or its three files.
-            max_gap_s: see the class. The published model knows no gap, so proofs pass None.
+            max_gap_s: of PETRv2, see the class. The published model knows no gap, so proofs pass None.
             engine: registered name of the backend.
             options: of the backend, for example `providers`, `threads`.
 
@@ -167,7 +147,8 @@ class PetrOnnx(CameraRuntime):
         """
         super().__init__()
         backends = {}
-        for file in export_files(paths, _names_in(paths)):
+        names = names_in(paths, PORTABLE_FILES, *map(bound_files, FAMILIES.values()))
+        for file in export_files(paths, names):
             backend = self.opened(engine, file, options)
             family = backend.metadata.family
             backend.metadata.require(file, family if family in FAMILIES else next(iter(FAMILIES)))
@@ -188,44 +169,15 @@ class PetrOnnx(CameraRuntime):
         self.contract = self.metadata.options['contract']
         self.notes = () if self.contract == PORTABLE else (bound_note(self.frames),)
         self.image_shape = tuple(self.backbone.spec.tensor('img').axes)
-        self.num_cameras = self.image_shape[0]
         self.seconds = dict(backbone=0.0, embedding=0.0, head=0.0)
-        self.max_gap_s, self.was_reset = max_gap_s, False
+        self.max_gap_s = max_gap_s if self.frames > 1 else None
         self._embedded: tuple[bytes, dict[str, np.ndarray]] = (b'', {})
         self.reset()
 
     def reset(self) -> None:
         """Forget the last frame: the next one begins a scene."""
-        self._last: Seen | None = None
-
-    def detect(
-        self,
-        images_bgr: Sequence[np.ndarray],
-        calibration: Calibration,
-        ego_pose: np.ndarray,
-        timestamp_s: float,
-        scene_token: str | None = None,
-        camera_times_s: np.ndarray | None = None,
-    ) -> Detections3D:
-        """Return the boxes in the images of one moment, in its LiDAR frame.
-
-        Args:
-            images_bgr: N images (h, w, 3) uint8 as OpenCV reads them, in the order of `rule.cameras`.
-            calibration: of `rule.calibrate`.
-            ego_pose: (4, 4) float64, LiDAR frame to a global frame; PETR does not read it.
-            timestamp_s: seconds, absolute or from any fixed point.
-            scene_token: a change begins a scene; None leaves the scene as it was.
-            camera_times_s: (N,) of the pictures; None: all at `timestamp_s`.
-        """
-        frame = Frame(
-            self.rule.apply(images_bgr),
-            *calibration,
-            ego_pose,
-            timestamp_s,
-            scene_token,
-            camera_times_s=camera_times_s,
-        )
-        return self.step(frame).detections
+        self._last: StreamState | None = None
+        self._further_maps: tuple[np.ndarray, ...] = ()
 
     def step(self, frame: Frame) -> StepResult:
         """Run a prepared frame.
@@ -237,55 +189,43 @@ class PetrOnnx(CameraRuntime):
         """
         images = frame_checks.check_prepared(frame.images, self.image_shape)
         img2lidar = inverse_of(frame_checks.check_matrices('lidar2img', frame.lidar2img, self.num_cameras))
-        is_first = self._begins_scene(frame)
+        if self.frames > 1:
+            frame_checks.check_pose(frame.ego_pose)
+            frame_checks.check_time(frame.timestamp_s)
+        is_first = self.begins_scene(self._last, frame.timestamp_s, frame.scene_token)
         start = time.perf_counter()
         maps = self._features(images, is_first)
         start = self.passed('backbone', start)
         present = dict(img_feats=maps[0], **self._embed(img2lidar), img2lidar=img2lidar)
-        seen, parts, gap = self._seen(frame, maps), [present], None
+        scene = scene_of(frame.scene_token, self._last)
+        memory = memory_of(frame, scene, maps[0] if self.frames > 1 else None)
+        parts, gap = [present], None
         if self.frames > 1 and is_first:
             gap = self._start_gap(frame)
             parts.append(present)
         elif self.frames > 1:
-            gap = mean_gap_s(frame.timestamp_s, seen.camera_times_s, self._last.camera_times_s)
+            last = self._last.tensors
+            gap = mean_gap_s(frame.timestamp_s, memory.tensors['camera_times_s'], last['camera_times_s'])
             matrices = self._in_present_frame(self._last, frame)
             embedded = self._run_embedding(matrices)
-            parts.append(dict(img_feats=self._last.maps[0], **embedded, img2lidar=matrices))
+            parts.append(dict(img_feats=last['img_feats'], **embedded, img2lidar=matrices))
         start = self.passed('embedding', start)
         outputs = self._detect(parts, gap)
         self.passed('head', start)
-        try:
-            check_finite(outputs, frame.name or 'frame')
-        except Exception:
-            self.reset()
-            raise
-        self._last, self.was_reset = seen, is_first
+        self.check_outputs(outputs, frame)
+        self._last, self._further_maps, self.was_reset = memory, maps[1:], is_first
         outputs |= dict(img_feats=maps[0], pos_embed=present['pos_embed'])
         return StepResult(outputs, self.boxes_of(outputs), is_first)
-
-    def _begins_scene(self, frame: Frame) -> bool:
-        """Return whether a frame has no frame before; a gap longer than `max_gap_s` is logged."""
-        last = self._last
-        if self.frames > 1:
-            frame_checks.check_pose(frame.ego_pose)
-            frame_checks.check_time(frame.timestamp_s)
-        if last is None or is_another_scene(last.scene_token, frame.scene_token):
-            return True
-        if self.frames == 1 or self.max_gap_s is None:
-            return False
-        gap = frame.timestamp_s - last.timestamp_s
-        if gap <= self.max_gap_s:
-            return False
-        logger.warning('a new scene: %.3f s since the last frame, max_gap_s=%g', gap, self.max_gap_s)
-        return True
 
     def _features(self, images: np.ndarray, is_first: bool) -> tuple[np.ndarray, ...]:
         """Return the feature maps (1, N, C, h, w) of the images, of each level that the files give."""
         feeds = dict(img=images)
-        for name in self.backbone.spec.input_names[1:]:  # prev.0, prev.1 of DL4AGX
-            level = int(name.rpartition('.')[2])
+        is_alone = is_first or self.frames == 1
+        last_maps = () if is_alone else (self._last.tensors['img_feats'], *self._further_maps)
+        for level, name in enumerate(self.backbone.spec.input_names[1:]):  # prev.0, prev.1 of DL4AGX
+            # no layer of the head reads further levels, which a state does not have
             axes = self.backbone.spec.tensor(name).axes
-            feeds[name] = np.zeros(axes, np.float32) if is_first else self._last.maps[level]
+            feeds[name] = last_maps[level] if level < len(last_maps) else np.zeros(axes, np.float32)
         outputs = self.backbone.infer(feeds)
         maps = (outputs[name] for name in self.backbone.spec.output_names)
         if self.contract == PORTABLE:
@@ -305,19 +245,10 @@ class PetrOnnx(CameraRuntime):
         """Return `pos_embed` and `embedded_img2lidar` of matrices (1, N, 4, 4)."""
         return dict(self.embedding.infer(dict(img2lidar=img2lidar)))
 
-    def _seen(self, frame: Frame, maps: tuple[np.ndarray, ...]) -> Seen:
-        """Return what is kept of a frame; one without a scene belongs to that of the last frame."""
-        scene = frame.scene_token
-        if scene is None:
-            scene = '' if self._last is None else self._last.scene_token
-        if self.frames == 1:
-            return Seen(*place_of(frame), scene)
-        return Seen(*place_of(frame), scene, maps, np.array(frame.lidar2img, np.float64), camera_times(frame))
-
-    def _in_present_frame(self, last: Seen, frame: Frame) -> np.ndarray:
+    def _in_present_frame(self, last: StreamState, frame: Frame) -> np.ndarray:
         """Return the matrices (1, N, 4, 4) from the pixels of the last frame to the present LiDAR frame."""
         motion = relative_motion(last.ego_pose, frame.ego_pose)
-        return (motion @ np.linalg.inv(last.lidar2img)).astype(np.float32)[None]
+        return (motion @ np.linalg.inv(last.tensors['lidar2img'])).astype(np.float32)[None]
 
     def _start_gap(self, frame: Frame) -> np.float32:
         """Return the time that stands for the gap where there is no frame before."""
@@ -346,63 +277,15 @@ class PetrOnnx(CameraRuntime):
         outputs = self.head.infer(feeds)
         return {name: outputs[bound] for name, bound in BOUND_NAMES.items()}
 
-    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes of the head's outputs, best first; see `decode`."""
-        return boxes_of_outputs(self.metadata, outputs)
-
     @property
     def state(self) -> StreamState | None:
-        """A copy of what is kept of the last frame, None before the first one; see `memory_tensors`."""
-        if self._last is None:
-            return None
-        last = self._last
-        tensors = {}
-        if self.frames > 1:
-            tensors = memory_tensors(last.maps[0], last.lidar2img, last.camera_times_s)
-        return StreamState(tensors, last.ego_pose, last.timestamp_s, last.scene_token)
+        """A copy of what is kept of the last frame, None before the first one; see `memory_of`."""
+        return copy.deepcopy(self._last)
 
     @state.setter
     def state(self, state: StreamState | None) -> None:
         self.reset()
-        if state is None:
-            return
-        tensors, cameras = state.tensors, ()
-        if self.frames > 1:
-            # no layer of the head reads further levels, which only DL4AGX's files have
-            further = [
-                np.zeros(self.backbone.spec.tensor(name).axes, np.float32)
-                for name in self.backbone.spec.input_names[2:]
-            ]
-            maps = (np.array(tensors['img_feats'], np.float32), *further)
-            cameras = (
-                maps,
-                *(np.array(tensors[name], np.float64) for name in ('lidar2img', 'camera_times_s')),
-            )
-        self._last = Seen(state.ego_pose, state.timestamp_s, state.scene_token or '', *cameras)
-
-
-def memory_tensors(
-    maps: np.ndarray, lidar2img: np.ndarray, camera_times_s: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Return the memory of PETRv2 by name, copied.
-
-    They are `img_feats` (1, N, C, h, w), the first feature map, `lidar2img` (N, 4, 4) and `camera_times_s`
-    (N,), absolute seconds, of the last frame.
-    """
-    return dict(
-        img_feats=np.array(maps, np.float32),
-        lidar2img=np.array(lidar2img, np.float64),
-        camera_times_s=np.array(camera_times_s, np.float64),
-    )
-
-
-def _names_in(paths: Paths) -> tuple[str, ...]:
-    """Return the names of the files that a folder has: DL4AGX's if its head is there, else the portable."""
-    if isinstance(paths, str | Path):
-        for frames in (1, 2):
-            if (Path(paths) / f'{bound_files(frames)[1]}.onnx').is_file():
-                return bound_files(frames)
-    return PORTABLE_FILES
+        self._last = copy.deepcopy(state)
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:

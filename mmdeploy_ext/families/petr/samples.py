@@ -8,12 +8,12 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.parts.proof_samples import turned_way
-from mmdeploy_ext.families.parts.samples import check_dumped, check_given, dumped_cameras, only, picture_files
-from mmdeploy_ext.families.parts.stream_samples import as_array, stream_frame
+from mmdeploy_ext.families.parts.samples import camera_frame, check_given, only
+from mmdeploy_ext.families.parts.stream_samples import stream_frame
 from mmdeploy_ext.runtime.frames import Frame
 
-CAMERAS = 6
-"""Cameras of one frame."""
+CAMERAS, OF_CAMERAS = 6, ('images', 'lidar2img', 'intrinsics', 'image_files')
+"""Cameras of one frame, and what it has of each."""
 SWEEPS, RESIZE = 'LoadMultiViewImageFromMultiSweepsFiles', 'ResizeCropFlipImage'
 """Upstream's steps of a test pipeline: the one that loads the frame before, and the one that resizes."""
 SWEEP_S, SWEEP_RANGE = 0.083, (3, 27)
@@ -40,17 +40,11 @@ def frame(data: Mapping[str, Any]) -> Frame:
     meta = only(data['img_metas'], 'img_metas')
     if 'lidar2img' not in meta:
         raise DataError('img_metas has no lidar2img; add it to the meta_keys of Collect3D')
-    lidar2img = np.asarray(meta['lidar2img'], np.float64)[:CAMERAS]
-    return Frame(
-        images=as_array(only(data['img'], 'img'), 4).astype(np.float32)[:CAMERAS],
-        lidar2img=lidar2img,
-        intrinsics=np.tile(np.eye(4), (len(lidar2img), 1, 1)),
-        ego_pose=None,
-        timestamp_s=None,
-        scene_token=None,
-        name=str(meta.get('sample_idx', '')),
-        image_files=picture_files(meta)[:CAMERAS],
+    sample = camera_frame(
+        only(data['img'], 'img'), meta['lidar2img'], meta, ego_pose=None, timestamp_s=None, scene_token=None
     )
+    present = {name: getattr(sample, name)[:CAMERAS] for name in OF_CAMERAS}
+    return dataclasses.replace(sample, **present)
 
 
 def camera_steps(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -89,15 +83,3 @@ def driven(frame: Frame) -> Iterator[Frame]:
             timestamp_s=time,
             camera_times_s=time - lags,
         )
-
-
-def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
-    """Return a dumped frame as the model got it; for `manifest` see `dumped_cameras`."""
-    check_dumped(tensors, DUMPED)
-    return dumped_cameras(
-        tensors,
-        manifest,
-        ego_pose=np.asarray(tensors['ego_pose'], np.float64),
-        timestamp_s=float(tensors['timestamp_s'][0]),
-        camera_times_s=np.asarray(tensors['camera_times_s'], np.float64),
-    )

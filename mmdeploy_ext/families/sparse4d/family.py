@@ -1,27 +1,26 @@
 """The family of Sparse4D: the configs that it claims and refuses, its graphs, reference and runtime."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from mmdet3d.models import build_model
 from torch import nn
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec
-from mmdeploy_ext.core.config import refused_by_name, replaced_entry, test_pipeline
+from mmdeploy_ext.core.config import replaced_entry, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.families.parts.camera_family import CameraFamily
 from mmdeploy_ext.families.parts.info_files import write_infos
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
-from mmdeploy_ext.families.parts.runtime.rig_frames import moments
-from mmdeploy_ext.families.parts.samples import arrays
-from mmdeploy_ext.families.sequence import FRAME_BARS, SequenceFamily
+from mmdeploy_ext.families.parts.samples import dumped_cameras
+from mmdeploy_ext.families.sequence import FRAME_BARS
 from mmdeploy_ext.families.sparse4d.graphs import FEATURES, graphs
 from mmdeploy_ext.families.sparse4d.live import FOLLOWED, replaced
 from mmdeploy_ext.families.sparse4d.network import map_sizes
@@ -36,18 +35,15 @@ from mmdeploy_ext.families.sparse4d.runtime.model import (
     Sparse4DOnnx,
 )
 from mmdeploy_ext.families.sparse4d.samples import (
+    DUMPED,
     camera_steps,
     driven,
-    dumped_frame,
     frame,
     result,
 )
 from mmdeploy_ext.families.sparse4d.seeded import sparse4d_weights
-from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
-
-DETECTOR, HEAD = 'Sparse4D', 'Sparse4DHead'
-"""Types that the family exports."""
 
 
 def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
@@ -69,19 +65,16 @@ def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
     )
 
 
-class Sparse4DFamily(SequenceFamily):
+class Sparse4DFamily(CameraFamily):
     """`Sparse4D` with `Sparse4DHead`, version 3."""
 
+    detectors, heads, head_key = ('Sparse4D',), ('Sparse4DHead',), 'head'
     name = 'sparse4d'
     exports = 'Sparse4D with Sparse4DHead (mmdeploy_ext/families/sparse4d/README.md)'
     similar_names = ('Sparse4D', 'SparseDrive')
-    of_config = "size and cameras are the config's"
-    task = 'bbox3d'
     used_by: ClassVar[Mapping[str, str]] = {
         '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video'
     }
-    samples = 'frames'
-    memory = True
     files = (PORTABLE,)
     compared = PREDICTIONS
     measured = ('portable',)
@@ -91,33 +84,46 @@ class Sparse4DFamily(SequenceFamily):
     ignored_prefixes = ('depth_branch.', 'head.instance_bank.anchor_handler.')
     reference, memory_spec = staticmethod(Sparse4DReference), staticmethod(memory_spec)
     replaced, followed = staticmethod(replaced), FOLLOWED
-    frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
-    dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped_frame)
+    frame, result = staticmethod(frame), staticmethod(result)
+    dumped_frame = staticmethod(functools.partial(dumped_cameras, names=DUMPED))
     graphs = staticmethod(graphs)
 
     def claims(self, cfg: Any) -> Claim:
-        if cfg.model.get('type') == DETECTOR:
+        if cfg.model.get('type') in self.detectors:
             return Claim.DETECTOR
         heads = [cfg.model.get(key) or {} for key in ('head', 'pts_bbox_head')]
-        is_head = any(isinstance(head, dict) and head.get('type') == HEAD for head in heads)
+        is_head = any(isinstance(head, dict) and head.get('type') in self.heads for head in heads)
         return Claim.HEAD if is_head else Claim.NO
 
-    def check(self, cfg: Any, options: Options) -> None:
-        _check_model(cfg.filename, cfg.model)
+    def check_model(self, cfg: Any) -> None:
+        super().check_model(cfg)
+        head = self.head_of(cfg.model)
+        layer, bank = head.get('deformable_model') or {}, head.get('instance_bank') or {}
+        by_operator = cfg.model.get('use_deformable_func') and layer.get('use_deformable_func')
+        wrong = dict(
+            use_deformable_func=not by_operator,
+            decouple_attn=not head.get('decouple_attn', True),
+            num_temp_instances=int(bank.get('num_temp_instances', 0)) <= 0,
+            use_camera_embed=not layer.get('use_camera_embed'),
+            residual_mode=layer.get('residual_mode') != 'cat',
+        )
+        if names := [name for name, is_wrong in wrong.items() if is_wrong]:
+            raise ConfigError(
+                f'{cfg.filename}: {", ".join(names)} of model.head: not as in Sparse4D v3, which is '
+                f'exported: use_deformable_func, decouple_attn and use_camera_embed True, residual_mode '
+                f"'cat', instances that are kept; without the operator the model is another function at the "
+                f'border of pictures'
+            )
 
     def build(self, cfg: Any) -> nn.Module:
-        _check_model(cfg.filename, cfg.model)
-        bank = cfg.model['head']['instance_bank']
-        if isinstance(bank['anchor'], str) and not Path(bank['anchor']).is_file():
+        bank = self.head_of(cfg.model).get('instance_bank') or {}
+        anchor = bank.get('anchor')
+        if isinstance(anchor, str) and not Path(anchor).is_file():
             # every checkpoint has the anchors, which the file only initialises
             zeros = np.zeros((int(bank['num_anchor']), COLUMNS)).tolist()
             with replaced_entry(bank, 'anchor', zeros):
-                model = build_without_weights(cfg, build_model, 'img_backbone')
-        else:
-            model = build_without_weights(cfg, build_model, 'img_backbone')
-        rule = self.preprocess_rule(cfg)
-        model.input_sizes = (rule.num_cameras, *rule.input_size)  # cameras, height and width, for `specs`
-        return model
+                return super().build(cfg)
+        return super().build(cfg)
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.head.layers[-1].cls_layers[-1].out_features)
@@ -127,10 +133,11 @@ class Sparse4DFamily(SequenceFamily):
         model.load_state_dict(sparse4d_weights(model.state_dict(), f'{seed}:' if seed else ''))
         return model
 
-    def preprocess_rule(self, cfg: Any) -> MultiViewRule:
-        layer = cfg.model['head'].get('deformable_model') or {}
-        with refused_by_name(cfg):
-            return multiview_rule(camera_steps(test_pipeline(cfg), cfg), int(layer.get('num_cams', 6)))
+    def settings_of_cameras(self, cfg: Any) -> Mapping[str, Any]:
+        return self.head_of(cfg.model).get('deformable_model') or {}
+
+    def camera_steps(self, cfg: Any) -> Sequence[Mapping[str, Any]]:
+        return camera_steps(test_pipeline(cfg), cfg)
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         infos = write_infos(folder, test_pipeline(cfg), views=rule)
@@ -222,28 +229,3 @@ def _with_limit(coder: Any, facts: dict[str, Any], attribute: str, name: str, va
     """Set a limit in the coder of a model and in the facts of its files while the context lasts."""
     with replaced_entry(vars(coder), attribute, value), replaced_entry(facts, name, value):
         yield
-
-
-def _check_model(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse detectors and settings that are not exported."""
-    head = model.get('head') or {}
-    if model.get('type') != DETECTOR or head.get('type') != HEAD:
-        raise ConfigError(
-            f'{filename}: model.type={model.get("type")!r} with head.type={head.get("type")!r}; expected '
-            f'{DETECTOR} and {HEAD}'
-        )
-    layer, bank = head.get('deformable_model') or {}, head.get('instance_bank') or {}
-    kept = int(bank.get('num_temp_instances', 0))
-    wrong = dict(
-        use_deformable_func=not (model.get('use_deformable_func') and layer.get('use_deformable_func')),
-        decouple_attn=not head.get('decouple_attn', True),
-        num_temp_instances=kept <= 0,
-        use_camera_embed=not layer.get('use_camera_embed'),
-        residual_mode=layer.get('residual_mode') != 'cat',
-    )
-    if names := [name for name, is_wrong in wrong.items() if is_wrong]:
-        raise ConfigError(
-            f'{filename}: {", ".join(names)} of model.head: not as in Sparse4D v3, which is exported: '
-            f"use_deformable_func, decouple_attn and use_camera_embed True, residual_mode 'cat', instances "
-            f'that are kept; without the operator the model is another function at the border of pictures'
-        )

@@ -19,6 +19,7 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.parts.lidar_parts import OfModel
 from mmdeploy_ext.families.parts.traced_inputs import with_examples
 from mmdeploy_ext.families.sparse4d.network import Pictures, Remembered, feature_rows, map_sizes, run_head
 from mmdeploy_ext.families.sparse4d.options import DEPLOY
@@ -68,12 +69,8 @@ class PortableFrame(nn.Module):
         return run_head(self.model.head, pictures, time_interval, last)
 
 
-class Backbone(nn.Module):
+class Backbone(OfModel):
     """Pictures to features."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, img: Tensor) -> tuple[Tensor]:
         """Return the features (1, S, C) of pictures (1, N, 3, H, W)."""

@@ -6,12 +6,11 @@ them are functions of `network.py` and of `runtime/`.
 Source of the names: HorizonRobotics/Sparse4D c41df4b (no code).
 """
 
-import sys
 from collections.abc import Iterator
 
 from torch import nn
 
-from mmdeploy_ext.families.replaced import Followed, Replaced
+from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_parts
 from mmdeploy_ext.models.sparse4d import aggregation, bank, blocks, detector, head
 
 FOLLOWED: Followed = (
@@ -46,20 +45,10 @@ def is_ours(model: nn.Module) -> bool:
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Yield the methods and functions of a live model that graphs and runtime compute by other code."""
-    parts = [model, model.head.decoder, *(part for part in model.head.modules() if part is not model)]
-    for part in parts:
-        if is_ours(model):
-            for followed_class, methods in FOLLOWED:
-                if isinstance(part, followed_class):
-                    yield Replaced(part, followed_class.__name__, methods)
-            continue
-        names = [base.__name__ for base in type(part).__mro__]
-        upstream = next((name for name in names if name in UPSTREAM), None)
-        if upstream is None:
-            continue
-        yield Replaced(part, upstream, UPSTREAM[upstream])
-        if upstream in FUNCTIONS:
-            yield Replaced(
-                sys.modules[type(part).__module__], f'functions of {upstream}', FUNCTIONS[upstream]
-            )
+    """Return the methods and functions of a live model that graphs and runtime compute by other code."""
+    parts = {}
+    for part in (model, model.head.decoder, *model.head.modules()):
+        names = [base.__name__ for base in type(part).__mro__ if base.__name__ in UPSTREAM]
+        if names:
+            parts[part] = names[0]
+    return replaced_parts(parts, is_ours(model), FOLLOWED, UPSTREAM, FUNCTIONS)

@@ -21,11 +21,10 @@ from torch import Tensor
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.attention import multi_head
 from mmdeploy_ext.exporting.ops.deformable_aggregation import aggregate
+from mmdeploy_ext.families.parts.camera_graphs import feature_maps, map_shapes
 from mmdeploy_ext.families.sparse4d.runtime.bank import CENTRE, COSINE, LOG_SIZE, SINE, VELOCITY
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
 
 ENCODERS = dict(pos_fc=CENTRE, size_fc=LOG_SIZE, yaw_fc=slice(6, 8), vel_fc=VELOCITY)
@@ -73,19 +72,11 @@ class Remembered:
 
 def map_sizes(model: nn.Module, cameras: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Return `Pictures.sizes` and `starts` for pictures of so many pixels, by running the network once."""
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        maps = feature_maps(model, torch.zeros(1, 3, height, width, device=device))
-    sizes = torch.tensor([[*level.shape[-2:]] for level in maps], dtype=torch.int32)
+    shapes = map_shapes(model, height, width)
+    sizes = torch.tensor([size for _, *size in shapes], dtype=torch.int32)
     areas = sizes.prod(-1).repeat(cameras)
     starts = areas.cumsum(0) - areas
     return sizes.repeat(cameras, 1, 1), starts.to(torch.int32).reshape(cameras, -1)
-
-
-def feature_maps(model: nn.Module, img: Tensor) -> Sequence[Tensor]:
-    """Return the feature maps of each level (N, C, h, w) of pictures (N, 3, H, W)."""
-    maps = model.img_backbone(img)
-    return model.img_neck(list(maps.values()) if isinstance(maps, dict) else maps)
 
 
 def feature_rows(model: nn.Module, img: Tensor) -> Tensor:

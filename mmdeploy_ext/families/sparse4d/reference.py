@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.core.taps import collect_taps, tap
+from mmdeploy_ext.families.parts.lidar_parts import watching
 from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.sparse4d.border_points import BorderPoints, nearest_decision
 from mmdeploy_ext.families.sparse4d.runtime.boxes import InstanceBoxes
@@ -120,29 +121,15 @@ class Sparse4DReference:
     def _run(self, frame: Frame, points: BorderPoints) -> StepResult:
         frame_checks.check_pose(frame.ego_pose)
         frame_checks.check_time(frame.timestamp_s)
-        was_empty, outputs = self.bank.cached_anchor is None, {}
-
-        def keep_outputs(head: Any, inputs: Any, predictions: Mapping[str, Any]) -> None:
-            outputs.update(predictions, rows=inputs[0][0])
-
-        def keep_feature(layer: Any, inputs: tuple) -> None:
-            outputs['feature'] = inputs[0]
-
-        def keep_first(layer: Any, inputs: tuple, refined: tuple) -> None:
-            outputs['first'] = refined[1]
-
-        handles = [
-            self.head.register_forward_hook(keep_outputs),
-            self.head.layers[-1].register_forward_pre_hook(keep_feature),
-            self.first_refinement.register_forward_hook(keep_first),
-        ]
+        was_empty = self.bank.cached_anchor is None
+        hooks = {
+            self.head: lambda inputs, predictions: dict(predictions, rows=inputs[0][0]),
+            self.head.layers[-1]: lambda inputs, refined: dict(feature=inputs[0]),
+            self.first_refinement: lambda inputs, refined: dict(first=refined[1]),
+        }
         images = torch.from_numpy(np.ascontiguousarray(frame.images, np.float32)).to(self.device)
-        try:
-            with torch.no_grad(), collect_taps() as taps, points.answering():
-                results = self.model(images[None], **self._data(frame))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with torch.no_grad(), collect_taps() as taps, points.answering(), watching(hooks) as outputs:
+            results = self.model(images[None], **self._data(frame))
         self._scene = frame.scene_token or ''
         was_reset = was_empty or not bool(self.bank.mask[0])
         tensors = {

@@ -10,7 +10,7 @@ import torch
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.parts import samples
 from mmdeploy_ext.families.parts.proof_samples import turned_way
-from mmdeploy_ext.families.parts.samples import check_dumped, check_given, dumped_cameras, only, picture_files
+from mmdeploy_ext.families.parts.samples import camera_frame, check_given, only
 from mmdeploy_ext.families.sparse4d.runtime.boxes import InstanceBoxes
 from mmdeploy_ext.runtime.frames import Frame
 
@@ -52,19 +52,15 @@ def frame(data: Mapping[str, Any]) -> Frame:
     """
     check_given(data, KEYS)
     images, projection, timestamp, meta = (only(data[key], key) for key in KEYS)
-    if missing := [key for key in ('T_global',) if not isinstance(meta, dict) or key not in meta]:
-        raise DataError(f'img_metas has no {", ".join(missing)}; add it to the meta_keys of Collect')
-    images, projection, timestamp = (np.asarray(value) for value in (images, projection, timestamp))
-    lidar2img = projection.reshape(-1, 4, 4).astype(np.float64)
-    return Frame(
-        images=np.float32(images.reshape(images.shape[-4:])),
-        lidar2img=lidar2img,
-        intrinsics=np.tile(np.eye(4), (len(lidar2img), 1, 1)),
+    if not isinstance(meta, dict) or 'T_global' not in meta:
+        raise DataError('img_metas has no T_global; add it to the meta_keys of Collect')
+    return camera_frame(
+        images,
+        np.asarray(projection).reshape(-1, 4, 4),
+        meta,
         ego_pose=np.asarray(meta['T_global'], np.float64),
-        timestamp_s=float(timestamp.reshape(-1)[0]),
+        timestamp_s=float(np.asarray(timestamp).reshape(-1)[0]),
         scene_token=str(meta.get('scene_token', '')),
-        name=str(meta.get('sample_idx', '')),
-        image_files=picture_files(meta),
     )
 
 
@@ -92,14 +88,3 @@ def result(detections: InstanceBoxes) -> dict[str, Any]:
     (entry,) = samples.result(detections).values()
     entry['cls_scores'] = torch.from_numpy(np.ascontiguousarray(detections.class_scores))
     return entry
-
-
-def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
-    """Return a dumped frame as the model got it; for `manifest` see `dumped_cameras`."""
-    check_dumped(tensors, DUMPED)
-    return dumped_cameras(
-        tensors,
-        manifest,
-        ego_pose=np.asarray(tensors['ego_pose'], np.float64),
-        timestamp_s=float(tensors['timestamp_s'][0]),
-    )

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mmdet3d.models import build_model
 from torch import nn
 
 from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES as NODE_FILES
@@ -13,17 +12,13 @@ from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.building import build_without_weights
-from mmdeploy_ext.families.parts.camera_family import CameraQueryFamily, cameras_of
+from mmdeploy_ext.families.parts.camera_family import CameraQueryFamily
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import after_a_turn, changed_drive
 from mmdeploy_ext.families.parts.query_limits import IN_ORDER
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
-from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.stream_samples import stream_frame
 from mmdeploy_ext.families.streampetr import autoware
 from mmdeploy_ext.families.streampetr.graphs import graphs
@@ -37,14 +32,9 @@ from mmdeploy_ext.families.streampetr.samples import (
     dumped_frame,
 )
 from mmdeploy_ext.families.streampetr.spec import sizes
-from mmdeploy_ext.models.catalogue import register_named
-from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 
-DETECTORS = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
-"""Names of the detector here and in the forks."""
-HEADS = ('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX')
-"""Types of detectors and heads; those that end in PTH and ONNX are the deployment fork's names for them."""
 TOLERANCES = {
     'embedding': ColumnGroup(rtol=0.0, atol=5e-4),
     'reference_point': ColumnGroup(unit='m', rtol=0.0, atol=2e-3),
@@ -76,8 +66,10 @@ def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
 
 
 class StreamPetrFamily(CameraQueryFamily):
-    """`Petr3D` with `StreamPETRHead`."""
+    """`Petr3D` with `StreamPETRHead`; in the deployment fork their names end in PTH and ONNX."""
 
+    detectors = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
+    heads = ('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX')
     name = 'streampetr'
     exports = 'Petr3D with StreamPETRHead (mmdeploy_ext/families/streampetr/README.md)'
     similar_names = ('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D')
@@ -100,17 +92,25 @@ class StreamPetrFamily(CameraQueryFamily):
     bars_of = 'the deploy contract of R50 at 704x256 on a CPU, where the convolutions are most of the time'
     reference, memory_spec = staticmethod(StreamPetrReference), staticmethod(memory_spec)
     replaced, followed = staticmethod(replaced), FOLLOWED
-    frame, moments = staticmethod(stream_frame), staticmethod(moments)
+    frame = staticmethod(stream_frame)
     dump_tensors, dumped_frame = staticmethod(dump_tensors), staticmethod(dumped_frame)
 
-    def claims(self, cfg: Any) -> Claim:
-        head = (cfg.model.get('pts_bbox_head') or {}).get('type')
-        if head not in HEADS:
-            return Claim.NO  # other models have a detector of the same type
-        return Claim.DETECTOR if cfg.model.get('type') in DETECTORS else Claim.HEAD
+    def check_model(self, cfg: Any) -> None:
+        super().check_model(cfg)
+        if not cfg.model.get('aux_2d_only', True):
+            raise ConfigError(
+                f'{cfg.filename}: model.aux_2d_only=False chooses tokens by the 2D head at test time, which '
+                f'is not exported; expected True'
+            )
+        decoder = (self.head_of(cfg.model).get('transformer') or {}).get('decoder') or {}
+        if decoder.get('post_norm_cfg', dict(type='LN')) is None:
+            raise ConfigError(
+                f'{cfg.filename}: model.pts_bbox_head.transformer.decoder.post_norm_cfg is None: the '
+                f"branches were trained on normalised outputs, another layer's output would reach them"
+            )
 
     def check(self, cfg: Any, options: Options) -> None:
-        _check_model(cfg.filename, cfg.model)
+        super().check(cfg, options)
         stride, (height, width) = int(cfg.model.get('stride', 16)), self.preprocess_rule(cfg).input_size
         if height % stride or width % stride:
             raise ConfigError(
@@ -119,22 +119,14 @@ class StreamPetrFamily(CameraQueryFamily):
             )
 
     def build(self, cfg: Any) -> nn.Module:
-        _check_model(cfg.filename, cfg.model)
-        register_named(cfg)  # PETR's detector has the same type
-        model = build_without_weights(cfg, build_model, 'img_backbone')
+        model = super().build(cfg)
         check_parts(cfg.filename, model)
         rule = self.preprocess_rule(cfg)
-        model.input_sizes = (rule.num_cameras, *rule.input_size)  # cameras, height and width, for `sizes`
         model.image_norm = rule.mean, rule.std, rule.to_rgb  # for `autoware.NodeImages`
         return model
 
     def num_queries(self, model: nn.Module) -> int:
         return int(model.pts_bbox_head.num_query) + int(model.pts_bbox_head.num_propagated)
-
-    def preprocess_rule(self, cfg: Any) -> MultiViewRule:
-        steps, cameras = test_pipeline(cfg), cameras_of(cfg)
-        with refused_by_name(cfg):
-            return multiview_rule(steps, cameras)
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         dataset = generated_dataset(folder, cfg, 'CustomNuScenesDataset', views=rule)
@@ -187,28 +179,3 @@ class StreamPetrFamily(CameraQueryFamily):
         head = model.pts_bbox_head
         embedding = 'embed_positions' if is_ours(head) else 'position_embeding'
         return dict(backbone=[(model, 'extract_img_feat')], embedding=[(head, embedding)])
-
-
-def _check_model(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse detectors, heads and ways to choose tokens that are not exported."""
-    head = model.get('pts_bbox_head') or {}
-    if model.get('type') not in DETECTORS:
-        raise ConfigError(
-            f'{filename}: model.type={model.get("type")!r}; StreamPETR exports {", ".join(DETECTORS)}'
-        )
-    if head.get('type') not in HEADS:
-        raise ConfigError(
-            f'{filename}: model.pts_bbox_head.type={head.get("type")!r}; StreamPETR exports '
-            f'{", ".join(HEADS)}'
-        )
-    if not model.get('aux_2d_only', True):
-        raise ConfigError(
-            f'{filename}: model.aux_2d_only=False chooses tokens by the 2D head at test time, which is not '
-            f'exported; expected True'
-        )
-    decoder = (head.get('transformer') or {}).get('decoder') or {}
-    if decoder.get('post_norm_cfg', dict(type='LN')) is None:
-        raise ConfigError(
-            f'{filename}: model.pts_bbox_head.transformer.decoder.post_norm_cfg is None: the branches '
-            f"were trained on normalised outputs, another layer's output would reach them"
-        )

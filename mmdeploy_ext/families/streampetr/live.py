@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.families.replaced import Followed, Replaced
+from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_parts
 from mmdeploy_ext.models.streampetr.coder import NMSFreeCoder
 from mmdeploy_ext.models.streampetr.detector import Petr3D
 from mmdeploy_ext.models.streampetr.head import StreamPETRHead
@@ -60,8 +60,10 @@ FOLLOWED: Followed = (
     (NMSFreeCoder, CODER_METHODS),
 )
 """This package's classes, and methods of them that the graphs compute by other code."""
+UPSTREAM = dict(Petr3D=DETECTOR_METHODS, StreamPETRHead=HEAD_METHODS, NMSFreeCoder=CODER_METHODS)
+"""The same of upstream's classes, by name."""
 FUNCTIONS = dict(
-    head=(
+    StreamPETRHead=(
         'pos2posemb3d',
         'pos2posemb1d',
         'nerf_positional_encoding',
@@ -69,10 +71,10 @@ FUNCTIONS = dict(
         'transform_reference_points',
         'memory_refresh',
     ),
-    detector=('locations',),
-    coder=('denormalize_bbox',),
+    Petr3D=('locations',),
+    NMSFreeCoder=('denormalize_bbox',),
 )
-"""Part of a model -> functions that its Python module uses, and that the graphs compute by other code."""
+"""Class of upstream -> functions that its Python module uses, and that the graphs compute by other code."""
 LAYERS = (
     'transformer',
     'cls_branches',
@@ -223,19 +225,7 @@ def tap_geometry(model: nn.Module, lidar2img: Tensor, intrinsics: Tensor, images
 
 
 def replaced(model: nn.Module) -> Iterator[Replaced]:
-    """Yield the methods and functions of a live model that the graphs compute by other code."""
+    """Return the methods and functions of a live model that the graphs compute by other code."""
     head = model.pts_bbox_head
-    if is_ours(head):
-        for part in (head, model, head.bbox_coder):
-            for followed_class, methods in FOLLOWED:
-                if isinstance(part, followed_class):
-                    yield Replaced(part, followed_class.__name__, methods)
-        return
-    yield Replaced(model, 'Petr3D', DETECTOR_METHODS)
-    yield Replaced(head, 'StreamPETRHead', HEAD_METHODS)
-    yield Replaced(head.bbox_coder, 'NMSFreeCoder', CODER_METHODS)
-    for part, key in ((head, 'head'), (model, 'detector'), (head.bbox_coder, 'coder')):
-        # the module of the part's class, or of a base of it, that has the functions
-        modules = [sys.modules[base.__module__] for base in type(part).__mro__]
-        module = next((module for module in modules if hasattr(module, FUNCTIONS[key][0])), modules[0])
-        yield Replaced(module, f'functions of the {key}', FUNCTIONS[key])
+    parts = {head: 'StreamPETRHead', model: 'Petr3D', head.bbox_coder: 'NMSFreeCoder'}
+    return replaced_parts(parts, is_ours(head), FOLLOWED, UPSTREAM, FUNCTIONS)

@@ -1,6 +1,5 @@
 """StreamPETR in PyTorch as a stepper: the detector's own test path, unpatched."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,28 +7,20 @@ import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
 from mmdeploy_ext.core.taps import collect_taps, tap
+from mmdeploy_ext.families.parts.camera_reference import CameraReference
 from mmdeploy_ext.families.parts.runtime import frame_checks
-from mmdeploy_ext.families.parts.samples import detections
 from mmdeploy_ext.families.streampetr.live import memory_of, set_memory, tap_geometry, tapped
 from mmdeploy_ext.families.streampetr.runtime.state import FIELDS, to_global, to_local
 from mmdeploy_ext.models.streampetr.memory import Memory
 from mmdeploy_ext.preprocess.cameras import Calibration
-from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, invert_pose
 
 
-class StreamPetrReference:
+class StreamPetrReference(CameraReference):
     """The detector's own test path; its head keeps the memory in global coordinates.
 
     Another scene token empties the memory, as in upstream's code; a gap between times does not.
     """
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
-        self.head = model.pts_bbox_head
-        self.device = next(model.parameters()).device
-        self._last: StreamState | None = None
-        self.reset()
 
     @property
     def state(self) -> StreamState | None:
@@ -56,15 +47,7 @@ class StreamPetrReference:
         """Empty the memory."""
         self.head.reset_memory()
         self.model.prev_scene_token = None
-        self._last = None
-
-    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes that the head itself decodes from its outputs."""
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
-        meta = dict(box_type_3d=LiDARInstance3DBoxes)
-        with torch.no_grad():
-            ((boxes, scores, labels),) = self.head.get_bboxes(tensors, [meta])
-        return detections(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))
+        self._last: StreamState | None = None
 
     def step(self, frame: Frame) -> StepResult:
         """Run one frame through `forward_test`.
@@ -88,7 +71,7 @@ class StreamPetrReference:
         outputs = {name: taps[name].cpu().numpy() for name in ('all_cls_scores', 'all_bbox_preds')}
         outputs['outs_dec'] = taps['out_outs_dec'].cpu().numpy()
         outputs.update((f'post_memory_{name}', rows) for name, rows in self.state.tensors.items())
-        return StepResult(outputs, detections(results[0]['pts_bbox']), not float(taps['prev_exists']))
+        return StepResult(outputs, self.detections(results[0]['pts_bbox']), not float(taps['prev_exists']))
 
     def _data(self, frame: Frame) -> dict[str, Any]:
         """Return the frame in the form of the test loader: one augmentation of one sample."""

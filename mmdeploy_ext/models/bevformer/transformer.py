@@ -9,58 +9,39 @@ from typing import Any
 
 import torch
 from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER, TRANSFORMER_LAYER_SEQUENCE
-from mmcv.cnn.bricks.transformer import (
-    BaseTransformerLayer,
-    TransformerLayerSequence,
-    build_transformer_layer_sequence,
-)
+from mmcv.cnn.bricks.transformer import TransformerLayerSequence, build_transformer_layer_sequence
 from mmcv.runner.base_module import BaseModule
 from mmdet.models.utils.builder import TRANSFORMER
 from torch import nn
 
 from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS
 from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.query_decoder import AttentionLayer
 
 
 @offered(TRANSFORMER_LAYER)
-class BEVFormerLayer(BaseTransformerLayer):
-    """One layer of the encoder, with its steps in the order that `operation_order` gives.
+class BEVFormerLayer(AttentionLayer):
+    """One layer of the encoder, batch first.
 
     Args:
         attn_cfgs: configs of its two attentions.
-        feedforward_channels, ffn_num_fcs, ffn_dropout: width and number of the layers of the feed-forward
-            network, and the share of its values that training drops.
-        operation_order: names of the steps, as mmcv's `BaseTransformerLayer` has them.
+        operation_order: names of the steps.
         act_cfg: activation of the feed-forward network; None: ReLU.
         norm_cfg: normalisation; None: a layer normalisation.
-        training: options that are not used at test time.
+        options: of `AttentionLayer`.
     """
 
     def __init__(
         self,
         attn_cfgs: Any,
-        feedforward_channels: int,
-        ffn_dropout: float = 0.0,
-        operation_order: tuple[str, ...] | None = None,
+        operation_order: tuple[str, ...],
         act_cfg: dict | None = None,
         norm_cfg: dict | None = None,
-        ffn_num_fcs: int = 2,
-        **training: Any,
+        **options: Any,
     ) -> None:
-        network = dict(
-            type='FFN',
-            feedforward_channels=feedforward_channels,
-            num_fcs=ffn_num_fcs,
-            ffn_drop=ffn_dropout,
-            act_cfg=act_cfg or dict(type='ReLU', inplace=True),
-        )
-        super().__init__(
-            attn_cfgs=attn_cfgs,
-            ffn_cfgs=network,
-            operation_order=operation_order,
-            norm_cfg=norm_cfg or dict(type='LN'),
-            batch_first=True,
-        )
+        options['ffn_cfgs'] = dict(type='FFN', act_cfg=act_cfg or dict(type='ReLU', inplace=True))
+        options |= dict(norm_cfg=norm_cfg or dict(type='LN'), batch_first=True)
+        super().__init__(attn_cfgs, operation_order, **options)
 
 
 @offered(TRANSFORMER_LAYER_SEQUENCE)

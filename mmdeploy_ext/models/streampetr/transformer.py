@@ -13,49 +13,25 @@ from typing import Any
 import torch
 from mmcv.cnn import xavier_init
 from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER
-from mmcv.cnn.bricks.transformer import (
-    BaseTransformerLayer,
-    build_transformer_layer_sequence,
-)
-from mmcv.runner.base_module import BaseModule
 from mmdet.models.utils.builder import TRANSFORMER
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import offered
-from mmdeploy_ext.models.query_decoder import FFN_KEYS
+from mmdeploy_ext.models.query_decoder import AttentionLayer, DecoderTransformer
 
 
 @offered(TRANSFORMER_LAYER)
-class PETRTemporalDecoderLayer(BaseTransformerLayer):
-    """One decoder layer, in the order that `operation_order` gives.
+class PETRTemporalDecoderLayer(AttentionLayer):
+    """An `AttentionLayer` whose self attention reads the memory, too."""
 
-    `with_cp` recomputes it in the backward pass instead of keeping its activations. The options of `FFN_KEYS`
-    belong to the feed-forward network, and take precedence over `ffn_cfgs`.
-    """
-
-    def __init__(
-        self, attn_cfgs: Any, operation_order: tuple[str, ...], with_cp: bool = True, **kwargs: Any
-    ) -> None:
-        ffn_options = {new: kwargs.pop(old) for old, new in FFN_KEYS.items() if old in kwargs}
-        default = dict(
-            type='FFN',
-            feedforward_channels=1024,
-            num_fcs=2,
-            ffn_drop=0.0,
-            act_cfg=dict(type='ReLU', inplace=True),
-        )
-        ffn_cfgs = kwargs.pop('ffn_cfgs', default)
-        if isinstance(ffn_cfgs, dict):
-            # a copy: mmcv writes into the dict
-            ffn_cfgs = {**ffn_cfgs, **ffn_options}
-        super().__init__(attn_cfgs=attn_cfgs, ffn_cfgs=ffn_cfgs, operation_order=operation_order, **kwargs)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         if self.batch_first:
             raise ConfigError(
                 'PETRTemporalDecoderLayer: batch_first=True is not supported; the decoder is sequence first'
             )
-        self.with_cp = with_cp
 
     def forward(self, query: Tensor, *args: Any) -> Tensor:
         """Run the layer; the arguments are those of `compute`."""
@@ -104,22 +80,8 @@ class PETRTemporalDecoderLayer(BaseTransformerLayer):
 
 
 @offered(TRANSFORMER)
-class PETRTemporalTransformer(BaseModule):
-    """The decoder for tensors whose first axis is the batch.
-
-    `decoder` is its config; `cross` is not used, and an `encoder` is refused (ConfigError).
-    """
-
-    def __init__(
-        self, decoder: dict, encoder: dict | None = None, cross: bool = False, init_cfg: dict | None = None
-    ) -> None:
-        super().__init__(init_cfg)
-        if encoder is not None:
-            raise ConfigError(
-                'PETRTemporalTransformer: an encoder is not supported; remove transformer.encoder'
-            )
-        self.decoder = build_transformer_layer_sequence(decoder)
-        self.embed_dims = self.decoder.embed_dims
+class PETRTemporalTransformer(DecoderTransformer):
+    """A `DecoderTransformer` for tensors whose first axis is the batch."""
 
     def init_weights(self) -> None:
         """Xavier-uniform weights for every matrix, as DETR has it."""

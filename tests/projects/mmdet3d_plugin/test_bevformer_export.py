@@ -160,7 +160,8 @@ def first_rig(original):
 
 runtime_decode = runtime.decode
 rotation, shift, since = bev_motion.bev_rotation, bev_motion.bev_shift, bev_motion.motion_since
-project = bev_grid.project_pillars
+project, attend_cameras = bev_grid.project_pillars, bev_attention.attend_cameras
+attend_views = bev_attention.attend_views
 FAULTS = {
     'rotation about the middle of the view': (
         (runtime, 'bev_rotation'),
@@ -193,8 +194,8 @@ FAULTS = {
         changed(project, lambda points, matrices, size: (points, matrices, (size[0] - 29, size[1]))),
     ),
     'the half of the temporal value': (
-        (bev_queries, 'attend_views'),
-        lambda module, query, position, views: bev_attention.attend_views(
+        (bev_attention, 'attend_views'),
+        lambda module, query, position, views: attend_views(
             module, query, position, dataclasses.replace(views, cells=torch.cat([views.cells[:1], query]))
         ),
     ),
@@ -206,8 +207,8 @@ FAULTS = {
         lambda cells, shift, exists: bev_queries.LastView(cells, shift, 0 * exists + 1),
     ),
     'points of a pillar, each for itself': (
-        (bev_queries, 'attend_cameras'),
-        lambda module, query, maps, places, is_seen: bev_attention.attend_cameras(
+        (bev_attention, 'attend_cameras'),
+        lambda module, query, maps, places, is_seen: attend_cameras(
             module, query, maps, places.flip(2), is_seen.flip(2)
         ),
     ),

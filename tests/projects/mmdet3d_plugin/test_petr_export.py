@@ -218,9 +218,10 @@ def shrunk(original):
     """The frame before has intrinsics that a second pass over the infos shrank."""
 
     def inside(self, last, frame):
-        matrices = last.lidar2img.copy()
+        matrices = last.tensors['lidar2img'].copy()
         matrices[:, :2] *= 0.5
-        return original(self, dataclasses.replace(last, lidar2img=matrices), frame)
+        shrunk_rig = dict(last.tensors, lidar2img=matrices)
+        return original(self, dataclasses.replace(last, tensors=shrunk_rig), frame)
 
     return inside
 
@@ -288,8 +289,8 @@ FAULTS = {
     ),
     'the first frame keeps the features of the last scene': (
         'petrv2',
-        f'{RUNTIME}:PetrOnnx._begins_scene',
-        lambda original: lambda self, frame: original(self, frame) and self._last is None,
+        'mmdeploy_ext.families.parts.runtime.rig_frames:CameraRuntime.begins_scene',
+        lambda original: lambda self, last, *moment: original(self, last, *moment) and last is None,
     ),
 }
 """What is wrong -> (toy, place of a public name, the change)."""

@@ -22,8 +22,10 @@ PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
 """Outputs from which boxes are decoded."""
 LOWEST_THRESHOLD, LOWERED = 0.01, 0.9
 """A threshold that nothing passes is lowered by this factor until something does, or it is this low."""
-CENTRE, SIZES = [0, 1, 4], [2, 3, 5]
-"""Columns of a box code: x, y, z, and logarithms of the three sizes, in the order of the box convention."""
+IN_ORDER, Z_FIFTH = tuple(range(10)), (0, 1, 4, 2, 3, 5, 6, 7, 8, 9)
+"""Where box codes have x, y, z, logarithms of three sizes, sine and cosine of the yaw, velocity x, y."""
+WIDTH_FIRST = (0, 1, 2, 4, 3, 5, 7, 6, 8, 9)
+"""Columns of such a code of mmdet3d 0.17 in the order of 1.x; sine and cosine change their signs, too."""
 
 
 def output_specs(
@@ -77,11 +79,17 @@ def above(scores: np.ndarray, threshold: float | None) -> np.ndarray:
     return scores > (threshold or 0.0)
 
 
+def at_least(scores: np.ndarray, threshold: float | None) -> np.ndarray:
+    """Return which scores (n,) are the threshold or above it; without one all are kept."""
+    return scores >= (threshold or 0.0)
+
+
 def decode(
     cls_scores: np.ndarray,
     bbox_preds: np.ndarray,
     facts: Mapping[str, Any],
     accepts: Callable[[np.ndarray, float | None], np.ndarray] = passing,
+    columns: Sequence[int] = Z_FIFTH,
 ) -> Detections3D:
     """Decode the outputs of one frame to boxes of mmdet3d 1.0 in the LiDAR frame, with z at the bottom.
 
@@ -91,28 +99,33 @@ def decode(
 
     Args:
         cls_scores: (L, 1, R, K) logits; the last layer counts.
-        bbox_preds: (L, 1, R, 10): x, y in m, logarithms of the first two sizes, z of the centre in m, log
-            height, sine and cosine of the yaw, velocity x, y in m/s.
+        bbox_preds: (L, 1, R, 10): x, y, z of the centre in m, logarithms of three sizes, sine and cosine of
+            the yaw, velocity x, y in m/s, in the order of `columns`.
         facts: the `postprocess` entry of the file's metadata: `max_num`, `post_center_range` (the least x, y,
-            z of a centre, then the greatest, m), `score_threshold` (may be missing), and `box_convention`,
-            the mmdet3d whose boxes the model was trained with. For 0.17, as the published weights, the first
-            two sizes are width and length, and the yaw is another; for 1.x they are length and width.
-        accepts: chooses scores by the threshold of the facts: `passing`, or `above` for PETR.
+            z of a centre, then the greatest, m, ends included), `score_threshold` and `box_convention` (both
+            may be missing), the mmdet3d whose boxes the model was trained with. For 0.17 the first two sizes
+            are width and length, and the yaw is another; for 1.x, and without it, they are length and width.
+        accepts: chooses scores by the threshold of the facts: `passing`, `above` or `at_least`.
+        columns: `Z_FIFTH`, or `IN_ORDER`.
 
-    Source: fundamentalvision/BEVFormer 66b65f3 and megvii-research/PETR f7525f9, `get_bboxes` of the heads,
-    core/bbox/coders/nms_free_coder.py.
+    Source: fundamentalvision/BEVFormer 66b65f3, megvii-research/PETR f7525f9 and exiawsh/StreamPETR 95f6470,
+    `get_bboxes` of the heads, core/bbox/coders/nms_free_coder.py.
     """
     scores = sigmoid(cls_scores[-1, 0]).reshape(-1)
     best = top_rows(scores, int(facts['max_num']))
     query, labels = np.divmod(best, cls_scores.shape[-1])
-    scores, codes = scores[best], bbox_preds[-1, 0].astype(np.float32)[query]
-    sizes, centre = np.exp(codes[:, SIZES]), codes[:, CENTRE]
-    keep = in_range(centre, facts['post_center_range']) & accepts(scores, facts.get('score_threshold'))
-    bottom = centre.copy()
-    bottom[:, 2] -= sizes[:, 2] * np.float32(0.5)
-    sine, cosine = codes[:, 6:7], codes[:, 7:8]
-    if facts['box_convention'] == '0.17':
-        sizes, sine, cosine = sizes[:, [1, 0, 2]], -cosine, -sine
-    yaw = np.arctan2(sine, cosine)
-    boxes = np.concatenate([bottom, sizes, yaw, codes[:, 8:10]], axis=1).astype(np.float32)
-    return Detections3D(boxes, scores, labels.astype(np.int64))[keep]
+    scores, codes = scores[best], bbox_preds[-1, 0].astype(np.float32)[query][:, columns]
+    keep = in_range(codes, facts['post_center_range']) & accepts(scores, facts.get('score_threshold'))
+    if facts.get('box_convention') == '0.17':
+        codes = codes[:, WIDTH_FIRST]
+        codes[:, 6:8] *= -1
+    return Detections3D(boxes_of_predictions(codes), scores, labels.astype(np.int64))[keep]
+
+
+def boxes_of_predictions(codes: np.ndarray) -> np.ndarray:
+    """Return boxes (n, 9) float32 of mmdet3d 1.0, z at the bottom, of codes (n, 10) in order."""
+    sizes = np.exp(codes[:, 3:6])
+    centre = codes[:, :3].copy()
+    centre[:, 2] -= sizes[:, 2] * np.float32(0.5)
+    yaw = np.arctan2(codes[:, 6:7], codes[:, 7:8])
+    return np.concatenate([centre, sizes, yaw, codes[:, 8:10]], axis=1).astype(np.float32)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ModelFileError, ShapeError
-from mmdeploy_ext.engines.runs import record_runs
 from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.rig_frames import CameraRuntime
 from mmdeploy_ext.families.sparse4d.runtime.bank import BankRule, InstanceBank, TemporalInputs
@@ -53,9 +52,6 @@ class Sparse4DOnnx(CameraRuntime):
 
     Attributes:
         bank: the memory.
-        num_cameras: N.
-        image_shape: (N, 3, H, W) of prepared images.
-        was_reset: whether the last frame took no instances over.
     """
 
     def __init__(
@@ -91,7 +87,6 @@ class Sparse4DOnnx(CameraRuntime):
         self.metadata: Metadata = self.graphs[PORTABLE if self.is_portable else NEXT].metadata
         image = self.graphs[PORTABLE if self.is_portable else BACKBONE].spec.tensor('img').axes
         self.image_shape = tuple(image[-4:])
-        self.num_cameras = self.image_shape[0]
         self.constants = {} if self.is_portable else read_constants(by_form[NEXT], self.graphs[NEXT].spec)
         rule = BankRule.from_facts(self.metadata.postprocess, tuple(repairs))
         last = self.graphs[PORTABLE if self.is_portable else NEXT].spec
@@ -104,26 +99,6 @@ class Sparse4DOnnx(CameraRuntime):
         self.bank.reset()
         self._scene: str | None = None
         self.was_reset = False
-
-    def detect(
-        self,
-        images_bgr: Sequence[np.ndarray],
-        calibration: Any,
-        ego_pose: np.ndarray,
-        timestamp_s: float,
-        scene_token: str | None = None,
-    ) -> InstanceBoxes:
-        """Return the boxes in the images of one moment, in its LiDAR frame, with track ids.
-
-        Args:
-            images_bgr: N images (h, w, 3) uint8 as OpenCV reads them, in the order of `rule.cameras`.
-            calibration: of `rule.calibrate`.
-            ego_pose: (4, 4) float64, LiDAR frame to a global frame.
-            timestamp_s: seconds, absolute.
-            scene_token: read by the repair 'scene' alone.
-        """
-        images = self.rule.apply(images_bgr)
-        return self.step(Frame(images, *calibration, ego_pose, timestamp_s, scene_token)).detections
 
     def step(self, frame: Frame) -> StepResult:
         """Run a prepared frame and keep its instances.
@@ -152,17 +127,6 @@ class Sparse4DOnnx(CameraRuntime):
         boxes = decode(logits, anchor, quality, facts, update.ids, rule.repairs)
         return StepResult(outputs, boxes, self.was_reset)
 
-    def feeds(self, frame: Frame) -> dict[str, np.ndarray]:
-        """Return the inputs of the graph `portable` for a prepared frame, which is run and kept in the bank.
-
-        A frame that is not later than the one before begins a drive, as the first of another pass does.
-        """
-        if self.bank.timestamp_s is not None and frame.timestamp_s <= self.bank.timestamp_s:
-            self.reset()
-        with record_runs() as runs:
-            self.step(frame)
-        return runs[-1].inputs
-
     def _infer(
         self, images: np.ndarray, lidar2img: np.ndarray, inputs: TemporalInputs
     ) -> dict[str, np.ndarray]:
@@ -185,10 +149,6 @@ class Sparse4DOnnx(CameraRuntime):
             return features | ids | self.graphs[FIRST].infer(features | feeds)
         ids = dict(mask=inputs.mask.astype(np.int32), track_id=inputs.track_id.astype(np.int32))
         return features | self.graphs[NEXT].infer(features | feeds | temporal | ids)
-
-    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> InstanceBoxes:
-        """Return the boxes of a frame's outputs, best first; see `boxes.decode`."""
-        return boxes_of_outputs(self.metadata, outputs)
 
     @property
     def state(self) -> StreamState | None:
