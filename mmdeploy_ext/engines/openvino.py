@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import ModuleType
 
+    import onnx
+
 HINTS = dict(fp32='f32', bf16='bf16', fp16='f16')
 """Value of `inference_precision` -> OpenVINO's name of it."""
 
@@ -48,6 +50,13 @@ def compiled(source: str | bytes, threads: int = 0, device: str = 'CPU', precisi
         settings['INFERENCE_NUM_THREADS'] = threads
     core = require_openvino().Core()
     return core.compile_model(core.read_model(source), device, settings)
+
+
+def readable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model in operators that OpenVINO reads: it has no deformable convolutions of ONNX."""
+    from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
+
+    return replace_deform_conv(model)[0]
 
 
 class OpenVinoBackend(Backend):
@@ -96,7 +105,7 @@ class OpenVinoBackend(Backend):
                 )
         self.metadata = read_metadata(self.path)
         self.spec = self.metadata.spec
-        source, precision = self._without_defaults(), self.computes_in or 'fp32'
+        source, precision = self._source(), self.computes_in or 'fp32'
         try:
             self.compiled = compiled(source, self.threads, self.device, precision)
         except RuntimeError as error:
@@ -109,7 +118,7 @@ class OpenVinoBackend(Backend):
             text = ' '.join(str(error).split())
             raise LoadError(f'{self.path}: OpenVINO cannot compile it: {text}') from error
 
-    def _without_defaults(self) -> bytes:
+    def _source(self) -> bytes:
         """Return the file with its default initializers removed: OpenVINO would take them for constants."""
         import onnx
 
@@ -117,7 +126,7 @@ class OpenVinoBackend(Backend):
         optional = {tensor.name for tensor in self.spec.inputs if tensor.default is not None}
         for tensor in [tensor for tensor in model.graph.initializer if tensor.name in optional]:
             model.graph.initializer.remove(tensor)
-        return model.SerializeToString()
+        return readable(model).SerializeToString()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the compiled model; it may lack inputs that no node reads."""

@@ -19,7 +19,7 @@ from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS, check_ordinary
 from mmdeploy_ext.graph.io.index import all_graphs, join_names
 from mmdeploy_ext.graph.io.operators import opsets_of
-from mmdeploy_ext.graph.passes.roi_align import is_replaced
+from mmdeploy_ext.graph.passes import deform_conv, roi_align
 
 TURING = 75
 """SM 7.5, the architecture of Turing GPUs."""
@@ -43,9 +43,15 @@ CONSTANT_SHAPES = (
 RTX_OPERATORS = {
     'NonMaxSuppression': 'has no runner in TensorRT-RTX; {form}, or build with --package tensorrt',
     'NonZero': 'has no plugin in TensorRT-RTX; {form}, or build with --package tensorrt',
-    'DeformConv': 'is not parsed by TensorRT-RTX; build with --package tensorrt, or take a model without DCN',
 }
 """Operator that TensorRT has and TensorRT-RTX lacks -> what is wrong and what to change."""
+REWRITTEN = {
+    'DeformConv': 'is not parsed by TensorRT-RTX, and becomes GridSample and Conv with a weight of known '
+    'shape alone, outside of sub-graphs; build with --package tensorrt',
+    'RoiAlign': "has no plugin in TensorRT-RTX, and becomes gathers in mode 'avg' alone, from opset 16 on "
+    'and outside of sub-graphs',
+}
+"""Operator that a build for TensorRT-RTX writes in others -> what is wrong with a node that it does not."""
 FLOAT_ONLY = {
     **dict.fromkeys(('MatMul', 'Gemm'), 'multiplies only floats; cast its operands to float32'),
     'Conv': 'takes only floats; cast its operands to float32',
@@ -156,7 +162,7 @@ class _Rules:
 
     Attributes:
         form: how the family of the file exports it with constant shapes.
-        pooled: outputs of each RoiAlign that a build writes as gathers.
+        rewritten: outputs of each RoiAlign and DeformConv that a build writes in other operators.
     """
 
     def __init__(self, model: onnx.ModelProto, rtx: bool) -> None:
@@ -167,9 +173,13 @@ class _Rules:
             family = read_entry(props, 'family', 'the file')
             if not any(option.name in LIMITS for option in options_of(family)):
                 self.form = f'the family {family} has no form with constant shapes'
-        opset = opsets_of(model).get('', 0)
-        self.pooled = {node.output[0] for node in model.graph.node if is_replaced(node, opset)}
         self.types = types.infer(model)
+        opset = opsets_of(model).get('', 0)
+        self.rewritten = {
+            node.output[0]
+            for node in model.graph.node
+            if roi_align.is_replaced(node, opset) or deform_conv.is_replaced(node, self.types)
+        }
         slim = types.skeleton(model)
         types.fold_shapes(slim, self.types)
         self.constants = {
@@ -193,11 +203,8 @@ class _Rules:
             return RTX_OPERATORS[operator].format(form=self.form)
         if operator in UNSUPPORTED:
             return UNSUPPORTED[operator].format(graph=tool('graph'))
-        if self.rtx and operator == 'RoiAlign' and node.output[0] not in self.pooled:
-            return (
-                "has no plugin in TensorRT-RTX, and becomes gathers in mode 'avg' alone, from opset 16 on "
-                'and outside of sub-graphs'
-            )
+        if self.rtx and operator in REWRITTEN and node.output[0] not in self.rewritten:
+            return REWRITTEN[operator]
         return self._attribute_reason(node) or self._type_reason(node)
 
     def _attribute_reason(self, node: onnx.NodeProto) -> str:

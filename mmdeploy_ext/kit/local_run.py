@@ -115,9 +115,17 @@ def _open_onnxruntime(path: Path, folder: Path, fp16: bool, shapes: Sequence[str
 
 
 def _open_openvino(path: Path, folder: Path, fp16: bool, shapes: Sequence[str]) -> Run:
+    from mmdeploy_ext.engines.openvino import readable
+    from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.kit.runners import run_openvino
 
-    return run_openvino.open_file(_in_float16(path, folder) if fp16 else path)
+    path = _in_float16(path, folder) if fp16 else path
+    model = files.load(path)
+    rewritten = readable(model)
+    if rewritten is not model:
+        path = folder / f'{path.stem}.openvino.onnx'
+        files.save(rewritten, path)
+    return run_openvino.open_file(path)
 
 
 def _open_tensorrt(path: Path, folder: Path, fp16: bool, shapes: Sequence[str]) -> Run:

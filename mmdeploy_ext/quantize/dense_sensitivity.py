@@ -14,7 +14,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import ExportError, InferenceError, ModelFileError
 from mmdeploy_ext.core.json_dataclass import JsonDataclass
-from mmdeploy_ext.engines.openvino import compiled, require_openvino
+from mmdeploy_ext.engines.openvino import compiled, readable, require_openvino
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize import tracked
 from mmdeploy_ext.quantize.difference import Difference
@@ -39,7 +39,7 @@ class OpenVinoRunner:
         """
         require_openvino('openvino nncf')
         try:
-            self._compiled = compiled(model.SerializeToString(), threads)
+            self._compiled = compiled(readable(model).SerializeToString(), threads)
         except RuntimeError as error:
             text = ' '.join(str(error).split())
             raise ModelFileError(f'OpenVINO cannot compile the network: {text}') from error

@@ -9,7 +9,6 @@ import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
-from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
@@ -149,7 +148,9 @@ def test_swin_l_with_dyhead_is_proven_at_a_fixed_size(load, pictures, tmp_path):
     export_and_prove(load(mmdet_config(DYHEAD_SWIN)), pictures, tmp_path)
 
 
-def test_openvino_refuses_deformable_convolutions_by_name(load, pictures, tmp_path):
+@pytest.mark.parametrize('kind', ['DCN', 'DCNv2'])
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_deformable_r50_is_proven_in_openvino(load, pictures, tmp_path, kind, dynamic):
     pytest.importorskip('openvino', reason='openvino is an optional extra: pip install openvino')
-    with pytest.raises(EngineError, match=r'OpenVINO.*DeformConv-19.*ONNX'):
-        export_and_prove(load(R50, dcn('DCNv2')), pictures, tmp_path, engine='OpenVinoBackend')
+    engine = 'OpenVinoBackend'
+    export_and_prove(load(R50, dcn(kind)), pictures, tmp_path, engine=engine, dynamic=dynamic)

@@ -7,7 +7,6 @@ import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files
@@ -28,6 +27,10 @@ IMAGE_MODELS = {
         dict(form='full', height=448, width=672, max_candidates=500),
     ),
     'solov2 r50 raw': ('configs/solov2/solov2_r50.py', dict(form='raw', height=800, width=1344)),
+    'solov2 light with dcn raw': (
+        'configs/solov2/solov2_light_r50_dcn.py',
+        dict(form='raw', height=448, width=672, opset=19),
+    ),
     'rtdetr r18 full': ('configs/rtdetr/rtdetr_r18vd.py', dict(form='full', height=640, width=640)),
     'rtdetr r50 full': ('configs/rtdetr/rtdetr_r50vd.py', dict(form='full', height=640, width=640)),
 }
@@ -72,15 +75,6 @@ def test_full_size_image_models_build(name, tmp_path):
     constants = ('img_shape', 'ori_shape') if 'solo' in name and options['form'] == 'full' else ()
     assert set(builds(path, tmp_path, name, fp16=False, constants=constants)['CONVOLUTION']) == {'float32'}
     assert set(builds(path, tmp_path, name, fp16=True, constants=constants)['CONVOLUTION']) == {'float16'}
-
-
-def test_deformable_convolutions_are_refused_by_name(tmp_path):
-    package()
-    path = export(
-        'configs/solov2/solov2_light_r50_dcn.py', tmp_path, form='raw', height=448, width=672, opset=19
-    )
-    with pytest.raises(EngineError, match=r'\(DeformConv\).*TensorRT-RTX'):
-        tensorrt_engine.prepare(path, package='tensorrt-rtx', architectures=[86])
 
 
 def test_the_three_graphs_of_streampetr_build(tmp_path):

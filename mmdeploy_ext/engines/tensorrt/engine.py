@@ -21,6 +21,7 @@ from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 from mmdeploy_ext.engines.tensorrt.record import AS_GIVEN, Record, read_record, write_engine
 from mmdeploy_ext.graph.io import files, types
 from mmdeploy_ext.graph.passes import for_tensorrt
+from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.precision import fp32_patterns
 from mmdeploy_ext.graph.passes.roi_align import replace_roi_align
@@ -125,6 +126,7 @@ def prepare(
     if fp16:
         model = to_fp16(model, spec, patterns)
     if rtx:
+        model, _ = replace_deform_conv(model)
         model, _ = replace_roi_align(model)
         check_turing(model, architectures, str(source))
     return Job(

@@ -6,6 +6,7 @@ import onnx
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import all_nodes, did_you_mean
+from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.graph.passes.norms import replace_group_norm
 from mmdeploy_ext.graph.passes.pattern_text import Rule, parse_rule
@@ -36,6 +37,7 @@ function that ONNX defines the operator by, 'expand-gelu' is its formula, and th
 another order.
 """
 PASSES = {
+    'deform-conv': (replace_deform_conv, 'DeformConv', 'a weight of unknown shape, or a sub-graph'),
     'grid-sample': (replace_grid_sample, 'GridSample', 'another mode, padding or alignment'),
     'group-norm': (replace_group_norm, 'InstanceNormalization', 'a scale or bias of its own, or no groups'),
     'roi-align': (replace_roi_align, 'RoiAlign', "mode 'max', an opset before 16, or a sub-graph"),

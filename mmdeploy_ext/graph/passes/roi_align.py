@@ -6,15 +6,14 @@ on the region, so that a Loop takes them one after the other, and no shape depen
 Glossary: B batch, C channels, H, W of the map, R regions, h, w cells of a region.
 """
 
-import copy
 from collections.abc import Mapping
 
 import onnx
-import onnx.inliner
 from onnx import helper
 
-from mmdeploy_ext.graph.io.index import operator_name, refill
+from mmdeploy_ext.graph.io.index import operator_name
 from mmdeploy_ext.graph.io.operators import opsets_of
+from mmdeploy_ext.graph.passes.functions import replace_by_functions
 
 DOMAIN = 'mm2onnx.roi_align'
 """Domain of the functions that are inlined at the end."""
@@ -158,26 +157,11 @@ def replace_roi_align(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     some tensors (R, h, w, C), and the map with its channels last.
     """
     opset = opsets_of(model).get('', 0)
-    result = copy.deepcopy(model)
-    nodes, functions = [], []
-    for node in model.graph.node:
-        if not is_replaced(node, opset):
-            nodes.append(node)
-            continue
-        name = f'Gathered{len(functions)}'
-        functions.append(_function(name, _settings(node), opset))
-        nodes.append(helper.make_node(name, node.input, node.output, node.name, domain=DOMAIN))
-        nodes[-1].metadata_props.extend(node.metadata_props)
-    if not functions:
-        return model, False
-    refill(result.graph, node=nodes)
-    result.functions.extend(functions)
-    result.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    result = onnx.inliner.inline_selected_functions(
-        result, [(DOMAIN, function.name) for function in functions]
-    )
-    refill(result, opset_import=[entry for entry in result.opset_import if entry.domain != DOMAIN])
-    return result, True
+
+    def write(node: onnx.NodeProto, name: str) -> onnx.FunctionProto | None:
+        return _function(name, _settings(node), opset) if is_replaced(node, opset) else None
+
+    return replace_by_functions(model, DOMAIN, write)
 
 
 def is_replaced(node: onnx.NodeProto, opset: int) -> bool:

@@ -25,11 +25,11 @@ REFUSED = {
     'deform': (
         parse(
             '[dcn] y = DeformConv(x, w, o)',
-            'float[1,3,8,8] x, float[4,3,1,1] w, float[1,2,8,8] o',
+            'float[1,3,8,8] x, float[4,3,k,k] w, float[1,2,8,8] o',
             'float[1,4,8,8] y',
             opset=19,
         ),
-        r'dcn \(DeformConv\): is not parsed by TensorRT-RTX',
+        r'dcn \(DeformConv\): is not parsed by TensorRT-RTX, and becomes GridSample and Conv with',
     ),
     'roi align': (
         parse(

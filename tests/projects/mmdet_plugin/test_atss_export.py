@@ -11,6 +11,7 @@ from mmcv import ConfigDict
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from marking import in_suite
+from mmdeploy_ext.cli import graph_app
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, ShapeError, UsageError
@@ -317,6 +318,23 @@ def test_deformable_backbones_default_to_opset_19_and_are_proven(tmp_path, kind)
     options, model = prove_file(deployment, tmp_path / 'm.onnx', form='raw', dynamic=True)
     assert options.opset == MIN_OPSET == 19
     assert [node.op_type for node in model.graph.node].count('DeformConv') == 3
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('engine', ['OnnxRuntimeBackend', 'OpenVinoBackend'])
+@pytest.mark.parametrize('exporter', ['torchscript', 'dynamo'])
+@pytest.mark.parametrize('form', ['full', 'raw'])
+def test_deformable_backbones_in_other_operators_are_proven(tmp_path, form, exporter, engine):
+    if engine == 'OpenVinoBackend':
+        pytest.importorskip('openvino', reason='optional: pip install openvino')
+    deployment = load(tmp_path, {**SMALL, **DCN['DCNv2']})
+    path, sampled = tmp_path / 'm.onnx', tmp_path / 'sampled.onnx'
+    prove_file(deployment, path, form=form, dynamic=True, exporter=exporter)
+    assert graph_app.main(['replace', str(path), '--named', 'deform-conv', '--output', str(sampled)]) == 0
+    assert all(node.op_type != 'DeformConv' for node in onnx.load(sampled).graph.node)
+    for file in (path, sampled):
+        verdict, _ = prove(deployment, str(file), [('a', picture(0)), ('b', picture(1))], dict(engine=engine))
+        assert verdict.proven, verdict.to_json()
 
 
 @pytest.mark.matrix

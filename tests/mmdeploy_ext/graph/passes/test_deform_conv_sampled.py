@@ -1,0 +1,265 @@
+"""DeformConv as GridSample and Conv: mmcv's values, at every border; other nodes stay; faults are seen."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from mmcv.ops import deform_conv2d, modulated_deform_conv2d
+from onnx import TensorProto, helper, numpy_helper
+
+from mmdeploy_ext.engines.openvino import compiled, readable
+from mmdeploy_ext.engines.tensorrt import engine
+from mmdeploy_ext.engines.tensorrt.build import build
+from mmdeploy_ext.graph.passes import deform_conv
+from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
+from mmdeploy_ext.graph.passes.named_rules import replace_all
+from toy_engines import package, parse
+
+CHANNELS, FILTERS = 8, 12
+KINDS = {'float32': TensorProto.FLOAT, 'float64': TensorProto.DOUBLE, 'float16': TensorProto.FLOAT16}
+SIZES = [(2, 9, 13), (1, 3, 6), (3, 17, 5)]
+"""Images, height and width of the maps that one graph takes."""
+TOLERANCE = 2e-6
+"""Of the largest value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One deformable convolution; pairs have y before x."""
+
+    kernel: tuple = (3, 3)
+    stride: tuple = (1, 1)
+    padding: tuple = (1, 1)
+    dilation: tuple = (1, 1)
+    groups: int = 1
+    offset_groups: int = 1
+    mask: bool = False
+    bias: bool = False
+    opset: int = 19
+    kind: str = 'float32'
+
+    @property
+    def constants(self):
+        """Weight and bias."""
+        draw = np.random.default_rng(1)
+        weight = draw.standard_normal((FILTERS, CHANNELS // self.groups, *self.kernel))
+        arrays = dict(weight=weight, bias=draw.standard_normal(FILTERS))
+        return {name: array.astype(self.kind) for name, array in arrays.items()}
+
+    @property
+    def model(self):
+        """A graph of the operator for any size."""
+        values = dict(x=('B', CHANNELS, 'H', 'W'), offset=('B', 'O', 'h', 'w'))
+        values |= dict(mask=('B', 'M', 'h', 'w')) if self.mask else {}
+        values['y'] = ('B', FILTERS, 'h', 'w')
+        infos = [helper.make_tensor_value_info(name, KINDS[self.kind], axes) for name, axes in values.items()]
+        names = ['x', 'weight', 'offset', 'bias' if self.bias else '', 'mask' if self.mask else '']
+        node = helper.make_node(
+            'DeformConv',
+            names if self.mask else names[: 3 + self.bias],
+            ['y'],
+            'dcn',
+            strides=self.stride,
+            pads=self.padding * 2,
+            dilations=self.dilation,
+            group=self.groups,
+            offset_group=self.offset_groups,
+        )
+        constants = [
+            numpy_helper.from_array(self.constants[name], name) for name in names if name in self.constants
+        ]
+        graph = helper.make_graph([node], 'g', infos[:-1], infos[-1:], constants)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid('', self.opset)], ir_version=9)
+
+    def feeds(self, size):
+        """Return inputs: places inside, exactly at and beside each border, and far outside."""
+        batch, *sides = size
+        draw = np.random.default_rng(2)
+        taps = np.stack(np.mgrid[: self.kernel[0], : self.kernel[1]]).reshape(2, -1, 1)
+        places = []
+        for axis, side in enumerate(sides):
+            reach = side + 2 * self.padding[axis] - self.dilation[axis] * (self.kernel[axis] - 1) - 1
+            cells = np.arange(reach // self.stride[axis] + 1) * self.stride[axis]
+            places.append(cells + taps[axis] * self.dilation[axis] - self.padding[axis])
+        regular = np.stack(
+            np.broadcast_arrays(places[0][:, :, None], places[1][:, None, :]), axis=1
+        )  # (K, 2, h, w)
+        offset = draw.uniform(-2, 2, (batch, self.offset_groups, *regular.shape))
+        for axis, side in enumerate(sides):
+            borders = [-1e9, -40, -1.5, -1, -0.5, 0, side - 1, side - 0.5, side, side + 3, 1e9]
+            exact = draw.choice(borders, offset[:, :, :, axis].shape) - regular[:, axis]
+            chosen = draw.random(exact.shape) < 0.4
+            offset[:, :, :, axis] = np.where(chosen, exact, offset[:, :, :, axis])
+        counts = regular.shape[2:]
+        arrays = dict(
+            x=draw.standard_normal((batch, CHANNELS, *sides)) + 2, offset=offset.reshape(batch, -1, *counts)
+        )
+        if self.mask:
+            arrays['mask'] = draw.random((batch, self.offset_groups * len(regular), *counts))
+        return {name: array.astype(self.kind) for name, array in arrays.items()}
+
+    def of_mmcv(self, feeds):
+        """Return the result of mmcv's kernel."""
+        tensors = {name: torch.from_numpy(array) for name, array in (feeds | self.constants).items()}
+        first = tensors['x'], tensors['offset']
+        geometry = self.stride, self.padding, self.dilation, self.groups, self.offset_groups
+        if not self.mask:
+            return deform_conv2d(*first, tensors['weight'], *geometry).numpy()
+        bias = tensors['bias'] if self.bias else None
+        return modulated_deform_conv2d(*first, tensors['mask'], tensors['weight'], bias, *geometry).numpy()
+
+    def difference(self, model, size):
+        """Return the largest difference of a graph from mmcv, relative to the largest value."""
+        feeds = self.feeds(size)
+        wanted = self.of_mmcv(feeds)
+        assert np.abs(wanted).max() > 1
+        return np.abs(run(model, feeds) - wanted).max() / np.abs(wanted).max()
+
+
+def run(model, feeds):
+    onnx.checker.check_model(model, full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=['CPUExecutionProvider']
+    )
+    return session.run(None, feeds)[0]
+
+
+EVERYTHING = Case(
+    kernel=(3, 2),
+    stride=(2, 1),
+    padding=(1, 2),
+    dilation=(1, 2),
+    groups=2,
+    offset_groups=4,
+    mask=True,
+    bias=True,
+)
+CASES = {
+    'plain': Case(),
+    'mask': Case(mask=True),
+    'mask and bias': Case(mask=True, bias=True),
+    'stride': Case(stride=(2, 1), padding=(1, 0)),
+    'dilation': Case(dilation=(1, 2), padding=(2, 3), mask=True),
+    'groups': Case(groups=4),
+    'offset groups': Case(offset_groups=2, mask=True),
+    'one tap': Case(kernel=(1, 1), padding=(0, 0)),
+    'row of taps': Case(kernel=(1, 3), offset_groups=4),
+    'everything': EVERYTHING,
+    'linear': dataclasses.replace(EVERYTHING, opset=20),
+}
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_values_are_those_of_mmcv_and_of_the_operator_at_any_size(name):
+    case = CASES[name]
+    replaced, changed = replace_deform_conv(case.model)
+    operators = [node.op_type for node in replaced.graph.node]
+    assert changed and 'DeformConv' not in operators and not replaced.functions
+    assert operators.count('GridSample') == operators.count('Conv') == 1
+    assert [entry.domain for entry in replaced.opset_import] == ['']
+    again, changed = replace_deform_conv(replaced)
+    assert not changed and again == replaced
+    for size in SIZES:
+        assert case.difference(replaced, size) < TOLERANCE
+        assert case.difference(case.model, size) < TOLERANCE
+
+
+def test_a_bias_without_a_mask():
+    model = Case(bias=True).model
+    feeds = Case().feeds(SIZES[0])
+    wanted = Case().of_mmcv(feeds) + Case().constants['bias'].reshape(-1, 1, 1)
+    np.testing.assert_allclose(run(replace_deform_conv(model)[0], feeds), wanted, atol=1e-4)
+
+
+def test_float64_keeps_its_digits_and_float16_has_places_in_float32():
+    exact = dataclasses.replace(EVERYTHING, kind='float64')
+    assert exact.difference(replace_deform_conv(exact.model)[0], (1, 40, 60)) < 1e-12
+    half = dataclasses.replace(EVERYTHING, kind='float16')
+    feeds = half.feeds((1, 9, 150))
+    wanted = EVERYTHING.of_mmcv({name: array.astype(np.float32) for name, array in feeds.items()})
+    given = run(replace_deform_conv(half.model)[0], feeds)
+    assert given.dtype == np.float16 and np.abs(given - wanted).max() < 4e-3 * np.abs(wanted).max()
+
+
+def test_several_layers_and_the_defaults_of_the_operator():
+    text = 'a = DeformConv(x, w, o) y = DeformConv(a, w, o)'
+    weight = '<float[3,3,1,1] w = {1, 2, 3, 4, 5, 6, 7, 8, 9}>'
+    model = parse(text, 'float[B,3,h,w] x, float[B,2,h,w] o', 'float[B,3,h,w] y', 19, weight)
+    draw = np.random.default_rng(0)
+    feeds = dict(x=draw.random((2, 3, 5, 6)), o=draw.uniform(-3, 3, (2, 2, 5, 6)))
+    feeds = {name: array.astype(np.float32) for name, array in feeds.items()}
+    replaced, _ = replace_deform_conv(model)
+    np.testing.assert_allclose(run(replaced, feeds), run(model, feeds), atol=1e-3)
+
+
+def test_a_weight_of_unknown_shape_and_a_node_in_a_body_stay():
+    unknown = parse(
+        '[dcn] y = DeformConv(x, w, o)',
+        'float[1,3,8,8] x, float[D,3,k,k] w, float[1,2,8,8] o',
+        'float[1,D,8,8] y',
+        19,
+    )
+    replaced, changed = replace_deform_conv(unknown)
+    assert not changed and replaced is unknown
+    body = Case().model.graph
+    del body.input[:]
+    yes = helper.make_tensor('yes', TensorProto.BOOL, (), [True])
+    branch = helper.make_node('If', ['yes'], ['z'], then_branch=body, else_branch=body)
+    output = helper.make_tensor_value_info('z', TensorProto.FLOAT, None)
+    graph = helper.make_graph([branch], 'g', Case().model.graph.input, [output], [yes])
+    nested = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 19)])
+    for model, count in ((unknown, 1), (nested, 2)):
+        _, (report,) = replace_all(model, [], ['deform-conv'])
+        assert report.count == 0 and len(report.kept) == count and 'dcn' in report.kept[0]
+
+
+FAULTS = {
+    'taps transposed': ('TEXT', '(weight, shape_of_weight)', '(turned, shape_of_weight)'),
+    'mask ignored': ('MASKED', 'Mul (samples, shares)', 'Identity (samples)'),
+    'y and x exchanged': ('AXIS', '(pairs, number_{a})', '(pairs, other_{a})'),
+    'border off by half': ('AXIS', 'Sub (one, side_{a})', 'Sub (two, side_{a})'),
+    'corners aligned': ('TEXT', 'align_corners = 0', 'align_corners = 1'),
+    'values of the border outside': ('TEXT', '"zeros"', '"border"'),
+    'stride of the other axis': ('AXIS', '{{{stride}}}', '{{{taps}}}'),
+    'offset groups mixed': ('TEXT', '{{-1, {taps}, 2}}', '{{-1, 2, {taps}}}'),
+}
+
+
+@pytest.mark.parametrize('name', FAULTS)
+def test_a_planted_fault_is_seen(name, monkeypatch):
+    text, right, wrong = FAULTS[name]
+    assert right in getattr(deform_conv, text)
+    monkeypatch.setattr(deform_conv, text, getattr(deform_conv, text).replace(right, wrong))
+    if name == 'taps transposed':
+        turn = 'turned = Transpose <perm = [0, 1, 3, 2]> (weight)\n    matrix ='
+        monkeypatch.setattr(deform_conv, 'TEXT', deform_conv.TEXT.replace('matrix =', turn))
+    if name == 'y and x exchanged':
+        other = 'other_{a} = Sub (number_1, number_{a})\n    moved_{a} ='
+        monkeypatch.setattr(deform_conv, 'AXIS', deform_conv.AXIS.replace('moved_{a} =', other))
+    assert EVERYTHING.difference(replace_deform_conv(EVERYTHING.model)[0], SIZES[0]) > 1e-2
+
+
+@pytest.mark.parametrize('size', SIZES[:2])
+def test_openvino_gives_the_same(size):
+    pytest.importorskip('openvino', reason='optional: pip install openvino')
+    feeds = EVERYTHING.feeds(size)
+    results = compiled(readable(EVERYTHING.model).SerializeToString(), threads=1)(feeds)
+    wanted = EVERYTHING.of_mmcv(feeds)
+    np.testing.assert_allclose(results['y'], wanted, rtol=0, atol=TOLERANCE * np.abs(wanted).max())
+
+
+def test_tensorrt_rtx_builds_what_is_written_for_it(tmp_path):
+    model = EVERYTHING.model
+    shapes = {name: array.shape for name, array in EVERYTHING.feeds((1, 9, 13)).items()}
+    for value in model.graph.input:
+        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, shapes[value.name]))
+    onnx.save(model, tmp_path / 'm.onnx')
+    assert package().name == 'tensorrt-rtx'
+    job = engine.prepare(tmp_path / 'm.onnx', architectures=[86], package='tensorrt-rtx')
+    assert all(node.op_type != 'DeformConv' for node in job.model.graph.node)
+    assert build(job.model, job.package, [86]).data
