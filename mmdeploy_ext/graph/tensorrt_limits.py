@@ -47,7 +47,7 @@ RTX_OPERATORS = {
 """Operator that TensorRT has and TensorRT-RTX lacks -> what is wrong and what to change."""
 REWRITTEN = {
     'DeformConv': 'is not parsed by TensorRT-RTX, and becomes GridSample and Conv with a weight of known '
-    'shape alone, outside of sub-graphs; build with --package tensorrt',
+    'shape in float32 or float16 alone, outside of sub-graphs; build with --package tensorrt',
     'RoiAlign': "has no plugin in TensorRT-RTX, and becomes gathers in mode 'avg' alone, from opset 16 on "
     'and outside of sub-graphs',
 }

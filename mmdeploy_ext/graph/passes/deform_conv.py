@@ -22,22 +22,19 @@ DOMAIN = 'mm2onnx.deform_conv'
 """Domain of the functions that are inlined at the end."""
 LINEAR_SINCE = 20
 """The first opset in which GridSample calls its mode 'linear'; before it is 'bilinear'."""
-PLACES = {
-    TensorProto.FLOAT: TensorProto.FLOAT,
-    TensorProto.DOUBLE: TensorProto.DOUBLE,
-    TensorProto.FLOAT16: TensorProto.FLOAT,
-    TensorProto.BFLOAT16: TensorProto.FLOAT,
-}
-"""Element type of a DeformConv -> that of its places and samples: float16 ends at an eighth of a pixel."""
+FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16))
+"""Element types of the nodes that are replaced; ONNX Runtime has no GridSample of float64, which engines
+without DeformConv do not have either."""
 # TEXT is a function in ONNX's text syntax, with fields for `str.format`; what is written once for y and once
-# for x is in AXIS. Places are in pixels of the map. They are cut off two pixels outside, where all samples
-# are 0, since engines make integers of them.
+# for x is in AXIS. Places are pixels of the map, in float32 whatever the type of the node: float16 ends at an
+# eighth of a pixel. They are cut off two pixels outside, where all samples are 0, since engines make integers
+# of them.
 TEXT = """
 <opset_import: ["": {opset}], domain: "{domain}">
 {name} ({inputs}) => (output) {{
-    one = Constant <value = {kind} {{1}}> ()
-    two = Constant <value = {kind} {{2}}> ()
-    before = Constant <value = {kind} {{-2}}> ()
+    one = Constant <value = float {{1}}> ()
+    two = Constant <value = float {{2}}> ()
+    before = Constant <value = float {{-2}}> ()
     number_0 = Constant <value = int64 {{0}}> ()
     number_1 = Constant <value = int64 {{1}}> ()
     sizes_1 = Constant <value = int64[1] {{1}}> ()
@@ -49,7 +46,7 @@ TEXT = """
     of_pairs = Constant <value = int64[3] {{-1, {taps}, 2}}> ()
     shape_of_pairs = Concat <axis = 0> (of_pairs, sizes)
     given_pairs = Reshape (offset, shape_of_pairs)
-    pairs = Cast <to = {element}> (given_pairs)
+    pairs = Cast <to = 1> (given_pairs)
 {axes}
     grid_of_taps = Concat <axis = -1> (relative_x, relative_y)
     rows = Mul (taps, length_y)
@@ -58,7 +55,7 @@ TEXT = """
     of_maps = Constant <value = int64[2] {{-1, {channels_of_offsets}}}> ()
     shape_of_maps = Concat <axis = 0> (of_maps, sides)
     given_maps = Reshape (input, shape_of_maps)
-    maps = Cast <to = {element}> (given_maps)
+    maps = Cast <to = 1> (given_maps)
     single = GridSample <mode = "{mode}", padding_mode = "zeros", align_corners = 0> (maps, grid)
     samples = CastLike (single, input)
 {masked}
@@ -83,10 +80,10 @@ AXIS = """
     spread_{a} = Reshape (first_{a}, shape_of_first_{a})
     steps_{a} = Constant <value = int64[{taps}, 1, 1] {{{steps}}}> ()
     regular_{a} = Add (spread_{a}, steps_{a})
-    regular_float_{a} = Cast <to = {element}> (regular_{a})
+    regular_float_{a} = Cast <to = 1> (regular_{a})
     at_{a} = Add (regular_float_{a}, moved_{a})
     given_side_{a} = Gather <axis = 0> (sides, place_{a})
-    side_{a} = Cast <to = {element}> (given_side_{a})
+    side_{a} = Cast <to = 1> (given_side_{a})
     behind_{a} = Add (side_{a}, one)
     not_before_{a} = Max (at_{a}, before)
     near_{a} = Min (not_before_{a}, behind_{a})
@@ -108,12 +105,12 @@ def replace_deform_conv(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
     - DeformConv(X (B, C, H, W), W (D, C / group, kh, kw), offset, bias, mask), the last two or not ->
       GridSample at all K places of each cell, (B * G, C / G, K * h, w), times the mask, and Conv of 1x1 over
-      C * K channels. Places of float16 are computed in float32.
-    - Not fired: sub-graphs; a weight whose shape or type nothing tells. They stay as they are.
+      C * K channels. Places and samples are float32, also those of a float16 node.
+    - Not fired: float64, sub-graphs, a weight whose shape nothing tells. They stay as they are.
 
-    Any size and batch work, also dynamic ones. The result is the same up to rounding: that of GridSample's
-    places, W times 1e-7 pixels, comes to that of float32. In memory at a time: B * C * K * h * w samples,
-    of which DeformConv may hold those of one image.
+    Any size and batch work, also dynamic ones. The result is the same up to rounding: GridSample takes places
+    as shares of a side, whose last bit is worth some 1e-7 * W pixels. In memory at a time: the samples of all
+    images, B * C * K * h * w.
     """
     if all(operator_name(node) != 'DeformConv' for node in model.graph.node):
         return model, False
@@ -135,17 +132,15 @@ def is_replaced(node: onnx.NodeProto, tensor_types: Mapping[str, onnx.TypeProto]
     weight = tensor_types.get(node.input[1])
     shape = types.shape(weight)
     is_known = shape is not None and len(shape) == 4 and all(isinstance(size, int) for size in shape)
-    return is_known and weight.tensor_type.elem_type in PLACES
+    return is_known and weight.tensor_type.elem_type in FLOATS
 
 
 def _function(
     node: onnx.NodeProto, name: str, tensor_types: Mapping[str, onnx.TypeProto], opset: int
 ) -> onnx.FunctionProto:
     values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    weight = tensor_types[node.input[1]]
-    channels, height, width = types.shape(weight)[1:]
+    channels, height, width = types.shape(tensor_types[node.input[1]])[1:]
     taps, group, offset_group = height * width, values.get('group', 1), values.get('offset_group', 1)
-    element = PLACES[weight.tensor_type.elem_type]
     strides, dilations = values.get('strides', (1, 1)), values.get('dilations', (1, 1))
     pads = values.get('pads', (0, 0))  # in front of y and x; those behind show in the size of the offsets
     rows, columns = [tap // width for tap in range(taps)], [tap % width for tap in range(taps)]
@@ -157,7 +152,6 @@ def _function(
             spread=spread,
             taps=taps,
             steps=', '.join(str(step * dilations[place] - pads[place]) for step in steps),
-            element=element,
         )
         for place, (axis, spread, steps) in enumerate((('y', '-1, 1', rows), ('x', '1, -1', columns)))
     ]
@@ -168,8 +162,6 @@ def _function(
         domain=DOMAIN,
         name=name,
         inputs=', '.join(names),
-        kind=types.dtype(element),
-        element=element,
         taps=taps,
         axes=''.join(axes),
         channels_of_offsets=channels * group // offset_group,

@@ -176,9 +176,7 @@ def test_a_bias_without_a_mask():
     np.testing.assert_allclose(run(replace_deform_conv(model)[0], feeds), wanted, atol=1e-4)
 
 
-def test_float64_keeps_its_digits_and_float16_has_places_in_float32():
-    exact = dataclasses.replace(EVERYTHING, kind='float64')
-    assert exact.difference(replace_deform_conv(exact.model)[0], (1, 40, 60)) < 1e-12
+def test_float16_has_its_places_in_float32():
     half = dataclasses.replace(EVERYTHING, kind='float16')
     feeds = half.feeds((1, 9, 150))
     wanted = EVERYTHING.of_mmcv({name: array.astype(np.float32) for name, array in feeds.items()})
@@ -197,7 +195,7 @@ def test_several_layers_and_the_defaults_of_the_operator():
     np.testing.assert_allclose(run(replaced, feeds), run(model, feeds), atol=1e-3)
 
 
-def test_a_weight_of_unknown_shape_and_a_node_in_a_body_stay():
+def test_float64_a_weight_of_unknown_shape_and_a_node_in_a_body_stay():
     unknown = parse(
         '[dcn] y = DeformConv(x, w, o)',
         'float[1,3,8,8] x, float[D,3,k,k] w, float[1,2,8,8] o',
@@ -213,7 +211,7 @@ def test_a_weight_of_unknown_shape_and_a_node_in_a_body_stay():
     output = helper.make_tensor_value_info('z', TensorProto.FLOAT, None)
     graph = helper.make_graph([branch], 'g', Case().model.graph.input, [output], [yes])
     nested = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 19)])
-    for model, count in ((unknown, 1), (nested, 2)):
+    for model, count in ((unknown, 1), (nested, 2), (Case(kind='float64').model, 1)):
         _, (report,) = replace_all(model, [], ['deform-conv'])
         assert report.count == 0 and len(report.kept) == count and 'dcn' in report.kept[0]
 
@@ -226,7 +224,6 @@ FAULTS = {
     'corners aligned': ('TEXT', 'align_corners = 0', 'align_corners = 1'),
     'values of the border outside': ('TEXT', '"zeros"', '"border"'),
     'stride of the other axis': ('AXIS', '{{{stride}}}', '{{{taps}}}'),
-    'offset groups mixed': ('TEXT', '{{-1, {taps}, 2}}', '{{-1, 2, {taps}}}'),
 }
 
 
