@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 HINTS = dict(fp32='f32', bf16='bf16', fp16='f16')
 """Value of `inference_precision` -> OpenVINO's name of it."""
+OUT_OF_REGISTERS = "Can't allocate registers for a snippet"
+"""Error of OpenVINO's CPU, of 2026.4.1 at least, if it fuses too many element-wise operators: so in the offsets
+of S2A-Net for one size, which the same operators compute when they are not fused."""
+UNFUSED = dict(SNIPPETS_MODE='DISABLE')
+"""Setting with which OpenVINO's CPU does not fuse them."""
 
 
 def require_openvino(packages: str = 'openvino') -> ModuleType:
@@ -49,7 +54,13 @@ def compiled(source: str | bytes, threads: int = 0, device: str = 'CPU', precisi
     if threads:
         settings['INFERENCE_NUM_THREADS'] = threads
     core = require_openvino().Core()
-    return core.compile_model(core.read_model(source), device, settings)
+    model = core.read_model(source)
+    try:
+        return core.compile_model(model, device, settings)
+    except RuntimeError as error:
+        if OUT_OF_REGISTERS not in str(error):
+            raise
+    return core.compile_model(model, device, settings | UNFUSED)
 
 
 def readable(model: onnx.ModelProto) -> onnx.ModelProto:
