@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 HINTS = dict(fp32='f32', bf16='bf16', fp16='f16')
 """Value of `inference_precision` -> OpenVINO's name of it."""
 OUT_OF_REGISTERS = "Can't allocate registers for a snippet"
-"""Error of OpenVINO's CPU, of 2026.4.1 at least, if it fuses too many element-wise operators: so in the offsets
-of S2A-Net for one size, which the same operators compute when they are not fused."""
+"""Error of OpenVINO's CPU, of 2026.4.1 at least, if it fuses too many element-wise operators, as in S2A-Net's
+offsets for one size, which it computes when it does not fuse them."""
 UNFUSED = dict(SNIPPETS_MODE='DISABLE')
 """Setting with which OpenVINO's CPU does not fuse them."""
 

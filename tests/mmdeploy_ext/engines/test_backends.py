@@ -1,6 +1,7 @@
 """Every engine behind the same interface: same names, same errors, options that are honoured or refused."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -22,7 +23,7 @@ from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError, UsageError
-from mmdeploy_ext.engines import BACKENDS, build_backend, build_exact, title_of
+from mmdeploy_ext.engines import BACKENDS, build_backend, build_exact, openvino, title_of
 from mmdeploy_ext.engines.onnxruntime import SPINNING, OnnxRuntimeBackend, check_active
 from mmdeploy_ext.engines.openvino import OpenVinoBackend
 from mmdeploy_ext.engines.registry import ENGINES as ENGINE_ROWS
@@ -354,6 +355,27 @@ class Echo:
 
     def __call__(self, feeds):
         return feeds
+
+
+@pytest.mark.parametrize(('message', 'compilations'), [(openvino.OUT_OF_REGISTERS, 2), ('another', 1)])
+def test_openvino_compiles_without_fusing_where_its_fusing_fails(message, compilations, monkeypatch):
+    settings = []
+
+    class Core:
+        def read_model(self, source):
+            return source
+
+        def compile_model(self, model, device, options):
+            settings.append(options)
+            if 'SNIPPETS_MODE' not in options:
+                raise RuntimeError(f'Exception: {message}: not enough')
+            return model
+
+    monkeypatch.setattr(openvino, 'require_openvino', lambda: types.SimpleNamespace(Core=Core))
+    with contextlib.suppress(RuntimeError):
+        assert openvino.compiled('m.onnx', threads=2) == 'm.onnx'
+    assert len(settings) == compilations and settings[0]['INFERENCE_NUM_THREADS'] == 2
+    assert settings[-1]['INFERENCE_PRECISION_HINT'] == 'f32'
 
 
 def test_openvino_is_not_fed_an_input_that_it_dropped():
