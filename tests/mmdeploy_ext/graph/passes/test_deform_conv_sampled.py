@@ -16,6 +16,7 @@ from mmdeploy_ext.engines.tensorrt.build import build
 from mmdeploy_ext.graph.passes import deform_conv
 from mmdeploy_ext.graph.passes.deform_conv import replace_deform_conv
 from mmdeploy_ext.graph.passes.named_rules import replace_all
+from mmdeploy_ext.kit.local_run import OPENERS
 from toy_engines import package, parse
 
 CHANNELS, FILTERS = 8, 12
@@ -169,6 +170,11 @@ def test_values_are_those_of_mmcv_and_of_the_operator_at_any_size(name):
         assert case.difference(case.model, size) < TOLERANCE
 
 
+def test_rounding_of_places_grows_with_the_side():
+    replaced, _ = replace_deform_conv(EVERYTHING.model)
+    assert EVERYTHING.difference(replaced, (1, 100, 168)) < 10 * TOLERANCE
+
+
 def test_a_bias_without_a_mask():
     model = Case(bias=True).model
     feeds = Case().feeds(SIZES[0])
@@ -242,12 +248,15 @@ def test_a_planted_fault_is_seen(name, monkeypatch):
 
 
 @pytest.mark.parametrize('size', SIZES[:2])
-def test_openvino_gives_the_same(size):
+def test_openvino_gives_the_same(size, tmp_path):
     pytest.importorskip('openvino', reason='optional: pip install openvino')
     feeds = EVERYTHING.feeds(size)
-    results = compiled(readable(EVERYTHING.model).SerializeToString(), threads=1)(feeds)
+    onnx.save(EVERYTHING.model, tmp_path / 'm.onnx')
+    of_a_kit = OPENERS['openvino'](tmp_path / 'm.onnx', tmp_path, False, ())
     wanted = EVERYTHING.of_mmcv(feeds)
-    np.testing.assert_allclose(results['y'], wanted, rtol=0, atol=TOLERANCE * np.abs(wanted).max())
+    for run_it in (compiled(readable(EVERYTHING.model).SerializeToString(), threads=1), of_a_kit):
+        given = run_it(feeds)['y']
+        np.testing.assert_allclose(given, wanted, rtol=0, atol=TOLERANCE * np.abs(wanted).max())
 
 
 def test_tensorrt_rtx_builds_what_is_written_for_it(tmp_path):
