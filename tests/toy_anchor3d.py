@@ -105,6 +105,7 @@ DYNAMIC_VOXELS = (
     )
     + DYNAMIC
 )
+SASSD = VOXELS.replace("'VoxelNet'", "'SASSD'").replace("'SparseEncoder'", "'SparseEncoderSASSD'")
 SPREAD_TEST = {
     'score_thr=0.1': 'score_thr=0.03',
     'nms_pre=100, max_num=40': 'nms_pre=300, max_num=160',
@@ -131,6 +132,7 @@ KINDS = dict(
     shapes=SHAPES,
     dynamic=DYNAMIC_PILLARS,
     dynamic_voxels=DYNAMIC_VOXELS,
+    sassd=SASSD,
     pointpillars=KITTI,
     second=VOXELS,
     mvx=NUSCENES,

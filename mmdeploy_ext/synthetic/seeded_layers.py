@@ -7,15 +7,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+OFFSET_LAYERS = 'conv_offset', 'offset_s', 'offset_l', 'offset_fc.4'
+"""Ends of the names of layers that give offsets: of deformable convolutions, of those of DetectoRS, and of
+deformable pooling, whose offsets are tenths of a region."""
 OFFSET_SCALE = 0.1
 """Offsets of deformable convolutions of about an eighth of a pixel. With a whole one the network is chaotic:
 an input changed by 1e-5 changes the last features by their own size (measured, R50 with DCN v2)."""
+
+ATROUS_DIFFERENCE = 0.3
+"""Deviation of what DetectoRS adds to the weights, whose deviation is 1, of its wider convolutions. They begin
+as zeros, so that a graph without them would be no other."""
 
 MIN_SPREAD = 0.3
 """Smallest spread of a channel that is scaled up, relative to the mean of all: less is mostly rounding."""
 
 GATE_SCALE = 0.1
-"""Scale of the layers that turn a map's mean into gates of its channels, and of the context of GCNet.
+"""Scale of the layers that turn a map's mean into gates of its channels, and of the context of GCNet and SAC.
 
 A mean of a map is right to five digits, in PyTorch as in ONNX Runtime. Measured: with a scale of 1 and errors
 of GCNet's layers as large as PyTorch's own, PyTorch keeps 87 to 92 of its own 100 boxes.
@@ -41,11 +48,13 @@ def _draw_weights(model: nn.Module, generator: torch.Generator) -> None:
         if not isinstance(weight, torch.Tensor) or weight.dim() < 2:
             continue
         scale = (2.0 / weight[0].numel()) ** 0.5
-        if name.endswith('conv_offset'):
+        if name.endswith(OFFSET_LAYERS):
             scale *= OFFSET_SCALE
         weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
         if isinstance(getattr(module, 'bias', None), torch.Tensor):
             module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * 0.05)
+        if isinstance(getattr(module, 'weight_diff', None), torch.Tensor):
+            module.weight_diff.copy_(torch.randn(weight.shape, generator=generator) * ATROUS_DIFFERENCE)
 
 
 def _draw_attention(model: nn.Module, generator: torch.Generator) -> None:
@@ -71,6 +80,7 @@ def _draw_attention(model: nn.Module, generator: torch.Generator) -> None:
 def _gates_of(module: nn.Module) -> list[nn.Module]:
     """Return the last layers of the branches that compute gates or context from a map's mean."""
     from mmcv.cnn import ContextBlock
+    from mmcv.ops import SAConv2d
     from mmdet.models.backbones.resnest import SplitAttentionConv2d
 
     from mmdeploy_ext.compat.older_mmdet import mmdet_module
@@ -79,6 +89,8 @@ def _gates_of(module: nn.Module) -> list[nn.Module]:
         return [module.conv2.conv]
     if isinstance(module, SplitAttentionConv2d):
         return [module.fc2]
+    if isinstance(module, SAConv2d):
+        return [module.pre_context, module.post_context]
     if isinstance(module, ContextBlock):
         branches = (module.channel_add_conv, module.channel_mul_conv)
         return [layers[-1] for layers in branches if layers is not None]

@@ -103,11 +103,13 @@ def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0
 
 def _bird_eye_map(model: nn.Module, parts: Parts, points: torch.Tensor) -> torch.Tensor:
     """Return the bird's-eye map (1, C, H, W) of a sweep (P, D)."""
+    from mmdeploy_ext.families.parts.lidar_parts import encode
+
     *voxels, coordinates = model.voxelize([points])
     features = parts.voxel_encoder(*voxels, coordinates)
     if isinstance(features, tuple):
         features, coordinates = features
-    return parts.middle_encoder(features, coordinates, 1)
+    return encode(parts.middle_encoder, features, coordinates)
 
 
 def head_outputs(parts: Parts, maps: torch.Tensor) -> Any:

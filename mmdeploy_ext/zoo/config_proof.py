@@ -36,12 +36,13 @@ from mmdeploy_ext.zoo.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     import torch
 
     from mmdeploy_ext.contract.options import Options
+    from mmdeploy_ext.proving.results import Pair
     from mmdeploy_ext.proving.verdict import Verdict
 
 WEIGHTS = 'seeded weights'
@@ -217,15 +218,15 @@ def _prove_export(
             digest = export_digest([*deployment.exports.values()][-len(paths) :])
             if earlier is not None and (earlier.digest, earlier.rules) == (digest, rules):
                 return earlier
-            verdict, _ = prove(deployment, paths, samples, settings.engine)
+            verdict, pairs = prove(deployment, paths, samples, settings.engine)
     except Exception as error:
         return dataclasses.replace(outcome_of_error(error), seconds=time.process_time() - start)
     seconds = time.process_time() - start
-    return Outcome(digest=digest, rules=rules, shape=shape, seconds=seconds, **_figures(verdict))
+    return Outcome(digest=digest, rules=rules, shape=shape, seconds=seconds, **_figures(verdict, pairs))
 
 
-def _figures(verdict: Verdict) -> dict[str, Any]:
-    """Return the fields of an `Outcome` that tell the result of a proof."""
+def _figures(verdict: Verdict, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Return the fields of an `Outcome` that tell the result of a proof, given what `prove` returned."""
     summary = verdict.summary()
     rows = [row for case in verdict.cases for row in case.detections]
     distances = [row.worst_distance for row in rows if row.worst_distance is not None]
@@ -238,6 +239,7 @@ def _figures(verdict: Verdict) -> dict[str, Any]:
         reference=summary['reference'],
         matched=summary['matched'],
         fewest=min((row.reference for row in rows), default=0),
+        classes=len({int(label) for pair in pairs for label in getattr(pair.reference, 'labels', ())}),
         worst_rel=summary['worst_rel'],
         worst_iou=None if distances else summary['worst_iou'],
         worst_score=summary['worst_score'],

@@ -16,6 +16,10 @@ from mmdeploy_ext.core.errors import ConfigError, UsageError
 TRAINING_KEYS = 'train_cfg', 'init_cfg', 'pretrained'
 """Keys that only training reads. Losses are not among them: heads take their number of outputs from them.
 Families have further ones for the configs of their library, see `register_family`."""
+MMDET_TRAINING_KEYS = 'frozen_stages', 'loss_bbox', 'loss_weight', 'norm_eval', 'reg_decoded_bbox'
+"""Further ones in the configs of mmdet; a test looks for readers in mmdet's code."""
+SAME_IN_TESTS = dict(SyncBN='BN')
+"""Class of a layer -> class that computes the same in evaluation mode."""
 PATH_KEYS = 'data_root', 'ann_file', 'ann_subdir', 'img_prefix', 'img_subdir'
 """Keys of a data set that say where its files are."""
 HEADS = ('bbox_head', 'mask_head', 'rpn_head', 'roi_head')
@@ -155,7 +159,7 @@ def test_digest(cfg: Any, training_keys: Sequence[str] = ()) -> str:
     """
     test = (cfg.get('data') or {}).get('test') or {}
     content = [
-        _without(cfg.model, (*TRAINING_KEYS, *training_keys)),
+        _as_tested(_without(cfg.model, (*TRAINING_KEYS, *training_keys))),
         _without(test, (*TRAINING_KEYS, *PATH_KEYS)),
         cfg.get('test_cfg'),
     ]
@@ -164,9 +168,13 @@ def test_digest(cfg: Any, training_keys: Sequence[str] = ()) -> str:
 
 
 def training_keys_of(library: str) -> tuple[str, ...]:
-    """Return the keys that families declare for the configs of a library; none for ''."""
+    """Return the keys that only training reads in the configs of a library, besides `TRAINING_KEYS`.
+
+    Families declare those of their library; there are none for ''.
+    """
     registrations = registered().values() if library else ()
-    return tuple(key for family in registrations if family.library == library for key in family.training_keys)
+    declared = (key for family in registrations if family.library == library for key in family.training_keys)
+    return (*(MMDET_TRAINING_KEYS if library == MMDET else ()), *declared)
 
 
 def group_by_model(configs: Sequence[Config]) -> list[list[Config]]:
@@ -182,6 +190,15 @@ def _without(value: Any, keys: Sequence[str]) -> Any:
     if isinstance(value, dict):
         return {key: _without(entry, keys) for key, entry in value.items() if key not in keys}
     return [_without(entry, keys) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _as_tested(value: Any) -> Any:
+    """Return nested dicts and lists of a model with the classes of `SAME_IN_TESTS` in place of others."""
+    if isinstance(value, dict):
+        changed = {key: _as_tested(entry) for key, entry in value.items()}
+        kind = changed.get('type')
+        return changed | dict(type=SAME_IN_TESTS[kind]) if kind in SAME_IN_TESTS else changed
+    return [_as_tested(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def part_types(cfg: Any) -> dict[str, str]:

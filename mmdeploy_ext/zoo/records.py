@@ -55,6 +55,8 @@ class Outcome:
         reference: number of PyTorch's detections over the threshold.
         matched: number of these that ONNX Runtime has as well.
         fewest: smallest number of detections in a picture.
+        classes: number of classes of PyTorch's results in up to eight samples; 0 in records from before
+            2026-11-26.
         worst_rel: largest error of a tensor, relative to its scale; None if no tensors were compared.
         worst_iou: smallest IoU of a pair; None for boxes in 3D.
         worst_distance: largest distance between the centres of a pair of boxes in 3D, m.
@@ -74,6 +76,7 @@ class Outcome:
     reference: int = 0
     matched: int = 0
     fewest: int = 0
+    classes: int = 0
     worst_rel: float | None = None
     worst_iou: float | None = None
     worst_score: float | None = None

@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 
 import mmcv
+import mmdet
 import numpy as np
 import pytest
 
@@ -149,13 +150,50 @@ def test_configs_that_differ_in_anything_else_are_not(other):
 
 def test_a_family_names_keys_of_its_librarys_configs_that_only_training_reads(monkeypatch):
     cfg = load_config(f'{REPOSITORY}/configs/demo/atss_toy.py')
-    registration = Registration('of_points', 'points:Family', library='points', training_keys=('loss_bbox',))
+    registration = Registration(
+        'of_points', 'points:Family', library='points', training_keys=('loss_centerness',)
+    )
     monkeypatch.setattr(configs, 'registered', lambda: dict(of_points=registration))
     keys = {library: configs.training_keys_of(library) for library in ('points', 'mmdet', '')}
     before = {library: configs.test_digest(cfg, keys[library]) for library in keys}
-    cfg.merge_from_dict({'model.bbox_head.loss_bbox.loss_weight': 5.0})
+    cfg.merge_from_dict({'model.bbox_head.loss_centerness.use_sigmoid': False})
     same = {library: configs.test_digest(cfg, keys[library]) == before[library] for library in keys}
     assert same == {'points': True, 'mmdet': False, '': False}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'same'),
+    [
+        ({'norm_cfg.type': 'SyncBN', 'norm_eval': False, 'frozen_stages': 0}, True),
+        ({'norm_cfg.type': 'GN'}, False),
+        ({'style': 'caffe'}, False),
+    ],
+)
+def test_batch_norms_of_one_kind_and_frozen_stages_make_no_other_model(changes, same):
+    cfg = load_config(str(configs.installed_folder() / 'mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py'))
+    keys = configs.training_keys_of('mmdet')
+    before = configs.test_digest(cfg, keys)
+    cfg.merge_from_dict({f'model.backbone.{key}': value for key, value in changes.items()})
+    assert (configs.test_digest(cfg, keys) == before) == same
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('key', configs.MMDET_TRAINING_KEYS)
+def test_only_training_reads_the_keys_of_mmdet_that_the_zoo_leaves_out(key):
+    """Constructors check some; `_freeze_stages` and `update_hyperparameters` are called in training."""
+    words = 'loss', 'target', 'train', 'freeze', 'update_hyperparameters', '__init__'
+    readers = []
+    for path in (Path(mmdet.__file__).parent / 'models').rglob('*.py'):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef) and any(
+                isinstance(node, ast.Attribute) and node.attr == key and isinstance(node.ctx, ast.Load)
+                for node in ast.walk(function)
+            ):
+                readers.append((path.parent.name, function.name))
+    others = [
+        name for folder, name in readers if folder != 'losses' and not any(word in name for word in words)
+    ]
+    assert readers and not others
 
 
 @pytest.mark.matrix

@@ -50,6 +50,8 @@ COLUMNS = """\
 COLUMNS_3D = """\
 | config | one size | any size | matched | fewest | worst tensor error | worst distance, mm | worst score difference | CPU s |
 |---|---|---|---:|---:|---:|---:|---:|---:|"""  # noqa: E501
+USUAL_SIZE = (320, 448)
+"""(H, W) of the traced input, pixels, which the tables leave out: the default of `mm2onnx zoo`."""
 UPSTREAM_FAULTS = {
     'objects365/retinanet_r50_fpn_syncbn_1350k_obj365v1.py': 'mmdet builds it neither: its base is '
     '`_base_/models/faster_rcnn_r50_fpn.py`, whose detector has no `bbox_head`, where RetinaNet was meant'
@@ -125,6 +127,7 @@ def kind_page(kind: kinds.Kind, records: Sequence[Record]) -> str:
         count=count_records(records),
         heads=heads,
         columns=COLUMNS_3D if kind.in_3d else COLUMNS,
+        usual_size='{}x{}'.format(*USUAL_SIZE),
         reasons=reasons(records),
     )
 
@@ -199,7 +202,7 @@ def cells_of(record: Record, in_3d: bool) -> str:
         _named(record),
         _verdict(record.fixed) + (' *' if record.own_kernels else ''),
         _verdict(record.dynamic),
-        f'{sum(one.matched for one in done)} / {sum(one.reference for one in done)}' if done else '',
+        _matched(record, done) if done else '',
         str(min(one.fewest for one in done)) if done else '',
         *(in_space if in_3d else in_picture),
         f'{max(scores):.1e}' if scores else '',
@@ -215,10 +218,21 @@ def _named(record: Record) -> str:
     return name
 
 
+def _matched(record: Record, done: Sequence[Outcome]) -> str:
+    """Return the matched results of some outcomes of a record, of panoptic maps with their classes."""
+    text = f'{sum(one.matched for one in done)} / {sum(one.reference for one in done)}'
+    classes = max(one.classes for one in done)
+    return f'{text}, {classes} classes' if classes and 'panoptic' in record.family else text
+
+
 def _verdict(outcome: Outcome | None) -> str:
+    """Return an outcome for a cell, with the size of the traced input where that is not the usual one."""
     if outcome is None:
         return '-'
-    return 'proven' if outcome.proven else outcome.reason
+    if not outcome.proven:
+        return outcome.reason
+    height, width = outcome.shape
+    return f'proven, {height}x{width}' if height and outcome.shape != USUAL_SIZE else 'proven'
 
 
 def reasons(records: Sequence[Record]) -> list[str]:
@@ -303,7 +317,7 @@ def records_of(folder: Path) -> dict[str, Any]:
     found = [read_record(path) for path in sorted((folder / 'records').glob('*.json'))]
     if not any(found):
         raise UsageError(f'{folder}: no records/*.json, which tools/analysis_tools/zoo.py --out writes')
-    return zoo_content([record for record in found if record and record.fixed])
+    return zoo_content([record for record in found if record and (record.fixed or record.dynamic)])
 
 
 if __name__ == '__main__':

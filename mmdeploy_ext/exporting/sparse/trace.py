@@ -148,7 +148,10 @@ def _voxels(
 
 
 def _call(module: nn.Module, features: torch.Tensor, coordinates: torch.Tensor, shape: Triple) -> Any:
-    """Run a module on voxels, which its forward takes in one of the ways that `trace` names."""
+    """Run a module on voxels, which its forward takes in one of the ways that `trace` names.
+
+    One that computes more in training, as SASSD's does, has an argument `test_mode`.
+    """
     from spconv.pytorch import SparseConvTensor
 
     parameters = inspect.signature(module.forward).parameters.values()
@@ -160,7 +163,8 @@ def _call(module: nn.Module, features: torch.Tensor, coordinates: torch.Tensor, 
     if len(required) == 1:
         return module(SparseConvTensor(features, coordinates, list(shape), 1))
     if len(required) == 3:
-        return module(features, coordinates, 1)
+        tested = dict(test_mode=True) if any(item.name == 'test_mode' for item in parameters) else {}
+        return module(features, coordinates, 1, **tested)
     if len(required) == 4 and required[3] == 'input_shape':
         # det3d's grid is x, y, z, and its module adds one layer of z
         size = [shape[2], shape[1], shape[0] - 1]

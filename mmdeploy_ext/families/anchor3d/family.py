@@ -27,7 +27,7 @@ HEADS = ('Anchor3DHead', 'FreeAnchor3DHead', PER_CLASS_HEAD)
 """Heads that export, and bases of such."""
 REGION_PROPOSAL_HEAD = 'PartA2RPNHead'
 """A head of mmdet3d that is derived from `Anchor3DHead` and belongs to a detector of two stages."""
-DETECTORS = ('VoxelNet', 'MVXFasterRCNN', DYNAMIC_DETECTOR)
+DETECTORS = ('VoxelNet', 'MVXFasterRCNN', 'SASSD', DYNAMIC_DETECTOR)
 """Detectors that export."""
 CODER = 'DeltaXYZWLHRBBoxCoder'
 """The one box coder that the runtime repeats."""
@@ -40,13 +40,13 @@ FOLLOWED = (
 
 
 class AnchorFamily(LidarFamily):
-    """mmdet3d's `VoxelNet`, `DynamicVoxelNet` and `MVXFasterRCNN` of points alone, without a memory."""
+    """mmdet3d's `VoxelNet`, `DynamicVoxelNet`, `SASSD` and `MVXFasterRCNN` of points, without a memory."""
 
     name = 'anchor3d'
     exports = 'PointPillars, SECOND and SSN with Anchor3DHead (mmdeploy_ext/families/anchor3d/README.md)'
     similar_names = (
         'Anchor3DHead', 'FreeAnchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'PartAggregationROIHead',
-        'PointRCNNRoIHead', 'SSD3DHead', 'VoteHead', 'H3DRoIHead', 'SparseEncoderSASSD',
+        'PointRCNNRoIHead', 'SSD3DHead', 'VoteHead', 'H3DRoIHead', 'SASSD',
     )  # fmt: skip
     followed = FOLLOWED
     graphs, result = staticmethod(graphs), staticmethod(result)

@@ -47,7 +47,7 @@ DETECTOR_METHODS = (
 """Methods of detectors around their parts, in a test on one sweep."""
 FOLLOWED = (
     *((kind, DETECTOR_METHODS) for kind in (detectors.MVXTwoStageDetector, detectors.CenterPoint)),
-    *((kind, DETECTOR_METHODS) for kind in (detectors.VoxelNet, detectors.DynamicVoxelNet)),
+    *((kind, DETECTOR_METHODS) for kind in (detectors.VoxelNet, detectors.DynamicVoxelNet, detectors.SASSD)),
     *((getattr(voxel_encoders, name), ('forward',)) for name in (*ENCODERS, DYNAMIC_ENCODER)),
     *((getattr(voxel_encoders, name), ('forward',)) for name in ('HardSimpleVFE', 'DynamicSimpleVFE')),
     (middle_encoders.PointPillarsScatter, ('forward', 'forward_single', 'forward_batch')),
@@ -57,6 +57,8 @@ COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2,
 """Step that loads points -> columns that it keeps if the config names none."""
 DYNAMIC_DETECTOR = 'DynamicVoxelNet'
 """The detector whose voxels hold all their points."""
+SPARSE_ENCODERS = dict(SASSD='SparseEncoderSASSD')
+"""Detector -> its sparse encoder, which in training gives more than a map; others have a SparseEncoder."""
 FEW_CANDIDATES, MANY_CANDIDATES = 19, 700
 """Boxes that lowered limits of candidates let through, fewer than other limits do, and that raised limits let
 through at least."""
@@ -236,7 +238,9 @@ def check_points_side(filename: str, model: Mapping[str, Any], detector: str, he
         encoders = (DYNAMIC_ENCODER,) if dynamic else ENCODERS
     else:
         encoders = ('DynamicSimpleVFE',) if dynamic else ('HardSimpleVFE',)
-    exported = dict(middle_encoder=('SparseEncoder', SCATTER), voxel_encoder=encoders, bbox_head=heads)
+    sparse = SPARSE_ENCODERS.get(model['type'])
+    middle_encoders = (sparse,) if sparse else ('SparseEncoder', SCATTER)
+    exported = dict(middle_encoder=middle_encoders, voxel_encoder=encoders, bbox_head=heads)
     for name, allowed in exported.items():
         part_type = (model.get(key := prefix + name) or {}).get('type')
         type_names = names_of_class(HEADS, part_type) if name == 'bbox_head' else [part_type]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -37,10 +38,24 @@ def prefix_of(model: Mapping[str, Any]) -> str:
 
 
 def parts_of(model: nn.Module) -> Parts:
-    """Return the parts of a `CenterPoint`, `MVXFasterRCNN` or `VoxelNet`."""
+    """Return the parts of a `CenterPoint`, `MVXFasterRCNN`, `SASSD` or `VoxelNet`."""
     prefix = 'pts_' if hasattr(model, 'pts_voxel_encoder') else ''
     names = ('voxel_layer', 'voxel_encoder', 'middle_encoder', 'backbone', 'neck', 'bbox_head')
     return Parts(prefix, *(getattr(model, prefix + name, None) for name in names))
+
+
+def encode(encoder: nn.Module, features: Tensor, coordinates: Tensor) -> Tensor:
+    """Return the bird's-eye view (1, C, H, W) of a middle encoder, as its detector computes it in a test.
+
+    Features are (N, D) of N voxels, coordinates (N, 4): sample 0 and the encoder's axes.
+    """
+    tested = dict(test_mode=True) if 'test_mode' in inspect.signature(encoder.forward).parameters else {}
+    return bev_of(encoder(features, coordinates, 1, **tested))
+
+
+def bev_of(output: Any) -> Tensor:
+    """Return the bird's-eye view that a middle encoder returned; SASSD's has a place for others behind it."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 class OfModel(nn.Module):

@@ -10,7 +10,7 @@ from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.families.parts.lidar_parts import parts_of, watching
+from mmdeploy_ext.families.parts.lidar_parts import bev_of, parts_of, watching
 from mmdeploy_ext.families.parts.pillars import has_pillars, point_width
 from mmdeploy_ext.families.parts.samples import detections
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -73,7 +73,7 @@ class LidarReference(abc.ABC):
             flip=False,
         )
         hooks = {
-            self.parts.middle_encoder: lambda _, output: dict(bev=output),
+            self.parts.middle_encoder: lambda _, output: dict(bev=bev_of(output)),
             self.parts.head: lambda _, output: dict(head=output),
         }
         cloud = [[torch.from_numpy(points).to(self.device)]]

@@ -10,6 +10,7 @@ from torch import nn
 from mmdeploy_ext import compat
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.families.parts.lidar_parts import encode
 from mmdeploy_ext.families.sparse import Int8Reference, SparseFamily
 from mmdeploy_ext.families.sparse_backbone import graphs
 from mmdeploy_ext.preprocess.points import VoxelRule
@@ -19,16 +20,16 @@ from mmdeploy_ext.weights.sparse_checkpoint import LoadReport, load_model
 class EncoderFamily(SparseFamily):
     """Models of mmdet3d, or `LidarBackbone`, whose sparse encoder has a certain registered type.
 
-    The first of `orders` is the order of the axes in the model and in NVIDIA's files; `encoder_type` is the
-    type.
+    The first of `orders` is the order of the axes in the model and in NVIDIA's files; `encoder_types` are the
+    types.
     """
 
-    encoder_type: ClassVar[str]
+    encoder_types: ClassVar[tuple[str, ...]]
     encoder, settings = staticmethod(graphs.encoder), staticmethod(graphs.settings)
 
     def claims(self, cfg: Any) -> Claim:
         parts = graphs.parts_of(cfg)
-        if parts is not None and cfg.model[parts['encoder']].get('type') == self.encoder_type:
+        if parts is not None and cfg.model[parts['encoder']].get('type') in self.encoder_types:
             return Claim.PART
         return Claim.NO
 
@@ -46,8 +47,7 @@ class EncoderFamily(SparseFamily):
 
     def run_encoder(self, model: nn.Module, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
         with compat.single_thread(), torch.no_grad():
-            batch_size = 1
-            dense = self.encoder(model)(torch.from_numpy(features), torch.from_numpy(coordinates), batch_size)
+            dense = encode(self.encoder(model), torch.from_numpy(features), torch.from_numpy(coordinates))
         return dense.numpy()
 
 
@@ -59,7 +59,7 @@ class BEVFusionEncoder(EncoderFamily):
     """BEVFusion's LiDAR backbone, x, y, z."""
 
     name = 'bevfusion'
-    encoder_type = 'BEVFusionSparseEncoder'
+    encoder_types = ('BEVFusionSparseEncoder',)
     int8 = Int8Reference(ENDS, half_ranges=True)
     """Source: golden ALGORITHM.md 5: `model.half()` reaches the ranges."""
 
@@ -69,7 +69,7 @@ class CenterPointEncoder(EncoderFamily):
 
     name = 'centerpoint-det3d'
     orders = ('zyx', 'xyz')
-    encoder_type = 'CenterPointSparseEncoder'
+    encoder_types = ('CenterPointSparseEncoder',)
     int8 = Int8Reference(
         {
             'conv_input.0': ('fp16', 'fp16'),
@@ -86,12 +86,12 @@ class CenterPointEncoder(EncoderFamily):
 
 
 class SecondEncoder(EncoderFamily):
-    """mmdet3d's SparseEncoder in any of its detectors: SECOND, CenterPoint, dynamic VoxelNet; z, y, x."""
+    """mmdet3d's SparseEncoder in any of its detectors: SECOND, CenterPoint, SASSD ...; z, y, x."""
 
     name = 'sparse-encoder'
     exports = "mmdet3d's SparseEncoder as (pts_)middle_encoder: SECOND, CenterPoint, VoxelNet (docs/lidar.md)"
     similar_names = ('PointPillars', 'VoxelNet', 'UNet', 'MVX', 'Sparse')
     orders = ('zyx', 'xyz')
-    encoder_type = 'SparseEncoder'
+    encoder_types = ('SparseEncoder', 'SparseEncoderSASSD')
     int8 = Int8Reference(ENDS)
     """The same as for BEVFusion, whose encoder differs in the order of axes alone."""

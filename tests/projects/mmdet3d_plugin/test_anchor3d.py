@@ -58,7 +58,7 @@ def test_both_files_are_proven_on_sweeps_that_were_not_traced(kind):
     assert names == {'bev', *(f'{name}_{level}' for name in runtime.OUTPUTS for level in range(levels))}
 
 
-@pytest.mark.parametrize('kind', [kind for kind in toy_anchor3d.KINDS if kind != 'shapes'])
+@pytest.mark.parametrize('kind', [kind for kind in toy_anchor3d.KINDS if kind not in ('shapes', 'sassd')])
 def test_anchors_equal_mmdet3ds(kind):
     deployment, *_ = toy_anchor3d.exported(kind)
     from mmdeploy_ext.families.anchor3d.graphs import anchor_rule
@@ -220,6 +220,8 @@ def test_points_that_cannot_be_are_refused():
         ('dynamic', {'max_num_points=-1': 'max_num_points=4'}, 'DynamicVoxelNet takes -1'),
         ('kitti', {'max_num_points=4': 'max_num_points=-1'}, 'max_num_points=-1; DynamicVoxelNet'),
         ('voxels', {"type='HardSimpleVFE'": "type='HardVFE'"}, "voxel_encoder.type='HardVFE'"),
+        ('voxels', {"'VoxelNet'": "'SASSD'"}, 'a LiDAR .* is exported with SparseEncoderSASSD'),
+        ('sassd', {"'SASSD'": "'VoxelNet'"}, "middle_encoder.type='SparseEncoderSASSD'"),
     ],
 )
 def test_what_is_not_exported_is_refused_by_name(tmp_path, kind, words, message):
@@ -233,7 +235,8 @@ def test_what_is_not_exported_is_refused_by_name(tmp_path, kind, words, message)
 def test_all_configs_of_the_installed_mmdet3d_pass_the_check_of_the_exporter():
     toy_anchor3d.register()
     counts = dict(
-        pointpillars=14, second=5, centerpoint=16, ssn=4, regnet=8, free_anchor=6, dynamic_voxelization=3
+        pointpillars=14, second=5, centerpoint=16, ssn=4, regnet=8, free_anchor=6, dynamic_voxelization=3,
+        sassd=1,
     )
     augmented = []
     for folder, count in counts.items():
