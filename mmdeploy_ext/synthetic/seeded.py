@@ -117,7 +117,8 @@ def _head_steps(
     """
     head = getattr(model, 'bbox_head', None)
     if is_query(model):
-        return lambda maps: None, functools.partial(scale_queries, model, pictures)
+        scale_heads = functools.partial(scale_queries, model, pictures, exposed_pictures)
+        return lambda maps: None, scale_heads
     if is_cornered(model):
         return lambda maps: head(maps), functools.partial(scale_corners, model)
     if is_regional(model):  # its stages are rescaled while they run

@@ -15,8 +15,8 @@ OFFSET_SCALE = 0.1
 an input changed by 1e-5 changes the last features by their own size (measured, R50 with DCN v2)."""
 
 ATROUS_DIFFERENCE = 0.3
-"""Deviation of what DetectoRS adds to the weights, whose deviation is 1, of its wider convolutions. They begin
-as zeros, so that a graph without them would be no other."""
+"""Deviation of what DetectoRS adds to the weights, whose deviation is 1, of its wider convolutions. It begins
+as zeros, so that a graph without it would be no other."""
 
 MIN_SPREAD = 0.3
 """Smallest spread of a channel that is scaled up, relative to the mean of all: less is mostly rounding."""

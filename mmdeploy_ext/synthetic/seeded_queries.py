@@ -51,9 +51,11 @@ results stay, with equal queries all 300.
 """
 MASK_DEVIATION = 4.0
 """Deviation of mask logits."""
-PANOPTIC_CLASS_FACTOR, PANOPTIC_MASK_SHIFT = 3.0, 6.0
+PANOPTIC_CLASS_FACTOR, PANOPTIC_MASK_SHIFT = 3.0, 11.0
 """If masks become panoptic maps: factor of the deviation of class logits, since a segment needs a score of
-0.8, and reduction of mask logits, since a segment has to keep 0.8 of its mask."""
+0.8, and reduction of mask logits, since a segment has to keep 0.8 of its mask. Measured on five pictures at
+320x448: 50 queries of 100 pass, and MaskFormer and Mask2Former with R-50 have 56 and 80 segments with 12, 25
+and 99 with 9."""
 MOVE_DEVIATION = 0.2
 """Deviation of the moves of boxes between layers, as logits."""
 CENTRE_TARGET, SIZE_TARGET = Target(0.0, 0.8), Target(-1.5, 0.6)
@@ -94,22 +96,32 @@ def is_regional(model: nn.Module) -> bool:
     return isinstance(getattr(model, 'rpn_head', None), head)
 
 
-def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
+def scale_queries(
+    model: nn.Module,
+    pictures: torch.Tensor,
+    exposed_pictures: torch.Tensor,
+    features: Sequence[torch.Tensor],
+) -> None:
     """Draw the parameters of a head of queries and rescale its last layers, in place.
 
-    Pictures are (B, 3, H, W), normalised; features are those of each level.
+    Pictures, and exposed ones (dark and bright), are (B, 3, H, W), normalised; features are those of each
+    level of the pictures.
     """
     head = next(filter(None, (getattr(model, name, None) for name in HEADS)))
     size = tuple(pictures.shape[2:])
-    metas = [dict(batch_input_shape=size, img_shape=(*size, 3))] * len(pictures[PICTURES])
     maps = [level[PICTURES] for level in features]
+    if _is_panoptic(head):
+        exposed = model.extract_feat(exposed_pictures)
+        maps = [torch.cat([level, other]) for level, other in zip(maps, exposed, strict=True)]
+    metas = [dict(batch_input_shape=size, img_shape=(*size, 3))] * len(maps[0])
 
     def run() -> Any:
         return head(maps, metas)
 
     _draw_parameters(head)
     if hasattr(head, 'mask_embed'):
-        _scale_mask_head(head, run)
+        scale = _scale_panoptic_head if _is_panoptic(head) else _scale_mask_head
+        scale(head, run)
         return
     if hasattr(head, 'input_proj'):
         outputs = outputs_of(head.input_proj, lambda: head.input_proj(maps[-1]))
@@ -137,20 +149,57 @@ def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[t
     _rescale_linear(head.cls_branches[last] if deformable else head.fc_cls, run, classes)
 
 
+def _is_panoptic(head: nn.Module) -> bool:
+    """Return whether the masks of a head of queries become a panoptic map."""
+    return hasattr(head, 'mask_embed') and bool((head.test_cfg or {}).get('panoptic_on', True))
+
+
 def _scale_mask_head(head: nn.Module, run: Callable[[], Any]) -> None:
     """Rescale the last layers of a head of queries with masks."""
     feature_layer, embed_layer = head.pixel_decoder.mask_feature, head.mask_embed[-1]
     rescale(feature_layer, outputs_of(feature_layer, run), 0.0, 1.0)
-    panoptic = bool((head.test_cfg or {}).get('panoptic_on', True))
-    classes = _classes_with_background(head, PANOPTIC_CLASS_FACTOR if panoptic else 1.0)
-    _rescale_linear(head.cls_embed, run, classes)
+    _rescale_linear(head.cls_embed, run, _classes_with_background(head))
     _rescale_linear(embed_layer, run, [Target(0.0, 1.0)] * embed_layer.out_features)
     gain = MASK_DEVIATION / torch.cat([logits.flatten() for logits in run()[1]]).std()
     embed_layer.weight.mul_(gain)
     embed_layer.bias.mul_(gain)
-    if panoptic:  # one feature is 1 everywhere, and every mask gets the shift by it
-        feature_layer.weight[0], feature_layer.bias[0] = 0.0, 1.0
-        embed_layer.weight[0], embed_layer.bias[0] = 0.0, -PANOPTIC_MASK_SHIFT
+
+
+def _scale_panoptic_head(head: nn.Module, run: Callable[[], Any]) -> None:
+    """Rescale the last layers of a head whose masks become a map: its queries have to differ in a picture.
+
+    Queries of one picture have much in common, which differs from picture to picture: scaled as it is, it
+    would give all of them the same class, and masks of which none keeps its share. So the last layers do not
+    see the directions in which pictures differ, and the last queries of a picture have the targets.
+    """
+    feature_layer, embed_layer = head.pixel_decoder.mask_feature, head.mask_embed[-1]
+    rescale(feature_layer, outputs_of(feature_layer, run), 0.0, 1.0)
+    _ignore_picture(head.mask_embed[0], run)
+    rescale(embed_layer, _last_queries(embed_layer, run, outputs=True).flatten(0, 1).T, 0.0, 1.0)
+    gain = MASK_DEVIATION / run()[1][-1].std()
+    embed_layer.weight.mul_(gain)
+    embed_layer.bias.mul_(gain)
+    # one feature is 1 everywhere, and every mask gets the shift by it
+    feature_layer.weight[0], feature_layer.bias[0] = 0.0, 1.0
+    embed_layer.weight[0], embed_layer.bias[0] = 0.0, -PANOPTIC_MASK_SHIFT
+    _ignore_picture(head.cls_embed, run)
+    logits = _last_queries(head.cls_embed, run, outputs=True).flatten(0, 1).T
+    rescale(head.cls_embed, logits, *targets_of(_classes_with_background(head, PANOPTIC_CLASS_FACTOR)))
+
+
+def _last_queries(layer: nn.Module, run: Callable[[], Any], outputs: bool = False) -> torch.Tensor:
+    """Return what a linear layer was given for the queries (B, Q, D) of the last decoder layer, or gave."""
+    calls: list[torch.Tensor] = []
+    with layer.register_forward_hook(lambda _, args, output: calls.append(output if outputs else args[0])):
+        run()
+    return calls[-1] if calls[-1].dim() == 3 else calls[-1][-1]  # MaskFormer runs it once for all layers
+
+
+def _ignore_picture(layer: nn.Module, run: Callable[[], Any]) -> None:
+    """Change a linear layer so that the directions in which the means of pictures' queries differ are 0."""
+    means = _last_queries(layer, run).mean(1)
+    directions = torch.linalg.svd(means - means.mean(0), full_matrices=False).Vh[: len(means) - 1]
+    layer.weight.sub_(layer.weight @ directions.T @ directions)
 
 
 def _classes_with_background(head: nn.Module, factor: float = 1.0) -> list[Target]:
