@@ -43,19 +43,16 @@ def smaller_mask(arrays):
     arrays['masks'][0, :10] = False
 
 
-@pytest.mark.parametrize(
-    ('change', 'masks', 'equal'),
-    [
-        (lambda arrays: None, False, True),
-        (lambda arrays: None, True, True),
-        (moved, False, False),
-        (moved, True, False),
-        (smaller_mask, True, False),
-        (lambda arrays: arrays['scores'].__setitem__(0, 0.95), False, False),
-        (lambda arrays: arrays['labels'].__setitem__(0, 9), False, False),
-        (lambda arrays: arrays.update({key: value[1:] for key, value in arrays.items()}), False, False),
-    ],
-)
+@pytest.mark.parametrize(('change', 'masks', 'equal'), [
+    (lambda arrays: None, False, True),
+    (lambda arrays: None, True, True),
+    (moved, False, False),
+    (moved, True, False),
+    (smaller_mask, True, False),
+    (lambda arrays: arrays['scores'].__setitem__(0, 0.95), False, False),
+    (lambda arrays: arrays['labels'].__setitem__(0, 9), False, False),
+    (lambda arrays: arrays.update({key: value[1:] for key, value in arrays.items()}), False, False),
+])
 def test_results_are_equal_only_where_all_of_them_match(change, masks, equal, tmp_path):
     np.savez(tmp_path / 'results2.npz', **results(masks=masks))
     other = results(masks=masks)

@@ -12,22 +12,11 @@ CONFIG = 'configs/demo/atss_toy.py'
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp('train')
     ensure_toy_coco(folder / 'toy_coco', train_images=8, val_images=2, size=(64, 96), quiet=True)
-    data = [
-        f'data.{part}.{key}={folder}/toy_coco/{value}'
-        for part in ('train', 'val')
-        for key, value in (
-            ('ann_file', f'annotations/instances_{part}2017.json'),
-            ('img_prefix', f'{part}2017/'),
-        )
-    ]
-    words = [
-        'runner.max_epochs=1',
-        'evaluation.interval=1',
-        'checkpoint_config.interval=1',
-        'data.workers_per_gpu=0',
-        'data.persistent_workers=False',
-        *data,
-    ]
+    data = [f'data.{part}.{key}={folder}/toy_coco/{value}' for part in ('train', 'val')
+            for key, value in (('ann_file', f'annotations/instances_{part}2017.json'),
+                               ('img_prefix', f'{part}2017/'))]
+    words = ['runner.max_epochs=1', 'evaluation.interval=1', 'checkpoint_config.interval=1',
+             'data.workers_per_gpu=0', 'data.persistent_workers=False', *data]
     assert train(CONFIG, '--work-dir', folder / 'run', '--seed', '1', '--cfg-options', *words) == 0
     return folder / 'run'
 
@@ -43,10 +32,8 @@ def test_a_published_checkpoint_is_plain_data_with_the_same_weights(trained, tmp
     torch = pytest.importorskip('torch')
     tool = load_tool('model_converters/publish_model.py')
     assert tool.main([str(trained / 'epoch_1.pth'), str(tmp_path / 'out.pth')]) == 0
-    before, after = (
-        torch.load(path, weights_only=True, map_location='cpu')
-        for path in (trained / 'epoch_1.pth', tmp_path / 'out.pth')
-    )
+    before, after = (torch.load(path, weights_only=True, map_location='cpu')
+                     for path in (trained / 'epoch_1.pth', tmp_path / 'out.pth'))
     assert set(after) == {'meta', 'state_dict'}
     assert {'CLASSES', 'config', 'mmdet_version', 'epoch', 'seed'} <= set(after['meta'])
     assert 'env_info' not in after['meta']
@@ -59,15 +46,12 @@ def test_a_published_checkpoint_is_plain_data_with_the_same_weights(trained, tmp
         assert half[key].dtype == wanted.dtype and torch.equal(half[key], wanted)
 
 
-@pytest.mark.parametrize(
-    ('words', 'message'),
-    [
-        ([], 'required: config'),
-        (['nix.py'], 'nix.py'),
-        ([CONFIG, '--launcher', 'rocket'], 'rocket'),
-        ([CONFIG, '--cfg-options', 'epochs'], '--cfg-options epochs: expected key=value'),
-    ],
-)
+@pytest.mark.parametrize(('words', 'message'), [
+    ([], 'required: config'),
+    (['nix.py'], 'nix.py'),
+    ([CONFIG, '--launcher', 'rocket'], 'rocket'),
+    ([CONFIG, '--cfg-options', 'epochs'], '--cfg-options epochs: expected key=value'),
+])
 def test_bad_options_end_with_one_line_and_status_2(words, message, capsys, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     try:
