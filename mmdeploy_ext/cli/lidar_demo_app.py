@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 CONFIG = 'projects/configs/BEVFusion/centerpoint_toy.py'
 CHECKPOINT = 'demo/checkpoints/centerpoint_toy.pth'
 """Default checkpoint, of the default config `CONFIG`."""
-GRAPHS = Path('work_dirs/lidar_demo/graphs')
+EXPORT_FOLDER = Path('work_dirs/lidar_demo/graphs')
 """Folder of the files that are exported without --onnx."""
 RUNS = 3
-"""Runs of which the fastest is reported; the first one warms up."""
+"""Runs of which the fastest is reported: usually not the first, which warms up."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,12 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
         'Runtime, or by both side by side.'
     )
     add = cli.adder(parser)
-    add('sweep', "raw float32 points: nuScenes' .pcd.bin, or .bin of as many values per point")
+    add('sweep', "raw float32 points: nuScenes' .pcd.bin, or .bin with the model's values per point")
     add('--config CONFIG', 'default: %(default)s', CONFIG)
     add('--checkpoint CHECKPOINT', 'default: %(default)s', CHECKPOINT)
     add(
         '--onnx FOLDER',
-        f'what pytorch2onnx.py wrote (default: exported to {GRAPHS} from config and checkpoint)',
+        f'what pytorch2onnx.py wrote (default: exported to {EXPORT_FOLDER} from config and checkpoint)',
     )
     demo.add_options(parser, 'both', 'both')
     add('--out FILE', 'default: %(default)s', Path('work_dirs/lidar_demo/sweep.png'), writes='{}')
@@ -54,7 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Detect boxes in a sweep by PyTorch and the exported files, compare and draw them."""
+    """Detect boxes in a sweep by PyTorch and the exported files, compare and draw them.
+
+    Returns 0, or 1 if the engines differ. That the files of --onnx are of the config is left to the user.
+    """
     from mmdeploy_ext.runtime.frames import Sweep
     from mmdeploy_ext.runtime.points import read_points
 
@@ -79,7 +82,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load(args: argparse.Namespace) -> Any:
-    """Return the deployment of config and checkpoint, a detector of LiDAR sweeps."""
+    """Return the `Deployment` of config and checkpoint, whose model detects in LiDAR sweeps, on the CPU.
+
+    ConfigError: the model needs pictures. It is raised before the checkpoint is read.
+    """
     compat.apply()
     from mmdeploy_ext.exporting import deployment as deploy
 
@@ -92,26 +98,26 @@ def load(args: argparse.Namespace) -> Any:
 
 
 def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.ExitStack) -> Any:
-    """Return the files of --onnx on ONNX Runtime, or those of an export that is made first.
+    """Return the runtime of the files of --onnx on ONNX Runtime, or of an export that is made first.
 
     Args:
         args: of the command line.
-        deployment: of `load`; None if only the files of --onnx run.
+        deployment: what `load` returned; None if --onnx is given and --engine is onnx.
         stack: closes the runtime.
     """
     from mmdeploy_ext.contract.metadata import read_metadata
-    from mmdeploy_ext.families.parts.runtime.lidar import GRAPHS as NAMES
+    from mmdeploy_ext.families.parts.runtime.lidar import GRAPHS
 
     folder = args.onnx
-    if folder is None:
+    if not folder:
         from mmdeploy_ext.exporting import deployment as deploy
         from mmdeploy_ext.exporting.files import export_files
 
-        folder = str(GRAPHS)
+        folder = str(EXPORT_FOLDER)
         options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
         _, seconds = export_files(deployment, options, folder)
         print(f'{folder}: exported in {seconds:.1f} s')
-    opens = runtime_of(read_metadata(files_of(folder, NAMES)[-1]).family).OPENS
+    opens = runtime_of(read_metadata(files_of(folder, GRAPHS)[-1]).family).OPENS
     return stack.enter_context(opens(folder, threads=args.threads))
 
 
@@ -135,11 +141,13 @@ def show(
 ) -> int:
     """Write the picture; print whether the boxes of two engines are equal, and return 1 if not.
 
+    Equal boxes match within the tolerances of `bbox3d.match_detections`; the picture alone has --score-thr.
+
     Args:
         args: of the command line.
         points: (P, D) float32 of the sweep, P points of D values.
         detections: key of `demo.ENGINES` -> boxes.
-        classes: names, by label.
+        classes: name of each label.
     """
     from mmdeploy_ext.proving.results import Pair
     from mmdeploy_ext.proving.tasks import bbox3d

@@ -23,7 +23,7 @@ def overlaps(
             box; others: the common area.
         device_id: is not used; mmdet3d's function has it.
     """
-    from mmdeploy_ext.runtime.bev_nms import bev_corners, common_areas
+    from mmdeploy_ext.runtime.bev_nms import bev_corners, intersection_areas
 
     sides = [np.asarray(side, np.float64) * (1, 1, 1, 1, -1) for side in (boxes, query_boxes)]
     corners = [bev_corners(side) for side in sides]
@@ -31,7 +31,7 @@ def overlaps(
     shared = np.zeros((len(boxes), len(query_boxes)))
     for start in range(0, len(boxes), ROWS):
         rows, columns = np.indices(shared[start : start + ROWS].shape).reshape(2, -1)
-        common = common_areas(corners[0][start + rows], corners[1][columns])
+        common = intersection_areas(corners[0][start + rows], corners[1][columns])
         shared[start + rows, columns] = common
     union = areas[0][:, None] + areas[1][None] - shared
     divisors = {OF_UNION: union, OF_FIRST: areas[0][:, None], OF_SECOND: areas[1][None]}

@@ -1,7 +1,9 @@
 """What spconv 2.3.8 needs on the CPU, each patch with its reason.
 
-A function decorated by `after` is a patch: it takes one of the named modules when that has been imported, and
-returns False if there was nothing to do; its docstring begins with the reason.
+A function decorated by `after` is a patch: it is called for each module that the decorator names, with the
+module, as soon as that has been imported, and returns False if there was nothing to do; its docstring begins
+with the reason. `versions` are those that the patch was tried with; other versions are patched, too. A patch
+for machines `without_gpu` does nothing if torch sees a GPU.
 """
 
 from __future__ import annotations
@@ -32,9 +34,15 @@ def single_thread(runtimes: Callable[[], Any] = _openmp_runtimes) -> Iterator[No
     """Run the block with one OpenMP thread in every loaded runtime; spconv 2.3.8 on CPU needs it.
 
     With more threads it has a race: 4 of 27,774 rows of a convolution were wrong, others in each run (one
-    thread: within 1e-7, and faster). It brings an OpenMP runtime of its own, so torch.set_num_threads alone
-    does not reach it. `runtimes` returns a ThreadpoolController of the runtimes that are limited: usually of
-    all that are loaded when the block begins.
+    thread: within 1e-7 of a dense convolution, and faster). It brings an OpenMP runtime of its own, so
+    torch.set_num_threads alone does not reach it.
+
+    Args:
+        runtimes: returns the threadpoolctl.ThreadpoolController of the runtimes to limit; by default of all
+            OpenMP runtimes that are loaded when the block begins.
+
+    Raises:
+        ImportError: threadpoolctl is not installed.
     """
     import torch
 
@@ -52,7 +60,10 @@ _one_thread = functools.partial(single_thread, functools.cache(_openmp_runtimes)
 
 
 def one_thread_on_cpu(function: Function) -> Function:
-    """Let a function of spconv run with one OpenMP thread when its first argument is on the CPU."""
+    """Return a function of spconv that runs with one OpenMP thread if its first argument is on the CPU.
+
+    `function` takes a tensor first, as a positional argument.
+    """
 
     @functools.wraps(function)
     def limited(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -63,25 +74,38 @@ def one_thread_on_cpu(function: Function) -> Function:
 
 
 def convolution_on_cpu(indice_conv: Function, activate: Function) -> Function:
-    """Give spconv's `indice_conv` what its CPU kernel refuses: a bias, an activation, and no voxel at all.
+    """Return an `indice_conv` that takes what spconv's CPU kernel refuses: bias, activation, no input voxel.
+
+    On the CPU bias and activation are applied to the result of the kernel, and without an input voxel every
+    output row is zero before them. Tensors on a GPU go to `indice_conv` unchanged.
 
     Args:
-        indice_conv: takes features (N, I), filters (O, k0, k1, k2, I), the pairs of rows before and behind
-            the convolution, the numbers of pairs, and the number of voxels behind it. N voxels, k0, k1, k2
-            kernel size, I input and O output channels.
+        indice_conv: takes features (N, I) of the input voxels, filters (O, k0, k1, k2, I), the pairs of input
+            and output rows (2, k0 k1 k2, N) int32, the number of pairs of each place of the kernel
+            (k0 k1 k2,) int32, and the number of output voxels. N input voxels, k0, k1, k2 kernel size, I
+            input and O output channels.
         activate: spconv's (features, act_type, act_alpha, act_beta) -> features.
     """
 
     @functools.wraps(indice_conv)
-    def convolve(features: torch.Tensor, filters: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def convolve(
+        features: torch.Tensor,
+        filters: torch.Tensor,
+        indice_pairs: torch.Tensor,
+        indice_pair_num: torch.Tensor,
+        num_activate_out: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        pairs = indice_pairs, indice_pair_num, num_activate_out
         if features.is_cuda:
-            return indice_conv(features, filters, *args, **kwargs)
+            return indice_conv(features, filters, *pairs, *args, **kwargs)
         bias, kind = kwargs.pop('bias', None), kwargs.pop('act_type', None)
         alpha, beta = kwargs.pop('act_alpha', 0.0), kwargs.pop('act_beta', 0.0)
         if len(features):
-            out = indice_conv(features, filters, *args, **kwargs)
+            out = indice_conv(features, filters, *pairs, *args, **kwargs)
         else:
-            out = features.new_zeros(args[2], filters.shape[0])
+            out = features.new_zeros(num_activate_out, filters.shape[0])
         if bias is not None:
             out = out + bias
         return out if kind is None else activate(out, kind, alpha, beta)
@@ -90,7 +114,7 @@ def convolution_on_cpu(indice_conv: Function, activate: Function) -> Function:
 
 
 def gradient_on_cpu(indice_conv_backward: Function) -> Function:
-    """Give spconv's `indice_conv_backward` no voxel at all, which its CPU kernel refuses: gradients are 0."""
+    """Return an `indice_conv_backward` that takes no voxel, too; gradients are 0."""
 
     @functools.wraps(indice_conv_backward)
     def gradient(features: torch.Tensor, filters: torch.Tensor, *args: Any, **kwargs: Any) -> tuple:
@@ -121,7 +145,11 @@ def spconv_one_thread(module: ModuleType) -> None:
 
 @after('spconv.pytorch.conv', versions='spconv 2.3.8')
 def spconv_convolution_on_cpu(module: ModuleType) -> None:
-    """On the CPU spconv refuses a bias and an activation, which come after it here, and an empty sweep."""
+    """On the CPU spconv refuses a bias, an activation and an empty sweep.
+
+    The functions of `spconv.pytorch.ops` are wrapped, which all callers look up in that module;
+    `spconv.pytorch.conv` imports it, so that `spconv_one_thread` has wrapped them before.
+    """
     ops = module.ops
     ops.indice_conv = convolution_on_cpu(ops.indice_conv, module._apply_act)
     ops.indice_conv_backward = gradient_on_cpu(ops.indice_conv_backward)
@@ -143,7 +171,8 @@ def spconv_dense_by_tuple(module: ModuleType) -> None:
 def spconv_without_tracing_warning(module: ModuleType) -> bool | None:
     """SparseConvTensor is traceable by torch.fx, which warns users of `is_fx_tracing` on stderr, once.
 
-    Every process that made a sparse tensor printed it. The one warning is spent here, unseen.
+    Every process that made a sparse tensor printed it. Here it is raised once with the logger disabled, after
+    which torch does not raise it again.
     """
     from torch.fx import _symbolic_trace
 

@@ -1,7 +1,7 @@
-"""Constants of a graph with the same bytes on every machine, computed by unchanged PyTorch code.
+"""Constants of a graph with the same bytes on every machine, computed by PyTorch code as it is.
 
 torch's kernels are chosen by the CPU: its `sqrt`, `sin`, `log` and matrix products in float32 differ in their
-last bits between makes. A constant that is compared bit for bit must not come from them.
+last bits between models of CPU. A constant that is compared bit for bit must not come from them.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,10 +14,13 @@ from torch.overrides import TorchFunctionMode
 
 
 class SameBytes(TorchFunctionMode):
-    """Inside this context `FUNCTIONS` are computed in more digits and rounded once to their type.
+    """Inside this context `FUNCTIONS` are computed in more digits and rounded once to float32.
 
-    Torch's `+ - * /` on a CPU are rounded correctly and left as they are. Use it only for CPU tensors, and
-    outside of a trace.
+    It is for float32 tensors on the CPU that need no gradient, outside of a trace: results have no gradient,
+    and those of other dtypes are rounded to float32 before they get their dtype. Torch's `+ - * /` on a CPU
+    are rounded correctly and left as they are, and so is every function that `FUNCTIONS` lacks, such as
+    `matmul`, `pow` or `sum`, although its bytes differ by CPU: `tests/mmdeploy_ext/exporting/
+    test_same_bytes.py` shows that the constants of the exports do not come from them.
     """
 
     def __torch_function__(
@@ -28,46 +31,48 @@ class SameBytes(TorchFunctionMode):
 
 
 def power(base: float, exponents: np.ndarray) -> np.ndarray:
-    """Return base ** exponents as float32, rounded once.
+    """Return base ** exponents as float32 of the shape of `exponents`, computed in long double, rounded once.
 
-    Numpy and libm choose their transcendental functions by the CPU, too. In long double these err by less
-    than 1e-18 of the value (1e-15 on machines whose long double is a double), so that the rounding to float32
-    differs for one value in some 1e11 (1e8).
+    Numpy and libm choose their transcendental functions by the CPU, too. In long double these functions err
+    by less than 1e-18 of the value (1e-15 on machines whose long double is a double), so that the rounding to
+    float32 differs for one value in some 1e11 (1e8).
     """
     return np.power(np.longdouble(base), exponents.astype(np.longdouble)).astype(np.float32)
 
 
 def _elementwise(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[torch.Tensor], torch.Tensor]:
-    def compute(values: torch.Tensor) -> torch.Tensor:
+    def compute(input: torch.Tensor) -> torch.Tensor:
         with np.errstate(all='ignore'):
-            return _like(function(values.detach().numpy().astype(np.longdouble)), values)
+            return _like(function(input.detach().numpy().astype(np.longdouble)), input)
 
     return compute
 
 
-def _linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Multiply in float64, term after term: BLAS adds in an order of each CPU."""
-    values, factors = (tensor.detach().double().numpy() for tensor in (rows, weight))
+    values, factors = (tensor.detach().double().numpy() for tensor in (input, weight))
     total = np.zeros((*values.shape[:-1], len(factors)))
     for column in range(values.shape[-1]):
         total += values[..., column, None] * factors[:, column]
-    return _like(total if bias is None else total + bias.detach().double().numpy(), rows)
+    return _like(total if bias is None else total + bias.detach().double().numpy(), input)
 
 
 def _layer_norm(
-    rows: torch.Tensor,
+    input: torch.Tensor,
     normalized_shape: tuple[int, ...],
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     eps: float = 1e-5,
 ) -> torch.Tensor:
     """Normalise over the last axis in float64; `cumsum` adds in order."""
-    values = rows.detach().double().numpy()
+    if len(normalized_shape) != 1:
+        raise NotImplementedError(f'layer_norm over {tuple(normalized_shape)}: expected the last axis alone')
+    values = input.detach().double().numpy()
     centred = values - _mean(values)
     result = centred / np.sqrt(_mean(centred * centred) + eps)
     if weight is not None:
         result = result * weight.detach().double().numpy()
-    return _like(result if bias is None else result + bias.detach().double().numpy(), rows)
+    return _like(result if bias is None else result + bias.detach().double().numpy(), input)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -87,4 +92,4 @@ FUNCTIONS: dict[Callable, Callable] = {
         for owner in (torch, torch.Tensor)
     },
 }
-"""Function of torch -> its replacement, with the same arguments."""
+"""Function of torch -> its replacement, which takes the same arguments except `out`."""

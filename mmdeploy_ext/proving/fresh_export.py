@@ -80,7 +80,7 @@ def of_images(
         metadata: of the file.
         image_bgr: picture (h, w, 3) uint8 that is traced; the graph does not depend on it.
     """
-    export_options = exported_with(options, metadata)
+    export_options = options_of_export(options, metadata)
 
     def export() -> onnx.ModelProto:
         size = export_options.height, export_options.width
@@ -102,7 +102,7 @@ def of_graph(
         graph: the graph of the family that the file holds; None if it has no such graph: then `export` raises
             a ModelFileError.
     """
-    export_options = exported_with(options, metadata)
+    export_options = options_of_export(options, metadata)
 
     def export() -> onnx.ModelProto:
         if graph is None:
@@ -126,7 +126,7 @@ def _made_once(
     return FreshExport(export_once, metadata.edits)
 
 
-def exported_with(options: Options, metadata: Metadata) -> Options:
+def options_of_export(options: Options, metadata: Metadata) -> Options:
     """Return the options of the export before any command changed the file.
 
     If a command converted the file to float16 later, the options in the metadata have it; those that are

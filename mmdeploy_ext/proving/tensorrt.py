@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.tensors import TensorRow
 
 LARGEST_DIFFERENCE = 1e-3
-"""Tolerance of float32, relative to an output's largest value: other kernels sum in another order."""
+"""Tolerance of float32, relative to an output's largest value in ONNX Runtime: GPUs sum in other orders."""
 
 
 def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
@@ -41,8 +41,9 @@ def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
         seed: of the feeds.
 
     Raises:
-        ModelFileError: the engine was built from another file.
-        EngineError, InferenceError: see `TensorRtBackend`.
+        ModelFileError: the engine was built from another file, or it or its record is missing or damaged.
+        EngineError: there is no GPU, or the engine is for another GPU or version.
+        InferenceError: the engine failed.
     """
     backend = TensorRtBackend(engine)
     backend.open_session()
@@ -56,15 +57,21 @@ def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
 
 
 def holds_float16(record: Record) -> bool:
-    """Return whether a layer of an engine is in float16, because of `--fp16` or because its file is."""
+    """Return whether a layer of an engine computes in float16, as the build or the ONNX file chose.
+
+    Engines of bfloat16, TF32 or INT8 are judged as those of float32.
+    """
     return any('float16' in counts for counts in record.layers.values())
 
 
 def proof_feeds(model: onnx.ModelProto, record: Record, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return random feeds of the sizes for which the engine is optimised; inputs with a default get it.
+    """Return random feeds of the sizes for which the engine is optimised.
+
+    An input with a default is fed with its default.
 
     Args:
-        model: the ONNX file.
+        model: the ONNX file, in which inputs that are constants of the engine are constants already
+            (`fix_inputs`).
         record: of the engine, whose `profiles` have smallest, optimal and largest shape by input.
         seed: of the random numbers.
     """
@@ -83,9 +90,11 @@ def compare_outputs(
     """Compare outputs by name; a name that one side lacks fails.
 
     Args:
-        reference: of ONNX Runtime.
-        got: of the engine, whose whole numbers may have another width.
-        half: whether rows are judged by the bars of float16.
+        reference: output name -> array of ONNX Runtime.
+        got: output name -> array of the engine, each converted to the dtype of the reference before it is
+            compared: TensorRT has no float64 and narrows int64.
+        half: whether floats are judged by their cosine (`half_bars.BARS`), as those of a float16 engine, in
+            place of `LARGEST_DIFFERENCE`.
     """
     outputs = {name: array.astype(reference.get(name, array).dtype) for name, array in got.items()}
     rows = compare_named(reference, outputs, LARGEST_DIFFERENCE, 'the ONNX file')
@@ -94,8 +103,8 @@ def compare_outputs(
 
 def row_text(row: TensorRow) -> str:
     """Return one line about an output."""
-    if row.cosine is None:
+    if row.cosine is None:  # it could not be compared, and has failed
         return f'{row.tensor}: FAILED: {row.reason}'
     verdict = 'ok' if row.passed else 'FAILED'
-    share = 0.0 if row.max_rel is None else row.max_rel
-    return f'{row.tensor}: {share:.2e} of its largest value, cosine {row.cosine:.6f}: {verdict}'
+    relative = 0.0 if row.max_rel is None else row.max_rel
+    return f'{row.tensor}: {relative:.2e} of its largest value, cosine {row.cosine:.6f}: {verdict}'

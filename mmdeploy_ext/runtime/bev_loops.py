@@ -1,6 +1,7 @@
 """Compiled loops of `bev_nms` and of BEVFusion's pooling: areas and cells seen from above.
 
-Glossary: n pairs or intervals; of the pooling N maps of h x w pixels, D depths, C channels, X, Y cells.
+Without numba they run in Python. Glossary: n pairs or intervals; of the pooling N cameras with feature maps
+of h x w pixels, D depth bins, C channels, X, Y cells.
 """
 # ruff: noqa: ANN001, ANN201 - numba infers the types; the docstrings give them
 
@@ -9,15 +10,15 @@ import numpy as np
 from mmdeploy_ext.core.compiled import njit
 
 MAX_CORNERS = 8
-"""Corners of the intersection of two rectangles."""
+"""Largest number of corners of the intersection of two convex quadrilaterals."""
 
 
 @njit(cache=True, nogil=True)
-def common_area(subject, clip, points, clipped):
+def intersection_area(subject, clip, points, clipped):
     """Return the area of the intersection of two convex counter-clockwise quadrilaterals (4, 2) float64.
 
-    points, clipped (`MAX_CORNERS`, 2) float64 are overwritten. By Sutherland and Hodgman: the subject is cut
-    along each edge of the clip.
+    It is in the square of their unit, and wrong if they are clockwise. points, clipped (`MAX_CORNERS`, 2)
+    float64 are overwritten. By Sutherland and Hodgman: the subject is cut along each edge of the clip.
     """
     count = 4
     points[:4] = subject
@@ -30,9 +31,9 @@ def common_area(subject, clip, points, clipped):
             side = edge_x * (point[1] - start[1]) - edge_y * (point[0] - start[0])  # positive inside
             previous_side = edge_x * (previous[1] - start[1]) - edge_y * (previous[0] - start[0])
             if (side >= 0) != (previous_side >= 0) and corners < MAX_CORNERS:
-                share = previous_side / (previous_side - side)
-                clipped[corners, 0] = previous[0] + (point[0] - previous[0]) * share
-                clipped[corners, 1] = previous[1] + (point[1] - previous[1]) * share
+                fraction = previous_side / (previous_side - side)
+                clipped[corners, 0] = previous[0] + (point[0] - previous[0]) * fraction
+                clipped[corners, 1] = previous[1] + (point[1] - previous[1]) * fraction
                 corners += 1
             if side >= 0 and corners < MAX_CORNERS:
                 clipped[corners] = point
@@ -47,29 +48,36 @@ def common_area(subject, clip, points, clipped):
 
 
 @njit(cache=True, nogil=True)
-def common_areas(subjects, clips):
-    """Return `common_area` (n,) float64 of n pairs of quadrilaterals (n, 4, 2) float64."""
+def intersection_areas(subjects, clips):
+    """Return `intersection_area` (n,) float64 of n pairs of quadrilaterals (n, 4, 2) float64."""
     points, clipped = np.empty((MAX_CORNERS, 2)), np.empty((MAX_CORNERS, 2))
     areas = np.empty(len(subjects))
     for i in range(len(subjects)):
-        areas[i] = common_area(subjects[i], clips[i], points, clipped)
+        areas[i] = intersection_area(subjects[i], clips[i], points, clipped)
     return areas
 
 
 @njit(cache=True, nogil=True)
-def add_up(rows, weights, indices, intervals, depths, pixels, sums):
+def add_weighted_features(rows, weights, indices, intervals, num_depths, num_pixels, sums):
     """Add the weighted features of each interval's points to its cell, in the order of the indices.
 
-    rows (N h w, C) float32: features of N maps of h x w. weights (N D h w,) float32: of all points, D at each
-    pixel of a map. indices uint32: numbers of points. intervals (n, 3) int32: first place in the indices, the
-    one after the last, and the cell. depths: D. pixels: h w. Added to: sums (X Y, C) float32.
+    A point is a depth bin of a pixel: point (camera D + depth) h w + pixel.
+
+    Args:
+        rows: (N h w, C) float32, the features of all pixels.
+        weights: (N D h w,) float32, the probability of each point's depth.
+        indices: uint32, the points of all intervals, one interval after the other.
+        intervals: (n, 3) int32: first place in the indices, the place after the last, and the cell x Y + y.
+        num_depths: D.
+        num_pixels: h w.
+        sums: (X Y, C) float32, to which is added.
     """
     for i in range(intervals.shape[0]):
         cell = intervals[i, 2]
         for j in range(intervals[i, 0], intervals[i, 1]):
             point = indices[j]
-            camera = point // (depths * pixels)
-            row = camera * pixels + point % pixels
+            camera = point // (num_depths * num_pixels)
+            row = camera * num_pixels + point % num_pixels
             weight = weights[point]
             for c in range(rows.shape[1]):
                 sums[cell, c] += weight * rows[row, c]

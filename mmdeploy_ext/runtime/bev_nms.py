@@ -51,15 +51,16 @@ def bev_corners(boxes: np.ndarray) -> np.ndarray:
     return boxes[:, None, :2] + rotated
 
 
-def common_area(corners: np.ndarray, other_corners: np.ndarray) -> float:
+def intersection_area(corners: np.ndarray, other_corners: np.ndarray) -> float:
     """Return the area of the intersection of two convex counter-clockwise quadrilaterals (4, 2) float64."""
     from mmdeploy_ext.runtime import bev_loops
 
-    return float(bev_loops.common_area(corners, other_corners, *np.empty((2, bev_loops.MAX_CORNERS, 2))))
+    points, clipped = np.empty((2, bev_loops.MAX_CORNERS, 2))
+    return float(bev_loops.intersection_area(corners, other_corners, points, clipped))
 
 
-def common_areas(corners: np.ndarray, other_corners: np.ndarray) -> np.ndarray:
-    """Return `common_area` (n,) float64 of n pairs of quadrilaterals (n, 4, 2) float64."""
+def intersection_areas(corners: np.ndarray, other_corners: np.ndarray) -> np.ndarray:
+    """Return `intersection_area` (n,) float64 of n pairs of quadrilaterals (n, 4, 2) float64."""
     from mmdeploy_ext.runtime import bev_loops
 
-    return bev_loops.common_areas(*map(np.ascontiguousarray, (corners, other_corners)))
+    return bev_loops.intersection_areas(*map(np.ascontiguousarray, (corners, other_corners)))

@@ -111,7 +111,7 @@ def _move_to_lowest(points, count):
 
 @njit(cache=True, nogil=True)
 def _sort_around_first(points, count):
-    """Sort the points behind the first by insertion, as libstdc++ does up to 16 of them."""
+    """Sort the points behind the first by insertion, as libstdc++ does for up to 16 of them."""
     for i in range(2, count):
         x, y = points[i]
         place = i

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.families.parts.runtime.scores import sigmoid
-from mmdeploy_ext.runtime.bev_nms import bev_corners, circle_nms, common_area
+from mmdeploy_ext.runtime.bev_nms import bev_corners, circle_nms, intersection_area
 from mmdeploy_ext.runtime.detections import Rows
 from mmdeploy_ext.runtime.detections3d import Detections3D
 
@@ -132,7 +132,7 @@ def overlap_nms(
     labels, is_separate = objects.labels, np.isin(objects.labels, list(separate_labels))
 
     def overlap(row: int, better: int) -> float:
-        intersection = common_area(corners[row], corners[better])
+        intersection = intersection_area(corners[row], corners[better])
         union = areas[row] + areas[better] - intersection
         return 0.0 if union < SMALLEST_UNION_M2 else intersection / union
 

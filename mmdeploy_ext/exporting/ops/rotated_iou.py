@@ -2,13 +2,15 @@
 
 The overlap of two rectangles is the convex hull of at most 24 points: where their edges cross, and corners of
 one that lie in the other. mmcv's kernel decides all of this by comparisons without a margin, so that rounding
-decides about boxes that have edges in common: measured, it gives 0, or up to 3, for one in ten pairs of boxes
-that differ by 1e-4 pixels. A graph that suppresses the same boxes has to round as it does: each product and
-each difference here is one of the kernel's, in its order, and points are sorted by its comparison with the
-insertion sort of its library.
+decides about boxes that have edges in common: of one in ten pairs of boxes that differ by 1e-4 pixels it
+computes an IoU of 0, or one above 1 (up to 3). A graph that suppresses the same boxes has to round as the
+kernel does: each product and each difference here is one of the kernel's, in its order, and points are sorted
+as the C++ library sorts them with the kernel's comparison.
 
-Source: mmcv 1.7.2 `ops/csrc/common/box_iou_rotated_utils.hpp`; insertion is that of libstdc++'s `std::sort`
-for up to 16 elements.
+Source: mmcv 1.7.2 `ops/csrc/common/box_iou_rotated_utils.hpp`; the sort is the insertion of libstdc++'s
+`std::sort`, which takes another way for more than 16 elements. A pair has more than 17 points only if boxes
+lie on each other up to the last bit of the angle: of 800,000 such pairs 108 had 18 or 19, and 2 of these
+another IoU than mmcv's.
 
 Glossary: P pairs of boxes, 24 points of a pair.
 """
@@ -21,8 +23,9 @@ from mmdeploy_ext.exporting.ops.operator import Operator, register
 POINTS = 24
 """Points of a pair: 16 crossings of edges, and the 4 corners of each box."""
 SAME_ANGLE, SAME_POINT, NO_AREA = 1e-6, 1e-8, 1e-14
-"""Cross product up to which two points count as in one direction, squared length up to which a point counts
-as the first one, and area, or cross product of parallel edges, up to which there is none."""
+"""Largest cross product of two points that count as in one direction; largest squared distance of a point
+that counts as the first one; largest area of a box that counts as empty, and largest cross product of edges
+that count as parallel."""
 
 
 # --- the convex hull ------------------------------------------------------------------------------------
@@ -189,11 +192,12 @@ CONVEX_HULL = register(
         }}""",
     )
 )
-"""(x, y, count) -> points of the convex hull, in order, and their number `size` (P, 1) int64.
+"""(x, y, count) -> points hull_x, hull_y (P, 24) float32 of the convex hull, and their number (P, 1) int64.
 
-Points (P, 24) are float32 relative to the first of them, which is (0, 0) and the one that Graham's scan
-begins with; those from `count` (P, 1) int64 on are none. Points of the hull from `size` on mean nothing.
-Opset 15 or later."""
+x, y (P, 24) float32 are relative to the first point, (0, 0), which is that of smallest y, of these of
+smallest x, and begins Graham's scan. `count` (P, 1) int64 is the number of points of each row, which come
+first. Points of the hull are in the order of growing angle from x towards y; columns from their number on
+mean nothing. Opset 15 or later."""
 
 
 # --- the overlap of two boxes ---------------------------------------------------------------------------
@@ -281,7 +285,7 @@ def _inside(
 
 
 def _around_first(x: Tensor, y: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Return points (P, 24) relative to the lowest one, of these the leftmost, which becomes the first.
+    """Return points (P, 24) relative to that of smallest y, of these of smallest x, which becomes the first.
 
     Points from `count` (P, 1) on become zero.
     """
@@ -315,4 +319,5 @@ PAIR_IOU = register(
 )
 """(boxes, others) -> (P,) float32: mmcv's `box_iou_rotated(boxes, others, aligned=True)` on the CPU.
 
-Boxes (P, 5) are float32 x, y, width, height, angle in radians."""
+Boxes (P, 5) are float32: x and y of the centre, width, height, and the angle in radians from x towards y,
+which is mmcv's `clockwise=True` in a picture. Tensors on a GPU go to mmcv's CUDA kernel, unless traced."""

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.compat.vendored_mmdet3d import called, stand_in_for_operators
+from mmdeploy_ext.compat.vendored_mmdet3d import executed_operators, stand_in_for_operators
 from mmdeploy_ext.core.model_classes import classes_of, model_classes
 from mmdeploy_ext.core.source_code import sources_of_module
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
@@ -292,7 +292,7 @@ def run(fork: ForkModel, request: Mapping[str, Any]) -> dict[str, Any]:
         if request.get('rounding'):
             stack.enter_context(other_rounding(fork.model, *request['rounding']))
         np.savez(request['output'], **getattr(fork, request['method'])(dict(arrays)))
-    return dict(operators=list(called))
+    return dict(operators=list(executed_operators))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,6 +5,7 @@ Needs numpy and onnxruntime. Afterwards, where mm2onnx is: mm2onnx judge KIT OUT
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,19 @@ KIT = Path(__file__).resolve().parent
 
 
 def read(kit: Path, entry: dict) -> np.ndarray:
-    """Return the array of an entry of the manifest, a dict of `file`, `dtype` and `shape`."""
+    """Return the array of an entry of the manifest, a dict of `file`, `dtype` and `shape`.
+
+    `file` is in the folder `kit` and holds the values alone, little-endian.
+    """
     dtype = np.dtype(entry['dtype']).newbyteorder('<')
     return np.fromfile(kit / entry['file'], dtype).reshape(entry['shape']).astype(entry['dtype'])
 
 
-def open_file(path: Path, *providers: str) -> object:
+def open_file(path: Path, *providers: str) -> Callable[[dict], dict]:
     """Return a function from inputs to outputs of an ONNX file, both dicts of arrays by name.
 
-    `providers` are execution providers of ONNX Runtime, the preferred one first; without any it chooses.
+    `providers` are execution providers of ONNX Runtime, the preferred one first; without any it chooses. The
+    program ends with a message if the preferred one does not start.
     """
     import onnxruntime
 
@@ -34,11 +39,26 @@ def open_file(path: Path, *providers: str) -> object:
     return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
 
 
-def main(outputs: str, *options: str, kit: Path = KIT, opens: object = open_file) -> None:
-    """Run every case, then the frames of a model of several files; write their outputs to the folder OUTPUTS.
+def main(*words: str, kit: Path = KIT, opens: Callable = open_file) -> None:
+    """Run every case, then the frames of a model of several files, and write their outputs.
 
-    `options` go to `opens`, which is `open_file` or the same of another engine; `kit` is the folder of a kit.
+    Written are NAME.npz with the outputs of each case, OUTPUTS.npz with those of the last step of each frame,
+    and kit.txt, which tells `mm2onnx judge` of which kit they are. Of `manifest.json` these entries are read:
+
+    - graphs: `name` and `file` of each ONNX file,
+    - cases: `name`, `graph`, `inputs` (name -> entry of `read`) and `output_shapes`, whose keys are outputs,
+    - frames: `outputs`, a name, and `steps`, each with a `case` and `computed`: inputs that are not those of
+      the case but outputs of earlier steps, also of earlier frames (input -> output, the last of its name),
+    - kit_sha256: the hash of the kit.
+
+    Args:
+        words: the folder to write to, which is made if it is missing, then the options of `opens`.
+        kit: folder of a kit.
+        opens: takes the path of an ONNX file and the options, and returns what `open_file` does.
     """
+    if not words:
+        sys.exit(f'usage: python {Path(sys.argv[0]).name} OUTPUTS [OPTION...]')
+    outputs, *options = words
     manifest, folder = json.loads((kit / 'manifest.json').read_text()), Path(outputs)
     folder.mkdir(parents=True, exist_ok=True)
     files = {graph['name']: opens(kit / graph['file'], *options) for graph in manifest['graphs']}

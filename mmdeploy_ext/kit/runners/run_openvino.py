@@ -5,10 +5,11 @@ numpy and openvino. Afterwards, where mm2onnx is: mm2onnx judge KIT OUTPUTS --to
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
-def open_file(path: Path, device: str = 'CPU', precision: str = 'f32') -> object:
+def open_file(path: Path, device: str = 'CPU', precision: str = 'f32') -> Callable[[dict], dict]:
     """Return a function from inputs to outputs of an ONNX file, both dicts of arrays by name."""
     import numpy
     import openvino

@@ -93,7 +93,7 @@ class FramesProof(ExportedProof):
     @functools.cached_property
     def graphs(self) -> dict[str, Graph]:
         """The graphs of the model with these options, by name."""
-        options = fresh_export.exported_with(self.export_options, self.metadata[0])
+        options = fresh_export.options_of_export(self.export_options, self.metadata[0])
         return {graph.name: graph for graph in self.deployment.family.graphs(self.deployment.model, options)}
 
     def expected(self, file: ExportedFile) -> tuple[fresh_export.FreshExport, Any, GraphSpec | None]:
@@ -256,7 +256,7 @@ class SweepProof(FramesProof):
             return
         yield from cases_of_family(family, model, self.reference, self.runner, self.metadata[-1].spec)
         if self.first is not None:
-            options = fresh_export.exported_with(self.export_options, self.metadata[0])
+            options = fresh_export.options_of_export(self.export_options, self.metadata[0])
             heads = family.heads_with_other_limits(model, options, self.reference, self.first)
             for title, expected, detections in heads:
                 yield Case(title, '', False, detections=(match_all(expected, detections),))

@@ -92,7 +92,7 @@ class ImageProof(ExportedProof):
         """Return the fresh export, the rule by which pictures are prepared, and the contract of the file."""
         deployment, options = self.deployment, self.export_options
         fresh = fresh_export.of_images(deployment, options, file.metadata, self.samples[0][1])
-        exported = make_metadata(deployment, fresh_export.exported_with(options, file.metadata))
+        exported = make_metadata(deployment, fresh_export.options_of_export(options, file.metadata))
         contract = fresh_export.contract_after(exported.spec, file.metadata)
         return fresh, deploy.rule_of(deployment, options), contract
 

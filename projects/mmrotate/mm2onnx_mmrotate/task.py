@@ -114,7 +114,7 @@ def class_iou(reference: RotatedDetections, candidate: RotatedDetections) -> np.
     areas, candidate_areas = (np.abs(side[:, 2] * side[:, 3]) for side in (boxes, candidate_boxes))
     touch = distance <= reach[:, None] + candidate_reach + bbox2d.CORNER_EPS
     rows, columns = np.nonzero(same_class & touch)
-    shared = bev_nms.common_areas(corners[rows], candidate_corners[columns])
+    shared = bev_nms.intersection_areas(corners[rows], candidate_corners[columns])
     union = areas[rows] + candidate_areas[columns] - shared
     iou[rows, columns] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     # corners that agree have centres that do: these are few pairs, of up to a million that touch

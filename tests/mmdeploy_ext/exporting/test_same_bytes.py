@@ -143,6 +143,15 @@ def test_products_and_normalisations_are_those_of_float64():
     np.testing.assert_allclose(scaled, wanted, rtol=1e-6, atol=1e-6)
 
 
+def test_arguments_have_torchs_names_and_axes_that_are_not_computed_are_refused():
+    values = numbers(4, 6)
+    with SameBytes():
+        assert torch.equal(F.layer_norm(input=values, normalized_shape=(6,)), F.layer_norm(values, (6,)))
+        assert torch.equal(torch.sqrt(input=values.abs()), values.abs().sqrt())
+        with pytest.raises(NotImplementedError, match='last axis'):
+            F.layer_norm(values, (4, 6))
+
+
 def test_powers_are_rounded_once():
     exponents = 2 * np.arange(64) / 128
     with localcontext() as context:

@@ -140,6 +140,11 @@ def test_a_sweep_of_no_voxel_gives_no_site_and_gradients_of_zero(kind):
     assert out.features.shape == (0, 4) and out.dense().abs().sum() == 0
     out.features.sum().backward()
     assert conv.weight.grad.abs().sum() == 0
+    pairs = torch.zeros(2, 27, 0, dtype=torch.int32), torch.zeros(27, dtype=torch.int32)
+    from spconv.pytorch import ops
+
+    empty = ops.indice_conv(features.detach(), conv.weight.detach(), *pairs, num_activate_out=0)
+    assert empty.shape == (0, 4)
 
 
 def test_dense_puts_features_at_their_sites_without_a_warning_and_with_gradients(recwarn):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmdeploy_ext.compat import mmdet3d_operators as operators
-from mmdeploy_ext.compat.vendored_mmdet3d import COMPILED, OperatorFinder, called
+from mmdeploy_ext.compat.vendored_mmdet3d import COMPILED, OperatorFinder, executed_operators
 
 SIZE, LIMITS = [0.5, 0.5, 1.0], [-2.0, -2.0, -1.0, 2.0, 2.0, 3.0]
 
@@ -136,7 +136,7 @@ def test_compiled_modules_can_be_imported_and_say_which_operator_they_lack():
         assert finder.find_spec(f'mmdet3d.ops.some.{name}', None) is not None
     module = finder.create_module(finder.find_spec('mmdet3d.ops.voxel.voxel_layer', None))
     module.dynamic_voxelize(sweep(), torch.zeros(300, 3, dtype=torch.int32), SIZE, LIMITS)
-    assert 'voxel_layer.dynamic_voxelize' in called
+    assert 'voxel_layer.dynamic_voxelize' in executed_operators
     with pytest.raises(
         NotImplementedError, match=r'voxel_layer\.dynamic_point_to_voxel_forward'
     ):

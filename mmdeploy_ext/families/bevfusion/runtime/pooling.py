@@ -75,7 +75,7 @@ def pooled(features: np.ndarray, weights: np.ndarray, tables: Tables) -> np.ndar
         weights: (N, D, h, w), `camera_depth_weights`.
         tables: those of the rig; tables of another number of points raise DataError.
     """
-    from mmdeploy_ext.runtime.bev_loops import add_up
+    from mmdeploy_ext.runtime.bev_loops import add_weighted_features
 
     if weights.size != len(tables.indices):
         raise DataError(
@@ -85,7 +85,7 @@ def pooled(features: np.ndarray, weights: np.ndarray, tables: Tables) -> np.ndar
     sums = np.zeros((tables.shape[0] * tables.shape[1], channels), np.float32)
     rows = np.ascontiguousarray(features, np.float32).reshape(-1, channels)
     flat = np.ascontiguousarray(weights, np.float32).reshape(-1)
-    add_up(rows, flat, tables.indices, tables.intervals, weights.shape[1], pixels, sums)
+    add_weighted_features(rows, flat, tables.indices, tables.intervals, weights.shape[1], pixels, sums)
     return np.ascontiguousarray(sums.T).reshape(1, channels, *tables.shape)
 
 
