@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.proving.near_ties import with_other_rounding
-from mmdeploy_ext.synthetic.seeded import normalisation, seeded_picture
+from mmdeploy_ext.synthetic.seeded import normalised_photograph, seeded_picture
 
 HEIGHT, WIDTH = 320, 448
 SEEDS = (7, 8)
@@ -44,7 +44,7 @@ def metas(height, width):
 
 def find(model, cfg, height=HEIGHT, width=WIDTH):
     """Return what a detector finds in two seeded pictures over its own threshold."""
-    deviation, offset = normalisation(cfg)
+    deviation, offset = normalised_photograph(cfg)
     with torch.no_grad():
         pictures = [seeded_picture(seed, height, width) * deviation + offset for seed in SEEDS]
         results = [model.simple_test(picture, [metas(height, width)])[0] for picture in pictures]
@@ -57,7 +57,7 @@ def amplified(model, cfg, height=HEIGHT, width=WIDTH):
     In float64, with changes of up to `near_ties.ROUNDING` of each layer's output: the same on every CPU. The
     model is float64 afterwards.
     """
-    deviation, offset = normalisation(cfg)
+    deviation, offset = normalised_photograph(cfg)
     picture = (seeded_picture(SEEDS[0], height, width) * deviation + offset).double()
     model.double()
 

@@ -1,8 +1,12 @@
 """Interleaved timing: contenders, rounds, and the statistics of their times.
 
 All contenders run in one process and take turns: every round runs each of them once, in an order that
-rotates, so that a machine that becomes slower or warmer does so for all. A contender's time begins with
-prepared images and ends with detections in numpy, whatever part of the post-processing its graph holds.
+rotates, so that a machine that becomes slower or warmer does so for all. In the benchmark a contender's time
+begins with prepared images and ends with detections in numpy, whatever part of the post-processing its graph
+holds; `time_files` measures graphs alone.
+
+A sample is what a contender's function takes: a batch of prepared images, a frame of a drive, or the arrays
+of a graph's inputs.
 """
 
 from __future__ import annotations
@@ -34,15 +38,16 @@ WARMUP_ROUNDS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of one contender.
+    """The measured times of one run of one contender.
 
     Attributes:
-        total_s: time from prepared images to detections.
+        total_s: time from the prepared sample to the detections.
         network_s: time until the network (or the graph) has computed its tensors; None if unknown.
-        detections: number of detections in the batch.
-        other_load: share of the cores that other processes used in this round, 0..1; None if unknown.
-        parts_s: part of a model -> seconds.
-        fed_bytes: bytes that the engine was fed besides images.
+        detections: number of detections in the sample, of all images of a batch together.
+        other_load: share of all cores of the machine that other processes used in this round, 0..1; None if
+            unknown. Processes that measure in step count as others, too.
+        parts_s: part of a model, such as 'backbone', or 'cpu' for the CPU time of this process -> seconds.
+        fed_bytes: bytes that the engine was fed besides images; None if unknown.
     """
 
     total_s: float
@@ -55,15 +60,17 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A model on an engine, which turns a batch of prepared samples into detections.
+    """A model on an engine, which turns a prepared sample into detections.
 
     Attributes:
-        name: unique name for tables.
+        name: unique name for tables; that of eager PyTorch is `registry.BASELINE`.
         engine: name in `registry.ENGINES`.
-        form: form of its graph, which tells how much of the post-processing the graph holds; '' for PyTorch.
-        run: runs the model on a batch.
-        file: path of the exported file or folder, '' for PyTorch.
-        threads: number of threads, if contenders of one engine differ in it.
+        form: form of its graph, which tells how much of the post-processing the graph holds: 'raw' ends with
+            the outputs of the head, 'full' with the results; other families have others. '' for PyTorch,
+            `COMPILED_FORM` for `torch.compile`.
+        run: runs the model on a sample and returns the times.
+        file: path of the exported file or folder, '' if it runs no file.
+        threads: number of threads if contenders of one engine differ in it, else 0.
     """
 
     name: str
@@ -75,7 +82,10 @@ class Contender:
 
 
 def timed(call: Callable[[Any], object]) -> Callable[[Any], Run]:
-    """Return a function that times a call on a sample; the part 'cpu' of its run is the CPU time."""
+    """Return a function that times `call` on a sample, as the `run` of a `Contender`.
+
+    The result of the call is dropped. `parts_s` of the times has the CPU time of the process as 'cpu'.
+    """
 
     def run(sample: Any) -> Run:
         start, start_cpu = time.perf_counter(), time.process_time()
@@ -98,15 +108,22 @@ def interleave(
     """Run every contender once per round; return name -> one run per round.
 
     Args:
-        contenders: contenders with unique names.
-        batches: samples that contenders run; round i takes batch i modulo their number.
+        contenders: contenders, at least one, with unique names.
+        batches: samples that contenders run, at least one; round i takes sample i modulo their number.
         rounds: number of rounds that count.
         warmup: number of rounds before them.
-        before_each: called before every run (a barrier, when several processes measure).
+        before_each: called before every run. Processes that measure in step wait for each other there, so
+            that they need the same number of rounds: `spare` and `seconds` have to be 0 (benchmark.py refuses
+            them with --launcher).
         on_round: called after every round that counts, with its index and the runs so far; by default nothing
             is called.
-        spare: rounds to repeat because other processes used more than `QUIET_SHARE` of the cores.
-        seconds: time after which no round begins, once `MIN_ROUNDS` count; 0 runs all rounds.
+        spare: number of rounds that may be repeated because other processes used more than `QUIET_SHARE` of
+            the cores; an unknown load repeats none.
+        seconds: time since the end of the warm-up after which no round begins, once `MIN_ROUNDS` count; 0
+            runs all rounds.
+
+    Raises:
+        UsageError: there is no contender, or two have one name.
     """
     runs: dict[str, list[Run]] = {contender.name: [] for contender in contenders}
     if len(runs) != len(contenders) or not runs:
@@ -145,15 +162,22 @@ def time_files(
     threads: int = 0,
     engine: str = 'onnxruntime',
 ) -> dict[str, Any]:
-    """Run a float file and the INT8 file made of it in turns on the same batches (input name -> array).
+    """Run a float ONNX file and the INT8 file made of it in turns; a time is that of the graph alone.
 
-    `rounds` count the rounds after warm-up; 0 `threads` leave their number to the engine.
+    Args:
+        float_file: path of the float file.
+        int8_file: path of the INT8 file.
+        batches: dicts of input name -> array, the images (B, C, H, W) first.
+        rounds: number of rounds after the warm-up; as many that other processes disturbed are repeated.
+        threads: number of threads; 0 leaves it to the engine.
+        engine: name in `registry.ENGINES` of an engine that runs files.
 
     Returns:
-        `ratio`: INT8 time over float time, per round; `cpu_ratio`: the same of the CPU time, which other
-        processes hardly change with one thread (with more, waiting threads count); `float_ms`, `int8_ms`:
-        times, as `spread` gives them; rounds, threads, height and width of the first batch, and the share of
-        the cores that others used.
+        `ratio`: INT8 time over float time, per round; `cpu_ratio`: the same of the CPU time. With one thread
+        other processes hardly change it; with more it includes threads that wait. `float_ms` and `int8_ms`:
+        the times. These four are dicts of `spread`. `rounds`, `engine`, `threads`, `height` and `width` of
+        the first batch, `other_load`, the share of the cores that others used (0..1 or None), and
+        `quiet_share`, the share up to which the figures are not doubtful.
     """
     info = ENGINES[engine]
     with contextlib.ExitStack() as stack:
@@ -181,9 +205,9 @@ def time_files(
 
 
 def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
-    """Return median, quartiles, median absolute deviation, minimum and maximum of some values.
+    """Return median, quartiles, median absolute deviation, minimum and maximum of at least one value.
 
-    The keys are `median`, `q1`, `q3`, `mad`, `min` and `max`; `digits` behind the point are kept.
+    The keys are `median`, `q1`, `q3`, `mad`, `min` and `max`; they are rounded to `digits` behind the point.
     """
     array = np.asarray(list(values), np.float64)
     q1, median, q3 = np.percentile(array, [25, 50, 75])
@@ -194,21 +218,21 @@ def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
 
 
 def ratio(runs: Iterable[Run], base_runs: Iterable[Run]) -> dict[str, float]:
-    """Return the `spread` of the times of some runs divided by those of base runs, round by round."""
+    """Return the `spread` of the times of runs divided by those of as many base runs, round by round."""
     return spread((run.total_s / base.total_s for run, base in zip(runs, base_runs, strict=True)), 4)
 
 
 def mean_load(groups: Iterable[Mapping[str, Sequence[Run]]]) -> float | None:
-    """Return the mean share of the cores that other processes used, 0..1; None if unknown.
+    """Return the mean share of the cores that other processes used, 0..1; None if that of a run is unknown.
 
-    `groups` are name of a contender -> runs, one mapping for each group of samples.
+    `groups` has name of a contender -> runs, at least one, for each group of samples that was measured.
     """
     loads = [run.other_load for group in groups for runs in group.values() for run in runs]
     return None if None in loads else round(statistics.mean(loads), 4)
 
 
 def milliseconds(seconds: Iterable[float | None]) -> dict[str, float] | None:
-    """Return the `spread` of times in milliseconds; None if the time of a run is unknown (None)."""
+    """Return the `spread` in milliseconds of times in seconds; None if one of them is None."""
     values = list(seconds)
     return None if None in values else spread(value * 1e3 for value in values)
 
@@ -218,8 +242,14 @@ def summarise(
 ) -> list[dict[str, Any]]:
     """Return one plain dict per contender: times in ms, ratio to PyTorch round by round, images per second.
 
-    `runs` come from `interleave`; if several `processes` measured at a time, those of all are concatenated.
-    `batch` is the number of images in a run.
+    `ratio_to_torch` is None without a contender named `registry.BASELINE`, other figures if `network_s` is.
+
+    Args:
+        contenders: contenders in the order of the result.
+        runs: name -> runs that `interleave` returned; of several processes those of all, one process after
+            the other.
+        batch: number of images in a run.
+        processes: number of processes that measured at the same time.
     """
     rows = []
     for contender in contenders:
@@ -247,6 +277,9 @@ def summarise(
 def compare_forms(contenders: Sequence[Contender], runs: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
     """Return the cost of post-processing in the graph: other forms against `raw` of the same engine.
 
+    That is the first contender of an engine whose form is 'raw'; without one the engine is left out. All runs
+    of both need their `network_s`.
+
     Returns:
         A dict for each contender of another form: its name as `graph`, that of `raw`, and the `spread` over
         the rounds of the `ratio` of the graphs' times, and of their difference, `postprocess_in_graph_ms`.
@@ -269,7 +302,7 @@ def compare_forms(contenders: Sequence[Contender], runs: Mapping[str, Sequence[R
 
 
 def repeated(call: Callable[[], object], runs: int) -> dict[str, float]:
-    """Return the `milliseconds` of some runs of a call, after a first one that does not count."""
+    """Return the `spread` in milliseconds of `runs` calls, at least one, after one that does not count."""
     seconds = []
     for _ in range(runs + 1):
         start = time.perf_counter()

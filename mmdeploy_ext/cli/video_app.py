@@ -1,4 +1,4 @@
-"""`streampetr_video.py`, `fusion_video.py`: a scene of a data set through a model, as a video of boxes."""
+"""`streampetr_video.py` and `fusion_video.py`, two names of one program: a scene as a video of boxes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         writes='{}',
     )
-    add('--fps F', 'of the video (default: %(default)s)', 4.0)
+    add('--fps F', 'frames per second of the video (default: %(default)s)', 4.0)
     add('--device DEVICE', 'where PyTorch runs (default: %(default)s)', 'cpu')
     add('--providers EP...', 'ONNX Runtime execution providers, in order')
     cli.add_debug_option(parser)
@@ -52,7 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def engines_to_run(args: argparse.Namespace) -> list[str]:
-    """Return the keys of `demo.ENGINES` to run, PyTorch first; UsageError for an engine without its model."""
+    """Return the keys of `demo.ENGINES` to run, PyTorch first.
+
+    Without --engine those run whose model is given. UsageError: none is, or an engine lacks its model.
+    """
     available = [name for name, model in (('torch', args.checkpoint), ('onnx', args.onnx)) if model]
     if not available:
         raise UsageError('got neither a checkpoint nor --onnx; expected at least one of them')
@@ -65,18 +68,21 @@ def engines_to_run(args: argparse.Namespace) -> list[str]:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse invalid numbers, and an output that cannot be written, before anything is loaded."""
+    """Refuse (UsageError) invalid numbers, and an output that cannot be written, before anything is loaded.
+
+    An .mp4 file, and PNG files of a folder, are written over.
+    """
     demo.check_options(args)
     cli.check_minimums(args, scene=0, frames=1)
     if not args.fps > 0:
         raise UsageError(f'--fps {args.fps}: expected more than 0')
     if not demo.is_video(args.out) and (args.out.is_file() or args.out.suffix.lower() in demo.OTHER_FILES):
-        raise UsageError(f'--out {args.out}: is a file, expected a name in .mp4 or a folder')
+        raise UsageError(f'--out {args.out}: names a file, expected a name in .mp4 or a folder')
     check_writable(args.out if demo.is_video(args.out) else args.out / 'x.png')
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw a scene."""
+    """Draw a scene and return 0."""
     cli.wait_passively()
     engines = engines_to_run(args)
     check_options(args)
@@ -86,24 +92,28 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.evaluate.loop import DatasetFrames, scene_tokens
 
     cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
-    family = drawn_family(args.config, cfg)
+    family = find_3d_family(args.config, cfg)
     dataset = evaluation.build_dataset(cfg)
     indices = scene_indices(scene_tokens(dataset, family.memory), args.scene, args.frames)
-    models = load(args, engines, family)
+    steppers, classes = load_steppers(args, engines, family)
     with after_weights():
         frames = DatasetFrames(family, dataset, indices, min(cfg.data.get('workers_per_gpu', 2), 2))
-        summary = draw_scene(args, family.preprocess_rule(cfg), frames, len(indices), *models)
+        rule = family.preprocess_rule(cfg)
+        summary = draw_scene(args, rule, frames, len(indices), steppers, classes)
     print(f'{args.out}: {len(indices)} frames of scene {args.scene}; {summary}')
     return 0
 
 
 def scene_indices(tokens: Sequence[str], scene: int, frames: int | None) -> list[int]:
-    """Return the sample indices of a scene in order.
+    """Return the indices of the samples of a scene, in the order of the data set, which is that of time.
 
     Args:
-        tokens: of the scene of each sample.
-        scene: number of the scene, from 0.
-        frames: the first ones that are returned; None takes all.
+        tokens: the scene token of each sample of the data set.
+        scene: number of the scene, from 0, by the first samples of the scenes.
+        frames: number of samples to return, the first ones; None returns all.
+
+    Raises:
+        UsageError: the data set has no scene of this number.
     """
     scenes = list(dict.fromkeys(tokens))
     if scene >= len(scenes):
@@ -113,8 +123,12 @@ def scene_indices(tokens: Sequence[str], scene: int, frames: int | None) -> list
     return [index for index, token in enumerate(tokens) if token == scenes[scene]][:frames]
 
 
-def drawn_family(config: str, cfg: Any) -> SequenceFamily:
-    """Return the family of a config; ConfigError if its models take single pictures."""
+def find_3d_family(config: str, cfg: Any) -> SequenceFamily:
+    """Return the family of a config, whose models detect in 3D from cameras, LiDAR or both.
+
+    `config` is the path of the config `cfg`, for the message. ConfigError: no family claims it, or its models
+    take single pictures.
+    """
     family = find_family(cfg, DETECTOR)
     if family.samples == 'images':
         raise ConfigError(
@@ -124,10 +138,14 @@ def drawn_family(config: str, cfg: Any) -> SequenceFamily:
     return family
 
 
-def load(
+def load_steppers(
     args: argparse.Namespace, engines: Sequence[str], family: SequenceFamily
 ) -> tuple[dict[str, Stepper], tuple[str, ...]]:
-    """Return key of `demo.ENGINES` -> model, for the engines that run, and the class names."""
+    """Return key of `demo.ENGINES` -> model, for the engines that run, and the name of each label.
+
+    ConfigError: checkpoint and files have other class names; further errors are those of a checkpoint or of
+    files that do not fit.
+    """
     steppers: dict[str, Stepper] = {}
     classes: tuple[str, ...] = ()
     if 'torch' in engines:
@@ -140,10 +158,15 @@ def load(
         from mmdeploy_ext.exporting.files import read_files
 
         files = read_files(args.onnx)
-        engine: dict[str, Any] = dict(engine='OnnxRuntimeBackend', threads=args.threads)
+        if 'torch' in engines and tuple(files.metadata.classes) != tuple(classes):
+            raise ConfigError(
+                f'{args.onnx}: its classes are {", ".join(files.metadata.classes)}, those of '
+                f'{args.checkpoint} are {", ".join(classes)}; export the files from this checkpoint'
+            )
+        options: dict[str, Any] = dict(engine='OnnxRuntimeBackend', threads=args.threads)
         if args.providers:
-            engine['providers'] = args.providers
-        steppers['onnx'], classes = family.runner(files.paths, engine), files.metadata.classes
+            options['providers'] = args.providers
+        steppers['onnx'], classes = family.runner(files.paths, options), files.metadata.classes
     return steppers, classes
 
 
@@ -155,15 +178,15 @@ def draw_scene(
     steppers: dict[str, Stepper],
     classes: Sequence[str],
 ) -> str:
-    """Run all frames and write the pictures; return the median times as text.
+    """Run all frames and write the pictures; return the median time of a step on each engine as text.
 
     Args:
         args: of the command line.
-        rule: preprocessing rule of the model.
-        frames: of the scene.
-        count: their number.
-        steppers: key of `demo.ENGINES` -> model.
-        classes: names, by label.
+        rule: preprocessing rule of the model, by which pictures are made again of the network's inputs.
+        frames: the frames of the scene, at least one.
+        count: number of the frames.
+        steppers: key of `demo.ENGINES` -> model, for the engines that run.
+        classes: name of each label.
     """
     from mmdeploy_ext.proving.tasks import bbox3d
 
@@ -176,8 +199,8 @@ def draw_scene(
                 detections[name] = stepper.step(frame).detections
                 seconds[name].append(time.perf_counter() - start)
             title = f'scene {args.scene}, frame {number + 1} of {count}'
-            both = map(detections.get, demo.ENGINES)
-            pair = bbox3d.pair_of(frame, rule, title, *both, demo.ENGINES['onnx'])
+            reference, candidate = detections.get('torch'), detections.get('onnx')
+            pair = bbox3d.pair_of(frame, rule, title, reference, candidate, demo.ENGINES['onnx'])
             write(demo.draw_boxes(pair, detections, classes, args.score_thr))  # all frames have one size
     medians = {demo.ENGINES[name]: statistics.median(values) * 1e3 for name, values in seconds.items()}
     return f'{", ".join(f"{name} {ms:.0f} ms" for name, ms in medians.items())} per frame (median)'

@@ -1,7 +1,7 @@
-"""Lets a copy of mmdet3d 0.x in a research repository be imported whose compiled modules were not built.
+"""Makes a research repository's copy of mmdet3d 0.x importable without its compiled extension modules.
 
-For mmdet3d 0.17 as mit-han-lab/bevfusion 326653d has it, beside mmcv-full 1.7.2 and PyTorch 2.13. Compiled
-modules that were built are taken as they are.
+For mmdet3d 0.17 as mit-han-lab/bevfusion 326653d has it, beside mmcv-full 1.7.2 and PyTorch 2.13. Extensions
+that were built are used, since another finder finds them first.
 """
 
 from __future__ import annotations
@@ -29,14 +29,21 @@ COMPILED = (
     'knn_ext',
     'roiaware_pool3d_ext',
 )
-"""Names of the compiled modules of mmdet3d 0.x; those that `MODULES` lacks can be imported and not used."""
+"""Last names of mmdet3d 0.x's extension modules; those that `MODULES` lacks can be imported, not called."""
 
-called: dict[str, None] = {}
-"""Operators in PyTorch that ran in this process, such as `voxel_layer.hard_voxelize`."""
+executed_operators: dict[str, None] = {}
+"""Operators of `MODULES` that ran in this process, in order, such as 'voxel_layer.hard_voxelize'.
+
+A report names them, as their results are those of PyTorch and not of the extension.
+"""
 
 
 class OperatorModule(ModuleType):
-    """A compiled module whose functions are those of `MODULES`; any other raises when it is called."""
+    """An extension module whose functions are those of `MODULES`, on CPU tensors as on others.
+
+    Every name that has no two leading underscores is a function, since `from module import name` happens at
+    import; one that `MODULES` lacks raises NotImplementedError when it is called.
+    """
 
     __path__: tuple[str, ...] = ()
 
@@ -52,25 +59,25 @@ class OperatorModule(ModuleType):
                     f'{self.__name__}.{name}: this operator is not compiled, and has no form in PyTorch; '
                     f'build the operators of the repository (python setup.py develop)'
                 )
-            called[f'{module}.{name}'] = None
+            executed_operators[f'{module}.{name}'] = None
             return function(*args, **options)
 
         return operator
 
 
 class OperatorFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the compiled modules of `mmdet3d.ops` that no other finder finds."""
+    """Finds extension modules of `mmdet3d.ops`; as the last finder it sees those that no other one finds."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Return how a compiled module is made; None for other modules."""
+        """Return the spec of an extension module named in `COMPILED`; None for other modules."""
         if fullname.startswith('mmdet3d.ops.') and fullname.rpartition('.')[2] in COMPILED:
             return importlib.machinery.ModuleSpec(fullname, self)
         return None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        """Return an empty module."""
+        """Return an `OperatorModule`."""
         return OperatorModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
@@ -78,14 +85,21 @@ class OperatorFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def stand_in_for_operators() -> None:
-    """Let `import mmdet3d` of a copy without compiled operators succeed; a second call changes nothing."""
+    """Make `import mmdet3d` succeed for a copy without compiled extensions; call it before that import.
+
+    A second call changes nothing.
+    """
     if not any(isinstance(finder, OperatorFinder) for finder in sys.meta_path):
         sys.meta_path.append(OperatorFinder())
 
 
 @patch('mmdet3d.ops.spconv.conv', versions='mmdet3d 0.17 with mmcv-full 1.7.2')
 def mmdet3d_sparse_convolutions(module: ModuleType, execute: Execute) -> bool:
-    """mmcv has registered the sparse convolutions of mmdet3d 0.x since 1.5: those of the copy go first."""
+    """mmcv registers sparse convolutions under the names of mmdet3d 0.x since 1.5: the copy's replace them.
+
+    Models in the same process that name them in their config get those of the copy. Returned is whether mmcv
+    had registered any.
+    """
     from mmcv.cnn import CONV_LAYERS
 
     of_mmcv = [

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 FEED_CHECKS: dict[str, Callable[[Metadata, Mapping[str, np.ndarray]], None]] = {}
 """Family -> check of sizes that its graphs cannot take, although their contract allows them.
 
-Every engine calls it with the metadata and the feeds before it runs a file of the family; it raises
-ShapeError. The `runtime` modules of families register it when they are imported.
+`Backend.infer` calls it with the metadata and the feeds of a file of the family; it raises ShapeError. The
+`runtime` module of a family registers it; a program that runs the file without importing that module, which
+decodes the outputs, runs it unchecked.
 """
 
 
@@ -30,7 +31,8 @@ class Backend(abc.ABC):
         engine: name for tables.
         spec: contract of the network; set by `activate`.
         metadata: of the file; None when the network did not come from a file.
-        computes_in: 'fp16' or 'bf16' if the engine computes in less than the file holds, else ''.
+        computes_in: 'fp16' or 'bf16' if the engine computes with less precision than the dtypes of the file,
+            else ''.
     """
 
     engine: str
@@ -44,14 +46,20 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the network on feeds that `infer` has checked; return output name -> array, in any order."""
+        """Run the network on feeds that `infer` has checked; return output name -> array, in any order.
+
+        Users call `infer`. InferenceError: the engine failed.
+        """
 
     def deactivate(self) -> None:
         """Free the network."""
         return
 
     def select_inputs(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the feeds that are inputs of the network, without those of other forms of the model."""
+        """Return the feeds that are inputs of the network.
+
+        Other exported forms of a model ('full', 'raw', ...) have further inputs, which `infer` refuses.
+        """
         return {name: array for name, array in feeds.items() if name in self.spec.input_names}
 
     def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -61,7 +69,9 @@ class Backend(abc.ABC):
         spec states float16, and float16 outputs are returned as float32.
 
         Raises:
-            ShapeError: the spec does not allow the feeds; the same on every engine.
+            ShapeError: the spec does not allow the feeds (a name, dtype or shape; the same on every engine),
+                or the engine gave no array for an output of the spec.
+            InferenceError: the engine failed.
         """
         feeds = self.spec.rounded(feeds)
         self.spec.check_feeds(feeds)

@@ -1,7 +1,7 @@
-"""The first check of level 1: is the graph of a file that of a fresh export of the same model?
+"""The first check of level 1, that of graphs: is the graph of a file that of a new export of the same model?
 
 Equal graphs compute the same for every input. The fresh export is made with the options in the file's
-metadata, and changed by the commands that changed the file (`metadata.edits`).
+metadata; then the commands that changed the file after its export (`metadata.edits`) are repeated on it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def option_errors(path: str) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class FreshExport:
-    """The graph that a file is compared with, made when it is needed.
+    """How to make the graph that a file is compared with: the export, and the commands to repeat on it.
 
     Attributes:
         export: returns a fresh export with the options of the file; raises an `Mm2OnnxError` if that fails.
@@ -61,7 +61,7 @@ class FreshExport:
     edits: tuple[Mapping[str, Any], ...] = ()
 
     def edited(self) -> onnx.ModelProto:
-        """Return the fresh export after the commands that changed the file.
+        """Export, repeat the commands that changed the file, and return the graph; a cached export stays.
 
         Raises:
             Mm2OnnxError: it cannot be exported, or a command cannot be repeated.
@@ -72,13 +72,14 @@ class FreshExport:
 def of_images(
     deployment: Deployment, options: Options, metadata: Metadata, image_bgr: np.ndarray
 ) -> FreshExport:
-    """Return the fresh export of a file of single pictures.
+    """Return the fresh export of a file that takes single pictures.
 
     Args:
         deployment: config and checkpoint.
-        options: of the export, from the metadata.
-        metadata: of the file.
-        image_bgr: picture (h, w, 3) uint8 that is traced; the graph does not depend on it.
+        options: options in the metadata of the file.
+        metadata: metadata of the file.
+        image_bgr: picture (h, w, 3) uint8 that is traced at the height and width of the options, also for a
+            file of any size; the graph does not depend on it.
     """
     export_options = options_of_export(options, metadata)
 
@@ -93,14 +94,14 @@ def of_images(
 def of_graph(
     deployment: Deployment, options: Options, metadata: Metadata, graph: Graph | None
 ) -> FreshExport:
-    """Return the fresh export of one file of a sequence family.
+    """Return the fresh export of one file of a family that takes frames or sweeps.
 
     Args:
         deployment: config and checkpoint.
-        options: of the export, from the metadata.
-        metadata: of the file.
-        graph: the graph of the family that the file holds; None if it has no such graph: then `export` raises
-            a ModelFileError.
+        options: options in the metadata of the file.
+        metadata: metadata of the file.
+        graph: the graph of the model that the file holds; None if the model has no such graph: then `edited`
+            raises a ModelFileError.
     """
     export_options = options_of_export(options, metadata)
 
@@ -127,10 +128,10 @@ def _made_once(
 
 
 def options_of_export(options: Options, metadata: Metadata) -> Options:
-    """Return the options of the export before any command changed the file.
+    """Return the options of the export of a file before any command changed the file.
 
-    If a command converted the file to float16 later, the options in the metadata have it; those that are
-    returned have float32.
+    `options` are those in its `metadata`. If a command converted the file to float16 later, they state
+    float16, and the returned ones float32.
     """
     if _half_edits(metadata):
         return options.replace(precision='fp32', fp16_io=False, keep_fp32=())
@@ -138,9 +139,10 @@ def options_of_export(options: Options, metadata: Metadata) -> Options:
 
 
 def contract_after(spec: GraphSpec, metadata: Metadata) -> GraphSpec:
-    """Return the contract of a file after the commands that changed it.
+    """Return the contract of a file after the commands that its metadata records.
 
-    `spec` is the contract of its export; `metadata`, of the file, records the commands.
+    `spec` is the contract of its export. Of the commands the conversion to float16 with `--io fp16` alone
+    changes it: inputs and outputs become float16.
     """
     half_ends = any(edit['arguments'].get('io') == 'fp16' for edit in _half_edits(metadata))
     return with_half_ends(spec) if half_ends else spec
@@ -153,13 +155,18 @@ def _half_edits(metadata: Metadata) -> list[dict[str, Any]]:
 def compare_with_fresh_export(
     model: onnx.ModelProto, metadata: Metadata, fresh_export: FreshExport, name: str = ''
 ) -> GraphResult:
-    """Compare the graph of a file with its fresh export.
+    """Compare the graph of a file with its fresh export: nodes, weights bit for bit, and sparse metadata.
+
+    Names of nodes and tensors, and the order of nodes, do not count (`graph/signature.py`). A fresh export
+    that fails is the `error` of the result, in at most 500 characters. `equal` of the result is also True if
+    edits were repeated that replace parts of a graph by rules of a user: `by_inputs` then names the rules,
+    which both sides have alike and inputs have to judge.
 
     Args:
         model: the file.
-        metadata: of the file.
-        fresh_export: of the same model.
-        name: of the graph, if the model has several.
+        metadata: metadata of the file.
+        fresh_export: the fresh export of the same model.
+        name: name of the graph if the model has several, else ''.
     """
     try:
         fresh = fresh_export.edited()
@@ -179,9 +186,10 @@ def compare_with_fresh_export(
 
 
 def rules_text(recorded: Sequence[Mapping[str, Any]]) -> str:
-    """Return in one line those rules of `recorded` edits that only inputs can judge, not a graph, or ''.
+    """Return the names of the rules in recorded edits in one line, `SHOWN` at most; '' if there is none.
 
-    Edits are those of `Metadata.edits`; a rule is a replacement of a part of a graph that a user wrote.
+    A rule is a replacement of a part of a graph that a user wrote, so that no comparison of graphs, but only
+    inputs can judge it. `recorded` are the edits of `Metadata.edits`.
     """
     rules = edits.judged_by_inputs(recorded)
     if len(rules) > SHOWN:
@@ -190,11 +198,10 @@ def rules_text(recorded: Sequence[Mapping[str, Any]]) -> str:
 
 
 def differing_facts(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[GraphDifference]:
-    """Return those entries of a file's metadata that differ from a fresh export's.
+    """Return a difference for each entry `OF_SPARSE_GRAPHS` of a file that differs from its fresh export's.
 
-    Only the entries `OF_SPARSE_GRAPHS`, which a graph has before metadata is added, are compared here. The
-    others are compared with config and checkpoint in `provenance.py`, and unknown ones are refused
-    (`metadata.check_entry_names`).
+    Graphs have these entries before other metadata is added. The others are compared with config and
+    checkpoint in `provenance.py`, and unknown ones are refused (`metadata.check_entry_names`).
     """
     file_entries, fresh_entries = (
         {entry.key: entry.value for entry in graph.metadata_props} for graph in (model, fresh)

@@ -51,16 +51,19 @@ from mmdeploy_ext.synthetic.seeded_queries import (
 )
 
 RULES_BY_NAME = dict(rtdetr=rtdetr_weights, streampetr=streampetr_weights, solo=solo_weights)
-"""Family -> function that returns its weights by names and shapes."""
+"""Family -> function that takes key -> shape and returns its weights, which do not depend on a seed."""
 
 LIDAR_RULES = dict(anchor3d=fill_lidar, centerpoint=fill_lidar, bevfusion_det=fill_fusion)
-"""Family of sweeps or fused frames -> function that fills its detectors."""
+"""Family of detectors with a LiDAR -> function of (detector, config, family, seed) that fills the first."""
 
 PUBLISHED_PREFIXES = {'bevfusion': 'encoders.lidar.backbone.', 'centerpoint-det3d': 'backbone.'}
-"""Family of sparse backbones -> prefix of its published keys; numbers are drawn by full names."""
+"""Family that exports a sparse backbone alone -> prefix of the backbone's keys in published checkpoints.
+
+Weights depend on the key with this prefix.
+"""
 
 GREY, CONTRAST = 114.0, 57
-"""Mean and standard deviation of a photograph, in 8 bits."""
+"""Mean and standard deviation of the values of a photograph, which are 0 to 255."""
 SCENE_SHAPES = 12
 """Number of shapes that are tried in a scene."""
 
@@ -78,7 +81,7 @@ def seeded_picture(seed: int, height: int = 320, width: int = 416) -> torch.Tens
 def seeded_scene(
     seed: int, height: int, width: int, expose: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> torch.Tensor:
-    """Return a picture of the generated data set, normalised: (1, 3, height, width) float32.
+    """Return a normalised BGR picture of the generated data set, (1, 3, height, width) float32.
 
     `expose` takes the picture (height, width, 3) uint8 and returns it darker or brighter; None leaves it as
     it is.
@@ -105,23 +108,24 @@ def _shift_norms(model: nn.Module, shift: float) -> None:
 HeadStep = Callable[[Sequence[torch.Tensor]], None]
 """A step on the heads of a detector, given the features of each level."""
 HeadSteps = Callable[[nn.Module, torch.Tensor, torch.Tensor], tuple[HeadStep, HeadStep]]
-"""Function with the arguments and results of `_head_steps`."""
+"""Function of (detector, pictures, pictures in the dark and in bright light) -> two steps.
+
+The first step runs the heads while normalisations get their statistics, the second rescales the last layers
+of the heads. Pictures are (B, 3, H, W) float32, as the config of the detector normalises them.
+"""
 
 
 def _head_steps(
     model: nn.Module, pictures: torch.Tensor, exposed_pictures: torch.Tensor
 ) -> tuple[HeadStep, HeadStep]:
-    """Return the step that runs the heads of a detector, and the step that rescales their last layers.
-
-    `pictures` and `exposed_pictures` (the same in the dark and in bright light) are (B, 3, H, W) float32.
-    """
+    """Return the `HeadSteps` of detectors of mmdet; heads on regions are rescaled while they run."""
     head = getattr(model, 'bbox_head', None)
     if is_query(model):
         scale_heads = functools.partial(scale_queries, model, pictures, exposed_pictures)
         return lambda maps: None, scale_heads
     if is_cornered(model):
         return lambda maps: head(maps), functools.partial(scale_corners, model)
-    if is_regional(model):  # its stages are rescaled while they run
+    if is_regional(model):
         return functools.partial(scale_region_queries, model, pictures), lambda maps: None
     if head is None:
         from mmdeploy_ext.synthetic.seeded_regions import run_heads, scale_heads  # imports mmdet
@@ -142,14 +146,15 @@ def fill_seeded(
     offset: float = 0.0,
     head_steps: HeadSteps = _head_steps,
 ) -> nn.Module:
-    """Fill a detector of mmdet, or one with an `extract_feat`, with seeded weights in place; return it.
+    """Fill a detector with seeded weights in place, set it to evaluation mode and return it.
 
     Args:
-        model: the detector.
-        seed: of weights and pictures.
-        deviation: standard deviation of a photograph after the config's normalisation, see `normalisation`.
+        model: detector of mmdet, or one with an `extract_feat` from pictures to the features of each level.
+        seed: seed of weights and pictures.
+        deviation: standard deviation of a photograph after the config's normalisation, as
+            `normalised_photograph` returns it.
         offset: its mean.
-        head_steps: returns the steps on the heads; a family gives its own for heads that mmdet has not.
+        head_steps: makes the steps on the heads; a family has its own for heads that mmdet lacks.
     """
     calibration = calibration_of(model)
     pictures = [seeded_picture(seed + index, *calibration.size) for index in range(calibration.pictures)]
@@ -176,12 +181,18 @@ def fill_seeded(
 
 
 def normalised_deviation(std: tuple[float, ...]) -> float:
-    """Return the standard deviation of a photograph that was divided by `std`; 1.0 with ImageNet's."""
+    """Return the standard deviation of a photograph of values 0 to 255 that was divided by `std`.
+
+    `std` has one value per channel, in the same unit; ImageNet's gives 1.0.
+    """
     return round(CONTRAST / float(np.mean(std)), 1)
 
 
-def normalisation(cfg: Any) -> tuple[float, float]:
-    """Return standard deviation and mean of a photograph after the test pipeline of a config."""
+def normalised_photograph(cfg: Any) -> tuple[float, float]:
+    """Return standard deviation and mean of a photograph after the test pipeline of a config of mmdet 2.x.
+
+    Without a step `Normalize` they are those of 0 to 255. ConfigError: the config has no test pipeline.
+    """
     step = _find_step(test_pipeline(cfg), 'Normalize') or {}
     std, mean = step.get('std', (1.0,)), step.get('mean', (0.0,))
     return normalised_deviation(std), 0.0 if any(mean) else GREY / float(np.mean(std))
@@ -197,10 +208,10 @@ def _find_step(pipeline: Sequence[Any], step_type: str) -> Any:
 
 
 def backbone_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
-    """Return the weights of a model with a family of sparse backbones, by published names.
+    """Return published key -> weights of a config of which a family exports the sparse backbone alone.
 
-    Those of the backbone depend on names; other parts of a detector are initialised with the seed. None if no
-    family of sparse backbones claims the config.
+    Weights of the backbone depend on names; other parts of a detector are initialised with the seed, which
+    becomes torch's global seed. None if no such family claims the config.
     """
     from mmdeploy_ext.families.base import BACKBONE, FAMILIES, load_families
 
@@ -221,7 +232,13 @@ def backbone_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
 def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
     """Return a detector with weights by the rule of its family, or, without a family, of its head.
 
-    ConfigError: the head is not supported.
+    Args:
+        cfg: the config.
+        family: the family that exports the detector; None if no family does.
+        seed: seed of the weights; families in `RULES_BY_NAME` have the same weights with every seed.
+
+    Raises:
+        ConfigError: the head is not supported.
     """
     if family is not None and family.name in LIDAR_RULES:
         return LIDAR_RULES[family.name](family.build(cfg), cfg, family, seed)
@@ -235,7 +252,7 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
         return model
     if not (is_query(model) or is_regional(model) or is_cornered(model)):
         check_supported(model, cfg.filename)
-    return fill_seeded(model, seed, *normalisation(cfg))
+    return fill_seeded(model, seed, *normalised_photograph(cfg))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -246,9 +263,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, cfg_options: Mapping[str, Any] | None = None) -> int:
-    """Write the checkpoint of the command line, with overrides of the config; return 0.
+    """Write the checkpoint of the command line; return 0.
 
-    `cfg_options` is dotted key -> value; None overrides nothing.
+    `args` has `config`, `out`, which must not exist yet (UsageError), and `seed`. `cfg_options` overrides the
+    config: dotted key -> value; None overrides nothing.
     """
     from mmdeploy_ext import compat
     from mmdeploy_ext.core.files import check_writable
@@ -263,9 +281,17 @@ def run(args: argparse.Namespace, cfg_options: Mapping[str, Any] | None = None) 
 
 
 def write_seeded(config: str, out: Path, seed: int = 0, cfg_options: Mapping[str, Any] | None = None) -> None:
-    """Write a checkpoint with seeded weights for a config with overrides.
+    """Write a checkpoint with seeded weights; a file that exists is written over.
 
-    `cfg_options` is dotted key of the config -> value; None overrides nothing.
+    Args:
+        config: path of the config.
+        out: path of the checkpoint.
+        seed: seed of the weights.
+        cfg_options: dotted key of the config -> value that replaces it; None replaces nothing.
+
+    Raises:
+        ConfigError: the config cannot be read, no rule fits its model, or a model without `bbox_head` is
+            claimed by no family.
     """
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.families.base import DETECTOR, FAMILIES, find_family, load_families

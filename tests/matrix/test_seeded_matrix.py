@@ -10,7 +10,7 @@ import mmdet
 import pytest
 
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.synthetic.seeded import fill_seeded, normalisation
+from mmdeploy_ext.synthetic.seeded import fill_seeded, normalised_photograph
 from mmdeploy_ext.synthetic.seeded_dense import build_student, calibration_of, is_supported
 from mmdeploy_ext.zoo import configs
 from seeded_results import CALM, amplified, find
@@ -49,7 +49,7 @@ def test_every_combination_of_parts_finds_enough(name):
         pytest.skip(f'{type(model.bbox_head).__name__} has no rule yet')
     size = calibration_of(model).size
     size = (320, 448) if size == (320, 416) else size
-    fill_seeded(model, 0, *normalisation(cfg))
+    fill_seeded(model, 0, *normalised_photograph(cfg))
     for found in find(model, cfg, *size):
         assert len(found.rows) >= 20
         assert len(set(found.scores)) >= len(found.rows) * 0.9

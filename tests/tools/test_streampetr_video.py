@@ -3,6 +3,7 @@
 import importlib.util
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import toy_streampetr
 import toy_streampetr_export as toy
 from mmdeploy_ext.cli import video_app
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.preprocess.cameras import CAMERAS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -145,3 +147,23 @@ def test_a_file_in_the_place_of_the_folder_is_refused(place, tmp_path, capsys, n
     (tmp_path / 'out').touch()
     assert run(place / 'toy.py', 'c.pth', '--out', tmp_path / name) == 2
     assert 'is a file, expected a name in .mp4 or a folder' in capsys.readouterr().err
+
+
+def test_files_with_other_classes_than_the_checkpoint_are_refused(monkeypatch):
+    """Boxes of both engines are drawn with one list of names."""
+    from mmdeploy_ext.exporting import deployment, files
+
+    args = SimpleNamespace(
+        config='c.py', checkpoint='c.pth', onnx='folder', cfg_options=None,
+        device='cpu', threads=0, providers=None,
+    )
+    model = SimpleNamespace(model=None, classes=('car', 'bus'))
+    exported = SimpleNamespace(paths=[], metadata=SimpleNamespace(classes=('bus', 'car')))
+    family = SimpleNamespace(reference=lambda model: 'torch', runner=lambda paths, options: 'onnx')
+    monkeypatch.setattr(deployment, 'load', lambda *args: model)
+    monkeypatch.setattr(files, 'read_files', lambda path: exported)
+    with pytest.raises(ConfigError, match=r'folder.*bus, car.*c\.pth.*car, bus'):
+        video_app.load_steppers(args, ['torch', 'onnx'], family)
+    exported.metadata.classes = ('car', 'bus')
+    steppers, classes = video_app.load_steppers(args, ['torch', 'onnx'], family)
+    assert steppers == dict(torch='torch', onnx='onnx') and classes == ('car', 'bus')

@@ -56,9 +56,9 @@ def configs3() -> Path:
 
 def batch_of(cfg: Any) -> np.ndarray:
     """Return a generated picture as the detector takes it: (1, 3, *SIZE) float32, padded with 0."""
-    from mmdeploy_ext.synthetic.seeded import normalisation, seeded_scene
+    from mmdeploy_ext.synthetic.seeded import normalised_photograph, seeded_scene
 
-    deviation, offset = normalisation(cfg)
+    deviation, offset = normalised_photograph(cfg)
     drawn = seeded_scene(11, *PICTURE).numpy() * deviation + offset
     batch = np.zeros((1, 3, *SIZE), np.float32)
     centred = any(step['type'] == 'RandomCenterCropPad' for step in cfg.data.test.pipeline[1]['transforms'])

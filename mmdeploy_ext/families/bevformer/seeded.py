@@ -1,8 +1,9 @@
 """Seeded weights of BEVFormer that depend on names and shapes alone.
 
 The rows of kernels sum to zero, residual branches are small, and sampling offsets reach over cells, so that
-every input moves the predictions and rounding does not grow. Source of the rule: FILL.md beside the
-reference data of BEVFormer, which were made with these weights; `tests/bevformer_golden.py` reads them.
+every input moves the predictions and rounding does not grow. Source of the rule: FILL.md beside the reference
+data of BEVFormer, the outputs of the published code with these weights; `tests/bevformer_golden.py` reads the
+data.
 """
 
 import math
@@ -22,7 +23,7 @@ SCALED = (
     (r'sampling_offsets\.bias', 2.0),
     (r'attention_weights\.bias', 0.5),
 )
-"""Pattern of a key -> factor of its normal numbers."""
+"""Pattern of a key -> factor of its standard normal numbers; no other rule holds for these keys."""
 GAINS = {
     r'conv_offset\.weight': 1.2,
     r'^img_backbone\.layer[1-4]\..*conv3\.weight': 0.25,
@@ -37,24 +38,33 @@ GAINS = {
     r'cls_branches\.\d+\.6': 1.5,
     r'': 1.0,
 }
-"""Pattern of a key -> gain of its kernel, whose rows sum to zero."""
+"""Pattern of a key -> gain of its kernel; the first pattern that is found in the key counts.
+
+A row is what makes one output channel. It sums to zero, and its deviation is the gain over the root of its
+length (`centred`).
+"""
 UNDIVIDED_STEM = math.sqrt(2) / 57
 """Gain of the first kernel of backbones with deformable convolutions.
 
 The pictures of their configs (Caffe's normalization) are not divided by a standard deviation, which is about
-57. With a larger gain the offsets of the deformable convolutions reach over 60 cells, and a relative
-difference of 1e-6 in the picture moves features by 2.8 of 30; with this one and the gain of `conv_offset` by
-2e-6 of themselves.
+57. With the usual gain, the root of 2, the offsets of the deformable convolutions were 60 cells long, and a
+relative change of the picture by 1e-6 changed features of 30 by 2.8. With this gain, and that of
+`conv_offset` in `GAINS`, it changes them by 2e-6 of their value.
 """
 DECODER_VALUES = re.compile(r'decoder\.layers\.\d+\.attentions\.1\.value_proj\.weight')
+"""Kernels by which the decoder reads the bird's-eye view."""
 LARGEST_UNSCALED_VIEW = 50
-"""Cells along the longer side of the bird's-eye view from which on `for_view` scales the decoder."""
+"""Cells along the longer side of the bird's-eye view above which `for_view` scales the decoder."""
 LOGITS_BIAS = re.compile(r'pts_bbox_head\.cls_branches\.(\d+)\.6\.bias')
 """Biases of the logits, by the number of the decoder layer."""
 
 
 def kernel_of(key: str, numbers: np.ndarray) -> np.ndarray:
-    """Return the values of a matrix or a kernel from normal numbers."""
+    """Return the values of a kernel, float64, from standard normal numbers of its shape (out, in, ...).
+
+    Rows of `in_proj_weight` are those of queries and keys up to 512, twice the 256 channels of all published
+    models, then those of values. Rows 0, 1 and 4 of the last layer of boxes are x, y and z.
+    """
     gain = by_name.first_match(GAINS, key)
     if key.endswith('in_proj_weight'):
         gain = np.where(np.arange(len(numbers)) < 512, 0.7, 1.5)[:, None]
@@ -64,9 +74,9 @@ def kernel_of(key: str, numbers: np.ndarray) -> np.ndarray:
 
 
 def values_of(key: str, shape: tuple[int, ...], prefix: str, norms: Container[str]) -> np.ndarray:
-    """Return the numbers of a key in float64.
+    """Return the values of a key in float64; the generator is seeded by `prefix` and key together.
 
-    `prefix` precedes the key when they are drawn; `norms` are the names of normalisations.
+    `norms` are the names of normalisation layers. `code_weights` are ten constants, whatever the shape.
     """
     if key.endswith('code_weights'):
         return np.array([1.0] * 8 + [0.2] * 2)
@@ -81,11 +91,13 @@ def values_of(key: str, shape: tuple[int, ...], prefix: str, norms: Container[st
 
 
 def bevformer_weights(shapes: Mapping[str, Sequence[int]], prefix: str = '') -> dict[str, torch.Tensor]:
-    """Return the seeded tensors of keys, float32, counters int64.
+    """Return key -> seeded tensor: float32, but int64 for the counters `num_batches_tracked`.
+
+    For views of more than `LARGEST_UNSCALED_VIEW` cells the caller passes the result on to `for_view`.
 
     Args:
-        shapes: key of a state dict -> shape.
-        prefix: of all names when numbers are drawn: another one gives other weights.
+        shapes: key of a state dict, buffers included -> shape.
+        prefix: text before each key in the seed of its generator: another prefix gives other weights.
     """
     norms = by_name.norms_of(shapes)
     weights = by_name.state_dict_by_name(shapes, lambda key, shape: values_of(key, shape, prefix, norms))
@@ -99,8 +111,9 @@ def for_view(weights: Mapping[str, torch.Tensor], side: int) -> dict[str, torch.
     """Return weights whose decoder reads the bird's-eye view more weakly the finer the view is.
 
     Neighbouring cells of seeded views differ as much in a fine view as in a coarse one, so that a reference
-    point that is moved by rounding changes the decoder's result in proportion to the number of cells. At 150
-    cells the logits of PyTorch's own decoder were 5.4e-4 apart in float32 and float64, with this
+    point that is moved by rounding changes the decoder's result in proportion to the cells along a side. The
+    weights that read the view are therefore divided by that; a bias adds the same for every point, and stays.
+    At 150 cells the logits of PyTorch's own decoder were 5.4e-4 apart in float32 and float64, with this
     factor 3.8e-5.
 
     Args:

@@ -1,4 +1,8 @@
-"""The family of dense heads: which configs it claims and refuses, and what a proof changes in its models."""
+"""The family of dense heads: which configs it claims and refuses, and what else the base classes leave to it.
+
+What the attributes and methods of `DenseFamily` without a docstring are for is documented where they are
+defined first: `families/base.py` and `families/images.py`.
+"""
 
 import contextlib
 import copy
@@ -43,9 +47,9 @@ from mmdeploy_ext.families.parts.exaggerated import (
 from mmdeploy_ext.families.replaced import Replaced
 
 BOX_OUTPUTS = ('bbox_pred', 'bbox_reg', 'shape_pred', 'wh', 'offset')
-"""Outputs of heads that hold only places and sizes of boxes."""
+"""Outputs of heads that hold only positions and sizes of boxes."""
 LOGIT_OUTPUTS = ('cls_score', 'centerness', 'objectness', 'iou_pred')
-"""Outputs of heads that become scores by a sigmoid."""
+"""Outputs of heads that become scores, by a sigmoid unless the head applies another activation."""
 
 
 class DenseFamily(ImageFamily):
@@ -66,13 +70,17 @@ class DenseFamily(ImageFamily):
     interchangeable_zeros = staticmethod(reference.interchangeable_zeros)
 
     def claims(self, cfg: Any) -> Claim:
-        """Claim every config with a dense head; `check` refuses those of no kind, with the reason."""
+        """Claim every config with a dense head.
+
+        The claim is `HEAD` if the head is derived from one in `KINDS`, and `PART` for any other dense head,
+        which a family of a user's package may claim more of; else `check` refuses it, with the reason.
+        """
         head = HEADS.get(detector_parts.part_cfg(cfg.model, 'bbox_head').get('type') or '')
         detector = DETECTORS.get(cfg.model.get('type') or '')
         if head is None or issubclass(head, QUERY_HEAD):
             return Claim.NO
         if detector is not None and not issubclass(detector, SingleStageDetector):
-            return Claim.NO  # one that is not registered is named when the model is built
+            return Claim.NO  # an unregistered detector is claimed: building it fails with its name
         if any(base.__name__ in KINDS for base in head.__mro__):
             return Claim.HEAD
         return Claim.PART if issubclass(head, BaseDenseHead) else Claim.NO
@@ -97,7 +105,10 @@ class DenseFamily(ImageFamily):
             check_max_candidates(head, facts, options)
 
     def head(self, cfg: Any) -> nn.Module:
-        """Return the head of a config without the rest of the detector; ConfigError: it cannot be built."""
+        """Return the head of a config without the rest of the detector, without weights.
+
+        ConfigError: it cannot be built.
+        """
         return detector_parts.tested_head(cfg, 'bbox_head', detector_parts.test_cfg_of(cfg))
 
     def build(self, cfg: Any) -> nn.Module:
@@ -111,7 +122,11 @@ class DenseFamily(ImageFamily):
         return followed.replaced_in(model, ['bbox_head'], FOLLOWED)
 
     def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:
-        """Take images that are smaller than a stride, unless levels shrink by more than their strides."""
+        """Return whether a dynamic graph takes prepared images of this size, in pixels.
+
+        Heads whose maps follow the strides (`maps_by_stride`) take every size that the contract allows; with
+        others an image has to be at least as large as the largest stride.
+        """
         if graphs.described(model).maps_by_stride:
             return super().takes(model, options, height, width)
         return min(height, width) >= max(int(stride[0]) for stride in generator_of(model.bbox_head).strides)
@@ -120,14 +135,17 @@ class DenseFamily(ImageFamily):
         return ResultLimit(model.bbox_head.test_cfg, kind_of(model.bbox_head).limit)
 
     def limits(self, model: nn.Module) -> list[Limit]:
-        """Return the limits that the head reads: heads of peaks have none but the number of peaks."""
+        """Return the limits that the head reads: heads that find peaks of heat maps read `topk` alone."""
         kind, limits = kind_of(model.bbox_head), super().limits(model)
         if kind.limit == 'topk':
             return [limit for limit in limits if limit.key == kind.limit]
         return [limit for limit in limits if limit.key not in kind.fixed]
 
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-        """Return the stages behind the network; its layers do not run, so that they are not folded."""
+        """Return the stages behind the network and their outputs.
+
+        The network does not run in a trial, so that its batch norms need not be folded.
+        """
         return graphs.stages(model, options, fold=False)[1:], graphs.spec(model, options).outputs
 
     @contextlib.contextmanager
@@ -150,7 +168,7 @@ class DenseFamily(ImageFamily):
             yield
 
     def finds_always(self, model: nn.Module) -> bool:
-        """Return True for heads of peaks, the best of which have no threshold."""
+        """Return True for heads that find peaks of heat maps, which apply no threshold to the best ones."""
         return kind_of(model.bbox_head).limit == 'topk'
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
@@ -168,9 +186,14 @@ class DenseFamily(ImageFamily):
 
 
 def check_max_candidates(head: nn.Module, facts: Mapping[str, Any], options: Options) -> None:
-    """Refuse (UsageError) `--max-candidates` for a dynamic file, or above what the head can have.
+    """Refuse (UsageError) `--max-candidates` for a dynamic file, or above the candidates of the head.
 
-    `facts` are those of `facts_of`, the metadata's entry about the head.
+    The latter is checked only if the sizes of maps follow from the strides.
+
+    Args:
+        head: the head of the model.
+        facts: what `facts_of` returns for it, which becomes an entry of the metadata.
+        options: options of the export, with `max_candidates`.
     """
     option = f'--max-candidates {options.max_candidates}'
     if options.dynamic:
@@ -183,7 +206,15 @@ def check_max_candidates(head: nn.Module, facts: Mapping[str, Any], options: Opt
 
 
 def largest_num_candidates(head: nn.Module, facts: Mapping[str, Any], options: Options) -> int:
-    """Return how many candidates a head, with the facts of `facts_of`, can have at the size of an export."""
+    """Return how many candidates (boxes of a class before suppression) a head can have.
+
+    Args:
+        head: the head of the model.
+        facts: what `facts_of` returns for it. `choose` of the head tells which pairs of a prior and a class
+            of a level are candidates: 'best' the best class of each prior, 'all' all pairs, 'priors' all
+            classes of the `nms_pre` best priors, 'pairs' the `nms_pre` best pairs.
+        options: options of the export, with `height` and `width` in pixels.
+    """
     num_classes, nms_pre, choose = facts['num_classes'], thresholds(head).nms_pre, facts['head']['choose']
     shapes = level_shapes(options.height, options.width, facts['strides'])
     total = 0

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdeploy_ext.synthetic.seeded import HeadStep, fill_seeded, normalisation
+from mmdeploy_ext.synthetic.seeded import HeadStep, fill_seeded, normalised_photograph
 from mmdeploy_ext.synthetic.seeded_dense import MAX_LOGIT
 from mmdeploy_ext.synthetic.seeded_layers import Target, outputs_of, rescale
 
@@ -36,7 +36,7 @@ YAW, REST, SMOKE_VALUES = Target(0.5, 1.5), Target(0.5, 1.0), Target(0.0, 0.7)
 
 def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
     """Fill a detector in place, by the normalisation of its config, and return it."""
-    return fill_seeded(model, seed, *normalisation(cfg), head_steps=_head_steps)
+    return fill_seeded(model, seed, *normalised_photograph(cfg), head_steps=_head_steps)
 
 
 def _head_steps(

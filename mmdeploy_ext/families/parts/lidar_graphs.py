@@ -1,6 +1,7 @@
-"""The graphs of LiDAR detectors: a sparse backbone or pillars, and the dense remainder as flat tensors.
+"""The two graphs of LiDAR detectors: from voxels or pillars to the bird's-eye view, and on to raw outputs.
 
-Glossary: C channels, H, W bird's-eye view.
+Voxels and pillars are made of points outside of the graphs. Glossary: C channels, H, W cells of the
+bird's-eye view along y and x.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,13 +19,16 @@ from mmdeploy_ext.families.parts.pillars import has_pillars, pillars_graph
 from mmdeploy_ext.families.parts.sparse_graph import portable_graph
 
 Flatten = Callable[[Any], tuple[torch.Tensor, ...]]
-"""Makes one tuple of tensors of what a head returns."""
+"""Function that makes one tuple of tensors of what a head returns."""
 Outputs = Mapping[str, tuple[str, str]]
-"""Name of each output of a graph, in their order -> its meaning and unit."""
+"""Name of each output of a graph, in their order -> its meaning, and its unit such as 'm', '' without one."""
 
 
 class DenseHead(nn.Module):
-    """The network of the bird's-eye view, its neck and the head, up to raw outputs."""
+    """The dense part of a detector in one module: the network of the bird's-eye view, its neck and the head.
+
+    Its submodules have the names that they have in the detector, which become those of nodes.
+    """
 
     def __init__(self, model: nn.Module, flatten: Flatten) -> None:
         super().__init__()
@@ -46,15 +50,21 @@ class DenseHead(nn.Module):
 def points_and_head(
     model: nn.Module, options: Options, family: str, flatten: Flatten, outputs: Outputs, bev_meaning: str
 ) -> list[Graph]:
-    """Return the graph of the points, a sparse backbone or pillars, and the graph of the dense head.
+    """Return the graph up to the bird's-eye view, and the graph of the dense part behind it.
+
+    The latter is traced with batch norms folded into convolutions; the sparse encoder folds its own, and
+    pillars keep theirs.
 
     Args:
-        model: the detector.
-        options: of the export.
+        model: the detector in evaluation mode.
+        options: options of the export.
         family: name of the family, with which the names of the contracts begin.
-        flatten: makes one tuple of the outputs of the head.
-        outputs: of that tuple.
-        bev_meaning: of the tensor between the graphs, as the contract of the head has it.
+        flatten: makes one tuple of what the head returns.
+        outputs: names, meanings and units of the tensors of that tuple.
+        bev_meaning: meaning of the bird's-eye view in the contract of the dense part.
+
+    Raises:
+        ValueError: the head does not give as many tensors as `outputs` names.
     """
     points, head = points_graph(model, options, family), DenseHead(fuse(model), flatten)
     bev = TensorSpec('bev', 'float32', points.spec.outputs[0].axes, bev_meaning)
@@ -62,9 +72,12 @@ def points_and_head(
 
 
 def points_graph(model: nn.Module, options: Options, family: str) -> Graph:
-    """Return the graph from points to the bird's-eye view: of a sparse encoder, or of pillars.
+    """Return the graph from voxels, or the points in pillars, to the bird's-eye view (1, C, H, W).
 
-    `family` is the family's name, with which the name of the contract begins.
+    Args:
+        model: the detector in evaluation mode.
+        options: options of the export, which pillars do not need.
+        family: name of the family, with which the name of the contract begins.
     """
     parts = parts_of(model)
     if has_pillars(model):
@@ -73,9 +86,10 @@ def points_graph(model: nn.Module, options: Options, family: str) -> Graph:
 
 
 def head_graph(module: nn.Module, spec: GraphSpec) -> Graph:
-    """Return the graph of a module that takes the bird's-eye view, traced on random numbers.
+    """Return the graph of a module that takes the bird's-eye view; it is traced on random numbers.
 
-    `spec` is its contract, whose only input is `bev`.
+    `spec` is its contract, whose only input is `bev` of fixed shape (1, C, H, W). The module is set to
+    evaluation mode.
     """
     device = next(module.parameters()).device
     bev = torch.rand(spec.inputs[0].axes, generator=torch.Generator().manual_seed(0)).to(device)
@@ -83,13 +97,16 @@ def head_graph(module: nn.Module, spec: GraphSpec) -> Graph:
 
 
 def head_spec(name: str, head: nn.Module, bev: TensorSpec, outputs: Outputs) -> GraphSpec:
-    """Return the contract of a module behind the bird's-eye view, whose shapes are those of a trial run.
+    """Return the contract of a module behind the bird's-eye view; its shapes are those of a run on zeros.
 
     Args:
-        name: of the graph, as its contract has it.
-        head: takes the bird's-eye view, and returns a tuple.
-        bev: contract of its input.
-        outputs: of the head.
+        name: name of the contract.
+        head: module in evaluation mode that takes the bird's-eye view and returns a tuple of tensors.
+        bev: contract of its input, of fixed shape.
+        outputs: names, meanings and units of the tensors of that tuple.
+
+    Raises:
+        ValueError: the module does not give as many tensors as `outputs` names.
     """
     device = next(head.parameters()).device
     with torch.no_grad():

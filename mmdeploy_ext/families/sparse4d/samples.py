@@ -1,4 +1,4 @@
-"""Samples of the test loader as frames, results, and the dump of a frame."""
+"""Frames from samples of the test loader and from dumps, and detections as results of the test loop."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -17,19 +17,23 @@ from mmdeploy_ext.runtime.frames import Frame
 KEYS = ('img', 'projection_mat', 'timestamp', 'img_metas')
 """Keys of a sample of the test loader."""
 RESIZE, PACKING = 'ResizeCropFlipImage', ('NuScenesSparse4DAdaptor', 'Collect')
-"""Steps of the test pipeline: the one that resizes by what the data set tells, and those that only pack."""
+"""Steps of the test pipeline: the one that resizes as the data set chooses, and those that only pack."""
 GAPS_S = (0.4, 1.9999, 2.0, 2.0001, 3.5, 0.0, -0.5)
-"""Seconds from frame to frame of a drive that reaches the limits of a gap; time runs backwards at the end."""
+"""Seconds from frame to frame in `driven`: around 2 s, after which Sparse4D empties its memory, and at the
+end back in time."""
 TURN_RAD, WAY_M = 0.5, 1.5
-"""How much the car turns and moves between these frames."""
+"""How far the car turns to the left, and drives along y of its LiDAR frame, between these frames."""
 DUMPED = ('img', 'lidar2img', 'ego_pose', 'timestamp_s')
 """Tensors of a dump from which a frame is read back."""
 
 
 def camera_steps(steps: list[Mapping[str, Any]], cfg: Any) -> list[Mapping[str, Any]]:
-    """Return the steps of a test pipeline as `multiview_rule` reads them.
+    """Return the steps of a test pipeline as `preprocess.cameras.multiview_rule` reads them.
 
-    Sparse4D's data set chooses resize and crop by its `data_aug_conf`; ConfigError: it has none.
+    Sparse4D's data set chooses resize and crop by its `data_aug_conf`, which becomes an argument of the step.
+
+    Raises:
+        ConfigError: the pipeline resizes, and `data.test` has no `data_aug_conf`.
     """
     aug_conf = ((cfg.get('data') or {}).get('test') or {}).get('data_aug_conf')
     translated = []
@@ -48,7 +52,12 @@ def camera_steps(steps: list[Mapping[str, Any]], cfg: Any) -> list[Mapping[str, 
 def frame(data: Mapping[str, Any]) -> Frame:
     """Return one collated sample of the test loader (batch 1) as a frame.
 
-    Sparse4D's samples have no intrinsics, for which unit matrices stand, and upstream's no scene.
+    `data` has the entries `KEYS`, each in lists or containers of mmcv; `T_global` of `img_metas` is the pose,
+    LiDAR to global. As Sparse4D's samples have no intrinsics, those of the frame are unit matrices. Samples
+    of the published data set have no scene either: its token is '' then.
+
+    Raises:
+        DataError: an entry is missing, `T_global` too, or there is more than one sample.
     """
     check_given(data, KEYS)
     images, projection, timestamp, meta = (only(data[key], key) for key in KEYS)
@@ -65,9 +74,9 @@ def frame(data: Mapping[str, Any]) -> Frame:
 
 
 def driven(frame: Frame) -> Iterator[Frame]:
-    """Yield the next frames of a drive: gaps around the limit, none at all, and one backwards; the car turns.
+    """Yield the frames after `frame` of a drive with the gaps `GAPS_S`, in which the car turns.
 
-    Pictures and rig stay those of `frame`.
+    Images and cameras stay those of `frame`; the inverse of the pose is left to be computed.
     """
     turn, pose = turned_way(TURN_RAD, WAY_M), np.array(frame.ego_pose, np.float64)
     time = frame.timestamp_s
@@ -79,11 +88,14 @@ def driven(frame: Frame) -> Iterator[Frame]:
 
 
 def result(detections: InstanceBoxes) -> dict[str, Any]:
-    """Return detections as one entry of the results of a test loop, with the scores without centerness.
+    """Return detections as one entry of the results of a test loop: `boxes_3d`, `scores_3d`, `labels_3d`.
 
-    The tracking evaluation compares these with its threshold, in the order of the published coder. The entry
-    is not below a name of the kind of boxes, since upstream's data set evaluates `img_bbox` and mmdet3d's
-    `pts_bbox`; both take it without one.
+    These are tensors of one row per box; track ids are `instance_ids`. `cls_scores` (n,) are the scores
+    before they are multiplied by centerness, in the order of `InstanceBoxes.class_scores`; the published
+    tracking evaluation compares them with its threshold.
+
+    The entries are not inside `pts_bbox`, as mmdet3d has them: upstream's data set reads `img_bbox` instead,
+    and both data sets take entries that are in neither.
     """
     (entry,) = samples.result(detections).values()
     entry['cls_scores'] = torch.from_numpy(np.ascontiguousarray(detections.class_scores))

@@ -2,20 +2,29 @@
 
 A task module, one of these or one of the package that registers a family, has
 
-- `match_detections(image, reference, candidate, *, capacity, ...)`, which returns a `DetectionRow` of
-  PyTorch's and an engine's results of an image: see `matching.match_lists`,
-- `pair_up(reference, candidate, ...) -> Pairing`, the pairs of two lists of results,
-- `fit_pair(pair) -> Pair`, which brings a `Pair` to a size for drawing, and
-  `draw_pair(pair, classes, score_thr) -> (h, w, 3) BGR`,
-- `RESULTS` and `PLACE`, titles of columns in tables: of the number of results, such as 'boxes', and of
-  `DetectionRow.worst_distance` or `worst_iou`, such as 'worst IoU',
-- `half_bars(bars)`, the bars of `pair_up` for float16 and INT8 files, made of `half_bars.HalfBars`, and
-  `half_text(bars)`, the same in words.
+- `match_detections(image, reference, candidate, *, capacity=None, score_bar=..., ...) -> DetectionRow`, which
+  judges the results of one image: `image` is its name, `reference` what PyTorch found, `candidate` what an
+  engine found (`Detections`, `Detections3D`, `Instances` or a panoptic map), `capacity` the largest number of
+  results of the detector; the other keywords are the largest differences of a pair that counts as equal, in
+  this package called bars. `matching.match_lists` explains them,
+- `pair_up(reference, candidate, ...) -> matching.Pairing`, which pairs two lists of results by the same bars,
+- `fit_pair(pair) -> results.Pair`, which brings an image and its two lists of results, a `results.Pair`, to a
+  size for drawing, and `draw_pair(pair, classes, score_thr) -> (h, w, 3) uint8 BGR`, which draws both lists,
+- `RESULTS`, what results are called in tables, such as 'boxes', and `PLACE`, the title of the column with
+  `DetectionRow.worst_distance` or `worst_iou`, such as 'worst IoU'.
+
+To prove files of float16 or INT8 it needs
+
+- `half_bars(bars) -> dict`, the bars of `pair_up` by keyword, from the `half_bars.HalfBars` of a precision,
+- `half_text(bars) -> str`, the same in words.
 
 It may have
 
-- `MATCHES_MANY`, whether thousands of results are matched in a moment; limits are raised further then,
-- `SAME_LOGITS_SCORE_BAR`, the `score_bar` of `match_detections` if both sides have the same logits.
+- `MATCHES_MANY`, True if thousands of results are matched within a second; a proof then raises the limits of
+  candidates so far (`levels/other_limits.py`),
+- `SAME_LOGITS_SCORE_BAR`, the `score_bar` of `match_detections` if both sides decode the same logits.
+
+`mask` is the task of instance masks without boxes, `boxed_mask` that of boxes with masks.
 """
 
 from __future__ import annotations
@@ -32,7 +41,7 @@ if TYPE_CHECKING:
 TASKS = {name: f'{__name__}.{name}' for name in ('bbox2d', 'bbox3d', 'boxed_mask', 'mask', 'panoptic')}
 """Name of a task of this package -> its module."""
 NEEDED = ('match_detections', 'pair_up', 'fit_pair', 'draw_pair', 'RESULTS', 'PLACE')
-"""Names that a task module must have; `half_bars` and `half_text` are only needed below float32."""
+"""Names that `task_module` requires."""
 
 
 def task_module(name: str) -> ModuleType:
@@ -41,7 +50,8 @@ def task_module(name: str) -> ModuleType:
     `name` is a key of `TASKS`, or the dotted name of another module, as `Family.task` states it.
 
     Raises:
-        ConfigError: there is no such module, or it lacks a function.
+        ConfigError: there is no such module, or it lacks a name of `NEEDED`.
+        ModuleNotFoundError: a module that it imports is missing.
     """
     try:
         module = importlib.import_module(TASKS.get(name, name))

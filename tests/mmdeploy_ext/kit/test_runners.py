@@ -280,6 +280,6 @@ def test_the_readme_names_only_files_that_are_there(sweeps):
 
 
 def test_a_runner_without_a_folder_for_outputs_says_how_it_is_called(kit):
-    command = [sys.executable, str(kit / 'run_onnxruntime.py')]
+    command = [sys.executable, str(kit[0] / 'run_onnxruntime.py')]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr == 'usage: python run_onnxruntime.py OUTPUTS [OPTION...]\n'

@@ -12,7 +12,7 @@ from marking import in_suite
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.detector_parts import without_teacher
 from mmdeploy_ext.synthetic import seeded
-from mmdeploy_ext.synthetic.seeded import fill_seeded, normalisation, write_seeded
+from mmdeploy_ext.synthetic.seeded import fill_seeded, normalised_photograph, write_seeded
 from mmdeploy_ext.synthetic.seeded_dense import build_student, check_supported
 from seeded_results import CALM, amplified, find
 
@@ -117,7 +117,7 @@ def filled(name, stray=0):
     """Return a detector with seeded weights; `stray` seeds what the rule must not depend on."""
     torch.manual_seed(stray)
     cfg = config(name)
-    return fill_seeded(build_student(cfg), 0, *normalisation(cfg))
+    return fill_seeded(build_student(cfg), 0, *normalised_photograph(cfg))
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
-"""The deployment fork's contract on ONNX Runtime: one graph, global memory, the update left to the caller.
+"""The contract of woquyuna's fork of StreamPETR: one graph, a memory in global coordinates, updated outside.
 
 Glossary: N cameras, H, W network input in pixels, T tokens, L decoder layers, Q queries, K classes.
 
 Source: woquyuna/StreamPETR deployV1.0 0e9eefe and deployV1.1 13660a1, tools/test_onnx.py. It is for
 consumers of such files; the deploy contract feeds 72 bytes per frame, not megabytes.
 
-The contract's poses and points are float32 in a global frame: a step of 0.12 mm two kilometres from its
-origin, which the sines of the ego motion make some millimetres. Any frame that does not move between two
-frames can be the global one; here its origin is the place of the last frame, rounded to metres.
+The contract has poses and points in a global frame, in float32. Two kilometres from its origin float32 has
+steps of 0.12 mm, and the rotation between two poses turns an error of that size into millimetres. Any
+coordinate frame in which the world does not move can be the global one; here its origin is the position of
+the last picture, rounded to metres.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ class ForkContract:
     """The one graph and the memory between its runs; the methods are those of `DeployContract`.
 
     Attributes:
-        metadata, spec: of the file of `backend`.
+        backend: the opened file.
+        metadata, spec: metadata and contract of that file.
         image_shape, fed_bytes, calibration_key, graphs, state_shapes: as those of `DeployContract`.
-        absolute_time: the graph takes absolute times (version 1.0), not ages (1.1).
+        absolute_time: whether the graph takes minus the absolute time at which each row of the memory was
+            made (version 1.0), and not its age (1.1).
         num_new: rows that a frame adds to the memory.
-        rig: `img2lidar` and `intrinsic` of the last calibration.
+        rig: the inputs `img2lidar` and `intrinsic`, computed from the last calibration.
         memory: the memory after the last frame, in its LiDAR frame, ages in seconds; float32.
         last: pose (4, 4) float64 and time in seconds of the last frame.
     """
@@ -63,8 +66,13 @@ class ForkContract:
     def run(self, images: np.ndarray, calibration: Calibration, moment: FrameMotion) -> dict[str, np.ndarray]:
         """Run one frame, and make the memory after it, which the fork leaves to its user.
 
-        Images are (N, 3, H, W); the memory is ignored if `prev_exists` of the moment is False. Returned are
-        `all_cls_scores` (L, 1, Q, K) and `all_bbox_preds` (L, 1, Q, 10).
+        Args:
+            images: (N, 3, H, W), normalised; they get the dtype of the graph.
+            calibration: `lidar2img` and `intrinsics` (N, 4, 4) of the network input.
+            moment: pose and time of the frame; if `prev_exists` is False the memory is ignored.
+
+        Returns:
+            `all_cls_scores` (L, 1, Q, K) and `all_bbox_preds` (L, 1, Q, 10), float32.
         """
         key = calibration.lidar2img.tobytes() + calibration.intrinsics.tobytes()
         if key != self.calibration_key:
@@ -79,7 +87,10 @@ class ForkContract:
 
     @staticmethod
     def origin(last_pose: np.ndarray) -> np.ndarray:
-        """Return the origin (3,) in metres of the global frame in which a file is fed."""
+        """Return the origin (3,) in metres of the global frame of the poses and points that the graph gets.
+
+        `last_pose` (4, 4) is that of the last frame, LiDAR to the global frame of the data set.
+        """
         return np.round(last_pose[:3, 3])
 
     def _feeds(self, images: np.ndarray, moment: FrameMotion) -> dict[str, np.ndarray]:
@@ -106,9 +117,10 @@ class ForkContract:
         }
 
     def read_state(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
-        """Return the memory after the last frame, in its LiDAR frame, by `FIELDS`.
+        """Return the memory after the last frame in its LiDAR frame: field -> (1, rows, ...) float32.
 
-        `ego_pose` and `timestamp_s` are pose and time of that frame.
+        `ego_pose` and `timestamp_s` are pose and time of that frame, which other contracts need. It is empty
+        before the first frame.
         """
         return dict(self.memory)
 
@@ -146,8 +158,12 @@ def expand_calibration(calibration: Calibration, spec: GraphSpec) -> dict[str, n
 def post_update(outputs: Arrays, memory: Arrays, num_new: int) -> dict[str, np.ndarray]:
     """Return the memory after a frame: its `num_new` best rows before the memory that it used, float32.
 
-    Both are in the frame's LiDAR frame, ages in seconds. `outputs` are those of the graph by name, `memory`
-    by `FIELDS`.
+    Both are in the frame's LiDAR frame, ages in seconds.
+
+    Args:
+        outputs: name -> output of the graph; of `outs_dec` (1, Q, channels) there is the last layer alone.
+        memory: field of `FIELDS` -> the memory that the frame used (1, rows, ...).
+        num_new: number of rows of the frame, those of its queries with the best scores.
     """
     best = top_rows(sigmoid(outputs['all_cls_scores'][-1, 0]).max(axis=-1), num_new)
     boxes = outputs['all_bbox_preds'][-1, 0][best]

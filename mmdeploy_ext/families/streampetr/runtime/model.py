@@ -4,7 +4,7 @@
     calibration = runtime.rule.calibrate(intrinsics, lidar2cam)
     boxes = runtime.detect(images_bgr, calibration, ego_pose, timestamp_s)
 
-Needs numpy, OpenCV and ONNX Runtime, no PyTorch.
+Needs numpy, OpenCV, and ONNX Runtime or OpenVINO, no PyTorch.
 
 Glossary: N cameras, H, W network input in pixels, h, w pictures as taken, L decoder layers, Q queries, K
 classes, n boxes.
@@ -63,15 +63,17 @@ class StreamPetrOnnx(CameraRuntime):
         """Open the files.
 
         Args:
-            paths: the folder of a deploy or autoware export, its three files, or the one file of a
-                fork export.
+            paths: the folder of an export with the contract 'deploy' or 'autoware' (three files of other
+                names), the three files of a deploy export, or the one file of a fork export.
             max_gap_s: see the class. The published model knows no gap, so proofs pass None.
-            engine: registered name of the backend; ONNX Runtime alone keeps the memory on its side.
-            options: of the backend, for example `providers`, `threads`.
+            engine: registered name of the backend. With ONNX Runtime the memory stays in the engine's buffers
+                between frames, with others it is copied.
+            options: options of the backend, for example `providers`, `threads`.
 
         Raises:
-            ModelFileError: a file is missing, of another model family, or not of the same export.
-            EngineError: the engine is not here.
+            ModelFileError: a file is missing, of another model family, or not of the same export, or its
+                preprocessing makes images of another shape than the graph takes.
+            EngineError: the engine is not installed, or is OpenVINO, which runs fork files wrongly.
         """
         super().__init__()
         backends = self._open(paths, engine, options)
@@ -125,7 +127,8 @@ class StreamPetrOnnx(CameraRuntime):
         Raises:
             ShapeError: wrong number or size of images.
             DataError: an invalid calibration or pose, or a time before that of the last frame.
-            InferenceError: the engine failed or gave NaN. The memory is then as it was before, or empty.
+            InferenceError: the engine failed, which leaves the memory as it was, or gave NaN or infinity in
+                the last decoder layer, after which the memory is empty.
         """
         images = frame_checks.check_prepared(frame.images, self.image_shape)
         calibration = None
@@ -162,7 +165,11 @@ class StreamPetrOnnx(CameraRuntime):
 
     @property
     def state(self) -> StreamState | None:
-        """A copy of the memory after the last frame, None when it is empty; assign one to go on from it."""
+        """The memory after the last frame, None when it is empty; assign one to go on from it.
+
+        ShapeError: an assigned memory has other tensors or shapes than the files. DataError: its pose or time
+            is not valid.
+        """
         if self._last is None:
             return None
         last = self._last
@@ -187,7 +194,7 @@ def decode(cls_scores: np.ndarray, bbox_preds: np.ndarray, facts: Mapping[str, A
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-    """Return the boxes of the head's outputs; see `mmdeploy_ext/runtime/family_runtime.py`."""
+    """Return the boxes of the head's outputs without a runtime, for programs that ran a file themselves."""
     return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], metadata.postprocess)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mm2onnx_mmrotate.dense.networks import head_outputs
-from mmdeploy_ext.synthetic.seeded import HeadStep, fill_seeded, normalisation
+from mmdeploy_ext.synthetic.seeded import HeadStep, fill_seeded, normalised_photograph
 from mmdeploy_ext.synthetic.seeded_dense import MAX_LOGIT
 from mmdeploy_ext.synthetic.seeded_layers import Target, outputs_of, rescale
 
@@ -38,7 +38,7 @@ ANGLE_CLASSES = Target(-4.6, 1.3)
 
 def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
     """Fill a detector in place, by the normalisation of its config, and return it."""
-    return fill_seeded(model, seed, *normalisation(cfg), head_steps=_head_steps)
+    return fill_seeded(model, seed, *normalised_photograph(cfg), head_steps=_head_steps)
 
 
 def _head_steps(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mm2onnx_mmrotate.two_stage.boxes import Boxes, RotatedPool
 from mm2onnx_mmrotate.two_stage.heads import is_oriented
-from mmdeploy_ext.synthetic.seeded import HeadStep, fill_seeded, normalisation
+from mmdeploy_ext.synthetic.seeded import HeadStep, fill_seeded, normalised_photograph
 from mmdeploy_ext.synthetic.seeded_layers import Target
 from mmdeploy_ext.synthetic.seeded_regions import TARGETS, RegionRule, run_heads, scale_heads
 
@@ -25,7 +25,7 @@ TURN = 0.25 * torch.pi
 
 def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
     """Fill a detector in place, by the normalisation of its config, and return it."""
-    return fill_seeded(model, seed, *normalisation(cfg), head_steps=_head_steps)
+    return fill_seeded(model, seed, *normalised_photograph(cfg), head_steps=_head_steps)
 
 
 def _head_steps(model: nn.Module, pictures: Tensor, exposed_pictures: Tensor) -> tuple[HeadStep, HeadStep]:
