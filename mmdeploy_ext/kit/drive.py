@@ -77,23 +77,13 @@ class DriveJudge:
         except FAILURES as error:
             run.faults[f'no results: {one_line(error)[:200]}'].append(moment_frame.name)
             return
-        sides = ((case.tensors, case.results[0]), (arrays, boxes))
-        outputs = [
-            StepResult(self._results(tensors), detections, frame.reset) for tensors, detections in sides
-        ]
-        states = [
-            StreamState(self._memory(tensors), pose, frame.timestamp_s, frame.scene) for tensors, _ in sides
-        ]
+        of_memory, outputs, states = {source for source, _ in self.graph.spec.state}, [], []
+        for tensors, detections in ((case.tensors, case.results[0]), (arrays, boxes)):
+            results = {name: array for name, array in tensors.items() if name not in of_memory}
+            memory = {name: tensors[output] for name, output in self.memory.outputs.items()}
+            outputs.append(StepResult(results, detections, frame.reset))
+            states.append(StreamState(memory, pose, frame.timestamp_s, frame.scene))
         run.add(Moment(moment_frame, *outputs, *states))
-
-    def _results(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the outputs that are no memory."""
-        state = {source for source, _ in self.graph.spec.state}
-        return {name: array for name, array in tensors.items() if name not in state}
-
-    def _memory(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the memory, by the names of its tensors."""
-        return {name: tensors[output] for name, output in self.memory.outputs.items()}
 
     def finish(self) -> list[SequenceRow]:
         """Return the judgement of each mode of which there were frames."""

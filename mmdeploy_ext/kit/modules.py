@@ -105,10 +105,11 @@ def _write_contents(
     entry = graph.to_json() | copy_model(proof.path, folder, graph)
     arrays, subject = ArrayFolder(folder), proof.verdict.subject
     teacher_forced = proof.comparisons[: len(proof.calls)] if proof.state else proof.comparisons
-    cases = [
-        _case(index, comparison).write(arrays, comparison.outputs)
-        for index, comparison in enumerate(teacher_forced)
-    ]
+    cases = []
+    for index, comparison in enumerate(teacher_forced):
+        title = comparison.call.title.removesuffix(', teacher-forced')
+        case = KitCase(f'{index:03}', 'model', title, (), comparison.feeds, {}, comparison.reference, [])
+        cases.append(case.write(arrays, comparison.outputs))
     frames = []
     for index, case in enumerate(cases if proof.state else ()):
         computed = dict(proof.state) if index else {}
@@ -128,8 +129,3 @@ def _write_contents(
         origin=f'The source of the module has the SHA-256 `{subject["source_sha256"]}`.',
         pictures=list(pictures),
     )
-
-
-def _case(index: int, comparison: CallComparison) -> KitCase:
-    title = comparison.call.title.removesuffix(', teacher-forced')
-    return KitCase(f'{index:03}', 'model', title, (), comparison.feeds, {}, comparison.reference, [])

@@ -44,7 +44,8 @@ def read_outputs(
     """
     archive, listing, single = folder / f'{name}.npz', folder / f'{name}.json', folder / name
     if archive.is_file():
-        return _read_archive(archive)
+        with _load(archive) as stored:
+            return {output: stored[output] for output in stored.files}
     if listing.is_file():
         return _read_trtexec(listing, spec)
     files = sorted(single.iterdir()) if single.is_dir() else []
@@ -67,11 +68,6 @@ def _load(file: Path) -> Any:
         return np.load(file, allow_pickle=False)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f'{file}: cannot be read as arrays of numpy: {one_line(error)}') from error
-
-
-def _read_archive(file: Path) -> dict[str, np.ndarray]:
-    with _load(file) as arrays:
-        return {name: arrays[name] for name in arrays.files}
 
 
 def _read_raw(file: Path, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:

@@ -118,7 +118,7 @@ def write_single_file(kit: Path) -> Path:
     are elements of the page, compressed in base64. For the errors see `check_page` and `web_library.package`.
     """
     manifest = check_page(kit)
-    files = {file: kit / file for file in manifest['files'] if _is_read(file)}
+    files = {file: kit / file for file in manifest['files'] if file.endswith(('.onnx', '.bin'))}
     with tempfile.TemporaryDirectory() as unpacked:
         library = Path(unpacked)
         web_library.unpack(library)
@@ -144,11 +144,6 @@ def write_single_file(kit: Path) -> Path:
     with atomic_path(kit / SINGLE_FILE) as temporary:
         temporary.write_text(text, encoding='utf-8')
     return kit / SINGLE_FILE
-
-
-def _is_read(file: str) -> bool:
-    """Return whether the page reads a file of a kit: the model and the arrays."""
-    return file.endswith(('.onnx', '.bin'))
 
 
 def _base64(path: Path, compressed: bool = False) -> str:

@@ -88,10 +88,6 @@ def unpack(folder: Path) -> None:
         for name in (*LOADERS, *LOADERS.values()):
             content = archive.extractfile(f'package/dist/{name}')
             (folder / name).write_bytes(content.read())
-    for name in LICENCES:
-        (folder / name).write_bytes(_licence(name))
-
-
-def _licence(name: str) -> bytes:
     distribution = importlib.metadata.distribution('onnxruntime')
-    return Path(distribution.locate_file(f'onnxruntime/{name}')).read_bytes()
+    for name in LICENCES:
+        (folder / name).write_bytes(Path(distribution.locate_file(f'onnxruntime/{name}')).read_bytes())

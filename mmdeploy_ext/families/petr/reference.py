@@ -38,7 +38,7 @@ class PetrReference(CameraReference):
 
     @property
     def notes(self) -> list[str]:
-        """Those of the base, on the frame before, and on the contract."""
+        """Notes of the base, and those about the frame before and the contract."""
         notes = super().notes
         if self.frames > 1:
             notes.append(
