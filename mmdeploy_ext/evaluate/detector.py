@@ -198,7 +198,7 @@ class Show:
         Args:
             image: (3, H, W), normalised.
             meta: mmdet's `img_metas` of the image.
-            detections: of the image.
+            detections: boxes with scores of that image.
         """
         from mmcv.image import imresize, tensor2imgs
 

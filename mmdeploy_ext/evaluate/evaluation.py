@@ -125,7 +125,7 @@ def build_loader(
 
     Args:
         dataset: built by `build_dataset`.
-        indices: of the samples in the data set.
+        indices: indices of the samples in the data set.
         samples_per_gpu: size of a batch.
         workers_per_gpu: number of processes that read; 0: this one reads.
         rest: further arguments of mmdet's `build_dataloader`.

@@ -133,7 +133,7 @@ class BatchTrial:
     """A graph with an open batch, run with the old and with the new number of images.
 
     Attributes:
-        index: of the graph.
+        index: the graph, by the names of its tensors and nodes.
         inputs: input -> its shape with the new batch, of all inputs.
         images: names of the inputs whose first axis is the batch.
         batches: the old number of images and the new one.

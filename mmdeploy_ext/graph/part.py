@@ -17,7 +17,7 @@ def part(
     """Return a model of some nodes of a graph, and of the constants and functions that they use.
 
     Args:
-        index: of the graph.
+        index: the graph, by the names of its tensors and nodes.
         positions: of the nodes, ascending.
         inputs: of the new model; an initializer of the same name is left out. If one of the nodes writes a
             tensor of such a name, that output is renamed, and nothing reads it.

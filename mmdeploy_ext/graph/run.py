@@ -25,7 +25,7 @@ class Runner:
     """A model in one ONNX Runtime session that returns any of its tensors, inner ones included.
 
     Attributes:
-        index: of the model.
+        index: the graph of the model, by the names of its tensors and nodes.
         names: tensors that a run returns, in the order asked for, each once.
     """
 

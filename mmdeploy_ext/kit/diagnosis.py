@@ -81,8 +81,8 @@ def with_other_layout(
     """Return rows, whose failing ones name an output that was written with its axes in another order.
 
     Args:
-        rows: of each image.
-        outputs: of the engine, in the shapes of the file.
+        rows: level 3 of each image.
+        outputs: name -> output of the engine, in the shapes of the file.
         is_equal: whether all results of such outputs are PyTorch's.
     """
     for name, array in outputs.items():
@@ -107,10 +107,10 @@ def with_mixed_up_images(
     """Return rows, of which those of an image that has the results of another one of the batch say of which.
 
     Args:
-        rows: of each image.
+        rows: level 3 of each image.
         references: PyTorch's results of each image.
         candidates: the engine's.
-        match: of the task, see `proving/tasks`.
+        match: `match_detections` of the task, see `proving/tasks`.
     """
     named = []
     for index, row in enumerate(rows):

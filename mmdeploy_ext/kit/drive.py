@@ -57,8 +57,8 @@ class DriveJudge:
 
         Args:
             mode: 'teacher' or 'free'.
-            frame: of the kit.
-            case: of the last file, with PyTorch's tensors and results.
+            frame: the frame, as the kit's manifest describes it.
+            case: case of the frame's last file, with PyTorch's tensors and results.
             arrays: name -> output of the engine.
         """
         run, metadata = self.runs[mode], self.graph.metadata

@@ -95,7 +95,7 @@ class _FramesWriter:
 
     Attributes:
         graphs: by the name of the file.
-        entries: of the graphs in the manifest.
+        entries: entries of the graphs in the manifest.
         keeps_memory: whether outputs of the last file become its inputs in the next frame.
         cases, frames: entries of the manifest so far; of a file that runs several times in a frame the names
             of its further cases end with a number; a single file that keeps no memory has no frames.

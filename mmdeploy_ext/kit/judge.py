@@ -123,10 +123,10 @@ class _Judge:
     """One judgement of the outputs in a folder.
 
     Attributes:
-        manifest: of the kit.
+        manifest: content of the kit's `manifest.json`.
         graphs: its files by name.
         cases: its cases by name, as entries of the manifest.
-        bars: of float16 or INT8; None for float32.
+        bars: the bars of float16 or INT8; None for float32.
     """
 
     def __init__(self, kit: Path, outputs: Path, told: str, precision: str | None) -> None:

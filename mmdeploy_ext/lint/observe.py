@@ -40,7 +40,7 @@ class Mark:
 
     Attributes:
         inputs: bit i is set if its values depend on those of input i.
-        origins: of the sizes from which its values were computed.
+        origins: the sizes of inputs from which its values were computed.
     """
 
     inputs: int = 0
@@ -151,7 +151,7 @@ class Observer(TorchFunctionMode):
 
     Attributes:
         recorder: the events and sizes of the run.
-        marks: of the tensors of the run.
+        marks: what each tensor of the run depends on.
         parts: view -> how it was made, for views that are one indexing of a whole tensor by numbers
             ('select') or also by slices ('slice'), see `watches.parts`.
         sized: numbers of the inputs whose sizes were read.

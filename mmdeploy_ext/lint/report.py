@@ -111,8 +111,8 @@ def make_report(
     """Return a report in which events of one rule at one line are one finding.
 
     Args:
-        name: of the module.
-        events: of the observed run and of the trials.
+        name: name of the module.
+        events: what was noticed in the observed run and in the trials.
         exporters: names of those that severities are for: 'torchscript', 'dynamo'.
         trials: the trial exports.
         names: of the input tensors, in order; they take the place of numbers in the events' details.

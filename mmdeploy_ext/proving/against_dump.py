@@ -40,7 +40,7 @@ class DumpComparer(Protocol):
         """Run one sample and compare its outputs.
 
         Args:
-            name: of the sample.
+            name: name of the sample.
             tensors: name -> dumped input or output of the model.
             manifest: of the dump; `sample` is its index in the data set.
 
@@ -58,7 +58,7 @@ def check_dump(comparer: DumpComparer, deployment: Deployment, folder: Path) -> 
     Args:
         comparer: runs the engine.
         deployment: config and checkpoint of the engine's file.
-        folder: of the dump.
+        folder: folder of the dump, with one sub-folder per sample.
     """
     agrees, samples = True, list_samples(folder)
     if not samples:

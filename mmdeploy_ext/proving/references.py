@@ -179,7 +179,7 @@ def reference_with_empty_image(
 
     Args:
         deployment: config and checkpoint.
-        inputs: of the proof.
+        inputs: all inputs of the proof.
         plain: an input with a plain picture.
     """
     for index, case in enumerate(inputs):
@@ -232,7 +232,7 @@ def object_boxes(results: Any, size: tuple[int, int]) -> np.ndarray:
     """Return the boxes (n, 4) xyxy of the results that are objects, not stuff, as shares of the picture.
 
     Args:
-        results: of one image.
+        results: the results of one image, as `match_detections` of the task takes them.
         size: (h, w) in whose pixels the boxes of results are; if there are masks, that of the masks is used.
     """
     if isinstance(results, Segments):

@@ -131,7 +131,7 @@ class PreprocessingResult:
         differences: every value that differs.
         note: how the pipeline was changed to the options of the file, e.g. 'at 608x608'.
         error: why the pipeline or the rule could not run at all.
-        source: of the other side of the comparison.
+        source: name of what the rule is compared with, for the text.
     """
 
     samples: tuple[str, ...]

@@ -247,7 +247,7 @@ def numbers_of(
     Args:
         values: the info, or an entry of it.
         place: file and entry, with which messages begin.
-        key: of the numbers in `values`.
+        key: key of the numbers in `values`.
         shapes: that are allowed; () for a single number.
         largest: largest absolute value that is allowed.
 

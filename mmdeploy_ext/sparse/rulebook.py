@@ -223,7 +223,7 @@ def build(plan: Plan, coordinates: np.ndarray, threads: int = 1) -> Rulebook:
     """Build the rulebook of a network for one set of voxels.
 
     Args:
-        plan: of the network.
+        plan: layers and grids of the network.
         coordinates: (N, 4) int32, sample and the axes in the graph's order; every voxel once; N may be 0.
         threads: number of threads that look up neighbours; the result does not depend on it.
 

@@ -220,7 +220,7 @@ def kitti_info(
     """Return what KITTI's evaluator knows of a picture: its size, calibration and objects.
 
     Args:
-        index: of the picture.
+        index: number of the picture in the data set.
         image: entry of the picture.
         camera: (4, 4).
         objects: those of `Tables.objects` in it.

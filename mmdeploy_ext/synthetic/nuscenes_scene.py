@@ -161,9 +161,9 @@ def annotation(
     Args:
         scene: `Scene.key`.
         sample: token of the key frame.
-        index: of the object in its world.
+        index: index of the object in its world.
         thing: the object.
-        time_s: of the key frame in the scene.
+        time_s: time of the key frame, in seconds since the start of the scene.
         visibility: token of the row of the visibility table.
         lidar_points: number of points on the object.
     """

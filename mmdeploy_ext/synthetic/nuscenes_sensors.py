@@ -340,11 +340,11 @@ def render(
     """Take a picture of the objects at a time of the scene.
 
     Args:
-        lens: of the camera.
+        lens: intrinsics and size of the camera.
         scenery: ground and sky.
         world: with the motion of the car, and the light.
         things: objects that are drawn.
-        time_s: of the scene.
+        time_s: seconds since the start of the scene.
         dropped: kind of drop-out as in `World.dropped`; it does not change the numbers of pixels.
         rng: for the noise.
     """

@@ -55,7 +55,7 @@ def segments_of(
 
     Args:
         ground: pattern of the ground, index into `STUFF`.
-        shapes: of the picture.
+        shapes: objects of the picture, front to back.
         size: (H, W) in pixels.
     """
     segments = np.ones(size, np.int64)

@@ -67,7 +67,7 @@ def relative(record: np.ndarray, last: np.ndarray | None) -> np.ndarray:
     """Return the record (18,) that is fed: position and heading in degrees since the last frame.
 
     Args:
-        record: of `absolute`.
+        record: position and heading of this frame, as `absolute` returns them.
         last: that of the last frame; None at the first one, whose changes are 0.
     """
     changed = record.copy()

@@ -86,8 +86,8 @@ def path_rules(
         file: name of the manifest.
         folder: that all paths are relative to.
         values: of the manifest; keys that are missing, and values that are no text or empty, are left out.
-        keys: of the paths.
-        prefix: of the keys in messages.
+        keys: keys of the manifest that hold paths.
+        prefix: text before the keys in messages.
         folder_text: beginning of a path that stands for the folder: `MODEL_FOLDER` if a launch file replaces
             it.
     """
@@ -192,11 +192,11 @@ def key_rules(
 
     Args:
         file: name of the manifest.
-        values: of the manifest.
+        values: key -> value in the manifest.
         fields: required key -> check of its value.
         reals: keys that the node declares as floating point; as parameters of ROS 2 keep their type, it
             throws at whole numbers without a point.
-        prefix: of the keys in messages.
+        prefix: text before the keys in messages.
     """
     for key, check in fields.items():
         name = f'{prefix}{key}'

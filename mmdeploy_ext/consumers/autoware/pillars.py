@@ -55,7 +55,7 @@ def decorated(points: np.ndarray, settings: CenterPointSettings) -> tuple[np.nda
 
     Args:
         points: (P, 4 or 5) float32 as `densified` returns them.
-        settings: of the manifest.
+        settings: the grid, sizes and limits that the manifest states.
 
     Returns:
         (n, 32, F) float32, zeros after a pillar's last point, and (n, 2) int64 cells y, x of the pillars,

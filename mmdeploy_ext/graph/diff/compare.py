@@ -32,7 +32,7 @@ def engine_notes(
     Args:
         model: the graph on trial.
         feeds: input -> array, by its names.
-        walk: of the model on these feeds.
+        walk: the node-by-node run of the model on these feeds.
         bars: an error of an output up to `bars.free` is no difference.
 
     Returns:
@@ -64,7 +64,7 @@ def diff_files(
         reference_path: the reference.
         path: the file on trial.
         feeds: input -> array, by the reference's names; None takes random ones, from `seed`.
-        seed: of the random ones.
+        seed: seed of the random inputs.
         rtol: error of one node, relative to the largest value of a tensor, above which the node is at fault;
             None takes that of `Bars`, or of `HALF` if a file computes in float16.
 

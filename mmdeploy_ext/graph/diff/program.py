@@ -37,7 +37,7 @@ class Program:
     """A graph, which must not change meanwhile, as a list of steps over named arrays.
 
     Attributes:
-        index: of the graph.
+        index: the graph, by the names of its tensors and nodes.
         constants: name -> array of the initializers, and of what Constant and Identity nodes make of them.
         defaults: name -> array of the initializers that are inputs, too.
         steps: positions of all other nodes.
@@ -115,7 +115,7 @@ class NodeRunner:
 
         Args:
             program: the graph.
-            position: of the node.
+            position: index of the node.
             values: tensor -> array; it holds all that the node reads, constants included.
 
         Raises:

@@ -60,7 +60,7 @@ class Row:
     """One tensor of the walk.
 
     Attributes:
-        position: of the node that writes it.
+        position: index of the node that writes it.
         tensor: its name.
         shape: shape of the free value; None if this node or one before it failed.
         reference: the values that it should have; None if there is no counterpart.

@@ -90,7 +90,7 @@ def module_path(node: onnx.NodeProto, modules: Collection[str] | None = None) ->
     - dynamo writes it into the metadata of the node.
 
     Args:
-        node: of an export.
+        node: node of an exported file.
         modules: paths of the model's modules; the result is one of them, or ''. None takes the name as it is.
     """
     path, source = module_of(node)

@@ -31,7 +31,7 @@ class Candidate:
     """A part of a graph that runs alone, with the recorded values of its inputs.
 
     Attributes:
-        positions: of its nodes in the whole graph.
+        positions: indices of its nodes in the whole graph, ascending.
         model: the part.
         feeds: input of the model -> recorded value.
         outputs: tensors of the part that are compared; the model may have further outputs, behind these.
@@ -47,7 +47,7 @@ class Case:
     """A graph of `prepare` with one set of inputs, and every value inside that could be computed.
 
     Attributes:
-        index: of the graph.
+        index: the graph, by the names of its tensors and nodes.
         values: tensor name -> array; tensors that could not be computed are missing.
         rounding: candidates have their float16 tensors, and what is cast from them, as further outputs.
             ONNX Runtime on a CPU computes many operators in float32 and leaves the rounding between them
@@ -85,7 +85,7 @@ class Case:
         """Return a part as a model of its own; None if it has no output, or needs a value that is missing.
 
         Args:
-            positions: of its nodes.
+            positions: indices of its nodes.
             outputs: tensors that it gives; None for all of `outputs_of`.
         """
         index, nodes = self.index, tuple(sorted(positions))

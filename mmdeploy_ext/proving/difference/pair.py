@@ -160,7 +160,7 @@ class RecordIndex:
             walk: the walk of the graph so far.
             tensor: name of the tensor.
             position: index of the node that writes it.
-            value: of the tensor.
+            value: the tensor's array in this run.
         """
         program = walk.program
         if value.size == 0 or (tensor in program.static and value.dtype.kind != 'f'):

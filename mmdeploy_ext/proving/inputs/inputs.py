@@ -133,7 +133,7 @@ def with_plain_picture(deployment: Deployment, case: ProofInput, plain: ProofInp
     Args:
         deployment: config and checkpoint.
         case: a batch of two or more.
-        plain: of `plain_inputs`.
+        plain: input with a plain picture, as `plain_inputs` makes it.
     """
     (title, picture), size = plain.sources[0], case.images[1].tensor.shape[1:]
     same_shape = np.full_like(case.sources[1][1], picture.flat[0])

@@ -87,9 +87,9 @@ def check_paths(
     """Refuse files that are no samples of a family, before its weights load; return the number of frames.
 
     Args:
-        family: of frames or sweeps.
+        family: family of models that take frames or sweeps.
         paths: files of the user.
-        count: of `--frames`; None: `DEFAULT_FRAMES`.
+        count: value of `--frames`; None: `DEFAULT_FRAMES`.
         option: that named the paths, for messages.
 
     Raises:
@@ -128,7 +128,7 @@ def proof_samples(
     """Return frames or sweeps to prove on, and a text about their source.
 
     Args:
-        deployment: of a family of frames or sweeps.
+        deployment: config and checkpoint of a model that takes frames or sweeps.
         count: number of samples.
         paths: files, see `check_paths`; empty takes the config's data set, or generates samples without one.
 
@@ -181,7 +181,7 @@ def choose_frames(tokens: Sequence[str], count: int) -> list[int]:
 
     Args:
         tokens: scene token of every sample of the data set.
-        count: of frames.
+        count: number of frames to choose.
     """
     scenes: dict[str, list[int]] = {}
     for index, token in enumerate(tokens):

@@ -108,10 +108,10 @@ def match_images(
     """Return level 3 of one case: the results of every image, matched with the reference's.
 
     Args:
-        reference: of the case.
-        metadata: of the file.
-        results: of the file, per image.
-        bars: of float16 or INT8; None for float32.
+        reference: PyTorch's results of the case.
+        metadata: metadata of the file.
+        results: the file's results of each image.
+        bars: the bars of float16 or INT8; None for float32.
     """
     titles = [title for title, _ in reference.input.sources]
     capacity = metadata.postprocess.get('max_per_img')

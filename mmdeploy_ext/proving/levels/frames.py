@@ -199,8 +199,8 @@ class SweepProof(FramesProof):
 
         Args:
             sweep: the input.
-            expected: of PyTorch.
-            result: of the files, or the exception that they raised.
+            expected: result of PyTorch.
+            result: result of the files, or the exception that they raised.
         """
         case = self.judge_tensors(sweep, expected, result)
         if isinstance(result, Exception):

@@ -211,8 +211,8 @@ def compare_moments(
 
     Args:
         deployment: the config and checkpoint.
-        rule: of the file, by which the runtime prepares frames.
-        samples: of the proof.
+        rule: the rule in the file's metadata, by which the runtime prepares frames.
+        samples: the prepared frames or sweeps that the proof runs on.
         unit: name of a sample: 'frame' or 'sweep'.
     """
     titles: list[str] = []

@@ -250,8 +250,8 @@ def layer_rows(reference: SparseReference, layer: Layer, same_order: bool, rtol:
     """Compare one layer, site by site, whatever the order of the sites.
 
     Args:
-        reference: of the same voxels.
-        layer: of the candidate.
+        reference: PyTorch's outputs of the layers for the same voxels.
+        layer: output of a layer of the candidate.
         same_order: whether the candidate's axes of coordinates have the module's order.
         rtol: relative to the largest reference value.
     """

@@ -69,11 +69,11 @@ def cases_of_family(family: Any, model: Any, reference: Any, runner: Any, spec: 
     """Yield cases of a family's synthetic outputs, with the model's own limits and with other ones.
 
     Args:
-        family: of `SequenceFamily`.
+        family: a `SequenceFamily`.
         model: the detector.
         reference: PyTorch's stepper, see `synthetic_cases`.
         runner: the stepper of the files.
-        spec: of the last file.
+        spec: contract of the last file, which gives the outputs that are decoded.
     """
     outputs = list(family.synthetic_outputs(model, runner, spec))
     yield from synthetic_cases(reference, runner, outputs)
@@ -104,8 +104,8 @@ def match_all(expected: Detections3D, detections: Detections3D | Exception) -> D
     """Match two lists by the bars of samples; each result below the score threshold needs a partner, too.
 
     Args:
-        expected: of PyTorch.
-        detections: of the files, or the exception that was raised in their place, which fails.
+        expected: boxes that PyTorch decoded.
+        detections: boxes of the files' runtime, or the exception that it raised, which fails.
     """
     if isinstance(detections, Exception):
         return failed_detections('boxes', expected, detections)

@@ -216,7 +216,7 @@ def pair_names(
     """Return name in the file -> name in the module: by name if the module has all, else by position.
 
     Args:
-        file_names: of the file's inputs or outputs.
+        file_names: names of the file's inputs, or of its outputs, in order.
         module_names: of the module's arguments or results; if they are paired by name, there may be more.
         place: the file and what of it is paired, for messages.
         module: what of the module it is paired with, for messages.
@@ -240,9 +240,9 @@ def as_fed(array: np.ndarray, tensor: FileTensor, title: str) -> np.ndarray:
     Floats are rounded to the file's float type; integers only change their width.
 
     Args:
-        array: of the sample.
+        array: the value of that input in a sample.
         tensor: input of the file.
-        title: of the sample, for messages.
+        title: title of the sample, for messages.
 
     Raises:
         UsageError: the file takes another kind of numbers, or integers that do not hold the values.

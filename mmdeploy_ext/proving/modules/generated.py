@@ -48,9 +48,9 @@ def resized(call: ModuleCall, title: str, places: Sequence[tuple[str, int]], siz
 
     Args:
         call: is not changed.
-        title: of the new call.
+        title: title of the new call.
         places: (tensor, axis) of each axis, as `dynamic_axes` returns them.
-        size: of these axes.
+        size: number of entries that the axes get.
     """
     tensors = {}
     for name, axis in places:

@@ -30,7 +30,7 @@ def in_order_of(
     Args:
         reference: output -> array (R, ...).
         outputs: output -> array (R, ...).
-        names: of the outputs whose rows belong together.
+        names: names of the outputs whose rows belong together.
         rtol: allowed difference of two equal rows, relative to the largest value of an output.
         atol: output of floats -> difference that is allowed however small its values are; None: 0 for all.
 

@@ -42,8 +42,8 @@ def pair_up(
     """Pair two lists one to one, within a class; the nearness is the smaller IoU, of boxes and of masks.
 
     Args:
-        reference: of PyTorch.
-        candidate: of the engine.
+        reference: boxes with masks that PyTorch found.
+        candidate: boxes with masks that the engine found.
         iou_bar: smallest IoU of masks. If it is at least `mask.IOU_BAR`, boxes have `bbox2d.IOU_BAR`, else
             boxes have this bar, too. Masks of slivers have the lower bar `SLIVER_IOU`.
         score_bar: largest difference of scores, and of the scores of masks if there are any.

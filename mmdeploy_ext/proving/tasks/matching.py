@@ -74,7 +74,7 @@ def iou_figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str
     """Return fields of a `DetectionRow` and a text on the worst pairs, for a nearness that is an IoU.
 
     Args:
-        pairing: of both lists.
+        pairing: the pairs of both lists.
         worst: takes values (R, C) and a default, and returns the largest one of the pairs, or the default.
     """
     iou = -worst(-pairing.nearness, -1.0)
@@ -257,7 +257,7 @@ def _tally(
     """Return the counts of a `DetectionRow`, and row -> column of the pairs that count.
 
     Args:
-        pairing: of both lists.
+        pairing: the pairs of both lists.
         scores: of the reference (R,) and of the candidate (C,).
         limits: `score_thr`, `score_bar` and `capacity` of `match_lists`.
         beyond: returns the candidates (columns) that match a result of the reference if its list is not cut
