@@ -322,8 +322,7 @@ def test_deformable_backbones_default_to_opset_19_and_are_proven(tmp_path, kind)
 
 @pytest.mark.matrix
 @pytest.mark.parametrize('engine', ['OnnxRuntimeBackend', 'OpenVinoBackend'])
-@pytest.mark.parametrize('exporter', ['torchscript', 'dynamo'])
-@pytest.mark.parametrize('form', ['full', 'raw'])
+@pytest.mark.parametrize(('form', 'exporter'), [('full', 'torchscript'), ('raw', 'dynamo')])
 def test_deformable_backbones_in_other_operators_are_proven(tmp_path, form, exporter, engine):
     if engine == 'OpenVinoBackend':
         pytest.importorskip('openvino', reason='optional: pip install openvino')
