@@ -1,6 +1,6 @@
 """From decoder outputs of queries to boxes, without NMS: the branches of a head, and its coder.
 
-BEVFormer and PETR share them. StreamPETR has a coder of the same type name with other columns.
+BEVFormer and PETR share them, StreamPETR the coder.
 
 Source: fundamentalvision/BEVFormer 66b65f3 and megvii-research/PETR f7525f9,
 `core/bbox/coders/nms_free_coder.py`, `core/bbox/util.py`.
@@ -75,20 +75,26 @@ class QueryBoxCoder:
     def __init__(
         self,
         pc_range: Sequence[float],
+        voxel_size: Sequence[float] | None = None,
         post_center_range: Sequence[float] | None = None,
         max_num: int = 100,
         score_threshold: float | None = None,
         num_classes: int = 10,
-        voxel_size: Sequence[float] | None = None,
     ) -> None:
         if post_center_range is None:
-            raise ConfigError('bbox_coder: post_center_range is missing; give x, y, z low then high in m')
+            name = type(self).__name__
+            raise ConfigError(f'{name}: post_center_range is missing; give x, y, z low then high in m')
         self.pc_range, self.post_center_range = pc_range, post_center_range
         self.max_num, self.score_threshold, self.num_classes = max_num, score_threshold, num_classes
 
     def passing(self, scores: Tensor) -> Tensor:
         """Return which scores (n,) are kept, by the function of the same name."""
         return passing(scores, self.score_threshold)
+
+    def boxes_of(self, codes: Tensor) -> Tensor:
+        """Return the boxes (n, 9) of codes (n, 10); see `decode_single`."""
+        yaw = torch.atan2(codes[:, 6:7], codes[:, 7:8])
+        return torch.cat([codes[:, [0, 1, 4]], codes[:, [2, 3, 5]].exp(), yaw, codes[:, 8:]], -1)
 
     def decode_single(self, logits: Tensor, codes: Tensor) -> dict[str, Tensor]:
         """Decode logits (R, K) and box codes (R, 10) of one sample.
@@ -98,12 +104,9 @@ class QueryBoxCoder:
             'scores' (n,), falling; 'labels' (n,).
         """
         scores, pairs = logits.sigmoid().view(-1).topk(min(self.max_num, logits.numel()))
-        codes = codes[torch.div(pairs, self.num_classes, rounding_mode='floor')]
-        centre, sizes = codes[:, [0, 1, 4]], codes[:, [2, 3, 5]].exp()
-        yaw = torch.atan2(codes[:, 6:7], codes[:, 7:8])
-        bboxes = torch.cat([centre, sizes, yaw, codes[:, 8:]], -1)
-        low, high = centre.new_tensor(self.post_center_range).split(3)
-        keep = ((centre >= low) & (centre <= high)).all(1) & self.passing(scores)
+        bboxes = self.boxes_of(codes[torch.div(pairs, self.num_classes, rounding_mode='floor')])
+        low, high = bboxes.new_tensor(self.post_center_range).split(3)
+        keep = ((bboxes[:, :3] >= low) & (bboxes[:, :3] <= high)).all(1) & self.passing(scores)
         return dict(bboxes=bboxes[keep], scores=scores[keep], labels=(pairs % self.num_classes)[keep])
 
 

@@ -17,7 +17,7 @@ from mmdeploy_ext.models.bevformer import attention, detector, head
 FOLLOWED: Followed = (
     (detector.BEVFormer, ('extract_img_feat', 'forward', 'forward_test', 'run_frame')),
     (head.BEVFormerHead, ('forward', 'get_bboxes')),
-    (query_boxes.QueryBoxCoder, ('decode_single',)),
+    (query_boxes.QueryBoxCoder, ('boxes_of', 'decode_single', 'passing')),
     (attention.TemporalSelfAttention, ('forward',)),
     (attention.SpatialCrossAttention, ('forward',)),
     (attention.MSDeformableAttention3D, ('forward',)),

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_parts
 from mmdeploy_ext.models.camera_detector import CameraDetector
 from mmdeploy_ext.models.petr import head, transformer
-from mmdeploy_ext.models.query_boxes import QueryBoxCoder
 
 FOLLOWED: Followed = (
     (CameraDetector, ('extract_img_feat', 'forward', 'forward_test', 'run_frame')),
     (head.PETRHead, ('forward', 'gated', 'get_bboxes')),
     (head.PETRv2Head, ('forward', 'gated', 'get_bboxes', 'seconds')),
     (transformer.PETRTransformer, ('forward',)),
-    (QueryBoxCoder, ('decode_single',)),
+    (head.PetrBoxCoder, ('boxes_of', 'decode_single', 'passing')),
 )
 """This package's classes, and methods of them that graphs and runtime compute by other code."""
 HEAD = ('forward', 'position_embeding', 'get_bboxes')

@@ -57,7 +57,7 @@ CODER_METHODS = ('decode', 'decode_single')
 FOLLOWED: Followed = (
     (StreamPETRHead, ('forward', 'reset_memory', 'embed_positions', '_state', '_outputs', 'get_bboxes')),
     (Petr3D, ('forward', 'forward_test', 'simple_test', 'run_frame')),
-    (NMSFreeCoder, CODER_METHODS),
+    (NMSFreeCoder, (*CODER_METHODS, 'boxes_of', 'passing')),
 )
 """This package's classes, and methods of them that the graphs compute by other code."""
 UPSTREAM = dict(Petr3D=DETECTOR_METHODS, StreamPETRHead=HEAD_METHODS, NMSFreeCoder=CODER_METHODS)

@@ -6,7 +6,6 @@ Source: exiawsh/StreamPETR 95f6470, core/bbox/coders/nms_free_coder.py and core/
 ranges stay what the config says, and asking for more boxes than there are gives all of them.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from mmdet.core.bbox import BaseBBoxCoder
 from mmdet.core.bbox.builder import BBOX_CODERS
 from torch import Tensor
 
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.catalogue import offered
+from mmdeploy_ext.models.query_boxes import QueryBoxCoder
 
 
 def normalize_bbox(bboxes: Tensor, pc_range: list[float] | Tensor | None = None) -> Tensor:
@@ -43,50 +42,22 @@ def denormalize_bbox(normalized: Tensor, pc_range: list[float] | Tensor | None =
 
 
 @offered(BBOX_CODERS)
-class NMSFreeCoder(BaseBBoxCoder):
-    """The best (query, class) pairs as boxes; one query may give several.
+class NMSFreeCoder(QueryBoxCoder, BaseBBoxCoder):
+    """The best (query, class) pairs as boxes; codes are those of `normalize_bbox`.
 
-    There are `max_num` pairs at most, without boxes whose centres are outside `post_center_range` (x, y, z
-    low, then high, in m, ends included) or whose scores are below `score_threshold`; None or 0 drops none.
-    `pc_range` is kept for the head that reads it, `num_classes` is K, and `voxel_size` is not used;
-    upstream's configs have it.
+    Scores below `score_threshold` are dropped; None or 0 drops none. `pc_range` is kept for the head that
+    reads it.
     """
 
-    def __init__(
-        self,
-        pc_range: Sequence[float],
-        voxel_size: Sequence[float] | None = None,
-        post_center_range: Sequence[float] | None = None,
-        max_num: int = 100,
-        score_threshold: float | None = None,
-        num_classes: int = 10,
-    ) -> None:
-        if post_center_range is None:
-            raise ConfigError('NMSFreeCoder: post_center_range is missing; give x, y, z low then high in m')
-        self.pc_range = pc_range
-        self.voxel_size = voxel_size
-        self.post_center_range = post_center_range
-        self.max_num = max_num
-        self.score_threshold = score_threshold
-        self.num_classes = num_classes
+    def passing(self, scores: Tensor) -> Tensor:
+        return scores >= (self.score_threshold or 0.0)
+
+    def boxes_of(self, codes: Tensor) -> Tensor:
+        return denormalize_bbox(codes)
 
     def encode(self, *args: Any, **kwargs: Any) -> None:
         """Raise NotImplementedError: boxes are encoded by `normalize_bbox`."""
         raise NotImplementedError('NMSFreeCoder only decodes')
-
-    def decode_single(self, cls_scores: Tensor, bbox_preds: Tensor) -> dict[str, Tensor]:
-        """Decode logits (Q, K) and box codes (Q, 10) of one sample, see `normalize_bbox`.
-
-        Returned are 'bboxes' (n, 9) with the centre of the volume, 'scores' (n,) falling, 'labels' (n,).
-        """
-        scores, pairs = cls_scores.sigmoid().view(-1).topk(min(self.max_num, cls_scores.numel()))
-        queries = torch.div(pairs, self.num_classes, rounding_mode='floor')
-        bboxes = denormalize_bbox(bbox_preds[queries])
-        low, high = bboxes.new_tensor(self.post_center_range).split(3)
-        keep = ((bboxes[:, :3] >= low) & (bboxes[:, :3] <= high)).all(dim=1)
-        if self.score_threshold:
-            keep &= scores >= self.score_threshold
-        return {'bboxes': bboxes[keep], 'scores': scores[keep], 'labels': (pairs % self.num_classes)[keep]}
 
     def decode(self, preds_dicts: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return the `decode_single` of every sample, of the last decoder layer.
