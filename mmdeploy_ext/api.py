@@ -416,6 +416,7 @@ def _metrics(
     engine: dict[str, Any],
 ) -> list[MetricRow]:
     """Evaluate the config's test set with PyTorch and with the engine, and return a row per metric."""
+    from mmdeploy_ext.contract.metadata import least_precision, read_metadata
     from mmdeploy_ext.evaluate.detector import BackendDetector, FrameDetector, PublishedDetector
     from mmdeploy_ext.proving.levels.metrics import compare_metrics
 
@@ -423,7 +424,8 @@ def _metrics(
     if family.samples != 'images':
         networks = (family.reference(deployment.model), family.runner(paths, engine))
         detectors = (FrameDetector(network, family) for network in networks)
-        return compare_metrics(deployment.cfg, *detectors, metrics, metadata.precision)
+        precision = least_precision(map(read_metadata, paths))
+        return compare_metrics(deployment.cfg, *detectors, metrics, precision)
     # `build_backend` calls the engine's name `kind`
     arguments = {'kind' if key == 'engine' else key: value for key, value in engine.items()}
     with build_backend(path=paths[0], **arguments) as backend:

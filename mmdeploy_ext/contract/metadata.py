@@ -339,6 +339,11 @@ def read_metadata(path: str) -> Metadata:
     return Metadata.from_props(read_props(path), path)
 
 
+def least_precision(files: Iterable[Metadata]) -> str:
+    """Return the precision by which files of one export are judged: that of one below float32, or 'fp32'."""
+    return next((metadata.precision for metadata in files if metadata.precision != 'fp32'), 'fp32')
+
+
 def read_props(path: object) -> dict[str, str]:
     """Return the `metadata_props` of a file; ModelFileError: missing, corrupt, or with an entry twice."""
     import onnx

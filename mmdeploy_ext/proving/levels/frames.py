@@ -10,6 +10,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.contract.metadata import least_precision
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
@@ -67,11 +68,10 @@ class FramesProof(ExportedProof):
 
         `files` is name -> the first 16 digits of its SHA-256.
         """
-        precisions = (metadata.precision for metadata in self.metadata)
         return dict(
             files={Path(path).name: sha256_file(path)[:16] for path in self.paths},
             contract=self.files[-1].options.get('contract', ''),
-            precision=next((precision for precision in precisions if precision != 'fp32'), 'fp32'),
+            precision=least_precision(self.metadata),
             engine=title_of(self.kind),
             **super().facts(),
         )

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 import toy_anchor3d
 from mmdeploy_ext.cli.quantize_app import main
-from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.contract.metadata import least_precision, read_metadata
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.proving.ladder import prove
@@ -49,7 +49,8 @@ def paths_of(folder):
 def test_the_head_is_quantised_and_the_points_side_stays(made):
     folder, int8, report = made
     assert sha256_file(int8 / 'backbone.onnx') == sha256_file(folder / 'backbone.onnx')
-    assert read_metadata(paths_of(int8)[1]).precision == 'int8'
+    precisions = [read_metadata(path).precision for path in paths_of(int8)]
+    assert precisions == ['fp32', 'int8'] and least_precision(map(read_metadata, paths_of(int8))) == 'int8'
     assert (report['images'], report['images_are']) == (COUNT, 'sweeps')
     last = ['bbox_head/conv_cls', 'bbox_head/conv_reg', 'bbox_head/conv_dir_cls']
     assert [name for name in report['float_layers'] if name.endswith(tuple(last))] == report['float_layers']
