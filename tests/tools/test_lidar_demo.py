@@ -57,8 +57,9 @@ def test_files_of_another_family_of_sweeps_are_run_by_its_runtime(sweep, tmp_pat
 
 
 def test_files_are_exported_where_none_are_given(toy, sweep, tmp_path, monkeypatch, capsys):
+    """An empty --onnx, of a script's variable that is not set, names none."""
     monkeypatch.chdir(tmp_path)
-    assert demo(toy, sweep, '--out', 'picture.png') == 0
+    assert demo(toy, sweep, '--onnx', '', '--engine', 'onnx', '--out', 'picture.png') == 0
     assert 'exported in' in capsys.readouterr().out
     assert (tmp_path / 'work_dirs/lidar_demo/graphs/head.onnx').is_file()
 
