@@ -38,7 +38,7 @@ class ModelSource:
         config: path of the config.
         checkpoint: path of the weights.
         cfg_options: key of the config, with dots for nested ones -> value that replaces its own.
-        device: where PyTorch runs: 'cpu', 'cuda' or 'cuda:N'.
+        device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
         cfg: mmcv's `Config` with `cfg_options` applied.
         family: the family that claims the config.
         weight_layout: axis order of the checkpoint's sparse convolutions, see `Family.load`.
@@ -71,7 +71,7 @@ class ModelSource:
             checkpoint: path of the weights, which are not read yet.
             cfg_options: key, with dots for nested ones, -> value that replaces that of the config; with None
                 nothing is replaced.
-            device: where PyTorch runs: 'cpu', 'cuda' or 'cuda:N'.
+            device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
             product: the part of the model that is exported, `DETECTOR` or `BACKBONE` of `families.base`.
             weight_layout: axis order of the checkpoint's sparse convolutions, see `Family.load`.
             file: path of an exported file. The family in its metadata is taken if it claims the config; if
@@ -257,7 +257,7 @@ def export(
         std: standard deviation per channel, in the same unit; None: that of the config.
         cfg_options: key, with dots for nested ones, -> value that replaces that of the config; with None
             nothing is replaced.
-        device: where PyTorch runs: 'cpu', 'cuda', 'cuda:1'.
+        device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
         options: options of the graph, by their names in the metadata: `form`, `opset`, `height`
             and `width` in pixels, `batch`, `dynamic`, `precision`, ... and those of the family.
 
@@ -361,7 +361,7 @@ def prove(
         mean: as at the export; None: that of the config.
         std: as at the export; None: that of the config.
         cfg_options: as at the export; with None nothing is replaced.
-        device: where PyTorch runs.
+        device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
         engine: name of the engine that runs the file: 'onnxruntime', 'openvino', 'tensorrt'.
         providers: execution providers of ONNX Runtime, in order; None: the CPU's.
         threads: number of threads of the engine, within an operator; 0: it decides.

@@ -245,7 +245,7 @@ def quantisation_facts(
         metadata: of the float file.
         graph: of the float file.
         layers: names of the layers in INT8.
-        images: that the ranges of activations are from.
+        images: images that the ranges of activations are measured on.
     """
     quantised = sum(graph.layer(name).parameters for name in layers)
     parameters = sum(layer.parameters for layer in graph.layers)

@@ -95,7 +95,7 @@ def prove_files(
     Args:
         args: of the command line, with `onnx_file`.
         source: config and checkpoint.
-        samples: that the proof compares on.
+        samples: samples that the proof compares on.
         engine: name of the backend (`engine`) and its options, as `options.engine_options` returns them.
         claims: what the files are held to besides their metadata; arguments of `api.prove_source`.
     """

@@ -25,7 +25,7 @@ class Patch:
     """One patch.
 
     Attributes:
-        name: that of its function.
+        name: name of its function.
         reason: why it is needed, the first paragraph of the function's docstring.
         versions: of the libraries that it was tried with, as text.
         modules: full names of the modules in whose import it runs.

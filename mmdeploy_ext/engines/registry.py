@@ -304,7 +304,7 @@ def check_engine_kind(kind: str, inference_precision: str | None = None) -> None
 
     Args:
         kind: registered name of the backend.
-        inference_precision: that was asked for; None for the engine's default.
+        inference_precision: precision that was asked for; None for the engine's default.
 
     Raises:
         EngineError: the engine cannot run them; the message names engines that can.

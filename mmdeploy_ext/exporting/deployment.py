@@ -221,7 +221,7 @@ def load(
         config: path of the config.
         checkpoint: path of the weights.
         cfg_options: overrides of the config; with None nothing is replaced.
-        device: where the model goes: 'cpu', 'cuda' or 'cuda:N'.
+        device: device of the model: 'cpu', 'cuda' or 'cuda:N'.
         before_weights: called with cfg, family and model before the weights are read, to refuse options; with
             None nothing is called.
         product: the part of the model that is exported: DETECTOR or BACKBONE of `families.base`.

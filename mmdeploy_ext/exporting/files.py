@@ -178,7 +178,7 @@ class ExportedFiles:
 
     Attributes:
         paths: of the files, in the order in which a sample goes through them, which the family states.
-        all_metadata: that of each file, in the same order.
+        all_metadata: metadata of each file, in the same order.
     """
 
     paths: list[str]

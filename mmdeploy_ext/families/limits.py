@@ -88,7 +88,7 @@ class Limit:
 
     Attributes:
         config: the settings.
-        key: of the entry.
+        key: key of the entry.
         kind: what it decides.
         head: name of the part of the model that reads it, '' if there is only one.
         list: name of the list of rows that it limits, see `ImageFamily.lists`.

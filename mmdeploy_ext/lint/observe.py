@@ -97,7 +97,7 @@ class Call:
         args, kwargs: its arguments; sizes among them are marked.
         result: what it returned.
         mark: what its arguments depend on.
-        observer: that saw it.
+        observer: observer that saw it.
     """
 
     name: str

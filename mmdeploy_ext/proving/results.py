@@ -274,7 +274,7 @@ class SequenceRow:
     Attributes:
         mode: 'teacher': before each frame the candidate gets the reference's memory, so that every frame
             is judged alone, by the tolerances; 'free': each keeps its own memory, and the detections count.
-        frames: that both engines ran.
+        frames: number of frames that both engines ran.
         resets: after the first frame, of the reference.
         time_jumps: gaps of at least twice the usual one within a scene.
         reference: detections of the reference at or above the score threshold, of all frames.

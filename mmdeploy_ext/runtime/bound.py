@@ -37,7 +37,7 @@ class BoundGraph:
         spec: contract of the graph; all axes are fixed.
         metadata: of the file.
         input_names: names of its inputs.
-        device: where its buffers are, 'cpu' or 'cuda'.
+        device: device of its buffers, 'cpu' or 'cuda'.
         seconds: spent in all runs so far.
     """
 

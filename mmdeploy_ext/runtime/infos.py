@@ -248,7 +248,7 @@ def numbers_of(
         values: the info, or an entry of it.
         place: file and entry, with which messages begin.
         key: key of the numbers in `values`.
-        shapes: that are allowed; () for a single number.
+        shapes: shapes that are allowed; () for a single number.
         largest: largest absolute value that is allowed.
 
     Raises:

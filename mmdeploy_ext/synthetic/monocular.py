@@ -223,7 +223,7 @@ def kitti_info(
         index: number of the picture in the data set.
         image: entry of the picture.
         camera: (4, 4).
-        objects: those of `Tables.objects` in it.
+        objects: entries of `Tables.objects` in the picture.
     """
     boxes = np.array([entry['bbox_cam3d'] for entry in objects]).reshape(-1, 7)
     bottoms = boxes[:, :3] + np.array([0, 0.5, 0]) * boxes[:, 3:6]

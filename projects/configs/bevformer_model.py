@@ -102,13 +102,13 @@ def bevformer(
     Args:
         backbone: its config.
         in_channels: channels of the backbone's levels.
-        levels: of the neck.
+        levels: number of levels of the neck.
         side: rows, and columns, of the bird's-eye view.
-        layers: of the encoder.
+        layers: number of layers of the encoder.
         channels: of features, cells and queries.
-        heads: of the attentions.
-        decoder_layers: of the decoder.
-        queries: of objects.
+        heads: number of heads of the attentions.
+        decoder_layers: number of layers of the decoder.
+        queries: number of object queries.
         max_num: most boxes of a frame.
         pc_range: x, y, z low, then high, m.
     """

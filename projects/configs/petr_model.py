@@ -61,11 +61,11 @@ def petr(
         backbone: its config.
         in_channels: channels of the backbone's levels; one level has no neck.
         second: whether the head is PETRv2's.
-        channels: of features and queries.
-        heads: of the attentions.
+        channels: number of channels of features and queries.
+        heads: number of heads of the attentions.
         hidden: channels of the feed-forward networks.
-        layers: of the decoder.
-        queries: of objects.
+        layers: number of layers of the decoder.
+        queries: number of object queries.
         max_num: most boxes of a frame.
         reach: half of the side of the range of boxes, m; positions reach 10 m farther.
     """

@@ -41,11 +41,11 @@ def sparse4d(
     Args:
         backbone: its config.
         in_channels: channels of the backbone's levels.
-        channels: of features and instances.
+        channels: number of channels of features and instances.
         groups: of channels, and heads of the attentions.
         encoder: channels of the embeddings of place, sizes, yaw and velocity.
         layers: refinements.
-        instances: of a frame.
+        instances: number of instances of a frame.
         kept: instances of the last frame among them.
         boxes: most boxes of a frame.
         learned_points: key points besides the fixed ones.

@@ -125,7 +125,7 @@ def read_scenes(model: nn.Module, infos: Path, rule: Any, classes: Sequence[str]
     """Return the frames of every scene, in their order.
 
     Args:
-        model: whose backbone computes the maps.
+        model: detector whose backbone computes the maps.
         infos: the info file, a pickle.
         rule: the rig's rule of preprocessing, `BevFormerFamily.preprocess_rule`.
         classes: names, in the order of the labels.

@@ -68,7 +68,7 @@ def relative(record: np.ndarray, last: np.ndarray | None) -> np.ndarray:
 
     Args:
         record: position and heading of this frame, as `absolute` returns them.
-        last: that of the last frame; None at the first one, whose changes are 0.
+        last: record of the last frame; None at the first frame, whose changes are 0.
     """
     changed = record.copy()
     for entries in (POSITION, YAW_DEG):

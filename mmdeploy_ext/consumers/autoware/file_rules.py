@@ -85,7 +85,7 @@ class Bound:
     """One tensor that a node reads or writes.
 
     Attributes:
-        name: by which the node looks it up, or which is customary if the node binds by index.
+        name: name by which the node looks it up, or the customary one if the node binds by index.
         shape: sizes that the node expects; None for a size that it does not state.
         types: element types in ONNX's words that the node reads or writes.
         type_note: added to the message of a wrong type.
@@ -137,8 +137,8 @@ def bind_by_name(
     Args:
         file: name of the file.
         tensors: inputs and outputs of the file; other inputs than the node's are refused.
-        inputs: those of the node.
-        outputs: those of the node.
+        inputs: inputs that the node feeds.
+        outputs: outputs that the node reads.
         exact: whether other outputs than the node's are refused, too.
         consequence: what becomes of a name that is missing, for the message.
     """

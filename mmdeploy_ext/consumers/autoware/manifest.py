@@ -84,7 +84,7 @@ def path_rules(
 
     Args:
         file: name of the manifest.
-        folder: that all paths are relative to.
+        folder: folder that all paths are relative to.
         values: of the manifest; keys that are missing, and values that are no text or empty, are left out.
         keys: keys of the manifest that hold paths.
         prefix: text before the keys in messages.

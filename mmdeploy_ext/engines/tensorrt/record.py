@@ -38,7 +38,7 @@ class Record:
     Attributes:
         package: 'tensorrt' or 'tensorrt-rtx'.
         version: of the package; no other version loads the engine.
-        architectures: that it was built for, e.g. (86,) for SM 8.6.
+        architectures: GPU architectures that it was built for, e.g. (86,) for SM 8.6.
         sha256, nbytes: digest and size of the engine file.
         onnx, onnx_sha256: name and digest of the ONNX file that it was built from.
         precision: `AS_GIVEN`, or 'fp16' if the build wrote float16 into the graph.

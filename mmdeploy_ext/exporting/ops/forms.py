@@ -34,7 +34,7 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
 
     Args:
         model: as the exporter wrote it; it is changed.
-        exporter: which wrote it, 'torchscript' or 'dynamo'.
+        exporter: exporter that wrote it, 'torchscript' or 'dynamo'.
         opset: of the model.
     """
     nodes = list(operator_nodes(model))
@@ -171,7 +171,7 @@ def function_body(
         name: of the function.
         attributes: attribute -> value, of the node that calls it.
         opset: of the model.
-        exporter: which exports the traceable form, 'torchscript' or 'dynamo'.
+        exporter: exporter of the traceable form, 'torchscript' or 'dynamo'.
 
     Raises:
         ExportError: the text cannot be parsed, or defines another operator.

@@ -48,7 +48,7 @@ def python_body(operator: Operator, name: str, attributes: dict[str, Any], opset
     """Return a local function with one node that calls Python; a node that calls the function stays as it is.
 
     Args:
-        operator: which is called.
+        operator: the operator that is called.
         name: of the function.
         attributes: attribute -> value, of the node that calls the function.
         opset: of the model.

@@ -121,7 +121,7 @@ def pool_level(
         boxes: (R, 4) xyxy, pixels of the network input.
         images: (R,) int64 index into the batch.
         levels: (R,) int64, the level of each region.
-        level: whose regions are pooled.
+        level: index of the level whose regions are pooled.
         layer: mmcv's layer, whose output size, scale, sampling ratio and `aligned` are used.
         constant: whether no shape of the graph may depend on values.
     """

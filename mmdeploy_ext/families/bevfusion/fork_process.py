@@ -52,7 +52,7 @@ class ForkModel:
     """The model of a repository, on one thread, in evaluation mode.
 
     Args:
-        root: of the repository.
+        root: path of the repository.
         cfg: the config as `tools/test.py` of the repository reads it.
         steps: steps of the test pipeline, which `moment` runs.
         checkpoint: path of the weights, whose names have to be those of the model; '' loads none.

@@ -81,7 +81,7 @@ def decoded_maps(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor, lev
     along the ray; the velocity, PGD's key points and the distances to the sides in pixels, if it has them.
 
     Args:
-        head: of FCOS3D or PGD.
+        head: head of FCOS3D or PGD.
         boxes: (B, columns, h, w) outputs of the last layers.
         scores: (B, C, h, w) logits, whose best class chooses depth and size that outputs are relative to.
         level: index of the level.

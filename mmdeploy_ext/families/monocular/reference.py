@@ -155,9 +155,9 @@ def _before_suppression(
     """Return boxes (A, D), scores (A, C) and, if there are some, boxes in the picture (A, 4) of one image.
 
     Args:
-        head: of FCOS3D or PGD.
+        head: head of FCOS3D or PGD.
         levels: arguments of its `get_bboxes`, lists of a map per level.
-        meta: of the image.
+        meta: `img_metas` of the image.
         cfg: test settings without a limit of candidates.
     """
     rows: dict[str, torch.Tensor] = {}

@@ -79,7 +79,7 @@ def raw_outputs(
     Args:
         outputs: name and columns per prior of each output of the head.
         meanings: name of an output -> its meaning and unit.
-        priors_per_cell: of each level.
+        priors_per_cell: number of priors of a cell, of each level.
         map_sizes: (h, w) of each level; not read for a file of any size.
         options: of the export.
     """

@@ -119,7 +119,7 @@ def decode_queries(
     """Run a `DetrTransformerDecoder` on queries of zeros; return those (B, Q, D) of its last layer.
 
     Args:
-        decoder: of mmdet.
+        decoder: mmdet's decoder.
         memory: (B, S, D) tokens of the map.
         position: (B or 1, S, D) of the tokens.
         query_position: (1, Q, D) of the queries.
@@ -178,7 +178,7 @@ def encode_points(
     The encoder of Co-DETR has a norm behind its layers that its forward, mmcv's own, leaves out.
 
     Args:
-        encoder: of mmdet.
+        encoder: mmdet's encoder.
         tokens: (B, S, D).
         position: (B or 1, S, D) of the tokens.
         reference: see `reference_points`.

@@ -402,7 +402,7 @@ def decoded(
     """Return boxes (B, K, G, 4) xyxy, clipped to `clip_hw` (B, 2), and score factors (B, K) or None.
 
     Args:
-        head: of mmdet.
+        head: mmdet's head.
         regions: (B, K, 4).
         outputs: of the head, (B, K, columns) each, without the class logits: deltas, or of a side-aware head
             `bbox_cls` and `bbox_reg`.

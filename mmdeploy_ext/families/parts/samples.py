@@ -76,7 +76,7 @@ def dumped_cameras(
     """Return a dumped frame of N cameras as the model got it.
 
     Args:
-        tensors: of the dump by name.
+        tensors: name -> array of the dump.
         manifest: of the dump, which may have `scene_token`, and `frame`, its name.
         names: tensors that are read, of which there are `img` (N, 3, H, W), may be with an axis of samples
             before, `lidar2img` (N, 4, 4), and may be `ego_pose`, `timestamp_s` and others of a `Frame`.

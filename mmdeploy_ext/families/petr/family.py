@@ -50,7 +50,7 @@ class PetrFamily(ConventionFamily):
     """`Petr3D` with `PETRHead`, which sees one frame.
 
     Attributes:
-        frames: that a head sees, 1 or 2.
+        frames: number of frames that a head sees, 1 or 2.
     """
 
     detectors, heads = ('Petr3D',), ('PETRHead',)

@@ -76,7 +76,7 @@ def nearest_decision(
 
     Args:
         run: runs a frame in the context `answering` of the points that it takes.
-        distance: of a result from that of an engine.
+        distance: function that returns the distance of a result from that of an engine.
     """
     points, moved = BorderPoints(), {}
     nearest = run(points)

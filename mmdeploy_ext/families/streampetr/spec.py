@@ -41,7 +41,7 @@ class Sizes:
         height, width: H, W.
         stride: pixels of the input per cell of the feature map.
         depth: depth bins of a token's ray.
-        channels: of features and embeddings.
+        channels: number of channels of features and embeddings.
         layers: L whose predictions are outputs: all decoder layers, or 1 for the last one.
         queries: learned and propagated ones.
         classes: number of classes.
@@ -143,10 +143,10 @@ class SpecFactory:
         """Return the spec of a tensor; a float16 graph has wider tolerances and may have float16 features.
 
         Args:
-            name: of the tensor.
+            name: name of the tensor.
             axes: its shape.
             meaning: words for it.
-            unit: of its values.
+            unit: unit of its values.
             groups: tolerances of its columns; without them those of a `ColumnGroup` of the unit.
             dtype: name of its type; '' stands for float32, or float16 by the options.
             unused: no operator uses this input.
@@ -168,7 +168,7 @@ class SpecFactory:
         """Return the spec of one tensor of the memory.
 
         Args:
-            name: of the tensor in the graph.
+            name: name of the tensor in the graph.
             field: one of `FIELDS`, which decides the axes after the rows, the unit and the tolerance.
             rows: number of rows.
             size: sizes of the model.

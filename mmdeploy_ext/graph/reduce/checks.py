@@ -212,7 +212,7 @@ class Differs(Compared):
         Args:
             tolerance: see `Check`.
             other: tensor name -> recorded value of the other model.
-            values: those of the model on trial; equal names are the same tensor.
+            values: tensor -> array of the model on trial; equal names are the same tensor.
         """
         super().__init__(tolerance)
         with np.errstate(over='ignore'):

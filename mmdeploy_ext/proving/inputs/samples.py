@@ -65,7 +65,7 @@ class Samples:
             paths: files and folders; if it is empty, a picture of this package is taken, or frames and sweeps
                 of the config's data set, or generated ones if that is missing.
             frames: number of frames or sweeps; None: `DEFAULT_FRAMES`.
-            option: that named the files, for messages.
+            option: option that named the files, for messages.
         """
         takes_pictures = family.samples == 'images'
         self.paths = paths
@@ -90,7 +90,7 @@ def check_paths(
         family: family of models that take frames or sweeps.
         paths: files of the user.
         count: value of `--frames`; None: `DEFAULT_FRAMES`.
-        option: that named the paths, for messages.
+        option: option that named the paths, for messages.
 
     Raises:
         UsageError: not there, of another kind, no frame, or too few for a memory.

@@ -136,7 +136,7 @@ class DriveProof(FramesProof):
     """A proof on frames, read once. Scenes far from the map's origin are moved to it, see `NearOrigin`.
 
     Attributes:
-        bars: that the drive is judged by.
+        bars: the limits that the drive is judged by.
         memory: the family's description of the memory.
         modes: both sides in both modes, frame by frame.
         drive: the frames that run.

@@ -136,7 +136,7 @@ class Modes:
             spec: of the files. Of its outputs that are no state, those that `memory` needs and those that
                 both engines give are compared.
             memory: the family's description of its memory.
-            bars: that the drive is judged by; None: the defaults of `DriveBars`.
+            bars: the limits that the drive is judged by; None: the defaults of `DriveBars`.
             task: name of the module of `proving/tasks` that matches results.
         """
         if unknown := [mode for mode in candidates if mode not in MODES]:

@@ -78,7 +78,7 @@ def compare_metrics(
         reference: the unpatched PyTorch model.
         candidate: the exported network on an engine.
         metrics: names for the evaluator, such as 'bbox'.
-        precision: that of the engine's network, see `metric_bar`.
+        precision: precision of the engine's network, see `metric_bar`.
     """
     dataset, values = build_dataset(cfg), []
     for network in (reference, candidate):

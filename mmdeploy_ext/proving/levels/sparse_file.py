@@ -301,7 +301,7 @@ def weight_ranges_check(deployment: Deployment, traced: SparseGraph, ranges: Ran
     Args:
         deployment: config and checkpoint.
         traced: the model's graph before folding.
-        ranges: that are checked.
+        ranges: the ranges that are checked.
     """
     unfolded = {node.module: node.weight for node in traced.convolutions()}
     in_checkpoint, wrong = checkpoint_ranges(deployment), []

@@ -119,7 +119,7 @@ def read_call(
     """Return the call that a sample stands for.
 
     Args:
-        module: that is called.
+        module: the module that is called.
         sample: a tensor, a tuple or list of arguments, or a dict of arguments by name. A dict with the names
             of the file's inputs is taken in the order of the file.
         title: of the sample, for messages.

@@ -183,8 +183,8 @@ def pair_of(
 
     Args:
         frame: the input of both engines.
-        rule: by which it was prepared; its `mean`, `std` and `to_rgb` give the pictures back.
-        title: of the picture.
+        rule: preprocessing rule of the model; its `mean`, `std` and `to_rgb` give the pictures back.
+        title: title of the picture.
         reference: detections of PyTorch.
         candidate: detections of the engine.
         engine: its name.

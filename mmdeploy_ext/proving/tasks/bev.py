@@ -22,7 +22,7 @@ def draw_bev(pair: Pair) -> np.ndarray:
     """Draw both maps (largest magnitude over the channels) and their difference.
 
     Args:
-        pair: whose results are maps (C, H, W), spconv's and the engine's.
+        pair: sample whose results are maps (C, H, W), spconv's and the engine's.
 
     Returns:
         (h, w, 3) uint8 BGR.

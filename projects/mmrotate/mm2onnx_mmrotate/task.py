@@ -63,8 +63,8 @@ def pair_up(
     """Pair two lists of finite detections one to one, within a class; the nearness is the rotated IoU.
 
     Args:
-        reference: of PyTorch.
-        candidate: of the engine.
+        reference: rotated boxes that PyTorch found.
+        candidate: rotated boxes that the engine found.
         iou_bar: smallest IoU of a pair.
         score_bar: largest score difference of a pair.
         turn_bar: largest number of quarter turns by which the readings of a pair differ; those that rounding

@@ -73,7 +73,7 @@ def pooled(features: np.ndarray, weights: np.ndarray, tables: Tables) -> np.ndar
     Args:
         features: (N, h, w, C), `camera_feature`.
         weights: (N, D, h, w), `camera_depth_weights`.
-        tables: those of the rig; tables of another number of points raise DataError.
+        tables: tables of the rig; with another number of points they raise DataError.
     """
     from mmdeploy_ext.runtime.bev_loops import add_weighted_features
 
@@ -109,7 +109,7 @@ def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
     """Write the tables of a rig to an .npz file.
 
     Args:
-        folder: that of an export.
+        folder: folder of an export.
         calibration: path of an .npz file of matrices; without `lidar_aug_matrix` points are not augmented.
         output: path of the tables.
 

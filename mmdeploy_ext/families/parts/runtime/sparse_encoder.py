@@ -44,7 +44,7 @@ class ScnOnnx(contextlib.ExitStack):
     """One portable file on ONNX Runtime or OpenVINO; a context manager.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         in_channels: values of a voxel.
         form: 'buckets' or 'tables', how the rulebook is written into inputs, see `sparse.buckets.feeds`.
         session: runs the file.
@@ -52,7 +52,7 @@ class ScnOnnx(contextlib.ExitStack):
         plan: what its rulebook has to find.
         rule: how points become voxels.
         output_shape: (1, C, H, W).
-        threads: of the rulebook and of the engine.
+        threads: number of threads of the rulebook and of the engine.
         props: `metadata_props` of the file.
         milliseconds: of the last step, by part: 'voxelise', 'rulebook', 'network'.
     """
