@@ -21,6 +21,8 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 from mmdeploy_ext.core.pages import template
 from mmdeploy_ext.zoo.records import (
+    MEMORY,
+    TIME,
     Count,
     count_records,
     merge_records,
@@ -55,6 +57,13 @@ USUAL_SIZE = (320, 448)
 EXPLANATIONS = {
     'objects365/retinanet_r50_fpn_syncbn_1350k_obj365v1.py': 'mmdet builds it neither: its base is '
     '`_base_/models/faster_rcnn_r50_fpn.py`, whose detector has no `bbox_head`, where RetinaNet was meant',
+    **dict.fromkeys(
+        (
+            'mask2former/mask2former_r50_lsj_8x2_50e_coco-panoptic.py',
+            'maskformer/maskformer_r50_mstrain_16x1_75e_coco.py',
+        ),
+        'the limit was 5 GB, and a picture of 800x1067 has masks of 100 queries',
+    ),
     'hrnet/htc_hrnetv2p_w18_20e_coco.py': 'of the bright picture PyTorch itself keeps 99 of its 100 results '
     'with its layers in float64, an IoU of 0.994: `python tests/own_rounding.py`',
     'resnest/cascade_rcnn_s101_fpn_syncbn-backbone+head_mstrain-range_1x_coco.py': 'of the dark picture '
@@ -249,7 +258,9 @@ def reasons(records: Sequence[Record]) -> list[str]:
             outcome = getattr(record, form)
             if outcome is not None and not outcome.proven:
                 explanation = EXPLANATIONS.get(record.config)
-                text = _short(outcome.why) + (f' ({explanation})' if explanation else '')
+                stopped = outcome.reason in (MEMORY, TIME)  # the log behind the first line is of no use
+                text = _short(outcome.why.partition('\n')[0] if stopped else outcome.why)
+                text += f' ({explanation})' if explanation else ''
                 found.append(f'| {name} | {form} | {outcome.reason} | {text} |')
         found += [f'| {name} | - | - | {note} |' for note in record.notes]
     return found
