@@ -78,15 +78,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         raise ConfigError(f'{path}: no such config file')
     try:
         use_libraries_of(path)
-        from mmcv import Config
-
-        with _closed_temporary_files(), _installed_bases():
-            if Path(path).suffix in SUFFIXES and '_base_' not in Path(path).read_text(encoding='utf-8'):
-                cfg = Config(read_yaml_config(path), filename=path)  # as torchpack reads it
-            else:
-                cfg = Config.fromfile(path, import_custom_modules=False)
-        if overrides:
-            cfg.merge_from_dict(copy.deepcopy(dict(overrides)))  # mmcv removes `_delete_` from it
+        cfg = read_config(path, overrides)
         if not isinstance(cfg.get('model', {}), dict):
             raise ConfigError(f'{path}: model={cfg.model!r}, expected a dict with `type`')
         if is_config3(cfg):  # before its modules, which need mmdet 3
@@ -104,6 +96,23 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
             raise ConfigError(_translate_first(path, f' (it uses `{expression}`)')) from error
         raise ConfigError(f'{path}: cannot be read: {import_failure(error)}') from error
     will_read('an annotation file of the config', _annotations(cfg.get('data')))
+    return cfg
+
+
+def read_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
+    """Return the `mmcv.Config` of a file with overrides as in `load_config`; none of its modules is imported.
+
+    Whatever mmcv raises about the file is raised here.
+    """
+    from mmcv import Config
+
+    with _closed_temporary_files(), _installed_bases():
+        if Path(path).suffix in SUFFIXES and '_base_' not in Path(path).read_text(encoding='utf-8'):
+            cfg = Config(read_yaml_config(path), filename=path)  # as torchpack reads it
+        else:
+            cfg = Config.fromfile(path, import_custom_modules=False)
+    if overrides:
+        cfg.merge_from_dict(copy.deepcopy(dict(overrides)))  # mmcv removes `_delete_` from it
     return cfg
 
 

@@ -66,9 +66,7 @@ def instances(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) 
     return image_instances
 
 
-def regions(
-    model: nn.Module, images: Sequence[PreparedImage], rescale: bool
-) -> list[Detections | Instances]:
+def regions(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections | Instances]:
     """Return the results of the detector's own test path, of one image at a time; of QueryInst with masks.
 
     For all images of a batch mmdet takes the masks of those queries that are the best of the last image.

@@ -23,6 +23,7 @@ from mmdeploy_ext.proving import half_bars
 from mmdeploy_ext.proving.fresh_export import compare_with_fresh_export
 from mmdeploy_ext.proving.levels.sparse_file import check_dialect
 from mmdeploy_ext.proving.levels.structure import check_structure
+from mmdeploy_ext.proving.levels.user_model import user_model_checks
 from mmdeploy_ext.proving.provenance import asked_checks, hash_checks, override_notes, provenance
 from mmdeploy_ext.proving.results import EDITED, GraphResult
 from mmdeploy_ext.proving.totals import ADVICE_FOR_IMAGES, total_reasons
@@ -159,6 +160,7 @@ class Proof(abc.ABC):
             for file in self.files
         ]
         verdict.differing_methods = self.deployment.differing_methods(any(open_axes))
+        verdict.structure += user_model_checks(self.deployment)
         verdict.structure += asked_checks(self.files[-1].options, asked or {})
         verdict.notes += [
             f'{package} {versions()[package]} was imported from {folder}, not from the installed distribution'

@@ -1,0 +1,191 @@
+"""Level 1 of the PyTorch model: is it the user's config, built by its class, with the weights of the file?
+
+Graphs and reference outputs both come from `Deployment.model`, so that a fault of what reads configs, builds
+models or loads weights would be in both, and no input could show it. Here mmcv reads the config once more,
+the class of the model builds it once more, and PyTorch alone reads the checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmdeploy_ext.core.config import read_config
+from mmdeploy_ext.proving.results import Check
+from mmdeploy_ext.weights.checkpoint import read_content
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.exporting.deployment import Deployment
+
+DECIDING = ('model', 'test_cfg', 'data.test')
+"""Entries of a config that decide what a detector computes, and how its samples are prepared."""
+ONLY_TRAINING = ('training', 'train_cfg', 'init_cfg', 'pretrained')
+"""Attributes of modules that inference does not read."""
+KERNEL_AXES = 5
+"""Number of axes of the kernels of sparse convolutions."""
+MAX_TEXT = 300
+"""Length to which the text about a difference is cut."""
+
+
+def user_model_checks(deployment: Deployment) -> list[Check]:
+    """Compare config, model and weights of a deployment with those that mmcv, its class and PyTorch make.
+
+    A config that a family translates, and a model that it builds of another config than the user's, such as
+    the student of a distilled one, are not built again: then only config and weights are compared.
+    """
+    if not Path(deployment.config).is_file() or not Path(deployment.checkpoint).is_file():
+        return []
+    config = read_config(deployment.config, deployment.cfg_options)
+    built_from = deployment.unbuilt_cfg or deployment.cfg
+    config_text = config_difference(built_from.get('as_read', built_from), config)
+    checks = [Check('config as mmcv reads it', not config_text, config_text)]
+    content = read_content(deployment.checkpoint)
+    tensors = {
+        key.removeprefix('module.'): tensor
+        for key, tensor in content.get('state_dict', content).items()
+        if isinstance(tensor, torch.Tensor)
+    }
+    fresh = None if 'as_read' in built_from else built_by_class(type(deployment.model), config)
+    if fresh is None:
+        weights = deployment.family.checkpoint_weights(deployment.model)
+    else:
+        model_text = model_difference(deployment.model, fresh)
+        checks.append(Check('model as its class builds it', not model_text, model_text))
+        weights = deployment.model.state_dict()
+        tensors = loaded_tensors(fresh, tensors)
+    weights_text = weights_difference(weights, tensors)
+    return [*checks, Check('weights as in the checkpoint', not weights_text, weights_text)]
+
+
+def config_difference(config: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """Return which entry of `DECIDING` of a config differs from that of the expected one; '' if none does."""
+    for key in DECIDING:
+        name, _, rest = key.partition('.')
+        got, right = (settings(entry_of(cfg.get(name), rest)) for cfg in (config, expected))
+        if got != right:
+            return f'{key}{first_difference(got, right)}'[:MAX_TEXT]
+    return ''
+
+
+def entry_of(value: Any, key: str) -> Any:
+    """Return the entry of a mapping; without a key, or if there is no such entry, the value or None."""
+    if not key:
+        return value
+    return value.get(key) if isinstance(value, Mapping) else None
+
+
+def built_by_class(model_class: type, config: Any) -> nn.Module | None:
+    """Return a model that its class builds from the config, without weights; None if it is of another class.
+
+    mmcv's registries do the same: they pass the entries of `model` on, and `test_cfg` of the config.
+    """
+    arguments = copy.deepcopy(dict(config.model))
+    if arguments.pop('type', None) != model_class.__name__:
+        return None
+    arguments.pop('pretrained', None)
+    if config.get('test_cfg') is not None:
+        arguments.setdefault('test_cfg', copy.deepcopy(config.test_cfg))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
+        return model_class(**arguments).eval()
+
+
+def model_difference(model: nn.Module, fresh: nn.Module) -> str:
+    """Return which module of a model has another class or other settings than a fresh one; '' if none has.
+
+    Settings are attributes with plain values, lists and dicts of these, and those of objects such as coders.
+    """
+    modules = dict(model.named_modules())
+    for name, right in fresh.named_modules():
+        module = modules.get(name)
+        path = name or type(fresh).__name__
+        if type(module) is not type(right):
+            return f'{path} is {type(module).__name__}, expected {type(right).__name__}'
+        got, expected = settings(vars(module), depth=2), settings(vars(right), depth=2)
+        got = {key: value for key, value in got.items() if key in expected}
+        if got != expected:
+            return f'{path}{first_difference(got, expected)}'[:MAX_TEXT]
+    return ''
+
+
+def settings(value: Any, depth: int = 1) -> Any:
+    """Return a value as plain types that can be compared; `...` for what is no setting.
+
+    `depth` is how many objects, such as coders and generators of priors, may be around a setting.
+    """
+    if value is None or isinstance(value, bool | int | str | bytes):
+        return value
+    if isinstance(value, float | np.number | np.bool_):
+        return repr(float(value))  # NaN equals NaN
+    if isinstance(value, torch.Tensor | np.ndarray):
+        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        return (str(array.dtype), array.shape, array.tobytes())
+    if isinstance(value, Mapping):
+        entries = {key: settings(entry, depth) for key, entry in value.items() if is_setting(key)}
+        return {key: entry for key, entry in entries.items() if entry is not ...}
+    if isinstance(value, list | tuple):
+        return [settings(item, depth) for item in value]
+    if isinstance(value, nn.Module) or depth <= 1 or not hasattr(value, '__dict__') or callable(value):
+        return ...
+    return settings(vars(value), depth - 1)
+
+
+def is_setting(key: Any) -> bool:
+    """Return whether an attribute or entry of this name may hold a setting that inference reads."""
+    return not (str(key).startswith('_') or key in ONLY_TRAINING)
+
+
+def first_difference(got: Any, expected: Any) -> str:
+    """Return the path to the first place in which two results of `settings` differ, and both values."""
+    if isinstance(got, dict) and isinstance(expected, dict):
+        for key in [*expected, *got]:
+            if got.get(key, ...) != expected.get(key, ...):
+                return f'.{key}{first_difference(got.get(key, ...), expected.get(key, ...))}'
+    if isinstance(got, list) and isinstance(expected, list) and len(got) == len(expected):
+        for index, (item, other) in enumerate(zip(got, expected, strict=True)):
+            if item != other:
+                return f'.{index}{first_difference(item, other)}'
+    return f' is {got!s:.80}, expected {expected!s:.80}'
+
+
+def loaded_tensors(fresh: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the weights that a fresh model has of a file, by PyTorch alone, and its kernels as they are.
+
+    The layers load them, which may rename or convert what older versions wrote. Kernels of five axes are
+    those of the file: spconv 1 and 2 have them in other orders.
+    """
+    built = fresh.state_dict()
+    kernels = {key: tensor for key, tensor in tensors.items() if tensor.ndim == KERNEL_AXES}
+    fitting = {
+        key: tensor
+        for key, tensor in tensors.items()
+        if key not in kernels and (key not in built or built[key].shape == tensor.shape)
+    }
+    missing = fresh.load_state_dict(fitting, strict=False).missing_keys
+    loaded = {key: tensor for key, tensor in fresh.state_dict().items() if key not in missing}
+    return {key: tensor for key, tensor in loaded.items() if key in fitting} | kernels
+
+
+def weights_difference(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
+    """Return which weights of a model are not those of its file of the same name; '' if all are."""
+    differing = [
+        key
+        for key, tensor in expected.items()
+        if key in weights and not has_values(weights[key].cpu(), tensor.to(weights[key].dtype))
+    ]
+    more = f' and {len(differing) - 1} more' if len(differing) > 1 else ''
+    return f'{differing[0]}{more} not as in the file' if differing else ''
+
+
+def has_values(weight: torch.Tensor, tensor: torch.Tensor) -> bool:
+    """Return whether a weight is that of a file, whose kernels of five axes may be in another order."""
+    if weight.ndim == tensor.ndim == KERNEL_AXES:
+        weight, tensor = weight.flatten().sort().values, tensor.flatten().sort().values
+    return torch.equal(weight, tensor)

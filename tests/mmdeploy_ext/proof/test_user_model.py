@@ -1,0 +1,89 @@
+"""The model of a proof is the user's: config, settings of every module and weights, read once more."""
+
+import copy
+from unittest import mock
+
+import pytest
+import torch
+
+import remembered
+from mmdeploy_ext.exporting import deployment
+from mmdeploy_ext.families.base import Family
+from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.proving.levels.user_model import user_model_checks
+from toy_atss import CHECKPOINT, CONFIG
+
+
+def lower_iou_threshold(cfg):
+    cfg.model.test_cfg.nms.iou_threshold = 0.3
+
+
+def larger_epsilon(model):
+    model.bbox_head.cls_convs[0].gn.eps = 1e-3
+
+
+def larger_anchors(model):
+    generator = model.bbox_head.prior_generator
+    generator.base_anchors = [anchors * 1.1 for anchors in generator.base_anchors]
+
+
+def other_class(model):
+    model.bbox_head.cls_convs[0].activate = torch.nn.ReLU6()
+
+
+def other_channels(cfg):
+    cfg.data.test.pipeline[1].transforms[2].to_rgb = False
+
+
+def after(owner, name, change):
+    """Return a context in which `change` alters a copy of the result of a function."""
+    right = getattr(owner, name)
+
+    def changed(*args, **settings):
+        result = copy.deepcopy(right(*args, **settings))
+        change(result)
+        return result
+
+    return mock.patch.object(owner, name, changed)
+
+
+def weights_moved():
+    """Return a context in which every family loads a bias that is 0.05 too large."""
+    right = Family.load_weights
+
+    def load_weights(self, model, checkpoint):
+        right(self, model, checkpoint)
+        with torch.no_grad():
+            model.bbox_head.atss_cls.bias.add_(0.05)
+
+    return mock.patch.object(Family, 'load_weights', load_weights)
+
+
+FAULTS = {
+    'model.test_cfg.nms.iou_threshold is 0.3': lambda: after(deployment, 'load_config', lower_iou_threshold),
+    'data.test': lambda: after(deployment, 'load_config', other_channels),
+    'bbox_head.cls_convs.0.gn.eps is 0.001': lambda: after(ImageFamily, 'build', larger_epsilon),
+    'bbox_head.prior_generator.base_anchors.0': lambda: after(ImageFamily, 'build', larger_anchors),
+    'bbox_head.cls_convs.0.activate is ReLU6': lambda: after(ImageFamily, 'build', other_class),
+    'bbox_head.atss_cls.bias not as in the file': weights_moved,
+}
+
+
+@pytest.fixture(autouse=True)
+def loaded_anew(monkeypatch):
+    monkeypatch.setattr(remembered, 'LOADED', {})
+
+
+@pytest.mark.parametrize('detail', FAULTS)
+def test_a_fault_in_what_file_and_reference_share_is_found(detail):
+    with FAULTS[detail]():
+        loaded = deployment.load(CONFIG, CHECKPOINT)
+    failed = [check.detail for check in user_model_checks(loaded) if not check.passed]
+    assert failed and failed[0].startswith(detail), failed
+
+
+def test_the_model_that_is_loaded_is_the_users():
+    loaded = deployment.load(CONFIG, CHECKPOINT, {'model.test_cfg.score_thr': 0.1})
+    checks = user_model_checks(loaded)
+    assert len(checks) == 3 and all(check.passed for check in checks), checks
+    assert user_model_checks(copy.copy(loaded)) == checks  # nothing was changed by them
