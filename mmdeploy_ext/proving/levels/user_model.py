@@ -82,19 +82,24 @@ def entry_of(value: Any, key: str) -> Any:
 
 
 def built_by_class(model_class: type, config: Any) -> nn.Module | None:
-    """Return a model that its class builds from the config, without weights; None if it is of another class.
+    """Return a model that its class builds from the config, without weights.
 
-    mmcv's registries do the same: they pass the entries of `model` on, and `test_cfg` of the config.
+    mmcv's registries do the same: they pass on the entries of `model`, and the `test_cfg` of the config. None
+    if the model is of another class than the config's, or needs a file that is not there, such as the initial
+    anchors of Sparse4D, which every checkpoint has.
     """
     arguments = copy.deepcopy(dict(config.model))
     if arguments.pop('type', None) != model_class.__name__:
         return None
     arguments.pop('pretrained', None)
-    if config.get('test_cfg') is not None:
-        arguments.setdefault('test_cfg', copy.deepcopy(config.test_cfg))
+    arguments.setdefault('train_cfg', None)
+    arguments.setdefault('test_cfg', copy.deepcopy(config.get('test_cfg')))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
-        return model_class(**arguments).eval()
+        try:
+            return model_class(**arguments).eval()
+        except FileNotFoundError:
+            return None
 
 
 def model_difference(model: nn.Module, fresh: nn.Module) -> str:
