@@ -92,6 +92,11 @@ class StreamBenchmark(Benchmark):
             export_files(self.deployment, options, files[contract])
         return files
 
+    def first_samples(self, count: int) -> list[Frame | Sweep]:
+        """Return the first samples of the drive in their order, those of the warm-up first."""
+        start = len(self.samples) - self.args.warmup
+        return [*self.samples[start:], *self.samples[:start]][:count]
+
     def groups(self) -> list[Sequence[Any]]:
         """Return the samples of all rounds as one group."""
         return [self.samples]
@@ -109,7 +114,7 @@ class StreamBenchmark(Benchmark):
         """
         family, model = self.deployment.family, compiled.compiled(self.deployment.model)
         stepper = family.reference(model)
-        compiled.first_run(lambda: _run_steps(stepper, self.samples[:2]))
+        compiled.first_run(lambda: _run_steps(stepper, self.first_samples(2)))
         stepper.reset()
         clock = stack.enter_context(PartClock(family.timed_methods(model)))
         return torch_contender(stepper, clock).run
@@ -124,14 +129,13 @@ class StreamBenchmark(Benchmark):
         options = ENGINES[engine].runner_options(self.threads[0])
         runner = stack.enter_context(self.deployment.family.runner(read_files(path).paths, options))
         if self.args.skip_refused:
-            _run_steps(runner, self.samples[:2])
+            _run_steps(runner, self.first_samples(2))
             runner.reset()
         return [runner_contender(runner, engine, label, path)]
 
     def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
         """Return a function that runs the contender on the first samples of the drive in a child process."""
-        start = len(self.samples) - self.args.warmup
-        samples = [*self.samples[start:], *self.samples[:start]][: memory.RUNS]
+        samples = self.first_samples(memory.RUNS)
         if not ENGINES[contender.engine].files:
             change = compiled.compiled_in_child if contender.engine == COMPILED else None
             return functools.partial(run_model, self.source(), samples, change)

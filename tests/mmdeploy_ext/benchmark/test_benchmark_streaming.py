@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ import torch
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr_export as toy
 from mmdeploy_ext.benchmark.clocks import PartClock
-from mmdeploy_ext.benchmark.streams import check_bars, growth
+from mmdeploy_ext.benchmark.streams import StreamBenchmark, check_bars, growth
 from mmdeploy_ext.cli import benchmark_app
 from mmdeploy_ext.families.bevformer.family import BevFormerFamily
 from mmdeploy_ext.families.streampetr.family import StreamPetrFamily
@@ -160,6 +161,12 @@ def test_when_every_file_is_refused_the_reasons_are_told(place, tmp_path, capsys
     error = capsys.readouterr().err
     assert error.startswith('error: nothing is left to measure') and error.count('\n') == 1
     assert f'onnxruntime deploy ({bad})' in error and 'out of range' in error
+
+
+def test_samples_are_tried_in_the_order_of_the_drive_with_those_of_the_warm_up_first():
+    # PETRv2 refuses a frame that is older than the one before it
+    benchmark = SimpleNamespace(samples=[1, 0], args=SimpleNamespace(warmup=1))
+    assert StreamBenchmark.first_samples(benchmark, 2) == [0, 1]
 
 
 def contender(form, torch_ratio=None, fed=72, embedding=0.0):
