@@ -158,7 +158,8 @@ def load_steppers(
         from mmdeploy_ext.exporting.files import read_files
 
         files = read_files(args.onnx)
-        if 'torch' in engines and tuple(files.metadata.classes) != tuple(classes):
+        unnamed = tuple(f'class {label}' for label in range(len(classes)))  # of a checkpoint without names
+        if 'torch' in engines and tuple(files.metadata.classes) not in (tuple(classes), unnamed):
             raise ConfigError(
                 f'{args.onnx}: its classes are {", ".join(files.metadata.classes)}, those of '
                 f'{args.checkpoint} are {", ".join(classes)}; export the files from this checkpoint'

@@ -146,7 +146,7 @@ def test_bad_options_are_refused_by_name(place, tmp_path, capsys, arguments, mes
 def test_a_file_in_the_place_of_the_folder_is_refused(place, tmp_path, capsys, name):
     (tmp_path / 'out').touch()
     assert run(place / 'toy.py', 'c.pth', '--out', tmp_path / name) == 2
-    assert 'is a file, expected a name in .mp4 or a folder' in capsys.readouterr().err
+    assert 'names a file, expected a name in .mp4 or a folder' in capsys.readouterr().err
 
 
 def test_files_with_other_classes_than_the_checkpoint_are_refused(monkeypatch):

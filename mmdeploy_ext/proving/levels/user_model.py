@@ -30,6 +30,8 @@ ONLY_TRAINING = ('training', 'train_cfg', 'init_cfg', 'pretrained')
 """Attributes of modules that inference does not read."""
 KERNEL_AXES = 5
 """Number of axes of the kernels of sparse convolutions."""
+MAX_NUMBERS = 10_000
+"""Largest size of an array that is compared by its numbers, as a list of the same numbers is."""
 MAX_TEXT = 300
 """Length to which the text about a difference is cut."""
 
@@ -125,13 +127,13 @@ def settings(value: Any, depth: int = 1) -> Any:
 
     `depth` is how many objects, such as coders and generators of priors, may be around a setting.
     """
-    if value is None or isinstance(value, bool | int | str | bytes):
+    if value is None or isinstance(value, bool | str | bytes | np.bool_):
         return value
-    if isinstance(value, float | np.number | np.bool_):
-        return repr(float(value))  # NaN equals NaN
+    if isinstance(value, int | float | np.number):
+        return repr(float(np.float32(value)))  # NaN equals NaN, and a list the tensor that a run made of it
     if isinstance(value, torch.Tensor | np.ndarray):
         array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
-        return (str(array.dtype), array.shape, array.tobytes())
+        return settings(array.tolist()) if array.size <= MAX_NUMBERS else (array.shape, array.tobytes())
     if isinstance(value, Mapping):
         entries = {key: settings(entry, depth) for key, entry in value.items() if is_setting(key)}
         return {key: entry for key, entry in entries.items() if entry is not ...}

@@ -12,6 +12,7 @@ import toy_streampetr_deploy as petr
 import toy_streampetr_export as petr_files
 from mmdeploy_ext.families.anchor3d import runtime as anchors
 from mmdeploy_ext.families.centerpoint import runtime as points
+from mmdeploy_ext.families.parts.runtime import query_boxes
 from mmdeploy_ext.families.streampetr.runtime import model as streams
 from mmdeploy_ext.proving.levels.synthetic import cases_of_family
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -163,7 +164,7 @@ FAULTS = {
     'anchors: nothing': ('kitti', decoding(anchors, boxes_on_nothing)),
     'queries: a heading at the end': ('streampetr', altered(streams, 'decode', near_the_end(np.zeros_like))),
     'queries: a turn more': ('streampetr', altered(streams, 'decode', near_the_end(without_a_turn))),
-    'queries: max_num': ('streampetr', altered(streams, 'top_rows', capped(16))),
+    'queries: max_num': ('streampetr', altered(query_boxes, 'top_rows', capped(16))),
     'queries: the score threshold is forgotten': (
         'streampetr',
         altered(streams, 'decode', with_facts(score_threshold=lambda one: None)),

@@ -3,6 +3,7 @@
 import copy
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ import remembered
 from mmdeploy_ext.exporting import deployment
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.proving.levels.user_model import user_model_checks
+from mmdeploy_ext.proving.levels.user_model import settings, user_model_checks
 from toy_atss import CHECKPOINT, CONFIG
 
 
@@ -87,3 +88,9 @@ def test_the_model_that_is_loaded_is_the_users():
     checks = user_model_checks(loaded)
     assert len(checks) == 3 and all(check.passed for check in checks), checks
     assert user_model_checks(copy.copy(loaded)) == checks  # nothing was changed by them
+
+
+def test_a_list_that_a_run_makes_a_tensor_of_is_the_same_setting():
+    # mmdet3d's `CenterPointBBoxCoder.decode` does so with its range
+    assert settings([-9, -9.5, 0.1]) == settings(torch.tensor([-9, -9.5, 0.1]))
+    assert settings([[1, 2]]) == settings(np.array([[1, 2]])) != settings([[1, 3]])
