@@ -11,7 +11,7 @@ import remembered
 from mmdeploy_ext.exporting import deployment
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.proving.levels.user_model import settings, user_model_checks
+from mmdeploy_ext.proving.levels.user_model import is_same_setting, settings, user_model_checks
 from toy_atss import CHECKPOINT, CONFIG
 
 
@@ -94,3 +94,10 @@ def test_a_list_that_a_run_makes_a_tensor_of_is_the_same_setting():
     # mmdet3d's `CenterPointBBoxCoder.decode` does so with its range
     assert settings([-9, -9.5, 0.1]) == settings(torch.tensor([-9, -9.5, 0.1]))
     assert settings([[1, 2]]) == settings(np.array([[1, 2]])) != settings([[1, 3]])
+
+
+def test_what_a_run_fills_is_no_setting():
+    assert is_same_setting(settings([[16, 16]]), []) and is_same_setting(settings(torch.ones(2)), None)
+    assert is_same_setting(settings(dict(memory=[1.0], place=[2.0])), settings(dict(memory=None, place=0)))
+    assert not is_same_setting(settings(dict(place=[2.0])), settings(dict(place=[0.0])))
+    assert not is_same_setting(settings(dict(threshold=0.3)), settings(dict(threshold=0.6)))
