@@ -21,6 +21,7 @@ from mmdeploy_ext.core.model_classes import ModelClass
 from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_group_norm, default_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
+from mmdeploy_ext.families.module_settings import module_settings
 from mmdeploy_ext.families.replaced import DifferingMethod
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
@@ -48,6 +49,8 @@ class Deployment:
         report: what `Family.load` returned: the tensors of the checkpoint that were loaded.
         unbuilt_cfg: `cfg` before the model was built, for which mmcv takes entries out, such as
             `fallback_on_stride`.
+        loaded_settings: `module_settings` of the model as it was loaded: runs fill memories and count on, and
+            make tensors of lists. None of a model that `load` did not make.
         normalisation: `mean` and `std` of the command line that replace the config's; {} for none.
         collected: what the config's test pipeline collects of a picture, for PyTorch's test path.
         exports: the last exports of this model: (name of a graph, options) -> graph, see `cache_export`.
@@ -67,6 +70,9 @@ class Deployment:
     settings: Any = None
     report: Any = None
     unbuilt_cfg: Any = None
+    loaded_settings: dict[str, tuple[str, dict[str, Any]]] | None = dataclasses.field(
+        default=None, repr=False
+    )
     normalisation: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     collected: dict[str, Any] = dataclasses.field(default_factory=dict)
     exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
@@ -258,6 +264,7 @@ def load(
         settings=settings,
         report=report,
         unbuilt_cfg=unbuilt,
+        loaded_settings=module_settings(model),
     )
 
 

@@ -192,7 +192,7 @@ def refuse_other_settings(cfg: Any, overrides: Mapping[str, Any], path: object) 
 def _differing_settings(cfg: Any, overrides: Mapping[str, Any]) -> str:
     """Return a text about overrides of a file that a config lacks or has otherwise, with a remedy, or ''."""
     cfg = cfg.get('as_read', cfg)  # overrides are of the config before a family translated it
-    settings = {key: _like(_setting(cfg, key), value) for key, value in overrides.items()}
+    settings = {key: _like(setting_at(cfg, key), value) for key, value in overrides.items()}
     differing_keys = [
         key for key, value in overrides.items() if settings[key] != value and _changes_export(cfg, key, value)
     ]
@@ -226,7 +226,7 @@ def _like(setting: Any, override: Any) -> Any:
 _MISSING = object()
 
 
-def _setting(cfg: Any, key: str) -> Any:
+def setting_at(cfg: Any, key: str) -> Any:
     """Return the value of a config under a key with dots, `_MISSING` if there is none."""
     for part in key.split('.'):
         if isinstance(cfg, list | tuple):

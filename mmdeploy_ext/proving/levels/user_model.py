@@ -2,7 +2,7 @@
 
 Graphs and reference outputs both come from `Deployment.model`, so that a fault of what reads configs, builds
 models or loads weights would be in both, and no input could show it. Here mmcv reads the config once more,
-the class of the model builds it once more, and PyTorch alone reads the checkpoint.
+the class of the model builds it once more, and PyTorch alone puts the tensors of the checkpoint into that.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from mmdeploy_ext.core.config import read_config
+from mmdeploy_ext.families.module_settings import module_settings, settings
+from mmdeploy_ext.proving.provenance import setting_at
 from mmdeploy_ext.proving.results import Check
 from mmdeploy_ext.weights.checkpoint import read_content
 
@@ -26,14 +27,8 @@ if TYPE_CHECKING:
 
 DECIDING = ('model', 'test_cfg', 'data.test')
 """Entries of a config that decide what a detector computes, and how its samples are prepared."""
-ONLY_TRAINING = ('training', 'train_cfg', 'init_cfg', 'pretrained')
-"""Attributes of modules that inference does not read."""
 KERNEL_AXES = 5
 """Number of axes of the kernels of sparse convolutions."""
-COUNTER_START = repr(0.0)
-"""An attribute that is 0 in a fresh module: a run may have counted on from it, as Sparse4D counts its ids."""
-MAX_NUMBERS = 10_000
-"""Largest size of an array that is compared by its numbers, as a list of the same numbers is."""
 MAX_TEXT = 300
 """Length to which the text about a difference is cut."""
 
@@ -60,7 +55,8 @@ def user_model_checks(deployment: Deployment) -> list[Check]:
     if fresh is None:
         weights = deployment.family.checkpoint_weights(deployment.model)
     else:
-        model_text = model_difference(deployment.model, fresh)
+        loaded = deployment.loaded_settings or module_settings(deployment.model)
+        model_text = model_difference(loaded, module_settings(fresh))
         checks.append(Check('model as its class builds it', not model_text, model_text))
         weights = deployment.model.state_dict()
         tensors = loaded_tensors(fresh, tensors)
@@ -71,18 +67,10 @@ def user_model_checks(deployment: Deployment) -> list[Check]:
 def config_difference(config: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """Return which entry of `DECIDING` of a config differs from that of the expected one; '' if none does."""
     for key in DECIDING:
-        name, _, rest = key.partition('.')
-        got, right = (settings(entry_of(cfg.get(name), rest)) for cfg in (config, expected))
+        got, right = (settings(setting_at(cfg, key)) for cfg in (config, expected))
         if got != right:
             return f'{key}{first_difference(got, right)}'[:MAX_TEXT]
     return ''
-
-
-def entry_of(value: Any, key: str) -> Any:
-    """Return the entry of a mapping; without a key, or if there is no such entry, the value or None."""
-    if not key:
-        return value
-    return value.get(key) if isinstance(value, Mapping) else None
 
 
 def built_by_class(model_class: type, config: Any) -> nn.Module | None:
@@ -106,64 +94,23 @@ def built_by_class(model_class: type, config: Any) -> nn.Module | None:
             return None
 
 
-def model_difference(model: nn.Module, fresh: nn.Module) -> str:
+def model_difference(
+    loaded: Mapping[str, tuple[str, dict[str, Any]]], fresh: Mapping[str, tuple[str, dict[str, Any]]]
+) -> str:
     """Return which module of a model has another class or other settings than a fresh one; '' if none has.
 
-    Settings are attributes with plain values, lists and dicts of these, and those of objects such as coders.
+    Both are results of `module_settings`. Attributes that the fresh model lacks, which families add to a
+    model, are left out.
     """
-    modules = dict(model.named_modules())
-    for name, right in fresh.named_modules():
-        module = modules.get(name)
-        path = name or type(fresh).__name__
-        if type(module) is not type(right):
-            return f'{path} is {type(module).__name__}, expected {type(right).__name__}'
-        got, expected = settings(vars(module), depth=2), settings(vars(right), depth=2)
-        for key, setting in expected.items():
-            if setting != COUNTER_START and not is_same_setting(got.get(key, ...), setting):
-                return f'{path}.{key}{first_difference(got.get(key, ...), setting)}'[:MAX_TEXT]
+    for name, (class_name, expected) in fresh.items():
+        path = name or class_name.rpartition('.')[2]
+        loaded_class, got = loaded.get(name, ('missing', {}))
+        if loaded_class != class_name:
+            return f'{path} is {loaded_class}, expected {class_name}'[:MAX_TEXT]
+        got = {key: value for key, value in got.items() if key in expected}
+        if got != expected:
+            return f'{path}{first_difference(got, expected)}'[:MAX_TEXT]
     return ''
-
-
-def is_same_setting(got: Any, expected: Any) -> bool:
-    """Return whether a result of `settings` is the expected one, or is of a run and no setting.
-
-    A run fills what is None or empty at first (memories, sizes of maps), and puts a list in the place of a
-    number (the place of the frame before).
-    """
-    if expected is None or expected in ([], {}):
-        return True
-    if isinstance(got, list) and not isinstance(expected, list | dict):
-        return True
-    if isinstance(got, dict) and isinstance(expected, dict) and got.keys() == expected.keys():
-        return all(is_same_setting(got[key], setting) for key, setting in expected.items())
-    return got == expected
-
-
-def settings(value: Any, depth: int = 1) -> Any:
-    """Return a value as plain types that can be compared; `...` for what is no setting.
-
-    `depth` is how many objects, such as coders and generators of priors, may be around a setting.
-    """
-    if value is None or isinstance(value, bool | str | bytes | np.bool_):
-        return value
-    if isinstance(value, int | float | np.number):
-        return repr(float(np.float32(value)))  # NaN equals NaN, and a list the tensor that a run made of it
-    if isinstance(value, torch.Tensor | np.ndarray):
-        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
-        return settings(array.tolist()) if array.size <= MAX_NUMBERS else (array.shape, array.tobytes())
-    if isinstance(value, Mapping):
-        entries = {key: settings(entry, depth) for key, entry in value.items() if is_setting(key)}
-        return {key: entry for key, entry in entries.items() if entry is not ...}
-    if isinstance(value, list | tuple):
-        return [settings(item, depth) for item in value]
-    if isinstance(value, nn.Module) or depth <= 1 or not hasattr(value, '__dict__') or callable(value):
-        return ...
-    return settings(vars(value), depth - 1)
-
-
-def is_setting(key: Any) -> bool:
-    """Return whether an attribute or entry of this name may hold a setting that inference reads."""
-    return not (str(key).startswith('_') or key in ONLY_TRAINING)
 
 
 def first_difference(got: Any, expected: Any) -> str:

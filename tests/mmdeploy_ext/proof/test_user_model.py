@@ -11,7 +11,8 @@ import remembered
 from mmdeploy_ext.exporting import deployment
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.proving.levels.user_model import is_same_setting, settings, user_model_checks
+from mmdeploy_ext.families.module_settings import settings
+from mmdeploy_ext.proving.levels.user_model import user_model_checks
 from toy_atss import CHECKPOINT, CONFIG
 
 
@@ -65,7 +66,9 @@ FAULTS = {
     'data.test': lambda: after(deployment, 'load_config', other_channels),
     'bbox_head.cls_convs.0.gn.eps is 0.001': lambda: after(ImageFamily, 'build', larger_epsilon),
     'bbox_head.prior_generator.base_anchors.0': lambda: after(ImageFamily, 'build', larger_anchors),
-    'bbox_head.cls_convs.0.activate is ReLU6': lambda: after(ImageFamily, 'build', other_class),
+    'bbox_head.cls_convs.0.activate is torch.nn.modules.activation.ReLU6': lambda: after(
+        ImageFamily, 'build', other_class
+    ),
     'bbox_head.atss_cls.bias not as in the file': weights_moved,
 }
 
@@ -90,14 +93,17 @@ def test_the_model_that_is_loaded_is_the_users():
     assert user_model_checks(copy.copy(loaded)) == checks  # nothing was changed by them
 
 
-def test_a_list_that_a_run_makes_a_tensor_of_is_the_same_setting():
-    # mmdet3d's `CenterPointBBoxCoder.decode` does so with its range
-    assert settings([-9, -9.5, 0.1]) == settings(torch.tensor([-9, -9.5, 0.1]))
+def test_what_a_run_fills_or_counts_is_no_difference():
+    loaded = deployment.load(CONFIG, CHECKPOINT)
+    loaded.model.bbox_head.memory = torch.ones(2)
+    loaded.model.bbox_head.prior_generator.strides = torch.tensor(
+        loaded.model.bbox_head.prior_generator.strides
+    )
+    assert all(check.passed for check in user_model_checks(loaded))
+
+
+def test_settings_of_equal_values_are_equal():
     assert settings([[1, 2]]) == settings(np.array([[1, 2]])) != settings([[1, 3]])
-
-
-def test_what_a_run_fills_is_no_setting():
-    assert is_same_setting(settings([[16, 16]]), []) and is_same_setting(settings(torch.ones(2)), None)
-    assert is_same_setting(settings(dict(memory=[1.0], place=[2.0])), settings(dict(memory=None, place=0)))
-    assert not is_same_setting(settings(dict(place=[2.0])), settings(dict(place=[0.0])))
-    assert not is_same_setting(settings(dict(threshold=0.3)), settings(dict(threshold=0.6)))
+    assert settings(float('nan')) == settings(np.float32('nan'))
+    large = np.zeros((40, 40))
+    assert settings(large) != settings(large + np.eye(40))

@@ -1,0 +1,57 @@
+"""The settings of a model and its modules as plain values, to tell two models of one config apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+ONLY_TRAINING = ('training', 'train_cfg', 'init_cfg', 'pretrained')
+"""Attributes of modules and entries of configs that inference does not read."""
+MAX_NUMBERS = 1_000
+"""Largest size of an array that is kept as numbers, which messages can show; a larger one is hashed."""
+
+
+def module_settings(model: nn.Module) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return name of a module -> its class as text, and its settings; the model itself has the name ''.
+
+    Settings are attributes with plain values and arrays, lists and dicts of these, and the same of objects
+    that modules hold, such as box coders and generators of priors. Weights are none.
+    """
+    return {
+        name: (f'{type(module).__module__}.{type(module).__qualname__}', settings(vars(module), depth=2))
+        for name, module in model.named_modules()
+    }
+
+
+def settings(value: Any, depth: int = 1) -> Any:
+    """Return a value as plain types that can be compared; `...` for what is no setting.
+
+    `depth` is how many objects, such as coders and generators of priors, may be around a setting.
+    """
+    if value is None or isinstance(value, bool | int | str | bytes):
+        return value
+    if isinstance(value, float | np.number | np.bool_):
+        return repr(float(value))  # NaN equals NaN
+    if isinstance(value, torch.Tensor | np.ndarray):
+        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        if array.size <= MAX_NUMBERS:
+            return settings(array.tolist())
+        return f'{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()}'
+    if isinstance(value, Mapping):
+        entries = {key: settings(entry, depth) for key, entry in value.items() if is_setting(key)}
+        return {key: entry for key, entry in entries.items() if entry is not ...}
+    if isinstance(value, list | tuple):
+        return [settings(item, depth) for item in value]
+    if isinstance(value, nn.Module) or depth <= 1 or not hasattr(value, '__dict__') or callable(value):
+        return ...
+    return settings(vars(value), depth - 1)
+
+
+def is_setting(key: Any) -> bool:
+    """Return whether an attribute or entry of this name may hold a setting that inference reads."""
+    return not (str(key).startswith('_') or key in ONLY_TRAINING)
