@@ -72,6 +72,7 @@ def prove(
     *,
     edited: bool = False,
     asked: Mapping[str, Any] | None = None,
+    timed: bool = True,
     **settings: Any,
 ) -> tuple[Verdict, list[Any]]:
     """Prove the files of one export.
@@ -87,6 +88,7 @@ def prove(
         edited: whether the files were edited on purpose: then only inputs decide, not their graphs.
         asked: name of an option of the export -> value that the file must have been exported with; with None
             nothing is demanded.
+        timed: whether both engines run a few more times, for the times in the verdict, which decide nothing.
         settings: keyword arguments of the kind of proof, see its class.
 
     Returns:
@@ -96,6 +98,7 @@ def prove(
         ModelFileError: a file is not there, not ours, or of another model family.
     """
     proof = open_proof(deployment, paths, samples, engine, **settings)
+    proof.timed = timed
     proof.check(edited, asked)
     with contextlib.ExitStack() as stack:
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from mmdeploy_ext.contract.registry import registered
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.heap import keep_freed_memory
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.zoo.config_proof import Settings, export_kinds_of, origin_digest, prove_config
 from mmdeploy_ext.zoo.configs import Config
@@ -67,6 +68,7 @@ class ConfigProcess:
 
         os.setsid()
         torch.set_num_threads(1)
+        keep_freed_memory()
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(log, stream)

@@ -58,6 +58,7 @@ class Proof(abc.ABC):
         files: what `read` returned for each path.
         verdict: the results so far.
         pictures: samples with the results of both engines, to be drawn in the report, each a `Pair`.
+        timed: whether `conclude` runs both engines for their times.
     """
 
     unit: ClassVar[str] = 'input'
@@ -65,6 +66,7 @@ class Proof(abc.ABC):
     advice: ClassVar[str] = ADVICE_FOR_IMAGES
     by_rate: ClassVar[bool] = True
     max_pictures: ClassVar[int] = 4
+    timed: bool = True
 
     def __init__(
         self,
@@ -202,7 +204,7 @@ class Proof(abc.ABC):
         verdict = self.verdict
         if self.by_rate and verdict.precision != 'fp32':
             half_bars.judge_match_rate(verdict, bool(self.engine.get('round_fp16')))
-        verdict.timing_ms = self.timing()
+        verdict.timing_ms = self.timing() if self.timed else {}
         verdict.reasons += self.reasons()
         verdict.notes += self.notes()
         self.pictures = self.pictures[: self.max_pictures]
