@@ -1,4 +1,12 @@
-"""Export and proof as functions: `mmdeploy_ext.export` and `prove`, and what the command line calls."""
+"""Export and proof as functions: `mmdeploy_ext.export` and `prove`, and what the command line calls.
+
+A family is the code for one kind of model (`families.base.Family`): it recognises configs of that kind,
+builds and loads the model, and makes its graphs. Its `samples` are what such a model takes: 'images', single
+pictures; 'frames', all cameras of a car at one moment; 'sweeps', one revolution of a LiDAR; or 'fused', both.
+
+Errors: `ConfigError`, `CheckpointError`, `DataError`, `ModelFileError` and `EngineError` are `UsageError`s;
+these, `ExportError` and what is raised later are `Mm2OnnxError`s.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +35,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.verdict import Verdict
 
     Check = Callable[[Any, Family, Any], None]
-    """Is called with config, family and model before the weights are read; a UsageError refuses them."""
+    """Function that is called with the config, the family and the built model before the weights are read.
+
+    It returns nothing; a UsageError that it raises ends the loading.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +52,8 @@ class ModelSource:
         device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
         cfg: mmcv's `Config` with `cfg_options` applied.
         family: the family that claims the config.
-        weight_layout: axis order of the checkpoint's sparse convolutions, see `Family.load`.
+        weight_layout: axis order of the kernels of a sparse backbone in the checkpoint: 'spconv1', 'spconv2',
+            'spconv2-rskc', or 'auto', which finds it from their shapes; other models have none.
     """
 
     config: str
@@ -64,7 +76,10 @@ class ModelSource:
         weight_layout: str = 'auto',
         file: str = '',
     ) -> ModelSource:
-        """Read the config and find its family.
+        """Read the config and find its family, after `compat.apply()`.
+
+        That is for the whole process: it lets the versions of mmcv, mmdet and mmdet3d that are installed work
+        with this PyTorch, by patches of single functions that are made when their modules are imported.
 
         Args:
             config: path of the config.
@@ -72,13 +87,15 @@ class ModelSource:
             cfg_options: key, with dots for nested ones, -> value that replaces that of the config; with None
                 nothing is replaced.
             device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
-            product: the part of the model that is exported, `DETECTOR` or `BACKBONE` of `families.base`.
-            weight_layout: axis order of the checkpoint's sparse convolutions, see `Family.load`.
-            file: path of an exported file. The family in its metadata is taken if it claims the config; if
-                not, or if `file` is '', the first registered family that does.
+            product: the part of the model that is exported, `DETECTOR` or `BACKBONE` of `families.base`, if
+                `file` does not decide.
+            weight_layout: as the attribute.
+            file: path of an exported file. The family in its metadata is taken, whatever its product, if it
+                claims the config. Otherwise, and if `file` is '', a folder, or not readable, it is the family
+                of `product` that claims most of the model.
 
         Raises:
-            ConfigError: the config cannot be read, or no family claims it.
+            ConfigError: the config cannot be read, or no family claims it. The checkpoint is not looked at.
         """
         compat.apply()
         cfg_options = dict(cfg_options or {})
@@ -87,9 +104,13 @@ class ModelSource:
         return cls(str(config), str(checkpoint), cfg_options, device, cfg, family, weight_layout)
 
     def load(self, check: Check, mean: Sequence[float] | None, std: Sequence[float] | None) -> Deployment:
-        """Build the model, call `check`, and load the weights.
+        """Return the model with its weights; `check` is called between building it and reading them.
 
-        `mean` and `std`, a value per channel, replace those of the config; None keeps them.
+        `mean` and `std` are those of `export`.
+
+        Raises:
+            UsageError: what `check` raised; a ConfigError, CheckpointError or EngineError about the config,
+                the checkpoint or the device.
         """
         from mmdeploy_ext.exporting import deployment as deploy
 
@@ -126,13 +147,15 @@ class Exported:
     Attributes:
         files: paths of the graphs, in the order in which a sample goes through them.
         options: the options of the export, with values in place of those that were left open.
-        seconds: how long the export took.
+        seconds: wall-clock time of exporting and writing, without building the model and loading its weights.
         deployment: the model in PyTorch, with its weights.
-        traced: ((file name, BGR picture), path) of the picture that was traced; None for models of frames
-            and sweeps.
-        samples: what `prove` compares on, and a sentence about where frames and sweeps are from ('' for
-            pictures), as `Samples.of` returns them; None: the default samples of the family.
-        sample_files: paths of the pictures among `samples`; () if the user named none.
+        traced: ((file name, picture), path) of the picture that was traced, (h, w, 3) uint8 BGR; None for
+            models of frames and sweeps.
+        samples: a pair, as `Samples.of` returns it: what `prove` compares on besides `traced`, and a sentence
+            about where frames and sweeps are from ('' for pictures). Pictures are (file name, (h, w, 3) uint8
+            BGR), others `runtime.frames.Frame`s or `Sweep`s. None: only `traced`, or the default samples of a
+            family of frames or sweeps.
+        sample_files: paths of the pictures in `samples`; () if the user named none, or for frames and sweeps.
     """
 
     files: list[str]
@@ -146,12 +169,19 @@ class Exported:
     def prove(self, engine: Mapping[str, Any] | None = None, **claims: Any) -> tuple[Verdict, list[Pair]]:
         """Prove the files with the model in memory.
 
+        A family that cannot be proven has to be refused before, by `check_provable`.
+
         Args:
             engine: settings of the engine as `engine_settings` returns them; None: ONNX Runtime on the CPU.
-            claims: further keyword arguments of `proving.ladder.prove`.
+            claims: further keyword arguments of `proving.ladder.prove`, such as `edited` and `asked`, see
+                `prove`.
 
         Returns:
             The verdict, and samples with the results of PyTorch and of the engine, to be drawn in a report.
+
+        Raises:
+            Mm2OnnxError: a file or a sample cannot be read; its exit status is 1. What a file does wrong is
+                in the verdict.
         """
         from mmdeploy_ext.proving.ladder import prove as climb
 
@@ -168,7 +198,15 @@ class Exported:
 
 
 def check_provable(family: Family) -> None:
-    """Refuse (ConfigError) a family whose task or runtime is missing, before its weights load."""
+    """Refuse a family that lacks what a proof needs; it is to be called before the weights load.
+
+    A family of detectors needs a task, the module that matches and draws its results (`proving.tasks`), and a
+    family of pictures a runtime, the module that finishes in numpy what its graphs compute
+    (`runtime.family_runtime`), unless its class has a method `detections` that does so.
+
+    Raises:
+        ConfigError: one of them is missing.
+    """
     from mmdeploy_ext.families.images import ImageFamily
     from mmdeploy_ext.runtime.family_runtime import runtime_of
 
@@ -189,21 +227,26 @@ def export_source(
     std: Sequence[float] | None = None,
     before_weights: Callable[[], None] = lambda: None,
 ) -> Exported:
-    """Export a detector of a config that was read.
+    """Export the model of a config that was read; a backbone if the source's family is one of backbones.
 
     Args:
         source: config, checkpoint and family.
-        output_file: the `.onnx` file or the folder to write.
-        options: of the export; opset 0 and size 0 x 0 are replaced by the model's defaults.
-        samples: for a proof that follows; they are read now, before the export. None: no proof, or the
-            default samples.
+        output_file: the `.onnx` file or the folder to write; '' is not allowed.
+        options: options of the export; opset 0 and size 0 x 0 (pixels) are replaced by the model's defaults.
+        samples: samples for a call of `Exported.prove` that follows; they are read now, before the export.
+            With None that call has the picture that is traced alone, or the default samples of a family of
+            frames or sweeps.
         picture: path of the picture that is traced; '': one of this package.
-        mean: per channel, as in `export`.
-        std: per channel, as in `export`; None leaves them to the config.
+        mean: as in `export`.
+        std: as in `export`.
         before_weights: called without arguments after the model was built, before its weights are read.
 
     Returns:
         The files, the options and the model.
+
+    Raises:
+        UsageError: as `export`, and what `before_weights` raises.
+        ExportError: as `export`.
     """
     from mmdeploy_ext.exporting import deployment as deploy
     from mmdeploy_ext.exporting.files import check_output, export_files
@@ -247,25 +290,37 @@ def export(
 ) -> Exported:
     """Export a detector to ONNX, as `mm2onnx export` does; nothing is compared, see `prove`.
 
+    A sparse backbone alone is exported by `mm2onnx export-backbone`, or by `export_source` from a source of
+    that product.
+
     Args:
         config: path of an mmcv 1.x config. Modules of its `custom_imports` are imported.
         checkpoint: path of the weights.
-        output_file: the `.onnx` file to write, or the folder of a model of several graphs; '': `tmp.onnx`, or
-            the name of the config. It appears whole or not at all.
+        output_file: the `.onnx` file to write, or the folder of a model of several graphs; an older one there
+            is replaced. '': in the current folder, the file `tmp.onnx`, or of a model of several graphs a
+            folder with the name of the config. It appears whole or not at all.
         picture: path of the picture that is traced, for models of pictures; '': one of this package.
-        mean: per channel, R G B, of the pictures' 0..255; None: that of the config.
-        std: standard deviation per channel, in the same unit; None: that of the config.
+        mean: a value per channel in the order of the network's input (R G B if the config has `to_rgb=True`),
+            in the unit of the pictures, 0..255; None: that of the config.
+        std: standard deviation per channel, in the same order and unit; None: that of the config.
         cfg_options: key, with dots for nested ones, -> value that replaces that of the config; with None
             nothing is replaced.
         device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
-        options: options of the graph, by their names in the metadata: `form`, `opset`, `height`
-            and `width` in pixels, `batch`, `dynamic`, `precision`, ... and those of the family.
+        options: options of the graph, by their names in the metadata. Those of all models are `opset`,
+            `precision` ('fp32' or 'fp16'), `fp16_io`, `keep_fp32`, `exporter` ('torchscript' or 'dynamo') and
+            `simplify`. Models of pictures have `form` (how much of the post-processing is in the graph:
+            'full', the results; 'decode', boxes and scores before their suppression; 'raw', the outputs of
+            the head), `height`, `width` (pixels), `batch` and `dynamic`, too; models of frames and sweeps may
+            have `contract` (which set of files is written). `contract.options` has all values and defaults,
+            the `options.py` of a family its own ones.
 
     Returns:
         The files, the options and the model.
 
     Raises:
-        UsageError: refused before the weights were loaded; the message says what, got, expected.
+        UsageError: the call is refused before the weights are loaded, for example a config that cannot be
+            read or an option that the family does not have. The message says what failed, what there was and
+            what is expected.
         ExportError: the exporter failed, or wrote something other than what was asked for.
     """
     source = ModelSource.read(config, checkpoint, cfg_options, device)
@@ -292,15 +347,21 @@ def prove_source(
         source: config, checkpoint and family.
         onnx_file: the file, or the folder of the graphs of one model.
         samples: what to compare on.
-        engine: settings of the engine, as `engine_settings` returns them.
-        mean: per channel, as in `prove`.
-        std: per channel, as in `prove`; None leaves them to the config.
-        metrics: names of the data set's metrics, such as 'bbox', that both engines are evaluated by.
-        claims: further keyword arguments of `proving.ladder.prove`.
+        engine: settings of the engine, as `engine_settings` returns them: `engine`, the name of its backend,
+            and keyword arguments of `build_backend` such as `threads`.
+        mean: as in `prove`.
+        std: as in `prove`.
+        metrics: names of the data set's metrics, such as 'bbox', that both engines are evaluated by. If the
+            engine cannot load the file, they are left out, and the verdict has the reason.
+        claims: further keyword arguments of `proving.ladder.prove`, such as `edited` and `asked`.
 
     Returns:
         The verdict; samples with the results of PyTorch and of the engine, to be drawn in a report; and the
         model in PyTorch.
+
+    Raises:
+        UsageError: the file, the model or the data set of `metrics` is refused before the weights load.
+        Mm2OnnxError: a sample cannot be read or run later; its exit status is 1.
     """
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.proving.ladder import prove as climb
@@ -355,26 +416,33 @@ def prove(
         config: path of an mmcv 1.x config.
         checkpoint: path of the weights.
         onnx_file: the file, or the folder of the graphs of one model, that was exported.
-        samples: files and folders to compare on: pictures, LiDAR sweeps, or info files; none: a picture of
-            this package, or frames and sweeps of the config's data set, else generated ones.
-        frames: how many frames or sweeps; None: 12.
-        mean: as at the export; None: that of the config.
-        std: as at the export; None: that of the config.
-        cfg_options: as at the export; with None nothing is replaced.
-        device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
+        samples: files and folders to compare on: pictures; LiDAR sweeps (`.bin`, `.npy`); or an info file, in
+            which mmdet3d's `create_data.py` lists the frames of a data set with their poses and calibrations
+            (`.pkl`). If it is empty: a picture of this package, or frames and sweeps of the config's data
+            set, else generated ones.
+        frames: number of frames or sweeps; None: 12. Models of pictures take the first 8 pictures.
+        mean: that of the export, if one was given there; None: that of the config.
+        std: that of the export, if one was given there; None: that of the config.
+        cfg_options: those of the export; with None nothing is replaced.
+        device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'. TensorRT runs on the GPU in any case.
         engine: name of the engine that runs the file: 'onnxruntime', 'openvino', 'tensorrt'.
         providers: execution providers of ONNX Runtime, in order; None: the CPU's.
         threads: number of threads of the engine, within an operator; 0: it decides.
-        inference_precision: what OpenVINO computes in, 'fp32', 'bf16' or 'fp16'; None: 'fp32'.
-        metrics: of the data set, by both engines, such as 'bbox'; none are compared by default.
-        edited: the file was edited on purpose: inputs alone decide, its graph is not compared.
-        asked: what the export was asked for, option -> value; a file that says otherwise is not proven.
+        inference_precision: type that OpenVINO computes in, 'fp32', 'bf16' or 'fp16'; None: 'fp32'. Other
+            engines refuse it.
+        metrics: names of the data set's metrics, such as 'bbox', that both engines are evaluated by; none are
+            compared by default.
+        edited: whether the file was edited on purpose: then inputs alone decide, its graph is not compared.
+        asked: name of an option of `export` -> value that the file must have been exported with, or it is not
+            proven; with None nothing is demanded.
 
     Returns:
-        The verdict: `verdict.proven`, `verdict.title`, `verdict.to_json()`.
+        The verdict: `verdict.proven`, whether graph, tensors and results agree within the bars of
+        docs/proof.md, `verdict.title`, `verdict.to_json()`. What the file does wrong is in it.
 
     Raises:
-        UsageError: refused before the weights were loaded, such as a file that is not there.
+        UsageError: the call is refused before the weights were loaded, such as a file that is not there.
+        Mm2OnnxError: a sample cannot be read or run after that; its exit status is 1.
     """
     source = ModelSource.read(config, checkpoint, cfg_options, device, file=str(onnx_file))
     settings = engine_settings(
@@ -390,10 +458,10 @@ def prove(
 
 
 def _read(family: Family, path: str) -> tuple[list[str], Metadata | None]:
-    """Return the paths of the files, and the metadata of the last file.
+    """Return the paths of the files, and the metadata of the last file, None of a sparse backbone.
 
-    Files of sparse backbones have only a part of the metadata: theirs is None. Damaged files are refused
-    here, before the weights are loaded.
+    The file of a sparse backbone has only a part of the metadata. Damaged files are refused here, before the
+    weights are loaded.
     """
     from mmdeploy_ext.exporting.files import read_files
     from mmdeploy_ext.graph.io.files import load, read

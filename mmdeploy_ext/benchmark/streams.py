@@ -1,11 +1,19 @@
 """The benchmark of models of frames and sweeps: PyTorch and exports of every contract on one drive.
 
-Every contender runs the same drive and has its own memory of earlier frames. Its time begins with a prepared
-frame, or the points of a sweep, and ends with decoded boxes.
+Every contender, which is PyTorch or one export on one engine, runs the same drive and has its own memory of
+earlier frames. Its time begins with a prepared frame, or the points of a sweep, and ends with decoded boxes.
 
-A contract is one of the sets of files that a family can write for a model: 'deploy', this project's own
-graphs, or 'fork', the one graph of StreamPETR's deployment fork. A bar is the largest value of a figure that
-passes.
+A sample is a frame (all cameras of a car at one moment) or a sweep (one revolution of a LiDAR). The frames of
+a drive are in the order of time, and a round runs one of them.
+
+A contract is one of the sets of files that a family can write for a model, named by the option `contract`:
+StreamPETR has 'deploy', this project's graphs for any engine, and 'fork', the one graph of its deployment
+fork; Sparse4D and BEVFormer have 'portable' and those of the programs that they are for. Of files without
+such an option the contract has the name of the family. Rows of the result have the contract as their `form`.
+A bar is the largest value of a figure that passes.
+
+A stepper (`runtime.frames.Stepper`) computes one sample after the other: the reference is PyTorch's model, a
+runner the exported files on an engine.
 """
 
 from __future__ import annotations
@@ -43,7 +51,7 @@ DECODING = 'boxes'
 SWEEPS = 4
 """Number of generated sweeps if the user gives none."""
 GROWTH_FRAMES = 100
-"""Frames from which on it is told whether a frame takes longer after many others."""
+"""Smallest number of frames of which `growth` is computed: whether frames become slower during a drive."""
 
 
 class StreamBenchmark(Benchmark):
@@ -57,7 +65,12 @@ class StreamBenchmark(Benchmark):
     )  # fmt: skip
 
     def load(self) -> None:
-        """Load the model, and make one sample per round; those of the warm-up are the last ones."""
+        """Load the model, and make one sample per round.
+
+        `samples` begins with those of the rounds that count; those of the warm-up, which are the first of the
+        drive, are its end. `files` is contract (or path, if two have one contract) -> path. UsageError:
+        `--sweep` of a model that takes pictures alone.
+        """
         args = self.args
         files_metadata = [read_files(path).metadata for path in args.onnx]
         contracts = [metadata.options.get('contract', metadata.family) for metadata in files_metadata]
@@ -65,7 +78,7 @@ class StreamBenchmark(Benchmark):
         self.deployment = deploy.load(args.config, args.checkpoint, args.cfg_options, args.device)
         rule, family = self.deployment.rule, self.deployment.family
         if family.memory:
-            drive = list(synthetic_drive(DRIVE_FRAMES, rule, scenes=1))
+            drive = list(synthetic_drive(max(DRIVE_FRAMES, len(args.sweep)), rule, scenes=1))
         else:
             drive = list(family.generated_sweeps(rule, len(args.sweep) or SWEEPS))
         voxels = getattr(rule, 'voxels', rule)
@@ -83,7 +96,7 @@ class StreamBenchmark(Benchmark):
         self.samples: list[Frame | Sweep] = [*samples[args.warmup :], *samples[: args.warmup]]
 
     def export(self, folder: str) -> dict[str, str]:
-        """Export the contracts that the family measures."""
+        """Export the contracts that the family measures into a folder; return contract -> file or folder."""
         family, files = self.deployment.family, {}
         for contract in family.measured or (family.choose(opset=0).contract,):
             files[contract] = str(Path(folder) / (f'{contract}.onnx' if contract == 'fork' else contract))
@@ -93,22 +106,25 @@ class StreamBenchmark(Benchmark):
         return files
 
     def first_samples(self, count: int) -> list[Frame | Sweep]:
-        """Return the first samples of the drive in their order, those of the warm-up first."""
+        """Return the first `count` samples of the drive in their order, those of the warm-up first."""
         start = len(self.samples) - self.args.warmup
         return [*self.samples[start:], *self.samples[:start]][:count]
 
     def groups(self) -> list[Sequence[Any]]:
-        """Return the samples of all rounds as one group."""
+        """Return the samples of all rounds as one group: figures are computed per group."""
         return [self.samples]
 
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
-        """Return the model in eager PyTorch, with clocks in the methods that the family names."""
+        """Return the model in eager PyTorch.
+
+        Until the stack closes, the methods of the model that the family names are timed.
+        """
         family, model = self.deployment.family, self.deployment.model
         clock = stack.enter_context(PartClock(family.timed_methods(model)))
         return [torch_contender(family.reference(model), clock)]
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
-        """Compile the model by `torch.compile` and return a function that runs it on a sample.
+        """Compile a copy of the model by `torch.compile` and return a function that runs it on a sample.
 
         It is compiled on two samples, the first without a memory, the second with one.
         """
@@ -124,7 +140,8 @@ class StreamBenchmark(Benchmark):
     ) -> list[Contender]:
         """Return the files of a contract on an engine.
 
-        With `--skip-refused` two samples are run here, the second with a memory.
+        With `--skip-refused` two samples are run here, the second with a memory; what they raise lets the
+        caller leave the engine out.
         """
         options = ENGINES[engine].runner_options(self.threads[0])
         runner = stack.enter_context(self.deployment.family.runner(read_files(path).paths, options))
@@ -134,7 +151,11 @@ class StreamBenchmark(Benchmark):
         return [runner_contender(runner, engine, label, path)]
 
     def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
-        """Return a function that runs the contender on the first samples of the drive in a child process."""
+        """Return a function that runs the contender on the first samples of the drive, for `memory.measure`.
+
+        It can be pickled, since a child process calls it, and returns the kB of that process before loading
+        and the object that has to stay alive while its memory is read.
+        """
         samples = self.first_samples(memory.RUNS)
         if not ENGINES[contender.engine].files:
             change = compiled.compiled_in_child if contender.engine == COMPILED else None
@@ -142,13 +163,20 @@ class StreamBenchmark(Benchmark):
         return functools.partial(run_files, self.source(), contender.engine, contender.file, samples)
 
     def facts(self) -> dict[str, Any]:
-        """Return `input_shape`, such as '6x3x256x704', of the images or points of the first sample."""
+        """Return the entry `input_shape`, that of the first sample.
+
+        It is cameras x channels x height x width, such as '6x3x256x704', or points x values of a point.
+        """
         first = self.samples[0]
         array = first.points if isinstance(first, Sweep) else first.images
         return dict(input_shape='x'.join(map(str, array.shape)))
 
     def complete(self, row: dict[str, Any], contender: Contender, runs: Sequence[Run]) -> None:
-        """Add the medians of the parts in ms, and of the bytes fed besides images."""
+        """Add `parts_ms`, part -> median time in ms, and `fed_bytes` to a row of the JSON file.
+
+        The latter is the median number of bytes that the engine was fed per sample besides the images, such
+        as poses and memory; None if unknown. `runs` has at least one run.
+        """
         fed_bytes = [run.fed_bytes for run in runs if run.fed_bytes is not None]
         row['parts_ms'] = {
             part: round(statistics.median(run.parts_s[part] for run in runs) * 1e3, 3)
@@ -157,7 +185,11 @@ class StreamBenchmark(Benchmark):
         row['fed_bytes'] = int(statistics.median(fed_bytes)) if fed_bytes else None
 
     def result(self, contenders: Sequence[Contender], runs: Sequence[Runs], *memories: Any) -> dict[str, Any]:
-        """Return the content of the JSON file, with the bars of the family and whether they are met."""
+        """Return the content of the JSON file, with `deploy_to_fork`, `bars` and `bars_of`.
+
+        These are the result of `contract_ratio`, that of `check_bars` for the family's first contract, and
+        the model and machine that the bars were set for. `runs` has the runs of the one group.
+        """
         result = super().result(contenders, runs, *memories)
         ratio, family = contract_ratio(contenders, runs[0]), self.deployment.family
         form = (family.measured or (family.choose(opset=0).contract,))[0]
@@ -166,9 +198,11 @@ class StreamBenchmark(Benchmark):
 
 
 def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:
-    """Return a contender that runs the model in eager PyTorch, as `stepper` does.
+    """Return a contender that runs the model in PyTorch, eager or compiled, as `stepper` does.
 
-    Time that is in none of the clock's parts counts for the part 'head'.
+    `clock` has the seconds of each timed part so far. Time that is in none of them, such as decoding, counts
+    for the part 'head'. Results are in numpy, so that a GPU has ended its work when a run ends; parts on a
+    GPU are the times of the calls.
     """
 
     def run(sample: Frame | Sweep) -> Run:
@@ -185,7 +219,9 @@ def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:
 def runner_contender(stepper: Any, engine: str, form: str, file: str) -> Contender:
     """Return a contender that runs exported files of a contract on an engine.
 
-    `stepper` is what `SequenceFamily.runner` returns for them; `form` is the contract, `file` their path.
+    `stepper` is what `SequenceFamily.runner` returns for them: its `graph_seconds()` are part -> seconds so
+    far, the part `DECODING` among them, which does not count as time of the network. `form` is the contract,
+    `file` the path of the files.
     """
 
     def run(sample: Frame | Sweep) -> Run:
@@ -200,9 +236,9 @@ def runner_contender(stepper: Any, engine: str, form: str, file: str) -> Contend
 
 
 def contract_ratio(contenders: Sequence[Contender], runs: Runs) -> dict[str, Any] | None:
-    """Return median and quartiles, `measure.ratio`, of the times of contract deploy over those of fork.
+    """Return `measure.ratio` of the times of contract deploy to those of fork, both in ONNX Runtime.
 
-    Both are those in ONNX Runtime; None unless both ran.
+    It has `median` and the quartiles; None unless both ran. `runs` is name of a contender -> its runs.
     """
     names = {contender.form: contender.name for contender in contenders if contender.engine == DEFAULT.name}
     if not {'deploy', 'fork'} <= names.keys():
@@ -218,14 +254,16 @@ def check_bars(
 ) -> list[dict[str, Any]]:
     """Return `name`, `value`, `bar` and `passed` of each bar of a contract in ONNX Runtime.
 
-    Bars whose figure was not measured are left out.
+    Bars whose figure was not measured are left out; all are if this contract was not.
 
     Args:
-        rows: rows of the contenders in the JSON file.
+        rows: rows of the contenders in the JSON file. Read are `engine`, `form`, `ratio_to_torch` (a dict
+            with `median`, or None), `parts_ms`, `fed_bytes`, and, if they are there, `memory` and
+            `samples_ms`, the times of all samples.
         ratio: result of `contract_ratio`; None if one of the contracts was not measured.
-        bars: name, figure and largest value of each bar. A figure is 'torch' or 'fork' (ratio of times to
-            theirs), 'memory' (ratio of peaks to PyTorch's), 'growth' (see `growth`), 'fed_bytes', or the name
-            of a part (ms).
+        bars: name, figure and largest value of each bar. A figure is 'torch' (ratio of the contract's times
+            to PyTorch's), 'fork' (that of deploy's to fork's, whatever `form` is), 'memory' (ratio of peaks
+            to PyTorch's), 'growth' (see `growth`), 'fed_bytes', or the name of a part (ms).
         form: the contract.
     """
     row = next((row for row in rows if (row['engine'], row['form']) == (DEFAULT.name, form)), None)
@@ -244,7 +282,8 @@ def check_bars(
 def growth(samples_ms: Sequence[float]) -> float | None:
     """Return the median time of the last quarter of the frames over that of the first quarter.
 
-    None for fewer than `GROWTH_FRAMES`, which tell nothing. A memory that grows makes later frames slower.
+    It is more than 1 if later frames are slower, for example since a memory grows; None for fewer than
+    `GROWTH_FRAMES`, which tell nothing.
     """
     if len(samples_ms) < GROWTH_FRAMES:
         return None
@@ -257,8 +296,14 @@ def run_model(
 ) -> tuple[int, object]:
     """Load a model, apply `change` to it and run it on samples in a child process, for `memory.measure`.
 
-    The kB of the process before loading, and the object that has to stay alive, are returned. Without
-    `change` the model runs as it is.
+    Args:
+        source: the config and the checkpoint, for the child process.
+        samples: samples of one drive in their order.
+        change: takes the model and returns the one that is run, such as a compiled copy; with None the model
+            runs as it is.
+
+    Returns:
+        The resident memory of the process before loading, kB, and the object that has to stay alive.
     """
     baseline_kb, deployment = source.load(change)
     return baseline_kb, _run_steps(deployment.family.reference(deployment.model), samples)
@@ -267,7 +312,11 @@ def run_model(
 def run_files(
     source: memory.Source, engine: str, path: str, samples: Sequence[Frame | Sweep]
 ) -> tuple[int, object]:
-    """Run the files of a contract (`path`) on an engine in a child process; see `run_model`."""
+    """Run the files of a contract on an engine in a child process; it returns what `run_model` does.
+
+    `engine` is a key of `ENGINES`, `path` that of the file or folder. Libraries are imported first, so that
+    their memory does not count.
+    """
     source.prepare(ENGINES[engine].package)
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.families.base import DETECTOR, find_family

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import numbers
 import os
 import random
 import sys
@@ -187,8 +188,8 @@ def evaluate(
         raise ConfigError(f'--eval {" ".join(metrics)}: {error.args[0] if error.args else error}') from error
     except AssertionError as error:  # nuScenes' devkit, if the samples are not those of its split
         raise DataError(f'--eval {" ".join(metrics)}: the evaluator refused: {error}') from error
-    numbers = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
-    return {**numbers, **track_values}
+    metric_values = {key: float(value) for key, value in values.items() if isinstance(value, numbers.Real)}
+    return {**metric_values, **track_values}
 
 
 def check_tables(cfg: Any, dataset: Dataset, metrics: Sequence[str] = ()) -> None:

@@ -29,7 +29,7 @@ WORLD = 1
 TRAIN_IMAGES, VAL_IMAGES = 800, 100
 """Pictures of the two parts if no other number is asked for."""
 SIZES = ((256, 256), (240, 320), (320, 240), (256, 320), (192, 256), (320, 320))
-"""Width and height of pictures, pixels."""
+"""Height and width (H, W) of pictures, pixels."""
 SIZE_SHARES = (0.4, 0.15, 0.15, 0.1, 0.1, 0.1)
 """Share of the pictures of each size."""
 EMPTY_EVERY = 20
@@ -196,6 +196,9 @@ def ensure_toy_coco(
 def run(args: argparse.Namespace) -> int:
     """Make the set or the picture of the command line."""
     size = tuple(args.size) if args.size else None
+    cli.check_minimums(args, shapes=0)
+    if args.shapes is not None and not args.picture:
+        raise UsageError(f'--shapes {args.shapes}: goes with --picture; the pictures of a set draw theirs')
     if args.picture:
         _check(args.seed, {}, size)
         with atomic_path(args.picture) as temporary:

@@ -123,8 +123,9 @@ class MaskPostprocess(nn.Module):
         decayed = scores * matrix_decay(scores, labels, areas, overlaps, self.config)
         keep = scores > NO_CANDIDATE
         if self.config.filter_thr > 0:
-            # three equal masks of a class divide 0 by 0 under the linear kernel: NaN reaches no threshold
             keep = keep & (decayed >= self.config.filter_thr)
+        elif self.config.kernel == 'linear':
+            keep = keep & (decayed >= 0)  # mmdet keeps these rows with the score NaN
         scores = torch.where(keep, decayed, torch.full_like(scores, NO_CANDIDATE))
         scores, cells, labels = self._best(scores, cells, labels)
         present = scores > NO_CANDIDATE

@@ -206,7 +206,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Insta
                 f'{name}: got {outputs[name].shape[1]} entries, expected {count} of a {facts["head"]} (head)'
             )
     batch = len(outputs['cate_pred'])
-    img_shape = feeds.get('img_shape', np.zeros((batch, 2), np.float32))
+    img_shape = np.broadcast_to(feeds.get('img_shape', np.zeros(2, np.float32)), (batch, 2))
     ori_shape = feeds.get('ori_shape', np.zeros(2, np.int64))
     return [
         postprocess_image(scores, soft_masks_of(outputs, image, facts), img_shape[image], ori_shape, facts)

@@ -11,11 +11,13 @@ import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr_export as toy
+from mmdeploy_ext.benchmark import streams
 from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.streams import StreamBenchmark, check_bars, growth
 from mmdeploy_ext.cli import benchmark_app
 from mmdeploy_ext.families.bevformer.family import BevFormerFamily
 from mmdeploy_ext.families.streampetr.family import StreamPetrFamily
+from mmdeploy_ext.runtime.frames import Sweep
 
 CONFIG = """
 import toy_streampetr as toy
@@ -74,6 +76,22 @@ def test_one_run_measures_pytorch_and_both_contracts_part_by_part(place, tmp_pat
         'fed besides images' in printed and 'ok bytes fed besides the images: 72 (at most 64000)' in printed
     )
     assert (tmp_path / 'b.png').stat().st_size > 1000
+
+
+def test_a_drive_has_a_frame_for_every_sweep(monkeypatch):
+    benchmark = object.__new__(StreamBenchmark)
+    benchmark.args = SimpleNamespace(
+        onnx=[], config='', checkpoint='', cfg_options={}, device='cpu', sweep=['a.bin'] * 30,
+        warmup=0, max_iter=30, repeat_num=1, spare_rounds=0,
+    )  # fmt: skip
+    rule = SimpleNamespace(voxels=SimpleNamespace())
+    deployment = SimpleNamespace(rule=rule, family=SimpleNamespace(memory=True), cfg=None)
+    frames = [Sweep(np.zeros((1, 5), np.float32))] * 40
+    monkeypatch.setattr(streams.deploy, 'load', lambda *_: deployment)
+    monkeypatch.setattr(streams, 'synthetic_drive', lambda count, *_, **__: frames[:count])
+    monkeypatch.setattr(streams, 'points_of', lambda *_, **__: [('real', np.ones((2, 5), np.float32))])
+    benchmark.load()
+    assert [len(sample.points) for sample in benchmark.samples] == [2] * 30
 
 
 @pytest.mark.matrix

@@ -9,7 +9,7 @@ from mmcv.utils import Config
 from mmdet.datasets import DATASETS
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader
+from mmdeploy_ext.evaluate.evaluation import build_dataset, build_loader, evaluate
 
 
 class Drawing:
@@ -42,6 +42,18 @@ def test_the_generators_of_the_process_stay_as_they_are():
     np.random.seed(5)
     read(range(3), 0)
     assert (random.random(), np.random.rand()) == wanted
+
+
+class Evaluated:
+    """A data set whose evaluator gives numbers of several types, and text."""
+
+    def evaluate(self, results, metric):
+        return dict(mAP=0.5, recall=np.float32(0.25), count=np.int64(3), table='a | b')
+
+
+def test_numbers_of_an_evaluator_are_taken_whatever_their_type():
+    values = evaluate(Config(dict(data=dict())), Evaluated(), [], ['bbox'])
+    assert values == dict(mAP=0.5, recall=0.25, count=3.0)
 
 
 class Folder:

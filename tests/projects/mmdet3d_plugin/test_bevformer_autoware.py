@@ -58,6 +58,17 @@ def test_the_record_of_the_node_has_the_heading_of_the_pose():
         np.testing.assert_allclose(np.linalg.norm(quaternion), 1, atol=1e-9)
 
 
+@pytest.mark.parametrize('kind', [np.float32, np.float64])
+def test_a_car_on_flat_ground_has_a_record_whatever_its_heading(kind):
+    for yaw in np.deg2rad(np.arange(-180, 181)):
+        rotation = np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
+        record = can_bus_record((10, 20, 1), rotation).astype(kind)
+        assert abs(node.quaternion_of(record[3], record[16]) @ rotation) > 1 - 1e-5
+        back = node.trained_record(node.absolute(node.motion_of(record, 'wwww')), 'wwww')
+        turn = back[16] - record[16]
+        assert min(turn % (2 * np.pi), -turn % (2 * np.pi)) < 1e-5 and abs(back[3] - record[3]) < 1e-6
+
+
 def with_parameter(group, key, value):
     def change(folder):
         content = yaml.safe_load((folder / MANIFEST).read_text())
