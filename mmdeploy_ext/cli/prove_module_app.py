@@ -1,4 +1,8 @@
-"""`mm2onnx prove-module`: prove any ONNX file against any PyTorch module."""
+"""`mm2onnx prove-module`: prove any ONNX file against any PyTorch module.
+
+It is `proving.modules.proof.prove_module` for the command line. The options `--inputs`, `--tolerance`,
+`--state`, `--rows`, `--seed` and `--no-generated` are those of `options.add_module_arguments`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
+    """Return the parser of the command line.
+
+    In `add('--onnx m.onnx', ...)` the first word is the name of an argument, the second that of its value in
+    the help; `module FILE.py:make` is a positional argument, and an option without a second word a switch.
+    """
     parser = cli.ArgumentParser(
         description='Prove that an ONNX file computes what a PyTorch module computes: exit status 0 '
         'proven, 1 not, 2 usage. The file needs no metadata, the module no config.'
@@ -34,7 +42,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load both sides, compare, print the verdict."""
+    """Load both sides, compare, print the verdict; return 0 if the file is proven, 1 if not.
+
+    Samples are those of `--inputs` (a .npz file each, arrays by name), then those of `--samples`, of tensors
+    or arrays; all are in memory at once. Names in a dict are those of the module's arguments or of the
+    file's inputs. A file is proven if every output on every input is within the tolerance, relative to the
+    largest value of that output, and the graph computes what a fresh export of the module computes; the
+    details are in docs/prove-module.md.
+
+    Raises:
+        UsageError: there are no samples; the module, its function or a sample cannot be loaded, or an option
+            cannot be read.
+    """
     cli.wait_passively()
     if not args.inputs and not args.samples:
         raise UsageError('--inputs or --samples: expected samples to compare on')
@@ -46,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.proving.modules.proof import prove_module
     from mmdeploy_ext.proving.modules.table import print_module_verdict
 
-    compat.apply()  # before the file of the user imports the libraries that it is for
+    compat.apply()  # patches mmcv and others as they are imported, which the file of the user may do
     samples = read_samples(args.inputs or ())
     module = call_function(args.module)
     if args.samples:
@@ -69,5 +88,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status."""
+    """Run the tool on the words `argv`, by default those of the command line, and return its exit status."""
     return cli.run(run, build_parser, argv)

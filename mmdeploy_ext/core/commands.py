@@ -1,7 +1,8 @@
 """The commands of this project, by the names that a reader of a message can type.
 
-A checkout has a script in `tools/` for each; `mm2onnx NAME` does the same from any folder. Messages name the
-sub-command if `mm2onnx` was started or if there are no scripts, as in an installed wheel.
+A command has a name, such as 'verify'. A checkout of the repository has a script for most of them in its
+folder `tools/`; the sub-command `mm2onnx NAME` does the same from any folder. Messages name the sub-command
+if `mm2onnx` was started or if there are no scripts, as in an installed wheel, otherwise the script.
 """
 
 from __future__ import annotations
@@ -33,22 +34,28 @@ SCRIPTS = {
     'convert-rtdetr': 'tools/convert/rtdetr.py',
     'convert-solo': 'tools/convert/solo_wxinlong.py',
 }
-"""Sub-command of `mm2onnx` -> the script that does the same."""
+"""Name of a command -> the script that does the same, by its path in a checkout.
+
+'run' has none: what follows `python` in a checkout stands for it.
+"""
 RUNNERS = {
     'with_postprocess': 'tools/onnx/onnx_with_postprocess.py',
     'no_topk_nms': 'tools/onnx/onnx_no_topk_nms.py',
     'rtdetr': 'tools/onnx/onnx_rtdetr.py',
     'solo': 'tools/onnx/onnx_solo.py',
 }
-"""Scripts that draw what some files find, as `mm2onnx run` does for all files."""
+"""Name of a further command -> script that runs a file on pictures and draws its results.
+
+Each is for the files of some families and forms, see `runtime.family_runtime`; `mm2onnx run` takes all files.
+"""
 CHECKOUT = Path(__file__).resolve().parents[2]
-"""The folder of the package; it has `tools/` if it is a checkout."""
+"""The folder that the package is in: the root of a checkout, with `tools/`, or site-packages."""
 _names_scripts = (CHECKOUT / SCRIPTS['export']).is_file()
 
 
 @contextlib.contextmanager
 def sub_commands() -> Iterator[None]:
-    """Inside the block messages name sub-commands of `mm2onnx`, which was started."""
+    """Let messages name sub-commands inside the block, which is that of `mm2onnx`; for the whole process."""
     global _names_scripts
     before, _names_scripts = _names_scripts, False
     try:
@@ -58,9 +65,10 @@ def sub_commands() -> Iterator[None]:
 
 
 def tool(name: str) -> str:
-    """Return a command as messages name it: a script, or `mm2onnx NAME`.
+    """Return a command as messages name it: the path of its script, or `mm2onnx NAME`.
 
-    The name is that of `SCRIPTS`, or of `RUNNERS`, whose scripts are `mm2onnx run`.
+    `name` is a key of `SCRIPTS`, or of `RUNNERS`, whose sub-command is `mm2onnx run`; any other is a
+    KeyError.
     """
     if name in RUNNERS:
         return RUNNERS[name] if _names_scripts else 'mm2onnx run'
@@ -69,5 +77,9 @@ def tool(name: str) -> str:
 
 
 def command(name: str) -> str:
-    """Return the beginning of a command line: `python` and a script, or `mm2onnx NAME`."""
+    """Return the beginning of a command line: `python` and the script, or `mm2onnx NAME`.
+
+    `name` is that of `tool`. In a checkout 'run' gives `python -m mmdeploy_ext run`, which works without an
+    installation, too.
+    """
     return f'python {SCRIPTS.get(name) or RUNNERS[name]}' if _names_scripts else tool(name)

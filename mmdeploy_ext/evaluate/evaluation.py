@@ -1,4 +1,9 @@
-"""Data sets by mmdet's loader and evaluators, the same for every engine."""
+"""Data sets by mmdet's loader and evaluators, the same for every engine.
+
+A sample of a data set is what its test pipeline returns, a dict such as that of mmdet's `Collect`; the result
+of a sample is what the test path of its detectors returns for one, such as a list with an array (n, 5) of x1,
+y1, x2, y2, score per class for mmdet's boxes.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +61,10 @@ def _prepared(pipeline: Callable[[dict[str, Any]], Any], results: dict[str, Any]
 
 
 def dataset_builder() -> Callable[[Mapping[str, Any]], Dataset]:
-    """Return `build_dataset` of mmdet, or of mmdet3d if a config has loaded it, which falls back to it."""
+    """Return the function `build_dataset` of mmdet3d if a config has imported it, otherwise that of mmdet.
+
+    mmdet3d's function builds mmdet's data sets, too. It takes the config of a data set and returns it.
+    """
     if 'mmdet3d.datasets' in sys.modules:
         from mmdet3d.datasets import build_dataset as build
     else:
@@ -65,11 +73,13 @@ def dataset_builder() -> Callable[[Mapping[str, Any]], Dataset]:
 
 
 def build_dataset(cfg: Any) -> Dataset:
-    """Build the test data set of a config.
+    """Build the test data set of a config, `data.test`, in test mode.
+
+    Its pipeline is wrapped: a sample that cannot be prepared raises a DataError that names its file.
 
     Raises:
         DataError: its files are missing or cannot be read, or it has no sample.
-        ConfigError: the config has none.
+        ConfigError: the config has no data set there, or a list of several.
     """
     dataset_cfg = (cfg.get('data') or {}).get('test')
     if not isinstance(dataset_cfg, dict):
@@ -124,6 +134,9 @@ def build_loader(
 ) -> DataLoader:
     """Return mmdet's test loader for some samples of a data set, in the order of `indices`.
 
+    Its batches are collated by mmcv, with `DataContainer`s. What a pipeline draws with numpy or `random`
+    follows from the index of the sample alone, so that every engine gets the same inputs.
+
     Args:
         dataset: built by `build_dataset`.
         indices: indices of the samples in the data set.
@@ -139,7 +152,10 @@ def build_loader(
 
 @contextlib.contextmanager
 def loader_errors() -> Iterator[None]:
-    """Inside the block a DataError keeps its message alone; a loader process puts its traceback before it."""
+    """Reduce a DataError of the block to the last line of its message.
+
+    A process of a loader puts its traceback before the message.
+    """
     try:
         yield
     except DataError as error:
@@ -159,15 +175,18 @@ def evaluate(
         cfg: the config, whose `evaluation` has further arguments of the evaluator.
         dataset: built by `build_dataset`.
         results: a result per sample, in the order of the data set, as its evaluator takes them.
-        metrics: names of metrics of this evaluator, such as 'bbox'; 'tracking' of boxes with track ids.
+        metrics: names of metrics of this evaluator, such as 'bbox'; 'tracking' evaluates boxes in 3D with the
+            ids of tracks. An empty list is passed on to the evaluator.
         options: further arguments of the evaluator (`--eval-options`), over those of the config; with None
             nothing is replaced.
 
     Returns:
-        Name -> value of every number that the evaluator gives.
+        Name -> value of every number that the evaluator gives, in its units (mmdet's mAP is in 0..1); texts
+        and tables are left out.
 
     Raises:
-        ConfigError: the data set does not have a metric or an option.
+        ConfigError: the evaluator raised a KeyError, as for a metric that it does not have, or a TypeError,
+            as for an unknown argument; the message names --eval or --eval-options.
         DataError: the evaluator refuses the results or tables.
         UsageError: 'tracking' without the package that it needs.
     """
@@ -193,7 +212,9 @@ def evaluate(
 
 
 def check_tables(cfg: Any, dataset: Dataset, metrics: Sequence[str] = ()) -> None:
-    """Refuse a nuScenes data set whose tables are missing, before hours of inference.
+    """Refuse a nuScenes data set whose tables, nuScenes' own JSON files, are missing.
+
+    It is called before hours of inference; other data sets have no tables. `cfg` is for messages.
 
     Raises:
         DataError: the folder that its evaluator reads is missing.
@@ -210,5 +231,8 @@ def check_tables(cfg: Any, dataset: Dataset, metrics: Sequence[str] = ()) -> Non
 
 
 def work_dir_name(config: str) -> str:
-    """Return the config's name without `_pth` or `_onnx`, since both runs of a model share one folder."""
+    """Return the name of a config file (a path) without suffix, and without `_pth` or `_onnx` at its end.
+
+    Configs of a model for PyTorch and for ONNX differ in that end, and their runs share one folder.
+    """
     return Path(config).stem.removesuffix('_pth').removesuffix('_onnx')

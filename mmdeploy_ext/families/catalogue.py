@@ -77,7 +77,7 @@ register_family(
     'monocular',
     'mmdeploy_ext.families.monocular.family:PointsFamily',
     postprocess=monocular.POSTPROCESS,
-    runtime='mmdeploy_ext.families.monocular.runtime.points',
+    runtime='mmdeploy_ext.families.monocular.runtime.fcos3d',
     library=MMDET3D,
 )
 register_family(
@@ -141,7 +141,7 @@ register_family(
     'smoke',
     'mmdeploy_ext.families.monocular.family:SmokeFamily',
     postprocess=monocular.SMOKE_POSTPROCESS,
-    runtime='mmdeploy_ext.families.monocular.runtime.peaks',
+    runtime='mmdeploy_ext.families.monocular.runtime.smoke',
     library=MMDET3D,
 )
 register_family(

@@ -1,6 +1,8 @@
 """Point clouds as models take them, read from files and checked. Needs numpy only.
 
-Glossary: P points, D values of a point.
+A sweep is one revolution of a LiDAR. Glossary: P points, D values of a point, of which the first three are x,
+y, z in metres in the sensor's frame; further ones, such as the intensity and the age in seconds, are as the
+data set has them. A `PointsError` is a `DataError`.
 """
 
 from __future__ import annotations
@@ -17,24 +19,31 @@ from mmdeploy_ext.preprocess.points import check_points as checked
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-WIDTHS, MIN_VALUES = range(3, 8), 1000
-"""Values per point that sweeps have, and the values of a file below which their spread tells nothing."""
+WIDTHS = range(3, 8)
+"""Numbers of values per point that sweeps may have."""
+MIN_VALUES = 1000
+"""Number of values from which on the spread of columns tells how many a point has."""
 LARGEST_VALUE = 1e5
-"""Of a point: metres in its sensor's frame, intensities of up to 16 bits, seconds before the key frame."""
+"""No value of a point is larger: neither metres, nor intensities of up to 16 bits, nor ages in seconds."""
 MAX_BYTES = 1 << 28
-"""Size of a sweep's file: 13 million points of five values."""
-ALIKE, UNLIKE = 1.5, 3.0
-"""Ratio of the largest to the smallest spread of a column: mixed columns stay below the first, real ones are
-above the second."""
+"""Largest size of a sweep's file: 13 million points of five values."""
+ALIKE = 1.5
+"""Columns that are mixtures of all values differ less in their spread than by this factor."""
+UNLIKE = 3.0
+"""The columns of a real sweep differ more in their spread than by this factor."""
 
 
 def read_points(path: str | Path, width: int) -> np.ndarray:
-    """Return a sweep (P, width) of raw float32 (nuScenes' `.pcd.bin`, KITTI's `.bin`).
+    """Return a sweep (P, width) float32 of a file of raw float32 (nuScenes' `.pcd.bin`, KITTI's `.bin`).
+
+    Args:
+        path: path of the file.
+        width: number of values per point.
 
     Raises:
-        DataError: no such file, a pipe, more than `MAX_BYTES`, a size that is not a multiple of a point,
-            values that no sensor measures, or values that fall into place with another number of values per
-            point.
+        DataError: the file is not there, a pipe, empty or larger than `MAX_BYTES`; its size is not a multiple
+            of a point; a value is none that a sensor measures; or the spread of the columns shows that points
+            have another number of values, one of `WIDTHS`.
     """
     try:
         check_regular(path)
@@ -69,10 +78,11 @@ def read_points(path: str | Path, width: int) -> np.ndarray:
 def check_plausible(
     points: np.ndarray, path: str | Path, advice: str = 'repair the file, or remove it'
 ) -> None:
-    """Refuse points (P, D) of a file with a value that no sensor measures, by its row and column.
+    """Refuse points (P, D) of a file with a value that is NaN, infinite or beyond +-`LARGEST_VALUE`.
 
     Raises:
-        DataError: with the first such value, their number, and the advice.
+        DataError: its message names the file `path`, row and column of the first such value, and their
+            number, and ends with the advice.
     """
     rows, columns = np.nonzero(~(np.abs(points) <= LARGEST_VALUE))
     if not len(rows):
@@ -107,10 +117,16 @@ def _contrast(values: np.ndarray, width: int) -> float:
 
 
 def check_points(points: np.ndarray, width: int, name: str = '') -> np.ndarray:
-    """Return points as (P, width) float32, contiguous.
+    """Return points as a contiguous array (P, width) float32; the same one if it is that already.
+
+    Args:
+        points: (P, width) of integers or floating-point numbers, also nested lists.
+        width: number of values per point.
+        name: name of the sweep, for messages; '' for none.
 
     Raises:
-        PointsError: another shape or kind, values that are not finite, or no point at all.
+        PointsError: another number of values per point, another shape, no numbers, values that are not
+            finite, or no point at all.
     """
     prefix = f'{name}: ' if name else ''
     try:
@@ -123,7 +139,16 @@ def check_points(points: np.ndarray, width: int, name: str = '') -> np.ndarray:
 
 
 def check_in_range(points: np.ndarray, point_cloud_range: Sequence[float], name: str = '') -> None:
-    """Refuse a sweep none of whose points (P, 3 or more) is in range: PointsError has their extent."""
+    """Refuse a sweep that has not a single point in the range of the model; points outside are no error.
+
+    Args:
+        points: (P, 3 or more) float32, x, y, z first, in metres in the LiDAR frame; P is not 0.
+        point_cloud_range: low x, y, z, which belong to the range, and high x, y, z, which do not, m.
+        name: name of the sweep, for messages; '' for none.
+
+    Raises:
+        PointsError: no point is in range; the message has the extent of the points.
+    """
     low, high = np.float32(point_cloud_range[:3]), np.float32(point_cloud_range[3:])
     if not ((points[:, :3] >= low) & (points[:, :3] < high)).all(axis=1).any():
         title = f'{name}: points' if name else 'points'

@@ -1,4 +1,8 @@
-"""The sparse graph: what a LiDAR backbone computes, before it is written in any dialect. Needs numpy only.
+"""The sparse graph: what a LiDAR backbone computes, before it is written as a file. Needs numpy only.
+
+There are two kinds of files: the libspconv dialect, the form of ONNX that NVIDIA's engine of that name reads,
+and portable ones of standard operators. A rulebook is the table of pairs of input and output sites that a
+sparse convolution multiplies, per element of its kernel.
 
 Glossary: N active sites (voxels) of a level, C channels, O output and I input channels of a convolution, k0,
 k1, k2 its kernel, d0, d1, d2 sizes of the grid, H, W cells of the bird's-eye view; the three spatial axes
@@ -24,10 +28,10 @@ class Node:
     """One operation.
 
     Attributes:
-        name: as the dialect numbers it: conv0, add0, relu0, scatter0, transpose0, reshape0, ...
+        name: as `renumber` makes it: conv0, add0, relu0, scatter0, transpose0, reshape0, ...
         module: path of the module that it comes from, e.g. 'encoder_layers.encoder_layer1.0.conv1'.
         inputs, output: ids of its tensors.
-        op_type: of the class: its name.
+        op_type: name of the node's class, such as 'Add'.
     """
 
     op_type: ClassVar[str]
@@ -61,23 +65,28 @@ class SparseConvolution(Node):
     """A sparse convolution, submanifold or strided, with its bias and ReLU once they are folded.
 
     Attributes:
-        weight: (O, k0, k1, k2, I) float32 or float16.
-        bias: (O,) or None before folding.
-        kernel_size, stride, padding, dilation, output_padding: per axis; a submanifold convolution centres
-            its kernel and ignores stride and padding.
-        subm: submanifold: the output sites are the input sites.
-        inverse: spconv's inverse convolution: back to the sites of the convolution with the same rulebook.
-        transposed: spconv's transposed convolution; always False in what can be written.
-        groups: always 1 in what can be written.
-        rulebook: key shared by convolutions with the same neighbours (spconv's indice_key); None: without.
+        weight: (O, k0, k1, k2, I), also of inverse and transposed convolutions; float32 of a traced module,
+            float16 if it was read from a file of the libspconv dialect.
+        bias: (O,) of the same type; None before folding if the module has none.
+        kernel_size, stride, padding, dilation, output_padding: numbers per axis, as the module has them; a
+            submanifold convolution centres its kernel and ignores stride and padding.
+        subm: whether it is submanifold: the output sites are the input sites.
+        inverse: whether it is spconv's inverse convolution, whose output sites are the input sites of an
+            earlier convolution with the same rulebook.
+        transposed: whether it is spconv's transposed convolution; no file can be written of one.
+        groups: number of groups; no file can be written of more than 1.
+        rulebook: key shared by convolutions with the same neighbours (spconv's indice_key); None if it shares
+            them with no other.
         activation: 'ReLU' or 'None'.
         input_spatial_shape, output_spatial_shape: grid sizes per axis.
         input_rows, output_rows: numbers of active sites when it was traced; no engine reads them.
-        output_bound: most active sites that an engine has to make room for.
-        precision, output_precision: 'fp16' or 'int8', the types in which the kernel computes, and stores;
-            '' if the file does not tell, which engines take as fp16.
-        input_range: amax of its input, or None.
-        weight_ranges: (O,) amax per output channel, or None.
+        output_bound: largest number of output sites that an engine makes room for; the user or the module
+            sets it.
+        precision: type in which the kernel computes, 'fp16' or 'int8'; '' if the file has none, which engines
+            take as fp16.
+        output_precision: type of what it stores, likewise.
+        input_range: amax of its input for int8; None if it was not calibrated.
+        weight_ranges: (O,) amax per output channel for int8; None if it was not calibrated.
     """
 
     weight: np.ndarray
@@ -156,14 +165,16 @@ class Transpose(Node):
 
 @dataclasses.dataclass(frozen=True)
 class Reshape(Node):
-    """A dense tensor in the shape `dims`."""
+    """A dense tensor in the shape `dims`, all of whose sizes are positive numbers."""
 
     dims: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class SparseGraph:
-    """A whole network: nodes in the order in which they run, tensor '0' the voxel features.
+    """A whole network: nodes in the order in which they run, tensor '0' the voxel features. Its batch is 1.
+
+    Two graphs are compared by `differences`; `==` fails on their arrays.
 
     Attributes:
         nodes: every node's inputs are '0' or outputs of nodes before it.
@@ -188,7 +199,7 @@ class SparseGraph:
 
 
 PREFIXES = {'BatchNorm': 'bn', 'SparseConvolution': 'conv', 'ScatterDense': 'scatter'}
-"""Operation -> its short name, where that is not its name in small letters."""
+"""Operation -> beginning of the names of its nodes, unless that is its name in small letters."""
 
 
 def renumber(graph: SparseGraph) -> SparseGraph:
@@ -214,7 +225,10 @@ def prune(graph: SparseGraph) -> SparseGraph:
 
 
 def differences(graph: SparseGraph, other_graph: SparseGraph) -> list[str]:
-    """Return the differences of two graphs in words; an empty list if they are equal bit for bit."""
+    """Return the differences of two graphs in words; an empty list if they are equal, arrays bit for bit.
+
+    If one has more nodes, the surplus is counted, not described.
+    """
     lines = []
     for field in dataclasses.fields(SparseGraph):
         value, other_value = getattr(graph, field.name), getattr(other_graph, field.name)

@@ -6,7 +6,8 @@ segmentations as compressed RLE of the visible pixels.
 
 Every picture has its own random stream, seeded by (seed, split, index): equal parameters give equal bytes,
 however often the run was interrupted. (Equal bytes also need the same builds of NumPy and OpenCV: JPEG
-encoders and resampling differ in last bits between builds.) H, W: height and width of a picture, pixels.
+encoders and resampling differ in last bits between builds.) A set is made in a folder beside its own, see
+`staging.make_set`. H, W: height and width of a picture, pixels.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from mmdeploy_ext.synthetic import staging
 from mmdeploy_ext.synthetic.scene import CLASSES, Instance, make_scene
 
 WORLD = 1
-"""Version of the world; raise it when the same seed gives other pictures, so that older sets are refused."""
+"""Version of the pictures. Whoever changes what a seed gives increases it, so that older sets are refused."""
 TRAIN_IMAGES, VAL_IMAGES = 800, 100
 """Pictures of the two parts if no other number is asked for."""
 SIZES = ((256, 256), (240, 320), (320, 240), (256, 320), (192, 256), (320, 320))
@@ -33,25 +34,30 @@ SIZES = ((256, 256), (240, 320), (320, 240), (256, 320), (192, 256), (320, 320))
 SIZE_SHARES = (0.4, 0.15, 0.15, 0.1, 0.1, 0.1)
 """Share of the pictures of each size."""
 EMPTY_EVERY = 20
-"""Every 20th picture shows only ground."""
+"""Every 20th picture (those of index 19, 39, ...) shows only ground."""
 MAX_PROPOSALS = 9
 """Largest number of shapes that are tried for a picture; not all find room."""
 JPEG_QUALITY = 92
 """Quality of the pictures, 0..100."""
 SHARD = 50
-"""Pictures per finished piece, with which an interrupted run is resumed."""
+"""Number of pictures whose annotations are one file of `staging.SHARDS`, so that a run can be resumed."""
 SPLITS = ('train2017', 'val2017')
-"""Folders of pictures."""
+"""Parts of the set, and names of their folders of pictures."""
 _STREAMS = {'train2017': 0, 'val2017': 1, 'picture': 2}
-"""Use of random numbers -> the first word of their seed after the seed of the set."""
+"""Split -> its number in the seeds of pictures: a seed is (seed of the set, this number, index)."""
 
 
 def start_sample(
     seed: int, split: str, index: int, size: tuple[int, int] | None = None
 ) -> tuple[np.random.Generator, tuple[int, int], int]:
-    """Return the random stream of one picture after its first draws, its size, and the number of proposals.
+    """Make the first draws of a picture: its size, and the number of shapes to try.
 
-    `seed`, `split` and `index` are those of `sample`; a `size` of None is drawn.
+    Other makers of pictures begin with it, so that their sizes are those of this set. `seed`, `split` and
+    `index` are those of `sample`; so is `size`, in whose place one is drawn in any case.
+
+    Returns:
+        The random generator after these draws, (H, W) in pixels, and the number of shapes, 0 for an empty
+        picture.
     """
     rng = np.random.default_rng([seed, _STREAMS[split], index])
     drawn_size = SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
@@ -62,14 +68,18 @@ def start_sample(
 def sample(
     seed: int, split: str, index: int, size: tuple[int, int] | None = None, proposals: int | None = None
 ) -> tuple[np.ndarray, list[Instance]]:
-    """Make one picture of the world, (H, W, 3) uint8 BGR, and its instances.
+    """Make one picture, (H, W, 3) uint8 BGR, and its instances.
+
+    The instances are those of `scene.make_scene`, front to back: `mask` (H, W) of the visible pixels, and
+    `label`, an index of `scene.CLASSES`.
 
     Args:
-        seed: seed of the set.
+        seed: seed of the set, 0 or more.
         split: `train2017`, `val2017`, or `picture` for pictures that are in neither.
         index: number of the picture in its split.
         size: (H, W) in pixels; None draws one of `SIZES`.
-        proposals: number of shapes to try; None draws 1 to `MAX_PROPOSALS`, or 0 for an empty picture.
+        proposals: number of shapes to try, of which not all find room; None draws 1 to `MAX_PROPOSALS`, or 0
+            for an empty picture.
     """
     rng, (height, width), drawn_proposals = start_sample(seed, split, index, size)
     return make_scene(rng, height, width, drawn_proposals if proposals is None else proposals)
@@ -105,7 +115,10 @@ def _shard(folder: Path, start: int) -> Path:
 
 
 def _write_split(folder: Path, count: int, parameters: dict[str, Any]) -> Iterator[int]:
-    """Write the pictures of a split and its annotations by shards; yield the numbers of written pictures."""
+    """Write the pictures of a split, and their annotations by shards.
+
+    Yields the number of pictures of every step; those of an earlier run count, too.
+    """
     folder.mkdir(exist_ok=True)
     for start in range(0, count, SHARD):
         shard = _shard(folder, start)
@@ -176,7 +189,7 @@ def ensure_toy_coco(
         True if the set was made, False if it existed.
 
     Raises:
-        DataError: `root` is another folder, or a set with other parameters.
+        DataError: `root` is another folder, a set with other parameters, or one that lost files.
         UsageError: a parameter is out of range.
     """
     _check(seed, {'--train-images': train_images, '--val-images': val_images}, size)
@@ -194,7 +207,14 @@ def ensure_toy_coco(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the set or the picture of the command line."""
+    """Make the set or the picture of the command line, and return 0.
+
+    The picture has the index 0 of the split 'picture'.
+
+    Raises:
+        UsageError: an option is out of range, or goes with another one.
+        DataError: as `ensure_toy_coco`.
+    """
     size = tuple(args.size) if args.size else None
     cli.check_minimums(args, shapes=0)
     if args.shapes is not None and not args.picture:
@@ -221,7 +241,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the set, or one picture of the same world."""
+    """Make the set, or one picture as the set has them; return the exit status."""
     parser = cli.ArgumentParser(prog='mm2onnx synthetic coco', description=__doc__.splitlines()[0])
     add_arguments(parser)
     return cli.run(run, parser, argv)

@@ -1,4 +1,8 @@
-"""Generated folders: written atomically, with a manifest of their parameters, and options to name them."""
+"""Sets of generated files: a folder that appears whole, with a manifest of its parameters; their options.
+
+A set is made in the staging folder, a hidden folder beside its own, and moved to its place when it is
+finished; what an interrupted run has done there is used by the next one.
+"""
 
 import argparse
 import contextlib
@@ -19,13 +23,13 @@ from mmdeploy_ext.core.files import read_json, sha256_file, write_json
 from mmdeploy_ext.core.folders import exchange
 
 MANIFEST = 'READY.json'
-"""Written last into a finished folder: `parameters`, and `sha256` of every other file."""
+"""File that is written last into a finished folder: `parameters`, and `sha256`, file name -> its hash."""
 SHARDS = 'shards'
-"""Folder of finished pieces, with which an interrupted run is resumed; a finished set has none."""
+"""Folder of the pieces that an unfinished set has; `make_set` removes it when the set is finished."""
 _PARAMETERS = 'PARAMETERS.json'
 """File with the parameters of an unfinished set."""
 EXISTS = 'already there with the same parameters, nothing to do'
-"""What a run says that finds the set."""
+"""Text that is printed if the set is there already."""
 
 
 def staging_folder(root: Path) -> Path:
@@ -35,7 +39,10 @@ def staging_folder(root: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Let one process at a time make `root`; the lock ends at the latest with the process."""
+    """Let one process at a time make `root`; others wait, without a limit, until the block ends.
+
+    The lock is that of a file beside `root`, which stays; it ends with the process, too.
+    """
     root.parent.mkdir(parents=True, exist_ok=True)
     with open(root.with_name(f'.{root.name}.lock'), 'w') as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -43,7 +50,10 @@ def locked(root: Path) -> Iterator[None]:
 
 
 def check_replaceable(root: Path) -> None:
-    """Raise DataError for a folder with files but without a manifest, which this package has not made."""
+    """Raise DataError if there is something at `root` that this package has not made.
+
+    That is a file, or a folder with files and without a manifest.
+    """
     if root.exists() and not (root.is_dir() and (not any(root.iterdir()) or (root / MANIFEST).is_file())):
         raise DataError(
             f'{root}: exists, but is not a generated set ({MANIFEST} is missing); '
@@ -52,7 +62,10 @@ def check_replaceable(root: Path) -> None:
 
 
 def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
-    """Return whether `root` is a finished set with these parameters, which decide on its content.
+    """Return whether `root` is a finished set with these parameters; False if nothing is there.
+
+    Files are looked for, their hashes are not computed. `parameters` are name -> value as JSON gives it back:
+    lists, no tuples.
 
     Raises:
         DataError: `root` has files of another origin, or a set that lost files or has other parameters.
@@ -79,9 +92,9 @@ def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
 
 
 def open_staging(root: Path, parameters: dict[str, Any]) -> Path:
-    """Return the staging folder of `root`, with the files of an interrupted run with the same parameters.
+    """Return the staging folder of `root`, which may have files of an interrupted run with these parameters.
 
-    Those of a run with others are removed.
+    The files of a run with others are removed. `parameters` are those of `is_ready`.
     """
     staging = staging_folder(root)
     marker = staging / _PARAMETERS
@@ -95,7 +108,11 @@ def open_staging(root: Path, parameters: dict[str, Any]) -> Path:
 
 
 def publish(root: Path, parameters: dict[str, Any]) -> None:
-    """Write the manifest of the staging folder, with these parameters, and move the folder to `root`."""
+    """Write the manifest of the staging folder, with these parameters, and move the folder to `root`.
+
+    The staging folder is one of `open_staging`. An older set at `root` is exchanged for it in one step and
+    removed; on a file system that cannot do so it is moved away first.
+    """
     staging = staging_folder(root)
     (staging / _PARAMETERS).unlink()
     files = sorted(path for path in staging.rglob('*') if path.is_file() and path.name != MANIFEST)
@@ -125,18 +142,19 @@ def make_set(
 
     Args:
         root: folder of the set; it is written atomically.
-        parameters: what decides on the content, for the manifest.
-        write: writes into a folder, with finished pieces in its folder `SHARDS`, which may be there from an
-            interrupted run and is removed at the end; yields the number of steps that were just done.
-        total: number of all steps.
-        force: replace a generated set at `root` with any parameters; other folders are never replaced.
+        parameters: everything that decides on the content, name -> value as JSON gives it back.
+        write: takes the folder, writes the files into it, and yields the number of steps that were just done.
+            It has to make the folder `SHARDS` in it, with pieces that a run after an interrupted one finds
+            there.
+        total: number of all steps, the sum of what `write` yields.
+        force: replace a set at `root`, whatever its parameters are; other folders are never replaced.
         quiet: show no progress bar.
 
     Returns:
         True if the set was made, False if it existed.
 
     Raises:
-        DataError: `root` is another folder, or a set with other parameters.
+        DataError: `root` is another folder, a set with other parameters, or one that lost files.
     """
     with locked(root):
         if force:
@@ -154,7 +172,10 @@ def make_set(
 
 
 def add_seeded(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of a checkpoint of seeded weights; `seeded.py` itself imports torch."""
+    """Add the arguments of `mm2onnx synthetic seeded`, which writes repeatable random weights of a config.
+
+    They are here since `seeded.py` imports torch, which its --help does without.
+    """
     parser.add_argument('config')
     cli.writes(parser.add_argument('out', type=Path))
     parser.add_argument('--seed', type=int, default=0)
@@ -177,10 +198,13 @@ def add_pictures(parser: argparse.ArgumentParser, default: str, train_images: in
 
 
 def make_pictures(args: argparse.Namespace, ensure: Callable[..., bool], **settings: Any) -> None:
-    """Make the set of the options of `add_pictures`, and print what was done.
+    """Make a set of pictures as the options of `add_pictures` state, and print what was done.
 
-    `ensure` makes it unless it exists already, and returns whether it did; `settings` are further arguments
-    of it.
+    Args:
+        args: parsed options.
+        ensure: makes the set unless it exists already, and returns whether it did; called with the folder and
+            `seed`, `force`, `train_images`, `val_images`.
+        settings: further keyword arguments of `ensure`.
     """
     counts = dict(train_images=args.train_images, val_images=args.val_images)
     was_made = ensure(args.out, seed=args.seed, force=args.force, **counts, **settings)
@@ -189,7 +213,7 @@ def make_pictures(args: argparse.Namespace, ensure: Callable[..., bool], **setti
 
 
 def write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
-    """Write a picture (H, W, 3) uint8 BGR with a quality of 0..100."""
+    """Write a picture (H, W, 3) uint8 BGR with a quality of 0..100; DataError: OpenCV cannot encode it."""
     done, encoded = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise DataError(f'{path}: OpenCV could not encode the picture of shape {image.shape}')

@@ -1,4 +1,8 @@
-"""The results of a zoo as plain data: a record for each config, a JSON file of all, and their counts."""
+"""The results of a zoo as plain data: a record for each config, a JSON file of all, and their counts.
+
+A zoo is the configs of a library such as mmdet. Each is exported with seeded weights, with one input size and
+with any size and batch, and the files are proven against PyTorch; the outcome of each export is kept.
+"""
 
 import collections
 import dataclasses
@@ -21,11 +25,10 @@ TORCH_FAILS = 'PyTorch itself fails'
 NOT_EXPORTED = 'export fails'
 NOT_PROVEN = 'not proven'
 TIME, MEMORY, CRASH = 'out of time', 'out of memory', 'the process died'
-"""Reasons why an export may not be proven; `REASONS` has all of them."""
 REASONS = (
     NO_FAMILY, NOT_BUILT, REFUSED, NO_KERNEL, TORCH_FAILS, NOT_EXPORTED, NOT_PROVEN, TIME, MEMORY, CRASH,
 )  # fmt: skip
-"""The values of `Outcome.reason`, in the order in which counts list them."""
+"""Reasons why an export may not be proven, the values of `Outcome.reason`, in the order of counts."""
 EXPORT_KINDS = ('fixed', 'dynamic')
 """The exports of a config: with one input size, and with any size and batch."""
 CPU = re.compile(
@@ -48,22 +51,26 @@ class Outcome:
         proven: whether the exported file is proven to be the same model.
         reason: one of `REASONS` if it is not.
         why: the error message; a trace if PyTorch failed.
-        digest: hash of the exported graph with its weights; '' if nothing was exported.
+        digest: hash of the exported graphs, see `digests.graph_digest`; '' if nothing was exported.
         rules: hash of the code that judged it, see `digests.proof_rules`.
-        shape: (H, W) of the traced picture.
-        inputs: number of inputs that both engines ran.
-        reference: number of PyTorch's detections over the threshold.
-        matched: number of these that ONNX Runtime has as well.
-        fewest: smallest number of detections in a picture.
-        classes: number of classes of PyTorch's results in up to eight samples; 0 in records from before
-            2026-11-26.
-        worst_rel: largest error of a tensor, relative to its scale; None if no tensors were compared.
-        worst_iou: smallest IoU of a pair; None for boxes in 3D.
+        shape: (H, W) of the network's input, pixels; (0, 0) of models of sweeps.
+        inputs: number of samples, not of the graph's inputs, that both engines ran.
+        reference: number of PyTorch's detections, in all samples, of at least the score from which on a proof
+            needs a partner for each (`matching.match_lists`, `score_thr`).
+        matched: number of these that have a partner in ONNX Runtime's results, see `matching.match_lists`.
+        fewest: smallest number of such detections of PyTorch in a sample.
+        classes: number of different classes in PyTorch's results in up to eight samples; 0 in records from
+            before 2026-11-26.
+        worst_rel: largest difference of a tensor from PyTorch's, relative to the largest absolute value of
+            its columns there; None if no tensors were compared.
+        worst_iou: smallest IoU of a pair of results; None for boxes in 3D.
         worst_distance: largest distance between the centres of a pair of boxes in 3D, m.
         worst_score: largest difference between the scores of a pair.
         seconds: CPU time of export and proof.
-        made_from: hash of what the outcome follows from, see `config_proof.origin_digest`; '' if the process
-            was stopped, or if code that the hash does not cover has a part in it.
+        made_from: hash of everything that decides the outcome (config, settings, code, versions of
+            libraries), by which a later run sees that it would get the same one, see
+            `config_proof.origin_digest`. '' if that is not sure: the process was stopped or had too little
+            memory, or code took part that the hash does not cover.
     """
 
     proven: bool = False
@@ -94,11 +101,12 @@ class Record:
         parts: detector, encoder, backbone, neck, head -> class names; see `configs.part_types`.
         notes: changes that the export made to the config, such as test-time augmentation that it removed.
         family: name of the family that exports it.
-        own_kernels: parts of the model that need an operator without a CPU kernel in its library, in place of
-            which a kernel of this project ran.
+        own_kernels: names of classes of the model's layers that need an operator for which their library has
+            no CPU kernel; PyTorch ran them with a kernel of this project.
         fixed: outcome with one input size; None if it was not tried.
         dynamic: outcome with any size and batch; None if it was not tried.
-        same_as: name of the config that was proven in place of this one: the two differ in training alone.
+        same_as: name of the config that was proven in place of this one, since the two differ in training
+            alone; the outcomes are those of that config. '' if this one was tried itself.
     """
 
     config: str
@@ -112,16 +120,19 @@ class Record:
 
     @property
     def proven(self) -> bool:
-        """Whether the export with one input size is proven."""
+        """Whether the export with one input size is proven; that with any size does not count."""
         return self.fixed is not None and self.fixed.proven
 
     def write(self, path: Path) -> None:
-        """Write the record as JSON."""
+        """Write the record as JSON, atomically."""
         write_json(path, dataclasses.asdict(self))
 
 
 def record_from_json(content: Mapping[str, Any]) -> Record:
-    """Return the record of a JSON object; keys of other versions are ignored."""
+    """Return the record of a JSON object; keys of other versions are ignored.
+
+    TypeError: `config` or `parts` is missing.
+    """
     fields = _fields_of(Record, content)
     for kind in EXPORT_KINDS:
         if fields.get(kind) is not None:
@@ -145,7 +156,12 @@ def read_record(path: Path) -> Record | None:
 
 
 def outcome_of_error(error: Exception) -> Outcome:
-    """Return the outcome of an export that raised an error."""
+    """Return the outcome of an export that raised an error, with a reason that follows from the error.
+
+    The first that holds is taken: an error of its chain is about an operator without a CPU kernel, one is a
+    MemoryError, it is a UsageError (whose message tells which of three reasons), it is an ExportError. Every
+    other error counts as one of PyTorch or of the model's code; `why` is the trace then.
+    """
     text, causes, cause = portable(' '.join(str(error).split())), [], error
     while cause is not None:
         causes.append(cause)
@@ -166,7 +182,7 @@ def outcome_of_error(error: Exception) -> Outcome:
 
 
 def portable(text: str) -> str:
-    """Return a text without the folders of this machine."""
+    """Return a text in which paths are without the folders of Python, of its libraries and of this run."""
     for folder in (sysconfig.get_path('stdlib'), str(Path.cwd())):
         text = text.replace(f'{folder}/', '')
     return SITE_PACKAGES.sub('', text)
@@ -189,7 +205,10 @@ def merge_records(earlier: Sequence[Record], later: Sequence[Record]) -> list[Re
 
 
 def zoo_content(records: Sequence[Record]) -> dict[str, Any]:
-    """Return the content of the JSON file of all records: `versions` and `configs`, sorted by name."""
+    """Return the content of the JSON file of all records.
+
+    `versions` is name of a library -> its version, `configs` has the records, sorted by name.
+    """
     ordered = sorted(records, key=lambda record: record.config)
     return dict(versions=versions(), configs=[dataclasses.asdict(record) for record in ordered])
 
@@ -205,11 +224,14 @@ class Count:
 
     Attributes:
         configs: number of configs.
-        referenced: configs without `own_kernels` that run on a CPU, so that PyTorch gives a reference.
-        fixed: referenced configs that are proven with one size.
-        dynamic: referenced configs that are proven with any size.
-        own_kernels: configs that are proven with one size against a kernel of this project.
-        reasons: reason -> number of configs that are not proven with one size.
+        referenced: number of configs that no missing CPU kernel keeps from a comparison with the libraries'
+            own code: those without `Record.own_kernels` whose export did not end with the reason 'no CPU
+            kernel in mmcv'. Configs that failed for another reason, or were not tried, are among them.
+        fixed: number of referenced configs that are proven with one size.
+        dynamic: number of referenced configs that are proven with any size.
+        own_kernels: number of configs with `Record.own_kernels` that are proven with one size.
+        reasons: reason -> number of all configs, referenced or not, that were tried with one size and are not
+            proven; a reason outside `REASONS` is not counted.
     """
 
     configs: int
@@ -238,7 +260,11 @@ def count_records(records: Sequence[Record]) -> Count:
 
 
 def summary_line(records: Sequence[Record]) -> str:
-    """Return the counts of all records in one line."""
+    """Return the counts of all records in one line.
+
+    Its reasons are of all configs that were tried, so that they may add up to more than the referenced ones
+    that are not proven.
+    """
     count = count_records(records)
     text = (
         f'{count.fixed} of {count.referenced} configs with a CPU reference proven, '

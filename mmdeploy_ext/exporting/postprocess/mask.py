@@ -1,15 +1,22 @@
 """Post-processing of SOLO-like heads, equal to mmdet 2.28.2's `get_results`; sizes and batch stay dynamic.
 
-The steps and their order are mmdet's: class scores over the threshold, masks larger than the stride, scores
-times maskness, the best `nms_pre`, matrix NMS, `filter_thr`, the best `max_per_img`, both resizes, threshold.
+The steps and their order are mmdet's: class scores over the threshold, masks of more pixels than the stride,
+scores times maskness, the best `nms_pre`, matrix NMS, `filter_thr`, the best `max_per_img`, both resizes,
+threshold.
 
-Maskness is the mean probability of a mask's pixels. What differs is how much is computed: areas and maskness
-are computed once per cell, not per class; they are summed over pieces of the map, so that never all pixels of
-many cells are in memory; and a cell whose class score is below the `nms_pre`-th best score times maskness is
-left out, as a maskness is at most 1.
+Such a head has a grid of cells per level, a score of each class for each cell, and a soft mask for each cell:
+the probabilities 0..1 of the pixels of a map to belong to the cell's instance, see `soft_masks.SoftMasks`.
+The scores are after points NMS: a cell whose neighbour has a higher score of a class has 0. A candidate is a
+cell with one of the classes; its area is the number of pixels of the soft mask above `mask_thr`.
 
-Glossary: B batch, C classes, S cells of all levels, m chosen cells, k rows of the matrix NMS, n results,
-h, w size of the results.
+Maskness is the mean probability of a mask's pixels above `mask_thr`. What differs from mmdet is how much is
+computed: areas and maskness are computed once per cell, not per class; they are summed over pieces of the
+map, so that never all pixels of many cells are in memory; and a cell is left out if its class score alone,
+without the factor of maskness, which is at most 1, is below the `nms_pre`-th best product of both.
+
+Glossary: B batch, C classes, S cells of all levels, level after level and each row by row, m chosen cells, k
+candidates in the matrix NMS (before `filter_thr`), n results, h, w size of the results. Rows whose score is
+`NO_CANDIDATE` (-1) are padding.
 """
 
 import dataclasses
@@ -32,16 +39,16 @@ ROUNDING = 1e-5
 KERNELS = ('gaussian', 'linear')
 """Kernels of the matrix NMS."""
 LIMITS = ('nms_pre', 'max_per_img')
-"""Settings that limit nothing at 0 and below, as in mmdet."""
+"""Settings that limit nothing at 0 and below, as in mmdet; `MaskConfig` has -1 then."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskConfig(JsonDataclass):
-    """What `test_cfg` decides about instance masks.
+    """The settings of a head's `test_cfg` that decide about instance masks.
 
     Attributes:
-        score_thr: class scores must exceed this.
-        mask_thr: probability that a pixel of a mask must exceed.
+        score_thr: threshold that class scores must exceed, from 0 to below 1.
+        mask_thr: probability that a pixel of a mask must exceed, from 0 to below 1.
         filter_thr: scores after the matrix NMS must reach this; none are filtered at 0 or below.
         nms_pre: candidates that enter the matrix NMS; -1 lets all in.
         max_per_img: results per image; -1 keeps all.
@@ -59,7 +66,11 @@ class MaskConfig(JsonDataclass):
 
 
 def mask_config(test_cfg: Mapping[str, Any]) -> MaskConfig:
-    """Read an mmdet `test_cfg`; ConfigError where a key is missing, or its value has no graph."""
+    """Return the settings of an mmdet `test_cfg`, which has to have all names of `MaskConfig`.
+
+    Raises:
+        ConfigError: one is missing or None, is no finite number, or is out of the range of `MaskConfig`.
+    """
     names = [*MaskConfig.__annotations__]
     missing = [name for name in names if test_cfg.get(name) is None]
     if missing:
@@ -77,7 +88,7 @@ def mask_config(test_cfg: Mapping[str, Any]) -> MaskConfig:
 
 
 class MaskPostprocess(nn.Module):
-    """From scores and soft masks to instances."""
+    """The part of a graph that makes instances of class scores and soft masks."""
 
     def __init__(
         self, config: MaskConfig, num_grids: list[int], strides: list[int], mask_stride: int, cap: int = 0
@@ -85,12 +96,16 @@ class MaskPostprocess(nn.Module):
         """Keep the thresholds; they become constants of the graph.
 
         Args:
-            config: of the head.
-            num_grids: cells along a side, per level.
-            strides: an instance's area must exceed that of its level.
+            config: settings of the head.
+            num_grids: cells along a side of each level.
+            strides: a number per level; the area of an instance, in pixels of the soft masks, must exceed
+                that of its level (mmdet compares just these numbers).
             mask_stride: pixels of the input per pixel of the soft masks.
-            cap: candidates that enter, the best by class score; 0 lets all in. With a cap every
-                shape but that of the masks' h and w is constant.
+            cap: largest number of candidates that enter, the best by class score; 0 lets all in. With a cap
+                every shape but that of the masks' h and w is constant.
+
+        Raises:
+            ValueError: the lists differ in length.
         """
         super().__init__()
         self.config = config
@@ -105,15 +120,19 @@ class MaskPostprocess(nn.Module):
         """Find the instances: masks whose scores, lowered by better masks that overlap them, are high.
 
         Args:
-            cate_pred: (B, S, C) class scores after points NMS.
+            cate_pred: (B, S, C) float32 class scores 0..1 after points NMS.
             soft: the soft masks of all cells, which are computed when they are needed.
-            img_shape: (B or 1, 2) float32 height and width before padding; 0 means all of the soft masks.
-            ori_shape: (2,) int64 height and width of the results; 0 means all of the soft masks.
+            img_shape: (B or 1, 2) float32 height and width of each image in the network input, before it was
+                padded, pixels; 0 stands for the whole input.
+            ori_shape: (2,) int64 height and width (h, w) of the results of all images, those of the original
+                picture; 0 stands for those of the input.
 
         Returns:
-            masks (B, n, h, w) bool, scores (B, n), labels (B, n) int64 in descending score order; n is the
-            largest count of the batch (with a cap: constant), rows that an image does not have are empty
-            masks with score 0 and label -1. With a cap also candidates (B,) int64, their number before it.
+            masks (B, n, h, w) bool, scores (B, n) float32 and labels (B, n) int64 in descending order of
+            scores; n is the largest number of results of an image in the batch, which may be 0 (with a cap:
+            a constant). Rows that an image does not have are empty masks with score 0 and label -1. With a
+            cap also (B,) int64, the number of candidates with a score above `score_thr`, of which the cap may
+            have left out some.
         """
         num_classes = cate_pred.shape[2]
         scores, pairs, areas = (self._capped if self.cap else self._all)(cate_pred, soft)
@@ -125,7 +144,7 @@ class MaskPostprocess(nn.Module):
         if self.config.filter_thr > 0:
             keep = keep & (decayed >= self.config.filter_thr)
         elif self.config.kernel == 'linear':
-            keep = keep & (decayed >= 0)  # mmdet keeps these rows with the score NaN
+            keep = keep & (decayed >= 0)  # negative where mmdet has the score NaN, see `matrix_decay`
         scores = torch.where(keep, decayed, torch.full_like(scores, NO_CANDIDATE))
         scores, cells, labels = self._best(scores, cells, labels)
         present = scores > NO_CANDIDATE
@@ -145,7 +164,8 @@ class MaskPostprocess(nn.Module):
     def _all(self, cate_pred: Tensor, soft: SoftMasks) -> tuple[Tensor, ...]:
         """Return scores times maskness, pairs and areas (B, k) of the best candidates.
 
-        A pair is the index of a cell and a class: cell * C + class.
+        A pair is the index of a candidate among all cells and classes: cell * C + class. `ranks` are the best
+        class scores of the cells, in descending order; `bar` is the `nms_pre`-th best product so far.
         """
         nms_pre = self.config.nms_pre
         ranks = cate_pred.amax(dim=2)
@@ -173,7 +193,7 @@ class MaskPostprocess(nn.Module):
         return areas.scatter(1, cells, more_areas), totals.scatter(1, cells, more_totals)
 
     def _rescored(self, cate_pred: Tensor, areas: Tensor, totals: Tensor) -> Tensor:
-        """Return scores times maskness (B, S, C); NO_CANDIDATE under a threshold or without an area."""
+        """Return scores times maskness (B, S, C), NO_CANDIDATE if the score or the area is too small."""
         maskness = totals / areas.clamp(min=1)
         valid = (cate_pred > self.config.score_thr) & (areas > self.strides)[..., None]
         return torch.where(valid, cate_pred * maskness[..., None], torch.full_like(cate_pred, NO_CANDIDATE))
@@ -205,16 +225,19 @@ class MaskPostprocess(nn.Module):
 def matrix_decay(
     scores: Tensor, labels: Tensor, areas: Tensor, overlaps: Tensor, config: MaskConfig
 ) -> Tensor:
-    """Return the factors (B, k) of the matrix NMS.
+    """Return the factors (B, k) float32 by which the matrix NMS lowers scores; -1 stands for mmdet's NaN.
+
+    A candidate a lowers a candidate b if a has the higher score and both have one label, the more the larger
+    the IoU of their masks. Under the linear kernel the factor of a mask that equals two better ones is 0 / 0.
 
     Args:
         scores: (B, k) in descending order; rows with NO_CANDIDATE take no part.
-        labels: (B, k).
-        areas: (B, k) in pixels.
-        overlaps: (B, k, k), the pixels that two masks share.
-        config: kernel and sigma.
+        labels: (B, k) int64.
+        areas: (B, k) float32, pixels of the soft masks above the threshold.
+        overlaps: (B, k, k) float32, number of these pixels that two masks share.
+        config: kernel and sigma; another kernel than 'gaussian' is 'linear'.
 
-    Source: mmdet 2.28.2 `mask_matrix_nms`; row a decays column b when a scores more and has b's label.
+    Source: mmdet 2.28.2 `mask_matrix_nms`.
     """
     order = torch.arange(scores.shape[1], device=scores.device)
     above = (order[:, None] < order[None, :])[None]

@@ -147,8 +147,9 @@ def resize_and_threshold(
 
     Args:
         soft: (B, n, H4, W4) float32 probabilities.
-        img_shape: (B or 1, 2) float32 height and width before padding; 0 means all of the soft masks.
-        ori_shape: (2,) int64 height and width of the results; 0 means all of the soft masks.
+        img_shape: (B or 1, 2) float32 height and width before padding, pixels of the network input; 0 means
+            the whole input, which is `ratio` times as large as the soft masks.
+        ori_shape: (2,) int64 height and width of the results; 0 means those of the input.
         ratio: pixels of the input per pixel of the soft masks.
         mask_thr: probability that a pixel must exceed.
     """

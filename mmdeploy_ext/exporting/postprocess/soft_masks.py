@@ -93,7 +93,11 @@ def pick_rows(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 class SoftMasks(abc.ABC):
-    """Probabilities (0..1) of pixels to belong to the instance of a cell."""
+    """The soft masks of all cells: probabilities (0..1) of pixels to belong to the instance of a cell.
+
+    A subclass per kind of head computes them of the head's outputs, for the cells (B, m) int64, indices of
+    0..S-1, that a method is called with.
+    """
 
     @abc.abstractmethod
     def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -1,9 +1,9 @@
 """Records the nodes of a sparse graph, and which tensor object is which tensor of it, while a module runs.
 
-The graph is one of `sparse/ir.py`, whose operations are called the dialect. A tensor that comes from the
-voxels is tracked by identity. A function without a counterpart does not stop the pass: its results are marked
-with the reason, which is raised if the graph's output needs such a tensor. So a module may print a maximum of
-its features, but not compute its result from it.
+The graph is one of `sparse/ir.py`. A tensor that comes from the voxels is tracked by identity. A function
+that no node of such graphs stands for does not stop the pass: its results are marked with the reason, which
+is raised if the graph's output needs such a tensor. So a module may print a maximum of its features, but not
+compute its result from it.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class NoSiteLeftError(ExportError):
 
 
 class UnsupportedOperatorError(Exception):
-    """A function that the dialect has no operation for; its message is shown behind 'MODULE: '."""
+    """A function that no node of `sparse/ir.py` stands for; its message is shown behind 'MODULE: '."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,30 +34,36 @@ def trace(
 ) -> SparseGraph:
     """Return the graph of a sparse encoder, with BatchNorm and Relu as nodes of their own.
 
-    The graph does not depend on the values that are traced, only on shapes. Without coordinates one zero
-    voxel at the origin is traced, as NVIDIA's exporter for libspconv does (a block of voxels if a stride
-    jumps over it). Nodes that the result does not need are left out.
+    The next step is `sparse.fold.fold`, which takes them into the convolutions. The voxels that are traced do
+    not matter but for `input_rows` and `output_rows`, their numbers. Without coordinates there is one voxel
+    of zeros at the origin, as in NVIDIA's exporter for libspconv; if a stride jumps over it, a block of up to
+    4 x 4 x 4. Nodes that the result does not need are left out.
 
     The name of a convolution's rulebook is its module's `indice_key`; `sparse.plan.name_rulebooks` names
-    those without.
+    those without. Weights are as in `sparse.ir`, float32.
 
-    If the module returns a SparseConvTensor (as a plain SparseSequential does), the graph also has what
-    follows in NVIDIA's exporter: scatter, then the height axis into the channels, (1, C * Z, X, Y) in order
-    'xyz' and (1, C * Z, Y, X) in 'zyx'.
+    The result of the module is the first element of a list or tuple; of a dict `spatial_features` or, without
+    that, its first dense tensor. If it is a SparseConvTensor (as of a plain SparseSequential), the graph also
+    has the steps that NVIDIA's exporter adds: a scatter into a dense grid, then the height axis into the
+    channels, (1, C * Z, X, Y) in order 'xyz' and (1, C * Z, Y, X) in 'zyx'.
+
+    While it runs, `SparseConvTensor.dense` is replaced for the whole process.
 
     Args:
-        module: the encoder. Its forward takes (features, coordinates, batch_size), or these and det3d's
-            input_shape, or one SparseConvTensor.
-        coordinates: (N, 4) int32 (sample, axes in `order`), sample 0.
+        module: the encoder, on any device, with float32 parameters. Its forward takes, told apart by their
+            number, one SparseConvTensor; features (N, in_channels), coordinates (N, 4) and batch_size; or
+            these and det3d's input_shape, sizes x, y, z without the layer of z that such a module adds.
+        coordinates: (N, 4) int32 (sample, axes in `order`), sample 0, inside the grid; N is not 0.
         features: (N, in_channels) float32, of the N voxels; zeros by default.
-        order: axis order of the module's coordinates, 'xyz' or 'zyx'.
-        spatial_shape: grid size per axis, in that order.
-        in_channels: features per voxel.
+        order: axis order of the module's coordinates, 'xyz' or 'zyx'; det3d's have 'zyx'.
+        spatial_shape: grid size per axis, in that order, in voxels; of det3d's modules with the added layer.
+        in_channels: features per voxel, also if `features` are given.
 
     Raises:
         UsageError: bad coordinates, features or order.
-        ExportError: the forward takes other arguments, or the module does something that the dialect cannot
-            express; the submodule is named.
+        ExportError: the forward takes other arguments or returns something else; a parameter is not float32;
+            no site is left at the end; or the module does something that no node of `sparse.ir` stands for
+            (the message names the submodule).
     """
     if order not in ORDERS:
         raise UsageError(f'order={order!r} is unknown; expected one of {", ".join(ORDERS)}')
@@ -103,8 +109,9 @@ def _trace(
 def _watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
     """Watch one forward pass of a module in evaluation mode.
 
-    Flags of training are set one by one: `train()` and `eval()` of many models do more than that, and a
-    frozen submodule would lose its own flag. A convolution that counts its voxels would change a buffer.
+    The flag `training` of each submodule is set by itself: `train()` and `eval()` of many models do more than
+    that, and a frozen submodule would lose its own flag. A convolution that counts its voxels, which changes
+    a buffer, does not count them here.
     """
     from spconv.pytorch import SparseConvTensor
 
@@ -182,7 +189,7 @@ def _finish(recorder: Recorder, result: Any) -> tuple[str, tuple[int, ...]]:
     if isinstance(result, dict):
         names = [name for name, value in result.items() if isinstance(value, torch.Tensor)]
         preferred = 'spatial_features' if 'spatial_features' in names else next(iter(names), None)
-        result = result.get(preferred)
+        result = result.get(preferred, result)
     elif isinstance(result, tuple | list) and result:
         result = result[0]
     if isinstance(result, SparseConvTensor):

@@ -1,7 +1,8 @@
 """The two graphs of LiDAR detectors: from voxels or pillars to the bird's-eye view, and on to raw outputs.
 
-Voxels and pillars are made of points outside of the graphs. Glossary: C channels, H, W cells of the
-bird's-eye view along y and x.
+Voxels and pillars are made of points outside of the graphs. The contract of a graph is its `GraphSpec`:
+names, types, shapes and meanings of its tensors. Glossary: N voxels or pillars, P points of one, D values of
+a point, C channels, H, W cells of the bird's-eye view along y and x, from the smallest coordinate on.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,9 +29,14 @@ class DenseHead(nn.Module):
     """The dense part of a detector in one module: the network of the bird's-eye view, its neck and the head.
 
     Its submodules have the names that they have in the detector, which become those of nodes.
+
+    Attributes:
+        names: names of the submodules, in the order in which they run.
+        flatten: makes one tuple of what the head returns.
     """
 
     def __init__(self, model: nn.Module, flatten: Flatten) -> None:
+        """Take over the parts of a detector that `lidar_parts.parts_of` names; they are not copied."""
         super().__init__()
         parts = parts_of(model)
         dense = dict(backbone=parts.backbone, neck=parts.neck, bbox_head=parts.head)
@@ -40,7 +46,7 @@ class DenseHead(nn.Module):
         self.names, self.flatten = list(named), flatten
 
     def forward(self, bev: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the head's raw outputs of the bird's-eye view (1, C, H, W) float32."""
+        """Return the head's raw outputs, a tuple by `flatten`, of the view (1, C, H, W) float32."""
         outputs: Any = bev
         for name in self.names:
             outputs = getattr(self, name)(outputs)
@@ -52,13 +58,13 @@ def points_and_head(
 ) -> list[Graph]:
     """Return the graph up to the bird's-eye view, and the graph of the dense part behind it.
 
-    The latter is traced with batch norms folded into convolutions; the sparse encoder folds its own, and
-    pillars keep theirs.
+    In the latter, batch norms are folded into convolutions, in a copy of the model. In the former, those of a
+    sparse encoder are folded by `sparse.fold`, and those of pillars stay.
 
     Args:
         model: the detector in evaluation mode.
-        options: options of the export.
-        family: name of the family, with which the names of the contracts begin.
+        options: options of the export, of which `opset` and `sparse_form` count for a sparse encoder.
+        family: name of the family, such as 'centerpoint', with which the names of the contracts begin.
         flatten: makes one tuple of what the head returns.
         outputs: names, meanings and units of the tensors of that tuple.
         bev_meaning: meaning of the bird's-eye view in the contract of the dense part.
@@ -72,10 +78,14 @@ def points_and_head(
 
 
 def points_graph(model: nn.Module, options: Options, family: str) -> Graph:
-    """Return the graph from voxels, or the points in pillars, to the bird's-eye view (1, C, H, W).
+    """Return the graph 'backbone', from voxels or the points in pillars to the bird's-eye view (1, C, H, W).
+
+    It is the sparse encoder, whose inputs are the features (N, D) float32 and the coordinates (N, 4) int32 of
+    voxels (sample 0, then the encoder's axes), or the encoder of pillars (N, P, D) with the scatter into the
+    view, see `pillars.py`. The network that the detector calls its backbone is in the other graph.
 
     Args:
-        model: the detector in evaluation mode.
+        model: the detector in evaluation mode, with one of both kinds of encoders.
         options: options of the export, which pillars do not need.
         family: name of the family, with which the name of the contract begins.
     """
@@ -88,8 +98,8 @@ def points_graph(model: nn.Module, options: Options, family: str) -> Graph:
 def head_graph(module: nn.Module, spec: GraphSpec) -> Graph:
     """Return the graph of a module that takes the bird's-eye view; it is traced on random numbers.
 
-    `spec` is its contract, whose only input is `bev` of fixed shape (1, C, H, W). The module is set to
-    evaluation mode.
+    `spec` is its contract, whose only input is `bev` of fixed shape (1, C, H, W). The module itself, no copy,
+    is set to evaluation mode.
     """
     device = next(module.parameters()).device
     bev = torch.rand(spec.inputs[0].axes, generator=torch.Generator().manual_seed(0)).to(device)
@@ -98,6 +108,8 @@ def head_graph(module: nn.Module, spec: GraphSpec) -> Graph:
 
 def head_spec(name: str, head: nn.Module, bev: TensorSpec, outputs: Outputs) -> GraphSpec:
     """Return the contract of a module behind the bird's-eye view; its shapes are those of a run on zeros.
+
+    All outputs are stated as float32.
 
     Args:
         name: name of the contract.

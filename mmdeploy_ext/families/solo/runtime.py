@@ -1,7 +1,14 @@
-"""SOLO, Decoupled SOLO and SOLOv2 without PyTorch: numpy post-processing of the `raw` form, equal to `full`.
+"""SOLO, Decoupled SOLO and SOLOv2 without PyTorch: numpy post-processing of the form 'raw', equal to 'full'.
 
-Glossary: B batch, C classes, S grid cells of all levels, m chosen cells, N candidates, n results, H4, W4 size
-of the soft masks, h, w size of the results.
+A graph of the form 'full' ends with the results of pictures, one of the form 'raw' with the outputs of the
+head. Soft masks, maskness, candidates and points NMS are as in `exporting/postprocess/mask.py`, which does
+the same inside a graph. `facts` are the entry `postprocess` of the file's metadata
+(`family.postprocess_facts`): `head`, the class of mmdet's head, `num_classes`, `num_grids`, `strides`,
+`mask_stride`, and the settings of `MaskConfig`.
+
+Glossary: B batch, C classes, S grid cells of all levels, level after level and each row by row, g cells along
+a side of a level, G grid lines of all levels (the sum of g), E channels of a SOLOv2 kernel, m chosen cells, N
+candidates, n results, H4, W4 size of the soft masks, h, w size of the results.
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'solo')
-"""Form -> script that draws the results of such a file, see `runtime/family_runtime.py`."""
+"""Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
 
 CHUNK = 64
 """Cells whose masks are made at a time."""
@@ -31,11 +38,18 @@ CHUNK = 64
 def resize_and_threshold(
     soft: np.ndarray, img_shape: Sequence[int], ori_shape: Sequence[int], ratio: int, mask_thr: float
 ) -> np.ndarray:
-    """Return the masks (n, h, w) bool of soft masks (n, H4, W4) that exceed `mask_thr` at the original size.
+    """Return the masks (n, h, w) bool of soft masks: the pixels that exceed a threshold at the original size.
 
-    They are enlarged `ratio` times, to the network input, cropped to the image, and resized. `img_shape` is
-    height and width of the image before padding, `ori_shape` that of the results, pixels; for sizes of 0 see
-    `mask_resize.resizing`.
+    Both resizes are bilinear with half-pixel centres: to the network input, whose padding is cut off, and to
+    the size of the results.
+
+    Args:
+        soft: (n, H4, W4) float32 probabilities.
+        img_shape: height and width of the picture in the network input before padding, pixels; 0 means the
+            whole input.
+        ori_shape: height and width (h, w) of the results; 0 means those of the input.
+        ratio: pixels of the input per pixel of the soft masks.
+        mask_thr: probability that a pixel must exceed.
     """
     rows, columns = resizing(soft.shape[1:], img_shape, ori_shape, ratio)
     masks = np.empty((len(soft), len(rows), len(columns)), bool)
@@ -47,9 +61,14 @@ def resize_and_threshold(
 def matrix_decay(
     labels: np.ndarray, areas: np.ndarray, overlaps: np.ndarray, kernel: str, sigma: float
 ) -> np.ndarray:
-    """Return the factors (N,) of the matrix NMS for rows in descending score order; NaN drops a row.
+    """Return the factors (N,) float32 by which the matrix NMS lowers scores; the caller drops rows of NaN.
 
-    Areas (N,) and overlaps (N, N) are in pixels; the kernel is 'gaussian', with `sigma`, or 'linear'.
+    Args:
+        labels: (N,) int64 of the candidates in descending order of scores, N at least 1.
+        areas: (N,) float32, pixels of the soft masks above the threshold.
+        overlaps: (N, N) float32, number of these pixels that two masks share.
+        kernel: 'gaussian'; any other is 'linear', which gives NaN if a mask equals two better ones.
+        sigma: of the gaussian kernel exp(-sigma * iou^2).
     """
     union = areas[None] + areas[:, None] - overlaps
     related = np.triu(labels[:, None] == labels[None], 1)
@@ -70,14 +89,17 @@ def postprocess_image(
     ori_shape: Sequence[int],
     facts: Mapping[str, Any],
 ) -> Instances:
-    """Post-process one image as the `full` graph and mmdet's `get_results` do.
+    """Return the instances of one image, as the `full` graph and mmdet's `get_results` give them.
 
     Args:
-        scores: (S, C) class scores after points NMS.
-        soft_masks: takes indices of cells (m,) and returns their probabilities (m, H4, W4).
+        scores: (S, C) float32 class scores 0..1 after points NMS.
+        soft_masks: takes indices of cells (m,) int64, m may be 0, and returns their soft masks (m, H4, W4).
         img_shape: height and width before padding, pixels; see `resize_and_threshold`.
         ori_shape: height and width of the results.
-        facts: the `postprocess` entry of the file's metadata.
+        facts: entry `postprocess` of the metadata.
+
+    Returns:
+        Masks (n, h, w) bool, scores (n,) float32 and labels (n,) int64, in descending order of scores.
     """
     grids, mask_thr = facts['num_grids'], np.float32(facts['mask_thr'])
     strides = np.repeat(facts['strides'], [grid**2 for grid in grids])
@@ -129,8 +151,16 @@ def soft_masks_of(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that makes the soft masks of cells, from the `raw` outputs of one image of a batch.
 
-    It takes indices (m,) and returns (m, H4, W4); `image` is the index of the image, `facts` are the entry
-    `postprocess` of the metadata.
+    It takes indices of cells (m,) int64 and returns probabilities (m, H4, W4).
+
+    Args:
+        outputs: of SOLO `seg_pred` (B, S, H4, W4), the soft masks themselves; of Decoupled SOLO `seg_pred_x`
+            and `seg_pred_y` (B, G, H4, W4), probabilities of grid lines, whose product for the column and the
+            row of a cell is its mask; of SOLOv2 `kernel_pred` (B, S, E), 1 x 1 kernels, and `seg_pred` (B, E,
+            H4, W4), features: a mask is the sigmoid of their product.
+        image: index of the image in the batch.
+        facts: entry `postprocess` of the metadata; a `head` that is neither SOLO's nor SOLOv2's is a
+            decoupled one.
     """
     if facts['head'] == 'SOLOHead':
         return lambda cells: outputs['seg_pred'][image][cells]
@@ -144,7 +174,16 @@ def soft_masks_of(
 
 
 def batched(outputs: Arrays, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the outputs of the fork layout as those of the batched one; others stay as they are.
+    """Return the outputs of a graph of the form 'raw' in the layout 'batched', whatever the file's layout is.
+
+    The layout is an option of the export: 'batched' has the outputs of `soft_masks_of` and `cate_pred` (B, S,
+    C), and is returned as it is; 'fork' has those of zhangjinsong3/SOLOv2.tensorRT, which are joined here:
+
+    - SOLO: `seg_preds_{level}` (B, g * g, H4, W4); Decoupled SOLO: `seg_preds_x_{level}` and
+      `seg_preds_y_{level}` (B, g, H4, W4); and of both `cate_pred_{level}` (B, g, g, C);
+    - SOLOv2: `cate_pred` (S, C) and `kernel_pred` (S, E) for one image, `cate_pred_{image}` and
+      `kernel_pred_{image}` for several; light models of SOLOv2: `cate_pred_{level}` (B, g, g, C) and
+      `kernel_pred_{level}` (B, E, g, g); and of both `seg_pred` (B, E, H4, W4).
 
     `facts` are the entry `postprocess` of the metadata.
     """
@@ -175,13 +214,21 @@ def batched(outputs: Arrays, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Instances]:
-    """Turn the outputs of a graph of any form into instances, see `runtime/family_runtime.py`.
+    """Return the instances of each image of a batch, in descending order of scores.
 
-    Feeds may hold `img_shape` (B, 2) and `ori_shape` (2,).
+    Args:
+        metadata: metadata of the file: `form`, `postprocess` and, for 'full', `options`.
+        outputs: outputs of the graph by name. Those of the form 'full' are `masks` (B, n, h, w) bool,
+            `scores` (B, n) and `labels` (B, n), whose rows of label -1 are padding, and, with a limit of
+            candidates, `candidates` (B,); for those of 'raw' see `batched`.
+        feeds: inputs of the graph by name, and what results need besides, for the form 'raw': `img_shape`
+            (B or 1, 2), height and width before padding, and `ori_shape` (2,) those of the results, pixels;
+            without them both are those of the network input.
 
     Raises:
         ShapeError: the tensors are not of the grids that the metadata states.
-        ModelFileError: more candidates than a file with `--max-candidates` looks at.
+        ModelFileError: there are more candidates than a file of the form 'full' that was exported with
+            `--max-candidates` looks at.
     """
     facts = metadata.postprocess
     if metadata.form == 'full':

@@ -1,7 +1,7 @@
 """Any graph as a picture: nodes as boxes from the inputs down to the outputs, constants left out.
 
-Graphviz places and draws (measured: 0.7 s for 950 nodes, 6 s for 1,800, 70 s for 5,400).
-Needs onnx and pygraphviz.
+Graphviz places and draws (measured with `SPEED`: 0.7 s for 950 nodes, 6 s for 1,800, 70 s for 5,400).
+Nodes inside subgraphs, such as those of Loop, are not drawn. Needs onnx and pygraphviz.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ WORDS = {'kernel_shape': 'kernel', 'strides': 'stride', 'dilations': 'dilation'}
 DEFAULTS = {'group': '1', 'dilations': '1x1', 'strides': '1x1', 'pads': '0x0x0x0'}
 """Name of an attribute -> its default as text, which a box does not show."""
 SPEED = dict(nslimit='1', nslimit1='1', mclimit='0.25', splines='polyline')
-"""Options that let Graphviz stop refining early: half the time for 5,400 nodes."""
+"""Options that let Graphviz stop refining early: they halve the time for 5,400 nodes."""
 
 
 def new_picture(title: str) -> AGraph:
@@ -80,19 +80,25 @@ def new_picture(title: str) -> AGraph:
 
 
 def label(lines: Iterable[str]) -> str:
-    """Return Graphviz's HTML for the text of a box or title: the first line bold, further ones smaller."""
+    """Return Graphviz's HTML for the text of a box or title: the first line bold, further ones smaller.
+
+    There is at least one line; if the first is '', the result is '', whatever follows.
+    """
     first, *rest = map(html.escape, lines)
     small = ''.join(f'<br/><font point-size="10">{line}</font>' for line in rest)
     return f'<<b>{first}</b>{small}>' if first else ''
 
 
 def tooltip(text: str) -> str:
-    """Return a text for a tooltip; Graphviz takes a backslash for the beginning of a name."""
+    """Return a text for a tooltip with its backslashes doubled: a single one begins a code of Graphviz."""
     return text.replace('\\', '\\\\')
 
 
 def save_picture(picture: AGraph, target: FileName) -> None:
-    """Let Graphviz lay out a picture and write it atomically; the suffix decides the format."""
+    """Lay out a picture by Graphviz's library, which pygraphviz has, and write it atomically.
+
+    The suffix decides the format; UsageError: it is not one of `FORMATS`.
+    """
     with atomic_path(target) as temporary, _without_font_warnings():
         picture.draw(str(temporary), format=check_suffix(target), prog='dot')
 
@@ -124,15 +130,20 @@ def draw(
 ) -> int:
     """Draw a graph, or the surroundings of a node, and return how many nodes are in the picture.
 
+    Nodes that make constants are left out, unless there are no others.
+
     Args:
         model: the graph.
         target: file to write; its suffix is one of `FORMATS`.
         title: of the picture.
-        node: name of the node in the middle, or '#12'; None draws the whole graph.
+        node: name of the node in the middle, or '#12' for that at position 12 of the graph, from 0; None
+            draws the whole graph.
         depth: number of steps up and down from that node.
 
     Raises:
-        UsageError: another suffix than `FORMATS`, a negative depth, or a node that is not there.
+        UsageError: another suffix than `FORMATS`, a negative depth, or a node that is not there or whose name
+            several nodes have.
+        ModuleNotFoundError: pygraphviz is not installed.
     """
     check_suffix(target)
     if depth < 0:
@@ -156,7 +167,7 @@ def draw(
 def neighbourhood(index: Index, start: int, depth: int) -> list[int]:
     """Return the positions of nodes at most `depth` steps up or down from that at `start`, `start` included.
 
-    Nodes that make constants are left out.
+    Other nodes that make constants are left out. `index` is that of the graph, positions are those in it.
     """
     constant, nodes, rim = index.constant_nodes(), {start}, {start}
     for _ in range(depth):
@@ -173,7 +184,7 @@ class _Drawing:
 
     Attributes:
         boxes: tensor -> key of the box in the picture that it comes from.
-        labelled: tensors that have an edge with their size.
+        labelled: tensors that have an edge with their shape.
     """
 
     def __init__(
@@ -214,7 +225,7 @@ class _Drawing:
                 self._join(name, self._add_end(name, 'more', outside))
 
     def _join(self, name: str, end: str) -> None:
-        """Draw a tensor from its box to another one; the first edge has its size."""
+        """Draw a tensor from its box to another one; its first edge has its shape."""
         size = '' if name in self.labelled else types.shape_label(self.types.get(name))
         self.labelled.add(name)
         size_label = f'  {size}  ' if size else ''

@@ -1,7 +1,9 @@
-"""Level 3 of a proof for instance masks: match by class and mask IoU, draw both engines side by side.
+"""The task of instance masks in a proof: match by class and mask IoU, draw both engines side by side.
 
-The reference is PyTorch, the candidate an engine; bars are the limits that a matched pair keeps. Glossary: R
-reference instances (rows), C candidate instances (columns), P pixels.
+Functions and names are those of every task, see `proving/tasks/__init__.py`. A proof compares graphs (level
+1), tensors (level 2) and results (level 3); this is for results. The reference is PyTorch, the candidate an
+engine; bars are the limits that a matched pair keeps. Masks are bool, in pixels of the original image.
+Glossary: R reference instances (rows), C candidate instances (columns), P pixels.
 """
 
 from __future__ import annotations
@@ -21,22 +23,25 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Instances
 
 RESULTS, PLACE = 'masks', 'worst IoU'
-"""Titles of columns in tables: number of results, and `DetectionRow.worst_iou`."""
+"""Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_iou`."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
+"""The bars of files in float16 or INT8, as arguments of `match_detections` and in words."""
 IOU_BAR = 0.995
 """Smallest mask IoU of a matched pair."""
 SCORE_BAR = 1e-3
 """Largest score difference of a matched pair."""
 FLIPPED_PIXELS = 2
-"""Masks that differ in no more pixels have IoU 1: a value at the threshold may round to either side."""
+"""Overlapping masks that differ in no more pixels count as equal: values at the threshold round to either
+side."""
 PIXELS_AT_ONCE = 1 << 14
-"""Number of pixels of masks that are multiplied at once: their copies in float32 stay in the caches."""
+"""Pixels of each mask that are multiplied at once, so few that their copies in float32 stay in the caches."""
 PAIR_IOU = 0.5
-"""Masks outside the bars are shown as a (failing) pair from this IoU on; below they are missing and extra."""
+"""Smallest IoU of two masks outside the bars that count as one object, which differs too much; the row fails
+with that pair. Of masks with less, one is missing and the other extra."""
 
 
 def problem(reference: Instances, candidate: Instances) -> str:
-    """Return why two lists cannot be compared, '' when they can."""
+    """Return why the results of both engines for an image cannot be compared; '' if they can."""
     for side, results in (('reference', reference), ('candidate', candidate)):
         masks, scores, labels = results.masks, results.scores, results.labels
         if masks.ndim != 3 or len(masks) != len(scores) or labels.shape != (len(scores),):
@@ -56,7 +61,14 @@ def pair_up(
 ) -> Pairing:
     """Pair two lists of instances one to one, within a class; the nearness is the IoU of the masks.
 
-    Pairs within the bars have an IoU of at least `iou_bar`, and scores that differ by `score_bar` at most.
+    As many pairs as possible are within the bars; the rest is paired by descending IoU, from `PAIR_IOU` on,
+    as pairs `outside` of the bars.
+
+    Args:
+        reference: instances that PyTorch found.
+        candidate: instances that an engine found.
+        iou_bar: smallest IoU of a pair within the bars.
+        score_bar: largest difference of its scores.
     """
     iou = class_iou(reference, candidate)
     return matching.pair_lists(reference, candidate, iou >= iou_bar, iou, PAIR_IOU, score_bar)
@@ -65,14 +77,25 @@ def pair_up(
 match_detections = functools.partial(
     matching.match_lists, problem=problem, pair_by=pair_up, score_thr=0.1, score_bar=SCORE_BAR
 )
-"""Matches masks in pixels of the original image as `matching.match_lists` does, also by `iou_bar`."""
+"""Matches the instances of an image and returns a `DetectionRow`; `iou_bar` is passed on to `pair_up`.
+
+The other arguments are those of `matching.match_lists`: `image`, `reference`, `candidate`, `capacity`, ...
+"""
 fit_pair = bbox2d.fit_pair
+"""Brings an image and its two lists of results to a size for drawing."""
 
 
 def draw_pair(
     pair: Pair, classes: Sequence[str], score_thr: float = 0.3, *, pair_by: Callable[..., Pairing] = pair_up
 ) -> np.ndarray:
-    """Draw both engines' masks of a pair, see `bbox2d.side_by_side`."""
+    """Return a picture (h, w, 3) uint8 BGR with the masks of both engines side by side.
+
+    Args:
+        pair: an image and the results of both engines for it.
+        classes: names by label.
+        score_thr: smallest score of what is drawn; higher than that of the matching, to keep pictures clear.
+        pair_by: pairs the results; those without a partner are marked, see `bbox2d.side_by_side`.
+    """
     from mmdeploy_ext.runtime.draw import draw_instances
 
     task: dict[str, Callable[..., Any]] = dict(draw=draw_instances, problem=problem, pair_by=pair_by)
@@ -82,7 +105,8 @@ def draw_pair(
 def class_iou(reference: Instances, candidate: Instances) -> np.ndarray:
     """Return the IoU (R, C) float64 of every reference with every candidate mask; -1 across classes.
 
-    Two empty masks have IoU 1, and so have masks that differ in `FLIPPED_PIXELS` at most.
+    Two empty masks have IoU 1, and so have masks that overlap and differ in `FLIPPED_PIXELS` at most; an
+    empty mask and one of a single pixel have 0.
     """
     iou = np.full((len(reference), len(candidate)), -1.0)
     for label in np.intersect1d(reference.labels, candidate.labels):

@@ -1,4 +1,8 @@
-"""Converts checkpoints of the original SOLO repository (WXinlong/SOLO) to those of mmdet 2.28.2."""
+"""Converts checkpoints of the original SOLO repository (WXinlong/SOLO) to those of mmdet 2.28.2.
+
+They are of SOLO, Decoupled SOLO, its light models, and SOLOv2. Both repositories build the same modules, so
+that tensors are renamed and keep their values, shapes and types; classes have one order (see `solo_names`).
+"""
 
 import dataclasses
 from pathlib import Path
@@ -18,7 +22,7 @@ KEPT_META = ('CLASSES', 'epoch', 'iter')
 OTHER_CONFIG = (
     ' (named as in mmdet). Give the config of the same backbone, tower width and depth with --config'
 )
-"""Advice for a checkpoint that does not fit the config."""
+"""End of the message about a checkpoint that does not fit the config."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +30,11 @@ class Converted:
     """A converted checkpoint.
 
     Attributes:
-        state_dict: tensors of the file by mmdet's names, in the model's order.
-        cfg: config that fits the checkpoint.
-        changes: changes that made it fit, one line each.
-        model_tensors: the model's tensors on the meta device.
+        state_dict: mmdet's name -> tensor of the file, in the model's order.
+        cfg: mmcv's `Config`, which fits the checkpoint.
+        changes: the changes that made it fit, one line each; [] if it was not changed.
+        model_tensors: name -> tensor of the model that the config builds, on PyTorch's meta device, which has
+            shapes and types without values.
     """
 
     state_dict: conversion.Tensors
@@ -39,11 +44,20 @@ class Converted:
 
 
 def convert(source: Checkpoint, cfg: Any) -> Converted:
-    """Rename a state dict of the original repository, and change mmdet's config, `cfg`, in place to fit it.
+    """Rename the tensors of an original checkpoint, and change mmdet's config in place to fit it.
+
+    Tensors that older PyTorch did not save (`num_batches_tracked`) are added as zeros.
+
+    Args:
+        source: the original checkpoint.
+        cfg: mmcv's `Config` of mmdet's model of the same kind. What the original repository does otherwise is
+            changed in it by `solo_config.fit_config`: depth and deformable convolutions of the backbone, the
+            towers of the head and their normalisation, and the test size of light models with DCN. It may
+            have been changed if an error is raised.
 
     Raises:
-        CheckpointError: it is not an original SOLO checkpoint, has another head than the config, or keys or
-            shapes that the config's model lacks.
+        CheckpointError: it is not an original SOLO checkpoint, has another head or other grids than the
+            config, or its tensors differ in names or shapes from those of the config's model.
         ConfigError: the config is not of SOLO.
     """
     check_config(cfg)
@@ -72,12 +86,17 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
 def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Converted, Path | None]:
     """Convert the file `source` for mmdet's config `cfg` and write it to the file `target`.
 
-    If the config had to be changed, it is written beside `target`, as `.py`. Returns what was converted, and
-    the path of that config, or None.
+    The new file has `state_dict` and `meta`, as mmdet's own. An older file of its name is replaced. If the
+    config had to be changed (in place, see `convert`), it is written beside `target`, with the suffix `.py`;
+    otherwise an older config there stays as it is.
+
+    Returns:
+        What was converted, and the path of the new config, None if it was not changed.
 
     Raises:
-        CheckpointError, ConfigError: those of `convert`; weights that are not finite or are codes; a config
-            with values that cannot be written.
+        CheckpointError: as `convert`; or weights that are not finite, or are integers (quantised) where the
+            model has floating-point numbers.
+        ConfigError: as `convert`; or the config has values that cannot be written as text.
         UsageError: the target cannot be written, or a config with other content has the name of the new one.
     """
     target = Path(target)
@@ -94,7 +113,7 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Conv
             f'expected plain ones: numbers, texts, lists, dicts'
         ) from error
     meta = {key: checkpoint.meta[key] for key in KEPT_META if _is_plain(checkpoint.meta.get(key))}
-    meta['config'] = text  # as mmdet does; no other part of the file has SOLOv2's grids
+    meta['config'] = text  # as mmdet does; nothing else in a checkpoint of SOLOv2 tells its grids
     if not converted.changes:
         conversion.save_checkpoint(target, converted.state_dict, meta)
         return converted, None
@@ -105,14 +124,14 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Conv
         raise UsageError(
             f'{config}: is there already with other content; move it away or choose another name'
         )
-    with atomic_path(config) as temporary:  # is renamed after the checkpoint
+    with atomic_path(config) as temporary:  # the config gets its name after the checkpoint is written
         temporary.write_text(text, encoding='utf-8')
         conversion.save_checkpoint(target, converted.state_dict, meta)
     return converted, config
 
 
 def _is_plain(value: object) -> bool:
-    """Return whether a value is text, a number, or a list of texts."""
+    """Return whether a value is text, a whole number, or a list of texts that is not empty."""
     if isinstance(value, list | tuple):
         return bool(value) and all(isinstance(item, str) for item in value)
     return isinstance(value, str | int)

@@ -29,7 +29,13 @@ def rows_of_camera(feeds: Arrays, index: int) -> tuple[tuple[float, ...], ...]:
 
 
 def from_padded(outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:
-    """Return the results per image of the form 'full', whose rows of label -1 are padding."""
+    """Return the results per picture of a graph of the form 'full', whose rows of label -1 are padding.
+
+    Args:
+        outputs: `boxes` (B, n, 7 or 9) float32, `scores` (B, n), `labels` (B, n) int64, and, if the model has
+            them, `attributes` (B, n) int64 and `bboxes` (B, n, 4) xyxy, pixels of the network input.
+        feeds: see `detections` of `fcos3d` and `smoke`.
+    """
     images = []
     for index, labels in enumerate(outputs['labels']):
         present = labels >= 0
@@ -52,7 +58,11 @@ def from_padded(outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:
 
 
 def in_original_pixels(images: Sequence[MonocularDetections], feeds: Arrays) -> list[MonocularDetections]:
-    """Return results in pixels of the original pictures if `scale_factor` is fed."""
+    """Return results whose cameras and boxes in the picture are in pixels of the original pictures.
+
+    They are divided by `scale_factor` (B, 4) of the feeds; without that results stay in pixels of the network
+    input. Boxes in 3D are in metres.
+    """
     if 'scale_factor' not in feeds:
         return list(images)
     pairs = zip(images, feeds['scale_factor'], strict=True)

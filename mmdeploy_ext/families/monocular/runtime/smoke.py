@@ -1,4 +1,10 @@
-"""SMOKE without PyTorch: results of the outputs of files of any form, in numpy."""
+"""SMOKE without PyTorch: the results of pictures from the outputs of an exported file, in numpy.
+
+A graph of the form 'full' ends with the results, one of the form 'raw' with the outputs of the head; the
+latter are decoded here, with the numbers in the file's metadata, as the 'full' graph and mmdet3d do it.
+
+Glossary: B batch, C classes, H, W network input in pixels, h, w cells of the head's maps.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +30,22 @@ __all__ = ['detections', 'draw']
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:
-    """Turn the outputs of a graph of any form into results, see `runtime/family_runtime.py`.
+    """Return the results of each picture of a batch, in descending order of scores.
 
-    Feeds hold `input` and `cam2img`, and may hold `unmoved_cam2img`.
+    Args:
+        metadata: metadata of the file: `form`, and `postprocess` with the numbers of the decoding.
+        outputs: outputs of the graph by name. Those of the form 'raw' are `heat` (B, C, h, w) float32, scores
+            0..1 of centres, and `bbox_pred` (B, 8, h, w), for whose channels see `decoding.smoke_boxes`; for
+            those of 'full' see `results.from_padded`.
+        feeds: inputs of the graph by name, and what results need besides: `input` (B, 3, H, W); `cam2img`
+            (B, 4, 4) float32, cameras as in `decoding`, in pixels of the network input; and, if results are
+            to be in pixels of the original pictures, `scale_factor` (B, 4), and to draw them
+            `unmoved_cam2img` (B, 4, 4), the cameras in pixels of the pictures after resizing, without padding
+            or a warp (`preprocess.cam2img.unmoved`).
+
+    Returns:
+        A `MonocularDetections` per picture. Boxes are in metres in the frame of the camera; what is in pixels
+        is its camera.
     """
     if metadata.form == 'full':
         return from_padded(outputs, feeds)

@@ -1,6 +1,11 @@
-"""FCOS3D and PGD without PyTorch: results of the outputs of files of any form, in numpy.
+"""FCOS3D and PGD without PyTorch: the results of pictures from the outputs of an exported file, in numpy.
 
-Glossary: B batch, A cells of a level or of all, C classes, h, w size of a level's maps.
+A graph of the form 'full' ends with the results, one of the form 'decode' with the boxes and scores of all
+cells, one of the form 'raw' with the outputs of the head. What a graph lacks is done here, with the numbers
+in the file's metadata (its entry `postprocess`), as the 'full' graph and mmdet3d do it.
+
+Glossary: B batch, A cells of a level or of all, C classes, D values of a box, H, W network input in pixels,
+h, w size of a level's maps, n results.
 """
 
 from __future__ import annotations
@@ -29,9 +34,17 @@ __all__ = ['detections', 'draw']
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:
-    """Turn the outputs of a graph of any form into results, see `runtime/family_runtime.py`.
+    """Return the results of each picture of a batch, in descending order of scores.
 
-    Feeds hold `input` and `cam2img`, and may hold `img_shape`, `scale_factor` and `unmoved_cam2img`.
+    Args:
+        metadata: metadata of the file: `form` and `postprocess`.
+        outputs: outputs of the graph by name, see `graphs.py` of this family; for those of the form 'full'
+            see `results.from_padded`.
+        feeds: inputs of the graph by name, and what results need besides: `input` (B, 3, H, W); `cam2img`
+            (B, 4, 4) float32, cameras as in `decoding`, in pixels of the network input; and, each if it is
+            known, `img_shape` (B, 2), height and width before padding, to which boxes in the picture are
+            clipped (0: those of the input), `scale_factor` (B, 4), by which results become those of the
+            original pictures, and `unmoved_cam2img` (B, 4, 4), to draw with (`preprocess.cam2img.unmoved`).
     """
     if metadata.form == 'full':
         return from_padded(outputs, feeds)
@@ -55,7 +68,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Monoc
 def decoded(
     outputs: Arrays, feeds: Arrays, sizes: list[tuple[int, int]], facts: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Return the outputs of the form 'decode', of those of the form 'raw'.
+    """Return the outputs of the form 'decode', which are decoded from those of the form 'raw'.
 
     Args:
         outputs: name of an output of the head and level, such as `cls_score_0` -> map (B, columns, h, w).
@@ -90,10 +103,17 @@ def decoded(
 def best_boxes(
     decoded: Arrays, counts: list[int], facts: Mapping[str, Any]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Return boxes (n, 9), scores, labels, attributes and boxes in the picture of one image, best first.
+    """Return the results of one picture, best first.
 
-    `decoded` are its outputs of the form 'decode', `counts` the cells of each level. What the model does not
-    give is None.
+    Args:
+        decoded: its outputs of the form 'decode': `boxes` (A, D), `scores` (A, C), and, if the model has
+            them, `attr_pred` (A, attributes) and `bboxes` (A, 4).
+        counts: number of cells of each level.
+        facts: entry `postprocess` of the metadata.
+
+    Returns:
+        Boxes (n, 9) float32, scores (n,), labels (n,) int64, attributes (n,) int64 and boxes in the picture
+        (n, 4) xyxy; None for what the model does not give.
     """
     chosen, start = [], 0
     for count in counts:
