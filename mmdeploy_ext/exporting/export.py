@@ -19,6 +19,7 @@ from mmdeploy_ext.exporting.ops import deform_conv, replaced_modules  # noqa: F4
 from mmdeploy_ext.exporting.ops.forms import finish
 from mmdeploy_ext.exporting.ops.operator import current_form, operators_as
 from mmdeploy_ext.graph.io.checks import is_sparse
+from mmdeploy_ext.graph.passes.global_means import split_global_means
 from mmdeploy_ext.graph.passes.interface import apply_spec
 from mmdeploy_ext.graph.passes.merge import concatenate
 from mmdeploy_ext.graph.passes.norms import replace_group_norm
@@ -68,12 +69,20 @@ def export_stages(
     for stage in stages:
         for graph_pass in stage.passes:
             model, _ = graph_pass(model)
-    if options.get('group_norm') == 'exact':
-        model, _ = replace_group_norm(model)
+    model = _with_exact_sums(model, options)
     if options.simplify:
         model = simplify(model)
     model = apply_spec(model, spec)
     exporter.check_written(model, options.opset)
+    return model
+
+
+def _with_exact_sums(model: onnx.ModelProto, options: Options) -> onnx.ModelProto:
+    """Return the model with sums of large maps in two steps; float16 files keep what engines have."""
+    if options.get('group_norm') == 'exact':
+        model, _ = replace_group_norm(model)
+    if options.get('precision') == 'fp32':
+        model, _ = split_global_means(model)
     return model
 
 

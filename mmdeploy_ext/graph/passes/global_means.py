@@ -1,0 +1,81 @@
+"""Write means of whole maps as means of rows and then of those, which are exact where one long sum is not.
+
+Why: ONNX Runtime's CPU takes the sum of GlobalAveragePool value by value in float32. Measured of 64 channels
+of 448x448: off by 3.9e-6 of the mean, of 112x112 by 1.1e-6; means of rows and then of those are off by 4.3e-7
+and 2.5e-7 (PyTorch by 1.2e-7), in less time (2.0 and 3.0 ms). A network that multiplies its maps by functions
+of their means (squeeze and excitation, split attention, switchable convolutions) does so dozens of times.
+"""
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.index import Index, free_name, operator_name, refill
+from mmdeploy_ext.graph.io.operators import opsets_of
+from mmdeploy_ext.graph.passes.norms import AXES_ARE_FED
+
+FIRST_AXIS, SMALLEST_RANK = 2, 4
+"""The first axis of maps (N, C, ...), and the rank from which on they have two axes and more."""
+
+
+def split_global_means(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
+    """Return a model without GlobalAveragePool of maps of two axes and more, and whether anything changed.
+
+    Each becomes a ReduceMean for every axis, the last axis first; the last node has its name and output. A
+    node stays as it is if the rank of its input is unknown, or if it is in a sub-graph.
+    """
+    pools = [node for node in model.graph.node if operator_name(node) == 'GlobalAveragePool']
+    inferred = types.infer(model) if pools else {}
+    shapes = [types.shape(inferred.get(node.input[0])) for node in pools]
+    ranks = {
+        node.output[0]: len(shape)
+        for node, shape in zip(pools, shapes, strict=True)
+        if shape is not None and len(shape) >= SMALLEST_RANK
+    }
+    if not ranks:
+        return model, False
+    result = copy.deepcopy(model)
+    writer = _Writer(set(Index(model).tensors), opsets_of(model).get('', 0) >= AXES_ARE_FED)
+    nodes = []
+    for node in model.graph.node:
+        rank = ranks.get(node.output[0]) if node.output else None
+        nodes.extend(writer.write(node, rank) if rank else [node])
+    refill(result.graph, node=nodes)
+    result.graph.initializer.extend(writer.axes.values())
+    return result, True
+
+
+class _Writer:
+    """Writes the nodes of means, with the constants that they share: `axes` is axis -> constant."""
+
+    def __init__(self, used_names: set[str], axes_are_fed: bool) -> None:
+        self.used_names, self.axes_are_fed = used_names, axes_are_fed
+        self.axes: dict[int, onnx.TensorProto] = {}
+
+    def write(self, node: onnx.NodeProto, rank: int) -> Iterator[onnx.NodeProto]:
+        """Yield the nodes that take the place of one, whose input has that rank."""
+        tensor = node.input[0]
+        for axis in reversed(range(FIRST_AXIS, rank)):
+            output = name = self._free(f'{node.name or node.output[0]}/mean_of_axis_{axis}')
+            if axis == FIRST_AXIS:
+                output, name = node.output[0], node.name
+            fed = [tensor, self._axis(axis)] if self.axes_are_fed else [tensor]
+            attributes = {} if self.axes_are_fed else dict(axes=[axis])
+            mean = helper.make_node('ReduceMean', fed, [output], name, keepdims=1, **attributes)
+            mean.metadata_props.extend(node.metadata_props)
+            yield mean
+            tensor = output
+
+    def _axis(self, axis: int) -> str:
+        if axis not in self.axes:
+            self.axes[axis] = numpy_helper.from_array(np.array([axis]), self._free(f'axis_{axis}'))
+        return self.axes[axis].name
+
+    def _free(self, name: str) -> str:
+        name = free_name(name, self.used_names)
+        self.used_names.add(name)
+        return name
