@@ -5,8 +5,8 @@ import platform
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 """Of `mallopt` in glibc's <malloc.h>."""
-KEPT_BYTES, GROWTH_BYTES = 2**31 - 1, 64 << 20
-"""Free bytes at the end of the heap that are kept, the most that `mallopt` takes; and by which it grows."""
+KEPT_BYTES, GROWTH_BYTES = 512 << 20, 64 << 20
+"""Free bytes at the end of the heap that are kept at most, and by which it grows at least."""
 
 
 def keep_freed_memory() -> None:
