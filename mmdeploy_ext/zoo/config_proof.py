@@ -160,7 +160,7 @@ def _deploy(config: Config, cfg: Any, settings: Settings) -> deploy.Deployment:
         classes=model.CLASSES,
         rule=rule,
         settings=family.settings(cfg, model),
-        shared={},  # the proofs of both files
+        shared={} if len(settings.export_kinds) > 1 else None,  # the proofs of both files
     )
 
 
