@@ -154,7 +154,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     from mmdeploy_ext.zoo.config_proof import Settings
 
     picture = read_images([DEFAULT_PICTURE], 1)[0]
-    engine = DEFAULT.runner_options(threads=1)
+    engine = DEFAULT.runner_options(threads=1) | dict(plan_memory=False)  # a second plan of all tensors
     return Settings((args.height, args.width), picture, seeded, engine, tuple(args.files), args.sweeps)
 
 
