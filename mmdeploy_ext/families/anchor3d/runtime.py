@@ -39,21 +39,23 @@ class AnchorRule(HeadRule):
     """The settings that turn the head's outputs into boxes; `num_classes` is C, `code_size` D, `levels` L.
 
     Attributes:
-        aligned: anchors lie in the middle of cells, not from edge to edge of their range.
-        align_corner: aligned anchors lie at the corner of cells.
+        aligned: whether anchors lie in the middle of cells; otherwise the first and the last of a row are at
+            the edges of their range.
+        align_corner: whether aligned anchors lie at the corner of cells instead of their middle.
         ranges: six numbers of each range of anchors, x, y, z of its lowest corner and of its highest, metres,
             one range after the other.
         sizes: three numbers of each anchor, metres, one after the other.
         rotations: yaws of the anchors of a cell, radians.
         scales: factor of the sizes, per level.
-        size_per_range: each range has one size; otherwise the first range has all.
+        size_per_range: whether each range has one size; otherwise the first range has all.
         dir_offset, dir_limit_offset: the yaw is turned by half turns into the half circle that begins at
             dir_offset - dir_limit_offset * pi, in radians; the direction classifier may then add half a turn.
         nms_pre: number of anchors of a level that are decoded; 0 or less takes all.
-        score_thr: scores have to exceed it.
-        nms_thr: IoU in the bird's-eye view above which the worse of two boxes is dropped, if `rotated` from
+        score_thr: threshold that scores have to exceed.
+        nms_thr: IoU in the bird's-eye view above which the worse of two boxes is dropped; if `rotated`, from
             which on.
-        rotated: the IoU is that of rotated boxes.
+        rotated: whether the IoU is that of rotated boxes; otherwise of boxes of the same sizes along the
+            axes.
         max_num: largest number of results.
         cells: rows and columns of the map of each range, one after the other, for heads whose ranges have
             maps of their own (SSN's head, whose outputs hold all anchors, range by range); empty for heads
@@ -214,7 +216,13 @@ def decode_deltas(anchors: np.ndarray, deltas: np.ndarray) -> np.ndarray:
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, rule: AnchorRule) -> np.ndarray:
-    """Return the rows of the boxes (n, D) with scores (n,) of one class that NMS keeps, best first."""
+    """Return which of the boxes of one class NMS keeps: their indices, best first.
+
+    Args:
+        boxes: (n, D) float32 in the columns of `anchors_of`.
+        scores: (n,) in 0..1.
+        rule: settings of the head.
+    """
     if not rule.rotated:
         centres, half_sizes = boxes[:, :2], boxes[:, 3:5] / np.float32(2)
         return nms(np.concatenate([centres - half_sizes, centres + half_sizes], axis=1), scores, rule.nms_thr)
@@ -231,9 +239,12 @@ class AnchorOnnx(LidarOnnx):
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
-    """Return the boxes of the head's outputs; see `mmdeploy_ext/runtime/family_runtime.py`."""
+    """Return the boxes of a sweep, best first, for a program that runs the file of the head by itself.
+
+    `metadata` and `outputs` (see `decode`) are those of that file.
+    """
     return decode(outputs, AnchorRule.from_json(metadata.postprocess))
 
 
 OPENS, QUANTISED = AnchorOnnx, 'head'
-"""What opens an export, and the file that is quantised, see `mmdeploy_ext/runtime/family_runtime.py`."""
+"""The class that opens an export, and the name of its file that `quantize.py` puts in INT8."""

@@ -42,10 +42,10 @@ class BoxRule(HeadRule):
         pc_origin: (x, y) metres of the first cell's corner.
         out_size_factor: voxels per cell of the heat map.
         max_num: peaks that are decoded per task.
-        score_threshold: a peak's score has to exceed it; None or 0 keeps all peaks.
+        score_threshold: threshold that the score of a peak has to exceed; None or 0 keeps all peaks.
         post_center_range: range of box centres in metres, ends included.
-        norm_bbox: `dim` holds logarithms of the sizes.
-        with_velocity: the head has an output `vel`.
+        norm_bbox: whether `dim` holds logarithms of the sizes.
+        with_velocity: whether the head has an output `vel`.
         nms_type: 'rotate' or 'circle'.
         nms_thr: IoU in the bird's-eye view from which on the worse of two boxes is dropped ('rotate').
         nms_score_threshold: a second threshold before NMS, inclusive ('rotate').
@@ -151,7 +151,13 @@ def task_boxes(maps: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
 
 
 def suppress(detections: Detections3D, task: int, rule: BoxRule) -> Detections3D:
-    """Apply NMS to the boxes of one task, best first, regardless of their classes; `task` is its number."""
+    """Return the boxes of one task that NMS keeps, best first, regardless of their classes.
+
+    Args:
+        detections: boxes of the task, best first.
+        task: number of the task.
+        rule: settings of the head.
+    """
     if rule.nms_type == 'circle':
         rows = circle_nms(detections.boxes[:, :2], rule.min_radius[task])
         return detections[rows[: rule.post_max_size]]
@@ -173,9 +179,12 @@ class CenterPointOnnx(LidarOnnx):
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-    """Return the boxes of the head's outputs; see `mmdeploy_ext/runtime/family_runtime.py`."""
+    """Return the boxes of a sweep, best first, for a program that runs the file of the head by itself.
+
+    `metadata` and `outputs` (see `decode`) are those of that file.
+    """
     return decode(outputs, BoxRule.from_json(metadata.postprocess))
 
 
 OPENS, QUANTISED = CenterPointOnnx, 'head'
-"""What opens an export, and the file that is quantised, see `mmdeploy_ext/runtime/family_runtime.py`."""
+"""The class that opens an export, and the name of its file that `quantize.py` puts in INT8."""

@@ -1,4 +1,9 @@
-"""Dense heads without PyTorch: numpy post-processing of the `decode` and `raw` forms, equal to `full`.
+"""Dense heads without PyTorch: numpy post-processing of the forms 'decode' and 'raw', equal to 'full'.
+
+A graph of the form 'full' ends with the results, one of the form 'decode' with boxes and scores of all priors
+before their suppression, one of the form 'raw' with the outputs of the head. A prior is a point or an anchor
+from which a box is decoded. `facts` are the entry `postprocess` of the file's metadata, with the settings of
+the head under `head`; `options.POSTPROCESS` of this family lists them.
 
 Glossary: B batch, L levels, a priors of a cell, A priors of a level or of all, C classes, H, W network input
 in pixels, h, w size of a level's maps.
@@ -30,15 +35,24 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = {'full': 'with_postprocess', 'decode': 'no_topk_nms', 'raw': 'no_topk_nms'}
-"""Form -> script that draws the results of such a file, see `runtime/family_runtime.py`."""
+"""Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
-    """Turn the outputs of a graph of any form into detections, see `runtime/family_runtime.py`.
+    """Return the detections of each image of a batch, in descending order of scores.
 
-    A `decode` file of `--score-form product` has no class scores of their own: the threshold applies to the
-    product, which keeps fewer boxes than `full` does. Feeds hold `input`, and may hold `img_shape`,
-    `scale_factor` and `border`.
+    A file of the form 'decode' and `--score-form product` has no class scores of their own: the threshold
+    applies to the product, which keeps fewer boxes than 'full' does.
+
+    Args:
+        metadata: metadata of the file: `form`, `postprocess` and, for 'full', `options`.
+        outputs: outputs of the graph by name: of the form 'full' `dets` (B, n, 5) x1 y1 x2 y2 score and
+            `labels` (B, n) int64, -1 for padding; of 'decode' `boxes` (B, A, 4) xyxy, pixels, `scores` (B, A,
+            C) and, of heads with such, the score factors (B, A); for those of 'raw' see `decode_raw`.
+        feeds: inputs of the graph by name, and what results need besides: `input` (B, 3, H, W); and, if they
+            are there, `img_shape` (B or 1, 2), height and width that boxes are clipped to (0: those of the
+            input), `scale_factor` (B or 1, 4) `w h w h`, by which boxes are divided, and `border` (B or 1,
+            2), pixels of padding above and left of the image.
     """
     if metadata.form == 'full':
         results = results_from_padded(outputs)
@@ -50,9 +64,10 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
         outputs = decode_raw(outputs, height, width, facts)
     sizes = _level_sizes(outputs, height, width, facts)
     priors = DecodedPriors(outputs['boxes'], outputs['scores'], outputs.get(facts['head']['factor']))
-    clip_hw = feeds.get('img_shape', np.full((batch, 2), [height, width], np.float32))
-    scale_factor = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
-    border = feeds.get('border', np.zeros((batch, 2), np.float32))
+    img_shape = np.broadcast_to(feeds.get('img_shape', np.zeros(2, np.float32)), (batch, 2))
+    clip_hw = np.where(img_shape > 0, img_shape, np.float32([height, width]))
+    scale_factor = np.broadcast_to(feeds.get('scale_factor', np.ones(4, np.float32)), (batch, 4))
+    border = np.broadcast_to(feeds.get('border', np.zeros(2, np.float32)), (batch, 2))
     return [
         postprocess_image(priors[image], sizes, clip_hw[image], scale_factor[image], facts, border[image])
         for image in range(batch)
@@ -198,15 +213,15 @@ def postprocess_image(
     facts: Mapping[str, Any],
     border: Sequence[float] = (0.0, 0.0),
 ) -> Detections:
-    """Post-process one image exactly as the `full` graph and mmdet's `get_bboxes` do.
+    """Return the detections of one image, exactly as the 'full' graph and mmdet's `get_bboxes` give them.
 
     Args:
-        priors: of all levels.
+        priors: decoded priors of all levels, level after level.
         level_sizes: number of priors of each level.
-        clip_hw: height and width that boxes are clipped to.
+        clip_hw: height and width, pixels of the network input, that boxes are clipped to.
         scale_factor: (4,) `w h w h` that boxes are divided by.
-        facts: the `postprocess` entry of the file's metadata.
-        border: padding above and left of the image, which the boxes of some heads lose.
+        facts: entry `postprocess` of the file's metadata.
+        border: pixels of padding above and left of the image, which the boxes of some heads lose.
     """
     boxes, head = priors.boxes, facts['head']
     if facts['clip_border']:

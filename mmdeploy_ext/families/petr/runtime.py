@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.exported import Paths
 
 FAMILIES = dict(petr=1, petrv2=2)
-"""Name of a family in the metadata -> frames that its head sees."""
+"""Name of a family in the metadata -> number of frames that its head sees."""
 EMBEDDING = 'position_embedding'
 PORTABLE_FILES = ('extract_img_feat', EMBEDDING, 'pts_head')
 """Names of the files of the portable contract, in the order in which a frame goes through them."""
@@ -51,7 +51,10 @@ def bound_files(frames: int) -> tuple[str, str, str]:
 
 
 def bound_note(frames: int) -> str:
-    """Return the sentence on what the caller of DL4AGX's graphs has to compute, and when."""
+    """Return the note on what the caller of DL4AGX's graphs has to compute, and when.
+
+    `frames` is that of `bound_files`.
+    """
     note = (
         'contract dl4agx: the caller computes the position embedding (position_embedding.onnx; its weights '
         'are in neither of the two graphs) '
@@ -289,9 +292,13 @@ class PetrOnnx(CameraRuntime):
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-    """Return the boxes of the head's outputs; see `mmdeploy_ext/runtime/family_runtime.py`."""
+    """Return the boxes of a frame, best first, for a program that runs the files by itself.
+
+    `metadata` and `outputs`, `all_cls_scores` (L, 1, R, K) logits and `all_bbox_preds` (L, 1, R, 10), are
+    those of the head's file.
+    """
     return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], metadata.postprocess, above)
 
 
 OPENS = PetrOnnx
-"""Class that opens an export, see `mmdeploy_ext/runtime/family_runtime.py`."""
+"""The class that opens an export."""

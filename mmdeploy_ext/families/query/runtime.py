@@ -1,6 +1,7 @@
-"""Detectors of queries that give panoptic maps, without PyTorch: numpy fusion of the `raw` form.
+"""Detectors of queries that give panoptic maps, without PyTorch: numpy fusion of the form 'raw'.
 
-Glossary: B batch, Q queries, C classes, H4, W4 a quarter of the network input, h, w size of the original.
+A graph of the form 'full' ends with the maps, one of the form 'raw' with the outputs of the head. Glossary: B
+batch, Q queries, C classes, H4, W4 a quarter of the network input, h, w size of the original.
 """
 
 from __future__ import annotations
@@ -16,21 +17,25 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'with_postprocess')
-"""Form -> script that draws the results of such a file, see `runtime/family_runtime.py`."""
+"""Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segments]:
-    """Return the segments per image, see `runtime/family_runtime.py`.
+    """Return the segments of each image of a batch.
 
-    A `full` file gives `panoptic` (B, h, w), a `raw` one `logits` (B, Q, C + 1) and `mask_logits` (B, Q, H4,
-    W4), for which `img_shape` (B, 2) and `ori_shape` (2,) of the feeds are used, too: height and width of
-    the images before padding and of the results; 0, or none in the feeds, means the input size.
+    Args:
+        metadata: metadata of the file: `form`, and `postprocess` with what `fuse_queries` reads.
+        outputs: outputs of the graph by name: of the form 'full' `panoptic` (B, h, w) int32, of the form
+            'raw' `logits` (B, Q, C + 1) and `mask_logits` (B, Q, H4, W4) float32.
+        feeds: inputs of the graph by name, and what results need besides, for the form 'raw': `img_shape` (B
+            or 1, 2) and `ori_shape` (2,), heights and widths of the images before padding and of the results,
+            pixels; 0, or none in the feeds, means the input size.
     """
     facts = metadata.postprocess
     if metadata.form == 'full':
         return segments_of(outputs, facts['num_classes'])
     batch = len(outputs['logits'])
-    shapes = feeds.get('img_shape', np.zeros((batch, 2), np.float32))
+    shapes = np.broadcast_to(feeds.get('img_shape', np.zeros(2, np.float32)), (batch, 2))
     original = feeds.get('ori_shape', np.zeros(2, np.int64))
     segments = []
     for logits, masks, shape in zip(outputs['logits'], outputs['mask_logits'], shapes, strict=True):

@@ -1,4 +1,6 @@
-"""RT-DETR without PyTorch: numpy post-processing of the `raw` form, equal to the `full` form.
+"""RT-DETR without PyTorch: numpy post-processing of the form 'raw', equal to the form 'full'.
+
+A graph of the form 'full' ends with the results, one of the form 'raw' with the outputs of the head.
 
 Source of the algorithm: lyuwenyu/RT-DETR 068dfde, src/zoo/rtdetr/rtdetr_postprocessor.py.
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'rtdetr')
-"""Form -> script that draws the results of such a file, see `runtime/family_runtime.py`."""
+"""Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
 
 SIZES = 'orig_target_sizes'
 """The input with the sizes that boxes are multiplied with: width, height."""
@@ -31,7 +33,7 @@ STRIDES = (8, 16, 32)
 
 
 def target_sizes(ori_shapes: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return `orig_target_sizes` (B, 2) int64 width, height of images (h, w)."""
+    """Return the input `orig_target_sizes` (B, 2) int64, width and height, of images of sizes (h, w)."""
     return np.asarray([(width, height) for height, width in ori_shapes], np.int64)
 
 
@@ -80,12 +82,12 @@ def count_tokens(height: int, width: int) -> int:
 def check_feeds(metadata: Metadata, feeds: Arrays) -> None:
     """Refuse inputs of a file whose shape fits its contract, but that have too few tokens.
 
-    ShapeError: see `check_tokens`.
+    `metadata` are those of the file, `feeds` its inputs by name. ShapeError: see `check_tokens`.
     """
     check_tokens(feeds['images'].shape, metadata.postprocess.get('num_queries', 0))
 
 
-FEED_CHECKS['rtdetr'] = check_feeds
+FEED_CHECKS['rtdetr'] = check_feeds  # engines call it before they run a file of this family
 
 
 def postprocess_image(
@@ -108,10 +110,16 @@ def postprocess_image(
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
-    """Turn the outputs of a graph of any form into detections, see `runtime/family_runtime.py`.
+    """Return the detections of each image of a batch, in descending order of scores.
 
-    Feeds hold `orig_target_sizes` (B, 2) width, height, which have to agree with `ori_shape` (height, width)
-    of the image, if they hold that, too.
+    Args:
+        metadata: metadata of the file: `form`, and `postprocess` with `num_queries`, `num_classes` and
+            `max_per_img`.
+        outputs: outputs of the graph by name: of the form 'full' `dets` (B, n, 5) x1 y1 x2 y2 score and
+            `labels` (B, n) int64; of the form 'raw' `logits` (B, Q, C) and `boxes` (B, Q, 4) cxcywh in 0..1.
+        feeds: inputs of the graph by name, and what is known besides: `orig_target_sizes` (B, 2), width and
+            height that boxes are stretched to; and, if it is there, `ori_shape` (2,), height and width of
+            all images, with which they have to agree.
 
     Raises:
         ShapeError: other numbers of queries or classes than the metadata states, or sizes that are zero, in

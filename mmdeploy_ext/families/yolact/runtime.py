@@ -1,4 +1,7 @@
-"""YOLACT without PyTorch: a `full` graph does all but taking the padding away."""
+"""YOLACT without PyTorch: a graph of the form 'full' does all but taking the padding away.
+
+Glossary: B batch, n results of the image that has most, h, w size of the masks.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,17 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = {'full': 'with_postprocess'}
-"""Form -> script that draws the results of such a file, see `runtime/family_runtime.py`."""
+"""Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Instances]:
-    """Return the instances per image of the outputs of a `full` graph, without rows of padding.
+    """Return the instances of each image of a batch.
 
-    For the arguments see `runtime/family_runtime.py`.
+    Args:
+        metadata: metadata of the file, of which nothing is needed.
+        outputs: outputs of the graph by name: `dets` (B, n, 5) x1 y1 x2 y2 score, `labels` (B, n) int64, -1
+            for padding, and `masks` (B, n, h, w) bool.
+        feeds: inputs of the graph by name, of which none is needed.
     """
     dets, columns = outputs['dets'], dict(masks=outputs['masks'], labels=outputs['labels'])
     return unpadded(Instances, bboxes_xyxy=dets[..., :4], scores=dets[..., 4], **columns)

@@ -147,6 +147,22 @@ def test_decoded_rows_that_do_not_fit_the_input_are_refused():
         runtime.detections(metadata, outputs, feeds)
 
 
+def test_one_size_is_that_of_every_image_and_zero_is_that_of_the_input():
+    head = make_head()
+    raw = {name: value.numpy() for name, value in raw_outputs(head, 0, 2, (64, 72)).items()}
+    metadata = types.SimpleNamespace(form='raw', postprocess=facts_of(head))
+    feeds = dict(input=np.zeros((2, 3, 64, 72), np.float32))
+
+    def boxes(**sizes):
+        sizes = {name: np.float32(rows) for name, rows in sizes.items()}
+        return [found.bboxes_xyxy.tolist() for found in runtime.detections(metadata, raw, feeds | sizes)]
+
+    one, two = [[50, 60]], [[50, 60], [50, 60]]
+    scale = [[0.5, 2, 0.5, 2]]
+    assert boxes(img_shape=one, scale_factor=scale) == boxes(img_shape=two, scale_factor=scale * 2)
+    assert boxes(img_shape=np.zeros((2, 2))) == boxes(img_shape=[[64, 72]]) == boxes() != boxes(img_shape=one)
+
+
 def test_detections_of_full_are_split_at_the_padding():
     dets = np.arange(30, dtype=np.float32).reshape(2, 3, 5)
     first, second = results_from_padded(dict(dets=dets, labels=np.array([[4, -1, -1], [0, 2, 1]])))

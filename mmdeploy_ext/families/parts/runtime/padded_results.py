@@ -1,4 +1,7 @@
-"""Results of graphs that do the whole post-processing, and refusals of files whose results may lack some."""
+"""Results of graphs that do the whole post-processing, and refusals of files whose results may lack some.
+
+Glossary: B batch, n results of the image that has most.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,17 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays, Detections, Scored
 
 RUNNERS = {'full': 'with_postprocess'}
-"""Form of a file -> the script that draws its results, see `runtime/family_runtime.py`."""
+"""Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
-    """Return the detections per image of the outputs of a graph, without their padding.
+    """Return the detections of each image of a batch, which a graph gives with padding.
+
+    Args:
+        metadata: metadata of the file.
+        outputs: outputs of the graph by name: `dets` (B, n, 5) x1 y1 x2 y2 score and `labels` (B, n) int64,
+            -1 for padding; and, of a file with a limit, the numbers of candidates that it counts.
+        feeds: inputs of the graph by name, of which none is needed.
 
     Raises:
         ModelFileError: the outputs of the graph are proposals, or it was exported with `--max-proposals` or

@@ -2,6 +2,9 @@
 
 Source of the algorithm: mmdet 2.28.2 `mask_heads/fcn_mask_head.py` (`get_seg_masks`, `_do_paste_mask`), and
 `grid_sample` of PyTorch (bilinear, zeros outside, `align_corners=False`), all in float32.
+
+Glossary: B batch, n results of the image that has most, m side of a mask in the frame of its box, h, w size
+of the largest image.
 """
 
 from __future__ import annotations
@@ -18,16 +21,22 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = {'full': 'with_postprocess'}
-"""Form of a file -> the script that draws its results, see `runtime/family_runtime.py`."""
+"""Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Instances]:
-    """Return the instances per image of the outputs of a `full` graph, see `runtime/family_runtime.py`.
+    """Return the instances of each image of a batch, of the outputs of a graph of the form 'full'.
 
-    Outputs are `dets` (B, n, 5), `labels` (B, n) and `masks` (B, n, m, m), 0..1 in the frame of the box; a
-    file with `--paste-masks` has masks (B, n, h, w) bool, as large as the largest of the images; heads that
-    score masks also give `mask_scores` (B, n). Feeds hold `ori_shape` (2,) or (B, 2): height and width of
-    the images.
+    Args:
+        metadata: metadata of the file; `mask_thr` of its `postprocess` is the value 0..1 from which on a
+            pixel belongs to a mask.
+        outputs: outputs of the graph by name: `dets` (B, n, 5) x1 y1 x2 y2 score in pixels of the original,
+            `labels` (B, n) int64, -1 for padding, and `masks` (B, n, m, m) float32, 0..1 in the frame of the
+            box, or, of a file with `--paste-masks`, (B, n, h, w) bool. Heads that score masks also give
+            `mask_scores` (B, n).
+        feeds: inputs of the graph by name, and what results need besides: `ori_shape` (2,) or (B, 2), height
+            and width of the images, and, if it is there, `scale_factor` (B or 1, 4), by which boxes were
+            divided.
 
     Raises:
         ModelFileError: a file with `--max-proposals` or `--max-candidates` may have left some out.
@@ -35,7 +44,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Insta
     check_form(metadata)
     batch = len(outputs['labels'])
     sizes = np.broadcast_to(np.asarray(feeds['ori_shape']).reshape(-1, 2), (batch, 2))
-    scales = np.asarray(feeds.get('scale_factor', np.ones((batch, 4))), np.float32)
+    scales = np.broadcast_to(np.asarray(feeds.get('scale_factor', np.ones(4)), np.float32), (batch, 4))
     instances = []
     for image in range(batch):
         present = outputs['labels'][image] >= 0

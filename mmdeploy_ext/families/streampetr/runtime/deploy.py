@@ -70,10 +70,15 @@ class DeployContract:
         self.state_shapes = {field: tuple(spec.tensor(f'pre_memory_{field}').axes) for field in FIELDS}
 
     def run(self, images: np.ndarray, calibration: Calibration, moment: FrameMotion) -> dict[str, np.ndarray]:
-        """Run one frame of images (N, 3, H, W), contiguous, which are read in place, and keep the memory.
+        """Run one frame, and keep the memory.
 
-        The memory is ignored if `prev_exists` of the moment is False. Returned are `all_cls_scores`
-        (L, 1, Q, K) and `all_bbox_preds` (L, 1, Q, 10).
+        Args:
+            images: (N, 3, H, W); if they are contiguous and of `image_dtype`, they are read in place.
+            calibration: matrices of the cameras; the position embedding is computed again only if it changes.
+            moment: pose and time of the frame; the memory is ignored if its `prev_exists` is False.
+
+        Returns:
+            `all_cls_scores` (L, 1, Q, K) logits and `all_bbox_preds` (L, 1, Q, 10).
         """
         self.fed_bytes = self._calibrate(calibration)
         images = np.ascontiguousarray(images, self.image_dtype)

@@ -189,14 +189,21 @@ class StreamPetrOnnx(CameraRuntime):
 
 
 def decode(cls_scores: np.ndarray, bbox_preds: np.ndarray, facts: Mapping[str, Any]) -> Detections3D:
-    """Return boxes, best first, of logits (L, 1, Q, K) and codes (L, 1, Q, 10); see `query_boxes.decode`."""
+    """Return boxes, best first, of logits (L, 1, Q, K) and codes (L, 1, Q, 10) of the decoder's layers.
+
+    `facts` are the entry `postprocess` of the metadata, see `query_boxes.decode`.
+    """
     return query_boxes.decode(cls_scores, bbox_preds, facts, query_boxes.at_least, query_boxes.IN_ORDER)
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-    """Return the boxes of the head's outputs without a runtime, for programs that ran a file themselves."""
+    """Return the boxes of a frame, best first, for a program that runs the files by itself.
+
+    `metadata` and `outputs`, `all_cls_scores` and `all_bbox_preds` (see `decode`), are those of the last
+    file.
+    """
     return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], metadata.postprocess)
 
 
 OPENS = StreamPetrOnnx
-"""Class that opens an export, see `mmdeploy_ext/runtime/family_runtime.py`."""
+"""The class that opens an export."""

@@ -1,4 +1,9 @@
-"""Two-stage detectors that give panoptic maps, without PyTorch: numpy fusion of the `raw` form."""
+"""Two-stage detectors that give panoptic maps, without PyTorch: numpy fusion of the form 'raw'.
+
+A graph of the form 'full' ends with the maps, one of the form 'raw' with boxes, their masks and a semantic
+map. Glossary: B batch, n boxes, m side of a mask, S classes of stuff, H4, W4 size of the semantic map, h, w
+size of the original.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +19,30 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'with_postprocess')
-"""Form of a file -> the script that draws its results, see `runtime/family_runtime.py`."""
+"""Form of a file -> command of `core/commands.py` that runs it on pictures and draws its results."""
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segments]:
-    """Return the segments per image, see `runtime/family_runtime.py`.
+    """Return the segments of each image of a batch.
 
-    A `full` file gives `panoptic` (B, h, w), a `raw` one `dets` (B, n, 5), `labels` (B, n), `masks` (B, n, m,
-    m) in the frame of the box, and `semantic_logits` (B, S + 1, H4, W4); with it feeds hold `ori_shape` (2,),
-    height and width of the map.
+    Args:
+        metadata: metadata of the file: `form`, and `postprocess` with what `fuse_instances` reads, and
+            `mask_thr`, the value 0..1 from which on a pixel belongs to a mask.
+        outputs: outputs of the graph by name: of the form 'full' `panoptic` (B, h, w) int32; of the form
+            'raw' `dets` (B, n, 5) x1 y1 x2 y2 score in pixels of the original, `labels` (B, n) int64, -1 for
+            padding, `masks` (B, n, m, m) 0..1 in the frame of the box, and `semantic_logits` (B, S + 1, H4,
+            W4).
+        feeds: inputs of the graph by name, and what results need besides, for the form 'raw': `ori_shape`
+            (2,), height and width of the map; and, if they are there, `img_shape` (B or 1, 2), those of the
+            images before padding (0: all of the input), and `scale_factor` (B or 1, 4), by which boxes were
+            divided.
     """
     facts = metadata.postprocess
     if metadata.form == 'full':
         return segments_of(outputs, facts['num_classes'])
     batch, (height, width) = len(outputs['labels']), map(int, feeds['ori_shape'])
-    shapes = feeds.get('img_shape', np.zeros((batch, 2), np.float32))
-    scales = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
+    shapes = np.broadcast_to(feeds.get('img_shape', np.zeros(2, np.float32)), (batch, 2))
+    scales = np.broadcast_to(feeds.get('scale_factor', np.ones(4, np.float32)), (batch, 4))
     names = ('dets', 'labels', 'masks', 'semantic_logits')
     segments = []
     for dets, labels, masks, semantic, shape, scale in zip(

@@ -1,7 +1,7 @@
-"""Two-stage detectors whose proposals are an input, without PyTorch."""
+"""Two-stage detectors whose proposals are an input, without PyTorch; their graphs do all post-processing."""
 
 from mmdeploy_ext.families.parts.runtime.padded_results import detections
 
 __all__ = ['detections']
 RUNNERS: dict[str, str] = {}
-"""There is none: pictures come without proposals."""
+"""No command draws the results of such a file: pictures come without proposals."""
