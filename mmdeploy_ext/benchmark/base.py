@@ -1,7 +1,10 @@
 """The base of all benchmarks: contenders take turns on the same samples, in one process.
 
-A contender's time begins with prepared samples and ends with results in numpy. `images.py`, `streams.py` and
-`sparse.py` have the benchmarks of pictures, of frames of a drive and of sets of voxels.
+A contender is the PyTorch model, or one exported file (or folder of graphs) on one engine; a round runs each
+of them once on one sample. A group is the samples whose times belong together: all batches of pictures, all
+frames of a drive, or one set of voxels. Figures are computed per group. A contender's time begins with
+prepared samples and ends with results in numpy. `images.py`, `streams.py` and `sparse.py` have the benchmarks
+of pictures, of frames of a drive and of sets of voxels.
 """
 
 from __future__ import annotations
@@ -39,13 +42,14 @@ class Benchmark(abc.ABC):
 
     Attributes:
         kind: kind of models: 'images', 'stream' or 'sparse', as in `EngineInfo.runs`.
-        models: name of these models in messages.
-        foreign: options of `benchmark.py` that do not apply to them.
+        models: name of these models in messages, in the plural.
+        foreign: names of options of `benchmark.py` that do not apply to them and are refused.
         seconds: default of `--max-seconds`; 0 runs all rounds.
         args: options of the command line; `cfg_options` are parsed.
-        engines: names of the engines on trial.
-        ranks: processes that measure together.
-        threads: numbers of threads of the engines.
+        engines: names of the engines on trial, keys of `registry.ENGINES`.
+        ranks: the processes that measure together, of which this is one.
+        threads: numbers of threads of the engines; of all benchmarks but that of sparse backbones there is
+            one.
         deployment: the model; set by `load`.
         files: label -> exported file or folder, given by the user or exported for the run.
         batch: samples per run of a contender.
@@ -61,7 +65,10 @@ class Benchmark(abc.ABC):
     batch: int = 1
 
     def __init__(self, args: argparse.Namespace, engines: Sequence[str], ranks: Ranks) -> None:
-        """Keep the options; UsageError for engines that these models do not run on."""
+        """Keep the arguments, which are those attributes; `load` has to be called next.
+
+        UsageError: these models do not run on one of the engines.
+        """
         supported = engines_of(self.kind)
         unsupported = [name for name in engines if name not in supported]
         if unsupported:
@@ -98,8 +105,8 @@ class Benchmark(abc.ABC):
     ) -> list[Contender]:
         """Return the contenders of an engine, a key of `ENGINES`, on a file; the stack closes what they open.
 
-        `label` is that of the file in `files`. With `--skip-refused` they are run here once, so that an
-        engine that cannot raises its error now.
+        `label` and `path` are those of the file in `files`. With `--skip-refused` they are run here once, so
+        that an engine that cannot raises its error now, and is left out.
         """
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
@@ -127,9 +134,10 @@ class Benchmark(abc.ABC):
     def rows(
         self, contenders: Sequence[Contender], runs: Runs, memories: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
-        """Return the row of each contender in the JSON file.
+        """Return the row of each contender in the JSON file, as `measure.summarise` and `complete` make it.
 
-        `memories` is name of a contender -> result of `memory.measure`; those not measured are missing.
+        `runs` are those of one group; `memories` is name of a contender -> result of `memory.measure`,
+        without those that were not measured.
         """
         rows = measure.summarise(contenders, runs, self.batch, self.ranks.size)
         for row, contender in zip(rows, contenders, strict=True):
@@ -142,8 +150,9 @@ class Benchmark(abc.ABC):
     ) -> dict[str, Any]:
         """Return the content of the JSON file: `common_facts`, `facts`, `contenders`, `forms` and `notes`.
 
-        `runs` has the runs of each group of samples; `memories` are those of `rows`. `contenders` are the
-        rows of `rows`, `forms` those of `measure.compare_forms`, `notes` what makes the figures doubtful.
+        `runs` has the runs of each group of samples, of which there has to be one; `memories` are those of
+        `rows`. `contenders` are the rows of `rows`, `forms` those of `measure.compare_forms`, `notes` what
+        makes the figures doubtful.
         """
         (group_runs,), load = runs, self.other_load(runs)
         rows = self.rows(contenders, group_runs, memories)
@@ -254,7 +263,7 @@ class Benchmark(abc.ABC):
         return memory.Source(model.config, model.checkpoint, model.cfg_options, self.threads[0])
 
     def other_load(self, runs: Sequence[Runs]) -> float | None:
-        """Return the share of the cores that other processes used, 0..1; None if unknown."""
+        """Return the share of the cores that other processes used during all runs, 0..1; None if unknown."""
         return measure.mean_load(runs) if self.ranks.size == 1 else None
 
     def common_facts(self, runs: Sequence[Runs]) -> dict[str, Any]:

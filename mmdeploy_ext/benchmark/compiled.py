@@ -24,9 +24,10 @@ RECOMPILE_LIMIT = 64
 
 
 def networks(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Yield the largest parts of a detector that have a `forward`.
+    """Yield the largest parts of a detector, `model`, that have a `forward` of their own and parameters.
 
-    A detector has a `forward` for training; lists and heads of regions have none. Their parts are yielded.
+    The detector itself is left out, since its `forward` is for training. Of lists and heads of regions, which
+    have no `forward`, the parts are yielded.
     """
     for child in model.children():
         if next(child.parameters(), None) is None:
@@ -62,7 +63,7 @@ def while_compiling() -> Iterator[None]:
 
 
 def compiled_in_child(model: torch.nn.Module) -> torch.nn.Module:
-    """Return `compiled` in a child process, which keeps weights frozen until it ends."""
+    """Return `compiled` of a model in a child process, which keeps weights frozen until it ends."""
     import torch._inductor.config
 
     torch._inductor.config.freezing = True
@@ -70,7 +71,10 @@ def compiled_in_child(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def first_run(run: Callable[[], object]) -> None:
-    """Run a `compiled` model for the first time, which compiles it; failures raise EngineError."""
+    """Call `run`, which runs a `compiled` model for the first time and so compiles it.
+
+    EngineError: it raised any exception.
+    """
     try:
         run()
     except Exception as error:

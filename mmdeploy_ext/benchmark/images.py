@@ -98,7 +98,7 @@ class ImageBenchmark(Benchmark):
         self.files = short_labels(args.onnx, forms, stems)
 
     def export(self, folder: str) -> dict[str, str]:
-        """Export the forms `full` and `raw`, as far as the family has them."""
+        """Export the forms `full` and `raw`, if the family has them, to a folder; return form -> path."""
         paths, deployment = {}, self.deployment
         for form in EXPORTED_FORMS:
             if form in deployment.family.forms:
@@ -163,7 +163,7 @@ class ImageBenchmark(Benchmark):
         return functools.partial(memory.run_graph, contender.engine, contender.file, self.threads[0], feeds)
 
     def facts(self) -> dict[str, Any]:
-        """Return `input_shape`, such as '1x3x640x640', and `images`, the number of images."""
+        """Return `input_shape` (batch x channels x height x width), and `images`, the number of pictures."""
         size = f'{self.options.height}x{self.options.width}'
         return dict(input_shape=f'{self.batch}x3x{size}', images=len(self.images))
 
@@ -218,9 +218,9 @@ def torch_contender(
     """Return a contender that runs upstream's test path in eager PyTorch.
 
     Args:
-        family: of the model.
-        model: with the weights.
-        name: of the contender.
+        family: family of the model.
+        model: the model with its weights, on the device that it runs on.
+        name: name of the contender.
         clock: an entered `NetworkClock` of the model; with it runs on CPU also have the network's time; None:
             that time is unknown.
     """
@@ -246,10 +246,10 @@ def backend_contender(family: ImageFamily, backend: Backend, engine: str, label:
     """Return a contender that runs a graph, and in numpy the post-processing that its form leaves out.
 
     Args:
-        family: of the model.
+        family: family of the model.
         backend: an open backend with the graph.
         engine: name of the engine.
-        label: of the file, see `Benchmark.files`.
+        label: label of the file in `Benchmark.files`.
         file: path of the graph.
     """
 
@@ -268,9 +268,12 @@ def backend_contender(family: ImageFamily, backend: Backend, engine: str, label:
 def run_model(
     source: memory.Source, images: Sequence[PreparedImage], change: Callable[[Any], Any] | None
 ) -> tuple[int, object]:
-    """Load a model, replace it by `change` of it if there is one, and run it `memory.RUNS` times.
+    """Load a model and run it `memory.RUNS` times; `memory.measure` calls this in a child process.
 
-    `memory.measure` calls it in a child process.
+    Args:
+        source: the config and the checkpoint, for the child process.
+        images: one batch of prepared images.
+        change: takes the model and returns the one that is run; None runs it as it is.
 
     Returns:
         kB of the process before the model had weights, and the deployment, which keeps the model alive until

@@ -218,7 +218,10 @@ def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
 
 
 def ratio(runs: Iterable[Run], base_runs: Iterable[Run]) -> dict[str, float]:
-    """Return the `spread` of the times of runs divided by those of as many base runs, round by round."""
+    """Return the `spread` of the times of `runs` divided by those of `base_runs`, round by round.
+
+    There are as many of both, in the order of the rounds.
+    """
     return spread((run.total_s / base.total_s for run, base in zip(runs, base_runs, strict=True)), 4)
 
 
@@ -278,7 +281,7 @@ def compare_forms(contenders: Sequence[Contender], runs: Mapping[str, Sequence[R
     """Return the cost of post-processing in the graph: other forms against `raw` of the same engine.
 
     That is the first contender of an engine whose form is 'raw'; without one the engine is left out. All runs
-    of both need their `network_s`.
+    of both need their `network_s`. `runs` is name of a contender -> its runs.
 
     Returns:
         A dict for each contender of another form: its name as `graph`, that of `raw`, and the `spread` over
@@ -302,7 +305,7 @@ def compare_forms(contenders: Sequence[Contender], runs: Mapping[str, Sequence[R
 
 
 def repeated(call: Callable[[], object], runs: int) -> dict[str, float]:
-    """Return the `spread` in milliseconds of `runs` calls, at least one, after one that does not count."""
+    """Return the `spread` in ms of the times of `runs` calls of `call`, after one that does not count."""
     seconds = []
     for _ in range(runs + 1):
         start = time.perf_counter()

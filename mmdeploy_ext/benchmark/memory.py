@@ -106,7 +106,7 @@ class Source:
 
 
 def run_graph(engine: str, path: str, threads: int, feeds: Mapping[str, np.ndarray]) -> tuple[int, object]:
-    """Run a file on an engine of `registry.ENGINES` without torch, with a number of threads.
+    """Run the file at `path` on an engine of `registry.ENGINES` without torch, with a number of threads.
 
     `feeds` is input name -> array; surplus ones are ignored. The kB before loading and the backend are
     returned, as `measure` expects.

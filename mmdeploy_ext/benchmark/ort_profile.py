@@ -19,9 +19,12 @@ PROFILED_RUNS = 5
 
 
 def profile_graph(path: str, feeds: Mapping[str, np.ndarray], threads: int) -> dict[str, Any]:
-    """Run a file in a separate ONNX Runtime session with the profiler, with threads within an operator.
+    """Run a file in a separate ONNX Runtime session with the profiler.
 
-    `feeds` is input name -> array; surplus ones are ignored.
+    Args:
+        path: path of the file.
+        feeds: input name -> array; surplus ones are ignored.
+        threads: number of threads within an operator.
 
     Returns:
         `operators`: the ten slowest operator types with calls and milliseconds per run and their share;

@@ -121,7 +121,7 @@ def _part_columns(rows: Sequence[Row]) -> Columns:
 
 
 def print_result(result: Row, console: Console) -> None:
-    """Print the tables; `result` is the content of the JSON file."""
+    """Print the tables on a console; `result` is the content of the JSON file."""
 
     def show(*parts: str | Table) -> None:
         for part in parts:
@@ -191,7 +191,10 @@ def _set_parts(result: Row) -> Iterator[str | Table]:
 
 
 def write_chart(result: Row, target: str | Path) -> None:
-    """Draw the content of a JSON file, bars of all contenders or times over voxels, into the PNG `target`."""
+    """Draw `result`, the content of a JSON file, into the PNG `target`.
+
+    They are bars of all contenders, or of sparse backbones times over numbers of voxels.
+    """
     height = 6 if 'sets' in result else 1.9 + 0.62 * len(result['contenders'])
     draw = _draw_lines if 'sets' in result else _draw_bars
     with views.png(target, 9.5, height, font=11, dpi=120) as figure:

@@ -60,7 +60,10 @@ class SparseBenchmark(Benchmark):
     seconds = 45.0
 
     def load(self) -> None:
-        """Load the model, trace its graph, and make the sets of voxels."""
+        """Load the model, trace its graph, and make the sets of voxels.
+
+        UsageError: options that are out of range, or a file that is no portable one of a sparse backbone.
+        """
         args = self.args
         self.threads = (args.threads,) if args.threads else THREADS
         if args.voxels is not None and min(args.voxels) < 1:
@@ -93,7 +96,7 @@ class SparseBenchmark(Benchmark):
         return [[voxels] for voxels in (*self.scenes, *self.sweeps)]
 
     def export(self, folder: str) -> dict[str, str]:
-        """Export the portable file."""
+        """Export the portable file, in standard operators, to a folder; return its label -> path."""
         path = str(Path(folder) / 'portable.onnx')
         options = self.deployment.family.choose(target='portable', order=self.graph.order)
         deploy.write_file(self.deployment, self.graph, options, path)
@@ -142,7 +145,10 @@ class SparseBenchmark(Benchmark):
         return dict(grid='x'.join(map(str, self.graph.spatial_shape)), threads=list(self.threads))
 
     def complete(self, row: dict[str, Any], contender: Contender, runs: Sequence[Run]) -> None:
-        """Add parts and threads; remove figures that backbones do not have."""
+        """Add `parts_ms`, part -> `spread` of its times in ms, and `threads` to a row of the JSON file.
+
+        Figures that backbones do not have are removed from it.
+        """
         parts = runs[0].parts_s
         row['parts_ms'] = {part: measure.milliseconds(run.parts_s[part] for run in runs) for part in parts}
         row['threads'] = contender.threads
@@ -197,7 +203,10 @@ class SparseBenchmark(Benchmark):
 
 
 def synthetic_sets(deployment: Deployment, sizes: Sequence[int]) -> list[VoxelSet]:
-    """Return a scene for each number of voxels, smallest first, with random features."""
+    """Return a set of voxels for each number of them in `sizes`, smallest first, with random features.
+
+    The voxels are on pieces of ground and wall, in the grid of the encoder of the `deployment`.
+    """
     settings, sets = deployment.settings, []
     for count in sorted(set(sizes)):
         coordinates = figures.surfaces(settings.spatial_shape, settings.order, count, seed=count)
@@ -208,7 +217,7 @@ def synthetic_sets(deployment: Deployment, sizes: Sequence[int]) -> list[VoxelSe
 
 
 def export_seconds(deployment: Deployment) -> dict[str, float]:
-    """Return target -> seconds that an export to it takes, tracing included."""
+    """Return target of an export, 'libspconv' or 'portable', -> seconds that it takes, with tracing."""
     seconds_of = {}
     with tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_') as folder:
         for target in deployment.family.options[0].choices:
@@ -224,9 +233,12 @@ def _run(voxels: VoxelSet, total_s: float, rulebook_s: float, network_s: float) 
 
 
 def onnxruntime_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], Run]:
-    """Return a function that runs the portable file on ONNX Runtime by `ScnOnnx`.
+    """Return a function that runs a portable file on ONNX Runtime by `ScnOnnx`.
 
-    `threads` is the number of its threads. `order`, 'xyz' or 'zyx', is that of the coordinates of the voxels.
+    Args:
+        path: path of the file.
+        threads: number of threads of the engine.
+        order: axis order of the coordinates of the voxels that the function takes, 'xyz' or 'zyx'.
     """
     engine = ScnOnnx(path, threads=threads)
 
@@ -240,7 +252,10 @@ def onnxruntime_step(path: str, threads: int, order: str) -> Callable[[VoxelSet]
 
 
 def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], Run]:
-    """Return a function that runs the portable file on OpenVINO; arguments as of `onnxruntime_step`."""
+    """Return a function that runs a portable file on OpenVINO.
+
+    `path`, `threads` and `order` are those of `onnxruntime_step`.
+    """
     props = {entry.key: entry.value for entry in load_model(path).metadata_props}
     facts = json.loads(props[buckets.FACTS])
     plan, same_order = Plan.from_json(facts['plan']), facts['order'] == order
@@ -266,7 +281,8 @@ STEPS = {DEFAULT.name: onnxruntime_step, 'openvino': openvino_step}
 def run_spconv(source: memory.Source, voxels: VoxelSet) -> tuple[int, object]:
     """Run the model on a set of voxels in a child process, for `memory.measure`.
 
-    The kB of the process before loading, and the object that has to stay alive, are returned.
+    `source` has the config and the checkpoint. The kB of the process before loading, and the object that has
+    to stay alive, are returned.
     """
     source.prepare()
     deployment = load(source.config, source.checkpoint, source.cfg_options, product=BACKBONE)
@@ -279,9 +295,9 @@ def run_spconv(source: memory.Source, voxels: VoxelSet) -> tuple[int, object]:
 
 
 def run_portable(engine: str, path: str, threads: int, order: str, voxels: VoxelSet) -> tuple[int, object]:
-    """Run a portable file on a set of voxels in a child process; see `run_spconv`.
+    """Run a portable file on a set of voxels in a child process; it returns what `run_spconv` does.
 
-    `engine` is a key of `STEPS`; the other arguments are those of its function.
+    `engine` is a key of `STEPS`; `path`, `threads` and `order` are the arguments of its function.
     """
     importlib.import_module(engine)
     baseline_kb, run = memory.reset_peak(), STEPS[engine](path, threads, order)

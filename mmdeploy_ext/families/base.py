@@ -45,7 +45,7 @@ class Claim(enum.IntEnum):
     PART = 1
     """One part of it, e.g. the sparse encoder of a detector."""
     HEAD = 2
-    """Its head."""
+    """Its head, whatever the detector around it is; `check` then refuses what the family does not export."""
     DETECTOR = 3
     """The detector as a whole."""
 

@@ -1,6 +1,7 @@
 """Post-processing of dense 2D heads, equal to mmdet 2.28.2's `BaseDenseHead.get_bboxes`.
 
-Boxes are in pixels of the network input. Glossary: B batch, A anchors (priors) of one level, C classes, n, m
+A prior is a point or an anchor from which a head decodes a box; a candidate is a prior with one of the
+classes. Boxes are in pixels of the network input. Glossary: B batch, A priors of one level, C classes, n, m
 rows of boxes.
 """
 
@@ -38,9 +39,9 @@ class DenseBoxPostprocess(nn.Module):
         Args:
             config: the head's settings of suppression.
             head: the variant of `get_bboxes`.
-            clip_border: clip boxes to the image.
-            cap: candidates that enter the suppression, the best by score; 0 lets all in. With a cap every
-                shape is constant, and the suppression is written in standard operators.
+            clip_border: whether boxes are clipped to the image.
+            cap: largest number of candidates that enter the suppression, the best by score; 0 lets all in.
+                With a cap every shape is constant, and the suppression is written in standard operators.
         """
         super().__init__()
         self.config = config
@@ -70,9 +71,10 @@ class DenseBoxPostprocess(nn.Module):
                 subtracted.
 
         Returns:
-            dets (B, n, 5) float32 x1 y1 x2 y2 score, labels (B, n) int64; n is the largest count of
-            the batch (with a cap: constant); rows that an image does not have are zero with label -1. With
-            a cap also candidates (B,) int64, their number before it.
+            dets (B, n, 5) float32 x1 y1 x2 y2 score in descending order of scores, labels (B, n) int64; n is
+            the largest number of results of an image in the batch (with a cap: a constant); rows that an
+            image does not have are zero with label -1. With a cap also (B,) int64, the number of candidates,
+            of which the cap may have left out some.
         """
         mlvl = zip(mlvl_bboxes, mlvl_scores, mlvl_factors, strict=True)
         levels = [self._choose(*level) for level in mlvl]

@@ -25,14 +25,14 @@ thread: 25 of 293 ms with one group, 5.2 with 8, 3.3 with 32, 3.4 with 64."""
 
 @dataclasses.dataclass(frozen=True)
 class NmsConfig(JsonDataclass):
-    """What `test_cfg` decides about dense post-processing.
+    """The settings of `test_cfg` that decide about dense post-processing.
 
     Attributes:
-        score_thr: class scores (before the score factor) must exceed this.
-        nms_pre: (anchor, class) pairs kept per level, by class score; -1 keeps all.
-        iou_threshold: of the class-aware NMS.
-        max_per_img: detections kept per image; -1 keeps all.
-        class_agnostic: suppress across classes.
+        score_thr: threshold that class scores (before the score factor) must exceed.
+        nms_pre: largest number of (prior, class) pairs of a level, by class score; -1 is no limit.
+        iou_threshold: IoU above which the NMS within classes drops the worse of two boxes.
+        max_per_img: largest number of detections of an image; -1 is no limit.
+        class_agnostic: whether boxes suppress those of other classes.
     """
 
     score_thr: float
@@ -177,13 +177,13 @@ class Suppression:
 
     Attributes:
         iou_threshold: an overlap above this suppresses.
-        max_per_img: rows kept per image; -1 keeps all.
+        max_per_img: largest number of results of an image; -1 is no limit.
         class_agnostic: whether boxes suppress those of other labels.
         suppresses: whether boxes suppress others at all; if not, only the best `max_per_img` are chosen.
         inverted: whether some boxes may end before they begin. Upstream never suppresses these, nor others by
             them.
-        cap: boxes that enter, the best by score; 0 lets all in. With a cap every shape is constant, and the
-            suppression is written in standard operators.
+        cap: largest number of boxes that enter, the best by score; 0 lets all in. With a cap every shape is
+            constant, and the suppression is written in standard operators.
         trimmed: whether rows behind the largest count of the batch are cut off; else there are `max_per_img`
             rows.
         soft: settings of soft NMS, by which boxes lose score in place of being removed; not with a cap.
@@ -218,8 +218,9 @@ class Suppression:
 
         Returns:
             dets (B, n, 5) x1 y1 x2 y2 score, or (B, n, D + 1) with `results`, labels (B, n); n is the largest
-            count of the batch, with a cap constant; rows that an image does not have are zero with label -1.
-            With a cap also candidates (B,) int64, their number before it.
+            number of results of an image in the batch, with a cap a constant; rows that an image does not
+            have are zero with label -1. With a cap also (B,) int64, the number of candidates, of which the
+            cap may have left out some.
         """
         results = bboxes if results is None else results
         if self.cap:

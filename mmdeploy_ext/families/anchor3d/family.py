@@ -1,4 +1,8 @@
-"""The family of LiDAR detectors with anchors: the configs that it claims and refuses, and its modules."""
+"""The family of LiDAR detectors with anchors: the configs that it claims and refuses, and its modules.
+
+What the attributes and methods of `AnchorFamily` without a docstring are for is documented where they are
+defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_family.py`.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,8 @@
-"""The family of BEVFusion: the configs that it claims and refuses, its graphs, references and runtimes."""
+"""The family of BEVFusion: the configs that it claims and refuses, its graphs, references and runtimes.
+
+What the attributes and methods of `BEVFusionFamily` without a docstring are for is documented where they are
+defined first: `families/base.py` and `families/sequence.py`.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,8 @@
-"""The family of CenterPoint: the configs that it claims and refuses, its graphs, reference and runtime."""
+"""The family of CenterPoint: the configs that it claims and refuses, its graphs, reference and runtime.
+
+What the attributes and methods of `CenterPointFamily` without a docstring are for is documented where they
+are defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_family.py`.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

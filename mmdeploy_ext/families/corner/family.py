@@ -1,4 +1,8 @@
-"""The family of detectors of corners: which configs it claims and refuses, and what a proof changes."""
+"""The family of detectors of corners: which configs it claims and refuses, and what a proof changes.
+
+What the attributes and methods of `CornerFamily` without a docstring are for is documented where they are
+defined first: `families/base.py` and `families/images.py`.
+"""
 
 import contextlib
 import math

@@ -1,4 +1,8 @@
-"""The families of monocular detectors: the configs that they claim and refuse, and their models."""
+"""The families of monocular detectors: the configs that they claim and refuse, and their models.
+
+What the attributes and methods of the classes without a docstring are for is documented where they are
+defined first: `families/base.py` and `families/images.py`.
+"""
 
 import abc
 from collections.abc import Iterator

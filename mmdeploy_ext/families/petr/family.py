@@ -1,4 +1,8 @@
-"""The families of PETR and PETRv2: the configs that they claim and refuse, graphs, reference and runtime."""
+"""The families of PETR and PETRv2: the configs that they claim and refuse, graphs, reference and runtime.
+
+What the attributes and methods of the classes without a docstring are for is documented where they are
+defined first: `families/base.py`, `families/sequence.py` and `families/parts/camera_family.py`.
+"""
 
 import dataclasses
 import functools
@@ -51,6 +55,7 @@ class PetrFamily(ConventionFamily):
 
     Attributes:
         frames: number of frames that a head sees, 1 or 2.
+        needed_settings: name of a setting of the head -> the only value with which it is exported.
     """
 
     detectors, heads = ('Petr3D',), ('PETRHead',)

@@ -1,4 +1,8 @@
-"""RT-DETR's family: configs that it claims or refuses, and the facts that its files hold."""
+"""RT-DETR's family: configs that it claims or refuses, and the facts that its files hold.
+
+What the attributes and methods of `RtDetrFamily` without a docstring are for is documented where they are
+defined first: `families/base.py` and `families/images.py`.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

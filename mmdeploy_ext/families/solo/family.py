@@ -1,4 +1,8 @@
-"""The SOLO family: configs that it claims or refuses, and the facts that its files hold."""
+"""The SOLO family: configs that it claims or refuses, and the facts that its files hold.
+
+What the attributes and methods of `SoloFamily` without a docstring are for is documented where they are
+defined first: `families/base.py` and `families/images.py`.
+"""
 
 import dataclasses
 import sys

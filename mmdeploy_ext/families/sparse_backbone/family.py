@@ -1,4 +1,8 @@
-"""The families of sparse LiDAR backbones: BEVFusion, the published CenterPoint, mmdet3d's encoder."""
+"""The families of sparse LiDAR backbones: BEVFusion, the published CenterPoint, mmdet3d's encoder.
+
+What the attributes and methods of the classes without a docstring are for is documented where they are
+defined first: `families/base.py` and `families/sparse.py`.
+"""
 
 from typing import Any, ClassVar
 
@@ -20,8 +24,10 @@ from mmdeploy_ext.weights.sparse_checkpoint import LoadReport, load_model
 class EncoderFamily(SparseFamily):
     """Models of mmdet3d, or `LidarBackbone`, whose sparse encoder has a certain registered type.
 
-    The first of `orders` is the order of the axes in the model and in NVIDIA's files; `encoder_types` are the
-    types.
+    The first of `orders` is the order of the axes in the model and in NVIDIA's files.
+
+    Attributes:
+        encoder_types: the types of encoders that the family exports.
     """
 
     encoder_types: ClassVar[tuple[str, ...]]

@@ -1,4 +1,8 @@
-"""The family of StreamPETR: the configs that it claims and refuses, its graphs, reference and runtime."""
+"""The family of StreamPETR: the configs that it claims and refuses, its graphs, reference and runtime.
+
+What the attributes and methods of `StreamPetrFamily` without a docstring are for is documented where they are
+defined first: `families/base.py`, `families/sequence.py` and `families/parts/camera_family.py`.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,8 @@
-"""The family of two-stage detectors: what it claims and refuses, and what the other modules give."""
+"""The family of two-stage detectors: what it claims and refuses, and what the other modules give.
+
+What the attributes and methods of the classes without a docstring are for is documented where they are
+defined first: `families/base.py` and `families/images.py`.
+"""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,8 @@
-"""The family of YOLACT: which configs it claims and refuses, and how it is run."""
+"""The family of YOLACT: which configs it claims and refuses, and how it is run.
+
+What the attributes and methods of `YolactFamily` without a docstring are for is documented where they are
+defined first: `families/base.py` and `families/images.py`.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

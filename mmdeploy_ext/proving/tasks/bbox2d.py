@@ -1,6 +1,8 @@
-"""Level 3 of a proof for boxes in images: match by class and IoU, draw both engines side by side.
+"""The task of boxes in images in a proof: match by class and IoU, draw both engines side by side.
 
-The reference is PyTorch, the candidate an engine; bars are the limits that a matched pair keeps. Glossary: R
+Functions and names are those of every task, see `proving/tasks/__init__.py`. A proof compares graphs (level
+1), tensors (level 2) and results (level 3); this is for results. The reference is PyTorch, the candidate an
+engine; boxes are xyxy in pixels of the same image; bars are the limits that a matched pair keeps. Glossary: R
 results of the reference, C of the candidate, P pairs of boxes, h, w size of a picture.
 """
 
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Detections
 
 RESULTS, PLACE = 'boxes', 'worst IoU'
-"""Titles of columns in tables: number of results, and `DetectionRow.worst_iou`."""
+"""Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_iou`."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
+"""The bars of files in float16 or INT8, as arguments of `match_detections` and in words."""
 IOU_BAR = 0.999
 """Smallest IoU of a matched pair."""
 SCORE_BAR = 1e-4
@@ -40,7 +43,8 @@ width were 1.2e-3 pixels apart in y at 384x512 (FPG), one 1.6 pixels wide and 95
 (NAS-FPN).
 """
 PAIR_IOU = 0.5
-"""Boxes outside the bars are shown as a (failing) pair from this IoU on; below they are missing and extra."""
+"""Smallest IoU of two boxes outside the bars that count as one object, which differs too much; the row fails
+with that pair. Of boxes with less, one is missing and the other extra."""
 LEGIBLE = 800
 """Pixels. Width of a picture whose labels are legible."""
 
@@ -54,7 +58,13 @@ def pair_up(
 ) -> Pairing:
     """Pair two lists of finite detections one to one, within a class; the nearness is the IoU.
 
-    Pairs within the bars have an IoU of at least `iou_bar`, and scores that differ by `score_bar` at most.
+    As many pairs as possible are within the bars; the rest is paired by descending IoU, from `PAIR_IOU` on.
+
+    Args:
+        reference: R boxes that PyTorch found.
+        candidate: C boxes that an engine found.
+        iou_bar: smallest IoU of a pair within the bars.
+        score_bar: largest difference of its scores.
     """
     iou = class_iou(reference, candidate)
     return matching.pair_lists(reference, candidate, iou >= iou_bar, iou, PAIR_IOU, score_bar)
@@ -63,7 +73,10 @@ def pair_up(
 match_detections = functools.partial(
     matching.match_lists, problem=problem, pair_by=pair_up, score_thr=0.05, score_bar=SCORE_BAR
 )
-"""Matches boxes in pixels of the same image as `matching.match_lists` does; a further bar is `iou_bar`."""
+"""Matches the boxes of an image and returns a `DetectionRow`; `iou_bar` is passed on to `pair_up`.
+
+The other arguments are those of `matching.match_lists`: `image`, `reference`, `candidate`, `capacity`, ...
+"""
 
 
 def class_iou(reference: Detections, candidate: Detections) -> np.ndarray:
@@ -154,7 +167,10 @@ def side_by_side(
 
 
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
-    """Draw both engines' boxes of a pair, see `side_by_side`."""
+    """Return a picture (h, w, 3) uint8 BGR with the boxes of both engines side by side, see `side_by_side`.
+
+    `classes` are the names by label; boxes of less than `score_thr` are left out, to keep pictures clear.
+    """
     from mmdeploy_ext.runtime.draw import draw_detections
 
     return side_by_side(pair, classes, score_thr, draw=draw_detections, problem=problem, pair_by=pair_up)

@@ -1,4 +1,7 @@
-"""Level 3 of a proof for boxes in 3D: match by class and place, draw both engines.
+"""The task of boxes in 3D in a proof: match by class and place, draw both engines.
+
+Functions and names are those of every task, see `proving/tasks/__init__.py`. A proof compares graphs (level
+1), tensors (level 2) and results (level 3); this is for results.
 
 Boxes (n, 9) are x, y, z of the bottom's centre, length, width, height in metres, yaw in radians, and velocity
 x, y in m/s, in the LiDAR frame. The reference is PyTorch, the candidate an engine; bars are the limits that a
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 
 RESULTS, PLACE = 'boxes', 'worst Δm'
-"""Titles of columns in tables: number of results, and `DetectionRow.worst_distance`."""
+"""Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_distance`."""
 SCORE_THR = 0.1
 """Score from which on every result needs a partner; those below are judged over the whole proof."""
 DISTANCE_BAR = 0.01
@@ -37,7 +40,8 @@ SCORE_BAR = 1e-3
 SIZE_BAR, YAW_BAR, VELOCITY_BAR = 0.01, 0.01, 0.01
 """Largest differences of size (metres), yaw (radians, modulo a turn) and velocity (m/s) of a matched pair."""
 PAIR_DISTANCE = 1.0
-"""Metres. Boxes outside the bars are a (failing) pair up to here; farther they are missing and extra."""
+"""Metres; largest distance of two boxes outside the bars that count as one object, which differs too much; a
+row fails with that pair. Of boxes farther apart, one is missing and the other extra."""
 
 
 def half_bars(bars: HalfBars) -> dict[str, float]:
@@ -46,7 +50,7 @@ def half_bars(bars: HalfBars) -> dict[str, float]:
 
 
 def half_text(bars: HalfBars) -> str:
-    """Return `half_bars` in words."""
+    """Return the bars of `half_bars` in words."""
     return f'{bars.distance_m} m (corners, too)'
 
 
@@ -95,7 +99,10 @@ def _nearness(reference: Detections3D, candidate: Detections3D) -> np.ndarray:
 
 
 def figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, Any], str]:
-    """Return fields of a `DetectionRow` and a text on the worst pairs; see `matching.iou_figures`."""
+    """Return fields of a `DetectionRow` and a text on the worst pairs.
+
+    The arguments are those of `matching.iou_figures`.
+    """
     distance = worst(-pairing.nearness)
     gaps = ', '.join(f'{title} {worst(gap):.2g}' for title, gap in pairing.gaps.items())
     return dict(worst_distance=distance), f'worst: distance {distance:.2g} m, {gaps}'

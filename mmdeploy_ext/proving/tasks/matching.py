@@ -33,8 +33,8 @@ class Pairing:
     Attributes:
         nearness: (R, C) float64, larger is nearer: an IoU, or minus a distance.
         gaps: 'score', and further titles of a task -> (R, C) float64 absolute differences.
-        matched: row -> column within the bars.
-        outside: row -> column of the rest that is near enough to be the same object.
+        matched: row -> column of the pairs within the bars.
+        outside: row -> column of the other pairs that are near enough to be the same object.
     """
 
     nearness: np.ndarray
@@ -66,7 +66,7 @@ def overlap_bars(bars: HalfBars) -> dict[str, float]:
 
 
 def overlap_text(bars: HalfBars) -> str:
-    """Return `overlap_bars` in words."""
+    """Return the bars of `overlap_bars` in words."""
     return f'IoU {bars.iou}'
 
 
@@ -114,16 +114,16 @@ def match_lists(
 
     Args:
         image: name for the row.
-        reference: of the unpatched model, with `scores` (R,).
-        candidate: of the engine on trial, with `scores` (C,).
-        problem: of the task: (reference, candidate) -> why two lists cannot be compared at all, '' if they
-            can.
-        pair_by: of the task: (reference, candidate, score_bar=..., **bars) -> their `Pairing`.
-        figures: of the task: returns fields of the row and a text on the worst pairs; its arguments and
-            results are those of `iou_figures`.
+        reference: results of the unpatched model, an object with `scores` (R,).
+        candidate: results of the engine on trial, an object with `scores` (C,).
+        problem: function of the task: (reference, candidate) -> why two lists cannot be compared at all, ''
+            if they can.
+        pair_by: function of the task: (reference, candidate, score_bar=..., **bars) -> their `Pairing`.
+        figures: function of the task that returns fields of the row and a text on the worst pairs; its
+            arguments and results are those of `iou_figures`.
         score_thr: score from which on results need a partner, see above.
         score_bar: largest score difference of a matched pair.
-        capacity: results that both engines keep at most (`max_per_img`, `max_num`).
+        capacity: largest number of results that both engines keep (`max_per_img`, `max_num`); None: no limit.
         beyond: returns the reference's list without that limit, or with a larger one. If it is given, a tie
             at the cut is excused only if the candidate's result is in that list, too.
         near_ties: returns the reference's lists of runs with other rounding, see `near_ties.py`. A result

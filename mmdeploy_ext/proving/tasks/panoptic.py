@@ -1,6 +1,7 @@
-"""Level 3 of a proof for panoptic maps: segments are matched one to one, by class, number and IoU.
+"""The task of panoptic maps in a proof: segments are matched one to one, by class, number and IoU.
 
-The reference is PyTorch, the candidate an engine; bars are the limits that a matched pair keeps.
+Functions and names are those of every task, see `proving/tasks/__init__.py`. The reference is PyTorch, the
+candidate an engine; bars are the limits that a matched pair keeps.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__ = [
     'pair_up',
 ]
 RESULTS, PLACE = 'segments', 'worst IoU'
-"""Titles of columns in tables: number of results, and `DetectionRow.worst_iou`."""
+"""Titles of columns in tables: that of the number of results, and that of `DetectionRow.worst_iou`."""
 half_bars, half_text = matching.overlap_bars, matching.overlap_text
 
 
@@ -43,6 +44,12 @@ def pair_up(
 
     A pair must have the same id, class and number, in both maps. With an `iou_bar` below that of float32, as
     for files in less than float32, the numbers may differ: a segment that is missing changes those behind it.
+
+    Args:
+        reference: segments of PyTorch's map.
+        candidate: segments of an engine's map.
+        iou_bar: smallest IoU of a pair within the bars.
+        score_bar: largest difference of its scores, which segments have alike.
     """
     iou = mask.class_iou(reference, candidate)
     near = iou >= iou_bar
@@ -58,8 +65,9 @@ draw_pair = functools.partial(mask.draw_pair, pair_by=pair_up)
 def match_detections(
     image: str, reference: Segments, candidate: Segments, *, capacity: int | None = None, **settings: Any
 ) -> DetectionRow:
-    """Match the segments of two maps as `mask.match_detections` does.
+    """Match the segments of two maps, `reference` of PyTorch and `candidate` of an engine.
 
-    `capacity` is ignored: segments have equal scores, so that all would be ties at a limit of results.
+    `image` is the name of the row, `settings` are further arguments of `mask.match_detections`. `capacity` is
+    ignored: segments have equal scores, so that all would be ties at a limit of results.
     """
     return mask.match_detections(image, reference, candidate, pair_by=pair_up, **settings)

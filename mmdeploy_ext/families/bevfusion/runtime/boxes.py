@@ -34,8 +34,13 @@ def filter_boxes(
 ) -> Detections3D:
     """Return the boxes within the limits of a coder, best first.
 
-    Boxes are (Q, 9), z at the bottom; `coder` is the entry `coder` of the metadata's `postprocess`, with
-    `post_center_range` and `score_threshold`.
+    Args:
+        boxes: (Q, 9) in the columns of `Detections3D`, z at the bottom.
+        scores: (Q,) in 0..1.
+        labels: (Q,) class indices.
+        coder: entry `coder` of the metadata's `postprocess`: `post_center_range`, x, y, z of the lowest and
+            of the highest centre, metres, and `score_threshold`, which scores have to exceed; None for no
+            limit.
     """
     valid = np.ones(len(scores), bool)
     if coder['post_center_range'] is not None:
@@ -64,11 +69,12 @@ def suppress(
 
 
 def rows_after_nms(boxes: np.ndarray, labels: np.ndarray, group: Mapping[str, Any]) -> np.ndarray:
-    """Return the rows of a group's boxes (n, 9), best first, that NMS keeps.
+    """Return which of a group's boxes NMS keeps: their indices, best first.
 
-    A group has `classes`, ascending; `most`, the largest number of results; and either `radius`, a squared
-    distance in m2, or `overlap`, an IoU in the bird's-eye view, with `scales` of the sizes of each class and
-    `first`, the number of boxes that are compared.
+    Boxes are (n, 9), best first, `labels` their classes (n,). A group has `classes`, ascending; `most`, the
+    largest number of results; and either `radius`, a squared distance in m2, or `overlap`, an IoU in the
+    bird's-eye view, with `scales` of the sizes of each class and `first`, the number of boxes that are
+    compared.
     """
     if 'radius' in group:
         return circle_nms(boxes[:, :2], group['radius'])[: group['most']]

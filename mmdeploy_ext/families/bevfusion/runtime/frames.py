@@ -45,7 +45,10 @@ class FusionRuntime(Runtime):
     """Bytes of the matrices for which `of_rig` computed last, and the result."""
 
     def of_rig(self, matrices: Arrays, names: Sequence[str], make: Callable[..., Any]) -> Any:
-        """Return `make(matrices)`, computed again only if the named matrices differ from the last call's."""
+        """Return `make(matrices)`, computed again only if some of them differ from those of the last call.
+
+        `matrices` is name -> matrix of a calibration; those of the `names` are compared.
+        """
         key = b''.join(np.ascontiguousarray(matrices[name], np.float32).tobytes() for name in names)
         if self._rig[0] != key:
             self._rig = key, make(matrices)
@@ -64,23 +67,33 @@ class FusionRuntime(Runtime):
     def detect(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> Detections3D:
-        """Detect in one frame of a data set's infos; for the arguments see `frame_of_rig`."""
+        """Return the boxes of one frame of a data set's infos, best first.
+
+        `images_bgr`, `rig` and `root` are those of `frame_of_rig`.
+        """
         return self.step(self.moment(images_bgr, rig, root)).detections
 
     def moment(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> FusedFrame:
-        """Return one frame of a data set's infos as `step` takes it; for the arguments see `frame_of_rig`."""
+        """Return one frame of a data set's infos as `step` takes it.
+
+        `images_bgr`, `rig` and `root` are those of `frame_of_rig`.
+        """
         return frame_of_rig(images_bgr, rig, self.rule, root)
 
 
 def frame_of_rig(
     images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: FusionRule, root: str | Path | None = None
 ) -> FusedFrame:
-    """Return a frame of `read_frames` with its N pictures (h, w, 3) uint8 as inputs of the model.
+    """Return one moment of a data set as the inputs of a model.
 
-    `root` is the folder of the data set, for files that are not at the paths of the info. Without it they are
-    searched beside the infos.
+    Args:
+        images_bgr: its N pictures (h, w, 3) uint8 BGR, in the order of the cameras.
+        rig: the moment as `runtime.infos.read_frames` gives it: calibration, pose, and paths of its files.
+        rule: how pictures and points are prepared.
+        root: folder of the data set, for files that are not at the paths of the info; None: they are searched
+            beside the infos.
 
     Raises:
         DataError: a sweep is missing, or does not fit.
@@ -106,9 +119,10 @@ def frame_of_rig(
 
 
 def points_of(rig: RigFrame, rule: FusionRule, root: str | Path | None = None) -> np.ndarray:
-    """Return the points (P, V) of a key frame and of the sweeps before it, see `PastSweeps.merge`.
+    """Return the points (P, V) float32 of a key frame and of the sweeps before it, see `PastSweeps.merge`.
 
-    A model without LiDAR gets no points; for `root` and the errors see `frame_of_rig`.
+    A model without LiDAR gets no points. `rig`, `rule` and `root`, and the errors, are those of
+    `frame_of_rig`.
     """
     if rule.voxels is None:
         return NO_POINTS
@@ -126,7 +140,9 @@ def points_of(rig: RigFrame, rule: FusionRule, root: str | Path | None = None) -
 
 
 def checked_inputs(frame: FusedFrame, rule: FusionRule) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return points (P, V) and pictures (N, 3, H, W) of a frame; None for a sensor that the model lacks.
+    """Return points (P, V) and pictures (N, 3, H, W) of a frame, both float32 and checked.
+
+    Of a sensor that the model lacks, by its `rule`, they are None.
 
     Raises:
         ShapeError: pictures or matrices of other shapes.

@@ -62,7 +62,7 @@ class View:
 def cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarray:
     """Return the cell `x * Y + y` of each point of the frustum, X * Y outside: (N, D, h, w) int64.
 
-    `calibration` has the matrices by name, see `mmdeploy_ext.runtime.frames.FusedFrame`.
+    `calibration` has the matrices by name; `view` has the frustum and the grid.
     """
     aug, camera, lidar, intrinsics = (
         calibration[name].astype(np.float64)
@@ -84,8 +84,8 @@ def cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarray:
 def cell_numbers(points: np.ndarray, view: View, corner: np.ndarray) -> np.ndarray:
     """Return the cells (...) int64, see `cells`, of points (..., 3) in metres, which are rounded to float32.
 
-    `corner` (3,) is that of the first cell, metres. Indices are truncated towards zero, so that the first
-    cell of an axis is twice as wide as the others.
+    `view` has the grid; `corner` (3,) is that of the first cell, metres. Indices are truncated towards zero,
+    so that the first cell of an axis is twice as wide as the others.
     """
     x, y = view.shape
     points = points.astype(np.float32).astype(np.float64)
@@ -97,8 +97,8 @@ def cell_numbers(points: np.ndarray, view: View, corner: np.ndarray) -> np.ndarr
 def engine_cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarray:
     """Return the cells as CUDA-BEVFusion computes them: (N, D, h, w) int64.
 
-    It computes in float32, applies the first camera's image augmentation to all cameras, and ignores the
-    augmentation of points.
+    `calibration` and `view` are those of `cells`. It computes in float32, applies the first camera's image
+    augmentation to all cameras, and ignores the augmentation of points.
 
     Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion/src/bevfusion/camera-geometry.cu:90-157
     (its behaviour, no code).
@@ -140,8 +140,12 @@ def depth_maps(
 ) -> np.ndarray:
     """Return the depth maps (N, 1, H, W) float32: depths of the LiDAR's points in metres, 0 in other pixels.
 
-    Points (P, 3 or more) are in the augmented LiDAR frame, metres; of several points in one pixel the last of
-    the cloud counts. `size` is (H, W) of the network's pictures.
+    Of several points in one pixel the last of the cloud counts.
+
+    Args:
+        points: (P, 3 or more), x, y, z first, in the augmented LiDAR frame, metres.
+        calibration: the matrices by name.
+        size: (H, W) of the network's pictures.
     """
     lidar2image, img_aug, aug = (
         calibration[name].astype(np.float64) for name in ('lidar2image', 'img_aug_matrix', 'lidar_aug_matrix')

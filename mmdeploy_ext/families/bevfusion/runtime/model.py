@@ -144,7 +144,10 @@ def detections(outputs: Arrays) -> Detections3D:
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
-    """Return the boxes of the frame's file; see `mmdeploy_ext/runtime/family_runtime.py`."""
+    """Return the boxes of a moment, best first, for a program that runs the files by itself.
+
+    `metadata` and `outputs` are those of the file `frame`.
+    """
     return suppress(detections(outputs), metadata.postprocess['nms'])
 
 
@@ -157,9 +160,9 @@ def is_cuda(paths: Paths) -> bool:
 
 
 def opened(paths: Paths, **options: Any) -> BEVFusionOnnx | CudaBEVFusion:
-    """Open an export of the portable contract or of CUDA-BEVFusion's."""
+    """Open an export of the portable contract or of CUDA-BEVFusion's; arguments are those of both classes."""
     return (CudaBEVFusion if is_cuda(paths) else BEVFusionOnnx)(paths, **options)
 
 
 OPENS, QUANTISED = opened, 'frame'
-"""What opens an export, and the file that is quantised, see `mmdeploy_ext/runtime/family_runtime.py`."""
+"""The function that opens an export, and the name of its file that `quantize.py` puts in INT8."""

@@ -44,7 +44,7 @@ class Tables:
     shape: tuple[int, int]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write them to an .npz file, atomically."""
+        """Write the tables to the .npz file `path`, atomically, as arrays by the names of the attributes."""
         with atomic_path(Path(path)) as temporary, temporary.open('wb') as stream:
             np.savez(stream, **dataclasses.asdict(self))
 
@@ -90,7 +90,7 @@ def pooled(features: np.ndarray, weights: np.ndarray, tables: Tables) -> np.ndar
 
 
 def read_calibration(path: str | Path) -> dict[str, np.ndarray]:
-    """Return the matrices of an .npz file, float32, see `mmdeploy_ext.runtime.frames.FusedFrame`.
+    """Return the matrices of the .npz file `path`, float32, by the names of `MATRICES`.
 
     Without `lidar_aug_matrix` it is a unit matrix; `check_calibration` refuses others that are missing.
 

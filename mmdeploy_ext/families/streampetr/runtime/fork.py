@@ -140,9 +140,10 @@ def seen_from(origin: np.ndarray, pose: np.ndarray) -> np.ndarray:
 def expand_calibration(calibration: Calibration, spec: GraphSpec) -> dict[str, np.ndarray]:
     """Return `img2lidar` (1, T, 4, 4), or (1, T, depth bins, 4, 4), and `intrinsic` (1, T, 2), float32.
 
-    These are from pixels times depth to the LiDAR frame, and |fx| and |fy| in 1000 pixels.
-    Token t belongs to camera t // (T / N), but carries the focal lengths of camera t mod N: what the
-    published weights were trained with. The shapes of both inputs are those of the spec.
+    These are from pixels times depth to the LiDAR frame, and |fx| and |fy| in 1000 pixels. T is the number of
+    tokens, the cells of all feature maps; `calibration` has the matrices of the cameras. Token t belongs to
+    camera t // (T / N), but carries the focal lengths of camera t mod N: what the published weights were
+    trained with. The shapes of both inputs are those of the spec.
     """
     shape = spec.tensor('img2lidar').axes
     num_cameras, tokens = len(calibration.lidar2img), shape[1]
