@@ -136,7 +136,7 @@ def _check_engines(args: argparse.Namespace, engines: Sequence[str]) -> None:
 
 
 def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
-    """Return the benchmark of a model: in full, or the sparse backbone of a LiDAR model alone.
+    """Return the benchmark of the models of a family: in full, or the sparse backbone of a LiDAR model alone.
 
     `voxels`, `no_racing` and a portable file in `onnx` select the backbone of a detector.
     """
@@ -153,14 +153,17 @@ def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
 
 
 def is_portable(path: str) -> bool:
-    """Return whether a file is a sparse backbone alone, in standard operators."""
+    """Return whether the file at `path` is a sparse backbone alone, in standard operators."""
     from mmdeploy_ext.contract.metadata import read_props
 
     return Path(path).is_file() and json.loads(read_props(path).get('mm2onnx.form', '""')) == 'portable'
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and report."""
+    """Measure all contenders, print and write the figures, and return 0.
+
+    UsageError: options that do not go together or with the kind of the model.
+    """
     engines = _check(args)
 
     compat.apply()

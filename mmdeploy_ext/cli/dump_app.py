@@ -162,7 +162,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one command."""
+    """Run the command of the command line, and return its exit status."""
     return dict(list=_list, show=_show, compare=_compare)[args.command](args)
 
 

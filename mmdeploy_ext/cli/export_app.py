@@ -80,16 +80,15 @@ class Export:
     """One export from the command line, and its proof; `run` does both.
 
     Attributes:
-        product: the part of the model that is exported: DETECTOR or BACKBONE.
+        product: the part of the model that is exported: DETECTOR or BACKBONE of `families.base`.
         samples_option: option that names samples of the proof, for messages.
         weight_layout: layout of the kernels in the checkpoint of a sparse backbone; 'auto' finds it.
         engine: name of the backend (`engine`) by which the proof runs the file, and the backend's options.
         source: config and checkpoint, once `run` has read them.
-        family: of the config.
-        options: of the export.
-        claims: what the proof has to hold the file to besides its metadata, by the names of the arguments of
-            `proving.ladder.prove`.
-        args: the command line.
+        family: the family that claims the config.
+        options: options of the export.
+        claims: further arguments of `proving.ladder.prove`, by which the proof judges the file.
+        args: parsed arguments of the command line.
         only: name of the one family that the tool is for; '' for all.
     """
 

@@ -107,7 +107,7 @@ class BackboneExport(Export):
         return {'order': order_of_name(args.output_file or ''), **values}
 
     def export(self, samples: Samples) -> int:
-        """Write and prove the file, or with `--verify-only` prove the existing one."""
+        """Write and prove the file, or with `--verify-only` prove that which is there; return the status."""
         if not self.args.verify_only:
             return super().export(samples)
         from mmdeploy_ext.cli.verify_app import prove_files
@@ -131,7 +131,7 @@ class BackboneExport(Export):
             will_write('--calibrate', [f'{path}.ranges.json'])
 
     def write(self, samples: Samples) -> Exported:
-        """Write the file, and print what it is."""
+        """Write the file, and print what it is; `samples` are read if a proof follows."""
         from mmdeploy_ext.exporting import deployment as deploy
         from mmdeploy_ext.exporting.files import check_output
         from mmdeploy_ext.exporting.sparse_backbone import export_file

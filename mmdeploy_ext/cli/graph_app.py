@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the subcommand."""
+    """Run the subcommand of the command line, and return its exit status."""
     with naming(getattr(args, 'file', None)):
         return COMMANDS[args.command].run(args)
 

@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the metadata of the files and the verdict of --report, and write them to --json."""
+    """Print the metadata of the files and the verdict of --report, write them to --json, and return 0."""
     files = [describe(path) for path in model_files(args.model)]
     for file in files[1:]:
         for key in SHARED:
@@ -208,7 +208,7 @@ def plain_text(facts: Mapping[str, Any]) -> str:
 
 
 def proof_text(proof: Mapping[str, Any] | None) -> str:
-    """Return a verdict of `read_proof` in a line; of None, how to give a verdict."""
+    """Return `proof`, what `read_proof` returned, in a line; if it is None, how to give a verdict."""
     if proof is None:
         return 'not recorded in the file: give the verdict of mm2onnx verify by --report'
     summary, versions = proof['summary'], proof['versions']

@@ -8,7 +8,7 @@ from mmdeploy_ext.core import cli
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the info files."""
+    """Make the info files of the data set, and return 0."""
     compat.apply()
     from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
 

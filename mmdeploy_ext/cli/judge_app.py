@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_drift(row: SequenceRow) -> None:
-    """Print a line per frame: the tensor with the largest share of its tolerance, and the matched results."""
+    """Print a line per frame of a drive, `row`: its worst tensor by tolerance, and the matched results."""
     print(f'{"ok    " if row.passed else "FAILED"} {row.title}: {row.frames} frames, {row.resets} resets')
     series = row.series
     for index, name in enumerate(series['name']):

@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write a kit, or serve one."""
+    """Write a kit, or serve one over HTTP with --serve; return the exit status."""
     return _serve(args) if args.serve else _write(args)
 
 

@@ -25,7 +25,7 @@ def plain(value: Any) -> Any:
 
 
 def publish(args: argparse.Namespace) -> int:
-    """Read, strip and write the checkpoint."""
+    """Read the checkpoint, keep weights and plain facts, write the new one, and return 0."""
     from mmdeploy_ext.weights.checkpoint import load_checkpoint
     from mmdeploy_ext.weights.convert.conversion import check_output, save_checkpoint
 

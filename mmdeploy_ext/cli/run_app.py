@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the model on all samples."""
+    """Run the model on all samples, draw its results, and return the exit status."""
     from mmdeploy_ext.contract.metadata import Metadata, read_props
 
     run_images.check_options(args)
@@ -103,7 +103,7 @@ def check_inputs(args: argparse.Namespace, samples: str) -> None:
 def opened(args: argparse.Namespace, metadata: Metadata) -> Runtime:
     """Open the files of a model of sweeps or frames, by the class that the runtime of its family names.
 
-    ModelFileError: the family gives no boxes.
+    `metadata` are those of the last file. ModelFileError: the family gives no boxes.
     """
     cls = getattr(runtime_of(metadata.family), 'OPENS', None) if has_runtime(metadata.family) else None
     if cls is None:
@@ -129,7 +129,10 @@ def list_sweeps(paths: Iterable[Path]) -> list[Path]:
 
 
 def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
-    """Draw the boxes of each sweep from above."""
+    """Draw the boxes of each sweep from above; return the exit status.
+
+    `metadata` are those of the model's last file.
+    """
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
     from mmdeploy_ext.runtime.draw import write_picture
     from mmdeploy_ext.runtime.draw3d import sweep_picture
@@ -158,7 +161,10 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
 
 
 def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
-    """Draw the boxes of each frame into the cameras and from above; a memory goes from frame to frame."""
+    """Draw the boxes of each frame into the cameras and from above; return the exit status.
+
+    A memory goes from frame to frame. `metadata` are those of the model's last file.
+    """
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
     from mmdeploy_ext.runtime.draw import write_picture
     from mmdeploy_ext.runtime.draw3d import compare_picture

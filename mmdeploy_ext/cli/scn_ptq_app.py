@@ -93,7 +93,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Calibrate, or read ranges; with --fidelity compare the precisions."""
+    """Calibrate, or read ranges; with --fidelity compare the precisions. Return 0."""
     check(args)
     cli.wait_passively()
     compat.apply()

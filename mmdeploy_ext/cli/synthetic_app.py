@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def add_seeded(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of a checkpoint of seeded weights."""
+    """Add the arguments of a checkpoint of seeded weights: repeatable random ones, for any config."""
     staging.add_seeded(parser)
     cli.adder(parser)('--cfg-options KEY=VALUE...', CFG_OPTIONS_HELP)
 
 
 def run_seeded(args: argparse.Namespace) -> int:
-    """Write a checkpoint of seeded weights."""
+    """Write a checkpoint of seeded weights, and return the exit status."""
     from mmdeploy_ext.synthetic import seeded
 
     return seeded.run(args, parse_cfg_options(args.cfg_options))

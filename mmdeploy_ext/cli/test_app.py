@@ -155,6 +155,8 @@ def threads_per_process() -> int:
 def export_if_stale(deployment: Deployment, tested: TestedModel) -> None:
     """Export unless the files were made from this config, checkpoint and these options.
 
+    `deployment` is the PyTorch model, `tested` its settings and files.
+
     Raises:
         ModelFileError: they are stale and one is quantised: an export would put a float32 file in its place.
     """

@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read config and file, prove the file, and show the verdict."""
+    """Read config and file, prove the file, show the verdict, and return the exit status: 0 if proven."""
     cli.wait_passively()
     shared.check_normalisation(args)
     engine = shared.engine_options(args)
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:
-    """Refuse options that this kind of model does not have; `engine` is that of `options.engine_options`."""
+    """Refuse options that models of a family do not have; `engine` is that of `options.engine_options`."""
     if family.samples == 'images':
         shared.refuse_options(args, build_parser(), ('frames',), 'goes with streaming models only')
         return

@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def seeded(cfg: Any, family: Family) -> torch.nn.Module:
-    """Return the detector of a config with seeded weights."""
+    """Return the detector of a config of a family with seeded weights: repeatable random ones."""
     from mmdeploy_ext.synthetic.seeded import seeded_model
 
     return seeded_model(cfg, family)
@@ -165,7 +165,7 @@ def _jobs(args: argparse.Namespace) -> int:
 
 
 def shard(text: str) -> tuple[int, int]:
-    """Return the numbers of a shard, 'K/N', such as (2, 8)."""
+    """Return K and N of the text 'K/N' of a shard, the K-th of N; ArgumentTypeError: another text."""
     numbers = text.split('/')
     if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
         index, count = map(int, numbers)

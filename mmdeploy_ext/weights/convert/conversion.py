@@ -17,7 +17,10 @@ FOREIGN_SUFFIXES = ('.py', '.json', '.onnx', '.safetensors')
 
 
 def model_tensors(cfg: Any) -> Tensors:
-    """Return the state dict of the config's model on the meta device; ConfigError: it cannot be built."""
+    """Return the state dict of the model of `cfg`, mmcv's `Config`, on PyTorch's meta device.
+
+    Its tensors have shapes and types without values. ConfigError: the model cannot be built.
+    """
     from mmdet.models import build_detector
 
     model = cfg.model.copy()
@@ -44,9 +47,9 @@ def in_model_order(tensors: Tensors, model: Tensors, config: str, advice: str) -
 
 
 def check_numbers(source: str | Path, tensors: Mapping[str, torch.Tensor], model: Tensors) -> None:
-    """Raise CheckpointError for codes in place of float weights, and for weights that are not finite.
+    """Raise CheckpointError for weights that are not finite, or integers in place of floating-point numbers.
 
-    `source` is for the message; `tensors` are by the names of the model's, `model`.
+    `source`, the path of the file, is for the message; `tensors` are by the names of the model's, `model`.
     """
     check_types(source, tensors, model)
     check_finite(source, tensors)

@@ -19,7 +19,7 @@ OTHER_CONFIG = (
     f'. Give the config of the same model with --config; `{command(COMMAND)} --config CONFIG3.py OUT.py` '
     f"makes it of mmdet 3's"
 )
-"""Advice for a checkpoint that does not fit the config."""
+"""End of the message about a checkpoint that does not fit the config."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,11 @@ class Converted:
     """A converted checkpoint.
 
     Attributes:
-        state_dict: tensors of the file by mmdet 2's names, in the model's order.
+        state_dict: mmdet 2's name -> tensor of the file, in the model's order.
         renamed: number of tensors with another name than in the file.
         left_out: names of tensors in the file that are no weights of the model.
-        model_tensors: the model's tensors on the meta device.
+        model_tensors: name -> tensor of the model that the config builds, on PyTorch's meta device, which has
+            shapes and types without values.
     """
 
     state_dict: conversion.Tensors
@@ -40,7 +41,9 @@ class Converted:
 
 
 def convert(source: Checkpoint, cfg: Any) -> Converted:
-    """Rename the tensors of a checkpoint of mmdet 3 for the model of `cfg`, a config of mmdet 2.28.
+    """Rename the tensors of `source`, a checkpoint of mmdet 3, for the model of `cfg`, a config of mmdet 2.
+
+    Tensors keep their values, shapes and types.
 
     Raises:
         CheckpointError: keys or shapes of file and model differ.
@@ -65,7 +68,9 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any) -> Converted:
     The file gets the `CLASSES` of the checkpoint's `dataset_meta`.
 
     Raises:
-        CheckpointError, ConfigError: those of `convert`; weights that are not finite or are codes.
+        CheckpointError: as `convert`; or weights that are not finite, or are integers (quantised) where the
+            model has floating-point numbers.
+        ConfigError: as `convert`.
         UsageError: the target cannot be written.
     """
     conversion.check_output(source, target, cfg.filename)

@@ -40,9 +40,10 @@ OTHER_VALUE = re.compile(r'\{\{\s*(\w+)\s*\}\}')
 
 
 def to_mmdet2_config(cfg: Any) -> Any:
-    """Return a config of `read_mmdet3_config` as one of mmdet 2.28: model, test pipeline and test data set.
+    """Return a config of mmdet 3 as one of mmdet 2.28: model, test pipeline and test data set.
 
-    Keys that only training and mmengine's Runner read (`optim_wrapper`, `default_hooks`, ...) are left out.
+    `cfg` is what `read_mmdet3_config` returned, and the result an mmcv `Config`, too. Keys that only training
+    and mmengine's Runner read (`optim_wrapper`, `default_hooks`, ...) are left out.
 
     Raises:
         ConfigError: names the file, and the part or key that mmdet 2.28 lacks.
@@ -141,7 +142,9 @@ def _mmdet2_types() -> Iterable[str]:
 
 
 def read_mmdet3_config(path: str | Path) -> Any:
-    """Return a config of mmdet 3 with its bases, or that in a checkpoint of mmengine, as an mmcv `Config`.
+    """Return a config of mmdet 3 as an mmcv `Config`.
+
+    `path` is that of the config, whose bases are read, too, or of a checkpoint of mmengine that has it.
 
     Raises:
         CheckpointError: those of `load_checkpoint`.

@@ -65,7 +65,10 @@ def parts(config: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def without_scope(path: str, config: Any) -> Any:
-    """Return a copy of a part of a config without the scope `mmdet.` of types; ConfigError: another scope."""
+    """Return a copy of a part of a config without the scope `mmdet.` of types.
+
+    `path` is that of the part, such as 'model', for the ConfigError if a type has another scope.
+    """
     config = copy.deepcopy(config)
     for part_path, part in parts(config, path):
         part.pop('_scope_', None)

@@ -78,7 +78,10 @@ DINO's denoising queries, which only training uses."""
 
 
 def to_mmdet2_name(key: str, detector: str) -> str:
-    """Return mmdet 2's name of a tensor of mmdet 3; `detector` is its type, the same in both versions."""
+    """Return mmdet 2's name of the tensor `key` of mmdet 3; other names stay as they are.
+
+    `detector` is the type of the detector, the same in both versions.
+    """
     for pattern, replacement in RULES.get(detector, ()):
         name, count = re.subn(pattern, replacement, key, count=1)
         if count:

@@ -28,7 +28,7 @@ OTHER_CONFIG = (
     '. Give the config of the same backbone (configs/rtdetr/rtdetr_r18vd.py, r34vd, r50vd, r101vd) with '
     '--config'
 )
-"""Advice for a checkpoint that does not fit the config."""
+"""End of the message about a checkpoint that does not fit the config."""
 SAFETENSORS_DTYPES = {
     'F32': torch.float32,
     'F16': torch.float16,
@@ -40,7 +40,12 @@ SAFETENSORS_DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The tensors of a file by its names, and their origin in words."""
+    """The tensors of a file.
+
+    Attributes:
+        tensors: name in the file -> tensor.
+        origin: their origin in words, such as 'EMA weights (ema.module)'.
+    """
 
     tensors: Tensors
     origin: str
@@ -51,10 +56,11 @@ class Converted:
     """A converted checkpoint.
 
     Attributes:
-        state_dict: tensors by the model's names in its order.
+        state_dict: the model's name -> tensor, in the model's order.
         origin: origin of the weights in words.
         notes: one line for each kind of change besides names.
-        model_tensors: the model's tensors on the meta device.
+        model_tensors: name -> tensor of the model that the config builds, on PyTorch's meta device, which has
+            shapes and types without values.
     """
 
     state_dict: Tensors
@@ -73,8 +79,9 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str 
         weights: which of the weights in the file, see `read_source`.
 
     Raises:
-        CheckpointError, ConfigError: those of `read_source` and `convert`; weights that are not finite or are
-            codes.
+        CheckpointError: as `read_source` and `convert`; or weights that are not finite, or are integers
+            (quantised) where the model has floating-point numbers.
+        ConfigError: as `convert`.
         UsageError: the target cannot be written.
     """
     conversion.check_output(source, target, cfg.filename)
@@ -86,7 +93,7 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str 
 
 
 def convert(source: Source, cfg: Any) -> Converted:
-    """Rename, join and complete the tensors of a file for the model of `cfg`, a config of RT-DETR.
+    """Rename, join and complete the tensors of a file, `source`, for the model of `cfg`, a config of RT-DETR.
 
     Raises:
         CheckpointError: keys, shapes or the number of classes of file and model differ.
@@ -193,9 +200,12 @@ def _complete(tensors: Tensors, model_tensors: Tensors, notes: list[str]) -> Non
 
 
 def read_source(path: str | Path, weights: str = 'auto') -> Source:
-    """Read a .pth, .bin or .safetensors of the original repository or of transformers.
+    """Read the weights of a file of the original repository or of transformers.
 
-    `weights` is 'ema', 'model', or 'auto' for EMA weights if the file has them.
+    Args:
+        path: path of the file: .pth, .bin or .safetensors.
+        weights: which of the weights in the file: 'ema', the moving average of a training, 'model', the plain
+            ones, or 'auto', the moving average if the file has it.
 
     Raises:
         CheckpointError: the file is missing, unsafe, of Paddle, or has neither RT-DETR's names nor the chosen
@@ -284,7 +294,7 @@ def _has_tensors(value: Any) -> bool:
 
 
 def read_safetensors(path: Path) -> Tensors:
-    """Read a .safetensors file: a JSON header of names, types and offsets, then the numbers.
+    """Return name -> tensor of a .safetensors file: a JSON header of names, types and offsets, then numbers.
 
     CheckpointError: it is missing, truncated, or has types that RT-DETR does not use; the caller names it.
     """

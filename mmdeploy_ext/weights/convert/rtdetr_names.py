@@ -75,7 +75,7 @@ PADDLE_NORM = re.compile(r'\.(?:_mean|_variance)$')
 
 
 def original_name(key: str) -> str:
-    """Return the original's name of a tensor of transformers; other names stay as they are."""
+    """Return the original's name of the tensor `key` of transformers; other names stay as they are."""
     for pattern, name in _RULES:
         if pattern.match(key):
             return pattern.sub(name, key, count=1)
@@ -98,7 +98,7 @@ def is_paddle(keys: Iterable[str]) -> bool:
 
 
 def is_paddle_file(path: str | Path) -> bool:
-    """Return whether Paddle wrote a file: a pickle of another format, with linear layers transposed."""
+    """Return whether Paddle wrote the file at `path`: another kind of pickle, linear layers transposed."""
     path = Path(path)
     if path.suffix in PADDLE_SUFFIXES:
         return True
@@ -114,7 +114,7 @@ def is_paddle_file(path: str | Path) -> bool:
 
 
 def paddle_refusal(path: str | Path) -> str:
-    """Return the error message for a file of Paddle."""
+    """Return the error message for a file of Paddle at `path`."""
     return (
         f'{path}: is a checkpoint of PaddleDetection; expected one of the PyTorch repository '
         f'(rtdetr_*_from_paddle.pth are the same weights) or of transformers'

@@ -42,7 +42,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_config(cfg: Any) -> None:
-    """Raise ConfigError for a config that is not of SOLO, or has a value of a wrong type that is used."""
+    """Raise ConfigError for mmcv's `Config` of another model than SOLO, or with a value of a wrong type.
+
+    Only values that the conversion uses are checked.
+    """
 
     def require(key: str, value: object, fits: bool, expected: str) -> None:
         if not fits:

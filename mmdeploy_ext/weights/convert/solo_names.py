@@ -41,13 +41,13 @@ HEADS = {
 
 
 def original_head(keys: Iterable[str]) -> str:
-    """Return mmdet's type for the head of an original state dict, by its names; '' if it has none."""
+    """Return mmdet's type for the head of a state dict with these keys; '' if they are not the original's."""
     keys = list(keys)
     return next((head for pattern, head in HEADS.items() if any(re.match(pattern, key) for key in keys)), '')
 
 
 def modern_offset_name(key: str, keys: Collection[str]) -> str:
-    """Return the present name of a deformable convolution's offset layer; other keys stay as they are.
+    """Return the present name of `key` if it is of the offset layer of a deformable convolution, else `key`.
 
     Old checkpoints write `conv2_offset.weight` for `conv2.conv_offset.weight`. In a tower the convolution
     itself is called `conv`, so that the old name `0.conv_offset.weight` looks like a new one; the two differ
