@@ -89,7 +89,7 @@ class ModelSource:
             device: device of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
             product: the part of the model that is exported, `DETECTOR` or `BACKBONE` of `families.base`, if
                 `file` does not decide.
-            weight_layout: as the attribute.
+            weight_layout: the attribute of that name.
             file: path of an exported file. The family in its metadata is taken, whatever its product, if it
                 claims the config. Otherwise, and if `file` is '', a folder, or not readable, it is the family
                 of `product` that claims most of the model.
@@ -346,7 +346,7 @@ def prove_source(
     Args:
         source: config, checkpoint and family.
         onnx_file: the file, or the folder of the graphs of one model.
-        samples: what to compare on.
+        samples: the samples to compare on.
         engine: settings of the engine, as `engine_settings` returns them: `engine`, the name of its backend,
             and keyword arguments of `build_backend` such as `threads`.
         mean: as in `prove`.

@@ -16,9 +16,9 @@ class NetworkClock:
     """Context manager that records when the last layer with parameters has run; post-processing follows.
 
     Attributes:
-        handles: of the hooks on them, which are removed at the end.
+        handles: handles of the hooks on them, which are removed at the end.
         layers: modules of `model` that have parameters themselves.
-        seconds: that moment on the clock of `time.perf_counter`.
+        seconds: the moment on the clock of `time.perf_counter`.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:

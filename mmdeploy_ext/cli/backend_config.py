@@ -104,8 +104,8 @@ def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options
 
     Args:
         cfg: the config, for messages.
-        settings: of `read_settings`.
-        family: of the config.
+        settings: what `read_settings` returned.
+        family: family of the config.
 
     Raises:
         ConfigError: an unknown value, or options that have no effect together.

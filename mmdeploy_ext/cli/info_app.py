@@ -97,7 +97,7 @@ def read_proof(report: str, files: Sequence[Mapping[str, Any]]) -> dict[str, Any
 
     Args:
         report: folder of `verify.py --report`, or file of its --json.
-        files: of `describe`.
+        files: what `describe` returned for each file.
 
     Returns:
         `verdict`, `summary`, `engine`, `versions` (package -> version) and `report`, the path of the file.

@@ -101,7 +101,7 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
     """Return the runtime of the files of --onnx on ONNX Runtime, or of an export that is made first.
 
     Args:
-        args: of the command line.
+        args: parsed arguments of the command line.
         deployment: what `load` returned; None if --onnx is given and --engine is onnx.
         stack: closes the runtime.
     """
@@ -144,7 +144,7 @@ def show(
     Equal boxes match within the tolerances of `bbox3d.match_detections`; the picture alone has --score-thr.
 
     Args:
-        args: of the command line.
+        args: parsed arguments of the command line.
         points: (P, D) float32 of the sweep, P points of D values.
         detections: key of `demo.ENGINES` -> boxes.
         classes: name of each label.

@@ -96,7 +96,7 @@ def lint(
 
     Args:
         deployment: the trained model.
-        args: of the command line.
+        args: parsed arguments of the command line.
         exporters: names of the exporters that severities are for, and that are tried.
         shape: height and width of the input; 0 takes those of the test pipeline.
     """

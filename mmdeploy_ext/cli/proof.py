@@ -33,10 +33,11 @@ def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Deployment, arg
     """Write a verdict as JSON and report, and print its table; return the exit status: 0 proven, 1 not.
 
     Args:
-        verdict: of the proof.
+        verdict: verdict of the proof.
         pictures: results of both engines on samples, which are drawn in the report.
         deployment: the PyTorch model.
-        args: of the command line: file of --json, and folder of --report, each None without the option.
+        args: parsed arguments of the command line: file of --json, and folder of --report, each None without
+            the option.
     """
     from mmdeploy_ext.proving.views.table import print_verdict
 

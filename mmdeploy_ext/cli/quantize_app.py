@@ -241,9 +241,9 @@ def quantisation_facts(
     share of the weights, and the names of the `float_layers`.
 
     Args:
-        args: of the command line.
-        metadata: of the float file.
-        graph: of the float file.
+        args: parsed arguments of the command line.
+        metadata: metadata of the float file.
+        graph: graph of the float file.
         layers: names of the layers in INT8.
         images: images that the ranges of activations are measured on.
     """
@@ -315,10 +315,10 @@ def show(
     """Draw, write the JSON, and print the tables.
 
     Args:
-        args: of the command line.
+        args: parsed arguments of the command line.
         target: the float file and the INT8 file.
-        facts: of `quantisation_facts`.
-        measured: of `measure`.
+        facts: what `quantisation_facts` returned.
+        measured: what `measure` returned.
         ranked: layers, the most sensitive first; empty without --sensitivity and --max-error.
         exclusion: layers that --max-error keeps float; None without it.
     """

@@ -71,8 +71,8 @@ def find(args: argparse.Namespace, deployment: Deployment, target: str, **fields
     None: the options name no ranges, and the checkpoint has none.
 
     Args:
-        args: of `add_arguments`, after `check`.
-        deployment: of the backbone.
+        args: parsed arguments, see `add_arguments`, after `check`.
+        deployment: the model of the backbone.
         target: file for measured ranges.
         fields: more fields of `Calibration`.
     """

@@ -258,7 +258,7 @@ def entry_of(
         target: file of its picture.
         start: moment of `time.perf_counter`.
         detections: boxes in 3D.
-        args: of the command line, with the score from which on boxes are drawn.
+        args: parsed arguments of the command line, with the score from which on boxes are drawn.
         classes: names, by label.
     """
     return dict(

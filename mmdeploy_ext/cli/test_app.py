@@ -225,9 +225,9 @@ def finish(
     Args:
         deployment: the PyTorch model and its config.
         tested: settings and work directory of the run.
-        args: of the command line.
-        dataset: of `data.test`.
-        results: of all samples, as the data set's `evaluate` takes them.
+        args: parsed arguments of the command line.
+        dataset: data set of `data.test`.
+        results: results of all samples, as the data set's `evaluate` takes them.
         processes: number of processes of the run.
 
     Returns:

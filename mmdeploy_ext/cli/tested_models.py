@@ -38,10 +38,10 @@ class TestedModel(abc.ABC):
     """A model of the test loop, as its config describes it.
 
     Attributes:
-        args: of the command line of `test.py`.
+        args: parsed arguments of the command line of `test.py`.
         work_dir: folder that the `_pth` and the `_onnx` run share.
         settings: key -> value of the config's `backend_config`, as `backend_config.read_settings` returns it.
-        options: of the export; resolved once `check` has run.
+        options: options of the export; resolved once `check` has run.
         target: file or folder of the exported model.
         unit: key of `backend_config.dump` with the number of samples or frames.
     """

@@ -93,7 +93,7 @@ def prove_files(
     """Prove files that were exported earlier, and show the verdict; return the exit status.
 
     Args:
-        args: of the command line, with `onnx_file`.
+        args: parsed arguments of the command line, with `onnx_file`.
         source: config and checkpoint.
         samples: samples that the proof compares on.
         engine: name of the backend (`engine`) and its options, as `options.engine_options` returns them.

@@ -182,7 +182,7 @@ def draw_scene(
     """Run all frames and write the pictures; return the median time of a step on each engine as text.
 
     Args:
-        args: of the command line.
+        args: parsed arguments of the command line.
         rule: preprocessing rule of the model, by which pictures are made again of the network's inputs.
         frames: the frames of the scene, at least one.
         count: number of the frames.

@@ -50,7 +50,7 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        name: of the package or probe.
+        name: name of the package or probe.
         found: installed version, or last line of the probe.
         expected: version that was tried; 'optional' of an engine that is absent, '' of a probe.
         verdict: 'ok', 'differs' (another version than the one tried), 'absent' (optional) or 'problem'; only
@@ -137,7 +137,7 @@ def probe(name: str, code: str, fix: str = '', timeout_s: float = 120) -> Findin
     """Run a few lines in a fresh interpreter; the last line that they print is what is found.
 
     Args:
-        name: of the probe.
+        name: name of the probe.
         code: the lines; an exception is a problem, and so is a crash.
         fix: of the problem, see `Finding`.
         timeout_s: after which the probe is a problem, too.

@@ -27,9 +27,9 @@ class Patch:
     Attributes:
         name: name of its function.
         reason: why it is needed, the first paragraph of the function's docstring.
-        versions: of the libraries that it was tried with, as text.
+        versions: versions of the libraries that it was tried with, as text.
         modules: full names of the modules in whose import it runs.
-        function: what it does.
+        function: function that makes the patch.
     """
 
     name: str

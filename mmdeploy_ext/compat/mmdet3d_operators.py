@@ -28,7 +28,7 @@ def cells_of_points(
 
     Args:
         points: (P, V), the coordinates first.
-        voxel_size: of each axis.
+        voxel_size: side of a voxel along each axis.
         limits: all low ends, then all high ends.
         axes: D.
     """
@@ -69,11 +69,11 @@ def hard_voxelize(
         voxels: (max_voxels, max_points, V), filled with the first points of each voxel.
         cells: (max_voxels, D), filled with the cell of each voxel, x first.
         counts: (max_voxels,), filled with the number of points that each voxel keeps.
-        voxel_size: of each axis.
+        voxel_size: side of a voxel along each axis.
         limits: all low ends, then all high ends.
-        max_points: of a voxel; later ones are dropped, -1 takes all.
+        max_points: largest number of points of a voxel; later ones are dropped; -1 is no limit.
         max_voxels: points of voxels that appear later are dropped; -1 takes all.
-        axes: of the grid.
+        axes: axes of the grid.
         deterministic: is always true here.
     """
     point_cells, inside = cells_of_points(points, voxel_size, limits, axes)
@@ -127,10 +127,10 @@ def get_indice_pairs(
         out_shape: cells of the grid behind the convolution.
         spatial_shape: not used.
         kernel_size: cells of the kernel along each axis.
-        stride: of each axis; of a submanifold convolution it is 1.
-        padding: of each axis; of a submanifold convolution it is half the kernel.
-        dilation: of each axis.
-        out_padding: of transposed convolutions.
+        stride: stride along each axis; of a submanifold convolution it is 1.
+        padding: padding along each axis; of a submanifold convolution it is half the kernel.
+        dilation: dilation along each axis.
+        out_padding: padding of the output of transposed convolutions.
         subm: whether the convolution is submanifold.
         transpose: has to be 0.
     """
@@ -216,10 +216,10 @@ def bev_pool_forward(
         cells: (P, 4) row, column, depth and sample of each point.
         lengths: (L,) points of each interval of points of one cell; together the intervals are all points.
         starts: (L,) first point of each interval.
-        samples: of the grid.
-        depth: cells of the grid along z.
-        rows: cells of the grid along its first axis.
-        columns: cells of the grid along its second axis.
+        samples: number of samples of the grid.
+        depth: number of cells of the grid along z.
+        rows: number of cells of the grid along its first axis.
+        columns: number of cells of the grid along its second axis.
     """
     grid = features.new_zeros(int(samples), int(depth), int(rows), int(columns), features.shape[1])
     sums = torch.segment_reduce(features, 'sum', lengths=lengths.long())

@@ -185,7 +185,7 @@ def dcnv3_forward(
         dilation_w: cells between its columns.
         group: G.
         group_channels: D.
-        offset_scale: of the kernel and of the offsets.
+        offset_scale: scale of the kernel and of the offsets.
     """
     batch, height, width, _ = features.shape
     rows, columns = offset.shape[1:3]

@@ -133,8 +133,8 @@ class PluginBackend(Backend):
     """A file with the plug-ins: these in numpy, the operators between them in ONNX Runtime.
 
     Args:
-        path: of the file.
-        threads: of ONNX Runtime; 0: as many as it chooses.
+        path: path of the file.
+        threads: number of threads of ONNX Runtime; 0: as many as it chooses.
         graph_optimization: level of ONNX Runtime's optimisation, such as 'all' or 'disable'.
     """
 

@@ -188,7 +188,7 @@ def check_entry_names(
 
     Args:
         props: `metadata_props` of the file.
-        path: of the file, for the message.
+        path: path of the file, for the message.
         entries: `FILE_ENTRIES`, or `BACKBONE_ENTRIES` of a file that `export_scn.py` writes.
 
     Raises:
@@ -218,9 +218,9 @@ def read_entry(props: Mapping[str, str], name: str, path: object, check: Check |
 
     Args:
         props: `metadata_props` of the file.
-        name: of the entry.
-        path: of the file, for the message.
-        check: of its value; by default that of `FIELDS`.
+        name: name of the entry.
+        path: path of the file, for the message.
+        check: check of its value; by default that of `FIELDS`.
 
     Raises:
         ModelFileError: no JSON, or of another type, range or length; the message names the key.
@@ -266,7 +266,7 @@ def checked_facts(facts: dict[str, Any], family: str, path: object) -> Facts:
     Args:
         facts: the entry.
         family: name of the family; without a check of its own everything passes.
-        path: of the file, for messages.
+        path: path of the file, for messages.
 
     Raises:
         ModelFileError: it does not pass; the message names the key.
@@ -294,10 +294,10 @@ def check_graph(
     """Refuse a spec that is not that of the graph in its file.
 
     Args:
-        spec: in the metadata of the file.
+        spec: contract in the metadata of the file.
         inputs: name -> (dtype, axes) of the graph's inputs; a dynamic axis is a text or None.
         outputs: the same of its outputs.
-        path: of the file, for the message.
+        path: path of the file, for the message.
 
     Raises:
         LoadError: the graph has lost optional inputs; its metadata is right.

@@ -89,7 +89,8 @@ def register_family(
     they are needed.
 
     Args:
-        name: of the family, as the metadata of its files have it: lower-case letters, digits, '_' and '-'.
+        name: name of the family, as the metadata of its files have it: lower-case letters, digits, '_' and
+            '-'.
         family: `'module:Class'` of the `Family`, for example `'my_package.family:CircleFamily'`.
         options: what can be chosen about its graphs besides what all families have, each an
             `mmdeploy_ext.contract.options.Option`. They become options of the command line, keys of

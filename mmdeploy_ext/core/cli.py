@@ -87,7 +87,7 @@ def run(
 
     Args:
         body: the work of the tool; takes the parsed arguments and returns the exit status.
-        parser: of the command line, or a function that makes it and may raise what `body` may.
+        parser: parser of the command line, or a function that makes it and may raise what `body` may.
         argv: words of the command line without the program; None means those of `sys.argv`.
 
     Returns:
@@ -214,7 +214,7 @@ def add(parser: Any, names: str, text: str = '', default: Any = None, **settings
 
     Args:
         parser: an `ArgumentParser`, or an argument group of one.
-        names: of an option or of a positional argument; the metavar for the help comes last.
+        names: names of an option or of a positional argument; the metavar for the help comes last.
         text: help.
         default: value if the argument is left out; a number or a path also gives the values their type.
         settings: further arguments of `add_argument`; and `writes`, the `files` of the function `writes`, a
@@ -260,7 +260,7 @@ def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.N
 
     Args:
         run: files of this run; those of the command line are registered in it.
-        parser: of the command line; `writes` has marked its outputs.
+        parser: parser of the command line; `writes` has marked its outputs.
         args: the parsed arguments.
     """
     for action in _actions(parser, args):

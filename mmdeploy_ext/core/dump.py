@@ -27,7 +27,7 @@ def file_name(name: str, array: np.ndarray, suffixes: Mapping[str, str] | None =
     replaced by its hash. Two names never give the same file name.
 
     Args:
-        name: of a tensor.
+        name: name of a tensor.
         array: the tensor.
         suffixes: name prefix -> what comes after the shape, '_pth' in 'post_mem_velo_1x640x2_pth.bin'; with
             None nothing is added.
@@ -166,7 +166,7 @@ class DumpWriter:
         """Write those tensors of a sample that the config names.
 
         Args:
-            index: of the sample in the data set.
+            index: index of the sample in the data set.
             tensors: name -> array of all tensors of the model.
             facts: further entries of this sample's manifest; with None nothing is added.
             meanings: see `save_dump`.

@@ -19,7 +19,7 @@ def template(file: str, name: str, **options: Any) -> jinja2.Template:
     Args:
         file: `__file__` of the module that the template lies beside.
         name: file name of the template.
-        options: of the `jinja2.Environment`, such as `autoescape`.
+        options: options of the `jinja2.Environment`, such as `autoescape`.
     """
     import jinja2
 

@@ -78,8 +78,8 @@ def named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
     """Inside the block modules of the user's tree can be imported; a missing one is an error of the config.
 
     Args:
-        path: of the config.
-        key: of the config that lists the modules, for messages.
+        path: path of the config.
+        key: key of the config that lists the modules, for messages.
         names: dotted names of the modules.
 
     Raises:
@@ -164,7 +164,7 @@ def find_modules(modules: Sequence[str], path: str) -> None:
 
     Args:
         modules: dotted names of the modules.
-        path: of the config.
+        path: path of the config.
 
     Raises:
         ConfigError: this process has imported a module of the same name from another folder, or the only one

@@ -30,7 +30,7 @@ class Backend(abc.ABC):
     Attributes:
         engine: name for tables.
         spec: contract of the network; set by `activate`.
-        metadata: of the file; None when the network did not come from a file.
+        metadata: metadata of the file; None when the network did not come from a file.
         computes_in: 'fp16' or 'bf16' if the engine computes with less precision than the dtypes of the file,
             else ''.
     """

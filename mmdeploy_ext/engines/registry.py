@@ -37,7 +37,7 @@ class EngineInfo:
         packages: importable modules; one of them has to be installed.
         install: the command that installs it, for messages.
         keys: keys of `backend_config` that it accepts, which are parameters of the subclass.
-        suffix: of its metrics, `metrics_<suffix>.json`.
+        suffix: suffix of its metrics, `metrics_<suffix>.json`.
         runs: kinds of models: 'images', 'stream' (frames of a drive, or sweeps), 'sparse' (backbones).
         files: whether it runs exported files.
         gpu: whether it runs on a GPU only.
@@ -253,7 +253,7 @@ def engine_settings(
         threads: 0 leaves the choice to the engine.
         providers: execution providers of ONNX Runtime, in order of preference; None leaves them to the
             engine.
-        inference_precision: of OpenVINO: 'fp32', 'bf16' or 'fp16'.
+        inference_precision: type that OpenVINO computes in: 'fp32', 'bf16' or 'fp16'.
 
     Returns:
         `engine`, the registered name of its backend, and those of the other options that are set.

@@ -22,7 +22,7 @@ class Run:
     """One run of a file.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         inputs: name -> copy of what it was fed.
         outputs: name -> copy of what it gave.
     """

@@ -62,7 +62,7 @@ class BackendDetector(Network):
     Attributes:
         backend: an active backend.
         family: makes feeds, turns outputs into detections.
-        metadata: of the graph: form, spec, post-processing facts, classes.
+        metadata: metadata of the graph: form, spec, post-processing facts, classes.
         dump: writes tensors while it runs; None writes none.
         show: draws detections while it runs; None draws none.
     """
@@ -181,7 +181,7 @@ class Show:
     """Pictures of the detections of images.
 
     Attributes:
-        folder: of the pictures, one per image with the name of its file.
+        folder: folder of the pictures, one per image with the name of its file.
         family: name of the family, which may draw its results by itself.
         classes: names by label.
         score_thr: smallest score of a detection that is drawn.

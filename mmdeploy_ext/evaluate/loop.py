@@ -46,7 +46,7 @@ class Network(abc.ABC):
 
         Args:
             data: a batch of the test loader: key that the test pipeline collects -> values of the samples.
-            indices: of these samples in the data set.
+            indices: indices of these samples in the data set.
         """
 
 
@@ -73,7 +73,7 @@ class DatasetFrames:
     Attributes:
         family: makes a frame of a sample of the test loader.
         dataset: built by `evaluation.build_dataset`.
-        indices: of the samples, in the order in which they are read.
+        indices: indices of the samples, in the order in which they are read.
         workers: processes that read; 0: this one.
     """
 
@@ -172,7 +172,7 @@ def collect(
     """Return one result per sample of the data set on rank 0, None elsewhere.
 
     Args:
-        results: of this process, by sample index.
+        results: results of this process, by sample index.
         samples: size of the data set.
         ranks: the processes.
         tmpdir: a folder that all of them share, for their parts; None sends the parts.

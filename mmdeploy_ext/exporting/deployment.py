@@ -39,7 +39,7 @@ class Deployment:
         cfg: mmcv's config, overrides applied.
         config: path of the config.
         cfg_options: the overrides: key with dots -> value.
-        family: of the model.
+        family: family of the model.
         model: upstream's model with its weights, in evaluation mode.
         checkpoint: path of the weights.
         checkpoint_sha256: digest of that file.
@@ -52,7 +52,7 @@ class Deployment:
         loaded_settings: `module_settings` of the model as it was loaded: runs fill memories and count on, and
             make tensors of lists. None of a model that `load` did not make.
         normalisation: `mean` and `std` of the command line that replace the config's; {} for none.
-        collected: what the config's test pipeline collects of a picture, for PyTorch's test path.
+        collected: entries that the config's test pipeline collects of a picture, for PyTorch's test path.
         exports: the last exports of this model: (name of a graph, options) -> graph, see `cache_export`.
         shared: what proofs of several files of this model have in common, see `share`; None: nothing is kept,
             since there is one proof.
@@ -170,7 +170,7 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
     Args:
         cfg: mmcv's config.
         meta: the checkpoint's `meta`, which may have `CLASSES`.
-        num_classes: of the model.
+        num_classes: number of classes of the model.
 
     Returns:
         The first list of `num_classes` names among those of `meta`, of the config and of the class of its
@@ -231,8 +231,8 @@ def load(
         before_weights: called with cfg, family and model before the weights are read, to refuse options; with
             None nothing is called.
         product: the part of the model that is exported: DETECTOR or BACKBONE of `families.base`.
-        weight_layout: of the kernels of a sparse backbone in the checkpoint: 'auto', which finds it from the
-            shapes, 'spconv1', 'spconv2' or 'spconv2-rskc'.
+        weight_layout: layout of the kernels of a sparse backbone in the checkpoint: 'auto', which finds it
+            from the shapes, 'spconv1', 'spconv2' or 'spconv2-rskc'.
 
     Raises:
         UsageError: something is wrong with config or checkpoint; the message names the file.

@@ -122,7 +122,7 @@ def run(
             exporter names the others.
         args: example tensors, one per input.
         dynamic: input or output name -> dynamic axis -> name of its symbolic dimension.
-        opset: of the file.
+        opset: opset of the file.
         finish: `ops.forms.finish`.
         multiples: input name -> the number of which its height and width are multiples; 1 by default.
     """
@@ -164,9 +164,9 @@ def export_module(
         module: takes `args` by position, returns a tensor or a tuple of tensors.
         args: example tensors.
         exporter: 'torchscript' or 'dynamo'.
-        opset: of the file; by default 17, or the lowest that the exporter writes.
+        opset: opset of the file; by default 17, or the lowest that the exporter writes.
         input_names: by default input_0, input_1, ...
-        output_names: of the first outputs; the others are output_0, output_1, ... by position.
+        output_names: names of the first outputs; the others are output_0, output_1, ... by position.
         dynamic: input or output name -> dynamic axis -> name of its symbolic dimension, with both exporters;
             other axes of inputs are fixed; None: all sizes are fixed.
         finish: `ops.forms.finish`, with which `export.export_module` is this function.

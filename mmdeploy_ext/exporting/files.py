@@ -29,8 +29,8 @@ def check_output(output: str, options: Options, family: Family, option: str = '-
 
     Args:
         output: path of the file or the folder.
-        options: of the export; they decide whether the family writes one file.
-        family: of the model.
+        options: options of the export; they decide whether the family writes one file.
+        family: family of the model.
         option: what the user calls the path, for messages: an option with a space, or a key with '='.
 
     Raises:
@@ -177,7 +177,7 @@ class ExportedFiles:
     """Files of one export.
 
     Attributes:
-        paths: of the files, in the order in which a sample goes through them, which the family states.
+        paths: paths of the files, in the order in which a sample goes through them, which the family states.
         all_metadata: metadata of each file, in the same order.
     """
 

@@ -68,9 +68,9 @@ def make_graph(
 
     Args:
         traced: the graph of `trace`.
-        options: of the export.
-        family: of the model.
-        ranges: of the quantisers; INT8 needs them; None for precisions without INT8.
+        options: options of the export.
+        family: family of the model.
+        ranges: ranges of the quantisers; INT8 needs them; None for precisions without INT8.
         checkpoint_sha256: digest of the weights, which `ranges` must be of.
 
     Raises:

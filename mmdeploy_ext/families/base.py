@@ -58,16 +58,16 @@ class Family(abc.ABC):
     """A family of models: how their configs, weights and samples are read, and their graphs made.
 
     Attributes:
-        name: of the family, as the metadata keeps it.
-        task: what matches and draws its results: a name of `proving/tasks`, or the dotted name of a module
-            that has the same functions.
-        product: what its files hold: 'detector', or 'backbone' of one.
+        name: name of the family, as the metadata keeps it.
+        task: module that matches and draws its results: a name of `proving/tasks`, or the dotted name of a
+            module that has the same functions.
+        product: part of a model that its files hold: 'detector', or 'backbone' of one.
         samples: kind of its samples: 'images', 'frames' of a drive, 'sweeps' of a LiDAR, or 'fused' frames of
             both.
         memory: whether the result of a sample depends on earlier ones.
         files: names of the graphs that its folders hold, in the order in which a sample goes through them;
             empty for families of one file.
-        ignored_prefixes: what keys of a checkpoint begin with that inference does not use.
+        ignored_prefixes: beginnings of the keys of a checkpoint that inference does not use.
         keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those of every family.
         options: options of its exports, in the order of the metadata.
         of_config: what configs of the family fix, for the message about an option that it does not have.
@@ -334,7 +334,7 @@ def find_family(cfg: Any, product: str = '') -> Family:
 
     Args:
         cfg: the config.
-        product: of the family, see `Family.product`; '' takes any.
+        product: product of the family, see `Family.product`; '' takes any.
 
     Raises:
         ConfigError: no family claims the model (the message names its heads and the nearest family), or two

@@ -49,7 +49,7 @@ class ResultLimit:
 
     Attributes:
         config: its `test_cfg`.
-        key: of the limit, whose value is -1 if the number is unlimited.
+        key: key of the limit, whose value is -1 if the number is unlimited.
         default: value if the key is missing.
         available: largest possible number of results.
     """
@@ -72,8 +72,8 @@ class ImageFamily(Family):
             masks, see `without_masks`.
         first: name of the list that the results are made from, such as proposals or the tokens that become
             queries; '' if there is none.
-        first_task: what matches the rows of that list, see `Family.task`.
-        lowest_share: what thresholds of scores are multiplied by in a trial that chooses few candidates: 0
+        first_task: module that matches the rows of that list, see `Family.task`.
+        lowest_share: factor of thresholds of scores in a trial that chooses few candidates: 0
             lets every row pass; more if much is computed of each row before candidates are chosen.
         shares_network: whether the reference runs the same modules as the network, so that only a file shows
             what the export makes of them.
@@ -192,7 +192,7 @@ class ImageFamily(Family):
         Args:
             model: unpatched.
             feeds: inputs of the graph by name.
-            outputs: of the engine, by name; they show what it chose.
+            outputs: outputs of the engine, by name; they show what it chose.
             reference: outputs of the same names, by PyTorch in another run or in a dump.
             ties_rtol: scores are a tie if they differ by no more than this share of the largest one.
         """

@@ -89,7 +89,7 @@ class Limit:
     Attributes:
         config: the settings.
         key: key of the entry.
-        kind: what it decides.
+        kind: kind of the decision.
         head: name of the part of the model that reads it, '' if there is only one.
         list: name of the list of rows that it limits, see `ImageFamily.lists`.
         default: value if the entry is missing.

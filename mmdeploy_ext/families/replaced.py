@@ -114,7 +114,7 @@ class DifferingMethod:
 
     Attributes:
         name: class and method, such as `StreamPETRHead.forward`.
-        file: that defines it, relative to the folder that it was imported from; '' if there is no such
+        file: file that defines it, relative to the folder that it was imported from; '' if there is no such
             method.
         first: number of its first line; 0 if its source cannot be read.
         last: number of its last line.

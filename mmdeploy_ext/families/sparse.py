@@ -26,7 +26,7 @@ class EncoderSettings:
     """How a sparse encoder reads its voxels.
 
     Attributes:
-        path: of the encoder in the model, e.g. 'pts_middle_encoder'; '' is the model itself.
+        path: path of the encoder in the model, e.g. 'pts_middle_encoder'; '' is the model itself.
         order: axis order of its coordinates and weights, 'xyz' or 'zyx'.
         spatial_shape: grid size per axis, in that order.
         in_channels: features per voxel.

@@ -35,7 +35,7 @@ def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0)
     Args:
         before: the graph before its input shapes were edited.
         after: the edited graph; an axis that became open is tried at twice its old size.
-        seed: of the random inputs.
+        seed: seed of the random inputs.
 
     Returns:
         The sizes that were tried, as text; '' if `before` takes all of them, and nothing was run.
@@ -91,7 +91,7 @@ def check_batch(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 
     Args:
         before: the graph before its batch was changed.
         after: the same graph with another batch, or an open one.
-        seed: of the random inputs.
+        seed: seed of the random inputs.
 
     Returns:
         What could not be checked, and why; '' if everything was checked, or the batch is the same.
@@ -137,7 +137,7 @@ class BatchTrial:
         inputs: input -> its shape with the new batch, of all inputs.
         images: names of the inputs whose first axis is the batch.
         batches: the old number of images and the new one.
-        seed: of the random inputs.
+        seed: seed of the random inputs.
         shapes: tensor that depends on the images -> its shapes with the old and with the new number.
     """
 

@@ -68,7 +68,7 @@ class SteppedModel:
     """A model in steps.
 
     Attributes:
-        steps: in the order in which they run.
+        steps: steps in the order in which they run.
         outputs: names of the model's outputs.
     """
 
@@ -84,9 +84,9 @@ class SteppedModel:
 
         Args:
             model: operators outside of ONNX's domains have one output, float32.
-            kernels: by the `op_type` of such operators.
-            optimization: of the sessions, see `graph.run.Runner`.
-            threads: of the sessions; 0 leaves the choice to ONNX Runtime.
+            kernels: `op_type` of such an operator -> its kernel.
+            optimization: level of optimisation of the sessions, see `graph.run.Runner`.
+            threads: number of threads of the sessions; 0 leaves the choice to ONNX Runtime.
 
         Raises:
             ModelFileError: an operator has no kernel, or ONNX Runtime cannot load a step.

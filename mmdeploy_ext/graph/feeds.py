@@ -58,7 +58,7 @@ def random_feeds(
 
     Args:
         model: its inputs with a default need no values.
-        seed: of the generator; each input has a stream of its own, so a cut graph keeps its values.
+        seed: seed of the generator; each input has a stream of its own, so a cut graph keeps its values.
         sizes: name of a symbolic axis -> size, or name of an input -> its whole shape. An axis without one
             is 1 when it comes first, else 64.
 

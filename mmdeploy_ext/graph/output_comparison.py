@@ -96,7 +96,7 @@ def compare_edited(
     Args:
         before: the graph, which gets random inputs.
         after: the edited graph.
-        seed: of the random inputs.
+        seed: seed of the random inputs.
         renamed: name of a tensor in `before` -> its name in `after`, if they differ; None: no name differs.
 
     Returns:
@@ -126,10 +126,10 @@ def compare_merged(
     """Run models one after the other, and compare the outputs of the model that was merged from them.
 
     Args:
-        models: in the order of execution.
+        models: models in the order of execution.
         merged: the model that `merge` made of them.
         connections: output of a model -> input of a later one that it feeds, if the names differ.
-        seed: of the random inputs.
+        seed: seed of the random inputs.
 
     Returns:
         A row for each output of `merged`.

@@ -18,10 +18,10 @@ def part(
 
     Args:
         index: the graph, by the names of its tensors and nodes.
-        positions: of the nodes, ascending.
-        inputs: of the new model; an initializer of the same name is left out. If one of the nodes writes a
-            tensor of such a name, that output is renamed, and nothing reads it.
-        outputs: of the new model, tensors that the nodes write.
+        positions: positions of the nodes, ascending.
+        inputs: inputs of the new model; an initializer of the same name is left out. If one of the nodes
+            writes a tensor of such a name, that output is renamed, and nothing reads it.
+        outputs: outputs of the new model, tensors that the nodes write.
     """
     source, model = index.model, onnx.ModelProto()
     for field in ('ir_version', 'producer_name', 'producer_version', 'domain', 'model_version', 'doc_string'):

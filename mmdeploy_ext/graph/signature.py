@@ -210,7 +210,7 @@ class GraphDifference:
     """One difference of a graph from its reference.
 
     Attributes:
-        kind: of the change, see `diff.structure.Change`; or 'interface' (an input, output or opset).
+        kind: kind of the change, see `diff.structure.Change`; or 'interface' (an input, output or opset).
         where: node, tensor, or name of an input, output or opset.
         module: PyTorch module that the node was exported from, '' if that is not known.
         detail: what differs, as text.

@@ -83,7 +83,7 @@ class Refusal:
 
     Attributes:
         node: name of the node, or '#12' if it has none; or name of the input or output.
-        operator: of the node, '' for an input or output.
+        operator: operator of the node, '' for an input or output.
         reason: what is wrong and what to change.
     """
 

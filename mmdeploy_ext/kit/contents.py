@@ -66,7 +66,7 @@ class ArrayFolder:
     """The folder of a kit, into which arrays are written as raw little-endian files, equal ones once.
 
     Attributes:
-        folder: of the kit.
+        folder: folder of the kit.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -146,9 +146,9 @@ class KitGraph:
     """One ONNX file of a kit.
 
     Attributes:
-        name: of the graph, in the names of its cases if there are several.
+        name: name of the graph, in the names of its cases if there are several.
         file: its path in the kit.
-        metadata: of a file that mm2onnx exported; None of any other.
+        metadata: metadata of a file that mm2onnx exported; None of any other.
         spec: names, dtypes, axes and tolerances of its tensors.
     """
 
@@ -180,7 +180,7 @@ class KitCase:
     Attributes:
         name: name of its folders, such as '000', or 'head_000' in a kit of several files.
         graph: name of the `KitGraph` that it is for.
-        title: what it tests, such as 'batch of 2', or the name of the frame.
+        title: the case in words, such as 'batch of 2', or the name of the frame.
         images: title of each image of the batch; empty if no results are compared.
         inputs: name -> input of the graph.
         beside: name -> array that is no input of the graph and that the post-processing outside of it takes.
@@ -242,12 +242,12 @@ class ChainedFrame:
     """One frame of a kit whose files run one after the other, each on what those before it computed.
 
     Attributes:
-        name: of its outputs, `chain_NAME`, which are those of the last file.
-        title: of the frame.
+        name: name of its outputs, `chain_NAME`, which are those of the last file.
+        title: title of the frame.
         steps: case, whose inputs are fed, and name of an input -> name of the last output of that name so
             far, in this frame or in an earlier one, that is fed in place of the case's own.
         reset: whether the memory is emptied before the frame: then its inputs are those of the case.
-        scene: of the frame; frames of another scene follow a reset.
+        scene: scene of the frame; frames of another scene follow a reset.
         timestamp_s: seconds, absolute.
         ego_pose: (4, 4) LiDAR frame to global frame, as lists; None of a model without a memory.
     """

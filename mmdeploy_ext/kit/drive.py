@@ -40,7 +40,7 @@ class DriveJudge:
         """Begin without frames.
 
         Args:
-            manifest: of the kit.
+            manifest: manifest of the kit.
             graph: the last file, which gives results and memory.
             precision: by whose bars the frames are judged.
         """

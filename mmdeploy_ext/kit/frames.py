@@ -50,9 +50,9 @@ def write_frames(
 
     Args:
         deployment: the model in PyTorch, from config and checkpoint, of a family of frames or sweeps.
-        paths: of the exported files, in the order in which a frame goes through them.
+        paths: paths of the exported files, in the order in which a frame goes through them.
         samples: `Frame`s of a drive in order, or `Sweep`s.
-        folder: of the kit.
+        folder: folder of the kit.
 
     Raises:
         UsageError: a backbone alone, a contract whose runner computes tensors between the files, or frames
@@ -94,7 +94,7 @@ class _FramesWriter:
     """Writes frame after frame.
 
     Attributes:
-        graphs: by the name of the file.
+        graphs: name of a file -> its graph.
         entries: entries of the graphs in the manifest.
         keeps_memory: whether outputs of the last file become its inputs in the next frame.
         cases, frames: entries of the manifest so far; of a file that runs several times in a frame the names

@@ -22,8 +22,8 @@ def copy_model(path: str | Path, folder: Path, graph: KitGraph) -> dict[str, str
     TensorRT does not read, gets one that is always true. ONNX Runtime computes the same from both files.
 
     Args:
-        path: of the user's file, beside which its external data lies.
-        folder: of the kit.
+        path: path of the user's file, beside which its external data lies.
+        folder: folder of the kit.
         graph: to which the copy belongs; its `file` is the path of the copy in the kit.
     """
     path, target = Path(path), folder / graph.file

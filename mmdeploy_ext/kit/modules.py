@@ -73,14 +73,14 @@ def write_module_kit(
 
     Args:
         module: an `nn.Module` in evaluation mode, or any function of tensors.
-        path: of the ONNX file.
+        path: path of the ONNX file.
         inputs: samples; those of a model with a state are the frames of one sequence, in order.
         out: folder of the kit, see `write_kit`.
         rtol: allowed difference, relative to the largest value of an output.
         state: input of the file -> output of the file that is its value in the next frame.
         rows: outputs whose rows belong together and may come in any order.
         generate: whether the kit has generated inputs as well, if there is no state.
-        seed: of the generated inputs.
+        seed: seed of the generated inputs.
         pictures: `name` and `licence` of what the inputs were made of.
 
     Raises:

@@ -34,9 +34,9 @@ def read_outputs(
     """Return the outputs of one run of a graph by name.
 
     Args:
-        folder: of the outputs of all runs.
-        name: of the run: that of a case, such as '000', or `ChainedFrame.outputs` of a frame of a drive.
-        spec: of the graph, which has the dtypes of raw files and JSON files.
+        folder: folder of the outputs of all runs.
+        name: name of the run: that of a case, such as '000', or `ChainedFrame.outputs` of a frame of a drive.
+        spec: spec of the graph, which has the dtypes of raw files and JSON files.
         shapes: name of an output -> its shape, of the manifest, for raw files.
 
     Raises:

@@ -74,9 +74,9 @@ def write_page(folder: Path, graph: KitGraph, task: str | None) -> dict[str, flo
     weights beside them are not read by it: these get no page, and the bars are {}.
 
     Args:
-        folder: of the kit, with its file.
+        folder: folder of the kit, with its file.
         graph: the file.
-        task: of its family, which matches results; None of a module, which has none.
+        task: task of its family, which matches results; None of a module, which has none.
     """
     is_exact = graph.metadata is None or graph.metadata.precision == 'fp32'
     if not is_exact or external_locations(folder / graph.file):

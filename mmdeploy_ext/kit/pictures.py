@@ -30,9 +30,9 @@ def write_pictures(
 
     Args:
         deployment: the model in PyTorch, from config and checkpoint.
-        path: of the ONNX file.
+        path: path of the ONNX file.
         samples: (title, (h, w, 3) uint8 BGR) of each picture; the first counts as the one that was traced.
-        folder: of the kit.
+        folder: folder of the kit.
 
     Raises:
         ModelFileError: see `ladder.prove`.

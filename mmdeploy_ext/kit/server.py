@@ -65,7 +65,7 @@ def serving(kit: Path, port: int = 0) -> Iterator[http.server.ThreadingHTTPServe
 
     Args:
         kit: folder that `mm2onnx kit` wrote; the library comes from the cache if it has none.
-        port: of the address; 0 takes a free one.
+        port: port of the address; 0 takes a free one.
 
     Raises:
         DataError: see `check_page`.

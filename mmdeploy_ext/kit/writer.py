@@ -36,7 +36,7 @@ def write_detector_kit(
 
     Args:
         deployment: the model in PyTorch, from config and checkpoint.
-        path: of the ONNX file, or of the folder of an export.
+        path: path of the ONNX file, or of the folder of an export.
         samples: (title, (h, w, 3) uint8 BGR) of each picture, of which the first counts as the one that was
             traced; of a model of frames or sweeps those.
         out: the folder, see `write_kit`.
@@ -73,7 +73,7 @@ def write_kit(out: str | Path, path: str, write_contents: Callable[[Path], dict[
 
     Args:
         out: the folder, which appears whole or not at all; it has to be new or empty.
-        path: of the file or folder, for messages.
+        path: path of the file or folder, for messages.
         write_contents: writes files and cases into a folder and returns entries of the manifest: `graphs`,
             `cases` and `frames`; `title` and `origin`, a sentence, of the model; `pictures`; and what else
             `judge` needs.

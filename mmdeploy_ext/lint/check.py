@@ -47,9 +47,9 @@ def check(
         input_names: names of the arguments; by default those of `forward`.
         dynamic: sizes may differ from the example's; False leaves out everything about sizes.
         exporters: 'torchscript', 'dynamo' or both; a pitfall that both of them handle is a note.
-        opset: of the trial exports; by default 17 (torchscript) and 18 (dynamo).
+        opset: opset of the trial exports; by default 17 (torchscript) and 18 (dynamo).
         try_exports: also export with each exporter; its errors are in the report with their lines.
-        name: of the module, in the report; '' for that of its class.
+        name: name of the module, in the report; '' for that of its class.
 
     Raises:
         UsageError: inputs that are no tuple, hold no tensor or that forward does not take, or an unknown

@@ -92,10 +92,10 @@ class Call:
     """One call of torch.
 
     Attributes:
-        name: of the function without its module: 'item', '__setitem__', 'shape.__get__', 'topk'; or
+        name: name of the function without its module: 'item', '__setitem__', 'shape.__get__', 'topk'; or
             'Function.apply', whose first argument is the class of the `torch.autograd.Function`.
         args, kwargs: its arguments; sizes among them are marked.
-        result: what it returned.
+        result: value that it returned.
         mark: what its arguments depend on.
         observer: observer that saw it.
     """
@@ -121,7 +121,7 @@ class Call:
 
         Args:
             rule: id of the rule.
-            detail: what was done there, for the report.
+            detail: text on what was done there, for the report.
             through_torch: also add it if torch made the call for itself, at the user's line that led there.
             sizes: the event counts only if sizes differ on which the arguments depend.
         """

@@ -38,7 +38,7 @@ class Event:
     Attributes:
         rule: id of the rule.
         site: the line; None if it is about the module or an input as a whole.
-        detail: what was done there; 'input 0' and 'inputs 0, 2' become names in the report.
+        detail: text on what was done there; 'input 0' and 'inputs 0, 2' become names in the report.
         origins: of the sizes that it depends on: the event is dropped if none of them differs between
             inputs. None if it does not depend on sizes.
     """
@@ -53,7 +53,7 @@ class Recorder:
     """What was seen in one run.
 
     Attributes:
-        events: in their order.
+        events: events in their order.
         sizes: origin -> size, of all sizes that were read.
         comparisons: (file and function, compared numbers, origins) of comparisons of sizes that are no
             branch, loop or guard, such as that in `min(k, size)`; for top-k.

@@ -30,7 +30,7 @@ class Finding:
         rule: id of the rule.
         severity: 'note', 'warning' or 'error', for the exporters that were asked for.
         site: the line; None if it is about the module or an input as a whole.
-        details: what was done there, each text once.
+        details: texts on what was done there, each text once.
         count: how often it happened in the observed run.
     """
 
@@ -63,7 +63,7 @@ class Report:
     """The findings of one module.
 
     Attributes:
-        name: of the module.
+        name: name of the module.
         findings: the worst first, then by file and line.
         trials: the trial exports.
         exporters: names of those that were asked for: 'torchscript', 'dynamo'.
@@ -115,7 +115,7 @@ def make_report(
         events: what was noticed in the observed run and in the trials.
         exporters: names of those that severities are for: 'torchscript', 'dynamo'.
         trials: the trial exports.
-        names: of the input tensors, in order; they take the place of numbers in the events' details.
+        names: names of the input tensors, in order; they take the place of numbers in the events' details.
     """
 
     def with_names(match: re.Match[str]) -> str:

@@ -27,9 +27,9 @@ class Rule:
 
     Attributes:
         id: its name in reports.
-        title: what is done, as code.
-        why: what goes wrong.
-        fix: what to write instead.
+        title: code of what is done.
+        why: text on what goes wrong.
+        fix: text on what to write instead.
         outcomes: exporter -> what happens with the versions that this project installs: 'right', 'wrong' ...,
             one of the constants above.
         otherwise: severity if all exporters that were asked for do the right thing: 'note' or 'warning'.

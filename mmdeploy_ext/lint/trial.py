@@ -34,7 +34,7 @@ class Trial:
 
     Attributes:
         exporter: 'torchscript' or 'dynamo'.
-        opset: of the export.
+        opset: opset of the export.
         refused: whether the export failed.
         skipped: whether it was not tried.
         text: the first line of its error and where it arose, or why it was skipped; else ''.

@@ -30,7 +30,7 @@ class PastSweep(Protocol):
     """A sweep of the past, with the transform of its points to the key frame: `runtime.infos.PastSweep`.
 
     Attributes:
-        path: of the file of its points.
+        path: path of the file of its points.
         rotation: (3, 3) from its LiDAR frame to that of the key frame.
         translation: (3,) m, after the rotation.
         timestamp_s: absolute time of its measurement.
@@ -67,7 +67,7 @@ class PastSweeps:
 
         Args:
             points: (P, D) float32 of the key frame, whose ages are set to 0.
-            sweeps: of its info, the last one first.
+            sweeps: sweeps of its info, the last one first.
             now_s: seconds, absolute, of the key frame.
             read: returns the points (P, D) float32 of a path.
         """
@@ -97,8 +97,8 @@ class FusionRule(JsonDataclass):
     """The rules of both sensors.
 
     Attributes:
-        views: of the pictures; None for a model of LiDAR alone.
-        voxels: of the points; None for a model of cameras alone.
+        views: rule of the pictures; None for a model of LiDAR alone.
+        voxels: rule of the points; None for a model of cameras alone.
         load_dim: values per point in a file.
         use_dim: columns that the model takes, after sweeps of the past were merged.
         sweeps: most sweeps of the past, whose points follow those of the key frame; 0 takes none.

@@ -41,8 +41,8 @@ def resize_pillow(
 
     Args:
         image: (h, w, C) uint8.
-        height: of the result.
-        width: of the result.
+        height: height of the result.
+        width: width of the result.
         resample: key of `FILTERS`.
         rows: first row of the result that is computed, and the one after the last; by default all are.
     """

@@ -42,7 +42,7 @@ class DumpComparer(Protocol):
         Args:
             name: name of the sample.
             tensors: name -> dumped input or output of the model.
-            manifest: of the dump; `sample` is its index in the data set.
+            manifest: manifest of the dump; `sample` is its index in the data set.
 
         Raises:
             DataError: why it cannot be compared.
@@ -157,7 +157,7 @@ class FrameDumpComparer:
 
         Args:
             stepper: the files on their engine.
-            metadata: of each file, in the order in which a frame goes through them.
+            metadata: metadata of each file, in the order in which a frame goes through them.
             deployment: config and checkpoint of the files.
         """
         self.stepper, self.family, last = stepper, deployment.family, metadata[-1]
@@ -203,7 +203,7 @@ def far_spec(spec: GraphSpec, distance_m: float) -> GraphSpec:
 
     Args:
         spec: with the tolerances of float32.
-        distance_m: of the ego from the origin of the map.
+        distance_m: distance of the ego from the origin of the map.
     """
 
     def allowed(group: ColumnGroup) -> ColumnGroup:

@@ -67,7 +67,7 @@ def svg(parts: Sequence[str], label: str, height: int = HEIGHT, kind: str = '') 
     Args:
         parts: SVG elements in it.
         label: what it shows, for screen readers.
-        height: in pixels.
+        height: height in pixels.
         kind: its class in the style sheet.
     """
     from markupsafe import Markup

@@ -48,7 +48,7 @@ def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[Tens
     Args:
         outputs: name -> array: `dets` (B, n, columns), whose last column is the score, or `scores` (B, n),
             and `labels` (B, n); B images, n results.
-        num_classes: of the model.
+        num_classes: number of classes of the model.
     """
     name, scores = ('dets', outputs['dets'][..., -1]) if 'dets' in outputs else ('scores', outputs['scores'])
     labels, rows = outputs['labels'], []
@@ -79,7 +79,7 @@ def count_rows(
     left out.
 
     Args:
-        outputs: of the graph, some of them (B,) numbers of candidates.
+        outputs: outputs of the graph, some of them (B,) numbers of candidates.
         bounds: name of such an output -> smallest and largest right value (B,): the candidates clearly above
             a threshold, and these and those at it, within the tolerance of scores.
     """

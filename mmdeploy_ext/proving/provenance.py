@@ -33,7 +33,7 @@ def provenance(
 
     Args:
         deployment: the config and checkpoint.
-        metadata: of the file.
+        metadata: metadata of the file.
         rule: the preprocessing rule by the config, `--mean` and `--std`.
         contract: the contract that the family states for these options; None if it has no such graph.
     """
@@ -108,7 +108,7 @@ def companion_checks(folder: Path, companions: Mapping[str, str]) -> list[Check]
     """Compare the text files beside the graphs with those that an export writes.
 
     Args:
-        folder: of the graphs.
+        folder: folder of the graphs.
         companions: name of a file -> expected text, as `Family.companions` returns it.
     """
     checks = []
@@ -180,7 +180,7 @@ def refuse_other_settings(cfg: Any, overrides: Mapping[str, Any], path: object) 
     Args:
         cfg: mmcv's config, with the overrides of the command line.
         overrides: key with dots -> value, `cfg_options` of the file.
-        path: of the file, for the message.
+        path: path of the file, for the message.
 
     Raises:
         UsageError: the message has the options to give.

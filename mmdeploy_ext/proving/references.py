@@ -205,7 +205,7 @@ def zoomed_reference(
 
     Args:
         deployment: config and checkpoint.
-        options: of the file.
+        options: options of the file.
         traced: the reference of the traced input.
     """
     picture, (image, *_) = traced.input.sources[0], traced.input.images

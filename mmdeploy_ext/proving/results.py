@@ -31,8 +31,8 @@ class GraphResult:
     """Level 1 of the graph of one file.
 
     Attributes:
-        name: of the graph, '' if the model is one file.
-        nodes: of the main graph, constants not counted.
+        name: name of the graph, '' if the model is one file.
+        nodes: number of nodes of the main graph, constants not counted.
         equal: whether it is the graph of a fresh export, which computes the same for every input.
         differences: from the fresh export.
         by_inputs: why inputs decide in place of the graph: `EDITED`, or the rules of recorded edits, which
@@ -102,7 +102,7 @@ class PreprocessingDifference:
 
     Attributes:
         sample: title of the picture, frame or sweep.
-        name: of the value: 'tensor', or a key of its metadata, such as 'img_shape'.
+        name: name of the value: 'tensor', or a key of its metadata, such as 'img_shape'.
         got: the value by the rule in the file's metadata, in words.
         expected: the value by the config's test pipeline, in words.
     """
@@ -170,7 +170,7 @@ class DetectionRow:
 
     Attributes:
         image: name of the image.
-        reference: detections of the reference at or above the score threshold.
+        reference: number of detections of the reference at or above the score threshold.
         matched: number of pairs of one class with IoU (or distance) and score difference within the bars.
         missing: number of detections of the reference without a partner.
         extra: number of detections of the candidate without a partner.
@@ -244,7 +244,7 @@ class MetricRow:
     """One metric of one data set, by PyTorch and by the ONNX engine (level 5).
 
     Attributes:
-        name: of the metric, e.g. 'bbox_mAP'.
+        name: name of the metric, e.g. 'bbox_mAP'.
         reference: value by PyTorch; NaN if it gave none.
         candidate: value by the engine; NaN if it gave none.
         bar: largest absolute difference that passes.
@@ -275,16 +275,16 @@ class SequenceRow:
         mode: 'teacher': before each frame the candidate gets the reference's memory, so that every frame
             is judged alone, by the tolerances; 'free': each keeps its own memory, and the detections count.
         frames: number of frames that both engines ran.
-        resets: after the first frame, of the reference.
+        resets: number of times that the reference's memory was emptied after the first frame.
         time_jumps: gaps of at least twice the usual one within a scene.
-        reference: detections of the reference at or above the score threshold, of all frames.
-        matched: of those, with an equal on the other side.
-        missing: of the reference, without a partner.
-        extra: of the candidate, without a partner.
-        outside: pairs outside the bars.
+        reference: number of detections of the reference at or above the score threshold, of all frames.
+        matched: number of those with an equal on the other side.
+        missing: number of those without a partner.
+        extra: number of results of the candidate without a partner.
+        outside: number of pairs outside the bars.
         match_rate: share of matched in the longer of both lists; None when there was nothing to match.
         match_bar: smallest rate that passes.
-        worst_distance: metres, of a pair; None when the task does not measure one.
+        worst_distance: largest distance of a pair, metres; None if the task does not measure one.
         worst_score: largest score difference of a pair.
         ties: memory rows that differ between the engines because scores in the top-k were equal within
             rounding; not errors.
@@ -292,8 +292,8 @@ class SequenceRow:
         affected_frames: frames whose memory holds rows of a tie, of this frame or of an earlier one.
         taken_over: frames after which a free-running candidate went on with the reference's memory, since a
             tie alone decided which rows were kept.
-        low: results of both sides below the score threshold, of all frames.
-        low_alone: of those, without a partner within the bars.
+        low: number of results of both sides below the score threshold, of all frames.
+        low_alone: number of those without a partner within the bars.
         tensors: the worst row per column group of the outputs and of the memory, `at` its frame. In a free
             run only NaN, shapes and missing tensors fail a row.
         reasons: why the run fails; empty when it passes.
@@ -340,7 +340,7 @@ class Pair:
     """One sample with both engines' results, for pictures of it.
 
     Attributes:
-        title: of the sample.
+        title: title of the sample.
         shown: the background of the results: a picture (h, w, 3) uint8 BGR or those of all cameras
             (N, h, w, 3), as the network saw them, before normalising; points (P, D) float32, x, y, z first,
             LiDAR frame; None if the results are dense maps.

@@ -38,7 +38,7 @@ def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
     Args:
         engine: path of the engine.
         source: path of the ONNX file.
-        seed: of the feeds.
+        seed: seed of the feeds.
 
     Raises:
         ModelFileError: the engine was built from another file, or it or its record is missing or damaged.
@@ -72,8 +72,8 @@ def proof_feeds(model: onnx.ModelProto, record: Record, seed: int = 0) -> dict[s
     Args:
         model: the ONNX file, in which inputs that are constants of the engine are constants already
             (`fix_inputs`).
-        record: of the engine, whose `profiles` have smallest, optimal and largest shape by input.
-        seed: of the random numbers.
+        record: record of the engine, whose `profiles` have smallest, optimal and largest shape by input.
+        seed: seed of the random numbers.
     """
     usual = {name: shapes[1] for name, shapes in record.profiles.items()}
     feeds = random_feeds(for_tensorrt(model), seed, usual)

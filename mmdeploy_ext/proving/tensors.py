@@ -22,12 +22,12 @@ class TensorRow:
 
     Attributes:
         tensor: output name; with the group's name if there are several.
-        shape: of the reference, '1x80x76x76'.
+        shape: shape of the reference, '1x80x76x76'.
         max_abs: largest absolute difference, in the unit of the tensor; None if nothing could be compared, as
             are `max_rel`, `cosine` and `tolerance` then.
         max_rel: the same over the largest absolute reference value of the group; None also for a reference of
             zeros.
-        cosine: of both tensors flattened.
+        cosine: cosine of both tensors flattened.
         tolerance: the absolute difference that is allowed here.
         passed: whether it is finite, of the same shape and dtype, not empty, and within tolerance.
         reason: why it failed; empty when passed.
@@ -168,7 +168,7 @@ def compare_named(
         reference: name -> array, or list of arrays for a sequence.
         candidate: the same of the other side.
         rtol: largest difference of floats, relative to the output's largest value in the reference.
-        title: of the reference, for messages.
+        title: title of the reference, for messages.
         atol: name -> difference that is allowed for floats however small they are; None: 0 for all.
     """
     atol = atol or {}

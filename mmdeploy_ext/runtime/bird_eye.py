@@ -97,7 +97,7 @@ def bird_eye(
     Args:
         layers: one or two lists of boxes.
         classes: names by label.
-        side: of the picture, pixels.
+        side: side of the picture, pixels.
         extent: metres from the ego to the edge.
         forward: (2,) direction in the LiDAR frame that points up; nuScenes' y where None.
         points: (P, 3 or more) of the sweep, metres, drawn below the boxes, higher ones brighter.

@@ -35,7 +35,7 @@ class BoundGraph:
 
     Attributes:
         spec: contract of the graph; all axes are fixed.
-        metadata: of the file.
+        metadata: metadata of the file.
         input_names: names of its inputs.
         device: device of its buffers, 'cpu' or 'cuda'.
         seconds: spent in all runs so far.

@@ -125,7 +125,7 @@ def draw_detections(
 
     Args:
         image_bgr: (h, w, 3) uint8, which stays as it is; a copy with the boxes is returned.
-        detections: in pixels of the image.
+        detections: detections in pixels of the image.
         classes: names by label.
         score_thr: boxes below are left out.
         marked: (n,) bool; these get a white frame and an exclamation mark; with None nothing is marked.

@@ -183,7 +183,7 @@ def compare_picture(
         lidar2img: (N, 4, 4) for their pixels.
         layers: one or two lists of boxes.
         classes: names by label.
-        title: of the frame.
+        title: title of the frame.
         points: (P, 3 or more) of the frame, LiDAR frame, for the view from above; with None no points are
             drawn.
 

@@ -36,7 +36,7 @@ class Runtime(contextlib.ExitStack):
     overrides them.
 
     Attributes:
-        metadata: of the file whose outputs are the results.
+        metadata: metadata of the file whose outputs are the results.
         state: the memory; None without one.
         fed_bytes: bytes copied to the engine for the last frame, besides the images; None if not counted.
         seconds: spent so far, by part of the model; set by the model.
@@ -66,8 +66,8 @@ class Runtime(contextlib.ExitStack):
 
         Args:
             engine: registered name of the backend.
-            path: of the file.
-            options: of the backend, for example `providers`, `threads`.
+            path: path of the file.
+            options: options of the backend, for example `providers`, `threads`.
             build: makes the engine of its name, the path and the options.
 
         Several share the cores: a thread pool that still spins slows the next one (StreamPETR of R50 on 2
@@ -100,7 +100,7 @@ def export_files(paths: Paths, names: Sequence[str]) -> list[Path]:
 
     Args:
         paths: a folder, in which files with these names are expected; one file, or several, as they are.
-        names: of the files of a folder, without `.onnx`.
+        names: names of the files of a folder, without `.onnx`.
 
     Raises:
         ModelFileError: no such folder, or one without these files.

@@ -31,7 +31,7 @@ class Frame:
         ego_pose: (4, 4) float64, LiDAR frame to global frame (upstream's misleading name).
         timestamp_s: seconds, absolute.
         scene_token: a change means a new scene; None: unknown.
-        name: of the frame, for display and for file names.
+        name: name of the frame, for display and for file names.
         image_files: one path per camera, for pictures; empty when there are none.
         ego_pose_inv: (4, 4) float64, the inverse as the data set has it; None: it is computed.
         can_bus: (18,) float64, a record of the car's motion as `families.parts.runtime.bev_motion` describes
@@ -61,7 +61,7 @@ class Sweep:
 
     Attributes:
         points: (P, D) float32: x, y, z in metres in the LiDAR frame, then other values of the sensor.
-        name: of the sweep, for display and for file names.
+        name: name of the sweep, for display and for file names.
         scene_token, timestamp_s: scene, and seconds, absolute; a model without a memory reads neither.
         points_file: path of the sweep; '' when there is none.
     """
@@ -106,7 +106,7 @@ class StreamState:
             `egopose` (1, n, 4, 4), `velo` (1, n, 2) m/s; float32.
         ego_pose: (4, 4) float64 of that frame, LiDAR to global.
         timestamp_s: seconds, absolute, of that frame.
-        scene_token: of that frame.
+        scene_token: token of the scene of that frame.
     """
 
     tensors: dict[str, np.ndarray]
@@ -136,7 +136,7 @@ class Decision:
     """The result of a step in which a stepper decided ties of rounding otherwise than by itself.
 
     Attributes:
-        result: of the step.
+        result: result of the step.
         state: the memory after it.
         text: the ties, for a reader.
     """

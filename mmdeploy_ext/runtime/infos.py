@@ -84,7 +84,7 @@ def find_file(
         name: path in the infos.
         source: the infos' file.
         root: folder of the data set; the infos' own folder is tried after it; None tries that folder alone.
-        kind: of the file, for the message.
+        kind: kind of the file, for the message.
         subfolder: folder below that of the data set for names without a folder.
 
     Raises:
@@ -135,7 +135,7 @@ class RigFrame:
         ego_pose: (4, 4) float64, LiDAR frame to global frame.
         timestamp_s: seconds, absolute.
         scene_token: None if the info has none.
-        info: as it was read.
+        info: the info as it was read.
         source: its file.
         camera_times_s: (N,) float64, absolute seconds of the pictures; None if the info has not all of them.
     """
@@ -180,7 +180,7 @@ def read_frames(
 
     Args:
         path: infos of mmdet3d's kind (.pkl, .json) with `cams`.
-        rule: of the model; has the cameras and their order.
+        rule: rule of the model, which has the cameras and their order.
         root: folder of the data set, if the pictures are not at their paths in the infos; None if they are.
         missing: allow frames in which the picture of a camera is missing.
 
@@ -303,7 +303,7 @@ class PastSweep:
     """A sweep before that of an info, and the motion of its points into the LiDAR frame of the info.
 
     Attributes:
-        path: as in the info.
+        path: path as in the info.
         rotation: (3, 3), of the type in the info.
         translation: (3,), metres.
         timestamp_s: seconds, absolute.

@@ -59,9 +59,9 @@ def open_model(
     Needs no PyTorch. Close the model by `close()` or a `with` statement.
 
     Args:
-        path: of the `.onnx` file, or of the folder.
+        path: path of the `.onnx` file, or of the folder.
         providers: execution providers of ONNX Runtime, in order of preference.
-        threads: within an operator; 0: ONNX Runtime decides.
+        threads: number of threads within an operator; 0: ONNX Runtime decides.
 
     Returns:
         Of a model of pictures an `ImageModel`: `model(image_bgr)` with a (h, w, 3) uint8 picture returns

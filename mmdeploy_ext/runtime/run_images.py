@@ -136,7 +136,7 @@ def plan_pictures(
         inputs: files and folders.
         out: folder, or a file for one image.
         list_files: returns the files of one input; None: its images.
-        kind: of the inputs, for messages.
+        kind: kind of the inputs, for messages.
 
     Raises:
         UsageError: `out` names one file for several images, an image itself, or a kind of file that is not

@@ -45,7 +45,7 @@ def run(
             are the sites of `rulebook.level(node.output)`; with None nothing is called.
         transform: called before every node with the node, its inputs and its weight (None without one);
             returns the inputs and the weight to compute with, for fake quantisation.
-        rulebook: of these coordinates; None: it is built.
+        rulebook: rulebook of these coordinates; None: it is built.
 
     Raises:
         PointsError: voxels that the graph cannot take.

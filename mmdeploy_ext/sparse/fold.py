@@ -28,7 +28,7 @@ def fold(graph: SparseGraph, precision: str = 'fp32', fp16_modules: Collection[s
     changes nothing.
 
     Args:
-        graph: as `exporting.sparse_backbone.trace` gives it.
+        graph: graph as `exporting.sparse_backbone.trace` gives it.
         precision: 'fp32' folds in float32 (what NVIDIA's PTQ path does; weights stay float32 until a writer
             rounds them), 'fp16' rounds after every operation (what its plain exporters do after
             `model.half()`; weights are float16). 45 % of the weights differ between the two, by up to 3 ulp.

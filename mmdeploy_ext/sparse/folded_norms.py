@@ -55,8 +55,8 @@ class Names:
         convolution itself becomes zero, if the module has one.
 
         Args:
-            state_dict: of the module.
-            weights: of the file, without prefix.
+            state_dict: state dict of the module.
+            weights: weights of the file, without prefix.
         """
         tensors: dict[str, torch.Tensor] = {}
         for norm, (conv, eps) in self.folded.items():

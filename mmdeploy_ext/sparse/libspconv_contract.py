@@ -321,10 +321,10 @@ class TensorFacts:
     """Facts about a tensor.
 
     Attributes:
-        channels: of a sparse tensor; 0 if unknown.
+        channels: channels of a sparse tensor; 0 if unknown.
         grid: cells per axis; () if unknown.
         sites: name of its set of active sites: tensors with the same one have their rows in the same places.
-        shape: of a dense tensor; () of a sparse one.
+        shape: shape of a dense tensor; () of a sparse one.
         dense: whether it is dense.
     """
 
@@ -339,7 +339,7 @@ class TensorWalk:
     """Follows tensors through the graph in file order: connections, grids, ranges, room for active sites.
 
     Attributes:
-        violations: of nodes that do not fit together.
+        violations: violations of nodes that do not fit together.
         tensors: name -> facts of every tensor.
     """
 

@@ -27,10 +27,10 @@ class Field:
     """One attribute that the parser may read.
 
     Attributes:
-        name: of the attribute.
+        name: name of the attribute.
         kind: ONNX type that it must have.
         default: value that stands in when it is missing.
-        severity: of the violation if it is missing; '' if a file may leave it out.
+        severity: severity of the violation if it is missing; '' if a file may leave it out.
     """
 
     name: str
@@ -93,7 +93,7 @@ class ParsedNode:
     """One node as the engine holds it.
 
     Attributes:
-        name: of the node; its operator and index when it has none.
+        name: name of the node; its operator and index when it has none.
         op_type: SparseConvolution, Add, QuantAdd, Relu, ScatterDense, Transpose or Reshape.
         inputs, output: names of tensors, without the initializers.
         values: every attribute that the parser reads, defaults filled in.

@@ -47,7 +47,7 @@ class Scatter(JsonDataclass):
     """One dense tensor, of a ScatterDense node.
 
     Attributes:
-        name: of the node.
+        name: name of the node.
         level: index of the level whose sites are written.
         axes: the spatial axes 0, 1, 2 of the sites in the order of the dense tensor, fastest one last.
     """
@@ -63,7 +63,7 @@ class Plan(JsonDataclass):
 
     Attributes:
         spatial_shape: grid of level 0, the voxels.
-        tables: in the order in which they can be built; a strided one adds the next level.
+        tables: tables in the order in which they can be built; a strided one adds the next level.
         scatters: one per ScatterDense node.
         level_of: sparse tensor id -> level.
         table_of: convolution's name -> table's name.

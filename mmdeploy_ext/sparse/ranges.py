@@ -55,7 +55,7 @@ class NodeRange(JsonDataclass):
 
     Attributes:
         module: path of the module that it comes from; for the reader of the file.
-        input_amax: of its input, or None if it is unknown.
+        input_amax: amax of its input, or None if it is unknown.
         weight_amax: (O,) per output channel; None for an addition, or if it is unknown.
         weight_norm: Frobenius norm of the folded kernel that the ranges were made for; None for an addition.
     """
@@ -86,7 +86,7 @@ class Ranges:
         batches: number of sweeps that were measured.
         graph_sha256: `graph_digest` of the graph; '' if it is unknown, then it is not compared.
         checkpoint_sha256: of the checkpoint of the graph, '' if it is unknown; for messages.
-        path: of the file that they were read from, or ''; not written.
+        path: path of the file that they were read from, or ''; not written.
     """
 
     nodes: Mapping[str, NodeRange]
@@ -305,7 +305,7 @@ def from_amax(
             `M.quant_add._input_quantizer` (or at M itself); a trailing `._amax` and names without
             the leading underscore are the same. A range that is not in it stays missing: see
             `Ranges.complete`.
-        source: in words, for messages.
+        source: source in words, for messages.
         checkpoint_sha256: of the checkpoint file.
 
     Raises:

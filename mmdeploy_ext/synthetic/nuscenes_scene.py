@@ -131,7 +131,7 @@ def sample_data(
         scene: `Scene.key`.
         sample: token of the key frame that it belongs to.
         channel: name of the sensor.
-        timestamp: of the measurement, us.
+        timestamp: time of the measurement, us.
         filename: relative to the folder of the set.
         is_key_frame: whether it is the file of the key frame itself, not of a sweep before it.
         size: (W, H) of a picture.

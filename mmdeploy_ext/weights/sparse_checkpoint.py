@@ -80,7 +80,7 @@ class Source:
     """The tensors of a file.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         form: 'state dict' or 'pickled module'.
         weights: name -> tensor.
     """

@@ -99,9 +99,9 @@ def decide_layouts(
     no decision.
 
     Args:
-        path: of the file, for messages.
+        path: path of the file, for messages.
         shapes: key of a kernel in the module -> its shape in the file.
-        kernels: of `find_kernels`, by the same keys.
+        kernels: what `find_kernels` returned, by the same keys.
         choice: 'auto', or a layout, which every shape has to fit.
 
     Raises:

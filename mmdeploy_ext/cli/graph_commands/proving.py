@@ -101,7 +101,7 @@ def finish(
     """Compare the result with the model of `args.file`, write it if they agree, and print the comparison.
 
     Args:
-        args: of `proof`.
+        args: parsed arguments, see `proof`.
         before: the model of `args.file`.
         after: the result.
         content: facts of the command for --json.

@@ -54,7 +54,7 @@ class BEVFusionSettings:
     """Settings of the node that decide which boxes it publishes; the defaults are those of its own file.
 
     Attributes:
-        class_names: by label, in the node's words, e.g. 'CAR'; they are in the manifest.
+        class_names: names by label, in the node's words, e.g. 'CAR'; they are in the manifest.
         limits: upper ends of the bins of distance, m; objects beyond the largest are dropped.
         scores: least score, for all classes and bins.
         yaw_norm: least length of (sine, cosine) of the yaw; not demanded of pedestrians.
@@ -186,7 +186,7 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> D
     Args:
         outputs: `bbox_pred` (10, Q): the centre's x, y in cells and z in metres, logarithms of three sizes in
             metres, sine and cosine of the yaw, velocity in m/s; `score` (Q,), `label_pred` (Q,).
-        coder: that of the file's facts.
+        coder: coder of the file's facts.
     """
     values, sizes = outputs['bbox_pred'], np.exp(outputs['bbox_pred'][3:6]).T
     bottom = places(values, coder) - sizes * np.float32([0, 0, 0.5])

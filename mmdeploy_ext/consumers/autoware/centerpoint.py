@@ -43,7 +43,7 @@ class AutowareCenterPoint(Runtime):
     Attributes:
         seconds: time spent so far, by these names and 'boxes'.
         sessions: name of a file of `GRAPHS` -> its session.
-        settings: of its manifest.
+        settings: settings of its manifest.
     """
 
     def __init__(

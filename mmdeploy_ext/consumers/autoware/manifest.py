@@ -85,7 +85,8 @@ def path_rules(
     Args:
         file: name of the manifest.
         folder: folder that all paths are relative to.
-        values: of the manifest; keys that are missing, and values that are no text or empty, are left out.
+        values: values of the manifest; keys that are missing, and values that are no text or empty, are left
+            out.
         keys: keys of the manifest that hold paths.
         prefix: text before the keys in messages.
         folder_text: beginning of a path that stands for the folder: `MODEL_FOLDER` if a launch file replaces

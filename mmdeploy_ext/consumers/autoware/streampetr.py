@@ -53,7 +53,7 @@ class NodeContract:
     Its methods are those of `DeployContract` in `families/streampetr/runtime/deploy.py`.
 
     Attributes:
-        metadata, spec: of the head's file.
+        metadata, spec: those of the head's file.
         backbone, embedding, head: sessions of the three files, from `backends`, name of a file -> session.
         memory: rows after the last frame, places relative to the first pose, times as the node has them.
         origin: (3,) metres, translation of the first pose; None before it.

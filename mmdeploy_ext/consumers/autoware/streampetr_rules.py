@@ -87,7 +87,7 @@ def from_node(
 
     Args:
         planes: order in which the node feeds them, a key of `NORMS`.
-        mean: of the training, in the order after `to_rgb`.
+        mean: mean of the training, in the order after `to_rgb`.
         std: likewise.
         to_rgb: whether the training had RGB pictures.
 

@@ -60,8 +60,8 @@ class CudaBEVFusion(FusionRuntime):
         view: how pictures are lifted into the bird's-eye view.
         sparse: name of a sparse file -> its graph.
         sessions: name of a file of ordinary ONNX -> its session.
-        metadata: of the last file.
-        tables: of the last calibration; None before the first frame.
+        metadata: metadata of the last file.
+        tables: tables of the last calibration; None before the first frame.
     """
 
     def __init__(

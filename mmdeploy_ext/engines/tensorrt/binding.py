@@ -82,8 +82,8 @@ class Session:
     """A deserialised engine with an execution context, fed and read by name.
 
     Attributes:
-        memory: of the GPU that the engine runs on.
-        inputs: in the engine's order; likewise `outputs`.
+        memory: memory of the GPU that the engine runs on.
+        inputs: inputs in the engine's order; likewise `outputs`.
         context: TensorRT's `IExecutionContext`.
     """
 

@@ -42,8 +42,8 @@ class Built:
 
     Attributes:
         data: the serialised engine, the content of an engine file.
-        layers: of the network; the engine has to keep their dtypes, and may fuse them.
-        warnings: of TensorRT while it built, each once.
+        layers: layers of the network; the engine has to keep their dtypes, and may fuse them.
+        warnings: warnings of TensorRT while it built, each once.
         seconds: time of parsing and building.
     """
 
@@ -78,8 +78,8 @@ def build(
     Args:
         model: the ONNX model; the engine computes in its dtypes.
         package: the TensorRT that builds.
-        architectures: to build for, all in one engine, e.g. (86, 89) for SM 8.6 and 8.9; () for the GPU of
-            this machine.
+        architectures: GPU architectures to build for, all in one engine, e.g. (86, 89) for SM 8.6 and 8.9; ()
+            for the GPU of this machine.
         profiles: input -> smallest, usual and largest shape; for every input with an open axis; None if all
             sizes are fixed.
         tf32: let products of float32 round their factors to 10 bits, which TensorRT does by default.

@@ -46,8 +46,9 @@ class Job:
         source: the ONNX file.
         model: the graph that is built, in float16 if asked.
         package: the TensorRT that builds; None if nothing is built.
-        title: of the TensorRT that the checks were made for: 'TensorRT' or 'TensorRT-RTX'.
-        architectures: to build for, e.g. (86,) for SM 8.6; () if nothing is built and none was given.
+        title: title of the TensorRT that the checks were made for: 'TensorRT' or 'TensorRT-RTX'.
+        architectures: GPU architectures to build for, e.g. (86,) for SM 8.6; () if nothing is built and none
+            was given.
         profiles: input -> smallest, usual and largest shape; {} if nothing is built.
         precision: `AS_GIVEN` or 'fp16'.
         keep_fp32: patterns of nodes that stay float32.
@@ -91,7 +92,7 @@ def prepare(
         shapes: see `tensorrt_shapes.parse_shapes`.
         constants: NAME or NAME=VALUES: inputs that become constants (`for_tensorrt.fix_inputs`).
         package: 'tensorrt', 'tensorrt-rtx' or 'auto'.
-        architectures: to build for, e.g. (86, 89); () for the GPU of this machine.
+        architectures: GPU architectures to build for, e.g. (86, 89); () for the GPU of this machine.
         tf32: products of float32 may round their factors to 10 bits.
         only_check: nothing will be built: no package is needed, and open axes may be left open.
         device: index of the GPU of this machine.

@@ -83,7 +83,7 @@ def find_package(name: str = 'auto', architectures: Sequence[int] = ()) -> Packa
     Args:
         name: 'tensorrt', 'tensorrt-rtx', or 'auto': tensorrt-rtx first if architectures are named, since it
             alone builds for other GPUs; else `tensorrt` first.
-        architectures: to build for, e.g. (86, 89); () for the GPU of this machine.
+        architectures: GPU architectures to build for, e.g. (86, 89); () for the GPU of this machine.
 
     Raises:
         EngineError: it is not installed, too old, or its libraries do not load.

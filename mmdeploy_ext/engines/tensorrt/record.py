@@ -37,7 +37,7 @@ class Record:
 
     Attributes:
         package: 'tensorrt' or 'tensorrt-rtx'.
-        version: of the package; no other version loads the engine.
+        version: version of the package; no other version loads the engine.
         architectures: GPU architectures that it was built for, e.g. (86,) for SM 8.6.
         sha256, nbytes: digest and size of the engine file.
         onnx, onnx_sha256: name and digest of the ONNX file that it was built from.
@@ -45,7 +45,7 @@ class Record:
         keep_fp32: patterns of nodes that stayed float32 in a build for 'fp16'.
         constants: inputs of the ONNX file that are constants in the engine, as they were written: NAME or
             NAME=VALUES.
-        inputs, outputs: of the engine.
+        inputs, outputs: inputs and outputs of the engine.
         profiles: input -> smallest, usual and largest shape.
         layers: kind of layer -> dtype of its first output -> number of layers of the strongly typed network.
         metadata: `metadata_props` of the ONNX file.

@@ -55,7 +55,7 @@ def profiles_of(spec: GraphSpec, requested: Mapping[str, Profile]) -> dict[str, 
     """Return input -> profile of every input that has an open axis.
 
     Args:
-        spec: of the graph.
+        spec: spec of the graph.
         requested: name of an input or of an axis -> shapes, from `parse_shapes`. The sizes that one input
             gives an axis hold for all inputs that have it, and for axes that follow from it ('M0+1').
 

@@ -38,8 +38,8 @@ def multi_head(
     The parameters are those of `nn.MultiheadAttention`. Without a mask every query looks at every key.
 
     Args:
-        sources: of queries (B, Q, E), of keys (B, K, E) and of values (B, K, E); embeddings of positions are
-            added already.
+        sources: tensors that queries (B, Q, E), keys (B, K, E) and values (B, K, E) are computed of;
+            embeddings of positions are added already.
         weight: (3 * E, E), the projections of all three, one below the other.
         bias: (3 * E,).
         heads: M.

@@ -33,9 +33,9 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
     - 'plugin': nodes of operators with a TensorRT plugin become its nodes, the others standard operators.
 
     Args:
-        model: as the exporter wrote it; it is changed.
+        model: model as the exporter wrote it; it is changed.
         exporter: exporter that wrote it, 'torchscript' or 'dynamo'.
-        opset: of the model.
+        opset: opset of the model.
     """
     nodes = list(operator_nodes(model))
     if not nodes:
@@ -168,9 +168,9 @@ def function_body(
 
     Args:
         operator: with a text (`body`) or a traceable form.
-        name: of the function.
+        name: name of the function.
         attributes: attribute -> value, of the node that calls it.
-        opset: of the model.
+        opset: opset of the model.
         exporter: exporter of the traceable form, 'torchscript' or 'dynamo'.
 
     Raises:

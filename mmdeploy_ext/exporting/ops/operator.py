@@ -47,8 +47,8 @@ class Plugin:
         op_type, version, namespace: of the creator.
         attributes: attribute of the operator -> field of the creator; others are not written.
         constants: fields that no attribute gives.
-        domain: of the node; ONNX Runtime's TensorRT provider calls plugins `trt.plugins`, and the parser does
-            not look at it.
+        domain: domain of the node; ONNX Runtime's TensorRT provider calls plugins `trt.plugins`, and the
+            parser does not look at it.
     """
 
     op_type: str

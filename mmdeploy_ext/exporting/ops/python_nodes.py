@@ -49,9 +49,9 @@ def python_body(operator: Operator, name: str, attributes: dict[str, Any], opset
 
     Args:
         operator: the operator that is called.
-        name: of the function.
+        name: name of the function.
         attributes: attribute -> value, of the node that calls the function.
-        opset: of the model.
+        opset: opset of the model.
     """
     ends = list(operator.inputs), list(operator.outputs)
     node = helper.make_node(f'{DOMAIN}_{operator.name}', *ends, domain=PYTHON_DOMAIN)

@@ -52,8 +52,8 @@ class MaskConfig(JsonDataclass):
         filter_thr: scores after the matrix NMS must reach this; none are filtered at 0 or below.
         nms_pre: candidates that enter the matrix NMS; -1 lets all in.
         max_per_img: results per image; -1 keeps all.
-        kernel: of the matrix NMS, 'gaussian' or 'linear'.
-        sigma: of the gaussian kernel exp(-sigma * iou^2).
+        kernel: kernel of the matrix NMS, 'gaussian' or 'linear'.
+        sigma: factor in the gaussian kernel exp(-sigma * iou^2).
     """
 
     score_thr: float

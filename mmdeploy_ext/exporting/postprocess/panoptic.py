@@ -152,8 +152,8 @@ class QueryFusion(nn.Module):
         """Return maps (B, h, w) int32.
 
         Args:
-            logits: of classes (B, Q, C + 1); the last column is no class.
-            values: of masks (B, Q, h, w), logits.
+            logits: logits of the classes (B, Q, C + 1); the last column is no class.
+            values: logits of the masks (B, Q, h, w).
         """
         scores, labels = logits.softmax(2).max(2)
         confident = (labels != self.classes) & (scores > self.least)

@@ -47,8 +47,8 @@ class SoftNmsConfig(NmsConfig):
     """The settings of `soft_nms`, by which boxes that overlap a better one lose score.
 
     Attributes:
-        method: of mmcv's `soft_nms`: a name of `ops/soft_nms.py`.
-        sigma: of the method gaussian.
+        method: method of mmcv's `soft_nms`, a name of `ops/soft_nms.py`.
+        sigma: divisor of the squared IoU in the method 'gaussian'.
         min_score: boxes whose score falls below it are removed.
     """
 
@@ -63,9 +63,9 @@ def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'mode
     `deploy_nms_pre` in `test_cfg` replaces `nms_pre`; -1 is no limit in both.
 
     Args:
-        test_cfg: of a head.
+        test_cfg: `test_cfg` of a head.
         soft: whether the caller's graph has a form of `soft_nms`.
-        key: of `test_cfg` in the config, for messages.
+        key: key of `test_cfg` in the config, for messages.
 
     Raises:
         ConfigError: an NMS type or option that the graph does not reproduce.

@@ -76,7 +76,7 @@ class Recorder:
 
     Attributes:
         nodes: recorded so far.
-        order: as the argument.
+        order: the argument of that name.
     """
 
     def __init__(
@@ -329,7 +329,7 @@ def record(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result
         func: the function.
         args: its positional arguments.
         kwargs: its keyword arguments.
-        result: what it returned.
+        result: value that it returned.
 
     Returns:
         What the result is in the graph.

@@ -104,7 +104,7 @@ def mean_gap_s(time_s: float, times_s: np.ndarray, earlier_s: np.ndarray) -> np.
     """Return the mean time in s between two pictures of the same camera, as PETRv2 rounds it.
 
     Args:
-        time_s: of the present frame.
+        time_s: absolute time of the present frame, seconds.
         times_s: (N,) of its pictures.
         earlier_s: (N,) of those of the frame before.
 
@@ -142,7 +142,7 @@ class PetrOnnx(CameraRuntime):
             paths: the folder of an export, or its three files.
             max_gap_s: of PETRv2, see the class. The published model knows no gap, so proofs pass None.
             engine: registered name of the backend.
-            options: of the backend, for example `providers`, `threads`.
+            options: options of the backend, for example `providers`, `threads`.
 
         Raises:
             ModelFileError: a file is missing, of another family, or not of the same export.

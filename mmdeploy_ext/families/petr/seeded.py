@@ -40,7 +40,7 @@ def petr_weights(state_dict: Mapping[str, torch.Tensor], prefix: str = '') -> di
     """Return the seeded tensors of keys, float32, counters int64.
 
     Args:
-        state_dict: of the model; its shapes count.
+        state_dict: state dict of the model; its shapes count.
         prefix: of all names when numbers are drawn: another one gives other weights.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}

@@ -68,7 +68,7 @@ def matrix_decay(
         areas: (N,) float32, pixels of the soft masks above the threshold.
         overlaps: (N, N) float32, number of these pixels that two masks share.
         kernel: 'gaussian'; any other is 'linear', which gives NaN if a mask equals two better ones.
-        sigma: of the gaussian kernel exp(-sigma * iou^2).
+        sigma: factor in the gaussian kernel exp(-sigma * iou^2).
     """
     union = areas[None] + areas[:, None] - overlaps
     related = np.triu(labels[:, None] == labels[None], 1)
@@ -154,10 +154,10 @@ def soft_masks_of(
     It takes indices of cells (m,) int64 and returns probabilities (m, H4, W4).
 
     Args:
-        outputs: of SOLO `seg_pred` (B, S, H4, W4), the soft masks themselves; of Decoupled SOLO `seg_pred_x`
-            and `seg_pred_y` (B, G, H4, W4), probabilities of grid lines, whose product for the column and the
-            row of a cell is its mask; of SOLOv2 `kernel_pred` (B, S, E), 1 x 1 kernels, and `seg_pred` (B, E,
-            H4, W4), features: a mask is the sigmoid of their product.
+        outputs: outputs of the graph by name: of SOLO `seg_pred` (B, S, H4, W4), the soft masks themselves;
+            of Decoupled SOLO `seg_pred_x` and `seg_pred_y` (B, G, H4, W4), probabilities of grid lines, whose
+            product for the column and the row of a cell is its mask; of SOLOv2 `kernel_pred` (B, S, E), 1 x 1
+            kernels, and `seg_pred` (B, E, H4, W4), features: a mask is the sigmoid of their product.
         image: index of the image in the batch.
         facts: entry `postprocess` of the metadata; a `head` that is neither SOLO's nor SOLOv2's is a
             decoupled one.

@@ -25,7 +25,7 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
 
     Args:
         heads: attribute of the detector ('rpn_head', 'roi_head') -> head.
-        options: of the export.
+        options: options of the export.
 
     Raises:
         UsageError: the message begins with the first limit as the user typed it.

@@ -71,7 +71,7 @@ class Entry:
         op_type: operator of that node.
         module: PyTorch module that the node was exported from, '' if unknown.
         tensor: its name.
-        shape: as text; '-' if a node before it failed.
+        shape: shape as text; '-' if a node before it failed.
         paired: label of the tensor that it was compared with, '' if there was none.
         how: by what the two were paired: 'structure' of two files; 'name', 'value', 'module', 'order',
             'values' or 'export' of a file and PyTorch, see `walk.ReferenceTensor`; '' without a counterpart.

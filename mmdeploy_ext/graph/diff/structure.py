@@ -32,7 +32,8 @@ class Change:
         left: position of the node in the left graph, None if the change is of no node, or of one that only
             the right graph has.
         right: position of the node in the right graph, likewise.
-        size: of a changed initializer, the largest change over the largest value on the right; else None.
+        size: size of a changed initializer, the largest change over the largest value on the right; else
+            None.
     """
 
     kind: str

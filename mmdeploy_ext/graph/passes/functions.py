@@ -17,7 +17,7 @@ def replace_by_functions(
 
     Args:
         model: the graph.
-        domain: of the functions until they are inlined; no node of the model is of it.
+        domain: domain of the functions until they are inlined; no node of the model is of it.
         write: takes a node and the name of its function; returns the function, which takes the inputs that
             the node has, without those that it leaves out, and gives its outputs; None: the node stays.
     """

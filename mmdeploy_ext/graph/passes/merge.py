@@ -28,7 +28,7 @@ def concatenate(
     renamed likewise, so that names do not depend on how many stages there are.
 
     Args:
-        models: in the order of execution; the same opset and no functions.
+        models: models in the order of execution; the same opset and no functions.
         prefixes: one per model, put before the names of its nodes and inner values.
         outputs: names of the merged graph's outputs, which are outputs of the models.
 
@@ -84,7 +84,7 @@ def merge(
     """Merge models of any origin: outputs of one feed the inputs of later ones.
 
     Args:
-        models: in the order of execution.
+        models: models in the order of execution.
         names: one per model, put before the names of its nodes and inner tensors; all different.
         connections: output of an earlier model -> input of a later one. Equal names connect by themselves;
             None: names are equal wherever models are connected.

@@ -32,7 +32,7 @@ class Side:
     Attributes:
         nodes: the statements in order; attributes with a `ref_attr_name` are attribute variables.
         numbers: name that stands for a number among the operands -> the number.
-        text: what the user wrote.
+        text: text that the user wrote.
     """
 
     nodes: tuple[onnx.NodeProto, ...]

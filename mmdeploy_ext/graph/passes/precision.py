@@ -35,7 +35,8 @@ def in_precision(
         model: float32; its inputs and outputs are the spec's.
         spec: states by dtype which inputs and outputs are float16, and by `single` what is computed in
             float32 all the same.
-        options: of the export; `precision` ('fp32' or 'fp16') and `keep_fp32` (patterns of nodes) are read.
+        options: options of the export; `precision` ('fp32' or 'fp16') and `keep_fp32` (patterns of nodes) are
+            read.
         defaults: patterns of the family's nodes that stay float32. Patterns that fit nothing are no mistake
             here, since several graphs share them; see `check_patterns`.
 
@@ -105,7 +106,7 @@ def with_fp16_metadata(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequenc
     A model without metadata of this project comes back as it is.
 
     Args:
-        model: in float16.
+        model: model in float16.
         fp16_io: its inputs and outputs became float16, too.
         keep_fp32: patterns of nodes that stayed float32.
     """

@@ -135,7 +135,7 @@ def draw(
     Args:
         model: the graph.
         target: file to write; its suffix is one of `FORMATS`.
-        title: of the picture.
+        title: title of the picture.
         node: name of the node in the middle, or '#12' for that at position 12 of the graph, from 0; None
             draws the whole graph.
         depth: number of steps up and down from that node.

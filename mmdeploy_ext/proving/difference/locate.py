@@ -134,7 +134,7 @@ def subject_of(
 
     Args:
         deployment: config and checkpoint.
-        metadata: of the file.
+        metadata: metadata of the file.
         images: (title, BGR picture); for models of single pictures.
         feeds: inputs to use instead; None takes those of the images.
 

@@ -73,7 +73,7 @@ class TensorRecorder(TorchDispatchMode):
     """Copies the outputs of operators while it is active.
 
     Attributes:
-        records: in the order of execution.
+        records: records in the order of execution.
         calls: module path -> number of its calls that have ended.
         stack: paths of the modules that run, the innermost last.
     """

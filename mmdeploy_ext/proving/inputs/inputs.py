@@ -74,7 +74,7 @@ def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Pict
 
     Args:
         deployment: config and checkpoint.
-        options: of the file.
+        options: options of the file.
         images: titles and pictures, one or more.
     """
     user_pictures = list(images)

@@ -61,7 +61,7 @@ class Samples:
         """Refuse invalid samples, before the weights load.
 
         Args:
-            family: of the model.
+            family: family of the model.
             paths: files and folders; if it is empty, a picture of this package is taken, or frames and sweeps
                 of the config's data set, or generated ones if that is missing.
             frames: number of frames or sweeps; None: `DEFAULT_FRAMES`.

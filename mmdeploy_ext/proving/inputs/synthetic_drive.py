@@ -64,8 +64,8 @@ class SyntheticDrive:
             less exact far away (at 1600 m its boxes move by several mm).
         exact_poses: whether poses stay float64; else they are rounded to float32, as data loaders give them.
         start_s: absolute time of the first frame.
-        mean: of the normalisation, in the order of the network's channels.
-        std: of the normalisation, in the same order.
+        mean: mean of the normalisation, in the order of the network's channels.
+        std: standard deviation of the normalisation, in the same order.
         to_rgb: whether the network takes RGB; else BGR.
     """
 

@@ -100,7 +100,7 @@ def sweep_sets(
         source: as `points_of` takes it, or a file of voxels (.npz), or a folder with such files.
         rule: how points become voxels.
         cfg: the config, as for `points_of`.
-        settings: of the encoder, which voxels of files must fit.
+        settings: settings of the encoder, which voxels of files must fit.
         limit: number of sweeps of a folder or of infos, evenly chosen.
 
     Raises:

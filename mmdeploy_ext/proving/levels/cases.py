@@ -193,8 +193,8 @@ def compare_with_ties(
         expected: name -> PyTorch's output.
         outputs: name -> the engine's output.
         zeros: name -> value of the side that is not 0, if only one side of a tie is, see `without_ties`.
-        spec: of the graph.
-        bars: of float16 or INT8; None for float32.
+        spec: spec of the graph.
+        bars: bars of float16 or INT8; None for float32.
     """
     choice_rtol, rtol = (half_bars.CHOICE_RTOL, half_bars.RTOL) if bars else (DEFAULT_RTOL, DEFAULT_RTOL)
     expected = deployment.family.choose_as(deployment.model, feeds, outputs, expected, choice_rtol)

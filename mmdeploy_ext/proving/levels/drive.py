@@ -144,7 +144,7 @@ class DriveProof(FramesProof):
         first: the first frame; None before it ran.
         decided: see `Modes.decided`, of all frames.
         count: number of frames that ran.
-        shape: of a frame's pictures, as text.
+        shape: shape of a frame's pictures, as text.
     """
 
     advice = (

@@ -133,8 +133,8 @@ class Modes:
         Args:
             reference: the unpatched PyTorch model.
             candidates: 'free' and/or 'teacher' -> the file on an engine of its own.
-            spec: of the files. Of its outputs that are no state, those that `memory` needs and those that
-                both engines give are compared.
+            spec: spec of the files. Of its outputs that are no state, those that `memory` needs and those
+                that both engines give are compared.
             memory: the family's description of its memory.
             bars: the limits that the drive is judged by; None: the defaults of `DriveBars`.
             task: name of the module of `proving/tasks` that matches results.

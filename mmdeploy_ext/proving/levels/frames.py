@@ -301,7 +301,7 @@ def output_spec(metadata: Sequence[Metadata], between: Sequence[TensorSpec] = ()
     """Return one spec with the outputs and the state of all files of an export.
 
     Args:
-        metadata: of each file.
+        metadata: metadata of each file.
         between: specs of further outputs, which the runner computes between the files.
     """
     specs = [entry.spec for entry in metadata]

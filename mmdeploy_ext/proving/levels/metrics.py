@@ -110,7 +110,7 @@ def keep_metrics(
         metrics: name -> value.
         facts: `config`, `config_sha256`, `checkpoint_sha256`, number of `samples` and of `processes` of the
             run, and its `memory`: 'keep', or 'reset' if a streaming model forgets every frame.
-        precision: of the engine's network, see `metric_bar`.
+        precision: precision of the engine's network, see `metric_bar`.
 
     Returns:
         False when a metric differs from PyTorch's by more than the bar, or when neither engine has one.

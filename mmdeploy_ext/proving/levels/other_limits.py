@@ -80,10 +80,10 @@ class Trials:
 
     Attributes:
         deployment: the model.
-        options: of the exports: a graph of one size, for one picture, in float32.
+        options: options of the exports: a graph of one size, for one picture, in float32.
         file: the graph that is proven, which equals a fresh export; None: PyTorch's network runs in place of
             its own.
-        title: of the picture.
+        title: title of the picture.
         image: the picture, prepared.
         rounding: whether layers round in another way at the moment, so that no output of a layer is reused.
     """

@@ -78,7 +78,7 @@ def compare_pictures(
 
     Args:
         cfg: the config, overrides applied.
-        metadata: of the exported file.
+        metadata: metadata of the exported file.
         files: paths of pictures of the user; if it is empty `picture` is used.
         picture: (h, w, 3) uint8 BGR, the first sample of the proof.
         normalisation: `mean` and `std` that the export was given in place of the config's; None keeps those
@@ -341,7 +341,7 @@ def compare_voxels(
 
     Args:
         layer: mmcv's `Voxelization` of the model, in evaluation mode.
-        order: of the axes of coordinates that the model's encoder takes, 'xyz' or 'zyx'.
+        order: order of the axes of coordinates that the model's encoder takes, 'xyz' or 'zyx'.
         in_channels: D.
         rule: entry `voxels` of the file's metadata.
     """

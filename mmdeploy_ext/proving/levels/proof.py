@@ -79,8 +79,8 @@ class Proof(abc.ABC):
 
         Args:
             deployment: the config and checkpoint that the files claim to be of.
-            paths: of the files, in the order in which a sample goes through them.
-            samples: of the model's kind, see `ladder.prove`.
+            paths: paths of the files, in the order in which a sample goes through them.
+            samples: samples of the model's kind, see `ladder.prove`.
             engine: options of the engine, see `ladder.prove`.
 
         Raises:

@@ -57,7 +57,7 @@ class SparseFile:
 
     Attributes:
         deployment: config and checkpoint.
-        path: of the file.
+        path: path of the file.
         model: its content.
         export_options: options that it was exported with, resolved.
         traced: the model's graph before folding.
@@ -65,7 +65,7 @@ class SparseFile:
         exact: the same graph, but folded in float32 even if the file's convolutions were folded in float16.
         ranges: the check that the ranges of the weights follow from the weights; None if the file records
             none, or they were given beside it.
-        name: of the graph, which `Proof.read` demands: '', as the model is one file.
+        name: name of the graph, which `Proof.read` demands: '', as the model is one file.
     """
 
     deployment: Deployment
@@ -130,8 +130,8 @@ def read_sparse_file(deployment: Deployment, path: str, ranges: Ranges | None) -
 
     Args:
         deployment: config and checkpoint.
-        path: of the file; weights beside it are read if it is ordinary ONNX, the engine of the dialect reads
-            none.
+        path: path of the file; weights beside it are read if it is ordinary ONNX, the engine of the dialect
+            reads none.
         ranges: INT8 ranges that it was exported with; None: those that the file records.
 
     Raises:
@@ -195,7 +195,7 @@ def dialect_differences(path: str, model: onnx.ModelProto, expected: SparseGraph
     and compared with the graph that the writer gets.
 
     Args:
-        path: of the file.
+        path: path of the file.
         model: its content.
         expected: the graph of the model, weights in float32.
     """

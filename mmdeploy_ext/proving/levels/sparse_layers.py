@@ -134,7 +134,7 @@ class SparseReference:
     Attributes:
         dense: the dense map, float32.
         layers: path of a convolution -> its output.
-        milliseconds: of the run.
+        milliseconds: time in ms of the run.
     """
 
     dense: np.ndarray
@@ -158,7 +158,7 @@ class DialectRunner:
     `threads` of ONNX Runtime, 0 for its own choice, only matter to `PortableRunner`.
 
     Attributes:
-        graph, plan: of the file, as it is read.
+        graph, plan: graph and plan of the file, as it is read.
         title: name of the engine in pictures.
         timed: name of the engine in the table of times.
         failure: subject and verb of the reason if a run raises.

@@ -31,7 +31,7 @@ class FileTensor:
     """An input or output of an ONNX file.
 
     Attributes:
-        name: in the graph.
+        name: name in the graph.
         dtype: numpy name of the element type.
         axes: an int for a fixed axis, the name of a dynamic one, '' for one without a name; None: the file
             states no shape.
@@ -71,7 +71,7 @@ class ModuleCall:
     """The arguments of one call.
 
     Attributes:
-        title: of the sample, for messages.
+        title: title of the sample, for messages.
         values: all leaves of the arguments in order: tensors, and numbers or texts that stay as they are.
         names: name of each leaf, see above; '' for one that is no tensor.
         tree: how the leaves are nested in (args, kwargs).
@@ -122,7 +122,7 @@ def read_call(
         module: the module that is called.
         sample: a tensor, a tuple or list of arguments, or a dict of arguments by name. A dict with the names
             of the file's inputs is taken in the order of the file.
-        title: of the sample, for messages.
+        title: title of the sample, for messages.
         file_inputs: names of the file's inputs.
 
     Raises:

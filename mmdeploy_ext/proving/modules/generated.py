@@ -71,8 +71,8 @@ def other_values(calls: Sequence[ModuleCall], names: Sequence[str], seed: int) -
 
     Args:
         calls: the samples.
-        names: of the tensors that the file takes.
-        seed: of the random numbers.
+        names: names of the tensors that the file takes.
+        seed: seed of the random numbers.
     """
     first, ranges = calls[0], {name: _range(calls, name) for name in names}
     rng = np.random.default_rng(seed)

@@ -99,7 +99,7 @@ def prove_module(
 
     Args:
         module: an `nn.Module` in evaluation mode, or any function of tensors. Results may be nested.
-        path: of the ONNX file.
+        path: path of the ONNX file.
         inputs: samples: a tensor, a tuple of arguments, or a dict of arguments by name. Those of a model with
             a state are the frames of one sequence, in order.
         spec: names the file's outputs and their tolerances; None: every output has the tolerance `rtol`.
@@ -110,7 +110,7 @@ def prove_module(
             and labels.
         generate: whether to compare on generated inputs as well.
         fresh: whether to export the module again, and compare its graph with that of the file.
-        seed: of the generated inputs.
+        seed: seed of the generated inputs.
 
     Returns:
         The verdict: `proven`, `title` ('PROVEN', 'PROVEN ON N INPUTS', 'NOT PROVEN') and `to_json()`.

@@ -258,7 +258,7 @@ def _tally(
 
     Args:
         pairing: the pairs of both lists.
-        scores: of the reference (R,) and of the candidate (C,).
+        scores: scores of the reference (R,) and of the candidate (C,).
         limits: `score_thr`, `score_bar` and `capacity` of `match_lists`.
         beyond: returns the candidates (columns) that match a result of the reference if its list is not cut
             off at `capacity`; only these are excused as ties at the cut. None: scores alone tell ties.

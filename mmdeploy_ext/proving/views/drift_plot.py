@@ -29,7 +29,7 @@ def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> M
     Args:
         series: `SequenceRow.series`, with an entry per frame under each key: `name`, `reset` (whether the
             memory was empty before), and under `ratios` the error over the tolerance of each tensor.
-        names: of the tensors.
+        names: names of the tensors.
         label: what the chart shows, for screen readers.
     """
     values = [series['ratios'].get(name, []) for name in names]

@@ -47,7 +47,7 @@ def write_report(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[s
     """Write `report.html` and `verdict.json` of a proof; return the path of the page.
 
     Args:
-        verdict: of the proof.
+        verdict: verdict of the proof.
         pictures: images or frames with both engines' detections, or both engines' feature maps.
         classes: names by label.
         folder: made when it is missing; other files in it stay.
@@ -135,8 +135,8 @@ def histogram_bars(histogram: Sequence[int], width: float, height: float) -> lis
 
     Args:
         histogram: counts, see `TensorRow.histogram`.
-        width: of the chart, pixels.
-        height: of the chart, pixels.
+        width: width of the chart, pixels.
+        height: height of the chart, pixels.
 
     Returns:
         Per bar `x`, `y`, `width` and `height` in pixels, `count`, and `decade`, its power of ten.

@@ -93,9 +93,9 @@ def advice(path: str, stage: str, keys: Collection[Any]) -> str:
     """Return the message for a checkpoint of mmdet 3, '' for others; see `checkpoint.conversion_advice`.
 
     Args:
-        path: of the file.
+        path: path of the file.
         stage: how far it was read: 'unreadable', 'content' (a dict without a state dict) or 'tensors'.
-        keys: of the dict, or names of the state dict.
+        keys: keys of the dict, or names of the state dict.
     """
     if stage != 'tensors' or not any(MMDET3_NAMES.match(str(key)) for key in keys):
         return ''

@@ -125,9 +125,9 @@ def advice(path: str, stage: str, keys: Collection[Any]) -> str:
     """Return the message for a checkpoint of RT-DETR, '' for others; see `checkpoint.conversion_advice`.
 
     Args:
-        path: of the file.
+        path: path of the file.
         stage: how far it was read: 'unreadable', 'content' (a dict without a state dict) or 'tensors'.
-        keys: of the dict, or names of the state dict.
+        keys: keys of the dict, or names of the state dict.
     """
     command = conversion_command(COMMAND, path)
     if stage == 'unreadable':

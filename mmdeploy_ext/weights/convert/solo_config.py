@@ -84,7 +84,7 @@ def check_head(cfg: Any, head: str, shapes: Shapes, text: object = None) -> None
     Args:
         cfg: the config.
         head: mmdet's type of the checkpoint's head.
-        shapes: of the checkpoint's tensors.
+        shapes: shapes of the checkpoint's tensors.
         text: the config in the checkpoint; without one the grids of SOLOv2 are not compared.
     """
     config_head = (cfg.model.get('mask_head') or {}).get('type')

@@ -43,7 +43,7 @@ class BEVFusionOnnx(FusionRuntime):
 
     Attributes:
         sessions: name of a file -> its session, without `lidar`, which is a `ScnOnnx`.
-        metadata: of the file `frame`.
+        metadata: metadata of the file `frame`.
         seconds: time spent so far by part: `rig`, `depth`, `lidar` (voxels, rulebook and network), `frame`.
     """
 
@@ -54,7 +54,7 @@ class BEVFusionOnnx(FusionRuntime):
             paths: the folder of an export, or its files, which are called `rig` (with cameras), `depth` (with
                 depth maps), `lidar` (with LiDAR) and `frame`.
             engine: registered name of the backend.
-            options: of the backend, for example `providers`, `threads`.
+            options: options of the backend, for example `providers`, `threads`.
 
         Raises:
             ModelFileError: a file is missing, of another model family, or not of the same export.

@@ -34,7 +34,7 @@ class DeployContract:
 
     Attributes:
         backbone, embedding, head: the three graphs, with buffers, from `backends`: name of a file -> session.
-        metadata: of the head's file.
+        metadata: metadata of the head's file.
         image_shape, image_dtype: (N, 3, H, W) and the type of the images.
         calibration_key: bytes of the last calibration, by which a new one is noticed; empty before.
         fed_bytes: copied to the engine for the last frame, besides the images.

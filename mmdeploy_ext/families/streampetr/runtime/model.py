@@ -48,7 +48,7 @@ class StreamPetrOnnx(CameraRuntime):
     """An exported StreamPETR with its memory, on ONNX Runtime or OpenVINO: a `Stepper` of frames.
 
     Attributes:
-        metadata: of the file that gives the boxes.
+        metadata: metadata of the file that gives the boxes.
         contract: runs the files, and keeps the memory.
     """
 
