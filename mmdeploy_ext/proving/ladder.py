@@ -50,9 +50,10 @@ def open_proof(
     engine: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Proof:
-    """Read the files and return their proof, which has not run yet; the arguments are those of `prove`.
+    """Read the files and return their proof, which has not run yet.
 
     The kind of the proof is `Family.samples`; 'drive' for models with a memory, 'voxels' for backbones.
+    `deployment`, `paths`, `samples`, `engine` and `settings`, and the errors, are those of `prove`.
     """
     listed = [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
     family = deployment.family

@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 def detect(
     backend: OnnxRuntimeBackend, image_bgr: np.ndarray, cam2img: np.ndarray | None = None
 ) -> Detections | Instances:
-    """Return the results of a file of any form in an image (h, w, 3) uint8, in its pixels, best first.
+    """Return the results of a file in an image, in pixels of the image, best first, whatever its form is.
 
-    The backend is an active session. `cam2img` (4, 4) is the camera of the image, for detectors of boxes in
-    3D; UsageError: such a detector without one.
+    Args:
+        backend: an active session of the file.
+        image_bgr: (h, w, 3) uint8 BGR.
+        cam2img: (4, 4) camera of the image, from the camera's frame in metres to pixels times depth, for
+            detectors of boxes in 3D; None for others.
+
+    Raises:
+        UsageError: a detector of boxes in 3D without a camera.
     """
     metadata = backend.metadata
     if cam2img is None and CAMERA in metadata.spec.input_names:
@@ -40,7 +46,7 @@ def detect(
 
 
 def prepare(metadata: Metadata, image_bgr: np.ndarray, cam2img: np.ndarray | None = None) -> PreparedImage:
-    """Resize, pad and normalise by the file's rule, to the size of a graph with a fixed shape.
+    """Resize, pad and normalise by the rule in a file's metadata, to the size of a graph with a fixed shape.
 
     `image_bgr` is (h, w, 3) uint8, `cam2img` its camera (4, 4), or None.
     """
@@ -57,7 +63,11 @@ BESIDE = ('img_shape', 'scale_factor', 'border', 'orig_target_sizes', 'ori_shape
 
 
 def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndarray]:
-    """Return name -> every input that a graph may have, for one image, repeated if the batch is fixed."""
+    """Return name -> every input that a graph may have, for one prepared image.
+
+    By the file's `metadata` it is repeated if the graph has a fixed batch. Besides the picture these are
+    `BESIDE`, and of a picture with a camera `cam2img` and `unmoved_cam2img`.
+    """
     image = metadata.spec.inputs[0]
     repeats = image.axes[0] if isinstance(image.axes[0], int) else 1
     ori_shape = np.asarray(prepared.ori_shape, np.int64)

@@ -182,7 +182,7 @@ def bounding_box(mask: np.ndarray) -> list[int]:
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-    """Return COCO's uncompressed run lengths: column by column, beginning with zeros."""
+    """Return COCO's uncompressed run lengths of a mask (h, w): column by column, beginning with zeros."""
     flat = mask.astype(bool).ravel(order='F')
     edges = np.flatnonzero(np.diff(flat, prepend=False))
     return np.diff([0, *edges, flat.size]).tolist() if flat.size else []
@@ -217,9 +217,12 @@ def results_from_padded(outputs: Arrays) -> list[Detections] | list[Instances]:
 
 
 def nms(bboxes_xyxy: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:
-    """Return the indices of boxes (n, 4) that greedy NMS keeps, in descending score order.
+    """Return the indices of the boxes that greedy NMS keeps, in descending order of scores.
 
-    A box is dropped when its IoU with a kept one exceeds the threshold.
+    Args:
+        bboxes_xyxy: (n, 4).
+        scores: (n,).
+        iou_threshold: a box is dropped if its IoU with a kept one exceeds this.
     """
     order = np.argsort(-scores, kind='stable')
     x1, y1, x2, y2 = bboxes_xyxy[order].T
@@ -240,7 +243,7 @@ def nms(bboxes_xyxy: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Return 1 / (1 + exp(-x)) in float32 without overflow warnings."""
+    """Return 1 / (1 + exp(-logits)), of any shape, in float32 without overflow warnings."""
     with np.errstate(over='ignore'):
         return (1 / (1 + np.exp(-logits))).astype(np.float32)
 
@@ -279,7 +282,9 @@ def candidates_needed(reason: str) -> dict[str, int]:
 def check_cap(metadata: Metadata, outputs: Arrays, results: Sequence[Scored]) -> None:
     """Refuse results of a file with `--max-candidates` that may lack some: ModelFileError.
 
-    Greedy suppression goes from the best score down: a full list of `max_per_img` lacks none.
+    `metadata` are those of the file, `outputs` its outputs by name, among them `candidates` (B,), and
+    `results` the results per image. Greedy suppression goes from the best score down: a full list of
+    `max_per_img` lacks none.
     """
     cap = metadata.options.get('max_candidates', 0)
     if not cap:
@@ -297,7 +302,8 @@ def check_cap(metadata: Metadata, outputs: Arrays, results: Sequence[Scored]) ->
 def check_all_seen(metadata: Metadata, outputs: Arrays, option: str, counts: str) -> None:
     """Refuse results of a file whose option limits the candidates, if an image has more: ModelFileError.
 
-    `option` is the name of the option, `counts` the name of the output with the candidates of each image.
+    `metadata` are those of the file, `outputs` its outputs by name. `option` is the name of the option,
+    `counts` the name of the output with the candidates of each image.
     """
     cap = metadata.options.get(option, 0)
     largest = int(np.max(outputs[counts])) if cap else 0

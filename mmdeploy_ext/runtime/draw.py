@@ -102,9 +102,9 @@ def class_name(label: int, classes: Sequence[str]) -> str:
 def draw_results(
     family: str, image_bgr: np.ndarray, results: Scored, classes: Sequence[str], score_thr: float = 0.3
 ) -> np.ndarray:
-    """Draw results by `draw` of their family's runtime; without one they are boxes, or else masks.
+    """Draw results by `draw` of the runtime of their family, by name; without one they are boxes or masks.
 
-    See `draw_detections`.
+    The other arguments, and the result, are those of `draw_detections` and `draw_instances`.
     """
     draw = draw_detections if isinstance(results, Detections) else draw_instances
     return getattr(runtime_of(family), 'draw', draw)(image_bgr, results, classes, score_thr)
@@ -162,8 +162,14 @@ def draw_instances(
 ) -> np.ndarray:
     """Draw masks, tinted and outlined, with class names and scores, if any; better ones lie on top.
 
-    See `draw_detections`. Masks of another size are brought to that of the image. `marked` (n,) bool are the
-    instances that get another outline; None marks none.
+    Masks of another size are brought to that of the image.
+
+    Args:
+        image_bgr: (h, w, 3) uint8, which stays as it is; a copy with the masks is returned.
+        instances: the n instances of the image.
+        classes: names by label.
+        score_thr: instances below are left out.
+        marked: (n,) bool, instances that get another outline; None marks none.
     """
     canvas = np.ascontiguousarray(image_bgr).copy()
     height, width = canvas.shape[:2]

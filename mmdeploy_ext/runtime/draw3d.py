@@ -124,8 +124,8 @@ def camera_mosaic(
 ) -> np.ndarray:
     """Draw boxes into N images in the order of nuScenes' info files, laid out as they are seen from the car.
 
-    Each gets its name; the picture is three cells of `cell_width` pixels and gaps wide. For the arguments see
-    `compare_picture`.
+    Each gets its name; the picture is three cells of `cell_width` pixels and gaps wide. `images_bgr`,
+    `lidar2img`, `layer` and `classes` are those of `draw_camera`, for all N cameras.
     """
     cells = []
     for camera, (image, matrix) in enumerate(zip(images_bgr, lidar2img, strict=True)):

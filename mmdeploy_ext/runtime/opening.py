@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 class ImageModel(Runtime):
     """A detector of single pictures whose file is open in ONNX Runtime.
 
-    `providers` are those of ONNX Runtime, best first; `threads` are within an operator, 0: it decides. It is
-    a context manager that closes the file, as `close` does. `metadata`, `rule` and `classes` are those of the
-    file. `backend` is the open session.
+    It is a context manager that closes the file, as `close` does.
+
+    Attributes:
+        backend: the open session.
+        metadata: metadata of the file; `rule`, how pictures are prepared, and `classes`, names by label, are
+            parts of it.
     """
 
     def __init__(self, path: str | Path, *, providers: Sequence[str], threads: int = 0) -> None:
-        """Open the file."""
+        """Open a file; the arguments, and the errors, are those of `open_model`."""
         super().__init__()
         self.backend = self.enter_context(OnnxRuntimeBackend(str(path), providers, threads))
         self.metadata = self.backend.metadata

@@ -119,7 +119,10 @@ def path_rules(
 def engine_rules(
     file: str, folder: Path, values: Mapping[str, Any], keys: Sequence[str], folder_text: str = ''
 ) -> Iterator[Violation]:
-    """Yield wrong paths of engines, which a node writes; for the arguments see `path_rules`."""
+    """Yield wrong paths of engines, which a node writes.
+
+    `file`, `folder`, `values`, `keys` and `folder_text` are those of `path_rules`.
+    """
     engines: dict[str, Path] = {}
     for key, value in _path_texts(values, keys):
         relative = value.removeprefix(folder_text)

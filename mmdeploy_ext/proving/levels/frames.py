@@ -220,7 +220,10 @@ class SweepProof(FramesProof):
         return dataclasses.replace(case, detections=(row,)), [pair]
 
     def judge_tensors(self, sweep: Sweep, expected: StepResult, result: StepResult | Exception) -> Case:
-        """Return level 2 of one sweep; an exception makes a failed case. For the arguments see `judge`."""
+        """Return level 2 of one sweep, by the results of PyTorch and of the files, see `judge`.
+
+        A `result` that is an exception makes a failed case.
+        """
         case = Case(sweep.name, 'x'.join(map(str, sweep.points.shape)), False)
         if isinstance(result, Exception):
             row = failed_detections(sweep.name, expected.detections, result)

@@ -63,7 +63,10 @@ def metric_rows(
 
 
 def proof_rows(reference: Mapping[str, float], candidate: Mapping[str, float], bar: float) -> list[MetricRow]:
-    """Return `metric_rows` of the same arguments, or one failing row if neither engine has a metric."""
+    """Return the rows of `metric_rows`, or one failing row if neither engine has a metric.
+
+    `reference`, `candidate` and `bar` are the arguments of that function.
+    """
     nothing = MetricRow('none: neither engine found anything', math.nan, math.nan, bar, False)
     return metric_rows(reference, candidate, bar) or [nothing]
 

@@ -61,7 +61,7 @@ def write_report(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[s
 
 
 def render(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str]) -> str:
-    """Return the HTML page of a proof; the arguments are those of `write_report`."""
+    """Return the HTML page of a proof; `verdict`, `pictures` and `classes` are those of `write_report`."""
     content, task = verdict.to_json(), verdict.subject.get('task', 'bbox2d')
 
     def number(path: str, format_name: str) -> Markup:
