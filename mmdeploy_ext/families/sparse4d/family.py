@@ -1,4 +1,12 @@
-"""The family of Sparse4D: the configs that it claims and refuses, its graphs, reference and runtime."""
+"""The family of Sparse4D: the configs that it claims and refuses, its graphs, reference and runtime.
+
+What the attributes and methods of `Sparse4DFamily` without a docstring are for is documented where they are
+defined first: `families/base.py`, `families/sequence.py` and `families/parts/camera_family.py`.
+
+The model keeps instances, boxes with features and confidences, from frame to frame. An anchor is the box of
+an instance in 11 columns; `runtime/bank.py` describes it, and what happens after a gap of more than
+`max_time_interval` seconds or a change of scene, whose token the published model does not read.
+"""
 
 import contextlib
 import functools
@@ -47,7 +55,12 @@ from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 
 def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
-    """Return what a proof knows about the memory of files: the kept instances."""
+    """Return the description of the memory, the kept instances, by which a proof compares it.
+
+    Features have the tolerance of outputs; anchors may differ by 5e-3 in every column (metres, logarithms of
+    sizes, sine and cosine, m/s), confidences by 2e-4, track ids by nothing. `facts` are those of the file, of
+    which none is needed.
+    """
     tensors = dict(
         cached_feature=FEATURES,
         cached_anchor=ColumnGroup(rtol=0.0, atol=5e-3),
@@ -150,6 +163,7 @@ class Sparse4DFamily(CameraFamily):
         if options.contract != DEPLOY:
             return {}
         bank, (sizes, starts) = model.head.instance_bank, map_sizes(model, *model.input_sizes)
+        # the names and shapes that the node of this contract reads; sizes are height, width of each map
         values = dict(
             instance_feature=bank.instance_feature,
             anchor=bank.anchor,
@@ -193,8 +207,8 @@ class Sparse4DFamily(CameraFamily):
         count, classes = int(facts['num_instances']), int(facts['num_classes'])
         rng = np.random.default_rng(0)
         anchor = rng.standard_normal((1, count, COLUMNS)).astype(np.float32)
-        anchor[..., :2] *= 30
-        quality = np.zeros((1, count, 2), np.float32)
+        anchor[..., :2] *= 30  # x, y in metres
+        quality = np.zeros((1, count, 2), np.float32)  # logits of centerness and of yaw quality
         for title, low, high in (('all scores distinct', -3.0, 3.0), ('nothing', -9.0, -6.0)):
             logits = rng.permutation(np.linspace(low, high, count * classes)).reshape(1, count, classes)
             quality[..., 0] = rng.permutation(np.linspace(-2, 2, count))
