@@ -45,8 +45,8 @@ class Runner:
             names: tensors to return: inputs, initializers or node outputs. None: the graph's outputs.
             optimization: 'none' computes node by node as the file says; 'basic', 'extended', 'all' let
                 ONNX Runtime fuse what lies between the names.
-            threads: threads within an operator; 0 leaves the choice to ONNX Runtime.
-            shapes_first: run Shape nodes as soon as they can be: by default they may come last, and all
+            threads: number of threads within an operator; 0 leaves the choice to ONNX Runtime.
+            shapes_first: whether Shape nodes run as soon as they can: by default they may come last, and all
                 that they read stays in memory until then.
 
         Raises:
@@ -123,7 +123,10 @@ def run(
 def open_session(
     model: onnx.ModelProto, optimization: str, threads: int, shapes_first: bool = False
 ) -> onnxruntime.InferenceSession:
-    """Return a session on the CPU; see `Runner` for the options and errors."""
+    """Return a session of a model on the CPU.
+
+    `optimization`, `threads` and `shapes_first`, and the errors, are those of `Runner`.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

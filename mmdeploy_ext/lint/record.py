@@ -69,7 +69,7 @@ class Recorder:
         self._reads: collections.Counter[str] = collections.Counter()
 
     def add(self, rule: str, detail: str, site: Site | None, origins: Origins | None = None) -> None:
-        """Add an event; see `Event`.
+        """Add an event; `rule` and `detail`, and the others, are the attributes of `Event`.
 
         `site` is None for the module or an input as a whole, `origins` if the event does not depend on sizes.
         """
@@ -133,7 +133,10 @@ class SizeFloat(float):
 
 
 def mark_size(value: Any, origins: Origins, recorder: Recorder) -> Any:
-    """Return a plain int or float, or a tuple of them, as marked sizes; anything else as it is."""
+    """Return `value`, an int, a float or a tuple of such, as sizes that `recorder` watches.
+
+    Other values stay as they are. `origins` are the sizes of inputs that it follows from.
+    """
     if isinstance(value, tuple):
         return tuple(mark_size(item, origins, recorder) for item in value)
     if type(value) not in (int, float):

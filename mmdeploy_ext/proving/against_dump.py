@@ -108,7 +108,11 @@ class ImageDumpComparer:
     deployment: Deployment
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
-        """Compare the tensors, and results of a `full` graph; the choice among ties may be the engine's."""
+        """Compare the tensors, and results of a `full` graph; the choice among ties may be the engine's.
+
+        `name` is that of the sample, `tensors` are the arrays of the dump by name, `manifest` is the content
+        of its manifest.json.
+        """
         backend, family = self.backend, self.deployment.family
         needed = [tensor.name for tensor in backend.spec.inputs if tensor.default is None]
         _require(tensors, needed + backend.spec.output_names)
@@ -170,7 +174,11 @@ class FrameDumpComparer:
         self.previous: int | None = None
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
-        """Compare the outputs that are the same in every contract of the family."""
+        """Compare the outputs that are the same in every contract of the family.
+
+        `name` is that of the sample, `tensors` are the arrays of the dump by name, `manifest` is the content
+        of its manifest.json.
+        """
         before, self.previous = self.previous, None
         continues = before is not None and manifest.get('sample') == before + 1
         if not self.names:

@@ -193,7 +193,7 @@ def without_sequences(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def same_bits(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
-    """Return whether two runs gave the same arrays, by name, bit for bit, NaN included."""
+    """Return whether the outputs of two runs, name -> array, are the same bit for bit, NaN included."""
     return first.keys() == second.keys() and all(
         array.dtype == second[name].dtype
         and array.shape == second[name].shape
@@ -208,7 +208,10 @@ def _bytes(array: np.ndarray) -> np.ndarray:
 
 
 def failed_row(name: str, reason: str, array: np.ndarray | None = None) -> TensorRow:
-    """Return a failing row for a tensor that could not be compared; its figures are None."""
+    """Return a failing row for the tensor `name`, which could not be compared for a `reason`.
+
+    Its figures are None; its shape is that of `array`, if there is one.
+    """
     shape = '-' if array is None else shape_text(np.shape(array))
     return TensorRow(name, shape, None, None, None, None, False, reason)
 

@@ -101,7 +101,12 @@ def config_sweeps(
 ) -> Sweeps:
     """Return the sweeps of a source, loaded and voxelised as in the config of a backbone's deployment.
 
-    `order` is that of the coordinates that are returned, 'xyz' or 'zyx'; the others are as of `Sweeps`.
+    Args:
+        deployment: the model of the backbone.
+        source: a folder of point clouds, or infos of mmdet3d.
+        order: axis order of the coordinates that are returned, 'xyz' or 'zyx'.
+        limit: largest number of sweeps, evenly chosen; 0: all.
+        root: folder of the data set, for files that are not at the paths of the infos; '': none.
     """
     from mmdeploy_ext.preprocess.points import voxelise
 

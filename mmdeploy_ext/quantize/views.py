@@ -147,7 +147,14 @@ def time_text(times: Mapping[str, Any]) -> str:
 def draw_layers(
     ranked: Sequence[LayerSensitivity], float_names: Collection[str], path: str | Path, title: str
 ) -> None:
-    """Draw the sensitivities of layers into a PNG file, worst first."""
+    """Draw the sensitivities of layers into the PNG file `path`, worst first.
+
+    Args:
+        ranked: layers with the error of the outputs if they alone are in INT8, the most sensitive first.
+        float_names: names of the layers that stay float, which get another colour.
+        path: path of the file.
+        title: title of the chart.
+    """
     worst = ranked[:MAX_BARS]
     with png(path, 10, 1.6 + 0.2 * len(worst)) as figure:
         axes = figure.subplots()

@@ -234,7 +234,7 @@ def _labels(
 def enlarged(
     image_bgr: np.ndarray, detections: Detections, side: int = LEGIBLE_SIDE
 ) -> tuple[np.ndarray, Detections]:
-    """Enlarge a small image, and detections in its pixels, by a whole factor, so that labels cover little.
+    """Enlarge a small image (h, w, 3), and detections in its pixels, by a whole factor: labels cover less.
 
     The longer side is then `side` at most; larger images stay as they are.
     """
@@ -262,7 +262,8 @@ def pixel_points(points: np.ndarray) -> np.ndarray:
 def place_label(text: str, box: Box, shape: tuple[int, ...], style: Style, placed: Sequence[Box]) -> Box:
     """Return the place of a label at a box, inside the image and clear of earlier labels if possible.
 
-    `shape` (h, w, ...) is that of the image, `placed` are the places of earlier labels.
+    `text` and `style` decide its size; `shape` (h, w, ...) is that of the image, `placed` are the places of
+    earlier labels.
     """
     text = printable(text)  # half a character ends OpenCV's text in a crash
     (text_w, text_h), baseline = cv2.getTextSize(text, FONT, style.font_scale, style.font_thickness)
@@ -297,9 +298,10 @@ def write(
     colour: Colour = (255, 255, 255),
     thickness: int = 1,
 ) -> None:
-    """Write a line of text into a picture, with its lower left corner at the pixel `corner`, x, y.
+    """Write a line of text into a picture in place, with its lower left corner at the pixel `corner`, x, y.
 
-    `scale` is the scale of OpenCV's font; characters beyond ASCII become question marks.
+    `canvas` is the picture (h, w, 3) uint8 BGR, `scale` the scale of OpenCV's font, `colour` is BGR,
+    `thickness` in pixels; characters beyond ASCII become question marks.
     """
     letters = printable(text).encode('ascii', 'replace').decode()
     cv2.putText(canvas, letters, corner, FONT, scale, colour, thickness, cv2.LINE_AA)

@@ -41,7 +41,7 @@ SWEEP_SIDE, MARGIN_M, SMALLEST_EXTENT_M = 560, 4.0, 12.0
 
 
 def project_segments(starts: np.ndarray, ends: np.ndarray, lidar2img: np.ndarray) -> np.ndarray:
-    """Project line segments between points (n, 3) of the LiDAR frame, cut at the near plane.
+    """Project line segments from `starts` to `ends` (n, 3) in the LiDAR frame, cut at the near plane.
 
     Returns (m, 4) float64 x1 y1 x2 y2 in pixels, m <= n: segments that are behind the camera are left out.
     `lidar2img` (4, 4) goes to pixels times depth.
@@ -65,9 +65,13 @@ def _cut(points: np.ndarray, other_ends: np.ndarray) -> np.ndarray:
 def draw_camera(
     image_bgr: np.ndarray, lidar2img: np.ndarray, layer: BoxLayer, classes: Sequence[str]
 ) -> np.ndarray:
-    """Draw boxes into a copy of one camera's image (h, w, 3), far ones first; `lidar2img` is (4, 4).
+    """Return a copy of one camera's image with boxes drawn into it, far ones first.
 
-    It goes from the LiDAR frame to pixels times depth.
+    Args:
+        image_bgr: (h, w, 3) uint8.
+        lidar2img: (4, 4) matrix from the LiDAR frame to pixels of the image times depth.
+        layer: the boxes, and how they are drawn.
+        classes: names by label.
     """
     canvas = np.ascontiguousarray(image_bgr).copy()
     corners = box_corners(layer.detections.boxes)
@@ -208,7 +212,14 @@ def compare_picture(
 def sweep_picture(
     title: str, points: np.ndarray, layers: Sequence[BoxLayer], classes: Sequence[str]
 ) -> np.ndarray:
-    """Draw points (P, 3 or more) of the LiDAR frame once per list of boxes, side by side, on one scale."""
+    """Draw points from above once per list of boxes, side by side, on one scale.
+
+    Args:
+        title: text above the picture.
+        points: (P, 3 or more), x, y, z in the LiDAR frame first.
+        layers: lists of boxes, and how they are drawn.
+        classes: names by label.
+    """
     distances = [float(np.abs(layer.detections.boxes[:, :2]).max(initial=0.0)) for layer in layers]
     extent = max(SMALLEST_EXTENT_M, *distances) + MARGIN_M
     views = [bird_eye([layer], classes, SWEEP_SIDE, extent, points=points) for layer in layers]

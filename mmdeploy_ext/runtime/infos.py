@@ -110,7 +110,10 @@ def find_file(
 
 
 def camera_names(info: Mapping[str, Any], rule: MultiViewRule, source: Path) -> list[str]:
-    """Return the cameras of a rule in its order; DataError if an info has no picture of one."""
+    """Return the cameras of a rule in its order; DataError if an info has no picture of one.
+
+    `source` is the file of the infos, for the message.
+    """
     cameras = info.get('cams')
     cameras = cameras if isinstance(cameras, dict) else {}
     names = rule.cameras or tuple(name for name in cameras if isinstance(name, str))[: rule.num_cameras]
@@ -276,9 +279,9 @@ def seconds_of(values: Mapping[str, Any], place: str) -> float:
 
 
 def pose_of(values: Mapping[str, Any], place: str, name: str) -> np.ndarray:
-    """Return the pose (4, 4) float64 of NAME_rotation and NAME_translation of an info.
+    """Return the pose (4, 4) float64 of NAME_rotation and NAME_translation in `values`, an info.
 
-    The rotation is (3, 3), or a quaternion w x y z of any length.
+    `place` is the info in words, for messages. The rotation is (3, 3), or a quaternion w x y z of any length.
 
     Raises:
         DataError: one of them is missing or no rotation or translation; the message begins with `place`.

@@ -99,7 +99,10 @@ class Tables:
             yield from (by_sample[sample['token']][f'CAM_{camera}'] for camera in CAMERAS)
 
     def image(self, index: int, record: dict[str, Any]) -> dict[str, Any]:
-        """Return the entry of a picture in the annotations of COCO's kind, with its camera and its poses."""
+        """Return the entry of a picture in the annotations of COCO's kind, with its camera and its poses.
+
+        `index` is its `id` there, `record` its record in nuScenes' table sample_data.
+        """
         sensor = self.tables['calibrated_sensor'][record['calibrated_sensor_token']]
         pose = self.tables['ego_pose'][record['ego_pose_token']]
         return dict(

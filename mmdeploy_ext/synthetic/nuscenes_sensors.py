@@ -69,7 +69,7 @@ def _to_ego(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
 def make_rig(rng: np.random.Generator, width: int, height: int) -> dict[str, Sensor]:
     """Draw the sensors of a car, name -> sensor: each within half a degree and 1.5 cm of the usual mounting.
 
-    Width and height are those of the pictures, px.
+    `rng` is the random generator; width and height are those of the pictures, px.
     """
     rig = {}
     for channel, (x, y, z, yaw, view, _) in _CAMERAS.items():
@@ -130,9 +130,10 @@ def ray_box(
 
 
 def boxes_in(frame_to_global: np.ndarray, things: list[Thing], time_s: float) -> list[np.ndarray]:
-    """Return the (4, 4) matrix from box to frame of every object; x of a box is its length, z its height.
+    """Return the (4, 4) matrix from box to frame of each of the `things`, the objects of a scene.
 
-    `frame_to_global` is the (4, 4) pose of the frame, `time_s` the time of the scene.
+    The axes of a box are along its length, its width and its height, in metres, from its middle.
+    `frame_to_global` is the (4, 4) pose of the frame, `time_s` the time since the scene began, seconds.
     """
     inverse = invert_pose(frame_to_global)
     return [inverse @ pose_matrix(*thing.pose(time_s), z=thing.wlh[2] / 2) for thing in things]
@@ -165,7 +166,10 @@ class Lens:
 
 
 def make_lens(sensor: Sensor, width: int, height: int) -> Lens:
-    """Return the rays of a camera for pictures of one size; (0, 0) is the centre of the first pixel."""
+    """Return the rays of a camera, `sensor`, for pictures of `width` x `height` pixels.
+
+    (0, 0) is the centre of the first pixel.
+    """
     columns, rows = np.meshgrid(np.arange(width), np.arange(height))
     pixels = np.stack([columns, rows, np.ones_like(rows)], axis=-1).astype(np.float64)
     rays = pixels @ np.linalg.inv(sensor.intrinsic).T
@@ -196,7 +200,10 @@ class Scenery:
 
 
 def make_scenery(rng: np.random.Generator, night: bool) -> Scenery:
-    """Draw asphalt with brighter slabs, and houses around the horizon, in dull colours."""
+    """Draw asphalt with brighter slabs, and houses around the horizon, in dull colours.
+
+    `rng` is the random generator; `night` is whether the sky is dark.
+    """
     coarse = cv2.resize(rng.random((32, 32), dtype=np.float32), (256, 256), interpolation=cv2.INTER_CUBIC)
     fine = rng.random((256, 256), dtype=np.float32)
     grey = 78 + 40 * coarse + 22 * fine
@@ -254,7 +261,7 @@ def _pattern(thing: Thing, points: np.ndarray) -> np.ndarray:
 
 
 def paint(thing: Thing, points: np.ndarray, axis: np.ndarray) -> np.ndarray:
-    """Return the colours (n, 3) float32 BGR of points on an object, so that class and heading are visible.
+    """Return the colours (n, 3) float32 BGR of points on a `thing`, so that class and heading are visible.
 
     Points (n, 3) are in m from the middle of the box, `axis` (n,) is the one across whose face each lies. The
     hue is that of the class; the front end is bright, the rear and the foot are dark.
@@ -375,10 +382,18 @@ RANGE_NOISE_M = 0.01
 def measure_sweep(
     sensor: Sensor, world: World, things: list[Thing], time_s: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Measure one revolution of the LiDAR at an instant of the scene.
+    """Measure one revolution of the LiDAR at an instant of a scene.
 
-    Returned are points (n, 5) float32 as in nuScenes' .pcd.bin, x y z in the LiDAR frame in m, intensity
-    0..255, ring 0..31; and the number of points on each object.
+    Args:
+        sensor: the LiDAR.
+        world: the scene, with the drive of the car.
+        things: objects of the scene.
+        time_s: the instant, seconds since the scene began.
+        rng: random generator, for noise.
+
+    Returns:
+        Points (n, 5) float32 as in nuScenes' .pcd.bin, x y z in the LiDAR frame in m, intensity 0..255, ring
+        0..31; and the number of points on each object.
     """
     xy, yaw = world.drive.pose(time_s)
     to_global = pose_matrix(xy, float(yaw)) @ sensor.to_ego

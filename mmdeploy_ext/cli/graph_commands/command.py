@@ -55,7 +55,11 @@ class Commands(dict[str, Command]):
     def add(
         self, name: str, help: str, *arguments: AddArgument, takes_file: bool = True
     ) -> Callable[[Run], Run]:
-        """Return the decorator that makes a function the subcommand `name`; for the rest see `Command`."""
+        """Return the decorator that makes a function the subcommand `name`.
+
+        `help` is its line in the help, `arguments` add its arguments to a parser, and `takes_file` is whether
+        its first argument is a file; see `Command`.
+        """
 
         def command(run: Run) -> Run:
             self[name] = Command(help, run, arguments, takes_file)

@@ -98,7 +98,11 @@ def passing(
 ) -> np.ndarray:
     """Return (n,) bool: whether the score reaches the threshold of the class in the bin of the distance.
 
-    `xy` (n, 2) are the centres in metres, whose distance is measured from the origin.
+    Args:
+        xy: (n, 2) centres in metres, whose distance is measured from the origin.
+        scores: (n,) in 0..1.
+        labels: (n,) class indices.
+        settings: settings of the node, with limits of the bins and thresholds.
     """
     bins = np.searchsorted(np.float32(settings.limits), np.hypot(*xy.T.astype(np.float32)), side='right')
     last = len(settings.limits) - 1

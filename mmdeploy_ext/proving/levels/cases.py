@@ -68,6 +68,8 @@ def judge_outputs(
 ) -> tuple[Case, list[Pair]]:
     """Compare the outputs of an engine, or the error that it raised, with the reference.
 
+    `backend` is the engine with the file, whose metadata and name are needed.
+
     Returns:
         The case, and pairs of results to draw.
     """

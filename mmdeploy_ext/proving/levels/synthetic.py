@@ -85,7 +85,10 @@ def cases_of_family(family: Any, model: Any, reference: Any, runner: Any, spec: 
 
 
 def match_with_headings(expected: Detections3D, detections: Detections3D | Exception) -> DetectionRow:
-    """Match two lists as `match_all` does; headings that differ by a whole turn fail here, too."""
+    """Match two lists as `match_all` does; headings that differ by a whole turn fail here, too.
+
+    `expected` and `detections` are those of `match_all`.
+    """
     row = match_all(expected, detections)
     if row.broken or isinstance(detections, Exception):
         return row

@@ -212,9 +212,9 @@ def fit_pair(pair: Pair) -> Pair:
 
 
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
-    """Draw both engines' boxes of at least `score_thr`; boxes without a partner are white.
+    """Draw both engines' boxes of a pair of at least `score_thr`; boxes without a partner are white.
 
-    `classes` are names by label. Returns (h, w, 3) uint8 BGR.
+    `pair` is of `pair_of`, `classes` are names by label. Returns (h, w, 3) uint8 BGR.
     """
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
 
