@@ -21,9 +21,9 @@ class ColumnGroup:
     """Columns (last axis) of a tensor that share a unit and therefore a scale.
 
     Attributes:
-        name: what the columns are, for the verdict table.
-        columns: indices along the last axis; None means all of them.
-        unit: 'logit', 'pixel', 'm', '' (a ratio) ...
+        name: what the columns are in words, e.g. 'size', for the table of the verdict.
+        columns: their indices along the last axis; None: all of them.
+        unit: of the values, e.g. 'logit', 'pixel' or 'm'; '' for a ratio.
         rtol: tolerance relative to the group's largest absolute reference value.
         atol: absolute tolerance in `unit`; the larger of both counts.
     """

@@ -49,7 +49,12 @@ class CustomStep:
 
 @dataclasses.dataclass(frozen=True)
 class EngineStep:
-    """Nodes that ONNX Runtime computes, in one session."""
+    """Nodes that ONNX Runtime computes, in one session.
+
+    Attributes:
+        session: a session with these nodes alone.
+        inputs, outputs: names of the tensors that it reads and adds.
+    """
 
     session: onnxruntime.InferenceSession
     inputs: tuple[str, ...]

@@ -38,11 +38,11 @@ class PreparedImage:
     """One image made into a network input.
 
     Attributes:
-        tensor: (3, H, W) float32, normalised and padded.
+        tensor: (3, H, W) float32, normalised and padded; RGB if the rule has `to_rgb`, otherwise BGR.
         img_shape: (h, w) of the content before padding, pixels.
         scale_factor: (4,) float32 `w h w h` ratios, network input / original.
         ori_shape: (h, w) of the original image, pixels.
-        border: rows of padding above the content and columns left of it.
+        border: (rows of padding above the content, columns of padding left of it).
         proposals: (K, 4) float32 xyxy, pixels of the network input, for detectors that take proposals.
         cam2img: (4, 4) float64, camera of the network input, see `preprocess/cam2img.py`, for detectors of
             boxes in 3D; None if the picture came without one.
@@ -79,20 +79,24 @@ class PreprocessRule(JsonDataclass):
     """How an image becomes the network input.
 
     Attributes:
-        mean, std: per channel, in the order after `to_rgb`.
-        to_rgb: swap OpenCV's BGR to RGB before normalising.
-        img_scale: (long edge, short edge) bounds of mmdet's `Resize`; (w, h) without `keep_ratio`.
-        keep_ratio: keep the aspect ratio.
-        size_divisor: pad to a multiple of this, bottom and right, or all around if `centred`.
-        pad_or, pad_more: pad to (size | pad_or) + pad_more instead, bitwise, unless `pad_or` is 0.
-        centred: the middle of the content is the middle of the input, both rounded down.
-        pad_size: (H, W) to pad to, whatever the size after the resize; larger images keep theirs.
-        size: (H, W) that a graph with a fixed shape takes: resize to fit inside, pad to it.
+        mean, std: a pixel of 0 to 255 becomes (pixel - mean) / std; per channel, in the order after `to_rgb`.
+        to_rgb: whether OpenCV's BGR is swapped to RGB before it is normalised.
+        img_scale: (long edge, short edge) in pixels, in either order, that the resized image fits in, as
+            mmdet's `Resize` has it; without `keep_ratio` the image becomes (w, h) of it. None: no resize.
+        keep_ratio: whether the aspect ratio stays.
+        size_divisor: H and W are padded to multiples of it, below and right of the content, or all around if
+            `centred`.
+        pad_or, pad_more: unless `pad_or` is 0, each side is padded to (side | pad_or) + pad_more instead,
+            with a bitwise or.
+        centred: whether the middle of the content is the middle of the input, both rounded down.
+        pad_size: (H, W) that is padded to instead; sides that are larger after the resize stay.
+        size: (H, W) that a graph with a fixed shape takes: the image is resized to fit inside, and padded to
+            it, whatever the attributes above say.
         pad_val: value of the padding per channel, applied after normalisation as mmdet does.
         resize: library of the bilinear interpolation, 'cv2' or 'pillow'; 'warp': OpenCV's affine warp, which
             scales by the widths, keeps the middle in the middle, and cuts off or leaves black what is above
             and below.
-        to_float32: resize in float32, without rounding to 8 bits.
+        to_float32: whether the resize is in float32, without rounding to 8 bits.
     """
 
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
@@ -169,12 +173,12 @@ class PreprocessRule(JsonDataclass):
 
 
 def next_multiples(size: tuple[int, int], divisor: int) -> tuple[int, int]:
-    """Return both sides, each increased to a multiple of the divisor."""
+    """Return both sides of `size`, in its order, each increased to a multiple of `divisor`."""
     return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
 
 
 def resize_cv2(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize (h, w, 3) uint8 or float32 to `height` x `width` as OpenCV's bilinear interpolation does."""
+    """Return an image (h, w, 3), uint8 or float32, resized to `height` x `width` by OpenCV, bilinearly."""
     import cv2
 
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -202,7 +206,10 @@ def warp_about_middle(size: tuple[int, int], new_size: tuple[int, int]) -> np.nd
 
 
 def warped(image: np.ndarray, matrix: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Warp (h, w, 3) uint8 or float32 by a matrix (3, 3) to `height` x `width`; what is outside is black."""
+    """Warp an image (h, w, 3) uint8 or float32 to `height` x `width`; what lies outside of it is black.
+
+    `matrix` (3, 3) takes pixels of the image to those of the result, as `warp_about_middle` returns it.
+    """
     import cv2
 
     return cv2.warpAffine(image, matrix[:2].astype(np.float32), (width, height))
@@ -215,7 +222,8 @@ RESIZERS = {'cv2': resize_cv2, 'pillow': resize_pillow}
 def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float], to_rgb: bool) -> np.ndarray:
     """Return (h, w, 3) float32 `(image - mean) / std`, rounded as mmdet rounds: float32, then OpenCV.
 
-    The image is (h, w, 3) uint8 or float32; mean and std are in the channel order after `to_rgb`.
+    `image_bgr` is (h, w, 3) uint8 or float32, of 0 to 255. `to_rgb` swaps its channels first; `mean` and
+    `std` are in the order after that.
     """
     import cv2
 

@@ -56,7 +56,11 @@ class OpenVinoRunner:
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """Differences of the outputs of a network from float32, by last layer, all of its levels together."""
+    """Differences of the outputs of a network from float32.
+
+    Attributes:
+        by_layer: name of each last layer -> the difference of its outputs, all levels together.
+    """
 
     by_layer: Mapping[str, Difference]
 
@@ -77,7 +81,12 @@ class Outputs:
 
 @dataclasses.dataclass(frozen=True)
 class LayerSensitivity:
-    """Differences of the outputs if only one layer is in INT8."""
+    """Differences of the outputs if only one layer is in INT8.
+
+    Attributes:
+        layer: the layer in INT8.
+        outputs: the differences of the network's outputs from float32.
+    """
 
     layer: Layer
     outputs: Outputs

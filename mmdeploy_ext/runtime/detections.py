@@ -97,7 +97,11 @@ class Scored(Rows, abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Detections(Scored):
-    """Boxes of one image: `bboxes_xyxy` (n, 4) float32, pixels of the network input or the original image."""
+    """Boxes of one image, see `Scored` for the scores and labels.
+
+    Attributes:
+        bboxes_xyxy: (n, 4) float32, in pixels of the network input; once `scaled`, of the original image.
+    """
 
     bboxes_xyxy: np.ndarray
     scores: np.ndarray

@@ -37,7 +37,13 @@ _CAMERA_AXES = np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], float)
 
 @dataclass(frozen=True)
 class Sensor:
-    """A calibrated sensor: its name, pose `to_ego` (4, 4) and, for cameras, `intrinsic` (3, 3) in px."""
+    """A calibrated sensor.
+
+    Attributes:
+        channel: its name in nuScenes, e.g. 'CAM_FRONT'.
+        to_ego: (4, 4) float64, its pose: takes points of the sensor's frame to the ego frame, metres.
+        intrinsic: (3, 3) float64, takes points of a camera's frame to pixels; None for other sensors.
+    """
 
     channel: str
     to_ego: np.ndarray

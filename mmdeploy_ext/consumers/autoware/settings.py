@@ -37,7 +37,7 @@ class CenterPointSettings:
         cloud: point_cloud_range, metres.
         voxel: voxel_size, metres.
         stride: voxels of a cell of the head.
-        yaw_norms: (K,) least length of (sine, cosine).
+        yaw_norms: (K,) least length of a box's (sine, cosine) of the yaw; boxes with less are not published.
         limits: (B,) upper bounds of distance, metres, ascending.
         scores: (B, K) least scores; those below 0, and those of 1 and more, are 0 here.
         circle_m: boxes nearer to a better one are dropped, whatever their class; of the node's own file, as

@@ -175,7 +175,7 @@ class StreamSettings:
         class_names: K, in Autoware's words; of the manifest.
         limits: detection_range, metres: lower x, y, z, then upper; of the manifest.
         confidence: (K,) thresholds that scores have to exceed; of the node's own file, as are those below.
-        yaw_norms: (K,) least length of (sine, cosine).
+        yaw_norms: (K,) least length of a box's (sine, cosine) of the yaw; boxes with less are not published.
         iou: a box that overlaps a better one by more than this is dropped.
         iou_search_m: boxes whose centres are further apart are not compared.
     """

@@ -38,7 +38,13 @@ def dtype_name(kind: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Port(JsonDataclass):
-    """An input or output of an engine: ONNX name, numpy's name of the dtype, sizes (-1 for an open axis)."""
+    """An input or output of an engine.
+
+    Attributes:
+        name: its name in the ONNX file.
+        dtype: numpy's name of its element type.
+        shape: size of each axis, -1 for an open one.
+    """
 
     name: str
     dtype: str

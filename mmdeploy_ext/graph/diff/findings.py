@@ -307,9 +307,11 @@ def shape_texts(feeds: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """Tensors that may be wrong, in topological order.
+    """Tensors that may be wrong.
 
-    If the region `ends`, the last one has a reference and is known to be wrong; else none of them has one.
+    Attributes:
+        tensors: their names in topological order.
+        ends: whether the last one has a reference and is known to be wrong; else none of them has one.
     """
 
     tensors: tuple[str, ...]
