@@ -116,7 +116,8 @@ def prove_config(
         record = dataclasses.replace(record, notes=without_augmentation(cfg))
         deployment = _deploy(config, cfg, settings)
     except Exception as error:
-        return dataclasses.replace(record, fixed=_with_origin(outcome_of_error(error), made_from))
+        first = next(kind for kind in EXPORT_KINDS if kind in settings.export_kinds)
+        return dataclasses.replace(record, **{first: _with_origin(outcome_of_error(error), made_from)})
     types, family = {type(module).__name__ for module in deployment.model.modules()}, deployment.family
     own_kernels = tuple(sorted(types & {*MMCV_MODULES, *family.compared_with_own_kernels}))
     record = dataclasses.replace(record, family=family.name, own_kernels=own_kernels)

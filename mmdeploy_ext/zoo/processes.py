@@ -32,6 +32,8 @@ from mmdeploy_ext.zoo.records import (
 
 POLL_S = 0.2
 """Seconds between two looks at the processes."""
+MOST_KEPT_BYTES = 3 << 30
+"""Size of a process up to which it keeps memory that it frees; a process is ended at 6 GB by default."""
 LOG_LINES = 12
 """Last lines of its output that the record of a failed process has."""
 
@@ -49,7 +51,8 @@ class ConfigProcess:
 
     Below the folder `out` of the run, `records/` has a JSON file for each config, with the suffix
     '.unfinished' while its process runs, and `logs/` has the output of its process. `log`, `record_path` and
-    `unfinished_path` are these files of the config, `start_s` is when it began, by `time.monotonic`.
+    `unfinished_path` are these files of the config, `start_s` is when it began, by `time.monotonic`, and
+    `export_kinds` are the exports of the run, in their order.
     """
 
     def __init__(self, config: Config, settings: Settings, out: Path) -> None:
@@ -57,6 +60,7 @@ class ConfigProcess:
         self.config, self.log = config, out / 'logs' / f'{config.slug}.txt'
         self.record_path = record_path(config, out)
         self.unfinished_path = self.record_path.with_suffix('.unfinished')
+        self.export_kinds = [kind for kind in EXPORT_KINDS if kind in settings.export_kinds]
         context = multiprocessing.get_context('fork')  # the libraries take seconds to import
         self.process = context.Process(target=self._run, args=(settings,))
         self.process.start()
@@ -68,7 +72,7 @@ class ConfigProcess:
 
         os.setsid()
         torch.set_num_threads(1)
-        keep_freed_memory()
+        keep_freed_memory(MOST_KEPT_BYTES)
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(log, stream)
@@ -109,7 +113,8 @@ class ConfigProcess:
         lines = self.log.read_text(errors='replace').splitlines()[-LOG_LINES:] if self.log.is_file() else []
         status_text = f'signal {-status}' if status is not None and status < 0 else f'exit status {status}'
         why = portable('\n'.join([status_text, *lines]))[-MAX_CHARACTERS:]
-        export_kind = 'fixed' if record.fixed is None else 'dynamic'
+        open_kinds = [kind for kind in self.export_kinds if getattr(record, kind) is None]
+        export_kind = (open_kinds or self.export_kinds)[0]
         record = dataclasses.replace(record, **{export_kind: Outcome(reason=limit or CRASH, why=why)})
         record.write(self.record_path)
         return record

@@ -202,6 +202,28 @@ def test_a_process_that_died_leaves_its_last_words(zoo):
     assert found['killed'].fixed.why.splitlines() == ['signal 9', 'the last words']
 
 
+@pytest.mark.parametrize(
+    ('asked', 'done', 'expected'),
+    [
+        (('fixed', 'dynamic'), (), 'fixed'),
+        (('fixed', 'dynamic'), ('fixed',), 'dynamic'),
+        (('dynamic',), (), 'dynamic'),
+    ],
+)
+def test_a_process_that_died_left_out_an_export_that_was_asked_for(tmp_path, asked, done, expected):
+    job = object.__new__(processes.ConfigProcess)
+    job.config, job.export_kinds = types.SimpleNamespace(name='one.py', parts={}), asked
+    job.process, job.log = types.SimpleNamespace(exitcode=-9), tmp_path / 'none.txt'
+    job.record_path, job.unfinished_path = tmp_path / 'one.json', tmp_path / 'one.unfinished'
+    if done:
+        proven = dict.fromkeys(done, records.Outcome(True))
+        records.Record('one.py', {}, **proven).write(job.unfinished_path)
+    record = job.record('')
+    assert getattr(record, expected).reason == records.CRASH
+    others = [kind for kind in records.EXPORT_KINDS if kind != expected]
+    assert all(getattr(record, kind) is None or getattr(record, kind).proven for kind in others)
+
+
 def no_proof(*given, **named):
     raise AssertionError('proven again')
 

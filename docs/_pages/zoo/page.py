@@ -57,13 +57,6 @@ USUAL_SIZE = (320, 448)
 EXPLANATIONS = {
     'objects365/retinanet_r50_fpn_syncbn_1350k_obj365v1.py': 'mmdet builds it neither: its base is '
     '`_base_/models/faster_rcnn_r50_fpn.py`, whose detector has no `bbox_head`, where RetinaNet was meant',
-    **dict.fromkeys(
-        (
-            'mask2former/mask2former_r50_lsj_8x2_50e_coco-panoptic.py',
-            'maskformer/maskformer_r50_mstrain_16x1_75e_coco.py',
-        ),
-        'the limit was 5 GB, and a picture of 800x1067 has masks of 100 queries',
-    ),
     'hrnet/htc_hrnetv2p_w18_20e_coco.py': 'of the bright picture PyTorch itself keeps 99 of its 100 results '
     'with its layers in float64, an IoU of 0.994: `python tests/own_rounding.py`',
     'resnest/cascade_rcnn_s101_fpn_syncbn-backbone+head_mstrain-range_1x_coco.py': 'of the dark picture '
