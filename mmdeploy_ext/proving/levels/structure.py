@@ -37,7 +37,7 @@ def check_structure(model: onnx.ModelProto, metadata: Metadata) -> list[Check]:
     return [
         check_valid(model),
         check_inference(model),
-        Check('opset', opsets == [int(opset)], f'asked for {int(opset)}, written {opsets}'),
+        Check('opset', opsets == [opset], f'asked for {opset}, written {opsets}'),
         Check('precision', precision == claimed, f'asked for {claimed}, written {precision}'),
         *check_interface(model, metadata.spec),
         check_inputs_used(model, metadata.spec),

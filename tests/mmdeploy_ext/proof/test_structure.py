@@ -1,11 +1,13 @@
 """Level 1 beside the graph: what the spec says of inputs and their defaults."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.proving.levels.structure import check_inputs_used, check_interface
+from mmdeploy_ext.proving.levels.structure import check_inputs_used, check_interface, check_structure
 
 
 @pytest.mark.parametrize(
@@ -51,3 +53,17 @@ def test_an_input_that_only_a_branch_within_a_branch_reads_reaches_an_output():
     assert check_inputs_used(model, spec).passed
     more = GraphSpec('g', (*inputs, TensorSpec('w', 'float32', (2,))), spec.outputs)
     assert check_inputs_used(model, more).detail == 'frozen: w'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'asked'), [(dict(opset=18), 18), (dict(opset=17), 17), ({}, None), (dict(opset='18'), '18')]
+)
+def test_a_conversion_that_is_recorded_without_its_opset_is_a_failed_check(arguments, asked):
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 2)) for name in 'xy')
+    graph = helper.make_graph([helper.make_node('Neg', ['x'], ['y'])], 'g', [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)])
+    spec = GraphSpec('g', *((TensorSpec(name, 'float32', (1, 2)),) for name in 'xy'))
+    edit = dict(command='convert-opset', arguments=arguments, versions={})
+    checks = check_structure(model, SimpleNamespace(options=dict(opset=17), edits=[edit], spec=spec))
+    failed = {check.name: check.detail for check in checks if not check.passed}
+    assert failed == ({} if asked == 18 else {'opset': f'asked for {asked}, written [18]'})
