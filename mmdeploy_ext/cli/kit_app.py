@@ -33,7 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(
         description="Write a kit: an ONNX model, inputs, and PyTorch's own results of them. Run the inputs "
         'on the device, then mm2onnx judge; or show the kit in a browser with --serve. The model is one that '
-        'mm2onnx exported from CONFIG and CHECKPOINT, or, with --module, any file of any module.'
+        'mm2onnx exported from CONFIG and CHECKPOINT, a sparse backbone for libspconv among them, or, with '
+        '--module, any file of any module.'
     )
     add = cli.adder(parser)
     add(
@@ -127,7 +128,7 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
     deployment = source.load(lambda *_: None, mean=None, std=None)
     samples, origin = inputs.of(deployment)
     licence = args.licence or (NOT_STATED if args.samples or 'data.test' in origin else GENERATED)
-    names = [name for name, _ in inputs.pictures] or [origin]
+    names = [name for name, _ in inputs.pictures] or [origin or ', '.join(args.samples or ['synthetic voxels'])]
     pictures = [dict(name=name, licence=licence) for name in names]
     return write_detector_kit(deployment, args.onnx_file, samples, args.out, pictures)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.contract.metadata import Metadata, check_graph
 from mmdeploy_ext.core.errors import ConfigError, EngineError, InferenceError, LoadError, ModelFileError
 from mmdeploy_ext.core.files import check_onnx_size
-from mmdeploy_ext.core.session_options import GRAPH_OPTIMIZATION
+from mmdeploy_ext.core.session_options import GRAPH_OPTIMIZATION, providers_with_options
 from mmdeploy_ext.engines.base import Backend
 from mmdeploy_ext.engines.runs import note_run
 
@@ -55,7 +55,8 @@ class OnnxRuntimeBackend(Backend):
 
         Args:
             path: the ONNX file.
-            providers: execution providers in order of preference; one that is missing is an error.
+            providers: execution providers in order of preference; one that is missing is an error. CUDA computes
+                products of float32 without TF32.
             threads: threads within an operator; 0 leaves the choice to ONNX Runtime.
             graph_optimization: 'none', 'basic', 'extended' or 'all'.
             profile_prefix: write a profile to a file whose path begins with this text; '' for no profile.
@@ -131,7 +132,9 @@ class OnnxRuntimeBackend(Backend):
                 from mmdeploy_ext.graph.passes.round_half import round_half
 
                 source = round_half(onnx.load(self.path)).SerializeToString()
-            self.session = onnxruntime.InferenceSession(source, self._options(), providers=self.providers)
+            self.session = onnxruntime.InferenceSession(
+                source, self._options(), providers=providers_with_options(self.providers)
+            )
         except Exception as error:
             raise LoadError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error
         check_active(self.providers, self.session.get_providers())

@@ -13,7 +13,8 @@ A case is one input of one file, with PyTorch's outputs and results for it; 000 
 model of several files are called after file and frame, `head_003`; arrays that are equal are one file. Its
 frames say in which order the cases run, and which inputs are then outputs of cases before: `ChainedFrame`.
 
-The manifest is a dict: `format`; `title` and `origin`, which are a name of the model and a sentence about it;
+The manifest is a dict: `format`; `engine` (`LIBSPCONV` if that engine alone reads the file) and `precision`
+(whose bars outputs have to keep, of such a file); `title` and `origin`, which are a name of the model and a sentence about it;
 `task` (that matches results; None without results); `graphs` (`KitGraph`), `cases` (what `KitCase.write`
 returns) and `frames` (`ChainedFrame`), each a list; `file` (that of a model of one file); `memory`
 (`MemorySpec`, of a model whose last file gives it); `teacher_forced` (whether a memory is updated outside of
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 MODEL, MANIFEST, LINES, KIT_HASH = 'model.onnx', 'manifest.json', 'manifest.txt', 'kit.txt'
 """Names of files of a kit; outputs have a `KIT_HASH`, too: that of the kit that they were computed from."""
+LIBSPCONV = 'libspconv'
+"""Value of `engine` of kits of sparse backbones, whose file is for NVIDIA's engine of this name alone."""
 FORMAT = 2
 """Number of the manifest's format; a kit of another one is refused."""
 RESULTS = {cls.__name__: cls for cls in (Detections, Instances, Segments, Detections3D)}

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.kit import runners
-from mmdeploy_ext.kit.contents import KIT_HASH, KitGraph
+from mmdeploy_ext.kit.contents import KIT_HASH, LIBSPCONV, KitGraph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 RUNNERS = Path(runners.__file__).parent
 """Folder of the programs that are copied into kits."""
+SPARSE_RUNNER = 'run_libspconv.cpp'
+"""The program for kits of sparse backbones."""
 TRTEXEC = 'run_trtexec.sh'
 TRITON_TYPES = dict(
     bool='BOOL',
@@ -25,9 +27,16 @@ TRITON_TYPES = dict(
 
 
 def write_engine_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the runners, `run_trtexec.sh` and the folder `triton` into the folder of a kit."""
+    """Write the runners, `run_trtexec.sh` and the folder `triton` into the folder of a kit.
+
+    That of a sparse backbone gets the runner of its engine alone.
+    """
+    if manifest.get('engine') == LIBSPCONV:
+        shutil.copyfile(RUNNERS / SPARSE_RUNNER, folder / SPARSE_RUNNER)
+        return
     for program in sorted(RUNNERS.glob('run_*')):
-        shutil.copyfile(program, folder / program.name)
+        if program.name != SPARSE_RUNNER:
+            shutil.copyfile(program, folder / program.name)
     (folder / TRTEXEC).write_text(trtexec_script(manifest), encoding='utf-8')
     for entry in manifest['graphs']:
         graph = KitGraph.from_json(entry)

@@ -24,7 +24,6 @@ import numpy as np
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.runs import record_runs
-from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.kit.contents import ArrayFolder, ChainedFrame, KitCase, KitGraph
 from mmdeploy_ext.kit.model_files import copy_model
 from mmdeploy_ext.proving.ladder import open_proof
@@ -55,13 +54,11 @@ def write_frames(
         folder: folder of the kit.
 
     Raises:
-        UsageError: a backbone alone, a contract whose runner computes tensors between the files, or frames
+        UsageError: a contract whose runner computes tensors between the files, or frames
             in which a file does not run.
         ModelFileError: see `ladder.prove`.
     """
     family = deployment.family
-    if family.product == BACKBONE:
-        raise UsageError(f'{paths[0]}: is a backbone alone; kits are of detectors: name the export of one')
     proof = open_proof(deployment, paths, samples)
     if between := family.between_files(deployment.model, proof.export_options):
         names = ', '.join(tensor.name for tensor in between)

@@ -1,4 +1,4 @@
-"""Runs the inputs of a kit on an engine of this machine: ONNX Runtime, OpenVINO or TensorRT."""
+"""Runs the inputs of a kit on an engine of this machine: ONNX Runtime on CPU or GPU, OpenVINO or TensorRT."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import EngineError, UsageError
+from mmdeploy_ext.engines import registry
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
-from mmdeploy_ext.kit.contents import KitGraph, read_manifest
+from mmdeploy_ext.kit.contents import LIBSPCONV, KitGraph, read_manifest
 from mmdeploy_ext.kit.engine_files import is_dynamic, shape_ranges
 from mmdeploy_ext.kit.runners import run_onnxruntime
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
     """From inputs to outputs of a file, arrays by name."""
 
-ENGINES = ('onnxruntime', 'openvino', 'tensorrt')
 
 
 def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = False) -> str:
@@ -37,7 +37,7 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
         What ran: device, engine, its version, and the median milliseconds of each file.
 
     Raises:
-        UsageError: another engine, or a folder that is not empty.
+        UsageError: another engine, a kit for libspconv, or a folder that is not empty.
         EngineError: the engine, or the GPU that it needs, is not here, or it cannot take a file.
     """
     kit, outputs, manifest = Path(kit), Path(outputs), read_manifest(Path(kit))
@@ -45,6 +45,8 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
         raise UsageError(f'--run {engine}: expected one of {", ".join(ENGINES)}')
     if outputs.exists() and (not outputs.is_dir() or any(outputs.iterdir())):
         raise UsageError(f'{outputs}: is not empty; name a new folder')
+    if manifest.get('engine') == LIBSPCONV:
+        raise UsageError(f'{kit}: its file is for libspconv alone; {kit}/README.md says how to run it there')
     device = device_of(engine)
     outputs.mkdir(parents=True, exist_ok=True)
     graphs = {entry['file']: KitGraph.from_json(entry) for entry in manifest['graphs']}
@@ -84,6 +86,11 @@ def device_of(engine: str) -> str:
         return f'CPU, OpenVINO {require_openvino().__version__}'
     import onnxruntime
 
+    if engine == 'onnxruntime-cuda':
+        absence = registry.ENGINES[engine].absence()
+        if absence:
+            raise EngineError(absence)
+        return f'{find_gpu(0).name}, ONNX Runtime {onnxruntime.__version__} with CUDA'
     return f'CPU, ONNX Runtime {onnxruntime.__version__}'
 
 
@@ -111,7 +118,13 @@ def _in_float16(path: Path, folder: Path) -> Path:
 
 
 def _open_onnxruntime(path: Path, folder: Path, fp16: bool, shapes: Sequence[str]) -> Run:
-    return run_onnxruntime.open_file(_in_float16(path, folder) if fp16 else path)
+    path = _in_float16(path, folder) if fp16 else path
+    return run_onnxruntime.open_file(path, 'CPUExecutionProvider')
+
+
+def _open_onnxruntime_cuda(path: Path, folder: Path, fp16: bool, shapes: Sequence[str]) -> Run:
+    path = _in_float16(path, folder) if fp16 else path
+    return run_onnxruntime.open_file(path, *registry.ENGINES['onnxruntime-cuda'].preset['providers'])
 
 
 def _open_openvino(path: Path, folder: Path, fp16: bool, shapes: Sequence[str]) -> Run:
@@ -139,5 +152,11 @@ def _open_tensorrt(path: Path, folder: Path, fp16: bool, shapes: Sequence[str]) 
     return backend.session.run
 
 
-OPENERS = dict(onnxruntime=_open_onnxruntime, openvino=_open_openvino, tensorrt=_open_tensorrt)
+OPENERS = {
+    'onnxruntime': _open_onnxruntime,
+    'onnxruntime-cuda': _open_onnxruntime_cuda,
+    'openvino': _open_openvino,
+    'tensorrt': _open_tensorrt,
+}
 """Engine -> function (file, folder of the outputs, whether in float16, sizes of open axes) -> `Run`."""
+ENGINES = tuple(OPENERS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from mmdeploy_ext.kit.contents import KitGraph
+from mmdeploy_ext.kit.contents import LIBSPCONV, KitGraph
 from mmdeploy_ext.kit.engine_files import (
     benchmark_command,
     polygraphy_command,
@@ -27,13 +27,7 @@ def write_readme(folder: Path, manifest: Mapping[str, Any]) -> None:
     cases = {
         graph.name: [case for case in manifest['cases'] if case['graph'] == graph.name] for graph in graphs
     }
-    of_first = cases[graphs[0].name]
-    commands = dict(
-        trtexec_build=trtexec_build(graphs[0], of_first, f'{graphs[0].name}.engine'),
-        trtexec_run=trtexec_run(graphs[0], of_first[0], f'{graphs[0].name}.engine', 'outputs'),
-    )
-    template = jinja2.Template(Path(__file__).with_name('readme.md.j2').read_text(encoding='utf-8'))
-    text = template.render(
+    facts = dict(
         manifest=manifest,
         graphs=graphs,
         versions=', '.join(f'{name} {version}' for name, version in manifest['made_with'].items() if version),
@@ -41,11 +35,27 @@ def write_readme(folder: Path, manifest: Mapping[str, Any]) -> None:
         frames=manifest['frames'],
         tensors=_tensors,
         shapes=shapes_of,
+    )
+    if manifest.get('engine') == LIBSPCONV:
+        _render(folder, 'readme_libspconv.md.j2', facts)
+        return
+    of_first = cases[graphs[0].name]
+    commands = dict(
+        trtexec_build=trtexec_build(graphs[0], of_first, f'{graphs[0].name}.engine'),
+        trtexec_run=trtexec_run(graphs[0], of_first[0], f'{graphs[0].name}.engine', 'outputs'),
+    )
+    facts |= dict(
         polygraphy=[polygraphy_command(graph, cases[graph.name]) for graph in graphs],
         benchmark=[benchmark_command(graph, cases[graph.name][0]) for graph in graphs],
         **{name: shlex.join(words) for name, words in commands.items()},
     )
-    (folder / 'README.md').write_text(text, encoding='utf-8')
+    _render(folder, 'readme.md.j2', facts)
+
+
+def _render(folder: Path, template: str, facts: Mapping[str, Any]) -> None:
+    """Write the README of a kit from a template beside this file."""
+    text = Path(__file__).with_name(template).read_text(encoding='utf-8')
+    (folder / 'README.md').write_text(jinja2.Template(text).render(**facts), encoding='utf-8')
 
 
 def _tensors(tensors: Any) -> str:

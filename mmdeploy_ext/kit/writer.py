@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import write_json
 from mmdeploy_ext.core.versions import versions
+from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.kit.contents import FORMAT, KIT_HASH, MANIFEST, hashes_of, kit_hash, write_lines
 from mmdeploy_ext.kit.engine_files import write_engine_files
 from mmdeploy_ext.kit.frames import write_frames
@@ -18,11 +19,13 @@ from mmdeploy_ext.kit.judge import judge
 from mmdeploy_ext.kit.pictures import write_pictures
 from mmdeploy_ext.kit.readme import write_readme
 from mmdeploy_ext.kit.runners import run_onnxruntime
+from mmdeploy_ext.kit.voxels import open_interpreted, write_voxels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.kit.local_run import Run
 
 
 def write_detector_kit(
@@ -48,28 +51,39 @@ def write_detector_kit(
     """
     from mmdeploy_ext.exporting.files import read_files
 
+    family, opens = deployment.family, run_onnxruntime.open_file
+    if family.product == BACKBONE:
+        opens = open_interpreted
+
     def write_contents(folder: Path) -> dict[str, Any]:
-        if deployment.family.samples == 'images':
+        if family.product == BACKBONE:
+            contents = write_voxels(deployment, path, samples, folder)
+        elif family.samples == 'images':
             contents = write_pictures(deployment, path, samples, folder)
         else:
             contents = write_frames(deployment, read_files(path).paths, samples, folder)
         return contents | dict(
-            title=f'{deployment.family.name}, {Path(path).name}',
+            title=f'{family.name}, {Path(path).name}',
             origin=f'Its config is `{deployment.config}`, its weights have the SHA-256 '
             f'`{deployment.checkpoint_sha256}`.',
-            task=deployment.family.task,
+            task=None if family.product == BACKBONE else family.task,
             config=deployment.config,
             checkpoint_sha256=deployment.checkpoint_sha256,
             pictures=list(pictures),
         )
 
-    return write_kit(out, path, write_contents)
+    return write_kit(out, path, write_contents, opens)
 
 
-def write_kit(out: str | Path, path: str, write_contents: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def write_kit(
+    out: str | Path,
+    path: str,
+    write_contents: Callable[[Path], dict[str, Any]],
+    opens: Callable[[Path], Run] = run_onnxruntime.open_file,
+) -> dict[str, Any]:
     """Write a kit; return its manifest.
 
-    The outputs of ONNX Runtime on this machine are judged first, and no kit is written if they are wrong.
+    The outputs of the file on this machine are judged first, and no kit is written if they are wrong.
 
     Args:
         out: the folder, which appears whole or not at all; it has to be new or empty.
@@ -77,9 +91,11 @@ def write_kit(out: str | Path, path: str, write_contents: Callable[[Path], dict[
         write_contents: writes files and cases into a folder and returns entries of the manifest: `graphs`,
             `cases` and `frames`; `title` and `origin`, a sentence, of the model; `pictures`; and what else
             `judge` needs.
+        opens: takes the path of a file and returns a function that runs it here, from inputs to outputs by
+            name.
 
     Raises:
-        UsageError: a folder that is not empty, or a file whose results in ONNX Runtime differ from PyTorch's.
+        UsageError: a folder that is not empty, or a file whose results on this machine differ from PyTorch's.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -98,11 +114,11 @@ def write_kit(out: str | Path, path: str, write_contents: Callable[[Path], dict[
         manifest['kit_sha256'] = kit_hash(manifest)
         write_json(folder / MANIFEST, manifest)
         (folder / KIT_HASH).write_text(manifest['kit_sha256'] + '\n', encoding='utf-8')
-        run_onnxruntime.main(str(outputs), kit=folder)
-        judgement = judge(folder, outputs, told='ONNX Runtime on the CPU of this machine')
+        run_onnxruntime.main(str(outputs), kit=folder, opens=opens)
+        judgement = judge(folder, outputs, told='the CPU of this machine')
         if not judgement.equal:
             failures = '; '.join(judgement.failures[:3])
-            raise UsageError(f"{path}: ONNX Runtime here does not give PyTorch's results: {failures}")
+            raise UsageError(f"{path}: this machine does not give PyTorch's results: {failures}")
         if out.exists():
             out.rmdir()
         shutil.move(str(folder), str(out))

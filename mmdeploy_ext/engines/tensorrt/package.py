@@ -119,13 +119,14 @@ def check_architectures(package: Package, architectures: Sequence[int], local: i
     if not architectures and local is None:
         advice = f'choose what to build for: --sm {supported}' if supported else INSTALL['tensorrt-rtx']
         raise EngineError(f'there is no GPU that {package.name} could build for; {advice}')
-    architectures = architectures or [local]
+    requested, architectures = bool(architectures), architectures or [local]
     if package.builds_for_others:
         unknown = [number for number in architectures if number not in package.architectures]
         if unknown:
+            subject = '--sm' if requested else 'the GPU of this machine is SM'
             raise EngineError(
-                f'--sm {" ".join(map(str, unknown))}: {package.name} {package.version} builds for '
-                f'{supported}; for others use tensorrt on such a GPU'
+                f'{subject} {" ".join(map(str, unknown))}: {package.name} {package.version} builds for '
+                f'{supported}, and runs on no other; use tensorrt on such a GPU'
             )
     elif set(architectures) != {local}:
         gpu = 'there is none' if local is None else f'that is SM {local}'

@@ -167,11 +167,14 @@ def check_architecture(record: Record, architecture: int, gpu: str, path: object
 
     `architecture` is e.g. 86 for SM 8.6, `gpu` the GPU's name, `path` the engine, for the message.
     """
-    if architecture not in record.architectures:
-        raise EngineError(
-            f'{path}: was built for {_sm_list(record.architectures)}, and {gpu} is SM {architecture}; build '
-            f'it again from {record.onnx} with --sm {architecture}'
-        )
+    if architecture in record.architectures:
+        return
+    advice = f'build it again from {record.onnx} with --sm {architecture}'
+    if record.package == 'tensorrt-rtx' and architecture not in RTX_ARCHITECTURES:
+        advice = f'tensorrt-rtx does not run there: build {record.onnx} with tensorrt on that GPU'
+    raise EngineError(
+        f'{path}: was built for {_sm_list(record.architectures)}, and {gpu} is SM {architecture}; {advice}'
+    )
 
 
 def _sm_list(architectures: Iterable[int]) -> str:

@@ -85,7 +85,7 @@ def test_open_axes_and_other_gpus_are_refused_by_name(gpu, net):
     with pytest.raises(ModelFileError, match=r'none\.onnx.*ONNX'):
         beside(net.replace('m.onnx', 'none.onnx'))
     gpu(90)
-    with pytest.raises(EngineError, match=r'--sm 90.*75 80'):
+    with pytest.raises(EngineError, match=r'this machine is SM 90.*75 80'):
         beside(net)
 
 

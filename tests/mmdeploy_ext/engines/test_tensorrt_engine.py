@@ -147,8 +147,10 @@ def test_an_engine_of_another_version_is_refused(engine):
 def test_an_engine_of_another_architecture_is_refused(engine):
     record = read_record(engine)
     check_architecture(record, 89, 'a GPU', engine)
-    with pytest.raises(EngineError, match=r'SM 86.*SM 89.*H100.*SM 90.*--sm 90'):
-        check_architecture(record, 90, 'an H100', engine)
+    with pytest.raises(EngineError, match=r'SM 86.*SM 89.*an RTX 5090.*SM 120.*--sm 120'):
+        check_architecture(record, 120, 'an RTX 5090', engine)
+    with pytest.raises(EngineError, match=r'H200.*SM 90.*with tensorrt on that GPU'):
+        check_architecture(record, 90, 'an H200', engine)
 
 
 @needs_no_gpu
@@ -182,6 +184,8 @@ def test_unknown_architectures_are_refused_with_the_known_ones():
     assert rtx.architectures == (75, 80, 86, 89, 120, 121)
     with pytest.raises(EngineError, match=r'--sm 90.*75 80 86 89 120 121'):
         check_architectures(rtx, [86, 90], None)
+    with pytest.raises(EngineError, match=r'the GPU of this machine is SM 90: .*75 80 86 89 120 121'):
+        check_architectures(rtx, [], 90)
     with pytest.raises(EngineError, match='--sm 75'):
         check_architectures(rtx, [], None)
 

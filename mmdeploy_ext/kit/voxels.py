@@ -1,0 +1,110 @@
+"""The cases of a kit of a sparse backbone for NVIDIA's libspconv: voxels, and the dense map of spconv for each.
+
+A case has `features` (N, C) float16 and `coordinates` (N, 4) int32, sample 0 and the voxel in the file's order
+of axes, as the engine takes them, and `grid` (3,) int32, the number of voxels per axis in that order, which the
+program states to the engine. Expected is `dense` (1, C, H, W): that of the model in float32 on spconv, for the
+same rounded features.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.graph.io.checks import is_sparse
+from mmdeploy_ext.kit.contents import LIBSPCONV, ArrayFolder, KitCase, KitGraph
+from mmdeploy_ext.proving.inputs.voxel_sets import in_order, proof_sets
+from mmdeploy_ext.proving.ladder import open_proof
+from mmdeploy_ext.proving.levels.sparse_layers import HALF_RTOL
+from mmdeploy_ext.sparse import engine, libspconv
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from pathlib import Path
+
+    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet
+    from mmdeploy_ext.sparse.ir import SparseGraph
+
+
+def write_voxels(
+    deployment: Deployment, path: str, samples: Collection[VoxelSet], folder: Path
+) -> dict[str, Any]:
+    """Write the file and its cases into the folder of a kit; return their entries of the manifest.
+
+    Args:
+        deployment: the model in PyTorch, from config and checkpoint, of a family of backbones.
+        path: of the file.
+        samples: real voxels, with coordinates in the model's order of axes. A file of float16 is run on the
+            synthetic sets of a proof, too; INT8 on real voxels alone, for which its ranges were made.
+        folder: of the kit.
+
+    Raises:
+        UsageError: a file of the portable form, or an INT8 file without samples.
+        ModelFileError: see `ladder.prove`.
+    """
+    file = open_proof(deployment, path, samples).file
+    if not is_sparse(file.model):
+        raise UsageError(
+            f'{path}: is a backbone alone, in the portable form; kits are of detectors, and of backbones for '
+            f'libspconv: name the export of one'
+        )
+    settings, sets = deployment.settings, list(samples)
+    if file.precision == 'fp16':
+        synthetic = proof_sets(settings.spatial_shape, settings.in_channels)
+        sets = [voxels for voxels in synthetic if len(voxels.features)] + sets
+    if not sets:
+        raise UsageError(
+            f'{path}: is INT8, whose ranges fit real sweeps alone; name some with --samples (.bin, .npz)'
+        )
+    arrays, family = ArrayFolder(folder), deployment.family
+    network = libspconv.read(path)
+    graph = KitGraph('backbone', f'lidar.backbone.{network.order}.onnx', None, _spec(network))
+    shutil.copyfile(path, folder / graph.file)
+    cases = []
+    for index, voxels in enumerate(sets):
+        features = voxels.features.astype(np.float16)
+        inputs = dict(
+            features=features,
+            coordinates=in_order(voxels.coordinates, file.same_order).astype(np.int32),
+            grid=np.array(network.spatial_shape, np.int32),
+        )
+        dense = family.run_encoder(deployment.model, features.astype(np.float32), voxels.coordinates)
+        case = KitCase(f'{index:03}', graph.name, voxels.name, (), inputs, {}, dict(dense=dense), [])
+        cases.append(case.write(arrays, dict(dense=dense)))
+    return dict(
+        graphs=[graph.to_json() | dict(source_sha256=sha256_file(path))],
+        cases=cases,
+        frames=[],
+        engine=LIBSPCONV,
+        precision=file.precision,
+    )
+
+
+def _spec(network: SparseGraph) -> GraphSpec:
+    """Return the tensors of the cases of a network."""
+    group = ColumnGroup(rtol=HALF_RTOL)
+    return GraphSpec(
+        'backbone',
+        (
+            TensorSpec('features', 'float16', ('N', network.in_channels)),
+            TensorSpec('coordinates', 'int32', ('N', 4)),
+            TensorSpec('grid', 'int32', (3,)),
+        ),
+        (TensorSpec('dense', 'float16', network.output_shape, groups=(group,)),),
+    )
+
+
+def open_interpreted(path: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Return a function from the inputs of a case to `dense`, which interprets the file in numpy."""
+    network = libspconv.read(path)
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(dense=engine.run(network, inputs['coordinates'], inputs['features']).astype(np.float16))
+
+    return run

@@ -1,0 +1,124 @@
+"""Kits of sparse backbones for libspconv: voxels, spconv's dense maps, and what an engine may make of them."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import toy_scn_family
+from mmdeploy_ext.cli import judge_app, kit_app
+from mmdeploy_ext.cli.export_scn_app import main as export
+from mmdeploy_ext.cli.scn_ptq_app import main as calibrate
+from mmdeploy_ext.kit.judge import judge
+from mmdeploy_ext.kit.runners import run_onnxruntime
+from mmdeploy_ext.kit.voxels import open_interpreted
+from mmdeploy_ext.sparse import engine, libspconv
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    return toy_scn_family.write_model(tmp_path_factory.mktemp('model'), 'bevfusion')
+
+
+@pytest.fixture(scope='module')
+def voxels(tmp_path_factory):
+    """Return the path of 400 voxels in the order of the model."""
+    path, rng = tmp_path_factory.mktemp('voxels') / 'real.npz', np.random.default_rng(0)
+    flat = rng.choice(np.prod(toy_scn_family.GRID), 400, replace=False)
+    axes = np.stack(np.unravel_index(flat, toy_scn_family.GRID), 1)
+    features = rng.standard_normal((400, 5)).astype(np.float16)
+    np.savez(path, features=features, coordinates=np.pad(axes, ((0, 0), (1, 0))).astype(np.int16))
+    return path
+
+
+def exported(model, path, *options):
+    assert export([*map(str, (*model, '--output-file', path)), *options]) == 0
+    return path
+
+
+@pytest.fixture(scope='module', params=['xyz', 'zyx'])
+def kit(request, model, voxels, tmp_path_factory):
+    """Return a kit of each order, and the outputs of the file as it is interpreted here."""
+    folder = tmp_path_factory.mktemp(request.param)
+    file = exported(model, folder / f'lidar.{request.param}.onnx', '--order', request.param)
+    words = [file, *model, '--samples', voxels, '--out', folder / 'kit']
+    assert kit_app.main([*map(str, words)]) == 0
+    run_onnxruntime.main(str(folder / 'outputs'), kit=folder / 'kit', opens=open_interpreted)
+    return folder / 'kit', folder / 'outputs'
+
+
+def test_synthetic_and_real_voxels_are_within_the_bars_of_the_file(kit):
+    judgement = judge(*kit)
+    assert judgement.title == 'WITHIN FP16 BARS ON 6 INPUTS', judgement.failures
+    assert 'traced input' in str(judgement.cases[0]) and 'real.npz' in str(judgement.cases[-1])
+    assert json.loads((kit[0] / 'manifest.json').read_text())['graphs'][0]['source_sha256']
+
+
+def test_the_kit_has_the_program_of_its_engine_alone(kit, tmp_path, capsys):
+    assert [path.name for path in kit[0].glob('run_*')] == ['run_libspconv.cpp']
+    assert not (kit[0] / 'triton').exists()
+    page = (kit[0] / 'README.md').read_text()
+    assert './run_libspconv outputs fp16' in page and 'onnxruntime' not in page.replace('onnxruntime 1.', '')
+    assert judge_app.main([str(kit[0]), str(tmp_path / 'o'), '--run', 'onnxruntime']) == 2
+    assert 'for libspconv alone' in capsys.readouterr().err
+
+
+def faulty_opens(change):
+    """Return an opener of a file that interprets a changed graph, or gets changed inputs."""
+
+    def opens(path):
+        network, run = libspconv.read(path), open_interpreted(path)
+        return lambda inputs: dict(dense=change(network, run, dict(inputs)))
+
+    return opens
+
+
+def with_mirrored_kernels(network, _, inputs):
+    """Return the map of an engine that goes through its kernels the other way along the first axis."""
+    nodes = tuple(
+        dataclasses.replace(node, weight=node.weight[:, ::-1]) if hasattr(node, 'weight') else node
+        for node in network.nodes
+    )
+    mirrored = dataclasses.replace(network, nodes=nodes)
+    return engine.run(mirrored, inputs['coordinates'], inputs['features'])
+
+
+FAULTS = {
+    'kernels mirrored': with_mirrored_kernels,
+    'without the last voxel': lambda _, run, inputs: run(
+        {name: value if name == 'grid' else value[:-1] for name, value in inputs.items()}
+    )['dense'],
+    'transposed': lambda _, run, inputs: np.swapaxes(run(inputs)['dense'], 2, 3),
+    'features scaled': lambda _, run, inputs: run(inputs | dict(features=2 * inputs['features']))['dense'],
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_what_an_engine_computes_otherwise_is_refused(kit, tmp_path, fault):
+    opens = faulty_opens(FAULTS[fault])
+    run_onnxruntime.main(str(tmp_path / 'outputs'), kit=kit[0], opens=opens)
+    assert judge(kit[0], tmp_path / 'outputs').title == 'NOT WITHIN FP16 BARS'
+
+
+def test_int8_is_judged_on_real_sweeps_alone(model, voxels, tmp_path, capsys):
+    sweeps = tmp_path / 'sweeps'
+    sweeps.mkdir()
+    shutil.copy(voxels, sweeps)
+    ranges = tmp_path / 'ranges.json'
+    words = [*model, '--calibrate', sweeps, '--batches', 1, '--output', ranges]
+    assert calibrate([*map(str, words)]) == 0
+    file = exported(model, tmp_path / 'lidar.xyz.onnx', '--precision', 'int8', '--ranges', str(ranges))
+    words = [*map(str, (file, *model, '--out', tmp_path / 'kit'))]
+    assert kit_app.main(words) == 2 and '--samples' in capsys.readouterr().err
+    assert kit_app.main([*words, '--samples', str(voxels)]) == 0
+    run_onnxruntime.main(str(tmp_path / 'o'), kit=tmp_path / 'kit', opens=open_interpreted)
+    assert judge(tmp_path / 'kit', tmp_path / 'o').title == 'WITHIN INT8 BARS ON 1 INPUTS'
+    assert './run_libspconv outputs int8' in (tmp_path / 'kit/README.md').read_text()
+
+
+def test_the_portable_form_of_a_backbone_has_no_kit(model, tmp_path, capsys):
+    file = exported(model, tmp_path / 'lidar.onnx', '--target', 'portable')
+    assert kit_app.main([*map(str, (file, *model, '--out', tmp_path / 'kit'))]) == 2
+    assert 'for libspconv' in capsys.readouterr().err and not (tmp_path / 'kit').exists()
