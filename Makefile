@@ -241,13 +241,14 @@ tensorrt-table: tensorrt-exports
 	    --shapes N=100/3000/20000 $(SITES) $(CELLS) --constant img_shape ori_shape
 
 # Runs the same exports on the GPU of this machine, in float32 and float16, and judges them: a kit of each.
-# ENGINE=onnxruntime tries the steps without a GPU, and writes $(JUDGED)/table.md.
+# ENGINE=onnxruntime-cuda does it in ONNX Runtime and writes the table of docs/engines.md; ENGINE=onnxruntime tries the
+# steps without a GPU, and writes $(JUDGED)/table.md.
 JUDGED := work_dirs/tensorrt_judged
 ENGINE := tensorrt
 tensorrt-device: $(ENV)
 	@$(RUN) -c 'from mmdeploy_ext.kit.local_run import device_of; print(device_of("$(ENGINE)"))'
 tensorrt-judged: tensorrt-device tensorrt-exports
-	@page=docs/tensorrt.md; [ $(ENGINE) = tensorrt ] || page=$(JUDGED)/table.md
+	@case $(ENGINE) in tensorrt) page=docs/tensorrt.md;; onnxruntime-cuda) page=docs/engines.md;; *) page=$(JUDGED)/table.md;; esac
 	judged() { # NAME FILE|FOLDER CONFIG CHECKPOINT
 	    rm -rf $(JUDGED)/$$1
 	    $(RUN) -m mmdeploy_ext kit $$2 $$3 $$4 --out $(JUDGED)/$$1/kit || return 0

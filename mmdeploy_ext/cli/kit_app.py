@@ -128,7 +128,8 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
     deployment = source.load(lambda *_: None, mean=None, std=None)
     samples, origin = inputs.of(deployment)
     licence = args.licence or (NOT_STATED if args.samples or 'data.test' in origin else GENERATED)
-    names = [name for name, _ in inputs.pictures] or [origin or ', '.join(args.samples or ['synthetic voxels'])]
+    inputs_of_backbones = ', '.join(args.samples or ['synthetic voxels'])
+    names = [name for name, _ in inputs.pictures] or [origin or inputs_of_backbones]
     pictures = [dict(name=name, licence=licence) for name in names]
     return write_detector_kit(deployment, args.onnx_file, samples, args.out, pictures)
 

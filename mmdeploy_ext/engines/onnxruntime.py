@@ -55,8 +55,8 @@ class OnnxRuntimeBackend(Backend):
 
         Args:
             path: the ONNX file.
-            providers: execution providers in order of preference; one that is missing is an error. CUDA computes
-                products of float32 without TF32.
+            providers: execution providers in order of preference; one that is missing is an error. CUDA
+                computes products of float32 without TF32.
             threads: threads within an operator; 0 leaves the choice to ONNX Runtime.
             graph_optimization: 'none', 'basic', 'extended' or 'all'.
             profile_prefix: write a profile to a file whose path begins with this text; '' for no profile.

@@ -14,7 +14,8 @@ model of several files are called after file and frame, `head_003`; arrays that 
 frames say in which order the cases run, and which inputs are then outputs of cases before: `ChainedFrame`.
 
 The manifest is a dict: `format`; `engine` (`LIBSPCONV` if that engine alone reads the file) and `precision`
-(whose bars outputs have to keep, of such a file); `title` and `origin`, which are a name of the model and a sentence about it;
+(whose bars outputs have to keep, of such a file); `title` and `origin`, which are a name of the model and a
+sentence about it;
 `task` (that matches results; None without results); `graphs` (`KitGraph`), `cases` (what `KitCase.write`
 returns) and `frames` (`ChainedFrame`), each a list; `file` (that of a model of one file); `memory`
 (`MemorySpec`, of a model whose last file gives it); `teacher_forced` (whether a memory is updated outside of

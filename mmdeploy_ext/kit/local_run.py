@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     """From inputs to outputs of a file, arrays by name."""
 
 
-
 def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = False) -> str:
     """Run all inputs and frames of a kit on an engine of this machine.
 

@@ -1,9 +1,9 @@
-"""The cases of a kit of a sparse backbone for NVIDIA's libspconv: voxels, and the dense map of spconv for each.
+"""The cases of a kit of a sparse backbone for NVIDIA's libspconv: voxels, and spconv's dense map of each.
 
-A case has `features` (N, C) float16 and `coordinates` (N, 4) int32, sample 0 and the voxel in the file's order
-of axes, as the engine takes them, and `grid` (3,) int32, the number of voxels per axis in that order, which the
-program states to the engine. Expected is `dense` (1, C, H, W): that of the model in float32 on spconv, for the
-same rounded features.
+A case has `features` (N, C) float16 and `coordinates` (N, 4) int32, sample 0 and the voxel in the file's
+order of axes, as the engine takes them, and `grid` (3,) int32, the number of voxels per axis in that order,
+which the program states to the engine. Expected is `dense` (1, C, H, W): that of the model in float32 on
+spconv, for the same rounded features.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """The contract of the libspconv dialect: the rules of NVIDIA's engine for a file, without the engine.
 
 `check` reads a file as the engine's parser does (`EngineParser`), then looks for what makes it run and be
-wrong: values that must be mistakes, another order of coordinates than the file states, and nodes that do not
-fit together (`TensorWalk`).
+wrong: values that must be mistakes, another order of coordinates than the file states, nodes that do not fit
+together (`TensorWalk`), and what one version of the engine was seen to compute otherwise
+(`libspconv_measured`).
 
-What it cannot tell: whether the engine's closed kernels compute what their attributes say, how they round,
-and whether the numbers in the file are the right ones; for these the numeric proof compares with spconv.
+What it cannot tell: what closed kernels of other versions compute, how they round, and whether the numbers
+in the file are the right ones; for these the numeric proof compares with spconv, and a kit runs in the engine.
 
 The dialect is no valid ONNX (`SparseConvolution` in the default domain, `dims` as an attribute of Reshape),
 so `onnx.checker` and shape inference do not apply. Needs onnx and numpy only.
@@ -26,6 +27,7 @@ from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
 from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.io.files import read
 from mmdeploy_ext.graph.io.types import type_name
+from mmdeploy_ext.sparse import libspconv_measured
 from mmdeploy_ext.sparse.ir import ORDERS
 from mmdeploy_ext.sparse.libspconv_parser import ADDITIONS, GEOMETRY, EngineParser
 from mmdeploy_ext.sparse.plan import dense_output_shape
@@ -46,8 +48,6 @@ FLAT_RATIO = 4
 """A grid is flat along z: with this many times the cells of its shortest axis, z is probably another axis."""
 ACTIVATIONS = ('', 'None', 'ReLU')
 """Values of a convolution's `activation` that the engine has."""
-DOUBTFUL_ACTIVATIONS = ('Sigmoid', 'LeakyReLU')
-"""Written by the reference exporter for spconv 2 modules; no known file has run with them."""
 PRECISIONS = ('', 'fp16', INT8)
 """Values of a precision that the engine has."""
 LAYOUTS = ('', 'NCHW', 'NCHW32', 'NHWzC')
@@ -95,6 +95,10 @@ def check(
     violations.extend(_graph_rules(graph, nodes))
     violations.extend(TensorWalk(graph, nodes, max_voxels).violations)
     violations.extend(_order_rules(nodes, order_of_name(name)))
+    first = next((node for node in nodes if node.is_convolution), None)
+    if first is not None:
+        rules = libspconv_measured.rules_of_grid(first)
+        violations.extend(Violation(first.name, *entry) for entry in rules)
     positions = {node.name: index for index, node in enumerate(nodes)}
     return sorted(violations, key=lambda entry: (positions.get(entry.node, -1), entry.severity))
 
@@ -109,6 +113,7 @@ def _node_rules(node: ParsedNode) -> NodeViolations:
         yield from _geometry_rules(node)
         yield from _array_rules(node)
         yield from _unread_rules(node)
+        yield from libspconv_measured.rules_of_convolution(node)
     if node.op_type == 'ScatterDense':
         order, layout = values['format'], values['output_layout']
         if order not in ('', *ORDERS):
@@ -130,10 +135,7 @@ def _geometry_rules(node: ParsedNode) -> NodeViolations:
             message = f'{name}={list(triple)}, expected three values of at least {smallest}'
             yield name, 'attribute-value', message
     activation = values['activation']
-    if activation in DOUBTFUL_ACTIVATIONS:
-        message = f'activation={activation!r}: nothing shows that the engine has it; it is known to run ReLU'
-        yield 'activation', 'activation', message, WARNING
-    elif activation not in ACTIVATIONS:
+    if activation not in (*ACTIVATIONS, *libspconv_measured.NO_ACTIVATION):
         message = f"activation={activation!r}; the engine knows 'ReLU' and 'None', in this spelling"
         yield 'activation', 'activation', message
     if values['output_bound'] < 1:
@@ -142,10 +144,10 @@ def _geometry_rules(node: ParsedNode) -> NodeViolations:
     if values['fixed_launch_points'] < 1:
         message = f'fixed_launch_points={values["fixed_launch_points"]}, expected a positive number'
         yield 'fixed_launch_points', 'attribute-value', message
-    if values['kernel_size'] == (1, 1, 1):
+    if values['kernel_size'] == (1, 1, 1) and not values['subm']:
         message = (
             'a 1x1x1 kernel: users found it silently wrong in libspconv (Lidar_AI_Solution#300, #302); '
-            '1x1x3 with zeros around the centre gives the same values'
+            '3x3x3 with padding 1 and zeros around the centre gives the same values at the same sites'
         )
         yield 'kernel_size', 'pointwise-kernel', message, WARNING
 

@@ -134,7 +134,5 @@ def test_an_input_that_became_a_constant_takes_no_other_value(constants, good, b
     backend, x = backend_with(constants), np.ones((2, 3), np.float32)
     np.testing.assert_array_equal(backend.infer(dict(x=x))['sum'], x + 2)
     np.testing.assert_array_equal(backend.infer(dict(x=x, frame=np.array(good)))['product'], x * 2)
-    with pytest.raises(
-        ShapeError, match=rf"'frame'.*m.engine.*{good[0]}.*--constant frame={bad[0]}"
-    ):
+    with pytest.raises(ShapeError, match=rf"'frame'.*m.engine.*{good[0]}.*--constant frame={bad[0]}"):
         backend.infer(dict(x=x, frame=np.array(bad)))

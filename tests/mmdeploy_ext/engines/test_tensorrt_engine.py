@@ -112,9 +112,7 @@ def test_a_damaged_engine_is_refused(engine):
 
 def test_an_engine_without_its_record_is_refused_with_what_its_header_says(engine):
     record_path(engine).unlink()
-    with pytest.raises(
-        ModelFileError, match=r'm\.engine\.json.*\(tensorrt-rtx.*SM 86.*SM 89\)'
-    ):
+    with pytest.raises(ModelFileError, match=r'm\.engine\.json.*\(tensorrt-rtx.*SM 86.*SM 89\)'):
         read_record(engine)
     engine.write_bytes(engine.read_bytes()[:1000])
     with pytest.raises(ModelFileError, match='SM 89'):

@@ -13,6 +13,7 @@ import pytest
 
 from mmdeploy_ext.cli import judge_app, kit_app
 from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.kit.diagnosis import diagnose
 from mmdeploy_ext.kit.judge import judge
 from numpy_alone import run_command
 
@@ -143,6 +144,18 @@ def test_folders_that_are_no_kit_or_not_empty_are_refused(kit, outputs, tmp_path
     assert 'manifest.json' in capsys.readouterr().err
     assert kit_app.main(['demo/atss_toy.onnx', *MODEL, '--out', str(outputs)]) == 2
     assert str(outputs) in capsys.readouterr().err
+
+
+def test_rounded_factors_are_told_from_values_in_another_order():
+    expected = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    inputs = np.random.default_rng(1).standard_normal((64, 64)).astype(np.float32)
+
+    def tf32(array):
+        return (array.view(np.uint32) + 0x1000 & 0xFFFFE000).view(np.float32)
+
+    rounded = tf32(expected) @ tf32(inputs)
+    assert 'is TF32 on' in diagnose(expected @ inputs, rounded)
+    assert diagnose(expected, np.roll(expected, 7)) == "PyTorch's values in another order"
 
 
 def named(fault):

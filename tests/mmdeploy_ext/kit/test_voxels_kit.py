@@ -1,4 +1,4 @@
-"""Kits of sparse backbones for libspconv: voxels, spconv's dense maps, and what an engine may make of them."""
+"""Kits of sparse backbones for libspconv: voxels, spconv's dense maps, and what an engine makes of them."""
 
 import dataclasses
 import json

@@ -78,9 +78,7 @@ def test_the_layout_that_the_user_states_is_the_one_that_is_demanded(tmp_path):
     path, loaded = save(state, tmp_path), NETS['second']()
     load_model(path, loaded, weight_layout='spconv1')
     assert same(module, loaded)
-    with pytest.raises(
-        CheckpointError, match=r'conv_input.0.weight.*spconv2.*spconv1'
-    ):
+    with pytest.raises(CheckpointError, match=r'conv_input.0.weight.*spconv2.*spconv1'):
         load_model(path, NETS['second'](), weight_layout='spconv2')
     with pytest.raises(UsageError, match=r"'spconv3'.*spconv1"):
         load_model(path, NETS['second'](), weight_layout='spconv3')
@@ -162,9 +160,7 @@ class Cubes(torch.nn.Module):
 def test_a_kernel_that_fits_every_layout_follows_the_others_or_is_refused(tmp_path):
     weight = torch.randn(3, 3, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     alone = save({'cube.weight': weight}, tmp_path, 'alone.pth')
-    with pytest.raises(
-        CheckpointError, match=r'1.*cube.weight.*--weight-layout'
-    ):
+    with pytest.raises(CheckpointError, match=r'1.*cube.weight.*--weight-layout'):
         load_model(alone, Cubes())
     for layout, order in (('spconv1', (4, 0, 1, 2, 3)), ('spconv2', (0, 1, 2, 3, 4))):
         module = Cubes()
@@ -211,25 +207,19 @@ def test_kernels_of_mmcv_ops_are_those_of_spconv_1(tmp_path):
 
 def test_a_dense_checkpoint_is_refused_as_one(tmp_path):
     path = save({'conv1.weight': torch.zeros(8, 3, 3, 3), 'bn1.weight': torch.zeros(8)}, tmp_path)
-    with pytest.raises(
-        CheckpointError, match=r'2.*5-D.*conv_input.0.weight'
-    ):
+    with pytest.raises(CheckpointError, match=r'2.*5-D.*conv_input.0.weight'):
         load_model(path, NETS['second']())
 
 
 def test_other_names_missing_and_unexpected_keys_are_listed(tmp_path):
     _, state = filled('second')
-    with pytest.raises(
-        CheckpointError, match=r'1 \(stem.weight\)'
-    ):
+    with pytest.raises(CheckpointError, match=r'1 \(stem.weight\)'):
         load_model(save({'stem.weight': torch.zeros(3, 3, 3, 4, 4)}, tmp_path), NETS['second']())
     changed = dict(state, extra=torch.zeros(3))
     del changed['conv_out.1.running_var'], changed['conv_input.0.weight']
     with pytest.raises(
         CheckpointError,
-        match=(
-            r'2 \(conv_input.0.weight.*conv_out.1.running_var\).*1 \(extra\)'
-        ),
+        match=(r'2 \(conv_input.0.weight.*conv_out.1.running_var\).*1 \(extra\)'),
     ):
         load_model(save(changed, tmp_path), NETS['second']())
 
@@ -453,9 +443,7 @@ def test_a_pickle_cannot_change_torchs_functions(tmp_path):
 
 def test_what_cannot_be_read_safely_says_how_to_convert_it(tmp_path):
     path = save(types.SimpleNamespace(weights=torch.zeros(2)), tmp_path)
-    with pytest.raises(
-        CheckpointError, match=r'torch.save\(\{"state_dict"'
-    ):
+    with pytest.raises(CheckpointError, match=r'torch.save\(\{"state_dict"'):
         read_source(path)
     scripted = torch.jit.script(torch.nn.Linear(1, 1))
     torch.jit.save(scripted, str(tmp_path / 'script.pt'))

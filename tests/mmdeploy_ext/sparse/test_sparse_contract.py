@@ -19,7 +19,9 @@ def rules(violations, node=None) -> set[str]:
 
 @pytest.mark.parametrize('name', golden_names())
 def test_the_reference_exporters_files_have_nothing_to_be_said_against_them(name):
-    assert check(golden_model(name), name=f'{name}.onnx') == []
+    violations = check(golden_model(name), name=f'{name}.onnx')
+    # 1440 cells along the first axis are more than the engine tells apart, also in NVIDIA's own files
+    assert rules(violations) == ({'grid-size'} if '.xyz' in name else set())
 
 
 def attribute(node, name, value, kind=''):
@@ -78,6 +80,24 @@ def first_channel(value):
 
 
 FAULTS = {
+    'submanifold kernel of 1x1x1': (
+        XYZ,
+        attribute('conv3', 'kernel_size', [1, 1, 1]),
+        'conv3',
+        'submanifold-kernel',
+    ),
+    'submanifold kernel with a dilation': (
+        XYZ,
+        attribute('conv3', 'dilation', [2, 2, 2]),
+        'conv3',
+        'submanifold-kernel',
+    ),
+    'an activation that is not computed': (
+        XYZ,
+        attribute('conv3', 'activation', 'LeakyReLU'),
+        'conv3',
+        'activation',
+    ),
     # what the parser swallows
     'unfused batch norm': (XYZ, inputs('conv2', '2', 'spconv2.weight'), 'conv2', 'missing-bias'),
     'no weight': (XYZ, inputs('conv2', '2'), 'conv2', 'missing-input'),
@@ -237,7 +257,16 @@ FAULTS = {
 HARMLESS = {
     'no output bound': (XYZ, attribute('conv6', 'output_bound', None), 'conv6', 'attribute-missing'),
     'small bound': (XYZ, attribute('conv6', 'output_bound', 100000), 'conv6', 'output-bound'),
-    'pointwise kernel': (XYZ, attribute('conv3', 'kernel_size', [1, 1, 1]), 'conv3', 'pointwise-kernel'),
+    'channels without a kernel': (
+        XYZ,
+        lambda model: (
+            replace_weight('spconv0.weight', lambda array: array[:8])(model),
+            replace_weight('spconv0.bias', lambda array: array[:8])(model),
+        ),
+        'conv0',
+        'no-kernel',
+    ),
+    'a wide grid': (XYZ, lambda model: None, 'conv0', 'grid-size'),
     'zero weights': (XYZ, replace_weight('spconv3.weight', np.zeros_like), 'conv3', 'all-zero'),
     'ranges without precision': (
         XYZ,
@@ -270,7 +299,7 @@ def test_what_may_be_meant_is_a_warning(case):
 
 def test_the_bound_is_held_against_the_voxels_that_are_expected():
     model = golden_model(XYZ)
-    assert check(model, max_voxels=200000) == []
+    assert rules(check(model, max_voxels=200000)) == {'grid-size'}
     found = check(model, max_voxels=200001)
     assert {entry.node for entry in errors(found)} == {f'conv{index}' for index in range(5)}
     assert 'conv5' in {entry.node for entry in found if entry.severity == WARNING}
@@ -279,7 +308,7 @@ def test_the_bound_is_held_against_the_voxels_that_are_expected():
 def test_a_small_grid_never_needs_more_room_than_it_has_cells():
     model = golden_model(XYZ)
     set_attribute(node_of(model, 'conv20'), 'output_bound', 180 * 180 * 2)
-    assert check(model) == []
+    assert rules(check(model)) == {'grid-size'}
 
 
 def test_zero_weights_alone_are_no_error():
@@ -287,7 +316,7 @@ def test_zero_weights_alone_are_no_error():
     for tensor in model.graph.initializer:
         tensor.raw_data = bytes(len(tensor.raw_data))
     found = check(model)
-    assert rules(found) == {'all-zero'} and not errors(found)
+    assert rules(found) == {'all-zero', 'grid-size'} and not errors(found)
 
 
 def test_a_whole_file_in_another_order_than_it_says_is_noticed():

@@ -1,0 +1,70 @@
+"""What libspconv 1.1.10 does with single convolutions, as it was measured on a GPU.
+
+NVIDIA's engine is closed. Its build for CUDA 12.6 ran graphs of one convolution on an NVIDIA H200, 300 random
+sites each, beside the same graphs in numpy (docs/lidar.md, "On the engine itself"). Other versions may have
+other kernels; none is known that does better where this one is silently wrong.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.core.violations import ERROR, WARNING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mmdeploy_ext.sparse.libspconv_parser import ParsedNode
+
+VERSION = 'libspconv 1.1.10'
+CHANNELS = (
+    (4, 16), (5, 16), (8, 16), (16, 16), (16, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128),
+)  # fmt: skip
+"""(input, output) channels that it has kernels for, of 126 pairs that were tried."""
+SUBMANIFOLD_KERNEL = (3, 3, 3)
+"""The one kernel size of submanifold convolutions that it computes; 1x1x3, 3x1x1, 1x3x3, 5x5x5 and 3x5x7 gave
+other values for 20 to 100 % of the sites, and 1x1x1 did not start."""
+LARGEST_GRID = (1024, 2048, 2048)
+"""Cells per axis, in the file's order, up to which its table of sites tells all sites apart. On a larger grid
+sites this far apart along an axis are taken for one another."""
+NO_ACTIVATION = ('Sigmoid', 'LeakyReLU')
+"""Values of `activation` that it loads and then does not compute."""
+
+
+def rules_of_convolution(node: ParsedNode) -> Iterator[tuple[str, str, str, str]]:
+    """Yield attribute, rule, message and severity of each violation of a convolution."""
+    values, weight = node.values, node.weight
+    if weight.ndim == 5 and (weight.shape[-1], weight.shape[0]) not in CHANNELS:
+        known = ', '.join(f'{inputs} -> {outputs}' for inputs, outputs in CHANNELS)
+        message = (
+            f'{weight.shape[-1]} -> {weight.shape[0]} channels: {VERSION} has no such kernel and ends the '
+            f'program when it loads the file; it has {known}'
+        )
+        yield 'weight', 'no-kernel', message, WARNING
+    kernel, dilation = tuple(values['kernel_size']), tuple(values['dilation'])
+    if values['subm'] and len(kernel) == 3 and (kernel != SUBMANIFOLD_KERNEL or set(dilation) != {1}):
+        shape = 'x'.join(map(str, kernel))
+        dilated = f' with dilation {list(dilation)}' if set(dilation) != {1} else ''
+        message = (
+            f'a submanifold kernel of {shape}{dilated}: {VERSION} computes other values than spconv, or does '
+            f'not start; write a smaller one as 3x3x3 with zeros around it'
+        )
+        yield 'kernel_size', 'submanifold-kernel', message, ERROR
+    if values['activation'] in NO_ACTIVATION:
+        message = f'activation={values["activation"]!r}: {VERSION} loads it and computes none'
+        yield 'activation', 'activation', message, ERROR
+
+
+def rules_of_grid(node: ParsedNode) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the same of the grid of the first convolution of a file."""
+    grid = node.unread['input_spatial_shape']
+    for axis, (cells, largest) in enumerate(zip(grid, LARGEST_GRID, strict=False)):
+        if cells > largest:
+            advice = ''
+            if axis == 0 and cells <= LARGEST_GRID[2] and grid[2] <= LARGEST_GRID[0]:
+                advice = '; the other --order has room for it'
+            message = (
+                f'axis {axis} has {cells} cells, and {VERSION} tells {largest} apart: sites {largest} cells '
+                f'apart along it and next to each other otherwise are taken for neighbours{advice}'
+            )
+            yield 'input_spatial_shape', 'grid-size', message, WARNING
