@@ -6,7 +6,7 @@ together (`TensorWalk`), and what one version of the engine was seen to compute 
 (`libspconv_measured`).
 
 What it cannot tell: what closed kernels of other versions compute, how they round, and whether the numbers
-in the file are the right ones; for these the numeric proof compares with spconv, and a kit runs in the engine.
+in the file are the right ones. For these the numeric proof compares with spconv, and a kit runs the engine.
 
 The dialect is no valid ONNX (`SparseConvolution` in the default domain, `dims` as an attribute of Reshape),
 so `onnx.checker` and shape inference do not apply. Needs onnx and numpy only.
