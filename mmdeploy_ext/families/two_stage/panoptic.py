@@ -69,7 +69,7 @@ def check_heads(cfg: Any, roi_head: nn.Module) -> None:
             f'those of bbox_head, and {stuff}, those of semantic_head'
         )
     overlap = detector_parts.test_cfg_of(cfg)['panoptic'].get('mask_overlap')
-    if not isinstance(overlap, float) or not 0 <= overlap < 1:
+    if not isinstance(overlap, int | float) or not 0 <= overlap < 1:
         raise ConfigError(f'model.test_cfg.panoptic.mask_overlap={overlap}: expected 0 or more, below 1')
 
 

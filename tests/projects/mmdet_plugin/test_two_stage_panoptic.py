@@ -176,7 +176,12 @@ def refused(change, said):
 def test_what_cannot_be_fused_is_refused_by_name():
     refused(lambda model: model.panoptic_fusion_head.update(num_stuff_classes=9), '6 things and 9 stuff')
     refused(lambda model: model.semantic_head.update(type='FusedSemanticHead'), 'semantic_head.type=Fused')
-    refused(lambda model: model.test_cfg.panoptic.update(mask_overlap=1.0), 'mask_overlap=1.0')
+    for overlap in (1.0, -1, None, '0.5'):
+        wrong = dict(mask_overlap=overlap)
+        refused(lambda model, wrong=wrong: model.test_cfg.panoptic.update(wrong), f'mask_overlap={overlap}:')
+    cfg = copy.deepcopy(toy('panoptic'))
+    cfg.model.test_cfg.panoptic.mask_overlap = 0  # as good as 0.0
+    FAMILY.check(cfg, options_of('panoptic'))
 
 
 def test_instances_of_the_same_score_are_laid_the_other_way_round_and_no_others():
