@@ -215,8 +215,8 @@ TENSORRT_TOYS := \
     "atss:raw decode full:--max-candidates 1000" \
     "retinanet:raw full:--max-candidates 1000" \
     "yolox:raw full:--max-candidates 1000" \
-    "decoupled_solo:raw full:--max-candidates 100" \
-    "solov2:raw full:--max-candidates 100" \
+    "decoupled_solo:raw full:--max-candidates 300" \
+    "solov2:raw full:--max-candidates 300" \
     "rtdetr:raw full:" \
     "deformable_detr:full:" \
     "mask_rcnn:full:--max-candidates 500 --max-proposals 500"

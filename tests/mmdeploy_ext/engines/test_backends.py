@@ -23,6 +23,7 @@ from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError, UsageError
+from mmdeploy_ext.core.session_options import providers_with_options
 from mmdeploy_ext.engines import BACKENDS, build_backend, build_exact, openvino, title_of
 from mmdeploy_ext.engines.onnxruntime import SPINNING, OnnxRuntimeBackend, check_active
 from mmdeploy_ext.engines.openvino import OpenVinoBackend
@@ -386,3 +387,8 @@ def test_openvino_is_not_fed_an_input_that_it_dropped():
     image = np.ones((1, 3, 2, 2), np.float32)
     for feeds in (dict(input=image), dict(input=image, size=np.ones((1, 2), np.float32))):
         assert backend.run(feeds)['total'].tolist() == [[[3.0, 3.0], [3.0, 3.0]]]
+
+
+def test_cuda_computes_without_tf32_and_other_providers_keep_their_defaults():
+    chosen = providers_with_options(['CUDAExecutionProvider', 'CPUExecutionProvider'])
+    assert chosen == [('CUDAExecutionProvider', {'use_tf32': '0'}), ('CPUExecutionProvider', {})]
