@@ -153,7 +153,8 @@ class ImageProof(ExportedProof):
         trials: list[Trial] = []
         if all(graph.equal for graph in self.verdict.graphs):
             model = self.files[0].model if self.verdict.precision == 'fp32' else None
-            with_other_limits = Trials(deployment, options, self.samples[0], model)
+            threads = int(self.engine.get('threads', 0))
+            with_other_limits = Trials(deployment, options, self.samples[0], model, threads)
             trials = with_other_limits.cases(finds_nothing=self.empty is not None)
         if note and not any(isinstance(trial, NothingPasses) for trial in trials):
             self.verdict.notes.append(note)

@@ -86,6 +86,7 @@ class Trials:
         title: title of the picture.
         image: the picture, prepared.
         rounding: whether layers round in another way at the moment, so that no output of a layer is reused.
+        threads: of the exports in ONNX Runtime; 0 leaves the choice to it.
     """
 
     def __init__(
@@ -94,13 +95,14 @@ class Trials:
         options: Options,
         picture: tuple[str, np.ndarray],
         file: onnx.ModelProto | None = None,
+        threads: int = 0,
     ) -> None:
         changes = dict(batch=1, dynamic=False, dynamic_batch=False, precision='fp32', fp16_io=False)
         fitting = {name: value for name, value in changes.items() if name in options}
         self.deployment, self.options = deployment, options.replace(**fitting, keep_fp32=())
         self.title, image_bgr = picture
         self.image = deploy.prepare_fixed(deployment.rule, image_bgr, options.height, options.width)
-        self.file, self.rounding = file, False
+        self.file, self.rounding, self.threads = file, False, threads
         self._outputs: dict[Hashable, Any] = deployment.share('outputs of parts', dict)
 
     def cases(self, *, finds_nothing: bool) -> list[Trial]:
@@ -249,7 +251,7 @@ class Trials:
         limits = [(limit.name, repr(limit.value)) for limit in self.limits]
         key = ('export', trial, *limits, repr(inputs), repr(outputs), repr(sorted(options.items())))
         model = deployment.share(key, lambda: files.export_graph(graph, options, (), example))
-        return Runner(model, optimization='basic').run(arrays), available, metadata
+        return Runner(model, optimization='basic', threads=self.threads).run(arrays), available, metadata
 
     def _network_outputs(
         self, feeds: Mapping[str, np.ndarray], names: Sequence[str]
@@ -270,7 +272,8 @@ class Trials:
                 return inputs | family.network_outputs(model, self.options, feeds)
         sizes = self.file.graph.input[0].type.tensor_type.shape.dim
         batch = sizes[0].dim_value or 1
-        runner = Runner(self.file, [name for name in names if name not in inputs], optimization='basic')
+        computed = [name for name in names if name not in inputs]
+        runner = Runner(self.file, computed, optimization='basic', threads=self.threads)
         outputs = runner.run({name: np.repeat(array, batch, 0) for name, array in inputs.items()})
         return inputs | {name: array[:1] for name, array in outputs.items()}
 
