@@ -15,9 +15,11 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdeploy_ext.exporting.ops.attention import attend_maps, attend_tokens
+OUTSIDE = -3.0
+"""A place in a grid of GridSample at which all four corners are outside of the map: the sample is 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,49 @@ class SeenViews:
     size: tuple[int, int]
 
 
+def sample_views(module: nn.Module, query: Tensor, views: SeenViews) -> Tensor:
+    """Return the weighted samples of each view, summed over the points of a query (V, C, Q).
+
+    Args:
+        module: a deformable attention; its offsets and weights are ordered by head, view and point.
+        query: (1, Q, C) or more channels, what offsets and weights are computed from.
+        views: V views, and where each query looks in each of them.
+    """
+    heads, points, count = module.num_heads, module.num_points, len(views.cells)
+    height, width = views.size
+    offsets = scaled_offsets(module.sampling_offsets(query)[0], [views.size], heads, count * points)
+    offsets = offsets.unflatten(-1, (heads, count, -1)).permute(2, 1, 0, 3)  # (V, M, Q, 2 P)
+    centres = (2 * views.places - 1).repeat(1, 1, points)[:, None]  # (V, 1, Q, 2 P)
+    grid = (centres + offsets).flatten(0, 1).unflatten(-1, (points, 2))
+    weights = module.attention_weights(query)[0].unflatten(-1, (heads, count, points)).softmax(-1)
+    weights = weights.permute(2, 1, 0, 3).flatten(0, 1)[:, None]  # (V M, 1, Q, P)
+    values = module.value_proj(views.cells).transpose(1, 2).reshape(count * heads, -1, height, width)
+    mixed = (sampled(values, grid) * weights).sum(-1)
+    return mixed.reshape(count, -1, mixed.shape[-1])
+
+
+def scaled_offsets(
+    offsets: Tensor, sizes: Sequence[tuple[int, int]], heads: int, points: int
+) -> Tensor:
+    """Return offsets in cells as steps of a grid of GridSample, in which a map is from -1 to 1.
+
+    One product by a row of constants: quotients of pairs of x and y are several times slower.
+
+    Args:
+        offsets: (Q, M * L * P * 2), by head, level, point and axis, x before y.
+        sizes: h and w of each level.
+        heads: M.
+        points: P.
+    """
+    steps = [step for height, width in sizes for step in (2 / width, 2 / height) * points]
+    return offsets * offsets.new_tensor(steps * heads)
+
+
+def sampled(maps: Tensor, grid: Tensor) -> Tensor:
+    """Return samples (M, D, Q, P) of maps (M, D, h, w) at a grid (M, Q, P, 2), -1 to 1; 0 outside."""
+    return F.grid_sample(maps, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
+
+
 def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: SeenViews) -> Tensor:
     """Return what `TemporalSelfAttention` computes before its shortcut (1, Q, C).
 
@@ -45,21 +90,8 @@ def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: Seen
         views: the last view and the present one, and where each cell looks in both; without a last one the
             cells are the query twice.
     """
-    heads, points = module.num_heads, module.num_points
     both = torch.cat([views.cells[:1], query + position], -1)
-    per_view = (heads, 2, points)
-    offsets = module.sampling_offsets(both).unflatten(-1, (*per_view, 2))[0]  # (Q, M, 2, P, 2)
-    weights = module.attention_weights(both).unflatten(-1, per_view).softmax(-1)[0]  # (Q, M, 2, P)
-    height, width = views.size
-    shares = offsets / offsets.new_tensor([width, height])
-    locations = views.places[:, :, None, None] + shares.permute(2, 0, 1, 3, 4)  # (2, Q, M, P, 2)
-    values = module.value_proj(views.cells).transpose(1, 2)  # (2, C, Q)
-    maps = values.reshape(2 * heads, -1, height, width)
-    mixed = attend_maps(
-        [maps], 2 * locations[:, :, :, None] - 1, weights.permute(2, 1, 0, 3).flatten(0, 1)[:, None]
-    )
-    mixed = mixed.reshape(2, values.shape[1], -1).mean(0)  # (C, Q)
-    return module.output_proj(mixed.t()[None])
+    return module.output_proj(sample_views(module, both, views).mean(0).t()[None])
 
 
 def attend_cameras(
@@ -67,8 +99,9 @@ def attend_cameras(
 ) -> Tensor:
     """Return what `SpatialCrossAttention` computes before its shortcut (1, Q, C).
 
-    Every cell attends to every camera, and the cameras that do not see it are left out of the mean: the same
-    function as upstream's, which collects the cells of each camera first.
+    Every cell attends to every camera, and samples in cameras that do not see it are 0: the same function as
+    upstream's, which collects the cells of each camera first. The weights of the samples are the same in all
+    cameras, so that the samples are summed before they are weighted.
 
     Args:
         module: the attention; its `deformable_attention` samples.
@@ -80,28 +113,25 @@ def attend_cameras(
     """
     sampler = module.deformable_attention
     heads, levels, points = sampler.num_heads, sampler.num_levels, sampler.num_points
-    pillar = places.shape[2]
-    offsets = sampler.sampling_offsets(query)[0]  # point p of a level belongs to point p mod Z of the pillar
-    offsets = offsets.unflatten(-1, (heads, levels, points // pillar, pillar, 2))
+    sizes = [tuple(level.shape[2:]) for level in maps]
+    offsets = scaled_offsets(sampler.sampling_offsets(query)[0], sizes, heads, points)
+    offsets = offsets.unflatten(-1, (heads, levels, 2 * points)).permute(2, 1, 0, 3)  # (L, M, Q, 2 P)
     weights = sampler.attention_weights(query)[0].unflatten(-1, (heads, levels * points)).softmax(-1)
-    weights = weights.unflatten(-1, (levels, points)).permute(2, 1, 0, 3)  # (L, M, Q, P)
-    values = []
-    for level in maps:
-        projected = sampler.value_proj(level.flatten(2).transpose(1, 2)).transpose(1, 2)
-        values.append(projected.reshape(level.shape[0], heads, -1, *level.shape[2:]))  # (N, M, D, h, w)
-    hits = is_seen.any(-1).to(query.dtype)  # (N, Q)
+    weights = weights.unflatten(-1, (levels, points)).permute(2, 1, 0, 3)[:, :, None]  # (L, M, 1, Q, P)
+    hits = is_seen.any(-1)  # (N, Q)
+    # point p of a level belongs to point p mod Z of the pillar
+    centres = (2 * places - 1).flatten(2).repeat(1, 1, points // places.shape[2])  # (N, Q, 2 P)
     total = 0.0
-    for camera in range(len(hits)):  # one at a time: all samples of all cameras at once are gigabytes
-        sampled = 0.0
-        for level, value in enumerate(values):
-            size = offsets.new_tensor([value.shape[4], value.shape[3]])
-            shares = offsets[:, :, level] / size  # (Q, M, P / Z, Z, 2)
-            locations = (places[camera][:, None, None] + shares).flatten(2, 3)  # (Q, M, P, 2)
-            sampled = sampled + attend_maps(
-                [value[camera]], 2 * locations[None, :, :, None] - 1, weights[level][:, None]
-            )  # (M, D, Q)
-        total = total + sampled.flatten(0, 1) * hits[camera]
-    mixed = total / hits.sum(0).clamp(min=1)
+    for level, features in enumerate(maps):
+        values = sampler.value_proj(features.flatten(2).transpose(1, 2)).transpose(1, 2)
+        values = values.reshape(len(features), heads, -1, *sizes[level])  # (N, M, D, h, w)
+        summed = 0.0
+        for camera in range(len(features)):  # one at a time: all samples of all cameras at once are gigabytes
+            grid = centres[camera] + offsets[level]
+            grid = torch.where(hits[camera, :, None], grid, grid.new_tensor(OUTSIDE))
+            summed = summed + sampled(values[camera], grid.unflatten(-1, (points, 2)))
+        total = total + (summed * weights[level]).sum(-1)  # (M, D, Q)
+    mixed = total.flatten(0, 1) / hits.to(query.dtype).sum(0).clamp(min=1)
     return module.output_proj(mixed.t()[None])
 
 
@@ -113,5 +143,4 @@ def attend_view(module: nn.Module, query: Tensor, view: SeenViews) -> Tensor:
         query: (1, Q, C), positions added.
         view: one view, and where each query looks in it.
     """
-    keep = view.cells.new_ones(1, view.cells.shape[1], 1)
-    return attend_tokens(module, query, view.cells, keep, [view.size], view.places[:, :, None])
+    return module.output_proj(sample_views(module, query, view).transpose(1, 2))
