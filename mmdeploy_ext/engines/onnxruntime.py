@@ -28,6 +28,11 @@ SPINNING = {
 
 By default of ONNX Runtime threads that wait for work keep their cores busy.
 """
+SLOW_ON_CPU = ('SkipLayerNormFusion',)
+"""Optimizers of ONNX Runtime that make graphs slower on a CPU.
+
+This one makes one operator of Add and LayerNormalization: 3.4 ms instead of 0.4 for 2500 rows of 256 in 1.31.
+"""
 
 
 class OnnxRuntimeBackend(Backend):
@@ -133,7 +138,10 @@ class OnnxRuntimeBackend(Backend):
 
                 source = round_half(onnx.load(self.path)).SerializeToString()
             self.session = onnxruntime.InferenceSession(
-                source, self._options(), providers=providers_with_options(self.providers)
+                source,
+                self._options(),
+                providers=providers_with_options(self.providers),
+                disabled_optimizers=SLOW_ON_CPU if self.providers == ['CPUExecutionProvider'] else None,
             )
         except Exception as error:
             raise LoadError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error
