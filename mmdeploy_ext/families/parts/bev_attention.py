@@ -54,13 +54,11 @@ def sample_views(module: nn.Module, query: Tensor, views: SeenViews) -> Tensor:
     weights = module.attention_weights(query)[0].unflatten(-1, (heads, count, points)).softmax(-1)
     weights = weights.permute(2, 1, 0, 3).flatten(0, 1)[:, None]  # (V M, 1, Q, P)
     values = module.value_proj(views.cells).transpose(1, 2).reshape(count * heads, -1, height, width)
-    mixed = (sampled(values, grid) * weights).sum(-1)
+    mixed = (F.grid_sample(values, grid, align_corners=False) * weights).sum(-1)  # 0 outside
     return mixed.reshape(count, -1, mixed.shape[-1])
 
 
-def scaled_offsets(
-    offsets: Tensor, sizes: Sequence[tuple[int, int]], heads: int, points: int
-) -> Tensor:
+def scaled_offsets(offsets: Tensor, sizes: Sequence[tuple[int, int]], heads: int, points: int) -> Tensor:
     """Return offsets in cells as steps of a grid of GridSample, in which a map is from -1 to 1.
 
     One product by a row of constants: quotients of pairs of x and y are several times slower.
@@ -73,11 +71,6 @@ def scaled_offsets(
     """
     steps = [step for height, width in sizes for step in (2 / width, 2 / height) * points]
     return offsets * offsets.new_tensor(steps * heads)
-
-
-def sampled(maps: Tensor, grid: Tensor) -> Tensor:
-    """Return samples (M, D, Q, P) of maps (M, D, h, w) at a grid (M, Q, P, 2), -1 to 1; 0 outside."""
-    return F.grid_sample(maps, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
 
 
 def attend_views(module: nn.Module, query: Tensor, position: Tensor, views: SeenViews) -> Tensor:
@@ -129,7 +122,8 @@ def attend_cameras(
         for camera in range(len(features)):  # one at a time: all samples of all cameras at once are gigabytes
             grid = centres[camera] + offsets[level]
             grid = torch.where(hits[camera, :, None], grid, grid.new_tensor(OUTSIDE))
-            summed = summed + sampled(values[camera], grid.unflatten(-1, (points, 2)))
+            grid = grid.unflatten(-1, (points, 2))
+            summed = summed + F.grid_sample(values[camera], grid, align_corners=False)
         total = total + (summed * weights[level]).sum(-1)  # (M, D, Q)
     mixed = total.flatten(0, 1) / hits.to(query.dtype).sum(0).clamp(min=1)
     return module.output_proj(mixed.t()[None])
