@@ -1,5 +1,6 @@
 """The family of BEVFormer: the configs that it claims and refuses, its graph, reference and runtime."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,8 +18,8 @@ from mmdeploy_ext.families.bevformer.graphs import BEV, FORM, graphs, spec
 from mmdeploy_ext.families.bevformer.live import FOLLOWED, replaced
 from mmdeploy_ext.families.bevformer.options import PORTABLE, RECORDED
 from mmdeploy_ext.families.bevformer.reference import BevFormerReference
-from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx
-from mmdeploy_ext.families.bevformer.samples import driven, dumped_frame, frame, moments
+from mmdeploy_ext.families.bevformer.runtime import BevFormerOnnx, frame_with_record
+from mmdeploy_ext.families.bevformer.samples import driven, dumped_frame, frame
 from mmdeploy_ext.families.bevformer.seeded import bevformer_weights, for_view
 from mmdeploy_ext.families.parts.box_conventions import stated
 from mmdeploy_ext.families.parts.camera_family import ConventionFamily
@@ -26,6 +27,7 @@ from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
+from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.sequence import FRAME_BARS
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
@@ -60,9 +62,11 @@ class BevFormerFamily(ConventionFamily):
     bars_of = 'the portable contract of tiny at 480x800 on a CPU'
     unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s')
     ignored_prefixes = ('pts_bbox_head.code_weights',)
+    needed_settings: ClassVar[Mapping[str, bool]] = dict(as_two_stage=False, with_box_refine=True)
+    absent_settings = needed_settings
     reference, memory_spec = staticmethod(BevFormerReference), staticmethod(memory_spec)
     replaced, followed = staticmethod(replaced), FOLLOWED
-    frame, moments = staticmethod(frame), staticmethod(moments)
+    frame, moments = staticmethod(frame), staticmethod(functools.partial(moments, frame_of=frame_with_record))
     dumped_frame = staticmethod(dumped_frame)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
@@ -79,12 +83,6 @@ class BevFormerFamily(ConventionFamily):
 
     def check_model(self, cfg: Any) -> None:
         super().check_model(cfg)
-        head = self.head_of(cfg.model)
-        if head.get('as_two_stage') or not head.get('with_box_refine', True):
-            raise ConfigError(
-                f'{cfg.filename}: model.pts_bbox_head has as_two_stage={head.get("as_two_stage")}, '
-                f'with_box_refine={head.get("with_box_refine")}; expected False and True'
-            )
         if not cfg.model.get('video_test_mode', True):
             raise ConfigError(
                 f'{cfg.filename}: model.video_test_mode=False forgets the last view before every frame; '

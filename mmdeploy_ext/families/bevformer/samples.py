@@ -1,19 +1,16 @@
-"""Samples of the test loader as frames, frames of infos, and the dump of a frame."""
+"""Samples of the test loader as frames, drives for proofs, and the dump of a frame."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.bevformer.runtime import frame_with_record, place_of, record_of
+from mmdeploy_ext.families.bevformer.runtime import place_of, record_of
 from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, YAW_DEG, YAW_RAD, orientation_of
 from mmdeploy_ext.families.parts.samples import camera_frame, check_given, dumped_cameras, only
-from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.runtime.infos import read_frames
 
 KEYS = ('img', 'img_metas')
 """Keys of a sample of the test loader."""
@@ -54,15 +51,6 @@ def frame(data: Mapping[str, Any]) -> Frame:
         scene_token=str(meta['scene_token']),
         can_bus=record,
     )
-
-
-def moments(cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None = None) -> Iterator[Frame]:
-    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`.
-
-    `root` is the folder of the data set; None: files are at the paths of the infos, or beside them.
-    """
-    for rig in read_frames(infos, rule, root):
-        yield frame_with_record(rig.read_pictures(), rig, rule)
 
 
 def driven(frame: Frame) -> Iterator[Frame]:

@@ -40,6 +40,8 @@ class CameraFamily(SequenceFamily):
         detectors: types of the detectors that the family exports.
         heads: types of their heads.
         head_key: key of a model's config that has the head.
+        needed_settings: setting of the head -> the value without which a model is refused.
+        absent_settings: setting -> the value that a head without it has.
     """
 
     of_config = "size and cameras are the config's"
@@ -49,6 +51,8 @@ class CameraFamily(SequenceFamily):
     detectors: ClassVar[tuple[str, ...]]
     heads: ClassVar[tuple[str, ...]]
     head_key: ClassVar[str] = 'pts_bbox_head'
+    needed_settings: ClassVar[Mapping[str, bool]] = {}
+    absent_settings: ClassVar[Mapping[str, bool]] = {}
     moments, dump_tensors = staticmethod(moments), staticmethod(arrays)
 
     def head_of(self, model: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -61,7 +65,7 @@ class CameraFamily(SequenceFamily):
         return Claim.DETECTOR if cfg.model.get('type') in self.detectors else Claim.HEAD
 
     def check_model(self, cfg: Any) -> None:
-        """Refuse types and settings of a config's model that are not exported; by itself it checks types."""
+        """Refuse types and settings of a config's model that are not exported."""
         types = (
             ('type', cfg.model, self.detectors),
             (f'{self.head_key}.type', self.head_of(cfg.model), self.heads),
@@ -71,6 +75,14 @@ class CameraFamily(SequenceFamily):
                 raise ConfigError(
                     f'{cfg.filename}: model.{key}={part.get("type")!r}; expected {" or ".join(exported)}'
                 )
+        head = {**self.absent_settings, **self.head_of(cfg.model)}
+        wrong = [key for key, value in self.needed_settings.items() if head.get(key) != value]
+        if wrong:
+            raise ConfigError(
+                f'{cfg.filename}: {", ".join(f"{self.head_key}.{key}={head.get(key)}" for key in wrong)}; '
+                f'expected {", ".join(str(self.needed_settings[key]) for key in wrong)}, as in the published '
+                'configs'
+            )
 
     def check(self, cfg: Any, options: Options) -> None:
         self.check_model(cfg)

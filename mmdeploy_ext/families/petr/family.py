@@ -16,7 +16,6 @@ from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
 from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.camera_family import ConventionFamily
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.proof_samples import changed_drive
@@ -78,23 +77,12 @@ class PetrFamily(ConventionFamily):
     needed_settings: ClassVar[Mapping[str, bool]] = dict(
         with_position=True, with_multiview=True, normedlinear=False
     )
+    absent_settings: ClassVar[Mapping[str, bool]] = dict(with_position=True, normedlinear=False)
     reference = staticmethod(PetrReference)
     replaced, followed = staticmethod(replaced), FOLLOWED
     frame = staticmethod(frame)
     dumped_frame = staticmethod(functools.partial(dumped_cameras, names=DUMPED))
     graphs = staticmethod(graphs)
-
-    def check_model(self, cfg: Any) -> None:
-        super().check_model(cfg)
-        absent = dict(with_position=True, normedlinear=False)
-        head = absent | dict(self.head_of(cfg.model))
-        wrong = [key for key, value in self.needed_settings.items() if head.get(key) != value]
-        if wrong:
-            raise ConfigError(
-                f'{cfg.filename}: {", ".join(f"pts_bbox_head.{key}={head.get(key)}" for key in wrong)}; '
-                f'expected {", ".join(str(self.needed_settings[key]) for key in wrong)}, as in the published '
-                'configs'
-            )
 
     def build(self, cfg: Any) -> nn.Module:
         model = super().build(cfg)

@@ -16,7 +16,7 @@ from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.infos import read_frames
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -162,10 +162,17 @@ def scene_of(token: str | None, last: StreamState | None) -> str:
     return token
 
 
-def moments(cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None = None) -> Iterator[Frame]:
+def moments(
+    cfg: Any,
+    rule: MultiViewRule,
+    infos: Path,
+    root: str | Path | None = None,
+    frame_of: Callable[[Sequence[np.ndarray], RigFrame, MultiViewRule], Frame] = frame_of_rig,
+) -> Iterator[Frame]:
     """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`.
 
     `root` is the folder of the data set; None: files are at the paths of the infos, or beside them.
+    `frame_of` makes a frame of its pictures, as `frame_of_rig` does.
     """
     for rig in read_frames(infos, rule, root):
-        yield frame_of_rig(rig.read_pictures(), rig, rule)
+        yield frame_of(rig.read_pictures(), rig, rule)
