@@ -239,13 +239,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, and write the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('--infos', default='data/toy_nuscenes/toy_nuscenes2d_temporal_infos_train.pkl')
-    parser.add_argument('--out', required=True, help='checkpoint to write')
+    parser.add_argument('--out', required=True, type=Path, help='checkpoint to write')
     parser.add_argument('--iterations', type=int, default=420)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument(
         '--begin-with', help='checkpoint of an earlier run, from whose weights this one goes on'
     )
     args = parser.parse_args(argv)
+    args.out.parent.mkdir(parents=True, exist_ok=True)  # now, not after the training
     compat.apply()
     cfg = load_config(CONFIG)
     family = find_family(cfg)
