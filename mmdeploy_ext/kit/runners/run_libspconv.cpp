@@ -114,7 +114,7 @@ int main(int argc, char** argv) {
     cudaStream_t stream;
     check(cudaStreamCreate(&stream), "cudaStreamCreate");
     auto kind = precision == "int8" ? spconv::Precision::Int8 : spconv::Precision::Float16;
-    auto engine = spconv::load_engine_from_onnx(cases[0].file, kind, stream);
+    auto engine = spconv::load_engine_from_onnx(cases[0].file, kind); /* further arguments differ by version */
     if (!engine) fail("the engine does not load " + cases[0].file);
     for (auto& it : cases) {
         run(*engine, it, argv[1], stream);
