@@ -43,8 +43,9 @@ class Benchmark(abc.ABC):
     Attributes:
         kind: kind of models: 'images', 'stream' or 'sparse', as in `EngineInfo.runs`.
         models: name of these models in messages, in the plural.
-        foreign: names of options of `benchmark.py` that do not apply to them and are refused.
-        seconds: default of `--max-seconds`; 0 runs all rounds.
+        foreign: attributes of options of `benchmark.py`, such as 'no_racing', that do not apply to these
+            models: the program refuses them.
+        seconds: what `--max-seconds` is if the user does not type it; 0 runs all rounds.
         args: options of the command line; `cfg_options` are parsed.
         engines: names of the engines on trial, keys of `registry.ENGINES`.
         ranks: the processes that measure together, of which this is one.
@@ -52,7 +53,7 @@ class Benchmark(abc.ABC):
             one.
         deployment: the model; set by `load`.
         files: label -> exported file or folder, given by the user or exported for the run.
-        batch: samples per run of a contender.
+        batch: pictures, frames or sweeps in a sample, which is what a contender takes in one run.
         notes: notes about the files.
         refused: files that engines refused: engine, label, file, reason.
     """
@@ -251,7 +252,7 @@ class Benchmark(abc.ABC):
                     before_each=ranks.gather,
                     on_round=on_round,
                     spare=spare,
-                    seconds=args.max_seconds or self.seconds,
+                    seconds=self.seconds if args.max_seconds is None else args.max_seconds,
                 )
                 gathered = ranks.gather(runs)
                 group_runs.append({name: [run for part in gathered for run in part[name]] for name in runs})
@@ -269,8 +270,9 @@ class Benchmark(abc.ABC):
     def common_facts(self, runs: Sequence[Runs]) -> dict[str, Any]:
         """Return the entries of every JSON file about model, machine and rounds.
 
-        These are config and checkpoint with their hashes, `family`, `device`, `threads`, `processes` that
-        measured at a time, `rounds`, `warmup`, `spare_rounds`, `machine`, `memory_method`, `other_load`
+        These are `tool`, config and checkpoint with their hashes, `cfg_options`, `family`, `device`, `threads`,
+        `processes` that measured at a time, `rounds`, `warmup`, `spare_rounds` that were allowed (none with
+        several processes, which run in step), `machine`, `memory_method`, `other_load`
         (share of the cores, None if unknown), `preprocess_ms`, `profiles` (title of a graph -> times of its
         operators) and `refused`, the files that engines refused: `engine`, `label`, `file` and `reason` of
         each.
@@ -297,7 +299,7 @@ class Benchmark(abc.ABC):
 
 
 def short_labels(paths: Sequence[str], *label_kinds: Sequence[str]) -> dict[str, str]:
-    """Return label -> path of each file.
+    """Return label -> path of each file; one that is there twice may have one label.
 
     `label_kinds` are lists with a label for each path. The first list whose labels all differ is taken; if
     there is none, the paths are their own labels.

@@ -19,7 +19,7 @@ QUIET_SHARE = 0.05
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use."""
+    """Return the number of cores that this process may use; on Linux alone, as the benchmark as a whole."""
     return len(os.sched_getaffinity(0))
 
 
@@ -27,7 +27,7 @@ def machine() -> dict[str, Any]:
     """Return the entry of a machine in the JSON file of a benchmark.
 
     The keys are `cpu`, its name, `cores` that this process may use, `simd`, those of `SIMD` that it has,
-    `gpu`, the name, `system`, `python` and `versions`, package -> version.
+    `gpu`, the name or '' without one, `system`, `python` and `versions`, package -> version.
     """
     lines: list[str] = []
     with contextlib.suppress(OSError):
@@ -70,8 +70,11 @@ def _busy_s() -> float | None:
 class OtherLoad:
     """Context manager that measures how much of the cores other processes use.
 
+    All but this one are others, also those that it started. The cores are all of the machine, whichever this
+    process may use.
+
     Attributes:
-        share: used share of all cores, 0..1; None if the system does not say.
+        share: used share of all cores, 0..1; None inside the block, and if the system does not say.
     """
 
     share: float | None = None

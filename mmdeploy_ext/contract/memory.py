@@ -39,10 +39,10 @@ class MemorySpec:
         propagated: P.
         confidence: the output of confidences (1, Q) by which all rows are chosen anew in every frame; '' for
             a memory that keeps older rows.
-        first_scores: of such a memory, the reference's output (1, Q) of the scores by which a frame's own
-            instances are put in order; NaN for kept ones.
-        ids: of such a memory, the output of track ids (1, Q), the tensor of those of its rows, and that of
-            the next id; () without tracks.
+        first_scores: of a memory with a `confidence`, the reference's output (1, Q) of the scores by which a
+            frame's own instances are put in order; NaN for kept ones.
+        ids: of a memory with a `confidence`, the output of track ids (1, Q), the tensor of those of its rows,
+            and that of the next id; () without tracks.
     """
 
     tensors: Mapping[str, ColumnGroup] = dataclasses.field(default_factory=dict)
@@ -58,21 +58,27 @@ class MemorySpec:
     ids: tuple[str, ...] = ()
 
     def judged_by(self, spec: GraphSpec) -> Self:
-        """Return the memory with the tolerances of those outputs of a graph that become its tensors."""
+        """Return the memory with the tolerances of those outputs of a graph that become its tensors.
+
+        `spec` is the contract of the graph. Tensors of which it has no output keep theirs. Such an output has
+        one column group: of several the first is taken, and as the columns of the others are then in no
+        group, every comparison of the tensor fails.
+        """
         groups = {tensor.name: tensor.column_groups[0] for tensor in spec.outputs}
         tensors = {name: groups.get(self.outputs.get(name), group) for name, group in self.tensors.items()}
         return dataclasses.replace(self, tensors=tensors)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the description as plain JSON types."""
+        """Return the description as dicts, tuples, texts and numbers; JSON has lists in place of tuples."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild a description from `to_json`, whose tuples are lists in JSON."""
+        """Rebuild a description from what `to_json` returned, or from that after JSON, with lists for tuples."""
         tensors = {
-            name: ColumnGroup(**{**group, 'columns': group['columns'] and tuple(group['columns'])})
+            name: ColumnGroup(**{**group, 'columns': None if columns is None else tuple(columns)})
             for name, group in content['tensors'].items()
+            for columns in [group['columns']]
         }
         places = tuple((name, output, tuple(columns)) for name, output, columns in content['places'])
         names = {name: tuple(content[name]) for name in ('needed', 'per_query', 'ids')}

@@ -31,7 +31,8 @@ class Option:
         key: its key in `backend_config` of a config; None if configs cannot choose it.
         metavar: name of its argument in the help.
         minimum: smallest number that the user may type.
-        only_with: (name, value) of another option, without which this one has no effect.
+        only_with: (name, value) of another option, which the family has as well, and without which this one
+            has no effect.
         stated: whether the command that exports again states it at its default, too.
         pair: name of the option whose value follows in the same argument (width after height); '' if none.
         hint: advice at the end of the error of a wrong value; '' for none.
@@ -75,10 +76,11 @@ class Option:
 
     def with_value(self, value: Any, prefix: str = '--') -> str:
         """Return the option with its value, as the user wrote it; for `prefix` see `as_typed`."""
+        if prefix != '--':
+            return f'{self.as_typed(prefix)}={value!r}'
         if isinstance(value, bool):
-            return self.as_typed(prefix, value)
-        text = ' '.join(map(str, value)) if isinstance(value, tuple) else value
-        return f'{self.as_typed(prefix)} {text}' if prefix == '--' else f'{self.as_typed(prefix)}={value!r}'
+            return self.as_typed(value=value)
+        return ' '.join([self.typed, *map(_argument, value if isinstance(value, tuple) else [value])])
 
     def with_value_of(self, values: Mapping[str, Any]) -> str:
         """Return the option with its value in `values` (option name -> value), as the user wrote it."""
@@ -95,10 +97,8 @@ class Option:
             raise UsageError(f'{typed}: {self.refused[value]}')
         if self.choices:
             if value not in self.choices:
-                if len(self.choices) > 2:
-                    choices = f'one of {", ".join(self.choices)}'
-                else:
-                    choices = ' or '.join(self.choices)
+                choices = [str(choice) for choice in self.choices if choice != '']  # '' is left out, not typed
+                choices = f'one of {", ".join(choices)}' if len(choices) > 2 else ' or '.join(choices)
                 raise UsageError(f'{typed}{":" if prefix == "--" else ","} expected {choices}{hint}')
             return
         if isinstance(self.default, int) and type(value) is not type(self.default):
@@ -113,7 +113,10 @@ class Option:
             raise UsageError(f'{typed}: {error}') from error
 
     def add_to(self, parser: Any) -> None:
-        """Add the option to a parser or to a group of one; None stands for an option that is left out."""
+        """Add the option, which has to be one that can be typed, to a parser or to a group of one.
+
+        Its value is None if it is left out.
+        """
         import argparse
 
         settings: dict[str, Any] = {}
@@ -129,25 +132,20 @@ class Option:
         parser.add_argument(self.typed, dest=self.name, help=self.help, default=None, **settings)
 
     def words(self, values: Mapping[str, Any]) -> list[str]:
-        """Return the words of a command line that choose its value; [] if that is the default.
+        """Return the words of a command line that choose its value.
 
-        `values` is name -> value of all options.
+        They are [] if that is the default, unless it is `stated`; if the option cannot be typed; or if it has
+        no effect. `values` is name -> value of all options, with tuples or, from a file, lists.
         """
-        value = values.get(self.name, self.default)
+        value = _as_tuple(values.get(self.name, self.default))
         if not self.typed or (value == self.default and not self.stated) or not self.has_effect(values):
             return []
         if isinstance(value, bool):
-            return [self.as_typed(value=value)]
-        arguments = list(value) if isinstance(value, list | tuple) else [value]
+            return [self.as_typed(value=value)] if value or self.default else []
+        arguments = list(value) if isinstance(value, tuple) else [value]
         if self.pair:
             arguments.append(values[self.pair])
-        words = [self.typed]
-        for argument in arguments:
-            if isinstance(argument, list | tuple):  # PATTERN=P:Q
-                words.append(f'{argument[0]}={":".join(argument[1:])}')
-            else:
-                words.append(str(argument))
-        return words
+        return [self.typed, *map(_argument, arguments)]
 
     def has_effect(self, values: Mapping[str, Any]) -> bool:
         """Return whether the option has an effect with these values of all options, see `only_with`."""
@@ -181,7 +179,7 @@ class Options(Mapping[str, Any]):
         raise AttributeError(f'{name}: options do not change; use replace()')
 
     def __hash__(self) -> int:
-        return hash(tuple(self.items()))
+        return hash(frozenset(self.items()))
 
     def __repr__(self) -> str:
         return f'Options({", ".join(f"{name}={self[name]!r}" for name in self._changed())})'
@@ -195,7 +193,9 @@ class Options(Mapping[str, Any]):
         return Options(self.declared, **{**self, **changes})
 
     def check(self, prefix: str = '--', names: Iterable[str] | None = None) -> None:
-        """Refuse unknown values, and options that have no effect with the others.
+        """Refuse unknown values, options without an effect, and others than what a choice fixes them at.
+
+        Against a fixed value 0 and '' are allowed: with them an option is not chosen.
 
         Args:
             prefix: text before a name in the message; '--' spells it as on the command line.
@@ -218,7 +218,7 @@ class Options(Mapping[str, Any]):
                     f'{option.with_value(value, prefix)} goes with {needed_option}, got {self[condition]}'
                 )
             fixing, fixed_value = self.fixed.get(name, (None, value))
-            if fixing is not None and value and value != fixed_value:
+            if fixing is not None and value not in (fixed_value, '') and (value or value is False):
                 reason = f'{by_name[fixing].with_value(self[fixing], prefix)} is written with {fixed_value}'
                 raise UsageError(f'{option.with_value(value, prefix)}: {reason}; leave it out')
 
@@ -233,12 +233,22 @@ class Options(Mapping[str, Any]):
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as plain JSON types, for the metadata of a file."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in self.items()}
+        return {name: _as_list(value) for name, value in self.items()}
 
 
 def _as_tuple(value: Any) -> Any:
     """Return a value that can be hashed: lists become tuples, at any depth."""
     return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
+
+
+def _as_list(value: Any) -> Any:
+    """Return a value as JSON has it: tuples become lists, at any depth."""
+    return list(map(_as_list, value)) if isinstance(value, tuple) else value
+
+
+def _argument(value: Any) -> str:
+    """Return one value as it is typed; one of several texts as PATTERN=P:Q."""
+    return f'{value[0]}={":".join(value[1:])}' if isinstance(value, tuple) else str(value)
 
 
 def schemas(declared: Iterable[Option]) -> dict[str, Check]:
@@ -284,7 +294,7 @@ GROUP_NORM = Option(
     'group_norm',
     '',
     'of float32 files: operator: InstanceNormalization, which ONNX Runtime sums value by value; exact: sums '
-    'in two steps, in 1.2 to 1.8 times its time (default: exact where the backbone has it, else operator)',
+    'in two steps, in 1.2 to 1.8 times its time (default: exact where a backbone has GroupNorm, else operator)',
     ('', 'operator', 'exact'),
     key='group_norm',
     only_with=('precision', 'fp32'),
@@ -449,7 +459,7 @@ SPARSE = (
     Option(
         'output_bound',
         0,
-        'most active sites that the engine makes room for (default: 200000, as the reference)',
+        'most active sites that the engine makes room for (default, and 0: 200000, as the reference)',
         schema=number(0, 10**9, integer=True),
         metavar='N',
         minimum=0,

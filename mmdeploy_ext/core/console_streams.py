@@ -16,10 +16,12 @@ class ConsoleStream:
     Text after the closing is dropped, so that no console, no child process and no exit raises it again.
     Loggers and default arguments that were made during the run (of mmcv's ProgressBar) keep this object;
     after the run they write to the current sys.stdout or sys.stderr. Characters that a terminal or the
-    encoding cannot take are written as escapes, see `writable`.
+    encoding cannot take are written as escapes, see `writable`. Other attributes, such as `buffer`, are those
+    of the stream itself, and writing by them does raise the error. If `sys` has no stream, since the program
+    was started with a closed one, the text goes to the null device.
 
     Attributes:
-        stream: the one in `sys` during the run, None after it.
+        stream: the one in `sys` during the run, or the null device; None after the run.
         unread: whether a write failed because the reader had closed the stream.
     """
 
@@ -29,7 +31,10 @@ class ConsoleStream:
 
     @property
     def _stream(self) -> TextIO:
-        return self.stream or getattr(sys, self._name)
+        stream = self.stream or getattr(sys, self._name)
+        if stream is None or stream is self:
+            stream = self.stream = open(os.devnull, 'w', encoding='utf-8')
+        return stream
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -62,14 +67,19 @@ class ConsoleStream:
 
 @contextlib.contextmanager
 def console_streams() -> Iterator[tuple[ConsoleStream, ConsoleStream]]:
-    """Replace `sys.stdout` and `sys.stderr` inside the block; yield both replacements, in this order."""
+    """Replace `sys.stdout` and `sys.stderr` inside the block; yield both replacements, in this order.
+
+    At its end they are flushed. An error of that, such as a full disk, is raised with the old ones in place.
+    """
     before = sys.stdout, sys.stderr
     replacements = sys.stdout, sys.stderr = ConsoleStream('stdout'), ConsoleStream('stderr')
     try:
         yield replacements
     finally:
-        for output in replacements:
-            output.flush()
-        sys.stdout, sys.stderr = before
-        for output in replacements:
-            output.stream = None
+        try:
+            for output in replacements:
+                output.flush()
+        finally:
+            sys.stdout, sys.stderr = before
+            for output in replacements:
+                output.stream = None

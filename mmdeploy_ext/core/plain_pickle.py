@@ -54,11 +54,16 @@ class StoredArray:
 
 
 def loads(content: bytes) -> Any:
-    """Return what a pickle holds.
+    """Return what a pickle holds: numbers, texts, bytes, containers, arrays, numbers and types of NumPy.
+
+    Arrays are copies that can be written to. Types of NumPy among the keys of a dict or in a set stay
+    `StoredType`, and so does what a tuple holds that is in itself through a list; a class of `STAND_INS` as a
+    value is a function. Infos have none of these.
 
     Raises:
-        DataError: it names something else than containers and arrays, and might run code.
-        Exception: it is damaged; almost any kind.
+        DataError: it names something else than containers and arrays, and might run code; or an array in it
+            has a type that infos have no use for, or is damaged.
+        Exception: it is damaged in another way; almost any kind.
     """
     _check_memo(content)
     return _Plain().of(_Unpickler(io.BytesIO(content), encoding='latin1').load())
@@ -76,7 +81,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _array(content: Any, stored: Any, shape: Any, order: str) -> np.ndarray:
-    """Return the array of raw bytes, or of a list of objects."""
+    """Return the array of raw bytes in an order, or of a list of objects, which NumPy writes in C's always."""
     if not isinstance(stored, StoredType):
         raise DataError('has an array without a type; it is damaged')
     dtype = stored.dtype()
@@ -88,8 +93,8 @@ def _array(content: Any, stored: Any, shape: Any, order: str) -> np.ndarray:
         values = np.empty(len(content), object)
         for index, value in enumerate(content):
             values[index] = value
-    else:
-        values = np.frombuffer(content, dtype).copy() if len(content) else np.empty(0, dtype)
+        return values.reshape(shape)
+    values = np.frombuffer(content, dtype).copy() if len(content) else np.empty(0, dtype)
     return values.reshape(shape, order=order)
 
 
@@ -111,8 +116,10 @@ def _scalar(stored: Any, content: Any) -> Any:
 
 def _bytes(text: str = '', encoding: str = 'latin1') -> bytes:
     """Return bytes: protocols 0 to 2 keep them as text."""
-    if encoding not in ('latin1', 'latin-1') or not isinstance(text, str | bytes | bytearray | list):
+    if encoding not in ('latin1', 'latin-1'):
         raise DataError(f'has bytes in {encoding!r}, expected latin1')
+    if not isinstance(text, str | bytes | bytearray | list):
+        raise DataError(f'has bytes made of {type(text).__name__}, expected a text; it is damaged')
     return text.encode('latin1') if isinstance(text, str) else bytes(text)
 
 
@@ -201,17 +208,27 @@ LONG = {
     if op.arg and op.arg.n < 0
 }
 """Opcode with an argument of any length -> bytes of its length, 0 for a line of text."""
-PUT, TWO_LINES = b'p'[0], b'ci'
+PUT, TWO_LINES, MOST_DIGITS = b'p'[0], b'ci', 20
+
+
+def _up_to(largest: int) -> bytes:
+    """Return the regular expression of a number of four bytes, the lowest first, that is not above another."""
+    top = min(largest, 2**32 - 1).to_bytes(4, 'little')
+    alternatives = [re.escape(top)]
+    for index, byte in enumerate(top):
+        if byte:  # smaller here, equal in the bytes above, anything below
+            below = b'[\\x00-\\x%02x]' % (byte - 1)
+            alternatives.append(b'.{%d}%s%s' % (index, below, re.escape(top[index + 1 :])))
+    return b'|'.join(alternatives)
 
 
 def _check_memo(content: bytes) -> None:
     """Refuse a pickle that numbers an object higher than the pickle has bytes.
 
-    Python's reader keeps numbered objects in a table, of 16 bytes for each number up to the highest.
+    Python's reader keeps numbered objects in a table, of 16 bytes for each number up to the highest: it takes
+    16 times the memory of the pickle at most.
     """
-    digits = (len(content).bit_length() + 7) // 8
-    numbered = b'r.{%d}\x00{%d}' % (min(digits, 4), max(4 - digits, 0))
-    short = re.compile(b'(?:%s|%s)*+' % (SHORT, numbered), re.DOTALL)
+    short = re.compile(b'(?:%s|r(?:%s))*+' % (SHORT, _up_to(len(content))), re.DOTALL)
     place = 0
     while True:
         place = short.match(content, place).end()
@@ -228,5 +245,7 @@ def _check_memo(content: bytes) -> None:
             start, place = place, content.find(b'\n', place) + 1
             if not place:
                 return
-        if opcode[0] == PUT and len(content[start:place]) > len(str(len(content))) + 1:
-            raise DataError('numbers an object higher than there are bytes; it is damaged')
+        if opcode[0] == PUT:
+            number = content[start : start + MOST_DIGITS + 1].partition(b'\n')[0].strip()
+            if len(number) > MOST_DIGITS or not number.isdigit() or int(number) > len(content):
+                raise DataError('numbers an object higher than there are bytes; it is damaged')

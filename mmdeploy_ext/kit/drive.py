@@ -30,10 +30,15 @@ NOTHING = np.zeros(0, np.float32)
 
 
 class DriveJudge:
-    """Collects the frames of both modes and judges them together.
+    """Collects the frames of each mode, 'teacher' and 'free', and judges the mode as a whole.
+
+    A kit is a folder of files, inputs and PyTorch's outputs with which an engine elsewhere is judged.
 
     Attributes:
-        runs: 'teacher' and 'free' -> its judgement so far.
+        graph: the last file, which gives results and memory.
+        memory: description of those tensors of the memory that the last file has as outputs.
+        runs: mode -> its judgement so far.
+        frames: mode -> names of its frames, in order, also of those without results.
     """
 
     def __init__(self, manifest: Mapping[str, Any], graph: KitGraph, precision: str) -> None:
@@ -51,6 +56,7 @@ class DriveJudge:
             self.memory = self.memory.judged_by(graph.spec)
         bars, match = default_bars(precision), task_module(manifest['task']).match_detections
         self.runs = {mode: PairRun(mode, graph.spec, bars, self.memory, match) for mode in MODES}
+        self.frames: dict[str, list[str]] = {mode: [] for mode in MODES}
 
     def add(self, mode: str, frame: ChainedFrame, case: KitCase, arrays: Mapping[str, np.ndarray]) -> None:
         """Judge the outputs of one frame in a mode; frames are added in order.
@@ -72,6 +78,7 @@ class DriveJudge:
             frame.scene,
             f'frame {frame.name} ({frame.title})',
         )
+        self.frames[mode].append(moment_frame.name)
         try:
             boxes = runtime_of(metadata.family).boxes_of_outputs(metadata, arrays)
         except FAILURES as error:
@@ -91,22 +98,33 @@ class DriveJudge:
 
     @property
     def first_difference(self) -> str:
-        """Sentence about the first frame that differs, and what differs there; '' if none does."""
+        """Sentence about the first frame that differs or has a fault, and what is wrong there; '' if none.
+
+        It is of the teacher-forced mode if one of its frames is wrong: there an error is where it is made.
+        """
         for mode, run in self.runs.items():
-            names, tensors = run.series['name'], run.tensors.failed
-            first = {tensor: names.index(frames[0]) for tensor, frames in tensors.items()}
+            names = run.series['name']
             counts = zip(run.series['reference'], run.series['matched'], run.series['extra'], strict=True)
-            wrong = {index: row for index, row in enumerate(counts) if row[0] != row[1] or row[2]}
-            if not first and not wrong:
-                continue
-            index = min([*first.values(), *wrong])
-            parts = [
-                f'{tensor} ({run.tensors.text_of(tensor, index)})'
-                for tensor, place in first.items()
-                if place == index
-            ][:1]
-            if index in wrong:
-                reference, matched, extra = wrong[index]
-                parts.append(f'{matched} of {reference} results matched, {extra} extra')
-            return f'{MODE_TITLES[mode]}: {names[index]}: {"; ".join(parts)}'
+            of_tensors = [
+                (frames[0], f'{tensor} ({run.tensors.text_of(tensor, names.index(frames[0]))})')
+                for tensor, frames in run.tensors.failed.items()
+            ]
+            of_results = [
+                (name, f'{matched} of {reference} results matched, {extra} extra')
+                for name, (reference, matched, extra) in zip(names, counts, strict=True)
+                if reference != matched or extra
+            ]
+            of_faults = [  # a fault may have a detail after the name of its frame
+                (name, fault)
+                for fault, (place, *_) in run.faults.items()
+                for name in self.frames[mode]
+                if place == name or place.startswith(f'{name} (')
+            ]
+            if wrong := {name for name, _ in (*of_tensors, *of_results, *of_faults)}:
+                first = next(name for name in self.frames[mode] if name in wrong)
+                texts = (
+                    next((text for name, text in kind if name == first), '')
+                    for kind in (of_tensors, of_results, of_faults)
+                )
+                return f'{MODE_TITLES[mode]}: {first}: {"; ".join(filter(None, texts))}'
         return ''

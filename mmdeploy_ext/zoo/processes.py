@@ -49,8 +49,9 @@ class Limits:
 class ConfigProcess:
     """The process that exports and proves one config.
 
-    Below the folder `out` of the run, `records/` has a JSON file for each config, with the suffix
-    '.unfinished' while its process runs, and `logs/` has the output of its process. `log`, `record_path` and
+    Below the folder `out` of the run, `records/` has a JSON file for each config, a file with the suffix
+    '.unfinished' from the first export that ended until its process has, and `logs/` has the output of its
+    process. Both files of an earlier run are removed first. `log`, `record_path` and
     `unfinished_path` are these files of the config, `start_s` is when it began, by `time.monotonic`, and
     `export_kinds` are the exports of the run, in their order.
     """
@@ -61,6 +62,8 @@ class ConfigProcess:
         self.record_path = record_path(config, out)
         self.unfinished_path = self.record_path.with_suffix('.unfinished')
         self.export_kinds = [kind for kind in EXPORT_KINDS if kind in settings.export_kinds]
+        for path in (self.unfinished_path, self.log):  # of another run: this process may die before it writes
+            path.unlink(missing_ok=True)
         context = multiprocessing.get_context('fork')  # the libraries take seconds to import
         self.process = context.Process(target=self._run, args=(settings,))
         self.process.start()
@@ -76,7 +79,6 @@ class ConfigProcess:
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(log, stream)
-        self.unfinished_path.unlink(missing_ok=True)
         earlier = read_record(self.record_path)
         record = prove_config(
             self.config, settings, earlier, lambda record: record.write(self.unfinished_path)
@@ -104,6 +106,8 @@ class ConfigProcess:
     def record(self, limit: str) -> Record:
         """Return the record of the ended process; one of a process that failed is made and written here.
 
+        The failure is the outcome of the first export that was asked for, and is one of its family, of which
+        there is no outcome. If there is none, the process failed after its work, and the outcomes stay.
         `limit` is the reason for which it was killed; '' if it ended by itself.
         """
         status, empty = self.process.exitcode, Record(self.config.name, self.config.parts)
@@ -112,23 +116,32 @@ class ConfigProcess:
         record = read_record(self.unfinished_path) or empty
         lines = self.log.read_text(errors='replace').splitlines()[-LOG_LINES:] if self.log.is_file() else []
         status_text = f'signal {-status}' if status is not None and status < 0 else f'exit status {status}'
-        why = portable('\n'.join([status_text, *lines]))[-MAX_CHARACTERS:]
-        open_kinds = [kind for kind in self.export_kinds if getattr(record, kind) is None]
-        export_kind = (open_kinds or self.export_kinds)[0]
-        record = dataclasses.replace(record, **{export_kind: Outcome(reason=limit or CRASH, why=why)})
+        last_words = portable('\n'.join(lines))[-(MAX_CHARACTERS - len(status_text) - 1) :]
+        failure = Outcome(reason=limit or CRASH, why=f'{status_text}\n{last_words}'.rstrip())
+        tried = [kind for kind in _export_kinds(record) if kind in self.export_kinds]
+        if open_kinds := [kind for kind in tried if getattr(record, kind) is None]:
+            record = dataclasses.replace(record, **{open_kinds[0]: failure})
         record.write(self.record_path)
+        self.unfinished_path.unlink(missing_ok=True)
         return record
 
 
-def finished_records(group: Sequence[Config], settings: Settings, out: Path) -> list[Record]:
-    """Return the records of configs that are the same model, if an earlier run into `out` ended them.
+def _export_kinds(record: Record) -> tuple[str, ...]:
+    """Return the exports that the config of a record can have; all of them before its family is known."""
+    known = record.family in registered()
+    return export_kinds_of(FAMILIES[record.family]) if known else EXPORT_KINDS
 
-    The list is empty if a wanted export was not tried, or if anything changed that the outcome follows from.
+
+def finished_records(group: Sequence[Config], settings: Settings, out: Path) -> list[Record]:
+    """Return the records of configs that are the same model, if an earlier run into `out` ended the first.
+
+    Those of the others are written. The list is empty if a wanted export was not tried, if its process died
+    or exceeded a limit, or if anything changed that the outcome follows from.
     """
     record = read_record(record_path(group[0], out))
     if record is None:
         return []
-    kinds = export_kinds_of(FAMILIES[record.family]) if record.family in registered() else EXPORT_KINDS[:1]
+    kinds = _export_kinds(record) if record.family in registered() else EXPORT_KINDS[:1]
     outcomes = [getattr(record, kind) for kind in kinds if kind in settings.export_kinds]
     made_from = origin_digest(group[0], settings)
     if not (made_from and outcomes and all(one and one.made_from == made_from for one in outcomes)):
@@ -146,7 +159,11 @@ def _write_same_models(record: Record, same_models: Sequence[Config], out: Path)
 
 
 def import_libraries(config: Config) -> None:
-    """Import the libraries of a config and hash the judges, which forked processes then have: 3 s."""
+    """Import the libraries of a config and hash the judges, which forked processes then have: 3 s.
+
+    The judges are the modules of proofs; by their hash a later run sees whether an outcome still holds, see
+    `digests.py`. A config that no family exports imports less; its own process says why.
+    """
     hash_judges()
     with contextlib.suppress(UsageError):
         find_family(load_config(config.path))
@@ -155,8 +172,9 @@ def import_libraries(config: Config) -> None:
 def run_all(
     groups: Sequence[Sequence[Config]], settings: Settings, out: Path, jobs: int, limits: Limits
 ) -> Iterator[list[Record]]:
-    """Yield the records of each group of configs as soon as they are known; `jobs` processes run at a time.
+    """Yield the records of each group of configs as soon as they are known.
 
+    `jobs` processes, one or more, run at a time; a group has at least one config.
     The configs of a group are the same model to test, of which only the first is proven. A process that
     exceeds one of the limits is killed. `ConfigProcess` says what is written below `out`.
     """

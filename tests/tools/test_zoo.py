@@ -208,6 +208,8 @@ def test_a_process_that_died_leaves_its_last_words(zoo):
         (('fixed', 'dynamic'), (), 'fixed'),
         (('fixed', 'dynamic'), ('fixed',), 'dynamic'),
         (('dynamic',), (), 'dynamic'),
+        (('fixed', 'dynamic'), ('fixed', 'dynamic'), ''),
+        (('fixed', 'dynamic'), ('fixed', 'lidar'), ''),  # the one export of a family of sweeps
     ],
 )
 def test_a_process_that_died_left_out_an_export_that_was_asked_for(tmp_path, asked, done, expected):
@@ -216,12 +218,33 @@ def test_a_process_that_died_left_out_an_export_that_was_asked_for(tmp_path, ask
     job.process, job.log = types.SimpleNamespace(exitcode=-9), tmp_path / 'none.txt'
     job.record_path, job.unfinished_path = tmp_path / 'one.json', tmp_path / 'one.unfinished'
     if done:
-        proven = dict.fromkeys(done, records.Outcome(True))
-        records.Record('one.py', {}, **proven).write(job.unfinished_path)
+        family = 'centerpoint' if 'lidar' in done else ''
+        proven = {kind: records.Outcome(True) for kind in done if kind in records.EXPORT_KINDS}
+        records.Record('one.py', {}, family=family, **proven).write(job.unfinished_path)
+    job.log.write_text('word ' * 1000)
     record = job.record('')
-    assert getattr(record, expected).reason == records.CRASH
+    assert not job.unfinished_path.exists()
+    if expected:
+        failure = getattr(record, expected)
+        assert failure.reason == records.CRASH and failure.why.startswith('signal 9\n')
+        assert len(failure.why) == records.MAX_CHARACTERS - 1  # without the last space
     others = [kind for kind in records.EXPORT_KINDS if kind != expected]
     assert all(getattr(record, kind) is None or getattr(record, kind).proven for kind in others)
+
+
+def test_a_process_that_dies_at_once_leaves_nothing_of_an_earlier_run(tmp_path, monkeypatch):
+    config = types.SimpleNamespace(name='one.py', slug='one', parts={})
+    for name in ('records', 'logs'):
+        (tmp_path / name).mkdir()
+    (tmp_path / 'logs/one.txt').write_text('of an earlier run')
+    unfinished = tmp_path / 'records/one.unfinished'
+    records.Record('one.py', {}, fixed=records.Outcome(True)).write(unfinished)
+    monkeypatch.setattr(processes.ConfigProcess, '_run', lambda *_: os._exit(3))
+    job = processes.ConfigProcess(config, types.SimpleNamespace(export_kinds=('fixed',)), tmp_path)
+    job.process.join()
+    record = job.record('')
+    assert (record.fixed.reason, record.fixed.why) == (records.CRASH, 'exit status 3')
+    assert records.read_record(job.record_path) == record and not unfinished.exists()
 
 
 def no_proof(*given, **named):

@@ -2,14 +2,18 @@
 
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import toy_scn_family
 import toy_sparse
+from mmdeploy_ext.benchmark import measure
 from mmdeploy_ext.benchmark import sparse_figures as figures
+from mmdeploy_ext.benchmark.sparse import SparseBenchmark
 from mmdeploy_ext.benchmark.sparse_figures import growth_exponent, points_in, surfaces
+from mmdeploy_ext.cli import benchmark_app
 from mmdeploy_ext.cli.benchmark_app import main
 from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
 from mmdeploy_ext.sparse.rulebook import Level
@@ -28,6 +32,16 @@ def benchmark(*words) -> int:
         return main([str(word) for word in words])
     except SystemExit as error:
         return error.code
+
+
+@pytest.mark.parametrize(('typed', 'seconds'), [([], 45), (['--max-seconds', '0'], 0)])
+def test_zero_seconds_run_all_rounds_also_where_that_is_not_the_default(monkeypatch, typed, seconds):
+    given, made = [], object.__new__(SparseBenchmark)
+    made.args = benchmark_app.build_parser().parse_args(['config.py', 'model.pth', *typed])
+    made.ranks = SimpleNamespace(size=1, rank=0, gather=lambda value: [value])
+    monkeypatch.setattr(SparseBenchmark, 'groups', lambda self: [[]])
+    monkeypatch.setattr(measure, 'interleave', lambda *_, seconds, **__: given.append(seconds) or {})
+    assert made._measure([]) == [{}] and given == [seconds]
 
 
 # ---- scenes

@@ -1,5 +1,6 @@
 """The spec survives JSON, and refuses wrong feeds with the name, what was got and what was expected."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,8 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmdeploy_ext.contract.memory import MemorySpec
+from mmdeploy_ext.contract.options import GROUP_NORM, KEEP_FP32, Option, Options
+from mmdeploy_ext.contract.schema import FLAG
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.core.errors import ShapeError, UsageError
 
 IMAGE = TensorSpec('input', 'float32', ('B', 3, 'H', 'W'), 'pixels', 'pixel')
 SIZES = TensorSpec('img_shape', 'float32', ('B', 2), default=0.0)
@@ -116,3 +120,53 @@ def test_a_fixed_axis_says_what_to_do():
 def test_an_input_without_axes_is_taken():
     scale = TensorSpec('scale', 'float32', ())
     GraphSpec('toy', (scale,), ()).check_feeds({'scale': np.float32(1)})
+
+
+def test_a_choice_that_is_no_word_is_not_offered():
+    with pytest.raises(UsageError, match=r'^--group-norm x: expected operator or exact$'):
+        GROUP_NORM.check('x')
+    with pytest.raises(UsageError, match=r"^backend_config.group_norm='x', expected operator or exact$"):
+        GROUP_NORM.check('x', 'backend_config.')
+
+
+LAYERS = Option('layers', (('a*', 'fp16', 'int8'),), stated=True)
+FLAG_OFF, FLAG_ON = Option('flag', False, stated=True), Option('flag', True)
+
+
+@pytest.mark.parametrize(
+    ('option', 'value', 'words'),
+    [
+        (KEEP_FP32, [], []),
+        (KEEP_FP32, ['a', 'b'], ['--keep-fp32', 'a', 'b']),
+        (LAYERS, [['a*', 'fp16', 'int8']], ['--layers', 'a*=fp16:int8']),
+        (FLAG_OFF, False, []),
+        (FLAG_OFF, True, ['--flag']),
+        (FLAG_ON, False, ['--no-flag']),
+    ],
+)
+def test_words_of_a_command_choose_the_value_of_a_file(option, value, words):
+    assert option.words({option.name: value, 'precision': 'fp16'}) == words
+
+
+def test_an_option_with_its_value_is_as_it_was_written():
+    assert FLAG_OFF.with_value(False, 'backend_config.') == 'backend_config.flag=False'
+    assert FLAG_ON.with_value(False) == '--no-flag'
+    assert LAYERS.with_value((('a*', 'fp16', 'int8'),)) == '--layers a*=fp16:int8'
+
+
+def test_a_flag_that_a_choice_sets_cannot_be_taken_back():
+    fixing = Option('target', 'any', choices=('any', 'one'), fixes={'one': dict(flag=True)})
+    options = Options((fixing, dataclasses.replace(FLAG_ON, schema=FLAG)), target='one', flag=False)
+    with pytest.raises(UsageError, match='--no-flag: --target one is written with True; leave it out'):
+        options.check()
+
+
+def test_equal_options_have_one_hash_and_plain_json():
+    one, other = Options((LAYERS, FLAG_ON)), Options((FLAG_ON, LAYERS))
+    assert one == other and hash(one) == hash(other)
+    assert one.to_json() == json.loads(json.dumps(one.to_json()))
+
+
+def test_a_memory_survives_json():
+    memory = MemorySpec(dict(a=ColumnGroup(columns=()), b=ColumnGroup(columns=(1,)), c=ColumnGroup()))
+    assert MemorySpec.from_json(json.loads(json.dumps(memory.to_json()))) == memory

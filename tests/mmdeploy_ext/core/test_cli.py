@@ -11,6 +11,7 @@ import pytest
 
 from mmdeploy_ext.cli import options
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.console_streams import console_streams
 from mmdeploy_ext.core.errors import (
     AbsentPackageError,
     CheckpointError,
@@ -420,3 +421,24 @@ def test_an_argument_left_empty_names_no_folder(tmp_path, monkeypatch):
     cli.writes(made.add_argument('--output-file'))
     assert cli.run(lambda args: 0, made, ['--output-file', 'm.onnx']) == 0
     assert cli.run(lambda args: 0, made, ['--output-file', 'm.onnx', '--data-root', '.']) == 2
+
+
+@pytest.mark.parametrize('stream', ['stdout', 'stderr'])
+def test_a_tool_started_with_a_closed_stream_runs(monkeypatch, stream):
+    monkeypatch.setattr(sys, stream, None)  # as Python has it then
+    with console_streams() as streams:
+        print('a', file=getattr(sys, stream), flush=True)
+        assert [output.unread for output in streams] == [False, False]
+    assert getattr(sys, stream) is None
+    opened = streams[stream == 'stderr']
+    opened.write('after the run')
+    opened.stream.close()
+
+
+def test_streams_are_put_back_if_the_last_text_cannot_be_written(monkeypatch):
+    full = io.StringIO()
+    full.flush = lambda: (_ for _ in ()).throw(OSError(28, 'No space left on device'))
+    monkeypatch.setattr(sys, 'stdout', full)
+    with pytest.raises(OSError, match='No space'), console_streams():
+        print('a')
+    assert sys.stdout is full

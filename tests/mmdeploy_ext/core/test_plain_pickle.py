@@ -4,6 +4,7 @@ import builtins
 import collections
 import os
 import pickle
+import re
 import subprocess
 
 import numpy as np
@@ -76,6 +77,13 @@ def test_an_object_that_is_there_twice_is_one_object(protocol):
     itself.append(itself)
     read = plain_pickle.loads(pickle.dumps(itself, protocol))
     assert read[0] is read[1][0] and read[2] is read and read[0]['boxes'].shape == (2, 7)
+
+
+@pytest.mark.parametrize('protocol', PROTOCOLS)
+def test_arrays_of_objects_come_back_in_every_layout(protocol):
+    array = objects([1, 'a', None, 2.5, [3], ()]).reshape(2, 3)
+    for value in (array, np.asfortranarray(array), array.T):
+        assert plain_pickle.loads(pickle.dumps(value, protocol)).tolist() == value.tolist()
 
 
 def of_numpy_2(content):
@@ -157,11 +165,22 @@ def test_raw_bytes_never_become_objects(protocol):
     [
         *(b'\x80\x02]r\xff\xff\xff\x07.', b'\x80\x02]r\x00\x01\x00\x00.', b'(lp99999999\n.'),
         b'\x80\x02X\x02\x00\x00\x00r.r\x00\x00\x00\x01.',
+        *(b'\x80\x02]r\xff\x00\x00\x00.' + bytes(200), b'(lp9\x009\n.', b'(lp' + b'9' * 5000 + b'\n.'),
+        b'(lp99\n.',
     ],
 )
 def test_numbers_of_objects_that_would_take_all_memory_are_refused(content):
     with pytest.raises(DataError, match='numbers an object higher than there are bytes'):
         plain_pickle.loads(content)
+
+
+@pytest.mark.parametrize('size', [9, 255, 256, 0x1234, 0x12FFFF, 0x1000000, 2**32 - 1, 2**40])
+def test_numbers_of_objects_are_allowed_up_to_the_number_of_bytes(size):
+    allowed = re.compile(plain_pickle._up_to(size), re.DOTALL)
+    steps = [step for power in range(5) for step in (256**power - 1, 256**power)]
+    for number in {abs(size + sign * step) for step in steps for sign in (-1, 1)} | {2**32 - 1}:
+        if number < 2**32:
+            assert bool(allowed.fullmatch(number.to_bytes(4, 'little'))) == (number <= size), number
 
 
 def test_attributes_that_a_pickle_sets_do_not_stay():

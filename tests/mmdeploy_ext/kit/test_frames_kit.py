@@ -18,14 +18,18 @@ from mmdeploy_ext.cli import judge_app, kit_app
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.kit.contents import ArrayFolder, ChainedFrame, read_array
+from mmdeploy_ext.kit.drive import DriveJudge
 from mmdeploy_ext.kit.judge import judge
 from mmdeploy_ext.kit.local_run import run_kit
 from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.kit.writer import write_detector_kit
 from mmdeploy_ext.proving.inputs.samples import proof_samples
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, PairRun
 from mmdeploy_ext.runtime.frames import Sweep
 from numpy_alone import run_command
+from toy_stepper import MEMORY as TOY_MEMORY
+from toy_stepper import SPEC
 
 GENERATED = [dict(name='generated', licence='Apache-2.0')]
 FRAMES = 4
@@ -109,6 +113,19 @@ def test_the_first_frame_and_tensor_that_differ_are_named(stream, tmp_path, caps
     printed = capsys.readouterr().out
     assert 'frame 001 (scene 0 frame 1)' in printed and f'first difference: {first}' in printed
     assert 'ok     free-running: 4 frames, 1 resets' in printed and printed.endswith('NOT EQUAL\n')
+
+
+@pytest.mark.parametrize('fault', ['a (scene 0)', 'a (scene 0) (rows 3)', 'b (scene 0)'])
+def test_a_frame_without_results_is_the_first_that_differs(fault):
+    judge, run = object.__new__(DriveJudge), PairRun('teacher', SPEC, FULL_DRIVE, TOY_MEMORY, None)
+    judge.frames, judge.runs = {'teacher': ['a (scene 0)', 'b (scene 0)']}, {'teacher': run}
+    assert judge.first_difference == ''
+    run.faults['no results: why'].append(fault)
+    assert judge.first_difference == f'teacher-forced: {fault[:11]}: no results: why'
+    for key, value in dict(name='b (scene 0)', reference=3, matched=2, extra=0).items():
+        run.series[key].append(value)
+    counts = '2 of 3 results matched, 0 extra; ' if fault.startswith('b') else ''
+    assert judge.first_difference == f'teacher-forced: {fault[:11]}: {counts}no results: why'
 
 
 @pytest.mark.parametrize('name', in_suite(['stream', 'sweeps'], 'stream'))  # rotated boxes take long

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
 from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive
 from mmdeploy_ext.proving.levels.drive_run import DriveBars
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -456,6 +457,22 @@ def test_half_precision_is_judged_by_the_cosine():
     assert both(lambda: ToyStepper(noise=3e-3), bars=bars)['teacher'].passed
     row = both(lambda: ToyStepper(seed=1), bars=bars)['teacher']
     assert not row.passed and 'all_cls_scores' in said(row)
+
+
+@pytest.mark.parametrize('mode', ['teacher', 'free'])
+@pytest.mark.parametrize('wrong', [False, True])
+def test_a_memory_whose_output_has_several_column_groups_never_passes(mode, wrong):
+    def alter(stepper, frame, result):
+        stepper.state.tensors['reference_point'][..., 2] += wrong
+        return result
+
+    groups = ColumnGroup('x y', (0, 1), 'm', atol=9.0), ColumnGroup('z', (2,), 'm')
+    output = TensorSpec('places', 'float32', (1, 'R', 3), groups=groups)
+    graph = dataclasses.replace(SPEC, outputs=(*SPEC.outputs, output))
+    memory = dataclasses.replace(MEMORY, outputs=dict(reference_point='places')).judged_by(graph)
+    row = run_pair(ToyStepper(), Altered(alter), SHORT, SPEC, mode, memory=memory, bars=FEW)
+    assert not row.passed and 'memory reference_point' in said(row)
+    assert 'columns [2] belong to no column group' in said(row)
 
 
 def test_an_unknown_mode_is_refused():
