@@ -270,8 +270,8 @@ class Benchmark(abc.ABC):
     def common_facts(self, runs: Sequence[Runs]) -> dict[str, Any]:
         """Return the entries of every JSON file about model, machine and rounds.
 
-        These are `tool`, config and checkpoint with their hashes, `cfg_options`, `family`, `device`, `threads`,
-        `processes` that measured at a time, `rounds`, `warmup`, `spare_rounds` that were allowed (none with
+        These are `tool`, config and checkpoint with their hashes, `cfg_options`, `family`, `device`,
+        `threads`, `processes` that measured at a time, `rounds`, `warmup`, `spare_rounds` that were allowed (none with
         several processes, which run in step), `machine`, `memory_method`, `other_load`
         (share of the cores, None if unknown), `preprocess_ms`, `profiles` (title of a graph -> times of its
         operators) and `refused`, the files that engines refused: `engine`, `label`, `file` and `reason` of

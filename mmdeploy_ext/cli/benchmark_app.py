@@ -45,8 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--spare-rounds N', 'run up to N rounds again that other processes disturbed (default: 0)', 0)
     add(
         '--max-seconds S',
-        'begin no round after S seconds, once three count; 0 runs all rounds (default: 0, of a sparse backbone '
-        '45)',
+        'begin no round after S seconds, once three count; 0 runs all rounds (default: 0, of sparse '
+        'backbones 45)',
         type=float,
     )
     add(

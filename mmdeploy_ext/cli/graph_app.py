@@ -40,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def naming(file: str | None) -> Iterator[None]:
-    """Add the name of the file to every error inside; passes have only the graph.
+    """Put the name of the file before each `Mm2OnnxError` inside that does not have it; passes have no name.
 
-    `file` is None for a command without a file, whose errors stay as they are.
+    `file` is None for a command without a file, whose errors stay as they are, as all others do.
     """
     try:
         yield
@@ -53,5 +53,5 @@ def naming(file: str | None) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool: 0 done, 1 checked and failed, 2 usage."""
+    """Run the tool: 0 done, 1 checked and failed, 2 usage; `argv` None stands for `sys.argv`."""
     return cli.run(run, build_parser(), argv)

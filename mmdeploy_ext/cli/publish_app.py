@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
 
 META_KEYS = ('CLASSES', 'config', 'exp_name', 'seed', 'epoch', 'iter', 'mmcv_version', 'mmdet_version')
 """Keys of the checkpoint's `meta` that are published."""
 
 
 def plain(value: Any) -> Any:
-    """Return a value with numpy's scalars and arrays as numbers and lists, which every safe loader takes.
+    """Return a value with numpy's scalars and arrays, and tensors, as numbers and lists.
 
-    Lists and tuples are converted entry by entry; other values are returned as they are.
+    Every safe loader takes these. Lists and tuples are converted entry by entry; other values, dicts too, are
+    returned as they are.
     """
     if isinstance(value, list | tuple):
         return type(value)(plain(item) for item in value)
@@ -25,7 +27,16 @@ def plain(value: Any) -> Any:
 
 
 def publish(args: argparse.Namespace) -> int:
-    """Read the checkpoint, keep weights and plain facts, write the new one, and return 0."""
+    """Read the checkpoint, keep weights and plain facts, write the new one, and return 0.
+
+    Args:
+        args: `in_file`, `out_file` and `half`, see `build_parser`.
+
+    Raises:
+        CheckpointError: `in_file` is no checkpoint.
+        UsageError: `out_file` is `in_file`, has the suffix of another kind of file or cannot be written; or
+            `--half` with weights that float16 cannot hold.
+    """
     from mmdeploy_ext.weights.checkpoint import load_checkpoint
     from mmdeploy_ext.weights.convert.conversion import check_output, save_checkpoint
 
@@ -33,10 +44,11 @@ def publish(args: argparse.Namespace) -> int:
     source = load_checkpoint(args.in_file)
     meta = {key: plain(source.meta[key]) for key in META_KEYS if key in source.meta}
     weights = {key: value.contiguous() for key, value in source.state_dict.items()}
-    if args.half:
-        weights = {
-            key: value.half() if value.is_floating_point() else value for key, value in weights.items()
-        }
+    for key, value in weights.items() if args.half else ():
+        if value.is_floating_point():
+            weights[key] = value.half()
+            if weights[key].isinf().sum() > value.isinf().sum():
+                raise UsageError(f'--half: {key} has values beyond 65504, the largest that float16 holds')
     save_checkpoint(args.out_file, weights, meta)
     numbers = sum(value.numel() for value in weights.values())
     size_mb = Path(args.out_file).stat().st_size / 1e6

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 VOID, OFFSET = 0, 256**3
-"""Number of pixels without a segment, and the number of colours."""
+"""The number that stands for no segment, in the pixels that have none; and the number of colours."""
 FIGURES = ('pq', 'sq', 'rq')
 """Panoptic, segmentation and recognition quality."""
 
@@ -25,7 +25,8 @@ def rgb2id(colour: np.ndarray) -> np.ndarray:
 
 
 def id2rgb(segments: np.ndarray) -> np.ndarray:
-    """Return the picture (h, w, 3) uint8 of segments (h, w)."""
+    """Return the picture (h, w, 3) uint8 of segments (h, w), integers below `OFFSET`; see `rgb2id`."""
+    segments = np.asarray(segments, np.int64)
     return np.stack([segments // 256**place % 256 for place in range(3)], axis=-1).astype(np.uint8)
 
 

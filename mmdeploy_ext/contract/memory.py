@@ -74,7 +74,7 @@ class MemorySpec:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild a description from what `to_json` returned, or from that after JSON, with lists for tuples."""
+        """Rebuild a description from what `to_json` returned, with tuples or, after JSON, lists."""
         tensors = {
             name: ColumnGroup(**{**group, 'columns': None if columns is None else tuple(columns)})
             for name, group in content['tensors'].items()

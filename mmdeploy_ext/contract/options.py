@@ -97,7 +97,7 @@ class Option:
             raise UsageError(f'{typed}: {self.refused[value]}')
         if self.choices:
             if value not in self.choices:
-                choices = [str(choice) for choice in self.choices if choice != '']  # '' is left out, not typed
+                choices = [str(choice) for choice in self.choices if choice != '']  # '' is untyped
                 choices = f'one of {", ".join(choices)}' if len(choices) > 2 else ' or '.join(choices)
                 raise UsageError(f'{typed}{":" if prefix == "--" else ","} expected {choices}{hint}')
             return
@@ -294,7 +294,7 @@ GROUP_NORM = Option(
     'group_norm',
     '',
     'of float32 files: operator: InstanceNormalization, which ONNX Runtime sums value by value; exact: sums '
-    'in two steps, in 1.2 to 1.8 times its time (default: exact where a backbone has GroupNorm, else operator)',
+    'in two steps, in 1.2 to 1.8 times its time (default: exact where the backbone has one, else operator)',
     ('', 'operator', 'exact'),
     key='group_norm',
     only_with=('precision', 'fp32'),

@@ -33,7 +33,7 @@ class ConsoleStream:
     def _stream(self) -> TextIO:
         stream = self.stream or getattr(sys, self._name)
         if stream is None or stream is self:
-            stream = self.stream = open(os.devnull, 'w', encoding='utf-8')
+            stream = self.stream = open(os.devnull, 'w', encoding='utf-8')  # noqa: SIM115
         return stream
 
     def __getattr__(self, name: str) -> Any:

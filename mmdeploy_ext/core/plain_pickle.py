@@ -81,7 +81,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _array(content: Any, stored: Any, shape: Any, order: str) -> np.ndarray:
-    """Return the array of raw bytes in an order, or of a list of objects, which NumPy writes in C's always."""
+    """Return the array of raw bytes in an order, or of a list of objects, which is always in C's."""
     if not isinstance(stored, StoredType):
         raise DataError('has an array without a type; it is damaged')
     dtype = stored.dtype()
@@ -212,7 +212,7 @@ PUT, TWO_LINES, MOST_DIGITS = b'p'[0], b'ci', 20
 
 
 def _up_to(largest: int) -> bytes:
-    """Return the regular expression of a number of four bytes, the lowest first, that is not above another."""
+    """Return the regular expression of numbers of four bytes, the lowest first, up to the largest."""
     top = min(largest, 2**32 - 1).to_bytes(4, 'little')
     alternatives = [re.escape(top)]
     for index, byte in enumerate(top):

@@ -23,7 +23,10 @@ EDITED = 'edited graph'
 NODE_KINDS = ('node', 'attribute', 'initializer', 'wiring')
 """Kinds of differences that are at a node."""
 SHOWN = 3
-"""Number of differences, or rules, that one line lists; the JSON file has all differences."""
+"""Number of differences, or rules, that one line lists.
+
+The JSON file has all differences; nodes that differ alike, as they read one constant, are one of them.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +37,11 @@ class GraphResult:
         name: name of the graph, '' if the model is one file.
         nodes: number of nodes of the main graph, constants not counted.
         equal: whether it is the graph of a fresh export, which computes the same for every input.
-        differences: from the fresh export.
+        differences: from the fresh export; there are some, or an `error`, if both were compared and are not
+            equal.
         by_inputs: why inputs decide in place of the graph: `EDITED`, or the rules of recorded edits, which
-            were applied to the fresh export as well; '' if the graph decides.
+            were applied to the fresh export as well, to which the graph is equal then; '' if the graph
+            decides.
         note: commands that changed both graphs, or packages whose other version may explain a difference.
         error: why there is no fresh export to compare with.
     """
@@ -51,12 +56,16 @@ class GraphResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the graph is equal, or is judged by inputs."""
-        return self.equal or bool(self.by_inputs)
+        """Whether the graph is equal, or was `EDITED` and is judged by inputs alone."""
+        return self.equal or self.by_inputs == EDITED
 
     @property
     def text(self) -> str:
-        """The first line of the verdict."""
+        """The first line of the verdict.
+
+        If it differs, this says how many nodes (or places) do, and lists the first differences, of which one
+        node may have several. Rules by which inputs decide are in the title of the verdict.
+        """
         name = f'{self.name}: ' if self.name else ''
         note = f'; {self.note}' if self.note else ''
         if self.equal:
@@ -176,16 +185,17 @@ class DetectionRow:
         extra: number of detections of the candidate without a partner.
         worst_iou: smallest IoU of a pair; 1.0 when there is none.
         worst_score: largest score difference of a pair.
-        passed: whether nothing is missing, nothing extra, and all pairs are within the bars.
+        passed: whether the results could be compared, nothing is missing, nothing extra, and all pairs are
+            within the bars.
         reason: why it failed; empty when passed.
         outside: number of pairs of one class whose IoU, distance or score difference is outside the bars.
         worst_distance: largest distance of a pair, of tasks that match by distance (metres of boxes in 3D);
             None of those that match by IoU.
-        broken: whether the results could not be compared at all.
+        broken: whether the results could not be compared at all, which fails.
         low: number of results of both sides below the score threshold, which are judged over the whole proof.
         low_alone: number of those without a partner within the bars.
         ties: number of results of either side without a partner that PyTorch itself has, or lacks, with other
-            rounding, see `near_ties.py`.
+            rounding, see `near_ties.py`; they count neither as `missing` nor as `extra`.
     """
 
     image: str
@@ -225,7 +235,7 @@ class Case:
 
     @property
     def passed(self) -> bool:
-        """Whether every row passed."""
+        """Whether every row passed; outputs that cannot be compared have a row that fails."""
         return all(row.passed for row in (*self.tensors, *self.detections))
 
     @property
@@ -259,7 +269,7 @@ class MetricRow:
 
     @property
     def difference_text(self) -> str:
-        """The difference and its bar in words."""
+        """The difference and its bar in words, of a row that has both values."""
         return f'difference {abs(self.candidate - self.reference):.5f} (bar {self.bar:g})'
 
 
@@ -280,7 +290,7 @@ class SequenceRow:
         reference: number of detections of the reference at or above the score threshold, of all frames.
         matched: number of those with an equal on the other side.
         missing: number of those without a partner.
-        extra: number of results of the candidate without a partner.
+        extra: number of results of the candidate, at or above the score threshold, without a partner.
         outside: number of pairs outside the bars.
         match_rate: share of matched in the longer of both lists; None when there was nothing to match.
         match_bar: smallest rate that passes.
@@ -297,8 +307,9 @@ class SequenceRow:
         tensors: the worst row per column group of the outputs and of the memory, `at` its frame. In a free
             run only NaN, shapes and missing tensors fail a row.
         reasons: why the run fails; empty when it passes.
-        series: one entry per frame: `name`, `reset`, `gap_s`, `reference`, `matched`, `extra`, `ties`;
-            `errors` (largest absolute difference) and `ratios` (the same over its tolerance), by tensor.
+        series: figures of each frame: `name`, `reset`, `gap_s`, `reference`, `matched`, `extra` and `ties` ->
+            list with an entry per frame; `errors` (largest absolute difference) and `ratios` (the same over
+            its tolerance) -> tensor -> such a list, see `WorstRows.series`.
     """
 
     mode: str
@@ -344,8 +355,9 @@ class Pair:
         shown: the background of the results: a picture (h, w, 3) uint8 BGR or those of all cameras
             (N, h, w, 3), as the network saw them, before normalising; points (P, D) float32, x, y, z first,
             LiDAR frame; None if the results are dense maps.
-        reference: PyTorch's: detections in pixels of the picture or in the LiDAR frame, or a map (C, H, W).
-        candidate: results of the engine.
+        reference: PyTorch's results: those of the family's task (`Detections` in pixels of the picture,
+            `Detections3D` in the LiDAR frame, ...), or a map (C, H, W).
+        candidate: the engine's, of the same type.
         engine: its name in titles.
         lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of the pictures of all cameras.
         points: (P, D) float32 of the same moment, LiDAR frame, if `shown` is pictures.

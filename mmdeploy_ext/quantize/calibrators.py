@@ -4,7 +4,8 @@ Source: pytorch-quantization's max and histogram calibrators, as NVIDIA-AI-IOT/L
 them (CUDA-BEVFusion/qat/lean/quantize.py, CUDA-CenterPoint/qat/tools/sparseconv_quantization.py): 2048 bins
 on |x| from 0, later tensors widen the histogram by full bins. Differs in: a first tensor of zeros
 does not fix the width of a bin; beyond 16384 bins neighbours are merged (one far outlier in a later sweep
-would otherwise cost gigabytes); a percentile in the first bin gives that bin's upper edge, not 0.
+would otherwise cost gigabytes); a percentile in the first bin gives that bin's upper edge, not 0, while in
+others it gives the lower edge, as there.
 
 Glossary: O output and I input channels of a convolution, k0, k1, k2 its kernel.
 """
@@ -49,7 +50,15 @@ class HistogramCalibrator(Calibrator):
     """
 
     def __init__(self, method: str = 'mse', percentile: float = PERCENTILE, bins: int = BINS) -> None:
-        """Make an empty histogram; `percentile`, of |x| and in percent, is for the method of that name."""
+        """Make an empty histogram.
+
+        Args:
+            method: 'mse' or 'percentile'.
+            percentile: of |x|, in percent, for the method of that name.
+            bins: number of bins to begin with; for 'mse' above `FIRST_CANDIDATE`, ValueError otherwise.
+        """
+        if method == 'mse' and bins <= FIRST_CANDIDATE:
+            raise ValueError(f'{bins} bins: the least error is searched from bin {FIRST_CANDIDATE} on')
         self.method, self.percentile = method, percentile
         self.width = 0.0
         self.counts = np.zeros(bins, np.int64)
@@ -78,7 +87,10 @@ class HistogramCalibrator(Calibrator):
         self.counts += np.histogram(magnitudes, len(self.counts), (0.0, upper))[0]
 
     def amax(self) -> float:
-        """Return the range by the method; 0 if there were no values, or only zeros."""
+        """Return the range by the method; 0 if there were no values, or only zeros.
+
+        By a percentile it is the lower edge of the bin in which that lies, of the first bin the upper one.
+        """
         if self.width == 0:
             return 0.0
         if self.method == 'mse':
@@ -139,7 +151,8 @@ def _largest(values: np.ndarray) -> float:
 def fake_quantise(values: np.ndarray, amax: float | np.ndarray, ties: str = 'even') -> np.ndarray:
     """Round values to 8 bits: to the nearest of 255 steps of amax/127, clipped at +-amax.
 
-    `amax` is a number above 0, or an array that broadcasts to `values`. Ties go to 'even', as by NVIDIA's
+    `amax` is a number above 0 (1e-36 in float32), or an array whose shape broadcasts with that of `values` to
+    the shape of the result. Ties go to 'even', as by NVIDIA's
     calibration and most engines, or 'away' from zero. Float64 stays float64, other types become float32.
     """
     dtype = np.float64 if values.dtype == np.float64 else np.float32
@@ -162,6 +175,6 @@ def fake_quantise_kernel(weight: np.ndarray, amax: np.ndarray, ties: str = 'even
 
 
 def fake_half(values: np.ndarray) -> np.ndarray:
-    """Round values to fp16; those beyond 65504 become infinite, as on an engine."""
+    """Round values to fp16; those that round beyond 65504 (from 65520 on) become infinite."""
     with np.errstate(over='ignore'):
         return values.astype(np.float16).astype(np.float32)

@@ -37,14 +37,15 @@ CAMERA_TITLES = ('front', 'front right', 'front left', 'back', 'back left', 'bac
 GAP = 4
 """Pixels between two pictures."""
 SWEEP_SIDE, MARGIN_M, SMALLEST_EXTENT_M = 560, 4.0, 12.0
-"""Pixels of the view of a sweep from above; metres round the farthest box, and least metres to its edge."""
+"""Of the view of a sweep from above: its pixels; metres between the farthest box and its edge; and metres
+that a box is taken to be away at least."""
 
 
 def project_segments(starts: np.ndarray, ends: np.ndarray, lidar2img: np.ndarray) -> np.ndarray:
     """Project line segments from `starts` to `ends` (n, 3) in the LiDAR frame, cut at the near plane.
 
-    Returns (m, 4) float64 x1 y1 x2 y2 in pixels, m <= n: segments that are behind the camera are left out.
-    `lidar2img` (4, 4) goes to pixels times depth.
+    Returns (m, 4) float64 x1 y1 x2 y2 in pixels, m <= n: segments nearer than `NEAR`, or behind the camera,
+    are left out. `lidar2img` (4, 4) goes to pixels times depth.
     """
     starts, ends = (
         np.concatenate([points, np.ones((len(points), 1))], 1) @ lidar2img.T for points in (starts, ends)
@@ -128,8 +129,9 @@ def camera_mosaic(
 ) -> np.ndarray:
     """Draw boxes into N images in the order of nuScenes' info files, laid out as they are seen from the car.
 
-    Each gets its name; the picture is three cells of `cell_width` pixels and gaps wide. `images_bgr`,
-    `lidar2img`, `layer` and `classes` are those of `draw_camera`, for all N cameras.
+    Each gets its name; the picture is three cells of `cell_width` pixels and gaps wide, with fewer cameras as
+    many as there are. `images_bgr`, `lidar2img`, `layer` and `classes` are those of `draw_camera`, for all N
+    cameras; ValueError if there are not as many matrices as images.
     """
     cells = []
     for camera, (image, matrix) in enumerate(zip(images_bgr, lidar2img, strict=True)):
@@ -217,7 +219,7 @@ def sweep_picture(
     Args:
         title: text above the picture.
         points: (P, 3 or more), x, y, z in the LiDAR frame first.
-        layers: lists of boxes, and how they are drawn.
+        layers: lists of boxes, one or more, and how they are drawn.
         classes: names by label.
     """
     distances = [float(np.abs(layer.detections.boxes[:, :2]).max(initial=0.0)) for layer in layers]

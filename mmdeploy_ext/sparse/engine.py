@@ -38,21 +38,22 @@ def run(
     """Run a graph on one sweep; return (1, C, H, W) float32.
 
     Args:
-        graph: traced or folded; float16 weights are computed with in float32.
+        graph: traced, or folded, with its batch normalisation in the convolutions, see `fold.py`; float16
+            weights are computed with in float32.
         coordinates: (N, 4) integers, sample and axes in the graph's order, every voxel once; N may be 0.
         features: (N, C) of the voxels.
         observe: called after every node with its name and its output: (M, C) of a sparse tensor, whose rows
             are the sites of `rulebook.level(node.output)`; with None nothing is called.
         transform: called before every node with the node, its inputs and its weight (None without one);
             returns the inputs and the weight to compute with, for fake quantisation.
-        rulebook: rulebook of these coordinates; None: it is built.
+        rulebook: rulebook of these coordinates, which then are not read; None: it is built.
 
     Raises:
         PointsError: voxels that the graph cannot take.
-        ExportError: a graph that it cannot run.
+        ExportError: a graph that it cannot run, such as one with another activation than ReLU (`plan_of`).
     """
     plan = plan_of(graph)
-    rulebook = rulebook or build(plan, coordinates)
+    rulebook = build(plan, coordinates) if rulebook is None else rulebook
     tensors = {'0': checked_features(features, len(rulebook.levels[0]), graph.in_channels)}
     last_use = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
     last_use[graph.output] = len(graph.nodes)
@@ -128,7 +129,7 @@ def gathered(features: np.ndarray, weight: np.ndarray, table: np.ndarray) -> np.
     Args:
         features: (N, I) float32.
         weight: (O, k0, k1, k2, I).
-        table: (K, M) rows of the features; numbers from N on stand for no neighbour.
+        table: (K, M) rows of the features; numbers from N on stand for no neighbour, and none is negative.
     """
     kernels = np.asarray(weight, np.float32).transpose(1, 2, 3, 4, 0)
     kernels = kernels.reshape(-1, weight.shape[4], weight.shape[0])

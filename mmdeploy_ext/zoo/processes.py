@@ -40,7 +40,10 @@ LOG_LINES = 12
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Limits of one process: `seconds` of wall time, and private memory in GiB (`gigabytes`)."""
+    """Limits of one process: `seconds` of wall time, and private memory in GiB (`gigabytes`).
+
+    The memory of processes that it starts does not count.
+    """
 
     seconds: float = 1800.0
     gigabytes: float = 6.0

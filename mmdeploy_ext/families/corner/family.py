@@ -1,7 +1,8 @@
 """The family of detectors of corners: which configs it claims and refuses, and what a proof changes.
 
 What the attributes and methods of `CornerFamily` without a docstring are for is documented where they are
-defined first: `families/base.py` and `families/images.py`.
+defined first: `families/base.py` and `families/images.py`. `replaced` tells a proof which methods the graphs
+compute by themselves, `result_limit` which entry of `test_cfg` limits the results of an image.
 """
 
 import contextlib
@@ -80,7 +81,9 @@ class CornerFamily(ImageFamily):
         with refused_by_name(cfg):
             head = detector_parts.tested_head(cfg, 'bbox_head', test_cfg)
             if not isinstance(head, HEADS):
-                raise ConfigError(f'model.bbox_head.type={type(head).__name__}: expected CornerHead')
+                raise ConfigError(
+                    f'model.bbox_head.type={type(head).__name__}: expected CornerHead or CentripetalHead'
+                )
             thresholds(test_cfg)
             suppression(test_cfg)
         detector_parts.check(cfg.model, options)
@@ -104,7 +107,12 @@ class CornerFamily(ImageFamily):
             yield
 
     def limits(self, model: nn.Module) -> list[Limit]:
-        """Return the limits of corners, of pairs, and of their suppression."""
+        """Return the limits of corners, of pairs, and of their suppression.
+
+        A proof runs PyTorch and the file with other values of each: every decision is taken both ways.
+        `distance_threshold` is that of embeddings, and of a CentripetalNet that of the shifted corners from
+        the centre of their box.
+        """
         config = model.bbox_head.test_cfg
         return [
             Limit(config, 'corner_topk', Kind.CANDIDATES, minimum=FEWEST_CORNERS),

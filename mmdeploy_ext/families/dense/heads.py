@@ -55,7 +55,7 @@ def kind_of(head: nn.Module) -> HeadKind:
 def check_library_head(head: nn.Module) -> None:
     """Refuse (ConfigError) a head of mmdet that is derived from a kind and makes its results in another way.
 
-    A head of the user's own code is not refused: a proof decides on inputs.
+    One of the user's own code that is derived from a kind is not refused: a proof decides on inputs.
     """
     upstream = kind_of(head).upstream
     if type(head).__name__ in KINDS or not type(head).__module__.startswith('mmdet.'):
@@ -81,7 +81,10 @@ def base_priors(head: nn.Module) -> list[list[list[float]]]:
 
 
 def described(head: nn.Module) -> Head:
-    """Return the description of a head: its outputs, and how they become candidates."""
+    """Return the description of a head: its outputs, and how they become candidates.
+
+    ConfigError: it is of no kind, or has a coder that is not exported.
+    """
     kind = kind_of(head)
     inverted = kind.coder(head)['type'] in INVERTING_CODERS
     return dataclasses.replace(kind.describe(head), inverted=inverted)
@@ -93,10 +96,13 @@ def json_of(description: Head) -> dict[str, Any]:
 
 
 def facts_of(head: nn.Module) -> dict[str, Any]:
-    """Return what the metadata tell about the decoding of a head: all of `POSTPROCESS` but its thresholds.
+    """Return what the metadata tell about the decoding of a head.
 
-    The keys are `clip_border`, `strides` and `base_anchors` per level, `coder` (settings, by
-    `contract.dense_head`), `num_classes` and `head` (fields of its `Head`).
+    It is all of `POSTPROCESS` in `options.py` but the thresholds. The keys are `clip_border`, `strides` (of
+    x, pixels) and `base_anchors` per level, `coder` (settings, by `contract.dense_head`), `num_classes` and
+    `head` (fields of its `Head`).
+
+    ConfigError: as of `described`.
     """
     kind = kind_of(head)
     coder = kind.coder(head)  # refuses coders that are not exported, before their other settings are read

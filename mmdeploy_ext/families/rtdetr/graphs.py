@@ -100,7 +100,10 @@ class RtDetrTokensForm(nn.Module):
         self.decoder = model.decoder
 
     def forward(self, images: torch.Tensor, *maps: torch.Tensor) -> tuple[torch.Tensor]:
-        """Return boxes with scores (B, Q, 5) xyxy, pixels of the input, of which only the size is used."""
+        """Return one tensor, boxes with scores (B, Q, 5) xyxy, in pixels of the input.
+
+        Of `images` (B, 3, H, W) only the size is used; `maps` are those of the encoder, named `MAPS`.
+        """
         return (token_rows(self.decoder.select(self.decoder.project(maps)), hw(images)),)
 
 
@@ -114,7 +117,10 @@ def token_rows(selection: Selection, size: torch.Tensor) -> torch.Tensor:
 
 
 def tokens_stage(model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
-    """Return the stage that chooses tokens alone, and its output."""
+    """Return the stage that chooses tokens alone, and its output.
+
+    A proof compares this choice, a list of boxes with scores, with PyTorch's before the decoder uses it.
+    """
     network = _network(model, options, fold=True)
     return [Stage(PROPOSALS, RtDetrTokensForm(network), ('images', *MAPS), (PROPOSALS,))], (SCORED_PROPOSALS,)
 
@@ -154,8 +160,8 @@ def _raw_outputs(decoder: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return the inputs of a batch of pictures of one size, by name.
 
-    They are `images` (B, 3, H, W) float32 and `orig_target_sizes` (B, 2) int64, the width and height of the
-    originals with `rescale`, otherwise of the input.
+    They are `images` (B, 3, H, W) float32 and `SIZES`, 'orig_target_sizes' (B, 2) int64, the width and height
+    of the originals with `rescale`, otherwise of the input, in whose pixels the boxes are then.
 
     ShapeError: an image was padded, and boxes shall be in pixels of the original.
     """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import Triple
 
 CLUSTERS, CLUSTER_VOXELS, SPREAD = 160, 8, 2
-"""Clusters of the random set, voxels in each, and largest distance from its centre."""
+"""Clusters of the random set, voxels in each (some coincide), and largest distance from its centre."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +34,8 @@ class VoxelSet:
     Attributes:
         name: for display.
         features: (N, C) float32.
-        coordinates: (N, 4) int32: sample 0, then the three axes, in the order of the grid or encoder that the
-            set was made for.
+        coordinates: (N, 4) int32: sample 0, then the three axes in the encoder's order, that of the
+            `spatial_shape` that `proof_sets` gets, and of the rule and settings that `sweep_sets` gets.
         traced: whether the exporter saw it.
     """
 
@@ -46,7 +46,11 @@ class VoxelSet:
 
 
 def in_order(coordinates: np.ndarray, same: bool) -> np.ndarray:
-    """Return coordinates (N, 4) unchanged if `same`, else with the three axes in reversed order."""
+    """Return coordinates (N, 4) in a file's order of axes.
+
+    `same` is whether that is the order which they have: they are unchanged then, else the three axes are
+    reversed.
+    """
     return coordinates if same else np.ascontiguousarray(coordinates[:, [0, 3, 2, 1]])
 
 
@@ -98,7 +102,7 @@ def sweep_sets(
 
     Args:
         source: as `points_of` takes it, or a file of voxels (.npz), or a folder with such files.
-        rule: how points become voxels.
+        rule: how points become voxels, in the encoder's order of axes.
         cfg: the config, as for `points_of`.
         settings: settings of the encoder, which voxels of files must fit.
         limit: number of sweeps of a folder or of infos, evenly chosen.

@@ -1,5 +1,7 @@
 """What a file says of its export is compared with the config, and taken from neither side in silence."""
 
+import dataclasses
+
 import pytest
 from onnx import TensorProto, helper
 
@@ -85,3 +87,4 @@ def test_a_rule_that_was_typed_weakens_the_verdict_and_one_that_is_exact_does_no
     verdict.preprocessing = PreprocessingResult(('a.jpg',))
     assert verdict.title == f'PROVEN ON 5 INPUTS (replace: {rule})'
     assert graph.text == 'equal to a fresh export (9 nodes); both after replace'
+    assert not dataclasses.replace(graph, equal=False).passed

@@ -40,7 +40,7 @@ class ForkContract:
         metadata, spec: metadata and contract of that file.
         image_shape, fed_bytes, calibration_key, graphs, state_shapes: as those of `DeployContract`.
         absolute_time: whether the graph takes minus the absolute time at which each row of the memory was
-            made (version 1.0), and not its age (1.1).
+            made (version 1.0, float64 as the time itself), and not its age (1.1).
         num_new: rows that a frame adds to the memory.
         rig: the inputs `img2lidar` and `intrinsic`, computed from the last calibration.
         memory: the memory after the last frame, in its LiDAR frame, ages in seconds; float32.
@@ -69,10 +69,13 @@ class ForkContract:
         Args:
             images: (N, 3, H, W), normalised; they get the dtype of the graph.
             calibration: `lidar2img` and `intrinsics` (N, 4, 4) of the network input.
-            moment: pose and time of the frame; if `prev_exists` is False the memory is ignored.
+            moment: pose and time of the frame; if `prev_exists` is False the memory is ignored. It is False
+                in the first frame, unless `write_state` has set a memory.
 
         Returns:
-            `all_cls_scores` (L, 1, Q, K) and `all_bbox_preds` (L, 1, Q, 10), float32.
+            `all_cls_scores` (L, 1, Q, K), logits, and `all_bbox_preds` (L, 1, Q, 10), float32: x, y, z, then
+            logarithms of the sizes, sine and cosine of the heading, and velocities x, y, as `decode` in
+            `model.py` takes them.
         """
         key = calibration.lidar2img.tobytes() + calibration.intrinsics.tobytes()
         if key != self.calibration_key:
@@ -89,7 +92,8 @@ class ForkContract:
     def origin(last_pose: np.ndarray) -> np.ndarray:
         """Return the origin (3,) in metres of the global frame of the poses and points that the graph gets.
 
-        `last_pose` (4, 4) is that of the last frame, LiDAR to the global frame of the data set.
+        `last_pose` (4, 4) is that of the last frame, LiDAR to the global frame of the data set. In a frame
+        without a memory the pose stays as it is: it moves nothing else.
         """
         return np.round(last_pose[:3, 3])
 
@@ -125,7 +129,10 @@ class ForkContract:
         return dict(self.memory)
 
     def write_state(self, tensors: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> None:
-        """Replace the memory by one as `read_state` returns it, of a last frame of this pose and time."""
+        """Replace the memory by one as `read_state` returns it, of a last frame of this pose and time.
+
+        It has to have all of `FIELDS`: before the first frame there is none to keep.
+        """
         self.memory = {field: np.array(tensors[field], np.float32) for field in FIELDS}
         self.last = ego_pose, timestamp_s
 
