@@ -271,11 +271,10 @@ class Benchmark(abc.ABC):
         """Return the entries of every JSON file about model, machine and rounds.
 
         These are `tool`, config and checkpoint with their hashes, `cfg_options`, `family`, `device`,
-        `threads`, `processes` that measured at a time, `rounds`, `warmup`, `spare_rounds` that were allowed (none with
-        several processes, which run in step), `machine`, `memory_method`, `other_load`
-        (share of the cores, None if unknown), `preprocess_ms`, `profiles` (title of a graph -> times of its
-        operators) and `refused`, the files that engines refused: `engine`, `label`, `file` and `reason` of
-        each.
+        `threads`, `processes` that measured at a time, `rounds`, `warmup`, `spare_rounds` that were allowed
+        (none with several processes, which run in step), `machine`, `memory_method`, `other_load` (share of
+        the cores, None if unknown), `preprocess_ms`, `profiles` (title of a graph -> times of its operators)
+        and `refused`, the files that engines refused: `engine`, `label`, `file` and `reason` of each.
         """
         deployment, args = self.deployment, self.args
         names = ('config', 'checkpoint', 'cfg_options', 'config_sha256', 'checkpoint_sha256')
