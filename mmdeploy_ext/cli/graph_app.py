@@ -6,6 +6,7 @@ A subcommand is an entry of the `COMMANDS` of a module of `graph_commands`.
 
 import argparse
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 
 from mmdeploy_ext.cli.graph_commands import comparison, editing, folders, inspection, reduction, rewriting
@@ -47,7 +48,7 @@ def naming(file: str | None) -> Iterator[None]:
     try:
         yield
     except Mm2OnnxError as error:
-        if file is not None and file not in str(error):
+        if file is not None and not re.search(rf'(?<![\w./-]){re.escape(file)}(?!\w)', str(error)):
             error.args = (f'{file}: {error}',)
         raise
 

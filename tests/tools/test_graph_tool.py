@@ -10,7 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
+from mmdeploy_ext.cli import graph_app
 from mmdeploy_ext.cli.graph_app import main
+from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.sparse.show import columns, sparse_layers
 from scn_files import golden_model, node_of, set_attribute
 
@@ -202,3 +204,17 @@ def test_the_tool_runs_where_neither_torch_nor_mmcv_is(sparse):
         [sys.executable, '-c', code, sparse], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('madd.onnx: damaged', 'add.onnx: madd.onnx: damaged'),
+        ('add.onnx: damaged', 'add.onnx: damaged'),
+        ("cannot read 'add.onnx'", "cannot read 'add.onnx'"),
+    ],
+)
+def test_an_error_gets_the_name_of_the_file_unless_it_has_it(text, expected):
+    with pytest.raises(DataError) as caught, graph_app.naming('add.onnx'):
+        raise DataError(text)
+    assert str(caught.value) == expected
