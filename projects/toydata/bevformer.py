@@ -250,6 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     compat.apply()
     cfg = load_config(CONFIG)
     family = find_family(cfg)
+    torch.manual_seed(args.seed)  # the neck begins with what PyTorch draws
     model, rule = family.build(cfg).eval(), family.preprocess_rule(cfg)
     start_values(model, args.seed)
     weights = torch.load(BACKBONE, weights_only=True)['state_dict']
