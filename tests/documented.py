@@ -72,6 +72,7 @@ REASONS = {
         r'.*(\b[A-Z]{4,}\b(?![=_])|SWEEP|\$ORIGINAL|from_paddle| a\.onnx b\.onnx)',
     ),
     'own family': ('it is of the package that the page makes', r'.*circles\.(pth|onnx)'),
+    'gpu': ('it needs a GPU', r'.*(CUDAExecutionProvider|onnxruntime-cuda)'),
     'server': ('it serves until somebody ends it', r'mm2onnx kit --serve '),
     'npm': ('it downloads a package of npm', r'mm2onnx kit .*--(web|single-file)'),
     'own module': ('it is of the module that the page makes', r'.*my_module\.py:make'),
@@ -140,6 +141,16 @@ OF_PAGES = {
             'mm2onnx kit .*--module ',
             why='own module',
             test=SELF + 'kit/test_module_kit.py::test_samples_are_frames_with_the_state_of_the_module',
+        ),
+        Entry(
+            'mm2onnx judge .*onnxruntime-cuda',
+            why='gpu',
+            test=SELF + 'kit/test_frames_kit.py::test_cuda_that_is_not_here_is_said_first',
+        ),
+        Entry(
+            'mm2onnx kit .*SWEEP',
+            why='placeholder',
+            test=SELF + 'kit/test_voxels_kit.py::test_all_voxels_are_within_the_bars_of_the_file',
         ),
         Entry('(mm2onnx (kit|judge)|python work_dirs/kit/run_onnxruntime.py) ', run=True, matrix=True),
     ),
@@ -296,7 +307,9 @@ ENTRIES = (
     ),
     Entry(
         r'python tools/deployment/verify.py .*work_dirs/faster.onnx --report',
-        run=True, matrix=True, status=1,
+        run=True,
+        matrix=True,
+        status=1,
     ),
     Entry(
         r'python tools/deployment/verify.py .*work_dirs/(faster.onnx --edited|few.onnx)$',
@@ -328,6 +341,11 @@ ENTRIES = (
     ),
     Entry(r'python tools/onnx/lint.py ', run=True, matrix=True),
     Entry(r'python tools/deployment/verify.py .*--engine openvino', run=True, matrix=True, needs='openvino'),
+    Entry(
+        r'python tools/deployment/verify.py .*CUDAExecutionProvider',
+        why='gpu',
+        test=TOOLS + 'test_refused_options.py::test_a_provider_that_is_not_here_is_refused_before_the_proof',
+    ),
     Entry(
         r'python tools/deployment/verify.py .*--eval bbox',
         why='data set',

@@ -145,3 +145,9 @@ def test_a_proof_refuses_a_form_that_no_export_has(capsys):
     with pytest.raises(SystemExit) as refused:
         verify_app.main(['c.py', 'c.pth', 'm.onnx', '--postprocess', 'half'])
     assert refused.value.code == 2 and "invalid choice: 'half'" in capsys.readouterr().err
+
+
+def test_a_provider_that_is_not_here_is_refused_before_the_proof(capsys):
+    words = [ATSS, 'demo/checkpoints/atss_toy.pth', 'demo/atss_toy.onnx', '--providers', 'NoSuchProvider']
+    line = refusal(verify_app.main, words, capsys)
+    assert 'NoSuchProvider' in line and 'CPUExecutionProvider' in line

@@ -357,7 +357,7 @@ def test_judge_runs_a_kit_on_an_engine_of_this_machine(sweeps, tmp_path, capsys,
     assert judge_app.main(words) == 2 and 'is not empty' in capsys.readouterr().err
 
 
-def test_cuda_that_is_not_here_is_said_before_anything_is_written(sweeps, tmp_path, capsys):
+def test_cuda_that_is_not_here_is_said_first(sweeps, tmp_path, capsys):
     assert judge_app.main([str(sweeps[0]), str(tmp_path / 'o'), '--run', 'onnxruntime-cuda']) == 2
     assert 'CUDAExecutionProvider' in capsys.readouterr().err and not (tmp_path / 'o').exists()
 

@@ -49,7 +49,7 @@ def kit(request, model, voxels, tmp_path_factory):
     return folder / 'kit', folder / 'outputs'
 
 
-def test_synthetic_and_real_voxels_are_within_the_bars_of_the_file(kit):
+def test_all_voxels_are_within_the_bars_of_the_file(kit):
     judgement = judge(*kit)
     assert judgement.title == 'WITHIN FP16 BARS ON 6 INPUTS', judgement.failures
     assert 'traced input' in str(judgement.cases[0]) and 'real.npz' in str(judgement.cases[-1])

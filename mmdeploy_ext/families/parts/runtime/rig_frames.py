@@ -167,12 +167,13 @@ def moments(
     rule: MultiViewRule,
     infos: Path,
     root: str | Path | None = None,
-    frame_of: Callable[[Sequence[np.ndarray], RigFrame, MultiViewRule], Frame] = frame_of_rig,
+    frame_of: Callable[[Sequence[np.ndarray], RigFrame, MultiViewRule], Frame] | None = None,
 ) -> Iterator[Frame]:
     """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`.
 
     `root` is the folder of the data set; None: files are at the paths of the infos, or beside them.
-    `frame_of` makes a frame of its pictures, as `frame_of_rig` does.
+    `frame_of` makes a frame of its pictures; None: `frame_of_rig` does.
     """
+    frame_of = frame_of or frame_of_rig
     for rig in read_frames(infos, rule, root):
         yield frame_of(rig.read_pictures(), rig, rule)
