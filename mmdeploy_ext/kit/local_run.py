@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 from mmdeploy_ext.kit.contents import LIBSPCONV, KitGraph, read_manifest
 from mmdeploy_ext.kit.engine_files import is_dynamic, shape_ranges
 from mmdeploy_ext.kit.runners import run_onnxruntime
+from mmdeploy_ext.proving.half_bars import CPU
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -116,14 +118,10 @@ def _in_float16(path: Path, folder: Path) -> Path:
     return target
 
 
-def _open_onnxruntime(path: Path, folder: Path, fp16: bool, shapes: Sequence[str]) -> Run:
-    path = _in_float16(path, folder) if fp16 else path
-    return run_onnxruntime.open_file(path, 'CPUExecutionProvider')
-
-
-def _open_onnxruntime_cuda(path: Path, folder: Path, fp16: bool, shapes: Sequence[str]) -> Run:
-    path = _in_float16(path, folder) if fp16 else path
-    return run_onnxruntime.open_file(path, *registry.ENGINES['onnxruntime-cuda'].preset['providers'])
+def _open_onnxruntime(
+    path: Path, folder: Path, fp16: bool, shapes: Sequence[str], providers: Sequence[str] = (CPU,)
+) -> Run:
+    return run_onnxruntime.open_file(_in_float16(path, folder) if fp16 else path, *providers)
 
 
 def _open_openvino(path: Path, folder: Path, fp16: bool, shapes: Sequence[str]) -> Run:
@@ -153,9 +151,12 @@ def _open_tensorrt(path: Path, folder: Path, fp16: bool, shapes: Sequence[str]) 
 
 OPENERS = {
     'onnxruntime': _open_onnxruntime,
-    'onnxruntime-cuda': _open_onnxruntime_cuda,
+    'onnxruntime-cuda': functools.partial(
+        _open_onnxruntime, providers=registry.ENGINES['onnxruntime-cuda'].preset['providers']
+    ),
     'openvino': _open_openvino,
     'tensorrt': _open_tensorrt,
 }
 """Engine -> function (file, folder of the outputs, whether in float16, sizes of open axes) -> `Run`."""
 ENGINES = tuple(OPENERS)
+"""Names of the engines that run kits."""

@@ -118,7 +118,7 @@ def write_kit(
         judgement = judge(folder, outputs, told='the CPU of this machine')
         if not judgement.equal:
             failures = '; '.join(judgement.failures[:3])
-            raise UsageError(f"{path}: this machine does not give PyTorch's results: {failures}")
+            raise UsageError(f"{path}: run on this machine, it does not give PyTorch's results: {failures}")
         if out.exists():
             out.rmdir()
         shutil.move(str(folder), str(out))

@@ -56,7 +56,7 @@ def rules_of_convolution(node: ParsedNode) -> Iterator[tuple[str, str, str, str]
 
 
 def rules_of_grid(node: ParsedNode) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the same of the grid of the first convolution of a file."""
+    """Yield attribute, rule, message and severity if the grid of a file's first convolution is too large."""
     grid = node.unread['input_spatial_shape']
     for axis, (cells, largest) in enumerate(zip(grid, LARGEST_GRID, strict=False)):
         if cells > largest:
