@@ -21,6 +21,7 @@ from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.parts.samples import arrays, result
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.catalogue import register_named
+from mmdeploy_ext.models.query_boxes import QueryBoxCoder
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.frames import Stepper
 
@@ -28,6 +29,8 @@ Z_AFTER_TWO_SIZES = (0, 1, 3, 4, 2, 5, 6, 7, 8, 9)
 """Columns of a box code in the order of `query_limits.IN_ORDER`: the centre's z is between the sizes."""
 DEFAULT_CAMERAS = 6
 """Number of cameras of a config without `num_cams`."""
+CODER = 'NMSFreeCoder'
+"""Type of the box coder that this package's heads have, whatever a config names."""
 
 
 class CameraFamily(SequenceFamily):
@@ -51,8 +54,8 @@ class CameraFamily(SequenceFamily):
     detectors: ClassVar[tuple[str, ...]]
     heads: ClassVar[tuple[str, ...]]
     head_key: ClassVar[str] = 'pts_bbox_head'
-    needed_settings: ClassVar[Mapping[str, bool]] = {}
-    absent_settings: ClassVar[Mapping[str, bool]] = {}
+    needed_settings: ClassVar[Mapping[str, Any]] = {}
+    absent_settings: ClassVar[Mapping[str, Any]] = {}
     moments, dump_tensors = staticmethod(moments), staticmethod(arrays)
 
     def head_of(self, model: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -155,6 +158,12 @@ class ConventionFamily(CameraQueryFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         model = super().build(cfg)
+        coder = (self.head_of(cfg.model).get('bbox_coder') or {}).get('type')
+        if coder != CODER and isinstance(model.pts_bbox_head.bbox_coder, QueryBoxCoder):
+            raise ConfigError(
+                f'{cfg.filename}: model.{self.head_key}.bbox_coder.type={coder!r}; expected {CODER}, or a '
+                f'head of your own code that builds it, by custom_imports'
+            )
         state_convention(model, cfg)
         return model
 

@@ -40,6 +40,7 @@ from mmdeploy_ext.families.petr.runtime import (
 from mmdeploy_ext.families.petr.samples import (
     DUMPED,
     camera_steps,
+    check_sweeps,
     driven,
     frame,
     start_gap_s,
@@ -74,15 +75,19 @@ class PetrFamily(ConventionFamily):
     bars_of = 'the portable contract on a CPU'
     unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token')
     ignored_prefixes = ('pts_bbox_head.code_weights',)
-    needed_settings: ClassVar[Mapping[str, bool]] = dict(
+    needed_settings: ClassVar[Mapping[str, Any]] = dict(
         with_position=True, with_multiview=True, normedlinear=False
     )
-    absent_settings: ClassVar[Mapping[str, bool]] = dict(with_position=True, normedlinear=False)
+    absent_settings: ClassVar[Mapping[str, Any]] = dict(with_position=True, normedlinear=False)
     reference = staticmethod(PetrReference)
     replaced, followed = staticmethod(replaced), FOLLOWED
     frame = staticmethod(frame)
     dumped_frame = staticmethod(functools.partial(dumped_cameras, names=DUMPED))
     graphs = staticmethod(graphs)
+
+    def check_model(self, cfg: Any) -> None:
+        super().check_model(cfg)
+        check_sweeps(cfg.filename, test_pipeline(cfg), self.frames)
 
     def build(self, cfg: Any) -> nn.Module:
         model = super().build(cfg)
@@ -154,4 +159,7 @@ class Petrv2Family(PetrFamily):
     heads, frames = ('PETRv2Head',), 2
     name = 'petrv2'
     unread_fields = ('intrinsics',)
-    needed_settings = PetrFamily.needed_settings | dict(with_fpe=True, with_time=True, with_multi=True)
+    needed_settings = PetrFamily.needed_settings | dict(
+        with_fpe=True, with_time=True, with_multi=True, position_level=0
+    )
+    absent_settings = PetrFamily.absent_settings | dict(position_level=0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.parts.proof_samples import turned_way
 from mmdeploy_ext.families.parts.samples import camera_frame, check_given, only
 from mmdeploy_ext.families.parts.stream_samples import stream_frame
@@ -54,6 +54,16 @@ def camera_steps(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         for step in steps
         if step['type'] != SWEEPS
     ]
+
+
+def check_sweeps(filename: str, steps: Sequence[Mapping[str, Any]], frames: int) -> None:
+    """Refuse a test pipeline that loads other frames than the `frames` that the head sees."""
+    for step in steps:
+        if step['type'] == SWEEPS and step.get('sweeps_num') != frames - 1:
+            raise ConfigError(
+                f'{filename}: {SWEEPS} of the test pipeline has sweeps_num={step.get("sweeps_num")}, '
+                f'expected {frames - 1}: the head is exported with {frames} frame{"s" * (frames > 1)}'
+            )
 
 
 def start_gap_s(steps: Sequence[Mapping[str, Any]]) -> float:

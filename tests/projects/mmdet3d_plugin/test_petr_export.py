@@ -1,5 +1,6 @@
 """PETR's and PETRv2's contracts: proven as streams; faults in graphs and runtime are not."""
 
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -335,3 +336,30 @@ def test_heads_of_other_models_belong_to_no_family_of_petr(deployments):
     wrong.model.pts_bbox_head.with_fpe = False
     with pytest.raises(ConfigError, match='with_fpe=False'):
         deployments['petrv2'].family.build(wrong)
+
+
+SWEEPS = dict(type='LoadMultiViewImageFromMultiSweepsFiles', sweep_range=[3, 27])
+
+
+@pytest.mark.parametrize(
+    ('name', 'steps', 'head', 'message'),
+    [
+        ('petrv2', [dict(SWEEPS, sweeps_num=2)], {}, 'sweeps_num=2, expected 1: .* with 2 frames'),
+        ('petr', [dict(SWEEPS, sweeps_num=1)], {}, 'sweeps_num=1, expected 0: .* with 1 frame'),
+        ('petrv2', [], dict(position_level=1), r'pts_bbox_head\.position_level=1; expected 0'),
+        ('petrv2', [dict(SWEEPS, sweeps_num=1)], dict(position_level=0), ''),
+    ],
+)
+def test_frames_and_levels_that_no_graph_has_are_refused(deployments, name, steps, head, message):
+    cfg, family = copy.deepcopy(deployments[name].cfg), deployments[name].family
+    cfg.data.test.pipeline = [*cfg.data.test.pipeline, *steps]
+    cfg.model.pts_bbox_head.update(head)
+    with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
+        family.check(cfg, family.choose(opset=0))
+
+
+def test_another_box_coder_than_that_of_our_head_is_refused(deployments):
+    cfg = copy.deepcopy(deployments['petr'].cfg)
+    cfg.model.pts_bbox_head.bbox_coder.type = 'NMSFreeClsCoder'
+    with pytest.raises(ConfigError, match=r"bbox_coder.type='NMSFreeClsCoder'; expected NMSFreeCoder"):
+        deployments['petr'].family.build(cfg)
