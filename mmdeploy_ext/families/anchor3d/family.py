@@ -69,7 +69,7 @@ class AnchorFamily(LidarFamily):
         key = f'{prefix_of(model)}bbox_head'
         head = model[key]
         for part, type_name, allowed in (
-            ('anchor_generator', head['anchor_generator']['type'], tuple(GENERATORS)),
+            ('anchor_generator', (head.get('anchor_generator') or {}).get('type'), tuple(GENERATORS)),
             ('bbox_coder', (head.get('bbox_coder') or dict(type=CODER))['type'], (CODER,)),
         ):
             if type_name not in allowed:
@@ -82,7 +82,7 @@ class AnchorFamily(LidarFamily):
                 f'{filename}: model.{key}.anchor_generator.type={generator!r} of {head["type"]}: {PER_CLASS} '
                 f'and {PER_CLASS_HEAD} go together'
             )
-        if not (head.get('loss_cls') or {}).get('use_sigmoid', False):
+        if not head.get('loss_cls', dict(use_sigmoid=True)).get('use_sigmoid', False):
             raise ConfigError(
                 f'{filename}: model.{key}.loss_cls.use_sigmoid=False: scores are exported as sigmoids'
             )

@@ -232,6 +232,17 @@ def test_what_is_not_exported_is_refused_by_name(tmp_path, kind, words, message)
         family.check(cfg, family.choose(opset=0))
 
 
+def test_a_head_without_a_loss_has_mmdet3ds_and_one_without_anchors_is_refused(tmp_path):
+    toy_anchor3d.register()
+    cfg = load_config(toy_anchor3d.write_config(tmp_path, 'kitti'))
+    family = find_family(cfg, 'detector')
+    del cfg.model.bbox_head.loss_cls
+    family.check(cfg, family.choose(opset=0))
+    del cfg.model.bbox_head.anchor_generator
+    with pytest.raises(ConfigError, match=r'anchor_generator\.type=None'):
+        family.check(cfg, family.choose(opset=0))
+
+
 def test_all_configs_of_the_installed_mmdet3d_pass_the_check_of_the_exporter():
     toy_anchor3d.register()
     counts = dict(
