@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -69,7 +70,9 @@ def files_of_classes(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     registering: dict[str, Path] = {}
     not_registering: dict[str, Path] = {}
     for path in itertools.islice(python_files(folder), MOST_FILES):
-        text = path.read_text(encoding='utf-8', errors='replace')
+        text = ''
+        with contextlib.suppress(OSError):  # a link to nothing, as editors leave them, or a file of others
+            text = path.read_text(encoding='utf-8', errors='replace')
         for name in pattern.findall(text):
             (registering if 'register_module' in text else not_registering).setdefault(name, path)
     return not_registering | registering
@@ -78,7 +81,8 @@ def files_of_classes(folder: Path, names: Iterable[str]) -> dict[str, Path]:
 def module_to_import(path: Path, folder: Path) -> str:
     """Return the module that registers the classes of a file: its package, or itself if it is in none."""
     relative = path.relative_to(folder)
-    module = relative.parent if (path.parent / '__init__.py').is_file() else relative.with_suffix('')
+    in_package = path.parent != folder and (path.parent / '__init__.py').is_file()
+    module = relative.parent if in_package else relative.with_suffix('')
     return '.'.join(module.parts)
 
 

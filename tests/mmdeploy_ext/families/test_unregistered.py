@@ -80,3 +80,12 @@ def test_a_file_outside_of_packages_is_imported_by_its_own_name(tmp_path):
     path.write_text('class Net:\n    pass\nclass Network:\n    pass\n')
     assert files_of_classes(tmp_path, ['Net', 'Other']) == {'Net': path}
     assert module_to_import(path, tmp_path) == 'plugins.net'
+
+
+def test_a_file_at_the_root_is_a_module_of_its_own_and_a_link_to_nothing_is_passed_over(tmp_path):
+    path = tmp_path / 'net.py'
+    (tmp_path / '.#net.py').symlink_to('user@host.123')  # as Emacs locks a file
+    (tmp_path / '__init__.py').touch()
+    path.write_text('class Net:\n    pass\n')
+    assert files_of_classes(tmp_path, ['Net']) == {'Net': path}
+    assert module_to_import(path, tmp_path) == 'net'
