@@ -7,6 +7,7 @@ checkpoint; the proof compares them with what the repository's classes give thro
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -250,7 +251,8 @@ class ForkProcess:
         inputs, outputs = (Path(self.folder.name, name) for name in ('input.npz', 'output.npz'))
         np.savez(inputs, **arrays)
         request = dict(method=method, input=str(inputs), output=str(outputs), rounding=rounding)
-        print(json.dumps(request), file=self.process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # of a process that ended, which `_answer` tells
+            print(json.dumps(request), file=self.process.stdin, flush=True)
         self.operators = self._answer()['operators']
         with np.load(outputs) as results:
             return dict(results)
@@ -268,7 +270,8 @@ class ForkProcess:
 def end_process(process: subprocess.Popen, folder: tempfile.TemporaryDirectory) -> None:
     """Close the streams of a process, wait for its end, and delete its folder."""
     for stream in (process.stdin, process.stdout):
-        stream.close()
+        with contextlib.suppress(BrokenPipeError):  # what was written last for a process that ended
+            stream.close()
     process.wait()
     folder.cleanup()
 

@@ -1,14 +1,15 @@
 """View pooling beside the graphs: tables against those of the engine, sums against a plain reference."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.families.bevfusion.runtime import geometry
+from mmdeploy_ext.core.errors import DataError, ModelFileError
+from mmdeploy_ext.families.bevfusion.runtime import geometry, pooling
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
-from mmdeploy_ext.families.bevfusion.runtime.pooling import pooled, tables_of
+from mmdeploy_ext.families.bevfusion.runtime.pooling import pooled, read_calibration, tables_of, write_tables
 from mmdeploy_ext.runtime.frames import FusedFrame
 
 GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/bevfusion'
@@ -129,3 +130,17 @@ def test_a_rig_that_sees_nothing_has_no_interval():
     tables = tables_of(np.full((1, 2, 2, 2), 12), (3, 4))
     assert len(tables.intervals) == 0
     assert not pooled(np.ones((1, 2, 2, 10), np.float32), np.ones((1, 2, 2, 2), np.float32), tables).any()
+
+
+def test_files_without_cameras_and_calibrations_that_were_cut_off_are_refused_by_name(tmp_path, monkeypatch):
+    rig = tmp_path / 'rig.npz'
+    for cut in (b'', b'PK\x03\x04'):
+        rig.write_bytes(cut)
+        with pytest.raises(DataError, match=r'rig\.npz: cannot be read'):
+            read_calibration(rig)
+    lidar = SimpleNamespace(postprocess={}, require=lambda path, family: None)
+    monkeypatch.setattr(pooling, 'model_files', lambda folder: ['frame.onnx'])
+    monkeypatch.setattr(pooling, 'read_props', lambda path: {})
+    monkeypatch.setattr(pooling, 'Metadata', SimpleNamespace(from_props=lambda props, path: lidar))
+    with pytest.raises(ModelFileError, match=r'frame\.onnx: is of LiDAR alone'):
+        write_tables('folder', str(rig), 'tables.npz')

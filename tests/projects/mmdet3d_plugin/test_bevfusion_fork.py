@@ -4,7 +4,10 @@ import contextlib
 import copy
 import importlib
 import json
+import subprocess
 import sys
+import tempfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -238,6 +241,17 @@ def test_an_error_of_the_repository_is_said_with_its_line(toy, tmp_path):
     deployment.model.fork.root = str(root)
     with pytest.raises(InferenceError, match=rf'TypeError.*\({path}:\d+\)'):
         deployment.family.reference(deployment.model)
+
+
+def test_a_process_that_ended_between_two_calls_is_named(tmp_path):
+    ended = object.__new__(fork.ForkProcess)
+    ended.fork, ended.folder = SimpleNamespace(root='its_folder'), tempfile.TemporaryDirectory(dir=tmp_path)
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    ended.process = subprocess.Popen([sys.executable, '-c', 'raise SystemExit(3)'], **pipes)
+    ended.process.wait()
+    with pytest.raises(InferenceError, match=r'its_folder: .* ended with status 3'):
+        ended.call('step', {})
+    fork.end_process(ended.process, ended.folder)
 
 
 def digest(letter):

@@ -9,13 +9,14 @@ bird's-eye view, C channels, n intervals.
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import Metadata, read_props
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.errors import DataError, ModelFileError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, MATRICES, check_calibration
 from mmdeploy_ext.families.bevfusion.runtime.geometry import View, cells, engine_cells
@@ -100,7 +101,7 @@ def read_calibration(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as stored:
             matrices = {name: np.asarray(stored[name], np.float32) for name in MATRICES if name in stored}
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f'{path}: cannot be read; expected an .npz file of {", ".join(MATRICES)}') from error
     return {'lidar_aug_matrix': np.eye(4, dtype=np.float32), **matrices}
 
@@ -118,12 +119,14 @@ def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
         number of points whose cell is another in CUDA-BEVFusion's float32.
 
     Raises:
-        ModelFileError: the export is missing, or of another family.
+        ModelFileError: the export is missing, of another family, or of LiDAR alone.
         DataError: the calibration is invalid.
     """
     path = model_files(folder)[0]
     metadata = Metadata.from_props(read_props(path), path)
     metadata.require(path, FAMILY)
+    if 'view' not in metadata.postprocess:
+        raise ModelFileError(f'{path}: is of LiDAR alone; expected an export with cameras, which are pooled')
     rig = read_calibration(calibration)
     check_calibration(rig, metadata.preprocess.views.num_cameras, calibration)
     view = View.of(metadata.postprocess['view'])
