@@ -90,16 +90,17 @@ def test_level_shapes_are_those_of_stride_two_convolutions(size):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 2**31 - 1), st.sampled_from([0.1, 1.0, 30.0, 1000.0]))
-def test_decoding_equals_mmdets_coder_also_where_it_clamps(seed, scale):
+@given(st.integers(0, 2**31 - 1), st.sampled_from([0.1, 1.0, 30.0, 1000.0]), st.sampled_from([None, 0, 32]))
+def test_decoding_equals_mmdets_coder_also_where_it_clamps(seed, scale, ctr_clamp):
     rng = np.random.default_rng(seed)
     corner, size = rng.uniform(-50, 500, (40, 2)), rng.uniform(1, 300, (40, 2))
     anchors = np.concatenate([corner, corner + size], 1).astype(np.float32)
     deltas = (rng.normal(size=(2, 40, 4)) * scale).astype(np.float32)
-    coder = DeltaXYWHBBoxCoder(target_means=MEANS, target_stds=STDS)
+    bounds = {} if ctr_clamp is None else dict(ctr_clamp=ctr_clamp)
+    coder = DeltaXYWHBBoxCoder(MEANS, STDS, add_ctr_clamp=bool(bounds), **bounds)
     priors = torch.from_numpy(anchors)
     wanted = np.stack([coder.decode(priors, torch.from_numpy(image)).numpy() for image in deltas])
-    settings_of = dict(means=MEANS, stds=STDS, wh_ratio_clip=16 / 1000)
+    settings_of = dict(means=MEANS, stds=STDS, wh_ratio_clip=16 / 1000, **bounds)
     found = box_coders.delta(np, anchors, dict(bbox_pred=deltas), settings_of, 0)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * max(np.abs(wanted).max(), 1))

@@ -64,8 +64,8 @@ def delta(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], lev
     deltas = deltas * constant(coder['stds'], deltas) + constant(coder['means'], deltas)
     bound = float(np.float32(abs(np.log(coder['wh_ratio_clip']))))
     move, clamp = size * deltas[..., :2], coder.get('ctr_clamp')
-    centre = centre + (xp.clip(move, -clamp, clamp) if clamp else move)
-    growth = xp.clip(deltas[..., 2:], None if clamp else -bound, bound)
+    centre = centre + (move if clamp is None else xp.clip(move, -clamp, clamp))
+    growth = xp.clip(deltas[..., 2:], -bound if clamp is None else None, bound)
     half = size * xp.exp(growth) * 0.5
     return xp.concatenate([centre - half, centre + half], -1)
 
