@@ -89,7 +89,11 @@ class DenseFamily(ImageFamily):
         with refused_by_name(cfg):
             head = self.head(cfg)
             check_library_head(head)
-            thresholds(head)
+            if thresholds(head).max_per_img < 0 and not kind_of(head).unlimited:
+                raise ConfigError(
+                    f'model.test_cfg.max_per_img=-1: {type(head).__name__} leaves out the last result; '
+                    f'expected a positive number'
+                )
             facts = facts_of(head)
             strides = generator_of(head).strides
             if any(len(set(stride)) > 1 for stride in strides):

@@ -161,12 +161,14 @@ class HeadKind:
         fixed: entries of `test_cfg` that its `get_bboxes` does not read -> the values by which it behaves.
         limit: entry of `test_cfg` that limits the detections of an image.
         needed: entries of `test_cfg` that it reads without a default.
+        unlimited: whether -1 of that limit keeps all detections; else upstream leaves out the last one.
     """
 
     has_generator: ClassVar[bool] = True
     fixed: ClassVar[Mapping[str, int]] = {}
     limit: ClassVar[str] = 'max_per_img'
     needed: ClassVar[tuple[str, ...]] = ('score_thr', 'nms', 'max_per_img')
+    unlimited: ClassVar[bool] = False
 
     def __init__(self, upstream: type, factor: str = '') -> None:
         self.upstream, self.factor = upstream, factor
@@ -291,6 +293,8 @@ def _unclipped(head: nn.Module, rows: Rows, points: torch.Tensor, level_size: fl
 class PaaKind(HeadKind):
     """`PAAHead`: candidates are ranked by a root, and may vote."""
 
+    unlimited = True
+
     def describe(self, head: nn.Module) -> Head:
         description = factor_head(int(head.cls_out_channels), self.factor)
         votes = bool(head.with_score_voting)
@@ -299,6 +303,8 @@ class PaaKind(HeadKind):
 
 class GuidedKind(HeadKind):
     """`GuidedAnchorHead`: the network outputs the sizes of anchors, and the cells that have one."""
+
+    unlimited = True
 
     def describe(self, head: nn.Module) -> Head:
         return Head(
@@ -368,6 +374,7 @@ class YoloKind(HeadKind):
     """`YOLOV3Head`: one output with the place, the size, the objectness and the classes of a box."""
 
     fixed: ClassVar[Mapping[str, int]] = dict(nms_pre=-1)
+    unlimited = True
 
     def describe(self, head: nn.Module) -> Head:
         return Head(
@@ -399,7 +406,7 @@ class YoloxKind(HeadKind):
     """`YOLOXHead`: each prior has its best class, without a limit of candidates or results."""
 
     fixed: ClassVar[Mapping[str, int]] = dict(nms_pre=-1, max_per_img=-1)
-    needed = ('score_thr', 'nms')
+    needed, unlimited = ('score_thr', 'nms'), True
 
     def describe(self, head: nn.Module) -> Head:
         description = factor_head(int(head.cls_out_channels), self.factor)

@@ -78,6 +78,7 @@ def check_head(head: nn.Module) -> None:
         if not head.stages[-1].with_cls:
             raise ConfigError('model.rpn_head.stages[-1].with_cls=False: the last stage gives the scores')
     thresholds(head)
+    positive('rpn.max_per_img', head.test_cfg.get('max_per_img'))  # upstream leaves out the last one by -1
     if is_guided(head):
         positive('rpn.nms_post', head.test_cfg.get('nms_post'))
     smallest_side(head)

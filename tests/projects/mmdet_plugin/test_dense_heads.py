@@ -1,5 +1,6 @@
 """Every kind of dense head against mmdet's own `get_bboxes` and coders, on random outputs."""
 
+import contextlib
 import types
 
 import dense_heads
@@ -262,6 +263,23 @@ def test_a_head_that_is_derived_from_another_is_of_its_kind():
     head = make_head('FCOSHead')
     head.__class__ = type('MyHead', (type(head),), {})
     assert heads.kind_of(head) is heads.KINDS['FCOSHead']
+
+
+@pytest.mark.parametrize('kind', HEADS)
+def test_no_limit_of_results_is_refused_where_mmdet_leaves_out_the_last(kind):
+    head = make_head(kind)
+    raw, clips, _ = images(head)
+    counts = []
+    for limit in (-1, 10**6):
+        head.test_cfg.max_per_img = limit
+        counts.append([len(labels) for _, labels in by_mmdet(head, raw, clips)])
+    lacking = [all_of_them - found for found, all_of_them in zip(*counts, strict=True)]
+    assert lacking == [0 if heads.kind_of(head).unlimited or kind == 'CenterNetHead' else 1] * len(clips)
+    cfg = load_config(str(CONFIGS / HEADS[kind]))
+    cfg.model.test_cfg.max_per_img = -1
+    refused = pytest.raises(ConfigError, match=r'max_per_img=-1: \w+ leaves out')
+    with refused if any(lacking) else contextlib.nullcontext():
+        dense_heads.FAMILY.check(cfg, dense_heads.FAMILY.choose(opset=0, height=512, width=512))
 
 
 def test_maps_of_another_stride_than_the_head_decodes_by_are_refused():

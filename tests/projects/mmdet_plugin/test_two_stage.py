@@ -174,6 +174,7 @@ REFUSED = {
     'with_reg=False': change('roi_head.bbox_head.with_reg', False),
     'GridRoIHead exports without a mask_head': change('roi_head.type', 'GridRoIHead', 'masked_grid'),
     'mask_info_flow=False': change('roi_head.mask_info_flow', False, 'htc'),
+    'rpn.max_per_img': change('test_cfg.rpn.max_per_img', -1),
     'rpn.min_bbox_size': change('test_cfg.rpn.min_bbox_size', 'small'),
     'model.roi_head cannot be built': change('roi_head.bbox_head.num_clases', 3),
 }
