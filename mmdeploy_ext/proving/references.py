@@ -162,7 +162,7 @@ def empty_reference(deployment: Deployment, options: Options) -> tuple[ImageRefe
     counts = {}
     for plain in plain_inputs(deployment, options):
         reference, (title, _) = ImageReference(deployment, plain), plain.sources[0]
-        counts[title] = sum(map(len, reference.results))
+        counts[title] = sum(map(len, reference.objects))
         if not counts[title]:
             return reference, ''
     listed = ', '.join(f'{count} in a {title} one' for title, count in counts.items())

@@ -65,7 +65,10 @@ def other_sizes(deployment: Deployment, options: Options) -> InputSizes:
     if not takes(*_aligned(unaligned, step)):
         unaligned = int(height * 1.75) - 7, int(width * 1.5) + 5
     short, long = sorted(_aligned(unaligned, step))
-    larger = tuple(max(size // step, 1) * step for size in (int(height * 1.25), int(width * 1.125)))
+    larger = tuple(
+        max(int(side * factor) // step, side // step + 1) * step
+        for side, factor in ((height, 1.25), (width, 1.125))
+    )
     fine = tuple(size // image.multiple * image.multiple for size in unaligned)
     return InputSizes(
         landscape=_grown((_odd(short, step), max(long, _odd(short, step) + step)), 2 * step, takes),

@@ -66,8 +66,12 @@ def pair_up(
         iou_bar: smallest IoU of a pair within the bars.
         score_bar: largest difference of its scores.
     """
-    iou = class_iou(reference, candidate)
-    return matching.pair_lists(reference, candidate, iou >= iou_bar, iou, PAIR_IOU, score_bar)
+
+    def pair(reference: Detections, candidate: Detections) -> Pairing:
+        iou = class_iou(reference, candidate)
+        return matching.pair_lists(reference, candidate, iou >= iou_bar, iou, PAIR_IOU, score_bar)
+
+    return matching.pair_within_labels(reference, candidate, pair)
 
 
 match_detections = functools.partial(

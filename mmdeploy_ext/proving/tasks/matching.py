@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Pairing:
-    """The pairs of reference results (rows) and candidate results (columns).
+    """The P pairs of reference results (rows) and candidate results (columns).
 
     Attributes:
-        nearness: (R, C) float64, larger is nearer: an IoU, or minus a distance.
-        gaps: 'score', and further titles of a task -> (R, C) float64 absolute differences.
+        nearness: (P,) float64 of the pairs in `matched`, then in `outside`, in their order; larger is nearer:
+            an IoU, or minus a distance.
+        gaps: 'score', and further titles of a task -> (P,) float64 absolute differences of the same pairs.
         matched: row -> column of the pairs within the bars.
         outside: row -> column of the other pairs that are near enough to be the same object.
     """
@@ -75,7 +76,8 @@ def iou_figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str
 
     Args:
         pairing: the pairs of both lists.
-        worst: takes values (R, C) and a default, and returns the largest one of the pairs, or the default.
+        worst: takes values (P,) and a default, and returns the largest one of the pairs that count, or the
+            default.
     """
     iou = -worst(-pairing.nearness, -1.0)
     text = f'worst IoU {iou:.5f}, worst score difference {worst(pairing.gaps["score"]):.2g}'
@@ -154,8 +156,11 @@ def match_lists(
         near_ties and with_near_ties,
     )
 
+    all_pairs = [*pairing.matched.items(), *pairing.outside.items()]
+    counting = [index for index, (row, _) in enumerate(all_pairs) if row in pairs]
+
     def worst(values: np.ndarray, default: float = 0.0) -> float:
-        return max((float(values[pair_indices]) for pair_indices in pairs.items()), default=default)
+        return float(values[counting].max()) if counting else default
 
     measured, text = figures(pairing, worst)
     reasons = [f'{counts[key]} {key}' for key in ('missing', 'extra') if counts[key]]
@@ -189,7 +194,39 @@ def pair_lists(
     allowed = np.logical_and.reduce([near, *(gap <= bar for _, gap, bar in gaps)])
     matched = maximum_matching(allowed, nearness, reference.scores)
     outside = nearest_pairs(nearness, matched, floor)
-    return Pairing(nearness, {title: gap for title, gap, _ in gaps}, matched, outside)
+    pairs = [*matched, *outside], [*matched.values(), *outside.values()]
+    return Pairing(nearness[pairs], {title: gap[pairs] for title, gap, _ in gaps}, matched, outside)
+
+
+def pair_within_labels(reference: Any, candidate: Any, pair: Callable[[Any, Any], Pairing]) -> Pairing:
+    """Pair two lists label by label: of thousands of results of hundreds of labels all pairs are gigabytes.
+
+    Args:
+        reference: R results with `labels` (R,), of which an array of indices chooses some.
+        candidate: C results of the same kind.
+        pair: pairs a part of both lists, all of one label, with `pair_lists`; never results of two labels.
+
+    Returns:
+        What `pair` returns of both complete lists.
+    """
+    if len(np.union1d(reference.labels, candidate.labels)) < 2:
+        return pair(reference, candidate)
+    matched: dict[int, int] = {}
+    outside: dict[int, int] = {}
+    parts = [pair(reference[:0], candidate[:0])]  # has the titles
+    for label in np.intersect1d(reference.labels, candidate.labels):
+        rows, columns = (np.flatnonzero(side.labels == label) for side in (reference, candidate))
+        part = pair(reference[rows], candidate[columns])
+        for all_pairs, pairs in ((matched, part.matched), (outside, part.outside)):
+            all_pairs.update((int(rows[row]), int(columns[column])) for row, column in pairs.items())
+        parts.append(part)
+
+    def joined(values: Callable[[Pairing], np.ndarray]) -> np.ndarray:
+        within = [values(part)[: len(part.matched)] for part in parts]
+        return np.concatenate([*within, *(values(part)[len(part.matched) :] for part in parts)])
+
+    gaps = {title: joined(lambda part, title=title: part.gaps[title]) for title in parts[0].gaps}
+    return Pairing(joined(lambda part: part.nearness), gaps, matched, outside)
 
 
 def score_gaps(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:

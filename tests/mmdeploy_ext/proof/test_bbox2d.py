@@ -1,6 +1,7 @@
 """Matching detections: every fault fails, rounding at the edges does not, order does not matter."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -109,6 +110,23 @@ def test_a_faint_reference_is_no_partner_of_a_clear_candidate():
     faint = changed(scores=np.array([0.9, 0.7, 0.4, 0.049], np.float32))
     row = match_detections('a.jpg', faint, SCENE)
     assert not row.passed and row.worst_score == pytest.approx(0.051, abs=1e-5)
+
+
+def test_thousands_of_boxes_of_many_labels_take_little_memory():
+    rng = np.random.default_rng(0)
+    corners, labels = rng.uniform(0, 500, (6000, 2)), np.arange(6000) % 300
+    boxes = np.concatenate([corners, corners + rng.uniform(5, 50, (6000, 2))], axis=1)
+    reference = detections(boxes, rng.uniform(0.1, 1, 6000), labels)
+    order, moved = rng.permutation(6000), boxes.copy()
+    moved[7] += 0.4
+    candidate = detections(moved[order], reference.scores[order], labels[order])
+    tracemalloc.start()
+    row = match_detections('a.jpg', reference, candidate)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (row.reference, row.matched, row.outside) == (6000, 5999, 1)
+    assert row.worst_iou == pytest.approx(class_iou(reference[[7]], detections(moved[7], [1], [7]))[0, 0])
+    assert peak < 30e6, 'all pairs in float64 are 288 MB'
 
 
 def test_equal_boxes_without_nms_are_not_paired_the_wrong_way_round():
