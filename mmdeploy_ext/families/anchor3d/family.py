@@ -35,6 +35,8 @@ DETECTORS = ('VoxelNet', 'MVXFasterRCNN', 'SASSD', DYNAMIC_DETECTOR)
 """Detectors that export."""
 CODER = 'DeltaXYZWLHRBBoxCoder'
 """The one box coder that the runtime repeats."""
+READ = ('use_rotate_nms', 'nms_thr', 'max_num')
+"""Entries of `test_cfg` that mmdet3d reads without a default."""
 FOLLOWED = (
     *lidar_family.FOLLOWED,
     *((getattr(dense_heads, name), ('get_bboxes', 'get_bboxes_single')) for name in HEADS),
@@ -66,7 +68,8 @@ class AnchorFamily(LidarFamily):
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
         check_points_side(filename, model, 'a LiDAR detector with anchors', HEADS)
-        key = f'{prefix_of(model)}bbox_head'
+        prefix = prefix_of(model)
+        key = f'{prefix}bbox_head'
         head = model[key]
         for part, type_name, allowed in (
             ('anchor_generator', (head.get('anchor_generator') or {}).get('type'), tuple(GENERATORS)),
@@ -88,6 +91,13 @@ class AnchorFamily(LidarFamily):
             )
         if not head.get('use_direction_classifier', True):
             raise ConfigError(f'{filename}: model.{key}.use_direction_classifier=False is not exported')
+        test_key, test = 'model.test_cfg', model.get('test_cfg') or {}
+        if prefix:
+            test_key, test = f'{test_key}.pts', test.get('pts') or {}
+        if missing := [name for name in READ if test.get(name) is None]:
+            raise ConfigError(f'{filename}: {test_key} has no {", ".join(missing)}, which mmdet3d reads')
+        if test['max_num'] < 1:
+            raise ConfigError(f'{filename}: {test_key}.max_num={test["max_num"]}, expected a positive number')
 
     def synthetic_outputs(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec

@@ -19,6 +19,7 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.postprocess.suppression import positive
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
@@ -153,7 +154,8 @@ class PointsFamily(MonocularFamily):
 
     def check_head(self, cfg: Any, head: nn.Module) -> None:
         test = head.test_cfg or {}
-        for key in ('score_thr', 'nms_thr', 'max_per_img'):
+        positive('max_per_img', test.get('max_per_img'))
+        for key in ('score_thr', 'nms_thr'):
             if not isinstance(test.get(key), int | float):
                 raise ConfigError(f'model.test_cfg.{key}={test.get(key)!r}: expected a number')
         if not test.get('use_rotate_nms'):
