@@ -75,11 +75,7 @@ class MemorySpec:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Rebuild a description from what `to_json` returned, with tuples or, after JSON, lists."""
-        tensors = {
-            name: ColumnGroup(**{**group, 'columns': None if columns is None else tuple(columns)})
-            for name, group in content['tensors'].items()
-            for columns in [group['columns']]
-        }
+        tensors = {name: ColumnGroup.from_json(group) for name, group in content['tensors'].items()}
         places = tuple((name, output, tuple(columns)) for name, output, columns in content['places'])
         names = {name: tuple(content[name]) for name in ('needed', 'per_query', 'ids')}
         return cls(**{**content, **names, 'tensors': tensors, 'places': places})

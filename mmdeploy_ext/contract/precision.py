@@ -39,11 +39,20 @@ def _as_float16(tensor: TensorSpec) -> TensorSpec:
 
 
 def written_precision(model: onnx.ModelProto) -> str:
-    """Return the precision of a graph: 'fp16' if one of its constants or casts is float16, else 'fp32'."""
+    """Return the precision of a graph: 'fp16' if one of its constants or casts is float16, else 'fp32'.
+
+    Those in bodies of its nodes (If, Loop) and of its functions count, too.
+    """
     from onnx import TensorProto
 
-    if any(value.data_type == TensorProto.FLOAT16 for value in model.graph.initializer):
-        return 'fp16'
-    attributes = (entry for node in model.graph.node if node.op_type == 'Cast' for entry in node.attribute)
-    has_cast = any(entry.name == 'to' and entry.i == TensorProto.FLOAT16 for entry in attributes)
-    return 'fp16' if has_cast else 'fp32'
+    bodies = [model.graph, *model.functions]
+    tensors = []
+    for body in bodies:  # grows
+        tensors += getattr(body, 'initializer', ())  # functions have none
+        for node in body.node:
+            for entry in node.attribute:
+                if node.op_type == 'Cast' and entry.name == 'to' and entry.i == TensorProto.FLOAT16:
+                    return 'fp16'
+                bodies += [entry.g] if entry.HasField('g') else entry.graphs
+                tensors += [entry.t] if entry.HasField('t') else ()
+    return 'fp16' if any(tensor.data_type == TensorProto.FLOAT16 for tensor in tensors) else 'fp32'

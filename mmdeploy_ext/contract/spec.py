@@ -34,6 +34,12 @@ class ColumnGroup:
     rtol: float = DEFAULT_RTOL
     atol: float = 0.0
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Rebuild a group from its attributes as a dict, in which `columns` may be a list."""
+        columns = fields['columns']
+        return cls(**{**fields, 'columns': None if columns is None else tuple(columns)})
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
@@ -184,11 +190,8 @@ class GraphSpec:
 
 def _tensor_from_json(fields: Mapping[str, Any]) -> TensorSpec:
     """Rebuild a tensor and its column groups, whose tuples are lists in JSON."""
-    groups = []
-    for group in fields['groups']:
-        columns = group['columns']
-        groups.append(ColumnGroup(**{**group, 'columns': None if columns is None else tuple(columns)}))
-    return TensorSpec(**{**fields, 'axes': tuple(fields['axes']), 'groups': tuple(groups)})
+    groups = tuple(map(ColumnGroup.from_json, fields['groups']))
+    return TensorSpec(**{**fields, 'axes': tuple(fields['axes']), 'groups': groups})
 
 
 def _check_array(tensor: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[str, int]]) -> None:

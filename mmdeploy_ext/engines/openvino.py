@@ -103,7 +103,8 @@ class OpenVinoBackend(Backend):
         """Compile the model; an input with a default becomes an ordinary input, fed with the default."""
         openvino = require_openvino()
         core = openvino.Core()
-        if self.device not in core.available_devices:
+        kinds = {device.partition('.')[0] for device in core.available_devices}  # several GPUs are GPU.0, ...
+        if self.device not in kinds.union(core.available_devices):
             raise EngineError(
                 f'OpenVINO device {self.device!r} was asked for; here are {core.available_devices}'
             )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from mmdeploy_ext.engines.base import Backend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import numpy as np
 
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.contract.stages import Stage
@@ -40,7 +39,9 @@ class TorchBackend(Backend):
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the stages one after the other; optional inputs that are not fed take their defaults."""
         complete = self.spec.with_defaults(feeds)
-        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in complete.items()}
+        # torch takes no reversed axes, such as those of a picture whose channels were turned round
+        arrays = {name: np.asarray(array, order='C') for name, array in complete.items()}
+        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
         with torch.no_grad():
             for stage in self.stages:
                 outputs = stage.module(*(tensors[name] for name in stage.inputs))

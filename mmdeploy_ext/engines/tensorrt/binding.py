@@ -126,7 +126,7 @@ class Session:
         """Copy an input to the GPU and return its block."""
         if port.name not in feeds:
             raise ShapeError(f'input {port.name!r} is missing; it takes {port.dtype} {port.shape}')
-        array = np.ascontiguousarray(feeds[port.name])
+        array = np.asarray(feeds[port.name], order='C')  # `ascontiguousarray` would give a scalar an axis
         if array.dtype != np.dtype(port.dtype):
             raise ShapeError(f'input {port.name!r}: got {array.dtype}, expected {port.dtype}')
         if not self.context.set_input_shape(port.name, array.shape):

@@ -98,7 +98,9 @@ class Record:
             for name in ('architectures', 'keep_fp32', 'constants'):
                 fields[name] = tuple(fields[name])
             return cls(**fields)
-        except (KeyError, TypeError) as error:
+        except ModelFileError:  # is a ValueError, too
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise ModelFileError(
                 f'{path}: is not a record of an engine ({error}); build the engine again'
             ) from error

@@ -36,7 +36,7 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, Profile]:
     for text in texts:
         name, _, sizes = text.rpartition('=')
         parts = [part.replace(',', 'x').split('x') for part in sizes.split('/')]
-        digits = all(number.isdigit() for part in parts for number in part)
+        digits = all(number.isdecimal() for part in parts for number in part)
         if not (name and len(parts) in (1, 3) and digits):
             raise UsageError(f'--shapes {text}: expected {FORM}')
         shapes = [tuple(map(int, part)) for part in parts]

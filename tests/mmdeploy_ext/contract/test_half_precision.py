@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, numpy_helper
 
@@ -11,7 +12,7 @@ import toy_solo
 from marking import in_suite
 from mmdeploy_ext.cli import backend_config, export_app, verify_app
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.contract.precision import with_half_features
+from mmdeploy_ext.contract.precision import with_half_features, written_precision
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.files import read_json
@@ -258,3 +259,18 @@ def test_verify_tells_bf16_of_openvino_by_option(deployment, tmp_path):
 def test_an_inference_precision_that_there_is_not_is_refused():
     with pytest.raises(ConfigError, match=r"inference_precision='int4'.*fp32.*bf16.*fp16"):
         build_backend('OpenVinoBackend', 'm.onnx', inference_precision='int4')
+
+
+@pytest.mark.parametrize(
+    ('body', 'precision'),
+    [
+        ('y = Cast <to = 10> (x)', 'fp16'),
+        ('y = Constant <value = float16[1] {1}> ()', 'fp16'),
+        ('y = If (x) <then_branch = t () => (float16 a) { a = Cast <to = 10> (x) }, '
+         'else_branch = e () => (float16 b) { b = Cast <to = 10> (x) }>', 'fp16'),
+        ('y = Cast <to = 1> (x)', 'fp32'),
+    ],
+)  # fmt: skip
+def test_float16_in_constants_and_bodies_counts(body, precision):
+    text = f'<ir_version: 8, opset_import: ["": 17]> g (bool x) => (float16 y) {{ {body} }}'
+    assert written_precision(onnx.parser.parse_model(text)) == precision

@@ -124,6 +124,15 @@ def reference(given):
 
 
 @pytest.mark.parametrize('kind', ENGINES)
+def test_reversed_axes_of_a_picture_are_taken_by_every_engine(kind, files):
+    given = feeds()
+    reversed_channels = dict(given, input=given['input'][:, ::-1])
+    with open_backend(kind, files) as backend:
+        expected = backend.infer(dict(given, input=reversed_channels['input'].copy()))
+        np.testing.assert_array_equal(backend.infer(reversed_channels)['total'], expected['total'])
+
+
+@pytest.mark.parametrize('kind', ENGINES)
 @pytest.mark.parametrize('optional', [True, False], ids=['factor fed', 'factor left out'])
 @pytest.mark.parametrize('batch', [1, 2])
 def test_engines_give_the_outputs_of_the_modules_in_spec_order(kind, optional, batch, files):
@@ -377,6 +386,16 @@ def test_openvino_compiles_without_fusing_where_its_fusing_fails(message, compil
         assert openvino.compiled('m.onnx', threads=2) == 'm.onnx'
     assert len(settings) == compilations and settings[0]['INFERENCE_NUM_THREADS'] == 2
     assert settings[-1]['INFERENCE_PRECISION_HINT'] == 'f32'
+
+
+def test_openvino_of_several_gpus_takes_their_common_name(monkeypatch):
+    core = types.SimpleNamespace(available_devices=['CPU', 'GPU.0', 'GPU.1'])
+    monkeypatch.setattr(openvino, 'require_openvino', lambda: types.SimpleNamespace(Core=lambda: core))
+    with pytest.raises(EngineError, match="device 'NPU' was asked for"):
+        OpenVinoBackend('missing.onnx', device='NPU').activate()
+    for device in ('GPU', 'GPU.1'):
+        with pytest.raises(ModelFileError, match=r'missing\.onnx'):
+            OpenVinoBackend('missing.onnx', device=device).activate()
 
 
 def test_openvino_is_not_fed_an_input_that_it_dropped():

@@ -97,3 +97,17 @@ def test_a_record_with_damaged_ports_is_named(ports):
     assert Record.from_json(record.to_json()) == record
     with pytest.raises(ModelFileError, match=r'^m\.json'):
         Record.from_json({**record.to_json(), 'inputs': ports}, 'm.json')
+
+
+def test_a_scalar_is_fed_without_an_axis(monkeypatch):
+    engine, shapes = CpuEngine(['x']), []
+    monkeypatch.setattr(engine, 'set_input_shape', lambda name, shape: shapes.append(shape))
+    with pytest.raises(ShapeError, match='outside of the sizes'):
+        Session(engine, HostMemory()).run({'x': np.array(1, np.float32)})
+    assert shapes == [()]
+
+
+@pytest.mark.parametrize('content', [['abc'], {'format': 1, 'inputs': ['x']}, {'format': 99}])
+def test_a_damaged_record_is_refused(content):
+    with pytest.raises(ModelFileError, match=r'm\.engine\.json: is .*again'):
+        Record.from_json(content, 'm.engine.json')

@@ -45,6 +45,7 @@ def test_axes_alone_are_enough_and_one_shape_stands_for_three():
         ([IMAGE, 'B=1/1/1'], r'B: gives \(1, 1, 1\) for axis B, another one gave \(1, 2, 4\)'),
         (['B=1', 'B=2'], r'B is given twice'),
         (['B=1'], r'no sizes are given for image Bx3xHxW \(H, W\)'),
+        (['B=\u00b2'], r'expected NAME=MIN/OPT/MAX'),
         ([], r'image .* \(B, H, W\); scale Bx4 \(B\); rows B\+1 \(B\+1\)'),
     ],
 )
