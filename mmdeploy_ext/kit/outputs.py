@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -44,15 +45,14 @@ def read_outputs(
     """
     archive, listing, single = folder / f'{name}.npz', folder / f'{name}.json', folder / name
     if archive.is_file():
-        with _load(archive) as stored:
-            return {output: stored[output] for output in stored.files}
+        return _load(archive)
     if listing.is_file():
         return _read_trtexec(listing, spec)
     files = sorted(single.iterdir()) if single.is_dir() else []
     arrays = {}
     for file in files:
         if file.suffix == '.npy':
-            arrays[name_of_stem(file.stem)] = _load(file)
+            arrays |= _load(file, name_of_stem(file.stem))
         elif file.suffix == '.bin':
             arrays[name_of_stem(file.stem)] = _read_raw(file, spec, shapes)
     if not arrays:
@@ -63,10 +63,15 @@ def read_outputs(
     return arrays
 
 
-def _load(file: Path) -> Any:
+def _load(file: Path, name: str = '') -> dict[str, np.ndarray]:
+    """Return name -> array of an .npz file; the array of an .npy file is called `name`."""
     try:
-        return np.load(file, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        stored = np.load(file, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            return {name: stored}
+        with stored:  # its arrays are read here; what is no array in it are bytes
+            return {output: np.asarray(stored[output]) for output in stored.files}
+    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f'{file}: cannot be read as arrays of numpy: {one_line(error)}') from error
 
 
@@ -111,6 +116,6 @@ def check_kit(folder: Path, expected: str) -> bool:
         DataError: the outputs are of another kit.
     """
     path = folder / KIT_HASH
-    if path.is_file() and path.read_text(encoding='utf-8').split()[:1] != [expected]:
+    if path.is_file() and path.read_bytes().split()[:1] != [expected.encode()]:
         raise DataError(f'{path}: these outputs are of another kit; run the inputs of this one')
     return path.is_file()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import atomic_path, external_locations
+from mmdeploy_ext.core.folders import replaced_folder
 from mmdeploy_ext.kit import web_library
 from mmdeploy_ext.kit.contents import MANIFEST, read_manifest
 from mmdeploy_ext.proving import totals
@@ -106,9 +107,13 @@ def check_page(kit: Path) -> dict[str, Any]:
 
 
 def add_library(kit: Path) -> None:
-    """Write onnxruntime-web into a kit, which any web server can show then; for errors see `check_page`."""
+    """Write onnxruntime-web into a kit, which any web server can show then.
+
+    For errors see `check_page` and `web_library.package`; after one the kit is as it was before.
+    """
     check_page(kit)
-    web_library.unpack(kit / LIBRARY)
+    with replaced_folder(kit / LIBRARY) as folder:
+        web_library.unpack(folder)
 
 
 def write_single_file(kit: Path) -> Path:

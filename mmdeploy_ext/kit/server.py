@@ -79,7 +79,8 @@ def serving(kit: Path, port: int = 0) -> Iterator[http.server.ThreadingHTTPServe
         handler = functools.partial(KitRequest, directory=str(kit.resolve()), library=library)
         try:
             server = http.server.ThreadingHTTPServer((LOOPBACK, port), handler)
-        except OSError as error:
-            raise UsageError(f'port {port}: {error.strerror}; choose another one by --port') from error
+        except (OSError, OverflowError) as error:  # the second one is of a number beyond 65535
+            reason = getattr(error, 'strerror', error)
+            raise UsageError(f'port {port}: {reason}; choose another one by --port') from error
         with server:
             yield server

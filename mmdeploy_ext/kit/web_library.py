@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -83,11 +82,12 @@ def _download(path: Path) -> None:
 
 def unpack(folder: Path) -> None:
     """Write the library and its licences into a folder; for the errors see `package`."""
+    import onnxruntime  # of any of its distributions
+
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(package()) as archive:
         for name in (*LOADERS, *LOADERS.values()):
             content = archive.extractfile(f'package/dist/{name}')
             (folder / name).write_bytes(content.read())
-    distribution = importlib.metadata.distribution('onnxruntime')
     for name in LICENCES:
-        (folder / name).write_bytes(Path(distribution.locate_file(f'onnxruntime/{name}')).read_bytes())
+        shutil.copyfile(Path(onnxruntime.__file__).with_name(name), folder / name)

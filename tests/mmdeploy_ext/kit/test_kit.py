@@ -103,6 +103,7 @@ FAULTS = {
     'images of a batch mixed up': changed(dets=lambda array: array[::-1], labels=lambda array: array[::-1]),
     'one box fewer': changed(labels=lambda array: np.where(np.arange(array.shape[1]) == 0, -1, array)),
     'NaN': changed(dets=lambda array: array * np.float32(np.nan)),
+    'objects': changed(dets=lambda array: array.astype(object)),
 }
 
 

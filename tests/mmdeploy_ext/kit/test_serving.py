@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from mmdeploy_ext.cli import kit_app
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.kit import web_library
 from mmdeploy_ext.kit.contents import MANIFEST
+from mmdeploy_ext.kit.page import LIBRARY, add_library
 from mmdeploy_ext.kit.server import serving
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -82,6 +84,9 @@ def test_folders_and_command_lines_that_make_no_page_are_refused(kit, tmp_path, 
     assert MANIFEST in capsys.readouterr().err
     assert kit_app.main(['demo/atss_toy.onnx', '--out', str(tmp_path / 'new')]) == 2
     assert '--serve KIT' in capsys.readouterr().err
+    for port in ('70000', '-1'):
+        assert kit_app.main(['--serve', str(kit), '--port', port]) == 2
+        assert f'port {port}: ' in capsys.readouterr().err
     (kit / 'web/app.js').write_text('changed')
     assert kit_app.main(['--serve', str(kit)]) == 2
     assert 'app.js: was changed' in capsys.readouterr().err
@@ -105,6 +110,13 @@ def write_npm(folder, script):
 def test_without_npm_the_error_says_what_to_do(cache):
     with pytest.raises(UsageError, match=r'there is no npm.*install Node\.js.*npm pack onnxruntime-web@'):
         web_library.package()
+
+
+def test_a_library_that_cannot_be_had_leaves_no_folder_that_looks_like_it(kit, cache):
+    shutil.rmtree(kit / LIBRARY)
+    with pytest.raises(UsageError, match='there is no npm'):
+        add_library(kit)
+    assert not list((kit / 'web').glob('*ort*')) and not list((kit / 'web').glob('.*'))
 
 
 def test_an_npm_that_fails_is_quoted_and_leaves_nothing(cache):
