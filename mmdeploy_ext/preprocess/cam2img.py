@@ -37,11 +37,13 @@ def square_matrix(matrix: Any) -> np.ndarray:
 def check_camera(camera: np.ndarray) -> None:
     """Refuse (ShapeError) a camera (4, 4) that graphs of monocular detectors would read wrongly.
 
-    Its last row has to be 0 0 0 1, and its focal lengths positive.
+    Its last row has to be 0 0 0 1, its focal lengths positive, and all finite.
     """
-    if not np.array_equal(camera[3], (0, 0, 0, 1)) or camera[0, 0] <= 0 or camera[1, 1] <= 0:
+    is_positive = camera[0, 0] > 0 and camera[1, 1] > 0
+    if not (np.isfinite(camera).all() and is_positive and np.array_equal(camera[3], (0, 0, 0, 1))):
         raise ShapeError(
-            f'cam2img: got {camera.tolist()}; expected positive focal lengths and a last row of 0 0 0 1'
+            f'cam2img: got {camera.tolist()}; expected positive focal lengths, a last row of 0 0 0 1 and '
+            f'finite numbers'
         )
 
 
@@ -84,15 +86,24 @@ def read_cameras(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def camera_for(cameras: Mapping[str, np.ndarray], picture: str | Path) -> np.ndarray:
-    """Return the camera of a picture: that of its path, or of a name in which its path ends, or of all.
+    """Return the camera of a picture.
 
-    DataError: there is none.
+    It is that of the longest name with which its path ends, part by part; else of the names that have the
+    file name of the picture; else that of all pictures.
+
+    DataError: there is none, or several names with different cameras have its file name.
     """
     path = Path(picture).as_posix()
-    for name, camera in cameras.items():
-        if name and (path == name or path.endswith(f'/{name}')):
-            return camera
-    by_name = {Path(name).name: camera for name, camera in cameras.items() if name}
-    if (camera := by_name.get(Path(path).name, cameras.get(''))) is None:
+    endings = [name for name in cameras if name and (path == name or path.endswith(f'/{name}'))]
+    if endings:
+        return cameras[max(endings, key=len)]
+    namesakes = [name for name in cameras if name and Path(name).name == Path(path).name]
+    if not namesakes and '' not in cameras:
         raise DataError(f'{picture}: has no camera in the file of cameras, which has {len(cameras)}')
+    camera = cameras[namesakes[0] if namesakes else '']
+    if not all(np.array_equal(cameras[name], camera) for name in namesakes):
+        raise DataError(
+            f'{picture}: the file of cameras has different ones for {", ".join(namesakes)}; name the picture '
+            f'by one of these paths'
+        )
     return camera

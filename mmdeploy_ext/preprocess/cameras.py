@@ -199,10 +199,11 @@ def multiview_rule(pipeline: Sequence[Mapping[str, Any]], num_cameras: int = 6) 
     Raises:
         ConfigError: a step or order that the rule cannot express; the message names it.
     """
-    steps = {}
+    steps, order = {}, []
     for step in _flat_steps(pipeline):
         if step['type'] in (*STEPS, *SCALED_STEPS):
             steps[step['type']] = step
+            order.append(step['type'])
         elif step['type'] not in NEUTRAL:
             raise ConfigError(
                 f'test pipeline step {step["type"]!r} cannot be described by the exported file; supported: '
@@ -211,9 +212,9 @@ def multiview_rule(pipeline: Sequence[Mapping[str, Any]], num_cameras: int = 6) 
     normalised_first = STEPS[0] not in steps
     expected = SCALED_STEPS if normalised_first else STEPS
     optional = SCALED_STEPS[1:] if normalised_first else STEPS[2:]
-    if list(steps) != [name for name in expected if name in steps or name not in optional]:
+    if order != [name for name in expected if name in steps or name not in optional]:
         raise ConfigError(
-            f'test pipeline: got the steps {list(steps)}; expected {", ".join(expected)} in this order'
+            f'test pipeline: got the steps {order}; expected {", ".join(expected)} in this order'
         )
     norm = steps['NormalizeMultiviewImage']
     _require(norm, ('mean', 'std'), norm['type'])

@@ -269,10 +269,10 @@ def read_image(path: str | Path) -> np.ndarray:
     import cv2
 
     path = Path(path)
-    if not path.is_file():
-        is_other = path.exists() and not path.is_dir()
-        raise ImageError(f'{path}: is a pipe or a device' if is_other else f'{path}: no such image file')
     try:
+        if not path.is_file():
+            is_other = path.exists() and not path.is_dir()
+            raise ImageError(f'{path}: is a pipe or a device' if is_other else f'{path}: no such image file')
         if (size_bytes := path.stat().st_size) > MOST_BYTES:
             raise ImageError(
                 f'{path}: has {size_bytes} bytes, expected at most {MOST_BYTES}; if it is a picture, make it '
@@ -313,7 +313,7 @@ def list_images(paths: Iterable[str | Path]) -> list[Path]:
     """
     images: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike `Path.is_dir` it is False of a name that no file can have
             inside = sorted(
                 file
                 for file in path.rglob('*')
@@ -322,7 +322,7 @@ def list_images(paths: Iterable[str | Path]) -> list[Path]:
             if not inside:
                 raise ImageError(f'{path}: no image in this folder ({", ".join(IMAGE_SUFFIXES)})')
             images.extend(inside)
-        elif path.is_file():
+        elif os.path.isfile(path):
             images.append(path)
         else:
             raise ImageError(f'{path}: no such image or folder')

@@ -128,6 +128,8 @@ def _check_options(step: Mapping[str, Any]) -> None:
 
 def _single_scale(img_scale: Any, key: str = '') -> tuple[int, int]:
     """Return the one scale (w, h) of an option; the message says how to set it if its `key` is known."""
+    if not isinstance(img_scale, list | tuple) or not img_scale:
+        raise ConfigError(f'test pipeline: img_scale={img_scale!r}; expected one width and height')
     scales = [img_scale] if isinstance(img_scale[0], int | float) else list(img_scale)
     if len(scales) != 1:
         command = f', with --cfg-options "{key}=({scales[0][0]},{scales[0][1]})"' if key else ''

@@ -235,6 +235,8 @@ def reordered(*kinds):
         (with_step('Resize', override=True), 'override=True'),
         (with_step('LoadImageFromFile', color_type='grayscale'), "color_type='grayscale'"),
         (with_step('MultiScaleFlipAug', flip=True), 'flip=True'),
+        (with_step('MultiScaleFlipAug', img_scale=640), 'img_scale=640; expected'),
+        (with_step('MultiScaleFlipAug', img_scale=[]), r'img_scale=\[\]; expected'),
         (with_step('MultiScaleFlipAug', img_scale=[(333, 200), (666, 400)]), '2 scales'),
         (with_step('MultiScaleFlipAug', scale_factor=[1.5], img_scale=None), r'scale_factor=\[1.5\]'),
         ([*centred()[:1], dict(centred()[1], flip=True)], 'flip=True'),
@@ -305,3 +307,11 @@ def test_folders_are_listed_in_order_and_an_empty_one_is_refused(tmp_path):
         list_images([tmp_path / 'empty'])
     with pytest.raises(ImageError, match=r'gone.png'):
         list_images([tmp_path / 'gone.png'])
+
+
+def test_a_name_that_no_file_can_have_is_refused_as_one(tmp_path):
+    path = tmp_path / f'{"a" * 300}.png'
+    with pytest.raises(ImageError, match='cannot be read'):
+        read_image(path)
+    with pytest.raises(ImageError, match='no such image or folder'):
+        list_images([path])

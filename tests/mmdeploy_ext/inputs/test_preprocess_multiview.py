@@ -139,6 +139,7 @@ def test_survives_json_and_the_metadata_tells_it_from_the_rule_of_one_image():
         ),
         (lambda steps: steps.pop(2), 'got the steps'),
         (lambda steps: steps.insert(1, steps.pop(2)), 'in this order'),
+        (lambda steps: steps.insert(2, steps[2]), 'in this order'),
         (lambda steps: steps[1].pop('training'), 'training=True; expected False'),
         (lambda steps: steps[3].update(pad_val=3), 'pad_val=3; expected 0'),
         (lambda steps: steps[4].update(flip=True), 'flip=True; expected False'),

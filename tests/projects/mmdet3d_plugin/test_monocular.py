@@ -259,13 +259,16 @@ def test_cameras_are_read_by_path_by_name_and_for_all():
     read = cameras_of({name: matrix.tolist() for name, matrix in matrices.items()})
     assert camera_for(read, 'data/b/1.jpg')[0, 0] == 2
     assert camera_for(read, '2.jpg')[0, 0] == 3
+    with pytest.raises(DataError, match=r'different ones for a/1\.jpg, b/1\.jpg'):
+        camera_for(read, 'c/1.jpg')
+    assert camera_for({'1.jpg': np.eye(4), **read}, 'data/b/1.jpg')[0, 0] == 2
     listed = cameras_of(dict(images=[dict(file_name='x/3.jpg', cam_intrinsic=np.eye(3).tolist())]))
     assert np.array_equal(camera_for(listed, '/data/3.jpg'), np.eye(4))
     with pytest.raises(DataError, match='has no camera'):
         camera_for(listed, '4.jpg')
     with pytest.raises(ValueError, match='expected 3x3, 3x4 or 4x4'):
         cameras_of([[1, 2], [3, 4]])
-    for row, column, value in ((3, 0, 1.0), (0, 0, -1.0)):
+    for row, column, value in ((3, 0, 1.0), (0, 0, -1.0), (0, 0, np.nan), (0, 2, np.inf)):
         camera = np.eye(4)
         camera[row, column] = value
         with pytest.raises(ShapeError, match='expected positive focal lengths'):
