@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.weights.checkpoint import naming, plain_tensors
 
 ALLOWED: dict[str, Callable] = {
     'collections.OrderedDict': collections.OrderedDict,
@@ -103,16 +104,20 @@ def read_pickled(path: str | Path) -> dict[str, torch.Tensor]:
     are among the buffers.
 
     Raises:
-        CheckpointError: it has no module and no state dict, or cannot be read this way; the message says how
-            to convert it.
+        CheckpointError: it has no module and no state dict, or cannot be read this way, and the message says
+            how to convert it; or two names are equal without `module.`, or a tensor cannot be a weight.
     """
-    if not _is_pickle(path):
-        raise CheckpointError(f'{path}: is a TorchScript archive, or none that torch.save wrote. {CONVERT}')
     try:
+        if not _is_pickle(path):
+            raise CheckpointError(
+                f'{path}: is a TorchScript archive, or none that torch.save wrote. {CONVERT}'
+            )
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about sources of classes that are not installed
             content = torch.load(path, map_location='cpu', weights_only=False, pickle_module=INERT_PICKLE)
         weights = dict(_find_weights(content))
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(f'{path}: cannot be read ({error.strerror or error})') from error
     except Exception as error:  # hostile or exotic pickles may raise anything
@@ -122,7 +127,8 @@ def read_pickled(path: str | Path) -> dict[str, torch.Tensor]:
         ) from error
     if not weights:
         raise CheckpointError(f'{path}: holds objects but no weights that could be found. {CONVERT}')
-    return {key.removeprefix('module.'): value for key, value in weights.items()}
+    with naming(path):
+        return plain_tensors(weights)
 
 
 def _is_pickle(path: str | Path) -> bool:

@@ -22,7 +22,7 @@ from torch import nn
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.sparse.folded_norms import Names, match_names
 from mmdeploy_ext.weights import sparse_layouts as layouts
-from mmdeploy_ext.weights.checkpoint import listed, load_checkpoint, misfits
+from mmdeploy_ext.weights.checkpoint import check_finite, check_types, listed, load_checkpoint, misfits
 from mmdeploy_ext.weights.pickled import read_pickled
 
 COUNTER = 'num_batches_tracked'
@@ -197,17 +197,16 @@ def _check_weights(
     unexpected: Iterable[str] = (),
     skip_shapes: Iterable[str] = (),
 ) -> None:
-    """Raise CheckpointError unless the weights have the names and shapes of a module and are finite."""
+    """Raise CheckpointError unless the weights fit a module by names and shapes, and are finite floats."""
     compared = {key: value for key, value in weights.items() if key not in set(skip_shapes)}
     missing = [key for key in parameters if key not in weights and not key.endswith(COUNTER)]
-    problems = [misfits(parameters, compared, missing, sorted(unexpected))]
-    if broken := [key for key, value in weights.items() if not bool(value.isfinite().all())]:
-        problems.append(f'values that are not finite in {listed(broken)}')
-    if any(problems):
+    if problems := misfits(parameters, compared, missing, sorted(unexpected)):
         raise CheckpointError(
-            f'{path}: does not fit the model of the config: {"; ".join(filter(None, problems))}. '
+            f'{path}: does not fit the model of the config: {problems}. '
             f'Use the config that this checkpoint was trained with'
         )
+    check_types(path, weights, parameters)
+    check_finite(path, weights, parameters)
 
 
 @torch.no_grad()

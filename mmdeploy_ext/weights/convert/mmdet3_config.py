@@ -93,7 +93,8 @@ def _to_mmdet2_dataset(dataset: dict[str, Any], pipeline: list[dict[str, Any]]) 
     dataset = without_scope('test_dataloader.dataset', {**dataset, 'pipeline': []})
     metainfo = dataset.get('metainfo') or {}
     classes = metainfo.get('classes') or metainfo.get('CLASSES')
-    names = dict(classes=tuple(classes)) if classes else {}
+    # a text is the path of a file of names, in both versions
+    names = dict(classes=classes if isinstance(classes, str) else tuple(classes)) if classes else {}
     if dataset.get('type') not in DATASETS:
         return dict(
             type='CocoDataset', ann_file='annotations.json', img_prefix='', **names, pipeline=pipeline

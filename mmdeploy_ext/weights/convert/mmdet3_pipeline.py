@@ -36,6 +36,7 @@ FIXED_VALUES = {
     ('LoadImageFromFile', 'backend_args'): None,
     ('LoadImageFromFile', 'imdecode_backend'): 'cv2',
     ('RandomFlip', 'prob'): 0.0,
+    ('Pad', 'padding_mode'): 'constant',
 }
 """Step and key -> the only value that mmdet 2 can do; the key is left out."""
 ANNOTATION_STEPS = ('LoadAnnotations', 'LoadPanopticAnnotations')
@@ -66,7 +67,8 @@ def to_mmdet2_pipeline(
     if 'LoadImageFromFile' not in step_of:
         raise ConfigError('test_pipeline: has no LoadImageFromFile; expected one')
     load, resize = step_of['LoadImageFromFile'], step_of.get('Resize', {})
-    pad, crop = step_of.get('Pad'), step_of.get('RandomCenterCropPad')
+    pad = _pad(step_of['Pad']) if 'Pad' in step_of else None
+    crop = step_of.get('RandomCenterCropPad')
     scale = _scale(resize)
     options = {key: resize[key] for key in ('keep_ratio', 'backend', 'interpolation') if key in resize}
     resize = dict(type='Resize', **{'keep_ratio': 'img_scale' not in scale, **options})
@@ -121,6 +123,22 @@ def _scale(resize: Mapping[str, Any]) -> dict[str, Any]:
     if factor not in (1.0, (1.0, 1.0), [1.0, 1.0]):
         raise ConfigError(f'test_pipeline: Resize with scale_factor={factor!r}; expected a scale, or 1.0')
     return dict(scale_factor=1.0)
+
+
+def _pad(step: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a Pad of mmdet 3 as one of mmdet 2.
+
+    The first has the width first in `size`, the second the height; a whole number in `pad_val` is the value
+    of all channels in the first, and of the first channel alone in the second.
+    """
+    pad = {key: value for key, value in step.items() if ('Pad', key) not in FIXED_VALUES}
+    if pad.get('size'):
+        pad['size'] = tuple(pad['size'])[::-1]
+    values = pad.get('pad_val', 0)
+    values = values if isinstance(values, dict) else dict(img=values)
+    if isinstance(values.get('img'), int) and values['img']:
+        pad['pad_val'] = dict(values, img=(values['img'],) * 3)
+    return pad
 
 
 def _normalise_and_pad(

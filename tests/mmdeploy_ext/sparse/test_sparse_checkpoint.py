@@ -242,7 +242,17 @@ def test_axes_in_the_other_order_are_named(tmp_path):
 def test_values_that_are_not_finite_are_refused(tmp_path):
     _, state = filled('second')
     state['conv_input.1.bias'][0] = float('nan')
-    with pytest.raises(CheckpointError, match=r'1 \(conv_input.1.bias\)'):
+    with pytest.raises(CheckpointError, match=r'conv_input\.1\.bias: 1 NaN of'):
+        load_model(save(state, tmp_path), NETS['second']())
+    state['conv_input.1.bias'] = torch.full_like(state['conv_input.1.bias'], 1e300, dtype=torch.float64)
+    with pytest.raises(CheckpointError, match=r'conv_input\.1\.bias: \d+ infinite of'):
+        load_model(save(state, tmp_path), NETS['second']())
+
+
+def test_codes_of_a_quantised_model_are_not_taken_for_weights(tmp_path):
+    _, state = filled('second')
+    state['conv_out.0.weight'] = state['conv_out.0.weight'].to(torch.int8)
+    with pytest.raises(CheckpointError, match=r'conv_out\.0\.weight: int8 in the file, float32 in the model'):
         load_model(save(state, tmp_path), NETS['second']())
 
 
@@ -420,6 +430,12 @@ def test_builtins_and_the_system_are_not_called_either(tmp_path, capfd):
     source = read_source(save(content, tmp_path))
     assert list(source.weights) == ['conv.weight'] and source.form == 'pickled module'
     assert 'ran' not in capfd.readouterr().out and 'antigravity' not in sys.modules
+
+
+def test_a_weight_that_is_there_twice_beside_objects_is_refused(tmp_path):
+    weights = {'module.conv.weight': torch.zeros(2), 'conv.weight': torch.ones(2)}
+    with pytest.raises(CheckpointError, match=r'weights\.pth: module\.conv\.weight and conv\.weight both'):
+        read_source(save(dict(state_dict=weights, helper=types.SimpleNamespace()), tmp_path))
 
 
 def test_a_pickle_cannot_change_torchs_functions(tmp_path):

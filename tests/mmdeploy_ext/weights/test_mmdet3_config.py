@@ -61,6 +61,8 @@ def test_classes_and_scopes_are_taken_over():
         'atss/atss_r50_fpn_1x_coco.py', {**PREPROCESSOR, 'type': 'mmdet.DetDataPreprocessor'},
         metainfo=dict(classes=('a', 'b'))))
     assert made.data.test.classes == ('a', 'b')
+    made = to_mmdet2_config(config3('atss/atss_r50_fpn_1x_coco.py', metainfo=dict(classes='names.txt')))
+    assert made.data.test.classes == 'names.txt'
     cfg = config3('atss/atss_r50_fpn_1x_coco.py')
     cfg.model.backbone.type = 'mmdet.ResNet'
     assert to_mmdet2_config(cfg).model.backbone.type == 'ResNet'
@@ -96,6 +98,20 @@ def test_padding_with_another_value_keeps_it_in_all_channels():
     assert pad == dict(type='Pad', size_divisor=32, pad_val=dict(img=[1.5, 1.5, 1.5]))
 
 
+@pytest.mark.parametrize(('pad', 'expected'), [
+    (dict(size=(1344, 800)), dict(size=(800, 1344))),
+    (dict(size_divisor=32, pad_val=dict(img=114, seg=255)),
+     dict(size_divisor=32, pad_val=dict(img=(114, 114, 114), seg=255))),
+    (dict(size_divisor=32, pad_val=7), dict(size_divisor=32, pad_val=dict(img=(7, 7, 7)))),
+    (dict(size_divisor=32, pad_val=dict(img=114.0), padding_mode='constant'),
+     dict(size_divisor=32, pad_val=dict(img=114.0))),
+])
+def test_a_pad_of_the_pipeline_pads_as_that_of_mmdet_3(pad, expected):
+    steps = [*STEPS[:2], dict(type='Pad', **pad), PACK]
+    made = to_mmdet2_pipeline(steps, bgr(pad_size_divisor=1))[1]['transforms']
+    assert [step for step in made if step['type'] == 'Pad'] == [dict(type='Pad', **expected)]
+
+
 def steps_with(index, **changes):
     return [dict(step, **changes) if number == index else step for number, step in enumerate(STEPS)]
 
@@ -111,6 +127,8 @@ def steps_with(index, **changes):
      r"test_pipeline: PackDetInputs with meta_keys \['text'\]"),
     (PREPROCESSOR, [*STEPS[:2], dict(type='Pad', size_divisor=7), PACK],
      r'model\.data_preprocessor\.pad_size_divisor=32 after a Pad'),
+    (PREPROCESSOR, [*STEPS[:2], dict(type='Pad', size_divisor=32, padding_mode='reflect'), PACK],
+     r"test_pipeline\.2\.padding_mode='reflect' of Pad"),
     (PREPROCESSOR, [*STEPS[:2], dict(type='LoadProposals'), PACK], r"test_pipeline\.2\.type='LoadProposals'"),
 ])
 def test_what_is_not_known_is_refused_by_its_key(preprocessor, steps, message):
