@@ -60,7 +60,8 @@ class Config:
 def installed_folder(library: str = MMDET) -> Path:
     """Return the folder of configs of an installed library; UsageError if there is none."""
     spec = importlib.util.find_spec(library)
-    folder = Path(spec.submodule_search_locations[0]) / '.mim' / 'configs' if spec else None
+    places = spec.submodule_search_locations if spec else None
+    folder = Path(places[0], *INSTALLED) if places else None
     if folder is None or not folder.is_dir():
         raise UsageError(f'{library} with its configs is not installed; name configs, folders or globs')
     return folder
@@ -82,7 +83,7 @@ def config_files(patterns: Sequence[str]) -> list[Path]:
     files: list[Path] = []
     for pattern in patterns:
         matches = [Path(path) for path in glob.glob(pattern)]
-        if not matches and not Path(pattern).is_absolute():
+        if pattern and not matches and not Path(pattern).is_absolute():
             library, _, rest = pattern.partition('/')
             if rest and has_configs(library):
                 matches = sorted(installed_folder(library).glob(rest))
@@ -124,7 +125,7 @@ def has_configs(library: str) -> bool:
     """Return whether a library of this name is installed with configs."""
     try:
         return installed_folder(library).is_dir()
-    except (UsageError, ValueError):  # ValueError: the name of no module, such as '..'
+    except (UsageError, ImportError, ValueError):  # the last two: names of no module, such as 'a.b' and '..'
         return False
 
 
