@@ -181,7 +181,7 @@ class Show:
     """Pictures of the detections of images.
 
     Attributes:
-        folder: folder of the pictures, one per image with the name of its file.
+        folder: folder of the pictures, one per image with the path of its file in the data set, below it.
         family: name of the family, which may draw its results by itself.
         classes: names by label.
         score_thr: smallest score of a detection that is drawn.
@@ -207,7 +207,9 @@ class Show:
         top, left = _border(meta)
         picture = imresize(picture[top : top + height, left : left + width], meta['ori_shape'][1::-1])
         picture = draw_results(self.family, picture, detections, self.classes, self.score_thr)
-        write_picture(self.folder / meta['ori_filename'], picture)
+        name = Path(meta['ori_filename'])  # an absolute one would be the path of the original itself
+        parts = [part for part in name.parts if part not in (name.anchor, '..')]
+        write_picture(self.folder.joinpath(*parts), picture)
 
 
 def _prepared(

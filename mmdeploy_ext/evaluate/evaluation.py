@@ -217,11 +217,11 @@ def check_tables(cfg: Any, dataset: Dataset, metrics: Sequence[str] = ()) -> Non
     It is called before hours of inference; other data sets have no tables. `cfg` is for messages.
 
     Raises:
-        DataError: the folder that its evaluator reads is missing.
+        DataError: the folder that its evaluator reads is missing, or `metrics` are not evaluated on it.
         UsageError: one of the `metrics` needs a package that is not installed.
     """
     if tracking.is_by_devkit(dataset, metrics):
-        tracking.check_available()
+        tracking.check_available(dataset)
     root, version = getattr(dataset, 'data_root', None), getattr(dataset, 'version', None)
     if root and version and not Path(root, version).is_dir():
         raise DataError(

@@ -199,6 +199,10 @@ def _parts_in(folder: Path, results: dict[int, Any], ranks: Ranks) -> list[dict[
     """Return the parts of all processes, through files, on rank 0."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f'part_{rank}.pkl' for rank in range(ranks.size)]
+    if not ranks.rank:
+        for path in paths:  # of a run that has failed; it would stand for one that is not shared
+            path.unlink(missing_ok=True)
+    ranks.gather()
     paths[ranks.rank].write_bytes(pickle.dumps(results))
     ranks.gather()
     if ranks.rank:

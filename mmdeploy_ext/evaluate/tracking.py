@@ -39,8 +39,18 @@ def is_by_devkit(dataset: Dataset, metrics: Sequence[str]) -> bool:
     return METRIC in metrics and is_nuscenes and not hasattr(dataset, 'track3d_eval_configs')
 
 
-def check_available() -> None:
-    """Refuse the metric where motmetrics, which the devkit imports for it, is not installed: UsageError."""
+def check_available(dataset: Any) -> None:
+    """Refuse the metric for a data set of nuScenes, before hours of inference.
+
+    Raises:
+        DataError: its tables are of another version than those in `SPLITS`.
+        UsageError: motmetrics, which the devkit imports for the metric, is not installed.
+    """
+    if dataset.version not in SPLITS:
+        raise DataError(
+            f'--eval {METRIC}: the tables are {dataset.version!r}; expected {" or ".join(SPLITS)}, of which '
+            f'the devkit has true tracks'
+        )
     try:
         import nuscenes.eval.tracking.evaluate  # noqa: F401
     except ImportError as error:
@@ -110,9 +120,9 @@ def evaluate_tracks(dataset: Any, results: Sequence[Any]) -> dict[str, float]:
 
     Raises:
         UsageError: motmetrics is not installed.
-        DataError: results without track ids.
+        DataError: results without track ids, or see `check_available`.
     """
-    check_available()
+    check_available(dataset)
     from nuscenes.eval.common.config import config_factory
     from nuscenes.eval.tracking.evaluate import TrackingEval
 
