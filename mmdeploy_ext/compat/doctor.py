@@ -8,7 +8,6 @@ line in the table and not the end of the doctor.
 
 import argparse
 import importlib.metadata
-import json
 import platform
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.files import write_json
 from mmdeploy_ext.engines.registry import BACKENDS
 
 RUNTIME = {
@@ -244,7 +244,7 @@ def _run(args: argparse.Namespace) -> int:
     healthy = all(finding.verdict != 'problem' for finding in findings)
     if args.json:
         content = dict(healthy=healthy, findings=[asdict(f) for f in findings])
-        args.json.write_text(json.dumps(content, indent=2))
+        write_json(args.json, content)
     print_report(findings)
     if not exports:
         print('PyTorch and OpenMMLab are not installed: exported files run, nothing can be exported')

@@ -244,12 +244,14 @@ def write_json(target: str | os.PathLike[str], content: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file; a missing or damaged one is a UsageError that names it."""
+    """Read a JSON file; UsageError: it is missing or damaged, or cannot be read; the message names it."""
     check_regular(path)
     try:
         return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError as error:
         raise UsageError(f'{path}: no such file') from error
+    except OSError as error:
+        raise UsageError(f'{path}: cannot be read ({error.strerror or error})') from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f'{path}: is not valid JSON ({error})') from error
 

@@ -103,7 +103,10 @@ def _read_trtexec(file: Path, spec: GraphSpec) -> dict[str, np.ndarray]:
             shape = tuple(int(size) for size in str(entry['dimensions']).split('x') if size)
             dtype = spec.tensor(entry['name']).dtype if entry['name'] in spec.output_names else 'float32'
             values = np.asarray(entry['values'], np.float64).reshape(shape)
-            arrays[entry['name']] = values.astype(dtype)
+            with np.errstate(invalid='ignore'):
+                array = values.astype(dtype)
+            is_cut = array.dtype.kind in 'iub' and not np.array_equal(array, values)  # 0.7 is no label
+            arrays[entry['name']] = values if is_cut else array
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f'{file}: is not what trtexec --exportOutput writes: {one_line(error)}') from error
     return arrays

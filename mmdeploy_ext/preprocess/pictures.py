@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ImageError
+from mmdeploy_ext.core.errors import ImageError, ShapeError
 from mmdeploy_ext.core.files import IMAGE_SUFFIXES, will_read
 from mmdeploy_ext.core.json_dataclass import JsonDataclass
 from mmdeploy_ext.preprocess.cam2img import square_matrix
@@ -141,8 +141,13 @@ class PreprocessRule(JsonDataclass):
         return next_multiples((height, width), self.size_divisor)
 
     def apply(self, image_bgr: np.ndarray) -> PreparedImage:
-        """Return the network input of an image (h, w, 3) uint8 BGR, as OpenCV reads it."""
-        height, width = image_bgr.shape[:2]
+        """Return the network input of an image (h, w, 3) uint8 BGR, as OpenCV reads it; else ShapeError."""
+        shape, dtype = np.shape(image_bgr), getattr(image_bgr, 'dtype', type(image_bgr).__name__)
+        if dtype != np.uint8 or shape[2:] != (3,) or 0 in shape:
+            raise ShapeError(
+                f'picture: got {dtype} {shape}, expected uint8 (h, w, 3): blue, green and red from 0 to 255'
+            )
+        height, width = shape[:2]
         if self.to_float32:
             image_bgr = image_bgr.astype(np.float32)
         resized_h, resized_w = self.resized_shape(height, width)

@@ -208,7 +208,12 @@ def _run_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f'{path}: syntax error: {error}') from error
     merged: dict[str, Any] = {}
     for base in _remove_bases(path, tree):
-        merged.update(_run_config(base))
+        base_values = _run_config(base)
+        if twice := sorted(merged.keys() & base_values.keys()):
+            raise ConfigError(
+                f'{path}: several of its bases have {", ".join(twice)}, which mmengine refuses, too'
+            )
+        merged.update(base_values)
     scope: dict[str, Any] = {'_base_': ConfigDict(copy.deepcopy(merged)), '__file__': str(path)}
     try:
         exec(compile(tree, str(path), 'exec'), scope)

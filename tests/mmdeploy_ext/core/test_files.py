@@ -115,6 +115,8 @@ def test_json_that_cannot_be_read_is_refused_by_name(content, message, tmp_path)
         (tmp_path / 'x.json').write_bytes(content)
     with pytest.raises(UsageError, match=rf'x\.json: .*{message}'):
         read_json(tmp_path / 'x.json')
+    with pytest.raises(UsageError, match='cannot be read'):
+        read_json(tmp_path)
 
 
 def test_sha256_is_that_of_coreutils(tmp_path):

@@ -11,7 +11,7 @@ from mmdet.datasets.pipelines import Compose
 from PIL import Image
 
 from mmdeploy_ext.core.config import load_config, mmdet_config, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError, ImageError
+from mmdeploy_ext.core.errors import ConfigError, ImageError, ShapeError
 from mmdeploy_ext.preprocess.pictures import PreprocessRule, list_images, read_image
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
@@ -315,3 +315,19 @@ def test_a_name_that_no_file_can_have_is_refused_as_one(tmp_path):
         read_image(path)
     with pytest.raises(ImageError, match='no such image or folder'):
         list_images([path])
+
+
+@pytest.mark.parametrize(
+    'image',
+    [
+        np.zeros((8, 9), np.uint8),
+        np.zeros((8, 9, 4), np.uint8),
+        np.zeros((8, 9, 3)),
+        np.zeros((0, 9, 3), np.uint8),
+        None,
+    ],
+    ids=['gray', 'with alpha', 'floats', 'empty', 'None'],
+)
+def test_what_is_no_picture_of_bytes_is_refused(image):
+    with pytest.raises(ShapeError, match=r'picture: got .* expected uint8 \(h, w, 3\)'):
+        PreprocessRule().apply(image)

@@ -104,6 +104,9 @@ FAULTS = {
     'one box fewer': changed(labels=lambda array: np.where(np.arange(array.shape[1]) == 0, -1, array)),
     'NaN': changed(dets=lambda array: array * np.float32(np.nan)),
     'objects': changed(dets=lambda array: array.astype(object)),
+    'labels that are no whole numbers': lambda target, arrays: as_trtexec(
+        target, dict(arrays, labels=arrays['labels'] + 0.3)
+    ),
 }
 
 

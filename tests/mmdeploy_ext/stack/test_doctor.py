@@ -60,11 +60,11 @@ def test_exit_status_report_and_json(monkeypatch, capsys, tmp_path, verdict, sta
     monkeypatch.setattr(doctor, 'examine', lambda *args, **kwargs: [
         Finding('mmdet', '3.0', '2.28.2', verdict, 'pip install mmdet'),
         Finding(doctor.PATCHES, 'numpy_aliases')])
-    assert doctor.main(['--json', str(tmp_path / 'd.json')]) == status
+    assert doctor.main(['--json', str(tmp_path / 'new/d.json')]) == status
     out = capsys.readouterr().out
     assert ('problem: mmdet: 3.0 (expected 2.28.2)\n    fix: pip install mmdet' in out) == bool(status)
     assert 'patched: numpy_aliases: numpy 1.24 removed' in out and 'patched: mmdet3d' not in out
-    written = json.loads((tmp_path / 'd.json').read_text())
+    written = json.loads((tmp_path / 'new/d.json').read_text())
     assert written['healthy'] == (not status) and written['findings'][0]['found'] == '3.0'
 
 

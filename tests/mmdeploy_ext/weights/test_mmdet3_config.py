@@ -177,10 +177,12 @@ def test_bases_are_read_as_mmengine_does(tmp_path):
     ('a = (\n', r'syntax error'),
     ("work_dir = '{{ fileDirname }}'\n", r'is filled in by mmengine'),
     ('a = nothing\n', r'cannot be read: NameError'),
+    ("_base_ = ['other.py', 'other.py']\n", r'several of its bases have a, b, which mmengine refuses'),
 ])
 def test_what_cannot_be_read_is_refused_by_file(text, message, tmp_path):
     path = tmp_path / 'config.py'
     path.write_text(text)
+    (tmp_path / 'other.py').write_text('a = b = 1\n')
     with pytest.raises(ConfigError, match=message) as error:
         read_mmdet3_config(path)
     assert str(tmp_path) in str(error.value)
