@@ -1,4 +1,8 @@
-"""The family of BEVFormer: the configs that it claims and refuses, its graph, reference and runtime."""
+"""The family of BEVFormer: the configs that it claims and refuses, its graph, reference and runtime.
+
+What the attributes and methods of the class without a docstring are for is documented where they are
+defined first: `families/base.py`, `families/sequence.py` and `families/parts/camera_family.py`.
+"""
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence

@@ -51,38 +51,31 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
     results = []
     for image, meta in zip(images, metas(images), strict=True):
         (result,) = tested(model, [image], [meta], rescale)
-        results.append(_as_detections(result, image, model))
+        results.append(_as_detections(result, image))
     if not rescale:
         return results
     return [of_image.scaled(image.scale_factor) for of_image, image in zip(results, images, strict=True)]
 
 
-def _as_detections(result: Mapping[str, Any], image: PreparedImage, model: nn.Module) -> MonocularDetections:
-    """Return a result of mmdet3d in the order of its scores; `model` gave it for the image."""
+def _as_detections(result: Mapping[str, Any], image: PreparedImage) -> MonocularDetections:
+    """Return a result of mmdet3d for an image in the order of its scores."""
     boxes, corners = result['img_bbox'], None
-    if 'img_bbox2d' in result:
-        corners = _corners_of_results(result, int(model.bbox_head.num_classes))
-    rows = boxes['boxes_3d'].tensor.numpy()
+    rows, labels = boxes['boxes_3d'].tensor.numpy(), boxes['labels_3d'].numpy()
+    if 'img_bbox2d' in result:  # boxes in the picture (n, 5) of each class
+        corners = np.zeros((len(labels), 4), np.float32)
+        for label, of_class in enumerate(result['img_bbox2d']):
+            corners[labels == label] = of_class[:, :4]
     attributes = boxes['attrs_3d'].numpy() if 'attrs_3d' in boxes else None
     camera = cameras.feeds([image], rescale=False)['unmoved_cam2img'][0]
     return MonocularDetections(
         padded_boxes(rows),
         boxes['scores_3d'].numpy(),
-        boxes['labels_3d'].numpy(),
+        labels,
         attributes,
         corners,
         tuple(map(tuple, camera.tolist())),
         rows.shape[1],
     ).best_first()
-
-
-def _corners_of_results(result: Mapping[str, Any], num_classes: int) -> np.ndarray:
-    """Return the boxes in the picture (n, 4) in the order of those in 3D; mmdet3d lists them by class."""
-    labels = result['img_bbox']['labels_3d'].numpy()
-    corners = np.zeros((len(labels), 4), np.float32)
-    for label in range(num_classes):
-        corners[labels == label] = result['img_bbox2d'][label][:, :4]
-    return corners
 
 
 def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:

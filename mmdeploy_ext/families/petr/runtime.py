@@ -140,7 +140,8 @@ class PetrOnnx(CameraRuntime):
 
         Args:
             paths: the folder of an export, or its three files.
-            max_gap_s: of PETRv2, see the class. The published model knows no gap, so proofs pass None.
+            max_gap_s: of PETRv2, a longer gap between two frames begins a scene; None never does, as in the
+                published model, so proofs pass it.
             engine: registered name of the backend.
             options: options of the backend, for example `providers`, `threads`.
 
@@ -204,7 +205,8 @@ class PetrOnnx(CameraRuntime):
         memory = memory_of(frame, scene, maps[0] if self.frames > 1 else None)
         parts, gap = [present], None
         if self.frames > 1 and is_first:
-            gap = self._start_gap(frame)
+            times = memory.tensors['camera_times_s']
+            gap = mean_gap_s(frame.timestamp_s, times, times - self.metadata.postprocess['start_gap_s'])
             parts.append(present)
         elif self.frames > 1:
             last = self._last.tensors
@@ -252,11 +254,6 @@ class PetrOnnx(CameraRuntime):
         """Return the matrices (1, N, 4, 4) from the pixels of the last frame to the present LiDAR frame."""
         motion = relative_motion(last.ego_pose, frame.ego_pose)
         return (motion @ np.linalg.inv(last.tensors['lidar2img'])).astype(np.float32)[None]
-
-    def _start_gap(self, frame: Frame) -> np.float32:
-        """Return the time that stands for the gap where there is no frame before."""
-        times = camera_times(frame)
-        return mean_gap_s(frame.timestamp_s, times, times - self.metadata.postprocess['start_gap_s'])
 
     def _detect(self, parts: list[dict[str, np.ndarray]], gap: np.float32 | None) -> dict[str, np.ndarray]:
         """Return the head's outputs by their portable names.

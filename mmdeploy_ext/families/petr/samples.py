@@ -62,7 +62,7 @@ def check_sweeps(filename: str, steps: Sequence[Mapping[str, Any]], frames: int)
         if step['type'] == SWEEPS and step.get('sweeps_num') != frames - 1:
             raise ConfigError(
                 f'{filename}: {SWEEPS} of the test pipeline has sweeps_num={step.get("sweeps_num")}, '
-                f'expected {frames - 1}: the head is exported with {frames} frame{"s" * (frames > 1)}'
+                f'expected {frames - 1}, the number of frames that the head sees beside the present one'
             )
 
 

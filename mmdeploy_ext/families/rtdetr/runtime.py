@@ -115,8 +115,9 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
     Args:
         metadata: metadata of the file: `form`, and `postprocess` with `num_queries`, `num_classes` and
             `max_per_img`.
-        outputs: outputs of the graph by name: of the form 'full' `dets` (B, n, 5) x1 y1 x2 y2 score and
-            `labels` (B, n) int64; of the form 'raw' `logits` (B, Q, C) and `boxes` (B, Q, 4) cxcywh in 0..1.
+        outputs: outputs of the graph by name: of the form 'full' `labels` (B, n) int64, `boxes` (B, n, 4)
+            x1 y1 x2 y2 and `scores` (B, n); of the form 'raw' `logits` (B, Q, C) and `boxes` (B, Q, 4) cxcywh
+            in 0..1.
         feeds: inputs of the graph by name, and what is known besides: `orig_target_sizes` (B, 2), width and
             height that boxes are stretched to; and, if it is there, `ori_shape` (2,), height and width of
             all images, with which they have to agree.

@@ -14,6 +14,7 @@ from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim
@@ -90,7 +91,8 @@ class SoloFamily(ImageFamily):
                 '--layout fork: its outputs have no batch axis; export it without --dynamic-export'
             )
         _check_head(cfg.filename, cfg.model.mask_head, options)
-        mask_config(cfg.model.get('test_cfg') or cfg.get('test_cfg') or {})
+        with refused_by_name(cfg):
+            mask_config(cfg.model.get('test_cfg') or cfg.get('test_cfg') or {})
 
     def build(self, cfg: Any) -> nn.Module:
         head = cfg.model.mask_head

@@ -11,10 +11,12 @@ from mmcv import ConfigDict
 from mmdet.models.dense_heads import DecoupledSOLOHead, SOLOHead, SOLOV2Head
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
+from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.solo import reference, runtime
 from mmdeploy_ext.families.solo.graphs import SoloFullForm
 from mmdeploy_ext.proving.tasks.mask import match_detections
@@ -303,6 +305,9 @@ def test_thresholds_that_have_no_graph_are_refused():
         mask_config(dict(SETTINGS, kernel='cosine'))
     with pytest.raises(ConfigError, match=r'mask_thr=1.5.*0.*1'):
         mask_config(dict(SETTINGS, mask_thr=1.5))
+    cfg = load_config(mmdet_config('solo/solo_r50_fpn_1x_coco.py'), {'model.test_cfg.kernel': 'cosine'})
+    with pytest.raises(ConfigError, match=r"solo_r50_fpn_1x_coco\.py: test_cfg\.kernel='cosine'"):
+        (family := find_family(cfg)).check(cfg, family.choose(opset=0))
 
 
 @pytest.mark.parametrize(
