@@ -307,7 +307,7 @@ def test_thresholds_that_have_no_graph_are_refused():
         mask_config(dict(SETTINGS, mask_thr=1.5))
     cfg = load_config(mmdet_config('solo/solo_r50_fpn_1x_coco.py'), {'model.test_cfg.kernel': 'cosine'})
     with pytest.raises(ConfigError, match=r"solo_r50_fpn_1x_coco\.py: test_cfg\.kernel='cosine'"):
-        (family := find_family(cfg)).check(cfg, family.choose(opset=0))
+        (family := find_family(cfg)).check(cfg, family.choose(opset=0, height=256, width=320))
 
 
 @pytest.mark.parametrize(
