@@ -49,6 +49,43 @@ def test_a_checkout_at_another_commit_is_refused(forks, tmp_path):
     (tmp_path / 'toy').mkdir()
     with pytest.raises(SystemExit, match=r'toy: is at .*; expected abc'):
         forks.measure(dict(ROW, commit='abc'), tmp_path, tmp_path)
-    text = subprocess.run([sys.executable, str(REPOSITORY / 'docs/_pages/forks.py'), '--help'],
-                          capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        [sys.executable, str(REPOSITORY / 'docs/_pages/forks.py'), '--help'],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert 'folder with the checkouts' in text
+
+
+def test_an_export_that_fails_is_not_what_was_proven_of_the_first_way_to_start(forks, tmp_path, monkeypatch):
+    monkeypatch.setattr(forks, 'commit_of', lambda folder: '')
+    (tmp_path / 'Toy.json').write_text('{"of": "an earlier run"}')
+
+    def run(words, folder, path, log):
+        if '-c' in words:
+            return 0, json.dumps(dict(patches=[], mmdet='2.28.2')), 0.0
+        if path:  # the second way to start
+            return 1, 'error: no', 1.0
+        output = Path(words[words.index('--output-file') + 1]) if '--output-file' in words else log
+        output.write_text('a file')
+        if '--json' in words:
+            summary = dict.fromkeys(forks.PROVEN, 1.0)
+            content = dict(summary=summary, cases=[], sequence=[])
+            Path(words[words.index('--json') + 1]).write_text(json.dumps(content))
+        return 0, 'PROVEN', 1.0
+
+    monkeypatch.setattr(forks, 'run', run)
+    first, second = forks.measure(ROW, tmp_path, tmp_path).values()
+    assert 'verdict' in first
+    assert second['error'] == 'error: no' and 'verdict' not in second
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'), [([], 'give the folder'), (['.', 'nosuch'], 'nosuch: no row of')]
+)
+def test_rows_that_do_not_exist_and_a_missing_folder_are_refused(forks, words, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['forks.py', *words])
+    with pytest.raises(SystemExit):
+        forks.main()
+    assert message in capsys.readouterr().err

@@ -148,11 +148,11 @@ def _section(rule: Rule, words: PageWords) -> str:
 def _source(module: type) -> str:
     """Return the code of a module, with the functions of autograd that it calls."""
     code = inspect.getsource(module)
-    others = [
+    functions = [
         value for name, value in vars(sys.modules[module.__module__]).items()
         if isinstance(value, type) and name != module.__name__ and f'{name}.apply' in code
     ]  # fmt: skip
-    return '\n\n'.join(inspect.getsource(part) for part in (*others, module))
+    return '\n\n'.join(inspect.getsource(part) for part in (*functions, module))
 
 
 def build_parser() -> argparse.ArgumentParser:

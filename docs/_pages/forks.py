@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -97,6 +98,14 @@ def run(words: list[str], folder: Path, path: str, log: Path) -> tuple[int, str,
     return done.returncode, f'{done.stdout}\n{done.stderr}', seconds
 
 
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with its content; there may be none."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def sha256_of(path: Path) -> str:
     """Return the hash of a file, or of the files of a folder together, 64 hexadecimal digits."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -149,19 +158,21 @@ def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
         if not checkpoint.is_file():
             run([*tool, 'synthetic', 'seeded', config, str(checkpoint), *overrides], folder, path, log)
         output = checkpoint.with_suffix(row.get('suffix', '.onnx'))
-        first = next((other for other in result.values() if 'verdict' in other), None)
+        first = next((mode_figures for mode_figures in result.values() if 'verdict' in mode_figures), None)
         before = sha256_of(output) if first else ''
         verdict = checkpoint.with_suffix('.json')
+        verdict.unlink(missing_ok=True)  # files of before would stand for those of an export that fails
+        remove(output)
         words = [*tool, 'export', config, str(checkpoint), '--output-file', str(output)]
         proof = [] if first else ['--verify', '--json', str(verdict)]
         _, text, seconds = run([*words, *row.get('options', ()), *proof, *overrides], folder, path, log)
         figures['seconds'] = round(seconds)
-        if first and sha256_of(output) == before:  # what was proven of these bytes holds
-            figures.update({name: first[name] for name in PROVEN})
+        if first and output.exists() and sha256_of(output) == before:  # what was proven of these bytes holds
+            figures.update({name: first[name] for name in PROVEN if name in first})
             continue
         if first or not verdict.is_file():
-            other = 'writes another file than the first way to start' if first else text.strip()[-200:]
-            figures['error'] = (last_line(text, 'error:') or other).replace(f'{checkouts}/', '')
+            reason = 'writes another file than the first way to start' if first else text.strip()[-200:]
+            figures['error'] = (last_line(text, 'error:') or reason).replace(f'{checkouts}/', '')
             continue
         content = json.loads(verdict.read_text(encoding='utf-8'))
         summary = content['summary']
@@ -230,7 +241,13 @@ def main() -> None:
     parser.add_argument('--table', action='store_true', help='write the pages from the figures that are kept')
     parser.add_argument('--work', type=Path, help='folder for weights, files and logs')
     args = parser.parse_args()
-    for row in [] if args.table else json.loads(ROWS.read_text(encoding='utf-8')):
+    rows = json.loads(ROWS.read_text(encoding='utf-8'))
+    names = [row['name'] for row in rows]
+    if unknown := {*args.names} - {*names}:
+        parser.error(f'{", ".join(sorted(unknown))}: no row of {ROWS.name}, which has {", ".join(names)}')
+    if args.folder is None and not args.table:
+        parser.error('give the folder with the checkouts, or --table')
+    for row in [] if args.table else rows:
         if args.names and row['name'] not in args.names:
             continue
         work = args.work or Path(tempfile.mkdtemp())

@@ -29,7 +29,7 @@ def test_what_cannot_be_measured_is_refused_by_name(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(('after', 'status'), [(0.495, 0), (0.48, 1)])
+@pytest.mark.parametrize(('after', 'status'), [(0.495, 0), (0.48, 1), (float('nan'), 1)])
 def test_a_loss_above_the_bar_is_the_exit_status(after, status, monkeypatch, tmp_path):
     row = dict(toy='a', metric='NDS', engine='onnxruntime', float=0.5, int8=after, size=0.27)
     monkeypatch.setattr(int8_table, '_measure', lambda toy, args: [row])

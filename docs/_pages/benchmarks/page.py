@@ -56,9 +56,9 @@ def render(results: Mapping[str, Any], charts: Sequence[Mapping[str, str]] = ())
 
 def main_runs(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the run on the CPU with the most threads, and that on the GPU, as far as they are there."""
-    whole = [run for run in entry['runs'] if not run.get('reason')]
-    on_cpu = [run for run in whole if run['device'] == 'cpu']
-    return [*on_cpu[-1:], *(run for run in whole if run['device'] != 'cpu')]
+    measured = [run for run in entry['runs'] if not run.get('reason')]
+    on_cpu = [run for run in measured if run['device'] == 'cpu']
+    return [*on_cpu[-1:], *(run for run in measured if run['device'] != 'cpu')]
 
 
 def best_rows(entry: Mapping[str, Any]) -> dict[tuple[bool, str, str], Mapping[str, Any]]:
@@ -76,14 +76,14 @@ def best_rows(entry: Mapping[str, Any]) -> dict[tuple[bool, str, str], Mapping[s
 
 def overview(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the lines of a table: a row per case, a column per engine and precision that was measured."""
-    found = {entry['title']: best_rows(entry) for entry in cases.values()}
-    columns = sorted({key for best in found.values() for key in best}, key=_column_order)
+    best_by_title = {entry['title']: best_rows(entry) for entry in cases.values()}
+    columns = sorted({key for best in best_by_title.values() for key in best}, key=_column_order)
     if not columns:
         return []
     heads = ['model', 'threads']
     heads += [f'{title_of(engine)}{PRECISIONS[kind]}{" (GPU)" * gpu}' for gpu, engine, kind in columns]
     lines = [_line(heads), _line(['---', *['---:'] * (len(heads) - 1)])]
-    for entry, best in zip(cases.values(), found.values(), strict=True):
+    for entry, best in zip(cases.values(), best_by_title.values(), strict=True):
         if best:
             threads = next((str(run['threads']) for run in main_runs(entry)), '-')
             lines.append(_line([entry['title'], threads, *(_best_cell(best.get(key)) for key in columns)]))
@@ -165,7 +165,7 @@ def case_table(entry: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> l
 
 
 def _ratio_cells(run: Mapping[str, Any], key: str) -> tuple[str, str]:
-    row = next((one for one in run['rows'] if row_key(one) == key), None)
+    row = next((row for row in run['rows'] if row_key(row) == key), None)
     if row is None or row['ratio'] is None:
         return '-', '-'
     if row['engine'] == BASELINE and not row['label']:

@@ -29,17 +29,17 @@ def write_all(results: Mapping[str, Any], folder: Path, page: str) -> list[dict[
         f'{page}-gpu.png': (panels(results, 'gpu'), 'Time against eager PyTorch, on the GPU'),
         f'{page}-memory.png': (memory_panels(results), 'Peak memory against eager PyTorch'),
     }
-    written = []
-    for name, (found, caption) in charts.items():
-        if found:
-            draw(found, caption, folder / name)
-            written.append(dict(file=f'{folder.name}/{name}', caption=caption))
-    return written
+    files = []
+    for name, (bars, caption) in charts.items():
+        if bars:
+            draw(bars, caption, folder / name)
+            files.append(dict(file=f'{folder.name}/{name}', caption=caption))
+    return files
 
 
 def panels(results: Mapping[str, Any], device: str) -> dict[str, list[dict[str, Any]]]:
     """Return title -> bars (engine, label, precision, value, low, high) of the run with the most threads."""
-    found = {}
+    bars_by_title = {}
     for entry in results['cases'].values():
         runs = [
             run
@@ -51,8 +51,8 @@ def panels(results: Mapping[str, Any], device: str) -> dict[str, list[dict[str, 
         if bars:
             threads = runs[-1]['threads']
             where = f'{threads} thread{"s" * (threads > 1)}' if device == 'cpu' else runs[-1]['device']
-            found[f'{entry["title"]} ({where})'] = bars
-    return found
+            bars_by_title[f'{entry["title"]} ({where})'] = bars
+    return bars_by_title
 
 
 def _bar(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _bar(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def memory_panels(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Return title -> bars of peak memory."""
-    found = {}
+    bars_by_title = {}
     for entry in results['cases'].values():
         precisions = {file['label']: file['precision'] for file in entry['files']}
         bars = []
@@ -75,11 +75,11 @@ def memory_panels(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]
                 bars.append(dict(engine=engine, label=label, precision=precisions.get(label, 'fp32'),
                                  value=value, low=value, high=value))  # fmt: skip
         if bars:
-            found[entry['title']] = bars
-    return found
+            bars_by_title[entry['title']] = bars
+    return bars_by_title
 
 
-def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], caption: str, target: Path) -> None:
+def draw(bars_by_title: Mapping[str, Sequence[Mapping[str, Any]]], caption: str, target: Path) -> None:
     """Draw one panel per title into a PNG file; a line marks PyTorch."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -87,18 +87,18 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], caption: str, target:
     from matplotlib.patches import Patch
     from PIL import Image
 
-    names = list(found)
+    names = list(bars_by_title)
     rows = [names[start : start + COLUMNS] for start in range(0, len(names), COLUMNS)]
-    heights = [HEAD + BAR * max(len(found[name]) for name in row) for row in rows]
-    largest = max(bar['high'] for bars in found.values() for bar in bars)
+    heights = [HEAD + BAR * max(len(bars_by_title[name]) for name in row) for row in rows]
+    largest = max(bar['high'] for bars in bars_by_title.values() for bar in bars)
     with matplotlib.rc_context({'font.size': 9}):
         figure = Figure(figsize=(WIDTH, sum(heights) + 0.9), layout='constrained')
         FigureCanvasAgg(figure)
         grid = figure.add_gridspec(len(rows), COLUMNS, height_ratios=heights)
         for index, name in enumerate(names):
             axes = figure.add_subplot(grid[index // COLUMNS, index % COLUMNS])
-            _panel(axes, name, found[name], max(1.1, largest * 1.18))
-        engines = dict.fromkeys(bar['engine'] for bars in found.values() for bar in bars)
+            _panel(axes, name, bars_by_title[name], max(1.1, largest * 1.18))
+        engines = dict.fromkeys(bar['engine'] for bars in bars_by_title.values() for bar in bars)
         patches = [Patch(color=colour_of(engine), label=title_of(engine)) for engine in engines]
         patches.append(Patch(facecolor='white', edgecolor='#555555', hatch='////', label='INT8 or half'))
         figure.suptitle(f'{caption}: 1 is PyTorch, shorter is better', x=0.01, ha='left', fontsize=11)

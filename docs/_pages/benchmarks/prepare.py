@@ -46,7 +46,7 @@ def from_root(text: str) -> str:
 
 def size_of(path: Path) -> int:
     """Return the bytes of a file, or of all ONNX files of a folder."""
-    return sum(one.stat().st_size for one in (path.glob('*.onnx*') if path.is_dir() else [path]))
+    return sum(file.stat().st_size for file in (path.glob('*.onnx*') if path.is_dir() else [path]))
 
 
 def run_command(words: Sequence[str], log: Path, limit_s: float = LIMIT_S) -> None:
@@ -88,7 +88,7 @@ def config_texts(path: Path) -> list[str]:
         return []
     text = path.read_text(encoding='utf-8')
     bases = re.findall(r"""['"]([\w./-]+\.py)['"]""", text)
-    return [text, *(found for base in bases for found in config_texts(path.parent / base))]
+    return [text, *(base_text for base in bases for base_text in config_texts(path.parent / base))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +113,11 @@ class Workshop:
 
     def words(self, case: Case, step: Step) -> list[str]:
         """Return the command of a step."""
-        places = {one.key: str(self.target(case, one)) for one in case.steps}
+        places = {part.key: str(self.target(case, part)) for part in case.steps}
         places |= dict(config=case.config, checkpoint=self.checkpoint(case), out=places[step.key])
         words = [word.format(shape='{shape}', **places) for word in step.command.split()]
         sizes = list(map(str, case.shape or ()))
-        return [word for one in words for word in (sizes if one == '{shape}' else [one])]
+        return [word for text in words for word in (sizes if text == '{shape}' else [text])]
 
     def checkpoint(self, case: Case) -> str:
         """Return the weights of a case."""
@@ -128,7 +128,7 @@ class Workshop:
     def key(self, case: Case, step: Step) -> str:
         """Return a hash of what a step's file comes from: commands, config, trained weights, versions."""
         before = case.steps[: case.steps.index(step) + 1]
-        facts: list[Any] = [shown(self.words(case, one)) for one in before if one.shared == step.shared]
+        facts: list[Any] = [shown(self.words(case, part)) for part in before if part.shared == step.shared]
         facts += [self.versions]
         if not step.shared:
             facts += config_texts(ROOT / case.config)

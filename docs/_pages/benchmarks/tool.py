@@ -163,9 +163,9 @@ def _measure(args: argparse.Namespace, cases: Sequence[Any], words: Sequence[str
     from mmdeploy_ext.benchmark.machine import machine
     from mmdeploy_ext.core.files import write_json
 
-    here = machine()
-    settings = _settings(args, here['cores'])
-    results = whole_results.read_results(args.json, here, merge=bool(args.only))
+    this_machine = machine()
+    settings = _settings(args, this_machine['cores'])
+    results = whole_results.read_results(args.json, this_machine, merge=bool(args.only))
     results['commands'].append(prepare.shown(['tools/analysis_tools/benchmark_all.py', *words]))
     console = cli.stderr()
     with Progress(console=console, transient=True) as bar:
@@ -175,13 +175,13 @@ def _measure(args: argparse.Namespace, cases: Sequence[Any], words: Sequence[str
             bar.update(task, description=text)
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-        def done(name: str, found: dict[str, Any]) -> None:
+        def done(name: str, content: dict[str, Any]) -> None:
             bar.advance(task)
-            write_json(args.json, found)
-            for reason in whole_results.reasons(found['cases'][name]):
+            write_json(args.json, content)
+            for reason in whole_results.reasons(content['cases'][name]):
                 say(f'{name}: {reason}')
 
-        shop = prepare.Workshop(Path(args.work_dir), args.fresh, here['versions'], say)
+        shop = prepare.Workshop(Path(args.work_dir), args.fresh, this_machine['versions'], say)
         return whole.run_cases(cases, settings, shop, prepare.Deadline(args.minutes), results, done)
 
 
@@ -203,10 +203,10 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
         0 done, 1 when a file could not be made or a run failed.
     """
     _fill(args)
-    from docs._pages.benchmarks import cases as known
+    from docs._pages.benchmarks import cases as case_lists
     from docs._pages.benchmarks import page, whole, whole_results
 
-    cases = whole.choose(known.TOYS if args.quick else known.CASES, args.only)
+    cases = whole.choose(case_lists.TOYS if args.quick else case_lists.CASES, args.only)
     if args.list:
         return _list(cases)
     if args.page_only:

@@ -54,8 +54,8 @@ class Settings:
 
 def engines_for(case: Case, settings: Settings, gpu: bool) -> list[str]:
     """Return the engines that take part in a case on the CPU or on the GPU; PyTorch is in both."""
-    known = {BASELINE, *(name for name, row in ENGINES.items() if row.gpu == gpu)} & set(settings.engines)
-    return [name for name in engines_of(case.kind) if name in known]
+    engines = {BASELINE, *(name for name, row in ENGINES.items() if row.gpu == gpu)} & set(settings.engines)
+    return [name for name in engines_of(case.kind) if name in engines]
 
 
 def places(case: Case, settings: Settings) -> Iterator[dict[str, Any]]:
@@ -102,19 +102,19 @@ def run_case(case: Case, settings: Settings, shop: Workshop, deadline: Deadline)
     )  # fmt: skip
     entry['before'] = [shown(shop.words(case, step)) for step in case.steps if not step.label]
     reasons = make_files(case, shop, deadline)
-    made = [step for step in case.files if step.key not in reasons]
+    made_steps = [step for step in case.files if step.key not in reasons]
     entry['files'] = [file_row(case, step, shop, reasons.get(step.key, {})) for step in case.files]
     for place in places(case, settings):
-        if not made:
+        if not made_steps:
             entry['runs'].append(dict(place, **next(iter(reasons.values()))))
             continue
         if settings.memory and place['device'] == 'cpu' and not entry['memory']:
             try:
-                entry['memory'] = memory_of(case, settings, place, shop, made)
+                entry['memory'] = memory_of(case, settings, place, shop, made_steps)
             except StepError as error:
                 entry['memory_reason'] = str(error)
         if not settings.only_files:
-            entry['runs'].append(run_place(case, settings, place, shop, made, deadline))
+            entry['runs'].append(run_place(case, settings, place, shop, made_steps, deadline))
             entry['input'] = entry['runs'][-1].pop('input', '') or entry['input']
     return entry
 
@@ -125,8 +125,8 @@ def make_files(case: Case, shop: Workshop, deadline: Deadline) -> dict[str, dict
     for step in case.steps:
         needed = next((key for key in reasons if f'{{{key}}}' in step.command), None)
         if needed:
-            said = f'needs {needed}: {reasons[needed]["reason"]}'
-            reasons[step.key] = dict(reasons[needed], reason=said)
+            reason = f'needs {needed}: {reasons[needed]["reason"]}'
+            reasons[step.key] = dict(reasons[needed], reason=reason)
         elif deadline.passed:
             reasons[step.key] = spent(deadline)
         else:
@@ -147,20 +147,20 @@ def file_row(case: Case, step: Step, shop: Workshop, reason: Mapping[str, Any]) 
     row = dict(label=step.label, precision=step.precision, command=shown(shop.words(case, step)))
     if reason:
         return dict(row, **reason)
-    source = next((one for one in case.files if f'{{{one.key}}}' in step.command), None)
+    source = next((file_step for file_step in case.files if f'{{{file_step.key}}}' in step.command), None)
     if source is None:
         return row
-    sizes = [size_of(shop.target(case, one)) for one in (step, source)]
+    sizes = [size_of(shop.target(case, file_step)) for file_step in (step, source)]
     return dict(row, size_ratio=round(sizes[0] / sizes[1], 3))
 
 
 def memory_of(
-    case: Case, settings: Settings, place: Mapping[str, Any], shop: Workshop, made: Sequence[Step]
+    case: Case, settings: Settings, place: Mapping[str, Any], shop: Workshop, made_steps: Sequence[Step]
 ) -> dict[str, float]:
     """Return row -> peak memory against PyTorch's; empty where the system does not tell."""
     brief = dataclasses.replace(settings, rounds=1, warmup=1, seconds=1)
-    keys = [shop.key(case, step) for step in made]
-    result = shop.memory(case, command(case, brief, place, shop, made), keys)
+    keys = [shop.key(case, step) for step in made_steps]
+    result = shop.memory(case, command(case, brief, place, shop, made_steps), keys)
     rows, _ = rows_of(case, result, shop)
     base = next((row['peak_mb'] for row in rows if row['engine'] == BASELINE), None)
     if not base:
@@ -173,7 +173,7 @@ def run_place(
     settings: Settings,
     place: Mapping[str, Any],
     shop: Workshop,
-    made: Sequence[Step],
+    made_steps: Sequence[Step],
     deadline: Deadline,
 ) -> dict[str, Any]:
     """Measure a case at one place; returns its run, or why there is none."""
@@ -181,7 +181,7 @@ def run_place(
         return dict(place, **spent(deadline))
     name = f'{"gpu" if place["device"] != "cpu" else "cpu"}_{place["threads"]}_threads'
     settings = dataclasses.replace(settings, seconds=deadline.seconds(settings.seconds))
-    words = [*command(case, settings, place, shop, made), '--no-memory']
+    words = [*command(case, settings, place, shop, made_steps), '--no-memory']
     try:
         result = shop.measure(case, words, name)
     except StepError as error:
@@ -220,7 +220,7 @@ def rows_of(
     """
     source, shape = result, result.get('input_shape', '')
     if 'sets' in result:
-        source = next((one for one in result['sets'] if one['real']), result['sets'][-1])
+        source = next((voxel_set for voxel_set in result['sets'] if voxel_set['real']), result['sets'][-1])
         shape = f'{source["voxels"]:,} voxels ({"a real sweep" if source["real"] else "generated"})'
     precisions = {step.label: step.precision for step in case.files}
     rows = []
@@ -249,10 +249,10 @@ def choose(cases: Sequence[Case], names: Sequence[str]) -> list[Case]:
     Raises:
         UsageError: there is no such case.
     """
-    known = [case.name for case in cases]
-    unknown = [name for name in names if name not in known]
+    case_names = [case.name for case in cases]
+    unknown = [name for name in names if name not in case_names]
     if unknown:
-        raise UsageError(f'--only {" ".join(unknown)}: no such case; there are {", ".join(known)}')
+        raise UsageError(f'--only {" ".join(unknown)}: no such case; there are {", ".join(case_names)}')
     return [case for case in cases if not names or case.name in names]
 
 

@@ -54,24 +54,26 @@ def merged(old: Mapping[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]
     if not old:
         return new
     again = {(run['device'], run['threads']) for run in new['runs'] if not run.get('left_out')}
-    kept = [run for run in old['runs'] if (run['device'], run['threads']) not in again]
-    here = {(run['device'], run['threads']) for run in kept}
-    runs = [run for run in new['runs'] if (run['device'], run['threads']) not in here]
-    order = sorted([*kept, *runs], key=lambda run: (run['device'] != 'cpu', run['device'], run['threads']))
+    old_runs = [run for run in old['runs'] if (run['device'], run['threads']) not in again]
+    places = {(run['device'], run['threads']) for run in old_runs}
+    runs = [run for run in new['runs'] if (run['device'], run['threads']) not in places]
+    order = sorted(
+        [*old_runs, *runs], key=lambda run: (run['device'] != 'cpu', run['device'], run['threads'])
+    )
     return dict(new, runs=order, memory=new['memory'] or old['memory'], input=new['input'] or old['input'])
 
 
 def reasons(entry: Mapping[str, Any]) -> list[str]:
     """Return why files and runs of a case are not there, and what engines refused; each reason once."""
-    found = [f'{file["label"]}: {file["reason"]}' for file in entry['files'] if file.get('reason')]
-    found += [f'memory: {entry["memory_reason"]}'] if entry.get('memory_reason') else []
+    lines = [f'{file["label"]}: {file["reason"]}' for file in entry['files'] if file.get('reason')]
+    lines += [f'memory: {entry["memory_reason"]}'] if entry.get('memory_reason') else []
     for run in entry['runs']:
         if run.get('reason'):
-            found.append(f'{place_title(run)}: {run["reason"]}')
-        found += [
+            lines.append(f'{place_title(run)}: {run["reason"]}')
+        lines += [
             f'{title_of(row["engine"])}, {row["label"]}: {row["reason"]}' for row in run.get('refused', ())
         ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(lines))
 
 
 def place_title(run: Mapping[str, Any]) -> str:
@@ -88,8 +90,8 @@ def forms_of(result: Mapping[str, Any]) -> dict[str, float]:
 
 def is_failed(entry: Mapping[str, Any]) -> bool:
     """Return whether a file could not be made or a run failed; what was left out for time did not."""
-    missing = [one for one in (*entry['runs'], *entry['files']) if one.get('reason')]
-    return any(not one.get('left_out') for one in missing)
+    missing = [part for part in (*entry['runs'], *entry['files']) if part.get('reason')]
+    return any(not part.get('left_out') for part in missing)
 
 
 def is_disturbed(run: Mapping[str, Any]) -> bool:

@@ -125,8 +125,8 @@ def _order(row: Row) -> tuple[int, int, int, int]:
     titles = [model.title for model in MODELS.values()]
     forms = [form for model in MODELS.values() for form in model.forms if model.title == row.model]
     places = [
-        known.index(value) if value in known else len(known)
-        for known, value in ((titles, row.model), (forms, row.form), (EXPORTERS, row.exporter))
+        known_values.index(value) if value in known_values else len(known_values)
+        for known_values, value in ((titles, row.model), (forms, row.form), (EXPORTERS, row.exporter))
     ]
     return places[0], places[1], row.opset, places[2]
 

@@ -165,15 +165,15 @@ def measure(
         folder: for the files.
         rounds: runs of each file that count.
     """
-    rows, written = [], []
+    rows, files_of_rows = [], []
     for exporter in exporters:
         row = Row(title, form, exporter, opset)
         rows.append(row)
         paths = _export(export, row, folder)
         if paths:
             _prove(export, row, paths)
-            written.append((row, paths))
-    _time(export, written, rounds)
+            files_of_rows.append((row, paths))
+    _time(export, files_of_rows, rounds)
     return rows
 
 
@@ -211,18 +211,18 @@ def _prove(export: Export, row: Row, paths: Sequence[str]) -> None:
     row.reason = '' if row.proven else '; '.join(failed) or 'not proven'
 
 
-def _time(export: Export, written: Sequence[tuple[Row, Sequence[str]]], rounds: int) -> None:
+def _time(export: Export, files_of_rows: Sequence[tuple[Row, Sequence[str]]], rounds: int) -> None:
     """Run all files in turns, so that a machine that becomes slower does so for all."""
     from mmdeploy_ext.benchmark.measure import Contender, interleave, timed
 
     with contextlib.ExitStack() as stack:
         contenders = [
             Contender(row.exporter, DEFAULT.name, row.form, timed(stack.enter_context(export.runner(paths))))
-            for row, paths in written
+            for row, paths in files_of_rows
         ]
-        runs = interleave(contenders, [None], rounds, WARMUP) if written else {}
+        runs = interleave(contenders, [None], rounds, WARMUP) if files_of_rows else {}
     base = None
-    for row, _ in written:
+    for row, _ in files_of_rows:
         row.latency_ms = 1000 * statistics.median(run.total_s for run in runs[row.exporter])
         base = row.latency_ms if row.exporter == EXPORTERS[0] else base
         row.ratio = row.latency_ms / base if base else None
@@ -234,8 +234,8 @@ def chosen_forms(names: Sequence[str], forms: Sequence[str]) -> Mapping[str, tup
     Raises:
         UsageError: a form that none of the models has.
     """
-    known = {form for name in names for form in MODELS[name].forms}
-    unknown = [form for form in forms if form not in known]
+    known_forms = {form for name in names for form in MODELS[name].forms}
+    unknown = [form for form in forms if form not in known_forms]
     if unknown:
-        raise UsageError(f'--forms {" ".join(unknown)}: these models have {", ".join(sorted(known))}')
+        raise UsageError(f'--forms {" ".join(unknown)}: these models have {", ".join(sorted(known_forms))}')
     return {name: tuple(form for form in MODELS[name].forms if not forms or form in forms) for name in names}

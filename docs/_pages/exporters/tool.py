@@ -85,10 +85,10 @@ def measure(args: argparse.Namespace, forms: dict[str, tuple[str, ...]], folder:
     root, console, rows = Path(__file__).resolve().parents[3], cli.stderr(), []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task('measuring', total=sum(map(len, forms.values())) * len(args.opsets))
-        for name, chosen in forms.items():
+        for name, model_forms in forms.items():
             model = MODELS[name]
             export = exporters.Export(model, root, DEFAULT_PICTURE)
-            for form in chosen:
+            for form in model_forms:
                 for opset in args.opsets:
                     rows += exporters.measure(
                         export, model.title, form, opset, args.exporters, folder, args.rounds

@@ -44,7 +44,7 @@ def pipeline(cfg: Any) -> Any:
         return None
 
 
-def own() -> Iterator[Any]:
+def configs_of_mmdet2() -> Iterator[Any]:
     """Yield the configs of mmdet 2.28 that have a model."""
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.zoo.configs import config_files
@@ -64,22 +64,22 @@ def count() -> tuple[dict[str, int], list[str]]:
     from mmdeploy_ext.zoo.configs import config_files
 
     models = collections.defaultdict(set)
-    for cfg in own():
+    for cfg in configs_of_mmdet2():
         models[text(cfg.model)].add(text(pipeline(cfg)))
-    found: collections.Counter[str] = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     refused: collections.Counter[str] = collections.Counter()
     for path in config_files([str(configs3())]):
-        found['all'] += 1
+        counts['all'] += 1
         try:
             cfg = to_mmdet2_config(read_mmdet3_config(path))
         except ConfigError as error:
             refused[str(error).split(': ', 1)[-1].split(': ')[0][:110]] += 1
             continue
-        found['translated'] += 1
+        counts['translated'] += 1
         same = models.get(text(cfg.model), ())
-        found['equal'] += bool(same)
-        found['pipelines'] += text(pipeline(cfg)) in same
-    return dict(found), [f'{number} {why}' for why, number in refused.most_common()]
+        counts['equal'] += bool(same)
+        counts['pipelines'] += text(pipeline(cfg)) in same
+    return dict(counts), [f'{number} {why}' for why, number in refused.most_common()]
 
 
 def body(_: argparse.Namespace) -> int:
@@ -90,10 +90,10 @@ def body(_: argparse.Namespace) -> int:
     compat.apply()
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
-    found, refused = count()
-    print(json.dumps(found), *refused, sep='\n')
+    counts, refused = count()
+    print(json.dumps(counts), *refused, sep='\n')
     content = read_json(DATA) if DATA.is_file() else {}
-    write_json(DATA, {**content, 'configs': found})
+    write_json(DATA, {**content, 'configs': counts})
     return 0
 
 

@@ -48,10 +48,10 @@ def configs3() -> Path:
     Raises:
         UsageError: the environment is not there.
     """
-    found = sorted(OTHER.glob('lib/python*/site-packages/mmdet/.mim/configs'))
-    if not found:
+    folders = sorted(OTHER.glob('lib/python*/site-packages/mmdet/.mim/configs'))
+    if not folders:
         raise UsageError(f'{OTHER}: has no mmdet 3; run `make env-mmdet3`')
-    return found[0]
+    return folders[0]
 
 
 def batch_of(cfg: Any) -> np.ndarray:
@@ -83,14 +83,14 @@ def results2(model: Any, batch: np.ndarray) -> dict[str, np.ndarray]:
         border=np.array(BORDER, np.float32),
     )
     with torch.no_grad():
-        found = model.simple_test(torch.from_numpy(batch), [meta], rescale=True)[0]
-    if isinstance(found, dict):
-        if 'ins_results' not in found:
-            return segments(found['pan_results'])
-        found = found['ins_results']
-    if isinstance(found, np.ndarray):  # proposals
-        found = [found]
-    boxes, masks = found if isinstance(found, tuple) else (found, None)
+        results = model.simple_test(torch.from_numpy(batch), [meta], rescale=True)[0]
+    if isinstance(results, dict):
+        if 'ins_results' not in results:
+            return segments(results['pan_results'])
+        results = results['ins_results']
+    if isinstance(results, np.ndarray):  # proposals
+        results = [results]
+    boxes, masks = results if isinstance(results, tuple) else (results, None)
     arrays = dict(
         bboxes=np.concatenate([part[:, :4] for part in boxes]),
         scores=np.concatenate([part[:, 4] for part in boxes]),
@@ -112,12 +112,12 @@ def last_mask(model: Any) -> Iterator[bool]:
     """Let HTC take the masks of its last stage instead of the average of all; whether the model is one."""
     from mmdet.models.roi_heads import htc_roi_head
 
-    kept = htc_roi_head.merge_aug_masks
+    merge_aug_masks = htc_roi_head.merge_aug_masks
     htc_roi_head.merge_aug_masks = lambda masks, *_: masks[-1]
     try:
         yield type(getattr(model, 'roi_head', None)) is htc_roi_head.HybridTaskCascadeRoIHead
     finally:
-        htc_roi_head.merge_aug_masks = kept
+        htc_roi_head.merge_aug_masks = merge_aug_masks
 
 
 def prepare(name: str, folder: Path) -> str:
@@ -137,13 +137,13 @@ def prepare(name: str, folder: Path) -> str:
     for old in (*folder.glob('results*.npz'), folder / 'error.txt'):
         old.unlink(missing_ok=True)
     batch = batch_of(cfg)
-    own = part_types(cfg)
-    head = own['head'] or cfg.model.get('panoptic_head', {}).get('type', '')
+    types = part_types(cfg)
+    head = types['head'] or cfg.model.get('panoptic_head', {}).get('type', '')
     job = dict(config=name, detector=cfg.model.type, head=head)
-    found = results2(model, batch)
-    np.savez(folder / 'results2.npz', **found)
-    if 'mask_scores' in found:
-        np.savez(folder / 'results2_mask_scores.npz', **found | {'scores': found['mask_scores']})
+    results = results2(model, batch)
+    np.savez(folder / 'results2.npz', **results)
+    if 'mask_scores' in results:
+        np.savez(folder / 'results2_mask_scores.npz', **results | {'scores': results['mask_scores']})
     with last_mask(model) as changed:
         if changed:
             np.savez(folder / 'results2_last_mask.npz', **results2(model, batch))
@@ -155,33 +155,37 @@ def prepare(name: str, folder: Path) -> str:
 
 def figures(folder: Path) -> dict[str, Any]:
     """Return the figures of a job; where they differ, with the first option that makes them equal."""
-    found = compare(folder)
-    if found['equal']:
-        return found
+    result = compare(folder)
+    if result['equal']:
+        return result
     pairs = {option: ('results2.npz', f'results_{option}.npz') for option in OPTIONS}
     pairs |= {option: (f'results2_{option}.npz', 'results.npz') for option in OPTIONS2}
     for option, pair in pairs.items():
         if all((folder / name).is_file() for name in pair) and (again := compare(folder, *pair))['equal']:
-            return {**found, 'option': option, 'with_option': again}
-    return found
+            return {**result, 'option': option, 'with_option': again}
+    return result
 
 
-def compare(folder: Path, own: str = 'results2.npz', other: str = 'results.npz') -> dict[str, Any]:
+def compare(
+    folder: Path, mmdet2_file: str = 'results2.npz', mmdet3_file: str = 'results.npz'
+) -> dict[str, Any]:
     """Return the figures of a job: matched one to one by class, IoU 0.999 (masks 0.995), scores 1e-4."""
     from mmdeploy_ext.proving.tasks import bbox2d, mask
     from mmdeploy_ext.runtime.detections import Detections, Instances
 
-    one, two = (dict(np.load(folder / name)) for name in (own, other))
+    mmdet2, mmdet3 = (dict(np.load(folder / name)) for name in (mmdet2_file, mmdet3_file))
     rows = []
-    if np.any(one['bboxes']) or 'masks' not in one:
-        sides = (Detections(side['bboxes'], side['scores'], side['labels']) for side in (one, two))
+    if np.any(mmdet2['bboxes']) or 'masks' not in mmdet2:
+        sides = (Detections(side['bboxes'], side['scores'], side['labels']) for side in (mmdet2, mmdet3))
         rows.append(bbox2d.match_detections('', *sides))
-    if 'masks' in one:
-        sides = (Instances(side['masks'].astype(bool), side['scores'], side['labels']) for side in (one, two))
+    if 'masks' in mmdet2:
+        sides = (
+            Instances(side['masks'].astype(bool), side['scores'], side['labels']) for side in (mmdet2, mmdet3)
+        )
         rows.append(mask.match_detections('', *sides, score_thr=0.05))
     return dict(
-        results2=len(one['scores']),
-        results3=len(two['scores']),
+        results2=len(mmdet2['scores']),
+        results3=len(mmdet3['scores']),
         reference=rows[0].reference,
         matched=min(row.matched for row in rows),
         missing=max(row.missing for row in rows),
@@ -189,7 +193,7 @@ def compare(folder: Path, own: str = 'results2.npz', other: str = 'results.npz')
         outside=max(row.outside for row in rows),
         worst_iou=min(row.worst_iou for row in rows),
         worst_score=max(row.worst_score for row in rows),
-        masks='masks' in one,
+        masks='masks' in mmdet2,
         equal=all(row.passed for row in rows) and rows[0].matched > 0,
         reason='; '.join(row.reason for row in rows if row.reason),
     )
@@ -219,8 +223,8 @@ def measure(names: Sequence[str], out: Path) -> Iterator[dict[str, Any]]:
             yield dict(config=name, head=head, **figures(folder))
             (folder / 'weights.pth').unlink()
             continue
-        said = folder / 'error.txt'
-        text = said.read_text() if said.is_file() else 'it ended without a word'
+        error_file = folder / 'error.txt'
+        text = error_file.read_text() if error_file.is_file() else 'it ended without a word'
         yield dict(config=name, head=head, error=f'mmdet 3.3: {text.strip().splitlines()[-1][:300]}')
 
 
@@ -232,21 +236,21 @@ def body(args: argparse.Namespace) -> int:
     compat.apply()
     configs3()
     content = read_json(DATA) if DATA.is_file() else {}
-    known = {row['config']: row for row in content.get('rows', ())}
+    rows = {row['config']: row for row in content.get('rows', ())}
     if args.again:
-        for name in known:
+        for name in rows:
             folder = folder_of(args.out, name)
             if (folder / 'results.npz').is_file():
-                known[name] = dict(config=name, head=known[name]['head'], **figures(folder))
-        write_json(DATA, {**content, 'rows': [known[name] for name in KINDS if name in known]})
+                rows[name] = dict(config=name, head=rows[name]['head'], **figures(folder))
+        write_json(DATA, {**content, 'rows': [rows[name] for name in KINDS if name in rows]})
         return 0
-    chosen = [name for name in KINDS if any(word in name for word in args.only or [])]
-    chosen = chosen if args.only else [name for name in KINDS if name not in known]
-    for start in range(0, len(chosen), TOGETHER):
-        for row in measure(chosen[start : start + TOGETHER], args.out):
-            known[row['config']] = row
+    names = [name for name in KINDS if any(word in name for word in args.only or [])]
+    names = names if args.only else [name for name in KINDS if name not in rows]
+    for start in range(0, len(names), TOGETHER):
+        for row in measure(names[start : start + TOGETHER], args.out):
+            rows[row['config']] = row
             print(json.dumps(row), flush=True)
-        write_json(DATA, {**content, 'rows': [known[name] for name in KINDS if name in known]})
+        write_json(DATA, {**content, 'rows': [rows[name] for name in KINDS if name in rows]})
     return 0
 
 

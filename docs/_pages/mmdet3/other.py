@@ -54,10 +54,10 @@ def build(config: str, detector: str, weights: dict[str, Any]) -> Any:
     model = MODELS.build(cfg.model)
     names, state = _names(), model.state_dict()
     read = (key for key in state if not key.startswith(names.UNUSED_PREFIXES))
-    own = {key: names.to_mmdet2_name(key, detector) for key in read}
-    model.load_state_dict({**state, **{key: weights[name] for key, name in own.items()}})
-    if left := weights.keys() - own.values():
-        raise SystemExit(f'{config}: weights that mmdet 3 has not: {sorted(left)[:5]}')
+    mmdet2_names = {key: names.to_mmdet2_name(key, detector) for key in read}
+    model.load_state_dict({**state, **{key: weights[name] for key, name in mmdet2_names.items()}})
+    if unused := weights.keys() - mmdet2_names.values():
+        raise SystemExit(f'{config}: weights that mmdet 3 has not: {sorted(unused)[:5]}')
     head = getattr(model, 'bbox_head', None)
     if head is not None and not hasattr(head, 'loss_cls'):
         head.loss_cls = None  # SSDHead of mmdet 3.3.0 is asked for it and has none
@@ -85,10 +85,10 @@ def results(model: Any, batch: np.ndarray) -> dict[str, np.ndarray]:
         sample = model.predict(torch.from_numpy(batch), [sample], rescale=True)[0]
     if 'pred_instances' not in sample:
         return segments(sample.pred_panoptic_seg.sem_seg[0].numpy())
-    found = sample.pred_instances
-    arrays = dict(bboxes=found.bboxes, scores=found.scores, labels=found.labels)
-    if 'masks' in found:
-        arrays['masks'] = torch.as_tensor(found.masks)
+    instances = sample.pred_instances
+    arrays = dict(bboxes=instances.bboxes, scores=instances.scores, labels=instances.labels)
+    if 'masks' in instances:
+        arrays['masks'] = torch.as_tensor(instances.masks)
     return {key: value.numpy() for key, value in arrays.items()}
 
 

@@ -26,9 +26,9 @@ def picture3(name: str) -> np.ndarray:
 
     cfg = Config.fromfile(str(Path(mmdet.__file__).parent / '.mim/configs' / name))
     steps = [step for step in cfg.test_dataloader.dataset.pipeline if step.type not in LABELS]
-    found = Compose(steps)(dict(img_path=str(PICTURE), img_id=0))
+    loaded = Compose(steps)(dict(img_path=str(PICTURE), img_id=0))
     prepare = MODELS.build(cfg.model.data_preprocessor)
-    batch = prepare(dict(inputs=[found['inputs']], data_samples=[found['data_samples']]), False)
+    batch = prepare(dict(inputs=[loaded['inputs']], data_samples=[loaded['data_samples']]), False)
     return batch['inputs'].numpy()
 
 

@@ -40,54 +40,62 @@ def verdict(row: Mapping[str, Any]) -> str:
     return row.get('option', 'different')
 
 
-def cells(row: Mapping[str, Any], said: Mapping[str, Any], pixels: float | str) -> str:
+def cells(row: Mapping[str, Any], texts: Mapping[str, Any], pixels: float | str) -> str:
     """Return the row of a config; `pixels` is the largest difference of a picture, or the two sizes."""
     kind, picture = verdict(row), pixels if isinstance(pixels, str) else f'{pixels:.0e}'
     name = f'`{row["config"].removesuffix(".py")}`'
     if kind == 'unmeasured':
-        return f'| {name} | {row["head"]} | {said["verdicts"][kind]} | | | | {picture} |'
-    shown = row.get('with_option', row)
-    matched = f'{shown["matched"]} / {shown["reference"]}'
-    found = f'{row["results2"]} / {row["results3"]}'
-    own = name, row['head'], said['verdicts'][kind], matched, found, f'{shown["worst_score"]:.0e}', picture
-    return f'| {" | ".join(own)} |'
+        return f'| {name} | {row["head"]} | {texts["verdicts"][kind]} | | | | {picture} |'
+    compared = row.get('with_option', row)
+    matched = f'{compared["matched"]} / {compared["reference"]}'
+    counts = f'{row["results2"]} / {row["results3"]}'
+    row_cells = (
+        name,
+        row['head'],
+        texts['verdicts'][kind],
+        matched,
+        counts,
+        f'{compared["worst_score"]:.0e}',
+        picture,
+    )
+    return f'| {" | ".join(row_cells)} |'
 
 
-def reasons(rows: Sequence[Mapping[str, Any]], said: Mapping[str, Any]) -> list[str]:
+def reasons(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, Any]) -> list[str]:
     """Return a line for each row that is not equal: why, where that is known, or what was found."""
     lines = []
     for row in rows:
         if (kind := verdict(row)) not in ('different', 'unmeasured'):
             continue
-        why = said['reasons'].get(row['config'])
+        why = texts['reasons'].get(row['config'])
         if why is None:
             why = row['error'] if kind == 'unmeasured' else row['reason']
         lines.append(f'- `{row["config"].removesuffix(".py")}`: {why}')
-    found = {verdict(row) for row in rows}
+    kinds = {verdict(row) for row in rows}
     return (
-        [f'- {text}' for kind, text in said['options'].items() if kind in found]
-        + [f'- {text}' for text in said['notes']]
+        [f'- {text}' for kind, text in texts['options'].items() if kind in kinds]
+        + [f'- {text}' for text in texts['notes']]
         + lines
     )
 
 
 def page(language: str, content: Mapping[str, Any]) -> str:
     """Return the page in a language."""
-    said, rows = words(language), content['rows']
-    counts = {kind: sum(verdict(row) == kind for row in rows) for kind in said['verdicts']}
+    texts, rows = words(language), content['rows']
+    counts = {kind: sum(verdict(row) == kind for row in rows) for kind in texts['verdicts']}
     built = [row for row in rows if not row.get('error')]
     same = sum(not row['config'].startswith(RENAMED) for row in built)
     return template(__file__, TEMPLATES[language], keep_trailing_newline=True).render(
         names=dict(all=len(built), same=same),
         configs=content['configs'],
-        summary=said['summary'].format(
+        summary=texts['summary'].format(
             **counts,
-            options=sum(counts[kind] for kind in said['options']),
+            options=sum(counts[kind] for kind in texts['options']),
             measured=len(built),
             missing=len(KINDS) - len(rows),
         ),
-        rows=[cells(row, said, content['pixels'][row['config']]) for row in rows],
-        reasons=reasons(rows, said),
+        rows=[cells(row, texts, content['pixels'][row['config']]) for row in rows],
+        reasons=reasons(rows, texts),
     )
 
 

@@ -28,8 +28,8 @@ def picture2(name: str) -> np.ndarray:
 
     cfg = to_mmdet2_config(read_mmdet3_config(configs3() / name))
     steps = Compose(cfg.data.test.pipeline)
-    found = steps(dict(img_info=dict(filename=str(PICTURE)), img_prefix=None))['img'][0]
-    return np.asarray(getattr(found, 'data', found), np.float32)[None]
+    batch = steps(dict(img_info=dict(filename=str(PICTURE)), img_prefix=None))['img'][0]
+    return np.asarray(getattr(batch, 'data', batch), np.float32)[None]
 
 
 def body(args: argparse.Namespace) -> int:
@@ -52,10 +52,12 @@ def body(args: argparse.Namespace) -> int:
     subprocess.run(command, cwd=ROOT, check=True)
     pixels = {}
     for name in KINDS:
-        own, other = picture2(name), np.load(args.out / f'{name.replace("/", "__")}.npy')
-        same = own.shape == other.shape
-        pixels[name] = float(np.abs(own - other).max()) if same else f'{own.shape[2:]} / {other.shape[2:]}'
-        print(name, own.shape, pixels[name])
+        picture, picture3 = picture2(name), np.load(args.out / f'{name.replace("/", "__")}.npy')
+        same = picture.shape == picture3.shape
+        pixels[name] = (
+            float(np.abs(picture - picture3).max()) if same else f'{picture.shape[2:]} / {picture3.shape[2:]}'
+        )
+        print(name, picture.shape, pixels[name])
     content = read_json(DATA) if DATA.is_file() else {}
     write_json(DATA, {**content, 'pixels': pixels})
     return 0

@@ -129,7 +129,7 @@ def judge_faults(model: Model, module: torch.nn.Module, path: Path, folder: Path
 
 
 def measure(model: Model, published: Sequence[Path]) -> dict[str, Any]:
-    """Export and prove a model, or prove its published files; put faults into one file."""
+    """Export and prove a model, or prove its published files; put faults into one that is proven."""
     module, result = model.make(), dict(title=model.title)
     with tempfile.TemporaryDirectory(prefix='mm2onnx-') as temporary:
         folder = Path(temporary)
@@ -151,7 +151,7 @@ def measure(model: Model, published: Sequence[Path]) -> dict[str, Any]:
             print(f' {name}: {result[name]}', flush=True)
         verdicts = {name: result.get(name, {}).get('verdict', '') for name in ('dynamo', 'torchscript')}
         of_faults = [paths[name] for name, verdict in verdicts.items() if verdict.startswith('PROVEN')]
-        result['faults'] = judge_faults(model, module, of_faults[0], folder)
+        result['faults'] = judge_faults(model, module, of_faults[0], folder) if of_faults else {}
     return result
 
 
@@ -167,7 +167,9 @@ def cell(result: dict[str, Any] | None) -> str:
 
 
 def faults_cell(faults: dict[str, str]) -> str:
-    """Return how many faults were proven, and what found the others."""
+    """Return how many faults were proven, and what found the others; '' if no file of the model is proven."""
+    if not faults:
+        return ''
     counts = [
         (kind, sum(value == kind for value in faults.values()))
         for kind in ('inputs', 'graph', 'ONNX Runtime')
@@ -198,6 +200,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--checkout', type=Path, help='code of a model with published files')
     parser.add_argument('--files', type=Path, help='folder of these files')
     args = parser.parse_args(argv)
+    if not (args.checkout and args.files) and {*args.models} & {*PUBLISHED}:
+        parser.error(f'{" and ".join(PUBLISHED)} need --checkout and --files')
     torch.set_num_threads(1)
     compat.apply()
     results = json.loads(RESULTS.read_text(encoding='utf-8')) if RESULTS.is_file() else {}

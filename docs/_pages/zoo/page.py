@@ -104,12 +104,22 @@ def pass_costs(records: Sequence[Record]) -> dict[str, int]:
     tried, by the ratio of both exports of other models; `rest` is the number of these.
     """
     models = [record for record in records if record.proven and not record.same_as]
-    both = [(one.fixed.seconds, one.dynamic.seconds) for one in models if one.dynamic and one.dynamic.inputs]
+    both = [
+        (record.fixed.seconds, record.dynamic.seconds)
+        for record in models
+        if record.dynamic and record.dynamic.inputs
+    ]
     fixed_s, dynamic_s = (sum(seconds) for seconds in zip(*both, strict=True)) if both else (1.0, 0.0)
-    untried = [one.fixed.seconds for one in models if one.dynamic is None]
-    done = [one for record in records if not record.same_as for one in (record.fixed, record.dynamic) if one]
+    untried = [record.fixed.seconds for record in models if record.dynamic is None]
+    outcomes = [
+        outcome
+        for record in records
+        if not record.same_as
+        for outcome in (record.fixed, record.dynamic)
+        if outcome
+    ]
     return dict(
-        spent_h=round(sum(one.seconds for one in done) / 3600),
+        spent_h=round(sum(outcome.seconds for outcome in outcomes) / 3600),
         rest_h=round(sum(untried) * dynamic_s / fixed_s / 3600),
         rest=len(untried),
     )
@@ -165,10 +175,10 @@ def pages(content: Mapping[str, Any]) -> dict[Path, str]:
     return {path: f'{text.rstrip()}\n' for path, text in texts.items()}
 
 
-def by_part(chosen: Sequence[Record], part: str) -> dict[str, Count]:
+def by_part(records: Sequence[Record], part: str) -> dict[str, Count]:
     """Return class name of a part -> counts, in the order of the names; several parts count each."""
     groups: dict[str, list[Record]] = collections.defaultdict(list)
-    for record in chosen:
+    for record in records:
         for name in sorted(set(record.parts.get(part, '').split('+')) - {''}):
             groups[name].append(record)
     return {name: count_records(groups[name]) for name in sorted(groups)}
@@ -191,7 +201,7 @@ def counts(groups: Mapping[str, Count]) -> list[str]:
 
 def _by_head(records: Sequence[Record]) -> dict[str, list[Record]]:
     heads = sorted({record.parts['head'] for record in records})
-    return {head: [one for one in records if one.parts['head'] == head] for head in heads}
+    return {head: [record for record in records if record.parts['head'] == head] for head in heads}
 
 
 def rows(records: Sequence[Record]) -> list[str]:
@@ -201,12 +211,14 @@ def rows(records: Sequence[Record]) -> list[str]:
 
 def cells_of(record: Record, in_3d: bool) -> str:
     """Return the row of a config, below `COLUMNS`, or `COLUMNS_3D` if its results are boxes in 3D."""
-    done = [one for one in (record.fixed, record.dynamic) if one is not None and one.inputs]
-    seconds = sum(one.seconds for one in (record.fixed, record.dynamic) if one is not None)
-    ious = [one.worst_iou for one in done if one.worst_iou is not None]
-    scores = [one.worst_score for one in done if one.worst_score is not None]
-    tensors = [one.worst_rel for one in done if one.worst_rel is not None]
-    distances = [one.worst_distance for one in done if one.worst_distance is not None]
+    outcomes = [
+        outcome for outcome in (record.fixed, record.dynamic) if outcome is not None and outcome.inputs
+    ]
+    seconds = sum(outcome.seconds for outcome in (record.fixed, record.dynamic) if outcome is not None)
+    ious = [outcome.worst_iou for outcome in outcomes if outcome.worst_iou is not None]
+    scores = [outcome.worst_score for outcome in outcomes if outcome.worst_score is not None]
+    tensors = [outcome.worst_rel for outcome in outcomes if outcome.worst_rel is not None]
+    distances = [outcome.worst_distance for outcome in outcomes if outcome.worst_distance is not None]
     in_picture = [f'{min(ious):.6f}' if ious else '']
     in_space = [
         f'{max(tensors):.1e}' if tensors else '',
@@ -216,8 +228,8 @@ def cells_of(record: Record, in_3d: bool) -> str:
         _named(record),
         _verdict(record.fixed) + (' *' if record.own_kernels else ''),
         _verdict(record.dynamic),
-        _matched(record, done) if done else '',
-        str(min(one.fewest for one in done)) if done else '',
+        _matched(record, outcomes) if outcomes else '',
+        str(min(outcome.fewest for outcome in outcomes)) if outcomes else '',
         *(in_space if in_3d else in_picture),
         f'{max(scores):.1e}' if scores else '',
         f'{seconds:.0f}',
@@ -232,10 +244,12 @@ def _named(record: Record) -> str:
     return name
 
 
-def _matched(record: Record, done: Sequence[Outcome]) -> str:
+def _matched(record: Record, outcomes: Sequence[Outcome]) -> str:
     """Return the matched results of some outcomes of a record, of panoptic maps with their classes."""
-    text = f'{sum(one.matched for one in done)} / {sum(one.reference for one in done)}'
-    classes = max(one.classes for one in done)
+    text = (
+        f'{sum(outcome.matched for outcome in outcomes)} / {sum(outcome.reference for outcome in outcomes)}'
+    )
+    classes = max(outcome.classes for outcome in outcomes)
     return f'{text}, {classes} classes' if classes and 'panoptic' in record.family else text
 
 
@@ -251,7 +265,7 @@ def _verdict(outcome: Outcome | None) -> str:
 
 def reasons(records: Sequence[Record]) -> list[str]:
     """Return a row for each config and form that is not proven, and each that was changed for its proof."""
-    found = []
+    lines = []
     for record in records:
         name = f'`{record.config.removesuffix(".py")}`'
         for form in ('fixed', 'dynamic'):
@@ -261,9 +275,9 @@ def reasons(records: Sequence[Record]) -> list[str]:
                 stopped = outcome.reason in (MEMORY, TIME)  # the log behind the first line is of no use
                 text = _short(outcome.why.partition('\n')[0] if stopped else outcome.why)
                 text += f' ({explanation})' if explanation else ''
-                found.append(f'| {name} | {form} | {outcome.reason} | {text} |')
-        found += [f'| {name} | - | - | {note} |' for note in record.notes]
-    return found
+                lines.append(f'| {name} | {form} | {outcome.reason} | {text} |')
+        lines += [f'| {name} | - | - | {note} |' for note in record.notes]
+    return lines
 
 
 def _short(why: str) -> str:
@@ -306,7 +320,7 @@ def whole() -> dict[str, Any]:
     """Return the content of both files, with the versions of the first."""
     content, *others = (read_json(path) for path in (DATA, MMDET3D_DATA) if path.is_file())
     return dict(
-        content, configs=[*content['configs'], *(one for other in others for one in other['configs'])]
+        content, configs=[*content['configs'], *(entry for other in others for entry in other['configs'])]
     )
 
 
@@ -330,10 +344,10 @@ def records_of(folder: Path) -> dict[str, Any]:
     Raises:
         UsageError: there is none.
     """
-    found = [read_record(path) for path in sorted((folder / 'records').glob('*.json'))]
-    if not any(found):
+    records = [read_record(path) for path in sorted((folder / 'records').glob('*.json'))]
+    if not any(records):
         raise UsageError(f'{folder}: no records/*.json, which tools/analysis_tools/zoo.py --out writes')
-    return zoo_content([record for record in found if record and (record.fixed or record.dynamic)])
+    return zoo_content([record for record in records if record and (record.fixed or record.dynamic)])
 
 
 if __name__ == '__main__':

@@ -81,7 +81,7 @@ def record_of(frame: Frame, orientation: str = '') -> np.ndarray:
 def _any_record(frame: Frame) -> np.ndarray:
     if frame.can_bus is None:
         return record_of_pose(frame_checks.check_pose(frame.ego_pose))
-    record = np.asarray(frame.can_bus, np.float64)
+    record = np.array(frame.can_bus, np.float64)  # a copy: the next frame compares its position with it
     if record.shape != (CAN_BUS,) or not np.isfinite(record).all():
         raise DataError(
             f'can_bus: got {record.tolist()}, expected {CAN_BUS} finite numbers: position, orientation, '

@@ -1,4 +1,8 @@
-"""The base of families of several cameras, and of those whose queries become boxes without NMS."""
+"""The base of families of several cameras, and of those whose queries become boxes without NMS.
+
+What the attributes and methods of the classes without a docstring are for is documented where they are
+defined first: `families/sequence.py` and `families/base.py`.
+"""
 
 import abc
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +19,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention
+from mmdeploy_ext.families.parts.detector_parts import part_cfg
 from mmdeploy_ext.families.parts.query_limits import other_limits, synthetic_outputs
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
@@ -59,8 +64,8 @@ class CameraFamily(SequenceFamily):
     moments, dump_tensors = staticmethod(moments), staticmethod(arrays)
 
     def head_of(self, model: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the config of a model's head; empty if it has none."""
-        return model.get(self.head_key) or {}
+        """Return the config of a model's head; empty if it has none, or a list of several."""
+        return part_cfg(model, self.head_key)
 
     def claims(self, cfg: Any) -> Claim:
         if self.head_of(cfg.model).get('type') not in self.heads:

@@ -1,4 +1,8 @@
-"""The base of families of LiDAR detectors: which configs they refuse, how models are built, and sweeps."""
+"""The base of families of LiDAR detectors: which configs they refuse, how models are built, and sweeps.
+
+What the attributes and methods of `LidarFamily` without a docstring are for is documented where they are
+defined first: `families/sequence.py` and `families/base.py`.
+"""
 
 import abc
 import contextlib

@@ -79,7 +79,7 @@ def camera_times(frame: Frame) -> np.ndarray:
     count = len(frame.images)
     if frame.camera_times_s is None:
         return np.full(count, frame_checks.check_time(frame.timestamp_s))
-    times = np.asarray(frame.camera_times_s, np.float64)
+    times = np.array(frame.camera_times_s, np.float64)  # a copy, which the next frame needs
     if times.shape != (count,) or not np.isfinite(times).all():
         raise DataError(f'camera_times_s: got {times.tolist()}, expected {count} finite times in s')
     return times

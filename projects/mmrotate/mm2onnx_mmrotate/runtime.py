@@ -28,6 +28,17 @@ def from_padded(outputs: Arrays, version: str) -> list[RotatedDetections]:
     return results
 
 
+def sizes_of(feeds: Arrays, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return height and width (B, 2) of the contents of a batch, pixels, and the ratios (B, 4) of its boxes.
+
+    Feeds hold `input` (B, 3, height, width), and may hold `img_shape` (B or 1, 2), height and width before
+    padding, 0 for those of the input, and `scale_factor` (B or 1, 4) `w h w h`, by which boxes are divided.
+    """
+    img_shape = np.broadcast_to(feeds.get('img_shape', np.zeros(2, np.float32)), (batch, 2))
+    content = np.where(img_shape > 0, img_shape, np.float32(feeds['input'].shape[2:]))
+    return content, np.broadcast_to(feeds.get('scale_factor', np.ones(4, np.float32)), (batch, 4))
+
+
 def best_of(scores: np.ndarray, count: int) -> np.ndarray:
     """Return the indices of the `count` best scores (n,), best first; of all if `count` is not positive."""
     order = np.argsort(-scores, kind='stable')

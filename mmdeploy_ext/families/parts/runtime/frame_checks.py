@@ -3,6 +3,8 @@
 Glossary: N cameras, H, W network input in pixels.
 """
 
+from typing import Any
+
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
@@ -11,12 +13,12 @@ from mmdeploy_ext.runtime.frames import not_rigid
 
 
 def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
-    """Return a rigid (4, 4) pose as float64; DataError, which names it by `name`, for anything else."""
+    """Return a copy of a rigid pose (4, 4) as float64; DataError with its `name` for anything else."""
     if pose is None:
         raise DataError(
             f'{name}: is missing; expected the 4x4 matrix from the LiDAR frame to the global frame'
         )
-    pose = np.asarray(pose, np.float64)
+    pose = _copied(pose, name)
     if pose.shape != (4, 4):
         raise DataError(f'{name}: got shape {pose.shape}, expected (4, 4), LiDAR frame to global frame')
     if not np.isfinite(pose).all():
@@ -65,7 +67,7 @@ def check_calibration(calibration: Calibration | None, num_cameras: int) -> Cali
 
 def check_lidar2img(matrices: np.ndarray, num_cameras: int) -> np.ndarray:
     """Return matrices (N, 4, 4) as float64, N being `num_cameras`; DataError: another shape, or NaN."""
-    matrices = np.asarray(matrices, np.float64)
+    matrices = _copied(matrices, 'lidar2img')
     if matrices.shape != (num_cameras, 4, 4) or not np.isfinite(matrices).all():
         raise DataError(
             f'lidar2img: got shape {matrices.shape}, expected finite numbers of ({num_cameras}, 4, 4)'
@@ -78,7 +80,7 @@ def check_matrices(name: str, matrices: np.ndarray, num_cameras: int) -> np.ndar
 
     They have to be finite, not singular, and as many as there are cameras.
     """
-    matrices = np.asarray(matrices, np.float64)
+    matrices = _copied(matrices, f'calibration: {name}')
     if matrices.shape != (num_cameras, 4, 4):
         raise DataError(
             f'calibration: {name} has shape {matrices.shape}, expected ({num_cameras}, 4, 4) for the '
@@ -88,7 +90,7 @@ def check_matrices(name: str, matrices: np.ndarray, num_cameras: int) -> np.ndar
         problem = ''
         if not np.isfinite(matrix).all():
             problem = 'has NaN or infinity'
-        elif _is_singular(matrix[:3, :3]):
+        elif _is_singular(matrix[:3, :3]) or matrix[3, 3] == 0:
             problem = 'is singular'
         if problem:
             raise DataError(f'calibration: {name} of camera {camera} {problem}: {matrix.tolist()}')
@@ -108,6 +110,17 @@ def check_prepared(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
             f'in the file (MultiViewRule.apply), or export for this size'
         )
     return np.ascontiguousarray(images)
+
+
+def _copied(values: Any, name: str) -> np.ndarray:
+    """Return numbers as a new float64 array: what is kept of a frame does not change with the caller's array.
+
+    DataError, which names them by `name`: rows of several lengths, or no numbers.
+    """
+    try:
+        return np.array(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f'{name}: expected an array of numbers: {error}') from error
 
 
 def _is_singular(matrix: np.ndarray) -> bool:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.families.parts.runtime.scores import exact_sigmoid, top_rows
+from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
 from mmdeploy_ext.runtime.frames import relative_motion
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ class InstanceBank:
                 equal confidences have another order.
         """
         rule = self.rule
-        raw = exact_sigmoid(np.asarray(logits).max(-1))
+        raw = sigmoid(np.asarray(logits).max(-1))
         confidence = raw.copy()
         if inputs.exists:
             # where the mask is 0, too, though these rows are other instances then

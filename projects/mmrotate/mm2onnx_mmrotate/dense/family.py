@@ -1,4 +1,8 @@
-"""The family of one-stage detectors of rotated boxes: which configs it claims and refuses."""
+"""The family of one-stage detectors of rotated boxes: which configs it claims and refuses.
+
+What the attributes and methods of the class without a docstring are for is documented where they are
+defined first: `families/images.py` and `families/base.py` of mm2onnx.
+"""
 
 import contextlib
 import copy

@@ -14,7 +14,7 @@ import numpy as np
 from mm2onnx_mmrotate.dense.coders import boxes_of, factors_of, scores_of
 from mm2onnx_mmrotate.detections import RotatedDetections
 from mm2onnx_mmrotate.draw import draw
-from mm2onnx_mmrotate.runtime import best_of, from_padded, suppressed
+from mm2onnx_mmrotate.runtime import best_of, from_padded, sizes_of, suppressed
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.families.dense.runtime import level_shapes, priors_of
 from mmdeploy_ext.runtime.detections import check_cap
@@ -31,8 +31,8 @@ __all__ = ['detections', 'draw']
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[RotatedDetections]:
     """Turn the outputs of a graph of any form into rotated boxes per image, see `runtime/family_runtime.py`.
 
-    Feeds hold `input` (B, 3, H, W), and may hold `img_shape` (B, 2), height and width before padding, and
-    `scale_factor` (B, 4), with which boxes are in pixels of the originals.
+    For the feeds see `mm2onnx_mmrotate.runtime.sizes_of`; with `scale_factor` boxes are in pixels of the
+    originals.
     """
     facts = metadata.postprocess
     if metadata.form == 'full':
@@ -53,8 +53,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Rotat
             f'boxes: got {outputs["boxes"].shape[1]} rows, expected {sum(sizes)} for an input of '
             f'{height}x{width} (strides, base_priors)'
         )
-    clip_hw = feeds.get('img_shape', np.full((batch, 2), [height, width], np.float32))
-    scale_factor = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
+    clip_hw, scale_factor = sizes_of(feeds, batch)
     factors = outputs.get('factors', [None] * batch)
     images = zip(outputs['boxes'], outputs['scores'], factors, clip_hw, scale_factor, strict=True)
     return [_results(*image, sizes, facts) for image in images]

@@ -2,6 +2,8 @@
 
 Source: mmrotate 0.3.4 `models/dense_heads/{rotated_rpn_head,oriented_rpn_head}.py`.
 
+What methods without a docstring are for is documented in `mmdeploy_ext/families/parts/proposals.py`.
+
 Glossary: B batch, K boxes of an image.
 """
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from mm2onnx_mmrotate.detections import RotatedDetections
 from mm2onnx_mmrotate.draw import draw
-from mm2onnx_mmrotate.runtime import from_padded, suppressed
+from mm2onnx_mmrotate.runtime import from_padded, sizes_of, suppressed
 from mm2onnx_mmrotate.two_stage.coders import CODERS
 from mmdeploy_ext.families.parts.runtime.box_coders import softmax
 
@@ -26,20 +26,14 @@ __all__ = ['detections', 'draw']
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[RotatedDetections]:
-    """Return the results per image, in pixels of the originals if `feeds` has `scale_factor` (B, 4).
-
-    It has `input` (B, 3, height, width), and may have `img_shape` (B, 2), height and width before padding.
-    """
+    """Return the results per image; with `scale_factor`, see `sizes_of`, in pixels of the originals."""
     facts = metadata.postprocess
     if metadata.form == 'full':
         return from_padded(outputs, facts['angle_version'])
     batch = len(outputs['regions' if metadata.form == 'raw' else 'boxes'])
+    clip_hw, scale_factor = sizes_of(feeds, batch)
     if metadata.form == 'raw':
-        height, width = feeds['input'].shape[2:]
-        clip_hw = feeds.get('img_shape', np.full((batch, 2), [height, width], np.float32))
-        clip_hw = np.where(clip_hw > 0, clip_hw, np.asarray([height, width], np.float32))
         outputs = decode_raw(outputs, clip_hw, facts)
-    scale_factor = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
     images = zip(outputs['boxes'], outputs['scores'], scale_factor, strict=True)
     return [_results(*image, facts) for image in images]
 

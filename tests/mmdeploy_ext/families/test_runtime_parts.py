@@ -1,0 +1,54 @@
+"""What the runtimes of several families share, at the borders of its inputs; without PyTorch."""
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.families.bevformer.runtime import record_of
+from mmdeploy_ext.families.parts.runtime import frame_checks
+from mmdeploy_ext.families.parts.runtime.query_boxes import above, at_least, passing
+from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
+from mmdeploy_ext.families.petr.runtime import camera_times
+from mmdeploy_ext.preprocess.cameras import Calibration
+from mmdeploy_ext.runtime.frames import Frame
+
+
+def test_what_is_kept_of_a_frame_does_not_change_with_the_arrays_of_the_caller():
+    pose, record, times = np.eye(4), np.arange(18.0), np.array([1.0, 2.0])
+    frame = Frame(np.zeros((2, 3, 1, 1)), None, None, pose, 2.0, None, can_bus=record, camera_times_s=times)
+    kept = frame_checks.check_pose(pose), record_of(frame), camera_times(frame)
+    for values in (pose, record, times):
+        values += 7  # a program that has one buffer for the poses of all frames
+    for values, before in zip(kept, (np.eye(4), np.arange(18.0), [1.0, 2.0]), strict=True):
+        np.testing.assert_array_equal(values, before)
+
+
+def test_intrinsics_that_were_padded_with_zeros_are_refused_by_their_camera():
+    units = np.tile(np.eye(4), (2, 1, 1))
+    padded = units.copy()
+    padded[1, 3, 3] = 0
+    with pytest.raises(DataError, match='intrinsics of camera 1 is singular'):
+        frame_checks.check_calibration(Calibration(units, padded), 2)
+
+
+@pytest.mark.parametrize('values', [[[1, 2], [3]], 'abc', [[object()]]], ids=repr)
+def test_what_is_no_array_of_numbers_is_refused_by_its_name(values):
+    with pytest.raises(DataError, match='ego_pose: expected an array of numbers'):
+        frame_checks.check_pose(values)
+    for check in (
+        frame_checks.check_lidar2img,
+        lambda *_: frame_checks.check_matrices('lidar2img', values, 1),
+    ):
+        with pytest.raises(DataError, match='lidar2img: expected an array of numbers'):
+            check(values, 1)
+
+
+def test_small_scores_keep_their_order_and_pass_without_a_threshold():
+    logits = np.float32([-30, -18, -200, -25, -17.9])
+    scores = sigmoid(logits)
+    assert scores.dtype == np.float32 and top_rows(scores, 9).tolist() == [4, 1, 3, 0, 2]
+    for accepts in (above, at_least, passing):
+        assert accepts(scores, None).all() and accepts(scores, 0).all()
+        assert accepts(scores, 0.5).sum() == (5 if accepts is passing else 0)
+    assert above(np.float32([0.5, 0.6]), 0.5).tolist() == [False, True]
+    assert at_least(np.float32([0.5, 0.4]), 0.5).tolist() == [True, False]
