@@ -234,7 +234,7 @@ def test_the_check_of_a_coder_knows_what_it_reads(kind):
     priors = np.float32([[0, 0, 8, 8], [4, 4, 20, 12]])[:, : 2 if points else 4]
     rows = Noting({name: np.zeros((1, 2, count), np.float32) for name, count in columns.items()})
     boxes = box_coders.CODERS[kind](np, priors, rows, settings, 1)
-    assert boxes.shape == (1, 2, 4) and rows.read == set(columns)
+    assert boxes.shape == (1, 2, 4) and boxes.dtype == np.float32 and rows.read == set(columns)
     assert settings.read <= set(dense_head.CODERS[kind])
     for name in dense_head.CODERS[kind]:
         with pytest.raises(Mismatch, match=f"'{name}'"):

@@ -48,3 +48,8 @@ def test_no_instances_are_no_masks():
         0,
         *SIZE,
     )
+
+
+def test_boxes_that_are_no_numbers_have_empty_masks_as_those_that_a_graph_pastes():
+    boxes = np.float32([[np.nan, 0, 9, 9], [0, 0, 9, np.nan], [-np.inf, 0, np.inf, 9]])
+    assert not paste(np.ones((3, 28, 28), np.float32), boxes, *SIZE, 0.5).any()

@@ -187,6 +187,8 @@ def bucket(xp: ModuleType, priors: Any, rows: Rows, coder: Mapping[str, Any], le
     index = constant(range(coder['buckets']), best)
     offsets = rows['bbox_reg'].reshape(*rows['bbox_reg'].shape[:2], 4, coder['buckets'])
     offset = xp.where(index == best[..., None], offsets, constant(0.0, offsets)).sum(-1)
+    if xp is np:
+        best = best.astype(offset.dtype)  # integers times float32 would be float64
     centre, size = (priors[..., :2] + priors[..., 2:]) * 0.5, priors[..., 2:] - priors[..., :2]
     size = size * coder['scale_factor']
     low, high = centre - size * 0.5, centre + size * 0.5

@@ -85,8 +85,9 @@ def paste(
 
 
 def _span(low: np.float32, high: np.float32, size: int) -> np.ndarray:
-    """Return the pixels along an axis that a box may touch."""
-    return np.arange(max(int(np.floor(low)) - 1, 0), min(int(np.ceil(high)) + 1, size))
+    """Return the pixels along an axis that a box may touch; none if an end of the box is NaN."""
+    ends = np.clip(np.nan_to_num([np.floor(low) - 1, np.ceil(high) + 1]), 0, size)
+    return np.arange(*ends.astype(int))
 
 
 def _taps(
