@@ -129,8 +129,9 @@ def last_line(text: str, *starts: str) -> str:
 def examine(words: list[str], folder: Path, path: str, log: Path) -> dict[str, Any]:
     """Return the patches in effect and the version of mmdet; what failed is in `error`."""
     _, text, _ = run(['-c', EXAMINE, *words], folder, path, log)
-    line = last_line(text, '{"patches"')
-    return json.loads(line) if line else dict(error=[*filter(None, text.splitlines())][-1], patches=[])
+    if line := last_line(text, '{"patches"'):
+        return json.loads(line)
+    return dict(error=(text.strip() or 'it printed nothing').splitlines()[-1], patches=[])
 
 
 def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:

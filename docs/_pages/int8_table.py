@@ -48,7 +48,7 @@ class Toy:
 
     @property
     def name(self) -> str:
-        """Of the config, the checkpoint and the work directory."""
+        """The name of the config, which the checkpoint and the work directory have, too."""
         return Path(self.config).name
 
 
@@ -196,10 +196,8 @@ def _evaluate(toy: Toy, model: Path, folder: Path, args: argparse.Namespace) -> 
         options.append(f'data.test.ann_file={args.nuscenes}/{toy.infos}_val.pkl')
         options.append(f'data.test.data_root={args.nuscenes}/')
     config = _config(toy, folder, args.engine)
-    _call(
-        *('bash', 'tools/dist_test_onnx.sh', config, f'demo/checkpoints/{toy.name}.pth', 1),
-        *('--eval', *toy.kinds, '--work-dir', folder, '--cfg-options', *options),
-    )
+    test = ['bash', 'tools/dist_test_onnx.sh', config, f'demo/checkpoints/{toy.name}.pth', 1]
+    _call(*test, '--eval', *toy.kinds, '--work-dir', folder, '--cfg-options', *options)
     return read_json(folder / ENGINES[args.engine].metrics)['metrics']
 
 

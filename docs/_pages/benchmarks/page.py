@@ -148,8 +148,9 @@ def case_table(entry: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> l
     sizes = {file['label']: file['size_ratio'] for file in entry['files'] if file.get('size_ratio')}
     heads = ['engine', 'file']
     heads += [head for run in runs for head in (place_title(run), 'quartiles')]
-    heads += ['peak memory'] * bool(entry['memory']) + ['file size'] * bool(sizes)
-    heads += ['found'] * any(row['found'] is not None for row in rows.values())
+    are_found = any(row['found'] is not None for row in rows.values())
+    columns = {'peak memory': entry['memory'], 'file size': sizes, 'found': are_found}
+    heads += [head for head, is_shown in columns.items() if is_shown]
     lines = [_line(heads), _line(['---', '---', *['---:'] * (len(heads) - 2)])]
     for key, row in rows.items():
         cells = [title_of(row['engine']), row['label'] or '-']
@@ -158,7 +159,7 @@ def case_table(entry: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> l
             cells.append(_figure(entry['memory'].get(key), 2))
         if sizes:
             cells.append(_figure(sizes.get(row['label']), 3))
-        if 'found' in heads:
+        if are_found:
             cells.append('-' if row['found'] is None else f'{row["found"]:g}')
         lines.append(_line(cells))
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
+from docs._pages.benchmarks.whole_results import place_title
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.engines.registry import BASELINE, ENGINES, title_of
 
@@ -49,9 +50,7 @@ def panels(results: Mapping[str, Any], device: str) -> dict[str, list[dict[str, 
         rows = runs[-1]['rows'] if runs else ()
         bars = [_bar(row) for row in rows if row['ratio'] is not None and row['label']]
         if bars:
-            threads = runs[-1]['threads']
-            where = f'{threads} thread{"s" * (threads > 1)}' if device == 'cpu' else runs[-1]['device']
-            bars_by_title[f'{entry["title"]} ({where})'] = bars
+            bars_by_title[f'{entry["title"]} ({place_title(runs[-1])})'] = bars
     return bars_by_title
 
 

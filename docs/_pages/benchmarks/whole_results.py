@@ -78,7 +78,9 @@ def reasons(entry: Mapping[str, Any]) -> list[str]:
 
 def place_title(run: Mapping[str, Any]) -> str:
     """Return what people call the place of a run."""
-    return f'{run["threads"]} thread{"s" * (run["threads"] > 1)}' if run['device'] == 'cpu' else run['device']
+    if run['device'] != 'cpu':
+        return run['device']
+    return '1 thread' if run['threads'] == 1 else f'{run["threads"]} threads'
 
 
 def forms_of(result: Mapping[str, Any]) -> dict[str, float]:

@@ -14,8 +14,6 @@ from mmdeploy_ext.proving.inputs.head_outputs import about_limits, headings, log
 
 LOW = 0.001, 0.05
 """Range of scores of wrong classes; they are distinct, as a model without a threshold keeps some of them."""
-
-
 OTHER_THRESHOLD = 0.1
 """Score threshold that a proof sets for a model without one; `synthetic_outputs` has scores about it."""
 IN_ORDER = range(10)

@@ -8,7 +8,6 @@ Glossary: B batch, K regions of an image, R = B * K, C classes, P points of a bo
 if the regression is class-agnostic), H, W size of a map, h, w of the pooled cells of a region.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -194,11 +193,9 @@ class Pool(nn.Module):
 def _smallest_ratio(level: int) -> float:
     """Return the smallest float32 whose base-2 logarithm, rounded to float32, is at least `level`."""
     ratio = np.float32(2**level)
-    for _ in itertools.count():
-        below = np.nextafter(ratio, np.float32(0))
-        if np.float32(np.log2(np.float64(below))) < level:
-            return float(ratio)
+    while np.float32(np.log2(np.float64(below := np.nextafter(ratio, np.float32(0))))) >= level:
         ratio = below
+    return float(ratio)
 
 
 def sampled(

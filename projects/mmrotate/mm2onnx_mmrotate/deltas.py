@@ -13,8 +13,7 @@ import numpy as np
 
 from mm2onnx_mmrotate.angles import VERSION, norm_angle
 from mmdeploy_ext.contract.schema import FLAG, POSITIVE, exactly, number
-from mmdeploy_ext.families.parts.runtime.box_coders import constant
-from mmdeploy_ext.runtime.detections import sigmoid
+from mmdeploy_ext.families.parts.runtime.box_coders import constant, sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,13 +97,8 @@ def angle_of_class(xp: ModuleType, logits: Any, angles: Settings) -> Any:
 
     `logits` are (B, A, classes) of an output, `angles` the settings of `dense.kinds.classes_of_angles`.
     """
-    scores = sigmoid_of(logits) if angles['sigmoid'] else logits
+    scores = sigmoid(xp, logits) if angles['sigmoid'] else logits
     classes = scores.argmax(-1)
     number = classes.astype(np.float32) if isinstance(classes, np.ndarray) else classes.to(logits.dtype)
     degrees = xp.fmod((number + 0.5) * angles['width'], angles['range']) - angles['offset']
     return degrees * float(np.pi / 180)
-
-
-def sigmoid_of(logits: Any) -> Any:
-    """Return the scores of logits, an array or a tensor."""
-    return logits.sigmoid() if hasattr(logits, 'sigmoid') else sigmoid(logits)

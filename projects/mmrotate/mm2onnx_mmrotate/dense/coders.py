@@ -21,9 +21,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mm2onnx_mmrotate.angles import norm_angle
-from mm2onnx_mmrotate.deltas import angle_of_class, boxes_of_deltas, sigmoid_of
+from mm2onnx_mmrotate.deltas import angle_of_class, boxes_of_deltas
 from mm2onnx_mmrotate.dense.smallest_rectangle import smallest_rectangle
-from mmdeploy_ext.families.parts.runtime.box_coders import softmax
+from mmdeploy_ext.families.parts.runtime.box_coders import sigmoid, softmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -69,10 +69,10 @@ def scores_of(xp: ModuleType, facts: Settings, rows: Rows) -> Any:
     logits = rows['cls_score']
     if facts['head']['activation'] == 'softmax':
         return softmax(logits)[..., :-1]
-    return sigmoid_of(logits)
+    return sigmoid(xp, logits)
 
 
 def factors_of(xp: ModuleType, facts: Settings, rows: Rows) -> Any:
     """Return the score factors (B, A) of one level, or None."""
     factor = facts['head']['factor']
-    return sigmoid_of(rows[factor][..., 0]) if factor else None
+    return sigmoid(xp, rows[factor][..., 0]) if factor else None

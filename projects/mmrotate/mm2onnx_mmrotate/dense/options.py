@@ -1,6 +1,5 @@
 """Options of one-stage heads of rotated boxes, and the check of the `postprocess` entry of their files."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from mm2onnx_mmrotate.angles import VERSION
@@ -52,10 +51,6 @@ def check_coder(value: Any, key: str) -> None:
     record(dict(settings, **OPTIONAL[value['type']], type=anything), tuple(settings))(value, key)
 
 
-def _check_levels(facts: Mapping[str, Any], path: str) -> None:
-    equal_lengths('strides', 'base_priors')(facts, path)
-
-
 POSTPROCESS = full_record(
     score_thr=number(),
     nms_pre=LIMIT,
@@ -67,5 +62,5 @@ POSTPROCESS = full_record(
     head=HEAD,
     num_classes=COUNT,
     angle_version=VERSION,
-    also=_check_levels,
+    also=equal_lengths('strides', 'base_priors'),
 )

@@ -56,11 +56,13 @@ def _scale(model: nn.Module, exposed_pictures: torch.Tensor, features: Sequence[
         deltas = DELTAS
         if inner_heads:
             deltas = REFINING if head is last_head else PLACING
-        targets = {r'conv_reg': _distances(head), r'(retina|odm)_reg': deltas, **TARGETS}
+        distances = DISTANCES[bool(getattr(head, 'norm_on_bbox', False))]
+        targets = {r'conv_reg': distances, r'(retina|odm)_reg': deltas, **TARGETS}
         for names, target in targets.items():
             for name, layer in head.named_modules():
                 if isinstance(layer, nn.Conv2d) and re.fullmatch(names, name):
-                    mean, deviation = ANGLE_CLASSES if _is_csl(head, name) else target
+                    is_csl = name == 'conv_angle' and hasattr(head, 'angle_coder')
+                    mean, deviation = ANGLE_CLASSES if is_csl else target
                     rescale(layer, outputs_of(layer, lambda: head_outputs(model, features)), mean, deviation)
                     if target is LOGITS:
                         _bound(layer, outputs_of(layer, lambda: head_outputs(model, exposed)), mean)
@@ -71,14 +73,6 @@ def _heads(model: nn.Module) -> list[nn.Module]:
     if hasattr(model, 'odm_head'):
         return [model.fam_head, model.odm_head]
     return [model.bbox_head, *getattr(model, 'refine_head', ())]
-
-
-def _distances(head: nn.Module) -> Target:
-    return DISTANCES[bool(getattr(head, 'norm_on_bbox', False))]
-
-
-def _is_csl(head: nn.Module, name: str) -> bool:
-    return name == 'conv_angle' and hasattr(head, 'angle_coder')
 
 
 def _bound(layer: nn.Module, logits: torch.Tensor, mean: float) -> None:
