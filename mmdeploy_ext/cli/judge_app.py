@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import write_json
-from mmdeploy_ext.kit.judge import judge
+from mmdeploy_ext.kit.judge import PRECISIONS, judge
 from mmdeploy_ext.kit.local_run import ENGINES, run_kit
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=ENGINES,
     )
     add('--told WORDS', 'device, engine and version, for the verdict; nobody checks it', '')
-    add('--precision', "whose bars (default: the file's precision)", choices=('fp32', 'fp16', 'int8'))
+    add('--precision', "whose bars (default: the file's precision)", choices=PRECISIONS)
     add('--json FILE', 'write the verdict as JSON')
     cli.add_debug_option(parser)
     return parser

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.cli import one_line
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.kit.contents import ChainedFrame, KitCase, KitGraph, read_manifest
 from mmdeploy_ext.kit.diagnosis import (
     diagnose,
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mmdeploy_ext.proving.tensors import TensorRow
+
+PRECISIONS = ('fp32', 'fp16', 'int8')
+"""Precisions by whose bars outputs are judged."""
 
 
 @dataclasses.dataclass
@@ -115,6 +118,7 @@ def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: st
 
     Raises:
         DataError: a kit that is not whole, or outputs of another kit.
+        UsageError: another precision.
     """
     return _Judge(Path(kit), Path(outputs), told, precision).judge()
 
@@ -130,6 +134,8 @@ class _Judge:
     """
 
     def __init__(self, kit: Path, outputs: Path, told: str, precision: str | None) -> None:
+        if precision not in (None, *PRECISIONS):
+            raise UsageError(f'precision={precision!r}: expected one of {", ".join(PRECISIONS)}')
         self.kit, self.outputs, self.manifest = kit, outputs, read_manifest(kit)
         if not outputs.is_dir():
             raise DataError(f'{outputs}: no such folder of outputs')
@@ -231,6 +237,8 @@ class _Judge:
         arrays, rows = self._read(entry, name)
         if case.tensors:
             rows = self._compare(case, arrays, rows)
+        elif not case.results:
+            rows.append(failed_row('all outputs', 'the kit has nothing of PyTorch to compare them with'))
         elif not rows and sum(map(len, case.results)):
             rows = [
                 failed_row(output, f'every value is {array.flat[0]:g}, PyTorch has results', array)
@@ -255,7 +263,8 @@ class _Judge:
             if ordered := self.manifest.get('rows'):
                 smallest = {tensor.name: tensor.column_groups[0].atol for tensor in spec.outputs}
                 arrays = in_order_of(case.tensors, arrays, ordered, self.manifest['tolerance'], smallest)
-            empty = _empty_on_both_sides(case.tensors, arrays)
+            # outputs without a value on both sides are equal, but show nothing
+            empty = {n for n, a in case.tensors.items() if not a.size and arrays[n].shape == a.shape}
             sides = ({n: side[n] for n in case.tensors if n not in empty} for side in (case.tensors, arrays))
             outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in empty)
             rows = compare_tensors(*sides, dataclasses.replace(spec, outputs=outputs))
@@ -312,11 +321,6 @@ class _Judge:
         if not case.tensors and not all(row.passed for row in rows):
             rows = with_other_layout(rows, arrays, is_equal)
         return tuple(rows)
-
-
-def _empty_on_both_sides(expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray]) -> set[str]:
-    """Return the names of outputs without a value on both sides, which are equal but show nothing."""
-    return {name for name, array in expected.items() if not array.size and got[name].shape == array.shape}
 
 
 def _in_dtype_of_spec(array: np.ndarray, dtype: str) -> np.ndarray:

@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
+from browser_pages import change_manifest
 from mmdeploy_ext.cli import judge_app, kit_app
-from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.kit.diagnosis import diagnose
 from mmdeploy_ext.kit.judge import judge
 from numpy_alone import run_command
@@ -243,3 +244,17 @@ def test_files_of_kits_have_no_optional_inputs_and_the_hash_of_the_file_that_was
     assert not weights & {value.name for value in model.graph.input} and len(model.graph.input) == 3
     (graph,) = json.loads((kit / 'manifest.json').read_text())['graphs']
     assert graph['source_sha256'] == hashlib.sha256(Path('demo/atss_toy.onnx').read_bytes()).hexdigest()
+
+
+def test_a_case_with_nothing_to_compare_fails(kit, outputs, tmp_path):
+    shutil.copytree(kit, tmp_path / 'kit')
+    shutil.copytree(outputs, tmp_path / 'outputs')
+    (tmp_path / 'outputs/kit.txt').unlink()
+    change_manifest(tmp_path / 'kit', lambda manifest: manifest['cases'][0].update(results=[], images=[]))
+    failures = judge(tmp_path / 'kit', tmp_path / 'outputs').failures
+    assert len(failures) == 1 and 'has nothing of PyTorch to compare' in failures[0]
+
+
+def test_bars_of_no_precision_are_refused(kit, outputs):
+    with pytest.raises(UsageError, match="precision='float32': expected one of fp32"):
+        judge(kit, outputs, precision='float32')
