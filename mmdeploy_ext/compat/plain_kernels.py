@@ -248,12 +248,12 @@ def deformable_aggregation(
         for camera, sizes in enumerate(spatial_shapes.tolist()):
             instances, points = is_seen[:, :, camera].nonzero(as_tuple=True)
             grid = 2 * places[instances, points, camera] - 1
-            seen = shares[instances, points, camera]  # points in the picture, L, G
+            factors = shares[instances, points, camera]  # points in the picture, L, G
             for level, (height, width) in enumerate(sizes):
                 begin = int(level_start_index[camera, level])
                 cells = sample[begin : begin + height * width].t().reshape(1, -1, height, width)
                 sampled = functional.grid_sample(cells, grid[None, None], align_corners=False)[0, :, 0].t()
-                parts = sampled.unflatten(1, (groups, -1)) * seen[:, level, :, None]
+                parts = sampled.unflatten(1, (groups, -1)) * factors[:, level, :, None]
                 total = total.index_add(0, instances, parts.flatten(1))
         mixed.append(total)
     return torch.stack(mixed)

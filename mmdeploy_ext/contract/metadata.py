@@ -227,7 +227,7 @@ def read_entry(props: Mapping[str, str], name: str, path: object, check: Check |
     """
     text = props.get(PREFIX + name, '')
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_distinct_names)
         if '\\ud' in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -236,6 +236,14 @@ def read_entry(props: Mapping[str, str], name: str, path: object, check: Check |
     except (ValueError, RecursionError) as error:
         raise damaged(path, name, f'is not JSON: {error}') from error
     return _checked(value, name, path, check or FIELDS[name])
+
+
+def _distinct_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; ValueError: a name occurs twice, of which other readers take another one."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError(f'a name occurs twice among {", ".join(name for name, _ in pairs)}')
+    return entries
 
 
 def check_entries(props: Mapping[str, str], path: object) -> None:

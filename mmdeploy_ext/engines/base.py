@@ -52,7 +52,7 @@ class Backend(abc.ABC):
         """
 
     def deactivate(self) -> None:
-        """Free the network."""
+        """Free the network; nothing happens if it is not active."""
         return
 
     def select_inputs(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -60,8 +60,8 @@ class OnnxRuntimeBackend(Backend):
 
         Args:
             path: the ONNX file.
-            providers: execution providers in order of preference; one that is missing is an error. CUDA
-                computes products of float32 without TF32.
+            providers: execution providers in order of preference, or the name of one; one that is missing is
+                an error. CUDA computes products of float32 without TF32.
             threads: threads within an operator; 0 leaves the choice to ONNX Runtime.
             graph_optimization: 'none', 'basic', 'extended' or 'all'.
             profile_prefix: write a profile to a file whose path begins with this text; '' for no profile.
@@ -78,7 +78,8 @@ class OnnxRuntimeBackend(Backend):
         ):
             if value not in choices:
                 raise ConfigError(f'{name}={value!r}: expected one of {", ".join(choices)}')
-        self.path, self.providers, self.threads = str(path), list(providers), threads
+        self.providers = [providers] if isinstance(providers, str) else list(providers)
+        self.path, self.threads = str(path), threads
         self.graph_optimization, self.profile_prefix = graph_optimization, profile_prefix
         self.spinning, self.plan_memory, self.round_fp16 = spinning, plan_memory, round_fp16
         self.session: onnxruntime.InferenceSession | None = None
@@ -110,7 +111,12 @@ class OnnxRuntimeBackend(Backend):
         check_graph(self.spec, _tensors(inputs), _tensors(self.session.get_outputs()), self.path)
 
     def open_session(self) -> None:
-        """Open the session without reading the file's metadata, for files that need not have any."""
+        """Open the session without reading the file's metadata, for files that need not have any.
+
+        Raises:
+            EngineError: an execution provider is missing or does not start.
+            ModelFileError: no such file, or too large a one; a LoadError: ONNX Runtime cannot load it.
+        """
         import onnxruntime
 
         available = onnxruntime.get_available_providers()

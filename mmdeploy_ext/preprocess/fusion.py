@@ -66,10 +66,10 @@ class PastSweeps:
         """Return the points (P, D) float32 of a key frame and of past sweeps, in its coordinates.
 
         Args:
-            points: (P, D) float32 of the key frame, whose ages are set to 0.
+            points: (P, D) float32 of the key frame, D at least 5; their ages are set to 0 in place.
             sweeps: sweeps of its info, the last one first.
             now_s: seconds, absolute, of the key frame.
-            read: returns the points (P, D) float32 of a path.
+            read: returns the points (P, D) float32 of a path, in an array that is changed.
         """
         points[:, AGE] = 0
         if not sweeps and self.pad_empty:
@@ -137,5 +137,8 @@ class FusionRule(JsonDataclass):
         return PastSweeps(self.sweeps, self.pad_empty_sweeps, self.remove_close) if self.sweeps else None
 
     def img_aug_matrix(self) -> np.ndarray:
-        """Return (N, 4, 4) float32 from pixels of the cameras' pictures to pixels of the network input."""
+        """Return (N, 4, 4) from pixels of the cameras' pictures to pixels of the network input.
+
+        The type is that of `MultiViewRule.crop_matrix`; a rule without pictures has none.
+        """
         return np.tile(self.views.crop_matrix(4), (self.views.num_cameras, 1, 1))

@@ -131,8 +131,8 @@ class ConfigProcess:
 
 def _export_kinds(record: Record) -> tuple[str, ...]:
     """Return the exports that the config of a record can have; all of them before its family is known."""
-    known = record.family in registered()
-    return export_kinds_of(FAMILIES[record.family]) if known else EXPORT_KINDS
+    has_family = record.family in registered()
+    return export_kinds_of(FAMILIES[record.family]) if has_family else EXPORT_KINDS
 
 
 def finished_records(group: Sequence[Config], settings: Settings, out: Path) -> list[Record]:
@@ -147,7 +147,7 @@ def finished_records(group: Sequence[Config], settings: Settings, out: Path) -> 
     kinds = _export_kinds(record) if record.family in registered() else EXPORT_KINDS[:1]
     outcomes = [getattr(record, kind) for kind in kinds if kind in settings.export_kinds]
     made_from = origin_digest(group[0], settings)
-    if not (made_from and outcomes and all(one and one.made_from == made_from for one in outcomes)):
+    if not (made_from and outcomes and all(entry and entry.made_from == made_from for entry in outcomes)):
         return []
     return [record, *_write_same_models(record, group[1:], out)]
 

@@ -44,8 +44,8 @@ class TimeLeft:
         spent = sum(self.costs.values())
         if not spent:
             return None
-        known = self.expected_costs | self.costs
-        mean = sum(known.values()) / len(known)
+        costs = self.expected_costs | self.costs
+        mean = sum(costs.values()) / len(costs)
         expected = [cost for name, cost in self.expected_costs.items() if name not in self.costs]
         unknown = self.total - len(self.costs) - len(expected)
         return (time.monotonic() - self.start_s) / spent * (sum(expected) + unknown * mean)

@@ -65,7 +65,7 @@ class TensorRtBackend(Backend):
         self.computes_in = self.record.computes_in
 
     def open_session(self) -> None:
-        """Load the engine without reading mm2onnx's metadata, for engines that need not have any."""
+        """Load the engine without reading mm2onnx's metadata, which engines need not have; see `activate`."""
         if not self.path.endswith('.engine'):
             self.path = str(engine_beside(self.path, self.device, self.shapes, self.constants))
         self.record = read_record(self.path)

@@ -98,6 +98,9 @@ def test_an_entry_that_is_there_twice_is_refused_by_name(model, tmp_path):
     onnx.save(twice, path)
     with pytest.raises(ModelFileError, match=r'mm2onnx\.classes'):
         read_metadata(path)
+    path = write(model, path, {**METADATA.to_props(), f'{PREFIX}versions': '{"onnx": "1", "onnx": "2"}'})
+    with pytest.raises(ModelFileError, match=r'mm2onnx\.versions: .*a name occurs twice among onnx, onnx'):
+        read_metadata(path)
 
 
 @pytest.mark.parametrize('value', ['{', '[]', '{"name": "x"}', '{"preprocess": 1}'])

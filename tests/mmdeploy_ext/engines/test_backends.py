@@ -211,6 +211,8 @@ def test_a_profile_is_written_where_it_was_asked_for(files, tmp_path):
 def test_an_execution_provider_that_is_not_here_is_an_error_and_no_fallback(files):
     with pytest.raises(EngineError, match=r'NoSuchProvider.*CPUExecutionProvider'):
         OnnxRuntimeBackend(files['dynamic'], providers=['NoSuchProvider', 'CPUExecutionProvider']).activate()
+    with pytest.raises(EngineError, match='execution provider NoSuchProvider was asked for'):
+        OnnxRuntimeBackend(files['dynamic'], providers='NoSuchProvider').activate()
 
 
 def test_an_execution_provider_that_did_not_start_is_an_error_and_no_fallback():
