@@ -98,7 +98,8 @@ def test_an_entry_that_is_there_twice_is_refused_by_name(model, tmp_path):
     onnx.save(twice, path)
     with pytest.raises(ModelFileError, match=r'mm2onnx\.classes'):
         read_metadata(path)
-    path = write(model, path, {**METADATA.to_props(), f'{PREFIX}versions': '{"onnx": "1", "onnx": "2"}'})
+    props = {**METADATA.to_props(), f'{PREFIX}versions': '{"onnx": "1", "onnx": "2"}'}
+    path = write(model, tmp_path / 'm.onnx', props)
     with pytest.raises(ModelFileError, match=r'mm2onnx\.versions: .*a name occurs twice among onnx, onnx'):
         read_metadata(path)
 
