@@ -33,6 +33,7 @@ from mmdeploy_ext.families.parts.proof_samples import changed_drive
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.parts.runtime.rig_frames import moments
 from mmdeploy_ext.families.sequence import FRAME_BARS
+from mmdeploy_ext.models.bevformer.transformer import BEVFormerLayer
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 
@@ -47,6 +48,22 @@ def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
     return MemorySpec(
         tensors=tensors, outputs=dict(bev_embed='bev_embed'), needed=PREDICTIONS, per_query=PREDICTIONS
     )
+
+
+def check_encoder(filename: str, transformer: Mapping[str, Any]) -> None:
+    """Refuse options of the encoder's layers that this package's layer reads otherwise than upstream's."""
+    layers = transformer['encoder']['transformerlayers']
+    for layer in layers if isinstance(layers, list | tuple) else [layers]:
+        differs = dict(
+            act_cfg=(layer.get('act_cfg') or dict(type='ReLU'))['type'] != 'ReLU',  # upstream ignores it
+            ffn_cfgs=bool(layer.get('ffn_cfgs')),
+            operation_order=layer['operation_order'][0] == 'norm',
+        )
+        if wrong := [f'{key}={layer[key]}' for key, is_other in differs.items() if is_other]:
+            raise ConfigError(
+                f'{filename}: model.pts_bbox_head.transformer.encoder.transformerlayers: {", ".join(wrong)}; '
+                f'expected those of the published configs, or layers of your own code, by custom_imports'
+            )
 
 
 class BevFormerFamily(ConventionFamily):
@@ -100,6 +117,8 @@ class BevFormerFamily(ConventionFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         model = super().build(cfg)
+        if isinstance(model.pts_bbox_head.transformer.encoder.layers[0], BEVFormerLayer):
+            check_encoder(cfg.filename, self.head_of(cfg.model)['transformer'])
         model.rule = self.preprocess_rule(cfg)  # for `autoware.companions`
         model.can_bus_orientation = stated(cfg, 'can_bus_orientation', RECORDED) or RECORDED[0]
         return model

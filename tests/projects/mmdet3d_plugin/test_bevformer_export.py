@@ -1,5 +1,6 @@
 """BEVFormer's portable contract: proven as a stream; faults in graph and runtime are not."""
 
+import copy
 import dataclasses
 from unittest import mock
 
@@ -267,6 +268,17 @@ def test_a_wrong_fact_of_the_training_is_refused_by_name(tmp_path, key):
     write_seeded(toy.config, str(path))
     with pytest.raises(ConfigError, match=f"{key}='xyzw', expected"):
         deploy.load(toy.config, str(path), cfg_options={key: 'xyzw'})
+
+
+def test_options_of_the_encoder_that_our_layer_reads_otherwise_are_refused(deployment):
+    cfg = copy.deepcopy(deployment.cfg)
+    layer = cfg.model.pts_bbox_head.transformer.encoder.transformerlayers
+    layer.act_cfg = dict(type='ReLU', inplace=True)
+    deployment.family.build(cfg)
+    layer.act_cfg, layer.ffn_cfgs = dict(type='GELU'), dict(type='FFN')
+    layer.operation_order = ('norm', 'self_attn', 'norm', 'cross_attn', 'norm', 'ffn')
+    with pytest.raises(ConfigError, match=r'transformerlayers: act_cfg=.*ffn_cfgs=.*operation_order='):
+        deployment.family.build(cfg)
 
 
 @pytest.mark.parametrize(('record', 'named'), [(np.zeros(17), '18 finite'), (RECORD * np.nan, '18 finite')])
