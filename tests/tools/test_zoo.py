@@ -15,7 +15,7 @@ import mmdet
 import numpy as np
 import pytest
 
-from docs._pages.zoo import page, readme
+from docs._pages.zoo import page, readme, rotated
 from mmdeploy_ext.cli import zoo_app
 from mmdeploy_ext.contract.registry import Registration, registered
 from mmdeploy_ext.core.config import load_config
@@ -502,6 +502,8 @@ def test_the_pages_are_those_of_the_measured_zoo():
     for name in readme.TEMPLATES:
         text = (REPOSITORY / name).read_text(encoding='utf-8')
         assert readme.readme(name, text, *page.split(content)) == text, 'python -m docs._pages.zoo.page'
+    text = rotated.README.read_text(encoding='utf-8')
+    assert rotated.text_with(read_json(rotated.DATA)) == text, 'python -m docs._pages.zoo.rotated'
 
 
 def test_records_of_several_runs_are_merged_by_config_and_export():

@@ -63,7 +63,6 @@ def test_a_proof_is_kept_until_code_of_the_whole_package_changes():
 
 def test_the_page_has_a_row_for_each_model():
     content = read_json(rotated.DATA)
-    assert rotated.README.read_text() == rotated.text_with(content)
     names = {record['same_as'] or record['config'] for record in content['configs']}
     rows = [line for line in rotated.section(content).splitlines() if line.startswith('| `')]
     assert len(names) <= len(rows)

@@ -42,6 +42,7 @@ class PillarsOnnx(contextlib.ExitStack):
     """The file from pillars to the bird's-eye view of an export, on any engine.
 
     Attributes:
+        session: the engine that runs the file.
         rule: how points become voxels.
         props: `metadata_props` of the file.
     """
@@ -82,6 +83,9 @@ class LidarOnnx(Runtime):
         family: registered name, which files have to be of.
         rules: class that reads how outputs become boxes, `box_rule`, from the metadata.
         decode: (outputs of the head by name, such a rule) -> boxes, best first.
+        backbone: from points to the bird's-eye view, a `ScnOnnx` or a `PillarsOnnx`.
+        head: the engine from this view to the raw outputs.
+        box_rule: how these become boxes, of the class `rules`.
         seconds: spent so far by part: `backbone` (voxels, rulebook or pillars, and network), `head`, `boxes`.
     """
 

@@ -94,7 +94,8 @@ class CameraRuntime(Runtime):
         Args:
             last: the memory of the frame before; None if there is none.
             timestamp_s: of the frame, seconds; not read if there is no `max_gap_s`.
-            scene_token: of the frame; None leaves the scene as it was.
+            scene_token: of the frame; None leaves the scene as it was, and so does any token after a frame
+                without one.
         """
         if last is None:
             return True

@@ -246,7 +246,7 @@ def with_proposals(
 ) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
     """Return stages and the contracts of their outputs, changed so that the proposals are an output, too.
 
-    `chain` has the stage of a form alone.
+    `chain` has the stage of a form alone, whose module is changed in place.
     """
     (stage,) = chain
     form = stage.module.form if isinstance(stage.module, WithoutScale) else stage.module
