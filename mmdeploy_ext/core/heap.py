@@ -1,5 +1,6 @@
-"""Memory of a process that runs many networks: what it frees stays with it, for the next tensor."""
+"""Memory of a process: how much it has, and whether what it frees stays with it, for the next tensor."""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -13,6 +14,16 @@ KEPT_BYTES, GROWTH_BYTES = 512 << 20, 64 << 20
 """Free bytes at the end of the heap that are kept at most, and by which it grows at least."""
 LOOK_S = 0.5
 """Seconds between two looks at the size of the process."""
+
+
+def resident_bytes(pid: int | str | None = 'self') -> int:
+    """Return the memory of a process including shared pages; 0 if it cannot be read, as outside Linux.
+
+    `pid` is that of the process, 'self' of this one, None of one that has not started.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path(f'/proc/{pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+    return 0
 
 
 def keep_freed_memory(most_bytes: int) -> None:
@@ -33,8 +44,7 @@ def keep_freed_memory(most_bytes: int) -> None:
 
 def _give_back_above(libc: ctypes.CDLL, most_bytes: int) -> None:
     """Give free memory back as often as the process is larger, until it ends."""
-    page_bytes = os.sysconf('SC_PAGE_SIZE')
     while True:
         time.sleep(LOOK_S)
-        if int(Path('/proc/self/statm').read_text().split()[1]) * page_bytes > most_bytes:
+        if resident_bytes() > most_bytes:
             libc.malloc_trim(0)

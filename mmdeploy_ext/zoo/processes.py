@@ -13,7 +13,7 @@ from pathlib import Path
 from mmdeploy_ext.contract.registry import registered
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.heap import keep_freed_memory
+from mmdeploy_ext.core.heap import keep_freed_memory, resident_bytes
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.zoo.config_proof import Settings, export_kinds_of, origin_digest, prove_config
 from mmdeploy_ext.zoo.configs import Config
@@ -207,16 +207,6 @@ def run_all(
 def record_path(config: Config, out: Path) -> Path:
     """Return the path of the record of a config in a run's folder."""
     return out / 'records' / f'{config.slug}.json'
-
-
-def resident_bytes(pid: int | None) -> int:
-    """Return the memory of a process including shared pages; 0 if it cannot be read.
-
-    `pid` is that of the process, None of one that has not started.
-    """
-    with contextlib.suppress(OSError, ValueError):
-        return int(Path(f'/proc/{pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-    return 0
 
 
 def private_bytes(pid: int | None) -> int:

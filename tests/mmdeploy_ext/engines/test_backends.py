@@ -228,6 +228,14 @@ def test_a_second_run_may_do_without_a_block_of_its_own(files, plan_memory):
         assert backend.session.get_session_options().enable_mem_pattern == plan_memory
 
 
+def test_a_large_process_gets_memory_back_after_a_run_and_the_same_results(files, monkeypatch):
+    with OnnxRuntimeBackend(files['dynamic'], plan_memory=False) as backend:
+        wanted = backend.infer(feeds())['total']
+        monkeypatch.setattr('mmdeploy_ext.engines.onnxruntime.MOST_KEPT_BYTES', 0)
+        for _ in range(2):
+            assert np.array_equal(backend.infer(feeds())['total'], wanted)
+
+
 @pytest.mark.parametrize('spinning', SPINNING)
 def test_threads_that_wait_may_give_their_cores_away(files, spinning):
     with OnnxRuntimeBackend(files['dynamic'], spinning=spinning) as backend:
