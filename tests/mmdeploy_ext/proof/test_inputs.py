@@ -121,6 +121,14 @@ def test_where_no_batch_is_of_three_none_has_an_empty_list(deployments, picture)
     assert reference_with_empty_image(deployments['atss'], inputs, plain) is None
 
 
+@pytest.mark.parametrize('size', [(64, 96), (128, 192), (96, 320)])
+def test_one_input_is_larger_than_the_traced_one_on_both_sides(deployments, picture, size):
+    chosen = options(deployments['atss'], height=size[0], width=size[1])
+    inputs = proof_inputs(deployments['atss'], chosen, [('a', picture)])
+    (larger,) = (one.images[0] for one in inputs if one.name == 'other size, batch 2')
+    assert all(np.greater(larger.tensor.shape[1:], size))
+
+
 def test_a_batch_that_stays_dynamic_is_given_one_two_and_three_images(deployments, picture):
     fixed = options(deployments['rtdetr'], dynamic=False, dynamic_batch=True)
     inputs = proof_inputs(deployments['rtdetr'], fixed, [('a', picture)])
