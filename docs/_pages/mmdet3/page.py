@@ -49,16 +49,8 @@ def cells(row: Mapping[str, Any], texts: Mapping[str, Any], pixels: float | str)
     compared = row.get('with_option', row)
     matched = f'{compared["matched"]} / {compared["reference"]}'
     counts = f'{row["results2"]} / {row["results3"]}'
-    row_cells = (
-        name,
-        row['head'],
-        texts['verdicts'][kind],
-        matched,
-        counts,
-        f'{compared["worst_score"]:.0e}',
-        picture,
-    )
-    return f'| {" | ".join(row_cells)} |'
+    verdict_text, worst = texts['verdicts'][kind], f'{compared["worst_score"]:.0e}'
+    return f'| {name} | {row["head"]} | {verdict_text} | {matched} | {counts} | {worst} | {picture} |'
 
 
 def reasons(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, Any]) -> list[str]:

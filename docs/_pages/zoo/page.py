@@ -104,22 +104,13 @@ def pass_costs(records: Sequence[Record]) -> dict[str, int]:
     tried, by the ratio of both exports of other models; `rest` is the number of these.
     """
     models = [record for record in records if record.proven and not record.same_as]
-    both = [
-        (record.fixed.seconds, record.dynamic.seconds)
-        for record in models
-        if record.dynamic and record.dynamic.inputs
-    ]
+    dynamic = [record for record in models if record.dynamic and record.dynamic.inputs]
+    both = [(record.fixed.seconds, record.dynamic.seconds) for record in dynamic]
     fixed_s, dynamic_s = (sum(seconds) for seconds in zip(*both, strict=True)) if both else (1.0, 0.0)
     untried = [record.fixed.seconds for record in models if record.dynamic is None]
-    outcomes = [
-        outcome
-        for record in records
-        if not record.same_as
-        for outcome in (record.fixed, record.dynamic)
-        if outcome
-    ]
+    costs = [_seconds(record) for record in records if not record.same_as]
     return dict(
-        spent_h=round(sum(outcome.seconds for outcome in outcomes) / 3600),
+        spent_h=round(sum(costs) / 3600),
         rest_h=round(sum(untried) * dynamic_s / fixed_s / 3600),
         rest=len(untried),
     )
@@ -211,10 +202,7 @@ def rows(records: Sequence[Record]) -> list[str]:
 
 def cells_of(record: Record, in_3d: bool) -> str:
     """Return the row of a config, below `COLUMNS`, or `COLUMNS_3D` if its results are boxes in 3D."""
-    outcomes = [
-        outcome for outcome in (record.fixed, record.dynamic) if outcome is not None and outcome.inputs
-    ]
-    seconds = sum(outcome.seconds for outcome in (record.fixed, record.dynamic) if outcome is not None)
+    outcomes = [outcome for outcome in (record.fixed, record.dynamic) if outcome and outcome.inputs]
     ious = [outcome.worst_iou for outcome in outcomes if outcome.worst_iou is not None]
     scores = [outcome.worst_score for outcome in outcomes if outcome.worst_score is not None]
     tensors = [outcome.worst_rel for outcome in outcomes if outcome.worst_rel is not None]
@@ -232,9 +220,13 @@ def cells_of(record: Record, in_3d: bool) -> str:
         str(min(outcome.fewest for outcome in outcomes)) if outcomes else '',
         *(in_space if in_3d else in_picture),
         f'{max(scores):.1e}' if scores else '',
-        f'{seconds:.0f}',
+        f'{_seconds(record):.0f}',
     ]
     return f'| {" | ".join(cells)} |'
+
+
+def _seconds(record: Record) -> float:
+    return sum(outcome.seconds for outcome in (record.fixed, record.dynamic) if outcome)
 
 
 def _named(record: Record) -> str:
