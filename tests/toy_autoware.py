@@ -233,17 +233,17 @@ def bevfusion(folder, fusion=True):
         value('num_points_per_voxel', ['V'], INT32),
         value('coors', ['V', 3], INT32),
     ]
-    features = value('image_feats', [2, 5, 4, 8])
+    features = value('image_feats', ['N', 5, 4, 8])
     if fusion:
         taken += [value('points', ['P', 5]), features]
-        taken += [value(name, [2, 4, 4]) for name in ('img_aug_matrix', 'lidar2image')]
+        taken += [value(name, ['N', 4, 4]) for name in ('img_aug_matrix', 'lidar2image')]
         taken += [value('geom_feats', ['M', 4], INT32), value('kept', ['F'], BOOL)]
         taken += [value(name, ['M'], INT64) for name in ('ranks', 'indices')]
         stored = []
         saved(
             folder / 'bevfusion_image_backbone.onnx',
             zeros([features], stored),
-            [value('imgs', [2, 3, 32, 64], UINT8)],
+            [value('imgs', ['N', 3, 32, 64], UINT8)],
             [features],
             stored,
         )

@@ -57,6 +57,11 @@ class ImplicitGemm:
             name, op = f'sparse/{node.name}', self.writer.op
             if isinstance(node, SparseConvolution):
                 output = self._convolution(node, inputs[0], name)
+            elif isinstance(node, Add) and len({self._sites[tensor] for tensor in node.inputs}) > 1:
+                raise ExportError(
+                    f'{node.name} ({node.module}): adds tensors of two convolutions that make their sites '
+                    f'themselves; the plug-ins may give them in another order'
+                )
             elif isinstance(node, Add | Relu):
                 output = op(node.op_type, inputs, name)
             elif isinstance(node, ScatterDense):

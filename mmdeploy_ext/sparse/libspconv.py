@@ -212,7 +212,8 @@ class _Reader:
     def __init__(self, model: onnx.ModelProto, path: object) -> None:
         self.path = path
         self.order: str | None = None
-        self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        # of several of one name the engine takes the first
+        self._initializers = {tensor.name: tensor for tensor in reversed(model.graph.initializer)}
         self._tensors = {info.name for info in model.graph.input}
         text = next((entry.value for entry in model.metadata_props if entry.key == MODULES), '{}')
         try:
@@ -325,7 +326,7 @@ class _Reader:
         tensor = self._initializers.get(name)
         if tensor is None:
             raise self.error(node.name, f'initializer {name!r} is missing')
-        if tensor.data_type != TensorProto.FLOAT16 or tuple(tensor.dims) != shape:
+        if tensor.data_type != TensorProto.FLOAT16 or tuple(tensor.dims) != shape or min(shape) < 0:
             got = f'{TensorProto.DataType.Name(tensor.data_type)} {list(tensor.dims)}'
             raise self.error(node.name, f'initializer {name!r} is {got}, expected FLOAT16 {list(shape)}')
         got, size = len(tensor.raw_data), 2 * math.prod(shape)

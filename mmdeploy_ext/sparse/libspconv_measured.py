@@ -35,10 +35,10 @@ def rules_of_convolution(node: ParsedNode) -> Iterator[tuple[str, str, str, str]
     """Yield attribute, rule, message and severity of each violation of a convolution."""
     values, weight = node.values, node.weight
     if weight.ndim == 5 and (weight.shape[-1], weight.shape[0]) not in CHANNELS:
-        known = ', '.join(f'{inputs} -> {outputs}' for inputs, outputs in CHANNELS)
+        pairs = ', '.join(f'{inputs} -> {outputs}' for inputs, outputs in CHANNELS)
         message = (
             f'{weight.shape[-1]} -> {weight.shape[0]} channels: {VERSION} has no such kernel and ends the '
-            f'program when it loads the file; it has {known}'
+            f'program when it loads the file; it has {pairs}'
         )
         yield 'weight', 'no-kernel', message, WARNING
     kernel, dilation = tuple(values['kernel_size']), tuple(values['dilation'])

@@ -9,6 +9,7 @@ Glossary: O output and I input channels of a convolution, k0, k1, k2 its kernel.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -230,7 +231,7 @@ class EngineParser:
             kinds = {number: kind for kind, number in onnx.TensorProto.DataType.items()}
             kind = kinds.get(tensor.data_type, tensor.data_type)
             rule, problem = 'initializer-type', f'is {kind}, expected FLOAT16'
-        elif len(tensor.raw_data) != (size := 2 * int(np.prod(tensor.dims, dtype=np.int64))):
+        elif len(tensor.raw_data) != (size := 2 * math.prod(tensor.dims)) or min(tensor.dims, default=0) < 0:
             elsewhere = ' (its values are in another field or file)' if not tensor.raw_data else ''
             rule = 'initializer-bytes'
             problem = f'has {len(tensor.raw_data)} bytes of raw_data{elsewhere}, expected {size} for '

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class NodeWriter:
-    """Collects the nodes, inputs and initializers of a graph, in order."""
+    """Collects the `nodes`, `inputs` and `initializers` (by name) of a graph, in order."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -30,7 +30,11 @@ class NodeWriter:
     def op(
         self, op_type: str, inputs: Sequence[str], output: str | Sequence[str], **attributes: object
     ) -> str:
-        """Add a node, which is named after its first output; return that output."""
+        """Add a node, which is named after its first output; return that output.
+
+        `output` is the name of its output, or the names of several; `attributes` are those of
+        `onnx.helper.make_node`: attributes of the operator, and `domain`.
+        """
         outputs = [output] if isinstance(output, str) else list(output)
         self.nodes.append(helper.make_node(op_type, list(inputs), outputs, name=outputs[0], **attributes))
         return outputs[0]

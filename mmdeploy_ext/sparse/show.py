@@ -147,7 +147,7 @@ def draw_sparse(model: onnx.ModelProto, target: str | os.PathLike[str], title: s
     for column in dict.fromkeys(column_of):
         members = [index for index, node_column in enumerate(column_of) if node_column == column]
         head = f'column {column}'
-        edge_style = dict(style='invis') if column else dict(label=layers[0]['inputs'][0])
+        edge_style = dict(style='invis') if column else dict(label=next(iter(layers[0]['inputs']), ''))
         picture.add_node(head, label=by(layers[members[0]].get('grid') or []), shape='plaintext', style='')
         picture.add_edge(head, members[0], weight=HEAVY, **edge_style)
         picture.add_subgraph([head, *members], rank='same')

@@ -65,7 +65,9 @@ KEYS = dict(
         post_center_range=cuboid,
     ),
 )
-"""Group of parameters -> key -> check of its value; the node has defaults, those of bevformer_small."""
+"""Group of parameters -> key -> check of its value."""
+DEFAULTS = 'the node takes its own default, that of bevformer_small'
+"""What becomes of a parameter that is missing."""
 REALS = ('mean', 'std', 'scale_factor', 'score_thre', 'pc_range', 'post_center_range')
 """Keys that the node declares as floating point."""
 PLUGINS = tuple(f'{name}{layout}' for name in (ROTATE, ATTENTION) for layout in ('', '2'))
@@ -86,11 +88,10 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
         violations += unreadable
         for group, keys in KEYS.items() if not unreadable else ():
             entries, prefix = values.get(group), f'{group}.'
-            wrong = list(
-                key_rules(MANIFEST, entries if isinstance(entries, dict) else {}, keys, REALS, prefix)
-            )
+            entries = entries if isinstance(entries, dict) else {}
+            wrong = list(key_rules(MANIFEST, entries, keys, REALS, prefix, DEFAULTS))
             violations += wrong
-            valid |= valid_values(entries, keys, wrong, prefix) if isinstance(entries, dict) else {}
+            valid |= valid_values(entries, keys, wrong, prefix)
         classes, count = valid.get('class_names'), valid.get('num_classes')
         if classes and count and len(classes) != count:
             message = f'post_process_params.class_names has {len(classes)} names for {count} classes'
@@ -146,9 +147,9 @@ def _plugin_rules(file: str, graph: onnx.ModelProto) -> Iterator[Violation]:
     from mmdeploy_ext.graph.io import types
     from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
 
-    others = [node for node in graph.graph.node if node.domain not in DEFAULT_DOMAINS]
-    inferred = types.infer(graph) if others else {}
-    for node in others:
+    plugin_nodes = [node for node in graph.graph.node if node.domain not in DEFAULT_DOMAINS]
+    inferred = types.infer(graph) if plugin_nodes else {}
+    for node in plugin_nodes:
         title = f'{file}: {node.name or node.op_type}'
         if node.op_type not in PLUGINS:
             message = f'{title} is {node.op_type}; the plug-ins that the node loads: {", ".join(PLUGINS)}'
@@ -161,7 +162,7 @@ def _plugin_rules(file: str, graph: onnx.ModelProto) -> Iterator[Violation]:
 
 
 def read_entries(graph: onnx.ModelProto) -> set[int]:
-    """Return which entries of `can_bus` (18,) a graph reads: all, unless nodes gather some of them."""
+    """Return which entries of `can_bus` (18,), 0 to 17, a graph reads: all, unless nodes gather some."""
     from onnx import helper, numpy_helper
 
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
@@ -173,7 +174,7 @@ def read_entries(graph: onnx.ModelProto) -> set[int]:
         if 'can_bus' in node.input:
             is_gather = node.op_type == 'Gather' and node.input[0] == 'can_bus'
             index = constants.get(node.input[1]) if is_gather else None
-            entries |= set(range(18) if index is None else index.reshape(-1).tolist())
+            entries |= set(range(18) if index is None else (index.reshape(-1) % 18).tolist())  # -1 is 17
     return entries
 
 
@@ -183,8 +184,16 @@ def _orientation_rules(file: str, graph: onnx.ModelProto) -> Iterator[Violation]
 
     from mmdeploy_ext.contract.metadata import PREFIX
 
-    facts = next((entry.value for entry in graph.metadata_props if entry.key == f'{PREFIX}postprocess'), '{}')
-    stated = json.loads(facts).get('can_bus_orientation', '')
+    text = next((entry.value for entry in graph.metadata_props if entry.key == f'{PREFIX}postprocess'), '{}')
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError):  # whoever wrote the file
+        facts = None
+    if not isinstance(facts, dict):
+        message = f'{file}: {PREFIX}postprocess of its metadata is damaged; export it again'
+        yield Violation(file, '', 'metadata', message)
+        return
+    stated = facts.get('can_bus_orientation', '')
     reads = bool(read_entries(graph) & OF_QUATERNION)
     fed = 'the node feeds w, x, y, z of the orientation at 3 to 6 of can_bus'
     if stated == 'wwww' and reads:

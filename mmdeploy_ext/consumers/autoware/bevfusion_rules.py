@@ -68,6 +68,8 @@ KEYS = dict(
 """Key of the model -> check of its value."""
 REALS = ('point_cloud_range', 'voxel_size', *BOUNDS, *SCALES)
 """Keys that the node declares as floating point, see `key_rules`."""
+FIRST = (0,)
+"""The axis of every input for which the node gives a range of sizes: voxels, points, cameras, cells."""
 PLUGINS = {
     'GetIndicePairsImplicitGemm': [
         'algo',
@@ -98,6 +100,10 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
         names.insert(1, f'{BACKBONE}.onnx')
     paths = {name: folder / name for name in names if (folder / name).is_file()}
     violations = missing_files(names, paths)
+    if fusion and (folder / f'{LIDAR}.onnx').is_file():
+        message = f'{LIDAR}.onnx is beside the files of cameras and LiDAR, which alone are looked at'
+        advice = '; put it into a folder of its own, with its manifest'
+        violations.append(Violation(f'{LIDAR}.onnx', '', 'unread', message + advice, WARNING))
     values: dict[str, Any] = {}
     if manifest in paths:
         values, unreadable = read_parameters(paths[manifest])
@@ -183,9 +189,9 @@ def _main_bounds(valid: Mapping[str, Any], fusion: bool) -> tuple[list[Bound], l
     """
     width = 4 + valid['use_intensity'] if 'use_intensity' in valid else None
     inputs = [
-        Bound('voxels', (None, valid.get('max_points_per_voxel'), width)),
-        Bound('num_points_per_voxel', (None,), ('INT32',)),
-        Bound('coors', (None, 3), ('INT32',)),
+        Bound('voxels', (None, valid.get('max_points_per_voxel'), width), open_axes=FIRST),
+        Bound('num_points_per_voxel', (None,), ('INT32',), open_axes=FIRST),
+        Bound('coors', (None, 3), ('INT32',), open_axes=FIRST),
     ]
     if fusion:
         cameras = valid.get('num_cameras')
@@ -194,14 +200,14 @@ def _main_bounds(valid: Mapping[str, Any], fusion: bool) -> tuple[list[Bound], l
             'cell 0'
         )
         inputs += [
-            Bound('points', (None, width)),
+            Bound('points', (None, width), open_axes=FIRST),
             _image_features(valid),
-            Bound('img_aug_matrix', (cameras, 4, 4)),
-            Bound('lidar2image', (cameras, 4, 4)),
-            Bound('geom_feats', (None, 4), ('INT32',), int32_only),
-            Bound('kept', (None,), ('BOOL', 'UINT8'), 'the node writes one byte for each cell'),
-            Bound('ranks', (None,), ('INT64',)),
-            Bound('indices', (None,), ('INT64',)),
+            Bound('img_aug_matrix', (cameras, 4, 4), open_axes=FIRST),
+            Bound('lidar2image', (cameras, 4, 4), open_axes=FIRST),
+            Bound('geom_feats', (None, 4), ('INT32',), int32_only, FIRST),
+            Bound('kept', (None,), ('BOOL', 'UINT8'), 'the node writes one byte for each cell', FIRST),
+            Bound('ranks', (None,), ('INT64',), open_axes=FIRST),
+            Bound('indices', (None,), ('INT64',), open_axes=FIRST),
         ]
     queries = valid.get('num_proposals')
     return inputs, [
@@ -214,9 +220,10 @@ def _main_bounds(valid: Mapping[str, Any], fusion: bool) -> tuple[list[Bound], l
 def _backbone_bounds(valid: Mapping[str, Any]) -> tuple[list[Bound], list[Bound]]:
     """Return inputs and outputs of the graph of the images; see `_main_bounds`."""
     shape = valid.get('num_cameras'), 3, valid.get('roi_height'), valid.get('roi_width')
-    return [Bound('imgs', shape, ('UINT8',), 'the graph normalises the bytes')], [_image_features(valid)]
+    pictures = Bound('imgs', shape, ('UINT8',), 'the graph normalises the bytes', FIRST)
+    return [pictures], [_image_features(valid)]
 
 
 def _image_features(valid: Mapping[str, Any]) -> Bound:
     keys = ('num_cameras', 'image_feature_channel', 'features_height', 'features_width')
-    return Bound('image_feats', tuple(valid.get(key) for key in keys))
+    return Bound('image_feats', tuple(valid.get(key) for key in keys), open_axes=FIRST)

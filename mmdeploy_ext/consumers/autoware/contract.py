@@ -38,7 +38,8 @@ def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
     The `node` of a violation is the name of the file that it is in.
 
     Raises:
-        ModelFileError: no such folder, one of no node or of several, or a file in it that is not ONNX.
+        ModelFileError: no such folder, one of no node or of several, or PyYAML is not installed. A file that
+            cannot be read is a violation.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -89,12 +89,14 @@ class Bound:
         shape: sizes that the node expects; None for a size that it does not state.
         types: element types in ONNX's words that the node reads or writes.
         type_note: added to the message of a wrong type.
+        open_axes: axes of an input for which the node gives TensorRT a range of sizes.
     """
 
     name: str
     shape: Shape
     types: tuple[str, ...] = ('FLOAT',)
     type_note: str = ''
+    open_axes: tuple[int, ...] = ()
 
 
 def bind_by_index(
@@ -139,7 +141,8 @@ def bind_by_name(
         tensors: inputs and outputs of the file; other inputs than the node's are refused.
         inputs: inputs that the node feeds.
         outputs: outputs that the node reads.
-        exact: whether other outputs than the node's are refused, too.
+        exact: whether the node compares all tensors and their axes with its own: other outputs are refused,
+            too, and inputs whose fixed and open axes are not those that it states.
         consequence: what becomes of a name that is missing, for the message.
     """
     unfed, unknown = 'that the node feeds nothing: it is never written', 'that the node does not know'
@@ -150,6 +153,8 @@ def bind_by_name(
         for bound in bounds:
             if bound.name in names:
                 yield from _tensor_rules(file, bound.name, tensors, bound)
+                if exact and side == 'input':
+                    yield from _axis_rules(file, tensors.inputs[bound.name], bound)
             else:
                 message = f'{file} has no {side} {bound.name!r}, {consequence}; there are '
                 yield Violation(file, bound.name, 'name', message + (', '.join(names) or 'none'))
@@ -172,6 +177,22 @@ def _tensor_rules(file: str, name: str, tensors: GraphTensors, bound: Bound) -> 
     if not fits:
         message = f'{file}: {name} is {shape_text(shape)}, expected {shape_text(bound.shape)}'
         yield Violation(file, name, 'shape', message)
+
+
+def _axis_rules(file: str, shape: Shape, bound: Bound) -> Iterator[Violation]:
+    """Yield axes that are fixed where a node gives a range of sizes, and open where it states one size.
+
+    Of outputs TensorRT finds the axes itself, whatever the file states.
+    """
+    for axis, (size, expected) in enumerate(zip(shape, bound.shape, strict=False)):
+        message = ''
+        if axis in bound.open_axes and size is not None:
+            message = 'is fixed, and the node gives a range of sizes: export it with an axis that is open'
+        elif axis not in bound.open_axes and size is None and expected is not None:
+            message = f'is open, and the node states {expected}: export it with that size'
+        if message:
+            message = f'{file}: axis {axis} of {bound.name} ({shape_text(shape)}) {message}'
+            yield Violation(file, bound.name, 'dynamic', message)
 
 
 def fixed_rules(file: str, tensors: GraphTensors) -> Iterator[Violation]:

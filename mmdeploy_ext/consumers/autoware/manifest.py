@@ -191,6 +191,7 @@ def key_rules(
     fields: Mapping[str, Check],
     reals: Sequence[str] = (),
     prefix: str = '',
+    consequence: str = 'the node declares it without a default',
 ) -> Iterator[Violation]:
     """Yield keys that are missing or that a node would refuse.
 
@@ -201,11 +202,12 @@ def key_rules(
         reals: keys that the node declares as floating point; as parameters of ROS 2 keep their type, it
             throws at whole numbers without a point.
         prefix: text before the keys in messages.
+        consequence: what becomes of a key that is missing, for the message.
     """
     for key, check in fields.items():
         name = f'{prefix}{key}'
         if key not in values:
-            yield Violation(file, name, 'key', f'{name} is not there; the node declares it without a default')
+            yield Violation(file, name, 'key', f'{name} is not there; {consequence}')
             continue
         try:
             check(values[key], name)

@@ -149,7 +149,10 @@ def _last_layers(index: Index, name: str) -> list[str]:
 
 
 def memory_rules(file: str, model: onnx.ModelProto, tensors: GraphTensors) -> Iterator[Violation]:
-    """Yield changes of the memory by a head of the right names and sizes that the node does not expect."""
+    """Yield changes of the memory by a head of the right names and sizes that the node does not expect.
+
+    `file` is its name for messages, `tensors` are those of `graph_tensors(model)`.
+    """
     from mmdeploy_ext.graph.run import run
 
     feeds = _memory_feeds(tensors)

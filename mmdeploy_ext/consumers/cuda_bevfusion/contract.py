@@ -157,8 +157,9 @@ def _node_rules(model: onnx.ModelProto, standard_domains: tuple[str, ...]) -> It
         yield Violation('', '', 'plug-in', message, WARNING)
         attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
         for name, value in PLUGIN_ATTRIBUTES.items():
-            if name not in attributes or abs(attributes[name] - value) > 1e-9:
-                message = f'{node.name}: {name} is {attributes.get(name)}, the plug-in computes with {value}'
+            got = attributes.get(name)
+            if not isinstance(got, int | float) or not abs(got - value) <= 1e-9:  # NaN neither
+                message = f'{node.name}: {name} is {got}, the plug-in computes with {value}'
                 yield Violation('', name, 'attribute', message)
         if len(node.input) != 3:
             message = f'{node.name}: has {len(node.input)} inputs, expected x, weight, bias'
@@ -200,6 +201,8 @@ def _size_rules(tensors: Mapping[str, GraphTensors]) -> Iterator[Violation]:
     file = 'head.bbox'
     yield from _rank_rules(tensors, {(file, name): 3 for name in ('score', *HEAD_ROWS)})
     score = _shape(tensors, file, 'score', 3)
+    if score and score[0] != 1:
+        yield _wrong_size(file, 'score', f'score is {shape_text(score)}: the C++ takes one sample')
     for name, rows in HEAD_ROWS.items():
         shape, expected = _shape(tensors, file, name, 3), score and (1, rows, score[2])
         if shape and expected and shape != expected:

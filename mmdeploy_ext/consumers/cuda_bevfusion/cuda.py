@@ -87,7 +87,11 @@ class CudaBEVFusion(FusionRuntime):
         self.tables: Tables | None = None
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Detect in one moment of all sensors; the outputs include the tensors between the files."""
+        """Detect in one moment of all sensors; the outputs include the tensors between the files.
+
+        DataError: points, pictures or matrices that do not fit the model, or no point in its range.
+        InferenceError: the outputs are not finite.
+        """
         points, images = checked_inputs(frame, self.rule)
         start = time.perf_counter()
         depth = geometry.depth_maps(points, frame.calibration, self.view.image_size)

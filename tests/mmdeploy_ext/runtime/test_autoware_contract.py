@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 import toy_autoware
 from mmdeploy_ext.cli.check_autoware_app import main
 from mmdeploy_ext.cli.graph_app import main as graph
-from mmdeploy_ext.consumers.autoware import trial
+from mmdeploy_ext.consumers.autoware import bevformer_rules, trial
 from mmdeploy_ext.consumers.autoware.contract import check
 from mmdeploy_ext.consumers.autoware.manifest import node_cells
 from mmdeploy_ext.core.errors import ModelFileError
@@ -390,6 +390,9 @@ BEVFUSION = {
     'a path that is too long': (key(FUSION, 'onnx_path', 'x' * 300), FUSION, 'onnx_path', 'path'),
     'no file of pictures': (drop(PICTURES), PICTURES, '', 'missing-file'),
     'other channels': (resize(PICTURES, 'image_feats', 2, 6, 4, 8), PICTURES, 'image_feats', 'shape'),
+    'one number of voxels': (resize(MAIN, 'voxels', 60, 10, 5), MAIN, 'voxels', 'dynamic'),
+    'one number of cameras': (resize(PICTURES, 'imgs', 2, 3, 32, 64), PICTURES, 'imgs', 'dynamic'),
+    'any number of points': (resize(MAIN, 'voxels', 'V', 'P', 5), MAIN, 'voxels', 'dynamic'),
     'an attribute lost': (without(MAIN, 'gemm', 'output_scale'), MAIN, 'gemm', 'attribute'),
     'a plug-in of another': (operator(MAIN, 'mmdeploy'), MAIN, 'odd', 'operator'),
 }
@@ -673,6 +676,30 @@ def test_a_library_that_a_manifest_makes_the_node_load_is_a_warning(tmp_path):
     key(FUSION, 'plugins_path', '/tmp/plugins.so')(tmp_path)
     (warning,) = check(tmp_path)[0]
     assert (warning.attribute, warning.rule, warning.severity) == ('plugins_path', 'path', 'warning')
+
+
+def test_a_graph_of_lidar_beside_those_of_cameras_is_said_to_be_unread(tmp_path):
+    toy_autoware.bevfusion(tmp_path, fusion=False)
+    toy_autoware.bevfusion(tmp_path)
+    (warning,) = check(tmp_path)[0]
+    assert (warning.node, warning.rule, warning.severity) == ('bevfusion_lidar.onnx', 'unread', 'warning')
+
+
+def test_what_a_bevformer_reads_of_its_record_is_counted_from_the_end_too():
+    def graph(*index, metadata=None):
+        nodes = [helper.make_node('Gather', ['can_bus', 'index'], ['y'])]
+        made = helper.make_graph(nodes, 'g', [], [], [numpy_helper.from_array(np.int64(index), 'index')])
+        model = helper.make_model(made)
+        helper.set_model_props(model, {} if metadata is None else {'mm2onnx.postprocess': metadata})
+        return model
+
+    assert bevformer_rules.read_entries(graph(0, -13, -1)) == {0, 5, 17}
+    for text in ('{', '[1]', '3'):
+        (damaged,) = bevformer_rules._orientation_rules('m.onnx', graph(0, metadata=text))
+        assert damaged.rule == 'metadata' and 'm.onnx' in damaged.message
+    stated = '{"can_bus_orientation": "wwww"}'
+    (found,) = bevformer_rules._orientation_rules('m.onnx', graph(-13, metadata=stated))
+    assert found.rule == 'orientation'
 
 
 @pytest.mark.parametrize('version', ['4.1', 'v4.1', 'v4.2', '4.10'])

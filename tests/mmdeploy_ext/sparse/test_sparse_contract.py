@@ -52,6 +52,15 @@ def values_in_another_field(model):
     tensor.int32_data.extend(values.view(np.uint16).ravel().astype(np.int32))
 
 
+def dims(name, *sizes):
+    def mutate(model):
+        tensor = weights(model, name)
+        tensor.dims[:] = sizes
+        tensor.raw_data = bytes(2 * 16 if min(sizes) < 0 else 0)
+
+    return mutate
+
+
 def inputs(node, *names):
     def mutate(model):
         node_of(model, node).ClearField('input')
@@ -113,6 +122,8 @@ FAULTS = {
     'no initializer': (XYZ, without_initializer('spconv7.bias'), 'conv7', 'initializer-missing'),
     'fp32 weights': (XYZ, replace_weight('spconv7.weight', np.float32), 'conv7', 'initializer-type'),
     'values not raw': (XYZ, values_in_another_field, 'conv3', 'initializer-bytes'),
+    'sizes beyond any memory': (XYZ, dims('spconv3.bias', 2**32, 2**32), 'conv3', 'initializer-bytes'),
+    'sizes below 0': (XYZ, dims('spconv3.bias', -2, -8), 'conv3', 'initializer-bytes'),
     'bytes cut': (
         XYZ,
         lambda model: setattr(weights(model, 'spconv3.bias'), 'raw_data', b'12'),

@@ -205,6 +205,32 @@ def test_missing_empty_and_foreign_files_are_refused(tmp_path, path):
         libspconv.read(tmp_path / 'short.onnx')
 
 
+def test_of_two_tensors_of_one_name_the_first_is_read_as_the_engine_does(path):
+    model = onnx.load(path)
+    before = from_onnx(model).convolutions()[0].bias
+    second = model.graph.initializer.add()
+    (first,) = (tensor for tensor in model.graph.initializer[:-1] if tensor.name == 'spconv0.bias')
+    second.CopyFrom(first)
+    second.raw_data = np.full_like(before, 7).tobytes()
+    assert np.array_equal(from_onnx(model).convolutions()[0].bias, before)
+
+
+def test_sums_over_sites_of_two_convolutions_are_not_written_for_autoware():
+    from mmdeploy_ext.sparse.implicit_gemm import ImplicitGemm
+    from mmdeploy_ext.sparse.node_writer import NodeWriter
+
+    geometry = dict(kernel_size=(3, 3, 3), stride=(2, 2, 2), padding=(1, 1, 1), dilation=(1, 1, 1))
+    geometry |= dict(output_padding=(0, 0, 0), input_spatial_shape=(4, 4, 4), output_spatial_shape=(2, 2, 2))
+    weight = np.zeros((2, 3, 3, 3, 2), np.float32)
+    nodes = [
+        SparseConvolution(f'conv{i}', f'm{i}', ('0',), str(i + 1), weight, None, **geometry, subm=False)
+        for i in range(2)
+    ]
+    graph = SparseGraph((*nodes, Add('add0', 'm', ('1', '2'), '3')), 'xyz', (4, 4, 4), 2, '3', (1, 2, 2, 2))
+    with pytest.raises(ExportError, match=r'add0 \(m\): adds tensors of two convolutions'):
+        ImplicitGemm(graph, NodeWriter()).write('sites', 'features')
+
+
 def test_an_ordinary_onnx_file_is_refused(tmp_path):
     node = onnx.helper.make_node('Conv', ['x', 'w'], ['y'], name='first')
     x = onnx.helper.make_tensor_value_info('x', onnx.TensorProto.FLOAT, [1, 3, 4, 4])

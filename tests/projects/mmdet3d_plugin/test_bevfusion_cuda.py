@@ -256,6 +256,9 @@ BROKEN = {
     'queries first': (resize('head.bbox', 'dim', 1, 40, 3), 'head.bbox.onnx', 'shape'),
     'whole numbers': (retype('head.bbox', 'score', onnx.TensorProto.INT64), 'head.bbox.onnx', 'type'),
     'the plug-in by another epsilon': (plug_in(1e-3), 'head.bbox.onnx', 'attribute'),
+    'the plug-in by no epsilon': (plug_in(float('nan')), 'head.bbox.onnx', 'attribute'),
+    'the plug-in by a word': (plug_in('small'), 'head.bbox.onnx', 'attribute'),
+    'two samples': (resize('head.bbox', 'score', 2, 10, 40), 'head.bbox.onnx', 'shape'),
     'bins along rows': (axis_of_softmax, 'camera.backbone.onnx', 'axes'),
 }
 WARNED = {
