@@ -55,7 +55,7 @@ def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
         raise ConfigError(f'{prefix}={settings!r}, expected a dict with `type`')
     settings = dict(settings)
     kind = settings.get('type')
-    if kind not in BACKENDS:
+    if not isinstance(kind, str) or kind not in BACKENDS:
         raise ConfigError(f'{prefix}.type={kind!r}, expected one of {", ".join(BACKENDS)}')
     keys = {*graph_keys(family), *BACKENDS[kind].keys}
     if unknown := settings.keys() - {'type', *keys}:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -154,9 +153,9 @@ def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
 
 def is_portable(path: str) -> bool:
     """Return whether the file at `path` is a sparse backbone alone, in standard operators."""
-    from mmdeploy_ext.contract.metadata import read_props
+    from mmdeploy_ext.contract.metadata import PREFIX, read_props
 
-    return Path(path).is_file() and json.loads(read_props(path).get('mm2onnx.form', '""')) == 'portable'
+    return Path(path).is_file() and read_props(path).get(f'{PREFIX}form') == '"portable"'
 
 
 def run(args: argparse.Namespace) -> int:

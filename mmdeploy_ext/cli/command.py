@@ -164,7 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if tool is None:
         return cli.run(lambda _: 0, build_parser(), words)
     missing = tool.missing()
-    if missing and not {'-h', '--help', tool.without or '--help'} & set(words):
+    options = {word.partition('=')[0] for word in words}
+    if missing and not {'-h', '--help', tool.without or '--help'} & options:
         print(
             f'error: mm2onnx {words[0]} needs PyTorch and OpenMMLab (not installed for {sys.executable}: '
             f'{", ".join(missing)}); make env in a checkout of the repository, or the pip commands of its '

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import ImageError, UsageError
 from mmdeploy_ext.core.printable import UNPRINTABLE
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT, title_of
 
@@ -79,7 +79,7 @@ def open_writer(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]
     """Yield the function that writes the next picture, (h, w, 3) uint8 BGR, to a video or a folder `out`.
 
     A video has `fps` frames per second and appears when it is complete; pictures of a folder are called
-    '0000.png' and so on.
+    '0000.png' and so on. ImageError: the next picture of a video has another size than the first.
     """
     from mmdeploy_ext.runtime.draw import write_picture
 
@@ -101,11 +101,17 @@ def _open_video(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.stem}.') as folder:
         # OpenCV chooses the container by the suffix, so the unfinished file needs a folder, not a suffix
         unfinished, video = Path(folder) / 'video.mp4', cv2.VideoWriter()
-        code = cv2.VideoWriter_fourcc(*'mp4v')
+        code, sizes = cv2.VideoWriter_fourcc(*'mp4v'), []
 
         def write(image: np.ndarray) -> None:
-            if not video.isOpened() and not video.open(str(unfinished), code, fps, image.shape[1::-1]):
+            sizes.append(image.shape[1::-1])
+            if not video.isOpened() and not video.open(str(unfinished), code, fps, sizes[0]):
                 raise UsageError(f'--out {out}: this OpenCV cannot write mp4; name a folder for PNG files')
+            if sizes[-1] != sizes[0]:  # OpenCV would leave it out
+                raise ImageError(
+                    f'a picture of {"x".join(map(str, sizes[-1]))} does not fit the film of '
+                    f'{"x".join(map(str, sizes[0]))}; name a folder for PNG files by --out'
+                )
             video.write(image)
 
         try:

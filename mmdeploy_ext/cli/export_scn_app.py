@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +83,13 @@ def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str],
 
 
 class BackboneExport(Export):
-    """An export of a sparse backbone."""
+    """An export of a sparse backbone.
 
+    Attributes:
+        asked: options of the export on the command line, which a file has to have with --verify-only.
+    """
+
+    asked: dict[str, Any]
     product = BACKBONE
     samples_option = '--input'
 
@@ -99,6 +105,7 @@ class BackboneExport(Export):
             values['layer_precision'] = parse_layer_precision(values['layer_precision'])
         cli.check_minimums(args, max_voxels=1)
         _check_proof(args)
+        self.asked = values
         for name in ('ranges', 'calibrate'):
             path = getattr(args, name)
             if path and not (args.precision or args.layer_precision):
@@ -113,7 +120,8 @@ class BackboneExport(Export):
         from mmdeploy_ext.cli.verify_app import prove_files
 
         self.args.onnx_file = self.args.output_file
-        claims = dict(self.claims, ranges=self.args.loaded_ranges, edited=self.args.edited)
+        asked = json.loads(json.dumps(self.asked))  # tuples are lists in a file
+        claims = dict(self.claims, ranges=self.args.loaded_ranges, edited=self.args.edited, asked=asked)
         return prove_files(self.args, self.source, samples, self.engine, **claims)
 
     def check(self) -> None:
@@ -186,6 +194,10 @@ def _check_proof(args: argparse.Namespace) -> None:
         raise UsageError('--verify and --verify-only: give one of them')
     if args.verify_only and not args.output_file:
         raise UsageError('--verify-only: give the file by --output-file')
+    if args.verify_only and args.calibrate:
+        raise UsageError(
+            '--calibrate: --verify-only writes nothing; give the ranges of the export by --ranges'
+        )
     if args.edited and not args.verify_only:
         raise UsageError('--edited: goes with --verify-only')
     options = dict(report=args.report, json=args.json, input=args.test_img, node_list=args.node_list)

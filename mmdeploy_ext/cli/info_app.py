@@ -110,7 +110,8 @@ def read_proof(report: str, files: Sequence[Mapping[str, Any]]) -> dict[str, Any
         digests = {digest[:16] for digest in proven.values()}
         data = subject.get('data_sha256', {}).items()
         engine, versions = subject.get('engine', ''), subject['proven_with']
-    except (KeyError, TypeError, AttributeError) as error:
+        proof_text(dict(verdict=verdict, summary=summary, versions=versions, report=''))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f'{path}: is not a verdict of verify.py ({type(error).__name__}: {error})') from error
     folder = Path(files[0]['file']).parent
     changed = [file['file'] for file in files if file['sha256'][:16] not in digests]

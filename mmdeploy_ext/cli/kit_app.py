@@ -26,6 +26,9 @@ OF_MODULES = ('inputs', 'tolerance', 'state', 'rows', 'seed', 'no_generated')
 """Options that go with --module only."""
 OF_DETECTORS = ('cfg_options', 'frames')
 """Options that do not go with --module."""
+OF_SERVER = ('port', 'open')
+"""Options that go with --serve only."""
+LARGEST_PORT = 65535
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,7 +79,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    """Serve a kit until somebody presses Ctrl+C."""
+    """Serve a kit until somebody presses Ctrl+C; refuse arguments that have no effect then."""
+    parser = build_parser()
+    names = {action.dest for action in parser._actions} - {'help', 'debug', 'serve', *OF_SERVER}
+    shared.refuse_options(args, parser, sorted(names), 'does not go with --serve')
+    if not 0 <= args.port <= LARGEST_PORT:
+        raise UsageError(f'--port {args.port}: expected 0, for a free one, to {LARGEST_PORT}')
     with contextlib.suppress(KeyboardInterrupt), serving(Path(args.serve), args.port) as server:
         address = f'http://{LOOPBACK}:{server.server_port}/'
         print(f'{args.serve} is at {address} (Ctrl+C ends the server)', flush=True)
@@ -90,6 +98,7 @@ def _write(args: argparse.Namespace) -> int:
     """Load the model, write the kit."""
     if not (args.onnx_file and args.out and (args.module or (args.config and args.checkpoint))):
         raise UsageError('expected m.onnx CONFIG CHECKPOINT --out KIT, m.onnx --module ..., or --serve KIT')
+    shared.refuse_options(args, build_parser(), OF_SERVER, 'goes with --serve only')
     if args.module:
         if args.config:
             raise UsageError(f'{args.config}: a config does not go with --module')
@@ -107,7 +116,8 @@ def _write(args: argparse.Namespace) -> int:
     frames = f' and {len(manifest["frames"])} frames' if manifest['frames'] else ''
     print(f"{out}: {len(manifest['cases'])} inputs{frames} with PyTorch's results; see {out}/README.md")
     if args.zip:
-        print(shutil.make_archive(str(out), 'zip', out.parent, out.name))
+        folder = out.resolve()  # '.' has no name
+        print(shutil.make_archive(str(folder), 'zip', folder.parent, folder.name))
     print(f'next: run them on the device, then mm2onnx judge {out} OUTPUTS')
     if has_page(manifest):
         print(f'in a browser: mm2onnx kit --serve {out}')

@@ -11,10 +11,11 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.cli import demo
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import ConfigError, after_weights
+from mmdeploy_ext.core.errors import ConfigError, UsageError, after_weights
 from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.runtime.exported import export_files as files_of
 from mmdeploy_ext.runtime.family_runtime import runtime_of
+from mmdeploy_ext.runtime.run_images import PICTURE_SUFFIXES
 
 if TYPE_CHECKING:
     import argparse
@@ -63,6 +64,10 @@ def run(args: argparse.Namespace) -> int:
 
     cli.wait_passively()
     demo.check_options(args)
+    if args.onnx and args.engine == 'torch':
+        raise UsageError(f'--onnx {args.onnx}: goes with --engine onnx or both')
+    if args.out.suffix.lower() not in ('', *PICTURE_SUFFIXES):
+        raise UsageError(f'--out {args.out}: expected a .png or .jpg file')
     check_writable(args.out)
     with contextlib.ExitStack() as stack:
         detections: dict[str, Detections3D] = {}

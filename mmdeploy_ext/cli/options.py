@@ -41,7 +41,7 @@ def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') ->
                 from mmcv import DictAction  # without a pair mmcv is not imported
 
                 options[key] = DictAction._parse_iterable(value)
-        except (AssertionError, RecursionError, ValueError, SyntaxError) as error:
+        except (AssertionError, RecursionError, TypeError, ValueError, SyntaxError) as error:
             raise UsageError(
                 f'{option} {pair}: cannot be read; expected a number, a word, a,b or "[(a,b),(c,d)]"'
             ) from error
@@ -240,7 +240,7 @@ def parse_shape(shape: Any, option: str = '--shape') -> tuple[int, int]:
     text = f'{option} {" ".join(map(str, sizes))}'
     if len(sizes) not in (1, 2):
         raise UsageError(f'{text}: expected one or two numbers, height and width')
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
+    if not all(type(size) is int and size > 0 for size in sizes):  # a config may have True
         raise UsageError(f'{text}: expected positive sizes in pixels')
     return sizes[0], sizes[-1]
 
@@ -261,7 +261,8 @@ def refuse_options(
 ) -> None:
     """Refuse options that have another value than their default; the UsageError has the option and `reason`.
 
-    It is named as it was typed: `--no-x` if that switched it off, all names of an alias.
+    It is named as it was typed: `--no-x` if that switched it off, all names of an alias, the value of an
+    argument without an option.
     """
     for name in names:
         value = getattr(args, name, None)
@@ -270,4 +271,4 @@ def refuse_options(
             options = action.option_strings
             if isinstance(action, argparse.BooleanOptionalAction):
                 options = [option for option in options if option.startswith('--no-') is not value]
-            raise UsageError(f'{"/".join(options)}: {reason}')
+            raise UsageError(f'{"/".join(options) or value}: {reason}')

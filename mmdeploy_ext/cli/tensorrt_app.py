@@ -195,11 +195,12 @@ def _table(args: argparse.Namespace) -> int:
         raise UsageError('--table: give the architectures by --sm')
     page = Path(args.table)
     check_writable(page)
+    before = page.read_text(encoding='utf-8') if page.is_file() else ''
+    tensorrt_table.insert_table(before, '', args.mark)  # refuses a page without the marks
     version = find_package('tensorrt-rtx').version
     with _progress() as progress:
         rows = tensorrt_table.measure(args.onnx, args.sm, args.shapes, args.constant, progress)
     table = tensorrt_table.markdown(rows, args.sm, version)
-    before = page.read_text(encoding='utf-8') if page.is_file() else ''
     with atomic_path(page) as temporary:
         temporary.write_text(tensorrt_table.insert_table(before, table, args.mark), encoding='utf-8')
     print(table, end='')

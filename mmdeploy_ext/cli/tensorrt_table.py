@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mmdeploy_ext.core.errors import Mm2OnnxError
+from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
 from mmdeploy_ext.engines.tensorrt.build import Built, build
 from mmdeploy_ext.graph.feeds import random_feeds
@@ -169,8 +169,16 @@ def _line(cells: Sequence[str]) -> str:
 def insert_table(text: str, table: str, mark: str = 'table') -> str:
     """Return the page `text` with the table between its marks, `<!-- table -->` and `<!-- /table -->`.
 
-    `mark` is the word in the marks. A page without them is replaced by the marks and the table.
+    `mark` is the word in the marks. An empty page becomes the marks and the table; UsageError: another page
+    without the marks, each at the beginning of a line of its own.
     """
     start, end = f'<!-- {mark} -->\n', f'<!-- /{mark} -->'
+    if not text.strip():
+        return f'{start}{table}{end}\n'
     before, _, rest = text.partition(start)
-    return f'{before}{start}{table}{end}{rest.partition(end)[2]}' if rest else f'{start}{table}{end}\n'
+    _, found, after = rest.partition(end)
+    if not found:
+        raise UsageError(
+            f'the page has no lines {start.strip()} and {end}, between which the table goes; add them'
+        )
+    return f'{before}{start}{table}{end}{after}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from pathlib import Path
@@ -74,8 +75,8 @@ def check_options(args: argparse.Namespace) -> None:
     """
     demo.check_options(args)
     cli.check_minimums(args, scene=0, frames=1)
-    if not args.fps > 0:
-        raise UsageError(f'--fps {args.fps}: expected more than 0')
+    if not 0 < args.fps < math.inf:
+        raise UsageError(f'--fps {args.fps}: expected more than 0, and finite')
     if not demo.is_video(args.out) and (args.out.is_file() or args.out.suffix.lower() in demo.OTHER_FILES):
         raise UsageError(f'--out {args.out}: names a file, expected a name in .mp4 or a folder')
     check_writable(args.out if demo.is_video(args.out) else args.out / 'x.png')

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.families.base import Family
-    from mmdeploy_ext.zoo.config_proof import Settings
     from mmdeploy_ext.zoo.configs import Config
 
 GIGABYTES = 6.0
@@ -112,10 +111,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _prove_all(args: argparse.Namespace, groups: Sequence[Sequence[Config]]) -> int:
     """Prove the configs of all groups; return the exit status."""
+    from mmdeploy_ext.engines.registry import DEFAULT
     from mmdeploy_ext.zoo import processes
+    from mmdeploy_ext.zoo.config_proof import Settings
     from mmdeploy_ext.zoo.time_left import TimeLeft, duration_text
 
-    settings = _settings(args)
+    picture = read_images([DEFAULT_PICTURE], 1)[0]
+    engine = DEFAULT.runner_options(threads=1) | dict(plan_memory=False)  # a second plan of all tensors
+    size, kinds = (args.height, args.width), tuple(args.files)
+    settings = Settings(size, picture, seeded, engine, kinds, args.sweeps)
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
+    jobs = args.jobs or max(1, min(len(os.sched_getaffinity(0)), int(memory // args.memory)))
     processes.import_libraries(groups[0][0])
     finished = [processes.finished_records(group, settings, args.out) for group in groups]
     waiting = [group for group, records in zip(groups, finished, strict=True) if not records]
@@ -127,12 +133,12 @@ def _prove_all(args: argparse.Namespace, groups: Sequence[Sequence[Config]]) -> 
     limits = processes.Limits(args.timeout, args.memory)
     done, total, target = len(records), sum(map(len, groups)), _zoo_file(args)
     with cli.progress('zoo', total) as update:
-        for group in processes.run_all(waiting, settings, args.out, _jobs(args), limits):
+        for group in processes.run_all(waiting, settings, args.out, jobs, limits):
             records += group
             done += len(group)
             time_left.end(group[0])
-            left = time_left.seconds
-            rest = f', about {duration_text(left)} left' if left and done < total else ''
+            seconds = time_left.seconds
+            rest = f', about {duration_text(seconds)} left' if seconds and done < total else ''
             for record in group:
                 outcomes = f'fixed {_text(record.fixed)}; dynamic {_text(record.dynamic)}'
                 print(f'[{done} of {total}{rest}] {record.config}: {outcomes}', flush=True)
@@ -147,21 +153,6 @@ def _zoo_file(args: argparse.Namespace) -> Path:
     """Return the path of the file of all records of the run; a shard has a file of its own."""
     index, count = args.shard
     return args.out / ('zoo.json' if count == 1 else f'zoo-{index}-of-{count}.json')
-
-
-def _settings(args: argparse.Namespace) -> Settings:
-    from mmdeploy_ext.engines.registry import DEFAULT
-    from mmdeploy_ext.zoo.config_proof import Settings
-
-    picture = read_images([DEFAULT_PICTURE], 1)[0]
-    engine = DEFAULT.runner_options(threads=1) | dict(plan_memory=False)  # a second plan of all tensors
-    return Settings((args.height, args.width), picture, seeded, engine, tuple(args.files), args.sweeps)
-
-
-def _jobs(args: argparse.Namespace) -> int:
-    """Return the number of processes: as many as cores and memory hold if none is given."""
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
-    return args.jobs or max(1, min(len(os.sched_getaffinity(0)), int(memory // args.memory)))
 
 
 def shard(text: str) -> tuple[int, int]:

@@ -322,8 +322,9 @@ def test_a_stored_node_list_is_compared(models, tmp_path, capsys):
     assert export(*words) == 0
     content['nodes'][3]['inputs'] = ['3', '2']
     stored.write_text(json.dumps(content))
-    assert export(*words) == 1
-    assert 'nodes equal those of nodes.json' in capsys.readouterr().out
+    assert export(*words, '--order', 'zyx') == 1
+    out = capsys.readouterr().out
+    assert 'nodes equal those of nodes.json' in out and 'order as asked for' in out
 
 
 # ---- bad input
@@ -340,6 +341,10 @@ BAD_OPTIONS = {
     'report of nothing': (['--report', '{folder}/r'], 'goes with --verify'),
     'no sweep': (['--verify', '--input', 'none.bin'], 'no such file'),
     'both proofs': (['--verify', '--verify-only'], 'one of them'),
+    'ranges that a proof would measure': (
+        ['--verify-only', '--precision', 'int8', '--calibrate', '.'],
+        '--verify-only writes nothing',
+    ),
     'no folder of sweeps': (['--precision', 'int8', '--calibrate', 'none'], 'no such file'),
     'a name of another order': (
         ['--output-file', '{folder}/lidar.zyx.onnx', '--order', 'xyz'],

@@ -159,8 +159,13 @@ BAD = {
     'sizes of no input': (['set-shape', '{net}', 'image=1x3x8x8'], 'did you mean images'),
     'one file to merge': (['merge', '{net}'], 'at least two files'),
     'names that do not count': (['merge', '{net}', '{net}', '--names', 'a'], 'got 1 names for 2 files'),
+    'an output for two inputs': (
+        ['merge', '{net}', '{net}', '--connect', 'b', 'x', '--connect', 'b', 'y'],
+        'one output is given two inputs',
+    ),
     'the same file twice': (['merge', '{net}', '{net}', '--names', 'a', 'b'], 'both give scores'),
     'sparse options': (['draw', '{net}', '--depth', '2'], 'goes with --node'),
+    'steps below none': (['draw', '{net}', '--node', 'a', '--depth', '-1'], '--depth -1: expected 0 or more'),
 }
 
 
@@ -174,7 +179,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(case, net, tmp_path, capsys):
     assert main([*argv, '--output', str(target)]) == 2
     error = capsys.readouterr().err
     assert error.startswith('error: ') and message in error and error.count('\n') == 1
-    assert words[0] == 'merge' or argv[1] in error
+    assert words[0] == 'merge' or argv[1] in error or '--depth' in message
     assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from mmdeploy_ext.cli import tensorrt_app, tensorrt_table
 from mmdeploy_ext.cli.tensorrt_app import main
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.tensorrt.cuda import Gpu, find_gpu
 from mmdeploy_ext.engines.tensorrt.record import read_record
 from mmdeploy_ext.proving import tensorrt as tensorrt_proof
@@ -176,7 +177,10 @@ def test_outputs_of_zeros_alone_have_no_cosine(tmp_path):
     assert [line.split(' | ')[-1] for line in text.splitlines() if '/m |' in line] == [' |', '- |']
 
 
-def test_a_page_without_marks_gets_the_table_alone():
+def test_a_page_of_something_else_is_refused_and_an_empty_one_gets_the_table_alone():
+    for text in ('# My page\n', '<!-- table -->\nno end\n'):
+        with pytest.raises(UsageError, match='the page has no lines <!-- table --> and <!-- /table -->'):
+            tensorrt_table.insert_table(text, 'T\n')
     assert tensorrt_table.insert_table('', 'T\n') == '<!-- table -->\nT\n<!-- /table -->\n'
     both = tensorrt_table.insert_table('<!-- a -->\nx\n<!-- /a -->\n<!-- b -->\ny\n<!-- /b -->\n', 'T\n', 'b')
     assert both == '<!-- a -->\nx\n<!-- /a -->\n<!-- b -->\nT\n<!-- /b -->\n'

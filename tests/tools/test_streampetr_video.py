@@ -12,8 +12,8 @@ import torch
 
 import toy_streampetr
 import toy_streampetr_export as toy
-from mmdeploy_ext.cli import video_app
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.cli import demo, video_app
+from mmdeploy_ext.core.errors import ConfigError, ImageError
 from mmdeploy_ext.preprocess.cameras import CAMERAS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -132,6 +132,7 @@ def test_pytorch_alone_draws_what_both_draw(place, tmp_path):
         (['c.pth', '--scene', '-1'], '--scene -1: expected 0 or more'),
         (['c.pth', '--frames', '0'], '--frames 0: expected 1 or more'),
         (['c.pth', '--fps', '0'], '--fps 0.0: expected more than 0'),
+        (['c.pth', '--fps', 'inf'], '--fps inf: expected more than 0'),
         (['c.pth', '--scene', '7'], '--scene 7: the data set has 2 scenes, expected 0..1'),
         (['--onnx', 'nowhere'], 'nowhere'),
     ],
@@ -140,6 +141,16 @@ def test_bad_options_are_refused_by_name(place, tmp_path, capsys, arguments, mes
     assert run(place / 'toy.py', *arguments, '--out', tmp_path / 'out') == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob('out/*'))
+
+
+def test_a_picture_of_another_size_is_no_part_of_a_film(tmp_path):
+    with demo.open_writer(tmp_path / 'a.mp4', 4) as write:
+        write(np.zeros((32, 48, 3), np.uint8))
+        with pytest.raises(ImageError, match='64x32 does not fit the film of 48x32'):
+            write(np.zeros((32, 64, 3), np.uint8))
+        write(np.zeros((32, 48, 3), np.uint8))
+    film = cv2.VideoCapture(str(tmp_path / 'a.mp4'))
+    assert film.get(cv2.CAP_PROP_FRAME_COUNT) == 2
 
 
 @pytest.mark.parametrize('name', ['out', 'new.avi', 'new.PNG'])

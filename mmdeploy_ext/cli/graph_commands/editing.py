@@ -239,9 +239,11 @@ def run_merge(args: argparse.Namespace) -> int:
     names = args.names or [Path(file).stem for file in args.files]
     if len(names) != len(args.files):
         raise UsageError(f'--names: got {len(names)} names for {len(args.files)} files')
+    connections = dict(args.connect)
+    if len(connections) < len(args.connect):
+        raise UsageError('--connect: one output is given two inputs; give these one name by rename first')
     files.check_targets([args.output], args.files)
     models = [files.load(file) for file in args.files]
-    connections = dict(args.connect)
     after = merge(models, names, connections=connections, outputs=args.outputs)
     rows = compare_merged(models, after, connections, seed=args.seed) if args.prove else None
     return _write(args, args.files, models, after, rows)

@@ -53,7 +53,8 @@ def contracts(attribute: str) -> dict[str, Any]:
 def find_contract(args: argparse.Namespace, attribute: str) -> tuple[str, Any]:
     """Return the name of a contract and its entry in the dicts called `attribute`, see `contracts`.
 
-    The contract is that of --contract, or else the one with most files in the folder.
+    The contract is that of --contract, or else the one with most files in the folder. UsageError: there is
+    no such contract, or none has a file there.
     """
     entries = contracts(attribute)
     name = args.contract
@@ -65,7 +66,9 @@ def find_contract(args: argparse.Namespace, attribute: str) -> tuple[str, Any]:
             for contract, patterns in contracts('FILES').items()
         }
         name = max(counts, key=lambda contract: counts[contract])
-        name = name if counts[name] else ''
+        if not counts[name]:
+            got = 'has no file of a contract' if Path(args.folder).is_dir() else 'no such folder'
+            raise UsageError(f'{args.folder}: {got}; there are {", ".join(entries)}, see --contract')
     if name not in entries:
         raise UsageError(f'--contract {name}: expected one of {", ".join(entries)}')
     return name, entries[name]

@@ -114,6 +114,7 @@ def run_draw(args: argparse.Namespace) -> int:
     from mmdeploy_ext.graph.show.draw import draw
     from mmdeploy_ext.sparse.show import draw_sparse
 
+    cli.check_minimums(args, depth=0)
     if args.depth is not None and args.node is None:
         raise UsageError('--depth: goes with --node')
     check_writable(args.output)

@@ -68,7 +68,7 @@ def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
     sizes = {}
     for text in texts:
         name, _, number = text.rpartition('=')
-        if not name or not number.isdigit() or int(number) < 1:
+        if not name or not number.isdecimal() or int(number) < 1:
             raise UsageError(f'--size {text!r}: expected AXIS=N with a positive number, e.g. N=2')
         sizes[name] = int(number)
     return sizes

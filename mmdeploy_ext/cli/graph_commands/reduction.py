@@ -55,7 +55,7 @@ def run_reduce(args: argparse.Namespace) -> int:
     from mmdeploy_ext.graph.reduce.search import reduce
 
     proving.check_tolerance(args.tolerance)
-    if args.timeout <= 0:
+    if not args.timeout > 0:
         raise UsageError(f'--timeout {args.timeout:g}: expected a positive number of seconds')
     cli.check_minimums(args, max_checks=1)
     check_folder(args.output)

@@ -45,7 +45,10 @@ def run_replace(args: argparse.Namespace) -> int:
     if args.rules:
         if not Path(args.rules).is_file():
             raise UsageError(f'--rules {args.rules}: no such file')
-        texts += rule_lines(Path(args.rules).read_text(encoding='utf-8'))
+        try:
+            texts += rule_lines(Path(args.rules).read_text(encoding='utf-8'))
+        except UnicodeDecodeError as error:
+            raise UsageError(f'--rules {args.rules}: is no text in UTF-8 ({error})') from error
     rules = [parse_rule(text) for text in texts]
     rules += [name for name in args.named if name in PASSES or named_rule(name)]
     if not rules:

@@ -201,7 +201,12 @@ def test_a_shape_is_height_and_width(shape, sizes):
     assert options.parse_shape(shape) == sizes
 
 
-@pytest.mark.parametrize('shape', [0, -1, [64, 0], [1, 2, 3], [], 'big', 64.0])
+def test_a_dict_that_python_cannot_make_is_refused_by_name():
+    with pytest.raises(UsageError, match='cannot be read'):
+        options.parse_cfg_options(['a={[]: 1}'])
+
+
+@pytest.mark.parametrize('shape', [0, -1, [64, 0], [1, 2, 3], [], 'big', 64.0, True])
 def test_a_shape_that_is_none_is_refused_by_name(shape):
     with pytest.raises(UsageError, match=r'backend_config\.shape'):
         options.parse_shape(shape, 'backend_config.shape')
