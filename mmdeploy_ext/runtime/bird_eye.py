@@ -193,8 +193,8 @@ def _legend(canvas: np.ndarray, layers: Sequence[BoxLayer], classes: Sequence[st
         for layer in layers
         for index in range(len(layer.detections))
     }
-    most = (canvas.shape[0] - 8) // 17 - len(layers) - 2
-    for row, ((_, name), colour) in enumerate(sorted(colours.items(), reverse=True)[:most]):
+    row_count = (canvas.shape[0] - 8) // 17 - len(layers) - 2
+    for row, ((_, name), colour) in enumerate(sorted(colours.items(), reverse=True)[:row_count]):
         bottom = canvas.shape[0] - 8 - 17 * row
         cv2.rectangle(canvas, (8, bottom - 10), (20, bottom), colour, cv2.FILLED)
         write(canvas, name, (26, bottom), 0.42)

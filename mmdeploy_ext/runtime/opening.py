@@ -63,7 +63,7 @@ def open_model(
 
     Args:
         path: path of the `.onnx` file, or of the folder.
-        providers: execution providers of ONNX Runtime, in order of preference.
+        providers: execution providers of ONNX Runtime, in order of preference, or the name of one.
         threads: number of threads within an operator; 0: ONNX Runtime decides.
 
     Returns:
@@ -75,6 +75,7 @@ def open_model(
         ModelFileError: no such file, not written by mm2onnx, or a family that is not registered here.
         EngineError: an execution provider that is not here.
     """
+    providers = [providers] if isinstance(providers, str) else list(providers)
     files = model_files(str(path))
     metadata = read_metadata(files[-1])
     if metadata.samples == 'images':
@@ -84,4 +85,4 @@ def open_model(
     runtime = runtime_of(metadata.family)
     if not hasattr(runtime, 'OPENS'):
         raise ModelFileError(f'{path}: the runtime of family {metadata.family!r} has no OPENS')
-    return runtime.OPENS(str(path), providers=list(providers), threads=threads)
+    return runtime.OPENS(str(path), providers=providers, threads=threads)

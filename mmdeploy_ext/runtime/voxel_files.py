@@ -34,7 +34,8 @@ def read_voxels(path: str | Path, order: str) -> tuple[np.ndarray, np.ndarray]:
     behind, in that order; a type may follow (`coords_bxyz_i16`).
 
     Raises:
-        DataError: no such file, no such arrays, more than one of them, or other shapes.
+        DataError: no such file, no such arrays, more than one of them, other shapes, or coordinates that are
+            negative or do not fit into int32.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -55,6 +56,9 @@ def read_voxels(path: str | Path, order: str) -> tuple[np.ndarray, np.ndarray]:
             f'{path}: features {features.dtype} {features.shape} and coordinates {coordinates.dtype} '
             f'{coordinates.shape}; {EXPECTED}'
         )
+    if coordinates.size and not 0 <= coordinates.min() <= coordinates.max() <= np.iinfo(np.int32).max:
+        ends = f'{coordinates.min()} to {coordinates.max()}'
+        raise DataError(f'{path}: {name} are {ends}, expected 0 to what int32 holds')
     if COORDINATES.fullmatch(name)[1] not in (None, order):
         coordinates = coordinates[:, [0, 3, 2, 1]]
     return features.astype(np.float32), np.ascontiguousarray(coordinates, np.int32)

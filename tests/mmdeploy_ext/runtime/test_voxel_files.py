@@ -43,6 +43,8 @@ def test_names_of_the_field_and_their_order(tmp_path, names, coordinates):
         (dict(features=FEATURES, coordinates=COORDINATES[:2]), r'\(3, 5\) and coordinates int32 \(2, 4\)'),
         (dict(features=FEATURES, coordinates=COORDINATES[:, :3]), r'coordinates int32 \(3, 3\)'),
         (dict(features=FEATURES, coordinates=COORDINATES * 1.0), 'coordinates float64'),
+        (dict(features=FEATURES, coordinates=COORDINATES + 2**32), 'coordinates are 4294967296 to'),
+        (dict(features=FEATURES, coordinates=COORDINATES - 1), 'coordinates are -1 to 8'),
         (dict(features=FEATURES.astype('U9'), coordinates=COORDINATES), 'features <U9'),
     ],
 )
