@@ -221,6 +221,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f'--shapes {args.shapes}: goes with --picture; the pictures of a set draw theirs')
     if args.picture:
         _check(args.seed, {}, size)
+        if not args.picture.lower().endswith(('.jpg', '.jpeg')):
+            raise UsageError(f'--picture {args.picture}: expected a .jpg file')
         with atomic_path(args.picture) as temporary:
             image, _ = sample(args.seed, 'picture', 0, size, args.shapes)
             staging.write_jpeg(temporary, image, JPEG_QUALITY)

@@ -95,7 +95,8 @@ class Tables:
         samples = [
             sample for sample in self.tables['sample'].values() if names[sample['scene_token']] in scenes
         ]
-        for sample in sorted(samples, key=lambda one: (names[one['scene_token']], one['timestamp'])):
+        samples.sort(key=lambda record: (names[record['scene_token']], record['timestamp']))
+        for sample in samples:
             yield from (by_sample[sample['token']][f'CAM_{camera}'] for camera in CAMERAS)
 
     def image(self, index: int, record: dict[str, Any]) -> dict[str, Any]:
@@ -137,23 +138,19 @@ class Tables:
             label = next((key for key in CLASSES if name.startswith(key)), None)
             box = from_global @ to_global(record)
             width, length, height = record['size']
-            seen = seen_box(box, (length, width, height), intrinsic, size)
-            if label is None or box[2, 3] < NEAR_M or seen is None:
+            corners = seen_box(box, (length, width, height), intrinsic, size)
+            if label is None or box[2, 3] < NEAR_M or corners is None:
                 continue
-            heading, centre = box[:3, 0], intrinsic @ box[:3, 3] / box[2, 3]
+            yaw, centre = float(np.arctan2(-box[2, 0], box[0, 0])), intrinsic @ box[:3, 3] / box[2, 3]
             attributes = [self.tables['attribute'][token]['name'] for token in record['attribute_tokens']]
-            x1, y1, x2, y2 = seen
+            x1, y1, x2, y2 = corners
             yield dict(
                 category_name=CLASSES[label],
                 category_id=list(CLASSES.values()).index(CLASSES[label]),
                 bbox=[x1, y1, x2 - x1, y2 - y1],
                 area=(x2 - x1) * (y2 - y1),
                 iscrowd=0,
-                bbox_cam3d=[
-                    *box[:3, 3].tolist(),
-                    *(length, height, width),
-                    float(np.arctan2(-heading[2], heading[0])),
-                ],
+                bbox_cam3d=[*box[:3, 3].tolist(), length, height, width, yaw],
                 velo_cam3d=(from_global[:3, :3] @ self.velocity(record))[[0, 2]].tolist(),
                 center2d=[float(centre[0]), float(centre[1]), float(box[2, 3])],
                 attribute_name=(attributes or ['None'])[0],
@@ -211,8 +208,8 @@ def as_kitti(content: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, An
             changes = dict(id=len(annotations), image_id=index, category_id=label)
             annotations.append(entry | changes | dict(category_name=KITTI[entry['category_name']]))
         infos.append(kitti_info(index, image, camera, objects))
-        kept = {key: image[key] for key in ('file_name', 'width', 'height')}
-        images.append(dict(kept, id=index, cam_intrinsic=camera.tolist()))
+        facts = {key: image[key] for key in ('file_name', 'width', 'height')}
+        images.append(dict(facts, id=index, cam_intrinsic=camera.tolist()))
     categories = [dict(id=index, name=name) for index, name in enumerate(KITTI.values())]
     return dict(images=images, annotations=annotations, categories=categories), infos
 
@@ -262,10 +259,10 @@ def write_annotations(root: Path) -> dict[str, int]:
     for split in ('train', 'val'):
         content = annotated(tables, getattr(splits, split))
         kitti, infos = as_kitti(content)
-        for kind, written in (('nuscenes', content), ('kitti', kitti)):
+        for kind, entries in (('nuscenes', content), ('kitti', kitti)):
             name = f'{kind}_infos_{split}_mono3d.coco.json'
-            write_json(root / name, written)
-            counts[name] = len(written['images'])
+            write_json(root / name, entries)
+            counts[name] = len(entries['images'])
         with atomic_path(root / f'kitti_infos_{split}.pkl') as path:
             Path(path).write_bytes(pickle.dumps(infos))
     return counts

@@ -24,7 +24,7 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import read_json, write_json
 from mmdeploy_ext.runtime.detections import bounding_box
 from mmdeploy_ext.synthetic import staging
-from mmdeploy_ext.synthetic.coco import SPLITS, ensure_toy_coco, start_sample
+from mmdeploy_ext.synthetic.coco import SPLITS, WORLD, ensure_toy_coco, start_sample
 from mmdeploy_ext.synthetic.scene import CLASSES, PATTERNS, Instance, colour_pair, layout
 
 STUFF = tuple(pattern.__name__.strip('_') for pattern in PATTERNS)
@@ -82,7 +82,9 @@ def _write_split(folder: Path, split: str, parameters: dict[str, Any]) -> dict[s
         ground, shapes, (height, width) = ground_and_shapes(parameters['seed'], split, index, size)
         segments, entries = segments_of(ground, shapes, (height, width))
         name = f'{index + 1:012d}'
-        cv2.imwrite(str(folder / f'{name}.png'), id2rgb(segments)[..., ::-1])
+        picture = folder / f'{name}.png'
+        if not cv2.imwrite(str(picture), id2rgb(segments)[..., ::-1]):
+            raise DataError(f'{picture}: OpenCV could not write the segments')
         images.append(dict(id=index + 1, file_name=f'{name}.jpg', height=height, width=width))
         annotations.append(dict(image_id=index + 1, file_name=f'{name}.png', segments_info=entries))
     names = [(name, 1, 'shape') for name in CLASSES] + [(name, 0, 'ground') for name in STUFF]
@@ -100,17 +102,22 @@ def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parame
         True if annotations were made, False if they existed.
 
     Raises:
-        DataError: `root` is not a generated set.
+        DataError: `root` is not a generated set of pictures, or one of an older world.
     """
     root = Path(root)
     if not (root / staging.MANIFEST).is_file():
         ensure_toy_coco(root, **parameters)
     try:
         set_parameters = read_json(root / staging.MANIFEST)['parameters']
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f'{root / staging.MANIFEST}: cannot be read; make the set again with --force'
         ) from error
+    if set_parameters.get('world') != WORLD or not {'seed', 'size', *SPLITS} <= set_parameters.keys():
+        raise DataError(
+            f'{root / staging.MANIFEST}: is not that of a set of `mm2onnx synthetic coco` of world {WORLD}; '
+            f'name one, or make it again with --force'
+        )
     was_made = False
     with staging.locked(root):
         for split in SPLITS:

@@ -265,12 +265,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, cfg_options: Mapping[str, Any] | None = None) -> int:
     """Write the checkpoint of the command line; return 0.
 
-    `args` has `config`, `out`, which must not exist yet (UsageError), and `seed`. `cfg_options` overrides the
-    config: dotted key -> value; None overrides nothing.
+    `args` has `config`, `out`, which must not exist yet, and `seed`, 0 or more (UsageError otherwise).
+    `cfg_options` overrides the config: dotted key -> value; None overrides nothing.
     """
     from mmdeploy_ext import compat
     from mmdeploy_ext.core.files import check_writable
 
+    cli.check_minimums(args, seed=0)
     check_writable(args.out)
     if args.out.exists():
         raise UsageError(f'{args.out}: is there already, and is never overwritten; give another name')

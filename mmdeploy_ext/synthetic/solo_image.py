@@ -17,8 +17,11 @@ from mmdeploy_ext.synthetic.seeded_by_name import solo_image
 def run(args: argparse.Namespace) -> int:
     """Write `input`, `img_shape` and `ori_shape` as .npz."""
     height, width = args.size
-    if height % 32 or width % 32 or min(args.size + args.ori_shape) < 1:
+    if height % 32 or width % 32 or min(args.size) < 1:
         raise UsageError(f'--size {height} {width}: expected multiples of 32, as networks are fed')
+    for option, sides in (('--ori-shape', args.ori_shape), ('--img-shape', args.img_shape or args.size)):
+        if min(sides) < 1:
+            raise UsageError(f'{option} {sides[0]} {sides[1]}: expected 1 or more pixels each')
     if not args.out.endswith('.npz'):
         raise UsageError(f'--out {args.out}: expected a .npz file')
     image, img_shape = solo_image(height, width).numpy(), args.img_shape or args.size

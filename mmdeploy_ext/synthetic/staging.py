@@ -43,6 +43,7 @@ def locked(root: Path) -> Iterator[None]:
 
     The lock is that of a file beside `root`, which stays; it ends with the process, too.
     """
+    root = root.resolve()  # '.' has no name
     root.parent.mkdir(parents=True, exist_ok=True)
     with open(root.with_name(f'.{root.name}.lock'), 'w') as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -154,8 +155,11 @@ def make_set(
         True if the set was made, False if it existed.
 
     Raises:
-        DataError: `root` is another folder, a set with other parameters, or one that lost files.
+        DataError: `root` is another folder, the working directory, a set with other parameters, or one that
+            lost files.
     """
+    if root.resolve() == Path.cwd():
+        raise DataError(f'{root}: is the working directory, which a finished set would replace; name another')
     with locked(root):
         if force:
             check_replaceable(root)

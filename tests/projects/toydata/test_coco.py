@@ -150,6 +150,8 @@ def test_of_two_at_once_one_makes_the_set(tmp_path):
         (['--size', '32', '256'], '--size: got 32 256'),
         (['--shapes', '3'], '--shapes 3: goes with --picture'),
         (['--picture', 'a.jpg', '--shapes', '-3'], '--shapes -3: expected 0 or more'),
+        (['--picture', 'a.gif'], '--picture a.gif: expected a .jpg file'),
+        (['--out', '.'], '.: is the working directory'),
     ],
 )
 def test_bad_options_end_with_one_line_and_status_2(tmp_path, capsys, options, message):
