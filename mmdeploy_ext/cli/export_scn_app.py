@@ -86,10 +86,10 @@ class BackboneExport(Export):
     """An export of a sparse backbone.
 
     Attributes:
-        asked: options of the export on the command line, which a file has to have with --verify-only.
+        typed_options: options of the export on the command line, which a file has to have with --verify-only.
     """
 
-    asked: dict[str, Any]
+    typed_options: dict[str, Any]
     product = BACKBONE
     samples_option = '--input'
 
@@ -105,7 +105,7 @@ class BackboneExport(Export):
             values['layer_precision'] = parse_layer_precision(values['layer_precision'])
         cli.check_minimums(args, max_voxels=1)
         _check_proof(args)
-        self.asked = values
+        self.typed_options = values
         for name in ('ranges', 'calibrate'):
             path = getattr(args, name)
             if path and not (args.precision or args.layer_precision):
@@ -120,8 +120,8 @@ class BackboneExport(Export):
         from mmdeploy_ext.cli.verify_app import prove_files
 
         self.args.onnx_file = self.args.output_file
-        asked = json.loads(json.dumps(self.asked))  # tuples are lists in a file
-        claims = dict(self.claims, ranges=self.args.loaded_ranges, edited=self.args.edited, asked=asked)
+        typed = json.loads(json.dumps(self.typed_options))  # tuples are lists in a file
+        claims = dict(self.claims, ranges=self.args.loaded_ranges, edited=self.args.edited, asked=typed)
         return prove_files(self.args, self.source, samples, self.engine, **claims)
 
     def check(self) -> None:

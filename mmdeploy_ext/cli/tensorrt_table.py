@@ -176,8 +176,8 @@ def insert_table(text: str, table: str, mark: str = 'table') -> str:
     if not text.strip():
         return f'{start}{table}{end}\n'
     before, _, rest = text.partition(start)
-    _, found, after = rest.partition(end)
-    if not found:
+    _, end_mark, after = rest.partition(end)
+    if not end_mark:
         raise UsageError(
             f'the page has no lines {start.strip()} and {end}, between which the table goes; add them'
         )

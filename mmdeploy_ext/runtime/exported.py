@@ -119,6 +119,21 @@ def export_files(paths: Paths, names: Sequence[str]) -> list[Path]:
     return [path]
 
 
+def files_by_name(paths: Paths, names: Sequence[str]) -> dict[str, Path]:
+    """Return name -> file of an export that has one file for each of the names, see `export_files`.
+
+    Raises:
+        ModelFileError: as `export_files`, or another number of files.
+    """
+    files = export_files(paths, names)
+    if len(files) != len(names):
+        raise ModelFileError(
+            f'{", ".join(map(str, files))}: expected the folder of the export, or its files in the order '
+            f'{", ".join(names)}'
+        )
+    return dict(zip(names, files, strict=True))
+
+
 def names_in(paths: Paths, *contracts: Sequence[str]) -> Sequence[str]:
     """Return the names of the files of the contract whose first file is in a folder, for `export_files`.
 

@@ -265,9 +265,10 @@ def numbers_of(
         array = np.asarray(values[key])
     except ValueError:  # lists of different lengths
         array = np.array(None)
-    if array.dtype.kind not in 'fiu' or array.shape not in shapes or not (np.abs(array) <= largest).all():
+    numbers = array.astype(np.float64) if array.dtype.kind in 'fiu' else None
+    if numbers is None or array.shape not in shapes or not (np.abs(numbers) <= largest).all():
         raise DataError(f'{place}: {key} is {shortened(values[key])}; {expected}')
-    return array.astype(np.float64)
+    return numbers
 
 
 def seconds_of(values: Mapping[str, Any], place: str) -> float:

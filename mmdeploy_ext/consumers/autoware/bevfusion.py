@@ -27,7 +27,7 @@ from mmdeploy_ext.core.errors import EngineError, ModelFileError
 from mmdeploy_ext.families.bevfusion.runtime.boxes import filter_boxes, suppress
 from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
 from mmdeploy_ext.preprocess.points import pillars
-from mmdeploy_ext.runtime.exported import check_finite, export_files
+from mmdeploy_ext.runtime.exported import check_finite, files_by_name
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
 from mmdeploy_ext.sparse.engine import gathered
 from mmdeploy_ext.sparse.rulebook import pairs
@@ -106,7 +106,7 @@ class AutowareBEVFusion(FusionRuntime):
         super().__init__()
         if engine != ENGINE or tuple(providers) != PROVIDERS:
             raise EngineError(f"{engine}: Autoware's plug-ins run in numpy here, what follows in {ENGINE}")
-        (path,) = export_files(paths, GRAPHS)
+        path = files_by_name(paths, GRAPHS)[LIDAR]
         self.metadata = Metadata.from_props(read_props(path), path)
         self.metadata.require(path, FAMILY, GRAPHS)
         encoder, head = halves(onnx.load(path), BEV, str(path))

@@ -158,7 +158,8 @@ def _variances(values: Arrays, settings: CenterPointSettings) -> np.ndarray:
     step = np.float32(settings.voxel[0]) * np.float32(settings.stride)
     sine, cosine = values['rot'][:2]
     yaw = cosine**2 * np.exp(values['rot'][2]) + sine**2 * np.exp(values['rot'][3])
-    yaw /= (sine**2 + cosine**2) ** 2
+    with np.errstate(invalid='ignore'):  # NaN of a direction without length, as in the node
+        yaw /= (sine**2 + cosine**2) ** 2
     rows = [
         step * np.exp(values['reg'][2:]),
         np.exp(values['height'][1:]),

@@ -21,7 +21,7 @@ from mmdeploy_ext.consumers.autoware.centerpoint_rules import ENCODER, HEAD
 from mmdeploy_ext.consumers.autoware.pillars import decorated, scattered
 from mmdeploy_ext.consumers.autoware.settings import CenterPointSettings, read_settings
 from mmdeploy_ext.core.errors import PointsError
-from mmdeploy_ext.runtime.exported import Runtime, check_finite, export_files
+from mmdeploy_ext.runtime.exported import Runtime, check_finite, files_by_name
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 
@@ -60,10 +60,10 @@ class AutowareCenterPoint(Runtime):
         node's defaults. `engine` is the registered name of a backend.
 
         Raises:
-            ModelFileError: the node would reject the folder, or read it wrongly.
+            ModelFileError: one of the two is missing, or the node would reject the folder or read it wrongly.
         """
         super().__init__()
-        files = dict(zip(GRAPHS, export_files(paths, GRAPHS), strict=True))
+        files = files_by_name(paths, GRAPHS)
         settings: CenterPointSettings = read_settings(files[ENCODER].parent)
         self.settings = dataclasses.replace(settings, **(node or {}))
         self.sessions = {name: self.opened(engine, path, options) for name, path in files.items()}

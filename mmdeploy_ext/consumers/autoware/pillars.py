@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.consumers.autoware.centerpoint_rules import CHANNELS, POINTS
+from mmdeploy_ext.core.errors import PointsError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +36,13 @@ def densified(
         sweeps: newest first: points (P, 3 or 4), x, y, z in metres and the intensity 0..255; time stamp in
             seconds; pose (4, 4) from the vehicle to the map.
         past: num_past_frames, the number of older sweeps that are used.
-        capacity: a sweep that would go beyond it ends the list.
+        capacity: points of all sweeps; an older sweep that would go beyond it ends the list.
+
+    Raises:
+        PointsError: the newest sweep alone has more points.
     """
+    if len(sweeps[0][0]) > capacity:
+        raise PointsError(f'points: the newest sweep has {len(sweeps[0][0])}, expected at most {capacity}')
     newest_s, to_current = sweeps[0][1], np.linalg.inv(np.asarray(sweeps[0][2], np.float64))
     moved, count = [], 0
     for points, stamp_s, pose in sweeps[: past + 1]:

@@ -23,7 +23,7 @@ from mmdeploy_ext.families.bevfusion.runtime.boxes import filter_boxes, in_lidar
 from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, MATRICES, FusionRuntime, checked_inputs
 from mmdeploy_ext.families.bevfusion.runtime.pooling import pooled, tables_of
 from mmdeploy_ext.preprocess.points import voxelise
-from mmdeploy_ext.runtime.exported import check_finite, check_forms, export_files
+from mmdeploy_ext.runtime.exported import check_finite, check_forms, files_by_name
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.sparse import engine as sparse_engine
 
@@ -70,12 +70,13 @@ class CudaBEVFusion(FusionRuntime):
         """Open the files; `engine` and its `options` are for the graphs that are ordinary ONNX.
 
         With `to_compare` the second sparse file is run, too, and all maps of the LiDAR are outputs. `paths`
-        is the folder of an export, or its files.
+        is the folder of an export, or its files in the order of `GRAPHS`. ModelFileError: one is missing,
+        damaged, or of another export.
         """
         from mmdeploy_ext.sparse.libspconv import read
 
         super().__init__()
-        files = dict(zip(GRAPHS, export_files(paths, GRAPHS), strict=True))
+        files = files_by_name(paths, GRAPHS)
         metadata = {name: Metadata.from_props(read_props(path), path) for name, path in files.items()}
         check_forms(files, metadata, FAMILY)
         self.metadata = metadata[GRAPHS[-1]]

@@ -7,10 +7,12 @@ import pytest
 
 import toy_autoware
 from mmdeploy_ext.consumers.autoware import boxes
-from mmdeploy_ext.consumers.autoware.centerpoint import check_columns
+from mmdeploy_ext.consumers.autoware.bevfusion import AutowareBEVFusion
+from mmdeploy_ext.consumers.autoware.centerpoint import AutowareCenterPoint, check_columns
 from mmdeploy_ext.consumers.autoware.pillars import decorated, densified, scattered
 from mmdeploy_ext.consumers.autoware.settings import CenterPointSettings
-from mmdeploy_ext.core.errors import PointsError
+from mmdeploy_ext.consumers.cuda_bevfusion.cuda import CudaBEVFusion
+from mmdeploy_ext.core.errors import ModelFileError, PointsError
 
 HALF = math.sqrt(0.5)
 
@@ -32,6 +34,19 @@ def settings(**changes):
         scores=((0.35, 0.35, 0.35),),
     )
     return CenterPointSettings(**{**given, **changes})
+
+
+@pytest.mark.parametrize(
+    ('opens', 'paths'),
+    [
+        (AutowareCenterPoint, 'head.onnx'),
+        (CudaBEVFusion, 'head.bbox.onnx'),
+        (AutowareBEVFusion, ['a.onnx', 'b.onnx']),
+    ],
+)
+def test_another_number_of_files_than_an_export_has_is_refused(opens, paths):
+    with pytest.raises(ModelFileError, match='expected the folder of the export, or its files in the order'):
+        opens(paths)
 
 
 def test_a_point_is_decorated_as_in_the_nodes_test():
@@ -77,6 +92,13 @@ def test_time_lags_are_those_of_the_nodes_test_and_past_points_are_moved():
     np.testing.assert_allclose(found, [[1, 2, 3, 0], [-1, 2, 3, 0.1]], atol=1e-6)
     assert len(densified([(one, 1.2, moved), (one, 1.1, moved), (one, 1.0, moved)])) == 2
     assert len(densified([(one, 1.2, moved), (one, 1.1, moved)], capacity=1)) == 1
+
+
+def test_a_sweep_beyond_the_capacity_is_refused_and_an_older_one_left_out():
+    sweep = (np.zeros((3, 4)), 1.0, np.eye(4))
+    assert len(densified([sweep, sweep], capacity=5)) == 3
+    with pytest.raises(PointsError, match='the newest sweep has 3, expected at most 2'):
+        densified([sweep, sweep], capacity=2)
 
 
 def test_the_map_has_y_before_x():

@@ -55,6 +55,7 @@ def test_frames_come_scene_by_scene_in_the_order_of_time(tmp_path):
         (lambda info: info.pop('ego2global_rotation'), 'info 0: has no ego2global_rotation; expected'),
         (lambda info: info['cams'].pop('CAM_BACK'), 'expected data_path of CAM_FRONT'),
         (lambda info: info['cams']['CAM_BACK'].pop('cam_intrinsic'), 'CAM_BACK: has no cam_intrinsic'),
+        (lambda info: info.update(lidar2ego_translation=[-(2**63), 0, 0]), 'translation is .*of at most 1e'),
         (lambda info: info.update(lidar2ego_rotation=[1, 2]), r'rotation is \[1, 2\]; expected numbers'),
         (lambda info: info.update(lidar2ego_rotation=[0, 0, 0, 0]), 'expected a quaternion'),
         (lambda info: info.update(lidar2ego_rotation=np.eye(3) * 2), 'is no rotation: its rotation R has R'),
