@@ -24,7 +24,10 @@ SAME: dict[Any, tuple[Any, Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]
     aten.to.dtype: (aten._to_copy.default, lambda x, dtype, *_: ((x,), dict(dtype=dtype))),
     aten.__and__.Tensor: (aten.bitwise_and.Tensor, lambda x, y: ((x, y), {})),
     aten.__or__.Tensor: (aten.bitwise_or.Tensor, lambda x, y: ((x, y), {})),
-    aten.rsub.Scalar: (aten.sub.Tensor, lambda x, y: ((y, x), {})),
+    aten.rsub.Scalar: (
+        aten.sub.Tensor,
+        lambda x, y, alpha=None: ((y, x), {} if alpha is None else dict(alpha=alpha)),
+    ),
 }
 """Operator that is not translated -> the one of its decomposition, and the function from the arguments of the
 first to those of the second."""
@@ -96,7 +99,7 @@ def make_functional(module: torch.fx.GraphModule, is_translated: Callable[[Any],
     if (
         None in targets.values()
         or not all(map(is_translated, targets.values()))
-        or not all(_has_no_view(node.args[0]) for node in in_place)
+        or not all(_has_no_view(node.args[0]) and _keeps_type(node, targets[node]) for node in in_place)
         or any(node.kwargs for node in calls if node.target in SAME)
     ):
         return False
@@ -122,6 +125,16 @@ def _functional(target: torch._ops.OpOverload) -> Any:
         return None
     functional = getattr(getattr(torch.ops, target.namespace), name.removesuffix('_'), None)
     return getattr(functional, target._overloadname, None)
+
+
+def _keeps_type(node: torch.fx.Node, functional: Any) -> bool:
+    """Return whether an operator gives the type of the tensor that a node writes into; `gt` gives bool."""
+
+    def value_of(argument: torch.fx.Node) -> Any:
+        return argument.meta['val']
+
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), value_of)
+    return functional(*args, **kwargs).dtype == node.meta['val'].dtype
 
 
 def _has_no_view(node: Any) -> bool:

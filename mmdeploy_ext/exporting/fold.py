@@ -106,7 +106,9 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             # the children of mmcv's ConvModule do not stand in its `order`: it may normalise first
             order = getattr(module, 'order', None)
             adjacent = not isinstance(order, tuple) or ('conv', 'norm') in itertools.pairwise(order)
-            if conv is not None and adjacent and _is_linear(getattr(module, conv)):
+            # without running statistics it takes those of its input
+            is_fixed = child.running_mean is not None
+            if conv is not None and adjacent and is_fixed and _is_linear(getattr(module, conv)):
                 yield module, conv, name
             conv = None
         elif isinstance(child, nn.Conv2d):

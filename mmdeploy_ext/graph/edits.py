@@ -35,7 +35,7 @@ def record(model: onnx.ModelProto, command: str, arguments: Mapping[str, Any], *
         packages: names of the Python packages that decide about the result; their versions are recorded.
 
     Raises:
-        ModelFileError: this project exported the file, and it has no record.
+        ModelFileError: this project exported the file, and it has no record, or one that is no JSON list.
     """
     props = {entry.key: entry for entry in model.metadata_props}
     if f'{PREFIX}family' not in props:
@@ -44,7 +44,11 @@ def record(model: onnx.ModelProto, command: str, arguments: Mapping[str, Any], *
         raise ModelFileError(f'the file has no {KEY}; export it again')
     versions = {package: importlib.metadata.version(package) for package in packages}
     edit = dict(command=command, arguments=dict(arguments), versions=versions)
-    props[KEY].value = json.dumps([*json.loads(props[KEY].value), edit])
+    try:
+        recorded = [*json.loads(props[KEY].value)]
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f'the file has a damaged {KEY} ({error}); export it again') from error
+    props[KEY].value = json.dumps([*recorded, edit])
 
 
 def repeat(
@@ -100,7 +104,7 @@ REPEATED: dict[str, Callable[..., onnx.ModelProto]] = {
     'fold': fold,
     # Fixed code without an argument, which `--simplify` of an export runs, too: a part of the exporter.
     'simplify': simplify,
-    # Fixed code: each operator is written as the other opset defines the same function.
+    # Fixed code: each operator is written as the other opset defines the same function, or is refused.
     'convert-opset': lambda model, opset: convert_opset(model, opset),
     # A rule may change what is computed: its results are compared on inputs, see `judged_by_inputs`.
     'replace': lambda model, rules, named: replace_all(model, rules, named)[0],

@@ -41,7 +41,7 @@ def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
             raise ShapeError(f'feed {name!r}: is {array.dtype}, the graph takes {expected}')
         if not tensor_type.HasField('shape'):
             continue
-        sizes = [dim.dim_value if dim.HasField('dim_value') else '?' for dim in tensor_type.shape.dim]
+        sizes = [size if isinstance(size, int) else '?' for size in types.shape(values[name].type)]
         pairs = zip(sizes, array.shape, strict=False)
         if len(sizes) != array.ndim or not all(size in ('?', actual) for size, actual in pairs):
             shapes = ['x'.join(map(str, shape)) for shape in (array.shape, sizes)]
@@ -74,12 +74,12 @@ def random_feeds(
         if not value.type.HasField('tensor_type') or not tensor_type.elem_type:
             raise UsageError(f'input {value.name!r} is not a tensor of known dtype; give its value yourself')
         known_names.update(dim.dim_param for dim in tensor_type.shape.dim)
-        if value.name in sizes and not isinstance(sizes[value.name], int):
+        if value.name in sizes and np.ndim(sizes[value.name]):
             shape = [int(size) for size in sizes[value.name]]
         else:
             shape = [
                 dim.dim_value
-                if dim.HasField('dim_value')
+                if dim.HasField('dim_value') and dim.dim_value >= 0
                 else int(sizes.get(dim.dim_param, DEFAULT_SIZE if axis else 1))
                 for axis, dim in enumerate(tensor_type.shape.dim)
             ]

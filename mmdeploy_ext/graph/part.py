@@ -66,11 +66,11 @@ def part(
 
 def drop_functions(model: onnx.ModelProto) -> None:
     """Remove the functions that no node calls, directly or through another function, in place."""
-    unused = {(function.domain, function.name): function for function in model.functions}
+    unused = {(function.domain, function.name, function.overload): function for function in model.functions}
     waiting = list(model.graph.node)
     while waiting:
         node = waiting.pop()
-        called = unused.pop((node.domain, node.op_type), None)
+        called = unused.pop((node.domain, node.op_type, node.overload), None)
         waiting.extend(inner for body in bodies(node) for inner in body.node)
         waiting.extend(called.node if called is not None else ())
     for function in unused.values():

@@ -3,7 +3,8 @@
 Every tensor gets a digest of how it is computed: of the operator, its attributes bit for bit, and the digests
 of what it reads, down to the inputs (by name) and the constants (by type, shape and bytes, however they are
 stored). Two models are the same graph when their nodes have the same digests, each as often, and their
-inputs, defaults, outputs and opsets agree. Inner names and the order of nodes do not count.
+inputs, defaults, outputs and opsets agree. Inner names and the order of nodes do not count. Two draws of a
+random operator have one digest, so that proofs refuse such models (`io.operators.random_nodes`).
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from onnx import numpy_helper
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.program import Constants, Program
 from mmdeploy_ext.graph.diff.structure import attributes, changes, exact_text
-from mmdeploy_ext.graph.io.constants import constant_value, dense_values
+from mmdeploy_ext.graph.io.constants import array_bytes, constant_value, dense_values
 from mmdeploy_ext.graph.io.index import all_nodes, bodies, node_label
 from mmdeploy_ext.graph.io.modules import module_path
+from mmdeploy_ext.graph.io.operators import opsets_of, schema_of
 
 IGNORED_CHANGES = ('metadata',)
 """Kinds of changes that do not make another graph."""
+ANY_NUMBER = onnx.defs.OpSchema.FormalParameterOption.Variadic
+"""Option of the last output of an operator that may have any number of outputs."""
 UNLIKE = 'is not the same as in the reference'
 """Detail of a node, an input or an output if no difference of its own explains why the signatures differ."""
 
@@ -67,7 +71,8 @@ def compute_signature(model: onnx.ModelProto, float_values: bool = True) -> Sign
     graph = model.graph
     tensors = {value.name: _digest('input', value.name) for value in graph.input}
     functions = {
-        (function.domain, function.name, function.overload): function for function in model.functions
+        (function.domain or 'ai.onnx', function.name, function.overload): function
+        for function in model.functions
     }
     node_digests = _Scope(model, functions, float_values).digest_nodes(graph, tensors)
     defaults = {tensor.name: tensor for tensor in graph.initializer}
@@ -145,15 +150,22 @@ class _Scope:
             'reads',
             *(tensors.get(name, f'? {name}') if name else '' for name in _without_trailing(node.input)),
             'writes',
-            *('1' if name else '0' for name in _without_trailing(node.output)),
+            *('1' if name else '0' for name in self._counted_outputs(node)),
         )
         outputs = enumerate(node.output)
         tensors.update((name, _digest(digest, str(place))) for place, name in outputs if name)
         return digest
 
+    def _counted_outputs(self, node: onnx.NodeProto) -> Sequence[str]:
+        """Return a node's outputs; those left out at the end count if it may have any number (Split)."""
+        schema = schema_of(node, opsets_of(self.opsets)) if '' in node.output[-1:] else None
+        if schema is None or schema.outputs[-1].option == ANY_NUMBER:
+            return node.output
+        return _without_trailing(node.output)
+
     def _digest_function(self, node: onnx.NodeProto) -> str:
         """Return the digest of the local function that a node calls, '' if it calls none."""
-        function = self.functions.get((node.domain, node.op_type, node.overload))
+        function = self.functions.get((node.domain or 'ai.onnx', node.op_type, node.overload))
         if function is None:
             return ''
         inner = dataclasses.replace(self, opsets=function, depth=self.depth + 1)
@@ -192,8 +204,7 @@ def _constant_digest(array: np.ndarray, float_values: bool) -> str:
     """Return the digest of a constant: its type, shape and bytes, the latter of floats only if they count."""
     if not (float_values or np.issubdtype(array.dtype, np.integer) or array.dtype in (np.bool_, object)):
         return _digest('constant', str(array.dtype), str(array.shape))
-    raw = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
-    values = hashlib.blake2b(raw, digest_size=16).hexdigest()
+    values = hashlib.blake2b(array_bytes(array), digest_size=16).hexdigest()
     return _digest('constant', str(array.dtype), str(array.shape), values)
 
 

@@ -204,10 +204,15 @@ def _changes_outputs(module: torch.nn.Module, example_inputs: Sequence[Any], ind
 
 
 def are_equal(expected: Any, value: Any) -> bool:
-    """Return whether an output equals the expected one; arrays and tensors do if all their elements do."""
+    """Return whether an output equals the expected one; arrays and tensors do if all their elements do.
+
+    A NaN equals a NaN in the same place.
+    """
     if isinstance(expected, torch.Tensor | np.ndarray):
-        return expected.shape == value.shape and bool((expected == value).all())
-    return bool(expected == value)
+        if expected.shape != value.shape:
+            return False
+        return bool(((expected == value) | ((expected != expected) & (value != value))).all())
+    return bool(expected == value or (expected != expected and value != value))
 
 
 def _add_outputs(recorder: Recorder, outputs: Any) -> None:

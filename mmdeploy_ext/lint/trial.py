@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -161,7 +162,7 @@ def _last_site(frames: list[tuple[str, str, str]], inner_first: bool = False) ->
 
     It is the last one, or the first with `inner_first`.
     """
-    outside = [frame for frame in frames if not frame[0].startswith(TORCH)]
+    outside = [frame for frame in frames if not frame[0].startswith(TORCH + os.sep)]
     if not outside:
         return None
     file, line, function = outside[0 if inner_first else -1]

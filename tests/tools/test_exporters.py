@@ -262,6 +262,22 @@ class InPlace(nn.Module):
         return y + (1 - z).to(torch.float64), z > 0
 
 
+class ComparesInPlace(nn.Module):
+    """Writes into a tensor what an operator of another type gives; in place its type stays."""
+
+    def forward(self, x):
+        return (x * 2).gt_(1) * 3, (x + 1).mul_(x.double()), torch.rsub(x, 1, alpha=2)
+
+
+def test_what_is_written_in_place_keeps_its_type():
+    x, module = torch.rand(3, 4), ComparesInPlace().eval()
+    model = export_module(module, (x,), exporter='dynamo', opset=18, input_names=['x'])
+    found = onnxruntime.InferenceSession(model.SerializeToString()).run(None, dict(x=x.numpy()))
+    for got, wanted in zip(found, module(x.clone()), strict=True):
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, wanted.numpy())
+
+
 @pytest.mark.parametrize('of_a_view', [False, True])
 def test_what_is_written_in_place_is_in_the_file_whether_decomposed_or_not(of_a_view, monkeypatch):
     decomposed = []

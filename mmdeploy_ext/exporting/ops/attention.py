@@ -29,7 +29,7 @@ from mmdeploy_ext.exporting.postprocess.sizes import length
 def multi_head(
     sources: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     weight: torch.Tensor,
-    bias: torch.Tensor,
+    bias: torch.Tensor | None,
     heads: int,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -41,13 +41,14 @@ def multi_head(
         sources: tensors that queries (B, Q, E), keys (B, K, E) and values (B, K, E) are computed of;
             embeddings of positions are added already.
         weight: (3 * E, E), the projections of all three, one below the other.
-        bias: (3 * E,).
+        bias: (3 * E,); None adds nothing.
         heads: M.
         mask: bool, broadcast to (B, M, Q, K); True where a row must not look at a column.
     """
+    shifts = (None,) * 3 if bias is None else bias.chunk(3)
     query, key, value = (  # (B, Q or K, E) as (B, M, Q or K, D)
         F.linear(source, part, shift).unflatten(-1, (heads, -1)).transpose(1, 2)
-        for source, part, shift in zip(sources, weight.chunk(3), bias.chunk(3), strict=True)
+        for source, part, shift in zip(sources, weight.chunk(3), shifts, strict=True)
     )
     logits = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2)
     if mask is not None:

@@ -27,7 +27,7 @@ LAST_IN_CELL = register(
         _eager,
         inputs=dict(cells='N P', values='N P'),
         outputs=('found',),
-        example=lambda: (torch.tensor([[0, 2, 2, 4]]), torch.rand(1, 4), 4),
+        example=lambda: (torch.tensor([[0, 2, 2, 4]]), torch.rand(1, 4)),
         shapes=lambda cells, values, count: values.new_empty((cells.shape[0], count)),
         body="""
         LastInCell <count> (cells, values) => (found) {
@@ -132,7 +132,7 @@ CELL_TABLES = register(
         _tables,
         inputs=dict(cells='P'),
         outputs=('table0', 'table1', 'table2', 'slots2'),
-        example=lambda: (torch.tensor([0, 2, 2, 4, 2, 2, 2, 2]), 4, 2, 2),
+        example=lambda: (torch.tensor([0, 2, 2, 4, 2, 2, 2, 2]),),
         shapes=_table_shapes,
         body=f"""
         CellTables <count, first, second> (cells) => (table0, table1, table2, slots2) {{

@@ -114,6 +114,8 @@ def _operator(method: str) -> Operator:
 
 SOFT_NMS = {method: register(_operator(method)) for method in WEIGHTS}
 """Method of mmcv ('naive', 'linear', 'gaussian') -> operator. It takes boxes (B, N, 4) xyxy float32, scores
-(B, N) float32, `most`, the number of results per image, and mmcv's `iou_threshold`, `sigma` and `min_score`.
-It returns the chosen rows (B, most) int64 and their decayed scores (B, most), which descend; if an image has
-fewer results, the remaining scores are `NO_CANDIDATE`."""
+(B, N) float32, `most`, the number of results per image, and mmcv's `iou_threshold`, `sigma` and `min_score`;
+N is at least 1. It returns the chosen rows (B, most) int64 and their decayed scores (B, most), which descend;
+if an image has fewer results, the remaining scores are `NO_CANDIDATE`, and their rows mean nothing. Two boxes
+without an area at one place have the IoU 0 / 0: 'gaussian' gives the second one the score NaN in mmcv, and
+removes it in ONNX."""

@@ -36,4 +36,5 @@ upsample_bicubic = register(
     )
 )
 """Images (B, C, H, W) float32, resized as PyTorch's `interpolate` does it, align_corners=False, by scale (1,)
-float32, above 0, to (B, C, h, w) with h = floor(H * scale), w = floor(W * scale)."""
+float32, above 0, to (B, C, h, w) with h = floor(H * scale), w = floor(W * scale). PyTorch multiplies in
+float64, ONNX Runtime in float32: by 0.7, 10 rows become 6 or 7."""

@@ -99,6 +99,8 @@ def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'mode
         class_agnostic=class_agnostic,
         **limits,
     )
+    if not 0 <= settings['iou_threshold'] <= 1:  # ONNX Runtime takes no other
+        raise ConfigError(f'test_cfg.nms.iou_threshold={iou_threshold}: expected 0 to 1')
     if decay is None:
         return NmsConfig(**settings)
     positive('max_per_img (with soft_nms)', limits['max_per_img'])

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import InferenceError
-from mmdeploy_ext.graph.io.constants import constant_value
+from mmdeploy_ext.graph.io.constants import array_bytes, constant_value
 from mmdeploy_ext.graph.io.index import RANDOM, Index, bodies
 from mmdeploy_ext.graph.run import open_session
 
@@ -29,7 +29,7 @@ class Constants:
 
     def unique(self, array: np.ndarray) -> np.ndarray:
         """Return the first array that was given with these values."""
-        digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+        digest = hashlib.sha256(array_bytes(array)).digest()
         return self._arrays.setdefault((str(array.dtype), array.shape, digest), array)
 
 
@@ -42,11 +42,14 @@ class Program:
         defaults: name -> array of the initializers that are inputs, too.
         steps: positions of all other nodes.
         static: tensors that depend on no value of an input, at most on its shape.
+        functions: digest of the local functions, which nodes call by names that say nothing of what they do.
     """
 
     def __init__(self, model: onnx.ModelProto, constants: Constants) -> None:
         """Read the constants of a model; all programs whose results are compared share `constants`."""
         self.index = Index(model)
+        texts = sorted(function.SerializeToString(deterministic=True) for function in model.functions)
+        self.functions = hashlib.sha256(repr(texts).encode()).digest()
         inputs = {value.name for value in model.graph.input}
         self.constants: dict[str, np.ndarray] = {}
         self.defaults: dict[str, np.ndarray] = {}
@@ -126,7 +129,7 @@ class NodeRunner:
         if node.op_type == 'Identity':
             return arrays
         opsets = tuple((entry.domain, entry.version) for entry in program.index.model.opset_import)
-        key = (_definition(node), opsets, tuple(map(id, arrays)))
+        key = (_definition(node), opsets, program.functions, tuple(map(id, arrays)))
         if key not in self._results:
             self._inputs.append(arrays)
             try:

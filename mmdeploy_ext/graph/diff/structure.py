@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.graph.diff.program import Alignment, Program
 from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.constants import array_bytes
 from mmdeploy_ext.graph.io.index import all_nodes, operator_name
 from mmdeploy_ext.graph.io.operators import defaults_of, fill_window, opsets_of
 from mmdeploy_ext.proving.tensors import ArrayDistance, shape_text
@@ -170,7 +171,7 @@ def attributes(
 def exact_text(value: Any) -> str:
     """Return a value as a text that equals another one's only if all its numbers do."""
     if isinstance(value, np.ndarray):
-        return f'{value.dtype}{value.shape}{value.tobytes().hex()}'
+        return f'{value.dtype}{value.shape}{array_bytes(value).hex()}'
     return repr(list(value)) if isinstance(value, list | tuple) else repr(value)
 
 

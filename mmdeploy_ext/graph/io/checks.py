@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
+from onnx import numpy_helper
 
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.printable import shortened
@@ -96,9 +97,19 @@ def _names(model: onnx.ModelProto) -> Iterator[tuple[str, str | bytes]]:
 
 
 def check_bytes(model: onnx.ModelProto, name: FileName) -> None:
-    """Raise ModelFileError for a constant with more or fewer bytes than its shape takes, by its name."""
+    """Raise ModelFileError for a constant with more or fewer bytes than its shape takes, by its name.
+
+    Of data types that are not in `WHOLE_BYTES` (texts, complex numbers, less than 16 bits) the values have to
+    be readable.
+    """
     for tensor in all_tensors(model):
         if tensor.data_type not in WHOLE_BYTES:
+            try:
+                numpy_helper.to_array(tensor)
+            except (TypeError, ValueError) as error:
+                raise ModelFileError(
+                    f'{name}: the values of {tensor.name!r} cannot be read ({error}): {EXPORT_AGAIN}'
+                ) from error
             continue
         item_size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         stored, expected = len(tensor.raw_data), math.prod(tensor.dims) * item_size

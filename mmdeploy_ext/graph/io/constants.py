@@ -41,6 +41,17 @@ def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
     return np.asarray(value, ATTRIBUTE_DTYPES.get(attribute.type, object))
 
 
+def array_bytes(array: np.ndarray) -> bytes:
+    """Return bytes that equal those of another array of the same dtype and shape only if all elements do.
+
+    Of an array of objects, which are texts, `tobytes` would give their addresses. A text counts alike as str
+    and as bytes in UTF-8: ONNX's tensors and attributes give one or the other.
+    """
+    if array.dtype != object:
+        return array.tobytes()
+    return repr([text if isinstance(text, bytes) else text.encode() for text in array.ravel()]).encode()
+
+
 def constants_to_initializers(graph: onnx.GraphProto, data_type: int | None = None) -> None:
     """Turn the Constant nodes of a graph into initializers, in place; constants of strings stay nodes.
 

@@ -64,6 +64,7 @@ def captured(node: onnx.NodeProto) -> list[str]:
     names: list[str] = []
     for body in bodies(node):
         inner = {'', *(value.name for value in (*body.input, *body.initializer))}
+        inner.update(sparse.values.name for sparse in body.sparse_initializer)
         inner.update(name for inner_node in body.node for name in inner_node.output)
         inputs = [name for inner_node in body.node for name in reads(inner_node)]
         names += [name for name in (*inputs, *(value.name for value in body.output)) if name not in inner]
@@ -215,7 +216,7 @@ class Index:
                 f'{len(positions)} nodes are called {name!r}; give one by its position: {places}'
             )
         number = name.removeprefix('#').split(' ')[0]
-        if name.startswith('#') and number.isdigit():
+        if name.startswith('#') and number.isdecimal():
             if int(number) < len(self.nodes):
                 return int(number)
             raise UsageError(f'there is no node {name!r}: the graph has {len(self.nodes)} nodes, #0 first')

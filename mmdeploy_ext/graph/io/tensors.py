@@ -1,7 +1,9 @@
 """Named tensors on disk, for graphs: files that other tools write as well. Needs numpy only."""
 
 import os
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -11,6 +13,12 @@ import numpy as np
 from mmdeploy_ext.core.dump import MANIFEST, load_dump
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import atomic_path
+
+CANNOT_READ = (
+    *(ValueError, OSError, EOFError, SyntaxError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
+"""Errors that numpy raises for damaged files: it reads the header of an array as Python text."""
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -38,20 +46,21 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     with content as archive:
         try:
             return {name: archive[name] for name in archive.files}
-        except (ValueError, OSError) as error:
+        except CANNOT_READ as error:
             raise DataError(f'{path}: cannot be read ({error})') from error
 
 
 def _read_file(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
     try:
         return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except CANNOT_READ as error:
         raise DataError(f'{path}: is not a readable numpy file ({error})') from error
 
 
 def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[str]) -> None:
-    """Write one .npy per tensor (name -> array) into a folder, for `load_tensors`."""
+    """Write one .npy per tensor (name -> array) into a folder, for `load_tensors`; texts as numpy's str."""
     for name, array in tensors.items():
+        array = array.astype(str) if array.dtype == object else array
         file = Path(folder) / f'{quote(name, safe=" ")}.npy'
         with atomic_path(file) as temporary, open(temporary, 'wb') as stream:
             np.save(stream, array, allow_pickle=False)

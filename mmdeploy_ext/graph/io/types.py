@@ -151,7 +151,8 @@ def _small_array(tensor: onnx.TensorProto) -> np.ndarray | None:
 def shape(tensor_type: onnx.TypeProto | None) -> list[int | str] | None:
     """Return the sizes of a tensor type: numbers, names of axes, '?' for unknown ones.
 
-    None if the rank is unknown, or the type is not that of a tensor.
+    A negative size is an unknown one, as for ONNX Runtime: older exporters of Paddle write -1. None if the
+    rank is unknown, or the type is not that of a tensor.
     """
     if tensor_type is None or not tensor_type.HasField('tensor_type'):
         return None
@@ -160,7 +161,8 @@ def shape(tensor_type: onnx.TypeProto | None) -> list[int | str] | None:
     sizes = []
     for dim in tensor_type.tensor_type.shape.dim:
         name = '' if dim.dim_param.startswith(INVENTED) else dim.dim_param
-        sizes.append(dim.dim_value if dim.HasField('dim_value') else name or '?')
+        is_fixed = dim.HasField('dim_value') and dim.dim_value >= 0
+        sizes.append(dim.dim_value if is_fixed else name or '?')
     return sizes
 
 

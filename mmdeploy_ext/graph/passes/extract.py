@@ -23,7 +23,8 @@ def cut(
     """Return what lies between tensors: a model that takes `inputs` and gives `outputs`.
 
     - Nodes that the outputs do not need are dropped, and so are their weights.
-    - A tensor in `inputs` that a node made, or that was a constant, becomes an input.
+    - A tensor in `inputs` that a node made, or that was a constant, becomes an input; an input with a default
+      that is not in `inputs` becomes a constant.
     - Metadata of this project is dropped if the inputs or outputs changed, since it describes the whole
       graph.
     Does not fire when the graph has these inputs and outputs already.
@@ -113,7 +114,13 @@ def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto
 def _rebuild(
     index: Index, positions: Sequence[int], starts: Sequence[str], ends: Sequence[str]
 ) -> onnx.ModelProto:
-    """Return the part, or the model itself when nothing would change."""
+    """Return the part, or a copy of the model if it has these nodes and ends.
+
+    The part has no inputs with a default but those in `starts`: their defaults are constants of it.
+    """
+    is_whole = list(starts) == index.inputs and list(ends) == index.outputs
+    if is_whole and len(positions) == len(index.nodes):
+        return copy.deepcopy(index.model)
     inputs = {value.name: value for value in index.graph.input if value.name not in index.constants}
     outputs = {value.name: value for value in index.graph.output}
     new_ends = [name for name in (*starts, *ends) if name not in inputs and name not in outputs]
@@ -124,7 +131,7 @@ def _rebuild(
         [inputs.get(name) or typed.get(name) or outputs[name] for name in starts],
         [outputs.get(name) or typed[name] for name in ends],
     )
-    if list(starts) != index.inputs or list(ends) != index.outputs:
+    if not is_whole or len(result.graph.input) != len(index.graph.input):
         drop_metadata(result)
     return result
 

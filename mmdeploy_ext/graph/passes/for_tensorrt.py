@@ -19,11 +19,11 @@ from mmdeploy_ext.contract.metadata import PREFIX, Metadata
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import output_comparison
-from mmdeploy_ext.graph.io.index import did_you_mean, refill
+from mmdeploy_ext.graph.io.index import all_graphs, did_you_mean, free_name, refill, writes
 from mmdeploy_ext.graph.passes.simplify import fold
 
 LOOP_CONDITION = 'always'
-"""Name of the condition of loops that have none."""
+"""Name of the condition of loops that have none, if no other tensor has it."""
 
 
 def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -38,10 +38,13 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
     inputs = {value.name for value in graph.input}
     refill(graph, initializer=[tensor for tensor in graph.initializer if tensor.name not in inputs])
     loops = [node for node in graph.node if node.op_type == 'Loop' and not node.input[1]]
-    for loop in loops:
-        loop.input[1] = LOOP_CONDITION
-    if loops and all(tensor.name != LOOP_CONDITION for tensor in graph.initializer):
-        graph.initializer.append(numpy_helper.from_array(np.array(True), LOOP_CONDITION))
+    if loops:
+        used = {name for inner in all_graphs(graph) for node in inner.node for name in writes(node)}
+        used.update(value.name for value in (*graph.input, *graph.initializer))
+        name = free_name(LOOP_CONDITION, used) if LOOP_CONDITION in used else LOOP_CONDITION
+        graph.initializer.append(numpy_helper.from_array(np.array(True), name))
+        for loop in loops:
+            loop.input[1] = name
     return result
 
 

@@ -6,13 +6,14 @@ Glossary: N batch, C channels, H, W of the sampled map, h, w of the grid.
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.graph.io.index import refill
+from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.index import operator_name, refill
 
 SUPPORTED = dict(mode=(b'linear', b'bilinear'), padding_mode=(b'zeros',), align_corners=(0,))
 """Attribute of GridSample -> values with which it is replaced, the default first."""
@@ -23,14 +24,17 @@ def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
     - GridSample(X (N, C, H, W), grid (N, h, w, 2)), bilinear, zeros outside, corners not aligned ->
       four GatherElements over the flattened map, weighted; positions outside have weight 0.
-    - Not fired: other modes and paddings, corners aligned, and sub-graphs. They stay as they are.
+    - Not fired: other modes and paddings, corners aligned, volumes (N, C, D, H, W), other types than float32,
+      and sub-graphs. They stay as they are.
 
     Any shape works, also a dynamic one. The result is the same up to rounding (float32).
     """
     result = copy.deepcopy(model)
-    nodes, changed = [], False
+    if all(operator_name(node) != 'GridSample' for node in model.graph.node):
+        return result, False
+    nodes, changed, tensor_types = [], False, types.infer(model)
     for index, node in enumerate(model.graph.node):
-        if node.op_type == 'GridSample' and _is_supported(node):
+        if operator_name(node) == 'GridSample' and _is_supported(node, tensor_types):
             nodes.extend(_Gathers(node, f'{node.name or index}/gather').nodes())
             changed = True
         else:
@@ -40,7 +44,13 @@ def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     return result, changed
 
 
-def _is_supported(node: onnx.NodeProto) -> bool:
+def _is_supported(node: onnx.NodeProto, tensor_types: Mapping[str, onnx.TypeProto]) -> bool:
+    """Return whether a GridSample can be replaced, as far as inference knows the types of its inputs."""
+    for tensor_type in (tensor_types.get(name) for name in node.input):
+        if len(types.shape(tensor_type) or ('N', 'C', 'H', 'W')) != 4:
+            return False
+        if tensor_type is not None and tensor_type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+            return False
     values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     return all(values.get(name, allowed[0]) in allowed for name, allowed in SUPPORTED.items())
 

@@ -95,8 +95,10 @@ def name_ends(
         for axis, letter in axes.items():
             if dims[axis].dim_param.isidentifier():
                 letters.setdefault(dims[axis].dim_param, letter)
-            dims[axis].dim_param = letter
     _name_sizes(result, letters)
+    for name, axes in dynamic.items():  # last, since a new name may be an old one of another axis
+        for axis, letter in axes.items():
+            ends[name].type.tensor_type.shape.dim[axis].dim_param = letter
     return result
 
 

@@ -6,7 +6,7 @@ another name than their default.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx
 
@@ -24,8 +24,9 @@ def concatenate(
 ) -> onnx.ModelProto:
     """Merge models into one: an input of a model is the output of an earlier model with the same name.
 
-    Inputs that no earlier model gives become graph inputs; models may share them. One model alone is
-    renamed likewise, so that names do not depend on how many stages there are.
+    Inputs that no earlier model gives become graph inputs; models may share them. The default of an input is
+    left out where an earlier model gives the tensor. One model alone is renamed likewise, so that names do
+    not depend on how many stages there are.
 
     Args:
         models: models in the order of execution; the same opset and no functions.
@@ -33,7 +34,7 @@ def concatenate(
         outputs: names of the merged graph's outputs, which are outputs of the models.
 
     Raises:
-        ExportError: the opsets differ, or an output is given by no model.
+        ExportError: the opsets differ, an output is given by no model, or an input has two defaults.
     """
     opsets = {
         tuple(sorted((entry.domain, entry.version) for entry in model.opset_import)) for model in models
@@ -41,9 +42,12 @@ def concatenate(
     if len(opsets) > 1:
         raise ExportError(f'the stages were written with different opsets: {sorted(opsets)}')
     merged = copy.deepcopy(models[0])
-    for field in ('node', 'initializer', 'input', 'output', 'value_info'):
+    plain = 'node', 'value_info', 'sparse_initializer', 'quantization_annotation'
+    for field in (*plain, 'initializer', 'input', 'output'):
         merged.graph.ClearField(field)
     values: dict[str, onnx.ValueInfoProto] = {}
+    produced: set[str] = set()
+    constants: dict[str, onnx.TensorProto] = {}
     for model, prefix in zip(models, prefixes, strict=True):
         graph = copy.deepcopy(model.graph)
         _add_prefix(graph, prefix)
@@ -51,16 +55,30 @@ def concatenate(
             if value.name not in values:
                 values[value.name] = value
                 merged.graph.input.append(value)
+        _add_constants(constants, graph, produced)
         values.update((value.name, value) for value in graph.output)
-        merged.graph.node.extend(graph.node)
-        merged.graph.initializer.extend(graph.initializer)
+        produced.update(value.name for value in graph.output)
+        for field in plain:
+            getattr(merged.graph, field).extend(getattr(graph, field))
         merged.ir_version = max(merged.ir_version, model.ir_version)
     missing = [name for name in outputs if name not in values]
     if missing:
         raise ExportError(f'outputs {missing} are given by no stage; there are {sorted(values)}')
+    merged.graph.initializer.extend(constants.values())
     merged.graph.output.extend(values[name] for name in outputs)
     merged.graph.name = 'mm2onnx'
     return merged
+
+
+def _add_constants(
+    constants: dict[str, onnx.TensorProto], graph: onnx.GraphProto, produced: Collection[str]
+) -> None:
+    """Add the initializers of a graph to `constants`, by name, but for defaults of what is `produced`."""
+    for tensor in graph.initializer:
+        if tensor.name not in produced:
+            first = constants.setdefault(tensor.name, tensor)
+            if first is not tensor and first != tensor:
+                raise ExportError(f'the input {tensor.name!r} has another default in another model')
 
 
 def _add_prefix(graph: onnx.GraphProto, prefix: str) -> None:
@@ -92,8 +110,8 @@ def merge(
 
     Raises:
         UsageError: names that are not there or not connected, several models that give the same name,
-            tensors whose dtypes or shapes do not fit.
-        ExportError: the opsets of a domain differ.
+            tensors whose dtypes or shapes do not fit, those of inputs that models share, too.
+        ExportError: the opsets of a domain differ, or the defaults of an input.
     """
     for model in models:
         check_ordinary(model)
@@ -101,12 +119,15 @@ def merge(
         raise UsageError(f'the models need different names, got {", ".join(names)}')
     models = _connect(models, connections or {})
     produced: dict[str, onnx.TypeProto] = {}
+    shared: dict[str, onnx.TypeProto] = {}
     consumed: set[str] = set()
     for model, name in zip(models, names, strict=True):
         for value in model.graph.input:
             if value.name in produced:
                 consumed.add(value.name)
-                _check_types(name, value, produced[value.name])
+                _check_types(name, value, produced[value.name], 'gives')
+            else:
+                _check_types(name, value, shared.setdefault(value.name, value.type), 'takes')
         repeated = [value.name for value in model.graph.output if value.name in produced]
         if repeated:
             raise UsageError(
@@ -171,10 +192,13 @@ def _rename_inputs(model: onnx.ModelProto, inputs: Mapping[str, str]) -> onnx.Mo
     return result
 
 
-def _check_types(model: str, value: onnx.ValueInfoProto, produced: onnx.TypeProto) -> None:
-    """Refuse an input of a model whose dtype or shape is not that of the output that feeds it."""
-    elements = {entry.tensor_type.elem_type for entry in (value.type, produced)} - {0}
-    input_shape, output_shape = shape(value.type), shape(produced)
+def _check_types(model: str, value: onnx.ValueInfoProto, earlier: onnx.TypeProto, verb: str) -> None:
+    """Refuse an input of a model whose dtype or shape is not that of the same tensor in an earlier model.
+
+    `verb` is 'gives' if it is an output of that model, 'takes' if it is an input, too.
+    """
+    elements = {entry.tensor_type.elem_type for entry in (value.type, earlier)} - {0}
+    input_shape, output_shape = shape(value.type), shape(earlier)
     fits = len(elements) < 2
     if fits and input_shape is not None and output_shape is not None:
         pairs = list(zip(input_shape, output_shape, strict=False))
@@ -184,8 +208,8 @@ def _check_types(model: str, value: onnx.ValueInfoProto, produced: onnx.TypeProt
         )
     if not fits:
         raise UsageError(
-            f'{model} takes {value.name!r} as {text(value.type)}, but what an earlier model gives is '
-            f'{text(produced)}'
+            f'{model} takes {value.name!r} as {text(value.type)}, but what an earlier model {verb} is '
+            f'{text(earlier)}'
         )
 
 

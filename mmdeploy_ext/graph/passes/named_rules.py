@@ -38,7 +38,10 @@ another order.
 """
 PASSES = {
     'deform-conv': (replace_deform_conv, 'DeformConv', 'float64, a weight of unknown shape, or a sub-graph'),
-    'grid-sample': (replace_grid_sample, 'GridSample', 'another mode, padding or alignment'),
+    'grid-sample': (
+        *(replace_grid_sample, 'GridSample'),
+        'another mode, padding or alignment, a volume, or not float32',
+    ),
     'group-norm': (replace_group_norm, 'InstanceNormalization', 'a scale or bias of its own, or no groups'),
     'roi-align': (replace_roi_align, 'RoiAlign', "mode 'max', an opset before 16, or a sub-graph"),
 }

@@ -18,12 +18,15 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.constants import constant_value
 from mmdeploy_ext.graph.io.index import free_name, operator_name, refill
 from mmdeploy_ext.graph.io.operators import opsets_of
 
 AXES_ARE_FED = 18
 """The first opset in which the axes of ReduceMean are an input."""
+SMALLEST_RANK = 3
+"""The rank from which on images (N, C, ..., W) have rows."""
 
 
 def replace_group_norm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
@@ -34,11 +37,18 @@ def replace_group_norm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
       over W first, then over what is left of the group. It is for float32: float16 cannot hold squares of
       values above 255.
     - A node stays as it is if its scale or bias is another one or no constant, if its input is reshaped to
-      another shape, or if it is in a sub-graph.
+      another shape or is (N, C), which has no rows, or if it is in a sub-graph.
     """
     constants = _constants(model.graph)
     producers = {name: node for node in model.graph.node for name in node.output}
     norms = [_group_norm(node, constants, producers) for node in model.graph.node]
+    if any(norms):
+        inferred = types.infer(model)
+        shapes = [norm and types.shape(inferred.get(norm[0].input[0])) for norm in norms]
+        norms = [
+            None if shape is not None and len(shape) < SMALLEST_RANK else norm
+            for norm, shape in zip(norms, shapes, strict=True)
+        ]
     if not any(norms):
         return model, False
     result = copy.deepcopy(model)

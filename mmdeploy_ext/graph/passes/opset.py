@@ -7,10 +7,10 @@ import onnx
 from onnx import version_converter
 
 from mmdeploy_ext.core.errors import ExportError, ModelFileError, UsageError
+from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.files import is_large
-from mmdeploy_ext.graph.io.index import bodies, join_names, node_label
-from mmdeploy_ext.graph.io.operators import opsets_of, schema_of
-from mmdeploy_ext.graph.io.types import skeleton
+from mmdeploy_ext.graph.io.index import bodies, join_names, node_label, operator_name
+from mmdeploy_ext.graph.io.operators import defaults_of, opsets_of, schema_of
 
 OLDEST = 7
 """The first opset that the converter's adapters are written for."""
@@ -18,14 +18,21 @@ OPERATOR = re.compile(r'(?:for|of) (\w+)(?: exists)?\s*$')
 """The operator in the converter's message."""
 SHOWN = 3
 """Nodes that a message names."""
+ONE_AXIS_SINCE = 13
+"""The first opset in which Softmax and the like work along one axis, not along all from it on."""
+SAME_AXIS_OTHER_MEANING = {True: ('Softmax', 'LogSoftmax'), False: ('Hardmax',)}
+"""Whether the conversion goes below `ONE_AXIS_SINCE` -> operators of which the converter keeps the axis.
+
+In the other direction it refuses Hardmax, and flattens what Softmax and LogSoftmax read (onnx 1.23).
+"""
 
 
 def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     """Return the model in opset `version` of ONNX's own domain.
 
     Other domains stay as they are. A copy is returned if the model is in this opset already. The converter
-    does not compare results: Softmax from 13 to 11, for example, comes out with the same axis and another
-    meaning, so compare the outputs.
+    does not compare results, so compare the outputs; what it is known to change is refused, see
+    `SAME_AXIS_OTHER_MEANING`.
 
     Raises:
         UsageError: an opset that the installed onnx does not know.
@@ -41,9 +48,10 @@ def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     if before == version:
         return copy.deepcopy(model)
     _check_bodies(model, before, version)
+    _check_axes(model, before, version)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     try:  # without large weights: one message holds 2 GiB
-        result = version_converter.convert_version(skeleton(model), version)
+        result = version_converter.convert_version(types.skeleton(model), version)
     except (RuntimeError, version_converter.ConvertError) as error:
         raise ExportError(_explain(model, before, version, str(error))) from error
     _restore_fields(result, model)
@@ -52,6 +60,25 @@ def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
             tensor.CopyFrom(weights[tensor.name])
     _check_converted(result, version)
     return result
+
+
+def _check_axes(model: onnx.ModelProto, before: int, version: int) -> None:
+    """Refuse a Softmax or the like along another axis than the last, if the converter would keep the axis."""
+    is_older = version < ONE_AXIS_SINCE
+    if (before < ONE_AXIS_SINCE) == is_older:
+        return
+    inferred = types.infer(model)
+    for position, node in enumerate(model.graph.node):
+        if operator_name(node) in SAME_AXIS_OTHER_MEANING[is_older]:
+            axis = defaults_of(node, {'': before})['axis']
+            axis = next((entry.i for entry in node.attribute if entry.name == 'axis'), axis)
+            shape = types.shape(inferred.get(node.input[0]))
+            if axis != -1 and (shape is None or axis != len(shape) - 1):
+                raise ExportError(
+                    f'opset {before} to {version}: {node_label(model.graph.node, position)} ({node.op_type}) '
+                    f'works along axis {axis}, before opset {ONE_AXIS_SINCE} along all axes from {axis} on; '
+                    f'the converter keeps the axis, so that the results would differ; export again'
+                )
 
 
 def _check_bodies(model: onnx.ModelProto, before: int, version: int) -> None:

@@ -126,6 +126,11 @@ def test_a_normalisation_without_weights_is_folded_too(affine):
         assert (fuse(model)(image) - model(image)).abs().max() < 1e-5
 
 
+def test_a_normalisation_by_the_statistics_of_its_input_is_not_folded():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
+    assert isinstance(fuse(model)[1], nn.BatchNorm2d)
+
+
 def test_a_repvgg_block_is_the_sum_of_its_branches_rounded_once():
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.models.rtdetr.layers import RepVggBlock

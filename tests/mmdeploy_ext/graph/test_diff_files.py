@@ -388,3 +388,22 @@ def test_a_foreign_file_with_a_planted_change(tmp_path):
     found = diff.diff_files(str(YOLOX), str(tmp_path / 'broken.onnx'))
     assert found.first.node == f'node_{index + 1}'
     assert [change['kind'] for change in found.changes] == ['initializer']
+
+
+def test_functions_of_one_name_and_other_nodes_are_told_apart(tmp_path):
+    """The reference's results of a call are not taken for those of the other file's function."""
+    for name, op_type in (('a', 'Abs'), ('b', 'Neg')):
+        body = helper.make_node(op_type, ['p'], ['q'])
+        function = helper.make_function('own', 'F', ['p'], ['q'], [body], [helper.make_opsetid('', 17)])
+        values = [helper.make_tensor_value_info(value, TensorProto.INT64, [3]) for value in 'xy']
+        graph = helper.make_graph(
+            [helper.make_node('F', ['x'], ['y'], domain='own')], 'g', values[:1], values[1:]
+        )
+        opsets = [helper.make_opsetid('', 17), helper.make_opsetid('own', 1)]
+        model = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=9)
+        onnx.save(model, tmp_path / f'{name}.onnx')
+    paths = [str(tmp_path / f'{name}.onnx') for name in 'ab']
+    feeds = dict(x=np.array([1, 2, 3]))
+    assert diff.diff_files(paths[0], paths[0], feeds).equal
+    comparison = diff.diff_files(*paths, feeds)
+    assert not comparison.equal and comparison.first.op_type == 'F'

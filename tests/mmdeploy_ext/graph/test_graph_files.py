@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
-from onnx import helper
+from onnx import TensorProto, helper
 
 from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError
 from mmdeploy_ext.graph.feeds import random_feeds
@@ -94,6 +94,15 @@ def test_a_tensor_of_another_size_than_its_shape_is_named(tmp_path, held):
     (tmp_path / 'x.weights').write_bytes(bytes(held))
     with pytest.raises(ModelFileError, match=rf"'w'.*{held}"):
         files.load(path)
+
+
+@pytest.mark.parametrize('data_type', ['FLOAT8E4M3FN', 'INT4', 'COMPLEX64'])
+def test_a_tensor_of_a_rare_type_that_was_cut_short_is_named(tmp_path, data_type):
+    model, data_type = conv_net(), TensorProto.DataType.Value(data_type)
+    model.graph.initializer.add(name='rare', data_type=data_type, dims=[5], raw_data=b'1')
+    (tmp_path / 'x.onnx').write_bytes(model.SerializeToString())
+    with pytest.raises(ModelFileError, match="'rare' cannot be read"):
+        files.load(tmp_path / 'x.onnx')
 
 
 def test_newer_opsets_and_ir_versions_are_refused(tmp_path):
@@ -240,6 +249,8 @@ def test_an_invalid_model_is_not_written_and_the_old_file_stays(tmp_path):
 
 def test_tensors_are_read_from_files_and_folders(tmp_path):
     arrays = {'a': np.arange(3), '/b/c:0': np.ones((2, 2), np.float16)}
+    tensors.save_tensors({'words': np.array(['a b', ''], object)}, tmp_path / 'texts')
+    assert tensors.load_tensors(tmp_path / 'texts')['words'].tolist() == ['a b', '']
     tensors.save_tensors(arrays, tmp_path / 'folder')
     same(tensors.load_tensors(tmp_path / 'folder'), arrays)
     np.savez(tmp_path / 'all.npz', **arrays)
@@ -257,3 +268,13 @@ def test_tensors_that_cannot_be_read_are_refused(tmp_path):
     for name in ('object.npy', 'x.npz', 'nothing', 'none.npz'):
         with pytest.raises(DataError, match=name):
             tensors.load_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+def test_a_damaged_member_of_an_archive_is_refused(tmp_path, save):
+    save(tmp_path / 'x.npz', a=np.arange(1000.0))
+    content = bytearray((tmp_path / 'x.npz').read_bytes())
+    content[200] ^= 0xFF
+    (tmp_path / 'x.npz').write_bytes(content)
+    with pytest.raises(DataError, match=r'x\.npz: cannot be read'):
+        tensors.load_tensors(tmp_path / 'x.npz')

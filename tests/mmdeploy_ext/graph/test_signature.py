@@ -269,3 +269,56 @@ def test_a_file_and_what_onnx_reads_of_it_have_one_signature(tmp_path):
     path = tmp_path / 'm.onnx'
     onnx.save(model, path, save_as_external_data=True, size_threshold=0, location='m.data')
     assert compute_signature(onnx.load(path)).equals(compute_signature(model_of(*constant())))
+
+
+def calling(op_type, domain='own', name='Made'):
+    """Return a model with one call of a function of one node."""
+    body = helper.make_node(op_type, ['a'], ['b'])
+    function = helper.make_function(domain, name, ['a'], ['b'], [body], [helper.make_opsetid('', 20)])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.INT64, (3,)) for name in 'xy')
+    graph = helper.make_graph([helper.make_node(name, ['x'], ['y'], domain=domain)], 'g', [x], [y])
+    opsets = [helper.make_opsetid('', 20), helper.make_opsetid('own', 1)]
+    return helper.make_model(graph, opset_imports=opsets, functions=[function])
+
+
+def test_a_function_counts_also_if_it_has_the_name_of_an_operator_of_onnx():
+    redefined = calling('Neg', 'ai.onnx', 'Abs')
+    redefined.graph.node[0].domain = ''
+    plain = calling('Neg', 'ai.onnx', 'Abs')
+    plain.graph.node[0].domain = ''
+    plain.ClearField('functions')
+    assert differences(redefined, plain)
+    assert differences(calling('Neg'), calling('Abs'))
+
+
+def test_outputs_that_are_left_out_count_where_their_number_decides():
+    def split(*outputs):
+        nodes = [helper.make_node('Split', ['x'], outputs), helper.make_node('Neg', ['a'], ['y'])]
+        x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ('n',)) for name in 'xy')
+        return helper.make_model(
+            helper.make_graph(nodes, 'g', [x], [y]), opset_imports=[helper.make_opsetid('', 13)]
+        )
+
+    assert differences(split('a', 'b', ''), split('a', 'b')), 'three parts, two parts'
+    pool = [model_of([helper.make_node('MaxPool', ['x'], outputs, kernel_shape=[1])], [], []) for outputs in
+            (['c'], ['c', ''])]
+    assert differences(*pool) == [], 'an optional output that is left out'
+
+
+def test_texts_in_attributes_count_by_their_letters():
+    """`tobytes` of an array of objects would give addresses."""
+
+    def labels(*texts):
+        tensors = dict(
+            keys_tensor=numpy_helper.from_array(np.arange(2)),
+            values_tensor=helper.make_tensor('t', TensorProto.STRING, [2], [text.encode() for text in texts]),
+        )
+        node = helper.make_node('LabelEncoder', ['x'], ['y'], domain='ai.onnx.ml', **tensors)
+        x = helper.make_tensor_value_info('x', TensorProto.INT64, (1,))
+        y = helper.make_tensor_value_info('y', TensorProto.STRING, (1,))
+        return helper.make_model(
+            helper.make_graph([node], 'g', [x], [y]), opset_imports=[helper.make_opsetid('ai.onnx.ml', 4)]
+        )
+
+    assert differences(labels('car', 'truck'), labels('car', 'truck')) == []
+    assert differences(labels('car', 'trunk'), labels('car', 'truck'))

@@ -20,7 +20,8 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.lint import RULES, check
 from mmdeploy_ext.lint.report import print_report, summary
 from mmdeploy_ext.lint.rules import EXPORTERS, SEVERITIES, THEMES
-from mmdeploy_ext.lint.trial import unknown_to_torchscript
+from mmdeploy_ext.lint.sites import TORCH
+from mmdeploy_ext.lint.trial import _last_site, unknown_to_torchscript
 
 X = torch.arange(12.0).reshape(4, 3) / 10
 
@@ -115,6 +116,7 @@ def test_only_sizes_that_differ_in_the_other_inputs_count():
     (lambda self, x, n: x * int(n), 'frozen-input'),
     (lambda self, x, n: x + n, None),
     (lambda self, x, n: x[:n], None),
+    (lambda self, x, n: (x - 1).log(), 'unused-input'),  # NaN equals NaN
 ])  # fmt: skip
 def test_inputs_are_frozen_unused_or_used(forward, rule):
     found = rules(forward, X, torch.tensor(2))
@@ -361,3 +363,9 @@ def test_any_module_is_checked_in_a_script_that_imports_nothing_else(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ['value-to-python', 'mine.py:6']
+
+
+def test_a_line_of_torchvision_is_not_one_of_torch():
+    library, user = (os.path.join(TORCH + end) for end in ('vision/ops/boxes.py', '/nn/functional.py'))
+    site = _last_site([('own.py', '1', 'forward'), (library, '2', 'nms'), (user, '3', 'relu')])
+    assert site.line == 2

@@ -44,10 +44,10 @@ def test_windows_are_those_of_mmdet(size, shift):
 
 
 @pytest.mark.parametrize('size', SIZES[:3])
-@pytest.mark.parametrize('ratio', [1, 2])
-def test_reduced_attention_is_that_of_mmdet(size, ratio):
+@pytest.mark.parametrize(('ratio', 'bias'), [(1, True), (2, True), (2, False)])
+def test_reduced_attention_is_that_of_mmdet(size, ratio, bias):
     torch.manual_seed(0)
-    module = SpatialReductionAttention(8, 2, sr_ratio=ratio).eval()
+    module = SpatialReductionAttention(8, 2, sr_ratio=ratio, qkv_bias=bias).eval()
     expected, given = both(module, tokens(size), size)
     torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-6)
 

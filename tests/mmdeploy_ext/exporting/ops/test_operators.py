@@ -314,3 +314,11 @@ def test_no_operator_imports_the_compiler_of_pytorch_when_it_is_traced():
 
     names = [operator.qualified for operator in OPERATORS.values()]
     assert names and not [name for name in names if name in OPDEFS]
+
+
+def test_every_example_is_a_tensor_for_each_input():
+    """Python nodes take the types of tensors from it, and the attributes from the graph."""
+    for operator in OPERATORS.values():
+        example = operator.example()
+        assert len(example) == len(operator.inputs), operator.name
+        assert all(isinstance(tensor, torch.Tensor) for tensor in example), operator.name

@@ -1,14 +1,16 @@
 """Parts of graphs: what they compute is what the whole computes there."""
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.output_comparison import compare_edited
+from mmdeploy_ext.graph.part import drop_functions
 from mmdeploy_ext.graph.passes.extract import cut, extract
 from mmdeploy_ext.graph.passes.select import select_nodes
 from mmdeploy_ext.proving.tensors import is_equal, is_exact
@@ -144,6 +146,26 @@ def test_functions_that_are_left_over_go():
     model.opset_import.add(domain='own', version=1)
     part = cut(model, None, ['p'])
     assert names(part.functions) == ['F'] and is_exact(compare_edited(model, part))
+
+
+def test_of_functions_with_one_name_those_of_other_overloads_go():
+    call = helper.make_node('F', ['x'], ['z'], domain='own', overload='b')
+    model = model_of([call], [('x', [3])], [('z', [3])])
+    for overload in 'ab':
+        body = [helper.make_node('Neg', ['a'], ['b'])]
+        function = helper.make_function('own', 'F', ['a'], ['b'], body, [OPSET], overload=overload)
+        model.functions.append(function)
+    drop_functions(model)
+    assert [function.overload for function in model.functions] == ['b']
+
+
+def test_an_input_with_a_default_stays_if_nothing_is_cut_off_and_is_a_constant_of_a_part():
+    nodes = [helper.make_node('Mul', ['x', 's'], ['p']), helper.make_node('Neg', ['p'], ['z'])]
+    default = numpy_helper.from_array(np.full(1, 2, np.float32), 's')
+    model = model_of(nodes, [('x', [3]), ('s', [1])], [('z', [3])], [default])
+    assert cut(model) == extract(model, [0, 1]) == model
+    part = cut(model, None, ['p'])
+    assert names(part.graph.input) == ['x'] and names(part.graph.initializer) == ['s']
 
 
 def test_types_that_onnx_cannot_infer_come_from_onnx_runtime():

@@ -1,8 +1,9 @@
 """Passes for TensorRT: fire, do not fire, twice is once, the numbers are those of ONNX Runtime before."""
 
 import numpy as np
+import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.passes.for_tensorrt import engine_spec, fix_inputs, for_tensorrt, parse_constants
@@ -35,6 +36,14 @@ def test_inputs_with_a_default_have_to_be_fed():
     assert for_tensorrt(after) == after
     fed = Runner(after).run({'x': X, 'scale': np.float32([[1, 2, 3]])})
     np.testing.assert_array_equal(fed['y'], Runner(model).run({'x': X})['y'])
+
+
+def test_the_condition_of_a_loop_gets_a_name_that_no_tensor_has():
+    model = loop()
+    model.graph.node.append(helper.make_node('Neg', ['x'], ['always']))
+    after = for_tensorrt(model)
+    onnx.checker.check_model(after)
+    assert [tensor.name for tensor in after.graph.initializer if tensor.name != 'n'] == ['always_inner']
 
 
 def test_other_initializers_stay():

@@ -61,3 +61,20 @@ def test_a_sampling_far_outside_is_zero():
     replaced, _ = replace_grid_sample(sampling())
     feeds = dict(x=np.ones((1, 1, 3, 3), np.float32), grid=np.full((1, 1, 1, 2), 1e6, np.float32))
     assert run(replaced, feeds).item() == 0
+
+
+def test_volumes_other_types_and_operators_of_others_stay():
+    volume = helper.make_model(
+        helper.make_graph(
+            [helper.make_node('GridSample', ['x', 'grid'], ['y'], mode='linear')],
+            'g',
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1] * 4 + [3]) for name in ('x', 'grid')],
+            [helper.make_tensor_value_info('y', TensorProto.FLOAT, None)],
+        ),
+        opset_imports=[helper.make_opsetid('', 20)],
+    )
+    half, other = sampling(), sampling(domain='own')
+    for value in (*half.graph.input, *half.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    for model in (volume, half, other):
+        assert replace_grid_sample(model) == (model, False)

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.graph.passes.interface import apply_spec
+from mmdeploy_ext.graph.passes.interface import apply_spec, name_ends
 
 IMAGE = TensorSpec('input', 'float32', ('B', 2), 'the picture')
 SCALE = TensorSpec('scale', 'float32', ('B', 2), default=3.0)
@@ -107,3 +107,11 @@ def test_an_output_may_be_a_constant_of_the_graph():
 def test_unknown_tensors_are_refused_by_name(spec, message):
     with pytest.raises(ExportError, match=message):
         apply_spec(make_model(), spec)
+
+
+def test_an_axis_may_take_the_old_name_of_another_one():
+    value = helper.make_tensor_value_info('x', TensorProto.FLOAT, ['s0', 'h', 2])
+    result = helper.make_tensor_value_info('y', TensorProto.FLOAT, ['h', 's0', '2*s0'])
+    graph = helper.make_graph([helper.make_node('Neg', ['x'], ['y'])], 'g', [value], [result])
+    named = name_ends(helper.make_model(graph), ['y'], {'x': {0: 'h', 1: 'w'}}).graph
+    assert axes(named.input[0]) == ('h', 'w', 2) and axes(named.output[0]) == ('w', 'h', '2*h')

@@ -1,9 +1,10 @@
 """Merging graphs of any origin: the chain computes what its parts compute one after the other."""
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph.io.index import Index
@@ -50,6 +51,7 @@ def test_parts_that_do_not_fit_are_refused():
     cases = (
         ([neg('x', 'p'), neg('p', 'z', (3,))], {}, 'second takes .p. as float.3., but .* gives is float.2.'),
         ([neg('x', 'p'), neg('q', 'z', (2,), 11)], {'p': 'q'}, 'double.2.'),
+        ([neg('x', 'p'), neg('x', 'z', (2,), 11)], {}, 'second takes .x. as double.2., .* takes is float'),
         ([neg('x', 'p'), neg('q', 'p')], {}, 'both give p'),
         ([neg('x', 'p'), neg('q', 'z')], {'pp': 'q'}, "'pp' is not an output; did you mean p"),
         ([neg('x', 'p'), neg('q', 'z')], {'p': 'r'}, 'no later model has an input'),
@@ -75,3 +77,30 @@ def test_domains_that_one_does_not_use_and_functions_are_kept():
     models = [neg('x', 'p'), second]
     merged = merge(models, ['a', 'b'])
     assert len(merged.functions) == 1 and is_exact(compare_merged(models, merged, {}))
+
+
+def test_a_default_is_left_out_where_another_model_gives_the_tensor_and_two_are_refused():
+    def with_default(model, value):
+        model.graph.initializer.append(numpy_helper.from_array(np.full(2, value, np.float32), 'p'))
+        return model
+
+    merged = merge([neg('x', 'p'), with_default(neg('p', 'z'), 1)], ['first', 'second'])
+    onnx.checker.check_model(merged, full_check=True)
+    assert not merged.graph.initializer
+    parts = [with_default(neg('p', end), value) for end, value in (('y', 1), ('z', 2))]
+    with pytest.raises(ExportError, match="'p' has another default"):
+        merge(parts, ['first', 'second'])
+    assert len(merge([parts[0], with_default(neg('p', 'z'), 1)], ['a', 'b']).graph.initializer) == 1
+
+
+def test_sparse_initializers_of_all_models_come_along():
+    models = [neg('x', 'p'), neg('p', 'z')]
+    for model in models:
+        node = helper.make_node('Identity', ['c'], ['unread'])
+        values = numpy_helper.from_array(np.ones(1, np.float32), 'c')
+        sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.array([0])), [2])
+        model.graph.node.append(node)
+        model.graph.sparse_initializer.append(sparse)
+    merged = merge(models, ['a', 'b'])
+    assert [sparse.values.name for sparse in merged.graph.sparse_initializer] == ['a/c', 'b/c']
+    onnx.checker.check_model(merged)

@@ -33,6 +33,11 @@ def make(scale=1.0, bias=0.0, opset=17, rank=4, fed=False, constant=False, fold=
     return helper.make_model(graph, opset_imports=[helper.make_opsetid('', opset)], ir_version=8)
 
 
+def test_a_list_of_numbers_has_no_rows():
+    model = make(rank=2)
+    assert replace_group_norm(model) == (model, False)
+
+
 def operators(model):
     return {node.op_type for node in all_nodes(model)}
 

@@ -130,12 +130,13 @@ def test_operators_in_branches_are_not_passed_over():
         convert_opset(model, 13)
 
 
-def test_softmax_of_another_meaning_is_seen_by_the_comparison():
-    """The converter writes Softmax of opset 13 as Softmax of opset 11, which flattens first."""
-    model = parse('y = Softmax<axis = 0>(x)', 13)
-    result = convert_opset(model, 11)
-    rows = compare_models(model, result, [random_feeds(model)])
-    assert not any(row.passed for row in rows)
+@pytest.mark.parametrize(('operator', 'opset', 'target'), [('Softmax', 13, 11), ('Hardmax', 11, 13)])
+def test_an_axis_of_another_meaning_is_refused(operator, opset, target):
+    """Before opset 13 all axes from it on count; the converter keeps it."""
+    with pytest.raises(ExportError, match=f'{operator}.*works along axis 0'):
+        convert_opset(parse(f'y = {operator}<axis = 0>(x)', opset), target)
+    for axis in (1, -1):
+        holds(lambda model: convert_opset(model, target), parse(f'y = {operator}<axis = {axis}>(x)', opset))
 
 
 @pytest.mark.parametrize('opset', [0, 6, 9999])
