@@ -24,6 +24,8 @@ DEFAULT_OUTPUT = 'ranges.json'
 """Default of --output."""
 WORST = 10
 """Layers that the table shows without --all."""
+COMPARISON_OPTIONS = ('draw', 'json', 'assumptions', 'all', 'no_advice', 'fp16_layers', 'target')
+"""Names of the options that only the comparison of --fidelity reads."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -80,8 +82,8 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError('nothing to do: give --calibrate DIR|INFOS, or --fidelity DIR|INFOS')
     if args.fidelity == '' and not args.calibrate:
         raise UsageError('--fidelity: say on which sweeps (a folder or infos)')
-    if args.fidelity is None and (args.draw or args.json):
-        raise UsageError('--draw and --json show what --fidelity finds: give it too')
+    if args.fidelity is None:
+        shared.refuse_options(args, build_parser(), COMPARISON_OPTIONS, 'goes with --fidelity: give it too')
     make_calibrator(args.method, args.percentile)
     cli.check_minimums(args, fidelity_batches=0)
     ranges.check(args)

@@ -227,6 +227,7 @@ def test_the_input_is_never_the_output(command, file, capsys):
         (['replace', '--rules', 'demo/toy.jpg'], 'toy.jpg: is no text in UTF-8'),
         (['reduce', '--check', 'nan', '--timeout', 'nan'], '--timeout nan'),
         (['fold', '--inputs', 'no.npz'], 'no such file'),
+        (['fold', '--inputs', 'no.npz', '--seed', '1'], 'leave one out'),
         (['reduce', '--check', 'nann'], 'did you mean nan'),
         (['reduce', '--check', 'nan'], 'does not show it'),
         (['reduce', '--check', 'true'], 'says yes to a graph that computes nothing'),

@@ -82,8 +82,8 @@ def read_feeds(
     from mmdeploy_ext.graph.io.tensors import load_tensors
 
     sizes = parse_sizes(args.size)
-    if args.inputs and sizes:
-        raise UsageError('--size is for random inputs and --inputs gives them; leave one out')
+    if args.inputs and (sizes or args.seed):
+        raise UsageError('--size and --seed are for random inputs and --inputs gives them; leave one out')
     if args.inputs:
         return [load_tensors(args.inputs)]
     return [random_feeds(model, args.seed + step, sizes) for step in range(count)]
