@@ -71,6 +71,10 @@ def to_mmdet2_config(cfg: Any) -> Any:
         values = dict(model=model2, data=dict(test=_to_mmdet2_dataset(dataset, pipeline)))
         if plugin := PLUGINS.get(model2['type']):
             values['custom_imports'] = dict(imports=[plugin], allow_failed_imports=False)
+    except KeyError as error:
+        raise ConfigError(
+            f'{filename}: has no {error}, which a {model.get("type")} of mmdet 3 has in its model or pipeline'
+        ) from error
     except ConfigError as error:
         raise ConfigError(f'{filename}: {error}') from error
     registered = set(_mmdet2_types())
@@ -170,7 +174,7 @@ def _parse_values(path: str, text: object) -> dict[str, Any]:
             if not isinstance(statement, ast.Assign) or [*map(type, statement.targets)] != [ast.Name]:
                 raise ValueError(f'line {statement.lineno} is no `name = value`')
             values[statement.targets[0].id] = _parse_value(statement.value)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, TypeError, ValueError) as error:
         raise ConfigError(f'{path}: meta.cfg is no plain config: {error}; give the config itself') from error
     return values
 

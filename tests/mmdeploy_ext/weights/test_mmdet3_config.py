@@ -152,6 +152,14 @@ def test_a_detector_or_part_of_mmdet_3_alone_is_refused_by_name(key, value, mess
         to_mmdet2_config(cfg)
 
 
+def test_a_model_without_a_part_of_its_detector_is_refused_by_name():
+    cfg = config3('atss/atss_r50_fpn_1x_coco.py')
+    cfg.model.type = 'DETR'
+    del cfg.model['neck']
+    with pytest.raises(ConfigError, match=r"^config3\.py: has no 'neck', which a DETR of mmdet 3"):
+        to_mmdet2_config(cfg)
+
+
 def test_a_config_of_mmdet_2_is_not_translated():
     cfg = Config.fromfile(mmdet_config('atss/atss_r50_fpn_1x_coco.py'))
     with pytest.raises(ConfigError, match=r'is no config of mmdet 3'):
@@ -206,6 +214,7 @@ def test_the_config_that_a_checkpoint_keeps_is_read_as_data(tmp_path):
     ("a = open('x', 'w')\n", 'malformed node'),
     ("a = dict(b=[__import__('os')])\n", 'malformed node'),
     ("a = dict(**{'b': 1})\n", 'malformed node'),
+    ('a = {[]: 1}\n', 'unhashable'),
     ('a = (\n', 'never closed'),
     ('', r'keeps no config in meta\.cfg'),
 ])
