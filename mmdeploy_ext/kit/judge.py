@@ -188,6 +188,8 @@ class _Judge:
             rows = [row for case in judgement.cases for row in case.detections]
             low, alone = sum(row.low for row in rows), sum(row.low_alone for row in rows)
             judgement.reasons += lone_low_results(low, alone)
+        if not judgement.failures and not judgement.equal:
+            judgement.reasons.append('nothing was compared: PyTorch has no result in these inputs')
         return judgement
 
     def _judge_drive(self, drive: DriveJudge, frames: list[ChainedFrame], is_chained: bool) -> None:

@@ -258,3 +258,21 @@ def test_a_case_with_nothing_to_compare_fails(kit, outputs, tmp_path):
 def test_bars_of_no_precision_are_refused(kit, outputs):
     with pytest.raises(UsageError, match="precision='float32': expected one of fp32"):
         judge(kit, outputs, precision='float32')
+
+
+def test_inputs_without_any_result_of_pytorch_are_not_equal_for_a_reason(kit, outputs, tmp_path):
+    def without_results(manifest):
+        for image in (image for case in manifest['cases'] for image in case['results']):
+            for entry in image['fields'].values():
+                entry.update(file='empty.bin', shape=[0, *entry['shape'][1:]])
+
+    shutil.copytree(kit, tmp_path / 'kit')
+    (tmp_path / 'kit/empty.bin').touch()
+    change_manifest(tmp_path / 'kit', without_results)
+    (tmp_path / 'outputs').mkdir()
+    rewritten(outputs, tmp_path / 'outputs', changed(labels=lambda labels: np.full_like(labels, -1)))
+    (tmp_path / 'outputs/kit.txt').unlink()
+    judgement = judge(tmp_path / 'kit', tmp_path / 'outputs')
+    assert not judgement.equal and judgement.failures == [
+        'nothing was compared: PyTorch has no result in these inputs'
+    ]
