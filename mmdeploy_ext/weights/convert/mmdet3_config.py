@@ -194,13 +194,19 @@ def _parse_value(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
-def _run_config(path: Path) -> dict[str, Any]:
-    """Return the values of a config file merged into those of its bases."""
+def _run_config(path: Path, users: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the values of a config file merged into those of its bases.
+
+    `users` are the configs that it is a base of, directly or through others.
+    """
     from mmcv import Config
     from mmcv.utils import ConfigDict
 
     if not path.is_file():
         raise ConfigError(f'{path}: no such config file')
+    users = (*users, path.resolve())
+    if users[-1] in users[:-1]:
+        raise ConfigError(f'{path}: is a base of itself')
     try:
         text = BASE_VALUE.sub(r'\1', path.read_text(encoding='utf-8'))
         if variable := OTHER_VALUE.search(text):
@@ -212,7 +218,7 @@ def _run_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f'{path}: syntax error: {error}') from error
     merged: dict[str, Any] = {}
     for base in _remove_bases(path, tree):
-        base_values = _run_config(base)
+        base_values = _run_config(base, users)
         if twice := sorted(merged.keys() & base_values.keys()):
             raise ConfigError(
                 f'{path}: several of its bases have {", ".join(twice)}, which mmengine refuses, too'

@@ -185,6 +185,7 @@ def test_bases_are_read_as_mmengine_does(tmp_path):
     ('a = (\n', r'syntax error'),
     ("work_dir = '{{ fileDirname }}'\n", r'is filled in by mmengine'),
     ('a = nothing\n', r'cannot be read: NameError'),
+    ("_base_ = 'config.py'\n", r'config\.py: is a base of itself'),
     ("_base_ = ['other.py', 'other.py']\n", r'several of its bases have a, b, which mmengine refuses'),
 ])
 def test_what_cannot_be_read_is_refused_by_file(text, message, tmp_path):
