@@ -10,6 +10,10 @@ import { fileURLToPath } from 'node:url';
 const ort = createRequire(path.join(process.cwd(), 'package.json'))('onnxruntime-node');
 const kit = path.dirname(fileURLToPath(import.meta.url));
 const [outputs, provider] = process.argv.slice(2);
+if (!outputs) {
+  console.error('usage: node run_node.mjs OUTPUTS [PROVIDER]');
+  process.exit(1);
+}
 const manifest = JSON.parse(fs.readFileSync(path.join(kit, 'manifest.json')));
 const arrays = {
   float32: Float32Array, float64: Float64Array, int64: BigInt64Array, int32: Int32Array, uint8: Uint8Array,

@@ -32,7 +32,10 @@ function show(state, verdict, detail = '') {
 const provider = () => document.querySelector('input[name=provider]:checked').value;
 
 function engineOf(name) {
-  if (!engines.has(name)) engines.set(name, Engine.open(kit, name));
+  if (!engines.has(name)) {
+    engines.set(name, Engine.open(kit, name));
+    engines.get(name).catch(() => engines.delete(name)); // so that another click tries again
+  }
   return engines.get(name);
 }
 

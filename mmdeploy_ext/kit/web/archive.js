@@ -11,6 +11,8 @@ const DESCRIPTIONS = {
   bool: '|b1',
 };
 const BLOCK = 512;
+/** Bytes of a path in a header; longer ones come before it, as GNU's tar has them. */
+const PATH_BYTES = 100;
 const text = new TextEncoder();
 
 /** An archive that grows case by case. */
@@ -28,8 +30,15 @@ export class OutputArchive {
   }
 
   add(path, ...contents) {
+    const full = text.encode(`outputs/${path}`);
+    if (full.length > PATH_BYTES) this.addFile(text.encode('././@LongLink'), 'L', [full, new Uint8Array(1)]);
+    this.addFile(full, '0', contents);
+  }
+
+  /** Add a file of some contents under a path, in bytes, of a type of tar's. */
+  addFile(path, type, contents) {
     const size = contents.reduce((sum, content) => sum + content.byteLength, 0);
-    this.parts.push(header(`outputs/${path}`, size), ...contents, new Uint8Array(-size & (BLOCK - 1)));
+    this.parts.push(header(path, type, size), ...contents, new Uint8Array(-size & (BLOCK - 1)));
   }
 
   /** Return the archive as a Blob, closed by two empty blocks. */
@@ -47,17 +56,17 @@ function npy({ dtype, shape, values }) {
   return [start, text.encode(padded), values];
 }
 
-/** Return the header of a file in a tar archive, in the format ustar. */
-function header(path, size) {
+/** Return the header of a file in a tar archive, in the format ustar; the path is cut if it is too long. */
+function header(path, type, size) {
   const block = new Uint8Array(BLOCK);
   const octal = (value, digits) => value.toString(8).padStart(digits, '0');
   const write = (offset, words) => block.set(text.encode(words), offset);
-  write(0, path);
+  block.set(path.subarray(0, PATH_BYTES));
   write(100, octal(0o644, 7));
   write(124, octal(size, 11));
   write(136, octal(0, 11));
   write(148, '        ');
-  write(156, '0');
+  write(156, type);
   write(257, 'ustar\0' + '00');
   const checksum = block.reduce((sum, byte) => sum + byte, 0);
   write(148, `${octal(checksum, 6)}\0 `);
