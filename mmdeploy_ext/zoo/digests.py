@@ -26,6 +26,7 @@ DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
 JUDGES = (
     'compat',
     'consumers',
+    'contract',
     'core',
     'engines',
     'exporting',

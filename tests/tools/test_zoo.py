@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -293,6 +294,14 @@ def test_the_digest_of_a_graph_counts_constants_of_weights_by_their_shape():
     assert digests.graph_digest(graph(name='renamed')) == digest
     assert digests.graph_digest(graph(weights='float[1] w = {1}')) != digest
     assert digests.graph_digest(graph(shape='int64[1] s = {-1}')) != digest
+
+
+def test_the_rules_cover_what_a_proof_imports():
+    files = (digests.PACKAGE / 'proving').rglob('*.py')
+    names = {name for file in files for name in re.findall(r'mmdeploy_ext\.(\w+)', file.read_text())}
+    packages = {name for name in names if (digests.PACKAGE / name).is_dir()}
+    # the zoo evaluates nothing and quantises nothing; of families see `proof_rules`
+    assert packages - {'evaluate', 'families', 'quantize'} <= set(digests.JUDGES)
 
 
 def test_rules_change_with_code_and_not_with_words(tmp_path):
