@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import EngineError, UsageError
+from mmdeploy_ext.core.cli import one_line
+from mmdeploy_ext.core.errors import EngineError, InferenceError, Mm2OnnxError, UsageError
 from mmdeploy_ext.engines import registry
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 from mmdeploy_ext.kit.contents import LIBSPCONV, KitGraph, read_manifest
@@ -17,7 +19,7 @@ from mmdeploy_ext.kit.runners import run_onnxruntime
 from mmdeploy_ext.proving.half_bars import CPU
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
 
@@ -40,6 +42,7 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
     Raises:
         UsageError: another engine, a kit for libspconv, or a folder that is not empty.
         EngineError: the engine, or the GPU that it needs, is not here, or it cannot take a file.
+        InferenceError: the engine failed to run one.
     """
     kit, outputs, manifest = Path(kit), Path(outputs), read_manifest(Path(kit))
     if engine not in ENGINES:
@@ -56,12 +59,14 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
     def opens(path: Path) -> Run:
         graph = graphs[path.name]
         cases = [case for case in manifest['cases'] if case['graph'] == graph.name]
-        run = OPENERS[engine](path, outputs, fp16, _shapes(graph, cases))
+        with _raised_as(EngineError, f'{path.name}: {engine} cannot take it'):
+            run = OPENERS[engine](path, outputs, fp16, _shapes(graph, cases))
         times = seconds.setdefault(graph.name, [])
 
         def timed(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             start = time.perf_counter()
-            results = run(inputs)
+            with _raised_as(InferenceError, f'{path.name}: {engine} failed to run it'):
+                results = run(inputs)
             times.append(time.perf_counter() - start)
             return results
 
@@ -70,6 +75,17 @@ def run_kit(kit: str | Path, outputs: str | Path, engine: str, *, fp16: bool = F
     run_onnxruntime.main(str(outputs), kit=kit, opens=opens)
     medians = ', '.join(f'{name} {1e3 * statistics.median(times):.3g} ms' for name, times in seconds.items())
     return f'{device}, {"in float16, " if fp16 else ""}{medians}'
+
+
+@contextlib.contextmanager
+def _raised_as(kind: type[Mm2OnnxError], subject: str) -> Iterator[None]:
+    """Raise what an engine raises in the block as an error of this project that begins with a `subject`."""
+    try:
+        yield
+    except Mm2OnnxError:
+        raise
+    except (Exception, SystemExit) as error:  # the program of a kit ends where a provider does not start
+        raise kind(f'{subject}: {one_line(error)[:300]}') from error
 
 
 def device_of(engine: str) -> str:

@@ -13,7 +13,8 @@ import pytest
 
 from browser_pages import change_manifest
 from mmdeploy_ext.cli import judge_app, kit_app
-from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, UsageError
+from mmdeploy_ext.kit import local_run
 from mmdeploy_ext.kit.diagnosis import diagnose
 from mmdeploy_ext.kit.judge import judge
 from numpy_alone import run_command
@@ -276,3 +277,15 @@ def test_inputs_without_any_result_of_pytorch_are_not_equal_for_a_reason(kit, ou
     assert not judgement.equal and judgement.failures == [
         'nothing was compared: PyTorch has no result in these inputs'
     ]
+
+
+def test_an_engine_that_fails_is_an_error_that_names_the_file(kit, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError('no such\noperator')
+
+    monkeypatch.setitem(local_run.OPENERS, 'onnxruntime', fail)
+    with pytest.raises(EngineError, match=r'^model\.onnx: onnxruntime cannot take it: no such operator'):
+        local_run.run_kit(kit, tmp_path / 'a', 'onnxruntime')
+    monkeypatch.setitem(local_run.OPENERS, 'onnxruntime', lambda *_: fail)
+    with pytest.raises(InferenceError, match=r'^model\.onnx: onnxruntime failed to run it: no such'):
+        local_run.run_kit(kit, tmp_path / 'b', 'onnxruntime')
