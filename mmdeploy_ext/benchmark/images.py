@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import time
 import zipfile
@@ -322,7 +323,7 @@ def _check_prepared(path: str | Path, tensor: np.ndarray, sizes: list[list[float
     if not np.isfinite(tensor).all():
         raise UsageError(f'{path}: input has values that are not finite; no network result means anything')
     for key, size in zip(PREPARED_ARRAYS[1:], sizes, strict=True):
-        if len(size) != 2 or min(size) < 1:
+        if len(size) != 2 or not all(1 <= side < math.inf for side in size):
             raise UsageError(f'{path}: {key} is {size}, expected height and width in pixels')
     if sizes[0][0] > tensor.shape[1] or sizes[0][1] > tensor.shape[2]:
         raise UsageError(

@@ -172,7 +172,7 @@ def _set_parts(result: Row) -> Iterator[str | Table]:
         title = '{name}: {voxels} voxels, {pairs} pairs, {gflop:.2f} GFLOP'.format_map(entry)
         title += ''.join(f', voxelise ({name}) {ms:.1f} ms' for name, ms in entry['voxelise_ms'].items())
         yield _table(entry['contenders'], SPARSE_COLUMNS, title)
-    if result['growth']:
+    if result['growth'] and result['work_growth'] is not None:
         exponents = ', '.join(
             f'{name} {exponent:.2f}' for name, exponent in result['growth'].items() if exponent is not None
         )

@@ -205,15 +205,16 @@ class SparseBenchmark(Benchmark):
 def synthetic_sets(deployment: Deployment, sizes: Sequence[int]) -> list[VoxelSet]:
     """Return a set of voxels for each number of them in `sizes`, smallest first, with random features.
 
-    The voxels are on pieces of ground and wall, in the grid of the encoder of the `deployment`.
+    The voxels are on pieces of ground and wall, in the grid of the encoder of the `deployment`. Numbers for
+    which the grid is too small (`figures.surfaces`) have one set together.
     """
-    settings, sets = deployment.settings, []
+    settings, sets = deployment.settings, {}
     for count in sorted(set(sizes)):
         coordinates = figures.surfaces(settings.spatial_shape, settings.order, count, seed=count)
         shape = len(coordinates), settings.in_channels
         features = np.random.default_rng(count).standard_normal(shape).astype(np.float32)
-        sets.append(VoxelSet(f'synthetic {len(coordinates)}', features, coordinates))
-    return sets
+        sets.setdefault(len(features), VoxelSet(f'synthetic {len(coordinates)}', features, coordinates))
+    return list(sets.values())
 
 
 def export_seconds(deployment: Deployment) -> dict[str, float]:

@@ -207,6 +207,14 @@ class Family(abc.ABC):
         """Return name -> weight of a model as a checkpoint of the user's code has them."""
         return model.state_dict()
 
+    def added_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return name -> right value of attributes that `build` and `load` add to a model for inference.
+
+        Graphs and reference both read them; so a proof compares them with these values, which are computed by
+        other code, of the config and of the `meta` of the checkpoint.
+        """
+        return {}
+
     def config_sha256(self, cfg: Any) -> str:
         """Return a hash of the model and the test pipeline of the config, which decide the graph."""
         return config_sha256(cfg)

@@ -42,8 +42,8 @@ def shape_rows(outputs: Mapping[str, np.ndarray], spec: GraphSpec) -> list[Tenso
 def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[TensorRow]:
     """Return a failing row for every promise about scores and labels that an output breaks.
 
-    Scores descend, so that padding comes last; a row of score 0 is padding and has label -1, and no other
-    row has it; the other labels are in 0..num_classes - 1.
+    Scores are finite and descend, so that padding comes last; a row of score 0 is padding and has label -1,
+    and no other row has it; the other labels are in 0..num_classes - 1.
 
     Args:
         outputs: name -> array: `dets` (B, n, columns), whose last column is the score, or `scores` (B, n),
@@ -54,6 +54,10 @@ def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[Tens
     labels, rows = outputs['labels'], []
     if labels.shape != scores.shape:
         return [failed_row('labels', f'shape: got {labels.shape}, expected {scores.shape}', labels)]
+    bad = np.argwhere(~np.isfinite(scores))
+    if len(bad):
+        image, row = bad[0]
+        rows.append(failed_row(name, f'a score is {scores[image, row]}: image {image}, row {row}', scores))
     rising = np.argwhere(np.diff(scores, axis=1) > 0)
     if len(rising):
         image, row = rising[0]

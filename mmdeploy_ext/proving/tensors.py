@@ -307,7 +307,7 @@ def _compare_group(name: str, group: ColumnGroup, reference: np.ndarray, candida
     tolerance = max(group.rtol * distance.scale, group.atol)
     if distance.scale > 0 and not candidate.any():
         reason = 'the candidate is all zero, the reference is not'
-    elif distance.max_abs > tolerance:
+    elif not distance.max_abs <= tolerance:  # a tolerance of NaN allows nothing
         over = int((distance.differences > tolerance).sum())
         reason = f'{over} of {candidate.size} values differ by more than {tolerance:.3g}'
         reason += f' {group.unit}' if group.unit else ''

@@ -7,7 +7,6 @@ difference over the norm in float32, over some images. The error of a network is
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from mmdeploy_ext.core.json_dataclass import JsonDataclass
 from mmdeploy_ext.engines.openvino import compiled, readable, require_openvino
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize import tracked
-from mmdeploy_ext.quantize.difference import Difference
+from mmdeploy_ext.quantize.difference import Difference, severity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -66,13 +65,13 @@ class Outputs:
 
     @property
     def error(self) -> float:
-        """Error of the worst output."""
-        return max(difference.error for difference in self.by_layer.values())
+        """Error of the worst output; NaN if that of one is."""
+        return float(np.max([difference.error for difference in self.by_layer.values()]))
 
     @property
     def cosine(self) -> float:
-        """Cosine of the worst output."""
-        return min(difference.cosine for difference in self.by_layer.values())
+        """Cosine of the worst output; NaN if that of one is."""
+        return float(np.min([difference.cosine for difference in self.by_layer.values()]))
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures by output."""
@@ -167,18 +166,14 @@ class Probe:
 def rank(quantiser: DenseQuantiser, probe: Probe, layers: Sequence[str]) -> list[LayerSensitivity]:
     """Quantise one layer at a time; return the sensitivities, the most sensitive layer first.
 
-    The outputs of each network are compared by `probe`; `layers` are the names of the layers.
+    The outputs of each network are compared by `probe`; `layers` are the names of the layers. An error of NaN
+    counts as the largest.
     """
-
-    def sort_key(sensitivity: LayerSensitivity) -> float:
-        error = sensitivity.outputs.error
-        return math.inf if math.isnan(error) else error
-
     sensitivities = [
         LayerSensitivity(quantiser.graph.layer(name), probe.compare(quantiser.network([name])))
         for name in tracked(layers, 'layer by layer')
     ]
-    return sorted(sensitivities, key=sort_key, reverse=True)
+    return sorted(sensitivities, key=lambda entry: severity(entry.outputs.error), reverse=True)
 
 
 def exclude(

@@ -3,7 +3,14 @@
 Proofs compare one pair relative to its largest value; here norms are summed over all pairs.
 """
 
+import math
+
 import numpy as np
+
+
+def severity(error: float) -> float:
+    """Return an error as a key for sorting, the worst last: NaN counts as infinite."""
+    return math.inf if math.isnan(error) else error
 
 
 class Difference:
@@ -19,7 +26,11 @@ class Difference:
         self.largest_error = self.largest = 0.0
 
     def add(self, reference: np.ndarray, values: np.ndarray) -> None:
-        """Add a tensor and its reference, of one size; values that are not finite make every figure NaN."""
+        """Add a tensor and its reference, of one size.
+
+        NaN makes cosine and error NaN, and the largest values that it is among; infinity makes them NaN or
+        infinite.
+        """
         reference, values = reference.ravel(), values.ravel()
         if reference.size == 0:
             return
@@ -28,8 +39,8 @@ class Difference:
         self._reference_squares += _dot(reference, reference)
         self._squares += _dot(values, values)
         self._error_squares += _dot(errors, errors)
-        self.largest_error = max(self.largest_error, float(np.abs(errors).max()))
-        self.largest = max(self.largest, float(np.abs(reference).max()))
+        self.largest_error = float(np.maximum(self.largest_error, np.abs(errors).max()))
+        self.largest = float(np.maximum(self.largest, np.abs(reference).max()))
 
     @property
     def cosine(self) -> float:

@@ -8,7 +8,6 @@ shows how much depends on assumptions about the engine.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.quantize import tracked
 from mmdeploy_ext.quantize.calibrators import LEVELS
-from mmdeploy_ext.quantize.difference import Difference
+from mmdeploy_ext.quantize.difference import Difference, severity
 from mmdeploy_ext.quantize.simulation import DEFAULT, Assumption, Simulation
 from mmdeploy_ext.sparse.ranges import quantised
 
@@ -67,8 +66,7 @@ class Row:
     @property
     def sensitivity(self) -> float:
         """Error of the network's output if only this layer is int8; of the layer's output if not measured."""
-        error = self.local.error if self.output is None else self.output.error
-        return math.inf if math.isnan(error) else error
+        return severity(self.local.error if self.output is None else self.output.error)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types: the attributes, `own` being `local`."""
@@ -219,7 +217,7 @@ def _choose_fp16_layers(
     """Keep the most sensitive layers in fp16, one after the other, until the cosine reaches the target."""
     fp16_layers: list[tuple[str, float]] = []
     int8_layers = set(single_layer)
-    most_sensitive = sorted(single_layer, key=lambda name: single_layer[name].error, reverse=True)
+    most_sensitive = sorted(single_layer, key=lambda name: severity(single_layer[name].error), reverse=True)
     for name in (None, *most_sensitive[:MAX_FP16_LAYERS]):
         int8_layers.discard(name)
         difference = Difference()

@@ -19,6 +19,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.box_conventions import note_convention, state_convention
+from mmdeploy_ext.families.parts.camera_reference import trained_convention
 from mmdeploy_ext.families.parts.detector_parts import part_cfg
 from mmdeploy_ext.families.parts.query_limits import other_limits, synthetic_outputs
 from mmdeploy_ext.families.parts.runtime.query_boxes import PREDICTIONS
@@ -176,3 +177,6 @@ class ConventionFamily(CameraQueryFamily):
         checkpoint = super().load(model, path, weight_layout)
         note_convention(model, checkpoint)
         return checkpoint
+
+    def added_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:
+        return dict(box_convention=trained_convention(cfg, meta))

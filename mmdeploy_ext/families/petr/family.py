@@ -30,7 +30,7 @@ from mmdeploy_ext.families.petr.graphs import (
 )
 from mmdeploy_ext.families.petr.live import FOLLOWED, replaced
 from mmdeploy_ext.families.petr.options import DL4AGX
-from mmdeploy_ext.families.petr.reference import PetrReference
+from mmdeploy_ext.families.petr.reference import PetrReference, pipeline_settings
 from mmdeploy_ext.families.petr.runtime import (
     PORTABLE_FILES,
     PetrOnnx,
@@ -94,6 +94,9 @@ class PetrFamily(ConventionFamily):
         model.picture_size = tuple(self.preprocess_rule(cfg).size)  # height and width without padding
         model.start_gap_s = start_gap_s(test_pipeline(cfg))
         return model
+
+    def added_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**super().added_settings(cfg, meta), **pipeline_settings(cfg)}
 
     def seeded(self, cfg: Any, seed: int) -> nn.Module:
         model = self.build(cfg)

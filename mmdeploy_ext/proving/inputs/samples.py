@@ -93,8 +93,10 @@ def check_paths(
         option: option that named the paths, for messages.
 
     Raises:
-        UsageError: not there, of another kind, no frame, or too few for a memory.
+        UsageError: not there, of another kind, several info files, no frame, or too few for a memory.
     """
+    if _has_cameras(family) and len(paths) > 1:
+        raise UsageError(f'{option} {" ".join(paths)}: expected one info file, with the frames of all')
     for path in paths:
         if not Path(path).exists():
             raise UsageError(f'{option} {path}: no such file or folder')

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.proving import half_bars
-from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, Modes, default_bars
+from mmdeploy_ext.proving.levels.drive_run import FULL_DRIVE, NOTHING_FOUND, Modes, default_bars
 from mmdeploy_ext.proving.levels.frames import FramesProof
 from mmdeploy_ext.proving.levels.synthetic import cases_of_family
 from mmdeploy_ext.proving.results import Case, DetectionRow
@@ -218,14 +218,16 @@ class DriveProof(FramesProof):
         candidate: Stepper = self.runner
         if family.ignores_places(self.export_options):
             candidate = Shifted(self.runner, **FAR)
-        modes = self._modes(dict(teacher=candidate), bars)
-        for frame in family.special_samples(self.deployment.rule, self.first):
+        modes, count = self._modes(dict(teacher=candidate), bars), 0
+        for count, frame in enumerate(family.special_samples(self.deployment.rule, self.first), 1):
             modes.add(frame)
+        if not count:
+            return
         self.decided |= modes.decided
         row = modes.finish()['teacher']
         self.verdict.cases.append(dataclasses.replace(_case(row, self.shape), name=SPECIAL))
-        if row.match_rate is not None:
-            self.verdict.reasons += [f'{SPECIAL}: {reason}' for reason in row.reasons]
+        reasons = (reason for reason in row.reasons if reason != NOTHING_FOUND)
+        self.verdict.reasons += [f'{SPECIAL}: {reason}' for reason in reasons]
 
     def timing(self) -> dict[str, float]:
         return dict(

@@ -44,6 +44,8 @@ SAME_POSE = 1e-6
 """Metres, and seconds: largest difference of a memory's pose and time from those of its frame."""
 TIME_JUMP = 2.0
 """Gaps within scenes of at least so many times the usual one are jumps in time."""
+NOTHING_FOUND = 'no detection was matched: use a drive with objects that the model finds'
+"""Reason why a drive fails in which neither side found anything; other reasons may be beside it."""
 FRAMES_PER_TAKEOVER = 20
 """Number of frames for each of which a memory may be taken over once, see `PairRun.can_take_over`."""
 
@@ -477,7 +479,7 @@ class PairRun:
             reasons.append(f'{row.resets} resets after the first frame, a proof wants {bars.resets}')
         reasons += self.tensors.reasons(row.frames)
         if row.match_rate is None:
-            reasons.append('no detection was matched: use a drive with objects that the model finds')
+            reasons.append(NOTHING_FOUND)
         elif row.match_rate < bars.match_rate:
             reasons.append(
                 f'{row.matched} of {row.reference} detections matched '

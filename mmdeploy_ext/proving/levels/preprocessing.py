@@ -113,7 +113,7 @@ def compare_pictures(
                         name for name in metadata.spec.input_names if name in fed and name in pipeline_feeds
                     ]
                     sides = (
-                        {f'input {name}': side[name] for name in names[1:]} for side in (fed, pipeline_feeds)
+                        {f'input {name}': side[name] for name in names} for side in (fed, pipeline_feeds)
                     )
                     differences += _compare_values(sample.name, *sides)
     except Exception as error:  # mmdet's steps, OpenCV and a damaged rule raise what they like

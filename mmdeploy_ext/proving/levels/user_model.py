@@ -26,9 +26,19 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.deployment import Deployment
 
 DECIDING = ('model', 'test_cfg', 'data.test')
-"""Entries of a config that decide what a detector computes, and how its samples are prepared."""
+"""Entries of a config that decide what a detector computes, and how its samples are prepared.
+
+They are compared first, so that a difference is named by them; then all others.
+"""
+KERNEL_ORDERS = (
+    (4, 0, 1, 2, 3),  # (k0, k1, k2, I, O) of spconv 1 and mmcv.ops in spconv 2
+    (3, 0, 1, 2, 4),  # (k0, k1, k2, O, I) of spconv 2.0 and 2.1 in spconv 2
+    (1, 2, 3, 4, 0),  # (O, k0, k1, k2, I) of spconv 2 in mmcv.ops
+    (0, 1, 2, 4, 3),  # (k0, k1, k2, O, I) in mmcv.ops
+)
+"""Orders in which a model may have the axes of a file's kernels of sparse convolutions, if not in theirs."""
 KERNEL_AXES = 5
-"""Number of axes of the kernels of sparse convolutions."""
+"""Number of axes of such kernels."""
 MAX_TEXT = 300
 """Length to which the text about a difference is cut."""
 
@@ -46,6 +56,11 @@ def user_model_checks(deployment: Deployment) -> list[Check]:
     config_text = config_difference(built_from.get('as_read', built_from), config)
     checks = [Check('config as mmcv reads it', not config_text, config_text)]
     content = read_content(deployment.checkpoint)
+    if added := deployment.family.added_settings(config, content.get('meta') or {}):
+        got = {name: getattr(deployment.model, name, None) for name in added}
+        differs = settings(got) != settings(added)
+        added_text = f'model{first_difference(settings(got), settings(added))}' if differs else ''
+        checks.append(Check('settings that its family adds', not added_text, added_text))
     tensors = {
         key.removeprefix('module.'): tensor
         for key, tensor in content.get('state_dict', content).items()
@@ -65,8 +80,8 @@ def user_model_checks(deployment: Deployment) -> list[Check]:
 
 
 def config_difference(config: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """Return which entry of `DECIDING` of a config differs from that of the expected one; '' if none does."""
-    for key in DECIDING:
+    """Return which entry of a config differs from that of the expected one; '' if none does."""
+    for key in dict.fromkeys([*DECIDING, *expected, *config]):
         got, right = (settings(setting_at(cfg, key)) for cfg in (config, expected))
         if got != right:
             return f'{key}{first_difference(got, right)}'[:MAX_TEXT]
@@ -145,18 +160,25 @@ def loaded_tensors(fresh: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dic
 
 
 def weights_difference(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
-    """Return which weights of a model are not those of its file of the same name; '' if all are."""
-    differing = [
-        key
-        for key, tensor in expected.items()
-        if key in weights and not has_values(weights[key].cpu(), tensor.to(weights[key].dtype))
-    ]
+    """Return which weights of a model are not those of its file of the same name; '' if all are.
+
+    Kernels of five axes may have them in another order, one of `KERNEL_ORDERS`, which is the same for all.
+    Those of a single place may have any shape: spconv multiplies by their memory.
+    """
+    orders, differing = KERNEL_ORDERS, []
+    for key in (key for key in expected if key in weights):
+        weight = weights[key].cpu()
+        tensor = expected[key].to(weight.dtype)
+        if torch.equal(weight, tensor):
+            continue
+        fitting = ()
+        if weight.ndim == tensor.ndim == KERNEL_AXES:
+            fitting = tuple(order for order in orders if torch.equal(weight, tensor.permute(order)))
+            is_single_place = sum(size == 1 for size in tensor.shape) >= KERNEL_AXES - 2
+            if is_single_place and torch.equal(weight.flatten(), tensor.flatten()):
+                continue
+        orders = fitting or orders
+        if not fitting:
+            differing.append(key)
     more = f' and {len(differing) - 1} more' if len(differing) > 1 else ''
     return f'{differing[0]}{more} not as in the file' if differing else ''
-
-
-def has_values(weight: torch.Tensor, tensor: torch.Tensor) -> bool:
-    """Return whether a weight is that of a file, whose kernels of five axes may be in another order."""
-    if weight.ndim == tensor.ndim == KERNEL_AXES:
-        weight, tensor = weight.flatten().sort().values, tensor.flatten().sort().values
-    return torch.equal(weight, tensor)

@@ -36,7 +36,7 @@ def dynamic_axes(
     sizes: dict[str, int] = {}
     for tensor, name in inputs.items():
         for axis, size in enumerate(tensor.axes or ()):
-            if isinstance(size, str):
+            if isinstance(size, str) and axis < call.tensors[name].ndim:  # a sample of fewer axes has failed
                 letter = size or f'{tensor.name}[{axis}]'
                 places.setdefault(letter, []).append((name, axis))
                 sizes[letter] = call.tensors[name].shape[axis]
@@ -45,6 +45,8 @@ def dynamic_axes(
 
 def resized(call: ModuleCall, title: str, places: Sequence[tuple[str, int]], size: int) -> ModuleCall:
     """Return a call in which axes have another size: their entries are repeated in order, or cut off.
+
+    What has no entry is filled with zeros.
 
     Args:
         call: is not changed.
@@ -55,7 +57,10 @@ def resized(call: ModuleCall, title: str, places: Sequence[tuple[str, int]], siz
     tensors = {}
     for name, axis in places:
         tensor = tensors.get(name, call.tensors[name])
-        tensors[name] = tensor.index_select(axis, torch.arange(size) % max(tensor.shape[axis], 1))
+        if tensor.shape[axis]:
+            tensors[name] = tensor.index_select(axis, torch.arange(size) % tensor.shape[axis])
+        else:
+            tensors[name] = tensor.new_zeros([*tensor.shape[:axis], size, *tensor.shape[axis + 1 :]])
     return call.replace(title, tensors)
 
 
@@ -87,7 +92,7 @@ def other_values(calls: Sequence[ModuleCall], names: Sequence[str], seed: int) -
         tensor = first.tensors[name]
         if tensor.is_floating_point():
             return drawn(name, rng.uniform(low, high, tuple(tensor.shape)))
-        return drawn(name, rng.integers(int(low), int(high) + 1, tuple(tensor.shape)))
+        return drawn(name, rng.integers(int(low), int(high), tuple(tensor.shape), endpoint=True))
 
     for name in names:
         if len(names) > 1:
@@ -103,9 +108,23 @@ def other_values(calls: Sequence[ModuleCall], names: Sequence[str], seed: int) -
     yield first.replace('zeros', {name: torch.zeros_like(first.tensors[name]) for name in floats})
 
 
+def calls_with_another(name: str, calls: Sequence[ModuleCall], seed: int) -> Iterator[ModuleCall]:
+    """Yield the first call with other values of one tensor alone.
+
+    They are those of the other samples, those of `other_values`, and its own values plus 1, since all samples
+    may have the same whole number; of booleans the opposite. What equals the tensor of the first call is left
+    out, unless that has no values. `name` is the tensor's; `calls` and `seed` are those of `other_values`.
+    """
+    first, tensor = calls[0], calls[0].tensors[name]
+    following = ~tensor if tensor.dtype == torch.bool else tensor + 1
+    others = [call.tensors[name] for call in (*calls[1:], *other_values(calls, [name], seed))]
+    for other in (*others, following):
+        if not tensor.numel() or other.shape != tensor.shape or not torch.equal(other, tensor):
+            yield first.replace(f'{name} alone is another', {name: other})
+
+
 def _range(calls: Sequence[ModuleCall], name: str) -> tuple[float, float]:
-    """Return the smallest and the largest finite value of a tensor in all samples."""
-    arrays = [to_array(call.tensors[name]).astype(np.float64).ravel() for call in calls]
-    values = np.concatenate(arrays)
+    """Return the smallest and the largest finite value of a tensor in all samples; whole numbers as int."""
+    values = np.concatenate([to_array(call.tensors[name]).real.ravel() for call in calls])
     values = values[np.isfinite(values)]
-    return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+    return (values.min().item(), values.max().item()) if values.size else (0.0, 1.0)

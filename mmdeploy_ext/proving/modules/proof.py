@@ -35,7 +35,14 @@ from mmdeploy_ext.proving.modules.calls import (
     read_call,
     to_array,
 )
-from mmdeploy_ext.proving.modules.generated import STEP, dynamic_axes, other_sizes, other_values, resized
+from mmdeploy_ext.proving.modules.generated import (
+    STEP,
+    calls_with_another,
+    dynamic_axes,
+    other_sizes,
+    other_values,
+    resized,
+)
 from mmdeploy_ext.proving.modules.location import locate
 from mmdeploy_ext.proving.modules.row_order import in_order_of
 from mmdeploy_ext.proving.modules.verdict import ModuleVerdict
@@ -102,9 +109,11 @@ def prove_module(
         path: path of the ONNX file.
         inputs: samples: a tensor, a tuple of arguments, or a dict of arguments by name. Those of a model with
             a state are the frames of one sequence, in order.
-        spec: names the file's outputs and their tolerances; None: every output has the tolerance `rtol`.
-        rtol: allowed difference, relative to the largest value of an output in the reference on this input; a
-            tenth of it, relative to its largest value on any input, is allowed, too.
+        spec: names the file's outputs and their tolerances, all of them compared by their values; None: every
+            output has the tolerance `rtol`.
+        rtol: allowed difference, 0 or more and below 1, relative to the largest value of an output in the
+            reference on this input; a tenth of it, relative to its largest value on any input, is allowed,
+            too. With a `spec` it decides alone whether the module repeats its results.
         state: input of the file -> output of the file that is its value in the next frame; None: no state.
         rows: outputs whose rows (first axis) belong together and may come in any order, such as boxes, scores
             and labels.
@@ -116,7 +125,7 @@ def prove_module(
         The verdict: `proven`, `title` ('PROVEN', 'PROVEN ON N INPUTS', 'NOT PROVEN') and `to_json()`.
 
     Raises:
-        UsageError: samples or names that do not fit the module or the file.
+        UsageError: samples or names that do not fit the module or the file; a tolerance out of range.
         ModelFileError: the file is missing, damaged, or nothing that ONNX Runtime loads.
     """
     proof = ModuleProof(module, str(path), list(inputs), spec, rtol, dict(state or {}), tuple(rows), seed)
@@ -193,6 +202,11 @@ class ModuleProof:
         """
         self.module, self.path, self.spec, self.rtol, self.seed = module, path, spec, rtol, seed
         self.state, self.rows = state, rows
+        if not 0 <= rtol < 1:
+            raise UsageError(f'tolerance {rtol:g}: expected 0 or more and below 1, such as {DEFAULT_RTOL:g}')
+        for tensor in spec.outputs if spec else ():
+            if tensor.compare != 'values':
+                raise UsageError(f"spec: {tensor.name!r} has compare={tensor.compare!r}, expected 'values'")
         _check_evaluating(module)
         self.model = load(path)
         self.runner = Runner(self.model, optimization='all')
@@ -285,10 +299,14 @@ class ModuleProof:
 
     def _unused(self, name: str, title: str) -> Check:
         """Check that an argument that the file ignores does not change the results of the module, either."""
-        for call in other_values(self.calls, [name], self.seed):
+        results, varied = self.calls[0].run(self.module), False
+        for call in calls_with_another(name, self.calls, self.seed):
             with contextlib.suppress(*REFUSALS):
-                if not same_bits(call.run(self.module), self.calls[0].run(self.module)):
+                if not same_bits(call.run(self.module), results):
                     return Check(title, False, f'frozen: the results of the module depend on {name}')
+                varied = True
+        if not varied:
+            return Check(title, False, f'the module takes no other {name}: nothing shows that it is unused')
         self.verdict.notes.append(f'argument {name}: neither the module nor the file uses it')
         return Check(title, True)
 
@@ -320,7 +338,9 @@ class ModuleProof:
 
         call = self.calls[0]
         is_dynamo = any(
-            entry.key.startswith('pkg.torch') for entry in self.model.graph.node[0].metadata_props
+            entry.key.startswith('pkg.torch')
+            for node in self.model.graph.node[:1]
+            for entry in node.metadata_props
         )
         dynamic: dict[str, dict[int, str]] = {}
         values = (*self.model.graph.input, *self.model.graph.output)
