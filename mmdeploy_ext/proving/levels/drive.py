@@ -218,10 +218,10 @@ class DriveProof(FramesProof):
         candidate: Stepper = self.runner
         if family.ignores_places(self.export_options):
             candidate = Shifted(self.runner, **FAR)
-        modes, count = self._modes(dict(teacher=candidate), bars), 0
-        for count, frame in enumerate(family.special_samples(self.deployment.rule, self.first), 1):
+        modes = self._modes(dict(teacher=candidate), bars)
+        for frame in family.special_samples(self.deployment.rule, self.first):
             modes.add(frame)
-        if not count:
+        if modes.first is None:
             return
         self.decided |= modes.decided
         row = modes.finish()['teacher']

@@ -113,7 +113,8 @@ class Modes:
     `PairRun.can_take_over` allows; after that its frames are compared without decisions.
 
     Attributes:
-        first: the first frame, and the result of the candidate 'teacher' for it.
+        first: the first frame, and the result of the candidate 'teacher' for it, or None if it failed; None
+            before the first frame.
         decided: the ties of frames that were compared with a decision, by the names of the frames.
         before: state of the reference before the frame; None: its memory was empty.
         clock: measures the times of the engines.

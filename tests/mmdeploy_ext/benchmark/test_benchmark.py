@@ -347,6 +347,7 @@ def test_a_network_input_from_a_file_is_measured_instead_of_images(toy, tmp_path
         (dict(input=np.full((3, 128, 160), np.nan, np.float32)), ['not finite']),
         (dict(img_shape=(128, 161)), ['img_shape [128, 161] is larger than the input of [128, 160]']),
         (dict(ori_shape=(0, 5)), ['ori_shape is [0, 5]']),
+        (dict(ori_shape=(5.0, np.nan)), ['ori_shape is [5.0, nan]']),
         (None, ['input.npz: is no .npz of arrays']),
     ],
 )

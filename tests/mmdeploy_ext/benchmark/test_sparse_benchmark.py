@@ -9,9 +9,9 @@ import pytest
 
 import toy_scn_family
 import toy_sparse
-from mmdeploy_ext.benchmark import measure
+from mmdeploy_ext.benchmark import measure, report
 from mmdeploy_ext.benchmark import sparse_figures as figures
-from mmdeploy_ext.benchmark.sparse import SparseBenchmark
+from mmdeploy_ext.benchmark.sparse import SparseBenchmark, synthetic_sets
 from mmdeploy_ext.benchmark.sparse_figures import growth_exponent, points_in, surfaces
 from mmdeploy_ext.cli import benchmark_app
 from mmdeploy_ext.cli.benchmark_app import main
@@ -80,6 +80,22 @@ def test_points_fall_into_the_voxels_that_they_were_made_for(order):
     coordinates = surfaces(shape, order, 900)
     _, found = voxelise(points_in(coordinates, rule), rule)
     assert {*map(tuple, found.tolist())} == {*map(tuple, coordinates.tolist())}
+
+
+def test_numbers_that_a_grid_has_no_room_for_have_one_scene_together():
+    deployment = SimpleNamespace(
+        settings=SimpleNamespace(spatial_shape=(4, 4, 4), order='xyz', in_channels=5)
+    )
+    sets = synthetic_sets(deployment, (10, 1000, 2000))
+    assert [(len(voxels.features), voxels.name) for voxels in sets] == [
+        (10, 'synthetic 10'),
+        (32, 'synthetic 32'),
+    ]
+
+
+def test_growth_that_cannot_be_told_is_not_printed():
+    result = dict(sets=[], growth=dict(a=None), work_growth=None, racing=None, export_s={})
+    assert list(report._set_parts(result)) == ['export, tracing included: ']
 
 
 def test_growth_is_the_slope_of_the_logarithms():

@@ -6,10 +6,11 @@ import sys
 import types
 
 import cv2
+import numpy as np
 import pytest
 
 import toy_atss
-from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.config import test_pipeline as steps_of_config
 from mmdeploy_ext.core.errors import ConfigError
@@ -18,6 +19,7 @@ from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.inputs.config_pipeline import ConfigPipeline
 from mmdeploy_ext.proving.inputs.picture_files import landscape_size, portrait_size
 from mmdeploy_ext.proving.levels.preprocessing import compare_pictures
+from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.zoo import configs
 from planted_preprocessing import FAULTS, another_interpolation, another_result, another_rule
 from proofs import check_files
@@ -33,7 +35,7 @@ def file_of(rule, size=None):
     return types.SimpleNamespace(
         options=dict(dynamic=size is None, height=height, width=width),
         preprocess=dataclasses.replace(rule, size=size),
-        spec=types.SimpleNamespace(inputs=[TensorSpec('input', 'float32', axes)]),
+        spec=GraphSpec('toy', (TensorSpec('input', 'float32', axes),), ()),
     )
 
 
@@ -114,6 +116,19 @@ def test_a_fault_in_the_preparation_of_pictures_is_not_proven(name, size):
     with FAULTS[name]():
         result = compared(TOY, size)
     assert not result.passed and (result.differences or result.error)
+
+
+def test_the_picture_among_the_inputs_of_a_graph_is_compared_too(monkeypatch):
+    def feeds(image, batch):
+        return dict(input=np.stack([image.tensor] * batch))
+
+    def mirrored(image, metadata):
+        return dict(input=right(image, metadata)['input'][..., ::-1])
+
+    right = detect.make_feeds
+    assert compared(TOY, feeds=feeds).passed
+    monkeypatch.setattr(detect, 'make_feeds', mirrored)
+    assert {difference.name for difference in compared(TOY, feeds=feeds).differences} == {'input input'}
 
 
 @pytest.mark.parametrize(

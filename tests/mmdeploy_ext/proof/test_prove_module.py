@@ -12,6 +12,8 @@ import mmdeploy_ext
 from mmdeploy_ext.cli import prove_module_app
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.proving.modules import row_order
+from mmdeploy_ext.proving.modules.calls import read_call
+from mmdeploy_ext.proving.modules.generated import other_values
 
 MODULE = """
 import torch
@@ -379,6 +381,66 @@ def test_an_argument_that_the_file_froze_is_found(net, samples, tmp_path):
     torch.onnx.export(OnlyImage().eval(), samples[0][:1], str(path), dynamo=False, opset_version=17, **names)
     verdict = mmdeploy_ext.prove_module(net, path, samples[:1], fresh=False)
     assert any('frozen' in failure and 'memory' in failure for failure in verdict.failures)
+
+
+class Scaled(torch.nn.Module):
+    """Multiplies by a whole number, of which it takes `numbers`."""
+
+    def __init__(self, numbers=None):
+        super().__init__()
+        self.numbers = numbers
+
+    def forward(self, values, factor):
+        if self.numbers is not None and int(factor) not in self.numbers:
+            raise ValueError(factor)
+        return values * factor
+
+
+@pytest.mark.parametrize(
+    ('numbers', 'word'), [(None, 'frozen'), ((2,), 'nothing shows that it is unused')]
+)
+def test_a_number_that_is_the_same_in_all_samples_may_be_frozen(tmp_path, numbers, word):
+    path = tmp_path / 'twice.onnx'
+    write_node('Mul', path, [2.0])
+    samples = [(torch.rand(3), torch.tensor(2)) for _ in range(2)]
+    verdict = mmdeploy_ext.prove_module(Scaled(numbers).eval(), path, samples, fresh=False)
+    assert not verdict.proven and any(word in failure for failure in verdict.failures)
+
+
+def write_node(operator, path, constant, axes=('N',)):
+    values = onnx.helper.make_tensor_value_info('values', onnx.TensorProto.FLOAT, axes)
+    result = onnx.helper.make_tensor_value_info('result', onnx.TensorProto.FLOAT, axes)
+    node = onnx.helper.make_node(operator, ['values', 'constant'], ['result'])
+    constant = numpy_helper.from_array(np.float32(constant), 'constant')
+    graph = onnx.helper.make_graph([node], 'graph', [values], [result], [constant])
+    opset = [onnx.helper.make_opsetid('', 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+
+
+def test_an_axis_without_entries_grows_by_zeros(tmp_path):
+    path = tmp_path / 'more.onnx'
+    write_node('Add', path, [1.0])
+    samples = [torch.zeros(0), torch.rand(4)]
+    verdict = mmdeploy_ext.prove_module(lambda values: values + 1, path, samples)
+    assert verdict.proven and 'N = 1' in [case.name for case in verdict.cases], verdict.failures
+
+
+def test_a_sample_of_fewer_axes_than_the_file_has_fails(tmp_path):
+    path = tmp_path / 'more.onnx'
+    write_node('Add', path, [1.0], ('N', 'C'))
+    assert not mmdeploy_ext.prove_module(lambda values: values + 1, path, [torch.rand(4)]).proven
+
+
+@pytest.mark.parametrize('rtol', [float('nan'), float('inf'), -1e-4, 1])
+def test_a_tolerance_out_of_range_is_refused(folder, net, samples, rtol):
+    with pytest.raises(UsageError, match='tolerance'):
+        mmdeploy_ext.prove_module(net, folder / 'm.onnx', samples, rtol=rtol)
+
+
+def test_whole_numbers_at_the_ends_of_their_type_are_generated():
+    call = read_call(lambda values: values, torch.tensor([-(2**63), 2**63 - 1]), 'sample')
+    values = {value for other in other_values([call], ['values'], 0) for value in other.values[0].tolist()}
+    assert {-(2**63), 2**63 - 1} <= values
 
 
 def test_the_command_proves_and_refuses(folder, samples, tmp_path, capsys):

@@ -57,6 +57,8 @@ def test_files_of_another_kind_are_refused_by_name(tmp_path):
     with pytest.raises(UsageError, match=r'a.bin.*\(.pkl\)'):
         check_paths(MEMORY, [str(sweep)])
     check_paths(SWEEPS, [str(sweep), str(tmp_path)])
+    with pytest.raises(UsageError, match=r'--images a.pkl b.pkl: expected one info file'):
+        check_paths(MEMORY, ['a.pkl', 'b.pkl'])
 
 
 def test_sweeps_are_read_from_files_folders_and_infos(toy, folder):

@@ -12,7 +12,7 @@ from mmdeploy_ext.exporting import deployment
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.module_settings import settings
-from mmdeploy_ext.proving.levels.user_model import user_model_checks
+from mmdeploy_ext.proving.levels.user_model import user_model_checks, weights_difference
 from toy_atss import CHECKPOINT, CONFIG
 
 
@@ -100,6 +100,33 @@ def test_what_a_run_fills_or_counts_is_no_difference():
         loaded.model.bbox_head.prior_generator.strides
     )
     assert all(check.passed for check in user_model_checks(loaded))
+
+
+def in_spconv2(kernel):
+    return kernel.permute(4, 0, 1, 2, 3).contiguous()
+
+
+@pytest.mark.parametrize(
+    ('change', 'is_found'),
+    [
+        (in_spconv2, False),
+        (lambda kernel: in_spconv2(kernel).flip(1), True),
+        (lambda kernel: in_spconv2(kernel).transpose(1, 3), True),
+        (lambda kernel: kernel + 0, False),
+    ],
+)
+def test_kernels_may_have_the_order_of_another_library_and_no_other(change, is_found):
+    kernels = {f'{width}': torch.rand(3, 3, 3, width, 4) for width in (2, 4)}
+    kernels['one place'] = torch.rand(1, 1, 1, 2, 4)
+    weights = {key: change(kernel) for key, kernel in kernels.items() if key != 'one place'}
+    weights['one place'] = kernels['one place'].reshape(4, 1, 1, 1, 2)  # spconv reads its memory
+    assert bool(weights_difference(weights, kernels)) == is_found
+
+
+def test_kernels_have_one_order_in_all_layers():
+    kernels = {name: torch.rand(3, 3, 3, 4, 4) for name in 'ab'}
+    weights = dict(a=in_spconv2(kernels['a']), b=kernels['b'].permute(3, 0, 1, 2, 4))
+    assert weights_difference(weights, kernels) == 'b not as in the file'
 
 
 def test_settings_of_equal_values_are_equal():

@@ -12,6 +12,7 @@ import toy_sparse_graph
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.quantize import views
 from mmdeploy_ext.quantize.calibrators import fake_quantise
+from mmdeploy_ext.quantize.dense_sensitivity import Outputs
 from mmdeploy_ext.quantize.difference import Difference
 from mmdeploy_ext.quantize.fidelity import compare_assumptions, fidelity
 from mmdeploy_ext.quantize.simulation import Assumption, Simulation
@@ -212,3 +213,8 @@ def test_a_difference_with_nan_is_nan():
     found.add(np.float32([1, 2]), np.float32([1, np.nan]))
     assert np.isnan(found.cosine)
     assert np.isnan(found.error)
+    assert np.isnan(found.largest_error)
+    exact = Difference()
+    exact.add(np.float32([1, 2]), np.float32([1, 2]))
+    for outputs in (dict(a=exact, b=found), dict(a=found, b=exact)):
+        assert np.isnan(Outputs(outputs).error) and np.isnan(Outputs(outputs).cosine)

@@ -23,6 +23,8 @@ from mmdeploy_ext.families.petr import runtime
 from mmdeploy_ext.families.petr.runtime import PetrOnnx
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.levels.user_model import user_model_checks
+from planting import replaced, result
 
 TOYS = dict(petr=toy_frames.PETR, petrv2=toy_frames.PETRV2)
 ENGINE = dict(engine='OnnxRuntimeBackend')
@@ -304,6 +306,33 @@ def test_a_fault_in_our_own_code_is_not_proven(deployments, tmp_path, fault):
     verdict = TOYS[name].verdict_with(tuple(change), deployments[name], tmp_path)
     assert not verdict.passed
     assert not any('structure' in reason for reason in verdict.reasons)
+
+
+SHARED = {
+    'start_gap_s': ('mmdeploy_ext.families.petr.samples:start_gap_s', result(lambda gap, *_: gap * 1.05)),
+    'box_convention': (
+        'mmdeploy_ext.families.parts.box_conventions:note_convention',
+        lambda original: lambda model, checkpoint: None,
+    ),
+    'picture_size': (
+        'mmdeploy_ext.preprocess.cameras:multiview_rule',
+        result(lambda rule, *_: dataclasses.replace(rule, size=rule.size[::-1])),
+    ),
+}
+"""Attribute that a family adds to a model -> a fault that graphs and reference share."""
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('name', SHARED)
+def test_what_the_family_adds_to_a_model_is_that_of_config_and_checkpoint(tmp_path, deployments, name):
+    path = str(tmp_path / 'toy.pth')
+    weights = deployments['petrv2'].model.state_dict()
+    torch.save(dict(state_dict=weights, meta=dict(mmdet3d_version='1.0.0rc6')), path)
+    assert all(check.passed for check in user_model_checks(deploy.load(TOYS['petrv2'].config, path)))
+    with replaced(*SHARED[name]):
+        loaded = deploy.load(TOYS['petrv2'].config, path)
+    (failed,) = [check for check in user_model_checks(loaded) if not check.passed]
+    assert failed.detail.startswith(f'model.{name}')
 
 
 @pytest.mark.parametrize('name', in_suite(TOYS, 'petr'))

@@ -1,6 +1,7 @@
 """Moments in which one thing of the rig changes: what is kept of a rig has to look at every matrix."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,14 @@ from mmdeploy_ext.families.bevfusion.runtime.frames import FusionRuntime, check_
 from mmdeploy_ext.families.parts.proof_samples import changed_drive, changed_rigs, plain_sweep
 from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.preprocess.cameras import Calibration
+from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive
+from mmdeploy_ext.proving.levels.drive import DriveProof
+from mmdeploy_ext.proving.levels.drive_run import DriveBars
 from mmdeploy_ext.proving.levels.frames import best_scores_row
+from mmdeploy_ext.proving.verdict import Verdict
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame
+from toy_stepper import MEMORY, SPEC, ToyStepper
 from toy_streampetr_deploy import drive
 
 LIMITS = (-20.0, -20.0, -5.0, 20.0, 20.0, 3.0)
@@ -63,6 +69,27 @@ def test_frames_of_a_drive_have_rigs_that_are_let_through_and_differ_in_one_thin
     focal_lengths = [rig.intrinsics[:, [0, 1], [0, 1]] for rig in rigs]
     assert (np.abs(focal_lengths[3] / focal_lengths[2] - 1) > 0.3).any(1).sum() == 1  # of one camera alone
     assert not frames[-1].images.any() and len({frame.scene_token for frame in frames}) == 1
+
+
+class Blind(ToyStepper):
+    """Refuses every frame."""
+
+    def step(self, frame):
+        raise ValueError('no such frame')
+
+
+@pytest.mark.parametrize(('candidate', 'reasons'), [(Blind(), True), (ToyStepper(logit=-99), False)])
+def test_a_file_that_fails_on_a_special_frame_is_not_proven_though_nothing_is_found(candidate, reasons):
+    (frame,) = SyntheticDrive(1, (32, 64))
+    family = SimpleNamespace(
+        task='bbox3d', ignores_places=lambda _: False, special_samples=lambda *_: changed_drive(frame)
+    )
+    proof = object.__new__(DriveProof)
+    proof.deployment, proof.first, proof.export_options = SimpleNamespace(family=family, rule=None), frame, {}
+    proof.reference, proof.runner, proof.spec, proof.memory = ToyStepper(logit=-99), candidate, SPEC, MEMORY
+    proof.bars, proof.decided, proof.shape, proof.verdict = DriveBars(), {}, '', Verdict({})
+    proof.run_special_frames()
+    assert bool(proof.verdict.reasons) == reasons, proof.verdict.reasons
 
 
 def test_a_plain_sweep_has_one_point_and_that_is_in_range():
