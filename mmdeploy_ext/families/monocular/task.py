@@ -60,7 +60,8 @@ def pair_up(
         candidate: C boxes.
         distance_bar: metres; largest distance of the centres of a pair.
         score_bar: largest score difference of a pair.
-        other_bar: largest difference of sizes (m), yaws (rad, modulo a turn) and velocities (m/s).
+        other_bar: largest difference of sizes (m), yaws (rad) and velocities (m/s). Two yaws that are both
+            this near to half a turn, where SMOKE's begin anew, may differ by a whole turn.
         pixel_bar: largest difference of the boxes in the picture.
     """
     rows, columns = (side.boxes.astype(np.float64) for side in (reference, candidate))
@@ -69,7 +70,12 @@ def pair_up(
     places[..., 1] -= difference[..., 4] / 2  # of the middles of the volumes; y is that of the bottom
     nearness = -np.linalg.norm(places, axis=-1)
     nearness[reference.labels[:, None] != candidate.labels[None]] = -np.inf
-    turns = np.abs((difference[..., 6] + np.pi) % (2 * np.pi) - np.pi)
+    turns = np.abs(difference[..., 6])
+    near_seam, other_near_seam = (
+        np.abs(np.pi - np.abs(side[:, 6])) <= other_bar for side in (rows, columns)
+    )
+    at_seam = near_seam[:, None] & other_near_seam[None]
+    turns[at_seam] = np.abs((difference[..., 6][at_seam] + np.pi) % (2 * np.pi) - np.pi)
     gaps = [
         ('size', np.abs(difference[..., 3:6]).max(-1), other_bar),
         ('yaw', turns, other_bar),

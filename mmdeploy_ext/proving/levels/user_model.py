@@ -7,6 +7,7 @@ the class of the model builds it once more, and PyTorch alone puts the tensors o
 
 from __future__ import annotations
 
+import collections
 import copy
 import warnings
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from mmdeploy_ext.proving.results import Check
 from mmdeploy_ext.weights.checkpoint import read_content
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mmdeploy_ext.exporting.deployment import Deployment
 
 DECIDING = ('model', 'test_cfg', 'data.test')
@@ -66,6 +69,8 @@ def user_model_checks(deployment: Deployment) -> list[Check]:
         for key, tensor in content.get('state_dict', content).items()
         if isinstance(tensor, torch.Tensor)
     }
+    if not getattr(deployment.report, 'folded', ()):  # a file whose norms are folded has other names, too
+        tensors = under_names_of(deployment.model.state_dict(), tensors)
     fresh = None if 'as_read' in built_from else built_by_class(type(deployment.model), config)
     if fresh is None:
         weights = deployment.family.checkpoint_weights(deployment.model)
@@ -157,6 +162,43 @@ def loaded_tensors(fresh: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dic
     missing = fresh.load_state_dict(fitting, strict=False).missing_keys
     loaded = {key: tensor for key, tensor in fresh.state_dict().items() if key not in missing}
     return {key: tensor for key, tensor in loaded.items() if key in fitting} | kernels
+
+
+def under_names_of(
+    weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
+) -> Mapping[str, torch.Tensor]:
+    """Return the tensors of a file of a sparse backbone by the names of a model.
+
+    In such a file the backbone may be below another name than in the model. The two prefixes are those by
+    which most kernels have a name in common; a file of which the model has a name is returned as it is.
+    """
+    if not tensors.keys().isdisjoint(weights):
+        return tensors
+    prefixes: dict[str, list[str]] = {}
+    for name in (name for name, weight in weights.items() if weight.ndim == KERNEL_AXES):
+        for prefix, tail in _splits(name):
+            prefixes.setdefault(tail, []).append(prefix)
+    pairs = collections.Counter(
+        (in_file, in_model)
+        for key, tensor in tensors.items()
+        if tensor.ndim == KERNEL_AXES
+        for in_file, tail in _splits(key)
+        for in_model in prefixes.get(tail, ())
+    )
+    for (in_file, in_model), _ in pairs.most_common(1):
+        return {
+            in_model + key.removeprefix(in_file): tensor
+            for key, tensor in tensors.items()
+            if key.startswith(in_file)
+        }
+    return tensors
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """Yield the parts of a name with dots before and behind each dot, and all of it behind nothing."""
+    parts = name.split('.')
+    for count in range(len(parts)):
+        yield ''.join(f'{part}.' for part in parts[:count]), '.'.join(parts[count:])
 
 
 def weights_difference(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:

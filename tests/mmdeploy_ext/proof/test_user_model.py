@@ -12,7 +12,7 @@ from mmdeploy_ext.exporting import deployment
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.module_settings import settings
-from mmdeploy_ext.proving.levels.user_model import user_model_checks, weights_difference
+from mmdeploy_ext.proving.levels.user_model import under_names_of, user_model_checks, weights_difference
 from toy_atss import CHECKPOINT, CONFIG
 
 
@@ -121,6 +121,20 @@ def test_kernels_may_have_the_order_of_another_library_and_no_other(change, is_f
     weights = {key: change(kernel) for key, kernel in kernels.items() if key != 'one place'}
     weights['one place'] = kernels['one place'].reshape(4, 1, 1, 1, 2)  # spconv reads its memory
     assert bool(weights_difference(weights, kernels)) == is_found
+
+
+def test_a_backbone_is_below_another_name_in_its_file():
+    names = 'conv_input.0.weight', 'layer1.0.conv1.weight', 'layer1.1.conv1.weight', 'layer1.0.bn1.weight'
+    tensors = {name: torch.rand((2,) if 'bn' in name else (3, 3, 3, 2, 4)) for name in names}
+    weights = {f'pts_encoder.{name}': tensor for name, tensor in tensors.items()}
+    for prefix in ('', 'encoders.lidar.backbone.'):
+        file = {f'{prefix}{name}': tensor for name, tensor in tensors.items()}
+        renamed = under_names_of(weights, {**file, 'head.weight': torch.rand(2)})
+        assert weights.keys() == renamed.keys() - {'pts_encoder.head.weight'}
+        assert weights_difference(weights, renamed) == ''
+        file[f'{prefix}{names[0]}'] = tensors[names[0]].flip(0)
+        assert weights_difference(weights, under_names_of(weights, file))
+    assert under_names_of(weights, weights) is weights
 
 
 def test_kernels_have_one_order_in_all_layers():

@@ -15,8 +15,9 @@ from mmdeploy_ext.cli import run_app
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.evaluate import detector
-from mmdeploy_ext.families.monocular import cameras, graphs, networks, reference, smoke_graphs
+from mmdeploy_ext.families.monocular import cameras, graphs, networks, reference, smoke_graphs, task
 from mmdeploy_ext.families.monocular.runtime import decoding
+from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
 from mmdeploy_ext.families.parts import mmdet_reference
 from mmdeploy_ext.preprocess.cam2img import camera_for, cameras_of, check_camera, square_matrix
 from mmdeploy_ext.proving.ladder import prove
@@ -194,6 +195,18 @@ def test_a_planted_fault_is_not_proven(fault, tmp_path, monkeypatch):
         file = exported(kind, tmp_path / 'm.onnx', dynamic=True)
     with build_backend('OnnxRuntimeBackend', file) as backend:
         assert not all(case.passed for case in run_cases(references_of_kind, backend))
+
+
+@pytest.mark.parametrize(
+    ('yaw', 'other', 'passed'),
+    [(3.1399, -3.1399, True), (3.1399, 3.1399, True), (-1.0, -1.0 + 2 * np.pi, False), (4.0, 4.0, True)],
+)
+def test_a_yaw_is_a_turn_off_only_where_the_turns_begin(yaw, other, passed):
+    def boxes(yaw):
+        rows = np.tile(np.float32([1, 2, 20, 2, 2, 4, yaw, 0, 0]), (1, 1))
+        return MonocularDetections(rows, np.float32([0.9]), np.zeros(1, np.int64))
+
+    assert task.match_detections('picture', boxes(yaw), boxes(other)).passed == passed
 
 
 def test_mm2onnx_run_takes_a_file_of_cameras_and_gives_the_boxes_of_pytorch(tmp_path, capsys):
