@@ -268,6 +268,11 @@ class FoveaKind(HeadKind):
     """`FoveaHead`: logarithms of distances over a length per level."""
 
     def describe(self, head: nn.Module) -> Head:
+        if not head.use_sigmoid_cls:
+            raise ConfigError(
+                'model.bbox_head.loss_cls.use_sigmoid=False: FoveaHead takes sigmoids all the same, also of '
+                'the background; expected True'
+            )
         return dataclasses.replace(plain_head(head), clip_inset=1.0)
 
     def coder(self, head: nn.Module) -> dict[str, Any]:

@@ -282,6 +282,13 @@ def test_no_limit_of_results_is_refused_where_mmdet_leaves_out_the_last(kind):
         dense_heads.FAMILY.check(cfg, dense_heads.FAMILY.choose(opset=0, height=512, width=512))
 
 
+def test_a_softmax_that_foveabox_does_not_take_is_refused():
+    cfg = load_config(str(CONFIGS / HEADS['FoveaHead']))
+    cfg.model.bbox_head.loss_cls = dict(type='CrossEntropyLoss', use_sigmoid=False)
+    with pytest.raises(ConfigError, match=r'use_sigmoid=False: FoveaHead'):
+        dense_heads.FAMILY.check(cfg, dense_heads.FAMILY.choose(opset=0, height=512, width=512))
+
+
 def test_maps_of_another_stride_than_the_head_decodes_by_are_refused():
     cfg = load_config(str(CONFIGS / HEADS['CenterNetHead']))
     cfg.model.neck.update(num_deconv_filters=(128, 64), num_deconv_kernels=(4, 4))
