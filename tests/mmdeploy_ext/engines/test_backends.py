@@ -22,7 +22,14 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.options import IMAGE, Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
-from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError, UsageError
+from mmdeploy_ext.core.errors import (
+    ConfigError,
+    EngineError,
+    InferenceError,
+    ModelFileError,
+    ShapeError,
+    UsageError,
+)
 from mmdeploy_ext.core.session_options import providers_with_options
 from mmdeploy_ext.engines import BACKENDS, build_backend, build_exact, openvino, title_of
 from mmdeploy_ext.engines.onnxruntime import SPINNING, OnnxRuntimeBackend, check_active
@@ -175,6 +182,13 @@ def test_wrong_feeds_give_the_same_error_on_every_engine(change, files):
     assert 'input' in message or 'factor' in message
     if 'input' in change and change['input'] is not None:
         assert 'expected float32 1x3x8x12' in message
+
+
+def test_a_closed_session_says_so(files):
+    with open_backend('OnnxRuntimeBackend', files) as backend:
+        backend.infer(feeds())
+    with pytest.raises(InferenceError, match=r'\.onnx: is closed; open it again'):
+        backend.infer(feeds())
 
 
 def test_outputs_may_be_kept_when_the_backend_runs_again(files):
