@@ -13,7 +13,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.synthetic import seeded_by_name
 from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
-from mmdeploy_ext.weights.convert.rtdetr import DENOISING
+from mmdeploy_ext.weights.convert.rtdetr import DENOISING, read_safetensors
 from mmdeploy_ext.weights.convert.solo_names import original_name
 from model_shapes import model_shapes
 
@@ -237,6 +237,14 @@ def write_safetensors(path, header, data=b''):
     text = header if isinstance(header, str) else json.dumps(header)
     path.write_bytes(len(text.encode()).to_bytes(8, 'little') + text.encode() + data)
     return path
+
+
+@pytest.mark.parametrize('change', [dict(data_offsets=[-4, 0]), dict(shape=[-1]), dict(data_offsets=[0, 8])])
+def test_tensors_outside_of_a_file_of_safetensors_are_refused(change, tmp_path):
+    entry = dict(dtype='F32', shape=[1], data_offsets=[0, 4]) | change
+    path = write_safetensors(tmp_path / 'a.safetensors', dict(a=entry), b'1234')
+    with pytest.raises(CheckpointError, match=r'damaged \(ValueError: a is \['):
+        read_safetensors(path)
 
 
 def test_a_name_that_safetensors_hold_twice_and_a_type_that_rtdetr_has_not_are_refused(inputs, refuses):

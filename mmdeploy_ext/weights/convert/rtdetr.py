@@ -312,6 +312,8 @@ def read_safetensors(path: Path) -> Tensors:
                     f'take the float file'
                 )
             begin, end = (end_of_header + offset for offset in entry['data_offsets'])
+            if not end_of_header <= begin <= end <= len(content) or min(entry['shape'], default=0) < 0:
+                raise ValueError(f'{name} is {entry["shape"]} at {entry["data_offsets"]}')
             dtype = SAFETENSORS_DTYPES[entry['dtype']]
             tensors[name] = torch.frombuffer(bytearray(content[begin:end]), dtype=dtype).reshape(
                 entry['shape']
