@@ -69,21 +69,22 @@ def _gathered(
     is_seen = is_seen[pair]
     place = locations.transpose(2, 3).reshape(-1, points, 2)[pair]
     place = torch.where(is_seen[..., None], place, torch.zeros_like(place))  # others may be infinitely far
-    share = weights.transpose(2, 3).reshape(-1, points, levels, groups)[pair]
-    share = (share * is_seen[..., None, None].to(share.dtype)).permute(0, 2, 3, 1)  # (m, L, G, P)
     camera = pair % cameras
     instance = torch.div(pair, cameras, rounding_mode='floor')  # of all samples of the batch
+    group = torch.arange(groups, device=features.device)
+    share = weights.permute(0, 1, 5, 3, 4, 2).reshape(-1, levels * points)  # by instance, group and camera
+    share = share[(instance[:, None] * groups + group) * cameras + camera[:, None]]
+    share = share.unflatten(-1, (levels, points)) * is_seen[:, None, None].to(share.dtype)  # (m, G, L, P)
     starts = level_start_index.to(torch.int64)[camera]  # (m, L)
     if batch > 1:
         starts = starts + torch.div(instance, instances, rounding_mode='floor')[:, None] * count
     index, part = _corners(place[:, None], spatial_shapes.to(torch.int64)[camera][:, :, None])
-    group = torch.arange(groups, device=features.device)[:, None]
-    index = (starts[..., None] + index)[:, :, None] * groups + group  # (m, L, G, 4 P)
-    part = part[:, :, None] * share.repeat(1, 1, 1, len(CORNERS))
+    index = (starts[..., None] + index)[:, None] * groups + group[:, None, None]  # (m, G, L, 4 P)
+    part = part[:, None] * share.repeat(1, 1, 1, len(CORNERS))
     cells = features.reshape(-1, channels // groups)
     mixed = 0.0
     for level in range(levels):
-        mixed = mixed + part[:, level, :, None] @ cells[index[:, level]]  # (m, G, 1, C / G)
+        mixed = mixed + part[:, :, level, None] @ cells[index[:, :, level]]  # (m, G, 1, C / G)
     mixed = mixed.reshape(-1, channels)
     empty = features.new_zeros(batch * instances, channels)
     summed = empty.scatter_add(0, instance[:, None].expand(-1, channels), mixed)

@@ -81,8 +81,9 @@ def map_sizes(model: nn.Module, cameras: int, height: int, width: int) -> tuple[
 
 def feature_rows(model: nn.Module, img: Tensor) -> Tensor:
     """Return `Pictures.rows` of pictures (N, 3, H, W)."""
-    maps = [level.flatten(2) for level in feature_maps(model, img)]
-    return torch.cat(maps, 2).transpose(1, 2).flatten(0, 1)[None]
+    # each map by itself: ONNX Runtime turns it while it leaves the layout of its convolutions
+    maps = [level.permute(0, 2, 3, 1).flatten(1, 2) for level in feature_maps(model, img)]
+    return torch.cat(maps, 1).flatten(0, 1)[None]
 
 
 def embed(encoder: nn.Module, anchor: Tensor) -> Tensor:
@@ -104,25 +105,29 @@ def key_points(generator: nn.Module, anchor: Tensor, feature: Tensor) -> Tensor:
 
 def project(points: Tensor, lidar2img: Tensor, image_wh: Tensor) -> Tensor:
     """Return where points (A, P, 3) are in the pictures (A, P, N, 2), in shares of their sides."""
-    projected = points[:, :, None, None] @ lidar2img[:, :3, :3].transpose(1, 2)
-    projected = projected[:, :, :, 0] + lidar2img[:, :3, 3]
+    matrix, shift = lidar2img[:, :3, :3].flatten(0, 1), lidar2img[:, :3, 3].flatten()
+    projected = torch.nn.functional.linear(points, matrix, shift).unflatten(-1, (-1, 3))
     depth = projected[..., 2:]
     depth = torch.maximum(depth, torch.full_like(depth, NEAREST_DEPTH))
     return projected[..., :2] / depth / image_wh
 
 
 def point_weights(layer: nn.Module, query: Tensor, lidar2img: Tensor) -> Tensor:
-    """Return the weights (A, P, N, L, G) of key points, which sum to 1 over points, cameras and levels.
+    """Return the weights (1, A, P, N, L, G) of key points; over points, cameras and levels they sum to 1.
 
     The layer of the weights is linear: instances (1, A, C) and cameras (N, C) pass it one by one, not as A N
-    pairs.
+    pairs. Its rows are taken in the order of groups, levels and points, so that what the softmax adds up is
+    side by side.
     """
-    cameras = layer.camera_encoder(lidar2img[:, :3].flatten(1))
-    of_cameras = torch.nn.functional.linear(cameras, layer.weights_fc.weight)
-    logits = layer.weights_fc(query)[0, :, None] + of_cameras  # (A, N, L P G)
-    logits = logits.unflatten(-1, (-1, layer.num_pts, layer.num_groups))  # (A, N, L, P, G)
-    weights = logits.flatten(1, 3).softmax(1).reshape(logits.shape)
-    return weights.permute(0, 3, 1, 2, 4)
+    linear, groups = torch.nn.functional.linear, layer.num_groups
+    rows = torch.arange(layer.weights_fc.out_features).reshape(-1, layer.num_pts, groups)
+    rows = rows.permute(2, 0, 1).flatten()
+    weight, bias = layer.weights_fc.weight[rows], layer.weights_fc.bias[rows]
+    cameras = linear(layer.camera_encoder(lidar2img[:, :3].flatten(1)), weight)
+    of_cameras = cameras.unflatten(-1, (groups, -1)).transpose(0, 1)  # (G, N, L P)
+    logits = linear(query, weight, bias)[0].unflatten(-1, (groups, 1, -1)) + of_cameras  # (A, G, N, L P)
+    weights = logits.flatten(2).softmax(2).unflatten(2, (len(lidar2img), -1, layer.num_pts))
+    return weights[None].permute(0, 1, 5, 3, 4, 2)
 
 
 def gather(
@@ -133,7 +138,7 @@ def gather(
     locations = project(points, pictures.lidar2img, pictures.image_wh)
     weights = point_weights(layer, feature + embedding, pictures.lidar2img)
     gathered = aggregate(
-        pictures.rows, pictures.sizes, pictures.starts, locations[None], weights[None], pictures.grid_sample
+        pictures.rows, pictures.sizes, pictures.starts, locations[None], weights, pictures.grid_sample
     )
     return torch.cat([layer.output_proj(tap('dfa', gathered)), feature], -1)
 
