@@ -9,6 +9,7 @@ an instance in 11 columns; `runtime/bank.py` describes it, and what happens afte
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -53,6 +54,22 @@ from mmdeploy_ext.families.sparse4d.seeded import sparse4d_weights
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 
+SETTINGS = {
+    'use_deformable_func': (True, False),
+    'head.deformable_model.use_deformable_func': (True, False),
+    'head.deformable_model.use_camera_embed': (True, False),
+    'head.deformable_model.residual_mode': ('cat', 'add'),
+    'head.anchor_encoder.mode': ('cat', 'add'),
+    'head.anchor_encoder.output_fc': (False, True),
+    'head.anchor_encoder.vel_dims': (3, 3),
+    'head.refine_layer.refine_yaw': (True, False),
+    'head.refine_layer.normalize_yaw': (False, False),
+    'head.refine_layer.with_quality_estimation': (True, False),
+}
+"""Setting of a config's model -> the value with which it is exported, and that of a model without it."""
+DEFAULT_ORDER = ('refine',) * 6
+"""Refinements of a head without `operation_order`."""
+
 
 def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
     """Return the description of the memory, the kept instances, by which a proof compares it.
@@ -94,6 +111,8 @@ class Sparse4DFamily(CameraFamily):
     bars = FRAME_BARS
     bars_of = 'the portable contract of R50 at 256x704 on a CPU'
     unread_fields = ('intrinsics', 'scene_token')
+    needed_settings: ClassVar[Mapping[str, bool]] = dict(decouple_attn=True)
+    absent_settings = needed_settings
     ignored_prefixes = ('depth_branch.', 'head.instance_bank.anchor_handler.')
     reference, memory_spec = staticmethod(Sparse4DReference), staticmethod(memory_spec)
     replaced, followed = staticmethod(replaced), FOLLOWED
@@ -110,22 +129,27 @@ class Sparse4DFamily(CameraFamily):
 
     def check_model(self, cfg: Any) -> None:
         super().check_model(cfg)
+        wrong = []
+        for path, (needed, absent) in SETTINGS.items():
+            *parts, name = path.split('.')
+            section = functools.reduce(lambda outer, part: outer.get(part) or {}, parts, cfg.model)
+            if (value := section.get(name, absent)) != needed:
+                wrong.append(f'{path}={value!r}, expected {needed!r}')
         head = self.head_of(cfg.model)
-        layer, bank = head.get('deformable_model') or {}, head.get('instance_bank') or {}
-        by_operator = cfg.model.get('use_deformable_func') and layer.get('use_deformable_func')
-        wrong = dict(
-            use_deformable_func=not by_operator,
-            decouple_attn=not head.get('decouple_attn', True),
-            num_temp_instances=int(bank.get('num_temp_instances', 0)) <= 0,
-            use_camera_embed=not layer.get('use_camera_embed'),
-            residual_mode=layer.get('residual_mode') != 'cat',
-        )
-        if names := [name for name, is_wrong in wrong.items() if is_wrong]:
+        bank, order = head.get('instance_bank') or {}, head.get('operation_order') or DEFAULT_ORDER
+        kept, count = (int(bank.get(name) or 0) for name in ('num_temp_instances', 'num_anchor'))
+        if not 0 < kept < count:
+            wrong.append(f'head.instance_bank.num_temp_instances={kept}, expected 1 to {count - 1}')
+        before, refinements = int(head.get('num_single_frame_decoder', -1)), order.count('refine')
+        if order[-1] != 'refine' or not 0 < before < refinements:
+            wrong.append(
+                f'head.num_single_frame_decoder={before}, {refinements} refinements, at last {order[-1]!r}; '
+                f'expected 1 to {refinements - 1} of them, and one at last'
+            )
+        if wrong:
             raise ConfigError(
-                f'{cfg.filename}: {", ".join(names)} of model.head: not as in Sparse4D v3, which is '
-                f'exported: use_deformable_func, decouple_attn and use_camera_embed True, residual_mode '
-                f"'cat', instances that are kept; without the operator the model is another function at the "
-                f'border of pictures'
+                f'{cfg.filename}: model: {"; ".join(wrong)}: Sparse4D v3 alone is exported; without its '
+                f'operator the model is another function at the border of pictures'
             )
 
     def build(self, cfg: Any) -> nn.Module:
@@ -195,7 +219,7 @@ class Sparse4DFamily(CameraFamily):
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
         frames = list(changed_drive(sample))
         yield from frames
-        yield from driven(frames[-2])
+        yield from driven(dataclasses.replace(frames[-1], images=sample.images))
 
     def ignores_places(self, options: Options) -> bool:
         return True  # the bank composes poses in float64

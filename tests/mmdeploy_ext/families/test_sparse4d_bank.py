@@ -426,6 +426,7 @@ def test_a_state_can_be_moved_to_another_bank():
         ('confidence', lambda values: None, 'no tensor'),
         ('instance_id', lambda values: values[:, :2], 'another model'),
         ('cached_anchor', lambda values: values * np.nan, 'NaN'),
+        ('prev_id', lambda values: values * np.nan, 'NaN'),
     ],
 )
 def test_a_state_of_another_bank_is_refused_by_name(name, change, message):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from marking import in_suite
-from mmdeploy_ext.core.errors import DataError, ModelFileError
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError
 from mmdeploy_ext.exporting.ops import deformable_aggregation
 from mmdeploy_ext.families.sparse4d import network
 from mmdeploy_ext.families.sparse4d.runtime import bank, model
@@ -228,6 +229,23 @@ def test_inputs_that_are_no_numbers_are_refused(deployment, paths, change, named
     frame = dataclasses.replace(next(iter(drive(deployment, 1))), **change)
     with pytest.raises(DataError, match=named):
         deployment.family.runner(paths, ENGINE).step(frame)
+
+
+@pytest.mark.parametrize(
+    ('setting', 'value'),
+    [
+        ('use_deformable_func', False),
+        ('head.decouple_attn', False),
+        ('head.anchor_encoder.output_fc', True),
+        ('head.refine_layer.normalize_yaw', True),
+        ('head.instance_bank.num_temp_instances', 60),
+        ('head.num_single_frame_decoder', 3),
+        ('head.num_single_frame_decoder', -1),
+    ],
+)
+def test_a_model_that_the_graphs_do_not_follow_is_refused(deployment, setting, value):
+    with pytest.raises(ConfigError, match=setting):
+        deployment.family.check_model(load_config(toy.config, {f'model.{setting}': value}))
 
 
 def test_heads_without_their_constants_are_refused(tmp_path):

@@ -202,14 +202,14 @@ class InstanceBank:
         for name, shape in self.shapes.items():
             if name not in tensors:
                 raise ShapeError(f'state: has no tensor {name!r}; expected {", ".join(self.shapes)}')
-            values = np.array(tensors[name], np.int64 if name.endswith('_id') else np.float32)
+            values = np.asarray(tensors[name])
             if values.shape != shape:
                 raise ShapeError(
                     f'state: {name!r} has shape {values.shape}, expected {shape}; it is of another model'
                 )
-            if not np.isfinite(values).all():
+            if not np.isfinite(values).all():  # before integers are made of them
                 raise ShapeError(f'state: {name!r} has NaN or infinity; call reset() to begin anew')
-            loaded[name] = values
+            loaded[name] = values.astype(np.int64 if name.endswith('_id') else np.float32)
         self._tensors = loaded
         self.ego_pose, self.timestamp_s = np.array(ego_pose, np.float64), float(timestamp_s)
 

@@ -84,13 +84,13 @@ class Sparse4DOnnx(CameraRuntime):
             self.graphs[backend.metadata.form], by_form[backend.metadata.form] = backend, file
         check_forms(by_form, {form: graph.metadata for form, graph in self.graphs.items()}, FAMILY)
         self.is_portable = PORTABLE in self.graphs
-        self.metadata: Metadata = self.graphs[PORTABLE if self.is_portable else NEXT].metadata
-        image = self.graphs[PORTABLE if self.is_portable else BACKBONE].spec.tensor('img').axes
-        self.image_shape = tuple(image[-4:])
+        images, last = (PORTABLE, PORTABLE) if self.is_portable else (BACKBONE, NEXT)
+        self.metadata: Metadata = self.graphs[last].metadata
+        self.image_shape = tuple(self.graphs[images].spec.tensor('img').axes[-4:])
         self.constants = {} if self.is_portable else read_constants(by_form[NEXT], self.graphs[NEXT].spec)
         rule = BankRule.from_facts(self.metadata.postprocess, tuple(repairs))
-        last = self.graphs[PORTABLE if self.is_portable else NEXT].spec
-        self.bank = InstanceBank(rule, int(last.tensor('pred_instance_feature').axes[-1]))
+        channels = self.graphs[last].spec.tensor('pred_instance_feature').axes[-1]
+        self.bank = InstanceBank(rule, int(channels))
         self.seconds = dict(network=0.0)
         self.reset()
 
