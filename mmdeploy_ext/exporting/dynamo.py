@@ -129,11 +129,9 @@ def _functional(target: torch._ops.OpOverload) -> Any:
 
 def _keeps_type(node: torch.fx.Node, functional: Any) -> bool:
     """Return whether an operator gives the type of the tensor that a node writes into; `gt` gives bool."""
-
-    def value_of(argument: torch.fx.Node) -> Any:
-        return argument.meta['val']
-
-    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), value_of)
+    if not all('val' in source.meta for source in (node, *node.all_input_nodes)):
+        return False  # it is not known
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda source: source.meta['val'])
     return functional(*args, **kwargs).dtype == node.meta['val'].dtype
 
 

@@ -42,8 +42,8 @@ class CustomStep:
     attributes: dict[str, Any]
 
     def run(self, tensors: dict[str, np.ndarray]) -> None:
-        """Add the node's output to the tensors."""
-        inputs = [tensors[name] for name in self.inputs]
+        """Add the node's output to the tensors; the kernel gets None for inputs that the node leaves out."""
+        inputs = [tensors[name] if name else None for name in self.inputs]
         tensors[self.output] = self.kernel(*inputs, **self.attributes)
 
 

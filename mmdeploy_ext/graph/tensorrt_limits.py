@@ -104,8 +104,8 @@ def find_refusals(model: onnx.ModelProto, *, rtx: bool) -> list[Refusal]:
         for value in values:
             element = value.type.tensor_type.elem_type
             if element not in SUPPORTED_TYPES or element == TensorProto.DOUBLE:
-                name = TensorProto.DataType.Name(element).lower()
-                reason = f'{side} of type {name}; TensorRT takes float32, float16, int32, int64, bool, uint8'
+                takes = 'TensorRT takes float32, float16, int32, int64, bool, uint8'
+                reason = f'{side} of type {types.dtype(element)}; {takes}'
                 refusals.append(Refusal(value.name, '', f'{reason}: cast it outside of the graph'))
     rules = _Rules(model, rtx)
     for graph in all_graphs(model):
@@ -240,7 +240,7 @@ class _Rules:
         for name in node.output:
             element = self._element(name)
             if element and element not in SUPPORTED_TYPES:
-                kind = TensorProto.DataType.Name(element).lower()
+                kind = types.dtype(element)
                 return f'gives {name!r} of type {kind}, which TensorRT does not have; cast to another type'
         if operator != 'Cast' and first == TensorProto.UINT8:
             return 'computes on uint8, which TensorRT can only cast; cast the input to float32 first'

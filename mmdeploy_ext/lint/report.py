@@ -119,8 +119,10 @@ def make_report(
     """
 
     def with_names(match: re.Match[str]) -> str:
-        inputs = [names[int(number)] for number in re.findall(r'\d+', match[2])]
-        return f'{match[1]} {", ".join(map(repr, inputs))}'
+        numbers = [int(number) for number in re.findall(r'\d+', match[2])]
+        if max(numbers) >= len(names):  # a text of the module itself
+            return match[0]
+        return f'{match[1]} {", ".join(repr(names[number]) for number in numbers)}'
 
     groups: dict[tuple[str, str], list[Event]] = collections.defaultdict(list)
     for event in events:

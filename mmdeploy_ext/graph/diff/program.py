@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import InferenceError
-from mmdeploy_ext.graph.io.constants import array_bytes, constant_value
+from mmdeploy_ext.graph.io.constants import array_bytes, constant_value, dense_values
 from mmdeploy_ext.graph.io.index import RANDOM, Index, bodies
 from mmdeploy_ext.graph.run import open_session
 
@@ -38,7 +38,8 @@ class Program:
 
     Attributes:
         index: the graph, by the names of its tensors and nodes.
-        constants: name -> array of the initializers, and of what Constant and Identity nodes make of them.
+        constants: name -> array of the initializers, sparse ones made dense, and of what Constant and
+            Identity nodes make of them.
         defaults: name -> array of the initializers that are inputs, too.
         steps: positions of all other nodes.
         static: tensors that depend on no value of an input, at most on its shape.
@@ -56,6 +57,8 @@ class Program:
         for name, tensor in self.index.constants.items():
             arrays = self.defaults if name in inputs else self.constants
             arrays[name] = constants.unique(numpy_helper.to_array(tensor))
+        for sparse in model.graph.sparse_initializer:
+            self.constants[sparse.values.name] = constants.unique(dense_values(sparse))
         self.steps: list[int] = []
         self.static: set[str] = set()
         for position, node in enumerate(self.index.nodes):

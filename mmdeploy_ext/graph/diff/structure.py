@@ -190,7 +190,7 @@ def _interface_texts(model: onnx.ModelProto) -> dict[str, dict[str, str]]:
     defaults = {tensor.name: ' with a default' for tensor in graph.initializer}
 
     def typed(value: onnx.ValueInfoProto) -> str:
-        name = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+        name = types.type_name(value.type.tensor_type.elem_type)
         return f'{name} {types.shape_label(value.type)}'
 
     return dict(

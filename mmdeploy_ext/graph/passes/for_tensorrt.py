@@ -19,6 +19,7 @@ from mmdeploy_ext.contract.metadata import PREFIX, Metadata
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import output_comparison
+from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_graphs, did_you_mean, free_name, refill, writes
 from mmdeploy_ext.graph.passes.simplify import fold
 
@@ -71,12 +72,13 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
         if array is None and name not in defaults:
             raise UsageError(f'--constant {name}: the file states no default; give {name}=VALUE,VALUE,...')
         if array is not None:
-            tensor_type = inputs[name].type.tensor_type
-            sizes = [dim.dim_value if dim.HasField('dim_value') else 1 for dim in tensor_type.shape.dim]
+            element = inputs[name].type.tensor_type.elem_type
+            axes = types.shape(inputs[name].type) or ()
+            sizes = [size if isinstance(size, int) else 1 for size in axes]
             if array.size != math.prod(sizes):
                 shape = 'x'.join(map(str, sizes))
                 raise UsageError(f'--constant {name}: {array.size} values, the input has {shape}')
-            dtype = helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
+            dtype = helper.tensor_dtype_to_np_dtype(element)
             tensor = numpy_helper.from_array(array.astype(dtype).reshape(sizes), name)
             constants = [constant for constant in graph.initializer if constant.name != name]
             refill(graph, initializer=[*constants, tensor])

@@ -85,6 +85,7 @@ def _all_tensor_names(model: onnx.ModelProto) -> list[str]:
     """Return the names of every tensor of the main graph and of the bodies in it."""
     graphs = list(all_graphs(model.graph))
     names = [value.name for graph in graphs for value in (*graph.input, *graph.initializer)]
+    names += [sparse.values.name for graph in graphs for sparse in graph.sparse_initializer]
     return names + [name for graph in graphs for node in graph.node for name in writes(node)]
 
 

@@ -200,7 +200,8 @@ def _number_check(expected: float) -> Callable:
         if value is None or value.const_value is None or value.is_graph_input():
             return False
         array = value.const_value.numpy()
-        return array.size == 1 and math.isclose(
+        is_number = array.size == 1 and array.dtype.kind not in 'OSU'
+        return is_number and math.isclose(
             float(array.reshape(())), expected, rel_tol=TOLERANCE, abs_tol=TOLERANCE * TOLERANCE
         )
 

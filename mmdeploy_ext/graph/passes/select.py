@@ -1,4 +1,4 @@
-"""Nodes and tensors by name or pattern ('*', '?', '[...]', see `fnmatch`)."""
+"""Nodes and tensors by name or pattern ('*', '?', '[...]', see `fnmatch`); every name fits itself."""
 
 import fnmatch
 from collections.abc import Iterable, Sequence
@@ -20,15 +20,13 @@ def select_nodes(index: Index, patterns: Iterable[str]) -> list[int]:
         UsageError: a pattern fits no node.
     """
     positions: set[int] = set()
+    names = [node.name for node in index.nodes]
     for pattern in patterns:
-        if not any(sign in pattern for sign in WILDCARDS):
+        if pattern in names or not any(sign in pattern for sign in WILDCARDS):
             positions.add(index.find_node(pattern))
             continue
-        fitting = {
-            position for position, node in enumerate(index.nodes) if fnmatch.fnmatchcase(node.name, pattern)
-        }
+        fitting = {position for position, name in enumerate(names) if fnmatch.fnmatchcase(name, pattern)}
         if not fitting:
-            names = [node.name for node in index.nodes if node.name]
             raise UsageError(f'no node fits {pattern!r}{did_you_mean(pattern.strip("*"), names)}')
         positions |= fitting
     return sorted(positions)
@@ -72,7 +70,7 @@ def match_patterns(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> 
         pattern: [
             position
             for position, node_names in enumerate(names)
-            if any(fnmatch.fnmatchcase(name, pattern) for name in node_names)
+            if any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in node_names)
         ]
         for pattern in patterns
     }

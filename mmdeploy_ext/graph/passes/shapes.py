@@ -139,9 +139,12 @@ def _infer_outputs(model: onnx.ModelProto, new_sizes: Mapping[str, int | str]) -
 def set_by_text(model: onnx.ModelProto, texts: Sequence[str]) -> onnx.ModelProto:
     """Return what `set_shapes` makes of a model; each text is one that `parse` reads.
 
-    The name in a text is that of an input, with the whole shape, or that of an axis, with its size.
+    The name in a text is that of an input, with the whole shape, or that of an axis, with its size; each name
+    stands in one text.
     """
     parsed, inputs = dict(map(parse, texts)), Index(model).inputs
+    if len(parsed) < len(texts):
+        raise UsageError(f'{" ".join(texts)}: a name stands there twice; give each input or axis once')
     axes = {name: shape[0] for name, shape in parsed.items() if name not in inputs and len(shape) == 1}
     return set_shapes(model, {name: shape for name, shape in parsed.items() if name not in axes}, axes)
 
@@ -153,8 +156,8 @@ def parse(text: str) -> tuple[str, list[int | str]]:
         raise UsageError(
             f'{text!r}: expected NAME=SIZES, e.g. images=1x3x640x640, images=batch,3,?,? or batch=1'
         )
-    is_numeric = sizes.replace('x', '').replace(UNKNOWN, '').isdigit() or set(sizes) <= {'x', UNKNOWN}
+    is_numeric = sizes.replace('x', '').replace(UNKNOWN, '').isdecimal() or set(sizes) <= {'x', UNKNOWN}
     words = sizes.split(',') if ',' in sizes or not is_numeric else sizes.split('x')
     if not all(word.strip() for word in words):
         raise UsageError(f'{text!r}: an axis is empty')
-    return name, [int(word) if word.strip().lstrip('-').isdigit() else word.strip() for word in words]
+    return name, [int(word) if word.strip().lstrip('-').isdecimal() else word.strip() for word in words]

@@ -1,7 +1,9 @@
 """Constant folding by onnxscript, and simplification by onnxslim with what callers rely on put back.
 
 onnxslim 0.1.98 takes an input with a default for a constant, makes one draw of a random operator and stores
-it, and drops inputs that nothing uses. What could be lost is set aside before and put back afterwards.
+it, and drops inputs that nothing uses. onnxscript 0.7.2 takes such an input for the constant condition of an
+If, and draws Bernoulli and Dropout. What could be lost is set aside before and put back afterwards, or looked
+for.
 """
 
 import contextlib
@@ -11,11 +13,13 @@ import logging
 from collections.abc import Iterator
 
 import onnx
+import onnx.inliner
 from onnx import helper
 
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.io.files import is_large
-from mmdeploy_ext.graph.io.index import RANDOM, refill
+from mmdeploy_ext.graph.io.index import refill
+from mmdeploy_ext.graph.io.operators import random_nodes
 
 FOLDING_LIMITS = dict(input_size_limit=8192, output_size_limit=512 * 512)
 """Largest numbers of elements of tensors that folding reads and writes (onnxscript's names of them).
@@ -33,16 +37,25 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
       Nodes that nothing reads are dropped, and local functions are inlined.
     - Not fired on random operators, inputs with a default (they can be fed) and tensors over
       `FOLDING_LIMITS`.
+
+    Raises:
+        ExportError: onnxscript made a constant of a random operator.
     """
     from onnxscript import optimizer
 
+    inputs = {value.name for value in model.graph.input}
+    places = [place for place, tensor in enumerate(model.graph.initializer) if tensor.name in inputs]
     result = copy.deepcopy(model)
+    for place in reversed(places):
+        del result.graph.initializer[place]
     for _ in range(len(model.graph.node)):
         before = len(result.graph.node)
         with suppress_output():
             result = optimizer.optimize(result, **FOLDING_LIMITS)
         if len(result.graph.node) == before:
             break
+    result.graph.initializer.extend(model.graph.initializer[place] for place in places)
+    _check_random(result, model, 'onnxscript')
     return result
 
 
@@ -96,10 +109,17 @@ def _check_simplified(slim: onnx.ModelProto, model: onnx.ModelProto) -> None:
         raise ExportError(
             f'onnxslim changed the outputs: got {names[1]}, expected {names[0]} of the same types; try fold'
         )
-    random = [sorted(node.name for node in graph.node if node.op_type in RANDOM) for graph in graphs]
-    if len(random[1]) < len(random[0]):
+    _check_random(slim, model, 'onnxslim')
+
+
+def _check_random(result: onnx.ModelProto, model: onnx.ModelProto, library: str) -> None:
+    """Raise ExportError if a library left fewer random operators, also of sub-graphs and functions."""
+    inlined = onnx.inliner.inline_local_functions(model) if model.functions else model
+    before, after = random_nodes(inlined), random_nodes(result)
+    if len(after) < len(before):
         raise ExportError(
-            f'onnxslim made a constant of random operators: of {random[0]} are left {random[1]}; try fold'
+            f'{library} made a constant of random operators, or dropped some: of {before} are left {after}; '
+            f'take those out that nothing needs, or leave the file as it is'
         )
 
 

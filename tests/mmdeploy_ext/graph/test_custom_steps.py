@@ -36,6 +36,15 @@ def test_steps_give_what_one_engine_would_give():
     assert len(model.steps) == 5  # engine, Power, engine, Join, engine
 
 
+def test_a_kernel_gets_none_for_an_input_that_is_left_out():
+    model = onnx.parser.parse_model(TEXT)
+    join = next(node for node in model.graph.node if node.op_type == 'Join')
+    join.input[1] = ''
+    kernels = dict(KERNELS, Join=lambda left, right: left * (right is None))
+    feeds = dict(x=np.ones((2, 3), np.float32), y=np.zeros(3, np.float32))
+    assert SteppedModel(model, kernels, threads=1).run(feeds)['last'][0].tolist() == [6, 8, 10]
+
+
 def test_an_operator_without_a_kernel_is_named():
     with pytest.raises(ModelFileError, match='no kernel in Python for Join; there are Power'):
         SteppedModel(onnx.parser.parse_model(TEXT), {'Power': KERNELS['Power']})

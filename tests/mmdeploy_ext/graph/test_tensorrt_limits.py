@@ -163,6 +163,12 @@ def test_turing_has_no_float32_matrix_products(operator):
     assert build(half, package(), [75]).data
 
 
+def test_a_type_that_onnx_does_not_know_is_refused_by_its_number():
+    model = two_outputs()
+    model.graph.input[0].type.tensor_type.elem_type = 99
+    assert 'of type 99' in find_refusals(model, rtx=True)[0].reason
+
+
 def test_many_nodes_of_one_kind_are_one_line():
     body = ' '.join(f'[n{number}] y{number} = Unique(x)' for number in range(5))
     model = parse(body, 'float[3] x', ', '.join(f'float[N] y{number}' for number in range(5)))

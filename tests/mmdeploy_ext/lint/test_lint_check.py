@@ -369,3 +369,8 @@ def test_a_line_of_torchvision_is_not_one_of_torch():
     library, user = (os.path.join(TORCH + end) for end in ('vision/ops/boxes.py', '/nn/functional.py'))
     site = _last_site([('own.py', '1', 'forward'), (library, '2', 'nms'), (user, '3', 'relu')])
     assert site.line == 2
+
+
+def test_a_text_of_the_module_that_reads_like_an_input_stays():
+    (found,) = check(Model(lambda self, x: (x, 'input 7')), (X,), try_exports=False)
+    assert found.details == ("'input 7' among the outputs",)

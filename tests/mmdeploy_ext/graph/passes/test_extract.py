@@ -12,7 +12,7 @@ from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.output_comparison import compare_edited
 from mmdeploy_ext.graph.part import drop_functions
 from mmdeploy_ext.graph.passes.extract import cut, extract
-from mmdeploy_ext.graph.passes.select import select_nodes
+from mmdeploy_ext.graph.passes.select import matching_nodes, select_nodes
 from mmdeploy_ext.proving.tensors import is_equal, is_exact
 from scn_files import golden_model
 from toy_graphs import conv_net, model_of, random_graph, steps
@@ -126,6 +126,10 @@ def test_patterns_choose_nodes_and_misses_come_with_similar_names():
     assert select_nodes(index, ['/layer/*', '/stem/Conv', '#1']) == [0, 1, 2]
     with pytest.raises(UsageError, match=r"'/lyer/[*]'"):
         select_nodes(index, ['/lyer/*'])
+    bracketed = conv_net()
+    bracketed.graph.node[1].name = 'conv[0]'
+    assert select_nodes(Index(bracketed), ['conv[0]']) == [1]
+    assert matching_nodes(bracketed.graph.node, ['conv[0]']) == [1]
 
 
 def test_sparse_graphs_are_refused():

@@ -96,6 +96,12 @@ def test_a_number_fits_constants_of_one_value_and_not_inputs_with_a_default():
     replaced(model, rule, 0)
 
 
+def test_a_text_is_no_number():
+    model = model_of('y = Equal(x, word)', 19, '<string word = {"1"}>', 'string[N,4] x', 'bool[N,4] y')
+    result, report = replace(model, parse_rule('y = Equal(a, 1) -> y = Equal(a, a)'))
+    assert result == model and not report.count
+
+
 def test_the_number_gets_the_type_of_the_result():
     ends = dict(inputs='double[N,4] x', outputs='double[N,4] y', constants='<double h = {0.5}>')
     model = model_of('y = Mul(x, h)', **ends)

@@ -7,11 +7,13 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from onnx import numpy_helper
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.io.index import all_nodes
 from mmdeploy_ext.graph.output_comparison import compare_models, spec_of, with_half_ends
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.opset import convert_opset
@@ -82,6 +84,37 @@ def test_an_input_with_a_default_can_still_be_fed(change):
 def test_random_operators_are_not_made_constant(change):
     model = parse('n = RandomNormal<shape = [2, 4]>() \n y = Add(x, n)')
     assert 'RandomNormal' in operators(change(model))
+
+
+@pytest.mark.parametrize('change', [fold, simplify])
+@pytest.mark.parametrize('draw', [
+    'n = Bernoulli(halves)',
+    'n = Dropout(halves, half, yes)',
+    'n = If(yes) <then_branch = t, else_branch = t>',
+])  # fmt: skip
+def test_a_draw_that_a_library_would_store_is_refused(change, draw):
+    branch = 't () => (float[2] z) { z = RandomNormal<shape = [2]>() }'
+    draw = draw.replace('= t', f'= {branch}')
+    model = parse(
+        f'{draw} \n s = ReduceSum<keepdims = 0>(n) \n y = Add(x, s)',
+        constants='<float half = {0.5}, float[2] halves = {0.5, 0.5}, bool yes = {1}>',
+    )
+    try:
+        operators_left = {node.op_type for node in all_nodes(change(model))}
+    except ExportError as error:
+        assert 'random' in str(error)
+    else:
+        assert operators_left & {'RandomNormal', 'Bernoulli', 'Dropout'}
+
+
+@pytest.mark.parametrize('change', [fold, simplify])
+def test_a_condition_that_is_an_input_with_a_default_can_still_be_fed(change):
+    then, other = 't () => (float[2,4] p) { p = Neg(x) }', 'e () => (float[2,4] q) { q = Relu(x) }'
+    model = parse(f'y = If(c) <then_branch = {then}, else_branch = {other}>', inputs='float[2,4] x, bool c')
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), 'c'))
+    result, x = change(model), np.ones((2, 4), np.float32)
+    for feeds in (dict(x=x), dict(x=x, c=np.array(False))):
+        np.testing.assert_array_equal(run.run(result, feeds)['y'], run.run(model, feeds)['y'])
 
 
 @pytest.mark.parametrize('change', [fold, simplify])

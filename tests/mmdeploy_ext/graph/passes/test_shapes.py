@@ -122,3 +122,16 @@ def test_what_people_write_is_read():
     assert parse('a=b=batch,3,?,?') == ('a=b', ['batch', 3, '?', '?'])
     assert parse('images=1x3x?x?') == ('images', [1, 3, '?', '?'])
     assert parse('batch=1') == ('batch', [1]) and parse('batch=index') == ('batch', ['index'])
+
+
+def test_a_name_that_is_given_twice_is_refused_and_only_digits_are_numbers():
+    with pytest.raises(UsageError, match='a name stands there twice'):
+        set_by_text(conv_net(), ['x=1,3,8,8', 'x=1,3,9,9'])
+    assert parse('x=1,\N{SUPERSCRIPT TWO}') == ('x', [1, '\N{SUPERSCRIPT TWO}'])
+
+
+def test_a_negative_size_is_unknown_as_for_onnx_runtime():
+    model = model_of([helper.make_node('Neg', ['x'], ['y'])], [('x', [-1, 3])], [('y', [-1, 3])])
+    assert types.shapes(model.graph.input) == {'x': ['?', 3]}
+    assert random_feeds(model)['x'].shape == (1, 3)
+    assert Runner(model).run({'x': np.ones((2, 3), np.float32)})['y'].shape == (2, 3)
