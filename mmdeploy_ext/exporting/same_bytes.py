@@ -79,8 +79,10 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return np.cumsum(values, axis=-1)[..., -1:] / values.shape[-1]
 
 
-def _like(values: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.float32)).to(tensor.dtype)
+def _like(values: np.ndarray | np.floating, tensor: torch.Tensor) -> torch.Tensor:
+    """Return values as a tensor of the type of another one, of float32 for whole numbers as torch does it."""
+    result = torch.from_numpy(np.asarray(values).astype(np.float32))
+    return result.to(tensor.dtype) if tensor.is_floating_point() else result
 
 
 FUNCTIONS: dict[Callable, Callable] = {

@@ -5,6 +5,7 @@ Glossary: B batch, N boxes, n result rows, A rows and D columns of a table.
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,6 +71,8 @@ def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'mode
     Raises:
         ConfigError: an NMS type or option that the graph does not reproduce.
     """
+    if not isinstance(test_cfg.get('nms') or {}, Mapping):
+        raise ConfigError(f'test_cfg.nms={test_cfg["nms"]!r}: expected a dict of type and iou_threshold')
     nms = dict(test_cfg.get('nms') or {})
     nms_type = nms.pop('type', 'nms')
     decay = _decay(nms) if soft and nms_type == 'soft_nms' else None
@@ -117,7 +120,7 @@ def _plain_nms(key: str, test_cfg: Mapping[str, Any]) -> str:
 def _decay(nms: dict[str, Any]) -> dict[str, Any]:
     """Remove the settings that only `soft_nms` has from `test_cfg.nms`, and return them."""
     decay = dict(method=nms.pop('method', SoftNmsConfig.method))
-    if decay['method'] not in SOFT_NMS:
+    if decay['method'] not in list(SOFT_NMS):
         raise ConfigError(
             f'test_cfg.nms.method={decay["method"]!r}: expected one of {", ".join(sorted(SOFT_NMS))}'
         )
@@ -133,7 +136,7 @@ def number(key: str, value: Any, kind: type) -> Any:
 
     `key` is its key, for the ConfigError if it is no number, is not finite, or no whole one for int.
     """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)  # numpy's, too
     if not is_number or not math.isfinite(value) or kind(value) != value:
         expected = 'a whole number' if kind is int else 'a number'
         raise ConfigError(f'test_cfg.{key}={value!r}: expected {expected}')

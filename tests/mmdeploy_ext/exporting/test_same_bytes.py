@@ -166,3 +166,10 @@ def test_outside_of_the_context_torch_is_as_it_was():
     with SameBytes():
         values.sqrt()
     assert torch.equal(values.sqrt(), before)
+
+
+def test_a_single_number_and_whole_numbers_give_what_torch_gives():
+    for tensor in (torch.tensor(4.0), torch.arange(5) ** 2, torch.zeros(0)):
+        with SameBytes():
+            root = tensor.sqrt()
+        assert root.dtype == torch.float32 and torch.equal(root, tensor.sqrt())

@@ -297,6 +297,7 @@ def test_optional_inputs_default_to_the_whole_input_and_no_rescaling():
         (dict(score_thr='abc', nms=NMS), "score_thr='abc': expected a number"),
         (dict(nms_pre=1.5, nms=NMS), 'nms_pre=1.5: expected a whole number'),
         (dict(nms=dict(NMS, iou_threshold='x')), "nms.iou_threshold='x': expected a number"),
+        (dict(nms='nms'), "nms='nms': expected a dict"),
         (dict(nms=dict(NMS, iou_threshold=1.5)), 'nms.iou_threshold=1.5: expected 0 to 1'),
     ],
 )
