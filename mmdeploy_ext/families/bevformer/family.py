@@ -123,6 +123,10 @@ class BevFormerFamily(ConventionFamily):
         model.can_bus_orientation = stated(cfg, 'can_bus_orientation', RECORDED) or RECORDED[0]
         return model
 
+    def added_settings(self, cfg: Any, meta: Mapping[str, Any]) -> Mapping[str, Any]:
+        orientation = cfg.get('can_bus_orientation') or 'wwww'
+        return {**super().added_settings(cfg, meta), 'can_bus_orientation': orientation}
+
     def seeded(self, cfg: Any, seed: int) -> nn.Module:
         model = self.build(cfg)
         shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
