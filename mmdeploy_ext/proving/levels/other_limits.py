@@ -391,6 +391,8 @@ class Trial(abc.ABC):
         bars = {} if score_bar is None else dict(score_bar=score_bar)
         try:
             exported = self.exported()
+            if exported.keys().isdisjoint(expected):
+                raise ValueError(f'the export gives none of the lists {", ".join(map(repr, expected))}')
         except FAILURES as error:
             return tuple(failed_detections(titles[name], rows, error) for name, rows in expected.items())
         return tuple(

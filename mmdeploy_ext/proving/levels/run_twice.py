@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.proving.results import Case
 
-FAILURES = (ValueError, IndexError, RuntimeError)
+FAILURES = (ValueError, LookupError, RuntimeError, ArithmeticError)
 """Errors of an engine, or of decoding its outputs, that make a failed case and do not end the proof."""
 
 

@@ -325,6 +325,14 @@ def test_every_kind_of_limit_has_other_values(kind, value, smaller, larger):
     assert keeping_all == (2.0 if kind is Kind.OVERLAP else smaller)
 
 
+def test_an_export_that_gives_none_of_the_lists_fails():
+    trial, family = object.__new__(LimitsLowered), SimpleNamespace(task='bbox2d', first_task='bbox2d')
+    trial.trials = SimpleNamespace(deployment=SimpleNamespace(family=family), title='toy.jpg')
+    trial.expected, trial.exported = lambda: dict(proposals=[1, 2]), dict
+    (row,) = trial._compare_lists()
+    assert not row.passed and row.missing == 2 and "none of the lists 'proposals'" in row.reason
+
+
 def test_a_list_is_cut_where_rounding_mixes_nothing():
     scores = np.linspace(0.9, 0.5, 100)
     scores[97:] -= 0.1
