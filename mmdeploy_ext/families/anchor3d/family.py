@@ -11,6 +11,7 @@ from mmdet3d.core.bbox.coders import DeltaXYZWLHRBBoxCoder
 from mmdet3d.models import builder, dense_heads
 from torch import nn
 
+from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.graphs import GENERATORS, PER_CLASS, graphs, postprocess_facts
@@ -20,6 +21,7 @@ from mmdeploy_ext.families.anchor3d.synthetic import synthetic_outputs
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.parts import lidar_family
+from mmdeploy_ext.families.parts.detector_parts import test_cfg_of
 from mmdeploy_ext.families.parts.lidar_family import DYNAMIC_DETECTOR, LidarFamily, check_points_side
 from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of
 from mmdeploy_ext.families.parts.samples import result
@@ -68,8 +70,7 @@ class AnchorFamily(LidarFamily):
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
         check_points_side(filename, model, 'a LiDAR detector with anchors', HEADS)
-        prefix = prefix_of(model)
-        key = f'{prefix}bbox_head'
+        key = f'{prefix_of(model)}bbox_head'
         head = model[key]
         for part, type_name, allowed in (
             ('anchor_generator', (head.get('anchor_generator') or {}).get('type'), tuple(GENERATORS)),
@@ -91,13 +92,16 @@ class AnchorFamily(LidarFamily):
             )
         if not head.get('use_direction_classifier', True):
             raise ConfigError(f'{filename}: model.{key}.use_direction_classifier=False is not exported')
-        test_key, test = 'model.test_cfg', model.get('test_cfg') or {}
-        if prefix:
-            test_key, test = f'{test_key}.pts', test.get('pts') or {}
+
+    def check(self, cfg: Any, options: Options) -> None:
+        super().check(cfg, options)
+        key, test = 'model.test_cfg', test_cfg_of(cfg)
+        if prefix_of(cfg.model):
+            key, test = f'{key}.pts', test.get('pts') or {}
         if missing := [name for name in READ if test.get(name) is None]:
-            raise ConfigError(f'{filename}: {test_key} has no {", ".join(missing)}, which mmdet3d reads')
+            raise ConfigError(f'{cfg.filename}: {key} has no {", ".join(missing)}, which mmdet3d reads')
         if test['max_num'] < 1:
-            raise ConfigError(f'{filename}: {test_key}.max_num={test["max_num"]}, expected a positive number')
+            raise ConfigError(f'{cfg.filename}: {key}.max_num={test["max_num"]}, expected a positive number')
 
     def synthetic_outputs(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec

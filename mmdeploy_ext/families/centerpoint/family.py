@@ -27,6 +27,7 @@ from mmdeploy_ext.families.centerpoint.reference import CenterPointReference, No
 from mmdeploy_ext.families.centerpoint.runtime import NMS_TYPES, CenterPointOnnx
 from mmdeploy_ext.families.centerpoint.synthetic import synthetic_outputs
 from mmdeploy_ext.families.parts import lidar_family
+from mmdeploy_ext.families.parts.detector_parts import test_cfg_of
 from mmdeploy_ext.families.parts.lidar_family import LidarFamily, check_points_side
 from mmdeploy_ext.families.parts.options import AUTOWARE
 from mmdeploy_ext.families.parts.proof_samples import crowded, in_order_of_columns
@@ -58,12 +59,6 @@ class CenterPointFamily(LidarFamily):
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
         check_points_side(filename, model, 'CenterPoint', ('CenterHead',))
-        test = (model.get('test_cfg') or {}).get('pts') or {}
-        if test.get('nms_type') not in NMS_TYPES:
-            raise ConfigError(
-                f'{filename}: model.test_cfg.pts.nms_type={test.get("nms_type")!r}, expected '
-                f'{" or ".join(NMS_TYPES)}'
-            )
 
     def claims(self, cfg: Any) -> Claim:
         is_centerpoint = 'CenterPoint' in names_of_class(DETECTORS, cfg.model.get('type'))
@@ -71,6 +66,11 @@ class CenterPointFamily(LidarFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         super().check(cfg, options)
+        nms_type = (test_cfg_of(cfg).get('pts') or {}).get('nms_type')
+        if nms_type not in NMS_TYPES:
+            raise ConfigError(
+                f'{cfg.filename}: model.test_cfg.pts.nms_type={nms_type!r}, expected {" or ".join(NMS_TYPES)}'
+            )
         if options.contract == AUTOWARE:
             autoware.check(cfg.filename, cfg.model)
 

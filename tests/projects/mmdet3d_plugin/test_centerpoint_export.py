@@ -253,6 +253,15 @@ def test_a_config_that_is_not_exported_is_refused_by_name(tmp_path, words, expec
         family.build(cfg)
 
 
+def test_settings_beside_the_model_where_mmdet3d_had_them_first_are_taken(tmp_path):
+    toy_centerpoint.register()
+    cfg = load_config(toy_centerpoint.write_config(tmp_path))
+    family = find_family(cfg)
+    cfg.test_cfg = cfg.model.pop('test_cfg')
+    family.check(cfg, family.choose(opset=0))
+    assert family.build(cfg).pts_bbox_head.test_cfg.nms_type == 'rotate'
+
+
 @pytest.mark.parametrize('changes', [dict(contract='fork'), dict(layers='last')], ids=str)
 def test_options_of_streams_are_refused(toy, changes):
     deployment = toy[0]
