@@ -111,6 +111,12 @@ def free_name(name: str, used_names: Collection[str]) -> str:
     return name
 
 
+def claim_name(name: str, used_names: set[str]) -> str:
+    """Return what `free_name` does, and add it to `used_names`."""
+    used_names.add(name := free_name(name, used_names))
+    return name
+
+
 def join_names(names: Sequence[str], limit: int) -> str:
     """Return names joined by commas: the first `limit`, and how many more there are."""
     return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')

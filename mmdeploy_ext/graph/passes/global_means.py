@@ -14,7 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.index import Index, free_name, operator_name, refill
+from mmdeploy_ext.graph.io.index import Index, claim_name, operator_name, refill
 from mmdeploy_ext.graph.io.operators import opsets_of
 from mmdeploy_ext.graph.passes.norms import AXES_ARE_FED
 
@@ -60,7 +60,7 @@ class _Writer:
         """Yield the nodes that take the place of one, whose input has that rank."""
         tensor = node.input[0]
         for axis in reversed(range(FIRST_AXIS, rank)):
-            output = name = self._free(f'{node.name or node.output[0]}/mean_of_axis_{axis}')
+            output = name = claim_name(f'{node.name or node.output[0]}/mean_of_axis_{axis}', self.used_names)
             if axis == FIRST_AXIS:
                 output, name = node.output[0], node.name
             fed = [tensor, self._axis(axis)] if self.axes_are_fed else [tensor]
@@ -72,10 +72,6 @@ class _Writer:
 
     def _axis(self, axis: int) -> str:
         if axis not in self.axes:
-            self.axes[axis] = numpy_helper.from_array(np.array([axis]), self._free(f'axis_{axis}'))
+            name = claim_name(f'axis_{axis}', self.used_names)
+            self.axes[axis] = numpy_helper.from_array(np.array([axis]), name)
         return self.axes[axis].name
-
-    def _free(self, name: str) -> str:
-        name = free_name(name, self.used_names)
-        self.used_names.add(name)
-        return name

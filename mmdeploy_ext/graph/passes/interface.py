@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ExportError, UsageError
-from mmdeploy_ext.graph.io.index import all_graphs, all_nodes, free_name, refill, writes
+from mmdeploy_ext.graph.io.index import all_graphs, all_nodes, claim_name, refill, writes
 from mmdeploy_ext.graph.passes.rename import rename_tensors
 
 
@@ -133,8 +133,7 @@ def _name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
     used.update(value.name for value in (*graph.input, *graph.initializer))
     for name in names:
         if name not in new_names:
-            new_names[name] = free_name(name, used)
-            used.add(new_names[name])
+            new_names[name] = claim_name(name, used)
     rename_tensors(graph, lambda name: new_names.get(name, name))
 
 

@@ -42,8 +42,8 @@ def concatenate(
     if len(opsets) > 1:
         raise ExportError(f'the stages were written with different opsets: {sorted(opsets)}')
     merged = copy.deepcopy(models[0])
-    plain = 'node', 'value_info', 'sparse_initializer', 'quantization_annotation'
-    for field in (*plain, 'initializer', 'input', 'output'):
+    plain = 'node', 'sparse_initializer', 'quantization_annotation'
+    for field in (*plain, 'initializer', 'input', 'output', 'value_info'):
         merged.graph.ClearField(field)
     values: dict[str, onnx.ValueInfoProto] = {}
     produced: set[str] = set()

@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.constants import constant_value
-from mmdeploy_ext.graph.io.index import free_name, operator_name, refill
+from mmdeploy_ext.graph.io.index import claim_name, operator_name, refill
 from mmdeploy_ext.graph.io.operators import opsets_of
 
 AXES_ARE_FED = 18
@@ -107,7 +107,7 @@ class _Writer:
         nodes: list[onnx.NodeProto] = []
 
         def add(op_type: str, part: str, *inputs: str, **attributes: int) -> str:
-            name = self._free(f'{node.name or output}/{part}')
+            name = claim_name(f'{node.name or output}/{part}', self.used_names)
             nodes.append(helper.make_node(op_type, inputs, [name], name, **attributes))
             nodes[-1].metadata_props.extend(node.metadata_props)
             return name
@@ -135,10 +135,6 @@ class _Writer:
         array = np.array(value, dtype)
         key = (str(array.dtype), array.tobytes())
         if key not in self.constants:
-            self.constants[key] = numpy_helper.from_array(array, self._free(f'group_norm_{name}'))
+            name = claim_name(f'group_norm_{name}', self.used_names)
+            self.constants[key] = numpy_helper.from_array(array, name)
         return self.constants[key].name
-
-    def _free(self, name: str) -> str:
-        name = free_name(name, self.used_names)
-        self.used_names.add(name)
-        return name

@@ -63,8 +63,8 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
         The new model, or an equal copy when there was nothing to do; and the report.
 
     Raises:
-        UsageError: an operator that the model's opset does not have, or a replacement that holds its own
-            pattern, so that no end would be reached.
+        UsageError: an operator that the model's opset does not have, or has with fewer inputs; or a
+            replacement that holds its own pattern, so that no end would be reached.
     """
     import onnx_ir as ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -265,6 +265,14 @@ def _check_operators(rule: Rule, opsets: dict[str, int]) -> None:
         if node.op_type not in operators:
             hint = did_you_mean(node.op_type, operators)
         raise UsageError(f'rule {rule}: opset {version} of the model has no operator {node.op_type!r}{hint}')
+    for node in rule.replacement.nodes:
+        schema = schema_of(node, opsets)
+        if schema and not node.domain and len(node.input) > schema.max_input:
+            raise UsageError(
+                f'rule {rule}: {node.op_type} of opset {opsets.get("", 1)} of the model takes '
+                f'{schema.max_input} inputs, the replacement gives it {len(node.input)}; convert the model '
+                f'with convert-opset'
+            )
     commutative = sum(len(node.input) == 2 for node in rule.pattern.nodes)
     if commutative > LARGEST_PATTERN:
         raise UsageError(

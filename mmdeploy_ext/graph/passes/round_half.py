@@ -15,9 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.io.index import bodies, refill
 from mmdeploy_ext.graph.io.types import infer
-
-HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
-"""Data types of tensors: float16 and float32."""
+from mmdeploy_ext.graph.passes.fp16 import HALF, SINGLE
 
 
 def round_half(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -93,7 +93,7 @@ def test_a_default_is_left_out_where_another_model_gives_the_tensor_and_two_are_
     assert len(merge([parts[0], with_default(neg('p', 'z'), 1)], ['a', 'b']).graph.initializer) == 1
 
 
-def test_sparse_initializers_of_all_models_come_along():
+def test_sparse_initializers_of_all_models_come_along_and_types_inside_do_not():
     models = [neg('x', 'p'), neg('p', 'z')]
     for model in models:
         node = helper.make_node('Identity', ['c'], ['unread'])
@@ -101,6 +101,8 @@ def test_sparse_initializers_of_all_models_come_along():
         sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.array([0])), [2])
         model.graph.node.append(node)
         model.graph.sparse_initializer.append(sparse)
+        model.graph.value_info.append(helper.make_tensor_value_info('unread', 1, [2]))
     merged = merge(models, ['a', 'b'])
     assert [sparse.values.name for sparse in merged.graph.sparse_initializer] == ['a/c', 'b/c']
+    assert not merged.graph.value_info
     onnx.checker.check_model(merged)

@@ -96,6 +96,13 @@ def test_a_number_fits_constants_of_one_value_and_not_inputs_with_a_default():
     replaced(model, rule, 0)
 
 
+def test_an_operator_that_takes_fewer_inputs_in_the_opset_is_refused():
+    body, axes = 's = Mul(x, x) \n r = ReduceSum(s, axes) \n y = Sqrt(r)', '<int64[1] axes = {1}>'
+    model = model_of(body, 13, axes, outputs='float[N,1] y')
+    with pytest.raises(UsageError, match=r'ReduceL2 of opset 13 of the model takes 1 inputs.*gives it 2'):
+        replace(model, named_rule('reduce-l2'))
+
+
 def test_a_text_is_no_number():
     model = model_of('y = Equal(x, word)', 19, '<string word = {"1"}>', 'string[N,4] x', 'bool[N,4] y')
     result, report = replace(model, parse_rule('y = Equal(a, 1) -> y = Equal(a, a)'))
