@@ -50,7 +50,7 @@ from mmdeploy_ext.families.sparse4d.samples import (
     frame,
     result,
 )
-from mmdeploy_ext.families.sparse4d.seeded import sparse4d_weights
+from mmdeploy_ext.families.sparse4d.seeded import for_width, sparse4d_weights
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 
@@ -167,7 +167,8 @@ class Sparse4DFamily(CameraFamily):
 
     def seeded(self, cfg: Any, seed: int) -> nn.Module:
         model = self.build(cfg)
-        model.load_state_dict(sparse4d_weights(model.state_dict(), f'{seed}:' if seed else ''))
+        weights = sparse4d_weights(model.state_dict(), f'{seed}:' if seed else '')
+        model.load_state_dict(for_width(weights, model.input_sizes[-1]))
         return model
 
     def settings_of_cameras(self, cfg: Any) -> Mapping[str, Any]:

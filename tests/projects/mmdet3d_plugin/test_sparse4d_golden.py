@@ -17,7 +17,7 @@ import sparse4d_golden as golden
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.families.sparse4d.border_points import nearest_decision
-from mmdeploy_ext.families.sparse4d.seeded import sparse4d_weights
+from mmdeploy_ext.families.sparse4d.seeded import for_width, sparse4d_weights
 from mmdeploy_ext.models.sparse4d import bank
 from mmdeploy_ext.models.sparse4d.aggregation import Features, flatten_maps
 from mmdeploy_ext.models.sparse4d.blocks import CENTRE
@@ -52,6 +52,15 @@ def test_the_filled_weights_are_those_of_the_goldens(model):
     if golden.PREFIX:
         pytest.skip('skipped: the checksum is that of the shipped set')
     assert golden.fill_sha256(model.state_dict()) == golden.FILL_SHA256
+
+
+@pytest.mark.parametrize(('width', 'share'), [(176, 1.0), (704, 1.0), (1408, 0.5)])
+def test_seeded_weights_read_the_maps_of_wider_pictures_more_weakly(width, share):
+    weights = {
+        'head.layers.0.output_proj.weight': torch.ones(1),
+        'head.layers.2.attn.out_proj.weight': torch.ones(1),
+    }
+    assert [float(tensor) for tensor in for_width(weights, width).values()] == [share, 1.0]
 
 
 def same_anchors(anchor, expected):
