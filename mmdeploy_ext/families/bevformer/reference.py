@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
+from scipy.spatial.transform import Rotation
 
 from mmdeploy_ext.consumers.autoware import bevformer as node
 from mmdeploy_ext.core.taps import collect_taps, tap
 from mmdeploy_ext.families.bevformer.runtime import record_of
 from mmdeploy_ext.families.parts.camera_reference import CameraReference
 from mmdeploy_ext.families.parts.lidar_parts import watching
-from mmdeploy_ext.families.parts.runtime.bev_motion import TIE_CELLS, YAW_DEG, rotation_ties
+from mmdeploy_ext.families.parts.runtime.bev_motion import CAN_BUS, TIE_CELLS, YAW_DEG, rotation_ties
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 
 NODE_STEPS = 4
@@ -19,6 +20,23 @@ NODE_STEPS = 4
 heading of a rounded quaternion."""
 OUTPUTS = ('bev_embed', 'all_cls_scores', 'all_bbox_preds')
 """Outputs of the head that are compared."""
+
+
+def reference_record(frame: Frame, orientation: str = '') -> np.ndarray:
+    """Return the record of the car's motion (18,) as `record_of` does, that of a pose by other code.
+
+    `record_of` refuses what is no record; else a runner with a wrong one would agree with itself.
+    """
+    record = record_of(frame, orientation)
+    if frame.can_bus is not None:
+        return record
+    axes = frame.ego_pose[:3, :3].astype(np.float64)
+    car = Rotation.from_matrix(np.stack([axes[:, 1], -axes[:, 0], axes[:, 2]], 1))
+    heading = np.arctan2(axes[1, 1], axes[0, 1]) % (2 * np.pi)
+    record = np.zeros(CAN_BUS)
+    record[:3], record[3:7] = frame.ego_pose[:3, 3], np.cos(car.magnitude() / 2)
+    record[16:] = heading, np.rad2deg(heading)
+    return record
 
 
 class BevFormerReference(CameraReference):
@@ -83,7 +101,7 @@ class BevFormerReference(CameraReference):
         hooks = {self.head: lambda inputs, outputs: outputs}
         with torch.no_grad(), collect_taps() as taps, watching(hooks) as head_outputs:
             results = self.model(return_loss=False, rescale=True, **self._data(frame))
-        taps = dict(taps, can_bus=torch.from_numpy(record_of(frame)))
+        taps = dict(taps, can_bus=torch.from_numpy(reference_record(frame)))
         taps['lidar2img'], taps['img'] = (torch.from_numpy(x) for x in (frame.lidar2img, frame.images))
         taps['prev_exists'] = torch.tensor([0.0 if was_first else 1.0])
         taps.update({name: head_outputs[name] for name in OUTPUTS})
@@ -99,7 +117,7 @@ class BevFormerReference(CameraReference):
         The node rounds positions and headings to float32, which decides ties of the rotation.
         """
         orientation = self.model.can_bus_orientation
-        record = record_of(frame, orientation).copy()
+        record = reference_record(frame, orientation).copy()
         if not self.as_node:
             return record
         rounded = node.trained_record(node.absolute(node.motion_of(record, orientation)), orientation)

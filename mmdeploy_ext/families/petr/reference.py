@@ -34,6 +34,16 @@ def pipeline_settings(cfg: Any) -> dict[str, Any]:
     )
 
 
+def picture_times(frame: Frame) -> np.ndarray:
+    """Return the absolute times (N,) of a frame's pictures by other code than `camera_times`.
+
+    That refuses what are no times; else a runner with wrong ones would agree with itself.
+    """
+    camera_times(frame)
+    times = frame.timestamp_s if frame.camera_times_s is None else frame.camera_times_s
+    return np.zeros(len(frame.images)) + np.asarray(times, np.float64)
+
+
 class PetrReference(CameraReference):
     """The detector's own test path; of PETRv2 it gets the pictures of the last frame behind the present ones.
 
@@ -111,7 +121,7 @@ class PetrReference(CameraReference):
         if frame.ego_pose is not None:
             values['ego_pose'] = frame.ego_pose
         if frame.timestamp_s is not None:
-            values |= dict(timestamp_s=np.array([frame.timestamp_s]), camera_times_s=camera_times(frame))
+            values |= dict(timestamp_s=np.array([frame.timestamp_s]), camera_times_s=picture_times(frame))
         return {name: torch.from_numpy(np.array(value)) for name, value in values.items()}
 
     def _data(self, frame: Frame, is_first: bool) -> dict[str, Any]:
@@ -119,10 +129,10 @@ class PetrReference(CameraReference):
         images, matrices, meta = [frame.images], list(np.array(frame.lidar2img, np.float64)), {}
         if self.frames > 1:
             last = frame if is_first else self._last
-            ages = frame.timestamp_s - camera_times(frame)
+            ages = frame.timestamp_s - picture_times(frame)
             earlier = ages + self.model.start_gap_s
             if not is_first:
-                earlier = frame.timestamp_s - camera_times(last)
+                earlier = frame.timestamp_s - picture_times(last)
             images.append(last.images)
             matrices += list(last.lidar2img @ np.linalg.inv(last.ego_pose) @ frame.ego_pose)
             meta['timestamp'] = [*ages, *earlier]

@@ -182,6 +182,10 @@ FAULTS = {
         (runtime, 'motion_since'),
         lambda record, previous: since(record, previous) * np.array([1] * 16 + [0, 1]),
     ),
+    'heading of a pose mirrored': (
+        (runtime, 'record_of_pose'),
+        lambda pose: np.r_[record_of_pose(pose)[:16], -record_of_pose(pose)[16:] % (2 * np.pi, 360)],
+    ),
     'boxes as they were trained': (
         (runtime, 'decode'),
         lambda *given: runtime_decode(*given[:2], {**given[2], 'box_convention': '1.x'}),
