@@ -11,7 +11,7 @@ from marking import in_suite
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError
 from mmdeploy_ext.exporting.ops import deformable_aggregation
-from mmdeploy_ext.families.sparse4d import network
+from mmdeploy_ext.families.sparse4d import graphs, network
 from mmdeploy_ext.families.sparse4d.runtime import bank, model
 from mmdeploy_ext.proving.inputs.synthetic_drive import SyntheticDrive, synthetic_drive
 from mmdeploy_ext.proving.ladder import prove
@@ -248,6 +248,11 @@ def test_a_model_that_the_graphs_do_not_follow_is_refused(deployment, setting, v
         deployment.family.check_model(load_config(toy.config, {f'model.{setting}': value}))
 
 
-def test_heads_without_their_constants_are_refused(tmp_path):
+@pytest.mark.parametrize('content', [None, '{}', '[]', '{"anchor": [1]', '{"instance_feature": [[[1]]]}'])
+def test_heads_without_their_constants_are_refused(deployment, tmp_path, content):
+    if content is not None:
+        (tmp_path / model.CONSTANTS).write_text(content)
+    options = deployment.family.choose(opset=0, contract='deploy')
+    spec = graphs.specs(deployment.model, options)[model.NEXT]
     with pytest.raises(ModelFileError, match='sparse4dconstants'):
-        model.read_constants(tmp_path / 'sparse4dhead2nd.onnx', None)
+        model.read_constants(tmp_path / 'sparse4dhead2nd.onnx', spec)

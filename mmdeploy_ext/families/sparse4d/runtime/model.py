@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ModelFileError, ShapeError
+from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.families.parts.runtime import frame_checks
 from mmdeploy_ext.families.parts.runtime.rig_frames import CameraRuntime
 from mmdeploy_ext.families.sparse4d.runtime.bank import BankRule, InstanceBank, TemporalInputs
@@ -41,8 +41,9 @@ PORTABLE = 'sparse4d'
 BACKBONE, FIRST, NEXT = DEPLOY_FILES = ('sparse4dbackbone', 'sparse4dhead1st', 'sparse4dhead2nd')
 """Names of those of the contract `deploy`."""
 CONSTANTS = 'sparse4dconstants.json'
-"""File beside those of `deploy`: inputs of the heads that are constants of a model, by name: the numbers of
-`instance_feature`, `anchor`, `spatial_shapes` and `level_start_index`."""
+"""File beside those of `deploy`: the numbers of `CONSTANT_INPUTS` by name."""
+CONSTANT_INPUTS = ('instance_feature', 'anchor', 'spatial_shapes', 'level_start_index')
+"""Inputs of the heads of `deploy` that are constants of a model."""
 PREDICTIONS = ('pred_instance_feature', 'pred_anchor', 'pred_class_score', 'pred_quality_score')
 """Outputs of every contract: features (1, A, C), anchors (1, A, 11), logits (1, A, K) and (1, A, 2)."""
 
@@ -170,19 +171,20 @@ def read_constants(head: str | Path, spec: GraphSpec) -> dict[str, np.ndarray]:
     """Return the constant inputs of the heads of `deploy` by name, from the file beside them.
 
     Raises:
-        ModelFileError: it is missing, or is not of these files.
+        ModelFileError: the file or one of them is missing, or it is not of these files.
     """
     path = Path(head).with_name(CONSTANTS)
     try:
-        content = json.loads(path.read_text())
-        arrays = {name: np.array(values, spec.tensor(name).dtype) for name, values in content.items()}
-        for name, values in arrays.items():
-            arrays[name] = values.reshape(spec.tensor(name).axes)
-    except (OSError, ValueError, AttributeError, ShapeError) as error:
+        content = json.loads(path.read_text(encoding='utf-8'))
+        tensors = [spec.tensor(name) for name in CONSTANT_INPUTS]
+        return {
+            tensor.name: np.array(content[tensor.name], tensor.dtype).reshape(tensor.axes)
+            for tensor in tensors
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelFileError(
             f'{path}: is no constants of these files ({error}); export them again'
         ) from error
-    return arrays
 
 
 def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> InstanceBoxes:
