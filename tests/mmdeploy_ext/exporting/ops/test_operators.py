@@ -12,7 +12,7 @@ import toy_operators as toys
 from marking import in_suite
 from mmdeploy_ext.core.errors import EngineError, ExportError, UsageError
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.exporting.ops import forms
+from mmdeploy_ext.exporting.ops import cells, forms, nms  # noqa: F401  (they register themselves)
 from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS, Operator, Plugin, operators_as, register
 from mmdeploy_ext.exporting.ops.python_nodes import python_session
 from mmdeploy_ext.graph.io import types
