@@ -72,17 +72,20 @@ class BEVFusionReference:
         return detections(head.suppress(boxes))
 
     def _inputs(self, frame: FusedFrame) -> tuple[torch.Tensor | None, list[torch.Tensor] | None]:
-        """Return pictures (1, N, 3, H, W) and [points] of a frame; None for a sensor that the model lacks."""
+        """Return pictures (1, N, 3, H, W) and [points] of a frame; None for a sensor that the model lacks.
+
+        They are those of the frame, not what the checks return, which the runner takes too.
+        """
         images = cloud = None
         if 'lidar' in self.model.sensors:
             lidar = self.model.encoders['lidar']
             points = check_points(frame.points, int(lidar.in_channels), frame.name)
             check_in_range(points, lidar.voxel_layer.point_cloud_range, frame.name)
-            cloud = [torch.from_numpy(points).to(self.device)]
+            cloud = [torch.from_numpy(np.array(frame.points, np.float32)).to(self.device)]
         if 'camera' in self.model.sensors:
-            checked = check_images(frame, transform_of(self.model).image_size)
-            check_calibration(frame.calibration, len(checked), frame.name)
-            images = torch.from_numpy(checked)[None].to(self.device)
+            check_images(frame, transform_of(self.model).image_size)
+            check_calibration(frame.calibration, len(frame.images), frame.name)
+            images = torch.from_numpy(np.array(frame.images, np.float32))[None].to(self.device)
         return images, cloud
 
     def hooks(self) -> dict[torch.nn.Module, Watch]:

@@ -15,7 +15,7 @@ from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.monocular import cameras
 from mmdeploy_ext.families.monocular.networks import SMOKE_NAMES, output_names
-from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections, padded_boxes
+from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
 from mmdeploy_ext.families.monocular.smoke_graphs import STRIDE
 from mmdeploy_ext.families.parts.mmdet_reference import metas_of, tested
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -68,7 +68,7 @@ def _as_detections(result: Mapping[str, Any], image: PreparedImage) -> Monocular
     attributes = boxes['attrs_3d'].numpy() if 'attrs_3d' in boxes else None
     camera = cameras.feeds([image], rescale=False)['unmoved_cam2img'][0]
     return MonocularDetections(
-        padded_boxes(rows),
+        np.concatenate([rows, np.zeros((len(rows), 9 - rows.shape[1]))], 1, dtype=np.float32),
         boxes['scores_3d'].numpy(),
         labels,
         attributes,

@@ -62,8 +62,12 @@ class LidarReference(abc.ABC):
 
     def step(self, sweep: Sweep) -> StepResult:
         """Run one sweep through `simple_test`; unusable points raise what `LidarOnnx` raises."""
-        points = check_points(sweep.points, self.width, sweep.name)
-        check_in_range(points, self.parts.voxel_layer.point_cloud_range, sweep.name)
+        check_in_range(
+            check_points(sweep.points, self.width, sweep.name),
+            self.parts.voxel_layer.point_cloud_range,
+            sweep.name,
+        )
+        points = np.array(sweep.points, np.float32)  # not what the check returns, which the runner takes too
         tap('points', torch.from_numpy(points))
         meta = dict(
             box_type_3d=LiDARInstance3DBoxes,
