@@ -57,13 +57,7 @@ USUAL_SIZE = (320, 448)
 EXPLANATIONS = {
     'objects365/retinanet_r50_fpn_syncbn_1350k_obj365v1.py': 'mmdet builds it neither: its base is '
     '`_base_/models/faster_rcnn_r50_fpn.py`, whose detector has no `bbox_head`, where RetinaNet was meant',
-    **dict.fromkeys(
-        (
-            'grid_rcnn/grid_rcnn_r50_fpn_gn-head_1x_coco.py',
-            'openimages/faster_rcnn_r50_fpn_32x2_1x_openimages.py',
-        ),
-        'the limit was 5 GB',
-    ),
+    'grid_rcnn/grid_rcnn_r50_fpn_gn-head_1x_coco.py': 'the limit was 5 GB',
     'hrnet/htc_hrnetv2p_w18_20e_coco.py': 'of the bright picture PyTorch itself keeps 99 of its 100 results '
     'with its layers in float64, an IoU of 0.994: `python tests/own_rounding.py`',
     'resnest/cascade_rcnn_s101_fpn_syncbn-backbone+head_mstrain-range_1x_coco.py': 'of the dark picture '
