@@ -1,7 +1,8 @@
 """Convert a checkpoint or a config of mmdet 3 to mmdet 2.28.
 
-`python tools/convert/mmdet3.py IN.pth OUT.pth --config CONFIG2X` renames the weights of a checkpoint;
-`python tools/convert/mmdet3.py --config CONFIG3X.py [OUT.py]` translates a config or prints it.
+`python tools/convert/mmdet3.py IN.pth OUT.pth --config CONFIG2X` renames the weights of a checkpoint; without
+OUT.pth it is refused. `python tools/convert/mmdet3.py --config CONFIG3X.py [OUT.py]` translates a config, or
+prints it if there is no OUT.py. Either file may be there already and is replaced, but is no input.
 """
 
 import argparse
@@ -14,23 +15,29 @@ from mmdeploy_ext.core.config import load_config
 
 
 class Parser(cli.ArgumentParser):
-    """A single file is the output; of two the first is the input."""
+    """A single file is the output, which only a config may lack; of two the first is the input."""
 
     def parse_known_args(self, *positional: Any, **named: Any) -> Any:
-        """Parse the command line, and exchange the files if there is one."""
+        """Return the arguments, a single file as `out_file`, and the words that are left over."""
         args, rest = super().parse_known_args(*positional, **named)
+        if args.out_file is None and len(rest) == 1 and not rest[0].startswith('-'):
+            args.out_file, rest = rest[0], []  # argparse takes no second file behind an option
         if args.out_file is None:
             args.in_file, args.out_file = None, args.in_file
         return args, rest
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Convert the checkpoint or the config."""
+    """Convert the checkpoint `args.in_file`, or, if it is None, the config `args.config`, to `args.out_file`.
+
+    A config is printed if `args.out_file` is None. Return 0; for what is raised see `convert_file` and
+    `translate_file`.
+    """
     compat.apply()
     from mmdeploy_ext.families.base import load_families
     from mmdeploy_ext.weights.convert.mmdet3 import convert_file, translate_file
 
-    load_families('')
+    load_families('')  # those of mmdet, which register the classes of models
     target = args.out_file
     if args.in_file is None:
         text = translate_file(args.config, target)
@@ -50,11 +57,12 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = Parser(description=__doc__.splitlines()[0])
     add = cli.adder(parser)
-    add('in_file', 'checkpoint of mmdet 3; left out where a config is translated', nargs='?')
+    add('in_file', 'checkpoint of mmdet 3; left out if a config is translated', nargs='?')
     add('out_file', 'checkpoint, or config ending in .py, to write', nargs='?', writes='{}')
     add(
         '--config CONFIG',
-        "of a checkpoint mmdet 2.28's config of the same model; else mmdet 3's, also as a checkpoint",
+        'beside IN.pth: config of mmdet 2.28 of its model; else the config of mmdet 3 to translate, or a '
+        'checkpoint that holds it',
         required=True,
     )
     cli.add_debug_option(parser)
@@ -62,5 +70,5 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 done, 1 failed, 2 usage."""
+    """Run the tool; 0 done, 1 failed, 2 usage. `argv` and the errors are those of `cli.run`."""
     return cli.run(convert, build_parser(), argv)

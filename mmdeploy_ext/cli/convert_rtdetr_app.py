@@ -15,12 +15,15 @@ from mmdeploy_ext.core.config import load_config
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Convert the checkpoint, and print what was renamed, added and left out."""
+    """Convert the checkpoint, and print what was renamed, added and left out.
+
+    `args` are those of `build_parser`. Return 0; for what is raised see `convert_file`.
+    """
     compat.apply()
     from mmdeploy_ext.families.base import load_families
     from mmdeploy_ext.weights.convert.rtdetr import convert_file
 
-    load_families('')
+    load_families('')  # those of mmdet, which register the classes of models
     cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
     converted = convert_file(args.in_file, args.out_file, cfg, args.weights)
     numbers = sum(tensor.numel() for tensor in converted.state_dict.values())
@@ -50,5 +53,5 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 done, 1 failed, 2 usage."""
+    """Run the tool; 0 done, 1 failed, 2 usage. `argv` and the errors are those of `cli.run`."""
     return cli.run(convert, build_parser(), argv)

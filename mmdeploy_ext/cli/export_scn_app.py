@@ -211,5 +211,5 @@ def _check_proof(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status."""
+    """Run the tool and return its exit status; `argv` and the errors are those of `cli.run`."""
     return cli.run(lambda args: BackboneExport(args).run(), build_parser(), argv)

@@ -85,5 +85,5 @@ def print_drift(row: SequenceRow) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status."""
+    """Run the tool and return its exit status; `argv` and the errors are those of `cli.run`."""
     return cli.run(run, build_parser, argv)

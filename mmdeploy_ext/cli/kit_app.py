@@ -174,5 +174,5 @@ def write_of_module(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status."""
+    """Run the tool and return its exit status; `argv` and the errors are those of `cli.run`."""
     return cli.run(run, build_parser, argv)

@@ -258,5 +258,5 @@ def finish(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status."""
+    """Run the tool and return its exit status; `argv` and the errors are those of `cli.run`."""
     return cli.run(run, build_parser(), argv)

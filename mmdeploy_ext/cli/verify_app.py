@@ -113,5 +113,5 @@ def prove_files(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool and return its exit status."""
+    """Run the tool and return its exit status; `argv` and the errors are those of `cli.run`."""
     return cli.run(run, build_parser(), argv)

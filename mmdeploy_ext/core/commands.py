@@ -1,8 +1,9 @@
 """The commands of this project, by the names that a reader of a message can type.
 
 A command has a name, such as 'verify'. A checkout of the repository has a script for most of them in its
-folder `tools/`; the sub-command `mm2onnx NAME` does the same from any folder. Messages name the sub-command
-if `mm2onnx` was started or if there are no scripts, as in an installed wheel, otherwise the script.
+folder `tools/`; the sub-command `mm2onnx NAME` does the same from any folder, for the commands of `RUNNERS`
+`mm2onnx run`. Messages name the sub-command if `mm2onnx` was started or if there are no scripts, as in an
+installed wheel, otherwise the script; 'run' has none, see `command`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Inputs and kernels of a layer are rounded to the precision; products and sums are computed in fp32.
 
-Glossary: N voxels, C values of a voxel.
+Glossary: N voxels, C values of a voxel. Features are float32, coordinates those of `sparse.engine.run`:
+sample and axes in the graph's order, integers.
 """
 
 from __future__ import annotations
@@ -36,13 +37,14 @@ class Prepared(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Assumption:
-    """An assumption about an engine that the file does not decide.
+    """An assumption about an engine, which the exported file does not decide.
 
     Attributes:
         title: name for tables.
         ties: see `fake_quantise`.
-        stored: whether a tensor is stored in int8 once, by the range of its first reader, and every reader
-            rounds that again by its range; otherwise every reader rounds the exact value.
+        stored: whether a tensor is stored in int8 once, by the range of the first int8 node that reads it,
+            and every int8 node that reads it rounds that again by its range; otherwise each rounds the exact
+            value, as nodes in fp16 do in any case.
         fp16_kernels: whether int8 codes are computed from the fp16 kernel of the file; otherwise from the
             fp32 kernel.
     """
@@ -54,7 +56,7 @@ class Assumption:
 
 
 DEFAULT = Assumption('as in the tables')
-"""The assumption of all figures that name no other."""
+"""The assumption of all figures but those of the table of assumptions."""
 
 
 class Simulation:
@@ -62,18 +64,18 @@ class Simulation:
 
     Attributes:
         names: names of the nodes that have ranges.
-        first_readers: tensor id -> the first of these nodes that reads it, if `assumption.stored`.
-        fp16_kernels, int8_kernels: node name -> rounded kernel.
+        readers: tensor id -> those of these nodes that read it, in order, if `assumption.stored`.
+        fp16_kernels, int8_kernels: name of a convolution -> rounded kernel, in float32.
     """
 
     def __init__(self, graph: SparseGraph, ranges: Ranges, assumption: Assumption = DEFAULT) -> None:
         self.graph, self.ranges, self.assumption = graph, ranges, assumption
         self.names = tuple(node.name for node in quantised(graph))
-        self.first_readers: dict[str, str] = {}
+        self.readers: dict[str, list[str]] = {}
         if assumption.stored:
             for node in quantised(graph):
                 for tensor in node.inputs:
-                    self.first_readers.setdefault(tensor, node.name)
+                    self.readers.setdefault(tensor, []).append(node.name)
         kernels = {node.name: node.weight for node in graph.convolutions()}
         self.fp16_kernels = {name: fake_half(kernel) for name, kernel in kernels.items()}
         self.int8_kernels = {
@@ -84,12 +86,17 @@ class Simulation:
     def rounded(
         self, node: Node, inputs: tuple[np.ndarray, ...], int8_nodes: Collection[str]
     ) -> tuple[tuple[np.ndarray, ...], np.ndarray | None]:
-        """Return inputs and kernel of a node rounded to int8 if it is one of `int8_nodes`, else to fp16."""
+        """Return inputs and kernel of a node rounded to int8 if it is one of `int8_nodes`, else to fp16.
+
+        Rounded values are float32. The kernel of a node without one is None. `int8_nodes` are names of all
+        int8 nodes of the run. UsageError: such a node has no range.
+        """
         if node.name not in int8_nodes:
             return tuple(map(fake_half, inputs)), self.fp16_kernels.get(node.name)
         ties, rounded_inputs = self.assumption.ties, []
         for tensor, values in zip(node.inputs, inputs, strict=True):
-            reader = self.first_readers.get(tensor, node.name)
+            readers = self.readers.get(tensor, ())
+            reader = next((name for name in readers if name in int8_nodes), node.name)
             if reader != node.name:
                 values = fake_quantise(values, self.ranges.input_amax(reader), ties)
             rounded_inputs.append(fake_quantise(values, self.ranges.input_amax(node.name), ties))
@@ -105,13 +112,17 @@ class Simulation:
         int8_nodes: Collection[str] | None = None,
         fed: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Return tensor id -> value of one run, with the features as '0'.
+        """Return tensor id -> value of one run, with the features as '0' and the result as `graph.output`.
+
+        Values are float32 and those that nodes output; only the result is rounded to fp16, unless all is
+        computed in fp32.
 
         Args:
             sweep: result of `prepare`.
-            int8_nodes: nodes in int8, the others are in fp16; None computes all in fp32.
-            fed: tensor id -> value that nodes take as input in place of the computed one; None feeds the
-                computed ones.
+            int8_nodes: names of nodes in int8, the others of `names` are in fp16; other names have no
+                effect. None computes all in fp32.
+            fed: tensor id -> value that nodes take as input in place of the computed one; tensors that it
+                does not have, all if it is None, are the computed ones.
         """
         outputs = {node.name: node.output for node in self.graph.nodes}
         tensors = {'0': sweep.features.astype(np.float32)}
@@ -131,15 +142,16 @@ class Simulation:
         fed: Mapping[str, np.ndarray] | None = None,
         observe: Callable[[str, np.ndarray], None] | None = None,
     ) -> np.ndarray:
-        """Return the dense output of one run on a sweep of `prepare`.
+        """Return the dense output (1, channels, H, W) float32 of one run on a sweep of `prepare`.
 
-        The nodes that are not `int8_nodes` are in `float_precision`, 'fp16' or 'fp32'. `fed` is that of
-        `tensors`; `observe`, if it is not None, is called with name and output of each node.
+        The nodes that are not `int8_nodes` are in `float_precision`, 'fp16' or 'fp32'. Only nodes of `names`
+        round their inputs; the others, such as reshapes, pass values on. `fed` is that of `tensors`;
+        `observe`, if it is not None, is called with name and output of each node, as it was computed.
         """
 
         def transform(node, inputs, weight):  # noqa: ANN001, ANN202
             if fed is not None:
-                inputs = tuple(fed[name] for name in node.inputs)
+                inputs = tuple(map(fed.get, node.inputs, inputs))
             if node.name not in self.names or (float_precision == 'fp32' and node.name not in int8_nodes):
                 return inputs, weight
             return self.rounded(node, inputs, int8_nodes)

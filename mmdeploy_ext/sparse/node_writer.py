@@ -22,7 +22,10 @@ class NodeWriter:
         self._shared: set[str] = set()
 
     def is_first_use(self, name: str) -> bool:
-        """Return whether a tensor that several nodes share has not been asked for before, by its name."""
+        """Return whether this is the first call with a name: the caller then writes the tensor.
+
+        Several nodes share such a tensor; later calls return False.
+        """
         is_new = name not in self._shared
         self._shared.add(name)
         return is_new
@@ -40,23 +43,33 @@ class NodeWriter:
         return outputs[0]
 
     def constant(self, name: str, values: np.ndarray) -> str:
-        """Add an initializer; return its name."""
-        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        """Add an initializer of the shape and type of `values`; return its name.
+
+        ValueError: there is one of this name with other values; the same ones are shared.
+        """
+        tensor = numpy_helper.from_array(np.asarray(values, order='C'), name)
+        earlier = self.initializers.setdefault(name, tensor)
+        if earlier is not tensor and earlier != tensor:
+            raise ValueError(f'{name}: is an initializer with other values')
         return name
 
     def integers(self, *values: int) -> str:
-        """Return the name of an int64 initializer with these values; equal ones are shared."""
+        """Return the name of an int64 initializer (n,) with these n values; equal ones are shared."""
         name = 'shape.' + '_'.join(str(value) for value in values)
         return self.constant(name, np.array(values, np.int64))
 
     def input(self, name: str, elem_type: int, *axes: int | str) -> str:
-        """Declare an input, return its name; `elem_type` is one of `TensorProto`, axes are sizes or names."""
+        """Declare an input, return its name; `elem_type` is one of `TensorProto`, axes are sizes or names.
+
+        Without axes it is a scalar.
+        """
         self.inputs.append(helper.make_tensor_value_info(name, elem_type, list(axes)))
         return name
 
     def split(self, tensor: str, lengths: str, pieces: int) -> None:
         """Cut a tensor along axis 0 into TENSOR.0, TENSOR.1, ...
 
-        `lengths` is the name of the tensor (pieces,) with their lengths.
+        `lengths` is the name of the tensor (pieces,) int64 with their lengths, which may be a computed one:
+        an input of Split since opset 13.
         """
         self.op('Split', [tensor, lengths], [f'{tensor}.{piece}' for piece in range(pieces)], axis=0)

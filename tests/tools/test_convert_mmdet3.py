@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmdeploy_ext.cli.convert_mmdet3_app import build_parser
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
@@ -71,6 +72,11 @@ def test_a_config_and_then_its_checkpoint_are_converted(config3, tmp_path, capsy
     assert loaded.meta == dict(epoch=12, mmengine_version='0.10.7', CLASSES=('a', 'b'))
     assert run_tool(source, target, '--config', config3) == 2
     assert 'is a config of mmdet 3; translate it first' in capsys.readouterr().err
+
+
+def test_the_second_file_may_stand_behind_the_config():
+    args = build_parser().parse_args(['IN.pth', '--config', 'C.py', 'OUT.pth'])
+    assert (args.in_file, args.out_file, args.config) == ('IN.pth', 'OUT.pth', 'C.py')
 
 
 def test_a_config_of_mmdet_3_is_refused_by_every_tool_with_the_command(config3):

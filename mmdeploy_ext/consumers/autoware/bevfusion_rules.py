@@ -13,6 +13,7 @@ from mmdeploy_ext.consumers.autoware.manifest import (
     CELL_METRES,
     MODEL_FOLDER,
     REMAPPER,
+    WHOLE,
     class_rules,
     cuboid,
     engine_rules,
@@ -37,10 +38,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LIDAR, FUSION, BACKBONE = 'bevfusion_lidar', 'bevfusion_camera_lidar', 'bevfusion_image_backbone'
-"""Names of the graphs: of LiDAR alone, or of cameras and LiDAR, with the one of the images beside it."""
+"""Names of the graphs: of LiDAR alone; of cameras and LiDAR; of the images, which goes with the latter."""
 PATTERNS = ('bevfusion_*.onnx', 'ml_package_bevfusion_*.param.yaml')
 """Patterns of files by which a folder of this node is recognised."""
-# these keys are of the node's own parameters; a manifest may have them, too
+# the keys of the next three are of the node's own parameters; a manifest may have them, too
 READ_KEYS = ('onnx_path', 'image_backbone_onnx_path')
 """Keys whose values are paths of files that the node reads."""
 ENGINE_KEYS = ('engine_path', 'image_backbone_engine_path')
@@ -50,7 +51,7 @@ PLUGINS_KEY = 'plugins_path'
 CLASSES = ('CAR', 'TRUCK', 'BUS', 'TRAILER', 'MOTORCYCLE', 'BICYCLE', 'PEDESTRIAN')
 """Class names that the node knows."""
 BOUNDS, SCALES = ('d_bound', 'x_bound', 'y_bound', 'z_bound'), ('img_aug_scale_x', 'img_aug_scale_y')
-"""Keys of ranges of the frustum, and of factors of a picture's size."""
+"""Keys of ranges of the frustum (lower and upper bound, step, metres), and of factors of a picture's size."""
 KEYS = dict(
     class_names=items(NAME, 1),
     voxels_num=exactly(3, number(1, 10_000_000, integer=True)),
@@ -65,11 +66,18 @@ KEYS = dict(
     **dict.fromkeys(('roi_height', 'roi_width', 'features_height', 'features_width'), PIXELS),
     **dict.fromkeys(('num_depth_features', 'image_feature_channel'), COUNT),
 )
-"""Key of the model -> check of its value."""
+"""Key of the model -> check of its value; without cameras the node reads all of them, too.
+
+`voxels_num` is the least, usual and largest number of voxels, `raw_image_*` the size in pixels of a camera's
+picture, `roi_*` that of the part which the graph takes, `features_*` the cells of its features.
+"""
 REALS = ('point_cloud_range', 'voxel_size', *BOUNDS, *SCALES)
 """Keys that the node declares as floating point, see `key_rules`."""
 FIRST = (0,)
-"""The axis of every input for which the node gives a range of sizes: voxels, points, cameras, cells."""
+"""`Bound.open_axes` of the inputs: the file has to leave this axis open, as the node gives a range of sizes.
+
+It is that of voxels, points, cameras or cells.
+"""
 PLUGINS = {
     'GetIndicePairsImplicitGemm': [
         'algo',
@@ -91,19 +99,22 @@ PLUGINS = {
 
 
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return the violations in a folder, and file name -> path of those of its files that are there."""
-    fusion = any((folder / f'{name}.onnx').is_file() for name in (FUSION, BACKBONE))
+    """Return the violations in a folder, and file name -> path of those of its files that are there.
+
+    Files of cameras and LiDAR are looked at if there is a graph of them, or their manifest and no graph.
+    What is wrong with a file is a violation; nothing is raised for it.
+    """
+    graphs_there = [name for name in (FUSION, BACKBONE, LIDAR) if (folder / f'{name}.onnx').is_file()]
+    fusion = graphs_there[0] != LIDAR if graphs_there else (folder / _manifest_of(FUSION)).is_file()
     main = FUSION if fusion else LIDAR
-    manifest = f'ml_package_{main}.param.yaml'
+    manifest = _manifest_of(main)
     names = [f'{main}.onnx', manifest, REMAPPER]
     if fusion:
         names.insert(1, f'{BACKBONE}.onnx')
     paths = {name: folder / name for name in names if (folder / name).is_file()}
     violations = missing_files(names, paths)
-    if fusion and (folder / f'{LIDAR}.onnx').is_file():
-        message = f'{LIDAR}.onnx is beside the files of cameras and LiDAR, which alone are looked at'
-        advice = '; put it into a folder of its own, with its manifest'
-        violations.append(Violation(f'{LIDAR}.onnx', '', 'unread', message + advice, WARNING))
+    if fusion:
+        violations += _unread_rules(folder)
     values: dict[str, Any] = {}
     if manifest in paths:
         values, unreadable = read_parameters(paths[manifest])
@@ -128,6 +139,20 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
     return violations, paths
 
 
+def _manifest_of(graph: str) -> str:
+    return f'ml_package_{graph}.param.yaml'
+
+
+def _unread_rules(folder: Path) -> Iterator[Violation]:
+    """Yield the first file of LiDAR alone in a folder of cameras and LiDAR."""
+    for file in (f'{LIDAR}.onnx', _manifest_of(LIDAR)):
+        if (folder / file).is_file():
+            message = f'{file} is beside the files of cameras and LiDAR, which alone are looked at'
+            advice = '; put all files of LiDAR alone into a folder of their own'
+            yield Violation(file, '', 'unread', message + advice, WARNING)
+            return
+
+
 def _manifest_rules(file: str, values: Mapping[str, Any]) -> list[Violation]:
     violations = list(key_rules(file, values, KEYS, REALS))
     valid = valid_values(values, KEYS, violations)
@@ -149,7 +174,7 @@ def _manifest_rules(file: str, values: Mapping[str, Any]) -> list[Violation]:
 
 
 def _cell_rules(file: str, valid: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield counts that are not those of the node's float32 quotients."""
+    """Yield counts that are not those of the node's float32 quotients, and ranges of no whole number."""
     if {'d_bound', 'num_depth_features'} <= set(valid):
         bins = node_cells(*valid['d_bound'])
         if bins != valid['num_depth_features']:
@@ -161,9 +186,12 @@ def _cell_rules(file: str, valid: Mapping[str, Any]) -> Iterator[Violation]:
     for key in [key for key in BOUNDS[1:] if key in valid]:
         low, high, step = valid[key]
         exact, cells = (high - low) / step, node_cells(low, high, step)
+        message = f'{key} is {exact:g} cells'
         if round(exact) != cells:
-            message = f'{key} is {exact:g} cells, and {cells} by the float32 quotient of the node'
+            message += f', and {cells} by the float32 quotient of the node'
             yield Violation(file, key, 'grid', message)
+        elif abs(exact - cells) > WHOLE:
+            yield Violation(file, key, 'grid', f'{message}, no whole number', WARNING)
 
 
 def _paths(file: str, folder: Path, values: Mapping[str, Any]) -> Iterator[Violation]:
@@ -196,8 +224,8 @@ def _main_bounds(valid: Mapping[str, Any], fusion: bool) -> tuple[list[Bound], l
     if fusion:
         cameras = valid.get('num_cameras')
         int32_only = (
-            'the node writes 32-bit integers, of which a float reads about 0: every camera feature lands in '
-            'cell 0'
+            'the node writes 32-bit integers, whose bits are about 0 as a float: every camera feature lands '
+            'in cell 0'
         )
         inputs += [
             Bound('points', (None, width), open_axes=FIRST),

@@ -37,7 +37,9 @@ NOT_REAL = 'holds whole numbers without a point, integers to ROS 2: the node thr
 METRES = number(-1e5, 1e5)
 """A bound of a range, or an area: no sensor sees a hundred kilometres."""
 CELL_METRES = number(1e-3, 1e3)
-"""Side of a voxel."""
+"""Side of a voxel, or another step of a grid."""
+WHOLE = 1e-3
+"""Distance from a whole number of cells that is rounding."""
 REMAPPER = 'detection_class_remapper.param.yaml'
 """Name of the file with the remapper, by which the node changes classes by the area of a box."""
 REMAPPER_LABELS = 8
@@ -249,10 +251,11 @@ def cuboid(value: Any, name: str) -> None:
 
 
 def interval(value: Any, name: str) -> None:
-    """Check that `value` is a lower bound, an upper bound and a step."""
+    """Check that `value` is a lower bound, an upper bound and a step, in metres."""
     exactly(3, METRES)(value, name)
-    if value[0] >= value[1] or value[2] <= 0:
-        raise Mismatch(f'{name} is {value}: expected lower below upper, and a positive step')
+    CELL_METRES(value[2], f'{name}[2]')
+    if value[0] >= value[1]:
+        raise Mismatch(f'{name} is {value}: expected lower below upper')
 
 
 # ---- rules that several manifests share
@@ -289,7 +292,7 @@ def grid_rules(
         if cells != round(exact):
             message += f', and {cells} by the float32 quotient of the node, cut off{advice}'
             yield Violation(file, key, 'grid', message)
-        elif abs(exact - cells) > 1e-3:
+        elif abs(exact - cells) > WHOLE:
             yield Violation(file, key, 'grid', f'{message}, no whole number{advice}', WARNING)
 
 

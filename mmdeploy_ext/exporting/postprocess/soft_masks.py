@@ -1,8 +1,10 @@
 """Soft masks of grid cells, computed only for the cells that are requested.
 
 Glossary: B batch, S cells of all levels, G grid lines of all levels (a grid of g * g cells has g rows and g
-columns), E channels of a dynamic kernel, D channels of features, R rows of a table, m requested cells, H4, W4
-size of the masks, p pixels of a piece of them, 2h, 2w size of a level's masks.
+columns), E channels of a dynamic kernel, D channels of features, R rows of a table, m requested cells (at
+least one), H4, W4 size of the masks, about a quarter of the input, p pixels of a piece of them, which may
+be none, 2h, 2w size of a level's masks: twice that of its feature map. Cells are those of level after level,
+pixels those of row after row. All values are finite.
 """
 
 import abc
@@ -18,9 +20,12 @@ from mmdeploy_ext.exporting.postprocess.sizes import length
 from mmdeploy_ext.families.parts.runtime.grid_lines import lines
 
 PIECES = 8
-"""Parts of the map that are computed one after the other; few enough nodes, small enough for the caches."""
+"""Parts of the map that are computed one after the other: as few as let a part fit into the caches."""
 SAME_SIZE = 2
-"""The first levels, as many as this, have the size to which the masks of the others are resized."""
+"""Number of the first levels whose masks have the size to which those of the others are resized.
+
+mmdet resizes the features of the first level to the size of the second.
+"""
 
 
 def _keep_above(values: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -69,7 +74,8 @@ COUNT_SHARED = register(
     )
 )
 """(B, m, p) bool -> (B, m, m) int32: how many elements are True in both of two rows, for all pairs; exact for
-p below 2^24. Only the second factor has a sign, as in VNNI's instructions: twice as fast as with none."""
+p below 2^24, above which PyTorch's float32 is not. Only the second factor has a sign, as in VNNI's
+instructions: twice as fast as with none."""
 
 
 def piece_bounds(size: torch.Tensor | int) -> Iterator[tuple[torch.Tensor | int, torch.Tensor | int]]:
@@ -85,7 +91,7 @@ def pick_rows(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
     Args:
         table: (B, R, D).
-        rows: (B, m) int64 indices.
+        rows: (B, m) int64 indices of 0..R-1; others are not refused and pick wrong rows.
     """
     batch, count = table.shape[0], table.shape[1]
     shift = torch.arange(batch, device=rows.device)[:, None] * count
@@ -101,14 +107,17 @@ class SoftMasks(abc.ABC):
 
     @abc.abstractmethod
     def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield the masks of cells (B, m), piece by piece of the map: (B, m, p)."""
+        """Yield the masks of cells (B, m), piece by piece: (B, m, p), together `maps` with flat pixels."""
 
     @abc.abstractmethod
     def maps(self, cells: torch.Tensor) -> torch.Tensor:
         """Return the masks of cells (B, m): (B, m, H4, W4)."""
 
     def sums(self, cells: torch.Tensor, mask_thr: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return number and sum (B, m) of the pixels above `mask_thr` of the masks of cells (B, m)."""
+        """Return number and sum (B, m) float32 of the pixels above `mask_thr` of the masks of cells (B, m).
+
+        `mask_thr` is from 0 to below 1.
+        """
         areas = totals = 0
         for soft in self.pieces(cells):
             values = KEEP_ABOVE(soft, mask_thr)
@@ -119,8 +128,8 @@ class SoftMasks(abc.ABC):
     def overlaps(self, cells: torch.Tensor, mask_thr: float, integer: bool) -> torch.Tensor:
         """Return the number of pixels (B, m, m) float32 that two masks of cells (B, m) share.
 
-        Pixels above `mask_thr` count. `integer` counts with MatMulInteger, which CPUs have instructions for;
-        some engines lack it.
+        Pixels above `mask_thr` (0 to below 1) count. `integer` counts with MatMulInteger, which CPUs have
+        instructions for; some engines lack it.
         """
         count = COUNT_SHARED if integer else _count_by_floats
         return sum(count(soft > mask_thr) for soft in self.pieces(cells)).to(torch.float32)
@@ -129,7 +138,7 @@ class SoftMasks(abc.ABC):
 class DynamicMasks(SoftMasks):
     """SOLOv2: the sigmoid of a cell's kernel times the mask features.
 
-    `size` is (H4, W4).
+    `size` is (H4, W4); in `features` pixels are flat, (B, E, H4 * W4).
     """
 
     def __init__(self, kernels: torch.Tensor, features: torch.Tensor) -> None:
@@ -152,12 +161,12 @@ class DynamicMasks(SoftMasks):
 class ProductMasks(SoftMasks):
     """Decoupled SOLO: the product of a column's and a row's probability.
 
-    `size` is (H4, W4); `column_of` and `row_of` (S,) are the column and the row of each cell, among those of
-    all levels.
+    `size` is (H4, W4); in `columns` and `rows` pixels are flat, (B, G, H4 * W4). `column_of` and `row_of`
+    (S,) are the column and the row of each cell, among those of all levels.
     """
 
     def __init__(self, columns: torch.Tensor, rows: torch.Tensor, num_grids: Sequence[int]) -> None:
-        """Keep the masks of columns and of rows (B, G, H4, W4); `num_grids` is g of each level."""
+        """Keep masks of columns and of rows (B, G, H4, W4), probabilities; `num_grids` is g of each level."""
         self.size = columns.shape[2:]
         self.columns, self.rows = columns.flatten(2), rows.flatten(2)
         self.column_of, self.row_of = (
@@ -237,7 +246,7 @@ class LevelMasks(SoftMasks):
         first_best = torch.arange(cells.shape[1], 0, -1, device=cells.device).to(torch.float32)[None]
         for level, features in enumerate(self.features):
             mine = belongs == level
-            # ONNX Runtime multiplies no stack of no matrices
+            # at least one mask: not every engine multiplies matrices without rows
             count = cells.shape[1] if self.fixed else mine.sum(dim=1).max().clamp(min=1)
             rows = (mine.to(torch.float32) * first_best).topk(count, dim=1)[1]
             real = mine.gather(1, rows)

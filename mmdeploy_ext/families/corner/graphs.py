@@ -44,10 +44,10 @@ FULL_NAMES = ('dets', 'labels')
 PAIRS = 1000
 """Number of the best pairs, which enter the suppression: mmdet's `num_dets`."""
 FEWEST_CORNERS = 32
-"""Smallest number of corners of a kind, whose pairs are no fewer than `PAIRS`."""
+"""Smallest `corner_topk`: the square of it, the number of pairs, is not below `PAIRS`."""
 LARGE, CENTRAL = 3500.0, (2.4, 2.1)
-"""Area in square pixels above which a box is large, and the sides of a small and of a large box in those of
-its central region."""
+"""Area in square pixels above which a box is large; and how many times as long as the sides of its central
+region those of a box are, of a small one and of a large one."""
 
 
 class CornerNetwork(nn.Module):
@@ -64,7 +64,10 @@ class CornerNetwork(nn.Module):
 
 
 def corner_maps(head: nn.Module, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the maps of `CornerFullForm.forward` that a head outputs for its last level."""
+    """Return the maps of `CornerFullForm.forward` that a head outputs for its last level.
+
+    `maps` are the levels (B, channels, h, w) of the backbone's features.
+    """
     outputs = [levels[-1] for levels in head(maps)]
     if head.with_corner_emb:
         first_heat, last_heat, first_pairing, last_pairing, first_offset, last_offset = outputs
@@ -77,8 +80,9 @@ def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
     """Return `corner_topk`, `max_per_img`, `local_maximum_kernel` and `distance_threshold` of `test_cfg`.
 
     These are the number of corners of a kind, that of the results, the side in cells of the square of which a
-    corner is the highest, and the largest difference of the embeddings of a pair. ConfigError names an entry
-    that is missing or not reproduced.
+    corner is the highest, and the largest difference of the embeddings of a pair: of a CentripetalNet the
+    largest share of the central region that lies between the two centres. All but the last are whole numbers.
+    ConfigError names an entry that is missing or not reproduced.
     """
     config = {key: positive(key, test_cfg.get(key)) for key in ('corner_topk', 'max_per_img')}
     config['local_maximum_kernel'] = peak_window(test_cfg)
@@ -124,6 +128,10 @@ def best_corners(
 ) -> Corners:
     """Return the best `count` peaks of all classes, each the highest of a square of `window` cells.
 
+    They are in descending order of scores. If there are fewer peaks, other cells follow with score 0, as in
+    mmdet; which of them is a tie, and PyTorch and ONNX Runtime may take others. ONNX has no result for fewer
+    than `count` cells of all classes, see `smallest`.
+
     `heat` (B, C, h, w) are logits, `offsets` (B, 2, h, w) of corners in cells, `pairing` (B, 1 or 2, h, w).
     """
     scores, index = peaks_of(torch, heat.sigmoid(), window).flatten(1).topk(count, 1)
@@ -138,9 +146,14 @@ def best_corners(
 
 
 class CornerFullForm(nn.Module):
-    """What the `full` form adds to the network."""
+    """What the `full` form adds to the network.
+
+    `config` and `suppress` are those of `thresholds` and `suppression`; `embedded` is whether corners are
+    paired by embeddings, not by the centres that they point at.
+    """
 
     def __init__(self, head: nn.Module) -> None:
+        """Read the settings of mmdet's head; ConfigError: see `thresholds` and `suppression`."""
         super().__init__()
         self.config, self.suppress = thresholds(head.test_cfg), suppression(head.test_cfg)
         self.embedded = bool(head.with_corner_emb)
@@ -148,12 +161,16 @@ class CornerFullForm(nn.Module):
     def forward(
         self, image: torch.Tensor, scale_factor: torch.Tensor, border: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return dets (B, n, 5) and labels (B, n); rows behind the results are zero with label -1.
+        """Return dets (B, n, 5), x1 y1 x2 y2 score in descending order of scores, and labels (B, n) int64.
+
+        n is `max_per_img`; rows behind the results are zero with label -1. Boxes are in pixels of the network
+        input without its border, over `scale_factor`: those of the original image.
 
         Args:
             image: (B, 3, H, W); only its size is used.
-            scale_factor: (B, 4) float32 `w h w h`, input / original, which boxes are divided by.
-            border: (B, 2) float32 rows of padding above the image and columns left of it, which boxes lose.
+            scale_factor: (B, 4) float32 `w h w h`, input / original, which boxes are divided by; not 0.
+            border: (B, 2) float32 rows of padding above the image and columns left of it, which are
+                subtracted from boxes.
             maps: heat, offsets, and embeddings or shifts, of the top left corners and then of the bottom
                 right ones; for their shapes see `best_corners`.
         """
@@ -209,7 +226,10 @@ def _centres_fit(
 
 
 def smallest(model: nn.Module) -> int:
-    """Return the smallest side of an input, pixels: a square of it has as many cells as there are corners."""
+    """Return the smallest side of an input, pixels.
+
+    A square of it has at least as many cells of all classes as `best_corners` takes.
+    """
     cells = -(-int(thresholds(model.bbox_head.test_cfg)['corner_topk']) // int(model.bbox_head.num_classes))
     side = next(side for side in range(1, cells + 1) if side * side >= cells)
     return max(detector_parts.smallest(model.bbox_head, STRIDE), (side - 1) * STRIDE + 1)

@@ -41,18 +41,24 @@ RUNNERS = {'full': 'with_postprocess', 'decode': 'no_topk_nms', 'raw': 'no_topk_
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
     """Return the detections of each image of a batch, in descending order of scores.
 
-    A file of the form 'decode' and `--score-form product` has no class scores of their own: the threshold
-    applies to the product, which keeps fewer boxes than 'full' does.
+    The scores of a file of the form 'decode' and `--score-form product` are products of class score and
+    factor: the thresholds apply to these, which keeps fewer boxes than 'full' does. Boxes are in pixels of
+    the network input, over `scale_factor`: those of the original image if it is input / original.
 
     Args:
         metadata: metadata of the file: `form`, `postprocess` and, for 'full', `options`.
         outputs: outputs of the graph by name: of the form 'full' `dets` (B, n, 5) x1 y1 x2 y2 score and
             `labels` (B, n) int64, -1 for padding; of 'decode' `boxes` (B, A, 4) xyxy, pixels, `scores` (B, A,
-            C) and, of heads with such, the score factors (B, A); for those of 'raw' see `decode_raw`.
+            C) and, of heads with such, the score factors (B, A), by the name in `head.factor` of the facts;
+            for those of 'raw' see `decode_raw`. The B of `input` is that of all of them.
         feeds: inputs of the graph by name, and what results need besides: `input` (B, 3, H, W); and, if they
             are there, `img_shape` (B or 1, 2), height and width that boxes are clipped to (0: those of the
-            input), `scale_factor` (B or 1, 4) `w h w h`, by which boxes are divided, and `border` (B or 1,
-            2), pixels of padding above and left of the image.
+            input), `scale_factor` (B or 1, 4) `w h w h`, by which boxes are divided (not 0), and `border` (B
+            or 1, 2), pixels of padding above and left of the image.
+
+    Raises:
+        ShapeError: outputs are missing, or are not of the size of the input.
+        ModelFileError: a file of the form 'full' left out candidates, see `check_cap`.
     """
     if metadata.form == 'full':
         results = results_from_padded(outputs)
@@ -103,7 +109,8 @@ def decode_raw(outputs: Arrays, height: int, width: int, facts: Mapping[str, Any
     """Turn the outputs of a `raw` graph into those of a `decode` graph.
 
     Args:
-        outputs: `<name>_<level>` (B, a*columns, h, w) for each entry of `head.outputs` of the facts.
+        outputs: `<name>_<level>` (B, a*columns, h, w) float32 for each entry of `head.outputs` of the facts,
+            as the head gives them: `head.activation` makes scores of logits.
         height: H, of the input.
         width: W, of the input.
         facts: the `postprocess` entry of the file's metadata.
@@ -113,7 +120,8 @@ def decode_raw(outputs: Arrays, height: int, width: int, facts: Mapping[str, Any
         (L,).
 
     Raises:
-        ShapeError: a feature map is not of the size that H and W give, or has other channels.
+        ShapeError: a feature map is missing, is not of the size that H and W give, or of that of the other
+            outputs of its level, or has other channels.
     """
     head = facts['head']
     shapes = _checked_shapes(outputs, height, width, facts)
@@ -151,6 +159,10 @@ def _checked_shapes(
             f'{first}_*: feature maps are {shapes}, expected {expected} for an input of '
             f'{height}x{width} (strides)'
         )
+    for name in names:
+        shape, expected_shape = outputs[name].shape[2:], shapes[int(name.rpartition('_')[2])]
+        if tuple(shape) != expected_shape:
+            raise ShapeError(f'{name}: is a map of {tuple(shape)}, expected {expected_shape} as of {first}_*')
     for level, base in enumerate(facts['base_anchors']):
         for name, columns in head['outputs']:
             channels, expected_channels = outputs[f'{name}_{level}'].shape[1], len(base) * columns
@@ -185,7 +197,7 @@ def _level_sizes(outputs: Arrays, height: int, width: int, facts: Mapping[str, A
 
 @dataclasses.dataclass(frozen=True)
 class DecodedPriors(Rows):
-    """Decoded priors of one image, of one level or of all.
+    """Decoded priors of one image, of one level or of all; of a batch all arrays have B as the first axis.
 
     Attributes:
         boxes: (A, 4) xyxy, pixels of the network input, not clipped.
@@ -220,7 +232,8 @@ def postprocess_image(
         level_sizes: number of priors of each level.
         clip_hw: height and width, pixels of the network input, that boxes are clipped to.
         scale_factor: (4,) `w h w h` that boxes are divided by.
-        facts: entry `postprocess` of the file's metadata.
+        facts: entry `postprocess` of the file's metadata. `nms_pre` and `max_per_img` of 0 or less limit
+            nothing; no entry is None. For `head.choose` and the others see `contract.dense_head.Head`.
         border: pixels of padding above and left of the image, which the boxes of some heads lose.
     """
     boxes, head = priors.boxes, facts['head']
@@ -267,7 +280,8 @@ def _candidates(level: DecodedPriors, facts: Mapping[str, Any]) -> tuple[np.ndar
     if head['choose'] == 'best':
         passes &= np.arange(judged.shape[1]) == level.scores.argmax(1)[:, None]
     if head['conf_thr'] > 0:
-        passes &= level.factors[:, None] >= np.float32(head['conf_thr'])
+        factors = judged if level.factors is None else level.factors[:, None]
+        passes &= factors >= np.float32(head['conf_thr'])
     priors, labels = np.nonzero(passes)
     if head['choose'] == 'pairs':
         order = _best(level.scores[priors, labels], facts['nms_pre'])

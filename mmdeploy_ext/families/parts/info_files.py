@@ -38,7 +38,12 @@ COARSE = 16
 POINTS, POINTS_CLOSE = 1500, 50
 """Number of points of a sweep in and around the range, and within a metre of the car."""
 RANGE = -54.0, -54.0, -5.0, 54.0, 54.0, 3.0
-"""Range of points, metres, that a pipeline loads for a model that takes none."""
+"""Range of points, metres, that a pipeline loads for a model that takes no points.
+
+The least x, y and z, then the greatest ones.
+"""
+LOAD_DIM, LOAD_DIM_PAST = 6, 5
+"""Columns of a sweep, and of one of the past, that mmdet3d's steps load unless they say otherwise."""
 START_US, BETWEEN_US, PAST_US = 1_533_151_607_548_047, 498_884, 50_123
 """Microseconds: when the drive begins, between the moments, and between two sweeps."""
 
@@ -52,10 +57,15 @@ def generated_dataset(
 ) -> dict[str, Any]:
     """Write two moments and return the config of a data set of them; see `SequenceFamily.generated_dataset`.
 
-    `default` is the type of the data set if that of the config reads no infos of nuScenes. `views` and
-    `voxels` are the rules of the model's cameras and points; None: it takes none. Test-time augmentation is
-    left out: no file takes several samples. The config is that of `data.test`, with `type`, `pipeline`,
-    `ann_file` and what the type needs.
+    `folder` has to exist; files of the same names in it are replaced. `default` is the type of the data set
+    if that of the config reads no infos of nuScenes. `views` and `voxels` are the rules of the model's
+    cameras and points; None: it takes none. Test-time augmentation is left out: no exported graph takes
+    several samples. The config is that of `data.test`, with `type`, `pipeline`, `ann_file` and what the type
+    needs; `evaluation.build_dataset` builds it, in test mode.
+
+    Raises:
+        ConfigError: the config has no test pipeline.
+        OSError: a file cannot be written.
     """
     from mmdet3d.datasets import NuScenesDataset
     from mmdet3d.datasets.builder import DATASETS
@@ -82,9 +92,10 @@ def write_infos(
 ) -> Path:
     """Write two moments of one scene and return the path of their infos.
 
-    `steps` are those of the test pipeline; for `views` and `voxels` see `generated_dataset`. The first one
-    has as many sweeps of the past as the steps of a test pipeline take, and one more if they take the nearest
-    ones; the second one has none. Both may be None, for models without cameras or voxels.
+    `steps` are those of the test pipeline; for `folder`, `views` and `voxels` see `generated_dataset`. The
+    first moment has as many sweeps of the past as the steps take, and one more if these take the nearest
+    ones, in `test_mode`; the second moment has none. Axes, rotations (quaternions w x y z) and units are
+    those of nuScenes' infos as mmdet3d writes them. OSError: a file cannot be written.
     """
     moments = []
     for moment in range(MOMENTS):
@@ -134,7 +145,9 @@ def _cameras(
     for index, name in enumerate(names):
         path = folder / f'{moment}_{index}{SUFFIXES[moment]}'
         patches = rng.integers(0, 256, (height // COARSE + 2, width // COARSE + 2, 3), np.uint8)
-        cv2.imwrite(str(path), cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC))
+        picture = cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC)
+        if not cv2.imwrite(str(path), picture):
+            raise OSError(f'{path}: cannot be written')
         yaw = np.pi / 2 - 2 * np.pi * index / views.num_cameras
         ahead, down = np.array([np.cos(yaw), np.sin(yaw), 0.0]), np.array([0.0, 0.0, -1.0])
         facing = np.stack([np.cross(down, ahead), down, ahead], axis=1)
@@ -165,7 +178,8 @@ def _sweeps(
 ) -> dict[str, Any]:
     """Write the sweeps of a moment, of the first also past ones; return `lidar_path` and `sweeps`."""
     loaders = {step.get('type'): step for step in steps}
-    width = int(loaders.get('LoadPointsFromFile', {}).get('load_dim', voxels and voxels.in_channels))
+    loader = loaders.get('LoadPointsFromFile')
+    width = voxels.in_channels if loader is None else int(loader.get('load_dim', LOAD_DIM))
     limits = RANGE if voxels is None else voxels.point_cloud_range
     sweep_path, past = folder / f'{moment}.bin', loaders.get('LoadPointsFromMultiSweeps')
     sweep_path.write_bytes(_points(limits, width, rng).tobytes())
@@ -176,7 +190,7 @@ def _sweeps(
         num_sweeps += 1
     for age in range(1, num_sweeps + 1):
         path = folder / f'{moment}_{age}_before.bin'
-        path.write_bytes(_points(limits, int(past.get('load_dim', 5)), rng).tobytes())
+        path.write_bytes(_points(limits, int(past.get('load_dim', LOAD_DIM_PAST)), rng).tobytes())
         sweeps.append(
             dict(
                 data_path=str(path),

@@ -28,7 +28,7 @@ dense_heads, seg_heads = mmdet_module('mmdet.models.dense_heads'), mmdet_module(
 mask_heads = mmdet_module('mmdet.models.roi_heads.mask_heads')
 
 PANOPTIC = detectors.TwoStagePanopticSegmentor
-"""The detector whose results are panoptic maps."""
+"""The class of detectors whose results are panoptic maps."""
 DETECTOR_CLASSES = (detectors.TridentFasterRCNN, PANOPTIC, detectors.TwoStageDetector, detectors.RPN)
 """Detectors that the graphs follow."""
 ROI_METHODS = (
@@ -71,7 +71,10 @@ FOLLOWED = (
     *followed.CODERS,
     *followed.FUNCTIONS,
 )
-"""Classes of mmdet and modules of functions, and the methods that the graphs compute by themselves."""
+"""Classes of mmdet and their methods, modules and their functions, that the graphs compute by themselves.
+
+A class that an older mmdet lacks is an empty one, see `compat/older_mmdet.py`.
+"""
 
 
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
@@ -81,10 +84,11 @@ def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
 
 
 def of_release(entry: Replaced) -> Replaced:
-    """Return methods with the name under which the family's table has those of the installed older mmdet.
+    """Return an entry of `replaced_methods`, renamed if the graphs follow an older mmdet in another way.
 
-    If it has such an entry, 'Class of mmdet 2.11', the graphs repeat the methods of that release, and only
-    with that release; methods without such an entry are returned as they are.
+    `entry.upstream` is the name of a class. The family's table, `replaced_methods.json` beside this file, may
+    have that class a second time with a release: 'Class of mmdet 2.11'. If that release is the imported one,
+    the result has that name and its methods; otherwise, as with mmdet 2.28, it is `entry`.
     """
     table = table_of(Path(__file__).parent)
     name = '{} of mmdet {}.{}'.format(entry.upstream, *mmdet_release())
@@ -92,22 +96,26 @@ def of_release(entry: Replaced) -> Replaced:
 
 
 def result_key(detector: type) -> str:
-    """Return the key in `test_cfg` of the settings by which boxes of regions become results.
+    """Return the key in the config's `test_cfg` of the settings by which boxes of regions become results.
 
-    `detector` is the class of the detector.
+    `detector` is the class of a detector with a `roi_head`; that of proposals alone has no such settings.
     """
     return 'panoptic' if issubclass(detector, PANOPTIC) else 'rcnn'
 
 
 def result_cfg(model: nn.Module) -> Any:
-    """Return the settings in `test_cfg` by which boxes become results of a detector."""
+    """Return the settings by which boxes become results, of a detector without regions its proposals."""
     if getattr(model, 'roi_head', None) is None:
         return model.rpn_head.test_cfg
     return model.test_cfg.panoptic if isinstance(model, PANOPTIC) else model.roi_head.test_cfg
 
 
 def check_detector(model: Mapping[str, Any]) -> None:
-    """Refuse (ConfigError) a detector, of the config's `model`, whose test path is another."""
+    """Refuse (ConfigError) a detector that lacks a head, or a TridentNet that tests all its branches.
+
+    `model` is that of a config whose type is derived from one of `DETECTOR_CLASSES`: the family has claimed
+    it.
+    """
     detector = DETECTORS.get(model['type'])
     upstream = next(kind for kind in DETECTOR_CLASSES if issubclass(detector, kind))
     keys = []
@@ -119,11 +127,14 @@ def check_detector(model: Mapping[str, Any]) -> None:
         if not model.get(key):
             raise ConfigError(f'model.{key} is missing; {detector.__name__} exports with one')
     if upstream is detectors.TridentFasterRCNN and model['roi_head'].get('test_branch_idx') == -1:
-        raise ConfigError('model.roi_head.test_branch_idx=-1: TridentNet exports with one branch, 0 to 2')
+        raise ConfigError('model.roi_head.test_branch_idx=-1: TridentNet exports with the index of a branch')
 
 
 def check_roi_head(roi_head: nn.Module) -> None:
-    """Refuse (ConfigError) a head of regions, or a part of it, that the graph does not repeat."""
+    """Refuse (ConfigError) a head of regions, or a part of it, that the graph does not repeat.
+
+    It has a bbox_head, as those of mmdet's detectors have.
+    """
     if not isinstance(roi_head, ROI_HEADS):
         raise ConfigError(
             f'model.roi_head.type={type(roi_head).__name__}: no head of regions that is exported'
@@ -146,6 +157,6 @@ def check_roi_head(roi_head: nn.Module) -> None:
         check_extractor(roi_head.semantic_roi_extractor)
     Regions(roi_head, 'bbox', 0)  # refuses semantic maps whose cells do not fit
     if roi_head.with_mask:
-        Regions(roi_head, 'mask', 0)
+        Regions(roi_head, 'mask', 0)  # as above
         check_flow(roi_head)
         threshold(roi_head.test_cfg)

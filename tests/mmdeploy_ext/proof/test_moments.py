@@ -10,6 +10,7 @@ import pytest
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.parts.info_files import POINTS, POINTS_CLOSE, RANGE, write_infos
 from mmdeploy_ext.families.parts.runtime import rig_frames
 from mmdeploy_ext.preprocess import cameras, fusion
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
@@ -51,6 +52,18 @@ def compare(name):
 def test_moments_are_those_of_the_test_pipeline(name):
     found = compare(name)
     assert found.passed and found.text == "equal to the config's test pipeline (2 frames)"
+
+
+@pytest.mark.parametrize('voxels', [None, types.SimpleNamespace(in_channels=4, point_cloud_range=RANGE)])
+def test_a_sweep_has_the_columns_that_a_step_without_load_dim_loads(tmp_path, voxels):
+    write_infos(tmp_path, [dict(type='LoadPointsFromFile', coord_type='LIDAR')], voxels=voxels)
+    assert np.fromfile(tmp_path / '0.bin', np.float32).reshape(-1, 6).shape == (POINTS + POINTS_CLOSE, 6)
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path):
+    views = types.SimpleNamespace(source=(32, 32), num_cameras=1)
+    with pytest.raises(OSError, match=r'absent/0_0\.jpg: cannot be written'):
+        write_infos(tmp_path / 'absent', [], views=views)
 
 
 def rotated(order):

@@ -185,6 +185,22 @@ def test_a_tensor_that_is_stored_once_is_rounded_by_its_first_readers_range(grap
     np.testing.assert_array_equal(identity, fake_quantise(once, amax))
 
 
+def test_only_the_ranges_of_int8_nodes_decide_how_a_tensor_is_stored(graph, ranges):
+    simulation = Simulation(graph, ranges, Assumption('', stored=True))
+    values = np.random.default_rng(0).standard_normal((9, 8)).astype(np.float32)
+    (_, identity), _ = simulation.rounded(toy_sparse.node(graph, 'add0'), (values, values), {'add0'})
+    np.testing.assert_array_equal(identity, fake_quantise(values, ranges.input_amax('add0')))
+
+
+def test_some_tensors_are_fed_and_the_others_computed(graph, ranges):
+    simulation = Simulation(graph, ranges)
+    sweep = simulation.prepare(*SWEEPS[0])
+    computed = simulation.tensors(sweep)
+    found = simulation.tensors(sweep, fed={'1': np.zeros_like(computed['1'])})
+    np.testing.assert_array_equal(found['1'], computed['1'])
+    assert np.abs(found[graph.output] - computed[graph.output]).max() > 0
+
+
 def test_differences_over_sweeps_are_those_of_all_values_together():
     rng = np.random.default_rng(0)
     ones, others = rng.standard_normal((2, 3, 50)).astype(np.float32)

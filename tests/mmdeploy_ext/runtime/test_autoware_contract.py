@@ -353,6 +353,7 @@ BEVFUSION = {
     'other proposals': (key(FUSION, 'num_proposals', 9), MAIN, 'score', 'shape'),
     'a profile upside down': (key(FUSION, 'voxels_num', [9, 5, 20]), FUSION, 'voxels_num', 'value'),
     'bins of depth': (key(FUSION, 'd_bound', [1.0, 61.0, 0.6]), FUSION, 'num_depth_features', 'grid'),
+    'a step of nothing': (key(FUSION, 'x_bound', [-54.0, 54.0, 1e-50]), FUSION, 'x_bound', 'value'),
     'a bound of two numbers': (key(FUSION, 'x_bound', [-54.0, 54.0]), FUSION, 'x_bound', 'value'),
     'no scale': (key(FUSION, 'img_aug_scale_x', LOST), FUSION, 'img_aug_scale_x', 'key'),
     'half a camera': (
@@ -683,6 +684,25 @@ def test_a_graph_of_lidar_beside_those_of_cameras_is_said_to_be_unread(tmp_path)
     toy_autoware.bevfusion(tmp_path)
     (warning,) = check(tmp_path)[0]
     assert (warning.node, warning.rule, warning.severity) == ('bevfusion_lidar.onnx', 'unread', 'warning')
+
+
+def test_a_manifest_tells_which_files_of_a_bevfusion_are_looked_at(tmp_path):
+    toy_autoware.bevfusion(tmp_path)
+    (tmp_path / 'ml_package_bevfusion_lidar.param.yaml').write_text('')
+    (warning,) = check(tmp_path)[0]
+    assert (warning.node, warning.rule) == ('ml_package_bevfusion_lidar.param.yaml', 'unread')
+    for name in ('bevfusion_camera_lidar', 'bevfusion_image_backbone'):
+        (tmp_path / f'{name}.onnx').unlink()
+    found, paths = check(tmp_path)
+    missing = [one.node for one in found if one.rule == 'missing-file']
+    assert missing == ['bevfusion_camera_lidar.onnx', 'bevfusion_image_backbone.onnx'] and FUSION in paths
+
+
+def test_a_range_of_no_whole_number_of_cells_is_a_warning(tmp_path):
+    toy_autoware.bevfusion(tmp_path)
+    key(FUSION, 'x_bound', [-54.0, 54.1, 0.3])(tmp_path)
+    (warning,) = check(tmp_path)[0]
+    assert (warning.attribute, warning.rule, warning.severity) == ('x_bound', 'grid', 'warning')
 
 
 def test_what_a_bevformer_reads_of_its_record_is_counted_from_the_end_too():

@@ -138,6 +138,25 @@ def test_feature_maps_of_another_size_are_refused():
         runtime.decode_raw(raw, 96, 64, facts_of(head))
 
 
+def test_a_map_of_another_size_than_the_others_of_its_level_is_refused():
+    head = make_head()
+    outputs = {name: tensor.numpy() for name, tensor in raw_outputs(head, 0, 1, (64, 96)).items()}
+    outputs['bbox_pred_1'] = outputs['bbox_pred_1'][..., :-1]
+    with pytest.raises(ShapeError, match='bbox_pred_1: is a map of'):
+        runtime.decode_raw(outputs, 64, 96, facts_of(head))
+
+
+def test_the_thresholds_of_a_file_without_factors_apply_to_the_product():
+    facts = facts_of(make_head()) | dict(score_thr=0.05)
+    facts['head'] = facts['head'] | dict(conf_thr=0.2)
+    boxes = np.arange(12, dtype=np.float32).reshape(3, 4) * 9
+    products = np.float32([[0.1, 0, 0], [0, 0.3, 0], [0, 0, 0.01]])
+    found = runtime.postprocess_image(
+        runtime.DecodedPriors(boxes, products, None), [3, 0, 0], (640, 640), np.ones(4), facts
+    )
+    assert found.labels.tolist() == [1] and found.scores.tolist() == [products[1, 1]]
+
+
 def test_decoded_rows_that_do_not_fit_the_input_are_refused():
     head = make_head()
     raw = {name: value.numpy() for name, value in raw_outputs(head, 0, 1, (64, 64)).items()}

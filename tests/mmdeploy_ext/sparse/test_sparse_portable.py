@@ -12,6 +12,7 @@ import toy_sparse
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.sparse import buckets, engine, portable
+from mmdeploy_ext.sparse.node_writer import NodeWriter
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.plan import Plan, plan_of
 from mmdeploy_ext.sparse.rulebook import build
@@ -225,3 +226,12 @@ def test_the_graph_is_left_as_it_was():
     assert all(
         np.array_equal(old, node.weight) for old, node in zip(before, graph.convolutions(), strict=True)
     )
+
+
+def test_an_initializer_keeps_its_shape_and_is_not_replaced_by_other_values():
+    writer = NodeWriter()
+    writer.constant('half', np.array(0.5, np.float32))
+    assert list(writer.initializers['half'].dims) == []
+    assert writer.constant('half', np.array(0.5, np.float32)) == 'half' and len(writer.initializers) == 1
+    with pytest.raises(ValueError, match='half: is an initializer with other values'):
+        writer.constant('half', np.array([0.5], np.float32))
