@@ -3,14 +3,15 @@
 import contextlib
 import ctypes
 import errno
+import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import AnyPath, check_writable, write_error
 
 PATIENCE_S = 60.0
@@ -19,63 +20,85 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Of Linux's <fcntl.h>."""
 NOT_SUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 """Errors of a system or a file system that cannot exchange two folders."""
-NEW, OLD, INODE = 'new', 'old', 'inode'
-"""Names in the folder beside the target: the new folder, the old one, and the inode of the new one."""
+NEW, OLD, FACTS = 'new', 'old', 'facts.json'
+"""Names in the folder beside the target: the new folder, the old one, and a JSON file of the inode of the new
+one and the names that it does not take from the old one."""
 
 
 def check_replaceable(target: AnyPath) -> None:
-    """Refuse a folder that cannot be replaced as a whole.
+    """Refuse a folder that cannot be replaced as a whole; one that does not exist can be made.
 
     Raises:
-        UsageError: it is the working folder or a mount point, or nothing can be written beside it.
+        UsageError: it is a file, the working folder or a mount point, or it, or what is beside it, cannot be
+            written.
     """
     folder = Path(target).resolve()
+    _check_kind(target)
     check_writable(folder.with_name(f'.{folder.name}.lock'))
+
+
+def _check_kind(target: AnyPath) -> None:
+    folder = Path(target).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f'{target}: is a file, expected a folder')
     if folder.is_dir() and (folder.samefile(os.curdir) or os.path.ismount(folder)):
         kind = 'the working folder' if folder.samefile(os.curdir) else 'a mount point'
         raise UsageError(
             f'{target}: is {kind}; a folder of graphs is replaced as a whole, so give the name of one in it: '
             f'{Path(target) / "graphs"}'
         )
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f'{target}: cannot be written; change its permissions, or choose another folder')
 
 
 @contextlib.contextmanager
 def replaced_folder(
     target: AnyPath, outdated: Collection[str] = (), patience_s: float = PATIENCE_S
 ) -> Iterator[Path]:
-    """Yield a new, empty folder that takes the place of `target` in one step if the body succeeds.
+    """Yield a new, empty folder that takes the place of `target` if the body succeeds.
 
-    The old folder stays until then. The new one gets what the old one held, apart from names that the body
-    has written and those that are outdated. Processes that write one folder wait for each other. What a
-    killed process has left beside the folder is removed by the next one that writes it.
+    That is one step on Linux; elsewhere, and on file systems that cannot do it, two renames, between which
+    there is no `target`. The old folder stays until then. The new one gets the files and folders of the old
+    one, apart from names at its top that the body has written and those that are outdated; folders are not
+    merged. Processes that write the same folder wait for each other, but for Windows. What a killed process
+    has left beside the folder is put back or removed by the next one that writes it, and by this one after
+    an exception or Ctrl-C.
 
     Args:
         target: the folder; a link to one is followed.
-        outdated: names of files and folders in the old folder that are not kept.
-        patience_s: seconds to wait for another process.
+        outdated: names of files and folders at the top of the old folder that are not kept.
+        patience_s: seconds to wait for another process; 0 to try once.
 
     Raises:
-        UsageError: another process is writing the folder for longer than that.
-        Mm2OnnxError: it could not be written; `target` is as it was before.
+        UsageError: `check_replaceable` refuses the folder, a folder in it that is to be kept cannot be moved,
+            or another process is writing it for more than `patience_s`.
+        Mm2OnnxError: an OSError, here or in the body; `target` is as it was before, unless the message says
+            where what could not be moved is. Other exceptions of the body go through.
     """
+    _check_kind(target)
     folder = Path(target).resolve()
     beside = folder.with_name(f'.{folder.name}.{os.getpid()}.part')
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder, patience_s):
             _clear_leftovers(folder)
+            _check_movable(folder, outdated)
             (beside / NEW).mkdir(parents=True)
             try:
                 yield beside / NEW
                 _move_in(beside, folder, outdated)
-            finally:
-                shutil.rmtree(beside, ignore_errors=True)
+                _settle(beside, folder)
+            finally:  # after an exception or Ctrl-C anywhere above
+                _settle(beside, folder)
     except OSError as error:
         raise write_error(target, error) from error
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Exchange the names of two folders in one step; return False if the system or file system cannot."""
+    """Exchange the names of two folders in one step; return False if the system or file system cannot.
+
+    Both exist, on one file system; any other fault is an OSError.
+    """
     try:
         function = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
@@ -120,8 +143,23 @@ def _locked(folder: Path, patience_s: float) -> Iterator[None]:
         stream.close()
 
 
+def _check_movable(folder: Path, outdated: Collection[str]) -> None:
+    """Refuse (UsageError) a folder with folders that cannot be moved into the new one."""
+    for path in folder.iterdir() if folder.exists() else ():
+        is_fixed = _is_folder(path) and (os.path.ismount(path) or not os.access(path, os.W_OK | os.X_OK))
+        if is_fixed and path.name not in outdated:
+            raise UsageError(
+                f'{path}: is a mount point or cannot be written, so that {folder} cannot be replaced; '
+                f'choose another folder, or move it away'
+            )
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
 def _move_in(beside: Path, folder: Path, outdated: Collection[str]) -> None:
-    """Put the new folder in the place of the old one."""
+    """Put the new folder, with the files that are kept, in the place of the old one."""
     new = beside / NEW
     if not folder.exists():
         new.rename(folder)
@@ -129,39 +167,49 @@ def _move_in(beside: Path, folder: Path, outdated: Collection[str]) -> None:
     shutil.copymode(folder, new)
     replaced_names = {*os.listdir(new), *outdated}
     for path in folder.iterdir():
-        if path.name not in replaced_names and (path.is_symlink() or not path.is_dir()):
+        if path.name not in replaced_names and not _is_folder(path):
             try:
                 os.link(path, new / path.name, follow_symlinks=False)
+            except FileExistsError:  # the body has written it, in other letters
+                continue
             except OSError:  # a file system without links
                 shutil.copy2(path, new / path.name, follow_symlinks=False)
-    (beside / INODE).write_text(str(os.stat(new).st_ino), encoding='utf-8')
+    facts = json.dumps([os.stat(new).st_ino, sorted(replaced_names)])
+    (beside / FACTS).write_text(facts, encoding='utf-8')
     if not exchange(new, folder):
         folder.rename(beside / OLD)
         new.rename(folder)
-    _keep((path for path in _old(beside).iterdir() if path.name not in replaced_names), folder)
 
 
-def _old(beside: Path) -> Path:
-    """Return the path of the old folder after the new one has taken its place."""
-    return beside / (OLD if (beside / OLD).exists() else NEW)
+def _settle(beside: Path, folder: Path) -> None:
+    """Remove what is beside a folder, when the old folder or what the new one lacks of it is in its place.
+
+    Files were in the new folder from the beginning, folders come after it is in its place.
+    """
+    aside, facts = beside / OLD, []
+    if aside.exists() and not folder.exists():
+        aside.rename(folder)
+    with contextlib.suppress(FileNotFoundError, ValueError):  # it is written before anything is moved
+        facts = json.loads((beside / FACTS).read_text(encoding='utf-8'))
+    old = aside if aside.exists() else beside / NEW
+    if facts and old.is_dir() and folder.exists() and os.stat(folder).st_ino == facts[0]:
+        for path in old.iterdir():
+            if path.name not in facts[1] and _is_folder(path) and not os.path.lexists(folder / path.name):
+                _move(path, folder)
+    shutil.rmtree(beside, ignore_errors=True)
 
 
-def _keep(paths: Iterable[Path], folder: Path) -> None:
-    """Move files that only the old folder has into the new one."""
-    for path in paths:
-        if not os.path.lexists(folder / path.name):
-            path.rename(folder / path.name)
+def _move(path: Path, folder: Path) -> None:
+    try:
+        path.rename(folder / path.name)
+    except OSError as error:
+        raise Mm2OnnxError(
+            f'{path}: could not be moved into {folder} ({error.strerror or error}); move it yourself'
+        ) from error
 
 
 def _clear_leftovers(folder: Path) -> None:
     """Remove what killed processes have left beside a folder, and put back what they have moved away."""
     name = re.compile(rf'\.{re.escape(folder.name)}\.\d+\.part')
     for beside in [path for path in folder.parent.iterdir() if name.fullmatch(path.name) and path.is_dir()]:
-        if (beside / OLD).exists() and not folder.exists():
-            (beside / OLD).rename(folder)
-        inode, old = beside / INODE, _old(beside)
-        new_inode = inode.read_text(encoding='utf-8') if inode.is_file() and folder.exists() else ''
-        if old.is_dir() and new_inode and new_inode == str(os.stat(folder).st_ino):
-            # files were in the new folder from the beginning, folders come after it is in its place
-            _keep((path for path in old.iterdir() if path.is_dir()), folder)
-        shutil.rmtree(beside, ignore_errors=True)
+        _settle(beside, folder)

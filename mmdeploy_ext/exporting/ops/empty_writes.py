@@ -15,19 +15,51 @@ import torch
 def without_empty_writes() -> Iterator[None]:
     """Inside the block, `tensor[index] = value` with an index of no element leaves nothing in a trace.
 
-    The exporter makes a Reshape with a side of 0 of it, and fails with an internal assertion.
+    The exporter makes a Reshape with a side of 0 of it, and fails with an internal assertion. The block is
+    for a trace by TorchScript in which all sizes but the batch are fixed; it holds for the whole process.
+
+    A mask, positions or a bound that are computed from values may select elements for other inputs, and are
+    written in any case. So is a tensor that has no elements itself.
     """
     write = torch.Tensor.__setitem__
 
     def write_elements(tensor: torch.Tensor, index: Any, value: Any) -> None:
-        state = torch._C._get_tracing_state()
-        torch._C._set_tracing_state(None)  # the reading is for this decision alone
-        try:
-            is_empty = tensor.numel() > 0 and tensor[index].numel() == 0
-        finally:
-            torch._C._set_tracing_state(state)
-        if not is_empty:
+        if not (_is_fixed(index) and _is_empty(tensor, index)):
             write(tensor, index, value)
 
     with mock.patch.object(torch.Tensor, '__setitem__', write_elements):
         yield
+
+
+def _is_empty(tensor: torch.Tensor, index: Any) -> bool:
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # the reading is for this decision alone
+    try:
+        return tensor.numel() > 0 and tensor[index].numel() == 0
+    finally:
+        torch._C._set_tracing_state(state)
+
+
+def _is_fixed(index: Any) -> bool:
+    """Return whether an index selects the same elements for all inputs of these sizes."""
+    if isinstance(index, torch.Tensor):
+        return not _depends_on_values(index)
+    if isinstance(index, slice):
+        return _is_fixed((index.start, index.stop, index.step))
+    return all(map(_is_fixed, index)) if isinstance(index, tuple | list) else True
+
+
+def _depends_on_values(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor of the trace is made of more than sizes and constants."""
+    if torch._C._get_tracing_state() is None:
+        return True
+    nodes, seen = [torch._C._get_value_trace(tensor).node()], set()
+    while nodes:
+        node = nodes.pop()
+        if node.kind() == 'prim::Param':
+            return True
+        if node.kind() != 'aten::size':
+            inputs = {value.debugName(): value for value in node.inputs()}
+            nodes += [inputs[name].node() for name in inputs.keys() - seen]
+            seen |= inputs.keys()
+    return False

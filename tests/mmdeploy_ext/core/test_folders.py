@@ -1,5 +1,6 @@
 """A folder is the old one or the new one, as a whole, whatever happens while it is replaced."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -54,6 +55,59 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(target, renames):
     assert content(target) == OLD | OTHERS and os.listdir(target.parent) == ['graphs']
 
 
+@pytest.mark.parametrize('failure', [KeyboardInterrupt, PermissionError(13, 'Permission denied')])
+@pytest.mark.parametrize('step', range(4))
+def test_a_failure_or_ctrl_c_at_any_rename_loses_nothing(target, renames, monkeypatch, step, failure):
+    write(target, {'extra/more.txt': 'more'})
+    others = OTHERS | {'extra/more.txt': 'more'}
+    calls, rename = iter(range(9)), Path.rename
+
+    def failing(path, place):
+        if next(calls) == step:
+            raise failure
+        return rename(path, place)
+
+    monkeypatch.setattr(Path, 'rename', failing)
+    with contextlib.suppress(KeyboardInterrupt, Mm2OnnxError):
+        replace(target, NEW)
+    found = content(target)
+    assert found in (OLD | others, NEW | others) and os.listdir(target.parent) == ['graphs']
+
+
+def test_a_folder_that_cannot_be_moved_is_left_beside_and_comes_back(target, renames, monkeypatch):
+    rename = Path.rename
+
+    def fixed(path, place):
+        if path.name == 'proof':
+            raise PermissionError(13, 'Permission denied')
+        return rename(path, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, 'rename', fixed)
+        with pytest.raises(Mm2OnnxError, match=r'proof: could not be moved into .*; move it yourself'):
+            replace(target, NEW)
+    replace(target, LATER)
+    assert content(target) == LATER | OTHERS and os.listdir(target.parent) == ['graphs']
+
+
+def test_an_outdated_folder_does_not_come_back_after_a_kill(target, monkeypatch):
+    monkeypatch.setattr(folders, '_settle', lambda beside, folder: None)  # as if killed there
+    with folders.replaced_folder(target, ['proof']) as new:
+        write(new, NEW)
+    monkeypatch.undo()
+    replace(target, LATER)
+    assert not (target / 'proof').exists()
+
+
+def test_a_file_of_the_body_stays_where_names_differ_by_case_alone(target, monkeypatch):
+    def taken(source, place, **options):
+        raise FileExistsError(17, 'File exists')
+
+    monkeypatch.setattr(os, 'link', taken)
+    replace(target, NEW)
+    assert (target / 'a.onnx').read_text() == 'new a' and not (target / 'notes.txt').exists()
+
+
 def test_a_link_to_a_folder_stays_one(target):
     link = target.parent.parent / 'link'
     link.symlink_to(target)
@@ -102,3 +156,16 @@ def test_folders_that_cannot_be_replaced_are_refused(target, monkeypatch):
         folders.check_replaceable('.')
     monkeypatch.chdir(target / 'proof')
     folders.check_replaceable('..')
+    monkeypatch.chdir('/')
+    with pytest.raises(UsageError, match=r'^/: is '):
+        folders.check_replaceable('/')
+
+
+def test_a_file_and_folders_that_cannot_be_moved_are_refused_before_the_body_runs(target, monkeypatch):
+    with pytest.raises(UsageError, match='is a file, expected a folder'):
+        replace(target / 'notes.txt', NEW)
+    for name in ('graphs', 'proof'):
+        monkeypatch.setattr(os, 'access', lambda path, mode, name=name: Path(path).name != name)
+        with pytest.raises(UsageError, match=f'{name}: .*cannot be written'):
+            replace(target, NEW)
+    assert content(target) == OLD | OTHERS and os.listdir(target.parent) == ['graphs']

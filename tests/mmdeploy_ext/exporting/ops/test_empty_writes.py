@@ -37,3 +37,24 @@ def test_with_a_dynamic_width_the_write_stays():
     session = onnxruntime.InferenceSession(model.SerializeToString())
     (output,) = session.run(None, {'input_0': x.numpy()})
     assert torch.equal(torch.from_numpy(output), Windows()(x))
+
+
+class Marked(nn.Module):
+    """Writes where values say so, which is nowhere for zeros."""
+
+    def forward(self, x):
+        """Return a map of the shape of `x` (R, C)."""
+        large, y = x > 5, x * 1
+        y[large] = 1.0
+        y[large[:, 0].nonzero()[:, 0]] = 7.0
+        y[: large[:2, 0].sum()] = 8.0
+        y[:, x.shape[1] :] = 9.0
+        return y
+
+
+def test_a_write_that_is_empty_for_the_example_alone_stays():
+    model = export_module(Marked(), (torch.zeros(4, 3),))
+    x = torch.full((4, 3), 6.0)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (output,) = session.run(None, {'input_0': x.numpy()})
+    assert torch.equal(torch.from_numpy(output), Marked()(x)) and output[:, 0].tolist() == [8, 8, 7, 7]
