@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ class Layer:
     Attributes:
         name: the ONNX node that it was made from, or a name of TensorRT's.
         kind: 'CONVOLUTION', 'MATRIX_MULTIPLY', ...
-        outputs: numpy's name of each output's dtype, e.g. ('float32',).
+        outputs: name of each output's dtype, see `binding.dtype_name`, e.g. ('float32',).
     """
 
     name: str
@@ -54,7 +55,7 @@ class Built:
 
     def layers_json(self) -> list[dict[str, Any]]:
         """Return the layers as plain JSON types: `name`, `kind` and `outputs` of each."""
-        return [dataclasses.asdict(layer) for layer in self.layers]
+        return [dataclasses.asdict(layer) | {'outputs': list(layer.outputs)} for layer in self.layers]
 
     def dtypes(self) -> dict[str, dict[str, int]]:
         """Return kind of layer -> dtype of the first output -> number of layers."""
@@ -76,24 +77,23 @@ def build(
     """Build an engine.
 
     Args:
-        model: the ONNX model; the engine computes in its dtypes.
+        model: the ONNX model, with its weights inside and below 2 GiB; the engine computes in its dtypes.
         package: the TensorRT that builds.
-        architectures: GPU architectures to build for, all in one engine, e.g. (86, 89) for SM 8.6 and 8.9; ()
-            for the GPU of this machine.
-        profiles: input -> smallest, usual and largest shape; for every input with an open axis; None if all
-            sizes are fixed.
-        tf32: let products of float32 round their factors to 10 bits, which TensorRT does by default.
-        progress: called with the phase's name, the number of steps done, and that of all its steps; with None
-            nothing is called.
+        architectures: GPU architectures to build for, all in one engine, e.g. (86, 89) for SM 8.6 and 8.9,
+            which `check_architectures` has accepted: of tensorrt-rtx alone; () for the GPU of this machine.
+        profiles: input -> smallest, usual and largest shape, as `profiles_of` makes them; for every input
+            with an open axis; None or {} if all sizes are fixed.
+        tf32: let products of float32 round their factors to 10 bits; off here, though on in TensorRT.
+        progress: called with the phase's name, the number of steps done, and that of all its steps; phases
+            lie in each other. With None, or a TensorRT without IProgressMonitor, nothing is called.
 
     Raises:
-        EngineError: the parser does not take a node, which the message names.
+        EngineError: TensorRT does not start, or the parser does not take the model; the message names the
+            node if TensorRT does.
         ExportError: TensorRT refused or failed to build, with its message.
     """
     trt, log, start = package.module, package.logger(), time.perf_counter()
-    builder = trt.Builder(log)
-    if builder is None:
-        raise EngineError(f'{package.name} could not start: {"; ".join(log.errors())}')
+    builder = _builder(package, log)
     typed = getattr(trt.NetworkDefinitionCreationFlag, 'STRONGLY_TYPED', None)  # 11.x has no other networks
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log)
@@ -115,7 +115,7 @@ def build(
         config.progress_monitor = _monitor(trt, progress)
     serialised = builder.build_serialized_network(network, config)
     if serialised is None:
-        reason = '; '.join(map(_plain, log.errors()[:3])) or 'it gave no reason'
+        reason = '; '.join([text for text in map(_plain, log.errors()) if text][:3]) or 'it gave no reason'
         raise ExportError(f'{package.name} {package.version} cannot build it: {reason}')
     layers = []
     for layer in (network.get_layer(index) for index in range(network.num_layers)):
@@ -123,6 +123,13 @@ def build(
         layers.append(Layer(layer.name, layer.type.name, dtypes))
     seconds = time.perf_counter() - start
     return Built(bytes(serialised), tuple(layers), tuple(dict.fromkeys(log.warnings())), seconds)
+
+
+def _builder(package: Package, log: Any) -> Any:
+    with contextlib.suppress(TypeError):  # pybind's answer to a null pointer
+        if (builder := package.module.Builder(log)) is not None:
+            return builder
+    raise EngineError(f'{package.name} could not start: {"; ".join(log.errors())}')
 
 
 def _parser_message(parser: Any, package: Package) -> str:

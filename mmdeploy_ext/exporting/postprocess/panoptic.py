@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.operator import Operator, register
 
 OFFSET = 1000
@@ -97,7 +98,8 @@ LAY_MASKS = register(
 
 (masks (B, n, h, w) bool, labels (B, n) int64, overlap) -> (B, h, w) int64: 0 at pixels without a mask, at
 others label + number * 1000 of the first mask that has the pixel and fits. A mask fits if it has pixels, and
-those before it have taken at most the share `overlap` of them.
+those before it have taken at most the share `overlap` of them; masks that do not fit leave no trace. Rows of
+padding have empty masks and any label.
 
 Source of the algorithm: mmdet 2.28.2 `panoptic_fusion_heads/heuristic_fusion_head.py` (`_lay_masks`)."""
 
@@ -114,6 +116,8 @@ def map_output(batch: int | str) -> tuple[TensorSpec, ...]:
 def ids_of(labels: torch.Tensor, accepted: torch.Tensor, things: int) -> torch.Tensor:
     """Return class + number * `OFFSET` (B, n) int64, the accepted things numbered from 1 in their order.
 
+    Other rows have their label alone.
+
     Args:
         labels: (B, n) int64.
         accepted: (B, n) bool, whether a row becomes a segment.
@@ -128,6 +132,16 @@ def pixels(inside: torch.Tensor) -> torch.Tensor:
     return inside.to(torch.float32).sum((2, 3))
 
 
+def _classes_of(facts: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the numbers of all classes and of things; ConfigError if a map cannot tell so many apart."""
+    if facts['num_classes'] >= OFFSET:
+        raise ConfigError(
+            f'num_classes={facts["num_classes"]}: a panoptic map holds class + number * {OFFSET}, so that '
+            f'fewer than {OFFSET} classes fit'
+        )
+    return facts['num_classes'], facts['num_things']
+
+
 class QueryFusion(nn.Module):
     """Every pixel belongs to the query with the highest score for it.
 
@@ -139,21 +153,21 @@ class QueryFusion(nn.Module):
     def __init__(self, facts: Mapping[str, Any]) -> None:
         """Read the settings from `facts`, the metadata's entry `postprocess`.
 
-        Its keys are `num_classes`, `num_things`, and mmdet's `object_mask_thr` (scores must exceed it),
-        `iou_thr` (least share of its own mask that a segment must keep) and `filter_low_score` (whether
-        pixels outside of the mask of their query get no segment).
+        Its keys are `num_classes` (of things and of stuff), `num_things`, and mmdet's `object_mask_thr`
+        (scores must exceed it), `iou_thr` (least share of its own mask that a segment must keep)
+        and `filter_low_score` (whether pixels outside of the mask of their query get no segment).
         """
         super().__init__()
-        self.classes, self.things = facts['num_classes'], facts['num_things']
+        self.classes, self.things = _classes_of(facts)
         self.least, self.share = facts['object_mask_thr'], facts['iou_thr']
         self.filters = facts['filter_low_score']
 
     def forward(self, logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Return maps (B, h, w) int32.
+        """Return maps (B, h, w) int32; of equal scores the first query has the pixel.
 
         Args:
-            logits: logits of the classes (B, Q, C + 1); the last column is no class.
-            values: logits of the masks (B, Q, h, w).
+            logits: logits of the classes (B, Q, C + 1), float32; the last column is no class.
+            values: logits of the masks (B, Q, h, w), float32.
         """
         scores, labels = logits.softmax(2).max(2)
         confident = (labels != self.classes) & (scores > self.least)
@@ -181,11 +195,12 @@ class InstanceFusion(nn.Module):
     def __init__(self, facts: Mapping[str, Any]) -> None:
         """Read the settings from `facts`, the metadata's entry `postprocess`.
 
-        Its keys are `num_classes`, `num_things`, and mmdet's `mask_overlap` (the largest share of a mask that
-        better ones may cover) and `stuff_area_limit` (the least pixels of a segment of stuff).
+        Its keys are `num_classes` (of things and of stuff), `num_things`, and mmdet's `mask_overlap` (the
+        largest share of a mask that better ones may cover) and `stuff_area_limit` (the least pixels of a
+        segment of stuff).
         """
         super().__init__()
-        self.classes, self.things = facts['num_classes'], facts['num_things']
+        self.classes, self.things = _classes_of(facts)
         self.overlap, self.least = facts['mask_overlap'], facts['stuff_area_limit']
 
     def forward(self, masks: torch.Tensor, labels: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, NO_POINTS, frame_of_rig, points_of
 from mmdeploy_ext.families.parts import proof_samples
-from mmdeploy_ext.families.parts.samples import check_dumped, only
+from mmdeploy_ext.families.parts.samples import check_dumped, only, picture_files
 from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.preprocess.fusion import FusionRule
@@ -30,7 +30,10 @@ HIDDEN_POINTS = 500
 
 
 def fusion_rule(cfg: Any) -> FusionRule:
-    """Return the rule by which pictures and points become the inputs of a config's model."""
+    """Return the rule by which pictures and points become the inputs of a config's model.
+
+    A pipeline that the rule cannot express, or without its steps, raises ConfigError.
+    """
     encoders = cfg.model.encoders
     views = _views(cfg, encoders.camera) if encoders.get('camera') else None
     if not encoders.get('lidar'):
@@ -83,7 +86,14 @@ def _views(cfg: Any, camera: Any) -> MultiViewRule:
 
 
 def frame(data: Mapping[str, Any]) -> FusedFrame:
-    """Return `data`, one collated sample of the test loader (batch 1) by key, as a fused frame."""
+    """Return `data`, one collated sample of the test loader (batch 1) by key, as a fused frame.
+
+    Values may be in lists and containers of mmcv, see `only`: `img` (N, 3, H, W) as the model takes it,
+    `points` (P, V), `img_metas`. Matrices that the metas lack are left out.
+
+    Raises:
+        DataError: no `img_metas`, neither `img` nor `points`, or several samples.
+    """
     if 'img_metas' not in data or not {'img', 'points'} & set(data):
         raise DataError('the test pipeline gives no img, points and img_metas; see the keys of Collect3D')
     meta = only(data['img_metas'], 'img_metas')
@@ -96,14 +106,15 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
         str(meta.get('sample_idx', '')),
         images=images,
         calibration={name: np.asarray(meta[name], np.float32) for name in MATRICES if name in meta},
-        image_files=tuple(map(str, meta.get('filename', ()))),
+        image_files=picture_files(meta),
     )
 
 
 def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = None) -> Iterator[FusedFrame]:
     """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`.
 
-    `root` is the folder of the data set; None: files are at the paths of the infos, or beside them.
+    `root` is the folder of the data set; None: files are at the paths of the infos, or beside them. `cfg` is
+    not used.
     """
     if rule.views is not None:
         for rig in read_frames(infos, rule.views, root):
@@ -120,7 +131,7 @@ def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
 
     Every other frame is augmented as in training: its points are rotated, scaled and moved, and each camera's
     picture stands for another crop of the camera's image. Behind some of the points, as seen from a camera,
-    there is another point, before or after it in the sweep.
+    there is another point, before or after it in the sweep. Without cameras they are plain sweeps.
     """
     if rule.views is None:
         for index, sweep in enumerate(proof_samples.generated(rule.voxels, count)):

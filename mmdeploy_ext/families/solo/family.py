@@ -45,7 +45,7 @@ FOLLOWED = (
 LIMITING = ('score_thr', 'mask_thr', 'filter_thr', 'nms_pre', 'max_per_img', 'sigma')
 """Entries of `test_cfg` that SOLO reads."""
 NO_SCORE = 1 - 2.0**-20
-"""No score is larger, but for those that rounding makes 1."""
+"""Threshold of the score of a class that only scores within 1e-6 of 1 exceed."""
 
 
 class SoloFamily(ImageFamily):
@@ -72,7 +72,7 @@ class SoloFamily(ImageFamily):
         return followed.replaced_in(model, ['mask_head'], FOLLOWED)
 
     def full_size(self, image: PreparedImage) -> tuple[int, int]:
-        """Return height and width of soft masks, pixels: those of the input up to a multiple of 8."""
+        """Return height and width of soft masks, pixels: the input's rounded up to multiples of 8."""
         return tuple(-(-side // 8) * 8 for side in image.tensor.shape[1:])
 
     def limits(self, model: nn.Module) -> list[Limit]:
@@ -95,13 +95,7 @@ class SoloFamily(ImageFamily):
             mask_config(cfg.model.get('test_cfg') or cfg.get('test_cfg') or {})
 
     def build(self, cfg: Any) -> nn.Module:
-        head = cfg.model.mask_head
-        grids, strides = head.get('num_grids') or [], head.get('strides') or (4, 8, 16, 32, 64)
-        if len(grids) != len(strides):  # a bare assert of mmdet
-            raise ConfigError(
-                f'{cfg.filename}: model.mask_head has num_grids={list(grids)} and strides={list(strides)}; '
-                f'expected as many of each'
-            )
+        _grids_of(cfg.filename, cfg.model.mask_head)
         return super().build(cfg)
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -126,7 +120,8 @@ def check_grids(head: nn.Module, checkpoint: Checkpoint) -> None:
 
     SOLO and Decoupled SOLO predict one mask or line per cell, so that their layers have the grids.
     SOLOv2's layers do not depend on them; its checkpoint has them in its config, if mmdet or
-    `solo_wxinlong.py` wrote it. A checkpoint of the original repository is left to the loader.
+    `solo_wxinlong.py` wrote it; without one nothing is checked. A checkpoint of the original repository is
+    left to the loader.
     """
     if original_head(checkpoint.state_dict):
         return
@@ -140,6 +135,17 @@ def check_grids(head: nn.Module, checkpoint: Checkpoint) -> None:
         )
 
 
+def _grids_of(filename: str, head: Mapping[str, Any]) -> list[int]:
+    """Return the grids of a head of a config; ConfigError if they are not as many as its strides."""
+    grids, strides = head.get('num_grids') or [], head.get('strides') or (4, 8, 16, 32, 64)
+    if len(grids) != len(strides):  # a bare assert of mmdet
+        raise ConfigError(
+            f'{filename}: model.mask_head has num_grids={list(grids)} and strides={list(strides)}; '
+            f'expected as many of each'
+        )
+    return list(grids)
+
+
 def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> None:
     """Refuse heads (ConfigError) and sizes (UsageError) whose graph would be wrong.
 
@@ -151,7 +157,7 @@ def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> Non
         )
     if not (head.get('loss_cls') or {}).get('use_sigmoid', True):
         raise ConfigError(f'{filename}: model.mask_head.loss_cls.use_sigmoid is False; expected True')
-    grids = head.num_grids
+    grids = _grids_of(filename, head)
     if min(options.height, options.width) < max(grids):
         raise UsageError(
             f'--shape {options.height} {options.width}: each side has to be at least the largest grid of the '

@@ -38,6 +38,7 @@ class Sparse4DReference:
             if kind == 'refine'
         ]
         self.first_refinement = refinements[self.head.num_single_frame_decoder - 1]
+        self._points = BorderPoints()
         self.reset()
 
     def reset(self) -> None:
@@ -88,7 +89,9 @@ class Sparse4DReference:
     ) -> Decision | None:
         """Return the result with points at borders of pictures on that side which is nearest to `outputs`.
 
-        See `proving.levels.drive_run.Modes`; None if no point is at a border, or if none is on another side.
+        See `proving.levels.drive_run.Modes`; `before` is the state before `frame`, which was the last one of
+        `step`. Near is a small sum of differences over `PREDICTIONS`. None if no point is at a border, or if
+        none is on another side. The memory stays as it is.
         """
         if not self._points.distances:
             return None
@@ -102,8 +105,10 @@ class Sparse4DReference:
             pairs = [(run[0].outputs[name], outputs[name]) for name in PREDICTIONS.values()]
             return sum(float(np.abs(expected - got).sum()) for expected, got in pairs)
 
-        (result, state), moved = nearest_decision(run, distance)
-        self.state = after
+        try:
+            (result, state), moved = nearest_decision(run, distance)
+        finally:
+            self.state = after
         if not moved:
             return None
         texts = [
@@ -114,7 +119,17 @@ class Sparse4DReference:
         return Decision(result, state, ', '.join(texts))
 
     def step(self, frame: Frame) -> StepResult:
-        """Run one frame; outputs are those of the last refinement, the ids, and the confidences."""
+        """Run one frame; outputs, of the last refinement, for A instances (batch 1).
+
+        `pred_instance_feature` and the values of `PREDICTIONS`, float32 (1, A, ...); `instance_id` and
+        `confidence` of the rows; `pred_track_id` (1, A) int32, the ids of rows that were kept from the last
+        frame, -1 for others; `first_scores` (1, A) float64, by which rows are this frame's own, NaN for kept
+        ones; and `feature` if `shows_features`. `was_reset` says that no kept instance came in: the memory
+        was empty, or the bank left it out after a gap, with the memory still there.
+
+        Raises:
+            ShapeError or DataError: of `frame_checks`, before anything is run.
+        """
         self._points = BorderPoints()
         return self._run(frame, self._points)
 
@@ -186,7 +201,7 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def boxes_of_result(result: Mapping[str, torch.Tensor]) -> InstanceBoxes:
-    """Return the boxes of a result of upstream's coder, best first.
+    """Return the boxes of a result of upstream's coder, best first; their z is that of the bottom.
 
     Its `boxes_3d` are (n, 10) with z of the centre, vz last, which is left out; `scores_3d`, `labels_3d`,
     `instance_ids` and `cls_scores` are (n,).

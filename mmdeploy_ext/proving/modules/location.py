@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.modules.calls import FlatModule
 
 PACKAGES = Path(torch.__file__).parent, Path(__file__).parents[2]
-LIBRARIES = tuple(str(folder) for package in PACKAGES for folder in (package, package.resolve()))
+LIBRARIES = tuple(os.path.join(folder, '') for package in PACKAGES for folder in (package, package.resolve()))
 """Folders of PyTorch and of this package, as they are imported and without symbolic links."""
 
 
@@ -40,7 +41,7 @@ class LineRecorder(TensorRecorder):
         self.lines: list[str] = []
 
     def keep(self, tensor: torch.Tensor, operator: str) -> int:
-        """Record a tensor and the line that made it."""
+        """Record a tensor and the line that made it; see `TensorRecorder.keep`."""
         index = super().keep(tensor, operator)
         self.lines.append(_line_of_user())
         return index
@@ -61,14 +62,15 @@ def locate(module: FlatModule, model: onnx.ModelProto, feeds: Mapping[str, np.nd
     """Return where the first difference between a file and its module arises.
 
     Args:
-        module: takes and returns the tensors of the file.
+        module: takes and returns the tensors of the file, on the CPU.
         model: the file.
-        feeds: input of the file -> array, on which the two differ.
+        feeds: input of the file -> array, on which the two differ; all inputs, in the order of the module.
 
     Returns:
-        `node`, `op_type` and `tensor` of the graph, `module` and `line` of PyTorch ('' if unknown), `error`,
-        the relative error that this node adds, and `evidence`, sentences that show it; {} if no difference
-        arises inside the graph.
+        `node`, `op_type` and `tensor` of the graph, `module` and `line` of PyTorch ('' if unknown; the module
+        itself is '' too), `error`, the relative error that this node adds, or the whole one of its tensor if
+        that is not known, and `evidence`, sentences that show it; {} if each node gives what its part of
+        the module gives from the same inputs.
     """
     inputs, outputs = list(feeds), [value.name for value in model.graph.output]
     stage, bars = Stage('', module, tuple(inputs), tuple(outputs)), Bars()

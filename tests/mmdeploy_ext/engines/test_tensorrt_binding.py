@@ -1,12 +1,16 @@
 """Tensors of an engine are bound by name. There is no GPU here: `CpuEngine` stands for the engine alone."""
 
 import itertools
+import json
+import types
 
 import numpy as np
 import pytest
 
-from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
+from mmdeploy_ext.core.errors import EngineError, InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.engines.tensorrt.binding import Port, Session, check_ports, read_ports
+from mmdeploy_ext.engines.tensorrt.build import Built, Layer, build
+from mmdeploy_ext.engines.tensorrt.package import Package
 from mmdeploy_ext.engines.tensorrt.record import AS_GIVEN, Record
 from mmdeploy_ext.proving.tensorrt import compare_outputs
 from toy_engines import CpuEngine, HostMemory
@@ -111,3 +115,20 @@ def test_a_scalar_is_fed_without_an_axis(monkeypatch):
 def test_a_damaged_record_is_refused(content):
     with pytest.raises(ModelFileError, match=r'm\.engine\.json: is .*again'):
         Record.from_json(content, 'm.engine.json')
+
+
+def test_layers_are_plain_json():
+    rows = Built(b'', (Layer('conv', 'CONVOLUTION', ('float32',)),), (), 0.0).layers_json()
+    assert rows == json.loads(json.dumps(rows))
+
+
+def test_a_library_that_does_not_start_is_named():
+    class ILogger:
+        pass
+
+    def start(log):
+        log.log(types.SimpleNamespace(name='ERROR'), 'CUDA driver is missing')
+        raise TypeError('pybind11::init(): factory function returned nullptr')
+
+    with pytest.raises(EngineError, match='tensorrt could not start: CUDA driver is missing'):
+        build(None, Package('tensorrt', types.SimpleNamespace(ILogger=ILogger, Builder=start)))

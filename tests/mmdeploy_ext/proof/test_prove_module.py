@@ -11,7 +11,7 @@ from onnx import numpy_helper
 import mmdeploy_ext
 from mmdeploy_ext.cli import prove_module_app
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.proving.modules import row_order
+from mmdeploy_ext.proving.modules import location, row_order
 from mmdeploy_ext.proving.modules.calls import read_call
 from mmdeploy_ext.proving.modules.generated import other_values
 
@@ -461,3 +461,9 @@ def test_the_command_proves_and_refuses(folder, samples, tmp_path, capsys):
     for line, word in refused:
         assert prove_module_app.main(line) == 2, line
         assert word in capsys.readouterr().err
+
+
+def test_a_folder_whose_name_begins_as_a_librarys_is_the_users():
+    code = compile('line = location._line_of_user()', mmdeploy_ext.__path__[0] + '_models/net.py', 'exec')
+    exec(code, names := dict(location=location))
+    assert names['line'].endswith('_models/net.py:1')

@@ -405,3 +405,8 @@ def test_a_real_sweep_stands_in_for_that_of_a_generated_frame(runs, checkpoint, 
     assert result['input_shape'] == f'{len(np.fromfile(sweep, np.float32)) // 5}x5'
     (row,) = result['contenders']
     assert row['parts_ms']['rig'] < 0.1 * row['parts_ms']['frame'], 'the calibration is that of the warm-up'
+
+
+def test_the_file_of_one_picture_stays_whole():
+    data = dict(img=[torch.zeros(1, 3, 4, 4)], img_metas=[dict(filename='front.jpg')])
+    assert frame(data).image_files == ('front.jpg',)

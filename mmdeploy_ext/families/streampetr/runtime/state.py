@@ -1,7 +1,8 @@
 """The motion between frames, and the memory in local and global coordinates, in float64. Needs numpy only.
 
 A memory is a dict of the arrays `FIELDS`, each (1, rows, ...): `embedding`, `reference_point` (3) in metres,
-`timestamp` (1) in seconds, `egopose` (4, 4), `velo` (2) in m/s.
+`timestamp` (1) in seconds, `egopose` (4, 4), from the LiDAR frame of a row's origin to that of the memory,
+`velo` (2) in m/s, in the LiDAR frame of a row's origin, which no motion changes.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class FrameMotion:
     Attributes:
         ego_pose: (4, 4) float64, LiDAR to global.
         timestamp_s: seconds, absolute.
-        ego_motion: (4, 4) float64, last LiDAR frame to this one; the identity if the memory is empty.
-        delta_t_s: seconds since the last frame; 0 if the memory is empty.
+        ego_motion: (4, 4) float64, last LiDAR frame to this one; the identity if there is no memory.
+        delta_t_s: seconds since the last frame; 0 if there is no memory.
         prev_exists: whether the memory belongs to this drive.
     """
 
@@ -43,10 +44,10 @@ class FrameMotion:
 
 
 def to_local(memory: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
-    """Return a memory, by `FIELDS`, in the LiDAR frame of a pose, for one in global coordinates; float32.
+    """Return a memory in global coordinates, by `FIELDS`, in the LiDAR frame of a pose; float32.
 
-    Its times become ages at `timestamp_s`: a global memory has minus the absolute times. `ego_pose` (4, 4) is
-    LiDAR to global.
+    Its times become ages at `timestamp_s`, positive for the past: a global memory has minus the absolute
+    times. `ego_pose` (4, 4) is LiDAR to global.
     """
     return _moved(memory, invert_pose(ego_pose), timestamp_s, np.float32)
 
@@ -68,7 +69,10 @@ def _moved(memory: Arrays, transform: np.ndarray, seconds: float, time_dtype: ty
 
 
 def check_tensors(tensors: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ShapeError, which names the tensor, for a memory of other shapes (field -> shape) or with NaN."""
+    """Raise ShapeError, which names the tensor, for a memory of other shapes, or with NaN or infinity.
+
+    `shapes` is field -> shape, of all `FIELDS`.
+    """
     for field in FIELDS:
         if field not in tensors:
             raise ShapeError(f'state: has no tensor {field!r}; expected {", ".join(FIELDS)}')

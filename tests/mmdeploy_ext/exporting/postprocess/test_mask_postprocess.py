@@ -14,10 +14,11 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.exporting.postprocess import panoptic
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.solo import reference, runtime
+from mmdeploy_ext.families.solo import family, reference, runtime
 from mmdeploy_ext.families.solo.graphs import SoloFullForm
 from mmdeploy_ext.proving.tasks.mask import match_detections
 from mmdeploy_ext.runtime.detections import Instances
@@ -323,3 +324,16 @@ def test_thresholds_that_have_no_graph_are_refused():
 def test_a_setting_that_is_no_number_is_refused_by_name(key, value, wanted):
     with pytest.raises(ConfigError, match=rf'test_cfg\.{key}=.*{wanted}'):
         mask_config(dict(SETTINGS, **{key: value}))
+
+
+@pytest.mark.parametrize('fusion', [panoptic.QueryFusion, panoptic.InstanceFusion])
+def test_more_classes_than_a_panoptic_map_tells_apart_are_refused(fusion):
+    with pytest.raises(ConfigError, match='fewer than 1000 classes fit'):
+        fusion(dict(num_classes=1203, num_things=1203))
+
+
+@pytest.mark.parametrize('head', [{}, dict(num_grids=None)])
+def test_a_head_without_grids_is_refused_before_anything_is_built(head):
+    cfg = ConfigDict(model=dict(mask_head=dict(type='SOLOHead', **head)), filename='solo.py')
+    with pytest.raises(ConfigError, match=r'^solo.py: model.mask_head has num_grids=\[\]'):
+        family.SoloFamily().check(cfg, types.SimpleNamespace(layout='own', dynamic=False))
