@@ -13,6 +13,7 @@ import installed_wheel
 import toy_centerpoint
 from mmdeploy_ext import __version__
 from mmdeploy_ext.cli import command
+from mmdeploy_ext.cli.run_app import COMPILING
 from mmdeploy_ext.core import commands
 from mmdeploy_ext.core.files import sha256_file
 
@@ -47,8 +48,10 @@ def test_sweeps_are_drawn_from_above(installed, tmp_path):
         toy_centerpoint.sweep(seed, 500).tofile(tmp_path / f'{seed}.pcd.bin')
     # compiled, each environment of its own would take half a minute more
     words = ('run', graphs, tmp_path, '--out', 'sweeps', '--json', 'sweeps.json', '--score-thr', '0.1')
-    said = done(installed(*words, NUMBA_DISABLE_JIT='1', PYTHONWARNINGS='ignore'))
-    assert '2 sweeps, ' in said
+    result = installed(*words, NUMBA_DISABLE_JIT='1', PYTHONWARNINGS='ignore')
+    # a busy machine needs the seconds after which the note says that loops are compiled
+    assert result.returncode == 0 and result.stderr in ('', f'{COMPILING}\n'), result.stderr
+    assert '2 sweeps, ' in result.stdout
     first = json.loads((installed.folder / 'sweeps.json').read_text())['sweeps'][0]
     assert first['drawn'] > 5 and first['detections'][0]['name'] in ('car', 'bus', 'truck')
     assert cv2.imread(str(installed.folder / 'sweeps/1.pcd_det.png')).std() > 5
