@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
     source = ModelSource.read(args.config, args.checkpoint, cfg_options, args.device, file=args.onnx_file)
     check_family(args, source.family, engine)
     samples = Samples(source.family, args.images or (), args.frames)
-    claims = dict(edited=args.edited, asked=shared.option_values(args, EXPORT_OPTIONS))
-    return prove_files(args, source, samples, engine, **claims)
+    asked = shared.option_values(args, EXPORT_OPTIONS)
+    return prove_files(args, source, samples, engine, edited=args.edited, asked=asked)
 
 
 def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:

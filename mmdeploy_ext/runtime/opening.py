@@ -75,7 +75,6 @@ def open_model(
         ModelFileError: no such file, not written by mm2onnx, or a family that is not registered here.
         EngineError: an execution provider that is not here.
     """
-    providers = [providers] if isinstance(providers, str) else list(providers)
     files = model_files(str(path))
     metadata = read_metadata(files[-1])
     if metadata.samples == 'images':

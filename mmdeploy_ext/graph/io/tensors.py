@@ -15,8 +15,13 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import atomic_path
 
 CANNOT_READ = (
-    *(ValueError, OSError, EOFError, SyntaxError),
-    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+    ValueError,
+    OSError,
+    EOFError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 """Errors that numpy raises for damaged files: it reads the header of an array as Python text."""
 

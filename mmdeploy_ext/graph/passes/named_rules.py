@@ -39,7 +39,8 @@ another order.
 PASSES = {
     'deform-conv': (replace_deform_conv, 'DeformConv', 'float64, a weight of unknown shape, or a sub-graph'),
     'grid-sample': (
-        *(replace_grid_sample, 'GridSample'),
+        replace_grid_sample,
+        'GridSample',
         'another mode, padding or alignment, a volume, or not float32',
     ),
     'group-norm': (replace_group_norm, 'InstanceNormalization', 'a scale or bias of its own, or no groups'),

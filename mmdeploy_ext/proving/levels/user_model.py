@@ -60,9 +60,9 @@ def user_model_checks(deployment: Deployment) -> list[Check]:
     checks = [Check('config as mmcv reads it', not config_text, config_text)]
     content = read_content(deployment.checkpoint)
     if added := deployment.family.added_settings(config, content.get('meta') or {}):
-        got = {name: getattr(deployment.model, name, None) for name in added}
-        differs = settings(got) != settings(added)
-        added_text = f'model{first_difference(settings(got), settings(added))}' if differs else ''
+        of_model = settings({name: getattr(deployment.model, name, None) for name in added})
+        of_config = settings(added)
+        added_text = f'model{first_difference(of_model, of_config)}' if of_model != of_config else ''
         checks.append(Check('settings that its family adds', not added_text, added_text))
     tensors = {
         key.removeprefix('module.'): tensor
