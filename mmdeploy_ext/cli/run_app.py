@@ -187,7 +187,8 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     run_images.check_targets(args, dict.fromkeys(targets))
     entries, begun = [], time.perf_counter()
     fail_fast = args.fail_fast or len(frames) == 1
-    cameras = rule.cameras or tuple(map(str, range(rule.num_cameras)))
+    most_cameras = max((len(frame.pictures) for frame in frames), default=0)
+    cameras = getattr(rule, 'cameras', ()) or tuple(map(str, range(most_cameras)))
     film = demo.open_writer(args.out, FPS) if video else contextlib.nullcontext()
     with opened(args, metadata) as model, film as add_to_film:
         draw = (lambda target, picture: add_to_film(picture)) if video else write_picture

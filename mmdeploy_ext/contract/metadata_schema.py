@@ -86,9 +86,16 @@ VOXELS = full_record(
     mode=one_of('hard', 'dynamic'),
 )
 """Check of the JSON form of a `VoxelRule`, of LiDAR sweeps."""
+
+
+def pictures(value: Any, key: str) -> None:
+    """Check the rule of the pictures of several cameras, which has a `kind`, or that of one picture."""
+    (MULTIVIEW if isinstance(value, dict) and 'kind' in value else IMAGE)(value, key)
+
+
 FUSION = full_record(
     kind=one_of('fusion'),
-    views=maybe(MULTIVIEW),
+    views=maybe(pictures),
     voxels=maybe(VOXELS),
     load_dim=number(3, 1024, integer=True),
     use_dim=items(number(0, 1023, integer=True), 3, 1024),
@@ -111,7 +118,7 @@ def preprocess(value: Any, key: str) -> None:
     """Check a preprocessing rule by the check of its kind."""
     if isinstance(value, dict) and {'voxel_size', 'voxels'} & value.keys():
         return rule_of_points(value, key)
-    return (MULTIVIEW if isinstance(value, dict) and 'kind' in value else IMAGE)(value, key)
+    return pictures(value, key)
 
 
 AXIS_SIZE = number(0, 2**31, integer=True)

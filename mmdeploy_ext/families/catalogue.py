@@ -81,6 +81,14 @@ register_family(
     library=MMDET3D,
 )
 register_family(
+    'mvxnet',
+    'mmdeploy_ext.families.anchor3d.mvxnet.family:MvxNetFamily',
+    options=anchor3d.OPTIONS,
+    postprocess=anchor3d.POSTPROCESS,
+    runtime='mmdeploy_ext.families.anchor3d.mvxnet.runtime',
+    library=MMDET3D,
+)
+register_family(
     'petr',
     'mmdeploy_ext.families.petr.family:PetrFamily',
     options=petr.OPTIONS,

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmdeploy_ext.core.json_dataclass import JsonDataclass
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.preprocess.points import VoxelRule
 
 KIND = 'fusion'
@@ -97,7 +98,8 @@ class FusionRule(JsonDataclass):
     """The rules of both sensors.
 
     Attributes:
-        views: rule of the pictures; None for a model of LiDAR alone.
+        views: rule of the pictures of several cameras, or that of one picture of any size; None for a model
+            of LiDAR alone.
         voxels: rule of the points; None for a model of cameras alone.
         load_dim: values per point in a file.
         use_dim: columns that the model takes, after sweeps of the past were merged.
@@ -106,7 +108,7 @@ class FusionRule(JsonDataclass):
         remove_close: as `PastSweeps.remove_close`.
     """
 
-    views: MultiViewRule | None
+    views: MultiViewRule | PreprocessRule | None
     voxels: VoxelRule | None
     load_dim: int = 5
     use_dim: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -127,7 +129,8 @@ class FusionRule(JsonDataclass):
     def from_json(cls, content: Mapping[str, Any]) -> FusionRule:
         """Rebuild a rule from `to_json`."""
         views, voxels = content['views'], content['voxels']
-        rules = views and MultiViewRule.from_json(views), voxels and VoxelRule.from_json(voxels)
+        pictures = MultiViewRule if views and 'kind' in views else PreprocessRule
+        rules = views and pictures.from_json(views), voxels and VoxelRule.from_json(voxels)
         values = {name: content[name] for name in POINTS}
         return cls(*rules, **{**values, 'use_dim': tuple(content['use_dim'])})
 
@@ -139,6 +142,6 @@ class FusionRule(JsonDataclass):
     def img_aug_matrix(self) -> np.ndarray:
         """Return (N, 4, 4) from pixels of the cameras' pictures to pixels of the network input.
 
-        The type is that of `MultiViewRule.crop_matrix`; a rule without pictures has none.
+        The type is that of `MultiViewRule.crop_matrix`; a rule without pictures, or of one picture, has none.
         """
         return np.tile(self.views.crop_matrix(4), (self.views.num_cameras, 1, 1))

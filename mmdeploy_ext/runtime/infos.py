@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from mmdeploy_ext.preprocess.cameras import MultiViewRule
+    from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
 INFOS = ('.pkl', '.json')
 """Suffixes of files of infos."""
@@ -38,6 +39,12 @@ LARGEST, LATEST = 1e9, 1e19
 """Bounds of numbers in a calibration or pose (the earth's radius is 6.4e6 m), and of times, also in ns."""
 DATA_FOLDERS = ('samples', 'sweeps')
 """nuScenes' folders: a path from there on stays the same when the data set moves."""
+KITTI_ENTRIES = dict(
+    image=('image_idx', 'image_path'),
+    point_cloud=('velodyne_path',),
+    calib=('P2', 'R0_rect', 'Tr_velo_to_cam'),
+)
+"""Entries of an info of KITTI, and what is read of each."""
 
 
 def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
@@ -177,13 +184,17 @@ class RigFrame:
 
 
 def read_frames(
-    path: str | Path, rule: MultiViewRule, root: str | Path | None = None, missing: bool = False
+    path: str | Path,
+    rule: MultiViewRule | PreprocessRule,
+    root: str | Path | None = None,
+    missing: bool = False,
 ) -> list[RigFrame]:
     """Return the frames of infos, scene by scene, each in the order of time.
 
     Args:
-        path: infos of mmdet3d's kind (.pkl, .json) with `cams`.
-        rule: rule of the model, which has the cameras and their order.
+        path: infos of mmdet3d's kind (.pkl, .json) with `cams`, or infos of KITTI.
+        rule: rule of the model, which has the cameras and their order; that of a single picture for infos of
+            KITTI.
         root: folder of the data set, if the pictures are not at their paths in the infos; None if they are.
         missing: allow frames in which the picture of a camera is missing.
 
@@ -216,6 +227,8 @@ def _frame(
     picture: Callable[[Mapping[str, Any]], Path | None],
 ) -> RigFrame:
     """Return the frame of an info; `picture` returns the file of a camera's entry, None for a missing one."""
+    if not hasattr(rule, 'cameras'):
+        return _kitti_frame(info, index, source, picture)
     place, cameras, cam2lidar, intrinsics = f'{source}: info {index}', [], [], []
     for name in camera_names(info, rule, source):
         camera, camera_place = info['cams'][name], f'{place}: {printable(name)}'
@@ -239,6 +252,43 @@ def _frame(
         info,
         source,
         times,
+    )
+
+
+def _kitti_frame(
+    info: Mapping[str, Any],
+    index: int,
+    source: Path,
+    picture: Callable[[Mapping[str, Any]], Path | None],
+) -> RigFrame:
+    """Return the frame of an info of KITTI: the left colour camera alone, without pose and time."""
+    place = f'{source}: info {index}'
+    parts = {}
+    for key, names in KITTI_ENTRIES.items():
+        parts[key] = info.get(key)
+        if not isinstance(parts[key], dict) or set(names) - parts[key].keys():
+            raise DataError(
+                f'{place}: has no {key} with {", ".join(names)}; expected infos of KITTI, as '
+                f"mmdet3d's create_data.py writes them"
+            )
+    calibration = parts['calib']
+    projection, rectified, lidar = (
+        numbers_of(calibration, f'{place}: calib', name, (4, 4)) for name in KITTI_ENTRIES['calib']
+    )
+    intrinsics = np.eye(4)
+    intrinsics[:3, :3] = projection[:3, :3]
+    if abs(np.linalg.det(intrinsics)) < 1e-12:
+        raise DataError(f'{place}: calib: P2 has no inverse; mend the calibration')
+    return RigFrame(
+        str(parts['image']['image_idx']),
+        (picture(dict(data_path=parts['image']['image_path'])),),
+        intrinsics[None, :3, :3],
+        (np.linalg.inv(intrinsics) @ projection @ rectified @ lidar)[None],
+        np.eye(4),
+        0.0,
+        None,
+        info,
+        source,
     )
 
 

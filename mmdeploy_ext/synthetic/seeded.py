@@ -42,7 +42,7 @@ from mmdeploy_ext.synthetic.seeded_dense import (
     scale_prototypes,
 )
 from mmdeploy_ext.synthetic.seeded_layers import calibrate_norms, fill_network, norms_of
-from mmdeploy_ext.synthetic.seeded_lidar import fill_fusion, fill_lidar
+from mmdeploy_ext.synthetic.seeded_lidar import fill_fusion, fill_lidar, fill_painted
 from mmdeploy_ext.synthetic.seeded_queries import (
     is_query,
     is_regional,
@@ -53,7 +53,9 @@ from mmdeploy_ext.synthetic.seeded_queries import (
 RULES_BY_NAME = dict(rtdetr=rtdetr_weights, streampetr=streampetr_weights, solo=solo_weights)
 """Family -> function that takes key -> shape and returns its weights, which do not depend on a seed."""
 
-LIDAR_RULES = dict(anchor3d=fill_lidar, centerpoint=fill_lidar, bevfusion_det=fill_fusion)
+LIDAR_RULES = dict(
+    anchor3d=fill_lidar, centerpoint=fill_lidar, mvxnet=fill_painted, bevfusion_det=fill_fusion
+)
 """Family of detectors with a LiDAR -> function of (detector, config, family, seed) that fills the first."""
 
 PUBLISHED_PREFIXES = {'bevfusion': 'encoders.lidar.backbone.', 'centerpoint-det3d': 'backbone.'}

@@ -101,6 +101,29 @@ def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0
     return model
 
 
+def fill_painted(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0) -> nn.Module:
+    """Fill a detector in which points take features of a picture; see `fill_lidar`."""
+    from mmdeploy_ext.families.parts.lidar_parts import parts_of
+
+    parts = parts_of(model.eval())
+    reference = family.reference(model)
+    with torch.no_grad():
+        fill_network(model, seed, RESIDUAL)
+        fill_sparse_module(parts.middle_encoder, f'{parts.prefix}middle_encoder.')
+        frames = list(family.generated_sweeps(family.preprocess_rule(cfg), SWEEPS))
+        dense_parts = [
+            part for part in (parts.middle_encoder, parts.backbone, parts.neck, parts.head) if part
+        ]
+        later = {module for part in dense_parts for module in part.modules()}
+        norms = [norm for norm in norms_of(model) if norm not in later]
+
+        def run() -> list[torch.Tensor]:
+            return [torch.from_numpy(reference.step(frame).outputs['bev']) for frame in frames]
+
+        scale_last_layers(parts, torch.cat(calibrate_norms(norms, run)))
+    return model
+
+
 def _bird_eye_map(model: nn.Module, parts: Parts, points: torch.Tensor) -> torch.Tensor:
     """Return the bird's-eye map (1, C, H, W) of a sweep (P, D)."""
     from mmdeploy_ext.families.parts.lidar_parts import encode

@@ -70,6 +70,10 @@ class AnchorFamily(LidarFamily):
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
         check_points_side(filename, model, 'a LiDAR detector with anchors', HEADS)
+        self.check_head(filename, model)
+
+    def check_head(self, filename: str, model: Mapping[str, Any]) -> None:
+        """Refuse (ConfigError) heads whose settings are not exported; see `check_parts`."""
         key = f'{prefix_of(model)}bbox_head'
         head = model[key]
         for part, type_name, allowed in (

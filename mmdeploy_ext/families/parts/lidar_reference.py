@@ -10,8 +10,8 @@ from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.families.parts.lidar_parts import bev_of, parts_of, watching
-from mmdeploy_ext.families.parts.pillars import has_pillars, point_width
+from mmdeploy_ext.families.parts.lidar_parts import Watch, bev_of, parts_of, watching
+from mmdeploy_ext.families.parts.pillars import point_width, takes_means
 from mmdeploy_ext.families.parts.samples import detections
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
@@ -39,7 +39,7 @@ class LidarReference(abc.ABC):
         self.parts = parts_of(model)
         self.output_names = rule(self.parts.head).output_names
         self.flatten = flatten
-        if has_pillars(model):
+        if not takes_means(self.parts.voxel_encoder):
             self.width = point_width(self.parts.voxel_encoder)
         else:
             self.width = int(self.parts.middle_encoder.in_channels)
@@ -69,6 +69,20 @@ class LidarReference(abc.ABC):
         )
         points = np.array(sweep.points, np.float32)  # not what the check returns, which the runner takes too
         tap('points', torch.from_numpy(points))
+        with torch.no_grad(), single_thread(), watching(self.watched()) as watched:
+            (result,) = self.model(return_loss=False, rescale=True, **self.inputs(sweep, points))
+        head_outputs = zip(self.output_names, self.flatten(watched.pop('head')), strict=True)
+        tensors = dict(watched, **dict(head_outputs))
+        for name, value in tensors.items():
+            tap(name, value)  # for `collect_taps` around this step
+        outputs = {name: value.cpu().numpy() for name, value in tensors.items()}
+        return StepResult(outputs, detections(result.get('pts_bbox', result)))
+
+    def inputs(self, sweep: Sweep, points: np.ndarray) -> dict[str, Any]:
+        """Return the arguments of the detector's `forward` in a test, by name, for one sweep.
+
+        `points` (P, D) float32 are those of the sweep.
+        """
         meta = dict(
             box_type_3d=LiDARInstance3DBoxes,
             box_mode_3d=Box3DMode.LIDAR,
@@ -76,16 +90,11 @@ class LidarReference(abc.ABC):
             pts_filename=sweep.name,
             flip=False,
         )
-        hooks = {
+        return dict(points=[[torch.from_numpy(points).to(self.device)]], img_metas=[[meta]])
+
+    def watched(self) -> dict[torch.nn.Module, Watch]:
+        """Return the modules whose outputs a step gives by name, in the order in which they run."""
+        return {
             self.parts.middle_encoder: lambda _, output: dict(bev=bev_of(output)),
             self.parts.head: lambda _, output: dict(head=output),
         }
-        cloud = [[torch.from_numpy(points).to(self.device)]]
-        with torch.no_grad(), single_thread(), watching(hooks) as watched:
-            (result,) = self.model(return_loss=False, rescale=True, points=cloud, img_metas=[[meta]])
-        head_outputs = zip(self.output_names, self.flatten(watched['head']), strict=True)
-        tensors = dict(bev=watched['bev'], **dict(head_outputs))
-        for name, value in tensors.items():
-            tap(name, value)  # for `collect_taps` around this step
-        outputs = {name: value.cpu().numpy() for name, value in tensors.items()}
-        return StepResult(outputs, detections(result.get('pts_bbox', result)))

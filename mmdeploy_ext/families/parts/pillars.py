@@ -1,5 +1,7 @@
 """Pillars of a detector as modules of flat tensors: mmdet3d's encoders of pillars and their scatter.
 
+`encode_points` is also what encoders of dynamic voxels compute.
+
 Source: mmdet3d 1.0.0rc6, models/voxel_encoders/{pillar,voxel}_encoder.py, middle_encoders/pillar_scatter.py.
 Differs in: if pillars have all their points (`DynamicPillarFeatureNet`), an input holds the pillar of each
 point; upstream reads that from a map of all pillars, whose size it rounds down.
@@ -7,6 +9,8 @@ point; upstream reads that from a map of all pillars, whose size it rounds down.
 Glossary: P points in range, N pillars, M points of a pillar, D values per point, C channels, H, W bird's-eye
 view.
 """
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -23,6 +27,10 @@ ENCODERS, SCATTER = ('PillarFeatureNet', 'HardVFE'), 'PointPillarsScatter'
 """Classes of mmdet3d: encoders of pillars with a fixed number of points, and what puts pillars on a map."""
 DYNAMIC_ENCODER = 'DynamicPillarFeatureNet'
 """Class of the encoder of pillars with all their points."""
+MEANS = ('HardSimpleVFE', 'DynamicSimpleVFE')
+"""Classes of encoders that give the mean of each voxel's points."""
+DYNAMIC_ENCODERS = (DYNAMIC_ENCODER, 'DynamicVFE')
+"""Classes whose graphs take means and maxima over all points of a pillar or voxel."""
 OPSET = 18
 """The first opset whose ScatterElements has the reduction max."""
 
@@ -75,18 +83,68 @@ class Pillars(PillarsOnMap):
 
 
 def gathered(
-    values: torch.Tensor, places: torch.Tensor, pillars: torch.Tensor, reduction: str
+    values: torch.Tensor, places: torch.Tensor, pillars: torch.Tensor, reduction: str, least: float = 0.0
 ) -> torch.Tensor:
     """Return the sum or the maximum (N, C) of the values of each pillar's points.
 
     Args:
-        values: (P, C), of 0 or more for 'amax'.
+        values: (P, C), of `least` or more for 'amax'.
         places: (P,) int64, the pillar of each point.
         pillars: (N, ...), of which only the length is used.
         reduction: 'sum' or 'amax'.
+        least: lower bound of the maxima; 0 for 'sum'.
     """
-    empty = values.new_zeros(pillars.shape[0], values.shape[1])
+    empty = values.new_full((pillars.shape[0], values.shape[1]), least)
     return empty.scatter_reduce(0, places[:, None].expand(-1, values.shape[1]), values, reduction)
+
+
+def encode_points(
+    net: nn.Module,
+    layers: Sequence[nn.Module],
+    points: torch.Tensor,
+    places: torch.Tensor,
+    coors: torch.Tensor,
+    cells: tuple[torch.Tensor, torch.Tensor],
+    averaged: bool,
+    fuse: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    least: float = 0.0,
+) -> torch.Tensor:
+    """Return the features (N, C) of pillars or voxels that have all their points.
+
+    Args:
+        net: encoder of mmdet3d, of which the settings are read: which offsets of a point it takes.
+        layers: its layers from the features of points to such; each ends in a ReLU.
+        points: (P, D) float32, metres first.
+        places: (P,) int64, the pillar of each point.
+        coors: (N, 4) int32: sample 0, z, y, x of the pillar.
+        cells: size of a pillar, and middle of the first one, (3,) metres each.
+        averaged: whether a pillar's feature is the mean of its points, not the maximum.
+        fuse: takes the last features of points, and returns those that go on; None changes nothing.
+        least: lower bound of the features that go into the last maximum.
+    """
+    xyz, ones = points[:, :3], torch.ones_like(points[:, :1])
+    counts = gathered(ones, places, coors, 'sum')
+    columns = [points]
+    if net._with_cluster_center:
+        columns.append(xyz - (gathered(xyz, places, coors, 'sum') / counts)[places])
+    if net._with_voxel_center:
+        size, origin = cells
+        columns.append(xyz - (coors[:, 1:].flip(1).to(points.dtype)[places] * size + origin))
+    if net._with_distance:
+        columns.append(xyz.norm(dim=1, keepdim=True))
+    features = torch.cat(columns, dim=1)
+    for index, layer in enumerate(layers):
+        is_last, lower_bound = index == len(layers) - 1, 0.0
+        point_features = layer(features)
+        if is_last and fuse is not None:
+            point_features, lower_bound = fuse(point_features), least
+        if averaged:
+            pillars = gathered(point_features, places, coors, 'sum') / counts
+        else:
+            pillars = gathered(point_features, places, coors, 'amax', lower_bound)
+        if not is_last:
+            features = torch.cat([point_features, pillars[places]], dim=1)
+    return pillars
 
 
 class DynamicPillars(PillarsOnMap):
@@ -98,26 +156,9 @@ class DynamicPillars(PillarsOnMap):
         Points are (P, D) float32, metres first; rows (P,) int32 the pillar of each; coors (N, 4) int32:
         sample 0, z, y, x of the pillar.
         """
-        net, xyz, places = self.encoder, points[:, :3], rows.long()
-        ones = torch.ones_like(points[:, :1])
-        counts = gathered(ones, places, coors, 'sum')
-        columns = [points]
-        if net._with_cluster_center:
-            columns.append(xyz - (gathered(xyz, places, coors, 'sum') / counts)[places])
-        if net._with_voxel_center:
-            cells = coors[:, 1:].flip(1).to(points.dtype)[places]
-            columns.append(xyz - (cells * self.size + self.origin))
-        if net._with_distance:
-            columns.append(xyz.norm(dim=1, keepdim=True))
-        features = torch.cat(columns, dim=1)
-        for index, layer in enumerate(net.pfn_layers):
-            point_features = layer(features)  # ends in a ReLU
-            if net.pfn_scatter.average_points:
-                pillars = gathered(point_features, places, coors, 'sum') / counts
-            else:
-                pillars = gathered(point_features, places, coors, 'amax')
-            if index < len(net.pfn_layers) - 1:
-                features = torch.cat([point_features, pillars[places]], dim=1)
+        net, cells = self.encoder, (self.size, self.origin)
+        averaged = bool(net.pfn_scatter.average_points)
+        pillars = encode_points(net, net.pfn_layers, points, rows.long(), coors, cells, averaged)
         return self.on_map(pillars, coors)
 
 
@@ -185,8 +226,13 @@ def dynamic_inputs(width: int) -> list[tuple[TensorSpec, torch.Tensor]]:
     return list(zip(tensors, example, strict=True))
 
 
+def takes_means(encoder: nn.Module) -> bool:
+    """Return whether an encoder of voxels gives the mean of each voxel's points, by the class of mmdet3d."""
+    return type(encoder).__name__ in MEANS
+
+
 def point_width(encoder: nn.Module) -> int:
-    """Return D, values per point, of an encoder of pillars, whose channels include those that it adds."""
+    """Return D, values per point, of an encoder of points, whose channels include those that it adds."""
     width = int(encoder.in_channels)
     if encoder._with_cluster_center:
         width -= 3
@@ -198,8 +244,8 @@ def point_width(encoder: nn.Module) -> int:
 
 
 def has_dynamic_pillars(module: nn.Module) -> bool:
-    """Return whether a module has an encoder of dynamic pillars."""
-    return any(type(part).__name__ == DYNAMIC_ENCODER for part in module.modules())
+    """Return whether a module has an encoder of dynamic pillars or voxels."""
+    return any(type(part).__name__ in DYNAMIC_ENCODERS for part in module.modules())
 
 
 LIBRARY_OPERATORS.append(

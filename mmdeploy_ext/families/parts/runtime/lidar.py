@@ -81,15 +81,18 @@ class LidarOnnx(Runtime):
 
     Attributes:
         family: registered name, which files have to be of.
+        graphs: names of the files of one export.
         rules: class that reads how outputs become boxes, `box_rule`, from the metadata.
         decode: (outputs of the head by name, such a rule) -> boxes, best first.
         backbone: from points to the bird's-eye view, a `ScnOnnx` or a `PillarsOnnx`.
         head: the engine from this view to the raw outputs.
+        files: name of a graph -> path of its file.
         box_rule: how these become boxes, of the class `rules`.
         seconds: spent so far by part: `backbone` (voxels, rulebook or pillars, and network), `head`, `boxes`.
     """
 
     family: ClassVar[str]
+    graphs: ClassVar[tuple[str, ...]] = GRAPHS
     rules: ClassVar[Any]
     decode: ClassVar[Callable[[Mapping[str, np.ndarray], Any], Detections3D]]
 
@@ -97,7 +100,7 @@ class LidarOnnx(Runtime):
         """Open the files.
 
         Args:
-            paths: the folder of an export, or its two files.
+            paths: the folder of an export, or its files.
             engine: registered name of the backend.
             options: of the backend, for example `providers`, `threads`.
 
@@ -106,11 +109,11 @@ class LidarOnnx(Runtime):
             EngineError: the engine is not here.
         """
         super().__init__()
-        files = {path.stem: path for path in export_files(paths, GRAPHS)}
-        if missing := [f'{name}.onnx' for name in GRAPHS if name not in files]:
+        self.files = files = {path.stem: path for path in export_files(paths, self.graphs)}
+        if missing := [f'{name}.onnx' for name in self.graphs if name not in files]:
             raise ModelFileError(
-                f'{", ".join(map(str, files.values()))}: got no {" and no ".join(missing)}; expected both '
-                f'files of one export'
+                f'{", ".join(map(str, files.values()))}: got no {" and no ".join(missing)}; expected '
+                f'{"both" if len(self.graphs) == 2 else "all"} files of one export'
             )
         self.head = self.opened(engine, files['head'], options)
         self.metadata = self.head.metadata
@@ -120,7 +123,7 @@ class LidarOnnx(Runtime):
         check_forms(files, dict(backbone=props, head=self.metadata), self.family)
         self.box_rule = self.rules.from_json(self.metadata.postprocess, files['head'])
         self.box_rule.check_outputs(self.metadata.spec, files['head'])
-        self.seconds = dict.fromkeys((*GRAPHS, 'boxes'), 0.0)
+        self.seconds = dict.fromkeys((*self.graphs, 'boxes'), 0.0)
 
     @property
     def width(self) -> int:
@@ -141,14 +144,14 @@ class LidarOnnx(Runtime):
 
     def step(self, sweep: Sweep) -> StepResult:
         """Detect, and keep the bird's-eye view and the head's raw outputs; raises what `detect` raises."""
-        feeds = self.feeds(sweep)
+        tensors = self.before_head(sweep)
         start = time.perf_counter()
-        outputs = self.head.infer(feeds)
+        outputs = self.head.infer(dict(bev=tensors['bev']))
         check_finite(outputs, sweep.name or 'sweep')
         start = self.passed('head', start)
         detections = self.boxes_of(outputs)
         self.passed('boxes', start)
-        return StepResult(dict(**feeds, **outputs), detections)
+        return StepResult(dict(**tensors, **outputs), detections)
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
         """Return the boxes of the head's outputs, best first."""
@@ -156,6 +159,10 @@ class LidarOnnx(Runtime):
 
     def feeds(self, sweep: Sweep) -> dict[str, np.ndarray]:
         """Return the head's input of a sweep, `bev` (1, C, H, W); raises what `detect` raises."""
+        return dict(bev=self.before_head(sweep)['bev'])
+
+    def before_head(self, sweep: Sweep) -> dict[str, np.ndarray]:
+        """Return the outputs of the files before the head's, by name; raises what `detect` raises."""
         points = check_points(sweep.points, self.width, sweep.name)
         check_in_range(points, self.rule.point_cloud_range, sweep.name)
         start = time.perf_counter()

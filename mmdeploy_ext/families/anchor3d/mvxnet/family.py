@@ -1,0 +1,157 @@
+"""The family of MVX-Net: the configs that it claims and refuses, and its modules.
+
+What the attributes and methods of `MvxNetFamily` without a docstring are for is documented where they are
+defined first: `families/base.py`, `families/sequence.py` and `families/parts/lidar_family.py`.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
+from mmdet3d.models import builder, detectors, fusion_layers, voxel_encoders
+from mmdet3d.models.fusion_layers import point_fusion
+from torch import nn
+
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.anchor3d.family import CODER, HEADS, AnchorFamily
+from mmdeploy_ext.families.anchor3d.family import FOLLOWED as FOLLOWED_BY_ANCHORS
+from mmdeploy_ext.families.anchor3d.mvxnet.graphs import graphs
+from mmdeploy_ext.families.anchor3d.mvxnet.reference import MvxNetReference
+from mmdeploy_ext.families.anchor3d.mvxnet.runtime import FAMILY, MvxNetOnnx
+from mmdeploy_ext.families.anchor3d.mvxnet.samples import (
+    changed_cameras,
+    dumped,
+    frame,
+    fusion_rule,
+    generated,
+    generated_dataset,
+    moments,
+    plain_frame,
+)
+from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.building import names_of_class
+from mmdeploy_ext.families.parts.lidar_family import DETECTOR_METHODS, points_width
+from mmdeploy_ext.families.parts.lidar_parts import parts_of
+from mmdeploy_ext.families.parts.proof_samples import crowded
+from mmdeploy_ext.families.replaced import Replaced, replaced_of_class
+from mmdeploy_ext.preprocess.fusion import FusionRule
+from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
+
+DETECTOR = 'DynamicMVXFasterRCNN'
+"""The detector whose points take the features of a picture."""
+PARTS = dict(
+    pts_voxel_encoder=('DynamicVFE', builder.VOXEL_ENCODERS),
+    pts_middle_encoder=('SparseEncoder', builder.MIDDLE_ENCODERS),
+)
+"""Key of a part -> the class that is exported, and its registry."""
+NOT_EXPORTED = ('pts_fusion_layer', 'img_rpn_head', 'img_roi_head')
+"""Keys of parts that change the results, and of which there are none in MVX-Net."""
+FUNCTIONS = ('point_sample', 'apply_3d_transformation', 'points_cam2img', 'get_proj_mat_by_coord_type')
+"""Functions of the module of `PointFusion` that the graphs follow."""
+FOLLOWED = (
+    (detectors.DynamicMVXFasterRCNN, (*DETECTOR_METHODS, 'extract_img_feat')),
+    (voxel_encoders.DynamicVFE, ('forward', 'map_voxel_center_to_point')),
+    (fusion_layers.PointFusion, ('forward', 'obtain_mlvl_feats', 'sample_single')),
+    (point_fusion, FUNCTIONS),
+    *(entry for entry in FOLLOWED_BY_ANCHORS if entry[0].__name__ in (*HEADS, CODER)),
+)
+"""Classes of mmdet3d, and methods of them whose results the graphs compute by other code; coder last."""
+
+
+class MvxNetFamily(AnchorFamily):
+    """mmdet3d's `DynamicMVXFasterRCNN` with `PointFusion` and `Anchor3DHead`, without a memory."""
+
+    name = FAMILY
+    exports = 'MVX-Net: DynamicMVXFasterRCNN with PointFusion (mmdeploy_ext/families/anchor3d/README.md)'
+    similar_names = ('MVX', 'PointFusion', 'VoteFusion', 'ImVoteNet')
+    of_config = "the grid and the picture are the config's"
+    used_by: ClassVar[Mapping[str, str]] = {'': 'run {file} INFOS.pkl'}
+    files = MvxNetOnnx.graphs
+    samples = 'fused'
+    followed = FOLLOWED
+    graphs = staticmethod(graphs)
+    reference = staticmethod(MvxNetReference)
+    frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped)
+    generated_sweeps = staticmethod(generated)
+
+    def claims(self, cfg: Any) -> Claim:
+        names = names_of_class(builder.DETECTORS, cfg.model.get('type'))
+        return Claim.DETECTOR if DETECTOR in names else Claim.NO
+
+    def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
+        for key, (exported, registry) in PARTS.items():
+            part_type = (model.get(key) or {}).get('type')
+            if exported not in names_of_class(registry, part_type):
+                raise ConfigError(f'{filename}: model.{key}.type={part_type!r}; expected {exported}')
+        if not model.get('img_backbone'):
+            raise ConfigError(f'{filename}: model has no img_backbone; expected that of the picture')
+        for key in NOT_EXPORTED:
+            if model.get(key):
+                raise ConfigError(f'{filename}: model.{key} is not exported; leave it out')
+        check_encoder(filename, model)
+        self.check_head(filename, model)
+
+    def check(self, cfg: Any, options: Options) -> None:
+        super().check(cfg, options)
+        self.preprocess_rule(cfg)
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any]:
+        return generated_dataset(folder, cfg, rule)
+
+    def crowded_sweeps(self, rule: FusionRule, options: Options) -> Iterable[Sweep]:
+        return crowded(rule.voxels)
+
+    def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[FusedFrame]:
+        return changed_cameras(sample)
+
+    def plain_sample(self, rule: FusionRule, sample: FusedFrame) -> FusedFrame:
+        return plain_frame(sample, rule.voxels.point_cloud_range)
+
+    def preprocess_rule(self, cfg: Any) -> FusionRule:
+        self.check_parts(cfg.filename, cfg.model)
+        return fusion_rule(cfg, points_width(cfg.model)[1])
+
+    def replaced(self, model: nn.Module) -> Iterable[Replaced]:
+        yield from super().replaced(model)
+        fusion = parts_of(model).voxel_encoder.fusion_layer
+        yield from replaced_of_class(fusion, FOLLOWED)
+        yield Replaced(sys.modules[type(fusion).__module__], point_fusion.__name__, FUNCTIONS)
+
+    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
+        return MvxNetOnnx(paths, **engine)
+
+    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
+        parts = parts_of(model)
+        return dict(
+            voxels=[(model, 'extract_img_feat'), (model, 'voxelize'), (parts.voxel_encoder, 'forward')],
+            backbone=[(parts.middle_encoder, 'forward')],
+            boxes=[(parts.head, 'get_bboxes')],
+        )
+
+
+def check_encoder(filename: str, model: Mapping[str, Any]) -> None:
+    """Refuse (ConfigError) encoders without a picture, and points that are not in the LiDAR's frame."""
+    key, encoder = 'model.pts_voxel_encoder', model['pts_voxel_encoder']
+    fusion = encoder.get('fusion_layer') or {}
+    if 'PointFusion' not in names_of_class(builder.FUSION_LAYERS, fusion.get('type')):
+        raise ConfigError(f'{filename}: {key}.fusion_layer.type={fusion.get("type")!r}; expected PointFusion')
+    if fusion.get('coord_type', 'LIDAR').upper() != 'LIDAR':
+        raise ConfigError(
+            f'{filename}: {key}.fusion_layer.coord_type={fusion["coord_type"]!r}; expected LIDAR'
+        )
+    if encoder.get('return_point_feats'):
+        raise ConfigError(f'{filename}: {key}.return_point_feats=True; expected False: features of voxels')
+    layer = model['pts_voxel_layer']
+    if int(layer.get('max_num_points', -1)) != -1:
+        raise ConfigError(
+            f'{filename}: model.pts_voxel_layer.max_num_points={layer["max_num_points"]}; expected -1: all '
+            f'points of a voxel'
+        )
+    for name in ('voxel_size', 'point_cloud_range'):
+        if list(encoder.get(name, ())) != list(layer.get(name, ())):
+            raise ConfigError(
+                f'{filename}: {key}.{name} is not that of model.pts_voxel_layer; state the same in both'
+            )

@@ -1,0 +1,152 @@
+"""The graphs of MVX-Net: from a picture and points to the features of voxels, then those of SECOND.
+
+A point takes the features of the picture at the pixel that it projects to. The calibration is an input.
+
+Source: mmdet3d 1.0.0rc6, models/fusion_layers/point_fusion.py, models/voxel_encoders/voxel_encoder.py
+`DynamicVFE`. Differs in: an input holds the voxel of each point; upstream reads that from a map of the grid.
+
+Glossary: P points in range, D values of one, N voxels, C channels, H, W picture in pixels, h, w map.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.functional import grid_sample
+
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.anchor3d.graphs import flat_outputs, head_outputs
+from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FAMILY, FEATURES, PICTURE
+from mmdeploy_ext.families.parts.lidar_graphs import points_and_head
+from mmdeploy_ext.families.parts.lidar_parts import parts_of
+from mmdeploy_ext.families.parts.pillars import dynamic_inputs, encode_points, point_width
+
+EXAMPLE_HW = 64, 96
+"""Height and width of the traced picture, pixels."""
+LOWEST = torch.finfo(torch.float32).min
+
+
+class VoxelFeatures(nn.Module):
+    """The features of voxels: image backbone and neck, and the encoder of points that takes their maps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Take over the parts of a detector; they are not copied."""
+        super().__init__()
+        self.img_backbone, self.img_neck = model.img_backbone, getattr(model, 'img_neck', None)
+        self.encoder = encoder = parts_of(model).voxel_encoder
+        origin = encoder.x_offset, encoder.y_offset, encoder.z_offset
+        self.register_buffer('size', torch.tensor([encoder.vx, encoder.vy, encoder.vz]), persistent=False)
+        self.register_buffer('origin', torch.tensor(origin), persistent=False)
+
+    def forward(
+        self,
+        img: torch.Tensor,
+        lidar2image: torch.Tensor,
+        img_aug_matrix: torch.Tensor,
+        points: torch.Tensor,
+        rows: torch.Tensor,
+        coors: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the features (N, C) float32 of voxels; for the arguments see `voxels_spec`."""
+        maps = self.img_backbone(img)
+        if self.img_neck is not None:
+            maps = self.img_neck(maps)
+        pixels = project(points[:, :3], lidar2image, img_aug_matrix)
+        height, width = img.shape[2:]
+        grid = torch.cat([pixels[:, :1] / width, pixels[:, 1:] / height], dim=1) * 2 - 1
+        net = self.encoder
+        return encode_points(
+            net,
+            net.vfe_layers,
+            points,
+            rows.long(),
+            coors,
+            (self.size, self.origin),
+            averaged=bool(net.vfe_scatter.average_points),
+            fuse=lambda features: fuse_picture(net.fusion_layer, maps, grid, features),
+            least=LOWEST,
+        )
+
+
+def project(xyz: torch.Tensor, lidar2image: torch.Tensor, img_aug_matrix: torch.Tensor) -> torch.Tensor:
+    """Return the pixels (P, 2) x, y of points (P, 3) in the network's picture.
+
+    Points behind the camera have pixels, too: those of the ray through the camera. The matrices (4, 4) are
+    those of `voxels_spec`.
+    """
+    projected = torch.cat([xyz, torch.ones_like(xyz[:, :1])], dim=1) @ lidar2image.t()
+    scale = torch.stack([img_aug_matrix[0, 0], img_aug_matrix[1, 1]])
+    return projected[:, :2] / projected[:, 2:3] * scale + img_aug_matrix[:2, 3]
+
+
+def fuse_picture(
+    fusion: nn.Module, maps: Sequence[torch.Tensor], grid: torch.Tensor, point_features: torch.Tensor
+) -> torch.Tensor:
+    """Return the features (P, C) of points by the layers of a `PointFusion`.
+
+    Args:
+        fusion: the fusion layer.
+        maps: (1, C, h, w) of each level of the picture.
+        grid: (P, 2) x, y of points in the picture, whose edges are at -1 and 1.
+        point_features: (P, C) features of the points' own.
+    """
+    if fusion.lateral_convs is None:
+        maps = maps[: len(fusion.img_levels)]  # as upstream, whatever the levels are
+    else:
+        lateral_convs = zip(fusion.img_levels, fusion.lateral_convs, strict=True)
+        maps = [conv(maps[level]) for level, conv in lateral_convs]
+    settings = dict(
+        mode='bilinear' if fusion.aligned else 'nearest',
+        padding_mode=fusion.padding_mode,
+        align_corners=fusion.align_corners,
+    )
+    sampled = [grid_sample(level, grid[None, None], **settings)[0, :, 0].t() for level in maps]
+    fused = fusion.img_transform(torch.cat(sampled, dim=1)) + fusion.pts_transform(point_features)
+    if fusion.activate_out:
+        fused = fused.relu()
+    return fusion.fuse_conv(fused) if fusion.fuse_out else fused
+
+
+def voxels_spec(width: int, channels: int) -> GraphSpec:
+    """Return the contract of the first graph, for points of `width` (D) values and voxels of `channels`."""
+    inputs = (
+        TensorSpec(PICTURE, 'float32', (1, 3, 'H', 'W'), 'the picture, normalised and padded'),
+        TensorSpec(CAMERA[0], 'float32', (4, 4), 'LiDAR to the picture as it was taken', single=True),
+        TensorSpec(
+            CAMERA[1],
+            'float32',
+            (4, 4),
+            'that picture to the network input: factors of x and y on the diagonal, below 0 if it is '
+            'flipped, and what is added to them in the last column',
+            single=True,
+        ),
+        *(tensor for tensor, _ in dynamic_inputs(width)),
+    )
+    features = TensorSpec(FEATURES, 'float32', ('N', channels), 'features of each voxel')
+    return GraphSpec(f'{FAMILY}/voxels', inputs, (features,))
+
+
+def voxels_graph(model: nn.Module) -> Graph:
+    """Return the graph from picture and points to voxels; batch norms of the picture are folded in a copy."""
+    parts, device = parts_of(model), next(model.parameters()).device
+    spec = voxels_spec(point_width(parts.voxel_encoder), int(parts.middle_encoder.in_channels))
+    random = torch.Generator().manual_seed(0)
+    lidar2image = torch.tensor([[9.0, -5, 0, 1], [4, 0, -5, 1], [1, 0, 0, 1], [0, 0, 0, 1]])
+    example = {
+        PICTURE: torch.rand(1, 3, *EXAMPLE_HW, generator=random),
+        CAMERA[0]: lidar2image,
+        CAMERA[1]: torch.eye(4),
+        **{tensor.name: value for tensor, value in dynamic_inputs(point_width(parts.voxel_encoder))},
+    }
+    example = {name: value.to(device) for name, value in example.items()}
+    return Graph('voxels', VoxelFeatures(fuse(model)).eval().to(device), spec, example)
+
+
+def graphs(model: nn.Module, options: Options) -> list[Graph]:
+    """Return the graph of voxels, and the two behind it, see `lidar_graphs.points_and_head`."""
+    bev_meaning = "bird's-eye view of the points"
+    rest = points_and_head(model, options, FAMILY, flat_outputs, head_outputs(model), bev_meaning)
+    return [voxels_graph(model), *rest]

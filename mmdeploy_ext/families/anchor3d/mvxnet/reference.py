@@ -1,0 +1,37 @@
+"""MVX-Net in PyTorch as a stepper: mmdet3d's detector, unpatched."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.families.anchor3d.mvxnet.runtime import FEATURES, checked_camera
+from mmdeploy_ext.families.anchor3d.reference import AnchorReference
+from mmdeploy_ext.families.parts.lidar_parts import Watch
+from mmdeploy_ext.runtime.frames import FusedFrame
+
+
+class MvxNetReference(AnchorReference):
+    """The unpatched detector, which gets the picture and the metas of its test pipeline beside the points."""
+
+    def inputs(self, frame: FusedFrame, points: np.ndarray) -> dict[str, Any]:
+        arguments = super().inputs(frame, points)
+        ((meta,),) = arguments['img_metas']
+        lidar2image, img_aug = checked_camera(frame)
+        scale, (left, top) = img_aug[[0, 1], [0, 1]], img_aug[:2, 3]
+        height, width = frame.images.shape[2:]
+        flip = bool(scale[0] < 0)
+        if flip:  # upstream subtracts x from the width of the picture, which is all that it reads of it
+            width, left = float(left), np.float32(0)
+        meta |= dict(
+            lidar2img=lidar2image,
+            scale_factor=np.abs(np.tile(scale, 2)),
+            img_crop_offset=np.array([-left, -top]),
+            flip=flip,
+            img_shape=(height, width, 3),
+        )
+        return arguments | dict(img=[torch.from_numpy(np.array(frame.images, np.float32)).to(self.device)])
+
+    def watched(self) -> dict[torch.nn.Module, Watch]:
+        encoder = self.parts.voxel_encoder
+        return {encoder: lambda _, output: {FEATURES: output[0]}, **super().watched()}

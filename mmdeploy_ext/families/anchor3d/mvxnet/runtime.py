@@ -1,0 +1,187 @@
+"""MVX-Net from a picture and points to boxes: the features of voxels, the sparse backbone, the dense head.
+
+    runtime = MvxNetOnnx('work_dirs/mvxnet')     # the folder that pytorch2onnx.py wrote
+    for rig in read_frames('kitti_infos_val.pkl', runtime.rule.views, 'data/kitti'):
+        boxes = runtime.detect(rig.read_pictures(), rig, 'data/kitti')
+
+Needs numpy, numba, OpenCV and ONNX Runtime, no PyTorch. Glossary: P points, D values of one, N voxels, H, W
+picture of the network, h, w picture as taken.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError, ShapeError
+from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx, AnchorRule, decode
+from mmdeploy_ext.families.parts.runtime.lidar import DYNAMIC_INPUTS, GRAPHS
+from mmdeploy_ext.preprocess.points import assigned
+from mmdeploy_ext.runtime.exported import check_forms
+from mmdeploy_ext.runtime.frames import FusedFrame
+from mmdeploy_ext.runtime.infos import find_file
+from mmdeploy_ext.runtime.points import check_in_range, check_points, read_points
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.preprocess.fusion import FusionRule
+    from mmdeploy_ext.runtime.detections import Arrays
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.exported import Paths
+    from mmdeploy_ext.runtime.infos import RigFrame
+
+FAMILY = 'mvxnet'
+"""Name of the family in the metadata."""
+PICTURE, CAMERA = 'img', ('lidar2image', 'img_aug_matrix')
+"""Inputs of the first graph beside the points: the picture, and the matrices of its camera."""
+FEATURES = 'voxel_features'
+"""Output of the first graph."""
+
+
+class MvxNetOnnx(AnchorOnnx):
+    """An exported MVX-Net: a `Stepper` of frames of one picture and one sweep.
+
+    Attributes:
+        voxels: the engine from picture and points to the features of voxels.
+    """
+
+    family = FAMILY
+    graphs = ('voxels', *GRAPHS)
+
+    def __init__(self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
+        """Open the files; errors and arguments as of `LidarOnnx`."""
+        super().__init__(paths, engine=engine, **options)
+        self.voxels = self.opened(engine, self.files['voxels'], options)
+        check_forms(self.files, dict(voxels=self.voxels.metadata, head=self.metadata), self.family)
+
+    @property
+    def width(self) -> int:
+        """D, values per point."""
+        return int(self.rule.voxels.in_channels)
+
+    def detect(
+        self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
+    ) -> Detections3D:
+        """Return the boxes of one frame of infos, best first; for the arguments see `frame_of_rig`."""
+        return self.step(self.moment(images_bgr, rig, root)).detections
+
+    def moment(
+        self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
+    ) -> FusedFrame:
+        """Return one frame of infos as `step` takes it; for the arguments see `frame_of_rig`."""
+        return frame_of_rig(images_bgr, rig, self.rule, root)
+
+    def before_head(self, frame: FusedFrame) -> dict[str, np.ndarray]:
+        points = check_points(frame.points, self.width, frame.name)
+        check_in_range(points, self.rule.voxels.point_cloud_range, frame.name)
+        matrices = checked_camera(frame)
+        start = time.perf_counter()
+        points, rows, coors = in_order(*assigned(points, self.rule.voxels))
+        feeds = dict(zip((PICTURE, *CAMERA), (frame.images, *matrices), strict=True))
+        feeds |= dict(zip(DYNAMIC_INPUTS, (points, rows, coors), strict=True))
+        features = self.voxels.infer(feeds)[FEATURES]
+        start = self.passed('voxels', start)
+        bev = self.backbone.step(voxels=(features, coors))
+        self.passed('backbone', start)
+        return {FEATURES: features, 'bev': bev}
+
+
+def in_order(
+    points: np.ndarray, rows: np.ndarray, coors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return points (P, D), their voxels (P,) and coordinates (N, 4), the voxels in the order of mmdet3d.
+
+    These are the arrays of `assigned`; mmdet3d's voxels are in ascending order of z, y, x.
+    """
+    order = np.lexsort(coors.T[::-1])
+    places = np.empty(len(order), rows.dtype)
+    places[order] = np.arange(len(order), dtype=rows.dtype)
+    return points, places[rows], np.ascontiguousarray(coors[order])
+
+
+def checked_camera(frame: FusedFrame) -> list[np.ndarray]:
+    """Return the matrices of `CAMERA`, (4, 4) float32, of the camera of a frame.
+
+    Raises:
+        ShapeError: not one picture (1, 3, H, W), or matrices that are not (1, 4, 4).
+        DataError: a matrix is missing or holds NaN, or does more to a picture than to scale and move it.
+    """
+    name = frame.name or 'frame'
+    shape = np.shape(frame.images)
+    if len(shape) != 4 or shape[:2] != (1, 3):
+        raise ShapeError(f'{name}: the picture is of shape {shape}, expected (1, 3, H, W)')
+    matrices = []
+    for key in CAMERA:
+        if key not in frame.calibration:
+            raise DataError(f'{name}: the calibration has no {key}')
+        matrix = np.asarray(frame.calibration[key], np.float32)
+        if matrix.shape != (1, 4, 4):
+            raise ShapeError(f'{name}: {key} is of shape {matrix.shape}, expected (1, 4, 4), of one camera')
+        if not np.isfinite(matrix).all():
+            raise DataError(f'{name}: {key} holds NaN or infinity; mend the calibration')
+        matrices.append(matrix[0])
+    if matrices[1][[0, 0, 1, 1], [1, 2, 0, 2]].any():
+        raise DataError(f'{name}: img_aug_matrix turns the picture; it may only be scaled, moved and flipped')
+    lidar_aug = frame.calibration.get('lidar_aug_matrix')
+    if lidar_aug is not None and not np.array_equal(lidar_aug, np.eye(4)):
+        raise DataError(f'{name}: lidar_aug_matrix moves the points; expected the unit matrix')
+    return matrices
+
+
+def camera_matrices(lidar2image: np.ndarray, picture2input: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the calibration of a `FusedFrame` of one camera.
+
+    Args:
+        lidar2image: (4, 4) LiDAR to the picture as it was taken.
+        picture2input: (3, 3) that picture to the network's.
+    """
+    img_aug = np.eye(4)
+    img_aug[:2, :2], img_aug[:2, 3] = picture2input[:2, :2], picture2input[:2, 2]
+    matrices = dict(lidar2image=lidar2image[None], img_aug_matrix=img_aug[None], lidar_aug_matrix=np.eye(4))
+    return {name: np.asarray(matrix, np.float32) for name, matrix in matrices.items()}
+
+
+def frame_of_rig(
+    images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: FusionRule, root: str | Path | None = None
+) -> FusedFrame:
+    """Return one frame of infos as the inputs of a model.
+
+    Args:
+        images_bgr: its picture (h, w, 3) uint8 BGR, in a sequence of one.
+        rig: the frame as `runtime.infos.read_frames` gives it.
+        rule: how picture and points are prepared.
+        root: folder of the data set, for a sweep that is not at the path of the info; None: it is searched
+            beside the infos.
+
+    Raises:
+        DataError: the sweep is missing, or does not fit.
+    """
+    (picture,) = images_bgr
+    prepared = rule.views.apply(picture)
+    path = find_file(rig.info['point_cloud']['velodyne_path'], rig.source, root, 'sweep')
+    points = read_points(path, rule.load_dim)[:, list(rule.use_dim)]
+    return FusedFrame(
+        np.ascontiguousarray(points),
+        rig.name,
+        points_file=str(path),
+        images=prepared.tensor[None],
+        calibration=camera_matrices(rig.lidar2img[0], prepared.to_input),
+        image_files=tuple(str(file or '') for file in rig.pictures),
+    )
+
+
+def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray] | Arrays) -> Detections3D:
+    """Return the boxes of a frame, best first, for a program that runs the file of the head by itself.
+
+    `metadata` and `outputs` (see `decode`) are those of that file.
+    """
+    return decode(outputs, AnchorRule.from_json(metadata.postprocess))
+
+
+OPENS, QUANTISED = MvxNetOnnx, 'head'
+"""The class that opens an export, and the name of its file that `quantize.py` puts in INT8."""
