@@ -4,18 +4,21 @@ import re
 import reprlib
 
 LONGEST = 200
-"""Characters of a name from a file that a message shows."""
+"""Characters of a name or value from a file that a message shows; quotes count."""
 UNPRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
-"""Controls, which a terminal would obey; marks that turn or break a line; halves of characters."""
+"""Control characters, which a terminal would obey; marks that turn or break a line; surrogates."""
 STYLE = r'\x1b\[[0-9;]*[A-HJKSTfm]|\x1b\[\?25[hl]'
-"""Sequences that consoles and progress bars write on purpose: colours and moves of the cursor."""
+"""Sequences that consoles and progress bars write on purpose: colours; moving and hiding the cursor; erasing
+and scrolling lines."""
 NOT_OUTPUT = re.compile(f'{STYLE}|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]')
+"""One of these sequences, or a control character or surrogate that `writable` replaces."""
 
 
 def printable(text: object) -> str:
     r"""Return a text as one line in which everything can be printed: r'\x1b' stands for the control 0x1b.
 
-    A byte of a file name that is not UTF-8, which Python keeps as half a character, is '\xff', too.
+    A byte of a file name that is not UTF-8, which Python keeps as a surrogate, is '\xff', too. Backslashes of
+    the text itself stay single.
     """
     return UNPRINTABLE.sub(_escaped, str(text))
 
@@ -28,16 +31,22 @@ def escape(text: object) -> str:
 
 
 def shortened(value: object) -> str:
-    """Return a value from a file for a message: printable, and short however large the value is."""
-    text = printable(value if isinstance(value, str) else reprlib.repr(value))
-    text = repr(text) if isinstance(value, str) else text
+    """Return a value from a file for a message: printable, and short however large the value is.
+
+    A text is in quotes; of one that is cut, '...' replaces the end and the closing quote.
+    """
+    if isinstance(value, str):
+        text = repr(printable(value)).replace('\\\\', '\\')  # the escapes of `printable` stay as they are
+    else:
+        text = printable(reprlib.repr(value))
     return text if len(text) <= LONGEST else f'{text[:LONGEST]}...'
 
 
 def writable(text: str, encoding: str | None) -> str:
     """Return a text in a form that a stream of an encoding can write; None stands for UTF-8.
 
-    Lines, colours and moves of the cursor stay; other controls and what the encoding lacks become escapes.
+    Tabs, ends of lines, the sequences of `STYLE` and marks of text direction stay; other control characters,
+    surrogates and what the encoding lacks become escapes. LookupError: the encoding is unknown.
     """
     text = NOT_OUTPUT.sub(lambda match: match[0] if len(match[0]) > 1 else _escaped(match), text)
     return text.encode(encoding or 'utf-8', 'backslashreplace').decode(encoding or 'utf-8')

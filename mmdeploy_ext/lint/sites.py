@@ -1,4 +1,4 @@
-"""Lines of the user's code, and whether a branch, a loop or a guard there takes the value of a call."""
+"""Lines of code outside of torch, and whether a branch, a loop or a guard there uses the value of a call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from types import FrameType
 import torch
 
 MACHINERY = str(Path(__file__).parent)
-"""Folder of the linter, whose own frames are not the user's code."""
+"""Folder of the linter, whose frames, without those of its subfolders, are passed over."""
 TORCH = str(Path(torch.__file__).parent)
 """Folder of torch."""
 THIN = tuple(
@@ -32,15 +32,19 @@ class Site:
     """A line of code.
 
     Attributes:
-        file: as shown: relative to the working directory, or from the package on in libraries.
+        file: as shown: relative to the working directory; from the package on in libraries; else the name
+            alone.
         line: its number, from 1 on.
-        function: name of the function that it is in.
-        code: its text.
+        function: name of the function that it is in; '' if it is not known.
+        code: its text without indentation; '' if the file cannot be read.
         library: whether the file belongs to an installed package.
-        via: for a line in a library, the user's line that led there; None if there is none.
-        waiting: what takes the value: 'branch', 'guard' (an assert, an if that raises), 'loop', 'counted' (a
-            `range`), 'unpack' (several names on the left), 'handled' (by a function that asks for
-            tensors), or ''.
+        via: for a line in a library, the innermost line outside of libraries that led there; None if there
+            is none, or if no function on the way is called `forward`.
+        waiting: what uses the value of the call: 'branch' (the condition of an `if`, or what a `match`
+            compares), 'guard' (an assert, an `if` that only raises, or names that nothing else reads), 'loop'
+            (the condition of a `while`, or what a `for` goes through), 'counted' (a `range`, directly or by a
+            name), 'unpack' (an assignment to a tuple of names); 'handled' if it is none of these and the
+            function tests for torch.Tensor by `isinstance`; else ''.
     """
 
     file: str
@@ -62,9 +66,10 @@ class Site:
 
 
 def caller(through_torch: bool = False) -> Site | None:
-    """Return the innermost line outside of torch and of this package's machinery.
+    """Return the innermost line of the call stack outside of torch and of the linter.
 
-    None if torch made the call for itself; with `through_torch` it is then the user's line that led there.
+    Code without a file ('<string>', a console) is passed over. If torch made the call for itself, the result
+    is None; with `through_torch` it is the line outside of torch that led there.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and (_is_machinery(frame) or _file(frame) in THIN):
@@ -93,7 +98,7 @@ def _site_of(frame: FrameType) -> Site:
     file, via = _file(frame), None
     if _is_library(file):
         functions, outer = {frame.f_code.co_name}, frame.f_back
-        while outer is not None and _is_library(_file(outer)):
+        while outer is not None and _is_library(_file(outer)) and not _is_machinery(outer):
             functions.add(outer.f_code.co_name)
             outer = outer.f_back
         if outer is not None and not _is_machinery(outer) and 'forward' in {*functions, outer.f_code.co_name}:
@@ -154,24 +159,33 @@ def _waiting_at(file: str, line: int, column: int) -> str:
 
 
 def _has_form_for_tensors(function: ast.AST) -> bool:
-    """Return whether a function has a call `isinstance(..., torch.Tensor)`: then it has code for traces."""
-    return any(
-        ast.unparse(step.args[1]).split('.')[-1] == 'Tensor'
-        for step in ast.walk(function)
-        if isinstance(step, ast.Call) and len(step.args) == 2 and getattr(step.func, 'id', '') == 'isinstance'
-    )
+    """Return whether a function tests by `isinstance` for torch.Tensor, and not for numbers with it.
+
+    Then it has code of its own for sizes in a trace, where they are tensors.
+    """
+    calls = [step for step in ast.walk(function) if isinstance(step, ast.Call) and len(step.args) == 2]
+    for call in calls:
+        types = {getattr(part, 'attr', getattr(part, 'id', '')) for part in ast.walk(call.args[1])}
+        is_test = getattr(call.func, 'id', '') == 'isinstance'
+        if is_test and 'Tensor' in types and types.isdisjoint({'int', 'float'}):
+            return True
+    return False
 
 
 def _use_of(assign: ast.Assign, function: ast.AST | None) -> str:
-    """Return what takes the assigned names in a function.
+    """Return what uses the assigned names and attributes in a function.
 
-    'counted' if a `range` does, 'guard' if only asserts, raises and ifs that raise read them, else ''.
+    'counted' if a `range` does, 'guard' if they are names that only asserts, raises and ifs that raise read,
+    else ''.
     """
-    names = {part.id for target in assign.targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+    targets = [part for target in assign.targets for part in ast.walk(target)]
+    names = {ast.unparse(part) for part in targets if isinstance(getattr(part, 'ctx', None), ast.Store)}
     steps = list(ast.walk(function or assign))
     calls = [step for step in steps if isinstance(step, ast.Call)]
     if any(getattr(call.func, 'id', '') == 'range' and _uses(call, names) for call in calls):
         return 'counted'
+    if any(isinstance(part, ast.Attribute | ast.Subscript) for part in targets):
+        return ''  # other functions may read it
     guarded = 0
     for step in steps:
         if isinstance(step, ast.Assert | ast.Raise):
@@ -183,10 +197,12 @@ def _use_of(assign: ast.Assign, function: ast.AST | None) -> str:
 
 
 def _uses(node: ast.AST, names: set[str]) -> int:
-    """Return how often the names are read in a piece of code."""
-    parts = ast.walk(node)
+    """Return how often the names and attributes are read in a piece of code."""
     return sum(
-        isinstance(part, ast.Name) and part.id in names and isinstance(part.ctx, ast.Load) for part in parts
+        isinstance(part, ast.Name | ast.Attribute)
+        and isinstance(part.ctx, ast.Load)
+        and ast.unparse(part) in names
+        for part in ast.walk(node)
     )
 
 
@@ -199,10 +215,8 @@ def _tree(file: str) -> ast.Module | None:
 
 
 def _covers(node: ast.AST, line: int, column: int) -> bool:
-    if isinstance(node, ast.comprehension):
-        return any(_covers(part, line, column) for part in (node.target, node.iter, *node.ifs))
-    if not hasattr(node, 'lineno'):
-        return False
+    if not hasattr(node, 'lineno'):  # a comprehension, the case of a match, an item of a with
+        return any(_covers(part, line, column) for part in ast.iter_child_nodes(node))
     return (node.lineno, node.col_offset) <= (line, column) < (node.end_lineno, node.end_col_offset)
 
 
@@ -213,6 +227,8 @@ def _taker(node: ast.AST, inner: ast.AST) -> str:
     if isinstance(node, ast.If) and inner is node.test:
         return 'guard' if all(isinstance(step, ast.Raise) for step in node.body) else 'branch'
     if isinstance(node, ast.IfExp) and inner is node.test:
+        return 'branch'
+    if isinstance(node, ast.Match | ast.match_case) and isinstance(inner, ast.expr | ast.pattern):
         return 'branch'
     if isinstance(node, ast.While) and inner is node.test:
         return 'loop'

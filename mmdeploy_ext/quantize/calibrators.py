@@ -1,11 +1,13 @@
-"""Ranges of values by maximum, percentile or least squared error, and rounding to 8 bits. Needs numpy only.
+"""Ranges of values by maximum, percentile or least squared error, and rounding to 8 bits.
+
+Of other packages it needs numpy alone.
 
 Source: pytorch-quantization's max and histogram calibrators, as NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95 uses
 them (CUDA-BEVFusion/qat/lean/quantize.py, CUDA-CenterPoint/qat/tools/sparseconv_quantization.py): 2048 bins
 on |x| from 0, later tensors widen the histogram by full bins. Differs in: a first tensor of zeros
 does not fix the width of a bin; beyond 16384 bins neighbours are merged (one far outlier in a later sweep
-would otherwise cost gigabytes); a percentile in the first bin gives that bin's upper edge, not 0, while in
-others it gives the lower edge, as there.
+would otherwise cost gigabytes); a percentile in the first bin gives that bin's upper edge, not the lower one,
+which is 0.
 
 Glossary: O output and I input channels of a convolution, k0, k1, k2 its kernel.
 """
@@ -28,7 +30,7 @@ CHUNK = 1 << 21
 
 
 class Calibrator:
-    """Collects tensors and returns their range: the largest absolute value."""
+    """Collects tensors of floats and returns their range: the largest absolute value."""
 
     def __init__(self) -> None:
         self._amax = 0.0
@@ -54,7 +56,7 @@ class HistogramCalibrator(Calibrator):
 
         Args:
             method: 'mse' or 'percentile'.
-            percentile: of |x|, in percent, for the method of that name.
+            percentile: percentile of |x|, in percent; used by the method 'percentile'.
             bins: number of bins to begin with; for 'mse' above `FIRST_CANDIDATE`, ValueError otherwise.
         """
         if method == 'mse' and bins <= FIRST_CANDIDATE:
@@ -114,7 +116,10 @@ class HistogramCalibrator(Calibrator):
 
 
 def make_calibrator(method: str, percentile: float = PERCENTILE) -> Calibrator:
-    """Return a new calibrator of a method; UsageError: unknown method, or percentile out of range."""
+    """Return a new calibrator of a method, one of `METHODS`.
+
+    `percentile` is in percent, above 0 and at most 100. UsageError: another method or percentile.
+    """
     if method not in METHODS:
         raise UsageError(f'calibration method {method!r} is unknown; expected one of {", ".join(METHODS)}')
     if not 0 < percentile <= 100:
@@ -123,7 +128,7 @@ def make_calibrator(method: str, percentile: float = PERCENTILE) -> Calibrator:
 
 
 def method_title(method: str, percentile: float = PERCENTILE) -> str:
-    """Return the name of a method for files of ranges, with the percentile of the method of that name."""
+    """Return a method as files of ranges name it: 'percentile 99.99', or the name of another method."""
     return f'percentile {percentile:g}' if method == 'percentile' else method
 
 
@@ -149,11 +154,11 @@ def _largest(values: np.ndarray) -> float:
 
 
 def fake_quantise(values: np.ndarray, amax: float | np.ndarray, ties: str = 'even') -> np.ndarray:
-    """Round values to 8 bits: to the nearest of 255 steps of amax/127, clipped at +-amax.
+    """Round values to 8 bits: to the nearest multiple of amax/127 from -amax to amax.
 
-    `amax` is a number above 0 (1e-36 in float32), or an array whose shape broadcasts with that of `values` to
-    the shape of the result. Ties go to 'even', as by NVIDIA's
-    calibration and most engines, or 'away' from zero. Float64 stays float64, other types become float32.
+    `amax` is a number above 0 (for float32 at least 1e-36), or an array whose shape broadcasts with that of
+    `values` to the shape of the result. Ties go to 'even', as by NVIDIA's calibration and most engines, or
+    'away' from zero. Float64 stays float64, other types become float32.
     """
     dtype = np.float64 if values.dtype == np.float64 else np.float32
     scale = np.asarray(LEVELS / np.asarray(amax, np.float64), dtype)
@@ -161,7 +166,8 @@ def fake_quantise(values: np.ndarray, amax: float | np.ndarray, ties: str = 'eve
     if ties == 'even':
         np.rint(codes, out=codes)
     else:
-        np.copysign(np.floor(np.abs(codes) + dtype(0.5)), codes, out=codes)
+        whole = np.trunc(codes)  # not floor(|code| + 0.5): in float32 0.49999997 + 0.5 is 1
+        codes = whole + np.copysign(np.abs(codes - whole) >= 0.5, codes)
     np.clip(codes, -LEVELS, LEVELS, out=codes)
     return np.divide(codes, scale, out=codes)
 

@@ -1,4 +1,4 @@
-"""Makes an INT8 file smaller without changing a number: equal constants are merged, names are shortened.
+"""Makes an INT8 file smaller without changing a result: equal initializers are merged, names shortened.
 
 A quantiser writes a zero point per tensor and channel, nearly all of them zeros, and names of up to a
 hundred letters. In a model of a megabyte that is a tenth of the file.
@@ -10,10 +10,10 @@ import copy
 import itertools
 from typing import TYPE_CHECKING
 
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from mmdeploy_ext.graph.io.index import Index, captured, refill
-from mmdeploy_ext.graph.passes.rename import rename
+from mmdeploy_ext.graph.passes.rename import all_tensor_names, rename, rename_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,49 +32,51 @@ SHORT_SUFFIXES = {
     '_zero_point': '.z',
     '_scale': '.s',
 }
-"""Suffix of names that ONNX Runtime's quantiser makes -> short suffix."""
+"""Suffix of names that ONNX Runtime's quantiser makes -> short suffix; the first that fits is taken."""
 
 
 def compact(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of a model with equal constants merged and the quantiser's names shortened.
+    """Return a copy of a model with equal initializers merged and names shortened.
 
-    Inputs, outputs and tensors that bodies of nodes (If, Loop) read keep their names. Constants are equal if
-    type, shape and every bit are.
+    Initializers are equal if type, shape and every bit are; Constant nodes stay as they are. Names of tensors
+    and nodes that end in a key of `SHORT_SUFFIXES` are shortened, whoever made them. Inputs, outputs and
+    tensors that bodies of nodes (If, Loop) read keep their names. The types of other tensors (`value_info`)
+    are left out.
     """
     result = copy.deepcopy(model)
     graph = result.graph
     del graph.value_info[:]
     fixed = {value.name for value in (*graph.input, *graph.output)}
     fixed |= {name for node in graph.node for name in captured(node)}
-    _merge_constants(graph, fixed, set(Index(result).tensors))
-    index = Index(result)
-    tensors = _short_names((name for name in index.tensors if name not in fixed), set(index.tensors))
+    _merge_constants(graph, fixed, set(all_tensor_names(result)))
+    names_in_graph = (name for name in Index(result).tensors if name not in fixed)
+    tensors = _short_names(names_in_graph, set(all_tensor_names(result)))
     names = [node.name for node in graph.node]
     return rename(result, tensors, _short_names(names, set(names)))
 
 
 def _merge_constants(graph: onnx.GraphProto, fixed: set[str], used_names: set[str]) -> None:
-    """Keep the first of equal constants under a new short name, since it stands for several tensors."""
-    groups: dict[tuple[int, bytes, bytes], list[onnx.TensorProto]] = {}
+    """Merge equal initializers, in place: the first stays, under a new name such as 'c0'.
+
+    Those whose names are in `fixed` are not merged; `used_names` are those that no new name may have.
+    """
+    groups: dict[tuple[object, ...], list[onnx.TensorProto]] = {}
     for tensor in graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        fixed_name = tensor.name.encode() if tensor.name in fixed else b''
-        key = tensor.data_type, str(values.shape).encode() + fixed_name, values.tobytes()
-        groups.setdefault(key, []).append(tensor)
+        is_text = tensor.data_type == TensorProto.STRING  # an array of texts holds addresses, not texts
+        values = tuple(tensor.string_data) if is_text else numpy_helper.to_array(tensor).tobytes()
+        fixed_name = tensor.name if tensor.name in fixed else ''
+        groups.setdefault((tensor.data_type, *tensor.dims, fixed_name, values), []).append(tensor)
     new_names = (name for name in map('c{}'.format, itertools.count()) if name not in used_names)
     merged: dict[str, str] = {}
     for tensors in groups.values():
         if len(tensors) > 1:
             merged |= dict.fromkeys([tensor.name for tensor in tensors], next(new_names))
-            tensors[0].name = merged[tensors[0].name]
     refill(graph, initializer=[tensors[0] for tensors in groups.values()])
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = merged.get(name, name)
+    rename_tensors(graph, lambda name: merged.get(name, name))
 
 
 def _short_names(names: Iterable[str], used_names: set[str]) -> dict[str, str]:
-    """Return name -> short name for names that a quantiser made; short names in use are skipped."""
+    """Return name -> short name for names with a suffix of `SHORT_SUFFIXES`, unless that is in use."""
     renamed = {}
     for name in names:
         suffix = next((suffix for suffix in SHORT_SUFFIXES if name.endswith(suffix)), None)

@@ -52,6 +52,12 @@ def test_what_cannot_be_printed_is_an_escape(text, expected):
     assert printable(text) == expected
 
 
+def test_a_text_is_quoted_with_the_same_escapes():
+    assert shortened('a\x1b\nb') == r"'a\x1b\nb'"
+    assert shortened(os.fsdecode(b'\xff.jpg')) == r"'\xff.jpg'"
+    assert shortened(['a\x1b\nb']) == r"['a\x1b\nb']"
+
+
 def test_a_value_is_short_whatever_it_holds():
     bomb = ()
     for _ in range(60):

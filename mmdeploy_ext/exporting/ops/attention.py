@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdeploy_ext.compat.import_hook import patched
+from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
 from mmdeploy_ext.exporting.postprocess.sizes import length
 
@@ -43,7 +44,8 @@ def multi_head(
         weight: (3 * E, E), the projections of all three, one below the other.
         bias: (3 * E,); None adds nothing.
         heads: M.
-        mask: bool, broadcast to (B, M, Q, K); True where a row must not look at a column.
+        mask: bool, broadcast to (B, M, Q, K); True where a query must not look at a key. The values of a
+            query that may look at no key are NaN.
     """
     shifts = (None,) * 3 if bias is None else bias.chunk(3)
     query, key, value = (  # (B, Q or K, E) as (B, M, Q or K, D)
@@ -62,7 +64,7 @@ def attend_maps(values: Sequence[Tensor], locations: Tensor, weights: Tensor) ->
 
     Args:
         values: per map (B * M, D, h, w).
-        locations: (B, Q, M, L, P, 2) x, y in -1..1, the outer edges of a map.
+        locations: (B, Q, M, L, P, 2) x, y; -1 and 1 are the outer edges of a map, outside is 0.
         weights: (B * M, 1, Q, L * P).
     """
     sampled = []
@@ -93,14 +95,16 @@ def attend_tokens(
     sizes: Sequence[tuple[Any, Any]],
     reference_points: Tensor,
 ) -> Tensor:
-    """Return what mmcv's module computes before it adds `identity` (B, Q, E), by `attend_maps`.
+    """Return what mmcv's module computes before dropout and `identity`, (B, Q, E), by `attend_maps`.
+
+    B is first, whatever the module's `batch_first` is.
 
     Args:
         module: mmcv's `MultiScaleDeformableAttention`.
         query: (B, Q, E), positions added.
         tokens: (B, S, E), the maps one after the other, each row by row.
         keep: (B, S, 1) float32, 0 where a token is padding, else 1.
-        sizes: h and w of each map, numbers or what an exporter traces in their place.
+        sizes: (h, w) of each map, integers, or the symbols of an exporter.
         reference_points: as `sampling_locations` takes them.
     """
     split = (module.num_heads, module.num_levels, module.num_points, 2)
@@ -148,7 +152,7 @@ def _traceable(
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         share = (1 - (x - column).abs()) * (1 - (y - row).abs()) * attention_weights
         index = level_start_index[:, None] + row.to(torch.int64) * width + column.to(torch.int64)
-        # outside of a map: the first row, with no weight
+        # outside of a map: the first token of all, with no weight
         index, share = index * inside, share * inside
         flat = index.transpose(1, 2).flatten(2)[..., None]  # (B, M, Q * L * P, 1)
         rows = torch.gather(value.transpose(1, 2), 2, flat.expand(-1, -1, -1, value.shape[3]))
@@ -186,8 +190,10 @@ MULTI_SCALE_DEFORMABLE_ATTENTION = register(
         plugin=Plugin('MultiscaleDeformableAttnPlugin_TRT'),
     )
 )
-"""The plugin is TensorRT 10's own, version 1, without fields: the same five inputs, sizes and starts as
-int32, and an output of four axes. Source: NVIDIA/TensorRT, plugin/multiscaleDeformableAttnPlugin."""
+"""Takes sizes and starts as int32 and returns (B, Q, M, D); `operators_as` decides what an export writes.
+
+The plugin is TensorRT 10's own, version 1, without fields: the same five inputs and an output of four axes.
+Source: NVIDIA/TensorRT, plugin/multiscaleDeformableAttnPlugin."""
 
 
 def attend(
@@ -205,7 +211,7 @@ def attend(
         value: (B, S, M, D) float32, the maps one after the other, each row by row.
         spatial_shapes: (L, 2) integers, h and w of each map.
         level_start_index: (L,) integers, where each map begins in S.
-        sampling_locations: (B, Q, M, L, P, 2) x, y in 0..1, the outer edges of a map.
+        sampling_locations: (B, Q, M, L, P, 2) x, y; 0 and 1 are the outer edges of a map, outside is 0.
         attention_weights: (B, Q, M, L, P), which sum to 1 over L and P.
     """
     sizes, starts = spatial_shapes.to(torch.int32), level_start_index.to(torch.int32)
@@ -268,14 +274,20 @@ def _module_forward(
 
 
 def sampling_locations(reference_points: Tensor, offsets: Tensor, spatial_shapes: Tensor) -> Tensor:
-    """Return (B, Q, M, L, P, 2) x, y in 0..1.
+    """Return (B, Q, M, L, P, 2) x, y relative to the maps: 0 and 1 are the outer edges; none is clipped.
 
     Args:
-        reference_points: (B, Q, L, 2) points, or (B, Q, L, 4) boxes cx, cy, w, h, in 0..1.
-        offsets: (B, Q, M, L, P, 2); pixels of a map around points, shares of half a box around boxes.
+        reference_points: (B, Q, L, 2) points, or (B, Q, L, 4) boxes cx, cy, w, h, relative to the maps.
+        offsets: (B, Q, M, L, P, 2) from a point in pixels of the map, from the centre of a box in 1 / P of
+            half its width and height.
         spatial_shapes: (L, 2) h, w.
+
+    Raises:
+        ShapeError: reference points are neither.
     """
     centre = reference_points[:, :, None, :, None, :2]
     if reference_points.shape[-1] == 4:
         return centre + offsets / offsets.shape[4] * reference_points[:, :, None, :, None, 2:] * 0.5
+    if reference_points.shape[-1] != 2:
+        raise ShapeError(f'reference points of {reference_points.shape[-1]} values; expected 2 or 4')
     return centre + offsets / spatial_shapes.flip(1)[:, None]

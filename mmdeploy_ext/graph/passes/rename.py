@@ -44,7 +44,7 @@ def rename(
     new_names = _pending(tensors, set(index.tensors), prefix)
     for name in new_names:
         index.check_tensor(name)
-    _check_distinct(new_names, set(_all_tensor_names(result)), 'tensor')
+    _check_distinct(new_names, set(all_tensor_names(result)), 'tensor')
     old_node_names = {
         index.nodes[position].name or f'#{position}': new for position, new in new_node_names.items()
     }
@@ -81,7 +81,7 @@ def _check_distinct(renamed: Mapping[str, str], present: set[str], kind: str) ->
             raise UsageError(f'{kind} {old!r} cannot be called {new!r}: another {kind} has that name')
 
 
-def _all_tensor_names(model: onnx.ModelProto) -> list[str]:
+def all_tensor_names(model: onnx.ModelProto) -> list[str]:
     """Return the names of every tensor of the main graph and of the bodies in it."""
     graphs = list(all_graphs(model.graph))
     names = [value.name for graph in graphs for value in (*graph.input, *graph.initializer)]
@@ -131,7 +131,7 @@ def _add_prefix(model: onnx.ModelProto, prefix: str) -> None:
     def prefixed(name: str) -> str:
         return name if not name or name.startswith(prefix) else f'{prefix}{name.lstrip("/")}'
 
-    new_names = {name: prefixed(name) for name in {*_all_tensor_names(model)} - ends}
+    new_names = {name: prefixed(name) for name in {*all_tensor_names(model)} - ends}
     counts = collections.Counter([*new_names.values(), *ends])
     for name in sorted(new_names):
         if counts[new_names[name]] > 1:

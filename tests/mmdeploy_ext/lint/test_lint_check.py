@@ -17,7 +17,7 @@ from docs._pages.export_pitfalls import CHINESE, DOCS, LANGUAGES, main, page
 from docs._pages.lint.example import OUTCOMES
 from docs._pages.lint.examples import EXAMPLES
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.lint import RULES, check
+from mmdeploy_ext.lint import RULES, check, sites
 from mmdeploy_ext.lint.report import print_report, summary
 from mmdeploy_ext.lint.rules import EXPORTERS, SEVERITIES, THEMES
 from mmdeploy_ext.lint.sites import TORCH
@@ -98,6 +98,74 @@ def test_guards_on_sizes_are_no_findings_and_branches_are():
     assert rules(lambda self, x: x * 2 if len(x) > 3 else x) == {'size-in-branch'}
     assert not rules(guarded_by_name)
     assert rules(lambda self, x: x * 2 if x.shape[0] > 3 else x) == {'size-in-branch'}
+
+
+def test_branches_by_match_and_inside_of_its_cases_are_found():
+    def in_a_case(self, x):
+        match self.training:
+            case _:
+                return x * 2 if x.shape[0] > 3 else x
+
+    def by_a_case(self, x):
+        match x.shape[0]:
+            case 4:
+                return x * 2
+        return x
+
+    def by_a_guard(self, x):
+        match self.training:
+            case _ if x.shape[0] > 3:
+                return x * 2
+        return x
+
+    for forward in (in_a_case, by_a_case, by_a_guard):
+        assert rules(forward) == {'size-in-branch'}
+
+
+def test_a_range_counts_what_is_assigned_to_its_name_or_attribute_alone():
+    def to_an_entry(self, x):
+        totals, row = [0.0], 0
+        totals[row] = x.sum().item()
+        return x * sum(totals) + len(range(row))
+
+    def to_another_attribute(self, x):
+        self.total, self.rows = 0.0, 2
+        self.total = x.sum().item()
+        return x * self.total + len(range(self.rows))
+
+    def to_its_attribute(self, x):
+        self.rows = x.shape[0]
+        return x * len(range(self.rows))
+
+    for forward in (to_an_entry, to_another_attribute):
+        found = rules(forward)
+        assert 'value-to-python' in found and 'value-in-loop' not in found
+    assert 'size-in-loop' in rules(to_its_attribute)
+
+
+def test_a_size_goes_another_way_in_a_trace_if_tensors_are_told_from_numbers():
+    def told_from_numbers(self, x):
+        rows = x.shape[0]
+        if isinstance(rows, (torch.Tensor, torch.Size)):
+            return x
+        return x[:, 0].topk(min(5, rows))[0]
+
+    def checked(self, x):
+        rows = x.shape[0]
+        assert isinstance(rows, int | torch.Tensor)
+        return x[:, 0].topk(min(5, rows))[0]
+
+    assert 'topk-from-size' not in rules(told_from_numbers)
+    assert 'topk-from-size' in rules(checked)
+
+
+def test_the_script_that_calls_an_installed_linter_did_not_lead_to_a_line_of_a_library(monkeypatch):
+    monkeypatch.setattr(sites, 'MACHINERY', '/site-packages/mmdeploy_ext/lint')
+    names = dict(caller=sites.caller)
+    exec(compile('def forward():\n    return caller()', '/site-packages/library.py', 'exec'), names)
+    exec(compile('def observe():\n    return forward()', f'{sites.MACHINERY}/check.py', 'exec'), names)
+    assert names['forward']().via.function == sys._getframe().f_code.co_name
+    assert names['observe']().via is None
 
 
 def test_only_sizes_that_differ_in_the_other_inputs_count():

@@ -11,6 +11,7 @@ from mmcv.ops.multi_scale_deform_attn import (
 )
 
 import toy_operators as toys
+from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops import attention, nms, rotated_nms
 from mmdeploy_ext.exporting.ops.upsample_bicubic import upsample_bicubic
@@ -115,6 +116,13 @@ def test_a_whole_pixel_reads_that_pixel():
     found = attention.attend(
         value, sizes, starts, middle.reshape(1, 6, 1, 1, 1, 2), torch.ones(1, 6, 1, 1, 1))
     torch.testing.assert_close(found.flatten(), torch.arange(6.0))
+
+
+@pytest.mark.parametrize('columns', [1, 3, 5])
+def test_reference_points_are_points_or_boxes(columns):
+    with pytest.raises(ShapeError, match=f'of {columns} values; expected 2 or 4'):
+        attention.sampling_locations(
+            torch.rand(1, 2, 1, columns), torch.rand(1, 2, 1, 1, 3, 2), torch.tensor([[2, 3]]))
 
 
 def test_mmcvs_forward_is_put_back():
