@@ -1,14 +1,14 @@
-"""All that mmcv-full 1.7.2, mmdet 2.28.2, mmdet3d 1.0.0rc6 and spconv 2.3.8 need on today's PyTorch.
+"""All that mmcv-full 1.7.2, mmdet 2.28.2, mmdet3d 1.0.0rc6 and spconv 2.3.8 need on torch 2.13.
 
 `apply()` imports no library: each patch runs when its module is imported, and looks then whether it is
-needed. Call it before the first import of torchvision, mmcv, mmdet or mmdet3d:
+needed. Call it before the first import of torchvision, mmcv, mmdet, mmdet3d or spconv:
 
     from mmdeploy_ext import compat
     compat.apply()
     import mmdet.apis
 
-It returns all the patches; `effective()` says later which of them had something to do. See
-`import_hook.Patch` for what a patch takes and returns.
+It returns all the patches, `effective()` later those that changed something. See `import_hook.Patch` for what
+a patch takes and returns.
 """
 
 from mmdeploy_ext.compat import (  # noqa: F401 - they register
@@ -20,12 +20,19 @@ from mmdeploy_ext.compat import (  # noqa: F401 - they register
 )
 from mmdeploy_ext.compat.import_hook import PATCHES, Patch
 
-# what callers outside of this package use, beside `apply`
 effective = PATCHES.effective
-numpy_checkpoint_globals, single_thread = patches_mmcv.numpy_checkpoint_globals, patches_spconv.single_thread
+"""Function that returns the patches that changed something in this process so far."""
+numpy_checkpoint_globals = patches_mmcv.numpy_checkpoint_globals
+"""Function that returns a list: what `torch.load(weights_only=True)` must allow for arrays of numpy."""
+single_thread = patches_spconv.single_thread
+"""Context manager: torch and all OpenMP runtimes have one thread inside; with more spconv's kernels race."""
 
 
 def apply() -> list[Patch]:
-    """Make every patch happen when its module is imported; see `import_hook.Patches.apply`."""
+    """Offer stand-ins for absent packages, and make every patch run when its module is imported.
+
+    Modules that are imported already are patched now; what others took from them before stays as it was. A
+    second call changes nothing. Returns all patches, whether they are needed or not.
+    """
     absent_packages.offer()
     return PATCHES.apply()

@@ -7,9 +7,9 @@ request per line from standard input and answers each with one line of JSON on s
 exchanged by .npz files. Output of the repository's code goes to standard error.
 
 A request has the keys `method` (of `ForkModel`), `input` and `output` (paths of .npz files) and `rounding`
-(null, or arguments of `other_rounding`). The first line that the program writes are the facts of
-`ForkModel.facts`; an answer has `operators`, names of the compiled operators that ran in PyTorch so far, or
-else `error`.
+(null, or seed and size of `other_rounding`). The first line that the program writes has the facts of
+`ForkModel.facts`, or else `error`; an answer has `operators`, names of the repository's compiled operators
+whose stand-ins in PyTorch ran so far, or else `error`.
 
 Glossary: N cameras, H, W pictures of the network, D depth bins, h, w cells of a feature map, X, Y cells of
 the bird's-eye view, P points, V values per point, K classes, Q queries.
@@ -49,12 +49,12 @@ TURN = 0.3
 
 
 class ForkModel:
-    """The model of a repository, on one thread, in evaluation mode.
+    """The model of a repository, on the CPU, in evaluation mode.
 
     Args:
         root: path of the repository.
         cfg: the config as `tools/test.py` of the repository reads it.
-        steps: steps of the test pipeline, which `moment` runs.
+        steps: steps of the test pipeline by which `moment` prepares a sample.
         checkpoint: path of the weights, whose names have to be those of the model; '' loads none.
 
     Attributes:
@@ -112,11 +112,12 @@ class ForkModel:
             transform.dtransform.register_forward_pre_hook(keep_depth)
 
     def facts(self) -> dict[str, Any]:
-        """Return the model's classes and sources, the patches in force, and the convention of its boxes.
+        """Return the model's classes and sources, the patches for it, and the convention of its boxes.
 
         Returns:
             `root`, path of the repository; `classes`, entries of `ModelClass`; `sources`, file -> qualified
-            name -> hash, first and last line; `patches`, each with name and reason; `box_convention`.
+            name -> hash, first and last line; `patches`, each with name and reason, those that changed
+            something since the repository was imported; `box_convention`.
         """
         patches = [patch for patch in compat.effective() if patch not in self.general]
         return dict(
@@ -157,7 +158,8 @@ class ForkModel:
         """Return the model's boxes, scores and labels of one frame, and the tensors of `_watch`.
 
         Args:
-            arrays: `points` (P, V); with cameras `images` (N, 3, H, W) and `MATRICES`.
+            arrays: `points` (P, V) float32, x, y, z in metres first; with cameras `images` (N, 3, H, W)
+                float32, normalised, and the matrices of `MATRICES` as `FusedFrame` has them.
 
         Returns:
             `boxes` (n, 7 or 9), whose columns `box_convention` tells, `scores` (n,) and `labels` (n,) int64;
@@ -206,10 +208,13 @@ class ForkModel:
         return {name: value.numpy() for name, value in values.items() if isinstance(value, torch.Tensor)}
 
     def boxes_of(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return boxes, scores and labels that the head makes of the values of its queries, `arrays`.
+        """Return the boxes, scores and labels that the head makes of the values of its queries.
 
-        The values are `score` (1, K, Q) probabilities, `reg` (1, 2, Q) cells, `height`, `dim`, `rot` and
-        `vel` (1, ., Q) as the head predicts them.
+        A query gets the best of its classes.
+
+        Args:
+            arrays: `score` (1, K, Q) probabilities, `reg` (1, 2, Q) centres in cells of the head's map; as
+                the head predicts them `height` (1, 1, Q), `dim` (1, 3, Q), `rot` (1, 2, Q), `vel` (1, 2, Q).
         """
         from mmdet3d.core import LiDARInstance3DBoxes
 
@@ -226,7 +231,10 @@ class ForkModel:
 
 
 def cells_of(geometry: torch.Tensor, transform: torch.nn.Module) -> torch.Tensor:
-    """Return the cell `x * Y + y` (N, D, h, w) of points (1, N, D, h, w, 3) of a frustum; X * Y outside."""
+    """Return the cell `x * Y + y` (N, D, h, w) of points (1, N, D, h, w, 3) of a frustum; X * Y outside.
+
+    Numbers are rounded towards zero, as the repository rounds them: cell 0 is wider than others.
+    """
     indices = ((geometry[0] - (transform.bx - transform.dx / 2.0)) / transform.dx).long()
     count = transform.nx.long()
     inside = ((indices >= 0) & (indices < count)).all(-1)
@@ -274,7 +282,10 @@ def box_convention() -> str:
 
 
 def line_of(error: Exception) -> str:
-    """Return the file and line that raised an error: the last one in the repository, if there is one."""
+    """Return 'file:line' of the innermost call in the repository that led to an error, if there is one.
+
+    Else it is that of the line that raised it. The repository is the first entry of PYTHONPATH.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     first = Path(os.environ.get('PYTHONPATH', '').partition(os.pathsep)[0]).resolve()
     last = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(first)] or frames
@@ -284,7 +295,7 @@ def line_of(error: Exception) -> str:
 def run(fork: ForkModel, request: Mapping[str, Any]) -> dict[str, Any]:
     """Answer one request, see the module: write the result of its `method` to its file `output`.
 
-    Returned is `operators`, the compiled operators that ran in PyTorch so far.
+    Returned is `operators`, see the module.
     """
     from mmdeploy_ext.proving.near_ties import other_rounding
 

@@ -1,6 +1,6 @@
 """CenterPoint in PyTorch as a stepper: mmdet3d's detector, and its boxes as Autoware's node selects them.
 
-Glossary: n objects.
+Glossary: C channels, H, W cells of the bird's-eye view, P pillars, n objects.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,8 @@ from mmdeploy_ext.runtime.frames import StepResult, Sweep
 FAR_M = 1e6
 """Limit of a range that no box reaches, metres."""
 CIRCLE_M2, OVERLAP, OVERLAP_SEARCH_M = 0.25, 0.1, 10.0
-"""The node's defaults: squared distance of centres, IoU in the bird's-eye view, metres.
+"""The node's default limits: squared distance in m^2 up to which the worse of two objects is dropped; IoU in
+the bird's-eye view above which it is; distance in metres up to which the IoU is looked at.
 
 Source: autoware_universe 4dff8e23, centerpoint_common.param.yaml.
 """
@@ -36,9 +37,10 @@ class CenterPointReference(LidarReference):
         super().__init__(model, box_rule, flat_outputs)
 
     def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
-        """Return `tensors`, outputs by name (`reg_0`, ...), as `CenterHead.get_bboxes` takes them.
+        """Return the outputs of `CenterHead` as the arguments of its `get_bboxes` before the metas.
 
-        These are its positional arguments before the metas: here one, the tasks with one level each.
+        That is one argument, the tasks with one level each. `tensors` are outputs (1, C, H, W) by names such
+        as 'reg_0', those of task 0 first, as `flat_outputs` has them.
         """
         tasks: dict[str, dict[str, torch.Tensor]] = {}
         for name, tensor in tensors.items():
@@ -48,18 +50,20 @@ class CenterPointReference(LidarReference):
 
 
 class NodeReference(CenterPointReference):
-    """The unpatched detector, and mmdet3d's own boxes of every cell as Autoware's node selects them.
+    """The unpatched detector, whose head has one task, with the boxes that Autoware's node selects.
 
-    Thresholds are read from the head, and both suppressions are computed by mmdet3d's and mmcv's operators,
-    so that a fault of the manifest or of our port of the node is not on both sides. Voxels, decoration,
+    mmdet3d decodes a box in every cell; the node's thresholds and suppressions select among them. Thresholds
+    are read from the head, and both suppressions are computed by mmdet3d's and mmcv's operators, so that a
+    fault of the manifest, or of our port of the node, is not in the reference as well. Voxels, decoration,
     network, decoding and convention of the boxes are mmdet3d's.
     """
 
     def step(self, sweep: Sweep) -> StepResult:
         """Run one sweep; raises what `LidarReference.step` raises.
 
-        The outputs are features of pillars (`PILLARS`), the input of the head (`SPATIAL`), and the head's
-        `OUTPUTS` in the convention of the node.
+        The outputs are `PILLARS`, features (P, 1, C) of the pillars by ascending y, then x; `SPATIAL`, the
+        map (1, C, H, W) that they are scattered to; and `CenterHead`'s `OUTPUTS` as the node takes them, with
+        log width before log length and the yaw of mmdet3d 0.x.
         """
 
         def pillar_features(inputs: tuple[torch.Tensor, ...], rows: torch.Tensor) -> dict[str, np.ndarray]:
@@ -75,7 +79,10 @@ class NodeReference(CenterPointReference):
         return StepResult({PILLARS: pillars[PILLARS], SPATIAL: raw['bev'], **outputs}, objects)
 
     def _objects(self, raw: Mapping[str, torch.Tensor]) -> Detections3D:
-        """Return the boxes that the node publishes, of the head's outputs by names such as `heatmap`."""
+        """Return the boxes that the node publishes, in mmdet3d's convention.
+
+        `raw` are the head's outputs by names such as 'heatmap', in mmdet3d's convention.
+        """
         heat = raw['heatmap'].sigmoid()
         heat = heat * (heat == heat.amax(1, keepdim=True))  # the node looks at the best class of a cell alone
         classes = [self._decoded(heat[:, index : index + 1], raw) for index in range(heat.shape[1])]

@@ -2,7 +2,7 @@
 
 Nothing in them looks like a road: a comparison of preprocessing needs pictures of the right size that differ,
 points in every part of the range and close to the car, sweeps of the past with different poses and ages, and
-matrices that are no unit matrices.
+poses that turn and shift.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SUFFIXES = '.jpg', '.png'
 COARSE = 16
 """Side of a patch of a picture, pixels."""
 POINTS, POINTS_CLOSE = 1500, 50
-"""Number of points of a sweep in and around the range, and within a metre of the car."""
+"""Number of points of a sweep in and around the range, and within a metre of the LiDAR in x and y."""
 RANGE = -54.0, -54.0, -5.0, 54.0, 54.0, 3.0
 """Range of points, metres, that a pipeline loads for a model that takes no points.
 
@@ -58,9 +58,9 @@ def generated_dataset(
     """Write two moments and return the config of a data set of them; see `SequenceFamily.generated_dataset`.
 
     `folder` has to exist; files of the same names in it are replaced. `default` is the type of the data set
-    if that of the config reads no infos of nuScenes. `views` and `voxels` are the rules of the model's
-    cameras and points; None: it takes none. Test-time augmentation is left out: no exported graph takes
-    several samples. The config is that of `data.test`, with `type`, `pipeline`, `ann_file` and what the type
+    if that of `data.test` in the config is no `NuScenesDataset` and not derived from it. `views` and `voxels`
+    are the rules of the model's cameras and points; None: it takes none. Test-time augmentation is left out:
+    no exported graph takes several samples. The result has `type`, `pipeline`, `ann_file` and what else the type
     needs; `evaluation.build_dataset` builds it, in test mode.
 
     Raises:
@@ -93,9 +93,10 @@ def write_infos(
     """Write two moments of one scene and return the path of their infos.
 
     `steps` are those of the test pipeline; for `folder`, `views` and `voxels` see `generated_dataset`. The
-    first moment has as many sweeps of the past as the steps take, and one more if these take the nearest
-    ones, in `test_mode`; the second moment has none. Axes, rotations (quaternions w x y z) and units are
-    those of nuScenes' infos as mmdet3d writes them. OSError: a file cannot be written.
+    first moment has as many sweeps of the past as LoadPointsFromMultiSweeps takes; in its `test_mode`, which
+    takes the nearest ones, one more, which is to be left out. The second moment has none.
+    Axes, units and rotations are those of nuScenes' infos as mmdet3d writes them: quaternions w x y z of ego
+    and LiDAR, matrices (3, 3) from cameras and past sweeps to the LiDAR. OSError: a file cannot be written.
     """
     moments = []
     for moment in range(MOMENTS):

@@ -1,7 +1,7 @@
 """LiDAR branch of a detector: points -> voxels -> mean of each voxel -> sparse encoder -> bird's-eye view.
 
 Glossary: P points, D values per point (x, y, z, ...), N voxels, C channels, B samples, H, W rows and columns
-of the bird's-eye view.
+of the bird's-eye view: y and x, for an encoder with the axes 'xyz' x and y.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from mmdeploy_ext.models.catalogue import offered
 
 @offered(DETECTORS)
 class LidarBackbone(nn.Module):
-    """Points to bird's-eye view, on CPU and GPU; no dense network behind it.
+    """Points to bird's-eye view, on CPU and GPU: a detector without its dense network.
 
     Args:
         voxel_layer: options of mmcv's Voxelization; `max_num_points=-1` is dynamic voxelisation.
         encoder: config of the sparse encoder.
         encoder_path: path of the encoder in the model, such as 'encoders.lidar.backbone', so that keys equal
             those of the published checkpoint.
-        output_shape: (1, C, H, W) that the config states, which is checked before an export; None: nothing
-            is.
+        output_shape: not used; an export compares the (1, C, H, W) that the config states here, if any, with
+            that of the encoder.
         train_cfg, test_cfg: not used; mmdet3d's builder passes them.
     """
 
@@ -60,14 +60,18 @@ class LidarBackbone(nn.Module):
 
     @torch.no_grad()
     def voxelize(self, points: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the mean of the points of each voxel, (N, in_channels), and coordinates (N, 4) int32.
+        """Return the means of the points of voxels, (N, in_channels) float32, and coordinates (N, 4) int32.
 
-        Points are per sample (P, D), D at least `in_channels`; those out of range are dropped. Coordinates
-        are the sample, then the encoder's axes.
+        Coordinates are the sample, then the cell along z, y, x, for an encoder with the axes 'xyz' x, y, z.
+        Points out of range are dropped, and so are points and voxels beyond `max_num_points` and `max_voxels`
+        of `voxel_layer`.
+
+        Args:
+            points: (P, D) per sample, at least one, D at least `in_channels`; more values are not used.
 
         Raises:
-            ShapeError: points with too few values.
-            DataError: values that are not finite.
+            ShapeError: points with too few values, or not of two axes.
+            DataError: values that are not finite, also of points out of range.
         """
         features, coordinates = [], []
         for sample, cloud in enumerate(points):
@@ -102,7 +106,7 @@ class LidarBackbone(nn.Module):
         return voxels.sum(1) / counts.clamp(min=1).to(voxels)[:, None], cells
 
     def forward(self, points: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return (B, C, H, W) for a batch of point clouds, see `voxelize`; zeros without a point in range."""
+        """Return (B, C, H, W) for a batch of point clouds, see `voxelize`; zeros if no point is in range."""
         features, coordinates = self.voxelize(points)
         return self.encoder(features, coordinates, len(points))
 
