@@ -60,8 +60,8 @@ def generated_dataset(
     `folder` has to exist; files of the same names in it are replaced. `default` is the type of the data set
     if that of `data.test` in the config is no `NuScenesDataset` and not derived from it. `views` and `voxels`
     are the rules of the model's cameras and points; None: it takes none. Test-time augmentation is left out:
-    no exported graph takes several samples. The result has `type`, `pipeline`, `ann_file` and what else the type
-    needs; `evaluation.build_dataset` builds it, in test mode.
+    no exported graph takes several samples. The result has `type`, `pipeline`, `ann_file` and what else the
+    type needs; `evaluation.build_dataset` builds it, in test mode.
 
     Raises:
         ConfigError: the config has no test pipeline.
@@ -94,9 +94,9 @@ def write_infos(
 
     `steps` are those of the test pipeline; for `folder`, `views` and `voxels` see `generated_dataset`. The
     first moment has as many sweeps of the past as LoadPointsFromMultiSweeps takes; in its `test_mode`, which
-    takes the nearest ones, one more, which is to be left out. The second moment has none.
-    Axes, units and rotations are those of nuScenes' infos as mmdet3d writes them: quaternions w x y z of ego
-    and LiDAR, matrices (3, 3) from cameras and past sweeps to the LiDAR. OSError: a file cannot be written.
+    takes the nearest ones, one more, which is to be left out. The second moment has none. Axes,
+    units and rotations are those of nuScenes' infos as mmdet3d writes them: quaternions w x y z of ego and
+    LiDAR, matrices (3, 3) from cameras and past sweeps to the LiDAR. OSError: a file cannot be written.
     """
     moments = []
     for moment in range(MOMENTS):
