@@ -50,7 +50,7 @@ RUNNERS = {
 Each is for the files of some families and forms, see `runtime.family_runtime`; `mm2onnx run` takes all files.
 """
 CHECKOUT = Path(__file__).resolve().parents[2]
-"""The folder that the package is in: the root of a checkout, with `tools/`, or site-packages."""
+"""Folder that the package is in, without links: the root of a checkout, with `tools/`, or site-packages."""
 _names_scripts = (CHECKOUT / SCRIPTS['export']).is_file()
 
 

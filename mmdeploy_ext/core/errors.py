@@ -105,7 +105,13 @@ def after_weights() -> Iterator[None]:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return the first error of a chain; registries and data sets raise it again, with less in it."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error
+    """Return the first error of a chain; registries and data sets raise it again, with less in it.
+
+    `raise ... from None` begins a chain: Python's "'x' is not a package" is raised so while it handles a
+    missing attribute.
+    """
+    while True:
+        earlier = error.__cause__ if error.__suppress_context__ else error.__context__
+        if earlier is None:
+            return error
+        error = earlier

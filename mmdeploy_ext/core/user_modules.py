@@ -1,6 +1,7 @@
 """Modules of users' repositories that configs import: which folder they are in, and why an import fails.
 
-Repositories may hold copies of OpenMMLab's libraries; those that families are not written for are skipped.
+Repositories may hold copies of OpenMMLab's libraries. A copy whose major version families are written for is
+imported in place of the installed library; older and newer copies are not.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import ast
 import contextlib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import FrameType
 
@@ -20,10 +23,16 @@ from mmdeploy_ext.core.commands import CHECKOUT
 from mmdeploy_ext.core.errors import ConfigError, root_cause
 
 PACKAGE = CHECKOUT / 'mmdeploy_ext'
-MACHINERY = ('importlib', '/mmcv/utils/', *(str(PACKAGE / name) for name in ('compat', 'core', 'models')))
+MACHINERY = (
+    *(f'{os.sep}{folder}{os.sep}' for folder in ('importlib', os.path.join('mmcv', 'utils'))),
+    *(f'{PACKAGE / name}{os.sep}' for name in ('compat', 'core', 'models')),
+)
 """Parts of the paths of files that import or register modules, and raise errors that other code caused."""
 FITTING_VERSIONS = {'mmdet': range(3), 'mmdet3d': range(1, 2), 'mmseg': range(1)}
-"""Library that repositories have copies of -> major versions beside which families can be imported."""
+"""Library that repositories have copies of -> major versions of it that families work with.
+
+Only mmdet3d has older copies: the ranges of the others begin at 0.
+"""
 
 
 def has_copy(folder: Path, library: str) -> bool:
@@ -84,17 +93,17 @@ def named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
 
     Raises:
         ConfigError: one of the names, or a module that one of them imports, does not exist; the message
-            names the config and the key that lists the names.
+            names the config and the key that lists the names. Or an error of `find_modules`, which begins.
     """
     find_modules(names, path)
     try:
         yield
     except ImportError as error:
-        cause = root_cause(error)  # mmcv 1.7.2 raises an ImportError without a message after it
+        cause = root_cause(error)  # mmcv 1.7.2 catches it and raises an ImportError without a message
         if not isinstance(cause, ModuleNotFoundError) or not cause.name:
             raise
         package = cause.name.partition('.')[0]
-        spec = importlib.util.find_spec(package) if cause.name != package else None
+        spec = _spec_of(package) if cause.name != package else None
         if spec is not None:
             folders = spec.submodule_search_locations or [spec.origin]
             advice = f'{package} is {", ".join(map(str, folders))}, which has no such module'
@@ -114,12 +123,12 @@ def parsed_config(path: str) -> ast.Module:
 
 
 def imported_modules(path: str) -> list[str]:
-    """Return the dotted names of the modules that a config imports."""
+    """Return the dotted names of the modules that a config imports, without relative imports."""
     modules = []
     for node in ast.walk(parsed_config(path)):
         if isinstance(node, ast.Import):
             modules += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             modules.append(node.module)
     return modules
 
@@ -129,7 +138,7 @@ def user_folders(path: str) -> list[Path]:
 
     It is the order in which research repositories find them, whose scripts run in their root with
     `PYTHONPATH=.`. A checkout of this project, whose `projects/` has the names of many of them, comes last,
-    and only for its own configs and for users who are in it.
+    and only for its own configs and if its root is the current folder.
     """
     config, current = Path(path).resolve(), Path.cwd()
     folders = [folder for folder in dict.fromkeys([current, *config.parents]) if folder != CHECKOUT]
@@ -139,21 +148,30 @@ def user_folders(path: str) -> list[Path]:
 def use_libraries_of(path: str) -> None:
     """Put a repository's own copy of mmdet, mmdet3d or mmseg before the installed one, for its configs.
 
-    A copy that is older than families are written for is passed over: its models run in another process.
-    `path` is that of a config.
+    In place of a copy that is older than families are written for the installed library is imported, here;
+    a family that reads configs of such a copy starts a process of its own, which imports the copy. `path` is
+    that of a config.
 
     Raises:
         ConfigError: this process has imported another copy.
+        ImportError: the library of an older copy is not installed, or refuses the repository's copy of
+            another one.
     """
+    fitting, older = [], []
     for library in FITTING_VERSIONS:
         for folder in user_folders(path):
             if is_older_copy(folder, library):
-                with without_older_copies(library):
-                    importlib.import_module(library)
+                older.append(library)
                 break
             if has_copy(folder, library):
                 _take_first(library, folder, f'{path}: is a config of the repository {folder}')
+                fitting.append(library)
                 break
+    for library in older:
+        for copied in fitting:  # the installed library imports it while the repository is not on the path
+            importlib.import_module(copied)
+        with without_older_copies(library):
+            importlib.import_module(library)
 
 
 def find_modules(modules: Sequence[str], path: str) -> None:
@@ -200,11 +218,19 @@ def _take_first(module: str, folder: Path, reason: str) -> None:
                 f'{reason}, but this process has imported {name} from {Path(file).parent}: one process '
                 f'serves one repository; run each of them by a command of its own'
             )
-    spec = importlib.util.find_spec(names[0])
+    spec = _spec_of(names[0])
     if spec is not None and _is_of(Path(spec.origin or spec.submodule_search_locations[0]), folder, names[0]):
         return
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
+
+
+def _spec_of(package: str) -> ModuleSpec | None:
+    """Return the spec of a package; None if it has none, such as a stub that code put into `sys.modules`."""
+    try:
+        return importlib.util.find_spec(package)
+    except ValueError:
+        return None
 
 
 def _is_of(file: Path, folder: Path, package: str) -> bool:
@@ -216,15 +242,16 @@ def _is_of(file: Path, folder: Path, package: str) -> bool:
 def _refuse_module_of_checkout(module: str, path: str) -> None:
     """Raise a ConfigError if a config of another tree would import a module of this project's `projects/`.
 
-    An installed mm2onnx has none; there `CHECKOUT` is the folder of all installed packages.
+    An installed mm2onnx has no `projects/`: `CHECKOUT` is then the folder of all installed packages.
     """
     is_checkout = (CHECKOUT / 'pyproject.toml').is_file()
     if not is_checkout or CHECKOUT in user_folders(path):
         return
-    if not (CHECKOUT / Path(*module.split('.'))).exists():
+    place = CHECKOUT / Path(*module.split('.'))
+    if not place.is_dir() and not place.with_name(f'{place.name}.py').is_file():
         return
     package = module.partition('.')[0]
-    spec = importlib.util.find_spec(package)
+    spec = _spec_of(package)
     folders = list(spec.submodule_search_locations or []) if spec else []
     if str(CHECKOUT / package) in map(str, folders):
         raise ConfigError(
@@ -263,9 +290,9 @@ def _registration_conflict(frames: Sequence[FrameType]) -> str:
         module = str(getattr(namesake, '__module__', ''))
         file = getattr(sys.modules.get(module), '__file__', None) or module
         callers = (caller.f_code.co_filename for caller in reversed(frames))
-        user_file = next((caller for caller in callers if not _is_machinery(caller)), '')
+        user_file = next((f' of {caller}' for caller in callers if not _is_machinery(caller)), '')
         return (
-            f'{getattr(refused, "__qualname__", refused)} of {user_file} cannot have that name, which '
+            f'{getattr(refused, "__qualname__", refused)}{user_file} cannot have that name, which '
             f'{getattr(namesake, "__qualname__", namesake)} of {file} has; import one of them alone, in a '
             f'process of its own'
         )

@@ -169,6 +169,9 @@ def test_the_root_cause_is_the_first_error():
         except TypeError:
             raise ValueError('last')  # noqa: B904
     assert repr(root_cause(error.value)) == "KeyError('first')"
+    with pytest.raises(ModuleNotFoundError) as error:
+        __import__('marking.part')  # raised from None, while a missing attribute is handled
+    assert root_cause(error.value) is error.value
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,17 @@ def test_a_name_that_is_taken_says_who_has_it_and_who_wants_it():
         said = failure(lambda name=name: registry.register_module(name=name)(type('Other', (), {})))
         assert said.startswith(f"KeyError: '{name} is already registered in parts'") and '\n' not in said
         assert f'Other of {__file__} cannot have that name, which ' in said and 'Coder of ' in said
+    with pytest.raises(KeyError) as error:
+        registry.register_module()(type('Coder', (), {}))
+    last = error.tb
+    while last.tb_next:
+        last = last.tb_next
+    assert 'Coder cannot have that name' in import_failure(error.value.with_traceback(last))
 
 
 def test_other_errors_name_the_line_that_raised(tmp_path):
-    path = tmp_path / 'strict.py'
+    path = tmp_path / 'importlib_settings' / 'strict.py'
+    path.parent.mkdir()
     path.write_text('limit = 1\nassert limit > 2, "limit is too small"\n')
     said = failure(lambda: exec(compile(path.read_text(), str(path), 'exec')))
     assert said == f'AssertionError: limit is too small (raised in {path}:2)'
@@ -45,6 +52,8 @@ def test_other_errors_name_the_line_that_raised(tmp_path):
       'atss_head.py has']),
     ('import torch\nassert torch.__version__ == "1.8.0", "needs torch 1.8"\n',
      ['AssertionError: needs torch 1.8', 'taken_plugin.py:2)']),
+    ('import sys, types\nsys.modules["stub_of_x"] = types.ModuleType("stub_of_x")\nimport stub_of_x.part\n',
+     ["No module named 'stub_of_x.part'", 'a module of custom_imports imports it']),
     ('from mmcv.cnn import no_such_layer\n', ["cannot import name 'no_such_layer'", 'taken_plugin.py:1)'])])
 def test_a_config_whose_plugin_fails_says_why_in_one_line(tmp_path, monkeypatch, code, words):
     import mmdet.models  # noqa: F401
@@ -53,7 +62,8 @@ def test_a_config_whose_plugin_fails_says_why_in_one_line(tmp_path, monkeypatch,
     config = "custom_imports = dict(imports=['taken_plugin'])\nmodel = dict(type='ATSS')\n"
     (tmp_path / 'config.py').write_text(config)
     monkeypatch.setattr(sys, 'path', [*sys.path])
-    monkeypatch.delitem(sys.modules, 'taken_plugin', raising=False)
+    for module in ('taken_plugin', 'stub_of_x'):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(ConfigError) as error:
         load_config(str(tmp_path / 'config.py'))
     said = str(error.value)

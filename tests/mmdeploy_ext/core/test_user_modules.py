@@ -163,13 +163,19 @@ def test_our_plugin_is_not_the_one_that_a_repository_lacks(run, tmp_path):
 
 def test_a_package_beside_an_installed_mm2onnx_may_be_imported(tmp_path, monkeypatch):
     packages = tmp_path / 'site-packages'
-    write(packages, **{'beside/__init__.py': ''})
+    write(packages, **{'beside/__init__.py': '', 'beside/part.py': ''})
     monkeypatch.syspath_prepend(str(packages))
     monkeypatch.setattr(user_modules, 'CHECKOUT', packages)
     user_modules.find_modules(['beside'], str(tmp_path / 'elsewhere/config.py'))
     (packages / 'pyproject.toml').touch()  # as the folder of a checkout has it
-    with pytest.raises(ConfigError, match='is not meant'):
-        user_modules.find_modules(['beside'], str(tmp_path / 'elsewhere/config.py'))
+    for module in ('beside', 'beside.part'):
+        with pytest.raises(ConfigError, match=f'imports {module},.*is not meant'):
+            user_modules.find_modules([module], str(tmp_path / 'elsewhere/config.py'))
+
+
+def test_modules_of_relative_imports_are_not_looked_for(tmp_path):
+    write(tmp_path, **{'a.py': 'import b.c\nfrom .base import x\nfrom d import e\nfrom . import y\n'})
+    assert user_modules.imported_modules(str(tmp_path / 'a.py')) == ['b.c', 'd']
 
 
 @pytest.mark.parametrize(('version', 'is_taken'), [('2.11.0', True), ('3.3.0', False)])
@@ -187,6 +193,26 @@ def test_a_repository_s_own_mmdet_is_imported_if_it_is_of_the_same_age(run, tmp_
     )
     outcome = run(code, tmp_path)
     assert (outcome.stdout.strip() == str(tmp_path / 'mmdet/__init__.py')) == is_taken, outcome.stderr
+
+
+def test_an_older_mmdet3d_of_a_repository_does_not_hide_its_mmdet_and_mmseg(run, tmp_path):
+    import mmdet
+    import mmseg
+
+    files = {'mmdet3d/__init__.py': '', 'configs/a.py': 'optimizer = dict()\n'}
+    for library in (mmdet, mmseg):  # copies that have the installed sub-packages
+        text = f'__version__ = {library.__version__!r}\n__path__ += {library.__path__!r}\n'
+        files[f'{library.__name__}/__init__.py'] = text + f'exec(open({library.__file__!r}).read())\n'
+    write(tmp_path, **files)
+    code = """
+        load_config('configs/a.py')
+        print(*(sys.modules[name].__file__ for name in ('mmdet', 'mmseg', 'mmdet3d')), sep='\\n')
+    """
+    outcome = run(code, tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    *copies, installed = outcome.stdout.split()
+    assert copies == [str(tmp_path / f'{name}/__init__.py') for name in ('mmdet', 'mmseg')]
+    assert not installed.startswith(str(tmp_path))
 
 
 @pytest.mark.parametrize(('library', 'modules'), [('mmdet', MODELS_2D), ('mmdet3d', MODELS_3D)])
