@@ -1,10 +1,11 @@
 """Regions pooled from maps of a pyramid, each on its own level: mmcv's RoIAlign as ONNX's RoiAlign.
 
-mmcv's exporter writes an operator of its own, pools every region on every level, and masks. Here each level
-pools only its own regions and writes them into their rows, so that no region is pooled twice. If every shape
-has to be constant, a level pools as many regions as there are, and regions of other levels are replaced by a
-box of no size at (0, 0), which takes one sample or none. Measured: `half_pixel` equals mmcv's `aligned=True`
-on the CPU to the bit, with sampling ratios of 0 and 2.
+mmcv's exporter pools every region on every level with an operator of mmcv, and keeps the rows of one level.
+Here each level pools only its own regions and writes them into their rows, so that no region is pooled twice.
+If every shape has to be constant, a level pools as many regions as there are, and regions of other levels are
+replaced by a box of no size at (0, 0): with an adaptive sampling ratio each of its bins takes one sample or
+none. Measured: `half_pixel` equals mmcv's `aligned=True`, and `output_half_pixel` its `aligned=False`, on the
+CPU to the bit, with sampling ratios of 0 (adaptive) and 2.
 
 Glossary: B batch, C channels, H, W size of a level's map, R regions, h, w size of a pooled region.
 """
@@ -30,9 +31,9 @@ def _eager(
     sampling_ratio: int,
     mode: str,
 ) -> torch.Tensor:
-    rows = torch.nonzero(levels == level).squeeze(1)  # mmcv's kernel takes no strides of its input
+    rows = torch.nonzero(levels == level).squeeze(1)
     regions = torch.cat([images[rows, None].to(boxes.dtype), boxes[rows]], dim=1)
-    values = roi_align(
+    values = roi_align(  # whose kernel reads maps as if they were contiguous
         maps.contiguous(), regions, (height, width), scale, sampling_ratio, 'avg', mode == 'half_pixel'
     )
     return pooled.index_copy(0, rows, values)
@@ -100,7 +101,8 @@ LEVEL_REGIONS, CONSTANT_LEVEL_REGIONS = (
     for name, parts in TEXTS.items()
 )
 """The operators of `pool_level`; the second keeps all shapes constant. They take its tensors, then the level,
-scale, height and width of a pooled region, the sampling ratio, and ONNX's name of the coordinate mode."""
+scale, height and width of a pooled region, the sampling ratio (0: adaptive), and ONNX's name of the
+coordinate mode."""
 
 
 def pool_level(
@@ -113,21 +115,23 @@ def pool_level(
     layer: RoIAlign,
     constant: bool = False,
 ) -> torch.Tensor:
-    """Return `pooled` with the regions of one level filled in.
+    """Return a copy of `pooled` with the regions of one level filled in.
 
     Args:
         pooled: (R, C, h, w) float32; rows of other levels stay as they are.
-        maps: (B, C, H, W) features of the level.
-        boxes: (R, 4) xyxy, pixels of the network input.
+        maps: (B, C, H, W) float32, features of the level.
+        boxes: (R, 4) float32 xyxy, pixels of the network input.
         images: (R,) int64 index into the batch.
-        levels: (R,) int64, the level of each region.
+        levels: (R,) int64, the level of each region, from 0 on.
         level: index of the level whose regions are pooled.
         layer: mmcv's layer, whose output size, scale, sampling ratio and `aligned` are used.
-        constant: whether no shape of the graph may depend on values.
+        constant: whether every shape of the graph has to be constant; otherwise some are the number of
+            regions of the level.
     """
     mode = 'half_pixel' if layer.aligned else 'output_half_pixel'
     height, width = layer.output_size
-    settings = level, float(layer.spatial_scale), height, width, int(layer.sampling_ratio), mode
+    ratio = max(int(layer.sampling_ratio), 0)  # mmcv takes a negative one, which ONNX has not, for adaptive
+    settings = level, float(layer.spatial_scale), height, width, ratio, mode
     pool = CONSTANT_LEVEL_REGIONS if constant else LEVEL_REGIONS
     return pool(pooled, maps, boxes, images, levels, *settings)
 
@@ -146,7 +150,8 @@ def check_layer(layer: torch.nn.Module) -> None:
 LIBRARY_OPERATORS.append(
     LibraryOperator(
         title=('RoIAlign', 'RoiAlign with half_pixel'),
-        opset=16,  # the first whose RoiAlign shifts by half a pixel
+        # the first whose RoiAlign has a coordinate mode, which all graphs state; a lower one is refused
+        opset=16,
         inside=lambda module: any(isinstance(part, RoIAlign) for part in module.modules()),
     )
 )
