@@ -1,4 +1,4 @@
-"""What tensorrt_bevformer would reject or read wrongly in a folder of its file and its parameters.
+"""What the node tensorrt_bevformer would reject or read wrongly in a folder: its graph and its parameters.
 
 Source: autowarefoundation/autoware_universe, autoware_tensorrt_bevformer (bevformer_node.cpp@0d02fce,
 bevformer_inference_engine.cpp@7e68106, its plug-ins@c1fe1b8): facts, no code.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import onnx
 
 GRAPH = 'bevformer_node'
-"""Name of the file without `.onnx`; the node takes any, its launch file names it."""
+"""Name of the file without `.onnx`, that of the node's launch file; a launch file may state another."""
 MANIFEST = 'bevformer.param.yaml'
 """File name of the parameters."""
 PATTERNS = (f'{GRAPH}.onnx',)
@@ -73,12 +73,19 @@ REALS = ('mean', 'std', 'scale_factor', 'score_thre', 'pc_range', 'post_center_r
 PLUGINS = tuple(f'{name}{layout}' for name in (ROTATE, ATTENTION) for layout in ('', '2'))
 PLUGINS += ('ModulatedDeformableConv2dTRT', 'ModulatedDeformableConv2dTRT2')
 """Plug-ins of the node's library; those that end in 2 have another layout in float16."""
+ATTENTION_INPUTS = 5
+"""Inputs of the attention plug-in: the maps' values, their shapes, reference points, offsets and logits."""
 OF_QUATERNION = frozenset({4, 5, 6})
-"""Entries of `can_bus` that are x, y, z of the node's orientation, and w in upstream's data set."""
+"""Entries of `can_bus` that hold x, y, z of the orientation in the node and w in BEVFormer's data set."""
 
 
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return the violations in a folder, and its files by name."""
+    """Return the violations in a folder, and file name -> path of those of its two files that are there.
+
+    Shapes are compared with the parameters, as far as these are valid. An input that the node does not feed
+    is a violation, a further output is none. Without an error so far the graph is loaded in ONNX Runtime and
+    run on zeros, unless it has plug-ins.
+    """
     file = f'{GRAPH}.onnx'
     paths = {name: folder / name for name in (file, MANIFEST) if (folder / name).is_file()}
     violations = missing_files((file, MANIFEST), paths)
@@ -132,7 +139,10 @@ def _graph_rules(file: str, graph: onnx.ModelProto, valid: Mapping[str, Any]) ->
 
 
 def _input_size(valid: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Return height and width of the resized and padded pictures; None where the parameters do not tell."""
+    """Return height and width of the resized and padded pictures; None, None if a parameter is not valid.
+
+    As in the node, a resized side is cut off to whole pixels, then padded to a multiple of `pad_divisor`.
+    """
     if not {'scale_factor', 'pad_divisor', 'input_height', 'input_width'} <= valid.keys():
         return None, None
     divisor = valid['pad_divisor']
@@ -141,7 +151,7 @@ def _input_size(valid: Mapping[str, Any]) -> tuple[int | None, int | None]:
 
 
 def _plugin_rules(file: str, graph: onnx.ModelProto) -> Iterator[Violation]:
-    """Yield operators that the node has no plug-in for, and shapes that its attention does not read."""
+    """Yield operators without a plug-in of the node, and attention of other inputs than its plug-in takes."""
     from onnx import TensorProto
 
     from mmdeploy_ext.graph.io import types
@@ -155,22 +165,35 @@ def _plugin_rules(file: str, graph: onnx.ModelProto) -> Iterator[Violation]:
             message = f'{title} is {node.op_type}; the plug-ins that the node loads: {", ".join(PLUGINS)}'
             yield Violation(file, node.name, 'operator', message)
             continue
-        shapes = inferred.get(node.input[1]) if node.op_type.startswith(ATTENTION) else None
+        if not node.op_type.startswith(ATTENTION):
+            continue
+        if len(node.input) != ATTENTION_INPUTS:
+            message = f'{title} has {len(node.input)} inputs, the plug-in has {ATTENTION_INPUTS}'
+            yield Violation(file, node.name, 'count', message)
+            continue
+        shapes = inferred.get(node.input[1])
         if shapes is not None and shapes.tensor_type.elem_type != TensorProto.INT64:
-            message = f'{title}: spatial_shapes are not INT64; with others the plug-in has a null pointer'
+            message = f'{title}: spatial_shapes are not INT64; for other types the plug-in has a null pointer'
             yield Violation(file, node.name, 'type', message)
 
 
 def read_entries(graph: onnx.ModelProto) -> set[int]:
-    """Return which entries of `can_bus` (18,), 0 to 17, a graph reads: all, unless nodes gather some."""
-    from onnx import helper, numpy_helper
+    """Return which entries of `can_bus` (18,), 0 to 17, a graph reads, also in the bodies of its nodes.
+
+    Of a Gather those of its constant indices count, of any other node that takes `can_bus` all of them.
+    """
+    from onnx import numpy_helper
+
+    from mmdeploy_ext.graph.io.constants import constant_value
+    from mmdeploy_ext.graph.io.index import all_nodes
 
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
-    for node in graph.graph.node:
-        if node.op_type == 'Constant' and node.attribute[0].name == 'value':
-            constants[node.output[0]] = numpy_helper.to_array(helper.get_attribute_value(node.attribute[0]))
+    nodes = list(all_nodes(graph))
+    for node in nodes:
+        if (value := constant_value(node)) is not None:
+            constants[node.output[0]] = value
     entries: set[int] = set()
-    for node in graph.graph.node:
+    for node in nodes:
         if 'can_bus' in node.input:
             is_gather = node.op_type == 'Gather' and node.input[0] == 'can_bus'
             index = constants.get(node.input[1]) if is_gather else None
@@ -179,7 +202,11 @@ def read_entries(graph: onnx.ModelProto) -> set[int]:
 
 
 def _orientation_rules(file: str, graph: onnx.ModelProto) -> Iterator[Violation]:
-    """Yield a graph that reads another orientation than it says that it was trained with."""
+    """Yield the violation of a graph that reads another orientation than its metadata state for its training.
+
+    They have `can_bus_orientation` 'wwww' or 'wxyz', see `bev_motion.ORIENTATIONS`; files of other programs
+    have none.
+    """
     import json
 
     from mmdeploy_ext.contract.metadata import PREFIX
@@ -189,7 +216,7 @@ def _orientation_rules(file: str, graph: onnx.ModelProto) -> Iterator[Violation]
         facts = json.loads(text)
     except (ValueError, RecursionError):  # whoever wrote the file
         facts = None
-    if not isinstance(facts, dict):
+    if not isinstance(facts, dict) or facts.get('can_bus_orientation', '') not in ('', 'wwww', 'wxyz'):
         message = f'{file}: {PREFIX}postprocess of its metadata is damaged; export it again'
         yield Violation(file, '', 'metadata', message)
         return
@@ -203,5 +230,7 @@ def _orientation_rules(file: str, graph: onnx.ModelProto) -> Iterator[Violation]
         message = f'{file}: was trained with w, x, y, z at 3 to 6 of can_bus, and reads w alone'
         yield Violation(file, 'can_bus', 'orientation', message)
     elif not stated and reads:
-        message = f"{file}: {fed}; upstream's data set has w four times: was the model trained with those?"
+        message = (
+            f"{file}: {fed}; BEVFormer's own data set has w four times: was the model trained with those?"
+        )
         yield Violation(file, 'can_bus', 'orientation', message, WARNING)

@@ -714,12 +714,45 @@ def test_what_a_bevformer_reads_of_its_record_is_counted_from_the_end_too():
         return model
 
     assert bevformer_rules.read_entries(graph(0, -13, -1)) == {0, 5, 17}
-    for text in ('{', '[1]', '3'):
+    for text in ('{', '[1]', '3', '{"can_bus_orientation": "xyzw"}', '{"can_bus_orientation": []}'):
         (damaged,) = bevformer_rules._orientation_rules('m.onnx', graph(0, metadata=text))
         assert damaged.rule == 'metadata' and 'm.onnx' in damaged.message
     stated = '{"can_bus_orientation": "wwww"}'
     (found,) = bevformer_rules._orientation_rules('m.onnx', graph(-13, metadata=stated))
     assert found.rule == 'orientation'
+
+
+def bevformer_file(folder, *nodes):
+    """Write a graph of these nodes from `can_bus` (18,) to `y`; return the violations and the graph."""
+    record, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [size])
+        for name, size in (('can_bus', 18), ('y', 'N'))
+    )
+    opsets = [helper.make_opsetid('', 16), helper.make_opsetid('trt.plugins', 1)]
+    made = helper.make_graph(nodes, 'g', [record], [y])
+    made = helper.make_model(made, opset_imports=opsets, ir_version=8)
+    onnx.save(made, folder / f'{bevformer_rules.GRAPH}.onnx')
+    return check(folder)[0], made
+
+
+def test_the_record_is_read_by_any_kind_of_constant_and_in_bodies(tmp_path):
+    def gather(*index):
+        indices = helper.make_node('Constant', [], ['index'], value_ints=index)
+        return indices, helper.make_node('Gather', ['can_bus', 'index'], ['y'])
+
+    body = helper.make_graph(gather(2, 5), 'body', [], [helper.make_tensor_value_info('y', 1, [2])])
+    yes = helper.make_node('Constant', [], ['yes'], value=numpy_helper.from_array(np.array(True)))
+    branches = helper.make_node('If', ['yes'], ['y'], then_branch=body, else_branch=body)
+    for nodes, entries in ((gather(0, 3), {0, 3}), ((yes, branches), {2, 5})):
+        assert bevformer_rules.read_entries(bevformer_file(tmp_path, *nodes)[1]) == entries
+
+
+def test_a_damaged_bevformer_ends_in_a_violation(tmp_path):
+    plugin = helper.make_node('MultiScaleDeformableAttnTRT', ['can_bus'], ['y'], 'attn', domain='trt.plugins')
+    assert ('attn', 'count') in {(one.attribute, one.rule) for one in bevformer_file(tmp_path, plugin)[0]}
+    empty = helper.make_node('Constant', [], ['index'])
+    read = helper.make_node('Gather', ['can_bus', 'index'], ['y'])
+    assert bevformer_rules.read_entries(bevformer_file(tmp_path, empty, read)[1]) == set(range(18))
 
 
 @pytest.mark.parametrize('version', ['4.1', 'v4.1', 'v4.2', '4.10'])
