@@ -69,8 +69,9 @@ def check(
 
     Args:
         source: file or model.
-        max_voxels: most voxels of one sweep; an output bound below it is an error. None: the 160,000 of
-            the published test configs, as a warning.
+        max_voxels: most voxels of one sweep; an output bound below it is an error, or a warning behind a
+            stride, whose number of sites is another. None: the 160,000 of the published test configs, and
+            warnings alone.
         name: file name for a model that has none, e.g. 'lidar.backbone.xyz.onnx'.
 
     Raises:

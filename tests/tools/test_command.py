@@ -147,6 +147,7 @@ def test_usage_names_the_command_that_was_typed(capsys, words):
         (('run', '/nowhere.onnx', PICTURE), '/nowhere.onnx: no such ONNX file'),
         (('run', PICTURE, PICTURE), 'is not a readable ONNX file'),
         (('graph', 'check-folder', '/nowhere'), '/nowhere: no such folder'),
+        (('graph', 'check-folder', MODEL), 'atss_toy.onnx: is a file, expected the folder that it is in'),
         (('graph', 'check-folder', str(Path(MODEL).parent)), 'has no file of a contract; there are autoware'),
         (('kit', '--serve', 'x', '--port', '70000'), '--port 70000: expected 0'),
         (('kit', '--serve', 'x', '--zip'), '--zip: does not go with --serve'),

@@ -61,6 +61,15 @@ def test_a_broken_file_is_exit_status_one_and_names_the_node(unfused, tmp_path, 
     ]
 
 
+def test_long_names_of_nodes_are_printed_short(unfused, tmp_path, capsys):
+    model = onnx.load(unfused)
+    node_of(model, 'conv4').name = 'N' * 10**6
+    onnx.save_model(model, tmp_path / 'long.onnx')
+    assert main(['check-scn', str(tmp_path / 'long.onnx')]) == 1
+    printed = capsys.readouterr().out
+    assert 'N...' in printed and len(printed) < 20_000
+
+
 def test_strict_fails_on_warnings_and_max_voxels_on_the_bound(sparse, tmp_path):
     model = onnx.load(sparse)
     set_attribute(node_of(model, 'conv9'), 'output_bound', 150000)

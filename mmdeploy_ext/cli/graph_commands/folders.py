@@ -1,4 +1,7 @@
-"""`graph.py check-scn`, `check-folder`, `write-tables`: files of engines with computations of their own."""
+"""`graph.py check-scn`, `check-folder`, `write-tables`: files for programs that read ONNX in their own way.
+
+libspconv reads a sparse graph; the programs of `consumers` load a folder of graphs, and compute between them.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +29,23 @@ if TYPE_CHECKING:
 
 COMMANDS = Commands()
 LONGEST_MESSAGE = 1000
-"""Characters of a finding that are printed; names and texts of a file can be of any length."""
+"""Characters of a message, and of the names of its nodes, that are printed; a file can have more of both."""
 
 
 def contracts(attribute: str) -> dict[str, Any]:
     """Return name of a contract -> its entry in a dict of the modules `contract.py` of `consumers`.
 
     Args:
-        attribute: name of the dict. 'CONTRACTS' has functions that take a folder and return its violations,
-            and key -> path of its files; 'FILES' patterns of the files in a folder; 'TABLES' functions that
-            write the tables of a rig: they take a folder, the file of a calibration and the file to write,
-            and return name -> number of what they wrote.
+        attribute: name of the dict. Its entries are
+
+            - 'CONTRACTS': a function that takes a folder and returns two things, the list of its violations
+              and a dict, key -> path, of its files;
+            - 'FILES': patterns of the files in a folder, for `Path.glob`;
+            - 'TABLES': a function that writes the tables of a rig, which cell each point of the cameras is
+              added to. It takes an export's folder, the file of a calibration and the file to write, and
+              returns name -> number of what it wrote.
+
+            Folders and files are texts, as on the command line, or paths.
     """
     from mmdeploy_ext import consumers
 
@@ -53,8 +62,11 @@ def contracts(attribute: str) -> dict[str, Any]:
 def find_contract(args: argparse.Namespace, attribute: str) -> tuple[str, Any]:
     """Return the name of a contract and its entry in the dicts called `attribute`, see `contracts`.
 
-    The contract is that of --contract, or else the one with most files in the folder. UsageError: there is
-    no such contract, or none has a file there.
+    The contract is that of --contract; without it the only one that has an entry, whatever is in the folder,
+    or of several the one with most files there.
+
+    Raises:
+        UsageError: no contract with an entry has the name of --contract, or none of several has a file there.
     """
     entries = contracts(attribute)
     name = args.contract
@@ -64,10 +76,13 @@ def find_contract(args: argparse.Namespace, attribute: str) -> tuple[str, Any]:
         counts = {
             contract: sum(len(list(Path(args.folder).glob(pattern))) for pattern in patterns)
             for contract, patterns in contracts('FILES').items()
+            if contract in entries
         }
         name = max(counts, key=lambda contract: counts[contract])
         if not counts[name]:
             got = 'has no file of a contract' if Path(args.folder).is_dir() else 'no such folder'
+            if Path(args.folder).is_file():
+                got = 'is a file, expected the folder that it is in'
             raise UsageError(f'{args.folder}: {got}; there are {", ".join(entries)}, see --contract')
     if name not in entries:
         raise UsageError(f'--contract {name}: expected one of {", ".join(entries)}')
@@ -84,7 +99,8 @@ def _folder(text: str) -> tuple[AddArgument, AddArgument]:
     "Check a sparse graph against the rules of NVIDIA's libspconv engine",
     argument(
         '--max-voxels N',
-        'most voxels of one sweep: an output bound below it is an error (default: 160000, a warning)',
+        'most voxels of one sweep: a smaller output bound is an error, behind a stride a warning '
+        '(default: 160000, and only warnings)',
         type=int,
     ),
     argument('--strict', 'warnings fail, too'),
@@ -133,7 +149,7 @@ def _judge(
 
 
 def _print_violations(violations: Sequence[Violation], console: Console) -> None:
-    """Print violations as a table, equal ones in a row."""
+    """Print violations as a table; those that differ in the node alone, or in the file, share a row."""
     from rich import box
     from rich.table import Table
 
@@ -146,9 +162,11 @@ def _print_violations(violations: Sequence[Violation], console: Console) -> None
         nodes_of.setdefault((entry.severity, entry.rule, entry.message), []).append(entry.node or 'file')
     for (severity, rule, message), nodes in nodes_of.items():
         mark = f'[{colours[severity]}]{severity}[/]'
-        if len(message) > LONGEST_MESSAGE:
-            message = f'{message[:LONGEST_MESSAGE]}...'
-        table.add_row(mark, escape(', '.join(nodes)), rule, escape(message))
+        texts = [
+            f'{text[:LONGEST_MESSAGE]}...' if len(text) > LONGEST_MESSAGE else text
+            for text in (', '.join(nodes), message)
+        ]
+        table.add_row(mark, escape(texts[0]), rule, escape(texts[1]))
     console.print(table)
 
 
