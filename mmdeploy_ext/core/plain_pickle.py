@@ -21,11 +21,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 PLAIN_TYPE = re.compile(r'(b1|[iu][1248]|f(2|4|8|16)|c(8|16|32)|[SU]\d{1,9}|O[48]?)')
-"""Types of arrays that are read: NumPy's own of a fixed size, and objects, which are plain values again."""
+"""Names of the types of arrays that are read: truth values, numbers, texts of a fixed size, and objects.
+
+The objects are plain values again."""
 
 
 class StoredType:
-    """Stand for a `numpy.dtype` of a pickle, whose own state could claim that raw bytes are objects."""
+    """Stand for a `numpy.dtype` of a pickle: its name and its byte order.
+
+    NumPy would take the rest of its state from the pickle, too, which could claim that raw bytes are objects.
+    """
 
     def __init__(self, name: Any, *flags: Any) -> None:
         """Take the arguments of `numpy.dtype`."""
@@ -56,9 +61,10 @@ class StoredArray:
 def loads(content: bytes) -> Any:
     """Return what a pickle holds: numbers, texts, bytes, containers, arrays, numbers and types of NumPy.
 
-    Arrays are copies that can be written to. Types of NumPy among the keys of a dict or in a set stay
-    `StoredType`, and so does what a tuple holds that is in itself through a list; a class of `STAND_INS` as a
-    value is a function. Infos have none of these.
+    Arrays are copies that can be written to. Complex numbers of Python are refused, those of NumPy are read.
+    Two things that infos do not have come back in another form: an array or a type of NumPy that is a key of
+    a dict, in a set, or in a tuple that contains itself stays a `StoredArray` or `StoredType`; and a name of
+    `STAND_INS` that is a value, such as the class `set` itself, is a function.
 
     Raises:
         DataError: it names something else than containers and arrays, and might run code; or an array in it
@@ -81,7 +87,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _array(content: Any, stored: Any, shape: Any, order: str) -> np.ndarray:
-    """Return the array of raw bytes in an order, or of a list of objects, which is always in C's."""
+    """Return the array of raw bytes in an order, 'C' or 'F', or of a list of objects, whose order is C's."""
     if not isinstance(stored, StoredType):
         raise DataError('has an array without a type; it is damaged')
     dtype = stored.dtype()
@@ -187,7 +193,7 @@ class _Plain:
 
 
 def _by_length(length: int | None) -> bytes:
-    """Return a class of a regular expression: opcodes whose argument is so long; None: those without one."""
+    """Return the regular expression of the opcodes whose argument has `length` bytes; None: has none."""
     codes = [
         op.code.encode('latin1')
         for op in pickletools.opcodes
@@ -196,19 +202,23 @@ def _by_length(length: int | None) -> bytes:
     return b'[' + b''.join(map(re.escape, codes)) + b']'
 
 
-SHORT = b'|'.join(
-    [_by_length(None), *(_by_length(size) + b'.{%d}' % size for size in (1, 2, 4, 8))]
-)  # most opcodes
-LENGTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4}
-LENGTHS |= {pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}
-"""Kind of an argument -> bytes of the number before it that is its length."""
+SHORT = b'|'.join([_by_length(None), *(_by_length(size) + b'.{%d}' % size for size in (1, 2, 4, 8))])
+"""Regular expression of one opcode with an argument of a fixed length, or without one: most of them."""
+LENGTHS = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+"""Kind of an argument that begins with its length -> number of bytes that hold the length."""
 LONG = {
     op.code.encode('latin1')[0]: LENGTHS.get(op.arg.n, 0)
     for op in pickletools.opcodes
     if op.arg and op.arg.n < 0
 }
-"""Opcode with an argument of any length -> bytes of its length, 0 for a line of text."""
+"""Opcode with an argument of any length -> number of bytes that hold the length; 0 for a line of text."""
 PUT, TWO_LINES, MOST_DIGITS = b'p'[0], b'ci', 20
+"""Opcode that numbers an object by a line of text, opcodes with two lines, and digits of such a number."""
 
 
 def _up_to(largest: int) -> bytes:
@@ -233,7 +243,7 @@ def _check_memo(content: bytes) -> None:
     while True:
         place = short.match(content, place).end()
         opcode = content[place : place + 1]
-        if opcode == b'r':
+        if opcode == b'r' and place + 5 <= len(content):  # else the reader reports that it is cut off
             raise DataError('numbers an object higher than there are bytes; it is damaged')
         if not opcode or opcode[0] not in LONG:
             return  # the end, or what the reader refuses

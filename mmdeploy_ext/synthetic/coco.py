@@ -182,7 +182,8 @@ def ensure_toy_coco(
         train_images: number of pictures in `train2017`.
         val_images: number of pictures in `val2017`.
         size: (H, W) of all pictures; None mixes `SIZES`.
-        force: replace a generated set at `root` with any parameters; other folders are never replaced.
+        force: replace a generated set at `root`, whether its parameters are these or others; other folders
+            are never replaced.
         quiet: show no progress bar.
 
     Returns:

@@ -1,12 +1,12 @@
 """A generated drive in nuScenes' format: `mm2onnx synthetic nuscenes --root data/toy_nuscenes`.
 
 A car with six cameras and a LiDAR drives over a plane among boxes of the ten detection classes, each class
-with a hue and a pattern of its own; boxes hide each other, cameras drop out for single key frames. Version
-`v1.0-trainval`, all tables of the devkit, scene names from its own train and val lists.
+with a hue and a pattern of its own; boxes hide each other, and a camera that drops out does so for one key
+frame. Version `v1.0-trainval`, all tables of the devkit, scene names from the devkit's train and val lists.
 
-Every scene has random streams of its own, seeded by (seed, scene name): equal parameters give equal bytes,
-however often the run was interrupted and with however many processes it ran. (Equal bytes also need the same
-builds of NumPy and OpenCV.)
+Every scene has random streams of its own, seeded by (seed, scene name); its number in the set decides on its
+times and its map. Equal parameters give equal bytes, however often the run was interrupted and with however
+many processes it ran. (Equal bytes also need the same builds of NumPy and OpenCV.)
 """
 
 import argparse
@@ -25,6 +25,7 @@ from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import read_json, write_json
 from mmdeploy_ext.synthetic import staging
 from mmdeploy_ext.synthetic.nuscenes_scene import (
+    MAX_FRAMES,
     Record,
     ScenePlan,
     SetOptions,
@@ -35,7 +36,7 @@ from mmdeploy_ext.synthetic.nuscenes_scene import (
 from mmdeploy_ext.synthetic.nuscenes_sensors import CAMERAS, LIDAR
 
 WORLD = 2
-"""Version of the world; raise it when the same seed gives other pictures, so that older sets are refused."""
+"""Version of the generator; raise it when equal parameters give other files: older sets are refused then."""
 VERSION = 'v1.0-trainval'
 """Folder of the tables."""
 MAP_CELL_M = 0.1
@@ -49,7 +50,11 @@ OPTIONS = (
     ('--seed', None, None),
     ('--image-size', ('W', 'H'), None),
     ('--sweeps', 'N', 'LiDAR sweeps between two key frames (default: %(default)s)'),
-    ('--drop-share', 'P', 'chance that a good camera is dark or dazzled next (default: %(default)s)'),
+    (
+        '--drop-share',
+        'P',
+        'chance that a camera is dark or dazzled in a key frame after a good one (default: %(default)s)',
+    ),
 )
 """Name, metavar and help of the options on the command line, in the order of the fields of `SetOptions`."""
 
@@ -62,6 +67,8 @@ def check_options(options: SetOptions) -> None:
             raise UsageError(
                 f'--{name.replace("_", "-")}: got {getattr(options, name)}, expected {minimum} or more'
             )
+    if options.frames > MAX_FRAMES:
+        raise UsageError(f'--frames: got {options.frames}, expected at most {MAX_FRAMES}, ten minutes')
     width, height = options.image_size
     if min(width, height) < 32:
         raise UsageError(f'--image-size: got {width} {height}, expected at least 32 pixels each')
@@ -114,7 +121,10 @@ def _write_scenes(root: Path, scene_plans: list[ScenePlan], jobs: int) -> Iterat
 
 
 def _write_map(path: Path, poses: list[Record]) -> None:
-    """Draw the road of the car, 16 m wide, white on black, 0.1 m a pixel, the origin at the lower left."""
+    """Draw the road of the car, 16 m wide, white on black, 0.1 m a pixel, the origin at the lower left.
+
+    A scene starts far from the origin, see `START_XY`; what a very long one drives below 0 is left out.
+    """
     positions = np.array([pose['translation'][:2] for pose in poses])
     columns, rows = (np.ceil((positions.max(0) + 2 * ROAD_M) / MAP_CELL_M)).astype(int)
     mask = np.zeros((rows, columns), np.uint8)
@@ -160,14 +170,16 @@ def ensure_toy_nuscenes(
         root: folder of the set; it is written atomically.
         options: what decides on the content; None takes the defaults.
         jobs: processes that write scenes; 1 writes them in this process.
-        force: replace a generated set at `root` with any parameters; other folders are never replaced.
+        force: replace a generated set at `root`, whether its parameters are these or others; other folders
+            are never replaced.
         quiet: show no progress bar.
 
     Returns:
         True if the set was made, False if it existed.
 
     Raises:
-        DataError: `root` is another folder, or a set with other parameters.
+        DataError: `root` is another folder, the working directory, or, without `force`, a set that has other
+            parameters or lost files.
         UsageError: a parameter is out of range.
     """
     options = options or SetOptions()

@@ -3,7 +3,9 @@
 The tables have the schema of nuscenes-devkit 1.x.
 """
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -51,11 +53,11 @@ ATTRIBUTES = (
 VISIBILITIES = {'1': 'v0-40', '2': 'v40-60', '3': 'v60-80', '4': 'v80-100'}
 """Token -> level of the table `visibility`: percent of an object that is visible."""
 LOCATIONS = ('singapore-onenorth', 'boston-seaport')
-"""Maps, of scenes by turns."""
+"""Names of the maps; scenes have one and the other by turns."""
 
 
 def token(*parts: object) -> str:
-    """Return a token of 32 hexadecimal digits, the hash of some parts."""
+    """Return a token of 32 hexadecimal digits, the hash of the texts of `parts`."""
     return hashlib.blake2b('/'.join(map(str, parts)).encode(), digest_size=16).hexdigest()
 
 
@@ -76,9 +78,10 @@ def fixed_tables() -> dict[str, list[Record]]:
 
 
 def visibility_token(visible: int, projected: int) -> str:
-    """Return the row of the visibility table, a key of `VISIBILITIES`, for an object's numbers of pixels.
+    """Return the token of the row of the visibility table for an object, a key of `VISIBILITIES`.
 
-    `visible` are those that are seen in all cameras, `projected` also those behind other objects.
+    `visible` is the number of its pixels in all cameras together, `projected` what it would be if no other
+    object hid it.
     """
     share = visible / max(projected, 1)
     return str(1 + int(np.searchsorted([0.4, 0.6, 0.8], share, side='right')))
@@ -165,7 +168,7 @@ def annotation(
         thing: the object.
         time_s: time of the key frame, in seconds since the start of the scene.
         visibility: token of the row of the visibility table.
-        lidar_points: number of points on the object.
+        lidar_points: number of points on the object, as it is written.
     """
     xy, yaw = thing.pose(time_s)
     attribute = attribute_name(thing)
@@ -186,7 +189,7 @@ def annotation(
 
 
 def instances(annotations: list[Record], things: tuple[Thing, ...], scene: str) -> list[Record]:
-    """Return the records of the annotated objects, and link the annotations of each, in place.
+    """Return the rows of the table `instance`, of annotated objects; link the annotations of each, in place.
 
     Args:
         annotations: all of the scene, in the order of time.
@@ -222,8 +225,10 @@ FIRST_TIMESTAMP_US = 1_531_000_000_000_000
 """When the first scene begins, microseconds."""
 SCENE_GAP_US = 600_000_000
 """Between the beginnings of two scenes, microseconds."""
+MAX_FRAMES = round(SCENE_GAP_US / (KEY_FRAME_S * 1e6))
+"""Key frames of a scene that ends before the next one begins; loaders sort all frames of a set by time."""
 MIN_PIXELS_SHARE = 1e-4
-"""Share of a picture's pixels from which on an object counts as visible."""
+"""Pixels of an object, in all cameras together, as a share of one picture's, from which on it is visible."""
 VISIBLE_FOR_FRAMES = 2
 """Number of key frames for which a hidden object stays annotated after it was visible."""
 
@@ -234,11 +239,12 @@ class SetOptions:
 
     Attributes:
         train_scenes, val_scenes: numbers of scenes.
-        frames: key frames per scene.
+        frames: key frames per scene, at 2 Hz.
         seed: seed of the set.
         image_size: (W, H), px.
-        sweeps: LiDAR sweeps between two key frames.
-        drop_share: chance that a good camera drops out in the next key frame.
+        sweeps: LiDAR sweeps between two key frames, evenly in time; cameras have key frames alone.
+        drop_share: chance that a camera that is good in a key frame drops out in the next one; it never does
+            twice in a row. What it would see is annotated all the same.
     """
 
     train_scenes: int = 32
@@ -282,7 +288,7 @@ class Scene:
 
     @property
     def key(self) -> str:
-        """Part of all tokens of the scene."""
+        """First part of what all tokens of the scene are hashes of."""
         return f'{self.plan.seed}/{self.plan.name}'
 
     @property
@@ -375,19 +381,32 @@ def _write_frames(root: Path, scene: Scene) -> _Records:
         is_annotated = is_visible[max(frame - VISIBLE_FOR_FRAMES, 0) : frame + 1].any(0)
         for index, *pixels, points in zip(active, visible, projected, counts, strict=True):
             if is_annotated[index]:
+                # at least 1: nuScenes' metrics and training pipelines leave out objects without a point
                 visibility, points = visibility_token(*pixels), max(int(points), 1)
                 record = annotation(scene.key, sample, index, things[index], time_s, visibility, points)
                 records.sample_annotation.append(record)
     return records
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let OpenCV use one thread inside the block: each of several processes writes a scene."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+
+
+@_one_thread()
 def write_scene(root: Path, plan: ScenePlan) -> dict[str, list[Record]]:
     """Write the files of a scene below `root` and return table -> its records.
 
-    The tables, such as `scene` and `sample_annotation`, are nuScenes'; those of a set are `fixed_tables` and
-    those of its scenes, concatenated.
+    The folders of the channels have to exist. The tables, such as `scene` and `sample_annotation`, are
+    nuScenes'; a set has `fixed_tables`, those of its scenes, concatenated, and `map`. Sweeps are files of
+    the points of `measure_sweep`.
     """
-    cv2.setNumThreads(1)
     scene = make_scene(plan)
     records = _write_frames(root, scene)
     link(records.sample)

@@ -2,11 +2,12 @@
 
 Sources, by the prefix of their keys: mit-han-lab's BEVFusion (`encoders.lidar.backbone.`), the published
 CenterPoint (`backbone.`, det3d names), mmdet3d (`pts_middle_encoder.`, `middle_encoder.`), any other prefix
-of a single backbone in the file, or no prefix; as a state dict, in `{'state_dict': ...}`, or as a module that
-NVIDIA's PTQ scripts pickled (`pickled`), whose batch normalisation may already be folded (`folded`).
+if the file has one backbone, or no prefix if it has nothing else; as a state dict, in
+`{'state_dict': ...}`, or as a module that NVIDIA's PTQ scripts pickled (`pickled`), whose batch normalisation
+may already be folded (`folded_norms`). Keys are meant without the `module.` that wrappers add.
 
-`load_state_dict` is not used: mmdet3d replaces that of spconv's modules by one that permutes every kernel
-unless the state dict still has the version that torch keeps beside it.
+`load_state_dict` is not used: mmdet3d replaces that of spconv's modules by one that permutes every kernel of
+a state dict without the version number that torch keeps in its `_metadata`.
 """
 
 import collections
@@ -42,10 +43,12 @@ class LoadReport:
         layouts: key of a kernel in the module -> its layout in the file.
         folded: paths of batch normalisations that are folded into the convolution before them in the file.
         ranges: '<module path>._input_quantizer' -> () float32, '<module path>._weight_quantizer' -> (O,)
-            float32, one for each output channel: amax of a PTQ file; module paths are those of the loaded
-            module.
+            float32, one for each output channel: amax of a PTQ file, in the unit of the tensor; module paths
+            are those of the loaded module. Values and their number are as in the file, (n,) if it has
+            others: `sparse.ranges.from_amax` checks them.
         rest: whether the model's other weights are 'loaded' or 'absent'; '' if it has no others.
-        unused: keys of the file that were not loaded.
+        unused: keys of the file that belong neither to the backbone, with its quantisers, nor to the model's
+            other weights.
     """
 
     path: str
@@ -82,7 +85,7 @@ class Source:
     Attributes:
         path: path of the file.
         form: 'state dict' or 'pickled module'.
-        weights: name -> tensor.
+        weights: key in the file, without the `module.` of wrappers -> tensor, on the CPU.
     """
 
     path: str
@@ -91,7 +94,10 @@ class Source:
 
 
 def read_source(path: str | Path) -> Source:
-    """Read a file of weights; a pickled module is read without running its code."""
+    """Read a file of weights; a pickled module is read without running its code.
+
+    CheckpointError: the file is missing, damaged, or holds no weights.
+    """
     try:
         return Source(str(path), 'state dict', load_checkpoint(path).state_dict)
     except CheckpointError as error:
@@ -106,6 +112,8 @@ def load_model(
 ) -> LoadReport:
     """Load a detector from a file in place, or only its sparse backbone if the file has no other weights.
 
+    BatchNorms that are folded in the file add the bias of their convolution there, and do nothing else.
+
     Args:
         path: any of the sources above.
         model: the detector, or the backbone itself, on spconv 2 or mmcv.ops.
@@ -113,9 +121,10 @@ def load_model(
         weight_layout: layout of the kernels in the file: 'auto', 'spconv1', 'spconv2' or 'spconv2-rskc'.
 
     Raises:
-        CheckpointError: those of `read_source`; a file of a dense or other network, missing or unexpected
-            keys, shapes or layouts that do not fit, an undecided layout, values that are not finite; or only
-            some of the model's other weights.
+        CheckpointError: `read_source` refuses the file; or it is of a dense or another network, lacks keys of
+            the backbone or has others behind its prefix, has shapes or layouts that do not fit, a layout that
+            its shapes leave open, values that are not finite, or some but not all of the model's other
+            weights; or the model has no sparse convolution. Nothing was changed then.
         UsageError: unknown layout.
     """
     source = read_source(path)
@@ -163,7 +172,8 @@ def _find_prefix(source: Source, kernels: Sequence[layouts.Kernel]) -> str:
     sparse = [key for key, value in source.weights.items() if value.ndim in ndim]
     if not sparse:
         raise CheckpointError(
-            f'{source.path}: holds {len(source.weights)} tensors and no 5-D kernel: a dense network, or a '
+            f'{source.path}: holds {len(source.weights)} tensors and no kernel of '
+            f'{" or ".join(map(str, sorted(ndim)))} axes: a dense network, or a '
             f'head without its sparse backbone; expected e.g. {kernels[0].key} of shape '
             f'{kernels[0].shape("spconv1")} or {kernels[0].shape("spconv2")}'
         )
@@ -181,7 +191,7 @@ def _find_prefix(source: Source, kernels: Sequence[layouts.Kernel]) -> str:
             f'e.g. {kernels[0].key} behind some prefix. Use the config of this checkpoint'
         )
     (prefix, count), *rest = counts.most_common(2)
-    if rest and rest[0][1] == count > 1:
+    if rest and rest[0][1] == count and (count > 1 or len(kernels) == 1):
         raise CheckpointError(
             f'{source.path}: holds two backbones, {prefix}* and {rest[0][0]}*, that fit equally; save '
             f'the one that is meant as {{"state_dict": ...}}'
@@ -198,7 +208,8 @@ def _check_weights(
     skip_shapes: Iterable[str] = (),
 ) -> None:
     """Raise CheckpointError unless the weights fit a module by names and shapes, and are finite floats."""
-    compared = {key: value for key, value in weights.items() if key not in set(skip_shapes)}
+    skipped = set(skip_shapes)
+    compared = {key: value for key, value in weights.items() if key not in skipped}
     missing = [key for key in parameters if key not in weights and not key.endswith(COUNTER)]
     if problems := misfits(parameters, compared, missing, sorted(unexpected)):
         raise CheckpointError(

@@ -1,9 +1,9 @@
 """`python -m projects.toydata.bevformer`: trains BEVFormer's toy on the generated drives.
 
-BEVFormer of this project runs at test time; this trains the small model alone, so that metrics of its files
-mean something. The backbone is StreamPETR's toy's and stays as it is: its maps are computed once. Scenes run
-side by side, each with its last bird's-eye view, through which nothing is learned back in time. The loss is
-that of DETR: one-to-one matching, focal loss, L1 distance of box codes.
+BEVFormer of this project has no loss; here the toy gets one, so that metrics of its files mean something. The
+backbone is that of StreamPETR's toy and is not trained: its maps are computed once. Two scenes run side by
+side, each with its last bird's-eye view, through which no gradient goes back in time. The loss is that of
+DETR: one-to-one matching, focal loss, L1 distance of box codes.
 
 Source of costs and factors: fundamentalvision/BEVFormer 66b65f3, `projects/configs/bevformer/*.py`.
 """
@@ -36,9 +36,10 @@ BACKBONE = 'demo/checkpoints/stream_petr_toy.pth'
 SLOTS = 2
 """Scenes side by side: frames of an iteration."""
 CLASS_WEIGHT, BOX_WEIGHT, ALPHA, GAMMA = 2.0, 0.25, 0.25, 2.0
-"""Factors of the losses, which are those of the matching's costs, and constants of the focal loss."""
+"""Factors of the focal loss and of the L1 distance, in the loss and in the costs of matching; and the focal
+loss's own constants."""
 RATE, WARMUP, LARGEST_GRADIENT = 1e-3, 50, 10.0
-"""Largest rate of AdamW, iterations in which it rises, and the norm to which gradients are cut."""
+"""Largest learning rate of AdamW, iterations in which it rises to that, and largest norm of the gradients."""
 
 
 @dataclasses.dataclass
@@ -46,11 +47,12 @@ class Moment:
     """One frame as training takes it.
 
     Attributes:
-        maps: feature maps of the backbone, per level (N, C, h, w) of N cameras.
-        lidar2img: (N, 4, 4), LiDAR frame to pixels times depth.
-        record: can_bus (18,) of the frame, with the car's pose in the map.
-        codes: box codes of the objects (n, 10): x, y, log width, log length, z, log height, sine and cosine
-            of the yaw, velocity in x and y.
+        maps: feature maps of the backbone, per level (N, C, h, w) float32 of N cameras.
+        lidar2img: (N, 4, 4), LiDAR frame to pixels of the network input, times depth.
+        record: can_bus (18,) of the frame, with the car's pose in the map, see `bev_motion.can_bus_record`.
+        codes: box codes of the objects (n, 10) float32 in the LiDAR frame, metres, m/s: x, y, log width, log
+            length, z of the centre, log height, sine and cosine of the yaw of mmdet3d 0.17, velocity in x and
+            y.
         labels: (n,) int64 classes of the objects.
     """
 
@@ -62,7 +64,10 @@ class Moment:
 
 
 def start_values(model: nn.Module, seed: int) -> None:
-    """Set the weights with which training begins: offsets that point around, small box branches."""
+    """Set the weights with which training begins, all but the backbone's, and torch's seed.
+
+    Sampling points lie around their reference (`point_around`), scores are 0.01, boxes near their reference.
+    """
     torch.manual_seed(seed)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and not name.startswith('img_backbone'):
@@ -84,7 +89,11 @@ def start_values(model: nn.Module, seed: int) -> None:
 
 
 def point_around(attention: nn.Module) -> None:
-    """Let the heads of a deformable attention look into as many directions, each point one step farther."""
+    """Set the sampling offsets of a deformable attention: a direction for each head, a step for each point.
+
+    The directions are evenly around the reference. Point p of every level is p + 1 steps away; a step is one
+    cell along the axis that is nearer to the direction.
+    """
     heads = attention.num_heads
     angles = torch.arange(heads) * (2 * math.pi / heads)
     ways = torch.stack([angles.cos(), angles.sin()], -1)
@@ -101,11 +110,13 @@ def point_around(attention: nn.Module) -> None:
 def targets_of(info: Mapping[str, Any], classes: Sequence[str], pc_range: Sequence[float]) -> tuple:
     """Return box codes (n, 10) and labels (n,) of the objects of a frame, see `Moment`.
 
-    The yaw is that of mmdet3d 0.17. Objects outside of the range, without a LiDAR point and of other classes
-    are left out.
+    Objects whose centre is outside of the range in x or y, as upstream whatever their z, objects without a
+    LiDAR point and those of other classes are left out. (In generated drives all have one.)
 
     Args:
-        info: with `gt_boxes` (m, 7), `gt_names`, `num_lidar_pts`, `gt_velocity` (m, 2), in the LiDAR frame.
+        info: with `gt_boxes` (m, 7): centre x, y, z, length, width, height in metres and the yaw of mmdet3d
+            1.x; `gt_names`, `num_lidar_pts` (m,), `gt_velocity` (m, 2), m/s; in the LiDAR frame. A velocity
+            that is NaN counts as 0.
         classes: names, in the order of the labels.
         pc_range: lowest x, y, z and highest x, y, z, in metres.
     """
@@ -122,10 +133,10 @@ def targets_of(info: Mapping[str, Any], classes: Sequence[str], pc_range: Sequen
 
 
 def read_scenes(model: nn.Module, infos: Path, rule: Any, classes: Sequence[str]) -> list[list[Moment]]:
-    """Return the frames of every scene, in their order.
+    """Return the frames of every scene in the order of time; scenes are in the order of the infos.
 
     Args:
-        model: detector whose backbone computes the maps.
+        model: detector on the CPU, whose backbone computes the maps.
         infos: the info file, a pickle.
         rule: the rig's rule of preprocessing, `BevFormerFamily.preprocess_rule`.
         classes: names, in the order of the labels.
@@ -143,7 +154,7 @@ def read_scenes(model: nn.Module, infos: Path, rule: Any, classes: Sequence[str]
 
 
 def focal_terms(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the focal losses of every logit, in its shape: as the right class, and as a wrong one."""
+    """Return two focal losses of every logit, in its shape: if its class is the right one, and if not."""
     scores = logits.sigmoid()
     right = -nn.functional.logsigmoid(logits) * ALPHA * (1 - scores) ** GAMMA
     wrong = -nn.functional.logsigmoid(-logits) * (1 - ALPHA) * scores**GAMMA
@@ -151,7 +162,7 @@ def focal_terms(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def layer_loss(logits: Tensor, boxes: Tensor, moment: Moment, weights: Tensor) -> Tensor:
-    """Return the loss of a decoder layer per object of the frame.
+    """Return the loss of a decoder layer, a number: the sum over all queries, divided by the objects' number.
 
     Args:
         logits: (R, K) of R queries and K classes.
@@ -192,7 +203,7 @@ def frame_loss(model: nn.Module, moment: Moment, last: tuple | None, size: tuple
 
 
 def endless(scenes: list[list[Moment]], seed: int) -> Iterator[tuple[Moment, bool]]:
-    """Yield the frames of scenes in random order, each with whether it begins a scene."""
+    """Yield the frames of one random scene after the other, each with whether it begins a scene."""
     rng = random.Random(seed)
     for _ in itertools.count():
         for number, moment in enumerate(rng.choice(scenes)):
@@ -210,6 +221,8 @@ def train(
         size: height and width of the pictures.
         iterations: number of steps of the optimiser, each of `SLOTS` frames.
         seed: of the order of the scenes.
+
+    The mean loss of 50 iterations is printed. Dropout is on if the model is in training mode.
     """
     parameters = [value for name, value in model.named_parameters() if not name.startswith('img_backbone')]
     parameters = [value for value in parameters if value.requires_grad]
@@ -242,10 +255,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--out', required=True, type=Path, help='checkpoint to write')
     parser.add_argument('--iterations', type=int, default=420)
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument(
-        '--begin-with', help='checkpoint of an earlier run, from whose weights this one goes on'
-    )
+    text = 'checkpoint of an earlier run, with whose weights this one begins; the optimiser begins anew'
+    parser.add_argument('--begin-with', help=text)
     args = parser.parse_args(argv)
+    if args.iterations < 1:
+        parser.error(f'--iterations {args.iterations}: expected 1 or more')
     args.out.parent.mkdir(parents=True, exist_ok=True)  # now, not after the training
     compat.apply()
     cfg = load_config(CONFIG)

@@ -100,6 +100,8 @@ def test_one_command_trains_the_toy(infos, tmp_path):
     from projects.toydata import bevformer
 
     out = tmp_path / 'trained.pth'
+    with pytest.raises(SystemExit):
+        bevformer.main(['--out', str(out), '--iterations', '0'])
     train_infos = str(infos).replace('_val.pkl', '_train.pkl')
     assert bevformer.main(['--infos', train_infos, '--out', str(out), '--iterations', '2']) == 0
     trained, kept = (torch.load(path, weights_only=True)['state_dict'] for path in (out, CHECKPOINT))

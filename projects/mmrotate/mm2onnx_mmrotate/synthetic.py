@@ -239,7 +239,8 @@ def ensure_toy_dota(
         seed: seed of the set; together with the following two it decides on the content.
         train_images: number of pictures in `train`.
         val_images: number of pictures in `val`.
-        force: replace a generated set at `root` with any parameters; other folders are never replaced.
+        force: replace a generated set at `root`, whether its parameters are these or others; other folders
+            are never replaced.
         quiet: show no progress bar.
 
     Returns:

@@ -174,6 +174,11 @@ def test_numbers_of_objects_that_would_take_all_memory_are_refused(content):
         plain_pickle.loads(content)
 
 
+def test_a_pickle_that_ends_in_the_number_of_an_object_is_said_to_be_cut_off():
+    with pytest.raises(pickle.UnpicklingError, match='truncated'):
+        plain_pickle.loads(b'\x80\x02]r\x00\x01')
+
+
 @pytest.mark.parametrize('size', [9, 255, 256, 0x1234, 0x12FFFF, 0x1000000, 2**32 - 1, 2**40])
 def test_numbers_of_objects_are_allowed_up_to_the_number_of_bytes(size):
     allowed = re.compile(plain_pickle._up_to(size), re.DOTALL)

@@ -207,7 +207,7 @@ def test_kernels_of_mmcv_ops_are_those_of_spconv_1(tmp_path):
 
 def test_a_dense_checkpoint_is_refused_as_one(tmp_path):
     path = save({'conv1.weight': torch.zeros(8, 3, 3, 3), 'bn1.weight': torch.zeros(8)}, tmp_path)
-    with pytest.raises(CheckpointError, match=r'2.*5-D.*conv_input.0.weight'):
+    with pytest.raises(CheckpointError, match=r'2.*no kernel of 5 axes.*conv_input.0.weight'):
         load_model(path, NETS['second']())
 
 
@@ -271,6 +271,11 @@ def test_two_backbones_in_one_file_are_not_chosen_between(tmp_path):
     twice = {f'{prefix}.{key}': value for prefix in ('student', 'teacher') for key, value in state.items()}
     with pytest.raises(CheckpointError, match=r'student\.\*.*teacher\.\*'):
         load_model(save(twice, tmp_path), NETS['second']())
+    module = torch.nn.Module()
+    module.conv = spconv.SubMConv3d(3, 5, 3, bias=False)
+    twice = {f'{prefix}.conv.weight': torch.zeros(3, 3, 3, 3, 5) for prefix in ('student', 'teacher')}
+    with pytest.raises(CheckpointError, match=r'student\.\*.*teacher\.\*'):
+        load_model(save(twice, tmp_path), module)
 
 
 # ---- whole models

@@ -294,10 +294,15 @@ def test_the_devkit_gives_the_ground_truth_itself_map_and_nds_1(nusc, tmp_path):
 
 
 def test_equal_options_give_equal_bytes_on_any_number_of_processes(tmp_path):
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    threads = cv2.getNumThreads()
     for name, jobs in (('one', 1), ('two', 2)):
         toy.ensure_toy_nuscenes(tmp_path / name, TINY, jobs=jobs, quiet=True)
     other = toy.SetOptions(1, 1, 2, seed=4, image_size=(48, 32))
     toy.ensure_toy_nuscenes(tmp_path / 'other', other, jobs=1, quiet=True)
+    assert cv2.getNumThreads() == threads
+    cv2.setNumThreads(before)
     one, two, rest = (file_hashes(tmp_path / name) for name in ('one', 'two', 'other'))
     assert one == two
     assert not {one[name] for name in one if name.endswith(('.jpg', '.bin'))} & set(rest.values())
@@ -359,6 +364,7 @@ def test_an_interrupted_run_resumes_with_the_scenes_it_had(tmp_path, monkeypatch
         (['--val-scenes', '0'], '--val-scenes: got 0'),
         (['--val-scenes', '151'], '--val-scenes: got 151, expected at most 150'),
         (['--frames', '1'], '--frames: got 1'),
+        (['--frames', '1201'], '--frames: got 1201, expected at most 1200'),
         (['--image-size', '16', '200'], '--image-size: got 16 200'),
         (['--drop-share', '2'], '--drop-share: got 2.0'),
         (['--jobs', '0'], '--jobs: got 0'),
