@@ -1,4 +1,4 @@
-"""`lint.py`: run a model once under observation and report what an export of it will get wrong."""
+"""`lint.py`: run a model under observation and report what an export of it will get wrong."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ IMAGE_OPTIONS = ('input_img', 'shape', 'dynamic_export', 'postprocess')
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = cli.ArgumentParser(
-        description='Run a model once under observation and say, with lines of code, what an export of it '
-        'will get wrong and what to write instead. Exit status 1 when there is an error among it.'
+        description='Run a model under observation and say, with lines of code, what an export of it will '
+        'get wrong and what to write instead. Exit status 1 when there is an error among it.'
     )
     shared.add_model_arguments(parser)
     add = cli.adder(parser)
@@ -36,9 +36,15 @@ def build_parser() -> argparse.ArgumentParser:
     add('--shape N...', 'height and width (default: from the test pipeline)', type=int)
     add(
         '--dynamic-export',
-        'sizes will differ: pitfalls of sizes count (default: sizes stay those of the example)',
+        'sizes will differ, so what depends on them is reported; runs a larger picture, too '
+        '(default: all sizes stay those of the picture)',
     )
-    add('--postprocess', 'form (default: full)', 'full', choices=('full', 'decode', 'raw'))
+    add(
+        '--postprocess',
+        'how much of the post-processing is in the graphs (default: full)',
+        'full',
+        choices=('full', 'decode', 'raw'),
+    )
     add(
         '--exporter',
         'exporter that severities are for, and that is tried (default: torchscript)',
@@ -51,14 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
         "observe the detector's own simple_test instead, with its post-processing; tries no export",
     )
     add('--no-export', 'observe only; try no export')
-    add('--notes', 'show what the exporter gets right, too')
+    add('--notes', 'also show findings that the exporter handles')
     add('--json FILE', 'also write what was found as JSON')
     cli.add_debug_option(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Observe every stage or graph of a model, print the findings, and write them to --json: 1 on errors."""
+    """Observe the stages of a model's graphs, print the findings, and write them to --json: 1 on errors."""
     cli.wait_passively()
     compat.apply()
     from mmdeploy_ext.exporting import deployment as deploy
@@ -74,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
     def check(_cfg: object, family: Family, _model: object) -> None:
         if family.samples != 'images':
-            reason = "streaming and LiDAR models do not have it; graphs and sizes are the config's"
+            reason = 'streaming and LiDAR models do not have it; their config decides on graphs and sizes'
             shared.refuse_options(args, build_parser(), IMAGE_OPTIONS, reason)
 
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
@@ -92,33 +98,42 @@ def run(args: argparse.Namespace) -> int:
 def lint(
     deployment: Deployment, args: argparse.Namespace, exporters: Sequence[str], shape: tuple[int, int]
 ) -> Iterator[Report]:
-    """Yield a report per stage or graph.
+    """Yield a report of each part, see `lint_parts.parts_of`: a stage, or a graph of one stage.
+
+    A part runs under observation on its example, with --dynamic-export also on a larger one; then each
+    exporter exports it for trial, without --no-export and --upstream.
 
     Args:
         deployment: the trained model.
         args: parsed arguments of the command line.
-        exporters: names of the exporters that severities are for, and that are tried.
-        shape: height and width of the input; 0 takes those of the test pipeline.
+        exporters: names of the exporters that are tried; a finding is as severe as the worse of them makes
+            it. A part that only one exporter can write is tried with that one.
+        shape: height and width of the input; 0 takes those of the test pipeline. Only models of images use
+            it.
     """
     from mmdeploy_ext.cli.lint_parts import parts_of
     from mmdeploy_ext.lint import check
 
     options, (height, width) = deployment.family.choose(), shape
     if deployment.family.samples == 'images':
+        # opset 0 is the default: no stage depends on it, and trials have that of --opset-version
         options = deployment.family.choose(
             form=args.postprocess, opset=0, height=height, width=width, dynamic=args.dynamic_export
         )
+    tries_exports = not (args.no_export or args.upstream)
     for part in parts_of(deployment, options, args.input_img, args.upstream):
-        with cli.stderr().status(f'{part.name}: one observed run, then {" and ".join(exporters)}'):
+        part_exporters = part.exporters or exporters
+        trials = f', then {" and ".join(part_exporters)}' if tries_exports else ''
+        with cli.stderr().status(f'{part.name}: observed run{trials}'):
             report = check(
                 part.module,
                 part.inputs,
                 other_inputs=part.other_inputs,
                 input_names=part.input_names,
                 dynamic=args.dynamic_export and part.other_inputs is not None,
-                exporters=part.exporters or exporters,
+                exporters=part_exporters,
                 opset=args.opset_version,
-                try_exports=not (args.no_export or args.upstream),
+                try_exports=tries_exports,
                 name=part.name,
             )
         yield report
