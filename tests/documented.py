@@ -581,6 +581,8 @@ ENTRIES = (
     Entry(r'mm2onnx synthetic seeded .*sparse4d_toy', run=True, matrix=True),
     Entry(r'mm2onnx synthetic seeded .*smoke_toy', run=True, matrix=True),
     Entry(EXPORT + r'projects/configs/Monocular/smoke_toy.py', run=True, matrix=True),
+    Entry(r'mm2onnx synthetic seeded .*imvoxelnet_toy', run=True, matrix=True),
+    Entry(EXPORT + r'projects/configs/ImVoxelNet/imvoxelnet_toy.py', run=True, matrix=True),
     Entry(r'mm2onnx export .*sparse4d_toy.py', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/mask_rcnn_toy.py work_dirs/mask_rcnn.pth', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/yolox_toy.py --check', run=True),
@@ -603,6 +605,12 @@ ENTRIES = (
         EXPORT + r'CONFIG CHECKPOINT --output-file work_dirs/fcos3d',
         why='placeholder',
         test='tests/projects/mmdet3d_plugin/test_monocular.py::test_a_file_of_any_size_is_proven',
+    ),
+    Entry(
+        r'mm2onnx run work_dirs/imvoxelnet.onnx',
+        why='placeholder',
+        test='tests/projects/mmdet3d_plugin/test_imvoxelnet.py::'
+        'test_mm2onnx_run_takes_a_file_of_cameras_and_gives_the_boxes_of_pytorch',
     ),
     Entry(
         r'mm2onnx run work_dirs/fcos3d.onnx',

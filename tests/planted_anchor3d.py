@@ -13,7 +13,8 @@ from planting import arguments, planted, result, settings, traced
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HERE, RUNTIME = 'mmdeploy_ext.families.anchor3d.graphs', 'mmdeploy_ext.families.anchor3d.runtime'
+HERE = 'mmdeploy_ext.families.parts.anchor_heads'
+RUNTIME = 'mmdeploy_ext.families.parts.runtime.anchors3d'
 RULE, FLAT = f'{HERE}:anchor_rule', f'{HERE}:flat_outputs'
 ANCHORS, DECODE = f'{RUNTIME}:anchors_of', f'{RUNTIME}:decode'
 ROTATED, UPRIGHT = 'mmdeploy_ext.runtime.bev_nms:rotated_nms', 'mmdeploy_ext.runtime.detections:nms'

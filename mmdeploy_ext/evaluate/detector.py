@@ -18,7 +18,7 @@ import torch
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.evaluate.loop import Network, scene_tokens
-from mmdeploy_ext.preprocess.cam2img import square_matrix
+from mmdeploy_ext.preprocess.cam2img import camera_key, square_matrix
 from mmdeploy_ext.preprocess.pictures import PreparedImage, warp_about_middle
 from mmdeploy_ext.runtime.draw import draw_results, write_picture
 
@@ -76,8 +76,8 @@ class BackendDetector(Network):
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
         """Run one batch; return the result of each image as mmdet's detectors give it.
 
-        `data` has `img`, a (B, 3, H, W) tensor per test-time augmentation, and `img_metas`; `indices` are
-        those of the samples, for dumps.
+        `data` has `img`, a (B, 3, H, W) tensor per test-time augmentation, and `img_metas`, or the tensor and
+        metas themselves; `indices` are those of the samples, for dumps.
 
         Raises:
             ShapeError: test-time augmentation.
@@ -86,6 +86,8 @@ class BackendDetector(Network):
 
         _, (data,) = scatter_kwargs((), dict(data), [-1])
         views, metas = data['img'], data['img_metas'][0]
+        if isinstance(views, torch.Tensor):  # of a test pipeline without augmentation
+            views, metas = [views], data['img_metas']
         if len(views) != 1:
             raise ShapeError(
                 f'got {len(views)} augmentations; an exported model takes one view per image (flip=False, '
@@ -225,12 +227,13 @@ def _prepared(
         border=_border(meta),
         proposals=None if proposals is None else proposals.cpu().numpy(),
     )
-    if 'cam2img' not in meta:
+    key = camera_key(meta)
+    if not key:
         return prepared
     if 'trans_mat' in meta:  # of AffineResize, which goes on to the maps of the network
         shape, new_shape = prepared.ori_shape, prepared.img_shape
         prepared = dataclasses.replace(prepared, warp=warp_about_middle(shape, new_shape))
-    cam2img = square_matrix(prepared.to_input) @ square_matrix(meta['cam2img'])
+    cam2img = square_matrix(prepared.to_input) @ square_matrix(meta[key])
     return dataclasses.replace(prepared, cam2img=cam2img)
 
 

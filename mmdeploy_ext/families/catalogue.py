@@ -9,6 +9,7 @@ from mmdeploy_ext.families.bevformer import options as bevformer
 from mmdeploy_ext.families.bevfusion import options as bevfusion_det
 from mmdeploy_ext.families.centerpoint import options as centerpoint
 from mmdeploy_ext.families.dense import options as dense
+from mmdeploy_ext.families.imvoxelnet import options as imvoxelnet
 from mmdeploy_ext.families.monocular import options as monocular
 from mmdeploy_ext.families.petr import options as petr
 from mmdeploy_ext.families.query import options as query
@@ -72,6 +73,13 @@ register_family(
     options=dense.OPTIONS,
     postprocess=dense.POSTPROCESS,
     runtime='mmdeploy_ext.families.dense.runtime',
+)
+register_family(
+    'imvoxelnet',
+    'mmdeploy_ext.families.imvoxelnet.family:ImVoxelNetFamily',
+    postprocess=imvoxelnet.POSTPROCESS,
+    runtime='mmdeploy_ext.families.imvoxelnet.runtime',
+    library=MMDET3D,
 )
 register_family(
     'monocular',

@@ -15,10 +15,18 @@ from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.core.files import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
 
 CAMERA = 'cam2img'
-"""Name of the input of a graph that takes the cameras of pictures."""
+"""Name of the input of a graph that takes the cameras of pictures, for pixels of the network input."""
+PROJECTIONS = ('lidar2img', 'depth2img')
+"""Names of the input of a graph that takes cameras from the frame of a LiDAR, or of an RGB-D camera (z up),
+for pixels of the picture before it is resized."""
+
+
+def camera_key(names: Container[str]) -> str:
+    """Return the name of the cameras among names of inputs, or of entries of a meta; '' if there are none."""
+    return next((name for name in (CAMERA, *PROJECTIONS) if name in names), '')
 
 
 def square_matrix(matrix: Any) -> np.ndarray:
@@ -45,6 +53,23 @@ def check_camera(camera: np.ndarray) -> None:
             f'cam2img: got {camera.tolist()}; expected positive focal lengths, a last row of 0 0 0 1 and '
             f'finite numbers'
         )
+
+
+def check_projection(name: str, camera: np.ndarray) -> None:
+    """Refuse (ShapeError) a camera (4, 4) of one of `PROJECTIONS`, the `name`, that is not finite.
+
+    Its last row has to be 0 0 0 1.
+    """
+    if not (np.isfinite(camera).all() and np.array_equal(camera[3], (0, 0, 0, 1))):
+        raise ShapeError(f'{name}: got {camera.tolist()}; expected a last row of 0 0 0 1 and finite numbers')
+
+
+def original(camera: np.ndarray, to_input: np.ndarray) -> np.ndarray:
+    """Return a camera (4, 4) of the picture before it is resized, of that of the network input.
+
+    `to_input` is the matrix (3, 3) from pixels of the former to those of the latter.
+    """
+    return np.linalg.inv(square_matrix(to_input)) @ camera
 
 
 def unmoved(cam2img: np.ndarray, to_input: np.ndarray, scale_factor: np.ndarray) -> np.ndarray:

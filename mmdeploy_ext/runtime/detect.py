@@ -9,7 +9,14 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata import Facts
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.preprocess.cam2img import CAMERA, check_camera, unmoved
+from mmdeploy_ext.preprocess.cam2img import (
+    CAMERA,
+    camera_key,
+    check_camera,
+    check_projection,
+    original,
+    unmoved,
+)
 from mmdeploy_ext.runtime.family_runtime import runtime_of
 
 if TYPE_CHECKING:
@@ -34,9 +41,9 @@ def detect(
         UsageError: a detector of boxes in 3D without a camera.
     """
     metadata = backend.metadata
-    if cam2img is None and CAMERA in metadata.spec.input_names:
+    if cam2img is None and (name := camera_key(metadata.spec.input_names)):
         raise UsageError(
-            f'{backend.path}: takes the camera of each picture ({CAMERA}), none was named; with '
+            f'{backend.path}: takes the camera of each picture ({name}), none was named; with '
             f'`mm2onnx run` name a file by --cameras, in Python `model(image_bgr, cam2img)`'
         )
     feeds = make_feeds(prepare(metadata, image_bgr, cam2img), metadata)
@@ -66,7 +73,7 @@ def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndar
     """Return name -> every input that a graph may have, for one prepared image.
 
     By the file's `metadata` it is repeated if the graph has a fixed batch. Besides the picture these are
-    `BESIDE`, and of a picture with a camera `cam2img` and `unmoved_cam2img`.
+    `BESIDE`, and of a picture with a camera those of `camera_feeds`.
     """
     image = metadata.spec.inputs[0]
     repeats = image.axes[0] if isinstance(image.axes[0], int) else 1
@@ -79,9 +86,22 @@ def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndar
         'orig_target_sizes': ori_shape[::-1],
     }
     if (camera := prepared.cam2img) is not None:
-        feeds[CAMERA] = camera.astype(np.float32)
-        check_camera(feeds[CAMERA])
-        feeds['unmoved_cam2img'] = unmoved(camera, prepared.to_input, prepared.scale_factor)
+        feeds |= camera_feeds(camera, prepared, camera_key(metadata.spec.input_names))
     feeds = {name: np.stack([array] * repeats) for name, array in feeds.items()}
     is_batched = any(tensor.name == 'ori_shape' and len(tensor.axes) > 1 for tensor in metadata.spec.inputs)
     return dict(feeds, ori_shape=np.stack([ori_shape] * repeats) if is_batched else ori_shape)
+
+
+def camera_feeds(camera: np.ndarray, prepared: PreparedImage, name: str) -> dict[str, np.ndarray]:
+    """Return the camera (4, 4) of a picture by the name of the input that takes it.
+
+    That is `cam2img`, with `unmoved_cam2img` beside it, or one of `PROJECTIONS`. `camera` is for pixels of
+    the network input.
+    """
+    if name not in ('', CAMERA):
+        projection = original(camera, prepared.to_input).astype(np.float32)
+        check_projection(name, projection)
+        return {name: projection}
+    cam2img = camera.astype(np.float32)
+    check_camera(cam2img)
+    return {CAMERA: cam2img, 'unmoved_cam2img': unmoved(camera, prepared.to_input, prepared.scale_factor)}

@@ -246,9 +246,9 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
 
 def check_cameras(args: argparse.Namespace, metadata: Metadata) -> None:
     """Refuse (UsageError) a file that takes cameras without `--cameras`, and `--cameras` for another file."""
-    from mmdeploy_ext.preprocess.cam2img import CAMERA
+    from mmdeploy_ext.preprocess.cam2img import camera_key
 
-    takes_cameras = CAMERA in metadata.spec.input_names
+    takes_cameras = bool(camera_key(metadata.spec.input_names))
     if takes_cameras and not args.cameras:
         raise UsageError(
             f'{args.model}: finds boxes in 3D and takes the camera of each picture; name a JSON file with '

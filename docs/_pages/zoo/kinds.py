@@ -36,6 +36,7 @@ TWO_STAGES = 'two_stage', 'two_stage_regions'
 QUERIES = 'query', 'query_regions', 'query_masks', 'query_regions_masks'
 PANOPTIC = 'two_stage_panoptic', 'query_panoptic'
 CAMERAS = 'bevformer', 'petr', 'petrv2', 'streampetr', 'sparse4d', 'bevfusion_det'
+PICTURES_3D = 'monocular', 'smoke', 'imvoxelnet'
 KINDS = (
     Kind('one-stage', ('dense',), 'One-stage detectors', '单阶段检测器'),
     Kind('two-stage', TWO_STAGES, 'Two-stage detectors: boxes', '两阶段检测器：检测框'),
@@ -47,7 +48,7 @@ KINDS = (
     Kind('corner', ('corner',), 'CornerNet, CentripetalNet', 'CornerNet、CentripetalNet'),
     Kind('lidar-anchors', ('anchor3d',), 'LiDAR: anchors', 'LiDAR：锚框', any_input=True, in_3d=True),
     Kind('lidar-centres', ('centerpoint',), 'LiDAR: centres', 'LiDAR：中心点', any_input=True, in_3d=True),
-    Kind('one-camera', ('monocular', 'smoke'), 'One camera: boxes in 3D', '单相机三维框', in_3d=True),
+    Kind('one-camera', PICTURES_3D, 'One camera: boxes in 3D', '单相机三维框', in_3d=True),
     Kind('many-cameras', CAMERAS, 'Several cameras: boxes in 3D', '多相机三维框', any_input=True, in_3d=True),
     Kind('no-family', ('',), 'Cannot be built, or of no family', '无法构建或不属于任何族'),
 )

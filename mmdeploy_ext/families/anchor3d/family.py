@@ -14,29 +14,26 @@ from torch import nn
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.anchor3d.graphs import GENERATORS, PER_CLASS, graphs, postprocess_facts
+from mmdeploy_ext.families.anchor3d.graphs import graphs, postprocess_facts
 from mmdeploy_ext.families.anchor3d.reference import AnchorReference
 from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.families.anchor3d.synthetic import synthetic_outputs
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.parts import lidar_family
+from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, check_anchor_head
 from mmdeploy_ext.families.parts.detector_parts import test_cfg_of
 from mmdeploy_ext.families.parts.lidar_family import DYNAMIC_DETECTOR, LidarFamily, check_points_side
 from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of
 from mmdeploy_ext.families.parts.samples import result
 from mmdeploy_ext.runtime.frames import Stepper
 
-PER_CLASS_HEAD = 'ShapeAwareHead'
-"""Head of SSN, in which classes have maps of their own."""
 HEADS = ('Anchor3DHead', 'FreeAnchor3DHead', PER_CLASS_HEAD)
 """Heads that export, and bases of such."""
 REGION_PROPOSAL_HEAD = 'PartA2RPNHead'
 """A head of mmdet3d that is derived from `Anchor3DHead` and belongs to a detector of two stages."""
 DETECTORS = ('VoxelNet', 'MVXFasterRCNN', 'SASSD', DYNAMIC_DETECTOR)
 """Detectors that export."""
-CODER = 'DeltaXYZWLHRBBoxCoder'
-"""The one box coder that the runtime repeats."""
 READ = ('use_rotate_nms', 'nms_thr', 'max_num')
 """Entries of `test_cfg` that mmdet3d reads without a default."""
 FOLLOWED = (
@@ -76,26 +73,7 @@ class AnchorFamily(LidarFamily):
         """Refuse (ConfigError) heads whose settings are not exported; see `check_parts`."""
         key = f'{prefix_of(model)}bbox_head'
         head = model[key]
-        for part, type_name, allowed in (
-            ('anchor_generator', (head.get('anchor_generator') or {}).get('type'), tuple(GENERATORS)),
-            ('bbox_coder', (head.get('bbox_coder') or dict(type=CODER))['type'], (CODER,)),
-        ):
-            if type_name not in allowed:
-                raise ConfigError(
-                    f'{filename}: model.{key}.{part}.type={type_name!r}, expected {" or ".join(allowed)}'
-                )
-        generator = head['anchor_generator']['type']
-        if (PER_CLASS_HEAD in names_of_class(builder.HEADS, head['type'])) != (generator == PER_CLASS):
-            raise ConfigError(
-                f'{filename}: model.{key}.anchor_generator.type={generator!r} of {head["type"]}: {PER_CLASS} '
-                f'and {PER_CLASS_HEAD} go together'
-            )
-        if not head.get('loss_cls', dict(use_sigmoid=True)).get('use_sigmoid', False):
-            raise ConfigError(
-                f'{filename}: model.{key}.loss_cls.use_sigmoid=False: scores are exported as sigmoids'
-            )
-        if not head.get('use_direction_classifier', True):
-            raise ConfigError(f'{filename}: model.{key}.use_direction_classifier=False is not exported')
+        check_anchor_head(filename, f'model.{key}', head)
 
     def check(self, cfg: Any, options: Options) -> None:
         super().check(cfg, options)

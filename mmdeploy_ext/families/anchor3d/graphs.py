@@ -10,29 +10,17 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.families.anchor3d.runtime import AnchorRule
+from mmdeploy_ext.families.parts.anchor_heads import anchor_rule, flat_outputs
 from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, points_and_head
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.pillars import points_facts
 
-PER_CLASS = 'AlignedAnchor3DRangeGeneratorPerCls'
-"""Anchor generator of heads in which classes have maps of their own."""
-GENERATORS = {'Anchor3DRangeGenerator': False, 'AlignedAnchor3DRangeGenerator': True, PER_CLASS: True}
-"""Anchor generator -> whether anchors lie in the middle of cells."""
 MEANINGS = dict(
     cls_score='scores of each anchor and class',
     bbox_pred='deltas of each anchor',
     dir_cls_pred='whether a box points the other way',
 )
-"""Output of a level, see `runtime.OUTPUTS` -> its meaning."""
-
-
-def flat_outputs(outputs: tuple[list[torch.Tensor], ...]) -> tuple[torch.Tensor, ...]:
-    """Return what `Anchor3DHead.forward` gives as one tuple, in the order of `AnchorRule.output_names`.
-
-    `outputs` are three lists of a tensor per level.
-    """
-    return tuple(tensor for level in zip(*outputs, strict=True) for tensor in level)
+"""Output of a level, see `anchors3d.OUTPUTS` -> its meaning."""
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
@@ -70,32 +58,3 @@ def cells_of(model: nn.Module) -> tuple[int, ...]:
         with torch.no_grad():
             DenseHead(model, flat_outputs)(empty)
     return tuple(int(side) for size in parts.head.featmap_sizes for side in size)
-
-
-def anchor_rule(head: nn.Module, cells: tuple[int, ...] = ()) -> AnchorRule:
-    """Return the settings by which an `Anchor3DHead` decodes; for `cells` see `AnchorRule`."""
-
-    def flat(rows: Any) -> tuple[float, ...]:
-        return tuple(float(value) for row in rows for value in row)
-
-    anchors, test = head.anchor_generator, head.test_cfg
-    return AnchorRule(
-        num_classes=int(head.num_classes),
-        code_size=int(head.box_code_size),
-        levels=int(anchors.num_levels),
-        aligned=GENERATORS[type(anchors).__name__],
-        align_corner=bool(getattr(anchors, 'align_corner', False)),
-        ranges=flat(anchors.ranges),
-        sizes=flat(anchors.sizes),
-        rotations=tuple(map(float, anchors.rotations)),
-        scales=tuple(map(float, anchors.scales)),
-        size_per_range=bool(anchors.size_per_range),
-        dir_offset=float(head.dir_offset),
-        dir_limit_offset=float(head.dir_limit_offset),
-        nms_pre=int(test.get('nms_pre', -1)),
-        score_thr=float(test.get('score_thr', 0)),
-        nms_thr=float(test['nms_thr']),
-        rotated=bool(test['use_rotate_nms']),
-        max_num=int(test['max_num']),
-        cells=cells,
-    )

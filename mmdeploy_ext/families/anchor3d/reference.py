@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from mmdeploy_ext.families.anchor3d.graphs import anchor_rule, flat_outputs
-from mmdeploy_ext.families.anchor3d.runtime import OUTPUTS
+from mmdeploy_ext.families.parts.anchor_heads import anchor_rule, flat_outputs
 from mmdeploy_ext.families.parts.lidar_reference import LidarReference
+from mmdeploy_ext.families.parts.runtime.anchors3d import OUTPUTS
 
 
 class AnchorReference(LidarReference):

@@ -1,6 +1,6 @@
 """Synthetic outputs of a head with anchors that reach every limit of its decoding.
 
-The outputs are those that `runtime.decode` takes.
+The outputs are those that `anchors3d.decode` takes.
 """
 
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.families.anchor3d.runtime import AnchorRule, anchors_of
+from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule, anchors_of
 from mmdeploy_ext.proving.inputs.head_outputs import clear_size, headings, logits, scores_about
 
 EMPTY_LOGIT = -20.0

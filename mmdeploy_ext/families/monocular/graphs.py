@@ -18,13 +18,11 @@ from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
-from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE
-from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
 from mmdeploy_ext.families.monocular.networks import PointsNetwork, output_names, raw_names
 from mmdeploy_ext.families.monocular.runtime import decoding
 from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.bev_suppression import best_rows, padded, suppressed
 from mmdeploy_ext.families.parts.dense_heads import rows_of
 from mmdeploy_ext.families.parts.image_tensors import clip_size, image_input, optional_inputs
 
@@ -291,57 +289,14 @@ class FullForm(nn.Module):
         """Return the outputs of 'full', (B, n, ...); for `others` see `DecodeForm.forward`."""
         facts = self.decode.facts
         clip_hw, maps = clip_and_maps(facts, others)
-        levels = [self._best(level) for level in self.decode(cam2img, clip_hw, maps)]
+        levels = [best_rows(level, facts['nms_pre']) for level in self.decode(cam2img, clip_hw, maps)]
         rows = {name: torch.cat([level[name] for level in levels], 1) for name in levels[0]}
-        best, cells, labels = self._suppressed(rows['boxes'], rows['scores'])
-        present = best > NO_CANDIDATE
-        results = dict(
-            boxes=gather_rows(rows['boxes'], cells),
-            scores=best,
-            labels=labels,
-        )
+        above = decoding.seen_from_above(torch, rows['boxes'])
+        limits = facts['score_thr'], facts['nms_thr'], facts['max_per_img']
+        best, cells, labels = suppressed(above, rows['scores'], *limits)
+        results = dict(boxes=gather_rows(rows['boxes'], cells), scores=best, labels=labels)
         if facts['attributes']:
             results['attributes'] = gather_rows(rows['attr_pred'], cells).max(2)[1]
         if facts['sides']:
             results['bboxes'] = gather_rows(rows['bboxes'], cells)
-        outputs = []
-        for name in self.names:
-            tensor = results[name]
-            padding = torch.full_like(tensor, -1 if name == 'labels' else 0)
-            mask = present[..., None] if tensor.dim() == 3 else present
-            outputs.append(tap(name, torch.where(mask, tensor, padding)))
-        return tuple(outputs)
-
-    def _best(self, level: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the rows of the `nms_pre` cells of a level with the best scores of any class."""
-        count = self.decode.facts['nms_pre']
-        if count <= 0:
-            return level
-        ranks = level['scores'].amax(2)
-        rows = ranks.topk(limit(count, ranks.shape[1]), 1)[1]
-        return {name: gather_rows(values, rows) for name, values in level.items()}
-
-    def _suppressed(
-        self, boxes: torch.Tensor, scores: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return scores, cells and labels (B, n) of the results; scores behind them are `NO_CANDIDATE`.
-
-        Boxes of each class are compared on a plane of their own. `boxes` are (B, A, D), `scores` (B, A, C).
-        """
-        facts = self.decode.facts
-        classes = scores.shape[2]
-        passing = scores > facts['score_thr']
-        scores = torch.where(passing, scores, torch.full_like(scores, NO_CANDIDATE))
-        count = passing.sum(1).max().clamp(min=1)
-        best, cells = scores.transpose(1, 2).topk(count, 2)  # (B, C, m)
-        flat_cells = cells.flatten(1)
-        above = gather_rows(decoding.seen_from_above(torch, boxes), flat_cells)
-        above = above.reshape(-1, best.shape[2], 5)
-        valid = (best > NO_CANDIDATE).flatten(0, 1)
-        keep = rotated_keep(above, valid, facts['nms_thr']).reshape(best.shape)
-        best = torch.where(keep, best, torch.full_like(best, NO_CANDIDATE)).flatten(1)
-        labels = torch.arange(classes, device=best.device)[None, :, None].expand_as(cells).flatten(1)
-        best, order = best.topk(limit(facts['max_per_img'], best.shape[1]), 1)
-        count = (best > NO_CANDIDATE).sum(1).max()
-        best, order = best[:, :count], order[:, :count]
-        return best, flat_cells.gather(1, order), labels.gather(1, order)
+        return padded({name: results[name] for name in self.names})

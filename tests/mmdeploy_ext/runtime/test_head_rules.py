@@ -7,7 +7,7 @@ import pytest
 from mmdeploy_ext.contract.metadata import checked_facts
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.families.anchor3d.runtime import AnchorRule
+from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule
 
 RULE = AnchorRule(
     num_classes=3,

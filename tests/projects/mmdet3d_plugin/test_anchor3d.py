@@ -18,10 +18,10 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, PointsError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files
-from mmdeploy_ext.families.anchor3d import runtime
 from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.parts.pillars import DynamicPillars
+from mmdeploy_ext.families.parts.runtime import anchors3d as runtime
 from mmdeploy_ext.families.parts.runtime import lidar
 from mmdeploy_ext.preprocess.points import VoxelRule, assigned
 from mmdeploy_ext.proving.ladder import prove
@@ -61,7 +61,7 @@ def test_both_files_are_proven_on_sweeps_that_were_not_traced(kind):
 @pytest.mark.parametrize('kind', [kind for kind in toy_anchor3d.KINDS if kind not in ('shapes', 'sassd')])
 def test_anchors_equal_mmdet3ds(kind):
     deployment, *_ = toy_anchor3d.exported(kind)
-    from mmdeploy_ext.families.anchor3d.graphs import anchor_rule
+    from mmdeploy_ext.families.parts.anchor_heads import anchor_rule
     from mmdeploy_ext.families.parts.lidar_parts import parts_of
 
     head = parts_of(deployment.model).head
@@ -129,8 +129,8 @@ def changed(name):
         found, scores, turned = original(outputs, rule, level)
         return found, scores, 1 - turned
 
-    def diagonal(anchors, deltas):
-        found = original(anchors, deltas)
+    def diagonal(xp, anchors, deltas):
+        found = original(xp, anchors, deltas)
         found[:, :2] = deltas[:, :2] * anchors[:, 3:5] + anchors[:, :2]
         return found
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.anchor3d.family import CODER, HEADS, AnchorFamily
 from mmdeploy_ext.families.anchor3d.family import FOLLOWED as FOLLOWED_BY_ANCHORS
+from mmdeploy_ext.families.anchor3d.family import HEADS, AnchorFamily
 from mmdeploy_ext.families.anchor3d.mvxnet.graphs import graphs
 from mmdeploy_ext.families.anchor3d.mvxnet.reference import MvxNetReference
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import FAMILY, MvxNetOnnx
@@ -33,6 +33,7 @@ from mmdeploy_ext.families.anchor3d.mvxnet.samples import (
 )
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import names_of_class
+from mmdeploy_ext.families.parts.anchor_heads import CODER
 from mmdeploy_ext.families.parts.lidar_family import DETECTOR_METHODS, points_width
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.proof_samples import crowded

@@ -18,8 +18,9 @@ from mmdeploy_ext.contract.options import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.anchor3d.graphs import flat_outputs, head_outputs
+from mmdeploy_ext.families.anchor3d.graphs import head_outputs
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FAMILY, FEATURES, PICTURE
+from mmdeploy_ext.families.parts.anchor_heads import flat_outputs
 from mmdeploy_ext.families.parts.lidar_graphs import points_and_head
 from mmdeploy_ext.families.parts.lidar_parts import parts_of
 from mmdeploy_ext.families.parts.pillars import dynamic_inputs, encode_points, point_width

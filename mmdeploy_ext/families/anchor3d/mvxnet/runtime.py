@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
-from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx, AnchorRule, decode
+from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
+from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule, decode
 from mmdeploy_ext.families.parts.runtime.lidar import DYNAMIC_INPUTS, GRAPHS
 from mmdeploy_ext.preprocess.points import assigned
 from mmdeploy_ext.runtime.exported import check_forms

@@ -1,0 +1,1 @@
+"""ImVoxelNet: boxes in 3D of one picture, by a volume of voxels that sample its features."""

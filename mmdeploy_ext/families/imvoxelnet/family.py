@@ -1,0 +1,136 @@
+"""The family of ImVoxelNet: the configs that it claims and refuses, and its model.
+
+What the attributes and methods of the class without a docstring are for is documented where they are defined
+first: `families/base.py` and `families/images.py`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
+import numpy as np
+from mmdet3d.core.bbox.coders import DeltaXYZWLHRBBoxCoder
+from mmdet3d.core.bbox.structures import utils
+from mmdet3d.core.post_processing import box3d_nms
+from mmdet3d.models import builder, dense_heads, detectors
+from mmdet3d.models.fusion_layers import point_fusion
+from torch import nn
+
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.core.config import refused_by_name, test_pipeline
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.postprocess.suppression import number, positive
+from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.building import build_without_weights, names_of_class
+from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.imvoxelnet import graphs, reference, samples
+from mmdeploy_ext.families.imvoxelnet.seeded import seeded_detector
+from mmdeploy_ext.families.limits import Kind, Limit
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, check_anchor_head
+from mmdeploy_ext.families.parts.samples import result
+from mmdeploy_ext.families.replaced import Replaced, replaced_of_class
+from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.preprocess.pipeline_rule import steps_of
+
+FUNCTIONS = (
+    (point_fusion, ('point_sample',)),
+    (utils, ('points_cam2img', 'get_proj_mat_by_coord_type')),
+    (box3d_nms, ('box3d_multiclass_nms', 'nms_bev')),
+)
+"""Modules of mmdet3d, and functions of them that the graphs compute."""
+FOLLOWED = (
+    (detectors.ImVoxelNet, ('forward_test', 'simple_test', 'extract_feat')),
+    (dense_heads.Anchor3DHead, ('get_bboxes', 'get_bboxes_single')),
+    (DeltaXYZWLHRBBoxCoder, ('decode',)),
+    *FUNCTIONS,
+)
+"""Classes and functions of mmdet3d, and the methods that the graphs compute, see `Family.followed`."""
+READ = ('nms_pre', 'score_thr')
+"""Limits in `test_cfg` that the head reads; `min_bbox_size` is not one of them."""
+FRAME, HEAD = 'LIDAR', 'Anchor3DHead'
+"""`coord_type` of detectors that export, and their head, or a base of it."""
+MOVED = ('AffineResize', 'RandomCenterCropPad')
+"""Steps after which a place in the picture is not `scale_factor` times that in the original."""
+
+
+class ImVoxelNetFamily(ImageFamily):
+    """mmdet3d's `ImVoxelNet` with `Anchor3DHead`."""
+
+    name = 'imvoxelnet'
+    task = 'mmdeploy_ext.families.imvoxelnet.task'
+    exports = 'ImVoxelNet (mmdeploy_ext/families/imvoxelnet/README.md)'
+    similar_names = ('ImVoxel',)
+    forms = ('full', 'raw')
+    tie_keys = ('nms_thr', 'score_thr')
+    followed = FOLLOWED
+    spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    reference_tensors = staticmethod(reference.tensors)
+    reference_detections = staticmethod(reference.detections)
+    rounded_choices = staticmethod(reference.rounded_choices)
+    choose_as = staticmethod(reference.choose_as)
+
+    def claims(self, cfg: Any) -> Claim:
+        names = names_of_class(builder.DETECTORS, cfg.model.get('type'))
+        return Claim.DETECTOR if detectors.ImVoxelNet.__name__ in names else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        model, test = cfg.model, detector_parts.test_cfg_of(cfg)
+        self.check_parts(cfg.filename, model)
+        with refused_by_name(cfg):
+            positive('max_num', test.get('max_num'))
+            for key in ('score_thr', 'nms_thr'):
+                number(key, test.get(key), float)
+            if not test.get('use_rotate_nms'):
+                raise ConfigError(
+                    'model.test_cfg.use_rotate_nms: expected True, boxes are compared as they are turned'
+                )
+            for step in steps_of(test_pipeline(cfg), *MOVED):
+                raise ConfigError(
+                    f'test pipeline step {step["type"]}: mmdet3d multiplies places in the picture by '
+                    f'scale_factor alone; expected Resize, Normalize and Pad'
+                )
+        detector_parts.check(model, options)
+
+    def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
+        """Refuse (ConfigError) frames of voxels and heads that are not exported, of a config's `model`."""
+        frame, head = str(model.get('coord_type')).upper(), model.get('bbox_head') or {}
+        heads = names_of_class(builder.HEADS, head.get('type'))
+        if frame != FRAME or HEAD not in heads or PER_CLASS_HEAD in heads:
+            raise ConfigError(
+                f'{filename}: model.coord_type={model.get("coord_type")!r} and '
+                f'model.bbox_head.type={head.get("type")!r}; ImVoxelNet is exported with {FRAME!r} and {HEAD}'
+            )
+        check_anchor_head(filename, 'model.bbox_head', head)
+
+    def build(self, cfg: Any) -> nn.Module:
+        self.check_parts(cfg.filename, cfg.model)
+        return build_without_weights(cfg, builder.build_detector, 'backbone')
+
+    def seeded(self, cfg: Any, seed: int) -> nn.Module:
+        return seeded_detector(self.build(cfg), cfg, seed)
+
+    def replaced(self, model: nn.Module) -> Iterator[Replaced]:
+        for part in (model, model.bbox_head, model.bbox_head.bbox_coder):
+            yield from replaced_of_class(part, [entry for entry in FOLLOWED if entry not in FUNCTIONS])
+        for module, names in FUNCTIONS:
+            yield Replaced(module, module.__name__, names)
+
+    def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+        return samples.feeds(images, rescale, graphs.CAMERAS[FRAME])
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        return graphs.postprocess_facts(model)
+
+    def num_classes(self, model: nn.Module) -> int:
+        return int(model.bbox_head.num_classes)
+
+    def limits(self, model: nn.Module) -> list[Limit]:
+        *limits, results = [limit for limit in super().limits(model) if limit.key in (*READ, 'max_num')]
+        return [*limits, Limit(model.bbox_head.test_cfg, 'nms_thr', Kind.OVERLAP), results]
+
+    def result_limit(self, model: nn.Module) -> ResultLimit:
+        return ResultLimit(model.bbox_head.test_cfg, 'max_num')
+
+    def result(self, detections: Any, num_classes: int) -> dict[str, Any]:
+        return result(detections)

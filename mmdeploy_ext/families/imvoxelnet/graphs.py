@@ -1,0 +1,247 @@
+"""The graphs of ImVoxelNet: their contracts, and the modules that keep them.
+
+Features of a picture are sampled at the places to which its camera projects the middles of voxels; a network
+of 3D convolutions and a head with anchors look at the volume.
+
+Source of the algorithm: mmdet3d 1.0.0rc6, models/detectors/imvoxelnet.py `extract_feat`,
+models/fusion_layers/point_fusion.py `point_sample`, models/dense_heads/anchor3d_head.py `get_bboxes_single`.
+
+Glossary: B batch, N voxels, X, Y, Z voxels along each axis, C channels, H, W network input in pixels, h, w
+maps of the picture, n results, K classes.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.postprocess.sizes import hw
+from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.anchor_heads import anchor_rule, flat_outputs
+from mmdeploy_ext.families.parts.bev_suppression import best_rows, padded, suppressed
+from mmdeploy_ext.families.parts.dense_heads import rows_of
+from mmdeploy_ext.families.parts.image_tensors import image_input
+from mmdeploy_ext.families.parts.runtime.anchors3d import (
+    OUTPUTS,
+    AnchorRule,
+    anchors_of,
+    decode_deltas,
+    turned_yaw,
+)
+
+CAMERAS = dict(LIDAR='lidar2img', DEPTH='depth2img')
+"""`coord_type` of a detector -> the name of the input of cameras, that of mmdet3d's `img_metas`."""
+MEANINGS = dict(
+    cls_score=('class logits of each anchor', 'logit'),
+    bbox_pred=('deltas of each anchor', ''),
+    dir_cls_pred=('logits of both directions of each anchor', 'logit'),
+)
+"""Output of the head -> its meaning and unit."""
+BOX = 'x y z of the middle of the bottom and sizes (m), yaw (rad), in the frame of the voxels'
+"""Meaning of a box."""
+SMALLEST = 32
+"""Smallest side of an input of any size, pixels: the stride of the last map of the backbone."""
+FULL_NAMES = ('boxes', 'scores', 'labels')
+"""Outputs of the form 'full'."""
+
+
+def camera_name(model: nn.Module) -> str:
+    """Return the name of the input of cameras."""
+    return CAMERAS[model.coord_type.upper()]
+
+
+def voxel_points(model: nn.Module) -> torch.Tensor:
+    """Return the middles of all voxels (N, 3), metres, z by z, row by row."""
+    (anchors,) = model.prior_generator.grid_anchors([model.n_voxels[::-1]], device='cpu')
+    return anchors[:, :3]
+
+
+def rule_of(model: nn.Module) -> AnchorRule:
+    """Return the settings by which the head decodes."""
+    return anchor_rule(model.bbox_head)
+
+
+def postprocess_facts(model: nn.Module) -> dict[str, Any]:
+    """Return the metadata's entry `postprocess`, see `options.POSTPROCESS`."""
+    facts = rule_of(model).to_json()
+    facts.pop('cells')
+    return dict(max_per_img=facts.pop('max_num'), **facts)
+
+
+def camera_inputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, TensorSpec]:
+    """Return the contracts of the cameras and of the ratios of pictures.
+
+    `batch` is a number, or 'B' if it is dynamic.
+    """
+    camera = (
+        'from the frame of the voxels, in metres, to pixels of the picture before it is resized, times depth'
+    )
+    ratios = 'w h w h ratios, input / picture before it is resized; 1 if the camera is that of the input'
+    return (
+        TensorSpec(camera_name(model), 'float32', (batch, 4, 4), camera, single=True),
+        TensorSpec('scale_factor', 'float32', (batch, 4), ratios, default=1.0, single=True),
+    )
+
+
+def raw_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
+    """Return the outputs of the network; `batch` is a number, or 'B' if it is dynamic."""
+    columns, rows = model.n_voxels[:2]
+    outputs = []
+    for name, axes in rule_of(model).output_axes.items():
+        meaning, unit = MEANINGS[name.rsplit('_', 1)[0]]
+        outputs.append(TensorSpec(name, 'float32', (batch, axes[1], rows, columns), meaning, unit))
+    return tuple(outputs)
+
+
+def spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a form."""
+    image = image_input(options, SMALLEST, detector_parts.multiple(model))
+    batch = image.axes[0]
+    inputs = (image, *camera_inputs(model, batch))
+    if options.form == 'raw':
+        return GraphSpec('imvoxelnet/raw', inputs, raw_outputs(model, batch))
+    groups = (ColumnGroup('x y z', (0, 1, 2), 'm'), ColumnGroup('sizes', (3, 4, 5), 'm'))
+    groups += (ColumnGroup('yaw', (6,), 'rad'),)
+    boxes, labels = f'{BOX}; padded with zeros', 'class indices; -1 where a row is padding'
+    outputs = (
+        TensorSpec('boxes', 'float32', (batch, 'n', 7), boxes, groups=groups, compare='detections'),
+        TensorSpec('scores', 'float32', (batch, 'n'), 'descending; padded with zeros', compare='detections'),
+        TensorSpec('labels', 'int64', (batch, 'n'), labels, compare='detections'),
+    )
+    return GraphSpec('imvoxelnet/full', inputs, outputs)
+
+
+def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
+    raw = rule_of(model).output_names
+    inputs = ('input', camera_name(model), 'scale_factor')
+    chain = [Stage('network', Network(fuse(model) if fold else model), inputs, raw)]
+    if options.form == 'full':
+        chain.append(Stage('postprocess', FullForm(model), raw, FULL_NAMES))
+    return chain
+
+
+def projected(points: torch.Tensor, cameras: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return x and y (B, N) in pixels of points (N, 3), metres, by cameras (B, 4, 4).
+
+    Points behind a camera are projected, too, as mmdet3d does it. The order of the sums is that of PyTorch's
+    matrix product on AVX2, so that both round alike.
+    """
+    x, y, z = points.unbind(1)
+    rows = [
+        (cameras[:, row, :1] * x + cameras[:, row, 2:3] * z)
+        + (cameras[:, row, 1:2] * y + cameras[:, row, 3:4])
+        for row in range(3)
+    ]
+    return rows[0] / rows[2], rows[1] / rows[2]
+
+
+def nearest_cells(pixels: torch.Tensor, side: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """Return the nearest cells (B, N), whole numbers as float32, of places along one axis of the input.
+
+    The middle of the first cell is at pixel 0, that of the last one at pixel `side`; half-way between two it
+    is the even one.
+
+    Args:
+        pixels: (B, N) places.
+        side: () pixels of the input along that axis.
+        cells: () cells of the map along that axis.
+    """
+    return (((pixels / side * 2 - 1) + 1) / 2 * (cells - 1)).round()
+
+
+class Network(nn.Module):
+    """From pictures and cameras to the outputs of the head; parameters keep their names below `model.`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer('points', voxel_points(model), persistent=False)
+
+    def forward(
+        self, image: torch.Tensor, cameras: torch.Tensor, scale_factor: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Return the outputs named by `AnchorRule.output_names`.
+
+        Args:
+            image: (B, 3, H, W) float32.
+            cameras: (B, 4, 4).
+            scale_factor: (B, 4) `w h w h`, input / picture of the camera.
+        """
+        model = self.model
+        maps = model.neck(model.backbone(image))[0]
+        volume = tap('volume', self.volume(maps, image, cameras, scale_factor))
+        outputs = flat_outputs(model.bbox_head(model.neck_3d(volume)))
+        names = rule_of(model).output_names
+        return tuple(tap(name, tensor) for name, tensor in zip(names, outputs, strict=True))
+
+    def volume(
+        self, maps: torch.Tensor, image: torch.Tensor, cameras: torch.Tensor, scale_factor: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the features (B, C, X, Y, Z) of voxels; those outside of the picture are zero.
+
+        `maps` are (B, C, h, w), of `image` only the size is used; the others are those of `forward`.
+        """
+        x, y = projected(self.points, cameras)
+        (height, width), (map_height, map_width) = (hw(tensor).to(maps).unbind() for tensor in (image, maps))
+        column = nearest_cells(x * scale_factor[:, :1], width, map_width)
+        row = nearest_cells(y * scale_factor[:, 1:2], height, map_height)
+        inside = (column >= 0) & (column <= map_width - 1) & (row >= 0) & (row <= map_height - 1)
+        cells = map_height * map_width
+        index = torch.where(inside, row * map_width + column, cells).to(torch.int64)  # also of NaN
+        rows = rows_of(maps, maps.shape[1])  # (B, h * w, C)
+        rows = torch.cat([rows, torch.zeros_like(rows[:, :1])], 1)
+        first = torch.arange(rows.shape[0], device=index.device)[:, None] * rows.shape[1]
+        features = rows.flatten(0, 1)[(index + first).flatten()]
+        sizes = self.model.n_voxels[::-1]
+        return features.reshape(-1, *sizes, maps.shape[1]).permute(0, 4, 3, 2, 1)
+
+
+class FullForm(nn.Module):
+    """What the form 'full' adds to the network: boxes of the best anchors, suppression within classes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.rule = rule_of(model)
+        columns, rows = model.n_voxels[:2]
+        for level in range(self.rule.levels):
+            anchors = torch.from_numpy(anchors_of(self.rule, level, rows, columns))
+            self.register_buffer(f'anchors_{level}', anchors, persistent=False)
+
+    def forward(self, *maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return boxes (B, n, 7), scores and labels (B, n) of the outputs of the network."""
+        by_level = zip(*(maps[kind :: len(OUTPUTS)] for kind in range(len(OUTPUTS))), strict=True)
+        levels = [
+            best_rows(self.decoded(level, *level_maps), self.rule.nms_pre)
+            for level, level_maps in enumerate(by_level)
+        ]
+        rows = {name: torch.cat([level[name] for level in levels], 1) for name in levels[0]}
+        above = rows['boxes'][..., [0, 1, 3, 4, 6]]
+        limits = self.rule.score_thr, self.rule.nms_thr, self.rule.max_num
+        best, indices, labels = suppressed(above, rows['scores'], *limits)
+        boxes, turned = (gather_rows(rows[name], indices) for name in ('boxes', 'turned'))
+        yaw = turned_yaw(torch, boxes[..., 6:7], turned, self.rule)
+        boxes = torch.cat([boxes[..., :6], yaw, boxes[..., 7:]], 2)
+        return padded(dict(zip(FULL_NAMES, (boxes, best, labels), strict=True)))
+
+    def decoded(
+        self, level: int, logits: torch.Tensor, deltas: torch.Tensor, directions: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Return boxes (B, A, 7) and scores (B, A, K) of anchors, and whether they are `turned` (B, A, 1).
+
+        The others are the outputs of the head at a level.
+        """
+        rule = self.rule
+        logits, deltas, directions = (
+            rows_of(maps, columns)
+            for maps, columns in ((logits, rule.num_classes), (deltas, rule.code_size), (directions, 2))
+        )
+        turned = (directions[..., 1:] > directions[..., :1]).to(deltas)
+        boxes = decode_deltas(torch, getattr(self, f'anchors_{level}'), deltas)
+        return dict(boxes=boxes, scores=logits.sigmoid(), turned=turned)

@@ -1,0 +1,157 @@
+"""ImVoxelNet as mmdet3d runs it, unpatched: what a proof compares the graphs with.
+
+Features are those of the nearest cell of a map. Where a place is half-way between two cells, up to the
+rounding of float32, engines that add up a projection in another order take the other cell; of 642,816 voxels
+of the config for KITTI 2 to 5 were (measured with three cameras). mmdet3d with its projection added up in
+each of `ORDERS` shows what that changes.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet3d.core.bbox import Box3DMode, DepthInstance3DBoxes, LiDARInstance3DBoxes
+from mmdet3d.models.fusion_layers import point_fusion
+from torch import nn
+
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.families.imvoxelnet.graphs import camera_name, rule_of
+from mmdeploy_ext.families.imvoxelnet.runtime import PictureDetections3D
+from mmdeploy_ext.families.imvoxelnet.samples import feeds
+from mmdeploy_ext.families.parts.anchor_heads import flat_outputs
+from mmdeploy_ext.families.parts.mmdet_reference import batch_of, metas_of
+from mmdeploy_ext.families.parts.samples import detections as detections_of
+from mmdeploy_ext.preprocess.pictures import PreparedImage
+
+FRAMES = dict(
+    lidar2img=(LiDARInstance3DBoxes, Box3DMode.LIDAR), depth2img=(DepthInstance3DBoxes, Box3DMode.DEPTH)
+)
+"""Name of the input of cameras -> the class of boxes in the frame of the voxels, and its mode."""
+
+
+def metas(model: nn.Module, images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
+    """Return mmdet3d's `img_metas` of pictures, with their cameras."""
+    name, batch = camera_name(model), metas_of(images)
+    cameras = feeds(images, True, name)[name]
+    for meta, camera in zip(batch, cameras, strict=True):
+        meta |= of_camera(name, camera)
+    return batch
+
+
+def of_camera(name: str, camera: np.ndarray) -> dict[str, Any]:
+    """Return the entries of a meta about a camera (4, 4), and the kind of boxes; `name` is its input's."""
+    boxes, mode = FRAMES[name]
+    return {name: camera, 'box_type_3d': boxes, 'box_mode_3d': mode, 'flip': False}
+
+
+def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[PictureDetections3D]:
+    """Return the results of the detector's own test path, in descending order of scores.
+
+    With `rescale` they are drawn into the picture on disk, otherwise into the network input.
+    """
+    cameras = feeds(images, rescale, camera_name(model))['drawn_camera']
+    with torch.no_grad():
+        results = model(return_loss=False, img=batch_of(model, images), img_metas=metas(model, images))
+    pictures = []
+    for result, camera in zip(results, cameras, strict=True):
+        boxes = detections_of(result)
+        rows = tuple(map(tuple, camera.tolist()))
+        pictures.append(PictureDetections3D(boxes.boxes, boxes.scores, boxes.labels, camera=rows))
+    return pictures
+
+
+def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
+    """Return the outputs of the head by name, by mmdet3d's own network, for inputs by name."""
+    name, device = camera_name(model), next(model.parameters()).device
+    image = torch.from_numpy(feeds['input'])
+    ratios = feeds.get('scale_factor', np.ones((len(image), 4), np.float32))
+    size = (*image.shape[2:], 3)
+    batch = [
+        dict(img_shape=size, pad_shape=size, scale_factor=ratio, **of_camera(name, camera))
+        for ratio, camera in zip(ratios, feeds[name], strict=True)
+    ]
+    with torch.no_grad():
+        outputs, _ = model.extract_feat(image.to(device), batch)
+    names = rule_of(model).output_names
+    return {name: maps.cpu().numpy() for name, maps in zip(names, flat_outputs(outputs), strict=True)}
+
+
+def _in_pairs(points: torch.Tensor, camera: torch.Tensor) -> torch.Tensor:
+    """Return the projections (N, 4) of homogeneous points by a camera (4, 4): 1st + 3rd + (2nd + 4th)."""
+    first, second, third, fourth = (points[:, None, axis] * camera[:, axis] for axis in range(4))
+    return (first + third) + (second + fourth)
+
+
+def _in_order(points: torch.Tensor, camera: torch.Tensor) -> torch.Tensor:
+    """Return the same, added up one after the other."""
+    first, second, third, fourth = (points[:, None, axis] * camera[:, axis] for axis in range(4))
+    return ((first + second) + third) + fourth
+
+
+def _fused(points: torch.Tensor, camera: torch.Tensor) -> torch.Tensor:
+    """Return the same by operations that multiply and add with one rounding, as processors have them."""
+    total = points[:, None, 0] * camera[:, 0]
+    for axis in range(1, 4):
+        product = points[:, None, axis].double() * camera[:, axis].double()
+        total = (product + total.double()).float()
+    return total
+
+
+ORDERS = (_in_pairs, _in_order, _fused)
+"""Orders in which engines add up projections."""
+
+
+@contextlib.contextmanager
+def projected_in(order: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Inside the block mmdet3d adds up the projections of voxels in another order."""
+
+    def project(points: torch.Tensor, proj_mat: torch.Tensor) -> torch.Tensor:
+        homogeneous = torch.cat([points, points.new_ones((len(points), 1))], 1)
+        seen = order(homogeneous, proj_mat)
+        return seen[:, :2] / seen[:, 2:3]
+
+    with replaced_entry(vars(point_fusion), 'points_cam2img', project):
+        yield
+
+
+def rounded_choices(model: nn.Module) -> Iterator[contextlib.AbstractContextManager[None]]:
+    """Yield contexts in which voxels half-way between cells take the other one."""
+    yield from map(projected_in, ORDERS)
+
+
+def choose_as(
+    model: nn.Module,
+    feeds: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    reference: Mapping[str, np.ndarray],
+    ties_rtol: float = DEFAULT_RTOL,
+) -> dict[str, np.ndarray]:
+    """Return the reference, with the projections added up as the engine did it, if that explains its outputs.
+
+    See `ImageFamily.choose_as`.
+    """
+    nearest, error = dict(reference), _difference(outputs, reference)
+    orders = iter(ORDERS)
+    while error > ties_rtol and (order := next(orders, None)) is not None:
+        with projected_in(order):
+            candidate = tensors(model, feeds, 'raw')
+        if (other := _difference(outputs, candidate)) < error:
+            nearest, error = candidate, other
+    return nearest
+
+
+def _difference(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> float:
+    """Return the largest difference of tensors of both sides, as a share of the largest value of each.
+
+    It is 0 if they cannot be compared: the proof says so.
+    """
+    worst = 0.0
+    for name, expected in reference.items():
+        output = outputs.get(name)
+        if output is None or output.shape != expected.shape or not np.isfinite(output).all():
+            return 0.0
+        worst = max(worst, float(np.abs(output - expected).max() / max(np.abs(expected).max(), 1e-12)))
+    return worst

@@ -1,0 +1,104 @@
+"""ImVoxelNet without PyTorch: the results of pictures from the outputs of an exported file, in numpy.
+
+A graph of the form 'full' ends with the results, one of the form 'raw' with the outputs of the head; the
+latter are decoded by `parts/runtime/anchors3d.py`, with the numbers in the file's metadata.
+
+Glossary: B batch, n results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule, decode
+from mmdeploy_ext.runtime.bird_eye import BoxLayer
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.draw3d import draw_camera
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.runtime.detections import Arrays
+
+CAMERAS = ('lidar2img', 'depth2img')
+"""Names of the input of cameras."""
+COLUMNS = 7
+"""Number of values of a box: those of `Detections3D` without velocities."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureDetections3D(Detections3D):
+    """Boxes in the frame of the voxels that were found in one picture.
+
+    Attributes:
+        camera: four rows of the matrix from that frame to pixels of the picture times depth, to draw with.
+    """
+
+    camera: tuple[tuple[float, ...], ...] = ()
+
+    def scaled(self, scale_factor: np.ndarray) -> PictureDetections3D:
+        """Return them with the camera divided by `scale_factor` (4,), `w h w h`; boxes are in metres."""
+        rows = np.array(self.camera).reshape(-1, 4)
+        rows[:2] /= scale_factor[:2, None]
+        return dataclasses.replace(self, camera=tuple(map(tuple, rows.tolist())))
+
+    def place(self, index: int) -> dict[str, Any]:
+        """Return `box`, the seven columns of one box."""
+        return dict(box=[round(float(value), 4) for value in self.boxes[index, :COLUMNS]])
+
+
+def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[PictureDetections3D]:
+    """Return the results of each picture of a batch, in descending order of scores.
+
+    Args:
+        metadata: metadata of the file: `form`, and `postprocess` with the numbers of the decoding.
+        outputs: outputs of the graph by name. Of the form 'full' they are `boxes` (B, n, 7) float32, `scores`
+            (B, n) and `labels` (B, n) int64, -1 where a row is padding; of 'raw' see `anchors3d.decode`.
+        feeds: inputs of the graph by name, of which the cameras (B, 4, 4) are used, to draw results into the
+            picture on disk; `drawn_camera` (B, 4, 4) replaces them.
+    """
+    images = padded_rows(outputs) if metadata.form == 'full' else decoded(metadata, outputs)
+    cameras = feeds.get('drawn_camera')
+    if cameras is None:
+        cameras = next(feeds[name] for name in CAMERAS if name in feeds)
+    return [
+        PictureDetections3D(boxes, scores, labels, camera=tuple(map(tuple, camera.tolist())))
+        for (boxes, scores, labels), camera in zip(images, np.asarray(cameras, np.float64), strict=True)
+    ]
+
+
+def padded_rows(outputs: Arrays) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return boxes (n, 9), scores and labels (n,) of each picture; for `outputs` see `detections`."""
+    rows = zip(outputs['boxes'], outputs['scores'], outputs['labels'], strict=True)
+    return [
+        (np.pad(boxes[labels >= 0], [(0, 0), (0, 2)]), scores[labels >= 0], labels[labels >= 0])
+        for boxes, scores, labels in rows
+    ]
+
+
+def decoded(metadata: Metadata, outputs: Arrays) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return the same of the outputs of the head, see `detections`."""
+    facts = metadata.postprocess
+    rule = AnchorRule.from_json(dict(facts, max_num=facts['max_per_img']))
+    images = []
+    for index in range(len(outputs[rule.output_names[0]])):
+        boxes = decode({name: outputs[name][index : index + 1] for name in rule.output_names}, rule)
+        images.append((boxes.boxes, boxes.scores, boxes.labels))
+    return images
+
+
+def draw(
+    image_bgr: np.ndarray,
+    results: PictureDetections3D,
+    classes: Sequence[str],
+    score_thr: float = 0.3,
+    marked: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draw boxes of at least `score_thr` into a copy of a picture (h, w, 3), marked ones with white lines."""
+    drawn = results.scores >= score_thr
+    layer = BoxLayer('', results[drawn], None if marked is None else marked[drawn])
+    return draw_camera(image_bgr, np.asarray(results.camera), layer, classes)

@@ -1,0 +1,48 @@
+"""Seeded weights of ImVoxelNet: its network on pictures, then its head as those of LiDAR detectors."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmdeploy_ext.families.imvoxelnet.graphs import Network, camera_name
+from mmdeploy_ext.families.imvoxelnet.samples import generated_camera
+from mmdeploy_ext.families.parts.lidar_parts import Parts
+from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.synthetic.seeded import normalised_photograph, seeded_scene
+from mmdeploy_ext.synthetic.seeded_layers import calibrate_norms, fill_network, norms_of
+from mmdeploy_ext.synthetic.seeded_lidar import scale_last_layers
+
+PICTURES, SIZE = 2, (192, 640)
+"""Number of pictures that a network is calibrated on, and their height and width."""
+RESIDUAL = 0.25
+"""Scale of the last normalisation of residual blocks, see `seeded_dense.NetworkCalibration`."""
+
+
+def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
+    """Fill a detector in place, by the normalisation of its config, and return it.
+
+    Voxels outside of a picture score low, so that anchors that no voxel distinguishes are no results.
+    """
+    deviation, offset = normalised_photograph(cfg)
+    model.eval()
+    with torch.no_grad():
+        fill_network(model, seed, RESIDUAL)
+        pictures = torch.cat([seeded_scene(seed + index, *SIZE) for index in range(PICTURES)])
+        pictures = pictures * deviation + offset
+        norms = [*norms_of(model.backbone), *norms_of(model.neck)]
+        maps = calibrate_norms(norms, lambda: model.neck(model.backbone(pictures))[0])
+        ratios = torch.ones(len(pictures), 4)
+        volume = Network(model).volume(maps, pictures, _cameras(model, pictures), ratios)
+        parts = Parts('', None, None, None, model.neck_3d, None, model.bbox_head)
+        scale_last_layers(parts, volume)
+    return model
+
+
+def _cameras(model: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
+    """Return a camera (B, 4, 4) of each picture (B, 3, H, W)."""
+    ratios = np.ones(4, np.float32)
+    prepared = [PreparedImage(picture.numpy(), SIZE, ratios, SIZE) for picture in pictures]
+    cameras = [generated_camera(image, camera_name(model)) for image in prepared]
+    return torch.from_numpy(np.stack(cameras))

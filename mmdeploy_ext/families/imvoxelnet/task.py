@@ -1,0 +1,40 @@
+"""Level 3 of a proof of ImVoxelNet: match boxes in 3D, draw both engines into the picture.
+
+Matching is that of `bbox3d`, with the score bar of boxes in pictures.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.families.imvoxelnet.runtime import draw
+from mmdeploy_ext.proving.tasks import bbox2d, bbox3d
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from mmdeploy_ext.proving.results import DetectionRow, Pair
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+
+RESULTS, PLACE = bbox3d.RESULTS, bbox3d.PLACE
+SCORE_BAR = 1e-4
+"""Largest score difference of a matched pair."""
+fit_pair = bbox2d.fit_pair
+problem, half_bars, half_text = bbox3d.problem, bbox3d.half_bars, bbox3d.half_text
+pair_up = functools.partial(bbox3d.pair_up, score_bar=SCORE_BAR)
+"""Pairs two lists of results as `bbox3d.pair_up` does."""
+
+
+def match_detections(
+    image: str, reference: Detections3D, candidate: Detections3D, **settings: Any
+) -> DetectionRow:
+    """Match two lists of boxes of a picture as `bbox3d.match_detections` does."""
+    return bbox3d.match_detections(image, reference, candidate, **dict(dict(score_bar=SCORE_BAR), **settings))
+
+
+def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
+    """Draw both engines' boxes of at least `score_thr` side by side, see `bbox2d.side_by_side`."""
+    return bbox2d.side_by_side(pair, classes, score_thr, draw=draw, problem=problem, pair_by=pair_up)

@@ -1,0 +1,70 @@
+"""Suppression of boxes in 3D as they are seen from above, in graphs: the best rows, and results with padding.
+
+Source of the algorithm: mmdet3d 1.0.0rc6, core/post_processing/box3d_nms.py `box3d_multiclass_nms`.
+
+Glossary: B batch, A rows of all levels, C classes, n results.
+"""
+
+import torch
+
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
+from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE
+from mmdeploy_ext.exporting.postprocess.sizes import limit
+from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
+
+
+def best_rows(level: dict[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
+    """Return the rows of a level with the best scores of any class, `count` of them; 0 or less takes all.
+
+    `level` has tensors (B, A, columns) by name, of which `scores` decide.
+    """
+    if count <= 0:
+        return level
+    ranks = level['scores'].amax(2)
+    rows = ranks.topk(limit(count, ranks.shape[1]), 1)[1]
+    return {name: gather_rows(values, rows) for name, values in level.items()}
+
+
+def suppressed(
+    above: torch.Tensor, scores: torch.Tensor, score_thr: float, nms_thr: float, max_per_img: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return scores, rows and labels (B, n) of the results; scores behind them are `NO_CANDIDATE`.
+
+    Boxes of each class are compared on a plane of their own.
+
+    Args:
+        above: (B, A, 5) boxes as `rotated_keep` takes them, in metres.
+        scores: (B, A, C) in 0..1.
+        score_thr: threshold that scores have to exceed.
+        nms_thr: IoU from which on the worse of two boxes is dropped.
+        max_per_img: largest number of results of an image; -1 is no limit.
+    """
+    classes = scores.shape[2]
+    passing = scores > score_thr
+    scores = torch.where(passing, scores, torch.full_like(scores, NO_CANDIDATE))
+    count = passing.sum(1).max().clamp(min=1)
+    best, rows = scores.transpose(1, 2).topk(count, 2)  # (B, C, m)
+    flat_rows = rows.flatten(1)
+    planes = gather_rows(above, flat_rows).reshape(-1, best.shape[2], 5)
+    valid = (best > NO_CANDIDATE).flatten(0, 1)
+    keep = rotated_keep(planes, valid, nms_thr).reshape(best.shape)
+    best = torch.where(keep, best, torch.full_like(best, NO_CANDIDATE)).flatten(1)
+    labels = torch.arange(classes, device=best.device)[None, :, None].expand_as(rows).flatten(1)
+    best, order = best.topk(limit(max_per_img, best.shape[1]), 1)
+    count = (best > NO_CANDIDATE).sum(1).max()
+    best, order = best[:, :count], order[:, :count]
+    return best, flat_rows.gather(1, order), labels.gather(1, order)
+
+
+def padded(results: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Return results (B, n, ...), in the order of their names, with zeros and label -1 where there is none.
+
+    There is none where `scores` are `NO_CANDIDATE`.
+    """
+    present, outputs = results['scores'] > NO_CANDIDATE, []
+    for name, tensor in results.items():
+        padding = torch.full_like(tensor, -1 if name == 'labels' else 0)
+        mask = present[..., None] if tensor.dim() == 3 else present
+        outputs.append(tap(name, torch.where(mask, tensor, padding)))
+    return tuple(outputs)

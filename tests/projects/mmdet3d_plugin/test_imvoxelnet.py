@@ -1,0 +1,249 @@
+"""ImVoxelNet: proofs of a toy, planted faults, ties of voxels, cameras, what is refused."""
+
+import functools
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import toy_imvoxelnet
+from marking import in_suite
+from mmdeploy_ext.cli import run_app
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError, ShapeError
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.evaluate import detector
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.families.imvoxelnet import graphs, reference, samples
+from mmdeploy_ext.preprocess.cam2img import check_projection
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.references import references
+from proofs import run_cases
+from toy_imvoxelnet import SIZE, exported, options, seeded
+from toy_monocular import picture
+
+PROJECTION = np.array(
+    [[160.0, -250, 0.5, 9], [50, 0.2, -240, 20], [1, 0.01, 0.02, 0.3], [0, 0, 0, 1]], np.float64
+)
+"""A camera of a picture of 300 x 100 pixels, from the frame of the LiDAR."""
+
+
+@pytest.mark.parametrize(
+    ('form', 'values'),
+    in_suite(
+        [
+            ('full', dict(dynamic=True)),
+            ('raw', dict(dynamic=True)),
+            ('full', dict(exporter='dynamo')),
+            ('full', dict(batch=2)),
+            ('raw', {}),
+        ],
+        ('raw', {}),
+    ),
+)
+def test_a_file_is_proven(form, values, tmp_path):
+    file = exported(tmp_path / 'm.onnx', picture()[1], form=form, **values)
+    verdict, _ = prove(seeded(), file, [picture()])
+    assert verdict.proven, verdict.reasons
+    assert verdict.summary()['matched'] > 100
+
+
+def test_results_of_a_right_file_pass(tmp_path):
+    file = exported(tmp_path / 'm.onnx', picture()[1], dynamic=True)
+    with build_backend('OnnxRuntimeBackend', file) as backend:
+        assert all(case.passed for case in run_cases(known(), backend))
+
+
+@functools.cache
+def known():
+    return references(seeded(), options(dynamic=True), [picture()])
+
+
+def changed(module, name, change):
+    """Return a patch of a function: `change` gets the original and its arguments."""
+    original = getattr(module, name)
+    return lambda patch: patch.setattr(module, name, functools.partial(change, original))
+
+
+def cameras(change):
+    """Return a patch of the cameras that voxels are projected by."""
+    return changed(graphs, 'projected', lambda original, points, cams: original(points, change(cams)))
+
+
+def cells(change):
+    """Return a patch of the cells that voxels take; `change` computes them as `nearest_cells` does."""
+    return changed(graphs, 'nearest_cells', lambda original, *arguments: change(*arguments))
+
+
+def frozen(cams):
+    first = samples.feeds(known()[0].images, False, 'lidar2img')['lidar2img'][:1]
+    return torch.from_numpy(first).expand_as(cams)
+
+
+def ahead_alone(original, points, cams):
+    x, y = original(points, cams)
+    homogeneous = torch.cat([points, torch.ones_like(points[:, :1])], 1)
+    depth = (cams[:, 2:3] * homogeneous).sum(2)
+    return torch.where(depth > 0, x, x + 1e6), y
+
+
+def place(pixels, side, count):
+    return ((pixels / side * 2 - 1) + 1) / 2 * (count - 1)
+
+
+def volume_with(change):
+    """Return a patch of the last two arguments of `Network.volume`, cameras and ratios."""
+    original = graphs.Network.volume
+    return lambda patch: patch.setattr(
+        graphs.Network,
+        'volume',
+        lambda self, maps, image, cams, ratios: original(self, maps, image, *change(cams, ratios)),
+    )
+
+
+def limits(**values):
+    """Return a patch of the thresholds of suppression."""
+
+    def change(original, above, scores, score_thr, nms_thr, max_per_img):
+        settings = dict(dict(score_thr=score_thr, nms_thr=nms_thr, max_per_img=max_per_img), **values)
+        return original(above, scores, **settings)
+
+    return changed(graphs, 'suppressed', change)
+
+
+def rows_and_columns(original, model):
+    z, y, x = model.n_voxels[::-1]
+    return original(model).reshape(z, y, x, 3).transpose(1, 2).reshape(-1, 3)
+
+
+FAULTS = {
+    'camera of the export': cameras(frozen),
+    'camera of the first picture': cameras(lambda cams: cams[:1].expand_as(cams)),
+    'transposed camera': cameras(lambda cams: cams.transpose(1, 2)),
+    'camera without its translation': cameras(lambda cams: cams * cams.new_tensor([1.0, 1.0, 1.0, 0.0])),
+    'ratios of the picture are forgotten': volume_with(lambda cams, ratios: (cams, ratios * 0 + 1)),
+    'both ratios are that of the width': volume_with(
+        lambda cams, ratios: (cams, ratios[:, :1].expand_as(ratios))
+    ),
+    'cells rounded down': cells(lambda *sides: place(*sides).floor()),
+    'cells half-way rounded up': cells(lambda *sides: (place(*sides) + 0.5).floor()),
+    'middles of cells': cells(lambda pixels, side, count: (pixels / side * count - 0.5).round()),
+    'no mask: the nearest cell of the picture': cells(
+        lambda *sides: place(*sides).round().clamp(torch.zeros(()), sides[2] - 1)
+    ),
+    'no voxels behind the camera': changed(graphs, 'projected', ahead_alone),
+    'rows and columns of voxels': changed(graphs, 'voxel_points', rows_and_columns),
+    'no direction': changed(
+        graphs, 'turned_yaw', lambda original, xp, yaw, turned, rule: original(xp, yaw, turned * 0, rule)
+    ),
+    'yaw of the anchor and its delta alone': changed(
+        graphs, 'turned_yaw', lambda original, xp, yaw, turned, rule: yaw
+    ),
+    'z of the middle': changed(
+        graphs,
+        'decode_deltas',
+        lambda original, xp, anchors, deltas: (
+            original(xp, anchors, deltas) + original(xp, anchors, deltas)[..., 5:6] / 2 * torch.eye(7)[2]
+        ),
+    ),
+    'another threshold of overlaps': limits(nms_thr=0.3),
+    'another threshold of scores': limits(score_thr=0.3),
+    'one result less': limits(max_per_img=10),
+}
+
+
+@pytest.mark.parametrize('fault', in_suite(FAULTS, 'camera of the export'))
+def test_a_planted_fault_is_not_proven(fault, tmp_path, monkeypatch):
+    references_of_toy = known()
+    with monkeypatch.context() as patch:
+        FAULTS[fault](patch)
+        file = exported(tmp_path / 'm.onnx', picture()[1], dynamic=True)
+    with build_backend('OnnxRuntimeBackend', file) as backend:
+        assert not all(case.passed for case in run_cases(references_of_toy, backend))
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('form', ['full', 'raw'])
+@pytest.mark.parametrize('order', reference.ORDERS)
+def test_a_file_is_proven_in_whatever_order_pytorch_adds_up_projections(form, order, tmp_path):
+    file = exported(tmp_path / 'm.onnx', picture()[1], form=form, dynamic=True)
+    with reference.projected_in(order):
+        verdict, _ = prove(seeded(), file, [picture()])
+    assert verdict.proven, verdict.reasons
+
+
+@pytest.mark.parametrize('order', reference.ORDERS)
+def test_other_orders_of_sums_change_few_voxels_and_none_that_is_not_a_tie(order):
+    points, (camera,) = graphs.voxel_points(seeded().model), known()[0].feeds['lidar2img'][:1]
+    homogeneous = torch.cat([points, torch.ones_like(points[:, :1])], 1)
+    exact = homogeneous.double() @ torch.from_numpy(camera).double().T
+    seen = order(homogeneous, torch.from_numpy(camera)).double()
+    largest = homogeneous.double().abs() @ torch.from_numpy(camera).double().abs().T
+    assert ((seen - exact).abs() <= 4 * 2.0**-24 * largest).all()
+
+
+def test_a_camera_of_a_picture_is_given_back_as_it_was():
+    deployment, (_, image) = seeded(), picture()
+    prepared = deployment.rule.apply(image).with_camera(PROJECTION)
+    batch = deployment.family.feeds([prepared], rescale=True)
+    assert np.array_equal(batch['lidar2img'][0], PROJECTION.astype(np.float32))
+    (meta,) = reference.metas(deployment.model, [prepared])
+    assert np.array_equal(meta['lidar2img'], PROJECTION.astype(np.float32))
+    assert np.array_equal(meta['scale_factor'], prepared.scale_factor)
+
+
+def test_mm2onnx_run_takes_a_file_of_cameras_and_gives_the_boxes_of_pytorch(tmp_path, capsys):
+    _, image = picture()
+    file, photo = exported(tmp_path / 'm.onnx', image), tmp_path / 'a.png'
+    cv2.imwrite(str(photo), image)
+    command = [str(file), str(photo), '--out', str(tmp_path), '--json', str(tmp_path / 'a.json')]
+    assert run_app.main(command) == 2
+    assert 'takes the camera of each picture' in capsys.readouterr().err
+    (tmp_path / 'cameras.json').write_text(json.dumps({'images/a.png': PROJECTION.tolist()}))
+    assert run_app.main([*command, '--cameras', str(tmp_path / 'cameras.json')]) == 0
+    entries = json.loads((tmp_path / 'a.json').read_text())['images'][0]['detections']
+    deployment = seeded()
+    prepared = deploy.prepare_fixed(deployment.rule, image, *SIZE).with_camera(PROJECTION)
+    (expected,) = deployment.family.reference_detections(deployment.model, [prepared], rescale=True)
+    boxes = np.array([entry['box'] for entry in entries])
+    assert len(boxes) == len(expected) > 5
+    np.testing.assert_allclose(boxes, expected.boxes[:, :7], atol=1e-3)
+
+
+def test_the_test_loop_takes_the_camera_from_the_meta_of_a_picture():
+    rule, (_, image) = seeded().rule, picture()
+    expected = rule.apply(image)
+    meta = dict(
+        lidar2img=PROJECTION.astype(np.float32),
+        ori_shape=image.shape,
+        img_shape=(*expected.img_shape, 3),
+        scale_factor=expected.scale_factor,
+    )
+    prepared = detector._prepared(expected.tensor, meta)
+    assert np.array_equal(samples.original_camera(prepared, 'lidar2img'), meta['lidar2img'])
+
+
+def test_what_the_graphs_do_not_reproduce_is_refused_by_its_key():
+    changes = [
+        (dict(test_cfg=dict(use_rotate_nms=False)), 'use_rotate_nms'),
+        (dict(test_cfg=dict(nms_thr=None)), 'nms_thr=None'),
+        (dict(test_cfg=dict(max_num=0)), 'max_num=0'),
+        (dict(coord_type='CAMERA'), "coord_type='CAMERA'"),
+        (dict(bbox_head=dict(use_direction_classifier=False)), 'use_direction_classifier'),
+    ]
+    for change, message in changes:
+        cfg = load_config(toy_imvoxelnet.CONFIG)
+        for part, values in change.items():
+            if isinstance(values, dict):
+                cfg.model[part].update(values)
+            else:
+                cfg.model[part] = values
+        with pytest.raises(ConfigError, match=message):
+            seeded().family.check(cfg, options())
+    for row, column, value in ((3, 0, 1.0), (0, 0, np.nan)):
+        camera = np.eye(4)
+        camera[row, column] = value
+        with pytest.raises(ShapeError, match=r'lidar2img: got .*; expected a last row of 0 0 0 1'):
+            check_projection('lidar2img', camera)
