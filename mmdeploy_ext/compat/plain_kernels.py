@@ -141,7 +141,8 @@ def _greatest(feats: Tensor, point_to_voxel: Tensor, num_voxels: int) -> Tensor:
         0, index, values, 'amax', include_self=False
     )
     rows = torch.arange(len(feats))[:, None].expand_as(index)
-    rows = torch.where(values == best.gather(0, index), rows, len(feats))
+    is_best = (values == best.gather(0, index)) | values.isnan()
+    rows = torch.where(is_best, rows, len(feats))
     first = rows.new_empty(best.shape).scatter_reduce(0, index, rows, 'amin', include_self=False)
     return feats.gather(0, first)
 

@@ -6,9 +6,11 @@ sets read them,
 - `nuscenes_infos_{train,val}_mono3d.coco.json`: the six pictures of every key frame, in mmdet3d's order, with
   cameras and poses, for `NuScenesMonoDataset`;
 - `kitti_infos_{train,val}_mono3d.coco.json` and `kitti_infos_{train,val}.pkl`: the pictures with a car, a
-  cyclist or a pedestrian as KITTI's, for `KittiMonoDataset`.
+  cyclist or a pedestrian as KITTI's, for `KittiMonoDataset`;
+- `{train,val}/velodyne/*.bin`: the sweep of each of them, for `KittiDataset`, whose LiDAR is where the camera
+  is, but for some centimetres, and looks ahead as it does.
 
-Glossary: n objects. Frames: x to the right, y down, z ahead of a camera; metres.
+Glossary: n objects, P points. Frames: x to the right, y down, z ahead of a camera; metres.
 """
 
 from __future__ import annotations
@@ -45,6 +47,15 @@ ATTRIBUTES = (
 """Attributes in the order of mmdet3d's labels."""
 KITTI = dict(pedestrian='Pedestrian', bicycle='Cyclist', car='Car')
 """Class of a drive -> class of KITTI, in the order of labels."""
+LIDAR_TO_CAMERA = np.array([[0.0, -1, 0, 0], [0, 0, -1, -0.08], [1, 0, 0, -0.27], [0, 0, 0, 1]])
+"""From the frame of KITTI's sweeps here (x ahead, y to the left, z up) to that of their camera.
+
+The LiDAR is as far behind and above the camera as KITTI's.
+"""
+SWEEPS = 'velodyne'
+"""Folder of KITTI's sweeps, below that of the split."""
+POINT_COLUMNS, KITTI_COLUMNS = 5, 4
+"""Number of values of a point in a sweep of nuScenes, and of KITTI, whose last one is the intensity."""
 NEAR_M, SMALLEST_PX = 0.5, 2.0
 """Nearest depth of the middle of an object, and shortest side of its box in a picture."""
 
@@ -68,11 +79,19 @@ def to_global(record: dict[str, Any]) -> np.ndarray:
     return matrix
 
 
+def from_global(image: dict[str, Any]) -> np.ndarray:
+    """Return the matrix (4, 4) from the global frame to that of a picture's camera; see `Tables.image`."""
+    ego = dict(rotation=image['ego2global_rotation'], translation=image['ego2global_translation'])
+    camera = dict(rotation=image['cam2ego_rotation'], translation=image['cam2ego_translation'])
+    return np.linalg.inv(to_global(ego) @ to_global(camera))
+
+
 class Tables:
     """The tables of a set: name -> token -> record; and what is seen in a picture of a key frame."""
 
     def __init__(self, root: Path) -> None:
         """Read the tables; UsageError: a file of them is missing."""
+        self.root = root
         names = ('sample', 'sample_data', 'calibrated_sensor', 'ego_pose', 'scene', 'sensor')
         names += ('sample_annotation', 'instance', 'category', 'attribute')
         self.tables = {
@@ -98,6 +117,23 @@ class Tables:
         samples.sort(key=lambda record: (names[record['scene_token']], record['timestamp']))
         for sample in samples:
             yield from (by_sample[sample['token']][f'CAM_{camera}'] for camera in CAMERAS)
+
+    def sweep(self, image: dict[str, Any]) -> np.ndarray:
+        """Return the sweep of a picture's key frame as KITTI has it, (P, 4) float32.
+
+        `image` is an entry of `image`; the intensities are from 0 to 1.
+        """
+        for record in self.tables['sample_data'].values():
+            sensor = self.tables['calibrated_sensor'][record['calibrated_sensor_token']]
+            channel = self.tables['sensor'][sensor['sensor_token']]['channel']
+            if (record['sample_token'], channel) == (image['token'], 'LIDAR_TOP') and record['is_key_frame']:
+                break
+        pose = self.tables['ego_pose'][record['ego_pose_token']]
+        from_camera = np.linalg.inv(from_global(image)) @ LIDAR_TO_CAMERA
+        to_kitti = np.linalg.inv(from_camera) @ to_global(pose) @ to_global(sensor)
+        points = np.fromfile(self.root / record['filename'], np.float32).reshape(-1, POINT_COLUMNS)
+        xyz = points[:, :3] @ to_kitti[:3, :3].T + to_kitti[:3, 3]
+        return np.column_stack([xyz, points[:, 3] / 255]).astype(np.float32)
 
     def image(self, index: int, record: dict[str, Any]) -> dict[str, Any]:
         """Return the entry of a picture in the annotations of COCO's kind, with its camera and its poses.
@@ -128,15 +164,13 @@ class Tables:
 
     def objects(self, image: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the objects that are seen in a picture, an entry of `image`, as mmdet3d's annotations."""
-        ego = dict(rotation=image['ego2global_rotation'], translation=image['ego2global_translation'])
-        camera = dict(rotation=image['cam2ego_rotation'], translation=image['cam2ego_translation'])
-        from_global = np.linalg.inv(to_global(ego) @ to_global(camera))
+        to_camera = from_global(image)
         intrinsic, size = np.array(image['cam_intrinsic']), (image['width'], image['height'])
         for record in self.annotations.get(image['token'], ()):
             category = self.tables['instance'][record['instance_token']]['category_token']
             name = self.tables['category'][category]['name']
             label = next((key for key in CLASSES if name.startswith(key)), None)
-            box = from_global @ to_global(record)
+            box = to_camera @ to_global(record)
             width, length, height = record['size']
             corners = seen_box(box, (length, width, height), intrinsic, size)
             if label is None or box[2, 3] < NEAR_M or corners is None:
@@ -151,7 +185,7 @@ class Tables:
                 area=(x2 - x1) * (y2 - y1),
                 iscrowd=0,
                 bbox_cam3d=[*box[:3, 3].tolist(), length, height, width, yaw],
-                velo_cam3d=(from_global[:3, :3] @ self.velocity(record))[[0, 2]].tolist(),
+                velo_cam3d=(to_camera[:3, :3] @ self.velocity(record))[[0, 2]].tolist(),
                 center2d=[float(centre[0]), float(centre[1]), float(box[2, 3])],
                 attribute_name=(attributes or ['None'])[0],
                 attribute_id=ATTRIBUTES.index((attributes or ['None'])[0]),
@@ -243,12 +277,27 @@ def kitti_info(
         difficulty=np.zeros(len(objects), int),
     )
     shape = np.array([image['height'], image['width']], np.int32)
-    to_camera = np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
     return dict(
         image=dict(image_idx=index, image_path=image['file_name'], image_shape=shape),
-        calib=dict(P2=camera, R0_rect=np.eye(4), Tr_velo_to_cam=to_camera),
+        calib=dict(P2=camera, R0_rect=np.eye(4), Tr_velo_to_cam=LIDAR_TO_CAMERA),
         annos=annos,
     )
+
+
+def write_sweeps(tables: Tables, split: str, content: dict[str, Any], infos: list[dict[str, Any]]) -> None:
+    """Write the sweeps of KITTI's pictures of a split, and name them in the infos.
+
+    `content` has the pictures as `annotated` returns them, `infos` are those of `as_kitti`.
+    """
+    images = {image['file_name']: image for image in content['images']}
+    folder = Path(split, SWEEPS)
+    (tables.root / folder).mkdir(parents=True, exist_ok=True)
+    for info in infos:
+        points = tables.sweep(images[info['image']['image_path']])
+        path = folder / f'{info["image"]["image_idx"]:06d}.bin'
+        with atomic_path(tables.root / path) as target:
+            Path(target).write_bytes(points.tobytes())
+        info['point_cloud'] = dict(num_features=KITTI_COLUMNS, velodyne_path=str(path))
 
 
 def write_annotations(root: Path) -> dict[str, int]:
@@ -263,6 +312,7 @@ def write_annotations(root: Path) -> dict[str, int]:
             name = f'{kind}_infos_{split}_mono3d.coco.json'
             write_json(root / name, entries)
             counts[name] = len(entries['images'])
+        write_sweeps(tables, split, content, infos)
         with atomic_path(root / f'kitti_infos_{split}.pkl') as path:
             Path(path).write_bytes(pickle.dumps(infos))
     return counts

@@ -27,3 +27,12 @@ def nuscenes() -> dict[str, Any]:
 def kitti() -> dict[str, Any]:
     """Return the sections of the pictures as those of KITTI."""
     return sections('kitti', info_file='kitti_infos_{}.pkl')
+
+
+def kitti_sweeps() -> dict[str, Any]:
+    """Return the sections of the pictures as those of KITTI, with their sweeps."""
+    result: dict[str, Any] = dict(samples_per_gpu=1, workers_per_gpu=1)
+    for section, split in (('val', 'val'), ('test', 'val')):
+        files = dict(data_root=ROOT, ann_file=f'{ROOT}kitti_infos_{split}.pkl')
+        result[section] = dict(split=split, pts_prefix='velodyne', **files)
+    return result

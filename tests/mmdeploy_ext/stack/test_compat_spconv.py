@@ -240,6 +240,15 @@ def test_of_equal_greatest_values_the_first_point_gets_the_gradient():
 
 
 @ON_CPU
+def test_a_feature_that_is_nan_makes_the_maximum_of_its_voxel_nan():
+    from mmcv.ops.scatter_points import dynamic_scatter
+
+    feats = torch.tensor([[1.0, float('nan')], [3.0, 2.0], [5.0, 4.0]])
+    values, _ = dynamic_scatter(feats, torch.tensor([[0, 0], [0, 0], [0, 1]], dtype=torch.int32), 'max')
+    torch.testing.assert_close(values, torch.tensor([[3.0, float('nan')], [5.0, 4.0]]), equal_nan=True)
+
+
+@ON_CPU
 def test_the_dynamic_scatter_module_takes_batches_and_no_points():
     from mmcv.ops import DynamicScatter
 

@@ -1,9 +1,11 @@
 """MVX-Net through its three files equals mmdet3d's own test path; faults in ours are not proven."""
 
 import dataclasses
+import pickle
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -12,13 +14,16 @@ import toy_mvxnet
 from marking import in_suite
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError, PointsError, ShapeError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.anchor3d.mvxnet import graphs
-from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, in_order
+from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, MvxNetOnnx, in_order
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.preprocess.points import assigned
 from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.runtime.infos import read_frames
 
 ENGINE = dict(engine='OnnxRuntimeBackend')
 
@@ -189,3 +194,123 @@ def test_a_fault_in_our_own_graph_is_not_proven(monkeypatch, tmp_path, name):
     assert all(graph.passed for graph in verdict.graphs)  # a fresh export has the fault, too
     assert not verdict.proven
     assert any(not row.passed for case in verdict.cases for row in case.tensors)
+
+
+# ---- bad input
+
+CONFIGS = {
+    'another encoder': ({"type='DynamicVFE'": "type='DynamicSimpleVFE'"}, 'expected DynamicVFE'),
+    'another fusion': (
+        {"type='PointFusion'": "type='VoteFusion'"},
+        "type='VoteFusion'; expected PointFusion",
+    ),
+    "the camera's frame": (
+        {"type='PointFusion'": "type='PointFusion', coord_type='CAMERA'"},
+        "coord_type='CAMERA'; expected LIDAR",
+    ),
+    'another grid of the encoder': (
+        {"voxel_size=layer['voxel_size']": 'voxel_size=[0.4, 0.4, 0.8]'},
+        'voxel_size is not that of model.pts_voxel_layer',
+    ),
+    'some points of a voxel': ({'max_num_points=-1': 'max_num_points=5'}, 'max_num_points=5; expected -1'),
+    'points of another width': ({'load_dim=4, use_dim=4': 'load_dim=4, use_dim=3'}, 'in_channels is 4'),
+    'points that are turned': ({'rot_range=[0, 0]': 'rot_range=[-1, 1]'}, r'rot_range=\[-1, 1\], expected'),
+    'pictures that are flipped': ({'flip=False': 'flip=True'}, 'flip=True is test-time augmentation'),
+    'other scales of points': ({'pts_scale_ratio=1': 'pts_scale_ratio=[1, 1.1]'}, 'pts_scale_ratio='),
+}
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_configs_that_are_not_exported_are_refused_by_their_key(tmp_path, name):
+    toy_mvxnet.register()
+    words, message = CONFIGS[name]
+    cfg = load_config(toy_mvxnet.write_config(tmp_path, words=words))
+    family = find_family(cfg)
+    assert family.name == 'mvxnet'
+    with pytest.raises(ConfigError, match=message):
+        family.check(cfg, family.choose(opset=0))
+
+
+FRAMES = {
+    'no point in range': (dict(points=np.full((3, 4), 99, np.float32)), PointsError, 'none of 3'),
+    'no points': (dict(points=np.zeros((0, 4), np.float32)), PointsError, 'the sweep is empty'),
+    'two pictures': (
+        dict(images=np.zeros((2, 3, 96, 320), np.float32)),
+        ShapeError,
+        r'expected \(1, 3, H, W',
+    ),
+    'no picture': (dict(images=None), ShapeError, 'the picture is of shape'),
+    'no camera': (dict(calibration={}), DataError, 'has no lidar2image'),
+    'a camera of NaN': (dict(lidar2image=np.full((1, 4, 4), np.nan)), DataError, 'lidar2image holds NaN'),
+    'a picture that is turned': (dict(img_aug_matrix=np.ones((1, 4, 4))), DataError, 'turns the picture'),
+    'points that were moved': (dict(lidar_aug_matrix=2 * np.eye(4)), DataError, 'lidar_aug_matrix moves'),
+}
+
+
+@pytest.mark.parametrize('name', FRAMES)
+def test_frames_that_cannot_be_are_refused_by_both_engines(name):
+    deployment, folder, *_ = toy_mvxnet.exported()
+    (frame,) = toy_mvxnet.frames(deployment, 1)
+    changes, error, message = FRAMES[name]
+    fields = {key: value for key, value in changes.items() if hasattr(frame, key)}
+    calibration = frame.calibration | {key: value for key, value in changes.items() if key not in fields}
+    frame = dataclasses.replace(frame, **{'calibration': calibration, **fields})
+    reference = deployment.family.reference(deployment.model)
+    with MvxNetOnnx(folder) as files:
+        for step in (files.step, reference.step):
+            with pytest.raises(error, match=message):
+                step(frame)
+
+
+def test_files_of_two_exports_are_refused(tmp_path):
+    _, folder, *_ = toy_mvxnet.exported()
+    for path in paths_of(folder):
+        model = onnx.load(path)
+        if path.endswith('voxels.onnx'):
+            entry = next(entry for entry in model.metadata_props if entry.key == 'mm2onnx.checkpoint_sha256')
+            entry.value = entry.value.replace(entry.value[1:9], '0' * 8)
+        onnx.save(model, tmp_path / Path(path).name)
+    with pytest.raises(ModelFileError, match='have to be of one export'):
+        MvxNetOnnx(tmp_path)
+    (tmp_path / 'voxels.onnx').unlink()
+    with pytest.raises(ModelFileError, match=r'has no voxels.onnx'):
+        MvxNetOnnx(tmp_path)
+
+
+INFO = dict(
+    image=dict(image_idx=3, image_path='3.png'),
+    point_cloud=dict(velodyne_path='3.bin'),
+    calib={name: np.eye(4) for name in ('P2', 'R0_rect', 'Tr_velo_to_cam')},
+)
+INFOS = {
+    'no picture': (dict(image={}), 'has no image with image_idx, image_path'),
+    'no sweep': (dict(point_cloud=None), 'has no point_cloud with velodyne_path'),
+    'no calibration': (dict(calib=dict(P2=np.eye(4))), 'has no calib with P2, R0_rect, Tr_velo_to_cam'),
+    'a matrix of another shape': (dict(calib=INFO['calib'] | dict(P2=np.eye(3))), r'P2'),
+    'a matrix without an inverse': (
+        dict(calib=INFO['calib'] | dict(P2=np.zeros((4, 4)))),
+        'P2 has no inverse',
+    ),
+}
+
+
+@pytest.mark.parametrize('name', INFOS)
+def test_infos_of_kitti_that_lack_something_are_refused(tmp_path, name):
+    (tmp_path / '3.png').touch()
+    change, message = INFOS[name]
+    path = tmp_path / 'infos.pkl'
+    path.write_bytes(pickle.dumps([INFO | change]))
+    with pytest.raises(DataError, match=message):
+        read_frames(path, PreprocessRule())
+
+
+def test_projections_of_infos_of_kitti_are_mmdet3ds(tmp_path):
+    (tmp_path / '3.png').touch()
+    rng, path = np.random.default_rng(0), tmp_path / 'infos.pkl'
+    projection = np.array([[721.5, 0, 609.6, 44.9], [0, 721.5, 172.9, 0.2], [0, 0, 1, 0.003], [0, 0, 0, 1]])
+    calibration = dict(P2=projection, R0_rect=rng.normal(size=(4, 4)), Tr_velo_to_cam=rng.normal(size=(4, 4)))
+    path.write_bytes(pickle.dumps([INFO | dict(calib=calibration)]))
+    (frame,) = read_frames(path, PreprocessRule())
+    expected = projection @ calibration['R0_rect'] @ calibration['Tr_velo_to_cam']
+    np.testing.assert_allclose(frame.lidar2img[0], expected, rtol=1e-12, atol=1e-9)
+    assert frame.name == '3' and frame.pictures == (tmp_path / '3.png',)
