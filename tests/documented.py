@@ -602,6 +602,22 @@ ENTRIES = (
         'test_both_files_are_proven_on_sweeps_that_were_not_traced',
     ),
     Entry(
+        EXPORT + r'CONFIG CHECKPOINT --output-file work_dirs/mvxnet',
+        why='placeholder',
+        test='tests/projects/mmdet3d_plugin/test_mvxnet.py::'
+        'test_three_files_are_proven_on_frames_of_other_cameras_and_sizes',
+    ),
+    Entry(
+        r'mm2onnx run work_dirs/mvxnet',
+        why='placeholder',
+        test=TOOLS + 'test_mvxnet_loop.py::test_run_draws_the_boxes_of_infos',
+    ),
+    Entry(
+        r'tools/dist_test_\w+.sh projects/configs/MVXNet',
+        why='data set',
+        test=TOOLS + 'test_mvxnet_loop.py::test_both_engines_give_the_same_results_and_metrics',
+    ),
+    Entry(
         EXPORT + r'CONFIG CHECKPOINT --output-file work_dirs/fcos3d',
         why='placeholder',
         test='tests/projects/mmdet3d_plugin/test_monocular.py::test_a_file_of_any_size_is_proven',

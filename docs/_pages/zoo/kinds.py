@@ -35,6 +35,7 @@ class Kind:
 TWO_STAGES = 'two_stage', 'two_stage_regions'
 QUERIES = 'query', 'query_regions', 'query_masks', 'query_regions_masks'
 PANOPTIC = 'two_stage_panoptic', 'query_panoptic'
+ANCHORS = 'anchor3d', 'mvxnet'
 CAMERAS = 'bevformer', 'petr', 'petrv2', 'streampetr', 'sparse4d', 'bevfusion_det'
 PICTURES_3D = 'monocular', 'smoke', 'imvoxelnet'
 KINDS = (
@@ -46,7 +47,7 @@ KINDS = (
     Kind('solo', ('solo',), 'SOLO, SOLOv2, Decoupled SOLO', 'SOLO、SOLOv2、Decoupled SOLO'),
     Kind('yolact', ('yolact',), 'YOLACT', 'YOLACT'),
     Kind('corner', ('corner',), 'CornerNet, CentripetalNet', 'CornerNet、CentripetalNet'),
-    Kind('lidar-anchors', ('anchor3d',), 'LiDAR: anchors', 'LiDAR：锚框', any_input=True, in_3d=True),
+    Kind('lidar-anchors', ANCHORS, 'LiDAR: anchors', 'LiDAR：锚框', any_input=True, in_3d=True),
     Kind('lidar-centres', ('centerpoint',), 'LiDAR: centres', 'LiDAR：中心点', any_input=True, in_3d=True),
     Kind('one-camera', PICTURES_3D, 'One camera: boxes in 3D', '单相机三维框', in_3d=True),
     Kind('many-cameras', CAMERAS, 'Several cameras: boxes in 3D', '多相机三维框', any_input=True, in_3d=True),
