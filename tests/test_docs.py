@@ -15,7 +15,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 ATSS = 'mmdeploy_ext/families/dense/README.md'
 PLACES = (
     'README*.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'docs/*.md', 'docs/zh-CN/*.md',
-    'mmdeploy_ext/families/*/README.md', 'projects/*/README.md', 'demo/checkpoints/README.md')
+    'mmdeploy_ext/families/*/README.md', 'mmdeploy_ext/families/*/*/README.md', 'projects/*/README.md',
+    'demo/checkpoints/README.md')
 PAGES = sorted(
     path.relative_to(REPOSITORY).as_posix() for pattern in PLACES for path in REPOSITORY.glob(pattern))
 CHINESE = {page: page.replace('/zh-CN/', '/').replace('_zh-CN', '') for page in PAGES if 'zh-CN' in page}

@@ -66,7 +66,7 @@ class MvxNetFamily(AnchorFamily):
     """mmdet3d's `DynamicMVXFasterRCNN` with `PointFusion` and `Anchor3DHead`, without a memory."""
 
     name = FAMILY
-    exports = 'MVX-Net: DynamicMVXFasterRCNN with PointFusion (mmdeploy_ext/families/anchor3d/mvxnet/README.md)'
+    exports = 'MVX-Net with PointFusion (mmdeploy_ext/families/anchor3d/mvxnet/README.md)'
     similar_names = ('MVX', 'PointFusion', 'VoteFusion', 'ImVoteNet')
     of_config = "the grid and the picture are the config's"
     used_by: ClassVar[Mapping[str, str]] = {'': 'run {file} INFOS.pkl'}
