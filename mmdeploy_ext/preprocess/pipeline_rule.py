@@ -111,6 +111,8 @@ def _flat_steps(pipeline: Sequence[Mapping[str, Any]], values: dict[str, Any]) -
                 f'test pipeline step MultiScaleFlipAug: scale_factor={step["scale_factor"]} cannot be '
                 f'described by the exported file; expected 1.0, or an img_scale'
             )
+        else:
+            values['img_scale'] = None  # mmdet's Resize then keeps the size, whatever its own img_scale is
         steps.extend(step.get('transforms', ()))
     return steps
 

@@ -156,6 +156,13 @@ def test_without_resize_the_scale_of_the_augmentation_resizes_nothing():
     assert rule_from_pipeline(steps).apply(picture(70, 500)).img_shape == (70, 500)
 
 
+def test_a_scale_factor_of_the_augmentation_comes_before_the_scale_of_the_resize(image_file):
+    """It was overlooked: pictures that mmdet keeps were resized to the scale of the step."""
+    steps = with_step('Resize', img_scale=(333, 200))
+    steps[1].update(img_scale=None, scale_factor=1.0)
+    assert assert_equals_mmdet(steps, image_file(37, 500)).img_shape == (37, 500)
+
+
 @pytest.mark.parametrize(
     'config',
     [
