@@ -85,10 +85,10 @@ def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
 def find_file(
     name: str, source: Path, root: str | Path | None = None, kind: str = 'file', subfolder: Path | None = None
 ) -> Path:
-    """Return a file that infos name.
+    """Return a file that infos name: `name` as it is, from the working directory, comes before all folders.
 
     Args:
-        name: path in the infos.
+        name: path in the infos; in the folders the part from `DATA_FOLDERS` on is tried after all of it.
         source: the infos' file.
         root: folder of the data set; the infos' own folder is tried after it; None tries that folder alone.
         kind: kind of the file, for the message.
@@ -242,7 +242,7 @@ def _frame(
     if all('timestamp' in camera for camera in cameras):
         times = np.array([seconds_of(camera, place) for camera in cameras])
     return RigFrame(
-        str(info.get('token', index)),
+        str(index if info.get('token') is None else info['token']),
         tuple(map(picture, cameras)),
         np.stack(intrinsics),
         invert_pose(np.stack(cam2lidar)),

@@ -49,6 +49,12 @@ def test_frames_come_scene_by_scene_in_the_order_of_time(tmp_path):
     assert {frame.scene_token for frame in frames} == {'a', 'b'}
 
 
+def test_frames_without_a_token_have_names_of_their_own(tmp_path):
+    """All were called None, which is the name of their pictures too, so that the last one replaced them."""
+    path = write(tmp_path, lambda infos: [info.update(token=None) for info in infos])
+    assert sorted(frame.name for frame in read_frames(path, RULE)) == ['0', '1', '2', '3', '4', '5']
+
+
 @pytest.mark.parametrize(
     ('change', 'expected'),
     [
