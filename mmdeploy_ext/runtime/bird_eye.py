@@ -133,11 +133,11 @@ class _View:
         return self.side / (2 * self.extent)
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
-        """Return (n, 2) int pixels of (n, 2) metres."""
+        """Return (n, 2) int pixels of (n, 2) metres; a place that is NaN is the pixel 0, 0."""
         up = points @ self.forward
         right = points @ np.array([self.forward[1], -self.forward[0]])
         places = np.round(np.stack([right, -up], -1) * self.scale + self.side / 2)
-        return np.clip(places, -FARTHEST_PIXEL, FARTHEST_PIXEL).astype(int)
+        return np.clip(np.nan_to_num(places), -FARTHEST_PIXEL, FARTHEST_PIXEL).astype(int)
 
 
 def ring_radii(extent: float) -> range:

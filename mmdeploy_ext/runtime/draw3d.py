@@ -84,7 +84,7 @@ def draw_camera(
         lines = project_segments(*corners[index][BOX_LINES.T], lidar2img)
         if _is_outside(lines, canvas.shape):
             continue
-        lines, colour = np.clip(lines, -1e4, 1e4), layer.colour(index)
+        lines, colour = np.clip(np.nan_to_num(lines), -1e4, 1e4), layer.colour(index)
         outline = (WHITE, width + 4) if layer.is_marked(index) else ((0, 0, 0), width + 2)
         for shade, thickness in (outline, (colour, width)):
             for line in np.round(lines).astype(int).tolist():

@@ -181,6 +181,17 @@ def test_a_box_far_beyond_any_sensor_is_drawn_with_few_rings():
         assert bird_eye([layer], ['car']).any()
 
 
+@pytest.mark.parametrize(('column', 'value'), [(3, np.inf), (3, 1e38), (6, np.inf), (7, np.inf)])
+@pytest.mark.filterwarnings('ignore:invalid value', 'ignore:divide by zero', 'ignore:overflow')
+def test_a_box_whose_size_or_motion_overflowed_is_no_error_of_a_picture(column, value):
+    """The exponential of a large logit is infinite; OpenCV refused such a box, and the run ended."""
+    broken = box(3.0, 3.0)
+    broken[column] = value
+    layer = BoxLayer('broken', detections(box(9.0, 0.0), broken))
+    assert sweep_picture('', np.zeros((2, 3), np.float32), [layer], ['car']).any()
+    assert draw_camera(np.zeros((180, 320, 3), np.uint8), looking(0.0), layer, ['car']).any()
+
+
 def test_a_box_keeps_the_colour_of_its_track_whatever_its_class_and_its_neighbours():
     image, boxes = np.zeros((180, 320, 3), np.uint8), [box(12, 0), box(20, 5)]
     frames = (
