@@ -101,8 +101,9 @@ class Option:
                 choices = f'one of {", ".join(choices)}' if len(choices) > 2 else ' or '.join(choices)
                 raise UsageError(f'{typed}{":" if prefix == "--" else ","} expected {choices}{hint}')
             return
-        if isinstance(self.default, int) and type(value) is not type(self.default):
-            kind = 'a number' if type(self.default) is int else 'True or False'
+        types = {bool: (bool,), int: (int,), float: (int, float)}.get(type(self.default))
+        if types and type(value) not in types:
+            kind = 'True or False' if types == (bool,) else 'a number'
             raise UsageError(f'{typed}, expected {kind}')
         if self.minimum is not None and value < self.minimum:
             minimum = 'a positive number' if self.minimum == 1 else f'at least {self.minimum}'

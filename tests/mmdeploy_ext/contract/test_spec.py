@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.contract.options import GROUP_NORM, KEEP_FP32, Option, Options
-from mmdeploy_ext.contract.schema import FLAG
+from mmdeploy_ext.contract.schema import FLAG, FRACTION
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ShapeError, UsageError
 
@@ -127,6 +127,14 @@ def test_a_choice_that_is_no_word_is_not_offered():
         GROUP_NORM.check('x')
     with pytest.raises(UsageError, match=r"^backend_config.group_norm='x', expected operator or exact$"):
         GROUP_NORM.check('x', 'backend_config.')
+
+
+def test_an_option_of_a_fraction_takes_numbers_only():
+    radius = Option('radius', 0.5, schema=FRACTION, minimum=0)
+    radius.check(1)
+    for value in ('0.3', None, True):
+        with pytest.raises(UsageError, match=r'^backend_config\.radius=.*, expected a number$'):
+            radius.check(value, 'backend_config.')
 
 
 LAYERS = Option('layers', (('a*', 'fp16', 'int8'),), stated=True)
