@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import Facts
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import InferenceError, UsageError
 from mmdeploy_ext.preprocess.cam2img import (
     CAMERA,
     camera_key,
@@ -39,6 +39,8 @@ def detect(
 
     Raises:
         UsageError: a detector of boxes in 3D without a camera.
+        InferenceError: the engine failed, or the scores, boxes or logits of the network are NaN, of which
+            every threshold would leave an empty list. Rows of padding may be NaN.
     """
     metadata = backend.metadata
     if cam2img is None and (name := camera_key(metadata.spec.input_names)):
@@ -48,8 +50,15 @@ def detect(
         )
     feeds = make_feeds(prepare(metadata, image_bgr, cam2img), metadata)
     computed = backend.infer(backend.select_inputs(feeds))
+    compared = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
+    problem = f'{backend.path}: the network gave NaN, of which no result means anything'
+    if any(np.isnan(computed[name]).any() for name in compared):
+        raise InferenceError(problem)
     outputs = Facts(computed, f'{backend.path}: the graph of mm2onnx.form {metadata.form!r}')
-    return runtime_of(metadata.family).detections(metadata, outputs, feeds)[0]
+    results = runtime_of(metadata.family).detections(metadata, outputs, feeds)[0]
+    if np.isnan(results.scores).any():
+        raise InferenceError(problem)
+    return results
 
 
 def prepare(metadata: Metadata, image_bgr: np.ndarray, cam2img: np.ndarray | None = None) -> PreparedImage:

@@ -14,11 +14,14 @@ from mmdet.models import build_head
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract import dense_head
 from mmdeploy_ext.contract.schema import Mismatch
-from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.core.errors import InferenceError, ShapeError
 from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.families.dense.family import DenseFamily
 from mmdeploy_ext.families.dense.forms import Decode, raw_names
 from mmdeploy_ext.families.parts.runtime import box_coders
+from mmdeploy_ext.preprocess.pictures import PreprocessRule
+from mmdeploy_ext.runtime.detect import detect
 from mmdeploy_ext.runtime.detections import Detections, results_from_padded, sigmoid
 
 STRIDES = [8, 16, 32]
@@ -64,6 +67,29 @@ def raw_outputs(head, seed, batch, size):
         for shape in runtime.level_shapes(*size, STRIDES)
     ]
     return dict(zip(raw_names(detector(head)), tensors, strict=True))
+
+
+@pytest.mark.parametrize(('name', 'compare'), [('boxes', 'values'), ('dets', 'detections')])
+def test_nan_of_a_network_is_no_picture_without_results(name, compare):
+    """Thresholds leave NaN out: a half-precision file that overflowed found nothing, with exit status 0."""
+    outputs = dict(labels=np.array([[0, -1]]))
+    if name == 'boxes':
+        outputs.update(boxes=np.ones((1, 2, 4), np.float32), scores=np.ones((1, 2), np.float32))
+    else:
+        outputs['dets'] = np.array([[[1] * 5, [np.nan] * 5]], np.float32)  # the second is padding
+    tensors = tuple(TensorSpec(output, 'float32', (), compare=compare) for output in outputs)
+    spec = GraphSpec('dense', (TensorSpec('input', 'float32', ('B', 3, 'H', 'W')),), tensors)
+    metadata = types.SimpleNamespace(
+        spec=spec, family='dense', form='full', preprocess=PreprocessRule(), options={}, postprocess={}
+    )
+    backend = types.SimpleNamespace(
+        metadata=metadata, path='m.onnx', select_inputs=dict, infer=lambda feeds: outputs
+    )
+    image = np.zeros((8, 8, 3), np.uint8)
+    assert len(detect(backend, image)) == 1
+    outputs[name][0, 0] = np.nan
+    with pytest.raises(InferenceError, match=r'^m\.onnx: the network gave NaN'):
+        detect(backend, image)
 
 
 @pytest.mark.parametrize('kind', GENERATORS)
