@@ -269,7 +269,9 @@ def _checked(value: Any, name: str, path: object, check: Check) -> Any:
 
 
 def checked_facts(facts: dict[str, Any], family: str, path: object) -> Facts:
-    """Return the `postprocess` entry of a file as `Facts`, inner dicts too, after the check of its family.
+    """Return the `postprocess` entry of a file as `Facts`, dicts in it too, after the check of its family.
+
+    Dicts in lists stay plain ones: the check of the family has to refuse those that lack a key.
 
     Args:
         facts: the entry.

@@ -43,7 +43,12 @@ class Registration:
     training_keys: tuple[str, ...] = ()
 
     def load_family(self) -> Any:
-        """Import the family's class, and return an instance; ConfigError: there is no such class."""
+        """Import the family's class, and return an instance.
+
+        Raises:
+            ConfigError: there is no such class in the module, or its family has another name.
+            ImportError: there is no such module, or one that it imports is not there.
+        """
         module, _, cls = self.family.partition(':')
         try:
             family = getattr(importlib.import_module(module), cls)()
@@ -89,8 +94,8 @@ def register_family(
     they are needed.
 
     Args:
-        name: name of the family, as the metadata of its files have it: lower-case letters, digits, '_' and
-            '-'.
+        name: name of the family, as the metadata of its files have it: a lower-case letter, then letters,
+            digits, '_' and '-'.
         family: `'module:Class'` of the `Family`, for example `'my_package.family:CircleFamily'`.
         options: what can be chosen about its graphs besides what all families have, each an
             `mmdeploy_ext.contract.options.Option`. They become options of the command line, keys of
@@ -112,7 +117,7 @@ def register_family(
     )
     if not re.fullmatch(r'[a-z][\w-]*', name):
         raise ConfigError(
-            f'register_family({name!r}): expected a name of lower-case letters, digits, _ and -'
+            f'register_family({name!r}): expected a lower-case letter, then letters, digits, _ and -'
         )
     if not re.fullmatch(r'[\w.]+:\w+', family):
         raise ConfigError(f"register_family({name!r}, {family!r}): expected 'module:Class'")

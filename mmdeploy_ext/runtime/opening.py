@@ -50,6 +50,7 @@ class ImageModel(Runtime):
         Raises:
             ShapeError, InferenceError: the graph does not take or cannot compute the picture.
             UsageError: a detector of boxes in 3D without `cam2img`.
+            ValueError: `cam2img` has another shape, or a number that is not finite.
         """
         return detect(self.backend, image_bgr, None if cam2img is None else square_matrix(cam2img))
 
