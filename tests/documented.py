@@ -551,7 +551,7 @@ ENTRIES = (
         test=TOOLS + 'test_dense_loop.py::test_both_engines_have_the_ap_that_the_page_states',
     ),
     Entry(
-        r'tools/dist_test_\w+.sh projects/configs/Monocular',
+        r'tools/dist_test_\w+.sh projects/configs/(Monocular|ImVoxelNet)',
         why='data set',
         test=TOOLS + 'test_monocular_loop.py::test_both_engines_give_the_same_results_and_metrics',
     ),

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 CAMERA = 'cam2img'
 """Name of the input of a graph that takes the cameras of pictures, for pixels of the network input."""
-PROJECTIONS = ('lidar2img', 'depth2img')
-"""Names of the input of a graph that takes cameras from the frame of a LiDAR, or of an RGB-D camera (z up),
-for pixels of the picture before it is resized."""
+PROJECTION = 'lidar2img'
+"""Name of the input of a graph that takes cameras from the frame of a LiDAR, for pixels of the picture before
+it is resized."""
 
 
 def camera_key(names: Container[str]) -> str:
     """Return the name of the cameras among names of inputs, or of entries of a meta; '' if there are none."""
-    return next((name for name in (CAMERA, *PROJECTIONS) if name in names), '')
+    return next((name for name in (CAMERA, PROJECTION) if name in names), '')
 
 
 def square_matrix(matrix: Any) -> np.ndarray:
@@ -55,13 +55,15 @@ def check_camera(camera: np.ndarray) -> None:
         )
 
 
-def check_projection(name: str, camera: np.ndarray) -> None:
-    """Refuse (ShapeError) a camera (4, 4) of one of `PROJECTIONS`, the `name`, that is not finite.
+def check_projection(camera: np.ndarray) -> None:
+    """Refuse (ShapeError) a camera (4, 4) from the frame of a LiDAR that is not finite.
 
     Its last row has to be 0 0 0 1.
     """
     if not (np.isfinite(camera).all() and np.array_equal(camera[3], (0, 0, 0, 1))):
-        raise ShapeError(f'{name}: got {camera.tolist()}; expected a last row of 0 0 0 1 and finite numbers')
+        raise ShapeError(
+            f'{PROJECTION}: got {camera.tolist()}; expected a last row of 0 0 0 1 and finite numbers'
+        )
 
 
 def original(camera: np.ndarray, to_input: np.ndarray) -> np.ndarray:

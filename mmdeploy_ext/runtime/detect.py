@@ -11,6 +11,7 @@ from mmdeploy_ext.contract.metadata import Facts
 from mmdeploy_ext.core.errors import InferenceError, UsageError
 from mmdeploy_ext.preprocess.cam2img import (
     CAMERA,
+    PROJECTION,
     camera_key,
     check_camera,
     check_projection,
@@ -104,13 +105,13 @@ def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndar
 def camera_feeds(camera: np.ndarray, prepared: PreparedImage, name: str) -> dict[str, np.ndarray]:
     """Return the camera (4, 4) of a picture by the name of the input that takes it.
 
-    That is `cam2img`, with `unmoved_cam2img` beside it, or one of `PROJECTIONS`. `camera` is for pixels of
-    the network input.
+    That is `lidar2img`, or else `cam2img` with `unmoved_cam2img` beside it. `camera` is for pixels of the
+    network input.
     """
-    if name not in ('', CAMERA):
-        projection = original(camera, prepared.to_input).astype(np.float32)
-        check_projection(name, projection)
-        return {name: projection}
+    if name == PROJECTION:
+        lidar2img = original(camera, prepared.to_input).astype(np.float32)
+        check_projection(lidar2img)
+        return {PROJECTION: lidar2img}
     cam2img = camera.astype(np.float32)
     check_camera(cam2img)
     return {CAMERA: cam2img, 'unmoved_cam2img': unmoved(camera, prepared.to_input, prepared.scale_factor)}

@@ -24,6 +24,15 @@ def nuscenes() -> dict[str, Any]:
     return sections('nuscenes')
 
 
+def kitti_infos() -> dict[str, Any]:
+    """Return the sections of the same pictures for mmdet3d's `KittiDataset`, whose cameras are in infos."""
+    result: dict[str, Any] = dict(samples_per_gpu=1, workers_per_gpu=1)
+    for section, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
+        files = dict(data_root=ROOT, ann_file=f'{ROOT}kitti_infos_{split}.pkl')
+        result[section] = dict(dataset=files) if section == 'train' else files
+    return result
+
+
 def kitti() -> dict[str, Any]:
     """Return the sections of the pictures as those of KITTI."""
     return sections('kitti', info_file='kitti_infos_{}.pkl')

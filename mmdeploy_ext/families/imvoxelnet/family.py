@@ -4,11 +4,12 @@ What the attributes and methods of the class without a docstring are for is docu
 first: `families/base.py` and `families/images.py`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
-import numpy as np
+import torch
+from mmdet3d.core.bbox import LiDARInstance3DBoxes, bbox3d2result
 from mmdet3d.core.bbox.coders import DeltaXYZWLHRBBoxCoder
 from mmdet3d.core.bbox.structures import utils
 from mmdet3d.core.post_processing import box3d_nms
@@ -24,13 +25,15 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights, names_of_class
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.imvoxelnet import graphs, reference, samples
+from mmdeploy_ext.families.imvoxelnet.runtime import COLUMNS
 from mmdeploy_ext.families.imvoxelnet.seeded import seeded_detector
 from mmdeploy_ext.families.limits import Kind, Limit
+from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.anchor_heads import PER_CLASS_HEAD, check_anchor_head
-from mmdeploy_ext.families.parts.samples import result
+from mmdeploy_ext.families.parts.samples import only
 from mmdeploy_ext.families.replaced import Replaced, replaced_of_class
-from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.preprocess.cam2img import PROJECTION
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 
 FUNCTIONS = (
@@ -69,10 +72,13 @@ class ImVoxelNetFamily(ImageFamily):
     reference_detections = staticmethod(reference.detections)
     rounded_choices = staticmethod(reference.rounded_choices)
     choose_as = staticmethod(reference.choose_as)
+    feeds = staticmethod(samples.feeds)
 
     def claims(self, cfg: Any) -> Claim:
         names = names_of_class(builder.DETECTORS, cfg.model.get('type'))
-        return Claim.DETECTOR if detectors.ImVoxelNet.__name__ in names else Claim.NO
+        if detectors.ImVoxelNet.__name__ not in names or missing_operators(cfg.model):
+            return Claim.NO
+        return Claim.DETECTOR
 
     def check(self, cfg: Any, options: Options) -> None:
         model, test = cfg.model, detector_parts.test_cfg_of(cfg)
@@ -116,9 +122,6 @@ class ImVoxelNetFamily(ImageFamily):
         for module, names in FUNCTIONS:
             yield Replaced(module, module.__name__, names)
 
-    def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-        return samples.feeds(images, rescale, graphs.CAMERAS[FRAME])
-
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         return graphs.postprocess_facts(model)
 
@@ -133,4 +136,14 @@ class ImVoxelNetFamily(ImageFamily):
         return ResultLimit(model.bbox_head.test_cfg, 'max_num')
 
     def result(self, detections: Any, num_classes: int) -> dict[str, Any]:
-        return result(detections)
+        """Return what mmdet3d's detector returns for a picture."""
+        rows = torch.tensor(detections.boxes[:, :COLUMNS])
+        boxes, scores, labels = LiDARInstance3DBoxes(rows), detections.scores, detections.labels
+        return bbox3d2result(boxes, torch.tensor(scores), torch.tensor(labels))
+
+    def check_dataset(self, cfg: Any, dataset: Any) -> None:
+        if len(dataset) and PROJECTION not in only(dataset[0].get('img_metas', {}), 'img_metas'):
+            raise ConfigError(
+                f'{cfg.filename}: data.test: its pictures come without {PROJECTION}, the matrix from the '
+                f'LiDAR to the picture, among the metas that Collect3D collects'
+            )

@@ -34,9 +34,8 @@ from mmdeploy_ext.families.parts.runtime.anchors3d import (
     decode_deltas,
     turned_yaw,
 )
+from mmdeploy_ext.preprocess.cam2img import PROJECTION
 
-CAMERAS = dict(LIDAR='lidar2img', DEPTH='depth2img')
-"""`coord_type` of a detector -> the name of the input of cameras, that of mmdet3d's `img_metas`."""
 MEANINGS = dict(
     cls_score=('class logits of each anchor', 'logit'),
     bbox_pred=('deltas of each anchor', ''),
@@ -49,11 +48,6 @@ SMALLEST = 32
 """Smallest side of an input of any size, pixels: the stride of the last map of the backbone."""
 FULL_NAMES = ('boxes', 'scores', 'labels')
 """Outputs of the form 'full'."""
-
-
-def camera_name(model: nn.Module) -> str:
-    """Return the name of the input of cameras."""
-    return CAMERAS[model.coord_type.upper()]
 
 
 def voxel_points(model: nn.Module) -> torch.Tensor:
@@ -74,7 +68,7 @@ def postprocess_facts(model: nn.Module) -> dict[str, Any]:
     return dict(max_per_img=facts.pop('max_num'), **facts)
 
 
-def camera_inputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, TensorSpec]:
+def camera_inputs(batch: int | str) -> tuple[TensorSpec, TensorSpec]:
     """Return the contracts of the cameras and of the ratios of pictures.
 
     `batch` is a number, or 'B' if it is dynamic.
@@ -84,7 +78,7 @@ def camera_inputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, Tenso
     )
     ratios = 'w h w h ratios, input / picture before it is resized; 1 if the camera is that of the input'
     return (
-        TensorSpec(camera_name(model), 'float32', (batch, 4, 4), camera, single=True),
+        TensorSpec(PROJECTION, 'float32', (batch, 4, 4), camera, single=True),
         TensorSpec('scale_factor', 'float32', (batch, 4), ratios, default=1.0, single=True),
     )
 
@@ -103,7 +97,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a form."""
     image = image_input(options, SMALLEST, detector_parts.multiple(model))
     batch = image.axes[0]
-    inputs = (image, *camera_inputs(model, batch))
+    inputs = (image, *camera_inputs(batch))
     if options.form == 'raw':
         return GraphSpec('imvoxelnet/raw', inputs, raw_outputs(model, batch))
     groups = (ColumnGroup('x y z', (0, 1, 2), 'm'), ColumnGroup('sizes', (3, 4, 5), 'm'))
@@ -120,7 +114,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and what the form adds to it; see `ImageFamily.stages`."""
     raw = rule_of(model).output_names
-    inputs = ('input', camera_name(model), 'scale_factor')
+    inputs = ('input', PROJECTION, 'scale_factor')
     chain = [Stage('network', Network(fuse(model) if fold else model), inputs, raw)]
     if options.form == 'full':
         chain.append(Stage('postprocess', FullForm(model), raw, FULL_NAMES))

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmdet3d.core.bbox import Box3DMode, DepthInstance3DBoxes, LiDARInstance3DBoxes
+from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 from mmdet3d.models.fusion_layers import point_fusion
 from torch import nn
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.families.imvoxelnet.graphs import camera_name, rule_of
+from mmdeploy_ext.families.imvoxelnet.graphs import rule_of
 from mmdeploy_ext.families.imvoxelnet.runtime import PictureDetections3D
 from mmdeploy_ext.families.imvoxelnet.samples import feeds
 from mmdeploy_ext.families.parts.anchor_heads import flat_outputs
@@ -26,25 +26,19 @@ from mmdeploy_ext.families.parts.mmdet_reference import batch_of, metas_of
 from mmdeploy_ext.families.parts.samples import detections as detections_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
-FRAMES = dict(
-    lidar2img=(LiDARInstance3DBoxes, Box3DMode.LIDAR), depth2img=(DepthInstance3DBoxes, Box3DMode.DEPTH)
-)
-"""Name of the input of cameras -> the class of boxes in the frame of the voxels, and its mode."""
 
-
-def metas(model: nn.Module, images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
+def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
     """Return mmdet3d's `img_metas` of pictures, with their cameras."""
-    name, batch = camera_name(model), metas_of(images)
-    cameras = feeds(images, True, name)[name]
-    for meta, camera in zip(batch, cameras, strict=True):
-        meta |= of_camera(name, camera)
+    batch = metas_of(images)
+    for meta, camera in zip(batch, feeds(images, rescale=True)['lidar2img'], strict=True):
+        meta |= of_camera(camera)
     return batch
 
 
-def of_camera(name: str, camera: np.ndarray) -> dict[str, Any]:
-    """Return the entries of a meta about a camera (4, 4), and the kind of boxes; `name` is its input's."""
-    boxes, mode = FRAMES[name]
-    return {name: camera, 'box_type_3d': boxes, 'box_mode_3d': mode, 'flip': False}
+def of_camera(lidar2img: np.ndarray) -> dict[str, Any]:
+    """Return the entries of a meta about a camera (4, 4), and the kind of boxes."""
+    kind = dict(box_type_3d=LiDARInstance3DBoxes, box_mode_3d=Box3DMode.LIDAR)
+    return dict(kind, lidar2img=lidar2img, flip=False)
 
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[PictureDetections3D]:
@@ -52,9 +46,9 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
 
     With `rescale` they are drawn into the picture on disk, otherwise into the network input.
     """
-    cameras = feeds(images, rescale, camera_name(model))['drawn_camera']
+    cameras = feeds(images, rescale)['drawn_camera']
     with torch.no_grad():
-        results = model(return_loss=False, img=batch_of(model, images), img_metas=metas(model, images))
+        results = model(return_loss=False, img=batch_of(model, images), img_metas=metas(images))
     pictures = []
     for result, camera in zip(results, cameras, strict=True):
         boxes = detections_of(result)
@@ -65,13 +59,13 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
 
 def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
     """Return the outputs of the head by name, by mmdet3d's own network, for inputs by name."""
-    name, device = camera_name(model), next(model.parameters()).device
+    device = next(model.parameters()).device
     image = torch.from_numpy(feeds['input'])
     ratios = feeds.get('scale_factor', np.ones((len(image), 4), np.float32))
     size = (*image.shape[2:], 3)
     batch = [
-        dict(img_shape=size, pad_shape=size, scale_factor=ratio, **of_camera(name, camera))
-        for ratio, camera in zip(ratios, feeds[name], strict=True)
+        dict(img_shape=size, pad_shape=size, scale_factor=ratio, **of_camera(camera))
+        for ratio, camera in zip(ratios, feeds['lidar2img'], strict=True)
     ]
     with torch.no_grad():
         outputs, _ = model.extract_feat(image.to(device), batch)

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays
 
-CAMERAS = ('lidar2img', 'depth2img')
-"""Names of the input of cameras."""
 COLUMNS = 7
 """Number of values of a box: those of `Detections3D` without velocities."""
 
@@ -58,13 +56,11 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Pictu
         metadata: metadata of the file: `form`, and `postprocess` with the numbers of the decoding.
         outputs: outputs of the graph by name. Of the form 'full' they are `boxes` (B, n, 7) float32, `scores`
             (B, n) and `labels` (B, n) int64, -1 where a row is padding; of 'raw' see `anchors3d.decode`.
-        feeds: inputs of the graph by name, of which the cameras (B, 4, 4) are used, to draw results into the
-            picture on disk; `drawn_camera` (B, 4, 4) replaces them.
+        feeds: inputs of the graph by name, of which the cameras `lidar2img` (B, 4, 4) are used, to draw
+            results into the picture on disk; `drawn_camera` (B, 4, 4) replaces them.
     """
     images = padded_rows(outputs) if metadata.form == 'full' else decoded(metadata, outputs)
-    cameras = feeds.get('drawn_camera')
-    if cameras is None:
-        cameras = next(feeds[name] for name in CAMERAS if name in feeds)
+    cameras = feeds['drawn_camera'] if 'drawn_camera' in feeds else feeds['lidar2img']
     return [
         PictureDetections3D(boxes, scores, labels, camera=tuple(map(tuple, camera.tolist())))
         for (boxes, scores, labels), camera in zip(images, np.asarray(cameras, np.float64), strict=True)

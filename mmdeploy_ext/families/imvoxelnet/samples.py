@@ -12,12 +12,8 @@ from mmdeploy_ext.families.parts import image_feeds
 from mmdeploy_ext.preprocess.cam2img import check_projection, original
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
-UPRIGHT = dict(
-    lidar2img=((0, -1, 0), (0, 0, -1), (1, 0, 0)),
-    depth2img=((1, 0, 0), (0, 0, -1), (0, 1, 0)),
-)
-"""Name of the input of cameras -> rows x to the right, y down, z ahead in the frame of boxes: of a LiDAR, x
-ahead and y to the left, or of an RGB-D camera, x to the right and y ahead; z is up in both."""
+UPRIGHT = (0, -1, 0), (0, 0, -1), (1, 0, 0)
+"""Axes of a camera (x right, y down, z ahead) as rows in the frame of a LiDAR (x ahead, y left, z up)."""
 FOCAL, STRETCH = (0.6, 1.1), (0.9, 1.1)
 """Range of generated focal lengths, over the width of the picture, and of the ratio of both."""
 MIDDLE, SKEW = 0.1, 0.02
@@ -25,25 +21,19 @@ MIDDLE, SKEW = 0.1, 0.02
 skew, over the focal length."""
 TURN_RAD = (0.3, 0.06, 0.06)
 """Largest turns of a generated camera about y, x and z."""
-MOVED_M = dict(lidar2img=(6.0, 3.0, 0.5), depth2img=(0.5, 0.5, 0.3))
-"""Name of the input of cameras -> largest translation of a generated camera along x, y and z, metres."""
+MOVED_M = 6.0, 3.0, 0.5
+"""Largest translation of a generated camera along x, y and z, metres."""
 
 
-def original_camera(image: PreparedImage, name: str) -> np.ndarray:
-    """Return the camera (4, 4) float32 of a prepared picture, for pixels of the picture on disk.
-
-    `name` is that of the input of cameras.
-    """
+def original_camera(image: PreparedImage) -> np.ndarray:
+    """Return the camera (4, 4) float32 of a prepared picture, for pixels of the picture on disk."""
     if image.cam2img is None:
-        return generated_camera(image, name)
+        return generated_camera(image)
     return original(image.cam2img, image.to_input).astype(np.float32)
 
 
-def generated_camera(image: PreparedImage, name: str) -> np.ndarray:
-    """Return a camera (4, 4) float32 of a picture on disk, which depends on its prepared pixels alone.
-
-    `name` is that of the input of cameras.
-    """
+def generated_camera(image: PreparedImage) -> np.ndarray:
+    """Return a camera (4, 4) float32 of a picture on disk, which depends on its prepared pixels alone."""
     pixels = np.frombuffer(np.ascontiguousarray(image.tensor[:, ::7, ::5]).tobytes(), np.uint8)
     rng = np.random.default_rng([int(pixels.astype(np.int64).sum()), *image.tensor.shape[1:]])
     height, width = np.divide(image.tensor.shape[1:], image.scale_factor[1::-1])
@@ -52,8 +42,8 @@ def generated_camera(image: PreparedImage, name: str) -> np.ndarray:
     intrinsic, pose = np.eye(4), np.eye(4)
     intrinsic[0, :3] = focal, focal * rng.uniform(-SKEW, SKEW), width / 2 * moved[0]
     intrinsic[1, 1:3] = focal * rng.uniform(*STRETCH), height / 2 * moved[1]
-    pose[:3, :3] = turned(rng.uniform(-1, 1, 3) * TURN_RAD) @ UPRIGHT[name]
-    pose[:3, 3] = -pose[:3, :3] @ (rng.uniform(-1, 1, 3) * MOVED_M[name])
+    pose[:3, :3] = turned(rng.uniform(-1, 1, 3) * TURN_RAD) @ UPRIGHT
+    pose[:3, 3] = -pose[:3, :3] @ (rng.uniform(-1, 1, 3) * MOVED_M)
     return (intrinsic @ pose).astype(np.float32)
 
 
@@ -68,19 +58,19 @@ def turned(angles: np.ndarray) -> np.ndarray:
     return rotation
 
 
-def feeds(images: Sequence[PreparedImage], rescale: bool, name: str) -> dict[str, np.ndarray]:
+def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return the inputs of a batch of pictures of one size by name, and what the runtime needs of them.
 
-    They are `input` (B, 3, H, W), the cameras (B, 4, 4), `scale_factor` (B, 4) `w h w h`, input / picture on
+    They are `input` (B, 3, H, W), `lidar2img` (B, 4, 4), `scale_factor` (B, 4) `w h w h`, input / picture on
     disk, and to draw `drawn_camera` (B, 4, 4), that of the picture on disk with `rescale`, otherwise that of
-    the network input. `name` is that of the input of cameras.
+    the network input.
     """
-    cameras = np.stack([original_camera(image, name) for image in images])
+    cameras = np.stack([original_camera(image) for image in images])
     for camera in cameras:
-        check_projection(name, camera)
+        check_projection(camera)
     batch = image_feeds.feeds(images, rescale=True)
     ratios = batch['scale_factor']
     drawn = cameras.astype(np.float64)
     if not rescale:
         drawn[:, :2] *= ratios[:, :2, None]
-    return dict(input=batch['input'], scale_factor=ratios, drawn_camera=drawn) | {name: cameras}
+    return dict(input=batch['input'], scale_factor=ratios, drawn_camera=drawn, lidar2img=cameras)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.families.imvoxelnet.graphs import Network, camera_name
+from mmdeploy_ext.families.imvoxelnet.graphs import Network
 from mmdeploy_ext.families.imvoxelnet.samples import generated_camera
 from mmdeploy_ext.families.parts.lidar_parts import Parts
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -34,15 +34,15 @@ def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
         norms = [*norms_of(model.backbone), *norms_of(model.neck)]
         maps = calibrate_norms(norms, lambda: model.neck(model.backbone(pictures))[0])
         ratios = torch.ones(len(pictures), 4)
-        volume = Network(model).volume(maps, pictures, _cameras(model, pictures), ratios)
+        volume = Network(model).volume(maps, pictures, _cameras(pictures), ratios)
         parts = Parts('', None, None, None, model.neck_3d, None, model.bbox_head)
         scale_last_layers(parts, volume)
     return model
 
 
-def _cameras(model: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
+def _cameras(pictures: torch.Tensor) -> torch.Tensor:
     """Return a camera (B, 4, 4) of each picture (B, 3, H, W)."""
     ratios = np.ones(4, np.float32)
     prepared = [PreparedImage(picture.numpy(), SIZE, ratios, SIZE) for picture in pictures]
-    cameras = [generated_camera(image, camera_name(model)) for image in prepared]
+    cameras = [generated_camera(image) for image in prepared]
     return torch.from_numpy(np.stack(cameras))

@@ -1,5 +1,6 @@
 # mmdet3d's ImVoxelNet in small, for generated pictures as those of KITTI.
 from mmdeploy_ext.core.config import mmdet3d_config
+from projects.configs import monocular
 
 _base_ = [mmdet3d_config('imvoxelnet/imvoxelnet_4x8_kitti-3d-car.py')]
 model = dict(
@@ -21,3 +22,4 @@ model = dict(
     n_voxels=[40, 36, 12],
     prior_generator=dict(ranges=[[-0.16, -19.84, -3.08, 39.84, 19.84, 0.76]]),
 )
+data = monocular.kitti_infos()

@@ -78,7 +78,7 @@ def cells(change):
 
 
 def frozen(cams):
-    first = samples.feeds(known()[0].images, False, 'lidar2img')['lidar2img'][:1]
+    first = samples.feeds(known()[0].images, False)['lidar2img'][:1]
     return torch.from_numpy(first).expand_as(cams)
 
 
@@ -189,7 +189,7 @@ def test_a_camera_of_a_picture_is_given_back_as_it_was():
     prepared = deployment.rule.apply(image).with_camera(PROJECTION)
     batch = deployment.family.feeds([prepared], rescale=True)
     assert np.array_equal(batch['lidar2img'][0], PROJECTION.astype(np.float32))
-    (meta,) = reference.metas(deployment.model, [prepared])
+    (meta,) = reference.metas([prepared])
     assert np.array_equal(meta['lidar2img'], PROJECTION.astype(np.float32))
     assert np.array_equal(meta['scale_factor'], prepared.scale_factor)
 
@@ -222,7 +222,7 @@ def test_the_test_loop_takes_the_camera_from_the_meta_of_a_picture():
         scale_factor=expected.scale_factor,
     )
     prepared = detector._prepared(expected.tensor, meta)
-    assert np.array_equal(samples.original_camera(prepared, 'lidar2img'), meta['lidar2img'])
+    assert np.array_equal(samples.original_camera(prepared), meta['lidar2img'])
 
 
 def test_what_the_graphs_do_not_reproduce_is_refused_by_its_key():
@@ -242,8 +242,10 @@ def test_what_the_graphs_do_not_reproduce_is_refused_by_its_key():
                 cfg.model[part] = values
         with pytest.raises(ConfigError, match=message):
             seeded().family.check(cfg, options())
+    with pytest.raises(ConfigError, match='without lidar2img'):
+        seeded().family.check_dataset(seeded().cfg, [dict(img_metas=dict(cam2img=np.eye(3)))])
     for row, column, value in ((3, 0, 1.0), (0, 0, np.nan)):
         camera = np.eye(4)
         camera[row, column] = value
         with pytest.raises(ShapeError, match=r'lidar2img: got .*; expected a last row of 0 0 0 1'):
-            check_projection('lidar2img', camera)
+            check_projection(camera)

@@ -1,0 +1,1 @@
+_base_ = ['./imvoxelnet_toy.py', '../../../configs/_base_/backends/torch.py']
