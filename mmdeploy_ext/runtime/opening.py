@@ -44,8 +44,9 @@ class ImageModel(Runtime):
 
         Args:
             image_bgr: (h, w, 3) uint8, blue, green, red.
-            cam2img: matrix (3, 3), (3, 4) or (4, 4) from the frame of the camera, in metres, to pixels of the
-                picture times depth, for detectors of boxes in 3D; None for others.
+            cam2img: matrix (3, 3), (3, 4) or (4, 4) from the frame of the camera, in metres, or from that of
+                the LiDAR for files with the input `lidar2img`, to pixels of the picture times depth, for
+                detectors of boxes in 3D; None for others.
 
         Raises:
             ShapeError, InferenceError: the graph does not take or cannot compute the picture.
