@@ -23,7 +23,7 @@ class Axes:
     Attributes:
         frames: number of frames on the horizontal axis.
         low: exponent of ten at the lower end of the vertical axis.
-        high: exponent of ten at its upper end.
+        high: exponent of ten at its upper end, larger than `low`.
     """
 
     frames: int
@@ -31,11 +31,11 @@ class Axes:
     high: int
 
     def x(self, frame: float) -> float:
-        """Return the horizontal pixel of the frame of an index."""
+        """Return the horizontal pixel of the middle of a frame, by its index; 0.5 less is its left end."""
         return round(LEFT + (WIDTH - LEFT - RIGHT) * (frame + 0.5) / max(self.frames, 1), 2)
 
     def y(self, value: float) -> float:
-        """Return the vertical pixel of an error; values beyond the axis lie on its end."""
+        """Return the vertical pixel of an error, which is not NaN; one beyond the axis lies on its end."""
         decade = math.log10(value) if value > 0 else self.low
         part = (min(max(decade, self.low), self.high) - self.low) / (self.high - self.low)
         return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - part), 2)
@@ -48,7 +48,7 @@ class Axes:
     def grid(self, name: Callable[[int], tuple[str, str]]) -> Iterator[str]:
         """Yield SVG elements: for each power of ten a line across the chart, and its label.
 
-        `name(exponent)` returns the class of the line in the style sheet, and the label.
+        `name(exponent)` returns the class of the line in the style sheet, and the label as markup.
         """
         for decade in range(self.low, self.high + 1):
             kind, words = name(decade)
@@ -57,7 +57,10 @@ class Axes:
 
 
 def text(x: float, y: float, words: str, anchor: str = 'middle') -> str:
-    """Return an SVG element: the text `words` at a pixel of a chart; `anchor` is its `text-anchor`."""
+    """Return an SVG element: the text `words` at a pixel of a chart; `anchor` is its `text-anchor`.
+
+    `words` are markup: characters such as `<` have to be escaped.
+    """
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
 
 
@@ -65,8 +68,8 @@ def svg(parts: Sequence[str], label: str, height: int = HEIGHT, kind: str = '') 
     """Return a chart as an SVG document, `WIDTH` pixels wide.
 
     Args:
-        parts: SVG elements in it.
-        label: what it shows, for screen readers.
+        parts: SVG elements in it, as markup.
+        label: plain text of what it shows, for screen readers; it is escaped here.
         height: height in pixels.
         kind: its class in the style sheet.
     """

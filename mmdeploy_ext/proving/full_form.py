@@ -46,8 +46,8 @@ def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[Tens
     and no other row has it; the other labels are in 0..num_classes - 1.
 
     Args:
-        outputs: name -> array: `dets` (B, n, columns), whose last column is the score, or `scores` (B, n),
-            and `labels` (B, n); B images, n results.
+        outputs: name -> array, all of them there: `dets` (B, n, columns), whose last column is the score, or
+            `scores` (B, n), and whole numbers `labels` (B, n); B images, n results, which may be 0.
         num_classes: number of classes of the model.
     """
     name, scores = ('dets', outputs['dets'][..., -1]) if 'dets' in outputs else ('scores', outputs['scores'])

@@ -116,7 +116,7 @@ ROUNDED = (
 
 
 def bars_of(precision: str) -> HalfBars | None:
-    """Return the bars of a precision; None for float32, which has tolerances."""
+    """Return the bars of a precision, 'fp16', 'bf16' or 'int8'; None for 'fp32', which has tolerances."""
     if precision == 'fp32':
         return None
     return INT8_BARS if precision == 'int8' else BARS
@@ -135,7 +135,8 @@ def widened(groups: Sequence[ColumnGroup], precision: str) -> tuple[ColumnGroup,
 def proof_engine(kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of an engine with which a float16 file is proven.
 
-    ONNX Runtime on the CPU, which computes float16 in float32, gets `round_fp16`; other engines get no more.
+    ONNX Runtime on the CPU, which computes float16 in float32, gets `round_fp16`, unless the user set it;
+    other engines get no more.
 
     Args:
         kind: registered name of the engine's class, a key of `BACKENDS`.
@@ -150,8 +151,8 @@ def accept_rate(cases: Sequence[Case], bars: HalfBars) -> tuple[list[Case], str]
     """Judge the results of all cases together.
 
     Returns:
-        The cases, in which single results without a partner no longer fail, and the reason why all of them
-        fail together; '' if they do not. Results that could not be compared fail as before.
+        The cases, in which single results without a partner no longer fail, and ''; or the unchanged cases
+        and the reason why all of them fail together. Results that could not be compared fail as before.
     """
     rows = [row for case in cases for row in case.detections if not row.broken]
     counted = sum(max(row.reference, row.matched + row.outside + row.extra) for row in rows)

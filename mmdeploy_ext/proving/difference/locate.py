@@ -80,10 +80,11 @@ def first_difference(
     Args:
         deployment: config and checkpoint.
         path: the file.
-        images: (title, (h, w, 3) uint8 BGR) of each picture, for models of pictures; the first counts as the
-            one that was traced.
-        feeds: name -> input to use instead of those made of the images; None takes those of the images.
-        bars: largest errors that are no difference; None: those of the file's precision.
+        images: (title, (h, w, 3) uint8 BGR) of each picture, one or more for models of pictures, whose first
+            counts as the one that was traced; others ignore them and get seeded numbers like the trace's.
+        feeds: name -> input of the graph, in place of those inputs; None: no replacement.
+        bars: largest errors that are no difference; None: `findings.HALF` of a file that was exported in or
+            converted to float16, else those of float32, of an INT8 file too.
         fresh: whether to export the modules again and use the export to tell which tensor is which.
 
     Returns:
@@ -91,7 +92,7 @@ def first_difference(
 
     Raises:
         ModelFileError: the file cannot be read, or is another model's by its metadata.
-        UsageError: see `subject_of`.
+        UsageError, ShapeError: see `subject_of`.
     """
     model = files.load(path)
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, path)
@@ -135,11 +136,12 @@ def subject_of(
     Args:
         deployment: config and checkpoint.
         metadata: metadata of the file.
-        images: (title, BGR picture); for models of single pictures.
-        feeds: inputs to use instead; None takes those of the images.
+        images: as `first_difference` takes them.
+        feeds: as `first_difference` takes them.
 
     Raises:
-        UsageError: the graph was not made by an exporter of torch, or is not of this contract.
+        UsageError: the model has no graph of the file's form, or one that no module of PyTorch computes.
+        ShapeError: `feeds` are not the inputs of the graph.
     """
     make_subject = _subject_of_images if deployment.family.samples == 'images' else _subject_of_graph
     subject = make_subject(deployment, metadata, images)
@@ -187,7 +189,11 @@ def _subject_of_graph(
 
 
 def unseen(example: np.ndarray, seed: int) -> np.ndarray:
-    """Return an input with the shape, dtype and sign of `example` and other values, drawn by `seed`."""
+    """Return an input with the shape and dtype of a float `example`, not empty, and other values.
+
+    They are those of `example` plus noise (`JITTER`) that `seed` draws; if none of these is negative, their
+    absolute value.
+    """
     rng = np.random.default_rng([7, seed])
     spread = float(example.std()) or 1.0
     values = example + JITTER * spread * rng.standard_normal(example.shape)
@@ -277,7 +283,7 @@ def _record(subject: Subject, bars: findings.Bars) -> RecordIndex:
     """Run the modules of a subject and return the records of what they compute."""
     parameters = (parameter for stage in subject.stages for parameter in stage.module.parameters())
     device = next((parameter.device for parameter in parameters), torch.device('cpu'))
-    inputs = {name: torch.from_numpy(array).to(device) for name, array in subject.feeds.items()}
+    inputs = {name: torch.tensor(array, device=device) for name, array in subject.feeds.items()}  # copies
     recorder = record_stages(subject.stages, inputs)
     weights = {}
     for stage in subject.stages:

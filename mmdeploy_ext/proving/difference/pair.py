@@ -62,7 +62,7 @@ SINGLE = {
     'InstanceNormalization': ('part of native_group_norm',),
     'LayerNormalization': ('native_layer_norm', 'part of native_group_norm'),
 }
-"""ONNX operator -> the one operator of PyTorch that it is, if the module is the same."""
+"""ONNX operator -> operators of PyTorch; a node in the same module is exported from one of them."""
 SAME_VALUES = (
     'Reshape',
     'Flatten',
@@ -154,7 +154,8 @@ class RecordIndex:
         """Return a record with the values of a tensor, one of the node's module first; None if there is none.
 
         A node that computes something is paired with a later record than its inputs: the output of a
-        transposition that changes nothing is not paired with the record of its input.
+        transposition that changes nothing is not paired with the record of its input. Empty tensors, and
+        those without floats that depend on constants or shapes alone, are paired with none.
 
         Args:
             walk: the walk of the graph so far.

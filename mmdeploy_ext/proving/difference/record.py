@@ -84,7 +84,8 @@ class TensorRecorder(TorchDispatchMode):
         self.records: list[TensorRecord] = []
         self.calls: dict[str, int] = collections.Counter()
         self.stack: list[str] = []
-        self._at: dict[int, int] = {}  # address of a tensor's memory -> index of its last record
+        # address of a tensor's memory -> indices of the records of tensors that were there
+        self._at: dict[int, list[int]] = collections.defaultdict(list)
         self._paused = False
 
     def __torch_dispatch__(
@@ -101,13 +102,18 @@ class TensorRecorder(TorchDispatchMode):
 
     def keep(self, tensor: torch.Tensor, operator: str) -> int:
         """Copy a tensor that `operator` made (see `TensorRecord`); return the index of its record."""
-        self._paused = True
-        value = tensor.detach().cpu()
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()
-        self._paused = False
-        self.records.append(TensorRecord(value, operator, self.stack[-1] if self.stack else ''))
-        self._at[tensor.data_ptr()] = len(self.records) - 1
+        self.records.append(TensorRecord(self._copy(tensor), operator, self.stack[-1] if self.stack else ''))
+        self._at[tensor.data_ptr()].append(len(self.records) - 1)
         return len(self.records) - 1
+
+    def _copy(self, tensor: torch.Tensor) -> np.ndarray:
+        """Return the values of a tensor, bfloat16 as float32, without recording the operators for it."""
+        self._paused = True
+        try:
+            value = tensor.detach().cpu()
+            return (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()
+        finally:
+            self._paused = False
 
     def _keep_parts(self, operator: str, args: Sequence[Any]) -> None:
         """Record tensors that exporters write out: a product before its bias, a norm before its scale."""
@@ -122,7 +128,7 @@ class TensorRecorder(TorchDispatchMode):
             self.keep(tensor, f'part of {operator}')
 
     def name(self, name: str, tensor: torch.Tensor) -> None:
-        """Give the record of a tensor a name."""
+        """Give the record of a tensor a name; a view of another shape becomes a record of its own."""
         index = self._find(tensor)
         if self.records[index].value.shape != tensor.shape:
             index = self.keep(tensor, 'view')
@@ -137,10 +143,16 @@ class TensorRecorder(TorchDispatchMode):
             self.records[index].outputs_of.append(f'{path} (call {self.calls[path]})')
 
     def _find(self, tensor: torch.Tensor) -> int:
-        """Return the index of a tensor's record, of a new one if none has its memory and size."""
-        index = self._at.get(tensor.data_ptr())
-        if index is not None and self.records[index].value.size == tensor.numel():
-            return index
+        """Return the index of a tensor's last record, of a new one if none has its memory and values.
+
+        Of the same memory there may be records of views in another order, and older ones of a tensor into
+        which a later operator wrote.
+        """
+        values = self._copy(tensor).tobytes()
+        for index in reversed(self._at[tensor.data_ptr()]):
+            record = self.records[index].value
+            if record.nbytes == len(values) and record.tobytes() == values:
+                return index
         return self.keep(tensor, 'view')
 
 
@@ -177,8 +189,8 @@ def record_stages(
 
     Args:
         stages: the modules.
-        inputs: name -> input of the graph.
-        recorder: the recorder that records; None: a new one.
+        inputs: name -> input of the graph; a module that writes into one changes it.
+        recorder: the recorder that records, after what it has recorded before; None: a new one.
 
     Returns:
         The records, in which outputs of the stages and all taps have their names.

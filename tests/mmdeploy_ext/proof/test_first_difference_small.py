@@ -11,6 +11,7 @@ from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import headline
 from mmdeploy_ext.proving.difference.locate import Search, Subject
+from mmdeploy_ext.proving.difference.record import record_stages
 from mmdeploy_ext.proving.fresh_export import FreshExport
 
 OUTPUTS = ('y', 'z')
@@ -103,3 +104,35 @@ def test_what_a_norm_and_a_linear_layer_give_is_paired_and_not_only_what_lies_in
     toy_faults.node_of(model, '/2/Relu').op_type = 'LeakyRelu'
     found = search.compare(model, fresh=False)
     assert found.first.exact and found.first.node == '/2/Relu'
+
+
+class Written(torch.nn.Module):
+    """Writes into a part of what an operator gave, and into its input, which is another's."""
+
+    def forward(self, x):
+        y = x.relu()
+        y[:, 1:] = 7
+        x -= 1
+        return y
+
+
+class Turned(torch.nn.Module):
+    """Gives a square matrix of which a later operator made a view in another order."""
+
+    def forward(self, x):
+        y = x.relu()
+        return y if y.transpose(0, 1).sum() else x
+
+
+@pytest.mark.parametrize('module', [Written(), Turned()], ids=['written', 'turned'])
+def test_the_record_of_an_output_has_the_values_of_the_output(module):
+    x = torch.arange(9.0).reshape(3, 3)
+    stage = Stage('', torch.nn.Sequential(module), ('x',), ('y',))
+    (record,) = (one for one in record_stages([stage], dict(x=x.clone())).records if 'y' in one.names)
+    assert np.array_equal(record.value, module(x.clone())) and record.outputs_of == ['0 (call 1)']
+
+
+def test_a_module_that_writes_into_its_input_leaves_the_feeds():
+    feeds = dict(x=np.ones((3, 3), np.float32))
+    Search(Subject([Stage('', Written(), ('x',), ('y',))], feeds, None, ''), findings.Bars())
+    assert feeds['x'].min() == 1
