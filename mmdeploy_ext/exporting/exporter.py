@@ -18,6 +18,7 @@ from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.dynamo import decomposed_where_needed, translations_read_once
 from mmdeploy_ext.exporting.ops.backbone_attention import sizes_traced
 from mmdeploy_ext.exporting.ops.empty_writes import without_empty_writes
+from mmdeploy_ext.exporting.ops.linspace import linspace_of_one_step
 from mmdeploy_ext.exporting.ops.operator import translations
 from mmdeploy_ext.graph.io.operators import opsets_of
 from mmdeploy_ext.graph.passes.interface import check_axes, name_ends
@@ -206,7 +207,7 @@ def _export_torchscript(
     stream = io.BytesIO()
     # an index that is empty at the traced size may have elements at another one
     has_dynamic_sizes = any(axis > 0 for name in stage.inputs for axis in dynamic.get(name, {}))
-    with contextlib.nullcontext() if has_dynamic_sizes else without_empty_writes():
+    with linspace_of_one_step() if has_dynamic_sizes else without_empty_writes():
         torch.onnx.export(
             stage.module,
             args,

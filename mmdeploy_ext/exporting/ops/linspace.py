@@ -1,0 +1,32 @@
+"""`torch.linspace` with as many steps as an axis has, which TorchScript's exporter of torch 2.13 gets wrong.
+
+It divides the interval by the number of steps less one, so that the only value of a single step is 0 / 0:
+mmcv's `GeneralizedAttention` gave NaN for a map whose keys are one row or one column.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+
+
+@contextlib.contextmanager
+def linspace_of_one_step() -> Iterator[None]:
+    """Inside the block a traced `torch.linspace` holds for a single step, too, which is the start.
+
+    The block is for a trace by TorchScript in which the number of steps may be the size of an axis, that is,
+    a tensor; calls with a number are left as they are. It holds for the whole process.
+    """
+    linspace = torch.linspace
+
+    def divided(start: Any, end: Any, steps: Any, **options: Any) -> torch.Tensor:
+        if not isinstance(steps, torch.Tensor):
+            return linspace(start, end, steps, **options)
+        dtype = options.pop('dtype', None) or torch.get_default_dtype()
+        step = (end - start) / torch.clamp(steps - 1, min=1)
+        return torch.arange(steps, **options).to(dtype) * step + start
+
+    with mock.patch.object(torch, 'linspace', divided):
+        yield
