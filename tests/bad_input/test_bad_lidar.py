@@ -131,7 +131,6 @@ def test_a_quotient_just_below_a_whole_number_is_that_number(tmp_path):
         ('3dssd/3dssd_4x4_kitti-3d-car', ("model.type='SSD3DNet'", 'SSD3DHead', SAMPLING)),
         ('votenet/votenet_8x8_scannet-3d-18class', ("model.type='VoteNet'", 'VoteHead', SAMPLING)),
         ('h3dnet/h3dnet_3x8_scannet-3d-18class', ("model.type='H3DNet'", 'H3DRoIHead', SAMPLING)),
-        ('mvxnet/dv_mvx-fpn_second_secfpn_adamw_2x8_80e_kitti-3d-3class', ('DynamicMVXFasterRCNN',)),
     ],
 )  # fmt: skip
 def test_two_stage_and_point_models_are_refused_by_name(config, words):
