@@ -32,7 +32,7 @@ class FileTensor:
 
     Attributes:
         name: name in the graph.
-        dtype: numpy name of the element type.
+        dtype: numpy's name of the element type, such as 'float32'.
         axes: an int for a fixed axis, the name of a dynamic one, '' for one without a name; None: the file
             states no shape.
     """
@@ -88,7 +88,10 @@ class ModuleCall:
         return {name: value for name, value in zip(self.names, self.values, strict=True) if name}
 
     def replace(self, title: str, tensors: Mapping[str, torch.Tensor]) -> ModuleCall:
-        """Return the call with another title and other values of the tensors in `tensors`, by name."""
+        """Return the call with another title and other values of the tensors in `tensors`, by name.
+
+        Names that the call does not have are ignored.
+        """
         values = tuple(
             tensors.get(name, value) if name else value
             for name, value in zip(self.names, self.values, strict=True)
@@ -96,7 +99,7 @@ class ModuleCall:
         return dataclasses.replace(self, title=title, values=values)
 
     def run(self, module: Callable[..., Any]) -> dict[str, np.ndarray]:
-        """Call a module with copies of the tensors; return its results by name."""
+        """Call a module with copies of the tensors; return its results by the names of `named_results`."""
         values = [value.clone() if isinstance(value, torch.Tensor) else value for value in self.values]
         args, kwargs = pytree.tree_unflatten(values, self.tree)
         with torch.no_grad():
@@ -120,8 +123,8 @@ def read_call(
 
     Args:
         module: the module that is called.
-        sample: a tensor, a tuple or list of arguments, or a dict of arguments by name. A dict with the names
-            of the file's inputs is taken in the order of the file.
+        sample: a tensor, a tuple or list of arguments, or a dict of arguments by name, with arrays of numpy
+            or tensors in them. A dict with the names of the file's inputs is taken in the order of the file.
         title: title of the sample, for messages.
         file_inputs: names of the file's inputs.
 
@@ -198,7 +201,10 @@ def _key_text(key: Any) -> str:
 
 
 def named_results(result: Any) -> dict[str, torch.Tensor]:
-    """Return name -> tensor of what a module returned; what is no tensor is left out."""
+    """Return name -> tensor of what a module returned; what is no tensor is left out.
+
+    A single tensor is `RESULT`; one in a tuple, list or dict has its index or key, '0' or 'boxes.0'.
+    """
     if isinstance(result, torch.Tensor):
         return {RESULT: result}
     return {name: leaf for name, leaf in _leaves('', result) if isinstance(leaf, torch.Tensor)}
@@ -217,12 +223,13 @@ def pair_names(
 
     Args:
         file_names: names of the file's inputs, or of its outputs, in order.
-        module_names: of the module's arguments or results; if they are paired by name, there may be more.
+        module_names: names of the module's arguments or results; if they are paired by name, there may be
+            more, which have no partner.
         place: the file and what of it is paired, for messages.
         module: what of the module it is paired with, for messages.
 
     Raises:
-        UsageError: names and counts differ.
+        UsageError: the module lacks a name, and the counts differ.
     """
     if set(file_names) <= set(module_names):
         return {name: name for name in file_names}
@@ -285,7 +292,7 @@ class FlatModule(torch.nn.Module):
         self._call, self._inputs, self._outputs = call, dict(inputs), dict(outputs)
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Call the module with tensors in the order of the file's inputs."""
+        """Call the module with tensors in the order of the file's inputs; it may write into them."""
         by_name = dict(zip(self._inputs.values(), tensors, strict=True))
         values = self._call.replace('', by_name).values
         args, kwargs = pytree.tree_unflatten(list(values), self._call.tree)

@@ -51,7 +51,7 @@ def resized(call: ModuleCall, title: str, places: Sequence[tuple[str, int]], siz
     Args:
         call: is not changed.
         title: title of the new call.
-        places: (tensor, axis) of each axis, as `dynamic_axes` returns them.
+        places: (tensor, axis) of each axis, as `dynamic_axes` returns them; tensors are on the CPU.
         size: number of entries that the axes get.
     """
     tensors = {}
@@ -65,18 +65,25 @@ def resized(call: ModuleCall, title: str, places: Sequence[tuple[str, int]], siz
 
 
 def other_sizes(size: int, axis: int) -> tuple[int, ...]:
-    """Return the sizes to try in place of `size`: of axis 0, the batch, 1 and 2 more; else 1 more, half."""
-    return (size + 1, size + 2) if axis == 0 else tuple(dict.fromkeys((size + 1, max(size // 2, 1))))
+    """Return the sizes to try in place of `size`: of axis 0, the batch, 1 and 2 more; else 1 more, half.
+
+    Half of 0 or 1 is left out.
+    """
+    if axis == 0:
+        return size + 1, size + 2
+    return (size + 1, size // 2) if size > 1 else (size + 1,)
 
 
 def other_values(calls: Sequence[ModuleCall], names: Sequence[str], seed: int) -> Iterator[ModuleCall]:
     """Yield calls like the first one with values that no sample has.
 
-    All values stay between the smallest and the largest that a tensor has in any sample.
+    One call for each tensor that alone is random, if there are several; then all of them are random; each
+    value is the smallest or the largest; and floats are 0, if there are floats. The values before the zeros
+    stay between the smallest and the largest that a tensor has in any sample.
 
     Args:
-        calls: the samples.
-        names: names of the tensors that the file takes.
+        calls: the samples, whose tensors are on the CPU.
+        names: names of the module's tensors that the file takes.
         seed: seed of the random numbers.
     """
     first, ranges = calls[0], {name: _range(calls, name) for name in names}
@@ -105,7 +112,8 @@ def other_values(calls: Sequence[ModuleCall], names: Sequence[str], seed: int) -
         extremes[name] = drawn(name, picked)
     yield first.replace('smallest and largest values', extremes)
     floats = [name for name in names if first.tensors[name].is_floating_point()]
-    yield first.replace('zeros', {name: torch.zeros_like(first.tensors[name]) for name in floats})
+    if floats:
+        yield first.replace('zeros', {name: torch.zeros_like(first.tensors[name]) for name in floats})
 
 
 def calls_with_another(name: str, calls: Sequence[ModuleCall], seed: int) -> Iterator[ModuleCall]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +20,15 @@ if TYPE_CHECKING:
 
 
 def load_function(target: str) -> Callable[..., Any]:
-    """Return a function of a Python file; the file is run, with its folder on the path.
+    """Return a function of a Python file; the file is run, and its folder stays on the path.
 
-    `target` is 'FILE.py:function'.
+    It is imported by its name without `.py`, unless a module of this name is there already.
+
+    Args:
+        target: 'FILE.py:function'.
 
     Raises:
-        UsageError: no such file or function, or an error while the file runs.
+        UsageError: no such file or function, or an error or an exit while the file runs.
     """
     file, _, name = target.rpartition(':')
     path = Path(file)
@@ -36,9 +41,10 @@ def load_function(target: str) -> Callable[..., Any]:
     if spec is None:
         raise UsageError(f'{target}: {path} is no Python file')
     module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # data classes look there for the names in their annotations
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit(0) would read as a proof
         raise UsageError(f'{path}: cannot be run: {type(error).__name__}: {one_line(error)}') from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -47,22 +53,23 @@ def load_function(target: str) -> Callable[..., Any]:
 
 
 def call_function(target: str) -> Any:
-    """Return the result of the function `FILE.py:function`, called without arguments.
+    """Return the result of the function `FILE.py:function`, called without arguments; of a generator a list.
 
-    An exception that it raises becomes a UsageError; for other errors see `load_function`.
+    An exception that it raises, or its exit, becomes a UsageError; for other errors see `load_function`.
     """
     function = load_function(target)
     try:
-        return function()
-    except Exception as error:
+        result = function()
+        return list(result) if inspect.isgenerator(result) else result
+    except (Exception, SystemExit) as error:
         raise UsageError(f'{target}: raises {type(error).__name__}: {one_line(error)}') from error
 
 
 def read_samples(files: Sequence[str]) -> list[dict[str, np.ndarray]]:
-    """Return a sample per .npz file: name -> array.
+    """Return a sample per .npz file, in the order of `files`: name -> array.
 
     Raises:
-        UsageError: a file that is missing, no .npz file, empty, or holds pickled objects.
+        UsageError: a file that is missing, damaged, no .npz file, empty, or holds pickled objects.
     """
     samples = []
     for file in files:
@@ -75,7 +82,7 @@ def read_samples(files: Sequence[str]) -> list[dict[str, np.ndarray]]:
             raise UsageError(f'{file}: no such file') from error
         except UsageError:
             raise
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UsageError(f'{file}: is no .npz file of plain arrays: {one_line(error)}') from error
         if not sample:
             raise UsageError(f'{file}: holds no array; expected one per argument of the module')

@@ -76,7 +76,7 @@ def locate(module: FlatModule, model: onnx.ModelProto, feeds: Mapping[str, np.nd
     stage, bars = Stage('', module, tuple(inputs), tuple(outputs)), Bars()
     subject = Subject([stage], dict(feeds), None, 'the first input that differs')
     recorder = record_stages(
-        [stage], {name: torch.from_numpy(array) for name, array in feeds.items()}, LineRecorder()
+        [stage], {name: torch.tensor(array) for name, array in feeds.items()}, LineRecorder()
     )
     weights = {name: value.detach().cpu().numpy() for name, value in module.state_dict().items()}
     search = Search(subject, bars, RecordIndex(recorder, weights, bars.born))

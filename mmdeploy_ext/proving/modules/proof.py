@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import os
 import platform
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +82,6 @@ the largest is 0.997 on photographs, differ by 1e-7 on a black picture, too, on 
 """
 Arrays = dict[str, np.ndarray]
 """Name of an input or output of the file -> array."""
-REFUSALS = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AssertionError, ArithmeticError)
-"""Exceptions that a module may raise for an input that it does not take."""
 
 
 def prove_module(
@@ -105,10 +104,11 @@ def prove_module(
     Each runs twice. The file needs no metadata; it runs on the CPU in ONNX Runtime.
 
     Args:
-        module: an `nn.Module` in evaluation mode, or any function of tensors. Results may be nested.
+        module: an `nn.Module` in evaluation mode, or any function of tensors, on the CPU. Results may be
+            nested.
         path: path of the ONNX file.
-        inputs: samples: a tensor, a tuple of arguments, or a dict of arguments by name. Those of a model with
-            a state are the frames of one sequence, in order.
+        inputs: samples: a tensor, a tuple of arguments, or a dict of arguments by name, on the CPU. Those of
+            a model with a state are the frames of one sequence, in order; the first has the initial state.
         spec: names the file's outputs and their tolerances, all of them compared by their values; None: every
             output has the tolerance `rtol`.
         rtol: allowed difference, 0 or more and below 1, relative to the largest value of an output in the
@@ -178,7 +178,7 @@ class ModuleProof:
         verdict: the results so far.
         inputs: input of the file -> name of the module's tensor.
         outputs: output of the file -> name of the module's result.
-        compared: outputs that were not empty on every input so far.
+        compared: outputs that were not empty on at least one input so far.
         first: results of the module for the first call; {} before it.
         results_differ: whether the module has given other results than `first` for any call.
         failing: position among the cases -> comparison, of those with a failing row.
@@ -250,6 +250,11 @@ class ModuleProof:
         self.failing: dict[int, CallComparison] = {}
         self.scales: dict[str, float] = {}
         self.verdict = ModuleVerdict(self._subject())
+        self.verdict.not_compared += [
+            f'result {name} of the module: is no output of the file'
+            for name in results
+            if name not in self.outputs.values()
+        ]
 
     def _subject(self) -> dict[str, Any]:
         try:
@@ -261,7 +266,7 @@ class ModuleProof:
             file_sha256=sha256_file(self.path),
             module=module_title(self.module),
             source=source or '',
-            source_sha256=sha256_file(source) if source else '',
+            source_sha256=sha256_file(source) if source and os.path.isfile(source) else '',  # a notebook
             inputs=self.inputs,
             outputs=self.outputs,
             samples=len(self.calls),
@@ -297,7 +302,7 @@ class ModuleProof:
         """Check that an argument that the file ignores does not change the results of the module, either."""
         results, varied = self.calls[0].run(self.module), False
         for call in calls_with_another(name, self.calls, self.seed):
-            with contextlib.suppress(*REFUSALS):
+            with contextlib.suppress(Exception):
                 if not same_bits(call.run(self.module), results):
                     return Check(title, False, f'frozen: the results of the module depend on {name}')
                 varied = True
@@ -348,7 +353,7 @@ class ModuleProof:
                 dynamic[tensor.name] = axes
         return export_module(
             FlatModule(self.module, call, self.inputs, self.outputs).eval(),
-            [call.tensors[name] for name in self.inputs.values()],
+            [call.tensors[name].clone() for name in self.inputs.values()],
             exporter='dynamo' if is_dynamo else 'torchscript',
             opset=opsets_of(self.model).get('', 0),
             input_names=list(self.inputs),
@@ -398,7 +403,7 @@ class ModuleProof:
         """Return why the module has no results for a generated input that could be compared, or ''."""
         try:
             results = call.run(self.module)
-        except REFUSALS as error:
+        except Exception as error:
             return f'{type(error).__name__}: {one_line(error)[:200]}'
         odd = [
             name
@@ -434,7 +439,7 @@ class ModuleProof:
         """Return the results of the module for a call; UsageError if it raises, or returns no tensor."""
         try:
             results = call.run(self.module)
-        except REFUSALS as error:
+        except Exception as error:
             reason = f'{type(error).__name__}: {one_line(error)[:300]}'
             raise UsageError(f'{call.title}: {module_title(self.module)} raises {reason}') from error
         if not results:
@@ -525,7 +530,7 @@ class ModuleProof:
             flat = FlatModule(self.module, failing.call, self.inputs, self.outputs).eval()
             try:
                 verdict.location = locate(flat, self.model, failing.feeds)
-            except (Mm2OnnxError, *REFUSALS) as error:
+            except Exception as error:
                 verdict.notes.append(f'the first difference could not be located: {one_line(error)[:200]}')
         return verdict
 
@@ -542,8 +547,9 @@ class ModuleProof:
             for row in (
                 row for run in comparison.runs for row in self._rows(comparison.reference, run, smallest)
             ):
-                if row.passed and row.tolerance == smallest.get(row.tensor):
-                    row = dataclasses.replace(row, max_rel=row.max_abs / self.scales[row.tensor])
+                scale = self.scales.get(row.tensor)  # 0 of an output that is always 0
+                if scale and row.passed and row.tolerance == smallest[row.tensor]:
+                    row = dataclasses.replace(row, max_rel=row.max_abs / scale)
                 rows.append(row)
             case = dataclasses.replace(self.verdict.cases[position], tensors=tuple(rows))
             self.verdict.cases[position] = case

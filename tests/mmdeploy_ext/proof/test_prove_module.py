@@ -13,7 +13,8 @@ from mmdeploy_ext.cli import prove_module_app
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.proving.modules import location, row_order
 from mmdeploy_ext.proving.modules.calls import read_call
-from mmdeploy_ext.proving.modules.generated import other_values
+from mmdeploy_ext.proving.modules.generated import other_sizes, other_values
+from mmdeploy_ext.proving.modules.loading import call_function, read_samples
 
 MODULE = """
 import torch
@@ -438,9 +439,108 @@ def test_a_tolerance_out_of_range_is_refused(folder, net, samples, rtol):
 
 
 def test_whole_numbers_at_the_ends_of_their_type_are_generated():
-    call = read_call(lambda values: values, torch.tensor([-(2**63), 2**63 - 1]), 'sample')
+    call = read_call(lambda values: values, torch.tensor([-(2**63), 2**63 - 1] * 4), 'sample')
     values = {value for other in other_values([call], ['values'], 0) for value in other.values[0].tolist()}
     assert {-(2**63), 2**63 - 1} <= values
+
+
+def write_text(path, outputs, nodes, producer=''):
+    head = f'<ir_version: 8, opset_import: ["": 17], producer_name: "{producer}"> graph (float[3] values)'
+    text = f'{head} => ({outputs}) {{ two = Constant<value = float {{2.0}}> () {nodes} }}'
+    onnx.save(onnx.parser.parse_model(text), path)
+
+
+def test_an_output_that_is_always_zero_beside_a_wrong_one_is_no_division_by_zero(tmp_path):
+    path = tmp_path / 'two.onnx'
+    nodes = 'right = Sub (values, values) wrong = Mul (values, two)'
+    write_text(path, 'float[3] right, float[3] wrong', nodes)
+    verdict = mmdeploy_ext.prove_module(lambda values: (values * 0, values * 3), path, [torch.rand(3)])
+    assert not verdict.proven and all('wrong' in failure for failure in verdict.failures)
+
+
+def test_a_module_that_writes_into_its_argument_changes_no_sample(tmp_path):
+    def module(values):
+        values -= 1
+        return values * 3
+
+    path, samples = tmp_path / 'written.onnx', [torch.zeros(3), torch.ones(3)]
+    write_text(path, 'float[3] result', 'less = Sub (values, two) result = Mul (less, two)', 'pytorch')
+    verdict = mmdeploy_ext.prove_module(module, path, samples)
+    assert not samples[0].any() and verdict.location['op_type'] == 'Sub'
+    nodes = 'one = Div (two, two) less = Sub (values, one) result = Mul (less, two)'
+    write_text(path, 'float[3] result', nodes)
+    verdict = mmdeploy_ext.prove_module(module, path, samples)
+    assert not verdict.proven and verdict.location['op_type'] == 'Mul'
+
+
+class TooLong(Exception):
+    pass
+
+
+def test_a_module_may_refuse_generated_inputs_by_an_exception_of_its_own(tmp_path):
+    def module(values):
+        if len(values) > 3:
+            raise TooLong(len(values))
+        return values + 1
+
+    write_node('Add', path := tmp_path / 'more.onnx', [1.0])
+    verdict = mmdeploy_ext.prove_module(module, path, [torch.rand(3), torch.rand(2)])
+    assert verdict.proven and any('TooLong' in line for line in verdict.not_compared)
+    with pytest.raises(UsageError, match='TooLong'):
+        mmdeploy_ext.prove_module(module, path, [torch.rand(4)])
+
+
+def test_a_module_without_a_source_file_and_a_result_without_an_output_are_told(tmp_path):
+    code = compile('def module(values): return dict(result=values + 1, rest=values)', '<stdin>', 'exec')
+    exec(code, names := dict(__name__=__name__))
+    write_node('Add', path := tmp_path / 'more.onnx', [1.0])
+    verdict = mmdeploy_ext.prove_module(names['module'], path, [torch.rand(3), torch.rand(2)])
+    assert verdict.proven and verdict.subject['source_sha256'] == ''
+    assert 'result rest of the module: is no output of the file' in verdict.not_compared
+
+
+def test_no_input_is_generated_that_a_sample_already_is():
+    assert other_sizes(1, 1) == other_sizes(1, 2) == (2,) and other_sizes(1, 0) == (2, 3)
+    call = read_call(lambda values: values, torch.tensor([1, 2]), 'sample')
+    assert 'zeros' not in [other.title for other in other_values([call], ['values'], 0)]
+
+
+USER_FILE = """
+from __future__ import annotations
+import dataclasses, sys
+
+@dataclasses.dataclass
+class Sizes:
+    width: int = 3
+
+def width():
+    return Sizes().width
+
+def leaves():
+    sys.exit(0)
+
+def widths():
+    yield 3
+    sys.exit(0)
+"""
+
+
+def test_files_of_the_user_are_loaded_and_an_exit_in_them_is_an_error(tmp_path):
+    (tmp_path / 'file_of_a_test.py').write_text(USER_FILE)
+    (tmp_path / 'ends_in_a_test.py').write_text('import sys\nsys.exit(0)')
+    assert call_function(f'{tmp_path}/file_of_a_test.py:width') == 3
+    for target in ('file_of_a_test.py:leaves', 'file_of_a_test.py:widths', 'ends_in_a_test.py:main'):
+        with pytest.raises(UsageError, match='SystemExit: 0'):
+            call_function(f'{tmp_path}/{target}')
+
+
+def test_a_damaged_compressed_sample_is_refused(tmp_path):
+    np.savez_compressed(path := tmp_path / 'sample.npz', image=np.random.default_rng(0).random(1000))
+    content = bytearray(path.read_bytes())
+    content[200:260] = b'\xff' * 60
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match='plain arrays'):
+        read_samples([str(path)])
 
 
 def test_the_command_proves_and_refuses(folder, samples, tmp_path, capsys):
