@@ -13,9 +13,11 @@ import torch
 
 from mmdeploy_ext.compat import plain_kernels
 from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.metadata_schema import preprocess as check_rule
 from mmdeploy_ext.contract.options import Options
+from mmdeploy_ext.contract.schema import Mismatch
 from mmdeploy_ext.core.config import load_config, test_pipeline
-from mmdeploy_ext.core.errors import EngineError, UsageError
+from mmdeploy_ext.core.errors import ConfigError, EngineError, Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.core.model_classes import ModelClass
 from mmdeploy_ext.core.printable import shortened
@@ -240,7 +242,16 @@ def load(
     target = check_device(device)
     cfg = load_config(config, cfg_options)
     family = find_family(cfg, product)
-    rule = family.preprocess_rule(cfg)
+    try:
+        rule = family.preprocess_rule(cfg)
+        check_rule(rule.to_json(), '')
+    except Mm2OnnxError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        why = error if isinstance(error, Mismatch) else f'{type(error).__name__}: {error}'
+        raise ConfigError(
+            f'{cfg.filename}: the test pipeline cannot be described by the exported file: {why}; correct it'
+        ) from error
     if not Path(checkpoint).is_file():
         load_checkpoint(checkpoint)  # raises the error about the path
     unbuilt = copy.deepcopy(cfg)

@@ -133,6 +133,8 @@ def _single_scale(img_scale: Any, key: str = '') -> tuple[int, int]:
     if not isinstance(img_scale, list | tuple) or not img_scale:
         raise ConfigError(f'test pipeline: img_scale={img_scale!r}; expected one width and height')
     scales = [img_scale] if isinstance(img_scale[0], int | float) else list(img_scale)
+    if np.shape(scales[0]) != (2,):
+        raise ConfigError(f'test pipeline: img_scale={img_scale!r}; expected one width and height')
     if len(scales) != 1:
         command = f', with --cfg-options "{key}=({scales[0][0]},{scales[0][1]})"' if key else ''
         raise ConfigError(

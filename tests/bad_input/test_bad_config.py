@@ -67,11 +67,23 @@ CASES = {
         ["test pipeline step 'Rot90'", 'supported: Resize'],
     ),
 }
+NORMALIZE = 'data.test.pipeline.1.transforms.2'
+"""Key of a step of the toy's test pipeline."""
 OVERRIDES = {
     'no value': ('model.test_cfg', ['--cfg-options model.test_cfg: expected key=value']),
     'no key': ('=3', ['--cfg-options =3', 'expected key=value']),
     'below a number': ('model.backbone.depth.x=3', ['bad.py: cannot be read', 'depth']),
     'unknown argument': ('model.neck.no_such=1', ['bad.py: the model cannot be built', 'no_such']),
+    'a mean of one number': (
+        f'{NORMALIZE}.mean=0',
+        ['bad.py: the test pipeline cannot', "TypeError: 'int' object"],
+    ),
+    'a deviation of zero': (
+        f'{NORMALIZE}.std=0,1,1',
+        ['bad.py: the test pipeline', 'std[0] is 0.0, expected'],
+    ),
+    'two means': (f'{NORMALIZE}.mean=1,2', ['mean is (1.0, 2.0), expected a list of 3 values']),
+    'a scale of one number': ('data.test.pipeline.1.img_scale=[64]', ['img_scale=[64]; expected one width']),
     'another class count': ('model.bbox_head.num_classes=7', ['(6, 64, 3, 3) in the file, (7, 64, 3, 3) in']),
 }
 
