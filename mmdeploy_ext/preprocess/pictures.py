@@ -269,7 +269,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Raises:
         ImageError: no such file, no permission, zero bytes, not an image, damaged in a way that the decoder
-            notices, or of more than `MOST_PIXELS` or `MOST_BYTES`.
+            notices, or of more than `MOST_BYTES`, or, if `size_in_header` reads its size, `MOST_PIXELS`.
     """
     import cv2
 

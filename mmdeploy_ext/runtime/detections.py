@@ -247,7 +247,7 @@ def nms(bboxes_xyxy: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Return 1 / (1 + exp(-logits)), of any shape, in float32 without overflow warnings."""
+    """Return 1 / (1 + exp(-logits)), of any shape, as float32, without overflow warnings."""
     with np.errstate(over='ignore'):
         return (1 / (1 + np.exp(-logits))).astype(np.float32)
 
