@@ -75,6 +75,20 @@ def _layer_norm(
     return _like(result if bias is None else result + bias.detach().double().numpy(), input)
 
 
+def _linspace(start: Any, end: Any, steps: int, **settings: Any) -> torch.Tensor:
+    """Return evenly spaced float32 numbers as torch does on CPUs with AVX2: one rounding of `a * b + c`.
+
+    The first half is counted from the start, the second one from the end. Products of float32 are exact in
+    float64.
+    """
+    low, high = np.float32(start), np.float32(end)
+    step = np.float32((high - low) / np.float32(max(steps - 1, 1)))
+    index = np.arange(steps, dtype=np.float64)
+    from_low, from_high = np.float64(step) * index + low, high - np.float64(step) * (steps - 1 - index)
+    values = np.where(index < steps // 2, from_low, from_high) if steps > 1 else np.full(steps, low)
+    return torch.from_numpy(values.astype(np.float32)).to(**settings)
+
+
 def _mean(values: np.ndarray) -> np.ndarray:
     return np.cumsum(values, axis=-1)[..., -1:] / values.shape[-1]
 
@@ -88,6 +102,7 @@ def _like(values: np.ndarray | np.floating, tensor: torch.Tensor) -> torch.Tenso
 FUNCTIONS: dict[Callable, Callable] = {
     F.linear: _linear,
     F.layer_norm: _layer_norm,
+    torch.linspace: _linspace,
     **{
         getattr(owner, name): _elementwise(getattr(np, name))
         for name in ('cos', 'exp', 'log', 'sin', 'sqrt')

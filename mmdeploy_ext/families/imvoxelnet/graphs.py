@@ -22,6 +22,7 @@ from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
+from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.anchor_heads import anchor_rule, flat_outputs
 from mmdeploy_ext.families.parts.bev_suppression import best_rows, padded, suppressed
@@ -52,7 +53,8 @@ FULL_NAMES = ('boxes', 'scores', 'labels')
 
 def voxel_points(model: nn.Module) -> torch.Tensor:
     """Return the middles of all voxels (N, 3), metres, z by z, row by row."""
-    (anchors,) = model.prior_generator.grid_anchors([model.n_voxels[::-1]], device='cpu')
+    with torch.no_grad(), SameBytes():
+        (anchors,) = model.prior_generator.grid_anchors([model.n_voxels[::-1]], device='cpu')
     return anchors[:, :3]
 
 

@@ -126,6 +126,16 @@ def test_functions_are_rounded_correctly(name):
     assert np.array_equal(got.numpy(), np.float32(wanted))
 
 
+@pytest.mark.parametrize('steps', [1, 2, 13, 37, 217])
+def test_spaced_numbers_are_those_of_torch_up_to_rounding_and_equal_with_avx2(steps):
+    wanted = torch.linspace(torch.tensor(-0.16), torch.tensor(68.96), steps)
+    with SameBytes():
+        got = torch.linspace(torch.tensor(-0.16), torch.tensor(68.96), steps, device='cpu')
+    torch.testing.assert_close(got, wanted, rtol=2e-7, atol=1e-6)
+    if torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512'):
+        assert torch.equal(got, wanted)
+
+
 def test_products_and_normalisations_are_those_of_float64():
     rows, layer = numbers(2, 5, 300), nn.Linear(300, 7)
     layer.weight.data, layer.bias.data = numbers(7, 300), numbers(7)
