@@ -93,19 +93,24 @@ def cameras_of(content: Any) -> dict[str, np.ndarray]:
     """Return file name -> camera (4, 4) of the content of a JSON file; '' is that of all other pictures.
 
     The content is a matrix, or a dict of file name -> matrix, or the annotations of mmdet3d's monocular data
-    sets, whose `images` have `file_name` and `cam_intrinsic`. ValueError: none of these, or a file name twice
-    with different cameras. KeyError, TypeError: an image of the annotations lacks one of the two.
+    sets, whose `images` have `file_name` and `cam_intrinsic`. Names are returned as `Path` spells them,
+    without './'. ValueError: none of these, or a file name twice with different cameras. KeyError, TypeError:
+    an image of the annotations lacks one of the two.
     """
     if isinstance(content, list):
-        content = {'': content}
+        pairs = [('', content)]
     elif isinstance(content, dict) and isinstance(content.get('images'), list):
         pairs = [(image['file_name'], image['cam_intrinsic']) for image in content['images']]
-        content = dict(pairs)
-        if differing := [name for name, matrix in pairs if content[name] != matrix]:
-            raise ValueError(f'{differing[0]} is there twice, with different cameras')
-    elif not isinstance(content, dict):
+    elif isinstance(content, dict):
+        pairs = content.items()
+    else:
         raise ValueError('expected a matrix, or file names and their matrices')
-    return {name: square_matrix(matrix) for name, matrix in content.items()}
+    cameras: dict[str, np.ndarray] = {}
+    for file_name, matrix in pairs:
+        name, camera = file_name and Path(file_name).as_posix(), square_matrix(matrix)
+        if not np.array_equal(cameras.setdefault(name, camera), camera):
+            raise ValueError(f'{name} is there twice, with different cameras')
+    return cameras
 
 
 def read_cameras(path: str | Path) -> dict[str, np.ndarray]:

@@ -281,6 +281,8 @@ def test_cameras_are_read_by_path_by_name_and_for_all():
         camera_for(listed, '4.jpg')
     with pytest.raises(ValueError, match='expected 3x3, 3x4 or 4x4'):
         cameras_of([[1, 2], [3, 4]])
+    dotted = cameras_of({'./a/1.jpg': np.eye(3).tolist(), 'b/1.jpg': (2 * np.eye(3)).tolist()})
+    assert camera_for(dotted, './a/1.jpg')[0, 0] == camera_for(dotted, '/data/a/1.jpg')[0, 0] == 1
     images = [dict(file_name='1.jpg', cam_intrinsic=(scale * np.eye(3)).tolist()) for scale in (1, 1, 2)]
     assert cameras_of(dict(images=images[:2]))['1.jpg'][0, 0] == 1
     with pytest.raises(ValueError, match=r'^1\.jpg is there twice, with different cameras'):
