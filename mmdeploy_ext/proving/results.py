@@ -8,6 +8,7 @@ of a data set.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -192,7 +193,8 @@ class DetectionRow:
         worst_distance: largest distance of a pair, of tasks that match by distance (metres of boxes in 3D);
             None of those that match by IoU.
         broken: whether the results could not be compared at all, which fails.
-        low: number of results of both sides below the score threshold, which are judged over the whole proof.
+        low: number of results of both sides below the score threshold, which are judged over the whole proof;
+            of the candidate's also those above it by no more than the bar of scores.
         low_alone: number of those without a partner within the bars.
         ties: number of results of either side without a partner that PyTorch itself has, or lacks, with other
             rounding, see `near_ties.py`; they count neither as `missing` nor as `extra`.
@@ -269,7 +271,10 @@ class MetricRow:
 
     @property
     def difference_text(self) -> str:
-        """The difference and its bar in words, of a row that has both values."""
+        """The difference and its bar in words, or which side has no value."""
+        sides = (('PyTorch', self.reference), ('the engine', self.candidate))
+        if missing := [title for title, value in sides if math.isnan(value)]:
+            return f'no value by {" and by ".join(missing)} (bar {self.bar:g})'
         return f'difference {abs(self.candidate - self.reference):.5f} (bar {self.bar:g})'
 
 
@@ -302,7 +307,7 @@ class SequenceRow:
         affected_frames: frames whose memory holds rows of a tie, of this frame or of an earlier one.
         taken_over: frames after which a free-running candidate went on with the reference's memory, since a
             tie alone decided which rows were kept.
-        low: number of results of both sides below the score threshold, of all frames.
+        low: number of results of both sides below the score threshold, of all frames, see `DetectionRow`.
         low_alone: number of those without a partner within the bars.
         tensors: the worst row per column group of the outputs and of the memory, `at` its frame. In a free
             run only NaN, shapes and missing tensors fail a row.

@@ -54,7 +54,10 @@ def is_equal(rows: Collection[TensorRow]) -> bool:
 
 
 def is_exact(rows: Collection[TensorRow]) -> bool:
-    """Return whether every output is the same bit for bit; False when nothing was compared."""
+    """Return whether no value of any output differs; False when nothing was compared.
+
+    As numbers 0.0 and -0.0 are the same; `same_bits` tells them apart.
+    """
     return is_equal(rows) and all(row.max_abs == 0 for row in rows)
 
 
@@ -130,8 +133,9 @@ def compare_tensors(
 ) -> list[TensorRow]:
     """Compare the outputs that the spec compares by value, column group by column group.
 
-    Whatever is missing fails: a name that one side lacks, a name that the spec lacks, an empty tensor and
-    columns that no group covers are failing rows.
+    Whatever is missing fails: an output that one side lacks, a name that the spec lacks, an empty tensor and
+    columns that no group covers are failing rows. Outputs with another `compare` than 'values' are passed
+    over, whether they are there or not.
 
     Args:
         reference: name -> output of the unpatched model.
@@ -182,7 +186,10 @@ def compare_named(
 
 
 def without_sequences(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return outputs as arrays; a list of arrays (a sequence of ONNX) becomes 'name[0]', 'name[1]', ..."""
+    """Return outputs as arrays; a list of arrays (a sequence of ONNX) becomes 'name[0]', 'name[1]', ...
+
+    Of an empty list nothing is left.
+    """
     arrays: dict[str, np.ndarray] = {}
     for name, value in outputs.items():
         if isinstance(value, list):
@@ -193,7 +200,10 @@ def without_sequences(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def same_bits(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
-    """Return whether the outputs of two runs, name -> array, are the same bit for bit, NaN included."""
+    """Return whether the outputs of two runs, name -> array, are the same bit for bit, NaN included.
+
+    The arrays hold numbers or booleans: texts, which are objects, raise a TypeError.
+    """
     return first.keys() == second.keys() and all(
         array.dtype == second[name].dtype
         and array.shape == second[name].shape

@@ -128,7 +128,7 @@ def lone_low_results(low: int, alone: int) -> list[str]:
     """Return why results below the score threshold fail a proof: too many have no partner; else [].
 
     Args:
-        low: number of results of both sides below the score threshold of level 3.
+        low: number of results of both sides below the score threshold of level 3, see `DetectionRow.low`.
         alone: number of those without a partner on the other side.
     """
     if alone <= max(ALLOWED_LOW_ALONE, MAX_LOW_ALONE_SHARE * low):

@@ -150,7 +150,8 @@ function tally({ matched, outside }, reference, candidate, bars, capacity) {
   if (capacity && reference.length === candidate.length && reference.length === capacity) {
     [missing, extra] = withoutTies(missing, extra, reference, candidate, bars.score_bar);
   }
-  const [low, otherLow] = [reference, candidate].map((scores) => (index) => scores[index] < bars.score_thr);
+  const low = (row) => !isNeeded(row);
+  const otherLow = (column) => !isSurplus(column);
   const lowCount =
     indicesWhere(reference, (_, row) => low(row)).length +
     indicesWhere(candidate, (_, column) => otherLow(column)).length;

@@ -29,14 +29,14 @@ def in_order_of(
 
     Args:
         reference: output -> array (R, ...).
-        outputs: output -> array (R, ...).
-        names: names of the outputs whose rows belong together.
+        outputs: output -> array (R, ...) of numbers or booleans.
+        names: names of the outputs whose rows belong together; the others stay as they are.
         rtol: allowed difference of two equal rows, relative to the largest value of an output.
         atol: output of floats -> difference that is allowed however small its values are; None: 0 for all.
 
     Returns:
-        The outputs as they are if their numbers of rows differ, a row has no partner, or the rows are in
-        order already.
+        The outputs as they are if their numbers of rows differ, a row has no partner (as one with NaN), or
+        the rows are in order already.
     """
     counts = {side[name].shape[:1] for side in (reference, outputs) for name in names if name in side}
     if len(counts) != 1 or any(name not in outputs or name not in reference for name in names):
@@ -50,7 +50,9 @@ def in_order_of(
         if expected.shape != got.shape or expected.shape[1] > MAX_WIDTH:
             continue
         has_narrow = True
-        distance = np.abs(expected[:, None] - got[None]).max(-1, initial=0)
+        distance = np.zeros((count, count))
+        for column in range(expected.shape[1]):  # all columns at once would be gigabytes
+            np.maximum(distance, np.abs(np.subtract.outer(expected[:, column], got[:, column])), distance)
         scale = float(np.abs(expected).max(initial=0))
         tolerance = max(rtol * scale, (atol or {}).get(name, 0.0))
         allowed &= distance <= (tolerance if reference[name].dtype.kind == 'f' else 0)

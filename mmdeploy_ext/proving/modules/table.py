@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -38,7 +39,10 @@ def print_module_verdict(verdict: ModuleVerdict, console: Console) -> None:
 
 
 def module_table(cases: list[Case]) -> Table:
-    """Return the table: per input its shapes and the output that differs most."""
+    """Return the table: per input its shapes and the output that differs most.
+
+    An output that could not be compared, or whose reference is zero, differs most of all.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style='bold')
     table.add_column('input', overflow='fold', max_width=36)
     table.add_column('shapes', overflow='fold', max_width=30)
@@ -50,7 +54,10 @@ def module_table(cases: list[Case]) -> Table:
         if not case.tensors:
             table.add_row(escape(case.name), case.input_shape, 'all outputs are empty', '-', '-', '-', 'ok')
             continue
-        worst = max(case.tensors, key=lambda row: (not row.passed, row.max_rel or 0.0))
+        worst = max(
+            case.tensors,
+            key=lambda row: (not row.passed, math.inf if row.max_rel is None else row.max_rel),
+        )
         mark = '[green]ok[/green]' if case.passed else '[bold red]FAILED[/bold red]'
         figures = (figure(worst.max_abs), figure(worst.max_rel), figure(worst.tolerance))
         table.add_row(escape(case.name), case.input_shape, escape(worst.tensor), *figures, mark)

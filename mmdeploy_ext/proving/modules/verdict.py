@@ -63,7 +63,10 @@ class ModuleVerdict:
 
     @property
     def worst_relative_error(self) -> float | None:
-        """The largest difference of any tensor, relative to its largest value; None: nothing compared."""
+        """The largest difference of any tensor, relative to its largest value in the reference.
+
+        Tensors that could not be compared, or differ from zeros only, are left out; None: no tensor is left.
+        """
         rows = (row for case in self.cases for row in case.tensors)
         return max((row.max_rel for row in rows if row.max_rel is not None), default=None)
 

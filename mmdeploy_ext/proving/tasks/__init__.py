@@ -56,7 +56,7 @@ def task_module(name: str) -> ModuleType:
     try:
         module = importlib.import_module(TASKS.get(name, name))
     except ModuleNotFoundError as error:
-        if not name.startswith(str(error.name)):
+        if not f'{name}.'.startswith(f'{error.name}.'):
             raise
         raise ConfigError(
             f'task {name!r}: there is no such module; expected {", ".join(TASKS)}, or the dotted name of a '

@@ -2,7 +2,8 @@
 
 Functions and names are those of every task, see `proving/tasks/__init__.py`. A proof compares graphs (level
 1), tensors (level 2) and results (level 3); this is for results. The reference is PyTorch, the candidate an
-engine; bars are the limits that a matched pair keeps. Masks are bool, in pixels of the original image.
+engine; bars are the limits that a matched pair keeps. Masks are bool, in pixels of the original image; of
+other dtypes every value but 0 is a pixel of the mask.
 Glossary: R reference instances (rows), C candidate instances (columns), P pixels.
 """
 
@@ -111,7 +112,10 @@ def class_iou(reference: Instances, candidate: Instances) -> np.ndarray:
     iou = np.full((len(reference), len(candidate)), -1.0)
     for label in np.intersect1d(reference.labels, candidate.labels):
         rows, columns = np.flatnonzero(reference.labels == label), np.flatnonzero(candidate.labels == label)
-        masks, candidates = reference.masks[rows], candidate.masks[columns]
+        masks, candidates = (
+            side.masks[indices].astype(bool, copy=False)
+            for side, indices in ((reference, rows), (candidate, columns))
+        )
         overlap = _overlaps(masks.reshape(len(rows), -1), candidates.reshape(len(columns), -1))
         areas, candidate_areas = (
             np.array([np.count_nonzero(mask) for mask in side], np.float64) for side in (masks, candidates)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -104,15 +105,14 @@ def match_lists(
     The matching within the bars is of maximum size, so that equal results without NMS cannot be paired the
     wrong way round. Every reference result of at least `score_thr` has to be matched, also by a candidate
     just below it. Every candidate of at least `score_thr + score_bar` needs a partner among all reference
-    results, those below included. So a score that crosses the threshold by rounding is no false alarm, and
-    nothing else is let through.
+    results, those below included. So a score that crosses the threshold by rounding is no false alarm.
 
     A list that was cut off at `capacity` may have swapped results of equal score at the cut. If both lists
     are exactly that long, results without a partner whose score is within `score_bar` of the last one of
     their list, on both sides, are ties: neither missing nor extra. Without `capacity` no tie at a cut is
     excused.
 
-    Results below `score_thr` are only counted (`low`, `low_alone`); `totals` judges them together.
+    Results of lower scores are only counted (`low`, `low_alone`); `totals` judges them together.
 
     Args:
         image: name for the row.
@@ -242,23 +242,33 @@ def maximum_matching(allowed: np.ndarray, preference: np.ndarray, scores: np.nda
         preference: (R, C); each row tries its larger values first.
         scores: (R,); rows of higher score come first, and a row once matched stays matched.
     """
-    choices = [
-        sorted(np.flatnonzero(row).tolist(), key=lambda column, values=values: -values[column])
-        for row, values in zip(allowed, preference, strict=True)
-    ]
+    choices = []
+    for row, values in zip(allowed, preference, strict=True):
+        columns = np.flatnonzero(row)
+        choices.append(columns[np.argsort(-values[columns], kind='stable')].tolist())
     owner: dict[int, int] = {}
-
-    def augment(row: int, visited: set[int]) -> bool:
-        for column in choices[row]:
-            if column not in visited:
-                visited.add(column)
-                if column not in owner or augment(owner[column], visited):
-                    owner[column] = row
-                    return True
-        return False
-
-    for row in np.argsort(-scores, kind='stable').tolist():
-        augment(row, set())
+    for start in np.argsort(-scores, kind='stable').tolist():
+        best = itertools.takewhile(
+            lambda column, row=start: preference[row, column] == preference[row, choices[row][0]],
+            choices[start],
+        )
+        free = next((column for column in best if column not in owner), None)
+        if free is not None:  # of a thousand equal rows each would push the ones before it on
+            owner[free] = start
+            continue
+        path, taken, visited = [(start, iter(choices[start]))], [], set()  # depth first, without recursion
+        while path:
+            column = next((column for column in path[-1][1] if column not in visited), None)
+            if column is None:
+                path.pop()
+                del taken[-1:]
+                continue
+            visited.add(column)
+            taken.append(column)
+            if column not in owner:
+                owner.update((column, row) for column, (row, _) in zip(taken, path, strict=True))
+                break
+            path.append((owner[column], iter(choices[owner[column]])))
     return {row: column for column, row in owner.items()}
 
 
@@ -323,7 +333,7 @@ def _tally(
         extra = [column for column in extra if column in columns]
         outside = {row: column for row, column in outside.items() if row in rows or column in columns}
     still_alone = len(missing) + len(extra) + 2 * len(outside)
-    low, candidate_low = ~needed, candidate < score_thr
+    low, candidate_low = ~needed, ~surplus
     low_count = int(low.sum() + candidate_low.sum())
     low_paired = sum(int(low[row]) + int(candidate_low[column]) for row, column in pairing.matched.items())
     counts = dict(

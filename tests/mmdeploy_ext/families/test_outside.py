@@ -146,6 +146,13 @@ def test_what_is_missing_is_named(registered):
         FAMILIES.get('wrong')
 
 
+def test_a_task_whose_import_fails_is_not_said_to_be_missing(tmp_path, monkeypatch):
+    (tmp_path / 'absent_task.py').write_text('import absent')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="'absent'"):
+        task_module('absent_task')
+
+
 def test_a_name_is_taken_once(registered):
     register_family('twice', 'a:A')
     register_family('twice', 'a:A')

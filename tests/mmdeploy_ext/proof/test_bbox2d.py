@@ -213,6 +213,13 @@ def test_results_below_the_threshold_are_counted_and_those_without_an_equal():
     assert row.passed and (row.low, row.low_alone) == (4, 2)
 
 
+def test_boxes_just_above_the_threshold_that_pytorch_has_not_are_counted_with_those_below():
+    boxes = np.concatenate([SCENE.bboxes_xyxy, SCENE.bboxes_xyxy + 400])
+    scores = np.concatenate([SCENE.scores, np.full(4, 0.05005)])
+    row = match_detections('a.jpg', SCENE, detections(boxes, scores, np.tile(SCENE.labels, 2)))
+    assert (row.matched, row.extra, row.low, row.low_alone) == (4, 0, 4, 4)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40))
 def test_rounding_passes_in_any_order_and_dropping_one_box_never_does(seed, count):

@@ -44,6 +44,15 @@ def test_no_instance_on_both_sides_is_equal_with_nothing_matched():
     assert row.passed and row.matched == 0
 
 
+def test_masks_of_0_and_255_have_the_overlap_of_their_pixels():
+    reference, other = discs((30, 30, 20, 0.9, 0)), discs((45, 30, 20, 0.9, 0))
+    bytes_of = [
+        Instances(side.masks * np.uint8(255), side.scores, side.labels) for side in (reference, other)
+    ]
+    assert class_iou(*bytes_of) == class_iou(reference, other) < 0.5
+    assert not match_detections('image', *bytes_of).passed
+
+
 def faulty(kind):
     instances = discs(*ROWS)
     masks, scores, labels = instances.masks.copy(), instances.scores.copy(), instances.labels.copy()

@@ -1,5 +1,6 @@
 """`prove_module` and `mm2onnx prove-module`: right files pass, wrong ones fail, and the reason has a name."""
 
+import io
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from rich.console import Console
 
 import mmdeploy_ext
 from mmdeploy_ext.cli import prove_module_app
@@ -15,6 +17,9 @@ from mmdeploy_ext.proving.modules import location, row_order
 from mmdeploy_ext.proving.modules.calls import read_call
 from mmdeploy_ext.proving.modules.generated import other_sizes, other_values
 from mmdeploy_ext.proving.modules.loading import call_function, read_samples
+from mmdeploy_ext.proving.modules.table import module_table
+from mmdeploy_ext.proving.results import Case
+from mmdeploy_ext.proving.tensors import compare_named, failed_row
 
 MODULE = """
 import torch
@@ -328,6 +333,22 @@ def test_rows_that_are_in_order_stay_so(width):
     assert all(np.array_equal(ordered[name], outputs[name]) for name in outputs)
 
 
+def test_rows_are_ordered_beside_a_thousand_equal_ones():
+    rows = np.zeros((1500, 4))
+    rows[:3] = np.arange(3)[:, None] + 1  # the others are padding
+    outputs = dict(rows=rows[[2, 0, 1, *range(3, 1500)]])
+    ordered = row_order.in_order_of(dict(rows=rows), outputs, ('rows',), 1e-4)
+    assert np.array_equal(ordered['rows'], rows)
+
+
+def test_the_output_that_differs_most_is_one_that_could_not_be_compared():
+    sides = dict(near=np.ones(2)), dict(near=np.ones(2) + 1e-3)
+    rows = (*compare_named(*sides, 1e-4), failed_row('absent', 'missing'))
+    console = Console(width=140, file=io.StringIO())
+    console.print(module_table([Case('sample 0', '2', False, rows)]))
+    assert 'absent' in console.file.getvalue()
+
+
 def test_outputs_without_rows_stay_so():
     outputs = dict(boxes=np.zeros((0, 4)), scores=np.zeros(0))
     assert row_order.in_order_of(outputs, outputs, ('boxes', 'scores'), 1e-4).keys() == outputs.keys()
@@ -397,9 +418,7 @@ class Scaled(torch.nn.Module):
         return values * factor
 
 
-@pytest.mark.parametrize(
-    ('numbers', 'word'), [(None, 'frozen'), ((2,), 'nothing shows that it is unused')]
-)
+@pytest.mark.parametrize(('numbers', 'word'), [(None, 'frozen'), ((2,), 'nothing shows that it is unused')])
 def test_a_number_that_is_the_same_in_all_samples_may_be_frozen(tmp_path, numbers, word):
     path = tmp_path / 'twice.onnx'
     write_node('Mul', path, [2.0])
