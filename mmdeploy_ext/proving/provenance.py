@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import UsageError
@@ -119,8 +120,8 @@ def companion_checks(folder: Path, companions: Mapping[str, str]) -> list[Check]
             detail = 'is not there'
         elif text != expected:
             pairs = zip(text.splitlines(), expected.splitlines(), strict=False)
-            lines = (f'{got.strip()!r}, expected {line.strip()!r}' for got, line in pairs if got != line)
-            detail = next(lines, 'has another number of lines')
+            lines = (f'{got!r}, expected {line!r}' for got, line in pairs if got != line)
+            detail = next(lines, 'has another number of lines, or ends otherwise')
         checks.append(Check(f'{name} as the export writes it', not detail, detail))
     return checks
 
@@ -157,7 +158,7 @@ def asked_checks(options: Mapping[str, Any], expected: Mapping[str, Any]) -> lis
     for name, value in expected.items():
         recorded = options.get(name)
         detail = f'asked for {value}, the file says {recorded}'
-        checks.append(Check(f'{name} as asked for', recorded == value, detail))
+        checks.append(Check(f'{name} as asked for', _plain(recorded) == _plain(value), detail))
     return checks
 
 
@@ -203,16 +204,22 @@ def _differing_settings(cfg: Any, overrides: Mapping[str, Any]) -> str:
         f'{"has no such key" if settings[key] is _MISSING else settings[key]}'
         for key in differing_keys
     )
-    words = ' '.join(f'{key}={value}' for key, value in overrides.items())
+    words = shlex.join(f'{key}={value}' for key, value in overrides.items())
     return f'{differing[:300]}; where that is meant, give --cfg-options {words}'
 
 
 def _changes_export(cfg: Any, key: str, value: Any) -> bool:
-    """Return whether an override changes what is exported: the model or its test pipeline, and no path."""
+    """Return whether an override changes what is exported: the model or its test pipeline, and no path.
+
+    One that the config has no place for counts as such.
+    """
     from mmdeploy_ext.core.config import config_sha256
 
     changed = copy.deepcopy(cfg)
-    changed.merge_from_dict({key: value})
+    try:
+        changed.merge_from_dict({key: value})
+    except (KeyError, TypeError):  # a list is shorter, or a number is in the place of a dict
+        return True
     return config_sha256(changed) != config_sha256(cfg)
 
 
@@ -323,7 +330,8 @@ def override_notes(deployment: Deployment, metadata: Metadata, subject: str = 't
 def stale_reason(recorded: Metadata, current: Metadata) -> str:
     """Return why a file has to be exported again; '' if it does not.
 
-    Overrides of the config are left out: those that decide the graph are in the config's hash.
+    Class names are compared, as the config's hash has only its model and test pipeline. Overrides of the
+    config are left out: those that decide the graph are in that hash.
 
     Args:
         recorded: the metadata of the file.
@@ -337,6 +345,7 @@ def stale_reason(recorded: Metadata, current: Metadata) -> str:
         'versions': recorded.versions != current.versions,
         'source of its classes': recorded.model_classes != current.model_classes,
         'contract': differing_contract(recorded.spec, current.spec),
+        'list of class names': tuple(recorded.classes) != tuple(current.classes),
     }
     differing = [title for title, differs in facts.items() if differs]
     return f'stale: another {" and ".join(differing)}' if differing else ''

@@ -37,7 +37,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     'iou': lambda value: '-' if value is None else f'{value:.6f}',
     'metric': lambda value: '-' if value is None else f'{value:.4f}',
     'metres': lambda value: '-' if value is None else f'{value:.2e} m',
-    'percent': lambda value: '-' if value is None else f'{math.floor(1e4 * value) / 100:.2f} %',
+    'percent': lambda value: '-' if value is None else f'{math.floor(1e4 * value + 1e-6) / 100:.2f} %',
     'ms': lambda value: '-' if value is None else f'{value:.1f}',
 }
 """`data-format` of an element of the page -> function from its value in the JSON to its text."""

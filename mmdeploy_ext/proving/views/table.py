@@ -220,7 +220,8 @@ def _tensor_badness(row: TensorRow) -> float:
 
 
 def _detection_badness(row: DetectionRow) -> tuple[float, ...]:
-    return row.missing + row.extra, 1 - row.worst_iou, row.worst_score
+    lonely = row.missing + row.extra + row.outside
+    return lonely, 1 - row.worst_iou, row.worst_distance or 0.0, row.worst_score
 
 
 def _name(name: str, count: int) -> str:

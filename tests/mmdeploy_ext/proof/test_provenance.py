@@ -5,13 +5,16 @@ import dataclasses
 import pytest
 from onnx import TensorProto, helper
 
+from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.graph.edits import judged_by_inputs, repeat
 from mmdeploy_ext.proving.provenance import (
+    asked_checks,
     companion_checks,
     refuse_other_settings,
     settings_check,
+    stale_reason,
     unequal_entries,
 )
 from mmdeploy_ext.proving.results import Case, Check, GraphResult, PreprocessingResult
@@ -36,6 +39,30 @@ def test_an_override_that_the_config_lacks_is_not_taken_from_the_file(overrides,
     assert check.passed == (not detail) and check.detail.startswith(detail)
     given = settings_check(load_config(CONFIG, dict(overrides)), overrides)
     assert given.passed
+
+
+@pytest.mark.parametrize('key', ['model.backbone.depth.stages', 'data.test.pipeline.99.type'])
+def test_an_override_that_has_no_place_in_the_config_is_a_setting_that_differs(key):
+    check = settings_check(load_config(CONFIG), {key: 1})
+    assert not check.passed and f'{key}: the file says 1, the config has no such key' in check.detail
+
+
+def test_overrides_to_type_are_quoted_for_a_shell():
+    detail = settings_check(load_config(CONFIG), {'model.neck.in_channels': [8, 9]}).detail
+    assert detail.endswith("give --cfg-options 'model.neck.in_channels=[8, 9]'")
+
+
+def test_an_option_of_two_numbers_is_as_asked_for_whether_they_are_a_list_or_a_tuple():
+    (check,) = asked_checks(dict(shape=[320, 448]), dict(shape=(320, 448)))
+    assert check.passed
+    assert not asked_checks(dict(shape=[320, 448]), dict(shape=(448, 320)))[0].passed
+
+
+def test_another_name_of_a_class_makes_a_file_stale():
+    recorded = read_metadata('demo/atss_toy.onnx')
+    assert stale_reason(recorded, recorded) == ''
+    renamed = dataclasses.replace(recorded, classes=('other', *recorded.classes[1:]))
+    assert stale_reason(recorded, renamed) == 'stale: another list of class names'
 
 
 def test_tools_that_are_instructed_by_a_file_refuse_other_settings_with_what_to_type():
@@ -71,6 +98,12 @@ def test_a_text_beside_the_graphs_that_is_no_utf8_is_told_so(tmp_path):
     (tmp_path / 'a.yaml').write_bytes(b'thr: \xff\n')
     (check,) = companion_checks(tmp_path, {'a.yaml': 'thr: 1\n'})
     assert not check.passed and "expected 'thr: 1'" in check.detail
+
+
+def test_spaces_in_which_a_text_beside_the_graphs_differs_are_shown(tmp_path):
+    (tmp_path / 'a.yaml').write_text('thr: 1')
+    details = [companion_checks(tmp_path, {'a.yaml': text})[0].detail for text in ('thr: 1 \n', 'thr: 1\n')]
+    assert details == ["'thr: 1', expected 'thr: 1 '", 'has another number of lines, or ends otherwise']
 
 
 def test_a_rule_that_was_typed_weakens_the_verdict_and_one_that_is_exact_does_not():

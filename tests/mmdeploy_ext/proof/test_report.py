@@ -20,6 +20,7 @@ from mmdeploy_ext.families.replaced import DifferingMethod
 from mmdeploy_ext.proving.results import (
     Case,
     Check,
+    DetectionRow,
     GraphResult,
     MetricRow,
     Pair,
@@ -101,6 +102,26 @@ def failed() -> Verdict:
     verdict.model_classes = [ModelClass(EVIL, EVIL, 64 * 'a', False), ModelClass('RTDETR', 'r.py', '', True)]
     verdict.differing_methods = [DifferingMethod(f'{EVIL}.forward', EVIL, 7, 9, 'ATSSHead')]
     return verdict
+
+
+def test_a_metric_that_one_side_lacks_is_said_to_have_no_value():
+    failures = failed().failures
+    assert 'bbox_mAP_50: no value by the engine (bar 0.0005)' in failures
+
+
+def test_the_row_of_many_has_the_largest_distance():
+    row = DetectionRow('0', 3, 3, 0, 0, 1.0, 1e-6, True, worst_distance=1e-5)
+    rows = [row, dataclasses.replace(row, image='1', worst_distance=9e-3, worst_score=0.0)] + [row] * 20
+    verdict = dataclasses.replace(proven(), cases=[Case('frames', '', False, (), tuple(rows))])
+    verdict.subject['task'] = 'bbox3d'
+    console = Console(width=140, file=io.StringIO())
+    print_verdict(verdict, console)
+    assert '9.00e-03' in console.file.getvalue()
+
+
+def test_shares_are_rounded_down_to_hundredths_of_a_percent():
+    texts = [report.FORMATS['percent'](share) for share in (0.57, 0.99999, 1.0)]
+    assert texts == ['57.00 %', '99.99 %', '100.00 %']
 
 
 def detections_only() -> Verdict:
