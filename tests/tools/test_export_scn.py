@@ -15,6 +15,7 @@ from marking import in_suite
 from mmdeploy_ext.cli import info_app
 from mmdeploy_ext.cli.export_scn_app import main
 from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting import sparse_backbone as deploy
 from mmdeploy_ext.exporting.deployment import load
 from mmdeploy_ext.families.base import BACKBONE, find_family
@@ -325,6 +326,8 @@ def test_a_stored_node_list_is_compared(models, tmp_path, capsys):
     assert export(*words, '--order', 'zyx') == 1
     out = capsys.readouterr().out
     assert 'nodes equal those of nodes.json' in out and 'order as asked for' in out
+    with pytest.raises(UsageError, match=r'nodes\.json: is no node list'):
+        compare_node_lists(content, content['nodes'], 'nodes.json')
 
 
 # ---- bad input

@@ -32,6 +32,8 @@ SPECIAL = 'frames with one thing of the rig changed, and of one colour'
 """Title of the case of `DriveProof.run_special_frames`."""
 FAR = dict(offset_m=(7e5, 4e6, 500.0), turn_rad=0.7)
 """A place as in UTM coordinates, where float32 has steps of a quarter of a metre, and another heading."""
+FRAME_S = 0.5
+"""Seconds between frames whose data set has no times, as between key frames of nuScenes."""
 NEAR_M = 100.0
 """Metres: scenes that begin this near to the origin stay where they are."""
 
@@ -181,7 +183,9 @@ class DriveProof(FramesProof):
         return self.drive
 
     def run(self, sample: Frame) -> None:
-        """Run both sides on one frame in both modes."""
+        """Run both sides on one frame in both modes; one without a memory needs no pose, time and scene."""
+        if not self.memory.tensors:
+            sample = with_moment(sample, self.count)
         self.first = self.first or sample
         expected, results = self.modes.add(sample)
         self.shape = self.shape or 'x'.join(map(str, sample.images.shape))
@@ -267,6 +271,17 @@ class DriveProof(FramesProof):
                 f'distance'
             )
         return notes
+
+
+def with_moment(frame: Frame, index: int) -> Frame:
+    """Return a frame with a pose, a time and a scene: its own, or others if its data set has none.
+
+    Only for models that read none of them. The pose is that of a car at the origin, and the frames, of which
+    it is the one at `index` of the drive, are `FRAME_S` apart in one scene.
+    """
+    moment = dict(ego_pose=np.eye(4), timestamp_s=index * FRAME_S, scene_token='')
+    absent = {name: value for name, value in moment.items() if getattr(frame, name) is None}
+    return dataclasses.replace(frame, **absent) if absent else frame
 
 
 def _case(row: SequenceRow, shape: str) -> Case:

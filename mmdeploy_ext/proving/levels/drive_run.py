@@ -62,7 +62,7 @@ class DriveBars:
         distance_m: largest distance of the centres of a matched pair, metres.
         score: largest score difference of a matched pair.
         match_rate: smallest share, in 0..1, of the longer of both lists of detections that is matched, over
-            all frames.
+            all frames; a frame whose lists cannot be compared (NaN, shapes) fails whatever the share is.
         tie: scores in the top-k are a tie if they differ by no more than this plus twice the largest score
             error of the frame. (If the scores of two lists differ by at most e, then the scores at one index
             of the sorted lists may belong to rows whose scores differ by 2e.)
@@ -438,7 +438,7 @@ class PairRun:
         for key in ('reference', 'extra'):
             self.series[key].append(getattr(row, key))
         self.series['matched'].append(row.matched + (row.outside if bars.near_counts else 0))
-        if not row.passed and not (row.missing or row.extra or row.outside):
+        if row.broken or (not row.passed and not (row.missing or row.extra or row.outside)):
             self.faults['the detections cannot be compared'].append(f'{name} ({row.reason})')
         self.worst_score = max(self.worst_score, row.worst_score)
         if row.worst_distance is not None:

@@ -49,7 +49,7 @@ class InstancePairing(RowPairing):
         places = [side[spec.places[0][1]][0].astype(np.float64) for side in sides]
         if places[0].shape != places[1].shape:
             return Followed()
-        queries = pair_rows(*places)
+        queries, had_same_rows = pair_rows(*places), self.rows is None or bool((self.rows >= 0).all())
         selections = [
             QuerySelection(side[spec.confidence][0].astype(np.float64), rows_kept(place, state, spec))
             for side, place, state in zip(sides, places, states, strict=True)
@@ -58,6 +58,9 @@ class InstancePairing(RowPairing):
         paired = queries >= 0
         errors = np.abs(reference.scores[paired] - candidate.scores[queries[paired]])
         allowed = tie + 2 * min(float(errors.max(initial=0.0)), max_error)
+        if had_same_rows:
+            first_scores = sides[0][spec.first_scores][0].astype(np.float64)
+            queries = pair_absent(queries, at_the_cut(first_scores, allowed))
         faults = [self._wrong_order(sides[0], queries, allowed), not_the_best(candidate)]
         differing = self.advance(reference, candidate, queries, len(reference.queries))
         beyond = [row for row in differing if not row.gap <= allowed]
@@ -133,9 +136,9 @@ class InstancePairing(RowPairing):
 def pair_rows(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     """Return the candidate's row (Q,) int64 for each of the reference's, by their places (Q, n).
 
-    Rows of the same index belong together if they are near. The others take the nearest of the rows that are
-    left if it is near, and -1 if it is not. If none of them has a near one, all keep their index, so that
-    their values are compared and fail.
+    Rows of the same index belong together if they are near, i.e. differ by no more than `SAME_ROW` in every
+    column. The others take the nearest of the rows that are left if it is near, and -1 if it is not. If none
+    of them has a near one, all keep their index, so that their values are compared and fail.
     """
     partners = np.arange(len(reference))
     with np.errstate(invalid='ignore'):
@@ -152,6 +155,35 @@ def pair_rows(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
         partners[left] = left[nearest]
     elif fits.any():  # some have a partner, others are not in the candidate
         partners[left] = np.where(fits, left[nearest], -1)
+    return partners
+
+
+def at_the_cut(first_scores: np.ndarray, allowed: float) -> np.ndarray:
+    """Return (Q,) bool: whether a tie of at most `allowed` may have left a frame's own instance out.
+
+    `first_scores` (Q,) are those by which own instances were chosen, NaN for kept ones, which no tie of the
+    frame leaves out.
+    """
+    own_scores = first_scores[np.isfinite(first_scores)]
+    return first_scores <= own_scores.min(initial=np.inf) + allowed
+
+
+def pair_absent(partners: np.ndarray, may_be_absent: np.ndarray) -> np.ndarray:
+    """Return partners as `pair_rows` does, -1 only for rows that may be absent from the candidate.
+
+    The others get a row of the candidate that is left, that of their index if it is, so that their values are
+    compared and fail.
+
+    Args:
+        partners: (Q,) what `pair_rows` returned.
+        may_be_absent: (Q,) bool.
+    """
+    partners = partners.copy()
+    left = np.setdiff1d(np.arange(len(partners)), partners).tolist()
+    absent = np.flatnonzero((partners < 0) & ~may_be_absent)
+    for row in sorted(absent, key=lambda row: row not in left):  # those whose index is left come first
+        if left:
+            partners[row] = left.pop(left.index(row) if row in left else 0)
     return partners
 
 

@@ -31,6 +31,8 @@ NO_METRICS = (
     'the evaluator gave none, as it does where nothing was detected in any image; use a trained checkpoint '
     'and a data set of its classes, and a lower model.test_cfg.score_thr if there is one'
 )
+NO_VALUES = 'every metric is NaN or -1 on both sides, as the data set has no object of these classes'
+"""Reason why nothing was compared although the evaluator gives metrics."""
 METRIC_BAR = 0.0005
 """Largest difference of a data-set metric in 0..1 between the engines."""
 
@@ -63,12 +65,21 @@ def metric_rows(
 
 
 def proof_rows(reference: Mapping[str, float], candidate: Mapping[str, float], bar: float) -> list[MetricRow]:
-    """Return the rows of `metric_rows`, or one failing row if neither engine has a metric.
+    """Return the rows of `metric_rows`, and a failing one if none of them has a value to compare.
 
+    That is so if neither engine has a metric, or if all are those of a data set without objects.
     `reference`, `candidate` and `bar` are the arguments of that function.
     """
-    nothing = MetricRow('none: neither engine found anything', math.nan, math.nan, bar, False)
-    return metric_rows(reference, candidate, bar) or [nothing]
+    rows = metric_rows(reference, candidate, bar)
+    if any(map(has_value, rows)):
+        return rows
+    name = f'none: {NO_VALUES}' if rows else 'none: neither engine found anything'
+    return [*rows, MetricRow(name, math.nan, math.nan, bar, False)]
+
+
+def has_value(row: MetricRow) -> bool:
+    """Return whether a metric has a value on a side, other than NaN and -1 of a data set without objects."""
+    return any(not math.isnan(value) and value != -1 for value in (row.reference, row.candidate))
 
 
 def compare_metrics(
@@ -116,7 +127,8 @@ def keep_metrics(
         precision: precision of the engine's network, see `metric_bar`.
 
     Returns:
-        False when a metric differs from PyTorch's by more than the bar, or when neither engine has one.
+        False when a metric differs from PyTorch's by more than the bar, or when no metric has a value to
+        compare. True when there is nothing of PyTorch's to compare with, or only that of another run.
     """
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     target, reference_path = folder / BACKENDS[kind].metrics, folder / BACKENDS['TorchBackend'].metrics
@@ -143,6 +155,9 @@ def keep_metrics(
         f'({reference_path}); this run: {target}'
     )
     equal = all(row.passed for row in rows)
+    if equal and not any(map(has_value, rows)):
+        print(f'NOT PROVEN: nothing was compared, {NO_VALUES}')
+        return False
     if not equal:
         print(f'NOT PROVEN: the metrics differ; {tool("verify")} says where the outputs do')
     return equal

@@ -88,12 +88,14 @@ def check_interface(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
 
 
 def _interface_tensor(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
-    """Return name, dtype and axes of an input or output of a graph."""
+    """Return name, dtype and axes of an input or output of a graph; the dtype is '?' if it has none."""
     tensor_type = value.type.tensor_type
     axes = tuple(
         dim.dim_value if dim.HasField('dim_value') else dim.dim_param for dim in tensor_type.shape.dim
     )
-    return value.name, str(onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)), axes
+    has_dtype = tensor_type.elem_type in onnx.helper.get_all_tensor_dtypes()
+    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)) if has_dtype else '?'
+    return value.name, dtype, axes
 
 
 def _differing_defaults(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...]) -> list[str]:

@@ -236,6 +236,19 @@ def test_metrics_that_neither_engine_has_are_no_proof():
     assert row.passed and row.name == 'bbox_mAP'
 
 
+@pytest.mark.parametrize('value', [-1.0, float('nan')])
+def test_metrics_of_a_data_set_without_objects_are_no_proof(value, tmp_path, capsys):
+    none, some = dict(mAP=value, mAP_s=value), dict(mAP=0.5, mAP_s=value)
+    assert [row.passed for row in dataset.proof_rows(none, none, 0.0005)] == [True, True, False]
+    assert all(row.passed for row in dataset.proof_rows(some, some, 0.0005))
+    facts = dict(config='c', config_sha256='1', checkpoint_sha256='2', samples=1, memory='keep', processes=1)
+    for metrics, passed in ((none, False), (some, True)):
+        for kind in ('TorchBackend', 'OnnxRuntimeBackend'):
+            kept = dataset.keep_metrics(tmp_path, kind, metrics, facts, 'fp32')
+        is_vacuous = 'NOT PROVEN: nothing was compared, every metric is NaN' in capsys.readouterr().out
+        assert kept == passed == (not is_vacuous)
+
+
 def distance(array, reference, dtype=np.float32) -> ArrayDistance:
     return ArrayDistance(np.array(array, dtype), np.array(reference, dtype))
 

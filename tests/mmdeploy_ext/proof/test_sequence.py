@@ -423,6 +423,15 @@ def test_detections_without_values_are_found():
     assert not both(altered(alter))['free'].passed
 
 
+def test_a_frame_whose_detections_cannot_be_compared_fails_whatever_share_may_differ():
+    def alter(stepper, _, result):
+        boxes = result.detections.boxes * np.float32(math.nan if stepper.count == 5 else 1)
+        return dataclasses.replace(result, detections=dataclasses.replace(result.detections, boxes=boxes))
+
+    for row in both(altered(alter), bars=DriveBars(frames=12, match_rate=0.8)).values():
+        assert row.match_rate >= 0.8 and 'the detections cannot be compared' in said(row)
+
+
 def test_teacher_forcing_copies_the_memory_before_the_reference_overwrites_it():
     """Engines may use their buffers again: the memory that is handed over is a copy."""
 

@@ -56,6 +56,22 @@ def test_an_input_that_only_a_branch_within_a_branch_reads_reaches_an_output():
 
 
 @pytest.mark.parametrize(
+    'output',
+    [
+        helper.make_empty_tensor_value_info('y'),
+        helper.make_tensor_sequence_value_info('y', TensorProto.FLOAT, None),
+        helper.make_tensor_value_info('y', 99, (1, 2)),
+    ],
+)
+def test_an_output_without_a_dtype_differs_from_the_spec(output):
+    x = helper.make_tensor_value_info('x', TensorProto.FLOAT, (1, 2))
+    model = helper.make_model(helper.make_graph([helper.make_node('Neg', ['x'], ['y'])], 'g', [x], [output]))
+    spec = GraphSpec('g', *((TensorSpec(name, 'float32', (1, 2)),) for name in 'xy'))
+    inputs, outputs = check_interface(model, spec)
+    assert inputs.passed and "got ('y', '?'," in outputs.detail
+
+
+@pytest.mark.parametrize(
     ('arguments', 'asked'), [(dict(opset=18), 18), (dict(opset=17), 17), ({}, None), (dict(opset='18'), '18')]
 )
 def test_a_conversion_that_is_recorded_without_its_opset_is_a_failed_check(arguments, asked):

@@ -1,5 +1,6 @@
 """Moments in which one thing of the rig changes: what is kept of a rig has to look at every matrix."""
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+from mmdeploy_ext.contract.memory import MemorySpec
 from mmdeploy_ext.families.bevfusion.graphs import RIG_MATRICES
 from mmdeploy_ext.families.bevfusion.runtime.frames import FusionRuntime, check_calibration
 from mmdeploy_ext.families.parts.proof_samples import changed_drive, changed_rigs, plain_sweep
@@ -90,6 +92,31 @@ def test_a_file_that_fails_on_a_special_frame_is_not_proven_though_nothing_is_fo
     proof.bars, proof.decided, proof.shape, proof.verdict = DriveBars(), {}, '', Verdict({})
     proof.run_special_frames()
     assert bool(proof.verdict.reasons) == reasons, proof.verdict.reasons
+
+
+class WithoutMemory(ToyStepper):
+    """A model that looks at pictures alone, as PETR does."""
+
+    def step(self, frame):
+        self.reset()
+        result = super().step(frame)
+        self.state = dataclasses.replace(self.state, tensors={})
+        return dataclasses.replace(result, was_reset=False)
+
+
+def test_frames_without_pose_time_and_scene_run_where_nothing_is_kept():
+    proof, family = object.__new__(DriveProof), SimpleNamespace(task='bbox3d')
+    proof.deployment = SimpleNamespace(family=family)
+    proof.reference, proof.spec, proof.memory = WithoutMemory(), SPEC, MemorySpec(needed=MEMORY.needed)
+    runners = dict(teacher=WithoutMemory(), free=WithoutMemory())
+    proof.modes = proof._modes(runners, DriveBars(frames=3, resets=0))
+    proof.first, proof.count, proof.shape, proof.drawn_frames = None, 0, '', set()
+    for frame in SyntheticDrive(3, (32, 64)):
+        moment = dict(ego_pose=None, timestamp_s=None, scene_token=None)
+        proof.run(dataclasses.replace(frame, **moment))
+    rows = proof.modes.finish()
+    assert all(row.passed and row.series['gap_s'] == [None, 0.5, 0.5] for row in rows.values()), rows
+    assert proof.first.timestamp_s == 0.0 and (proof.first.ego_pose == np.eye(4)).all()
 
 
 def test_a_plain_sweep_has_one_point_and_that_is_in_range():
