@@ -46,7 +46,7 @@ def run_case(reference: ImageReference, backend: Backend) -> tuple[list[Case], l
     """Run an engine twice on one input and compare tensors and results with the reference.
 
     Args:
-        reference: PyTorch's side of the input; the seconds of the runs are added to it.
+        reference: PyTorch's side of the input; its `engine_seconds` become those of these runs.
         backend: the engine with the file, active.
 
     Returns:

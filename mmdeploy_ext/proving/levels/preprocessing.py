@@ -315,7 +315,10 @@ def _in_range(cloud: np.ndarray, points_range: Sequence[float]) -> np.ndarray:
 
 
 def _differing_values(got: Any, expected: Any, rtol: float) -> tuple[str, str] | None:
-    """Return texts about both values; None if they are equal within `rtol` of the largest value."""
+    """Return texts about both values; None if they are equal within `rtol` of the largest value.
+
+    The largest value is that of each matrix. Arrays of another dtype may be equal; NaN equals nothing.
+    """
     if not isinstance(expected, np.ndarray):
         return None if got == expected else (repr(got), repr(expected))
     if not isinstance(got, np.ndarray) or got.shape != expected.shape:

@@ -149,8 +149,8 @@ def first_difference(got: Any, expected: Any) -> str:
 def loaded_tensors(fresh: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the weights that a fresh model has of a file, by PyTorch alone, and its kernels as they are.
 
-    The layers load them, which may rename or convert what older versions wrote. Kernels of five axes are
-    those of the file: spconv 1 and 2 have them in other orders.
+    The layers load them, which may rename or convert what older versions wrote; names are those of the model.
+    Kernels of five axes are those of the file, by its names: spconv 1 and 2 have them in other orders.
     """
     built = fresh.state_dict()
     kernels = {key: tensor for key, tensor in tensors.items() if tensor.ndim == KERNEL_AXES}
@@ -160,8 +160,7 @@ def loaded_tensors(fresh: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dic
         if key not in kernels and (key not in built or built[key].shape == tensor.shape)
     }
     missing = fresh.load_state_dict(fitting, strict=False).missing_keys
-    loaded = {key: tensor for key, tensor in fresh.state_dict().items() if key not in missing}
-    return {key: tensor for key, tensor in loaded.items() if key in fitting} | kernels
+    return {key: tensor for key, tensor in fresh.state_dict().items() if key not in missing} | kernels
 
 
 def under_names_of(

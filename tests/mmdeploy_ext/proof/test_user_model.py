@@ -6,13 +6,19 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import remembered
 from mmdeploy_ext.exporting import deployment
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.module_settings import settings
-from mmdeploy_ext.proving.levels.user_model import under_names_of, user_model_checks, weights_difference
+from mmdeploy_ext.proving.levels.user_model import (
+    loaded_tensors,
+    under_names_of,
+    user_model_checks,
+    weights_difference,
+)
 from toy_atss import CHECKPOINT, CONFIG
 
 
@@ -121,6 +127,22 @@ def test_kernels_may_have_the_order_of_another_library_and_no_other(change, is_f
     weights = {key: change(kernel) for key, kernel in kernels.items() if key != 'one place'}
     weights['one place'] = kernels['one place'].reshape(4, 1, 1, 1, 2)  # spconv reads its memory
     assert bool(weights_difference(weights, kernels)) == is_found
+
+
+class Renaming(nn.Linear):
+    """A layer that loads files of an older version, whose weights had another name."""
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        state_dict[f'{prefix}weight'] = state_dict.pop(f'{prefix}kernel')
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def test_weights_that_a_layer_loads_under_another_name_are_compared():
+    old = {'0.kernel': torch.rand(2, 2), '0.bias': torch.rand(2), '1.weight': torch.rand(2)}
+    tensors = loaded_tensors(nn.Sequential(Renaming(2, 2), nn.BatchNorm1d(2)), old)
+    assert torch.equal(tensors['0.weight'], old['0.kernel']) and '1.bias' not in tensors
+    weights = {**tensors, '0.weight': old['0.kernel'] + 1}
+    assert weights_difference(weights, tensors) == '0.weight not as in the file'
 
 
 def test_a_backbone_is_below_another_name_in_its_file():
