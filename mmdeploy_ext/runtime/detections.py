@@ -77,7 +77,11 @@ class Scored(Rows, abc.ABC):
         return [rows[self.labels == label] for label in range(num_classes)]
 
     def scaled(self, scale_factor: np.ndarray) -> Self:
-        """Return boxes divided by `scale_factor` (4,); masks are of the original size already."""
+        """Return the results with their places divided by `scale_factor` (4,), `w h w h`.
+
+        Here they stay as they are: masks are of the original size already. Classes of boxes or points
+        override it.
+        """
         return self
 
     def to_mmdet_result(self, num_classes: int) -> Any:
