@@ -168,6 +168,12 @@ def test_a_wrong_file_is_not_proven(folder, net, samples, tmp_path, fault):
     assert verdict.title == 'NOT PROVEN'
 
 
+def write_text(path, outputs, nodes, producer=''):
+    head = f'<ir_version: 8, opset_import: ["": 17], producer_name: "{producer}"> graph (float[3] values)'
+    text = f'{head} => ({outputs}) {{ two = Constant<value = float {{2.0}}> () {nodes} }}'
+    onnx.save(onnx.parser.parse_model(text), path)
+
+
 class Scores(torch.nn.Module):
     """Scores of up to 1, which are 1e-6 on zeros."""
 
@@ -189,6 +195,14 @@ def test_small_scores_are_compared_by_a_tenth_of_the_tolerance_of_the_largest(tm
         titles.append(verdict.title)
     assert titles == ['PROVEN ON 5 INPUTS', 'NOT PROVEN']
     assert [failure.partition(':')[0] for failure in verdict.failures] == ['zeros']
+
+
+def test_a_generated_input_with_a_huge_result_excuses_no_sample(tmp_path):
+    nodes = 'sum = ReduceSum <keepdims = 0> (values) small = Exp (sum) result = Add (small, two)'
+    write_text(path := tmp_path / 'huge.onnx', 'float result', nodes)
+    samples = [torch.tensor([sign * 30.0, -sign * 30.0, 0.1]) for sign in (1, -1)]  # together at most exp(60)
+    verdict = mmdeploy_ext.prove_module(lambda values: values.sum().exp(), path, samples)
+    assert {'sample 0', 'sample 1'} <= {failure.partition(':')[0] for failure in verdict.failures}
 
 
 def test_the_first_difference_names_the_line_of_the_module(folder, samples, tmp_path):
@@ -461,12 +475,6 @@ def test_whole_numbers_at_the_ends_of_their_type_are_generated():
     call = read_call(lambda values: values, torch.tensor([-(2**63), 2**63 - 1] * 4), 'sample')
     values = {value for other in other_values([call], ['values'], 0) for value in other.values[0].tolist()}
     assert {-(2**63), 2**63 - 1} <= values
-
-
-def write_text(path, outputs, nodes, producer=''):
-    head = f'<ir_version: 8, opset_import: ["": 17], producer_name: "{producer}"> graph (float[3] values)'
-    text = f'{head} => ({outputs}) {{ two = Constant<value = float {{2.0}}> () {nodes} }}'
-    onnx.save(onnx.parser.parse_model(text), path)
 
 
 def test_an_output_that_is_always_zero_beside_a_wrong_one_is_no_division_by_zero(tmp_path):
