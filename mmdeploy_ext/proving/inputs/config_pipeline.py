@@ -114,6 +114,8 @@ class ConfigPipeline:
 def test_steps(cfg: Any) -> Sequence[Any]:
     """Return the steps of `data.test`, or of the data set that it wraps; else of `data.val`, `test_pipeline`.
 
+    Of a list of data sets the first counts.
+
     Raises:
         KeyError: the config has none.
     """

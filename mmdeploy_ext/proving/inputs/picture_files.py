@@ -33,7 +33,7 @@ def sample_files(
         picture: (h, w, 3) uint8 BGR.
         edges: height that a narrow portrait is resized to, and width of a wide landscape, pixels, if the
             ratio of sides is kept; None if they are unknown.
-        folder: for the generated files.
+        folder: for the generated files; it has to be there.
     """
     files = [Path(file) for file in paths]
     if not files:
@@ -47,6 +47,7 @@ def portrait_size(edge: int | None) -> tuple[int, int]:
     """Return (h, w) of a narrow portrait whose resized width lies halfway between two whole pixels.
 
     mmcv rounds it up; Python's `round` takes the even number, the lower one here, and `int` the lower one.
+    That holds for an edge that is a multiple of 4 and not of 1024; others give a portrait that may tell less.
 
     Args:
         edge: pixels that the height is resized to; None: pictures are not resized to an edge.

@@ -29,7 +29,10 @@ PROOF_SCENES = 3
 
 
 def picture_files(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[Path]:
-    """Return the files of images and of folders of images, at most `limit`."""
+    """Return the files of images and of folders of images, at most `limit`; if there are more, print that.
+
+    A `limit` of 1 cuts in silence. ImageError: a file is missing, or a folder has no image.
+    """
     from mmdeploy_ext.preprocess.pictures import list_images
 
     files = list_images(paths)
@@ -131,11 +134,12 @@ def proof_samples(
 
     Args:
         deployment: config and checkpoint of a model that takes frames or sweeps.
-        count: number of samples.
-        paths: files, see `check_paths`; empty takes the config's data set, or generates samples without one.
+        count: largest number of samples; of LiDAR sweeps and voxels of each of `paths`.
+        paths: files, see `check_paths`; empty takes the config's data set, or generates samples without one;
+            a backbone without paths gets none, as every proof of one has voxels of its own.
 
     Raises:
-        DataError: a file that cannot be read, or a data set that is damaged.
+        ConfigError, DataError: one of `paths` cannot be read, or a data set of them is damaged.
     """
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.evaluate.loop import DatasetFrames, scene_tokens

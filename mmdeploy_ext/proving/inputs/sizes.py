@@ -55,7 +55,10 @@ class InputSizes:
 
 
 def other_sizes(deployment: Deployment, options: Options) -> InputSizes:
-    """Return the sizes for a file with these options; all are sizes that it takes, see `Family.takes`."""
+    """Return the sizes for a file with these options, which are sizes that it takes, see `Family.takes`.
+
+    `unaligned` is one when it is padded. A graph that takes none that is near is given one it does not take.
+    """
     image = deployment.family.picture(deployment.model, options)
     takes = functools.partial(deployment.family.takes, deployment.model, options)
     step = math.lcm(STRIDE, image.multiple)
@@ -105,7 +108,7 @@ def _odd(side: int, step: int) -> int:
 
 
 def _grown(size: Size, step: int, takes: Callable[[int, int], bool]) -> Size:
-    """Return the next larger size that the graph takes."""
+    """Return the next larger size that the graph takes, or one of 64 steps if it takes none before."""
     while not takes(*size) and max(size) < 64 * step:
         size = size[0] + step, size[1] + step
     return size

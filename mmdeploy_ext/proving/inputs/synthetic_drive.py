@@ -52,11 +52,11 @@ class SyntheticDrive:
     """A synthetic drive, whose frames are made one after the other.
 
     Attributes:
-        frames: number of frames.
+        frames: number of frames, 1 or more.
         size: (H, W) pixels of the network input.
         cameras: their number N; six are the nuScenes rig, another number is spread evenly.
         seed: equal drives for equal seeds.
-        scenes: number of parts of about equal length; each change resets the memory.
+        scenes: number of parts of about equal length, 1 or more; each change resets the memory.
         period_s: time between frames.
         jump_s: one gap of this length within the first scene, too short to reset a memory; 0: no such gap.
         origin_m: (x, y) of the first frame in the global frame; (7e5, 4e6) is like UTM. Near 0 by default:
