@@ -41,6 +41,7 @@ from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.family_runtime import has_runtime, runtime_of
 from mmdeploy_ext.runtime.panoptic import Segments
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ LIBSPCONV = 'libspconv'
 FORMAT = 2
 """Number of the manifest's format; a kit of another one is refused."""
 RESULTS = {cls.__name__: cls for cls in (Detections, Instances, Segments, Detections3D)}
-"""Name in the manifest -> class of the results of an image or frame."""
+"""Name in the manifest -> class of the results of an image or frame; a family may have one of its own."""
 
 
 def file_stem(name: str) -> str:
@@ -120,28 +121,47 @@ def read_arrays(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[
     return {name: read_array(folder, entry) for name, entry in entries.items()}
 
 
-def result_type(results: Any) -> str:
-    """Return the key in `RESULTS` of the class of an image's results, or of the base class that is there.
+def result_classes(family: str = '') -> dict[str, type]:
+    """Return name -> class of the results that a kit holds: `RESULTS`, and `RESULT` of a family's runtime."""
+    own = getattr(runtime_of(family), 'RESULT', None) if has_runtime(family) else None
+    return RESULTS | ({own.__name__: own} if own else {})
+
+
+def result_type(results: Any, family: str = '') -> str:
+    """Return the key in `result_classes` of the class of an image's results, or of its base that is there.
 
     Raises:
         UsageError: none is; kits cannot hold such results.
     """
+    classes = result_classes(family)
     for cls in type(results).__mro__:
-        if cls.__name__ in RESULTS:
+        if cls is classes.get(cls.__name__):
             return cls.__name__
     raise UsageError(
-        f'results of the class {type(results).__name__}: kits hold {", ".join(RESULTS)}; prove this model on '
+        f'results of the class {type(results).__name__}: kits hold {", ".join(classes)}; prove this model on '
         f'this machine with mm2onnx verify'
     )
 
 
-def result_arrays(results: Any) -> dict[str, np.ndarray]:
-    """Return name -> array of the fields of an image's results, without those that are None.
+def result_arrays(results: Any, family: str = '') -> dict[str, np.ndarray]:
+    """Return name -> array of the fields of an image's results, without those that are None or no array.
 
     The fields are those of the class that `result_type` names.
     """
-    names = [field.name for field in dataclasses.fields(RESULTS[result_type(results)])]
-    fields = ((name, getattr(results, name)) for name in names)
+    fields = _result_fields(results, family)
+    return {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+
+
+def result_facts(results: Any, family: str = '') -> dict[str, Any]:
+    """Return name -> value of the fields of an image's results that are no arrays, which JSON can hold."""
+    fields = _result_fields(results, family)
+    return {name: value for name, value in fields.items() if not isinstance(value, np.ndarray)}
+
+
+def _result_fields(results: Any, family: str) -> dict[str, Any]:
+    """Return name -> value of the fields of an image's results, without those that are None."""
+    cls = result_classes(family)[result_type(results, family)]
+    fields = ((field.name, getattr(results, field.name)) for field in dataclasses.fields(cls))
     return {name: value for name, value in fields if value is not None}
 
 
@@ -189,7 +209,8 @@ class KitCase:
         inputs: name -> input of the graph.
         beside: name -> array that is no input of the graph and that the post-processing outside of it takes.
         tensors: name -> PyTorch's value of an output; empty if the graph's outputs are results.
-        results: PyTorch's results, one object of a class in `RESULTS` per image.
+        results: PyTorch's results, one object of a class in `result_classes` per image.
+        family: name of the family, whose runtime may have a class of results of its own; '' if none.
     """
 
     name: str
@@ -200,24 +221,30 @@ class KitCase:
     beside: dict[str, np.ndarray]
     tensors: dict[str, np.ndarray]
     results: list[Any]
+    family: str = ''
 
     def write(self, folder: ArrayFolder, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Write the arrays into the folder of a kit; return the case's entry in the manifest.
 
         Its keys are `name`, `graph`, `title`, `images`; `inputs`, `beside` and `tensors`, which are what
-        `ArrayFolder.write` returns; `results`, per image `type`, a key of `RESULTS`, and `fields`, arrays
-        too; and `output_shapes`, output -> shape, of `outputs`, those of ONNX Runtime on this machine.
+        `ArrayFolder.write` returns; `results`, per image `type`, a key of `result_classes`, `fields`, arrays
+        too, and, if there are any, `facts`, the fields that are none; and `output_shapes`, output -> shape,
+        of `outputs`, those of ONNX Runtime on this machine.
 
         Raises:
             UsageError: results that kits cannot hold, see `result_type`.
         """
-        results = [
-            dict(
-                type=result_type(image),
-                fields=folder.write(f'results/{self.name}/{index}', result_arrays(image)),
+        results = []
+        for index, image in enumerate(self.results):
+            place = f'results/{self.name}/{index}'
+            results.append(
+                dict(
+                    type=result_type(image, self.family),
+                    fields=folder.write(place, result_arrays(image, self.family)),
+                )
             )
-            for index, image in enumerate(self.results)
-        ]
+            if facts := result_facts(image, self.family):
+                results[-1]['facts'] = facts
         return dict(
             name=self.name,
             graph=self.graph,
@@ -231,14 +258,16 @@ class KitCase:
         )
 
     @classmethod
-    def read(cls, folder: Path, entry: Mapping[str, Any]) -> KitCase:
-        """Return a case from its entry in the manifest; for the errors see `read_array`."""
+    def read(cls, folder: Path, entry: Mapping[str, Any], family: str = '') -> KitCase:
+        """Return a case from its entry in the manifest, and its family; for the errors see `read_array`."""
+        classes = result_classes(family)
         results = [
-            RESULTS[image['type']](**read_arrays(folder, image['fields'])) for image in entry['results']
+            classes[image['type']](**read_arrays(folder, image['fields']), **image.get('facts', {}))
+            for image in entry['results']
         ]
         parts = {part: read_arrays(folder, entry[part]) for part in ('inputs', 'beside', 'tensors')}
         texts = {name: entry[name] for name in ('name', 'graph', 'title')}
-        return cls(**texts, images=tuple(entry['images']), **parts, results=results)
+        return cls(**texts, images=tuple(entry['images']), **parts, results=results, family=family)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -198,7 +198,7 @@ class _Judge:
             for frame in frames:
                 entry = self.cases[frame.last_case]
                 name = entry['name'] if mode == 'teacher' else frame.outputs
-                case = KitCase.read(self.kit, entry)
+                case = self._case(entry)
                 arrays, rows = self._read(entry, name)
                 if rows:
                     self.judgement.cases.append(results.Case(f'{name} {case.title}', '', False, tuple(rows)))
@@ -206,6 +206,11 @@ class _Judge:
                     drive.add(mode, frame, case, arrays)
         self.judgement.sequences = drive.finish()
         self.judgement.first_difference = drive.first_difference
+
+    def _case(self, entry: Mapping[str, Any]) -> KitCase:
+        """Return a case with PyTorch's tensors and results."""
+        metadata = self.graphs[entry['graph']].metadata
+        return KitCase.read(self.kit, entry, metadata.family if metadata else '')
 
     def _read(self, entry: Mapping[str, Any], name: str) -> tuple[dict[str, np.ndarray], list[TensorRow]]:
         """Return the outputs of a case that are called `name`, or failing rows for what they lack."""
@@ -235,7 +240,7 @@ class _Judge:
 
     def _judge(self, entry: Mapping[str, Any], name: str) -> results.Case:
         """Compare the outputs of one case that are called `name`."""
-        case = KitCase.read(self.kit, entry)
+        case = self._case(entry)
         arrays, rows = self._read(entry, name)
         if case.tensors:
             rows = self._compare(case, arrays, rows)

@@ -72,4 +72,5 @@ def _case(name: str, reference: ImageReference, metadata: Metadata) -> KitCase:
         {key: np.asarray(array) for key, array in reference.feeds.items() if key not in inputs},
         tensors,
         reference.results,
+        metadata.family,
     )

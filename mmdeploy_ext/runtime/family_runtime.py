@@ -2,9 +2,10 @@
 
 The runtime of a family of images has `detections(metadata, outputs, feeds)`, which returns the results of
 each image of a batch, from the outputs and inputs of a file by name (`feeds` may have more than the graph
-takes, such as sizes of the images) and from its metadata, whatever its form is. It may have `draw(image_bgr,
-results, classes, score_thr)`, if its results are not boxes and masks, and `RUNNERS`: form of a file -> the
-command that draws its results, a key of `commands.RUNNERS`.
+takes, such as sizes of the images) and from its metadata, whatever its form is. If its results are not boxes
+and masks, it may have `draw(image_bgr, results, classes, score_thr)`, and `RESULT`, their class, a dataclass
+of arrays and what JSON can hold, without which there are no kits. It may have `RUNNERS`: form of a file ->
+the command that draws its results, a key of `commands.RUNNERS`.
 
 The runtime of a family of frames or sweeps has `OPENS`, the class that runs the files of an export, and
 `boxes_of_outputs(metadata, outputs)`, which returns the boxes of a frame, best first, from the metadata and

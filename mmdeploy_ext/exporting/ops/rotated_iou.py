@@ -67,6 +67,7 @@ CONVEX_HULL = register(
             none = Constant <value = int64 {{-1}}> ()
             width = Constant <value = int64 {{{POINTS}}}> ()
             end = Constant <value = int64 {{{POINTS - 1}}}> ()
+            no_pair = Constant <value = int64[1,1] {{0}}> ()
             flat = Constant <value = float {{0}}> ()
             same_angle = Constant <value = float {{{SAME_ANGLE}}}> ()
             same_point = Constant <value = float {{{SAME_POINT}}}> ()
@@ -125,7 +126,8 @@ CONVEX_HULL = register(
                     next_row = Add (row, unit)
                     has_next = Less (next_row, count)
                     has_next_number = Cast <to = 7> (has_next)
-                    pairs_with_next = ReduceSum <keepdims = 0> (has_next_number)
+                    with_none = Concat <axis = 0> (has_next_number, no_pair)
+                    pairs_with_next = ReduceSum <keepdims = 0> (with_none)
                     go_on = Greater (pairs_with_next, zero)
                 }}>
             sorted_xx = Mul (sorted_x, sorted_x)
@@ -186,7 +188,8 @@ CONVEX_HULL = register(
                     next_next = Add (scan_next, added)
                     is_open = Less (next_next, count)
                     open_number = Cast <to = 7> (is_open)
-                    open_pairs = ReduceSum <keepdims = 0> (open_number)
+                    open_with_none = Concat <axis = 0> (open_number, no_pair)
+                    open_pairs = ReduceSum <keepdims = 0> (open_with_none)
                     goes_on = Greater (open_pairs, zero)
                 }}>
         }}""",
@@ -197,7 +200,8 @@ CONVEX_HULL = register(
 x, y (P, 24) float32 are relative to the first point, (0, 0), which is that of smallest y, of these of
 smallest x, and begins Graham's scan. `count` (P, 1) int64 is the number of points of each row, which come
 first. Points of the hull are in the order of growing angle from x towards y; columns from their number on
-mean nothing. Opset 15 or later."""
+mean nothing. Opset 15 or later. P may be 0: what is added up over the pairs has one row more, since ONNX
+Runtime refuses sums over no rows on CUDA."""
 
 
 # --- the overlap of two boxes ---------------------------------------------------------------------------

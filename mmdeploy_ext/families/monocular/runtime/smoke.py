@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ['detections', 'draw']
 
+RESULT = MonocularDetections
+
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:
     """Return the results of each picture of a batch, in descending order of scores.

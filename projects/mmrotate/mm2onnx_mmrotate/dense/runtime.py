@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ['detections', 'draw']
 
+RESULT = RotatedDetections
+
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[RotatedDetections]:
     """Turn the outputs of a graph of any form into rotated boxes per image, see `runtime/family_runtime.py`.

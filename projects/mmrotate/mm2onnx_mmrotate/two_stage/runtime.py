@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ['detections', 'draw']
 
+RESULT = RotatedDetections
+
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[RotatedDetections]:
     """Return the results per image; with `scale_factor`, see `sizes_of`, in pixels of the originals."""
