@@ -14,7 +14,10 @@ import pytest
 from browser_pages import change_manifest
 from mmdeploy_ext.cli import judge_app, kit_app
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, UsageError
+from mmdeploy_ext.families.monocular import task as monocular_task
+from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
 from mmdeploy_ext.kit import local_run
+from mmdeploy_ext.kit.contents import ArrayFolder, KitCase
 from mmdeploy_ext.kit.diagnosis import diagnose
 from mmdeploy_ext.kit.judge import judge
 from numpy_alone import run_command
@@ -291,3 +294,28 @@ def test_an_engine_that_fails_is_an_error_that_names_the_file(kit, tmp_path, mon
     monkeypatch.setitem(local_run.OPENERS, 'onnxruntime', lambda *_: fail)
     with pytest.raises(InferenceError, match=r'^model\.onnx: onnxruntime failed to run it: no such'):
         local_run.run_kit(kit, tmp_path / 'b', 'onnxruntime')
+
+
+def camera_boxes(count=3):
+    boxes = np.arange(9 * count, dtype=np.float32).reshape(count, 9)
+    scores, labels = np.linspace(0.9, 0.3, count, dtype=np.float32), np.zeros(count, np.int64)
+    camera = ((800.0, 0.0, 320.0, 0.0), (0.0, 800.0, 180.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    return MonocularDetections(boxes, scores, labels, labels + 2, camera=camera, code_size=7)
+
+
+def test_results_of_a_class_of_a_family_come_back_with_what_is_no_array(tmp_path):
+    case = KitCase('000', 'model', 'a', ('a',), {}, {}, {}, [camera_boxes()], 'monocular')
+    entry = json.loads(json.dumps(case.write(ArrayFolder(tmp_path), {})))
+    (read,) = KitCase.read(tmp_path, entry, 'monocular').results
+    np.testing.assert_array_equal(read.boxes, camera_boxes().boxes)
+    np.testing.assert_array_equal(read.attributes, [2, 2, 2])
+    assert (read.code_size, read.bboxes_xyxy) == (7, None)
+    assert np.array_equal(read.camera, camera_boxes().camera)
+    assert monocular_task.match_detections('a', camera_boxes(), read).passed
+
+
+@pytest.mark.parametrize('family', ['', 'dense'])
+def test_results_of_a_class_that_the_family_does_not_name_are_refused(tmp_path, family):
+    case = KitCase('000', 'model', 'a', ('a',), {}, {}, {}, [camera_boxes()], family)
+    with pytest.raises(UsageError, match='results of the class MonocularDetections: kits hold Detections, '):
+        case.write(ArrayFolder(tmp_path), {})

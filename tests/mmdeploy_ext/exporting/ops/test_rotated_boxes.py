@@ -13,6 +13,7 @@ from mmdeploy_ext.exporting.ops.operator import operators_as
 from mmdeploy_ext.exporting.ops.roi_align_rotated import pool_rotated
 from mmdeploy_ext.exporting.ops.rotated_iou import PAIR_IOU, _traceable
 from mmdeploy_ext.exporting.ops.rotated_nms import rotated_keep
+from mmdeploy_ext.graph.io.index import all_nodes
 from mmdeploy_ext.runtime import rotated_loops
 from mmdeploy_ext.runtime.bev_nms import rotated_nms
 
@@ -130,6 +131,15 @@ def test_the_exported_suppression_of_a_batch_keeps_what_mmcv_keeps(exporter):
         wanted = [kept_by_mmcv(*image) for image in zip(boxes, valid, strict=True)]
         np.testing.assert_array_equal(keep, torch.stack(wanted).numpy())
         np.testing.assert_array_equal(rotated_keep(boxes, valid, 0.1), torch.stack(wanted).numpy())
+
+
+def test_nothing_adds_up_over_no_pairs_which_onnx_runtime_refuses_on_cuda():
+    boxes, valid = crowd(8, 0)[None], torch.ones(1, 8, dtype=torch.bool)
+    model = exported(Keep(), (boxes, valid), ('boxes', 'valid'), 'BN', opset=18)
+    nodes = list(all_nodes(model))
+    makers = {name: node.op_type for node in nodes for name in node.output}
+    sums = [node for node in nodes if node.op_type.startswith('Reduce') and len(node.input) == 1]
+    assert len(sums) == 2 and {makers[node.input[0]] for node in sums} == {'Concat'}
 
 
 def test_the_loops_without_pytorch_are_mmcvs_to_the_bit(pairs):

@@ -1,0 +1,20 @@
+"""The script that writes kits of toys for another device: what it writes is equal on this machine, too."""
+
+import pytest
+
+import toy_kits
+from mmdeploy_ext.cli import judge_app
+
+pytestmark = pytest.mark.matrix
+
+
+@pytest.mark.parametrize('name', ['fcos3d', 'smoke', 'atss_deformable_sampled', 'second'])
+def test_a_kit_of_a_toy_is_equal_here(tmp_path, name):
+    assert toy_kits.main([str(tmp_path), name]) == 0
+    kit, outputs = tmp_path / name / 'kit', tmp_path / 'outputs'
+    assert judge_app.main([str(kit), str(outputs), '--run', 'onnxruntime']) == 0
+
+
+def test_a_name_that_is_no_toy_is_refused(tmp_path, capsys):
+    assert toy_kits.main([str(tmp_path), 'atss_toi']) == 2
+    assert 'error: atss_toi: expected names of panoptic_fpn, ' in capsys.readouterr().err
