@@ -13,6 +13,7 @@ from mmdeploy_ext import register_family
 from mmdeploy_ext.cli import command, export_app
 from mmdeploy_ext.contract import registry
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.contract.schema import full_record
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.preprocess.pictures import read_image
@@ -154,8 +155,8 @@ def test_a_task_whose_import_fails_is_not_said_to_be_missing(tmp_path, monkeypat
 
 
 def test_a_name_is_taken_once(registered):
-    register_family('twice', 'a:A')
-    register_family('twice', 'a:A')
+    register_family('twice', 'a:A', postprocess=full_record())
+    register_family('twice', 'a:A', postprocess=full_record())  # a check of its own, as after a reload
     with pytest.raises(ConfigError, match=r"'twice'.*'b:B'"):
         register_family('twice', 'b:B')
     with pytest.raises(ConfigError, match=r"'Upper'"):
