@@ -91,7 +91,8 @@ def register_family(
     """Make a family known to every command and function.
 
     Call it in a module that imports neither PyTorch nor mmcv. The modules that it names are imported when
-    they are needed.
+    they are needed. A second registration of the same `family`, when its module is loaded again, replaces the
+    first.
 
     Args:
         name: name of the family, as the metadata of its files have it: a lower-case letter, then letters,
@@ -122,7 +123,7 @@ def register_family(
     if not re.fullmatch(r'[\w.]+:\w+', family):
         raise ConfigError(f"register_family({name!r}, {family!r}): expected 'module:Class'")
     namesake = _REGISTERED.get(name)
-    if namesake is not None and namesake != registration:
+    if namesake is not None and namesake.family != family:
         raise ConfigError(
             f'register_family({name!r}, {family!r}): {namesake.family} has that name; choose another'
         )
