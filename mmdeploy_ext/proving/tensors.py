@@ -301,8 +301,9 @@ def _compare_group(name: str, group: ColumnGroup, reference: np.ndarray, candida
     """Compare one column group in float64.
 
     The allowed difference is the larger of `rtol` times the group's largest absolute reference value and
-    `atol`. A reference of zeros has no scale: without `atol` only zeros equal it. An all-zero candidate of a
-    reference that is not zero fails whatever `atol` allows, since a dead output looks like that.
+    `atol`; of whole numbers and booleans, such as indices, it is `atol` rounded down. A reference of zeros
+    has no scale: without `atol` only zeros equal it. An all-zero candidate of a reference that is not zero
+    fails whatever `atol` allows, since a dead output looks like that.
     """
     columns = slice(None) if group.columns is None else list(group.columns)
     if reference.ndim:
@@ -315,6 +316,8 @@ def _compare_group(name: str, group: ColumnGroup, reference: np.ndarray, candida
         return failed_row(name, '; '.join(filter(None, [*odd, hint])), reference)
     distance, reason = ArrayDistance(candidate, reference), ''
     tolerance = max(group.rtol * distance.scale, group.atol)
+    if reference.dtype.kind in 'biu':
+        tolerance = float(np.floor(group.atol))
     if distance.scale > 0 and not candidate.any():
         reason = 'the candidate is all zero, the reference is not'
     elif not distance.max_abs <= tolerance:  # a tolerance of NaN allows nothing

@@ -53,9 +53,10 @@ function compareGroup(name, group, columns, expected, output, width) {
   if (!reference.length) return failedRow(name, 'empty column group: nothing was compared');
   const odd = [notFinite('candidate', candidate), notFinite('reference', reference)].filter(Boolean);
   if (odd.length) return failedRow(name, odd.join('; '));
-  const smallest = isWhole(expected.dtype) ? 1 : 0; // of a difference: large int64 are equal as float64
+  const isExact = isWhole(expected.dtype);
+  const smallest = isExact ? 1 : 0; // of a difference: large int64 are equal as float64
   const scale = reference.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0);
-  const tolerance = Math.max(group.rtol * scale, group.atol);
+  const tolerance = isExact ? Math.floor(group.atol) : Math.max(group.rtol * scale, group.atol);
   let [maxAbs, over] = [0, 0];
   places.forEach((place, index) => {
     const isSame = expected.values[place] === output.values[place];

@@ -145,12 +145,19 @@ SPEC = GraphSpec(
     (
         TensorSpec('boxes', 'float32', ('n', 3), groups=GROUPS),
         TensorSpec('ids', 'int64', ('n',), groups=(ColumnGroup(rtol=0.0),)),
+        TensorSpec('places', 'int64', ('n',)),
         TensorSpec('flags', 'bool', ('n',)),
         TensorSpec('uncovered', 'float32', ('n', 3), groups=GROUPS[:1]),
     ),
 )
 BOXES = np.random.default_rng(3).normal(0, 50, (6, 3)).astype(np.float32)
-TENSORS = dict(boxes=BOXES, ids=np.arange(2**60, 2**60 + 6), flags=BOXES[:, 0] > 0, uncovered=BOXES)
+TENSORS = dict(
+    boxes=BOXES,
+    ids=np.arange(2**60, 2**60 + 6),
+    places=np.arange(6) * 20000,
+    flags=BOXES[:, 0] > 0,
+    uncovered=BOXES,
+)
 CHANGES = {
     'nothing': {},
     'NaN': dict(boxes=BOXES * np.nan),
@@ -158,6 +165,7 @@ CHANGES = {
     'within the tolerance': dict(boxes=BOXES + np.float32(0.009)),
     'outside of it': dict(boxes=BOXES + np.float32(0.02)),
     'numbers that are equal as float64': dict(ids=TENSORS['ids'] + 1),
+    'places': dict(places=TENSORS['places'] + 3),
     'flags': dict(flags=~TENSORS['flags']),
     'shape': dict(boxes=BOXES[:5]),
     'dtype': dict(ids=np.arange(6, dtype=np.int32)),

@@ -201,6 +201,14 @@ def test_integers_and_booleans_and_scalars_compare():
     assert set(failing(reference, other, spec)) == {'count', 'mask'}
 
 
+@pytest.mark.parametrize(('groups', 'passed'), [((), False), ((ColumnGroup(atol=3.0),), True)])
+def test_large_indices_have_no_tolerance_but_one_that_is_absolute(groups, passed):
+    spec = GraphSpec('toy', (), (TensorSpec('places', 'int64', ('n',), groups=groups),))
+    places = np.array([5, 30000, 120000])
+    (row,) = compare_tensors(dict(places=places), dict(places=places + np.array([0, 3, 0])), spec)
+    assert row.passed == passed
+
+
 def test_rows_of_what_could_not_be_compared_are_valid_json():
     candidate = {**tensors(), 'logits': with_nan(tensors()['logits'])}
     verdict = Verdict({}, cases=[]).to_json()
