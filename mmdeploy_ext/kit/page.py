@@ -102,7 +102,7 @@ def check_page(kit: Path) -> dict[str, Any]:
     if not has_page(manifest):
         raise DataError(
             f'{kit}: has no page; kits of one file in float32, without a memory and with its weights inside, '
-            f'have one'
+            f'have one, if their results are upright boxes, masks or segments, or tensors'
         )
     return manifest
 
