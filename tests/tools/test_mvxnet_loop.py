@@ -12,6 +12,8 @@ from mmdeploy_ext.synthetic.nuscenes import SetOptions, ensure_toy_nuscenes
 from mmdeploy_ext.synthetic.seeded import write_seeded
 from toy_atss import REPO
 
+DUMPED = 4
+"""Number of frames that PyTorch's loop dumps, and ONNX Runtime's compares."""
 CONFIG = REPO / 'projects/configs/MVXNet/mvxnet_toy'
 
 
@@ -38,7 +40,7 @@ def test_sweeps_are_where_their_pictures_are(root):
 
 
 @pytest.mark.matrix
-def test_both_engines_give_the_same_results_and_metrics(root, tmp_path):
+def test_both_engines_give_the_same_results_and_metrics(root, tmp_path, capsys):
     checkpoint, results = str(tmp_path / 'seeded.pth'), []
     write_seeded(f'{CONFIG}.py', checkpoint)
     options = [f'data.test.ann_file={root}/kitti_infos_val.pkl', f'data.test.data_root={root}/']
@@ -47,6 +49,7 @@ def test_both_engines_give_the_same_results_and_metrics(root, tmp_path):
         words += ['--out', str(tmp_path / f'{engine}.pkl'), '--cfg-options', *options]
         assert test_app.main([*words, 'data.workers_per_gpu=0']) == 0
         results.append(pickle.loads((tmp_path / f'{engine}.pkl').read_bytes()))
+    assert capsys.readouterr().out.count('agrees (worst') == DUMPED
     total = 0
     for pair in zip(*results, strict=True):
         boxes, others = (side['pts_bbox']['boxes_3d'].tensor.numpy()[:, :7] for side in pair)

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmdeploy_ext.families.anchor3d.mvxnet.runtime import FEATURES, checked_camera
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, checked_camera
 from mmdeploy_ext.families.anchor3d.reference import AnchorReference
 from mmdeploy_ext.families.parts.lidar_parts import Watch
 from mmdeploy_ext.runtime.frames import FusedFrame
@@ -30,7 +31,11 @@ class MvxNetReference(AnchorReference):
             flip=flip,
             img_shape=(height, width, 3),
         )
-        return arguments | dict(img=[torch.from_numpy(np.array(frame.images, np.float32)).to(self.device)])
+        image = torch.from_numpy(np.array(frame.images, np.float32))
+        tap('images', image)
+        for name, matrix in zip(CAMERA, (lidar2image, img_aug), strict=True):
+            tap(name, torch.from_numpy(matrix[None]))
+        return arguments | dict(img=[image.to(self.device)])
 
     def watched(self) -> dict[torch.nn.Module, Watch]:
         encoder = self.parts.voxel_encoder
