@@ -42,8 +42,8 @@ def shape_rows(outputs: Mapping[str, np.ndarray], spec: GraphSpec) -> list[Tenso
 def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[TensorRow]:
     """Return a failing row for every promise about scores and labels that an output breaks.
 
-    Scores are finite and descend, so that padding comes last; a row of score 0 is padding and has label -1,
-    and no other row has it; the other labels are in 0..num_classes - 1.
+    Scores are finite and descend; a row of score 0 is padding and has label -1, and no other row has it;
+    padding comes last; the other labels are in 0..num_classes - 1.
 
     Args:
         outputs: name -> array, all of them there: `dets` (B, n, columns), whose last column is the score, or
@@ -65,6 +65,7 @@ def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[Tens
     padding = scores == 0
     for title, wrong in (
         ('padding without label -1', padding & (labels != -1)),
+        ('a negative score behind padding', (scores < 0) & np.logical_or.accumulate(padding, axis=1)),
         (f'a label outside of 0..{num_classes - 1}', ~padding & ((labels < 0) | (labels >= num_classes))),
     ):
         if wrong.any():

@@ -142,7 +142,8 @@ def proof_engine(kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
         kind: registered name of the engine's class, a key of `BACKENDS`.
         engine: options of the user.
     """
-    on_cpu = tuple(engine.get('providers') or (CPU,)) == (CPU,)
+    providers = engine.get('providers') or CPU
+    on_cpu = providers == CPU or tuple(providers) == (CPU,)
     computes_in_float32 = 'round_fp16' in BACKENDS[kind].keys and on_cpu
     return {'round_fp16': True, **engine} if computes_in_float32 else dict(engine)
 

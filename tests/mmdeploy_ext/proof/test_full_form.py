@@ -36,6 +36,7 @@ def test_what_keeps_the_contract_has_no_row():
         (SCORES, np.where(LABELS == 1, 3, LABELS), 'a label outside of 0..2: image 0, row 0: 3'),
         (SCORES, np.where(LABELS == 0, -1, LABELS), 'a label outside of 0..2: image 0, row 1: -1'),
         (SCORES, LABELS[:, :3], 'shape: got (2, 3), expected (2, 4)'),
+        (SCORES[1:] - [0, 0, 0, 0.1], np.array([[2, 2, -1, 0]]), 'score behind padding: image 0, row 3'),
         (np.where(SCORES == 0.3, np.nan, SCORES), LABELS, 'a score is nan: image 1, row 1'),
     ],
 )

@@ -1,7 +1,8 @@
-"""A proof needs a least number of matched results, in several inputs."""
+"""A proof needs a least number of matched results, in several inputs; in float16 an engine that rounds."""
 
 import pytest
 
+from mmdeploy_ext.proving.half_bars import CPU, proof_engine
 from mmdeploy_ext.proving.results import Case, DetectionRow
 from mmdeploy_ext.proving.totals import MIN_INPUTS, MIN_MATCHED, SECOND_RUN, too_few, total_reasons
 
@@ -63,3 +64,11 @@ def test_low_results_without_partner_add_up_over_the_proof():
     cases = [case(20, low=100, alone=1)] * 3
     assert 'results below the score threshold' in total_reasons(cases)[0]
     assert total_reasons(cases, 'fp16') == []
+
+
+@pytest.mark.parametrize('providers', [None, CPU, [CPU], (CPU,)], ids=['default', 'name', 'list', 'tuple'])
+def test_float16_is_rounded_on_the_cpu_however_it_is_named(providers):
+    engine = {} if providers is None else dict(providers=providers)
+    assert proof_engine('OnnxRuntimeBackend', engine) == dict(engine, round_fp16=True)
+    on_gpu = dict(providers=['CUDAExecutionProvider', CPU])
+    assert proof_engine('OnnxRuntimeBackend', on_gpu) == on_gpu
