@@ -169,7 +169,8 @@ def proof_samples(
         )
         print(f'{source} used, since there is no data set: {one_line(error)}')
         if family.memory:
-            return synthetic_drive(count, rule), 'synthetic drive'
+            scenes = PROOF_SCENES if count > PROOF_SCENES else 1  # else every frame would empty the memory
+            return synthetic_drive(count, rule, scenes=scenes), 'synthetic drive'
         return list(family.generated_sweeps(rule, count)), 'generated sweeps'
     if family.memory:
         indices = choose_frames(scene_tokens(dataset), count)

@@ -46,6 +46,19 @@ def test_a_model_without_a_memory_is_proven_on_one_frame_and_with_one_on_two():
         check_paths(SWEEPS, [], 0)
 
 
+@pytest.mark.parametrize('count', [2, 3, 4, 12])
+def test_a_generated_drive_has_a_frame_with_a_memory(monkeypatch, count):
+    def missing(cfg):
+        raise DataError('no data set')
+
+    monkeypatch.setattr('mmdeploy_ext.evaluate.evaluation.build_dataset', missing)
+    rule = types.SimpleNamespace(mean=(0,) * 3, std=(1,) * 3, to_rgb=True, input_size=(32, 64), num_cameras=1)
+    family = types.SimpleNamespace(memory=True, samples='frames', product='detector')
+    drive, source = proof_samples(types.SimpleNamespace(family=family, cfg={}, rule=rule), count)
+    scenes = [drive.scene(index) for index in range(count)]
+    assert source == 'synthetic drive' and len(set(scenes)) == (3 if count > 3 else 1) < len(scenes)
+
+
 def test_files_of_another_kind_are_refused_by_name(tmp_path):
     sweep, picture = tmp_path / 'a.bin', tmp_path / 'a.jpg'
     for path in (sweep, picture):
