@@ -28,6 +28,7 @@ from mmdeploy_ext.families.parts.pillars import dynamic_inputs, encode_points, p
 EXAMPLE_HW = 64, 96
 """Height and width of the traced picture, pixels."""
 LOWEST = torch.finfo(torch.float32).min
+"""Lower bound of fused features, which a `PointFusion` without activation may give below 0."""
 
 
 class VoxelFeatures(nn.Module):

@@ -26,7 +26,7 @@ from mmdeploy_ext.runtime.infos import find_file
 from mmdeploy_ext.runtime.points import check_in_range, check_points, read_points
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from mmdeploy_ext.contract.metadata import Metadata
@@ -176,7 +176,7 @@ def frame_of_rig(
     )
 
 
-def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray] | Arrays) -> Detections3D:
+def boxes_of_outputs(metadata: Metadata, outputs: Arrays) -> Detections3D:
     """Return the boxes of a frame, best first, for a program that runs the file of the head by itself.
 
     `metadata` and `outputs` (see `decode`) are those of that file.

@@ -155,7 +155,7 @@ def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
     """
     for index, sweep in enumerate(proof_samples.generated(rule.voxels, count)):
         rng = np.random.default_rng([index, 11])
-        picture, lidar2image = _picture(rng, rule, index), None
+        picture = _picture(rng, rule, index)
         lidar2image = _camera(rng, *picture.shape[:2], YAWS[index % len(YAWS)])
         prepared = rule.views.apply(picture)
         yield FusedFrame(
