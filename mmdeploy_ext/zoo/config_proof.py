@@ -258,6 +258,8 @@ def _failures(verdict: Verdict) -> list[str]:
             continue
         wrong_rows = (row for row in case.tensors if not row.passed and row.max_rel)
         tensors = ', '.join(f'{row.tensor} {row.max_rel:.1e}' for row in wrong_rows)
-        images = sum(not row.passed for row in case.detections)
-        lines.append(f'{case.name} {case.input_shape}: {tensors} {images} images differ')
+        different = [row for row in case.detections if not row.passed]
+        reasons = ', '.join(dict.fromkeys(row.reason for row in different if row.reason))
+        images = f'{len(different)} images differ{f" ({reasons})" if reasons else ""}'
+        lines.append(f'{case.name} {case.input_shape}: {tensors} {images}')
     return lines + list(verdict.reasons)
