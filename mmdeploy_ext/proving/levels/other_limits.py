@@ -162,19 +162,25 @@ class Trials:
         model = self.deployment.model
         limiting = {id(limit.config) for limit in self.limits}
         with contextlib.ExitStack() as stack:
-            stack.enter_context(replaced_entry(vars(model), 'extract_feat', self._once(model.extract_feat)))
+            extract = self._once(model, model.extract_feat)
+            stack.enter_context(replaced_entry(vars(model), 'extract_feat', extract))
             for part in _parts_with_forward(model):
                 if id(vars(part)) not in limiting:
-                    stack.enter_context(replaced_entry(vars(part), 'forward', self._once(part.forward)))
+                    stack.enter_context(replaced_entry(vars(part), 'forward', self._once(part, part.forward)))
             yield
 
-    def _once(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that calls `run` once for equal arguments, and returns copies of its result."""
+    def _once(self, part: torch.nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that calls `run` once for equal arguments, and returns copies of its result.
+
+        `run` is a method of `part`. Hooks on the layers inside it change what it returns, see
+        `ImageFamily.exaggerated`; PyTorch gives their numbers once only.
+        """
+        hooks = tuple(number for layer in part.modules() for number in layer._forward_hooks)
 
         def once(*args: Any, **kwargs: Any) -> Any:
             if self.rounding:
                 return run(*args, **kwargs)
-            key = (run, *_content_of((args, kwargs)))
+            key = (run, hooks, *_content_of((args, kwargs)))
             if key not in self._outputs:
                 self._keep(key, run(*args, **kwargs))
             return _copied(self._outputs[key])

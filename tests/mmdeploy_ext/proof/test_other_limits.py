@@ -287,6 +287,23 @@ def test_corners_of_every_second_band_point_at_centres_of_small_boxes():
     torch.testing.assert_close(far, torch.full_like(far, 13.0))
 
 
+def test_a_part_runs_again_when_a_layer_inside_it_gives_other_outputs():
+    """Heads with regions exaggerate a layer of a head that ran before for the same regions."""
+    trials = Trials(load('retinanet'), load('retinanet').family.choose(height=128, width=160), IMAGE)
+    model = trials.deployment.model
+    sums = []
+    for layer in (None, model.bbox_head.cls_convs[0].conv, None):
+        with contextlib.ExitStack() as stack:
+            if layer is not None:
+                hook = layer.register_forward_hook(lambda *values: values[-1] * 0.5)
+                stack.callback(hook.remove)
+            stack.enter_context(trials.computed_once())
+            with torch.no_grad():
+                scores, _ = model.bbox_head(model.extract_feat(torch.ones(1, 3, 64, 64)))
+            sums.append(float(scores[0].double().sum()))
+    assert sums[0] == sums[2] != sums[1]
+
+
 def test_the_model_is_as_before():
     deployment = load('retinanet')
     before = str(deployment.model.bbox_head.test_cfg)
