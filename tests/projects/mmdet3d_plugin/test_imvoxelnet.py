@@ -36,7 +36,6 @@ PROJECTION = np.array(
         [
             ('full', dict(dynamic=True)),
             ('raw', dict(dynamic=True)),
-            ('full', dict(exporter='dynamo')),
             ('full', dict(batch=2)),
             ('raw', {}),
         ],
