@@ -9,6 +9,7 @@ FAMILIES = Path(mmdeploy_ext.__file__).parent / 'families'
 CHECKS = {
     'camera_times',
     'check_calibration',
+    'check_camera',
     'check_images',
     'check_in_range',
     'check_points',

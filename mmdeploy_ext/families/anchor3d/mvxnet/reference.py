@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, checked_camera
+from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, check_camera
 from mmdeploy_ext.families.anchor3d.reference import AnchorReference
 from mmdeploy_ext.families.parts.lidar_parts import Watch
 from mmdeploy_ext.runtime.frames import FusedFrame
@@ -18,7 +18,8 @@ class MvxNetReference(AnchorReference):
     def inputs(self, frame: FusedFrame, points: np.ndarray) -> dict[str, Any]:
         arguments = super().inputs(frame, points)
         ((meta,),) = arguments['img_metas']
-        lidar2image, img_aug = checked_camera(frame)
+        check_camera(frame)
+        lidar2image, img_aug = (np.asarray(frame.calibration[key], np.float32)[0] for key in CAMERA)
         scale, (left, top) = img_aug[[0, 1], [0, 1]], img_aug[:2, 3]
         height, width = frame.images.shape[2:]
         flip = bool(scale[0] < 0)

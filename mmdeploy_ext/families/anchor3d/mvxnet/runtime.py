@@ -80,7 +80,8 @@ class MvxNetOnnx(AnchorOnnx):
     def before_head(self, frame: FusedFrame) -> dict[str, np.ndarray]:
         points = check_points(frame.points, self.width, frame.name)
         check_in_range(points, self.rule.voxels.point_cloud_range, frame.name)
-        matrices = checked_camera(frame)
+        check_camera(frame)
+        matrices = (np.asarray(frame.calibration[key], np.float32)[0] for key in CAMERA)
         start = time.perf_counter()
         points, rows, coors = in_order(*assigned(points, self.rule.voxels))
         feeds = dict(zip((PICTURE, *CAMERA), (frame.images, *matrices), strict=True))
@@ -105,8 +106,8 @@ def in_order(
     return points, places[rows], np.ascontiguousarray(coors[order])
 
 
-def checked_camera(frame: FusedFrame) -> list[np.ndarray]:
-    """Return the matrices of `CAMERA`, (4, 4) float32, of the camera of a frame.
+def check_camera(frame: FusedFrame) -> None:
+    """Refuse a frame without one picture, or without the matrices of `CAMERA` of its camera.
 
     Raises:
         ShapeError: not one picture (1, 3, H, W), or matrices that are not (1, 4, 4).
@@ -116,7 +117,6 @@ def checked_camera(frame: FusedFrame) -> list[np.ndarray]:
     shape = np.shape(frame.images)
     if len(shape) != 4 or shape[:2] != (1, 3):
         raise ShapeError(f'{name}: the picture is of shape {shape}, expected (1, 3, H, W)')
-    matrices = []
     for key in CAMERA:
         if key not in frame.calibration:
             raise DataError(f'{name}: the calibration has no {key}')
@@ -125,13 +125,12 @@ def checked_camera(frame: FusedFrame) -> list[np.ndarray]:
             raise ShapeError(f'{name}: {key} is of shape {matrix.shape}, expected (1, 4, 4), of one camera')
         if not np.isfinite(matrix).all():
             raise DataError(f'{name}: {key} holds NaN or infinity; mend the calibration')
-        matrices.append(matrix[0])
-    if matrices[1][[0, 0, 1, 1], [1, 2, 0, 2]].any():
+    _, picture = CAMERA
+    if np.asarray(frame.calibration[picture])[0, [0, 0, 1, 1], [1, 2, 0, 2]].any():
         raise DataError(f'{name}: img_aug_matrix turns the picture; it may only be scaled, moved and flipped')
     lidar_aug = frame.calibration.get('lidar_aug_matrix')
     if lidar_aug is not None and not np.array_equal(lidar_aug, np.eye(4)):
         raise DataError(f'{name}: lidar_aug_matrix moves the points; expected the unit matrix')
-    return matrices
 
 
 def camera_matrices(lidar2image: np.ndarray, picture2input: np.ndarray) -> dict[str, np.ndarray]:
