@@ -94,8 +94,9 @@ class BackendDetector(Network):
                 f'one img_scale)'
             )
         proposals = data.get('proposals', [[None] * len(metas)])[0]
+        camera = camera_key(self.backend.spec.input_names)
         images = [
-            _prepared(tensor.cpu().numpy(), meta, boxes)
+            _prepared(tensor.cpu().numpy(), meta, boxes, camera)
             for tensor, meta, boxes in zip(views[0], metas, proposals, strict=True)
         ]
         detections: dict[int, Scored] = {}
@@ -215,9 +216,16 @@ class Show:
 
 
 def _prepared(
-    tensor: np.ndarray, meta: Mapping[str, Any], proposals: torch.Tensor | None = None
+    tensor: np.ndarray,
+    meta: Mapping[str, Any],
+    proposals: torch.Tensor | None = None,
+    camera: str = '',
 ) -> PreparedImage:
-    """Return the image of mmdet's pipeline, with the facts of its meta."""
+    """Return the image of mmdet's pipeline, with the facts of its meta.
+
+    `camera` is the entry of the meta that the graph takes, since a data set may have two kinds of cameras;
+    '' takes the one that is there.
+    """
     scale = np.asarray(meta.get('scale_factor', 1.0), np.float32)
     prepared = PreparedImage(
         tensor=np.ascontiguousarray(tensor),
@@ -227,13 +235,13 @@ def _prepared(
         border=_border(meta),
         proposals=None if proposals is None else proposals.cpu().numpy(),
     )
-    key = camera_key(meta)
-    if not key:
+    camera = camera or camera_key(meta)
+    if camera not in meta:
         return prepared
     if 'trans_mat' in meta:  # of AffineResize, which goes on to the maps of the network
         shape, new_shape = prepared.ori_shape, prepared.img_shape
         prepared = dataclasses.replace(prepared, warp=warp_about_middle(shape, new_shape))
-    cam2img = square_matrix(prepared.to_input) @ square_matrix(meta[key])
+    cam2img = square_matrix(prepared.to_input) @ square_matrix(meta[camera])
     return dataclasses.replace(prepared, cam2img=cam2img)
 
 

@@ -244,8 +244,9 @@ def point_width(encoder: nn.Module) -> int:
 
 
 def has_dynamic_pillars(module: nn.Module) -> bool:
-    """Return whether a module has an encoder of dynamic pillars or voxels."""
-    return any(type(part).__name__ in DYNAMIC_ENCODERS for part in module.modules())
+    """Return whether a module has an encoder of dynamic pillars or voxels, or of a derived class."""
+    classes = (base for part in module.modules() for base in type(part).__mro__)
+    return any(base.__name__ in DYNAMIC_ENCODERS for base in classes)
 
 
 LIBRARY_OPERATORS.append(

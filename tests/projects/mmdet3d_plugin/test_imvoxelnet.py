@@ -222,6 +222,8 @@ def test_the_test_loop_takes_the_camera_from_the_meta_of_a_picture():
     )
     prepared = detector._prepared(expected.tensor, meta)
     assert np.array_equal(samples.original_camera(prepared), meta['lidar2img'])
+    prepared = detector._prepared(expected.tensor, dict(meta, cam2img=np.eye(3)), camera='lidar2img')
+    assert np.array_equal(samples.original_camera(prepared), meta['lidar2img'])
 
 
 def test_what_the_graphs_do_not_reproduce_is_refused_by_its_key():

@@ -6,7 +6,6 @@ defined first: `families/base.py`, `families/sequence.py` and `families/parts/li
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
@@ -46,8 +45,9 @@ DETECTOR = 'DynamicMVXFasterRCNN'
 PARTS = dict(
     pts_voxel_encoder=('DynamicVFE', builder.VOXEL_ENCODERS),
     pts_middle_encoder=('SparseEncoder', builder.MIDDLE_ENCODERS),
+    pts_bbox_head=('Anchor3DHead', builder.HEADS),
 )
-"""Key of a part -> the class that is exported, and its registry."""
+"""Key of a part -> the class that is exported, or a base of it, and its registry."""
 NOT_EXPORTED = ('pts_fusion_layer', 'img_rpn_head', 'img_roi_head')
 """Keys of parts that change the results, and of which there are none in MVX-Net."""
 FUNCTIONS = ('point_sample', 'apply_3d_transformation', 'points_cam2img', 'get_proj_mat_by_coord_type')
@@ -76,7 +76,7 @@ class MvxNetFamily(AnchorFamily):
     graphs = staticmethod(graphs)
     reference = staticmethod(MvxNetReference)
     frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped)
-    generated_sweeps = staticmethod(generated)
+    generated_sweeps, generated_dataset = staticmethod(generated), staticmethod(generated_dataset)
 
     def claims(self, cfg: Any) -> Claim:
         names = names_of_class(builder.DETECTORS, cfg.model.get('type'))
@@ -98,9 +98,6 @@ class MvxNetFamily(AnchorFamily):
     def check(self, cfg: Any, options: Options) -> None:
         super().check(cfg, options)
         self.preprocess_rule(cfg)
-
-    def generated_dataset(self, folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any]:
-        return generated_dataset(folder, cfg, rule)
 
     def crowded_sweeps(self, rule: FusionRule, options: Options) -> Iterable[Sweep]:
         return crowded(rule.voxels)
@@ -145,7 +142,7 @@ def check_encoder(filename: str, model: Mapping[str, Any]) -> None:
         )
     if encoder.get('return_point_feats'):
         raise ConfigError(f'{filename}: {key}.return_point_feats=True; expected False: features of voxels')
-    layer = model['pts_voxel_layer']
+    layer = model.get('pts_voxel_layer') or {}
     if int(layer.get('max_num_points', -1)) != -1:
         raise ConfigError(
             f'{filename}: model.pts_voxel_layer.max_num_points={layer["max_num_points"]}; expected -1: all '
