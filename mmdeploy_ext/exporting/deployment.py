@@ -248,9 +248,9 @@ def load(
     except Mm2OnnxError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        why = error if isinstance(error, Mismatch) else f'{type(error).__name__}: {error}'
+        cause = error if isinstance(error, Mismatch) else f'{type(error).__name__}: {error}'
         raise ConfigError(
-            f'{cfg.filename}: the test pipeline cannot be described by the exported file: {why}; correct it'
+            f'{cfg.filename}: the test pipeline cannot be described by the exported file: {cause}; correct it'
         ) from error
     if not Path(checkpoint).is_file():
         load_checkpoint(checkpoint)  # raises the error about the path

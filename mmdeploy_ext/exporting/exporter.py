@@ -205,7 +205,7 @@ def _export_torchscript(
     stage: Stage, args: tuple[torch.Tensor, ...], dynamic: Mapping[str, Mapping[int, str]], opset: int
 ) -> onnx.ModelProto:
     stream = io.BytesIO()
-    # an index that is empty at the traced size may have elements at another one
+    # an index that is empty at the traced size may have elements at another one, an axis of many rows one row
     has_dynamic_sizes = any(axis > 0 for name in stage.inputs for axis in dynamic.get(name, {}))
     with linspace_of_one_step() if has_dynamic_sizes else without_empty_writes():
         torch.onnx.export(

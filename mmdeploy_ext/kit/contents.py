@@ -123,8 +123,8 @@ def read_arrays(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[
 
 def result_classes(family: str = '') -> dict[str, type]:
     """Return name -> class of the results that a kit holds: `RESULTS`, and `RESULT` of a family's runtime."""
-    own = getattr(runtime_of(family), 'RESULT', None) if has_runtime(family) else None
-    return RESULTS | ({own.__name__: own} if own else {})
+    family_class = getattr(runtime_of(family), 'RESULT', None) if has_runtime(family) else None
+    return RESULTS if family_class is None else RESULTS | {family_class.__name__: family_class}
 
 
 def result_type(results: Any, family: str = '') -> str:

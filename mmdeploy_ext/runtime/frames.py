@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from mmdeploy_ext.core.errors import DataError, ShapeError
+
 if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
     from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -169,6 +171,28 @@ def of_rays(img_aug_matrix: np.ndarray) -> np.ndarray:
     matrix[:, :2, 2] = matrix[:, :2, 3]
     matrix[:, :2, 3] = 0.0
     return matrix
+
+
+def check_matrix(calibration: Arrays, key: str, shape: tuple[int, ...], name: str) -> None:
+    """Refuse a calibration, see `FusedFrame`, without a matrix of finite numbers in a shape.
+
+    Args:
+        calibration: name -> matrix.
+        key: name of the matrix.
+        shape: its shape.
+        name: name of the frame, for messages.
+
+    Raises:
+        DataError: the matrix is missing, or holds NaN or infinity.
+        ShapeError: it has another shape.
+    """
+    if key not in calibration:
+        raise DataError(f'{name}: the calibration has no {key}')
+    matrix = calibration[key]
+    if matrix.shape != shape:
+        raise ShapeError(f'{name}: {key} is of shape {matrix.shape}, expected {shape}')
+    if not np.isfinite(matrix).all():
+        raise DataError(f'{name}: {key} holds NaN or infinity; mend the calibration')
 
 
 def invert_pose(pose: np.ndarray) -> np.ndarray:

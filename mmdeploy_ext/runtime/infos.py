@@ -222,7 +222,7 @@ def read_frames(
 def _frame(
     info: Mapping[str, Any],
     index: int,
-    rule: MultiViewRule,
+    rule: MultiViewRule | PreprocessRule,
     source: Path,
     picture: Callable[[Mapping[str, Any]], Path | None],
 ) -> RigFrame:

@@ -102,12 +102,16 @@ class Tables:
         for record in self.tables['sample_annotation'].values():
             self.annotations.setdefault(record['sample_token'], []).append(record)
 
+    def channel(self, record: dict[str, Any]) -> str:
+        """Return the name of the sensor of a record of the table sample_data, such as 'LIDAR_TOP'."""
+        sensor = self.tables['calibrated_sensor'][record['calibrated_sensor_token']]
+        return self.tables['sensor'][sensor['sensor_token']]['channel']
+
     def pictures(self, scenes: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Yield the record of each picture of the key frames of scenes, by name: six of each, in order."""
         by_sample: dict[str, dict[str, dict[str, Any]]] = {}
         for record in self.tables['sample_data'].values():
-            sensor = self.tables['calibrated_sensor'][record['calibrated_sensor_token']]['sensor_token']
-            channel = self.tables['sensor'][sensor]['channel']
+            channel = self.channel(record)
             if record['is_key_frame'] and channel.startswith('CAM_'):
                 by_sample.setdefault(record['sample_token'], {})[channel] = record
         names = {token: scene['name'] for token, scene in self.tables['scene'].items()}
@@ -123,11 +127,14 @@ class Tables:
 
         `image` is an entry of `image`; the intensities are from 0 to 1.
         """
-        for record in self.tables['sample_data'].values():
-            sensor = self.tables['calibrated_sensor'][record['calibrated_sensor_token']]
-            channel = self.tables['sensor'][sensor['sensor_token']]['channel']
-            if (record['sample_token'], channel) == (image['token'], 'LIDAR_TOP') and record['is_key_frame']:
-                break
+        record = next(
+            record
+            for record in self.tables['sample_data'].values()
+            if record['sample_token'] == image['token']
+            and record['is_key_frame']
+            and self.channel(record) == 'LIDAR_TOP'
+        )
+        sensor = self.tables['calibrated_sensor'][record['calibrated_sensor_token']]
         pose = self.tables['ego_pose'][record['ego_pose_token']]
         from_camera = np.linalg.inv(from_global(image)) @ LIDAR_TO_CAMERA
         to_kitti = np.linalg.inv(from_camera) @ to_global(pose) @ to_global(sensor)

@@ -42,7 +42,7 @@ from mmdeploy_ext.synthetic.seeded_dense import (
     scale_prototypes,
 )
 from mmdeploy_ext.synthetic.seeded_layers import calibrate_norms, fill_network, norms_of
-from mmdeploy_ext.synthetic.seeded_lidar import fill_fusion, fill_lidar, fill_painted
+from mmdeploy_ext.synthetic.seeded_lidar import fill_fusion, fill_lidar, fill_point_fusion
 from mmdeploy_ext.synthetic.seeded_queries import (
     is_query,
     is_regional,
@@ -54,7 +54,10 @@ RULES_BY_NAME = dict(rtdetr=rtdetr_weights, streampetr=streampetr_weights, solo=
 """Family -> function that takes key -> shape and returns its weights, which do not depend on a seed."""
 
 LIDAR_RULES = dict(
-    anchor3d=fill_lidar, centerpoint=fill_lidar, mvxnet=fill_painted, bevfusion_det=fill_fusion
+    anchor3d=fill_lidar,
+    centerpoint=fill_lidar,
+    mvxnet=fill_point_fusion,
+    bevfusion_det=fill_fusion,
 )
 """Family of detectors with a LiDAR -> function of (detector, config, family, seed) that fills the first."""
 

@@ -101,7 +101,7 @@ def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0
     return model
 
 
-def fill_painted(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0) -> nn.Module:
+def fill_point_fusion(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0) -> nn.Module:
     """Fill a detector in which points take features of a picture; see `fill_lidar`."""
     from mmdeploy_ext.families.parts.lidar_parts import parts_of
 
@@ -111,10 +111,8 @@ def fill_painted(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int =
         fill_network(model, seed, RESIDUAL)
         fill_sparse_module(parts.middle_encoder, f'{parts.prefix}middle_encoder.')
         frames = list(family.generated_sweeps(family.preprocess_rule(cfg), SWEEPS))
-        dense_parts = [
-            part for part in (parts.middle_encoder, parts.backbone, parts.neck, parts.head) if part
-        ]
-        later = {module for part in dense_parts for module in part.modules()}
+        later_parts = (parts.middle_encoder, parts.backbone, parts.neck, parts.head)
+        later = {module for part in later_parts if part is not None for module in part.modules()}
         norms = [norm for norm in norms_of(model) if norm not in later]
 
         def run() -> list[torch.Tensor]:

@@ -260,6 +260,6 @@ def _failures(verdict: Verdict) -> list[str]:
         tensors = ', '.join(f'{row.tensor} {row.max_rel:.1e}' for row in wrong_rows)
         different = [row for row in case.detections if not row.passed]
         reasons = ', '.join(dict.fromkeys(row.reason for row in different if row.reason))
-        images = f'{len(different)} images differ{f" ({reasons})" if reasons else ""}'
-        lines.append(f'{case.name} {case.input_shape}: {tensors} {images}')
+        line = f'{case.name} {case.input_shape}: {tensors} {len(different)} images differ'
+        lines.append(f'{line} ({reasons})' if reasons else line)
     return lines + list(verdict.reasons)

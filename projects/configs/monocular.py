@@ -25,7 +25,10 @@ def nuscenes() -> dict[str, Any]:
 
 
 def kitti_infos() -> dict[str, Any]:
-    """Return the sections of the same pictures for mmdet3d's `KittiDataset`, whose cameras are in infos."""
+    """Return the sections of the same pictures for mmdet3d's `KittiDataset`, whose cameras are in infos.
+
+    The data set of the section `train` is wrapped, as mmdet3d's configs have it.
+    """
     result: dict[str, Any] = dict(samples_per_gpu=1, workers_per_gpu=1)
     for section, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
         files = dict(data_root=ROOT, ann_file=f'{ROOT}kitti_infos_{split}.pkl')
@@ -39,9 +42,9 @@ def kitti() -> dict[str, Any]:
 
 
 def kitti_sweeps() -> dict[str, Any]:
-    """Return the sections of the pictures as those of KITTI, with their sweeps."""
-    result: dict[str, Any] = dict(samples_per_gpu=1, workers_per_gpu=1)
-    for section, split in (('val', 'val'), ('test', 'val')):
-        files = dict(data_root=ROOT, ann_file=f'{ROOT}kitti_infos_{split}.pkl')
-        result[section] = dict(split=split, pts_prefix='velodyne', **files)
+    """Return the sections of `kitti_infos` with the sweeps of the pictures, for tests alone."""
+    result = kitti_infos()
+    del result['train']
+    for section in ('val', 'test'):
+        result[section].update(split='val', pts_prefix='velodyne')
     return result

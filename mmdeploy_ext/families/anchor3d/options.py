@@ -3,12 +3,7 @@
 import dataclasses
 
 from mmdeploy_ext.contract.schema import one_of, open_record
-from mmdeploy_ext.families.parts.options import (
-    ANCHOR_FACTS,
-    LIDAR_CONTRACT,
-    LIDAR_OPTIONS,
-    check_anchors,
-)
+from mmdeploy_ext.families.parts.options import ANCHOR_FACTS, LIDAR_CONTRACT, LIDAR_OPTIONS, check_anchors
 
 OPTIONS = tuple(
     dataclasses.replace(option, choices=option.choices[:1]) if option == LIDAR_CONTRACT else option

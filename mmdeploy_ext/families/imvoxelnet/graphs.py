@@ -102,8 +102,11 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     inputs = (image, *camera_inputs(batch))
     if options.form == 'raw':
         return GraphSpec('imvoxelnet/raw', inputs, raw_outputs(model, batch))
-    groups = (ColumnGroup('x y z', (0, 1, 2), 'm'), ColumnGroup('sizes', (3, 4, 5), 'm'))
-    groups += (ColumnGroup('yaw', (6,), 'rad'),)
+    groups = (
+        ColumnGroup('x y z', (0, 1, 2), 'm'),
+        ColumnGroup('sizes', (3, 4, 5), 'm'),
+        ColumnGroup('yaw', (6,), 'rad'),
+    )
     boxes, labels = f'{BOX}; padded with zeros', 'class indices; -1 where a row is padding'
     outputs = (
         TensorSpec('boxes', 'float32', (batch, 'n', 7), boxes, groups=groups, compare='detections'),
@@ -212,10 +215,10 @@ class FullForm(nn.Module):
 
     def forward(self, *maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return boxes (B, n, 7), scores and labels (B, n) of the outputs of the network."""
-        by_level = zip(*(maps[kind :: len(OUTPUTS)] for kind in range(len(OUTPUTS))), strict=True)
+        count = len(OUTPUTS)  # of a level
         levels = [
-            best_rows(self.decoded(level, *level_maps), self.rule.nms_pre)
-            for level, level_maps in enumerate(by_level)
+            best_rows(self.decoded(level, *maps[level * count : (level + 1) * count]), self.rule.nms_pre)
+            for level in range(self.rule.levels)
         ]
         rows = {name: torch.cat([level[name] for level in levels], 1) for name in levels[0]}
         above = rows['boxes'][..., [0, 1, 3, 4, 6]]

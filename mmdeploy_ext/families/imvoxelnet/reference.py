@@ -37,8 +37,12 @@ def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
 
 def of_camera(lidar2img: np.ndarray) -> dict[str, Any]:
     """Return the entries of a meta about a camera (4, 4), and the kind of boxes."""
-    kind = dict(box_type_3d=LiDARInstance3DBoxes, box_mode_3d=Box3DMode.LIDAR)
-    return dict(kind, lidar2img=lidar2img, flip=False)
+    return dict(
+        box_type_3d=LiDARInstance3DBoxes,
+        box_mode_3d=Box3DMode.LIDAR,
+        lidar2img=lidar2img,
+        flip=False,
+    )
 
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[PictureDetections3D]:
@@ -104,8 +108,8 @@ def projected_in(order: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) ->
 
     def project(points: torch.Tensor, proj_mat: torch.Tensor) -> torch.Tensor:
         homogeneous = torch.cat([points, points.new_ones((len(points), 1))], 1)
-        seen = order(homogeneous, proj_mat)
-        return seen[:, :2] / seen[:, 2:3]
+        pixels_times_depth = order(homogeneous, proj_mat)
+        return pixels_times_depth[:, :2] / pixels_times_depth[:, 2:3]
 
     with replaced_entry(vars(point_fusion), 'points_cam2img', project):
         yield
@@ -128,12 +132,14 @@ def choose_as(
     See `ImageFamily.choose_as`.
     """
     nearest, error = dict(reference), _difference(outputs, reference)
-    orders = iter(ORDERS)
-    while error > ties_rtol and (order := next(orders, None)) is not None:
+    for order in ORDERS:
+        if error <= ties_rtol:
+            break
         with projected_in(order):
             candidate = tensors(model, feeds, 'raw')
-        if (other := _difference(outputs, candidate)) < error:
-            nearest, error = candidate, other
+        candidate_error = _difference(outputs, candidate)
+        if candidate_error < error:
+            nearest, error = candidate, candidate_error
     return nearest
 
 

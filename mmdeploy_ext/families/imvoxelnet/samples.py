@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmdeploy_ext.families.parts import image_feeds
+from mmdeploy_ext.families.parts.generated_cameras import drawn_intrinsics, numbers_of_pixels
 from mmdeploy_ext.preprocess.cam2img import check_projection, original
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
@@ -16,9 +17,6 @@ UPRIGHT = (0, -1, 0), (0, 0, -1), (1, 0, 0)
 """Axes of a camera (x right, y down, z ahead) as rows in the frame of a LiDAR (x ahead, y left, z up)."""
 FOCAL, STRETCH = (0.6, 1.1), (0.9, 1.1)
 """Range of generated focal lengths, over the width of the picture, and of the ratio of both."""
-MIDDLE, SKEW = 0.1, 0.02
-"""Largest distance of the middle of a generated camera from that of the picture, over its sides, and largest
-skew, over the focal length."""
 TURN_RAD = (0.3, 0.06, 0.06)
 """Largest turns of a generated camera about y, x and z."""
 MOVED_M = 6.0, 3.0, 0.5
@@ -34,24 +32,20 @@ def original_camera(image: PreparedImage) -> np.ndarray:
 
 def generated_camera(image: PreparedImage) -> np.ndarray:
     """Return a camera (4, 4) float32 of a picture on disk, which depends on its prepared pixels alone."""
-    pixels = np.frombuffer(np.ascontiguousarray(image.tensor[:, ::7, ::5]).tobytes(), np.uint8)
-    rng = np.random.default_rng([int(pixels.astype(np.int64).sum()), *image.tensor.shape[1:]])
+    numbers = numbers_of_pixels(image)
     height, width = np.divide(image.tensor.shape[1:], image.scale_factor[1::-1])
-    focal = width * rng.uniform(*FOCAL)
-    moved = 1 + rng.uniform(-MIDDLE, MIDDLE, 2)
-    intrinsic, pose = np.eye(4), np.eye(4)
-    intrinsic[0, :3] = focal, focal * rng.uniform(-SKEW, SKEW), width / 2 * moved[0]
-    intrinsic[1, 1:3] = focal * rng.uniform(*STRETCH), height / 2 * moved[1]
-    pose[:3, :3] = turned(rng.uniform(-1, 1, 3) * TURN_RAD) @ UPRIGHT
-    pose[:3, 3] = -pose[:3, :3] @ (rng.uniform(-1, 1, 3) * MOVED_M)
-    return (intrinsic @ pose).astype(np.float32)
+    intrinsics, pose = drawn_intrinsics(numbers, height, width, FOCAL, STRETCH), np.eye(4)
+    pose[:3, :3] = turned(numbers.uniform(-1, 1, 3) * TURN_RAD) @ UPRIGHT
+    pose[:3, 3] = -pose[:3, :3] @ (numbers.uniform(-1, 1, 3) * MOVED_M)
+    return (intrinsics @ pose).astype(np.float32)
 
 
 def turned(angles: np.ndarray) -> np.ndarray:
     """Return the rotation (3, 3) by angles (3,) about y, then x, then z, radians."""
     rotation = np.eye(3)
     for axis, angle in zip((1, 0, 2), angles, strict=True):
-        step, (first, second) = np.eye(3), [other for other in range(3) if other != axis]
+        step = np.eye(3)
+        first, second = (other for other in range(3) if other != axis)
         step[first, first] = step[second, second] = np.cos(angle)
         step[second, first], step[first, second] = np.sin(angle), -np.sin(angle)
         rotation = step @ rotation

@@ -35,7 +35,15 @@ def seeded_detector(model: nn.Module, cfg: Any, seed: int) -> nn.Module:
         maps = calibrate_norms(norms, lambda: model.neck(model.backbone(pictures))[0])
         ratios = torch.ones(len(pictures), 4)
         volume = Network(model).volume(maps, pictures, _cameras(pictures), ratios)
-        parts = Parts('', None, None, None, model.neck_3d, None, model.bbox_head)
+        parts = Parts(
+            prefix='',
+            voxel_layer=None,
+            voxel_encoder=None,
+            middle_encoder=None,
+            backbone=model.neck_3d,
+            neck=None,
+            head=model.bbox_head,
+        )
         scale_last_layers(parts, volume)
     return model
 

@@ -32,7 +32,8 @@ def match_detections(
     image: str, reference: Detections3D, candidate: Detections3D, **settings: Any
 ) -> DetectionRow:
     """Match two lists of boxes of a picture as `bbox3d.match_detections` does."""
-    return bbox3d.match_detections(image, reference, candidate, **dict(dict(score_bar=SCORE_BAR), **settings))
+    settings.setdefault('score_bar', SCORE_BAR)
+    return bbox3d.match_detections(image, reference, candidate, **settings)
 
 
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:

@@ -10,14 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmdeploy_ext.families.parts import image_feeds
+from mmdeploy_ext.families.parts.generated_cameras import drawn_intrinsics, numbers_of_pixels
 from mmdeploy_ext.preprocess.cam2img import check_camera, unmoved
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 FOCAL, STRETCH = (0.7, 1.3), (0.95, 1.05)
 """Range of generated focal lengths, over the width of the input, and of the ratio of both."""
-MIDDLE, SKEW = 0.1, 0.02
-"""Largest distance of the middle of a generated camera from that of the input, over its sides, and largest
-skew, over the focal length."""
 TRANSLATION_M = (0.3, 0.1, 0.02)
 """Largest translation of a generated camera, metres times focal length for x and y."""
 
@@ -31,15 +29,10 @@ def camera_of(image: PreparedImage) -> np.ndarray:
 
 def generated_camera(image: PreparedImage) -> np.ndarray:
     """Return a camera (4, 4) float32 that depends on the pixels of a picture alone."""
-    height, width = image.tensor.shape[1:]
-    content = np.frombuffer(np.ascontiguousarray(image.tensor[:, ::7, ::5]).tobytes(), np.uint8)
-    rng = np.random.default_rng([int(content.astype(np.int64).sum()), height, width])
-    focal = width * rng.uniform(*FOCAL)
-    moved = 1 + rng.uniform(-MIDDLE, MIDDLE, 2)
-    cam2img = np.eye(4)
-    cam2img[0, :3] = focal, focal * rng.uniform(-SKEW, SKEW), width / 2 * moved[0]
-    cam2img[1, 1:3] = focal * rng.uniform(*STRETCH), height / 2 * moved[1]
-    cam2img[:3, 3] = rng.uniform(-1, 1, 3) * TRANSLATION_M * (focal, focal, 1)
+    numbers = numbers_of_pixels(image)
+    cam2img = drawn_intrinsics(numbers, *image.tensor.shape[1:], FOCAL, STRETCH)
+    focal = cam2img[0, 0]
+    cam2img[:3, 3] = numbers.uniform(-1, 1, 3) * TRANSLATION_M * (focal, focal, 1)
     return cam2img.astype(np.float32)
 
 

@@ -25,13 +25,7 @@ from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.families.building import build_without_weights, names_of_class
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.lidar_parts import parts_of, prefix_of
-from mmdeploy_ext.families.parts.pillars import (
-    DYNAMIC_ENCODER,
-    ENCODERS,
-    MEANS,
-    SCATTER,
-    has_pillars,
-)
+from mmdeploy_ext.families.parts.pillars import DYNAMIC_ENCODER, ENCODERS, MEANS, SCATTER, has_pillars
 from mmdeploy_ext.families.parts.proof_samples import crowded, generated, plain_sweep
 from mmdeploy_ext.families.parts.samples import arrays, check_dumped, check_given, only
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
@@ -58,8 +52,7 @@ DETECTOR_METHODS = (
 FOLLOWED = (
     *((kind, DETECTOR_METHODS) for kind in (detectors.MVXTwoStageDetector, detectors.CenterPoint)),
     *((kind, DETECTOR_METHODS) for kind in (detectors.VoxelNet, detectors.DynamicVoxelNet, detectors.SASSD)),
-    *((getattr(voxel_encoders, name), ('forward',)) for name in (*ENCODERS, DYNAMIC_ENCODER)),
-    *((getattr(voxel_encoders, name), ('forward',)) for name in MEANS),
+    *((getattr(voxel_encoders, name), ('forward',)) for name in (*ENCODERS, DYNAMIC_ENCODER, *MEANS)),
     (middle_encoders.PointPillarsScatter, ('forward', 'forward_single', 'forward_batch')),
 )
 """Classes of mmdet3d, and the methods that graphs and runtimes compute, as `Family.followed` has them."""

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from mmdet3d.models.voxel_encoders import DynamicVFE
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_mvxnet
@@ -18,8 +19,9 @@ from mmdeploy_ext.core.errors import ConfigError, DataError, ModelFileError, Poi
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.anchor3d.mvxnet import graphs
-from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, MvxNetOnnx, in_order
+from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, MvxNetOnnx, sort_voxels
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.parts.pillars import has_dynamic_pillars
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 from mmdeploy_ext.preprocess.points import assigned
 from mmdeploy_ext.proving.ladder import prove
@@ -51,7 +53,8 @@ def test_frames_have_what_files_can_get_wrong():
     deployment, *_ = toy_mvxnet.exported()
     rule, places, sizes = deployment.rule, [], set()
     for frame in toy_mvxnet.frames(deployment, 3):
-        points, rows, coors = in_order(*assigned(frame.points, rule.voxels))
+        points, rows, coors = assigned(frame.points, rule.voxels)
+        rows, coors = sort_voxels(rows, coors)
         lidar2image, img_aug = (torch.from_numpy(frame.calibration[name][0]) for name in CAMERA)
         xyz = torch.from_numpy(points[:, :3])
         depths = xyz @ lidar2image[2, :3] + lidar2image[2, 3]
@@ -107,10 +110,16 @@ def test_voxels_of_other_settings_equal_mmdet3ds(tmp_path, name):
     frame = dataclasses.replace(frame, points=toy_mvxnet.sweep(3, 500)[:, :4])
     expected = family.reference(model).step(frame).outputs[FEATURES]
     inputs = frame.images, *(frame.calibration[name][0] for name in CAMERA)
-    tensors = map(torch.from_numpy, (*inputs, *in_order(*assigned(frame.points, rule.voxels))))
+    points, rows, coors = assigned(frame.points, rule.voxels)
+    tensors = map(torch.from_numpy, (*inputs, points, *sort_voxels(rows, coors)))
     with torch.no_grad():
         features = graphs.VoxelFeatures(model)(*tensors).numpy()
     np.testing.assert_allclose(features, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_graphs_of_a_derived_encoder_need_the_opset_of_its_base():
+    derived = type('MyVFE', (DynamicVFE,), {})
+    assert has_dynamic_pillars(torch.nn.Sequential(derived(feat_channels=[4])))
 
 
 # ---- planted faults
@@ -200,6 +209,7 @@ def test_a_fault_in_our_own_graph_is_not_proven(monkeypatch, tmp_path, name):
 
 CONFIGS = {
     'another encoder': ({"type='DynamicVFE'": "type='DynamicSimpleVFE'"}, 'expected DynamicVFE'),
+    'another head': ({'pts_bbox_head=head, ': ''}, 'pts_bbox_head.type=None; expected Anchor3DHead'),
     'another fusion': (
         {"type='PointFusion'": "type='VoteFusion'"},
         "type='VoteFusion'; expected PointFusion",

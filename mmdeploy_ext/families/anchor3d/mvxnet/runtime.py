@@ -21,7 +21,7 @@ from mmdeploy_ext.families.parts.runtime.anchors3d import AnchorRule, decode
 from mmdeploy_ext.families.parts.runtime.lidar import DYNAMIC_INPUTS, GRAPHS
 from mmdeploy_ext.preprocess.points import assigned
 from mmdeploy_ext.runtime.exported import check_forms
-from mmdeploy_ext.runtime.frames import FusedFrame
+from mmdeploy_ext.runtime.frames import FusedFrame, check_matrix
 from mmdeploy_ext.runtime.infos import find_file
 from mmdeploy_ext.runtime.points import check_in_range, check_points, read_points
 
@@ -83,7 +83,8 @@ class MvxNetOnnx(AnchorOnnx):
         check_camera(frame)
         matrices = (np.asarray(frame.calibration[key], np.float32)[0] for key in CAMERA)
         start = time.perf_counter()
-        points, rows, coors = in_order(*assigned(points, self.rule.voxels))
+        points, rows, coors = assigned(points, self.rule.voxels)
+        rows, coors = sort_voxels(rows, coors)
         feeds = dict(zip((PICTURE, *CAMERA), (frame.images, *matrices), strict=True))
         feeds |= dict(zip(DYNAMIC_INPUTS, (points, rows, coors), strict=True))
         features = self.voxels.infer(feeds)[FEATURES]
@@ -93,17 +94,15 @@ class MvxNetOnnx(AnchorOnnx):
         return {FEATURES: features, 'bev': bev}
 
 
-def in_order(
-    points: np.ndarray, rows: np.ndarray, coors: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return points (P, D), their voxels (P,) and coordinates (N, 4), the voxels in the order of mmdet3d.
+def sort_voxels(rows: np.ndarray, coors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the voxels of points (P,) and the coordinates (N, 4) with the voxels in the order of mmdet3d.
 
-    These are the arrays of `assigned`; mmdet3d's voxels are in ascending order of z, y, x.
+    That is the ascending order of z, y, x. The arguments are those that `assigned` returns.
     """
     order = np.lexsort(coors.T[::-1])
     places = np.empty(len(order), rows.dtype)
     places[order] = np.arange(len(order), dtype=rows.dtype)
-    return points, places[rows], np.ascontiguousarray(coors[order])
+    return places[rows], np.ascontiguousarray(coors[order])
 
 
 def check_camera(frame: FusedFrame) -> None:
@@ -117,18 +116,13 @@ def check_camera(frame: FusedFrame) -> None:
     shape = np.shape(frame.images)
     if len(shape) != 4 or shape[:2] != (1, 3):
         raise ShapeError(f'{name}: the picture is of shape {shape}, expected (1, 3, H, W)')
+    calibration = {key: np.asarray(matrix, np.float32) for key, matrix in frame.calibration.items()}
     for key in CAMERA:
-        if key not in frame.calibration:
-            raise DataError(f'{name}: the calibration has no {key}')
-        matrix = np.asarray(frame.calibration[key], np.float32)
-        if matrix.shape != (1, 4, 4):
-            raise ShapeError(f'{name}: {key} is of shape {matrix.shape}, expected (1, 4, 4), of one camera')
-        if not np.isfinite(matrix).all():
-            raise DataError(f'{name}: {key} holds NaN or infinity; mend the calibration')
+        check_matrix(calibration, key, (1, 4, 4), name)
     _, picture = CAMERA
-    if np.asarray(frame.calibration[picture])[0, [0, 0, 1, 1], [1, 2, 0, 2]].any():
+    if calibration[picture][0, [0, 0, 1, 1], [1, 2, 0, 2]].any():
         raise DataError(f'{name}: img_aug_matrix turns the picture; it may only be scaled, moved and flipped')
-    lidar_aug = frame.calibration.get('lidar_aug_matrix')
+    lidar_aug = calibration.get('lidar_aug_matrix')
     if lidar_aug is not None and not np.array_equal(lidar_aug, np.eye(4)):
         raise DataError(f'{name}: lidar_aug_matrix moves the points; expected the unit matrix')
 

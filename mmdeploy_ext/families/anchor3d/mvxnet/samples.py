@@ -68,7 +68,7 @@ def _picture_steps(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     ConfigError: a step moves points.
     """
-    kept = []
+    picture_steps = []
     for step in steps:
         if step['type'] == 'GlobalRotScaleTrans':
             for name, neutral in NEUTRAL_OF_POINTS.items():
@@ -86,8 +86,8 @@ def _picture_steps(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             transforms = _picture_steps(step.get('transforms', ()))
             step = dict(step, type='MultiScaleFlipAug', transforms=transforms)
         if step['type'] not in OF_POINTS:
-            kept.append(dict(step))
-    return kept
+            picture_steps.append(dict(step))
+    return picture_steps
 
 
 def frame(data: Mapping[str, Any]) -> FusedFrame:
@@ -100,9 +100,10 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
     points, meta = only(data['points'], 'points'), only(data['img_metas'], 'img_metas')
     image = only(data['img'], 'img').cpu().numpy()
     check_given(meta, ('lidar2img', 'scale_factor', 'img_shape'))
-    moved = meta.get('pcd_horizontal_flip') or meta.get('pcd_vertical_flip')
-    moved = moved or meta.get('pcd_scale_factor', 1.0) != 1.0 or np.any(meta.get('pcd_trans', 0.0))
-    if moved or not np.array_equal(meta.get('pcd_rotation', np.eye(3)), np.eye(3)):
+    is_flipped = meta.get('pcd_horizontal_flip') or meta.get('pcd_vertical_flip')
+    is_moved = meta.get('pcd_scale_factor', 1.0) != 1.0 or np.any(meta.get('pcd_trans', 0.0))
+    is_turned = not np.array_equal(meta.get('pcd_rotation', np.eye(3)), np.eye(3))
+    if is_flipped or is_moved or is_turned:
         raise DataError('the test pipeline moves the points; expected them as the LiDAR measured them')
     scale_x, scale_y = meta['scale_factor'][:2]
     left, top = meta.get('img_crop_offset', (0.0, 0.0))
@@ -241,18 +242,18 @@ def generated_dataset(folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any
     without_augmentation(cfg)
     test = (cfg.get('data') or {}).get('test') or {}
     prefix = test.get('pts_prefix') or 'velodyne'
-    places = Path('training', 'image_2'), Path('training', prefix)
-    for place in places:
-        (folder / place).mkdir(parents=True, exist_ok=True)
+    pictures, sweeps = Path('training', 'image_2'), Path('training', prefix)
+    for subfolder in (pictures, sweeps):
+        (folder / subfolder).mkdir(parents=True, exist_ok=True)
     infos = []
-    for index, made in enumerate(generated(rule, 2)):
+    for index, generated_frame in enumerate(generated(rule, 2)):
         rng = np.random.default_rng([index, 13])
         picture = _picture(rng, rule, index)
-        image_path, points_path = places[0] / f'{index:06d}.png', places[1] / f'{index:06d}.bin'
+        image_path, points_path = pictures / f'{index:06d}.png', sweeps / f'{index:06d}.bin'
         if not cv2.imwrite(str(folder / image_path), picture):
             raise OSError(f'{folder / image_path}: cannot be written')
-        points = rng.uniform(0, 1, (len(made.points), rule.load_dim)).astype(np.float32)
-        points[:, :3] = made.points[:, :3]
+        points = rng.uniform(0, 1, (len(generated_frame.points), rule.load_dim)).astype(np.float32)
+        points[:, :3] = generated_frame.points[:, :3]
         (folder / points_path).write_bytes(points.tobytes())
         rotation = np.eye(4)
         rotation[:3, :3] = Quaternion(axis=[0.2, 1.0, 0.1], degrees=0.5).rotation_matrix

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.runtime.exported import Runtime
-from mmdeploy_ext.runtime.frames import FusedFrame, invert_pose
+from mmdeploy_ext.runtime.frames import FusedFrame, check_matrix, invert_pose
 from mmdeploy_ext.runtime.infos import find_file, past_sweeps
 from mmdeploy_ext.runtime.points import check_in_range, check_points, read_points
 
@@ -183,14 +183,9 @@ def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: st
     """
     name = name or 'frame'
     for key in MATRICES:
-        if key not in matrices:
-            raise DataError(f'{name}: the calibration has no {key}')
-        matrix, shape = matrices[key], (4, 4) if key == 'lidar_aug_matrix' else (cameras, 4, 4)
-        if matrix.shape != shape:
-            raise ShapeError(f'{name}: {key} is of shape {matrix.shape}, expected {shape}')
-        if not np.isfinite(matrix).all():
-            raise DataError(f'{name}: {key} holds NaN or infinity; mend the calibration')
-        square = matrix.reshape(-1, 4, 4)[:, :3, :3].astype(np.float64)
+        shape = (4, 4) if key == 'lidar_aug_matrix' else (cameras, 4, 4)
+        check_matrix(matrices, key, shape, name)
+        square = matrices[key].reshape(-1, 4, 4)[:, :3, :3].astype(np.float64)
         singular = np.flatnonzero(np.abs(np.linalg.det(square)) < 1e-12)
         if key in INVERTED and len(singular):
             raise DataError(f'{name}: {key}: matrix {singular[0]} has no inverse; mend the calibration')

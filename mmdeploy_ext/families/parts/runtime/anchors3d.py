@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 OUTPUTS = ('cls_score', 'bbox_pred', 'dir_cls_pred')
 """Kinds of outputs; a level has one of each: `cls_score_0`, `bbox_pred_0`, `dir_cls_pred_0`, ..."""
 PI = float(np.float32(np.pi))
+"""Pi as float32 has it, with which yaws are turned."""
 
 
 @dataclasses.dataclass(frozen=True)
