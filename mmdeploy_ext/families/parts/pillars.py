@@ -83,18 +83,22 @@ class Pillars(PillarsOnMap):
 
 
 def gathered(
-    values: torch.Tensor, places: torch.Tensor, pillars: torch.Tensor, reduction: str, least: float = 0.0
+    values: torch.Tensor,
+    places: torch.Tensor,
+    pillars: torch.Tensor,
+    reduction: str,
+    lower_bound: float = 0.0,
 ) -> torch.Tensor:
     """Return the sum or the maximum (N, C) of the values of each pillar's points.
 
     Args:
-        values: (P, C), of `least` or more for 'amax'.
+        values: (P, C), of `lower_bound` or more for 'amax'.
         places: (P,) int64, the pillar of each point.
         pillars: (N, ...), of which only the length is used.
         reduction: 'sum' or 'amax'.
-        least: lower bound of the maxima; 0 for 'sum'.
+        lower_bound: of the maxima; 0 for 'sum'.
     """
-    empty = values.new_full((pillars.shape[0], values.shape[1]), least)
+    empty = values.new_full((pillars.shape[0], values.shape[1]), lower_bound)
     return empty.scatter_reduce(0, places[:, None].expand(-1, values.shape[1]), values, reduction)
 
 
@@ -107,7 +111,7 @@ def encode_points(
     cells: tuple[torch.Tensor, torch.Tensor],
     averaged: bool,
     fuse: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    least: float = 0.0,
+    fused_lower_bound: float = 0.0,
 ) -> torch.Tensor:
     """Return the features (N, C) of pillars or voxels that have all their points.
 
@@ -120,7 +124,7 @@ def encode_points(
         cells: size of a pillar, and middle of the first one, (3,) metres each.
         averaged: whether a pillar's feature is the mean of its points, not the maximum.
         fuse: takes the last features of points, and returns those that go on; None changes nothing.
-        least: lower bound of the features that go into the last maximum.
+        fused_lower_bound: lower bound of what `fuse` returns, which goes into the last maximum.
     """
     xyz, ones = points[:, :3], torch.ones_like(points[:, :1])
     counts = gathered(ones, places, coors, 'sum')
@@ -137,7 +141,7 @@ def encode_points(
         is_last, lower_bound = index == len(layers) - 1, 0.0
         point_features = layer(features)
         if is_last and fuse is not None:
-            point_features, lower_bound = fuse(point_features), least
+            point_features, lower_bound = fuse(point_features), fused_lower_bound
         if averaged:
             pillars = gathered(point_features, places, coors, 'sum') / counts
         else:

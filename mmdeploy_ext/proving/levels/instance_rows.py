@@ -171,7 +171,7 @@ def at_the_cut(first_scores: np.ndarray, allowed: float) -> np.ndarray:
 def pair_absent(partners: np.ndarray, may_be_absent: np.ndarray) -> np.ndarray:
     """Return partners as `pair_rows` does, -1 only for rows that may be absent from the candidate.
 
-    The others get a row of the candidate that is left, that of their index if it is, so that their values are
+    The others get a free row of the candidate, that of their index if it is free, so that their values are
     compared and fail.
 
     Args:
@@ -179,11 +179,11 @@ def pair_absent(partners: np.ndarray, may_be_absent: np.ndarray) -> np.ndarray:
         may_be_absent: (Q,) bool.
     """
     partners = partners.copy()
-    left = np.setdiff1d(np.arange(len(partners)), partners).tolist()
+    free_rows = np.setdiff1d(np.arange(len(partners)), partners).tolist()
     absent = np.flatnonzero((partners < 0) & ~may_be_absent)
-    for row in sorted(absent, key=lambda row: row not in left):  # those whose index is left come first
-        if left:
-            partners[row] = left.pop(left.index(row) if row in left else 0)
+    for row in sorted(absent, key=lambda row: row not in free_rows):  # those whose index is free come first
+        if free_rows:
+            partners[row] = free_rows.pop(free_rows.index(row) if row in free_rows else 0)
     return partners
 
 

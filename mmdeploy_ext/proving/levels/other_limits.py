@@ -652,8 +652,9 @@ def _bytes_of(value: Any) -> int:
     """Return the bytes of the tensors in nested outputs."""
     if isinstance(value, torch.Tensor):
         return value.nbytes
-    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return sum(map(_bytes_of, entries))
+    if isinstance(value, dict):
+        return sum(map(_bytes_of, value.values()))
+    return sum(map(_bytes_of, value)) if isinstance(value, list | tuple) else 0
 
 
 def _copied(value: Any) -> Any:

@@ -256,17 +256,18 @@ def maximum_matching(allowed: np.ndarray, preference: np.ndarray, scores: np.nda
         if free is not None:  # of a thousand equal rows each would push the ones before it on
             owner[free] = start
             continue
-        path, taken, visited = [(start, iter(choices[start]))], [], set()  # depth first, without recursion
+        path, path_columns = [(start, iter(choices[start]))], []  # depth first, without recursion
+        visited: set[int] = set()
         while path:
             column = next((column for column in path[-1][1] if column not in visited), None)
             if column is None:
                 path.pop()
-                del taken[-1:]
+                del path_columns[-1:]
                 continue
             visited.add(column)
-            taken.append(column)
+            path_columns.append(column)
             if column not in owner:
-                owner.update((column, row) for column, (row, _) in zip(taken, path, strict=True))
+                owner.update((column, row) for column, (row, _) in zip(path_columns, path, strict=True))
                 break
             path.append((owner[column], iter(choices[owner[column]])))
     return {row: column for column, row in owner.items()}

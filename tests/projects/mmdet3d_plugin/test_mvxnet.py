@@ -184,7 +184,7 @@ FAULTS = {
     'levels in the other order': lambda: calls(
         'fuse_picture', lambda fusion, maps, grid, features: (fusion, maps[::-1], grid, features)
     ),
-    'maxima of 0.5 or more': lambda: encoding(least=0.5),
+    'maxima of 0.5 or more': lambda: encoding(fused_lower_bound=0.5),
     'x and y of a pixel': lambda: calls(
         'fuse_picture', lambda fusion, maps, grid, features: (fusion, maps, grid.flip(1), features)
     ),

@@ -69,7 +69,7 @@ class VoxelFeatures(nn.Module):
             (self.size, self.origin),
             averaged=bool(net.vfe_scatter.average_points),
             fuse=lambda features: fuse_picture(net.fusion_layer, maps, grid, features),
-            least=LOWEST,
+            fused_lower_bound=LOWEST,
         )
 
 
