@@ -25,6 +25,7 @@ from mmdeploy_ext.families.parts.anchor_heads import flat_outputs
 from mmdeploy_ext.families.parts.mmdet_reference import batch_of, metas_of
 from mmdeploy_ext.families.parts.samples import detections as detections_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.proving.tensors import ArrayDistance
 
 
 def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
@@ -131,27 +132,21 @@ def choose_as(
 
     See `ImageFamily.choose_as`.
     """
-    nearest, error = dict(reference), _difference(outputs, reference)
+    nearest = dict(reference)
+    if any(name not in outputs or outputs[name].shape != array.shape for name, array in reference.items()):
+        return nearest  # the comparison states it
+    error = _worst_error(outputs, nearest)
     for order in ORDERS:
         if error <= ties_rtol:
             break
         with projected_in(order):
             candidate = tensors(model, feeds, 'raw')
-        candidate_error = _difference(outputs, candidate)
+        candidate_error = _worst_error(outputs, candidate)
         if candidate_error < error:
             nearest, error = candidate, candidate_error
     return nearest
 
 
-def _difference(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> float:
-    """Return the largest difference of tensors of both sides, as a share of the largest value of each.
-
-    It is 0 if they cannot be compared: the proof says so.
-    """
-    worst = 0.0
-    for name, expected in reference.items():
-        output = outputs.get(name)
-        if output is None or output.shape != expected.shape or not np.isfinite(output).all():
-            return 0.0
-        worst = max(worst, float(np.abs(output - expected).max() / max(np.abs(expected).max(), 1e-12)))
-    return worst
+def _worst_error(outputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
+    """Return the largest error of all tensors, each as a share of its largest expected value."""
+    return max(ArrayDistance(outputs[name], array).max_rel for name, array in expected.items())

@@ -7,6 +7,7 @@ grid of voxels, so that voxels are behind it, beyond all edges of the picture, a
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from mmdeploy_ext.families.parts import image_feeds
 from mmdeploy_ext.families.parts.generated_cameras import drawn_intrinsics, numbers_of_pixels
@@ -17,8 +18,8 @@ UPRIGHT = (0, -1, 0), (0, 0, -1), (1, 0, 0)
 """Axes of a camera (x right, y down, z ahead) as rows in the frame of a LiDAR (x ahead, y left, z up)."""
 FOCAL, STRETCH = (0.6, 1.1), (0.9, 1.1)
 """Range of generated focal lengths, over the width of the picture, and of the ratio of both."""
-TURN_RAD = (0.3, 0.06, 0.06)
-"""Largest turns of a generated camera about y, x and z."""
+TURN_RAD = (-0.3, 0.06, 0.06)
+"""Largest turns of a generated camera about y, then x, then z; drawn numbers of either sign multiply them."""
 MOVED_M = 6.0, 3.0, 0.5
 """Largest translation of a generated camera along x, y and z, metres."""
 
@@ -35,21 +36,9 @@ def generated_camera(image: PreparedImage) -> np.ndarray:
     numbers = numbers_of_pixels(image)
     height, width = np.divide(image.tensor.shape[1:], image.scale_factor[1::-1])
     intrinsics, pose = drawn_intrinsics(numbers, height, width, FOCAL, STRETCH), np.eye(4)
-    pose[:3, :3] = turned(numbers.uniform(-1, 1, 3) * TURN_RAD) @ UPRIGHT
+    pose[:3, :3] = Rotation.from_euler('yxz', numbers.uniform(-1, 1, 3) * TURN_RAD).as_matrix() @ UPRIGHT
     pose[:3, 3] = -pose[:3, :3] @ (numbers.uniform(-1, 1, 3) * MOVED_M)
     return (intrinsics @ pose).astype(np.float32)
-
-
-def turned(angles: np.ndarray) -> np.ndarray:
-    """Return the rotation (3, 3) by angles (3,) about y, then x, then z, radians."""
-    rotation = np.eye(3)
-    for axis, angle in zip((1, 0, 2), angles, strict=True):
-        step = np.eye(3)
-        first, second = (other for other in range(3) if other != axis)
-        step[first, first] = step[second, second] = np.cos(angle)
-        step[second, first], step[first, second] = np.sin(angle), -np.sin(angle)
-        rotation = step @ rotation
-    return rotation
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
