@@ -32,8 +32,8 @@ from mmdeploy_ext.zoo.records import (
 
 POLL_S = 0.2
 """Seconds between two looks at the processes."""
-MOST_KEPT_BYTES = 3 << 30
-"""Size of a process up to which it keeps memory that it frees; a process is ended at 6 GB by default."""
+KEPT_SHARE = 0.5
+"""Share of its limit of memory up to which a process keeps memory that it frees."""
 LOG_LINES = 12
 """Last lines of its output that the record of a failed process has."""
 
@@ -59,8 +59,8 @@ class ConfigProcess:
     `export_kinds` are the exports of the run, in their order.
     """
 
-    def __init__(self, config: Config, settings: Settings, out: Path) -> None:
-        """Start the process, with the settings of the run."""
+    def __init__(self, config: Config, settings: Settings, out: Path, limits: Limits) -> None:
+        """Start the process, with the settings of the run and the limits of the process."""
         self.config, self.log = config, out / 'logs' / f'{config.slug}.txt'
         self.record_path = record_path(config, out)
         self.unfinished_path = self.record_path.with_suffix('.unfinished')
@@ -68,17 +68,17 @@ class ConfigProcess:
         for path in (self.unfinished_path, self.log):  # of another run: this process may die before it writes
             path.unlink(missing_ok=True)
         context = multiprocessing.get_context('fork')  # the libraries take seconds to import
-        self.process = context.Process(target=self._run, args=(settings,))
+        self.process = context.Process(target=self._run, args=(settings, limits))
         self.process.start()
         self.start_s = time.monotonic()
 
-    def _run(self, settings: Settings) -> None:
+    def _run(self, settings: Settings, limits: Limits) -> None:
         """Prove the config; runs in the child."""
         import torch
 
         os.setsid()
         torch.set_num_threads(1)
-        keep_freed_memory(MOST_KEPT_BYTES)
+        keep_freed_memory(int(KEPT_SHARE * limits.gigabytes * 2**30))
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(log, stream)
@@ -189,7 +189,7 @@ def run_all(
         while waiting or running:
             while waiting and len(running) < jobs:
                 config, *same_models = waiting.pop(0)
-                running.append((ConfigProcess(config, settings, out), same_models))
+                running.append((ConfigProcess(config, settings, out, limits), same_models))
             time.sleep(POLL_S)
             for entry in list(running):
                 job, same_models = entry

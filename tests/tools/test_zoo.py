@@ -241,7 +241,8 @@ def test_a_process_that_dies_at_once_leaves_nothing_of_an_earlier_run(tmp_path, 
     unfinished = tmp_path / 'records/one.unfinished'
     records.Record('one.py', {}, fixed=records.Outcome(True)).write(unfinished)
     monkeypatch.setattr(processes.ConfigProcess, '_run', lambda *_: os._exit(3))
-    job = processes.ConfigProcess(config, types.SimpleNamespace(export_kinds=('fixed',)), tmp_path)
+    settings = types.SimpleNamespace(export_kinds=('fixed',))
+    job = processes.ConfigProcess(config, settings, tmp_path, processes.Limits())
     job.process.join()
     record = job.record('')
     assert (record.fixed.reason, record.fixed.why) == (records.CRASH, 'exit status 3')
